@@ -1,0 +1,12 @@
+//! Tunnel formats as pure codecs over buffers with headroom: VXLAN (RFC 7348) and flannel's UDP
+//! format, the MTU arithmetic that goes with them, and checksums.
+//!
+//! Nothing here does I/O, allocates, reads a clock or panics on input. Encapsulating writes only
+//! the header in front of a packet that stays where it is.
+#![forbid(unsafe_code)]
+
+pub mod buffer;
+pub mod checksum;
+pub mod overhead;
+pub mod udp;
+pub mod vxlan;

@@ -1,0 +1,111 @@
+//! How many bytes each encapsulation costs, and what MTU that leaves for the pods.
+
+use smoltcp::wire::IpVersion;
+use thiserror::Error;
+
+const IPV4_HEADER: u16 = 20;
+const IPV6_HEADER: u16 = 40;
+const UDP_HEADER: u16 = 8;
+const ETHERNET_HEADER: u16 = 14;
+
+/// An encapsulation format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// VXLAN: an Ethernet frame behind a VXLAN header (RFC 7348 section 5).
+    Vxlan,
+    /// flannel's UDP format: a bare IPv4 packet.
+    Udp,
+}
+
+impl Format {
+    /// Bytes between an inner IP packet and the outer one that carries it: 50 for VXLAN over IPv4,
+    /// 70 over IPv6; 28 and 48 for UDP.
+    #[must_use]
+    pub const fn overhead(self, outer: IpVersion) -> u16 {
+        let outer = UDP_HEADER
+            + match outer {
+                IpVersion::Ipv4 => IPV4_HEADER,
+                IpVersion::Ipv6 => IPV6_HEADER,
+            };
+        match self {
+            Self::Vxlan => outer + super::vxlan::HEADER_LEN as u16 + ETHERNET_HEADER,
+            Self::Udp => outer,
+        }
+    }
+
+    /// The MTU that an underlay of MTU `outer` leaves for inner packets.
+    ///
+    /// # Errors
+    /// `InvalidMtu` if less than IPv4's minimum remains.
+    pub fn inner_mtu(self, outer: Mtu, version: IpVersion) -> Result<Mtu, InvalidMtu> {
+        Mtu::new(u32::from(outer.get()).saturating_sub(u32::from(self.overhead(version))))
+    }
+}
+
+/// A maximum transmission unit: bytes of an IP packet with its header, without any link header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mtu(u16);
+
+/// A number of bytes that cannot be the MTU of a link that carries IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("an MTU of {0} bytes is not possible: it must be 68 to 65535")]
+pub struct InvalidMtu(pub u32);
+
+impl Mtu {
+    /// What every IPv4 link must carry (RFC 791 section 3.2).
+    pub const MIN: Self = Self(68);
+    /// The MTU of plain Ethernet.
+    pub const ETHERNET: Self = Self(1500);
+
+    /// `bytes` as an MTU.
+    ///
+    /// # Errors
+    /// `InvalidMtu` below 68 or above 65535.
+    pub fn new(bytes: u32) -> Result<Self, InvalidMtu> {
+        match u16::try_from(bytes) {
+            Ok(mtu) if mtu >= Self::MIN.0 => Ok(Self(mtu)),
+            _ => Err(InvalidMtu(bytes)),
+        }
+    }
+
+    /// Bytes of the largest IP packet.
+    #[must_use]
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overheads_are_flannels() {
+        use IpVersion::{Ipv4, Ipv6};
+        assert_eq!(Format::Vxlan.overhead(Ipv4), 50);
+        assert_eq!(Format::Vxlan.overhead(Ipv6), 70);
+        assert_eq!(Format::Udp.overhead(Ipv4), 28);
+        assert_eq!(Format::Udp.overhead(Ipv6), 48);
+    }
+
+    #[test]
+    fn an_underlay_leaves_what_it_does_not_cost() {
+        let inner = |format: Format, outer| {
+            format
+                .inner_mtu(Mtu::new(outer).unwrap(), IpVersion::Ipv4)
+                .map(Mtu::get)
+        };
+        assert_eq!(inner(Format::Vxlan, 1500), Ok(1450));
+        assert_eq!(inner(Format::Udp, 1500), Ok(1472));
+        assert_eq!(inner(Format::Vxlan, 118), Ok(68));
+        assert_eq!(inner(Format::Vxlan, 117), Err(InvalidMtu(67)));
+        assert_eq!(inner(Format::Udp, 68), Err(InvalidMtu(40)));
+    }
+
+    #[test]
+    fn an_mtu_is_one_that_ipv4_can_use() {
+        assert_eq!(Mtu::new(67), Err(InvalidMtu(67)));
+        assert_eq!(Mtu::new(65_536), Err(InvalidMtu(65_536)));
+        assert_eq!(Mtu::new(65_535).unwrap().get(), 65_535);
+    }
+}

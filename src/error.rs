@@ -1,0 +1,53 @@
+//! What a command ends with when it does not succeed: one line for people and an exit code.
+
+use std::fmt::Display;
+
+/// Why a command failed, in one line that says what was wrong, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Wrong usage or configuration; nothing was begun. Exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// It failed at run time. Exit code 1.
+    #[error("{0}")]
+    Failed(String),
+    /// A command in a pod ended with this exit code, which becomes ours; nothing is printed.
+    #[error("the command ended with exit code {0}")]
+    Command(u8),
+}
+
+/// A result whose error ends the command.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Wrong usage or configuration.
+    pub fn usage(message: impl Display) -> Self {
+        Self::Usage(message.to_string())
+    }
+
+    /// Failed at run time.
+    pub fn failed(message: impl Display) -> Self {
+        Self::Failed(message.to_string())
+    }
+
+    /// The process' exit code for this error.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Failed(_) => 1,
+            Self::Command(code) => *code,
+        }
+    }
+}
+
+/// Says where an error happened, in the words of the one who reads it.
+pub trait Context<T> {
+    /// `what: error`, as a failure at run time.
+    fn context(self, what: impl Display) -> Result<T>;
+}
+
+impl<T, E: Display> Context<T> for std::result::Result<T, E> {
+    fn context(self, what: impl Display) -> Result<T> {
+        self.map_err(|error| Error::Failed(format!("{what}: {error}")))
+    }
+}

@@ -1,0 +1,15 @@
+//! Muslin: a pod network that needs no root and no kernel devices.
+//!
+//! This crate is the shell around [`muslin_stack`], which decides, and [`muslin_encap`], which
+//! knows the tunnel formats: devices, sockets, threads, stores, namespaces and the command line.
+//! No rule about packets lives here.
+
+pub mod cli;
+pub mod control;
+pub mod demo;
+pub mod device;
+pub mod error;
+pub mod lease;
+pub mod netns;
+pub mod node;
+pub mod underlay;

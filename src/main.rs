@@ -1,0 +1,5 @@
+//! The `muslin` command.
+
+fn main() -> std::process::ExitCode {
+    muslin::cli::main()
+}

@@ -1,0 +1,188 @@
+//! Why packets are lost, and what became of all others.
+//!
+//! Every packet that enters a node (`received`) or begins in it (`originated`) ends in exactly one
+//! way, so that with an empty output queue
+//! `received + originated = delivered + sent + flooded + consumed + dropped`
+//! holds at any time. A packet the node keeps for a while is `consumed` when it goes to wait and
+//! `originated` when it goes on.
+
+macro_rules! reasons {
+    ($($(#[$attribute:meta])* $variant:ident, $name:literal, $text:literal;)*) => {
+        /// Why a packet was dropped. There is no "other".
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum DropReason {
+            $(#[doc = $text] $(#[$attribute])* $variant,)*
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of a packet's way.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// A short stable name for machines.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// One sentence for people.
+            #[must_use]
+            pub const fn describe(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    UnknownPort, "unknown-port", "A frame came from a port that is not attached.";
+    FrameTooShort, "frame-too-short", "A frame was shorter than an Ethernet header.";
+    SourceMacGroup, "source-mac-group", "A frame's source MAC address was a multicast or broadcast address.";
+    SourceMacOwn, "source-mac-own", "A frame's source MAC address was the node's own: a loop or a forgery.";
+    SourceMacSpoofed, "source-mac-spoofed", "A pod sent from a MAC address that is not its own.";
+    SourceAddressSpoofed, "source-address-spoofed", "A pod sent from an IP address that is not its own.";
+    SourceAddressInvalid, "source-address-invalid", "A packet's source was a multicast, broadcast, loopback or unspecified address.";
+    RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect.";
+    Hairpin, "hairpin", "A frame's destination is behind the port it came from.";
+    EtherTypeUnsupported, "ether-type-unsupported", "A frame for the router was neither IPv4 nor ARP.";
+    UnknownPeer, "unknown-peer", "A datagram came from an address that holds no lease.";
+    VxlanTooShort, "vxlan-too-short", "A datagram was shorter than a VXLAN header.";
+    VxlanNoVni, "vxlan-no-vni", "A VXLAN header had no valid VNI.";
+    UnknownVni, "unknown-vni", "A VXLAN packet belonged to another network.";
+    DestinationMacForeign, "destination-mac-foreign", "A tunnelled frame was not addressed to this node's VTEP.";
+    SourceNotInLease, "source-not-in-lease", "A tunnelled packet's source is not in the lease of the node that sent it.";
+    TunnelToTunnel, "tunnel-to-tunnel", "A tunnelled packet was for a pod of another node.";
+    Ipv4TooShort, "ipv4-too-short", "A packet was shorter than an IPv4 header.";
+    Ipv4Version, "ipv4-version", "A packet's IP version was not 4.";
+    Ipv4HeaderLen, "ipv4-header-len", "A packet's IPv4 header length was impossible.";
+    Ipv4TotalLen, "ipv4-total-len", "A packet's IPv4 total length was impossible.";
+    Ipv4Checksum, "ipv4-checksum", "A packet's IPv4 header checksum was wrong.";
+    DestinationNotUnicast, "destination-not-unicast", "A packet for the router had a multicast, broadcast, loopback or unspecified destination.";
+    TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
+    NoRoute, "no-route", "There is no route to a packet's destination.";
+    FragmentationNeeded, "fragmentation-needed", "A packet was larger than the path's MTU and must not be fragmented.";
+    NoVtepMac, "no-vtep-mac", "The peer's lease has no VTEP MAC address.";
+    HostUnreachable, "host-unreachable", "No pod has the destination address.";
+    NeighbourQueueFull, "neighbour-queue-full", "Too many packets waited for a neighbour's MAC address.";
+    NeighbourTableFull, "neighbour-table-full", "Too many neighbours were being looked for.";
+    OutputQueueFull, "output-queue-full", "The node's own packets came faster than they could be sent.";
+    HeadroomExceeded, "headroom-exceeded", "A packet did not fit its buffer with the header it needed.";
+    PortGone, "port-gone", "The port a packet was for is no longer attached.";
+    PeerGone, "peer-gone", "The peer a packet was for is no longer there.";
+    PortDown, "port-down", "A pod's interface is down.";
+    PortQueueFull, "port-queue-full", "A pod takes its frames too slowly.";
+    PortFailed, "port-failed", "The kernel refused a frame for a pod.";
+    DatagramTooLong, "datagram-too-long", "A datagram was longer than the receive buffer.";
+    UnderlayQueueFull, "underlay-queue-full", "The underlay socket's send buffer was full.";
+    UnderlayFailed, "underlay-failed", "The kernel refused to send a datagram to a peer.";
+}
+
+impl DropReason {
+    /// Whether the drop happens in the shell around the node, after its verdict.
+    #[must_use]
+    pub const fn is_io(self) -> bool {
+        matches!(
+            self,
+            Self::PortDown
+                | Self::PortQueueFull
+                | Self::PortFailed
+                | Self::DatagramTooLong
+                | Self::UnderlayQueueFull
+                | Self::UnderlayFailed
+        )
+    }
+}
+
+/// What became of all packets since the node started; in packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames from ports and datagrams from the underlay.
+    pub received: u64,
+    /// Packets that begin in the node or go on after they waited in it.
+    pub originated: u64,
+    /// Frames for one port.
+    pub delivered: u64,
+    /// Datagrams for a peer.
+    pub sent: u64,
+    /// Frames for all ports but one, counted once however many ports there are.
+    pub flooded: u64,
+    /// Packets for the node itself, or that wait in it, or were cut into fragments.
+    pub consumed: u64,
+    drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            received: 0,
+            originated: 0,
+            delivered: 0,
+            sent: 0,
+            flooded: 0,
+            consumed: 0,
+            drops: [0; DropReason::ALL.len()],
+        }
+    }
+}
+
+impl Counters {
+    /// Counts one packet lost for `reason`.
+    pub fn drop(&mut self, reason: DropReason) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// Packets lost for `reason`.
+    #[must_use]
+    pub fn dropped_for(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// Every reason with its count.
+    pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL
+            .iter()
+            .map(|reason| (*reason, self.dropped_for(*reason)))
+    }
+
+    /// Packets the node itself dropped, without those the shell could not hand over.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops()
+            .filter(|(reason, _)| !reason.is_io())
+            .map(|(_, count)| count)
+            .sum()
+    }
+
+    /// Adds another worker's counters.
+    pub fn add(&mut self, other: &Self) {
+        self.received += other.received;
+        self.originated += other.originated;
+        self.delivered += other.delivered;
+        self.sent += other.sent;
+        self.flooded += other.flooded;
+        self.consumed += other.consumed;
+        for (mine, theirs) in self.drops.iter_mut().zip(other.drops) {
+            *mine += theirs;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn reasons_have_distinct_names_and_their_own_counter() {
+        let names: HashSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        let mut counters = Counters::default();
+        for (i, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+            counters.drop(*reason);
+            assert!(reason.describe().ends_with('.'));
+        }
+        assert!(counters.drops().all(|(_, count)| count == 1));
+        assert_eq!(counters.dropped(), DropReason::ALL.len() as u64 - 6);
+    }
+}

@@ -1,0 +1,187 @@
+//! IPv4 fragmentation (RFC 791 section 3.2): a packet larger than the next hop's MTU that allows
+//! it goes on in pieces.
+
+use muslin_encap::checksum;
+use muslin_encap::overhead::Mtu;
+use smoltcp::wire::Ipv4Packet;
+
+const MIN_HEADER_LEN: usize = 20;
+/// Fragment offsets count in units of eight bytes.
+const UNIT: usize = 8;
+/// The option flag that says "copy into every fragment".
+const COPIED: u8 = 0x80;
+const END_OF_OPTIONS: u8 = 0;
+const NO_OPERATION: u8 = 1;
+
+/// The fragments of one packet.
+#[derive(Debug)]
+pub struct Fragments<'a> {
+    packet: &'a [u8],
+    header_len: usize,
+    mtu: usize,
+    /// Bytes of payload already in fragments.
+    done: usize,
+}
+
+impl<'a> Fragments<'a> {
+    /// The pieces of `packet`, a well-formed IPv4 packet, for a link of the given MTU; `None` if
+    /// its "don't fragment" flag is set.
+    #[must_use]
+    pub fn new(packet: &'a [u8], mtu: Mtu) -> Option<Self> {
+        let view = Ipv4Packet::new_checked(packet).ok()?;
+        let (header_len, total) = (
+            usize::from(view.header_len()),
+            usize::from(view.total_len()),
+        );
+        let packet = packet.get(..total)?;
+        (!view.dont_frag()).then_some(Self {
+            packet,
+            header_len,
+            mtu: mtu.get().into(),
+            done: 0,
+        })
+    }
+
+    /// Writes the next fragment into `buffer` and returns its length; `None` after the last one,
+    /// or if the buffer is shorter than the fragment.
+    pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
+        let payload = &self.packet[self.header_len..];
+        if self.done >= payload.len() {
+            return None;
+        }
+        let mut header = [0; 60];
+        let header_len = self.header(&mut header);
+        let remaining = payload.len() - self.done;
+        let room = self.mtu.checked_sub(header_len)?;
+        let last = remaining <= room;
+        let take = if last { remaining } else { room / UNIT * UNIT };
+        if take == 0 {
+            return None;
+        }
+        let len = header_len + take;
+        let fragment = buffer.get_mut(..len)?;
+        fragment[..header_len].copy_from_slice(&header[..header_len]);
+        fragment[header_len..].copy_from_slice(&payload[self.done..self.done + take]);
+
+        let whole = Ipv4Packet::new_unchecked(self.packet);
+        let mut view = Ipv4Packet::new_unchecked(fragment);
+        view.set_header_len(header_len as u8);
+        view.set_total_len(len as u16);
+        view.set_frag_offset(whole.frag_offset() + self.done as u16);
+        view.set_more_frags(!last || whole.more_frags());
+        view.set_checksum(0);
+        let sum = checksum::compute(&view.into_inner()[..header_len]);
+        buffer[10..12].copy_from_slice(&sum.to_be_bytes());
+        self.done += take;
+        Some(len)
+    }
+
+    /// The next fragment's header as far as it is the packet's own: all options in the first one,
+    /// in the others those that ask for it.
+    fn header(&self, header: &mut [u8; 60]) -> usize {
+        if self.done == 0 {
+            header[..self.header_len].copy_from_slice(&self.packet[..self.header_len]);
+            return self.header_len;
+        }
+        header[..MIN_HEADER_LEN].copy_from_slice(&self.packet[..MIN_HEADER_LEN]);
+        let mut options = &self.packet[MIN_HEADER_LEN..self.header_len];
+        let mut end = MIN_HEADER_LEN;
+        while let [kind, rest @ ..] = options {
+            let len = match (*kind, rest) {
+                (END_OF_OPTIONS, _) => break,
+                (NO_OPERATION, _) => 1,
+                (_, [len, ..]) if (2..=options.len()).contains(&usize::from(*len)) => {
+                    usize::from(*len)
+                }
+                _ => break,
+            };
+            if kind & COPIED != 0 {
+                header[end..end + len].copy_from_slice(&options[..len]);
+                end += len;
+            }
+            options = &options[len..];
+        }
+        // The header is padded to whole words with "end of options", which is zero.
+        end.next_multiple_of(4)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn packet(options: &[u8], payload: &[u8], dont_fragment: bool) -> Vec<u8> {
+        let mut header = etherparse::Ipv4Header::new(
+            payload.len() as u16,
+            9,
+            etherparse::IpNumber::UDP,
+            [10, 0, 0, 1],
+            [10, 0, 0, 2],
+        )
+        .unwrap();
+        header.identification = 77;
+        header.dont_fragment = dont_fragment;
+        header.options = options.try_into().unwrap();
+        header.set_payload_len(payload.len()).unwrap();
+        header.header_checksum = header.calc_header_checksum();
+        let mut bytes = Vec::new();
+        header.write(&mut bytes).unwrap();
+        bytes.extend(payload);
+        bytes
+    }
+
+    fn fragments(packet: &[u8], mtu: u32) -> Vec<Vec<u8>> {
+        let mut fragments = Fragments::new(packet, Mtu::new(mtu).unwrap()).unwrap();
+        let mut buffer = [0xee; 65_535];
+        std::iter::from_fn(|| {
+            fragments
+                .write_next(&mut buffer)
+                .map(|len| buffer[..len].to_vec())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn what_must_not_be_fragmented_is_not() {
+        assert!(Fragments::new(&packet(&[], &[1; 99], true), Mtu::MIN).is_none());
+    }
+
+    #[test]
+    fn only_options_with_the_copied_flag_are_in_every_fragment() {
+        // Record route (7, not copied), no operation, router alert (148, copied), padding.
+        let options = [7, 3, 4, 1, 148, 4, 0, 0];
+        let pieces = fragments(&packet(&options, &[5; 300], false), 128);
+        assert_eq!(&pieces[0][20..28], options);
+        assert_eq!(pieces[1][0], 0x46);
+        assert_eq!(&pieces[1][20..24], [148, 4, 0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_make_the_packet(
+            payload in proptest::collection::vec(any::<u8>(), 1..3000),
+            mtu in 68u32..1500,
+            words in 0usize..=10,
+            raw in any::<[u8; 40]>(),
+        ) {
+            let packet = packet(&raw[..words * 4], &payload, false);
+            let mut whole = vec![None; payload.len()];
+            let pieces = fragments(&packet, mtu);
+            for (i, piece) in pieces.iter().enumerate() {
+                prop_assert!(piece.len() <= mtu as usize);
+                let (header, body) = etherparse::Ipv4Header::from_slice(piece).unwrap();
+                prop_assert_eq!(checksum::compute(&piece[..header.header_len()]), 0);
+                prop_assert_eq!(usize::from(header.total_len), piece.len());
+                prop_assert_eq!((header.identification, header.time_to_live), (77, 9));
+                prop_assert_eq!(header.more_fragments, i + 1 < pieces.len());
+                let at = usize::from(header.fragment_offset.value()) * UNIT;
+                for (slot, byte) in whole[at..].iter_mut().zip(body) {
+                    prop_assert!(slot.replace(*byte).is_none(), "overlap");
+                }
+            }
+            prop_assert_eq!(whole, payload.into_iter().map(Some).collect::<Vec<_>>());
+        }
+    }
+}

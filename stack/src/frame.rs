@@ -1,0 +1,72 @@
+//! Ethernet headers on packets in buffers: read, taken off and put on in place.
+
+use muslin_encap::buffer::{NoRoom, PacketBuf};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+};
+
+use crate::drops::DropReason;
+
+/// Length of an Ethernet header in bytes.
+pub const HEADER_LEN: usize = smoltcp::wire::ETHERNET_HEADER_LEN;
+
+/// Length of an ARP frame in bytes, without padding.
+pub const ARP_LEN: usize = HEADER_LEN + 28;
+
+/// Views bytes as an Ethernet frame.
+///
+/// # Errors
+/// `FrameTooShort` for less than a header.
+pub fn parse(frame: &[u8]) -> Result<EthernetFrame<&[u8]>, DropReason> {
+    EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTooShort)
+}
+
+/// Puts an Ethernet header in front of an IPv4 packet.
+///
+/// # Errors
+/// `NoRoom` if the headroom is too short.
+pub fn prepend(
+    packet: &mut PacketBuf<'_>,
+    source: EthernetAddress,
+    destination: EthernetAddress,
+) -> Result<(), NoRoom> {
+    let mut header = EthernetFrame::new_unchecked(packet.prepend(HEADER_LEN)?);
+    header.set_src_addr(source);
+    header.set_dst_addr(destination);
+    header.set_ethertype(EthernetProtocol::Ipv4);
+    Ok(())
+}
+
+/// An ARP message over IPv4 and Ethernet, if that is what a frame's payload is (RFC 826).
+#[must_use]
+pub fn arp(payload: &[u8]) -> Option<ArpRepr> {
+    ArpPacket::new_checked(payload)
+        .ok()
+        .and_then(|packet| ArpRepr::parse(&packet).ok())
+}
+
+/// Writes a whole ARP frame.
+#[must_use]
+pub fn write_arp(
+    operation: ArpOperation,
+    source: (EthernetAddress, std::net::Ipv4Addr),
+    target: (EthernetAddress, std::net::Ipv4Addr),
+) -> [u8; ARP_LEN] {
+    let mut bytes = [0; ARP_LEN];
+    let mut frame = EthernetFrame::new_unchecked(&mut bytes[..]);
+    frame.set_src_addr(source.0);
+    frame.set_dst_addr(target.0);
+    frame.set_ethertype(EthernetProtocol::Arp);
+    ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr: source.0,
+        source_protocol_addr: source.1,
+        target_hardware_addr: match operation {
+            ArpOperation::Request => EthernetAddress([0; 6]),
+            ArpOperation::Reply | ArpOperation::Unknown(_) => target.0,
+        },
+        target_protocol_addr: target.1,
+    }
+    .emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+    bytes
+}

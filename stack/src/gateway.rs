@@ -1,0 +1,211 @@
+//! The gateway: a node's own addresses, `.1` for its pods and `.0`, from which flannel nodes send.
+//!
+//! This is the one module that wraps smoltcp's interfaces. There are two, because smoltcp's
+//! Ethernet interface drops what it has no neighbour for and asks once a second for all of them:
+//! the Ethernet one answers ARP and nothing else; IP packets go through one without a link layer,
+//! whose replies our own router sends on, to a pod or to a peer alike.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_encap::overhead::Mtu;
+use smoltcp::iface::{Config, Interface, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+
+/// Replies that may wait for being sent; a ping of 64 KiB is answered in about 46 fragments.
+const QUEUE_LEN: usize = 64;
+
+/// The services on a node's own addresses.
+pub struct Gateway {
+    arp: Endpoint,
+    ip: Endpoint,
+}
+
+struct Endpoint {
+    interface: Interface,
+    device: Queues,
+    sockets: SocketSet<'static>,
+}
+
+impl Gateway {
+    /// A gateway with the addresses `.1` and `.0` of `subnet`.
+    #[must_use]
+    pub fn new(
+        subnet: Ipv4Net,
+        mac: EthernetAddress,
+        mtu: Mtu,
+        random_seed: u64,
+        now: Instant,
+    ) -> Self {
+        let endpoint = |hardware, medium, mtu| {
+            let mut device = Queues::new(medium, mtu);
+            let mut config = Config::new(hardware);
+            config.random_seed = random_seed;
+            let mut interface = Interface::new(config, &mut device, now);
+            interface.update_ip_addrs(|addresses| {
+                let gateway = Ipv4Cidr::new(self::address(subnet), subnet.prefix_len());
+                let base = Ipv4Cidr::new(subnet.network(), 32);
+                // Capacity for eight is a feature of the dependency; two always fit.
+                let _ = addresses.push(IpCidr::Ipv4(gateway));
+                let _ = addresses.push(IpCidr::Ipv4(base));
+            });
+            Endpoint {
+                interface,
+                device,
+                sockets: SocketSet::new(Vec::new()),
+            }
+        };
+        let mtu = usize::from(mtu.get());
+        Self {
+            arp: endpoint(
+                HardwareAddress::Ethernet(mac),
+                Medium::Ethernet,
+                mtu + super::frame::HEADER_LEN,
+            ),
+            ip: endpoint(HardwareAddress::Ip, Medium::Ip, mtu),
+        }
+    }
+
+    /// Hears an ARP frame and gives each frame of the answer to `reply`.
+    pub fn arp(&mut self, now: Instant, frame: &[u8], reply: impl FnMut(&[u8])) {
+        self.arp.process(now, frame, reply);
+    }
+
+    /// Takes an IP packet for one of the gateway's addresses and gives each packet of the answer
+    /// to `reply`.
+    pub fn ip(&mut self, now: Instant, packet: &[u8], reply: impl FnMut(&[u8])) {
+        self.ip.process(now, packet, reply);
+    }
+}
+
+/// The gateway's address in a subnet: the first after the base.
+#[must_use]
+pub fn address(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
+}
+
+impl Endpoint {
+    fn process(&mut self, now: Instant, packet: &[u8], mut reply: impl FnMut(&[u8])) {
+        self.device.push(packet);
+        self.interface
+            .poll_ingress_single(now, &mut self.device, &mut self.sockets);
+        // A reply larger than the MTU leaves in fragments, one per round.
+        loop {
+            self.interface
+                .poll_egress(now, &mut self.device, &mut self.sockets);
+            let mut any = false;
+            while let Some(answer) = self.device.sent.pop_front() {
+                any = true;
+                reply(&answer);
+                self.device.recycle(answer);
+            }
+            if !any {
+                break;
+            }
+        }
+    }
+}
+
+/// A device of two bounded queues with recycled buffers.
+struct Queues {
+    capabilities: DeviceCapabilities,
+    received: VecDeque<Vec<u8>>,
+    sent: VecDeque<Vec<u8>>,
+    free: Vec<Vec<u8>>,
+}
+
+impl Queues {
+    fn new(medium: Medium, mtu: usize) -> Self {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = medium;
+        capabilities.max_transmission_unit = mtu;
+        Self {
+            capabilities,
+            received: VecDeque::with_capacity(1),
+            sent: VecDeque::with_capacity(QUEUE_LEN),
+            free: Vec::with_capacity(QUEUE_LEN + 1),
+        }
+    }
+
+    fn push(&mut self, packet: &[u8]) {
+        let mut buffer = self.free.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(packet);
+        self.received.push_back(buffer);
+    }
+
+    fn recycle(&mut self, buffer: Vec<u8>) {
+        if self.free.len() <= QUEUE_LEN {
+            self.free.push(buffer);
+        }
+    }
+}
+
+struct Received<'a> {
+    packet: Vec<u8>,
+    free: &'a mut Vec<Vec<u8>>,
+}
+
+struct Send<'a> {
+    sent: &'a mut VecDeque<Vec<u8>>,
+    buffer: Vec<u8>,
+}
+
+impl Device for Queues {
+    type RxToken<'a> = Received<'a>;
+    type TxToken<'a> = Send<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Send<'_>)> {
+        let packet = self.received.pop_front()?;
+        let buffer = self.free.pop().unwrap_or_default();
+        let send = Send {
+            sent: &mut self.sent,
+            buffer,
+        };
+        Some((
+            Received {
+                packet,
+                free: &mut self.free,
+            },
+            send,
+        ))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Send<'_>> {
+        if self.sent.len() >= QUEUE_LEN {
+            return None;
+        }
+        let buffer = self.free.pop().unwrap_or_default();
+        Some(Send {
+            sent: &mut self.sent,
+            buffer,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.capabilities.clone()
+    }
+}
+
+impl RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        let result = f(&self.packet);
+        if self.free.len() <= QUEUE_LEN {
+            self.free.push(self.packet);
+        }
+        result
+    }
+}
+
+impl TxToken for Send<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(mut self, len: usize, f: F) -> R {
+        self.buffer.clear();
+        self.buffer.resize(len, 0);
+        let result = f(&mut self.buffer);
+        self.sent.push_back(self.buffer);
+        result
+    }
+}

@@ -1,0 +1,268 @@
+//! ICMP errors about packets that cannot go on (RFC 792, RFC 1122 section 3.2.2, RFC 1812 4.3).
+
+use std::net::Ipv4Addr;
+
+use muslin_encap::checksum;
+use smoltcp::time::Instant;
+use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
+
+/// The longest error in bytes, with its IP header (RFC 1812 section 4.3.2.3).
+pub const MAX_LEN: usize = 576;
+
+const HEADERS_LEN: usize = 28;
+/// Type of service of ICMP errors: internetwork control (RFC 1812 section 4.3.2.5).
+const TOS: u8 = 0xc0;
+const TTL: u8 = 64;
+
+/// An error a router may have to report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IcmpError {
+    /// Type 11 code 0: the time to live ended in transit.
+    TimeExceeded,
+    /// Type 3 code 0: no route.
+    NetUnreachable,
+    /// Type 3 code 1: the destination does not answer.
+    HostUnreachable,
+    /// Type 3 code 4: larger than the next hop's MTU (in bytes) with "don't fragment" set (RFC
+    /// 1191 section 4).
+    FragmentationNeeded(u16),
+}
+
+impl IcmpError {
+    fn fields(self) -> (u8, u8, u32) {
+        match self {
+            Self::TimeExceeded => (11, 0, 0),
+            Self::NetUnreachable => (3, 0, 0),
+            Self::HostUnreachable => (3, 1, 0),
+            Self::FragmentationNeeded(mtu) => (3, 4, u32::from(mtu)),
+        }
+    }
+
+    /// Writes this error about `offender`, a well-formed IPv4 packet, as a whole IPv4 packet from
+    /// `source` into `buffer`, and returns its length. It quotes the offender as far as 576 bytes
+    /// reach. `None` if there must be no error about that packet, or the buffer is too short.
+    #[must_use]
+    pub fn write(self, buffer: &mut [u8], source: Ipv4Addr, offender: &[u8]) -> Option<usize> {
+        if !may_answer(offender) {
+            return None;
+        }
+        let quoted = offender.len().min(MAX_LEN - HEADERS_LEN);
+        let len = HEADERS_LEN + quoted;
+        let packet = buffer.get_mut(..len)?;
+        packet.fill(0);
+
+        let (kind, code, rest) = self.fields();
+        let icmp = &mut packet[20..];
+        icmp[0] = kind;
+        icmp[1] = code;
+        icmp[4..8].copy_from_slice(&rest.to_be_bytes());
+        icmp[8..].copy_from_slice(&offender[..quoted]);
+        let sum = checksum::compute(icmp);
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+
+        let mut header = Ipv4Packet::new_unchecked(&mut packet[..]);
+        header.set_version(4);
+        header.set_header_len(20);
+        header.set_dscp(TOS >> 2);
+        header.set_total_len(len as u16);
+        header.set_hop_limit(TTL);
+        header.set_next_header(IpProtocol::Icmp);
+        header.set_src_addr(source);
+        header.set_dst_addr(Ipv4Packet::new_unchecked(offender).src_addr());
+        header.fill_checksum();
+        Some(len)
+    }
+}
+
+/// Whether there may be an ICMP error about `packet`, a well-formed IPv4 packet: not about ICMP
+/// errors, fragments but the first, or packets to or from anything but one host (RFC 1122 section
+/// 3.2.2).
+#[must_use]
+pub fn may_answer(packet: &[u8]) -> bool {
+    let Ok(packet) = Ipv4Packet::new_checked(packet) else {
+        return false;
+    };
+    let one_host = |address: Ipv4Addr| {
+        !(address.is_multicast()
+            || address.is_broadcast()
+            || address.is_unspecified()
+            || address.is_loopback()
+            || address.octets()[0] >= 240)
+    };
+    packet.frag_offset() == 0
+        && one_host(packet.src_addr())
+        && one_host(packet.dst_addr())
+        && (packet.next_header() != IpProtocol::Icmp || is_query(packet.payload()))
+}
+
+fn is_query(icmp: &[u8]) -> bool {
+    use smoltcp::wire::Icmpv4Message as Message;
+    Icmpv4Packet::new_checked(icmp).is_ok_and(|icmp| {
+        matches!(
+            icmp.msg_type(),
+            Message::EchoRequest
+                | Message::EchoReply
+                | Message::Timestamp
+                | Message::TimestampReply
+        )
+    })
+}
+
+/// How many ICMP errors a node may send: a token bucket, with Linux' defaults of 1000 a second and
+/// bursts of 50 (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
+#[derive(Debug, Clone)]
+pub struct RateLimiter {
+    tokens: u32,
+    refilled: Instant,
+}
+
+impl RateLimiter {
+    const BURST: u32 = 50;
+    const MICROS_PER_TOKEN: u64 = 1000;
+
+    /// A full bucket.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            tokens: Self::BURST,
+            refilled: now,
+        }
+    }
+
+    /// Takes a token, if there is one.
+    pub fn allow(&mut self, now: Instant) -> bool {
+        let elapsed = now
+            .total_micros()
+            .saturating_sub(self.refilled.total_micros())
+            .max(0) as u64;
+        let earned = elapsed / Self::MICROS_PER_TOKEN;
+        if earned > 0 {
+            self.tokens = Self::BURST.min(self.tokens.saturating_add(earned.min(1 << 20) as u32));
+            self.refilled = now;
+        }
+        if self.tokens == 0 {
+            return false;
+        }
+        self.tokens -= 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader, icmpv4::TimeExceededCode};
+    use smoltcp::time::Duration;
+
+    use super::*;
+
+    const POD: [u8; 4] = [10, 244, 1, 2];
+    const OTHER: [u8; 4] = [10, 244, 2, 3];
+    const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+
+    fn udp(source: [u8; 4], destination: [u8; 4], payload: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4(source, destination, 1)
+            .udp(1, 2)
+            .write(&mut bytes, &vec![7; payload])
+            .unwrap();
+        bytes
+    }
+
+    fn icmp(kind: Icmpv4Type) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4(POD, OTHER, 1)
+            .icmpv4(kind)
+            .write(&mut bytes, &[0; 30])
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn errors_are_what_an_independent_parser_reads() {
+        let offender = udp(POD, OTHER, 1000);
+        let cases = [
+            (
+                IcmpError::TimeExceeded,
+                Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit),
+            ),
+            (
+                IcmpError::NetUnreachable,
+                Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Network),
+            ),
+            (
+                IcmpError::HostUnreachable,
+                Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host),
+            ),
+            (
+                IcmpError::FragmentationNeeded(1450),
+                Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
+                    next_hop_mtu: 1450,
+                }),
+            ),
+        ];
+        for (error, expected) in cases {
+            let mut buffer = [0xaa; 600];
+            let len = error.write(&mut buffer, GATEWAY, &offender).unwrap();
+            assert_eq!(len, MAX_LEN);
+            let (ip, rest) = etherparse::Ipv4Header::from_slice(&buffer[..len]).unwrap();
+            assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
+            assert_eq!((ip.source, ip.destination), (GATEWAY.octets(), POD));
+            assert_eq!(usize::from(ip.total_len), len);
+            let icmp = etherparse::Icmpv4Slice::from_slice(rest).unwrap();
+            assert_eq!(icmp.header().icmp_type, expected);
+            assert_eq!(
+                icmp.header().checksum,
+                expected.calc_checksum(icmp.payload())
+            );
+            assert_eq!(icmp.payload(), &offender[..MAX_LEN - 28]);
+        }
+    }
+
+    #[test]
+    fn there_are_no_errors_about_what_must_not_be_answered() {
+        use etherparse::IcmpEchoHeader;
+        assert!(may_answer(&udp(POD, OTHER, 0)));
+        assert!(may_answer(&icmp(Icmpv4Type::EchoRequest(IcmpEchoHeader {
+            id: 1,
+            seq: 1
+        }))));
+        assert!(!may_answer(&icmp(Icmpv4Type::DestinationUnreachable(
+            DestUnreachableHeader::Host
+        ))));
+        assert!(!may_answer(&icmp(Icmpv4Type::Unknown {
+            type_u8: 99,
+            code_u8: 0,
+            bytes5to8: [0; 4]
+        })));
+        for bad in [
+            [224, 0, 0, 1],
+            [255; 4],
+            [0; 4],
+            [127, 0, 0, 1],
+            [240, 0, 0, 1],
+        ] {
+            assert!(!may_answer(&udp(bad, OTHER, 0)), "from {bad:?}");
+            assert!(!may_answer(&udp(POD, bad, 0)), "to {bad:?}");
+        }
+        let mut fragment = udp(POD, OTHER, 0);
+        fragment[7] = 1;
+        assert!(!may_answer(&fragment));
+        assert_eq!(
+            IcmpError::TimeExceeded.write(&mut [0; 27], GATEWAY, &udp(POD, OTHER, 0)),
+            None
+        );
+    }
+
+    #[test]
+    fn a_burst_is_followed_by_a_rate() {
+        let mut now = Instant::ZERO;
+        let mut limiter = RateLimiter::new(now);
+        assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 50);
+        now += Duration::from_micros(999);
+        assert!(!limiter.allow(now));
+        now += Duration::from_millis(10);
+        assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 10);
+        now += Duration::from_secs(3600);
+        assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 50);
+    }
+}

@@ -1,0 +1,400 @@
+//! Addresses of pods: which pod of a node has which address of its subnet.
+//!
+//! Addresses are given from `.2` upward and remembered by the pod's name, so that a pod that comes
+//! back finds its old one. When all are used, the one released longest ago is given again.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// A pod's name: up to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both
+/// ends.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PodName(String);
+
+/// Text that is not a pod's name.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "'{0}' is not a pod name: use up to 63 of a-z, 0-9, '-' and '.', with a letter or digit at \
+     both ends"
+)]
+pub struct InvalidPodName(pub String);
+
+impl PodName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PodName {
+    type Err = InvalidPodName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPodName> {
+        let alphanumeric = |byte: Option<&u8>| {
+            byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        };
+        let bytes = text.as_bytes();
+        let valid = bytes.len() <= 63
+            && alphanumeric(bytes.first())
+            && alphanumeric(bytes.last())
+            && bytes
+                .iter()
+                .all(|byte| alphanumeric(Some(byte)) || matches!(byte, b'-' | b'.'));
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidPodName(text.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for PodName {
+    type Error = InvalidPodName;
+
+    fn try_from(text: String) -> Result<Self, InvalidPodName> {
+        text.parse()
+    }
+}
+
+impl From<PodName> for String {
+    fn from(name: PodName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Why a pod cannot have an address.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum IpamError {
+    /// The address asked for is outside the node's subnet.
+    #[error("the address {0} is not in this node's subnet {1}")]
+    OutOfSubnet(Ipv4Addr, Ipv4Net),
+    /// The address asked for is the base, the gateway's or the broadcast address.
+    #[error("the address {0} is the node's own or the broadcast address; pods have {1} and up")]
+    Reserved(Ipv4Addr, Ipv4Addr),
+    /// The address asked for is another pod's.
+    #[error("the address {0} is taken by the pod '{1}'")]
+    Taken(Ipv4Addr, PodName),
+    /// Every address is in use.
+    #[error("all {0} addresses of the subnet {1} are in use")]
+    Full(u32, Ipv4Net),
+}
+
+/// What is remembered of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Holding {
+    address: Ipv4Addr,
+    /// Order of release; 0 while it is in use.
+    released: u64,
+}
+
+/// The addresses of one subnet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressPool {
+    subnet: Ipv4Net,
+    holdings: BTreeMap<PodName, Holding>,
+    releases: u64,
+}
+
+/// What a pool remembers between runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Memory {
+    subnet: Ipv4Net,
+    pods: BTreeMap<PodName, Ipv4Addr>,
+}
+
+impl AddressPool {
+    /// A pool in which all addresses are free.
+    #[must_use]
+    pub fn new(subnet: Ipv4Net) -> Self {
+        Self {
+            subnet: subnet.trunc(),
+            holdings: BTreeMap::new(),
+            releases: 0,
+        }
+    }
+
+    /// A pool that remembers earlier pods, none of them attached. Of a memory of another subnet,
+    /// or one that is no longer consistent, only what still holds is kept.
+    #[must_use]
+    pub fn with_memory(subnet: Ipv4Net, memory: Memory) -> Self {
+        let mut pool = Self::new(subnet);
+        for (name, address) in memory.pods {
+            if pool.check(address).is_ok() && pool.holder(address).is_none() {
+                pool.releases += 1;
+                pool.holdings.insert(
+                    name,
+                    Holding {
+                        address,
+                        released: pool.releases,
+                    },
+                );
+            }
+        }
+        pool
+    }
+
+    /// What to remember until the next run.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let pods = self
+            .holdings
+            .iter()
+            .map(|(name, held)| (name.clone(), held.address));
+        Memory {
+            subnet: self.subnet,
+            pods: pods.collect(),
+        }
+    }
+
+    /// Gives `name` an address: the requested one, else the one it had before, else the first that
+    /// nobody had, else the one released longest ago.
+    ///
+    /// # Errors
+    /// `IpamError` if the requested address cannot be had, or none is free.
+    pub fn allocate(
+        &mut self,
+        name: &PodName,
+        requested: Option<Ipv4Addr>,
+    ) -> Result<Ipv4Addr, IpamError> {
+        let address = match (requested, self.holdings.get(name)) {
+            (Some(address), _) => {
+                self.check(address)?;
+                if let Some((holder, held)) = self.holder(address)
+                    && holder != name
+                {
+                    if held.released == 0 {
+                        return Err(IpamError::Taken(address, holder.clone()));
+                    }
+                    let holder = holder.clone();
+                    self.holdings.remove(&holder);
+                }
+                address
+            }
+            (None, Some(held)) => held.address,
+            (None, None) => self.free()?,
+        };
+        self.holdings.insert(
+            name.clone(),
+            Holding {
+                address,
+                released: 0,
+            },
+        );
+        Ok(address)
+    }
+
+    /// Takes the address back; it stays remembered.
+    pub fn release(&mut self, name: &PodName) {
+        self.releases += 1;
+        if let Some(held) = self.holdings.get_mut(name) {
+            held.released = self.releases;
+        }
+    }
+
+    fn check(&self, address: Ipv4Addr) -> Result<(), IpamError> {
+        if !self.subnet.contains(&address) {
+            return Err(IpamError::OutOfSubnet(address, self.subnet));
+        }
+        let (first, last) = self.bounds();
+        if (first..=last).contains(&u32::from(address)) {
+            Ok(())
+        } else {
+            Err(IpamError::Reserved(address, first.into()))
+        }
+    }
+
+    /// The first and last address for pods, in host order.
+    fn bounds(&self) -> (u32, u32) {
+        let base = u32::from(self.subnet.network());
+        (
+            base.saturating_add(2),
+            u32::from(self.subnet.broadcast()).saturating_sub(1),
+        )
+    }
+
+    fn holder(&self, address: Ipv4Addr) -> Option<(&PodName, &Holding)> {
+        self.holdings
+            .iter()
+            .find(|(_, held)| held.address == address)
+    }
+
+    fn free(&mut self) -> Result<Ipv4Addr, IpamError> {
+        let (first, last) = self.bounds();
+        let mut held: Vec<u32> = self
+            .holdings
+            .values()
+            .map(|held| held.address.into())
+            .collect();
+        held.sort_unstable();
+        // The first gap in the sorted list: as many steps as there are pods, not addresses.
+        let mut candidate = first;
+        for address in held {
+            if address == candidate {
+                candidate += 1;
+            }
+        }
+        if candidate <= last {
+            return Ok(candidate.into());
+        }
+        let oldest = self.holdings.iter().filter(|(_, held)| held.released > 0);
+        let oldest = oldest.min_by_key(|(_, held)| held.released);
+        let Some((name, address)) = oldest.map(|(name, held)| (name.clone(), held.address)) else {
+            return Err(IpamError::Full(last.saturating_sub(first) + 1, self.subnet));
+        };
+        self.holdings.remove(&name);
+        Ok(address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pool(subnet: &str) -> AddressPool {
+        AddressPool::new(subnet.parse().unwrap())
+    }
+
+    fn name(text: &str) -> PodName {
+        text.parse().unwrap()
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, 1, last)
+    }
+
+    #[test]
+    fn addresses_are_given_upward_and_stick_to_names() {
+        let mut pool = pool("10.244.1.0/24");
+        assert_eq!(pool.allocate(&name("a"), None), Ok(address(2)));
+        assert_eq!(pool.allocate(&name("b"), None), Ok(address(3)));
+        pool.release(&name("a"));
+        assert_eq!(pool.allocate(&name("c"), None), Ok(address(4)));
+        assert_eq!(pool.allocate(&name("a"), None), Ok(address(2)));
+    }
+
+    #[test]
+    fn a_request_is_granted_or_refused_with_the_reason() {
+        let mut pool = pool("10.244.1.0/24");
+        let (a, b) = (name("a"), name("b"));
+        assert_eq!(pool.allocate(&a, Some(address(9))), Ok(address(9)));
+        assert_eq!(
+            pool.allocate(&b, Some(address(9))),
+            Err(IpamError::Taken(address(9), a.clone()))
+        );
+        for own in [0, 1, 255] {
+            assert!(matches!(
+                pool.allocate(&b, Some(address(own))),
+                Err(IpamError::Reserved(_, first)) if first == address(2)
+            ));
+        }
+        let outside = Ipv4Addr::new(10, 244, 2, 9);
+        assert!(matches!(
+            pool.allocate(&b, Some(outside)),
+            Err(IpamError::OutOfSubnet(..))
+        ));
+        pool.release(&a);
+        assert_eq!(pool.allocate(&b, Some(address(9))), Ok(address(9)));
+        assert_eq!(
+            pool.allocate(&a, None),
+            Ok(address(2)),
+            "its old one is another's now"
+        );
+    }
+
+    #[test]
+    fn a_full_pool_reuses_what_was_released_longest_ago() {
+        let mut pool = pool("10.244.1.0/29");
+        let names: Vec<_> = (0..6).map(|i| name(&format!("p{i}"))).collect();
+        for pod in &names[..5] {
+            pool.allocate(pod, None).unwrap();
+        }
+        assert!(matches!(
+            pool.allocate(&names[5], None),
+            Err(IpamError::Full(5, _))
+        ));
+        pool.release(&names[3]);
+        pool.release(&names[1]);
+        assert_eq!(pool.allocate(&names[5], None), Ok(address(5)));
+    }
+
+    #[test]
+    fn memory_survives_as_far_as_it_is_consistent() {
+        let mut pool = pool("10.244.1.0/24");
+        pool.allocate(&name("a"), Some(address(7))).unwrap();
+        let text = serde_json::to_string(&pool.memory()).unwrap();
+        let again = |subnet: &str, text: &str| {
+            let memory = serde_json::from_str(text).unwrap();
+            AddressPool::with_memory(subnet.parse().unwrap(), memory).allocate(&name("a"), None)
+        };
+        assert_eq!(again("10.244.1.0/24", &text), Ok(address(7)));
+        assert_eq!(
+            again("10.244.2.0/24", &text),
+            Ok(Ipv4Addr::new(10, 244, 2, 2))
+        );
+        let reserved = text.replace("10.244.1.7", "10.244.1.1");
+        assert_eq!(again("10.244.1.0/24", &reserved), Ok(address(2)));
+        let bad_name = text.replace("\"a\"", "\"A\"");
+        assert!(serde_json::from_str::<Memory>(&bad_name).is_err());
+    }
+
+    #[test]
+    fn names_are_dns_labels() {
+        for good in ["a", "web-1", "x.y", "0"] {
+            assert!(good.parse::<PodName>().is_ok(), "{good}");
+        }
+        let long = "a".repeat(64);
+        for bad in ["", "-a", "a-", "A", "a_b", "a/b", "../a", "ä", &long] {
+            assert_eq!(bad.parse::<PodName>(), Err(InvalidPodName(bad.to_owned())));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_attached_pods_share_an_address(
+            steps in proptest::collection::vec((0u8..12, any::<Option<u8>>(), any::<bool>()), 0..80),
+        ) {
+            let mut pool = pool("10.244.1.0/28");
+            let mut attached: BTreeMap<PodName, Ipv4Addr> = BTreeMap::new();
+            for (pod, request, attach) in steps {
+                let pod = name(&format!("p{pod}"));
+                if !attach {
+                    pool.release(&pod);
+                    attached.remove(&pod);
+                } else if !attached.contains_key(&pod) {
+                    let request = request.map(|last| address(last % 18));
+                    match pool.allocate(&pod, request) {
+                        Ok(given) => {
+                            prop_assert!((2..15).contains(&given.octets()[3]));
+                            prop_assert!(request.is_none_or(|request| request == given));
+                            prop_assert!(!attached.values().any(|other| *other == given));
+                            attached.insert(pod, given);
+                        }
+                        Err(IpamError::Taken(address, by)) => {
+                            prop_assert_eq!(attached.get(&by), Some(&address));
+                        }
+                        Err(IpamError::Full(..)) => prop_assert_eq!(attached.len(), 13),
+                        Err(IpamError::Reserved(..) | IpamError::OutOfSubnet(..)) => {
+                            prop_assert!(request.is_some());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! The network's configuration: what flannel's administrators write under `<prefix>/config`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_encap::vxlan::{self, Vni};
+use muslin_encap::{overhead::Mtu, udp};
+use serde_json::{Value, json};
+use thiserror::Error;
+
+/// A validated configuration with its defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// All pods of the cluster.
+    pub network: Ipv4Net,
+    /// Prefix length of a node's subnet.
+    pub subnet_len: u8,
+    /// The first subnet to lease.
+    pub subnet_min: Ipv4Addr,
+    /// The last subnet to lease.
+    pub subnet_max: Ipv4Addr,
+    /// How packets travel between nodes.
+    pub backend: Backend,
+}
+
+/// How packets travel between nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// VXLAN.
+    Vxlan(VxlanOptions),
+    /// flannel's UDP format, on this port.
+    Udp {
+        /// UDP port of every node.
+        port: u16,
+    },
+    /// Another backend of flannel's, by its name.
+    Other(String),
+}
+
+/// Options of the VXLAN backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanOptions {
+    /// The network's identifier.
+    pub vni: Vni,
+    /// UDP port of every node.
+    pub port: u16,
+    /// The underlay's MTU, if it is not that of the interface.
+    pub mtu: Option<Mtu>,
+    /// Frames may come straight from nodes on the same link.
+    pub direct_routing: bool,
+}
+
+impl Default for VxlanOptions {
+    fn default() -> Self {
+        Self {
+            vni: VNI,
+            port: vxlan::PORT,
+            mtu: None,
+            direct_routing: false,
+        }
+    }
+}
+
+/// flannel's VNI where none is named.
+const VNI: Vni = match Vni::new(1) {
+    Ok(vni) => vni,
+    Err(_) => unreachable!(),
+};
+
+impl Backend {
+    /// The backend's name in configurations.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Vxlan(_) => "vxlan",
+            Self::Udp { .. } => "udp",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// It is not a JSON object.
+    #[error("the network configuration is not a JSON object: {0}")]
+    Json(String),
+    /// A field has a value of the wrong kind.
+    #[error("in the network configuration, {field} cannot be {value}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// Its value as JSON.
+        value: String,
+    },
+    /// It does not say which addresses pods have.
+    #[error("the network configuration has no Network")]
+    NoNetwork,
+    /// IPv4 is switched off.
+    #[error("the network configuration has EnableIPv4 false, and IPv6 alone is not possible yet")]
+    NoIpv4,
+    /// The subnets do not fit the network.
+    #[error("subnets of length {len} do not fit the network {network}: use {min} to 30", min = network.prefix_len() + 2)]
+    SubnetLen {
+        /// The network.
+        network: Ipv4Net,
+        /// The length asked for.
+        len: u64,
+    },
+    /// The network is too small to be divided.
+    #[error("the network {0} is too small: at most /28 can be divided into subnets")]
+    TooSmall(Ipv4Net),
+    /// A bound that is no subnet of the network.
+    #[error("{field} {value} is not the base of a subnet of the network")]
+    Bound {
+        /// `SubnetMin` or `SubnetMax`.
+        field: &'static str,
+        /// Its value.
+        value: Ipv4Addr,
+    },
+    /// The bounds leave no subnet.
+    #[error("SubnetMin {0} is above SubnetMax {1}")]
+    Bounds(Ipv4Addr, Ipv4Addr),
+    /// A backend without a type.
+    #[error("the network configuration has a Backend without a Type")]
+    NoBackendType,
+}
+
+impl NetworkConfig {
+    /// A configuration of these parts, with flannel's defaults for the others.
+    ///
+    /// # Errors
+    /// `ConfigError` if the subnets do not fit the network.
+    pub fn new(
+        network: Ipv4Net,
+        subnet_len: Option<u8>,
+        backend: Backend,
+    ) -> Result<Self, ConfigError> {
+        let network = network.trunc();
+        let subnet_len = match subnet_len {
+            None if network.prefix_len() <= 22 => 24,
+            None if network.prefix_len() <= 28 => network.prefix_len() + 2,
+            None => return Err(ConfigError::TooSmall(network)),
+            Some(len) if (network.prefix_len() + 2..=30).contains(&len) => len,
+            Some(len) => {
+                return Err(ConfigError::SubnetLen {
+                    network,
+                    len: len.into(),
+                });
+            }
+        };
+        let size = 1u32 << (32 - subnet_len);
+        let subnet_min = Ipv4Addr::from(u32::from(network.network()) + size);
+        let subnet_max = Ipv4Addr::from(u32::from(network.broadcast()) - (size - 1));
+        Ok(Self {
+            network,
+            subnet_len,
+            subnet_min,
+            subnet_max,
+            backend,
+        })
+    }
+
+    /// Reads and validates a configuration as flannel does.
+    ///
+    /// # Errors
+    /// `ConfigError` that names the field.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let mut fields = Fields(fields(text).map_err(ConfigError::Json)?);
+        if fields.bool("EnableIPv4")? == Some(false) {
+            return Err(ConfigError::NoIpv4);
+        }
+        let network = fields
+            .parsed::<Ipv4Net>("Network")?
+            .ok_or(ConfigError::NoNetwork)?;
+        let subnet_len = match fields.number("SubnetLen")?.filter(|len| *len != 0) {
+            None => None,
+            Some(len) => {
+                Some(u8::try_from(len).map_err(|_| ConfigError::SubnetLen { network, len })?)
+            }
+        };
+        let (min, max) = (fields.parsed("SubnetMin")?, fields.parsed("SubnetMax")?);
+        let backend = match fields.0.remove("backend") {
+            None | Some(Value::Null) => Backend::Udp { port: udp::PORT },
+            Some(value) => Backend::parse(&value)?,
+        };
+        let mut config = Self::new(network, subnet_len, backend)?;
+        if let Some(min) = min {
+            config.subnet_min = config.check_bound("SubnetMin", min)?;
+        }
+        if let Some(max) = max {
+            config.subnet_max = config.check_bound("SubnetMax", max)?;
+        }
+        if config.subnet_min > config.subnet_max {
+            return Err(ConfigError::Bounds(config.subnet_min, config.subnet_max));
+        }
+        Ok(config)
+    }
+
+    fn check_bound(&self, field: &'static str, value: Ipv4Addr) -> Result<Ipv4Addr, ConfigError> {
+        let aligned = Ipv4Net::new(value, self.subnet_len).is_ok_and(|net| net.network() == value);
+        if aligned && self.network.contains(&value) {
+            Ok(value)
+        } else {
+            Err(ConfigError::Bound { field, value })
+        }
+    }
+
+    /// Whether a node of this network can have `subnet`.
+    #[must_use]
+    pub fn allows(&self, subnet: Ipv4Net) -> bool {
+        subnet.prefix_len() == self.subnet_len
+            && (self.subnet_min..=self.subnet_max).contains(&subnet.network())
+    }
+
+    /// Every subnet to lease, upward.
+    pub fn subnets(&self) -> impl Iterator<Item = Ipv4Net> + use<> {
+        let len = self.subnet_len;
+        let (min, max) = (u32::from(self.subnet_min), u32::from(self.subnet_max));
+        (min..=max)
+            .step_by(1 << (32 - len))
+            .filter_map(move |base| Ipv4Net::new(base.into(), len).ok())
+    }
+
+    /// The configuration as JSON that flannel reads.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let backend = match &self.backend {
+            Backend::Udp { port } => json!({"Type": "udp", "Port": port}),
+            Backend::Other(name) => json!({"Type": name}),
+            Backend::Vxlan(options) => {
+                let mut backend = json!({
+                    "Type": "vxlan", "VNI": options.vni.get(), "Port": options.port,
+                });
+                if let Some(mtu) = options.mtu {
+                    backend["MTU"] = mtu.get().into();
+                }
+                if options.direct_routing {
+                    backend["DirectRouting"] = true.into();
+                }
+                backend
+            }
+        };
+        json!({
+            "Network": self.network,
+            "SubnetLen": self.subnet_len,
+            "SubnetMin": self.subnet_min,
+            "SubnetMax": self.subnet_max,
+            "Backend": backend,
+        })
+        .to_string()
+    }
+}
+
+impl fmt::Display for NetworkConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in subnets of /{}, ", self.network, self.subnet_len)?;
+        match &self.backend {
+            Backend::Vxlan(vxlan) => write!(f, "vxlan VNI {} port {}", vxlan.vni, vxlan.port),
+            Backend::Udp { port } => write!(f, "udp port {port}"),
+            Backend::Other(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Backend {
+    fn parse(value: &Value) -> Result<Self, ConfigError> {
+        let object = fields(&value.to_string());
+        let mut fields = Fields(object.map_err(|_| ConfigError::Field {
+            field: "Backend",
+            value: value.to_string(),
+        })?);
+        let kind = match fields.0.remove("type") {
+            Some(Value::String(kind)) if !kind.is_empty() => kind.to_ascii_lowercase(),
+            _ => return Err(ConfigError::NoBackendType),
+        };
+        let port = fields.port()?;
+        match kind.as_str() {
+            "udp" => Ok(Self::Udp {
+                port: port.unwrap_or(udp::PORT),
+            }),
+            "vxlan" => Ok(Self::Vxlan(VxlanOptions {
+                vni: fields.checked("VNI", Vni::new)?.unwrap_or(VNI),
+                port: port.unwrap_or(vxlan::PORT),
+                mtu: fields.checked("MTU", Mtu::new)?,
+                direct_routing: fields.bool("DirectRouting")?.unwrap_or_default(),
+            })),
+            _ => Ok(Self::Other(kind)),
+        }
+    }
+}
+
+/// The fields of a JSON object by their lower-case names: Go matches names whatever their case.
+pub(super) fn fields(text: &str) -> Result<BTreeMap<String, Value>, String> {
+    let object: serde_json::Map<String, Value> =
+        serde_json::from_str(text).map_err(|error| error.to_string())?;
+    Ok(object
+        .into_iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value))
+        .collect())
+}
+
+struct Fields(BTreeMap<String, Value>);
+
+impl Fields {
+    fn take<T>(
+        &mut self,
+        field: &'static str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
+        match self.0.remove(&field.to_ascii_lowercase()) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match read(&value) {
+                Some(read) => Ok(Some(read)),
+                None => Err(ConfigError::Field {
+                    field,
+                    value: value.to_string(),
+                }),
+            },
+        }
+    }
+
+    fn bool(&mut self, field: &'static str) -> Result<Option<bool>, ConfigError> {
+        self.take(field, Value::as_bool)
+    }
+
+    fn number(&mut self, field: &'static str) -> Result<Option<u64>, ConfigError> {
+        self.take(field, Value::as_u64)
+    }
+
+    fn parsed<T: std::str::FromStr>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<Option<T>, ConfigError> {
+        self.take(field, |value| value.as_str()?.parse().ok())
+    }
+
+    /// A number that zero stands for "default" of.
+    fn checked<T, E>(
+        &mut self,
+        field: &'static str,
+        check: impl FnOnce(u32) -> Result<T, E>,
+    ) -> Result<Option<T>, ConfigError> {
+        let zero = |value: &Value| value.as_u64() == Some(0);
+        if self.0.get(&field.to_ascii_lowercase()).is_some_and(zero) {
+            return Ok(None);
+        }
+        self.take(field, |value| {
+            check(u32::try_from(value.as_u64()?).ok()?).ok()
+        })
+    }
+
+    fn port(&mut self) -> Result<Option<u16>, ConfigError> {
+        self.checked("Port", u16::try_from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<NetworkConfig, ConfigError> {
+        NetworkConfig::parse(text)
+    }
+
+    #[test]
+    fn u13_defaults_are_flannels() {
+        let config = parse(r#"{"network":"10.3.0.0/16"}"#).unwrap();
+        assert_eq!(config.subnet_len, 24);
+        assert_eq!(config.subnet_min, Ipv4Addr::new(10, 3, 1, 0));
+        assert_eq!(config.subnet_max, Ipv4Addr::new(10, 3, 255, 0));
+        assert_eq!(config.backend, Backend::Udp { port: 8285 });
+        let config = parse(r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#).unwrap();
+        let Backend::Vxlan(vxlan) = &config.backend else {
+            panic!("{config:?}")
+        };
+        assert_eq!((vxlan.vni.get(), vxlan.port, vxlan.mtu), (1, 8472, None));
+        assert_eq!(
+            parse(r#"{"Network":"10.3.0.0/26"}"#).unwrap().subnet_len,
+            28
+        );
+    }
+
+    #[test]
+    fn u13_what_is_said_counts() {
+        let config = parse(
+            r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0",
+                "SubnetMax":"10.99.0.0","Backend":{"type":"UDP","Port":7890}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.backend, Backend::Udp { port: 7890 });
+        assert!(config.allows("10.10.16.0/20".parse().unwrap()));
+        assert!(!config.allows("10.9.0.0/20".parse().unwrap()));
+        assert!(!config.allows("10.10.16.0/24".parse().unwrap()));
+        assert_eq!(
+            config.subnets().next(),
+            Some("10.10.0.0/20".parse().unwrap())
+        );
+        assert_eq!(
+            config.subnets().last(),
+            Some("10.99.0.0/20".parse().unwrap())
+        );
+        assert_eq!(parse(&config.to_json()), Ok(config));
+        let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"host-gw"}}"#).unwrap();
+        assert_eq!(other.backend, Backend::Other("host-gw".to_owned()));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        for (text, words) in [
+            ("", "not a JSON object"),
+            ("[]", "not a JSON object"),
+            ("{}", "no Network"),
+            (r#"{"Network":""}"#, "Network cannot be"),
+            (r#"{"Network":"fc00::/48"}"#, "Network cannot be"),
+            (r#"{"Network":"10.0.0.0/29"}"#, "too small"),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetLen":17}"#,
+                "use 18 to 30",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetLen":31}"#,
+                "use 18 to 30",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetLen":999}"#,
+                "use 18 to 30",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetLen":"24"}"#,
+                "SubnetLen cannot be",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetMin":"10.1.1.0"}"#,
+                "SubnetMin 10.1.1.0",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetMax":"10.0.1.1"}"#,
+                "SubnetMax 10.0.1.1",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","SubnetMin":"10.0.9.0","SubnetMax":"10.0.8.0"}"#,
+                "above SubnetMax",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","EnableIPv4":false}"#,
+                "EnableIPv4",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","Backend":{}}"#,
+                "without a Type",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","Backend":7}"#,
+                "Backend cannot be",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"vxlan","VNI":16777216}}"#,
+                "VNI",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","Backend":{"Type":"udp","Port":65536}}"#,
+                "Port",
+            ),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Leases: which node has which subnet, in flannel's own records, and the rules of having one.
+//!
+//! [`Manager`] is a state machine: answers of a key-value store, its watch events and the time go
+//! in; operations for the store and changes of the tables come out. The shell executes the
+//! operations, and the store can be etcd, a local database or a simulation.
+
+mod config;
+mod key;
+mod manager;
+mod record;
+
+pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
+pub use key::{InvalidSubnetKey, SubnetKey};
+pub use manager::{Action, Change, Identity, LEASE_TTL, Loss, Manager, Settings};
+pub use record::{InvalidRecord, LeaseRecord};
+
+use std::time::Duration;
+
+/// A point in a store's history; every change makes a larger one.
+pub type Revision = i64;
+
+/// A key with its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The whole key.
+    pub key: String,
+    /// The value, JSON text.
+    pub value: String,
+    /// When it was last written.
+    pub revision: Revision,
+    /// How long it lives still; `None` if it does not expire.
+    pub ttl: Option<Duration>,
+}
+
+/// What a store is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Read one key. Answered by `Value`.
+    Get(String),
+    /// Read all keys that begin with a prefix. Answered by `Snapshot`.
+    List(String),
+    /// Write a key that does not exist. Answered by `Done` or `Conflict`.
+    Create {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// How long it lives; `None` for ever.
+        ttl: Option<Duration>,
+    },
+    /// Write a key that was last written at `expected`. Answered by `Done` or `Conflict`.
+    CompareAndPut {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The revision it must have.
+        expected: Revision,
+        /// How long it lives from now; `None` for ever.
+        ttl: Option<Duration>,
+    },
+    /// Delete a key that was last written at `expected`. Answered by `Done` or `Conflict`.
+    CompareAndDelete {
+        /// The key.
+        key: String,
+        /// The revision it must have.
+        expected: Revision,
+    },
+}
+
+/// What a store answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The key, if it exists.
+    Value(Option<Entry>),
+    /// All keys, in order.
+    Snapshot {
+        /// The store's revision.
+        revision: Revision,
+        /// The keys.
+        entries: Vec<Entry>,
+    },
+    /// It is done, and the store has this revision now.
+    Done(Revision),
+    /// The key was not as the operation asked for.
+    Conflict,
+}
+
+/// A change that a store reports to those who watch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WatchEvent {
+    /// A key was written.
+    Put(Entry),
+    /// A key was deleted or has expired.
+    Delete {
+        /// The key.
+        key: String,
+        /// When.
+        revision: Revision,
+    },
+}

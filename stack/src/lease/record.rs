@@ -1,0 +1,228 @@
+//! The value of a lease: who holds it and how to reach its pods, byte for byte as flannel writes
+//! it and as leniently read.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use muslin_encap::vxlan::{Vni, VtepMac};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+use super::config::fields;
+
+/// A lease's value. Its fields are in the order in which flannel writes them.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct LeaseRecord {
+    /// Where the node's tunnel ends, and the node's identity.
+    #[serde(rename = "PublicIP")]
+    pub public_ip: Ipv4Addr,
+    /// The same for IPv6.
+    #[serde(rename = "PublicIPv6")]
+    pub public_ipv6: Option<Ipv6Addr>,
+    /// `vxlan`, `host-gw` and so on; empty for flannel's UDP format.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub backend_type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend_data: Option<Box<RawValue>>,
+    #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
+    backend_v6_data: Option<Box<RawValue>>,
+}
+
+impl PartialEq for LeaseRecord {
+    fn eq(&self, other: &Self) -> bool {
+        let raw = |data: &Option<Box<RawValue>>| data.as_ref().map(|raw| raw.get().to_owned());
+        (self.public_ip, self.public_ipv6, &self.backend_type)
+            == (other.public_ip, other.public_ipv6, &other.backend_type)
+            && raw(&self.backend_data) == raw(&other.backend_data)
+            && raw(&self.backend_v6_data) == raw(&other.backend_v6_data)
+    }
+}
+
+/// Why a value is not a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidRecord {
+    /// It is not a JSON object.
+    #[error("it is not a JSON object: {0}")]
+    Json(String),
+    /// A field has a value of the wrong kind.
+    #[error("{field} cannot be {value}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// Its value as JSON.
+        value: String,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct VxlanData {
+    #[serde(rename = "VNI")]
+    vni: u32,
+    #[serde(rename = "VtepMAC")]
+    vtep_mac: String,
+}
+
+impl LeaseRecord {
+    /// The record of a node with the UDP backend.
+    #[must_use]
+    pub fn udp(public_ip: Ipv4Addr) -> Self {
+        Self {
+            public_ip,
+            public_ipv6: None,
+            backend_type: String::new(),
+            backend_data: None,
+            backend_v6_data: None,
+        }
+    }
+
+    /// The record of a node with the VXLAN backend.
+    #[must_use]
+    pub fn vxlan(public_ip: Ipv4Addr, vni: Vni, mac: VtepMac) -> Self {
+        let data = VxlanData {
+            vni: vni.get(),
+            vtep_mac: mac.to_string(),
+        };
+        Self {
+            backend_type: "vxlan".to_owned(),
+            backend_data: serde_json::value::to_raw_value(&data).ok(),
+            ..Self::udp(public_ip)
+        }
+    }
+
+    /// Reads a lease's value.
+    ///
+    /// # Errors
+    /// `InvalidRecord` for what flannel's nodes would not accept either.
+    pub fn parse(text: &str) -> Result<Self, InvalidRecord> {
+        let mut fields = fields(text).map_err(InvalidRecord::Json)?;
+        let mut take = |name: &'static str| fields.remove(&name.to_ascii_lowercase());
+        let wrong = |field, value: &Value| InvalidRecord::Field {
+            field,
+            value: value.to_string(),
+        };
+        let raw = |value: Option<Value>| {
+            value.filter(|value| !value.is_null()).and_then(|value| {
+                // Go writes fields in their own order, and so did the text we have read.
+                serde_json::value::to_raw_value(&value).ok()
+            })
+        };
+        let public_ip = match take("PublicIP") {
+            // A missing key is Go's zero value.
+            None => Ipv4Addr::UNSPECIFIED,
+            Some(value) => value
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| wrong("PublicIP", &value))?,
+        };
+        let public_ipv6 = match take("PublicIPv6") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(
+                value
+                    .as_str()
+                    .and_then(|text| text.parse().ok())
+                    .ok_or_else(|| wrong("PublicIPv6", &value))?,
+            ),
+        };
+        let backend_type = match take("BackendType") {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(text)) => text,
+            Some(value) => return Err(wrong("BackendType", &value)),
+        };
+        Ok(Self {
+            public_ip,
+            public_ipv6,
+            backend_type,
+            backend_data: raw(take("BackendData")),
+            backend_v6_data: raw(take("BackendV6Data")),
+        })
+    }
+
+    /// The value as flannel writes it.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The VTEP's MAC address of a VXLAN node. `None` for other backends, and for a node that has
+    /// not told it yet (Windows nodes first write an empty one).
+    #[must_use]
+    pub fn vtep_mac(&self) -> Option<VtepMac> {
+        if self.backend_type != "vxlan" {
+            return None;
+        }
+        let mut data = fields(self.backend_data.as_ref()?.get()).ok()?;
+        data.remove("vtepmac")?.as_str()?.parse().ok()
+    }
+
+    /// The backend's name, for people.
+    #[must_use]
+    pub fn backend(&self) -> &str {
+        if self.backend_type.is_empty() {
+            "udp"
+        } else {
+            &self.backend_type
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+
+    #[test]
+    fn records_are_byte_for_byte_flannels() {
+        let ip = Ipv4Addr::new(1, 2, 3, 4);
+        assert_eq!(
+            LeaseRecord::udp(ip).to_json(),
+            r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#
+        );
+        let mac = "c6:d2:32:6f:8f:44".parse().unwrap();
+        let vxlan = LeaseRecord::vxlan([192, 168, 64, 3].into(), Vni::new(1).unwrap(), mac);
+        assert_eq!(vxlan.to_json(), VXLAN);
+        assert_eq!(LeaseRecord::parse(VXLAN).unwrap(), vxlan);
+        assert_eq!(vxlan.vtep_mac(), Some(mac));
+    }
+
+    #[test]
+    fn reading_is_as_lenient_as_gos() {
+        let record = LeaseRecord::parse(
+            r#"{"publicip":"10.0.0.1","BACKENDTYPE":"host-gw","New":[1],"BackendData":null}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (record.public_ip, record.backend()),
+            (Ipv4Addr::new(10, 0, 0, 1), "host-gw")
+        );
+        assert_eq!(
+            record.to_json(),
+            r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"host-gw"}"#
+        );
+        assert_eq!(
+            LeaseRecord::parse("{}").unwrap().public_ip,
+            Ipv4Addr::UNSPECIFIED
+        );
+        let dual = r#"{"PublicIP":"1.1.1.1","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":""},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#;
+        let record = LeaseRecord::parse(dual).unwrap();
+        assert_eq!(record.to_json(), dual);
+        assert_eq!(record.vtep_mac(), None, "a Windows node that is not ready");
+    }
+
+    #[test]
+    fn what_go_refuses_is_refused() {
+        for bad in [
+            "",
+            "[]",
+            "7",
+            r#"{"PublicIP":null}"#,
+            r#"{"PublicIP":""}"#,
+            r#"{"PublicIP":"::1"}"#,
+            r#"{"PublicIP":"1.2.3.4","BackendType":7}"#,
+        ] {
+            assert!(LeaseRecord::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

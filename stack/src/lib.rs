@@ -1,0 +1,24 @@
+//! A pod-network node without I/O: switch, router, gateway, neighbours, tunnels and flannel's
+//! lease rules, with time and randomness as parameters.
+//!
+//! [`node::Node`] is the whole of it: frames and datagrams go in with the time, verdicts come out,
+//! and the caller does what they say. See the README for a picture of a packet's way.
+#![forbid(unsafe_code)]
+
+pub mod drops;
+pub mod fragment;
+pub mod frame;
+pub mod gateway;
+pub mod guard;
+pub mod hash;
+pub mod icmp;
+pub mod ipam;
+pub mod lease;
+pub mod neighbour;
+pub mod node;
+pub mod peer;
+pub mod port;
+pub mod route;
+pub mod switch;
+
+pub use smoltcp::time::{Duration, Instant};

@@ -1,0 +1,374 @@
+//! The neighbour table: which MAC address and port an address of the own subnet has.
+//!
+//! smoltcp's own cache cannot be read, drops what waits and asks once a second for all addresses
+//! together; a router needs more. Entries of attachments are permanent: ARP cannot change them.
+//! Others are resolved by ARP, three requests a second apart, while a few packets wait. A live
+//! entry is not taken over by what another port claims until it has gone stale.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::EthernetAddress;
+
+use crate::hash::Seed;
+use crate::port::PortId;
+
+/// How long an answer counts before it is asked for again.
+pub const REACHABLE: Duration = Duration::from_secs(60);
+const RETRY: Duration = Duration::from_secs(1);
+const MAX_TRIES: u8 = 3;
+/// Packets that may wait for one address.
+const WAITING_PER_ADDRESS: usize = 4;
+/// Packets that may wait for all of them; a packet is 64 KiB at most.
+const WAITING_IN_ALL: usize = 64;
+
+/// What is known of a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// An attachment's own address.
+    Permanent,
+    /// Being asked for.
+    Incomplete {
+        /// Requests sent so far.
+        tries: u8,
+        /// When the next one is due, or the search is over.
+        due: Instant,
+    },
+    /// Learned from ARP.
+    Reachable {
+        /// When it was learned.
+        since: Instant,
+    },
+}
+
+/// A neighbour's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its MAC address.
+    pub mac: EthernetAddress,
+    /// The port it is behind.
+    pub port: PortId,
+}
+
+/// What to do with a packet for an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// Send it there.
+    Known(Place),
+    /// It waits; `ask` says whether an ARP request is due now.
+    Wait {
+        /// Whether an ARP request is due now.
+        ask: bool,
+    },
+    /// Too many packets wait already.
+    QueueFull,
+    /// Too many addresses are being asked for already.
+    TableFull,
+}
+
+/// What a timeout asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// Send an ARP request for this address.
+    Ask(IpAddr),
+    /// Nobody answers for it; these packets waited.
+    GivenUp(IpAddr, VecDeque<Vec<u8>>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    place: Option<Place>,
+    waiting: VecDeque<Vec<u8>>,
+}
+
+/// The neighbour table.
+#[derive(Debug)]
+pub struct Neighbours {
+    entries: HashMap<IpAddr, Entry, Seed>,
+    limit: usize,
+    waiting: usize,
+    /// No timer is due before this; `None` if none runs.
+    due: Option<Instant>,
+}
+
+impl Neighbours {
+    /// An empty table that holds at most `limit` addresses which are not permanent.
+    #[must_use]
+    pub fn new(limit: usize, seed: Seed) -> Self {
+        Self {
+            entries: HashMap::with_hasher(seed),
+            limit,
+            waiting: 0,
+            due: None,
+        }
+    }
+
+    /// Makes an attachment's address permanent, and returns the packets that waited for it.
+    pub fn add_permanent(&mut self, address: IpAddr, place: Place) -> VecDeque<Vec<u8>> {
+        let entry = Entry {
+            state: State::Permanent,
+            place: Some(place),
+            waiting: VecDeque::new(),
+        };
+        let waiting = self.entries.insert(address, entry).map(|old| old.waiting);
+        self.released(waiting.unwrap_or_default())
+    }
+
+    /// Where `address` is, as far as that is known; it may have gone stale.
+    #[must_use]
+    pub fn get(&self, address: IpAddr) -> Option<Place> {
+        self.entries.get(&address).and_then(|entry| entry.place)
+    }
+
+    /// Where `address` is. If that is not known, a copy of `packet` waits for the answer.
+    pub fn resolve(&mut self, address: IpAddr, packet: &[u8], now: Instant) -> Resolution {
+        if let Some(entry) = self.entries.get(&address)
+            && let Some(place) = entry.place
+            && entry.is_alive(now)
+        {
+            return Resolution::Known(place);
+        }
+        if self.waiting >= WAITING_IN_ALL {
+            return Resolution::QueueFull;
+        }
+        if !self.entries.contains_key(&address) && self.entries.len() >= self.limit {
+            return Resolution::TableFull;
+        }
+        let due = now + RETRY;
+        let fresh = State::Incomplete { tries: 1, due };
+        let entry = self.entries.entry(address).or_insert_with(|| Entry {
+            state: State::Reachable { since: now },
+            place: None,
+            waiting: VecDeque::new(),
+        });
+        let ask = !matches!(entry.state, State::Incomplete { .. });
+        if ask {
+            entry.state = fresh;
+            entry.place = None;
+            self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+        }
+        if entry.waiting.len() >= WAITING_PER_ADDRESS {
+            return Resolution::QueueFull;
+        }
+        entry.waiting.push_back(packet.to_vec());
+        self.waiting += 1;
+        Resolution::Wait { ask }
+    }
+
+    /// Hears in an ARP message that `address` is at `place`, and returns the packets that waited
+    /// for it. Only addresses that were asked for, are known, or are announced to us are kept.
+    pub fn hear(&mut self, address: IpAddr, place: Place, now: Instant) -> VecDeque<Vec<u8>> {
+        let full = self.entries.len() >= self.limit;
+        match self.entries.get_mut(&address) {
+            Some(entry) if entry.accepts(place, now) => {
+                entry.state = State::Reachable { since: now };
+                entry.place = Some(place);
+                let waiting = std::mem::take(&mut entry.waiting);
+                self.released(waiting)
+            }
+            None if !full => {
+                let state = State::Reachable { since: now };
+                let entry = Entry {
+                    state,
+                    place: Some(place),
+                    waiting: VecDeque::new(),
+                };
+                self.entries.insert(address, entry);
+                VecDeque::new()
+            }
+            Some(_) | None => VecDeque::new(),
+        }
+    }
+
+    /// Forgets everything behind `port`.
+    pub fn forget_port(&mut self, port: PortId) {
+        self.entries
+            .retain(|_, entry| entry.place.is_none_or(|place| place.port != port));
+    }
+
+    /// When [`Self::handle_timeout`] is next needed.
+    #[must_use]
+    pub fn poll_at(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Does what is due at `now`, and gives each thing to be sent or dropped to `act`.
+    pub fn handle_timeout(&mut self, now: Instant, mut act: impl FnMut(Due)) {
+        if self.due.is_none_or(|due| due > now) {
+            return;
+        }
+        let (mut next, mut released) = (None, 0);
+        self.entries.retain(|address, entry| {
+            let State::Incomplete { tries, due } = &mut entry.state else {
+                return true;
+            };
+            if *due <= now {
+                if *tries >= MAX_TRIES {
+                    released += entry.waiting.len();
+                    act(Due::GivenUp(*address, std::mem::take(&mut entry.waiting)));
+                    return false;
+                }
+                *tries += 1;
+                *due = now + RETRY;
+                act(Due::Ask(*address));
+            }
+            next = Some(next.map_or(*due, |earlier: Instant| earlier.min(*due)));
+            true
+        });
+        self.waiting -= released;
+        self.due = next;
+    }
+
+    /// Forgets learned addresses that have not been heard of for a while.
+    pub fn age(&mut self, now: Instant) {
+        self.entries.retain(|_, entry| match entry.state {
+            State::Permanent | State::Incomplete { .. } => true,
+            State::Reachable { .. } => entry.is_alive(now),
+        });
+    }
+
+    /// Every entry, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (IpAddr, Option<Place>, State)> + '_ {
+        self.entries
+            .iter()
+            .map(|(address, entry)| (*address, entry.place, entry.state))
+    }
+
+    fn released(&mut self, waiting: VecDeque<Vec<u8>>) -> VecDeque<Vec<u8>> {
+        self.waiting -= waiting.len();
+        waiting
+    }
+}
+
+impl Entry {
+    fn is_alive(&self, now: Instant) -> bool {
+        match self.state {
+            State::Permanent => true,
+            State::Incomplete { .. } => false,
+            State::Reachable { since } => now < since + REACHABLE,
+        }
+    }
+
+    fn accepts(&self, place: Place, now: Instant) -> bool {
+        match self.state {
+            State::Permanent => false,
+            State::Incomplete { .. } => true,
+            State::Reachable { .. } => {
+                self.place.is_none_or(|known| known.port == place.port) || !self.is_alive(now)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 1, 9));
+
+    fn place(port: u32) -> Place {
+        Place {
+            mac: EthernetAddress([2, 0, 0, 0, 0, port as u8]),
+            port: PortId(port),
+        }
+    }
+
+    #[test]
+    fn packets_wait_for_the_answer_and_then_go() {
+        let mut table = Neighbours::new(8, Seed(1));
+        let now = Instant::ZERO;
+        assert_eq!(
+            table.resolve(ADDRESS, b"one", now),
+            Resolution::Wait { ask: true }
+        );
+        assert_eq!(
+            table.resolve(ADDRESS, b"two", now),
+            Resolution::Wait { ask: false }
+        );
+        assert_eq!(table.hear(ADDRESS, place(1), now), [b"one", b"two"]);
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now),
+            Resolution::Known(place(1))
+        );
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now + REACHABLE),
+            Resolution::Wait { ask: true }
+        );
+    }
+
+    #[test]
+    fn three_requests_a_second_apart_then_the_packets_come_back() {
+        let mut table = Neighbours::new(8, Seed(1));
+        let mut now = Instant::ZERO;
+        table.resolve(ADDRESS, b"one", now);
+        let mut seen = Vec::new();
+        while let Some(due) = table.poll_at() {
+            assert_eq!(due, now + RETRY);
+            now = due;
+            table.handle_timeout(now, |due| seen.push(due));
+        }
+        let given_up = Due::GivenUp(ADDRESS, [b"one".to_vec()].into());
+        assert_eq!(seen, [Due::Ask(ADDRESS), Due::Ask(ADDRESS), given_up]);
+        assert_eq!(table.iter().count(), 0);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let mut table = Neighbours::new(20, Seed(1));
+        let address = |i: u8| IpAddr::from([10, 244, 1, i]);
+        for _ in 0..WAITING_PER_ADDRESS {
+            assert!(matches!(
+                table.resolve(ADDRESS, b"", Instant::ZERO),
+                Resolution::Wait { .. }
+            ));
+        }
+        assert_eq!(
+            table.resolve(ADDRESS, b"", Instant::ZERO),
+            Resolution::QueueFull
+        );
+        for i in 0..(WAITING_IN_ALL / WAITING_PER_ADDRESS - 1) as u8 {
+            for _ in 0..WAITING_PER_ADDRESS {
+                table.resolve(address(100 + i), b"", Instant::ZERO);
+            }
+        }
+        assert_eq!(
+            table.resolve(address(99), b"", Instant::ZERO),
+            Resolution::QueueFull
+        );
+        let mut table = Neighbours::new(2, Seed(1));
+        table.resolve(address(1), b"", Instant::ZERO);
+        table.resolve(address(2), b"", Instant::ZERO);
+        assert_eq!(
+            table.resolve(address(3), b"", Instant::ZERO),
+            Resolution::TableFull
+        );
+        table.hear(address(3), place(1), Instant::ZERO);
+        assert_eq!(table.iter().count(), 2);
+    }
+
+    #[test]
+    fn a_live_entry_is_not_taken_over_by_another_port() {
+        let mut table = Neighbours::new(8, Seed(1));
+        let now = Instant::ZERO;
+        table.add_permanent(ADDRESS, place(1));
+        table.hear(ADDRESS, place(2), now + REACHABLE * 2);
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now),
+            Resolution::Known(place(1))
+        );
+        table.forget_port(PortId(1));
+        table.hear(ADDRESS, place(2), now);
+        table.hear(ADDRESS, place(3), now);
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now),
+            Resolution::Known(place(2))
+        );
+        table.hear(ADDRESS, place(3), now + REACHABLE);
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now + REACHABLE),
+            Resolution::Known(place(3))
+        );
+    }
+}

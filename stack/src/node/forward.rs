@@ -1,0 +1,343 @@
+//! The router: where an IPv4 packet goes, and what it needs to get there.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::{checksum, udp, vxlan};
+use smoltcp::time::Instant;
+use smoltcp::wire::{ArpOperation, EthernetAddress, Ipv4Packet};
+
+use super::{MAX_PACKET, NextHop, Node, Verdict};
+use crate::drops::DropReason;
+use crate::fragment::Fragments;
+use crate::frame;
+use crate::guard;
+use crate::hash;
+use crate::icmp::{self, IcmpError};
+use crate::neighbour::{Due, Place, Resolution};
+use crate::peer::{PeerId, Tunnel};
+
+type Step = Result<Verdict, DropReason>;
+
+/// Where a packet to be routed comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    Pod,
+    /// The tunnel, from a node with this outer address.
+    Peer(IpAddr),
+}
+
+impl From<udp::Error> for DropReason {
+    fn from(error: udp::Error) -> Self {
+        match error {
+            udp::Error::TooShort { .. } => Self::Ipv4TooShort,
+            udp::Error::Version(_) => Self::Ipv4Version,
+            udp::Error::HeaderLen(_) => Self::Ipv4HeaderLen,
+            udp::Error::TotalLen { .. } => Self::Ipv4TotalLen,
+            udp::Error::Checksum => Self::Ipv4Checksum,
+        }
+    }
+}
+
+impl Node {
+    /// Routes a packet that begins with its IPv4 header.
+    pub(super) fn route(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        packet.truncate(udp::check(packet.as_slice())?);
+        let view = Ipv4Packet::new_unchecked(packet.as_slice());
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        let ttl = view.hop_limit();
+        self.check_source(origin, source)?;
+        if self.is_own(destination) {
+            self.serve(now, packet.as_slice());
+            return Ok(Verdict::Consumed);
+        }
+        if guard::is_martian(destination) || destination == self.subnet.broadcast() {
+            return Err(DropReason::DestinationNotUnicast);
+        }
+        let next = self.routes.lookup(destination.into()).cloned();
+        if matches!(origin, Origin::Peer(_)) && !matches!(next, Some(NextHop::Local)) {
+            return Err(DropReason::TunnelToTunnel);
+        }
+        if ttl <= 1 {
+            self.report(now, IcmpError::TimeExceeded, packet.as_slice());
+            return Err(DropReason::TtlExceeded);
+        }
+        let Some(next) = next else {
+            self.report(now, IcmpError::NetUnreachable, packet.as_slice());
+            return Err(DropReason::NoRoute);
+        };
+        let mtu = self.config.mtu;
+        if packet.len() > usize::from(mtu.get()) {
+            return self.fragment(now, mtu, destination, &next, packet);
+        }
+        checksum::decrement_ttl(packet.as_mut_slice());
+        self.forward(now, destination, &next, packet)
+    }
+
+    /// A pod's source was checked at its port; a peer's must be in its lease.
+    fn check_source(&self, origin: Origin, source: Ipv4Addr) -> Result<(), DropReason> {
+        let Origin::Peer(outer) = origin else {
+            return Ok(());
+        };
+        if guard::is_martian(source) {
+            return Err(DropReason::SourceAddressInvalid);
+        }
+        let in_lease = |id: &PeerId| {
+            self.peers
+                .get(id)
+                .is_some_and(|state| state.peer.subnet.contains(&IpAddr::V4(source)))
+        };
+        let sharing = self
+            .sources
+            .get(&outer)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        if self.config.guard.peers && !sharing.iter().any(in_lease) {
+            return Err(DropReason::SourceNotInLease);
+        }
+        // Even without that guard nobody outside may pose as one of our own pods.
+        if self.subnet.contains(&source) {
+            return Err(DropReason::SourceNotInLease);
+        }
+        Ok(())
+    }
+
+    fn fragment(
+        &mut self,
+        now: Instant,
+        mtu: Mtu,
+        destination: Ipv4Addr,
+        next: &NextHop,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        if Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
+            self.report(
+                now,
+                IcmpError::FragmentationNeeded(mtu.get()),
+                packet.as_slice(),
+            );
+            return Err(DropReason::FragmentationNeeded);
+        }
+        checksum::decrement_ttl(packet.as_mut_slice());
+        let Some(mut fragments) = Fragments::new(packet.as_slice(), mtu) else {
+            return Err(DropReason::FragmentationNeeded);
+        };
+        let mut scratch = std::mem::take(&mut self.scratch);
+        while let Some(len) = fragments.write_next(scratch.get_mut(HEADROOM..).unwrap_or_default())
+        {
+            if let Ok(mut piece) = PacketBuf::new(&mut scratch, HEADROOM, len) {
+                let step = self.forward(now, destination, next, &mut piece);
+                self.enqueue(step, &piece);
+            }
+        }
+        self.scratch = scratch;
+        Ok(Verdict::Consumed)
+    }
+
+    /// The last step: link-layer header or encapsulation.
+    fn forward(
+        &mut self,
+        now: Instant,
+        destination: Ipv4Addr,
+        next: &NextHop,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        match next {
+            NextHop::Peer(id) => self.encapsulate(*id, packet),
+            NextHop::Local => {
+                let address = IpAddr::V4(destination);
+                if self.nobody_can_be(address) {
+                    self.report(now, IcmpError::HostUnreachable, packet.as_slice());
+                    return Err(DropReason::HostUnreachable);
+                }
+                match self.neighbours.resolve(address, packet.as_slice(), now) {
+                    Resolution::Known(place) => self.deliver(place, packet),
+                    Resolution::Wait { ask } => {
+                        if ask {
+                            self.ask_for(destination);
+                        }
+                        Ok(Verdict::Consumed)
+                    }
+                    Resolution::QueueFull => Err(DropReason::NeighbourQueueFull),
+                    Resolution::TableFull => Err(DropReason::NeighbourTableFull),
+                }
+            }
+        }
+    }
+
+    /// Whether there is no point in asking for an address: no attachment has it, and no pod may
+    /// answer for an address that is not its own.
+    fn nobody_can_be(&self, address: IpAddr) -> bool {
+        self.unguarded == 0 && self.neighbours.get(address).is_none()
+    }
+
+    fn deliver(&mut self, place: Place, packet: &mut PacketBuf<'_>) -> Step {
+        frame::prepend(packet, self.config.gateway_mac, place.mac)
+            .map_err(|_| DropReason::HeadroomExceeded)?;
+        Ok(Verdict::Port(place.port))
+    }
+
+    fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
+        let flow = hash::flow(packet.as_slice(), self.seed);
+        let peer = &self.peers.get(&id).ok_or(DropReason::PeerGone)?.peer;
+        match self.config.tunnel {
+            Tunnel::Udp => Ok(Verdict::Peer {
+                id,
+                destination: peer.address,
+                flow,
+            }),
+            Tunnel::Vxlan { mac, .. } => {
+                let theirs = peer.vtep_mac.ok_or(DropReason::NoVtepMac)?;
+                frame::prepend(packet, mac.get(), theirs.get())
+                    .map_err(|_| DropReason::HeadroomExceeded)?;
+                self.encapsulate_frame(id, flow, packet)
+            }
+        }
+    }
+
+    /// Puts a VXLAN header on an inner frame.
+    pub(super) fn encapsulate_frame(
+        &mut self,
+        id: PeerId,
+        flow: u32,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let destination = self
+            .peers
+            .get(&id)
+            .ok_or(DropReason::PeerGone)?
+            .peer
+            .address;
+        if let Tunnel::Vxlan { vni, .. } = self.config.tunnel {
+            vxlan::encapsulate(packet, vni).map_err(|_| DropReason::HeadroomExceeded)?;
+        }
+        Ok(Verdict::Peer {
+            id,
+            destination,
+            flow,
+        })
+    }
+
+    /// Gives a packet to the gateway and routes what it answers.
+    fn serve(&mut self, now: Instant, packet: &[u8]) {
+        let mut answers = std::mem::take(&mut self.answers);
+        let free = &mut self.output.free;
+        self.gateway.ip(now, packet, |answer| {
+            let mut buffer = free.pop().unwrap_or_default();
+            buffer.clear();
+            buffer.extend_from_slice(answer);
+            answers.push(buffer);
+        });
+        for answer in answers.drain(..) {
+            self.originate(now, &answer);
+            self.output.free.push(answer);
+        }
+        self.answers = answers;
+    }
+
+    /// Sends an ICMP error about a packet, if it may have one and there were not too many.
+    fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
+        let own = |packet| self.is_own(Ipv4Packet::new_unchecked(packet).src_addr());
+        if !icmp::may_answer(offender) || own(offender) || !self.errors.allow(now) {
+            return;
+        }
+        let mut buffer = [0; icmp::MAX_LEN];
+        if let Some(len) = error.write(&mut buffer, self.gateway(), offender) {
+            self.originate(now, &buffer[..len]);
+        }
+    }
+
+    /// Routes a packet of the node's own.
+    fn originate(&mut self, now: Instant, bytes: &[u8]) {
+        let Ok(view) = Ipv4Packet::new_checked(bytes) else {
+            return;
+        };
+        let destination = view.dst_addr();
+        let next = self.routes.lookup(destination.into()).cloned();
+        self.with_scratch(bytes, |node, packet| match next {
+            Some(next) => node.forward(now, destination, &next, packet),
+            None => Err(DropReason::NoRoute),
+        });
+    }
+
+    /// Sends on a packet that waited for `address`, which is known now.
+    pub(super) fn resume(&mut self, address: IpAddr, bytes: &[u8]) {
+        let place = self.neighbours.get(address);
+        self.with_scratch(bytes, |node, packet| {
+            node.deliver(place.ok_or(DropReason::HostUnreachable)?, packet)
+        });
+    }
+
+    fn with_scratch(
+        &mut self,
+        bytes: &[u8],
+        step: impl FnOnce(&mut Self, &mut PacketBuf<'_>) -> Step,
+    ) {
+        // A packet may lead to one about it, while the buffer is in use.
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(HEADROOM + MAX_PACKET, 0);
+        if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + bytes.len().min(MAX_PACKET)) {
+            room.copy_from_slice(&bytes[..room.len()]);
+            let len = room.len();
+            if let Ok(mut packet) = PacketBuf::new(&mut scratch, HEADROOM, len) {
+                let step = step(self, &mut packet);
+                self.enqueue(step, &packet);
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    /// Queues a packet of the node's own for [`Node::poll_output`], or counts why not.
+    fn enqueue(&mut self, step: Step, packet: &PacketBuf<'_>) {
+        let queued = match step {
+            Ok(Verdict::Consumed) => {
+                self.counters.originated += 1;
+                self.counters.consumed += 1;
+                return;
+            }
+            Ok(verdict) => self.output.push(verdict, packet.as_slice()),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = queued {
+            self.counters.originated += 1;
+            self.counters.drop(reason);
+        }
+    }
+
+    fn ask_for(&mut self, address: Ipv4Addr) {
+        let request = frame::write_arp(
+            ArpOperation::Request,
+            (self.config.gateway_mac, self.gateway()),
+            (EthernetAddress::BROADCAST, address),
+        );
+        if let Err(reason) = self.output.push(Verdict::Flood { except: None }, &request) {
+            self.counters.originated += 1;
+            self.counters.drop(reason);
+        }
+    }
+
+    pub(super) fn handle_neighbours(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        self.neighbours
+            .handle_timeout(now, |action| due.push(action));
+        for action in due {
+            match action {
+                Due::Ask(IpAddr::V4(address)) => self.ask_for(address),
+                Due::Ask(IpAddr::V6(_)) => {}
+                Due::GivenUp(_, waiting) => {
+                    for packet in waiting {
+                        self.counters.originated += 1;
+                        self.counters.drop(DropReason::HostUnreachable);
+                        self.report(now, IcmpError::HostUnreachable, &packet);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! The first steps of a packet: what its sender may send, and whether it is switched or routed.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use muslin_encap::buffer::PacketBuf;
+use muslin_encap::vxlan::{self, Vni, VtepMac};
+use smoltcp::time::Instant;
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
+
+use super::forward::Origin;
+use super::{Node, Verdict};
+use crate::drops::DropReason;
+use crate::frame;
+use crate::guard;
+use crate::neighbour::Place;
+use crate::peer::{PeerId, Tunnel};
+use crate::port::PortId;
+
+type Step = Result<Verdict, DropReason>;
+
+impl Node {
+    /// Port, guard, switch.
+    pub(super) fn ingress_port(
+        &mut self,
+        now: Instant,
+        id: PortId,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let own = self.own_macs();
+        let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
+        port.received.count(packet.len());
+        let view = frame::parse(packet.as_slice())?;
+        guard::check_pod(&view, &port.attachment, &own)?;
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        let ethertype = view.ethertype();
+        self.fdb.learn(source, id, now);
+
+        let to_gateway = destination == self.config.gateway_mac;
+        if ethertype == EthernetProtocol::Arp {
+            self.hear_arp(now, id, packet.as_slice());
+            if to_gateway || destination.is_multicast() {
+                self.ask_gateway(now, packet.as_slice());
+            }
+        }
+        if destination.is_multicast() {
+            return Ok(Verdict::Flood { except: Some(id) });
+        }
+        if !to_gateway {
+            return match self.fdb.lookup(destination, now) {
+                Some(port) if port == id => Err(DropReason::Hairpin),
+                Some(port) => Ok(Verdict::Port(port)),
+                None => Ok(Verdict::Flood { except: Some(id) }),
+            };
+        }
+        match ethertype {
+            EthernetProtocol::Arp => Ok(Verdict::Consumed),
+            EthernetProtocol::Ipv4 => {
+                packet.trim_front(frame::HEADER_LEN);
+                self.route(now, Origin::Pod, packet)
+            }
+            EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
+                Err(DropReason::EtherTypeUnsupported)
+            }
+        }
+    }
+
+    /// Peer, decapsulation.
+    pub(super) fn ingress_underlay(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let known = self
+            .sources
+            .get(&source.ip())
+            .and_then(|sharing| sharing.first())
+            .copied();
+        if known.is_none() && self.config.guard.peers {
+            return Err(DropReason::UnknownPeer);
+        }
+        if let Some(peer) = known.and_then(|id| self.peers.get_mut(&id)) {
+            peer.received.count(packet.len());
+        }
+        match self.config.tunnel {
+            Tunnel::Udp => self.route(now, Origin::Peer(source.ip()), packet),
+            Tunnel::Vxlan { vni, mac } => {
+                self.ingress_vxlan(now, source.ip(), known, (vni, mac), packet)
+            }
+        }
+    }
+
+    fn ingress_vxlan(
+        &mut self,
+        now: Instant,
+        source: IpAddr,
+        known: Option<PeerId>,
+        (vni, mac): (Vni, VtepMac),
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let theirs = vxlan::decapsulate(packet).map_err(|error| match error {
+            vxlan::Error::TooShort { .. } => DropReason::VxlanTooShort,
+            vxlan::Error::NoVni => DropReason::VxlanNoVni,
+        })?;
+        if theirs != vni {
+            return Err(DropReason::UnknownVni);
+        }
+        let view = frame::parse(packet.as_slice())?;
+        if view.src_addr() == mac.get() {
+            return Err(DropReason::SourceMacOwn);
+        }
+        if !view.src_addr().is_unicast() {
+            return Err(DropReason::SourceMacGroup);
+        }
+        if view.ethertype() == EthernetProtocol::Arp {
+            return self.answer_tunnelled_arp(known, mac, packet);
+        }
+        if view.dst_addr() != mac.get() {
+            return Err(DropReason::DestinationMacForeign);
+        }
+        if view.ethertype() != EthernetProtocol::Ipv4 {
+            return Err(DropReason::EtherTypeUnsupported);
+        }
+        packet.trim_front(frame::HEADER_LEN);
+        self.route(now, Origin::Peer(source), packet)
+    }
+
+    /// flannel's nodes never ask, since leases tell every VTEP's MAC address; one that does gets
+    /// the answer its kernel would get from ours.
+    fn answer_tunnelled_arp(
+        &mut self,
+        known: Option<PeerId>,
+        mac: VtepMac,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let payload = packet
+            .as_slice()
+            .get(frame::HEADER_LEN..)
+            .unwrap_or_default();
+        let Some(ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr,
+            target_protocol_addr,
+            ..
+        }) = frame::arp(payload)
+        else {
+            return Err(DropReason::EtherTypeUnsupported);
+        };
+        if !self.is_own(target_protocol_addr) {
+            return Err(DropReason::DestinationMacForeign);
+        }
+        let id = known.ok_or(DropReason::UnknownPeer)?;
+        let answer = frame::write_arp(
+            ArpOperation::Reply,
+            (mac.get(), target_protocol_addr),
+            (source_hardware_addr, source_protocol_addr),
+        );
+        packet
+            .replace(&answer)
+            .map_err(|_| DropReason::HeadroomExceeded)?;
+        self.encapsulate_frame(id, 0, packet)
+    }
+
+    /// The node's own addresses, in no particular order.
+    pub(super) fn own_macs(&self) -> [EthernetAddress; 2] {
+        let gateway = self.config.gateway_mac;
+        match self.config.tunnel {
+            Tunnel::Vxlan { mac, .. } => [gateway, mac.get()],
+            Tunnel::Udp => [gateway, gateway],
+        }
+    }
+
+    /// Whether an address is one of the gateway's.
+    pub(super) fn is_own(&self, address: Ipv4Addr) -> bool {
+        address == self.gateway() || address == self.subnet.network()
+    }
+
+    fn hear_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
+        let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+        let Some(ArpRepr::EthernetIpv4 {
+            source_hardware_addr,
+            source_protocol_addr,
+            ..
+        }) = frame::arp(payload)
+        else {
+            return;
+        };
+        let is_host = self.subnet.contains(&source_protocol_addr)
+            && !self.is_own(source_protocol_addr)
+            && source_protocol_addr != self.subnet.broadcast()
+            && source_hardware_addr.is_unicast()
+            && !self.own_macs().contains(&source_hardware_addr);
+        if is_host {
+            let address = IpAddr::V4(source_protocol_addr);
+            let place = Place {
+                mac: source_hardware_addr,
+                port,
+            };
+            for waited in self.neighbours.hear(address, place, now) {
+                self.resume(address, &waited);
+            }
+        }
+    }
+
+    fn ask_gateway(&mut self, now: Instant, bytes: &[u8]) {
+        let Self {
+            gateway,
+            output,
+            counters,
+            fdb,
+            ..
+        } = self;
+        gateway.arp(now, bytes, |answer| {
+            let target = frame::parse(answer).map(|view| view.dst_addr());
+            let verdict = match target.map(|mac| fdb.lookup(mac, now)) {
+                Ok(Some(port)) => Verdict::Port(port),
+                Ok(None) | Err(_) => Verdict::Flood { except: None },
+            };
+            if let Err(reason) = output.push(verdict, answer) {
+                counters.originated += 1;
+                counters.drop(reason);
+            }
+        });
+    }
+}

@@ -1,0 +1,412 @@
+//! The node: frames and datagrams in, verdicts out.
+//!
+//! A packet moves one way: port, switch, router, encapsulation; or decapsulation, router, port.
+//! It is rewritten in the buffer it came in. What the node sends of its own accord (answers of the
+//! gateway, ICMP errors, ARP requests, packets that waited, fragments) goes through a bounded queue
+//! that the caller drains with [`Node::poll_output`] after every call.
+//!
+//! A node belongs to one thread. Several workers each have their own; what they learn from frames
+//! they learn for themselves, and what the control plane knows it tells all of them.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Mtu;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::EthernetAddress;
+use thiserror::Error;
+
+use crate::drops::{Counters, DropReason};
+use crate::gateway::{self, Gateway};
+use crate::guard;
+use crate::hash::Seed;
+use crate::icmp::RateLimiter;
+use crate::neighbour::{Neighbours, Place, State};
+use crate::peer::{Peer, PeerId, PeerState, Tunnel};
+use crate::port::{Attachment, Port, PortId, Traffic};
+use crate::route::RouteTable;
+use crate::switch::{self, Fdb};
+
+mod forward;
+mod ingress;
+#[cfg(test)]
+mod tests;
+
+/// How often tables forget what has aged out.
+const AGEING_PERIOD: Duration = Duration::from_secs(10);
+/// Packets of its own the node may hold until they are polled.
+const OUTPUT_LEN: usize = 256;
+/// Bytes of the largest packet: an IP packet in an Ethernet frame.
+const MAX_PACKET: usize = 65_535 + crate::frame::HEADER_LEN;
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its lease. The first address after the base is the gateway's.
+    pub subnet: IpNet,
+    /// MAC address of the gateway.
+    pub gateway_mac: EthernetAddress,
+    /// How it encapsulates.
+    pub tunnel: Tunnel,
+    /// MTU of pods and of the way to peers, in bytes of inner IP packets.
+    pub mtu: Mtu,
+    /// What is checked of senders.
+    pub guard: guard::Policy,
+    /// Bounds of its tables.
+    pub limits: Limits,
+    /// Unpredictable; the same seed gives the same run.
+    pub random_seed: u64,
+}
+
+/// How many entries tables may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Learned MAC addresses.
+    pub fdb: usize,
+    /// Neighbours.
+    pub neighbours: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            fdb: 4096,
+            neighbours: 4096,
+        }
+    }
+}
+
+/// Why a node cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// Only IPv4 leases work so far.
+    #[error("the subnet {0} is not IPv4")]
+    NotIpv4(IpNet),
+    /// No room for a base, a gateway and a pod.
+    #[error("the subnet {0} has no room for a gateway and a pod")]
+    TooSmall(IpNet),
+}
+
+/// What to do with a packet. Counted already, whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet is an Ethernet frame for this port.
+    Port(PortId),
+    /// The packet is an Ethernet frame for every port but this one.
+    Flood {
+        /// The port it came from, if any.
+        except: Option<PortId>,
+    },
+    /// The packet is the payload of a UDP datagram.
+    Peer {
+        /// The peer it is for.
+        id: PeerId,
+        /// Where its tunnel ends.
+        destination: SocketAddr,
+        /// A hash of the inner flow.
+        flow: u32,
+    },
+    /// The node keeps it.
+    Consumed,
+    /// It is lost.
+    Drop(DropReason),
+}
+
+/// A row of the route table, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NextHop {
+    /// The pods of this node.
+    Local,
+    /// Another node.
+    Peer(PeerId),
+}
+
+/// A whole node, sans I/O.
+pub struct Node {
+    config: Config,
+    subnet: Ipv4Net,
+    seed: Seed,
+    ports: BTreeMap<PortId, Port>,
+    /// Ports whose pods may use any address.
+    unguarded: usize,
+    peers: HashMap<PeerId, PeerState, Seed>,
+    /// Peers by the address their datagrams come from; several may share one.
+    sources: HashMap<IpAddr, Vec<PeerId>, Seed>,
+    routes: RouteTable<NextHop>,
+    fdb: Fdb,
+    neighbours: Neighbours,
+    gateway: Gateway,
+    errors: RateLimiter,
+    counters: Counters,
+    output: Output,
+    /// Where packets of the node's own are made.
+    scratch: Vec<u8>,
+    /// The gateway's answers to one packet, before they are routed.
+    answers: Vec<Vec<u8>>,
+    next_ageing: Instant,
+}
+
+/// Packets on their way out that the node made itself.
+#[derive(Default)]
+struct Output {
+    queue: VecDeque<(Verdict, Vec<u8>)>,
+    free: Vec<Vec<u8>>,
+}
+
+impl Output {
+    fn push(&mut self, verdict: Verdict, packet: &[u8]) -> Result<(), DropReason> {
+        if self.queue.len() >= OUTPUT_LEN {
+            return Err(DropReason::OutputQueueFull);
+        }
+        let mut buffer = self.free.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(packet);
+        self.queue.push_back((verdict, buffer));
+        Ok(())
+    }
+}
+
+impl Node {
+    /// A node without ports and peers.
+    ///
+    /// # Errors
+    /// `ConfigError` if the subnet cannot be a node's.
+    pub fn new(config: Config, now: Instant) -> Result<Self, ConfigError> {
+        let IpNet::V4(subnet) = config.subnet.trunc() else {
+            return Err(ConfigError::NotIpv4(config.subnet));
+        };
+        if subnet.prefix_len() > 30 {
+            return Err(ConfigError::TooSmall(config.subnet));
+        }
+        let seed = Seed(config.random_seed);
+        let mut routes = RouteTable::default();
+        routes.insert(subnet.into(), NextHop::Local);
+        Ok(Self {
+            subnet,
+            seed,
+            ports: BTreeMap::new(),
+            unguarded: 0,
+            peers: HashMap::with_hasher(seed),
+            sources: HashMap::with_hasher(seed),
+            routes,
+            fdb: Fdb::new(config.limits.fdb, seed),
+            neighbours: Neighbours::new(config.limits.neighbours, seed),
+            gateway: Gateway::new(subnet, config.gateway_mac, config.mtu, seed.0, now),
+            errors: RateLimiter::new(now),
+            counters: Counters::default(),
+            output: Output::default(),
+            scratch: vec![0; HEADROOM + MAX_PACKET],
+            answers: Vec::new(),
+            next_ageing: now + AGEING_PERIOD,
+            config,
+        })
+    }
+
+    /// Attaches a port, in place of one of the same identity.
+    pub fn attach(&mut self, port: PortId, attachment: Attachment) {
+        self.detach(port);
+        let place = Place {
+            mac: attachment.mac,
+            port,
+        };
+        self.fdb.add_static(attachment.mac, port);
+        for address in &attachment.addresses {
+            for packet in self.neighbours.add_permanent(*address, place) {
+                self.resume(*address, &packet);
+            }
+        }
+        self.unguarded += usize::from(!attachment.guarded);
+        let idle = Traffic::default();
+        self.ports.insert(
+            port,
+            Port {
+                attachment,
+                received: idle,
+                sent: idle,
+            },
+        );
+    }
+
+    /// Detaches a port; false if there was none.
+    pub fn detach(&mut self, port: PortId) -> bool {
+        self.fdb.forget_port(port);
+        self.neighbours.forget_port(port);
+        let old = self.ports.remove(&port);
+        let guarded = old.as_ref().is_none_or(|old| old.attachment.guarded);
+        self.unguarded -= usize::from(!guarded);
+        old.is_some()
+    }
+
+    /// Adds a peer, or replaces the one of the same identity and keeps its counters.
+    pub fn set_peer(&mut self, peer: Peer) {
+        let old = self.take_peer(peer.id);
+        let idle = Traffic::default();
+        let (received, sent) = old.map_or((idle, idle), |old| (old.received, old.sent));
+        self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
+        self.sources
+            .entry(peer.address.ip())
+            .or_default()
+            .push(peer.id);
+        self.peers.insert(
+            peer.id,
+            PeerState {
+                peer,
+                received,
+                sent,
+            },
+        );
+    }
+
+    /// Removes a peer; false if there was none.
+    pub fn remove_peer(&mut self, id: PeerId) -> bool {
+        self.take_peer(id).is_some()
+    }
+
+    fn take_peer(&mut self, id: PeerId) -> Option<PeerState> {
+        let old = self.peers.remove(&id)?;
+        // Another peer may have taken the route over meanwhile, and ours must stay.
+        if self.routes.lookup(old.peer.subnet.addr()) == Some(&NextHop::Peer(id)) {
+            self.routes.remove(old.peer.subnet);
+        }
+        if let Some(sharing) = self.sources.get_mut(&old.peer.address.ip()) {
+            sharing.retain(|other| *other != id);
+            if sharing.is_empty() {
+                self.sources.remove(&old.peer.address.ip());
+            }
+        }
+        Some(old)
+    }
+
+    /// Takes an Ethernet frame from a port.
+    pub fn from_port(&mut self, now: Instant, port: PortId, packet: &mut PacketBuf<'_>) -> Verdict {
+        self.counters.received += 1;
+        let verdict = self
+            .ingress_port(now, port, packet)
+            .unwrap_or_else(Verdict::Drop);
+        self.count(verdict, packet.len())
+    }
+
+    /// Takes the payload of a UDP datagram that came from `source`.
+    pub fn from_underlay(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Verdict {
+        self.counters.received += 1;
+        let verdict = self
+            .ingress_underlay(now, source, packet)
+            .unwrap_or_else(Verdict::Drop);
+        self.count(verdict, packet.len())
+    }
+
+    /// The next packet the node itself has to send, copied into `packet`.
+    pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
+        let (verdict, bytes) = self.output.queue.pop_front()?;
+        self.counters.originated += 1;
+        let verdict = match packet.replace(&bytes) {
+            Ok(()) => verdict,
+            Err(_) => Verdict::Drop(DropReason::HeadroomExceeded),
+        };
+        self.output.free.push(bytes);
+        Some(self.count(verdict, packet.len()))
+    }
+
+    /// When [`Self::handle_timeout`] is next needed.
+    #[must_use]
+    pub fn poll_at(&self) -> Instant {
+        self.neighbours
+            .poll_at()
+            .map_or(self.next_ageing, |due| due.min(self.next_ageing))
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.handle_neighbours(now);
+        if now >= self.next_ageing {
+            self.fdb.age(now);
+            self.neighbours.age(now);
+            self.next_ageing = now + AGEING_PERIOD;
+        }
+    }
+
+    /// The ports a flooded frame goes to.
+    pub fn ports_except(&self, except: Option<PortId>) -> impl Iterator<Item = PortId> + '_ {
+        self.ports
+            .keys()
+            .copied()
+            .filter(move |port| Some(*port) != except)
+    }
+
+    /// Counts a packet that the shell could not receive or hand over after its verdict.
+    pub fn count_drop(&mut self, reason: DropReason) {
+        self.counters.drop(reason);
+    }
+
+    /// Counts a frame that the shell handed to a port after [`Verdict::Flood`].
+    pub fn count_flooded(&mut self, port: PortId, len: usize) {
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.sent.count(len);
+        }
+    }
+
+    /// What became of all packets.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The attached ports.
+    pub fn ports(&self) -> impl Iterator<Item = (PortId, &Port)> {
+        self.ports.iter().map(|(id, port)| (*id, port))
+    }
+
+    /// The peers, in no particular order.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerState> {
+        self.peers.values()
+    }
+
+    /// The route table, by prefix.
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &NextHop)> {
+        self.routes.iter()
+    }
+
+    /// The forwarding database, in no particular order.
+    pub fn fdb(&self) -> impl Iterator<Item = (EthernetAddress, switch::Entry)> + '_ {
+        self.fdb.iter()
+    }
+
+    /// The neighbour table, in no particular order.
+    pub fn neighbours(&self) -> impl Iterator<Item = (IpAddr, Option<Place>, State)> + '_ {
+        self.neighbours.iter()
+    }
+
+    /// The gateway's address.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway::address(self.subnet)
+    }
+
+    fn count(&mut self, verdict: Verdict, len: usize) -> Verdict {
+        match verdict {
+            Verdict::Port(port) => {
+                self.counters.delivered += 1;
+                if let Some(port) = self.ports.get_mut(&port) {
+                    port.sent.count(len);
+                }
+            }
+            Verdict::Flood { .. } => self.counters.flooded += 1,
+            Verdict::Peer { id, .. } => {
+                self.counters.sent += 1;
+                if let Some(peer) = self.peers.get_mut(&id) {
+                    peer.sent.count(len);
+                }
+            }
+            Verdict::Consumed => self.counters.consumed += 1,
+            Verdict::Drop(reason) => self.counters.drop(reason),
+        }
+        verdict
+    }
+}

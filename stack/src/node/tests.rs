@@ -1,0 +1,821 @@
+//! Whole packets through whole nodes, and what must not get through.
+
+use etherparse::PacketBuilder;
+use proptest::prelude::*;
+use smoltcp::wire::{
+    ArpOperation, EthernetFrame, EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpProtocol,
+    Ipv4Packet,
+};
+
+use super::*;
+use crate::frame;
+use muslin_encap::vxlan::{Vni, VtepMac};
+
+const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 0, 1]);
+const POD_PORT: PortId = PortId(1);
+const OTHER_PORT: PortId = PortId(2);
+const NOW: Instant = Instant::ZERO;
+
+fn vtep(node: u8) -> VtepMac {
+    VtepMac::from_random([2, 0, 0, 0, 0, node])
+}
+
+fn pod_mac(node: u8, host: u8) -> EthernetAddress {
+    EthernetAddress([0x0a, 0x58, 10, 244, node, host])
+}
+
+fn pod(node: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, node, host)
+}
+
+fn underlay(node: u8) -> SocketAddr {
+    SocketAddr::from(([192, 168, 0, node], 8472))
+}
+
+fn tunnel(node: u8, format: &str) -> Tunnel {
+    match format {
+        "vxlan" => Tunnel::Vxlan {
+            vni: Vni::new(1).unwrap(),
+            mac: vtep(node),
+        },
+        _ => Tunnel::Udp,
+    }
+}
+
+fn attachment(node: u8, host: u8, guarded: bool) -> Attachment {
+    Attachment {
+        mac: pod_mac(node, host),
+        addresses: vec![pod(node, host).into()],
+        guarded,
+    }
+}
+
+/// Node 1 or 2 of two, with guarded pods `.2` at port 1 and `.3` at port 2.
+fn node(number: u8, format: &str) -> Node {
+    let mut node = bare_node(number, format);
+    node.attach(POD_PORT, attachment(number, 2, true));
+    node.attach(OTHER_PORT, attachment(number, 3, true));
+    let other = 3 - number;
+    node.set_peer(Peer {
+        id: PeerId(other.into()),
+        subnet: format!("10.244.{other}.0/24").parse().unwrap(),
+        address: underlay(other),
+        vtep_mac: Some(vtep(other)),
+    });
+    node
+}
+
+fn bare_node(number: u8, format: &str) -> Node {
+    let config = Config {
+        subnet: format!("10.244.{number}.0/24").parse().unwrap(),
+        gateway_mac: GATEWAY_MAC,
+        tunnel: tunnel(number, format),
+        mtu: Mtu::new(1450).unwrap(),
+        guard: guard::Policy { peers: true },
+        limits: Limits::default(),
+        random_seed: 7,
+    };
+    Node::new(config, NOW).unwrap()
+}
+
+/// Runs `input` through a call and returns the verdict and the packet as it came out.
+fn through(input: &[u8], call: impl FnOnce(&mut PacketBuf<'_>) -> Verdict) -> (Verdict, Vec<u8>) {
+    let mut storage = vec![0; HEADROOM + MAX_PACKET + 100];
+    storage[HEADROOM..HEADROOM + input.len()].copy_from_slice(input);
+    let mut packet = PacketBuf::new(&mut storage, HEADROOM, input.len()).unwrap();
+    let verdict = call(&mut packet);
+    (verdict, packet.as_slice().to_vec())
+}
+
+fn from_pod(node: &mut Node, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    through(frame, |packet| node.from_port(NOW, POD_PORT, packet))
+}
+
+fn from_peer(node: &mut Node, other: u8, datagram: &[u8]) -> (Verdict, Vec<u8>) {
+    through(datagram, |packet| {
+        node.from_underlay(NOW, underlay(other), packet)
+    })
+}
+
+fn outputs(node: &mut Node) -> Vec<(Verdict, Vec<u8>)> {
+    let mut storage = vec![0; HEADROOM + MAX_PACKET];
+    let mut all = Vec::new();
+    let mut packet = PacketBuf::new(&mut storage, 0, 0).unwrap();
+    while let Some(verdict) = node.poll_output(&mut packet) {
+        all.push((verdict, packet.as_slice().to_vec()));
+    }
+    all
+}
+
+fn ping(source: Ipv4Addr, destination: Ipv4Addr, ttl: u8, payload: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ipv4(source.octets(), destination.octets(), ttl)
+        .icmpv4_echo_request(5, 6)
+        .write(&mut bytes, &vec![9; payload])
+        .unwrap();
+    set_dont_fragment(&mut bytes, false);
+    bytes
+}
+
+fn set_dont_fragment(packet: &mut [u8], value: bool) {
+    let mut view = Ipv4Packet::new_unchecked(packet);
+    view.set_dont_frag(value);
+    view.fill_checksum();
+}
+
+fn ethernet(
+    source: EthernetAddress,
+    destination: EthernetAddress,
+    kind: u16,
+    rest: &[u8],
+) -> Vec<u8> {
+    [&destination.0[..], &source.0, &kind.to_be_bytes(), rest].concat()
+}
+
+fn pod_frame(packet: &[u8]) -> Vec<u8> {
+    ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x0800, packet)
+}
+
+fn vxlan(vni: u8, inner: &[u8]) -> Vec<u8> {
+    [&[8, 0, 0, 0, 0, 0, vni, 0][..], inner].concat()
+}
+
+fn peer_frame(packet: &[u8]) -> Vec<u8> {
+    vxlan(1, &ethernet(vtep(2).get(), vtep(1).get(), 0x0800, packet))
+}
+
+/// The IPv4 packet in a frame; its header checksum is right.
+fn ip_of(frame: &[u8]) -> Ipv4Packet<&[u8]> {
+    let packet = Ipv4Packet::new_checked(&frame[frame::HEADER_LEN..]).unwrap();
+    assert!(packet.verify_checksum());
+    packet
+}
+
+fn icmp_of(frame: &[u8]) -> (Ipv4Addr, Ipv4Addr, Icmpv4Message, u8) {
+    let ip = ip_of(frame);
+    assert_eq!(ip.next_header(), IpProtocol::Icmp);
+    let icmp = Icmpv4Packet::new_checked(ip.payload()).unwrap();
+    assert!(icmp.verify_checksum());
+    (
+        ip.src_addr(),
+        ip.dst_addr(),
+        icmp.msg_type(),
+        icmp.msg_code(),
+    )
+}
+
+fn assert_adds_up(node: &Node) {
+    let c = node.counters();
+    assert_eq!(
+        c.received + c.originated,
+        c.delivered + c.sent + c.flooded + c.consumed + c.dropped(),
+        "{c:?}"
+    );
+}
+
+#[test]
+fn pods_of_two_nodes_ping_each_other() {
+    for format in ["vxlan", "udp"] {
+        let (mut one, mut two) = (node(1, format), node(2, format));
+        let packet = ping(pod(1, 2), pod(2, 2), 64, 56);
+        let (verdict, datagram) = from_pod(&mut one, &pod_frame(&packet));
+        let Verdict::Peer {
+            id: PeerId(2),
+            destination,
+            ..
+        } = verdict
+        else {
+            panic!("{format}: {verdict:?}")
+        };
+        assert_eq!(destination, underlay(2));
+        let overhead = one
+            .config
+            .tunnel
+            .format()
+            .overhead(smoltcp::wire::IpVersion::Ipv4)
+            - 28;
+        assert_eq!(datagram.len(), packet.len() + usize::from(overhead));
+        if format == "vxlan" {
+            assert_eq!(&datagram[..8], [8, 0, 0, 0, 0, 0, 1, 0]);
+            assert_eq!(&datagram[8..14], vtep(2).get().as_bytes());
+            assert_eq!(&datagram[14..20], vtep(1).get().as_bytes());
+        }
+        let (verdict, frame) = from_peer(&mut two, 1, &datagram);
+        assert_eq!(verdict, Verdict::Port(POD_PORT), "{format}");
+        let view = EthernetFrame::new_checked(&frame[..]).unwrap();
+        assert_eq!(
+            (view.src_addr(), view.dst_addr()),
+            (GATEWAY_MAC, pod_mac(2, 2))
+        );
+        let ip = ip_of(&frame);
+        assert_eq!((ip.src_addr(), ip.dst_addr()), (pod(1, 2), pod(2, 2)));
+        assert_eq!(ip.hop_limit(), 62, "both nodes are routers");
+        assert_eq!(ip.payload(), &packet[20..]);
+        assert_adds_up(&one);
+        assert_adds_up(&two);
+    }
+}
+
+#[test]
+fn the_gateway_answers_pings_from_pods_and_peers() {
+    for (format, payload) in [("vxlan", 56), ("udp", 56), ("vxlan", 1400)] {
+        let mut node = node(1, format);
+        for own in [pod(1, 1), pod(1, 0)] {
+            let packet = ping(pod(1, 2), own, 1, payload);
+            assert_eq!(
+                from_pod(&mut node, &pod_frame(&packet)).0,
+                Verdict::Consumed
+            );
+            let replies = outputs(&mut node);
+            assert_eq!(replies.len(), 1);
+            assert_eq!(replies[0].0, Verdict::Port(POD_PORT));
+            let (source, destination, kind, _) = icmp_of(&replies[0].1);
+            assert_eq!((source, destination), (own, pod(1, 2)));
+            assert_eq!(kind, Icmpv4Message::EchoReply);
+
+            // flannel's nodes send from the base address of their own subnet.
+            let packet = ping(pod(2, 0), own, 9, payload);
+            let datagram = if format == "vxlan" {
+                peer_frame(&packet)
+            } else {
+                packet
+            };
+            assert_eq!(from_peer(&mut node, 2, &datagram).0, Verdict::Consumed);
+            let replies = outputs(&mut node);
+            assert!(matches!(
+                replies[..],
+                [(Verdict::Peer { id: PeerId(2), .. }, _)]
+            ));
+        }
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
+fn a_ping_larger_than_the_mtu_is_answered_in_fragments() {
+    let mut node = node(1, "vxlan");
+    let packet = ping(pod(1, 2), pod(1, 1), 64, 4000);
+    let mut fragments = crate::fragment::Fragments::new(&packet, Mtu::new(1450).unwrap()).unwrap();
+    let mut buffer = [0; 1500];
+    while let Some(len) = fragments.write_next(&mut buffer) {
+        from_pod(&mut node, &pod_frame(&buffer[..len]));
+    }
+    let replies = outputs(&mut node);
+    assert_eq!(replies.len(), 3, "{:?}", node.counters());
+    let total: usize = replies
+        .iter()
+        .map(|(_, frame)| ip_of(frame).payload().len())
+        .sum();
+    assert_eq!(total, 4008);
+    assert!(
+        replies
+            .iter()
+            .all(|(verdict, _)| *verdict == Verdict::Port(POD_PORT))
+    );
+}
+
+#[test]
+fn arp_for_the_gateway_is_answered_and_for_others_is_flooded() {
+    let mut node = node(1, "vxlan");
+    let ask = |target: Ipv4Addr| {
+        frame::write_arp(
+            ArpOperation::Request,
+            (pod_mac(1, 2), pod(1, 2)),
+            (EthernetAddress::BROADCAST, target),
+        )
+    };
+    for own in [pod(1, 1), pod(1, 0)] {
+        let (verdict, _) = from_pod(&mut node, &ask(own));
+        assert_eq!(
+            verdict,
+            Verdict::Flood {
+                except: Some(POD_PORT)
+            }
+        );
+        let replies = outputs(&mut node);
+        assert_eq!(replies.len(), 1);
+        assert_eq!(replies[0].0, Verdict::Port(POD_PORT));
+        let expected = frame::write_arp(
+            ArpOperation::Reply,
+            (GATEWAY_MAC, own),
+            (pod_mac(1, 2), pod(1, 2)),
+        );
+        assert_eq!(replies[0].1, expected);
+    }
+    let (verdict, _) = from_pod(&mut node, &ask(pod(1, 3)));
+    assert_eq!(
+        verdict,
+        Verdict::Flood {
+            except: Some(POD_PORT)
+        }
+    );
+    assert!(
+        outputs(&mut node).is_empty(),
+        "the gateway answers for nobody else"
+    );
+    assert_eq!(
+        node.ports_except(Some(POD_PORT)).collect::<Vec<_>>(),
+        [OTHER_PORT]
+    );
+}
+
+#[test]
+fn pods_of_one_node_meet_on_the_switch() {
+    let mut node = node(1, "vxlan");
+    let packet = ping(pod(1, 2), pod(1, 3), 1, 10);
+    let input = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, &packet);
+    let (verdict, frame) = from_pod(&mut node, &input);
+    assert_eq!(verdict, Verdict::Port(OTHER_PORT));
+    assert_eq!(frame, input, "a switch changes nothing");
+    let (verdict, _) = from_pod(
+        &mut node,
+        &ethernet(pod_mac(1, 2), EthernetAddress([6; 6]), 0x0800, &packet),
+    );
+    assert_eq!(
+        verdict,
+        Verdict::Flood {
+            except: Some(POD_PORT)
+        }
+    );
+}
+
+#[test]
+fn errors_go_back_to_the_sender() {
+    let mut node = node(1, "vxlan");
+    let mut big = ping(pod(1, 2), pod(2, 2), 64, 1500);
+    set_dont_fragment(&mut big, true);
+    let cases = [
+        (
+            ping(pod(1, 2), pod(2, 2), 1, 10),
+            DropReason::TtlExceeded,
+            (11, 0),
+        ),
+        (
+            ping(pod(1, 2), Ipv4Addr::new(8, 8, 8, 8), 64, 10),
+            DropReason::NoRoute,
+            (3, 0),
+        ),
+        (
+            ping(pod(1, 2), pod(9, 9), 64, 10),
+            DropReason::NoRoute,
+            (3, 0),
+        ),
+        (
+            ping(pod(1, 2), pod(1, 77), 64, 10),
+            DropReason::HostUnreachable,
+            (3, 1),
+        ),
+        (big, DropReason::FragmentationNeeded, (3, 4)),
+    ];
+    for (packet, reason, (kind, code)) in cases {
+        assert_eq!(
+            from_pod(&mut node, &pod_frame(&packet)).0,
+            Verdict::Drop(reason)
+        );
+        let errors = outputs(&mut node);
+        assert_eq!(errors.len(), 1, "{reason:?}");
+        assert_eq!(errors[0].0, Verdict::Port(POD_PORT));
+        let (source, destination, message, its_code) = icmp_of(&errors[0].1);
+        assert_eq!((source, destination), (pod(1, 1), pod(1, 2)));
+        assert_eq!((u8::from(message), its_code), (kind, code), "{reason:?}");
+        let icmp = &errors[0].1[34..];
+        assert_eq!(&icmp[8..16], &packet[..8], "it quotes the packet");
+        assert_eq!(&icmp[20..36], &packet[12..28]);
+        if reason == DropReason::FragmentationNeeded {
+            assert_eq!(u16::from_be_bytes([icmp[6], icmp[7]]), 1450);
+        }
+    }
+    assert_adds_up(&node);
+}
+
+#[test]
+fn an_error_about_a_packet_from_a_peer_goes_to_that_peer() {
+    let mut node = node(1, "vxlan");
+    let (verdict, _) = from_peer(
+        &mut node,
+        2,
+        &peer_frame(&ping(pod(2, 2), pod(1, 77), 9, 10)),
+    );
+    assert_eq!(verdict, Verdict::Drop(DropReason::HostUnreachable));
+    let errors = outputs(&mut node);
+    assert!(matches!(
+        errors[..],
+        [(Verdict::Peer { id: PeerId(2), .. }, _)]
+    ));
+    assert_eq!(icmp_of(&errors[0].1[8..]).2, Icmpv4Message::DstUnreachable);
+}
+
+#[test]
+fn what_may_be_fragmented_is() {
+    let mut node = node(1, "udp");
+    let packet = ping(pod(1, 2), pod(2, 2), 64, 3000);
+    assert_eq!(
+        from_pod(&mut node, &pod_frame(&packet)).0,
+        Verdict::Consumed
+    );
+    let pieces = outputs(&mut node);
+    assert_eq!(pieces.len(), 3);
+    let mut whole = Vec::new();
+    for (verdict, piece) in &pieces {
+        assert!(matches!(verdict, Verdict::Peer { .. }) && piece.len() <= 1450);
+        let ip = Ipv4Packet::new_checked(&piece[..]).unwrap();
+        assert_eq!(
+            (usize::from(ip.frag_offset()), ip.hop_limit()),
+            (whole.len(), 63)
+        );
+        whole.extend_from_slice(ip.payload());
+    }
+    assert_eq!(whole, packet[20..]);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn an_unguarded_pod_is_asked_for_and_packets_wait() {
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, false));
+    node.attach(OTHER_PORT, attachment(1, 3, false));
+    let packet = ping(pod(1, 2), pod(1, 50), 64, 10);
+    assert_eq!(
+        from_pod(&mut node, &pod_frame(&packet)).0,
+        Verdict::Consumed
+    );
+    let asked = outputs(&mut node);
+    assert_eq!(asked[0].0, Verdict::Flood { except: None });
+    assert_eq!(
+        EthernetFrame::new_unchecked(&asked[0].1).ethertype(),
+        EthernetProtocol::Arp
+    );
+
+    let second = EthernetAddress([2, 9, 9, 9, 9, 9]);
+    let reply = frame::write_arp(
+        ArpOperation::Reply,
+        (second, pod(1, 50)),
+        (GATEWAY_MAC, pod(1, 1)),
+    );
+    let (verdict, _) = through(&reply, |packet| node.from_port(NOW, OTHER_PORT, packet));
+    assert_eq!(verdict, Verdict::Consumed);
+    let released = outputs(&mut node);
+    assert_eq!(released.len(), 1);
+    assert_eq!(released[0].0, Verdict::Port(OTHER_PORT));
+    assert_eq!(&released[0].1[..6], second.as_bytes());
+
+    // Nobody answers for another one: three requests, then host unreachable.
+    from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(1, 51), 64, 10)));
+    let mut seen = outputs(&mut node);
+    while seen.len() < 4 {
+        let now = node.poll_at();
+        assert!(now < NOW + Duration::from_secs(9));
+        node.handle_timeout(now);
+        seen.extend(outputs(&mut node));
+    }
+    assert_eq!(icmp_of(&seen[3].1).2, Icmpv4Message::DstUnreachable);
+    assert_eq!(node.counters().dropped_for(DropReason::HostUnreachable), 1);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn bad_frames_from_a_pod_are_dropped_for_the_right_reason() {
+    use DropReason as Why;
+    let good = ping(pod(1, 2), pod(2, 2), 64, 30);
+    let with = |at: usize, value: u8| {
+        let mut packet = good.clone();
+        packet[at] = value;
+        pod_frame(&packet)
+    };
+    let arp = |mac, address| {
+        frame::write_arp(
+            ArpOperation::Request,
+            (mac, address),
+            (EthernetAddress::BROADCAST, pod(1, 1)),
+        )
+    };
+    let mut lying_arp = arp(EthernetAddress([2; 6]), pod(1, 2));
+    lying_arp[6..12].copy_from_slice(pod_mac(1, 2).as_bytes());
+    let source = |address: [u8; 4]| pod_frame(&ping(address.into(), pod(2, 2), 9, 0));
+    let from_mac = |mac| ethernet(mac, GATEWAY_MAC, 0x0800, &good);
+    let mut cases = vec![
+        (from_mac(EthernetAddress::BROADCAST), Why::SourceMacGroup),
+        (
+            from_mac(EthernetAddress([1, 0, 0x5e, 0, 0, 1])),
+            Why::SourceMacGroup,
+        ),
+        (from_mac(GATEWAY_MAC), Why::SourceMacOwn),
+        (from_mac(vtep(1).get()), Why::SourceMacOwn),
+        (from_mac(pod_mac(1, 3)), Why::SourceMacSpoofed),
+        (lying_arp.to_vec(), Why::SourceMacSpoofed),
+        (
+            arp(pod_mac(1, 2), pod(1, 3)).to_vec(),
+            Why::SourceAddressSpoofed,
+        ),
+        (
+            arp(pod_mac(1, 2), pod(1, 1)).to_vec(),
+            Why::SourceAddressSpoofed,
+        ),
+        (source([10, 244, 1, 3]), Why::SourceAddressSpoofed),
+        (source([10, 244, 2, 2]), Why::SourceAddressSpoofed),
+        (source([224, 0, 0, 1]), Why::SourceAddressInvalid),
+        (source([255; 4]), Why::SourceAddressInvalid),
+        (source([127, 0, 0, 1]), Why::SourceAddressInvalid),
+        (source([0; 4]), Why::SourceAddressInvalid),
+        (with(0, 0x65), Why::Ipv4Version),
+        (with(0, 0x44), Why::Ipv4HeaderLen),
+        (with(2, 0xff), Why::Ipv4TotalLen),
+        (with(3, 19), Why::Ipv4TotalLen),
+        (with(8, 63), Why::Ipv4Checksum),
+        (
+            pod_frame(&ping(pod(1, 2), Ipv4Addr::new(224, 0, 0, 9), 9, 0)),
+            Why::DestinationNotUnicast,
+        ),
+        (
+            pod_frame(&ping(pod(1, 2), Ipv4Addr::new(127, 0, 0, 1), 9, 0)),
+            Why::DestinationNotUnicast,
+        ),
+        (
+            pod_frame(&ping(pod(1, 2), pod(1, 255), 9, 0)),
+            Why::DestinationNotUnicast,
+        ),
+        (
+            ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x86dd, &[0; 60]),
+            Why::EtherTypeUnsupported,
+        ),
+        (
+            ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x8100, &[0; 60]),
+            Why::EtherTypeUnsupported,
+        ),
+        (
+            ethernet(pod_mac(1, 2), pod_mac(1, 2), 0x0800, &good),
+            Why::Hairpin,
+        ),
+    ];
+    for len in 0..14 {
+        cases.push((pod_frame(&good)[..len].to_vec(), Why::FrameTooShort));
+    }
+    for len in 14..34 {
+        cases.push((pod_frame(&good)[..len].to_vec(), Why::Ipv4TooShort));
+    }
+    for len in 34..64 {
+        cases.push((pod_frame(&good)[..len].to_vec(), Why::Ipv4TotalLen));
+    }
+    let advertisement = {
+        let mut bytes = Vec::new();
+        PacketBuilder::ethernet2(pod_mac(1, 2).0, [0x33, 0x33, 0, 0, 0, 1])
+            .ipv6(
+                [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+                [0xff; 16],
+                255,
+            )
+            .icmpv6_raw(134, 0, [0; 4])
+            .write(&mut bytes, &[0; 8])
+            .unwrap();
+        bytes
+    };
+    cases.push((advertisement, Why::RouterAdvertisement));
+
+    for (frame, reason) in cases {
+        let mut node = node(1, "vxlan");
+        let (verdict, _) = from_pod(&mut node, &frame);
+        assert_eq!(verdict, Verdict::Drop(reason), "{frame:02x?}");
+        assert_eq!(node.counters().dropped_for(reason), 1);
+        assert!(outputs(&mut node).is_empty(), "{reason:?} is not answered");
+        assert_adds_up(&node);
+    }
+    let mut node = node(1, "vxlan");
+    let (verdict, _) = through(&pod_frame(&good), |p| node.from_port(NOW, PortId(9), p));
+    assert_eq!(verdict, Verdict::Drop(Why::UnknownPort));
+}
+
+#[test]
+fn bad_datagrams_are_dropped_for_the_right_reason() {
+    use DropReason as Why;
+    let good = ping(pod(2, 2), pod(1, 2), 64, 30);
+    let inner = |source, destination, kind| vxlan(1, &ethernet(source, destination, kind, &good));
+    let (theirs, ours) = (vtep(2).get(), vtep(1).get());
+    let packet = |source: Ipv4Addr, destination| peer_frame(&ping(source, destination, 9, 0));
+    let mut no_vni = peer_frame(&good);
+    no_vni[0] = 0;
+    let mut cases = vec![
+        (no_vni, Why::VxlanNoVni),
+        (vxlan(2, &peer_frame(&good)[8..]), Why::UnknownVni),
+        (inner(ours, ours, 0x0800), Why::SourceMacOwn),
+        (
+            inner(EthernetAddress::BROADCAST, ours, 0x0800),
+            Why::SourceMacGroup,
+        ),
+        (
+            inner(theirs, EthernetAddress::BROADCAST, 0x0800),
+            Why::DestinationMacForeign,
+        ),
+        (
+            inner(theirs, pod_mac(1, 2), 0x0800),
+            Why::DestinationMacForeign,
+        ),
+        (inner(theirs, ours, 0x86dd), Why::EtherTypeUnsupported),
+        (packet(pod(1, 3), pod(1, 2)), Why::SourceNotInLease),
+        (packet(pod(3, 2), pod(1, 2)), Why::SourceNotInLease),
+        (
+            packet(Ipv4Addr::new(8, 8, 8, 8), pod(1, 2)),
+            Why::SourceNotInLease,
+        ),
+        (
+            packet(Ipv4Addr::new(224, 0, 0, 1), pod(1, 2)),
+            Why::SourceAddressInvalid,
+        ),
+        (
+            packet(Ipv4Addr::BROADCAST, pod(1, 2)),
+            Why::SourceAddressInvalid,
+        ),
+        (packet(pod(2, 2), pod(2, 3)), Why::TunnelToTunnel),
+        (
+            packet(pod(2, 2), Ipv4Addr::new(8, 8, 8, 8)),
+            Why::TunnelToTunnel,
+        ),
+        (packet(pod(2, 2), pod(1, 255)), Why::DestinationNotUnicast),
+        (
+            packet(pod(2, 2), Ipv4Addr::BROADCAST),
+            Why::DestinationNotUnicast,
+        ),
+    ];
+    let whole = peer_frame(&good);
+    for len in 0..8 {
+        cases.push((whole[..len].to_vec(), Why::VxlanTooShort));
+    }
+    for inner in 0..60 {
+        let reason = match inner {
+            0..14 => Why::FrameTooShort,
+            14..34 => Why::Ipv4TooShort,
+            _ => Why::Ipv4TotalLen,
+        };
+        cases.push((whole[..8 + inner].to_vec(), reason));
+    }
+    for (datagram, reason) in cases {
+        let mut node = node(1, "vxlan");
+        let (verdict, _) = from_peer(&mut node, 2, &datagram);
+        assert_eq!(verdict, Verdict::Drop(reason), "{datagram:02x?}");
+        assert_eq!(node.counters().dropped_for(reason), 1);
+        assert!(outputs(&mut node).is_empty());
+        assert_adds_up(&node);
+    }
+    let mut vxlan = node(1, "vxlan");
+    assert_eq!(
+        from_peer(&mut vxlan, 9, &whole).0,
+        Verdict::Drop(Why::UnknownPeer)
+    );
+    let mut udp = node(1, "udp");
+    let lease = ping(pod(3, 2), pod(1, 2), 9, 0);
+    assert_eq!(
+        from_peer(&mut udp, 2, &lease).0,
+        Verdict::Drop(Why::SourceNotInLease)
+    );
+    assert_eq!(
+        from_peer(&mut udp, 2, &good[..30]).0,
+        Verdict::Drop(Why::Ipv4TotalLen)
+    );
+}
+
+#[test]
+fn a_tunnelled_arp_request_for_the_gateway_is_answered() {
+    let mut node = node(1, "vxlan");
+    let ask = |target| {
+        vxlan(
+            1,
+            &frame::write_arp(
+                ArpOperation::Request,
+                (vtep(2).get(), pod(2, 0)),
+                (EthernetAddress::BROADCAST, target),
+            ),
+        )
+    };
+    let (verdict, answer) = from_peer(&mut node, 2, &ask(pod(1, 0)));
+    assert!(matches!(verdict, Verdict::Peer { id: PeerId(2), .. }));
+    let expected = frame::write_arp(
+        ArpOperation::Reply,
+        (vtep(1).get(), pod(1, 0)),
+        (vtep(2).get(), pod(2, 0)),
+    );
+    assert_eq!(answer, vxlan(1, &expected));
+    let (verdict, _) = from_peer(&mut node, 2, &ask(pod(1, 2)));
+    assert_eq!(verdict, Verdict::Drop(DropReason::DestinationMacForeign));
+}
+
+#[test]
+fn a_peer_that_goes_takes_its_route_with_it() {
+    let mut node = node(1, "udp");
+    let frame = pod_frame(&ping(pod(1, 2), pod(2, 2), 64, 0));
+    assert!(matches!(
+        from_pod(&mut node, &frame).0,
+        Verdict::Peer { .. }
+    ));
+    // The lease moves to another node before the old one's end is heard of.
+    let subnet = "10.244.2.0/24".parse().unwrap();
+    node.set_peer(Peer {
+        id: PeerId(7),
+        subnet,
+        address: underlay(7),
+        vtep_mac: None,
+    });
+    assert!(node.remove_peer(PeerId(2)));
+    assert!(matches!(
+        from_pod(&mut node, &frame).0,
+        Verdict::Peer { id: PeerId(7), .. }
+    ));
+    assert_eq!(
+        from_peer(&mut node, 2, &[]).0,
+        Verdict::Drop(DropReason::UnknownPeer)
+    );
+    assert!(node.remove_peer(PeerId(7)));
+    assert_eq!(
+        from_pod(&mut node, &frame).0,
+        Verdict::Drop(DropReason::NoRoute)
+    );
+    assert!(node.detach(POD_PORT));
+    assert_eq!(
+        from_pod(&mut node, &frame).0,
+        Verdict::Drop(DropReason::UnknownPort)
+    );
+}
+
+#[test]
+fn icmp_errors_are_rate_limited() {
+    let mut node = node(1, "vxlan");
+    let frame = pod_frame(&ping(pod(1, 2), pod(2, 2), 1, 0));
+    for _ in 0..200 {
+        from_pod(&mut node, &frame);
+    }
+    assert_eq!(outputs(&mut node).len(), 50);
+    assert_adds_up(&node);
+}
+
+/// A frame or datagram that is valid but for a few bytes.
+fn mutated() -> impl Strategy<Value = (bool, Vec<u8>)> {
+    let packet = (1u8..4, 0u8..6, 1u8..4, 0u8..6, 0u8..4, 0usize..2000).prop_map(
+        |(from_node, from, to_node, to, ttl, payload)| {
+            ping(pod(from_node, from), pod(to_node, to), ttl, payload)
+        },
+    );
+    let edits = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3);
+    (any::<bool>(), packet, edits, any::<bool>()).prop_map(|(port, packet, edits, cut)| {
+        let mut bytes = if port {
+            pod_frame(&packet)
+        } else {
+            peer_frame(&packet)
+        };
+        for (at, value) in edits {
+            let at = at.index(bytes.len().min(70));
+            bytes[at] = value;
+        }
+        if cut {
+            bytes.truncate(bytes.len() / 2);
+        }
+        (port, bytes)
+    })
+}
+
+proptest! {
+    #[test]
+    fn nothing_goes_back_to_its_sender_and_the_counters_add_up(
+        inputs in proptest::collection::vec(mutated(), 1..40),
+        guarded: bool,
+    ) {
+        let mut node = node(1, "vxlan");
+        node.attach(POD_PORT, attachment(1, 2, guarded));
+        for (i, (port, bytes)) in inputs.iter().enumerate() {
+            let now = NOW + Duration::from_millis(300 * i as u64);
+            node.handle_timeout(now);
+            let (verdict, _) = through(bytes, |packet| if *port {
+                node.from_port(now, POD_PORT, packet)
+            } else {
+                node.from_underlay(now, underlay(2), packet)
+            });
+            match verdict {
+                Verdict::Port(to) => prop_assert!(!*port || to != POD_PORT || bytes[..6] == GATEWAY_MAC.0),
+                Verdict::Flood { except } => prop_assert_eq!(except, port.then_some(POD_PORT)),
+                Verdict::Peer { .. } => prop_assert!(*port),
+                Verdict::Consumed | Verdict::Drop(_) => {}
+            }
+            outputs(&mut node);
+            assert_adds_up(&node);
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        for format in ["vxlan", "udp"] {
+            let mut node = node(1, format);
+            from_pod(&mut node, &bytes);
+            from_peer(&mut node, 2, &bytes);
+            outputs(&mut node);
+            assert_adds_up(&node);
+        }
+    }
+}
+
+#[test]
+fn a_large_frame_finds_room() {
+    let mut node = node(1, "vxlan");
+    let packet = ping(pod(1, 2), pod(2, 2), 64, 65_535 - 28);
+    assert_eq!(
+        from_pod(&mut node, &pod_frame(&packet)).0,
+        Verdict::Consumed
+    );
+    assert_eq!(outputs(&mut node).len(), 47);
+}

@@ -1,0 +1,60 @@
+//! Ports: where pods' frames come in and go out.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use smoltcp::wire::EthernetAddress;
+
+/// A port's identity, chosen by the control plane and stable while the port is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u32);
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is attached to a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The pod's MAC address.
+    pub mac: EthernetAddress,
+    /// The pod's IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the pod may send only from its own MAC and IP addresses.
+    pub guarded: bool,
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, as they were handed over (Ethernet frames at ports, UDP payloads at peers).
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&mut self, len: usize) {
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
+
+    /// Adds another worker's traffic.
+    pub fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// An attached port with what went through it.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// What is attached.
+    pub attachment: Attachment,
+    /// Frames from the pod.
+    pub received: Traffic,
+    /// Frames to the pod.
+    pub sent: Traffic,
+}
