@@ -10,6 +10,8 @@ use muslin_encap::{overhead::Mtu, udp};
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use super::shorten;
+
 /// A validated configuration with its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
@@ -270,7 +272,7 @@ impl Backend {
         let object = fields(&value.to_string());
         let mut fields = Fields(object.map_err(|_| ConfigError::Field {
             field: "Backend",
-            value: value.to_string(),
+            value: shorten(value),
         })?);
         let kind = match fields.0.remove("type") {
             Some(Value::String(kind)) if !kind.is_empty() => kind.to_ascii_lowercase(),
@@ -316,7 +318,7 @@ impl Fields {
                 Some(read) => Ok(Some(read)),
                 None => Err(ConfigError::Field {
                     field,
-                    value: value.to_string(),
+                    value: shorten(&value),
                 }),
             },
         }

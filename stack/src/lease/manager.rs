@@ -4,9 +4,15 @@
 //! and drains [`Manager::changes`]. Compatible with flannel, and stricter: nothing is written over
 //! another owner's record, a lost race is tried again, keys that do not expire (reservations) stay
 //! so, and after a gap in the watch the tables are compared by value.
+//!
+//! Events may arrive while an operation is in flight, and an answer may be lost after the store
+//! has done what was asked. Neither is guessed about: what an answer leaves open, a list tells.
+//! While a list is in flight events are ignored, and the watch begins anew after it.
+//!
+//! A key whose value cannot be read is no peer: what it was before ends, its subnet is not chosen,
+//! and it is reported once per writing. If it is our own key, it is written again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -17,6 +23,7 @@ use thiserror::Error;
 use super::config::Backend;
 use super::{
     Answer, ConfigError, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent,
+    shorten,
 };
 use crate::hash::Seed;
 
@@ -27,6 +34,18 @@ pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400
 const CANDIDATES: usize = 100;
 /// Lost races after which the manager gives up.
 const MAX_RACES: u32 = 50;
+/// Conflicts that are looked into at once; the later ones wait.
+const QUICK_CONFLICTS: u32 = 3;
+/// How often our record is written again after others changed it, before the manager gives up.
+const MAX_DISPUTES: u32 = 10;
+/// Disputes that are further apart than this have nothing to do with each other.
+const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
+/// A watch that lived shorter than this is not opened again at once.
+const SHORT_WATCH: Duration = Duration::from_secs(10);
+/// A lease that others let run out earlier is not renewed in a loop.
+const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
+/// The longest value that is read: flannel's are below 300 bytes.
+const MAX_VALUE: usize = 16 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -39,6 +58,17 @@ pub struct Identity {
     pub vtep_mac: VtepMac,
 }
 
+/// Which network configuration a node wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// The one that the store has; without one there is no lease.
+    Any,
+    /// The one that the store has, and this one is written where it has none.
+    IfNone(NetworkConfig),
+    /// This one: it is written where the store has none, and another one is a loss.
+    Exactly(NetworkConfig),
+}
+
 /// What a manager is told at its start.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -48,8 +78,8 @@ pub struct Settings {
     pub prefix: String,
     /// The subnet of an earlier run.
     pub previous: Option<Ipv4Net>,
-    /// The configuration to write if the store has none.
-    pub proposal: Option<NetworkConfig>,
+    /// The network configuration that the node wants.
+    pub wish: Wish,
     /// Unpredictable.
     pub random_seed: u64,
 }
@@ -57,9 +87,11 @@ pub struct Settings {
 /// What the caller is to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Execute this on the store and give the answer, or the error.
+    /// Execute this on the store and give the answer, or the error. A watch may stay open
+    /// meanwhile, but not during a list: after that it is opened anew.
     Store(Op),
-    /// Watch all leases from this revision on, until it is due to poll again.
+    /// Watch all leases ([`Manager::lease_prefix`]) from this revision on, until it is due to poll
+    /// again. A watch that is open goes on.
     Watch {
         /// The first revision not seen yet.
         from: Revision,
@@ -84,20 +116,22 @@ pub enum Change {
     Acquired(SubnetKey),
     /// The lease lives on.
     Renewed,
+    /// Another writer changed our record, which is written again.
+    Disputed(SubnetKey),
     /// A peer is new or has changed.
     Peer(SubnetKey, LeaseRecord),
     /// A peer's lease has ended.
     PeerGone(SubnetKey),
-    /// A key under the prefix is no lease; it is skipped.
+    /// A key under the prefix is no usable lease; it is skipped.
     Skipped {
         /// The key.
         key: String,
         /// Why.
         reason: String,
     },
-    /// The lease is given back.
+    /// The lease is given back, or stays as a reservation. Nothing follows.
     Left,
-    /// There is no lease (any more), and there will not be one.
+    /// There is no lease (any more), and there will not be one. Nothing follows.
     Lost(Loss),
 }
 
@@ -118,19 +152,32 @@ pub enum Loss {
         /// What was asked for.
         asked: String,
     },
+    /// The network's backend is one whose records this node cannot write.
+    #[error("the network has the backend '{0}', and this node has vxlan and udp only")]
+    OtherBackend(String),
     /// All subnets are leased.
     #[error("all {0} subnets of the network are leased")]
     OutOfSubnets(usize),
     /// Others were faster every time.
     #[error("other nodes took every subnet that was tried")]
     Races,
-    /// Another node holds the subnet now.
+    /// Another node holds our subnet now, or one that overlaps it.
     #[error("the subnet {key} is now held by the node {holder}")]
     Taken {
         /// The lease.
         key: String,
         /// The public address of its holder.
         holder: Ipv4Addr,
+    },
+    /// Another writer changed our record again and again.
+    #[error(
+        "the lease {key} is rewritten by another writer again and again: does another node have the public address {public_ip}?"
+    )]
+    Disputed {
+        /// The lease.
+        key: String,
+        /// Our public address.
+        public_ip: Ipv4Addr,
     },
 }
 
@@ -157,12 +204,22 @@ pub struct Manager {
     phase: Phase,
     /// All leases but our own, by key.
     leases: BTreeMap<SubnetKey, LeaseRecord>,
+    /// Keys that are no usable leases.
+    skipped: BTreeMap<String, Skipped>,
     own: Option<Own>,
+    /// The store's revision at the last list.
+    listed: Revision,
     /// The first revision not seen yet.
     watch_from: Revision,
+    watch_ended: Option<Instant>,
+    short_watches: u32,
+    /// Something happened during an operation that only a list can put in order.
+    list_after: bool,
     retry: Option<Instant>,
     failures: u32,
-    races: u32,
+    conflicts: u32,
+    disputes: u32,
+    disputed: Option<Instant>,
     leaving: bool,
     random: u64,
     changes: VecDeque<Change>,
@@ -176,6 +233,22 @@ struct Own {
     renew_at: Instant,
 }
 
+#[derive(Debug)]
+struct Skipped {
+    revision: Revision,
+    /// A subnet that is not free, although nobody can be reached there.
+    subnet: Option<SubnetKey>,
+}
+
+/// Why an entry is no usable lease.
+struct Unusable {
+    subnet: Option<SubnetKey>,
+    reason: String,
+}
+
+/// A record under our own public address.
+type OwnEntry = (SubnetKey, Entry, LeaseRecord);
+
 impl Manager {
     /// A manager that has not spoken to the store yet.
     #[must_use]
@@ -186,11 +259,18 @@ impl Manager {
             config: None,
             phase: Phase::ReadConfig,
             leases: BTreeMap::new(),
+            skipped: BTreeMap::new(),
             own: None,
+            listed: 0,
             watch_from: 0,
+            watch_ended: None,
+            short_watches: 0,
+            list_after: false,
             retry: None,
             failures: 0,
-            races: 0,
+            conflicts: 0,
+            disputes: 0,
+            disputed: None,
             leaving: false,
             changes: VecDeque::new(),
         }
@@ -208,7 +288,9 @@ impl Manager {
         if self.phase == Phase::Hold
             && let Some(own) = self.own
         {
-            if self.leaving {
+            if self.leaving && own.reservation {
+                self.end(Change::Left);
+            } else if self.leaving {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
                 self.phase = Phase::Put(own.key, own.revision, false);
@@ -220,9 +302,7 @@ impl Manager {
             Phase::WriteConfig => Action::Store(Op::Create {
                 key: self.config_key(),
                 value: self
-                    .settings
-                    .proposal
-                    .as_ref()
+                    .proposal()
                     .map(NetworkConfig::to_json)
                     .unwrap_or_default(),
                 ttl: None,
@@ -245,21 +325,22 @@ impl Manager {
             }),
             Phase::Hold => Action::Watch {
                 from: self.watch_from,
-                until: self
-                    .own
-                    .map_or(now + LAST_RETRY, |own| own.renew_at.max(now)),
+                until: match self.own {
+                    Some(own) if !own.reservation => own.renew_at,
+                    // A reservation is never renewed.
+                    Some(_) | None => now + half(LEASE_TTL),
+                },
             },
         }
     }
 
     /// Takes the answer to the operation of the last poll.
     pub fn answer(&mut self, now: Instant, answer: Answer) {
-        self.failures = 0;
+        let failures = std::mem::take(&mut self.failures);
         match (self.phase.clone(), answer) {
             (Phase::ReadConfig, Answer::Value(entry)) => self.read_config(entry),
-            (Phase::WriteConfig, Answer::Done(_) | Answer::Conflict) => {
-                self.phase = Phase::ReadConfig;
-            }
+            (Phase::WriteConfig, Answer::Done(_)) => self.phase = Phase::ReadConfig,
+            (Phase::WriteConfig, Answer::Conflict) => self.look_again(now, Phase::ReadConfig),
             (Phase::List, Answer::Snapshot { revision, entries }) => {
                 self.snapshot(now, revision, entries);
             }
@@ -268,15 +349,16 @@ impl Manager {
             (Phase::Put(key, _, reservation), Answer::Done(revision)) => {
                 self.hold(now, key, revision, reservation);
             }
-            (Phase::Delete(..), Answer::Done(_)) if self.leaving => {
-                self.changes.push_back(Change::Left);
-                self.phase = Phase::Over;
+            (Phase::Delete(..), Answer::Done(_)) if self.leaving => self.end(Change::Left),
+            (Phase::Delete(..), Answer::Done(_)) => self.phase = Phase::List,
+            // Somebody wrote our record, or it has expired, or an answer of ours was lost.
+            (Phase::Put(..) | Phase::Delete(..), Answer::Conflict) => {
+                self.look_again(now, Phase::List);
             }
-            // Somebody wrote our record, or it has expired: look again.
-            (Phase::Put(..) | Phase::Delete(..), _) => self.phase = Phase::List,
-            (phase, _) => {
-                // An answer of another kind is a store's defect; ask again, not too soon.
-                self.phase = phase;
+            (Phase::Over | Phase::Hold, _) => {}
+            (_, _) => {
+                // An answer of another kind is a store's defect; ask again, later and later.
+                self.failures = failures;
                 self.failed(now);
             }
         }
@@ -284,42 +366,57 @@ impl Manager {
 
     /// The store did not answer; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
-        let factor = 1u64 << self.failures.min(6);
         self.failures = self.failures.saturating_add(1);
-        let delay = FIRST_RETRY.total_millis().saturating_mul(factor);
-        let delay = delay.min(LAST_RETRY.total_millis());
-        // Between half and all of it, so that many nodes do not come back together.
-        let jitter = self.random_below(delay / 2 + 1);
-        self.retry = Some(now + Duration::from_millis(delay / 2 + jitter));
-    }
-
-    /// Takes a change that the watch reports.
-    pub fn event(&mut self, event: WatchEvent) {
-        match event {
-            WatchEvent::Put(entry) => {
-                self.watch_from = self.watch_from.max(entry.revision + 1);
-                self.put(entry);
-            }
-            WatchEvent::Delete { key, revision } => {
-                self.watch_from = self.watch_from.max(revision + 1);
-                self.deleted(&key, revision);
-            }
-        }
-    }
-
-    /// The watch has ended, or has a gap: everything is read again.
-    pub fn watch_ended(&mut self) {
-        if self.phase == Phase::Hold {
+        self.delay(now, self.failures);
+        if self.leaving && matches!(self.phase, Phase::Create(_)) {
+            // Only to find out whether the store has done it nevertheless.
             self.phase = Phase::List;
         }
     }
 
-    /// Gives the lease back and stops.
+    /// Takes a change that the watch reports.
+    pub fn event(&mut self, now: Instant, event: WatchEvent) {
+        let (WatchEvent::Put(Entry { revision, .. }) | WatchEvent::Delete { revision, .. }) = event;
+        let is_old = revision <= self.listed;
+        if is_old || matches!(self.phase, Phase::Over | Phase::List) {
+            return;
+        }
+        self.watch_from = self.watch_from.max(revision.saturating_add(1));
+        match event {
+            WatchEvent::Put(entry) => self.written(now, &entry),
+            WatchEvent::Delete { key, revision } => self.deleted(&key, revision),
+        }
+    }
+
+    /// The watch has ended, or has a gap: everything is read again.
+    pub fn watch_ended(&mut self, now: Instant) {
+        match self.phase {
+            Phase::Over | Phase::List => return,
+            Phase::Hold => self.phase = Phase::List,
+            _ => self.list_after = true,
+        }
+        let is_short = |ended: Instant| now < ended + SHORT_WATCH;
+        if self.watch_ended.replace(now).is_some_and(is_short) {
+            self.short_watches = self.short_watches.saturating_add(1);
+            self.delay(now, self.short_watches);
+        } else {
+            self.short_watches = 0;
+        }
+    }
+
+    /// Gives the lease back and stops. A reservation stays in the store.
     pub fn leave(&mut self) {
+        if self.leaving || self.phase == Phase::Over {
+            return;
+        }
         self.leaving = true;
-        if self.own.is_none() {
-            self.phase = Phase::Over;
-            self.changes.push_back(Change::Left);
+        self.retry = None;
+        let writes = matches!(
+            self.phase,
+            Phase::Create(_) | Phase::Put(..) | Phase::Delete(..)
+        );
+        if self.own.is_none() && !writes {
+            self.end(Change::Left);
         }
     }
 
@@ -331,6 +428,12 @@ impl Manager {
     /// All leases but the node's own.
     pub fn leases(&self) -> impl Iterator<Item = (&SubnetKey, &LeaseRecord)> {
         self.leases.iter()
+    }
+
+    /// What the keys of all leases begin with: flannel lists and watches without a final slash.
+    #[must_use]
+    pub fn lease_prefix(&self) -> String {
+        format!("{}/subnets", self.settings.prefix)
     }
 
     /// The record of this node.
@@ -346,53 +449,65 @@ impl Manager {
         }
     }
 
+    fn proposal(&self) -> Option<&NetworkConfig> {
+        match &self.settings.wish {
+            Wish::Any => None,
+            Wish::IfNone(config) | Wish::Exactly(config) => Some(config),
+        }
+    }
+
     fn read_config(&mut self, entry: Option<Entry>) {
         let Some(entry) = entry else {
-            if self.settings.proposal.is_some() {
+            if self.proposal().is_some() {
                 self.phase = Phase::WriteConfig;
             } else {
                 self.lose(Loss::NoConfig(self.config_key()));
             }
             return;
         };
-        match NetworkConfig::parse(&entry.value) {
-            Err(error) => self.lose(error.into()),
-            Ok(config) => match &self.settings.proposal {
-                Some(asked) if *asked != config => {
-                    let (stored, asked) = (config.to_string(), asked.to_string());
-                    self.lose(Loss::OtherConfig { stored, asked });
-                }
-                Some(_) | None => {
-                    self.config = Some(config.clone());
-                    self.changes.push_back(Change::Configured(config));
-                    self.phase = Phase::List;
-                }
-            },
+        let config = match NetworkConfig::parse(&entry.value) {
+            Ok(config) => config,
+            Err(error) => return self.lose(error.into()),
+        };
+        if let Wish::Exactly(asked) = &self.settings.wish
+            && *asked != config
+        {
+            let (stored, asked) = (config.to_string(), asked.to_string());
+            return self.lose(Loss::OtherConfig { stored, asked });
         }
+        if let Backend::Other(name) = &config.backend {
+            // Its peers would take a record of ours for something that it is not.
+            return self.lose(Loss::OtherBackend(shorten(name)));
+        }
+        self.config = Some(config.clone());
+        self.changes.push_back(Change::Configured(config));
+        self.phase = Phase::List;
     }
 
     /// Compares what the store has with what we believed, and looks for our own lease.
     fn snapshot(&mut self, now: Instant, revision: Revision, entries: Vec<Entry>) {
-        self.watch_from = revision + 1;
+        self.listed = revision;
+        self.watch_from = revision.saturating_add(1);
+        self.list_after = false;
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
+        let known = std::mem::take(&mut self.skipped);
         for entry in entries {
-            let Some((key, record)) = self.parse(&entry) else {
-                continue;
-            };
-            if record.public_ip == self.settings.identity.public_ip {
-                own.push((key, entry, record));
-            } else {
-                found.insert(key, record);
+            match self.read(&entry) {
+                Ok((key, record)) if record.public_ip == self.settings.identity.public_ip => {
+                    own.push((key, entry, record));
+                }
+                Ok((key, record)) => {
+                    found.insert(key, record);
+                }
+                Err(unusable) => {
+                    let old = known.get(&entry.key).map(|skipped| skipped.revision);
+                    self.skip(&entry, unusable, old);
+                }
             }
         }
-        let gone: Vec<_> = self
-            .leases
-            .keys()
-            .filter(|key| !found.contains_key(*key))
-            .collect();
-        self.changes
-            .extend(gone.into_iter().map(|key| Change::PeerGone(*key)));
+        let gone = self.leases.keys().filter(|key| !found.contains_key(*key));
+        self.changes.extend(gone.map(|key| Change::PeerGone(*key)));
         for (key, record) in &found {
             if self.leases.get(key) != Some(record) {
                 self.changes.push_back(Change::Peer(*key, record.clone()));
@@ -400,40 +515,51 @@ impl Manager {
         }
         self.leases = found;
         match self.own {
-            Some(held) => self.check_own(now, held, own),
+            _ if self.leaving => self.give_back(&own),
+            Some(held) => self.check_own(now, held, &own),
             None => self.choose(now, &own),
         }
     }
 
-    /// After a gap in the watch: do we still have what we had?
-    fn check_own(&mut self, now: Instant, held: Own, own: Vec<(SubnetKey, Entry, LeaseRecord)>) {
+    /// We are leaving: is there a record of ours to delete?
+    fn give_back(&mut self, own: &[OwnEntry]) {
+        let held = self.own.map(|own| own.key);
+        let is_ours = |key| held.is_none_or(|held| held == key);
+        match own
+            .iter()
+            .find(|(key, entry, _)| entry.ttl.is_some() && is_ours(*key))
+        {
+            Some((key, entry, _)) => self.phase = Phase::Delete(*key, entry.revision),
+            None => self.end(Change::Left),
+        }
+    }
+
+    /// After a gap in the watch: do we still have what we had? A running node never changes its
+    /// subnet, because its pods would be stranded.
+    fn check_own(&mut self, now: Instant, held: Own, own: &[OwnEntry]) {
         if let Some((_, entry, record)) = own.iter().find(|(key, ..)| *key == held.key) {
-            if *record != self.record() {
-                self.phase = Phase::Put(held.key, entry.revision, held.reservation);
-                return;
+            if *record == self.record() {
+                self.adopt(now, held, entry);
+                self.phase = Phase::Hold;
+            } else {
+                self.dispute(now, held, entry.revision);
             }
-            let own = Own {
-                revision: entry.revision,
-                ..held
-            };
-            self.own = Some(own);
-            self.phase = Phase::Hold;
-        } else if let Some(record) = self.leases.get(&held.key) {
+        } else if let Some(record) = self.leases.get(&held.key).or_else(|| {
+            let mut leases = self.leases.iter();
+            let other = leases.find(|(key, _)| overlap(key.ipv4, held.key.ipv4));
+            other.map(|(_, record)| record)
+        }) {
             let holder = record.public_ip;
-            self.lose(Loss::Taken {
-                key: held.key.to_string(),
-                holder,
-            });
-        } else if self.overlaps(held.key.ipv4) {
-            self.own = None;
-            self.choose(now, &own);
+            self.taken(held.key, holder);
+        } else if let Some(skipped) = self.skipped.get(&self.lease_key(held.key)) {
+            self.dispute(now, held, skipped.revision);
         } else {
             // The store was wiped, or the lease has expired: publish it again.
             self.phase = Phase::Create(held.key);
         }
     }
 
-    fn choose(&mut self, now: Instant, own: &[(SubnetKey, Entry, LeaseRecord)]) {
+    fn choose(&mut self, now: Instant, own: &[OwnEntry]) {
         let Some(config) = self.config.clone() else {
             self.phase = Phase::ReadConfig;
             return;
@@ -450,10 +576,10 @@ impl Manager {
             return;
         }
         let previous = self.settings.previous.map(|previous| previous.trunc());
-        let previous = previous.filter(|net| config.allows(*net) && !self.overlaps(*net));
+        let previous = previous
+            .filter(|net| config.allows(*net) && !self.occupied().any(|key| overlap(key, *net)));
         let subnet = previous.or_else(|| {
-            let free = config.subnets().filter(|subnet| !self.overlaps(*subnet));
-            let free: Vec<_> = free.take(CANDIDATES).collect();
+            let free = self.free_subnets(&config);
             let index = self.random_below(free.len() as u64);
             free.get(index as usize).copied()
         });
@@ -463,27 +589,74 @@ impl Manager {
         }
     }
 
+    /// The first free subnets, upward: one pass over the leases however large the network is.
+    fn free_subnets(&self, config: &NetworkConfig) -> Vec<Ipv4Net> {
+        let bounds = |net: Ipv4Net| (number(net.network()), number(net.broadcast()));
+        let mut occupied: Vec<_> = self.occupied().map(bounds).collect();
+        occupied.sort_unstable();
+        let mut occupied = occupied.into_iter().peekable();
+        let size = 1u64 << (32 - config.subnet_len);
+        let (mut base, last) = (number(config.subnet_min), number(config.subnet_max));
+        let mut free = Vec::new();
+        while base <= last && free.len() < CANDIDATES {
+            match occupied.next_if(|(first, _)| *first < base + size) {
+                Some((_, end)) if end >= base => base = (end / size + 1) * size,
+                Some(_) => {}
+                None => {
+                    let address = u32::try_from(base).ok().map(Ipv4Addr::from);
+                    free.extend(
+                        address.and_then(|base| Ipv4Net::new(base, config.subnet_len).ok()),
+                    );
+                    base += size;
+                }
+            }
+        }
+        free
+    }
+
+    /// Every subnet that is not free.
+    fn occupied(&self) -> impl Iterator<Item = Ipv4Net> {
+        let skipped = self.skipped.values().filter_map(|skipped| skipped.subnet);
+        self.leases
+            .keys()
+            .copied()
+            .chain(skipped)
+            .map(|key| key.ipv4)
+    }
+
     fn lost_race(&mut self, now: Instant) {
-        self.phase = Phase::List;
-        self.races += 1;
-        if self.races >= MAX_RACES {
+        self.look_again(now, Phase::List);
+        if self.own.is_none() && self.conflicts >= MAX_RACES {
             self.lose(Loss::Races);
-        } else if self.races > 3 {
-            self.failed(now);
+        }
+    }
+
+    /// The store is not as we believed.
+    fn look_again(&mut self, now: Instant, phase: Phase) {
+        self.phase = phase;
+        self.conflicts = self.conflicts.saturating_add(1);
+        if self.conflicts > QUICK_CONFLICTS {
+            self.delay(now, self.conflicts - QUICK_CONFLICTS);
         }
     }
 
     fn hold(&mut self, now: Instant, key: SubnetKey, revision: Revision, reservation: bool) {
-        let renew_at = now + Duration::from_millis(LEASE_TTL.as_millis() as u64 / 2);
         let is_new = self.own.is_none_or(|own| own.key != key);
         self.own = Some(Own {
             key,
             revision,
             reservation,
-            renew_at,
+            renew_at: now + half(LEASE_TTL),
         });
-        self.races = 0;
-        self.phase = Phase::Hold;
+        self.conflicts = 0;
+        self.skipped.remove(&self.lease_key(key));
+        // A peer that had it for a moment, whose end the watch has not reported yet.
+        self.remove_peer(key);
+        self.phase = if self.list_after {
+            Phase::List
+        } else {
+            Phase::Hold
+        };
         self.changes.push_back(if is_new {
             Change::Acquired(key)
         } else {
@@ -491,72 +664,179 @@ impl Manager {
         });
     }
 
-    fn put(&mut self, entry: Entry) {
-        let Some((key, record)) = self.parse(&entry) else {
+    /// Takes our record as the store has it.
+    fn adopt(&mut self, now: Instant, held: Own, entry: &Entry) {
+        let renew_at = entry.ttl.map(|ttl| now + half(ttl).max(SHORTEST_RENEWAL));
+        self.own = Some(Own {
+            revision: entry.revision,
+            reservation: entry.ttl.is_none(),
+            renew_at: renew_at.map_or(held.renew_at, |at| at.min(held.renew_at)),
+            ..held
+        });
+    }
+
+    /// Our record is not what we wrote: write it again, later and later.
+    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
+        let is_recent = |disputed: Instant| now < disputed + DISPUTE_MEMORY;
+        if !self.disputed.replace(now).is_some_and(is_recent) {
+            self.disputes = 0;
+        }
+        self.disputes += 1;
+        if self.disputes > MAX_DISPUTES {
+            let (key, public_ip) = (held.key.to_string(), self.settings.identity.public_ip);
+            return self.lose(Loss::Disputed { key, public_ip });
+        }
+        self.phase = Phase::Put(held.key, revision, held.reservation);
+        self.changes.push_back(Change::Disputed(held.key));
+        self.delay(now, self.disputes);
+    }
+
+    fn written(&mut self, now: Instant, entry: &Entry) {
+        match self.read(entry) {
+            Ok((key, record)) => {
+                self.skipped.remove(&entry.key);
+                if self.claims(key) {
+                    self.own_written(now, entry, Some(&record));
+                } else if record.public_ip == self.settings.identity.public_ip {
+                    self.remove_peer(key);
+                } else if self.leases.get(&key) != Some(&record) {
+                    self.leases.insert(key, record.clone());
+                    self.changes.push_back(Change::Peer(key, record));
+                }
+            }
+            Err(unusable) => {
+                let subnet = unusable.subnet;
+                self.skip(entry, unusable, None);
+                match subnet {
+                    Some(key) if self.claims(key) => self.own_written(now, entry, None),
+                    Some(key) => self.remove_peer(key),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Our key was written, with no record if the value cannot be read.
+    fn own_written(&mut self, now: Instant, entry: &Entry, record: Option<&LeaseRecord>) {
+        let is_unchanged = record == Some(&self.record());
+        let Some(own) = self.own.filter(|_| self.phase == Phase::Hold) else {
+            self.list_after |= !is_unchanged;
             return;
         };
-        if let Some(own) = &mut self.own
-            && own.key == key
-        {
-            if record.public_ip == self.settings.identity.public_ip {
-                own.revision = own.revision.max(entry.revision);
-            } else if entry.revision > own.revision {
-                let holder = record.public_ip;
-                self.lose(Loss::Taken {
-                    key: key.to_string(),
-                    holder,
-                });
+        if entry.revision <= own.revision {
+            return;
+        }
+        match record {
+            Some(_) if is_unchanged => self.adopt(now, own, entry),
+            Some(record) if record.public_ip != self.settings.identity.public_ip => {
+                self.taken(own.key, record.public_ip);
             }
-        } else if record.public_ip != self.settings.identity.public_ip
-            && self.leases.get(&key) != Some(&record)
-        {
-            self.leases.insert(key, record.clone());
-            self.changes.push_back(Change::Peer(key, record));
+            Some(_) | None => self.dispute(now, own, entry.revision),
         }
     }
 
     fn deleted(&mut self, key: &str, revision: Revision) {
+        self.skipped.remove(key);
         let Some(key) = self.subnet_key(key) else {
             return;
         };
-        if let Some(own) = self.own
-            && own.key == key
-        {
-            if revision > own.revision && self.phase == Phase::Hold && !self.leaving {
-                self.phase = Phase::Create(key);
-            }
-        } else if self.leases.remove(&key).is_some() {
+        if !self.claims(key) {
+            self.remove_peer(key);
+        } else if self.phase != Phase::Hold {
+            self.list_after = true;
+        } else if self.own.is_some_and(|own| revision > own.revision) {
+            self.phase = Phase::List;
+        }
+    }
+
+    /// Whether the record of `key` is ours, or is about to be.
+    fn claims(&self, key: SubnetKey) -> bool {
+        match self.phase {
+            Phase::Create(ours) | Phase::Put(ours, ..) if ours == key => true,
+            _ => self.own.is_some_and(|own| own.key == key),
+        }
+    }
+
+    fn remove_peer(&mut self, key: SubnetKey) {
+        if self.leases.remove(&key).is_some() {
             self.changes.push_back(Change::PeerGone(key));
         }
     }
 
-    fn parse(&mut self, entry: &Entry) -> Option<(SubnetKey, LeaseRecord)> {
-        let skipped = |reason: &dyn fmt::Display| Change::Skipped {
-            key: entry.key.clone(),
-            reason: reason.to_string(),
-        };
+    fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), Unusable> {
         let Some(key) = self.subnet_key(&entry.key) else {
-            self.changes.push_back(skipped(&"its name is not a subnet"));
-            return None;
+            let reason = "its name is not a subnet".to_owned();
+            return Err(Unusable {
+                subnet: None,
+                reason,
+            });
         };
-        match LeaseRecord::parse(&entry.value) {
-            Ok(record) => Some((key, record)),
-            Err(error) => {
-                self.changes.push_back(skipped(&error));
-                None
+        let unusable = |reason| Unusable {
+            subnet: Some(key),
+            reason,
+        };
+        if entry.value.len() > MAX_VALUE {
+            let reason = format!("its value has more than {MAX_VALUE} bytes");
+            return Err(unusable(reason));
+        }
+        let record = LeaseRecord::parse(&entry.value).map_err(|error| unusable(shorten(&error)))?;
+        let ip = record.public_ip;
+        if ip == self.settings.identity.public_ip {
+            return Ok((key, record));
+        }
+        if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+            return Err(unusable(format!("no node can have the PublicIP {ip}")));
+        }
+        match &self.config {
+            // Its holder would be sent what is not for pods.
+            Some(config) if !config.network.contains(&key.ipv4) => {
+                let network = config.network;
+                Err(unusable(format!("it is not in the network {network}")))
             }
+            Some(_) | None => Ok((key, record)),
         }
     }
 
-    fn overlaps(&self, subnet: Ipv4Net) -> bool {
-        self.leases
-            .keys()
-            .any(|key| key.ipv4.contains(&subnet.network()) || subnet.contains(&key.ipv4.network()))
+    fn skip(&mut self, entry: &Entry, unusable: Unusable, known: Option<Revision>) {
+        let skipped = Skipped {
+            revision: entry.revision,
+            subnet: unusable.subnet,
+        };
+        self.skipped.insert(entry.key.clone(), skipped);
+        if known != Some(entry.revision) {
+            self.changes.push_back(Change::Skipped {
+                key: shorten(&entry.key),
+                reason: unusable.reason,
+            });
+        }
+    }
+
+    fn taken(&mut self, key: SubnetKey, holder: Ipv4Addr) {
+        let key = key.to_string();
+        self.lose(Loss::Taken { key, holder });
     }
 
     fn lose(&mut self, loss: Loss) {
+        self.end(if self.leaving {
+            Change::Left
+        } else {
+            Change::Lost(loss)
+        });
+    }
+
+    fn end(&mut self, change: Change) {
         self.phase = Phase::Over;
-        self.changes.push_back(Change::Lost(loss));
+        self.changes.push_back(change);
+    }
+
+    /// Lets the next operation wait: twice as long at each attempt, up to a limit.
+    fn delay(&mut self, now: Instant, attempt: u32) {
+        let factor = 1u64 << attempt.saturating_sub(1).min(6);
+        let delay = FIRST_RETRY.total_millis().saturating_mul(factor);
+        let delay = delay.min(LAST_RETRY.total_millis());
+        // Between half and all of it, so that many nodes do not come back together.
+        let jitter = self.random_below(delay / 2 + 1);
+        self.retry = Some(now + Duration::from_millis(delay / 2 + jitter));
     }
 
     fn random_below(&mut self, bound: u64) -> u64 {
@@ -569,20 +849,30 @@ impl Manager {
         format!("{}/config", self.settings.prefix)
     }
 
-    fn lease_prefix(&self) -> String {
-        format!("{}/subnets", self.settings.prefix)
-    }
-
     fn lease_key(&self, key: SubnetKey) -> String {
         format!("{}/{key}", self.lease_prefix())
     }
 
+    /// The subnet that a key names. Other ways to write the same subnet name nothing, because two
+    /// keys would be one lease.
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
-        key.strip_prefix(&self.lease_prefix())?
-            .strip_prefix('/')?
-            .parse()
-            .ok()
+        let text = key.strip_prefix(&self.lease_prefix())?.strip_prefix('/')?;
+        let key: SubnetKey = text.parse().ok()?;
+        (key.to_string() == text).then_some(key)
     }
+}
+
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
+fn number(address: Ipv4Addr) -> u64 {
+    u32::from(address).into()
+}
+
+/// Half of a time to live, which is at most a lease's.
+fn half(ttl: std::time::Duration) -> Duration {
+    Duration::from_millis(ttl.min(LEASE_TTL).as_millis() as u64 / 2)
 }
 
 #[cfg(test)]
@@ -703,7 +993,7 @@ mod tests {
             },
             prefix: PREFIX.to_owned(),
             previous: None,
-            proposal: None,
+            wish: Wish::Any,
             random_seed: last.into(),
         })
     }
@@ -737,7 +1027,7 @@ mod tests {
                         .collect();
                     let idle = pending.is_empty();
                     for event in pending {
-                        manager.event(event);
+                        manager.event(now, event);
                     }
                     changes.extend(manager.changes());
                     if idle {
@@ -881,7 +1171,7 @@ mod tests {
         store.delete(&format!("{PREFIX}/subnets/10.3.9.0-24"));
         store.lease("10.3.8.0-24", [192, 168, 0, 28]);
         store.log.clear();
-        manager.watch_ended();
+        manager.watch_ended(Instant::ZERO);
         let changes = settle(&mut manager, &mut store, Instant::ZERO);
         assert_eq!(
             peers(&changes),
@@ -978,28 +1268,434 @@ mod tests {
         assert_eq!(store.subnets(), []);
     }
 
+    fn proposal(network: &str) -> NetworkConfig {
+        NetworkConfig::new(network.parse().unwrap(), None, Backend::Udp { port: 8285 }).unwrap()
+    }
+
+    fn wishing(last: u8, wish: Wish) -> Manager {
+        let mut manager = manager(last);
+        manager.settings.wish = wish;
+        manager
+    }
+
     #[test]
-    fn the_configuration_is_proposed_once_and_must_agree() {
-        let proposal = |network: &str| {
-            NetworkConfig::new(network.parse().unwrap(), None, Backend::Udp { port: 8285 })
-        };
+    fn a_wish_is_written_once_and_exact_ones_must_agree() {
+        let (one, other) = (proposal("10.244.0.0/16"), proposal("10.9.0.0/16"));
         let mut store = Store::default();
-        let mut first = manager(1);
-        first.settings.proposal = Some(proposal("10.244.0.0/16").unwrap());
-        assert!(acquired(&settle(&mut first, &mut store, Instant::ZERO)).is_some());
-        let mut second = manager(2);
-        second.settings.proposal = Some(proposal("10.9.0.0/16").unwrap());
-        let changes = settle(&mut second, &mut store, Instant::ZERO);
-        let [Change::Lost(loss)] = &changes[..] else {
-            panic!("{changes:?}")
-        };
-        let text = loss.to_string();
-        assert!(
-            text.contains("10.244.0.0/16") && text.contains("10.9.0.0/16"),
-            "{text}"
-        );
-        let changes = settle(&mut manager(3), &mut Store::default(), Instant::ZERO);
+        let changes = settle(&mut wishing(1, Wish::Any), &mut store, Instant::ZERO);
         assert!(matches!(changes[..], [Change::Lost(Loss::NoConfig(_))]));
+
+        for first in [Wish::IfNone(one.clone()), Wish::Exactly(one.clone())] {
+            let mut store = Store::default();
+            let changes = settle(&mut wishing(1, first), &mut store, Instant::ZERO);
+            assert_eq!(changes[0], Change::Configured(one.clone()));
+            assert!(acquired(&changes).is_some());
+
+            for agrees in [
+                Wish::Any,
+                Wish::IfNone(other.clone()),
+                Wish::Exactly(one.clone()),
+            ] {
+                let changes = settle(&mut wishing(2, agrees), &mut store, Instant::ZERO);
+                assert_eq!(changes[0], Change::Configured(one.clone()));
+            }
+            let mut second = wishing(3, Wish::Exactly(other.clone()));
+            let changes = settle(&mut second, &mut store, Instant::ZERO);
+            let [Change::Lost(loss)] = &changes[..] else {
+                panic!("{changes:?}")
+            };
+            let text = loss.to_string();
+            assert!(
+                text.contains("10.244.0.0/16") && text.contains("10.9.0.0/16"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_network_whose_records_we_cannot_write_is_left_alone() {
+        let mut store =
+            Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#);
+        let changes = settle(&mut manager(1), &mut store, Instant::ZERO);
+        let loss = Loss::OtherBackend("host-gw".to_owned());
+        assert_eq!(changes, [Change::Lost(loss)]);
+        assert_eq!(store.subnets(), []);
+    }
+
+    #[test]
+    fn a_store_that_lost_the_answer_has_the_record_nevertheless() {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let mut now = Instant::ZERO;
+        // The first answer to each kind of write is lost.
+        let (mut lost, mut is_renewal) = (Vec::new(), false);
+        loop {
+            match manager.poll(now) {
+                Action::Store(op) => {
+                    let kind = (std::mem::discriminant(&op), is_renewal);
+                    let is_write = !matches!(op, Op::Get(_) | Op::List(_));
+                    let answer = store.execute(op);
+                    if is_write && !lost.contains(&kind) {
+                        lost.push(kind);
+                        manager.failed(now);
+                    } else {
+                        manager.answer(now, answer);
+                    }
+                }
+                Action::Wait { until } => now = until,
+                Action::Watch { .. } if is_renewal => manager.leave(),
+                Action::Watch { until, .. } => (now, is_renewal) = (until, true),
+                Action::Stop => break,
+            }
+        }
+        assert_eq!(lost.len(), 4, "Create, Put, Put of the renewal, Delete");
+        assert_eq!(store.subnets(), []);
+        let changes: Vec<_> = manager.changes().collect();
+        assert!(acquired(&changes).is_some());
+        assert!(changes.contains(&Change::Renewed));
+        assert_eq!(changes.last(), Some(&Change::Left));
+    }
+
+    #[test]
+    fn an_overlapping_lease_takes_a_subnet_whose_record_is_gone() {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        store.lease("10.3.0.0-17", [192, 168, 0, 9]);
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+        store.delete(&format!("{PREFIX}/subnets/{key}"));
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        let holder = Ipv4Addr::new(192, 168, 0, 9);
+        assert_eq!(changes, [Change::Lost(Loss::Taken { key, holder })]);
+        assert_eq!(store.subnets().len(), 1, "nothing is written any more");
+    }
+
+    #[test]
+    fn what_happens_during_an_operation_is_not_lost() {
+        let renewal = Instant::ZERO + Duration::from_secs(43_200);
+        // (what happens to the record after the renewal, before its answer; what follows)
+        for foreign in [false, true] {
+            let mut store = Store::with_config(CONFIG);
+            let mut manager = manager(1);
+            let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+            let Action::Store(op) = manager.poll(renewal) else {
+                panic!("it renews")
+            };
+            let before = store.revision;
+            let answer = store.execute(op);
+            if foreign {
+                store.lease(&subnet, [192, 168, 0, 66]);
+            } else {
+                store.delete(&format!("{PREFIX}/subnets/{subnet}"));
+            }
+            for event in store.log.clone() {
+                match &event {
+                    WatchEvent::Put(entry) if entry.revision > before => {}
+                    WatchEvent::Delete { revision, .. } if *revision > before => {}
+                    _ => continue,
+                }
+                manager.event(renewal, event);
+            }
+            manager.answer(renewal, answer);
+            let changes = settle(&mut manager, &mut store, renewal);
+            if foreign {
+                assert!(matches!(
+                    changes.last(),
+                    Some(Change::Lost(Loss::Taken { .. }))
+                ));
+            } else {
+                assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+            }
+        }
+    }
+
+    #[test]
+    fn events_older_than_the_list_are_ignored() {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+        store.delete(&format!("{PREFIX}/subnets/10.3.9.0-24"));
+        let mut manager = manager(1);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        for event in store.log.clone() {
+            manager.event(Instant::ZERO, event);
+        }
+        assert_eq!(manager.changes().next(), None);
+        assert_eq!(manager.leases().next(), None);
+    }
+
+    #[test]
+    fn a_store_that_was_wiped_gets_our_record_again() {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let mut store = Store::default();
+        manager.watch_ended(Instant::ZERO);
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        assert!(
+            matches!(changes[..], [Change::PeerGone(_), Change::Renewed]),
+            "{changes:?}"
+        );
+        assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+        store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_read_is_no_peer_and_no_free_subnet() {
+        let key = format!("{PREFIX}/subnets/10.3.1.0-24");
+        for bad in [
+            "rubbish",
+            r#"{"PublicIP":7}"#,
+            "{}",
+            r#"{"PublicIP":"224.0.0.1"}"#,
+            &"x".repeat(MAX_VALUE + 1),
+        ] {
+            let mut store = Store::with_config(
+                r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.2.0"}"#,
+            );
+            store.lease("10.3.1.0-24", [192, 168, 0, 9]);
+            let mut one = manager(1);
+            settle(&mut one, &mut store, Instant::ZERO);
+            store.write(&key, bad, Some(LEASE_TTL));
+            let changes = settle(&mut one, &mut store, Instant::ZERO);
+            let [Change::Skipped { reason, .. }, Change::PeerGone(gone)] = &changes[..] else {
+                panic!("{changes:?}")
+            };
+            assert!(reason.len() < 200, "{reason}");
+            assert_eq!(gone.to_string(), "10.3.1.0-24");
+            one.watch_ended(Instant::ZERO);
+            let changes = settle(&mut one, &mut store, Instant::ZERO);
+            assert_eq!(changes, [], "it is reported once");
+
+            // Not chosen, not even as the subnet of an earlier run.
+            let mut two = manager(2);
+            two.settings.previous = Some("10.3.1.0/24".parse().unwrap());
+            let changes = settle(&mut two, &mut store, Instant::ZERO);
+            assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(2))));
+
+            store.lease("10.3.1.0-24", [192, 168, 0, 9]);
+            let changes = settle(&mut one, &mut store, Instant::ZERO);
+            assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn a_peers_record_with_our_address_is_not_a_peer_any_more() {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.200.0-24", [192, 168, 0, 9]);
+        let mut manager = manager(1);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        store.lease("10.3.200.0-24", [192, 168, 0, 1]);
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        assert!(matches!(changes[..], [Change::PeerGone(_)]), "{changes:?}");
+    }
+
+    #[test]
+    fn keys_outside_the_network_or_in_another_spelling_are_skipped() {
+        let mut store = Store::with_config(CONFIG);
+        for key in [
+            "0.0.0.0-0",
+            "10.4.0.0-24",
+            "10.3.5.1-24",
+            "10.3.5.0-024",
+            "10.3.6.0-24&fd00:0::-64",
+        ] {
+            store.lease(key, [192, 168, 0, 9]);
+        }
+        let mut manager = manager(1);
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        let is_skip = |change: &&Change| matches!(change, Change::Skipped { .. });
+        assert_eq!(changes.iter().filter(is_skip).count(), 5);
+        assert_eq!(manager.leases().next(), None);
+    }
+
+    #[test]
+    fn our_record_is_written_again_where_others_change_it() {
+        for (value, ttl) in [
+            ("rubbish", None),
+            (
+                r#"{"PublicIP":"192.168.0.1","BackendType":"x"}"#,
+                Some(LEASE_TTL),
+            ),
+        ] {
+            for gap in [false, true] {
+                let mut store = Store::with_config(CONFIG);
+                let mut manager = manager(1);
+                let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+                let key = format!("{PREFIX}/subnets/{subnet}");
+                store.write(&key, value, ttl);
+                if gap {
+                    manager.watch_ended(Instant::ZERO);
+                }
+                let changes = settle(&mut manager, &mut store, Instant::ZERO);
+                assert!(
+                    changes
+                        .iter()
+                        .any(|change| matches!(change, Change::Disputed(_)))
+                );
+                assert_eq!(changes.last(), Some(&Change::Renewed));
+                assert_eq!(store.entries[&key].value, manager.record().to_json());
+                assert_eq!(store.entries[&key].ttl, Some(LEASE_TTL));
+            }
+        }
+    }
+
+    #[test]
+    fn two_nodes_with_one_address_do_not_fight_for_ever() {
+        let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+        let mut store = Store::with_config(config);
+        let mut twins = [manager(1), manager(1)];
+        twins[1].settings.identity.vtep_mac = VtepMac::from_random([9; 6]);
+        let mut now = Instant::ZERO;
+        let mut lost = Vec::new();
+        for _ in 0..100 {
+            for twin in &mut twins {
+                lost.extend(
+                    settle(twin, &mut store, now)
+                        .into_iter()
+                        .filter(|change| matches!(change, Change::Lost(Loss::Disputed { .. }))),
+                );
+                now += Duration::from_secs(1);
+            }
+        }
+        assert_eq!(lost.len(), 1, "{lost:?}");
+        assert!(store.revision < 50, "{} writes", store.revision);
+    }
+
+    #[test]
+    fn a_record_that_was_made_a_reservation_is_not_renewed() {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let value = manager.record().to_json();
+        store.write(&format!("{PREFIX}/subnets/{subnet}"), &value, None);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        let later = Instant::ZERO + Duration::from_secs(500_000);
+        assert_eq!(settle(&mut manager, &mut store, later), []);
+        let Action::Watch { until, .. } = manager.poll(later) else {
+            panic!("it holds")
+        };
+        assert!(until > later, "no busy loop");
+        manager.leave();
+        let changes = settle(&mut manager, &mut store, later);
+        assert_eq!(changes, [Change::Left]);
+        assert_eq!(store.subnets(), [(subnet, None)]);
+    }
+
+    #[test]
+    fn a_record_that_was_given_a_short_life_is_renewed_in_time() {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let value = manager.record().to_json();
+        let short = Some(std::time::Duration::from_secs(60));
+        store.write(&format!("{PREFIX}/subnets/{subnet}"), &value, short);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        let later = Instant::ZERO + Duration::from_secs(30);
+        assert_eq!(settle(&mut manager, &mut store, later), [Change::Renewed]);
+        assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+    }
+
+    #[test]
+    fn leaving_sees_a_write_through_that_is_in_flight() {
+        for answered in [false, true] {
+            let mut store = Store::with_config(CONFIG);
+            let mut manager = manager(1);
+            let now = Instant::ZERO;
+            let op = loop {
+                match manager.poll(now) {
+                    Action::Store(op @ Op::Create { .. }) => break op,
+                    Action::Store(op) => manager.answer(now, store.execute(op)),
+                    other => panic!("{other:?}"),
+                }
+            };
+            manager.leave();
+            manager.leave();
+            let answer = store.execute(op);
+            if answered {
+                manager.answer(now, answer);
+            } else {
+                manager.failed(now);
+            }
+            let changes = settle(&mut manager, &mut store, now);
+            assert_eq!(changes.last(), Some(&Change::Left));
+            assert_eq!(store.subnets(), []);
+            manager.leave();
+            assert_eq!(manager.changes().next(), None, "nothing follows");
+        }
+        let mut early = manager(1);
+        early.leave();
+        assert_eq!(early.changes().collect::<Vec<_>>(), [Change::Left]);
+        assert_eq!(early.poll(Instant::ZERO), Action::Stop);
+    }
+
+    #[test]
+    fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
+        let mut now = Instant::ZERO;
+        let mut manager = wishing(1, Wish::IfNone(proposal("10.244.0.0/16")));
+        let mut operations = 0;
+        while now < Instant::ZERO + Duration::from_secs(60) {
+            match manager.poll(now) {
+                Action::Store(Op::Get(_)) => manager.answer(now, Answer::Value(None)),
+                Action::Store(_) => manager.answer(now, Answer::Conflict),
+                Action::Wait { until } => now = until,
+                other => panic!("{other:?}"),
+            }
+            operations += 1;
+        }
+        assert!(operations < 150, "{operations}");
+        let mut manager = wishing(1, Wish::Any);
+        let mut delays = Vec::new();
+        for _ in 0..10 {
+            assert!(matches!(manager.poll(now), Action::Store(_)));
+            manager.answer(now, Answer::Done(1));
+            let Action::Wait { until } = manager.poll(now) else {
+                panic!()
+            };
+            delays.push((until - now).total_millis());
+            now = until;
+        }
+        assert!(delays[9] >= 2500, "{delays:?}");
+    }
+
+    #[test]
+    fn watches_that_end_at_once_are_opened_later_and_later() {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        let mut now = Instant::ZERO;
+        let mut watches = 0;
+        while now < Instant::ZERO + Duration::from_secs(60) {
+            match manager.poll(now) {
+                Action::Store(op) => manager.answer(now, store.execute(op)),
+                Action::Wait { until } => now = until,
+                Action::Watch { .. } => {
+                    watches += 1;
+                    manager.watch_ended(now);
+                }
+                Action::Stop => panic!(),
+            }
+        }
+        assert!((10..60).contains(&watches), "{watches}");
+    }
+
+    #[test]
+    fn a_large_network_is_searched_in_one_pass() {
+        let config = r#"{"Network":"10.0.0.0/8","SubnetLen":30}"#;
+        let mut store = Store::with_config(config);
+        for index in 0..20_000u32 {
+            let base = Ipv4Addr::from(0x0a00_0000 + index * 4);
+            store.lease(&format!("{base}-30"), [192, 168, 0, 9]);
+        }
+        store.lease("10.1.56.128-25", [192, 168, 0, 9]);
+        let mut manager = manager(1);
+        let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let config = NetworkConfig::parse(config).unwrap();
+        assert_eq!(manager.free_subnets(&config)[0].to_string(), "10.1.57.0/30");
+        assert!(key.starts_with("10.1.5"), "{key}");
     }
 
     #[test]

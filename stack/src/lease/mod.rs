@@ -11,7 +11,7 @@ mod record;
 
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
-pub use manager::{Action, Change, Identity, LEASE_TTL, Loss, Manager, Settings};
+pub use manager::{Action, Change, Identity, LEASE_TTL, Loss, Manager, Settings, Wish};
 pub use record::{InvalidRecord, LeaseRecord};
 
 use std::time::Duration;
@@ -98,4 +98,16 @@ pub enum WatchEvent {
         /// When.
         revision: Revision,
     },
+}
+
+/// The longest foreign text that a message repeats, in characters.
+const MAX_SHOWN: usize = 120;
+
+/// Foreign text for a message: a store's values can be megabytes.
+fn shorten(text: &impl ToString) -> String {
+    let text = text.to_string();
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::config::fields;
+use super::shorten;
 
 /// A lease's value. Its fields are in the order in which flannel writes them.
 #[derive(Debug, Clone, Serialize)]
@@ -100,7 +101,7 @@ impl LeaseRecord {
         let mut take = |name: &'static str| fields.remove(&name.to_ascii_lowercase());
         let wrong = |field, value: &Value| InvalidRecord::Field {
             field,
-            value: value.to_string(),
+            value: shorten(value),
         };
         let raw = |value: Option<Value>| {
             value.filter(|value| !value.is_null()).and_then(|value| {
