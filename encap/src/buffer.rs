@@ -87,12 +87,12 @@ impl<'a> PacketBuf<'a> {
 
     /// Removes up to `len` bytes from the front; the packet is empty if it had fewer.
     pub fn trim_front(&mut self, len: usize) {
-        self.start = (self.start + len).min(self.end);
+        self.start = self.start.saturating_add(len).min(self.end);
     }
 
     /// Shortens the packet to at most `len` bytes by cutting its end.
     pub fn truncate(&mut self, len: usize) {
-        self.end = self.end.min(self.start + len);
+        self.end = self.end.min(self.start.saturating_add(len));
     }
 
     /// Replaces the packet by a copy of `bytes`, with `HEADROOM` bytes free in front where the
@@ -129,7 +129,8 @@ mod tests {
         packet.trim_front(2);
         packet.truncate(3);
         assert_eq!(packet.as_slice(), b"pay");
-        packet.trim_front(9);
+        packet.truncate(usize::MAX);
+        packet.trim_front(usize::MAX);
         assert!(packet.is_empty());
     }
 
