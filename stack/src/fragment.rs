@@ -25,7 +25,8 @@ pub struct Fragments<'a> {
 
 impl<'a> Fragments<'a> {
     /// The pieces of `packet`, a well-formed IPv4 packet, for a link of the given MTU; `None` if
-    /// its "don't fragment" flag is set.
+    /// its "don't fragment" flag is set, or it is itself a fragment that ends beyond the longest
+    /// packet there can be (a "ping of death"), where offsets would wrap around.
     #[must_use]
     pub fn new(packet: &'a [u8], mtu: Mtu) -> Option<Self> {
         let view = Ipv4Packet::new_checked(packet).ok()?;
@@ -34,7 +35,8 @@ impl<'a> Fragments<'a> {
             usize::from(view.total_len()),
         );
         let packet = packet.get(..total)?;
-        (!view.dont_frag()).then_some(Self {
+        let possible = usize::from(view.frag_offset()) + total <= usize::from(u16::MAX);
+        (possible && !view.dont_frag()).then_some(Self {
             packet,
             header_len,
             mtu: mtu.get().into(),
@@ -146,6 +148,21 @@ mod tests {
     #[test]
     fn what_must_not_be_fragmented_is_not() {
         assert!(Fragments::new(&packet(&[], &[1; 99], true), Mtu::MIN).is_none());
+    }
+
+    #[test]
+    fn pieces_beyond_the_largest_packet_are_not_made() {
+        let mut piece = packet(&[], &[1; 3000], false);
+        let offset = |piece: &mut [u8], units: u16| {
+            piece[6..8].copy_from_slice(&units.to_be_bytes());
+        };
+        // 65,515 bytes are the most a packet carries behind a header without options.
+        offset(&mut piece, (65_515 - 3000) / 8);
+        assert_eq!(fragments(&piece, 1500).len(), 3);
+        offset(&mut piece, (65_515 - 3000) / 8 + 1);
+        assert!(Fragments::new(&piece, Mtu::ETHERNET).is_none());
+        offset(&mut piece, 0x1fff);
+        assert!(Fragments::new(&piece, Mtu::ETHERNET).is_none());
     }
 
     #[test]
