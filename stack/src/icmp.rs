@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use muslin_encap::checksum;
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 /// The longest error in bytes, with its IP header (RFC 1812 section 4.3.2.3).
@@ -40,13 +40,15 @@ impl IcmpError {
 
     /// Writes this error about `offender`, a well-formed IPv4 packet, as a whole IPv4 packet from
     /// `source` into `buffer`, and returns its length. It quotes the offender as far as 576 bytes
-    /// reach. `None` if there must be no error about that packet, or the buffer is too short.
+    /// and the buffer reach. `None` if there must be no error about that packet, or the buffer is
+    /// shorter than the headers.
     #[must_use]
     pub fn write(self, buffer: &mut [u8], source: Ipv4Addr, offender: &[u8]) -> Option<usize> {
         if !may_answer(offender) {
             return None;
         }
-        let quoted = offender.len().min(MAX_LEN - HEADERS_LEN);
+        let room = buffer.len().min(MAX_LEN).checked_sub(HEADERS_LEN)?;
+        let quoted = offender.len().min(room);
         let len = HEADERS_LEN + quoted;
         let packet = buffer.get_mut(..len)?;
         packet.fill(0);
@@ -138,7 +140,8 @@ impl RateLimiter {
         let earned = elapsed / Self::MICROS_PER_TOKEN;
         if earned > 0 {
             self.tokens = Self::BURST.min(self.tokens.saturating_add(earned.min(1 << 20) as u32));
-            self.refilled = now;
+            // The rest of a token counts towards the next one.
+            self.refilled += Duration::from_micros(earned * Self::MICROS_PER_TOKEN);
         }
         if self.tokens == 0 {
             return false;
@@ -150,10 +153,8 @@ impl RateLimiter {
 
 #[cfg(test)]
 mod tests {
-    use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader, icmpv4::TimeExceededCode};
-    use smoltcp::time::Duration;
-
     use super::*;
+    use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader, icmpv4::TimeExceededCode};
 
     const POD: [u8; 4] = [10, 244, 1, 2];
     const OTHER: [u8; 4] = [10, 244, 2, 3];
@@ -262,6 +263,12 @@ mod tests {
         assert!(!limiter.allow(now));
         now += Duration::from_millis(10);
         assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 10);
+        let taken = (0..10).filter(|_| {
+            now += Duration::from_micros(1900);
+            limiter.allow(now)
+        });
+        assert_eq!(taken.count(), 10);
+        assert!(limiter.allow(now), "parts of a token add up");
         now += Duration::from_secs(3600);
         assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 50);
     }

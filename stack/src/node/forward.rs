@@ -248,7 +248,9 @@ impl Node {
             return;
         }
         let mut buffer = [0; icmp::MAX_LEN];
-        if let Some(len) = error.write(&mut buffer, self.gateway(), offender) {
+        // An error larger than the MTU would have to be fragmented; it quotes less instead.
+        let room = icmp::MAX_LEN.min(self.config.mtu.get().into());
+        if let Some(len) = error.write(&mut buffer[..room], self.gateway(), offender) {
             self.originate(now, &buffer[..len]);
         }
     }

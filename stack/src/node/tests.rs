@@ -535,7 +535,7 @@ fn bad_frames_from_a_pod_are_dropped_for_the_right_reason() {
             Why::DestinationNotUnicast,
         ),
         (
-            ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x86dd, &[0; 60]),
+            ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x86dd, &[59; 60]),
             Why::EtherTypeUnsupported,
         ),
         (
@@ -743,6 +743,19 @@ fn icmp_errors_are_rate_limited() {
     }
     assert_eq!(outputs(&mut node).len(), 50);
     assert_adds_up(&node);
+}
+
+#[test]
+fn an_error_fits_a_small_mtu() {
+    let mut config = bare_node(1, "udp").config;
+    config.mtu = Mtu::MIN;
+    let mut node = Node::new(config, NOW).unwrap();
+    node.attach(POD_PORT, attachment(1, 2, true));
+    from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 1, 900)));
+    let errors = outputs(&mut node);
+    assert_eq!(errors.len(), 1);
+    assert_eq!(icmp_of(&errors[0].1).2, Icmpv4Message::TimeExceeded);
+    assert_eq!(errors[0].1.len(), frame::HEADER_LEN + 68);
 }
 
 /// A frame or datagram that is valid but for a few bytes.
