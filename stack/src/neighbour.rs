@@ -61,8 +61,11 @@ pub enum Resolution {
         /// Whether an ARP request is due now.
         ask: bool,
     },
-    /// Too many packets wait already.
-    QueueFull,
+    /// Too many packets wait already, for this address or for all of them.
+    QueueFull {
+        /// Whether an ARP request is due now.
+        ask: bool,
+    },
     /// Too many addresses are being asked for already.
     TableFull,
 }
@@ -88,6 +91,7 @@ struct Entry {
 pub struct Neighbours {
     entries: HashMap<IpAddr, Entry, Seed>,
     limit: usize,
+    permanent: usize,
     waiting: usize,
     /// No timer is due before this; `None` if none runs.
     due: Option<Instant>,
@@ -100,6 +104,7 @@ impl Neighbours {
         Self {
             entries: HashMap::with_hasher(seed),
             limit,
+            permanent: 0,
             waiting: 0,
             due: None,
         }
@@ -112,8 +117,10 @@ impl Neighbours {
             place: Some(place),
             waiting: VecDeque::new(),
         };
-        let waiting = self.entries.insert(address, entry).map(|old| old.waiting);
-        self.released(waiting.unwrap_or_default())
+        let old = self.entries.insert(address, entry);
+        let was = old.as_ref().is_some_and(Entry::is_permanent);
+        self.permanent += usize::from(!was);
+        self.released(old.map(|old| old.waiting).unwrap_or_default())
     }
 
     /// Where `address` is, as far as that is known; it may have gone stale.
@@ -130,10 +137,7 @@ impl Neighbours {
         {
             return Resolution::Known(place);
         }
-        if self.waiting >= WAITING_IN_ALL {
-            return Resolution::QueueFull;
-        }
-        if !self.entries.contains_key(&address) && self.entries.len() >= self.limit {
+        if !self.entries.contains_key(&address) && self.is_full() {
             return Resolution::TableFull;
         }
         let due = now + RETRY;
@@ -149,8 +153,10 @@ impl Neighbours {
             entry.place = None;
             self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
         }
-        if entry.waiting.len() >= WAITING_PER_ADDRESS {
-            return Resolution::QueueFull;
+        // The request goes out even so, or packets for a few addresses that nobody has would keep
+        // all others from being found.
+        if entry.waiting.len() >= WAITING_PER_ADDRESS || self.waiting >= WAITING_IN_ALL {
+            return Resolution::QueueFull { ask };
         }
         entry.waiting.push_back(packet.to_vec());
         self.waiting += 1;
@@ -160,7 +166,7 @@ impl Neighbours {
     /// Hears in an ARP message that `address` is at `place`, and returns the packets that waited
     /// for it. Only addresses that were asked for, are known, or are announced to us are kept.
     pub fn hear(&mut self, address: IpAddr, place: Place, now: Instant) -> VecDeque<Vec<u8>> {
-        let full = self.entries.len() >= self.limit;
+        let full = self.is_full();
         match self.entries.get_mut(&address) {
             Some(entry) if entry.accepts(place, now) => {
                 entry.state = State::Reachable { since: now };
@@ -184,8 +190,16 @@ impl Neighbours {
 
     /// Forgets everything behind `port`.
     pub fn forget_port(&mut self, port: PortId) {
-        self.entries
-            .retain(|_, entry| entry.place.is_none_or(|place| place.port != port));
+        let permanent = &mut self.permanent;
+        self.entries.retain(|_, entry| {
+            let stays = entry.place.is_none_or(|place| place.port != port);
+            *permanent -= usize::from(!stays && entry.is_permanent());
+            stays
+        });
+    }
+
+    fn is_full(&self) -> bool {
+        self.entries.len() - self.permanent >= self.limit
     }
 
     /// When [`Self::handle_timeout`] is next needed.
@@ -243,6 +257,10 @@ impl Neighbours {
 }
 
 impl Entry {
+    fn is_permanent(&self) -> bool {
+        self.state == State::Permanent
+    }
+
     fn is_alive(&self, now: Instant) -> bool {
         match self.state {
             State::Permanent => true,
@@ -326,7 +344,7 @@ mod tests {
         }
         assert_eq!(
             table.resolve(ADDRESS, b"", Instant::ZERO),
-            Resolution::QueueFull
+            Resolution::QueueFull { ask: false }
         );
         for i in 0..(WAITING_IN_ALL / WAITING_PER_ADDRESS - 1) as u8 {
             for _ in 0..WAITING_PER_ADDRESS {
@@ -335,7 +353,7 @@ mod tests {
         }
         assert_eq!(
             table.resolve(address(99), b"", Instant::ZERO),
-            Resolution::QueueFull
+            Resolution::QueueFull { ask: true }
         );
         let mut table = Neighbours::new(2, Seed(1));
         table.resolve(address(1), b"", Instant::ZERO);
@@ -346,6 +364,53 @@ mod tests {
         );
         table.hear(address(3), place(1), Instant::ZERO);
         assert_eq!(table.iter().count(), 2);
+    }
+
+    #[test]
+    fn permanent_entries_take_no_room_from_others() {
+        let mut table = Neighbours::new(1, Seed(1));
+        let address = |i: u8| IpAddr::from([10, 244, 1, i]);
+        let now = Instant::ZERO;
+        table.add_permanent(address(1), place(1));
+        table.add_permanent(address(2), place(1));
+        let wait = Resolution::Wait { ask: true };
+        assert_eq!(table.resolve(address(3), b"", now), wait);
+        assert_eq!(table.resolve(address(4), b"", now), Resolution::TableFull);
+        // What was learned makes room when it becomes permanent, and so does what is forgotten.
+        table.add_permanent(address(3), place(1));
+        table.hear(address(4), place(2), now);
+        table.hear(address(5), place(2), now);
+        assert_eq!(table.iter().count(), 4);
+        table.forget_port(PortId(2));
+        assert_eq!(table.resolve(address(5), b"", now), wait);
+        while let Some(due) = table.poll_at() {
+            table.handle_timeout(due, |_| {});
+        }
+        table.hear(address(6), place(2), now);
+        table.age(now + REACHABLE);
+        assert_eq!(table.resolve(address(7), b"", now), wait);
+    }
+
+    #[test]
+    fn an_address_is_asked_for_even_if_its_packets_cannot_wait() {
+        let mut table = Neighbours::new(100, Seed(1));
+        let address = |i: u8| IpAddr::from([10, 244, 1, i]);
+        for i in 0..(WAITING_IN_ALL / WAITING_PER_ADDRESS) as u8 {
+            for _ in 0..WAITING_PER_ADDRESS {
+                table.resolve(address(100 + i), b"", Instant::ZERO);
+            }
+        }
+        for ask in [true, false] {
+            assert_eq!(
+                table.resolve(ADDRESS, b"", Instant::ZERO),
+                Resolution::QueueFull { ask }
+            );
+        }
+        table.hear(ADDRESS, place(1), Instant::ZERO);
+        assert_eq!(
+            table.resolve(ADDRESS, b"", Instant::ZERO),
+            Resolution::Known(place(1))
+        );
     }
 
     #[test]

@@ -164,7 +164,12 @@ impl Node {
                         }
                         Ok(Verdict::Consumed)
                     }
-                    Resolution::QueueFull => Err(DropReason::NeighbourQueueFull),
+                    Resolution::QueueFull { ask } => {
+                        if ask {
+                            self.ask_for(destination);
+                        }
+                        Err(DropReason::NeighbourQueueFull)
+                    }
                     Resolution::TableFull => Err(DropReason::NeighbourTableFull),
                 }
             }
