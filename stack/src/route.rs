@@ -42,6 +42,14 @@ impl<T> RouteTable<T> {
         }
     }
 
+    /// The value of the route to exactly `prefix`, host bits ignored.
+    pub fn get(&self, prefix: IpNet) -> Option<&T> {
+        match prefix.trunc() {
+            IpNet::V4(prefix) => self.v4.get(&prefix),
+            IpNet::V6(prefix) => self.v6.get(&prefix),
+        }
+    }
+
     /// The value of the longest prefix that holds `address`.
     pub fn lookup(&self, address: IpAddr) -> Option<&T> {
         match address {
@@ -128,6 +136,7 @@ mod tests {
             for (i, (insert, prefix)) in operations.into_iter().enumerate() {
                 let prefix = prefix.trunc();
                 let old = naive.iter().position(|(p, _)| *p == prefix).map(|at| naive.remove(at).1);
+                prop_assert_eq!(table.get(prefix).copied(), old);
                 if insert {
                     prop_assert_eq!(table.insert(prefix, i), old);
                     naive.push((prefix, i));

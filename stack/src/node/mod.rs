@@ -239,12 +239,15 @@ impl Node {
         old.is_some()
     }
 
-    /// Adds a peer, or replaces the one of the same identity and keeps its counters.
+    /// Adds a peer, or replaces the one of the same identity and keeps its counters. There is no
+    /// route to a peer that claims this node's own subnet or a part of it.
     pub fn set_peer(&mut self, peer: Peer) {
         let old = self.take_peer(peer.id);
         let idle = Traffic::default();
         let (received, sent) = old.map_or((idle, idle), |old| (old.received, old.sent));
-        self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
+        if !self.is_within(peer.subnet) {
+            self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
+        }
         self.sources
             .entry(peer.address.ip())
             .or_default()
@@ -267,8 +270,14 @@ impl Node {
     fn take_peer(&mut self, id: PeerId) -> Option<PeerState> {
         let old = self.peers.remove(&id)?;
         // Another peer may have taken the route over meanwhile, and ours must stay.
-        if self.routes.lookup(old.peer.subnet.addr()) == Some(&NextHop::Peer(id)) {
-            self.routes.remove(old.peer.subnet);
+        let subnet = old.peer.subnet.trunc();
+        if self.routes.get(subnet) == Some(&NextHop::Peer(id)) {
+            let others = self.peers.values().map(|state| &state.peer);
+            let heir = others.filter(|peer| peer.subnet.trunc() == subnet);
+            match heir.map(|peer| peer.id).min() {
+                Some(heir) => self.routes.insert(subnet, NextHop::Peer(heir)),
+                None => self.routes.remove(subnet),
+            };
         }
         if let Some(sharing) = self.sources.get_mut(&old.peer.address.ip()) {
             sharing.retain(|other| *other != id);
@@ -277,6 +286,10 @@ impl Node {
             }
         }
         Some(old)
+    }
+
+    fn is_within(&self, prefix: IpNet) -> bool {
+        matches!(prefix, IpNet::V4(prefix) if self.subnet.contains(&prefix))
     }
 
     /// Takes an Ethernet frame from a port.
@@ -306,9 +319,16 @@ impl Node {
     pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
         let (verdict, bytes) = self.output.queue.pop_front()?;
         self.counters.originated += 1;
-        let verdict = match packet.replace(&bytes) {
-            Ok(()) => verdict,
-            Err(_) => Verdict::Drop(DropReason::HeadroomExceeded),
+        let verdict = match (verdict, packet.replace(&bytes)) {
+            (_, Err(_)) => Verdict::Drop(DropReason::HeadroomExceeded),
+            // The control plane may have taken away what the packet was for while it was queued.
+            (Verdict::Port(port), _) if !self.ports.contains_key(&port) => {
+                Verdict::Drop(DropReason::PortGone)
+            }
+            (Verdict::Peer { id, .. }, _) if !self.peers.contains_key(&id) => {
+                Verdict::Drop(DropReason::PeerGone)
+            }
+            (verdict, Ok(())) => verdict,
         };
         self.output.free.push(bytes);
         Some(self.count(verdict, packet.len()))

@@ -758,6 +758,63 @@ fn an_error_fits_a_small_mtu() {
     assert_eq!(errors[0].1.len(), frame::HEADER_LEN + 68);
 }
 
+fn peer(id: u8, subnet: &str) -> Peer {
+    Peer {
+        id: PeerId(id.into()),
+        subnet: subnet.parse().unwrap(),
+        address: underlay(id),
+        vtep_mac: Some(vtep(id)),
+    }
+}
+
+#[test]
+fn no_peer_takes_the_nodes_own_subnet() {
+    let mut node = node(1, "udp");
+    for subnet in ["10.244.1.0/24", "10.244.1.2/32"] {
+        node.set_peer(peer(7, subnet));
+        let (verdict, _) = from_peer(&mut node, 2, &ping(pod(2, 2), pod(1, 2), 9, 0));
+        assert_eq!(verdict, Verdict::Port(POD_PORT), "{subnet}");
+        node.remove_peer(PeerId(7));
+        let (verdict, _) = from_peer(&mut node, 2, &ping(pod(2, 2), pod(1, 2), 9, 0));
+        assert_eq!(verdict, Verdict::Port(POD_PORT), "{subnet}");
+    }
+}
+
+#[test]
+fn a_route_goes_with_its_peer_and_no_other() {
+    let mut node = bare_node(1, "udp");
+    let to = |node: &Node, address: Ipv4Addr| node.routes.lookup(address.into()).cloned();
+    // A longer prefix in it does not keep a route alive.
+    node.set_peer(peer(2, "10.244.2.0/24"));
+    node.set_peer(peer(3, "10.244.2.0/25"));
+    node.remove_peer(PeerId(2));
+    assert_eq!(to(&node, pod(2, 200)), None);
+    assert_eq!(to(&node, pod(2, 2)), Some(NextHop::Peer(PeerId(3))));
+    // Of two peers with one subnet the one that stays has the route.
+    node.set_peer(peer(4, "10.244.2.9/25"));
+    node.remove_peer(PeerId(4));
+    assert_eq!(to(&node, pod(2, 2)), Some(NextHop::Peer(PeerId(3))));
+}
+
+#[test]
+fn what_is_for_a_port_or_peer_that_has_gone_is_dropped() {
+    let mut node = node(1, "udp");
+    from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(1, 1), 9, 0)));
+    from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 9, 2000)));
+    node.detach(POD_PORT);
+    node.remove_peer(PeerId(2));
+    let verdicts: Vec<_> = outputs(&mut node).into_iter().map(|(v, _)| v).collect();
+    assert_eq!(
+        verdicts,
+        [
+            Verdict::Drop(DropReason::PortGone),
+            Verdict::Drop(DropReason::PeerGone),
+            Verdict::Drop(DropReason::PeerGone)
+        ]
+    );
+    assert_adds_up(&node);
+}
+
 /// A frame or datagram that is valid but for a few bytes.
 fn mutated() -> impl Strategy<Value = (bool, Vec<u8>)> {
     let packet = (1u8..4, 0u8..6, 1u8..4, 0u8..6, 0u8..4, 0usize..2000).prop_map(
