@@ -41,9 +41,10 @@ reasons! {
     SourceMacSpoofed, "source-mac-spoofed", "A pod sent from a MAC address that is not its own.";
     SourceAddressSpoofed, "source-address-spoofed", "A pod sent from an IP address that is not its own.";
     SourceAddressInvalid, "source-address-invalid", "A packet's source was a multicast, broadcast, loopback or unspecified address.";
-    RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect.";
+    RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect, or headers that could hide one.";
+    ReservedGroup, "reserved-group", "A frame was for a group address that bridges keep to themselves (IEEE 802.1D).";
     Hairpin, "hairpin", "A frame's destination is behind the port it came from.";
-    EtherTypeUnsupported, "ether-type-unsupported", "A frame for the router was neither IPv4 nor ARP.";
+    EtherTypeUnsupported, "ether-type-unsupported", "A frame was of a type that cannot be routed, or that a guarded pod may not send.";
     UnknownPeer, "unknown-peer", "A datagram came from an address that holds no lease.";
     VxlanTooShort, "vxlan-too-short", "A datagram was shorter than a VXLAN header.";
     VxlanNoVni, "vxlan-no-vni", "A VXLAN header had no valid VNI.";

@@ -21,6 +21,13 @@ pub fn parse(frame: &[u8]) -> Result<EthernetFrame<&[u8]>, DropReason> {
     EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTooShort)
 }
 
+/// Whether a group address is one of those that end at the next bridge: spanning tree, pause
+/// frames, LLDP (IEEE 802.1D section 7.12.6).
+#[must_use]
+pub fn is_reserved_group(address: EthernetAddress) -> bool {
+    matches!(address.0, [0x01, 0x80, 0xc2, 0, 0, 0..=0x0f])
+}
+
 /// Puts an Ethernet header in front of an IPv4 packet.
 ///
 /// # Errors

@@ -3,15 +3,19 @@
 //! CVE-2020-10749 and its relatives are why router advertisements from pods are never forwarded:
 //! a rogue one takes over the traffic of every host that accepts it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smoltcp::wire::{
-    ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv6Message, Icmpv6Packet,
-    IpProtocol, Ipv4Packet, Ipv6Packet,
+    ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv6Packet,
 };
 
 use crate::drops::DropReason;
 use crate::port::Attachment;
+
+/// ICMPv6 message types (RFC 4861 section 4).
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
 
 /// Which guards are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,29 +24,34 @@ pub struct Policy {
     pub peers: bool,
 }
 
-/// Checks the sender of a frame from a pod.
+/// Checks the sender of a frame from a pod, where `macs` and `addresses` are the node's own, which
+/// no pod may use, guarded or not.
 ///
 /// # Errors
 /// The reason to drop it.
 pub fn check_pod(
     frame: &EthernetFrame<&[u8]>,
     attachment: &Attachment,
-    own: &[EthernetAddress],
+    macs: &[EthernetAddress],
+    addresses: &[Ipv4Addr],
 ) -> Result<(), DropReason> {
     let source = frame.src_addr();
     if !source.is_unicast() {
         return Err(DropReason::SourceMacGroup);
     }
-    if own.contains(&source) {
+    if macs.contains(&source) {
         return Err(DropReason::SourceMacOwn);
     }
     if attachment.guarded && source != attachment.mac {
         return Err(DropReason::SourceMacSpoofed);
     }
     match frame.ethertype() {
-        EthernetProtocol::Arp => check_arp(frame.payload(), attachment),
-        EthernetProtocol::Ipv4 => check_ipv4(frame.payload(), attachment),
+        EthernetProtocol::Arp => check_arp(frame.payload(), attachment, addresses),
+        EthernetProtocol::Ipv4 => check_ipv4(frame.payload(), attachment, addresses),
         EthernetProtocol::Ipv6 => check_ipv6(frame.payload(), attachment),
+        // VLAN tags and SNAP headers would hide a forged packet that the receiver takes out of
+        // them (CVE-2021-27853 and three more).
+        EthernetProtocol::Unknown(_) if attachment.guarded => Err(DropReason::EtherTypeUnsupported),
         EthernetProtocol::Unknown(_) => Ok(()),
     }
 }
@@ -61,7 +70,7 @@ fn owns(attachment: &Attachment, address: impl Into<IpAddr>) -> bool {
     !attachment.guarded || attachment.addresses.contains(&address.into())
 }
 
-fn check_arp(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason> {
+fn check_arp(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Result<(), DropReason> {
     let Ok(arp) = ArpPacket::new_checked(payload) else {
         return Ok(());
     };
@@ -76,22 +85,24 @@ fn check_arp(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason> 
     };
     let source = Ipv4Addr::new(a, b, c, d);
     // A probe for a duplicate address comes from 0.0.0.0 (RFC 5227 section 2.1.1).
-    if source.is_unspecified() || owns(attachment, source) {
+    let may = owns(attachment, source) && !own.contains(&source);
+    if source.is_unspecified() || may {
         Ok(())
     } else {
         Err(DropReason::SourceAddressSpoofed)
     }
 }
 
-fn check_ipv4(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason> {
-    // Malformed packets are the router's to refuse; here only the source counts.
-    let Ok(packet) = Ipv4Packet::new_checked(payload) else {
+fn check_ipv4(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Result<(), DropReason> {
+    // Malformed packets are the router's to refuse, but the switch would pass them on: so the
+    // source counts whatever the rest of the header says.
+    let Some(&[a, b, c, d]) = payload.get(12..16) else {
         return Ok(());
     };
-    let source = packet.src_addr();
+    let source = Ipv4Addr::new(a, b, c, d);
     if is_martian(source) {
         Err(DropReason::SourceAddressInvalid)
-    } else if owns(attachment, source) {
+    } else if owns(attachment, source) && !own.contains(&source) {
         Ok(())
     } else {
         Err(DropReason::SourceAddressSpoofed)
@@ -102,17 +113,23 @@ fn check_ipv6(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason>
     let Ok(packet) = Ipv6Packet::new_checked(payload) else {
         return Ok(());
     };
-    if packet.next_header() == IpProtocol::Icmpv6
-        && Icmpv6Packet::new_checked(packet.payload()).is_ok_and(|icmp| {
-            matches!(
-                icmp.msg_type(),
-                Icmpv6Message::RouterAdvert | Icmpv6Message::Redirect
-            )
-        })
-    {
-        return Err(DropReason::RouterAdvertisement);
-    }
     let source = packet.src_addr();
+    if let Some(icmp) = icmpv6(packet.next_header(), packet.payload())? {
+        match icmp {
+            [ROUTER_ADVERTISEMENT | REDIRECT, ..] => return Err(DropReason::RouterAdvertisement),
+            [NEIGHBOUR_ADVERTISEMENT, ..] => {
+                // Its target is what the receiver believes, not its source.
+                let target = icmp
+                    .get(8..24)
+                    .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
+                let target = target.map(Ipv6Addr::from);
+                if target.is_some_and(|it| !it.is_unicast_link_local() && !owns(attachment, it)) {
+                    return Err(DropReason::SourceAddressSpoofed);
+                }
+            }
+            _ => {}
+        }
+    }
     if source.is_multicast() || source.is_loopback() {
         Err(DropReason::SourceAddressInvalid)
     } else if source.is_unspecified() || source.is_unicast_link_local() || owns(attachment, source)
@@ -120,5 +137,35 @@ fn check_ipv6(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason>
         Ok(())
     } else {
         Err(DropReason::SourceAddressSpoofed)
+    }
+}
+
+/// The ICMPv6 message in the payload of an IPv6 packet, behind any extension headers; `None` if
+/// there is none. A packet that ends, or is cut into fragments, before that is known is refused
+/// (RFC 7113 section 3): a router advertisement may be in it.
+fn icmpv6(first: IpProtocol, payload: &[u8]) -> Result<Option<&[u8]>, DropReason> {
+    let (mut kind, mut rest) = (first, payload);
+    loop {
+        let (next, len) = match (kind, rest) {
+            (IpProtocol::Icmpv6, message) => return Ok(Some(message)),
+            (IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts, header) => {
+                let [next, len, ..] = header else {
+                    return Err(DropReason::RouterAdvertisement);
+                };
+                (*next, (usize::from(*len) + 1) * 8)
+            }
+            (IpProtocol::Ipv6Frag, [next, _, high, low, ..]) => {
+                // Pieces but the first have nothing to read, and are nothing without the first.
+                if u16::from_be_bytes([*high, *low]) & 0xfff8 != 0 {
+                    return Ok(None);
+                }
+                (*next, 8)
+            }
+            (IpProtocol::Ipv6Frag, _) => return Err(DropReason::RouterAdvertisement),
+            (IpProtocol::IpSecAh, [next, len, ..]) => (*next, (usize::from(*len) + 2) * 4),
+            _ => return Ok(None),
+        };
+        kind = IpProtocol::from(next);
+        rest = rest.get(len..).ok_or(DropReason::RouterAdvertisement)?;
     }
 }

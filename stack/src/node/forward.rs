@@ -80,14 +80,14 @@ impl Node {
         self.forward(now, destination, &next, packet)
     }
 
-    /// A pod's source was checked at its port; a peer's must be in its lease.
+    /// Whose address a pod's source is was checked at its port; a peer's must be in its lease.
     fn check_source(&self, origin: Origin, source: Ipv4Addr) -> Result<(), DropReason> {
+        if guard::is_martian(source) || source == self.subnet.broadcast() {
+            return Err(DropReason::SourceAddressInvalid);
+        }
         let Origin::Peer(outer) = origin else {
             return Ok(());
         };
-        if guard::is_martian(source) {
-            return Err(DropReason::SourceAddressInvalid);
-        }
         let in_lease = |id: &PeerId| {
             self.peers
                 .get(id)

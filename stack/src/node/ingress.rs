@@ -26,11 +26,11 @@ impl Node {
         id: PortId,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let own = self.own_macs();
+        let own = (self.own_macs(), self.own_addresses());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.len());
         let view = frame::parse(packet.as_slice())?;
-        guard::check_pod(&view, &port.attachment, &own)?;
+        guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ethertype = view.ethertype();
         self.fdb.learn(source, id, now);
@@ -41,6 +41,9 @@ impl Node {
             if to_gateway || destination.is_multicast() {
                 self.ask_gateway(now, packet.as_slice());
             }
+        }
+        if frame::is_reserved_group(destination) {
+            return Err(DropReason::ReservedGroup);
         }
         if destination.is_multicast() {
             return Ok(Verdict::Flood { except: Some(id) });
@@ -171,9 +174,14 @@ impl Node {
         }
     }
 
+    /// The gateway's addresses.
+    fn own_addresses(&self) -> [Ipv4Addr; 2] {
+        [self.gateway(), self.subnet.network()]
+    }
+
     /// Whether an address is one of the gateway's.
     pub(super) fn is_own(&self, address: Ipv4Addr) -> bool {
-        address == self.gateway() || address == self.subnet.network()
+        self.own_addresses().contains(&address)
     }
 
     fn hear_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
@@ -204,6 +212,7 @@ impl Node {
     }
 
     fn ask_gateway(&mut self, now: Instant, bytes: &[u8]) {
+        let answer_to_probe = self.answer_to_probe(bytes);
         let Self {
             gateway,
             output,
@@ -211,7 +220,7 @@ impl Node {
             fdb,
             ..
         } = self;
-        gateway.arp(now, bytes, |answer| {
+        let mut reply = |answer: &[u8]| {
             let target = frame::parse(answer).map(|view| view.dst_addr());
             let verdict = match target.map(|mac| fdb.lookup(mac, now)) {
                 Ok(Some(port)) => Verdict::Port(port),
@@ -221,6 +230,33 @@ impl Node {
                 counters.originated += 1;
                 counters.drop(reason);
             }
-        });
+        };
+        match answer_to_probe {
+            Some(answer) => reply(&answer),
+            None => gateway.arp(now, bytes, reply),
+        }
+    }
+
+    /// The answer to a pod that asks, before it has an address, whether one of the gateway's is
+    /// free (RFC 5227 section 2.1.1). smoltcp answers only those who have an address.
+    fn answer_to_probe(&self, bytes: &[u8]) -> Option<[u8; frame::ARP_LEN]> {
+        let ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr: Ipv4Addr::UNSPECIFIED,
+            target_protocol_addr,
+            ..
+        } = frame::arp(bytes.get(frame::HEADER_LEN..)?)?
+        else {
+            return None;
+        };
+        let may_answer = self.is_own(target_protocol_addr) && source_hardware_addr.is_unicast();
+        may_answer.then(|| {
+            frame::write_arp(
+                ArpOperation::Reply,
+                (self.config.gateway_mac, target_protocol_addr),
+                (source_hardware_addr, Ipv4Addr::UNSPECIFIED),
+            )
+        })
     }
 }

@@ -815,6 +815,174 @@ fn what_is_for_a_port_or_peer_that_has_gone_is_dropped() {
     assert_adds_up(&node);
 }
 
+#[test]
+fn frames_for_the_bridge_itself_are_not_flooded() {
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, false));
+    for last in 0..=0x10 {
+        let group = EthernetAddress([0x01, 0x80, 0xc2, 0, 0, last]);
+        let (verdict, _) = from_pod(&mut node, &ethernet(pod_mac(1, 2), group, 0x88cc, &[0; 46]));
+        let expected = if last < 0x10 {
+            Verdict::Drop(DropReason::ReservedGroup)
+        } else {
+            Verdict::Flood {
+                except: Some(POD_PORT),
+            }
+        };
+        assert_eq!(verdict, expected, "{group}");
+    }
+}
+
+#[test]
+fn a_guarded_pod_cannot_hide_a_packet_from_the_guard() {
+    let mut node = node(1, "vxlan");
+    let forged = ping(pod(1, 1), pod(1, 3), 9, 0);
+    // A kernel takes a tag of VLAN 0 off and goes on with what is behind it (CVE-2021-27853).
+    let tagged = [&[0, 0, 0x08, 0x00][..], &forged].concat();
+    let snap = [&[0xaa, 0xaa, 3, 0, 0, 0, 0x08, 0x00][..], &forged].concat();
+    for (kind, rest) in [(0x8100, &tagged), (0x88a8, &tagged), (46, &snap)] {
+        let frame = ethernet(pod_mac(1, 2), pod_mac(1, 3), kind, rest);
+        let (verdict, _) = from_pod(&mut node, &frame);
+        assert_eq!(verdict, Verdict::Drop(DropReason::EtherTypeUnsupported));
+    }
+    // Nor with lengths that do not add up, which the switch would not look at.
+    let mut longer = forged.clone();
+    longer[2] = 0x7f;
+    let frame = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, &longer);
+    assert_eq!(
+        from_pod(&mut node, &frame).0,
+        Verdict::Drop(DropReason::SourceAddressSpoofed)
+    );
+    // One that is not guarded may use tags, between pods.
+    node.attach(POD_PORT, attachment(1, 2, false));
+    let frame = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x8100, &tagged);
+    assert_eq!(from_pod(&mut node, &frame).0, Verdict::Port(OTHER_PORT));
+}
+
+#[test]
+fn nobody_poses_as_the_gateway_or_the_broadcast_address() {
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, false));
+    for own in [pod(1, 0), pod(1, 1)] {
+        let claim = frame::write_arp(
+            ArpOperation::Reply,
+            (pod_mac(1, 2), own),
+            (EthernetAddress::BROADCAST, own),
+        );
+        for frame in [claim.to_vec(), pod_frame(&ping(own, pod(1, 9), 9, 0))] {
+            assert_eq!(
+                from_pod(&mut node, &frame).0,
+                Verdict::Drop(DropReason::SourceAddressSpoofed)
+            );
+        }
+    }
+    for destination in [pod(1, 1), pod(8, 8)] {
+        assert_eq!(
+            from_pod(&mut node, &pod_frame(&ping(pod(1, 255), destination, 9, 0))).0,
+            Verdict::Drop(DropReason::SourceAddressInvalid)
+        );
+    }
+    assert!(outputs(&mut node).is_empty());
+}
+
+#[test]
+fn a_probe_for_the_gateways_address_is_answered() {
+    let mut node = node(1, "vxlan");
+    let probe = frame::write_arp(
+        ArpOperation::Request,
+        (pod_mac(1, 2), Ipv4Addr::UNSPECIFIED),
+        (EthernetAddress::BROADCAST, pod(1, 1)),
+    );
+    from_pod(&mut node, &probe);
+    let expected = frame::write_arp(
+        ArpOperation::Reply,
+        (GATEWAY_MAC, pod(1, 1)),
+        (pod_mac(1, 2), Ipv4Addr::UNSPECIFIED),
+    );
+    assert_eq!(
+        outputs(&mut node),
+        [(Verdict::Port(POD_PORT), expected.to_vec())]
+    );
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_router_advertisement_is_found_behind_other_headers() {
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, false));
+    let frame = |first: u8, payload: &[u8]| {
+        let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, first, 255];
+        packet.extend(pod_v6(2).octets());
+        packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend(payload);
+        let all_nodes = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
+        ethernet(pod_mac(1, 2), all_nodes, 0x86dd, &packet)
+    };
+    let advertisement = [134, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let behind = |headers: &[u8]| [headers, &advertisement].concat();
+    let hidden = [
+        // Destination options, and hop-by-hop options before them.
+        frame(60, &behind(&[58, 0, 1, 4, 0, 0, 0, 0])),
+        frame(
+            0,
+            &behind(&[60, 0, 1, 4, 0, 0, 0, 0, 58, 0, 1, 4, 0, 0, 0, 0]),
+        ),
+        frame(51, &behind(&[58, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1])),
+        // The first of several fragments, with the message and before it.
+        frame(44, &behind(&[58, 0, 0, 1, 0, 0, 0, 7])),
+        frame(44, &[60, 0, 0, 1, 0, 0, 0, 7, 58, 2, 1, 4, 0, 0, 0, 0]),
+    ];
+    for frame in hidden {
+        assert_eq!(
+            from_pod(&mut node, &frame).0,
+            Verdict::Drop(DropReason::RouterAdvertisement),
+            "{frame:02x?}"
+        );
+    }
+    let echo = [128, 0, 0, 0, 0, 0, 0, 0];
+    for harmless in [
+        frame(58, &echo),
+        frame(60, &[&[58, 0, 1, 4, 0, 0, 0, 0][..], &echo].concat()),
+        frame(44, &[58, 0, 0, 8, 0, 0, 0, 7, 134, 0]),
+        frame(17, &[0; 8]),
+        frame(59, &[]),
+    ] {
+        assert!(matches!(
+            from_pod(&mut node, &harmless).0,
+            Verdict::Flood { .. }
+        ));
+    }
+}
+
+#[test]
+fn a_guarded_pod_advertises_only_itself() {
+    let mut node = node(1, "vxlan");
+    let mut own = attachment(1, 2, true);
+    own.addresses.push(pod_v6(2).into());
+    node.attach(POD_PORT, own);
+    let advertise = |target: std::net::Ipv6Addr| {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, 255];
+        packet.extend(pod_v6(2).octets());
+        packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend([136, 0, 0, 0, 0x20, 0, 0, 0]);
+        packet.extend(target.octets());
+        let all_nodes = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
+        ethernet(pod_mac(1, 2), all_nodes, 0x86dd, &packet)
+    };
+    assert!(matches!(
+        from_pod(&mut node, &advertise(pod_v6(2))).0,
+        Verdict::Flood { .. }
+    ));
+    assert_eq!(
+        from_pod(&mut node, &advertise(pod_v6(3))).0,
+        Verdict::Drop(DropReason::SourceAddressSpoofed)
+    );
+}
+
+fn pod_v6(host: u16) -> std::net::Ipv6Addr {
+    std::net::Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, host)
+}
+
 /// A frame or datagram that is valid but for a few bytes.
 fn mutated() -> impl Strategy<Value = (bool, Vec<u8>)> {
     let packet = (1u8..4, 0u8..6, 1u8..4, 0u8..6, 0u8..4, 0usize..2000).prop_map(
