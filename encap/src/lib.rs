@@ -7,6 +7,7 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod mac;
 pub mod overhead;
 pub mod udp;
 pub mod vxlan;

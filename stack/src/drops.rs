@@ -72,7 +72,6 @@ reasons! {
     PortDown, "port-down", "A pod's interface is down.";
     PortQueueFull, "port-queue-full", "A pod takes its frames too slowly.";
     PortFailed, "port-failed", "The kernel refused a frame for a pod.";
-    DatagramTooLong, "datagram-too-long", "A datagram was longer than the receive buffer.";
     UnderlayQueueFull, "underlay-queue-full", "The underlay socket's send buffer was full.";
     UnderlayFailed, "underlay-failed", "The kernel refused to send a datagram to a peer.";
 }
@@ -86,7 +85,6 @@ impl DropReason {
             Self::PortDown
                 | Self::PortQueueFull
                 | Self::PortFailed
-                | Self::DatagramTooLong
                 | Self::UnderlayQueueFull
                 | Self::UnderlayFailed
         )
@@ -184,6 +182,6 @@ mod tests {
             assert!(reason.describe().ends_with('.'));
         }
         assert!(counters.drops().all(|(_, count)| count == 1));
-        assert_eq!(counters.dropped(), DropReason::ALL.len() as u64 - 6);
+        assert_eq!(counters.dropped(), DropReason::ALL.len() as u64 - 5);
     }
 }

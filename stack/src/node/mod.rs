@@ -352,14 +352,6 @@ impl Node {
         }
     }
 
-    /// The ports a flooded frame goes to.
-    pub fn ports_except(&self, except: Option<PortId>) -> impl Iterator<Item = PortId> + '_ {
-        self.ports
-            .keys()
-            .copied()
-            .filter(move |port| Some(*port) != except)
-    }
-
     /// Counts a packet that the shell could not receive or hand over after its verdict.
     pub fn count_drop(&mut self, reason: DropReason) {
         self.counters.drop(reason);
