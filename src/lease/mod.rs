@@ -1,1 +1,8 @@
-//! Placeholder.
+//! Leases: the stores that hold them, and the task that keeps this node's own.
+//!
+//! The rules are in [`muslin_stack::lease`]; here are the ones who execute them.
+
+mod runner;
+pub mod store;
+
+pub use runner::run;

@@ -1,0 +1,248 @@
+//! The task that keeps this node's lease: it does what the lease rules ask for.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muslin_stack::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
+use smoltcp::time::Instant;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+use tracing::{debug, info, warn};
+
+use super::store::{Store, StoreError, Watch};
+use crate::error::{Error, Result};
+
+/// How long the store may take to give a lease back.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest sleep: timers stand still while a machine is suspended, and `clock` need not.
+const NAP: Duration = Duration::from_secs(1);
+
+/// Keeps a lease until it is given back or lost, and reports everything in order.
+///
+/// It ends after `Change::Left`, which follows `true` in `leave`, and after `Change::Lost`; also
+/// when nobody receives `changes` any more. To stop without giving the lease back, drop it. While
+/// the store is away nothing changes: the last known peers stay. `clock` must never go back.
+///
+/// # Errors
+/// Bad usage if the store refuses what a node needs for good; a failure if the store is away when
+/// the lease is to be given back.
+pub async fn run(
+    manager: Manager,
+    store: Arc<dyn Store>,
+    clock: impl Fn() -> Instant,
+    leave: watch::Receiver<bool>,
+    changes: mpsc::Sender<Change>,
+) -> Result<()> {
+    let name = store.describe();
+    let mut deadline = leave.clone();
+    let mut runner = Runner {
+        outage: Outage::new(name.clone()),
+        manager,
+        store,
+        clock,
+        leave,
+        is_leaving: false,
+        changes,
+        stream: None,
+    };
+    tokio::select! {
+        result = runner.keep() => result,
+        () = async { asked(&mut deadline).await; sleep(PATIENCE).await } => {
+            Err(Error::failed(format!(
+                "the lease is not given back, because {name} is away: it ends within a day"
+            )))
+        }
+    }
+}
+
+struct Runner<C> {
+    manager: Manager,
+    store: Arc<dyn Store>,
+    clock: C,
+    leave: watch::Receiver<bool>,
+    is_leaving: bool,
+    changes: mpsc::Sender<Change>,
+    /// The watch, which stays open during all operations but lists.
+    stream: Option<Box<dyn Watch>>,
+    outage: Outage,
+}
+
+impl<C: Fn() -> Instant> Runner<C> {
+    async fn keep(&mut self) -> Result<()> {
+        loop {
+            let action = self.manager.poll((self.clock)());
+            if self.report().await {
+                return Ok(());
+            }
+            match action {
+                Action::Store(op) => self.execute(op).await?,
+                Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await?,
+                Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await?,
+                Action::Stop => return Ok(()),
+            }
+        }
+    }
+
+    /// Sends what has changed; whether that was the end.
+    async fn report(&mut self) -> bool {
+        let changes: Vec<_> = self.manager.changes().collect();
+        for change in changes {
+            let is_last = matches!(change, Change::Left | Change::Lost(_));
+            if self.changes.send(change).await.is_err() || is_last {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn execute(&mut self, op: Op) -> Result<()> {
+        if matches!(op, Op::List(_)) {
+            self.stream = None;
+        }
+        let store = Arc::clone(&self.store);
+        let mut execution = store.execute(op);
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut execution => break answer,
+                events = next(&mut self.stream) => self.take(events)?,
+                // The operation is seen through: nobody could tell whether it was done.
+                () = asked(&mut self.leave), if !self.is_leaving => self.begin_leaving(),
+            }
+        };
+        let now = (self.clock)();
+        match answer {
+            Ok(answer) => {
+                self.outage.end(Of::Operation);
+                self.manager.answer(now, answer);
+            }
+            Err(StoreError::Refused(reason)) => return Err(Error::usage(reason)),
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Gap)) => {
+                self.outage.begin(Of::Operation, &error);
+                self.manager.failed(now);
+            }
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, from: Revision) -> Result<()> {
+        let prefix = self.manager.lease_prefix();
+        let opened = tokio::select! {
+            opened = self.store.watch(&prefix, from) => opened,
+            () = asked(&mut self.leave), if !self.is_leaving => {
+                self.begin_leaving();
+                return Ok(());
+            }
+        };
+        match opened {
+            Ok(stream) => {
+                self.stream = Some(stream);
+                self.outage.end(Of::Watch);
+                Ok(())
+            }
+            Err(error) => self.take(Err(error)),
+        }
+    }
+
+    /// Waits until something happens, or it is time.
+    async fn idle(&mut self, until: Instant) -> Result<()> {
+        let now = (self.clock)();
+        let left = if until > now {
+            Duration::from_micros((until - now).total_micros())
+        } else {
+            Duration::ZERO
+        };
+        tokio::select! {
+            events = next(&mut self.stream) => self.take(events),
+            () = sleep(left.min(NAP)) => Ok(()),
+            () = asked(&mut self.leave), if !self.is_leaving => {
+                self.begin_leaving();
+                Ok(())
+            }
+        }
+    }
+
+    fn begin_leaving(&mut self) {
+        self.is_leaving = true;
+        self.manager.leave();
+    }
+
+    /// Takes what the watch tells.
+    fn take(&mut self, events: std::result::Result<Vec<WatchEvent>, StoreError>) -> Result<()> {
+        let now = (self.clock)();
+        match events {
+            Ok(events) => {
+                for event in events {
+                    self.manager.event(now, event);
+                }
+                return Ok(());
+            }
+            Err(StoreError::Refused(reason)) => return Err(Error::usage(reason)),
+            Err(StoreError::Gap) => debug!("the watch has a gap: all leases are read again"),
+            Err(error @ StoreError::Unavailable(_)) => self.outage.begin(Of::Watch, &error),
+        }
+        self.stream = None;
+        self.manager.watch_ended(now);
+        Ok(())
+    }
+}
+
+/// The next changes of a watch that is open.
+async fn next(
+    stream: &mut Option<Box<dyn Watch>>,
+) -> std::result::Result<Vec<WatchEvent>, StoreError> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => pending().await,
+    }
+}
+
+/// Until the lease is to be given back; for ever if nobody can ask any more.
+async fn asked(leave: &mut watch::Receiver<bool>) {
+    if leave.wait_for(|leave| *leave).await.is_err() {
+        pending().await
+    }
+}
+
+/// What does not work, and what therefore must work again before an outage is over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Operation,
+    Watch,
+}
+
+/// Says once that a store is away, and once that it is back.
+struct Outage {
+    store: String,
+    began: Option<(Of, std::time::Instant)>,
+}
+
+impl Outage {
+    fn new(store: String) -> Self {
+        Self { store, began: None }
+    }
+
+    fn begin(&mut self, of: Of, error: &StoreError) {
+        match &mut self.began {
+            Some((began, _)) if of == Of::Watch => *began = of,
+            Some(_) => {}
+            None => {
+                let store = &self.store;
+                warn!("the lease store {store} is away: {error}; the known peers stay");
+                self.began = Some((of, std::time::Instant::now()));
+            }
+        }
+    }
+
+    fn end(&mut self, of: Of) {
+        // Operations can work where watches do not, but not the other way round.
+        if let Some((began, since)) = self.began
+            && (began == of || of == Of::Watch)
+        {
+            let (store, seconds) = (&self.store, since.elapsed().as_secs());
+            info!("the lease store {store} is back after {seconds} s");
+            self.began = None;
+        }
+    }
+}

@@ -1,0 +1,495 @@
+//! A static list of nodes in a TOML file, for networks that need no agreement.
+//!
+//! ```toml
+//! network = "10.244.0.0/16"
+//! subnet-len = 24            # optional; flannel's default for the network's size
+//! backend = "vxlan"          # or "udp"; optional
+//! vni = 1                    # optional, vxlan only; port and mtu (the underlay's) likewise
+//!
+//! [[node]]
+//! public-ip = "192.168.0.11"
+//! subnet = "10.244.1.0/24"
+//! vtep-mac = "0e:1f:20:a1:b2:c3"   # optional, vxlan only
+//! ```
+//!
+//! Every node has the same file. The MAC address of a node's VTEP is made of its public address
+//! where none is given: `0a:4d` and the four bytes, locally administered and unicast. A kernel
+//! node in the list needs the one that its device has.
+//!
+//! The file is read again when it changes; a new version with mistakes is reported once, and the
+//! old one stays in force. Entries never expire, and nothing can be written.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use muslin_encap::overhead::Mtu;
+use muslin_encap::udp;
+use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_stack::lease::{
+    Answer, Backend, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, VxlanOptions,
+    WatchEvent,
+};
+use parking_lot::Mutex;
+use serde::Deserialize;
+use toml::Spanned;
+use tracing::{info, warn};
+
+use super::{Store, StoreError, Watch, blocking};
+use crate::error::{Context, Error, Result};
+
+type StoreResult<T> = std::result::Result<T, StoreError>;
+
+/// How often the file is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// A static list in a file.
+pub(super) struct FileStore {
+    file: Arc<ListFile>,
+}
+
+impl FileStore {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// A failure if it cannot be read, bad usage that names line and field if it has mistakes.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let stamp = Stamp::of(path);
+        let text = std::fs::read_to_string(path)
+            .context(format!("cannot read the list of nodes {}", path.display()))?;
+        let list = List::parse(path, &text).map_err(Error::Usage)?;
+        let state = State {
+            list,
+            stamp,
+            revision: 1,
+        };
+        Ok(Self {
+            file: Arc::new(ListFile {
+                path: path.to_path_buf(),
+                state: Mutex::new(state),
+            }),
+        })
+    }
+}
+
+#[async_trait]
+impl Store for FileStore {
+    async fn execute(&self, op: Op) -> StoreResult<Answer> {
+        let file = Arc::clone(&self.file);
+        blocking(move || file.execute(op)).await
+    }
+
+    async fn watch(&self, _prefix: &str, from: Revision) -> StoreResult<Box<dyn Watch>> {
+        Ok(Box::new(FileWatch {
+            file: Arc::clone(&self.file),
+            from,
+        }))
+    }
+
+    fn describe(&self) -> String {
+        format!("file:{}", self.file.path.display())
+    }
+
+    fn vtep_mac(&self, public_ip: Ipv4Addr) -> StoreResult<Option<VtepMac>> {
+        let state = self.file.state.lock();
+        match state.list.nodes.get(&public_ip) {
+            Some(node) => Ok(node.record.vtep_mac()),
+            None => Err(self.file.missing(public_ip)),
+        }
+    }
+}
+
+struct FileWatch {
+    file: Arc<ListFile>,
+    from: Revision,
+}
+
+#[async_trait]
+impl Watch for FileWatch {
+    /// Ends when the list has changed: a list compares by value.
+    async fn next(&mut self) -> StoreResult<Vec<WatchEvent>> {
+        loop {
+            let file = Arc::clone(&self.file);
+            if blocking(move || Ok(file.refresh())).await? >= self.from {
+                return Err(StoreError::Gap);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+struct ListFile {
+    path: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    list: List,
+    stamp: Option<Stamp>,
+    /// Counts the versions that were read.
+    revision: Revision,
+}
+
+impl ListFile {
+    /// Reads the file again if it has changed. The list's revision.
+    fn refresh(&self) -> Revision {
+        let mut state = self.state.lock();
+        let stamp = Stamp::of(&self.path);
+        if stamp == state.stamp {
+            return state.revision;
+        }
+        // Also when it cannot be used: that is said once.
+        state.stamp = stamp;
+        let path = self.path.display();
+        let list = std::fs::read_to_string(&self.path)
+            .map_err(|error| format!("{path}: {error}"))
+            .and_then(|text| List::parse(&self.path, &text));
+        match list {
+            Err(error) => warn!("the list of nodes stays as it was: {error}"),
+            Ok(list) if list == state.list => {}
+            Ok(list) => {
+                if list.config != state.list.config {
+                    warn!("{path} has another network now: nodes take it when they start");
+                }
+                info!("{path} has {} nodes now", list.nodes.len());
+                state.list = list;
+                state.revision += 1;
+            }
+        }
+        state.revision
+    }
+
+    fn execute(&self, op: Op) -> StoreResult<Answer> {
+        let revision = self.refresh();
+        let state = self.state.lock();
+        let subnet = |key: &str| key.rsplit('/').next().unwrap_or_default().to_owned();
+        match op {
+            Op::Get(key) if key.ends_with("/config") => Ok(Answer::Value(Some(Entry {
+                key,
+                value: state.list.config.to_json(),
+                revision,
+                ttl: None,
+            }))),
+            Op::Get(key) => Ok(Answer::Value(state.list.entry(
+                &subnet(&key),
+                key,
+                revision,
+            ))),
+            Op::List(prefix) => {
+                let key = |node: &Node| format!("{prefix}/{}", node.key);
+                let mut entries: Vec<_> = state.list.nodes.values().collect();
+                entries.sort_by_key(|node| key(node));
+                let entry = |node: &Node| node.entry(key(node), revision);
+                Ok(Answer::Snapshot {
+                    revision,
+                    entries: entries.into_iter().map(entry).collect(),
+                })
+            }
+            Op::Create { key, .. } if key.ends_with("/config") => Ok(Answer::Conflict),
+            Op::Create { key, value, .. } => {
+                match state.list.entry(&subnet(&key), key.clone(), revision) {
+                    Some(_) => Ok(Answer::Conflict),
+                    None => Err(self.unlisted(&state.list, &subnet(&key), &value)),
+                }
+            }
+            Op::CompareAndPut {
+                key,
+                value,
+                expected,
+                ..
+            } => match state.list.entry(&subnet(&key), key.clone(), revision) {
+                Some(entry) if entry.value == value && expected == revision => {
+                    Ok(Answer::Done(revision))
+                }
+                Some(entry) if entry.value == value => Ok(Answer::Conflict),
+                Some(_) | None => Err(self.unlisted(&state.list, &subnet(&key), &value)),
+            },
+            Op::CompareAndDelete { key, .. } => {
+                let (path, subnet) = (self.path.display(), subnet(&key));
+                Err(StoreError::Refused(format!(
+                    "{path} is a static list, from which {subnet} is not deleted: edit it"
+                )))
+            }
+        }
+    }
+
+    /// Why a record cannot be written.
+    fn unlisted(&self, list: &List, subnet: &str, value: &str) -> StoreError {
+        let path = self.path.display();
+        let Ok(record) = LeaseRecord::parse(value) else {
+            return StoreError::Refused(format!("{path} is a static list"));
+        };
+        let ip = record.public_ip;
+        match list.nodes.get(&ip) {
+            None => self.missing(ip),
+            Some(node) if node.key.to_string() != subnet => StoreError::Refused(format!(
+                "{path} has the subnet {} for {ip}, and {subnet} is in use: start the node again",
+                node.key.ipv4
+            )),
+            Some(node) => {
+                let mac = node.record.vtep_mac().map(|mac| mac.to_string());
+                StoreError::Refused(format!(
+                    "{path} describes the node {ip} otherwise ({}, vtep-mac {}): start it again",
+                    node.record.backend(),
+                    mac.as_deref().unwrap_or("none"),
+                ))
+            }
+        }
+    }
+
+    fn missing(&self, public_ip: Ipv4Addr) -> StoreError {
+        let path = self.path.display();
+        StoreError::Refused(format!(
+            "{path} has no [[node]] with public-ip \"{public_ip}\": add it"
+        ))
+    }
+}
+
+/// Tells versions of the file apart.
+#[derive(PartialEq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Self {
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct List {
+    config: NetworkConfig,
+    nodes: HashMap<Ipv4Addr, Node>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Node {
+    key: SubnetKey,
+    record: LeaseRecord,
+}
+
+impl Node {
+    fn entry(&self, key: String, revision: Revision) -> Entry {
+        Entry {
+            key,
+            value: self.record.to_json(),
+            revision,
+            ttl: None,
+        }
+    }
+}
+
+/// The file's text as it is.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Document {
+    network: Spanned<String>,
+    subnet_len: Option<Spanned<u8>>,
+    backend: Option<Spanned<String>>,
+    vni: Option<Spanned<u32>>,
+    port: Option<Spanned<u16>>,
+    mtu: Option<Spanned<u32>>,
+    #[serde(default)]
+    node: Vec<NodeTable>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct NodeTable {
+    public_ip: Spanned<String>,
+    subnet: Spanned<String>,
+    vtep_mac: Option<Spanned<String>>,
+}
+
+impl List {
+    /// Reads and checks a list. The error is one line with file, line and field.
+    fn parse(path: &Path, text: &str) -> std::result::Result<Self, String> {
+        let source = Source { path, text };
+        let document: Document = toml::from_str(text).map_err(|error| {
+            let span = error.span().unwrap_or_default();
+            source.mistake(span.clone(), source.field(span), error.message())
+        })?;
+        let config = source.config(&document)?;
+        let mut nodes = HashMap::new();
+        // All have one length, so that those that overlap are equal.
+        let mut subnets = HashSet::new();
+        for table in &document.node {
+            let (ip, node) = source.node(&config, table)?;
+            let subnet = node.key.ipv4;
+            if nodes.insert(ip, node).is_some() {
+                let span = table.public_ip.span();
+                return Err(source.mistake(span, "public-ip", format!("{ip} is listed twice")));
+            }
+            if !subnets.insert(subnet) {
+                let error = format!("{subnet} is listed twice");
+                return Err(source.mistake(table.subnet.span(), "subnet", error));
+            }
+        }
+        Ok(Self { config, nodes })
+    }
+
+    fn entry(&self, subnet: &str, key: String, revision: Revision) -> Option<Entry> {
+        let mut nodes = self.nodes.values();
+        let node = nodes.find(|node| node.key.to_string() == subnet)?;
+        Some(node.entry(key, revision))
+    }
+}
+
+/// Where a list is read from, to say where its mistakes are.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn config(&self, document: &Document) -> std::result::Result<NetworkConfig, String> {
+        let network: Ipv4Net = self.read("network", &document.network)?;
+        let subnet_len = document.subnet_len.as_ref().map(|len| *len.get_ref());
+        let mut config =
+            NetworkConfig::new(network, subnet_len, self.backend(document)?).map_err(|error| {
+                match &document.subnet_len {
+                    Some(len) => self.mistake(len.span(), "subnet-len", error),
+                    None => self.mistake(document.network.span(), "network", error),
+                }
+            })?;
+        // Flannel keeps the first subnet free; who writes a list may give it away.
+        config.subnet_min = config.network.network();
+        Ok(config)
+    }
+
+    fn backend(&self, document: &Document) -> std::result::Result<Backend, String> {
+        let port = match &document.port {
+            Some(port) if *port.get_ref() == 0 => {
+                return Err(self.mistake(port.span(), "port", "0 is not a port"));
+            }
+            port => port.as_ref().map(|port| *port.get_ref()),
+        };
+        match &document.backend {
+            Some(backend) if backend.get_ref() == "udp" => {
+                for (field, span) in [
+                    ("vni", document.vni.as_ref().map(Spanned::span)),
+                    ("mtu", document.mtu.as_ref().map(Spanned::span)),
+                ] {
+                    if let Some(span) = span {
+                        return Err(self.mistake(span, field, "the backend udp has none"));
+                    }
+                }
+                Ok(Backend::Udp {
+                    port: port.unwrap_or(udp::PORT),
+                })
+            }
+            Some(backend) if backend.get_ref() != "vxlan" => {
+                let error = format!("'{}' is neither vxlan nor udp", backend.get_ref());
+                Err(self.mistake(backend.span(), "backend", error))
+            }
+            Some(_) | None => {
+                let mut options = VxlanOptions::default();
+                if let Some(vni) = &document.vni {
+                    options.vni = Vni::new(*vni.get_ref())
+                        .map_err(|error| self.mistake(vni.span(), "vni", error))?;
+                }
+                if let Some(mtu) = &document.mtu {
+                    let checked = Mtu::new(*mtu.get_ref())
+                        .map_err(|error| self.mistake(mtu.span(), "mtu", error))?;
+                    options.mtu = Some(checked);
+                }
+                options.port = port.unwrap_or(options.port);
+                Ok(Backend::Vxlan(options))
+            }
+        }
+    }
+
+    fn node(
+        &self,
+        config: &NetworkConfig,
+        table: &NodeTable,
+    ) -> std::result::Result<(Ipv4Addr, Node), String> {
+        let ip: Ipv4Addr = self.read("public-ip", &table.public_ip)?;
+        if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+            let error = format!("no node can have {ip}");
+            return Err(self.mistake(table.public_ip.span(), "public-ip", error));
+        }
+        let subnet: Ipv4Net = self.read("subnet", &table.subnet)?;
+        let wrong = |error: String| Err(self.mistake(table.subnet.span(), "subnet", error));
+        if subnet.trunc() != subnet {
+            return wrong(format!(
+                "{subnet} is not a subnet, but {} is",
+                subnet.trunc()
+            ));
+        }
+        if !config.network.contains(&subnet) {
+            return wrong(format!("{subnet} is not in the network {}", config.network));
+        }
+        if subnet.prefix_len() != config.subnet_len {
+            let len = config.subnet_len;
+            return wrong(format!("{subnet} is not a /{len}, which subnet-len says"));
+        }
+        let mac = match &table.vtep_mac {
+            None => derived_mac(ip),
+            Some(mac) => self.read("vtep-mac", mac)?,
+        };
+        let record = match &config.backend {
+            Backend::Vxlan(vxlan) => LeaseRecord::vxlan(ip, vxlan.vni, mac),
+            Backend::Udp { .. } | Backend::Other(_) => LeaseRecord::udp(ip),
+        };
+        let key = SubnetKey::new(subnet);
+        Ok((ip, Node { key, record }))
+    }
+
+    fn read<T: std::str::FromStr<Err: Display>>(
+        &self,
+        field: &str,
+        text: &Spanned<String>,
+    ) -> std::result::Result<T, String> {
+        let value = text.get_ref();
+        value
+            .parse()
+            .map_err(|error| self.mistake(text.span(), field, format!("'{value}': {error}")))
+    }
+
+    fn mistake(&self, span: Range<usize>, field: &str, error: impl Display) -> String {
+        let before = self.text.get(..span.start).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let path = self.path.display();
+        let field = if field.is_empty() {
+            String::new()
+        } else {
+            format!(", {field}")
+        };
+        // The parser's own words can have several lines.
+        let error = error.to_string().replace('\n', " ");
+        format!("{path}, line {line}{field}: {error}")
+    }
+
+    /// The field on the line where the parser stopped.
+    fn field(&self, span: Range<usize>) -> &str {
+        let before = self.text.get(..span.start).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let line = self.text.get(start..).unwrap_or_default();
+        let line = line.lines().next().unwrap_or_default();
+        line.split_once('=').map_or("", |(field, _)| field.trim())
+    }
+}
+
+/// The MAC address of a node that the list gives none: `0a:4d` and its public address.
+fn derived_mac(public_ip: Ipv4Addr) -> VtepMac {
+    let [a, b, c, d] = public_ip.octets();
+    VtepMac::from_random([0x0a, 0x4d, a, b, c, d])
+}

@@ -1,0 +1,143 @@
+//! Stores: where the nodes of a network find each other.
+//!
+//! All three hold flannel's own keys and values, so that the rules know one kind of store only.
+
+mod etcd;
+mod file;
+mod sqlite;
+#[cfg(test)]
+mod suite;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use muslin_encap::vxlan::VtepMac;
+use muslin_stack::lease::{Answer, Op, Revision, WatchEvent};
+use thiserror::Error;
+
+use crate::error::{Error, Result};
+
+/// A small key-value store with revisions, expiry and watches.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Executes one operation.
+    async fn execute(&self, op: Op) -> std::result::Result<Answer, StoreError>;
+
+    /// Watches the keys that begin with `prefix`, from revision `from` on.
+    async fn watch(
+        &self,
+        prefix: &str,
+        from: Revision,
+    ) -> std::result::Result<Box<dyn Watch>, StoreError>;
+
+    /// What this store is, for people: `sqlite:/path`.
+    fn describe(&self) -> String;
+
+    /// The VTEP's MAC address that a static list has for a node; `None` where nodes choose their
+    /// own.
+    fn vtep_mac(&self, _public_ip: Ipv4Addr) -> std::result::Result<Option<VtepMac>, StoreError> {
+        Ok(None)
+    }
+}
+
+/// A watch that is open.
+#[async_trait]
+pub trait Watch: Send {
+    /// Waits for the next changes, in order; a call that is dropped loses none. After an error
+    /// the watch has ended: there is a gap, or the store is away.
+    async fn next(&mut self) -> std::result::Result<Vec<WatchEvent>, StoreError>;
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum StoreError {
+    /// It is away, or too busy; later it may work.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It has no more the changes that the watch should begin with: list again.
+    #[error("changes are missing")]
+    Gap,
+    /// It will never work.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Opens a store by its address: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT[,HOST:PORT]`.
+/// An etcd server is not asked yet, and need not be there.
+///
+/// # Errors
+/// Bad usage for another address and for a list with mistakes, a failure for a file that cannot
+/// be read or is no store.
+pub fn open(url: &str) -> Result<Arc<dyn Store>> {
+    let path = |path: &str| -> Result<std::path::PathBuf> {
+        if path.is_empty() {
+            return Err(Error::usage(format!("the store '{url}' names no file")));
+        }
+        Ok(Path::new(path).to_path_buf())
+    };
+    match url.split_once(':') {
+        Some(("sqlite", rest)) => Ok(Arc::new(sqlite::SqliteStore::open(&path(rest)?)?)),
+        Some(("file", rest)) => Ok(Arc::new(file::FileStore::open(&path(rest)?)?)),
+        Some(("etcd", rest)) => Ok(Arc::new(etcd::EtcdStore::new(url, rest)?)),
+        _ => Err(Error::usage(format!(
+            "the store '{url}' is unknown: use sqlite:PATH, file:PATH or etcd://HOST:PORT[,HOST:PORT]"
+        ))),
+    }
+}
+
+/// Runs what blocks on a thread where it may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, StoreError> + Send + 'static,
+) -> std::result::Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(url: &str) -> Error {
+        open(url).map(|_| ()).unwrap_err()
+    }
+
+    #[test]
+    fn an_unknown_address_is_told_the_three_forms() {
+        for url in ["", "x", "redis://h:1", "SQLITE:/x", "/tmp/x.db"] {
+            let error = error(url);
+            assert_eq!(error.exit_code(), 2);
+            let text = error.to_string();
+            for form in ["sqlite:PATH", "file:PATH", "etcd://HOST:PORT"] {
+                assert!(text.contains(form), "{text}");
+            }
+        }
+        for url in [
+            "sqlite:",
+            "file:",
+            "etcd:",
+            "etcd:h:1",
+            "etcd://",
+            "etcd://h:",
+            "etcd://h:0",
+            "etcd://h:65536",
+            "etcd://h:1,",
+            "etcd://a b:1",
+            "etcd://:1",
+            "etcd://h:1/x",
+            "etcd://u@h:1",
+        ] {
+            assert_eq!(error(url).exit_code(), 2, "{url}");
+        }
+        for url in [
+            "etcd://h:1",
+            "etcd://10.0.0.1:2379,[fd00::1]:2379",
+            "etcd://h",
+        ] {
+            assert!(open(url).is_ok(), "{url}");
+        }
+    }
+}

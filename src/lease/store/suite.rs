@@ -1,0 +1,466 @@
+//! What every store must do, and what nodes do with it: the same tests for all that can be
+//! written.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use muslin_encap::vxlan::VtepMac;
+use muslin_stack::lease::{
+    Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
+    Op, Revision, Settings, WatchEvent, Wish,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::{Store, StoreError};
+use crate::error::Result;
+use crate::lease::run;
+
+/// How long anything may take before a test fails.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The least that etcd grants.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// Waits for something, but not for ever.
+pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} does not come"),
+    }
+}
+
+/// A kind of store under test.
+pub(super) trait Place {
+    /// A new connection to the same store.
+    fn open(&self) -> Arc<dyn Store>;
+    /// Forgets the history up to now.
+    fn compact(&self) -> impl Future<Output = ()>;
+}
+
+/// Runs all tests; each has keys of its own.
+pub(super) async fn run_all(place: &impl Place) {
+    operations(place).await;
+    watches(place).await;
+    gaps(place).await;
+    expiry(place).await;
+    dropped_futures(place).await;
+    nodes_come_and_go(place).await;
+    renewal_keeps_the_value(place).await;
+    peers_expire(place).await;
+    a_taken_subnet_is_a_loss(place).await;
+    reservations_stay(place).await;
+    for round in 0..5 {
+        race(place, &format!("/race-{round}"), 3).await;
+    }
+    race(place, "/race", 10).await;
+}
+
+async fn create(store: &dyn Store, key: &str, value: &str, ttl: Option<Duration>) -> Answer {
+    let (key, value) = (key.to_owned(), value.to_owned());
+    store.execute(Op::Create { key, value, ttl }).await.unwrap()
+}
+
+async fn put(store: &dyn Store, key: &str, value: &str, expected: Revision) -> Answer {
+    let op = Op::CompareAndPut {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        expected,
+        ttl: Some(LEASE_TTL),
+    };
+    store.execute(op).await.unwrap()
+}
+
+async fn delete(store: &dyn Store, key: &str, expected: Revision) -> Answer {
+    let key = key.to_owned();
+    let op = Op::CompareAndDelete { key, expected };
+    store.execute(op).await.unwrap()
+}
+
+async fn get(store: &dyn Store, key: &str) -> Option<Entry> {
+    match store.execute(Op::Get(key.to_owned())).await.unwrap() {
+        Answer::Value(entry) => entry,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn list(store: &dyn Store, prefix: &str) -> (Revision, Vec<Entry>) {
+    match store.execute(Op::List(prefix.to_owned())).await.unwrap() {
+        Answer::Snapshot { revision, entries } => (revision, entries),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn done(answer: Answer) -> Revision {
+    match answer {
+        Answer::Done(revision) => revision,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn operations(place: &impl Place) {
+    let (one, two) = (place.open(), place.open());
+    let (one, two) = (one.as_ref(), two.as_ref());
+    assert_eq!(get(one, "/op/a").await, None);
+    let first = done(create(one, "/op/a", "é1", None).await);
+    assert_eq!(create(two, "/op/a", "2", None).await, Answer::Conflict);
+    let entry = get(two, "/op/a").await.unwrap();
+    assert_eq!((entry.value.as_str(), entry.revision), ("é1", first));
+    assert_eq!(entry.ttl, None);
+
+    assert_eq!(put(two, "/op/a", "2", first - 1).await, Answer::Conflict);
+    assert_eq!(put(two, "/op/no", "2", first).await, Answer::Conflict);
+    let second = done(put(two, "/op/a", "2", first).await);
+    assert!(second > first);
+    assert_eq!(put(one, "/op/a", "3", first).await, Answer::Conflict);
+    let entry = get(one, "/op/a").await.unwrap();
+    assert_eq!((entry.value.as_str(), entry.revision), ("2", second));
+    let ttl = entry.ttl.unwrap();
+    assert!(ttl <= LEASE_TTL && ttl > LEASE_TTL - DEADLINE, "{ttl:?}");
+
+    done(create(one, "/op/b", "b", None).await);
+    done(create(one, "/op/B&%_", "B", None).await);
+    done(create(one, "/oq", "no", None).await);
+    let (revision, entries) = list(two, "/op/").await;
+    let keys: Vec<_> = entries.iter().map(|entry| entry.key.as_str()).collect();
+    assert_eq!(keys, ["/op/B&%_", "/op/a", "/op/b"]);
+    assert!(revision > second);
+
+    assert_eq!(delete(one, "/op/a", first).await, Answer::Conflict);
+    assert_eq!(delete(one, "/op/no", 0).await, Answer::Conflict);
+    let third = done(delete(one, "/op/a", second).await);
+    assert!(third > revision);
+    assert_eq!(delete(one, "/op/a", second).await, Answer::Conflict);
+    assert_eq!(get(two, "/op/a").await, None);
+}
+
+/// The next `count` events of the keys below `prefix`.
+async fn watched(store: &dyn Store, prefix: &str, from: Revision, count: usize) -> Vec<WatchEvent> {
+    let mut watch = store.watch(prefix, from).await.unwrap();
+    let mut events = Vec::new();
+    while events.len() < count {
+        events.extend(soon("an event", watch.next()).await.unwrap());
+    }
+    events
+}
+
+async fn watches(place: &impl Place) {
+    let store = place.open();
+    let store = store.as_ref();
+    let other = place.open();
+    let (before, _) = list(store, "/watch/").await;
+    let first = done(create(store, "/watch/a", "1", None).await);
+    done(create(store, "/wat", "no", None).await);
+    let second = done(put(store, "/watch/a", "2", first).await);
+    let third = done(delete(store, "/watch/a", second).await);
+
+    let shown = |events: Vec<WatchEvent>| -> Vec<String> {
+        let show = |event| match event {
+            WatchEvent::Put(entry) => {
+                format!(
+                    "{} {}={} {}",
+                    entry.revision,
+                    entry.key,
+                    entry.value,
+                    entry.ttl.is_some()
+                )
+            }
+            WatchEvent::Delete { key, revision } => format!("{revision} {key} deleted"),
+        };
+        events.into_iter().map(show).collect()
+    };
+    let all = [
+        format!("{first} /watch/a=1 false"),
+        format!("{second} /watch/a=2 true"),
+        format!("{third} /watch/a deleted"),
+    ];
+    let other = other.as_ref();
+    assert_eq!(shown(watched(other, "/watch/", before + 1, 3).await), all);
+    assert_eq!(shown(watched(other, "/watch/", second, 2).await), all[1..]);
+
+    // Events of a watch that is open already; a call that is dropped loses none.
+    let mut watch = other.watch("/watch/", third + 1).await.unwrap();
+    assert!(
+        timeout(Duration::from_millis(250), watch.next())
+            .await
+            .is_err()
+    );
+    let fourth = done(create(store, "/watch/b", "b", None).await);
+    let events = soon("an event", watch.next()).await.unwrap();
+    assert_eq!(shown(events), [format!("{fourth} /watch/b=b false")]);
+}
+
+async fn gaps(place: &impl Place) {
+    let store = place.open();
+    let store = store.as_ref();
+    let first = done(create(store, "/gap/a", "1", None).await);
+    done(put(store, "/gap/a", "2", first).await);
+    place.compact().await;
+    let error = match store.watch("/gap/", first).await {
+        Ok(mut watch) => soon("the gap", watch.next()).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(error, StoreError::Gap);
+    let (revision, entries) = list(store, "/gap/").await;
+    assert_eq!(entries.len(), 1);
+    let mut watch = store.watch("/gap/", revision + 1).await.unwrap();
+    assert!(
+        timeout(Duration::from_millis(250), watch.next())
+            .await
+            .is_err()
+    );
+}
+
+async fn expiry(place: &impl Place) {
+    let (store, other) = (place.open(), place.open());
+    let (store, other) = (store.as_ref(), other.as_ref());
+    let first = done(create(store, "/expiry/a", "1", Some(SHORT)).await);
+    done(create(store, "/expiry/b", "1", None).await);
+    let events = watched(other, "/expiry/", first + 2, 1).await;
+    let [WatchEvent::Delete { key, revision }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!(key, "/expiry/a");
+    assert!(*revision > first + 1);
+    assert_eq!(get(store, "/expiry/a").await, None);
+    assert!(done(create(store, "/expiry/a", "2", None).await) > *revision);
+}
+
+async fn dropped_futures(place: &impl Place) {
+    let store = place.open();
+    for index in 0..20 {
+        let key = format!("/drop/{index}");
+        let value = String::new();
+        let op = Op::Create {
+            key,
+            value,
+            ttl: None,
+        };
+        let _ = timeout(Duration::ZERO, store.execute(op)).await;
+    }
+    done(create(store.as_ref(), "/drop/after", "", None).await);
+}
+
+/// A node's lease task.
+pub(super) struct Node {
+    changes: mpsc::Receiver<Change>,
+    leave: watch::Sender<bool>,
+    task: JoinHandle<Result<()>>,
+}
+
+impl Node {
+    /// Starts a node whose clock runs `speed` times as fast as ours.
+    fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
+        let (sender, changes) = mpsc::channel(256);
+        let (leave, asked) = watch::channel(false);
+        let start = Instant::now();
+        let clock = move || {
+            let micros = start.elapsed().as_micros() as u64 * speed;
+            smoltcp::time::Instant::from_micros(micros as i64)
+        };
+        let manager = Manager::new(settings);
+        let task = tokio::spawn(run(manager, store, clock, asked, sender));
+        Self {
+            changes,
+            leave,
+            task,
+        }
+    }
+
+    pub(super) fn start(store: Arc<dyn Store>, settings: Settings) -> Self {
+        Self::at_speed(store, settings, 1)
+    }
+
+    /// The next change.
+    pub(super) async fn next(&mut self) -> Change {
+        soon("a change", self.changes.recv()).await.unwrap()
+    }
+
+    /// The subnet that it acquires.
+    pub(super) async fn subnet(&mut self) -> String {
+        loop {
+            match self.next().await {
+                Change::Acquired(key) => return key.to_string(),
+                Change::Lost(loss) => panic!("{loss}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The next peer that comes (with its address) or goes.
+    pub(super) async fn peer(&mut self) -> String {
+        loop {
+            match self.next().await {
+                Change::Peer(key, record) => return format!("{key} {}", record.public_ip),
+                Change::PeerGone(key) => return format!("{key} gone"),
+                Change::Lost(loss) => panic!("{loss}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives the lease back.
+    async fn leave(mut self) {
+        self.leave.send(true).unwrap();
+        while self.next().await != Change::Left {}
+        soon("the end", &mut self.task).await.unwrap().unwrap();
+    }
+
+    /// How the task ends.
+    pub(super) async fn end(mut self) -> Result<()> {
+        self.changes.close();
+        soon("the end", &mut self.task).await.unwrap()
+    }
+}
+
+impl Drop for Node {
+    /// As if its process was killed.
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+pub(super) fn settings(prefix: &str, last: u8) -> Settings {
+    let network = "10.244.0.0/16".parse().unwrap();
+    let backend = Backend::Vxlan(Default::default());
+    Settings {
+        identity: Identity {
+            public_ip: [192, 168, 0, last].into(),
+            vtep_mac: VtepMac::from_random([last; 6]),
+        },
+        prefix: prefix.to_owned(),
+        previous: None,
+        wish: Wish::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
+        random_seed: u64::from(last) * 7919,
+    }
+}
+
+async fn nodes_come_and_go(place: &impl Place) {
+    let settings = |last| settings("/nodes", last);
+    let mut one = Node::start(place.open(), settings(1));
+    let first = one.subnet().await;
+    let mut two = Node::start(place.open(), settings(2));
+    assert_eq!(two.peer().await, format!("{first} 192.168.0.1"));
+    let second = two.subnet().await;
+    assert_eq!(one.peer().await, format!("{second} 192.168.0.2"));
+
+    // Killed and started again: nobody notices, and the subnet is the same.
+    drop(two);
+    let mut two = Node::start(place.open(), settings(2));
+    assert_eq!(two.subnet().await, second);
+
+    // Another MAC address: the peer has changed.
+    drop(two);
+    let mut changed = settings(2);
+    changed.identity.vtep_mac = VtepMac::from_random([77; 6]);
+    let mut two = Node::start(place.open(), changed);
+    assert_eq!(two.subnet().await, second);
+    assert_eq!(one.peer().await, format!("{second} 192.168.0.2"));
+
+    two.leave().await;
+    assert_eq!(one.peer().await, format!("{second} gone"));
+    one.leave().await;
+    assert_eq!(list(place.open().as_ref(), "/nodes/subnets").await.1, []);
+}
+
+async fn renewal_keeps_the_value(place: &impl Place) {
+    let store = place.open();
+    let mut other = Node::start(place.open(), settings("/renewal", 2));
+    other.subnet().await;
+    // Half a day passes in a second.
+    let mut node = Node::at_speed(place.open(), settings("/renewal", 1), 43_200);
+    let subnet = node.subnet().await;
+    let key = format!("/renewal/subnets/{subnet}");
+    let before = get(store.as_ref(), &key).await.unwrap();
+    while node.next().await != Change::Renewed {}
+    let after = get(store.as_ref(), &key).await.unwrap();
+    assert_eq!(before.value, after.value);
+    assert!(before.revision < after.revision);
+    assert_eq!(other.peer().await, format!("{subnet} 192.168.0.1"));
+    node.leave().await;
+    assert_eq!(
+        other.peer().await,
+        format!("{subnet} gone"),
+        "a renewal is no change for others"
+    );
+}
+
+async fn peers_expire(place: &impl Place) {
+    let store = place.open();
+    let mut node = Node::start(place.open(), settings("/expire", 1));
+    node.subnet().await;
+    let value = LeaseRecord::udp([192, 168, 0, 9].into()).to_json();
+    done(
+        create(
+            store.as_ref(),
+            "/expire/subnets/10.244.200.0-24",
+            &value,
+            Some(SHORT),
+        )
+        .await,
+    );
+    assert_eq!(node.peer().await, "10.244.200.0-24 192.168.0.9");
+    assert_eq!(node.peer().await, "10.244.200.0-24 gone");
+}
+
+async fn a_taken_subnet_is_a_loss(place: &impl Place) {
+    let store = place.open();
+    let mut node = Node::start(place.open(), settings("/taken", 1));
+    let key = format!("/taken/subnets/{}", node.subnet().await);
+    let revision = get(store.as_ref(), &key).await.unwrap().revision;
+    let value = LeaseRecord::udp([192, 168, 0, 9].into()).to_json();
+    done(put(store.as_ref(), &key, &value, revision).await);
+    let lost = node.next().await;
+    assert!(matches!(lost, Change::Lost(Loss::Taken { .. })), "{lost:?}");
+    node.end().await.unwrap();
+    assert_eq!(get(store.as_ref(), &key).await.unwrap().value, value);
+}
+
+async fn reservations_stay(place: &impl Place) {
+    let store = place.open();
+    let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
+    let key = "/reserved/subnets/10.244.50.0-24";
+    done(create(store.as_ref(), key, &value, None).await);
+    for _ in 0..2 {
+        let mut node = Node::start(place.open(), settings("/reserved", 1));
+        assert_eq!(node.subnet().await, "10.244.50.0-24");
+        let entry = get(store.as_ref(), key).await.unwrap();
+        assert_eq!(entry.ttl, None);
+        assert!(entry.value.contains("VtepMAC"), "{}", entry.value);
+        node.leave().await;
+    }
+    assert!(get(store.as_ref(), key).await.is_some());
+}
+
+/// Nodes that start at once on an empty store get different subnets, and all see all.
+async fn race(place: &impl Place, prefix: &str, count: u8) {
+    let mut nodes: Vec<_> = (1..=count)
+        .map(|last| {
+            let mut settings = settings(prefix, last);
+            // All want the same.
+            settings.random_seed = 1;
+            Node::start(place.open(), settings)
+        })
+        .collect();
+    let mut subnets = BTreeSet::new();
+    for node in &mut nodes {
+        let mut peers = BTreeSet::new();
+        let mut own = None;
+        while own.is_none() || peers.len() + 1 < usize::from(count) {
+            match node.next().await {
+                Change::Acquired(key) => own = Some(key),
+                Change::Peer(key, _) => {
+                    peers.insert(key);
+                }
+                Change::PeerGone(key) => panic!("{key} is gone"),
+                Change::Lost(loss) => panic!("{loss}"),
+                _ => {}
+            }
+        }
+        subnets.extend(own);
+        assert!(peers.is_disjoint(&own.into_iter().collect()));
+    }
+    assert_eq!(subnets.len(), nodes.len());
+}
