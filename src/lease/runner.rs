@@ -1,12 +1,13 @@
 //! The task that keeps this node's lease: it does what the lease rules ask for.
 
 use std::future::pending;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_stack::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
 use smoltcp::time::Instant;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -18,21 +19,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest sleep: timers stand still while a machine is suspended, and `clock` need not.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Keeps a lease until it is given back or lost, and reports everything in order.
+/// Keeps a lease until it is given back or lost, and gives every change in order to `apply`, before
+/// anything else is asked of the store: a node that cannot use the network's configuration ends
+/// before it has written a lease.
 ///
-/// It ends after `Change::Left`, which follows `true` in `leave`, and after `Change::Lost`; also
-/// when nobody receives `changes` any more. To stop without giving the lease back, drop it. While
-/// the store is away nothing changes: the last known peers stay. `clock` must never go back.
+/// It ends after `Change::Left`, which follows `true` in `leave`, and after `Change::Lost`. To stop
+/// without giving the lease back, drop it. While the store is away nothing changes: the last known
+/// peers stay. `clock` must never go back.
 ///
 /// # Errors
-/// Bad usage if the store refuses what a node needs for good; a failure if the store is away when
+/// What `apply` says; bad usage if the store refuses what a node needs for good; a failure if the store is away when
 /// the lease is to be given back.
 pub async fn run(
     manager: Manager,
     store: Arc<dyn Store>,
     clock: impl Fn() -> Instant,
     leave: watch::Receiver<bool>,
-    changes: mpsc::Sender<Change>,
+    apply: impl FnMut(Change) -> Result<()>,
 ) -> Result<()> {
     let name = store.describe();
     let mut deadline = leave.clone();
@@ -43,7 +46,7 @@ pub async fn run(
         clock,
         leave,
         is_leaving: false,
-        changes,
+        apply,
         stream: None,
     };
     tokio::select! {
@@ -56,23 +59,23 @@ pub async fn run(
     }
 }
 
-struct Runner<C> {
+struct Runner<C, A> {
     manager: Manager,
     store: Arc<dyn Store>,
     clock: C,
     leave: watch::Receiver<bool>,
     is_leaving: bool,
-    changes: mpsc::Sender<Change>,
+    apply: A,
     /// The watch, which stays open during all operations but lists.
     stream: Option<Box<dyn Watch>>,
     outage: Outage,
 }
 
-impl<C: Fn() -> Instant> Runner<C> {
+impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
     async fn keep(&mut self) -> Result<()> {
         loop {
             let action = self.manager.poll((self.clock)());
-            if self.report().await {
+            if self.report()?.is_break() {
                 return Ok(());
             }
             match action {
@@ -84,16 +87,16 @@ impl<C: Fn() -> Instant> Runner<C> {
         }
     }
 
-    /// Sends what has changed; whether that was the end.
-    async fn report(&mut self) -> bool {
-        let changes: Vec<_> = self.manager.changes().collect();
-        for change in changes {
+    /// Tells what has changed; whether that was the end.
+    fn report(&mut self) -> Result<ControlFlow<()>> {
+        for change in self.manager.changes() {
             let is_last = matches!(change, Change::Left | Change::Lost(_));
-            if self.changes.send(change).await.is_err() || is_last {
-                return true;
+            (self.apply)(change)?;
+            if is_last {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        false
+        Ok(ControlFlow::Continue(()))
     }
 
     async fn execute(&mut self, op: Op) -> Result<()> {

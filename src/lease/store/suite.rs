@@ -245,7 +245,7 @@ async fn dropped_futures(place: &impl Place) {
 
 /// A node's lease task.
 pub(super) struct Node {
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::UnboundedReceiver<Change>,
     leave: watch::Sender<bool>,
     task: JoinHandle<Result<()>>,
 }
@@ -253,7 +253,7 @@ pub(super) struct Node {
 impl Node {
     /// Starts a node whose clock runs `speed` times as fast as ours.
     fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
-        let (sender, changes) = mpsc::channel(256);
+        let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
         let start = Instant::now();
         let clock = move || {
@@ -261,7 +261,11 @@ impl Node {
             smoltcp::time::Instant::from_micros(micros as i64)
         };
         let manager = Manager::new(settings);
-        let task = tokio::spawn(run(manager, store, clock, asked, sender));
+        let task = tokio::spawn(run(manager, store, clock, asked, move |change| {
+            // A test that waits for the end hears no more changes.
+            let _ = sender.send(change);
+            Ok(())
+        }));
         Self {
             changes,
             leave,
