@@ -13,3 +13,4 @@ pub mod lease;
 pub mod netns;
 pub mod node;
 pub mod underlay;
+pub mod worker;

@@ -1,1 +1,5 @@
-//! Placeholder.
+//! Devices: where pods' frames come from and go to.
+
+mod tap;
+
+pub use tap::{OpenError, Tap};

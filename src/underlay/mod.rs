@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The underlay: UDP sockets that carry encapsulated packets between nodes.
+
+mod udp;
+
+pub use udp::UdpSocket;
