@@ -1,1 +1,133 @@
-//! Placeholder.
+//! Namespaces: a pod's network, mounts and host name, without privileges.
+//!
+//! A process with one thread leaves its namespaces for fresh ones, as user 0 of a user namespace of
+//! its own, and all it starts live there. So `muslin run` needs no helper and no fork, and the
+//! device it opens is made inside.
+
+mod files;
+mod interface;
+mod resolve;
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{getegid, geteuid};
+
+use crate::error::{Context, Error, Result};
+
+pub use files::give as give_files;
+pub use interface::{Assignment, configure};
+pub use resolve::{PublicInterface, interface_of};
+
+/// Moves this process into fresh namespaces, where it is user 0.
+///
+/// # Errors
+/// If user namespaces are not to be had: what forbids it, and what to do.
+pub fn enter_fresh() -> Result<()> {
+    let (uid, gid) = (geteuid(), getegid());
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| Error::failed(explain(error)))?;
+    let mapped = map_ids(uid.as_raw(), gid.as_raw()).and_then(|()| {
+        let rest = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+        Ok(unshare(rest)?)
+    });
+    mapped.map_err(|error| {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+        Error::failed(explain(errno))
+    })
+}
+
+fn map_ids(uid: u32, gid: u32) -> io::Result<()> {
+    // Without this an unprivileged process may not map groups (user_namespaces(7)).
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
+    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+}
+
+/// Whose network namespace to enter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The one of a process, with its user namespace.
+    Process(u32),
+    /// A file that stands for a network namespace, like `/run/netns/x`.
+    File(PathBuf),
+}
+
+/// Moves this process into an existing network namespace.
+///
+/// # Errors
+/// If there is none, or it belongs to somebody else.
+pub fn enter(target: &Target) -> Result<()> {
+    let net = match target {
+        Target::File(path) => path.clone(),
+        Target::Process(pid) => format!("/proc/{pid}/ns/net").into(),
+    };
+    let name = net.display().to_string();
+    let net = fs::File::open(&net).context(format!("cannot open the namespace {name}"))?;
+    if let Target::Process(pid) = target {
+        enter_user_namespace(*pid)?;
+    }
+    setns(net, CloneFlags::CLONE_NEWNET).map_err(|error| {
+        Error::failed(match error {
+            Errno::EPERM => format!(
+                "no permission to enter the network namespace {name}: it belongs to another user \
+                 or user namespace"
+            ),
+            Errno::EINVAL => format!("{name} is not a network namespace"),
+            error => format!("cannot enter the network namespace {name}: {error}"),
+        })
+    })
+}
+
+/// Enters the user namespace of a process, where it is another than ours.
+fn enter_user_namespace(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/ns/user");
+    let same = |a: io::Result<PathBuf>, b: io::Result<PathBuf>| a.ok() == b.ok();
+    if same(fs::read_link(&path), fs::read_link("/proc/self/ns/user")) {
+        return Ok(());
+    }
+    let user = fs::File::open(&path).context(format!("cannot open the namespace {path}"))?;
+    setns(user, CloneFlags::CLONE_NEWUSER).context(format!(
+        "no permission to enter the user namespace of process {pid}"
+    ))
+}
+
+/// Why there is no user namespace, and what to do.
+fn explain(error: Errno) -> String {
+    let setting = |path: &str| {
+        fs::read_to_string(path)
+            .ok()
+            .map(|text| text.trim().to_owned())
+    };
+    if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
+        return "AppArmor forbids unprivileged user namespaces on this machine (Ubuntu 23.10 and \
+                newer do so): give muslin a profile with 'userns,' in /etc/apparmor.d, or run \
+                'sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0'"
+            .to_owned();
+    }
+    if setting("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
+        return "unprivileged user namespaces are switched off on this machine: run 'sudo sysctl \
+                -w kernel.unprivileged_userns_clone=1'"
+            .to_owned();
+    }
+    if setting("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
+        return "this machine allows no user namespaces: run 'sudo sysctl -w \
+                user.max_user_namespaces=15000'"
+            .to_owned();
+    }
+    match error {
+        Errno::ENOSPC | Errno::EUSERS => "there are too many user namespaces, or they are nested \
+                too deeply: see user.max_user_namespaces"
+            .to_owned(),
+        Errno::EPERM => "user namespaces are forbidden here: in a container allow the system call \
+                'unshare' (seccomp=unconfined, or a profile that has it), and do not run in a \
+                chroot"
+            .to_owned(),
+        Errno::ENOSYS | Errno::EINVAL => {
+            "this kernel has no user namespaces (CONFIG_USER_NS)".to_owned()
+        }
+        error => format!("cannot make a user namespace: {error}"),
+    }
+}

@@ -1,0 +1,105 @@
+//! A pod's interface inside its namespace, set up by rtnetlink.
+
+use std::net::Ipv4Addr;
+
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder, new_connection};
+
+use crate::error::{Context, Error, Result};
+
+/// What a pod's interface is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assignment {
+    /// Its address with the length of the node's subnet.
+    pub address: Ipv4Net,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// What is reached through the gateway.
+    pub routes: Vec<Ipv4Net>,
+}
+
+/// Gives the interface `name` of this thread's network namespace its address in place of any other,
+/// MTU and routes, and sets it and the loopback interface up.
+///
+/// # Errors
+/// What the kernel refused.
+pub async fn configure(name: &str, assignment: &Assignment) -> Result<()> {
+    let (connection, handle, _) = new_connection().context("cannot speak rtnetlink")?;
+    let connection = tokio::spawn(connection);
+    let result = with(&handle, name, assignment).await;
+    connection.abort();
+    result
+}
+
+async fn with(handle: &Handle, name: &str, assignment: &Assignment) -> Result<()> {
+    let loopback = index(handle, "lo").await?;
+    let up = LinkUnspec::new_with_index(loopback).up().build();
+    let set = handle.link().set(up).execute().await;
+    set.context("setting the loopback interface up")?;
+
+    let index = index(handle, name).await?;
+    let link = LinkUnspec::new_with_index(index)
+        .mtu(assignment.mtu.into())
+        .up()
+        .build();
+    let set = handle.link().set(link).execute().await;
+    set.context(format!(
+        "setting {name} up with an MTU of {}",
+        assignment.mtu
+    ))?;
+
+    let Assignment {
+        address, gateway, ..
+    } = assignment;
+    flush_other_addresses(handle, index, *address).await?;
+    let add = handle
+        .address()
+        .add(index, address.addr().into(), address.prefix_len());
+    let added = add.replace().execute().await;
+    added.context(format!("giving {name} the address {address}"))?;
+
+    for route in &assignment.routes {
+        let message = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(route.network(), route.prefix_len())
+            .gateway(*gateway)
+            .output_interface(index)
+            .build();
+        let added = handle.route().add(message).replace().execute().await;
+        added.context(format!("adding the route to {route} by {gateway}"))?;
+    }
+    Ok(())
+}
+
+async fn index(handle: &Handle, name: &str) -> Result<u32> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    let link = links
+        .try_next()
+        .await
+        .context(format!("looking for {name}"))?;
+    let link = link.ok_or_else(|| Error::failed(format!("there is no interface {name}")))?;
+    Ok(link.header.index)
+}
+
+/// Removes what an earlier attachment left, when the node has another subnet now.
+async fn flush_other_addresses(handle: &Handle, index: u32, keep: Ipv4Net) -> Result<()> {
+    let mut addresses = handle
+        .address()
+        .get()
+        .set_link_index_filter(index)
+        .execute();
+    while let Some(message) = addresses.try_next().await.context("reading addresses")? {
+        let other = message.attributes.iter().any(|attribute| {
+            matches!(attribute, AddressAttribute::Local(address)
+                if address.is_ipv4() && *address != std::net::IpAddr::V4(keep.addr()))
+        });
+        if other {
+            let removed = handle.address().del(message).execute().await;
+            removed.context("removing an old address")?;
+        }
+    }
+    Ok(())
+}
