@@ -12,5 +12,6 @@ pub mod error;
 pub mod lease;
 pub mod netns;
 pub mod node;
+pub mod state;
 pub mod underlay;
 pub mod worker;

@@ -1,1 +1,13 @@
-//! Placeholder.
+//! The control socket: how commands speak to a node, and how pods' devices come to it.
+//!
+//! A Unix `SOCK_SEQPACKET` socket of mode 0600 in the node's own directory: one JSON message per
+//! packet, descriptors beside it (`SCM_RIGHTS`). Only the node's own user and root are answered.
+
+mod client;
+mod connection;
+pub mod protocol;
+mod server;
+
+pub use client::{Client, locate};
+pub use connection::{Connection, MAX_MESSAGE};
+pub use server::{Service, serve};

@@ -1,0 +1,158 @@
+//! The client's end of the control socket.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use tokio_seqpacket::UnixSeqpacket;
+
+use super::connection::Connection;
+use super::protocol::{Answer, Attach, Attached, Request, Table};
+use crate::error::{Context, Error, Result};
+use crate::state;
+
+/// A connection to a node.
+#[derive(Debug)]
+pub struct Client(Connection);
+
+/// The socket of the node called `name`, or of the only one that runs.
+///
+/// # Errors
+/// A usage error if there is none of that name, or several and none is named.
+pub fn locate(state_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
+    if let Some(name) = name {
+        let name = state::node_name(name)?;
+        return Ok(state::socket_path(state_dir, &name));
+    }
+    let running = state::nodes(state_dir)
+        .into_iter()
+        .filter(|name| is_listening(&state::socket_path(state_dir, name)))
+        .collect::<Vec<_>>();
+    match &running[..] {
+        [only] => Ok(state::socket_path(state_dir, only)),
+        [] => Err(Error::failed(format!(
+            "no node runs here (looked in {}): start one with 'muslin node'",
+            state_dir.display()
+        ))),
+        several => Err(Error::usage(format!(
+            "several nodes run here: choose one with --node: {}",
+            several.join(", ")
+        ))),
+    }
+}
+
+fn is_listening(socket: &Path) -> bool {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as open};
+    use std::os::fd::AsRawFd;
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let connected = open(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+        .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(socket)?));
+    connected.is_ok()
+}
+
+impl Client {
+    /// Connects to a node.
+    ///
+    /// # Errors
+    /// If no node listens there.
+    pub async fn connect(socket: &Path) -> Result<Self> {
+        let connected = UnixSeqpacket::connect(socket).await;
+        connected
+            .map(|socket| Self(Connection::new(socket)))
+            .map_err(|error| {
+                let at = socket.display();
+                Error::failed(match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                        format!("no node listens at {at}: start it with 'muslin node'")
+                    }
+                    io::ErrorKind::PermissionDenied => {
+                        format!("no permission for {at}: the node belongs to another user")
+                    }
+                    _ => format!("cannot connect to the node at {at}: {error}"),
+                })
+            })
+    }
+
+    /// Attaches a pod by its device.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn attach(&self, request: Attach, device: BorrowedFd<'_>) -> Result<Attached> {
+        match self.ask(&Request::Attach(request), Some(device)).await? {
+            Answer::Attached(attached) => Ok(attached),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks for something that is answered with "done".
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn command(&self, request: &Request) -> Result<()> {
+        match self.ask(request, None).await? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The rows of a table.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn report<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>> {
+        let mut answer = self.ask(&Request::Report(table), None).await?;
+        let mut all = Vec::new();
+        loop {
+            let Answer::Rows { rows, more } = answer else {
+                return Err(unexpected(&answer));
+            };
+            for row in rows {
+                all.push(
+                    serde_json::from_value(row).context("the node's answer is not understood")?,
+                );
+            }
+            if !more {
+                return Ok(all);
+            }
+            answer = self.receive().await?;
+        }
+    }
+
+    /// Returns when the node is gone.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+
+    async fn ask(&self, request: &Request, beside: Option<BorrowedFd<'_>>) -> Result<Answer> {
+        self.0
+            .send(request, beside)
+            .await
+            .context("cannot ask the node")?;
+        match self.receive().await? {
+            Answer::Refused {
+                usage: true,
+                message,
+            } => Err(Error::Usage(message)),
+            Answer::Refused {
+                usage: false,
+                message,
+            } => Err(Error::Failed(message)),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn receive(&self) -> Result<Answer> {
+        let received = self
+            .0
+            .receive()
+            .await
+            .context("the node's answer is not understood")?;
+        let (answer, _) = received.ok_or_else(|| Error::failed("the node ended the connection"))?;
+        Ok(answer)
+    }
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::failed(format!("the node gave an unexpected answer: {answer:?}"))
+}

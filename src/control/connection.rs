@@ -1,0 +1,119 @@
+//! One end of a control connection: JSON messages with descriptors.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_seqpacket::UnixSeqpacket;
+use tokio_seqpacket::ancillary::{AncillaryMessageWriter, OwnedAncillaryMessage};
+
+/// The longest message in bytes.
+pub const MAX_MESSAGE: usize = 64 << 10;
+/// Room for control data: descriptors beside a message, of which one is expected.
+const ANCILLARY_LEN: usize = 128;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Connection(UnixSeqpacket);
+
+impl Connection {
+    /// A connection over an open socket.
+    #[must_use]
+    pub fn new(socket: UnixSeqpacket) -> Self {
+        Self(socket)
+    }
+
+    /// Sends a message, with a descriptor if there is one.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is longer than `MAX_MESSAGE`; else the socket's.
+    pub async fn send(
+        &self,
+        message: &impl Serialize,
+        beside: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let bytes = serde_json::to_vec(message)?;
+        if bytes.len() > MAX_MESSAGE {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the message is too long",
+            ));
+        }
+        let mut room = [0; ANCILLARY_LEN];
+        let mut ancillary = AncillaryMessageWriter::new(&mut room);
+        ancillary.add_fds(beside.as_slice())?;
+        self.0.send_with_ancillary(&bytes, &mut ancillary).await?;
+        Ok(())
+    }
+
+    /// Receives a message and the first descriptor beside it; `None` at the end.
+    ///
+    /// # Errors
+    /// `InvalidData` for what is not such a message, or is longer than `MAX_MESSAGE`.
+    pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+        let mut bytes = vec![0; MAX_MESSAGE + 1];
+        let mut room = [0; ANCILLARY_LEN];
+        let (info, ancillary) = self.0.recv_with_ancillary(&mut bytes, &mut room).await?;
+        // All descriptors are owned here, so that those we did not ask for are closed.
+        let mut beside = None;
+        for message in ancillary.into_messages() {
+            if let OwnedAncillaryMessage::FileDescriptors(descriptors) = message {
+                beside = beside.or(descriptors.into_iter().next());
+            }
+        }
+        let len = info.bytes_read();
+        if len == 0 {
+            return Ok(None);
+        }
+        if len > MAX_MESSAGE || info.truncated() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the message is too long",
+            ));
+        }
+        Ok(Some((serde_json::from_slice(&bytes[..len])?, beside)))
+    }
+
+    /// Returns when the other end is gone; what it sends meanwhile is ignored.
+    pub async fn closed(&self) {
+        let mut byte = [0; 1];
+        while matches!(self.0.recv(&mut byte).await, Ok(info) if info.bytes_read() > 0) {}
+    }
+
+    /// The other end's user.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn peer_uid(&self) -> io::Result<u32> {
+        Ok(self.0.peer_cred()?.uid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn messages_and_descriptors_arrive() {
+        let (one, other) = UnixSeqpacket::pair().unwrap();
+        let (one, other) = (Connection::new(one), Connection::new(other));
+        let file = tempfile::tempfile().unwrap();
+        one.send(&"hello", Some(file.as_fd())).await.unwrap();
+        one.send(&7, None).await.unwrap();
+        let (text, descriptor) = other.receive::<String>().await.unwrap().unwrap();
+        assert_eq!(text, "hello");
+        assert!(descriptor.is_some());
+        let error = other.receive::<String>().await.unwrap_err();
+        assert_eq!(
+            error.kind(),
+            io::ErrorKind::InvalidData,
+            "a number is no text"
+        );
+        assert!(one.send(&"x".repeat(MAX_MESSAGE), None).await.is_err());
+        drop(one);
+        assert!(other.receive::<String>().await.unwrap().is_none());
+    }
+}

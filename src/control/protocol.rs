@@ -1,0 +1,257 @@
+//! What is said over the control socket.
+//!
+//! A request is one packet. An answer is one packet, or for reports as many as it takes, all but
+//! the last marked `more`. An attachment lives as long as the connection it was made over, unless
+//! it is persistent.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_stack::ipam::PodName;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Attach the TAP device whose descriptor is beside this message.
+    Attach(Attach),
+    /// Detach a pod.
+    Detach {
+        /// Its name.
+        pod: PodName,
+    },
+    /// Tell one table.
+    Report(Table),
+    /// Give the lease back and stop.
+    Leave,
+}
+
+/// A pod that wants to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Its name; the node chooses one otherwise.
+    pub pod: Option<PodName>,
+    /// The address it wants; the node chooses one otherwise.
+    pub address: Option<Ipv4Addr>,
+    /// Whether it stays when the connection ends.
+    pub persistent: bool,
+}
+
+/// A table that can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Table {
+    /// One row of [`Status`].
+    Status,
+    /// Rows of [`Pod`].
+    Pods,
+    /// Rows of [`Peer`].
+    Peers,
+    /// Rows of [`Route`].
+    Routes,
+    /// Rows of [`Neighbour`].
+    Neighbours,
+    /// Rows of [`Drop`].
+    Drops,
+}
+
+/// What a node answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The pod is attached.
+    Attached(Attached),
+    /// Rows of a table, each as JSON.
+    Rows {
+        /// The rows.
+        rows: Vec<serde_json::Value>,
+        /// Whether further rows follow in another packet.
+        more: bool,
+    },
+    /// It is done.
+    Done,
+    /// It cannot be done.
+    Refused {
+        /// Whether the request itself was wrong, so that asking again is no use.
+        usage: bool,
+        /// Why, in one line for people.
+        message: String,
+    },
+}
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        Self::Refused {
+            usage: matches!(error, Error::Usage(_)),
+            message: error.to_string(),
+        }
+    }
+}
+
+/// What an attached pod's interface is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The pod's name.
+    pub pod: PodName,
+    /// The node's name.
+    pub node: String,
+    /// The pod's address with the length of the node's subnet.
+    pub address: Ipv4Net,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// What is reached through the gateway.
+    pub routes: Vec<Ipv4Net>,
+    /// Resolvers for the pod.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+/// A node at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub node: String,
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it had its lease.
+    pub uptime_seconds: u64,
+    /// All pods of the cluster.
+    pub network: Ipv4Net,
+    /// Its own lease.
+    pub subnet: Ipv4Net,
+    /// Its pods' gateway.
+    pub gateway: Ipv4Addr,
+    /// Where its tunnel ends.
+    pub public_ip: Ipv4Addr,
+    /// The interface that has that address.
+    pub interface: String,
+    /// `vxlan` or `udp`.
+    pub backend: String,
+    /// UDP port of the tunnel.
+    pub port: u16,
+    /// VXLAN network identifier, for that backend.
+    pub vni: Option<u32>,
+    /// MAC address of its VTEP, for VXLAN.
+    pub vtep_mac: Option<String>,
+    /// MTU of its pods in bytes.
+    pub mtu: u16,
+    /// The device pods are attached by.
+    pub device: String,
+    /// Where leases are stored.
+    pub store: String,
+    /// Seconds since the store confirmed the lease.
+    pub lease_confirmed_seconds: u64,
+    /// Attached pods.
+    pub pods: usize,
+    /// Other nodes.
+    pub peers: usize,
+    /// What became of all packets.
+    pub packets: Packets,
+}
+
+/// What became of all packets, in packets since the node started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packets {
+    /// Frames from pods and datagrams from peers.
+    pub received: u64,
+    /// Packets of the node's own.
+    pub originated: u64,
+    /// Frames for one pod.
+    pub delivered: u64,
+    /// Datagrams for a peer.
+    pub sent: u64,
+    /// Frames for all pods but the sender.
+    pub flooded: u64,
+    /// Packets for the node itself.
+    pub consumed: u64,
+    /// Lost packets.
+    pub dropped: u64,
+}
+
+/// An attached pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its name.
+    pub pod: PodName,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// MAC address of its interface.
+    pub mac: String,
+    /// Its port's number.
+    pub port: u32,
+    /// Whether it stays when whoever attached it goes.
+    pub persistent: bool,
+    /// Seconds since it was attached.
+    pub attached_seconds: u64,
+    /// Frames and bytes from it.
+    pub received: Traffic,
+    /// Frames and bytes to it.
+    pub sent: Traffic,
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its lease.
+    pub subnet: Ipv4Net,
+    /// Where its tunnel ends.
+    pub public_ip: Ipv4Addr,
+    /// How it encapsulates.
+    pub backend: String,
+    /// MAC address of its VTEP, for VXLAN.
+    pub vtep_mac: Option<String>,
+    /// `ok`, or why nothing can be sent to it.
+    pub state: String,
+    /// Datagrams and bytes from it.
+    pub received: Traffic,
+    /// Datagrams and bytes to it.
+    pub sent: Traffic,
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destinations.
+    pub prefix: String,
+    /// `pods of this node`, or the peer's public address.
+    pub via: String,
+}
+
+/// A neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: std::net::IpAddr,
+    /// Its MAC address, if it is known.
+    pub mac: Option<String>,
+    /// The port it is behind, if it is known.
+    pub port: Option<u32>,
+    /// `permanent`, `incomplete` or `reachable`.
+    pub state: String,
+}
+
+/// Packets lost for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drop {
+    /// The reason's name.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
+    /// The reason in a sentence.
+    pub description: String,
+}

@@ -1,0 +1,178 @@
+//! The node's end of the control socket.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::unistd::geteuid;
+use tokio::sync::Semaphore;
+use tokio_seqpacket::UnixSeqpacketListener;
+use tracing::{debug, warn};
+
+use super::connection::{Connection, MAX_MESSAGE};
+use super::protocol::{Answer, Attach, Attached, Request, Table};
+use crate::error::{Error, Result};
+use muslin_stack::ipam::PodName;
+
+/// Connections at a time; each attached pod has one.
+const MAX_CONNECTIONS: usize = 4096;
+
+/// What a node does for its clients.
+pub trait Service: Send + Sync + 'static {
+    /// Attaches a pod by its device.
+    ///
+    /// # Errors
+    /// Why it cannot be attached.
+    fn attach(&self, request: Attach, device: OwnedFd) -> Result<Attached>;
+
+    /// Detaches a pod.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    fn detach(&self, pod: &PodName) -> Result<()>;
+
+    /// The rows of a table.
+    ///
+    /// # Errors
+    /// If the node is about to end.
+    fn report(&self, table: Table) -> impl Future<Output = Result<Vec<serde_json::Value>>> + Send;
+
+    /// Gives the lease back; the node ends then.
+    ///
+    /// # Errors
+    /// If the store did not take it.
+    fn leave(&self) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// Answers clients until the listener fails.
+pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc<S>) -> io::Error {
+    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let socket = match listener.accept().await {
+            Ok(socket) => socket,
+            Err(error) if is_passing(&error) => {
+                warn!("cannot accept on the control socket: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+            Err(error) => return error,
+        };
+        let Ok(permit) = limit.clone().try_acquire_owned() else {
+            warn!("too many connections to the control socket");
+            continue;
+        };
+        let service = service.clone();
+        tokio::spawn(async move {
+            let connection = Connection::new(socket);
+            if let Err(error) = converse(&connection, &*service).await {
+                debug!("a control connection ended: {error}");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Whether accepting can work again: a connection that was given up, or no descriptors now.
+fn is_passing(error: &io::Error) -> bool {
+    use nix::errno::Errno;
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    matches!(
+        errno,
+        Errno::ECONNABORTED | Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM
+    )
+}
+
+async fn converse(connection: &Connection, service: &impl Service) -> io::Result<()> {
+    let uid = connection.peer_uid()?;
+    if uid != geteuid().as_raw() && uid != 0 {
+        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    }
+    let mut held = Vec::new();
+    let ended = answer_all(connection, service, &mut held).await;
+    for pod in &held {
+        // It may have been detached by its name before.
+        let _ = service.detach(pod);
+    }
+    ended
+}
+
+/// Answers until the connection ends; names of pods that end with it go to `held`.
+async fn answer_all(
+    connection: &Connection,
+    service: &impl Service,
+    held: &mut Vec<PodName>,
+) -> io::Result<()> {
+    loop {
+        let (request, beside) = match connection.receive::<Request>().await {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let message = format!("the request is not understood: {error}");
+                connection
+                    .send(&Answer::from(Error::usage(message)), None)
+                    .await?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let answer = match request {
+            Request::Attach(attach) => answer_attach(service, attach, beside, held),
+            Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
+            Request::Leave => service.leave().await.map(|()| Answer::Done),
+            Request::Report(table) => match service.report(table).await {
+                Ok(rows) => {
+                    send_rows(connection, rows).await?;
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
+        };
+        connection
+            .send(&answer.unwrap_or_else(Answer::from), None)
+            .await?;
+    }
+}
+
+fn answer_attach(
+    service: &impl Service,
+    attach: Attach,
+    beside: Option<OwnedFd>,
+    held: &mut Vec<PodName>,
+) -> Result<Answer> {
+    let device = beside.ok_or_else(|| Error::usage("no device came with the request to attach"))?;
+    let persistent = attach.persistent;
+    let attached = service.attach(attach, device)?;
+    if !persistent {
+        held.push(attached.pod.clone());
+    }
+    Ok(Answer::Attached(attached))
+}
+
+/// Sends rows in as many packets as they need.
+async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io::Result<()> {
+    let mut part = Vec::new();
+    let mut len = 0;
+    for row in rows {
+        let row_len = row.to_string().len() + 1;
+        // Half of a packet leaves more than enough for what is around the rows.
+        if len + row_len > MAX_MESSAGE / 2 && !part.is_empty() {
+            let rows = std::mem::take(&mut part);
+            connection
+                .send(&Answer::Rows { rows, more: true }, None)
+                .await?;
+            len = 0;
+        }
+        len += row_len;
+        part.push(row);
+    }
+    connection
+        .send(
+            &Answer::Rows {
+                rows: part,
+                more: false,
+            },
+            None,
+        )
+        .await
+}

@@ -1,0 +1,318 @@
+//! What a node keeps on disk: who it is, which subnet it had, and which pod had which address.
+//!
+//! One directory holds all nodes of a user on a machine: `nodes/NAME/` has a node's own files and
+//! its control socket, and the embedded store lies beside them.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use muslin_encap::vxlan::VtepMac;
+use muslin_stack::ipam;
+use nix::fcntl::{Flock, FlockArg};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use crate::error::{Context, Error, Result};
+
+/// A Unix socket's path fits 107 bytes and a zero (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Where state is kept unless the user says otherwise: `$XDG_STATE_HOME/muslin`, else
+/// `~/.local/state/muslin`, else `/var/lib/muslin`.
+#[must_use]
+pub fn default_dir() -> PathBuf {
+    let variable = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    variable("XDG_STATE_HOME")
+        .or_else(|| Some(variable("HOME")?.join(".local/state")))
+        .map_or_else(|| "/var/lib/muslin".into(), |dir| dir.join("muslin"))
+}
+
+/// The embedded store of all nodes in a state directory.
+#[must_use]
+pub fn default_store(state_dir: &Path) -> String {
+    format!("sqlite:{}", state_dir.join("store.db").display())
+}
+
+/// Checks a node's name: like a pod's, since it too is a part of host names.
+///
+/// # Errors
+/// A usage error that says what a name may be.
+pub fn node_name(text: &str) -> Result<String> {
+    match text.parse::<ipam::PodName>() {
+        Ok(name) => Ok(name.into()),
+        Err(_) => Err(Error::usage(format!(
+            "'{text}' is not a node name: use up to 63 of a-z, 0-9, '-' and '.', with a letter or \
+             digit at both ends"
+        ))),
+    }
+}
+
+/// This machine's host name as a node's name.
+#[must_use]
+pub fn default_node_name() -> String {
+    let host = nix::unistd::gethostname().unwrap_or_default();
+    let host = host.to_string_lossy().to_ascii_lowercase();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let label: String = host
+        .split('.')
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .map(plain)
+        .take(63)
+        .collect();
+    node_name(label.trim_matches('-')).unwrap_or_else(|_| "node".to_owned())
+}
+
+/// Where the node `name` listens for commands.
+#[must_use]
+pub fn socket_path(state_dir: &Path, name: &str) -> PathBuf {
+    node_dir(state_dir, name).join("control.sock")
+}
+
+/// Names of the nodes that have a directory, in order.
+#[must_use]
+pub fn nodes(state_dir: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(state_dir.join("nodes")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| node_name(name).is_ok())
+        .collect();
+    names.sort_unstable();
+    names
+}
+
+fn node_dir(state_dir: &Path, name: &str) -> PathBuf {
+    state_dir.join("nodes").join(name)
+}
+
+/// What makes a node the one it was before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its VTEP.
+    pub vtep_mac: VtepMac,
+    /// MAC address of its gateway.
+    pub gateway_mac: VtepMac,
+    /// The subnet it had.
+    pub subnet: Option<Ipv4Net>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct IdentityFile {
+    vtep_mac: String,
+    gateway_mac: String,
+    subnet: Option<Ipv4Net>,
+}
+
+/// A running node's directory, locked against a second one of the same name.
+#[derive(Debug)]
+pub struct StateDir {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl StateDir {
+    /// Makes the directory where it is missing, and locks it.
+    ///
+    /// # Errors
+    /// If a node of that name runs, or the directory cannot be used.
+    pub fn open(state_dir: &Path, name: &str) -> Result<Self> {
+        let dir = node_dir(state_dir, name);
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.context(format!("cannot make the directory {}", dir.display()))?;
+        let path = dir.join("lock");
+        let mut options = File::options();
+        let file = options
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path);
+        let file = file.context(format!("cannot open {}", path.display()))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+            Error::failed(match error {
+                nix::errno::Errno::EWOULDBLOCK => {
+                    format!("a node named '{name}' runs already: give this one another --name")
+                }
+                error => format!("cannot lock {}: {error}", path.display()),
+            })
+        })?;
+        Ok(Self { dir, _lock: lock })
+    }
+
+    /// The node's own place for its control socket, with what a dead one left removed.
+    ///
+    /// # Errors
+    /// If the path is too long for a socket, or cannot be removed.
+    pub fn socket(&self) -> Result<PathBuf> {
+        let path = self.dir.join("control.sock");
+        vacate(&path)?;
+        Ok(path)
+    }
+
+    /// Who the node was before, or a new identity, which is written down.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written, or is damaged.
+    pub fn identity(&self) -> Result<Identity> {
+        if let Some(file) = self.read::<IdentityFile>("identity.json")? {
+            let at = self.dir.join("identity.json");
+            let mac = |text: &str| {
+                text.parse()
+                    .map_err(|error| Error::failed(format!("{}: {error}", at.display())))
+            };
+            return Ok(Identity {
+                vtep_mac: mac(&file.vtep_mac)?,
+                gateway_mac: mac(&file.gateway_mac)?,
+                subnet: file.subnet,
+            });
+        }
+        let identity = Identity {
+            vtep_mac: VtepMac::from_random(random()?),
+            gateway_mac: VtepMac::from_random(random()?),
+            subnet: None,
+        };
+        self.write_identity(&identity)?;
+        Ok(identity)
+    }
+
+    /// Writes down who the node is.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_identity(&self, identity: &Identity) -> Result<()> {
+        let file = IdentityFile {
+            vtep_mac: identity.vtep_mac.to_string(),
+            gateway_mac: identity.gateway_mac.to_string(),
+            subnet: identity.subnet,
+        };
+        self.write("identity.json", &file)
+    }
+
+    /// Which pod had which address; nothing, with a warning, if that cannot be read.
+    #[must_use]
+    pub fn addresses(&self) -> Option<ipam::Memory> {
+        self.read("pods.json").unwrap_or_else(|error| {
+            warn!("addresses of earlier pods are forgotten: {error}");
+            None
+        })
+    }
+
+    /// Writes down which pod has which address.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_addresses(&self, memory: &ipam::Memory) -> Result<()> {
+        self.write("pods.json", memory)
+    }
+
+    fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>> {
+        let path = self.dir.join(file);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).context(format!(
+                "{} is damaged (remove it to start anew)",
+                path.display()
+            )),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context(format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Replaces a file at once, so that a crash leaves the old or the new one.
+    fn write(&self, file: &str, value: &impl Serialize) -> Result<()> {
+        let path = self.dir.join(file);
+        let write = || -> io::Result<()> {
+            let mut new = tempfile::NamedTempFile::new_in(&self.dir)?;
+            serde_json::to_writer_pretty(&mut new, value)?;
+            new.write_all(b"\n")?;
+            new.as_file().sync_all()?;
+            new.persist(&path)?;
+            Ok(())
+        };
+        write().context(format!("cannot write {}", path.display()))
+    }
+}
+
+/// Removes a socket that a dead node left, and checks that a new one can have its path.
+///
+/// # Errors
+/// If the path is too long for a socket, or what is there cannot be removed.
+pub fn vacate(path: &Path) -> Result<()> {
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        return Err(Error::usage(format!(
+            "the path {} is too long for a socket (at most {MAX_SOCKET_PATH} bytes): use a shorter \
+             --state-dir or --socket",
+            path.display()
+        )));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(format!("cannot remove the old socket {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Random bytes from the kernel.
+///
+/// # Errors
+/// If the kernel gives none.
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).context("cannot get random bytes")?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), "n1").unwrap();
+        let mut identity = state.identity().unwrap();
+        assert_ne!(identity.vtep_mac, identity.gateway_mac);
+        identity.subnet = Some("10.244.3.0/24".parse().unwrap());
+        state.write_identity(&identity).unwrap();
+        assert_eq!(state.identity().unwrap(), identity);
+        fs::write(dir.path().join("nodes/n1/identity.json"), "{").unwrap();
+        assert!(
+            state
+                .identity()
+                .unwrap_err()
+                .to_string()
+                .contains("damaged")
+        );
+    }
+
+    #[test]
+    fn a_name_belongs_to_one_node_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), "n1").unwrap();
+        let error = StateDir::open(dir.path(), "n1").unwrap_err().to_string();
+        assert!(error.contains("'n1' runs already"), "{error}");
+        StateDir::open(dir.path(), "n2").unwrap();
+        drop(state);
+        StateDir::open(dir.path(), "n1").unwrap();
+        assert_eq!(nodes(dir.path()), ["n1", "n2"]);
+    }
+
+    #[test]
+    fn a_socket_needs_a_short_path() {
+        let error = vacate(Path::new(&format!("/{}", "x".repeat(107)))).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+}
