@@ -1,1 +1,353 @@
-//! Placeholder.
+//! A node: lease, data path, pods and control socket, wired together.
+//!
+//! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
+//! is taken before a lease is, so that a node that cannot run leaves nothing behind.
+
+mod peers;
+mod pods;
+mod report;
+mod running;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use muslin_encap::overhead::Mtu;
+use muslin_stack::guard;
+use muslin_stack::lease::{
+    Backend, Change, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings, SubnetKey,
+    Wish,
+};
+use muslin_stack::node::{Config, Limits, Node};
+use muslin_stack::peer::Tunnel;
+use smoltcp::wire::IpVersion;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_seqpacket::UnixSeqpacketListener;
+use tracing::{debug, info, warn};
+
+use crate::control;
+use crate::error::{Context, Error, Result};
+use crate::lease::{self, store};
+use crate::netns::{self, PublicInterface};
+use crate::state::{self, StateDir};
+use crate::underlay::UdpSocket;
+use crate::worker::{Clock, Event, Worker};
+
+use peers::Peers;
+use running::{Facts, Running};
+
+/// Where flannel's keys are in a store.
+const PREFIX: &str = "/coreos.com/network";
+
+/// What a node is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its name, different from those of others on the machine.
+    pub name: String,
+    /// Where it keeps its state.
+    pub state_dir: PathBuf,
+    /// Where it listens for commands, if not in its state directory.
+    pub socket: Option<PathBuf>,
+    /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
+    pub store: String,
+    /// Where its tunnel ends.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The interface whose address that is.
+    pub interface: Option<String>,
+    /// Which network it is to be.
+    pub wish: Wish,
+    /// MTU of the underlay, if not that of the interface.
+    pub mtu: Option<Mtu>,
+    /// Resolvers for pods.
+    pub dns: Vec<Ipv4Addr>,
+    /// Whether pods may send only from their own addresses.
+    pub guard_pods: bool,
+    /// Whether peers may send only from the addresses of their leases.
+    pub guard_peers: bool,
+}
+
+/// Runs a node until it is told to stop, or cannot go on.
+///
+/// # Errors
+/// Why it cannot run.
+pub async fn run(settings: Settings) -> Result<()> {
+    let mut stop = [
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ]
+    .map(|signal| signal.context("cannot listen for signals"));
+    let [terminate, interrupt] = &mut stop;
+    let (terminate, interrupt) = (ok(terminate)?, ok(interrupt)?);
+    let interface = netns::interface_of(settings.public_ip, settings.interface.as_deref()).await?;
+    let store = store::open(&settings.store)?;
+    let state = StateDir::open(&settings.state_dir, &settings.name)?;
+    let mut identity = state.identity()?;
+    if let Some(mac) = store.vtep_mac(interface.address).map_err(Error::usage)? {
+        identity.vtep_mac = mac;
+    }
+    let clock = Clock::start();
+    let manager = Manager::new(LeaseSettings {
+        identity: Identity {
+            public_ip: interface.address,
+            vtep_mac: identity.vtep_mac,
+        },
+        prefix: PREFIX.to_owned(),
+        previous: identity.subnet,
+        wish: settings.wish.clone(),
+        random_seed: u64::from_ne_bytes(state::random()?),
+    });
+    let (leave, leaving) = watch::channel(false);
+    let (fatal, mut ended) = mpsc::unbounded_channel();
+    let mut plane = Plane {
+        store: store.describe(),
+        settings,
+        state: Arc::new(state),
+        identity,
+        interface,
+        clock,
+        leave,
+        fatal,
+        tunnel: None,
+        peers: Peers::default(),
+        running: None,
+    };
+    let leases = lease::run(
+        manager,
+        store,
+        move || clock.now(),
+        leaving,
+        |change| plane.apply(change),
+    );
+    let result = tokio::select! {
+        result = leases => result,
+        Some(error) = ended.recv() => Err(error),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    if let Some(running) = &plane.running {
+        running.finish(&result).await;
+        info!("node {} has stopped", plane.settings.name);
+    }
+    result
+}
+
+fn ok<T>(result: &mut Result<T>) -> Result<&mut T> {
+    result.as_mut().map_err(|error| Error::failed(&*error))
+}
+
+/// What changes of the lease mean for this node.
+struct Plane {
+    settings: Settings,
+    store: String,
+    state: Arc<StateDir>,
+    identity: state::Identity,
+    interface: PublicInterface,
+    clock: Clock,
+    leave: watch::Sender<bool>,
+    /// Takes the reason why the node cannot go on.
+    fatal: mpsc::UnboundedSender<Error>,
+    /// The tunnel, from the network's configuration until the node runs.
+    tunnel: Option<OpenTunnel>,
+    /// Peers known before the node runs.
+    peers: Peers,
+    running: Option<Arc<Running>>,
+}
+
+/// A tunnel whose port is taken.
+struct OpenTunnel {
+    config: NetworkConfig,
+    tunnel: Tunnel,
+    mtu: Mtu,
+    port: u16,
+    socket: UdpSocket,
+}
+
+impl Plane {
+    fn apply(&mut self, change: Change) -> Result<()> {
+        match change {
+            Change::Configured(config) => {
+                if self.tunnel.is_none() && self.running.is_none() {
+                    self.tunnel = Some(self.open_tunnel(config)?);
+                }
+            }
+            Change::Acquired(key) => self.start(key)?,
+            Change::Renewed => {
+                debug!("the lease is renewed");
+                if let Some(running) = &self.running {
+                    running.lease_confirmed();
+                }
+            }
+            Change::Disputed(key) => {
+                warn!("another writer changed the lease {key}; it is written again")
+            }
+            Change::Peer(key, record) => match &self.running {
+                Some(running) => running.set_peer(key, record)?,
+                None => self.peers.remember(key, record),
+            },
+            Change::PeerGone(key) => match &self.running {
+                Some(running) => running.remove_peer(key)?,
+                None => self.peers.forget(key),
+            },
+            Change::Skipped { key, reason } => warn!("the key {key} is no lease: {reason}"),
+            Change::Left => info!("the lease is given back"),
+            Change::Lost(loss) => return Err(refusal(&loss)),
+        }
+        Ok(())
+    }
+
+    fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
+        let public_ip = self.interface.address;
+        if config.network.contains(&public_ip) {
+            return Err(Error::usage(format!(
+                "the public address {public_ip} lies in the pod network {}: choose another \
+                 --network, or another address with --public-ip",
+                config.network
+            )));
+        }
+        let configured = match &config.backend {
+            Backend::Vxlan(options) => options.mtu,
+            Backend::Udp { .. } | Backend::Other(_) => None,
+        };
+        let (tunnel, port) = match &config.backend {
+            Backend::Vxlan(options) => {
+                let (vni, mac) = (options.vni, self.identity.vtep_mac);
+                (Tunnel::Vxlan { vni, mac }, options.port)
+            }
+            Backend::Udp { port } => (Tunnel::Udp, *port),
+            Backend::Other(name) => return Err(refusal(&Loss::OtherBackend(name.clone()))),
+        };
+        let interface = &self.interface;
+        let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
+        let outer = match self.settings.mtu.or(configured) {
+            Some(mtu) => mtu,
+            None => own.map_err(|error| Error::usage(format!("{}: {error}", interface.name)))?,
+        };
+        let mtu = tunnel
+            .format()
+            .inner_mtu(outer, IpVersion::Ipv4)
+            .map_err(|_| {
+                Error::usage(format!(
+                    "an underlay MTU of {} leaves no room for pods",
+                    outer.get()
+                ))
+            })?;
+        let address = SocketAddr::new(interface.address.into(), port);
+        let socket = UdpSocket::bind(address).map_err(|error| {
+            Error::failed(match error.kind() {
+                std::io::ErrorKind::AddrInUse => format!(
+                    "UDP port {port} of {} is in use: another node, or flannel, runs there",
+                    interface.address
+                ),
+                _ => format!("cannot listen on UDP {address}: {error}"),
+            })
+        })?;
+        Ok(OpenTunnel {
+            config,
+            tunnel,
+            mtu,
+            port,
+            socket,
+        })
+    }
+
+    /// The node has its lease: data path and control socket begin.
+    fn start(&mut self, key: SubnetKey) -> Result<()> {
+        let Some(tunnel) = self.tunnel.take() else {
+            return Err(Error::failed(
+                "the lease changed to another subnet while the node ran",
+            ));
+        };
+        self.identity.subnet = Some(key.ipv4);
+        self.state.write_identity(&self.identity)?;
+        let node = Node::new(self.node_config(key, &tunnel)?, self.clock.now());
+        let node = node.map_err(Error::usage)?;
+        let (sender, events) = mpsc::unbounded_channel();
+        let worker = Worker::start(node, tunnel.socket, self.clock, sender);
+        let worker = worker.context("cannot start the data path")?;
+        let socket = match &self.settings.socket {
+            Some(path) => {
+                state::vacate(path)?;
+                path.clone()
+            }
+            None => self.state.socket()?,
+        };
+        let listener = listen(&socket)?;
+        let facts = Facts {
+            settings: self.settings.clone(),
+            store: self.store.clone(),
+            interface: self.interface.clone(),
+            config: tunnel.config,
+            tunnel: tunnel.tunnel,
+            mtu: tunnel.mtu,
+            port: tunnel.port,
+            subnet: key.ipv4,
+            socket,
+        };
+        info!("node {} is ready: {facts}", self.settings.name);
+        let peers = std::mem::take(&mut self.peers);
+        let running = Running::new(facts, worker, peers, self.state.clone(), self.leave.clone())?;
+        let running = Arc::new(running);
+        self.running = Some(running.clone());
+        self.watch_over(&running, events, listener);
+        Ok(())
+    }
+
+    fn node_config(&self, key: SubnetKey, tunnel: &OpenTunnel) -> Result<Config> {
+        Ok(Config {
+            subnet: key.ipv4.into(),
+            gateway_mac: self.identity.gateway_mac.get(),
+            tunnel: tunnel.tunnel,
+            mtu: tunnel.mtu,
+            guard: guard::Policy {
+                peers: self.settings.guard_peers,
+            },
+            limits: Limits::default(),
+            random_seed: u64::from_ne_bytes(state::random()?),
+        })
+    }
+
+    /// Serves clients, and hears what the data path has to tell.
+    fn watch_over(
+        &self,
+        running: &Arc<Running>,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        listener: UnixSeqpacketListener,
+    ) {
+        let (heard, fatal) = (running.clone(), self.fatal.clone());
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Event::PortGone(port) => heard.port_gone(port),
+                }
+            }
+            let _ = fatal.send(Error::failed("the data path's thread has ended"));
+        });
+        let (service, fatal) = (running.clone(), self.fatal.clone());
+        tokio::spawn(async move {
+            let error = control::serve(listener, service).await;
+            let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
+        });
+    }
+}
+
+fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let at = path.display();
+    let listener = UnixSeqpacketListener::bind(path);
+    let listener = listener.context(format!("cannot listen for commands at {at}"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .context(format!("cannot protect {at}"))?;
+    Ok(listener)
+}
+
+fn refusal(loss: &Loss) -> Error {
+    match loss {
+        Loss::Config(_) | Loss::NoConfig(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => {
+            Error::usage(loss)
+        }
+        Loss::OutOfSubnets(_) | Loss::Races | Loss::Taken { .. } | Loss::Disputed { .. } => {
+            Error::failed(loss)
+        }
+    }
+}

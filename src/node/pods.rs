@@ -1,0 +1,176 @@
+//! The attached pods: who has which name, address and port.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use ipnet::Ipv4Net;
+use muslin_encap::mac::Colons;
+use muslin_stack::ipam::{AddressPool, IpamError, Memory, PodName};
+use muslin_stack::port::{Attachment, PortId};
+use smoltcp::wire::EthernetAddress;
+
+use crate::control::protocol::Attach;
+use crate::error::{Error, Result};
+
+/// The pods of a node.
+#[derive(Debug)]
+pub(super) struct Pods {
+    pool: AddressPool,
+    attached: BTreeMap<PodName, Pod>,
+    next_port: u32,
+}
+
+/// An attached pod.
+#[derive(Debug, Clone)]
+pub(super) struct Pod {
+    pub(super) port: PortId,
+    pub(super) address: Ipv4Addr,
+    pub(super) mac: EthernetAddress,
+    pub(super) persistent: bool,
+    pub(super) since: Instant,
+}
+
+impl Pod {
+    /// What the data path is to know of it.
+    pub(super) fn attachment(&self, guarded: bool) -> Attachment {
+        Attachment {
+            mac: self.mac,
+            addresses: vec![IpAddr::V4(self.address)],
+            guarded,
+        }
+    }
+}
+
+impl Pods {
+    pub(super) fn new(subnet: Ipv4Net, memory: Option<Memory>) -> Self {
+        let pool = match memory {
+            Some(memory) => AddressPool::with_memory(subnet, memory),
+            None => AddressPool::new(subnet),
+        };
+        Self {
+            pool,
+            attached: BTreeMap::new(),
+            next_port: 0,
+        }
+    }
+
+    /// Gives a pod a name, an address and a port.
+    pub(super) fn attach(
+        &mut self,
+        request: &Attach,
+        mac: EthernetAddress,
+    ) -> Result<(PodName, Pod)> {
+        let name = match &request.pod {
+            Some(name) if self.attached.contains_key(name) => {
+                return Err(Error::failed(format!(
+                    "a pod named '{name}' is attached already: give this one another --name"
+                )));
+            }
+            Some(name) => name.clone(),
+            None => self.free_name()?,
+        };
+        if let Some((other, _)) = self.attached.iter().find(|(_, pod)| pod.mac == mac) {
+            return Err(Error::failed(format!(
+                "the pod '{other}' has the MAC address {} too",
+                Colons(mac)
+            )));
+        }
+        let address = self
+            .pool
+            .allocate(&name, request.address)
+            .map_err(|error| match error {
+                IpamError::OutOfSubnet(..) | IpamError::Reserved(..) => Error::usage(error),
+                IpamError::Taken(..) | IpamError::Full(..) => Error::failed(error),
+            })?;
+        let pod = Pod {
+            port: PortId(self.next_port),
+            address,
+            mac,
+            persistent: request.persistent,
+            since: Instant::now(),
+        };
+        self.next_port = self.next_port.wrapping_add(1);
+        self.attached.insert(name.clone(), pod.clone());
+        Ok((name, pod))
+    }
+
+    /// Takes a pod's address back; it stays remembered.
+    pub(super) fn detach(&mut self, name: &PodName) -> Option<Pod> {
+        let pod = self.attached.remove(name)?;
+        self.pool.release(name);
+        Some(pod)
+    }
+
+    pub(super) fn name_of(&self, port: PortId) -> Option<PodName> {
+        let mut pods = self.attached.iter();
+        pods.find(|(_, pod)| pod.port == port)
+            .map(|(name, _)| name.clone())
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        self.pool.memory()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.attached.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&PodName, &Pod)> {
+        self.attached.iter()
+    }
+
+    fn free_name(&self) -> Result<PodName> {
+        let mut names =
+            (1..=self.attached.len() + 1).filter_map(|i| format!("pod-{i}").parse().ok());
+        names
+            .find(|name| !self.attached.contains_key(name))
+            .ok_or_else(|| Error::failed("there is no free name for the pod: give it a --name"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(pod: Option<&str>, address: Option<[u8; 4]>) -> Attach {
+        Attach {
+            pod: pod.map(|name| name.parse().unwrap()),
+            address: address.map(Ipv4Addr::from),
+            persistent: false,
+        }
+    }
+
+    fn mac(last: u8) -> EthernetAddress {
+        EthernetAddress([2, 0, 0, 0, 0, last])
+    }
+
+    #[test]
+    fn names_addresses_and_macs_belong_to_one_pod() {
+        let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
+        let (first, pod) = pods.attach(&request(None, None), mac(1)).unwrap();
+        assert_eq!(
+            (first.as_str(), pod.address),
+            ("pod-1", Ipv4Addr::new(10, 244, 1, 2))
+        );
+        let (second, _) = pods.attach(&request(None, None), mac(2)).unwrap();
+        assert_eq!(second.as_str(), "pod-2");
+        let refused = |pods: &mut Pods, request: &Attach, mac| {
+            pods.attach(request, mac).unwrap_err().to_string()
+        };
+        let text = refused(&mut pods, &request(Some("pod-1"), None), mac(3));
+        assert!(text.contains("attached already"), "{text}");
+        let text = refused(&mut pods, &request(Some("a"), None), mac(1));
+        assert!(text.contains("'pod-1' has the MAC address"), "{text}");
+        let text = refused(
+            &mut pods,
+            &request(Some("a"), Some([10, 244, 1, 2])),
+            mac(3),
+        );
+        assert!(text.contains("taken by the pod 'pod-1'"), "{text}");
+        assert!(pods.detach(&first).is_some());
+        assert!(pods.detach(&first).is_none());
+        let (again, pod) = pods.attach(&request(None, None), mac(3)).unwrap();
+        assert_eq!((again, pod.address), (first, Ipv4Addr::new(10, 244, 1, 2)));
+    }
+}

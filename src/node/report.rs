@@ -1,0 +1,173 @@
+//! What a node tells of itself: its tables as rows.
+
+use muslin_encap::mac::Colons;
+use muslin_encap::vxlan::Vni;
+use muslin_stack::gateway;
+use muslin_stack::neighbour::State;
+use muslin_stack::node::NextHop;
+use muslin_stack::peer::{PeerId, Tunnel};
+use muslin_stack::port;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::running::Running;
+use crate::control::protocol::{
+    Drop, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
+};
+use crate::error::{Context, Error, Result};
+use crate::worker::Report;
+
+/// The rows of a table.
+pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {
+    let report = running.worker.report().await.map_err(Error::failed)?;
+    match table {
+        Table::Status => values([status(running, &report)]),
+        Table::Pods => values(pods(running, &report)),
+        Table::Peers => values(peers(running, &report)),
+        Table::Routes => values(routes(running, &report)),
+        Table::Neighbours => values(neighbours(&report)),
+        Table::Drops => values(drops(&report)),
+    }
+}
+
+fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> {
+    let values = rows.into_iter().map(serde_json::to_value);
+    values
+        .collect::<std::result::Result<_, _>>()
+        .context("cannot write the answer")
+}
+
+fn status(running: &Running, report: &Report) -> Status {
+    let facts = &running.facts;
+    let counters = &report.counters;
+    let (vni, mac) = match facts.tunnel {
+        Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
+        Tunnel::Udp => (None, None),
+    };
+    Status {
+        node: facts.settings.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_seconds: running.since.elapsed().as_secs(),
+        network: facts.config.network,
+        subnet: facts.subnet,
+        gateway: gateway::address(facts.subnet),
+        public_ip: facts.interface.address,
+        interface: facts.interface.name.clone(),
+        backend: facts.config.backend.name().to_owned(),
+        port: facts.port,
+        vni,
+        vtep_mac: mac,
+        mtu: facts.mtu.get(),
+        device: "tap".to_owned(),
+        store: facts.store.clone(),
+        lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),
+        pods: running.pods.lock().len(),
+        peers: report.peers.len(),
+        packets: Packets {
+            received: counters.received,
+            originated: counters.originated,
+            delivered: counters.delivered,
+            sent: counters.sent,
+            flooded: counters.flooded,
+            consumed: counters.consumed,
+            dropped: counters.drops().map(|(_, count)| count).sum(),
+        },
+    }
+}
+
+fn traffic(traffic: port::Traffic) -> Traffic {
+    Traffic {
+        packets: traffic.packets,
+        bytes: traffic.bytes,
+    }
+}
+
+fn pods(running: &Running, report: &Report) -> Vec<Pod> {
+    let pods = running.pods.lock();
+    let row = |(name, pod): (&muslin_stack::ipam::PodName, &super::pods::Pod)| {
+        let port = report.ports.iter().find(|(id, _)| *id == pod.port);
+        let (received, sent) = port
+            .map(|(_, port)| (port.received, port.sent))
+            .unwrap_or_default();
+        Pod {
+            pod: name.clone(),
+            address: pod.address,
+            mac: Colons(pod.mac).to_string(),
+            port: pod.port.0,
+            persistent: pod.persistent,
+            attached_seconds: pod.since.elapsed().as_secs(),
+            received: traffic(received),
+            sent: traffic(sent),
+        }
+    };
+    pods.iter().map(row).collect()
+}
+
+fn peers(running: &Running, report: &Report) -> Vec<Peer> {
+    let backend = &running.facts.config.backend;
+    let peers = running.peers.lock();
+    let rows = peers.iter().map(|(key, known)| {
+        let state = report.peers.iter().find(|state| state.peer.id == known.id);
+        let (received, sent) = state
+            .map(|state| (state.received, state.sent))
+            .unwrap_or_default();
+        Peer {
+            subnet: key.ipv4,
+            public_ip: known.record.public_ip,
+            backend: known.record.backend().to_owned(),
+            vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
+            state: match known.peer(*key, backend) {
+                Ok(_) => "ok".to_owned(),
+                Err(unusable) => unusable.to_string(),
+            },
+            received: traffic(received),
+            sent: traffic(sent),
+        }
+    });
+    rows.collect()
+}
+
+fn routes(running: &Running, report: &Report) -> Vec<Route> {
+    let address = |id: PeerId| {
+        let peer = report.peers.iter().find(|state| state.peer.id == id);
+        peer.map(|state| state.peer.address.ip().to_string())
+    };
+    let row = |(prefix, next): &(ipnet::IpNet, NextHop)| Route {
+        prefix: prefix.to_string(),
+        via: match next {
+            NextHop::Local => format!("pods of {}", running.facts.settings.name),
+            NextHop::Peer(id) => address(*id).unwrap_or_else(|| format!("peer {id}")),
+        },
+    };
+    report.routes.iter().map(row).collect()
+}
+
+fn neighbours(report: &Report) -> Vec<Neighbour> {
+    let mut rows: Vec<_> = report
+        .neighbours
+        .iter()
+        .map(|(address, place, state)| Neighbour {
+            address: *address,
+            mac: place.map(|place| Colons(place.mac).to_string()),
+            port: place.map(|place| place.port.0),
+            state: match state {
+                State::Permanent => "permanent",
+                State::Incomplete { .. } => "incomplete",
+                State::Reachable { .. } => "reachable",
+            }
+            .to_owned(),
+        })
+        .collect();
+    rows.sort_unstable_by_key(|row| row.address);
+    rows
+}
+
+fn drops(report: &Report) -> Vec<Drop> {
+    let rows = report.counters.drops().map(|(reason, packets)| Drop {
+        reason: reason.name().to_owned(),
+        packets,
+        description: reason.describe().to_owned(),
+    });
+    rows.collect()
+}

@@ -1,0 +1,219 @@
+//! A node that has its lease: what its clients and its peers' leases ask of it.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
+use muslin_encap::mac::Colons;
+use muslin_encap::overhead::Mtu;
+use muslin_stack::gateway;
+use muslin_stack::ipam::PodName;
+use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
+use muslin_stack::peer::Tunnel;
+use muslin_stack::port::PortId;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::peers::Peers;
+use super::pods::Pods;
+use super::{Settings, report};
+use crate::control::Service;
+use crate::control::protocol::{Attach, Attached, Table};
+use crate::device::Tap;
+use crate::error::{Context, Error, Result};
+use crate::netns::PublicInterface;
+use crate::state::StateDir;
+use crate::worker::Worker;
+
+/// How long the end waits for clients to be told of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What does not change while a node runs.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) settings: Settings,
+    pub(super) store: String,
+    pub(super) interface: PublicInterface,
+    pub(super) config: NetworkConfig,
+    pub(super) tunnel: Tunnel,
+    pub(super) mtu: Mtu,
+    pub(super) port: u16,
+    pub(super) subnet: Ipv4Net,
+    pub(super) socket: PathBuf,
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            subnet,
+            port,
+            interface,
+            config,
+            ..
+        } = self;
+        let backend = config.backend.name();
+        write!(
+            f,
+            "subnet {subnet} of {}, {backend} on {}:{port}",
+            config.network, interface.address
+        )
+    }
+}
+
+/// A node that runs.
+pub(super) struct Running {
+    pub(super) facts: Facts,
+    pub(super) worker: Worker,
+    pub(super) pods: Mutex<Pods>,
+    pub(super) peers: Mutex<Peers>,
+    pub(super) since: Instant,
+    pub(super) confirmed: Mutex<Instant>,
+    state: Arc<StateDir>,
+    leave: watch::Sender<bool>,
+    /// How the node ended, as far as it has.
+    finished: watch::Sender<Option<std::result::Result<(), String>>>,
+}
+
+impl Running {
+    pub(super) fn new(
+        facts: Facts,
+        worker: Worker,
+        peers: Peers,
+        state: Arc<StateDir>,
+        leave: watch::Sender<bool>,
+    ) -> Result<Self> {
+        let now = Instant::now();
+        let running = Self {
+            pods: Mutex::new(Pods::new(facts.subnet, state.addresses())),
+            peers: Mutex::new(Peers::default()),
+            since: now,
+            confirmed: Mutex::new(now),
+            facts,
+            worker,
+            state,
+            leave,
+            finished: watch::Sender::new(None),
+        };
+        for (key, known) in peers.iter() {
+            running.set_peer(*key, known.record.clone())?;
+        }
+        Ok(running)
+    }
+
+    pub(super) fn lease_confirmed(&self) {
+        *self.confirmed.lock() = Instant::now();
+    }
+
+    pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
+        let mut peers = self.peers.lock();
+        peers.remember(key, record);
+        let Some(known) = peers.get(key) else {
+            return Ok(());
+        };
+        match known.peer(key, &self.facts.config.backend) {
+            Ok(peer) => {
+                info!("peer {} has {}", peer.address, peer.subnet);
+                self.worker.set_peer(peer).map_err(Error::failed)
+            }
+            Err(unusable) => {
+                warn!("the node {} is no peer: {unusable}", known.record.public_ip);
+                self.worker.remove_peer(known.id).map_err(Error::failed)
+            }
+        }
+    }
+
+    pub(super) fn remove_peer(&self, key: SubnetKey) -> Result<()> {
+        let mut peers = self.peers.lock();
+        let Some(known) = peers.get(key) else {
+            return Ok(());
+        };
+        info!("peer {} is gone", known.record.public_ip);
+        self.worker.remove_peer(known.id).map_err(Error::failed)?;
+        peers.forget(key);
+        Ok(())
+    }
+
+    pub(super) fn port_gone(&self, port: PortId) {
+        let name = self.pods.lock().name_of(port);
+        if let Some(name) = name {
+            info!("the interface of pod {name} is gone");
+            // A client may have detached it meanwhile.
+            let _ = self.detach(&name);
+        }
+    }
+
+    /// Tells those who asked the node to leave how it went, and removes what clients could find
+    /// of a node that is no more.
+    pub(super) async fn finish(&self, result: &Result<()>) {
+        let _ = std::fs::remove_file(&self.facts.socket);
+        let told = result.as_ref().copied().map_err(ToString::to_string);
+        self.finished.send_replace(Some(told));
+        // A task that has its answer sends it before this one goes on.
+        let _ = tokio::time::timeout(FAREWELL, self.finished.closed()).await;
+    }
+
+    fn remember(&self, pods: &Pods) {
+        if let Err(error) = self.state.write_addresses(&pods.memory()) {
+            warn!("addresses of pods will not be remembered: {error}");
+        }
+    }
+}
+
+impl Service for Running {
+    fn attach(&self, request: Attach, device: OwnedFd) -> Result<Attached> {
+        let tap = Tap::from_descriptor(device).map_err(Error::usage)?;
+        let mac = tap
+            .hardware_address()
+            .context("cannot read the device's MAC address")?;
+        let mut pods = self.pods.lock();
+        let (name, pod) = pods.attach(&request, mac)?;
+        let attachment = pod.attachment(self.facts.settings.guard_pods);
+        if let Err(error) = self.worker.attach(pod.port, attachment, tap) {
+            pods.detach(&name);
+            return Err(Error::failed(error));
+        }
+        self.remember(&pods);
+        info!("pod {name} is attached: {} at {}", pod.address, Colons(mac));
+        let facts = &self.facts;
+        Ok(Attached {
+            pod: name,
+            node: facts.settings.name.clone(),
+            address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
+            gateway: gateway::address(facts.subnet),
+            mtu: facts.mtu.get(),
+            routes: vec![facts.config.network, Ipv4Net::default()],
+            dns: facts.settings.dns.clone(),
+        })
+    }
+
+    fn detach(&self, pod: &PodName) -> Result<()> {
+        let mut pods = self.pods.lock();
+        let gone = pods
+            .detach(pod)
+            .ok_or_else(|| Error::failed(format!("no pod named '{pod}' is attached")))?;
+        self.remember(&pods);
+        info!("pod {pod} is detached");
+        self.worker.detach(gone.port).map_err(Error::failed)
+    }
+
+    async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
+        report::rows(self, table).await
+    }
+
+    async fn leave(&self) -> Result<()> {
+        let mut finished = self.finished.subscribe();
+        self.leave.send_replace(true);
+        let result = finished
+            .wait_for(Option::is_some)
+            .await
+            .map_err(Error::failed)?;
+        match &*result {
+            Some(Err(reason)) => Err(Error::failed(reason)),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+}
