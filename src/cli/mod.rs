@@ -1,7 +1,189 @@
-//! The command line.
+//! The command line: what each command is told, and what the process ends with.
+
+mod attach;
+mod node;
+pub(crate) mod output;
+mod report;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::control::protocol::Request;
+use crate::control::{Client, locate};
+use crate::demo;
+use crate::error::{Context, Error, Result};
+use crate::state;
+
+/// A pod network that needs no root: VXLAN and UDP overlays, compatible with flannel, in one
+/// ordinary process.
+#[derive(Debug, Parser)]
+#[command(
+    name = "muslin",
+    version,
+    max_term_width = 100,
+    propagate_version = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it: two nodes and four pods on this machine, pings, TCP, a table
+    Demo(demo::Arguments),
+    /// Run a node
+    Node(node::Arguments),
+    /// Run a command in a network namespace of its own, attached to a node
+    Run(run::Arguments),
+    /// Attach a network namespace that exists already
+    Attach(attach::AttachArguments),
+    /// Detach a pod by its name
+    Detach(attach::DetachArguments),
+    /// A node at a glance: lease, tunnel, pods, packets
+    Status(report::Arguments),
+    /// The attached pods
+    Pods(report::Arguments),
+    /// The other nodes, and what went to and came from each
+    Peers(report::Arguments),
+    /// Where packets go
+    Routes(report::Arguments),
+    /// Which address is behind which port
+    Neighbours(report::Arguments),
+    /// Lost packets by reason
+    Drops(report::DropArguments),
+    /// Give the lease back and stop the node
+    Leave(NodeChoice),
+    /// Ping and transfer on request, inside the demo's pods
+    #[command(hide = true)]
+    Agent,
+}
+
+/// Which node a command speaks to.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeChoice {
+    /// The node's name; needed where several run
+    #[arg(long, value_name = "NAME", env = "MUSLIN_NODE")]
+    node: Option<String>,
+    /// The node's control socket, if it is not in the state directory
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "MUSLIN_SOCKET",
+        conflicts_with = "node"
+    )]
+    socket: Option<PathBuf>,
+    #[command(flatten)]
+    state: StateChoice,
+}
+
+/// Where state is kept.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StateChoice {
+    /// Where nodes keep their state and sockets [default: ~/.local/state/muslin]
+    #[arg(long, value_name = "DIR", env = "MUSLIN_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateChoice {
+    fn dir(&self) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(state::default_dir)
+    }
+}
+
+impl NodeChoice {
+    /// The chosen node's control socket.
+    fn socket(&self) -> Result<PathBuf> {
+        match &self.socket {
+            Some(path) => Ok(path.clone()),
+            None => locate(&self.state.dir(), self.node.as_deref()),
+        }
+    }
+}
 
 /// Runs the command that the process' arguments name.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if !matches!(error, Error::Command(_)) {
+                eprintln!("muslin: {error}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    log_to_stderr(if matches!(command, Command::Node(_)) {
+        "info"
+    } else {
+        "warn"
+    });
+    match command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Node(arguments) => node::run(arguments),
+        Command::Run(arguments) => run::run(arguments),
+        Command::Attach(arguments) => attach::attach(arguments),
+        Command::Detach(arguments) => attach::detach(arguments),
+        Command::Status(arguments) => report::status(&arguments),
+        Command::Pods(arguments) => report::pods(&arguments),
+        Command::Peers(arguments) => report::peers(&arguments),
+        Command::Routes(arguments) => report::routes(&arguments),
+        Command::Neighbours(arguments) => report::neighbours(&arguments),
+        Command::Drops(arguments) => report::drops(&arguments),
+        Command::Leave(choice) => leave(&choice),
+        Command::Agent => demo::agent::main(),
+    }
+}
+
+fn leave(choice: &NodeChoice) -> Result<()> {
+    let socket = choice.socket()?;
+    block_on(async {
+        let client = Client::connect(&socket).await?;
+        client.command(&Request::Leave).await
+    })
+}
+
+/// Runs a command's asynchronous part on this thread alone, since what enters namespaces must have
+/// one thread.
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("cannot start")?;
+    let result = runtime.block_on(future);
+    // A store that hangs must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// Logs go to stderr; `MUSLIN_LOG` sets how much, like `debug` or `muslin::worker=trace`.
+fn log_to_stderr(default: &str) {
+    use std::io::IsTerminal;
+    let filter = EnvFilter::try_from_env("MUSLIN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

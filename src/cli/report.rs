@@ -1,0 +1,227 @@
+//! `muslin status`, `pods`, `peers`, `routes`, `neighbours` and `drops`.
+
+use clap::Args;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::output::{bytes, duration, print, print_json, table, table_text};
+use super::{NodeChoice, block_on};
+use crate::control::Client;
+use crate::control::protocol::{Drop, Neighbour, Peer, Pod, Route, Status, Table, Traffic};
+use crate::error::{Error, Result};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    node: NodeChoice,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DropArguments {
+    #[command(flatten)]
+    common: Arguments,
+    /// Also reasons that have not happened
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) fn status(arguments: &Arguments) -> Result<()> {
+    let mut rows = fetch::<Status>(arguments, Table::Status)?;
+    let status = rows
+        .pop()
+        .ok_or_else(|| Error::failed("the node told nothing"))?;
+    if arguments.json {
+        return print_json(&status);
+    }
+    let tunnel = format!("{} on {}:{}", status.backend, status.public_ip, status.port);
+    let vni = status
+        .vni
+        .map(|vni| format!(", VNI {vni}"))
+        .unwrap_or_default();
+    let vtep = status
+        .vtep_mac
+        .map(|mac| format!(", VTEP {mac}"))
+        .unwrap_or_default();
+    let packets = status.packets;
+    let rows = [
+        (
+            "node",
+            format!(
+                "{} (muslin {}, process {})",
+                status.node, status.version, status.pid
+            ),
+        ),
+        ("up", duration(status.uptime_seconds)),
+        ("network", status.network.to_string()),
+        (
+            "subnet",
+            format!("{}, gateway {}", status.subnet, status.gateway),
+        ),
+        (
+            "lease",
+            format!(
+                "confirmed {} ago by {}",
+                duration(status.lease_confirmed_seconds),
+                status.store
+            ),
+        ),
+        (
+            "tunnel",
+            format!("{tunnel} ({}){vni}{vtep}", status.interface),
+        ),
+        (
+            "pods",
+            format!("{}, MTU {}, by {}", status.pods, status.mtu, status.device),
+        ),
+        ("peers", status.peers.to_string()),
+        (
+            "packets",
+            format!(
+                "{} received, {} delivered, {} sent, {} flooded, {} for the node, {} dropped",
+                packets.received,
+                packets.delivered,
+                packets.sent,
+                packets.flooded,
+                packets.consumed,
+                packets.dropped
+            ),
+        ),
+    ];
+    let mut text = String::new();
+    for (name, value) in rows {
+        text.push_str(&format!("{name:<8} {value}\n"));
+    }
+    print(&text)
+}
+
+pub(super) fn pods(arguments: &Arguments) -> Result<()> {
+    let header = ["POD", "ADDRESS", "MAC", "ATTACHED", "FROM IT", "TO IT"];
+    list(
+        arguments,
+        Table::Pods,
+        (&header, "no pod is attached\n"),
+        |pod: &Pod| {
+            vec![
+                pod.pod.to_string(),
+                pod.address.to_string(),
+                pod.mac.clone(),
+                duration(pod.attached_seconds),
+                traffic(pod.received),
+                traffic(pod.sent),
+            ]
+        },
+    )
+}
+
+pub(super) fn peers(arguments: &Arguments) -> Result<()> {
+    let header = [
+        "SUBNET",
+        "PUBLIC IP",
+        "BACKEND",
+        "VTEP MAC",
+        "STATE",
+        "FROM IT",
+        "TO IT",
+    ];
+    list(
+        arguments,
+        Table::Peers,
+        (&header, "no other node has a lease\n"),
+        |peer: &Peer| {
+            vec![
+                peer.subnet.to_string(),
+                peer.public_ip.to_string(),
+                peer.backend.clone(),
+                peer.vtep_mac.clone().unwrap_or_default(),
+                peer.state.clone(),
+                traffic(peer.received),
+                traffic(peer.sent),
+            ]
+        },
+    )
+}
+
+pub(super) fn routes(arguments: &Arguments) -> Result<()> {
+    list(
+        arguments,
+        Table::Routes,
+        (&["DESTINATION", "VIA"], "there is no route\n"),
+        |route: &Route| vec![route.prefix.clone(), route.via.clone()],
+    )
+}
+
+pub(super) fn neighbours(arguments: &Arguments) -> Result<()> {
+    let header = ["ADDRESS", "MAC", "PORT", "STATE"];
+    list(
+        arguments,
+        Table::Neighbours,
+        (&header, "no neighbour is known\n"),
+        |neighbour: &Neighbour| {
+            vec![
+                neighbour.address.to_string(),
+                neighbour.mac.clone().unwrap_or_default(),
+                neighbour
+                    .port
+                    .map(|port| port.to_string())
+                    .unwrap_or_default(),
+                neighbour.state.clone(),
+            ]
+        },
+    )
+}
+
+pub(super) fn drops(arguments: &DropArguments) -> Result<()> {
+    let rows = fetch::<Drop>(&arguments.common, Table::Drops)?;
+    if arguments.common.json {
+        return print_json(&rows);
+    }
+    let mut lost: Vec<_> = rows
+        .iter()
+        .filter(|row| arguments.all || row.packets > 0)
+        .collect();
+    if lost.is_empty() {
+        return print("no packet was lost\n");
+    }
+    lost.sort_by_key(|row| std::cmp::Reverse(row.packets));
+    let mut table = table(&["PACKETS", "REASON", "WHAT HAPPENED"]);
+    for row in lost {
+        table.add_row([
+            row.packets.to_string(),
+            row.reason.clone(),
+            row.description.clone(),
+        ]);
+    }
+    print(&table_text(&table))
+}
+
+fn list<T: Serialize + DeserializeOwned>(
+    arguments: &Arguments,
+    which: Table,
+    (header, none): (&[&str], &str),
+    cells: impl Fn(&T) -> Vec<String>,
+) -> Result<()> {
+    let rows = fetch::<T>(arguments, which)?;
+    if arguments.json {
+        return print_json(&rows);
+    }
+    if rows.is_empty() {
+        return print(none);
+    }
+    let mut table = table(header);
+    for row in &rows {
+        table.add_row(cells(row));
+    }
+    print(&table_text(&table))
+}
+
+fn fetch<T: DeserializeOwned>(arguments: &Arguments, table: Table) -> Result<Vec<T>> {
+    let socket = arguments.node.socket()?;
+    block_on(async { Client::connect(&socket).await?.report(table).await })
+}
+
+fn traffic(traffic: Traffic) -> String {
+    format!("{} packets, {}", traffic.packets, bytes(traffic.bytes))
+}

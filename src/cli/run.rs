@@ -1,0 +1,230 @@
+//! `muslin run`: a command in a namespace of its own, attached to a node for as long as it runs.
+//!
+//! The process itself moves into the namespaces and stays beside the command: it keeps the device,
+//! and when the node is gone it attaches it to the node's successor.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use clap::Args;
+use muslin_stack::ipam::PodName;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use super::{NodeChoice, block_on};
+use crate::control::Client;
+use crate::control::protocol::{Attach, Attached};
+use crate::device::Tap;
+use crate::error::{Context, Error, Result};
+use crate::netns::{self, Assignment};
+
+/// The interface inside.
+const INTERFACE: &str = "eth0";
+/// How often a node that is gone is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long to wait after a node has refused.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    node: NodeChoice,
+    /// The pod's address [default: the one it had before, or a free one]
+    #[arg(long)]
+    ip: Option<Ipv4Addr>,
+    /// The pod's name and host name [default: pod-1, pod-2 ...]
+    #[arg(long)]
+    name: Option<PodName>,
+    /// End with the process that started it
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
+    /// The command; it finds MUSLIN_POD, MUSLIN_NODE and MUSLIN_ADDRESS in its environment
+    /// [default: $SHELL]
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(arguments: Arguments) -> Result<()> {
+    if arguments.die_with_parent {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Error::failed)?;
+    }
+    let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
+    // A node that is not there is told before anything else happens.
+    block_on(async { Client::connect(&socket).await.map(drop) })?;
+    netns::enter_fresh()?;
+    let tap = Tap::open(INTERFACE).map_err(Error::failed)?;
+    block_on(async {
+        let (client, attached) = attach_first(&socket, &arguments, &tap).await?;
+        netns::give_files(
+            attached.pod.as_str(),
+            attached.address.addr(),
+            &attached.dns,
+        )?;
+        let child = start(&arguments.command, &attached)?;
+        let pod = Pod {
+            socket,
+            tap,
+            attached,
+        };
+        let status = tokio::select! {
+            status = attend(child) => status?,
+            never = pod.stay_attached(client) => match never {},
+        };
+        match exit_code(status) {
+            0 => Ok(()),
+            code => Err(Error::Command(code)),
+        }
+    })
+}
+
+async fn attach_first(
+    socket: &Path,
+    arguments: &Arguments,
+    tap: &Tap,
+) -> Result<(Client, Attached)> {
+    let client = Client::connect(socket).await?;
+    let request = Attach {
+        pod: arguments.name.clone(),
+        address: arguments.ip,
+        persistent: false,
+    };
+    let attached = client.attach(request, tap.as_fd()).await?;
+    netns::configure(INTERFACE, &assignment(&attached)).await?;
+    Ok((client, attached))
+}
+
+/// What a node's answer means for the interface.
+pub(super) fn assignment(attached: &Attached) -> Assignment {
+    Assignment {
+        address: attached.address,
+        gateway: attached.gateway,
+        mtu: attached.mtu,
+        routes: attached.routes.clone(),
+    }
+}
+
+fn start(command: &[OsString], attached: &Attached) -> Result<Child> {
+    let shell = || std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
+    let (program, arguments) = match command {
+        [] => (shell(), &[][..]),
+        [program, arguments @ ..] => (program.clone(), arguments),
+    };
+    let started = Command::new(&program)
+        .args(arguments)
+        .env("MUSLIN_POD", attached.pod.as_str())
+        .env("MUSLIN_NODE", &attached.node)
+        .env("MUSLIN_ADDRESS", attached.address.addr().to_string())
+        .kill_on_drop(true)
+        .spawn();
+    started.map_err(|error| {
+        // The codes that shells use, so that scripts can tell them from the command's own.
+        let code = if error.kind() == io::ErrorKind::NotFound {
+            127
+        } else {
+            126
+        };
+        eprintln!("muslin: cannot run {}: {error}", program.display());
+        Error::Command(code)
+    })
+}
+
+/// Waits for the command, and passes on what asks it to end. An interrupt from the terminal
+/// reaches the command by itself.
+async fn attend(mut child: Child) -> Result<ExitStatus> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut hangup = listen(SignalKind::hangup())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut quit = listen(SignalKind::quit())?;
+    loop {
+        let pass_on = tokio::select! {
+            status = child.wait() => return status.context("cannot wait for the command"),
+            _ = terminate.recv() => Signal::SIGTERM,
+            _ = hangup.recv() => Signal::SIGHUP,
+            _ = interrupt.recv() => continue,
+            _ = quit.recv() => continue,
+        };
+        if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+            // It may have ended this moment.
+            let _ = kill(Pid::from_raw(id), pass_on);
+        }
+    }
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status
+        .code()
+        .or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
+}
+
+/// A pod that is attached.
+struct Pod {
+    socket: PathBuf,
+    tap: Tap,
+    attached: Attached,
+}
+
+impl Pod {
+    /// Attaches the device again whenever the node is gone and comes back.
+    async fn stay_attached(mut self, mut client: Client) -> std::convert::Infallible {
+        loop {
+            client.closed().await;
+            info!("the node is gone; waiting for its successor");
+            client = self.reattach().await;
+        }
+    }
+
+    async fn reattach(&mut self) -> Client {
+        let mut told = String::new();
+        loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let Ok(client) = Client::connect(&self.socket).await else {
+                continue;
+            };
+            match self.attach_again(&client).await {
+                Ok(()) => return client,
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != told {
+                        warn!("the node does not take the pod back: {text}");
+                        told = text;
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Asks for the same address; a node that has another subnet now gives another one.
+    async fn attach_again(&mut self, client: &Client) -> Result<()> {
+        let request = |address| Attach {
+            pod: Some(self.attached.pod.clone()),
+            address,
+            persistent: false,
+        };
+        let device = self.tap.as_fd();
+        let same = client
+            .attach(request(Some(self.attached.address.addr())), device)
+            .await;
+        let attached = match same {
+            Err(Error::Usage(_)) => client.attach(request(None), device).await?,
+            other => other?,
+        };
+        if attached != self.attached {
+            warn!("the pod's address is {} now", attached.address);
+            netns::configure(INTERFACE, &assignment(&attached)).await?;
+            self.attached = attached;
+        }
+        Ok(())
+    }
+}

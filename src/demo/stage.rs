@@ -1,0 +1,237 @@
+//! The demo's processes: nodes, and pods with agents in them.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+
+use super::agent::Agent;
+use crate::cli::block_on;
+use crate::control::Client;
+use crate::control::protocol::{Status, Table};
+use crate::error::{Context, Error, Result};
+use crate::state;
+
+const START: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// All processes that were started, so that an interrupt can end them.
+#[derive(Debug, Default)]
+pub(super) struct Children(Mutex<Vec<Pid>>);
+
+impl Children {
+    fn add(&self, id: u32) {
+        self.0.lock().extend(i32::try_from(id).map(Pid::from_raw));
+    }
+
+    fn remove(&self, id: u32) {
+        self.0
+            .lock()
+            .retain(|pid| u32::try_from(pid.as_raw()) != Ok(id));
+    }
+
+    pub(super) fn end(&self, signal: Signal) {
+        for pid in self.0.lock().iter() {
+            // It may have ended by itself.
+            let _ = kill(*pid, signal);
+        }
+    }
+}
+
+/// A directory where nodes and pods of one scene live.
+pub(super) struct Stage<'a> {
+    directory: PathBuf,
+    children: &'a Children,
+    program: PathBuf,
+}
+
+/// A node's process; it is ended on drop.
+pub(super) struct Node<'a> {
+    name: String,
+    child: Child,
+    children: &'a Children,
+    socket: PathBuf,
+}
+
+/// A pod with an agent in it; it is ended on drop.
+pub(super) struct Pod<'a> {
+    pub(super) name: String,
+    pub(super) address: Ipv4Addr,
+    pub(super) agent: Agent,
+    id: u32,
+    children: &'a Children,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(directory: PathBuf, children: &'a Children) -> Result<Self> {
+        std::fs::create_dir_all(&directory).context("cannot make a temporary directory")?;
+        let program = std::env::current_exe().context("cannot find this program")?;
+        Ok(Self {
+            directory,
+            children,
+            program,
+        })
+    }
+
+    /// Starts a node and waits until it answers.
+    pub(super) fn node(
+        &self,
+        name: &str,
+        public_ip: Ipv4Addr,
+        backend: &str,
+        port: u16,
+    ) -> Result<(Node<'a>, Status)> {
+        let log = self.directory.join(format!("{name}.log"));
+        let child = self
+            .command("node", &log)?
+            .args([
+                "--name",
+                name,
+                "--backend",
+                backend,
+                "--mtu",
+                "1500",
+                "--die-with-parent",
+            ])
+            .args([
+                "--public-ip",
+                &public_ip.to_string(),
+                "--port",
+                &port.to_string(),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .context("cannot start a node")?;
+        self.children.add(child.id());
+        let mut node = Node {
+            name: name.to_owned(),
+            child,
+            children: self.children,
+            socket: state::socket_path(&self.directory, name),
+        };
+        let deadline = Instant::now() + START;
+        loop {
+            if let Ok(status) = node.status() {
+                return Ok((node, status));
+            }
+            let ended = node.child.try_wait().context("cannot look after a node")?;
+            if ended.is_some() || Instant::now() > deadline {
+                return Err(Error::failed(format!("node {name}: {}", last_line(&log))));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Starts a pod and waits until its agent answers.
+    pub(super) fn pod(&self, name: &str, node: &str) -> Result<Pod<'a>> {
+        let log = self.directory.join(format!("{name}.log"));
+        let mut command = self.command("run", &log)?;
+        command.args(["--node", node, "--name", name, "--die-with-parent", "--"]);
+        let mut agent = Agent::start(command.arg(&self.program).arg("agent"))?;
+        let id = agent.child().id();
+        self.children.add(id);
+        let ready = agent.wait_ready(START).and_then(|()| agent.address("eth0"));
+        match ready {
+            Ok(address) => Ok(Pod {
+                name: name.to_owned(),
+                address,
+                agent,
+                id,
+                children: self.children,
+            }),
+            Err(error) => {
+                drop(agent);
+                self.children.remove(id);
+                let said = last_line(&log);
+                Err(if said.is_empty() {
+                    error
+                } else {
+                    Error::failed(format!("pod {name}: {said}"))
+                })
+            }
+        }
+    }
+
+    fn command(&self, subcommand: &str, log: &Path) -> Result<Command> {
+        let log = File::create(log).context("cannot write a log")?;
+        let mut command = Command::new(&self.program);
+        // The demo's nodes are to be as it says, whatever the environment says of others.
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with("MUSLIN_") {
+                command.env_remove(variable);
+            }
+        }
+        command
+            .arg(subcommand)
+            .arg("--state-dir")
+            .arg(&self.directory)
+            .stderr(log);
+        Ok(command)
+    }
+}
+
+impl Node<'_> {
+    pub(super) fn status(&self) -> Result<Status> {
+        let row = self.report::<Status>(Table::Status)?.pop();
+        row.ok_or_else(|| Error::failed(format!("node {} told nothing", self.name)))
+    }
+
+    pub(super) fn report<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>> {
+        block_on(async { Client::connect(&self.socket).await?.report(table).await })
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        self.children.remove(self.child.id());
+        if let Ok(id) = i32::try_from(self.child.id()) {
+            // Asked to end it removes its socket; it may have ended by itself.
+            let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
+        }
+        let deadline = Instant::now() + START;
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        self.children.remove(self.id);
+    }
+}
+
+/// The default port of the backend, or any that is free on both addresses.
+pub(super) fn free_port(addresses: &[Ipv4Addr], wanted: u16) -> Result<u16> {
+    let is_free = |port: u16| {
+        let sockets: Vec<_> = addresses
+            .iter()
+            .map(|ip| UdpSocket::bind((*ip, port)))
+            .collect();
+        sockets.iter().all(std::result::Result::is_ok)
+    };
+    let any = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
+    std::iter::once(wanted)
+        .chain((0..20).filter_map(|_| any().ok().map(|address| address.port())))
+        .find(|port| is_free(*port))
+        .ok_or_else(|| Error::failed("no UDP port is free on the loopback addresses"))
+}
+
+/// What a process said last, without the program's name.
+fn last_line(log: &Path) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let line = text
+        .lines()
+        .rfind(|line| !line.trim().is_empty())
+        .unwrap_or_default();
+    line.strip_prefix("muslin: ").unwrap_or(line).to_owned()
+}
