@@ -1,0 +1,30 @@
+# The two commands of the README, and what CI runs. Each installs what it needs where it may
+# (see .ci/need), and prints the line to run where it may not.
+
+.PHONY: demo test lint portability clean
+
+# The main job: two nodes and four pods on this machine, rootless, on the embedded store.
+demo:
+	@.ci/need build
+	cargo build --release --locked
+	@.ci/need tun
+	target/release/muslin demo
+
+# The tests: unit, property and documentation tests, and end-to-end labs in user namespaces.
+test:
+	@.ci/need build lab
+	@.ci/need tun
+	cargo test --workspace --locked
+
+lint:
+	@.ci/need build
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# The pure crates build where there is no Linux: nothing in them touches an operating system.
+portability:
+	rustup target add aarch64-apple-darwin
+	cargo check --locked -p muslin-stack -p muslin-encap --target aarch64-apple-darwin
+
+clean:
+	cargo clean
