@@ -109,7 +109,8 @@ pub struct Ping {
     pub size: usize,
     /// Time to live, if not the system's.
     pub ttl: Option<u8>,
-    /// Whether routers, and this system, must not fragment it.
+    /// Whether routers, and this system, must not fragment it. One that is longer than this
+    /// system's interface, or than a router has said lately, is refused with `EMSGSIZE`.
     pub dont_fragment: bool,
     /// How long to wait for answers after the last request, in milliseconds.
     pub timeout_ms: u64,

@@ -1,7 +1,7 @@
 //! Echo requests by raw sockets, or by Linux' unprivileged ICMP socket where those are forbidden.
 //!
 //! Requests leave with an IP header of our own, because only so "don't fragment" is on and off as
-//! asked: the system's own choice depends on what it has learned about the path.
+//! asked; the system would choose.
 
 use std::collections::HashMap;
 use std::io::{self, Read};

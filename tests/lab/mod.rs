@@ -1,0 +1,503 @@
+//! Rootless labs: hosts, links, nodes and pods inside a user namespace of their own.
+//!
+//! A test process has threads and so cannot enter a user namespace itself. A lab is held by a
+//! process that sits in the namespaces and ends with its standard input, that is with the test;
+//! everything else is started by `nsenter` and killed with its parent. Nothing outside is touched.
+
+#![allow(dead_code, reason = "each test uses a part of the lab")]
+#![allow(clippy::unwrap_used, reason = "a lab is for tests")]
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Write};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use muslin::demo::agent::Agent;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The program under test.
+pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
+/// Ample time for what should take none, on a busy machine.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// Prefix of the underlay's addresses.
+const UNDERLAY_LEN: u8 = 24;
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// If there is none by then.
+pub(crate) fn poll_until<T>(
+    patience: Duration,
+    what: &str,
+    mut ask: impl FnMut() -> Option<T>,
+) -> T {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {patience:?} in vain: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A process in namespaces of its own, which live as long as it does.
+struct Holder {
+    child: Child,
+}
+
+impl Holder {
+    /// Starts `command` with `cat` as its last words, and waits until it is there.
+    fn start(mut command: Command) -> Result<Self, String> {
+        let mut child = command
+            .arg("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{command:?}: {error}"))?;
+        let mut echo = String::new();
+        let written = child.stdin.as_mut().unwrap().write_all(b"ready\n");
+        let output = child.stdout.as_mut().unwrap();
+        let read = BufReader::new(output).read_line(&mut echo);
+        if written.is_ok() && read.is_ok() && echo == "ready\n" {
+            return Ok(Self { child });
+        }
+        let output = child.wait_with_output().unwrap();
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+
+    /// A command in its namespaces, that ends with the thread that starts it.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = self.enter();
+        command.args(["setpriv", "--pdeathsig", "KILL", "--"]);
+        command.arg(program);
+        command
+    }
+
+    fn enter(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg("--target").arg(self.child.id().to_string());
+        command.args(["--user", "--preserve-credentials", "--net", "--mount", "--"]);
+        command
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A user namespace with a bridge, the underlay, between its hosts.
+pub(crate) struct Lab {
+    root: Host,
+    directory: TempDir,
+    links: Cell<u32>,
+}
+
+impl Lab {
+    /// A lab, or `None` and one line that says why this machine has none.
+    ///
+    /// # Panics
+    /// Where it may not be skipped, in CI.
+    pub(crate) fn new() -> Option<Self> {
+        match Self::try_new() {
+            Ok(lab) => Some(lab),
+            Err(why) if std::env::var_os("CI").is_some() => panic!("no lab: {why}"),
+            Err(why) => {
+                eprintln!("skipped, no lab: {why}");
+                None
+            }
+        }
+    }
+
+    fn try_new() -> Result<Self, String> {
+        for tool in ["unshare", "nsenter", "setpriv", "ip", "cat", "sh"] {
+            let found = Command::new("sh")
+                .args(["-c", &format!("command -v {tool}")])
+                .output()
+                .is_ok_and(|output| output.status.success());
+            if !found {
+                return Err(format!("'{tool}' is missing (util-linux, iproute2)"));
+            }
+        }
+        std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .map_err(|error| format!("/dev/net/tun: {error}"))?;
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "--mount"]);
+        let holder = Holder::start(command).map_err(|why| format!("no user namespace: {why}"))?;
+        let lab = Self {
+            root: Host::new("underlay", holder),
+            directory: tempfile::tempdir().map_err(|error| error.to_string())?,
+            links: Cell::new(0),
+        };
+        lab.root.sh(
+            "ip link set lo up; ip link add underlay type bridge; ip link set underlay up
+             ip link set underlay mtu 65535",
+        );
+        Ok(lab)
+    }
+
+    /// The namespace of the underlay's bridge, where loopback addresses are all there is.
+    pub(crate) fn root(&self) -> &Host {
+        &self.root
+    }
+
+    /// A directory for the test's files.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A network namespace with nothing but loopback in it.
+    pub(crate) fn namespace(&self, name: &str) -> Host {
+        let mut command = self.root.holder.enter();
+        command.args(["unshare", "--net", "--mount"]);
+        let host = Host::new(name, Holder::start(command).unwrap());
+        host.sh("ip link set lo up");
+        host
+    }
+
+    /// A host on the underlay: its `eth0` has this address of a /24.
+    pub(crate) fn host(&self, name: &str, address: Ipv4Addr) -> Host {
+        let host = self.namespace(name);
+        let port = self.plug(&host, "eth0");
+        self.root.sh(&format!(
+            "ip link set {port} master underlay; ip link set {port} up"
+        ));
+        host.sh(&format!("ip addr add {address}/{UNDERLAY_LEN} dev eth0"));
+        host
+    }
+
+    /// Gives a host one end of a cable and returns the name of the other, in the root namespace.
+    fn plug(&self, host: &Host, name: &str) -> String {
+        let port = format!("port{}", self.links.replace(self.links.get() + 1));
+        let pid = host.holder.child.id();
+        self.root.sh(&format!(
+            "ip link add {port} type veth peer name {name} netns {pid}"
+        ));
+        host.sh(&format!("ip link set {name} up"));
+        port
+    }
+
+    /// A cable between two hosts.
+    pub(crate) fn cable(&self, (one, name): (&Host, &str), (other, its): (&Host, &str)) {
+        let port = self.plug(one, name);
+        let pid = other.holder.child.id();
+        self.root
+            .sh(&format!("ip link set {port} netns {pid} name {its}"));
+        other.sh(&format!("ip link set {its} up"));
+    }
+}
+
+/// A network namespace of a lab.
+#[derive(Clone)]
+pub(crate) struct Host {
+    name: String,
+    holder: Rc<Holder>,
+}
+
+impl Host {
+    fn new(name: &str, holder: Holder) -> Self {
+        Self {
+            name: name.to_owned(),
+            holder: Rc::new(holder),
+        }
+    }
+
+    /// A command on this host, killed with the thread that starts it.
+    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        self.holder.command(program)
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn output(&self, words: &[&str]) -> Output {
+        let (program, arguments) = words.split_first().unwrap();
+        let mut command = self.command(program);
+        command.args(arguments).stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// Runs a command that must succeed, and returns its output.
+    pub(crate) fn run(&self, words: &[&str]) -> String {
+        let output = self.output(words);
+        assert!(
+            output.status.success(),
+            "on {}: {words:?}: {}\n{}{}",
+            self.name,
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&output.stdout),
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a shell script of which every command must succeed.
+    pub(crate) fn sh(&self, script: &str) -> String {
+        self.run(&["sh", "-e", "-c", script])
+    }
+
+    /// An agent on the host itself.
+    pub(crate) fn agent(&self) -> Agent {
+        let mut command = self.command(MUSLIN);
+        let mut agent = Agent::start(command.arg("agent")).unwrap();
+        agent.wait_ready(SOON).unwrap();
+        agent
+    }
+
+    /// A counter of `/proc/net/snmp`, such as `("Udp", "InCsumErrors")`.
+    pub(crate) fn counter(&self, protocol: &str, name: &str) -> u64 {
+        let table = self.run(&["cat", "/proc/net/snmp"]);
+        let mut rows = table
+            .lines()
+            .filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
+        let names = rows.next().unwrap().split_whitespace();
+        let values = rows.next().unwrap().split_whitespace();
+        let value = names.zip(values).find(|(column, _)| *column == name);
+        value.unwrap().1.parse().unwrap()
+    }
+}
+
+/// How a node is started.
+#[derive(Clone)]
+pub(crate) struct NodeConfig {
+    name: String,
+    arguments: Vec<String>,
+}
+
+impl NodeConfig {
+    /// A node of this name on this public address, with leases in this store.
+    pub(crate) fn new(name: &str, public_ip: Ipv4Addr, store: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            arguments: Vec::new(),
+        }
+        .with("--public-ip", public_ip)
+        .with("--store", store)
+    }
+
+    /// One more flag with a value.
+    pub(crate) fn with(mut self, flag: &str, value: impl ToString) -> Self {
+        self.arguments.push(flag.to_owned());
+        self.arguments.push(value.to_string());
+        self
+    }
+
+    /// Starts it on a host, with a state directory of its own, and waits until it serves.
+    pub(crate) fn start(&self, host: &Host) -> Node {
+        let node = self.spawn(host);
+        node.wait_ready(SOON);
+        node
+    }
+
+    /// Starts it and does not wait.
+    pub(crate) fn spawn(&self, host: &Host) -> Node {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("node.log");
+        let mut node = Node {
+            config: self.clone(),
+            host: host.clone(),
+            child: None,
+            directory,
+            log,
+        };
+        node.launch();
+        node
+    }
+}
+
+/// A running node; killed on drop.
+pub(crate) struct Node {
+    config: NodeConfig,
+    host: Host,
+    child: Option<Child>,
+    directory: TempDir,
+    log: PathBuf,
+}
+
+impl Node {
+    fn launch(&mut self) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .unwrap();
+        let mut command = self.host.command(MUSLIN);
+        command
+            .arg("node")
+            .args(["--name", &self.config.name, "--state-dir"])
+            .arg(self.state_dir())
+            .args(&self.config.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Waits until it answers.
+    pub(crate) fn wait_ready(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while self.try_query("status").is_none() {
+            assert!(
+                Instant::now() < deadline,
+                "the node {} does not answer{}",
+                self.config.name,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether its process is there still.
+    pub(crate) fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Waits for its end and returns the exit code.
+    pub(crate) fn wait_exit(&mut self, patience: Duration) -> Option<i32> {
+        let child = self.child.as_mut().unwrap();
+        poll_until(patience, "the node's end", || child.try_wait().unwrap()).code()
+    }
+
+    /// Ends it without a warning.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Starts it again as it was started before, and waits until it serves.
+    pub(crate) fn start_again(&mut self) {
+        self.kill();
+        self.launch();
+        self.wait_ready(SOON);
+    }
+
+    /// Its host.
+    pub(crate) fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Where its state is.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// What it has logged, for messages.
+    pub(crate) fn log(&self) -> String {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        format!("\n--- log of the node {}:\n{log}---", self.config.name)
+    }
+
+    /// A client's command to it: the subcommand and what follows.
+    pub(crate) fn client(&self, words: &[&str]) -> Command {
+        let (subcommand, rest) = words.split_first().unwrap();
+        let mut command = self.host.command(MUSLIN);
+        command
+            .args([subcommand, "--state-dir"])
+            .arg(self.state_dir())
+            .args(["--node", &self.config.name])
+            .args(rest)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn try_query(&self, subcommand: &str) -> Option<Value> {
+        let output = self.client(&[subcommand, "--json"]).output().unwrap();
+        let answer = serde_json::from_slice(&output.stdout).ok();
+        answer.filter(|_| output.status.success())
+    }
+
+    /// What a reporting command tells.
+    pub(crate) fn query(&self, subcommand: &str) -> Value {
+        self.try_query(subcommand)
+            .unwrap_or_else(|| panic!("no answer to '{subcommand}'{}", self.log()))
+    }
+
+    /// A text of its status.
+    pub(crate) fn status(&self, key: &str) -> String {
+        let status = self.query("status");
+        let text = status[key].as_str();
+        text.unwrap_or_else(|| panic!("no text '{key}' in {status}"))
+            .to_owned()
+    }
+
+    /// An address of its subnet, by its offset.
+    pub(crate) fn address(&self, offset: u32) -> Ipv4Addr {
+        let subnet = self.status("subnet");
+        let base: Ipv4Addr = subnet.split('/').next().unwrap().parse().unwrap();
+        Ipv4Addr::from(u32::from(base) + offset)
+    }
+
+    /// Its MTU for pods.
+    pub(crate) fn mtu(&self) -> u16 {
+        let status = self.query("status");
+        let mtu = status["mtu"].as_u64();
+        mtu.unwrap_or_else(|| panic!("no 'mtu' in {status}")) as u16
+    }
+
+    /// How many packets it has dropped, by reason; those it has not are not there.
+    pub(crate) fn drops(&self) -> std::collections::BTreeMap<String, u64> {
+        let drops = self.query("drops");
+        let rows = drops.as_array();
+        let rows = rows.unwrap_or_else(|| panic!("no list: {drops}"));
+        rows.iter()
+            .map(|row| {
+                let reason = row["reason"].as_str().unwrap().to_owned();
+                (reason, row["packets"].as_u64().unwrap())
+            })
+            .filter(|(_, packets)| *packets > 0)
+            .collect()
+    }
+
+    /// Waits until it knows so many peers.
+    pub(crate) fn wait_peers(&self, count: usize) {
+        let what = format!("{count} peers of {}{}", self.config.name, self.log());
+        poll_until(SOON, &what, || {
+            let peers = self.query("peers");
+            (peers.as_array()?.len() == count).then_some(())
+        });
+    }
+
+    /// A pod by `muslin run`, and in it an agent.
+    pub(crate) fn pod(&self, name: &str) -> Agent {
+        self.pod_after(name, &[], "")
+    }
+
+    /// A pod in which a shell script is run before the agent.
+    pub(crate) fn pod_after(&self, name: &str, flags: &[&str], script: &str) -> Agent {
+        let script = format!("{script}\nexec \"$0\" agent");
+        let mut words = vec!["run", "--name", name];
+        words.extend(flags);
+        words.extend(["--", "sh", "-e", "-c", &script, MUSLIN]);
+        let mut command = self.client(&words);
+        let started = Agent::start(&mut command).and_then(|mut agent| {
+            agent.wait_ready(SOON)?;
+            Ok(agent)
+        });
+        started.unwrap_or_else(|error| panic!("no pod {name}: {error}{}", self.log()))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
