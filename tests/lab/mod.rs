@@ -7,6 +7,9 @@
 #![allow(dead_code, reason = "each test uses a part of the lab")]
 #![allow(clippy::unwrap_used, reason = "a lab is for tests")]
 
+pub(crate) mod flannel;
+pub(crate) mod traffic;
+
 use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -170,13 +173,13 @@ impl Lab {
         host
     }
 
-    /// A host on the underlay: its `eth0` has this address of a /24.
+    /// A host on the underlay: its `eth0` has this address of a /24. Only that interface's MTU
+    /// limits what it sends and takes.
     pub(crate) fn host(&self, name: &str, address: Ipv4Addr) -> Host {
         let host = self.namespace(name);
         let port = self.plug(&host, "eth0");
-        self.root.sh(&format!(
-            "ip link set {port} master underlay; ip link set {port} up"
-        ));
+        self.root
+            .sh(&format!("ip link set {port} master underlay mtu 65535 up"));
         host.sh(&format!("ip addr add {address}/{UNDERLAY_LEN} dev eth0"));
         host
     }

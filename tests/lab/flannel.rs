@@ -1,0 +1,84 @@
+//! The other side as flannel sets it up with the kernel's devices: a host with a bridge `cni0`,
+//! and a pod behind it.
+
+use std::net::Ipv4Addr;
+
+use super::{Host, Lab};
+
+/// The pods of both sides.
+pub(crate) const NETWORK: &str = "10.244.0.0/16";
+/// Where the kernel's side is on the underlay.
+pub(crate) const KERNEL_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+/// Where the node is on the underlay.
+pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// The kernel's subnet.
+pub(crate) const KERNEL_SUBNET: &str = "10.244.1.0/24";
+/// The node's subnet.
+pub(crate) const NODE_SUBNET: &str = "10.244.2.0/24";
+
+/// An address of the kernel's subnet.
+pub(crate) fn kernel(offset: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, 1, offset)
+}
+
+/// An address of the node's subnet.
+pub(crate) fn node(offset: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, 2, offset)
+}
+
+/// A host with flannel's and CNI's devices but for the tunnel's.
+pub(crate) struct Flannel {
+    /// The host.
+    pub(crate) host: Host,
+    /// Its pod, at `.2`.
+    pub(crate) pod: Host,
+}
+
+impl Flannel {
+    /// Sets it up, with this MTU for the pod.
+    pub(crate) fn new(lab: &Lab, mtu: u16) -> Self {
+        let host = lab.host("kernel", KERNEL_IP);
+        let pod = lab.namespace("kernel's pod");
+        lab.cable((&host, "veth0"), (&pod, "eth0"));
+        host.sh(&format!(
+            "echo 1 >/proc/sys/net/ipv4/ip_forward
+             ip link add cni0 type bridge
+             ip link set veth0 master cni0
+             ip addr add {}/24 dev cni0
+             ip link set cni0 up",
+            kernel(1)
+        ));
+        pod.sh(&format!(
+            "ip addr add {}/24 dev eth0
+             ip route add default via {}",
+            kernel(2),
+            kernel(1)
+        ));
+        let flannel = Self { host, pod };
+        flannel.set_mtu(mtu);
+        flannel
+    }
+
+    /// Sets the MTU of the pod and of what is between it and the tunnel.
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        self.pod.sh(&format!("ip link set eth0 mtu {mtu}"));
+        self.host.sh(&format!(
+            "ip link set veth0 mtu {mtu}; ip link set cni0 mtu {mtu}"
+        ));
+    }
+}
+
+/// Writes a file of leases for both sides, and returns the store's URL.
+pub(crate) fn store(lab: &Lab, backend: &str, more: &str, macs: Option<(&str, &str)>) -> String {
+    let path = lab.directory().join("peers.toml");
+    let mac = |mac: &str| format!("vtep-mac = \"{mac}\"\n");
+    let (theirs, ours) =
+        macs.map_or_else(Default::default, |(theirs, ours)| (mac(theirs), mac(ours)));
+    let text = format!(
+        "network = \"{NETWORK}\"\nbackend = \"{backend}\"\n{more}\n\
+         [[node]]\npublic-ip = \"{KERNEL_IP}\"\nsubnet = \"{KERNEL_SUBNET}\"\n{theirs}\n\
+         [[node]]\npublic-ip = \"{NODE_IP}\"\nsubnet = \"{NODE_SUBNET}\"\n{ours}"
+    );
+    std::fs::write(&path, text).unwrap();
+    format!("file:{}", path.display())
+}

@@ -1,0 +1,88 @@
+//! A node that is killed and started again is the same node, and its pods notice little.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use lab::{Lab, Node, NodeConfig, poll_until, traffic};
+
+/// How long pods may be without their node once it serves again.
+const BACK: Duration = Duration::from_secs(2);
+
+fn start(lab: &Lab, number: u8) -> Node {
+    let address = Ipv4Addr::new(10, 9, 0, number);
+    let name = format!("n{number}");
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    NodeConfig::new(&name, address, &store).start(&lab.host(&name, address))
+}
+
+fn pods(node: &Node) -> Vec<(String, String, String)> {
+    let pods = node.query("pods");
+    let mut rows: Vec<_> = pods
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| {
+            let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+            (text("pod") + &text("name"), text("address"), text("mac"))
+        })
+        .collect();
+    rows.sort();
+    rows
+}
+
+#[test]
+fn a_killed_node_comes_back_with_its_subnet_and_its_pods() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut node, other) = (start(&lab, 1), start(&lab, 2));
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let (mut near, mut second, mut far) = (node.pod("near"), node.pod("second"), other.pod("far"));
+    let near_address = near.address("eth0").unwrap();
+    let far_address = far.address("eth0").unwrap();
+    let out = SocketAddrV4::new(far_address, far.listen(0).unwrap());
+    let back = SocketAddrV4::new(near_address, near.listen(0).unwrap());
+    let (out, back) = (near.open(out).unwrap(), far.open(back).unwrap());
+    let identity = |node: &Node| (node.status("subnet"), node.status("vtep_mac"));
+    let (before, attached) = (identity(&node), pods(&node));
+    assert_eq!(attached.len(), 2, "{attached:?}");
+
+    for round in 0..3 {
+        for (agent, id) in [(&mut near, out), (&mut far, back)] {
+            let sent = agent.exchange(id, 100_000, round).unwrap();
+            assert!(sent.intact, "round {round}");
+        }
+        node.start_again();
+        let ready = Instant::now();
+        assert_eq!(identity(&node), before, "round {round}");
+        poll_until(BACK, "the pods are back", || {
+            (pods(&node) == attached).then_some(())
+        });
+        eprintln!("round {round}: pods are back after {:?}", ready.elapsed());
+    }
+    for (agent, id) in [(&mut near, out), (&mut far, back)] {
+        let sent = agent.exchange(id, 1_000_000, 9).unwrap();
+        assert!(sent.intact);
+    }
+    // Nobody else has moved either.
+    assert_eq!(near.address("eth0").unwrap(), near_address);
+    traffic::ping(&mut second, far_address);
+    traffic::ping(&mut far, near_address);
+}
+
+#[test]
+fn a_node_that_left_gives_its_lease_back_and_takes_nothing_with_it() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut node, other) = (start(&lab, 1), start(&lab, 2));
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let output = node.client(&["leave"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}{}", node.log());
+    assert_eq!(node.wait_exit(lab::SOON), Some(0), "{}", node.log());
+    other.wait_peers(0);
+    node.start_again();
+    other.wait_peers(1);
+}

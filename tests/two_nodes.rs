@@ -1,0 +1,138 @@
+//! Two nodes carry their pods' packets, over VXLAN and over UDP, and nodes that start at the same
+//! moment never get the same subnet.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use lab::{Lab, Node, NodeConfig, traffic};
+use muslin::demo::agent::Agent;
+
+/// MTU of the underlay in bytes.
+const UNDERLAY: u16 = 1500;
+
+/// Two nodes on two hosts, with a pod each whose interface takes more than the tunnel.
+struct Bed {
+    nodes: [Node; 2],
+    pods: [Agent; 2],
+    _lab: Lab,
+}
+
+impl Bed {
+    fn new(backend: &str) -> Option<Self> {
+        let lab = Lab::new()?;
+        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let nodes = [1, 2].map(|number: u8| {
+            let address = Ipv4Addr::new(10, 9, 0, number);
+            let name = format!("n{number}");
+            NodeConfig::new(&name, address, &store)
+                .with("--network", "10.244.0.0/16")
+                .with("--backend", backend)
+                .with("--mtu", UNDERLAY)
+                .start(&lab.host(&name, address))
+        });
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        let pods = nodes
+            .each_ref()
+            .map(|node| node.pod_after("pod", &[], "ip link set eth0 mtu 1500"));
+        Some(Self {
+            nodes,
+            pods,
+            _lab: lab,
+        })
+    }
+
+    fn check(mut self, mtu: u16) {
+        let gateways = self.nodes.each_ref().map(|node| node.address(1));
+        let addresses = self.pods.each_mut().map(|pod| pod.address("eth0").unwrap());
+        for (from, to) in [(0, 1), (1, 0)] {
+            let pod = &mut self.pods[from];
+            for address in [gateways[from], gateways[to], addresses[to]] {
+                traffic::ping(pod, address);
+            }
+            traffic::fits(pod, addresses[to], mtu);
+            traffic::exceeds(pod, addresses[to], mtu, gateways[from]);
+            let pinged = traffic::ping_of_size(pod, addresses[to], 20_000, false);
+            assert!(pinged.is_perfect(1), "in fragments: {pinged:?}");
+            traffic::expires(pod, addresses[to], 1, gateways[from]);
+            traffic::expires(pod, addresses[to], 2, gateways[to]);
+        }
+        for (from, to) in [(0, 1), (1, 0)] {
+            let port = self.pods[to].listen(0).unwrap();
+            let pod = &mut self.pods[from];
+            traffic::transfer(pod, addresses[to], port, traffic::BULK);
+            let echoed = pod.udp(SocketAddrV4::new(addresses[to], port), 20, 1400);
+            assert_eq!(echoed.unwrap().intact, 20);
+        }
+    }
+}
+
+#[test]
+fn vxlan_carries_what_pods_send() {
+    if let Some(bed) = Bed::new("vxlan") {
+        bed.check(UNDERLAY - 50);
+    }
+}
+
+#[test]
+fn udp_carries_what_pods_send() {
+    if let Some(bed) = Bed::new("udp") {
+        bed.check(UNDERLAY - 28);
+    }
+}
+
+#[test]
+fn pods_of_one_node_reach_each_other_and_nobody_gets_their_packets() {
+    let Some(lab) = Lab::new() else { return };
+    let address = Ipv4Addr::new(10, 9, 0, 1);
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let node = NodeConfig::new("n", address, &store).start(&lab.host("n", address));
+    let [mut one, mut other, mut third] = ["one", "other", "third"].map(|name| node.pod(name));
+    let to = other.address("eth0").unwrap();
+    traffic::ping(&mut one, to);
+    third.capture("eth0").unwrap();
+    let port = other.listen(0).unwrap();
+    traffic::transfer(&mut one, to, port, 10_000_000);
+    traffic::transfer(&mut one, to, port, 0);
+    let overheard: Vec<_> = third
+        .captured()
+        .unwrap()
+        .into_iter()
+        .filter(|frame| frame[12..14] == [0x08, 0x00])
+        .collect();
+    assert!(overheard.is_empty(), "{} packets", overheard.len());
+    assert_eq!(node.drops(), Default::default());
+}
+
+#[test]
+fn nodes_that_start_at_once_get_different_subnets_every_time() {
+    let Some(lab) = Lab::new() else { return };
+    for round in 0..50 {
+        let store = format!("sqlite:{}/{round}.db", lab.directory().display());
+        let nodes = [1, 2, 3].map(|number: u8| {
+            NodeConfig::new(
+                &format!("n{number}"),
+                Ipv4Addr::new(127, 0, 0, number),
+                &store,
+            )
+            .with("--network", "10.244.0.0/16")
+            .spawn(lab.root())
+        });
+        let subnets: BTreeSet<String> = nodes
+            .iter()
+            .map(|node| {
+                node.wait_ready(lab::SOON);
+                node.status("subnet")
+            })
+            .collect();
+        assert_eq!(subnets.len(), 3, "round {round}: {subnets:?}");
+        for node in &nodes {
+            node.wait_peers(2);
+        }
+    }
+}
