@@ -27,6 +27,10 @@ use tempfile::TempDir;
 pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
 /// Ample time for what should take none, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// From util-linux, iproute2, tcpdump and perl-base.
+const TOOLS: [&str; 7] = [
+    "unshare", "nsenter", "setpriv", "ip", "bridge", "tcpdump", "perl",
+];
 /// Prefix of the underlay's addresses.
 const UNDERLAY_LEN: u8 = 24;
 
@@ -125,13 +129,13 @@ impl Lab {
     }
 
     fn try_new() -> Result<Self, String> {
-        for tool in ["unshare", "nsenter", "setpriv", "ip", "cat", "sh"] {
+        for tool in TOOLS {
             let found = Command::new("sh")
                 .args(["-c", &format!("command -v {tool}")])
                 .output()
                 .is_ok_and(|output| output.status.success());
             if !found {
-                return Err(format!("'{tool}' is missing (util-linux, iproute2)"));
+                return Err(format!("'{tool}' is missing; needed are {TOOLS:?}"));
             }
         }
         std::fs::File::options()
@@ -187,7 +191,7 @@ impl Lab {
     /// Gives a host one end of a cable and returns the name of the other, in the root namespace.
     fn plug(&self, host: &Host, name: &str) -> String {
         let port = format!("port{}", self.links.replace(self.links.get() + 1));
-        let pid = host.holder.child.id();
+        let pid = host.pid();
         self.root.sh(&format!(
             "ip link add {port} type veth peer name {name} netns {pid}"
         ));
@@ -198,7 +202,7 @@ impl Lab {
     /// A cable between two hosts.
     pub(crate) fn cable(&self, (one, name): (&Host, &str), (other, its): (&Host, &str)) {
         let port = self.plug(one, name);
-        let pid = other.holder.child.id();
+        let pid = other.pid();
         self.root
             .sh(&format!("ip link set {port} netns {pid} name {its}"));
         other.sh(&format!("ip link set {its} up"));
@@ -252,6 +256,22 @@ impl Host {
         self.run(&["sh", "-e", "-c", script])
     }
 
+    /// Makes an interface compute checksums instead of leaving it to a device further on, which
+    /// with virtual devices nobody ever does: `ethtool --offload NAME tx off`.
+    pub(crate) fn compute_checksums(&self, interface: &str) {
+        // SIOCETHTOOL (0x8946) with ETHTOOL_STXCSUM (0x17) and 0, in a `struct ifreq`.
+        let script = r#"socket(my $socket, 2, 2, 0) or die "socket: $!";
+            my $value = pack("LL", 0x17, 0);
+            my $request = pack("a16 P x16", $ARGV[0], $value);
+            ioctl($socket, 0x8946, $request) or die "ioctl: $!";"#;
+        self.run(&["perl", "-e", script, interface]);
+    }
+
+    /// The process that holds the namespace.
+    pub(crate) fn pid(&self) -> u32 {
+        self.holder.child.id()
+    }
+
     /// An agent on the host itself.
     pub(crate) fn agent(&self) -> Agent {
         let mut command = self.command(MUSLIN);
@@ -260,9 +280,9 @@ impl Host {
         agent
     }
 
-    /// A counter of `/proc/net/snmp`, such as `("Udp", "InCsumErrors")`.
+    /// A counter of `/proc/net/snmp` or `netstat`, such as `("Udp", "InCsumErrors")`.
     pub(crate) fn counter(&self, protocol: &str, name: &str) -> u64 {
-        let table = self.run(&["cat", "/proc/net/snmp"]);
+        let table = self.run(&["cat", "/proc/net/snmp", "/proc/net/netstat"]);
         let mut rows = table
             .lines()
             .filter_map(|line| line.strip_prefix(protocol)?.strip_prefix(':'));
@@ -305,10 +325,20 @@ impl NodeConfig {
         node
     }
 
+    /// Starts it on the host and in the state directory of another, and waits until it serves.
+    pub(crate) fn start_beside(&self, other: &Node) -> Node {
+        let node = self.spawn_in(&other.host, other.directory.clone());
+        node.wait_ready(SOON);
+        node
+    }
+
     /// Starts it and does not wait.
     pub(crate) fn spawn(&self, host: &Host) -> Node {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join("node.log");
+        self.spawn_in(host, Rc::new(tempfile::tempdir().unwrap()))
+    }
+
+    fn spawn_in(&self, host: &Host, directory: Rc<TempDir>) -> Node {
+        let log = directory.path().join(format!("{}.log", self.name));
         let mut node = Node {
             config: self.clone(),
             host: host.clone(),
@@ -326,7 +356,7 @@ pub(crate) struct Node {
     config: NodeConfig,
     host: Host,
     child: Option<Child>,
-    directory: TempDir,
+    directory: Rc<TempDir>,
     log: PathBuf,
 }
 

@@ -1,0 +1,450 @@
+//! Wrong usage and failures: one line that says what is wrong, the right exit code, and nothing
+//! left half done.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use lab::{Host, Lab, MUSLIN, NodeConfig, SOON};
+
+/// Wrong usage or configuration.
+const USAGE: i32 = 2;
+/// Failed at run time.
+const FAILED: i32 = 1;
+
+const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+/// Checks that a command failed so, with one line that has all these words in it.
+#[track_caller]
+fn complains(output: &Output, code: i32, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let shown = format!("{}\n{stderr}", output.status);
+    assert_eq!(output.status.code(), Some(code), "{shown}");
+    assert!(output.stdout.is_empty(), "{shown}");
+    // The command line's parser has its own form: the line, how to use the command, and a hint.
+    let hint = |line: &&str| {
+        stderr.starts_with("error: ")
+            && (line.starts_with("Usage: ") || *line == "For more information, try '--help'.")
+    };
+    let lines: Vec<&str> = stderr
+        .lines()
+        .filter(|line| !line.is_empty() && !hint(line))
+        .collect();
+    assert_eq!(lines.len(), 1, "one line: {shown}");
+    let begins = ["muslin: ", "error: "]
+        .iter()
+        .any(|word| lines[0].starts_with(word));
+    assert!(begins, "{shown}");
+    for word in words {
+        assert!(lines[0].contains(word), "no '{word}': {shown}");
+    }
+    for wrong in ["panicked", "RUST_BACKTRACE", "Error(", "Os {"] {
+        assert!(!stderr.contains(wrong), "{shown}");
+    }
+}
+
+/// Runs `muslin node` with these arguments to its end.
+fn node(host: &Host, state: &Path, arguments: &[&str]) -> Output {
+    let mut command = host.command("timeout");
+    command
+        .args(["-k", "1", "20", MUSLIN, "node", "--state-dir"])
+        .arg(state)
+        .args(arguments)
+        .stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+/// What `muslin status` says about a state directory.
+fn status(host: &Host, state: &Path) -> Output {
+    let mut command = host.command(MUSLIN);
+    command.args(["status", "--state-dir"]).arg(state);
+    command.output().unwrap()
+}
+
+/// All sockets below a directory.
+fn sockets(directory: &Path) -> Vec<String> {
+    use std::os::unix::fs::FileTypeExt;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            found.extend(sockets(&entry.path()));
+        } else if kind.is_socket() {
+            found.push(entry.path().display().to_string());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_before_anything_is_begun() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let public: &[&str] = &["--name", "n", "--public-ip", "127.0.0.1"];
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--network", "banana"], &["banana", "--network"]),
+        (&["--network", "10.244.0.0/33"], &["10.244.0.0/33"]),
+        (&["--network", "10.244.0.0"], &["10.244.0.0"]),
+        (&["--network", "fd00:1::/48"], &["fd00:1::/48"]),
+        (&["--network", "10.244.0.0/29"], &["10.244.0.0/29"]),
+        // The tunnel's own ends would be pods.
+        (&["--network", "127.0.0.0/8"], &["127.0.0.1", "127.0.0.0/8"]),
+        (
+            &["--network", "10.244.0.0/16", "--subnet-len", "15"],
+            &["15"],
+        ),
+        (
+            &["--network", "10.244.0.0/16", "--subnet-len", "32"],
+            &["32"],
+        ),
+        (&["--subnet-len", "many"], &["many"]),
+        (&["--backend", "pigeons"], &["pigeons"]),
+        (&["--backend", "udp", "--vni", "3"], &["--vni"]),
+        (&["--vni", "16777216"], &["16777216"]),
+        (&["--port", "0"], &["--port"]),
+        (&["--port", "65536"], &["65536"]),
+        (&["--mtu", "99"], &["99"]),
+        (&["--mtu", "65536"], &["65536"]),
+        (&["--store", "pigeons:x"], &["pigeons"]),
+        (&["--store", ""], &["store"]),
+        (&["--iface", "nosuch0"], &["nosuch0"]),
+        (&["--nonsense"], &["--nonsense"]),
+    ];
+    for (arguments, words) in cases {
+        let arguments = [public, arguments].concat();
+        eprintln!("{arguments:?}");
+        complains(&node(lab.root(), &state, &arguments), USAGE, words);
+    }
+    let elsewhere: &[(&[&str], &[&str])] = &[
+        (
+            &["--name", "n", "--public-ip", "192.0.2.77"],
+            &["192.0.2.77"],
+        ),
+        (&["--name", "n", "--public-ip", "localhost"], &["localhost"]),
+        // A namespace with loopback alone has no address for others.
+        (&["--name", "n"], &["--public-ip"]),
+        (
+            &["--name", "Bad_Name", "--public-ip", "127.0.0.1"],
+            &["Bad_Name"],
+        ),
+        (&["--name", "../n", "--public-ip", "127.0.0.1"], &["../n"]),
+        (&["--name", "", "--public-ip", "127.0.0.1"], &[]),
+    ];
+    for (arguments, words) in elsewhere {
+        eprintln!("{arguments:?}");
+        complains(&node(lab.root(), &state, arguments), USAGE, words);
+    }
+    assert_eq!(sockets(&state), Vec::<String>::new());
+    complains(&status(lab.root(), &state), FAILED, &["no node"]);
+    // None of them has a lease, so a good one is alone.
+    let store = format!("sqlite:{}", state.join("store.db").display());
+    let good = NodeConfig::new("good", LOOPBACK, &store).start(lab.root());
+    assert_eq!(good.query("peers").as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_store_that_is_wrong_or_out_of_reach_is_named() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let start = |store: &str| {
+        let arguments = ["--name", "n", "--public-ip", "127.0.0.1", "--store", store];
+        node(lab.root(), &state, &arguments)
+    };
+    let file = lab.directory().join("peers.toml");
+    let path = file.display().to_string();
+    let url = format!("file:{path}");
+    complains(&start(&url), FAILED, &[&path]);
+
+    let header = "network = \"10.244.0.0/16\"\nbackend = \"vxlan\"\n";
+    let row =
+        |ip: &str, subnet: &str| format!("[[node]]\npublic-ip = \"{ip}\"\nsubnet = \"{subnet}\"\n");
+    let ours = row("127.0.0.1", "10.244.1.0/24");
+    let cases = [
+        ("not TOML", "network = ".to_owned()),
+        ("no network", format!("backend = \"vxlan\"\n{ours}")),
+        (
+            "no lease for us",
+            format!("{header}{}", row("127.0.0.2", "10.244.2.0/24")),
+        ),
+        (
+            "overlapping subnets",
+            format!("{header}{ours}{}", row("127.0.0.2", "10.244.1.0/25")),
+        ),
+        (
+            "the same subnet twice",
+            format!("{header}{ours}{}", row("127.0.0.2", "10.244.1.0/24")),
+        ),
+        (
+            "the same address twice",
+            format!("{header}{ours}{}", row("127.0.0.1", "10.244.2.0/24")),
+        ),
+        (
+            "a subnet outside the network",
+            format!("{header}{}", row("127.0.0.1", "10.245.1.0/24")),
+        ),
+        (
+            "host bits in a subnet",
+            format!("{header}{}", row("127.0.0.1", "10.244.1.7/24")),
+        ),
+        (
+            "a group's MAC address",
+            format!("{header}{ours}vtep-mac = \"01:00:5e:00:00:01\"\n"),
+        ),
+        (
+            "an unknown backend",
+            format!("network = \"10.244.0.0/16\"\nbackend = \"pigeons\"\n{ours}"),
+        ),
+        (
+            "an unknown key",
+            format!("{header}colour = \"red\"\n{ours}"),
+        ),
+    ];
+    for (what, text) in &cases {
+        eprintln!("{what}");
+        std::fs::write(&file, text).unwrap();
+        complains(&start(&url), USAGE, &["peers.toml"]);
+    }
+
+    for (what, path) in [
+        ("no directory", lab.directory().join("nosuch/leases.db")),
+        ("a directory", lab.directory().to_owned()),
+        ("no database", file.clone()),
+    ] {
+        eprintln!("{what}");
+        let store = format!("sqlite:{}", path.display());
+        complains(&start(&store), FAILED, &[&path.display().to_string()]);
+    }
+    assert_eq!(sockets(&state), Vec::<String>::new());
+    complains(&status(lab.root(), &state), FAILED, &["no node"]);
+}
+
+#[test]
+fn what_another_node_has_is_not_taken() {
+    let Some(lab) = Lab::new() else { return };
+    let store = format!("sqlite:{}", lab.directory().join("first.db").display());
+    let mut first = NodeConfig::new("first", LOOPBACK, &store).start(lab.root());
+    let subnet = first.status("subnet");
+    let state = first.state_dir();
+
+    // The name.
+    let same = [
+        "--name",
+        "first",
+        "--public-ip",
+        "127.0.0.2",
+        "--store",
+        &store,
+    ];
+    complains(&node(lab.root(), &state, &same), FAILED, &["first"]);
+    // The address and the port, in another network.
+    let other = format!("sqlite:{}", lab.directory().join("other.db").display());
+    let elsewhere = lab.directory().join("elsewhere");
+    let port = ["--name", "n", "--public-ip", "127.0.0.1", "--store", &other];
+    complains(
+        &node(lab.root(), &elsewhere, &port),
+        FAILED,
+        &["8472", "127.0.0.1"],
+    );
+    // The address, with another port.
+    let same = [
+        "--name",
+        "n",
+        "--public-ip",
+        "127.0.0.1",
+        "--store",
+        &store,
+        "--port",
+        "8473",
+    ];
+    let output = node(lab.root(), &elsewhere, &same);
+    assert!(
+        matches!(output.status.code(), Some(FAILED | USAGE)),
+        "{output:?}"
+    );
+    // Another network in the same store.
+    let network = [
+        "--name",
+        "n",
+        "--public-ip",
+        "127.0.0.2",
+        "--store",
+        &store,
+        "--network",
+        "10.99.0.0/16",
+    ];
+    complains(
+        &node(lab.root(), &elsewhere, &network),
+        USAGE,
+        &["10.99.0.0/16", "10.244.0.0/16"],
+    );
+
+    assert!(first.is_running(), "{}", first.log());
+    assert_eq!(first.status("subnet"), subnet);
+    assert_eq!(first.query("peers").as_array().unwrap().len(), 0);
+    assert_eq!(sockets(&elsewhere), Vec::<String>::new());
+    let alone = NodeConfig::new("alone", Ipv4Addr::new(127, 0, 0, 2), &other).start(lab.root());
+    assert_eq!(
+        alone.query("peers").as_array().unwrap().len(),
+        0,
+        "no lease is left"
+    );
+    let agent = first.pod("pod");
+    drop(agent);
+}
+
+#[test]
+fn a_pod_that_cannot_be_leaves_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let node = NodeConfig::new("n", LOOPBACK, &store).start(lab.root());
+    let mut pod = node.pod("pod");
+    let taken = pod.address("eth0").unwrap().to_string();
+    let before = node.query("pods");
+    let [base, gateway, broadcast] = [0, 1, 255].map(|offset| node.address(offset).to_string());
+    let run = |arguments: &[&str]| {
+        let words = [&["run"], arguments, &["--", "true"]].concat();
+        node.client(&words).output().unwrap()
+    };
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (&["--name", "Bad_Name"], USAGE, &["Bad_Name"]),
+        (&["--name", "-x"], USAGE, &[]),
+        (&["--name", "a/b"], USAGE, &["a/b"]),
+        (&["--ip", "10.244.300.1"], USAGE, &["10.244.300.1"]),
+        (&["--ip", "10.200.0.2"], USAGE, &["10.200.0.2", "subnet"]),
+        (&["--ip", &base], USAGE, &[&base]),
+        (&["--ip", &gateway], USAGE, &[&gateway]),
+        (&["--ip", &broadcast], USAGE, &[&broadcast]),
+        (&["--ip", &taken], FAILED, &[&taken, "pod"]),
+        (&["--name", "pod"], FAILED, &["'pod'"]),
+    ];
+    for (arguments, code, words) in cases {
+        eprintln!("{arguments:?}");
+        complains(&run(arguments), *code, words);
+    }
+    let missing = node.client(&["run", "--", "/nonexistent/program"]).output();
+    complains(&missing.unwrap(), 127, &["/nonexistent/program"]);
+    let silent = node
+        .client(&["run", "--", "sh", "-c", "exit 42"])
+        .output()
+        .unwrap();
+    assert_eq!(silent.status.code(), Some(42));
+    assert!(silent.stderr.is_empty(), "{silent:?}");
+
+    let client = |words: &[&str]| node.client(words).output().unwrap();
+    complains(&client(&["detach", "nobody"]), FAILED, &["nobody"]);
+    complains(&client(&["detach", "Bad_Name"]), USAGE, &["Bad_Name"]);
+    complains(&client(&["attach"]), USAGE, &["--pid"]);
+    complains(&client(&["attach", "--pid", "banana"]), USAGE, &["banana"]);
+    complains(
+        &client(&["attach", "--pid", "4194305"]),
+        FAILED,
+        &["4194305"],
+    );
+    complains(
+        &client(&["attach", "--netns", "/nonexistent"]),
+        FAILED,
+        &["/nonexistent"],
+    );
+    // A file that is no namespace.
+    complains(
+        &client(&["attach", "--netns", "/dev/null"]),
+        FAILED,
+        &["/dev/null"],
+    );
+    let own = std::process::id().to_string();
+    let ifname = ["attach", "--pid", &own, "--ifname", "far-too-long-a-name"];
+    complains(&client(&ifname), USAGE, &["far-too-long-a-name"]);
+
+    let shape = |pods: &serde_json::Value| {
+        let rows = pods.as_array().unwrap().iter();
+        rows.map(|row| row["address"].to_string())
+            .collect::<Vec<_>>()
+    };
+    lab::poll_until(SOON, "only the pod is left", || {
+        (shape(&node.query("pods")) == shape(&before)).then_some(())
+    });
+    assert_eq!(pod.address("eth0").unwrap().to_string(), taken);
+}
+
+#[test]
+fn an_attached_namespace_keeps_nothing_of_an_attempt_that_failed() {
+    let Some(lab) = Lab::new() else { return };
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let node = NodeConfig::new("n", LOOPBACK, &store).start(lab.root());
+    let target = lab.namespace("target");
+    let pid = target.pid().to_string();
+    let attach = |more: &[&str]| {
+        let words = [&["attach", "--pid", &pid], more].concat();
+        node.client(&words).output().unwrap()
+    };
+    let links = || target.run(&["ip", "-o", "link"]).lines().count();
+    let before = links();
+    complains(&attach(&["--ip", "10.200.0.2"]), USAGE, &["10.200.0.2"]);
+    assert_eq!(links(), before, "no interface is left");
+    complains(&attach(&["--ifname", "lo"]), FAILED, &["lo"]);
+    assert_eq!(node.query("pods").as_array().unwrap().len(), 0);
+
+    let attached = attach(&["--name", "kept"]);
+    assert!(attached.status.success(), "{attached:?}");
+    complains(&attach(&["--name", "again"]), FAILED, &["eth0"]);
+    complains(
+        &attach(&["--name", "kept", "--ifname", "eth1"]),
+        FAILED,
+        &["kept"],
+    );
+    assert_eq!(node.query("pods").as_array().unwrap().len(), 1);
+    let mut agent = target.agent();
+    lab::traffic::ping(&mut agent, node.address(1));
+    let detached = node.client(&["detach", "kept"]).output().unwrap();
+    assert!(detached.status.success(), "{detached:?}");
+    assert_eq!(node.query("pods").as_array().unwrap().len(), 0);
+    assert_eq!(links(), before, "the interface is gone");
+}
+
+#[test]
+fn a_node_that_is_not_there_is_named() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let client = |host: &Host, arguments: &[&str]| {
+        let mut command: Command = host.command(MUSLIN);
+        command.args(arguments).arg("--state-dir").arg(&state);
+        command.output().unwrap()
+    };
+    for subcommand in [
+        "status",
+        "pods",
+        "peers",
+        "routes",
+        "drops",
+        "neighbours",
+        "leave",
+    ] {
+        complains(&client(lab.root(), &[subcommand]), FAILED, &["no node"]);
+        let output = client(lab.root(), &[subcommand, "--node", "nosuch"]);
+        complains(&output, FAILED, &["nosuch"]);
+    }
+    complains(&client(lab.root(), &["run"]), FAILED, &["no node"]);
+    complains(&client(lab.root(), &["frobnicate"]), USAGE, &["frobnicate"]);
+    assert!(!state.exists(), "looking leaves nothing");
+
+    // Two nodes of one state directory must be told apart, and a third does not exist.
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let first = NodeConfig::new("first", LOOPBACK, &store).start(lab.root());
+    let second = NodeConfig::new("second", Ipv4Addr::new(127, 0, 0, 2), &store);
+    let second = second.start_beside(&first);
+    let ask = |more: &[&str]| {
+        let state = first.state_dir().display().to_string();
+        let words = [&[MUSLIN, "status", "--state-dir", &state], more].concat();
+        lab.root().output(&words)
+    };
+    let output = ask(&[]);
+    complains(&output, USAGE, &["first", "second", "--node"]);
+    complains(&ask(&["--node", "third"]), FAILED, &["third"]);
+    assert!(ask(&["--node", "second"]).status.success());
+    drop(second);
+}
