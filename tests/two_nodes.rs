@@ -106,7 +106,7 @@ fn pods_of_one_node_reach_each_other_and_nobody_gets_their_packets() {
         .filter(|frame| frame[12..14] == [0x08, 0x00])
         .collect();
     assert!(overheard.is_empty(), "{} packets", overheard.len());
-    assert_eq!(node.drops(), Default::default());
+    assert_eq!(node.losses(), Default::default());
 }
 
 #[test]

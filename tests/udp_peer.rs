@@ -148,7 +148,7 @@ fn every_address_answers_pings_from_everywhere() {
         traffic::ping(&mut bed.theirs, to);
         traffic::ping(&mut bed.host, to);
     }
-    assert_eq!(bed.node.drops(), Default::default());
+    assert_eq!(bed.node.losses(), Default::default());
 }
 
 #[test]

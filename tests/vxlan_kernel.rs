@@ -85,7 +85,7 @@ fn every_address_answers_pings_from_everywhere() {
     // flannel's own ping: from one `.0` to the other, with more than one packet's payload.
     let pinged = traffic::ping_of_size(&mut bed.host, flannel::node(0), 4000, false);
     assert!(pinged.is_perfect(1), "{pinged:?}");
-    assert_eq!(bed.node.drops(), Default::default());
+    assert_eq!(bed.node.losses(), Default::default());
 }
 
 #[test]

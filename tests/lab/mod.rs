@@ -497,6 +497,14 @@ impl Node {
             .collect()
     }
 
+    /// The same without packets for pods that were not up yet, as kernels send when interfaces
+    /// come up.
+    pub(crate) fn losses(&self) -> std::collections::BTreeMap<String, u64> {
+        let mut drops = self.drops();
+        drops.remove("port-down");
+        drops
+    }
+
     /// Waits until it knows so many peers.
     pub(crate) fn wait_peers(&self, count: usize) {
         let what = format!("{count} peers of {}{}", self.config.name, self.log());
