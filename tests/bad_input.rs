@@ -119,6 +119,27 @@ fn router_advertisement() -> Vec<u8> {
     packet
 }
 
+/// The same behind a destination options header.
+fn hidden_router_advertisement() -> Vec<u8> {
+    let mut packet = router_advertisement();
+    let options = [58, 0, 1, 4, 0, 0, 0, 0];
+    packet.splice(40..40, options);
+    packet[5] += options.len() as u8;
+    packet[6] = 60;
+    packet
+}
+
+/// A good IPv6 packet, on the link only.
+fn ipv6() -> Vec<u8> {
+    let address = |last| [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+    let mut packet = Vec::new();
+    PacketBuilder::ipv6(address(1), address(2), 64)
+        .udp(4000, 4000)
+        .write(&mut packet, MARK)
+        .unwrap();
+    packet
+}
+
 /// Martians: no host has such an address.
 const MARTIANS: [Ipv4Addr; 5] = [
     Ipv4Addr::new(0, 0, 0, 0),
@@ -305,7 +326,9 @@ impl Bed {
                     assert!(hosts.iter().any(|host| host == sender), "{frame:02x?}");
                 }
                 // Whatever kernels do of their own accord: but no router lives here.
-                EtherType::IPV6 => assert_ne!(frame[54], 134, "{frame:02x?}"),
+                EtherType::IPV6 => {
+                    assert!(frame[54] != 134 && frame[20] != 60, "{frame:02x?}");
+                }
                 other => panic!("{other:?}: {frame:02x?}"),
             }
         }
@@ -423,8 +446,12 @@ fn a_pod_cannot_send_what_it_must_not() {
             "a router advertisement",
             "router-advertisement",
             [[0x33, 0x33, 0, 0, 0, 1], victim, gateway]
-                .map(|to| ethernet(own, to, 0x86dd, &router_advertisement()))
-                .into(),
+                .into_iter()
+                .flat_map(|to| {
+                    [router_advertisement(), hidden_router_advertisement()]
+                        .map(|packet| ethernet(own, to, 0x86dd, &packet))
+                })
+                .collect(),
         ),
         (
             "back to where it came from",
@@ -434,9 +461,11 @@ fn a_pod_cannot_send_what_it_must_not() {
         (
             "what is not routed",
             "ether-type-unsupported",
-            [0x86dd, 0x8100, 0x88cc, 0x0000, 0x05dc, 0xffff]
+            [0x8100, 0x88cc, 0x0000, 0x05dc, 0xffff]
                 .map(|ethertype| ethernet(own, gateway, ethertype, &[0; 46]))
-                .into(),
+                .into_iter()
+                .chain([ethernet(own, gateway, 0x86dd, &ipv6())])
+                .collect(),
         ),
         (
             "to no single host",

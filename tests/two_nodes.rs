@@ -114,7 +114,7 @@ fn nodes_that_start_at_once_get_different_subnets_every_time() {
     let Some(lab) = Lab::new() else { return };
     for round in 0..50 {
         let store = format!("sqlite:{}/{round}.db", lab.directory().display());
-        let nodes = [1, 2, 3].map(|number: u8| {
+        let mut nodes = [1, 2, 3].map(|number: u8| {
             NodeConfig::new(
                 &format!("n{number}"),
                 Ipv4Addr::new(127, 0, 0, number),
@@ -124,7 +124,7 @@ fn nodes_that_start_at_once_get_different_subnets_every_time() {
             .spawn(lab.root())
         });
         let subnets: BTreeSet<String> = nodes
-            .iter()
+            .iter_mut()
             .map(|node| {
                 node.wait_ready(lab::SOON);
                 node.status("subnet")

@@ -227,7 +227,7 @@ fn a_store_that_is_wrong_or_out_of_reach_is_named() {
     }
 
     for (what, path) in [
-        ("no directory", lab.directory().join("nosuch/leases.db")),
+        ("below a file", file.join("leases.db")),
         ("a directory", lab.directory().to_owned()),
         ("no database", file.clone()),
     ] {

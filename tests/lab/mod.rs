@@ -320,14 +320,14 @@ impl NodeConfig {
 
     /// Starts it on a host, with a state directory of its own, and waits until it serves.
     pub(crate) fn start(&self, host: &Host) -> Node {
-        let node = self.spawn(host);
+        let mut node = self.spawn(host);
         node.wait_ready(SOON);
         node
     }
 
     /// Starts it on the host and in the state directory of another, and waits until it serves.
     pub(crate) fn start_beside(&self, other: &Node) -> Node {
-        let node = self.spawn_in(&other.host, other.directory.clone());
+        let mut node = self.spawn_in(&other.host, other.directory.clone());
         node.wait_ready(SOON);
         node
     }
@@ -380,11 +380,11 @@ impl Node {
     }
 
     /// Waits until it answers.
-    pub(crate) fn wait_ready(&self, patience: Duration) {
+    pub(crate) fn wait_ready(&mut self, patience: Duration) {
         let deadline = Instant::now() + patience;
         while self.try_query("status").is_none() {
             assert!(
-                Instant::now() < deadline,
+                self.is_running() && Instant::now() < deadline,
                 "the node {} does not answer{}",
                 self.config.name,
                 self.log()
