@@ -112,6 +112,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         peers: Peers::default(),
         running: None,
     };
+    if let Wish::Exactly(config) = &plane.settings.wish {
+        // A network that this node cannot be in must not be written for others.
+        plane.plan_tunnel(config)?;
+    }
     let leases = lease::run(
         manager,
         store,
@@ -154,12 +158,17 @@ struct Plane {
     running: Option<Arc<Running>>,
 }
 
-/// A tunnel whose port is taken.
-struct OpenTunnel {
-    config: NetworkConfig,
+/// How a network's packets travel to and from this node.
+struct TunnelPlan {
     tunnel: Tunnel,
     mtu: Mtu,
     port: u16,
+}
+
+/// A tunnel whose port is taken.
+struct OpenTunnel {
+    config: NetworkConfig,
+    plan: TunnelPlan,
     socket: UdpSocket,
 }
 
@@ -196,28 +205,24 @@ impl Plane {
         Ok(())
     }
 
-    fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
-        let public_ip = self.interface.address;
-        if config.network.contains(&public_ip) {
+    /// What a network's configuration means here, or why this node cannot be in it.
+    fn plan_tunnel(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
+        let interface = &self.interface;
+        if config.network.contains(&interface.address) {
             return Err(Error::usage(format!(
-                "the public address {public_ip} lies in the pod network {}: choose another \
-                 --network, or another address with --public-ip",
-                config.network
+                "the public address {} lies in the pod network {}: choose another --network, or \
+                 another address with --public-ip",
+                interface.address, config.network
             )));
         }
-        let configured = match &config.backend {
-            Backend::Vxlan(options) => options.mtu,
-            Backend::Udp { .. } | Backend::Other(_) => None,
-        };
-        let (tunnel, port) = match &config.backend {
+        let (tunnel, port, configured) = match &config.backend {
             Backend::Vxlan(options) => {
                 let (vni, mac) = (options.vni, self.identity.vtep_mac);
-                (Tunnel::Vxlan { vni, mac }, options.port)
+                (Tunnel::Vxlan { vni, mac }, options.port, options.mtu)
             }
-            Backend::Udp { port } => (Tunnel::Udp, *port),
+            Backend::Udp { port } => (Tunnel::Udp, *port, None),
             Backend::Other(name) => return Err(refusal(&Loss::OtherBackend(name.clone()))),
         };
-        let interface = &self.interface;
         let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
         let outer = match self.settings.mtu.or(configured) {
             Some(mtu) => mtu,
@@ -232,21 +237,25 @@ impl Plane {
                     outer.get()
                 ))
             })?;
-        let address = SocketAddr::new(interface.address.into(), port);
+        Ok(TunnelPlan { tunnel, mtu, port })
+    }
+
+    fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
+        let plan = self.plan_tunnel(&config)?;
+        let address = SocketAddr::new(self.interface.address.into(), plan.port);
         let socket = UdpSocket::bind(address).map_err(|error| {
             Error::failed(match error.kind() {
                 std::io::ErrorKind::AddrInUse => format!(
-                    "UDP port {port} of {} is in use: another node, or flannel, runs there",
-                    interface.address
+                    "UDP port {} of {} is in use: another node, or flannel, runs there",
+                    plan.port,
+                    address.ip()
                 ),
                 _ => format!("cannot listen on UDP {address}: {error}"),
             })
         })?;
         Ok(OpenTunnel {
             config,
-            tunnel,
-            mtu,
-            port,
+            plan,
             socket,
         })
     }
@@ -278,9 +287,9 @@ impl Plane {
             store: self.store.clone(),
             interface: self.interface.clone(),
             config: tunnel.config,
-            tunnel: tunnel.tunnel,
-            mtu: tunnel.mtu,
-            port: tunnel.port,
+            tunnel: tunnel.plan.tunnel,
+            mtu: tunnel.plan.mtu,
+            port: tunnel.plan.port,
             subnet: key.ipv4,
             socket,
         };
@@ -297,8 +306,8 @@ impl Plane {
         Ok(Config {
             subnet: key.ipv4.into(),
             gateway_mac: self.identity.gateway_mac.get(),
-            tunnel: tunnel.tunnel,
-            mtu: tunnel.mtu,
+            tunnel: tunnel.plan.tunnel,
+            mtu: tunnel.plan.mtu,
             guard: guard::Policy {
                 peers: self.settings.guard_peers,
             },
