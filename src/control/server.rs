@@ -20,11 +20,19 @@ const MAX_CONNECTIONS: usize = 4096;
 
 /// What a node does for its clients.
 pub trait Service: Send + Sync + 'static {
-    /// Attaches a pod by its device.
+    /// A pod that is detached when this is dropped.
+    type Attachment: Send;
+
+    /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if
+    /// it is persistent and nothing comes.
     ///
     /// # Errors
     /// Why it cannot be attached.
-    fn attach(&self, request: Attach, device: OwnedFd) -> Result<Attached>;
+    fn attach(
+        &self,
+        request: Attach,
+        device: OwnedFd,
+    ) -> Result<(Attached, Option<Self::Attachment>)>;
 
     /// Detaches a pod.
     ///
@@ -88,21 +96,8 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
     if uid != geteuid().as_raw() && uid != 0 {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied));
     }
-    let mut held = Vec::new();
-    let ended = answer_all(connection, service, &mut held).await;
-    for pod in &held {
-        // It may have been detached by its name before.
-        let _ = service.detach(pod);
-    }
-    ended
-}
-
-/// Answers until the connection ends; names of pods that end with it go to `held`.
-async fn answer_all(
-    connection: &Connection,
-    service: &impl Service,
-    held: &mut Vec<PodName>,
-) -> io::Result<()> {
+    // Pods that end with the connection.
+    let mut attachments = Vec::new();
     loop {
         let (request, beside) = match connection.receive::<Request>().await {
             Ok(Some(received)) => received,
@@ -117,7 +112,12 @@ async fn answer_all(
             Err(error) => return Err(error),
         };
         let answer = match request {
-            Request::Attach(attach) => answer_attach(service, attach, beside, held),
+            Request::Attach(attach) => {
+                answer_attach(service, attach, beside).map(|(answer, held)| {
+                    attachments.extend(held);
+                    answer
+                })
+            }
             Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
             Request::Report(table) => match service.report(table).await {
@@ -134,19 +134,14 @@ async fn answer_all(
     }
 }
 
-fn answer_attach(
-    service: &impl Service,
+fn answer_attach<S: Service>(
+    service: &S,
     attach: Attach,
     beside: Option<OwnedFd>,
-    held: &mut Vec<PodName>,
-) -> Result<Answer> {
+) -> Result<(Answer, Option<S::Attachment>)> {
     let device = beside.ok_or_else(|| Error::usage("no device came with the request to attach"))?;
-    let persistent = attach.persistent;
-    let attached = service.attach(attach, device)?;
-    if !persistent {
-        held.push(attached.pod.clone());
-    }
-    Ok(Answer::Attached(attached))
+    let (attached, held) = service.attach(attach, device)?;
+    Ok((Answer::Attached(attached), held))
 }
 
 /// Sends rows in as many packets as they need.

@@ -80,6 +80,9 @@ pub async fn run(settings: Settings) -> Result<()> {
     let [terminate, interrupt] = &mut stop;
     let (terminate, interrupt) = (ok(terminate)?, ok(interrupt)?);
     let interface = netns::interface_of(settings.public_ip, settings.interface.as_deref()).await?;
+    if interface.address.is_loopback() && settings.public_ip.is_none() {
+        warn!("this machine has no address for others: only nodes on it can be peers");
+    }
     let store = store::open(&settings.store)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
     let mut identity = state.identity()?;
@@ -327,14 +330,17 @@ impl Plane {
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 match event {
-                    Event::PortGone(port) => heard.port_gone(port),
+                    Event::PortGone(port) => {
+                        debug!("the interface of port {port} is gone");
+                        heard.detach_port(port);
+                    }
                 }
             }
             let _ = fatal.send(Error::failed("the data path's thread has ended"));
         });
         let (service, fatal) = (running.clone(), self.fatal.clone());
         tokio::spawn(async move {
-            let error = control::serve(listener, service).await;
+            let error = control::serve(listener, Arc::new(service)).await;
             let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
         });
     }

@@ -16,7 +16,7 @@ use muslin_stack::peer::Tunnel;
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::peers::Peers;
 use super::pods::Pods;
@@ -137,13 +137,22 @@ impl Running {
         Ok(())
     }
 
-    pub(super) fn port_gone(&self, port: PortId) {
+    /// Detaches the pod of a port, if it is not detached yet.
+    pub(super) fn detach_port(&self, port: PortId) {
         let name = self.pods.lock().name_of(port);
-        if let Some(name) = name {
-            info!("the interface of pod {name} is gone");
-            // A client may have detached it meanwhile.
-            let _ = self.detach(&name);
+        if let Some(Err(error)) = name.map(|name| self.detach_pod(&name)) {
+            debug!("{error}");
         }
+    }
+
+    fn detach_pod(&self, pod: &PodName) -> Result<()> {
+        let mut pods = self.pods.lock();
+        let gone = pods
+            .detach(pod)
+            .ok_or_else(|| Error::failed(format!("no pod named '{pod}' is attached")))?;
+        self.remember(&pods);
+        info!("pod {pod} is detached");
+        self.worker.detach(gone.port).map_err(Error::failed)
     }
 
     /// Tells those who asked the node to leave how it went, and removes what clients could find
@@ -163,8 +172,22 @@ impl Running {
     }
 }
 
-impl Service for Running {
-    fn attach(&self, request: Attach, device: OwnedFd) -> Result<Attached> {
+/// A pod that is detached when this is dropped.
+pub(super) struct Attachment {
+    running: Arc<Running>,
+    port: PortId,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.running.detach_port(self.port);
+    }
+}
+
+impl Service for Arc<Running> {
+    type Attachment = Attachment;
+
+    fn attach(&self, request: Attach, device: OwnedFd) -> Result<(Attached, Option<Attachment>)> {
         let tap = Tap::from_descriptor(device).map_err(Error::usage)?;
         let mac = tap
             .hardware_address()
@@ -178,8 +201,12 @@ impl Service for Running {
         }
         self.remember(&pods);
         info!("pod {name} is attached: {} at {}", pod.address, Colons(mac));
+        let attachment = (!pod.persistent).then(|| Attachment {
+            running: self.clone(),
+            port: pod.port,
+        });
         let facts = &self.facts;
-        Ok(Attached {
+        let attached = Attached {
             pod: name,
             node: facts.settings.name.clone(),
             address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
@@ -187,17 +214,12 @@ impl Service for Running {
             mtu: facts.mtu.get(),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: facts.settings.dns.clone(),
-        })
+        };
+        Ok((attached, attachment))
     }
 
     fn detach(&self, pod: &PodName) -> Result<()> {
-        let mut pods = self.pods.lock();
-        let gone = pods
-            .detach(pod)
-            .ok_or_else(|| Error::failed(format!("no pod named '{pod}' is attached")))?;
-        self.remember(&pods);
-        info!("pod {pod} is detached");
-        self.worker.detach(gone.port).map_err(Error::failed)
+        self.detach_pod(pod)
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
