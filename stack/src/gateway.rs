@@ -9,14 +9,17 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 
-/// Replies that may wait for being sent; a ping of 64 KiB is answered in about 46 fragments.
-const QUEUE_LEN: usize = 64;
+/// Replies that may wait for being sent; one packet has one.
+const QUEUE_LEN: usize = 4;
+/// Larger than any reply. The router cuts replies to the real MTU, because smoltcp panics when it
+/// has to cut an ICMP error, and sums what an earlier reply left in its buffer into the checksum
+/// of a shorter one.
+const MTU: usize = 65_535;
 
 /// The services on a node's own addresses.
 pub struct Gateway {
@@ -33,13 +36,7 @@ struct Endpoint {
 impl Gateway {
     /// A gateway with the addresses `.1` and `.0` of `subnet`.
     #[must_use]
-    pub fn new(
-        subnet: Ipv4Net,
-        mac: EthernetAddress,
-        mtu: Mtu,
-        random_seed: u64,
-        now: Instant,
-    ) -> Self {
+    pub fn new(subnet: Ipv4Net, mac: EthernetAddress, random_seed: u64, now: Instant) -> Self {
         let endpoint = |hardware, medium, mtu| {
             let mut device = Queues::new(medium, mtu);
             let mut config = Config::new(hardware);
@@ -58,14 +55,13 @@ impl Gateway {
                 sockets: SocketSet::new(Vec::new()),
             }
         };
-        let mtu = usize::from(mtu.get());
         Self {
             arp: endpoint(
                 HardwareAddress::Ethernet(mac),
                 Medium::Ethernet,
-                mtu + super::frame::HEADER_LEN,
+                MTU + super::frame::HEADER_LEN,
             ),
-            ip: endpoint(HardwareAddress::Ip, Medium::Ip, mtu),
+            ip: endpoint(HardwareAddress::Ip, Medium::Ip, MTU),
         }
     }
 
@@ -92,19 +88,9 @@ impl Endpoint {
         self.device.push(packet);
         self.interface
             .poll_ingress_single(now, &mut self.device, &mut self.sockets);
-        // A reply larger than the MTU leaves in fragments, one per round.
-        loop {
-            self.interface
-                .poll_egress(now, &mut self.device, &mut self.sockets);
-            let mut any = false;
-            while let Some(answer) = self.device.sent.pop_front() {
-                any = true;
-                reply(&answer);
-                self.device.recycle(answer);
-            }
-            if !any {
-                break;
-            }
+        while let Some(answer) = self.device.sent.pop_front() {
+            reply(&answer);
+            self.device.recycle(answer);
         }
     }
 }

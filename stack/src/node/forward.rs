@@ -239,11 +239,33 @@ impl Node {
             buffer.extend_from_slice(answer);
             answers.push(buffer);
         });
-        for answer in answers.drain(..) {
-            self.originate(now, &answer);
+        for mut answer in answers.drain(..) {
+            self.answer(now, &mut answer);
             self.output.free.push(answer);
         }
         self.answers = answers;
+    }
+
+    /// Routes an answer of the gateway, in fragments if it is larger than the MTU.
+    fn answer(&mut self, now: Instant, answer: &mut [u8]) {
+        let mtu = self.config.mtu;
+        if answer.len() <= usize::from(mtu.get()) {
+            return self.originate(now, answer);
+        }
+        self.ident = self.ident.wrapping_add(1);
+        let mut view = Ipv4Packet::new_unchecked(&mut *answer);
+        view.set_dont_frag(false);
+        view.set_ident(self.ident);
+        view.fill_checksum();
+        let Some(mut fragments) = Fragments::new(answer, mtu) else {
+            return;
+        };
+        let mut piece = self.output.free.pop().unwrap_or_default();
+        piece.resize(mtu.get().into(), 0);
+        while let Some(len) = fragments.write_next(&mut piece) {
+            self.originate(now, &piece[..len]);
+        }
+        self.output.free.push(piece);
     }
 
     /// Sends an ICMP error about a packet, if it may have one and there were not too many.

@@ -145,6 +145,8 @@ pub struct Node {
     scratch: Vec<u8>,
     /// The gateway's answers to one packet, before they are routed.
     answers: Vec<Vec<u8>>,
+    /// Identification of the last answer that was cut into fragments.
+    ident: u16,
     next_ageing: Instant,
 }
 
@@ -193,12 +195,13 @@ impl Node {
             routes,
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
-            gateway: Gateway::new(subnet, config.gateway_mac, config.mtu, seed.0, now),
+            gateway: Gateway::new(subnet, config.gateway_mac, seed.0, now),
             errors: RateLimiter::new(now),
             counters: Counters::default(),
             output: Output::default(),
             scratch: vec![0; HEADROOM + MAX_PACKET],
             answers: Vec::new(),
+            ident: config.random_seed as u16,
             next_ageing: now + AGEING_PERIOD,
             config,
         })

@@ -742,6 +742,49 @@ fn icmp_errors_are_rate_limited() {
 }
 
 #[test]
+fn the_gateway_answers_in_pieces_that_add_up() {
+    let mut config = bare_node(1, "udp").config;
+    config.mtu = Mtu::MIN;
+    let mut node = Node::new(config, NOW).unwrap();
+    node.attach(POD_PORT, attachment(1, 2, true));
+    let mut udp = Vec::new();
+    PacketBuilder::ipv4(pod(1, 2).octets(), pod(1, 1).octets(), 9)
+        .udp(1, 2)
+        .write(&mut udp, &[7; 900])
+        .unwrap();
+    let mut idents = std::collections::HashSet::new();
+    // The second answer is shorter than the one before, which must leave no trace in it.
+    for (request, expected) in [
+        (
+            ping(pod(1, 2), pod(1, 1), 64, 4000),
+            Icmpv4Message::EchoReply,
+        ),
+        (
+            ping(pod(1, 2), pod(1, 1), 64, 2000),
+            Icmpv4Message::EchoReply,
+        ),
+        (udp, Icmpv4Message::DstUnreachable),
+    ] {
+        from_pod(&mut node, &pod_frame(&request));
+        let mut whole = Vec::new();
+        for (_, frame) in outputs(&mut node) {
+            let piece = ip_of(&frame);
+            assert!(frame.len() <= frame::HEADER_LEN + 68);
+            assert_eq!(usize::from(piece.frag_offset()), whole.len());
+            assert!(!idents.contains(&piece.ident()) && !piece.dont_frag());
+            whole.extend_from_slice(piece.payload());
+            if !piece.more_frags() {
+                idents.insert(piece.ident());
+            }
+        }
+        let icmp = Icmpv4Packet::new_checked(&whole[..]).unwrap();
+        assert!(icmp.verify_checksum(), "{expected}");
+        assert_eq!(icmp.msg_type(), expected);
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
 fn an_error_fits_a_small_mtu() {
     let mut config = bare_node(1, "udp").config;
     config.mtu = Mtu::MIN;
