@@ -271,7 +271,12 @@ impl Node {
     /// Sends an ICMP error about a packet, if it may have one and there were not too many.
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
         let own = |packet| self.is_own(Ipv4Packet::new_unchecked(packet).src_addr());
-        if !icmp::may_answer(offender) || own(offender) || !self.errors.allow(now) {
+        if !icmp::may_answer(offender) || own(offender) {
+            return;
+        }
+        // As in Linux, path MTU discovery is not limited: a connection stalls without it, and any
+        // pod can use the others up.
+        if !matches!(error, IcmpError::FragmentationNeeded(_)) && !self.errors.allow(now) {
             return;
         }
         let mut buffer = [0; icmp::MAX_LEN];

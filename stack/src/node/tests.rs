@@ -738,6 +738,11 @@ fn icmp_errors_are_rate_limited() {
         from_pod(&mut node, &frame);
     }
     assert_eq!(outputs(&mut node).len(), 50);
+    // But path MTU discovery does not fail because somebody else uses the errors up.
+    let mut big = ping(pod(1, 2), pod(2, 2), 64, 1500);
+    set_dont_fragment(&mut big, true);
+    from_pod(&mut node, &pod_frame(&big));
+    assert_eq!(outputs(&mut node).len(), 1);
     assert_adds_up(&node);
 }
 
