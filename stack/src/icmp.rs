@@ -97,6 +97,13 @@ pub fn may_answer(packet: &[u8]) -> bool {
         && (packet.next_header() != IpProtocol::Icmp || is_query(packet.payload()))
 }
 
+/// Whether `packet`, a well-formed IPv4 packet, is ICMP but none of the queries and their answers.
+#[must_use]
+pub fn is_error(packet: &[u8]) -> bool {
+    Ipv4Packet::new_checked(packet)
+        .is_ok_and(|packet| packet.next_header() == IpProtocol::Icmp && !is_query(packet.payload()))
+}
+
 fn is_query(icmp: &[u8]) -> bool {
     use smoltcp::wire::Icmpv4Message as Message;
     Icmpv4Packet::new_checked(icmp).is_ok_and(|icmp| {

@@ -246,8 +246,12 @@ impl Node {
         self.answers = answers;
     }
 
-    /// Routes an answer of the gateway, in fragments if it is larger than the MTU.
+    /// Routes an answer of the gateway, in fragments if it is larger than the MTU, unless it is an
+    /// error and there were too many.
     fn answer(&mut self, now: Instant, answer: &mut [u8]) {
+        if icmp::is_error(answer) && !self.errors.allow(now) {
+            return;
+        }
         let mtu = self.config.mtu;
         if answer.len() <= usize::from(mtu.get()) {
             return self.originate(now, answer);

@@ -1027,6 +1027,24 @@ fn pod_v6(host: u16) -> std::net::Ipv6Addr {
     std::net::Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, host)
 }
 
+#[test]
+fn the_gateways_own_errors_count_too() {
+    let mut node = node(1, "vxlan");
+    let mut udp = Vec::new();
+    PacketBuilder::ipv4(pod(1, 2).octets(), pod(1, 1).octets(), 9)
+        .udp(1, 2)
+        .write(&mut udp, &[])
+        .unwrap();
+    for _ in 0..100 {
+        from_pod(&mut node, &pod_frame(&udp));
+    }
+    assert_eq!(outputs(&mut node).len(), 50);
+    for _ in 0..100 {
+        from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(1, 1), 9, 0)));
+    }
+    assert_eq!(outputs(&mut node).len(), 100, "answers to pings do not");
+}
+
 /// A frame or datagram that is valid but for a few bytes.
 fn mutated() -> impl Strategy<Value = (bool, Vec<u8>)> {
     let packet = (1u8..4, 0u8..6, 1u8..4, 0u8..6, 0u8..4, 0usize..2000).prop_map(
