@@ -249,3 +249,197 @@ impl Outage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    use async_trait::async_trait;
+    use muslin_stack::lease::Answer;
+    use parking_lot::Mutex;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::lease::store;
+    use crate::lease::store::suite::{Node, settings, soon};
+
+    type StoreResult<T> = std::result::Result<T, StoreError>;
+
+    /// A store that can be taken away.
+    struct Flaky {
+        store: Arc<dyn Store>,
+        is_away: Arc<AtomicBool>,
+        requests: AtomicU32,
+    }
+
+    impl Flaky {
+        fn new(directory: &TempDir) -> Arc<Self> {
+            let path = directory.path().join("leases.db");
+            Arc::new(Self {
+                store: store::open(&format!("sqlite:{}", path.display())).unwrap(),
+                is_away: Arc::default(),
+                requests: AtomicU32::new(0),
+            })
+        }
+
+        fn set_away(&self, is_away: bool) {
+            self.is_away.store(is_away, Ordering::SeqCst);
+        }
+
+        fn check(&self) -> StoreResult<()> {
+            self.requests.fetch_add(1, Ordering::SeqCst);
+            check(&self.is_away)
+        }
+    }
+
+    fn check(is_away: &AtomicBool) -> StoreResult<()> {
+        if is_away.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("it was taken away".to_owned()));
+        }
+        Ok(())
+    }
+
+    #[async_trait]
+    impl Store for Flaky {
+        async fn execute(&self, op: Op) -> StoreResult<Answer> {
+            self.check()?;
+            self.store.execute(op).await
+        }
+
+        async fn watch(&self, prefix: &str, from: Revision) -> StoreResult<Box<dyn Watch>> {
+            self.check()?;
+            Ok(Box::new(FlakyWatch {
+                watch: self.store.watch(prefix, from).await?,
+                is_away: Arc::clone(&self.is_away),
+            }))
+        }
+
+        fn describe(&self) -> String {
+            "flaky:".to_owned()
+        }
+    }
+
+    struct FlakyWatch {
+        watch: Box<dyn Watch>,
+        is_away: Arc<AtomicBool>,
+    }
+
+    #[async_trait]
+    impl Watch for FlakyWatch {
+        async fn next(&mut self) -> StoreResult<Vec<WatchEvent>> {
+            loop {
+                check(&self.is_away)?;
+                tokio::select! {
+                    events = self.watch.next() => return events,
+                    () = sleep(Duration::from_millis(10)) => {}
+                }
+            }
+        }
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn text(&self) -> String {
+            String::from_utf8_lossy(&self.0.lock()).into_owned()
+        }
+
+        fn count(&self, words: &str) -> usize {
+            String::from_utf8_lossy(&self.0.lock())
+                .matches(words)
+                .count()
+        }
+    }
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outage_is_said_once_and_changes_nothing() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        // With one subscriber only, tracing lets the thread that comes first decide for all.
+        let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new());
+
+        let directory = TempDir::new().unwrap();
+        let (flaky, steady) = (Flaky::new(&directory), Flaky::new(&directory));
+        let mut node = Node::start(flaky.clone(), settings("/p", 1));
+        let first = node.subnet().await;
+        let mut other = Node::start(steady.clone(), settings("/p", 2));
+        let second = other.subnet().await;
+        node.sees(&second).await;
+        for outages in 1..=2 {
+            flaky.set_away(true);
+            let before = flaky.requests.load(Ordering::SeqCst);
+            soon("many requests", async {
+                while flaky.requests.load(Ordering::SeqCst) < before + 4 {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+            assert_eq!(log.count("is away"), outages, "{}", log.text());
+            flaky.set_away(false);
+            soon("the end of the outage", async {
+                while log.count("is back") < outages {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+        }
+        // Nothing was reported meanwhile: the next is what happens now.
+        other.leave().await;
+        assert_eq!(node.peer().await, format!("{second} gone"));
+        let mut third = Node::start(steady, settings("/p", 3));
+        third.sees(&first).await;
+        assert_eq!((log.count("is away"), log.count("is back")), (2, 2));
+        // Three lists, three watches and what an outage asks: no loop.
+        let requests = flaky.requests.load(Ordering::SeqCst);
+        assert!(requests < 60, "{requests}");
+    }
+
+    #[tokio::test]
+    async fn leaving_an_absent_store_fails_after_a_while() {
+        let directory = TempDir::new().unwrap();
+        let flaky = Flaky::new(&directory);
+        let mut node = Node::start(flaky.clone(), settings("/p", 1));
+        node.subnet().await;
+        flaky.set_away(true);
+        let error = node.leave_result().await.unwrap_err();
+        assert!(error.to_string().contains("not given back"), "{error}");
+        assert_eq!(error.exit_code(), 1);
+    }
+
+    #[tokio::test]
+    async fn leaving_before_there_is_a_lease_ends_too() {
+        let directory = TempDir::new().unwrap();
+        let flaky = Flaky::new(&directory);
+        flaky.set_away(true);
+        Node::start(flaky.clone(), settings("/p", 1)).leave().await;
+        flaky.set_away(false);
+        for _ in 0..5 {
+            Node::start(flaky.clone(), settings("/p", 1)).leave().await;
+        }
+        let Answer::Snapshot { entries, .. } = flaky
+            .execute(Op::List("/p/subnets".to_owned()))
+            .await
+            .unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(entries, []);
+    }
+}

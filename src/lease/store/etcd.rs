@@ -86,7 +86,7 @@ impl EtcdStore {
 
     async fn put(
         &self,
-        condition: Compare,
+        conditions: Vec<Compare>,
         key: String,
         value: String,
         ttl: Option<Duration>,
@@ -102,7 +102,7 @@ impl EtcdStore {
         };
         let options = PutOptions::new().with_lease(lease);
         let result = self
-            .write(condition, TxnOp::put(key, value, Some(options)))
+            .write(conditions, TxnOp::put(key, value, Some(options)))
             .await;
         if result == Ok(Answer::Conflict) && lease != 0 {
             // Not after an error: the key may be written, and would end with its lease. An empty
@@ -112,9 +112,9 @@ impl EtcdStore {
         result
     }
 
-    async fn write(&self, condition: Compare, op: TxnOp) -> StoreResult<Answer> {
+    async fn write(&self, conditions: Vec<Compare>, op: TxnOp) -> StoreResult<Answer> {
         let mut client = self.client().await?;
-        let txn = Txn::new().when([condition]).and_then([op]);
+        let txn = Txn::new().when(conditions).and_then([op]);
         let answer = self.wait(client.txn(txn)).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         Ok(if answer.succeeded() {
@@ -155,20 +155,17 @@ impl Store for EtcdStore {
             }
             Op::Create { key, value, ttl } => {
                 let is_missing = Compare::version(key.as_str(), CompareOp::Equal, 0);
-                self.put(is_missing, key, value, ttl).await
+                self.put(vec![is_missing], key, value, ttl).await
             }
             Op::CompareAndPut {
                 key,
                 value,
                 expected,
                 ttl,
-            } => {
-                let is_known = Compare::mod_revision(key.as_str(), CompareOp::Equal, expected);
-                self.put(is_known, key, value, ttl).await
-            }
+            } => self.put(is_at(&key, expected), key, value, ttl).await,
             Op::CompareAndDelete { key, expected } => {
-                let is_known = Compare::mod_revision(key.as_str(), CompareOp::Equal, expected);
-                self.write(is_known, TxnOp::delete(key, None)).await
+                let conditions = is_at(&key, expected);
+                self.write(conditions, TxnOp::delete(key, None)).await
             }
         }
     }
@@ -260,6 +257,14 @@ fn server(text: &str) -> Option<String> {
         None => !host.is_empty() && host.bytes().all(plain),
     };
     (is_host && port != 0).then(|| format!("{host}:{port}"))
+}
+
+/// That a key was last written at a revision. Those that do not exist have 0.
+fn is_at(key: &str, revision: Revision) -> Vec<Compare> {
+    vec![
+        Compare::mod_revision(key, CompareOp::Equal, revision),
+        Compare::version(key, CompareOp::Greater, 0),
+    ]
 }
 
 /// A key as it is stored. Bytes that are no text become none of ours.

@@ -493,3 +493,241 @@ fn derived_mac(public_ip: Ipv4Addr) -> VtepMac {
     let [a, b, c, d] = public_ip.octets();
     VtepMac::from_random([0x0a, 0x4d, a, b, c, d])
 }
+
+#[cfg(test)]
+mod tests {
+    use muslin_stack::lease::{Change, Wish};
+    use tempfile::TempDir;
+
+    use super::super::suite::{Node, settings};
+    use super::*;
+
+    const LIST: &str = r#"
+network = "10.244.0.0/16"
+vni = 7
+
+[[node]]
+public-ip = "192.168.0.1"
+subnet = "10.244.0.0/24"
+
+[[node]]
+public-ip = "192.168.0.2"
+subnet = "10.244.2.0/24"
+vtep-mac = "0e:1f:20:a1:b2:c3"
+"#;
+
+    struct Directory(TempDir);
+
+    impl Directory {
+        fn new(text: &str) -> Self {
+            let directory = Self(TempDir::new().unwrap());
+            directory.write(text);
+            directory
+        }
+
+        fn file(&self) -> PathBuf {
+            self.0.path().join("nodes.toml")
+        }
+
+        /// Replaces the file as editors do.
+        fn write(&self, text: &str) {
+            let new = self.0.path().join("new");
+            std::fs::write(&new, text).unwrap();
+            std::fs::rename(new, self.file()).unwrap();
+        }
+
+        fn open(&self) -> Arc<FileStore> {
+            Arc::new(FileStore::open(&self.file()).unwrap())
+        }
+
+        /// A node of the list, with the MAC address that the list has for it.
+        fn node(&self, last: u8) -> Node {
+            let store = self.open();
+            let mut settings = settings("/p", last);
+            settings.wish = Wish::Any;
+            if let Ok(Some(mac)) = store.vtep_mac(settings.identity.public_ip) {
+                settings.identity.vtep_mac = mac;
+            }
+            Node::start(store, settings)
+        }
+    }
+
+    #[tokio::test]
+    async fn nodes_have_what_the_list_says() {
+        let directory = Directory::new(LIST);
+        let mut node = directory.node(1);
+        let Change::Configured(config) = node.next().await else {
+            panic!()
+        };
+        assert_eq!(
+            config.to_string(),
+            "10.244.0.0/16 in subnets of /24, vxlan VNI 7 port 8472"
+        );
+        let Change::Peer(key, record) = node.next().await else {
+            panic!()
+        };
+        assert_eq!(key.to_string(), "10.244.2.0-24");
+        assert_eq!(record.vtep_mac(), "0e:1f:20:a1:b2:c3".parse().ok());
+        assert_eq!(node.subnet().await, "10.244.0.0-24");
+        let mut other = directory.node(2);
+        let peer = loop {
+            if let Change::Peer(_, record) = other.next().await {
+                break record;
+            }
+        };
+        assert_eq!(peer.vtep_mac(), "0a:4d:c0:a8:00:01".parse().ok());
+    }
+
+    #[tokio::test]
+    async fn a_change_of_the_list_is_taken_and_a_mistake_is_not() {
+        let directory = Directory::new(LIST);
+        let mut node = directory.node(1);
+        node.subnet().await;
+        directory.write(&LIST.replace("192.168.0.2", "192.168.0.22"));
+        assert_eq!(node.peer().await, "10.244.2.0-24 192.168.0.22");
+        let store = directory.open();
+        let before = store.file.refresh();
+        directory.write("network = 7");
+        assert_eq!(store.file.refresh(), before);
+        directory.write(&LIST.replace("10.244.2.0", "10.244.3.0"));
+        assert_eq!(node.peer().await, "10.244.2.0-24 gone");
+        assert_eq!(node.peer().await, "10.244.3.0-24 192.168.0.2");
+        assert_eq!(store.file.refresh(), before + 1);
+        std::fs::remove_file(directory.file()).unwrap();
+        assert_eq!(store.file.refresh(), before + 1);
+    }
+
+    #[tokio::test]
+    async fn a_node_without_an_entry_is_refused() {
+        let directory = Directory::new(LIST);
+        let error = directory.node(9).end().await.unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(
+            text.contains("no [[node]] with public-ip \"192.168.0.9\""),
+            "{text}"
+        );
+        assert!(directory.open().vtep_mac([192, 168, 0, 9].into()).is_err());
+
+        // Removed, or given another subnet, while it runs.
+        for list in [
+            LIST.replace("192.168.0.1\"", "192.168.0.3\""),
+            LIST.replace("10.244.0.0/24", "10.244.9.0/24"),
+        ] {
+            directory.write(LIST);
+            let mut node = directory.node(1);
+            node.subnet().await;
+            directory.write(&list);
+            let result = node.end().await;
+            match result {
+                // Another node has its subnet now.
+                Ok(()) => assert!(list.contains("192.168.0.3")),
+                Err(error) => assert!(
+                    error.to_string().contains("start the node again"),
+                    "{error}"
+                ),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn another_mac_address_than_the_lists_is_refused() {
+        let directory = Directory::new(LIST);
+        let node = Node::start(directory.open(), settings("/p", 2));
+        let error = node.end().await.unwrap_err().to_string();
+        assert!(error.contains("vtep-mac 0e:1f:20:a1:b2:c3"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn leaving_leaves_the_list_alone() {
+        let directory = Directory::new(LIST);
+        let mut node = directory.node(1);
+        node.subnet().await;
+        node.leave().await;
+    }
+
+    #[test]
+    fn the_udp_backend_has_no_mac_addresses() {
+        let list = LIST.replace("vni = 7", "backend = \"udp\"\nport = 9000");
+        let directory = Directory::new(&list);
+        let store = directory.open();
+        assert_eq!(store.vtep_mac([192, 168, 0, 2].into()), Ok(None));
+        let state = store.file.state.lock();
+        assert_eq!(state.list.config.backend, Backend::Udp { port: 9000 });
+    }
+
+    #[test]
+    fn mistakes_are_told_with_file_line_and_field() {
+        for (from, to, line, words) in [
+            (
+                "10.244.0.0/16",
+                "10.244.0.0/99",
+                2,
+                "network: '10.244.0.0/99'",
+            ),
+            ("10.244.0.0/16", "10.244.0.0/30", 2, "network: "),
+            ("network = ", "netwrok = ", 2, "netwrok: unknown field"),
+            (
+                "network = \"10.244.0.0/16\"",
+                "",
+                1,
+                "missing field `network`",
+            ),
+            ("vni = 7", "vni = 16777216", 3, "vni: "),
+            ("vni = 7", "vni = \"7\"", 3, "vni: invalid type"),
+            ("vni = 7", "port = 0", 3, "port: "),
+            ("vni = 7", "port = 65536", 3, "port: "),
+            ("vni = 7", "mtu = 1", 3, "mtu: "),
+            ("vni = 7", "subnet-len = 17", 3, "subnet-len: "),
+            (
+                "vni = 7",
+                "subnet-len = 25",
+                7,
+                "subnet: 10.244.0.0/24 is not a /25",
+            ),
+            ("vni = 7", "backend = \"host-gw\"", 3, "backend: 'host-gw'"),
+            ("vni = 7", "backend = \"udp\"\nvni = 1", 4, "vni: "),
+            ("vni = 7", "vni = ", 3, "vni: "),
+            ("192.168.0.1\"", "192.168.0\"", 6, "public-ip: '192.168.0'"),
+            ("192.168.0.1\"", "224.0.0.1\"", 6, "public-ip: "),
+            (
+                "192.168.0.2\"",
+                "192.168.0.1\"",
+                10,
+                "public-ip: 192.168.0.1 is listed twice",
+            ),
+            (
+                "10.244.2.0/24",
+                "10.244.0.0/24",
+                11,
+                "subnet: 10.244.0.0/24 is listed twice",
+            ),
+            ("10.244.2.0/24", "10.244.2.1/24", 11, "subnet: "),
+            (
+                "10.244.2.0/24",
+                "10.9.2.0/24",
+                11,
+                "subnet: 10.9.2.0/24 is not in the network",
+            ),
+            ("10.244.2.0/24", "10.244.0.0/22", 11, "subnet: "),
+            ("0e:1f:20", "01:00:5e", 12, "vtep-mac: "),
+            ("vtep-mac", "mac", 12, "mac: unknown field"),
+        ] {
+            let directory = Directory::new(&LIST.replacen(from, to, 1));
+            let error = FileStore::open(&directory.file()).map(|_| ()).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            let text = error.to_string();
+            let start = format!("{}, line {line}", directory.file().display());
+            assert!(
+                text.starts_with(&start) && text.contains(words),
+                "{to}: {text}"
+            );
+            assert!(!text.contains('\n'), "{text}");
+        }
+        let error = FileStore::open(Path::new("/nonexistent/x"))
+            .map(|_| ())
+            .unwrap_err();
+        assert_eq!(error.exit_code(), 1);
+        assert!(error.to_string().contains("/nonexistent/x"));
+    }
+}

@@ -6,7 +6,7 @@ mod etcd;
 mod file;
 mod sqlite;
 #[cfg(test)]
-mod suite;
+pub(crate) mod suite;
 
 use std::net::Ipv4Addr;
 use std::path::Path;

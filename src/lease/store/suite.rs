@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_secs(2);
 
 /// Waits for something, but not for ever.
-pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match timeout(DEADLINE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what} does not come"),
@@ -33,7 +33,7 @@ pub(super) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// A kind of store under test.
-pub(super) trait Place {
+pub(crate) trait Place {
     /// A new connection to the same store.
     fn open(&self) -> Arc<dyn Store>;
     /// Forgets the history up to now.
@@ -41,7 +41,7 @@ pub(super) trait Place {
 }
 
 /// Runs all tests; each has keys of its own.
-pub(super) async fn run_all(place: &impl Place) {
+pub(crate) async fn run_all(place: &impl Place) {
     operations(place).await;
     watches(place).await;
     gaps(place).await;
@@ -244,10 +244,12 @@ async fn dropped_futures(place: &impl Place) {
 }
 
 /// A node's lease task.
-pub(super) struct Node {
+pub(crate) struct Node {
     changes: mpsc::UnboundedReceiver<Change>,
     leave: watch::Sender<bool>,
     task: JoinHandle<Result<()>>,
+    /// The subnets that it has reported.
+    peers: BTreeSet<String>,
 }
 
 impl Node {
@@ -270,20 +272,27 @@ impl Node {
             changes,
             leave,
             task,
+            peers: BTreeSet::new(),
         }
     }
 
-    pub(super) fn start(store: Arc<dyn Store>, settings: Settings) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, settings: Settings) -> Self {
         Self::at_speed(store, settings, 1)
     }
 
     /// The next change.
-    pub(super) async fn next(&mut self) -> Change {
-        soon("a change", self.changes.recv()).await.unwrap()
+    pub(crate) async fn next(&mut self) -> Change {
+        let change = soon("a change", self.changes.recv()).await.unwrap();
+        match &change {
+            Change::Peer(key, _) => self.peers.insert(key.to_string()),
+            Change::PeerGone(key) => self.peers.remove(&key.to_string()),
+            _ => false,
+        };
+        change
     }
 
     /// The subnet that it acquires.
-    pub(super) async fn subnet(&mut self) -> String {
+    pub(crate) async fn subnet(&mut self) -> String {
         loop {
             match self.next().await {
                 Change::Acquired(key) => return key.to_string(),
@@ -294,7 +303,7 @@ impl Node {
     }
 
     /// The next peer that comes (with its address) or goes.
-    pub(super) async fn peer(&mut self) -> String {
+    pub(crate) async fn peer(&mut self) -> String {
         loop {
             match self.next().await {
                 Change::Peer(key, record) => return format!("{key} {}", record.public_ip),
@@ -305,16 +314,28 @@ impl Node {
         }
     }
 
-    /// Gives the lease back.
-    async fn leave(mut self) {
-        self.leave.send(true).unwrap();
-        while self.next().await != Change::Left {}
-        soon("the end", &mut self.task).await.unwrap().unwrap();
+    /// Waits until it knows a peer.
+    pub(crate) async fn sees(&mut self, subnet: &str) {
+        while !self.peers.contains(subnet) {
+            self.next().await;
+        }
     }
 
-    /// How the task ends.
-    pub(super) async fn end(mut self) -> Result<()> {
-        self.changes.close();
+    /// Gives the lease back.
+    pub(crate) async fn leave(mut self) {
+        self.leave.send(true).unwrap();
+        while self.next().await != Change::Left {}
+        self.end().await.unwrap();
+    }
+
+    /// How the task ends when it is asked to leave.
+    pub(crate) async fn leave_result(self) -> Result<()> {
+        self.leave.send(true).unwrap();
+        self.end().await
+    }
+
+    /// How the task ends by itself.
+    pub(crate) async fn end(mut self) -> Result<()> {
         soon("the end", &mut self.task).await.unwrap()
     }
 }
@@ -326,7 +347,7 @@ impl Drop for Node {
     }
 }
 
-pub(super) fn settings(prefix: &str, last: u8) -> Settings {
+pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
     let network = "10.244.0.0/16".parse().unwrap();
     let backend = Backend::Vxlan(Default::default());
     Settings {
