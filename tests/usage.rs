@@ -111,8 +111,6 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
         (&["--network", "10.244.0.0"], &["10.244.0.0"]),
         (&["--network", "fd00:1::/48"], &["fd00:1::/48"]),
         (&["--network", "10.244.0.0/29"], &["10.244.0.0/29"]),
-        // The tunnel's own ends would be pods.
-        (&["--network", "127.0.0.0/8"], &["127.0.0.1", "127.0.0.0/8"]),
         (
             &["--network", "10.244.0.0/16", "--subnet-len", "15"],
             &["15"],
@@ -131,7 +129,6 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
         (&["--mtu", "65536"], &["65536"]),
         (&["--store", "pigeons:x"], &["pigeons"]),
         (&["--store", ""], &["store"]),
-        (&["--iface", "nosuch0"], &["nosuch0"]),
         (&["--nonsense"], &["--nonsense"]),
     ];
     for (number, (arguments, words)) in cases.iter().enumerate() {
@@ -147,8 +144,6 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
             &["192.0.2.77"],
         ),
         (&["--name", "n", "--public-ip", "localhost"], &["localhost"]),
-        // A namespace with loopback alone has no address for others.
-        (&["--name", "n"], &["--public-ip"]),
         (
             &["--name", "Bad_Name", "--public-ip", "127.0.0.1"],
             &["Bad_Name"],
@@ -160,6 +155,51 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
         eprintln!("{arguments:?}");
         complains(&node(lab.root(), &state, arguments), USAGE, words);
     }
+    is_untouched(&lab, &state);
+}
+
+#[test]
+fn an_address_must_be_where_it_is_said_to_be() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let host = lab.host("host", Ipv4Addr::new(10, 9, 0, 1));
+    for (address, interface) in [
+        ("10.9.0.1", "lo"),
+        ("10.9.0.1", "nosuch0"),
+        ("127.0.0.1", "eth0"),
+        ("127.0.0.1", "nosuch0"),
+    ] {
+        eprintln!("{address} on {interface}");
+        let arguments = ["--name", "n", "--public-ip", address, "--iface", interface];
+        complains(
+            &node(&host, &state, &arguments),
+            USAGE,
+            &[address, interface],
+        );
+    }
+    let arguments = ["--name", "n", "--iface", "nosuch0"];
+    complains(
+        &node(&host, &state, &arguments),
+        USAGE,
+        &["nosuch0", "eth0"],
+    );
+    is_untouched(&lab, &state);
+}
+
+#[test]
+fn a_network_that_has_the_tunnels_ends_in_it_is_not_written_down() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let arguments = [
+        "--name",
+        "n",
+        "--public-ip",
+        "127.0.0.1",
+        "--network",
+        "127.0.0.0/8",
+    ];
+    let output = node(lab.root(), &state, &arguments);
+    complains(&output, USAGE, &["127.0.0.1", "127.0.0.0/8"]);
     is_untouched(&lab, &state);
 }
 
