@@ -122,7 +122,8 @@ impl Lab {
             Ok(lab) => Some(lab),
             Err(why) if std::env::var_os("CI").is_some() => panic!("no lab: {why}"),
             Err(why) => {
-                eprintln!("skipped, no lab: {why}");
+                // Past the test runner, which keeps what passing tests print.
+                let _ = writeln!(std::io::stderr(), "skipped, no lab: {why}");
                 None
             }
         }
