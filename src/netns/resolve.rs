@@ -33,9 +33,9 @@ pub async fn interface_of(
     let found = match (address, name) {
         (Some(address), name) => addresses
             .iter()
-            .find(|(other, has)| *has == address && name.is_none_or(|name| name == other))
             // All of 127.0.0.0/8 is on the loopback interface.
-            .or_else(|| addresses.iter().find(|(_, has)| address.is_loopback() && has.is_loopback()))
+            .filter(|(_, has)| *has == address || address.is_loopback() && has.is_loopback())
+            .find(|(other, _)| name.is_none_or(|name| name == other))
             .map(|(name, _)| (name.clone(), address))
             .ok_or_else(|| Error::usage(match name {
                 Some(name) => format!("the address {address} is not on the interface {name}"),
