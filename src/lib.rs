@@ -8,6 +8,7 @@ pub mod cli;
 pub mod control;
 pub mod demo;
 pub mod device;
+pub mod doctor;
 pub mod error;
 pub mod lease;
 pub mod netns;

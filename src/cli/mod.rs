@@ -1,6 +1,7 @@
 //! The command line: what each command is told, and what the process ends with.
 
 mod attach;
+mod doctor;
 mod node;
 pub(crate) mod output;
 mod report;
@@ -56,11 +57,16 @@ enum Command {
     Neighbours(report::Arguments),
     /// Lost packets by reason
     Drops(report::DropArguments),
+    /// Check what a node needs, and say what to do where it is missing
+    Doctor(doctor::Arguments),
     /// Give the lease back and stop the node
     Leave(NodeChoice),
     /// Ping and transfer on request, inside the demo's pods
     #[command(hide = true)]
     Agent,
+    /// Try to make a pod, for the doctor
+    #[command(hide = true)]
+    ProbeNamespace,
 }
 
 /// Which node a command speaks to.
@@ -138,8 +144,10 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Routes(arguments) => report::routes(&arguments),
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => demo::agent::main(),
+        Command::ProbeNamespace => crate::doctor::probe_namespace(),
     }
 }
 

@@ -38,7 +38,7 @@ use peers::Peers;
 use running::{Facts, Running};
 
 /// Where flannel's keys are in a store.
-const PREFIX: &str = "/coreos.com/network";
+pub(crate) const PREFIX: &str = "/coreos.com/network";
 
 /// What a node is told at its start.
 #[derive(Debug, Clone)]

@@ -1,0 +1,232 @@
+//! Checks of this machine: namespaces, devices, directories, interfaces, ports and routes.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
+use muslin_encap::overhead::{Format, Mtu};
+use muslin_encap::vxlan;
+use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
+use rtnetlink::{RouteMessageBuilder, new_connection};
+use serde::{Deserialize, Serialize};
+use smoltcp::wire::IpVersion;
+
+use super::{Finding, Patient, Questions, Verdict, overlap};
+use crate::device::Tap;
+use crate::error::{Context, Result};
+use crate::netns;
+use crate::underlay::UdpSocket;
+
+/// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
+const SMALL_MTU: u16 = 1280;
+
+/// What became of an attempt to make a pod, without a node.
+#[derive(Serialize, Deserialize)]
+struct Probe {
+    namespaces: Option<String>,
+    device: Option<String>,
+}
+
+/// Tries in this process what `muslin run` does first, and prints what became of it; for the
+/// doctor, who stays where he is.
+///
+/// # Errors
+/// If that cannot be printed.
+pub fn probe_namespace() -> Result<()> {
+    let namespaces = netns::enter_fresh().err();
+    let device = match namespaces {
+        Some(_) => None,
+        None => Tap::open("eth0").err().map(|error| error.to_string()),
+    };
+    let probe = Probe {
+        namespaces: namespaces.map(|error| error.to_string()),
+        device,
+    };
+    let text = serde_json::to_string(&probe).context("cannot write JSON")?;
+    crate::cli::output::print(&text)
+}
+
+/// Whether pods can be made: user namespaces and TAP devices.
+pub(super) fn namespaces() -> Vec<Finding> {
+    let output = std::env::current_exe().and_then(|program| {
+        let mut command = Command::new(program);
+        command
+            .arg("probe-namespace")
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output()
+    });
+    let probe = output
+        .map_err(|error| error.to_string())
+        .and_then(|output| {
+            serde_json::from_slice::<Probe>(&output.stdout).map_err(|error| error.to_string())
+        });
+    let probe = match probe {
+        Ok(probe) => probe,
+        Err(error) => return vec![Finding::new("user namespaces", Verdict::Unknown, error)],
+    };
+    if let Some(error) = probe.namespaces {
+        let unknown = "needs user namespaces to be tried";
+        return vec![
+            Finding::wrong("user namespaces", error),
+            Finding::new("/dev/net/tun", Verdict::Unknown, unknown),
+        ];
+    }
+    let device = match probe.device {
+        Some(error) => Finding::wrong("/dev/net/tun", error),
+        None => Finding::fine("/dev/net/tun", "a TAP device can be made"),
+    };
+    vec![
+        Finding::fine("user namespaces", "a fresh one can be made"),
+        device,
+    ]
+}
+
+/// Whether nodes can keep their state.
+pub(super) fn state_directory(directory: &Path) -> Vec<Finding> {
+    const CHECK: &str = "state directory";
+    let shown = directory.display();
+    // The directory may be made later; then its nearest ancestor counts.
+    let Some(existing) = directory.ancestors().find(|path| path.exists()) else {
+        return vec![Finding::wrong(CHECK, format!("{shown} cannot be made"))];
+    };
+    let writable = nix::unistd::access(existing, nix::unistd::AccessFlags::W_OK);
+    if let Err(error) = writable {
+        let finding = Finding::wrong(
+            CHECK,
+            format!("{} is not writable: {error}", existing.display()),
+        );
+        return vec![finding.advise("name another one with --state-dir")];
+    }
+    let kind = statfs(existing).map(|found| found.filesystem_type());
+    if kind.is_ok_and(is_remote) {
+        let finding = Finding::new(
+            CHECK,
+            Verdict::Warning,
+            format!("{shown} is on a network file system"),
+        );
+        return vec![finding.advise(
+            "the embedded store is for one machine: with several use etcd or a file, or name a \
+             local --state-dir",
+        )];
+    }
+    vec![Finding::fine(CHECK, shown)]
+}
+
+fn is_remote(kind: FsType) -> bool {
+    kind == NFS_SUPER_MAGIC || kind == SMB_SUPER_MAGIC
+}
+
+/// Whether other nodes can send to this one: address, MTU and port.
+pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -> Vec<Finding> {
+    const CHECK: &str = "public address";
+    if let Some(Patient { status, .. }) = patient {
+        let detail = format!("{} on {}", status.public_ip, status.interface);
+        let port = format!("UDP {} is the node's", status.port);
+        let mut findings = vec![Finding::fine(CHECK, detail), Finding::fine("port", port)];
+        findings.push(pods_mtu(status.mtu));
+        return findings;
+    }
+    let (address, name) = (questions.public_ip, questions.interface.as_deref());
+    let interface = match netns::interface_of(address, name).await {
+        Ok(interface) => interface,
+        Err(error) => return vec![Finding::wrong(CHECK, error)],
+    };
+    let detail = format!("{} on {}", interface.address, interface.name);
+    let first = if interface.address.is_loopback() {
+        Finding::new(
+            CHECK,
+            Verdict::Warning,
+            format!("{detail}: no other machine can send there"),
+        )
+        .advise("name an address or interface with --public-ip or --iface")
+    } else {
+        Finding::fine(CHECK, detail)
+    };
+    let mut findings = vec![first, port(interface.address)];
+    let outer = Mtu::new(interface.mtu.min(u16::MAX.into()));
+    let inner = outer.and_then(|outer| Format::Vxlan.inner_mtu(outer, IpVersion::Ipv4));
+    findings.push(match inner {
+        Ok(mtu) => pods_mtu(mtu.get()),
+        Err(error) => Finding::wrong("MTU", format!("{}: {error}", interface.name)),
+    });
+    findings
+}
+
+fn port(address: Ipv4Addr) -> Finding {
+    match UdpSocket::bind((address, vxlan::PORT).into()) {
+        Ok(_) => Finding::fine("port", format!("UDP {} is free", vxlan::PORT)),
+        Err(error) => Finding::wrong("port", format!("UDP {} of {address}: {error}", vxlan::PORT))
+            .advise(
+                "another node or flannel has it: stop that one, or use another --port on all nodes",
+            ),
+    }
+}
+
+fn pods_mtu(mtu: u16) -> Finding {
+    if mtu < SMALL_MTU {
+        Finding::new("MTU", Verdict::Warning, format!("pods have {mtu} bytes"))
+            .advise("many programs expect 1280 at least: raise the underlay's MTU if you can")
+    } else {
+        Finding::fine("MTU", format!("pods have {mtu} bytes"))
+    }
+}
+
+/// Routes of this machine to addresses of the pod network. They do not disturb pods, but
+/// programs outside pods, and peers whose public addresses they cover.
+pub(super) async fn overlapping_routes(network: Ipv4Net) -> Vec<Finding> {
+    const CHECK: &str = "routes";
+    let routes = match routes().await {
+        Ok(routes) => routes,
+        Err(error) => return vec![Finding::new(CHECK, Verdict::Unknown, error)],
+    };
+    let overlapping: Vec<_> = routes
+        .into_iter()
+        .filter(|route| overlap(*route, network))
+        .collect();
+    if overlapping.is_empty() {
+        return vec![Finding::fine(
+            CHECK,
+            format!("none of this machine's overlaps {network}"),
+        )];
+    }
+    let list: Vec<_> = overlapping.iter().map(ToString::to_string).collect();
+    let detail = format!(
+        "this machine has {} inside the pod network {network}",
+        list.join(", ")
+    );
+    vec![Finding::new(CHECK, Verdict::Warning, detail).advise(
+        "something else uses these addresses here (a bridge, flannel): pods will not reach it; \
+         choose another --network where that matters",
+    )]
+}
+
+/// This machine's unicast routes but the default one.
+async fn routes() -> Result<Vec<Ipv4Net>> {
+    let (connection, handle, _) = new_connection().context("cannot speak rtnetlink")?;
+    let connection = tokio::spawn(connection);
+    let dump = handle
+        .route()
+        .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
+        .execute();
+    let messages: std::result::Result<Vec<_>, _> = dump.try_collect().await;
+    connection.abort();
+    let messages = messages.context("cannot read this machine's routes")?;
+    let unicast = messages.into_iter().filter(|message| {
+        message.header.kind == RouteType::Unicast && message.header.destination_prefix_length > 0
+    });
+    let prefixes = unicast.filter_map(|message| {
+        let destination = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
+                _ => None,
+            })?;
+        Ipv4Net::new(destination, message.header.destination_prefix_length).ok()
+    });
+    Ok(prefixes.collect())
+}

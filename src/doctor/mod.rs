@@ -1,0 +1,150 @@
+//! `muslin doctor`: what a node needs, checked one by one, and what to do where it is missing.
+//!
+//! Each check is a function that ends in one or several [`Finding`]s and never fails itself. Those
+//! of the machine and the store need no node; those of a node ask it over its control socket and
+//! send packets out of a pod that lives for the checks only.
+
+mod machine;
+mod node;
+mod store;
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+use crate::control::protocol::{Status, Table};
+use crate::control::{self, Client};
+use crate::error::Result;
+use crate::state;
+
+pub use machine::probe_namespace;
+
+/// How long a store or a node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What to examine.
+#[derive(Debug, Clone)]
+pub struct Questions {
+    /// Where nodes keep their state.
+    pub state_dir: PathBuf,
+    /// The node, if it is not the only one.
+    pub node: Option<String>,
+    /// The store, if no node runs that has it.
+    pub store: Option<String>,
+    /// The public address, if no node runs that has it.
+    pub public_ip: Option<Ipv4Addr>,
+    /// The interface, if no node runs that has it.
+    pub interface: Option<String>,
+    /// How many peers to send packets to.
+    pub peers: usize,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub check: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was seen.
+    pub detail: String,
+    /// What to do, if it is not fine.
+    pub advice: Option<String>,
+}
+
+/// How something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Fine,
+    /// It could not be looked at.
+    Unknown,
+    /// It works, but not as one might expect.
+    Warning,
+    /// It does not work.
+    Wrong,
+}
+
+impl Finding {
+    fn new(check: &str, verdict: Verdict, detail: impl ToString) -> Self {
+        Self {
+            check: check.to_owned(),
+            verdict,
+            detail: detail.to_string(),
+            advice: None,
+        }
+    }
+
+    fn fine(check: &str, detail: impl ToString) -> Self {
+        Self::new(check, Verdict::Fine, detail)
+    }
+
+    fn wrong(check: &str, detail: impl ToString) -> Self {
+        Self::new(check, Verdict::Wrong, detail)
+    }
+
+    fn advise(mut self, advice: impl ToString) -> Self {
+        self.advice = Some(advice.to_string());
+        self
+    }
+}
+
+/// A node that runs, and how to speak to it.
+struct Patient {
+    socket: PathBuf,
+    status: Status,
+}
+
+/// Examines, and gives each finding to `tell` as soon as it is there.
+///
+/// # Errors
+/// A usage error if there are several nodes and none is named. What is wrong is no error.
+pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Result<()> {
+    let patient = patient(questions).await?;
+    machine::namespaces().into_iter().for_each(&mut tell);
+    machine::state_directory(&questions.state_dir)
+        .into_iter()
+        .for_each(&mut tell);
+    let underlay = machine::underlay(questions, patient.as_ref()).await;
+    underlay.into_iter().for_each(&mut tell);
+    let (network, findings) = store::examine(questions, patient.as_ref()).await;
+    findings.into_iter().for_each(&mut tell);
+    if let Some(network) = network {
+        machine::overlapping_routes(network)
+            .await
+            .into_iter()
+            .for_each(&mut tell);
+    }
+    match patient {
+        Some(patient) => node::examine(&patient, questions.peers, tell).await,
+        None => tell(
+            Finding::new("node", Verdict::Unknown, "no node runs here")
+                .advise("start one with 'muslin node', and the tunnel can be examined too"),
+        ),
+    }
+    Ok(())
+}
+
+async fn patient(questions: &Questions) -> Result<Option<Patient>> {
+    let named = questions.node.as_deref();
+    if named.is_none() && state::nodes(&questions.state_dir).is_empty() {
+        return Ok(None);
+    }
+    let socket = match control::locate(&questions.state_dir, named) {
+        Ok(socket) => socket,
+        Err(crate::error::Error::Failed(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let client = Client::connect(&socket).await?;
+    let mut rows = client.report::<Status>(Table::Status).await?;
+    Ok(rows.pop().map(|status| Patient { socket, status }))
+}
+
+/// Whether two networks share addresses.
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}

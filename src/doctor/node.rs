@@ -1,0 +1,183 @@
+//! Checks of a node that runs: its lease, its losses, and its tunnels to the peers.
+
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::{Finding, PATIENCE, Patient, Verdict};
+use crate::control::Client;
+use crate::control::protocol::{Drop, Peer, Table};
+use crate::demo::agent::{Agent, Ping};
+use crate::error::{Context, Result};
+
+/// Bytes of an IPv4 and an ICMP header.
+const PING_HEADERS: u16 = 28;
+/// Losses that say something about the set-up; others are what pods do.
+const TELLING: [&str; 8] = [
+    "unknown-peer",
+    "unknown-vni",
+    "source-not-in-lease",
+    "destination-mac-foreign",
+    "underlay-failed",
+    "underlay-queue-full",
+    "port-queue-full",
+    "no-vtep-mac",
+];
+/// A lease that was not confirmed for so long is in danger.
+const LONG_AGO: Duration = Duration::from_secs(13 * 3600);
+
+pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMut(Finding)) {
+    tell(lease(patient));
+    let (peers, drops) = match tables(patient).await {
+        Ok(tables) => tables,
+        Err(error) => return tell(Finding::wrong("node", error)),
+    };
+    tell(losses(&drops));
+    if peers.is_empty() {
+        return tell(Finding::fine("peers", "no other node has a lease"));
+    }
+    for peer in peers.iter().filter(|peer| peer.state != "ok") {
+        let detail = format!("{} has no tunnel: {}", peer.public_ip, peer.state);
+        tell(Finding::new(
+            &format!("peer {}", peer.subnet),
+            Verdict::Warning,
+            detail,
+        ));
+    }
+    let usable: Vec<_> = peers
+        .into_iter()
+        .filter(|peer| peer.state == "ok")
+        .collect();
+    let mut agent = match pod(patient) {
+        Ok(agent) => agent,
+        Err(error) => {
+            return tell(Finding::new(
+                "peers",
+                Verdict::Unknown,
+                format!("no pod to try from: {error}"),
+            ));
+        }
+    };
+    for peer in usable.iter().take(limit) {
+        tell(tunnel(&mut agent, patient, peer));
+    }
+    if usable.len() > limit {
+        let rest = usable.len() - limit;
+        let finding = Finding::new(
+            "peers",
+            Verdict::Unknown,
+            format!("{rest} more were not tried"),
+        );
+        tell(finding.advise("try all of them with a larger --peers"));
+    }
+}
+
+fn lease(patient: &Patient) -> Finding {
+    let status = &patient.status;
+    let confirmed = status.lease_confirmed_seconds;
+    let detail = format!(
+        "node {} has {}, confirmed {} min ago",
+        status.node,
+        status.subnet,
+        confirmed / 60
+    );
+    if confirmed < LONG_AGO.as_secs() {
+        Finding::fine("lease", detail)
+    } else {
+        Finding::wrong("lease", detail)
+            .advise("the store does not renew it: others will drop this node within a day")
+    }
+}
+
+async fn tables(patient: &Patient) -> Result<(Vec<Peer>, Vec<Drop>)> {
+    let client = Client::connect(&patient.socket).await?;
+    Ok((
+        client.report(Table::Peers).await?,
+        client.report(Table::Drops).await?,
+    ))
+}
+
+fn losses(drops: &[Drop]) -> Finding {
+    let telling = drops
+        .iter()
+        .filter(|row| row.packets > 0 && TELLING.contains(&row.reason.as_str()));
+    let list: Vec<_> = telling
+        .map(|row| format!("{} {}", row.packets, row.reason))
+        .collect();
+    if list.is_empty() {
+        return Finding::fine("losses", "none that hint at a wrong set-up");
+    }
+    Finding::new("losses", Verdict::Warning, list.join(", "))
+        .advise("'muslin drops' says what each means")
+}
+
+/// A pod of the node with an agent in it, that ends with it.
+fn pod(patient: &Patient) -> Result<Agent> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut command = Command::new(&program);
+    command.arg("run").arg("--socket").arg(&patient.socket);
+    command.args(["--name", &format!("doctor-{}", std::process::id()), "--"]);
+    command.arg(&program).arg("agent").stderr(Stdio::null());
+    command
+        .env_remove("MUSLIN_NODE")
+        .env_remove("MUSLIN_SOCKET");
+    let mut agent = Agent::start(&mut command)?;
+    agent.wait_ready(PATIENCE)?;
+    Ok(agent)
+}
+
+/// Small and large packets to the peer's own addresses and back.
+fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
+    let check = format!("peer {}", peer.subnet);
+    // A muslin node answers at both; a flannel node's kernel at its base address always.
+    let base = u32::from(peer.subnet.network());
+    let addresses = [Ipv4Addr::from(base), Ipv4Addr::from(base + 1)];
+    let small = ping(agent, &addresses, 56);
+    let Some((address, rtt)) = small else {
+        return Finding::wrong(
+            &check,
+            format!("{} does not answer through the tunnel", peer.public_ip),
+        )
+        .advise(format!(
+            "check that UDP {} passes between {} and {} both ways (firewalls; VMware takes \
+                 8472), and 'muslin drops' at both ends",
+            patient.status.port, patient.status.public_ip, peer.public_ip
+        ));
+    };
+    let mtu = patient.status.mtu;
+    match ping(agent, &[address], (mtu - PING_HEADERS).into()) {
+        Some(_) => Finding::fine(
+            &check,
+            format!(
+                "{} answers in {rtt:.2} ms, also with {mtu} bytes",
+                peer.public_ip
+            ),
+        ),
+        None => Finding::wrong(
+            &check,
+            format!(
+                "{} answers small packets, but not {mtu} bytes",
+                peer.public_ip
+            ),
+        )
+        .advise("a link between has a smaller MTU: start the nodes with that as --mtu"),
+    }
+}
+
+/// The first of the addresses that answers, with its round trip in milliseconds.
+fn ping(agent: &mut Agent, addresses: &[Ipv4Addr], size: usize) -> Option<(Ipv4Addr, f64)> {
+    addresses.iter().find_map(|address| {
+        let mut ping = Ping::new(*address);
+        ping.size = size;
+        ping.dont_fragment = true;
+        ping.timeout_ms = 1000;
+        let seen = agent.ping(&ping).ok()?;
+        let best = seen
+            .replies
+            .iter()
+            .filter(|reply| reply.intact)
+            .map(|reply| reply.rtt_us)
+            .min()?;
+        Some((*address, best as f64 / 1000.0))
+    })
+}
