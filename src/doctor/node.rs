@@ -1,14 +1,18 @@
 //! Checks of a node that runs: its lease, its losses, and its tunnels to the peers.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use muslin_encap::overhead::Format;
+use smoltcp::wire::IpVersion;
 
 use super::{Finding, PATIENCE, Patient, Verdict};
 use crate::control::Client;
 use crate::control::protocol::{Drop, Peer, Table};
 use crate::demo::agent::{Agent, Ping};
 use crate::error::{Context, Result};
+use crate::underlay::path_mtu;
 
 /// Bytes of an IPv4 and an ICMP header.
 const PING_HEADERS: u16 = 28;
@@ -145,6 +149,15 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
         ));
     };
     let mtu = patient.status.mtu;
+    if let Some(smaller) = smaller_path(patient, peer) {
+        let detail = format!(
+            "{} answers in {rtt:.2} ms, but the way there carries {smaller} bytes at once",
+            peer.public_ip
+        );
+        return Finding::new(&check, Verdict::Warning, detail).advise(format!(
+            "large packets travel in fragments, which is slow: start the nodes with --mtu {smaller}"
+        ));
+    }
     match ping(agent, &[address], (mtu - PING_HEADERS).into()) {
         Some(_) => Finding::fine(
             &check,
@@ -162,6 +175,20 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
         )
         .advise("a link between has a smaller MTU: start the nodes with that as --mtu"),
     }
+}
+
+/// The MTU of the way to a peer, if it is smaller than what the node's datagrams need.
+fn smaller_path(patient: &Patient, peer: &Peer) -> Option<u32> {
+    let status = &patient.status;
+    let format = if status.vni.is_some() {
+        Format::Vxlan
+    } else {
+        Format::Udp
+    };
+    let needed = status.mtu.saturating_add(format.overhead(IpVersion::Ipv4));
+    let end = SocketAddrV4::new(peer.public_ip, status.port);
+    let known = path_mtu(status.public_ip, end, needed).ok()?;
+    (known < needed.into()).then_some(known)
 }
 
 /// The first of the addresses that answers, with its round trip in milliseconds.

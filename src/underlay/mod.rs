@@ -2,4 +2,4 @@
 
 mod udp;
 
-pub use udp::UdpSocket;
+pub use udp::{UdpSocket, path_mtu};

@@ -3,8 +3,9 @@
 #![allow(unsafe_code)] // one socket option that no library sets
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use nix::libc;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -12,6 +13,11 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 /// What the kernel is asked to queue in each direction, in bytes; it grants up to
 /// `net.core.rmem_max` and `wmem_max`.
 const QUEUE_BYTES: usize = 4 << 20;
+
+/// How long a router may take to say that a datagram is too large.
+const ANSWER: Duration = Duration::from_millis(300);
+/// Bytes of an IPv4 and a UDP header.
+const UDP_HEADERS: u16 = 28;
 
 /// A non-blocking UDP socket on the node's public address.
 #[derive(Debug)]
@@ -33,7 +39,10 @@ impl UdpSocket {
         socket.set_recv_buffer_size(QUEUE_BYTES)?;
         socket.set_send_buffer_size(QUEUE_BYTES)?;
         if address.is_ipv4() {
-            allow_fragments(&socket)?;
+            // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an
+            // underlay with a smaller MTU than expected slows the tunnel down instead of
+            // swallowing large packets.
+            discover_mtu(&socket, libc::IP_PMTUDISC_DONT)?;
         }
         socket.bind(&SockAddr::from(address))?;
         Ok(Self(socket.into()))
@@ -63,11 +72,30 @@ impl AsFd for UdpSocket {
     }
 }
 
-/// Lets the network fragment datagrams, as Linux' VXLAN devices do: their outer packets have no
-/// "don't fragment" flag, so an underlay with a smaller MTU than expected slows the tunnel down
-/// instead of swallowing large packets.
-fn allow_fragments(socket: &Socket) -> io::Result<()> {
-    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+/// The MTU of the path to `peer` in bytes of IP packets, as far as this machine knows it after a
+/// datagram that fills `mtu` bytes and must not be fragmented was sent there.
+///
+/// # Errors
+/// If nothing can be sent there at all.
+pub fn path_mtu(from: Ipv4Addr, peer: SocketAddrV4, mtu: u16) -> io::Result<u32> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    discover_mtu(&socket, libc::IP_PMTUDISC_DO)?;
+    socket.bind(&SockAddr::from(SocketAddrV4::new(from, 0)))?;
+    socket.connect(&SockAddr::from(peer))?;
+    socket.set_read_timeout(Some(ANSWER))?;
+    let socket: std::net::UdpSocket = socket.into();
+    let datagram = vec![0; usize::from(mtu.saturating_sub(UDP_HEADERS))];
+    let sent = socket.send(&datagram);
+    if !matches!(&sent, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE)) {
+        sent?;
+        // A router that says no is heard as an error of the socket, before the time is over.
+        let _ = socket.recv(&mut [0; 1]);
+    }
+    let known = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::IpMtu)?;
+    Ok(known.try_into().unwrap_or_default())
+}
+
+fn discover_mtu(socket: &Socket, value: libc::c_int) -> io::Result<()> {
     // SAFETY: the option's value is an `int` that lives until the call returns, and its length is
     // given; the descriptor is open.
     let result = unsafe {

@@ -1,0 +1,177 @@
+//! The doctor: what is fine is called so, and what is wrong comes with what to do.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+use lab::{Lab, MUSLIN, Node, NodeConfig};
+use serde_json::Value;
+
+const ONE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+
+/// The findings, and whether the doctor found nothing wrong.
+fn doctor(mut command: Command) -> (Vec<Value>, bool) {
+    let output = command.arg("--json").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let findings = serde_json::from_slice(&output.stdout);
+    let findings = findings.unwrap_or_else(|error| panic!("{error}: {stderr}"));
+    match output.status.code() {
+        Some(0) => (findings, true),
+        Some(1) => (findings, false),
+        code => panic!("{code:?}: {stderr}"),
+    }
+}
+
+/// The verdict on something, and all that is said about it.
+#[track_caller]
+fn verdict(findings: &[Value], check: &str) -> (String, String) {
+    let found = findings.iter().find(|finding| finding["check"] == check);
+    let found = found.unwrap_or_else(|| panic!("no {check}: {findings:#?}"));
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (
+        text("verdict"),
+        format!("{} {}", text("detail"), text("advice")),
+    )
+}
+
+#[track_caller]
+fn is(findings: &[Value], check: &str, expected: &str, words: &[&str]) {
+    let (verdict, text) = verdict(findings, check);
+    assert_eq!(verdict, expected, "{check}: {text}");
+    for word in words {
+        assert!(text.contains(word), "no '{word}': {check}: {text}");
+    }
+}
+
+/// Two nodes on two hosts that know each other.
+fn two_nodes(lab: &Lab) -> (Node, Node) {
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let start = |name: &str, address| {
+        let host = lab.host(name, address);
+        NodeConfig::new(name, address, &store)
+            .with("--mtu", 1500)
+            .start(&host)
+    };
+    let (one, other) = (start("n1", ONE), start("n2", OTHER));
+    one.wait_peers(1);
+    other.wait_peers(1);
+    (one, other)
+}
+
+fn peer(other: &Node) -> String {
+    format!("peer {}", other.status("subnet"))
+}
+
+#[test]
+fn a_healthy_node_has_nothing_wrong() {
+    let Some(lab) = Lab::new() else { return };
+    let (one, other) = two_nodes(&lab);
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    assert!(healthy, "{findings:#?}");
+    for check in [
+        "user namespaces",
+        "/dev/net/tun",
+        "state directory",
+        "public address",
+        "port",
+    ] {
+        is(&findings, check, "fine", &[]);
+    }
+    is(&findings, "MTU", "fine", &["1450"]);
+    is(&findings, "network", "fine", &["10.244.0.0/16", "vxlan"]);
+    is(&findings, "leases", "fine", &["2 of 255"]);
+    is(&findings, "losses", "fine", &[]);
+    is(
+        &findings,
+        &peer(&other),
+        "fine",
+        &["10.9.0.2", "1450 bytes"],
+    );
+    // The pod that it sent from is gone.
+    assert_eq!(one.query("pods"), Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_peer_that_is_dead_or_behind_a_small_mtu_is_named() {
+    let Some(lab) = Lab::new() else { return };
+    let (one, mut other) = two_nodes(&lab);
+    let peer = peer(&other);
+    one.host().run(&[
+        "ip", "route", "add", "10.9.0.2", "dev", "eth0", "mtu", "1400",
+    ]);
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    is(&findings, &peer, "warning", &["1400", "--mtu 1400"]);
+    assert!(healthy, "slow is not wrong: {findings:#?}");
+    other.kill();
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    is(&findings, &peer, "wrong", &["10.9.0.2", "UDP 8472"]);
+    assert!(!healthy);
+}
+
+#[test]
+fn a_machine_without_a_node_is_told_what_it_lacks() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("n1", ONE);
+    let ask = |flags: &[&str], script: &str| {
+        let mut command = host.command("sh");
+        let state = lab.directory().join("none");
+        command.args([
+            "-e",
+            "-c",
+            &format!("{script}\nexec \"$0\" \"$@\""),
+            MUSLIN,
+            "doctor",
+        ]);
+        command.arg("--state-dir").arg(state).args(flags);
+        doctor(command)
+    };
+    let (findings, healthy) = ask(&["--iface", "eth0"], "");
+    assert!(healthy, "{findings:#?}");
+    is(&findings, "public address", "fine", &["10.9.0.1", "eth0"]);
+    is(&findings, "port", "fine", &["8472"]);
+    is(&findings, "node", "unknown", &["muslin node"]);
+
+    let (findings, _) = ask(&["--iface", "nosuch0"], "");
+    is(&findings, "public address", "wrong", &["nosuch0"]);
+
+    let (findings, healthy) = ask(&["--store", "etcd://127.0.0.1:1"], "");
+    is(&findings, "store", "wrong", &["127.0.0.1:1"]);
+    assert!(!healthy);
+
+    let vxlan =
+        "ip link add flannel.1 type vxlan id 1 dstport 8472 dev eth0; ip link set flannel.1 up";
+    let (findings, _) = ask(&["--public-ip", "10.9.0.1"], vxlan);
+    is(&findings, "port", "wrong", &["8472", "flannel"]);
+
+    let none = "exec unshare --user --map-root-user sh -c \
+                'echo 0 > /proc/sys/user/max_user_namespaces; exec \"$0\" \"$@\"' \"$0\" \"$@\"";
+    let (findings, healthy) = ask(&[], none);
+    is(
+        &findings,
+        "user namespaces",
+        "wrong",
+        &["user.max_user_namespaces"],
+    );
+    is(&findings, "/dev/net/tun", "unknown", &[]);
+    assert!(!healthy);
+}
+
+#[test]
+fn routes_into_the_pod_network_are_named() {
+    let Some(lab) = Lab::new() else { return };
+    let (one, _other) = two_nodes(&lab);
+    one.host().sh(
+        "ip link add cni0 type bridge; ip addr add 10.244.200.1/24 dev cni0; ip link set cni0 up",
+    );
+    let (findings, _) = doctor(one.client(&["doctor"]));
+    is(
+        &findings,
+        "routes",
+        "warning",
+        &["10.244.200.0/24", "10.244.0.0/16"],
+    );
+}
