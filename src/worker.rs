@@ -70,6 +70,8 @@ pub enum Event {
 /// The tables and counters at one moment.
 #[derive(Debug, Clone)]
 pub struct Report {
+    /// That moment.
+    pub now: Instant,
     /// What became of all packets.
     pub counters: Counters,
     /// The ports.
@@ -311,6 +313,7 @@ impl DataPath {
     fn report(&self) -> Report {
         let node = &self.node;
         Report {
+            now: self.clock.now(),
             counters: node.counters().clone(),
             ports: node.ports().map(|(id, port)| (id, port.clone())).collect(),
             peers: node.peers().cloned().collect(),

@@ -241,7 +241,7 @@ pub struct Neighbour {
     pub mac: Option<String>,
     /// The port it is behind, if it is known.
     pub port: Option<u32>,
-    /// `permanent`, `incomplete` or `reachable`.
+    /// `permanent`, `incomplete`, `reachable`, `stale` or `probing`.
     pub state: String,
 }
 

@@ -3,7 +3,7 @@
 use muslin_encap::mac::Colons;
 use muslin_encap::vxlan::Vni;
 use muslin_stack::gateway;
-use muslin_stack::neighbour::State;
+use muslin_stack::neighbour::{REACHABLE, State};
 use muslin_stack::node::NextHop;
 use muslin_stack::peer::{PeerId, Tunnel};
 use muslin_stack::port;
@@ -154,7 +154,9 @@ fn neighbours(report: &Report) -> Vec<Neighbour> {
             state: match state {
                 State::Permanent => "permanent",
                 State::Incomplete { .. } => "incomplete",
+                State::Reachable { since } if report.now >= *since + REACHABLE => "stale",
                 State::Reachable { .. } => "reachable",
+                State::Probing { .. } => "probing",
             }
             .to_owned(),
         })

@@ -2,8 +2,11 @@
 //!
 //! smoltcp's own cache cannot be read, drops what waits and asks once a second for all addresses
 //! together; a router needs more. Entries of attachments are permanent: ARP cannot change them.
-//! Others are resolved by ARP, three requests a second apart, while a few packets wait. A live
-//! entry is not taken over by what another port claims until it has gone stale.
+//! Others are resolved by ARP, three requests a second apart, while a few packets wait. What was
+//! learned goes stale after a while: the next packet still goes there, and its owner is asked
+//! whether that is right, so a flow does not stop for the question. Without an answer it is
+//! forgotten. An entry is not taken over by what another port claims before it has gone stale, nor
+//! while its owner is being asked.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -16,6 +19,8 @@ use crate::port::PortId;
 
 /// How long an answer counts before it is asked for again.
 pub const REACHABLE: Duration = Duration::from_secs(60);
+/// How long what was learned is kept; after `REACHABLE` it is stale.
+pub const KEPT: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_TRIES: u8 = 3;
 /// Packets that may wait for one address.
@@ -35,10 +40,17 @@ pub enum State {
         /// When the next one is due, or the search is over.
         due: Instant,
     },
-    /// Learned from ARP.
+    /// Learned from ARP; stale after [`REACHABLE`].
     Reachable {
         /// When it was learned.
         since: Instant,
+    },
+    /// Gone stale, still used, and asked whether it is still there.
+    Probing {
+        /// Requests sent so far.
+        tries: u8,
+        /// When the next one is due, or it is forgotten.
+        due: Instant,
     },
 }
 
@@ -56,6 +68,8 @@ pub struct Place {
 pub enum Resolution {
     /// Send it there.
     Known(Place),
+    /// Send it there, and an ARP request to that place alone.
+    Stale(Place),
     /// It waits; `ask` says whether an ARP request is due now.
     Wait {
         /// Whether an ARP request is due now.
@@ -73,8 +87,10 @@ pub enum Resolution {
 /// What a timeout asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Due {
-    /// Send an ARP request for this address.
+    /// Send an ARP request for this address to everybody.
     Ask(IpAddr),
+    /// Send an ARP request for this address to where it was.
+    Probe(IpAddr, Place),
     /// Nobody answers for it; these packets waited.
     GivenUp(IpAddr, VecDeque<Vec<u8>>),
 }
@@ -131,36 +147,45 @@ impl Neighbours {
 
     /// Where `address` is. If that is not known, a copy of `packet` waits for the answer.
     pub fn resolve(&mut self, address: IpAddr, packet: &[u8], now: Instant) -> Resolution {
-        if let Some(entry) = self.entries.get(&address)
+        let due = now + RETRY;
+        if let Some(entry) = self.entries.get_mut(&address)
             && let Some(place) = entry.place
-            && entry.is_alive(now)
         {
-            return Resolution::Known(place);
+            if !entry.is_stale(now) {
+                return Resolution::Known(place);
+            }
+            entry.state = State::Probing { tries: 1, due };
+            self.wake_at(due);
+            return Resolution::Stale(place);
         }
-        if !self.entries.contains_key(&address) && self.is_full() {
+        let ask = !self.entries.contains_key(&address);
+        if ask && self.is_full() {
             return Resolution::TableFull;
         }
-        let due = now + RETRY;
-        let fresh = State::Incomplete { tries: 1, due };
         let entry = self.entries.entry(address).or_insert_with(|| Entry {
-            state: State::Reachable { since: now },
+            state: State::Incomplete { tries: 1, due },
             place: None,
             waiting: VecDeque::new(),
         });
-        let ask = !matches!(entry.state, State::Incomplete { .. });
-        if ask {
-            entry.state = fresh;
-            entry.place = None;
-            self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+        let fits = entry.waiting.len() < WAITING_PER_ADDRESS && self.waiting < WAITING_IN_ALL;
+        if fits {
+            entry.waiting.push_back(packet.to_vec());
+            self.waiting += 1;
         }
         // The request goes out even so, or packets for a few addresses that nobody has would keep
         // all others from being found.
-        if entry.waiting.len() >= WAITING_PER_ADDRESS || self.waiting >= WAITING_IN_ALL {
-            return Resolution::QueueFull { ask };
+        if ask {
+            self.wake_at(due);
         }
-        entry.waiting.push_back(packet.to_vec());
-        self.waiting += 1;
-        Resolution::Wait { ask }
+        if fits {
+            Resolution::Wait { ask }
+        } else {
+            Resolution::QueueFull { ask }
+        }
+    }
+
+    fn wake_at(&mut self, due: Instant) {
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
     /// Hears in an ARP message that `address` is at `place`, and returns the packets that waited
@@ -215,7 +240,9 @@ impl Neighbours {
         }
         let (mut next, mut released) = (None, 0);
         self.entries.retain(|address, entry| {
-            let State::Incomplete { tries, due } = &mut entry.state else {
+            let (State::Incomplete { tries, due } | State::Probing { tries, due }) =
+                &mut entry.state
+            else {
                 return true;
             };
             if *due <= now {
@@ -226,7 +253,10 @@ impl Neighbours {
                 }
                 *tries += 1;
                 *due = now + RETRY;
-                act(Due::Ask(*address));
+                act(match entry.place {
+                    Some(place) => Due::Probe(*address, place),
+                    None => Due::Ask(*address),
+                });
             }
             next = Some(next.map_or(*due, |earlier: Instant| earlier.min(*due)));
             true
@@ -238,8 +268,8 @@ impl Neighbours {
     /// Forgets learned addresses that have not been heard of for a while.
     pub fn age(&mut self, now: Instant) {
         self.entries.retain(|_, entry| match entry.state {
-            State::Permanent | State::Incomplete { .. } => true,
-            State::Reachable { .. } => entry.is_alive(now),
+            State::Permanent | State::Incomplete { .. } | State::Probing { .. } => true,
+            State::Reachable { since } => now < since + KEPT,
         });
     }
 
@@ -261,20 +291,16 @@ impl Entry {
         self.state == State::Permanent
     }
 
-    fn is_alive(&self, now: Instant) -> bool {
-        match self.state {
-            State::Permanent => true,
-            State::Incomplete { .. } => false,
-            State::Reachable { since } => now < since + REACHABLE,
-        }
+    fn is_stale(&self, now: Instant) -> bool {
+        matches!(self.state, State::Reachable { since } if now >= since + REACHABLE)
     }
 
     fn accepts(&self, place: Place, now: Instant) -> bool {
         match self.state {
             State::Permanent => false,
             State::Incomplete { .. } => true,
-            State::Reachable { .. } => {
-                self.place.is_none_or(|known| known.port == place.port) || !self.is_alive(now)
+            State::Reachable { .. } | State::Probing { .. } => {
+                self.place.is_none_or(|known| known.port == place.port) || self.is_stale(now)
             }
         }
     }
@@ -310,8 +336,52 @@ mod tests {
             table.resolve(ADDRESS, b"", now),
             Resolution::Known(place(1))
         );
+    }
+
+    #[test]
+    fn a_stale_entry_is_used_while_it_is_asked() {
+        let mut table = Neighbours::new(8, Seed(1));
+        table.hear(ADDRESS, place(1), Instant::ZERO);
+        let mut now = Instant::ZERO + REACHABLE;
+        table.age(now);
+        let (stale, known) = (Resolution::Stale(place(1)), Resolution::Known(place(1)));
+        assert_eq!(table.resolve(ADDRESS, b"", now), stale);
+        assert_eq!(table.resolve(ADDRESS, b"", now), known, "one request");
+        // Another port has no say in it, the owner has.
+        table.hear(ADDRESS, place(2), now);
+        assert_eq!(table.resolve(ADDRESS, b"", now), known);
+        now += RETRY;
+        let mut seen = Vec::new();
+        table.handle_timeout(now, |due| seen.push(due));
+        assert_eq!(seen, [Due::Probe(ADDRESS, place(1))]);
+        assert!(table.hear(ADDRESS, place(1), now).is_empty());
+        table.handle_timeout(now + RETRY, |due| panic!("{due:?}"));
+        assert_eq!(table.poll_at(), None);
+        now += REACHABLE - RETRY;
+        assert_eq!(table.resolve(ADDRESS, b"", now), known);
+    }
+
+    #[test]
+    fn a_stale_entry_is_forgotten_without_an_answer() {
+        let mut table = Neighbours::new(8, Seed(1));
+        table.hear(ADDRESS, place(1), Instant::ZERO);
+        let mut now = Instant::ZERO + REACHABLE;
+        table.resolve(ADDRESS, b"", now);
+        let mut seen = Vec::new();
+        while let Some(due) = table.poll_at() {
+            assert_eq!(due, now + RETRY);
+            assert_eq!(
+                table.resolve(ADDRESS, b"", now),
+                Resolution::Known(place(1))
+            );
+            now = due;
+            table.handle_timeout(now, |due| seen.push(due));
+        }
+        let probe = Due::Probe(ADDRESS, place(1));
+        let given_up = Due::GivenUp(ADDRESS, VecDeque::new());
+        assert_eq!(seen, [probe.clone(), probe, given_up]);
         assert_eq!(
-            table.resolve(ADDRESS, b"", now + REACHABLE),
+            table.resolve(ADDRESS, b"", now),
             Resolution::Wait { ask: true }
         );
     }
@@ -387,7 +457,7 @@ mod tests {
             table.handle_timeout(due, |_| {});
         }
         table.hear(address(6), place(2), now);
-        table.age(now + REACHABLE);
+        table.age(now + KEPT);
         assert_eq!(table.resolve(address(7), b"", now), wait);
     }
 

@@ -158,15 +158,19 @@ impl Node {
                 }
                 match self.neighbours.resolve(address, packet.as_slice(), now) {
                     Resolution::Known(place) => self.deliver(place, packet),
+                    Resolution::Stale(place) => {
+                        self.ask_for(destination, Some(place));
+                        self.deliver(place, packet)
+                    }
                     Resolution::Wait { ask } => {
                         if ask {
-                            self.ask_for(destination);
+                            self.ask_for(destination, None);
                         }
                         Ok(Verdict::Consumed)
                     }
                     Resolution::QueueFull { ask } => {
                         if ask {
-                            self.ask_for(destination);
+                            self.ask_for(destination, None);
                         }
                         Err(DropReason::NeighbourQueueFull)
                     }
@@ -348,13 +352,18 @@ impl Node {
         }
     }
 
-    fn ask_for(&mut self, address: Ipv4Addr) {
+    /// Sends an ARP request to `place`, or to all.
+    fn ask_for(&mut self, address: Ipv4Addr, place: Option<Place>) {
+        let (verdict, mac) = match place {
+            Some(place) => (Verdict::Port(place.port), place.mac),
+            None => (Verdict::Flood { except: None }, EthernetAddress::BROADCAST),
+        };
         let request = frame::write_arp(
             ArpOperation::Request,
             (self.config.gateway_mac, self.gateway()),
-            (EthernetAddress::BROADCAST, address),
+            (mac, address),
         );
-        if let Err(reason) = self.output.push(Verdict::Flood { except: None }, &request) {
+        if let Err(reason) = self.output.push(verdict, &request) {
             self.counters.originated += 1;
             self.counters.drop(reason);
         }
@@ -366,8 +375,9 @@ impl Node {
             .handle_timeout(now, |action| due.push(action));
         for action in due {
             match action {
-                Due::Ask(IpAddr::V4(address)) => self.ask_for(address),
-                Due::Ask(IpAddr::V6(_)) => {}
+                Due::Ask(IpAddr::V4(address)) => self.ask_for(address, None),
+                Due::Probe(IpAddr::V4(address), place) => self.ask_for(address, Some(place)),
+                Due::Ask(IpAddr::V6(_)) | Due::Probe(IpAddr::V6(_), _) => {}
                 Due::GivenUp(_, waiting) => {
                     for packet in waiting {
                         self.counters.originated += 1;

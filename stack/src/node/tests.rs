@@ -455,6 +455,18 @@ fn an_unguarded_pod_is_asked_for_and_packets_wait() {
     assert_eq!(released[0].0, Verdict::Port(OTHER_PORT));
     assert_eq!(&released[0].1[..6], second.as_bytes());
 
+    // Once stale it is asked, alone, and packets go on meanwhile.
+    let later = NOW + crate::neighbour::REACHABLE;
+    let (verdict, _) = through(&pod_frame(&packet), |packet| {
+        node.from_port(later, POD_PORT, packet)
+    });
+    assert_eq!(verdict, Verdict::Port(OTHER_PORT));
+    let probes = outputs(&mut node);
+    assert_eq!(probes.len(), 1);
+    assert_eq!(probes[0].0, Verdict::Port(OTHER_PORT));
+    assert_eq!(&probes[0].1[..6], second.as_bytes());
+    through(&reply, |packet| node.from_port(later, OTHER_PORT, packet));
+
     // Nobody answers for another one: three requests, then host unreachable.
     from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(1, 51), 64, 10)));
     let mut seen = outputs(&mut node);
