@@ -2,7 +2,8 @@
 //!
 //! Addresses of attachments are static: no frame can move them. All others are learned from the
 //! source of frames, age out, and are bounded in number; at the bound nothing more is learned and
-//! frames to unknown addresses are flooded, as Linux' bridges do (`fdb_max_learned`).
+//! frames to unknown addresses are flooded, as Linux' bridges do (`fdb_max_learned`), unless all
+//! pods they could be for are guarded.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;

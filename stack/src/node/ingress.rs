@@ -52,7 +52,8 @@ impl Node {
             return match self.fdb.lookup(destination, now) {
                 Some(port) if port == id => Err(DropReason::Hairpin),
                 Some(port) => Ok(Verdict::Port(port)),
-                None => Ok(Verdict::Flood { except: Some(id) }),
+                None if self.others_may_have_it(id) => Ok(Verdict::Flood { except: Some(id) }),
+                None => Err(DropReason::UnknownDestination),
             };
         }
         match ethertype {
@@ -65,6 +66,14 @@ impl Node {
                 Err(DropReason::EtherTypeUnsupported)
             }
         }
+    }
+
+    /// Whether an unknown MAC address can be behind another port than `id`: a guarded pod has none
+    /// but its own, which is known.
+    fn others_may_have_it(&self, id: PortId) -> bool {
+        let sender = self.ports.get(&id);
+        let is_unguarded = sender.is_some_and(|port| !port.attachment.guarded);
+        self.unguarded > usize::from(is_unguarded)
     }
 
     /// Peer, decapsulation.

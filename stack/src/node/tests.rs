@@ -323,16 +323,25 @@ fn pods_of_one_node_meet_on_the_switch() {
     let (verdict, frame) = from_pod(&mut node, &input);
     assert_eq!(verdict, Verdict::Port(OTHER_PORT));
     assert_eq!(frame, input, "a switch changes nothing");
-    let (verdict, _) = from_pod(
-        &mut node,
-        &ethernet(pod_mac(1, 2), EthernetAddress([6; 6]), 0x0800, &packet),
-    );
-    assert_eq!(
-        verdict,
-        Verdict::Flood {
-            except: Some(POD_PORT)
-        }
-    );
+}
+
+#[test]
+fn an_unknown_destination_is_flooded_only_if_somebody_may_have_it() {
+    let mut node = node(1, "vxlan");
+    let packet = ping(pod(1, 2), pod(1, 3), 1, 10);
+    let input = ethernet(pod_mac(1, 2), EthernetAddress([6; 6]), 0x0800, &packet);
+    let nobody = Verdict::Drop(DropReason::UnknownDestination);
+    assert_eq!(from_pod(&mut node, &input).0, nobody, "both are guarded");
+    node.attach(OTHER_PORT, attachment(1, 3, false));
+    let flood = Verdict::Flood {
+        except: Some(POD_PORT),
+    };
+    assert_eq!(from_pod(&mut node, &input).0, flood);
+    // The only unguarded pod is the sender itself.
+    node.attach(OTHER_PORT, attachment(1, 3, true));
+    node.attach(POD_PORT, attachment(1, 2, false));
+    assert_eq!(from_pod(&mut node, &input).0, nobody);
+    assert_adds_up(&node);
 }
 
 #[test]
