@@ -1,7 +1,9 @@
 //! One end of a control connection: JSON messages with descriptors.
 
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::task::{self, Poll, ready};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,6 +14,9 @@ use tokio_seqpacket::ancillary::{AncillaryMessageWriter, OwnedAncillaryMessage};
 pub const MAX_MESSAGE: usize = 64 << 10;
 /// Room for control data: descriptors beside a message, of which one is expected.
 const ANCILLARY_LEN: usize = 128;
+
+/// A message's bytes and the first descriptor beside it.
+type Packet = (Vec<u8>, Option<OwnedFd>);
 
 /// A connection.
 #[derive(Debug)]
@@ -52,9 +57,24 @@ impl Connection {
     /// # Errors
     /// `InvalidData` for what is not such a message, or is longer than `MAX_MESSAGE`.
     pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+        let Some((bytes, beside)) = poll_fn(|context| self.poll_packet(context)).await? else {
+            return Ok(None);
+        };
+        let message = serde_json::from_slice(&bytes);
+        // Otherwise a message that breaks off would count as a broken connection.
+        let message = message.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(Some((message, beside)))
+    }
+
+    /// The next packet. There is a buffer only while there is one: most connections are those of
+    /// attached pods, which have nothing to say.
+    fn poll_packet(&self, context: &mut task::Context<'_>) -> Poll<io::Result<Option<Packet>>> {
         let mut bytes = vec![0; MAX_MESSAGE + 1];
         let mut room = [0; ANCILLARY_LEN];
-        let (info, ancillary) = self.0.recv_with_ancillary(&mut bytes, &mut room).await?;
+        let received = self
+            .0
+            .poll_recv_with_ancillary(context, &mut bytes, &mut room);
+        let (info, ancillary) = ready!(received)?;
         // All descriptors are owned here, so that those we did not ask for are closed.
         let mut beside = None;
         for message in ancillary.into_messages() {
@@ -63,16 +83,14 @@ impl Connection {
             }
         }
         let len = info.bytes_read();
-        if len == 0 {
-            return Ok(None);
-        }
         if len > MAX_MESSAGE || info.truncated() {
-            return Err(io::Error::new(
+            return Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the message is too long",
-            ));
+            )));
         }
-        Ok(Some((serde_json::from_slice(&bytes[..len])?, beside)))
+        bytes.truncate(len);
+        Poll::Ready(Ok((len > 0).then_some((bytes, beside))))
     }
 
     /// Returns when the other end is gone; what it sends meanwhile is ignored.
@@ -113,6 +131,9 @@ mod tests {
             "a number is no text"
         );
         assert!(one.send(&"x".repeat(MAX_MESSAGE), None).await.is_err());
+        one.0.send(b"\"breaks o").await.unwrap();
+        let error = other.receive::<String>().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
         drop(one);
         assert!(other.receive::<String>().await.unwrap().is_none());
     }

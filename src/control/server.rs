@@ -17,6 +17,8 @@ use muslin_stack::ipam::PodName;
 
 /// Connections at a time; each attached pod has one.
 const MAX_CONNECTIONS: usize = 4096;
+/// Characters of the reason why a request is not understood.
+const MAX_REASON: usize = 200;
 
 /// What a node does for its clients.
 pub trait Service: Send + Sync + 'static {
@@ -87,7 +89,13 @@ fn is_passing(error: &io::Error) -> bool {
     let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
     matches!(
         errno,
-        Errno::ECONNABORTED | Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM
+        Errno::ECONNABORTED
+            | Errno::EMFILE
+            | Errno::ENFILE
+            | Errno::ENOBUFS
+            | Errno::ENOMEM
+            // The user's limit of watched descriptors (epoll_ctl(2)).
+            | Errno::ENOSPC
     )
 }
 
@@ -103,7 +111,9 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
             Ok(Some(received)) => received,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                let message = format!("the request is not understood: {error}");
+                // It quotes the request, which may be as long as an answer can be.
+                let reason: String = error.to_string().chars().take(MAX_REASON).collect();
+                let message = format!("the request is not understood: {reason}");
                 connection
                     .send(&Answer::from(Error::usage(message)), None)
                     .await?;
@@ -170,4 +180,73 @@ async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io:
             None,
         )
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use tokio_seqpacket::UnixSeqpacket;
+
+    use super::*;
+
+    /// A node that has nothing.
+    struct Empty;
+
+    impl Service for Empty {
+        type Attachment = ();
+
+        fn attach(&self, _: Attach, _: OwnedFd) -> Result<(Attached, Option<()>)> {
+            Err(Error::failed("full"))
+        }
+
+        fn detach(&self, pod: &PodName) -> Result<()> {
+            Err(Error::failed(format!("no pod named '{pod}' is attached")))
+        }
+
+        async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {
+            Ok(Vec::new())
+        }
+
+        async fn leave(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn nonsense_is_answered_and_the_connection_stays() {
+        let (ours, theirs) = UnixSeqpacket::pair().unwrap();
+        let server = tokio::spawn(async move { converse(&Connection::new(theirs), &Empty).await });
+        let copy = ours.as_fd().try_clone_to_owned().unwrap();
+        let answers = Connection::new(UnixSeqpacket::try_from(copy).unwrap());
+        let long = "x".repeat(MAX_MESSAGE - 10);
+        for nonsense in [
+            "nonsense".to_owned(),
+            "{".to_owned(),
+            "[".repeat(MAX_MESSAGE),
+            format!("\"{long}\""),
+            format!("{{\"{long}\":1}}"),
+            format!("{{\"detach\":{{\"pod\":\"{}\"}}}}", &long[30..]),
+            "\"".repeat(MAX_MESSAGE + 1),
+            r#"{"attach":{"pod":null,"address":null,"persistent":false}}"#.to_owned(),
+        ] {
+            ours.send(nonsense.as_bytes()).await.unwrap();
+            let start: String = nonsense.chars().take(20).collect();
+            let answer = answers.receive::<Answer>().await;
+            let (answer, _) = answer.unwrap().expect(&start);
+            assert!(
+                matches!(answer, Answer::Refused { usage: true, .. }),
+                "{start}: {answer:?}"
+            );
+        }
+        ours.send(br#"{"report":"pods"}"#).await.unwrap();
+        let (answer, _) = answers.receive::<Answer>().await.unwrap().unwrap();
+        let none = Answer::Rows {
+            rows: Vec::new(),
+            more: false,
+        };
+        assert_eq!(answer, none);
+        drop((ours, answers));
+        server.await.unwrap().unwrap();
+    }
 }
