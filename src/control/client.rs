@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
@@ -11,6 +12,9 @@ use super::connection::Connection;
 use super::protocol::{Answer, Attach, Attached, Request, Table};
 use crate::error::{Context, Error, Result};
 use crate::state;
+
+/// How long a node may take for an answer: to give a lease back is what takes longest.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a node.
 #[derive(Debug)]
@@ -143,10 +147,11 @@ impl Client {
     }
 
     async fn receive(&self) -> Result<Answer> {
-        let received = self
-            .0
-            .receive()
-            .await
+        let received = tokio::time::timeout(PATIENCE, self.0.receive()).await;
+        let received = received
+            .map_err(|_| {
+                Error::failed("the node does not answer: its process hangs or is stopped")
+            })?
             .context("the node's answer is not understood")?;
         let (answer, _) = received.ok_or_else(|| Error::failed("the node ended the connection"))?;
         Ok(answer)
