@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
@@ -248,7 +248,8 @@ impl StateDir {
 /// Removes a socket that a dead node left, and checks that a new one can have its path.
 ///
 /// # Errors
-/// If the path is too long for a socket, or what is there cannot be removed.
+/// If the path is too long for a socket, a node listens there, or what is there is no socket or
+/// cannot be removed.
 pub fn vacate(path: &Path) -> Result<()> {
     if path.as_os_str().len() > MAX_SOCKET_PATH {
         return Err(Error::usage(format!(
@@ -257,12 +258,33 @@ pub fn vacate(path: &Path) -> Result<()> {
             path.display()
         )));
     }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).context(format!("cannot remove the old socket {}", path.display()))
+    let at = path.display();
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(format!("cannot look at {at}")),
+        Ok(there) if !there.file_type().is_socket() => {
+            return Err(Error::usage(format!(
+                "{at} is there and is no socket: choose another path"
+            )));
         }
-        _ => Ok(()),
+        Ok(_) => {}
     }
+    if is_listening(path) {
+        return Err(Error::failed(format!("a node listens at {at} already")));
+    }
+    fs::remove_file(path).context(format!("cannot remove the old socket {at}"))
+}
+
+/// Whether somebody listens at a control socket.
+#[must_use]
+pub fn is_listening(socket: &Path) -> bool {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as open};
+    use std::os::fd::AsRawFd;
+    // One whose queue is full listens, too, and must not be waited for.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let connected = open(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+        .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(socket)?));
+    matches!(connected, Ok(()) | Err(nix::errno::Errno::EAGAIN))
 }
 
 /// Random bytes from the kernel.
@@ -308,6 +330,24 @@ mod tests {
         drop(state);
         StateDir::open(dir.path(), "n1").unwrap();
         assert_eq!(nodes(dir.path()), ["n1", "n2"]);
+    }
+
+    #[tokio::test]
+    async fn only_a_dead_nodes_socket_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.sock");
+        vacate(&path).unwrap();
+        let listener = tokio_seqpacket::UnixSeqpacketListener::bind(&path).unwrap();
+        assert!(is_listening(&path));
+        let error = vacate(&path).unwrap_err().to_string();
+        assert!(error.contains("listens at"), "{error}");
+        drop(listener);
+        assert!(!is_listening(&path));
+        vacate(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "a letter to my aunt").unwrap();
+        assert_eq!(vacate(&path).unwrap_err().exit_code(), 2);
+        assert!(path.exists());
     }
 
     #[test]

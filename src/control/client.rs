@@ -31,7 +31,7 @@ pub fn locate(state_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
     }
     let running = state::nodes(state_dir)
         .into_iter()
-        .filter(|name| is_listening(&state::socket_path(state_dir, name)))
+        .filter(|name| state::is_listening(&state::socket_path(state_dir, name)))
         .collect::<Vec<_>>();
     match &running[..] {
         [only] => Ok(state::socket_path(state_dir, only)),
@@ -44,15 +44,6 @@ pub fn locate(state_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
             several.join(", ")
         ))),
     }
-}
-
-fn is_listening(socket: &Path) -> bool {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as open};
-    use std::os::fd::AsRawFd;
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let connected = open(AddressFamily::Unix, SockType::SeqPacket, flags, None)
-        .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(socket)?));
-    connected.is_ok()
 }
 
 impl Client {
