@@ -139,18 +139,21 @@ impl Running {
 
     /// Detaches the pod of a port, if it is not detached yet.
     pub(super) fn detach_port(&self, port: PortId) {
-        let name = self.pods.lock().name_of(port);
-        if let Some(Err(error)) = name.map(|name| self.detach_pod(&name)) {
+        // One lock for both, or another pod could have the name by then.
+        let mut pods = self.pods.lock();
+        if let Some(Err(error)) = pods
+            .name_of(port)
+            .map(|pod| self.detach_from(&mut pods, &pod))
+        {
             debug!("{error}");
         }
     }
 
-    fn detach_pod(&self, pod: &PodName) -> Result<()> {
-        let mut pods = self.pods.lock();
+    fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
         let gone = pods
             .detach(pod)
             .ok_or_else(|| Error::failed(format!("no pod named '{pod}' is attached")))?;
-        self.remember(&pods);
+        self.remember(pods);
         info!("pod {pod} is detached");
         self.worker.detach(gone.port).map_err(Error::failed)
     }
@@ -219,7 +222,7 @@ impl Service for Arc<Running> {
     }
 
     fn detach(&self, pod: &PodName) -> Result<()> {
-        self.detach_pod(pod)
+        self.detach_from(&mut self.pods.lock(), pod)
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
