@@ -75,7 +75,8 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         let configured = netns::configure(&arguments.ifname, &assignment(&attached)).await;
         if let Err(error) = configured {
             let pod = attached.pod.clone();
-            client.command(&Request::Detach { pod }).await?;
+            // Why it cannot be detached either says less than why that is to be done.
+            let _ = client.command(&Request::Detach { pod }).await;
             return Err(error);
         }
         if arguments.json {
