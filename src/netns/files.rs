@@ -13,6 +13,10 @@ use tracing::warn;
 
 use crate::error::{Context, Result};
 
+/// Where the file system in memory is mounted for a moment, in the pod's mount namespace alone. No
+/// directory has to be made for it, which would be left behind by a process that is killed.
+const SCRATCH: &str = "/proc";
+
 /// Gives this process' own namespaces the host name and files of the pod `name` at `address`.
 ///
 /// # Errors
@@ -24,20 +28,19 @@ pub fn give(name: &str, address: Ipv4Addr, resolvers: &[Ipv4Addr]) -> Result<()>
     let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .context("keeping mounts to the pod")?;
-    let scratch = tempfile::Builder::new().prefix("muslin-").tempdir();
-    let scratch = scratch.context("making a directory for the pod's files")?;
+    let scratch = Path::new(SCRATCH);
     let options = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(
         Some("muslin"),
-        scratch.path(),
+        scratch,
         Some("tmpfs"),
         options,
         Some("mode=0755,size=256k"),
     )
     .context("mounting a file system in memory for the pod's files")?;
-    let put = replace(scratch.path(), "resolv.conf", &resolv_conf(resolvers))
-        .and_then(|()| replace(scratch.path(), "hosts", &hosts(name, address)));
-    let released = umount2(scratch.path(), MntFlags::MNT_DETACH);
+    let put = replace(scratch, "resolv.conf", &resolv_conf(resolvers))
+        .and_then(|()| replace(scratch, "hosts", &hosts(name, address)));
+    let released = umount2(scratch, MntFlags::MNT_DETACH);
     put.and(released.context("releasing the pod's files"))
 }
 

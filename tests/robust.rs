@@ -1,0 +1,45 @@
+//! What goes wrong around a node: readers that go, clients that misbehave, signals at any moment.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use lab::{Lab, MUSLIN, Node, NodeConfig};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
+};
+use nix::unistd::Pid;
+
+fn start(lab: &Lab) -> Node {
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &store).start(lab.root())
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{stderr}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_pod_needs_no_directory_for_its_files() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab);
+    let mut run = node.client(&["run", "--name", "web", "--", "cat", "/etc/hosts"]);
+    let hosts = succeeds(run.env("TMPDIR", "/nowhere"));
+    assert!(hosts.contains("\tweb\n"), "{hosts}");
+    let script = "mount | grep -c muslin; test -e /proc/self/status";
+    assert_eq!(
+        succeeds(&mut node.client(&["run", "--", "sh", "-e", "-c", script])),
+        "2\n"
+    );
+}
