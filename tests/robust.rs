@@ -31,6 +31,33 @@ fn succeeds(command: &mut Command) -> String {
 }
 
 #[test]
+fn a_node_outlives_the_reader_of_its_log() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let mut node = lab.root().command(MUSLIN);
+    node.args(["node", "--name", "n1", "--public-ip", "127.0.0.1"])
+        .arg("--state-dir")
+        .arg(&state)
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut node = node.spawn().unwrap();
+    let mut line = String::new();
+    let mut log = BufReader::new(node.stderr.take().unwrap());
+    log.read_line(&mut line).unwrap();
+    assert!(line.contains("is ready"), "{line}");
+    drop(log);
+    for _ in 0..2 {
+        let mut run = lab.root().command(MUSLIN);
+        run.args(["run", "--node", "n1", "--state-dir"])
+            .arg(&state)
+            .args(["--", "true"]);
+        succeeds(&mut run);
+    }
+    kill(Pid::from_raw(node.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(node.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_pod_needs_no_directory_for_its_files() {
     let Some(lab) = Lab::new() else { return };
     let node = start(&lab);

@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             if !matches!(error, Error::Command(_)) {
-                eprintln!("muslin: {error}");
+                complain(&error);
             }
             ExitCode::from(error.exit_code())
         }
@@ -172,6 +172,13 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> 
     result
 }
 
+/// Says what went wrong. A reader of stderr that has gone, like `head` or a terminal, is no reason
+/// to fail, as it is for `eprintln`.
+pub(crate) fn complain(what: &impl std::fmt::Display) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "muslin: {what}");
+}
+
 /// Logs go to stderr; `MUSLIN_LOG` sets how much, like `debug` or `muslin::worker=trace`.
 fn log_to_stderr(default: &str) {
     use std::io::IsTerminal;
@@ -181,6 +188,8 @@ fn log_to_stderr(default: &str) {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // Such errors would be told by `eprintln`, which panics where stderr is closed.
+        .log_internal_errors(false)
         .init();
 }
 

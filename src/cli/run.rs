@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use super::{NodeChoice, block_on};
+use super::{NodeChoice, block_on, complain};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached};
 use crate::device::Tap;
@@ -132,7 +132,7 @@ fn start(command: &[OsString], attached: &Attached) -> Result<Child> {
         } else {
             126
         };
-        eprintln!("muslin: cannot run {}: {error}", program.display());
+        complain(&format_args!("cannot run {}: {error}", program.display()));
         Error::Command(code)
     })
 }

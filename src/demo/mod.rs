@@ -16,7 +16,7 @@ use clap::Args;
 use nix::sys::signal::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{block_on, output};
+use crate::cli::{block_on, complain, output};
 use crate::error::{Context, Error, Result};
 use stage::Children;
 use steps::Scene;
@@ -61,7 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     });
     progress.clear();
     if interrupted.load(Ordering::Relaxed) {
-        eprintln!("muslin: interrupted; nothing is left behind");
+        complain(&"interrupted; nothing is left behind");
         return Err(Error::Command(130));
     }
     let scenes = scenes?;
