@@ -70,3 +70,21 @@ fn a_pod_needs_no_directory_for_its_files() {
         "2\n"
     );
 }
+
+#[test]
+fn an_ignored_signal_stays_ignored_in_a_pod() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab);
+    let mask = |traps: &str| {
+        let run = node.client(&["run", "--", "grep", "SigIgn", "/proc/self/status"]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{traps}\nexec \"$@\""), "sh"]);
+        shell.arg(run.get_program()).args(run.get_args());
+        let line = succeeds(&mut shell);
+        let digits = line.trim().rsplit('\t').next().unwrap();
+        u64::from_str_radix(digits, 16).unwrap() & 0b111
+    };
+    assert_eq!(mask(""), 0);
+    assert_eq!(mask("trap '' HUP"), 0b001, "nohup");
+    assert_eq!(mask("trap '' INT QUIT"), 0b110, "'&' in a script");
+}

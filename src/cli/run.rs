@@ -17,10 +17,9 @@ use muslin_stack::ipam::PodName;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
-use super::{NodeChoice, block_on, complain};
+use super::{Listener, NodeChoice, block_on, complain};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached};
 use crate::device::Tap;
@@ -69,6 +68,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
             attached.address.addr(),
             &attached.dns,
         )?;
+        let signals = Signals::listen()?;
         let child = start(&arguments.command, &attached)?;
         let pod = Pod {
             socket,
@@ -76,7 +76,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
             attached,
         };
         let status = tokio::select! {
-            status = attend(child) => status?,
+            status = attend(child, signals) => status?,
             never = pod.stay_attached(client) => match never {},
         };
         match exit_code(status) {
@@ -137,21 +137,36 @@ fn start(command: &[OsString], attached: &Attached) -> Result<Child> {
     })
 }
 
+/// What would end this process and leave the command behind.
+struct Signals {
+    terminate: Listener,
+    hangup: Listener,
+    interrupt: Listener,
+    quit: Listener,
+}
+
+impl Signals {
+    /// Listens. To be called before the command starts: from then on somebody may ask it to end.
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            terminate: Listener::new(Signal::SIGTERM)?,
+            hangup: Listener::new(Signal::SIGHUP)?,
+            interrupt: Listener::new(Signal::SIGINT)?,
+            quit: Listener::new(Signal::SIGQUIT)?,
+        })
+    }
+}
+
 /// Waits for the command, and passes on what asks it to end. An interrupt from the terminal
 /// reaches the command by itself.
-async fn attend(mut child: Child) -> Result<ExitStatus> {
-    let listen = |kind| signal(kind).context("cannot listen for signals");
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut hangup = listen(SignalKind::hangup())?;
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut quit = listen(SignalKind::quit())?;
+async fn attend(mut child: Child, mut signals: Signals) -> Result<ExitStatus> {
     loop {
         let pass_on = tokio::select! {
             status = child.wait() => return status.context("cannot wait for the command"),
-            _ = terminate.recv() => Signal::SIGTERM,
-            _ = hangup.recv() => Signal::SIGHUP,
-            _ = interrupt.recv() => continue,
-            _ = quit.recv() => continue,
+            () = signals.terminate.heard() => Signal::SIGTERM,
+            () = signals.hangup.heard() => Signal::SIGHUP,
+            () = signals.interrupt.heard() => continue,
+            () = signals.quit.heard() => continue,
         };
         if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
             // It may have ended this moment.
