@@ -7,9 +7,11 @@ mod lab;
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use lab::{Lab, MUSLIN, Node, NodeConfig};
+use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -28,6 +30,17 @@ fn succeeds(command: &mut Command) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{stderr}", output.status);
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Processes that have this path in their arguments.
+fn processes_of(path: &Path) -> Vec<String> {
+    let path = path.to_str().unwrap();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(path))
+        .collect()
 }
 
 #[test]
@@ -87,4 +100,35 @@ fn an_ignored_signal_stays_ignored_in_a_pod() {
     assert_eq!(mask(""), 0);
     assert_eq!(mask("trap '' HUP"), 0b001, "nohup");
     assert_eq!(mask("trap '' INT QUIT"), 0b110, "'&' in a script");
+}
+
+#[test]
+fn an_interrupted_demo_leaves_nothing_behind() {
+    let Some(lab) = Lab::new() else { return };
+    let moments = [0, 2, 5, 10, 20, 40, 80, 150, 300, 600, 1200, 2500, 4000];
+    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    for (moment, signal) in moments.into_iter().zip(signals.into_iter().cycle()) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut demo = lab.root().command(MUSLIN);
+        demo.args(["demo", "--megabytes", "1"])
+            .env("TMPDIR", directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let demo = demo.spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(moment));
+        kill(Pid::from_raw(demo.id() as i32), signal).unwrap();
+        let output = demo.wait_with_output().unwrap();
+        let what = format!("{signal} after {moment} ms: {output:?}");
+        // Before it listens for signals the process ends by them, with nothing begun yet.
+        let interrupted = output.status.code() == Some(128 + signal as i32)
+            || std::os::unix::process::ExitStatusExt::signal(&output.status).is_some();
+        assert!(interrupted || output.status.success(), "{what}");
+        let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+        assert!(left.is_empty(), "{what}: {left:?}");
+        // A pod that was about to start ends on its own at the end of its input.
+        poll_until(SOON, &what, || {
+            processes_of(directory.path()).is_empty().then_some(())
+        });
+    }
 }

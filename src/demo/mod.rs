@@ -10,13 +10,12 @@ mod stage;
 mod steps;
 
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use clap::Args;
 use nix::sys::signal::Signal;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{block_on, complain, output};
+use crate::cli::{Listener, block_on, complain, output};
 use crate::error::{Context, Error, Result};
 use stage::Children;
 use steps::Scene;
@@ -37,34 +36,15 @@ pub struct Arguments {
 /// # Errors
 /// If a step fails, or it is interrupted.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let directory = tempfile::Builder::new().prefix("muslin-demo-").tempdir();
-    let directory = directory.context("cannot make a temporary directory")?;
-    let children = Children::default();
-    let progress = Progress::new();
-    let interrupted = AtomicBool::new(false);
-    let scenes = std::thread::scope(|scope| {
-        let (done, finished) = tokio::sync::oneshot::channel();
-        let (children, progress, directory) = (&children, &progress, directory.path());
-        let play = scope.spawn(move || {
-            let scenes = steps::play(directory, children, progress, arguments.megabytes);
-            // Nobody listens any more after an interrupt.
-            let _ = done.send(());
-            scenes
-        });
-        interrupted.store(until_interrupted(finished)?, Ordering::Relaxed);
-        if interrupted.load(Ordering::Relaxed) {
-            // The step that waits for one of them fails, and all others with it.
-            children.end(Signal::SIGTERM);
+    let ended = block_on(play(arguments.megabytes));
+    Progress::new().clear();
+    let scenes = match ended? {
+        Ended::Played(scenes) => scenes,
+        Ended::Interrupted(signal) => {
+            complain(&"interrupted; nothing is left behind");
+            return Err(Error::Command(128 + signal as u8));
         }
-        play.join()
-            .map_err(|_| Error::failed("the demo failed by a defect of its own"))?
-    });
-    progress.clear();
-    if interrupted.load(Ordering::Relaxed) {
-        complain(&"interrupted; nothing is left behind");
-        return Err(Error::Command(130));
-    }
-    let scenes = scenes?;
+    };
     if arguments.json {
         output::print_json(&show::json(&scenes))?;
     } else {
@@ -77,20 +57,41 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// Whether an interrupt came before the end.
-fn until_interrupted(finished: tokio::sync::oneshot::Receiver<()>) -> Result<bool> {
-    block_on(async {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut hangup = listen(SignalKind::hangup())?;
-        Ok(tokio::select! {
-            _ = finished => false,
-            _ = interrupt.recv() => true,
-            _ = terminate.recv() => true,
-            _ = hangup.recv() => true,
-        })
-    })
+/// How the demo ended.
+enum Ended {
+    Played(Vec<Scene>),
+    Interrupted(Signal),
+}
+
+/// Plays all scenes in a thread of their own, until they end or a signal comes. No process and no
+/// directory is left then.
+async fn play(megabytes: u64) -> Result<Ended> {
+    // Before there is anything that an interrupt could leave behind.
+    let mut interrupt = Listener::new(Signal::SIGINT)?;
+    let mut terminate = Listener::new(Signal::SIGTERM)?;
+    let mut hangup = Listener::new(Signal::SIGHUP)?;
+    let directory = tempfile::Builder::new().prefix("muslin-demo-").tempdir();
+    let directory = directory.context("cannot make a temporary directory")?;
+    let children = Arc::new(Children::default());
+    let (done, mut finished) = tokio::sync::oneshot::channel();
+    let (path, theirs) = (directory.path().to_owned(), children.clone());
+    let thread = std::thread::Builder::new().name("play".to_owned());
+    thread
+        .spawn(move || done.send(steps::play(&path, &theirs, &Progress::new(), megabytes)))
+        .context("cannot start a thread")?;
+    let signal = tokio::select! {
+        played = &mut finished => {
+            let played = played.map_err(|_| Error::failed("the demo failed by a defect of its own"))?;
+            return played.map(Ended::Played);
+        }
+        () = interrupt.heard() => Signal::SIGINT,
+        () = terminate.heard() => Signal::SIGTERM,
+        () = hangup.heard() => Signal::SIGHUP,
+    };
+    // The step that waits for one of them fails, and all others with it.
+    children.end(Signal::SIGTERM);
+    let _ = finished.await;
+    Ok(Ended::Interrupted(signal))
 }
 
 /// One line that changes, on a terminal; nothing in a pipe.

@@ -23,21 +23,36 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// All processes that were started, so that an interrupt can end them.
 #[derive(Debug, Default)]
-pub(super) struct Children(Mutex<Vec<Pid>>);
+pub(super) struct Children(Mutex<Running>);
+
+#[derive(Debug, Default)]
+struct Running {
+    pids: Vec<Pid>,
+    /// What the others were ended with; one that is started meanwhile is ended, too.
+    ended: Option<Signal>,
+}
 
 impl Children {
     fn add(&self, id: u32) {
-        self.0.lock().extend(i32::try_from(id).map(Pid::from_raw));
+        let mut running = self.0.lock();
+        if let Ok(pid) = i32::try_from(id).map(Pid::from_raw) {
+            running.pids.push(pid);
+            if let Some(signal) = running.ended {
+                // It may have ended by itself.
+                let _ = kill(pid, signal);
+            }
+        }
     }
 
     fn remove(&self, id: u32) {
-        self.0
-            .lock()
-            .retain(|pid| u32::try_from(pid.as_raw()) != Ok(id));
+        let pids = &mut self.0.lock().pids;
+        pids.retain(|pid| u32::try_from(pid.as_raw()) != Ok(id));
     }
 
     pub(super) fn end(&self, signal: Signal) {
-        for pid in self.0.lock().iter() {
+        let mut running = self.0.lock();
+        running.ended = Some(signal);
+        for pid in &running.pids {
             // It may have ended by itself.
             let _ = kill(*pid, signal);
         }
@@ -191,8 +206,9 @@ impl Node<'_> {
 impl Drop for Node<'_> {
     fn drop(&mut self) {
         self.children.remove(self.child.id());
-        if let Ok(id) = i32::try_from(self.child.id()) {
-            // Asked to end it removes its socket; it may have ended by itself.
+        let runs = matches!(self.child.try_wait(), Ok(None));
+        if let Some(id) = i32::try_from(self.child.id()).ok().filter(|_| runs) {
+            // Asked to end it removes its socket; it may have ended this moment.
             let _ = kill(Pid::from_raw(id), Signal::SIGTERM);
         }
         let deadline = Instant::now() + START;
@@ -234,4 +250,24 @@ fn last_line(log: &Path) -> String {
         .rfind(|line| !line.trim().is_empty())
         .unwrap_or_default();
     line.strip_prefix("muslin: ").unwrap_or(line).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_process_that_starts_during_an_interrupt_ends_with_the_others() {
+        let children = Children::default();
+        let start = || Command::new("sleep").arg("60").spawn().unwrap();
+        let (mut early, mut late) = (start(), start());
+        children.add(early.id());
+        children.end(Signal::SIGTERM);
+        children.add(late.id());
+        for child in [&mut early, &mut late] {
+            assert_eq!(child.wait().unwrap().signal(), Some(15));
+        }
+    }
 }
