@@ -132,3 +132,25 @@ fn an_interrupted_demo_leaves_nothing_behind() {
         });
     }
 }
+
+#[test]
+fn two_demos_at_once_do_not_meet() {
+    let Some(lab) = Lab::new() else { return };
+    let demos: Vec<_> = (0..3)
+        .map(|_| {
+            let mut demo = lab.root().command(MUSLIN);
+            demo.args(["demo", "--megabytes", "1", "--json"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            demo.spawn().unwrap()
+        })
+        .collect();
+    for demo in demos {
+        let output = demo.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {stderr}", output.status);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["ok"], true);
+    }
+}

@@ -228,18 +228,20 @@ impl Drop for Pod<'_> {
 
 /// The default port of the backend, or any that is free on both addresses.
 pub(super) fn free_port(addresses: &[Ipv4Addr], wanted: u16) -> Result<u16> {
-    let is_free = |port: u16| {
-        let sockets: Vec<_> = addresses
-            .iter()
-            .map(|ip| UdpSocket::bind((*ip, port)))
-            .collect();
-        sockets.iter().all(std::result::Result::is_ok)
-    };
     let any = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr());
     std::iter::once(wanted)
         .chain((0..20).filter_map(|_| any().ok().map(|address| address.port())))
-        .find(|port| is_free(*port))
+        .find(|port| is_free(addresses, *port))
         .ok_or_else(|| Error::failed("no UDP port is free on the loopback addresses"))
+}
+
+/// Whether nobody has the port on one of the addresses.
+pub(super) fn is_free(addresses: &[Ipv4Addr], port: u16) -> bool {
+    let sockets: Vec<_> = addresses
+        .iter()
+        .map(|ip| UdpSocket::bind((*ip, port)))
+        .collect();
+    sockets.iter().all(std::result::Result::is_ok)
 }
 
 /// What a process said last, without the program's name.

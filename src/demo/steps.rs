@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Progress;
 use super::agent::{IcmpError, Ping, Pinged};
-use super::stage::{Children, Node, Pod, Stage, free_port};
+use super::stage::{Children, Node, Pod, Stage, free_port, is_free};
 use crate::control::protocol::{Drop, Status, Table};
 use crate::error::Result;
 
@@ -20,6 +20,8 @@ const NODES: [(&str, Ipv4Addr); 2] = [
 const PODS: [(&str, usize); 4] = [("a1", 0), ("a2", 0), ("b1", 1), ("b2", 1)];
 /// Each backend with its usual port.
 const BACKENDS: [(&str, u16); 2] = [("vxlan", 8472), ("udp", 8285)];
+/// How often nodes are started before their port is given up.
+const MAX_TRIES: u32 = 3;
 /// Echo requests of one ping.
 const COUNT: u16 = 3;
 /// A host of the pods' subnets that no pod has.
@@ -104,21 +106,47 @@ pub(super) fn play(
     megabytes: u64,
 ) -> Result<Vec<Scene>> {
     let scenes = BACKENDS.iter().map(|(backend, port)| {
-        let stage = Stage::new(directory.join(backend), children)?;
-        scene(&stage, progress, backend, *port, megabytes)
+        let say = |what: &str| progress.say(&format!("{backend}: {what}"));
+        let started = start(directory, children, backend, *port, &say)?;
+        scene(started, backend, megabytes, &say)
     });
     scenes.collect()
 }
 
-fn scene(
-    stage: &Stage<'_>,
-    progress: &Progress,
-    backend: &'static str,
+/// Nodes that run, with what they said at their start.
+struct Started<'a> {
+    stage: Stage<'a>,
+    nodes: Vec<Node<'a>>,
+    statuses: Vec<Status>,
+}
+
+/// Starts the nodes, on another port if somebody is faster to take the one that was free.
+fn start<'a>(
+    directory: &Path,
+    children: &'a Children,
+    backend: &str,
     port: u16,
-    megabytes: u64,
-) -> Result<Scene> {
-    let say = |what: &str| progress.say(&format!("{backend}: {what}"));
-    let port = free_port(&NODES.map(|(_, ip)| ip), port)?;
+    say: &dyn Fn(&str),
+) -> Result<Started<'a>> {
+    let addresses = NODES.map(|(_, ip)| ip);
+    let mut tries = 1;
+    loop {
+        // A network has its port for good, so each try is a network of its own.
+        let stage = Stage::new(directory.join(format!("{backend}-{tries}")), children)?;
+        let port = free_port(&addresses, port)?;
+        match start_on(stage, backend, port, say) {
+            Err(_) if tries < MAX_TRIES && !is_free(&addresses, port) => tries += 1,
+            started => return started,
+        }
+    }
+}
+
+fn start_on<'a>(
+    stage: Stage<'a>,
+    backend: &str,
+    port: u16,
+    say: &dyn Fn(&str),
+) -> Result<Started<'a>> {
     let (mut nodes, mut statuses) = (Vec::new(), Vec::new());
     for (name, ip) in NODES {
         say(&format!("starting node {name}"));
@@ -126,14 +154,32 @@ fn scene(
         nodes.push(node);
         statuses.push(status);
     }
+    Ok(Started {
+        stage,
+        nodes,
+        statuses,
+    })
+}
+
+fn scene(
+    started: Started<'_>,
+    backend: &'static str,
+    megabytes: u64,
+    say: &dyn Fn(&str),
+) -> Result<Scene> {
+    let Started {
+        stage,
+        nodes,
+        statuses,
+    } = started;
     let mut pods = Vec::new();
     for (name, node) in PODS {
         say(&format!("starting pod {name}"));
         pods.push(stage.pod(name, NODES[node].0)?);
     }
     wait_for_peers(&nodes)?;
-    let pings = pings(&mut pods, &statuses, &say)?;
-    let transfers = transfers(&mut pods, megabytes * 1_000_000, &say)?;
+    let pings = pings(&mut pods, &statuses, say)?;
+    let transfers = transfers(&mut pods, megabytes * 1_000_000, say)?;
     let pods = pods.iter().zip(PODS).map(|(pod, (_, node))| PodFact {
         pod: pod.name.clone(),
         node: NODES[node].0,
