@@ -70,6 +70,41 @@ fn a_node_outlives_the_reader_of_its_log() {
     assert_eq!(node.wait().unwrap().code(), Some(0));
 }
 
+/// A connection to the control socket that does not wait for anything.
+fn client(node: &Node) -> OwnedFd {
+    let path = node.state_dir().join("nodes/n1/control.sock");
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let client = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).unwrap();
+    let address = UnixAddr::new(&path).unwrap();
+    poll_until(SOON, "a place in the socket's queue", || {
+        connect(client.as_raw_fd(), &address).ok()
+    });
+    client
+}
+
+#[test]
+fn clients_that_do_not_read_or_speak_hold_up_nobody() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab);
+    let silent: Vec<_> = (0..100).map(|_| client(&node)).collect();
+    let deaf: Vec<_> = (0..10).map(|_| client(&node)).collect();
+    let (drops, garbage) = (br#"{"report":"drops"}"#, [b'['; 30_000]);
+    for client in &deaf {
+        for message in [&drops[..], &garbage[..]].into_iter().cycle().take(5000) {
+            match send(client.as_raw_fd(), message, MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => {}
+                // The node waits for this one to read.
+                Err(Errno::EAGAIN) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+    assert_eq!(node.query("pods"), serde_json::json!([]));
+    succeeds(&mut node.client(&["run", "--", "true"]));
+    drop((silent, deaf));
+    succeeds(&mut node.client(&["run", "--", "true"]));
+}
+
 #[test]
 fn a_pod_needs_no_directory_for_its_files() {
     let Some(lab) = Lab::new() else { return };
