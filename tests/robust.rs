@@ -120,6 +120,24 @@ fn a_pod_needs_no_directory_for_its_files() {
 }
 
 #[test]
+fn a_killed_run_takes_its_command_along() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab);
+    let marker = lab.directory().join("marker");
+    let script = "trap '' HUP INT TERM; touch \"$0\"; while :; do sleep 1; done";
+    let mut run = node.client(&["run", "--", "sh", "-c", script]);
+    let mut run = run.arg(&marker).spawn().unwrap();
+    poll_until(SOON, "the command's start", || {
+        marker.exists().then_some(())
+    });
+    run.kill().unwrap();
+    run.wait().unwrap();
+    poll_until(SOON, "the command's end", || {
+        processes_of(&marker).is_empty().then_some(())
+    });
+}
+
+#[test]
 fn an_ignored_signal_stays_ignored_in_a_pod() {
     let Some(lab) = Lab::new() else { return };
     let node = start(&lab);

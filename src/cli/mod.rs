@@ -66,6 +66,9 @@ enum Command {
     /// Ping and transfer on request, inside the demo's pods
     #[command(hide = true)]
     Agent,
+    /// Become a pod's command, for run
+    #[command(hide = true)]
+    Guard(run::GuardArguments),
     /// Try to make a pod, for the doctor
     #[command(hide = true)]
     ProbeNamespace,
@@ -149,6 +152,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => demo::agent::main(),
+        Command::Guard(arguments) => run::guard(arguments),
         Command::ProbeNamespace => crate::doctor::probe_namespace(),
     }
 }

@@ -2,20 +2,24 @@
 //!
 //! The process itself moves into the namespaces and stays beside the command: it keeps the device,
 //! and when the node is gone it attaches it to the node's successor.
+//!
+//! A pod is not a jail: its command runs as this user, with this user's files, and so is trusted
+//! with the node as all of the user's processes are.
 
 use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use clap::Args;
 use muslin_stack::ipam::PodName;
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use tokio::process::{Child, Command};
 use tracing::{info, warn};
 
@@ -52,9 +56,34 @@ pub(super) struct Arguments {
     command: Vec<OsString>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct GuardArguments {
+    /// The process that must not die before
+    parent: i32,
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// Becomes the command, in a process that is killed when `muslin run` is: without it the command
+/// would live on without a network.
+pub(super) fn guard(arguments: GuardArguments) -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL).context("cannot watch the parent process")?;
+    if getppid() != Pid::from_raw(arguments.parent) {
+        return Err(Error::Command(128 + Signal::SIGKILL as u8));
+    }
+    let Some((program, rest)) = arguments.command.split_first() else {
+        return Err(Error::usage("there is no command to run"));
+    };
+    let error = std::process::Command::new(program).args(rest).exec();
+    complain(&format_args!("cannot run {}: {error}", program.display()));
+    // The codes that shells use, so that scripts can tell them from the command's own.
+    let not_found = error.kind() == io::ErrorKind::NotFound;
+    Err(Error::Command(if not_found { 127 } else { 126 }))
+}
+
 pub(super) fn run(arguments: Arguments) -> Result<()> {
     if arguments.die_with_parent {
-        nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).map_err(Error::failed)?;
+        set_pdeathsig(Signal::SIGTERM).context("cannot watch the parent process")?;
     }
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
     // A node that is not there is told before anything else happens.
@@ -68,6 +97,8 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
             attached.address.addr(),
             &attached.dns,
         )?;
+        // The command must not take the device out of this process (pidfd_getfd(2)).
+        set_dumpable(false).context("cannot protect this process")?;
         let signals = Signals::listen()?;
         let child = start(&arguments.command, &attached)?;
         let pod = Pod {
@@ -113,28 +144,18 @@ pub(super) fn assignment(attached: &Attached) -> Assignment {
 }
 
 fn start(command: &[OsString], attached: &Attached) -> Result<Child> {
-    let shell = || std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into());
-    let (program, arguments) = match command {
-        [] => (shell(), &[][..]),
-        [program, arguments @ ..] => (program.clone(), arguments),
-    };
-    let started = Command::new(&program)
-        .args(arguments)
+    let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
+    let command = if command.is_empty() { &shell } else { command };
+    // This program by what it is, not by a path that may name another one by now.
+    let started = Command::new("/proc/self/exe")
+        .args(["guard", &std::process::id().to_string(), "--"])
+        .args(command)
         .env("MUSLIN_POD", attached.pod.as_str())
         .env("MUSLIN_NODE", &attached.node)
         .env("MUSLIN_ADDRESS", attached.address.addr().to_string())
         .kill_on_drop(true)
         .spawn();
-    started.map_err(|error| {
-        // The codes that shells use, so that scripts can tell them from the command's own.
-        let code = if error.kind() == io::ErrorKind::NotFound {
-            127
-        } else {
-            126
-        };
-        complain(&format_args!("cannot run {}: {error}", program.display()));
-        Error::Command(code)
-    })
+    started.context("cannot start the command")
 }
 
 /// What would end this process and leave the command behind.
