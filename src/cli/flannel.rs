@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::underlay::Wanted;
 
 #[derive(Debug, Args)]
+#[group(skip)]
 #[command(next_help_heading = "Options that flanneld has too")]
 pub(super) struct Arguments {
     /// etcd servers with the leases, and the network's configuration, of a flannel cluster
@@ -77,6 +78,7 @@ pub(super) struct Arguments {
 
 /// What is taken, and has little or no meaning here.
 #[derive(Debug, Args)]
+#[group(skip)]
 struct Idle {
     /// Say in the subnet file that the node masquerades
     #[arg(long, value_name = "BOOL", hide_short_help = true, num_args = 0..=1,
@@ -118,6 +120,7 @@ struct Idle {
 
 /// What would be wrong to ignore.
 #[derive(Debug, Args)]
+#[group(skip)]
 struct Refused {
     #[arg(long, hide = true)]
     public_ipv6: Option<String>,
