@@ -15,8 +15,8 @@ use std::sync::Arc;
 use muslin_encap::overhead::Mtu;
 use muslin_stack::guard;
 use muslin_stack::lease::{
-    Backend, Change, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings, SubnetKey,
-    Wish,
+    Backend, Change, Identity, Loss, Manager, NetworkConfig, RENEW_MARGIN,
+    Settings as LeaseSettings, SubnetKey, Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};
 use muslin_stack::peer::Tunnel;
@@ -98,9 +98,11 @@ pub async fn run(settings: Settings) -> Result<()> {
         prefix: PREFIX.to_owned(),
         previous: identity.subnet,
         wish: settings.wish.clone(),
+        renew_margin: RENEW_MARGIN,
         random_seed: u64::from_ne_bytes(state::random()?),
     });
     let (leave, leaving) = watch::channel(false);
+    let (_address, addresses) = watch::channel(interface.address);
     let (fatal, mut ended) = mpsc::unbounded_channel();
     let mut plane = Plane {
         store: store.describe(),
@@ -123,7 +125,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         manager,
         store,
         move || clock.now(),
-        leaving,
+        lease::Orders {
+            leave: leaving,
+            public_ip: addresses,
+        },
         |change| plane.apply(change),
     );
     let result = tokio::select! {
@@ -178,6 +183,10 @@ struct OpenTunnel {
 impl Plane {
     fn apply(&mut self, change: Change) -> Result<()> {
         match change {
+            Change::NoConfig(key) => warn!(
+                "{} has no network configuration under {key}: waiting for one",
+                self.store
+            ),
             Change::Configured(config) => {
                 if self.tunnel.is_none() && self.running.is_none() {
                     self.tunnel = Some(self.open_tunnel(config)?);
@@ -193,6 +202,15 @@ impl Plane {
             Change::Disputed(key) => {
                 warn!("another writer changed the lease {key}; it is written again")
             }
+            Change::Moved { key, from } => info!(
+                "the lease {key} moves from the public address {from} to {}",
+                self.interface.address
+            ),
+            Change::Replaced { key, vtep_mac } => warn!(
+                "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
+                 taken over; if that node is alive, one of the two needs another address",
+                self.interface.address
+            ),
             Change::Peer(key, record) => match &self.running {
                 Some(running) => running.set_peer(key, record)?,
                 None => self.peers.remember(key, record),
@@ -358,11 +376,10 @@ fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
 
 fn refusal(loss: &Loss) -> Error {
     match loss {
-        Loss::Config(_) | Loss::NoConfig(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => {
-            Error::usage(loss)
-        }
-        Loss::OutOfSubnets(_) | Loss::Races | Loss::Taken { .. } | Loss::Disputed { .. } => {
-            Error::failed(loss)
+        Loss::Config(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => Error::usage(loss),
+        Loss::OutOfSubnets(_) | Loss::Races => Error::failed(loss),
+        Loss::Taken { .. } | Loss::Cloned { .. } | Loss::Disputed { .. } => {
+            Error::LeaseLost(loss.to_string())
         }
     }
 }
