@@ -300,7 +300,8 @@ mod tests {
         fn new(directory: &TempDir) -> Arc<Self> {
             let path = directory.path().join("leases.db");
             Arc::new(Self {
-                store: store::open(&format!("sqlite:{}", path.display())).unwrap(),
+                store: store::open(&format!("sqlite:{}", path.display()), &Default::default())
+                    .unwrap(),
                 is_away: Arc::default(),
                 requests: AtomicU32::new(0),
             })

@@ -83,7 +83,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     if interface.address.is_loopback() && settings.public_ip.is_none() {
         warn!("this machine has no address for others: only nodes on it can be peers");
     }
-    let store = store::open(&settings.store)?;
+    let store = store::open(&settings.store, &store::EtcdOptions::default())?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
     let mut identity = state.identity()?;
     if let Some(mac) = store.vtep_mac(interface.address).map_err(Error::usage)? {
