@@ -40,6 +40,9 @@ use running::{Facts, Running};
 /// Where flannel's keys are in a store.
 const PREFIX: &str = "/coreos.com/network";
 
+/// After so many keys that are no leases the log has no more of them.
+const MAX_SKIPPED: u32 = 50;
+
 /// What a node is told at its start.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -106,6 +109,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let (fatal, mut ended) = mpsc::unbounded_channel();
     let mut plane = Plane {
         store: store.describe(),
+        leases: store.clone(),
         settings,
         state: Arc::new(state),
         identity,
@@ -114,6 +118,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         leave,
         fatal,
         tunnel: None,
+        skipped: 0,
         peers: Peers::default(),
         running: None,
     };
@@ -152,6 +157,7 @@ fn ok<T>(result: &mut Result<T>) -> Result<&mut T> {
 struct Plane {
     settings: Settings,
     store: String,
+    leases: Arc<dyn store::Store>,
     state: Arc<StateDir>,
     identity: state::Identity,
     interface: PublicInterface,
@@ -161,6 +167,8 @@ struct Plane {
     fatal: mpsc::UnboundedSender<Error>,
     /// The tunnel, from the network's configuration until the node runs.
     tunnel: Option<OpenTunnel>,
+    /// Keys that were told to be no leases.
+    skipped: u32,
     /// Peers known before the node runs.
     peers: Peers,
     running: Option<Arc<Running>>,
@@ -219,11 +227,23 @@ impl Plane {
                 Some(running) => running.remove_peer(key)?,
                 None => self.peers.forget(key),
             },
-            Change::Skipped { key, reason } => warn!("the key {key} is no lease: {reason}"),
+            Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
             Change::Left => info!("the lease is given back"),
             Change::Lost(loss) => return Err(refusal(&loss)),
         }
         Ok(())
+    }
+
+    /// Says that a key is no lease, but not for thousands of keys.
+    fn tell_skipped(&mut self, key: &str, reason: &str) {
+        self.skipped += 1;
+        if self.skipped > MAX_SKIPPED {
+            return debug!("the key {key} is no lease: {reason}");
+        }
+        warn!("the key {key} is no lease: {reason}");
+        if self.skipped == MAX_SKIPPED {
+            warn!("more such keys are not told: `muslin leases` shows them all");
+        }
     }
 
     /// What a network's configuration means here, or why this node cannot be in it.
@@ -316,7 +336,14 @@ impl Plane {
         };
         info!("node {} is ready: {facts}", self.settings.name);
         let peers = std::mem::take(&mut self.peers);
-        let running = Running::new(facts, worker, peers, self.state.clone(), self.leave.clone())?;
+        let running = Running::new(
+            facts,
+            worker,
+            peers,
+            self.leases.clone(),
+            self.state.clone(),
+            self.leave.clone(),
+        )?;
         let running = Arc::new(running);
         self.running = Some(running.clone());
         self.watch_over(&running, events, listener);
