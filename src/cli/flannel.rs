@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::{Arg, Args, Command};
+use muslin_stack::lease::RENEW_MARGIN;
 use regex::Regex;
 
 use crate::error::{Error, Result};
+use crate::lease::store::EtcdOptions;
 use crate::underlay::Wanted;
 
 #[derive(Debug, Args)]
@@ -56,14 +58,14 @@ pub(super) struct Arguments {
     /// [default: subnet.env in the node's state directory]
     #[arg(long, value_name = "PATH")]
     subnet_file: Option<PathBuf>,
-    /// Minutes before its end at which a lease is renewed
+    /// Minutes before its end at which a lease is renewed; flannel's are 60 [default: 720, half
+    /// of its time]
     #[arg(
         long,
         value_name = "MINUTES",
-        default_value_t = 60,
         value_parser = clap::value_parser!(u16).range(1..=1439)
     )]
-    subnet_lease_renew_margin: u16,
+    subnet_lease_renew_margin: Option<u16>,
     /// Where /healthz and /readyz are told
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     healthz_ip: IpAddr,
@@ -211,8 +213,19 @@ impl Arguments {
     }
 
     /// The store that etcd's servers are, where they are named.
-    pub(super) fn etcd_store(&self) -> Result<Option<String>> {
-        self.etcd_endpoints.as_deref().map(etcd_store).transpose()
+    pub(super) fn etcd_store(&self) -> Option<String> {
+        self.etcd_endpoints.as_deref().map(etcd_store)
+    }
+
+    /// How to prove to etcd who this is.
+    pub(super) fn etcd_options(&self) -> EtcdOptions {
+        EtcdOptions {
+            cafile: self.etcd_cafile.clone(),
+            certfile: self.etcd_certfile.clone(),
+            keyfile: self.etcd_keyfile.clone(),
+            username: self.etcd_username.clone(),
+            password: self.etcd_password.clone(),
+        }
     }
 
     /// The first flag that only means something with etcd.
@@ -259,7 +272,10 @@ impl Arguments {
 
     /// How long before its end a lease is renewed.
     pub(super) fn renew_margin(&self) -> Duration {
-        Duration::from_secs(60 * u64::from(self.subnet_lease_renew_margin))
+        match self.subnet_lease_renew_margin {
+            Some(minutes) => Duration::from_secs(60 * u64::from(minutes)),
+            None => RENEW_MARGIN,
+        }
     }
 
     /// Where health is told.
@@ -268,21 +284,19 @@ impl Arguments {
     }
 }
 
-/// The store's address for flannel's list of servers: `http://HOST:PORT,...`.
-fn etcd_store(endpoints: &str) -> Result<String> {
-    let mut servers = Vec::new();
-    for endpoint in endpoints.split(',') {
-        let endpoint = endpoint.trim();
-        let server = endpoint.strip_prefix("http://").unwrap_or(endpoint);
-        let server = server.strip_suffix('/').unwrap_or(server);
-        if server.is_empty() || server.contains("://") {
-            return Err(Error::usage(format!(
-                "in --etcd-endpoints, '{endpoint}' is not http://HOST:PORT"
-            )));
-        }
-        servers.push(server);
-    }
-    Ok(format!("etcd://{}", servers.join(",")))
+/// The store's address for flannel's list of servers: `http://HOST:PORT,https://HOST:PORT`.
+fn etcd_store(endpoints: &str) -> String {
+    let servers = endpoints.split(',').map(str::trim).map(|server| {
+        // As flannel's client takes a server that is named without.
+        let scheme = if server.contains("://") {
+            ""
+        } else {
+            "http://"
+        };
+        format!("{scheme}{server}")
+    });
+    let servers: Vec<_> = servers.collect();
+    format!("etcd:{}", servers.join(","))
 }
 
 /// The words of a `muslin node` command line as the parser here wants them: a long flag may have
@@ -423,10 +437,12 @@ mod tests {
     fn defaults_are_flannels() {
         let arguments = parse(&[]);
         assert_eq!(arguments.prefix().unwrap(), "/coreos.com/network");
-        assert_eq!(arguments.renew_margin(), Duration::from_secs(3600));
+        assert_eq!(arguments.renew_margin(), RENEW_MARGIN);
+        let margin = parse(&["--subnet-lease-renew-margin=60"]).renew_margin();
+        assert_eq!(margin, Duration::from_secs(3600));
         assert_eq!(arguments.health(), None);
         assert_eq!(arguments.healthz_ip, Ipv4Addr::UNSPECIFIED);
-        assert_eq!(arguments.etcd_store().unwrap(), None);
+        assert_eq!(arguments.etcd_store(), None);
         assert!(!arguments.ip_masq());
         assert!(arguments.notices().is_empty());
         arguments.check().unwrap();
@@ -463,17 +479,17 @@ mod tests {
 
     #[test]
     fn servers_are_a_store() {
-        let store = |endpoints| etcd_store(endpoints).ok();
-        assert_eq!(
-            store("http://127.0.0.1:4001,http://127.0.0.1:2379/").as_deref(),
-            Some("etcd://127.0.0.1:4001,127.0.0.1:2379")
-        );
-        assert_eq!(
-            store("h:1, [fd00::1]:2379").as_deref(),
-            Some("etcd://h:1,[fd00::1]:2379")
-        );
-        for wrong in ["unix:///x", "http://", "h:1,", "ftp://h:1"] {
-            assert_eq!(store(wrong), None, "{wrong}");
+        for (endpoints, store) in [
+            (
+                "http://127.0.0.1:4001,https://127.0.0.1:2379/",
+                "etcd:http://127.0.0.1:4001,https://127.0.0.1:2379/",
+            ),
+            (
+                "h:1, [fd00::1]:2379",
+                "etcd:http://h:1,http://[fd00::1]:2379",
+            ),
+        ] {
+            assert_eq!(etcd_store(endpoints), store);
         }
     }
 

@@ -52,6 +52,8 @@ enum Command {
     Pods(report::Arguments),
     /// The other nodes, and what went to and came from each
     Peers(report::Arguments),
+    /// All leases as the store has them now, and keys there that are none
+    Leases(report::Arguments),
     /// Where packets go
     Routes(report::Arguments),
     /// Which address is behind which port
@@ -152,6 +154,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Status(arguments) => report::status(&arguments),
         Command::Pods(arguments) => report::pods(&arguments),
         Command::Peers(arguments) => report::peers(&arguments),
+        Command::Leases(arguments) => report::leases(&arguments),
         Command::Routes(arguments) => report::routes(&arguments),
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),

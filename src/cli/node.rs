@@ -100,6 +100,7 @@ impl Arguments {
                 None => state::default_node_name(),
             },
             store: self.store(&state_dir)?,
+            etcd: flannel.etcd_options(),
             prefix: flannel.prefix()?,
             state_dir,
             socket: self.socket.clone(),
@@ -120,13 +121,13 @@ impl Arguments {
     }
 
     fn store(&self, state_dir: &Path) -> Result<String> {
-        let store = match (self.flannel.etcd_store()?, &self.store) {
+        let store = match (self.flannel.etcd_store(), &self.store) {
             (Some(store), _) => store,
             (None, Some(store)) => store.clone(),
             (None, None) => state::default_store(state_dir),
         };
         match self.flannel.needs_etcd() {
-            Some(flag) if !store.starts_with("etcd:") => Err(Error::usage(format!(
+            Some(flag) if !store.starts_with("etcd") => Err(Error::usage(format!(
                 "{flag} goes with --etcd-endpoints, but leases are in {store}"
             ))),
             _ => Ok(store),
@@ -156,7 +157,7 @@ impl Arguments {
         let asked = network.is_some() || subnet_len.is_some() || backend.is_some();
         if asked || vni.is_some() || port.is_some() {
             Ok(Wish::Exactly(config))
-        } else if self.flannel.etcd_store()?.is_some() {
+        } else if self.flannel.etcd_store().is_some() {
             // As in flannel, the administrator writes it, not a node.
             Ok(Wish::Any)
         } else {

@@ -1,4 +1,4 @@
-//! `muslin status`, `pods`, `peers`, `routes`, `neighbours` and `drops`.
+//! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours` and `drops`.
 
 use clap::Args;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::output::{bytes, duration, print, print_json, table, table_text};
 use super::{NodeChoice, block_on};
 use crate::control::Client;
-use crate::control::protocol::{Drop, Neighbour, Peer, Pod, Route, Status, Table, Traffic};
+use crate::control::protocol::{Drop, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Args)]
@@ -147,6 +147,28 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
             ]
         },
     )
+}
+
+pub(super) fn leases(arguments: &Arguments) -> Result<()> {
+    let header = ["LEASE", "PUBLIC IP", "BACKEND", "OWNER", "ENDS IN", "STATE"];
+    let cells = |lease: &Lease| {
+        vec![
+            match lease.subnet {
+                Some(subnet) => subnet.to_string(),
+                None => lease.key.clone(),
+            },
+            lease.public_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            lease.backend.clone().unwrap_or_default(),
+            lease.owner.clone(),
+            match lease.seconds_left {
+                Some(seconds) => duration(seconds),
+                None => "never".to_owned(),
+            },
+            lease.state.clone(),
+        ]
+    };
+    let none = "the store has no lease\n";
+    list(arguments, Table::Leases, (&header, none), cells)
 }
 
 pub(super) fn routes(arguments: &Arguments) -> Result<()> {

@@ -38,6 +38,9 @@ use crate::worker::{Clock, Event, Worker};
 use peers::Peers;
 use running::{Facts, Running};
 
+/// After so many keys that are no leases the log has no more of them.
+const MAX_SKIPPED: u32 = 50;
+
 /// What a node is told at its start.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -49,6 +52,8 @@ pub struct Settings {
     pub socket: Option<PathBuf>,
     /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
     pub store: String,
+    /// How it proves to etcd who it is.
+    pub etcd: store::EtcdOptions,
     /// What the store's keys begin with, without a trailing slash.
     pub prefix: String,
     /// Where its tunnel ends.
@@ -86,7 +91,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let [terminate, interrupt] = &mut stop;
     let (terminate, interrupt) = (ok(terminate)?, ok(interrupt)?);
     let interface = underlay_of(&settings).await?;
-    let store = store::open(&settings.store)?;
+    let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
     let mut identity = state.identity()?;
     if let Some(mac) = store.vtep_mac(interface.public_ip).map_err(Error::usage)? {
@@ -105,12 +110,15 @@ pub async fn run(settings: Settings) -> Result<()> {
         // What this node knows of itself comes before what flannel's file says.
         previous: identity.subnet.or_else(|| surface.previous_subnet()),
         wish: settings.wish.clone(),
+        renew_margin: settings.renew_margin,
         random_seed: u64::from_ne_bytes(state::random()?),
     });
     let (leave, leaving) = watch::channel(false);
+    let (_address, addresses) = watch::channel(interface.public_ip);
     let (fatal, mut ended) = mpsc::unbounded_channel();
     let mut plane = Plane {
         store: store.describe(),
+        leases: store.clone(),
         settings,
         state: Arc::new(state),
         identity,
@@ -120,6 +128,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         fatal,
         surface,
         tunnel: None,
+        skipped: 0,
         peers: Peers::default(),
         running: None,
     };
@@ -131,7 +140,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         manager,
         store,
         move || clock.now(),
-        leaving,
+        lease::Orders {
+            leave: leaving,
+            public_ip: addresses,
+        },
         |change| plane.apply(change),
     );
     let result = tokio::select! {
@@ -178,6 +190,7 @@ fn ok<T>(result: &mut Result<T>) -> Result<&mut T> {
 struct Plane {
     settings: Settings,
     store: String,
+    leases: Arc<dyn store::Store>,
     state: Arc<StateDir>,
     identity: state::Identity,
     interface: PublicInterface,
@@ -188,6 +201,8 @@ struct Plane {
     surface: Surface,
     /// The tunnel, from the network's configuration until the node runs.
     tunnel: Option<OpenTunnel>,
+    /// Keys that were told to be no leases.
+    skipped: u32,
     /// Peers known before the node runs.
     peers: Peers,
     running: Option<Arc<Running>>,
@@ -210,6 +225,10 @@ struct OpenTunnel {
 impl Plane {
     fn apply(&mut self, change: Change) -> Result<()> {
         match change {
+            Change::NoConfig(key) => warn!(
+                "{} has no network configuration under {key}: waiting for one",
+                self.store
+            ),
             Change::Configured(config) => {
                 if self.tunnel.is_none() && self.running.is_none() {
                     for limit in flannel::limits(&config) {
@@ -228,6 +247,15 @@ impl Plane {
             Change::Disputed(key) => {
                 warn!("another writer changed the lease {key}; it is written again")
             }
+            Change::Moved { key, from } => info!(
+                "the lease {key} moves from the public address {from} to {}",
+                self.interface.public_ip
+            ),
+            Change::Replaced { key, vtep_mac } => warn!(
+                "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
+                 taken over; if that node is alive, one of the two needs another address",
+                self.interface.public_ip
+            ),
             Change::Peer(key, record) => match &self.running {
                 Some(running) => running.set_peer(key, record)?,
                 None => self.peers.remember(key, record),
@@ -236,7 +264,7 @@ impl Plane {
                 Some(running) => running.remove_peer(key)?,
                 None => self.peers.forget(key),
             },
-            Change::Skipped { key, reason } => warn!("the key {key} is no lease: {reason}"),
+            Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
             Change::Left => {
                 info!("the lease is given back");
                 self.surface.withdraw();
@@ -244,6 +272,18 @@ impl Plane {
             Change::Lost(loss) => return Err(refusal(&loss)),
         }
         Ok(())
+    }
+
+    /// Says that a key is no lease, but not for thousands of keys.
+    fn tell_skipped(&mut self, key: &str, reason: &str) {
+        self.skipped += 1;
+        if self.skipped > MAX_SKIPPED {
+            return debug!("the key {key} is no lease: {reason}");
+        }
+        warn!("the key {key} is no lease: {reason}");
+        if self.skipped == MAX_SKIPPED {
+            warn!("more such keys are not told: `muslin leases` shows them all");
+        }
     }
 
     /// What a network's configuration means here, or why this node cannot be in it.
@@ -344,7 +384,14 @@ impl Plane {
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
         let peers = std::mem::take(&mut self.peers);
-        let running = Running::new(facts, worker, peers, self.state.clone(), self.leave.clone())?;
+        let running = Running::new(
+            facts,
+            worker,
+            peers,
+            self.leases.clone(),
+            self.state.clone(),
+            self.leave.clone(),
+        )?;
         let running = Arc::new(running);
         self.running = Some(running.clone());
         self.watch_over(&running, events, listener);
@@ -405,11 +452,10 @@ fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
 
 fn refusal(loss: &Loss) -> Error {
     match loss {
-        Loss::Config(_) | Loss::NoConfig(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => {
-            Error::usage(loss)
-        }
-        Loss::OutOfSubnets(_) | Loss::Races | Loss::Taken { .. } | Loss::Disputed { .. } => {
-            Error::failed(loss)
+        Loss::Config(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => Error::usage(loss),
+        Loss::OutOfSubnets(_) | Loss::Races => Error::failed(loss),
+        Loss::Taken { .. } | Loss::Cloned { .. } | Loss::Disputed { .. } => {
+            Error::LeaseLost(loss.to_string())
         }
     }
 }
