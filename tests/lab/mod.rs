@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test uses a part of the lab")]
 #![allow(clippy::unwrap_used, reason = "a lab is for tests")]
 
+pub(crate) mod etcd;
 pub(crate) mod flannel;
 pub(crate) mod traffic;
 
