@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etcd_client::{
     Client, Compare, CompareOp, Error, EventType, GetOptions, KeyValue, PutOptions, Txn, TxnOp,
@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
-use super::{Host, Lab, SOON, poll_until};
+use super::{Host, Lab, SOON};
 
 /// Where flannel has its keys if nothing else is said.
 pub(crate) const PREFIX: &str = "/coreos.com/network";
@@ -108,7 +108,7 @@ impl Etcd {
         // A namespace's mounts are entered at their root.
         let mut command = self.host.command("sh");
         command
-            .args(["-c", "cd \"$0\" && exec etcd \"$@\""])
+            .args(["-c", "cd \"$0\" && rm -f localhost:* && exec etcd \"$@\""])
             .arg(self.directory.path())
             .args(["--data-dir", "data", "--unsafe-no-fsync"])
             .args([
@@ -129,12 +129,17 @@ impl Etcd {
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         self.process = Some(command.spawn().unwrap());
-        poll_until(SOON, "etcd", || {
-            self.ask(Duration::from_secs(2), async |client| {
-                client.get("ready", None).await
-            })
-            .ok()
-        });
+        let deadline = Instant::now() + SOON;
+        while let Err(why) = self.ask(Duration::from_secs(2), async |client| {
+            client.get("ready", None).await
+        }) {
+            let mut is_running = || self.process.as_mut().unwrap().try_wait().unwrap().is_none();
+            if !is_running() || Instant::now() > deadline {
+                let log = std::fs::read_to_string(self.directory.path().join("log"));
+                panic!("etcd: {why}\n--- its log:\n{}---", log.unwrap());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Ends it without a warning; its data stays.

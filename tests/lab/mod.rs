@@ -28,6 +28,8 @@ use tempfile::TempDir;
 pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
 /// Ample time for what should take none, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// How much nodes log, if nothing else is said.
+const LOG: &str = "info,muslin::lease=debug";
 /// From util-linux, iproute2, tcpdump and perl-base.
 const TOOLS: [&str; 7] = [
     "unshare", "nsenter", "setpriv", "ip", "bridge", "tcpdump", "perl",
@@ -377,6 +379,9 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if std::env::var_os("MUSLIN_LOG").is_none() {
+            command.env("MUSLIN_LOG", LOG);
+        }
         self.child = Some(command.spawn().unwrap());
     }
 
