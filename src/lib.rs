@@ -9,6 +9,7 @@ pub mod control;
 pub mod demo;
 pub mod device;
 pub mod error;
+pub mod flannel;
 pub mod lease;
 pub mod netns;
 pub mod node;

@@ -1,15 +1,17 @@
 //! The command line: what each command is told, and what the process ends with.
 
 mod attach;
+mod flannel;
 mod node;
 pub(crate) mod output;
 mod report;
 mod run;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::control::protocol::Request;
@@ -37,7 +39,7 @@ enum Command {
     /// Show it: two nodes and four pods on this machine, pings, TCP, a table
     Demo(demo::Arguments),
     /// Run a node
-    Node(node::Arguments),
+    Node(Box<node::Arguments>),
     /// Run a command in a network namespace of its own, attached to a node
     Run(run::Arguments),
     /// Attach a network namespace that exists already
@@ -108,7 +110,7 @@ impl NodeChoice {
 /// Runs the command that the process' arguments name.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse(std::env::args_os());
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -120,6 +122,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Parses a command line, or ends the process as wrong usage and `--help` do.
+fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
+    let command = Cli::command().mut_subcommand("node", flannel::with_environment);
+    let mut words: Vec<_> = words.into_iter().collect();
+    if let (Some(node), Some("node")) = (
+        command.find_subcommand("node"),
+        words.get(1).and_then(|word| word.to_str()),
+    ) {
+        let flags = words.split_off(2);
+        words.extend(flannel::normalize(flags, node));
+    }
+    let parsed = Cli::from_arg_matches(&command.get_matches_from(words));
+    parsed.unwrap_or_else(|error| error.exit())
+}
+
 fn dispatch(command: Command) -> Result<()> {
     log_to_stderr(if matches!(command, Command::Node(_)) {
         "info"
@@ -128,7 +145,7 @@ fn dispatch(command: Command) -> Result<()> {
     });
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Node(arguments) => node::run(arguments),
+        Command::Node(arguments) => node::run(&arguments),
         Command::Run(arguments) => run::run(arguments),
         Command::Attach(arguments) => attach::attach(arguments),
         Command::Detach(arguments) => attach::detach(arguments),
@@ -178,8 +195,6 @@ fn log_to_stderr(default: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -36,7 +36,12 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return print_json(&status);
     }
-    let tunnel = format!("{} on {}:{}", status.backend, status.public_ip, status.port);
+    let tunnel = format!("{} on {}:{}", status.backend, status.tunnel_ip, status.port);
+    let public = if status.public_ip == status.tunnel_ip {
+        String::new()
+    } else {
+        format!(", public address {}", status.public_ip)
+    };
     let vni = status
         .vni
         .map(|vni| format!(", VNI {vni}"))
@@ -70,7 +75,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         ),
         (
             "tunnel",
-            format!("{tunnel} ({}){vni}{vtep}", status.interface),
+            format!("{tunnel} ({}){public}{vni}{vtep}", status.interface),
         ),
         (
             "pods",

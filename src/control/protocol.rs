@@ -127,8 +127,10 @@ pub struct Status {
     pub subnet: Ipv4Net,
     /// Its pods' gateway.
     pub gateway: Ipv4Addr,
-    /// Where its tunnel ends.
+    /// Where other nodes send to.
     pub public_ip: Ipv4Addr,
+    /// Where its tunnel ends: another address if the public one is translated to it.
+    pub tunnel_ip: Ipv4Addr,
     /// The interface that has that address.
     pub interface: String,
     /// `vxlan` or `udp`.

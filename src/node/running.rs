@@ -25,8 +25,8 @@ use crate::control::Service;
 use crate::control::protocol::{Attach, Attached, Table};
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
-use crate::netns::PublicInterface;
 use crate::state::StateDir;
+use crate::underlay::PublicInterface;
 use crate::worker::Worker;
 
 /// How long the end waits for clients to be told of it.
@@ -60,7 +60,11 @@ impl fmt::Display for Facts {
             f,
             "subnet {subnet} of {}, {backend} on {}:{port}",
             config.network, interface.address
-        )
+        )?;
+        if interface.is_translated() {
+            write!(f, ", public address {}", interface.public_ip)?;
+        }
+        Ok(())
     }
 }
 

@@ -321,6 +321,12 @@ impl NodeConfig {
         self
     }
 
+    /// One more flag without a value.
+    pub(crate) fn flag(mut self, flag: &str) -> Self {
+        self.arguments.push(flag.to_owned());
+        self
+    }
+
     /// Starts it on a host, with a state directory of its own, and waits until it serves.
     pub(crate) fn start(&self, host: &Host) -> Node {
         let mut node = self.spawn(host);
