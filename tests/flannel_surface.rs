@@ -13,6 +13,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 
+use lab::etcd::Etcd;
 use lab::{Host, Lab, MUSLIN, NodeConfig, SOON, poll_until, traffic};
 use muslin::lease::store;
 use muslin_stack::lease::Op;
@@ -290,6 +291,46 @@ fn health_is_told_from_the_start_and_readiness_when_all_is_done() {
 }
 
 #[test]
+fn a_node_in_flanneld_s_place_waits_for_the_administrators_network() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(etcd) = Etcd::start(&lab) else {
+        return;
+    };
+    let host = lab.host("host", Ipv4Addr::new(10, 9, 0, 1));
+    let endpoints = etcd
+        .store()
+        .replace("etcd://", "http://127.0.0.1:4001,http://");
+    let endpoints = format!("FLANNELD_ETCD_ENDPOINTS={endpoints}");
+    let arguments = [
+        "-etcd-prefix=/site/net/",
+        "-iface=eth0",
+        "-healthz-port=18081",
+    ];
+    let state = lab.directory().join("state");
+    let mut node = Daemon::start(&host, &state, &[&endpoints], &arguments);
+    let readiness = || ask(&host, 18081, "GET", "/readyz").map(|(status, _)| status);
+    let log = "waiting for one";
+    poll_until(SOON, log, || node.log().contains(log).then_some(()));
+    assert_eq!(readiness(), Some(503));
+    assert_eq!(
+        etcd.get("/site/net/config"),
+        None,
+        "a node does not write it"
+    );
+    assert!(!state.join("nodes/n/subnet.env").exists());
+
+    let network = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    etcd.configure("/site/net", network);
+    poll_until(SOON, "readiness", || (readiness()? == 200).then_some(()));
+    let status = node.status();
+    assert_eq!(status["network"], "10.5.0.0/16");
+    assert_eq!(status["public_ip"], "10.9.0.1");
+    let file = fs::read_to_string(state.join("nodes/n/subnet.env")).unwrap();
+    assert!(file.starts_with("FLANNEL_NETWORK=10.5.0.0/16\n"), "{file}");
+    assert_eq!(etcd.leases("/site/net").len(), 1);
+}
+
+#[test]
 fn the_service_manager_is_told() {
     let Some(lab) = Lab::new() else { return };
     let path = lab.directory().join("notify");
@@ -478,7 +519,10 @@ fn switches_of_the_network_that_are_not_followed_are_said_once() {
             value: config.to_owned(),
             ttl: None,
         };
-        store::open(&leases(&lab)).unwrap().execute(op).await
+        store::open(&leases(&lab), &store::EtcdOptions::default())
+            .unwrap()
+            .execute(op)
+            .await
     });
     written.unwrap();
     let node = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &leases(&lab));
