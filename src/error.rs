@@ -11,6 +11,10 @@ pub enum Error {
     /// It failed at run time. Exit code 1.
     #[error("{0}")]
     Failed(String),
+    /// The node's lease is another's now, or is fought over: starting again by itself would not
+    /// help. Exit code 3.
+    #[error("{0}")]
+    LeaseLost(String),
     /// A command in a pod ended with this exit code, which becomes ours; nothing is printed.
     #[error("the command ended with exit code {0}")]
     Command(u8),
@@ -35,6 +39,7 @@ impl Error {
         match self {
             Self::Usage(_) => 2,
             Self::Failed(_) => 1,
+            Self::LeaseLost(_) => 3,
             Self::Command(code) => *code,
         }
     }

@@ -10,6 +10,7 @@ pub mod demo;
 pub mod device;
 pub mod doctor;
 pub mod error;
+pub mod flannel;
 pub mod lease;
 pub mod netns;
 pub mod node;

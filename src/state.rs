@@ -162,6 +162,12 @@ impl StateDir {
         Ok(path)
     }
 
+    /// The node's own place for the file that tells flannel's tools of its subnet.
+    #[must_use]
+    pub fn subnet_file(&self) -> PathBuf {
+        self.dir.join("subnet.env")
+    }
+
     /// Who the node was before, or a new identity, which is written down.
     ///
     /// # Errors

@@ -1,32 +1,27 @@
 //! `muslin doctor`.
 
-use std::net::Ipv4Addr;
-
 use clap::Args;
 
-use super::{StateChoice, block_on, output};
+use super::{StateChoice, block_on, flannel, output};
 use crate::doctor::{Finding, Questions, Verdict, examine};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Args)]
+#[command(after_help = "The flags of 'muslin node' say how a node that does not run yet will run.")]
 pub(super) struct Arguments {
     /// The node; needed where several run
-    #[arg(long, value_name = "NAME", env = "MUSLIN_NODE")]
+    #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// The lease store [default: the node's]
-    #[arg(long, value_name = "URL", env = "MUSLIN_STORE")]
+    /// The lease store [default: that of the node which runs, or the embedded one]
+    #[arg(long, value_name = "URL")]
     store: Option<String>,
-    /// The public address of a node that does not run yet
-    #[arg(long, value_name = "IP", env = "MUSLIN_PUBLIC_IP")]
-    public_ip: Option<Ipv4Addr>,
-    /// The interface of a node that does not run yet
-    #[arg(long, value_name = "NAME", env = "MUSLIN_IFACE")]
-    iface: Option<String>,
     /// How many peers to send packets to
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     peers: usize,
     #[command(flatten)]
     state: StateChoice,
+    #[command(flatten)]
+    flannel: flannel::Arguments,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -36,9 +31,10 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     let questions = Questions {
         state_dir: arguments.state.dir(),
         node: arguments.node,
-        store: arguments.store,
-        public_ip: arguments.public_ip,
-        interface: arguments.iface,
+        store: arguments.flannel.etcd_store().or(arguments.store),
+        etcd: arguments.flannel.etcd_options(),
+        prefix: arguments.flannel.prefix()?,
+        underlay: arguments.flannel.underlay(),
         peers: arguments.peers,
     };
     let mut findings = Vec::new();

@@ -2,15 +2,17 @@
 
 mod attach;
 mod doctor;
+mod flannel;
 mod node;
 pub(crate) mod output;
 mod report;
 mod run;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nix::sys::signal::Signal;
 use tokio::signal::unix::SignalKind;
 use tracing_subscriber::EnvFilter;
@@ -40,7 +42,7 @@ enum Command {
     /// Show it: two nodes and four pods on this machine, pings, TCP, a table
     Demo(demo::Arguments),
     /// Run a node
-    Node(node::Arguments),
+    Node(Box<node::Arguments>),
     /// Run a command in a network namespace of its own, attached to a node
     Run(run::Arguments),
     /// Attach a network namespace that exists already
@@ -53,6 +55,8 @@ enum Command {
     Pods(report::Arguments),
     /// The other nodes, and what went to and came from each
     Peers(report::Arguments),
+    /// All leases as the store has them now, and keys there that are none
+    Leases(report::Arguments),
     /// Where packets go
     Routes(report::Arguments),
     /// Which address is behind which port
@@ -60,7 +64,7 @@ enum Command {
     /// Lost packets by reason
     Drops(report::DropArguments),
     /// Check what a node needs, and say what to do where it is missing
-    Doctor(doctor::Arguments),
+    Doctor(Box<doctor::Arguments>),
     /// Give the lease back and stop the node
     Leave(NodeChoice),
     /// Ping and transfer on request, inside the demo's pods
@@ -116,10 +120,13 @@ impl NodeChoice {
     }
 }
 
+/// Commands that take flannel's flags, in flannel's ways.
+const WITH_FLANNELS_FLAGS: [&str; 2] = ["node", "doctor"];
+
 /// Runs the command that the process' arguments name.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = parse(std::env::args_os());
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -131,6 +138,23 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Parses a command line, or ends the process as wrong usage and `--help` do.
+fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
+    let mut command = Cli::command();
+    let mut words: Vec<_> = words.into_iter().collect();
+    for name in WITH_FLANNELS_FLAGS {
+        command = command.mut_subcommand(name, flannel::with_environment);
+        if words.get(1).is_some_and(|word| word == name)
+            && let Some(flags) = command.find_subcommand(name)
+        {
+            let rest = words.split_off(2);
+            words.extend(flannel::normalize(rest, flags));
+        }
+    }
+    let parsed = Cli::from_arg_matches(&command.get_matches_from(words));
+    parsed.unwrap_or_else(|error| error.exit())
+}
+
 fn dispatch(command: Command) -> Result<()> {
     log_to_stderr(if matches!(command, Command::Node(_)) {
         "info"
@@ -139,17 +163,18 @@ fn dispatch(command: Command) -> Result<()> {
     });
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Node(arguments) => node::run(arguments),
+        Command::Node(arguments) => node::run(&arguments),
         Command::Run(arguments) => run::run(arguments),
         Command::Attach(arguments) => attach::attach(arguments),
         Command::Detach(arguments) => attach::detach(arguments),
         Command::Status(arguments) => report::status(&arguments),
         Command::Pods(arguments) => report::pods(&arguments),
         Command::Peers(arguments) => report::peers(&arguments),
+        Command::Leases(arguments) => report::leases(&arguments),
         Command::Routes(arguments) => report::routes(&arguments),
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),
-        Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => demo::agent::main(),
         Command::Guard(arguments) => run::guard(arguments),
@@ -235,8 +260,6 @@ fn log_to_stderr(default: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

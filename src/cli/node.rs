@@ -1,7 +1,7 @@
 //! `muslin node`.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
@@ -9,8 +9,9 @@ use muslin_encap::overhead::Mtu;
 use muslin_encap::udp;
 use muslin_encap::vxlan::{self, Vni};
 use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
+use tracing::warn;
 
-use super::{StateChoice, block_on};
+use super::{StateChoice, block_on, flannel};
 use crate::error::{Error, Result};
 use crate::node::{self, Settings};
 use crate::state;
@@ -19,40 +20,38 @@ use crate::state;
 const NETWORK: &str = "10.244.0.0/16";
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Each flag can also be a variable: --public-ip as MUSLIN_PUBLIC_IP, and \
+    where flanneld has the flag as FLANNELD_PUBLIC_IP. A flag comes first, then MUSLIN_."
+)]
 pub(super) struct Arguments {
     /// Its name [default: this machine's host name]
-    #[arg(long, env = "MUSLIN_NAME")]
+    #[arg(long)]
     name: Option<String>,
     /// Where leases are: sqlite:PATH, file:PATH or etcd://HOST:PORT [default: a database in the
     /// state directory]
-    #[arg(long, value_name = "URL", env = "MUSLIN_STORE")]
+    #[arg(long, value_name = "URL")]
     store: Option<String>,
-    /// The address other nodes send to [default: the one packets to the world leave from]
-    #[arg(long, value_name = "IP", env = "MUSLIN_PUBLIC_IP")]
-    public_ip: Option<Ipv4Addr>,
-    /// The interface whose address that is
-    #[arg(long, value_name = "NAME", env = "MUSLIN_IFACE")]
-    iface: Option<String>,
     /// All pods of the cluster, where the store does not say it yet [default: 10.244.0.0/16]
-    #[arg(long, value_name = "CIDR", env = "MUSLIN_NETWORK")]
+    #[arg(long, value_name = "CIDR")]
     network: Option<Ipv4Net>,
     /// Prefix length of a node's subnet [default: 24, or two more than the network's]
-    #[arg(long, value_name = "BITS", env = "MUSLIN_SUBNET_LEN")]
+    #[arg(long, value_name = "BITS")]
     subnet_len: Option<u8>,
     /// How packets travel between nodes [default: vxlan]
-    #[arg(long, env = "MUSLIN_BACKEND")]
+    #[arg(long)]
     backend: Option<BackendName>,
     /// VXLAN network identifier [default: 1]
-    #[arg(long, env = "MUSLIN_VNI")]
+    #[arg(long)]
     vni: Option<u32>,
     /// UDP port of every node's tunnel [default: 8472 for vxlan, 8285 for udp]
-    #[arg(long, env = "MUSLIN_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// MTU between the nodes in bytes; pods get it less the encapsulation [default: the interface's]
-    #[arg(long, value_name = "BYTES", env = "MUSLIN_MTU")]
+    #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
     /// A resolver for pods, reachable from them; may be given several times
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<Ipv4Addr>,
     /// Let pods send from addresses that are not theirs
     #[arg(long)]
@@ -61,10 +60,12 @@ pub(super) struct Arguments {
     #[arg(long)]
     no_peer_guard: bool,
     /// Where to listen for commands [default: control.sock in the node's state directory]
-    #[arg(long, value_name = "PATH", env = "MUSLIN_SOCKET")]
+    #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     #[command(flatten)]
     state: StateChoice,
+    #[command(flatten)]
+    flannel: flannel::Arguments,
     /// End with the process that started it
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -76,39 +77,65 @@ enum BackendName {
     Udp,
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.die_with_parent {
         let end = nix::sys::signal::Signal::SIGTERM;
         nix::sys::prctl::set_pdeathsig(end).map_err(Error::failed)?;
     }
-    let state_dir = arguments.state.dir();
-    let settings = Settings {
-        name: match &arguments.name {
-            Some(name) => state::node_name(name)?,
-            None => state::default_node_name(),
-        },
-        store: arguments
-            .store
-            .clone()
-            .unwrap_or_else(|| state::default_store(&state_dir)),
-        state_dir,
-        socket: arguments.socket.clone(),
-        public_ip: arguments.public_ip,
-        interface: arguments.iface.clone(),
-        wish: arguments.wish()?,
-        mtu: match arguments.mtu {
-            Some(bytes) => Some(Mtu::new(bytes).map_err(Error::usage)?),
-            None => None,
-        },
-        dns: arguments.dns.clone(),
-        guard_pods: !arguments.no_pod_guard,
-        guard_peers: !arguments.no_peer_guard,
-    };
+    arguments.flannel.check()?;
+    for notice in arguments.flannel.notices() {
+        warn!("{notice}");
+    }
+    let settings = arguments.settings()?;
     block_on(node::run(settings))
 }
 
 impl Arguments {
-    /// The network asked for, or the default one if nothing is asked for.
+    fn settings(&self) -> Result<Settings> {
+        let state_dir = self.state.dir();
+        let flannel = &self.flannel;
+        Ok(Settings {
+            name: match &self.name {
+                Some(name) => state::node_name(name)?,
+                None => state::default_node_name(),
+            },
+            store: self.store(&state_dir)?,
+            etcd: flannel.etcd_options(),
+            prefix: flannel.prefix()?,
+            state_dir,
+            socket: self.socket.clone(),
+            underlay: flannel.underlay(),
+            wish: self.wish()?,
+            mtu: match self.mtu {
+                Some(bytes) => Some(Mtu::new(bytes).map_err(Error::usage)?),
+                None => None,
+            },
+            dns: self.dns.clone(),
+            guard_pods: !self.no_pod_guard,
+            guard_peers: !self.no_peer_guard,
+            renew_margin: flannel.renew_margin(),
+            subnet_file: flannel.subnet_file(),
+            ip_masq: flannel.ip_masq(),
+            health: flannel.health(),
+        })
+    }
+
+    fn store(&self, state_dir: &Path) -> Result<String> {
+        let store = match (self.flannel.etcd_store(), &self.store) {
+            (Some(store), _) => store,
+            (None, Some(store)) => store.clone(),
+            (None, None) => state::default_store(state_dir),
+        };
+        match self.flannel.needs_etcd() {
+            Some(flag) if !store.starts_with("etcd") => Err(Error::usage(format!(
+                "{flag} goes with --etcd-endpoints, but leases are in {store}"
+            ))),
+            _ => Ok(store),
+        }
+    }
+
+    /// The network asked for. If nothing is asked for, it is the one that a flannel cluster has,
+    /// or else the store's or the default one.
     fn wish(&self) -> Result<Wish> {
         let Self {
             network,
@@ -130,6 +157,9 @@ impl Arguments {
         let asked = network.is_some() || subnet_len.is_some() || backend.is_some();
         if asked || vni.is_some() || port.is_some() {
             Ok(Wish::Exactly(config))
+        } else if self.flannel.etcd_store().is_some() {
+            // As in flannel, the administrator writes it, not a node.
+            Ok(Wish::Any)
         } else {
             Ok(Wish::IfNone(config))
         }

@@ -1,4 +1,4 @@
-//! `muslin status`, `pods`, `peers`, `routes`, `neighbours` and `drops`.
+//! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours` and `drops`.
 
 use clap::Args;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::output::{bytes, duration, print, print_json, table, table_text};
 use super::{NodeChoice, block_on};
 use crate::control::Client;
-use crate::control::protocol::{Drop, Neighbour, Peer, Pod, Route, Status, Table, Traffic};
+use crate::control::protocol::{Drop, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Args)]
@@ -36,7 +36,12 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return print_json(&status);
     }
-    let tunnel = format!("{} on {}:{}", status.backend, status.public_ip, status.port);
+    let tunnel = format!("{} on {}:{}", status.backend, status.tunnel_ip, status.port);
+    let public = if status.public_ip == status.tunnel_ip {
+        String::new()
+    } else {
+        format!(", public address {}", status.public_ip)
+    };
     let vni = status
         .vni
         .map(|vni| format!(", VNI {vni}"))
@@ -70,7 +75,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         ),
         (
             "tunnel",
-            format!("{tunnel} ({}){vni}{vtep}", status.interface),
+            format!("{tunnel} ({}){public}{vni}{vtep}", status.interface),
         ),
         (
             "pods",
@@ -142,6 +147,28 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
             ]
         },
     )
+}
+
+pub(super) fn leases(arguments: &Arguments) -> Result<()> {
+    let header = ["LEASE", "PUBLIC IP", "BACKEND", "OWNER", "ENDS IN", "STATE"];
+    let cells = |lease: &Lease| {
+        vec![
+            match lease.subnet {
+                Some(subnet) => subnet.to_string(),
+                None => lease.key.clone(),
+            },
+            lease.public_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            lease.backend.clone().unwrap_or_default(),
+            lease.owner.clone(),
+            match lease.seconds_left {
+                Some(seconds) => duration(seconds),
+                None => "never".to_owned(),
+            },
+            lease.state.clone(),
+        ]
+    };
+    let none = "the store has no lease\n";
+    list(arguments, Table::Leases, (&header, none), cells)
 }
 
 pub(super) fn routes(arguments: &Arguments) -> Result<()> {

@@ -50,6 +50,8 @@ pub enum Table {
     Pods,
     /// Rows of [`Peer`].
     Peers,
+    /// Rows of [`Lease`], which the store is asked for.
+    Leases,
     /// Rows of [`Route`].
     Routes,
     /// Rows of [`Neighbour`].
@@ -127,8 +129,10 @@ pub struct Status {
     pub subnet: Ipv4Net,
     /// Its pods' gateway.
     pub gateway: Ipv4Addr,
-    /// Where its tunnel ends.
+    /// Where other nodes send to.
     pub public_ip: Ipv4Addr,
+    /// Where its tunnel ends: another address if the public one is translated to it.
+    pub tunnel_ip: Ipv4Addr,
     /// The interface that has that address.
     pub interface: String,
     /// `vxlan` or `udp`.
@@ -221,6 +225,28 @@ pub struct Peer {
     pub received: Traffic,
     /// Datagrams and bytes to it.
     pub sent: Traffic,
+}
+
+/// A key where the store has leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The key without its prefix: `10.244.7.0-24` for a lease.
+    pub key: String,
+    /// The subnet that it names, if it does.
+    pub subnet: Option<Ipv4Net>,
+    /// Where the tunnel of its holder ends.
+    pub public_ip: Option<Ipv4Addr>,
+    /// How its holder encapsulates.
+    pub backend: Option<String>,
+    /// MAC address of its holder's VTEP, for VXLAN.
+    pub vtep_mac: Option<String>,
+    /// `this node`, `this node, reservation`, `this node's address` for another lease of it,
+    /// `another node`, `reservation`, or `nobody` for a key that is no lease.
+    pub owner: String,
+    /// Seconds until it ends; none if it does not end by itself.
+    pub seconds_left: Option<u64>,
+    /// `ok`, or why nothing can be sent there.
+    pub state: String,
 }
 
 /// A route.

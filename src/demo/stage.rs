@@ -179,8 +179,9 @@ impl<'a> Stage<'a> {
         let mut command = Command::new(&self.program);
         // The demo's nodes are to be as it says, whatever the environment says of others.
         for (variable, _) in std::env::vars_os() {
-            if variable.to_string_lossy().starts_with("MUSLIN_") {
-                command.env_remove(variable);
+            let name = variable.to_string_lossy();
+            if name.starts_with("MUSLIN_") || name.starts_with("FLANNELD_") {
+                command.env_remove(&variable);
             }
         }
         command

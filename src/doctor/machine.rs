@@ -18,7 +18,7 @@ use super::{Finding, Patient, Questions, Verdict, overlap};
 use crate::device::Tap;
 use crate::error::{Context, Result};
 use crate::netns;
-use crate::underlay::UdpSocket;
+use crate::underlay::{UdpSocket, choose_interface};
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
 const SMALL_MTU: u16 = 1280;
@@ -130,12 +130,18 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         findings.push(pods_mtu(status.mtu));
         return findings;
     }
-    let (address, name) = (questions.public_ip, questions.interface.as_deref());
-    let interface = match netns::interface_of(address, name).await {
+    let interface = match choose_interface(&questions.underlay).await {
         Ok(interface) => interface,
         Err(error) => return vec![Finding::wrong(CHECK, error)],
     };
-    let detail = format!("{} on {}", interface.address, interface.name);
+    let detail = if interface.is_translated() {
+        format!(
+            "{}, translated to {} on {}",
+            interface.public_ip, interface.address, interface.name
+        )
+    } else {
+        format!("{} on {}", interface.address, interface.name)
+    };
     let first = if interface.address.is_loopback() {
         Finding::new(
             CHECK,

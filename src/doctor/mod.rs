@@ -8,7 +8,6 @@ mod machine;
 mod node;
 mod store;
 
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +17,9 @@ use serde::Serialize;
 use crate::control::protocol::{Status, Table};
 use crate::control::{self, Client};
 use crate::error::Result;
+use crate::lease::store::EtcdOptions;
 use crate::state;
+use crate::underlay::Wanted;
 
 pub use machine::probe_namespace;
 
@@ -32,12 +33,14 @@ pub struct Questions {
     pub state_dir: PathBuf,
     /// The node, if it is not the only one.
     pub node: Option<String>,
-    /// The store, if no node runs that has it.
+    /// The store; that of the node which runs otherwise, or the embedded one.
     pub store: Option<String>,
-    /// The public address, if no node runs that has it.
-    pub public_ip: Option<Ipv4Addr>,
-    /// The interface, if no node runs that has it.
-    pub interface: Option<String>,
+    /// How to prove to etcd who this is.
+    pub etcd: EtcdOptions,
+    /// Where the store has flannel's keys.
+    pub prefix: String,
+    /// The underlay's interface, if no node runs that has it.
+    pub underlay: Wanted,
     /// How many peers to send packets to.
     pub peers: usize,
 }

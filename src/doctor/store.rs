@@ -1,16 +1,16 @@
 //! Checks of the lease store: whether it answers, what network it has, and how many leases.
 
-use std::sync::Arc;
-
 use ipnet::Ipv4Net;
-use muslin_stack::lease::{Answer, Backend, NetworkConfig, Op};
+use muslin_stack::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
 
 use super::{Finding, PATIENCE, Patient, Questions, Verdict};
+use crate::control::Client;
+use crate::control::protocol::{Lease, Table};
 use crate::lease::store::{self, Store};
 use crate::state;
 
-/// Where flannel's keys are.
-const PREFIX: &str = crate::node::PREFIX;
+const AWAY: &str = "check that it runs and can be reached from here; nodes that run keep their \
+                    last known peers";
 
 /// The network that the store has, and what was found.
 pub(super) async fn examine(
@@ -19,7 +19,8 @@ pub(super) async fn examine(
 ) -> (Option<Ipv4Net>, Vec<Finding>) {
     let url = match (&questions.store, patient) {
         (Some(url), _) => url.clone(),
-        (None, Some(patient)) => patient.status.store.clone(),
+        // It knows how to speak to its store, and how its store does.
+        (None, Some(patient)) => return ask_node(patient).await,
         (None, None) => state::default_store(&questions.state_dir),
     };
     if let Some(path) = url.strip_prefix("sqlite:")
@@ -28,15 +29,31 @@ pub(super) async fn examine(
         let detail = format!("{url} is made by the first node");
         return (None, vec![Finding::fine("store", detail)]);
     }
-    match store::open(&url) {
-        Ok(store) => ask(store).await,
+    match store::open(&url, &questions.etcd) {
+        Ok(store) => ask(&*store, &questions.prefix).await,
         Err(error) => (None, vec![Finding::wrong("store", error)]),
     }
 }
 
-async fn ask(store: Arc<dyn Store>) -> (Option<Ipv4Net>, Vec<Finding>) {
-    let name = store.describe();
-    let config = match execute(&*store, Op::Get(format!("{PREFIX}/config"))).await {
+async fn ask_node(patient: &Patient) -> (Option<Ipv4Net>, Vec<Finding>) {
+    let status = &patient.status;
+    let leases = match Client::connect(&patient.socket).await {
+        Ok(client) => client.report::<Lease>(Table::Leases).await,
+        Err(error) => Err(error),
+    };
+    let found = match leases {
+        Ok(leases) => Finding::fine(
+            "store",
+            format!("{} answers and has {} leases", status.store, leases.len()),
+        ),
+        Err(error) => Finding::wrong("store", error).advise(AWAY),
+    };
+    (Some(status.network), vec![found])
+}
+
+async fn ask(store: &dyn Store, prefix: &str) -> (Option<Ipv4Net>, Vec<Finding>) {
+    let (name, key) = (store.describe(), format!("{prefix}/config"));
+    let config = match execute(store, Op::Get(key.clone())).await {
         Ok(Answer::Value(entry)) => entry,
         Ok(other) => {
             return (
@@ -46,18 +63,16 @@ async fn ask(store: Arc<dyn Store>) -> (Option<Ipv4Net>, Vec<Finding>) {
         }
         Err(why) => {
             let finding = Finding::wrong("store", format!("{name} does not answer: {why}"));
-            let advice = "check that it runs and can be reached from here; nodes that run keep \
-                          their last known peers";
-            return (None, vec![finding.advise(advice)]);
+            return (None, vec![finding.advise(AWAY)]);
         }
     };
     let mut findings = vec![Finding::fine("store", format!("{name} answers"))];
-    let network = match config
+    let config = match config
         .as_ref()
         .map(|entry| NetworkConfig::parse(&entry.value))
     {
         None => {
-            let detail = format!("{name} has no {PREFIX}/config");
+            let detail = format!("{name} has no {key}");
             findings.push(Finding::new("network", Verdict::Warning, detail).advise(
                 "the first node with --network writes it; in a flannel cluster its administrator \
                  does",
@@ -65,10 +80,7 @@ async fn ask(store: Arc<dyn Store>) -> (Option<Ipv4Net>, Vec<Finding>) {
             None
         }
         Some(Err(error)) => {
-            findings.push(Finding::wrong(
-                "network",
-                format!("{PREFIX}/config: {error}"),
-            ));
+            findings.push(Finding::wrong("network", format!("{key}: {error}")));
             None
         }
         Some(Ok(config)) => {
@@ -76,10 +88,10 @@ async fn ask(store: Arc<dyn Store>) -> (Option<Ipv4Net>, Vec<Finding>) {
             Some(config)
         }
     };
-    if let Some(config) = &network {
-        findings.extend(leases(&*store, config).await);
+    if let Some(config) = &config {
+        findings.extend(leases(store, prefix, config).await);
     }
-    (network.map(|config| config.network), findings)
+    (config.map(|config| config.network), findings)
 }
 
 async fn execute(store: &dyn Store, op: Op) -> std::result::Result<Answer, String> {
@@ -97,9 +109,8 @@ fn network(config: &NetworkConfig) -> Finding {
     }
 }
 
-async fn leases(store: &dyn Store, config: &NetworkConfig) -> Option<Finding> {
-    let Ok(Answer::Snapshot { entries, .. }) =
-        execute(store, Op::List(format!("{PREFIX}/subnets"))).await
+async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Option<Finding> {
+    let Ok(Answer::Snapshot { entries, .. }) = execute(store, Op::List(lease_prefix(prefix))).await
     else {
         return None;
     };

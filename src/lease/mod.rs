@@ -4,5 +4,6 @@
 
 mod runner;
 pub mod store;
+pub mod table;
 
-pub use runner::run;
+pub use runner::{Orders, run};

@@ -1,6 +1,7 @@
 //! The task that keeps this node's lease: it does what the lease rules ask for.
 
 use std::future::pending;
+use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,20 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest sleep: timers stand still while a machine is suspended, and `clock` need not.
 const NAP: Duration = Duration::from_secs(1);
 
+/// What the task is told while it runs.
+#[derive(Debug, Clone)]
+pub struct Orders {
+    /// Whether the lease is to be given back.
+    pub leave: watch::Receiver<bool>,
+    /// Where the node's tunnel ends: the lease follows it, with the same subnet.
+    pub public_ip: watch::Receiver<Ipv4Addr>,
+}
+
 /// Keeps a lease until it is given back or lost, and gives every change in order to `apply`, before
 /// anything else is asked of the store: a node that cannot use the network's configuration ends
 /// before it has written a lease.
 ///
-/// It ends after `Change::Left`, which follows `true` in `leave`, and after `Change::Lost`. To stop
+/// It ends after `Change::Left`, which follows `true` in `orders.leave`, and after `Change::Lost`. To stop
 /// without giving the lease back, drop it. While the store is away nothing changes: the last known
 /// peers stay. `clock` must never go back.
 ///
@@ -34,17 +44,17 @@ pub async fn run(
     manager: Manager,
     store: Arc<dyn Store>,
     clock: impl Fn() -> Instant,
-    leave: watch::Receiver<bool>,
+    orders: Orders,
     apply: impl FnMut(Change) -> Result<()>,
 ) -> Result<()> {
     let name = store.describe();
-    let mut deadline = leave.clone();
+    let mut deadline = orders.leave.clone();
     let mut runner = Runner {
         outage: Outage::new(name.clone()),
         manager,
         store,
         clock,
-        leave,
+        orders,
         is_leaving: false,
         apply,
         stream: None,
@@ -63,7 +73,7 @@ struct Runner<C, A> {
     manager: Manager,
     store: Arc<dyn Store>,
     clock: C,
-    leave: watch::Receiver<bool>,
+    orders: Orders,
     is_leaving: bool,
     apply: A,
     /// The watch, which stays open during all operations but lists.
@@ -111,7 +121,8 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
                 answer = &mut execution => break answer,
                 events = next(&mut self.stream) => self.take(events)?,
                 // The operation is seen through: nobody could tell whether it was done.
-                () = asked(&mut self.leave), if !self.is_leaving => self.begin_leaving(),
+                () = asked(&mut self.orders.leave), if !self.is_leaving => self.begin_leaving(),
+                public_ip = moved(&mut self.orders.public_ip) => self.manager.set_public_ip(public_ip),
             }
         };
         let now = (self.clock)();
@@ -133,7 +144,7 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
         let prefix = self.manager.lease_prefix();
         let opened = tokio::select! {
             opened = self.store.watch(&prefix, from) => opened,
-            () = asked(&mut self.leave), if !self.is_leaving => {
+            () = asked(&mut self.orders.leave), if !self.is_leaving => {
                 self.begin_leaving();
                 return Ok(());
             }
@@ -159,8 +170,12 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
         tokio::select! {
             events = next(&mut self.stream) => self.take(events),
             () = sleep(left.min(NAP)) => Ok(()),
-            () = asked(&mut self.leave), if !self.is_leaving => {
+            () = asked(&mut self.orders.leave), if !self.is_leaving => {
                 self.begin_leaving();
+                Ok(())
+            }
+            public_ip = moved(&mut self.orders.public_ip) => {
+                self.manager.set_public_ip(public_ip);
                 Ok(())
             }
         }
@@ -206,6 +221,14 @@ async fn asked(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
         pending().await
     }
+}
+
+/// The next public address; for ever if nobody can tell any more.
+async fn moved(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
+    if public_ip.changed().await.is_err() {
+        pending().await
+    }
+    *public_ip.borrow_and_update()
 }
 
 /// What does not work, and what therefore must work again before an outage is over.
@@ -277,7 +300,8 @@ mod tests {
         fn new(directory: &TempDir) -> Arc<Self> {
             let path = directory.path().join("leases.db");
             Arc::new(Self {
-                store: store::open(&format!("sqlite:{}", path.display())).unwrap(),
+                store: store::open(&format!("sqlite:{}", path.display()), &Default::default())
+                    .unwrap(),
                 is_away: Arc::default(),
                 requests: AtomicU32::new(0),
             })

@@ -6,7 +6,6 @@
 
 mod files;
 mod interface;
-mod resolve;
 
 use std::fs;
 use std::io;
@@ -20,7 +19,6 @@ use crate::error::{Context, Error, Result};
 
 pub use files::give as give_files;
 pub use interface::{Assignment, configure};
-pub use resolve::{PublicInterface, interface_of};
 
 /// Moves this process into fresh namespaces, where it is user 0.
 ///

@@ -11,6 +11,7 @@ mod running;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use muslin_encap::overhead::Mtu;
 use muslin_stack::guard;
@@ -28,17 +29,17 @@ use tracing::{debug, info, warn};
 
 use crate::control;
 use crate::error::{Context, Error, Result};
+use crate::flannel::{self, SubnetEnv, Surface};
 use crate::lease::{self, store};
-use crate::netns::{self, PublicInterface};
 use crate::state::{self, StateDir};
-use crate::underlay::UdpSocket;
+use crate::underlay::{self, PublicInterface, UdpSocket, Wanted};
 use crate::worker::{Clock, Event, Worker};
 
 use peers::Peers;
 use running::{Facts, Running};
 
-/// Where flannel's keys are in a store.
-pub(crate) const PREFIX: &str = "/coreos.com/network";
+/// After so many keys that are no leases the log has no more of them.
+const MAX_SKIPPED: u32 = 50;
 
 /// What a node is told at its start.
 #[derive(Debug, Clone)]
@@ -51,10 +52,12 @@ pub struct Settings {
     pub socket: Option<PathBuf>,
     /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
     pub store: String,
+    /// How it proves to etcd who it is.
+    pub etcd: store::EtcdOptions,
+    /// What the store's keys begin with, without a trailing slash.
+    pub prefix: String,
     /// Where its tunnel ends.
-    pub public_ip: Option<Ipv4Addr>,
-    /// The interface whose address that is.
-    pub interface: Option<String>,
+    pub underlay: Wanted,
     /// Which network it is to be.
     pub wish: Wish,
     /// MTU of the underlay, if not that of the interface.
@@ -65,6 +68,14 @@ pub struct Settings {
     pub guard_pods: bool,
     /// Whether peers may send only from the addresses of their leases.
     pub guard_peers: bool,
+    /// How long before its end a lease is renewed.
+    pub renew_margin: Duration,
+    /// Where flannel's tools find the subnet, if not in its state directory.
+    pub subnet_file: Option<PathBuf>,
+    /// Whether those tools are told that the node masquerades.
+    pub ip_masq: bool,
+    /// Where its health is told.
+    pub health: Option<SocketAddr>,
 }
 
 /// Runs a node until it is told to stop, or cannot go on.
@@ -79,31 +90,35 @@ pub async fn run(settings: Settings) -> Result<()> {
     .map(|signal| signal.context("cannot listen for signals"));
     let [terminate, interrupt] = &mut stop;
     let (terminate, interrupt) = (ok(terminate)?, ok(interrupt)?);
-    let interface = netns::interface_of(settings.public_ip, settings.interface.as_deref()).await?;
-    if interface.address.is_loopback() && settings.public_ip.is_none() {
-        warn!("this machine has no address for others: only nodes on it can be peers");
-    }
-    let store = store::open(&settings.store)?;
+    let interface = underlay_of(&settings).await?;
+    let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
     let mut identity = state.identity()?;
-    if let Some(mac) = store.vtep_mac(interface.address).map_err(Error::usage)? {
+    if let Some(mac) = store.vtep_mac(interface.public_ip).map_err(Error::usage)? {
         identity.vtep_mac = mac;
     }
+    let subnet_file = settings.subnet_file.clone();
+    let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
+    let surface = Surface::start(subnet_file, settings.health).await?;
     let clock = Clock::start();
     let manager = Manager::new(LeaseSettings {
         identity: Identity {
-            public_ip: interface.address,
+            public_ip: interface.public_ip,
             vtep_mac: identity.vtep_mac,
         },
-        prefix: PREFIX.to_owned(),
-        previous: identity.subnet,
+        prefix: settings.prefix.clone(),
+        // What this node knows of itself comes before what flannel's file says.
+        previous: identity.subnet.or_else(|| surface.previous_subnet()),
         wish: settings.wish.clone(),
+        renew_margin: settings.renew_margin,
         random_seed: u64::from_ne_bytes(state::random()?),
     });
     let (leave, leaving) = watch::channel(false);
+    let (_address, addresses) = watch::channel(interface.public_ip);
     let (fatal, mut ended) = mpsc::unbounded_channel();
     let mut plane = Plane {
         store: store.describe(),
+        leases: store.clone(),
         settings,
         state: Arc::new(state),
         identity,
@@ -111,7 +126,9 @@ pub async fn run(settings: Settings) -> Result<()> {
         clock,
         leave,
         fatal,
+        surface,
         tunnel: None,
+        skipped: 0,
         peers: Peers::default(),
         running: None,
     };
@@ -123,7 +140,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         manager,
         store,
         move || clock.now(),
-        leaving,
+        lease::Orders {
+            leave: leaving,
+            public_ip: addresses,
+        },
         |change| plane.apply(change),
     );
     let result = tokio::select! {
@@ -132,11 +152,34 @@ pub async fn run(settings: Settings) -> Result<()> {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
+    flannel::stopping();
     if let Some(running) = &plane.running {
         running.finish(&result).await;
         info!("node {} has stopped", plane.settings.name);
     }
     result
+}
+
+/// The underlay's interface, and a word about one that is not as usual.
+async fn underlay_of(settings: &Settings) -> Result<PublicInterface> {
+    let wanted = &settings.underlay;
+    let interface = underlay::choose_interface(wanted).await?;
+    let PublicInterface {
+        name,
+        address,
+        public_ip,
+        ..
+    } = &interface;
+    if address.is_loopback() && wanted.public_ip.is_none() {
+        warn!("this machine has no address for others: only nodes on it can be peers");
+    }
+    if interface.is_translated() {
+        info!(
+            "the public address {public_ip} is not on this machine: the tunnel is bound to \
+             {address} ({name}), and something must translate one to the other"
+        );
+    }
+    Ok(interface)
 }
 
 fn ok<T>(result: &mut Result<T>) -> Result<&mut T> {
@@ -147,6 +190,7 @@ fn ok<T>(result: &mut Result<T>) -> Result<&mut T> {
 struct Plane {
     settings: Settings,
     store: String,
+    leases: Arc<dyn store::Store>,
     state: Arc<StateDir>,
     identity: state::Identity,
     interface: PublicInterface,
@@ -154,8 +198,11 @@ struct Plane {
     leave: watch::Sender<bool>,
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
+    surface: Surface,
     /// The tunnel, from the network's configuration until the node runs.
     tunnel: Option<OpenTunnel>,
+    /// Keys that were told to be no leases.
+    skipped: u32,
     /// Peers known before the node runs.
     peers: Peers,
     running: Option<Arc<Running>>,
@@ -178,8 +225,15 @@ struct OpenTunnel {
 impl Plane {
     fn apply(&mut self, change: Change) -> Result<()> {
         match change {
+            Change::NoConfig(key) => warn!(
+                "{} has no network configuration under {key}: waiting for one",
+                self.store
+            ),
             Change::Configured(config) => {
                 if self.tunnel.is_none() && self.running.is_none() {
+                    for limit in flannel::limits(&config) {
+                        warn!("{limit}");
+                    }
                     self.tunnel = Some(self.open_tunnel(config)?);
                 }
             }
@@ -193,6 +247,15 @@ impl Plane {
             Change::Disputed(key) => {
                 warn!("another writer changed the lease {key}; it is written again")
             }
+            Change::Moved { key, from } => info!(
+                "the lease {key} moves from the public address {from} to {}",
+                self.interface.public_ip
+            ),
+            Change::Replaced { key, vtep_mac } => warn!(
+                "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
+                 taken over; if that node is alive, one of the two needs another address",
+                self.interface.public_ip
+            ),
             Change::Peer(key, record) => match &self.running {
                 Some(running) => running.set_peer(key, record)?,
                 None => self.peers.remember(key, record),
@@ -201,21 +264,37 @@ impl Plane {
                 Some(running) => running.remove_peer(key)?,
                 None => self.peers.forget(key),
             },
-            Change::Skipped { key, reason } => warn!("the key {key} is no lease: {reason}"),
-            Change::Left => info!("the lease is given back"),
+            Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
+            Change::Left => {
+                info!("the lease is given back");
+                self.surface.withdraw();
+            }
             Change::Lost(loss) => return Err(refusal(&loss)),
         }
         Ok(())
     }
 
+    /// Says that a key is no lease, but not for thousands of keys.
+    fn tell_skipped(&mut self, key: &str, reason: &str) {
+        self.skipped += 1;
+        if self.skipped > MAX_SKIPPED {
+            return debug!("the key {key} is no lease: {reason}");
+        }
+        warn!("the key {key} is no lease: {reason}");
+        if self.skipped == MAX_SKIPPED {
+            warn!("more such keys are not told: `muslin leases` shows them all");
+        }
+    }
+
     /// What a network's configuration means here, or why this node cannot be in it.
     fn plan_tunnel(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
         let interface = &self.interface;
-        if config.network.contains(&interface.address) {
+        let mut ends = [interface.public_ip, interface.address].into_iter();
+        if let Some(end) = ends.find(|end| config.network.contains(end)) {
             return Err(Error::usage(format!(
-                "the public address {} lies in the pod network {}: choose another --network, or \
+                "the public address {end} lies in the pod network {}: choose another --network, or \
                  another address with --public-ip",
-                interface.address, config.network
+                config.network
             )));
         }
         let (tunnel, port, configured) = match &config.backend {
@@ -296,12 +375,27 @@ impl Plane {
             subnet: key.ipv4,
             socket,
         };
-        info!("node {} is ready: {facts}", self.settings.name);
+        let subnet = SubnetEnv {
+            network: facts.config.network,
+            subnet: facts.subnet,
+            mtu: facts.mtu.get(),
+            ip_masq: self.settings.ip_masq,
+        };
+        let ready = format!("node {} is ready: {facts}", self.settings.name);
+        info!("{ready}");
         let peers = std::mem::take(&mut self.peers);
-        let running = Running::new(facts, worker, peers, self.state.clone(), self.leave.clone())?;
+        let running = Running::new(
+            facts,
+            worker,
+            peers,
+            self.leases.clone(),
+            self.state.clone(),
+            self.leave.clone(),
+        )?;
         let running = Arc::new(running);
         self.running = Some(running.clone());
         self.watch_over(&running, events, listener);
+        self.surface.announce(subnet, &ready);
         Ok(())
     }
 
@@ -358,11 +452,10 @@ fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
 
 fn refusal(loss: &Loss) -> Error {
     match loss {
-        Loss::Config(_) | Loss::NoConfig(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => {
-            Error::usage(loss)
-        }
-        Loss::OutOfSubnets(_) | Loss::Races | Loss::Taken { .. } | Loss::Disputed { .. } => {
-            Error::failed(loss)
+        Loss::Config(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => Error::usage(loss),
+        Loss::OutOfSubnets(_) | Loss::Races => Error::failed(loss),
+        Loss::Taken { .. } | Loss::Cloned { .. } | Loss::Disputed { .. } => {
+            Error::LeaseLost(loss.to_string())
         }
     }
 }

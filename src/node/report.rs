@@ -19,9 +19,13 @@ use crate::worker::Report;
 
 /// The rows of a table.
 pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {
+    if table == Table::Leases {
+        return values(running.leases().await?);
+    }
     let report = running.worker.report().await.map_err(Error::failed)?;
     match table {
         Table::Status => values([status(running, &report)]),
+        Table::Leases => Ok(Vec::new()),
         Table::Pods => values(pods(running, &report)),
         Table::Peers => values(peers(running, &report)),
         Table::Routes => values(routes(running, &report)),
@@ -52,7 +56,8 @@ fn status(running: &Running, report: &Report) -> Status {
         network: facts.config.network,
         subnet: facts.subnet,
         gateway: gateway::address(facts.subnet),
-        public_ip: facts.interface.address,
+        public_ip: facts.interface.public_ip,
+        tunnel_ip: facts.interface.address,
         interface: facts.interface.name.clone(),
         backend: facts.config.backend.name().to_owned(),
         port: facts.port,

@@ -22,11 +22,13 @@ use super::peers::Peers;
 use super::pods::Pods;
 use super::{Settings, report};
 use crate::control::Service;
-use crate::control::protocol::{Attach, Attached, Table};
+use crate::control::protocol::{Attach, Attached, Lease, Table};
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
-use crate::netns::PublicInterface;
+use crate::lease::store::Store;
+use crate::lease::table;
 use crate::state::StateDir;
+use crate::underlay::PublicInterface;
 use crate::worker::Worker;
 
 /// How long the end waits for clients to be told of it.
@@ -60,7 +62,11 @@ impl fmt::Display for Facts {
             f,
             "subnet {subnet} of {}, {backend} on {}:{port}",
             config.network, interface.address
-        )
+        )?;
+        if interface.is_translated() {
+            write!(f, ", public address {}", interface.public_ip)?;
+        }
+        Ok(())
     }
 }
 
@@ -72,6 +78,7 @@ pub(super) struct Running {
     pub(super) peers: Mutex<Peers>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
+    leases: Arc<dyn Store>,
     state: Arc<StateDir>,
     leave: watch::Sender<bool>,
     /// How the node ended, as far as it has.
@@ -83,6 +90,7 @@ impl Running {
         facts: Facts,
         worker: Worker,
         peers: Peers,
+        leases: Arc<dyn Store>,
         state: Arc<StateDir>,
         leave: watch::Sender<bool>,
     ) -> Result<Self> {
@@ -94,6 +102,7 @@ impl Running {
             confirmed: Mutex::new(now),
             facts,
             worker,
+            leases,
             state,
             leave,
             finished: watch::Sender::new(None),
@@ -106,6 +115,18 @@ impl Running {
 
     pub(super) fn lease_confirmed(&self) {
         *self.confirmed.lock() = Instant::now();
+    }
+
+    /// What the store has at this moment.
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>> {
+        let facts = &self.facts;
+        let viewer = table::Viewer {
+            prefix: &facts.settings.prefix,
+            config: &facts.config,
+            subnet: facts.subnet,
+            public_ip: facts.interface.public_ip,
+        };
+        table::read(self.leases.as_ref(), viewer).await
     }
 
     pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {

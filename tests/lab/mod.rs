@@ -7,6 +7,7 @@
 #![allow(dead_code, reason = "each test uses a part of the lab")]
 #![allow(clippy::unwrap_used, reason = "a lab is for tests")]
 
+pub(crate) mod etcd;
 pub(crate) mod flannel;
 pub(crate) mod traffic;
 
@@ -27,6 +28,8 @@ use tempfile::TempDir;
 pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
 /// Ample time for what should take none, on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
+/// How much nodes log, if nothing else is said.
+const LOG: &str = "info,muslin::lease=debug";
 /// From util-linux, iproute2, tcpdump and perl-base.
 const TOOLS: [&str; 7] = [
     "unshare", "nsenter", "setpriv", "ip", "bridge", "tcpdump", "perl",
@@ -319,6 +322,12 @@ impl NodeConfig {
         self
     }
 
+    /// One more flag without a value.
+    pub(crate) fn flag(mut self, flag: &str) -> Self {
+        self.arguments.push(flag.to_owned());
+        self
+    }
+
     /// Starts it on a host, with a state directory of its own, and waits until it serves.
     pub(crate) fn start(&self, host: &Host) -> Node {
         let mut node = self.spawn(host);
@@ -377,6 +386,9 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if std::env::var_os("MUSLIN_LOG").is_none() {
+            command.env("MUSLIN_LOG", LOG);
+        }
         self.child = Some(command.spawn().unwrap());
     }
 

@@ -3,77 +3,276 @@
 //! Flannel's one lease per key and day is kept: a renewal grants a new one and puts the same value
 //! under it. Different from flannel, a write names the revision that it replaces.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, EventType, GetOptions,
-    KeyValue, PutOptions, Txn, TxnOp, WatchOptions, WatchStream,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, EventType,
+    GetOptions, GetResponse, Identity, KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
+    WatchStream,
 };
+use futures_util::{StreamExt, TryStreamExt, stream};
 use muslin_stack::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
+use tracing::debug;
 
 use super::{Store, StoreError, Watch};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 
 type StoreResult<T> = std::result::Result<T, StoreError>;
 
 /// The port of a server that is named without.
 const PORT: u16 = 2379;
 /// How long a request may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often a connection is asked whether it is alive; a watch can be silent for a day.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// The longest answer in bytes: more than 100,000 leases.
 const MAX_ANSWER: usize = 64 << 20;
+/// How many questions for a time to live are under way at once.
+const QUESTIONS: usize = 64;
+
+/// How a node proves to etcd who it is, and etcd to the node.
+#[derive(Clone, Default)]
+pub struct EtcdOptions {
+    /// The CA that has signed the servers' certificates; those of the system otherwise.
+    pub cafile: Option<PathBuf>,
+    /// The node's certificate, for servers that ask for one.
+    pub certfile: Option<PathBuf>,
+    /// The key of that certificate.
+    pub keyfile: Option<PathBuf>,
+    /// The user of servers with users.
+    pub username: Option<String>,
+    /// The user's password.
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdOptions")
+            .field("cafile", &self.cafile)
+            .field("certfile", &self.certfile)
+            .field("keyfile", &self.keyfile)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EtcdOptions {
+    /// Finds what cannot work before a server is asked.
+    fn check(&self, servers: &[String]) -> Result<()> {
+        let has_tls = self.cafile.is_some() || self.certfile.is_some() || self.keyfile.is_some();
+        if has_tls && !servers.iter().any(|server| is_tls(server)) {
+            return Err(Error::usage(format!(
+                "certificates are given, but {} is reached without TLS: use https:// or etcds://",
+                servers.join(",")
+            )));
+        }
+        if self.certfile.is_some() != self.keyfile.is_some() {
+            return Err(Error::usage(
+                "a certificate for etcd needs its key, and a key its certificate",
+            ));
+        }
+        if self.username.is_some() != self.password.is_some() {
+            return Err(Error::usage(
+                "a user of etcd needs a password, and a password a user",
+            ));
+        }
+        self.tls().map(|_| ()).map_err(Error::usage)
+    }
+
+    /// The certificates as they are now: who renews them need not restart the node.
+    fn tls(&self) -> Result<TlsOptions> {
+        let mut tls = TlsOptions::new();
+        tls = match &self.cafile {
+            Some(path) => tls.ca_certificate(Certificate::from_pem(pem(path, "CERTIFICATE")?)),
+            None => tls.with_native_roots(),
+        };
+        if let (Some(certificate), Some(key)) = (&self.certfile, &self.keyfile) {
+            let (certificate, key) = (pem(certificate, "CERTIFICATE")?, pem(key, "PRIVATE KEY")?);
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        Ok(tls)
+    }
+
+    fn login(&self) -> Option<(&str, &str)> {
+        Some((self.username.as_deref()?, self.password.as_deref()?))
+    }
+}
+
+fn pem(path: &Path, what: &str) -> Result<String> {
+    let at = path.display();
+    let text = std::fs::read_to_string(path).context(format!("cannot read {at}"))?;
+    if !text.contains(&format!("{what}-----")) {
+        return Err(Error::failed(format!("{at} has no {what} in PEM format")));
+    }
+    Ok(text)
+}
 
 /// A store in a cluster of etcd servers.
 pub(super) struct EtcdStore {
     url: String,
+    /// `http://HOST:PORT` or `https://HOST:PORT`.
     servers: Vec<String>,
-    client: OnceCell<Client>,
+    options: EtcdOptions,
+    link: Mutex<Link>,
+}
+
+/// The server that is asked: one until it fails, so that an error has a place.
+#[derive(Default)]
+struct Link {
+    connection: Option<Connection>,
+    /// Which server is tried first the next time.
+    next: usize,
+    count: u64,
+}
+
+/// A connection to one server.
+#[derive(Clone)]
+struct Connection {
+    client: Client,
+    server: String,
+    number: u64,
 }
 
 impl EtcdStore {
-    /// A store that has not spoken to its servers yet. `rest` is what follows `etcd:` in `url`.
+    /// A store that has not spoken to its servers yet. `rest` is what follows `scheme:` in `url`.
     ///
     /// # Errors
-    /// Bad usage that names the server that cannot be one.
-    pub(super) fn new(url: &str, rest: &str) -> Result<Self> {
+    /// Bad usage that names the server that cannot be one, or what else cannot work.
+    pub(super) fn new(url: &str, scheme: &str, rest: &str, options: &EtcdOptions) -> Result<Self> {
         let wrong = |what: &str| {
             Error::usage(format!(
-                "in the store '{url}', '{what}' is not HOST:PORT: use etcd://HOST:PORT[,HOST:PORT]"
+                "in the store '{url}', '{what}' is not HOST:PORT: use etcd://HOST:PORT[,HOST:PORT], \
+                 etcds:// for TLS, or etcd:https://HOST:PORT[,http://HOST:PORT]"
             ))
         };
-        let servers = rest.strip_prefix("//").ok_or_else(|| wrong(rest))?;
-        let servers = servers.split(',');
-        let servers = servers.map(|text| server(text).ok_or_else(|| wrong(text)));
+        let (default, list) = match rest.strip_prefix("//") {
+            Some(list) if scheme == "etcds" => (Some("https"), list),
+            Some(list) => (Some("http"), list),
+            None if scheme == "etcd" => (None, rest),
+            None => return Err(wrong(rest)),
+        };
+        let servers = list.split(',');
+        let servers = servers.map(|text| server(default, text).ok_or_else(|| wrong(text)));
+        let servers = servers.collect::<Result<Vec<_>>>()?;
+        options.check(&servers)?;
         Ok(Self {
             url: url.to_owned(),
-            servers: servers.collect::<Result<_>>()?,
-            client: OnceCell::new(),
+            servers,
+            options: options.clone(),
+            link: Mutex::default(),
         })
     }
 
-    async fn client(&self) -> StoreResult<Client> {
-        let connect = || async {
-            let options = ConnectOptions::new()
+    /// The connection that stands, or one to the first server that answers.
+    async fn connection(&self) -> StoreResult<Connection> {
+        let mut link = self.link.lock().await;
+        if let Some(connection) = &link.connection {
+            return Ok(connection.clone());
+        }
+        let mut reasons = Vec::new();
+        let mut is_hopeless = true;
+        for step in 0..self.servers.len() {
+            let index = (link.next + step) % self.servers.len();
+            let server = &self.servers[index];
+            match self.connect(server).await {
+                Ok(client) => {
+                    debug!("leases are asked for at {server}");
+                    link.next = index;
+                    link.count += 1;
+                    let connection = Connection {
+                        client,
+                        server: server.clone(),
+                        number: link.count,
+                    };
+                    link.connection = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(error) => {
+                    is_hopeless &= matches!(error, StoreError::Refused(_));
+                    reasons.push(error.to_string());
+                }
+            }
+        }
+        let reasons = reasons.join("; ");
+        Err(if is_hopeless {
+            StoreError::Refused(reasons)
+        } else {
+            StoreError::Unavailable(reasons)
+        })
+    }
+
+    async fn connect(&self, server: &str) -> StoreResult<Client> {
+        let open = |login: Option<(&str, &str)>| {
+            let mut options = ConnectOptions::new()
                 .with_connect_timeout(PATIENCE)
                 .with_keep_alive(KEEP_ALIVE, PATIENCE)
                 .with_keep_alive_while_idle(true)
-                .with_require_leader(true);
-            Client::connect(&self.servers, Some(options)).await
+                .with_require_leader(true)
+                .with_auto_token_refresh(true);
+            if let Some((user, password)) = login {
+                options = options.with_user(user, password);
+            }
+            if is_tls(server) {
+                let tls = self.options.tls();
+                let tls = tls.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+                options = options.with_tls(tls);
+            }
+            Ok(Client::connect([server.to_owned()], Some(options)))
         };
-        let client = self.client.get_or_try_init(connect).await;
-        client.cloned().map_err(|error| self.explain(&error))
+        let login = self.options.login();
+        let client = match timeout(PATIENCE, open(login)?).await {
+            Err(_) => return Err(silent(server)),
+            Ok(Err(EtcdError::GRpcStatus(status))) if is_without_users(&status) => {
+                // As flannel does: where nobody need say who they are, it does no harm.
+                let client = timeout(PATIENCE, open(None)?).await;
+                client.map_err(|_| silent(server))?
+            }
+            Ok(client) => client,
+        };
+        let mut client = client.map_err(|error| self.explain(server, &error))?;
+        if self.servers.len() > 1 {
+            // One that is down, frozen or without a leader is passed over.
+            let options = GetOptions::new().with_count_only();
+            match timeout(PATIENCE, client.get("muslin", Some(options))).await {
+                Err(_) => return Err(silent(server)),
+                Ok(Err(error)) => match self.explain(server, &error) {
+                    error @ StoreError::Unavailable(_) if !is_permission(&error) => {
+                        return Err(error);
+                    }
+                    _ => {}
+                },
+                Ok(Ok(_)) => {}
+            }
+        }
+        Ok(client)
+    }
+
+    /// Has the next request go to the next server.
+    async fn give_up(&self, connection: &Connection) {
+        let mut link = self.link.lock().await;
+        let is_same = |current: &Connection| current.number == connection.number;
+        if link.connection.as_ref().is_some_and(is_same) {
+            link.connection = None;
+            link.next = (link.next + 1) % self.servers.len();
+        }
+    }
+
+    async fn range(&self, key: &str, options: Option<GetOptions>) -> StoreResult<GetResponse> {
+        let connection = self.connection().await?;
+        let client = connection.client.kv_client();
+        let mut client = client.max_decoding_message_size(MAX_ANSWER);
+        self.wait(&connection, client.get(key, options)).await
     }
 
     async fn read(&self, key: String, options: Option<GetOptions>) -> StoreResult<Answer> {
         let is_list = options.is_some();
-        let client = self.client().await?.kv_client();
-        let mut client = client.max_decoding_message_size(MAX_ANSWER);
-        let mut answer = self.wait(client.get(key, options)).await?;
+        let mut answer = self.range(&key, options).await?;
         let mut entries = answer.take_kvs().into_iter().map(|kv| entry(&kv));
         if !is_list {
             return Ok(Answer::Value(entries.next()));
@@ -91,31 +290,37 @@ impl EtcdStore {
         value: String,
         ttl: Option<Duration>,
     ) -> StoreResult<Answer> {
-        let mut client = self.client().await?;
+        let connection = self.connection().await?;
+        let mut client = connection.client.clone();
         let lease = match ttl {
             None => 0,
             Some(ttl) => {
                 // Servers count in seconds, and lengthen what they find too short.
                 let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
-                self.wait(client.lease_grant(seconds, None)).await?.id()
+                let grant = client.lease_grant(seconds, None);
+                self.wait(&connection, grant).await?.id()
             }
         };
         let options = PutOptions::new().with_lease(lease);
-        let result = self
-            .write(conditions, TxnOp::put(key, value, Some(options)))
-            .await;
+        let put = TxnOp::put(key, value, Some(options));
+        let result = self.write(&connection, conditions, put).await;
         if result == Ok(Answer::Conflict) && lease != 0 {
             // Not after an error: the key may be written, and would end with its lease. An empty
             // lease ends by itself, so that it does not matter if this fails.
-            let _ = self.wait(client.lease_revoke(lease)).await;
+            let _ = self.wait(&connection, client.lease_revoke(lease)).await;
         }
         result
     }
 
-    async fn write(&self, conditions: Vec<Compare>, op: TxnOp) -> StoreResult<Answer> {
-        let mut client = self.client().await?;
+    async fn write(
+        &self,
+        connection: &Connection,
+        conditions: Vec<Compare>,
+        op: TxnOp,
+    ) -> StoreResult<Answer> {
+        let mut client = connection.client.clone();
         let txn = Txn::new().when(conditions).and_then([op]);
-        let answer = self.wait(client.txn(txn)).await?;
+        let answer = self.wait(connection, client.txn(txn)).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         Ok(if answer.succeeded() {
             Answer::Done(revision)
@@ -124,24 +329,49 @@ impl EtcdStore {
         })
     }
 
-    async fn wait<T>(
-        &self,
-        request: impl Future<Output = std::result::Result<T, EtcdError>>,
-    ) -> StoreResult<T> {
-        match timeout(PATIENCE, request).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.explain(&error)),
-            Err(_) => Err(StoreError::Unavailable(format!(
-                "{} does not answer within {} s",
-                self.url,
-                PATIENCE.as_secs()
-            ))),
-        }
+    /// How long each of these leases lives still.
+    async fn times_to_live(&self, leases: Vec<i64>) -> StoreResult<BTreeMap<i64, Duration>> {
+        let connection = self.connection().await?;
+        let questions = leases.into_iter().map(|lease| {
+            let (connection, mut client) = (&connection, connection.client.lease_client());
+            async move {
+                let answer = client.time_to_live(lease, None);
+                let answer = self.wait(connection, answer).await?;
+                // One that has expired has -1.
+                let seconds = u64::try_from(answer.ttl()).unwrap_or_default();
+                Ok((lease, Duration::from_secs(seconds)))
+            }
+        });
+        stream::iter(questions)
+            .buffer_unordered(QUESTIONS)
+            .try_collect()
+            .await
     }
 
-    fn explain(&self, error: &EtcdError) -> StoreError {
-        explain(&self.url, error)
+    async fn wait<T>(
+        &self,
+        connection: &Connection,
+        request: impl Future<Output = std::result::Result<T, EtcdError>>,
+    ) -> StoreResult<T> {
+        let error = match timeout(PATIENCE, request).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => self.explain(&connection.server, &error),
+            Err(_) => silent(&connection.server),
+        };
+        if matches!(error, StoreError::Unavailable(_)) {
+            self.give_up(connection).await;
+        }
+        Err(error)
     }
+
+    fn explain(&self, server: &str, error: &EtcdError) -> StoreError {
+        explain(server, self.options.username.as_deref(), error)
+    }
+}
+
+fn silent(server: &str) -> StoreError {
+    let seconds = PATIENCE.as_secs();
+    StoreError::Unavailable(format!("{server} does not answer within {seconds} s"))
 }
 
 #[async_trait]
@@ -164,31 +394,56 @@ impl Store for EtcdStore {
                 ttl,
             } => self.put(is_at(&key, expected), key, value, ttl).await,
             Op::CompareAndDelete { key, expected } => {
+                let connection = self.connection().await?;
                 let conditions = is_at(&key, expected);
-                self.write(conditions, TxnOp::delete(key, None)).await
+                let delete = TxnOp::delete(key, None);
+                self.write(&connection, conditions, delete).await
             }
         }
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> StoreResult<Box<dyn Watch>> {
-        let client = self.client().await?.watch_client();
+        let connection = self.connection().await?;
+        let client = connection.client.watch_client();
         let mut client = client.max_decoding_message_size(MAX_ANSWER);
         let options = WatchOptions::new().with_prefix().with_start_revision(from);
-        let stream = self.wait(client.watch(prefix, Some(options))).await?;
+        let stream = client.watch(prefix, Some(options));
+        let stream = self.wait(&connection, stream).await?;
         let mut watch = EtcdWatch {
-            url: self.url.clone(),
+            server: connection.server.clone(),
+            user: self.options.username.clone(),
             stream,
             early: Vec::new(),
         };
         // A server says first that the watch stands.
         watch.early = match timeout(PATIENCE, watch.message()).await {
-            Ok(events) => events?,
+            Ok(Ok(events)) => events,
+            Ok(Err(error)) => {
+                if matches!(error, StoreError::Unavailable(_)) {
+                    self.give_up(&connection).await;
+                }
+                return Err(error);
+            }
             Err(_) => {
-                let error = format!("{} does not open a watch", self.url);
+                self.give_up(&connection).await;
+                let error = format!("{} does not open a watch", connection.server);
                 return Err(StoreError::Unavailable(error));
             }
         };
         Ok(Box::new(watch))
+    }
+
+    async fn survey(&self, prefix: &str) -> StoreResult<Vec<Entry>> {
+        let options = GetOptions::new().with_prefix();
+        let mut answer = self.range(prefix, Some(options)).await?;
+        let kvs = answer.take_kvs();
+        let leases = kvs.iter().map(KeyValue::lease).filter(|lease| *lease != 0);
+        let times = self.times_to_live(leases.collect()).await?;
+        let with_time = |kv: &KeyValue| Entry {
+            ttl: times.get(&kv.lease()).copied(),
+            ..entry(kv)
+        };
+        Ok(kvs.iter().map(with_time).collect())
     }
 
     fn describe(&self) -> String {
@@ -197,7 +452,8 @@ impl Store for EtcdStore {
 }
 
 struct EtcdWatch {
-    url: String,
+    server: String,
+    user: Option<String>,
     stream: WatchStream,
     early: Vec<WatchEvent>,
 }
@@ -205,11 +461,11 @@ struct EtcdWatch {
 impl EtcdWatch {
     /// The events of one message, which can have none.
     async fn message(&mut self) -> StoreResult<Vec<WatchEvent>> {
-        let away = |why: &str| StoreError::Unavailable(format!("{}: {why}", self.url));
+        let away = |why: &str| StoreError::Unavailable(format!("{}: {why}", self.server));
         let message = match self.stream.message().await {
             Ok(Some(message)) => message,
             Ok(None) => return Err(away("the watch was closed")),
-            Err(error) => return Err(explain(&self.url, &error)),
+            Err(error) => return Err(explain(&self.server, self.user.as_deref(), &error)),
         };
         if message.compact_revision() != 0 {
             return Err(StoreError::Gap);
@@ -242,8 +498,24 @@ impl Watch for EtcdWatch {
     }
 }
 
-/// `HOST:PORT` of a server, with flannel's port where none is named.
-fn server(text: &str) -> Option<String> {
+fn is_tls(server: &str) -> bool {
+    server.starts_with("https://")
+}
+
+/// The URL of a server that is named with a scheme, or without one where there is a default.
+fn server(default: Option<&str>, text: &str) -> Option<String> {
+    let (scheme, text) = match (default, text.split_once("://")) {
+        (Some(scheme), None) => (scheme, text),
+        (None, Some((scheme @ ("http" | "https"), rest))) => {
+            (scheme, rest.strip_suffix('/').unwrap_or(rest))
+        }
+        _ => return None,
+    };
+    Some(format!("{scheme}://{}", place(text)?))
+}
+
+/// `HOST:PORT` of a server, with etcd's port where none is named.
+fn place(text: &str) -> Option<String> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => (host, port.parse().ok()?),
         _ => (text, PORT),
@@ -282,28 +554,75 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn explain(url: &str, error: &EtcdError) -> StoreError {
+fn explain(server: &str, user: Option<&str>, error: &EtcdError) -> StoreError {
     let EtcdError::GRpcStatus(status) = error else {
+        let reason = format!("{server}: {}", line(&error.to_string()));
         return match error {
-            EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) => {
-                StoreError::Refused(format!("{url}: {error}"))
-            }
-            _ => StoreError::Unavailable(format!("{url}: {error}")),
+            EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) => StoreError::Refused(reason),
+            _ => StoreError::Unavailable(reason),
         };
     };
+    let message = line(status.message().trim_start_matches("etcdserver: "));
     // Numbers of gRPC: the client does not export its names.
-    match i32::from(status.code()) {
-        OUT_OF_RANGE => StoreError::Gap,
-        PERMISSION_DENIED | UNIMPLEMENTED | UNAUTHENTICATED => {
-            StoreError::Refused(format!("{url} refuses: {}", status.message()))
+    let code = i32::from(status.code());
+    let is_about_users = match code {
+        PERMISSION_DENIED | UNAUTHENTICATED => true,
+        INVALID_ARGUMENT => message.contains("user name is empty") || message.contains(BAD_LOGIN),
+        _ => false,
+    };
+    match (code, user) {
+        (OUT_OF_RANGE, _) => StoreError::Gap,
+        // Who manages the users can mend it while the node tries on.
+        (_, Some(user)) if is_about_users => {
+            StoreError::Unavailable(format!("{server} {REFUSES_USER} '{user}': {message}"))
         }
-        INVALID_ARGUMENT if status.message().contains("user name is empty") => {
-            StoreError::Refused(format!("{url} refuses: {}", status.message()))
-        }
-        _ => StoreError::Unavailable(format!("{url}: {}", status.message())),
+        (_, None) if is_about_users => StoreError::Refused(format!(
+            "{server} refuses: {message}; it wants a user and a password"
+        )),
+        (UNIMPLEMENTED, _) => StoreError::Refused(format!("{server} refuses: {message}")),
+        _ => StoreError::Unavailable(format!("{server}: {}", cause(status, message))),
     }
 }
 
+/// What is at the bottom of an error: the status itself says only that the transport failed.
+fn cause(status: &dyn std::error::Error, message: String) -> String {
+    let mut error = status;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    if std::ptr::addr_eq(error, status) {
+        return message;
+    }
+    let text = line(&error.to_string());
+    let hint = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+        " (another CA has signed the server's certificate)"
+    } else if text.contains("CertificateRequired") {
+        " (it wants a certificate and a key of the node)"
+    } else {
+        ""
+    };
+    text + hint
+}
+
+/// Text on one line.
+fn line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether a server has no users, so that it refuses those who say who they are.
+fn is_without_users(status: &impl std::error::Error) -> bool {
+    status.to_string().contains("authentication is not enabled")
+}
+
+/// Whether a server is well, and only refuses this user this key.
+fn is_permission(error: &StoreError) -> bool {
+    let text = error.to_string();
+    text.contains(REFUSES_USER) && text.contains("permission denied")
+}
+
+/// What etcd says of a wrong name or password.
+const BAD_LOGIN: &str = "authentication failed";
+const REFUSES_USER: &str = "refuses the user";
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;
@@ -311,199 +630,6 @@ const UNIMPLEMENTED: i32 = 12;
 const UNAUTHENTICATED: i32 = 16;
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-    use std::process::{Child, Command, Stdio};
-    use std::sync::Arc;
-
-    use muslin_stack::lease::Change;
-    use tempfile::TempDir;
-
-    use super::super::suite::{self, Node, Place, settings, soon};
-    use super::*;
-
-    /// A server of our own, on ports of the loopback.
-    struct Server {
-        directory: TempDir,
-        client: u16,
-        peer: u16,
-        process: Child,
-    }
-
-    impl Server {
-        /// `None` where etcd is not installed.
-        async fn start() -> Option<Self> {
-            let ports: Vec<_> = (0..2)
-                .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-                .collect();
-            let port = |index: usize| ports[index].local_addr().unwrap().port();
-            let (client, peer) = (port(0), port(1));
-            drop(ports);
-            let directory = TempDir::new().unwrap();
-            let Some(process) = spawn(&directory, client, peer) else {
-                eprintln!("skipped: there is no etcd");
-                return None;
-            };
-            let server = Self {
-                directory,
-                client,
-                peer,
-                process,
-            };
-            server.ready().await;
-            Some(server)
-        }
-
-        async fn ready(&self) {
-            soon("the server", async {
-                let store = self.open();
-                while store.execute(Op::Get("x".to_owned())).await.is_err() {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            })
-            .await;
-        }
-
-        fn stop(&mut self) {
-            self.process.kill().unwrap();
-            self.process.wait().unwrap();
-        }
-
-        async fn start_again(&mut self) {
-            self.process = spawn(&self.directory, self.client, self.peer).unwrap();
-            self.ready().await;
-        }
-
-        async fn client(&self) -> Client {
-            let server = format!("127.0.0.1:{}", self.client);
-            Client::connect([server], None).await.unwrap()
-        }
-    }
-
-    fn spawn(directory: &TempDir, client: u16, peer: u16) -> Option<Child> {
-        let (client, peer) = (
-            format!("http://127.0.0.1:{client}"),
-            format!("http://127.0.0.1:{peer}"),
-        );
-        Command::new("etcd")
-            .arg("--data-dir")
-            .arg(directory.path().join("data"))
-            .args(["--listen-client-urls", &client])
-            .args(["--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer])
-            .args(["--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}")])
-            .arg("--unsafe-no-fsync")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()
-    }
-
-    impl Drop for Server {
-        fn drop(&mut self) {
-            let _ = self.process.kill();
-            let _ = self.process.wait();
-        }
-    }
-
-    impl Place for Server {
-        fn open(&self) -> Arc<dyn Store> {
-            let rest = format!("//127.0.0.1:{}", self.client);
-            Arc::new(EtcdStore::new(&format!("etcd:{rest}"), &rest).unwrap())
-        }
-
-        async fn compact(&self) {
-            let mut client = self.client().await;
-            let now = client.get("x", None).await.unwrap();
-            let revision = now.header().unwrap().revision();
-            client.compact(revision, None).await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn it_is_a_store() {
-        if let Some(server) = Server::start().await {
-            suite::run_all(&server).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn a_lease_of_a_lost_race_is_revoked_and_others_live_a_day() {
-        let Some(server) = Server::start().await else {
-            return;
-        };
-        let store = server.open();
-        let create = || {
-            store.execute(Op::Create {
-                key: "/a".to_owned(),
-                value: String::new(),
-                ttl: Some(LEASE_TTL),
-            })
-        };
-        assert!(matches!(create().await, Ok(Answer::Done(_))));
-        assert_eq!(create().await, Ok(Answer::Conflict));
-        let mut client = server.client().await;
-        let leases = client.leases().await.unwrap();
-        let [lease] = leases.leases() else {
-            panic!("{leases:?}")
-        };
-        let life = client.lease_time_to_live(lease.id(), None).await.unwrap();
-        assert_eq!(life.granted_ttl(), 86_400);
-    }
-
-    #[tokio::test]
-    async fn the_outage_of_the_server_changes_nothing() {
-        let Some(mut server) = Server::start().await else {
-            return;
-        };
-        let mut one = Node::start(server.open(), settings("/outage", 1));
-        let first = one.subnet().await;
-        let mut two = Node::start(server.open(), settings("/outage", 2));
-        let second = two.subnet().await;
-        assert_eq!(one.peer().await, format!("{second} 192.168.0.2"));
-        server.stop();
-        let mut three = Node::start(server.open(), settings("/outage", 3));
-        server.start_again().await;
-        let third = three.subnet().await;
-        // The next that the first hears is this, and the others are as they were.
-        assert_eq!(one.peer().await, format!("{third} 192.168.0.3"));
-        assert!(![&first, &second].contains(&&third));
-    }
-
-    #[tokio::test]
-    async fn a_server_that_is_away_is_no_reason_to_stop() {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
-        let rest = format!("//{port}");
-        let store = EtcdStore::new(&format!("etcd:{rest}"), &rest).unwrap();
-        let error = store.execute(Op::Get("x".to_owned())).await.unwrap_err();
-        assert!(
-            matches!(&error, StoreError::Unavailable(text) if text.contains(&rest)),
-            "{error:?}"
-        );
-        assert!(!error.to_string().contains('\n'));
-    }
-
-    #[tokio::test]
-    async fn keys_and_values_that_are_no_text_do_no_harm() {
-        let Some(server) = Server::start().await else {
-            return;
-        };
-        let mut client = server.client().await;
-        let key = [b"/odd/subnets/10.244.7.0-24".as_slice(), &[0xff, 0xfe]].concat();
-        client.put(key, [0xff, 0x00], None).await.unwrap();
-        client
-            .put("/odd/subnets/10.244.8.0-24", [0xff], None)
-            .await
-            .unwrap();
-        let mut node = Node::start(server.open(), settings("/odd", 1));
-        let mut skipped = 0;
-        while !matches!(node.next().await, Change::Acquired(_)) {
-            skipped += 1;
-        }
-        assert_eq!(skipped, 3, "the configuration and two that are skipped");
-    }
-}
+mod faults;
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use muslin_encap::vxlan::VtepMac;
-use muslin_stack::lease::{Answer, Op, Revision, WatchEvent};
+use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use thiserror::Error;
+
+pub use etcd::EtcdOptions;
 
 use crate::error::{Error, Result};
 
@@ -31,6 +33,15 @@ pub trait Store: Send + Sync {
         prefix: &str,
         from: Revision,
     ) -> std::result::Result<Box<dyn Watch>, StoreError>;
+
+    /// The keys that begin with `prefix`, each with the time that it lives still. A list need not
+    /// know that, because it can cost the store one question per key.
+    async fn survey(&self, prefix: &str) -> std::result::Result<Vec<Entry>, StoreError> {
+        match self.execute(Op::List(prefix.to_owned())).await? {
+            Answer::Snapshot { entries, .. } => Ok(entries),
+            other => Err(StoreError::Unavailable(format!("unexpected: {other:?}"))),
+        }
+    }
 
     /// What this store is, for people: `sqlite:/path`.
     fn describe(&self) -> String;
@@ -64,13 +75,15 @@ pub enum StoreError {
     Refused(String),
 }
 
-/// Opens a store by its address: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT[,HOST:PORT]`.
-/// An etcd server is not asked yet, and need not be there.
+/// Opens a store by its address: `sqlite:PATH`, `file:PATH`, `etcd://HOST:PORT[,HOST:PORT]`, the
+/// same with `etcds:` for TLS, or `etcd:http://HOST:PORT[,https://HOST:PORT]` with flannel's list.
+/// An etcd server is not asked yet, and need not be there. The other kinds have no use for
+/// `options`.
 ///
 /// # Errors
 /// Bad usage for another address and for a list with mistakes, a failure for a file that cannot
 /// be read or is no store.
-pub fn open(url: &str) -> Result<Arc<dyn Store>> {
+pub fn open(url: &str, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
     let path = |path: &str| -> Result<std::path::PathBuf> {
         if path.is_empty() {
             return Err(Error::usage(format!("the store '{url}' names no file")));
@@ -80,7 +93,9 @@ pub fn open(url: &str) -> Result<Arc<dyn Store>> {
     match url.split_once(':') {
         Some(("sqlite", rest)) => Ok(Arc::new(sqlite::SqliteStore::open(&path(rest)?)?)),
         Some(("file", rest)) => Ok(Arc::new(file::FileStore::open(&path(rest)?)?)),
-        Some(("etcd", rest)) => Ok(Arc::new(etcd::EtcdStore::new(url, rest)?)),
+        Some((scheme @ ("etcd" | "etcds"), rest)) => {
+            Ok(Arc::new(etcd::EtcdStore::new(url, scheme, rest, options)?))
+        }
         _ => Err(Error::usage(format!(
             "the store '{url}' is unknown: use sqlite:PATH, file:PATH or etcd://HOST:PORT[,HOST:PORT]"
         ))),
@@ -102,7 +117,7 @@ mod tests {
     use super::*;
 
     fn error(url: &str) -> Error {
-        open(url).map(|_| ()).unwrap_err()
+        open(url, &EtcdOptions::default()).map(|_| ()).unwrap_err()
     }
 
     #[test]
@@ -129,6 +144,12 @@ mod tests {
             "etcd://:1",
             "etcd://h:1/x",
             "etcd://u@h:1",
+            "etcd://http://h:1",
+            "etcds:",
+            "etcds:https://h:1",
+            "etcd:http://h:1,h:2",
+            "etcd:ftp://h:1",
+            "etcd:http://h:1/x",
         ] {
             assert_eq!(error(url).exit_code(), 2, "{url}");
         }
@@ -136,8 +157,11 @@ mod tests {
             "etcd://h:1",
             "etcd://10.0.0.1:2379,[fd00::1]:2379",
             "etcd://h",
+            "etcds://h:1,g:1",
+            "etcd:http://h:1,https://g:1",
+            "etcd:http://127.0.0.1:4001/",
         ] {
-            assert!(open(url).is_ok(), "{url}");
+            assert!(open(url, &EtcdOptions::default()).is_ok(), "{url}");
         }
     }
 }

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use muslin_encap::vxlan::VtepMac;
 use muslin_stack::lease::{
     Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
-    Op, Revision, Settings, WatchEvent, Wish,
+    Op, RENEW_MARGIN, Revision, Settings, WatchEvent, Wish,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -17,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{Store, StoreError};
 use crate::error::Result;
-use crate::lease::run;
+use crate::lease::{Orders, run};
 
 /// How long anything may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -48,6 +49,8 @@ pub(crate) async fn run_all(place: &impl Place) {
     expiry(place).await;
     dropped_futures(place).await;
     nodes_come_and_go(place).await;
+    records_follow_the_node(place).await;
+    a_copy_gives_way(place).await;
     renewal_keeps_the_value(place).await;
     peers_expire(place).await;
     a_taken_subnet_is_a_loss(place).await;
@@ -247,6 +250,7 @@ async fn dropped_futures(place: &impl Place) {
 pub(crate) struct Node {
     changes: mpsc::UnboundedReceiver<Change>,
     leave: watch::Sender<bool>,
+    public_ip: watch::Sender<Ipv4Addr>,
     task: JoinHandle<Result<()>>,
     /// The subnets that it has reported.
     peers: BTreeSet<String>,
@@ -257,13 +261,18 @@ impl Node {
     fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
+        let (public_ip, moved) = watch::channel(settings.identity.public_ip);
+        let orders = Orders {
+            leave: asked,
+            public_ip: moved,
+        };
         let start = Instant::now();
         let clock = move || {
             let micros = start.elapsed().as_micros() as u64 * speed;
             smoltcp::time::Instant::from_micros(micros as i64)
         };
         let manager = Manager::new(settings);
-        let task = tokio::spawn(run(manager, store, clock, asked, move |change| {
+        let task = tokio::spawn(run(manager, store, clock, orders, move |change| {
             // A test that waits for the end hears no more changes.
             let _ = sender.send(change);
             Ok(())
@@ -271,6 +280,7 @@ impl Node {
         Self {
             changes,
             leave,
+            public_ip,
             task,
             peers: BTreeSet::new(),
         }
@@ -321,6 +331,11 @@ impl Node {
         }
     }
 
+    /// Gives it another public address.
+    pub(crate) fn move_to(&self, public_ip: Ipv4Addr) {
+        self.public_ip.send(public_ip).unwrap();
+    }
+
     /// Gives the lease back.
     pub(crate) async fn leave(mut self) {
         self.leave.send(true).unwrap();
@@ -358,6 +373,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
         prefix: prefix.to_owned(),
         previous: None,
         wish: Wish::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
+        renew_margin: RENEW_MARGIN,
         random_seed: u64::from(last) * 7919,
     }
 }
@@ -388,6 +404,56 @@ async fn nodes_come_and_go(place: &impl Place) {
     assert_eq!(one.peer().await, format!("{second} gone"));
     one.leave().await;
     assert_eq!(list(place.open().as_ref(), "/nodes/subnets").await.1, []);
+}
+
+async fn records_follow_the_node(place: &impl Place) {
+    let mut other = Node::start(place.open(), settings("/moves", 2));
+    other.subnet().await;
+    let mut node = Node::start(place.open(), settings("/moves", 1));
+    let subnet = node.subnet().await;
+    assert_eq!(other.peer().await, format!("{subnet} 192.168.0.1"));
+    // While it runs,
+    node.move_to([192, 168, 0, 11].into());
+    assert_eq!(other.peer().await, format!("{subnet} 192.168.0.11"));
+    // and while it does not.
+    drop(node);
+    let mut moved = settings("/moves", 21);
+    moved.identity.vtep_mac = settings("/moves", 1).identity.vtep_mac;
+    moved.previous = subnet.replace('-', "/").parse().ok();
+    let mut node = Node::start(place.open(), moved);
+    assert_eq!(node.subnet().await, subnet);
+    assert_eq!(other.peer().await, format!("{subnet} 192.168.0.21"));
+    node.leave().await;
+    assert_eq!(other.peer().await, format!("{subnet} gone"));
+}
+
+/// Two nodes with one state directory, both alive: the first keeps the lease.
+async fn a_copy_gives_way(place: &impl Place) {
+    let mut node = Node::start(place.open(), settings("/copy", 1));
+    let subnet = node.subnet().await;
+    for _ in 0..3 {
+        let mut copied = settings("/copy", 7);
+        copied.identity.vtep_mac = settings("/copy", 1).identity.vtep_mac;
+        copied.previous = subnet.replace('-', "/").parse().ok();
+        let mut copy = Node::start(place.open(), copied);
+        let lost = loop {
+            match copy.next().await {
+                Change::Lost(loss) => break loss,
+                Change::PeerGone(key) => panic!("{key}"),
+                _ => {}
+            }
+        };
+        assert!(matches!(lost, Loss::Cloned { .. }), "{lost}");
+        copy.end().await.unwrap();
+        while node.next().await != Change::Renewed {}
+        let entries = list(place.open().as_ref(), "/copy/subnets").await.1;
+        let record = LeaseRecord::parse(&entries[0].value).unwrap();
+        assert_eq!(
+            (entries.len(), record.public_ip),
+            (1, [192, 168, 0, 1].into())
+        );
+    }
+    node.leave().await;
 }
 
 async fn renewal_keeps_the_value(place: &impl Place) {

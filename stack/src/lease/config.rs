@@ -52,6 +52,10 @@ pub struct VxlanOptions {
     pub mtu: Option<Mtu>,
     /// Frames may come straight from nodes on the same link.
     pub direct_routing: bool,
+    /// Nodes may learn from frames where others are.
+    pub learning: bool,
+    /// Frames may carry a group of the group based policy extension.
+    pub gbp: bool,
 }
 
 impl Default for VxlanOptions {
@@ -61,7 +65,21 @@ impl Default for VxlanOptions {
             port: vxlan::PORT,
             mtu: None,
             direct_routing: false,
+            learning: false,
+            gbp: false,
         }
+    }
+}
+
+impl VxlanOptions {
+    /// The switches that are on, by flannel's names.
+    pub fn switches(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let all = [
+            ("DirectRouting", self.direct_routing),
+            ("Learning", self.learning),
+            ("GBP", self.gbp),
+        ];
+        all.into_iter().filter_map(|(name, on)| on.then_some(name))
     }
 }
 
@@ -239,8 +257,8 @@ impl NetworkConfig {
                 if let Some(mtu) = options.mtu {
                     backend["MTU"] = mtu.get().into();
                 }
-                if options.direct_routing {
-                    backend["DirectRouting"] = true.into();
+                for switch in options.switches() {
+                    backend[switch] = true.into();
                 }
                 backend
             }
@@ -260,7 +278,11 @@ impl fmt::Display for NetworkConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} in subnets of /{}, ", self.network, self.subnet_len)?;
         match &self.backend {
-            Backend::Vxlan(vxlan) => write!(f, "vxlan VNI {} port {}", vxlan.vni, vxlan.port),
+            Backend::Vxlan(vxlan) => {
+                write!(f, "vxlan VNI {} port {}", vxlan.vni, vxlan.port)?;
+                let mut switches = vxlan.switches();
+                switches.try_for_each(|switch| write!(f, " {switch}"))
+            }
             Backend::Udp { port } => write!(f, "udp port {port}"),
             Backend::Other(name) => f.write_str(name),
         }
@@ -288,6 +310,8 @@ impl Backend {
                 port: port.unwrap_or(vxlan::PORT),
                 mtu: fields.checked("MTU", Mtu::new)?,
                 direct_routing: fields.bool("DirectRouting")?.unwrap_or_default(),
+                learning: fields.bool("Learning")?.unwrap_or_default(),
+                gbp: fields.bool("GBP")?.unwrap_or_default(),
             })),
             _ => Ok(Self::Other(kind)),
         }
@@ -407,6 +431,19 @@ mod tests {
         assert_eq!(parse(&config.to_json()), Ok(config));
         let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"host-gw"}}"#).unwrap();
         assert_eq!(other.backend, Backend::Other("host-gw".to_owned()));
+    }
+
+    #[test]
+    fn switches_of_vxlan_are_read_told_and_written() {
+        let text = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","directrouting":true,
+            "Learning":true,"GBP":true}}"#;
+        let config = parse(text).unwrap();
+        let Backend::Vxlan(vxlan) = &config.backend else {
+            panic!("{config:?}")
+        };
+        assert!(vxlan.direct_routing && vxlan.learning && vxlan.gbp);
+        assert!(config.to_string().ends_with("DirectRouting Learning GBP"));
+        assert_eq!(parse(&config.to_json()), Ok(config));
     }
 
     #[test]

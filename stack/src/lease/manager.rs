@@ -11,6 +11,13 @@
 //!
 //! A key whose value cannot be read is no peer: what it was before ends, its subnet is not chosen,
 //! and it is reported once per writing. If it is our own key, it is written again.
+//!
+//! Whose record is it? flannel goes by the public address alone. Here a VXLAN record with our VTEP's
+//! MAC address is ours too where we had its subnet before: a node that comes back with another
+//! public address moves its record and keeps its subnet. Two nodes with one state directory, each
+//! alive, have the same claim then. The one that held the record writes it again, and the one that
+//! had moved it gives way for good: a node that is alive keeps what its pods use, and the copy ends
+//! with a message, whichever of the two came later.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -21,6 +28,7 @@ use smoltcp::time::{Duration, Instant};
 use thiserror::Error;
 
 use super::config::Backend;
+use super::reader::{self, NoLease};
 use super::{
     Answer, ConfigError, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent,
     shorten,
@@ -30,6 +38,14 @@ use crate::hash::Seed;
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
 
+/// How much of a lease's time is left when it is renewed: half, so that a store can be away for
+/// long.
+pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_200);
+
+/// The longest margin, as flannel has it: a lease lives for a minute at least before it is renewed.
+const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_439 * 60);
+/// How often a configuration that is missing is asked for, as flannel does.
+const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// Free subnets among which one is chosen, as flannel does.
 const CANDIDATES: usize = 100;
 /// Lost races after which the manager gives up.
@@ -38,14 +54,14 @@ const MAX_RACES: u32 = 50;
 const QUICK_CONFLICTS: u32 = 3;
 /// How often our record is written again after others changed it, before the manager gives up.
 const MAX_DISPUTES: u32 = 10;
+/// After so many challenges in a row the delay before the next answer grows no more.
+const MAX_CHALLENGE_DELAY: u32 = 4;
 /// Disputes that are further apart than this have nothing to do with each other.
 const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
 /// A watch that lived shorter than this is not opened again at once.
 const SHORT_WATCH: Duration = Duration::from_secs(10);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
-/// The longest value that is read: flannel's are below 300 bytes.
-const MAX_VALUE: usize = 16 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -61,7 +77,7 @@ pub struct Identity {
 /// Which network configuration a node wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wish {
-    /// The one that the store has; without one there is no lease.
+    /// The one that the store has; without one it waits until there is one.
     Any,
     /// The one that the store has, and this one is written where it has none.
     IfNone(NetworkConfig),
@@ -80,6 +96,8 @@ pub struct Settings {
     pub previous: Option<Ipv4Net>,
     /// The network configuration that the node wants.
     pub wish: Wish,
+    /// A lease is renewed when so much of its time is left; [`RENEW_MARGIN`] by default.
+    pub renew_margin: std::time::Duration,
     /// Unpredictable.
     pub random_seed: u64,
 }
@@ -110,6 +128,9 @@ pub enum Action {
 /// What has changed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
+    /// The store has no network configuration under this key, and none is proposed: it is asked
+    /// again until there is one. Told once.
+    NoConfig(String),
     /// The configuration is known.
     Configured(NetworkConfig),
     /// The node has this subnet.
@@ -118,6 +139,21 @@ pub enum Change {
     Renewed,
     /// Another writer changed our record, which is written again.
     Disputed(SubnetKey),
+    /// A record under our public address is taken over, as flannel does, but another VTEP wrote it:
+    /// a node that was here before, or one that has the same public address.
+    Replaced {
+        /// The lease.
+        key: SubnetKey,
+        /// The MAC address of the other VTEP.
+        vtep_mac: VtepMac,
+    },
+    /// Our record of another public address is moved to the present one, with the same subnet.
+    Moved {
+        /// The lease.
+        key: SubnetKey,
+        /// The address that it had.
+        from: Ipv4Addr,
+    },
     /// A peer is new or has changed.
     Peer(SubnetKey, LeaseRecord),
     /// A peer's lease has ended.
@@ -141,9 +177,6 @@ pub enum Loss {
     /// The configuration cannot be used.
     #[error("{0}")]
     Config(#[from] ConfigError),
-    /// The store has no configuration, and none was proposed.
-    #[error("the store has no network configuration under {0}")]
-    NoConfig(String),
     /// The store's configuration is not the one asked for.
     #[error("the store has the network {stored}, but {asked} was asked for")]
     OtherConfig {
@@ -168,6 +201,18 @@ pub enum Loss {
         key: String,
         /// The public address of its holder.
         holder: Ipv4Addr,
+    },
+    /// A node with our identity is alive, and had the subnet before us.
+    #[error(
+        "the node {holder} is alive and has this node's VTEP MAC address {vtep_mac} and its subnet {key}: is this state directory a copy of that node's? Then start with an empty one"
+    )]
+    Cloned {
+        /// The lease.
+        key: String,
+        /// The public address of the other node.
+        holder: Ipv4Addr,
+        /// The MAC address of both.
+        vtep_mac: VtepMac,
     },
     /// Another writer changed our record again and again.
     #[error(
@@ -219,7 +264,14 @@ pub struct Manager {
     failures: u32,
     conflicts: u32,
     disputes: u32,
+    /// How often a node with our identity took our record.
+    challenges: u32,
     disputed: Option<Instant>,
+    /// The public address from which our record was moved at the start.
+    moved_from: Option<Ipv4Addr>,
+    /// The public address before the last change at run time.
+    former: Option<Ipv4Addr>,
+    misses_config: bool,
     leaving: bool,
     random: u64,
     changes: VecDeque<Change>,
@@ -240,13 +292,7 @@ struct Skipped {
     subnet: Option<SubnetKey>,
 }
 
-/// Why an entry is no usable lease.
-struct Unusable {
-    subnet: Option<SubnetKey>,
-    reason: String,
-}
-
-/// A record under our own public address.
+/// A record that is ours: under our public address, or ours by its VTEP.
 type OwnEntry = (SubnetKey, Entry, LeaseRecord);
 
 impl Manager {
@@ -270,7 +316,11 @@ impl Manager {
             failures: 0,
             conflicts: 0,
             disputes: 0,
+            challenges: 0,
             disputed: None,
+            moved_from: None,
+            former: None,
+            misses_config: false,
             leaving: false,
             changes: VecDeque::new(),
         }
@@ -328,7 +378,7 @@ impl Manager {
                 until: match self.own {
                     Some(own) if !own.reservation => own.renew_at,
                     // A reservation is never renewed.
-                    Some(_) | None => now + half(LEASE_TTL),
+                    Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
                 },
             },
         }
@@ -338,7 +388,7 @@ impl Manager {
     pub fn answer(&mut self, now: Instant, answer: Answer) {
         let failures = std::mem::take(&mut self.failures);
         match (self.phase.clone(), answer) {
-            (Phase::ReadConfig, Answer::Value(entry)) => self.read_config(entry),
+            (Phase::ReadConfig, Answer::Value(entry)) => self.read_config(now, entry),
             (Phase::WriteConfig, Answer::Done(_)) => self.phase = Phase::ReadConfig,
             (Phase::WriteConfig, Answer::Conflict) => self.look_again(now, Phase::ReadConfig),
             (Phase::List, Answer::Snapshot { revision, entries }) => {
@@ -420,6 +470,23 @@ impl Manager {
         }
     }
 
+    /// The node's public address is another one now: its record moves there, with the same subnet.
+    pub fn set_public_ip(&mut self, public_ip: Ipv4Addr) {
+        let old = std::mem::replace(&mut self.settings.identity.public_ip, public_ip);
+        if old == public_ip {
+            return;
+        }
+        self.former = Some(old);
+        match (&self.phase, self.own) {
+            (Phase::Over, _) => {}
+            (Phase::Hold, Some(own)) => {
+                self.phase = Phase::Put(own.key, own.revision, own.reservation);
+            }
+            // The operation in flight may have written the old address; a list tells.
+            _ => self.list_after = true,
+        }
+    }
+
     /// What has changed since the last call.
     pub fn changes(&mut self) -> impl Iterator<Item = Change> + '_ {
         self.changes.drain(..)
@@ -433,7 +500,7 @@ impl Manager {
     /// What the keys of all leases begin with: flannel lists and watches without a final slash.
     #[must_use]
     pub fn lease_prefix(&self) -> String {
-        format!("{}/subnets", self.settings.prefix)
+        reader::lease_prefix(&self.settings.prefix)
     }
 
     /// The record of this node.
@@ -456,12 +523,15 @@ impl Manager {
         }
     }
 
-    fn read_config(&mut self, entry: Option<Entry>) {
+    fn read_config(&mut self, now: Instant, entry: Option<Entry>) {
         let Some(entry) = entry else {
             if self.proposal().is_some() {
                 self.phase = Phase::WriteConfig;
             } else {
-                self.lose(Loss::NoConfig(self.config_key()));
+                if !std::mem::replace(&mut self.misses_config, true) {
+                    self.changes.push_back(Change::NoConfig(self.config_key()));
+                }
+                self.retry = Some(now + CONFIG_RETRY);
             }
             return;
         };
@@ -494,9 +564,7 @@ impl Manager {
         let known = std::mem::take(&mut self.skipped);
         for entry in entries {
             match self.read(&entry) {
-                Ok((key, record)) if record.public_ip == self.settings.identity.public_ip => {
-                    own.push((key, entry, record));
-                }
+                Ok((key, record)) if self.is_ours(key, &record) => own.push((key, entry, record)),
                 Ok((key, record)) => {
                     found.insert(key, record);
                 }
@@ -524,10 +592,15 @@ impl Manager {
     /// We are leaving: is there a record of ours to delete?
     fn give_back(&mut self, own: &[OwnEntry]) {
         let held = self.own.map(|own| own.key);
-        let is_ours = |key| held.is_none_or(|held| held == key);
+        // Not what another node with our identity holds.
+        let public_ip = self.settings.identity.public_ip;
+        let is_ours = |key, record: &LeaseRecord| {
+            let is_here = record.public_ip == public_ip || self.is_former(record);
+            is_here && held.is_none_or(|held| held == key)
+        };
         match own
             .iter()
-            .find(|(key, entry, _)| entry.ttl.is_some() && is_ours(*key))
+            .find(|(key, entry, record)| entry.ttl.is_some() && is_ours(*key, record))
         {
             Some((key, entry, _)) => self.phase = Phase::Delete(*key, entry.revision),
             None => self.end(Change::Left),
@@ -541,8 +614,11 @@ impl Manager {
             if *record == self.record() {
                 self.adopt(now, held, entry);
                 self.phase = Phase::Hold;
+            } else if entry.revision == held.revision {
+                // It is as we wrote it, but our address has changed.
+                self.phase = Phase::Put(held.key, entry.revision, held.reservation);
             } else {
-                self.dispute(now, held, entry.revision);
+                self.contested(now, held, entry.revision, record);
             }
         } else if let Some(record) = self.leases.get(&held.key).or_else(|| {
             let mut leases = self.leases.iter();
@@ -564,13 +640,14 @@ impl Manager {
             self.phase = Phase::ReadConfig;
             return;
         };
-        if let Some((key, entry, record)) = own.first() {
+        if let Some((key, entry, record)) = self.best(own) {
             let (reservation, unchanged) = (entry.ttl.is_none(), *record == self.record());
             if !config.allows(key.ipv4) || key.ipv6.is_some() {
                 self.phase = Phase::Delete(*key, entry.revision);
             } else if reservation && unchanged {
                 self.hold(now, *key, entry.revision, true);
             } else {
+                self.tell_take_over(*key, record);
                 self.phase = Phase::Put(*key, entry.revision, reservation);
             }
             return;
@@ -587,6 +664,65 @@ impl Manager {
             Some(subnet) => self.phase = Phase::Create(SubnetKey::new(subnet)),
             None => self.lose(Loss::OutOfSubnets(config.subnets().count())),
         }
+    }
+
+    /// The record to go on with: that of the subnet that our pods have, else one that our VTEP
+    /// wrote, else the first, as flannel does.
+    fn best<'a>(&self, own: &'a [OwnEntry]) -> Option<&'a OwnEntry> {
+        let vtep_mac = self.settings.identity.vtep_mac;
+        own.iter().min_by_key(|(key, _, record)| {
+            let is_foreign = record.vtep_mac().is_some_and(|mac| mac != vtep_mac);
+            (!self.is_previous(*key), is_foreign)
+        })
+    }
+
+    /// Says so if a record that we go on with is not simply our own.
+    fn tell_take_over(&mut self, key: SubnetKey, record: &LeaseRecord) {
+        let Identity {
+            public_ip,
+            vtep_mac,
+        } = self.settings.identity;
+        if record.public_ip != public_ip {
+            let from = record.public_ip;
+            if self.moved_from.replace(from) != Some(from) {
+                self.changes.push_back(Change::Moved { key, from });
+            }
+        } else if let Some(other) = record.vtep_mac()
+            && other != vtep_mac
+            && !self.is_previous(key)
+        {
+            let vtep_mac = other;
+            self.changes.push_back(Change::Replaced { key, vtep_mac });
+        }
+    }
+
+    fn is_previous(&self, key: SubnetKey) -> bool {
+        let previous = self.settings.previous;
+        previous.is_some_and(|previous| previous.trunc() == key.ipv4)
+    }
+
+    /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
+    /// that we have or had, or under the address that we had.
+    fn is_ours(&self, key: SubnetKey, record: &LeaseRecord) -> bool {
+        let identity = &self.settings.identity;
+        if record.public_ip == identity.public_ip {
+            return true;
+        }
+        match self.own {
+            // The old address is still in what we wrote, whatever the backend.
+            Some(own) if own.key == key => {
+                self.is_former(record) || record.vtep_mac() == Some(identity.vtep_mac)
+            }
+            Some(_) => false,
+            None => {
+                record.vtep_mac() == Some(identity.vtep_mac)
+                    && (self.is_previous(key) || self.is_former(record))
+            }
+        }
+    }
+
+    fn is_former(&self, record: &LeaseRecord) -> bool {
+        Some(record.public_ip) == self.former
     }
 
     /// The first free subnets, upward: one pass over the leases however large the network is.
@@ -646,7 +782,7 @@ impl Manager {
             key,
             revision,
             reservation,
-            renew_at: now + half(LEASE_TTL),
+            renew_at: now + self.renewal(LEASE_TTL),
         });
         self.conflicts = 0;
         self.skipped.remove(&self.lease_key(key));
@@ -666,7 +802,7 @@ impl Manager {
 
     /// Takes our record as the store has it.
     fn adopt(&mut self, now: Instant, held: Own, entry: &Entry) {
-        let renew_at = entry.ttl.map(|ttl| now + half(ttl).max(SHORTEST_RENEWAL));
+        let renew_at = entry.ttl.map(|ttl| now + self.renewal(ttl));
         self.own = Some(Own {
             revision: entry.revision,
             reservation: entry.ttl.is_none(),
@@ -675,20 +811,62 @@ impl Manager {
         });
     }
 
-    /// Our record is not what we wrote: write it again, later and later.
-    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
+    /// How long a lease that lives so long still need not be renewed.
+    fn renewal(&self, ttl: std::time::Duration) -> Duration {
+        let margin = self.settings.renew_margin.min(MAX_RENEW_MARGIN);
+        let rest = ttl.min(LEASE_TTL).saturating_sub(margin);
+        Duration::from_millis(rest.as_millis() as u64).max(SHORTEST_RENEWAL)
+    }
+
+    /// Our record is another one than we wrote, under our address or by our VTEP.
+    fn contested(&mut self, now: Instant, held: Own, revision: Revision, record: &LeaseRecord) {
+        let holder = record.public_ip;
+        let is_ours = holder == self.settings.identity.public_ip || self.is_former(record);
+        if !is_ours && self.moved_from == Some(holder) {
+            // We moved it here because nobody seemed to have it, and its holder writes it again.
+            let (key, vtep_mac) = (held.key.to_string(), self.settings.identity.vtep_mac);
+            return self.lose(Loss::Cloned {
+                key,
+                holder,
+                vtep_mac,
+            });
+        }
+        if is_ours {
+            return self.dispute(now, held, revision);
+        }
+        // A copy of us gives way when it sees our record again, and may be started again and again.
+        self.note_dispute(now);
+        self.challenges = self.challenges.saturating_add(1);
+        self.write_again(
+            now,
+            held,
+            revision,
+            self.challenges.min(MAX_CHALLENGE_DELAY),
+        );
+    }
+
+    fn note_dispute(&mut self, now: Instant) {
         let is_recent = |disputed: Instant| now < disputed + DISPUTE_MEMORY;
         if !self.disputed.replace(now).is_some_and(is_recent) {
-            self.disputes = 0;
+            (self.disputes, self.challenges) = (0, 0);
         }
+    }
+
+    /// Our record is not what we wrote: write it again, later and later.
+    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
+        self.note_dispute(now);
         self.disputes += 1;
         if self.disputes > MAX_DISPUTES {
             let (key, public_ip) = (held.key.to_string(), self.settings.identity.public_ip);
             return self.lose(Loss::Disputed { key, public_ip });
         }
+        self.write_again(now, held, revision, self.disputes);
+    }
+
+    fn write_again(&mut self, now: Instant, held: Own, revision: Revision, attempt: u32) {
         self.phase = Phase::Put(held.key, revision, held.reservation);
         self.changes.push_back(Change::Disputed(held.key));
-        self.delay(now, self.disputes);
+        self.delay(now, attempt);
     }
 
     fn written(&mut self, now: Instant, entry: &Entry) {
@@ -697,7 +875,7 @@ impl Manager {
                 self.skipped.remove(&entry.key);
                 if self.claims(key) {
                     self.own_written(now, entry, Some(&record));
-                } else if record.public_ip == self.settings.identity.public_ip {
+                } else if self.is_ours(key, &record) {
                     self.remove_peer(key);
                 } else if self.leases.get(&key) != Some(&record) {
                     self.leases.insert(key, record.clone());
@@ -728,10 +906,11 @@ impl Manager {
         }
         match record {
             Some(_) if is_unchanged => self.adopt(now, own, entry),
-            Some(record) if record.public_ip != self.settings.identity.public_ip => {
-                self.taken(own.key, record.public_ip);
+            Some(record) if self.is_ours(own.key, record) => {
+                self.contested(now, own, entry.revision, record);
             }
-            Some(_) | None => self.dispute(now, own, entry.revision),
+            Some(record) => self.taken(own.key, record.public_ip),
+            None => self.dispute(now, own, entry.revision),
         }
     }
 
@@ -763,41 +942,20 @@ impl Manager {
         }
     }
 
-    fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), Unusable> {
-        let Some(key) = self.subnet_key(&entry.key) else {
-            let reason = "its name is not a subnet".to_owned();
-            return Err(Unusable {
-                subnet: None,
-                reason,
-            });
-        };
-        let unusable = |reason| Unusable {
-            subnet: Some(key),
-            reason,
-        };
-        if entry.value.len() > MAX_VALUE {
-            let reason = format!("its value has more than {MAX_VALUE} bytes");
-            return Err(unusable(reason));
-        }
-        let record = LeaseRecord::parse(&entry.value).map_err(|error| unusable(shorten(&error)))?;
-        let ip = record.public_ip;
-        if ip == self.settings.identity.public_ip {
+    fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
+        let prefix = &self.settings.prefix;
+        let (key, record) = reader::read_entry(prefix, entry)?;
+        if record.public_ip == self.settings.identity.public_ip {
             return Ok((key, record));
         }
-        if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
-            return Err(unusable(format!("no node can have the PublicIP {ip}")));
-        }
-        match &self.config {
-            // Its holder would be sent what is not for pods.
-            Some(config) if !config.network.contains(&key.ipv4) => {
-                let network = config.network;
-                Err(unusable(format!("it is not in the network {network}")))
-            }
-            Some(_) | None => Ok((key, record)),
-        }
+        reader::read_peer(
+            prefix,
+            entry,
+            self.config.as_ref().map(|config| config.network),
+        )
     }
 
-    fn skip(&mut self, entry: &Entry, unusable: Unusable, known: Option<Revision>) {
+    fn skip(&mut self, entry: &Entry, unusable: NoLease, known: Option<Revision>) {
         let skipped = Skipped {
             revision: entry.revision,
             subnet: unusable.subnet,
@@ -853,12 +1011,8 @@ impl Manager {
         format!("{}/{key}", self.lease_prefix())
     }
 
-    /// The subnet that a key names. Other ways to write the same subnet name nothing, because two
-    /// keys would be one lease.
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
-        let text = key.strip_prefix(&self.lease_prefix())?.strip_prefix('/')?;
-        let key: SubnetKey = text.parse().ok()?;
-        (key.to_string() == text).then_some(key)
+        reader::subnet_key(&self.settings.prefix, key)
     }
 }
 
@@ -868,11 +1022,6 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
 
 fn number(address: Ipv4Addr) -> u64 {
     u32::from(address).into()
-}
-
-/// Half of a time to live, which is at most a lease's.
-fn half(ttl: std::time::Duration) -> Duration {
-    Duration::from_millis(ttl.min(LEASE_TTL).as_millis() as u64 / 2)
 }
 
 #[cfg(test)]
@@ -994,6 +1143,7 @@ mod tests {
             prefix: PREFIX.to_owned(),
             previous: None,
             wish: Wish::Any,
+            renew_margin: RENEW_MARGIN,
             random_seed: last.into(),
         })
     }
@@ -1256,6 +1406,195 @@ mod tests {
     }
 
     #[test]
+    fn the_margin_says_when_to_renew() {
+        for (minutes, at) in [(60, 23 * 60), (1, 1439), (1439, 1), (99_999, 1)] {
+            let mut store = Store::with_config(CONFIG);
+            let mut manager = manager(1);
+            manager.settings.renew_margin = std::time::Duration::from_secs(minutes * 60);
+            settle(&mut manager, &mut store, Instant::ZERO);
+            let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
+                panic!()
+            };
+            assert_eq!(until, Instant::ZERO + Duration::from_secs(at * 60));
+        }
+    }
+
+    #[test]
+    fn u1_a_missing_configuration_is_told_once_and_waited_for() {
+        let mut store = Store::default();
+        let mut manager = manager(1);
+        let mut now = Instant::ZERO;
+        let mut reads = 0;
+        while reads < 20 {
+            match manager.poll(now) {
+                Action::Store(op) => {
+                    reads += 1;
+                    manager.answer(now, store.execute(op));
+                }
+                Action::Wait { until } => now = until,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(now, Instant::ZERO + Duration::from_secs(19));
+        let missing = Change::NoConfig(format!("{PREFIX}/config"));
+        assert_eq!(manager.changes().collect::<Vec<_>>(), [missing]);
+        store.write(&format!("{PREFIX}/config"), CONFIG, None);
+        assert!(acquired(&settle(&mut manager, &mut store, now)).is_some());
+    }
+
+    const VXLAN: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+    /// A node that had `subnet` before, has the MAC address `mac` and is at `last` now.
+    fn returning(last: u8, mac: u8, subnet: &str) -> Manager {
+        let mut manager = manager(last);
+        manager.settings.identity.vtep_mac = VtepMac::from_random([mac; 6]);
+        manager.settings.previous = subnet.replace('-', "/").parse().ok();
+        manager
+    }
+
+    fn holder(store: &Store, subnet: &str) -> Ipv4Addr {
+        let entry = &store.entries[&format!("{PREFIX}/subnets/{subnet}")];
+        LeaseRecord::parse(&entry.value).unwrap().public_ip
+    }
+
+    #[test]
+    fn a_node_with_another_public_address_keeps_its_subnet() {
+        let mut store = Store::with_config(VXLAN);
+        let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+        let (key, from) = (subnet.parse().unwrap(), [192, 168, 0, 1].into());
+        let mut moved = returning(7, 1, &subnet);
+        let changes = settle(&mut moved, &mut store, Instant::ZERO);
+        assert_eq!(
+            changes[1..],
+            [Change::Moved { key, from }, Change::Acquired(key)]
+        );
+        assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
+        assert_eq!(store.subnets(), [(subnet.clone(), Some(LEASE_TTL))]);
+
+        // Neither another MAC address nor another previous subnet proves that it is ours.
+        for other in [returning(8, 8, &subnet), returning(9, 1, "10.3.250.0/24")] {
+            let mut other = other;
+            let changes = settle(&mut other, &mut store, Instant::ZERO);
+            assert_ne!(acquired(&changes), Some(subnet.clone()));
+        }
+        // Nor does anything with a backend that has no MAC address.
+        let mut store = Store::with_config(CONFIG);
+        let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+        let changes = settle(&mut returning(7, 1, &subnet), &mut store, Instant::ZERO);
+        assert_ne!(acquired(&changes), Some(subnet));
+    }
+
+    #[test]
+    fn nodes_that_exchange_their_public_addresses_keep_their_subnets() {
+        let mut store = Store::with_config(VXLAN);
+        let first = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+        let second = acquired(&settle(&mut manager(2), &mut store, Instant::ZERO)).unwrap();
+        let mut one = returning(2, 1, &first);
+        let changes = settle(&mut one, &mut store, Instant::ZERO);
+        assert_eq!(acquired(&changes), Some(first.clone()));
+        let mut two = returning(1, 2, &second);
+        let changes = settle(&mut two, &mut store, Instant::ZERO);
+        assert_eq!(acquired(&changes), Some(second.clone()));
+        settle(&mut one, &mut store, Instant::ZERO);
+        assert_eq!(holder(&store, &first), Ipv4Addr::new(192, 168, 0, 2));
+        assert_eq!(holder(&store, &second), Ipv4Addr::new(192, 168, 0, 1));
+        let peers: Vec<_> = one.leases().map(|(key, _)| key.to_string()).collect();
+        assert_eq!(peers, [second]);
+    }
+
+    #[test]
+    fn a_copy_of_a_node_that_is_alive_gives_way() {
+        for has_gap in [false, true] {
+            let mut store = Store::with_config(VXLAN);
+            let mut node = manager(1);
+            let subnet = acquired(&settle(&mut node, &mut store, Instant::ZERO)).unwrap();
+            // More often than a record may be disputed: the node must not be worn down.
+            for round in 0..3 * MAX_DISPUTES {
+                let mut copy = returning(7, 1, &subnet);
+                let changes = settle(&mut copy, &mut store, Instant::ZERO);
+                assert_eq!(acquired(&changes), Some(subnet.clone()), "{round}");
+                if has_gap {
+                    node.watch_ended(Instant::ZERO);
+                }
+                let key = subnet.parse().unwrap();
+                assert_eq!(
+                    settle(&mut node, &mut store, Instant::ZERO),
+                    [Change::Disputed(key), Change::Renewed]
+                );
+                let changes = settle(&mut copy, &mut store, Instant::ZERO);
+                let [Change::Lost(loss @ Loss::Cloned { .. })] = &changes[..] else {
+                    panic!("{changes:?}")
+                };
+                assert!(loss.to_string().contains("192.168.0.1"), "{loss}");
+                assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 1));
+            }
+            assert_eq!(node.phase, Phase::Hold);
+        }
+    }
+
+    #[test]
+    fn the_copy_keeps_the_subnet_if_the_first_was_dead_and_comes_back() {
+        let mut store = Store::with_config(VXLAN);
+        let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+        settle(&mut returning(7, 1, &subnet), &mut store, Instant::ZERO);
+        // Started again, it holds a record under its own address and had it before.
+        let mut copy = returning(7, 1, &subnet);
+        settle(&mut copy, &mut store, Instant::ZERO);
+        let mut back = returning(1, 1, &subnet);
+        settle(&mut back, &mut store, Instant::ZERO);
+        settle(&mut copy, &mut store, Instant::ZERO);
+        let changes = settle(&mut back, &mut store, Instant::ZERO);
+        assert!(matches!(changes[..], [Change::Lost(Loss::Cloned { .. })]));
+        assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
+        assert_eq!(copy.phase, Phase::Hold);
+    }
+
+    #[test]
+    fn a_lease_of_another_vtep_under_our_address_is_reused_and_told() {
+        let mut store = Store::with_config(VXLAN);
+        let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+        let key = subnet.parse().unwrap();
+        let mut other = returning(1, 9, "10.3.250.0/24");
+        let changes = settle(&mut other, &mut store, Instant::ZERO);
+        let vtep_mac = VtepMac::from_random([1; 6]);
+        assert_eq!(
+            changes[1..],
+            [Change::Replaced { key, vtep_mac }, Change::Acquired(key)]
+        );
+        let changes = settle(&mut returning(1, 8, &subnet), &mut store, Instant::ZERO);
+        assert_eq!(changes[1..], [Change::Acquired(key)], "we had it before");
+    }
+
+    #[test]
+    fn a_record_follows_the_public_address() {
+        for config in [VXLAN, CONFIG] {
+            let mut store = Store::with_config(config);
+            let mut manager = manager(1);
+            let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+            manager.set_public_ip([192, 168, 0, 1].into());
+            assert_eq!(settle(&mut manager, &mut store, Instant::ZERO), []);
+            manager.set_public_ip([192, 168, 0, 77].into());
+            assert_eq!(
+                settle(&mut manager, &mut store, Instant::ZERO),
+                [Change::Renewed]
+            );
+            assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 77));
+            // During a renewal, which still writes the old address.
+            let later = Instant::ZERO + Duration::from_secs(50_000);
+            let Action::Store(op) = manager.poll(later) else {
+                panic!()
+            };
+            let answer = store.execute(op);
+            manager.set_public_ip([192, 168, 0, 78].into());
+            manager.answer(later, answer);
+            settle(&mut manager, &mut store, later);
+            assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 78));
+            assert_eq!(store.subnets().len(), 1);
+            assert_eq!(manager.leases().count(), 0);
+        }
+    }
+
+    #[test]
     fn leaving_deletes_the_record() {
         let mut store = Store::with_config(CONFIG);
         let mut manager = manager(1);
@@ -1281,10 +1620,6 @@ mod tests {
     #[test]
     fn a_wish_is_written_once_and_exact_ones_must_agree() {
         let (one, other) = (proposal("10.244.0.0/16"), proposal("10.9.0.0/16"));
-        let mut store = Store::default();
-        let changes = settle(&mut wishing(1, Wish::Any), &mut store, Instant::ZERO);
-        assert!(matches!(changes[..], [Change::Lost(Loss::NoConfig(_))]));
-
         for first in [Wish::IfNone(one.clone()), Wish::Exactly(one.clone())] {
             let mut store = Store::default();
             let changes = settle(&mut wishing(1, first), &mut store, Instant::ZERO);
@@ -1451,7 +1786,7 @@ mod tests {
             r#"{"PublicIP":7}"#,
             "{}",
             r#"{"PublicIP":"224.0.0.1"}"#,
-            &"x".repeat(MAX_VALUE + 1),
+            &"x".repeat(reader::MAX_VALUE + 1),
         ] {
             let mut store = Store::with_config(
                 r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.2.0"}"#,

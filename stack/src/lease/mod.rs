@@ -7,11 +7,15 @@
 mod config;
 mod key;
 mod manager;
+mod reader;
 mod record;
 
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
-pub use manager::{Action, Change, Identity, LEASE_TTL, Loss, Manager, Settings, Wish};
+pub use manager::{
+    Action, Change, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
+};
+pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
 
 use std::time::Duration;

@@ -1,0 +1,128 @@
+//! What flannel's users and their tools find here as they know it: the file that tells CNI plugins
+//! and Docker of the subnet, the health endpoints, and the word to the service manager.
+
+mod health;
+mod notify;
+mod subnet_env;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use muslin_stack::lease::{Backend, NetworkConfig};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::error::Result;
+
+pub use notify::stopping;
+pub use subnet_env::SubnetEnv;
+
+/// What flannel's tools see of a node.
+#[derive(Debug)]
+pub struct Surface {
+    file: PathBuf,
+    written: Option<SubnetEnv>,
+    ready: watch::Sender<bool>,
+}
+
+impl Surface {
+    /// Begins to answer questions for health, where an address for that is given. The node is not
+    /// ready yet, and the file is not touched.
+    ///
+    /// # Errors
+    /// If the address is not to be had.
+    pub async fn start(file: PathBuf, health: Option<SocketAddr>) -> Result<Self> {
+        let ready = watch::Sender::new(false);
+        if let Some(address) = health {
+            let listener = health::listen(address).await?;
+            info!("health is told at http://{address}/healthz and /readyz");
+            tokio::spawn(health::serve(listener, ready.subscribe()));
+        }
+        notify::waiting();
+        Ok(Self {
+            file,
+            written: None,
+            ready,
+        })
+    }
+
+    /// The subnet that an earlier node, or flannel's own, has left in the file.
+    #[must_use]
+    pub fn previous_subnet(&self) -> Option<Ipv4Net> {
+        subnet_env::previous_subnet(&self.file)
+    }
+
+    /// The data path runs: tells those who wait. As flannel's, a node whose file cannot be written
+    /// goes on, but its health is never "ready".
+    pub fn announce(&mut self, subnet: SubnetEnv, node: &str) {
+        match subnet.write(&self.file) {
+            Ok(()) => {
+                info!("the subnet is told in {}", self.file.display());
+                self.written = Some(subnet);
+                self.ready.send_replace(true);
+                notify::ready(node);
+            }
+            Err(error) => {
+                warn!("{error}: /readyz will not say that this node is ready");
+                notify::ready(&format!("{node}, but without a subnet file"));
+            }
+        }
+    }
+
+    /// The lease is given back, and so the file is wrong; one that others have written since stays.
+    pub fn withdraw(&mut self) {
+        self.ready.send_replace(false);
+        if let Some(subnet) = self.written.take()
+            && let Err(error) = subnet.remove(&self.file)
+        {
+            warn!("{error}");
+        }
+    }
+}
+
+/// What a node says about options of the network that it cannot follow, one line each.
+#[must_use]
+pub fn limits(config: &NetworkConfig) -> Vec<&'static str> {
+    let Backend::Vxlan(options) = &config.backend else {
+        return Vec::new();
+    };
+    let lines = [
+        (
+            options.direct_routing,
+            "the network has DirectRouting, which is not possible here yet: this node uses VXLAN \
+             for all others, and does not get what flannel nodes on the same link send around it",
+        ),
+        (
+            options.learning,
+            "the network has Learning, which this node ignores: where others are it takes from \
+             their leases only",
+        ),
+        (
+            options.gbp,
+            "the network has GBP: this node takes frames with a group, and sends them without",
+        ),
+    ];
+    let said = lines.into_iter().filter(|(is_on, _)| *is_on);
+    said.map(|(_, line)| line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_followed_is_said_once_each() {
+        let limits = |backend: &str| {
+            let text = format!(r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#);
+            super::limits(&NetworkConfig::parse(&text).unwrap())
+        };
+        assert!(limits(r#"{"Type":"udp"}"#).is_empty());
+        assert!(limits(r#"{"Type":"vxlan","Learning":false}"#).is_empty());
+        let all = limits(r#"{"Type":"vxlan","Learning":true,"GBP":true,"DirectRouting":true}"#);
+        for (line, word) in all.iter().zip(["DirectRouting", "Learning", "GBP"]) {
+            assert!(line.contains(word), "{line}");
+        }
+        assert_eq!(all.len(), 3);
+    }
+}

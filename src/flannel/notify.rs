@@ -1,0 +1,25 @@
+//! What the service manager is told (sd_notify(3)); nothing where there is none.
+
+use sd_notify::NotifyState;
+use tracing::debug;
+
+/// The node has begun.
+pub(super) fn waiting() {
+    tell(&[NotifyState::Status("waiting for a lease")]);
+}
+
+/// The node serves its pods.
+pub(super) fn ready(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// The node ends.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!("the service manager does not hear: {error}");
+    }
+}

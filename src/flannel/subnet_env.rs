@@ -1,0 +1,241 @@
+//! `subnet.env`, where CNI plugins and Docker's helpers read the node's subnet, byte for byte as
+//! flannel writes it.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+use muslin_stack::gateway;
+use tracing::warn;
+
+use crate::error::{Context, Result};
+
+/// What is read of a file that should have a few lines.
+const MAX_LENGTH: u64 = 64 << 10;
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubnetEnv {
+    /// All pods of the cluster.
+    pub network: Ipv4Net,
+    /// The node's subnet.
+    pub subnet: Ipv4Net,
+    /// MTU of pods in bytes.
+    pub mtu: u16,
+    /// Whether the daemon is to masquerade, so that nobody else must.
+    pub ip_masq: bool,
+}
+
+impl fmt::Display for SubnetEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            network,
+            subnet,
+            mtu,
+            ip_masq,
+        } = self;
+        writeln!(f, "FLANNEL_NETWORK={network}")?;
+        let first = gateway::address(*subnet);
+        writeln!(f, "FLANNEL_SUBNET={first}/{}", subnet.prefix_len())?;
+        writeln!(f, "FLANNEL_MTU={mtu}")?;
+        writeln!(f, "FLANNEL_IPMASQ={ip_masq}")
+    }
+}
+
+impl SubnetEnv {
+    /// Replaces the file at once, and makes its directory where it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be written; what was there stays.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let dir = directory(path);
+            DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+            let mut new = tempfile::NamedTempFile::new_in(dir)?;
+            new.write_all(self.to_string().as_bytes())?;
+            new.as_file()
+                .set_permissions(Permissions::from_mode(0o644))?;
+            new.as_file().sync_all()?;
+            new.persist(path)?;
+            Ok(())
+        };
+        write().context(format!("cannot write {}", path.display()))
+    }
+
+    /// Removes the file, if it says this still.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn remove(&self, path: &Path) -> Result<()> {
+        let is_ours = matches!(fs::read_to_string(path), Ok(text) if text == self.to_string());
+        if !is_ours {
+            return Ok(());
+        }
+        fs::remove_file(path).context(format!("cannot remove {}", path.display()))
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The subnet that a file names; nothing if there is no file, or none or several in it.
+pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(MAX_LENGTH).read_to_end(&mut bytes));
+    if let Err(error) = file {
+        if error.kind() != io::ErrorKind::NotFound {
+            warn!("no earlier subnet from {}: {error}", path.display());
+        }
+        return None;
+    }
+    read(&bytes)
+}
+
+fn read(bytes: &[u8]) -> Option<Ipv4Net> {
+    let text = String::from_utf8_lossy(bytes);
+    let lines = dotenvy::from_read_iter(text.as_bytes());
+    // A line that is none does not spoil the others.
+    let pairs = lines.filter_map(|line| line.ok());
+    let (_, value) = pairs.filter(|(key, _)| key == "FLANNEL_SUBNET").last()?;
+    let mut subnets = value
+        .split(',')
+        .filter_map(|text| text.trim().parse::<Ipv4Net>().ok());
+    let first = subnets.next()?;
+    subnets.next().is_none().then(|| first.trunc())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> SubnetEnv {
+        SubnetEnv {
+            network: "10.5.0.0/16".parse().unwrap(),
+            subnet: "10.5.72.0/24".parse().unwrap(),
+            mtu: 1450,
+            ip_masq: true,
+        }
+    }
+
+    fn subnet(text: &str) -> Option<String> {
+        read(text.as_bytes()).map(|subnet| subnet.to_string())
+    }
+
+    #[test]
+    fn bytes_are_flannels() {
+        assert_eq!(
+            sample().to_string(),
+            "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\n\
+             FLANNEL_IPMASQ=true\n"
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run/flannel/subnet.env");
+        assert_eq!(previous_subnet(&path), None);
+        sample().write(&path).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), 0o644);
+        assert_eq!(mode(path.parent().unwrap()) & 0o700, 0o700);
+        assert_eq!(previous_subnet(&path), Some(sample().subnet));
+        let mut other = sample();
+        other.ip_masq = false;
+        other.write(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), other.to_string());
+        let beside = fs::read_dir(path.parent().unwrap()).unwrap().count();
+        assert_eq!(beside, 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn only_its_own_file_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("subnet.env");
+        sample().remove(&path).unwrap();
+        let mut other = sample();
+        other.mtu = 1400;
+        other.write(&path).unwrap();
+        sample().remove(&path).unwrap();
+        assert!(path.exists());
+        other.remove(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_leaves_the_old_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("subnet.env");
+        fs::create_dir(&path).unwrap();
+        let error = sample().write(&path).unwrap_err().to_string();
+        assert!(error.contains("subnet.env"), "{error}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        assert_eq!(previous_subnet(&path), None);
+    }
+
+    #[test]
+    fn u17_one_valid_subnet_counts() {
+        for (text, expected) in [
+            ("FLANNEL_SUBNET=10.5.72.1/24", Some("10.5.72.0/24")),
+            ("FLANNEL_SUBNET=\"10.5.72.1/24\"\r\n", Some("10.5.72.0/24")),
+            (
+                "export FLANNEL_SUBNET='10.5.72.1/24' # ours\n",
+                Some("10.5.72.0/24"),
+            ),
+            (
+                "FLANNEL_SUBNET=10.5.72.1/24,nonsense,",
+                Some("10.5.72.0/24"),
+            ),
+            (
+                "FLANNEL_SUBNET=fd00::1/64,10.5.72.1/24",
+                Some("10.5.72.0/24"),
+            ),
+            (
+                "no line\n=\nFLANNEL_SUBNET=10.5.72.1/24\n",
+                Some("10.5.72.0/24"),
+            ),
+            (
+                "FLANNEL_SUBNET=10.1.1.1/24\nFLANNEL_SUBNET=10.2.2.1/24",
+                Some("10.2.2.0/24"),
+            ),
+            ("FLANNEL_SUBNET=10.1.1.1/24,10.2.2.1/24", None),
+            ("FLANNEL_SUBNET=nonsense,10.300.0.1/24", None),
+            ("FLANNEL_SUBNET=10.5.72.1/33", None),
+            ("FLANNEL_SUBNET=10.5.72.1", None),
+            ("FLANNEL_SUBNET=", None),
+            ("FLANNEL_SUBNET", None),
+            ("FLANNEL_NETWORK=10.5.0.0/16", None),
+            ("", None),
+        ] {
+            assert_eq!(subnet(text).as_deref(), expected, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn u17_no_bytes_make_it_panic(bytes: Vec<u8>) {
+            read(&bytes);
+        }
+
+        #[test]
+        fn u17_no_value_makes_it_panic(value in r#"[0-9./,"'\\$\{\}# \n=a-f:-]{0,60}"#) {
+            read(format!("FLANNEL_SUBNET={value}\n").as_bytes());
+        }
+
+        #[test]
+        fn what_is_written_is_always_read(base: u32, len in 2u8..=30, mtu: u16, ip_masq: bool) {
+            let subnet = Ipv4Net::new(base.into(), len).unwrap().trunc();
+            let env = SubnetEnv { network: subnet, subnet, mtu, ip_masq };
+            prop_assert_eq!(read(env.to_string().as_bytes()), Some(subnet));
+        }
+    }
+}

@@ -1,0 +1,640 @@
+//! The underlay's interface: which one the tunnel is bound to, chosen by flannel's rules.
+//!
+//! What the machine has is read without privileges; the choice itself is made from values.
+
+use std::net::Ipv4Addr;
+
+use futures_util::TryStreamExt;
+use regex::Regex;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
+
+use crate::error::{Context, Error, Result};
+
+/// An address of the world, set aside for documentation (RFC 5737): the way there is the default
+/// route.
+const WORLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// Where the tunnel ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicInterface {
+    /// The interface's name.
+    pub name: String,
+    /// The address on it that the tunnel is bound to.
+    pub address: Ipv4Addr,
+    /// The address that other nodes send to: another one behind NAT.
+    pub public_ip: Ipv4Addr,
+    /// The interface's MTU in bytes.
+    pub mtu: u32,
+}
+
+impl PublicInterface {
+    /// Whether other nodes send to an address that something translates to ours.
+    #[must_use]
+    pub fn is_translated(&self) -> bool {
+        self.address != self.public_ip
+    }
+}
+
+/// What the user says about the underlay's interface.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Interfaces by name or address; the first one that is there is taken.
+    pub interfaces: Vec<String>,
+    /// Else the first pattern that fits an address, or else a name.
+    pub patterns: Vec<Regex>,
+    /// Else the interface that packets to this address leave from.
+    pub reach: Option<Ipv4Addr>,
+    /// The address that other nodes send to; without one it is that of the interface.
+    pub public_ip: Option<Ipv4Addr>,
+}
+
+impl Wanted {
+    fn names_an_interface(&self) -> bool {
+        !self.interfaces.is_empty() || !self.patterns.is_empty() || self.reach.is_some()
+    }
+
+    /// What was asked for, for people.
+    fn describe(&self) -> String {
+        let names = self.interfaces.iter().map(|name| format!("--iface {name}"));
+        let patterns = self.patterns.iter().map(|it| format!("--iface-regex {it}"));
+        let reach = self
+            .reach
+            .iter()
+            .map(|it| format!("--iface-can-reach {it}"));
+        let all: Vec<_> = names.chain(patterns).chain(reach).collect();
+        all.join(", ")
+    }
+}
+
+/// Chooses the underlay's interface among those of this machine.
+///
+/// # Errors
+/// A usage error if there is none like that.
+pub async fn choose(wanted: &Wanted) -> Result<PublicInterface> {
+    choose_among(wanted, &Machine::read(wanted.reach).await?)
+}
+
+/// The interfaces of a machine and the ways out of it.
+#[derive(Debug, Default)]
+struct Machine {
+    interfaces: Vec<Interface>,
+    /// The way to the address that shall be reached.
+    way_to_reach: Option<Way>,
+    /// The way by the default route.
+    way_to_world: Option<Way>,
+}
+
+#[derive(Debug)]
+struct Interface {
+    index: u32,
+    name: String,
+    mtu: u32,
+    addresses: Vec<Address>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Address {
+    ip: Ipv4Addr,
+    /// It is about to go.
+    deprecated: bool,
+    /// It is configured, not leased by DHCP.
+    permanent: bool,
+    /// Another address of the same prefix was there first.
+    secondary: bool,
+}
+
+/// The interface by which packets leave, and the address they have then.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    interface: u32,
+    source: Option<Ipv4Addr>,
+}
+
+/// An interface and the address on it that is meant.
+type Place<'a> = (&'a Interface, Ipv4Addr);
+
+fn choose_among(wanted: &Wanted, machine: &Machine) -> Result<PublicInterface> {
+    let (interface, mut address) = if wanted.names_an_interface() {
+        let place = machine.named(wanted);
+        place.ok_or_else(|| machine.lacks(&wanted.describe()))?
+    } else {
+        machine.unnamed(wanted.public_ip)?
+    };
+    if let Some(public) = wanted.public_ip {
+        match machine.owner(public) {
+            Some(owner) if owner.name == interface.name => address = public,
+            Some(owner) => {
+                return Err(Error::usage(format!(
+                    "the public address {public} is on the interface {}, not on {}",
+                    owner.name, interface.name
+                )));
+            }
+            None if is_nobody(public) => {
+                return Err(Error::usage(format!("no node can be reached at {public}")));
+            }
+            None => {}
+        }
+    }
+    if interface.mtu == 0 {
+        let name = &interface.name;
+        return Err(Error::usage(format!("the interface {name} has no MTU")));
+    }
+    Ok(PublicInterface {
+        name: interface.name.clone(),
+        address,
+        public_ip: wanted.public_ip.unwrap_or(address),
+        mtu: interface.mtu,
+    })
+}
+
+/// Whether this is the address of no single machine.
+fn is_nobody(ip: Ipv4Addr) -> bool {
+    ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback()
+}
+
+impl Machine {
+    /// The first place that one of the user's words fits.
+    fn named(&self, wanted: &Wanted) -> Option<Place<'_>> {
+        let by_name = || wanted.interfaces.iter().find_map(|text| self.called(text));
+        let by_pattern = || wanted.patterns.iter().find_map(|it| self.matching(it));
+        by_name()
+            .or_else(by_pattern)
+            .or_else(|| self.along(self.way_to_reach))
+    }
+
+    /// The place of a public address, or else that of the default route; loopback on a machine
+    /// without one.
+    fn unnamed(&self, public_ip: Option<Ipv4Addr>) -> Result<Place<'_>> {
+        if let Some(public) = public_ip {
+            let owner = self.owner(public).ok_or_else(|| {
+                Error::usage(format!(
+                    "the public address {public} is not on this machine, which has {}: if it is \
+                     translated to one of these, name that with --iface",
+                    self.list()
+                ))
+            })?;
+            return Ok((owner, public));
+        }
+        let loopback = || self.called(&Ipv4Addr::LOCALHOST.to_string());
+        let found = self.along(self.way_to_world).or_else(loopback);
+        found.ok_or_else(|| {
+            Error::usage(
+                "this machine has no IPv4 address that other nodes could send to: name one with \
+                 --public-ip",
+            )
+        })
+    }
+
+    /// The interface with this name or address.
+    fn called(&self, text: &str) -> Option<Place<'_>> {
+        if let Ok(ip) = text.parse() {
+            return Some((self.owner(ip)?, ip));
+        }
+        let interface = self.interfaces.iter().find(|it| it.name == text)?;
+        Some((interface, interface.preferred()?))
+    }
+
+    /// The first interface with an address, or else a name, that has `pattern` in it.
+    fn matching(&self, pattern: &Regex) -> Option<Place<'_>> {
+        let by_address = self.interfaces.iter().find_map(|interface| {
+            let mut addresses = interface.by_preference().into_iter();
+            let address = addresses.find(|ip| pattern.is_match(&ip.to_string()))?;
+            Some((interface, address))
+        });
+        by_address.or_else(|| {
+            let mut named = self
+                .interfaces
+                .iter()
+                .filter(|interface| pattern.is_match(&interface.name));
+            named.find_map(|interface| Some((interface, interface.preferred()?)))
+        })
+    }
+
+    fn along(&self, way: Option<Way>) -> Option<Place<'_>> {
+        let way = way?;
+        let interface = self
+            .interfaces
+            .iter()
+            .find(|it| it.index == way.interface)?;
+        let source = way.source.filter(|source| interface.has(*source));
+        Some((interface, source.or_else(|| interface.preferred())?))
+    }
+
+    fn owner(&self, ip: Ipv4Addr) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.has(ip))
+    }
+
+    fn lacks(&self, what: &str) -> Error {
+        Error::usage(format!(
+            "no interface with an IPv4 address fits {what}; this machine has {}",
+            self.list()
+        ))
+    }
+
+    /// All addresses, for people.
+    fn list(&self) -> String {
+        let each = self.interfaces.iter().flat_map(|interface| {
+            let addresses = interface.addresses.iter();
+            addresses.map(|address| format!("{} ({})", address.ip, interface.name))
+        });
+        let all: Vec<_> = each.collect();
+        if all.is_empty() {
+            return "none".to_owned();
+        }
+        all.join(", ")
+    }
+}
+
+impl Interface {
+    /// Its addresses without deprecated ones: global ones first, then link-local ones, then
+    /// loopback; permanent ones first among equals.
+    fn by_preference(&self) -> Vec<Ipv4Addr> {
+        let usable = self.addresses.iter().filter(|address| !address.deprecated);
+        let mut usable: Vec<_> = usable.collect();
+        usable.sort_by_key(|address| {
+            (
+                address.ip.is_loopback(),
+                address.ip.is_link_local(),
+                !address.permanent,
+                address.secondary,
+            )
+        });
+        usable.into_iter().map(|address| address.ip).collect()
+    }
+
+    fn preferred(&self) -> Option<Ipv4Addr> {
+        self.by_preference().first().copied()
+    }
+
+    fn has(&self, ip: Ipv4Addr) -> bool {
+        // All of 127.0.0.0/8 is on the loopback interface.
+        let fits = |it: &Address| it.ip == ip || (it.ip.is_loopback() && ip.is_loopback());
+        self.addresses.iter().any(fits)
+    }
+}
+
+impl Machine {
+    async fn read(reach: Option<Ipv4Addr>) -> Result<Self> {
+        let (connection, handle, _) = new_connection().context("cannot speak rtnetlink")?;
+        let connection = tokio::spawn(connection);
+        let machine = Self::ask(&handle, reach).await;
+        connection.abort();
+        machine.context("cannot read this machine's interfaces")
+    }
+
+    async fn ask(
+        handle: &Handle,
+        reach: Option<Ipv4Addr>,
+    ) -> std::result::Result<Self, rtnetlink::Error> {
+        let mut interfaces = Vec::new();
+        let mut links = handle.link().get().execute();
+        while let Some(link) = links.try_next().await? {
+            interfaces.extend(interface(&link));
+        }
+        let mut addresses = handle.address().get().execute();
+        while let Some(message) = addresses.try_next().await? {
+            let index = message.header.index;
+            let owner = interfaces.iter_mut().find(|it| it.index == index);
+            if let (Some(owner), Some(address)) = (owner, address(&message)) {
+                owner.addresses.push(address);
+            }
+        }
+        Ok(Self {
+            interfaces,
+            way_to_reach: match reach {
+                Some(reach) => way(handle, reach).await,
+                None => None,
+            },
+            way_to_world: way(handle, WORLD).await,
+        })
+    }
+}
+
+fn interface(link: &LinkMessage) -> Option<Interface> {
+    let name = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name.clone()),
+            _ => None,
+        });
+    let mtu = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Mtu(mtu) => Some(*mtu),
+            _ => None,
+        });
+    Some(Interface {
+        index: link.header.index,
+        name: name?,
+        mtu: mtu.unwrap_or_default(),
+        addresses: Vec::new(),
+    })
+}
+
+fn address(message: &AddressMessage) -> Option<Address> {
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
+    // On a point-to-point link `Address` is the other end.
+    let local = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let either = || {
+        message.attributes.iter().find_map(|it| match it {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    };
+    let std::net::IpAddr::V4(ip) = local.or_else(either)? else {
+        return None;
+    };
+    let flags = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let short = message.header.flags;
+    let has = |long: AddressFlags, header: AddressHeaderFlags| match flags {
+        Some(flags) => flags.contains(long),
+        None => short.contains(header),
+    };
+    Some(Address {
+        ip,
+        deprecated: has(AddressFlags::Deprecated, AddressHeaderFlags::Deprecated),
+        permanent: has(AddressFlags::Permanent, AddressHeaderFlags::Permanent),
+        secondary: has(AddressFlags::Secondary, AddressHeaderFlags::Secondary),
+    })
+}
+
+/// How packets to `destination` leave; nothing if they cannot.
+async fn way(handle: &Handle, destination: Ipv4Addr) -> Option<Way> {
+    let message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(destination, 32)
+        .build();
+    let mut routes = handle.route().get(message).execute();
+    let route = routes.try_next().await.ok()??;
+    let interface = route.attributes.iter().find_map(|it| match it {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    let source = route.attributes.iter().find_map(|it| match it {
+        RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some(*ip),
+        _ => None,
+    });
+    Some(Way {
+        interface: interface?,
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Ipv4Addr {
+        text.parse().unwrap()
+    }
+
+    fn interface(index: u32, name: &str, mtu: u32, addresses: &[&str]) -> Interface {
+        Interface {
+            index,
+            name: name.to_owned(),
+            mtu,
+            addresses: addresses.iter().map(|text| address(text)).collect(),
+        }
+    }
+
+    fn address(text: &str) -> Address {
+        Address {
+            ip: ip(text),
+            deprecated: false,
+            permanent: true,
+            secondary: false,
+        }
+    }
+
+    /// Two cables, one bridge without an address.
+    fn machine() -> Machine {
+        Machine {
+            interfaces: vec![
+                interface(1, "lo", 65536, &["127.0.0.1"]),
+                interface(2, "eth0", 1500, &["192.168.1.5", "192.168.1.6"]),
+                interface(3, "eth1", 9000, &["169.254.7.7", "10.0.0.5"]),
+                interface(4, "br0", 1500, &[]),
+            ],
+            way_to_reach: None,
+            way_to_world: Some(Way {
+                interface: 2,
+                source: Some(ip("192.168.1.5")),
+            }),
+        }
+    }
+
+    fn named(names: &[&str]) -> Wanted {
+        Wanted {
+            interfaces: names.iter().map(|&name| name.to_owned()).collect(),
+            ..Wanted::default()
+        }
+    }
+
+    fn patterns(patterns: &[&str]) -> Wanted {
+        let patterns = patterns.iter().map(|text| Regex::new(text).unwrap());
+        Wanted {
+            patterns: patterns.collect(),
+            ..Wanted::default()
+        }
+    }
+
+    #[track_caller]
+    fn chosen(wanted: &Wanted) -> (String, String) {
+        let found = choose_among(wanted, &machine()).unwrap();
+        assert!(!found.is_translated());
+        (found.name, found.address.to_string())
+    }
+
+    #[track_caller]
+    fn refused(wanted: &Wanted, words: &[&str]) {
+        let error = choose_among(wanted, &machine()).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        for word in words {
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    fn pair(name: &str, address: &str) -> (String, String) {
+        (name.to_owned(), address.to_owned())
+    }
+
+    #[test]
+    fn u19_by_name() {
+        assert_eq!(chosen(&named(&["eth0"])), pair("eth0", "192.168.1.5"));
+        // A global address before a link-local one.
+        assert_eq!(chosen(&named(&["eth1"])), pair("eth1", "10.0.0.5"));
+        refused(&named(&["br0"]), &["--iface br0", "10.0.0.5 (eth1)"]);
+        refused(&named(&["eth"]), &["--iface eth"]);
+    }
+
+    #[test]
+    fn u19_by_address() {
+        let found = chosen(&named(&["192.168.1.6"]));
+        assert_eq!(found, pair("eth0", "192.168.1.6"));
+        assert_eq!(chosen(&named(&["127.0.0.9"])), pair("lo", "127.0.0.9"));
+        refused(&named(&["192.168.1.7"]), &["192.168.1.7"]);
+    }
+
+    #[test]
+    fn u19_by_address_pattern() {
+        let found = chosen(&patterns(&[r"^192\.168\.1\.[6-9]$"]));
+        assert_eq!(found, pair("eth0", "192.168.1.6"));
+        // Addresses of all interfaces come before names.
+        assert_eq!(chosen(&patterns(&["lo|^10"])), pair("eth1", "10.0.0.5"));
+    }
+
+    #[test]
+    fn u19_by_name_pattern() {
+        assert_eq!(chosen(&patterns(&["th1$"])), pair("eth1", "10.0.0.5"));
+        assert_eq!(
+            chosen(&patterns(&["wlan", "e.h"])),
+            pair("eth0", "192.168.1.5")
+        );
+        refused(&patterns(&["^br", "wlan"]), &["^br", "wlan"]);
+    }
+
+    #[test]
+    fn u19_by_pattern_and_public_ip() {
+        let wanted = Wanted {
+            public_ip: Some(ip("203.0.113.9")),
+            ..patterns(&["eth1"])
+        };
+        let found = choose_among(&wanted, &machine()).unwrap();
+        assert!(found.is_translated());
+        assert_eq!(found.name, "eth1");
+        assert_eq!(found.address, ip("10.0.0.5"));
+        assert_eq!(found.public_ip, ip("203.0.113.9"));
+        assert_eq!(found.mtu, 9000);
+    }
+
+    #[test]
+    fn u19_by_what_it_can_reach() {
+        let wanted = Wanted {
+            reach: Some(ip("10.0.0.77")),
+            ..Wanted::default()
+        };
+        let mut machine = machine();
+        let error = choose_among(&wanted, &machine).unwrap_err().to_string();
+        assert!(error.contains("--iface-can-reach 10.0.0.77"), "{error}");
+        for (source, expected) in [
+            (Some("169.254.7.7"), "169.254.7.7"),
+            (None, "10.0.0.5"),
+            // A source of another interface cannot be bound to this one.
+            (Some("127.0.0.1"), "10.0.0.5"),
+        ] {
+            machine.way_to_reach = Some(Way {
+                interface: 3,
+                source: source.map(ip),
+            });
+            let found = choose_among(&wanted, &machine).unwrap();
+            assert_eq!((&*found.name, found.address), ("eth1", ip(expected)));
+        }
+    }
+
+    #[test]
+    fn names_come_before_patterns_and_patterns_before_routes() {
+        let mut wanted = named(&["wlan0", "eth1"]);
+        wanted.patterns = patterns(&["eth0"]).patterns;
+        wanted.reach = Some(ip("192.168.1.77"));
+        assert_eq!(chosen(&wanted), pair("eth1", "10.0.0.5"));
+        wanted.interfaces.pop();
+        assert_eq!(chosen(&wanted), pair("eth0", "192.168.1.5"));
+        wanted.patterns.clear();
+        refused(
+            &wanted,
+            &["--iface wlan0", "--iface-can-reach 192.168.1.77"],
+        );
+    }
+
+    #[test]
+    fn a_public_address_chooses_its_interface() {
+        let public = |text: &str| Wanted {
+            public_ip: Some(ip(text)),
+            ..Wanted::default()
+        };
+        assert_eq!(chosen(&public("10.0.0.5")), pair("eth1", "10.0.0.5"));
+        assert_eq!(chosen(&public("127.0.0.2")), pair("lo", "127.0.0.2"));
+        refused(&public("203.0.113.9"), &["10.0.0.5 (eth1)", "--iface"]);
+    }
+
+    #[test]
+    fn a_public_address_of_another_interface_is_refused() {
+        let on = |name: &str, public: &str| Wanted {
+            public_ip: Some(ip(public)),
+            ..named(&[name])
+        };
+        let found = chosen(&on("eth0", "192.168.1.6"));
+        assert_eq!(found, pair("eth0", "192.168.1.6"));
+        refused(&on("eth0", "10.0.0.5"), &["10.0.0.5", "eth1", "eth0"]);
+        refused(&on("eth0", "127.0.0.1"), &["127.0.0.1", "lo", "eth0"]);
+        for nobody in ["0.0.0.0", "224.0.0.1", "255.255.255.255"] {
+            refused(&on("eth0", nobody), &[nobody]);
+        }
+    }
+
+    #[test]
+    fn without_a_word_it_is_the_default_route() {
+        assert_eq!(chosen(&Wanted::default()), pair("eth0", "192.168.1.5"));
+        let mut machine = machine();
+        machine.way_to_world = None;
+        let found = choose_among(&Wanted::default(), &machine).unwrap();
+        assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.1")));
+        let nothing = choose_among(&Wanted::default(), &Machine::default());
+        assert!(nothing.unwrap_err().to_string().contains("--public-ip"));
+    }
+
+    #[test]
+    fn addresses_that_last_come_first() {
+        let mut eth0 = interface(2, "eth0", 1500, &[]);
+        let mut add = |text: &str, change: fn(&mut Address)| {
+            let mut address = address(text);
+            change(&mut address);
+            eth0.addresses.push(address);
+        };
+        add("10.0.0.1", |address| address.deprecated = true);
+        add("10.0.0.2", |address| address.permanent = false);
+        add("10.0.0.3", |address| address.secondary = true);
+        add("10.0.0.4", |_| {});
+        assert_eq!(
+            eth0.by_preference(),
+            ["10.0.0.4", "10.0.0.3", "10.0.0.2"].map(ip)
+        );
+    }
+
+    #[test]
+    fn an_interface_without_mtu_is_refused() {
+        let machine = Machine {
+            interfaces: vec![interface(1, "eth0", 0, &["10.0.0.1"])],
+            ..Machine::default()
+        };
+        let error = choose_among(&named(&["eth0"]), &machine).unwrap_err();
+        assert!(error.to_string().contains("no MTU"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn this_machine_has_a_loopback_interface() {
+        let found = choose(&named(&["127.0.0.2"])).await.unwrap();
+        assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.2")));
+        assert!(found.mtu >= 1280);
+        let wanted = Wanted {
+            reach: Some(ip("127.0.0.3")),
+            ..Wanted::default()
+        };
+        assert_eq!(choose(&wanted).await.unwrap().name, "lo");
+    }
+}

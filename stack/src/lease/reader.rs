@@ -1,0 +1,85 @@
+//! Reading a store's entries: which are leases, which are not, and why.
+
+use ipnet::Ipv4Net;
+
+use super::{Entry, LeaseRecord, SubnetKey, shorten};
+
+/// The longest value that is read: flannel's are below 300 bytes.
+pub(super) const MAX_VALUE: usize = 16 * 1024;
+
+/// Why an entry is no lease that a node could use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoLease {
+    /// The subnet that its key names: it is not free, although nobody can be reached there.
+    pub subnet: Option<SubnetKey>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What the keys of all leases below `prefix` begin with: flannel lists and watches without a
+/// final slash.
+#[must_use]
+pub fn lease_prefix(prefix: &str) -> String {
+    format!("{prefix}/subnets")
+}
+
+/// The subnet that a key below `prefix` names. Other ways to write the same subnet name nothing,
+/// because two keys would be one lease.
+#[must_use]
+pub(super) fn subnet_key(prefix: &str, key: &str) -> Option<SubnetKey> {
+    let text = key.strip_prefix(prefix)?.strip_prefix("/subnets/")?;
+    let key: SubnetKey = text.parse().ok()?;
+    (key.to_string() == text).then_some(key)
+}
+
+/// Reads an entry below `prefix` as a lease, without asking whether it fits a network.
+///
+/// # Errors
+/// `NoLease` says why it is none.
+pub fn read_entry(prefix: &str, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
+    let Some(key) = subnet_key(prefix, &entry.key) else {
+        return Err(NoLease {
+            subnet: None,
+            reason: "its name is not a subnet".to_owned(),
+        });
+    };
+    if entry.value.len() > MAX_VALUE {
+        let reason = format!("its value has more than {MAX_VALUE} bytes");
+        return Err(no_lease(key, reason));
+    }
+    let record = LeaseRecord::parse(&entry.value);
+    let record = record.map_err(|error| no_lease(key, shorten(&error)))?;
+    Ok((key, record))
+}
+
+/// Reads an entry below `prefix` as the lease of another node in `network`, if that is known.
+///
+/// # Errors
+/// `NoLease` says why it is none.
+pub fn read_peer(
+    prefix: &str,
+    entry: &Entry,
+    network: Option<Ipv4Net>,
+) -> Result<(SubnetKey, LeaseRecord), NoLease> {
+    let (key, record) = read_entry(prefix, entry)?;
+    let ip = record.public_ip;
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
+        let reason = format!("no node can have the PublicIP {ip}");
+        return Err(no_lease(key, reason));
+    }
+    match network {
+        // Its holder would be sent what is not for pods.
+        Some(network) if !network.contains(&key.ipv4) => {
+            let reason = format!("it is not in the network {network}");
+            Err(no_lease(key, reason))
+        }
+        Some(_) | None => Ok((key, record)),
+    }
+}
+
+fn no_lease(key: SubnetKey, reason: String) -> NoLease {
+    NoLease {
+        subnet: Some(key),
+        reason,
+    }
+}

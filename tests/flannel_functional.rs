@@ -1,0 +1,124 @@
+//! Flannel's own functional tests against a real etcd, with our nodes in place of its daemons.
+//!
+//! The numbers are those of flannel's `functional/etcd_test.go`; its host-gw is not here yet. Its
+//! daemons are asked for a file with their subnet within 30 s, ours answer a status request; its
+//! addresses are on a dummy interface, ours in pods.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use lab::etcd::{Etcd, PREFIX};
+use lab::{Lab, Node, NodeConfig, traffic};
+use muslin::demo::agent::Agent;
+
+/// How long nodes may take to be ready, as flannel's.
+const READY: Duration = Duration::from_secs(30);
+/// MTU of the underlay in bytes.
+const UNDERLAY: u16 = 1500;
+
+/// A network as its administrator describes it.
+struct Network {
+    prefix: &'static str,
+    config: &'static str,
+    backend: &'static str,
+    mtu: u16,
+}
+
+const VXLAN: Network = Network {
+    prefix: PREFIX,
+    config: r#"{ "Network": "10.10.0.0/16", "Backend": {"Type": "vxlan"}}"#,
+    backend: "vxlan",
+    mtu: UNDERLAY - 50,
+};
+
+const UDP: Network = Network {
+    prefix: PREFIX,
+    config: r#"{ "Network": "10.10.0.0/16", "Backend": {"Type": "udp"}}"#,
+    backend: "udp",
+    mtu: UNDERLAY - 28,
+};
+
+/// The nodes of one network, one a host, with a pod each.
+struct Members {
+    nodes: Vec<Node>,
+    pods: Vec<Agent>,
+}
+
+impl Members {
+    /// Starts all at once and waits until they are ready.
+    fn start(network: &Network, configs: impl Fn(u8) -> NodeConfig, hosts: &[lab::Host]) -> Self {
+        let mut nodes: Vec<_> = (1..)
+            .zip(hosts)
+            .map(|(number, host)| configs(number).spawn(host))
+            .collect();
+        for node in &mut nodes {
+            node.wait_ready(READY);
+            assert_eq!(node.status("backend"), network.backend);
+            assert_eq!(node.mtu(), network.mtu);
+        }
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        let pods = nodes.iter().map(|node| node.pod("pod")).collect();
+        Self { nodes, pods }
+    }
+
+    fn addresses(&mut self) -> Vec<Ipv4Addr> {
+        let pods = self.pods.iter_mut();
+        pods.map(|pod| pod.address("eth0").unwrap()).collect()
+    }
+
+    /// Three pings from A's address to B's, and three back; and to what flannel calls the subnet's
+    /// address, which here is the gateway.
+    fn ping(&mut self) {
+        let addresses = self.addresses();
+        for (from, to) in [(0, 1), (1, 0)] {
+            traffic::ping(&mut self.pods[from], addresses[to]);
+            traffic::ping(&mut self.pods[from], self.nodes[to].address(1));
+        }
+    }
+}
+
+fn hosts(lab: &Lab) -> [lab::Host; 2] {
+    [1, 2].map(|number| lab.host(&format!("h{number}"), address(number)))
+}
+
+fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, number)
+}
+
+fn check(network: &Network) {
+    let Some(lab) = Lab::new() else { return };
+    let Some(etcd) = Etcd::start(&lab) else {
+        return;
+    };
+    etcd.configure(network.prefix, network.config);
+    let config = |number: u8| {
+        NodeConfig::new(&format!("n{number}"), address(number), &etcd.store())
+            .with("--mtu", UNDERLAY)
+    };
+    let mut members = Members::start(network, config, &hosts(&lab));
+    members.ping();
+    for node in &members.nodes {
+        assert_eq!(node.status("network"), "10.10.0.0/16");
+        assert_eq!(node.losses(), Default::default());
+    }
+    // The configuration is the administrator's.
+    let stored = etcd.get(&format!("{}/config", network.prefix)).unwrap();
+    assert_eq!((stored.value.as_str(), stored.version), (network.config, 1));
+    assert_eq!(etcd.leases(network.prefix).len(), 2);
+}
+
+#[test]
+fn f1_vxlan() {
+    check(&VXLAN);
+}
+
+#[test]
+fn f2_udp() {
+    check(&UDP);
+}
