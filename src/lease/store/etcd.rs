@@ -365,7 +365,17 @@ impl EtcdStore {
     }
 
     fn explain(&self, server: &str, error: &EtcdError) -> StoreError {
-        explain(server, self.options.username.as_deref(), error)
+        let error = explain(server, self.options.username.as_deref(), error);
+        match error {
+            // A server that misses our certificate may say so too late, after it has hung up.
+            StoreError::Unavailable(reason)
+                if is_tls(server) && self.options.certfile.is_none() && is_hang_up(&reason) =>
+            {
+                let hint = "perhaps it wants a certificate of the node";
+                StoreError::Unavailable(format!("{reason} ({hint})"))
+            }
+            error => error,
+        }
     }
 }
 
@@ -602,6 +612,12 @@ fn cause(status: &dyn std::error::Error, message: String) -> String {
         ""
     };
     text + hint
+}
+
+fn is_hang_up(reason: &str) -> bool {
+    let reason = reason.to_ascii_lowercase();
+    let words = ["connection closed", "broken pipe", "reset", "eof"];
+    words.iter().any(|word| reason.contains(word))
 }
 
 /// Text on one line.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use muslin_stack::lease::{Change, LeaseRecord, Loss, Wish};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -150,6 +151,8 @@ async fn a_server_that_freezes_holds_up_nothing() {
     get().await.unwrap();
     let process = Pid::from_raw(server.process.id().try_into().unwrap());
     kill(process, Signal::SIGSTOP).unwrap();
+    // The signal is not yet the stop of all its threads.
+    waitpid(process, Some(WaitPidFlag::WUNTRACED)).unwrap();
     let mut late = Node::start(server.open(), settings("/frozen", 2));
     for _ in 0..2 {
         let begun = Instant::now();
