@@ -56,6 +56,7 @@ enum Command {
     Detach(PortId),
     SetPeer(Peer),
     RemovePeer(PeerId),
+    Rebind(UdpSocket),
     Report(oneshot::Sender<Report>),
     Stop,
 }
@@ -153,6 +154,14 @@ impl Worker {
     /// `Ended` if there is nobody to do it.
     pub fn remove_peer(&self, peer: PeerId) -> Result<(), Ended> {
         self.tell(Command::RemovePeer(peer))
+    }
+
+    /// Sends and receives by another socket from now on.
+    ///
+    /// # Errors
+    /// `Ended` if there is nobody to do it.
+    pub fn rebind(&self, underlay: UdpSocket) -> Result<(), Ended> {
+        self.tell(Command::Rebind(underlay))
     }
 
     /// The tables and counters as they are now.
@@ -280,6 +289,7 @@ impl DataPath {
                 Command::RemovePeer(peer) => {
                     self.node.remove_peer(peer);
                 }
+                Command::Rebind(underlay) => self.rebind(underlay),
                 Command::Report(reply) => {
                     // Whoever asked may have gone.
                     let _ = reply.send(self.report());
@@ -300,6 +310,15 @@ impl DataPath {
         }
         self.io.ports.insert(port, tap);
         self.node.attach(port, attachment);
+    }
+
+    fn rebind(&mut self, underlay: UdpSocket) {
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY);
+        match self.epoll.add(&underlay, readable) {
+            // The old socket's events end with its only descriptor.
+            Ok(()) => self.io.underlay = underlay,
+            Err(error) => warn!("the tunnel's new socket cannot be read: {error}"),
+        }
     }
 
     fn detach(&mut self, port: PortId) {

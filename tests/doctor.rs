@@ -82,8 +82,7 @@ fn a_healthy_node_has_nothing_wrong() {
         is(&findings, check, "fine", &[]);
     }
     is(&findings, "MTU", "fine", &["1450"]);
-    is(&findings, "network", "fine", &["10.244.0.0/16", "vxlan"]);
-    is(&findings, "leases", "fine", &["2 of 255"]);
+    is(&findings, "store", "fine", &["sqlite:", "2 leases"]);
     is(&findings, "losses", "fine", &[]);
     is(
         &findings,

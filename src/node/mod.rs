@@ -38,6 +38,8 @@ use crate::worker::{Clock, Event, Worker};
 use peers::Peers;
 use running::{Facts, Running};
 
+/// How often the interface's address is looked at.
+const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
 
@@ -114,7 +116,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         random_seed: u64::from_ne_bytes(state::random()?),
     });
     let (leave, leaving) = watch::channel(false);
-    let (_address, addresses) = watch::channel(interface.public_ip);
+    let (address, addresses) = watch::channel(interface.public_ip);
     let (fatal, mut ended) = mpsc::unbounded_channel();
     let mut plane = Plane {
         store: store.describe(),
@@ -125,6 +127,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         interface,
         clock,
         leave,
+        address,
         fatal,
         surface,
         tunnel: None,
@@ -196,6 +199,8 @@ struct Plane {
     interface: PublicInterface,
     clock: Clock,
     leave: watch::Sender<bool>,
+    /// Takes the public address when it changes.
+    address: watch::Sender<Ipv4Addr>,
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
     surface: Surface,
@@ -249,12 +254,12 @@ impl Plane {
             }
             Change::Moved { key, from } => info!(
                 "the lease {key} moves from the public address {from} to {}",
-                self.interface.public_ip
+                *self.address.borrow()
             ),
             Change::Replaced { key, vtep_mac } => warn!(
                 "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
                  taken over; if that node is alive, one of the two needs another address",
-                self.interface.public_ip
+                *self.address.borrow()
             ),
             Change::Peer(key, record) => match &self.running {
                 Some(running) => running.set_peer(key, record)?,
@@ -324,17 +329,7 @@ impl Plane {
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let plan = self.plan_tunnel(&config)?;
-        let address = SocketAddr::new(self.interface.address.into(), plan.port);
-        let socket = UdpSocket::bind(address).map_err(|error| {
-            Error::failed(match error.kind() {
-                std::io::ErrorKind::AddrInUse => format!(
-                    "UDP port {} of {} is in use: another node, or flannel, runs there",
-                    plan.port,
-                    address.ip()
-                ),
-                _ => format!("cannot listen on UDP {address}: {error}"),
-            })
-        })?;
+        let socket = bind_tunnel(self.interface.address, plan.port)?;
         Ok(OpenTunnel {
             config,
             plan,
@@ -432,11 +427,51 @@ impl Plane {
             }
             let _ = fatal.send(Error::failed("the data path's thread has ended"));
         });
+        tokio::spawn(follow_address(running.clone(), self.address.clone()));
         let (service, fatal) = (running.clone(), self.fatal.clone());
         tokio::spawn(async move {
             let error = control::serve(listener, Arc::new(service)).await;
             let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
         });
+    }
+}
+
+/// Takes the tunnel's port.
+fn bind_tunnel(address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
+    UdpSocket::bind(SocketAddr::new(address.into(), port)).map_err(|error| {
+        Error::failed(match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "UDP port {port} of {address} is in use: another node, or flannel, runs there"
+            ),
+            _ => format!("cannot listen on UDP {address}:{port}: {error}"),
+        })
+    })
+}
+
+/// Takes the tunnel and the lease along when the interface gets another address, as laptops and
+/// virtual machines do.
+async fn follow_address(running: Arc<Running>, public_ip: watch::Sender<Ipv4Addr>) {
+    let wanted = &running.facts.settings.underlay;
+    loop {
+        tokio::time::sleep(LOOK_AT_ADDRESS).await;
+        // Between two addresses there may be none for a while.
+        let Ok(now) = underlay::choose_interface(wanted).await else {
+            continue;
+        };
+        let before = running.interface();
+        if (now.address, now.public_ip) == (before.address, before.public_ip) {
+            continue;
+        }
+        match running.move_to(now.clone()) {
+            Ok(()) => {
+                info!(
+                    "the public address is {} now, on {}",
+                    now.public_ip, now.name
+                );
+                public_ip.send_replace(now.public_ip);
+            }
+            Err(error) => warn!("the tunnel cannot move to {}: {error}", now.address),
+        }
     }
 }
 

@@ -44,6 +44,7 @@ fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> 
 fn status(running: &Running, report: &Report) -> Status {
     let facts = &running.facts;
     let counters = &report.counters;
+    let interface = running.interface();
     let (vni, mac) = match facts.tunnel {
         Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
         Tunnel::Udp => (None, None),
@@ -56,9 +57,9 @@ fn status(running: &Running, report: &Report) -> Status {
         network: facts.config.network,
         subnet: facts.subnet,
         gateway: gateway::address(facts.subnet),
-        public_ip: facts.interface.public_ip,
-        tunnel_ip: facts.interface.address,
-        interface: facts.interface.name.clone(),
+        public_ip: interface.public_ip,
+        tunnel_ip: interface.address,
+        interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
         port: facts.port,
         vni,

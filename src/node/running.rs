@@ -20,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::peers::Peers;
 use super::pods::Pods;
-use super::{Settings, report};
+use super::{Settings, bind_tunnel, report};
 use crate::control::Service;
 use crate::control::protocol::{Attach, Attached, Lease, Table};
 use crate::device::Tap;
@@ -39,6 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub(super) struct Facts {
     pub(super) settings: Settings,
     pub(super) store: String,
+    /// The underlay's interface as it was at the start.
     pub(super) interface: PublicInterface,
     pub(super) config: NetworkConfig,
     pub(super) tunnel: Tunnel,
@@ -78,6 +79,7 @@ pub(super) struct Running {
     pub(super) peers: Mutex<Peers>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
+    interface: Mutex<PublicInterface>,
     leases: Arc<dyn Store>,
     state: Arc<StateDir>,
     leave: watch::Sender<bool>,
@@ -100,6 +102,7 @@ impl Running {
             peers: Mutex::new(Peers::default()),
             since: now,
             confirmed: Mutex::new(now),
+            interface: Mutex::new(facts.interface.clone()),
             facts,
             worker,
             leases,
@@ -113,6 +116,25 @@ impl Running {
         Ok(running)
     }
 
+    /// The underlay's interface as it is now.
+    pub(super) fn interface(&self) -> PublicInterface {
+        self.interface.lock().clone()
+    }
+
+    /// Moves the tunnel to another address of this machine.
+    pub(super) fn move_to(&self, interface: PublicInterface) -> Result<()> {
+        let network = self.facts.config.network;
+        if network.contains(&interface.address) {
+            return Err(Error::failed(format!(
+                "it lies in the pod network {network}"
+            )));
+        }
+        let socket = bind_tunnel(interface.address, self.facts.port)?;
+        self.worker.rebind(socket).map_err(Error::failed)?;
+        *self.interface.lock() = interface;
+        Ok(())
+    }
+
     pub(super) fn lease_confirmed(&self) {
         *self.confirmed.lock() = Instant::now();
     }
@@ -124,7 +146,7 @@ impl Running {
             prefix: &facts.settings.prefix,
             config: &facts.config,
             subnet: facts.subnet,
-            public_ip: facts.interface.public_ip,
+            public_ip: self.interface().public_ip,
         };
         table::read(self.leases.as_ref(), viewer).await
     }

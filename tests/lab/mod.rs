@@ -307,11 +307,19 @@ pub(crate) struct NodeConfig {
 impl NodeConfig {
     /// A node of this name on this public address, with leases in this store.
     pub(crate) fn new(name: &str, public_ip: Ipv4Addr, store: &str) -> Self {
+        Self::bare(name, store).with("--public-ip", public_ip)
+    }
+
+    /// A node of this name that ends its tunnel where this interface has its address.
+    pub(crate) fn on_interface(name: &str, interface: &str, store: &str) -> Self {
+        Self::bare(name, store).with("--iface", interface)
+    }
+
+    fn bare(name: &str, store: &str) -> Self {
         Self {
             name: name.to_owned(),
             arguments: Vec::new(),
         }
-        .with("--public-ip", public_ip)
         .with("--store", store)
     }
 
