@@ -41,6 +41,8 @@ const PUBLIC_IP: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const PREFIX: &str = "/coreos.com/network";
 /// With room for 65,280 subnets. The node's own is above all others.
 const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}"#;
+/// Where the tunnels end.
+const PORT: u16 = 8472;
 /// What the pod's datagrams hold.
 const PROBE: &[u8] = b"muslin";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -115,6 +117,8 @@ fn inside() {
         all.push(change.whole);
         after.push(change.after_answer);
     }
+    let mut known: Vec<_> = (0..CHANGES).map(|_| round(&mut pod)).collect();
+    print("a packet to a peer that is known", &mut known);
     print("put of a lease until a packet follows it", &mut all);
     print("the same from etcd's answer to the put on", &mut after);
     println!(
@@ -344,11 +348,42 @@ struct Change {
     after_answer: Duration,
 }
 
+/// How long a packet takes to a peer that the node knows, from before the pod is asked to send it:
+/// what the machine itself adds to every change.
+fn round(pod: &mut Pod) -> Duration {
+    let peer = Peer(0);
+    let socket = UdpSocket::bind((peer.public_ip(), PORT)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    std::thread::scope(|scope| {
+        let arrival = scope.spawn(|| receive(&socket, peer));
+        let begin = Instant::now();
+        pod.agent
+            .inject("eth0", &[pod.datagram_to(peer.pod())])
+            .unwrap();
+        arrival.join().unwrap() - begin
+    })
+}
+
+/// Waits for a packet for a peer's pod, and returns when it came.
+fn receive(socket: &UdpSocket, peer: Peer) -> Instant {
+    let mut buffer = [0; 2000];
+    let len = socket.recv(&mut buffer).unwrap();
+    let now = Instant::now();
+    // VXLAN's header, then the frame that the peer's kernel would see.
+    let frame = SlicedPacket::from_ethernet(&buffer[8..len]).unwrap();
+    let Some(NetSlice::Ipv4(ip)) = frame.net else {
+        panic!("no packet: {frame:?}")
+    };
+    assert_eq!(ip.header().destination_addr(), peer.pod());
+    assert!(ip.payload().payload.ends_with(PROBE));
+    now
+}
+
 /// Puts a record while a pod sends one datagram a millisecond there, and waits for the first that
 /// arrives at the new peer, as a VXLAN packet.
 fn measure(runtime: &Runtime, etcd: &Etcd, pod: &mut Pod, number: usize) -> Change {
     let peer = Peer(LEASES + number);
-    let socket = UdpSocket::bind((peer.public_ip(), 8472)).unwrap();
+    let socket = UdpSocket::bind((peer.public_ip(), PORT)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let lease = runtime.block_on(async { etcd.clone().lease_grant(86_400, None).await });
     let lease = lease.unwrap().id();
@@ -364,18 +399,9 @@ fn measure(runtime: &Runtime, etcd: &Etcd, pod: &mut Pod, number: usize) -> Chan
             }
         });
         let arrival = scope.spawn(|| {
-            let mut buffer = [0; 2000];
-            let len = socket.recv(&mut buffer);
-            let now = Instant::now();
-            is_over.store(true, Ordering::SeqCst);
-            // VXLAN's header, then the frame that the peer's kernel would see.
-            let frame = SlicedPacket::from_ethernet(&buffer[8..len.unwrap()]).unwrap();
-            let Some(NetSlice::Ipv4(ip)) = frame.net else {
-                panic!("no packet: {frame:?}")
-            };
-            assert_eq!(ip.header().destination_addr(), peer.pod());
-            assert!(ip.payload().payload.ends_with(PROBE));
-            now
+            // Whatever happens, the sender must end.
+            let _end = End(&is_over);
+            receive(&socket, peer)
         });
         while sent.load(Ordering::SeqCst) < 5 {
             std::thread::yield_now();
@@ -390,4 +416,13 @@ fn measure(runtime: &Runtime, etcd: &Etcd, pod: &mut Pod, number: usize) -> Chan
             after_answer: arrived.saturating_duration_since(answered),
         }
     })
+}
+
+/// Says that it is over, also by a panic.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }

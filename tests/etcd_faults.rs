@@ -200,6 +200,8 @@ fn frozen_for_longer_than_anybody_waits() {
 
 #[test]
 fn compacted_while_a_node_is_behind() {
+    /// Unlike all values before.
+    const LAST: usize = 200;
     let Some(mut bed) = Bed::new() else { return };
     let pid = bed.nodes[0].query("status")["pid"].as_i64().unwrap();
     let pid = Pid::from_raw(pid.try_into().unwrap());
@@ -211,8 +213,8 @@ fn compacted_while_a_node_is_behind() {
         std::mem::swap(&mut gone, &mut kept);
     }
     // As long as a value may be, so that connections fill up.
-    let value = |number: usize| {
-        let (octet, padding) = (number % 200, "x".repeat(15_000));
+    let value = |octet: usize| {
+        let padding = "x".repeat(15_000);
         format!(
             r#"{{"PublicIP":"10.9.1.{octet}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{octet:02x}"}},"Padding":"{padding}"}}"#
         )
@@ -225,13 +227,15 @@ fn compacted_while_a_node_is_behind() {
     }
 
     kill(pid, Signal::SIGSTOP).unwrap();
-    bed.etcd.put_often(&kept, 4000, value);
+    bed.etcd
+        .put_often(&kept, 4000, |number| value(number % 200));
+    bed.etcd.put(&kept, &value(LAST));
     bed.etcd.delete(&gone);
     bed.etcd.compact();
     kill(pid, Signal::SIGCONT).unwrap();
 
     // What happened meanwhile is found out by value: the last writing of one, the other's end.
-    let mac = format!("02:00:00:00:00:{:02x}", 3999 % 200);
+    let mac = format!("02:00:00:00:00:{LAST:02x}");
     for node in &bed.nodes {
         poll_until(SOON, "the peers are as they are now", || {
             let peers = peers(node);
@@ -265,6 +269,28 @@ fn wiped() {
     }
     bed.is_unmoved();
     bed.welcomes(3);
+}
+
+/// Nodes ask again at different times then, and the first finds nobody's record.
+#[test]
+#[ignore = "fails: a peer is forgotten until it has published its record again, up to 5 s later"]
+fn wiped_after_a_long_outage() {
+    let Some(mut bed) = Bed::new() else { return };
+    bed.etcd.kill();
+    // Until there are seconds between two attempts.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(14) {
+        bed.is_unmoved();
+    }
+    bed.etcd.wipe();
+    let is_back = |node: &Node| node.log().contains("is back");
+    let begin = Instant::now();
+    while !bed.nodes.iter().all(is_back) {
+        assert!(begin.elapsed() < OUTAGE, "the store is not back");
+        bed.is_unmoved();
+    }
+    bed.wait_records();
+    bed.is_unmoved();
 }
 
 #[test]

@@ -42,6 +42,25 @@ const UDP: Network = Network {
     mtu: UNDERLAY - 28,
 };
 
+/// Networks that share hosts and etcd: by backend, and by port where that is the same.
+const SHARED: [Network; 3] = [
+    Network {
+        prefix: "/vxlan/network",
+        config: r#"{ "Network": "10.11.0.0/16", "Backend": {"Type": "vxlan"}}"#,
+        ..VXLAN
+    },
+    Network {
+        prefix: "/udp/network",
+        config: r#"{ "Network": "10.12.0.0/16", "Backend": {"Type": "udp"}}"#,
+        ..UDP
+    },
+    Network {
+        prefix: "/other/network",
+        config: r#"{ "Network": "10.13.0.0/16", "Backend": {"Type": "vxlan", "Port": 8473}}"#,
+        ..VXLAN
+    },
+];
+
 /// The nodes of one network, one a host, with a pod each.
 struct Members {
     nodes: Vec<Node>,
@@ -121,4 +140,37 @@ fn f1_vxlan() {
 #[test]
 fn f2_udp() {
     check(&UDP);
+}
+
+#[test]
+fn f8_several_networks_on_the_same_hosts() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(etcd) = Etcd::start(&lab) else {
+        return;
+    };
+    let hosts = hosts(&lab);
+    let mut networks = SHARED.each_ref().map(|network| {
+        etcd.configure(network.prefix, network.config);
+        let config = |number: u8| {
+            NodeConfig::new(&format!("n{number}"), address(number), &etcd.store())
+                .with("--etcd-prefix", network.prefix)
+                .with("--mtu", UNDERLAY)
+        };
+        Members::start(network, config, &hosts)
+    });
+    let addresses = networks.each_mut().map(Members::addresses);
+    for (index, network) in networks.iter_mut().enumerate() {
+        network.ping();
+        let others = addresses.iter().enumerate();
+        for (_, others) in others.filter(|(other, _)| *other != index) {
+            for (pod, to) in network.pods.iter_mut().zip(others) {
+                traffic::unreachable(pod, *to);
+            }
+        }
+    }
+    for network in SHARED {
+        let leases = etcd.leases(network.prefix);
+        assert_eq!(leases.len(), 2, "{leases:?}");
+    }
+    assert_eq!(etcd.list(PREFIX).0, []);
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use lab::etcd::{Etcd, Event, PREFIX, Record, TTL, Watch};
 use lab::flannel::{self, Flannel, KERNEL_IP, KERNEL_SUBNET, NODE_IP};
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::{Agent, Ping};
+use muslin::demo::agent::Agent;
 use serde_json::Value;
 
 /// MTU of the underlay in bytes.
@@ -258,7 +258,7 @@ fn a_flannel_node_and_a_muslin_node_are_one_network() {
     assert_eq!(etcd.get(&own.key), Some(own));
     etcd.revoke(kernel.lease);
     node.wait_peers(0);
-    is_unreachable(&mut ours, flannel::kernel(2));
+    traffic::unreachable(&mut ours, flannel::kernel(2));
 }
 
 #[test]
@@ -331,7 +331,7 @@ fn a_third_node_comes_and_goes_while_traffic_runs() {
             assert_eq!(etcd.get(&record.key), None, "visit {visit}");
             node.wait_peers(1);
             kernel.follow("the third leaves", |peers| *peers == first);
-            is_unreachable(&mut ours, its);
+            traffic::unreachable(&mut ours, its);
             // The address is free for the next.
             host.sh("ip addr flush dev eth0");
         }
@@ -355,17 +355,4 @@ impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
-}
-
-/// Nothing answers there, and the node says so at once.
-fn is_unreachable(from: &mut Agent, to: Ipv4Addr) {
-    let ping = Ping {
-        count: 1,
-        timeout_ms: 1000,
-        ..Ping::new(to)
-    };
-    let pinged = from.ping(&ping).unwrap();
-    assert!(pinged.replies.is_empty(), "{to}: {pinged:?}");
-    assert_eq!(pinged.errors.len(), 1, "{to}: {pinged:?}");
-    assert_eq!((pinged.errors[0].kind, pinged.errors[0].code), (3, 0));
 }

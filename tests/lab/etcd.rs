@@ -216,7 +216,8 @@ impl Etcd {
         })
     }
 
-    /// Writes a key so many times, with the values that `value` makes, as fast as it goes.
+    /// Writes a key so many times, with the values that `value` makes, as fast as it goes and in
+    /// no particular order.
     pub(crate) fn put_often(&self, key: &str, count: usize, value: impl Fn(usize) -> String) {
         self.with(async |client| {
             for batch in (0..count).collect::<Vec<_>>().chunks(100) {

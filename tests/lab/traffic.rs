@@ -73,3 +73,14 @@ pub(crate) fn expires(from: &mut Agent, to: Ipv4Addr, ttl: u8, router: Ipv4Addr)
         assert_eq!(error.from, router, "{to}");
     }
 }
+
+/// Pings to which nobody answers, and of which the node says that it knows no way.
+pub(crate) fn unreachable(from: &mut Agent, to: Ipv4Addr) {
+    let ping = Ping::new(to);
+    let pinged = from.ping(&ping).unwrap();
+    assert!(pinged.replies.is_empty(), "{to}: {pinged:?}");
+    assert_eq!(pinged.errors.len(), 3, "{to}: {pinged:?}");
+    for error in &pinged.errors {
+        assert_eq!((error.kind, error.code), (3, 0), "{to}: {pinged:?}");
+    }
+}
