@@ -7,7 +7,9 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod headers;
 pub mod mac;
 pub mod overhead;
 pub mod udp;
+pub mod virtio;
 pub mod vxlan;
