@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod headers;
 pub mod mac;
 pub mod overhead;
+pub mod split;
 pub mod udp;
 pub mod virtio;
 pub mod vxlan;
