@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod checksum;
 pub mod headers;
 pub mod mac;
+pub mod merge;
 pub mod overhead;
 pub mod split;
 pub mod udp;
