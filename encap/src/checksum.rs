@@ -74,8 +74,12 @@ pub fn sum(data: &[u8]) -> u16 {
     for word in words {
         total += u64::from(u32::from_ne_bytes(*word));
     }
-    let mut last = [0; 4];
-    last[..rest.len()].copy_from_slice(rest);
+    let last = match *rest {
+        [a] => [a, 0, 0, 0],
+        [a, b] => [a, b, 0, 0],
+        [a, b, c] => [a, b, c, 0],
+        _ => [0; 4],
+    };
     total += u64::from(u32::from_ne_bytes(last));
     u16::from_be(fold(total))
 }

@@ -53,6 +53,9 @@ pub struct Settings {
 
 /// A packet that is to be written: the virtio-net header, the first packet and, if it is a merged
 /// one, the payloads that follow.
+///
+/// Where a device refuses it (some kernels around 6.6 do, if the last segment is shorter), its
+/// bytes one after the other are what [`crate::split::Split`] takes apart again.
 #[derive(Debug)]
 pub struct Merged<'s, 'a, K> {
     /// What the caller called it when it came in.
@@ -88,6 +91,8 @@ enum Idents {
 #[derive(Debug)]
 struct Open<'a, K> {
     key: K,
+    /// The ports, by which most packets of other flows are told without a look at the head.
+    ports: u32,
     head: &'a mut [u8],
     at: Transport,
     /// Whether the head's checksum is known to be right.
@@ -177,9 +182,12 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
 
     /// The open packet of the same flow.
     fn find(&self, key: K, packet: &[u8], at: &Transport) -> Option<usize> {
+        let ports = be32(packet, at.l4);
         self.open.iter().position(|open| {
             open.as_ref().is_some_and(|open| {
-                open.key == key && same_flow((open.head, &open.at), (packet, at))
+                open.ports == ports
+                    && open.key == key
+                    && same_addresses((open.head, &open.at), (packet, at))
             })
         })
     }
@@ -232,6 +240,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         self.emit(index, sink);
         self.open[index] = Some(Open {
             key,
+            ports: be32(packet, at.l4),
             head: packet,
             at,
             verified: false,
@@ -387,20 +396,36 @@ fn alone<'a, K>(
     at: Option<Transport>,
     sink: &mut impl FnMut(Merged<'_, 'a, K>),
 ) {
-    let mut virtio = Header::default();
-    if let Some(at) = at {
-        if let Some(header) = oversized(packet, &at, settings.mtu) {
-            virtio = header;
-        } else if checksum::is_partial(packet, &at) {
-            virtio.checksum = partial(&at);
-        }
-    }
+    let virtio = at.map_or_else(Header::default, |at| header_of(packet, &at, settings.mtu));
     sink(Merged {
         key,
         virtio,
         head: packet,
         tail: &[],
     });
+}
+
+fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
+    if let Some(header) = oversized(packet, at, mtu) {
+        return header;
+    }
+    let is_partial = checksum::is_partial(packet, at);
+    Header {
+        checksum: if is_partial {
+            partial(at)
+        } else {
+            Checksum::Unknown
+        },
+        ..Header::default()
+    }
+}
+
+/// The virtio-net header for a packet that is a batch by itself, which needs no merger: an
+/// unfinished checksum is left to the receiver, and so is the segmentation of a TCP packet that is
+/// longer than the receiver's MTU (its checksum becomes an unfinished one).
+pub fn lone(packet: &mut [u8], l3: usize, mtu: Mtu) -> Header {
+    Transport::parse(packet, l3)
+        .map_or_else(|_| Header::default(), |at| header_of(packet, &at, mtu))
 }
 
 /// The header for a TCP packet longer than the MTU, whose checksum becomes an unfinished one; `None`
@@ -433,16 +458,22 @@ const fn may_belong_to_a_flow(reason: Error) -> bool {
     }
 }
 
-/// Whether two packets are of one flow: protocol, addresses and ports.
-fn same_flow((a, at_a): (&[u8], &Transport), (b, at_b): (&[u8], &Transport)) -> bool {
-    let addresses = |at: &Transport| match at.version {
-        IpVersion::Ipv4 => at.l3 + ipv4::ADDRESSES..at.l3 + headers::IPV4_LEN,
-        IpVersion::Ipv6 => at.l3 + ipv6::ADDRESSES..at.l3 + headers::IPV6_LEN,
-    };
-    at_a.version == at_b.version
-        && at_a.protocol == at_b.protocol
-        && a[at_a.l4..at_a.l4 + 4] == b[at_b.l4..at_b.l4 + 4]
-        && a[addresses(at_a)] == b[addresses(at_b)]
+/// Whether two packets are of one protocol and between the same addresses.
+fn same_addresses((a, at_a): (&[u8], &Transport), (b, at_b): (&[u8], &Transport)) -> bool {
+    if at_a.protocol != at_b.protocol || at_a.version != at_b.version {
+        return false;
+    }
+    let (a, b) = (&a[at_a.l3..], &b[at_b.l3..]);
+    match at_a.version {
+        IpVersion::Ipv4 => {
+            let addresses = |ip: &[u8]| [be32(ip, ipv4::ADDRESSES), be32(ip, ipv4::ADDRESSES + 4)];
+            addresses(a) == addresses(b)
+        }
+        IpVersion::Ipv6 => {
+            let addresses = ipv6::ADDRESSES..headers::IPV6_LEN;
+            a[addresses.clone()] == b[addresses]
+        }
+    }
 }
 
 /// Whether a packet can be the first of several.
@@ -464,14 +495,14 @@ fn may_begin(packet: &[u8], at: &Transport) -> bool {
 
 /// Whether a TCP header goes on where the first one, after `sent` bytes of payload, ended.
 fn tcp_follows((head, header): (&[u8], &[u8]), sent: u32) -> bool {
-    use tcp::{ACK_NUMBER, CHECKSUM, DATA_OFFSET, FLAGS, SEQUENCE, URGENT, WINDOW};
+    use tcp::{ACK_NUMBER, DATA_OFFSET, FLAGS, SEQUENCE, URGENT, WINDOW};
     let changed = head[FLAGS] ^ header[FLAGS];
     be32(header, SEQUENCE) == be32(head, SEQUENCE).wrapping_add(sent)
-        && head[ACK_NUMBER..DATA_OFFSET] == header[ACK_NUMBER..DATA_OFFSET]
+        && be32(head, ACK_NUMBER) == be32(header, ACK_NUMBER)
         && head[DATA_OFFSET] == header[DATA_OFFSET]
         && changed & !(tcp::CWR | tcp::FIN | tcp::PSH) == 0
         && header[FLAGS] & tcp::CWR == 0
-        && head[WINDOW..CHECKSUM] == header[WINDOW..CHECKSUM]
+        && be16(head, WINDOW) == be16(header, WINDOW)
         && head[URGENT..] == header[URGENT..]
 }
 
@@ -500,4 +531,258 @@ fn ending_flags(packet: &[u8], at: &Transport) -> u8 {
 
 fn is_intact(packet: &[u8], at: &Transport) -> bool {
     checksum::check(packet, at) != Transported::Invalid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Offsets in the packets of these tests: Ethernet, IPv4, TCP with timestamps.
+    const L3: usize = 14;
+    const L4: usize = 34;
+    const PAYLOAD: usize = 66;
+
+    fn settings() -> Settings {
+        let mtu = Mtu::new(1450).unwrap();
+        Settings { mtu, udp: true }
+    }
+
+    fn fill(packet: &mut Vec<u8>) {
+        let len = (packet.len() - L3) as u16;
+        put16(packet, L3 + ipv4::TOTAL_LEN, len);
+        put16(packet, L3 + ipv4::CHECKSUM, 0);
+        let sum = checksum::compute(&packet[L3..L4]);
+        put16(packet, L3 + ipv4::CHECKSUM, sum);
+        if let Ok(at) = Transport::parse(packet, L3) {
+            let pseudo = at.pseudo_header(packet, at.end - at.l4);
+            put16(packet, at.checksum(), pseudo);
+            checksum::finish(packet, at.l4, at.protocol.checksum()).unwrap();
+        }
+    }
+
+    /// The `i`th segment of a flow.
+    fn segment(flow: u8, i: u8, payload: usize) -> Vec<u8> {
+        let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+        bytes.extend([0x45, 2, 0, 0, 1, 7 + i, 0x40, 0, 63, 6, 0, 0]);
+        bytes.extend([10, 244, 1, 2, 10, 244, 2, flow]);
+        bytes.extend([0x80, 0, 0x1f, 0x90]);
+        bytes.extend(
+            (u32::MAX - 120)
+                .wrapping_add(u32::from(i) * 100)
+                .to_be_bytes(),
+        );
+        bytes.extend([0, 0, 0, 9, 0x80, 0x10, 1, 2, 0, 0, 0, 0]);
+        bytes.extend([1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+        bytes.extend(vec![i; payload]);
+        fill(&mut bytes);
+        bytes
+    }
+
+    /// How many packets each output is of, with the flow it is of.
+    fn merge(packets: &[Vec<u8>]) -> Vec<(u8, usize)> {
+        let mut buffers = packets.to_vec();
+        let mut merger = Merger::new(settings());
+        let mut outputs = Vec::new();
+        let mut sink = |merged: Merged<'_, '_, ()>| {
+            outputs.push((merged.head[L4 - 1], 1 + merged.tail.len()));
+        };
+        for buffer in &mut buffers {
+            merger.push(buffer, L3, (), &mut sink);
+        }
+        merger.flush(&mut sink);
+        outputs
+    }
+
+    /// The counts for three segments of which one was changed, checksums following.
+    fn with(which: usize, change: impl Fn(&mut Vec<u8>)) -> Vec<usize> {
+        let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
+        change(&mut packets[which]);
+        fill(&mut packets[which]);
+        merge(&packets)
+            .into_iter()
+            .map(|(_, count)| count)
+            .collect()
+    }
+
+    #[test]
+    fn what_must_be_equal_in_all_segments() {
+        assert_eq!(with(0, |_| {}), [3]);
+        let fields = [
+            ("Ethernet source", 11),
+            ("TOS", L3 + ipv4::TOS),
+            ("identification", L3 + ipv4::IDENT + 1),
+            ("DF", L3 + ipv4::FRAGMENT),
+            ("TTL", L3 + ipv4::TTL),
+            ("sequence", L4 + tcp::SEQUENCE + 3),
+            ("acknowledgement", L4 + tcp::ACK_NUMBER + 3),
+            ("reserved bits", L4 + tcp::DATA_OFFSET),
+            ("window", L4 + tcp::WINDOW),
+            ("urgent pointer", L4 + tcp::URGENT + 1),
+            ("timestamp", L4 + 27),
+            ("last option byte", PAYLOAD - 1),
+        ];
+        for (name, at) in fields {
+            let bit = match name {
+                "DF" => 0x40,
+                "reserved bits" => 1,
+                _ => 0x10,
+            };
+            assert_eq!(with(1, |packet| packet[at] ^= bit), [1, 1, 1], "{name}");
+            assert_eq!(with(2, |packet| packet[at] ^= bit), [2, 1], "{name}");
+        }
+        // A flow of its own lets the others join across the gap only if their numbers follow.
+        assert_eq!(with(1, |packet| packet[L4 + 1] ^= 1), [1, 1, 1], "port");
+        assert_eq!(with(1, |packet| packet[L4 - 1] ^= 2), [1, 1, 1], "address");
+    }
+
+    #[test]
+    fn flags_by_their_place() {
+        let flags = |which: usize, flags: u8| with(which, |packet| packet[L4 + tcp::FLAGS] = flags);
+        let (ack, ece) = (tcp::ACK, 0x40);
+        for (name, value, first, middle, last) in [
+            ("PSH", ack | tcp::PSH, vec![1, 2], vec![2, 1], vec![3]),
+            ("FIN", ack | tcp::FIN, vec![1, 2], vec![2, 1], vec![3]),
+            ("CWR", ack | tcp::CWR, vec![3], vec![1, 2], vec![2, 1]),
+            ("ECE", ack | ece, vec![1, 2], vec![1, 1, 1], vec![2, 1]),
+            ("SYN", ack | tcp::SYN, vec![1, 2], vec![1, 1, 1], vec![2, 1]),
+            ("RST", ack | tcp::RST, vec![1, 2], vec![1, 1, 1], vec![2, 1]),
+            ("URG", ack | tcp::URG, vec![1, 2], vec![1, 1, 1], vec![2, 1]),
+            ("no ACK", tcp::PSH, vec![1, 2], vec![1, 1, 1], vec![2, 1]),
+        ] {
+            assert_eq!(flags(0, value), first, "{name} on the first");
+            assert_eq!(flags(1, value), middle, "{name} in the middle");
+            assert_eq!(flags(2, value), last, "{name} on the last");
+        }
+    }
+
+    #[test]
+    fn lengths_by_their_place() {
+        let shorter = |which| with(which, |packet| packet.truncate(PAYLOAD + 99));
+        assert_eq!(shorter(0), [1, 2]);
+        assert_eq!(shorter(1), [2, 1]);
+        assert_eq!(shorter(2), [3]);
+        let empty = |which| with(which, |packet| packet.truncate(PAYLOAD));
+        assert_eq!(empty(0), [1, 2]);
+        assert_eq!(empty(1), [1, 1, 1]);
+        assert_eq!(empty(2), [2, 1]);
+        assert_eq!(with(1, |packet| packet.push(0)), [1, 1, 1]);
+        assert_eq!(with(2, |packet| packet.push(0)), [2, 1]);
+    }
+
+    #[test]
+    fn identifications_count_or_stay_where_df_allows() {
+        let merge_idents = |idents: [u16; 3], df: u8| {
+            let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
+            for (packet, ident) in packets.iter_mut().zip(idents) {
+                put16(packet, L3 + ipv4::IDENT, ident);
+                packet[L3 + ipv4::FRAGMENT] = df;
+                fill(packet);
+            }
+            let outputs = merge(&packets).into_iter();
+            outputs.map(|(_, count)| count).collect::<Vec<_>>()
+        };
+        for df in [0, 0x40] {
+            assert_eq!(merge_idents([0xffff, 0, 1], df), [3]);
+            assert_eq!(merge_idents([7, 9, 10], df), [1, 2]);
+        }
+        assert_eq!(merge_idents([7, 7, 7], 0x40), [3]);
+        assert_eq!(merge_idents([7, 7, 7], 0), [1, 1, 1]);
+        assert_eq!(merge_idents([7, 7, 8], 0x40), [2, 1]);
+        assert_eq!(merge_idents([7, 8, 7], 0x40), [2, 1]);
+    }
+
+    #[test]
+    fn what_is_not_intact_is_not_merged() {
+        for (which, expected) in [(0, vec![1, 2]), (1, vec![1, 1, 1]), (2, vec![2, 1])] {
+            for at in [L3 + ipv4::CHECKSUM, L4 + tcp::CHECKSUM, PAYLOAD + 50] {
+                let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
+                packets[which][at] ^= 1;
+                let counts: Vec<_> = merge(&packets).iter().map(|(_, count)| *count).collect();
+                assert_eq!(counts, expected, "byte {at} of segment {which}");
+            }
+        }
+    }
+
+    #[test]
+    fn order_is_kept_within_a_flow() {
+        let other = |i| segment(2, i, 100);
+        let batch = [
+            segment(1, 0, 100),
+            other(0),
+            segment(1, 1, 100),
+            other(1),
+            segment(1, 1, 100),
+            segment(1, 2, 100),
+        ];
+        assert_eq!(merge(&batch), [(1, 2), (2, 2), (1, 2)], "a retransmission");
+        let mut fragment = segment(3, 0, 100);
+        fragment[L3 + ipv4::FRAGMENT] = 0x20;
+        let batch = [segment(1, 0, 100), other(0), fragment, other(1)];
+        assert_eq!(merge(&batch), [(1, 1), (2, 1), (3, 1), (2, 1)]);
+        let mut arp = other(0);
+        arp[L3 - 1] = 6;
+        let batch = [segment(1, 0, 100), arp, segment(1, 1, 100)];
+        assert_eq!(merge(&batch), [(2, 1), (1, 2)], "no flow's concern");
+    }
+
+    #[test]
+    fn the_oldest_flow_makes_room() {
+        let flows = 1..=FLOWS as u8 + 1;
+        let begin = flows.clone().map(|flow| segment(flow, 0, 100));
+        let go_on = flows.rev().map(|flow| segment(flow, 1, 100));
+        let batch: Vec<_> = begin.chain(go_on).collect();
+        let outputs = merge(&batch);
+        assert_eq!(outputs[0], (1, 1));
+        assert_eq!(outputs.len(), FLOWS + 2);
+        assert_eq!(outputs.iter().map(|(_, count)| count).sum::<usize>(), 18);
+    }
+
+    #[test]
+    fn a_merged_packet_has_limits() {
+        let long = |i: u32, len: usize| {
+            let mut packet = segment(1, 0, len);
+            let sequence = i.wrapping_mul(len as u32).to_be_bytes();
+            packet[L4 + tcp::SEQUENCE..L4 + tcp::SEQUENCE + 4].copy_from_slice(&sequence);
+            fill(&mut packet);
+            packet
+        };
+        let batch: Vec<_> = (0..100).map(|i| long(i, 10)).collect();
+        assert_eq!(merge(&batch), [(1, MAX_SEGMENTS), (1, 100 - MAX_SEGMENTS)]);
+        let batch: Vec<_> = (0..50).map(|i| long(i, 1398)).collect();
+        assert_eq!(merge(&batch), [(1, 46), (1, 4)], "52 + 46 * 1398 = 64,360");
+    }
+
+    #[test]
+    fn keys_tell_flows_apart() {
+        let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
+        let mut merger = Merger::new(settings());
+        let mut outputs = Vec::new();
+        let mut sink = |merged: Merged<'_, '_, u8>| outputs.push((merged.key, merged.tail.len()));
+        for (packet, key) in packets.iter_mut().zip([7, 8, 7]) {
+            merger.push(packet, L3, key, &mut sink);
+        }
+        merger.flush(&mut sink);
+        assert_eq!(outputs, [(7, 0), (8, 0), (7, 0)]);
+    }
+
+    #[test]
+    fn what_a_kernel_peer_left_unfinished_stays_so() {
+        let mut whole = segment(1, 0, 3000);
+        let at = Transport::parse(&whole, L3).unwrap();
+        let pseudo = at.pseudo_header(&whole, at.end - at.l4);
+        put16(&mut whole, at.checksum(), pseudo);
+        let header = lone(&mut whole, L3, settings().mtu);
+        let gso = header.gso.unwrap();
+        assert_eq!((gso.kind, gso.size), (GsoKind::TcpV4, 1398));
+        assert_eq!(header.checksum, partial(&at));
+        assert_eq!(header.hdr_len, 66);
+
+        let mut small = segment(1, 0, 10);
+        assert_eq!(lone(&mut small, L3, settings().mtu), Header::default());
+        let at = Transport::parse(&small, L3).unwrap();
+        let pseudo = at.pseudo_header(&small, at.end - at.l4);
+        put16(&mut small, at.checksum(), pseudo);
+        let header = lone(&mut small, L3, settings().mtu);
+        assert_eq!((header.checksum, header.gso), (partial(&at), None));
+    }
 }
