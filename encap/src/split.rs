@@ -378,3 +378,168 @@ impl<'h, 'p> Train<'h, 'p> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GSO: Gso = Gso {
+        kind: GsoKind::TcpV4,
+        size: 1398,
+        ecn: false,
+    };
+
+    /// An IPv4 packet of TCP with timestamps, behind `l3` bytes of something.
+    fn tcp(l3: usize, flags: u8, payload: usize) -> Vec<u8> {
+        let mut bytes = vec![0; l3];
+        if l3 >= 2 {
+            bytes[l3 - 2] = 8;
+        }
+        bytes.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, 6, 0, 0]);
+        put16(&mut bytes, l3 + ipv4::TOTAL_LEN, (52 + payload) as u16);
+        bytes.extend([10, 244, 1, 2, 10, 244, 2, 3]);
+        bytes.extend([0x80, 0, 0x1f, 0x90, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 2]);
+        bytes.extend([0x80, flags, 1, 2, 0, 0, 0, 0]);
+        bytes.extend([1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+        bytes.extend(vec![7; payload]);
+        bytes
+    }
+
+    fn udp(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
+            .udp(1, 2)
+            .write(&mut bytes, payload)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn the_largest_superpacket_needs_two_sends() {
+        let packet = tcp(22, tcp::ACK, 46 * 1398 + 1);
+        let mut split = Split::new(&packet, 22, GSO, Checksums::Complete).unwrap();
+        assert_eq!((split.header_len(), split.mtu_needed()), (74, 1450));
+        let mut headers = vec![0; HEADERS_LEN];
+        let mut counts = Vec::new();
+        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+            assert!(train.total_len() <= 65_507);
+            counts.push((train.count(), train.datagram_len(), train.total_len()));
+        }
+        let full = 1398 + 74;
+        assert_eq!(counts, [(44, full, 44 * full), (3, full, 2 * full + 75)]);
+    }
+
+    #[test]
+    fn flags_and_numbers_by_their_place() {
+        let flags = tcp::ACK | tcp::PSH | tcp::FIN | tcp::CWR;
+        let packet = tcp(0, flags, 250);
+        let gso = Gso { size: 100, ..GSO };
+        let mut split = Split::new(&packet, 0, gso, Checksums::Partial).unwrap();
+        let mut headers = [0; 3 * 52];
+        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let train = train.unwrap().unwrap();
+        let seen: Vec<_> = train
+            .segments()
+            .map(|(header, payload)| {
+                let ident = be16(header, ipv4::IDENT);
+                let sequence = be32(header, 20 + tcp::SEQUENCE);
+                (header[20 + tcp::FLAGS], ident, sequence, payload.len())
+            })
+            .collect();
+        let expected = [
+            (tcp::ACK | tcp::CWR, 0xffff, 0xffff_ffff, 100),
+            (tcp::ACK, 0, 99, 100),
+            (tcp::ACK | tcp::PSH | tcp::FIN, 1, 199, 50),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn what_has_no_room_comes_with_the_next_call() {
+        let packet = tcp(0, tcp::ACK, 250);
+        let gso = Gso { size: 100, ..GSO };
+        let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
+        let refused = split.next_train(&mut [0; 51], Limits::ONE).map(|_| ());
+        assert_eq!(
+            refused,
+            Err(NoRoom {
+                needed: 52,
+                room: 51
+            })
+        );
+        let limits = Limits {
+            segments: 9,
+            bytes: 151,
+        };
+        let refused = split.next_train(&mut [0; 160], limits).map(|_| ());
+        assert_eq!(
+            refused,
+            Err(NoRoom {
+                needed: 152,
+                room: 151
+            })
+        );
+        let mut headers = [0; 2 * 52 + 51];
+        let mut counts = Vec::new();
+        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+            counts.push(train.count());
+        }
+        assert_eq!(counts, [2, 1]);
+    }
+
+    #[test]
+    fn a_udp_checksum_is_never_zero() {
+        let mut payload = [0; 40];
+        let at = Transport::parse(&udp(&payload), 0).unwrap();
+        let mut half = udp(&payload[..20]);
+        put16(&mut half, 20 + udp::CHECKSUM, 0);
+        let at_half = Transport { end: 48, ..at };
+        let sum = add(at_half.pseudo_header(&half, 28), checksum::sum(&half[20..]));
+        payload[..2].copy_from_slice(&(!sum).to_be_bytes());
+        let packet = udp(&payload);
+        let gso = Gso {
+            kind: GsoKind::Udp,
+            size: 20,
+            ecn: false,
+        };
+        let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
+        let mut headers = [0; 200];
+        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let segments: Vec<_> = train.unwrap().unwrap().segments().collect();
+        assert_eq!(be16(segments[0].0, 26), 0xffff);
+        assert_eq!(be16(segments[1].0, 26), !sum);
+    }
+
+    #[test]
+    fn each_refusal_has_its_own_error() {
+        let refusal = |packet: &[u8], gso| Split::new(packet, 0, gso, Checksums::Complete).err();
+        let good = tcp(0, tcp::ACK, 250);
+        for kind in [GsoKind::TcpV6, GsoKind::Udp] {
+            assert_eq!(refusal(&good, Gso { kind, ..GSO }), Some(Refusal::Kind));
+        }
+        let udp_gso = |size| Gso {
+            kind: GsoKind::Udp,
+            size,
+            ecn: false,
+        };
+        assert_eq!(refusal(&udp(&[0; 9]), GSO), Some(Refusal::Kind));
+        for flag in [tcp::SYN, tcp::RST, tcp::URG] {
+            let flags = tcp::ACK | flag;
+            let packet = tcp(0, flags, 250);
+            assert_eq!(refusal(&packet, GSO), Some(Refusal::Flags(flags)));
+        }
+        let size = |payload, size| Some(Refusal::Size { payload, size });
+        assert_eq!(refusal(&good, Gso { size: 7, ..GSO }), size(250, 7));
+        assert_eq!(refusal(&good, Gso { size: 8, ..GSO }), None);
+        assert_eq!(refusal(&udp(&[0; 129]), udp_gso(1)), size(129, 1));
+        assert_eq!(refusal(&udp(&[0; 128]), udp_gso(1)), None);
+        assert_eq!(refusal(&udp(&[]), udp_gso(0)), size(0, 0));
+        let far = tcp(109, tcp::ACK, 250);
+        let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
+        assert_eq!(refused, Some(Refusal::HeaderLen { len: 161 }));
+        let mut fragment = good;
+        fragment[6] = 0x20;
+        let fragment = refusal(&fragment, GSO);
+        assert_eq!(fragment, Some(Refusal::Headers(headers::Error::Fragment)));
+    }
+}
