@@ -547,7 +547,7 @@ mod tests {
         Settings { mtu, udp: true }
     }
 
-    fn fill(packet: &mut Vec<u8>) {
+    fn fill(packet: &mut [u8]) {
         let len = (packet.len() - L3) as u16;
         put16(packet, L3 + ipv4::TOTAL_LEN, len);
         put16(packet, L3 + ipv4::CHECKSUM, 0);

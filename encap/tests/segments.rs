@@ -1,4 +1,5 @@
 //! Splitting and merging, against the plain ones of `reference`, each other and etherparse.
+#![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod reference;
 

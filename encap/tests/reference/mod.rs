@@ -195,7 +195,7 @@ fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: Settings) -> 
     let ends = flags & (FIN | PSH) != 0;
     let no_checksum = get(packet, at.checksum()) == 0;
     empty
-        || at.end - at.l3 > settings.mtu.get().into()
+        || at.end - at.l3 > usize::from(settings.mtu.get())
         || at.version == IpVersion::Ipv4 && at.l4 - at.l3 != 20
         || tcp && (single || first && ends)
         || !tcp && (!settings.udp || no_checksum)
@@ -312,7 +312,7 @@ pub(crate) fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<O
 /// # Panics
 /// If something is wrong.
 pub(crate) fn check_merge(packets: &[Vec<u8>], l3: usize, settings: Settings) {
-    let mut waiting: BTreeMap<Option<Vec<u8>>, Vec<(usize, &[u8])>> = BTreeMap::new();
+    let mut waiting = BTreeMap::<_, Vec<(usize, &[u8])>>::new();
     for (index, packet) in packets.iter().enumerate().rev() {
         let flow = flow(packet, l3).ok();
         waiting.entry(flow).or_default().push((index, packet));
@@ -383,10 +383,10 @@ fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: Settings)
         assert_eq!(Ok(gso.size.into()), size);
         check_gso(bytes, &at, gso);
     } else if let Some(gso) = virtio.gso {
-        assert!(at.end - l3 > settings.mtu.get().into());
+        assert!(at.end - l3 > usize::from(settings.mtu.get()));
         assert_eq!(
             usize::from(gso.size) + at.payload - l3,
-            settings.mtu.get().into()
+            usize::from(settings.mtu.get())
         );
         check_gso(bytes, &at, gso);
         let mut before = group[0].to_vec();
