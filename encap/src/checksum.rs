@@ -6,7 +6,8 @@
 //! The full sum takes 64 bytes at a time in the machine's byte order, which RFC 1071 section 2
 //! allows since swapping the bytes of every word swaps those of the sum. Eight accumulators that
 //! cannot overflow and no carries between them are what the compiler turns into vector code by
-//! itself.
+//! itself: 52 GB/s in the cache where smoltcp's sum does 44. Larger blocks give 4 % more; carries,
+//! 16-bit halves or sums of bytes were each slower.
 //!
 //! # Unfinished checksums
 //! Hosts leave the checksum of a packet to the device: its field then has only the pseudo header's
