@@ -1,9 +1,24 @@
 //! Internet checksums (RFC 1071), updated rather than recomputed where one field changes.
 //!
 //! A router that decrements the TTL changes one 16-bit word of the header; the checksum follows
-//! from that word alone (RFC 1624), whatever options the header has. The full sum is smoltcp's.
+//! from that word alone (RFC 1624), whatever options the header has.
+//!
+//! The full sum takes 64 bytes at a time in the machine's byte order, which RFC 1071 section 2
+//! allows since swapping the bytes of every word swaps those of the sum. Eight accumulators that
+//! cannot overflow and no carries between them are what the compiler turns into vector code by
+//! itself: 52 GB/s in the cache where smoltcp's sum does 44. Larger blocks give 4 % more; carries,
+//! 16-bit halves or sums of bytes were each slower.
+//!
+//! # Unfinished checksums
+//! Hosts leave the checksum of a packet to the device: its field then has only the pseudo header's
+//! sum. Such packets reach a tunnel's socket when a kernel peer's device and ours are joined by
+//! something that passes packets on as they are (a veth pair). [`complete_partial`] finds them by
+//! that value. A *finished* packet whose field has it by chance (one in 65,536) is not harmed: the
+//! checksum is computed anew over the same bytes, and that of an intact packet comes out as it was.
+//! What is lost is that a packet which was damaged on its way *and* has that value is no longer
+//! noticed: the one in 65,536 damaged packets that a 16-bit checksum lets through anyway.
 
-use smoltcp::wire::checksum;
+use crate::headers::{Protocol, Transport};
 
 /// Offset of the TTL in an IPv4 header.
 const TTL: usize = 8;
@@ -28,7 +43,124 @@ pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
 /// field is right.
 #[must_use]
 pub fn compute(data: &[u8]) -> u16 {
-    !checksum::data(data)
+    !sum(data)
+}
+
+/// The one's complement sum of two sums: 16 bits with the carry put back.
+#[must_use]
+pub const fn add(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + carry as u16
+}
+
+/// The one's complement sum of the 16-bit words of `data`, in network order and with a zero byte
+/// after an odd one, as a number in host order: folded, not inverted (RFC 1071 section 1).
+#[must_use]
+pub fn sum(data: &[u8]) -> u16 {
+    let (blocks, rest) = data.as_chunks::<64>();
+    let mut total = 0;
+    if !blocks.is_empty() {
+        let mut lanes = [0u64; 8];
+        for block in blocks {
+            let (words, _) = block.as_chunks::<8>();
+            for (lane, word) in lanes.iter_mut().zip(words) {
+                let word = u64::from_ne_bytes(*word);
+                *lane += (word & 0xffff_ffff) + (word >> 32);
+            }
+        }
+        // A block adds less than 2^33 to a lane: the total is safe below 2^28 blocks, 16 GiB.
+        total = lanes.iter().sum();
+    }
+    let (words, rest) = rest.as_chunks::<4>();
+    for word in words {
+        total += u64::from(u32::from_ne_bytes(*word));
+    }
+    let last = match *rest {
+        [a] => [a, 0, 0, 0],
+        [a, b] => [a, b, 0, 0],
+        [a, b, c] => [a, b, c, 0],
+        _ => [0; 4],
+    };
+    total += u64::from(u32::from_ne_bytes(last));
+    u16::from_be(fold(total))
+}
+
+/// Folds a sum of 16-bit words, or of larger ones, to 16 bits (2^16 is 1 modulo 2^16 - 1).
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// Finishes a checksum as a device would: sums everything from `start` to the end of `packet`, the
+/// value in the field `offset` bytes after `start` included, and writes the inverted sum there.
+/// `None` if the field is not inside; the packet is unchanged then.
+///
+/// A sum of zero is written as 0xffff, which is the same number and all that UDP may have.
+pub fn finish(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
+    let covered = packet.get_mut(start..)?;
+    let end = offset.checked_add(2)?;
+    covered.get(offset..end)?;
+    let value = nonzero(compute(covered));
+    covered[offset..end].copy_from_slice(&value.to_be_bytes());
+    Some(())
+}
+
+/// The same one's complement number, as one that is not zero.
+pub(crate) const fn nonzero(checksum: u16) -> u16 {
+    if checksum == 0 { 0xffff } else { checksum }
+}
+
+/// The state of the checksum of a TCP or UDP packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transported {
+    /// The field has the sum of the pseudo header: not finished, or finished and so by chance.
+    Partial,
+    /// The checksum is right, or a UDP datagram over IPv4 has none.
+    Valid,
+    /// The checksum is wrong.
+    Invalid,
+}
+
+/// Whether the checksum field of a packet has only the pseudo header's sum. This reads no payload.
+#[must_use]
+pub fn is_partial(packet: &[u8], at: &Transport) -> bool {
+    let field = at.checksum();
+    let value = packet.get(field..field + 2);
+    let pseudo = at.pseudo_header(packet, at.end - at.l4);
+    value == Some(&pseudo.to_be_bytes())
+}
+
+/// Holds the checksum of a packet against its bytes: one pass, unless it is unfinished.
+#[must_use]
+pub fn check(packet: &[u8], at: &Transport) -> Transported {
+    if is_partial(packet, at) {
+        return Transported::Partial;
+    }
+    let segment = packet.get(at.l4..at.end).unwrap_or_default();
+    if at.protocol == Protocol::Udp && segment.get(6..8) == Some(&[0, 0]) {
+        return match at.version {
+            smoltcp::wire::IpVersion::Ipv4 => Transported::Valid,
+            // RFC 8200 section 8.1: there must be one.
+            smoltcp::wire::IpVersion::Ipv6 => Transported::Invalid,
+        };
+    }
+    match add(at.pseudo_header(packet, segment.len()), sum(segment)) {
+        0xffff => Transported::Valid,
+        _ => Transported::Invalid,
+    }
+}
+
+/// Finishes the transport checksum of the IP packet at `l3` if it is a TCP or UDP packet, not a
+/// fragment, and its checksum is unfinished; says whether it was. See the module about why a
+/// packet that only looks so is not harmed.
+pub fn complete_partial(packet: &mut [u8], l3: usize) -> bool {
+    let Ok(at) = Transport::parse(packet, l3) else {
+        return false;
+    };
+    let partial = is_partial(packet, &at);
+    partial && finish(&mut packet[..at.end], at.l4, at.protocol.checksum()).is_some()
 }
 
 /// Decrements the TTL of an IPv4 packet by one, with its header checksum, and returns the new
@@ -65,6 +197,63 @@ mod tests {
         assert_eq!(dead, [0; 20]);
     }
 
+    fn datagram(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
+            .udp(1, 2)
+            .write(&mut bytes, payload)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn an_unfinished_checksum_is_found_and_finished() {
+        let good = datagram(b"odd");
+        let mut partial = good.clone();
+        let at = Transport::parse(&partial, 0).unwrap();
+        let pseudo = at.pseudo_header(&partial, 11);
+        partial[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(check(&partial, &at), Transported::Partial);
+        partial.extend([9; 9]);
+        assert!(complete_partial(&mut partial, 0));
+        assert_eq!(partial[..31], good, "padding does not count");
+        assert_eq!(check(&partial, &at), Transported::Valid);
+        assert!(!complete_partial(&mut partial, 0));
+        partial[30] ^= 1;
+        assert_eq!(check(&partial, &at), Transported::Invalid);
+        partial[26..28].fill(0);
+        assert_eq!(check(&partial, &at), Transported::Valid, "it has none");
+        partial[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        partial[6] = 0x20;
+        assert!(!complete_partial(&mut partial, 0), "a fragment");
+    }
+
+    #[test]
+    fn a_finished_checksum_that_looks_unfinished_stays_as_it_is() {
+        // Two bytes of payload can bring the checksum to any value.
+        let mut packet = datagram(&[0, 0]);
+        let at = Transport::parse(&packet, 0).unwrap();
+        let pseudo = at.pseudo_header(&packet, 10);
+        let missing = add(!pseudo, u16::from_be_bytes([packet[26], packet[27]]));
+        packet[28..30].copy_from_slice(&missing.to_be_bytes());
+        packet[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(add(pseudo, sum(&packet[20..])), 0xffff, "it is right");
+        let before = packet.clone();
+        assert!(complete_partial(&mut packet, 0));
+        assert_eq!(packet, before);
+    }
+
+    #[test]
+    fn a_field_outside_is_refused() {
+        let mut bytes = [1; 10];
+        assert_eq!(finish(&mut bytes, 4, 5), None);
+        assert_eq!(finish(&mut bytes, 11, 0), None);
+        assert_eq!(finish(&mut bytes, 4, usize::MAX), None);
+        assert_eq!(bytes, [1; 10]);
+        assert_eq!(finish(&mut bytes, 4, 4), Some(()));
+        assert_eq!(finish(&mut [0, 0], 0, 0), Some(()));
+    }
+
     fn fill_checksum(header: &mut [u8]) {
         header[CHECKSUM..CHECKSUM + 2].fill(0);
         let sum = compute(header);
@@ -72,6 +261,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_wide_sum_is_smoltcps(
+            data in proptest::collection::vec(any::<u8>(), 0..700),
+            at in 0usize..9,
+        ) {
+            let data = data.get(at..).unwrap_or_default();
+            prop_assert_eq!(sum(data), smoltcp::wire::checksum::data(data));
+            let ones = vec![0xff; data.len() * 90];
+            prop_assert_eq!(sum(&ones), if ones.is_empty() { 0 } else { 0xffff });
+        }
+
         #[test]
         fn an_update_agrees_with_a_full_sum(
             mut data in proptest::collection::vec(any::<u8>(), 40),

@@ -1,5 +1,6 @@
 //! Tunnel formats as pure codecs over buffers with headroom: VXLAN (RFC 7348) and flannel's UDP
-//! format, the MTU arithmetic that goes with them, and checksums.
+//! format, the MTU arithmetic that goes with them, checksums, and superpackets: their virtio-net
+//! header, their split into segments and the merge back.
 //!
 //! Nothing here does I/O, allocates, reads a clock or panics on input. Encapsulating writes only
 //! the header in front of a packet that stays where it is.
@@ -7,7 +8,11 @@
 
 pub mod buffer;
 pub mod checksum;
+pub mod headers;
 pub mod mac;
+pub mod merge;
 pub mod overhead;
+pub mod split;
 pub mod udp;
+pub mod virtio;
 pub mod vxlan;

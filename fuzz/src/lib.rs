@@ -6,3 +6,7 @@ pub mod codecs;
 pub mod event;
 pub mod node;
 pub mod seeds;
+pub mod segments;
+
+#[path = "../../encap/tests/reference/mod.rs"]
+mod reference;

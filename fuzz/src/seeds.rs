@@ -5,8 +5,12 @@ pub type Seed = (&'static str, Vec<u8>);
 
 /// The seeds of each target.
 #[must_use]
-pub fn all() -> [(&'static str, Vec<Seed>); 2] {
-    [("codecs", codecs()), ("node", node())]
+pub fn all() -> [(&'static str, Vec<Seed>); 3] {
+    [
+        ("codecs", codecs()),
+        ("node", node()),
+        ("segments", segments()),
+    ]
 }
 
 fn codecs() -> Vec<Seed> {
@@ -289,5 +293,89 @@ fn node() -> Vec<Seed> {
                 ],
             ),
         ),
+    ]
+}
+
+/// Choices of the first byte: where the IP header is, and what the receiver takes.
+const BARE: u8 = 0;
+const BEHIND_VXLAN: u8 = 3;
+const UNFINISHED: u8 = 1 << 2;
+const ONE_BY_ONE: u8 = 1 << 3;
+const MTU_576: u8 = 1 << 5;
+const MTU_1450: u8 = 2 << 5;
+
+/// A frame of a virtio-net type with 100-byte segments; what is to happen to its segments.
+fn superpacket(choice: u8, (gso, v6): (u8, bool), flags: u8, changes: &[[u8; 4]]) -> Vec<u8> {
+    let tcp = gso != 5;
+    let l3 = if choice & 3 == BEHIND_VXLAN { 22 } else { 0 };
+    let protocol = if tcp { 6 } else { 17 };
+    let mut frame = vec![0; l3];
+    if l3 > 0 {
+        frame[l3 - 2..].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
+    }
+    if v6 {
+        frame.extend([0x60, 0, 0, 0, 0, 0, protocol, 64]);
+        frame.extend([0xfd; 32]);
+    } else {
+        frame.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, protocol, 0, 0]);
+        frame.extend([10, 244, 1, 2, 10, 244, 2, 3]);
+    }
+    let l4 = frame.len();
+    frame.extend([0x80, 0, 0x1f, 0x90]);
+    if tcp {
+        frame.extend([0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 2, 0x80, flags, 1, 2]);
+        frame.extend([0, 0, 0, 0, 1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+    } else {
+        frame.extend([0; 4]);
+    }
+    let header_len = frame.len() as u16;
+    frame.extend(0..100);
+    let offset = if tcp { 16 } else { 6 };
+    let numbers = [header_len, 100, l4 as u16, offset].map(u16::to_le_bytes);
+    [
+        &[choice, 2, 1, gso][..],
+        &numbers.concat(),
+        &[changes.len() as u8],
+        &changes.concat(),
+        &frame,
+    ]
+    .concat()
+}
+
+fn segments() -> Vec<Seed> {
+    let (v4, v6, udp4, udp6) = ((1, false), (4, true), (5, false), (5, true));
+    let (ack, psh, fin, cwr, syn) = (0x10, 0x18, 0x11, 0x90, 0x12);
+    let [drop, swap, again, pad, unfinish, finish, change, damage] = [0u8, 1, 2, 3, 4, 5, 6, 7];
+    let (flags, ttl, fragment) = (33, 8, 6);
+    let plain = |choice, kind, flags| superpacket(choice | MTU_1450, kind, flags, &[]);
+    let with = |changes: &[[u8; 4]]| superpacket(BARE | MTU_1450, v4, ack, changes);
+    vec![
+        ("tcp4", plain(BARE, v4, ack)),
+        ("tcp4-vxlan", plain(BEHIND_VXLAN, v4, psh)),
+        ("tcp4-fin", plain(BARE, v4, fin)),
+        ("tcp4-cwr", plain(BARE, (0x81, false), cwr)),
+        ("tcp4-syn", plain(BARE, v4, syn)),
+        ("tcp4-unfinished", plain(BARE | UNFINISHED, v4, ack)),
+        ("tcp4-one-by-one", plain(BARE | ONE_BY_ONE, v4, ack)),
+        ("tcp6", plain(BARE, v6, ack)),
+        ("tcp6-vxlan", plain(BEHIND_VXLAN, v6, psh)),
+        ("udp4", plain(BARE, udp4, 0)),
+        ("udp6-vxlan", plain(BEHIND_VXLAN, udp6, 0)),
+        ("wrong-kind", plain(BARE, (4, false), ack)),
+        ("whole", superpacket(BARE | MTU_576, (0, false), psh, &[])),
+        ("lost", with(&[[1, drop, 0, 0]])),
+        ("reordered", with(&[[1, swap, 0, 0]])),
+        ("repeated", with(&[[1, again, 0, 0]])),
+        ("padded", with(&[[5, pad, 6, 0], [0, pad, 6, 0]])),
+        (
+            "some-unfinished",
+            with(&[[1, unfinish, 0, 0], [2, finish, 0, 0]]),
+        ),
+        ("pushed", with(&[[1, change, flags, 8]])),
+        ("reset", with(&[[2, change, flags, 4]])),
+        ("other-ttl", with(&[[2, change, ttl, 1]])),
+        ("fragment", with(&[[2, change, fragment, 0x60]])),
+        ("damaged", with(&[[2, damage, 60, 1], [4, damage, 10, 1]])),
+        ("damaged-first", with(&[[0, damage, 60, 1]])),
     ]
 }

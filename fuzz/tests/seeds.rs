@@ -22,6 +22,7 @@ fn every_seed_passes() {
     for (target, run) in [
         ("codecs", muslin_fuzz::codecs::run as fn(&[u8])),
         ("node", muslin_fuzz::node::run),
+        ("segments", muslin_fuzz::segments::run),
     ] {
         for (name, bytes) in files(target) {
             println!("{target}/{name}");

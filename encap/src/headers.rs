@@ -1,0 +1,419 @@
+//! Where the headers of a packet are: IPv4 or IPv6, then TCP or UDP.
+//!
+//! One walk over the first bytes, checked once, so that what comes after may index: every offset
+//! of a [`Transport`] lies inside the packet it was found in.
+
+use smoltcp::wire::IpVersion;
+use thiserror::Error;
+
+use crate::checksum::{self, add};
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERNET_HEADER_LEN: usize = 14;
+
+pub(crate) const IPV4_LEN: usize = 20;
+pub(crate) const IPV6_LEN: usize = 40;
+pub(crate) const UDP_LEN: usize = 8;
+pub(crate) const TCP_LEN: usize = 20;
+
+/// Offsets in an IPv4 header (RFC 791 section 3.1).
+pub(crate) mod ipv4 {
+    pub(crate) const TOS: usize = 1;
+    pub(crate) const TOTAL_LEN: usize = 2;
+    pub(crate) const IDENT: usize = 4;
+    pub(crate) const FRAGMENT: usize = 6;
+    pub(crate) const DONT_FRAGMENT: u8 = 0x40;
+    pub(crate) const TTL: usize = 8;
+    pub(crate) const PROTOCOL: usize = 9;
+    pub(crate) const CHECKSUM: usize = 10;
+    pub(crate) const ADDRESSES: usize = 12;
+}
+
+/// Offsets in an IPv6 header (RFC 8200 section 3).
+pub(crate) mod ipv6 {
+    pub(crate) const PAYLOAD_LEN: usize = 4;
+    pub(crate) const NEXT_HEADER: usize = 6;
+    pub(crate) const HOP_LIMIT: usize = 7;
+    pub(crate) const ADDRESSES: usize = 8;
+    /// Hop-by-hop options.
+    pub(crate) const HOP_BY_HOP: u8 = 0;
+    /// Routing: the pseudo header would have another destination.
+    pub(crate) const ROUTING: u8 = 43;
+    pub(crate) const FRAGMENT: u8 = 44;
+    /// Destination options.
+    pub(crate) const OPTIONS: u8 = 60;
+}
+
+/// Offsets and flags in a TCP header (RFC 9293 section 3.1).
+pub(crate) mod tcp {
+    pub(crate) const SEQUENCE: usize = 4;
+    pub(crate) const ACK_NUMBER: usize = 8;
+    pub(crate) const DATA_OFFSET: usize = 12;
+    pub(crate) const FLAGS: usize = 13;
+    pub(crate) const WINDOW: usize = 14;
+    pub(crate) const CHECKSUM: usize = 16;
+    pub(crate) const URGENT: usize = 18;
+
+    pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
+    pub(crate) const PSH: u8 = 0x08;
+    pub(crate) const ACK: u8 = 0x10;
+    pub(crate) const URG: u8 = 0x20;
+    pub(crate) const CWR: u8 = 0x80;
+}
+
+/// Offsets in a UDP header (RFC 768).
+pub(crate) mod udp {
+    pub(crate) const LENGTH: usize = 4;
+    pub(crate) const CHECKSUM: usize = 6;
+}
+
+/// A transport protocol whose packets can be segmented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP, protocol number 6.
+    Tcp,
+    /// UDP, protocol number 17.
+    Udp,
+}
+
+impl Protocol {
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+
+    /// Where the checksum is in the header, in bytes.
+    pub(crate) const fn checksum(self) -> usize {
+        match self {
+            Self::Tcp => tcp::CHECKSUM,
+            Self::Udp => udp::CHECKSUM,
+        }
+    }
+}
+
+/// Why there is no complete TCP or UDP packet at the place where it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Error {
+    /// Fewer bytes than the headers have.
+    #[error("{len} bytes are too few for the packet's headers")]
+    TooShort {
+        /// Bytes there were, with what is in front of the IP header.
+        len: usize,
+    },
+    /// The link header in front announces something else than what follows.
+    #[error("the link header announces type {0:#06x}")]
+    EtherType(u16),
+    /// Neither IPv4 nor IPv6.
+    #[error("IP version {0}")]
+    Version(u8),
+    /// A length field that contradicts the bytes there are, or another length field.
+    #[error("a length field says {claimed} where there are {len} bytes")]
+    Length {
+        /// What the field says, in bytes.
+        claimed: usize,
+        /// The bytes there are, or that another field leaves.
+        len: usize,
+    },
+    /// Part of a larger packet.
+    #[error("a fragment")]
+    Fragment,
+    /// An IPv6 extension header that cannot be passed over.
+    #[error("IPv6 extension header {0}")]
+    ExtensionHeader(u8),
+    /// Neither TCP nor UDP.
+    #[error("IP protocol {0}")]
+    Protocol(u8),
+}
+
+/// Where the parts of a TCP or UDP packet are, as offsets in bytes from the start of the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transport {
+    /// Version of the network layer.
+    pub version: IpVersion,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The IP header; before it lies whatever the caller has put there.
+    pub l3: usize,
+    /// The TCP or UDP header, which ends at `payload`.
+    pub l4: usize,
+    /// The transport's payload.
+    pub payload: usize,
+    /// The end of the IP packet; after it there may be padding.
+    pub end: usize,
+}
+
+impl Transport {
+    /// Finds the headers of the packet whose IP header is at `l3`. A link header in front of it is
+    /// looked at for its type if there is room for one.
+    ///
+    /// # Errors
+    /// `Error` says what is there instead.
+    pub fn parse(packet: &[u8], l3: usize) -> Result<Self, Error> {
+        let too_short = Error::TooShort { len: packet.len() };
+        let bytes = packet.get(l3..).ok_or(too_short)?;
+        let version = bytes.first().ok_or(too_short)? >> 4;
+        if l3 >= ETHERNET_HEADER_LEN {
+            let announced = be16(packet, l3 - 2);
+            if !matches!(
+                (announced, version),
+                (ETHERTYPE_IPV4, 4) | (ETHERTYPE_IPV6, 6)
+            ) {
+                return Err(Error::EtherType(announced));
+            }
+        }
+        let (version, l4, end, number) = match version {
+            4 => network_v4(bytes).map(|(l4, end, next)| (IpVersion::Ipv4, l4, end, next))?,
+            6 => network_v6(bytes).map(|(l4, end, next)| (IpVersion::Ipv6, l4, end, next))?,
+            other => return Err(Error::Version(other)),
+        };
+        let segment = &bytes[l4..end];
+        let (protocol, header_len) = match number {
+            6 => (Protocol::Tcp, tcp_header_len(segment)?),
+            17 => (Protocol::Udp, udp_header_len(segment)?),
+            other => return Err(Error::Protocol(other)),
+        };
+        Ok(Self {
+            version,
+            protocol,
+            l3,
+            l4: l3 + l4,
+            payload: l3 + l4 + header_len,
+            end: l3 + end,
+        })
+    }
+
+    /// Bytes of payload.
+    #[must_use]
+    pub const fn payload_len(&self) -> usize {
+        self.end - self.payload
+    }
+
+    /// Offset of the transport checksum's field.
+    #[must_use]
+    pub const fn checksum(&self) -> usize {
+        self.l4 + self.protocol.checksum()
+    }
+
+    /// Sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of
+    /// transport header and payload: folded, not inverted, host order.
+    #[must_use]
+    pub fn pseudo_header(&self, packet: &[u8], len: usize) -> u16 {
+        let addresses = match self.version {
+            IpVersion::Ipv4 => self.l3 + ipv4::ADDRESSES..self.l3 + IPV4_LEN,
+            IpVersion::Ipv6 => self.l3 + ipv6::ADDRESSES..self.l3 + IPV6_LEN,
+        };
+        let addresses = checksum::sum(packet.get(addresses).unwrap_or_default());
+        // No packet here is longer than 16 bits can say.
+        add(
+            addresses,
+            add(self.protocol.number().into(), len.min(0xffff) as u16),
+        )
+    }
+}
+
+type Network = Result<(usize, usize, u8), Error>;
+
+/// Length of the header, total length and protocol of an IPv4 packet.
+fn network_v4(bytes: &[u8]) -> Network {
+    let len = bytes.len();
+    if len < IPV4_LEN {
+        return Err(Error::TooShort { len });
+    }
+    let header_len = usize::from(bytes[0] & 0x0f) * 4;
+    let total = be16(bytes, ipv4::TOTAL_LEN).into();
+    if header_len < IPV4_LEN || total < header_len || total > len {
+        return Err(Error::Length {
+            claimed: total,
+            len,
+        });
+    }
+    if be16(bytes, ipv4::FRAGMENT) & 0x3fff != 0 {
+        return Err(Error::Fragment);
+    }
+    Ok((header_len, total, bytes[ipv4::PROTOCOL]))
+}
+
+/// The same of an IPv6 packet, past the extension headers that change nothing for the transport.
+fn network_v6(bytes: &[u8]) -> Network {
+    let len = bytes.len();
+    if len < IPV6_LEN {
+        return Err(Error::TooShort { len });
+    }
+    let end = IPV6_LEN + usize::from(be16(bytes, ipv6::PAYLOAD_LEN));
+    if end > len {
+        return Err(Error::Length { claimed: end, len });
+    }
+    let (mut at, mut next) = (IPV6_LEN, bytes[ipv6::NEXT_HEADER]);
+    loop {
+        match next {
+            ipv6::HOP_BY_HOP | ipv6::OPTIONS => {
+                let header = bytes[at..end].first_chunk::<8>();
+                let [after, len, ..] = *header.ok_or(Error::TooShort { len: end })?;
+                next = after;
+                at += 8 + usize::from(len) * 8;
+                if at > end {
+                    return Err(Error::Length {
+                        claimed: at,
+                        len: end,
+                    });
+                }
+            }
+            ipv6::FRAGMENT => return Err(Error::Fragment),
+            ipv6::ROUTING | 51 | 135 | 139 | 140 => return Err(Error::ExtensionHeader(next)),
+            _ => return Ok((at, end, next)),
+        }
+    }
+}
+
+fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
+    let len = segment.len();
+    if len < TCP_LEN {
+        return Err(Error::TooShort { len });
+    }
+    let claimed = usize::from(segment[tcp::DATA_OFFSET] >> 4) * 4;
+    if (TCP_LEN..=len).contains(&claimed) {
+        Ok(claimed)
+    } else {
+        Err(Error::Length { claimed, len })
+    }
+}
+
+fn udp_header_len(datagram: &[u8]) -> Result<usize, Error> {
+    let len = datagram.len();
+    if len < UDP_LEN {
+        return Err(Error::TooShort { len });
+    }
+    let claimed = be16(datagram, udp::LENGTH).into();
+    if claimed == len {
+        Ok(UDP_LEN)
+    } else {
+        Err(Error::Length { claimed, len })
+    }
+}
+
+/// The 16-bit number in network order at `at`, which the caller knows to be inside.
+pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+/// The 32-bit number in network order at `at`, which the caller knows to be inside.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Writes a 16-bit number in network order.
+pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
+    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn udp4(payload: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
+            .udp(1, 2)
+            .write(&mut bytes, &vec![7; payload])
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn padding_is_not_part_of_the_packet() {
+        let mut bytes = udp4(5);
+        bytes.extend([0; 13]);
+        let at = Transport::parse(&bytes, 0).unwrap();
+        assert_eq!((at.l4, at.payload, at.end), (20, 28, 33));
+        assert_eq!(at.pseudo_header(&bytes, 13), {
+            let sum = (0x0af4u32 + 0x0102) + (0x0af4 + 0x0203) + 17 + 13;
+            sum as u16
+        });
+    }
+
+    #[test]
+    fn each_malformation_has_its_own_error() {
+        let good = udp4(5);
+        let with = |at: usize, value: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            Transport::parse(&bytes, 0)
+        };
+        assert_eq!(with(0, 0x55), Err(Error::Version(5)));
+        assert_eq!(with(6, 0x20), Err(Error::Fragment));
+        assert_eq!(with(7, 1), Err(Error::Fragment));
+        assert_eq!(with(9, 1), Err(Error::Protocol(1)));
+        let len = 33;
+        assert_eq!(with(3, 34), Err(Error::Length { claimed: 34, len }));
+        assert_eq!(with(0, 0x44), Err(Error::Length { claimed: 33, len }));
+        let (claimed, len) = (14, 13);
+        assert_eq!(with(25, 14), Err(Error::Length { claimed, len }));
+        assert_eq!(
+            Transport::parse(&good, 40),
+            Err(Error::TooShort { len: 33 })
+        );
+        let framed = [&[0; 12][..], &[0x86, 0xdd], &good].concat();
+        assert_eq!(Transport::parse(&framed, 14), Err(Error::EtherType(0x86dd)));
+    }
+
+    #[test]
+    fn ipv6_extension_headers_are_passed_over_where_they_may_be() {
+        let packet = |chain: &[u8], first: u8| {
+            let len = (chain.len() + 8) as u8;
+            let mut bytes = vec![0x60, 0, 0, 0, 0, len, first, 64];
+            bytes.extend([9; 32]);
+            bytes.extend(chain);
+            bytes.extend([0, 1, 0, 2, 0, 8, 0, 0]);
+            bytes
+        };
+        let options = [60, 0, 1, 4, 0, 0, 0, 0, 17, 0, 1, 4, 0, 0, 0, 0];
+        let at = Transport::parse(&packet(&options, 0), 0).unwrap();
+        assert_eq!((at.l4, at.payload, at.end), (56, 64, 64));
+        let routing = [17, 0, 1, 4, 0, 0, 0, 0];
+        assert_eq!(
+            Transport::parse(&packet(&routing, 43), 0),
+            Err(Error::ExtensionHeader(43))
+        );
+        assert_eq!(
+            Transport::parse(&packet(&routing, 44), 0),
+            Err(Error::Fragment)
+        );
+        let endless = [0, 255, 1, 4, 0, 0, 0, 0];
+        assert!(Transport::parse(&packet(&endless, 0), 0).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn offsets_lie_inside(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+            first in prop::sample::select(vec![0x45u8, 0x46, 0x60]),
+            protocol in prop::sample::select(vec![6u8, 17, 0, 60]),
+            l3 in 0usize..20,
+        ) {
+            if let Some(ip) = bytes.get_mut(l3..).filter(|ip| ip.len() > 60) {
+                let len = ip.len() as u16;
+                ip[0] = first;
+                if first == 0x60 {
+                    ip[6] = protocol;
+                    put16(ip, ipv6::PAYLOAD_LEN, len - 40);
+                } else {
+                    ip[9] = protocol;
+                    put16(ip, ipv4::TOTAL_LEN, len);
+                    put16(ip, ipv4::FRAGMENT, 0);
+                }
+            }
+            if let Ok(at) = Transport::parse(&bytes, l3) {
+                prop_assert!(at.l3 < at.l4 && at.l4 < at.payload);
+                prop_assert!(at.payload <= at.end && at.end <= bytes.len());
+                prop_assert!(at.checksum() + 2 <= at.payload);
+            }
+        }
+    }
+}

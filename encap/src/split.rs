@@ -1,0 +1,545 @@
+//! A superpacket as the segments it stands for: headers written beside, payload never moved.
+//!
+//! A pod's kernel hands over up to 64 KiB of TCP or UDP payload behind one set of headers. On the
+//! wire each segment needs headers of its own, in front of its part of the payload. Those headers
+//! are all of one length, so a whole train is two slices and two numbers ([`Train`]): segment `i`
+//! is header `i` and payload `i`. The shell makes an iovec of each and sends all with one call;
+//! nobody copies payload.
+//!
+//! What is in front of the IP header (VXLAN and inner Ethernet headers, an Ethernet header, or
+//! nothing) is repeated as it is. Behind it a template is copied, in which everything that differs
+//! is zero and whose sums are taken once; a segment then writes its length, number and flags and
+//! adds those to the sums. Only the payload is ever summed, once, and not even that when the
+//! checksum may stay unfinished.
+
+use smoltcp::wire::IpVersion;
+use thiserror::Error;
+
+use crate::buffer::NoRoom;
+use crate::checksum::{self, add};
+use crate::headers::{self, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
+use crate::virtio::{Gso, GsoKind};
+
+/// The longest headers that are repeated, in bytes: VXLAN and Ethernet (22), IPv4 with options
+/// (60) and TCP with options (60) come to 142.
+pub const MAX_HEADER_LEN: usize = 160;
+
+/// Bytes of header area that one train of [`Limits::UDP_SEGMENT`] never exceeds.
+pub const HEADERS_LEN: usize = Limits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
+
+/// The least payload per segment that Linux' TCP makes (`tcp_min_snd_mss` is 48, of which 40 may be
+/// options). Less would only serve to turn one packet into thousands.
+const MIN_TCP_SIZE: u16 = 8;
+/// The most segments of a UDP superpacket: `UDP_MAX_SEGMENTS` since Linux 6.9.
+const MAX_UDP_SEGMENTS: usize = 128;
+
+/// What a segment's transport checksum shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checksums {
+    /// Finished: for a wire, or anyone who did not agree to something else.
+    Complete,
+    /// The pseudo header's sum only, which reads no payload: for receivers that are known to finish
+    /// checksums or not to need them.
+    Partial,
+}
+
+/// What one call may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Segments.
+    pub segments: usize,
+    /// Bytes, headers included.
+    pub bytes: usize,
+}
+
+impl Limits {
+    /// What one `sendmsg` with `UDP_SEGMENT` takes on every kernel: 64 segments (`UDP_MAX_SEGMENTS`
+    /// up to Linux 6.8; 128 since), and the payload of one IPv4 UDP datagram, because the train is
+    /// one datagram until it is segmented.
+    pub const UDP_SEGMENT: Self = Self {
+        segments: 64,
+        bytes: 65_507,
+    };
+
+    /// One segment per call: a device or socket that cannot segment.
+    pub const ONE: Self = Self {
+        segments: 1,
+        bytes: usize::MAX,
+    };
+}
+
+/// Why a packet is not split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// There are no TCP or UDP headers where they should be.
+    #[error(transparent)]
+    Headers(#[from] headers::Error),
+    /// The packet is of another protocol than its virtio-net header says.
+    #[error("a superpacket that is not of the protocol its virtio-net header says")]
+    Kind,
+    /// TCP flags of which there is one packet only: SYN, RST or URG.
+    #[error("a superpacket with TCP flags {0:#04x}")]
+    Flags(u8),
+    /// Headers longer than `MAX_HEADER_LEN`.
+    #[error("{len} bytes of headers are too many to repeat")]
+    HeaderLen {
+        /// Their length in bytes.
+        len: usize,
+    },
+    /// Segments so small that no kernel would have made them.
+    #[error("a superpacket of {payload} bytes in segments of {size}")]
+    Size {
+        /// Bytes of payload.
+        payload: usize,
+        /// Bytes of payload per segment.
+        size: u16,
+    },
+}
+
+/// A superpacket that is being split.
+#[derive(Debug)]
+pub struct Split<'p> {
+    packet: &'p [u8],
+    at: Transport,
+    size: usize,
+    checksums: Checksums,
+    /// The headers, with zero where segments differ.
+    template: [u8; MAX_HEADER_LEN],
+    /// Sum of the template's IPv4 header.
+    network_sum: u16,
+    /// Sum of the template's transport header and of the pseudo header without its length.
+    transport_sum: u16,
+    /// Sum of the pseudo header without its length.
+    pseudo_sum: u16,
+    /// Bytes of payload that are done, and segments.
+    done: usize,
+    index: u16,
+}
+
+impl<'p> Split<'p> {
+    /// Prepares to split the packet whose IP header is at `l3`; everything before that is repeated
+    /// in front of every segment. Its own checksums are not looked at.
+    ///
+    /// # Errors
+    /// `Refusal` if it cannot be a superpacket of that kind.
+    pub fn new(
+        packet: &'p [u8],
+        l3: usize,
+        gso: Gso,
+        checksums: Checksums,
+    ) -> Result<Self, Refusal> {
+        let at = Transport::parse(packet, l3)?;
+        check(packet, &at, gso)?;
+        let mut split = Self {
+            packet,
+            at,
+            size: gso.size.into(),
+            checksums,
+            template: [0; MAX_HEADER_LEN],
+            network_sum: 0,
+            transport_sum: 0,
+            pseudo_sum: at.pseudo_header(packet, 0),
+            done: 0,
+            index: 0,
+        };
+        split.prepare();
+        Ok(split)
+    }
+
+    /// Makes the template and its sums.
+    fn prepare(&mut self) {
+        let at = self.at;
+        let template = &mut self.template[..at.payload];
+        template.copy_from_slice(&self.packet[..at.payload]);
+        let (network, transport) = template[at.l3..].split_at_mut(at.l4 - at.l3);
+        match at.version {
+            IpVersion::Ipv4 => {
+                for field in [ipv4::TOTAL_LEN, ipv4::IDENT, ipv4::CHECKSUM] {
+                    put16(network, field, 0);
+                }
+                self.network_sum = checksum::sum(network);
+            }
+            IpVersion::Ipv6 => put16(network, ipv6::PAYLOAD_LEN, 0),
+        }
+        match at.protocol {
+            Protocol::Tcp => {
+                transport[tcp::SEQUENCE..tcp::SEQUENCE + 4].fill(0);
+                transport[tcp::FLAGS] = 0;
+            }
+            Protocol::Udp => put16(transport, udp::LENGTH, 0),
+        }
+        put16(transport, at.protocol.checksum(), 0);
+        self.transport_sum = add(self.pseudo_sum, checksum::sum(transport));
+    }
+
+    /// Bytes of header in front of each segment's payload.
+    #[must_use]
+    pub const fn header_len(&self) -> usize {
+        self.at.payload
+    }
+
+    /// Length of the longest segment as an IP packet: what a path's MTU is held against.
+    #[must_use]
+    pub fn mtu_needed(&self) -> usize {
+        self.at.payload - self.at.l3 + self.size.min(self.at.payload_len())
+    }
+
+    /// Segments still to come.
+    #[must_use]
+    pub const fn remaining(&self) -> usize {
+        let left = self.at.payload_len() - self.done;
+        if left == 0 && self.index == 0 {
+            1
+        } else {
+            left.div_ceil(self.size)
+        }
+    }
+
+    /// The next segments, as many as `limits` and the header area allow, or `None` after the last.
+    ///
+    /// # Errors
+    /// `NoRoom` if not even one segment fits the header area or the limit of bytes; nothing is
+    /// lost then.
+    pub fn next_train<'h>(
+        &mut self,
+        headers: &'h mut [u8],
+        limits: Limits,
+    ) -> Result<Option<Train<'h, 'p>>, NoRoom> {
+        let remaining = self.remaining();
+        if remaining == 0 {
+            return Ok(None);
+        }
+        let (header_len, full) = (self.header_len(), self.header_len() + self.size);
+        let left = &self.packet[self.at.payload + self.done..self.at.end];
+        let longest = header_len + self.size.min(left.len());
+        if longest > limits.bytes || header_len > headers.len() {
+            let (needed, room) = if longest > limits.bytes {
+                (longest, limits.bytes)
+            } else {
+                (header_len, headers.len())
+            };
+            return Err(NoRoom { needed, room });
+        }
+        let fitting = (limits.bytes / full).min(headers.len() / header_len);
+        let count = remaining.min(fitting).min(limits.segments).max(1);
+        let headers = &mut headers[..count * header_len];
+        let payload = &left[..left.len().min(count * self.size)];
+        for (i, header) in headers.chunks_exact_mut(header_len).enumerate() {
+            let start = payload.len().min(i * self.size);
+            let end = payload.len().min(start + self.size);
+            self.write_header(header, &payload[start..end]);
+        }
+        Ok(Some(Train {
+            headers,
+            header_len,
+            payload,
+            size: self.size,
+        }))
+    }
+
+    /// Writes the header of the next segment, which has this payload.
+    fn write_header(&mut self, header: &mut [u8], payload: &[u8]) {
+        let at = self.at;
+        header.copy_from_slice(&self.template[..at.payload]);
+        let (network, transport) = header[at.l3..].split_at_mut(at.l4 - at.l3);
+        let transport_len = transport.len() + payload.len();
+        self.write_network(network, transport_len);
+        let varying = match at.protocol {
+            Protocol::Tcp => self.write_tcp(transport, payload.len()),
+            Protocol::Udp => {
+                // No segment is longer than the packet it comes from.
+                put16(transport, udp::LENGTH, transport_len as u16);
+                transport_len as u16
+            }
+        };
+        let pseudo_len = transport_len as u16;
+        let value = match self.checksums {
+            Checksums::Partial => add(self.pseudo_sum, pseudo_len),
+            Checksums::Complete => {
+                let headers = add(self.transport_sum, add(varying, pseudo_len));
+                let value = !add(headers, checksum::sum(payload));
+                match at.protocol {
+                    Protocol::Tcp => value,
+                    Protocol::Udp => checksum::nonzero(value),
+                }
+            }
+        };
+        put16(transport, at.protocol.checksum(), value);
+        self.done += payload.len();
+        self.index = self.index.wrapping_add(1);
+    }
+
+    fn write_network(&self, network: &mut [u8], transport_len: usize) {
+        match self.at.version {
+            IpVersion::Ipv4 => {
+                let total = (network.len() + transport_len) as u16;
+                let ident = be16(self.packet, self.at.l3 + ipv4::IDENT).wrapping_add(self.index);
+                put16(network, ipv4::TOTAL_LEN, total);
+                put16(network, ipv4::IDENT, ident);
+                let sum = add(self.network_sum, add(total, ident));
+                put16(network, ipv4::CHECKSUM, !sum);
+            }
+            IpVersion::Ipv6 => {
+                let len = network.len() - headers::IPV6_LEN + transport_len;
+                put16(network, ipv6::PAYLOAD_LEN, len as u16);
+            }
+        }
+    }
+
+    /// Writes what differs between TCP segments and returns the sum of it.
+    fn write_tcp(&self, header: &mut [u8], payload_len: usize) -> u16 {
+        let original = &self.packet[self.at.l4..];
+        let first = self.done == 0;
+        let last = self.done + payload_len == self.at.payload_len();
+        let mut flags = original[tcp::FLAGS];
+        if !first {
+            flags &= !tcp::CWR;
+        }
+        if !last {
+            flags &= !(tcp::FIN | tcp::PSH);
+        }
+        header[tcp::FLAGS] = flags;
+        // A packet's payload is shorter than 64 KiB.
+        let sequence = be32(original, tcp::SEQUENCE).wrapping_add(self.done as u32);
+        let bytes = sequence.to_be_bytes();
+        header[tcp::SEQUENCE..tcp::SEQUENCE + 4].copy_from_slice(&bytes);
+        let sequence = add((sequence >> 16) as u16, sequence as u16);
+        add(sequence, flags.into())
+    }
+}
+
+fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
+    let kind = match (at.protocol, at.version) {
+        (Protocol::Tcp, IpVersion::Ipv4) => GsoKind::TcpV4,
+        (Protocol::Tcp, IpVersion::Ipv6) => GsoKind::TcpV6,
+        (Protocol::Udp, _) => GsoKind::Udp,
+    };
+    if kind != gso.kind {
+        return Err(Refusal::Kind);
+    }
+    if at.payload > MAX_HEADER_LEN {
+        return Err(Refusal::HeaderLen { len: at.payload });
+    }
+    let (payload, size) = (at.payload_len(), gso.size);
+    let too_small = match at.protocol {
+        Protocol::Tcp => size < MIN_TCP_SIZE,
+        Protocol::Udp => size == 0 || payload.div_ceil(size.into()) > MAX_UDP_SEGMENTS,
+    };
+    if too_small {
+        return Err(Refusal::Size { payload, size });
+    }
+    if at.protocol == Protocol::Tcp {
+        let flags = packet[at.l4 + tcp::FLAGS];
+        if flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 {
+            return Err(Refusal::Flags(flags));
+        }
+    }
+    Ok(())
+}
+
+/// Segments that leave together: all of [`Train::datagram_len`] bytes but the last, which may be
+/// shorter.
+#[derive(Debug, Clone, Copy)]
+pub struct Train<'h, 'p> {
+    headers: &'h [u8],
+    header_len: usize,
+    payload: &'p [u8],
+    size: usize,
+}
+
+impl<'h, 'p> Train<'h, 'p> {
+    /// The number of segments, which is not zero.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.headers.len() / self.header_len
+    }
+
+    /// Bytes of every segment but the last, or of the only one, headers included: the value for
+    /// `UDP_SEGMENT`.
+    #[must_use]
+    pub fn datagram_len(&self) -> usize {
+        self.header_len + self.size.min(self.payload.len())
+    }
+
+    /// Bytes of all segments together, headers included.
+    #[must_use]
+    pub const fn total_len(&self) -> usize {
+        self.headers.len() + self.payload.len()
+    }
+
+    /// The segments in order, each as its headers and its payload.
+    pub fn segments(&self) -> impl ExactSizeIterator<Item = (&'h [u8], &'p [u8])> + use<'h, 'p> {
+        let Self { payload, size, .. } = *self;
+        let headers = self.headers.chunks_exact(self.header_len);
+        headers.enumerate().map(move |(i, header)| {
+            let start = payload.len().min(i * size);
+            let end = payload.len().min(start + size);
+            (header, &payload[start..end])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GSO: Gso = Gso {
+        kind: GsoKind::TcpV4,
+        size: 1398,
+        ecn: false,
+    };
+
+    /// An IPv4 packet of TCP with timestamps, behind `l3` bytes of something.
+    fn tcp(l3: usize, flags: u8, payload: usize) -> Vec<u8> {
+        let mut bytes = vec![0; l3];
+        if l3 >= 2 {
+            bytes[l3 - 2] = 8;
+        }
+        bytes.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, 6, 0, 0]);
+        put16(&mut bytes, l3 + ipv4::TOTAL_LEN, (52 + payload) as u16);
+        bytes.extend([10, 244, 1, 2, 10, 244, 2, 3]);
+        bytes.extend([0x80, 0, 0x1f, 0x90, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 2]);
+        bytes.extend([0x80, flags, 1, 2, 0, 0, 0, 0]);
+        bytes.extend([1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+        bytes.extend(vec![7; payload]);
+        bytes
+    }
+
+    fn udp(payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
+            .udp(1, 2)
+            .write(&mut bytes, payload)
+            .unwrap();
+        bytes
+    }
+
+    #[test]
+    fn the_largest_superpacket_needs_two_sends() {
+        let packet = tcp(22, tcp::ACK, 46 * 1398 + 1);
+        let mut split = Split::new(&packet, 22, GSO, Checksums::Complete).unwrap();
+        assert_eq!((split.header_len(), split.mtu_needed()), (74, 1450));
+        let mut headers = vec![0; HEADERS_LEN];
+        let mut counts = Vec::new();
+        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+            assert!(train.total_len() <= 65_507);
+            counts.push((train.count(), train.datagram_len(), train.total_len()));
+        }
+        let full = 1398 + 74;
+        assert_eq!(counts, [(44, full, 44 * full), (3, full, 2 * full + 75)]);
+    }
+
+    #[test]
+    fn flags_and_numbers_by_their_place() {
+        let flags = tcp::ACK | tcp::PSH | tcp::FIN | tcp::CWR;
+        let packet = tcp(0, flags, 250);
+        let gso = Gso { size: 100, ..GSO };
+        let mut split = Split::new(&packet, 0, gso, Checksums::Partial).unwrap();
+        let mut headers = [0; 3 * 52];
+        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let train = train.unwrap().unwrap();
+        let seen: Vec<_> = train
+            .segments()
+            .map(|(header, payload)| {
+                let ident = be16(header, ipv4::IDENT);
+                let sequence = be32(header, 20 + tcp::SEQUENCE);
+                (header[20 + tcp::FLAGS], ident, sequence, payload.len())
+            })
+            .collect();
+        let expected = [
+            (tcp::ACK | tcp::CWR, 0xffff, 0xffff_ffff, 100),
+            (tcp::ACK, 0, 99, 100),
+            (tcp::ACK | tcp::PSH | tcp::FIN, 1, 199, 50),
+        ];
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn what_has_no_room_comes_with_the_next_call() {
+        let packet = tcp(0, tcp::ACK, 250);
+        let gso = Gso { size: 100, ..GSO };
+        let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
+        let refused = split.next_train(&mut [0; 51], Limits::ONE).map(|_| ());
+        assert_eq!(
+            refused,
+            Err(NoRoom {
+                needed: 52,
+                room: 51
+            })
+        );
+        let limits = Limits {
+            segments: 9,
+            bytes: 151,
+        };
+        let refused = split.next_train(&mut [0; 160], limits).map(|_| ());
+        assert_eq!(
+            refused,
+            Err(NoRoom {
+                needed: 152,
+                room: 151
+            })
+        );
+        let mut headers = [0; 2 * 52 + 51];
+        let mut counts = Vec::new();
+        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+            counts.push(train.count());
+        }
+        assert_eq!(counts, [2, 1]);
+    }
+
+    #[test]
+    fn a_udp_checksum_is_never_zero() {
+        let mut payload = [0; 40];
+        let at = Transport::parse(&udp(&payload), 0).unwrap();
+        let mut half = udp(&payload[..20]);
+        put16(&mut half, 20 + udp::CHECKSUM, 0);
+        let at_half = Transport { end: 48, ..at };
+        let sum = add(at_half.pseudo_header(&half, 28), checksum::sum(&half[20..]));
+        payload[..2].copy_from_slice(&(!sum).to_be_bytes());
+        let packet = udp(&payload);
+        let gso = Gso {
+            kind: GsoKind::Udp,
+            size: 20,
+            ecn: false,
+        };
+        let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
+        let mut headers = [0; 200];
+        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let segments: Vec<_> = train.unwrap().unwrap().segments().collect();
+        assert_eq!(be16(segments[0].0, 26), 0xffff);
+        assert_eq!(be16(segments[1].0, 26), !sum);
+    }
+
+    #[test]
+    fn each_refusal_has_its_own_error() {
+        let refusal = |packet: &[u8], gso| Split::new(packet, 0, gso, Checksums::Complete).err();
+        let good = tcp(0, tcp::ACK, 250);
+        for kind in [GsoKind::TcpV6, GsoKind::Udp] {
+            assert_eq!(refusal(&good, Gso { kind, ..GSO }), Some(Refusal::Kind));
+        }
+        let udp_gso = |size| Gso {
+            kind: GsoKind::Udp,
+            size,
+            ecn: false,
+        };
+        assert_eq!(refusal(&udp(&[0; 9]), GSO), Some(Refusal::Kind));
+        for flag in [tcp::SYN, tcp::RST, tcp::URG] {
+            let flags = tcp::ACK | flag;
+            let packet = tcp(0, flags, 250);
+            assert_eq!(refusal(&packet, GSO), Some(Refusal::Flags(flags)));
+        }
+        let size = |payload, size| Some(Refusal::Size { payload, size });
+        assert_eq!(refusal(&good, Gso { size: 7, ..GSO }), size(250, 7));
+        assert_eq!(refusal(&good, Gso { size: 8, ..GSO }), None);
+        assert_eq!(refusal(&udp(&[0; 129]), udp_gso(1)), size(129, 1));
+        assert_eq!(refusal(&udp(&[0; 128]), udp_gso(1)), None);
+        assert_eq!(refusal(&udp(&[]), udp_gso(0)), size(0, 0));
+        let far = tcp(109, tcp::ACK, 250);
+        let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
+        assert_eq!(refused, Some(Refusal::HeaderLen { len: 161 }));
+        let mut fragment = good;
+        fragment[6] = 0x20;
+        let fragment = refusal(&fragment, GSO);
+        assert_eq!(fragment, Some(Refusal::Headers(headers::Error::Fragment)));
+    }
+}
