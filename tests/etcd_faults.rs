@@ -273,7 +273,6 @@ fn wiped() {
 
 /// Nodes ask again at different times then, and the first finds nobody's record.
 #[test]
-#[ignore = "fails: a peer is forgotten until it has published its record again, up to 5 s later"]
 fn wiped_after_a_long_outage() {
     let Some(mut bed) = Bed::new() else { return };
     bed.etcd.kill();

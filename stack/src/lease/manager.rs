@@ -62,6 +62,9 @@ const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
 const SHORT_WATCH: Duration = Duration::from_secs(10);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
+/// How long a peer that a wiped store has not is waited for: its node asks the store again within
+/// seconds, and publishes its record.
+const REPUBLISHING: Duration = Duration::from_secs(60);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -249,6 +252,8 @@ pub struct Manager {
     phase: Phase,
     /// All leases but our own, by key.
     leases: BTreeMap<SubnetKey, LeaseRecord>,
+    /// Those that the store has lost with ours, and until when they are waited for.
+    missing: BTreeMap<SubnetKey, Instant>,
     /// Keys that are no usable leases.
     skipped: BTreeMap<String, Skipped>,
     own: Option<Own>,
@@ -305,6 +310,7 @@ impl Manager {
             config: None,
             phase: Phase::ReadConfig,
             leases: BTreeMap::new(),
+            missing: BTreeMap::new(),
             skipped: BTreeMap::new(),
             own: None,
             listed: 0,
@@ -331,6 +337,7 @@ impl Manager {
         if self.phase == Phase::Over {
             return Action::Stop;
         }
+        self.give_up_missing(now);
         if let Some(until) = self.retry.filter(|until| *until > now) {
             return Action::Wait { until };
         }
@@ -375,11 +382,7 @@ impl Manager {
             }),
             Phase::Hold => Action::Watch {
                 from: self.watch_from,
-                until: match self.own {
-                    Some(own) if !own.reservation => own.renew_at,
-                    // A reservation is never renewed.
-                    Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
-                },
+                until: self.next_deadline(now),
             },
         }
     }
@@ -574,8 +577,9 @@ impl Manager {
                 }
             }
         }
-        let gone = self.leases.keys().filter(|key| !found.contains_key(*key));
-        self.changes.extend(gone.map(|key| Change::PeerGone(*key)));
+        let held = self.own.map(|own| own.key);
+        let is_wiped = held.is_some_and(|held| own.iter().all(|(key, ..)| *key != held));
+        self.miss(now, is_wiped, &mut found);
         for (key, record) in &found {
             if self.leases.get(key) != Some(record) {
                 self.changes.push_back(Change::Peer(*key, record.clone()));
@@ -590,6 +594,47 @@ impl Manager {
     }
 
     /// We are leaving: is there a record of ours to delete?
+    /// Takes leave of the peers that a list has no more. If it has not our own record either, the
+    /// store was wiped, and nothing is known of the peers: they stay for a while.
+    fn miss(&mut self, now: Instant, is_wiped: bool, found: &mut BTreeMap<SubnetKey, LeaseRecord>) {
+        self.missing.retain(|key, _| !found.contains_key(key));
+        for (key, record) in std::mem::take(&mut self.leases) {
+            if found.contains_key(&key) {
+                self.leases.insert(key, record);
+                continue;
+            }
+            let is_skipped = self.skipped.contains_key(&self.lease_key(key));
+            if is_wiped && !is_skipped {
+                self.missing.entry(key).or_insert(now + REPUBLISHING);
+            }
+            if self.missing.contains_key(&key) && !is_skipped {
+                self.leases.insert(key, record.clone());
+                found.insert(key, record);
+            } else {
+                self.missing.remove(&key);
+                self.changes.push_back(Change::PeerGone(key));
+            }
+        }
+    }
+
+    fn give_up_missing(&mut self, now: Instant) {
+        let due = self.missing.iter().filter(|(_, until)| **until <= now);
+        for key in due.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.remove_peer(key);
+        }
+    }
+
+    /// When there is something to do without an event.
+    fn next_deadline(&self, now: Instant) -> Instant {
+        let renewal = match self.own {
+            Some(own) if !own.reservation => own.renew_at,
+            // A reservation is never renewed.
+            Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
+        };
+        let missing = self.missing.values().min();
+        missing.map_or(renewal, |until| renewal.min(*until))
+    }
+
     fn give_back(&mut self, own: &[OwnEntry]) {
         let held = self.own.map(|own| own.key);
         // Not what another node with our identity holds.
@@ -873,6 +918,7 @@ impl Manager {
         match self.read(entry) {
             Ok((key, record)) => {
                 self.skipped.remove(&entry.key);
+                self.missing.remove(&key);
                 if self.claims(key) {
                     self.own_written(now, entry, Some(&record));
                 } else if self.is_ours(key, &record) {
@@ -937,6 +983,7 @@ impl Manager {
     }
 
     fn remove_peer(&mut self, key: SubnetKey) {
+        self.missing.remove(&key);
         if self.leases.remove(&key).is_some() {
             self.changes.push_back(Change::PeerGone(key));
         }
@@ -1393,6 +1440,36 @@ mod tests {
     }
 
     #[test]
+    fn peers_stay_while_they_publish_their_records_in_a_wiped_store() {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.7.0-24", [192, 168, 0, 7]);
+        store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+        let mut manager = manager(1);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        let mut store = Store::default();
+        manager.watch_ended(Instant::ZERO);
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        assert_eq!(
+            changes,
+            [Change::Renewed],
+            "our record is there again, and no peer is gone"
+        );
+        store.lease("10.3.7.0-24", [192, 168, 0, 7]);
+        assert_eq!(settle(&mut manager, &mut store, Instant::ZERO), []);
+        // A list that has our record again does not end the patience.
+        manager.watch_ended(Instant::ZERO);
+        let soon = Instant::ZERO + Duration::from_secs(30);
+        assert_eq!(settle(&mut manager, &mut store, soon), []);
+        let Action::Watch { until, .. } = manager.poll(soon) else {
+            panic!("it watches")
+        };
+        assert_eq!(until, Instant::ZERO + REPUBLISHING);
+        let gone = Change::PeerGone("10.3.8.0-24".parse().unwrap());
+        assert_eq!(settle(&mut manager, &mut store, until), [gone]);
+        assert_eq!(manager.leases().count(), 1);
+    }
+
+    #[test]
     fn reservations_stay_without_a_time_to_live() {
         let mut store = Store::with_config(CONFIG);
         let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
@@ -1768,10 +1845,7 @@ mod tests {
         let mut store = Store::default();
         manager.watch_ended(Instant::ZERO);
         let changes = settle(&mut manager, &mut store, Instant::ZERO);
-        assert!(
-            matches!(changes[..], [Change::PeerGone(_), Change::Renewed]),
-            "{changes:?}"
-        );
+        assert_eq!(changes, [Change::Renewed]);
         assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
         store.lease("10.3.8.0-24", [192, 168, 0, 8]);
         let changes = settle(&mut manager, &mut store, Instant::ZERO);
