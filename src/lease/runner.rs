@@ -435,6 +435,36 @@ mod tests {
         assert!(requests < 60, "{requests}");
     }
 
+    /// A store that never answers.
+    struct Silent;
+
+    #[async_trait]
+    impl Store for Silent {
+        async fn execute(&self, _: Op) -> StoreResult<Answer> {
+            pending().await
+        }
+
+        async fn watch(&self, _: &str, _: Revision) -> StoreResult<Box<dyn Watch>> {
+            pending().await
+        }
+
+        fn describe(&self) -> String {
+            "silent:".to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn u05_a_task_that_waits_is_cancelled_at_once() {
+        Node::start(Arc::new(Silent), settings("/p", 1))
+            .cancel()
+            .await;
+        let directory = TempDir::new().unwrap();
+        let mut node = Node::start(Flaky::new(&directory), settings("/p", 1));
+        // Its receiver hears nothing of what comes after this.
+        node.subnet().await;
+        node.cancel().await;
+    }
+
     #[tokio::test]
     async fn leaving_an_absent_store_fails_after_a_while() {
         let directory = TempDir::new().unwrap();

@@ -286,6 +286,13 @@ impl Node {
         }
     }
 
+    /// Ends the task where it is, and waits until it has.
+    pub(crate) async fn cancel(mut self) {
+        self.task.abort();
+        let ended = soon("the end", &mut self.task).await;
+        assert!(ended.is_err_and(|error| error.is_cancelled()));
+    }
+
     pub(crate) fn start(store: Arc<dyn Store>, settings: Settings) -> Self {
         Self::at_speed(store, settings, 1)
     }
