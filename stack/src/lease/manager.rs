@@ -559,6 +559,7 @@ impl Manager {
 
     /// Compares what the store has with what we believed, and looks for our own lease.
     fn snapshot(&mut self, now: Instant, revision: Revision, entries: Vec<Entry>) {
+        let went_back = revision.saturating_add(1) < self.watch_from;
         self.listed = revision;
         self.watch_from = revision.saturating_add(1);
         self.list_after = false;
@@ -578,7 +579,8 @@ impl Manager {
             }
         }
         let held = self.own.map(|own| own.key);
-        let is_wiped = held.is_some_and(|held| own.iter().all(|(key, ..)| *key != held));
+        let lacks_ours = held.is_some_and(|held| own.iter().all(|(key, ..)| *key != held));
+        let is_wiped = went_back && lacks_ours;
         self.miss(now, is_wiped, &mut found);
         for (key, record) in &found {
             if self.leases.get(key) != Some(record) {
@@ -594,8 +596,9 @@ impl Manager {
     }
 
     /// We are leaving: is there a record of ours to delete?
-    /// Takes leave of the peers that a list has no more. If it has not our own record either, the
-    /// store was wiped, and nothing is known of the peers: they stay for a while.
+    /// Takes leave of the peers that a list has no more. If it has not our own record either, and
+    /// its history began anew, the store was wiped, and nothing is known of the peers: they stay
+    /// for a while.
     fn miss(&mut self, now: Instant, is_wiped: bool, found: &mut BTreeMap<SubnetKey, LeaseRecord>) {
         self.missing.retain(|key, _| !found.contains_key(key));
         for (key, record) in std::mem::take(&mut self.leases) {
