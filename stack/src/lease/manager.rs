@@ -595,31 +595,26 @@ impl Manager {
         }
     }
 
-    /// We are leaving: is there a record of ours to delete?
     /// Takes leave of the peers that a list has no more. If it has not our own record either, and
     /// its history began anew, the store was wiped, and nothing is known of the peers: they stay
     /// for a while.
     fn miss(&mut self, now: Instant, is_wiped: bool, found: &mut BTreeMap<SubnetKey, LeaseRecord>) {
         self.missing.retain(|key, _| !found.contains_key(key));
-        for (key, record) in std::mem::take(&mut self.leases) {
-            if found.contains_key(&key) {
-                self.leases.insert(key, record);
-                continue;
-            }
-            let is_skipped = self.skipped.contains_key(&self.lease_key(key));
-            if is_wiped && !is_skipped {
+        let lost = self.leases.keys().filter(|key| !found.contains_key(*key));
+        for key in lost.copied().collect::<Vec<_>>() {
+            let is_unreadable = self.skipped.contains_key(&self.lease_key(key));
+            if is_wiped && !is_unreadable {
                 self.missing.entry(key).or_insert(now + REPUBLISHING);
             }
-            if self.missing.contains_key(&key) && !is_skipped {
-                self.leases.insert(key, record.clone());
-                found.insert(key, record);
-            } else {
-                self.missing.remove(&key);
-                self.changes.push_back(Change::PeerGone(key));
+            if is_unreadable || !self.missing.contains_key(&key) {
+                self.remove_peer(key);
+            } else if let Some(record) = self.leases.get(&key) {
+                found.insert(key, record.clone());
             }
         }
     }
 
+    /// Takes leave of the peers that were waited for in vain.
     fn give_up_missing(&mut self, now: Instant) {
         let due = self.missing.iter().filter(|(_, until)| **until <= now);
         for key in due.map(|(key, _)| *key).collect::<Vec<_>>() {
@@ -638,6 +633,7 @@ impl Manager {
         missing.map_or(renewal, |until| renewal.min(*until))
     }
 
+    /// We are leaving: is there a record of ours to delete?
     fn give_back(&mut self, own: &[OwnEntry]) {
         let held = self.own.map(|own| own.key);
         // Not what another node with our identity holds.
