@@ -2,6 +2,8 @@
 
 use std::fmt::Display;
 
+use nix::errno::Errno;
+
 /// Why a command failed, in one line that says what was wrong, where, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -43,6 +45,11 @@ impl Error {
             Self::Command(code) => *code,
         }
     }
+}
+
+/// The system's number of an error; `UnknownErrno` if it is not the system's.
+pub(crate) fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }
 
 /// Says where an error happened, in the words of the one who reads it.

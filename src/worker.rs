@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::device::Tap;
+use crate::error::errno;
 use crate::underlay::UdpSocket;
 
 /// Packets taken from one descriptor before the others have their turn.
@@ -434,7 +435,7 @@ impl Io {
 
     fn send_to_port(&self, port: PortId, frame: &[u8]) -> Result<(), DropReason> {
         let tap = self.ports.get(&port).ok_or(DropReason::PortGone)?;
-        tap.send(frame).map_err(|error| match raw(&error) {
+        tap.send(frame).map_err(|error| match errno(&error) {
             Errno::EAGAIN | Errno::ENOBUFS => DropReason::PortQueueFull,
             Errno::EIO => DropReason::PortDown,
             _ => DropReason::PortFailed,
@@ -443,13 +444,9 @@ impl Io {
 
     fn send_to_peer(&self, destination: SocketAddr, datagram: &[u8]) -> Result<(), DropReason> {
         let sent = self.underlay.send(datagram, destination);
-        sent.map_err(|error| match raw(&error) {
+        sent.map_err(|error| match errno(&error) {
             Errno::EAGAIN | Errno::ENOBUFS => DropReason::UnderlayQueueFull,
             _ => DropReason::UnderlayFailed,
         })
     }
-}
-
-fn raw(error: &io::Error) -> Errno {
-    Errno::from_raw(error.raw_os_error().unwrap_or_default())
 }

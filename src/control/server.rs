@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::connection::{Connection, MAX_MESSAGE};
 use super::protocol::{Answer, Attach, Attached, Request, Table};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno};
 use muslin_stack::ipam::PodName;
 
 /// Connections at a time; each attached pod has one.
@@ -86,9 +86,8 @@ pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc
 /// Whether accepting can work again: a connection that was given up, or no descriptors now.
 fn is_passing(error: &io::Error) -> bool {
     use nix::errno::Errno;
-    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
     matches!(
-        errno,
+        errno(error),
         Errno::ECONNABORTED
             | Errno::EMFILE
             | Errno::ENFILE

@@ -15,6 +15,8 @@ use nix::libc;
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
+use crate::error::errno;
+
 /// A TAP device by its descriptor.
 #[derive(Debug)]
 pub struct Tap(OwnedFd);
@@ -69,16 +71,13 @@ impl Tap {
     /// `OpenError` in words for people.
     pub fn open(name: &str) -> Result<Self, OpenError> {
         let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
-        let device =
-            device.map_err(
-                |error| match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-                    Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => OpenError::NoDevice,
-                    Errno::EACCES => OpenError::NoPermission,
-                    Errno::EPERM => OpenError::Forbidden,
-                    Errno::EBUSY | Errno::EEXIST => OpenError::Exists(name.to_owned()),
-                    _ => OpenError::Other(name.to_owned(), error),
-                },
-            )?;
+        let device = device.map_err(|error| match errno(&error) {
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => OpenError::NoDevice,
+            Errno::EACCES => OpenError::NoPermission,
+            Errno::EPERM => OpenError::Forbidden,
+            Errno::EBUSY | Errno::EEXIST => OpenError::Exists(name.to_owned()),
+            _ => OpenError::Other(name.to_owned(), error),
+        })?;
         // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, which nobody else has.
         let descriptor = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
         Self::from_descriptor(descriptor).map_err(|error| OpenError::Other(name.to_owned(), error))

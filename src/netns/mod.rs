@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{getegid, geteuid};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, errno};
 
 pub use files::give as give_files;
 pub use interface::{Assignment, configure};
@@ -31,10 +31,7 @@ pub fn enter_fresh() -> Result<()> {
         let rest = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
         Ok(unshare(rest)?)
     });
-    mapped.map_err(|error| {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-        Error::failed(explain(errno))
-    })
+    mapped.map_err(|error| Error::failed(explain(errno(&error))))
 }
 
 fn map_ids(uid: u32, gid: u32) -> io::Result<()> {

@@ -85,13 +85,9 @@ pub struct Settings {
 /// # Errors
 /// Why it cannot run.
 pub async fn run(settings: Settings) -> Result<()> {
-    let mut stop = [
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ]
-    .map(|signal| signal.context("cannot listen for signals"));
-    let [terminate, interrupt] = &mut stop;
-    let (terminate, interrupt) = (ok(terminate)?, ok(interrupt)?);
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
     let interface = underlay_of(&settings).await?;
     let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
@@ -183,10 +179,6 @@ async fn underlay_of(settings: &Settings) -> Result<PublicInterface> {
         );
     }
     Ok(interface)
-}
-
-fn ok<T>(result: &mut Result<T>) -> Result<&mut T> {
-    result.as_mut().map_err(|error| Error::failed(&*error))
 }
 
 /// What changes of the lease mean for this node.
