@@ -182,6 +182,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::udp_packet;
 
     #[test]
     fn the_example_of_rfc_1624() {
@@ -197,18 +198,9 @@ mod tests {
         assert_eq!(dead, [0; 20]);
     }
 
-    fn datagram(payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
-            .udp(1, 2)
-            .write(&mut bytes, payload)
-            .unwrap();
-        bytes
-    }
-
     #[test]
     fn an_unfinished_checksum_is_found_and_finished() {
-        let good = datagram(b"odd");
+        let good = udp_packet(b"odd");
         let mut partial = good.clone();
         let at = Transport::parse(&partial, 0).unwrap();
         let pseudo = at.pseudo_header(&partial, 11);
@@ -231,7 +223,7 @@ mod tests {
     #[test]
     fn a_finished_checksum_that_looks_unfinished_stays_as_it_is() {
         // Two bytes of payload can bring the checksum to any value.
-        let mut packet = datagram(&[0, 0]);
+        let mut packet = udp_packet(&[0, 0]);
         let at = Transport::parse(&packet, 0).unwrap();
         let pseudo = at.pseudo_header(&packet, 10);
         let missing = add(!pseudo, u16::from_be_bytes([packet[26], packet[27]]));

@@ -13,6 +13,8 @@ pub mod mac;
 pub mod merge;
 pub mod overhead;
 pub mod split;
+#[cfg(test)]
+mod testing;
 pub mod udp;
 pub mod virtio;
 pub mod vxlan;

@@ -382,6 +382,7 @@ impl<'h, 'p> Train<'h, 'p> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::udp_packet;
 
     const GSO: Gso = Gso {
         kind: GsoKind::TcpV4,
@@ -402,15 +403,6 @@ mod tests {
         bytes.extend([0x80, flags, 1, 2, 0, 0, 0, 0]);
         bytes.extend([1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
         bytes.extend(vec![7; payload]);
-        bytes
-    }
-
-    fn udp(payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
-            .udp(1, 2)
-            .write(&mut bytes, payload)
-            .unwrap();
         bytes
     }
 
@@ -490,13 +482,13 @@ mod tests {
     #[test]
     fn a_udp_checksum_is_never_zero() {
         let mut payload = [0; 40];
-        let at = Transport::parse(&udp(&payload), 0).unwrap();
-        let mut half = udp(&payload[..20]);
+        let at = Transport::parse(&udp_packet(&payload), 0).unwrap();
+        let mut half = udp_packet(&payload[..20]);
         put16(&mut half, 20 + udp::CHECKSUM, 0);
         let at_half = Transport { end: 48, ..at };
         let sum = add(at_half.pseudo_header(&half, 28), checksum::sum(&half[20..]));
         payload[..2].copy_from_slice(&(!sum).to_be_bytes());
-        let packet = udp(&payload);
+        let packet = udp_packet(&payload);
         let gso = Gso {
             kind: GsoKind::Udp,
             size: 20,
@@ -522,7 +514,7 @@ mod tests {
             size,
             ecn: false,
         };
-        assert_eq!(refusal(&udp(&[0; 9]), GSO), Some(Refusal::Kind));
+        assert_eq!(refusal(&udp_packet(&[0; 9]), GSO), Some(Refusal::Kind));
         for flag in [tcp::SYN, tcp::RST, tcp::URG] {
             let flags = tcp::ACK | flag;
             let packet = tcp(0, flags, 250);
@@ -531,9 +523,9 @@ mod tests {
         let size = |payload, size| Some(Refusal::Size { payload, size });
         assert_eq!(refusal(&good, Gso { size: 7, ..GSO }), size(250, 7));
         assert_eq!(refusal(&good, Gso { size: 8, ..GSO }), None);
-        assert_eq!(refusal(&udp(&[0; 129]), udp_gso(1)), size(129, 1));
-        assert_eq!(refusal(&udp(&[0; 128]), udp_gso(1)), None);
-        assert_eq!(refusal(&udp(&[]), udp_gso(0)), size(0, 0));
+        assert_eq!(refusal(&udp_packet(&[0; 129]), udp_gso(1)), size(129, 1));
+        assert_eq!(refusal(&udp_packet(&[0; 128]), udp_gso(1)), None);
+        assert_eq!(refusal(&udp_packet(&[]), udp_gso(0)), size(0, 0));
         let far = tcp(109, tcp::ACK, 250);
         let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
         assert_eq!(refused, Some(Refusal::HeaderLen { len: 161 }));

@@ -75,19 +75,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn packet(payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        etherparse::PacketBuilder::ipv4([10, 244, 1, 2], [10, 244, 2, 3], 64)
-            .udp(1, 2)
-            .write(&mut bytes, payload)
-            .unwrap();
-        bytes
-    }
+    use crate::testing::udp_packet;
 
     #[test]
     fn a_packet_is_as_long_as_it_says() {
-        let mut bytes = packet(b"hello");
+        let mut bytes = udp_packet(b"hello");
         assert_eq!(check(&bytes), Ok(33));
         bytes.extend([0; 13]);
         assert_eq!(check(&bytes), Ok(33), "Ethernet padding is not part of it");
@@ -95,7 +87,7 @@ mod tests {
 
     #[test]
     fn each_malformation_has_its_own_error() {
-        let good = packet(b"hello");
+        let good = udp_packet(b"hello");
         let with = |at: usize, value: u8| {
             let mut bytes = good.clone();
             bytes[at] = value;
