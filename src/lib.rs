@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod error;
 pub mod flannel;
 pub mod lease;
+mod netlink;
 pub mod netns;
 pub mod node;
 pub mod state;

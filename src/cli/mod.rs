@@ -203,6 +203,11 @@ pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> 
     result
 }
 
+/// Has the kernel end this process with the one that started it.
+pub(crate) fn die_with_parent() -> Result<()> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).context("cannot watch the parent process")
+}
+
 /// Says what went wrong. A reader of stderr that has gone, like `head` or a terminal, is no reason
 /// to fail, as it is for `eprintln`.
 pub(crate) fn complain(what: &impl std::fmt::Display) {

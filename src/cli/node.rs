@@ -11,7 +11,7 @@ use muslin_encap::vxlan::{self, Vni};
 use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 
-use super::{StateChoice, block_on, flannel};
+use super::{StateChoice, block_on, die_with_parent, flannel};
 use crate::error::{Error, Result};
 use crate::node::{self, Settings};
 use crate::state;
@@ -79,8 +79,7 @@ enum BackendName {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.die_with_parent {
-        let end = nix::sys::signal::Signal::SIGTERM;
-        nix::sys::prctl::set_pdeathsig(end).map_err(Error::failed)?;
+        die_with_parent()?;
     }
     arguments.flannel.check()?;
     for notice in arguments.flannel.notices() {

@@ -23,7 +23,7 @@ use nix::unistd::{Pid, getppid};
 use tokio::process::{Child, Command};
 use tracing::{info, warn};
 
-use super::{Listener, NodeChoice, block_on, complain};
+use super::{Listener, NodeChoice, block_on, complain, die_with_parent};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached};
 use crate::device::Tap;
@@ -83,7 +83,7 @@ pub(super) fn guard(arguments: GuardArguments) -> Result<()> {
 
 pub(super) fn run(arguments: Arguments) -> Result<()> {
     if arguments.die_with_parent {
-        set_pdeathsig(Signal::SIGTERM).context("cannot watch the parent process")?;
+        die_with_parent()?;
     }
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
     // A node that is not there is told before anything else happens.

@@ -8,15 +8,17 @@ use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use muslin_encap::overhead::{Format, Mtu};
 use muslin_encap::vxlan;
+use muslin_stack::lease::overlap;
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
+use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
-use rtnetlink::{RouteMessageBuilder, new_connection};
 use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
 
-use super::{Finding, Patient, Questions, Verdict, overlap};
+use super::{Finding, Patient, Questions, Verdict};
 use crate::device::Tap;
 use crate::error::{Context, Result};
+use crate::netlink;
 use crate::netns;
 use crate::underlay::{UdpSocket, choose_interface};
 
@@ -212,15 +214,14 @@ pub(super) async fn overlapping_routes(network: Ipv4Net) -> Vec<Finding> {
 
 /// This machine's unicast routes but the default one.
 async fn routes() -> Result<Vec<Ipv4Net>> {
-    let (connection, handle, _) = new_connection().context("cannot speak rtnetlink")?;
-    let connection = tokio::spawn(connection);
-    let dump = handle
-        .route()
-        .get(RouteMessageBuilder::<Ipv4Addr>::new().build())
-        .execute();
-    let messages: std::result::Result<Vec<_>, _> = dump.try_collect().await;
-    connection.abort();
-    let messages = messages.context("cannot read this machine's routes")?;
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let messages = netlink::with(async |handle| {
+        let dump = handle.route().get(all).execute();
+        dump.try_collect::<Vec<_>>().await
+    });
+    let messages = messages
+        .await?
+        .context("cannot read this machine's routes")?;
     let unicast = messages.into_iter().filter(|message| {
         message.header.kind == RouteType::Unicast && message.header.destination_prefix_length > 0
     });

@@ -11,7 +11,6 @@ mod store;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use crate::control::protocol::{Status, Table};
@@ -145,9 +144,4 @@ async fn patient(questions: &Questions) -> Result<Option<Patient>> {
     let client = Client::connect(&socket).await?;
     let mut rows = client.report::<Status>(Table::Status).await?;
     Ok(rows.pop().map(|status| Patient { socket, status }))
-}
-
-/// Whether two networks share addresses.
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }

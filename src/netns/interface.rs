@@ -5,9 +5,10 @@ use std::net::Ipv4Addr;
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder, new_connection};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use crate::error::{Context, Error, Result};
+use crate::netlink;
 
 /// What a pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,14 +29,10 @@ pub struct Assignment {
 /// # Errors
 /// What the kernel refused.
 pub async fn configure(name: &str, assignment: &Assignment) -> Result<()> {
-    let (connection, handle, _) = new_connection().context("cannot speak rtnetlink")?;
-    let connection = tokio::spawn(connection);
-    let result = with(&handle, name, assignment).await;
-    connection.abort();
-    result
+    netlink::with(async |handle| set_up(handle, name, assignment).await).await?
 }
 
-async fn with(handle: &Handle, name: &str, assignment: &Assignment) -> Result<()> {
+async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<()> {
     let loopback = index(handle, "lo").await?;
     let up = LinkUnspec::new_with_index(loopback).up().build();
     let set = handle.link().set(up).execute().await;

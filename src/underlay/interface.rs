@@ -12,9 +12,10 @@ use rtnetlink::packet_route::address::{
 };
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
-use rtnetlink::{Handle, RouteMessageBuilder, new_connection};
+use rtnetlink::{Handle, RouteMessageBuilder};
 
 use crate::error::{Context, Error, Result};
+use crate::netlink;
 
 /// An address of the world, set aside for documentation (RFC 5737): the way there is the default
 /// route.
@@ -281,10 +282,7 @@ impl Interface {
 
 impl Machine {
     async fn read(reach: Option<Ipv4Addr>) -> Result<Self> {
-        let (connection, handle, _) = new_connection().context("cannot speak rtnetlink")?;
-        let connection = tokio::spawn(connection);
-        let machine = Self::ask(&handle, reach).await;
-        connection.abort();
+        let machine = netlink::with(async |handle| Self::ask(handle, reach).await).await?;
         machine.context("cannot read this machine's interfaces")
     }
 

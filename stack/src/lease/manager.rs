@@ -1062,7 +1062,9 @@ impl Manager {
     }
 }
 
-fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+/// Whether two networks share addresses.
+#[must_use]
+pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 

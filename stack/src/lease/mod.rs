@@ -13,7 +13,7 @@ mod record;
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
 pub use manager::{
-    Action, Change, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
+    Action, Change, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish, overlap,
 };
 pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
