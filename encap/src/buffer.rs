@@ -2,8 +2,15 @@
 //!
 //! The storage belongs to the caller (a worker keeps one for its lifetime), so putting a tunnel
 //! header in front of a packet moves an offset and writes the header; the payload stays in place.
+//!
+//! A superpacket comes with what its device still has to do to it (a virtio-net header), and one
+//! that was merged from segments has only its first segment here; the payloads of the others, its
+//! tail, are elsewhere and only their length counts.
 
 use thiserror::Error;
+
+use crate::checksum;
+use crate::virtio::{Checksum, Header};
 
 /// Bytes kept free in front of a packet that is read from a device or socket: a VXLAN header, an
 /// inner Ethernet header and a virtio-net header fit, and the packet starts on a cache line.
@@ -25,6 +32,11 @@ pub struct PacketBuf<'a> {
     storage: &'a mut [u8],
     start: usize,
     end: usize,
+    /// Bytes of the packet that follow elsewhere.
+    tail: usize,
+    /// What is still to be done to it, with offsets that count from `origin`.
+    offload: Header,
+    origin: usize,
 }
 
 impl<'a> PacketBuf<'a> {
@@ -41,10 +53,62 @@ impl<'a> PacketBuf<'a> {
             storage,
             start: headroom,
             end: headroom + len,
+            tail: 0,
+            offload: Header::default(),
+            origin: headroom,
         })
     }
 
-    /// Length of the packet in bytes.
+    /// The same packet with a virtio-net header, whose offsets count from its first byte now.
+    #[must_use]
+    pub fn with_offload(mut self, offload: Header) -> Self {
+        self.offload = offload;
+        self.origin = self.start;
+        self
+    }
+
+    /// The same packet with `len` further bytes that are elsewhere.
+    #[must_use]
+    pub fn with_tail(mut self, len: usize) -> Self {
+        self.tail = len;
+        self
+    }
+
+    /// What is still to be done to the packet, with offsets from its first byte. A header that no
+    /// longer fits the packet is none.
+    pub fn offload(&self) -> Header {
+        let moved = if self.start >= self.origin {
+            self.offload.moved(self.start - self.origin, 0)
+        } else {
+            self.offload.moved(0, self.origin - self.start)
+        };
+        moved.unwrap_or_default()
+    }
+
+    /// Whether it is one packet on any wire: no superpacket, and all of it here.
+    pub fn is_single(&self) -> bool {
+        self.offload.gso.is_none() && self.tail == 0
+    }
+
+    /// Finishes an unfinished checksum of a single packet; a superpacket's segments get theirs when
+    /// it is split.
+    pub fn complete(&mut self) {
+        if !self.is_single() {
+            return;
+        }
+        if let Checksum::Partial { start, offset } = self.offload().checksum {
+            // Nothing is written if the field is outside: such a packet is as broken as before.
+            let _ = checksum::finish(self.as_mut_slice(), start.into(), offset.into());
+        }
+        self.offload = Header::default();
+    }
+
+    /// Length of the whole packet in bytes, its tail included.
+    pub fn total_len(&self) -> usize {
+        self.len() + self.tail
+    }
+
+    /// Length in bytes of what is here of the packet.
     pub fn len(&self) -> usize {
         self.end - self.start
     }
@@ -90,13 +154,14 @@ impl<'a> PacketBuf<'a> {
         self.start = self.start.saturating_add(len).min(self.end);
     }
 
-    /// Shortens the packet to at most `len` bytes by cutting its end.
+    /// Shortens the packet to at most `len` bytes, its tail included, by cutting its end.
     pub fn truncate(&mut self, len: usize) {
+        self.tail = self.tail.min(len.saturating_sub(self.len()));
         self.end = self.end.min(self.start.saturating_add(len));
     }
 
     /// Replaces the packet by a copy of `bytes`, with `HEADROOM` bytes free in front where the
-    /// buffer is large enough for that.
+    /// buffer is large enough for that. Nothing remains to be done to it.
     ///
     /// # Errors
     /// `NoRoom` if the whole buffer is shorter than `bytes`; the packet is unchanged then.
@@ -111,6 +176,8 @@ impl<'a> PacketBuf<'a> {
         self.start = HEADROOM.min(room - bytes.len());
         self.end = self.start + bytes.len();
         self.storage[self.start..self.end].copy_from_slice(bytes);
+        self.tail = 0;
+        self.offload = Header::default();
         Ok(())
     }
 }
@@ -132,6 +199,47 @@ mod tests {
         packet.truncate(usize::MAX);
         packet.trim_front(usize::MAX);
         assert!(packet.is_empty());
+    }
+
+    #[test]
+    fn the_virtio_header_follows_its_packet() {
+        let partial = |start| Checksum::Partial { start, offset: 6 };
+        let offload = Header {
+            checksum: partial(34),
+            ..Header::default()
+        };
+        let mut storage = [0; 200];
+        storage[64 + 12] = 8;
+        let udp = crate::testing::udp_packet(b"payload");
+        storage[64 + 14..][..udp.len()].copy_from_slice(&udp);
+        let mut packet = PacketBuf::new(&mut storage, 64, 14 + udp.len())
+            .unwrap()
+            .with_offload(offload);
+        assert_eq!(packet.offload().checksum, partial(34));
+        packet.trim_front(14);
+        assert_eq!(packet.offload().checksum, partial(20));
+        packet.prepend(36).unwrap();
+        assert_eq!(packet.offload().checksum, partial(56));
+        packet.complete();
+        assert_eq!(packet.offload(), Header::default());
+        packet.trim_front(36);
+        let at = crate::headers::Transport::parse(packet.as_slice(), 0).unwrap();
+        let field = at.checksum();
+        assert_ne!(packet.as_slice()[field..field + 2], udp[field..field + 2]);
+    }
+
+    #[test]
+    fn a_tail_counts_but_is_not_here() {
+        let mut storage = [0; 100];
+        let mut packet = PacketBuf::new(&mut storage, 10, 50).unwrap().with_tail(30);
+        assert!(!packet.is_single());
+        assert_eq!((packet.len(), packet.total_len()), (50, 80));
+        packet.trim_front(10);
+        packet.truncate(60);
+        assert_eq!((packet.len(), packet.total_len()), (40, 60));
+        packet.truncate(20);
+        assert_eq!((packet.len(), packet.total_len()), (20, 20));
+        assert!(packet.is_single());
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod headers;
 pub mod mac;
 pub mod merge;
 pub mod overhead;
+pub mod plan;
 pub mod split;
 #[cfg(test)]
 mod testing;

@@ -33,6 +33,15 @@ impl Format {
         }
     }
 
+    /// Bytes of a datagram's payload in front of the inner IP packet: 22 for VXLAN, none for UDP.
+    #[must_use]
+    pub const fn network_offset(self) -> usize {
+        match self {
+            Self::Vxlan => super::vxlan::HEADER_LEN + ETHERNET_HEADER as usize,
+            Self::Udp => 0,
+        }
+    }
+
     /// The MTU that an underlay of MTU `outer` leaves for inner packets.
     ///
     /// # Errors

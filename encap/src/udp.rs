@@ -45,16 +45,24 @@ pub enum Error {
 /// # Errors
 /// The first thing that is wrong with the header.
 pub fn check(packet: &[u8]) -> Result<usize, Error> {
+    check_head(packet, packet.len())
+}
+
+/// The same of a packet of `len` bytes of which only the first part is here, with all of the
+/// header.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_head(packet: &[u8], len: usize) -> Result<usize, Error> {
     let view = Ipv4Packet::new_unchecked(packet);
-    let len = packet.len();
-    if len < smoltcp::wire::IPV4_HEADER_LEN {
-        return Err(Error::TooShort { len });
+    if packet.len() < smoltcp::wire::IPV4_HEADER_LEN {
+        return Err(Error::TooShort { len: packet.len() });
     }
     if view.version() != 4 {
         return Err(Error::Version(view.version()));
     }
     let header_len = usize::from(view.header_len());
-    if header_len < smoltcp::wire::IPV4_HEADER_LEN || header_len > len {
+    if header_len < smoltcp::wire::IPV4_HEADER_LEN || header_len > packet.len() {
         return Err(Error::HeaderLen(view.header_len()));
     }
     let total = usize::from(view.total_len());

@@ -196,7 +196,8 @@ impl Header {
             *start = shift(*start)?;
         }
         if self.hdr_len != 0 {
-            self.hdr_len = shift(self.hdr_len)?;
+            // A hint need not be right, and none is as good.
+            self.hdr_len = shift(self.hdr_len).unwrap_or_default();
         }
         Some(self)
     }

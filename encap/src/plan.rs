@@ -1,0 +1,339 @@
+//! What leaves by a socket, grouped into the fewest sends.
+//!
+//! Every datagram that the kernel gets by itself costs it a whole way through its stack. So
+//! superpackets become trains ([`crate::split`]), and single packets of one length for one
+//! destination that follow each other, as a flood of small datagrams does, become trains as well.
+//! Each [`Send`] is one message: the pieces of its datagrams in order, and the length by which the
+//! kernel cuts them apart (`UDP_SEGMENT`). Pieces point to where packets are; headers of segments
+//! are written into an area of the caller's.
+
+use std::io::IoSlice;
+
+use arrayvec::ArrayVec;
+
+use crate::split::{self, Checksums, Limits, Refusal, Split};
+use crate::virtio::Header;
+
+/// Messages of one plan.
+const MAX_SENDS: usize = 64;
+/// Pieces of all messages of a plan; one message of the kernel's may have 1024 (`UIO_MAXIOV`).
+const MAX_PIECES: usize = 1024;
+
+/// Bytes of header area with which a plan takes several superpackets at once.
+pub const HEADERS_LEN: usize = 4 * split::HEADERS_LEN;
+
+/// A packet on its way out, encapsulated.
+#[derive(Debug, Clone, Copy)]
+pub struct Outgoing<'p, K> {
+    /// Where it goes: packets of the same key may leave together.
+    pub key: K,
+    /// The payload of its datagram.
+    pub packet: &'p [u8],
+    /// Where in it the inner IP packet begins.
+    pub network: usize,
+    /// What is still to be done to it; a single packet's checksum is finished.
+    pub offload: Header,
+}
+
+/// One message: datagrams of one length for one destination, the last of which may be shorter.
+#[derive(Debug, Clone)]
+pub struct Send<K> {
+    /// Where it goes.
+    pub key: K,
+    /// Packets of the caller's that it has, or has the last part of.
+    pub packets: usize,
+    /// Datagrams, at least one.
+    pub datagrams: usize,
+    /// Length in bytes of every datagram but the last.
+    pub datagram_len: usize,
+    first: usize,
+    pieces: usize,
+    /// Pieces of each datagram.
+    pieces_each: usize,
+    bytes: usize,
+    /// Whether nothing may follow.
+    closed: bool,
+}
+
+/// Messages that leave together, in order.
+#[derive(Debug)]
+pub struct Plan<'a, K> {
+    sends: ArrayVec<Send<K>, MAX_SENDS>,
+    pieces: ArrayVec<IoSlice<'a>, MAX_PIECES>,
+    headers: &'a mut [u8],
+    /// Whether the socket cuts trains apart.
+    trains: bool,
+}
+
+/// The plan has no room for a packet, or only for a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
+
+impl<'a, K: Copy + Eq> Plan<'a, K> {
+    /// An empty plan whose header area has [`HEADERS_LEN`] bytes. Without `trains` every datagram is a message by itself.
+    #[must_use]
+    pub fn new(headers: &'a mut [u8], trains: bool) -> Self {
+        Self {
+            sends: ArrayVec::new(),
+            pieces: ArrayVec::new(),
+            headers,
+            trains,
+        }
+    }
+
+    /// Adds a packet. A superpacket may need several plans: `split` is where it has got to, and
+    /// `None` before and after it.
+    ///
+    /// # Errors
+    /// The outer one if it is no superpacket that can be split; the inner one, `Full`, if the rest
+    /// of it is for the next plan.
+    pub fn push<'p: 'a>(
+        &mut self,
+        outgoing: &Outgoing<'p, K>,
+        split: &mut Option<Split<'p>>,
+    ) -> Result<Result<(), Full>, Refusal> {
+        let Outgoing {
+            key,
+            packet,
+            network,
+            offload,
+        } = *outgoing;
+        let Some(gso) = offload.gso else {
+            return Ok(self.datagram(key, packet));
+        };
+        let mut rest = match split.take() {
+            Some(rest) => rest,
+            None => Split::new(packet, network, gso, Checksums::Complete)?,
+        };
+        while rest.remaining() > 0 {
+            if self.train(key, &mut rest).is_err() {
+                *split = Some(rest);
+                return Ok(Err(Full));
+            }
+        }
+        if let Some(last) = self.sends.last_mut() {
+            last.packets += 1;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Every message with its pieces.
+    pub fn sends(&self) -> &[Send<K>] {
+        &self.sends
+    }
+
+    /// The pieces of a message of this plan.
+    pub fn pieces(&self, send: &Send<K>) -> &[IoSlice<'a>] {
+        let end = send.first + send.pieces;
+        self.pieces.get(send.first..end).unwrap_or_default()
+    }
+
+    /// The pieces of each datagram of a message of this plan.
+    pub fn datagrams(&self, send: &Send<K>) -> impl Iterator<Item = &[IoSlice<'a>]> {
+        self.pieces(send).chunks(send.pieces_each.max(1))
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.sends.is_empty()
+    }
+
+    fn datagram(&mut self, key: K, packet: &'a [u8]) -> Result<(), Full> {
+        if self.pieces.is_full() {
+            return Err(Full);
+        }
+        let len = packet.len();
+        match self.sends.last_mut() {
+            Some(last) if self.trains && last.takes(key, len) => {
+                last.pieces += 1;
+                last.datagrams += 1;
+                last.packets += 1;
+                last.bytes += len;
+                last.closed = len < last.datagram_len;
+            }
+            _ => {
+                let send = Send {
+                    key,
+                    packets: 1,
+                    datagrams: 1,
+                    datagram_len: len,
+                    first: self.pieces.len(),
+                    pieces: 1,
+                    pieces_each: 1,
+                    bytes: len,
+                    closed: len == 0,
+                };
+                self.sends.try_push(send).map_err(|_| Full)?;
+            }
+        }
+        self.pieces.push(IoSlice::new(packet));
+        Ok(())
+    }
+
+    /// Adds the next train of a superpacket.
+    fn train<'p: 'a>(&mut self, key: K, split: &mut Split<'p>) -> Result<(), Full> {
+        let limits = Limits::UDP_SEGMENT;
+        let count = split.remaining().min(limits.segments);
+        let needed = count * split.header_len();
+        let sends = if self.trains { 1 } else { count };
+        if self.headers.len() < needed
+            || self.pieces.remaining_capacity() < 2 * count
+            || self.sends.remaining_capacity() < sends
+        {
+            return Err(Full);
+        }
+        let (headers, rest) = std::mem::take(&mut self.headers).split_at_mut(needed);
+        self.headers = rest;
+        let Ok(Some(train)) = split.next_train(headers, limits) else {
+            return Err(Full);
+        };
+        let first = self.pieces.len();
+        let mut lens = ArrayVec::<usize, { Limits::UDP_SEGMENT.segments }>::new();
+        for (header, payload) in train.segments() {
+            self.pieces.push(IoSlice::new(header));
+            self.pieces.push(IoSlice::new(payload));
+            lens.push(header.len() + payload.len());
+        }
+        let send = |first, datagrams, datagram_len, bytes| Send {
+            key,
+            packets: 0,
+            datagrams,
+            datagram_len,
+            first,
+            pieces: 2 * datagrams,
+            pieces_each: 2,
+            bytes,
+            closed: true,
+        };
+        if self.trains {
+            let (datagram_len, bytes) = (train.datagram_len(), train.total_len());
+            self.sends
+                .push(send(first, train.count(), datagram_len, bytes));
+        } else {
+            for (i, len) in lens.into_iter().enumerate() {
+                self.sends.push(send(first + 2 * i, 1, len, len));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<K: Eq> Send<K> {
+    /// Whether a single datagram may follow the others.
+    fn takes(&self, key: K, len: usize) -> bool {
+        let limits = Limits::UDP_SEGMENT;
+        !self.closed
+            && self.key == key
+            && (1..=self.datagram_len).contains(&len)
+            && self.datagrams < limits.segments
+            && self.bytes + len <= limits.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::virtio::{Gso, GsoKind};
+
+    fn single(key: u8, packet: &[u8]) -> Outgoing<'_, u8> {
+        Outgoing {
+            key,
+            packet,
+            network: 0,
+            offload: Header::default(),
+        }
+    }
+
+    /// The datagrams of a plan as the receiver sees them.
+    fn received(plan: &Plan<'_, u8>) -> Vec<(u8, Vec<u8>)> {
+        let mut all = Vec::new();
+        for send in plan.sends() {
+            let bytes: Vec<u8> = plan.pieces(send).iter().flat_map(|p| p.to_vec()).collect();
+            let cut: Vec<_> = bytes.chunks(send.datagram_len.max(1)).collect();
+            let pieces: Vec<_> = plan.datagrams(send).map(<[_]>::concat_pieces).collect();
+            assert_eq!(cut, pieces);
+            assert_eq!(cut.len(), send.datagrams);
+            all.extend(cut.into_iter().map(|datagram| (send.key, datagram.to_vec())));
+        }
+        all
+    }
+
+    trait ConcatPieces {
+        fn concat_pieces(&self) -> Vec<u8>;
+    }
+
+    impl ConcatPieces for [IoSlice<'_>] {
+        fn concat_pieces(&self) -> Vec<u8> {
+            self.iter().flat_map(|piece| piece.to_vec()).collect()
+        }
+    }
+
+    #[test]
+    fn datagrams_of_one_length_leave_together() {
+        let packets = [(1, 50), (1, 50), (1, 20), (1, 50), (2, 50), (2, 60), (2, 60)]
+            .map(|(key, len)| (key, vec![len as u8; len]));
+        for (trains, shape) in [
+            (true, vec![(1, 3), (1, 1), (2, 1), (2, 2)]),
+            (false, packets.iter().map(|(key, _)| (*key, 1)).collect()),
+        ] {
+            let mut headers = [];
+            let mut plan = Plan::new(&mut headers, trains);
+            for (key, packet) in &packets {
+                plan.push(&single(*key, packet), &mut None).unwrap().unwrap();
+            }
+            let found: Vec<_> = plan.sends().iter().map(|s| (s.key, s.datagrams)).collect();
+            assert_eq!(found, shape);
+            assert_eq!(received(&plan), packets);
+        }
+    }
+
+    #[test]
+    fn a_train_of_datagrams_has_the_kernels_limits() {
+        let packet = [0; 1400];
+        let mut headers = [];
+        let mut plan = Plan::new(&mut headers, true);
+        for _ in 0..100 {
+            plan.push(&single(1, &packet), &mut None).unwrap().unwrap();
+        }
+        let found: Vec<_> = plan.sends().iter().map(|send| send.datagrams).collect();
+        assert_eq!(found, [46, 46, 8]);
+    }
+
+    #[test]
+    fn a_superpacket_goes_on_in_the_next_plan() {
+        let mut packet = crate::testing::udp_packet(&[3; 1000]);
+        packet.splice(0..0, [0; 22]);
+        packet[20] = 8;
+        let offload = Header {
+            gso: Some(Gso {
+                kind: GsoKind::Udp,
+                size: 10,
+                ecn: false,
+            }),
+            ..Header::default()
+        };
+        let outgoing = Outgoing {
+            key: 1,
+            packet: &packet,
+            network: 22,
+            offload,
+        };
+        for (trains, plans) in [(true, 1), (false, 2)] {
+            let mut headers = vec![0; HEADERS_LEN];
+            let (mut split, mut count, mut all) = (None, 0, Vec::new());
+            loop {
+                let mut plan = Plan::new(&mut headers, trains);
+                let done = plan.push(&outgoing, &mut split).unwrap();
+                count += 1;
+                all.extend(received(&plan));
+                let packets: usize = plan.sends().iter().map(|send| send.packets).sum();
+                assert_eq!(packets, usize::from(done.is_ok()));
+                if done.is_ok() {
+                    break;
+                }
+            }
+            assert_eq!((all.len(), count), (100, plans), "trains: {trains}");
+            assert!(all.iter().all(|(_, datagram)| datagram.len() == 22 + 28 + 10));
+        }
+    }
+}
