@@ -253,7 +253,10 @@ mod tests {
             let pieces: Vec<_> = plan.datagrams(send).map(<[_]>::concat_pieces).collect();
             assert_eq!(cut, pieces);
             assert_eq!(cut.len(), send.datagrams);
-            all.extend(cut.into_iter().map(|datagram| (send.key, datagram.to_vec())));
+            all.extend(
+                cut.into_iter()
+                    .map(|datagram| (send.key, datagram.to_vec())),
+            );
         }
         all
     }
@@ -270,8 +273,16 @@ mod tests {
 
     #[test]
     fn datagrams_of_one_length_leave_together() {
-        let packets = [(1, 50), (1, 50), (1, 20), (1, 50), (2, 50), (2, 60), (2, 60)]
-            .map(|(key, len)| (key, vec![len as u8; len]));
+        let packets = [
+            (1, 50),
+            (1, 50),
+            (1, 20),
+            (1, 50),
+            (2, 50),
+            (2, 60),
+            (2, 60),
+        ]
+        .map(|(key, len)| (key, vec![len as u8; len]));
         for (trains, shape) in [
             (true, vec![(1, 3), (1, 1), (2, 1), (2, 2)]),
             (false, packets.iter().map(|(key, _)| (*key, 1)).collect()),
@@ -279,7 +290,9 @@ mod tests {
             let mut headers = [];
             let mut plan = Plan::new(&mut headers, trains);
             for (key, packet) in &packets {
-                plan.push(&single(*key, packet), &mut None).unwrap().unwrap();
+                plan.push(&single(*key, packet), &mut None)
+                    .unwrap()
+                    .unwrap();
             }
             let found: Vec<_> = plan.sends().iter().map(|s| (s.key, s.datagrams)).collect();
             assert_eq!(found, shape);
@@ -333,7 +346,10 @@ mod tests {
                 }
             }
             assert_eq!((all.len(), count), (100, plans), "trains: {trains}");
-            assert!(all.iter().all(|(_, datagram)| datagram.len() == 22 + 28 + 10));
+            assert!(
+                all.iter()
+                    .all(|(_, datagram)| datagram.len() == 22 + 28 + 10)
+            );
         }
     }
 }

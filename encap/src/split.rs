@@ -61,6 +61,12 @@ impl Limits {
         bytes: 65_507,
     };
 
+    /// The most segments of `len` bytes, headers included, that one call takes.
+    #[must_use]
+    pub fn fitting(self, len: usize) -> usize {
+        self.segments.min(self.bytes / len.max(1))
+    }
+
     /// One segment per call: a device or socket that cannot segment.
     pub const ONE: Self = Self {
         segments: 1,

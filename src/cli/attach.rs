@@ -30,6 +30,9 @@ pub(super) struct AttachArguments {
     /// The interface to make in the namespace
     #[arg(long, value_name = "NAME", default_value = "eth0", value_parser = interface_name)]
     ifname: String,
+    /// Make the plain TAP device: one packet per frame, checksums finished
+    #[arg(long)]
+    no_offload: bool,
     /// Print what the pod was given as JSON
     #[arg(long)]
     json: bool,
@@ -63,7 +66,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
     };
     netns::enter(&target)?;
-    let tap = Tap::open(&arguments.ifname).map_err(Error::failed)?;
+    let tap = Tap::open(&arguments.ifname, !arguments.no_offload).map_err(Error::failed)?;
     block_on(async {
         let client = Client::connect(&socket).await?;
         let request = Attach {

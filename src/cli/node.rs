@@ -13,11 +13,24 @@ use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel};
 use crate::error::{Error, Result};
-use crate::node::{self, Settings};
+use crate::node::{self, Offload, Settings};
 use crate::state;
 
 /// Pods of a network that nobody described.
 const NETWORK: &str = "10.244.0.0/16";
+
+/// An offload, or the word for having none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OffloadName {
+    /// Superpackets and unfinished checksums from and to pods
+    Tap,
+    /// Trains of datagrams to other nodes (UDP_SEGMENT)
+    Gso,
+    /// Trains of datagrams from other nodes (UDP_GRO)
+    Gro,
+    /// None of them
+    None,
+}
 
 #[derive(Debug, Args)]
 #[command(
@@ -53,6 +66,14 @@ pub(super) struct Arguments {
     /// A resolver for pods, reachable from them; may be given several times
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<Ipv4Addr>,
+    /// Which of the kernel's offloads to use, where it has them
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "tap,gso,gro"
+    )]
+    offload: Vec<OffloadName>,
     /// Let pods send from addresses that are not theirs
     #[arg(long)]
     no_pod_guard: bool,
@@ -112,11 +133,21 @@ impl Arguments {
             dns: self.dns.clone(),
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
+            offload: self.offload(),
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),
             ip_masq: flannel.ip_masq(),
             health: flannel.health(),
         })
+    }
+
+    fn offload(&self) -> Offload {
+        let has = |name| self.offload.contains(&name);
+        Offload {
+            tap: has(OffloadName::Tap),
+            gso: has(OffloadName::Gso),
+            gro: has(OffloadName::Gro),
+        }
     }
 
     fn store(&self, state_dir: &Path) -> Result<String> {

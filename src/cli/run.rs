@@ -47,6 +47,9 @@ pub(super) struct Arguments {
     /// The pod's name and host name [default: pod-1, pod-2 ...]
     #[arg(long)]
     name: Option<PodName>,
+    /// Make the plain TAP device: one packet per frame, checksums finished
+    #[arg(long)]
+    no_offload: bool,
     /// End with the process that started it
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -89,7 +92,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     // A node that is not there is told before anything else happens.
     block_on(async { Client::connect(&socket).await.map(drop) })?;
     netns::enter_fresh()?;
-    let tap = Tap::open(INTERFACE).map_err(Error::failed)?;
+    let tap = Tap::open(INTERFACE, !arguments.no_offload).map_err(Error::failed)?;
     block_on(async {
         let (client, attached) = attach_first(&socket, &arguments, &tap).await?;
         netns::give_files(
@@ -139,6 +142,7 @@ pub(super) fn assignment(attached: &Attached) -> Assignment {
         address: attached.address,
         gateway: attached.gateway,
         mtu: attached.mtu,
+        gso_max_segs: attached.gso_max_segs,
         routes: attached.routes.clone(),
     }
 }

@@ -106,6 +106,8 @@ pub struct Attached {
     pub gateway: Ipv4Addr,
     /// MTU in bytes.
     pub mtu: u16,
+    /// Segments of its longest superpacket.
+    pub gso_max_segs: u16,
     /// What is reached through the gateway.
     pub routes: Vec<Ipv4Net>,
     /// Resolvers for the pod.

@@ -1,4 +1,8 @@
-//! A pod's interface: the plain TAP device, one Ethernet frame per system call.
+//! A pod's interface: a TAP device, one Ethernet frame per system call.
+//!
+//! With offloads a frame may be a superpacket of up to 64 KiB, and each has a virtio-net header in
+//! front (virtio 1.2 section 5.1.6) that says what is still to be done to it. Kernels and sandboxes
+//! that have no offloads give the plain device.
 //!
 //! Whoever may make a TAP in a network namespace opens it there with [`Tap::open`] and passes the
 //! descriptor on; the node wraps what it gets with [`Tap::from_descriptor`] and never enters a
@@ -6,20 +10,50 @@
 
 #![allow(unsafe_code)] // ioctls and a raw descriptor; each block says why it is sound
 
-use std::io;
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use arrayvec::ArrayVec;
+use muslin_encap::merge::MAX_SEGMENTS;
+use muslin_encap::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::sys::uio::{readv, writev};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
+use tracing::debug;
 
 use crate::error::errno;
 
+/// Where the kernel keeps TAP devices.
+const TUN: &str = "/dev/net/tun";
+/// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
+/// overflow it.
+const QUEUE_LEN: libc::c_int = 4096;
+/// What the kernel may leave to the node, most first: checksums, TCP over IPv4 and IPv6 with ECN,
+/// and UDP (since Linux 6.2).
+const OFFLOADS: [libc::c_uint; 3] = [
+    TUN_F_CSUM | TUN_F_TSO | TUN_F_USO,
+    TUN_F_CSUM | TUN_F_TSO,
+    TUN_F_CSUM,
+];
+const TUN_F_CSUM: libc::c_uint = 0x01;
+/// `TUN_F_TSO4`, `TUN_F_TSO6` and `TUN_F_TSO_ECN`.
+const TUN_F_TSO: libc::c_uint = 0x02 | 0x04 | 0x08;
+/// `TUN_F_USO4` and `TUN_F_USO6`.
+const TUN_F_USO: libc::c_uint = 0x20 | 0x40;
+
 /// A TAP device by its descriptor.
 #[derive(Debug)]
-pub struct Tap(OwnedFd);
+pub struct Tap {
+    descriptor: OwnedFd,
+    /// Whether frames have a virtio-net header in front.
+    has_header: bool,
+    /// Whether that may say something.
+    offloads: bool,
+}
 
 /// Why a TAP device could not be made.
 #[derive(Debug, Error)]
@@ -62,32 +96,47 @@ mod request {
         libc::ifreq
     );
     nix::ioctl_read_bad!(get_hardware_address, libc::SIOCGIFHWADDR, libc::ifreq);
+    // Declared with the size of an `int`, though the kernel reads an `ifreq`.
+    nix::ioctl_write_ptr_bad!(
+        tun_set_iff,
+        nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
+    // The value is the argument itself, not a pointer to it.
+    nix::ioctl_write_int_bad!(
+        tun_set_offload,
+        nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>())
+    );
+    nix::ioctl_write_ptr!(tun_set_header_len, b'T', 216, libc::c_int);
+    nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
 }
 
 impl Tap {
-    /// Makes the interface `name` in the network namespace of this thread.
+    /// Makes the interface `name` in the network namespace of this thread, with offloads if they
+    /// are wanted and there are some.
     ///
     /// # Errors
     /// `OpenError` in words for people.
-    pub fn open(name: &str) -> Result<Self, OpenError> {
-        let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
-        let device = device.map_err(|error| match errno(&error) {
-            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => OpenError::NoDevice,
-            Errno::EACCES => OpenError::NoPermission,
-            Errno::EPERM => OpenError::Forbidden,
-            Errno::EBUSY | Errno::EEXIST => OpenError::Exists(name.to_owned()),
-            _ => OpenError::Other(name.to_owned(), error),
-        })?;
-        // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, which nobody else has.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) };
+    pub fn open(name: &str, offloads: bool) -> Result<Self, OpenError> {
+        let descriptor = match offloads.then(|| open_with_offloads(name)) {
+            Some(Ok(descriptor)) => descriptor,
+            Some(Err(error)) => {
+                // What stands in the way of any device stands in the way of the plain one too.
+                debug!("{name} cannot have offloads: {error}");
+                open_plain(name)?
+            }
+            None => open_plain(name)?,
+        };
+        if let Err(error) = set_queue_len(name) {
+            debug!("{name} keeps its queue length: {error}");
+        }
         Self::from_descriptor(descriptor).map_err(|error| OpenError::Other(name.to_owned(), error))
     }
 
     /// Wraps a descriptor that somebody else opened, and makes it non-blocking.
     ///
     /// # Errors
-    /// `InvalidInput` if it is not a plain TAP device (Ethernet frames, no packet information, no
-    /// virtio header).
+    /// `InvalidInput` if it is not a TAP device without packet information.
     pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
         let mut interface = empty_request();
         // SAFETY: the kernel writes one `ifreq`, into one that lives until the call returns; on a
@@ -103,16 +152,44 @@ impl Tap {
         // SAFETY: TUNGETIFF fills in the flags, which are valid for any bits.
         let flags = i32::from(unsafe { interface.ifr_ifru.ifru_flags });
         let wanted = libc::IFF_TAP | libc::IFF_NO_PI;
-        let compared = wanted | libc::IFF_TUN | libc::IFF_VNET_HDR;
-        if flags & compared != wanted {
+        if flags & (wanted | libc::IFF_TUN) != wanted {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the device is not a TAP without packet information and virtio header",
+                "the device is not a TAP without packet information",
             ));
+        }
+        let has_header = flags & libc::IFF_VNET_HDR != 0;
+        if has_header {
+            let len = virtio::LEN as libc::c_int;
+            // SAFETY: the kernel reads one `int`, which lives until the call returns.
+            unsafe { request::tun_set_header_len(descriptor.as_raw_fd(), &raw const len) }?;
         }
         let status = OFlag::from_bits_truncate(fcntl(&descriptor, FcntlArg::F_GETFL)?);
         fcntl(&descriptor, FcntlArg::F_SETFL(status | OFlag::O_NONBLOCK))?;
-        Ok(Self(descriptor))
+        Ok(Self {
+            descriptor,
+            has_header,
+            offloads: has_header,
+        })
+    }
+
+    /// Whether it takes and gives superpackets and unfinished checksums.
+    #[must_use]
+    pub const fn has_offloads(&self) -> bool {
+        self.offloads
+    }
+
+    /// Lets the kernel do everything itself from now on.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub fn disable_offloads(&mut self) -> io::Result<()> {
+        if self.has_header {
+            // SAFETY: the argument is a number.
+            unsafe { request::tun_set_offload(self.descriptor.as_raw_fd(), 0) }?;
+        }
+        self.offloads = false;
+        Ok(())
     }
 
     /// The MAC address of the interface.
@@ -122,7 +199,7 @@ impl Tap {
     pub fn hardware_address(&self) -> io::Result<EthernetAddress> {
         let mut interface = empty_request();
         // SAFETY: the kernel writes one `ifreq`, into one that lives until the call returns.
-        unsafe { request::get_hardware_address(self.0.as_raw_fd(), &raw mut interface) }?;
+        unsafe { request::get_hardware_address(self.descriptor.as_raw_fd(), &raw mut interface) }?;
         // SAFETY: SIOCGIFHWADDR fills in the hardware address, which is valid for any bytes.
         let data = unsafe { interface.ifr_ifru.ifru_hwaddr.sa_data };
         let mut address = [0; 6];
@@ -132,22 +209,104 @@ impl Tap {
         Ok(EthernetAddress(address))
     }
 
-    /// Reads the next frame from the pod and returns its length in bytes.
+    /// Reads the next frame from the pod and returns its length in bytes and the raw virtio-net
+    /// header in front of it (all zero from a plain device: nothing is left to do).
     ///
     /// # Errors
     /// `WouldBlock` if there is none; anything else means that the interface is gone.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(nix::unistd::read(&self.0, buffer)?)
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<([u8; virtio::LEN], usize)> {
+        let mut header = [0; virtio::LEN];
+        if !self.has_header {
+            let len = nix::unistd::read(&self.descriptor, buffer)?;
+            return Ok((header, len));
+        }
+        let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
+        let len = readv(&self.descriptor, &mut parts)?;
+        let len = len.checked_sub(virtio::LEN).ok_or(Errno::EIO)?;
+        Ok((header, len))
     }
 
-    /// Hands a frame to the pod.
+    /// Hands a frame to the pod: `head` and all of `tail`, at most [`MAX_SEGMENTS`] - 1 pieces.
+    /// Without offloads nothing may be left to do in `header`.
     ///
     /// # Errors
-    /// EIO (`Uncategorized`) if the interface is down, `WouldBlock` if it takes no more now.
-    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        nix::unistd::write(&self.0, frame)?;
+    /// EIO (`Uncategorized`) if the interface is down, `WouldBlock` if it takes no more now, EINVAL
+    /// (`InvalidInput`) if it cannot take this superpacket.
+    pub fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
+        let header = header.to_bytes();
+        let mut parts = ArrayVec::<IoSlice<'_>, { MAX_SEGMENTS + 1 }>::new();
+        if self.has_header {
+            parts.push(IoSlice::new(&header));
+        }
+        parts.push(IoSlice::new(head));
+        for piece in tail {
+            let pushed = parts.try_push(IoSlice::new(piece));
+            pushed.map_err(|_| Errno::EMSGSIZE)?;
+        }
+        writev(&self.descriptor, &parts)?;
         Ok(())
     }
+}
+
+fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {
+    let device = tun_tap::Iface::without_packet_info(name, tun_tap::Mode::Tap);
+    let device = device.map_err(|error| OpenError::new(name, error))?;
+    // SAFETY: `into_raw_fd` gives up ownership of an open descriptor, which nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
+}
+
+fn open_with_offloads(name: &str) -> io::Result<OwnedFd> {
+    let device = File::options().read(true).write(true).open(TUN)?;
+    let mut interface = request_for(name)?;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    // Flags are 15 bits.
+    interface.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: the kernel reads one `ifreq`, which lives until the call returns.
+    unsafe { request::tun_set_iff(device.as_raw_fd(), &raw const interface) }?;
+    let mut result = Ok(0);
+    for offloads in OFFLOADS {
+        // SAFETY: the argument is a number.
+        result = unsafe { request::tun_set_offload(device.as_raw_fd(), offloads as libc::c_int) };
+        if result.is_ok() {
+            break;
+        }
+    }
+    result?;
+    Ok(device.into())
+}
+
+/// Sets the length of an interface's transmit queue in the network namespace of this thread.
+fn set_queue_len(name: &str) -> io::Result<()> {
+    let mut interface = request_for(name)?;
+    interface.ifr_ifru.ifru_metric = QUEUE_LEN;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    // SAFETY: the kernel reads one `ifreq`, which lives until the call returns.
+    unsafe { request::set_queue_len(socket.as_raw_fd(), &raw const interface) }?;
+    Ok(())
+}
+
+impl OpenError {
+    fn new(name: &str, error: io::Error) -> Self {
+        match errno(&error) {
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoDevice,
+            Errno::EACCES => Self::NoPermission,
+            Errno::EPERM => Self::Forbidden,
+            Errno::EBUSY | Errno::EEXIST => Self::Exists(name.to_owned()),
+            _ => Self::Other(name.to_owned(), error),
+        }
+    }
+}
+
+fn request_for(name: &str) -> io::Result<libc::ifreq> {
+    let mut request = empty_request();
+    // The last byte stays zero.
+    if name.len() >= request.ifr_name.len() {
+        return Err(Errno::ENAMETOOLONG.into());
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte.cast_signed();
+    }
+    Ok(request)
 }
 
 fn empty_request() -> libc::ifreq {
@@ -159,7 +318,7 @@ fn empty_request() -> libc::ifreq {
 
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.descriptor.as_fd()
     }
 }
 

@@ -20,6 +20,7 @@ use crate::device::Tap;
 use crate::error::{Context, Result};
 use crate::netlink;
 use crate::netns;
+use crate::node::Offload;
 use crate::underlay::{UdpSocket, choose_interface};
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
@@ -41,7 +42,7 @@ pub fn probe_namespace() -> Result<()> {
     let namespaces = netns::enter_fresh().err();
     let device = match namespaces {
         Some(_) => None,
-        None => Tap::open("eth0").err().map(|error| error.to_string()),
+        None => Tap::open("eth0", true).err().map(|error| error.to_string()),
     };
     let probe = Probe {
         namespaces: namespaces.map(|error| error.to_string()),
@@ -165,7 +166,7 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
 }
 
 fn port(address: Ipv4Addr) -> Finding {
-    match UdpSocket::bind((address, vxlan::PORT).into()) {
+    match UdpSocket::bind((address, vxlan::PORT).into(), Offload::default().sockets(0)) {
         Ok(_) => Finding::fine("port", format!("UDP {} is free", vxlan::PORT)),
         Err(error) => Finding::wrong("port", format!("UDP {} of {address}: {error}", vxlan::PORT))
             .advise(

@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+use tracing::debug;
 
 use crate::error::{Context, Error, Result};
 use crate::netlink;
@@ -19,6 +22,8 @@ pub struct Assignment {
     pub gateway: Ipv4Addr,
     /// MTU in bytes.
     pub mtu: u16,
+    /// Segments of its longest superpacket.
+    pub gso_max_segs: u16,
     /// What is reached through the gateway.
     pub routes: Vec<Ipv4Net>,
 }
@@ -49,6 +54,8 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
         assignment.mtu
     ))?;
 
+    limit_superpackets(handle, index, assignment.gso_max_segs).await;
+
     let Assignment {
         address, gateway, ..
     } = assignment;
@@ -69,6 +76,17 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
         added.context(format!("adding the route to {route} by {gateway}"))?;
     }
     Ok(())
+}
+
+/// Longer superpackets are cut by the node, in twice as many calls; so this may fail, as it does in
+/// sandboxes with a small netlink.
+async fn limit_superpackets(handle: &Handle, index: u32, segments: u16) {
+    let link = LinkUnspec::new_with_index(index)
+        .append_extra_attribute(LinkAttribute::GsoMaxSegs(segments.into()))
+        .build();
+    if let Err(error) = handle.link().set(link).execute().await {
+        debug!("superpackets are not limited to {segments} segments: {error}");
+    }
 }
 
 async fn index(handle: &Handle, name: &str) -> Result<u32> {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::overhead::Mtu;
+use muslin_encap::overhead::{Format, Mtu};
 use muslin_stack::guard;
 use muslin_stack::lease::{
     Backend, Change, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings, SubnetKey,
@@ -38,6 +38,8 @@ use crate::worker::{Clock, Event, Worker};
 use peers::Peers;
 use running::{Facts, Running};
 
+/// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
+const SOURCE_PORTS: usize = 7;
 /// How often the interface's address is looked at.
 const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 /// After so many keys that are no leases the log has no more of them.
@@ -76,8 +78,43 @@ pub struct Settings {
     pub subnet_file: Option<PathBuf>,
     /// Whether those tools are told that the node masquerades.
     pub ip_masq: bool,
+    /// Which of the kernel's offloads it uses.
+    pub offload: Offload,
     /// Where its health is told.
     pub health: Option<SocketAddr>,
+}
+
+/// Which of the kernel's offloads a node uses, where the kernel has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// Superpackets and unfinished checksums from and to pods.
+    pub tap: bool,
+    /// Trains of datagrams to peers (`UDP_SEGMENT`).
+    pub gso: bool,
+    /// Trains of datagrams from peers (`UDP_GRO`).
+    pub gro: bool,
+}
+
+impl Offload {
+    /// What that means for a tunnel's sockets.
+    #[must_use]
+    pub const fn sockets(self, source_ports: usize) -> underlay::Options {
+        underlay::Options {
+            source_ports,
+            gso: self.gso,
+            gro: self.gro,
+        }
+    }
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self {
+            tap: true,
+            gso: true,
+            gro: true,
+        }
+    }
 }
 
 /// Runs a node until it is told to stop, or cannot go on.
@@ -321,7 +358,12 @@ impl Plane {
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let plan = self.plan_tunnel(&config)?;
-        let socket = bind_tunnel(self.interface.address, plan.port)?;
+        let socket = bind_tunnel(
+            self.interface.address,
+            plan.port,
+            plan.tunnel.format(),
+            self.settings.offload,
+        )?;
         Ok(OpenTunnel {
             config,
             plan,
@@ -429,8 +471,19 @@ impl Plane {
 }
 
 /// Takes the tunnel's port.
-fn bind_tunnel(address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
-    UdpSocket::bind(SocketAddr::new(address.into(), port)).map_err(|error| {
+fn bind_tunnel(
+    address: Ipv4Addr,
+    port: u16,
+    format: Format,
+    offload: Offload,
+) -> Result<UdpSocket> {
+    let source_ports = match format {
+        Format::Vxlan => SOURCE_PORTS,
+        // flannel's UDP backend sends from the port it listens on.
+        Format::Udp => 0,
+    };
+    let options = offload.sockets(source_ports);
+    UdpSocket::bind(SocketAddr::new(address.into(), port), options).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => format!(
                 "UDP port {port} of {address} is in use: another node, or flannel, runs there"

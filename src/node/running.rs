@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
 use muslin_encap::overhead::Mtu;
+use muslin_encap::split::Limits;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
 use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
@@ -129,7 +130,12 @@ impl Running {
                 "it lies in the pod network {network}"
             )));
         }
-        let socket = bind_tunnel(interface.address, self.facts.port)?;
+        let socket = bind_tunnel(
+            interface.address,
+            self.facts.port,
+            self.facts.tunnel.format(),
+            self.facts.settings.offload,
+        )?;
         self.worker.rebind(socket).map_err(Error::failed)?;
         *self.interface.lock() = interface;
         Ok(())
@@ -234,7 +240,10 @@ impl Service for Arc<Running> {
     type Attachment = Attachment;
 
     fn attach(&self, request: Attach, device: OwnedFd) -> Result<(Attached, Option<Attachment>)> {
-        let tap = Tap::from_descriptor(device).map_err(Error::usage)?;
+        let mut tap = Tap::from_descriptor(device).map_err(Error::usage)?;
+        if !self.facts.settings.offload.tap {
+            tap.disable_offloads().context("cannot disable offloads")?;
+        }
         let mac = tap
             .hardware_address()
             .context("cannot read the device's MAC address")?;
@@ -258,6 +267,9 @@ impl Service for Arc<Running> {
             address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
             gateway: gateway::address(facts.subnet),
             mtu: facts.mtu.get(),
+            gso_max_segs: Limits::UDP_SEGMENT
+                .fitting(usize::from(facts.mtu.get()) + facts.tunnel.format().network_offset())
+                .max(1) as u16,
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: facts.settings.dns.clone(),
         };

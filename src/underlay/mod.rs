@@ -1,7 +1,9 @@
 //! The underlay: the interface and the UDP sockets that carry encapsulated packets between nodes.
 
+mod batch;
 mod interface;
 mod udp;
 
+pub use batch::Received;
 pub use interface::{PublicInterface, Wanted, choose as choose_interface};
-pub use udp::{UdpSocket, path_mtu};
+pub use udp::{Options, Route, UdpSocket, path_mtu};

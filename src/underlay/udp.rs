@@ -1,14 +1,24 @@
-//! The tunnel's socket: one datagram per system call.
+//! The tunnel's sockets: one that datagrams arrive at, and several that they leave from, so that
+//! flows differ in their outer source port as those of a kernel's VXLAN device do (RFC 7348 section
+//! 5): networks spread them over links, and receivers over queues, by it.
 
 #![allow(unsafe_code)] // one socket option that no library sets
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use muslin_encap::plan::{Plan, Send};
+use nix::errno::Errno;
 use nix::libc;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tracing::{debug, warn};
+
+use super::batch::{self, Received};
+use crate::error::errno;
 
 /// What the kernel is asked to queue in each direction, in bytes; it grants up to
 /// `net.core.rmem_max` and `wmem_max`.
@@ -19,56 +29,208 @@ const ANSWER: Duration = Duration::from_millis(300);
 /// Bytes of an IPv4 and a UDP header.
 const UDP_HEADERS: u16 = 28;
 
-/// A non-blocking UDP socket on the node's public address.
+/// What the sockets may use of what the kernel has.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Source ports besides the tunnel's own.
+    pub source_ports: usize,
+    /// Whether trains leave with one call (`UDP_SEGMENT`, Linux 4.18).
+    pub gso: bool,
+    /// Whether they may arrive with one (`UDP_GRO`, Linux 5.0).
+    pub gro: bool,
+}
+
+/// Where a datagram goes, and from which of the sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    socket: usize,
+    destination: SocketAddr,
+}
+
+/// Non-blocking UDP sockets on the node's public address.
 #[derive(Debug)]
-pub struct UdpSocket(std::net::UdpSocket);
+pub struct UdpSocket {
+    main: std::net::UdpSocket,
+    others: Vec<std::net::UdpSocket>,
+    /// Whether the kernel cuts trains apart, as far as that is known.
+    gso: AtomicBool,
+    gro: bool,
+    /// Whether it was told that a train was too long for a path.
+    told: AtomicBool,
+}
 
 impl UdpSocket {
-    /// Binds the socket.
+    /// Binds the sockets.
     ///
     /// # Errors
     /// `AddrInUse` if another tunnel has the port, `AddrNotAvailable` if the address is not on
     /// this machine.
-    pub fn bind(address: SocketAddr) -> io::Result<Self> {
-        let socket = Socket::new(
-            Domain::for_address(address),
-            Type::DGRAM,
-            Some(Protocol::UDP),
-        )?;
-        socket.set_nonblocking(true)?;
-        socket.set_recv_buffer_size(QUEUE_BYTES)?;
-        socket.set_send_buffer_size(QUEUE_BYTES)?;
-        if address.is_ipv4() {
-            // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an
-            // underlay with a smaller MTU than expected slows the tunnel down instead of
-            // swallowing large packets.
-            discover_mtu(&socket, libc::IP_PMTUDISC_DONT)?;
+    pub fn bind(address: SocketAddr, options: Options) -> io::Result<Self> {
+        let main = open(address)?;
+        let gro = options.gro && setsockopt(&main, sockopt::UdpGroSegment, &true).is_ok();
+        if let Err(error) = setsockopt(&main, sockopt::RxqOvfl, &1) {
+            debug!("datagrams that overflow the socket are not counted: {error}");
         }
-        socket.bind(&SockAddr::from(address))?;
-        Ok(Self(socket.into()))
+        let any_port = SocketAddr::new(address.ip(), 0);
+        let others = (0..options.source_ports).map(|_| open(any_port));
+        Ok(Self {
+            others: others.collect::<io::Result<_>>()?,
+            gso: (options.gso && can_cut_trains(&main)).into(),
+            gro,
+            told: false.into(),
+            main,
+        })
     }
 
-    /// Receives a datagram and returns its length in bytes and where it came from.
+    /// Whether trains may leave.
+    pub fn has_gso(&self) -> bool {
+        self.gso.load(Ordering::Relaxed)
+    }
+
+    /// Whether trains may arrive.
+    pub const fn has_gro(&self) -> bool {
+        self.gro
+    }
+
+    /// The way to a peer for a flow with this hash; always the same for the same flow, since
+    /// datagrams of two sockets may overtake each other.
+    pub fn route(&self, destination: SocketAddr, flow: u32) -> Route {
+        Route {
+            socket: flow as usize % (self.others.len() + 1),
+            destination,
+        }
+    }
+
+    /// Receives datagrams and returns whether there may be more.
     ///
     /// # Errors
     /// `WouldBlock` if there is none.
-    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.0.recv_from(buffer)
+    pub fn receive(&self, into: &mut Received) -> io::Result<bool> {
+        batch::receive(self.main.as_fd(), into)
     }
 
-    /// Sends a datagram.
+    /// Sends all of a plan, and tells which messages were lost for which reason.
+    pub fn send(&self, plan: &Plan<'_, Route>, mut lost: impl FnMut(&Send<Route>, Errno)) {
+        let mut rest = plan.sends();
+        while let Some(first) = rest.first() {
+            let socket = self.socket(first.key);
+            let is_same = |send: &&Send<Route>| send.key.socket == first.key.socket;
+            let count = rest.iter().take_while(is_same).count();
+            let sent = batch::send(socket.as_fd(), plan, &rest[..count], |key| key.destination);
+            match sent.map_err(|error| errno(&error)) {
+                Ok(sent) => rest = &rest[sent.min(rest.len())..],
+                Err(Errno::EINTR) => {}
+                Err(error) => {
+                    if let Err(error) = self.send_singly(plan, first, error) {
+                        lost(first, error);
+                    }
+                    rest = &rest[1..];
+                }
+            }
+        }
+    }
+
+    /// What became of a message that the kernel refused: if it was a train, its datagrams are sent
+    /// one by one.
+    fn send_singly(
+        &self,
+        plan: &Plan<'_, Route>,
+        send: &Send<Route>,
+        error: Errno,
+    ) -> Result<(), Errno> {
+        let to = send.key.destination;
+        match error {
+            _ if send.datagrams == 1 => return Err(error),
+            // The device has no checksums (before Linux 6.11), or the kernel no trains.
+            Errno::EIO | Errno::EINVAL => {
+                if self.gso.swap(false, Ordering::Relaxed) {
+                    warn!("the kernel refuses trains of datagrams ({error}): one by one from now");
+                }
+            }
+            // This path's MTU is smaller than the tunnel's; others' need not be.
+            Errno::EMSGSIZE => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    warn!(
+                        "datagrams of {} bytes to {to} do not fit the path's MTU and go one by \
+                         one, in fragments: start the node with a smaller --mtu",
+                        send.datagram_len
+                    );
+                }
+            }
+            _ => return Err(error),
+        }
+        let socket = socket2::SockRef::from(self.socket(send.key));
+        let to = SockAddr::from(to);
+        let mut result = Ok(());
+        for datagram in plan.datagrams(send) {
+            if let Err(error) = socket.send_to_vectored(datagram, &to) {
+                result = Err(errno(&error));
+            }
+        }
+        result
+    }
+
+    /// Sends one datagram from the tunnel's own port.
     ///
     /// # Errors
     /// `WouldBlock` if the send queue is full, else what the kernel refuses it for.
-    pub fn send(&self, datagram: &[u8], destination: SocketAddr) -> io::Result<()> {
-        self.0.send_to(datagram, destination)?;
+    pub fn send_one(&self, datagram: &[u8], destination: SocketAddr) -> io::Result<()> {
+        self.main.send_to(datagram, destination)?;
         Ok(())
     }
+
+    fn socket(&self, route: Route) -> &std::net::UdpSocket {
+        let other = route.socket.checked_sub(1);
+        let other = other.and_then(|index| self.others.get(index));
+        other.unwrap_or(&self.main)
+    }
+}
+
+fn open(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    socket.set_nonblocking(true)?;
+    socket.set_recv_buffer_size(QUEUE_BYTES)?;
+    socket.set_send_buffer_size(QUEUE_BYTES)?;
+    if address.is_ipv4() {
+        // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an
+        // underlay with a smaller MTU than expected slows the tunnel down instead of
+        // swallowing large packets.
+        discover_mtu(&socket, libc::IP_PMTUDISC_DONT)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket.into())
+}
+
+/// Whether the kernel knows `UDP_SEGMENT`, and does not garble what it cuts: Linux 7.0 to 7.1.4 do,
+/// and say nothing. Before 4.18 it would send a train as one datagram.
+fn can_cut_trains(socket: &std::net::UdpSocket) -> bool {
+    let release = nix::sys::utsname::uname();
+    let release = release
+        .as_ref()
+        .map(|name| name.release().to_string_lossy());
+    if release.is_ok_and(|release| garbles_trains(&release)) {
+        warn!("this kernel's UDP segmentation is defective (Linux 7.0 to 7.1.4): it is not used");
+        return false;
+    }
+    getsockopt(socket, sockopt::UdpGsoSegment).is_ok()
+}
+
+fn garbles_trains(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse::<u32>().unwrap_or_default());
+    let mut next = || numbers.next().unwrap_or_default();
+    let version = (next(), next(), next());
+    ((7, 0, 0)..=(7, 1, 4)).contains(&version)
 }
 
 impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.main.as_fd()
     }
 }
 
@@ -116,25 +278,110 @@ fn discover_mtu(socket: &Socket, value: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use muslin_encap::plan::Outgoing;
+    use muslin_encap::virtio::Header;
+
     use super::*;
 
+    const ALL: Options = Options {
+        source_ports: 3,
+        gso: true,
+        gro: true,
+    };
+
+    fn bind(options: Options) -> UdpSocket {
+        UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options).unwrap()
+    }
+
+    /// What arrives within a second, until `count` datagrams are there.
+    fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+        let mut received = Received::default();
+        let mut all = Vec::new();
+        let end = std::time::Instant::now() + Duration::from_secs(1);
+        while all.len() < count && std::time::Instant::now() < end {
+            match socket.receive(&mut received) {
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+            all.extend(received.datagrams().map(|(_, datagram)| datagram.to_vec()));
+        }
+        all
+    }
+
     #[test]
-    fn a_datagram_arrives_with_its_source() {
-        let local = "127.0.0.1:0".parse().unwrap();
-        let (one, other) = (
-            UdpSocket::bind(local).unwrap(),
-            UdpSocket::bind(local).unwrap(),
-        );
-        let address = |socket: &UdpSocket| socket.0.local_addr().unwrap();
-        let mut buffer = [0; 9];
+    fn a_plan_arrives_whole_whatever_the_kernel_is_asked_for() {
+        for (gso, gro) in [(true, true), (true, false), (false, true)] {
+            let options = Options { gso, gro, ..ALL };
+            let (one, other) = (bind(options), bind(options));
+            assert_eq!((one.has_gso(), one.has_gro()), (gso, gro));
+            let packets: Vec<Vec<u8>> = (0..100u8)
+                .map(|i| vec![i; if i < 90 { 1200 } else { i.into() }])
+                .collect();
+            let mut plan = Plan::new(&mut [], one.has_gso());
+            let destination = other.main.local_addr().unwrap();
+            for packet in &packets {
+                let outgoing = Outgoing {
+                    key: one.route(destination, 5),
+                    packet,
+                    network: 0,
+                    offload: Header::default(),
+                };
+                plan.push(&outgoing, &mut None).unwrap().unwrap_or(());
+            }
+            one.send(&plan, |_, error| panic!("{error}"));
+            let sent: usize = plan.sends().iter().map(|send| send.datagrams).sum();
+            assert_eq!(
+                receive(&other, sent),
+                packets[..sent],
+                "gso: {gso}, gro: {gro}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_train_that_the_kernel_refuses_arrives_all_the_same() {
+        let (one, other) = (bind(ALL), bind(ALL));
+        // Longer than any MTU of the loopback interface lets a train's datagrams be.
+        let packets = [[1; 40_000], [2; 40_000]];
+        let mut plan = Plan::new(&mut [], true);
+        let destination = other.main.local_addr().unwrap();
+        for packet in &packets {
+            let outgoing = Outgoing {
+                key: one.route(destination, 0),
+                packet: &packet[..30_000],
+                network: 0,
+                offload: Header::default(),
+            };
+            plan.push(&outgoing, &mut None).unwrap().unwrap();
+        }
+        assert_eq!(plan.sends().len(), 1);
+        let send = &plan.sends()[0];
+        for error in [Errno::EMSGSIZE, Errno::EIO] {
+            one.send_singly(&plan, send, error).unwrap();
+            let all = receive(&other, 2);
+            assert_eq!(all, packets.map(|packet| packet[..30_000].to_vec()));
+        }
+        assert!(!one.has_gso(), "EIO is remembered");
         assert_eq!(
-            other.receive(&mut buffer).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
+            one.send_singly(&plan, send, Errno::EPERM),
+            Err(Errno::EPERM)
         );
-        one.send(b"packet", address(&other)).unwrap();
-        assert_eq!(other.receive(&mut buffer).unwrap(), (6, address(&one)));
-        assert_eq!(&buffer[..6], b"packet");
-        let taken = UdpSocket::bind(address(&one)).unwrap_err();
+    }
+
+    #[test]
+    fn kernels_that_garble_trains_are_known() {
+        let known = |release| garbles_trains(release);
+        assert!(known("7.0.0-rc1") && known("7.1.4+deb") && known("7.0.9"));
+        assert!(!known("7.1.5") && !known("6.18.44") && !known("7.2.0") && !known(""));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_refused() {
+        let one = bind(ALL);
+        let taken = UdpSocket::bind(one.main.local_addr().unwrap(), ALL).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        let mut received = Received::default();
+        let error = one.receive(&mut received).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }

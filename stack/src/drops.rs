@@ -36,6 +36,7 @@ macro_rules! reasons {
 reasons! {
     UnknownPort, "unknown-port", "A frame came from a port that is not attached.";
     FrameTooShort, "frame-too-short", "A frame was shorter than an Ethernet header.";
+    VirtioHeader, "virtio-header", "A frame's virtio-net header contradicted the frame.";
     SourceMacGroup, "source-mac-group", "A frame's source MAC address was a multicast or broadcast address.";
     SourceMacOwn, "source-mac-own", "A frame's source MAC address was the node's own: a loop or a forgery.";
     SourceMacSpoofed, "source-mac-spoofed", "A pod sent from a MAC address that is not its own.";
@@ -68,11 +69,13 @@ reasons! {
     NeighbourTableFull, "neighbour-table-full", "Too many neighbours were being looked for.";
     OutputQueueFull, "output-queue-full", "The node's own packets came faster than they could be sent.";
     HeadroomExceeded, "headroom-exceeded", "A packet did not fit its buffer with the header it needed.";
+    SuperpacketRefused, "superpacket-refused", "A superpacket could not be taken apart, or had to wait.";
     PortGone, "port-gone", "The port a packet was for is no longer attached.";
     PeerGone, "peer-gone", "The peer a packet was for is no longer there.";
     PortDown, "port-down", "A pod's interface is down.";
     PortQueueFull, "port-queue-full", "A pod takes its frames too slowly.";
     PortFailed, "port-failed", "The kernel refused a frame for a pod.";
+    UnderlayOverflow, "underlay-overflow", "Datagrams from peers came faster than they were read.";
     UnderlayQueueFull, "underlay-queue-full", "The underlay socket's send buffer was full.";
     UnderlayFailed, "underlay-failed", "The kernel refused to send a datagram to a peer.";
 }
@@ -86,6 +89,7 @@ impl DropReason {
             Self::PortDown
                 | Self::PortQueueFull
                 | Self::PortFailed
+                | Self::UnderlayOverflow
                 | Self::UnderlayQueueFull
                 | Self::UnderlayFailed
         )
@@ -127,7 +131,12 @@ impl Default for Counters {
 impl Counters {
     /// Counts one packet lost for `reason`.
     pub fn drop(&mut self, reason: DropReason) {
-        self.drops[reason as usize] += 1;
+        self.drop_many(reason, 1);
+    }
+
+    /// Counts packets lost for `reason`.
+    pub fn drop_many(&mut self, reason: DropReason, packets: u64) {
+        self.drops[reason as usize] += packets;
     }
 
     /// Packets lost for `reason`.
@@ -183,6 +192,6 @@ mod tests {
             assert!(reason.describe().ends_with('.'));
         }
         assert!(counters.drops().all(|(_, count)| count == 1));
-        assert_eq!(counters.dropped(), DropReason::ALL.len() as u64 - 5);
+        assert_eq!(counters.dropped(), DropReason::ALL.len() as u64 - 6);
     }
 }

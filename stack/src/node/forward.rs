@@ -3,7 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Mtu;
+use muslin_encap::headers::Transport;
+use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_encap::{checksum, udp, vxlan};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, Ipv4Packet};
@@ -40,6 +41,17 @@ impl From<udp::Error> for DropReason {
     }
 }
 
+/// Length of the longest IP packet that `packet` becomes on a wire.
+fn longest(packet: &PacketBuf<'_>) -> usize {
+    // The head of a merged packet is its first segment, which is its longest.
+    if packet.is_single() || packet.total_len() > packet.len() {
+        return packet.len();
+    }
+    let size = packet.offload().gso.map_or(0, |gso| gso.size.into());
+    Transport::parse(packet.as_slice(), 0)
+        .map_or(packet.len(), |at| at.payload + at.payload_len().min(size))
+}
+
 impl Node {
     /// Routes a packet that begins with its IPv4 header.
     pub(super) fn route(
@@ -48,12 +60,13 @@ impl Node {
         origin: Origin,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        packet.truncate(udp::check(packet.as_slice())?);
+        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ttl = view.hop_limit();
         self.check_source(origin, source)?;
         if self.is_own(destination) {
+            packet.complete();
             self.serve(now, packet.as_slice());
             return Ok(Verdict::Consumed);
         }
@@ -73,11 +86,21 @@ impl Node {
             return Err(DropReason::NoRoute);
         };
         let mtu = self.config.mtu;
-        if packet.len() > usize::from(mtu.get()) {
-            return self.fragment(now, mtu, destination, &next, packet);
+        let fits = longest(packet) <= usize::from(mtu.get());
+        if !fits && Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
+            self.report(
+                now,
+                IcmpError::FragmentationNeeded(mtu.get()),
+                packet.as_slice(),
+            );
+            return Err(DropReason::FragmentationNeeded);
         }
         checksum::decrement_ttl(packet.as_mut_slice());
-        self.forward(now, destination, &next, packet)
+        if fits {
+            self.forward(now, destination, &next, packet)
+        } else {
+            self.in_pieces(now, destination, &next, packet)
+        }
     }
 
     /// Whose address a pod's source is was checked at its port; a peer's must be in its lease.
@@ -108,35 +131,78 @@ impl Node {
         Ok(())
     }
 
-    fn fragment(
+    /// Sends a packet on in several: a superpacket as its segments, a packet larger than the MTU as
+    /// fragments.
+    fn in_pieces(
         &mut self,
         now: Instant,
-        mtu: Mtu,
         destination: Ipv4Addr,
         next: &NextHop,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        if Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
-            self.report(
-                now,
-                IcmpError::FragmentationNeeded(mtu.get()),
-                packet.as_slice(),
-            );
-            return Err(DropReason::FragmentationNeeded);
-        }
-        checksum::decrement_ttl(packet.as_mut_slice());
-        let Some(mut fragments) = Fragments::new(packet.as_slice(), mtu) else {
-            return Err(DropReason::FragmentationNeeded);
-        };
+        packet.complete();
         let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(HEADROOM + MAX_PACKET, 0);
+        let mut send = |node: &mut Self, scratch: &mut [u8], len| {
+            if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
+                let step = if len > node.config.mtu.get().into() {
+                    node.in_pieces(now, destination, next, &mut piece)
+                } else {
+                    node.forward(now, destination, next, &mut piece)
+                };
+                node.enqueue(step, &piece);
+            }
+        };
+        let step = if packet.is_single() {
+            self.fragments(packet.as_slice(), &mut scratch, &mut send)
+        } else {
+            self.segments(packet, &mut scratch, &mut send)
+        };
+        self.scratch = scratch;
+        step
+    }
+
+    fn fragments(
+        &mut self,
+        packet: &[u8],
+        scratch: &mut [u8],
+        send: &mut impl FnMut(&mut Self, &mut [u8], usize),
+    ) -> Step {
+        let mut fragments =
+            Fragments::new(packet, self.config.mtu).ok_or(DropReason::FragmentationNeeded)?;
         while let Some(len) = fragments.write_next(scratch.get_mut(HEADROOM..).unwrap_or_default())
         {
-            if let Ok(mut piece) = PacketBuf::new(&mut scratch, HEADROOM, len) {
-                let step = self.forward(now, destination, next, &mut piece);
-                self.enqueue(step, &piece);
+            send(self, scratch, len);
+        }
+        Ok(Verdict::Consumed)
+    }
+
+    fn segments(
+        &mut self,
+        packet: &PacketBuf<'_>,
+        scratch: &mut [u8],
+        send: &mut impl FnMut(&mut Self, &mut [u8], usize),
+    ) -> Step {
+        let refused = DropReason::SuperpacketRefused;
+        // What was merged came in packets that fit, from a peer; those are lost like any that come
+        // too fast for a neighbour to be found.
+        if packet.total_len() > packet.len() {
+            return Err(refused);
+        }
+        let gso = packet.offload().gso.ok_or(refused)?;
+        let mut split =
+            Split::new(packet.as_slice(), 0, gso, Checksums::Complete).map_err(|_| refused)?;
+        let mut header = [0; MAX_HEADER_LEN];
+        while let Ok(Some(train)) = split.next_train(&mut header, Limits::ONE) {
+            for (header, payload) in train.segments() {
+                let len = header.len() + payload.len();
+                if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + len) {
+                    room[..header.len()].copy_from_slice(header);
+                    room[header.len()..].copy_from_slice(payload);
+                    send(self, scratch, len);
+                }
             }
         }
-        self.scratch = scratch;
         Ok(Verdict::Consumed)
     }
 
@@ -155,6 +221,12 @@ impl Node {
                 if self.nobody_can_be(address) {
                     self.report(now, IcmpError::HostUnreachable, packet.as_slice());
                     return Err(DropReason::HostUnreachable);
+                }
+                if self.neighbours.get(address).is_none() {
+                    if !packet.is_single() {
+                        return self.in_pieces(now, destination, next, packet);
+                    }
+                    packet.complete();
                 }
                 match self.neighbours.resolve(address, packet.as_slice(), now) {
                     Resolution::Known(place) => self.deliver(place, packet),
@@ -193,6 +265,7 @@ impl Node {
     }
 
     fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
+        packet.complete();
         let flow = hash::flow(packet.as_slice(), self.seed);
         let peer = &self.peers.get(&id).ok_or(DropReason::PeerGone)?.peer;
         match self.config.tunnel {

@@ -28,7 +28,9 @@ impl Node {
     ) -> Step {
         let own = (self.own_macs(), self.own_addresses());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
-        port.received.count(packet.len());
+        port.received.count(packet.total_len());
+        let offload = packet.offload().check(packet.len());
+        offload.map_err(|_| DropReason::VirtioHeader)?;
         let view = frame::parse(packet.as_slice())?;
         guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
         let (source, destination) = (view.src_addr(), view.dst_addr());
@@ -92,7 +94,7 @@ impl Node {
             return Err(DropReason::UnknownPeer);
         }
         if let Some(peer) = known.and_then(|id| self.peers.get_mut(&id)) {
-            peer.received.count(packet.len());
+            peer.received.count(packet.total_len());
         }
         match self.config.tunnel {
             Tunnel::Udp => self.route(now, Origin::Peer(source.ip()), packet),

@@ -1,7 +1,9 @@
 //! The node: frames and datagrams in, verdicts out.
 //!
 //! A packet moves one way: port, switch, router, encapsulation; or decapsulation, router, port.
-//! It is rewritten in the buffer it came in. What the node sends of its own accord (answers of the
+//! It is rewritten in the buffer it came in. A superpacket counts as one packet, whatever becomes of
+//! it later; it is taken apart only where it cannot go on whole, since the decision about it is the
+//! same for all its segments. What the node sends of its own accord (answers of the
 //! gateway, ICMP errors, ARP requests, packets that waited, fragments) goes through a bounded queue
 //! that the caller drains with [`Node::poll_output`] after every call.
 //!
@@ -13,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Mtu;
+use muslin_encap::overhead::{Format, Mtu};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
@@ -301,7 +303,16 @@ impl Node {
         let verdict = self
             .ingress_port(now, port, packet)
             .unwrap_or_else(Verdict::Drop);
-        self.count(verdict, packet.len())
+        self.count(verdict, packet.total_len())
+    }
+
+    /// Counts a frame of `len` bytes whose virtio-net header could not be read.
+    pub fn refuse_frame(&mut self, port: PortId, len: usize) {
+        self.counters.received += 1;
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.received.count(len);
+        }
+        self.counters.drop(DropReason::VirtioHeader);
     }
 
     /// Takes the payload of a UDP datagram that came from `source`.
@@ -315,7 +326,7 @@ impl Node {
         let verdict = self
             .ingress_underlay(now, source, packet)
             .unwrap_or_else(Verdict::Drop);
-        self.count(verdict, packet.len())
+        self.count(verdict, packet.total_len())
     }
 
     /// The next packet the node itself has to send, copied into `packet`.
@@ -334,7 +345,7 @@ impl Node {
             (verdict, Ok(())) => verdict,
         };
         self.output.free.push(bytes);
-        Some(self.count(verdict, packet.len()))
+        Some(self.count(verdict, packet.total_len()))
     }
 
     /// When [`Self::handle_timeout`] is next needed.
@@ -355,9 +366,9 @@ impl Node {
         }
     }
 
-    /// Counts a packet that the shell could not receive or hand over after its verdict.
-    pub fn count_drop(&mut self, reason: DropReason) {
-        self.counters.drop(reason);
+    /// Counts packets that the shell could not receive or hand over after their verdict.
+    pub fn count_drops(&mut self, reason: DropReason, packets: u64) {
+        self.counters.drop_many(reason, packets);
     }
 
     /// Counts a frame that the shell handed to a port after [`Verdict::Flood`].
@@ -396,6 +407,18 @@ impl Node {
     /// The neighbour table, in no particular order.
     pub fn neighbours(&self) -> impl Iterator<Item = (IpAddr, Option<Place>, State)> + '_ {
         self.neighbours.iter()
+    }
+
+    /// How it encapsulates.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.config.tunnel.format()
+    }
+
+    /// MTU of pods and of the way to peers.
+    #[must_use]
+    pub fn mtu(&self) -> Mtu {
+        self.config.mtu
     }
 
     /// The gateway's address.

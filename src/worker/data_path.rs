@@ -1,0 +1,330 @@
+//! The loop: wait, read batches, ask the node, send.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::merge::{self, Merged, Merger};
+use muslin_encap::virtio;
+use muslin_stack::Instant;
+use muslin_stack::drops::DropReason;
+use muslin_stack::node::Node;
+use muslin_stack::port::{Attachment, PortId};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::output::{BUFFER_LEN, Io, Outbox};
+use super::{Clock, Command, Event, Report};
+use crate::device::Tap;
+use crate::underlay::{Received, UdpSocket};
+
+/// Frames taken from one port before the others have their turn.
+const FRAMES: usize = 64;
+/// Calls for datagrams before the ports have their turn.
+const RECEIVES: usize = 4;
+
+/// Epoll's names for the descriptors that are not ports.
+const WAKE: u64 = u64::MAX;
+const UNDERLAY: u64 = u64::MAX - 1;
+
+pub(super) struct DataPath {
+    node: Node,
+    io: Io,
+    clock: Clock,
+    epoll: Epoll,
+    commands: Receiver<Command>,
+    wake: Arc<EventFd>,
+    events: mpsc::UnboundedSender<Event>,
+    outbox: Outbox,
+    received: Received,
+    /// What the socket has told of its overflow.
+    overflow: u32,
+    /// Where packets are that do not come from a port.
+    buffer: Box<[u8]>,
+}
+
+impl DataPath {
+    pub(super) fn new(
+        node: Node,
+        underlay: UdpSocket,
+        clock: Clock,
+        events: mpsc::UnboundedSender<Event>,
+        (commands, wake): (Receiver<Command>, Arc<EventFd>),
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&underlay, EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY))?;
+        Ok(Self {
+            outbox: Outbox::new(node.format().network_offset()),
+            node,
+            io: Io::new(underlay),
+            clock,
+            epoll,
+            commands,
+            wake,
+            events,
+            received: Received::default(),
+            overflow: 0,
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        let mut ready = [EpollEvent::empty(); 64];
+        loop {
+            let count = match self.epoll.wait(&mut ready, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => {
+                    warn!("the data path cannot wait for packets: {error}");
+                    return;
+                }
+            };
+            for event in &ready[..count] {
+                match event.data() {
+                    WAKE => {
+                        if self.obey().is_break() {
+                            return;
+                        }
+                    }
+                    UNDERLAY => self.read_underlay(),
+                    port => self.read_port(PortId(port as u32)),
+                }
+            }
+            self.flush();
+            let now = self.clock.now();
+            if now >= self.node.poll_at() {
+                self.node.handle_timeout(now);
+                self.send_own();
+            }
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let now = self.clock.now();
+        let due = self.node.poll_at();
+        let wait = if due > now {
+            (due - now).total_millis() + 1
+        } else {
+            0
+        };
+        EpollTimeout::try_from(wait.min(60_000) as i32).unwrap_or(EpollTimeout::ZERO)
+    }
+
+    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+        let _ = self.wake.read();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Attach(port, attachment, tap) => self.attach(port, attachment, tap),
+                Command::Detach(port) => self.detach(port),
+                Command::SetPeer(peer) => self.node.set_peer(peer),
+                Command::RemovePeer(peer) => {
+                    self.node.remove_peer(peer);
+                }
+                Command::Rebind(underlay) => self.rebind(underlay),
+                Command::Report(reply) => {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(self.report());
+                }
+                Command::Stop => return std::ops::ControlFlow::Break(()),
+            }
+        }
+        self.send_own();
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn attach(&mut self, port: PortId, attachment: Attachment, tap: Tap) {
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, port.0.into());
+        if let Err(error) = self.epoll.add(&tap, readable) {
+            warn!("port {port} cannot be read: {error}");
+            let _ = self.events.send(Event::PortGone(port));
+            return;
+        }
+        self.io.ports.insert(port, tap);
+        self.node.attach(port, attachment);
+    }
+
+    fn rebind(&mut self, underlay: UdpSocket) {
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY);
+        match self.epoll.add(&underlay, readable) {
+            // The old socket's events end with its only descriptor.
+            Ok(()) => {
+                self.flush();
+                self.io.underlay = underlay;
+                self.overflow = 0;
+            }
+            Err(error) => warn!("the tunnel's new socket cannot be read: {error}"),
+        }
+    }
+
+    fn detach(&mut self, port: PortId) {
+        self.node.detach(port);
+        if let Some(tap) = self.io.ports.remove(&port) {
+            // Others may hold copies of the descriptor, so closing ours would not end its events.
+            let _ = self.epoll.delete(&tap);
+        }
+    }
+
+    fn report(&self) -> Report {
+        let node = &self.node;
+        Report {
+            now: self.clock.now(),
+            counters: node.counters().clone(),
+            ports: node.ports().map(|(id, port)| (id, port.clone())).collect(),
+            peers: node.peers().cloned().collect(),
+            routes: node
+                .routes()
+                .map(|(prefix, next)| (prefix, next.clone()))
+                .collect(),
+            neighbours: node.neighbours().collect(),
+        }
+    }
+
+    fn read_port(&mut self, port: PortId) {
+        let now = self.clock.now();
+        for _ in 0..FRAMES {
+            if self.outbox.is_full() {
+                self.flush();
+            }
+            let Some(tap) = self.io.ports.get(&port) else {
+                return;
+            };
+            let room = self.outbox.room();
+            match tap.receive(&mut room[HEADROOM..]) {
+                Ok((header, len)) => self.handle_frame(now, port, &header, len),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    debug!("port {port} is gone: {error}");
+                    self.detach(port);
+                    let _ = self.events.send(Event::PortGone(port));
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Passes the frame that was read into the outbox to the node and does what it says.
+    fn handle_frame(&mut self, now: Instant, port: PortId, header: &[u8], len: usize) {
+        let Self {
+            node, io, outbox, ..
+        } = self;
+        let Ok(packet) = PacketBuf::new(outbox.room(), HEADROOM, len) else {
+            return;
+        };
+        let Ok(offload) = virtio::Header::parse(header) else {
+            return node.refuse_frame(port, len);
+        };
+        let mut packet = packet.with_offload(offload);
+        let verdict = node.from_port(now, port, &mut packet);
+        let place = (packet.headroom(), packet.len());
+        let offload = packet.offload();
+        io.send_later(node, verdict, outbox, place, offload);
+        self.send_own();
+    }
+
+    fn read_underlay(&mut self) {
+        for _ in 0..RECEIVES {
+            match self.io.underlay.receive(&mut self.received) {
+                Ok(more) => {
+                    self.handle_datagrams();
+                    self.send_own();
+                    if !more {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    debug!("the underlay socket: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Joins what was received to superpackets, passes those to the node and does what it says.
+    fn handle_datagrams(&mut self) {
+        let now = self.clock.now();
+        let Self {
+            node,
+            io,
+            received,
+            buffer,
+            overflow,
+            ..
+        } = self;
+        let lost = received.truncated();
+        if let Some(told) = received.overflow() {
+            let lost = u64::from(told.wrapping_sub(*overflow)) + lost;
+            node.count_drops(DropReason::UnderlayOverflow, lost);
+            *overflow = told;
+        }
+        let format = node.format();
+        let network = format.network_offset();
+        let settings = merge::Settings {
+            mtu: node.mtu(),
+            udp: true,
+        };
+        let merging = io.any_takes_superpackets() && !received.is_lone();
+        let mut deliver = |merged: Merged<'_, '_, SocketAddr>| {
+            let (source, offload, tail) = (merged.key, merged.virtio, merged.tail);
+            let rest = tail.iter().map(|piece| piece.len()).sum();
+            let mut handle = |packet: PacketBuf<'_>| {
+                let mut packet = packet.with_offload(offload).with_tail(rest);
+                let verdict = node.from_underlay(now, source, &mut packet);
+                io.send(node, verdict, &mut packet, tail);
+            };
+            if network > 0 {
+                let len = merged.head.len();
+                if let Ok(packet) = PacketBuf::new(merged.head, 0, len) {
+                    handle(packet);
+                }
+            } else if let Ok(mut packet) = PacketBuf::new(buffer, 0, 0) {
+                // There is no room for an Ethernet header in front: that is another datagram.
+                if packet.replace(merged.head).is_ok() {
+                    handle(packet);
+                }
+            }
+        };
+        if merging {
+            let mut merger = Merger::new(settings);
+            for (source, datagram) in received.datagrams() {
+                merger.push(datagram, network, source, &mut deliver);
+            }
+            merger.flush(&mut deliver);
+        } else {
+            for (source, head) in received.datagrams() {
+                let virtio = merge::lone(head, network, settings.mtu);
+                deliver(Merged {
+                    key: source,
+                    virtio,
+                    head,
+                    tail: &[],
+                });
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.outbox.is_empty() {
+            self.io.flush(&mut self.node, &mut self.outbox);
+        }
+    }
+
+    /// Sends what the node itself has to send.
+    fn send_own(&mut self) {
+        loop {
+            let Ok(mut packet) = PacketBuf::new(&mut self.buffer, HEADROOM, 0) else {
+                return;
+            };
+            let Some(verdict) = self.node.poll_output(&mut packet) else {
+                return;
+            };
+            self.io.send(&mut self.node, verdict, &mut packet, &[]);
+        }
+    }
+}

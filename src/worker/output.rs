@@ -1,0 +1,288 @@
+//! What a verdict means: frames go to ports at once, datagrams for peers wait for the end of the
+//! batch and leave together.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use arrayvec::ArrayVec;
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::plan::{self, Outgoing, Plan};
+use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::virtio::Header;
+use muslin_stack::drops::DropReason;
+use muslin_stack::frame;
+use muslin_stack::node::{Node, Verdict};
+use muslin_stack::port::PortId;
+use nix::errno::Errno;
+use tracing::warn;
+
+use crate::device::Tap;
+use crate::error::errno;
+use crate::underlay::{Route, UdpSocket};
+
+/// The largest frame or datagram, and room in front of it.
+pub(super) const BUFFER_LEN: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
+/// Bytes of the packets of one batch. It fits a core's cache: what was just read is still there
+/// when it is sent.
+const OUTBOX_LEN: usize = 4 * BUFFER_LEN;
+/// Packets of one batch.
+const OUTBOX_PACKETS: usize = 64;
+
+/// Packets for peers, one behind the other in a buffer.
+pub(super) struct Outbox {
+    storage: Box<[u8]>,
+    used: usize,
+    packets: ArrayVec<Waiting, OUTBOX_PACKETS>,
+    headers: Box<[u8]>,
+    /// Where in a datagram the inner IP packet begins.
+    network: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Waiting {
+    start: usize,
+    end: usize,
+    route: Route,
+    offload: Header,
+}
+
+impl Outbox {
+    pub(super) fn new(network: usize) -> Self {
+        Self {
+            storage: vec![0; OUTBOX_LEN].into_boxed_slice(),
+            used: 0,
+            packets: ArrayVec::new(),
+            headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
+            network,
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Whether there is no room for another packet of any length.
+    pub(super) fn is_full(&self) -> bool {
+        self.packets.is_full() || self.storage.len() - self.used < BUFFER_LEN
+    }
+
+    /// Room for a packet, `HEADROOM` in front of it included.
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        &mut self.storage[self.used..]
+    }
+
+    /// Keeps the `len` bytes that begin at offset `headroom` of the room until they are sent.
+    fn keep(&mut self, headroom: usize, len: usize, route: Route, offload: Header) {
+        let start = self.used + headroom;
+        let end = start + len;
+        self.packets.push(Waiting {
+            start,
+            end,
+            route,
+            offload,
+        });
+        self.used = end.next_multiple_of(64).min(self.storage.len());
+    }
+}
+
+/// What packets leave by.
+pub(super) struct Io {
+    pub(super) ports: HashMap<PortId, Tap>,
+    pub(super) underlay: UdpSocket,
+    /// A superpacket that is to be taken apart for a device, in one piece.
+    flat: Vec<u8>,
+    /// Whether it was told that a device refused a superpacket.
+    told: bool,
+}
+
+impl Io {
+    pub(super) fn new(underlay: UdpSocket) -> Self {
+        Self {
+            ports: HashMap::new(),
+            underlay,
+            flat: Vec::new(),
+            told: false,
+        }
+    }
+
+    /// Whether a pod takes superpackets.
+    pub(super) fn any_takes_superpackets(&self) -> bool {
+        self.ports.values().any(Tap::has_offloads)
+    }
+
+    /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
+    pub(super) fn send(
+        &mut self,
+        node: &mut Node,
+        verdict: Verdict,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+    ) {
+        match verdict {
+            Verdict::Port(port) => {
+                if let Err(reason) = self.send_to_port(port, packet, tail) {
+                    node.count_drops(reason, 1);
+                }
+            }
+            Verdict::Flood { except } => self.flood(node, except, packet, tail),
+            Verdict::Peer { destination, .. } => {
+                if let Err(reason) = self.send_to_peer(destination, packet.as_slice()) {
+                    node.count_drops(reason, 1);
+                }
+            }
+            Verdict::Consumed | Verdict::Drop(_) => {}
+        }
+    }
+
+    /// The same for a packet in the outbox' room, which waits there if it is for a peer.
+    pub(super) fn send_later(
+        &mut self,
+        node: &mut Node,
+        verdict: Verdict,
+        outbox: &mut Outbox,
+        (headroom, len): (usize, usize),
+        offload: Header,
+    ) {
+        if let Verdict::Peer {
+            destination, flow, ..
+        } = verdict
+        {
+            let route = self.underlay.route(destination, flow);
+            return outbox.keep(headroom, len, route, offload);
+        }
+        if let Ok(packet) = PacketBuf::new(outbox.room(), headroom, len) {
+            self.send(node, verdict, &mut packet.with_offload(offload), &[]);
+        }
+    }
+
+    /// Sends what waits for the end of the batch.
+    pub(super) fn flush(&mut self, node: &mut Node, outbox: &mut Outbox) {
+        let (mut split, mut next) = (None, 0);
+        while next < outbox.packets.len() {
+            let mut plan = Plan::new(&mut outbox.headers, self.underlay.has_gso());
+            while let Some(waiting) = outbox.packets.get(next) {
+                let outgoing = Outgoing {
+                    key: waiting.route,
+                    packet: &outbox.storage[waiting.start..waiting.end],
+                    network: outbox.network,
+                    offload: waiting.offload,
+                };
+                match plan.push(&outgoing, &mut split) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(plan::Full)) => break,
+                    Err(_) => node.count_drops(DropReason::SuperpacketRefused, 1),
+                }
+                next += 1;
+            }
+            self.underlay.send(&plan, |send, error| {
+                node.count_drops(lost_to_peer(error), send.packets.max(1) as u64);
+            });
+        }
+        outbox.packets.clear();
+        outbox.used = 0;
+    }
+
+    fn flood(
+        &mut self,
+        node: &mut Node,
+        except: Option<PortId>,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+    ) {
+        let Self {
+            ports, flat, told, ..
+        } = self;
+        for (&port, tap) in ports.iter().filter(|(port, _)| Some(**port) != except) {
+            match send_frame(tap, packet, tail, flat, told) {
+                Ok(()) => node.count_flooded(port, packet.total_len()),
+                Err(reason) => node.count_drops(reason, 1),
+            }
+        }
+    }
+
+    fn send_to_port(
+        &mut self,
+        port: PortId,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+    ) -> Result<(), DropReason> {
+        let tap = self.ports.get(&port).ok_or(DropReason::PortGone)?;
+        send_frame(tap, packet, tail, &mut self.flat, &mut self.told)
+    }
+
+    fn send_to_peer(&self, destination: SocketAddr, datagram: &[u8]) -> Result<(), DropReason> {
+        let sent = self.underlay.send_one(datagram, destination);
+        sent.map_err(|error| lost_to_peer(errno(&error)))
+    }
+}
+
+fn lost_to_peer(error: Errno) -> DropReason {
+    match error {
+        Errno::EAGAIN | Errno::ENOBUFS => DropReason::UnderlayQueueFull,
+        _ => DropReason::UnderlayFailed,
+    }
+}
+
+/// Hands a frame to a pod as its device can take it.
+fn send_frame(
+    tap: &Tap,
+    packet: &mut PacketBuf<'_>,
+    tail: &[&[u8]],
+    flat: &mut Vec<u8>,
+    told: &mut bool,
+) -> Result<(), DropReason> {
+    if !tap.has_offloads() {
+        packet.complete();
+    }
+    let sent = if tap.has_offloads() || packet.is_single() {
+        tap.send(&packet.offload(), packet.as_slice(), tail)
+    } else {
+        Err(Errno::EINVAL.into())
+    };
+    match sent.map_err(|error| errno(&error)) {
+        // Kernels around 6.6 take no superpacket whose last segment is shorter.
+        Err(Errno::EINVAL) if !packet.is_single() => {
+            if tap.has_offloads() && !std::mem::replace(told, true) {
+                warn!("the kernel refuses a superpacket for a pod: such ones go in segments");
+            }
+            send_segments(tap, packet, tail, flat)
+        }
+        sent => sent.map_err(lost_to_port),
+    }
+}
+
+fn send_segments(
+    tap: &Tap,
+    packet: &PacketBuf<'_>,
+    tail: &[&[u8]],
+    flat: &mut Vec<u8>,
+) -> Result<(), DropReason> {
+    let refused = DropReason::SuperpacketRefused;
+    let gso = packet.offload().gso.ok_or(refused)?;
+    flat.clear();
+    flat.extend_from_slice(packet.as_slice());
+    for piece in tail {
+        flat.extend_from_slice(piece);
+    }
+    let split = Split::new(flat, frame::HEADER_LEN, gso, Checksums::Complete);
+    let mut split = split.map_err(|_| refused)?;
+    let mut header = [0; MAX_HEADER_LEN];
+    while let Some(train) = split
+        .next_train(&mut header, Limits::ONE)
+        .map_err(|_| refused)?
+    {
+        for (header, payload) in train.segments() {
+            let sent = tap.send(&Header::default(), header, &[payload]);
+            sent.map_err(|error| lost_to_port(errno(&error)))?;
+        }
+    }
+    Ok(())
+}
+
+fn lost_to_port(error: Errno) -> DropReason {
+    match error {
+        Errno::EAGAIN | Errno::ENOBUFS => DropReason::PortQueueFull,
+        Errno::EIO => DropReason::PortDown,
+        _ => DropReason::PortFailed,
+    }
+}
