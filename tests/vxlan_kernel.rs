@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
-use lab::{Host, Lab, Node, NodeConfig, traffic};
+use lab::{Host, Lab, Node, NodeConfig, Offload, traffic};
 use muslin::demo::agent::Agent;
 
 /// The kernel's VTEP, and the node's.
@@ -49,9 +49,6 @@ impl Bed {
             peer = flannel::node(0),
             subnet = flannel::NODE_SUBNET,
         ));
-        // No hardware completes the checksums of the pod's packets; and where devices only
-        // pretend to, like veth, flannel's users turn it off, too.
-        flannel.host.compute_checksums("flannel.1");
         let node_host = lab.host("node", NODE_IP);
         let store = flannel::store(&lab, "vxlan", "vni = 1\nport = 8472", Some(MACS));
         let node = NodeConfig::new("n", NODE_IP, &store)
@@ -145,6 +142,10 @@ fn every_checksum_is_right() {
     let Some(mut bed) = Bed::new("ip link set eth0 mtu 1500") else {
         return;
     };
+    // So that what is captured is what a wire would carry.
+    bed.flannel.host.without("flannel.1", Offload::Checksums);
+    bed.flannel.host.without("flannel.1", Offload::Merging);
+    bed.node_host.segments("eth0");
     let (theirs, ours) = (flannel::kernel(2), flannel::node(2));
     let port = bed.theirs.listen(0).unwrap();
     let to = std::net::SocketAddrV4::new(theirs, port);

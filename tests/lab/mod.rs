@@ -213,6 +213,15 @@ impl Lab {
     }
 }
 
+/// What an interface leaves to others, or does for them.
+#[derive(Clone, Copy)]
+pub(crate) enum Offload {
+    /// Checksums of what it sends.
+    Checksums,
+    /// Segments it receives become superpackets.
+    Merging,
+}
+
 /// A network namespace of a lab.
 #[derive(Clone)]
 pub(crate) struct Host {
@@ -260,15 +269,24 @@ impl Host {
         self.run(&["sh", "-e", "-c", script])
     }
 
-    /// Makes an interface compute checksums instead of leaving it to a device further on, which
-    /// with virtual devices nobody ever does: `ethtool --offload NAME tx off`.
-    pub(crate) fn compute_checksums(&self, interface: &str) {
-        // SIOCETHTOOL (0x8946) with ETHTOOL_STXCSUM (0x17) and 0, in a `struct ifreq`.
+    /// Makes an interface do something itself that it leaves to devices further on, which with
+    /// virtual devices nobody ever does: `ethtool --offload NAME tx off`, or `gro off`.
+    pub(crate) fn without(&self, interface: &str, offload: Offload) {
+        // SIOCETHTOOL (0x8946) with a command and 0, in a `struct ifreq`.
         let script = r#"socket(my $socket, 2, 2, 0) or die "socket: $!";
-            my $value = pack("LL", 0x17, 0);
+            my $value = pack("LL", $ARGV[1], 0);
             my $request = pack("a16 P x16", $ARGV[0], $value);
             ioctl($socket, 0x8946, $request) or die "ioctl: $!";"#;
-        self.run(&["perl", "-e", script, interface]);
+        let code = match offload {
+            Offload::Checksums => 0x17,
+            Offload::Merging => 0x2c,
+        };
+        self.run(&["perl", "-e", script, interface, &code.to_string()]);
+    }
+
+    /// Makes an interface a wire on which no packet is longer than its MTU.
+    pub(crate) fn segments(&self, interface: &str) {
+        self.sh(&format!("ip link set {interface} gso_max_segs 1"));
     }
 
     /// The process that holds the namespace.
