@@ -4,9 +4,11 @@
 
 mod lab;
 
-use std::net::Ipv4Addr;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
+use lab::etcd::Etcd;
 use lab::{Lab, MUSLIN, Node, NodeConfig};
 use serde_json::Value;
 
@@ -73,6 +75,7 @@ fn a_healthy_node_has_nothing_wrong() {
     let (findings, healthy) = doctor(one.client(&["doctor"]));
     assert!(healthy, "{findings:#?}");
     for check in [
+        "clock",
         "user namespaces",
         "/dev/net/tun",
         "state directory",
@@ -173,4 +176,62 @@ fn routes_into_the_pod_network_are_named() {
         "warning",
         &["10.244.200.0/24", "10.244.0.0/16"],
     );
+}
+
+/// A server of HTTP that answers everything in this way.
+fn server(answer: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_clock_far_from_that_of_etcd_is_told_how_far() {
+    let state = tempfile::tempdir().unwrap();
+    let ask = |store: String| {
+        let mut command = Command::new(MUSLIN);
+        command.args(["doctor", "--store", &store, "--state-dir"]);
+        command.arg(state.path());
+        doctor(command).0
+    };
+    let past = server("HTTP/1.1 200 OK\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n{}");
+    let future = server("HTTP/1.1 200 OK\r\nDate: Fri, 01 Jan 9999 00:00:00 GMT\r\n\r\n{}");
+    let mute = server("HTTP/1.1 200 OK\r\n\r\n{}");
+    let name = past.to_string();
+    let findings = ask(format!("etcd://{past},{mute}"));
+    is(
+        &findings,
+        "clock",
+        "warning",
+        &["ahead of", " d ", &name, "synchronisation"],
+    );
+    let findings = ask(format!("etcd://{future}"));
+    is(&findings, "clock", "warning", &["behind", " d "]);
+    let findings = ask(format!("etcd://{mute}"));
+    is(&findings, "clock", "unknown", &["does not tell its time"]);
+}
+
+#[test]
+fn the_clock_of_a_nodes_etcd_is_looked_at() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut etcd) = Etcd::start(&lab) else {
+        return;
+    };
+    let host = lab.host("n1", ONE);
+    let node = NodeConfig::new("n1", ONE, &etcd.store()).start(&host);
+    let server = etcd.store().replace("etcd:", "http:");
+    let (findings, healthy) = doctor(node.client(&["doctor"]));
+    assert!(healthy, "{findings:#?}");
+    is(&findings, "clock", "fine", &["within 30 s", &server]);
+    is(&findings, "store", "fine", &["etcd:"]);
+    etcd.kill();
+    let (findings, _) = doctor(node.client(&["doctor"]));
+    is(&findings, "clock", "unknown", &[&server]);
+    is(&findings, "store", "wrong", &["check that it runs"]);
 }

@@ -4,6 +4,7 @@
 //! of the machine and the store need no node; those of a node ask it over its control socket and
 //! send packets out of a pod that lives for the checks only.
 
+mod clock;
 mod machine;
 mod node;
 mod store;
@@ -113,6 +114,11 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
         .for_each(&mut tell);
     let underlay = machine::underlay(questions, patient.as_ref()).await;
     underlay.into_iter().for_each(&mut tell);
+    let running = patient
+        .as_ref()
+        .map(|patient| patient.status.store.as_str());
+    let store = questions.store.as_deref().or(running);
+    tell(clock::examine(store, &questions.etcd).await);
     let (network, findings) = store::examine(questions, patient.as_ref()).await;
     findings.into_iter().for_each(&mut tell);
     if let Some(network) = network {

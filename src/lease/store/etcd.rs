@@ -456,6 +456,10 @@ impl Store for EtcdStore {
         Ok(kvs.iter().map(with_time).collect())
     }
 
+    fn servers(&self) -> &[String] {
+        &self.servers
+    }
+
     fn describe(&self) -> String {
         self.url.clone()
     }

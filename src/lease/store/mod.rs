@@ -43,6 +43,11 @@ pub trait Store: Send + Sync {
         }
     }
 
+    /// The URLs of its servers, where it has any.
+    fn servers(&self) -> &[String] {
+        &[]
+    }
+
     /// What this store is, for people: `sqlite:/path`.
     fn describe(&self) -> String;
 
