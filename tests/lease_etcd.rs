@@ -2,14 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "../src/lease/store/etcd/certificates.rs"]
+mod certificates;
+
 use std::fs;
-use std::io::Read;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use etcd_client::Client;
+use certificates::Certificates;
+use etcd_client::{
+    Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, TlsOptions,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -17,6 +23,8 @@ const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
 const SOON: Duration = Duration::from_secs(20);
 const LEASES: &str = "/coreos.com/network/subnets/";
 const CONFIG: &str = "/coreos.com/network/config";
+/// A network that does not meet other tests' on the loopback.
+const NETWORK: &str = r#"{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan","Port":28472}}"#;
 
 /// Asks again and again until there is an answer.
 async fn poll_until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
@@ -45,37 +53,57 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// An etcd, its address, and a client; `None` where etcd is not installed.
-async fn etcd(directory: &Path) -> Option<(Guard, String, Client)> {
-    let address = format!("127.0.0.1:{}", free_port());
-    let (client, peer) = (
-        format!("http://{address}"),
-        format!("http://127.0.0.1:{}", free_port()),
-    );
+/// Starts an etcd that clients reach at `client`, whose data is in `directory`; `None` where etcd
+/// is not installed.
+fn spawn(directory: &Path, client: &str, arguments: &[&str]) -> Option<Guard> {
     let started = Command::new("etcd")
         .arg("--data-dir")
-        .arg(directory.join("etcd"))
-        .args(["--listen-client-urls", &client])
-        .args(["--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer])
-        .args(["--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("default={peer}")])
+        .arg(directory)
+        .args(["--listen-client-urls", client])
+        .args(["--advertise-client-urls", client])
         .arg("--unsafe-no-fsync")
+        .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    let Ok(started) = started else {
+    if started.is_err() {
+        assert!(std::env::var_os("CI").is_none(), "no etcd");
         eprintln!("skipped: there is no etcd");
-        return None;
-    };
-    let guard = Guard(started);
-    let client = poll_until("etcd", async || {
-        let mut client = Client::connect([&address], None).await.ok()?;
+    }
+    started.ok().map(Guard)
+}
+
+/// The flags of an etcd that is alone.
+fn alone() -> [String; 3] {
+    let peer = format!("http://127.0.0.1:{}", free_port());
+    [
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=default={peer}"),
+    ]
+}
+
+/// A client, once the server answers it.
+async fn client(server: &str, options: Option<ConnectOptions>) -> Client {
+    poll_until(server, async || {
+        let mut client = Client::connect([server], options.clone()).await.ok()?;
         client.get("x", None).await.ok()?;
         Some(client)
     })
-    .await;
-    Some((guard, address, client))
+    .await
+}
+
+/// An etcd, its address, and a client; `None` where etcd is not installed.
+async fn etcd(directory: &Path) -> Option<(Guard, String, Client)> {
+    let address = format!("127.0.0.1:{}", free_port());
+    let url = format!("http://{address}");
+    let peer = alone();
+    let guard = spawn(
+        &directory.join("etcd"),
+        &url,
+        &peer.each_ref().map(|s| s.as_str()),
+    )?;
+    Some((guard, address, client(&url, None).await))
 }
 
 /// A node on an address of the loopback, which is its own only by chance of the process' number.
@@ -92,11 +120,17 @@ fn loopback(last: u8) -> String {
 
 impl Node {
     fn start(etcd: &str, state: &Path, last: u8) -> Self {
+        Self::start_with(state, last, &["--store", &format!("etcd://{etcd}")])
+    }
+
+    fn start_with(state: &Path, last: u8, arguments: &[&str]) -> Self {
         let log = state.with_extension(format!("{last}.log"));
         let process = Command::new(MUSLIN)
             .args(["node", "--name", "n", "--public-ip", &loopback(last)])
-            .args(["--store", &format!("etcd://{etcd}"), "--state-dir"])
+            .arg("--state-dir")
             .arg(state)
+            .args(arguments)
+            .env("MUSLIN_LOG", "info,muslin::lease=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
@@ -167,8 +201,7 @@ async fn a_node_shows_every_lease_and_says_when_the_store_is_away() {
     let Some((etcd, address, mut client)) = etcd(directory.path()).await else {
         return;
     };
-    let config = r#"{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan","Port":28472}}"#;
-    client.put(CONFIG, config, None).await.unwrap();
+    client.put(CONFIG, NETWORK, None).await.unwrap();
     let node = Node::start(&address, &directory.path().join("one"), 1);
     let subnet = node.subnet().await;
     let record = r#"{"PublicIP":"127.0.0.9"}"#;
@@ -223,8 +256,7 @@ async fn a_lost_lease_ends_with_its_own_code_and_a_copy_of_a_node_too() {
     let Some((_etcd, address, mut client)) = etcd(directory.path()).await else {
         return;
     };
-    let config = r#"{"Network":"10.7.0.0/16","Backend":{"Type":"vxlan","Port":28472}}"#;
-    client.put(CONFIG, config, None).await.unwrap();
+    client.put(CONFIG, NETWORK, None).await.unwrap();
     let state = directory.path().join("one");
     let node = Node::start(&address, &state, 11);
     let subnet = node.subnet().await;
@@ -257,4 +289,188 @@ async fn a_lost_lease_ends_with_its_own_code_and_a_copy_of_a_node_too() {
     let (code, line) = moved.end().await;
     assert_eq!(code, Some(3), "{line}");
     assert!(line.contains("127.0.0.9"), "{line}");
+}
+
+/// The password of the user `node`.
+const PASSWORD: &str = "4pr1c0t";
+
+/// An etcd that has a certificate, wants one of its clients, and lets the user `node` have the
+/// network's keys.
+struct Guarded {
+    _process: Guard,
+    server: String,
+    files: Certificates,
+    /// With all rights.
+    admin: Client,
+}
+
+impl Guarded {
+    async fn start(directory: &Path) -> Option<Self> {
+        let files = Certificates::new();
+        let server = format!("https://127.0.0.1:{}", free_port());
+        let path = |name: &str| files.path(name).display().to_string();
+        let mut arguments = alone().to_vec();
+        arguments.push(format!("--cert-file={}", path("cert.pem")));
+        arguments.push(format!("--key-file={}", path("key.pem")));
+        arguments.push(format!("--trusted-ca-file={}", path("ca.pem")));
+        arguments.push("--client-cert-auth".to_owned());
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let process = spawn(&directory.join("etcd"), &server, &arguments)?;
+        let text = |name: &str| fs::read_to_string(files.path(name)).unwrap();
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(text("ca.pem")))
+            .identity(Identity::from_pem(text("cert.pem"), text("key.pem")));
+        let options = ConnectOptions::new().with_tls(tls);
+        let mut first = client(&server, Some(options.clone())).await;
+        first.put(CONFIG, NETWORK, None).await.unwrap();
+        add_users(&mut first).await;
+        let admin = client(&server, Some(options.with_user("root", "root"))).await;
+        Some(Self {
+            _process: process,
+            server,
+            files,
+            admin,
+        })
+    }
+
+    /// A node with flannel's flags that is told a password and the CA in a file, and its port for
+    /// `/readyz`.
+    fn node(&self, last: u8, directory: &Path, password: &str, cafile: &Path) -> (Node, u16) {
+        let health = free_port();
+        let path = |name: &str| self.files.path(name).display().to_string();
+        let state = directory.join("one");
+        let flags = [
+            ("--etcd-endpoints", self.server.clone()),
+            ("--etcd-cafile", cafile.display().to_string()),
+            ("--etcd-certfile", path("cert.pem")),
+            ("--etcd-keyfile", path("key.pem")),
+            ("--etcd-username", "node".to_owned()),
+            ("--etcd-password", password.to_owned()),
+            (
+                "--subnet-file",
+                directory.join("subnet.env").display().to_string(),
+            ),
+            ("--healthz-ip", "127.0.0.1".to_owned()),
+            ("--healthz-port", health.to_string()),
+        ];
+        let flags: Vec<_> = flags
+            .iter()
+            .flat_map(|(flag, value)| [*flag, value])
+            .collect();
+        (Node::start_with(&state, last, &flags), health)
+    }
+}
+
+async fn add_users(admin: &mut Client) {
+    admin.user_add("root", "root", None).await.unwrap();
+    admin.user_grant_role("root", "root").await.unwrap();
+    admin.role_add("nodes").await.unwrap();
+    let network = Permission::new(PermissionType::Readwrite, "/coreos.com/network/");
+    let network = network.with_prefix();
+    admin.role_grant_permission("nodes", network).await.unwrap();
+    admin.user_add("node", PASSWORD, None).await.unwrap();
+    admin.user_grant_role("node", "nodes").await.unwrap();
+    admin.auth_enable().await.unwrap();
+}
+
+/// What `/readyz` says.
+fn readiness(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream
+        .write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    answer.split(' ').nth(1).map(str::to_owned)
+}
+
+async fn ready(port: u16) {
+    let is_ready = async || (readiness(port)? == "200").then_some(());
+    poll_until("readiness", is_ready).await;
+}
+
+/// Waits until a node says that it cannot use its store, once, and checks that it goes on.
+async fn complains(node: &mut Node, health: u16, words: &[&str]) {
+    let line = poll_until("a complaint", async || {
+        let log = node.log();
+        let mut lines = log.lines().filter(|line| line.contains("is away"));
+        lines.next().map(str::to_owned)
+    })
+    .await;
+    for word in words {
+        assert!(line.contains(word), "no '{word}': {line}");
+    }
+    assert_eq!(readiness(health).as_deref(), Some("503"));
+    assert_eq!(node.process.0.try_wait().unwrap(), None, "{}", node.log());
+}
+
+#[tokio::test]
+async fn a_node_with_flannels_flags_joins_an_etcd_that_wants_certificate_and_password() {
+    let directory = TempDir::new().unwrap();
+    let Some(mut etcd) = Guarded::start(directory.path()).await else {
+        return;
+    };
+    let ca = etcd.files.path("ca.pem");
+    let (node, health) = etcd.node(21, directory.path(), PASSWORD, &ca);
+    let subnet = node.subnet().await;
+    ready(health).await;
+    let answer = etcd.admin.get(key(&subnet), None).await.unwrap();
+    let [kv] = answer.kvs() else {
+        panic!("{answer:?}")
+    };
+    let begin = format!(
+        r#"{{"PublicIP":"{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":""#,
+        loopback(21)
+    );
+    assert!(kv.value_str().unwrap().starts_with(&begin), "{kv:?}");
+    let life = etcd
+        .admin
+        .lease_time_to_live(kv.lease(), None)
+        .await
+        .unwrap();
+    assert_eq!(life.granted_ttl(), 86_400);
+    let text = fs::read_to_string(directory.path().join("subnet.env")).unwrap();
+    let gateway = subnet.replace(".0/", ".1/");
+    for line in [
+        "FLANNEL_NETWORK=10.7.0.0/16",
+        &format!("FLANNEL_SUBNET={gateway}"),
+    ] {
+        assert!(text.lines().any(|it| it == line), "no '{line}': {text}");
+    }
+    assert!(!node.log().contains("is away"), "{}", node.log());
+}
+
+#[tokio::test]
+async fn a_wrong_ca_is_told_in_one_line_and_mended_while_the_node_tries_on() {
+    let directory = TempDir::new().unwrap();
+    let Some(etcd) = Guarded::start(directory.path()).await else {
+        return;
+    };
+    let cafile = directory.path().join("ca.pem");
+    fs::copy(Certificates::new().path("ca.pem"), &cafile).unwrap();
+    let (mut node, health) = etcd.node(22, directory.path(), PASSWORD, &cafile);
+    complains(&mut node, health, &[&etcd.server, "another CA"]).await;
+    fs::copy(etcd.files.path("ca.pem"), &cafile).unwrap();
+    node.subnet().await;
+    ready(health).await;
+    assert_eq!(node.log().matches("is away").count(), 1, "{}", node.log());
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_in_one_line_and_mended_while_the_node_tries_on() {
+    const LATER: &str = "m4r4sch1n0";
+    let directory = TempDir::new().unwrap();
+    let Some(mut etcd) = Guarded::start(directory.path()).await else {
+        return;
+    };
+    let ca = etcd.files.path("ca.pem");
+    let (mut node, health) = etcd.node(23, directory.path(), LATER, &ca);
+    let words = [etcd.server.as_str(), "'node'", "authentication failed"];
+    complains(&mut node, health, &words).await;
+    assert!(!node.log().contains(LATER), "{}", node.log());
+    let changed = etcd.admin.user_change_password("node", LATER);
+    changed.await.unwrap();
+    node.subnet().await;
+    ready(health).await;
+    assert_eq!(node.log().matches("is away").count(), 1, "{}", node.log());
 }

@@ -7,13 +7,11 @@ use std::sync::Arc;
 
 use etcd_client::PermissionType;
 use muslin_stack::lease::{Change, LeaseRecord};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-};
 use tempfile::TempDir;
 
 use super::super::open;
 use super::super::suite::{self, Node, Place, settings, soon};
+use super::certificates::Certificates;
 use super::*;
 
 /// A server of our own, on ports of the loopback.
@@ -168,39 +166,6 @@ impl Place for Server {
         let now = client.get("x", None).await.unwrap();
         let revision = now.header().unwrap().revision();
         client.compact(revision, None).await.unwrap();
-    }
-}
-
-/// A CA, and a certificate for the loopback that it has signed.
-struct Certificates {
-    directory: TempDir,
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let directory = TempDir::new().unwrap();
-        let write = |name: &str, text: String| {
-            std::fs::write(directory.path().join(name), text).unwrap();
-        };
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        ca.distinguished_name.push(DnType::CommonName, "the CA");
-        let ca_key = KeyPair::generate().unwrap();
-        write("ca.pem", ca.self_signed(&ca_key).unwrap().pem());
-        let mut leaf = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        leaf.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        let key = KeyPair::generate().unwrap();
-        let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
-        write("cert.pem", leaf.pem());
-        write("key.pem", key.serialize_pem());
-        Self { directory }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
     }
 }
 
