@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use certificates::Certificates;
 use etcd_client::{
-    Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, TlsOptions,
+    Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, PutOptions,
+    TlsOptions,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -473,4 +474,134 @@ async fn a_wrong_password_is_told_in_one_line_and_mended_while_the_node_tries_on
     node.subnet().await;
     ready(health).await;
     assert_eq!(node.log().matches("is away").count(), 1, "{}", node.log());
+}
+
+/// One of several etcd servers that have the same data.
+struct Member {
+    directory: PathBuf,
+    client: String,
+    arguments: Vec<String>,
+    process: Option<Guard>,
+}
+
+impl Member {
+    /// Starts it, with the data that it had; whether etcd is installed.
+    fn start(&mut self) -> bool {
+        let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
+        self.process = spawn(&self.directory, &self.client, &arguments);
+        self.process.is_some()
+    }
+}
+
+/// Three members on the loopback; `None` where etcd is not installed.
+fn cluster(directory: &Path) -> Option<Vec<Member>> {
+    let urls: Vec<_> = (0..6)
+        .map(|_| format!("http://127.0.0.1:{}", free_port()))
+        .collect();
+    let (clients, peers) = urls.split_at(3);
+    let all: Vec<_> = (0..3).map(|at| format!("m{at}={}", peers[at])).collect();
+    let mut members: Vec<_> = (0..3)
+        .map(|at| Member {
+            directory: directory.join(format!("m{at}")),
+            client: clients[at].clone(),
+            arguments: vec![
+                format!("--name=m{at}"),
+                format!("--listen-peer-urls={}", peers[at]),
+                format!("--initial-advertise-peer-urls={}", peers[at]),
+                format!("--initial-cluster={}", all.join(",")),
+                "--heartbeat-interval=50".to_owned(),
+                "--election-timeout=500".to_owned(),
+            ],
+            process: None,
+        })
+        .collect();
+    members.iter_mut().all(Member::start).then_some(members)
+}
+
+/// The member that a node speaks to, by what it says.
+fn used(node: &Node, members: &[Member]) -> Option<usize> {
+    let log = node.log();
+    let mut lines = log.lines().rev();
+    let line = lines.find(|line| line.contains("leases are asked for at"))?;
+    let is_it = |member: &Member| line.contains(&member.client);
+    members.iter().position(is_it)
+}
+
+/// Waits until a node routes a subnet to a peer.
+async fn routes(node: &Node, subnet: &str, via: &str) {
+    poll_until(&format!("a route to {subnet}"), async || {
+        let routes = node.rows("routes")?;
+        let mut rows = routes.as_array()?.iter();
+        let is_it = |row: &&Value| row["prefix"] == subnet && row["via"] == via;
+        rows.find(is_it).map(|_| ())
+    })
+    .await;
+}
+
+/// Publishes a peer by one member, and waits until a node has a route to it.
+async fn peer_arrives(member: &Member, node: &Node, last: u8) {
+    let (subnet, via) = (format!("10.7.{last}.0/24"), format!("127.0.0.{last}"));
+    let record = format!(
+        r#"{{"PublicIP":"{via}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{last:02x}"}}}}"#
+    );
+    let mut client = client(&member.client, None).await;
+    let lease = client.lease_grant(86_400, None).await.unwrap().id();
+    let options = PutOptions::new().with_lease(lease);
+    client
+        .put(key(&subnet), record, Some(options))
+        .await
+        .unwrap();
+    routes(node, &subnet, &via).await;
+}
+
+/// Ends the node's etcd lease by hand, and waits until it has published the same record again.
+async fn is_published_again(member: &Member, node: &Node, subnet: &str) {
+    let mut client = client(&member.client, None).await;
+    let before = client.get(key(subnet), None).await.unwrap().kvs()[0].clone();
+    client.lease_revoke(before.lease()).await.unwrap();
+    let after = poll_until("the record", async || {
+        let answer = client.get(key(subnet), None).await.ok()?;
+        answer.kvs().first().cloned()
+    })
+    .await;
+    assert_eq!(after.value(), before.value());
+    assert_ne!(after.lease(), before.lease());
+    let life = client.lease_time_to_live(after.lease(), None).await;
+    assert_eq!(life.unwrap().granted_ttl(), 86_400);
+    assert_eq!(node.subnet().await, subnet);
+}
+
+#[tokio::test]
+async fn when_the_member_that_a_node_uses_is_killed_it_goes_on_with_the_others() {
+    let directory = TempDir::new().unwrap();
+    let Some(mut members) = cluster(directory.path()) else {
+        return;
+    };
+    let mut admin = client(&members[0].client, None).await;
+    admin.put(CONFIG, NETWORK, None).await.unwrap();
+    let endpoints: Vec<_> = members
+        .iter()
+        .map(|member| member.client.as_str())
+        .collect();
+    let flags = ["--etcd-endpoints", &endpoints.join(",")];
+    let node = Node::start_with(&directory.path().join("one"), 31, &flags);
+    let subnet = node.subnet().await;
+    let first = used(&node, &members).unwrap();
+    peer_arrives(&members[(first + 1) % 3], &node, 201).await;
+
+    members[first].process = None;
+    peer_arrives(&members[(first + 1) % 3], &node, 202).await;
+    let second = used(&node, &members).unwrap();
+    assert_ne!(second, first);
+    is_published_again(&members[(first + 2) % 3], &node, &subnet).await;
+
+    // It comes back, and without it there would be no majority now.
+    assert!(members[first].start());
+    client(&members[first].client, None).await;
+    members[second].process = None;
+    peer_arrives(&members[first], &node, 203).await;
+    assert_ne!(used(&node, &members), Some(second));
+    is_published_again(&members[first], &node, &subnet).await;
+    let routes = node.rows("routes").unwrap();
+    assert_eq!(routes.as_array().unwrap().len(), 4, "{routes}");
 }
