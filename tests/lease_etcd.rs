@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use certificates::Certificates;
 use etcd_client::{
     Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, PutOptions,
-    TlsOptions,
+    TlsOptions, Txn, TxnOp,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -604,4 +604,43 @@ async fn when_the_member_that_a_node_uses_is_killed_it_goes_on_with_the_others()
     is_published_again(&members[first], &node, &subnet).await;
     let routes = node.rows("routes").unwrap();
     assert_eq!(routes.as_array().unwrap().len(), 4, "{routes}");
+}
+
+#[tokio::test]
+async fn five_thousand_leases_are_routed_in_little_memory() {
+    const COUNT: usize = 5_000;
+    let directory = TempDir::new().unwrap();
+    let Some((_etcd, address, mut client)) = etcd(directory.path()).await else {
+        return;
+    };
+    let config =
+        r#"{"Network":"10.64.0.0/11","SubnetLen":24,"Backend":{"Type":"vxlan","Port":28472}}"#;
+    client.put(CONFIG, config, None).await.unwrap();
+    let lease = client.lease_grant(86_400, None).await.unwrap().id();
+    let put = |index: usize| {
+        let (high, low) = (index / 250, index % 250);
+        let key = key(&format!("10.{}.{low}.0/24", 64 + high));
+        let record = format!(
+            r#"{{"PublicIP":"172.16.{high}.{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:{high:02x}:{low:02x}"}}}}"#,
+            low + 1
+        );
+        TxnOp::put(key, record, Some(PutOptions::new().with_lease(lease)))
+    };
+    let puts: Vec<_> = (0..COUNT).map(put).collect();
+    for puts in puts.chunks(100) {
+        client.txn(Txn::new().and_then(puts)).await.unwrap();
+    }
+
+    let node = Node::start(&address, &directory.path().join("one"), 41);
+    node.subnet().await;
+    poll_until("all routes", async || {
+        let routes = node.rows("routes")?;
+        (routes.as_array()?.len() == COUNT + 1).then_some(())
+    })
+    .await;
+    let status = fs::read_to_string(format!("/proc/{}/status", node.process.0.id())).unwrap();
+    let mut lines = status.lines();
+    let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(kilobytes < 200_000, "{kilobytes} kB");
 }
