@@ -654,4 +654,6 @@ mod certificates;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod tests;

@@ -258,7 +258,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node whose clock runs `speed` times as fast as ours.
-    fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
+    pub(crate) fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
         let (public_ip, moved) = watch::channel(settings.identity.public_ip);

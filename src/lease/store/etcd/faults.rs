@@ -76,11 +76,11 @@ async fn rewritten(server: &Server, key: &str, revision: Revision) -> Entry {
 }
 
 #[tokio::test]
-async fn u02_u03_a_compaction_while_connected_changes_nothing() {
-    let Some(server) = Server::start().await else {
+async fn u06_compactions_and_a_restart_while_connected_change_nothing() {
+    let Some(mut server) = Server::start().await else {
         return;
     };
-    let mut node = Node::start(server.open(), settings("/u02", 1));
+    let mut node = Node::start(server.open(), settings("/u06", 1));
     node.subnet().await;
     let mut client = server.client().await;
     for round in 0..3u8 {
@@ -88,7 +88,7 @@ async fn u02_u03_a_compaction_while_connected_changes_nothing() {
         for last in 10..20 {
             let key = format!("10.244.{}.0-24", 100 + last);
             expected.insert(format!("{key} 192.168.0.{}", last + round));
-            let key = format!("/u02/subnets/{key}");
+            let key = format!("/u06/subnets/{key}");
             client.put(key, record(last + round), None).await.unwrap();
         }
         while !expected.is_empty() {
@@ -97,10 +97,17 @@ async fn u02_u03_a_compaction_while_connected_changes_nothing() {
         }
         server.compact().await;
     }
+    server.stop();
+    server.start_again().await;
+    // What it knows it is not told again: the next is what happens then.
+    let mut client = server.client().await;
+    let key = "/u06/subnets/10.244.200.0-24";
+    client.put(key, record(9), None).await.unwrap();
+    assert_eq!(node.peer().await, "10.244.200.0-24 192.168.0.9");
 }
 
 #[tokio::test]
-async fn u04_u06_what_a_compaction_hides_from_a_cut_off_node_is_told_afterwards() {
+async fn u04_what_a_compaction_hides_from_a_cut_off_node_is_told_afterwards() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -164,6 +171,29 @@ async fn a_server_that_freezes_holds_up_nothing() {
     let second = late.subnet().await;
     assert_eq!(node.peer().await, format!("{second} 192.168.0.2"));
     late.sees(&own).await;
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_by_another_server_when_one_is_gone() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let ways = [Way::to(&server).await, Way::to(&server).await];
+    let url = format!("etcd://{},{}", ways[0].address, ways[1].address);
+    let store = open(&url, &EtcdOptions::default()).unwrap();
+    // Half a day, after which a lease is renewed, passes in a second.
+    let mut node = Node::at_speed(store, settings("/renewed", 1), 43_200);
+    let key = format!("/renewed/subnets/{}", node.subnet().await);
+    let mut before = rewritten(&server, &key, 0).await;
+    for way in ways.iter().chain(&ways) {
+        way.cut(true);
+        for _ in 0..2 {
+            let after = rewritten(&server, &key, before.revision).await;
+            assert_eq!(after.value, before.value);
+            before = after;
+        }
+        way.cut(false);
+    }
 }
 
 #[tokio::test]

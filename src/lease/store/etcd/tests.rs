@@ -395,7 +395,7 @@ async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
 }
 
 #[tokio::test]
-async fn u10_u11_a_short_lease_comes_and_goes_and_its_time_is_known() {
+async fn u10_a_short_lease_comes_and_goes_and_its_time_is_known() {
     let Some(server) = Server::start().await else {
         return;
     };
