@@ -309,8 +309,8 @@ fn a_node_in_flanneld_s_place_waits_for_the_administrators_network() {
     let state = lab.directory().join("state");
     let mut node = Daemon::start(&host, &state, &[&endpoints], &arguments);
     let readiness = || ask(&host, 18081, "GET", "/readyz").map(|(status, _)| status);
-    let log = "waiting for one";
-    poll_until(SOON, log, || node.log().contains(log).then_some(()));
+    let words = "waiting for one";
+    poll_until(SOON, words, || node.log().contains(words).then_some(()));
     assert_eq!(readiness(), Some(503));
     assert_eq!(
         etcd.get("/site/net/config"),
@@ -328,6 +328,13 @@ fn a_node_in_flanneld_s_place_waits_for_the_administrators_network() {
     let file = fs::read_to_string(state.join("nodes/n/subnet.env")).unwrap();
     assert!(file.starts_with("FLANNEL_NETWORK=10.5.0.0/16\n"), "{file}");
     assert_eq!(etcd.leases("/site/net").len(), 1);
+    // It was told in one line where it looks for what.
+    let log = node.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains(words)).collect();
+    let [told] = told[..] else { panic!("{told:?}") };
+    for name in ["http://10.9.0.250:2379", "/site/net/config"] {
+        assert!(told.contains(name), "no '{name}': {told}");
+    }
 }
 
 #[test]

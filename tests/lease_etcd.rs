@@ -252,6 +252,36 @@ async fn a_node_shows_every_lease_and_says_when_the_store_is_away() {
 }
 
 #[tokio::test]
+async fn a_peer_of_another_backend_is_shown_as_such_and_skipped() {
+    let directory = TempDir::new().unwrap();
+    let Some((_etcd, address, mut client)) = etcd(directory.path()).await else {
+        return;
+    };
+    client.put(CONFIG, NETWORK, None).await.unwrap();
+    let node = Node::start(&address, &directory.path().join("one"), 51);
+    node.subnet().await;
+    for (subnet, backend) in [
+        ("10.7.200.0/24", r#""BackendType":"host-gw""#),
+        (
+            "10.7.201.0/24",
+            r#""BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:01"}"#,
+        ),
+    ] {
+        let record = format!(r#"{{"PublicIP":"127.0.0.9","PublicIPv6":null,{backend}}}"#);
+        client.put(key(subnet), record, None).await.unwrap();
+    }
+    // Records come in order, so that the first was looked at when the second is routed.
+    routes(&node, "10.7.201.0/24", "127.0.0.9").await;
+    let peers = node.rows("peers").unwrap();
+    let mut rows = peers.as_array().unwrap().iter();
+    let row = rows.find(|row| row["subnet"] == "10.7.200.0/24").unwrap();
+    assert!(row["state"].as_str().unwrap().contains("host-gw"), "{row}");
+    let table = node.rows("routes").unwrap();
+    let mut rows = table.as_array().unwrap().iter();
+    assert!(!rows.any(|row| row["prefix"] == "10.7.200.0/24"), "{table}");
+}
+
+#[tokio::test]
 async fn a_lost_lease_ends_with_its_own_code_and_a_copy_of_a_node_too() {
     let directory = TempDir::new().unwrap();
     let Some((_etcd, address, mut client)) = etcd(directory.path()).await else {
