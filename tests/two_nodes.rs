@@ -23,6 +23,11 @@ struct Bed {
 
 impl Bed {
     fn new(backend: &str) -> Option<Self> {
+        Self::with(backend, "tap,gso,gro", &[])
+    }
+
+    /// The same with these offloads, and with these flags for the pods.
+    fn with(backend: &str, offload: &str, flags: &[&str]) -> Option<Self> {
         let lab = Lab::new()?;
         let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
         let nodes = [1, 2].map(|number: u8| {
@@ -32,6 +37,7 @@ impl Bed {
                 .with("--network", "10.244.0.0/16")
                 .with("--backend", backend)
                 .with("--mtu", UNDERLAY)
+                .with("--offload", offload)
                 .start(&lab.host(&name, address))
         });
         for node in &nodes {
@@ -39,7 +45,7 @@ impl Bed {
         }
         let pods = nodes
             .each_ref()
-            .map(|node| node.pod_after("pod", &[], "ip link set eth0 mtu 1500"));
+            .map(|node| node.pod_after("pod", flags, "ip link set eth0 mtu 1500"));
         Some(Self {
             nodes,
             pods,
@@ -83,6 +89,29 @@ fn vxlan_carries_what_pods_send() {
 fn udp_carries_what_pods_send() {
     if let Some(bed) = Bed::new("udp") {
         bed.check(UNDERLAY - 28);
+    }
+}
+
+#[test]
+fn the_same_traffic_passes_without_offloads() {
+    let plain = ["--no-offload"];
+    for (offload, flags, passes) in [
+        ("none", &[][..], false),
+        ("tap", &[], true),
+        ("gso,gro", &[], false),
+        ("tap,gso,gro", &plain, false),
+    ] {
+        for (backend, overhead) in [("vxlan", 50), ("udp", 28)] {
+            let Some(bed) = Bed::with(backend, offload, flags) else {
+                return;
+            };
+            for node in &bed.nodes {
+                assert_eq!(node.status("offload"), offload);
+                let pods = node.query("pods");
+                assert_eq!(pods[0]["offload"], passes, "{offload}: {pods}");
+            }
+            bed.check(UNDERLAY - overhead);
+        }
     }
 }
 

@@ -81,6 +81,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             "pods",
             format!("{}, MTU {}, by {}", status.pods, status.mtu, status.device),
         ),
+        ("offload", status.offload.replace(',', ", ")),
         ("peers", status.peers.to_string()),
         (
             "packets",

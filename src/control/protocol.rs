@@ -149,6 +149,8 @@ pub struct Status {
     pub mtu: u16,
     /// The device pods are attached by.
     pub device: String,
+    /// The kernel's offloads in use, as in `--offload`.
+    pub offload: String,
     /// Where leases are stored.
     pub store: String,
     /// Seconds since the store confirmed the lease.
@@ -193,6 +195,8 @@ pub struct Pod {
     pub port: u32,
     /// Whether it stays when whoever attached it goes.
     pub persistent: bool,
+    /// Whether superpackets and unfinished checksums pass its device.
+    pub offload: bool,
     /// Seconds since it was attached.
     pub attached_seconds: u64,
     /// Frames and bytes from it.

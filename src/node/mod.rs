@@ -107,6 +107,22 @@ impl Offload {
     }
 }
 
+impl std::fmt::Display for Offload {
+    /// As the command line has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = [("tap", self.tap), ("gso", self.gso), ("gro", self.gro)];
+        let names: Vec<_> = all
+            .iter()
+            .filter(|(_, is)| *is)
+            .map(|(name, _)| *name)
+            .collect();
+        match names.as_slice() {
+            [] => f.write_str("none"),
+            names => f.write_str(&names.join(",")),
+        }
+    }
+}
+
 impl Default for Offload {
     fn default() -> Self {
         Self {

@@ -10,6 +10,7 @@ use muslin_stack::port;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::Offload;
 use super::running::Running;
 use crate::control::protocol::{
     Drop, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
@@ -66,6 +67,7 @@ fn status(running: &Running, report: &Report) -> Status {
         vtep_mac: mac,
         mtu: facts.mtu.get(),
         device: "tap".to_owned(),
+        offload: offload(running, report).to_string(),
         store: facts.store.clone(),
         lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),
         pods: running.pods.lock().len(),
@@ -82,6 +84,15 @@ fn status(running: &Running, report: &Report) -> Status {
     }
 }
 
+/// What is in use of what was asked for.
+fn offload(running: &Running, report: &Report) -> Offload {
+    Offload {
+        gso: report.gso,
+        gro: report.gro,
+        ..running.facts.settings.offload
+    }
+}
+
 fn traffic(traffic: port::Traffic) -> Traffic {
     Traffic {
         packets: traffic.packets,
@@ -92,9 +103,9 @@ fn traffic(traffic: port::Traffic) -> Traffic {
 fn pods(running: &Running, report: &Report) -> Vec<Pod> {
     let pods = running.pods.lock();
     let row = |(name, pod): (&muslin_stack::ipam::PodName, &super::pods::Pod)| {
-        let port = report.ports.iter().find(|(id, _)| *id == pod.port);
+        let port = report.ports.iter().find(|(id, ..)| *id == pod.port);
         let (received, sent) = port
-            .map(|(_, port)| (port.received, port.sent))
+            .map(|(_, port, _)| (port.received, port.sent))
             .unwrap_or_default();
         Pod {
             pod: name.clone(),
@@ -102,6 +113,7 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
             mac: Colons(pod.mac).to_string(),
             port: pod.port.0,
             persistent: pod.persistent,
+            offload: port.is_some_and(|(.., offload)| *offload),
             attached_seconds: pod.since.elapsed().as_secs(),
             received: traffic(received),
             sent: traffic(sent),

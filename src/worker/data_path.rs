@@ -175,7 +175,12 @@ impl DataPath {
         Report {
             now: self.clock.now(),
             counters: node.counters().clone(),
-            ports: node.ports().map(|(id, port)| (id, port.clone())).collect(),
+            ports: node
+                .ports()
+                .map(|(id, port)| (id, port.clone(), self.io.takes_superpackets(id)))
+                .collect(),
+            gso: self.io.underlay.has_gso(),
+            gro: self.io.underlay.has_gro(),
             peers: node.peers().cloned().collect(),
             routes: node
                 .routes()

@@ -69,8 +69,12 @@ pub struct Report {
     pub now: Instant,
     /// What became of all packets.
     pub counters: Counters,
-    /// The ports.
-    pub ports: Vec<(PortId, Port)>,
+    /// The ports, and whether superpackets pass them.
+    pub ports: Vec<(PortId, Port, bool)>,
+    /// Whether trains of datagrams may leave.
+    pub gso: bool,
+    /// Whether they may arrive.
+    pub gro: bool,
     /// The peers.
     pub peers: Vec<PeerState>,
     /// The route table.

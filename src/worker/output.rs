@@ -105,7 +105,12 @@ impl Io {
         }
     }
 
-    /// Whether a pod takes superpackets.
+    /// Whether a port takes superpackets.
+    pub(super) fn takes_superpackets(&self, port: PortId) -> bool {
+        self.ports.get(&port).is_some_and(Tap::has_offloads)
+    }
+
+    /// Whether any does.
     pub(super) fn any_takes_superpackets(&self) -> bool {
         self.ports.values().any(Tap::has_offloads)
     }

@@ -9,6 +9,9 @@ use smoltcp::wire::{
 
 use super::*;
 use crate::frame;
+
+mod superpackets;
+
 use muslin_encap::vxlan::{Vni, VtepMac};
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 0, 1]);

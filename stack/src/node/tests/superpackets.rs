@@ -1,0 +1,199 @@
+//! Superpackets go through a node as one packet, or come out in pieces where they must.
+
+use muslin_encap::checksum::{self, Transported};
+use muslin_encap::headers::Transport;
+use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+
+use super::*;
+
+const PAYLOAD: usize = 3000;
+
+/// A UDP packet between pods of two nodes whose checksum is unfinished, and the device's header
+/// for the frame it is in.
+fn superpacket(to: Ipv4Addr, size: Option<u16>, dont_fragment: bool) -> (Vec<u8>, Header) {
+    let mut bytes = Vec::new();
+    let payload: Vec<u8> = (0..PAYLOAD).map(|i| i as u8).collect();
+    PacketBuilder::ipv4(pod(1, 2).octets(), to.octets(), 64)
+        .udp(1, 2)
+        .write(&mut bytes, &payload)
+        .unwrap();
+    set_dont_fragment(&mut bytes, dont_fragment);
+    let at = Transport::parse(&bytes, 0).unwrap();
+    let partial = at.pseudo_header(&bytes, at.end - at.l4);
+    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&partial.to_be_bytes());
+    let header = Header {
+        checksum: Checksum::Partial {
+            start: 34,
+            offset: 6,
+        },
+        gso: size.map(|size| Gso {
+            kind: GsoKind::Udp,
+            size,
+            ecn: false,
+        }),
+        hdr_len: 42,
+    };
+    (bytes, header)
+}
+
+/// What becomes of a frame with a device's header: verdict, header, bytes.
+fn offloaded(node: &mut Node, frame: &[u8], header: Header) -> (Verdict, Header, Vec<u8>) {
+    let mut after = Header::default();
+    let (verdict, bytes) = through(frame, |packet| {
+        let storage = packet.as_slice().to_vec();
+        let mut room = vec![0; HEADROOM + storage.len()];
+        room[HEADROOM..].copy_from_slice(&storage);
+        let mut inner = PacketBuf::new(&mut room, HEADROOM, storage.len())
+            .unwrap()
+            .with_offload(header);
+        let verdict = node.from_port(NOW, POD_PORT, &mut inner);
+        after = inner.offload();
+        packet.replace(inner.as_slice()).unwrap();
+        verdict
+    });
+    (verdict, after, bytes)
+}
+
+fn checksum_of(packet: &[u8], at: usize) -> Transported {
+    let packet = &packet[at..];
+    checksum::check(packet, &Transport::parse(packet, 0).unwrap())
+}
+
+#[test]
+fn a_superpacket_leaves_whole_and_its_header_with_it() {
+    for (format, before) in [("vxlan", 22), ("udp", 0)] {
+        let mut node = node(1, format);
+        let (packet, header) = superpacket(pod(2, 2), Some(1000), true);
+        let (verdict, after, bytes) = offloaded(&mut node, &pod_frame(&packet), header);
+        assert!(matches!(verdict, Verdict::Peer { .. }));
+        assert_eq!(
+            after,
+            header.moved(14, 0).unwrap().moved(0, before).unwrap()
+        );
+        assert_eq!(bytes.len(), before + packet.len());
+        assert_eq!(bytes[before + 28..], packet[28..], "the payload stays");
+        let sent: Vec<_> = node.peers().map(|state| state.sent).collect();
+        assert_eq!((sent[0].packets, sent[0].bytes), (1, bytes.len() as u64));
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
+fn checksums_are_finished_only_for_a_wire() {
+    let mut node = node(1, "vxlan");
+    let (mut packet, mut header) = superpacket(pod(2, 2), None, false);
+    packet.truncate(1028);
+    let mut view = Ipv4Packet::new_unchecked(&mut packet[..]);
+    view.set_total_len(1028);
+    view.fill_checksum();
+    packet[24..26].copy_from_slice(&1008u16.to_be_bytes());
+    let at = Transport::parse(&packet, 0).unwrap();
+    let partial = at.pseudo_header(&packet, 1008);
+    packet[26..28].copy_from_slice(&partial.to_be_bytes());
+    header.hdr_len = 0;
+    let (verdict, after, bytes) = offloaded(&mut node, &pod_frame(&packet), header);
+    assert!(matches!(verdict, Verdict::Peer { .. }));
+    assert_eq!(after, Header::default());
+    assert_eq!(checksum_of(&bytes, 22), Transported::Valid);
+
+    let neighbour = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, &packet);
+    let (verdict, after, bytes) = offloaded(&mut node, &neighbour, header);
+    assert_eq!((verdict, after), (Verdict::Port(OTHER_PORT), header));
+    assert_eq!(bytes, neighbour);
+}
+
+#[test]
+fn segments_larger_than_the_mtu_are_reported_or_fragmented() {
+    let mut node = node(1, "udp");
+    let (packet, header) = superpacket(pod(2, 2), Some(1460), true);
+    let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+    assert_eq!(verdict, Verdict::Drop(DropReason::FragmentationNeeded));
+    let errors = outputs(&mut node);
+    assert_eq!(icmp_of(&errors[0].1).2, Icmpv4Message::DstUnreachable);
+
+    let (packet, header) = superpacket(pod(2, 2), Some(1460), false);
+    let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+    assert_eq!(verdict, Verdict::Consumed);
+    let pieces = outputs(&mut node);
+    assert_eq!(
+        pieces.len(),
+        5,
+        "two segments in two fragments and a small one"
+    );
+    for (verdict, piece) in &pieces {
+        assert!(matches!(verdict, Verdict::Peer { .. }) && piece.len() <= 1450);
+        assert_eq!(Ipv4Packet::new_checked(&piece[..]).unwrap().hop_limit(), 63);
+    }
+    assert_eq!(checksum_of(&pieces[4].1, 0), Transported::Valid);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn what_must_wait_for_a_neighbour_waits_in_segments() {
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, false));
+    let (packet, header) = superpacket(pod(1, 50), Some(1000), true);
+    let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+    assert_eq!(verdict, Verdict::Consumed);
+    outputs(&mut node);
+    let reply = frame::write_arp(
+        ArpOperation::Reply,
+        (pod_mac(1, 50), pod(1, 50)),
+        (GATEWAY_MAC, pod(1, 1)),
+    );
+    node.attach(OTHER_PORT, attachment(1, 3, false));
+    through(&reply, |packet| node.from_port(NOW, OTHER_PORT, packet));
+    let released = outputs(&mut node);
+    assert_eq!(released.len(), 3);
+    for (i, (verdict, bytes)) in released.iter().enumerate() {
+        assert_eq!(*verdict, Verdict::Port(OTHER_PORT));
+        assert_eq!(bytes[42..], packet[28 + 1000 * i..28 + 1000 * (i + 1)]);
+        assert_eq!(checksum_of(bytes, 14), Transported::Valid);
+    }
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_merged_packet_is_delivered_by_its_head() {
+    let mut node = node(1, "vxlan");
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(pod(2, 2).octets(), pod(1, 2).octets(), 64)
+        .udp(1, 2)
+        .write(&mut packet, &[5; PAYLOAD])
+        .unwrap();
+    let mut storage = peer_frame(&packet);
+    let head = storage.len() - 2000;
+    let header = Header {
+        gso: Some(Gso {
+            kind: GsoKind::Udp,
+            size: 1000,
+            ecn: false,
+        }),
+        checksum: Checksum::Partial {
+            start: 42,
+            offset: 6,
+        },
+        hdr_len: 50,
+    };
+    let mut merged = PacketBuf::new(&mut storage, 0, head)
+        .unwrap()
+        .with_offload(header)
+        .with_tail(2000);
+    let verdict = node.from_underlay(NOW, underlay(2), &mut merged);
+    assert_eq!(verdict, Verdict::Port(POD_PORT));
+    assert_eq!(merged.offload(), header.moved(22, 14).unwrap());
+    assert_eq!((merged.len(), merged.total_len()), (head - 8, head + 1992));
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_header_that_contradicts_its_frame_is_refused() {
+    let mut node = node(1, "vxlan");
+    let (packet, mut header) = superpacket(pod(2, 2), Some(1000), true);
+    header.checksum = Checksum::Unknown;
+    let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+    assert_eq!(verdict, Verdict::Drop(DropReason::VirtioHeader));
+    node.refuse_frame(POD_PORT, 60);
+    assert_eq!(node.counters().dropped_for(DropReason::VirtioHeader), 2);
+    assert_adds_up(&node);
+}
