@@ -1,0 +1,116 @@
+//! A bar chart of all figures, as SVG.
+
+use std::fmt::Write as _;
+
+use crate::figures::{Figure, Samples};
+use crate::stage::{Case, Route};
+
+/// Panels stand side by side in so many columns.
+const COLUMNS: usize = 2;
+/// Sizes in pixels: a panel's, its head's, a bar's with the gap, and the labels' beside it.
+const PANEL_WIDTH: usize = 560;
+const HEAD: usize = 34;
+const ROW: usize = 22;
+const LABEL_WIDTH: usize = 170;
+const VALUE_WIDTH: usize = 60;
+const MARGIN: usize = 24;
+const TITLE: usize = 64;
+/// The longest bar.
+const BAR_WIDTH: usize = PANEL_WIDTH - LABEL_WIDTH - VALUE_WIDTH;
+
+/// Draws a panel per figure and a bar per path.
+pub(crate) fn draw(title: &str, subtitle: &str, cases: &[Case], samples: &Samples) -> String {
+    let panels: Vec<_> = Figure::ALL
+        .into_iter()
+        .map(|figure| panel(figure, cases, samples))
+        .filter(|panel| panel.height > 0)
+        .collect();
+    let mut body = String::new();
+    let mut y = MARGIN + TITLE;
+    for row in panels.chunks(COLUMNS) {
+        for (column, panel) in row.iter().enumerate() {
+            let x = MARGIN + column * (PANEL_WIDTH + MARGIN);
+            let content = &panel.content;
+            // Writing to a string never fails.
+            let _ = writeln!(body, "<g transform=\"translate({x} {y})\">\n{content}</g>");
+        }
+        y += row.iter().map(|panel| panel.height).max().unwrap_or(0) + MARGIN;
+    }
+    let width = MARGIN + COLUMNS * (PANEL_WIDTH + MARGIN);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{y}\" \
+         viewBox=\"0 0 {width} {y}\" font-family=\"sans-serif\" font-size=\"13\" fill=\"#222\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n\
+         <text x=\"{MARGIN}\" y=\"36\" font-size=\"18\" font-weight=\"bold\">{}</text>\n\
+         <text x=\"{MARGIN}\" y=\"58\" fill=\"#666\">{}</text>\n{body}</svg>\n",
+        escape(title),
+        escape(subtitle)
+    )
+}
+
+struct Panel {
+    height: usize,
+    content: String,
+}
+
+/// One figure; without height if nobody has it.
+fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
+    let rows: Vec<_> = cases
+        .iter()
+        .filter_map(|case| Some((case, samples.summary(*case, figure)?)))
+        .collect();
+    let most = rows.iter().map(|(_, row)| row.max).fold(0.0, f64::max);
+    if most <= 0.0 {
+        return Panel {
+            height: 0,
+            content: String::new(),
+        };
+    }
+    let (title, unit) = figure.title();
+    let better = if figure.is_cost() { "less" } else { "more" };
+    let mut content = format!(
+        "<text y=\"16\" font-size=\"15\" font-weight=\"bold\">{title}, {unit} \
+         <tspan font-size=\"12\" font-weight=\"normal\" fill=\"#666\">{better} is better</tspan>\
+         </text>\n"
+    );
+    let length = |value: f64| value / most * BAR_WIDTH as f64;
+    for (index, (case, row)) in rows.iter().enumerate() {
+        let top = HEAD + index * ROW;
+        let (text, middle) = (top + 12, top + 8);
+        let (bar, low, high) = (length(row.median), length(row.min), length(row.max));
+        let x = LABEL_WIDTH as f64;
+        // Writing to a string never fails.
+        let _ = writeln!(
+            content,
+            "<text x=\"{label}\" y=\"{text}\" text-anchor=\"end\">{case}</text>\
+             <rect x=\"{LABEL_WIDTH}\" y=\"{top}\" width=\"{bar:.1}\" height=\"16\" fill=\"{colour}\"/>\
+             <path d=\"M{from:.1} {middle}H{to:.1}\" stroke=\"#222\"/>\
+             <text x=\"{after:.1}\" y=\"{text}\">{value}</text>",
+            label = LABEL_WIDTH - 8,
+            colour = colour(case.route),
+            from = x + low,
+            to = x + high,
+            after = x + high + 6.0,
+            value = figure.show(row.median),
+        );
+    }
+    Panel {
+        height: HEAD + rows.len() * ROW,
+        content,
+    }
+}
+
+/// The kernel is grey, muslin is not.
+fn colour(route: Route) -> &'static str {
+    match route {
+        Route::KernelVxlan | Route::KernelBridge => "#9aa5b1",
+        Route::MuslinVxlan => "#2f7ed8",
+        Route::MuslinUdp => "#55a868",
+        Route::MuslinNode => "#8172b3",
+        Route::Memory => "#dd8452",
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;")
+}

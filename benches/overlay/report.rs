@@ -1,0 +1,179 @@
+//! The tables, and the files.
+
+use std::path::Path;
+
+use comfy_table::{Table, presets};
+use serde_json::{Map, Value, json};
+
+use crate::chart;
+use crate::figures::{Comparison, Figure, Samples, Summary};
+use crate::machine::Machine;
+use crate::stage::Case;
+
+/// A whole run.
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    pub(crate) rounds: usize,
+    /// Per measurement.
+    pub(crate) seconds: f64,
+    /// The share of the processors that others took before each round.
+    pub(crate) others: Vec<f64>,
+    pub(crate) samples: Samples,
+}
+
+impl Report {
+    pub(crate) fn print(&self) {
+        println!(
+            "\nMedians of {} rounds of {} s (least and most):\n{}",
+            self.rounds,
+            self.seconds,
+            self.figures()
+        );
+        println!("\nRatios of medians:\n{}", self.comparisons());
+        for failure in self.samples.failures() {
+            println!("FAILED: {failure}");
+        }
+    }
+
+    fn cases(&self) -> Vec<Case> {
+        let measured = Case::all().into_iter();
+        measured.filter(|case| self.samples.has(*case)).collect()
+    }
+
+    /// A row per figure, a column per path.
+    fn figures(&self) -> Table {
+        let cases = self.cases();
+        let mut table = plain_table();
+        let titles = cases
+            .iter()
+            .map(|case| case.to_string().replace(", ", "\n"));
+        table.set_header(std::iter::once(String::new()).chain(titles));
+        for figure in Figure::ALL {
+            let cells: Vec<_> = cases
+                .iter()
+                .map(|case| self.samples.summary(*case, figure))
+                .collect();
+            if cells.iter().any(Option::is_some) {
+                let (title, unit) = figure.title();
+                let cells = cells.iter().map(|summary| cell(figure, summary.as_ref()));
+                table.add_row(std::iter::once(format!("{title}\n{unit}")).chain(cells));
+            }
+        }
+        table
+    }
+
+    fn comparisons(&self) -> Table {
+        let mut table = plain_table();
+        table.set_header(["figure", "of", "to", "is", "must", "aim", ""]);
+        for row in Comparison::all() {
+            let Some(value) = row.value(&self.samples) else {
+                continue;
+            };
+            let goal = |pick: fn((f64, f64)) -> f64| row.goal.map(pick).map(|it| format!("{it}"));
+            let (title, unit) = row.figure.title();
+            let shown = match row.theirs {
+                Some(_) => format!("{value:.2}"),
+                None => format!("{} {unit}", row.figure.show(value)),
+            };
+            let bound = if row.figure.is_cost() { "<= " } else { ">= " };
+            table.add_row([
+                title.to_owned(),
+                row.ours.to_string(),
+                row.theirs.map_or_else(String::new, |case| case.to_string()),
+                shown,
+                goal(|(must, _)| must).map_or_else(String::new, |it| format!("{bound}{it}")),
+                goal(|(_, aim)| aim).unwrap_or_default(),
+                match row.is_met(value) {
+                    Some(true) => "ok".to_owned(),
+                    Some(false) => "MISSING".to_owned(),
+                    None => String::new(),
+                },
+            ]);
+        }
+        table
+    }
+
+    /// Writes the run as JSON and as a chart.
+    pub(crate) fn write(&self, directory: &Path) {
+        std::fs::create_dir_all(directory).unwrap();
+        let (data, picture) = (
+            directory.join("overlay.json"),
+            directory.join("overlay.svg"),
+        );
+        let text = serde_json::to_string_pretty(&self.json()).unwrap();
+        std::fs::write(&data, text + "\n").unwrap();
+        let title = format!(
+            "Pod to pod: medians of {} rounds of {} s, whiskers from least to most",
+            self.rounds, self.seconds
+        );
+        let svg = chart::draw(
+            &title,
+            &self.machine.to_string(),
+            &self.cases(),
+            &self.samples,
+        );
+        std::fs::write(&picture, svg).unwrap();
+        println!("\nWritten: {}, {}", data.display(), picture.display());
+    }
+
+    fn json(&self) -> Value {
+        let cases: Vec<_> = self
+            .cases()
+            .into_iter()
+            .map(|case| self.case(case))
+            .collect();
+        let comparisons: Vec<_> = Comparison::all()
+            .iter()
+            .filter_map(|row| {
+                let value = row.value(&self.samples)?;
+                Some(json!({
+                    "figure": row.figure.key(),
+                    "ours": row.ours.to_string(),
+                    "theirs": row.theirs.map(|case| case.to_string()),
+                    "value": value,
+                    "must": row.goal.map(|(must, _)| must),
+                    "aim": row.goal.map(|(_, aim)| aim),
+                    "met": row.is_met(value),
+                }))
+            })
+            .collect();
+        json!({
+            "machine": self.machine,
+            "rounds": self.rounds,
+            "seconds": self.seconds,
+            "others_busy": self.others,
+            "paths": cases,
+            "comparisons": comparisons,
+            "failures": self.samples.failures(),
+        })
+    }
+
+    fn case(&self, case: Case) -> Value {
+        let figures = Figure::ALL.into_iter().filter_map(|figure| {
+            let summary = self.samples.summary(case, figure)?;
+            Some((figure.key().to_owned(), json!(summary)))
+        });
+        json!({
+            "path": case.route.name(),
+            "underlay": case.underlay.map(|underlay| underlay.name()),
+            "figures": figures.collect::<Map<_, _>>(),
+        })
+    }
+}
+
+fn plain_table() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN);
+    table
+}
+
+fn cell(figure: Figure, summary: Option<&Summary>) -> String {
+    let Some(Summary {
+        median, min, max, ..
+    }) = summary
+    else {
+        return String::new();
+    };
+    let [median, min, max] = [median, min, max].map(|value| figure.show(*value));
+    format!("{median}\n{min}-{max}")
+}

@@ -1,0 +1,330 @@
+//! The paths that are measured: two pods, and what is between them.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::process::Stdio;
+
+use clap::ValueEnum;
+use muslin::control::protocol::Attached;
+
+use crate::INSIDE;
+use crate::lab::{Host, Lab, Node, NodeConfig};
+
+/// MTU of pods by VXLAN over an underlay of 1,500 bytes.
+const VXLAN_MTU: u16 = 1450;
+/// Between the hosts.
+const UNDERLAY: &str = "eth0";
+/// VTEPs of the kernel's hosts.
+const MACS: [&str; 2] = ["c6:d2:32:6f:8f:01", "c6:d2:32:6f:8f:02"];
+
+/// What carries packets from pod to pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Route {
+    /// The kernel's VXLAN device, set up as flannel does.
+    KernelVxlan,
+    /// Two nodes with the VXLAN backend.
+    MuslinVxlan,
+    /// Two nodes with the UDP backend.
+    MuslinUdp,
+    /// Pods on one Linux bridge.
+    KernelBridge,
+    /// Pods of one node.
+    MuslinNode,
+    /// No path: an idle node with pods.
+    Memory,
+}
+
+/// What is between two hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Underlay {
+    /// A veth pair as it is, which hands over superpackets whole.
+    Veth,
+    /// One that carries no packet above its MTU.
+    DumbWire,
+}
+
+/// A path on an underlay, where it crosses one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Case {
+    pub(crate) route: Route,
+    pub(crate) underlay: Option<Underlay>,
+}
+
+impl Route {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::KernelVxlan => "kernel-vxlan",
+            Self::MuslinVxlan => "muslin-vxlan",
+            Self::MuslinUdp => "muslin-udp",
+            Self::KernelBridge => "kernel-bridge",
+            Self::MuslinNode => "muslin-node",
+            Self::Memory => "memory",
+        }
+    }
+
+    pub(crate) fn on(self, underlay: Underlay) -> Case {
+        Case {
+            route: self,
+            underlay: Some(underlay),
+        }
+    }
+
+    pub(crate) fn alone(self) -> Case {
+        Case {
+            route: self,
+            underlay: None,
+        }
+    }
+}
+
+impl Underlay {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Veth => "veth",
+            Self::DumbWire => "dumb wire",
+        }
+    }
+}
+
+impl Case {
+    pub(crate) fn all() -> Vec<Self> {
+        let tunnels = [Route::KernelVxlan, Route::MuslinVxlan, Route::MuslinUdp];
+        let mut cases = Vec::new();
+        for underlay in [Underlay::Veth, Underlay::DumbWire] {
+            cases.extend(tunnels.map(|route| route.on(underlay)));
+        }
+        let others = [Route::KernelBridge, Route::MuslinNode, Route::Memory];
+        cases.extend(others.map(Route::alone));
+        cases
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.underlay {
+            Some(underlay) => write!(f, "{}, {}", self.route.name(), underlay.name()),
+            None => write!(f, "{}", self.route.name()),
+        }
+    }
+}
+
+/// Two pods that reach each other.
+pub(crate) struct Stage {
+    /// Ends of the underlay, where there is one.
+    pub(crate) hosts: Vec<Host>,
+    /// From where traffic goes.
+    pub(crate) source: Host,
+    /// Where it goes.
+    pub(crate) sink: Host,
+    /// Its address.
+    pub(crate) address: Ipv4Addr,
+    _nodes: Vec<Node>,
+    _lab: Lab,
+}
+
+impl Stage {
+    /// Sets it up; `None` where this machine has no labs.
+    pub(crate) fn new(case: Case) -> Option<Self> {
+        let lab = Lab::new()?;
+        Some(match case.route {
+            Route::KernelVxlan => Self::kernel_vxlan(lab, case.underlay),
+            Route::MuslinVxlan => Self::muslin(lab, case.underlay, "vxlan"),
+            Route::MuslinUdp => Self::muslin(lab, case.underlay, "udp"),
+            Route::KernelBridge => Self::kernel_bridge(lab),
+            Route::MuslinNode | Route::Memory => Self::muslin_node(lab),
+        })
+    }
+
+    fn kernel_vxlan(lab: Lab, underlay: Option<Underlay>) -> Self {
+        let hosts = hosts(&lab, underlay);
+        let mut pods = Vec::new();
+        for (host, number) in hosts.iter().zip([1_u8, 2]) {
+            bridge(host, number);
+            pods.push(bridged_pod(&lab, host, number, 2));
+            let peer = 3 - number;
+            host.sh(&format!(
+                "echo 1 >/proc/sys/net/ipv4/ip_forward
+                 ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {own_ip} dev {UNDERLAY}
+                 ip link set flannel.1 address {own_mac} mtu {VXLAN_MTU} up
+                 ip addr add 10.244.{number}.0/32 dev flannel.1
+                 ip neigh replace 10.244.{peer}.0 lladdr {peer_mac} dev flannel.1 nud permanent
+                 bridge fdb replace {peer_mac} dev flannel.1 dst {peer_ip} self permanent
+                 ip route replace 10.244.{peer}.0/24 via 10.244.{peer}.0 dev flannel.1 onlink",
+                own_ip = host_address(number),
+                own_mac = MACS[usize::from(number - 1)],
+                peer_ip = host_address(peer),
+                peer_mac = MACS[usize::from(peer - 1)],
+            ));
+        }
+        let [source, sink] = pods.try_into().ok().unwrap();
+        Self {
+            hosts,
+            source,
+            sink,
+            address: Ipv4Addr::new(10, 244, 2, 2),
+            _nodes: Vec::new(),
+            _lab: lab,
+        }
+    }
+
+    fn muslin(lab: Lab, underlay: Option<Underlay>, backend: &str) -> Self {
+        let hosts = hosts(&lab, underlay);
+        let nodes: Vec<_> = hosts
+            .iter()
+            .zip([1, 2])
+            .map(|(host, number)| node(&lab, host, number, backend))
+            .collect();
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        let source = attached_pod(&lab, &nodes[0], "source").0;
+        let (sink, address) = attached_pod(&lab, &nodes[1], "sink");
+        Self {
+            hosts,
+            source,
+            sink,
+            address,
+            _nodes: nodes,
+            _lab: lab,
+        }
+    }
+
+    fn kernel_bridge(lab: Lab) -> Self {
+        let host = lab.namespace("host");
+        bridge(&host, 1);
+        Self {
+            source: bridged_pod(&lab, &host, 1, 2),
+            sink: bridged_pod(&lab, &host, 1, 3),
+            hosts: vec![host],
+            address: Ipv4Addr::new(10, 244, 1, 3),
+            _nodes: Vec::new(),
+            _lab: lab,
+        }
+    }
+
+    fn muslin_node(lab: Lab) -> Self {
+        let host = single_host(&lab);
+        let node = node(&lab, &host, 1, "vxlan");
+        let source = attached_pod(&lab, &node, "source").0;
+        let (sink, address) = attached_pod(&lab, &node, "sink");
+        Self {
+            hosts: vec![host],
+            source,
+            sink,
+            address,
+            _nodes: vec![node],
+            _lab: lab,
+        }
+    }
+}
+
+/// A node that has so many pods and nothing to do.
+pub(crate) struct IdleNode {
+    node: Node,
+    _pods: Vec<Host>,
+    _lab: Lab,
+}
+
+impl IdleNode {
+    /// Sets it up; `None` where this machine has no labs.
+    pub(crate) fn new(pods: usize) -> Option<Self> {
+        let lab = Lab::new()?;
+        let node = node(&lab, &single_host(&lab), 1, "vxlan");
+        let names = (1..=pods).map(|number| format!("pod{number}"));
+        Some(Self {
+            _pods: names
+                .map(|name| attached_pod(&lab, &node, &name).0)
+                .collect(),
+            node,
+            _lab: lab,
+        })
+    }
+
+    /// Its resident memory in megabytes.
+    pub(crate) fn resident_megabytes(&self) -> f64 {
+        let path = format!("/proc/{}/status", self.node.query("status")["pid"]);
+        let text = std::fs::read_to_string(path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+        kibibytes.parse::<f64>().unwrap() * 1024.0 / 1e6
+    }
+}
+
+fn host_address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, number)
+}
+
+/// Two hosts and a cable between them.
+fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
+    let hosts = vec![lab.namespace("host 1"), lab.namespace("host 2")];
+    lab.cable((&hosts[0], UNDERLAY), (&hosts[1], UNDERLAY));
+    for (host, number) in hosts.iter().zip([1, 2]) {
+        let address = host_address(number);
+        host.sh(&format!("ip addr add {address}/24 dev {UNDERLAY}"));
+        if underlay == Some(Underlay::DumbWire) {
+            let program = std::env::current_exe().unwrap();
+            host.run(&[program.to_str().unwrap(), INSIDE, "make-dumb", UNDERLAY]);
+        }
+    }
+    hosts
+}
+
+/// A host of which nobody else needs to know.
+fn single_host(lab: &Lab) -> Host {
+    let host = lab.namespace("host");
+    let address = host_address(1);
+    host.sh(&format!(
+        "ip link add {UNDERLAY} type dummy
+         ip addr add {address}/24 dev {UNDERLAY}
+         ip link set {UNDERLAY} up"
+    ));
+    host
+}
+
+/// The bridge of a host's pods.
+fn bridge(host: &Host, number: u8) {
+    host.sh(&format!(
+        "ip link add cni0 type bridge
+         ip addr add 10.244.{number}.1/24 dev cni0
+         ip link set cni0 mtu {VXLAN_MTU} up"
+    ));
+}
+
+/// A pod on a host's bridge.
+fn bridged_pod(lab: &Lab, host: &Host, number: u8, offset: u8) -> Host {
+    let pod = lab.namespace("pod");
+    let port = format!("veth{offset}");
+    lab.cable((host, &port), (&pod, "eth0"));
+    host.sh(&format!("ip link set {port} mtu {VXLAN_MTU} master cni0"));
+    pod.sh(&format!(
+        "ip link set eth0 mtu {VXLAN_MTU}
+         ip addr add 10.244.{number}.{offset}/24 dev eth0
+         ip route add default via 10.244.{number}.1"
+    ));
+    pod
+}
+
+fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    NodeConfig::new(&format!("n{number}"), host_address(number), &store)
+        .with("--network", "10.244.0.0/16")
+        .with("--backend", backend)
+        .start(host)
+}
+
+/// A pod of a node, and its address.
+fn attached_pod(lab: &Lab, node: &Node, name: &str) -> (Host, Ipv4Addr) {
+    let pod = lab.namespace(name);
+    let pid = pod.pid().to_string();
+    let mut command = node.client(&["attach", "--pid", &pid, "--name", name, "--json"]);
+    let output = command.stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "no pod {name}{}", node.log());
+    let attached: Attached = serde_json::from_slice(&output.stdout).unwrap();
+    (pod, attached.address.addr())
+}
+
+/// Whether packets of more than this length may cross.
+pub(crate) fn largest_frame(underlay: Underlay) -> Option<u32> {
+    // 1,500 bytes and an Ethernet header.
+    (underlay == Underlay::DumbWire).then_some(1514)
+}
