@@ -7,10 +7,12 @@ use crate::stage::{Case, Route};
 
 /// Panels stand side by side in so many columns.
 const COLUMNS: usize = 2;
-/// Sizes in pixels: a panel's, its head's, a bar's with the gap, and the labels' beside it.
+/// Sizes in pixels: a panel's, its head's, a bar's with what is below it, a gap's between
+/// underlays, and the texts' beside bars.
 const PANEL_WIDTH: usize = 560;
 const HEAD: usize = 34;
 const ROW: usize = 22;
+const GAP: usize = 8;
 const LABEL_WIDTH: usize = 170;
 const VALUE_WIDTH: usize = 60;
 const MARGIN: usize = 24;
@@ -74,8 +76,13 @@ fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
          </text>\n"
     );
     let length = |value: f64| value / most * BAR_WIDTH as f64;
-    for (index, (case, row)) in rows.iter().enumerate() {
-        let top = HEAD + index * ROW;
+    let mut top = HEAD;
+    let mut before = rows.first().map(|(case, _)| case.underlay);
+    for (case, row) in &rows {
+        // Paths that may be compared stand together.
+        if before.replace(case.underlay) != Some(case.underlay) {
+            top += GAP;
+        }
         let (text, middle) = (top + 12, top + 8);
         let (bar, low, high) = (length(row.median), length(row.min), length(row.max));
         let x = LABEL_WIDTH as f64;
@@ -93,9 +100,10 @@ fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
             after = x + high + 6.0,
             value = figure.show(row.median),
         );
+        top += ROW;
     }
     Panel {
-        height: HEAD + rows.len() * ROW,
+        height: top,
         content,
     }
 }

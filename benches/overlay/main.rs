@@ -121,10 +121,9 @@ fn supervise() -> ExitCode {
         .build()
         .unwrap();
     let code = runtime.block_on(watch(directory.path()));
-    // What the benchmark started dies with it, but not before it.
-    let gone = || std::fs::remove_dir_all(directory.path()).is_ok();
+    // What the benchmark started dies with it, but not before it, and may write until then.
     for _ in 0..50 {
-        if gone() {
+        if std::fs::remove_dir_all(directory.path()).is_ok() {
             break;
         }
         std::thread::sleep(Duration::from_millis(20));

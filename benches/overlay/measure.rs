@@ -13,7 +13,7 @@ use crate::figures::{Figure, Samples};
 use crate::lab::Host;
 use crate::load::{Count, Ready, RoundTrips};
 use crate::machine::CpuTime;
-use crate::stage::{Case, IdleNode, Route, Stage, largest_frame};
+use crate::stage::{Case, IdleNode, Route, Stage, UNDERLAY, Underlay};
 
 /// Until a flow has its speed.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -21,6 +21,10 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const RESERVE: Duration = Duration::from_secs(3);
 /// Traffic to see how large frames of the underlay are.
 const LOOK: Duration = Duration::from_millis(200);
+/// What a wire carries: 1,500 bytes and an Ethernet header.
+const LARGEST_FRAME: &str = "1514";
+/// Between two loads, so that nothing of the first is under way.
+const PAUSE: Duration = Duration::from_millis(50);
 /// Pods of the idle node.
 const IDLE_PODS: usize = 10;
 /// Until a node that got pods is idle.
@@ -40,8 +44,10 @@ pub(crate) enum Load {
     /// The same by datagrams.
     AskUdp,
     /// A flood of small datagrams.
+    #[value(name = "udp-64")]
     Udp64,
     /// A flood of large ones.
+    #[value(name = "udp-1400")]
     Udp1400,
 }
 
@@ -100,11 +106,12 @@ pub(crate) fn case(case: Case, loads: &[Load], duration: Duration, samples: &mut
     let Some(stage) = Stage::new(case) else {
         return false;
     };
-    if let Err(why) = check_frames(&stage, case) {
+    if let Err(why) = check(&stage, case) {
         fail(samples, case, &why);
         return true;
     }
     for load in loads {
+        std::thread::sleep(PAUSE);
         match load.run(&stage, duration) {
             Ok(values) => {
                 for (figure, value) in values {
@@ -167,6 +174,10 @@ impl Process {
         self.hear()
     }
 
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|ended| ended.is_some())
+    }
+
     /// Has it end and say its last.
     fn finish<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         self.input = None;
@@ -199,11 +210,14 @@ fn window(
 ) -> Result<(Window, f64), String> {
     let (mut sink, address) = sink(stage, kind)?;
     let life = (WARM_UP + duration + RESERVE).as_secs_f64().to_string();
-    let source = Process::start(&stage.source, &[kind, &address, more, &life]);
+    let mut source = Process::start(&stage.source, &[kind, &address, more, &life]);
     std::thread::sleep(WARM_UP);
     let (start, first): (_, Count) = (CpuTime::now(), sink.ask()?);
     std::thread::sleep(duration);
     let (end, last): (_, Count) = (CpuTime::now(), sink.ask()?);
+    if source.has_ended() {
+        return Err("the source ended before its time".to_owned());
+    }
     drop(source);
     if last.wrong > 0 {
         return Err(format!("wrong content, {} times", last.wrong));
@@ -252,20 +266,24 @@ fn ask(stage: &Stage, kind: &str, duration: Duration) -> Result<RoundTrips, Stri
     Ok(trips)
 }
 
-/// Sends a little to warm up, and has a look at the underlay's frames where they are limited.
-fn check_frames(stage: &Stage, case: Case) -> Result<(), String> {
-    let limit = case.underlay.and_then(largest_frame);
-    let counter = limit.map(|limit| {
-        let words = ["count-giants", "eth0", &limit.to_string()];
-        Process::start(&stage.hosts[1], &words)
-    });
-    let Some(mut counter) = counter else {
+/// Sends a little to warm up, and looks whether superpackets cross the underlay.
+fn check(stage: &Stage, case: Case) -> Result<(), String> {
+    let Some(underlay) = case.underlay else {
         return window(stage, "tcp", "1", LOOK).map(drop);
     };
-    counter.hear::<serde_json::Value>()?;
+    let words = ["count-giants", UNDERLAY, LARGEST_FRAME];
+    let mut counter = Process::start(&stage.hosts[1], &words);
+    let _: bool = counter.hear()?;
     window(stage, "tcp", "1", LOOK)?;
-    match counter.finish::<u64>()? {
-        0 => Ok(()),
-        giants => Err(format!("{giants} frames above the MTU crossed the wire")),
+    let giants: u64 = counter.finish()?;
+    match underlay {
+        Underlay::DumbWire if giants > 0 => {
+            Err(format!("{giants} frames above the MTU crossed the wire"))
+        }
+        // It is known for them: who sees none does not see any on the other underlay.
+        Underlay::Veth if giants == 0 && case.route == Route::KernelVxlan => {
+            Err("no frame above the MTU was seen where they must be".to_owned())
+        }
+        _ => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::chart;
 use crate::figures::{Comparison, Figure, Samples, Summary};
 use crate::machine::Machine;
-use crate::stage::Case;
+use crate::stage::{Case, Route};
 
 /// A whole run.
 pub(crate) struct Report {
@@ -30,26 +30,35 @@ impl Report {
             self.figures()
         );
         println!("\nRatios of medians:\n{}", self.comparisons());
+        let others = self.others.iter().copied().fold(0.0, f64::max) * 100.0;
+        println!("\nOthers used up to {others:.0} % of the processors before a round.");
         for failure in self.samples.failures() {
             println!("FAILED: {failure}");
         }
     }
 
-    fn cases(&self) -> Vec<Case> {
-        let measured = Case::all().into_iter();
-        measured.filter(|case| self.samples.has(*case)).collect()
+    /// All that was measured.
+    fn measured(&self) -> impl Iterator<Item = Case> {
+        let all = Case::all().into_iter();
+        all.filter(|case| self.samples.has(*case))
+    }
+
+    /// The paths among them.
+    fn paths(&self) -> Vec<Case> {
+        let is_path = |case: &Case| case.route != Route::Memory;
+        self.measured().filter(is_path).collect()
     }
 
     /// A row per figure, a column per path.
     fn figures(&self) -> Table {
-        let cases = self.cases();
+        let paths = self.paths();
         let mut table = plain_table();
-        let titles = cases
+        let titles = paths
             .iter()
             .map(|case| case.to_string().replace(", ", "\n"));
         table.set_header(std::iter::once(String::new()).chain(titles));
         for figure in Figure::ALL {
-            let cells: Vec<_> = cases
+            let cells: Vec<_> = paths
                 .iter()
                 .map(|case| self.samples.summary(*case, figure))
                 .collect();
@@ -109,7 +118,7 @@ impl Report {
         let svg = chart::draw(
             &title,
             &self.machine.to_string(),
-            &self.cases(),
+            &self.paths(),
             &self.samples,
         );
         std::fs::write(&picture, svg).unwrap();
@@ -117,11 +126,7 @@ impl Report {
     }
 
     fn json(&self) -> Value {
-        let cases: Vec<_> = self
-            .cases()
-            .into_iter()
-            .map(|case| self.case(case))
-            .collect();
+        let measured: Vec<_> = self.measured().map(|case| self.case(case)).collect();
         let comparisons: Vec<_> = Comparison::all()
             .iter()
             .filter_map(|row| {
@@ -142,7 +147,7 @@ impl Report {
             "rounds": self.rounds,
             "seconds": self.seconds,
             "others_busy": self.others,
-            "paths": cases,
+            "measured": measured,
             "comparisons": comparisons,
             "failures": self.samples.failures(),
         })

@@ -13,7 +13,7 @@ use crate::lab::{Host, Lab, Node, NodeConfig};
 /// MTU of pods by VXLAN over an underlay of 1,500 bytes.
 const VXLAN_MTU: u16 = 1450;
 /// Between the hosts.
-const UNDERLAY: &str = "eth0";
+pub(crate) const UNDERLAY: &str = "eth0";
 /// VTEPs of the kernel's hosts.
 const MACS: [&str; 2] = ["c6:d2:32:6f:8f:01", "c6:d2:32:6f:8f:02"];
 
@@ -203,7 +203,7 @@ impl Stage {
     }
 
     fn muslin_node(lab: Lab) -> Self {
-        let host = single_host(&lab);
+        let host = lab.host("host", host_address(1));
         let node = node(&lab, &host, 1, "vxlan");
         let source = attached_pod(&lab, &node, "source").0;
         let (sink, address) = attached_pod(&lab, &node, "sink");
@@ -229,7 +229,8 @@ impl IdleNode {
     /// Sets it up; `None` where this machine has no labs.
     pub(crate) fn new(pods: usize) -> Option<Self> {
         let lab = Lab::new()?;
-        let node = node(&lab, &single_host(&lab), 1, "vxlan");
+        let host = lab.host("host", host_address(1));
+        let node = node(&lab, &host, 1, "vxlan");
         let names = (1..=pods).map(|number| format!("pod{number}"));
         Some(Self {
             _pods: names
@@ -267,18 +268,6 @@ fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
         }
     }
     hosts
-}
-
-/// A host of which nobody else needs to know.
-fn single_host(lab: &Lab) -> Host {
-    let host = lab.namespace("host");
-    let address = host_address(1);
-    host.sh(&format!(
-        "ip link add {UNDERLAY} type dummy
-         ip addr add {address}/24 dev {UNDERLAY}
-         ip link set {UNDERLAY} up"
-    ));
-    host
 }
 
 /// The bridge of a host's pods.
@@ -321,10 +310,4 @@ fn attached_pod(lab: &Lab, node: &Node, name: &str) -> (Host, Ipv4Addr) {
     assert!(output.status.success(), "no pod {name}{}", node.log());
     let attached: Attached = serde_json::from_slice(&output.stdout).unwrap();
     (pod, attached.address.addr())
-}
-
-/// Whether packets of more than this length may cross.
-pub(crate) fn largest_frame(underlay: Underlay) -> Option<u32> {
-    // 1,500 bytes and an Ethernet header.
-    (underlay == Underlay::DumbWire).then_some(1514)
 }
