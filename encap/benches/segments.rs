@@ -1,20 +1,34 @@
-//! What splitting and merging 64 KiB costs beside copying the same bytes, and how fast the
-//! checksum is: `cargo bench -p muslin-encap`.
+//! What splitting and merging 64 KiB costs beside copying the same bytes, how fast the checksum is,
+//! and what a tunnel's header costs: `cargo bench -p muslin-encap`.
 //!
 //! Each figure is the median of rounds in which all take turns, so that whatever else the machine
 //! does hits all alike. Buffers stay in the cache, as the worker's few do.
 
 use std::hint::black_box;
-use std::time::Instant;
 
-use muslin_encap::checksum;
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::merge::{Merger, Settings};
 use muslin_encap::overhead::Mtu;
 use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
 use muslin_encap::virtio::{Gso, GsoKind};
+use muslin_encap::vxlan::{self, Vni};
+use muslin_encap::{checksum, udp};
 
-const ROUNDS: usize = 201;
-const CALLS: u32 = 20;
+use rounds::{Case, Figure, Turns};
+
+mod rounds;
+
+/// For what takes microseconds, and for what takes nanoseconds: the clock takes 25 of them.
+const LONG: Turns = Turns {
+    rounds: 201,
+    batches: 1,
+    calls: 20,
+};
+const SHORT: Turns = Turns {
+    rounds: 401,
+    batches: 1,
+    calls: 200,
+};
 /// In front of the inner IP packet: VXLAN and Ethernet headers.
 const L3: usize = 22;
 const GSO: Gso = Gso {
@@ -85,12 +99,20 @@ fn segments(packet: &[u8], checksums: Checksums) -> Vec<Vec<u8>> {
     segments
 }
 
-type Case<'a> = (&'static str, Box<dyn FnMut() + 'a>);
+/// Gives a call the packet behind the headroom.
+fn with_packet(storage: &mut [u8], call: impl FnOnce(&mut PacketBuf<'_>)) {
+    let len = storage.len() - HEADROOM;
+    let mut packet = PacketBuf::new(storage, HEADROOM, len).expect("it fits");
+    call(&mut packet);
+    black_box(packet.as_slice());
+}
 
-fn main() {
-    let payload = 46 * 1398;
-    let packet = superpacket(payload);
-    let small = superpacket(64);
+fn case<'a>(name: &str, call: impl FnMut() + 'a) -> Case<'a> {
+    (name.to_owned(), Box::new(call))
+}
+
+fn superpackets() {
+    let packet = superpacket(46 * 1398);
     let mut headers = vec![0; HEADERS_LEN];
     let mut more_headers = headers.clone();
     let mut copy = packet.clone();
@@ -100,96 +122,96 @@ fn main() {
     );
     // Merging rewrites the first packet, so each call begins with copies of the first alone.
     let (mut complete_work, mut partial_work) = (complete.clone(), partial.clone());
-    let mut alone = vec![small.clone()];
-    let mut flows: Vec<Vec<u8>> = (0..64u8)
-        .map(|i| {
-            let mut packet = superpacket(64);
-            packet[L3 + 23] = i;
-            packet
-        })
-        .collect();
-    let mut cases: Vec<Case<'_>> = vec![
-        (
-            "copy 64 KiB",
-            Box::new(|| copy.copy_from_slice(black_box(&packet))),
-        ),
-        (
-            "sum 64 KiB",
-            Box::new(|| {
-                black_box(checksum::sum(black_box(&packet)));
-            }),
-        ),
-        (
-            "sum 64 KiB, smoltcp's",
-            Box::new(|| {
-                black_box(smoltcp::wire::checksum::data(black_box(&packet)));
-            }),
-        ),
-        (
-            "sum 20 bytes",
-            Box::new(|| {
-                black_box(checksum::sum(black_box(&packet[L3..L3 + 20])));
-            }),
-        ),
-        (
-            "sum 20 bytes, smoltcp's",
-            Box::new(|| {
-                black_box(smoltcp::wire::checksum::data(black_box(
-                    &packet[L3..L3 + 20],
-                )));
-            }),
-        ),
-        (
-            "split 64 KiB, checksums finished",
-            Box::new(|| {
-                black_box(split(&packet, &mut headers, Checksums::Complete));
-            }),
-        ),
-        (
-            "split 64 KiB, checksums unfinished",
-            Box::new(|| {
-                black_box(split(&packet, &mut more_headers, Checksums::Partial));
-            }),
-        ),
-        (
-            "merge 64 KiB, checksums verified",
-            Box::new(|| {
-                complete_work[0].copy_from_slice(&complete[0]);
-                assert_eq!(merge(&mut complete_work), 1);
-            }),
-        ),
-        (
-            "merge 64 KiB, checksums unfinished",
-            Box::new(|| {
-                partial_work[0].copy_from_slice(&partial[0]);
-                assert_eq!(merge(&mut partial_work), 1);
-            }),
-        ),
-        (
-            "merge a batch of one small packet",
-            Box::new(|| assert_eq!(merge(&mut alone), 1)),
-        ),
-        (
-            "merge a batch of 64 flows",
-            Box::new(|| assert_eq!(merge(&mut flows), 64)),
-        ),
+    let mut cases = [
+        case("copy 64 KiB", || copy.copy_from_slice(black_box(&packet))),
+        case("sum 64 KiB", || {
+            black_box(checksum::sum(black_box(&packet)));
+        }),
+        case("sum 64 KiB, smoltcp's", || {
+            black_box(smoltcp::wire::checksum::data(black_box(&packet)));
+        }),
+        case("split 64 KiB, checksums finished", || {
+            black_box(split(&packet, &mut headers, Checksums::Complete));
+        }),
+        case("split 64 KiB, checksums unfinished", || {
+            black_box(split(&packet, &mut more_headers, Checksums::Partial));
+        }),
+        case("merge 64 KiB, checksums verified", || {
+            complete_work[0].copy_from_slice(&complete[0]);
+            assert_eq!(merge(&mut complete_work), 1);
+        }),
+        case("merge 64 KiB, checksums unfinished", || {
+            partial_work[0].copy_from_slice(&partial[0]);
+            assert_eq!(merge(&mut partial_work), 1);
+        }),
     ];
-    let mut times = vec![Vec::new(); cases.len()];
-    for _ in 0..ROUNDS {
-        for ((_, run), times) in cases.iter_mut().zip(&mut times) {
-            run();
-            let start = Instant::now();
-            (0..CALLS).for_each(|_| run());
-            times.push(start.elapsed().as_nanos() as u64 / u64::from(CALLS));
-        }
+    let figures = rounds::time(&mut cases, LONG);
+    for ((name, _), figure) in cases.iter().zip(&figures) {
+        let ratio = figure.median / figures[0].median;
+        let speed = packet.len() as f64 / figure.median;
+        let Figure { median, quartile } = figure;
+        println!("{name:<36} {median:>8.0} {quartile:>8.0} {ratio:>8.2} {speed:>8.1}");
     }
-    let medians = times.iter_mut().map(|times| {
-        times.sort_unstable();
-        times[ROUNDS / 2]
-    });
-    let medians: Vec<u64> = medians.collect();
-    for ((name, _), median) in cases.iter().zip(&medians) {
-        let ratio = *median as f64 / medians[0] as f64;
-        println!("{name:<36} {median:>8} ns {ratio:>8.2} x copy");
+}
+
+fn small_things() {
+    let vni = Vni::new(1).expect("it fits 24 bits");
+    let packet = superpacket(1398);
+    let mut frame = [&[0; HEADROOM][..], &packet[vxlan::HEADER_LEN..]].concat();
+    let mut datagram = [&[0; HEADROOM][..], &[8, 0, 0, 0, 0, 0, 1, 0]].concat();
+    datagram.extend_from_slice(&packet[vxlan::HEADER_LEN..]);
+    let mut ttl = packet[L3..].to_vec();
+    let mut alone = vec![superpacket(64)];
+    let flow = |port| {
+        let mut packet = superpacket(64);
+        packet[L3 + 23] = port;
+        packet
+    };
+    let mut flows: Vec<Vec<u8>> = (0..64).map(flow).collect();
+    let mut cases = [
+        case("sum 20 bytes", || {
+            black_box(checksum::sum(black_box(&packet[L3..L3 + 20])));
+        }),
+        case("sum 20 bytes, smoltcp's", || {
+            let header = black_box(&packet[L3..L3 + 20]);
+            black_box(smoltcp::wire::checksum::data(header));
+        }),
+        case("decrement a TTL", || {
+            ttl[8] = 64;
+            black_box(checksum::decrement_ttl(black_box(&mut ttl)));
+        }),
+        case("encapsulate, VXLAN", || {
+            with_packet(&mut frame, |packet| {
+                vxlan::encapsulate(black_box(packet), vni).expect("there is headroom");
+            });
+        }),
+        case("decapsulate, VXLAN", || {
+            with_packet(&mut datagram, |packet| {
+                assert_eq!(vxlan::decapsulate(black_box(packet)), Ok(vni));
+            });
+        }),
+        case("decapsulate, UDP: check the packet", || {
+            assert_eq!(udp::check(black_box(&packet[L3..])), Ok(1450));
+        }),
+        case("merge a batch of one small packet", || {
+            assert_eq!(merge(&mut alone), 1);
+        }),
+        case("merge a batch of 64 flows", || {
+            assert_eq!(merge(&mut flows), 64);
+        }),
+    ];
+    let figures = rounds::time(&mut cases, SHORT);
+    for ((name, _), figure) in cases.iter().zip(figures) {
+        let Figure { median, quartile } = figure;
+        println!("{name:<36} {median:>8.1} {quartile:>8.1}");
     }
+}
+
+fn main() {
+    println!(
+        "{:<36} {:>8} {:>8} {:>8} {:>8}",
+        "ns", "median", "quartile", "x copy", "GB/s"
+    );
+    superpackets();
+    small_things();
 }
