@@ -1,0 +1,96 @@
+//! What a packet costs in the node, from the call to the verdict, and what a route lookup costs:
+//! `cargo bench -p muslin-stack --bench packets`.
+//!
+//! Destinations are random, so that with 100,000 peers hardly anything a packet needs is in the
+//! cache by chance.
+
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_stack::peer::Tunnel;
+use muslin_stack::route::RouteTable;
+
+use rounds::{Case, Figure, Turns};
+use scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
+
+#[path = "../../encap/benches/rounds/mod.rs"]
+mod rounds;
+mod scenes;
+
+const TURNS: Turns = Turns {
+    rounds: 15,
+    batches: 100,
+    calls: 1_000,
+};
+
+/// The packets alone, without a node.
+fn preparing(peers: u32) -> Case<'static> {
+    let mut scene = Scene::new(vxlan_tunnel(), peers, Way::ToPeer);
+    let call = move || {
+        black_box(scene.prepare());
+    };
+    (format!("a packet alone, {peers} peers"), Box::new(call))
+}
+
+fn forwarding(name: &str, tunnel: Tunnel, peers: u32, way: Way) -> Case<'static> {
+    let mut scene = Scene::new(tunnel, peers, way);
+    let verdict = scene.run();
+    assert!(scene.is_right(verdict), "{name}: {verdict:?}");
+    let call = move || {
+        black_box(scene.run());
+    };
+    (format!("{name}, {peers} peers"), Box::new(call))
+}
+
+/// Lookups of random addresses among routes to the subnets of this many peers, whose lengths are
+/// `lengths` by turns.
+fn lookups(count: u32, lengths: u8) -> Case<'static> {
+    let mut table = RouteTable::default();
+    for index in 0..count {
+        let len = 25 + (index % u32::from(lengths)) as u8;
+        let network = Ipv4Net::new_assert(subnet(index).network(), len);
+        table.insert(network.into(), index);
+    }
+    let mut random = Random::new();
+    let call = move || {
+        let index = random.below(count);
+        let address = Ipv4Addr::from_bits(0x0a00_0000 + (index << 7));
+        assert_eq!(table.lookup(address.into()), Some(&index));
+    };
+    let name = format!("lookup, {count} routes of {lengths} lengths");
+    (name, Box::new(call))
+}
+
+fn main() {
+    let vxlan = vxlan_tunnel();
+    let mut cases = vec![preparing(1), preparing(100_000)];
+    for peers in [1, 1_000, 100_000] {
+        cases.push(forwarding("pod to peer, VXLAN", vxlan, peers, Way::ToPeer));
+        cases.push(forwarding(
+            "peer to pod, VXLAN",
+            vxlan,
+            peers,
+            Way::FromPeer,
+        ));
+    }
+    for (name, way) in [
+        ("pod to peer, UDP", Way::ToPeer),
+        ("peer to pod, UDP", Way::FromPeer),
+    ] {
+        cases.push(forwarding(name, Tunnel::Udp, 1, way));
+    }
+    cases.push(forwarding("pod to pod", vxlan, 1, Way::Switched));
+    cases.push(forwarding("pod to all", vxlan, 1, Way::Flooded));
+    for (count, lengths) in [(10, 1), (1_000, 1), (100_000, 1), (100_000, 8)] {
+        cases.push(lookups(count, lengths));
+    }
+    // An argument selects: `-- "pod to"`.
+    let wanted = std::env::args().skip(1).find(|it| !it.starts_with('-'));
+    cases.retain(|(name, _)| wanted.as_ref().is_none_or(|wanted| name.contains(wanted)));
+    println!("{:<36} {:>8} {:>8}", "ns", "median", "quartile");
+    let figures = rounds::time(&mut cases, TURNS);
+    for ((name, _), Figure { median, quartile }) in cases.iter().zip(figures) {
+        println!("{name:<36} {median:>8.1} {quartile:>8.1}");
+    }
+}
