@@ -1,0 +1,108 @@
+//! No packet costs an allocation once the node has seen the first few.
+
+use allocation_counter::measure;
+use muslin_encap::buffer::HEADROOM;
+use muslin_encap::headers::Transport;
+use muslin_encap::merge::{Merger, Settings};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
+use muslin_encap::virtio::{Gso, GsoKind};
+use muslin_stack::peer::Tunnel;
+
+use scenes::{Scene, Way, vxlan_tunnel};
+
+#[path = "../benches/scenes/mod.rs"]
+mod scenes;
+
+#[test]
+fn none_in_the_node() {
+    for tunnel in [vxlan_tunnel(), Tunnel::Udp] {
+        for way in [Way::ToPeer, Way::FromPeer, Way::Switched, Way::Flooded] {
+            let mut scene = Scene::new(tunnel, 100, way);
+            let first = scene.run();
+            assert!(scene.is_right(first), "{tunnel:?}, {way:?}: {first:?}");
+            let info = measure(|| {
+                for _ in 0..1_000 {
+                    let verdict = scene.run();
+                    assert!(scene.is_right(verdict));
+                }
+            });
+            assert_eq!(info.count_total, 0, "{tunnel:?}, {way:?}: {info:?}");
+        }
+    }
+}
+
+const SEGMENT: usize = 1398;
+const SEGMENTS: usize = 40;
+
+/// A TCP superpacket behind some headroom, its checksum unfinished.
+fn superpacket() -> Vec<u8> {
+    let mut bytes = vec![0; HEADROOM - 2];
+    bytes.extend([8, 0]);
+    etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [10, 0, 1, 2], 64)
+        .tcp(1000, 2000, 1, 500)
+        .ack(7)
+        .write(&mut bytes, &[5; SEGMENT * SEGMENTS])
+        .unwrap();
+    let at = Transport::parse(&bytes, HEADROOM).unwrap();
+    let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
+    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes
+}
+
+/// Splits into the buffers of a batch, and returns how many it took.
+fn split(packet: &[u8], headers: &mut [u8], batch: &mut [Vec<u8>]) -> usize {
+    let gso = Gso {
+        kind: GsoKind::TcpV4,
+        size: SEGMENT as u16,
+        ecn: false,
+    };
+    let mut split = Split::new(packet, HEADROOM, gso, Checksums::Complete).unwrap();
+    let mut count = 0;
+    while let Some(train) = split.next_train(headers, Limits::UDP_SEGMENT).unwrap() {
+        for (header, payload) in train.segments() {
+            let buffer = &mut batch[count];
+            buffer.clear();
+            buffer.extend_from_slice(header);
+            buffer.extend_from_slice(payload);
+            count += 1;
+        }
+    }
+    count
+}
+
+/// Merges a batch, and returns how many packets come out of it.
+fn merge(batch: &mut [Vec<u8>]) -> usize {
+    let settings = Settings {
+        mtu: Mtu::new(1450).unwrap(),
+        udp: true,
+    };
+    let mut merger = Merger::new(settings);
+    let mut outputs = 0;
+    let mut sink = |_: muslin_encap::merge::Merged<'_, '_, u32>| outputs += 1;
+    for segment in batch {
+        merger.push(segment, HEADROOM, 1, &mut sink);
+    }
+    merger.flush(&mut sink);
+    outputs
+}
+
+#[test]
+fn none_for_segments() {
+    let packet = superpacket();
+    let mut headers = vec![0; HEADERS_LEN];
+    let mut batch: Vec<_> = (0..SEGMENTS).map(|_| Vec::with_capacity(2048)).collect();
+    let info = measure(|| {
+        for _ in 0..100 {
+            assert_eq!(split(&packet, &mut headers, &mut batch), SEGMENTS);
+            assert_eq!(merge(&mut batch), 1);
+        }
+    });
+    assert_eq!(info.count_total, 0, "{info:?}");
+}
+
+#[test]
+fn they_would_be_seen() {
+    let info = measure(|| drop(std::hint::black_box(vec![1u8; 9])));
+    assert_eq!(info.count_total, 1);
+}
