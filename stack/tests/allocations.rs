@@ -1,4 +1,5 @@
 //! No packet costs an allocation once the node has seen the first few.
+#![allow(clippy::unwrap_used, reason = "a test may")]
 
 use allocation_counter::measure;
 use muslin_encap::buffer::HEADROOM;
@@ -19,8 +20,6 @@ fn none_in_the_node() {
     for tunnel in [vxlan_tunnel(), Tunnel::Udp] {
         for way in [Way::ToPeer, Way::FromPeer, Way::Switched, Way::Flooded] {
             let mut scene = Scene::new(tunnel, 100, way);
-            let first = scene.run();
-            assert!(scene.is_right(first), "{tunnel:?}, {way:?}: {first:?}");
             let info = measure(|| {
                 for _ in 0..1_000 {
                     let verdict = scene.run();

@@ -144,7 +144,7 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// A scene of a node with this many peers.
+    /// A scene of a node with this many peers, whose first packet has gone the right way.
     pub(crate) fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
         let (source, destination) = match way {
             Way::ToPeer => (pod(POD), Ipv4Addr::UNSPECIFIED),
@@ -157,7 +157,7 @@ impl Scene {
         front.extend(udp_headers(source, destination));
         let mut headers = [0; HEADERS_LEN];
         headers[..front.len()].copy_from_slice(&front);
-        Self {
+        let mut scene = Self {
             node: node(tunnel, peers),
             way,
             peers,
@@ -168,7 +168,10 @@ impl Scene {
             l3,
             sum: checksum::sum(&headers[l3..l3 + 20]),
             headers,
-        }
+        };
+        let verdict = scene.run();
+        assert!(scene.is_right(verdict), "{tunnel:?}, {way:?}: {verdict:?}");
+        scene
     }
 
     /// Puts the next packet into the buffer, and returns the index of its peer. All packets have
