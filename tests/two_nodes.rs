@@ -18,16 +18,16 @@ const UNDERLAY: u16 = 1500;
 struct Bed {
     nodes: [Node; 2],
     pods: [Agent; 2],
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Bed {
     fn new(backend: &str) -> Option<Self> {
-        Self::with(backend, "tap,gso,gro", &[])
+        Self::with(backend, ("--offload", "tap,gso,gro"), &[])
     }
 
-    /// The same with these offloads, and with these flags for the pods.
-    fn with(backend: &str, offload: &str, flags: &[&str]) -> Option<Self> {
+    /// The same with a flag for the nodes, and with these flags for the pods.
+    fn with(backend: &str, (flag, value): (&str, &str), flags: &[&str]) -> Option<Self> {
         let lab = Lab::new()?;
         let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
         let nodes = [1, 2].map(|number: u8| {
@@ -37,7 +37,7 @@ impl Bed {
                 .with("--network", "10.244.0.0/16")
                 .with("--backend", backend)
                 .with("--mtu", UNDERLAY)
-                .with("--offload", offload)
+                .with(flag, value)
                 .start(&lab.host(&name, address))
         });
         for node in &nodes {
@@ -46,11 +46,7 @@ impl Bed {
         let pods = nodes
             .each_ref()
             .map(|node| node.pod_after("pod", flags, "ip link set eth0 mtu 1500"));
-        Some(Self {
-            nodes,
-            pods,
-            _lab: lab,
-        })
+        Some(Self { nodes, pods, lab })
     }
 
     fn check(mut self, mtu: u16) {
@@ -102,7 +98,7 @@ fn the_same_traffic_passes_without_offloads() {
         ("tap,gso,gro", &plain, false),
     ] {
         for (backend, overhead) in [("vxlan", 50), ("udp", 28)] {
-            let Some(bed) = Bed::with(backend, offload, flags) else {
+            let Some(bed) = Bed::with(backend, ("--offload", offload), flags) else {
                 return;
             };
             for node in &bed.nodes {
@@ -113,6 +109,46 @@ fn the_same_traffic_passes_without_offloads() {
             bed.check(UNDERLAY - overhead);
         }
     }
+}
+
+#[test]
+fn several_workers_carry_the_same_traffic() {
+    for (backend, overhead) in [("vxlan", 50), ("udp", 28)] {
+        // A plain device has one queue, which the workers share.
+        for flags in [&[][..], &["--no-offload"]] {
+            let Some(bed) = Bed::with(backend, ("--workers", "3"), flags) else {
+                return;
+            };
+            assert_eq!(bed.nodes[0].query("status")["workers"], 3);
+            bed.check(UNDERLAY - overhead);
+        }
+    }
+}
+
+#[test]
+fn an_address_that_one_worker_hears_of_is_known_to_all() {
+    let Some(mut bed) = Bed::with("vxlan", ("--workers", "4"), &[]) else {
+        return;
+    };
+    let [_, there] = &bed.nodes;
+    let host = bed.lab.host("n3", Ipv4Addr::new(10, 9, 0, 3));
+    let store = format!("sqlite:{}", bed.lab.directory().join("leases.db").display());
+    let open = NodeConfig::new("n3", Ipv4Addr::new(10, 9, 0, 3), &store)
+        .with("--mtu", UNDERLAY)
+        .with("--workers", "4")
+        .flag("--no-pod-guard")
+        .start(&host);
+    there.wait_peers(2);
+    bed.nodes[0].wait_peers(2);
+    let second = open.address(77);
+    let script = format!("ip addr add {second}/24 dev eth0");
+    let mut pod = open.pod_after("pod", &[], &script);
+    let port = pod.listen(0).unwrap();
+    // Each flow may be another worker's, of which only one reads the answer to an ARP request.
+    for _ in 0..32 {
+        traffic::transfer(&mut bed.pods[0], second, port, 1000);
+    }
+    assert_eq!(open.losses(), Default::default());
 }
 
 #[test]

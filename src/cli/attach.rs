@@ -1,13 +1,12 @@
 //! `muslin attach` and `muslin detach`: namespaces that somebody else made.
 
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use clap::Args;
 use muslin_stack::ipam::PodName;
 
-use super::run::assignment;
+use super::run::{assignment, descriptors, queues};
 use super::{NodeChoice, block_on, output};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Request};
@@ -59,14 +58,14 @@ pub(super) struct DetachArguments {
 
 pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
-    block_on(async { Client::connect(&socket).await.map(drop) })?;
+    let queues = block_on(queues(&socket))?;
     let target = match (arguments.target.pid, arguments.target.netns) {
         (Some(pid), _) => Target::Process(pid),
         (None, Some(path)) => Target::File(path),
         (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
     };
     netns::enter(&target)?;
-    let tap = Tap::open(&arguments.ifname, !arguments.no_offload).map_err(Error::failed)?;
+    let tap = Tap::open(&arguments.ifname, !arguments.no_offload, queues).map_err(Error::failed)?;
     block_on(async {
         let client = Client::connect(&socket).await?;
         let request = Attach {
@@ -74,7 +73,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
             address: arguments.ip,
             persistent: true,
         };
-        let attached = client.attach(request, tap.as_fd()).await?;
+        let attached = client.attach(request, &descriptors(&tap)).await?;
         let configured = netns::configure(&arguments.ifname, &assignment(&attached)).await;
         if let Err(error) = configured {
             let pod = attached.pod.clone();

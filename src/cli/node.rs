@@ -66,6 +66,9 @@ pub(super) struct Arguments {
     /// A resolver for pods, reachable from them; may be given several times
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<Ipv4Addr>,
+    /// Threads that move packets; a flow stays on one of them
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
     /// Which of the kernel's offloads to use, where it has them
     #[arg(
         long,
@@ -133,6 +136,7 @@ impl Arguments {
             dns: self.dns.clone(),
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
+            workers: self.workers.into(),
             offload: self.offload(),
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),

@@ -82,6 +82,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             format!("{}, MTU {}, by {}", status.pods, status.mtu, status.device),
         ),
         ("offload", status.offload.replace(',', ", ")),
+        ("workers", status.workers.to_string()),
         ("peers", status.peers.to_string()),
         (
             "packets",

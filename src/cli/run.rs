@@ -9,7 +9,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -25,7 +25,7 @@ use tracing::{info, warn};
 
 use super::{Listener, NodeChoice, block_on, complain, die_with_parent};
 use crate::control::Client;
-use crate::control::protocol::{Attach, Attached};
+use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Assignment};
@@ -90,9 +90,9 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     }
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
     // A node that is not there is told before anything else happens.
-    block_on(async { Client::connect(&socket).await.map(drop) })?;
+    let queues = block_on(queues(&socket))?;
     netns::enter_fresh()?;
-    let tap = Tap::open(INTERFACE, !arguments.no_offload).map_err(Error::failed)?;
+    let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;
     block_on(async {
         let (client, attached) = attach_first(&socket, &arguments, &tap).await?;
         netns::give_files(
@@ -120,10 +120,22 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     })
 }
 
+/// Queues that a pod's device is to have: one for each worker of the node.
+pub(super) async fn queues(socket: &Path) -> Result<usize> {
+    let client = Client::connect(socket).await?;
+    let status = client.report::<Status>(Table::Status).await?;
+    Ok(status.first().map_or(1, |status| status.workers))
+}
+
+/// What the node is given of a device.
+pub(super) fn descriptors(tap: &[Tap]) -> Vec<BorrowedFd<'_>> {
+    tap.iter().map(AsFd::as_fd).collect()
+}
+
 async fn attach_first(
     socket: &Path,
     arguments: &Arguments,
-    tap: &Tap,
+    tap: &[Tap],
 ) -> Result<(Client, Attached)> {
     let client = Client::connect(socket).await?;
     let request = Attach {
@@ -131,7 +143,7 @@ async fn attach_first(
         address: arguments.ip,
         persistent: false,
     };
-    let attached = client.attach(request, tap.as_fd()).await?;
+    let attached = client.attach(request, &descriptors(tap)).await?;
     netns::configure(INTERFACE, &assignment(&attached)).await?;
     Ok((client, attached))
 }
@@ -210,7 +222,7 @@ fn exit_code(status: ExitStatus) -> u8 {
 /// A pod that is attached.
 struct Pod {
     socket: PathBuf,
-    tap: Tap,
+    tap: Vec<Tap>,
     attached: Attached,
 }
 
@@ -252,7 +264,7 @@ impl Pod {
             address,
             persistent: false,
         };
-        let device = self.tap.as_fd();
+        let device = &descriptors(&self.tap);
         let same = client
             .attach(request(Some(self.attached.address.addr())), device)
             .await;

@@ -69,12 +69,12 @@ impl Client {
             })
     }
 
-    /// Attaches a pod by its device.
+    /// Attaches a pod by its device, each descriptor a queue of it.
     ///
     /// # Errors
     /// What the node says against it.
-    pub async fn attach(&self, request: Attach, device: BorrowedFd<'_>) -> Result<Attached> {
-        match self.ask(&Request::Attach(request), Some(device)).await? {
+    pub async fn attach(&self, request: Attach, device: &[BorrowedFd<'_>]) -> Result<Attached> {
+        match self.ask(&Request::Attach(request), device).await? {
             Answer::Attached(attached) => Ok(attached),
             other => Err(unexpected(&other)),
         }
@@ -85,7 +85,7 @@ impl Client {
     /// # Errors
     /// What the node says against it.
     pub async fn command(&self, request: &Request) -> Result<()> {
-        match self.ask(request, None).await? {
+        match self.ask(request, &[]).await? {
             Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -96,7 +96,7 @@ impl Client {
     /// # Errors
     /// What the node says against it.
     pub async fn report<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>> {
-        let mut answer = self.ask(&Request::Report(table), None).await?;
+        let mut answer = self.ask(&Request::Report(table), &[]).await?;
         let mut all = Vec::new();
         loop {
             let Answer::Rows { rows, more } = answer else {
@@ -119,7 +119,7 @@ impl Client {
         self.0.closed().await;
     }
 
-    async fn ask(&self, request: &Request, beside: Option<BorrowedFd<'_>>) -> Result<Answer> {
+    async fn ask(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<Answer> {
         self.0
             .send(request, beside)
             .await

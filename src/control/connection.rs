@@ -12,11 +12,13 @@ use tokio_seqpacket::ancillary::{AncillaryMessageWriter, OwnedAncillaryMessage};
 
 /// The longest message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
-/// Room for control data: descriptors beside a message, of which one is expected.
-const ANCILLARY_LEN: usize = 128;
+/// Descriptors that may be beside a message: one for each queue of a device.
+const MAX_BESIDE: usize = 64;
+/// Room for control data: a header and those descriptors.
+const ANCILLARY_LEN: usize = 32 + 4 * MAX_BESIDE;
 
-/// A message's bytes and the first descriptor beside it.
-type Packet = (Vec<u8>, Option<OwnedFd>);
+/// A message's bytes and the descriptors beside it.
+type Packet = (Vec<u8>, Vec<OwnedFd>);
 
 /// A connection.
 #[derive(Debug)]
@@ -29,14 +31,14 @@ impl Connection {
         Self(socket)
     }
 
-    /// Sends a message, with a descriptor if there is one.
+    /// Sends a message, with descriptors if there are some.
     ///
     /// # Errors
     /// `InvalidInput` if it is longer than `MAX_MESSAGE`; else the socket's.
     pub async fn send(
         &self,
         message: &impl Serialize,
-        beside: Option<BorrowedFd<'_>>,
+        beside: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
         let bytes = serde_json::to_vec(message)?;
         if bytes.len() > MAX_MESSAGE {
@@ -47,16 +49,16 @@ impl Connection {
         }
         let mut room = [0; ANCILLARY_LEN];
         let mut ancillary = AncillaryMessageWriter::new(&mut room);
-        ancillary.add_fds(beside.as_slice())?;
+        ancillary.add_fds(beside)?;
         self.0.send_with_ancillary(&bytes, &mut ancillary).await?;
         Ok(())
     }
 
-    /// Receives a message and the first descriptor beside it; `None` at the end.
+    /// Receives a message and the descriptors beside it; `None` at the end.
     ///
     /// # Errors
     /// `InvalidData` for what is not such a message, or is longer than `MAX_MESSAGE`.
-    pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+    pub async fn receive<T: DeserializeOwned>(&self) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
         let Some((bytes, beside)) = poll_fn(|context| self.poll_packet(context)).await? else {
             return Ok(None);
         };
@@ -76,10 +78,10 @@ impl Connection {
             .poll_recv_with_ancillary(context, &mut bytes, &mut room);
         let (info, ancillary) = ready!(received)?;
         // All descriptors are owned here, so that those we did not ask for are closed.
-        let mut beside = None;
+        let mut beside = Vec::new();
         for message in ancillary.into_messages() {
             if let OwnedAncillaryMessage::FileDescriptors(descriptors) = message {
-                beside = beside.or(descriptors.into_iter().next());
+                beside.extend(descriptors);
             }
         }
         let len = info.bytes_read();
@@ -119,18 +121,20 @@ mod tests {
         let (one, other) = UnixSeqpacket::pair().unwrap();
         let (one, other) = (Connection::new(one), Connection::new(other));
         let file = tempfile::tempfile().unwrap();
-        one.send(&"hello", Some(file.as_fd())).await.unwrap();
-        one.send(&7, None).await.unwrap();
+        one.send(&"hello", &[file.as_fd(), file.as_fd()])
+            .await
+            .unwrap();
+        one.send(&7, &[]).await.unwrap();
         let (text, descriptor) = other.receive::<String>().await.unwrap().unwrap();
         assert_eq!(text, "hello");
-        assert!(descriptor.is_some());
+        assert_eq!(descriptor.len(), 2);
         let error = other.receive::<String>().await.unwrap_err();
         assert_eq!(
             error.kind(),
             io::ErrorKind::InvalidData,
             "a number is no text"
         );
-        assert!(one.send(&"x".repeat(MAX_MESSAGE), None).await.is_err());
+        assert!(one.send(&"x".repeat(MAX_MESSAGE), &[]).await.is_err());
         one.0.send(b"\"breaks o").await.unwrap();
         let error = other.receive::<String>().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");

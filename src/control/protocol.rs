@@ -149,6 +149,8 @@ pub struct Status {
     pub mtu: u16,
     /// The device pods are attached by.
     pub device: String,
+    /// Threads that move packets.
+    pub workers: usize,
     /// The kernel's offloads in use, as in `--offload`.
     pub offload: String,
     /// Where leases are stored.

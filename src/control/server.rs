@@ -33,7 +33,7 @@ pub trait Service: Send + Sync + 'static {
     fn attach(
         &self,
         request: Attach,
-        device: OwnedFd,
+        device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Self::Attachment>)>;
 
     /// Detaches a pod.
@@ -114,7 +114,7 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
                 let reason: String = error.to_string().chars().take(MAX_REASON).collect();
                 let message = format!("the request is not understood: {reason}");
                 connection
-                    .send(&Answer::from(Error::usage(message)), None)
+                    .send(&Answer::from(Error::usage(message)), &[])
                     .await?;
                 continue;
             }
@@ -138,7 +138,7 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
             },
         };
         connection
-            .send(&answer.unwrap_or_else(Answer::from), None)
+            .send(&answer.unwrap_or_else(Answer::from), &[])
             .await?;
     }
 }
@@ -146,9 +146,11 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
 fn answer_attach<S: Service>(
     service: &S,
     attach: Attach,
-    beside: Option<OwnedFd>,
+    device: Vec<OwnedFd>,
 ) -> Result<(Answer, Option<S::Attachment>)> {
-    let device = beside.ok_or_else(|| Error::usage("no device came with the request to attach"))?;
+    if device.is_empty() {
+        return Err(Error::usage("no device came with the request to attach"));
+    }
     let (attached, held) = service.attach(attach, device)?;
     Ok((Answer::Attached(attached), held))
 }
@@ -163,7 +165,7 @@ async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io:
         if len + row_len > MAX_MESSAGE / 2 && !part.is_empty() {
             let rows = std::mem::take(&mut part);
             connection
-                .send(&Answer::Rows { rows, more: true }, None)
+                .send(&Answer::Rows { rows, more: true }, &[])
                 .await?;
             len = 0;
         }
@@ -176,7 +178,7 @@ async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io:
                 rows: part,
                 more: false,
             },
-            None,
+            &[],
         )
         .await
 }
@@ -195,7 +197,7 @@ mod tests {
     impl Service for Empty {
         type Attachment = ();
 
-        fn attach(&self, _: Attach, _: OwnedFd) -> Result<(Attached, Option<()>)> {
+        fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
             Err(Error::failed("full"))
         }
 

@@ -102,6 +102,11 @@ mod request {
         nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
         libc::ifreq
     );
+    nix::ioctl_write_ptr_bad!(
+        tun_set_queue,
+        nix::request_code_write!(b'T', 217, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
     // The value is the argument itself, not a pointer to it.
     nix::ioctl_write_int_bad!(
         tun_set_offload,
@@ -112,25 +117,57 @@ mod request {
 }
 
 impl Tap {
-    /// Makes the interface `name` in the network namespace of this thread, with offloads if they
-    /// are wanted and there are some.
+    /// Makes the interface `name` in the network namespace of this thread, with offloads and that
+    /// many queues if they are wanted and there are some; else it has one queue.
     ///
     /// # Errors
     /// `OpenError` in words for people.
-    pub fn open(name: &str, offloads: bool) -> Result<Self, OpenError> {
-        let descriptor = match offloads.then(|| open_with_offloads(name)) {
-            Some(Ok(descriptor)) => descriptor,
+    pub fn open(name: &str, offloads: bool, queues: usize) -> Result<Vec<Self>, OpenError> {
+        let descriptors = match offloads.then(|| open_with_offloads(name, queues)) {
+            Some(Ok(descriptors)) => descriptors,
             Some(Err(error)) => {
                 // What stands in the way of any device stands in the way of the plain one too.
                 debug!("{name} cannot have offloads: {error}");
-                open_plain(name)?
+                vec![open_plain(name)?]
             }
-            None => open_plain(name)?,
+            None => vec![open_plain(name)?],
         };
         if let Err(error) = set_queue_len(name) {
             debug!("{name} keeps its queue length: {error}");
         }
-        Self::from_descriptor(descriptor).map_err(|error| OpenError::Other(name.to_owned(), error))
+        let queues = descriptors.into_iter().map(Self::from_descriptor);
+        let queues = queues.collect::<io::Result<_>>();
+        queues.map_err(|error| OpenError::Other(name.to_owned(), error))
+    }
+
+    /// Another descriptor of the same queue.
+    ///
+    /// # Errors
+    /// If there are too many descriptors.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            descriptor: self.descriptor.try_clone()?,
+            ..*self
+        })
+    }
+
+    /// Takes the queue out of use, or back into it: the kernel gives frames only to queues in use.
+    /// A device has at least one.
+    pub fn use_queue(&self, used: bool) {
+        let mut interface = empty_request();
+        let flags = if used {
+            libc::IFF_ATTACH_QUEUE
+        } else {
+            libc::IFF_DETACH_QUEUE
+        };
+        interface.ifr_ifru.ifru_flags = flags as libc::c_short;
+        // SAFETY: the kernel reads one `ifreq`, which lives until the call returns.
+        let set =
+            unsafe { request::tun_set_queue(self.descriptor.as_raw_fd(), &raw const interface) };
+        // It may be so already, or be the only queue of a device that can have no other.
+        if let Err(error) = set {
+            debug!("a queue stays as it is: {error}");
+        }
     }
 
     /// Wraps a descriptor that somebody else opened, and makes it non-blocking.
@@ -255,10 +292,19 @@ fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {
     Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
 }
 
-fn open_with_offloads(name: &str) -> io::Result<OwnedFd> {
+fn open_with_offloads(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+    (0..queues.max(1))
+        .map(|_| open_queue(name, queues > 1))
+        .collect()
+}
+
+fn open_queue(name: &str, is_one_of_several: bool) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open(TUN)?;
     let mut interface = request_for(name)?;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    if is_one_of_several {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
     // Flags are 15 bits.
     interface.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the kernel reads one `ifreq`, which lives until the call returns.

@@ -42,7 +42,9 @@ pub fn probe_namespace() -> Result<()> {
     let namespaces = netns::enter_fresh().err();
     let device = match namespaces {
         Some(_) => None,
-        None => Tap::open("eth0", true).err().map(|error| error.to_string()),
+        None => Tap::open("eth0", true, 1)
+            .err()
+            .map(|error| error.to_string()),
     };
     let probe = Probe {
         namespaces: namespaces.map(|error| error.to_string()),
@@ -166,7 +168,11 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
 }
 
 fn port(address: Ipv4Addr) -> Finding {
-    match UdpSocket::bind((address, vxlan::PORT).into(), Offload::default().sockets(0)) {
+    match UdpSocket::bind(
+        (address, vxlan::PORT).into(),
+        Offload::default().sockets(0),
+        1,
+    ) {
         Ok(_) => Finding::fine("port", format!("UDP {} is free", vxlan::PORT)),
         Err(error) => Finding::wrong("port", format!("UDP {} of {address}: {error}", vxlan::PORT))
             .advise(

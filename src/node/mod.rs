@@ -33,7 +33,7 @@ use crate::flannel::{self, SubnetEnv, Surface};
 use crate::lease::{self, store};
 use crate::state::{self, StateDir};
 use crate::underlay::{self, PublicInterface, UdpSocket, Wanted};
-use crate::worker::{Clock, Event, Worker};
+use crate::worker::{Clock, Event, Workers};
 
 use peers::Peers;
 use running::{Facts, Running};
@@ -78,6 +78,8 @@ pub struct Settings {
     pub subnet_file: Option<PathBuf>,
     /// Whether those tools are told that the node masquerades.
     pub ip_masq: bool,
+    /// Threads that move packets.
+    pub workers: usize,
     /// Which of the kernel's offloads it uses.
     pub offload: Offload,
     /// Where its health is told.
@@ -269,7 +271,8 @@ struct TunnelPlan {
 struct OpenTunnel {
     config: NetworkConfig,
     plan: TunnelPlan,
-    socket: UdpSocket,
+    /// For each worker.
+    sockets: Vec<UdpSocket>,
 }
 
 impl Plane {
@@ -374,16 +377,12 @@ impl Plane {
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let plan = self.plan_tunnel(&config)?;
-        let socket = bind_tunnel(
-            self.interface.address,
-            plan.port,
-            plan.tunnel.format(),
-            self.settings.offload,
-        )?;
+        let end = SocketAddr::new(self.interface.address.into(), plan.port);
+        let sockets = bind_tunnel(end, plan.tunnel.format(), &self.settings)?;
         Ok(OpenTunnel {
             config,
             plan,
-            socket,
+            sockets,
         })
     }
 
@@ -396,11 +395,16 @@ impl Plane {
         };
         self.identity.subnet = Some(key.ipv4);
         self.state.write_identity(&self.identity)?;
-        let node = Node::new(self.node_config(key, &tunnel)?, self.clock.now());
-        let node = node.map_err(Error::usage)?;
+        let config = self.node_config(key, &tunnel)?;
+        let now = self.clock.now();
+        let nodes = tunnel.sockets.into_iter().map(|socket| {
+            let node = Node::new(config.clone(), now).map_err(Error::usage)?;
+            Ok((node, socket))
+        });
+        let nodes = nodes.collect::<Result<_>>()?;
         let (sender, events) = mpsc::unbounded_channel();
-        let worker = Worker::start(node, tunnel.socket, self.clock, sender);
-        let worker = worker.context("cannot start the data path")?;
+        let workers = Workers::start(nodes, self.clock, &sender);
+        let workers = workers.context("cannot start the data path")?;
         let socket = match &self.settings.socket {
             Some(path) => {
                 state::vacate(path)?;
@@ -431,7 +435,7 @@ impl Plane {
         let peers = std::mem::take(&mut self.peers);
         let running = Running::new(
             facts,
-            worker,
+            workers,
             peers,
             self.leases.clone(),
             self.state.clone(),
@@ -473,6 +477,7 @@ impl Plane {
                         debug!("the interface of port {port} is gone");
                         heard.detach_port(port);
                     }
+                    Event::Ended => break,
                 }
             }
             let _ = fatal.send(Error::failed("the data path's thread has ended"));
@@ -486,25 +491,22 @@ impl Plane {
     }
 }
 
-/// Takes the tunnel's port.
-fn bind_tunnel(
-    address: Ipv4Addr,
-    port: u16,
-    format: Format,
-    offload: Offload,
-) -> Result<UdpSocket> {
+/// Takes the tunnel's port, for each worker.
+fn bind_tunnel(end: SocketAddr, format: Format, settings: &Settings) -> Result<Vec<UdpSocket>> {
     let source_ports = match format {
         Format::Vxlan => SOURCE_PORTS,
         // flannel's UDP backend sends from the port it listens on.
         Format::Udp => 0,
     };
-    let options = offload.sockets(source_ports);
-    UdpSocket::bind(SocketAddr::new(address.into(), port), options).map_err(|error| {
+    let options = settings.offload.sockets(source_ports);
+    UdpSocket::bind(end, options, settings.workers).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => format!(
-                "UDP port {port} of {address} is in use: another node, or flannel, runs there"
+                "UDP port {} of {} is in use: another node, or flannel, runs there",
+                end.port(),
+                end.ip()
             ),
-            _ => format!("cannot listen on UDP {address}:{port}: {error}"),
+            _ => format!("cannot listen on UDP {end}: {error}"),
         })
     })
 }

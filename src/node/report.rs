@@ -23,7 +23,7 @@ pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> 
     if table == Table::Leases {
         return values(running.leases().await?);
     }
-    let report = running.worker.report().await.map_err(Error::failed)?;
+    let report = running.workers.report().await.map_err(Error::failed)?;
     match table {
         Table::Status => values([status(running, &report)]),
         Table::Leases => Ok(Vec::new()),
@@ -67,6 +67,7 @@ fn status(running: &Running, report: &Report) -> Status {
         vtep_mac: mac,
         mtu: facts.mtu.get(),
         device: "tap".to_owned(),
+        workers: facts.settings.workers,
         offload: offload(running, report).to_string(),
         store: facts.store.clone(),
         lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),

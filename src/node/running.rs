@@ -1,6 +1,7 @@
 //! A node that has its lease: what its clients and its peers' leases ask of it.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
 use muslin_stack::peer::Tunnel;
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
+use smoltcp::wire::EthernetAddress;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -30,7 +32,7 @@ use crate::lease::store::Store;
 use crate::lease::table;
 use crate::state::StateDir;
 use crate::underlay::PublicInterface;
-use crate::worker::Worker;
+use crate::worker::Workers;
 
 /// How long the end waits for clients to be told of it.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -75,7 +77,7 @@ impl fmt::Display for Facts {
 /// A node that runs.
 pub(super) struct Running {
     pub(super) facts: Facts,
-    pub(super) worker: Worker,
+    pub(super) workers: Workers,
     pub(super) pods: Mutex<Pods>,
     pub(super) peers: Mutex<Peers>,
     pub(super) since: Instant,
@@ -91,7 +93,7 @@ pub(super) struct Running {
 impl Running {
     pub(super) fn new(
         facts: Facts,
-        worker: Worker,
+        workers: Workers,
         peers: Peers,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
@@ -105,7 +107,7 @@ impl Running {
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
             facts,
-            worker,
+            workers,
             leases,
             state,
             leave,
@@ -130,13 +132,10 @@ impl Running {
                 "it lies in the pod network {network}"
             )));
         }
-        let socket = bind_tunnel(
-            interface.address,
-            self.facts.port,
-            self.facts.tunnel.format(),
-            self.facts.settings.offload,
-        )?;
-        self.worker.rebind(socket).map_err(Error::failed)?;
+        let facts = &self.facts;
+        let end = SocketAddr::new(interface.address.into(), facts.port);
+        let sockets = bind_tunnel(end, facts.tunnel.format(), &facts.settings)?;
+        self.workers.rebind(sockets).map_err(Error::failed)?;
         *self.interface.lock() = interface;
         Ok(())
     }
@@ -166,11 +165,11 @@ impl Running {
         match known.peer(key, &self.facts.config.backend) {
             Ok(peer) => {
                 info!("peer {} has {}", peer.address, peer.subnet);
-                self.worker.set_peer(peer).map_err(Error::failed)
+                self.workers.set_peer(&peer).map_err(Error::failed)
             }
             Err(unusable) => {
                 warn!("the node {} is no peer: {unusable}", known.record.public_ip);
-                self.worker.remove_peer(known.id).map_err(Error::failed)
+                self.workers.remove_peer(known.id).map_err(Error::failed)
             }
         }
     }
@@ -181,7 +180,7 @@ impl Running {
             return Ok(());
         };
         info!("peer {} is gone", known.record.public_ip);
-        self.worker.remove_peer(known.id).map_err(Error::failed)?;
+        self.workers.remove_peer(known.id).map_err(Error::failed)?;
         peers.forget(key);
         Ok(())
     }
@@ -204,7 +203,7 @@ impl Running {
             .ok_or_else(|| Error::failed(format!("no pod named '{pod}' is attached")))?;
         self.remember(pods);
         info!("pod {pod} is detached");
-        self.worker.detach(gone.port).map_err(Error::failed)
+        self.workers.detach(gone.port).map_err(Error::failed)
     }
 
     /// Tells those who asked the node to leave how it went, and removes what clients could find
@@ -236,21 +235,40 @@ impl Drop for Attachment {
     }
 }
 
+/// The queues of a pod's device and its MAC address.
+fn open_queues(device: Vec<OwnedFd>, offload: bool) -> Result<(EthernetAddress, Vec<Tap>)> {
+    let mut queues = Vec::new();
+    let mut macs = Vec::new();
+    for descriptor in device {
+        let mut tap = Tap::from_descriptor(descriptor).map_err(Error::usage)?;
+        if !offload {
+            tap.disable_offloads().context("cannot disable offloads")?;
+        }
+        let mac = tap.hardware_address();
+        macs.push(mac.context("cannot read the device's MAC address")?);
+        queues.push(tap);
+    }
+    match macs.as_slice() {
+        [first, others @ ..] if others.iter().all(|mac| mac == first) => Ok((*first, queues)),
+        _ => Err(Error::usage(
+            "the descriptors are not the queues of one device",
+        )),
+    }
+}
+
 impl Service for Arc<Running> {
     type Attachment = Attachment;
 
-    fn attach(&self, request: Attach, device: OwnedFd) -> Result<(Attached, Option<Attachment>)> {
-        let mut tap = Tap::from_descriptor(device).map_err(Error::usage)?;
-        if !self.facts.settings.offload.tap {
-            tap.disable_offloads().context("cannot disable offloads")?;
-        }
-        let mac = tap
-            .hardware_address()
-            .context("cannot read the device's MAC address")?;
+    fn attach(
+        &self,
+        request: Attach,
+        device: Vec<OwnedFd>,
+    ) -> Result<(Attached, Option<Attachment>)> {
+        let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
         let mut pods = self.pods.lock();
         let (name, pod) = pods.attach(&request, mac)?;
         let attachment = pod.attachment(self.facts.settings.guard_pods);
-        if let Err(error) = self.worker.attach(pod.port, attachment, tap) {
+        if let Err(error) = self.workers.attach(pod.port, &attachment, queues) {
             pods.detach(&name);
             return Err(Error::failed(error));
         }

@@ -60,19 +60,28 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Binds the sockets.
+    /// Binds as many groups of sockets; the kernel keeps a flow at one of them.
     ///
     /// # Errors
     /// `AddrInUse` if another tunnel has the port, `AddrNotAvailable` if the address is not on
     /// this machine.
-    pub fn bind(address: SocketAddr, options: Options) -> io::Result<Self> {
-        let main = open(address)?;
+    pub fn bind(address: SocketAddr, options: Options, groups: usize) -> io::Result<Vec<Self>> {
+        if groups > 1 {
+            // Sockets that share a port would share it with another node of the same user, too.
+            open(address, false)?;
+        }
+        let group = || Self::bind_group(address, options, groups > 1);
+        (0..groups).map(|_| group()).collect()
+    }
+
+    fn bind_group(address: SocketAddr, options: Options, shares: bool) -> io::Result<Self> {
+        let main = open(address, shares)?;
         let gro = options.gro && setsockopt(&main, sockopt::UdpGroSegment, &true).is_ok();
         if let Err(error) = setsockopt(&main, sockopt::RxqOvfl, &1) {
             debug!("datagrams that overflow the socket are not counted: {error}");
         }
         let any_port = SocketAddr::new(address.ip(), 0);
-        let others = (0..options.source_ports).map(|_| open(any_port));
+        let others = (0..options.source_ports).map(|_| open(any_port, false));
         Ok(Self {
             others: others.collect::<io::Result<_>>()?,
             gso: (options.gso && can_cut_trains(&main)).into(),
@@ -186,13 +195,14 @@ impl UdpSocket {
     }
 }
 
-fn open(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+fn open(address: SocketAddr, shares_port: bool) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
         Some(Protocol::UDP),
     )?;
     socket.set_nonblocking(true)?;
+    socket.set_reuse_port(shares_port)?;
     socket.set_recv_buffer_size(QUEUE_BYTES)?;
     socket.set_send_buffer_size(QUEUE_BYTES)?;
     if address.is_ipv4() {
@@ -290,7 +300,8 @@ mod tests {
     };
 
     fn bind(options: Options) -> UdpSocket {
-        UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options).unwrap()
+        let mut groups = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options, 1).unwrap();
+        groups.pop().unwrap()
     }
 
     /// What arrives within a second, until `count` datagrams are there.
@@ -378,8 +389,10 @@ mod tests {
     #[test]
     fn a_port_that_is_taken_is_refused() {
         let one = bind(ALL);
-        let taken = UdpSocket::bind(one.main.local_addr().unwrap(), ALL).unwrap_err();
-        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        for groups in [1, 2] {
+            let taken = UdpSocket::bind(one.main.local_addr().unwrap(), ALL, groups);
+            assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        }
         let mut received = Received::default();
         let error = one.receive(&mut received).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);

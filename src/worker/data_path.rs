@@ -10,6 +10,7 @@ use muslin_encap::merge::{self, Merged, Merger};
 use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
+use muslin_stack::frame;
 use muslin_stack::node::Node;
 use muslin_stack::port::{Attachment, PortId};
 use nix::errno::Errno;
@@ -19,8 +20,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::output::{BUFFER_LEN, Io, Outbox};
-use super::{Clock, Command, Event, Report};
-use crate::device::Tap;
+use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
 use crate::underlay::{Received, UdpSocket};
 
 /// Frames taken from one port before the others have their turn.
@@ -37,8 +37,7 @@ pub(super) struct DataPath {
     io: Io,
     clock: Clock,
     epoll: Epoll,
-    commands: Receiver<Command>,
-    wake: Arc<EventFd>,
+    ear: Ear,
     events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
@@ -48,16 +47,46 @@ pub(super) struct DataPath {
     buffer: Box<[u8]>,
 }
 
+/// What a worker hears besides packets.
+pub(super) struct Ear {
+    pub(super) commands: Receiver<Command>,
+    pub(super) heard: Receiver<Heard>,
+    pub(super) wake: Arc<EventFd>,
+    pub(super) colleagues: Vec<Colleague>,
+}
+
+impl Ear {
+    fn pass_on(&self, port: PortId, frame: &[u8]) {
+        for colleague in &self.colleagues {
+            // Whoever has that many to hear has heard this one, or will be asked again.
+            if colleague
+                .heard
+                .try_send(Heard(port, frame.to_vec()))
+                .is_ok()
+            {
+                let _ = colleague.wake.write(1);
+            }
+        }
+    }
+}
+
+impl Drop for DataPath {
+    fn drop(&mut self) {
+        // Nobody listens where this is how it should end.
+        let _ = self.events.send(Event::Ended);
+    }
+}
+
 impl DataPath {
     pub(super) fn new(
         node: Node,
         underlay: UdpSocket,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
-        (commands, wake): (Receiver<Command>, Arc<EventFd>),
+        ear: Ear,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&*ear.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         epoll.add(&underlay, EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY))?;
         Ok(Self {
             outbox: Outbox::new(node.format().network_offset()),
@@ -65,8 +94,7 @@ impl DataPath {
             io: Io::new(underlay),
             clock,
             epoll,
-            commands,
-            wake,
+            ear,
             events,
             received: Received::default(),
             overflow: 0,
@@ -117,10 +145,10 @@ impl DataPath {
     }
 
     fn obey(&mut self) -> std::ops::ControlFlow<()> {
-        let _ = self.wake.read();
-        while let Ok(command) = self.commands.try_recv() {
+        let _ = self.ear.wake.read();
+        while let Ok(command) = self.ear.commands.try_recv() {
             match command {
-                Command::Attach(port, attachment, tap) => self.attach(port, attachment, tap),
+                Command::Attach(port, attachment, queue) => self.attach(port, attachment, queue),
                 Command::Detach(port) => self.detach(port),
                 Command::SetPeer(peer) => self.node.set_peer(peer),
                 Command::RemovePeer(peer) => {
@@ -134,13 +162,17 @@ impl DataPath {
                 Command::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
+        let now = self.clock.now();
+        while let Ok(Heard(port, frame)) = self.ear.heard.try_recv() {
+            self.node.overhear(now, port, &frame);
+        }
         self.send_own();
         std::ops::ControlFlow::Continue(())
     }
 
-    fn attach(&mut self, port: PortId, attachment: Attachment, tap: Tap) {
+    fn attach(&mut self, port: PortId, attachment: Attachment, Queue { tap, reads }: Queue) {
         let readable = EpollEvent::new(EpollFlags::EPOLLIN, port.0.into());
-        if let Err(error) = self.epoll.add(&tap, readable) {
+        if reads && let Err(error) = self.epoll.add(&tap, readable) {
             warn!("port {port} cannot be read: {error}");
             let _ = self.events.send(Event::PortGone(port));
             return;
@@ -216,7 +248,11 @@ impl DataPath {
     /// Passes the frame that was read into the outbox to the node and does what it says.
     fn handle_frame(&mut self, now: Instant, port: PortId, header: &[u8], len: usize) {
         let Self {
-            node, io, outbox, ..
+            node,
+            io,
+            outbox,
+            ear,
+            ..
         } = self;
         let Ok(packet) = PacketBuf::new(outbox.room(), HEADROOM, len) else {
             return;
@@ -225,6 +261,9 @@ impl DataPath {
             return node.refuse_frame(port, len);
         };
         let mut packet = packet.with_offload(offload);
+        if frame::is_arp(packet.as_slice()) {
+            ear.pass_on(port, packet.as_slice());
+        }
         let verdict = node.from_port(now, port, &mut packet);
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();

@@ -1,5 +1,5 @@
-//! The data path's thread: it reads frames and datagrams, asks the node what to do with each, and
-//! does it.
+//! The data path's threads: each reads frames and datagrams, asks its node what to do with each,
+//! and does it.
 //!
 //! Run to completion: the thread that read a packet also sends it, in the buffer it was read into.
 //! The control plane speaks to it by a queue of commands and an event descriptor.
@@ -7,9 +7,11 @@
 mod data_path;
 mod output;
 
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use muslin_stack::Instant;
@@ -46,7 +48,7 @@ impl Clock {
 }
 
 enum Command {
-    Attach(PortId, Attachment, Tap),
+    Attach(PortId, Attachment, Queue),
     Detach(PortId),
     SetPeer(Peer),
     RemovePeer(PeerId),
@@ -55,11 +57,21 @@ enum Command {
     Stop,
 }
 
+/// A queue of a pod's device.
+#[derive(Debug)]
+struct Queue {
+    tap: Tap,
+    /// Whether this worker reads it; all may write to it.
+    reads: bool,
+}
+
 /// What the data path has to tell of its own accord.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A port's interface is gone, with its namespace.
     PortGone(PortId),
+    /// A thread has ended.
+    Ended,
 }
 
 /// The tables and counters at one moment.
@@ -83,12 +95,33 @@ pub struct Report {
     pub neighbours: Vec<(std::net::IpAddr, Option<Place>, State)>,
 }
 
-/// The control plane's end of a worker. The thread ends with the last of them.
+/// The control plane's end of the workers. Their threads end with it.
+///
+/// Each has a node and sockets of its own, and a queue of every pod's device: the kernel keeps a
+/// flow on the queue and socket it is on, so no packet ever passes from one thread to another. What
+/// the control plane says it says to all of them.
 #[derive(Debug)]
-pub struct Worker {
+pub struct Workers(Vec<Worker>);
+
+#[derive(Debug)]
+struct Worker {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// An ARP frame that another worker read. An answer need not come to the worker that asked.
+#[derive(Debug)]
+struct Heard(PortId, Vec<u8>);
+
+/// Such frames that may wait; there are more where they came from.
+const HEARD: usize = 64;
+
+/// Another worker, as a worker sees it.
+#[derive(Debug)]
+struct Colleague {
+    heard: SyncSender<Heard>,
+    wake: Arc<EventFd>,
 }
 
 /// The data path has ended, which it only does by a defect or at the end.
@@ -96,38 +129,87 @@ pub struct Worker {
 #[error("the data path's thread has ended")]
 pub struct Ended;
 
-impl Worker {
-    /// Starts the thread; what it has to tell goes to `events`, whose end means that it has ended.
+impl Workers {
+    /// Starts a thread for each pair of node and sockets; what they have to tell goes to `events`.
     ///
     /// # Errors
-    /// If the kernel gives no thread or descriptors.
+    /// If the kernel gives no threads or descriptors.
     pub fn start(
-        node: Node,
-        underlay: UdpSocket,
+        nodes: Vec<(Node, UdpSocket)>,
         clock: Clock,
-        events: mpsc::UnboundedSender<Event>,
+        events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::from_flags(
-            EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-        )?);
-        let (commands, receiver) = channel();
-        let data_path = DataPath::new(node, underlay, clock, events, (receiver, wake.clone()))?;
-        let thread = std::thread::Builder::new()
-            .name("worker".to_owned())
-            .spawn(move || data_path.run())?;
-        Ok(Self {
-            commands,
-            wake,
-            thread: Some(thread),
-        })
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let mut ears = Vec::new();
+        for _ in &nodes {
+            let (sender, heard) = sync_channel(HEARD);
+            ears.push((Arc::new(EventFd::from_flags(flags)?), sender, heard));
+        }
+        let all: Vec<_> = ears
+            .iter()
+            .map(|(wake, sender, _)| (wake.clone(), sender.clone()))
+            .collect();
+        let mut workers = Self(Vec::new());
+        for (index, ((node, underlay), (wake, _, heard))) in nodes.into_iter().zip(ears).enumerate()
+        {
+            let others = all.iter().enumerate().filter(|(other, _)| *other != index);
+            let colleagues = others.map(|(_, (wake, heard))| Colleague {
+                heard: heard.clone(),
+                wake: wake.clone(),
+            });
+            let (commands, receiver) = channel();
+            let ear = data_path::Ear {
+                commands: receiver,
+                heard,
+                wake: wake.clone(),
+                colleagues: colleagues.collect(),
+            };
+            let data_path = DataPath::new(node, underlay, clock, events.clone(), ear)?;
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || data_path.run())?;
+            workers.0.push(Worker {
+                commands,
+                wake,
+                thread: Some(thread),
+            });
+        }
+        Ok(workers)
     }
 
-    /// Attaches a port.
+    /// Attaches a port by the queues of its device. If there are fewer than workers, those without
+    /// one write to the first; if there are more, those are not used.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
-    pub fn attach(&self, port: PortId, attachment: Attachment, tap: Tap) -> Result<(), Ended> {
-        self.tell(Command::Attach(port, attachment, tap))
+    /// If there are no more descriptors, or `Ended` if there is nobody to do it.
+    pub fn attach(
+        &self,
+        port: PortId,
+        attachment: &Attachment,
+        queues: Vec<Tap>,
+    ) -> io::Result<()> {
+        if queues.len() > 1 {
+            for (index, queue) in queues.iter().enumerate() {
+                queue.use_queue(index < self.0.len());
+            }
+        }
+        let first = queues
+            .first()
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .try_clone()?;
+        let mut queues = queues.into_iter();
+        for worker in &self.0 {
+            let queue = match queues.next() {
+                Some(tap) => Queue { tap, reads: true },
+                None => Queue {
+                    tap: first.try_clone()?,
+                    reads: false,
+                },
+            };
+            let told = worker.tell(Command::Attach(port, attachment.clone(), queue));
+            told.map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Detaches a port and closes its device.
@@ -135,15 +217,15 @@ impl Worker {
     /// # Errors
     /// `Ended` if there is nobody to do it.
     pub fn detach(&self, port: PortId) -> Result<(), Ended> {
-        self.tell(Command::Detach(port))
+        self.tell(|| Command::Detach(port))
     }
 
     /// Adds or changes a peer.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
-    pub fn set_peer(&self, peer: Peer) -> Result<(), Ended> {
-        self.tell(Command::SetPeer(peer))
+    pub fn set_peer(&self, peer: &Peer) -> Result<(), Ended> {
+        self.tell(|| Command::SetPeer(peer.clone()))
     }
 
     /// Removes a peer.
@@ -151,27 +233,46 @@ impl Worker {
     /// # Errors
     /// `Ended` if there is nobody to do it.
     pub fn remove_peer(&self, peer: PeerId) -> Result<(), Ended> {
-        self.tell(Command::RemovePeer(peer))
+        self.tell(|| Command::RemovePeer(peer))
     }
 
-    /// Sends and receives by another socket from now on.
+    /// Sends and receives by other sockets from now on, one group for each worker.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
-    pub fn rebind(&self, underlay: UdpSocket) -> Result<(), Ended> {
-        self.tell(Command::Rebind(underlay))
+    pub fn rebind(&self, underlays: Vec<UdpSocket>) -> Result<(), Ended> {
+        let mut pairs = self.0.iter().zip(underlays);
+        pairs.try_for_each(|(worker, underlay)| worker.tell(Command::Rebind(underlay)))
     }
 
-    /// The tables and counters as they are now.
+    /// The tables and counters as they are now, of all workers together.
     ///
     /// # Errors
     /// `Ended` if there is nobody to tell.
     pub async fn report(&self) -> Result<Report, Ended> {
-        let (sender, receiver) = oneshot::channel();
-        self.tell(Command::Report(sender))?;
-        receiver.await.map_err(|_| Ended)
+        let mut answers = Vec::new();
+        for worker in &self.0 {
+            let (sender, receiver) = oneshot::channel();
+            worker.tell(Command::Report(sender))?;
+            answers.push(receiver);
+        }
+        let mut whole: Option<Report> = None;
+        for answer in answers {
+            let report = answer.await.map_err(|_| Ended)?;
+            match &mut whole {
+                None => whole = Some(report),
+                Some(whole) => whole.add(report),
+            }
+        }
+        whole.ok_or(Ended)
     }
 
+    fn tell(&self, command: impl Fn() -> Command) -> Result<(), Ended> {
+        self.0.iter().try_for_each(|worker| worker.tell(command()))
+    }
+}
+
+impl Worker {
     fn tell(&self, command: Command) -> Result<(), Ended> {
         self.commands.send(command).map_err(|_| Ended)?;
         // A full counter wakes the thread as well.
@@ -185,6 +286,41 @@ impl Drop for Worker {
         let _ = self.tell(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+    }
+}
+
+impl Report {
+    /// Adds what another worker of the same node has to say.
+    fn add(&mut self, other: Self) {
+        self.counters.add(&other.counters);
+        for (id, theirs, _) in other.ports {
+            if let Some((_, port, _)) = self.ports.iter_mut().find(|(mine, ..)| *mine == id) {
+                port.received.add(theirs.received);
+                port.sent.add(theirs.sent);
+            }
+        }
+        let mut peers: HashMap<_, _> = self
+            .peers
+            .iter_mut()
+            .map(|state| (state.peer.id, state))
+            .collect();
+        for theirs in other.peers {
+            if let Some(state) = peers.get_mut(&theirs.peer.id) {
+                state.received.add(theirs.received);
+                state.sent.add(theirs.sent);
+            }
+        }
+        self.gso &= other.gso;
+        self.gro &= other.gro;
+        for theirs in other.neighbours {
+            let known = |(address, place, _): &(IpAddr, Option<Place>, _)| {
+                *address == theirs.0 && place.is_some()
+            };
+            if !self.neighbours.iter().any(known) {
+                self.neighbours.retain(|(address, ..)| *address != theirs.0);
+                self.neighbours.push(theirs);
+            }
         }
     }
 }

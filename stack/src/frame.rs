@@ -52,6 +52,12 @@ pub fn arp(payload: &[u8]) -> Option<ArpRepr> {
         .and_then(|packet| ArpRepr::parse(&packet).ok())
 }
 
+/// Whether a frame carries ARP.
+#[must_use]
+pub fn is_arp(frame: &[u8]) -> bool {
+    parse(frame).is_ok_and(|view| view.ethertype() == EthernetProtocol::Arp)
+}
+
 /// Writes a whole ARP frame.
 #[must_use]
 pub fn write_arp(

@@ -195,6 +195,18 @@ impl Node {
         self.own_addresses().contains(&address)
     }
 
+    /// Hears an ARP frame as [`Self::ingress_port`] does, and does nothing else with it.
+    pub(super) fn hear_guarded(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+        let own = (self.own_macs(), self.own_addresses());
+        let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
+            return;
+        };
+        if guard::check_pod(&view, &port.attachment, &own.0, &own.1).is_ok() {
+            self.fdb.learn(view.src_addr(), id, now);
+            self.hear_arp(now, id, bytes);
+        }
+    }
+
     fn hear_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
         let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
         let Some(ArpRepr::EthernetIpv4 {
