@@ -1,4 +1,8 @@
 //! The loop: wait, read batches, ask the node, send.
+//!
+//! It sleeps as soon as nothing is there. Looking 2, 10 or 50 times more before that changed neither
+//! throughput nor latency by more than their noise on two cores: the pod that is to answer needs the
+//! core that would be spent.
 
 use std::io;
 use std::net::SocketAddr;
