@@ -127,6 +127,8 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
         (&["--port", "65536"], &["65536"]),
         (&["--mtu", "99"], &["99"]),
         (&["--mtu", "65536"], &["65536"]),
+        (&["--offload", "none,tap"], &["none"]),
+        (&["--workers", "0"], &["1..=64"]),
         (&["--store", "pigeons:x"], &["pigeons"]),
         (&["--store", ""], &["store"]),
         (&["--nonsense"], &["--nonsense"]),

@@ -137,7 +137,7 @@ impl Arguments {
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
             workers: self.workers.into(),
-            offload: self.offload(),
+            offload: self.offload()?,
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),
             ip_masq: flannel.ip_masq(),
@@ -145,13 +145,16 @@ impl Arguments {
         })
     }
 
-    fn offload(&self) -> Offload {
+    fn offload(&self) -> Result<Offload> {
         let has = |name| self.offload.contains(&name);
-        Offload {
+        if has(OffloadName::None) && self.offload.iter().any(|name| *name != OffloadName::None) {
+            return Err(Error::usage("--offload: 'none' goes with no other"));
+        }
+        Ok(Offload {
             tap: has(OffloadName::Tap),
             gso: has(OffloadName::Gso),
             gro: has(OffloadName::Gro),
-        }
+        })
     }
 
     fn store(&self, state_dir: &Path) -> Result<String> {
