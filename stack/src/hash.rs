@@ -16,21 +16,34 @@ impl BuildHasher for Seed {
     }
 }
 
+/// Builds hashers for tables that only the control plane fills. Packets can only ask, so nobody can
+/// make such a table slow, and the hash may be a faster one.
+pub type Control = foldhash::fast::FixedState;
+
+impl Seed {
+    /// For tables that packets do not fill.
+    #[must_use]
+    pub const fn control(self) -> Control {
+        Control::with_seed(self.0)
+    }
+}
+
 /// A hash of the flow of a well-formed IPv4 packet: equal for all packets of a connection in one
 /// direction. Fragments count by their addresses and protocol only, since all but the first have
 /// no ports.
 #[must_use]
 pub fn flow(packet: &[u8], seed: Seed) -> u32 {
     use smoltcp::wire::{IpProtocol, Ipv4Packet};
-    let mut hasher = seed.build_hasher();
+    let mut hasher = seed.control().build_hasher();
     if let Ok(ip) = Ipv4Packet::new_checked(packet) {
-        hasher.write(packet.get(12..20).unwrap_or_default());
+        let (source, destination) = (ip.src_addr().to_bits(), ip.dst_addr().to_bits());
+        hasher.write_u64(u64::from(source) << 32 | u64::from(destination));
         hasher.write_u8(ip.next_header().into());
         let has_ports = matches!(ip.next_header(), IpProtocol::Tcp | IpProtocol::Udp)
             && ip.frag_offset() == 0
             && !ip.more_frags();
-        if has_ports {
-            hasher.write(ip.payload().get(..4).unwrap_or_default());
+        if has_ports && let Some(ports) = ip.payload().first_chunk() {
+            hasher.write_u32(u32::from_be_bytes(*ports));
         }
     }
     hasher.finish() as u32

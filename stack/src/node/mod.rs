@@ -23,7 +23,7 @@ use thiserror::Error;
 use crate::drops::{Counters, DropReason};
 use crate::gateway::{self, Gateway};
 use crate::guard;
-use crate::hash::Seed;
+use crate::hash::{Control, Seed};
 use crate::icmp::RateLimiter;
 use crate::neighbour::{Neighbours, Place, State};
 use crate::peer::{Peer, PeerId, PeerState, Tunnel};
@@ -133,9 +133,9 @@ pub struct Node {
     ports: BTreeMap<PortId, Port>,
     /// Ports whose pods may use any address.
     unguarded: usize,
-    peers: HashMap<PeerId, PeerState, Seed>,
+    peers: HashMap<PeerId, PeerState, Control>,
     /// Peers by the address their datagrams come from; several may share one.
-    sources: HashMap<IpAddr, Vec<PeerId>, Seed>,
+    sources: HashMap<IpAddr, Vec<PeerId>, Control>,
     routes: RouteTable<NextHop>,
     fdb: Fdb,
     neighbours: Neighbours,
@@ -192,8 +192,8 @@ impl Node {
             seed,
             ports: BTreeMap::new(),
             unguarded: 0,
-            peers: HashMap::with_hasher(seed),
-            sources: HashMap::with_hasher(seed),
+            peers: HashMap::with_hasher(seed.control()),
+            sources: HashMap::with_hasher(seed.control()),
             routes,
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
