@@ -155,7 +155,7 @@ fn every_checksum_is_right() {
     traffic::ping(&mut bed.theirs, flannel::node(1));
     traffic::ping_of_size(&mut bed.ours, theirs, 4000, false);
     traffic::expires(&mut bed.theirs, ours, 2, flannel::node(1));
-    traffic::transfer(&mut bed.ours, theirs, port, 500_000);
+    traffic::transfer(&mut bed.ours, theirs, port, 200_000);
     for size in [0, 1, 33, 1000] {
         let echoed = bed.ours.udp(to, 5, size).unwrap();
         assert_eq!(echoed.intact, 5, "{size} bytes");

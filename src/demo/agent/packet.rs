@@ -16,6 +16,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::Interface;
 use super::client::{from_hex, to_hex};
 
+/// What the kernel is asked to queue of what is captured, in bytes.
+const QUEUE_BYTES: usize = 8 << 20;
 /// Frames a capture keeps; later ones are lost.
 const MAX_FRAMES: usize = 4096;
 /// Every protocol, in the byte order the system asks for.
@@ -60,6 +62,8 @@ fn open(interface: &str, protocol: i32) -> io::Result<(Socket, LinkAddr)> {
         .find_map(|row| row.address?.as_link_addr().copied())
         .ok_or_else(|| io::Error::other(format!("there is no interface {interface}")))?;
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))?;
+    // A burst waits here until it is read; what the kernel grants may be less.
+    socket.set_recv_buffer_size(QUEUE_BYTES)?;
     Ok((socket, link))
 }
 
