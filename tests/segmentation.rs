@@ -12,12 +12,22 @@ mod packets;
 #[allow(dead_code, reason = "the library's own tests use the rest")]
 #[path = "../encap/tests/reference/mod.rs"]
 mod reference;
+#[path = "segmentation/rules.rs"]
+mod rules;
+#[path = "segmentation/trains.rs"]
+mod trains;
+#[path = "segmentation/tunnels.rs"]
+mod tunnels;
+
+use std::cell::Cell;
 
 use bridge::Bridge;
 use muslin_encap::checksum::{self, Transported};
 use muslin_encap::headers::{Protocol, Transport};
 use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
 use packets::{L3, Shape, superpacket};
+use rules::merges_agree;
+use tunnels::Tunnels;
 
 #[test]
 fn superpackets_become_the_segments_that_the_kernel_makes_of_them() {
@@ -34,6 +44,26 @@ fn kernel_segments() {
     inside::cases(1000, &superpacket(), |shape| {
         segments_agree(&bridge, &shape)
     });
+}
+
+#[test]
+fn segments_are_merged_as_the_kernel_merges_them() {
+    inside::run("kernel_merges");
+}
+
+#[test]
+#[ignore = "the part inside the lab"]
+fn kernel_merges() {
+    if !inside::is_inside() {
+        return;
+    }
+    let tunnels = Tunnels::new();
+    let merged = Cell::new(0);
+    inside::cases(5000, &trains::batch(), |batch| {
+        let made = merges_agree(&tunnels, &batch.frames());
+        merged.set(merged.get() + made);
+    });
+    assert!(merged.get() > 4000, "{} have been merged", merged.get());
 }
 
 fn segments_agree(bridge: &Bridge, shape: &Shape) {

@@ -11,7 +11,7 @@ use crate::reference::{finish, split};
 /// Length of an Ethernet header: where IP headers are.
 pub(crate) const L3: usize = 14;
 pub(crate) const ACK: u8 = 0x10;
-const CWR: u8 = 0x80;
+pub(crate) const CWR: u8 = 0x80;
 /// Destination and source of all frames.
 const MACS: [u8; 12] = [2, 0, 0, 0, 8, 1, 2, 0, 0, 0, 8, 2];
 
