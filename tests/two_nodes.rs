@@ -157,7 +157,11 @@ fn pods_of_one_node_reach_each_other_and_nobody_gets_their_packets() {
     let address = Ipv4Addr::new(10, 9, 0, 1);
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
     let node = NodeConfig::new("n", address, &store).start(&lab.host("n", address));
-    let [mut one, mut other, mut third] = ["one", "other", "third"].map(|name| node.pod(name));
+    let script = "seen=$(ip -details link show eth0)
+        echo \"$seen\" | grep -q 'qlen 4096'
+        echo \"$seen\" | grep -q 'gso_max_segs 44'";
+    let [mut one, mut other, mut third] =
+        ["one", "other", "third"].map(|name| node.pod_after(name, &[], script));
     let to = other.address("eth0").unwrap();
     traffic::ping(&mut one, to);
     third.capture("eth0").unwrap();

@@ -29,9 +29,6 @@ use crate::error::errno;
 
 /// Where the kernel keeps TAP devices.
 const TUN: &str = "/dev/net/tun";
-/// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
-/// overflow it.
-const QUEUE_LEN: libc::c_int = 4096;
 /// What the kernel may leave to the node, most first: checksums, TCP over IPv4 and IPv6 with ECN,
 /// and UDP (since Linux 6.2).
 const OFFLOADS: [libc::c_uint; 3] = [
@@ -113,7 +110,6 @@ mod request {
         nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>())
     );
     nix::ioctl_write_ptr!(tun_set_header_len, b'T', 216, libc::c_int);
-    nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
 }
 
 impl Tap {
@@ -132,9 +128,6 @@ impl Tap {
             }
             None => vec![open_plain(name)?],
         };
-        if let Err(error) = set_queue_len(name) {
-            debug!("{name} keeps its queue length: {error}");
-        }
         let queues = descriptors.into_iter().map(Self::from_descriptor);
         let queues = queues.collect::<io::Result<_>>();
         queues.map_err(|error| OpenError::Other(name.to_owned(), error))
@@ -319,16 +312,6 @@ fn open_queue(name: &str, is_one_of_several: bool) -> io::Result<OwnedFd> {
     }
     result?;
     Ok(device.into())
-}
-
-/// Sets the length of an interface's transmit queue in the network namespace of this thread.
-fn set_queue_len(name: &str) -> io::Result<()> {
-    let mut interface = request_for(name)?;
-    interface.ifr_ifru.ifru_metric = QUEUE_LEN;
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
-    // SAFETY: the kernel reads one `ifreq`, which lives until the call returns.
-    unsafe { request::set_queue_len(socket.as_raw_fd(), &raw const interface) }?;
-    Ok(())
 }
 
 impl OpenError {

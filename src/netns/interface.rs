@@ -13,6 +13,10 @@ use tracing::debug;
 use crate::error::{Context, Error, Result};
 use crate::netlink;
 
+/// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
+/// overflow it.
+const QUEUE_LEN: u32 = 4096;
+
 /// What a pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assignment {
@@ -54,7 +58,12 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
         assignment.mtu
     ))?;
 
-    limit_superpackets(handle, index, assignment.gso_max_segs).await;
+    for attribute in [
+        LinkAttribute::TxQueueLen(QUEUE_LEN),
+        LinkAttribute::GsoMaxSegs(assignment.gso_max_segs.into()),
+    ] {
+        tune(handle, index, attribute).await;
+    }
 
     let Assignment {
         address, gateway, ..
@@ -78,14 +87,14 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
     Ok(())
 }
 
-/// Longer superpackets are cut by the node, in twice as many calls; so this may fail, as it does in
-/// sandboxes with a small netlink.
-async fn limit_superpackets(handle: &Handle, index: u32, segments: u16) {
+/// Sets what the interface also works without, as in sandboxes with a small netlink: bursts are lost
+/// sooner then, and longer superpackets are cut by the node, in twice as many calls.
+async fn tune(handle: &Handle, index: u32, attribute: LinkAttribute) {
     let link = LinkUnspec::new_with_index(index)
-        .append_extra_attribute(LinkAttribute::GsoMaxSegs(segments.into()))
+        .append_extra_attribute(attribute.clone())
         .build();
     if let Err(error) = handle.link().set(link).execute().await {
-        debug!("superpackets are not limited to {segments} segments: {error}");
+        debug!("the interface does without {attribute:?}: {error}");
     }
 }
 
