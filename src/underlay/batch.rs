@@ -14,7 +14,6 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
-use muslin_encap::buffer::HEADROOM;
 use muslin_encap::plan::{Plan, Send};
 use nix::libc;
 use socket2::SockAddr;
@@ -26,7 +25,7 @@ const SENDS: usize = 64;
 /// Bytes of the longest datagram or train.
 const MESSAGE_LEN: usize = 65_535;
 /// Bytes of one buffer, whose start is on a cache line.
-const BUFFER_LEN: usize = HEADROOM + MESSAGE_LEN.next_multiple_of(64);
+const BUFFER_LEN: usize = MESSAGE_LEN.next_multiple_of(64);
 /// Room for control messages: a segment length and a counter take 48 bytes.
 const CONTROL_LEN: usize = 64;
 
@@ -41,10 +40,10 @@ struct Control([u8; CONTROL_LEN]);
 pub struct Received {
     storage: Box<[u8]>,
     messages: ArrayVec<Message, MESSAGES>,
-    /// Datagrams the kernel has dropped since the socket is open, modulo 2^32.
-    overflow: Option<u32>,
-    /// Messages that did not fit.
-    truncated: u64,
+    /// Datagrams the kernel has dropped since the socket is open, modulo 2^32, as far as it told.
+    overflow: u32,
+    /// Datagrams that were lost since the call before.
+    lost: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,8 +60,8 @@ impl Default for Received {
         Self {
             storage: vec![0; MESSAGES * BUFFER_LEN].into_boxed_slice(),
             messages: ArrayVec::new(),
-            overflow: None,
-            truncated: 0,
+            overflow: 0,
+            lost: 0,
         }
     }
 }
@@ -75,7 +74,7 @@ impl Received {
         buffers
             .filter_map(move |(index, buffer)| {
                 let message = messages.next_if(|message| message.index == index)?;
-                Some((message, buffer.get_mut(HEADROOM..HEADROOM + message.len)?))
+                Some((message, buffer.get_mut(..message.len)?))
             })
             .flat_map(|(message, train)| {
                 // One that is empty is a datagram too.
@@ -98,24 +97,18 @@ impl Received {
         }
     }
 
-    /// The counter of datagrams that the kernel dropped because the socket's queue was full, if it
-    /// was told.
+    /// Datagrams that the last call found to be lost: the socket's queue had been full, or they
+    /// were cut off.
     #[must_use]
-    pub const fn overflow(&self) -> Option<u32> {
-        self.overflow
-    }
-
-    /// Messages of the last call that were cut off and are lost.
-    #[must_use]
-    pub const fn truncated(&self) -> u64 {
-        self.truncated
+    pub const fn lost(&self) -> u64 {
+        self.lost
     }
 }
 
 /// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
 pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut Received) -> io::Result<bool> {
     into.messages.clear();
-    into.truncated = 0;
+    into.lost = 0;
     // SAFETY: all of these are plain data for which zero is a value.
     let (mut headers, mut names, mut parts) = unsafe {
         (
@@ -132,7 +125,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut Received) -> io::Result
         .zip(&mut controls)
         .zip(buffers)
     {
-        part.iov_base = buffer[HEADROOM..].as_mut_ptr().cast();
+        part.iov_base = buffer.as_mut_ptr().cast();
         part.iov_len = MESSAGE_LEN;
         let header = &mut header.msg_hdr;
         header.msg_name = (&raw mut *name).cast();
@@ -158,9 +151,12 @@ pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut Received) -> io::Result
         let len = header.msg_len as usize;
         // SAFETY: the kernel filled in the header, whose control data is still there.
         let (segment, overflow) = unsafe { read_control(&header.msg_hdr) };
-        into.overflow = overflow.or(into.overflow);
+        if let Some(overflow) = overflow {
+            into.lost += u64::from(overflow.wrapping_sub(into.overflow));
+            into.overflow = overflow;
+        }
         let (Some(source), 0) = (address(name), header.msg_hdr.msg_flags & libc::MSG_TRUNC) else {
-            into.truncated += 1;
+            into.lost += 1;
             continue;
         };
         into.messages.push(Message {

@@ -380,6 +380,27 @@ mod tests {
     }
 
     #[test]
+    fn what_overflows_the_queue_is_counted() {
+        let (one, other) = (bind(ALL), bind(ALL));
+        let destination = other.main.local_addr().unwrap();
+        let mut received = Received::default();
+        let (mut sent, mut arrived, mut lost) = (0, 0, 0);
+        // The counter comes with datagrams that are queued after the loss.
+        for burst in [40_000, 1] {
+            for _ in 0..burst {
+                one.send_one(&[7; 1400], destination).unwrap();
+            }
+            sent += burst;
+            while other.receive(&mut received).is_ok() {
+                arrived += received.datagrams().count() as u64;
+                lost += received.lost();
+            }
+        }
+        assert!(lost > 0);
+        assert_eq!(arrived + lost, sent);
+    }
+
+    #[test]
     fn kernels_that_garble_trains_are_known() {
         let known = |release| garbles_trains(release);
         assert!(known("7.0.0-rc1") && known("7.1.4+deb") && known("7.0.9"));

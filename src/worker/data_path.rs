@@ -45,8 +45,6 @@ pub(super) struct DataPath {
     events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
-    /// What the socket has told of its overflow.
-    overflow: u32,
     /// Where packets are that do not come from a port.
     buffer: Box<[u8]>,
 }
@@ -101,7 +99,6 @@ impl DataPath {
             ear,
             events,
             received: Received::default(),
-            overflow: 0,
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
         })
     }
@@ -192,7 +189,8 @@ impl DataPath {
             Ok(()) => {
                 self.flush();
                 self.io.underlay = underlay;
-                self.overflow = 0;
+                // Another socket counts its losses from zero.
+                self.received = Received::default();
             }
             Err(error) => warn!("the tunnel's new socket cannot be read: {error}"),
         }
@@ -302,15 +300,9 @@ impl DataPath {
             io,
             received,
             buffer,
-            overflow,
             ..
         } = self;
-        let lost = received.truncated();
-        if let Some(told) = received.overflow() {
-            let lost = u64::from(told.wrapping_sub(*overflow)) + lost;
-            node.count_drops(DropReason::UnderlayOverflow, lost);
-            *overflow = told;
-        }
+        node.count_drops(DropReason::UnderlayOverflow, received.lost());
         let format = node.format();
         let network = format.network_offset();
         let settings = merge::Settings {
@@ -358,9 +350,7 @@ impl DataPath {
     }
 
     fn flush(&mut self) {
-        if !self.outbox.is_empty() {
-            self.io.flush(&mut self.node, &mut self.outbox);
-        }
+        self.io.flush(&mut self.node, &mut self.outbox);
     }
 
     /// Sends what the node itself has to send.

@@ -92,7 +92,7 @@ pub struct Report {
     /// The route table.
     pub routes: Vec<(ipnet::IpNet, NextHop)>,
     /// The neighbour table, with the age of what was learned.
-    pub neighbours: Vec<(std::net::IpAddr, Option<Place>, State)>,
+    pub neighbours: Vec<(IpAddr, Option<Place>, State)>,
 }
 
 /// The control plane's end of the workers. Their threads end with it.
@@ -118,7 +118,7 @@ struct Heard(PortId, Vec<u8>);
 const HEARD: usize = 64;
 
 /// Another worker, as a worker sees it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Colleague {
     heard: SyncSender<Heard>,
     wake: Arc<EventFd>,
@@ -140,29 +140,25 @@ impl Workers {
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        let mut ears = Vec::new();
+        let (mut all, mut ears) = (Vec::new(), Vec::new());
         for _ in &nodes {
             let (sender, heard) = sync_channel(HEARD);
-            ears.push((Arc::new(EventFd::from_flags(flags)?), sender, heard));
-        }
-        let all: Vec<_> = ears
-            .iter()
-            .map(|(wake, sender, _)| (wake.clone(), sender.clone()))
-            .collect();
-        let mut workers = Self(Vec::new());
-        for (index, ((node, underlay), (wake, _, heard))) in nodes.into_iter().zip(ears).enumerate()
-        {
-            let others = all.iter().enumerate().filter(|(other, _)| *other != index);
-            let colleagues = others.map(|(_, (wake, heard))| Colleague {
-                heard: heard.clone(),
-                wake: wake.clone(),
+            all.push(Colleague {
+                heard: sender,
+                wake: Arc::new(EventFd::from_flags(flags)?),
             });
+            ears.push(heard);
+        }
+        let mut workers = Self(Vec::new());
+        for (index, ((node, underlay), heard)) in nodes.into_iter().zip(ears).enumerate() {
+            let mut colleagues = all.clone();
+            let wake = colleagues.remove(index).wake;
             let (commands, receiver) = channel();
             let ear = data_path::Ear {
                 commands: receiver,
                 heard,
                 wake: wake.clone(),
-                colleagues: colleagues.collect(),
+                colleagues,
             };
             let data_path = DataPath::new(node, underlay, clock, events.clone(), ear)?;
             let thread = std::thread::Builder::new()

@@ -57,10 +57,6 @@ impl Outbox {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.packets.is_empty()
-    }
-
     /// Whether there is no room for another packet of any length.
     pub(super) fn is_full(&self) -> bool {
         self.packets.is_full() || self.storage.len() - self.used < BUFFER_LEN
@@ -237,17 +233,16 @@ fn send_frame(
     told: &mut bool,
 ) -> Result<(), DropReason> {
     if !tap.has_offloads() {
+        if !packet.is_single() {
+            return send_segments(tap, packet, tail, flat);
+        }
         packet.complete();
     }
-    let sent = if tap.has_offloads() || packet.is_single() {
-        tap.send(&packet.offload(), packet.as_slice(), tail)
-    } else {
-        Err(Errno::EINVAL.into())
-    };
+    let sent = tap.send(&packet.offload(), packet.as_slice(), tail);
     match sent.map_err(|error| errno(&error)) {
         // Kernels around 6.6 take no superpacket whose last segment is shorter.
         Err(Errno::EINVAL) if !packet.is_single() => {
-            if tap.has_offloads() && !std::mem::replace(told, true) {
+            if !std::mem::replace(told, true) {
                 warn!("the kernel refuses a superpacket for a pod: such ones go in segments");
             }
             send_segments(tap, packet, tail, flat)

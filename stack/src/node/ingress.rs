@@ -195,8 +195,9 @@ impl Node {
         self.own_addresses().contains(&address)
     }
 
-    /// Hears an ARP frame as [`Self::ingress_port`] does, and does nothing else with it.
-    pub(super) fn hear_guarded(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+    /// Learns from an ARP frame that another worker's node took from a port. What is to be done
+    /// about the frame itself is done there.
+    pub fn overhear(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
         let own = (self.own_macs(), self.own_addresses());
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;

@@ -306,12 +306,6 @@ impl Node {
         self.count(verdict, packet.total_len())
     }
 
-    /// Learns from an ARP frame that another worker's node took from a port. What it does about the
-    /// frame itself is done there.
-    pub fn overhear(&mut self, now: Instant, port: PortId, frame: &[u8]) {
-        self.hear_guarded(now, port, frame);
-    }
-
     /// Counts a frame of `len` bytes whose virtio-net header could not be read.
     pub fn refuse_frame(&mut self, port: PortId, len: usize) {
         self.counters.received += 1;
