@@ -76,7 +76,6 @@ pub(crate) fn inside(words: &[String]) -> ExitCode {
         ["udp", to, size, seconds] => send_datagrams(parse(to), parse(size), time(seconds)),
         ["ask-tcp", to, seconds] => ask_stream(parse(to), time(seconds)),
         ["ask-udp", to, seconds] => ask_datagrams(parse(to), time(seconds)),
-        ["make-dumb", interface] => wire::make_dumb(interface),
         ["count-giants", interface, above] => {
             wire::count_giants(interface, parse(above)).and_then(|count| say(&count))
         }

@@ -7,8 +7,7 @@ use std::process::Stdio;
 use clap::ValueEnum;
 use muslin::control::protocol::Attached;
 
-use crate::INSIDE;
-use crate::lab::{Host, Lab, Node, NodeConfig};
+use crate::lab::{Host, Lab, Node, NodeConfig, Offload};
 
 /// MTU of pods by VXLAN over an underlay of 1,500 bytes.
 const VXLAN_MTU: u16 = 1450;
@@ -263,8 +262,8 @@ fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
         let address = host_address(number);
         host.sh(&format!("ip addr add {address}/24 dev {UNDERLAY}"));
         if underlay == Some(Underlay::DumbWire) {
-            let program = std::env::current_exe().unwrap();
-            host.run(&[program.to_str().unwrap(), INSIDE, "make-dumb", UNDERLAY]);
+            host.segments(UNDERLAY);
+            host.without(UNDERLAY, Offload::Merging);
         }
     }
     hosts
