@@ -2,7 +2,7 @@
 //! of ports, peers and routes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use arbitrary::Unstructured;
 use ipnet::{IpNet, Ipv4Net};
@@ -256,7 +256,7 @@ impl Harness {
     }
 
     fn datagram(&mut self, host: u8, frame: &[u8]) {
-        let source = underlay(host);
+        let source = SocketAddr::V4(underlay(host));
         let bytes = if self.vxlan {
             [&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat()
         } else {
@@ -268,7 +268,7 @@ impl Harness {
         let known = self
             .peers
             .values()
-            .any(|peer| peer.address.ip() == source.ip());
+            .any(|peer| IpAddr::from(*peer.address.ip()) == source.ip());
         if !known && self.check_peers {
             assert_eq!(verdict, Verdict::Drop(DropReason::UnknownPeer));
         }
@@ -278,8 +278,8 @@ impl Harness {
                 id, destination, ..
             } => {
                 assert!(self.vxlan && frame[12..14] == [8, 6]);
-                assert_eq!(self.peers[&id].address.ip(), source.ip());
-                assert_eq!(destination, self.peers[&id].address);
+                assert_eq!(IpAddr::from(*self.peers[&id].address.ip()), source.ip());
+                assert_eq!(destination, self.peers[&id].address.into());
                 assert_eq!(out.len(), 8 + 42);
                 assert_eq!(out[8 + 20..8 + 22], [0, 2]);
                 assert!(is_own(ipv4(&out[8 + 28..])));
@@ -325,7 +325,7 @@ impl Harness {
             let mut sharing = self
                 .peers
                 .values()
-                .filter(|peer| peer.address.ip() == outer);
+                .filter(|peer| IpAddr::from(*peer.address.ip()) == outer);
             let in_lease = sharing.any(|peer| peer.subnet.contains(&IpAddr::V4(source)));
             assert!(
                 in_lease || !self.check_peers,
@@ -348,7 +348,7 @@ impl Harness {
                 id, destination, ..
             } => {
                 let peer = &self.peers[&id];
-                assert!(destination == peer.address || self.peers_changed);
+                assert!(destination == peer.address.into() || self.peers_changed);
                 if !self.vxlan {
                     return out;
                 }
@@ -567,6 +567,6 @@ fn vtep(byte: u8) -> VtepMac {
     VtepMac::from_random(mac(8 + byte % 8).0)
 }
 
-fn underlay(host: u8) -> SocketAddr {
-    SocketAddr::from(([192, 168, 0, 2 + host % 4], 8472))
+fn underlay(host: u8) -> SocketAddrV4 {
+    SocketAddrV4::new([192, 168, 0, 2 + host % 4].into(), 8472)
 }

@@ -1,6 +1,6 @@
 //! The other nodes' leases, and which of them are peers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muslin_stack::lease::{Backend, LeaseRecord, SubnetKey};
 use muslin_stack::peer::{Peer, PeerId, Unusable};
@@ -9,7 +9,8 @@ use muslin_stack::peer::{Peer, PeerId, Unusable};
 #[derive(Debug, Default)]
 pub(super) struct Peers {
     known: BTreeMap<SubnetKey, Known>,
-    next_id: u32,
+    /// Numbers that are free again. If there are none, all below the number of leases are taken.
+    free: BTreeSet<u32>,
 }
 
 /// Another node's lease.
@@ -31,15 +32,17 @@ impl Peers {
         match self.known.get_mut(&key) {
             Some(known) => known.record = record,
             None => {
-                let id = PeerId(self.next_id);
-                self.next_id += 1;
+                let id = self.free.pop_first().unwrap_or(self.known.len() as u32);
+                let id = PeerId(id);
                 self.known.insert(key, Known { id, record });
             }
         }
     }
 
     pub(super) fn forget(&mut self, key: SubnetKey) {
-        self.known.remove(&key);
+        if let Some(known) = self.known.remove(&key) {
+            self.free.insert(known.id.0);
+        }
     }
 
     pub(super) fn get(&self, key: SubnetKey) -> Option<&Known> {

@@ -215,10 +215,10 @@ impl DataPath {
                 .collect(),
             gso: self.io.underlay.has_gso(),
             gro: self.io.underlay.has_gro(),
-            peers: node.peers().cloned().collect(),
+            peers: node.peers().collect(),
             routes: node
                 .routes()
-                .map(|(prefix, next)| (prefix, next.clone()))
+                .map(|(prefix, next)| (prefix, *next))
                 .collect(),
             neighbours: node.neighbours().collect(),
         }

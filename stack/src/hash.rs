@@ -2,6 +2,8 @@
 
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
+use foldhash::fast::FixedState;
+
 /// Builds hashers from an injected random seed, so that nobody can choose addresses that collide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seed(pub u64);
@@ -16,25 +18,14 @@ impl BuildHasher for Seed {
     }
 }
 
-/// Builds hashers for tables that only the control plane fills. Packets can only ask, so nobody can
-/// make such a table slow, and the hash may be a faster one.
-pub type Control = foldhash::fast::FixedState;
-
-impl Seed {
-    /// For tables that packets do not fill.
-    #[must_use]
-    pub const fn control(self) -> Control {
-        Control::with_seed(self.0)
-    }
-}
-
 /// A hash of the flow of a well-formed IPv4 packet: equal for all packets of a connection in one
 /// direction. Fragments count by their addresses and protocol only, since all but the first have
 /// no ports.
 #[must_use]
 pub fn flow(packet: &[u8], seed: Seed) -> u32 {
     use smoltcp::wire::{IpProtocol, Ipv4Packet};
-    let mut hasher = seed.control().build_hasher();
+    // It only chooses a socket and a worker: one who makes flows collide slows down those alone.
+    let mut hasher = FixedState::with_seed(seed.0).build_hasher();
     if let Ok(ip) = Ipv4Packet::new_checked(packet) {
         let (source, destination) = (ip.src_addr().to_bits(), ip.dst_addr().to_bits());
         hasher.write_u64(u64::from(source) << 32 | u64::from(destination));

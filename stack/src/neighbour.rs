@@ -145,6 +145,12 @@ impl Neighbours {
         self.entries.get(&address).and_then(|entry| entry.place)
     }
 
+    /// Where `address` is, if that is known and needs no question.
+    pub fn known(&self, address: IpAddr, now: Instant) -> Option<Place> {
+        let entry = self.entries.get(&address)?;
+        entry.place.filter(|_| !entry.is_stale(now))
+    }
+
     /// Where `address` is. If that is not known, a copy of `packet` waits for the answer.
     pub fn resolve(&mut self, address: IpAddr, packet: &[u8], now: Instant) -> Resolution {
         let due = now + RETRY;

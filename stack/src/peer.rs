@@ -1,7 +1,7 @@
 //! Peers: the other nodes, each with its lease and where its tunnel ends.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::SocketAddrV4;
 
 use ipnet::IpNet;
 use muslin_encap::overhead::Format;
@@ -11,7 +11,8 @@ use thiserror::Error;
 use crate::lease::{Backend, LeaseRecord, SubnetKey};
 use crate::port::Traffic;
 
-/// A peer's identity, chosen by the control plane and stable while its lease lasts.
+/// A peer's number, chosen by the control plane and stable while its lease lasts. Tables have a
+/// place for each number up to the largest, so it is small, and used again after its peer has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u32);
 
@@ -29,7 +30,7 @@ pub struct Peer {
     /// Its lease: the pods behind it.
     pub subnet: IpNet,
     /// Where its tunnel ends: public address and UDP port.
-    pub address: SocketAddr,
+    pub address: SocketAddrV4,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
 }
@@ -77,7 +78,7 @@ impl Peer {
         Ok(Self {
             id,
             subnet: key.ipv4.into(),
-            address: SocketAddr::new(ip.into(), port),
+            address: SocketAddrV4::new(ip, port),
             vtep_mac,
         })
     }

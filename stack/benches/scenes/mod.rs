@@ -1,7 +1,7 @@
 //! Nodes with pods and peers, and packets for them: what the benchmarks and the test of
 //! allocations run.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -49,9 +49,9 @@ fn vtep(index: u32) -> VtepMac {
     VtepMac::try_from(mac(index + 0x100)).expect("it is unicast")
 }
 
-fn underlay(index: u32) -> SocketAddr {
+fn underlay(index: u32) -> SocketAddrV4 {
     let address = Ipv4Addr::from_bits(0xac10_0000 + index);
-    (address, vxlan::PORT).into()
+    SocketAddrV4::new(address, vxlan::PORT)
 }
 
 /// A source of evenly distributed numbers that costs a nanosecond (Marsaglia's xorshift).
@@ -195,9 +195,10 @@ impl Scene {
         let mut packet =
             PacketBuf::new(&mut self.storage, HEADROOM, self.len).expect("there is room for it");
         match self.way {
-            Way::FromPeer => self
-                .node
-                .from_underlay(Instant::ZERO, underlay(index), &mut packet),
+            Way::FromPeer => {
+                self.node
+                    .from_underlay(Instant::ZERO, underlay(index).into(), &mut packet)
+            }
             Way::ToPeer | Way::Switched | Way::Flooded => {
                 self.node.from_port(Instant::ZERO, PortId(POD), &mut packet)
             }

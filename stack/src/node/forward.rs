@@ -25,8 +25,8 @@ type Step = Result<Verdict, DropReason>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     Pod,
-    /// The tunnel, from a node with this outer address.
-    Peer(IpAddr),
+    /// The tunnel; the first of the peers with its outer address, if there is one.
+    Peer(Option<PeerId>),
 }
 
 impl From<udp::Error> for DropReason {
@@ -73,7 +73,7 @@ impl Node {
         if guard::is_martian(destination) || destination == self.subnet.broadcast() {
             return Err(DropReason::DestinationNotUnicast);
         }
-        let next = self.routes.lookup(destination.into()).cloned();
+        let next = self.routes.lookup(destination.into()).copied();
         if matches!(origin, Origin::Peer(_)) && !matches!(next, Some(NextHop::Local)) {
             return Err(DropReason::TunnelToTunnel);
         }
@@ -108,20 +108,11 @@ impl Node {
         if guard::is_martian(source) || source == self.subnet.broadcast() {
             return Err(DropReason::SourceAddressInvalid);
         }
-        let Origin::Peer(outer) = origin else {
+        let Origin::Peer(first) = origin else {
             return Ok(());
         };
-        let in_lease = |id: &PeerId| {
-            self.peers
-                .get(id)
-                .is_some_and(|state| state.peer.subnet.contains(&IpAddr::V4(source)))
-        };
-        let sharing = self
-            .sources
-            .get(&outer)
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        if self.config.guard.peers && !sharing.iter().any(in_lease) {
+        let in_lease = |first| self.peers.lease_holds(first, source);
+        if self.config.guard.peers && !first.is_some_and(in_lease) {
             return Err(DropReason::SourceNotInLease);
         }
         // Even without that guard nobody outside may pose as one of our own pods.
@@ -216,46 +207,47 @@ impl Node {
     ) -> Step {
         match next {
             NextHop::Peer(id) => self.encapsulate(*id, packet),
-            NextHop::Local => {
-                let address = IpAddr::V4(destination);
-                if self.nobody_can_be(address) {
-                    self.report(now, IcmpError::HostUnreachable, packet.as_slice());
-                    return Err(DropReason::HostUnreachable);
-                }
-                if self.neighbours.get(address).is_none() {
-                    if !packet.is_single() {
-                        return self.in_pieces(now, destination, next, packet);
-                    }
-                    packet.complete();
-                }
-                match self.neighbours.resolve(address, packet.as_slice(), now) {
-                    Resolution::Known(place) => self.deliver(place, packet),
-                    Resolution::Stale(place) => {
-                        self.ask_for(destination, Some(place));
-                        self.deliver(place, packet)
-                    }
-                    Resolution::Wait { ask } => {
-                        if ask {
-                            self.ask_for(destination, None);
-                        }
-                        Ok(Verdict::Consumed)
-                    }
-                    Resolution::QueueFull { ask } => {
-                        if ask {
-                            self.ask_for(destination, None);
-                        }
-                        Err(DropReason::NeighbourQueueFull)
-                    }
-                    Resolution::TableFull => Err(DropReason::NeighbourTableFull),
-                }
-            }
+            NextHop::Local => match self.neighbours.known(destination.into(), now) {
+                Some(place) => self.deliver(place, packet),
+                None => self.resolve(now, destination, packet),
+            },
         }
     }
 
-    /// Whether there is no point in asking for an address: no attachment has it, and no pod may
-    /// answer for an address that is not its own.
-    fn nobody_can_be(&self, address: IpAddr) -> bool {
-        self.unguarded == 0 && self.neighbours.get(address).is_none()
+    /// Finds out where an address of our own is, and sends the packet there now or later.
+    fn resolve(&mut self, now: Instant, destination: Ipv4Addr, packet: &mut PacketBuf<'_>) -> Step {
+        let address = IpAddr::V4(destination);
+        if self.neighbours.get(address).is_none() {
+            if self.unguarded == 0 {
+                // No attachment has it, and no pod may answer for an address that is not its own.
+                self.report(now, IcmpError::HostUnreachable, packet.as_slice());
+                return Err(DropReason::HostUnreachable);
+            }
+            if !packet.is_single() {
+                return self.in_pieces(now, destination, &NextHop::Local, packet);
+            }
+            packet.complete();
+        }
+        match self.neighbours.resolve(address, packet.as_slice(), now) {
+            Resolution::Known(place) => self.deliver(place, packet),
+            Resolution::Stale(place) => {
+                self.ask_for(destination, Some(place));
+                self.deliver(place, packet)
+            }
+            Resolution::Wait { ask } => {
+                if ask {
+                    self.ask_for(destination, None);
+                }
+                Ok(Verdict::Consumed)
+            }
+            Resolution::QueueFull { ask } => {
+                if ask {
+                    self.ask_for(destination, None);
+                }
+                Err(DropReason::NeighbourQueueFull)
+            }
+            Resolution::TableFull => Err(DropReason::NeighbourTableFull),
+        }
     }
 
     fn deliver(&mut self, place: Place, packet: &mut PacketBuf<'_>) -> Step {
@@ -267,35 +259,23 @@ impl Node {
     fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
         packet.complete();
         let flow = hash::flow(packet.as_slice(), self.seed);
-        let peer = &self.peers.get(&id).ok_or(DropReason::PeerGone)?.peer;
-        match self.config.tunnel {
-            Tunnel::Udp => Ok(Verdict::Peer {
-                id,
-                destination: peer.address,
-                flow,
-            }),
-            Tunnel::Vxlan { mac, .. } => {
-                let theirs = peer.vtep_mac.ok_or(DropReason::NoVtepMac)?;
-                frame::prepend(packet, mac.get(), theirs.get())
-                    .map_err(|_| DropReason::HeadroomExceeded)?;
-                self.encapsulate_frame(id, flow, packet)
-            }
+        if let Tunnel::Vxlan { mac, .. } = self.config.tunnel {
+            let (peer, _) = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+            let theirs = peer.vtep_mac.ok_or(DropReason::NoVtepMac)?;
+            frame::prepend(packet, mac.get(), theirs.get())
+                .map_err(|_| DropReason::HeadroomExceeded)?;
         }
+        self.encapsulate_frame(id, flow, packet)
     }
 
-    /// Puts a VXLAN header on an inner frame.
+    /// Puts the header of the tunnel on an inner frame or, in flannel's UDP format, none.
     pub(super) fn encapsulate_frame(
         &mut self,
         id: PeerId,
         flow: u32,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let destination = self
-            .peers
-            .get(&id)
-            .ok_or(DropReason::PeerGone)?
-            .peer
-            .address;
+        let (_, destination) = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
         if let Tunnel::Vxlan { vni, .. } = self.config.tunnel {
             vxlan::encapsulate(packet, vni).map_err(|_| DropReason::HeadroomExceeded)?;
         }
@@ -374,7 +354,7 @@ impl Node {
             return;
         };
         let destination = view.dst_addr();
-        let next = self.routes.lookup(destination.into()).cloned();
+        let next = self.routes.lookup(destination.into()).copied();
         self.with_scratch(bytes, |node, packet| match next {
             Some(next) => node.forward(now, destination, &next, packet),
             None => Err(DropReason::NoRoute),

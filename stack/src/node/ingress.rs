@@ -35,7 +35,10 @@ impl Node {
         guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ethertype = view.ethertype();
-        self.fdb.learn(source, id, now);
+        // A guarded pod has only the address that is static already.
+        if !port.attachment.guarded {
+            self.fdb.learn(source, id, now);
+        }
 
         let to_gateway = destination == self.config.gateway_mac;
         if ethertype == EthernetProtocol::Arp {
@@ -85,29 +88,21 @@ impl Node {
         source: SocketAddr,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let known = self
-            .sources
-            .get(&source.ip())
-            .and_then(|sharing| sharing.first())
-            .copied();
-        if known.is_none() && self.config.guard.peers {
-            return Err(DropReason::UnknownPeer);
-        }
-        if let Some(peer) = known.and_then(|id| self.peers.get_mut(&id)) {
-            peer.received.count(packet.total_len());
+        let known = self.peers.first_at(source.ip());
+        match known {
+            Some(id) => self.peers.count_received(id, packet.total_len()),
+            None if self.config.guard.peers => return Err(DropReason::UnknownPeer),
+            None => {}
         }
         match self.config.tunnel {
-            Tunnel::Udp => self.route(now, Origin::Peer(source.ip()), packet),
-            Tunnel::Vxlan { vni, mac } => {
-                self.ingress_vxlan(now, source.ip(), known, (vni, mac), packet)
-            }
+            Tunnel::Udp => self.route(now, Origin::Peer(known), packet),
+            Tunnel::Vxlan { vni, mac } => self.ingress_vxlan(now, known, (vni, mac), packet),
         }
     }
 
     fn ingress_vxlan(
         &mut self,
         now: Instant,
-        source: IpAddr,
         known: Option<PeerId>,
         (vni, mac): (Vni, VtepMac),
         packet: &mut PacketBuf<'_>,
@@ -136,7 +131,7 @@ impl Node {
             return Err(DropReason::EtherTypeUnsupported);
         }
         packet.trim_front(frame::HEADER_LEN);
-        self.route(now, Origin::Peer(source), packet)
+        self.route(now, Origin::Peer(known), packet)
     }
 
     /// flannel's nodes never ask, since leases tell every VTEP's MAC address; one that does gets

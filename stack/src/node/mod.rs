@@ -10,7 +10,7 @@
 //! A node belongs to one thread. Several workers each have their own; what they learn from frames
 //! they learn for themselves, and what the control plane knows it tells all of them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -23,16 +23,18 @@ use thiserror::Error;
 use crate::drops::{Counters, DropReason};
 use crate::gateway::{self, Gateway};
 use crate::guard;
-use crate::hash::{Control, Seed};
+use crate::hash::Seed;
 use crate::icmp::RateLimiter;
 use crate::neighbour::{Neighbours, Place, State};
 use crate::peer::{Peer, PeerId, PeerState, Tunnel};
 use crate::port::{Attachment, Port, PortId, Traffic};
 use crate::route::RouteTable;
 use crate::switch::{self, Fdb};
+use peers::Peers;
 
 mod forward;
 mod ingress;
+mod peers;
 #[cfg(test)]
 mod tests;
 
@@ -116,8 +118,8 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// A row of the route table, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where packets for a prefix go next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHop {
     /// The pods of this node.
     Local,
@@ -133,9 +135,7 @@ pub struct Node {
     ports: BTreeMap<PortId, Port>,
     /// Ports whose pods may use any address.
     unguarded: usize,
-    peers: HashMap<PeerId, PeerState, Control>,
-    /// Peers by the address their datagrams come from; several may share one.
-    sources: HashMap<IpAddr, Vec<PeerId>, Control>,
+    peers: Peers,
     routes: RouteTable<NextHop>,
     fdb: Fdb,
     neighbours: Neighbours,
@@ -192,8 +192,7 @@ impl Node {
             seed,
             ports: BTreeMap::new(),
             unguarded: 0,
-            peers: HashMap::with_hasher(seed.control()),
-            sources: HashMap::with_hasher(seed.control()),
+            peers: Peers::default(),
             routes,
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
@@ -239,32 +238,34 @@ impl Node {
         self.fdb.forget_port(port);
         self.neighbours.forget_port(port);
         let old = self.ports.remove(&port);
+        if let Some(old) = &old {
+            self.keep_static(old.attachment.mac);
+        }
         let guarded = old.as_ref().is_none_or(|old| old.attachment.guarded);
         self.unguarded -= usize::from(!guarded);
         old.is_some()
     }
 
+    /// Makes a MAC address that went with a port static again if another port has it, too: a
+    /// guarded pod's is not learned.
+    fn keep_static(&mut self, mac: EthernetAddress) {
+        let heir = self.ports.iter().find(|(_, it)| it.attachment.mac == mac);
+        if let Some((port, _)) = heir {
+            self.fdb.add_static(mac, *port);
+        }
+    }
+
     /// Adds a peer, or replaces the one of the same identity and keeps its counters. There is no
     /// route to a peer that claims this node's own subnet or a part of it.
     pub fn set_peer(&mut self, peer: Peer) {
-        let old = self.take_peer(peer.id);
         let idle = Traffic::default();
-        let (received, sent) = old.map_or((idle, idle), |old| (old.received, old.sent));
+        let (received, sent) = self
+            .take_peer(peer.id)
+            .map_or((idle, idle), |old| (old.received, old.sent));
         if !self.is_within(peer.subnet) {
             self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
         }
-        self.sources
-            .entry(peer.address.ip())
-            .or_default()
-            .push(peer.id);
-        self.peers.insert(
-            peer.id,
-            PeerState {
-                peer,
-                received,
-                sent,
-            },
-        );
+        self.peers.insert(peer, received, sent);
     }
 
     /// Removes a peer; false if there was none.
@@ -273,22 +274,15 @@ impl Node {
     }
 
     fn take_peer(&mut self, id: PeerId) -> Option<PeerState> {
-        let old = self.peers.remove(&id)?;
+        let old = self.peers.remove(id)?;
         // Another peer may have taken the route over meanwhile, and ours must stay.
         let subnet = old.peer.subnet.trunc();
         if self.routes.get(subnet) == Some(&NextHop::Peer(id)) {
-            let others = self.peers.values().map(|state| &state.peer);
-            let heir = others.filter(|peer| peer.subnet.trunc() == subnet);
-            match heir.map(|peer| peer.id).min() {
-                Some(heir) => self.routes.insert(subnet, NextHop::Peer(heir)),
+            let heir = self.peers.iter().find(|it| it.subnet.trunc() == subnet);
+            match heir {
+                Some(heir) => self.routes.insert(subnet, NextHop::Peer(heir.id)),
                 None => self.routes.remove(subnet),
             };
-        }
-        if let Some(sharing) = self.sources.get_mut(&old.peer.address.ip()) {
-            sharing.retain(|other| *other != id);
-            if sharing.is_empty() {
-                self.sources.remove(&old.peer.address.ip());
-            }
         }
         Some(old)
     }
@@ -339,9 +333,12 @@ impl Node {
             (Verdict::Port(port), _) if !self.ports.contains_key(&port) => {
                 Verdict::Drop(DropReason::PortGone)
             }
-            (Verdict::Peer { id, .. }, _) if !self.peers.contains_key(&id) => {
-                Verdict::Drop(DropReason::PeerGone)
-            }
+            (
+                Verdict::Peer {
+                    id, destination, ..
+                },
+                _,
+            ) if !self.peers.is_at(id, destination) => Verdict::Drop(DropReason::PeerGone),
             (verdict, Ok(())) => verdict,
         };
         self.output.free.push(bytes);
@@ -389,9 +386,9 @@ impl Node {
         self.ports.iter().map(|(id, port)| (*id, port))
     }
 
-    /// The peers, in no particular order.
-    pub fn peers(&self) -> impl Iterator<Item = &PeerState> {
-        self.peers.values()
+    /// The peers, by their numbers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerState> {
+        self.peers.states()
     }
 
     /// The route table, by prefix.
@@ -438,9 +435,7 @@ impl Node {
             Verdict::Flood { .. } => self.counters.flooded += 1,
             Verdict::Peer { id, .. } => {
                 self.counters.sent += 1;
-                if let Some(peer) = self.peers.get_mut(&id) {
-                    peer.sent.count(len);
-                }
+                self.peers.count_sent(id, len);
             }
             Verdict::Consumed => self.counters.consumed += 1,
             Verdict::Drop(reason) => self.counters.drop(reason),

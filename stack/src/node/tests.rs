@@ -1,5 +1,7 @@
 //! Whole packets through whole nodes, and what must not get through.
 
+use std::net::SocketAddrV4;
+
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 use smoltcp::wire::{
@@ -31,8 +33,8 @@ fn pod(node: u8, host: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 244, node, host)
 }
 
-fn underlay(node: u8) -> SocketAddr {
-    SocketAddr::from(([192, 168, 0, node], 8472))
+fn underlay(node: u8) -> SocketAddrV4 {
+    SocketAddrV4::new([192, 168, 0, node].into(), 8472)
 }
 
 fn tunnel(node: u8, format: &str) -> Tunnel {
@@ -96,7 +98,7 @@ fn from_pod(node: &mut Node, frame: &[u8]) -> (Verdict, Vec<u8>) {
 
 fn from_peer(node: &mut Node, other: u8, datagram: &[u8]) -> (Verdict, Vec<u8>) {
     through(datagram, |packet| {
-        node.from_underlay(NOW, underlay(other), packet)
+        node.from_underlay(NOW, underlay(other).into(), packet)
     })
 }
 
@@ -190,7 +192,7 @@ fn pods_of_two_nodes_ping_each_other() {
         else {
             panic!("{format}: {verdict:?}")
         };
-        assert_eq!(destination, underlay(2));
+        assert_eq!(destination, underlay(2).into());
         let overhead = one
             .config
             .tunnel
@@ -865,6 +867,52 @@ fn a_route_goes_with_its_peer_and_no_other() {
 }
 
 #[test]
+fn peers_behind_one_address_come_and_go() {
+    let behind = |id: u8, subnet: &str, address: u8| Peer {
+        address: underlay(address),
+        ..peer(id, subnet)
+    };
+    let mut node = bare_node(1, "udp");
+    for id in 2..6 {
+        node.set_peer(behind(id, &format!("10.244.{id}.0/24"), 9));
+    }
+    node.attach(POD_PORT, attachment(1, 2, true));
+    let assert_heard = |node: &mut Node, expected: &[u8]| {
+        for id in 2..6 {
+            let (verdict, _) = from_peer(node, 9, &ping(pod(id, 2), pod(1, 2), 9, 0));
+            let heard = verdict == Verdict::Port(POD_PORT);
+            assert_eq!(heard, expected.contains(&id), "{id}: {verdict:?}");
+        }
+    };
+    assert_heard(&mut node, &[2, 3, 4, 5]);
+    node.remove_peer(PeerId(3));
+    assert_heard(&mut node, &[2, 4, 5]);
+    node.remove_peer(PeerId(2));
+    assert_heard(&mut node, &[4, 5]);
+    node.set_peer(behind(4, "10.244.4.0/24", 8));
+    assert_heard(&mut node, &[5]);
+    node.set_peer(behind(3, "10.244.3.0/24", 9));
+    node.remove_peer(PeerId(5));
+    assert_heard(&mut node, &[3]);
+    node.remove_peer(PeerId(3));
+    assert_heard(&mut node, &[]);
+    assert_eq!(node.counters().dropped_for(DropReason::UnknownPeer), 4);
+}
+
+#[test]
+fn what_waits_for_a_peer_that_moves_is_dropped() {
+    let mut node = node(1, "udp");
+    from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 9, 2000)));
+    node.set_peer(Peer {
+        address: underlay(7),
+        ..peer(2, "10.244.2.0/24")
+    });
+    let gone = Verdict::Drop(DropReason::PeerGone);
+    let verdicts: Vec<_> = outputs(&mut node).into_iter().map(|(v, _)| v).collect();
+    assert_eq!(verdicts, [gone, gone]);
+}
+
+#[test]
 fn what_is_for_a_port_or_peer_that_has_gone_is_dropped() {
     let mut node = node(1, "udp");
     from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(1, 1), 9, 0)));
@@ -881,6 +929,18 @@ fn what_is_for_a_port_or_peer_that_has_gone_is_dropped() {
         ]
     );
     assert_adds_up(&node);
+}
+
+#[test]
+fn a_mac_address_of_two_pods_stays_with_the_one_that_stays() {
+    let mut node = node(1, "vxlan");
+    let late = PortId(9);
+    node.attach(late, attachment(1, 3, true));
+    let packet = ping(pod(1, 2), pod(1, 3), 64, 8);
+    let frame = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, &packet);
+    assert_eq!(from_pod(&mut node, &frame).0, Verdict::Port(late));
+    node.detach(late);
+    assert_eq!(from_pod(&mut node, &frame).0, Verdict::Port(OTHER_PORT));
 }
 
 #[test]
@@ -1108,7 +1168,7 @@ proptest! {
             let (verdict, _) = through(bytes, |packet| if *port {
                 node.from_port(now, POD_PORT, packet)
             } else {
-                node.from_underlay(now, underlay(2), packet)
+                node.from_underlay(now, underlay(2).into(), packet)
             });
             match verdict {
                 Verdict::Port(to) => prop_assert!(!*port || to != POD_PORT || bytes[..6] == GATEWAY_MAC.0),

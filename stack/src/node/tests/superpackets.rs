@@ -179,7 +179,7 @@ fn a_merged_packet_is_delivered_by_its_head() {
         .unwrap()
         .with_offload(header)
         .with_tail(2000);
-    let verdict = node.from_underlay(NOW, underlay(2), &mut merged);
+    let verdict = node.from_underlay(NOW, underlay(2).into(), &mut merged);
     assert_eq!(verdict, Verdict::Port(POD_PORT));
     assert_eq!(merged.offload(), header.moved(22, 14).unwrap());
     assert_eq!((merged.len(), merged.total_len()), (head - 8, head + 1992));
