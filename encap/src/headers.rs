@@ -216,13 +216,25 @@ impl Transport {
     }
 }
 
-type Network = Result<(usize, usize, u8), Error>;
+pub(crate) type Network = Result<(usize, usize, u8), Error>;
 
-/// Length of the header, total length and protocol of an IPv4 packet.
-fn network_v4(bytes: &[u8]) -> Network {
+/// Length of the header, total length and protocol of an IPv4 packet that is no fragment.
+pub(crate) fn network_v4(bytes: &[u8]) -> Network {
+    let (header_len, total) = ipv4_lengths(bytes)?;
+    if be16(bytes, ipv4::FRAGMENT) & 0x3fff != 0 {
+        return Err(Error::Fragment);
+    }
+    Ok((header_len, total, bytes[ipv4::PROTOCOL]))
+}
+
+/// Length of the header and total length of an IPv4 packet or fragment, which are inside `bytes`.
+pub(crate) fn ipv4_lengths(bytes: &[u8]) -> Result<(usize, usize), Error> {
     let len = bytes.len();
     if len < IPV4_LEN {
         return Err(Error::TooShort { len });
+    }
+    if bytes[0] >> 4 != 4 {
+        return Err(Error::Version(bytes[0] >> 4));
     }
     let header_len = usize::from(bytes[0] & 0x0f) * 4;
     let total = be16(bytes, ipv4::TOTAL_LEN).into();
@@ -232,10 +244,7 @@ fn network_v4(bytes: &[u8]) -> Network {
             len,
         });
     }
-    if be16(bytes, ipv4::FRAGMENT) & 0x3fff != 0 {
-        return Err(Error::Fragment);
-    }
-    Ok((header_len, total, bytes[ipv4::PROTOCOL]))
+    Ok((header_len, total))
 }
 
 /// The same of an IPv6 packet, past the extension headers that change nothing for the transport.
@@ -270,7 +279,7 @@ fn network_v6(bytes: &[u8]) -> Network {
     }
 }
 
-fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
+pub(crate) fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
     let len = segment.len();
     if len < TCP_LEN {
         return Err(Error::TooShort { len });

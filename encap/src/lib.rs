@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod headers;
 pub mod mac;
 pub mod merge;
+pub mod mss;
 pub mod overhead;
 pub mod plan;
 pub mod split;

@@ -1,0 +1,279 @@
+//! Clamping: TCP ends told of segments no longer than the way between them takes.
+//!
+//! Each end says in its SYN how much payload it takes in one segment (the MSS option, RFC 9293
+//! section 3.7.1), which it knows from its own interface's MTU. A router on whose link less fits
+//! would depend on path MTU discovery, that is on ICMP which firewalls like to drop. So it lowers
+//! the numbers that pass it, as Linux' `TCPMSS --clamp-mss-to-pmtu` does.
+
+use crate::checksum;
+use crate::headers::{IPV4_LEN, TCP_LEN, be16, ipv4, ipv4_lengths, put16, tcp, tcp_header_len};
+use crate::overhead::Mtu;
+use crate::virtio::Checksum;
+
+/// Kinds of TCP options (RFC 9293 section 3.1).
+mod option {
+    pub(super) const END: u8 = 0;
+    pub(super) const NO_OPERATION: u8 = 1;
+    pub(super) const MAX_SEGMENT_SIZE: u8 = 2;
+}
+
+/// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and says whether it
+/// did. `packet` begins with its IPv4 header; everything that is not such a SYN, whole or as the
+/// first of several fragments, stays as it is. So does one without the option, which means 536
+/// bytes.
+///
+/// The MSS is the MTU less 40 bytes, whatever options there are: whoever sends them takes their
+/// length off itself (RFC 6691 section 2). A finished checksum is updated (RFC 1624), also if it
+/// is wrong, so that it stays wrong; an unfinished one covers nothing that changes.
+pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
+    let Some(segment) = syn(packet) else {
+        return false;
+    };
+    let most = mtu.get() - (IPV4_LEN + TCP_LEN) as u16;
+    let mut lowered = false;
+    let mut at = TCP_LEN;
+    while let Some((kind, len)) = option_at(segment, at) {
+        // Of several the receiver takes whichever it likes.
+        if kind == option::MAX_SEGMENT_SIZE && len == 4 && be16(segment, at + 2) > most {
+            replace(segment, at + 2, most, checksum);
+            lowered = true;
+        }
+        at += len;
+    }
+    lowered
+}
+
+/// The TCP header of a packet that begins a connection, with its options.
+fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let (header_len, total) = ipv4_lengths(packet).ok()?;
+    let is_first = be16(packet, ipv4::FRAGMENT) & 0x1fff == 0;
+    if packet[ipv4::PROTOCOL] != 6 || !is_first {
+        return None;
+    }
+    let segment = &mut packet[header_len..total];
+    let len = tcp_header_len(segment).ok()?;
+    let header = &mut segment[..len];
+    (header[tcp::FLAGS] & tcp::SYN != 0).then_some(header)
+}
+
+/// Kind and length of the option there; `None` behind the last one, or if its length is wrong.
+fn option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
+    let kind = *header.get(at)?;
+    match kind {
+        option::END => None,
+        option::NO_OPERATION => Some((kind, 1)),
+        _ => {
+            let len = usize::from(*header.get(at + 1)?);
+            (len >= 2 && at + len <= header.len()).then_some((kind, len))
+        }
+    }
+}
+
+/// Writes a number into a TCP header, and what follows from it for its checksum.
+fn replace(header: &mut [u8], at: usize, new: u16, checksum: Checksum) {
+    let old = be16(header, at);
+    put16(header, at, new);
+    if matches!(checksum, Checksum::Partial { .. }) {
+        return;
+    }
+    // At an odd place its halves are in two words, each in the other's.
+    let (old, new) = match at % 2 {
+        0 => (old, new),
+        _ => (old.swap_bytes(), new.swap_bytes()),
+    };
+    let sum = be16(header, tcp::CHECKSUM);
+    put16(header, tcp::CHECKSUM, checksum::update(sum, old, new));
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{IpNumber, Ipv4Header, TcpHeader, TcpOptionElement, TcpSlice};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::checksum::{Transported, check};
+    use crate::headers::Transport;
+
+    const PARTIAL: Checksum = Checksum::Partial {
+        start: 20,
+        offset: 16,
+    };
+
+    /// A TCP packet with these options by an independent builder.
+    fn packet(flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
+        let mut tcp = TcpHeader::new(40_000, 80, 7, 1000);
+        tcp.set_options_raw(options).unwrap();
+        tcp.syn = flags & tcp::SYN != 0;
+        tcp.ack = flags & tcp::ACK != 0;
+        let len = (tcp.header_len() + payload.len()) as u16;
+        let (from, to) = ([10, 244, 1, 2], [10, 244, 2, 3]);
+        let mut ip = Ipv4Header::new(len, 64, IpNumber::TCP, from, to).unwrap();
+        ip.header_checksum = ip.calc_header_checksum();
+        tcp.checksum = tcp.calc_checksum_ipv4(&ip, payload).unwrap();
+        [&ip.to_bytes()[..], &tcp.to_bytes(), payload].concat()
+    }
+
+    fn mss_option(mss: u16) -> Vec<u8> {
+        let [high, low] = mss.to_be_bytes();
+        vec![2, 4, high, low]
+    }
+
+    /// The MSS that an independent parser reads.
+    fn announced(packet: &[u8]) -> Option<u16> {
+        let tcp = TcpSlice::from_slice(&packet[20..]).unwrap();
+        tcp.options_iterator()
+            .filter_map(Result::ok)
+            .find_map(|option| match option {
+                TcpOptionElement::MaximumSegmentSize(mss) => Some(mss),
+                _ => None,
+            })
+    }
+
+    fn checked(packet: &[u8]) -> Transported {
+        check(packet, &Transport::parse(packet, 0).unwrap())
+    }
+
+    fn mtu(bytes: u32) -> Mtu {
+        Mtu::new(bytes).unwrap()
+    }
+
+    #[track_caller]
+    fn stays(mut packet: Vec<u8>, bytes: u32) {
+        let before = packet.clone();
+        assert!(!clamp(&mut packet, Checksum::Unknown, mtu(bytes)));
+        assert_eq!(packet, before);
+    }
+
+    #[test]
+    fn both_ends_syns_are_lowered_to_what_fits() {
+        for flags in [tcp::SYN, tcp::SYN | tcp::ACK] {
+            let mut packet = packet(flags, &mss_option(1460), b"");
+            assert!(clamp(&mut packet, Checksum::Unknown, mtu(1450)));
+            assert_eq!(announced(&packet), Some(1410));
+            assert_eq!(checked(&packet), Transported::Valid);
+            assert!(!clamp(&mut packet, Checksum::Unknown, mtu(1450)), "again");
+            assert!(clamp(&mut packet, Checksum::Valid, Mtu::MIN));
+            assert_eq!(announced(&packet), Some(28));
+            assert_eq!(checked(&packet), Transported::Valid);
+        }
+    }
+
+    #[test]
+    fn what_fits_or_is_no_syn_stays() {
+        stays(packet(tcp::SYN, &mss_option(1410), b""), 1450);
+        stays(packet(tcp::SYN, &mss_option(536), b""), 9000);
+        stays(packet(tcp::ACK, &mss_option(1460), b"data"), 1450);
+        stays(packet(tcp::SYN, &[], b""), 68);
+        stays(packet(tcp::SYN, &[4, 2, 1, 1], b""), 68);
+        stays(crate::testing::udp_packet(&[2; 99]), 68);
+    }
+
+    #[test]
+    fn an_unfinished_checksum_stays_and_a_wrong_one_stays_wrong() {
+        let mut partial = packet(tcp::SYN, &mss_option(1460), b"");
+        let at = Transport::parse(&partial, 0).unwrap();
+        let pseudo = at.pseudo_header(&partial, 24);
+        put16(&mut partial, at.checksum(), pseudo);
+        assert!(clamp(&mut partial, PARTIAL, mtu(1450)));
+        assert_eq!(announced(&partial), Some(1410));
+        assert_eq!(checked(&partial), Transported::Partial);
+
+        let mut wrong = packet(tcp::SYN, &mss_option(1460), b"x");
+        wrong[44] ^= 1;
+        assert!(clamp(&mut wrong, Checksum::Unknown, mtu(1450)));
+        assert_eq!(checked(&wrong), Transported::Invalid);
+    }
+
+    #[test]
+    fn only_the_first_fragment_has_options() {
+        let fragment = |offset: u16| {
+            let mut packet = packet(tcp::SYN, &mss_option(1460), &[0; 8]);
+            put16(&mut packet, ipv4::FRAGMENT, 0x2000 | offset);
+            packet
+        };
+        let mut first = fragment(0);
+        assert!(clamp(&mut first, Checksum::Unknown, mtu(1450)));
+        put16(&mut first, ipv4::FRAGMENT, 0);
+        assert_eq!(checked(&first), Transported::Valid);
+        stays(fragment(1), 1450);
+        stays(fragment(0x1000), 1450);
+    }
+
+    #[test]
+    fn malformed_options_are_left_alone() {
+        let with = |options: &[u8]| packet(tcp::SYN, options, b"");
+        // Of no length, past the end, of another length, behind the end of options.
+        stays(with(&[3, 0, 1, 1, 2, 4, 5, 180]), 1450);
+        stays(with(&[3, 1, 1, 1, 2, 4, 5, 180]), 1450);
+        stays(with(&[1, 2, 4, 255]), 1450);
+        stays(with(&[2, 3, 255, 1]), 1450);
+        stays(with(&[2, 5, 5, 180, 180, 1, 1, 1]), 1450);
+        stays(with(&[0, 1, 1, 1, 2, 4, 5, 180]), 1450);
+        stays(with(&[1, 1, 1, 2]), 1450);
+        // A good one before a bad one counts.
+        let mut packet = with(&[2, 4, 5, 180, 3, 0, 1, 1]);
+        assert!(clamp(&mut packet, Checksum::Unknown, mtu(1450)));
+        assert_eq!(checked(&packet), Transported::Valid);
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_are_left_alone() {
+        let good = packet(tcp::SYN, &mss_option(1460), b"");
+        for len in 0..good.len() {
+            stays(good[..len].to_vec(), 1450);
+        }
+        let with = |at: usize, value| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            bytes
+        };
+        stays(with(0, 0x65), 1450);
+        stays(with(0, 0x44), 1450);
+        stays(with(3, 43), 1450);
+        stays(with(32, 0x40), 1450);
+        stays(with(32, 0x70), 1450);
+        let mut padded = good.clone();
+        padded.extend([7; 9]);
+        assert!(clamp(&mut padded, Checksum::Unknown, mtu(1450)));
+        assert_eq!(padded[44..], [7; 9]);
+    }
+
+    proptest! {
+        /// Wherever the option is, at an odd place too.
+        #[test]
+        fn a_lowered_packet_is_whole(
+            before in 0usize..8,
+            mss in any::<u16>(),
+            link in 68u32..=65_535,
+            payload in proptest::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let mut options = vec![1; before];
+            options.extend(mss_option(mss));
+            options.resize(options.len().next_multiple_of(4), 1);
+            let original = packet(tcp::SYN, &options, &payload);
+            let mut clamped = original.clone();
+            let most = u16::try_from(link - 40).unwrap();
+            let lowered = clamp(&mut clamped, Checksum::Unknown, mtu(link));
+            prop_assert_eq!(lowered, mss > most);
+            prop_assert_eq!(announced(&clamped), Some(mss.min(most)));
+            prop_assert_eq!(checked(&clamped), Transported::Valid);
+            let at = 40 + before + 2;
+            for (index, (new, old)) in clamped.iter().zip(&original).enumerate() {
+                let may_differ = (at..at + 2).contains(&index) || (36..38).contains(&index);
+                prop_assert!(may_differ || new == old, "{}", index);
+            }
+        }
+
+        #[test]
+        fn nothing_panics_and_lengths_stay(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..90),
+            is_tcp in any::<bool>(),
+        ) {
+            if let (true, Some(start)) = (is_tcp, bytes.first_chunk_mut::<20>()) {
+                start[..4].copy_from_slice(&[0x45, 0, 0, 40]);
+                start[6..10].copy_from_slice(&[0, 0, 64, 6]);
+            }
+            let _ = clamp(&mut bytes, Checksum::Unknown, Mtu::MIN);
+        }
+    }
+}
