@@ -1,6 +1,6 @@
-//! Tunnel formats as pure codecs over buffers with headroom: VXLAN (RFC 7348) and flannel's UDP
-//! format, the MTU arithmetic that goes with them, checksums, and superpackets: their virtio-net
-//! header, their split into segments and the merge back.
+//! Tunnel formats as pure codecs over buffers with headroom: VXLAN (RFC 7348), flannel's UDP
+//! format and IPv4 in IPv4 (RFC 2003), the MTU arithmetic that goes with them, checksums, and
+//! superpackets: their virtio-net header, their split into segments and the merge back.
 //!
 //! Nothing here does I/O, allocates, reads a clock or panics on input. Encapsulating writes only
 //! the header in front of a packet that stays where it is.
@@ -9,6 +9,7 @@
 pub mod buffer;
 pub mod checksum;
 pub mod headers;
+pub mod ipip;
 pub mod mac;
 pub mod merge;
 pub mod mss;

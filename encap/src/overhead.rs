@@ -15,30 +15,44 @@ pub enum Format {
     Vxlan,
     /// flannel's UDP format: a bare IPv4 packet.
     Udp,
+    /// IPv4 in IP: a bare IPv4 packet without UDP (RFC 2003).
+    Ipip,
 }
 
 impl Format {
     /// Bytes between an inner IP packet and the outer one that carries it: 50 for VXLAN over IPv4,
-    /// 70 over IPv6; 28 and 48 for UDP.
+    /// 70 over IPv6; 28 and 48 for UDP; 20 and 40 for IP in IP.
     #[must_use]
     pub const fn overhead(self, outer: IpVersion) -> u16 {
-        let outer = UDP_HEADER
-            + match outer {
-                IpVersion::Ipv4 => IPV4_HEADER,
-                IpVersion::Ipv6 => IPV6_HEADER,
-            };
+        let outer = match outer {
+            IpVersion::Ipv4 => IPV4_HEADER,
+            IpVersion::Ipv6 => IPV6_HEADER,
+        };
         match self {
-            Self::Vxlan => outer + super::vxlan::HEADER_LEN as u16 + ETHERNET_HEADER,
-            Self::Udp => outer,
+            Self::Vxlan => outer + UDP_HEADER + super::vxlan::HEADER_LEN as u16 + ETHERNET_HEADER,
+            Self::Udp => outer + UDP_HEADER,
+            Self::Ipip => outer,
         }
     }
 
-    /// Bytes of a datagram's payload in front of the inner IP packet: 22 for VXLAN, none for UDP.
+    /// Bytes in front of the inner IP packet in what a socket is given to send: 22 for VXLAN, none
+    /// for UDP and for IP in IP, whose outer header the kernel writes.
     #[must_use]
     pub const fn network_offset(self) -> usize {
         match self {
             Self::Vxlan => super::vxlan::HEADER_LEN + ETHERNET_HEADER as usize,
-            Self::Udp => 0,
+            Self::Udp | Self::Ipip => 0,
+        }
+    }
+
+    /// Bytes in front of the inner IP packet in what a socket receives: the same, but for IP in IP
+    /// 20, because a raw socket is given the outer header too (raw(7)). One with options is longer:
+    /// [`super::ipip::inner_offset`] tells.
+    #[must_use]
+    pub const fn received_network_offset(self) -> usize {
+        match self {
+            Self::Vxlan | Self::Udp => self.network_offset(),
+            Self::Ipip => IPV4_HEADER as usize,
         }
     }
 
@@ -95,6 +109,16 @@ mod tests {
         assert_eq!(Format::Vxlan.overhead(Ipv6), 70);
         assert_eq!(Format::Udp.overhead(Ipv4), 28);
         assert_eq!(Format::Udp.overhead(Ipv6), 48);
+        assert_eq!(Format::Ipip.overhead(Ipv4), 20);
+        assert_eq!(Format::Ipip.overhead(Ipv6), 40);
+    }
+
+    #[test]
+    fn only_raw_sockets_receive_more_than_they_send() {
+        let offsets = |format: Format| (format.network_offset(), format.received_network_offset());
+        assert_eq!(offsets(Format::Vxlan), (22, 22));
+        assert_eq!(offsets(Format::Udp), (0, 0));
+        assert_eq!(offsets(Format::Ipip), (0, 20));
     }
 
     #[test]
@@ -106,6 +130,7 @@ mod tests {
         };
         assert_eq!(inner(Format::Vxlan, 1500), Ok(1450));
         assert_eq!(inner(Format::Udp, 1500), Ok(1472));
+        assert_eq!(inner(Format::Ipip, 1500), Ok(1480));
         assert_eq!(inner(Format::Vxlan, 118), Ok(68));
         assert_eq!(inner(Format::Vxlan, 117), Err(InvalidMtu(67)));
         assert_eq!(inner(Format::Udp, 68), Err(InvalidMtu(40)));

@@ -497,6 +497,8 @@ fn bind_tunnel(end: SocketAddr, format: Format, settings: &Settings) -> Result<V
         Format::Vxlan => SOURCE_PORTS,
         // flannel's UDP backend sends from the port it listens on.
         Format::Udp => 0,
+        // It has no ports.
+        Format::Ipip => 0,
     };
     let options = settings.offload.sockets(source_ports);
     UdpSocket::bind(end, options, settings.workers).map_err(|error| {

@@ -1,0 +1,116 @@
+//! IPv4 in IPv4 (RFC 2003): an inner packet right behind an outer header of protocol 4.
+//!
+//! What is sent needs nothing from here: a raw socket of that protocol is given the inner packet,
+//! and the kernel writes the outer header. What it receives has that header in front (raw(7)).
+
+use thiserror::Error;
+
+use crate::headers;
+
+/// Protocol number of IPv4 in an IP packet (RFC 2003 section 3.1).
+pub const PROTOCOL: u8 = 4;
+
+/// Why a datagram has no inner packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum Error {
+    /// The outer header is not that of a whole IPv4 packet.
+    #[error("the outer header: {0}")]
+    Outer(#[from] headers::Error),
+    /// The outer packet carries something else.
+    #[error("the outer header announces protocol {0}, not IPv4 in IP")]
+    Protocol(u8),
+}
+
+/// Where the inner packet begins in what a raw socket has received, in bytes. What that is and
+/// whether it is whole is not looked at.
+///
+/// # Errors
+/// `Error` if the outer header is malformed, of a fragment, or of another protocol.
+pub fn inner_offset(datagram: &[u8]) -> Result<usize, Error> {
+    match headers::network_v4(datagram)? {
+        (header_len, _, PROTOCOL) => Ok(header_len),
+        (_, _, other) => Err(Error::Protocol(other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{IpNumber, Ipv4Header, Ipv4Options};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::udp_packet;
+
+    fn wrapped(inner: &[u8], options: &[u8], protocol: u8) -> Vec<u8> {
+        let mut outer = Ipv4Header {
+            total_len: (20 + options.len() + inner.len()) as u16,
+            time_to_live: 64,
+            protocol: IpNumber(protocol),
+            source: [192, 168, 1, 2],
+            destination: [192, 168, 1, 3],
+            options: Ipv4Options::try_from(options).unwrap(),
+            ..Ipv4Header::default()
+        };
+        outer.header_checksum = outer.calc_header_checksum();
+        [&outer.to_bytes(), inner].concat()
+    }
+
+    #[test]
+    fn the_inner_packet_is_behind_the_outer_header() {
+        let inner = udp_packet(b"inside");
+        for (options, offset) in [(&[][..], 20), (&[1; 8][..], 28), (&[1; 40][..], 60)] {
+            let mut datagram = wrapped(&inner, options, 4);
+            assert_eq!(inner_offset(&datagram), Ok(offset));
+            assert_eq!(datagram[offset..], inner);
+            datagram.extend([9; 5]);
+            assert_eq!(inner_offset(&datagram), Ok(offset), "padding");
+        }
+    }
+
+    #[test]
+    fn each_malformation_has_its_own_error() {
+        let good = wrapped(&udp_packet(b"inside"), &[], 4);
+        let outer = |error| Err(Error::Outer(error));
+        let len = good.len();
+        assert_eq!(
+            inner_offset(&good[..19]),
+            outer(headers::Error::TooShort { len: 19 })
+        );
+        let claimed = len;
+        assert_eq!(
+            inner_offset(&good[..len - 1]),
+            outer(headers::Error::Length {
+                claimed,
+                len: len - 1
+            })
+        );
+        let with = |at: usize, value| {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            inner_offset(&bytes)
+        };
+        assert_eq!(with(0, 0x65), outer(headers::Error::Version(6)));
+        assert_eq!(
+            with(0, 0x44),
+            outer(headers::Error::Length { claimed, len })
+        );
+        let claimed = 19;
+        assert_eq!(with(3, 19), outer(headers::Error::Length { claimed, len }));
+        for (at, value) in [(6, 0x20), (6, 0x1f), (7, 1)] {
+            assert_eq!(with(at, value), outer(headers::Error::Fragment));
+        }
+        assert_eq!(with(6, 0x40), Ok(20), "may not be fragmented");
+        for protocol in [17, 41, 94] {
+            assert_eq!(with(9, protocol), Err(Error::Protocol(protocol)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_offset_is_inside(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            if let Ok(offset) = inner_offset(&bytes) {
+                prop_assert!((20..=60).contains(&offset) && offset <= bytes.len());
+            }
+        }
+    }
+}
