@@ -515,7 +515,7 @@ fn flags_without_meaning_say_so_and_others_are_refused() {
 fn switches_of_the_network_that_are_not_followed_are_said_once() {
     let Some(lab) = Lab::new() else { return };
     let config = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","Learning":true,
-        "GBP":true,"DirectRouting":true}}"#;
+        "GBP":true}}"#;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -536,7 +536,7 @@ fn switches_of_the_network_that_are_not_followed_are_said_once() {
     let node = node.with("--etcd-prefix", "/f").start(lab.root());
     assert!(node.status("subnet").starts_with("10.5."));
     let log = node.log();
-    for switch in ["Learning", "GBP", "DirectRouting"] {
+    for switch in ["Learning", "GBP"] {
         let line = format!("the network has {switch}");
         assert_eq!(log.matches(&line).count(), 1, "{log}");
     }

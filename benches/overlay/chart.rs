@@ -111,9 +111,10 @@ fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
 /// The kernel is grey, muslin is not.
 fn colour(route: Route) -> &'static str {
     match route {
-        Route::KernelVxlan | Route::KernelBridge => "#9aa5b1",
+        Route::KernelVxlan | Route::KernelHostGw | Route::KernelBridge => "#9aa5b1",
         Route::MuslinVxlan => "#2f7ed8",
         Route::MuslinUdp => "#55a868",
+        Route::MuslinHostGw => "#c44e52",
         Route::MuslinNode => "#8172b3",
         Route::Memory => "#dd8452",
     }

@@ -182,6 +182,9 @@ impl Comparison {
             all.extend(against_kernel(underlay));
         }
         for underlay in [Underlay::Veth, Underlay::DumbWire] {
+            all.extend(host_gw(underlay));
+        }
+        for underlay in [Underlay::Veth, Underlay::DumbWire] {
             let ours = Route::MuslinUdp.on(underlay);
             let theirs = Some(Route::MuslinVxlan.on(underlay));
             all.push(Self {
@@ -230,6 +233,23 @@ fn against_kernel(underlay: Underlay) -> impl Iterator<Item = Comparison> {
         figure,
         ours: Route::MuslinVxlan.on(underlay),
         theirs: Some(Route::KernelVxlan.on(underlay)),
+        goal,
+    })
+}
+
+/// host-gw by muslin and by the kernel.
+fn host_gw(underlay: Underlay) -> impl Iterator<Item = Comparison> {
+    let goals = [
+        (Figure::TcpX1, Some((0.5, 1.0))),
+        (Figure::TcpX4, None),
+        (Figure::Udp64, None),
+        (Figure::AskTcpP50, None),
+        (Figure::CpuPerGigabyte, None),
+    ];
+    goals.into_iter().map(move |(figure, goal)| Comparison {
+        figure,
+        ours: Route::MuslinHostGw.on(underlay),
+        theirs: Some(Route::KernelHostGw.on(underlay)),
         goal,
     })
 }

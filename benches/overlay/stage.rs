@@ -11,6 +11,8 @@ use crate::lab::{Host, Lab, Node, NodeConfig, Offload};
 
 /// MTU of pods by VXLAN over an underlay of 1,500 bytes.
 const VXLAN_MTU: u16 = 1450;
+/// MTU of that underlay, and of pods without encapsulation.
+const ETHERNET_MTU: u16 = 1500;
 /// Between the hosts.
 pub(crate) const UNDERLAY: &str = "eth0";
 /// VTEPs of the kernel's hosts.
@@ -25,6 +27,10 @@ pub(crate) enum Route {
     MuslinVxlan,
     /// Two nodes with the UDP backend.
     MuslinUdp,
+    /// Hosts that route to each other, set up as flannel's host-gw does.
+    KernelHostGw,
+    /// Two nodes with the host-gw backend.
+    MuslinHostGw,
     /// Pods on one Linux bridge.
     KernelBridge,
     /// Pods of one node.
@@ -55,6 +61,8 @@ impl Route {
             Self::KernelVxlan => "kernel-vxlan",
             Self::MuslinVxlan => "muslin-vxlan",
             Self::MuslinUdp => "muslin-udp",
+            Self::KernelHostGw => "kernel-host-gw",
+            Self::MuslinHostGw => "muslin-host-gw",
             Self::KernelBridge => "kernel-bridge",
             Self::MuslinNode => "muslin-node",
             Self::Memory => "memory",
@@ -87,7 +95,13 @@ impl Underlay {
 
 impl Case {
     pub(crate) fn all() -> Vec<Self> {
-        let tunnels = [Route::KernelVxlan, Route::MuslinVxlan, Route::MuslinUdp];
+        let tunnels = [
+            Route::KernelVxlan,
+            Route::MuslinVxlan,
+            Route::MuslinUdp,
+            Route::KernelHostGw,
+            Route::MuslinHostGw,
+        ];
         let mut cases = Vec::new();
         for underlay in [Underlay::Veth, Underlay::DumbWire] {
             cases.extend(tunnels.map(|route| route.on(underlay)));
@@ -129,21 +143,17 @@ impl Stage {
             Route::KernelVxlan => Self::kernel_vxlan(lab, case.underlay),
             Route::MuslinVxlan => Self::muslin(lab, case.underlay, "vxlan"),
             Route::MuslinUdp => Self::muslin(lab, case.underlay, "udp"),
+            Route::KernelHostGw => Self::kernel_host_gw(lab, case.underlay),
+            Route::MuslinHostGw => Self::muslin(lab, case.underlay, "host-gw"),
             Route::KernelBridge => Self::kernel_bridge(lab),
             Route::MuslinNode | Route::Memory => Self::muslin_node(lab),
         })
     }
 
     fn kernel_vxlan(lab: Lab, underlay: Option<Underlay>) -> Self {
-        let hosts = hosts(&lab, underlay);
-        let mut pods = Vec::new();
-        for (host, number) in hosts.iter().zip([1_u8, 2]) {
-            bridge(host, number);
-            pods.push(bridged_pod(&lab, host, number, 2));
-            let peer = 3 - number;
-            host.sh(&format!(
-                "echo 1 >/proc/sys/net/ipv4/ip_forward
-                 ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {own_ip} dev {UNDERLAY}
+        Self::kernel(lab, underlay, VXLAN_MTU, |number, peer| {
+            format!(
+                "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {own_ip} dev {UNDERLAY}
                  ip link set flannel.1 address {own_mac} mtu {VXLAN_MTU} up
                  ip addr add 10.244.{number}.0/32 dev flannel.1
                  ip neigh replace 10.244.{peer}.0 lladdr {peer_mac} dev flannel.1 nud permanent
@@ -153,7 +163,31 @@ impl Stage {
                 own_mac = MACS[usize::from(number - 1)],
                 peer_ip = host_address(peer),
                 peer_mac = MACS[usize::from(peer - 1)],
-            ));
+            )
+        })
+    }
+
+    fn kernel_host_gw(lab: Lab, underlay: Option<Underlay>) -> Self {
+        Self::kernel(lab, underlay, ETHERNET_MTU, |_, peer| {
+            let next = host_address(peer);
+            format!("ip route replace 10.244.{peer}.0/24 via {next} dev {UNDERLAY}")
+        })
+    }
+
+    /// Two hosts whose kernels forward, with a script for each that shows it the way to the other.
+    fn kernel(
+        lab: Lab,
+        underlay: Option<Underlay>,
+        mtu: u16,
+        script: impl Fn(u8, u8) -> String,
+    ) -> Self {
+        let hosts = hosts(&lab, underlay);
+        let mut pods = Vec::new();
+        for (host, number) in hosts.iter().zip([1_u8, 2]) {
+            bridge(host, number, mtu);
+            pods.push(bridged_pod(&lab, host, (number, 2), mtu));
+            host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward");
+            host.sh(&script(number, 3 - number));
         }
         let [source, sink] = pods.try_into().ok().unwrap();
         Self {
@@ -190,10 +224,10 @@ impl Stage {
 
     fn kernel_bridge(lab: Lab) -> Self {
         let host = lab.namespace("host");
-        bridge(&host, 1);
+        bridge(&host, 1, VXLAN_MTU);
         Self {
-            source: bridged_pod(&lab, &host, 1, 2),
-            sink: bridged_pod(&lab, &host, 1, 3),
+            source: bridged_pod(&lab, &host, (1, 2), VXLAN_MTU),
+            sink: bridged_pod(&lab, &host, (1, 3), VXLAN_MTU),
             hosts: vec![host],
             address: Ipv4Addr::new(10, 244, 1, 3),
             _nodes: Vec::new(),
@@ -260,7 +294,9 @@ fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
     lab.cable((&hosts[0], UNDERLAY), (&hosts[1], UNDERLAY));
     for (host, number) in hosts.iter().zip([1, 2]) {
         let address = host_address(number);
-        host.sh(&format!("ip addr add {address}/24 dev {UNDERLAY}"));
+        host.sh(&format!(
+            "echo 0 >/proc/sys/net/ipv4/ip_forward; ip addr add {address}/24 dev {UNDERLAY}"
+        ));
         if underlay == Some(Underlay::DumbWire) {
             host.segments(UNDERLAY);
             host.without(UNDERLAY, Offload::Merging);
@@ -270,22 +306,22 @@ fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
 }
 
 /// The bridge of a host's pods.
-fn bridge(host: &Host, number: u8) {
+fn bridge(host: &Host, number: u8, mtu: u16) {
     host.sh(&format!(
         "ip link add cni0 type bridge
          ip addr add 10.244.{number}.1/24 dev cni0
-         ip link set cni0 mtu {VXLAN_MTU} up"
+         ip link set cni0 mtu {mtu} up"
     ));
 }
 
 /// A pod on a host's bridge.
-fn bridged_pod(lab: &Lab, host: &Host, number: u8, offset: u8) -> Host {
+fn bridged_pod(lab: &Lab, host: &Host, (number, offset): (u8, u8), mtu: u16) -> Host {
     let pod = lab.namespace("pod");
     let port = format!("veth{offset}");
     lab.cable((host, &port), (&pod, "eth0"));
-    host.sh(&format!("ip link set {port} mtu {VXLAN_MTU} master cni0"));
+    host.sh(&format!("ip link set {port} mtu {mtu} master cni0"));
     pod.sh(&format!(
-        "ip link set eth0 mtu {VXLAN_MTU}
+        "ip link set eth0 mtu {mtu}
          ip addr add 10.244.{number}.{offset}/24 dev eth0
          ip route add default via 10.244.{number}.1"
     ));
@@ -294,7 +330,7 @@ fn bridged_pod(lab: &Lab, host: &Host, number: u8, offset: u8) -> Host {
 
 fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new(&format!("n{number}"), host_address(number), &store)
+    NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
         .with("--network", "10.244.0.0/16")
         .with("--backend", backend)
         .start(host)

@@ -45,9 +45,11 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
 
 /// The TCP header of a packet that begins a connection, with its options.
 fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
+    if packet.get(ipv4::PROTOCOL) != Some(&6) {
+        return None;
+    }
     let (header_len, total) = ipv4_lengths(packet).ok()?;
-    let is_first = be16(packet, ipv4::FRAGMENT) & 0x1fff == 0;
-    if packet[ipv4::PROTOCOL] != 6 || !is_first {
+    if be16(packet, ipv4::FRAGMENT) & 0x1fff != 0 {
         return None;
     }
     let segment = &mut packet[header_len..total];

@@ -77,6 +77,8 @@ pub struct InvalidMtu(pub u32);
 impl Mtu {
     /// What every IPv4 link must carry (RFC 791 section 3.2).
     pub const MIN: Self = Self(68);
+    /// The longest IPv4 packet.
+    pub const MAX: Self = Self(u16::MAX);
     /// The MTU of plain Ethernet.
     pub const ETHERNET: Self = Self(1500);
 

@@ -15,6 +15,7 @@ use super::{StateChoice, block_on, die_with_parent, flannel};
 use crate::error::{Error, Result};
 use crate::node::{self, Offload, Settings};
 use crate::state;
+use crate::underlay::UplinkKind;
 
 /// Pods of a network that nobody described.
 const NETWORK: &str = "10.244.0.0/16";
@@ -54,6 +55,13 @@ pub(super) struct Arguments {
     /// How packets travel between nodes [default: vxlan]
     #[arg(long)]
     backend: Option<BackendName>,
+    /// With vxlan and ipip, send bare packets to nodes on the same link
+    #[arg(long)]
+    direct_routing: bool,
+    /// How to reach the link for bare packets: `packet` for a packet socket on the interface, or
+    /// tap:NAME for a TAP device that is bridged into the link
+    #[arg(long, value_name = "DEVICE", default_value = "packet")]
+    uplink: UplinkKind,
     /// VXLAN network identifier [default: 1]
     #[arg(long)]
     vni: Option<u32>,
@@ -77,6 +85,9 @@ pub(super) struct Arguments {
         default_value = "tap,gso,gro"
     )]
     offload: Vec<OffloadName>,
+    /// Leave the MSS of TCP connections with other nodes' pods as it is
+    #[arg(long)]
+    no_mss_clamp: bool,
     /// Let pods send from addresses that are not theirs
     #[arg(long)]
     no_pod_guard: bool,
@@ -97,8 +108,14 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum BackendName {
+    /// VXLAN frames in UDP datagrams
     Vxlan,
+    /// flannel's UDP format
     Udp,
+    /// Bare packets to the node itself, the next hop; all nodes are on one link
+    HostGw,
+    /// IPv4 in IPv4
+    Ipip,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
@@ -128,12 +145,14 @@ impl Arguments {
             state_dir,
             socket: self.socket.clone(),
             underlay: flannel.underlay(),
+            uplink: self.uplink.clone(),
             wish: self.wish()?,
             mtu: match self.mtu {
                 Some(bytes) => Some(Mtu::new(bytes).map_err(Error::usage)?),
                 None => None,
             },
             dns: self.dns.clone(),
+            clamp_mss: !self.no_mss_clamp,
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
             workers: self.workers.into(),
@@ -192,7 +211,7 @@ impl Arguments {
         );
         let config = config.map_err(Error::usage)?;
         let asked = network.is_some() || subnet_len.is_some() || backend.is_some();
-        if asked || vni.is_some() || port.is_some() {
+        if asked || vni.is_some() || port.is_some() || self.direct_routing {
             Ok(Wish::Exactly(config))
         } else if self.flannel.etcd_store().is_some() {
             // As in flannel, the administrator writes it, not a node.
@@ -203,23 +222,37 @@ impl Arguments {
     }
 
     fn backend(&self) -> Result<Backend> {
-        match (self.backend.unwrap_or(BackendName::Vxlan), self.vni) {
-            (BackendName::Vxlan, vni) => {
+        let name = self.backend.unwrap_or(BackendName::Vxlan);
+        let goes_with = |flag, others| Err(Error::usage(format!("{flag} goes with {others} only")));
+        match name {
+            BackendName::Vxlan => {}
+            _ if self.vni.is_some() => return goes_with("--vni", "--backend vxlan"),
+            BackendName::Udp => {}
+            _ if self.port.is_some() => return goes_with("--port", "--backend vxlan or udp"),
+            BackendName::HostGw | BackendName::Ipip => {}
+        }
+        match name {
+            BackendName::Vxlan => {
                 let mut options = VxlanOptions {
                     port: self.port.unwrap_or(vxlan::PORT),
+                    direct_routing: self.direct_routing,
                     ..VxlanOptions::default()
                 };
-                if let Some(vni) = vni {
+                if let Some(vni) = self.vni {
                     options.vni = Vni::new(vni).map_err(Error::usage)?;
                 }
                 Ok(Backend::Vxlan(options))
             }
-            (BackendName::Udp, None) => Ok(Backend::Udp {
+            BackendName::Ipip => Ok(Backend::Ipip {
+                direct_routing: self.direct_routing,
+            }),
+            BackendName::Udp | BackendName::HostGw if self.direct_routing => {
+                goes_with("--direct-routing", "--backend vxlan or ipip")
+            }
+            BackendName::HostGw => Ok(Backend::HostGw),
+            BackendName::Udp => Ok(Backend::Udp {
                 port: self.port.unwrap_or(udp::PORT),
             }),
-            (BackendName::Udp, Some(_)) => {
-                Err(Error::usage("--vni goes with --backend vxlan only"))
-            }
         }
     }
 }

@@ -36,7 +36,10 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
     if arguments.json {
         return print_json(&status);
     }
-    let tunnel = format!("{} on {}:{}", status.backend, status.tunnel_ip, status.port);
+    let mut tunnel = format!("{} on {}", status.backend, status.tunnel_ip);
+    if status.port != 0 {
+        tunnel.push_str(&format!(":{}", status.port));
+    }
     let public = if status.public_ip == status.tunnel_ip {
         String::new()
     } else {
@@ -77,6 +80,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             "tunnel",
             format!("{tunnel} ({}){public}{vni}{vtep}", status.interface),
         ),
+        ("uplink", status.uplink.unwrap_or_else(|| "none".to_owned())),
         (
             "pods",
             format!("{}, MTU {}, by {}", status.pods, status.mtu, status.device),
@@ -127,7 +131,8 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
     let header = [
         "SUBNET",
         "PUBLIC IP",
-        "BACKEND",
+        "PATH",
+        "MTU",
         "VTEP MAC",
         "STATE",
         "FROM IT",
@@ -141,7 +146,8 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
             vec![
                 peer.subnet.to_string(),
                 peer.public_ip.to_string(),
-                peer.backend.clone(),
+                peer.path.clone().unwrap_or_else(|| peer.backend.clone()),
+                peer.mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
                 peer.vtep_mac.clone().unwrap_or_default(),
                 peer.state.clone(),
                 traffic(peer.received),
@@ -192,10 +198,10 @@ pub(super) fn neighbours(arguments: &Arguments) -> Result<()> {
             vec![
                 neighbour.address.to_string(),
                 neighbour.mac.clone().unwrap_or_default(),
-                neighbour
-                    .port
-                    .map(|port| port.to_string())
-                    .unwrap_or_default(),
+                match neighbour.port {
+                    _ if neighbour.uplink => "uplink".to_owned(),
+                    port => port.map(|port| port.to_string()).unwrap_or_default(),
+                },
                 neighbour.state.clone(),
             ]
         },

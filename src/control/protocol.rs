@@ -137,14 +137,16 @@ pub struct Status {
     pub tunnel_ip: Ipv4Addr,
     /// The interface that has that address.
     pub interface: String,
-    /// `vxlan` or `udp`.
+    /// `vxlan`, `udp`, `host-gw` or `ipip`.
     pub backend: String,
-    /// UDP port of the tunnel.
+    /// UDP port of the tunnel; 0 if it has none.
     pub port: u16,
     /// VXLAN network identifier, for that backend.
     pub vni: Option<u32>,
     /// MAC address of its VTEP, for VXLAN.
     pub vtep_mac: Option<String>,
+    /// How it reaches its link below IP, if it does: `packet` or `tap:NAME`.
+    pub uplink: Option<String>,
     /// MTU of its pods in bytes.
     pub mtu: u16,
     /// The device pods are attached by.
@@ -229,6 +231,11 @@ pub struct Peer {
     pub vtep_mac: Option<String>,
     /// `ok`, or why nothing can be sent to it.
     pub state: String,
+    /// How packets get there: `vxlan`, `udp` or `ipip`, `on-link` for bare packets to a host on the
+    /// node's own link, or `none`; nothing if it is no peer.
+    pub path: Option<String>,
+    /// MTU of that path in bytes.
+    pub mtu: Option<u16>,
     /// Datagrams and bytes from it.
     pub received: Traffic,
     /// Datagrams and bytes to it.
@@ -275,6 +282,8 @@ pub struct Neighbour {
     pub mac: Option<String>,
     /// The port it is behind, if it is known.
     pub port: Option<u32>,
+    /// Whether it is a host on the node's own link, and no pod.
+    pub uplink: bool,
     /// `permanent`, `incomplete`, `reachable`, `stale` or `probing`.
     pub state: String,
 }

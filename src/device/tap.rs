@@ -25,6 +25,7 @@ use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 use tracing::debug;
 
+use super::FrameDevice;
 use crate::error::errno;
 
 /// Where the kernel keeps TAP devices.
@@ -203,12 +204,6 @@ impl Tap {
         })
     }
 
-    /// Whether it takes and gives superpackets and unfinished checksums.
-    #[must_use]
-    pub const fn has_offloads(&self) -> bool {
-        self.offloads
-    }
-
     /// Lets the kernel do everything itself from now on.
     ///
     /// # Errors
@@ -255,27 +250,40 @@ impl Tap {
         let len = len.checked_sub(virtio::LEN).ok_or(Errno::EIO)?;
         Ok((header, len))
     }
+}
 
-    /// Hands a frame to the pod: `head` and all of `tail`, at most [`MAX_SEGMENTS`] - 1 pieces.
-    /// Without offloads nothing may be left to do in `header`.
+impl FrameDevice for Tap {
+    fn has_offloads(&self) -> bool {
+        self.offloads
+    }
+
+    /// `tail` has at most [`MAX_SEGMENTS`] - 1 pieces.
     ///
     /// # Errors
-    /// EIO (`Uncategorized`) if the interface is down, `WouldBlock` if it takes no more now, EINVAL
-    /// (`InvalidInput`) if it cannot take this superpacket.
-    pub fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
-        let header = header.to_bytes();
-        let mut parts = ArrayVec::<IoSlice<'_>, { MAX_SEGMENTS + 1 }>::new();
-        if self.has_header {
-            parts.push(IoSlice::new(&header));
-        }
-        parts.push(IoSlice::new(head));
-        for piece in tail {
-            let pushed = parts.try_push(IoSlice::new(piece));
-            pushed.map_err(|_| Errno::EMSGSIZE)?;
-        }
-        writev(&self.descriptor, &parts)?;
-        Ok(())
+    /// EIO (`Uncategorized`) if the interface is down.
+    fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
+        let header = self.has_header.then_some(header);
+        write_frame(self.as_fd(), header, head, tail)
     }
+}
+
+/// Writes a frame with one call: a virtio-net header if there is one, `head` and all of `tail`.
+pub(crate) fn write_frame(
+    descriptor: BorrowedFd<'_>,
+    header: Option<&Header>,
+    head: &[u8],
+    tail: &[&[u8]],
+) -> io::Result<()> {
+    let header = header.map(Header::to_bytes);
+    let mut parts = ArrayVec::<IoSlice<'_>, { MAX_SEGMENTS + 1 }>::new();
+    parts.extend(header.iter().map(|header| IoSlice::new(header)));
+    parts.push(IoSlice::new(head));
+    for piece in tail {
+        let pushed = parts.try_push(IoSlice::new(piece));
+        pushed.map_err(|_| Errno::EMSGSIZE)?;
+    }
+    writev(descriptor, &parts)?;
+    Ok(())
 }
 
 fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {

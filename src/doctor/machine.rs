@@ -21,7 +21,7 @@ use crate::error::{Context, Result};
 use crate::netlink;
 use crate::netns;
 use crate::node::Offload;
-use crate::underlay::{UdpSocket, choose_interface};
+use crate::underlay::{Carrier, UdpSocket, choose_interface};
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
 const SMALL_MTU: u16 = 1280;
@@ -170,7 +170,7 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
 fn port(address: Ipv4Addr) -> Finding {
     match UdpSocket::bind(
         (address, vxlan::PORT).into(),
-        Offload::default().sockets(0),
+        Offload::default().sockets(Carrier::Udp, 0),
         1,
     ) {
         Ok(_) => Finding::fine("port", format!("UDP {} is free", vxlan::PORT)),

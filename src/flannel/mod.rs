@@ -89,11 +89,6 @@ pub fn limits(config: &NetworkConfig) -> Vec<&'static str> {
     };
     let lines = [
         (
-            options.direct_routing,
-            "the network has DirectRouting, which is not possible here yet: this node uses VXLAN \
-             for all others, and does not get what flannel nodes on the same link send around it",
-        ),
-        (
             options.learning,
             "the network has Learning, which this node ignores: where others are it takes from \
              their leases only",
@@ -120,9 +115,9 @@ mod tests {
         assert!(limits(r#"{"Type":"udp"}"#).is_empty());
         assert!(limits(r#"{"Type":"vxlan","Learning":false}"#).is_empty());
         let all = limits(r#"{"Type":"vxlan","Learning":true,"GBP":true,"DirectRouting":true}"#);
-        for (line, word) in all.iter().zip(["DirectRouting", "Learning", "GBP"]) {
+        for (line, word) in all.iter().zip(["Learning", "GBP"]) {
             assert!(line.contains(word), "{line}");
         }
-        assert_eq!(all.len(), 3);
+        assert_eq!(all.len(), 2);
     }
 }

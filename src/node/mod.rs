@@ -7,21 +7,19 @@ mod peers;
 mod pods;
 mod report;
 mod running;
+mod underlay;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::overhead::{Format, Mtu};
+use muslin_encap::overhead::Mtu;
 use muslin_stack::guard;
 use muslin_stack::lease::{
-    Backend, Change, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings, SubnetKey,
-    Wish,
+    Change, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings, SubnetKey, Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};
-use muslin_stack::peer::Tunnel;
-use smoltcp::wire::IpVersion;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_seqpacket::UnixSeqpacketListener;
@@ -32,16 +30,13 @@ use crate::error::{Context, Error, Result};
 use crate::flannel::{self, SubnetEnv, Surface};
 use crate::lease::{self, store};
 use crate::state::{self, StateDir};
-use crate::underlay::{self, PublicInterface, UdpSocket, Wanted};
+use crate::underlay::{Carrier, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
 use peers::Peers;
 use running::{Facts, Running};
+use underlay::Plan;
 
-/// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
-const SOURCE_PORTS: usize = 7;
-/// How often the interface's address is looked at.
-const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
 
@@ -62,6 +57,8 @@ pub struct Settings {
     pub prefix: String,
     /// Where its tunnel ends.
     pub underlay: Wanted,
+    /// How it reaches its link below IP, where it has to.
+    pub uplink: UplinkKind,
     /// Which network it is to be.
     pub wish: Wish,
     /// MTU of the underlay, if not that of the interface.
@@ -70,6 +67,8 @@ pub struct Settings {
     pub dns: Vec<Ipv4Addr>,
     /// Whether pods may send only from their own addresses.
     pub guard_pods: bool,
+    /// Whether TCP connections with other nodes' pods begin with an MSS that the path takes.
+    pub clamp_mss: bool,
     /// Whether peers may send only from the addresses of their leases.
     pub guard_peers: bool,
     /// How long before its end a lease is renewed.
@@ -100,8 +99,9 @@ pub struct Offload {
 impl Offload {
     /// What that means for a tunnel's sockets.
     #[must_use]
-    pub const fn sockets(self, source_ports: usize) -> underlay::Options {
-        underlay::Options {
+    pub const fn sockets(self, carrier: Carrier, source_ports: usize) -> Options {
+        Options {
+            carrier,
             source_ports,
             gso: self.gso,
             gro: self.gro,
@@ -143,7 +143,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
-    let interface = underlay_of(&settings).await?;
+    let interface = underlay::choose(&settings).await?;
     let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
     let mut identity = state.identity()?;
@@ -188,7 +188,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     };
     if let Wish::Exactly(config) = &plane.settings.wish {
         // A network that this node cannot be in must not be written for others.
-        plane.plan_tunnel(config)?;
+        plane.plan(config)?;
     }
     let leases = lease::run(
         manager,
@@ -212,28 +212,6 @@ pub async fn run(settings: Settings) -> Result<()> {
         info!("node {} has stopped", plane.settings.name);
     }
     result
-}
-
-/// The underlay's interface, and a word about one that is not as usual.
-async fn underlay_of(settings: &Settings) -> Result<PublicInterface> {
-    let wanted = &settings.underlay;
-    let interface = underlay::choose_interface(wanted).await?;
-    let PublicInterface {
-        name,
-        address,
-        public_ip,
-        ..
-    } = &interface;
-    if address.is_loopback() && wanted.public_ip.is_none() {
-        warn!("this machine has no address for others: only nodes on it can be peers");
-    }
-    if interface.is_translated() {
-        info!(
-            "the public address {public_ip} is not on this machine: the tunnel is bound to \
-             {address} ({name}), and something must translate one to the other"
-        );
-    }
-    Ok(interface)
 }
 
 /// What changes of the lease mean for this node.
@@ -260,19 +238,12 @@ struct Plane {
     running: Option<Arc<Running>>,
 }
 
-/// How a network's packets travel to and from this node.
-struct TunnelPlan {
-    tunnel: Tunnel,
-    mtu: Mtu,
-    port: u16,
-}
-
 /// A tunnel whose port is taken.
 struct OpenTunnel {
     config: NetworkConfig,
-    plan: TunnelPlan,
+    plan: Plan,
     /// For each worker.
-    sockets: Vec<UdpSocket>,
+    sockets: Vec<Option<UdpSocket>>,
 }
 
 impl Plane {
@@ -339,46 +310,14 @@ impl Plane {
         }
     }
 
-    /// What a network's configuration means here, or why this node cannot be in it.
-    fn plan_tunnel(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
-        let interface = &self.interface;
-        let mut ends = [interface.public_ip, interface.address].into_iter();
-        if let Some(end) = ends.find(|end| config.network.contains(end)) {
-            return Err(Error::usage(format!(
-                "the public address {end} lies in the pod network {}: choose another --network, or \
-                 another address with --public-ip",
-                config.network
-            )));
-        }
-        let (tunnel, port, configured) = match &config.backend {
-            Backend::Vxlan(options) => {
-                let (vni, mac) = (options.vni, self.identity.vtep_mac);
-                (Tunnel::Vxlan { vni, mac }, options.port, options.mtu)
-            }
-            Backend::Udp { port } => (Tunnel::Udp, *port, None),
-            Backend::Other(name) => return Err(refusal(&Loss::OtherBackend(name.clone()))),
-        };
-        let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
-        let outer = match self.settings.mtu.or(configured) {
-            Some(mtu) => mtu,
-            None => own.map_err(|error| Error::usage(format!("{}: {error}", interface.name)))?,
-        };
-        let mtu = tunnel
-            .format()
-            .inner_mtu(outer, IpVersion::Ipv4)
-            .map_err(|_| {
-                Error::usage(format!(
-                    "an underlay MTU of {} leaves no room for pods",
-                    outer.get()
-                ))
-            })?;
-        Ok(TunnelPlan { tunnel, mtu, port })
+    fn plan(&self, config: &NetworkConfig) -> Result<Plan> {
+        let mac = self.identity.vtep_mac;
+        Plan::new(config, &self.settings, &self.interface, mac)
     }
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
-        let plan = self.plan_tunnel(&config)?;
-        let end = SocketAddr::new(self.interface.address.into(), plan.port);
-        let sockets = bind_tunnel(end, plan.tunnel.format(), &self.settings)?;
+        let mut plan = self.plan(&config)?;
+        let sockets = plan.bind(config.network, &self.settings, &self.interface)?;
         Ok(OpenTunnel {
             config,
             plan,
@@ -395,11 +334,14 @@ impl Plane {
         };
         self.identity.subnet = Some(key.ipv4);
         self.state.write_identity(&self.identity)?;
-        let config = self.node_config(key, &tunnel)?;
+        let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
-        let nodes = tunnel.sockets.into_iter().map(|socket| {
-            let node = Node::new(config.clone(), now).map_err(Error::usage)?;
-            Ok((node, socket))
+        let (sockets, plan) = (tunnel.sockets, tunnel.plan);
+        let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &self.interface)?;
+        let nodes = underlays.into_iter().map(|underlay| {
+            let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
+            node.set_uplink(uplink);
+            Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let (sender, events) = mpsc::unbounded_channel();
@@ -418,16 +360,14 @@ impl Plane {
             store: self.store.clone(),
             interface: self.interface.clone(),
             config: tunnel.config,
-            tunnel: tunnel.plan.tunnel,
-            mtu: tunnel.plan.mtu,
-            port: tunnel.plan.port,
+            plan,
             subnet: key.ipv4,
             socket,
         };
         let subnet = SubnetEnv {
             network: facts.config.network,
             subnet: facts.subnet,
-            mtu: facts.mtu.get(),
+            mtu: facts.plan.mtu.get(),
             ip_masq: self.settings.ip_masq,
         };
         let ready = format!("node {} is ready: {facts}", self.settings.name);
@@ -448,12 +388,13 @@ impl Plane {
         Ok(())
     }
 
-    fn node_config(&self, key: SubnetKey, tunnel: &OpenTunnel) -> Result<Config> {
+    fn node_config(&self, key: SubnetKey, plan: &Plan) -> Result<Config> {
         Ok(Config {
             subnet: key.ipv4.into(),
             gateway_mac: self.identity.gateway_mac.get(),
-            tunnel: tunnel.plan.tunnel,
-            mtu: tunnel.plan.mtu,
+            tunnel: plan.tunnel,
+            mtu: plan.mtu,
+            clamp_mss: self.settings.clamp_mss,
             guard: guard::Policy {
                 peers: self.settings.guard_peers,
             },
@@ -477,66 +418,18 @@ impl Plane {
                         debug!("the interface of port {port} is gone");
                         heard.detach_port(port);
                     }
+                    Event::UplinkGone => heard.lose_uplink(),
                     Event::Ended => break,
                 }
             }
             let _ = fatal.send(Error::failed("the data path's thread has ended"));
         });
-        tokio::spawn(follow_address(running.clone(), self.address.clone()));
+        tokio::spawn(underlay::follow(running.clone(), self.address.clone()));
         let (service, fatal) = (running.clone(), self.fatal.clone());
         tokio::spawn(async move {
             let error = control::serve(listener, Arc::new(service)).await;
             let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
         });
-    }
-}
-
-/// Takes the tunnel's port, for each worker.
-fn bind_tunnel(end: SocketAddr, format: Format, settings: &Settings) -> Result<Vec<UdpSocket>> {
-    let source_ports = match format {
-        Format::Vxlan => SOURCE_PORTS,
-        // flannel's UDP backend sends from the port it listens on.
-        Format::Udp => 0,
-        // It has no ports.
-        Format::Ipip => 0,
-    };
-    let options = settings.offload.sockets(source_ports);
-    UdpSocket::bind(end, options, settings.workers).map_err(|error| {
-        Error::failed(match error.kind() {
-            std::io::ErrorKind::AddrInUse => format!(
-                "UDP port {} of {} is in use: another node, or flannel, runs there",
-                end.port(),
-                end.ip()
-            ),
-            _ => format!("cannot listen on UDP {end}: {error}"),
-        })
-    })
-}
-
-/// Takes the tunnel and the lease along when the interface gets another address, as laptops and
-/// virtual machines do.
-async fn follow_address(running: Arc<Running>, public_ip: watch::Sender<Ipv4Addr>) {
-    let wanted = &running.facts.settings.underlay;
-    loop {
-        tokio::time::sleep(LOOK_AT_ADDRESS).await;
-        // Between two addresses there may be none for a while.
-        let Ok(now) = underlay::choose_interface(wanted).await else {
-            continue;
-        };
-        let before = running.interface();
-        if (now.address, now.public_ip) == (before.address, before.public_ip) {
-            continue;
-        }
-        match running.move_to(now.clone()) {
-            Ok(()) => {
-                info!(
-                    "the public address is {} now, on {}",
-                    now.public_ip, now.name
-                );
-                public_ip.send_replace(now.public_ip);
-            }
-            Err(error) => warn!("the tunnel cannot move to {}: {error}", now.address),
-        }
     }
 }
 

@@ -5,18 +5,19 @@ use muslin_encap::vxlan::Vni;
 use muslin_stack::gateway;
 use muslin_stack::neighbour::{REACHABLE, State};
 use muslin_stack::node::NextHop;
-use muslin_stack::peer::{PeerId, Tunnel};
+use muslin_stack::peer::{Path, PeerId, Tunnel};
 use muslin_stack::port;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Offload;
 use super::running::Running;
+use super::underlay::Plan;
 use crate::control::protocol::{
     Drop, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Context, Error, Result};
-use crate::worker::Report;
+use crate::worker::{self, Report};
 
 /// The rows of a table.
 pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {
@@ -46,9 +47,9 @@ fn status(running: &Running, report: &Report) -> Status {
     let facts = &running.facts;
     let counters = &report.counters;
     let interface = running.interface();
-    let (vni, mac) = match facts.tunnel {
+    let (vni, mac) = match facts.plan.tunnel {
         Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
-        Tunnel::Udp => (None, None),
+        Tunnel::Udp | Tunnel::Ipip | Tunnel::None => (None, None),
     };
     Status {
         node: facts.settings.name.clone(),
@@ -62,10 +63,14 @@ fn status(running: &Running, report: &Report) -> Status {
         tunnel_ip: interface.address,
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
-        port: facts.port,
+        port: facts.plan.port,
         vni,
         vtep_mac: mac,
-        mtu: facts.mtu.get(),
+        uplink: facts
+            .plan
+            .is_direct
+            .then(|| facts.settings.uplink.to_string()),
+        mtu: facts.plan.mtu.get(),
         device: "tap".to_owned(),
         workers: facts.settings.workers,
         offload: offload(running, report).to_string(),
@@ -124,27 +129,51 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
 }
 
 fn peers(running: &Running, report: &Report) -> Vec<Peer> {
-    let backend = &running.facts.config.backend;
+    let (backend, plan) = (&running.facts.config.backend, &running.facts.plan);
+    let prefix = running.interface().prefix;
     let peers = running.peers.lock();
     let rows = peers.iter().map(|(key, known)| {
         let state = report.peers.iter().find(|state| state.peer.id == known.id);
         let (received, sent) = state
             .map(|state| (state.received, state.sent))
             .unwrap_or_default();
+        let path = state.map(|state| state.path);
         Peer {
             subnet: key.ipv4,
             public_ip: known.record.public_ip,
             backend: known.record.backend().to_owned(),
             vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
-            state: match known.peer(*key, backend) {
-                Ok(_) => "ok".to_owned(),
-                Err(unusable) => unusable.to_string(),
+            state: match (known.peer(*key, backend), path) {
+                (Err(unusable), _) => unusable.to_string(),
+                (Ok(_), Some(Path::Unreachable)) => format!("not on the link {prefix}"),
+                (Ok(_), _) => "ok".to_owned(),
             },
+            path: path.map(|path| path_name(path, plan).to_owned()),
+            mtu: path.and_then(|path| path_mtu(path, plan)),
             received: traffic(received),
             sent: traffic(sent),
         }
     });
     rows.collect()
+}
+
+/// How packets get to a peer, and whether that is because its host is on the link.
+fn path_name(path: Path, plan: &Plan) -> &'static str {
+    match (path, plan.tunnel) {
+        (Path::Uplink, _) => "on-link",
+        (Path::Tunnel, Tunnel::Vxlan { .. }) => "vxlan",
+        (Path::Tunnel, Tunnel::Udp) => "udp",
+        (Path::Tunnel, Tunnel::Ipip) => "ipip",
+        (Path::Tunnel, Tunnel::None) | (Path::Unreachable, _) => "none",
+    }
+}
+
+fn path_mtu(path: Path, plan: &Plan) -> Option<u16> {
+    match path {
+        Path::Tunnel => Some(plan.mtu.get()),
+        Path::Uplink => Some(plan.outer.get()),
+        Path::Unreachable => None,
+    }
 }
 
 fn routes(running: &Running, report: &Report) -> Vec<Route> {
@@ -163,23 +192,23 @@ fn routes(running: &Running, report: &Report) -> Vec<Route> {
 }
 
 fn neighbours(report: &Report) -> Vec<Neighbour> {
-    let mut rows: Vec<_> = report
-        .neighbours
-        .iter()
-        .map(|(address, place, state)| Neighbour {
-            address: *address,
-            mac: place.map(|place| Colons(place.mac).to_string()),
-            port: place.map(|place| place.port.0),
-            state: match state {
-                State::Permanent => "permanent",
-                State::Incomplete { .. } => "incomplete",
-                State::Reachable { since } if report.now >= *since + REACHABLE => "stale",
-                State::Reachable { .. } => "reachable",
-                State::Probing { .. } => "probing",
-            }
-            .to_owned(),
-        })
-        .collect();
+    let row = |(address, place, state): &worker::Neighbour, uplink: bool| Neighbour {
+        address: *address,
+        mac: place.map(|place| Colons(place.mac).to_string()),
+        port: place.filter(|_| !uplink).map(|place| place.port.0),
+        uplink,
+        state: match state {
+            State::Permanent => "permanent",
+            State::Incomplete { .. } => "incomplete",
+            State::Reachable { since } if report.now >= *since + REACHABLE => "stale",
+            State::Reachable { .. } => "reachable",
+            State::Probing { .. } => "probing",
+        }
+        .to_owned(),
+    };
+    let pods = report.neighbours.iter().map(|it| row(it, false));
+    let hosts = report.next_hops.iter().map(|it| row(it, true));
+    let mut rows: Vec<_> = pods.chain(hosts).collect();
     rows.sort_unstable_by_key(|row| row.address);
     rows
 }

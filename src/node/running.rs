@@ -1,20 +1,17 @@
 //! A node that has its lease: what its clients and its peers' leases ask of it.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::Limits;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
 use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
-use muslin_stack::peer::Tunnel;
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
@@ -23,7 +20,8 @@ use tracing::{debug, info, warn};
 
 use super::peers::Peers;
 use super::pods::Pods;
-use super::{Settings, bind_tunnel, report};
+use super::underlay::Plan;
+use super::{Settings, report};
 use crate::control::Service;
 use crate::control::protocol::{Attach, Attached, Lease, Table};
 use crate::device::Tap;
@@ -45,9 +43,7 @@ pub(super) struct Facts {
     /// The underlay's interface as it was at the start.
     pub(super) interface: PublicInterface,
     pub(super) config: NetworkConfig,
-    pub(super) tunnel: Tunnel,
-    pub(super) mtu: Mtu,
-    pub(super) port: u16,
+    pub(super) plan: Plan,
     pub(super) subnet: Ipv4Net,
     pub(super) socket: PathBuf,
 }
@@ -56,7 +52,7 @@ impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             subnet,
-            port,
+            plan,
             interface,
             config,
             ..
@@ -64,9 +60,15 @@ impl fmt::Display for Facts {
         let backend = config.backend.name();
         write!(
             f,
-            "subnet {subnet} of {}, {backend} on {}:{port}",
+            "subnet {subnet} of {}, {backend} on {}",
             config.network, interface.address
         )?;
+        if plan.port != 0 {
+            write!(f, ":{}", plan.port)?;
+        }
+        if plan.is_direct {
+            write!(f, ", bare to nodes in {}", interface.prefix)?;
+        }
         if interface.is_translated() {
             write!(f, ", public address {}", interface.public_ip)?;
         }
@@ -83,6 +85,7 @@ pub(super) struct Running {
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
+    uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
     state: Arc<StateDir>,
     leave: watch::Sender<bool>,
@@ -106,6 +109,7 @@ impl Running {
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
+            uplink_is_gone: AtomicBool::new(false),
             facts,
             workers,
             leases,
@@ -133,11 +137,26 @@ impl Running {
             )));
         }
         let facts = &self.facts;
-        let end = SocketAddr::new(interface.address.into(), facts.port);
-        let sockets = bind_tunnel(end, facts.tunnel.format(), &facts.settings)?;
-        self.workers.rebind(sockets).map_err(Error::failed)?;
+        let (underlays, uplink) = facts.plan.open(facts.subnet, &facts.settings, &interface)?;
+        self.workers
+            .rebind(underlays, uplink)
+            .map_err(Error::failed)?;
+        self.uplink_is_gone.store(false, Ordering::Relaxed);
         *self.interface.lock() = interface;
         Ok(())
+    }
+
+    /// The uplink's interface is gone; it is looked for from now on.
+    pub(super) fn lose_uplink(&self) {
+        if !self.uplink_is_gone.swap(true, Ordering::Relaxed) {
+            warn!("the uplink {} is gone", self.interface().name);
+        }
+    }
+
+    /// Whether the uplink has to be opened anew: it was gone, or its link is another one.
+    pub(super) fn needs_uplink(&self, now: &PublicInterface) -> bool {
+        self.facts.plan.is_direct
+            && (self.uplink_is_gone.load(Ordering::Relaxed) || *now != self.interface())
     }
 
     pub(super) fn lease_confirmed(&self) {
@@ -284,10 +303,8 @@ impl Service for Arc<Running> {
             node: facts.settings.name.clone(),
             address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
             gateway: gateway::address(facts.subnet),
-            mtu: facts.mtu.get(),
-            gso_max_segs: Limits::UDP_SEGMENT
-                .fitting(usize::from(facts.mtu.get()) + facts.tunnel.format().network_offset())
-                .max(1) as u16,
+            mtu: facts.plan.mtu.get(),
+            gso_max_segs: facts.plan.gso_max_segs(),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: facts.settings.dns.clone(),
         };

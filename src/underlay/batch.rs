@@ -1,12 +1,11 @@
-//! Many datagrams per system call: `recvmmsg` into buffers that are reused, and `sendmmsg` of a
-//! plan.
+//! Many datagrams per system call: batches of them received, and `sendmmsg` of a plan.
 //!
 //! With `UDP_GRO` a message may be a train of datagrams of one length (the last may be shorter)
 //! from one sender, with `UDP_SEGMENT` the same in the other direction; both lengths travel as
 //! control messages, as an `int` and as 16 bits. Buffers have the size of the longest train, because
 //! the kernel cuts longer ones off.
 
-#![allow(unsafe_code)] // the two calls and their headers; each block says why it is sound
+#![allow(unsafe_code)] // the call and its headers; each block says why it is sound
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -18,38 +17,20 @@ use muslin_encap::plan::{Plan, Send};
 use nix::libc;
 use socket2::SockAddr;
 
-/// Messages of one `recvmmsg`.
-const MESSAGES: usize = 16;
+use super::messages::{CONTROL_LEN, Control, Messages};
+
 /// Messages of one `sendmmsg`.
 const SENDS: usize = 64;
 /// Bytes of the longest datagram or train.
 const MESSAGE_LEN: usize = 65_535;
-/// Bytes of one buffer, whose start is on a cache line.
-const BUFFER_LEN: usize = MESSAGE_LEN.next_multiple_of(64);
-/// Room for control messages: a segment length and a counter take 48 bytes.
-const CONTROL_LEN: usize = 64;
 
-/// Control messages, where the kernel may write and read their headers.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct Control([u8; CONTROL_LEN]);
-
-/// What one call received. The buffers are used again from the first on, so that those in use stay
-/// in the cache.
+/// What one call received.
 #[derive(Debug)]
-pub struct Received {
-    storage: Box<[u8]>,
-    messages: ArrayVec<Message, MESSAGES>,
-    /// Datagrams the kernel has dropped since the socket is open, modulo 2^32, as far as it told.
-    overflow: u32,
-    /// Datagrams that were lost since the call before.
-    lost: u64,
-}
+pub struct Received(Messages<Train>);
 
+/// What is known of a message besides its bytes.
 #[derive(Debug, Clone, Copy)]
-struct Message {
-    index: usize,
-    len: usize,
+struct Train {
     source: SocketAddr,
     /// Length of every datagram but the last; not zero.
     datagram_len: usize,
@@ -57,139 +38,49 @@ struct Message {
 
 impl Default for Received {
     fn default() -> Self {
-        Self {
-            storage: vec![0; MESSAGES * BUFFER_LEN].into_boxed_slice(),
-            messages: ArrayVec::new(),
-            overflow: 0,
-            lost: 0,
-        }
+        Self(Messages::new(MESSAGE_LEN))
     }
 }
 
 impl Received {
     /// The datagrams of the last call with their senders, in order.
     pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
-        let buffers = self.storage.chunks_exact_mut(BUFFER_LEN).enumerate();
-        let mut messages = self.messages.iter().peekable();
-        buffers
-            .filter_map(move |(index, buffer)| {
-                let message = messages.next_if(|message| message.index == index)?;
-                Some((message, buffer.get_mut(..message.len)?))
-            })
-            .flat_map(|(message, train)| {
-                // One that is empty is a datagram too.
-                let empty = if train.is_empty() {
-                    Some(&mut [][..])
-                } else {
-                    None
-                };
-                let datagrams = train.chunks_mut(message.datagram_len).chain(empty);
-                datagrams.map(|datagram| (message.source, datagram))
-            })
+        self.0.iter_mut().flat_map(|(train, bytes)| {
+            // One that is empty is a datagram too.
+            let empty = if bytes.is_empty() {
+                Some(&mut [][..])
+            } else {
+                None
+            };
+            let datagrams = bytes.chunks_mut(train.datagram_len).chain(empty);
+            datagrams.map(|datagram| (train.source, datagram))
+        })
     }
 
     /// Whether there was one datagram only.
     #[must_use]
     pub fn is_lone(&self) -> bool {
-        match self.messages.as_slice() {
-            [message] => message.len <= message.datagram_len,
-            _ => false,
-        }
+        let lone = self.0.lone();
+        lone.is_some_and(|(train, len)| len <= train.datagram_len)
     }
 
     /// Datagrams that the last call found to be lost: the socket's queue had been full, or they
     /// were cut off.
     #[must_use]
     pub const fn lost(&self) -> u64 {
-        self.lost
+        self.0.lost()
     }
 }
 
-/// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
+/// Receives what is there, up to a batch of messages, and returns whether there may be more.
 pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut Received) -> io::Result<bool> {
-    into.messages.clear();
-    into.lost = 0;
-    // SAFETY: all of these are plain data for which zero is a value.
-    let (mut headers, mut names, mut parts) = unsafe {
-        (
-            MaybeUninit::<[libc::mmsghdr; MESSAGES]>::zeroed().assume_init(),
-            MaybeUninit::<[libc::sockaddr_storage; MESSAGES]>::zeroed().assume_init(),
-            MaybeUninit::<[libc::iovec; MESSAGES]>::zeroed().assume_init(),
-        )
-    };
-    let mut controls = [Control([0; CONTROL_LEN]); MESSAGES];
-    let buffers = into.storage.chunks_exact_mut(BUFFER_LEN);
-    for ((((header, name), part), control), buffer) in (headers.iter_mut())
-        .zip(&mut names)
-        .zip(&mut parts)
-        .zip(&mut controls)
-        .zip(buffers)
-    {
-        part.iov_base = buffer.as_mut_ptr().cast();
-        part.iov_len = MESSAGE_LEN;
-        let header = &mut header.msg_hdr;
-        header.msg_name = (&raw mut *name).cast();
-        header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-        header.msg_iov = part;
-        header.msg_iovlen = 1;
-        header.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_controllen = CONTROL_LEN;
-    }
-    // SAFETY: every header points to a name, a vector of one buffer and control data that live
-    // until the call returns, with their lengths; the number of headers is given.
-    let count = unsafe {
-        libc::recvmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            MESSAGES as libc::c_uint,
-            libc::MSG_DONTWAIT,
-            std::ptr::null_mut(),
-        )
-    };
-    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-    for (index, (header, name)) in headers.iter().zip(&names).take(count).enumerate() {
-        let len = header.msg_len as usize;
-        // SAFETY: the kernel filled in the header, whose control data is still there.
-        let (segment, overflow) = unsafe { read_control(&header.msg_hdr) };
-        if let Some(overflow) = overflow {
-            into.lost += u64::from(overflow.wrapping_sub(into.overflow));
-            into.overflow = overflow;
-        }
-        let (Some(source), 0) = (address(name), header.msg_hdr.msg_flags & libc::MSG_TRUNC) else {
-            into.lost += 1;
-            continue;
-        };
-        into.messages.push(Message {
-            index,
-            len,
-            source,
-            datagram_len: segment.filter(|len| *len > 0).unwrap_or(len).max(1),
-        });
-    }
-    Ok(count == MESSAGES)
-}
-
-/// The length of a train's datagrams, and the counter of those that were dropped.
-///
-/// # Safety
-/// `header` must be as `recvmmsg` left it, and its control data must be readable.
-unsafe fn read_control(header: &libc::msghdr) -> (Option<usize>, Option<u32>) {
-    let (mut segment, mut overflow) = (None, None);
-    // SAFETY: the header is a valid one, as the caller says; the macros stay within the control
-    // data, and the kernel puts four bytes of data behind each of these two headers.
-    unsafe {
-        let mut next = libc::CMSG_FIRSTHDR(header);
-        while let Some(control) = next.as_ref() {
-            let value = || libc::CMSG_DATA(control).cast::<u32>().read_unaligned();
-            match (control.cmsg_level, control.cmsg_type) {
-                (libc::SOL_UDP, libc::UDP_GRO) => segment = Some(value() as usize),
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => overflow = Some(value()),
-                _ => {}
-            }
-            next = libc::CMSG_NXTHDR(header, control);
-        }
-    }
-    (segment, overflow)
+    into.0.receive(socket, 0, |arrival| {
+        let segment = arrival.segment.filter(|len| *len > 0);
+        Some(Train {
+            source: address(arrival.name)?,
+            datagram_len: segment.unwrap_or(arrival.len).max(1),
+        })
+    })
 }
 
 fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {

@@ -2,15 +2,16 @@
 //!
 //! What the machine has is read without privileges; the choice itself is made from values.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
+use ipnet::Ipv4Net;
 use regex::Regex;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -32,6 +33,10 @@ pub struct PublicInterface {
     pub public_ip: Ipv4Addr,
     /// The interface's MTU in bytes.
     pub mtu: u32,
+    /// The network that is on the link, without a router between: that of the address.
+    pub prefix: Ipv4Net,
+    /// Whether the interface is up.
+    pub is_up: bool,
 }
 
 impl PublicInterface {
@@ -81,6 +86,18 @@ pub async fn choose(wanted: &Wanted) -> Result<PublicInterface> {
     choose_among(wanted, &Machine::read(wanted.reach).await?)
 }
 
+/// Whether the kernel forwards IPv4 packets that arrive at an interface; `None` if that cannot be
+/// read.
+#[must_use]
+pub fn forwards_ipv4(interface: &str) -> Option<bool> {
+    let path = format!("/proc/sys/net/ipv4/conf/{interface}/forwarding");
+    match std::fs::read_to_string(path).ok()?.trim() {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
+}
+
 /// The interfaces of a machine and the ways out of it.
 #[derive(Debug, Default)]
 struct Machine {
@@ -96,12 +113,15 @@ struct Interface {
     index: u32,
     name: String,
     mtu: u32,
+    is_up: bool,
     addresses: Vec<Address>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Address {
     ip: Ipv4Addr,
+    /// The network on its link.
+    prefix: Ipv4Net,
     /// It is about to go.
     deprecated: bool,
     /// It is configured, not leased by DHCP.
@@ -151,6 +171,8 @@ fn choose_among(wanted: &Wanted, machine: &Machine) -> Result<PublicInterface> {
         address,
         public_ip: wanted.public_ip.unwrap_or(address),
         mtu: interface.mtu,
+        prefix: interface.prefix(address),
+        is_up: interface.is_up,
     })
 }
 
@@ -274,9 +296,18 @@ impl Interface {
     }
 
     fn has(&self, ip: Ipv4Addr) -> bool {
+        self.entry(ip).is_some()
+    }
+
+    /// The network on the link of an address; one that is not here is alone.
+    fn prefix(&self, ip: Ipv4Addr) -> Ipv4Net {
+        self.entry(ip).map_or(ip.into(), |address| address.prefix)
+    }
+
+    fn entry(&self, ip: Ipv4Addr) -> Option<&Address> {
         // All of 127.0.0.0/8 is on the loopback interface.
-        let fits = |it: &Address| it.ip == ip || (it.ip.is_loopback() && ip.is_loopback());
-        self.addresses.iter().any(fits)
+        let fits = |it: &&Address| it.ip == ip || (it.ip.is_loopback() && ip.is_loopback());
+        self.addresses.iter().find(fits)
     }
 }
 
@@ -333,6 +364,7 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
         index: link.header.index,
         name: name?,
         mtu: mtu.unwrap_or_default(),
+        is_up: link.header.flags.contains(LinkFlags::Up),
         addresses: Vec::new(),
     })
 }
@@ -343,18 +375,15 @@ fn address(message: &AddressMessage) -> Option<Address> {
     }
     // On a point-to-point link `Address` is the other end.
     let local = message.attributes.iter().find_map(|it| match it {
-        AddressAttribute::Local(ip) => Some(*ip),
+        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
         _ => None,
     });
-    let either = || {
-        message.attributes.iter().find_map(|it| match it {
-            AddressAttribute::Address(ip) => Some(*ip),
-            _ => None,
-        })
-    };
-    let std::net::IpAddr::V4(ip) = local.or_else(either)? else {
-        return None;
-    };
+    let far = message.attributes.iter().find_map(|it| match it {
+        AddressAttribute::Address(IpAddr::V4(ip)) => Some(*ip),
+        _ => None,
+    });
+    let ip = local.or(far)?;
+    let prefix = Ipv4Net::new(far.unwrap_or(ip), message.header.prefix_len);
     let flags = message.attributes.iter().find_map(|it| match it {
         AddressAttribute::Flags(flags) => Some(*flags),
         _ => None,
@@ -366,6 +395,7 @@ fn address(message: &AddressMessage) -> Option<Address> {
     };
     Some(Address {
         ip,
+        prefix: prefix.ok()?.trunc(),
         deprecated: has(AddressFlags::Deprecated, AddressHeaderFlags::Deprecated),
         permanent: has(AddressFlags::Permanent, AddressHeaderFlags::Permanent),
         secondary: has(AddressFlags::Secondary, AddressHeaderFlags::Secondary),
@@ -406,13 +436,17 @@ mod tests {
             index,
             name: name.to_owned(),
             mtu,
+            is_up: true,
             addresses: addresses.iter().map(|text| address(text)).collect(),
         }
     }
 
     fn address(text: &str) -> Address {
+        let ip = ip(text);
+        let len = if ip.is_loopback() { 8 } else { 24 };
         Address {
-            ip: ip(text),
+            ip,
+            prefix: Ipv4Net::new(ip, len).unwrap().trunc(),
             deprecated: false,
             permanent: true,
             secondary: false,
@@ -624,11 +658,50 @@ mod tests {
         assert!(error.to_string().contains("no MTU"), "{error}");
     }
 
+    #[test]
+    fn the_link_of_an_address_has_its_prefix() {
+        let found = |name: &str| choose_among(&named(&[name]), &machine()).unwrap();
+        for (name, prefix) in [
+            ("eth0", "192.168.1.0/24"),
+            ("eth1", "10.0.0.0/24"),
+            ("169.254.7.7", "169.254.7.0/24"),
+            ("127.0.0.9", "127.0.0.0/8"),
+        ] {
+            let interface = found(name);
+            assert_eq!(interface.prefix, prefix.parse::<Ipv4Net>().unwrap());
+            assert!(interface.is_up);
+        }
+        let mut machine = machine();
+        machine.interfaces[1].is_up = false;
+        assert!(!choose_among(&named(&["eth0"]), &machine).unwrap().is_up);
+    }
+
+    #[test]
+    fn the_link_of_a_point_to_point_address_is_the_other_end() {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = 32;
+        message.attributes = vec![
+            AddressAttribute::Address(ip("10.0.0.2").into()),
+            AddressAttribute::Local(ip("10.0.0.1").into()),
+        ];
+        let address = super::address(&message).unwrap();
+        assert_eq!(address.ip, ip("10.0.0.1"));
+        assert_eq!(address.prefix, "10.0.0.2/32".parse::<Ipv4Net>().unwrap());
+    }
+
+    #[test]
+    fn forwarding_is_read_where_it_can_be() {
+        assert!(forwards_ipv4("lo").is_some());
+        assert_eq!(forwards_ipv4("no-such-iface"), None);
+    }
+
     #[tokio::test]
     async fn this_machine_has_a_loopback_interface() {
         let found = choose(&named(&["127.0.0.2"])).await.unwrap();
         assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.2")));
-        assert!(found.mtu >= 1280);
+        assert!(found.mtu >= 1280 && found.is_up);
+        assert_eq!(found.prefix, "127.0.0.0/8".parse::<Ipv4Net>().unwrap());
         let wanted = Wanted {
             reach: Some(ip("127.0.0.3")),
             ..Wanted::default()

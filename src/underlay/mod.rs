@@ -1,9 +1,23 @@
-//! The underlay: the interface and the UDP sockets that carry encapsulated packets between nodes.
+//! The underlay: the interface, and what carries packets between nodes: the tunnel's UDP sockets, and
+//! the uplink for bare packets.
 
 mod batch;
 mod interface;
+mod messages;
+mod option;
 mod udp;
+pub mod uplink;
 
 pub use batch::Received;
-pub use interface::{PublicInterface, Wanted, choose as choose_interface};
-pub use udp::{Options, Route, UdpSocket, path_mtu};
+pub use interface::{PublicInterface, Wanted, choose as choose_interface, forwards_ipv4};
+pub use udp::{Carrier, Options, Route, UdpSocket, path_mtu};
+pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
+
+/// What a worker reaches other nodes by.
+#[derive(Debug)]
+pub struct Underlay {
+    /// For encapsulated packets.
+    pub tunnel: Option<UdpSocket>,
+    /// For bare ones.
+    pub uplink: Option<Uplink>,
+}

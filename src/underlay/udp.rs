@@ -2,11 +2,9 @@
 //! flows differ in their outer source port as those of a kernel's VXLAN device do (RFC 7348 section
 //! 5): networks spread them over links, and receivers over queues, by it.
 
-#![allow(unsafe_code)] // one socket option that no library sets
-
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -14,10 +12,11 @@ use muslin_encap::plan::{Plan, Send};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 use tracing::{debug, warn};
 
 use super::batch::{self, Received};
+use super::option;
 use crate::error::errno;
 
 /// What the kernel is asked to queue in each direction, in bytes; it grants up to
@@ -32,12 +31,23 @@ const UDP_HEADERS: u16 = 28;
 /// What the sockets may use of what the kernel has.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
+    /// What carries the tunnel's packets.
+    pub carrier: Carrier,
     /// Source ports besides the tunnel's own.
     pub source_ports: usize,
     /// Whether trains leave with one call (`UDP_SEGMENT`, Linux 4.18).
     pub gso: bool,
     /// Whether they may arrive with one (`UDP_GRO`, Linux 5.0).
     pub gro: bool,
+}
+
+/// What carries a tunnel's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// UDP datagrams.
+    Udp,
+    /// Packets of this IP protocol, from a raw socket: it takes CAP_NET_RAW.
+    Ip(u8),
 }
 
 /// Where a datagram goes, and from which of the sockets.
@@ -66,22 +76,31 @@ impl UdpSocket {
     /// `AddrInUse` if another tunnel has the port, `AddrNotAvailable` if the address is not on
     /// this machine.
     pub fn bind(address: SocketAddr, options: Options, groups: usize) -> io::Result<Vec<Self>> {
-        if groups > 1 {
+        let shares = groups > 1;
+        match options.carrier {
             // Sockets that share a port would share it with another node of the same user, too.
-            open(address, false)?;
+            Carrier::Udp if shares => drop(open(Carrier::Udp, address, false)?),
+            Carrier::Udp | Carrier::Ip(_) => {}
         }
-        let group = || Self::bind_group(address, options, groups > 1);
-        (0..groups).map(|_| group()).collect()
+        let groups = (0..groups).map(|index| {
+            let group = Self::bind_group(address, options, shares)?;
+            if index > 0 && matches!(options.carrier, Carrier::Ip(_)) {
+                // The kernel gives a packet to all raw sockets; these only send.
+                SockRef::from(&group.main).attach_filter(&[NOTHING])?;
+            }
+            Ok(group)
+        });
+        groups.collect()
     }
 
     fn bind_group(address: SocketAddr, options: Options, shares: bool) -> io::Result<Self> {
-        let main = open(address, shares)?;
+        let main = open(options.carrier, address, shares)?;
         let gro = options.gro && setsockopt(&main, sockopt::UdpGroSegment, &true).is_ok();
         if let Err(error) = setsockopt(&main, sockopt::RxqOvfl, &1) {
             debug!("datagrams that overflow the socket are not counted: {error}");
         }
         let any_port = SocketAddr::new(address.ip(), 0);
-        let others = (0..options.source_ports).map(|_| open(any_port, false));
+        let others = (0..options.source_ports).map(|_| open(options.carrier, any_port, false));
         Ok(Self {
             others: others.collect::<io::Result<_>>()?,
             gso: (options.gso && can_cut_trains(&main)).into(),
@@ -168,7 +187,7 @@ impl UdpSocket {
             }
             _ => return Err(error),
         }
-        let socket = socket2::SockRef::from(self.socket(send.key));
+        let socket = SockRef::from(self.socket(send.key));
         let to = SockAddr::from(to);
         let mut result = Ok(());
         for datagram in plan.datagrams(send) {
@@ -195,12 +214,19 @@ impl UdpSocket {
     }
 }
 
-fn open(address: SocketAddr, shares_port: bool) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
+/// The classic BPF program that takes no packet: `ret #0`.
+const NOTHING: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
+
+fn open(
+    carrier: Carrier,
+    address: SocketAddr,
+    shares_port: bool,
+) -> io::Result<std::net::UdpSocket> {
+    let (kind, protocol) = match carrier {
+        Carrier::Udp => (Type::DGRAM, Protocol::UDP),
+        Carrier::Ip(protocol) => (Type::RAW, Protocol::from(i32::from(protocol))),
+    };
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_port(shares_port)?;
     socket.set_recv_buffer_size(QUEUE_BYTES)?;
@@ -268,22 +294,7 @@ pub fn path_mtu(from: Ipv4Addr, peer: SocketAddrV4, mtu: u16) -> io::Result<u32>
 }
 
 fn discover_mtu(socket: &Socket, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the option's value is an `int` that lives until the call returns, and its length is
-    // given; the descriptor is open.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_IP,
-            libc::IP_MTU_DISCOVER,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
 }
 
 #[cfg(test)]
@@ -294,6 +305,7 @@ mod tests {
     use super::*;
 
     const ALL: Options = Options {
+        carrier: Carrier::Udp,
         source_ports: 3,
         gso: true,
         gro: true,

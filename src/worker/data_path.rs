@@ -11,12 +11,14 @@ use std::sync::mpsc::Receiver;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::merge::{self, Merged, Merger};
+use muslin_encap::overhead::Format;
 use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
 use muslin_stack::node::Node;
 use muslin_stack::port::{Attachment, PortId};
+use muslin_stack::uplink::Uplink;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
@@ -25,7 +27,7 @@ use tracing::{debug, warn};
 
 use super::output::{BUFFER_LEN, Io, Outbox};
 use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
-use crate::underlay::{Received, UdpSocket};
+use crate::underlay::{Frames, Received, UdpSocket, Underlay};
 
 /// Frames taken from one port before the others have their turn.
 const FRAMES: usize = 64;
@@ -34,17 +36,20 @@ const RECEIVES: usize = 4;
 
 /// Epoll's names for the descriptors that are not ports.
 const WAKE: u64 = u64::MAX;
-const UNDERLAY: u64 = u64::MAX - 1;
+const TUNNEL: u64 = u64::MAX - 1;
+const UPLINK: u64 = u64::MAX - 2;
 
 pub(super) struct DataPath {
-    node: Node,
-    io: Io,
-    clock: Clock,
-    epoll: Epoll,
-    ear: Ear,
-    events: mpsc::UnboundedSender<Event>,
+    pub(super) node: Node,
+    pub(super) io: Io,
+    pub(super) clock: Clock,
+    pub(super) epoll: Epoll,
+    pub(super) ear: Ear,
+    pub(super) events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
+    /// What came by the uplink; nothing until there is one.
+    pub(super) frames: Option<Frames>,
     /// Where packets are that do not come from a port.
     buffer: Box<[u8]>,
 }
@@ -58,7 +63,8 @@ pub(super) struct Ear {
 }
 
 impl Ear {
-    fn pass_on(&self, port: PortId, frame: &[u8]) {
+    /// Tells the others of an ARP frame from a port or, without one, from the uplink.
+    pub(super) fn pass_on(&self, port: Option<PortId>, frame: &[u8]) {
         for colleague in &self.colleagues {
             // Whoever has that many to hear has heard this one, or will be asked again.
             if colleague
@@ -82,16 +88,17 @@ impl Drop for DataPath {
 impl DataPath {
     pub(super) fn new(
         node: Node,
-        underlay: UdpSocket,
+        underlay: Underlay,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
         ear: Ear,
     ) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*ear.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
-        epoll.add(&underlay, EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY))?;
+        listen(&epoll, &underlay)?;
         Ok(Self {
-            outbox: Outbox::new(node.format().network_offset()),
+            outbox: Outbox::new(node.format().map_or(0, Format::network_offset)),
+            frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
             io: Io::new(underlay),
             clock,
@@ -105,6 +112,7 @@ impl DataPath {
 
     pub(super) fn run(mut self) {
         let mut ready = [EpollEvent::empty(); 64];
+        self.send_own();
         loop {
             let count = match self.epoll.wait(&mut ready, self.timeout()) {
                 Ok(count) => count,
@@ -121,7 +129,8 @@ impl DataPath {
                             return;
                         }
                     }
-                    UNDERLAY => self.read_underlay(),
+                    TUNNEL => self.read_tunnel(),
+                    UPLINK => self.read_uplink(),
                     port => self.read_port(PortId(port as u32)),
                 }
             }
@@ -155,7 +164,7 @@ impl DataPath {
                 Command::RemovePeer(peer) => {
                     self.node.remove_peer(peer);
                 }
-                Command::Rebind(underlay) => self.rebind(underlay),
+                Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
                 Command::Report(reply) => {
                     // Whoever asked may have gone.
                     let _ = reply.send(self.report());
@@ -165,7 +174,10 @@ impl DataPath {
         }
         let now = self.clock.now();
         while let Ok(Heard(port, frame)) = self.ear.heard.try_recv() {
-            self.node.overhear(now, port, &frame);
+            match port {
+                Some(port) => self.node.overhear(now, port, &frame),
+                None => self.node.overhear_uplink(now, &frame),
+            }
         }
         self.send_own();
         std::ops::ControlFlow::Continue(())
@@ -182,18 +194,18 @@ impl DataPath {
         self.node.attach(port, attachment);
     }
 
-    fn rebind(&mut self, underlay: UdpSocket) {
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, UNDERLAY);
-        match self.epoll.add(&underlay, readable) {
-            // The old socket's events end with its only descriptor.
-            Ok(()) => {
-                self.flush();
-                self.io.underlay = underlay;
-                // Another socket counts its losses from zero.
-                self.received = Received::default();
-            }
-            Err(error) => warn!("the tunnel's new socket cannot be read: {error}"),
+    fn rebind(&mut self, underlay: Underlay, uplink: Option<Uplink>) {
+        // The old descriptors' events end with them.
+        if let Err(error) = listen(&self.epoll, &underlay) {
+            return warn!("the new underlay cannot be read: {error}");
         }
+        self.flush();
+        // Another socket counts its losses from zero.
+        self.received = Received::default();
+        self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
+        self.io.underlay = underlay;
+        self.node.set_uplink(uplink);
+        self.send_own();
     }
 
     fn detach(&mut self, port: PortId) {
@@ -206,6 +218,7 @@ impl DataPath {
 
     fn report(&self) -> Report {
         let node = &self.node;
+        let tunnel = self.io.underlay.tunnel.as_ref();
         Report {
             now: self.clock.now(),
             counters: node.counters().clone(),
@@ -213,14 +226,15 @@ impl DataPath {
                 .ports()
                 .map(|(id, port)| (id, port.clone(), self.io.takes_superpackets(id)))
                 .collect(),
-            gso: self.io.underlay.has_gso(),
-            gro: self.io.underlay.has_gro(),
+            gso: tunnel.is_some_and(UdpSocket::has_gso),
+            gro: tunnel.is_some_and(UdpSocket::has_gro),
             peers: node.peers().collect(),
             routes: node
                 .routes()
                 .map(|(prefix, next)| (prefix, *next))
                 .collect(),
             neighbours: node.neighbours().collect(),
+            next_hops: node.next_hops().collect(),
         }
     }
 
@@ -264,7 +278,7 @@ impl DataPath {
         };
         let mut packet = packet.with_offload(offload);
         if frame::is_arp(packet.as_slice()) {
-            ear.pass_on(port, packet.as_slice());
+            ear.pass_on(Some(port), packet.as_slice());
         }
         let verdict = node.from_port(now, port, &mut packet);
         let place = (packet.headroom(), packet.len());
@@ -273,9 +287,12 @@ impl DataPath {
         self.send_own();
     }
 
-    fn read_underlay(&mut self) {
+    fn read_tunnel(&mut self) {
         for _ in 0..RECEIVES {
-            match self.io.underlay.receive(&mut self.received) {
+            let Some(tunnel) = &self.io.underlay.tunnel else {
+                return;
+            };
+            match tunnel.receive(&mut self.received) {
                 Ok(more) => {
                     self.handle_datagrams();
                     self.send_own();
@@ -285,7 +302,7 @@ impl DataPath {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    debug!("the underlay socket: {error}");
+                    debug!("the tunnel's socket: {error}");
                     return;
                 }
             }
@@ -303,8 +320,7 @@ impl DataPath {
             ..
         } = self;
         node.count_drops(DropReason::UnderlayOverflow, received.lost());
-        let format = node.format();
-        let network = format.network_offset();
+        let network = node.format().map_or(0, Format::received_network_offset);
         let settings = merge::Settings {
             mtu: node.mtu(),
             udp: true,
@@ -354,7 +370,7 @@ impl DataPath {
     }
 
     /// Sends what the node itself has to send.
-    fn send_own(&mut self) {
+    pub(super) fn send_own(&mut self) {
         loop {
             let Ok(mut packet) = PacketBuf::new(&mut self.buffer, HEADROOM, 0) else {
                 return;
@@ -365,4 +381,16 @@ impl DataPath {
             self.io.send(&mut self.node, verdict, &mut packet, &[]);
         }
     }
+}
+
+/// Waits for what comes from other nodes.
+fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
+    let readable = |name| EpollEvent::new(EpollFlags::EPOLLIN, name);
+    if let Some(tunnel) = &underlay.tunnel {
+        epoll.add(tunnel, readable(TUNNEL))?;
+    }
+    if let Some(uplink) = &underlay.uplink {
+        epoll.add(uplink, readable(UPLINK))?;
+    }
+    Ok(())
 }

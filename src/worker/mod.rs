@@ -6,6 +6,7 @@
 
 mod data_path;
 mod output;
+mod uplink;
 
 use std::collections::HashMap;
 use std::io;
@@ -20,11 +21,12 @@ use muslin_stack::neighbour::{Place, State};
 use muslin_stack::node::{NextHop, Node};
 use muslin_stack::peer::{Peer, PeerId, PeerState};
 use muslin_stack::port::{Attachment, Port, PortId};
+use muslin_stack::uplink::Uplink;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::device::Tap;
-use crate::underlay::UdpSocket;
+use crate::underlay::Underlay;
 
 use data_path::DataPath;
 
@@ -52,7 +54,7 @@ enum Command {
     Detach(PortId),
     SetPeer(Peer),
     RemovePeer(PeerId),
-    Rebind(UdpSocket),
+    Rebind(Underlay, Option<Uplink>),
     Report(oneshot::Sender<Report>),
     Stop,
 }
@@ -70,9 +72,14 @@ struct Queue {
 pub enum Event {
     /// A port's interface is gone, with its namespace.
     PortGone(PortId),
+    /// The uplink's interface is gone.
+    UplinkGone,
     /// A thread has ended.
     Ended,
 }
+
+/// An address, where it is and what is known of it.
+pub type Neighbour = (IpAddr, Option<Place>, State);
 
 /// The tables and counters at one moment.
 #[derive(Debug, Clone)]
@@ -92,7 +99,9 @@ pub struct Report {
     /// The route table.
     pub routes: Vec<(ipnet::IpNet, NextHop)>,
     /// The neighbour table, with the age of what was learned.
-    pub neighbours: Vec<(IpAddr, Option<Place>, State)>,
+    pub neighbours: Vec<Neighbour>,
+    /// The hosts on the uplink's link, likewise.
+    pub next_hops: Vec<Neighbour>,
 }
 
 /// The control plane's end of the workers. Their threads end with it.
@@ -110,9 +119,10 @@ struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
-/// An ARP frame that another worker read. An answer need not come to the worker that asked.
+/// An ARP frame that another worker read, from a port or the uplink. An answer need not come to the
+/// worker that asked.
 #[derive(Debug)]
-struct Heard(PortId, Vec<u8>);
+struct Heard(Option<PortId>, Vec<u8>);
 
 /// Such frames that may wait; there are more where they came from.
 const HEARD: usize = 64;
@@ -135,7 +145,7 @@ impl Workers {
     /// # Errors
     /// If the kernel gives no threads or descriptors.
     pub fn start(
-        nodes: Vec<(Node, UdpSocket)>,
+        nodes: Vec<(Node, Underlay)>,
         clock: Clock,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
@@ -232,13 +242,13 @@ impl Workers {
         self.tell(|| Command::RemovePeer(peer))
     }
 
-    /// Sends and receives by other sockets from now on, one group for each worker.
+    /// Sends and receives by other sockets from now on, for each worker its own, with this uplink.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
-    pub fn rebind(&self, underlays: Vec<UdpSocket>) -> Result<(), Ended> {
+    pub fn rebind(&self, underlays: Vec<Underlay>, uplink: Option<Uplink>) -> Result<(), Ended> {
         let mut pairs = self.0.iter().zip(underlays);
-        pairs.try_for_each(|(worker, underlay)| worker.tell(Command::Rebind(underlay)))
+        pairs.try_for_each(|(worker, underlay)| worker.tell(Command::Rebind(underlay, uplink)))
     }
 
     /// The tables and counters as they are now, of all workers together.
@@ -309,14 +319,18 @@ impl Report {
         }
         self.gso &= other.gso;
         self.gro &= other.gro;
-        for theirs in other.neighbours {
-            let known = |(address, place, _): &(IpAddr, Option<Place>, _)| {
-                *address == theirs.0 && place.is_some()
-            };
-            if !self.neighbours.iter().any(known) {
-                self.neighbours.retain(|(address, ..)| *address != theirs.0);
-                self.neighbours.push(theirs);
-            }
+        add_known(&mut self.neighbours, other.neighbours);
+        add_known(&mut self.next_hops, other.next_hops);
+    }
+}
+
+/// Adds what another worker knows and this one does not.
+fn add_known(ours: &mut Vec<Neighbour>, theirs: Vec<Neighbour>) {
+    for it in theirs {
+        let is_known = |known: &Neighbour| known.0 == it.0 && known.1.is_some();
+        if !ours.iter().any(is_known) {
+            ours.retain(|(address, ..)| *address != it.0);
+            ours.push(it);
         }
     }
 }

@@ -16,9 +16,9 @@ use muslin_stack::port::PortId;
 use nix::errno::Errno;
 use tracing::warn;
 
-use crate::device::Tap;
+use crate::device::{FrameDevice, Tap};
 use crate::error::errno;
-use crate::underlay::{Route, UdpSocket};
+use crate::underlay::{Route, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
 pub(super) const BUFFER_LEN: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
@@ -84,7 +84,7 @@ impl Outbox {
 /// What packets leave by.
 pub(super) struct Io {
     pub(super) ports: HashMap<PortId, Tap>,
-    pub(super) underlay: UdpSocket,
+    pub(super) underlay: Underlay,
     /// A superpacket that is to be taken apart for a device, in one piece.
     flat: Vec<u8>,
     /// Whether it was told that a device refused a superpacket.
@@ -92,7 +92,7 @@ pub(super) struct Io {
 }
 
 impl Io {
-    pub(super) fn new(underlay: UdpSocket) -> Self {
+    pub(super) fn new(underlay: Underlay) -> Self {
         Self {
             ports: HashMap::new(),
             underlay,
@@ -126,6 +126,11 @@ impl Io {
                 }
             }
             Verdict::Flood { except } => self.flood(node, except, packet, tail),
+            Verdict::Uplink { .. } => {
+                if let Err(reason) = self.send_to_uplink(packet, tail) {
+                    node.count_drops(reason, 1);
+                }
+            }
             Verdict::Peer { destination, .. } => {
                 if let Err(reason) = self.send_to_peer(destination, packet.as_slice()) {
                     node.count_drops(reason, 1);
@@ -148,8 +153,14 @@ impl Io {
             destination, flow, ..
         } = verdict
         {
-            let route = self.underlay.route(destination, flow);
-            return outbox.keep(headroom, len, route, offload);
+            match &self.underlay.tunnel {
+                Some(tunnel) => {
+                    let route = tunnel.route(destination, flow);
+                    outbox.keep(headroom, len, route, offload);
+                }
+                None => node.count_drops(DropReason::UnderlayFailed, 1),
+            }
+            return;
         }
         if let Ok(packet) = PacketBuf::new(outbox.room(), headroom, len) {
             self.send(node, verdict, &mut packet.with_offload(offload), &[]);
@@ -159,8 +170,11 @@ impl Io {
     /// Sends what waits for the end of the batch.
     pub(super) fn flush(&mut self, node: &mut Node, outbox: &mut Outbox) {
         let (mut split, mut next) = (None, 0);
+        let Some(tunnel) = &self.underlay.tunnel else {
+            return;
+        };
         while next < outbox.packets.len() {
-            let mut plan = Plan::new(&mut outbox.headers, self.underlay.has_gso());
+            let mut plan = Plan::new(&mut outbox.headers, tunnel.has_gso());
             while let Some(waiting) = outbox.packets.get(next) {
                 let outgoing = Outgoing {
                     key: waiting.route,
@@ -175,7 +189,7 @@ impl Io {
                 }
                 next += 1;
             }
-            self.underlay.send(&plan, |send, error| {
+            tunnel.send(&plan, |send, error| {
                 node.count_drops(lost_to_peer(error), send.packets.max(1) as u64);
             });
         }
@@ -194,7 +208,7 @@ impl Io {
             ports, flat, told, ..
         } = self;
         for (&port, tap) in ports.iter().filter(|(port, _)| Some(**port) != except) {
-            match send_frame(tap, packet, tail, flat, told) {
+            match send_frame(tap, packet, tail, flat, told).map_err(lost_to_port) {
                 Ok(()) => node.count_flooded(port, packet.total_len()),
                 Err(reason) => node.count_drops(reason, 1),
             }
@@ -208,11 +222,23 @@ impl Io {
         tail: &[&[u8]],
     ) -> Result<(), DropReason> {
         let tap = self.ports.get(&port).ok_or(DropReason::PortGone)?;
-        send_frame(tap, packet, tail, &mut self.flat, &mut self.told)
+        send_frame(tap, packet, tail, &mut self.flat, &mut self.told).map_err(lost_to_port)
+    }
+
+    fn send_to_uplink(
+        &mut self,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+    ) -> Result<(), DropReason> {
+        let uplink = self.underlay.uplink.as_ref();
+        let uplink = uplink.ok_or(DropReason::UnderlayFailed)?;
+        send_frame(uplink, packet, tail, &mut self.flat, &mut self.told).map_err(lost_to_peer)
     }
 
     fn send_to_peer(&self, destination: SocketAddr, datagram: &[u8]) -> Result<(), DropReason> {
-        let sent = self.underlay.send_one(datagram, destination);
+        let tunnel = self.underlay.tunnel.as_ref();
+        let tunnel = tunnel.ok_or(DropReason::UnderlayFailed)?;
+        let sent = tunnel.send_one(datagram, destination);
         sent.map_err(|error| lost_to_peer(errno(&error)))
     }
 }
@@ -224,56 +250,56 @@ fn lost_to_peer(error: Errno) -> DropReason {
     }
 }
 
-/// Hands a frame to a pod as its device can take it.
+/// Hands a frame to a device as it can take it.
 fn send_frame(
-    tap: &Tap,
+    device: &impl FrameDevice,
     packet: &mut PacketBuf<'_>,
     tail: &[&[u8]],
     flat: &mut Vec<u8>,
     told: &mut bool,
-) -> Result<(), DropReason> {
-    if !tap.has_offloads() {
+) -> Result<(), Errno> {
+    if !device.has_offloads() {
         if !packet.is_single() {
-            return send_segments(tap, packet, tail, flat);
+            return send_segments(device, packet, tail, flat);
         }
         packet.complete();
     }
-    let sent = tap.send(&packet.offload(), packet.as_slice(), tail);
+    let sent = device.send(&packet.offload(), packet.as_slice(), tail);
     match sent.map_err(|error| errno(&error)) {
         // Kernels around 6.6 take no superpacket whose last segment is shorter.
         Err(Errno::EINVAL) if !packet.is_single() => {
             if !std::mem::replace(told, true) {
-                warn!("the kernel refuses a superpacket for a pod: such ones go in segments");
+                warn!("the kernel refuses a superpacket: such ones go in segments");
             }
-            send_segments(tap, packet, tail, flat)
+            send_segments(device, packet, tail, flat)
         }
-        sent => sent.map_err(lost_to_port),
+        sent => sent,
     }
 }
 
+/// EINVAL where a superpacket cannot be taken apart.
 fn send_segments(
-    tap: &Tap,
+    device: &impl FrameDevice,
     packet: &PacketBuf<'_>,
     tail: &[&[u8]],
     flat: &mut Vec<u8>,
-) -> Result<(), DropReason> {
-    let refused = DropReason::SuperpacketRefused;
-    let gso = packet.offload().gso.ok_or(refused)?;
+) -> Result<(), Errno> {
+    let gso = packet.offload().gso.ok_or(Errno::EINVAL)?;
     flat.clear();
     flat.extend_from_slice(packet.as_slice());
     for piece in tail {
         flat.extend_from_slice(piece);
     }
     let split = Split::new(flat, frame::HEADER_LEN, gso, Checksums::Complete);
-    let mut split = split.map_err(|_| refused)?;
+    let mut split = split.map_err(|_| Errno::EINVAL)?;
     let mut header = [0; MAX_HEADER_LEN];
     while let Some(train) = split
         .next_train(&mut header, Limits::ONE)
-        .map_err(|_| refused)?
+        .map_err(|_| Errno::EINVAL)?
     {
         for (header, payload) in train.segments() {
-            let sent = tap.send(&Header::default(), header, &[payload]);
-            sent.map_err(|error| lost_to_port(errno(&error)))?;
+            let sent = device.send(&Header::default(), header, &[payload]);
+            sent.map_err(|error| errno(&error))?;
         }
     }
     Ok(())
@@ -282,6 +308,7 @@ fn send_segments(
 fn lost_to_port(error: Errno) -> DropReason {
     match error {
         Errno::EAGAIN | Errno::ENOBUFS => DropReason::PortQueueFull,
+        Errno::EINVAL => DropReason::SuperpacketRefused,
         Errno::EIO => DropReason::PortDown,
         _ => DropReason::PortFailed,
     }

@@ -50,10 +50,13 @@ reasons! {
     UnknownPeer, "unknown-peer", "A datagram came from an address that holds no lease.";
     VxlanTooShort, "vxlan-too-short", "A datagram was shorter than a VXLAN header.";
     VxlanNoVni, "vxlan-no-vni", "A VXLAN header had no valid VNI.";
+    IpipHeader, "ipip-header", "A datagram was not a whole IPv4 packet in IPv4.";
     UnknownVni, "unknown-vni", "A VXLAN packet belonged to another network.";
-    DestinationMacForeign, "destination-mac-foreign", "A tunnelled frame was not addressed to this node's VTEP.";
-    SourceNotInLease, "source-not-in-lease", "A tunnelled packet's source is not in the lease of the node that sent it.";
-    TunnelToTunnel, "tunnel-to-tunnel", "A tunnelled packet was for a pod of another node.";
+    DestinationMacForeign, "destination-mac-foreign", "A frame from another node was not addressed to this one.";
+    NextHopUnknown, "next-hop-unknown", "A frame came from a peer's host before its MAC address was known.";
+    NextHopConflict, "next-hop-conflict", "A frame or ARP message claimed to be a next hop's, which has another MAC address.";
+    SourceNotInLease, "source-not-in-lease", "A packet's source is not in the lease of the node that sent it.";
+    TunnelToTunnel, "tunnel-to-tunnel", "A packet from another node was not for a pod of this one.";
     Ipv4TooShort, "ipv4-too-short", "A packet was shorter than an IPv4 header.";
     Ipv4Version, "ipv4-version", "A packet's IP version was not 4.";
     Ipv4HeaderLen, "ipv4-header-len", "A packet's IPv4 header length was impossible.";
@@ -63,6 +66,7 @@ reasons! {
     TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
     NoRoute, "no-route", "There is no route to a packet's destination.";
     FragmentationNeeded, "fragmentation-needed", "A packet was larger than the path's MTU and must not be fragmented.";
+    NextHopUnreachable, "next-hop-unreachable", "A peer's host is not on this node's link, and there is no tunnel to it.";
     NoVtepMac, "no-vtep-mac", "The peer's lease has no VTEP MAC address.";
     HostUnreachable, "host-unreachable", "No pod has the destination address.";
     NeighbourQueueFull, "neighbour-queue-full", "Too many packets waited for a neighbour's MAC address.";
@@ -75,9 +79,9 @@ reasons! {
     PortDown, "port-down", "A pod's interface is down.";
     PortQueueFull, "port-queue-full", "A pod takes its frames too slowly.";
     PortFailed, "port-failed", "The kernel refused a frame for a pod.";
-    UnderlayOverflow, "underlay-overflow", "Datagrams from peers came faster than they were read.";
-    UnderlayQueueFull, "underlay-queue-full", "The underlay socket's send buffer was full.";
-    UnderlayFailed, "underlay-failed", "The kernel refused to send a datagram to a peer.";
+    UnderlayOverflow, "underlay-overflow", "Packets from peers came faster than they were read.";
+    UnderlayQueueFull, "underlay-queue-full", "The queue of packets to peers was full.";
+    UnderlayFailed, "underlay-failed", "The kernel refused to send a packet to a peer.";
 }
 
 impl DropReason {

@@ -20,5 +20,6 @@ pub mod peer;
 pub mod port;
 pub mod route;
 pub mod switch;
+pub mod uplink;
 
 pub use smoltcp::time::{Duration, Instant};

@@ -23,6 +23,8 @@ pub const REACHABLE: Duration = Duration::from_secs(60);
 pub const KEPT: Duration = Duration::from_secs(120);
 const RETRY: Duration = Duration::from_secs(1);
 const MAX_TRIES: u8 = 3;
+/// The same where another place claims the address: its owner is alive, or has gone.
+const CHALLENGE_RETRY: Duration = Duration::from_millis(200);
 /// Packets that may wait for one address.
 const WAITING_PER_ADDRESS: usize = 4;
 /// Packets that may wait for all of them; a packet is 64 KiB at most.
@@ -84,6 +86,17 @@ pub enum Resolution {
     TableFull,
 }
 
+/// What became of the claim that an address is at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claim {
+    /// It is believed; these packets waited.
+    Believed(VecDeque<Vec<u8>>),
+    /// Another place has the address: ask there. If nobody answers, the claim is believed.
+    Doubted(Place),
+    /// It is not believed: another place has just answered, or is being asked.
+    Refused,
+}
+
 /// What a timeout asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Due {
@@ -99,6 +112,8 @@ pub enum Due {
 struct Entry {
     state: State,
     place: Option<Place>,
+    /// Another place that claims the address while the known one is being asked.
+    rival: Option<Place>,
     waiting: VecDeque<Vec<u8>>,
 }
 
@@ -128,11 +143,7 @@ impl Neighbours {
 
     /// Makes an attachment's address permanent, and returns the packets that waited for it.
     pub fn add_permanent(&mut self, address: IpAddr, place: Place) -> VecDeque<Vec<u8>> {
-        let entry = Entry {
-            state: State::Permanent,
-            place: Some(place),
-            waiting: VecDeque::new(),
-        };
+        let entry = Entry::new(State::Permanent, Some(place));
         let old = self.entries.insert(address, entry);
         let was = old.as_ref().is_some_and(Entry::is_permanent);
         self.permanent += usize::from(!was);
@@ -168,11 +179,10 @@ impl Neighbours {
         if ask && self.is_full() {
             return Resolution::TableFull;
         }
-        let entry = self.entries.entry(address).or_insert_with(|| Entry {
-            state: State::Incomplete { tries: 1, due },
-            place: None,
-            waiting: VecDeque::new(),
-        });
+        let entry = self
+            .entries
+            .entry(address)
+            .or_insert_with(|| Entry::new(State::Incomplete { tries: 1, due }, None));
         let fits = entry.waiting.len() < WAITING_PER_ADDRESS && self.waiting < WAITING_IN_ALL;
         if fits {
             entry.waiting.push_back(packet.to_vec());
@@ -190,6 +200,43 @@ impl Neighbours {
         }
     }
 
+    /// Begins to look for an address of which nothing is known; whether an ARP request is due now.
+    pub fn seek(&mut self, address: IpAddr, now: Instant) -> bool {
+        if self.entries.contains_key(&address) || self.is_full() {
+            return false;
+        }
+        let due = now + RETRY;
+        let entry = Entry::new(State::Incomplete { tries: 1, due }, None);
+        self.entries.insert(address, entry);
+        self.wake_at(due);
+        true
+    }
+
+    /// Hears that `address` is at `place` on a link where anybody can say so. A place that is known
+    /// keeps the address for as long as it answers.
+    pub fn claim(&mut self, address: IpAddr, place: Place, now: Instant) -> Claim {
+        let Some(entry) = self.entries.get_mut(&address) else {
+            return Claim::Believed(self.hear(address, place, now));
+        };
+        let Some(known) = entry.place.filter(|known| *known != place) else {
+            return Claim::Believed(self.hear(address, place, now));
+        };
+        match entry.state {
+            State::Reachable { since } if now >= since + RETRY => {
+                let due = now + CHALLENGE_RETRY;
+                entry.state = State::Probing { tries: 1, due };
+                entry.rival = Some(place);
+                self.wake_at(due);
+                Claim::Doubted(known)
+            }
+            State::Probing { .. } => {
+                entry.rival.get_or_insert(place);
+                Claim::Refused
+            }
+            State::Permanent | State::Incomplete { .. } | State::Reachable { .. } => Claim::Refused,
+        }
+    }
+
     fn wake_at(&mut self, due: Instant) {
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
@@ -202,17 +249,13 @@ impl Neighbours {
             Some(entry) if entry.accepts(place, now) => {
                 entry.state = State::Reachable { since: now };
                 entry.place = Some(place);
+                entry.rival = None;
                 let waiting = std::mem::take(&mut entry.waiting);
                 self.released(waiting)
             }
             None if !full => {
                 let state = State::Reachable { since: now };
-                let entry = Entry {
-                    state,
-                    place: Some(place),
-                    waiting: VecDeque::new(),
-                };
-                self.entries.insert(address, entry);
+                self.entries.insert(address, Entry::new(state, Some(place)));
                 VecDeque::new()
             }
             Some(_) | None => VecDeque::new(),
@@ -252,13 +295,22 @@ impl Neighbours {
                 return true;
             };
             if *due <= now {
+                if *tries >= MAX_TRIES && entry.rival.is_some() {
+                    entry.place = entry.rival.take();
+                    entry.state = State::Reachable { since: now };
+                    return true;
+                }
                 if *tries >= MAX_TRIES {
                     released += entry.waiting.len();
                     act(Due::GivenUp(*address, std::mem::take(&mut entry.waiting)));
                     return false;
                 }
                 *tries += 1;
-                *due = now + RETRY;
+                *due = now
+                    + match entry.rival {
+                        Some(_) => CHALLENGE_RETRY,
+                        None => RETRY,
+                    };
                 act(match entry.place {
                     Some(place) => Due::Probe(*address, place),
                     None => Due::Ask(*address),
@@ -293,6 +345,15 @@ impl Neighbours {
 }
 
 impl Entry {
+    fn new(state: State, place: Option<Place>) -> Self {
+        Self {
+            state,
+            place,
+            rival: None,
+            waiting: VecDeque::new(),
+        }
+    }
+
     fn is_permanent(&self) -> bool {
         self.state == State::Permanent
     }

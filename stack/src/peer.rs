@@ -29,7 +29,7 @@ pub struct Peer {
     pub id: PeerId,
     /// Its lease: the pods behind it.
     pub subnet: IpNet,
-    /// Where its tunnel ends: public address and UDP port.
+    /// Where its tunnel ends: public address and UDP port, 0 where there is none.
     pub address: SocketAddrV4,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
@@ -73,6 +73,7 @@ impl Peer {
                 Some(record.vtep_mac().ok_or(Unusable::NoVtepMac)?),
             ),
             Backend::Udp { port } => (*port, None),
+            Backend::HostGw | Backend::Ipip { .. } => (0, None),
             Backend::Other(name) => return Err(Unusable::OtherBackend(name.clone())),
         };
         Ok(Self {
@@ -96,17 +97,34 @@ pub enum Tunnel {
     },
     /// flannel's UDP format.
     Udp,
+    /// IPv4 in IPv4 (RFC 2003).
+    Ipip,
+    /// There is none: all peers are next hops on the uplink, as with flannel's host-gw.
+    None,
 }
 
 impl Tunnel {
     /// The encapsulation format.
     #[must_use]
-    pub const fn format(&self) -> Format {
+    pub const fn format(&self) -> Option<Format> {
         match self {
-            Self::Vxlan { .. } => Format::Vxlan,
-            Self::Udp => Format::Udp,
+            Self::Vxlan { .. } => Some(Format::Vxlan),
+            Self::Udp => Some(Format::Udp),
+            Self::Ipip => Some(Format::Ipip),
+            Self::None => None,
         }
     }
+}
+
+/// How packets get to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Encapsulated.
+    Tunnel,
+    /// Bare, in a frame for its host: the next hop is on the uplink's link.
+    Uplink,
+    /// Not at all: there is no tunnel, and the host is not on the link of an uplink.
+    Unreachable,
 }
 
 /// A peer with what went to and came from it.
@@ -114,9 +132,11 @@ impl Tunnel {
 pub struct PeerState {
     /// The peer.
     pub peer: Peer,
-    /// Datagrams from it.
+    /// How packets get there.
+    pub path: Path,
+    /// Datagrams and frames from it.
     pub received: Traffic,
-    /// Datagrams to it.
+    /// Datagrams and frames to it.
     pub sent: Traffic,
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use muslin::device::Tap;
+use muslin::device::{FrameDevice as _, Tap};
 use muslin_encap::virtio::Header;
 use nix::poll::{PollFd, PollFlags, poll};
 

@@ -3,8 +3,9 @@
 //! ```toml
 //! network = "10.244.0.0/16"
 //! subnet-len = 24            # optional; flannel's default for the network's size
-//! backend = "vxlan"          # or "udp"; optional
+//! backend = "vxlan"          # or "udp", "host-gw", "ipip"; optional
 //! vni = 1                    # optional, vxlan only; port and mtu (the underlay's) likewise
+//! direct-routing = true      # optional, vxlan and ipip only
 //!
 //! [[node]]
 //! public-ip = "192.168.0.11"
@@ -306,6 +307,7 @@ struct Document {
     vni: Option<Spanned<u32>>,
     port: Option<Spanned<u16>>,
     mtu: Option<Spanned<u32>>,
+    direct_routing: Option<Spanned<bool>>,
     #[serde(default)]
     node: Vec<NodeTable>,
 }
@@ -381,26 +383,50 @@ impl Source<'_> {
             }
             port => port.as_ref().map(|port| *port.get_ref()),
         };
-        match &document.backend {
-            Some(backend) if backend.get_ref() == "udp" => {
-                for (field, span) in [
-                    ("vni", document.vni.as_ref().map(Spanned::span)),
-                    ("mtu", document.mtu.as_ref().map(Spanned::span)),
-                ] {
-                    if let Some(span) = span {
-                        return Err(self.mistake(span, field, "the backend udp has none"));
-                    }
-                }
-                Ok(Backend::Udp {
-                    port: port.unwrap_or(udp::PORT),
-                })
+        let name = match &document.backend {
+            Some(backend) => backend.get_ref().as_str(),
+            None => "vxlan",
+        };
+        let of = [
+            (
+                "vni",
+                document.vni.as_ref().map(Spanned::span),
+                &["vxlan"][..],
+            ),
+            ("mtu", document.mtu.as_ref().map(Spanned::span), &["vxlan"]),
+            (
+                "port",
+                document.port.as_ref().map(Spanned::span),
+                &["vxlan", "udp"],
+            ),
+            (
+                "direct-routing",
+                document.direct_routing.as_ref().map(Spanned::span),
+                &["vxlan", "ipip"],
+            ),
+        ];
+        let known = ["vxlan", "udp", "host-gw", "ipip"];
+        for (field, span, backends) in of {
+            if let Some(span) = span
+                && known.contains(&name)
+                && !backends.contains(&name)
+            {
+                return Err(self.mistake(span, field, format!("the backend {name} has none")));
             }
-            Some(backend) if backend.get_ref() != "vxlan" => {
-                let error = format!("'{}' is neither vxlan nor udp", backend.get_ref());
-                Err(self.mistake(backend.span(), "backend", error))
-            }
-            Some(_) | None => {
-                let mut options = VxlanOptions::default();
+        }
+        let direct_routing = document.direct_routing.as_ref();
+        let direct_routing = direct_routing.is_some_and(|value| *value.get_ref());
+        match name {
+            "udp" => Ok(Backend::Udp {
+                port: port.unwrap_or(udp::PORT),
+            }),
+            "host-gw" => Ok(Backend::HostGw),
+            "ipip" => Ok(Backend::Ipip { direct_routing }),
+            "vxlan" => {
+                let mut options = VxlanOptions {
+                    direct_routing,
+                    ..VxlanOptions::default()
+                };
                 if let Some(vni) = &document.vni {
                     options.vni = Vni::new(*vni.get_ref())
                         .map_err(|error| self.mistake(vni.span(), "vni", error))?;
@@ -412,6 +438,15 @@ impl Source<'_> {
                 }
                 options.port = port.unwrap_or(options.port);
                 Ok(Backend::Vxlan(options))
+            }
+            other => {
+                let span = document
+                    .backend
+                    .as_ref()
+                    .map(Spanned::span)
+                    .unwrap_or_default();
+                let error = format!("'{other}' is none of vxlan, udp, host-gw and ipip");
+                Err(self.mistake(span, "backend", error))
             }
         }
     }
@@ -445,10 +480,7 @@ impl Source<'_> {
             None => derived_mac(ip),
             Some(mac) => self.read("vtep-mac", mac)?,
         };
-        let record = match &config.backend {
-            Backend::Vxlan(vxlan) => LeaseRecord::vxlan(ip, vxlan.vni, mac),
-            Backend::Udp { .. } | Backend::Other(_) => LeaseRecord::udp(ip),
-        };
+        let record = LeaseRecord::of(&config.backend, ip, mac);
         let key = SubnetKey::new(subnet);
         Ok((ip, Node { key, record }))
     }
@@ -657,6 +689,24 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
     }
 
     #[test]
+    fn backends_without_a_port_are_read() {
+        for (text, expected) in [
+            ("backend = \"host-gw\"", Backend::HostGw),
+            (
+                "backend = \"ipip\"\ndirect-routing = true",
+                Backend::Ipip {
+                    direct_routing: true,
+                },
+            ),
+        ] {
+            let directory = Directory::new(&LIST.replace("vni = 7", text));
+            let store = directory.open();
+            let state = store.file.state.lock();
+            assert_eq!(state.list.config.backend, expected);
+        }
+    }
+
+    #[test]
     fn mistakes_are_told_with_file_line_and_field() {
         for (from, to, line, words) in [
             (
@@ -685,8 +735,15 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
                 7,
                 "subnet: 10.244.0.0/24 is not a /25",
             ),
-            ("vni = 7", "backend = \"host-gw\"", 3, "backend: 'host-gw'"),
+            ("vni = 7", "backend = \"host\"", 3, "backend: 'host'"),
             ("vni = 7", "backend = \"udp\"\nvni = 1", 4, "vni: "),
+            ("vni = 7", "backend = \"host-gw\"\nport = 1", 4, "port: "),
+            (
+                "vni = 7",
+                "backend = \"udp\"\ndirect-routing = true",
+                4,
+                "direct-routing: ",
+            ),
             ("vni = 7", "vni = ", 3, "vni: "),
             ("192.168.0.1\"", "192.168.0\"", 6, "public-ip: '192.168.0'"),
             ("192.168.0.1\"", "224.0.0.1\"", 6, "public-ip: "),

@@ -87,6 +87,7 @@ pub(crate) fn node(tunnel: Tunnel, peers: u32) -> Node {
         gateway_mac: GATEWAY_MAC,
         tunnel,
         mtu: Mtu::new(MTU.into()).expect("it is large enough"),
+        clamp_mss: true,
         guard: guard::Policy { peers: true },
         limits: Limits::default(),
         random_seed: 7,
@@ -229,7 +230,7 @@ fn link_headers(tunnel: Tunnel, way: Way) -> Vec<u8> {
         (Way::Switched, _) => (mac(OTHER_POD), mac(POD)),
         (Way::Flooded, _) => (EthernetAddress::BROADCAST, mac(POD)),
         (Way::FromPeer, Tunnel::Vxlan { mac, .. }) => (mac.get(), vtep(0).get()),
-        (Way::FromPeer, Tunnel::Udp) => return Vec::new(),
+        (Way::FromPeer, Tunnel::Udp | Tunnel::Ipip | Tunnel::None) => return Vec::new(),
     };
     let ethernet = [&destination.0[..], &source.0, &[8, 0]].concat();
     match way {

@@ -37,6 +37,13 @@ pub enum Backend {
         /// UDP port of every node.
         port: u16,
     },
+    /// No encapsulation: nodes are each other's next hops.
+    HostGw,
+    /// IPv4 in IPv4.
+    Ipip {
+        /// Packets go bare to nodes on the same link.
+        direct_routing: bool,
+    },
     /// Another backend of flannel's, by its name.
     Other(String),
 }
@@ -96,7 +103,20 @@ impl Backend {
         match self {
             Self::Vxlan(_) => "vxlan",
             Self::Udp { .. } => "udp",
+            Self::HostGw => "host-gw",
+            Self::Ipip { .. } => "ipip",
             Self::Other(name) => name,
+        }
+    }
+
+    /// Whether packets go bare to nodes on the same link.
+    #[must_use]
+    pub const fn is_direct(&self) -> bool {
+        match self {
+            Self::HostGw => true,
+            Self::Vxlan(options) => options.direct_routing,
+            Self::Ipip { direct_routing } => *direct_routing,
+            Self::Udp { .. } | Self::Other(_) => false,
         }
     }
 }
@@ -249,6 +269,11 @@ impl NetworkConfig {
     pub fn to_json(&self) -> String {
         let backend = match &self.backend {
             Backend::Udp { port } => json!({"Type": "udp", "Port": port}),
+            Backend::HostGw => json!({"Type": "host-gw"}),
+            Backend::Ipip {
+                direct_routing: true,
+            } => json!({"Type": "ipip", "DirectRouting": true}),
+            Backend::Ipip { .. } => json!({"Type": "ipip"}),
             Backend::Other(name) => json!({"Type": name}),
             Backend::Vxlan(options) => {
                 let mut backend = json!({
@@ -284,7 +309,12 @@ impl fmt::Display for NetworkConfig {
                 switches.try_for_each(|switch| write!(f, " {switch}"))
             }
             Backend::Udp { port } => write!(f, "udp port {port}"),
-            Backend::Other(name) => f.write_str(name),
+            Backend::Ipip {
+                direct_routing: true,
+            } => f.write_str("ipip DirectRouting"),
+            Backend::HostGw | Backend::Ipip { .. } | Backend::Other(_) => {
+                f.write_str(self.backend.name())
+            }
         }
     }
 }
@@ -313,6 +343,10 @@ impl Backend {
                 learning: fields.bool("Learning")?.unwrap_or_default(),
                 gbp: fields.bool("GBP")?.unwrap_or_default(),
             })),
+            "host-gw" => Ok(Self::HostGw),
+            "ipip" => Ok(Self::Ipip {
+                direct_routing: fields.bool("DirectRouting")?.unwrap_or_default(),
+            }),
             _ => Ok(Self::Other(kind)),
         }
     }
@@ -429,8 +463,8 @@ mod tests {
             Some("10.99.0.0/20".parse().unwrap())
         );
         assert_eq!(parse(&config.to_json()), Ok(config));
-        let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"host-gw"}}"#).unwrap();
-        assert_eq!(other.backend, Backend::Other("host-gw".to_owned()));
+        let other = parse(r#"{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard"}}"#).unwrap();
+        assert_eq!(other.backend, Backend::Other("wireguard".to_owned()));
     }
 
     #[test]

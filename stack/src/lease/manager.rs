@@ -189,7 +189,9 @@ pub enum Loss {
         asked: String,
     },
     /// The network's backend is one whose records this node cannot write.
-    #[error("the network has the backend '{0}', and this node has vxlan and udp only")]
+    #[error(
+        "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
+    )]
     OtherBackend(String),
     /// All subnets are leased.
     #[error("all {0} subnets of the network are leased")]
@@ -513,9 +515,9 @@ impl Manager {
             public_ip,
             vtep_mac,
         } = self.settings.identity;
-        match self.config.as_ref().map(|config| &config.backend) {
-            Some(Backend::Vxlan(vxlan)) => LeaseRecord::vxlan(public_ip, vxlan.vni, vtep_mac),
-            Some(Backend::Udp { .. } | Backend::Other(_)) | None => LeaseRecord::udp(public_ip),
+        match &self.config {
+            Some(config) => LeaseRecord::of(&config.backend, public_ip, vtep_mac),
+            None => LeaseRecord::udp(public_ip),
         }
     }
 
@@ -1728,9 +1730,9 @@ mod tests {
     #[test]
     fn a_network_whose_records_we_cannot_write_is_left_alone() {
         let mut store =
-            Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#);
+            Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard"}}"#);
         let changes = settle(&mut manager(1), &mut store, Instant::ZERO);
-        let loss = Loss::OtherBackend("host-gw".to_owned());
+        let loss = Loss::OtherBackend("wireguard".to_owned());
         assert_eq!(changes, [Change::Lost(loss)]);
         assert_eq!(store.subnets(), []);
     }

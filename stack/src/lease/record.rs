@@ -9,7 +9,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::config::fields;
+use super::config::{Backend, fields};
 use super::shorten;
 
 /// A lease's value. Its fields are in the order in which flannel writes them.
@@ -89,6 +89,19 @@ impl LeaseRecord {
             backend_type: "vxlan".to_owned(),
             backend_data: serde_json::value::to_raw_value(&data).ok(),
             ..Self::udp(public_ip)
+        }
+    }
+
+    /// The record of a node of a network with this backend.
+    #[must_use]
+    pub fn of(backend: &Backend, public_ip: Ipv4Addr, vtep_mac: VtepMac) -> Self {
+        match backend {
+            Backend::Vxlan(options) => Self::vxlan(public_ip, options.vni, vtep_mac),
+            Backend::Udp { .. } => Self::udp(public_ip),
+            Backend::HostGw | Backend::Ipip { .. } | Backend::Other(_) => Self {
+                backend_type: backend.name().to_owned(),
+                ..Self::udp(public_ip)
+            },
         }
     }
 

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::headers::Transport;
+use muslin_encap::overhead::Mtu;
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::{checksum, udp, vxlan};
+use muslin_encap::{checksum, mss, udp, vxlan};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, Ipv4Packet};
 
@@ -16,8 +17,8 @@ use crate::frame;
 use crate::guard;
 use crate::hash;
 use crate::icmp::{self, IcmpError};
-use crate::neighbour::{Due, Place, Resolution};
-use crate::peer::{PeerId, Tunnel};
+use crate::neighbour::{Due, Neighbours, Place, Resolution};
+use crate::peer::{Path, PeerId, Tunnel};
 
 type Step = Result<Verdict, DropReason>;
 
@@ -27,6 +28,35 @@ pub(super) enum Origin {
     Pod,
     /// The tunnel; the first of the peers with its outer address, if there is one.
     Peer(Option<PeerId>),
+    /// The uplink, from a host with this MAC address.
+    Uplink(EthernetAddress),
+}
+
+/// Where the hosts are that a packet's next hop is found among.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hop {
+    /// The node's own pods.
+    Pod,
+    /// The uplink's link, with the host of this peer.
+    Host(PeerId),
+}
+
+/// One of the node's links.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum On {
+    /// The switch with the pods.
+    Bridge,
+    /// The uplink.
+    Uplink,
+}
+
+impl Hop {
+    const fn link(self) -> On {
+        match self {
+            Self::Pod => On::Bridge,
+            Self::Host(_) => On::Uplink,
+        }
+    }
 }
 
 impl From<udp::Error> for DropReason {
@@ -64,7 +94,7 @@ impl Node {
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ttl = view.hop_limit();
-        self.check_source(origin, source)?;
+        self.check_source(now, origin, source, packet.total_len())?;
         if self.is_own(destination) {
             packet.complete();
             self.serve(now, packet.as_slice());
@@ -74,7 +104,7 @@ impl Node {
             return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
-        if matches!(origin, Origin::Peer(_)) && !matches!(next, Some(NextHop::Local)) {
+        if origin != Origin::Pod && next != Some(NextHop::Local) {
             return Err(DropReason::TunnelToTunnel);
         }
         if ttl <= 1 {
@@ -85,7 +115,7 @@ impl Node {
             self.report(now, IcmpError::NetUnreachable, packet.as_slice());
             return Err(DropReason::NoRoute);
         };
-        let mtu = self.config.mtu;
+        let mtu = self.path_mtu(next);
         let fits = longest(packet) <= usize::from(mtu.get());
         if !fits && Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
             self.report(
@@ -96,24 +126,41 @@ impl Node {
             return Err(DropReason::FragmentationNeeded);
         }
         checksum::decrement_ttl(packet.as_mut_slice());
+        if self.config.clamp_mss {
+            let offload = packet.offload().checksum;
+            mss::clamp(
+                packet.as_mut_slice(),
+                offload,
+                mtu.min(self.way_back(origin)),
+            );
+        }
         if fits {
-            self.forward(now, destination, &next, packet)
+            self.forward(now, destination, next, packet)
         } else {
-            self.in_pieces(now, destination, &next, packet)
+            self.in_pieces(now, destination, next, packet)
         }
     }
 
     /// Whose address a pod's source is was checked at its port; a peer's must be in its lease.
-    fn check_source(&self, origin: Origin, source: Ipv4Addr) -> Result<(), DropReason> {
+    fn check_source(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        source: Ipv4Addr,
+        len: usize,
+    ) -> Result<(), DropReason> {
         if guard::is_martian(source) || source == self.subnet.broadcast() {
             return Err(DropReason::SourceAddressInvalid);
         }
-        let Origin::Peer(first) = origin else {
-            return Ok(());
-        };
-        let in_lease = |first| self.peers.lease_holds(first, source);
-        if self.config.guard.peers && !first.is_some_and(in_lease) {
-            return Err(DropReason::SourceNotInLease);
+        match origin {
+            Origin::Pod => return Ok(()),
+            Origin::Uplink(mac) => self.check_host(now, mac, source, len)?,
+            Origin::Peer(first) => {
+                let in_lease = |first| self.peers.lease_holds(first, source);
+                if self.config.guard.peers && !first.is_some_and(in_lease) {
+                    return Err(DropReason::SourceNotInLease);
+                }
+            }
         }
         // Even without that guard nobody outside may pose as one of our own pods.
         if self.subnet.contains(&source) {
@@ -122,21 +169,43 @@ impl Node {
         Ok(())
     }
 
+    /// The largest packet that a way takes.
+    pub(super) fn path_mtu(&self, next: NextHop) -> Mtu {
+        let path = match next {
+            NextHop::Local => None,
+            NextHop::Peer(id) => self.peers.outgoing(id).map(|peer| peer.path),
+        };
+        match (path, &self.uplink) {
+            (Some(Path::Uplink), Some(link)) => link.uplink.mtu,
+            _ => self.config.mtu,
+        }
+    }
+
+    /// The largest packet that goes back to where one came from; pods know their own MTU.
+    fn way_back(&self, origin: Origin) -> Mtu {
+        match (origin, &self.uplink) {
+            (Origin::Pod, _) => Mtu::MAX,
+            (Origin::Uplink(_), Some(link)) => link.uplink.mtu,
+            (Origin::Uplink(_), None) | (Origin::Peer(_), _) => self.config.mtu,
+        }
+    }
+
     /// Sends a packet on in several: a superpacket as its segments, a packet larger than the MTU as
     /// fragments.
     fn in_pieces(
         &mut self,
         now: Instant,
         destination: Ipv4Addr,
-        next: &NextHop,
+        next: NextHop,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
         packet.complete();
+        let mtu = self.path_mtu(next);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(HEADROOM + MAX_PACKET, 0);
         let mut send = |node: &mut Self, scratch: &mut [u8], len| {
             if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
-                let step = if len > node.config.mtu.get().into() {
+                let step = if len > mtu.get().into() {
                     node.in_pieces(now, destination, next, &mut piece)
                 } else {
                     node.forward(now, destination, next, &mut piece)
@@ -145,7 +214,7 @@ impl Node {
             }
         };
         let step = if packet.is_single() {
-            self.fragments(packet.as_slice(), &mut scratch, &mut send)
+            self.fragments(mtu, packet.as_slice(), &mut scratch, &mut send)
         } else {
             self.segments(packet, &mut scratch, &mut send)
         };
@@ -155,12 +224,12 @@ impl Node {
 
     fn fragments(
         &mut self,
+        mtu: Mtu,
         packet: &[u8],
         scratch: &mut [u8],
         send: &mut impl FnMut(&mut Self, &mut [u8], usize),
     ) -> Step {
-        let mut fragments =
-            Fragments::new(packet, self.config.mtu).ok_or(DropReason::FragmentationNeeded)?;
+        let mut fragments = Fragments::new(packet, mtu).ok_or(DropReason::FragmentationNeeded)?;
         while let Some(len) = fragments.write_next(scratch.get_mut(HEADROOM..).unwrap_or_default())
         {
             send(self, scratch, len);
@@ -198,69 +267,109 @@ impl Node {
     }
 
     /// The last step: link-layer header or encapsulation.
-    fn forward(
+    pub(super) fn forward(
         &mut self,
         now: Instant,
         destination: Ipv4Addr,
-        next: &NextHop,
+        next: NextHop,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        match next {
-            NextHop::Peer(id) => self.encapsulate(*id, packet),
-            NextHop::Local => match self.neighbours.known(destination.into(), now) {
-                Some(place) => self.deliver(place, packet),
-                None => self.resolve(now, destination, packet),
-            },
+        let id = match next {
+            NextHop::Local => return self.send_to_host(now, Hop::Pod, destination, packet),
+            NextHop::Peer(id) => id,
+        };
+        let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+        match peer.path {
+            Path::Tunnel => self.encapsulate(id, packet),
+            Path::Uplink => {
+                let host = *peer.address.ip();
+                self.send_to_host(now, Hop::Host(id), host, packet)
+            }
+            Path::Unreachable => {
+                self.report(now, IcmpError::HostUnreachable, packet.as_slice());
+                Err(DropReason::NextHopUnreachable)
+            }
         }
     }
 
-    /// Finds out where an address of our own is, and sends the packet there now or later.
-    fn resolve(&mut self, now: Instant, destination: Ipv4Addr, packet: &mut PacketBuf<'_>) -> Step {
-        let address = IpAddr::V4(destination);
-        if self.neighbours.get(address).is_none() {
-            if self.unguarded == 0 {
+    /// Sends a packet to a host on one of the node's links, now or when it is known where that is.
+    fn send_to_host(
+        &mut self,
+        now: Instant,
+        hop: Hop,
+        host: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        match self.neighbours_of(hop)?.known(host.into(), now) {
+            Some(place) => self.deliver(hop, place, packet),
+            None => self.resolve(now, hop, host, packet),
+        }
+    }
+
+    fn resolve(
+        &mut self,
+        now: Instant,
+        hop: Hop,
+        host: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let address = IpAddr::V4(host);
+        if self.neighbours_of(hop)?.get(address).is_none() {
+            if matches!(hop, Hop::Pod) && self.unguarded == 0 {
                 // No attachment has it, and no pod may answer for an address that is not its own.
                 self.report(now, IcmpError::HostUnreachable, packet.as_slice());
                 return Err(DropReason::HostUnreachable);
             }
             if !packet.is_single() {
-                return self.in_pieces(now, destination, &NextHop::Local, packet);
+                let next = match hop {
+                    Hop::Pod => NextHop::Local,
+                    Hop::Host(id) => NextHop::Peer(id),
+                };
+                return self.in_pieces(now, host, next, packet);
             }
             packet.complete();
         }
-        match self.neighbours.resolve(address, packet.as_slice(), now) {
-            Resolution::Known(place) => self.deliver(place, packet),
-            Resolution::Stale(place) => {
-                self.ask_for(destination, Some(place));
-                self.deliver(place, packet)
-            }
-            Resolution::Wait { ask } => {
-                if ask {
-                    self.ask_for(destination, None);
-                }
-                Ok(Verdict::Consumed)
-            }
+        let resolution = self
+            .neighbours_of(hop)?
+            .resolve(address, packet.as_slice(), now);
+        let (ask, step) = match resolution {
+            Resolution::Known(place) => (None, self.deliver(hop, place, packet)),
+            Resolution::Stale(place) => (Some(Some(place)), self.deliver(hop, place, packet)),
+            Resolution::Wait { ask } => (ask.then_some(None), Ok(Verdict::Consumed)),
             Resolution::QueueFull { ask } => {
-                if ask {
-                    self.ask_for(destination, None);
-                }
-                Err(DropReason::NeighbourQueueFull)
+                (ask.then_some(None), Err(DropReason::NeighbourQueueFull))
             }
-            Resolution::TableFull => Err(DropReason::NeighbourTableFull),
+            Resolution::TableFull => (None, Err(DropReason::NeighbourTableFull)),
+        };
+        if let Some(place) = ask {
+            self.ask_for(hop.link(), host, place);
+        }
+        step
+    }
+
+    fn neighbours_of(&mut self, hop: Hop) -> Result<&mut Neighbours, DropReason> {
+        match (hop, &mut self.uplink) {
+            (Hop::Pod, _) => Ok(&mut self.neighbours),
+            (Hop::Host(_), Some(link)) => Ok(&mut link.neighbours),
+            (Hop::Host(_), None) => Err(DropReason::NextHopUnreachable),
         }
     }
 
-    fn deliver(&mut self, place: Place, packet: &mut PacketBuf<'_>) -> Step {
-        frame::prepend(packet, self.config.gateway_mac, place.mac)
-            .map_err(|_| DropReason::HeadroomExceeded)?;
-        Ok(Verdict::Port(place.port))
+    fn deliver(&mut self, hop: Hop, place: Place, packet: &mut PacketBuf<'_>) -> Step {
+        let (source, verdict) = match (hop, &self.uplink) {
+            (Hop::Pod, _) => (self.config.gateway_mac, Verdict::Port(place.port)),
+            (Hop::Host(id), Some(link)) => (link.uplink.mac, Verdict::Uplink { id: Some(id) }),
+            (Hop::Host(_), None) => return Err(DropReason::NextHopUnreachable),
+        };
+        frame::prepend(packet, source, place.mac).map_err(|_| DropReason::HeadroomExceeded)?;
+        Ok(verdict)
     }
 
     fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
         packet.complete();
         let flow = hash::flow(packet.as_slice(), self.seed);
         if let Tunnel::Vxlan { mac, .. } = self.config.tunnel {
-            let (peer, _) = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+            let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
             let theirs = peer.vtep_mac.ok_or(DropReason::NoVtepMac)?;
             frame::prepend(packet, mac.get(), theirs.get())
                 .map_err(|_| DropReason::HeadroomExceeded)?;
@@ -275,13 +384,13 @@ impl Node {
         flow: u32,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let (_, destination) = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+        let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
         if let Tunnel::Vxlan { vni, .. } = self.config.tunnel {
             vxlan::encapsulate(packet, vni).map_err(|_| DropReason::HeadroomExceeded)?;
         }
         Ok(Verdict::Peer {
             id,
-            destination,
+            destination: peer.address.into(),
             flow,
         })
     }
@@ -349,14 +458,14 @@ impl Node {
     }
 
     /// Routes a packet of the node's own.
-    fn originate(&mut self, now: Instant, bytes: &[u8]) {
+    pub(super) fn originate(&mut self, now: Instant, bytes: &[u8]) {
         let Ok(view) = Ipv4Packet::new_checked(bytes) else {
             return;
         };
         let destination = view.dst_addr();
         let next = self.routes.lookup(destination.into()).copied();
         self.with_scratch(bytes, |node, packet| match next {
-            Some(next) => node.forward(now, destination, &next, packet),
+            Some(next) => node.forward(now, destination, next, packet),
             None => Err(DropReason::NoRoute),
         });
     }
@@ -365,7 +474,7 @@ impl Node {
     pub(super) fn resume(&mut self, address: IpAddr, bytes: &[u8]) {
         let place = self.neighbours.get(address);
         self.with_scratch(bytes, |node, packet| {
-            node.deliver(place.ok_or(DropReason::HostUnreachable)?, packet)
+            node.deliver(Hop::Pod, place.ok_or(DropReason::HostUnreachable)?, packet)
         });
     }
 
@@ -405,18 +514,33 @@ impl Node {
         }
     }
 
-    /// Sends an ARP request to `place`, or to all.
-    fn ask_for(&mut self, address: Ipv4Addr, place: Option<Place>) {
-        let (verdict, mac) = match place {
-            Some(place) => (Verdict::Port(place.port), place.mac),
-            None => (Verdict::Flood { except: None }, EthernetAddress::BROADCAST),
+    /// Sends an ARP request on a link to `place`, or to all.
+    pub(super) fn ask_for(&mut self, on: On, address: Ipv4Addr, place: Option<Place>) {
+        let mac = place.map_or(EthernetAddress::BROADCAST, |place| place.mac);
+        let (verdict, source) = match (on, &self.uplink, place) {
+            (On::Uplink, Some(link), _) => (
+                Verdict::Uplink { id: None },
+                (link.uplink.mac, link.uplink.address),
+            ),
+            (On::Uplink, None, _) => return,
+            (On::Bridge, _, Some(place)) => (
+                Verdict::Port(place.port),
+                (self.config.gateway_mac, self.gateway()),
+            ),
+            (On::Bridge, _, None) => (
+                Verdict::Flood { except: None },
+                (self.config.gateway_mac, self.gateway()),
+            ),
         };
-        let request = frame::write_arp(
-            ArpOperation::Request,
-            (self.config.gateway_mac, self.gateway()),
-            (mac, address),
+        self.say(
+            verdict,
+            &frame::write_arp(ArpOperation::Request, source, (mac, address)),
         );
-        if let Err(reason) = self.output.push(verdict, &request) {
+    }
+
+    /// Queues a frame of the node's own, or counts why not.
+    pub(super) fn say(&mut self, verdict: Verdict, frame: &[u8]) {
+        if let Err(reason) = self.output.push(verdict, frame) {
             self.counters.originated += 1;
             self.counters.drop(reason);
         }
@@ -425,11 +549,15 @@ impl Node {
     pub(super) fn handle_neighbours(&mut self, now: Instant) {
         let mut due = Vec::new();
         self.neighbours
-            .handle_timeout(now, |action| due.push(action));
-        for action in due {
+            .handle_timeout(now, |action| due.push((On::Bridge, action)));
+        if let Some(link) = &mut self.uplink {
+            link.neighbours
+                .handle_timeout(now, |action| due.push((On::Uplink, action)));
+        }
+        for (on, action) in due {
             match action {
-                Due::Ask(IpAddr::V4(address)) => self.ask_for(address, None),
-                Due::Probe(IpAddr::V4(address), place) => self.ask_for(address, Some(place)),
+                Due::Ask(IpAddr::V4(address)) => self.ask_for(on, address, None),
+                Due::Probe(IpAddr::V4(address), place) => self.ask_for(on, address, Some(place)),
                 Due::Ask(IpAddr::V6(_)) | Due::Probe(IpAddr::V6(_), _) => {}
                 Due::GivenUp(_, waiting) => {
                     for packet in waiting {

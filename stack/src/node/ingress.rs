@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::PacketBuf;
+use muslin_encap::ipip;
 use muslin_encap::vxlan::{self, Vni, VtepMac};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
@@ -95,7 +96,13 @@ impl Node {
             None => {}
         }
         match self.config.tunnel {
+            Tunnel::None => Err(DropReason::UnknownPeer),
             Tunnel::Udp => self.route(now, Origin::Peer(known), packet),
+            Tunnel::Ipip => {
+                let inner = ipip::inner_offset(packet.as_slice());
+                packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
+                self.route(now, Origin::Peer(known), packet)
+            }
             Tunnel::Vxlan { vni, mac } => self.ingress_vxlan(now, known, (vni, mac), packet),
         }
     }
@@ -176,7 +183,7 @@ impl Node {
         let gateway = self.config.gateway_mac;
         match self.config.tunnel {
             Tunnel::Vxlan { mac, .. } => [gateway, mac.get()],
-            Tunnel::Udp => [gateway, gateway],
+            Tunnel::Udp | Tunnel::Ipip | Tunnel::None => [gateway, gateway],
         }
     }
 

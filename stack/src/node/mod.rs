@@ -31,12 +31,14 @@ use crate::port::{Attachment, Port, PortId, Traffic};
 use crate::route::RouteTable;
 use crate::switch::{self, Fdb};
 use peers::Peers;
+use uplink::Link;
 
 mod forward;
 mod ingress;
 mod peers;
 #[cfg(test)]
 mod tests;
+mod uplink;
 
 /// How often tables forget what has aged out.
 const AGEING_PERIOD: Duration = Duration::from_secs(10);
@@ -56,6 +58,9 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// MTU of pods and of the way to peers, in bytes of inner IP packets.
     pub mtu: Mtu,
+    /// Whether the MSS that TCP connections with peers' pods begin with is lowered to what the path
+    /// takes, so that they need no ICMP errors to find that out.
+    pub clamp_mss: bool,
     /// What is checked of senders.
     pub guard: guard::Policy,
     /// Bounds of its tables.
@@ -103,6 +108,11 @@ pub enum Verdict {
         /// The port it came from, if any.
         except: Option<PortId>,
     },
+    /// The packet is an Ethernet frame for the uplink.
+    Uplink {
+        /// The peer it is for; an ARP message is for none.
+        id: Option<PeerId>,
+    },
     /// The packet is the payload of a UDP datagram.
     Peer {
         /// The peer it is for.
@@ -143,6 +153,7 @@ pub struct Node {
     errors: RateLimiter,
     counters: Counters,
     output: Output,
+    uplink: Option<Link>,
     /// Where packets of the node's own are made.
     scratch: Vec<u8>,
     /// The gateway's answers to one packet, before they are routed.
@@ -200,6 +211,7 @@ impl Node {
             errors: RateLimiter::new(now),
             counters: Counters::default(),
             output: Output::default(),
+            uplink: None,
             scratch: vec![0; HEADROOM + MAX_PACKET],
             answers: Vec::new(),
             ident: config.random_seed as u16,
@@ -265,7 +277,13 @@ impl Node {
         if !self.is_within(peer.subnet) {
             self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
         }
-        self.peers.insert(peer, received, sent);
+        let path = self.path_to(*peer.address.ip());
+        self.peers.insert(PeerState {
+            peer,
+            path,
+            received,
+            sent,
+        });
     }
 
     /// Removes a peer; false if there was none.
@@ -333,12 +351,9 @@ impl Node {
             (Verdict::Port(port), _) if !self.ports.contains_key(&port) => {
                 Verdict::Drop(DropReason::PortGone)
             }
-            (
-                Verdict::Peer {
-                    id, destination, ..
-                },
-                _,
-            ) if !self.peers.is_at(id, destination) => Verdict::Drop(DropReason::PeerGone),
+            (Verdict::Peer { .. } | Verdict::Uplink { .. }, _) if !self.is_there(verdict) => {
+                Verdict::Drop(DropReason::PeerGone)
+            }
             (verdict, Ok(())) => verdict,
         };
         self.output.free.push(bytes);
@@ -348,9 +363,14 @@ impl Node {
     /// When [`Self::handle_timeout`] is next needed.
     #[must_use]
     pub fn poll_at(&self) -> Instant {
-        self.neighbours
-            .poll_at()
-            .map_or(self.next_ageing, |due| due.min(self.next_ageing))
+        let links = [
+            self.neighbours.poll_at(),
+            self.uplink
+                .as_ref()
+                .and_then(|link| link.neighbours.poll_at()),
+        ];
+        let due = links.into_iter().flatten().min();
+        due.map_or(self.next_ageing, |due| due.min(self.next_ageing))
     }
 
     /// Does what is due at `now`.
@@ -359,6 +379,9 @@ impl Node {
         if now >= self.next_ageing {
             self.fdb.age(now);
             self.neighbours.age(now);
+            if let Some(link) = &mut self.uplink {
+                link.neighbours.age(now);
+            }
             self.next_ageing = now + AGEING_PERIOD;
         }
     }
@@ -406,9 +429,9 @@ impl Node {
         self.neighbours.iter()
     }
 
-    /// How it encapsulates.
+    /// How it encapsulates, if it does.
     #[must_use]
-    pub fn format(&self) -> Format {
+    pub fn format(&self) -> Option<Format> {
         self.config.tunnel.format()
     }
 
@@ -424,6 +447,22 @@ impl Node {
         gateway::address(self.subnet)
     }
 
+    /// Whether the peer a packet is for is there, at the same place.
+    fn is_there(&self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Peer {
+                id, destination, ..
+            } => {
+                let address = self.peers.outgoing(id).map(|peer| peer.address);
+                address.map(SocketAddr::V4) == Some(destination)
+            }
+            Verdict::Uplink { id } => {
+                self.uplink.is_some() && id.is_none_or(|id| self.peers.outgoing(id).is_some())
+            }
+            Verdict::Port(_) | Verdict::Flood { .. } | Verdict::Consumed | Verdict::Drop(_) => true,
+        }
+    }
+
     fn count(&mut self, verdict: Verdict, len: usize) -> Verdict {
         match verdict {
             Verdict::Port(port) => {
@@ -436,6 +475,12 @@ impl Node {
             Verdict::Peer { id, .. } => {
                 self.counters.sent += 1;
                 self.peers.count_sent(id, len);
+            }
+            Verdict::Uplink { id } => {
+                self.counters.sent += 1;
+                if let Some(id) = id {
+                    self.peers.count_sent(id, len);
+                }
             }
             Verdict::Consumed => self.counters.consumed += 1,
             Verdict::Drop(reason) => self.counters.drop(reason),

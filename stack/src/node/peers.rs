@@ -4,12 +4,12 @@
 //! needs is apart from the rest: one small entry for the way out, one for the way in, each found by
 //! the peer's number.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::vxlan::VtepMac;
 
-use crate::peer::{Peer, PeerId, PeerState};
+use crate::peer::{Path, Peer, PeerId, PeerState};
 use crate::port::Traffic;
 use crate::route::RouteTable;
 
@@ -17,7 +17,7 @@ use crate::route::RouteTable;
 #[derive(Default)]
 pub(super) struct Peers {
     peers: Vec<Option<Peer>>,
-    outgoing: Vec<Outgoing>,
+    outgoing: Vec<Option<Outgoing>>,
     incoming: Vec<Incoming>,
     /// The first peer at each outer address: routes to hosts, since those are the smallest there
     /// are. [`Incoming::next`] leads to the others.
@@ -25,14 +25,15 @@ pub(super) struct Peers {
 }
 
 /// What a packet to a peer needs.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 #[repr(align(32))]
 pub(super) struct Outgoing {
-    /// Where its tunnel ends; `None` if there is no such peer.
-    address: Option<SocketAddrV4>,
+    sent: Traffic,
+    /// Where its tunnel ends; its host is there in any case.
+    pub(super) address: SocketAddrV4,
     /// The MAC address of its VTEP.
     pub(super) vtep_mac: Option<VtepMac>,
-    sent: Traffic,
+    pub(super) path: Path,
 }
 
 /// What a packet from a peer needs.
@@ -45,27 +46,34 @@ struct Incoming {
     next: Option<PeerId>,
 }
 
+/// Half a line of the cache each.
+const _: () = assert!(size_of::<Option<Outgoing>>() == 32 && size_of::<Incoming>() == 32);
+
 fn index(id: PeerId) -> usize {
     id.0 as usize
 }
 
-/// Half a line of the cache each.
-const _: () = assert!(size_of::<Outgoing>() == 32 && size_of::<Incoming>() == 32);
-
 impl Peers {
-    /// Adds a peer whose number is free, with this traffic received and sent.
-    pub(super) fn insert(&mut self, peer: Peer, received: Traffic, sent: Traffic) {
+    /// Adds a peer whose number is free.
+    pub(super) fn insert(&mut self, state: PeerState) {
+        let PeerState {
+            peer,
+            path,
+            received,
+            sent,
+        } = state;
         let at = index(peer.id);
         if self.peers.len() <= at {
             self.peers.resize(at + 1, None);
-            self.outgoing.resize(at + 1, Outgoing::default());
+            self.outgoing.resize(at + 1, None);
             self.incoming.resize(at + 1, Incoming::default());
         }
-        self.outgoing[at] = Outgoing {
-            address: Some(peer.address),
-            vtep_mac: peer.vtep_mac,
+        self.outgoing[at] = Some(Outgoing {
             sent,
-        };
+            address: peer.address,
+            vtep_mac: peer.vtep_mac,
+            path,
+        });
         self.incoming[at] = Incoming {
             received,
             subnet: match peer.subnet {
@@ -75,7 +83,7 @@ impl Peers {
             next: None,
         };
         let source = IpAddr::V4(*peer.address.ip());
-        match self.sharing(source).last() {
+        match self.chain(self.first_at(source)).last() {
             Some(last) => self.incoming[index(last)].next = Some(peer.id),
             None => {
                 self.sources.insert(source.into(), peer.id);
@@ -88,11 +96,11 @@ impl Peers {
     pub(super) fn remove(&mut self, id: PeerId) -> Option<PeerState> {
         let at = index(id);
         let peer = self.peers.get_mut(at)?.take()?;
-        let Outgoing { sent, .. } = std::mem::take(&mut self.outgoing[at]);
+        let Outgoing { sent, path, .. } = self.outgoing[at].take()?;
         let Incoming { received, next, .. } = std::mem::take(&mut self.incoming[at]);
         let source = IpAddr::V4(*peer.address.ip());
         let before = self
-            .sharing(source)
+            .chain(self.first_at(source))
             .find(|other| self.incoming[index(*other)].next == Some(id));
         match (before, next) {
             (Some(before), next) => self.incoming[index(before)].next = next,
@@ -105,6 +113,7 @@ impl Peers {
         }
         Some(PeerState {
             peer,
+            path,
             received,
             sent,
         })
@@ -117,33 +126,38 @@ impl Peers {
 
     /// All peers with what went to and came from them, by their numbers.
     pub(super) fn states(&self) -> impl Iterator<Item = PeerState> {
-        self.iter().map(|peer| PeerState {
-            peer: peer.clone(),
-            received: self.incoming[index(peer.id)].received,
-            sent: self.outgoing[index(peer.id)].sent,
+        let all = self.peers.iter().zip(&self.outgoing).zip(&self.incoming);
+        all.filter_map(|((peer, outgoing), incoming)| {
+            let outgoing = outgoing.as_ref()?;
+            Some(PeerState {
+                peer: peer.clone()?,
+                path: outgoing.path,
+                received: incoming.received,
+                sent: outgoing.sent,
+            })
         })
     }
 
-    /// What a packet to a peer needs, and where its tunnel ends.
-    pub(super) fn outgoing(&self, id: PeerId) -> Option<(&Outgoing, SocketAddr)> {
-        let outgoing = self.outgoing.get(index(id))?;
-        Some((outgoing, outgoing.address?.into()))
+    /// Decides anew how packets get to each peer.
+    pub(super) fn set_paths(&mut self, path: impl Fn(Ipv4Addr) -> Path) {
+        for outgoing in self.outgoing.iter_mut().flatten() {
+            outgoing.path = path(*outgoing.address.ip());
+        }
     }
 
-    /// Whether a peer is there, and its tunnel ends at `address`.
-    pub(super) fn is_at(&self, id: PeerId, address: SocketAddr) -> bool {
-        self.outgoing(id)
-            .is_some_and(|(_, theirs)| theirs == address)
+    /// What a packet to a peer needs.
+    pub(super) fn outgoing(&self, id: PeerId) -> Option<&Outgoing> {
+        self.outgoing.get(index(id))?.as_ref()
     }
 
-    /// Counts a datagram to a peer.
+    /// Counts a datagram or frame to a peer.
     pub(super) fn count_sent(&mut self, id: PeerId, len: usize) {
-        if let Some(outgoing) = self.outgoing.get_mut(index(id)) {
+        if let Some(Some(outgoing)) = self.outgoing.get_mut(index(id)) {
             outgoing.sent.count(len);
         }
     }
 
-    /// Counts a datagram from a peer.
+    /// Counts a datagram or frame from a peer.
     pub(super) fn count_received(&mut self, id: PeerId, len: usize) {
         if let Some(incoming) = self.incoming.get_mut(index(id)) {
             incoming.received.count(len);
@@ -164,10 +178,7 @@ impl Peers {
         })
     }
 
-    fn sharing(&self, source: IpAddr) -> impl Iterator<Item = PeerId> + '_ {
-        self.chain(self.first_at(source))
-    }
-
+    /// A peer and those behind it with the same outer address.
     fn chain(&self, first: Option<PeerId>) -> impl Iterator<Item = PeerId> + '_ {
         std::iter::successors(first, |id| self.incoming.get(index(*id))?.next)
     }

@@ -13,6 +13,7 @@ use super::*;
 use crate::frame;
 
 mod superpackets;
+mod uplink;
 
 use muslin_encap::vxlan::{Vni, VtepMac};
 
@@ -43,7 +44,8 @@ fn tunnel(node: u8, format: &str) -> Tunnel {
             vni: Vni::new(1).unwrap(),
             mac: vtep(node),
         },
-        _ => Tunnel::Udp,
+        "udp" => Tunnel::Udp,
+        _ => Tunnel::None,
     }
 }
 
@@ -76,6 +78,7 @@ fn bare_node(number: u8, format: &str) -> Node {
         gateway_mac: GATEWAY_MAC,
         tunnel: tunnel(number, format),
         mtu: Mtu::new(1450).unwrap(),
+        clamp_mss: true,
         guard: guard::Policy { peers: true },
         limits: Limits::default(),
         random_seed: 7,
@@ -197,6 +200,7 @@ fn pods_of_two_nodes_ping_each_other() {
             .config
             .tunnel
             .format()
+            .unwrap()
             .overhead(smoltcp::wire::IpVersion::Ipv4)
             - 28;
         assert_eq!(datagram.len(), packet.len() + usize::from(overhead));
@@ -1173,7 +1177,7 @@ proptest! {
             match verdict {
                 Verdict::Port(to) => prop_assert!(!*port || to != POD_PORT || bytes[..6] == GATEWAY_MAC.0),
                 Verdict::Flood { except } => prop_assert_eq!(except, port.then_some(POD_PORT)),
-                Verdict::Peer { .. } => prop_assert!(*port),
+                Verdict::Peer { .. } | Verdict::Uplink { .. } => prop_assert!(*port),
                 Verdict::Consumed | Verdict::Drop(_) => {}
             }
             outputs(&mut node);

@@ -1,0 +1,301 @@
+//! How a node reaches others: what the network's configuration means on this machine, and the
+//! sockets for it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use muslin_encap::ipip;
+use muslin_encap::overhead::{Format, Mtu};
+use muslin_encap::split::Limits;
+use muslin_encap::vxlan::VtepMac;
+use muslin_stack::lease::{Backend, Loss, NetworkConfig};
+use muslin_stack::peer::Tunnel;
+use muslin_stack::uplink::Uplink;
+use smoltcp::wire::IpVersion;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::running::Running;
+use super::{Settings, refusal};
+use crate::error::{Error, Result};
+use crate::underlay::{self, Carrier, PublicInterface, UdpSocket, Underlay, UplinkKind};
+
+/// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
+const SOURCE_PORTS: usize = 7;
+/// How often the interface's address is looked at.
+const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
+
+/// How a network's packets travel to and from this node.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan {
+    pub(super) tunnel: Tunnel,
+    /// MTU of pods.
+    pub(super) mtu: Mtu,
+    /// MTU of the underlay.
+    pub(super) outer: Mtu,
+    /// UDP port of the tunnel, 0 if it has none.
+    pub(super) port: u16,
+    /// Whether packets go bare to nodes on the same link.
+    pub(super) is_direct: bool,
+}
+
+/// Chooses the underlay's interface, with a word about one that is not as usual.
+pub(super) async fn choose(settings: &Settings) -> Result<PublicInterface> {
+    let wanted = &settings.underlay;
+    let interface = underlay::choose_interface(wanted).await?;
+    let PublicInterface {
+        name,
+        address,
+        public_ip,
+        ..
+    } = &interface;
+    if address.is_loopback() && wanted.public_ip.is_none() {
+        warn!("this machine has no address for others: only nodes on it can be peers");
+    }
+    if interface.is_translated() && matches!(settings.uplink, UplinkKind::PacketSocket) {
+        info!(
+            "the public address {public_ip} is not on this machine: the tunnel is bound to \
+             {address} ({name}), and something must translate one to the other"
+        );
+    }
+    Ok(interface)
+}
+
+impl Plan {
+    /// What a network's configuration means here, or why this node cannot be in it.
+    pub(super) fn new(
+        config: &NetworkConfig,
+        settings: &Settings,
+        interface: &PublicInterface,
+        vtep_mac: VtepMac,
+    ) -> Result<Self> {
+        let mut ends = [interface.public_ip, interface.address].into_iter();
+        if let Some(end) = ends.find(|end| config.network.contains(end)) {
+            return Err(Error::usage(format!(
+                "the public address {end} lies in the pod network {}: choose another --network, or \
+                 another address with --public-ip",
+                config.network
+            )));
+        }
+        let (tunnel, port, configured) = match &config.backend {
+            Backend::Vxlan(options) => {
+                let (vni, mac) = (options.vni, vtep_mac);
+                (Tunnel::Vxlan { vni, mac }, options.port, options.mtu)
+            }
+            Backend::Udp { port } => (Tunnel::Udp, *port, None),
+            Backend::HostGw => (Tunnel::None, 0, None),
+            Backend::Ipip { .. } => (Tunnel::Ipip, 0, None),
+            Backend::Other(name) => return Err(refusal(&Loss::OtherBackend(name.clone()))),
+        };
+        let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
+        let outer = match settings.mtu.or(configured) {
+            Some(mtu) => mtu,
+            None => own.map_err(|error| Error::usage(format!("{}: {error}", interface.name)))?,
+        };
+        let inner = |format: Format| format.inner_mtu(outer, IpVersion::Ipv4);
+        let mtu = tunnel.format().map_or(Ok(outer), inner).map_err(|_| {
+            Error::usage(format!(
+                "an underlay MTU of {} leaves no room for pods",
+                outer.get()
+            ))
+        })?;
+        let plan = Self {
+            tunnel,
+            mtu,
+            outer,
+            port,
+            is_direct: config.backend.is_direct(),
+        };
+        plan.check_uplink(settings, interface)?;
+        Ok(plan)
+    }
+
+    /// Whether bare packets could reach this node at all.
+    fn check_uplink(&self, settings: &Settings, interface: &PublicInterface) -> Result<()> {
+        let PublicInterface {
+            name,
+            address,
+            public_ip,
+            prefix,
+            ..
+        } = interface;
+        let only = matches!(self.tunnel, Tunnel::None);
+        match &settings.uplink {
+            UplinkKind::PacketSocket if only && interface.is_translated() => {
+                Err(Error::usage(format!(
+                    "host-gw needs the public address {public_ip} on the interface itself, and \
+                     {name} has {address}: nothing can translate bare packets"
+                )))
+            }
+            UplinkKind::Tap(tap) if !only => Err(Error::usage(format!(
+                "--uplink tap:{tap} goes with the backend host-gw only: a tunnel ends at an address \
+                 of this machine"
+            ))),
+            UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
+                Err(Error::usage(format!(
+                    "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
+                     {name}: name it with --public-ip"
+                )))
+            }
+            UplinkKind::PacketSocket | UplinkKind::Tap(_) => Ok(()),
+        }
+    }
+
+    /// Takes the tunnel's port, for each worker, and looks whether there can be an uplink.
+    pub(super) fn bind(
+        &mut self,
+        network: Ipv4Net,
+        settings: &Settings,
+        interface: &PublicInterface,
+    ) -> Result<Vec<Option<UdpSocket>>> {
+        if self.is_direct {
+            let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
+            match uplink {
+                Ok(_) => {}
+                Err(error) if matches!(self.tunnel, Tunnel::None) => {
+                    return Err(Error::failed(error));
+                }
+                Err(error) => {
+                    warn!(
+                        "the network has DirectRouting, but {error}: this node uses the tunnel for \
+                         all others, and does not get what nodes on the same link send around it"
+                    );
+                    self.is_direct = false;
+                }
+            }
+        }
+        self.bind_tunnel(settings, interface.address)
+    }
+
+    fn bind_tunnel(
+        &self,
+        settings: &Settings,
+        address: Ipv4Addr,
+    ) -> Result<Vec<Option<UdpSocket>>> {
+        let Some(format) = self.tunnel.format() else {
+            return Ok((0..settings.workers).map(|_| None).collect());
+        };
+        let end = SocketAddr::new(address.into(), self.port);
+        let options = match format {
+            Format::Vxlan => settings.offload.sockets(Carrier::Udp, SOURCE_PORTS),
+            // flannel's UDP backend sends from the port it listens on.
+            Format::Udp => settings.offload.sockets(Carrier::Udp, 0),
+            Format::Ipip => settings.offload.sockets(Carrier::Ip(ipip::PROTOCOL), 0),
+        };
+        let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
+            Error::failed(match error.kind() {
+                std::io::ErrorKind::AddrInUse => format!(
+                    "UDP port {} of {} is in use: another node, or flannel, runs there",
+                    end.port(),
+                    end.ip()
+                ),
+                std::io::ErrorKind::PermissionDenied if self.port == 0 => String::from(
+                    "the backend ipip needs CAP_NET_RAW: give muslin the capability ('sudo setcap \
+                     cap_net_raw+ep' on its file), or the container ('--cap-add NET_RAW')",
+                ),
+                _ if self.port == 0 => format!("cannot send from {}: {error}", end.ip()),
+                _ => format!("cannot listen on UDP {end}: {error}"),
+            })
+        })?;
+        Ok(sockets.into_iter().map(Some).collect())
+    }
+
+    /// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
+    /// node is on its link.
+    pub(super) fn join(
+        &self,
+        tunnels: Vec<Option<UdpSocket>>,
+        subnet: Ipv4Net,
+        settings: &Settings,
+        interface: &PublicInterface,
+    ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+        let mut uplinks = Vec::new();
+        if self.is_direct {
+            let opened =
+                underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
+            uplinks = opened.map_err(Error::failed)?;
+        }
+        let uplink = uplinks.first().map(|device| Uplink {
+            mac: device.hardware_address(),
+            address: interface.public_ip,
+            prefix: interface.prefix,
+            mtu: self.outer,
+            answers: matches!(settings.uplink, UplinkKind::Tap(_)),
+        });
+        if uplink.is_some_and(|uplink| !uplink.answers)
+            && underlay::forwards_ipv4(&interface.name) == Some(true)
+        {
+            warn!(
+                "this machine's kernel forwards what arrives on {0}, so it answers for the pods or \
+                 sends their packets on a second time: switch that off with 'sysctl \
+                 net.ipv4.conf.{0}.forwarding=0'",
+                interface.name
+            );
+        }
+        let mut uplinks = uplinks.into_iter();
+        let join = |tunnel| Underlay {
+            tunnel,
+            uplink: uplinks.next(),
+        };
+        Ok((tunnels.into_iter().map(join).collect(), uplink))
+    }
+
+    /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with
+    /// one call.
+    pub(super) fn gso_max_segs(&self) -> u16 {
+        let headers = self.tunnel.format().map_or(0, Format::network_offset);
+        let segments = Limits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
+        segments.max(1) as u16
+    }
+
+    /// New sockets at another address or interface.
+    pub(super) fn open(
+        &self,
+        subnet: Ipv4Net,
+        settings: &Settings,
+        interface: &PublicInterface,
+    ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+        let tunnels = self.bind_tunnel(settings, interface.address)?;
+        self.join(tunnels, subnet, settings, interface)
+    }
+}
+
+/// Takes the underlay and the lease along when the interface gets another address, as laptops and
+/// virtual machines do, or comes back after it was gone.
+pub(super) async fn follow(running: Arc<Running>, public_ip: watch::Sender<Ipv4Addr>) {
+    let wanted = &running.facts.settings.underlay;
+    let mut complained = false;
+    loop {
+        tokio::time::sleep(LOOK_AT_ADDRESS).await;
+        // Between two addresses there may be none for a while.
+        let Ok(now) = underlay::choose_interface(wanted).await else {
+            continue;
+        };
+        let before = running.interface();
+        let ends = |it: &PublicInterface| (it.address, it.public_ip);
+        let moved = ends(&now) != ends(&before);
+        if !moved && !running.needs_uplink(&now) {
+            continue;
+        }
+        match running.move_to(now.clone()) {
+            Ok(()) if moved => {
+                info!(
+                    "the public address is {} now, on {}",
+                    now.public_ip, now.name
+                );
+                public_ip.send_replace(now.public_ip);
+                complained = false;
+            }
+            Ok(()) => {
+                info!("the uplink is {} again", now.name);
+                complained = false;
+            }
+            Err(error) if !std::mem::replace(&mut complained, true) => {
+                warn!("the underlay cannot move to {}: {error}", now.address);
+            }
+            Err(_) => {}
+        }
+    }
+}

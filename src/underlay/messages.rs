@@ -1,0 +1,217 @@
+//! Many messages per system call: `recvmmsg` into buffers that are reused.
+
+#![allow(unsafe_code)] // the call and its headers; each block says why it is sound
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use arrayvec::ArrayVec;
+use nix::libc;
+
+/// Messages of one `recvmmsg`.
+const MESSAGES: usize = 16;
+/// Room for control messages: a segment length and a counter take 48 bytes.
+pub(super) const CONTROL_LEN: usize = 64;
+
+/// Control messages, where the kernel may write and read their headers.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub(super) struct Control(pub(super) [u8; CONTROL_LEN]);
+
+/// Messages of one call, with what was known of each. The buffers are used again from the first on,
+/// so that those in use stay in the cache.
+#[derive(Debug)]
+pub(super) struct Messages<M> {
+    storage: Box<[u8]>,
+    /// Bytes of the longest message.
+    message_len: usize,
+    messages: ArrayVec<Message<M>, MESSAGES>,
+    /// Messages the kernel has dropped since the socket is open, modulo 2^32, as far as it told.
+    overflow: u32,
+    /// Messages that were lost since the call before.
+    lost: u64,
+}
+
+#[derive(Debug)]
+struct Message<M> {
+    index: usize,
+    len: usize,
+    about: M,
+}
+
+/// What the kernel says of a message.
+pub(super) struct Arrival<'a> {
+    /// Its length in bytes.
+    pub(super) len: usize,
+    /// The sender's address.
+    pub(super) name: &'a libc::sockaddr_storage,
+    /// Length of every datagram but the last, if it is a train.
+    pub(super) segment: Option<usize>,
+}
+
+impl<M> Messages<M> {
+    /// Buffers for messages of up to `message_len` bytes. Their starts are on cache lines.
+    pub(super) fn new(message_len: usize) -> Self {
+        let storage = vec![0; MESSAGES * message_len.next_multiple_of(64)];
+        Self {
+            storage: storage.into_boxed_slice(),
+            message_len,
+            messages: ArrayVec::new(),
+            overflow: 0,
+            lost: 0,
+        }
+    }
+
+    /// The messages of the last call, in order.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&M, &mut [u8])> {
+        let len = self.message_len.next_multiple_of(64);
+        let buffers = self.storage.chunks_exact_mut(len).enumerate();
+        let mut messages = self.messages.iter().peekable();
+        buffers.filter_map(move |(index, buffer)| {
+            let message = messages.next_if(|message| message.index == index)?;
+            Some((&message.about, buffer.get_mut(..message.len)?))
+        })
+    }
+
+    /// The last call's only message and its length, if there was one only.
+    pub(super) fn lone(&self) -> Option<(&M, usize)> {
+        match self.messages.as_slice() {
+            [message] => Some((&message.about, message.len)),
+            _ => None,
+        }
+    }
+
+    /// Messages that the last call found to be lost: the socket's queue had been full, or they
+    /// were cut off.
+    pub(super) const fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Counts a message of the last call as lost.
+    pub(super) const fn count_lost(&mut self) {
+        self.lost += 1;
+    }
+
+    /// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
+    /// Each is put behind `skipped` bytes of its buffer, which are part of it from then on;
+    /// `about` says what there is to know of it, or nothing if it cannot be used.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; else what the socket has to say.
+    pub(super) fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        skipped: usize,
+        mut about: impl FnMut(&Arrival<'_>) -> Option<M>,
+    ) -> io::Result<bool> {
+        self.messages.clear();
+        self.lost = 0;
+        // SAFETY: all of these are plain data for which zero is a value.
+        let (mut headers, mut names, mut parts) = unsafe {
+            (
+                MaybeUninit::<[libc::mmsghdr; MESSAGES]>::zeroed().assume_init(),
+                MaybeUninit::<[libc::sockaddr_storage; MESSAGES]>::zeroed().assume_init(),
+                MaybeUninit::<[libc::iovec; MESSAGES]>::zeroed().assume_init(),
+            )
+        };
+        let mut controls = [Control([0; CONTROL_LEN]); MESSAGES];
+        let len = self.message_len;
+        let buffers = self.storage.chunks_exact_mut(len.next_multiple_of(64));
+        for ((((header, name), part), control), buffer) in (headers.iter_mut())
+            .zip(&mut names)
+            .zip(&mut parts)
+            .zip(&mut controls)
+            .zip(buffers)
+        {
+            let buffer = &mut buffer[skipped..len];
+            part.iov_base = buffer.as_mut_ptr().cast();
+            part.iov_len = buffer.len();
+            let header = &mut header.msg_hdr;
+            header.msg_name = (&raw mut *name).cast();
+            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            header.msg_iov = part;
+            header.msg_iovlen = 1;
+            header.msg_control = control.0.as_mut_ptr().cast();
+            header.msg_controllen = CONTROL_LEN;
+        }
+        // SAFETY: every header points to a name, a vector of one buffer and control data that live
+        // until the call returns, with their lengths; the number of headers is given.
+        let count = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                MESSAGES as libc::c_uint,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        for (index, (header, name)) in headers.iter().zip(&names).take(count).enumerate() {
+            let len = header.msg_len as usize;
+            // SAFETY: the kernel filled in the header, whose control data is still there.
+            let (segment, overflow) = unsafe { read_control(&header.msg_hdr) };
+            if let Some(overflow) = overflow {
+                self.lost += u64::from(overflow.wrapping_sub(self.overflow));
+                self.overflow = overflow;
+            }
+            let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
+            let arrival = Arrival { len, name, segment };
+            let about = is_whole.then(|| about(&arrival)).flatten();
+            let Some(about) = about else {
+                self.lost += 1;
+                continue;
+            };
+            let len = skipped + len;
+            self.messages.push(Message { index, len, about });
+        }
+        Ok(count == MESSAGES)
+    }
+
+    /// The same where one call reads one message: `read` is given one buffer after the other and
+    /// returns how many bytes of it the message has.
+    ///
+    /// # Errors
+    /// The first error of `read`, if nothing was read before.
+    pub(super) fn receive_each(
+        &mut self,
+        mut read: impl FnMut(&mut [u8]) -> io::Result<(usize, M)>,
+    ) -> io::Result<bool> {
+        self.messages.clear();
+        self.lost = 0;
+        let len = self.message_len;
+        let buffers = self.storage.chunks_exact_mut(len.next_multiple_of(64));
+        for (index, buffer) in buffers.enumerate() {
+            match read(&mut buffer[..len]) {
+                Ok((len, about)) => self.messages.push(Message { index, len, about }),
+                Err(error) if index == 0 => return Err(error),
+                // Whatever else it is, the next call tells.
+                Err(error) => return Ok(error.kind() != io::ErrorKind::WouldBlock),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The length of a train's datagrams, and the counter of those that were dropped.
+///
+/// # Safety
+/// `header` must be as `recvmmsg` left it, and its control data must be readable.
+unsafe fn read_control(header: &libc::msghdr) -> (Option<usize>, Option<u32>) {
+    let (mut segment, mut overflow) = (None, None);
+    // SAFETY: the header is a valid one, as the caller says; the macros stay within the control
+    // data, and the kernel puts four bytes of data behind each of these two headers.
+    unsafe {
+        let mut next = libc::CMSG_FIRSTHDR(header);
+        while let Some(control) = next.as_ref() {
+            let value = || libc::CMSG_DATA(control).cast::<u32>().read_unaligned();
+            match (control.cmsg_level, control.cmsg_type) {
+                (libc::SOL_UDP, libc::UDP_GRO) => segment = Some(value() as usize),
+                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => overflow = Some(value()),
+                _ => {}
+            }
+            next = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+    (segment, overflow)
+}

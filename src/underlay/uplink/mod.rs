@@ -1,0 +1,304 @@
+//! The uplink: how a node without tunnels (host-gw) sends and receives Ethernet frames in its LAN.
+//!
+//! Either a packet socket on the interface that the host's kernel has there too, or a TAP that
+//! somebody bridges into the LAN. Each worker has one of its own, and a flow stays with one of them.
+
+mod error;
+mod filter;
+mod packet_socket;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use muslin_encap::virtio::{self, Header};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use smoltcp::wire::EthernetAddress;
+use thiserror::Error;
+
+pub use error::{Failure, OpenError};
+
+use super::messages::Messages;
+use crate::device::{self, FrameDevice, Tap};
+use crate::error::errno;
+use filter::Share;
+use packet_socket::{Link, PacketSocket};
+
+/// Bytes of the longest frame, with the virtio-net header in front of it. The IP header of one in
+/// a buffer that starts on a cache line is aligned to eight bytes.
+const MESSAGE_LEN: usize = virtio::LEN + 14 + 65_535;
+
+/// How a node reaches its LAN below IP. Its text form is `packet` or `tap:NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub enum UplinkKind {
+    /// A packet socket on the underlay's interface.
+    #[default]
+    PacketSocket,
+    /// A TAP of that name, made if there is none, which somebody bridges into the LAN.
+    Tap(String),
+}
+
+/// Text that is not an uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "'{0}' is not an uplink: it is 'packet', or 'tap:NAME' with a name of at most 15 bytes without \
+     spaces, slashes and colons"
+)]
+pub struct InvalidUplink(pub String);
+
+impl FromStr for UplinkKind {
+    type Err = InvalidUplink;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUplink> {
+        if text == "packet" {
+            return Ok(Self::PacketSocket);
+        }
+        // As the kernel has it (`dev_valid_name`), which also fills in a number for `%d`.
+        let forbidden = |c: char| c.is_whitespace() || "/:%".contains(c);
+        text.strip_prefix("tap:")
+            .filter(|name| (1..libc::IFNAMSIZ).contains(&name.len()))
+            .filter(|name| !name.contains(forbidden) && !matches!(*name, "." | ".."))
+            .map(|name| Self::Tap(name.to_owned()))
+            .ok_or_else(|| InvalidUplink(text.to_owned()))
+    }
+}
+
+impl fmt::Display for UplinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PacketSocket => f.write_str("packet"),
+            Self::Tap(name) => write!(f, "tap:{name}"),
+        }
+    }
+}
+
+/// A worker's way to the LAN. Its descriptor is readable when there are frames.
+#[derive(Debug)]
+pub struct Uplink {
+    device: Device,
+    hardware_address: EthernetAddress,
+}
+
+#[derive(Debug)]
+enum Device {
+    PacketSocket(PacketSocket),
+    Tap(Tap),
+    /// A TAP that another worker reads, and what stands for it where it is waited for.
+    SendOnly(Tap, EventFd),
+}
+
+impl Uplink {
+    /// Opens as many uplinks, one for each worker, on the interface of this name, for what the LAN
+    /// sends to the subnet.
+    ///
+    /// A packet socket gets ARP, and IPv4 for the subnet, and nothing else. What a TAP gives has
+    /// not been looked at, and its queues share out ARP as well; if it has fewer queues than
+    /// there are workers, the first reads it and all send.
+    ///
+    /// # Errors
+    /// `OpenError` in words for people.
+    pub fn open(
+        kind: &UplinkKind,
+        interface: &str,
+        subnet: Ipv4Net,
+        groups: usize,
+    ) -> Result<Vec<Self>, OpenError> {
+        match kind {
+            UplinkKind::PacketSocket => Self::open_packet_sockets(interface, subnet, groups),
+            UplinkKind::Tap(name) => Self::open_tap(name, groups),
+        }
+    }
+
+    fn open_packet_sockets(
+        interface: &str,
+        subnet: Ipv4Net,
+        groups: usize,
+    ) -> Result<Vec<Self>, OpenError> {
+        let link = Link::find(interface)?;
+        let open = |index| {
+            // There are as many as the machine has processors.
+            let (index, of) = (index as u32, groups as u32);
+            let socket = PacketSocket::open(link, subnet, Share { index, of })?;
+            Ok(Self {
+                hardware_address: link.hardware_address(),
+                device: Device::PacketSocket(socket),
+            })
+        };
+        let sockets: io::Result<_> = (0..groups).map(open).collect();
+        sockets.map_err(|error| match errno(&error) {
+            Errno::EPERM | Errno::EACCES => OpenError::NoCapability(interface.to_owned()),
+            Errno::EAFNOSUPPORT => OpenError::NoPacketSockets,
+            Errno::ENODEV | Errno::ENXIO => OpenError::NoInterface(interface.to_owned()),
+            _ => OpenError::Other(interface.to_owned(), error),
+        })
+    }
+
+    fn open_tap(name: &str, groups: usize) -> Result<Vec<Self>, OpenError> {
+        let queues = Tap::open(name, true, groups).map_err(|error| match error {
+            device::OpenError::Exists(name) => OpenError::TapInUse(name),
+            other => OpenError::Tap(other),
+        })?;
+        let uplinks = Self::on_tap(queues, groups);
+        uplinks.map_err(|error| OpenError::Other(name.to_owned(), error))
+    }
+
+    fn on_tap(queues: Vec<Tap>, groups: usize) -> io::Result<Vec<Self>> {
+        let first = queues.first().ok_or(Errno::ENODEV)?.try_clone()?;
+        let hardware_address = beside(first.hardware_address()?);
+        let mut queues = queues.into_iter().map(Device::Tap);
+        let send_only = || {
+            let silent = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+            io::Result::Ok(Device::SendOnly(first.try_clone()?, silent))
+        };
+        let device = |_| {
+            Ok(Self {
+                device: queues.next().map_or_else(send_only, Ok)?,
+                hardware_address,
+            })
+        };
+        (0..groups).map(device).collect()
+    }
+
+    /// The MAC address by which the LAN knows the node: that of the interface, which is the host's
+    /// too, or with a TAP one of the node's own.
+    #[must_use]
+    pub const fn hardware_address(&self) -> EthernetAddress {
+        self.hardware_address
+    }
+
+    /// Whether it reads frames that the other workers have to hear of, too: every packet socket gets
+    /// ARP, a device's queues share it.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        !matches!(self.device, Device::PacketSocket(_))
+    }
+
+    /// Receives a batch of frames and returns whether there may be more.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none; what else it may be `Failure` tells.
+    pub fn receive(&self, into: &mut Frames) -> io::Result<bool> {
+        match &self.device {
+            Device::PacketSocket(socket) => socket.receive(&mut into.0),
+            Device::Tap(tap) => into.0.receive_each(|buffer| {
+                let (front, buffer) = buffer.split_at_mut(virtio::LEN);
+                let (header, len) = tap.receive(buffer)?;
+                front.copy_from_slice(&header);
+                Ok((virtio::LEN + len, ()))
+            }),
+            Device::SendOnly(..) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+impl FrameDevice for Uplink {
+    fn has_offloads(&self) -> bool {
+        match &self.device {
+            Device::PacketSocket(socket) => socket.has_header(),
+            Device::Tap(tap) | Device::SendOnly(tap, _) => tap.has_offloads(),
+        }
+    }
+
+    /// # Errors
+    /// What `Failure` tells.
+    fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
+        match &self.device {
+            Device::PacketSocket(socket) => socket.send(header, head, tail),
+            Device::Tap(tap) | Device::SendOnly(tap, _) => tap.send(header, head, tail),
+        }
+    }
+}
+
+/// The MAC address of what is at the node's end of a TAP. The interface's own is the bridge's: it
+/// would not pass on a frame to that. As libvirt does, the two differ in the first byte, which no
+/// numbering of interfaces changes.
+fn beside(EthernetAddress([first, rest @ ..]): EthernetAddress) -> EthernetAddress {
+    let [b, c, d, e, f] = rest;
+    // Locally administered, and unicast.
+    EthernetAddress([(first ^ 0x40) & !0x01 | 0x02, b, c, d, e, f])
+}
+
+impl AsFd for Uplink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.device {
+            Device::PacketSocket(socket) => socket.as_fd(),
+            Device::Tap(tap) => tap.as_fd(),
+            Device::SendOnly(_, silent) => silent.as_fd(),
+        }
+    }
+}
+
+/// The frames of one call. Buffers are used again.
+#[derive(Debug)]
+pub struct Frames(Messages<()>);
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self(Messages::new(MESSAGE_LEN))
+    }
+}
+
+impl Frames {
+    /// The frames of the last call with their raw virtio-net headers, in order.
+    pub fn frames(&mut self) -> impl Iterator<Item = ([u8; virtio::LEN], &mut [u8])> {
+        self.0.iter_mut().filter_map(|((), message)| {
+            let (header, frame) = message.split_first_chunk_mut()?;
+            Some((*header, frame))
+        })
+    }
+
+    /// Frames that the last call found to be lost: the socket's queue had been full, or they were
+    /// too long or of a kind that cannot be told.
+    #[must_use]
+    pub const fn lost(&self) -> u64 {
+        self.0.lost()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_uplink_is_a_packet_socket_or_a_tap() {
+        for (text, kind) in [
+            ("packet", UplinkKind::PacketSocket),
+            ("tap:lan0", UplinkKind::Tap("lan0".to_owned())),
+            ("tap:lan0.7-veryname", UplinkKind::Tap(String::new())),
+        ] {
+            match text.parse::<UplinkKind>() {
+                Ok(parsed) => assert_eq!((parsed.to_string(), parsed), (text.to_owned(), kind)),
+                Err(error) => assert!(error.to_string().contains(text) && text.len() > 19),
+            }
+        }
+        for text in ["", "Packet", "tap", "tap:", "tap:a/b", "tap:a b", "tap:.."] {
+            let refused = text.parse::<UplinkKind>();
+            assert_eq!(refused, Err(InvalidUplink(text.to_owned())));
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_tap_has_an_address_of_its_own() {
+        for mac in [[0x52, 0x54, 0, 1, 2, 3], [0xfe; 6], [0, 1, 2, 3, 4, 5]] {
+            let (mac, other) = (EthernetAddress(mac), beside(EthernetAddress(mac)));
+            assert!(other.is_unicast() && other.is_local() && other != mac);
+            assert_eq!(other.0[1..], mac.0[1..]);
+        }
+    }
+
+    #[test]
+    fn interfaces_that_cannot_be_uplinks_are_refused_in_words() {
+        let open = |name: &str| {
+            let subnet = "10.244.1.0/24".parse().unwrap();
+            let opened = Uplink::open(&UplinkKind::PacketSocket, name, subnet, 1);
+            opened.unwrap_err().to_string()
+        };
+        assert!(open("lo").contains("lo is the loopback interface"));
+        assert!(open("no-such-iface").contains("no interface 'no-such-iface'"));
+        assert!(open("sixteen-letters-").contains("at most 15 bytes"));
+    }
+}

@@ -1,0 +1,493 @@
+//! Bare packets between hosts on one link, and the hosts that are looked for there.
+
+use super::*;
+use crate::peer::Path;
+use crate::uplink::Uplink;
+
+const HOST_PORT: Option<PeerId> = Some(PeerId(2));
+
+fn host_mac(number: u8) -> EthernetAddress {
+    EthernetAddress([2, 0x1a, 0, 0, 0, number])
+}
+
+fn host(number: u8) -> Ipv4Addr {
+    *underlay(number).ip()
+}
+
+fn uplink(answers: bool) -> Uplink {
+    Uplink {
+        mac: host_mac(1),
+        address: host(1),
+        prefix: "192.168.0.0/24".parse().unwrap(),
+        mtu: Mtu::new(1500).unwrap(),
+        answers,
+    }
+}
+
+/// Node 1 with the pods and the peer of [`node`], on a link with that peer.
+fn linked(format: &str) -> Node {
+    let mut node = node(1, format);
+    node.set_uplink(Some(uplink(false)));
+    node
+}
+
+fn from_uplink_at(node: &mut Node, now: Instant, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    through(frame, |packet| node.from_uplink(now, packet))
+}
+
+fn from_uplink(node: &mut Node, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    from_uplink_at(node, NOW, frame)
+}
+
+/// What a host says of itself: to node 1 alone, or to all.
+fn reply(mac: EthernetAddress, address: Ipv4Addr) -> Vec<u8> {
+    frame::write_arp(ArpOperation::Reply, (mac, address), (host_mac(1), host(1))).to_vec()
+}
+
+fn announcement(mac: EthernetAddress, address: Ipv4Addr) -> Vec<u8> {
+    let all = (EthernetAddress::BROADCAST, address);
+    frame::write_arp(ArpOperation::Request, (mac, address), all).to_vec()
+}
+
+/// A bare packet from a host to node 1.
+fn bare(mac: EthernetAddress, packet: &[u8]) -> Vec<u8> {
+    ethernet(mac, host_mac(1), 0x0800, packet)
+}
+
+fn to_peer() -> Vec<u8> {
+    pod_frame(&ping(pod(1, 2), pod(2, 2), 64, 8))
+}
+
+fn from_pod_at(node: &mut Node, now: Instant, frame: &[u8]) -> (Verdict, Vec<u8>) {
+    through(frame, |packet| node.from_port(now, POD_PORT, packet))
+}
+
+/// A node that knows where the host of its peer is.
+fn acquainted(format: &str) -> Node {
+    let mut node = linked(format);
+    let (verdict, _) = from_uplink(&mut node, &reply(host_mac(2), host(2)));
+    assert_eq!(verdict, Verdict::Consumed);
+    node
+}
+
+fn asked(frame: &[u8]) -> (EthernetAddress, Ipv4Addr) {
+    let view = EthernetFrame::new_checked(frame).unwrap();
+    let Some(smoltcp::wire::ArpRepr::EthernetIpv4 {
+        operation: ArpOperation::Request,
+        source_hardware_addr,
+        source_protocol_addr,
+        target_protocol_addr,
+        ..
+    }) = frame::arp(view.payload())
+    else {
+        panic!("{frame:?}")
+    };
+    assert_eq!(view.src_addr(), host_mac(1));
+    assert_eq!(
+        (source_hardware_addr, source_protocol_addr),
+        (host_mac(1), host(1))
+    );
+    (view.dst_addr(), target_protocol_addr)
+}
+
+#[test]
+fn a_packet_waits_for_its_next_hop_and_goes_there_bare() {
+    let mut node = linked("host-gw");
+    assert_eq!(from_pod(&mut node, &to_peer()).0, Verdict::Consumed);
+    let out = outputs(&mut node);
+    let [(Verdict::Uplink { id: None }, request)] = &out[..] else {
+        panic!("{out:?}")
+    };
+    assert_eq!(asked(request), (EthernetAddress::BROADCAST, host(2)));
+    from_uplink(&mut node, &reply(host_mac(2), host(2)));
+    let out = outputs(&mut node);
+    let [(verdict, frame)] = &out[..] else {
+        panic!("{out:?}")
+    };
+    assert_eq!(*verdict, Verdict::Uplink { id: HOST_PORT });
+    assert_eq!(frame[..6], host_mac(2).0);
+    assert_eq!(frame[6..12], host_mac(1).0);
+    let ip = ip_of(frame);
+    assert_eq!((ip.dst_addr(), ip.hop_limit()), (pod(2, 2), 63));
+    assert_eq!(node.peers().next().unwrap().sent.packets, 1);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_bare_packet_from_its_peers_host_reaches_the_pod() {
+    let mut node = acquainted("host-gw");
+    let packet = ping(pod(2, 2), pod(1, 2), 64, 8);
+    let (verdict, frame) = from_uplink(&mut node, &bare(host_mac(2), &packet));
+    assert_eq!(verdict, Verdict::Port(POD_PORT));
+    assert_eq!(ip_of(&frame).src_addr(), pod(2, 2));
+    let peer = node.peers().next().unwrap();
+    assert_eq!(peer.received.bytes, bare(host_mac(2), &packet).len() as u64);
+    // The gateway answers by the same way.
+    let echo = ping(pod(2, 2), pod(1, 1), 64, 8);
+    let (verdict, _) = from_uplink(&mut node, &bare(host_mac(2), &echo));
+    assert_eq!(verdict, Verdict::Consumed);
+    assert_eq!(outputs(&mut node)[0].0, Verdict::Uplink { id: HOST_PORT });
+    assert_adds_up(&node);
+}
+
+#[test]
+fn nobody_else_on_the_link_gets_anything_through() {
+    use DropReason::*;
+    let mut node = acquainted("host-gw");
+    let good = ping(pod(2, 2), pod(1, 2), 64, 8);
+    let cases = [
+        (bare(host_mac(9), &good), NextHopConflict),
+        (bare(host_mac(1), &good), SourceMacOwn),
+        (bare(EthernetAddress([3; 6]), &good), SourceMacGroup),
+        (
+            ethernet(host_mac(2), host_mac(7), 0x0800, &good),
+            DestinationMacForeign,
+        ),
+        (
+            ethernet(host_mac(2), EthernetAddress::BROADCAST, 0x0800, &good),
+            DestinationMacForeign,
+        ),
+        (
+            ethernet(host_mac(2), host_mac(1), 0x86dd, &good),
+            EtherTypeUnsupported,
+        ),
+        (
+            bare(host_mac(2), &ping(pod(3, 2), pod(1, 2), 64, 8)),
+            SourceNotInLease,
+        ),
+        (
+            bare(host_mac(2), &ping(pod(1, 3), pod(1, 2), 64, 8)),
+            SourceNotInLease,
+        ),
+        (
+            bare(host_mac(2), &ping(host(2), pod(1, 2), 64, 8)),
+            SourceNotInLease,
+        ),
+        (
+            bare(host_mac(2), &ping(pod(2, 2), pod(2, 3), 64, 8)),
+            TunnelToTunnel,
+        ),
+        (bare(host_mac(2), &good[..19]), Ipv4TooShort),
+    ];
+    for (frame, reason) in cases {
+        let (verdict, _) = from_uplink(&mut node, &frame);
+        assert_eq!(verdict, Verdict::Drop(reason));
+    }
+    outputs(&mut node);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_host_that_is_not_known_yet_is_asked_for_once_a_second() {
+    let mut node = linked("host-gw");
+    let frame = bare(host_mac(2), &ping(pod(2, 2), pod(1, 2), 64, 8));
+    for _ in 0..3 {
+        let (verdict, _) = from_uplink(&mut node, &frame);
+        assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnknown));
+    }
+    let out = outputs(&mut node);
+    assert_eq!(out.len(), 1);
+    assert_eq!(asked(&out[0].1), (EthernetAddress::BROADCAST, host(2)));
+    from_uplink(&mut node, &reply(host_mac(2), host(2)));
+    assert_eq!(from_uplink(&mut node, &frame).0, Verdict::Port(POD_PORT));
+}
+
+#[test]
+fn a_next_hop_that_is_alive_keeps_its_address() {
+    let mut node = acquainted("host-gw");
+    let later = NOW + Duration::from_secs(2);
+    let forged = announcement(host_mac(9), host(2));
+    for _ in 0..3 {
+        let (verdict, _) = from_uplink_at(&mut node, later, &forged);
+        assert_eq!(verdict, Verdict::Drop(DropReason::NextHopConflict));
+    }
+    let out = outputs(&mut node);
+    assert_eq!(out.len(), 1, "one question for many lies");
+    assert_eq!(asked(&out[0].1), (host_mac(2), host(2)));
+    // Traffic goes on meanwhile, and after the answer.
+    assert_eq!(
+        from_pod_at(&mut node, later, &to_peer()).1[..6],
+        host_mac(2).0
+    );
+    from_uplink_at(&mut node, later, &reply(host_mac(2), host(2)));
+    let after = later + Duration::from_secs(5);
+    node.handle_timeout(after);
+    assert_eq!(outputs(&mut node), []);
+    assert_eq!(
+        from_pod_at(&mut node, after, &to_peer()).1[..6],
+        host_mac(2).0
+    );
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_host_that_comes_back_with_another_mac_address_is_believed_when_the_old_one_is_silent() {
+    let mut node = acquainted("host-gw");
+    let mut now = NOW + Duration::from_secs(2);
+    // The new one sends on, and does not even announce itself.
+    let frame = bare(host_mac(9), &ping(pod(2, 2), pod(1, 2), 64, 8));
+    let (verdict, _) = from_uplink_at(&mut node, now, &frame);
+    assert_eq!(verdict, Verdict::Drop(DropReason::NextHopConflict));
+    let mut asked_old = 0;
+    for _ in 0..10 {
+        asked_old += outputs(&mut node).len();
+        now += Duration::from_millis(100);
+        node.handle_timeout(now);
+    }
+    assert_eq!(asked_old, 3);
+    assert_eq!(
+        from_uplink_at(&mut node, now, &frame).0,
+        Verdict::Port(POD_PORT)
+    );
+    assert_eq!(
+        from_pod_at(&mut node, now, &to_peer()).1[..6],
+        host_mac(9).0
+    );
+}
+
+#[test]
+fn a_next_hop_that_does_not_answer_is_unreachable() {
+    let mut node = linked("host-gw");
+    let mut now = NOW;
+    from_pod(&mut node, &to_peer());
+    outputs(&mut node);
+    for _ in 0..4 {
+        now += Duration::from_secs(1);
+        node.handle_timeout(now);
+    }
+    let errors: Vec<_> = outputs(&mut node)
+        .into_iter()
+        .filter(|(verdict, _)| *verdict == Verdict::Port(POD_PORT))
+        .collect();
+    let [(_, error)] = &errors[..] else {
+        panic!("{errors:?}")
+    };
+    let (from, to, kind, _) = icmp_of(error);
+    assert_eq!(
+        (from, to, kind),
+        (pod(1, 1), pod(1, 2), Icmpv4Message::DstUnreachable)
+    );
+    assert_eq!(node.next_hops().count(), 0);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn only_next_hops_are_remembered() {
+    let mut node = linked("host-gw");
+    for last in 3..=255 {
+        from_uplink(&mut node, &announcement(host_mac(last), host(last)));
+    }
+    from_uplink(&mut node, &announcement(host_mac(9), host(2)));
+    assert_eq!(node.next_hops().count(), 0);
+    let ask_us = (EthernetAddress::BROADCAST, host(1));
+    let request = frame::write_arp(ArpOperation::Request, (host_mac(2), host(2)), ask_us);
+    from_uplink(&mut node, &request);
+    assert_eq!(node.next_hops().count(), 1);
+    // A host that says it is us, or a group, says nothing.
+    from_uplink(&mut node, &announcement(host_mac(1), host(2)));
+    from_uplink(&mut node, &announcement(EthernetAddress([3; 6]), host(2)));
+    let known: Vec<_> = node.next_hops().filter_map(|(_, place, _)| place).collect();
+    assert_eq!(known[0].mac, host_mac(2));
+    assert_eq!(outputs(&mut node), []);
+}
+
+#[test]
+fn arp_is_answered_for_an_address_of_our_own_only() {
+    let ask = |target| {
+        let all = (EthernetAddress::BROADCAST, target);
+        frame::write_arp(ArpOperation::Request, (host_mac(5), host(5)), all)
+    };
+    for answers in [false, true] {
+        let mut node = node(1, "host-gw");
+        node.set_uplink(Some(uplink(answers)));
+        let announced = outputs(&mut node);
+        assert_eq!(announced.len(), usize::from(answers));
+        assert!(
+            announced
+                .iter()
+                .all(|(_, it)| it[..] == announcement(host_mac(1), host(1)))
+        );
+        for target in [host(1), host(3), pod(1, 2)] {
+            from_uplink(&mut node, &ask(target));
+        }
+        let out = outputs(&mut node);
+        assert_eq!(out.len(), usize::from(answers));
+        if let [(verdict, frame)] = &out[..] {
+            assert_eq!(*verdict, Verdict::Uplink { id: None });
+            let mine = (host_mac(1), host(1));
+            let expected = frame::write_arp(ArpOperation::Reply, mine, (host_mac(5), host(5)));
+            assert_eq!(frame[..], expected);
+        }
+    }
+}
+
+#[test]
+fn peers_on_the_link_get_bare_packets_and_others_the_tunnel() {
+    let mut node = acquainted("vxlan");
+    let far = SocketAddrV4::new([172, 16, 0, 9].into(), 8472);
+    node.set_peer(Peer {
+        address: far,
+        ..peer(3, "10.244.3.0/24")
+    });
+    let paths: Vec<_> = node.peers().map(|state| state.path).collect();
+    assert_eq!(paths, [Path::Uplink, Path::Tunnel]);
+    let near = from_pod(&mut node, &to_peer()).0;
+    assert_eq!(near, Verdict::Uplink { id: HOST_PORT });
+    let frame = pod_frame(&ping(pod(1, 2), pod(3, 2), 64, 8));
+    let (verdict, datagram) = from_pod(&mut node, &frame);
+    assert!(matches!(verdict, Verdict::Peer { destination, .. } if destination == far.into()));
+    assert_eq!(&datagram[..8], [8, 0, 0, 0, 0, 0, 1, 0]);
+    // What comes through the tunnel from a host on the link is as good as before.
+    let tunnelled = peer_frame(&ping(pod(2, 2), pod(1, 2), 64, 8));
+    assert_eq!(
+        from_peer(&mut node, 2, &tunnelled).0,
+        Verdict::Port(POD_PORT)
+    );
+    // And without the uplink all go through the tunnel again.
+    node.set_uplink(None);
+    assert!(matches!(
+        from_pod(&mut node, &to_peer()).0,
+        Verdict::Peer { .. }
+    ));
+}
+
+#[test]
+fn a_host_beyond_a_router_is_no_next_hop() {
+    let mut node = linked("host-gw");
+    node.set_peer(Peer {
+        address: SocketAddrV4::new([172, 16, 0, 9].into(), 0),
+        ..peer(2, "10.244.2.0/24")
+    });
+    assert_eq!(node.peers().next().unwrap().path, Path::Unreachable);
+    let (verdict, _) = from_pod(&mut node, &to_peer());
+    assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnreachable));
+    let out = outputs(&mut node);
+    let (_, _, kind, _) = icmp_of(&out[0].1);
+    assert_eq!(kind, Icmpv4Message::DstUnreachable);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn each_path_has_its_own_mtu() {
+    let mut node = acquainted("vxlan");
+    node.set_peer(Peer {
+        address: SocketAddrV4::new([172, 16, 0, 9].into(), 8472),
+        ..peer(3, "10.244.3.0/24")
+    });
+    let mut large = |to, len: usize| {
+        let mut packet = ping(pod(1, 2), to, 64, len - 28);
+        set_dont_fragment(&mut packet, true);
+        let verdict = from_pod(&mut node, &pod_frame(&packet)).0;
+        (verdict, outputs(&mut node))
+    };
+    assert_eq!(large(pod(2, 2), 1500).0, Verdict::Uplink { id: HOST_PORT });
+    for (to, len, mtu) in [(pod(2, 2), 1501, 1500u16), (pod(3, 2), 1451, 1450)] {
+        let (verdict, out) = large(to, len);
+        assert_eq!(verdict, Verdict::Drop(DropReason::FragmentationNeeded));
+        let icmp = &out[0].1[frame::HEADER_LEN + 20..];
+        assert_eq!(icmp[..2], [3, 4]);
+        assert_eq!(icmp[6..8], mtu.to_be_bytes());
+    }
+    // Where it may be cut, it is cut to the size of the path.
+    let packet = ping(pod(1, 2), pod(2, 2), 64, 3000);
+    from_pod(&mut node, &pod_frame(&packet));
+    let lengths: Vec<_> = outputs(&mut node).iter().map(|(_, it)| it.len()).collect();
+    assert_eq!(lengths, [14 + 1500, 14 + 1500, 14 + 68]);
+}
+
+/// The MSS that a SYN with this one goes on with, and whether its checksum is right.
+fn mss_of(packet: &[u8]) -> (u16, bool) {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = &sliced.transport else {
+        panic!("{packet:?}")
+    };
+    let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else {
+        panic!("{packet:?}")
+    };
+    let sum = tcp
+        .to_header()
+        .calc_checksum_ipv4(&ip.header().to_header(), tcp.payload());
+    let options: Vec<_> = tcp.options_iterator().map(Result::unwrap).collect();
+    let [etherparse::TcpOptionElement::MaximumSegmentSize(mss), ..] = options[..] else {
+        panic!("{options:?}")
+    };
+    (mss, sum == Ok(tcp.checksum()))
+}
+
+#[test]
+fn connections_begin_with_what_their_path_takes() {
+    let syn = |from: Ipv4Addr, to: Ipv4Addr, mss| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(from.octets(), to.octets(), 64)
+            .tcp(1000, 80, 7, 1000)
+            .syn()
+            .options(&[etherparse::TcpOptionElement::MaximumSegmentSize(mss)])
+            .unwrap()
+            .write(&mut bytes, &[])
+            .unwrap();
+        bytes
+    };
+    for clamp in [true, false] {
+        let mut node = acquainted("vxlan");
+        node.config.clamp_mss = clamp;
+        node.set_peer(Peer {
+            address: SocketAddrV4::new([172, 16, 0, 9].into(), 8472),
+            ..peer(3, "10.244.3.0/24")
+        });
+        // On the link 1500 bytes, through the tunnel 1450.
+        for (to, mss, expected) in [
+            (pod(2, 2), 8960, 1460),
+            (pod(2, 2), 1400, 1400),
+            (pod(3, 2), 1460, 1410),
+        ] {
+            let frame = pod_frame(&syn(pod(1, 2), to, mss));
+            let (verdict, out) = from_pod(&mut node, &frame);
+            let at = match verdict {
+                Verdict::Uplink { .. } => frame::HEADER_LEN,
+                _ => 22,
+            };
+            let expected = if clamp { expected } else { mss };
+            assert_eq!(mss_of(&out[at..]), (expected, true));
+        }
+        // What a peer's pod begins with, a pod would send.
+        let (_, out) = from_uplink(
+            &mut node,
+            &bare(host_mac(2), &syn(pod(2, 2), pod(1, 2), 8960)),
+        );
+        assert_eq!(mss_of(&out[14..]), (if clamp { 1410 } else { 8960 }, true));
+    }
+}
+
+proptest! {
+    #[test]
+    fn frames_from_the_link_are_harmless(
+        mutations in proptest::collection::vec((0usize..60, any::<u8>()), 0..4),
+        arp: bool,
+        known: bool,
+        answers: bool,
+    ) {
+        let mut node = node(1, "host-gw");
+        node.set_uplink(Some(uplink(answers)));
+        if known {
+            from_uplink(&mut node, &reply(host_mac(2), host(2)));
+        }
+        let mut frame = if arp {
+            announcement(host_mac(2), host(2))
+        } else {
+            bare(host_mac(2), &ping(pod(2, 2), pod(1, 2), 64, 8))
+        };
+        for (at, value) in mutations {
+            let at = at % frame.len();
+            frame[at] = value;
+        }
+        let (verdict, _) = from_uplink(&mut node, &frame);
+        let ok = matches!(verdict, Verdict::Port(POD_PORT | OTHER_PORT) | Verdict::Consumed | Verdict::Drop(_));
+        prop_assert!(ok, "{:?}", verdict);
+        if matches!(verdict, Verdict::Port(_)) {
+            prop_assert!(known);
+            prop_assert_eq!(&frame[..12], &bare(host_mac(2), &[])[..12]);
+        }
+        outputs(&mut node);
+        assert_adds_up(&node);
+    }
+}

@@ -1,0 +1,34 @@
+//! The uplink: the node's own way into the LAN of its host, below IP.
+//!
+//! flannel's `host-gw` and `DirectRouting` send packets for a peer's pods bare to the peer's host,
+//! the next hop. Where the host's kernel owns the LAN address it answers for it, and the node does
+//! no more than ask others for theirs; where the node has an address of its own it answers itself.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_encap::overhead::Mtu;
+use smoltcp::wire::EthernetAddress;
+
+/// What a node is on its LAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uplink {
+    /// The MAC address that its frames leave from, and that frames for it have.
+    pub mac: EthernetAddress,
+    /// The address that it asks with.
+    pub address: Ipv4Addr,
+    /// The LAN's prefix: peers with a public address in it are next hops.
+    pub prefix: Ipv4Net,
+    /// MTU of the LAN.
+    pub mtu: Mtu,
+    /// Whether the address is the node's own, so that it must answer for it.
+    pub answers: bool,
+}
+
+impl Uplink {
+    /// Whether a packet for this host needs no router.
+    #[must_use]
+    pub fn is_on_link(&self, host: Ipv4Addr) -> bool {
+        self.prefix.contains(&host) && host != self.address
+    }
+}
