@@ -191,7 +191,7 @@ fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: Settings) -> 
     let flags = packet[flags_at(at).min(at.payload - 1)];
     let tcp = at.protocol == Protocol::Tcp;
     let empty = at.payload_len() == 0;
-    let single = flags & (SYN | RST | URG) != 0 || flags & ACK == 0;
+    let single = flags & (SYN | RST | URG | CWR) != 0 || flags & ACK == 0;
     let ends = flags & (FIN | PSH) != 0;
     let no_checksum = get(packet, at.checksum()) == 0;
     empty
