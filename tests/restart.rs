@@ -12,11 +12,18 @@ use lab::{Lab, Node, NodeConfig, poll_until, traffic};
 /// How long pods may be without their node once it serves again.
 const BACK: Duration = Duration::from_secs(2);
 
-fn start(lab: &Lab, number: u8) -> Node {
-    let address = Ipv4Addr::new(10, 9, 0, number);
-    let name = format!("n{number}");
+fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, number)
+}
+
+fn config(lab: &Lab, number: u8) -> NodeConfig {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new(&name, address, &store).start(&lab.host(&name, address))
+    NodeConfig::new(&format!("n{number}"), address(number), &store)
+}
+
+fn start(lab: &Lab, number: u8) -> Node {
+    let host = lab.host(&format!("n{number}"), address(number));
+    config(lab, number).start(&host)
 }
 
 fn pods(node: &Node) -> Vec<(String, String, String)> {
@@ -71,6 +78,33 @@ fn a_killed_node_comes_back_with_its_subnet_and_its_pods() {
     assert_eq!(near.address("eth0").unwrap(), near_address);
     traffic::ping(&mut second, far_address);
     traffic::ping(&mut far, near_address);
+}
+
+#[test]
+fn pods_are_taken_back_by_fewer_workers_and_by_more() {
+    let Some(lab) = Lab::new() else { return };
+    let with = |workers| config(&lab, 1).with("--workers", workers);
+    let mut node = with(3).start(&lab.host("n1", address(1)));
+    let other = start(&lab, 2);
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let (mut near, mut far) = (node.pod("near"), other.pod("far"));
+    let attached = pods(&node);
+    let near_address = near.address("eth0").unwrap();
+    let far_address = far.address("eth0").unwrap();
+    let (near_port, far_port) = (near.listen(0).unwrap(), far.listen(0).unwrap());
+    // The device keeps its three queues, some of which a node has no worker for.
+    for workers in [1, 1, 2, 4, 3] {
+        node.start_again_as(with(workers));
+        poll_until(BACK, "the pods are back", || {
+            (pods(&node) == attached).then_some(())
+        });
+        // Each flow is on one of the queues that are in use, whichever that is.
+        for _ in 0..32 {
+            traffic::transfer(&mut near, far_address, far_port, 10_000);
+            traffic::transfer(&mut far, near_address, near_port, 10_000);
+        }
+    }
 }
 
 #[test]

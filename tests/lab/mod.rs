@@ -459,6 +459,12 @@ impl Node {
         self.wait_ready(SOON);
     }
 
+    /// The same as another configuration has it.
+    pub(crate) fn start_again_as(&mut self, config: NodeConfig) {
+        self.config = config;
+        self.start_again();
+    }
+
     /// Its host.
     pub(crate) fn host(&self) -> &Host {
         &self.host
