@@ -283,6 +283,7 @@ fn serve(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
 struct State {
     connections: transfer::Connections,
     capture: Option<packet::Capture>,
+    injector: packet::Injector,
 }
 
 impl State {
@@ -310,9 +311,10 @@ impl State {
                 echoed.map(json).map_err(text)?
             }
             Request::Interfaces {} => packet::interfaces().map(json).map_err(text)?,
-            Request::Inject { interface, frames } => packet::inject(&interface, &frames)
-                .map(json)
-                .map_err(text)?,
+            Request::Inject { interface, frames } => {
+                let sent = self.injector.send(&interface, &frames);
+                sent.map(json).map_err(text)?
+            }
             Request::Capture { interface } => {
                 self.capture = Some(packet::Capture::start(&interface).map_err(text)?);
                 json(())

@@ -55,27 +55,39 @@ pub(super) fn interfaces() -> io::Result<Vec<Interface>> {
     Ok(rows)
 }
 
-/// A packet socket, and an interface's address for it.
-fn open(interface: &str, protocol: i32) -> io::Result<(Socket, LinkAddr)> {
-    let link = getifaddrs()?
+/// An interface's address for a packet socket.
+fn link(interface: &str) -> io::Result<LinkAddr> {
+    getifaddrs()?
         .filter(|row| row.interface_name == interface)
         .find_map(|row| row.address?.as_link_addr().copied())
-        .ok_or_else(|| io::Error::other(format!("there is no interface {interface}")))?;
-    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))?;
-    // A burst waits here until it is read; what the kernel grants may be less.
-    socket.set_recv_buffer_size(QUEUE_BYTES)?;
-    Ok((socket, link))
+        .ok_or_else(|| io::Error::other(format!("there is no interface {interface}")))
 }
 
-pub(super) fn inject(interface: &str, frames: &[String]) -> io::Result<()> {
-    let (socket, link) = open(interface, 0)?;
-    for (index, frame) in frames.iter().enumerate() {
-        let bytes = from_hex(frame)
-            .ok_or_else(|| io::Error::other(format!("frame {index} has wrong digits")))?;
-        sendto(socket.as_raw_fd(), &bytes, &link, MsgFlags::empty())
-            .map_err(|error| io::Error::other(format!("frame {index}: {error}")))?;
+fn packet_socket(protocol: i32) -> io::Result<Socket> {
+    Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(protocol)))
+}
+
+/// Sends frames. Its socket stays open from call to call: to close one takes 8 to 20 ms, since the
+/// kernel waits until no processor can look at it any more (`synchronize_net`).
+#[derive(Default)]
+pub(super) struct Injector(Option<Socket>);
+
+impl Injector {
+    pub(super) fn send(&mut self, interface: &str, frames: &[String]) -> io::Result<()> {
+        let link = link(interface)?;
+        let socket = match &mut self.0 {
+            Some(socket) => socket,
+            // With no protocol it receives nothing.
+            none => none.insert(packet_socket(0)?),
+        };
+        for (index, frame) in frames.iter().enumerate() {
+            let bytes = from_hex(frame)
+                .ok_or_else(|| io::Error::other(format!("frame {index} has wrong digits")))?;
+            sendto(socket.as_raw_fd(), &bytes, &link, MsgFlags::empty())
+                .map_err(|error| io::Error::other(format!("frame {index}: {error}")))?;
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 /// A thread that keeps the frames that arrive.
@@ -86,7 +98,10 @@ pub(super) struct Capture {
 
 impl Capture {
     pub(super) fn start(interface: &str) -> io::Result<Self> {
-        let (socket, link) = open(interface, ALL_PROTOCOLS)?;
+        let link = link(interface)?;
+        let socket = packet_socket(ALL_PROTOCOLS)?;
+        // A burst waits here until it is read; what the kernel grants may be less.
+        socket.set_recv_buffer_size(QUEUE_BYTES)?;
         bind(socket.as_raw_fd(), &link)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
         let ended = Arc::new(AtomicBool::new(false));
