@@ -50,10 +50,19 @@ enum Command {
     /// Detach a pod by its name
     Detach(attach::DetachArguments),
     /// A node at a glance: lease, tunnel, pods, packets
+    ///
+    /// A superpacket of up to 64 KiB counts as one packet, as in `muslin pods` and `muslin peers`.
     Status(report::Arguments),
     /// The attached pods
+    ///
+    /// Packets are counted as they pass the pod's device, as `ip -s link` in the pod counts them: a
+    /// superpacket of up to 64 KiB is one.
     Pods(report::Arguments),
     /// The other nodes, and what went to and came from each
+    ///
+    /// Packets are counted as the kernel's VXLAN devices count them: a superpacket of up to 64 KiB is
+    /// one, before it is cut into datagrams and after they are joined again. A network card counts
+    /// the datagrams, which are more.
     Peers(report::Arguments),
     /// All leases as the store has them now, and keys there that are none
     Leases(report::Arguments),

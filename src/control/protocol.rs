@@ -212,7 +212,7 @@ pub struct Pod {
 /// Packets and bytes in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
-    /// Packets.
+    /// Packets; a superpacket is one.
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,

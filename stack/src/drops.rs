@@ -100,7 +100,7 @@ impl DropReason {
     }
 }
 
-/// What became of all packets since the node started; in packets.
+/// What became of all packets since the node started; in packets, of which a superpacket is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
     /// Frames from ports and datagrams from the underlay.

@@ -29,7 +29,7 @@ pub struct Attachment {
 /// Packets and bytes in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Packets.
+    /// Packets; a superpacket is one, as for Linux' TAP and VXLAN devices.
     pub packets: u64,
     /// Bytes, as they were handed over (Ethernet frames at ports, UDP payloads at peers).
     pub bytes: u64,
