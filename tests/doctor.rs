@@ -49,15 +49,14 @@ fn is(findings: &[Value], check: &str, expected: &str, words: &[&str]) {
     }
 }
 
+fn config(lab: &Lab, name: &str, address: Ipv4Addr) -> NodeConfig {
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    NodeConfig::new(name, address, &store).with("--mtu", 1500)
+}
+
 /// Two nodes on two hosts that know each other.
 fn two_nodes(lab: &Lab) -> (Node, Node) {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let start = |name: &str, address| {
-        let host = lab.host(name, address);
-        NodeConfig::new(name, address, &store)
-            .with("--mtu", 1500)
-            .start(&host)
-    };
+    let start = |name, address| config(lab, name, address).start(&lab.host(name, address));
     let (one, other) = (start("n1", ONE), start("n2", OTHER));
     one.wait_peers(1);
     other.wait_peers(1);
@@ -112,6 +111,22 @@ fn a_peer_that_is_dead_or_behind_a_small_mtu_is_named() {
     let (findings, healthy) = doctor(one.client(&["doctor"]));
     is(&findings, &peer, "wrong", &["10.9.0.2", "UDP 8472"]);
     assert!(!healthy);
+}
+
+#[test]
+fn a_device_that_garbles_trains_is_noticed() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut one, other) = two_nodes(&lab);
+    one.host().loses_trains("eth0");
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    let words = ["1450 bytes", "trains of datagrams", "--offload tap,gro"];
+    is(&findings, &peer(&other), "warning", &words);
+    assert!(healthy, "slow is not wrong: {findings:#?}");
+
+    one.start_again_as(config(&lab, "n1", ONE).with("--offload", "tap,gro"));
+    one.wait_peers(1);
+    let (findings, _) = doctor(one.client(&["doctor"]));
+    is(&findings, &peer(&other), "fine", &["1450 bytes"]);
 }
 
 #[test]

@@ -16,6 +16,9 @@ use crate::underlay::path_mtu;
 
 /// Bytes of an IPv4 and an ICMP header.
 const PING_HEADERS: u16 = 28;
+/// Bytes of a ping whose fragments the pod's kernel hands over at once: they have one length, so they
+/// leave in trains, and if one of them is garbled there is no answer.
+const IN_TRAINS: usize = 20_000;
 /// Losses that say something about the set-up; others are what pods do.
 const TELLING: [&str; 8] = [
     "unknown-peer",
@@ -136,7 +139,7 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     // A muslin node answers at both; a flannel node's kernel at its base address always.
     let base = u32::from(peer.subnet.network());
     let addresses = [Ipv4Addr::from(base), Ipv4Addr::from(base + 1)];
-    let small = ping(agent, &addresses, 56);
+    let small = ping(agent, &addresses, 56, true);
     let Some((address, rtt)) = small else {
         return Finding::wrong(
             &check,
@@ -158,23 +161,31 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
             "large packets travel in fragments, which is slow: start the nodes with --mtu {smaller}"
         ));
     }
-    match ping(agent, &[address], (mtu - PING_HEADERS).into()) {
-        Some(_) => Finding::fine(
-            &check,
-            format!(
-                "{} answers in {rtt:.2} ms, also with {mtu} bytes",
-                peer.public_ip
-            ),
-        ),
-        None => Finding::wrong(
-            &check,
-            format!(
-                "{} answers small packets, but not {mtu} bytes",
-                peer.public_ip
-            ),
-        )
-        .advise("a link between has a smaller MTU: start the nodes with that as --mtu"),
+    if ping(agent, &[address], (mtu - PING_HEADERS).into(), true).is_none() {
+        let detail = format!(
+            "{} answers small packets, but not {mtu} bytes",
+            peer.public_ip
+        );
+        return Finding::wrong(&check, detail)
+            .advise("a link between has a smaller MTU: start the nodes with that as --mtu");
     }
+    let has_trains = patient.status.offload.split(',').any(|name| name == "gso");
+    if has_trains && ping(agent, &[address], IN_TRAINS, false).is_none() {
+        let detail = format!(
+            "{} answers {mtu} bytes, but not {IN_TRAINS}, whose fragments leave as trains of \
+             datagrams",
+            peer.public_ip
+        );
+        return Finding::new(&check, Verdict::Warning, detail).advise(
+            "a kernel, network card or hypervisor may garble UDP segmentation, which slows TCP \
+             down to almost nothing: start this node with --offload tap,gro, or that one",
+        );
+    }
+    let detail = format!(
+        "{} answers in {rtt:.2} ms, also with {mtu} bytes",
+        peer.public_ip
+    );
+    Finding::fine(&check, detail)
 }
 
 /// The MTU of the way to a peer, if it is smaller than what the node's datagrams need.
@@ -192,11 +203,16 @@ fn smaller_path(patient: &Patient, peer: &Peer) -> Option<u32> {
 }
 
 /// The first of the addresses that answers, with its round trip in milliseconds.
-fn ping(agent: &mut Agent, addresses: &[Ipv4Addr], size: usize) -> Option<(Ipv4Addr, f64)> {
+fn ping(
+    agent: &mut Agent,
+    addresses: &[Ipv4Addr],
+    size: usize,
+    dont_fragment: bool,
+) -> Option<(Ipv4Addr, f64)> {
     addresses.iter().find_map(|address| {
         let mut ping = Ping::new(*address);
         ping.size = size;
-        ping.dont_fragment = true;
+        ping.dont_fragment = dont_fragment;
         ping.timeout_ms = 1000;
         let seen = agent.ping(&ping).ok()?;
         let best = seen

@@ -31,8 +31,8 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// How much nodes log, if nothing else is said.
 const LOG: &str = "info,muslin::lease=debug";
 /// From util-linux, iproute2, tcpdump and perl-base.
-const TOOLS: [&str; 7] = [
-    "unshare", "nsenter", "setpriv", "ip", "bridge", "tcpdump", "perl",
+const TOOLS: [&str; 8] = [
+    "unshare", "nsenter", "setpriv", "ip", "bridge", "tc", "tcpdump", "perl",
 ];
 /// Prefix of the underlay's addresses.
 const UNDERLAY_LEN: u8 = 24;
@@ -287,6 +287,18 @@ impl Host {
     /// Makes an interface a wire on which no packet is longer than its MTU.
     pub(crate) fn segments(&self, interface: &str) {
         self.sh(&format!("ip link set {interface} gso_max_segs 1"));
+    }
+
+    /// Makes an interface lose what it sends in trains, as a device does that garbles them.
+    pub(crate) fn loses_trains(&self, interface: &str) {
+        // BPF: those whose length is greater, which go to a cable that leads nowhere.
+        let giants = "4,128 0 0 0,37 0 1 1600,6 0 0 4294967295,6 0 0 0";
+        self.sh(&format!(
+            "ip link add nowhere type veth peer name nobody; ip link set nowhere up
+             tc qdisc add dev {interface} clsact
+             tc filter add dev {interface} egress bpf bytecode '{giants}' flowid 1:1 \
+                 action mirred egress redirect dev nowhere"
+        ));
     }
 
     /// The process that holds the namespace.
