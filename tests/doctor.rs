@@ -80,6 +80,7 @@ fn a_healthy_node_has_nothing_wrong() {
         "state directory",
         "public address",
         "port",
+        "offload",
     ] {
         is(&findings, check, "fine", &[]);
     }
@@ -121,6 +122,8 @@ fn a_device_that_garbles_trains_is_noticed() {
     let (findings, healthy) = doctor(one.client(&["doctor"]));
     let words = ["1450 bytes", "trains of datagrams", "--offload tap,gro"];
     is(&findings, &peer(&other), "warning", &words);
+    // The kernel itself is not to blame.
+    is(&findings, "offload", "fine", &[]);
     assert!(healthy, "slow is not wrong: {findings:#?}");
 
     one.start_again_as(config(&lab, "n1", ONE).with("--offload", "tap,gro"));

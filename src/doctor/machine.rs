@@ -131,9 +131,12 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
     if let Some(Patient { status, .. }) = patient {
         let detail = format!("{} on {}", status.public_ip, status.interface);
         let port = format!("UDP {} is the node's", status.port);
-        let mut findings = vec![Finding::fine(CHECK, detail), Finding::fine("port", port)];
-        findings.push(pods_mtu(status.mtu));
-        return findings;
+        return vec![
+            Finding::fine(CHECK, detail),
+            Finding::fine("port", port),
+            offload(status.tunnel_ip),
+            pods_mtu(status.mtu),
+        ];
     }
     let interface = match choose_interface(&questions.underlay).await {
         Ok(interface) => interface,
@@ -157,7 +160,7 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
     } else {
         Finding::fine(CHECK, detail)
     };
-    let mut findings = vec![first, port(interface.address)];
+    let mut findings = vec![first, port(interface.address), offload(interface.address)];
     let outer = Mtu::new(interface.mtu.min(u16::MAX.into()));
     let inner = outer.and_then(|outer| Format::Vxlan.inner_mtu(outer, IpVersion::Ipv4));
     findings.push(match inner {
@@ -179,6 +182,34 @@ fn port(address: Ipv4Addr) -> Finding {
                 "another node or flannel has it: stop that one, or use another --port on all nodes",
             ),
     }
+}
+
+/// Whether the kernel keeps its word about trains of datagrams.
+fn offload(address: Ipv4Addr) -> Finding {
+    const CHECK: &str = "offload";
+    let socket = UdpSocket::bind(
+        (address, 0).into(),
+        Offload::default().sockets(Carrier::Udp, 0),
+        1,
+    )
+    .map(|mut groups| groups.pop());
+    let socket = match socket {
+        Ok(Some(socket)) => socket,
+        Ok(None) => return Finding::new(CHECK, Verdict::Unknown, "there is no socket"),
+        Err(error) => return Finding::new(CHECK, Verdict::Unknown, error),
+    };
+    let missing = match (socket.has_gso(), socket.has_gro()) {
+        (true, true) => {
+            let detail = "the kernel cuts trains of datagrams apart and joins them";
+            return Finding::fine(CHECK, detail);
+        }
+        (false, true) => "cut trains of datagrams apart",
+        (true, false) => "join datagrams to trains",
+        (false, false) => "cut trains of datagrams apart or join them",
+    };
+    let detail = format!("this kernel does not {missing}, or garbles what it makes");
+    Finding::new(CHECK, Verdict::Warning, detail)
+        .advise("nodes do without, which is slower: other versions of the kernel can do it")
 }
 
 fn pods_mtu(mtu: u16) -> Finding {

@@ -5,6 +5,7 @@ mod batch;
 mod interface;
 mod messages;
 mod option;
+mod self_test;
 mod udp;
 pub mod uplink;
 

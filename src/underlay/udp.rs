@@ -3,7 +3,7 @@
 //! 5): networks spread them over links, and receivers over queues, by it.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::batch::{self, Received};
 use super::option;
+use super::self_test::{self, Findings};
 use crate::error::errno;
 
 /// What the kernel is asked to queue in each direction, in bytes; it grants up to
@@ -48,6 +49,35 @@ pub enum Carrier {
     Udp,
     /// Packets of this IP protocol, from a raw socket: it takes CAP_NET_RAW.
     Ip(u8),
+}
+
+impl Options {
+    /// Without what the kernel has but does wrong.
+    fn without_defects(mut self, address: IpAddr) -> Self {
+        if self.gso && has_known_defect() {
+            warn!(
+                "this kernel's UDP segmentation is defective (Linux 7.0 to 7.1.4): it is not used"
+            );
+            self.gso = false;
+        }
+        match self_test::examine(address, self) {
+            Ok(Findings {
+                gso_fails,
+                gro_fails,
+            }) => {
+                if gso_fails {
+                    warn!("this kernel garbles trains of datagrams it sends: one by one instead");
+                }
+                if gro_fails {
+                    warn!("this kernel garbles trains of datagrams it receives: it makes none");
+                }
+                self.gso &= !gso_fails;
+                self.gro &= !gro_fails;
+            }
+            Err(error) => debug!("trains of datagrams cannot be tried: {error}"),
+        }
+        self
+    }
 }
 
 /// Where a datagram goes, and from which of the sockets.
@@ -82,6 +112,10 @@ impl UdpSocket {
             Carrier::Udp if shares => drop(open(Carrier::Udp, address, false)?),
             Carrier::Udp | Carrier::Ip(_) => {}
         }
+        let options = match options.carrier {
+            Carrier::Udp => options.without_defects(address.ip()),
+            Carrier::Ip(_) => options,
+        };
         let groups = (0..groups).map(|index| {
             let group = Self::bind_group(address, options, shares)?;
             if index > 0 && matches!(options.carrier, Carrier::Ip(_)) {
@@ -103,7 +137,7 @@ impl UdpSocket {
         let others = (0..options.source_ports).map(|_| open(options.carrier, any_port, false));
         Ok(Self {
             others: others.collect::<io::Result<_>>()?,
-            gso: (options.gso && can_cut_trains(&main)).into(),
+            gso: (options.gso && getsockopt(&main, sockopt::UdpGsoSegment).is_ok()).into(),
             gro,
             told: false.into(),
             main,
@@ -217,7 +251,8 @@ impl UdpSocket {
 /// The classic BPF program that takes no packet: `ret #0`.
 const NOTHING: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
 
-fn open(
+/// A non-blocking socket with long queues.
+pub(super) fn open(
     carrier: Carrier,
     address: SocketAddr,
     shares_port: bool,
@@ -241,18 +276,14 @@ fn open(
     Ok(socket.into())
 }
 
-/// Whether the kernel knows `UDP_SEGMENT`, and does not garble what it cuts: Linux 7.0 to 7.1.4 do,
-/// and say nothing. Before 4.18 it would send a train as one datagram.
-fn can_cut_trains(socket: &std::net::UdpSocket) -> bool {
+/// Whether the kernel is one of those that garble headers of what they cut for some devices, which
+/// cannot be seen from here: Linux 7.0 to 7.1.4.
+fn has_known_defect() -> bool {
     let release = nix::sys::utsname::uname();
     let release = release
         .as_ref()
         .map(|name| name.release().to_string_lossy());
-    if release.is_ok_and(|release| garbles_trains(&release)) {
-        warn!("this kernel's UDP segmentation is defective (Linux 7.0 to 7.1.4): it is not used");
-        return false;
-    }
-    getsockopt(socket, sockopt::UdpGsoSegment).is_ok()
+    release.is_ok_and(|release| garbles_trains(&release))
 }
 
 fn garbles_trains(release: &str) -> bool {
