@@ -179,6 +179,41 @@ fn pods_of_one_node_reach_each_other_and_nobody_gets_their_packets() {
 }
 
 #[test]
+fn packets_are_counted_as_the_pods_kernels_count_them() {
+    let Some(mut bed) = Bed::new("vxlan") else {
+        return;
+    };
+    let to = bed.pods[1].address("eth0").unwrap();
+    let port = bed.pods[1].listen(0).unwrap();
+    traffic::transfer(&mut bed.pods[0], to, port, 10_000_000);
+    for (node, pod) in bed.nodes.iter().zip(&mut bed.pods) {
+        let (received, sent) = lab::poll_until(lab::SOON, "the same counts", || {
+            let counted = node.query("pods");
+            let packets = |way: &str| counted[0][way]["packets"].as_u64().unwrap();
+            let counts = (packets("received"), packets("sent"));
+            (counts == packets_of(pod)).then_some(counts)
+        });
+        // Superpackets count once, or there would be over 7,000 one way.
+        assert!(received < 5000 && sent < 5000, "{received}, {sent}");
+    }
+}
+
+/// What a pod's interface has sent and received.
+fn packets_of(pod: &mut Agent) -> (u64, u64) {
+    let path = format!("/proc/{}/net/dev", pod.child().id());
+    let table = std::fs::read_to_string(path).unwrap();
+    let row = table
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("eth0:"));
+    let row: Vec<u64> = row
+        .unwrap()
+        .split_whitespace()
+        .map(|number| number.parse().unwrap())
+        .collect();
+    (row[9], row[1])
+}
+
+#[test]
 fn nodes_that_start_at_once_get_different_subnets_every_time() {
     let Some(lab) = Lab::new() else { return };
     for round in 0..50 {
