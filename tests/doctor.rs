@@ -133,6 +133,22 @@ fn a_device_that_garbles_trains_is_noticed() {
 }
 
 #[test]
+fn a_kernel_that_garbles_trains_is_not_trusted_with_them() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut one, other) = two_nodes(&lab);
+    assert_eq!(one.status("offload"), "tap,gso,gro");
+    one.host().loses_trains("lo");
+    one.start_again();
+    one.wait_peers(1);
+    assert_eq!(one.status("offload"), "tap,gro", "{}", one.log());
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    let words = ["does not cut trains", "or garbles"];
+    is(&findings, "offload", "warning", &words);
+    is(&findings, &peer(&other), "fine", &["1450 bytes"]);
+    assert!(healthy, "slow is not wrong: {findings:#?}");
+}
+
+#[test]
 fn a_machine_without_a_node_is_told_what_it_lacks() {
     let Some(lab) = Lab::new() else { return };
     let host = lab.host("n1", ONE);
