@@ -12,7 +12,9 @@ pub(crate) enum Figure {
     TcpX1,
     TcpX4,
     Udp64,
+    Udp64Lost,
     Udp1400,
+    Udp1400Lost,
     AskTcpP50,
     AskTcpP99,
     AskUdpP50,
@@ -22,11 +24,13 @@ pub(crate) enum Figure {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::TcpX1,
         Self::TcpX4,
         Self::Udp64,
+        Self::Udp64Lost,
         Self::Udp1400,
+        Self::Udp1400Lost,
         Self::AskTcpP50,
         Self::AskTcpP99,
         Self::AskUdpP50,
@@ -41,7 +45,9 @@ impl Figure {
             Self::TcpX1 => "tcp_x1_gbit_per_second",
             Self::TcpX4 => "tcp_x4_gbit_per_second",
             Self::Udp64 => "udp_64_delivered_per_second",
+            Self::Udp64Lost => "udp_64_lost_percent",
             Self::Udp1400 => "udp_1400_delivered_per_second",
+            Self::Udp1400Lost => "udp_1400_lost_percent",
             Self::AskTcpP50 => "tcp_round_trip_p50_us",
             Self::AskTcpP99 => "tcp_round_trip_p99_us",
             Self::AskUdpP50 => "udp_round_trip_p50_us",
@@ -57,7 +63,9 @@ impl Figure {
             Self::TcpX1 => ("TCP x1", "Gbit/s"),
             Self::TcpX4 => ("TCP x4", "Gbit/s"),
             Self::Udp64 => ("UDP 64 B", "k/s"),
+            Self::Udp64Lost => ("UDP 64 B lost", "%"),
             Self::Udp1400 => ("UDP 1400 B", "k/s"),
+            Self::Udp1400Lost => ("UDP 1400 B lost", "%"),
             Self::AskTcpP50 => ("TCP req/resp p50", "us"),
             Self::AskTcpP99 => ("TCP req/resp p99", "us"),
             Self::AskUdpP50 => ("UDP req/resp p50", "us"),

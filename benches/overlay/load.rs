@@ -1,7 +1,8 @@
 //! The load, in the pods: sinks that count and check what arrives, and sources.
 //!
 //! A sink says its port in a line of JSON, and answers each line of its standard input with what
-//! it has counted. It ends with its standard input, a source when its time is over.
+//! it has counted; so does the source of a flood. A sink ends with its standard input, a source when
+//! its time is over.
 
 use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
@@ -41,12 +42,13 @@ pub(crate) struct Ready {
     pub port: u16,
 }
 
-/// What a sink has counted since it started.
+/// What a sink, or the source of a flood, has counted since it started.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Count {
     /// How long that is.
     pub seconds: f64,
-    /// Bytes of streams, or different datagrams, that were as they were sent.
+    /// Bytes of streams, or different datagrams, that were as they were sent; of a source the
+    /// datagrams that the kernel took from it.
     pub units: u64,
     /// Streams or datagrams whose content was wrong.
     pub wrong: u64,
@@ -140,6 +142,15 @@ struct Counters {
 }
 
 impl Counters {
+    /// Answers each line of the standard input.
+    fn answer(&self, since: Instant) -> io::Result<()> {
+        for line in io::stdin().lock().lines() {
+            line?;
+            say(&self.read(since))?;
+        }
+        Ok(())
+    }
+
     fn read(&self, since: Instant) -> Count {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Count {
@@ -162,11 +173,7 @@ fn sink(kind: &str) -> io::Result<()> {
         _ => return Err(io::Error::other("there is no such sink")),
     };
     say(&Ready { port })?;
-    for line in io::stdin().lock().lines() {
-        line?;
-        say(&counters.read(start))?;
-    }
-    Ok(())
+    counters.answer(start)
 }
 
 /// What a sink does with a socket.
@@ -314,7 +321,11 @@ fn send_datagrams(to: SocketAddrV4, size: usize, duration: Duration) -> io::Resu
     let pattern = Pattern::new();
     let socket = connect_datagrams(to)?;
     let mut batch = Batch::new(size);
-    let end = Instant::now() + duration;
+    let counters = Arc::new(Counters::default());
+    let start = Instant::now();
+    let answering = counters.clone();
+    std::thread::spawn(move || answering.answer(start));
+    let end = start + duration;
     let mut number = 0_u64;
     while Instant::now() < end && number < MAX_NUMBER {
         for (buffer, number) in batch.buffers().zip(number..) {
@@ -323,7 +334,10 @@ fn send_datagrams(to: SocketAddrV4, size: usize, duration: Duration) -> io::Resu
             rest.copy_from_slice(pattern.of_datagram(number, rest.len()));
         }
         match batch.send(&socket) {
-            Ok(sent) => number += sent as u64,
+            Ok(sent) => {
+                number += sent as u64;
+                counters.units.store(number, Ordering::Relaxed);
+            }
             // A full queue is what a flood is about.
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {}
             Err(error) => return Err(error),

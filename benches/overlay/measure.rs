@@ -87,8 +87,14 @@ impl Load {
                     (Figure::AskUdpP99, trips.p99),
                 ])
             }
-            Self::Udp64 => Ok(vec![(Figure::Udp64, datagrams(stage, 64, duration)?)]),
-            Self::Udp1400 => Ok(vec![(Figure::Udp1400, datagrams(stage, 1400, duration)?)]),
+            Self::Udp64 => {
+                let (rate, lost) = datagrams(stage, 64, duration)?;
+                Ok(vec![(Figure::Udp64, rate), (Figure::Udp64Lost, lost)])
+            }
+            Self::Udp1400 => {
+                let (rate, lost) = datagrams(stage, 1400, duration)?;
+                Ok(vec![(Figure::Udp1400, rate), (Figure::Udp1400Lost, lost)])
+            }
         }
     }
 }
@@ -201,20 +207,48 @@ fn sink(stage: &Stage, kind: &str) -> Result<(Process, String), String> {
     Ok((sink, address.to_string()))
 }
 
-/// What a sink counts within a window while the source sends, and the processors' time.
-fn window(
-    stage: &Stage,
-    kind: &str,
-    more: &str,
-    duration: Duration,
-) -> Result<(Window, f64), String> {
+/// What is counted within a window while the source sends.
+struct Window {
+    sink: Rate,
+    /// Of a source that counts.
+    source: Option<Rate>,
+    /// The processors' time.
+    busy: f64,
+}
+
+/// Units in so many seconds.
+struct Rate {
+    units: f64,
+    seconds: f64,
+}
+
+impl Rate {
+    fn between(first: Count, last: Count) -> Self {
+        Self {
+            units: (last.units - first.units) as f64,
+            seconds: last.seconds - first.seconds,
+        }
+    }
+
+    fn per_second(&self) -> f64 {
+        self.units / self.seconds
+    }
+}
+
+fn window(stage: &Stage, kind: &str, more: &str, duration: Duration) -> Result<Window, String> {
     let (mut sink, address) = sink(stage, kind)?;
     let life = (WARM_UP + duration + RESERVE).as_secs_f64().to_string();
     let mut source = Process::start(&stage.source, &[kind, &address, more, &life]);
+    let counts = kind == "udp";
+    let mut count = || {
+        let (sunk, busy): (Count, _) = (sink.ask()?, CpuTime::now());
+        let sent: Option<Count> = counts.then(|| source.ask()).transpose()?;
+        Ok::<_, String>((sunk, sent, busy))
+    };
     std::thread::sleep(WARM_UP);
-    let (start, first): (_, Count) = (CpuTime::now(), sink.ask()?);
+    let (first, first_sent, start) = count()?;
     std::thread::sleep(duration);
-    let (end, last): (_, Count) = (CpuTime::now(), sink.ask()?);
+    let (last, last_sent, end) = count()?;
     if source.has_ended() {
         return Err("the source ended before its time".to_owned());
     }
@@ -228,29 +262,29 @@ fn window(
     if last.units == first.units {
         return Err("nothing arrived".to_owned());
     }
-    let window = Window {
-        units: (last.units - first.units) as f64,
-        seconds: last.seconds - first.seconds,
-    };
-    Ok((window, end.busy_since(start)))
-}
-
-struct Window {
-    units: f64,
-    seconds: f64,
+    let sent = first_sent.zip(last_sent);
+    Ok(Window {
+        sink: Rate::between(first, last),
+        source: sent.map(|(first, last)| Rate::between(first, last)),
+        busy: end.busy_since(start),
+    })
 }
 
 /// Gigabits per second of payload, and seconds of processors per gigabyte.
 fn streams(stage: &Stage, count: usize, duration: Duration) -> Result<(f64, f64), String> {
-    let (window, busy) = window(stage, "tcp", &count.to_string(), duration)?;
-    let gigabytes = window.units / 1e9;
-    Ok((gigabytes * 8.0 / window.seconds, busy / gigabytes))
+    let window = window(stage, "tcp", &count.to_string(), duration)?;
+    let gigabits = window.sink.per_second() * 8.0 / 1e9;
+    Ok((gigabits, window.busy / (window.sink.units / 1e9)))
 }
 
-/// Datagrams per second that arrived.
-fn datagrams(stage: &Stage, size: usize, duration: Duration) -> Result<f64, String> {
-    let (window, _) = window(stage, "udp", &size.to_string(), duration)?;
-    Ok(window.units / window.seconds)
+/// Datagrams per second that arrived, and the share in percent of those sent that did not.
+fn datagrams(stage: &Stage, size: usize, duration: Duration) -> Result<(f64, f64), String> {
+    let window = window(stage, "udp", &size.to_string(), duration)?;
+    let arrived = window.sink.per_second();
+    let sent = window.source.ok_or("the source does not count")?;
+    // The two count one after the other, and what waited in queues before arrives as well.
+    let lost = (1.0 - arrived / sent.per_second()).max(0.0);
+    Ok((arrived, lost * 100.0))
 }
 
 fn ask(stage: &Stage, kind: &str, duration: Duration) -> Result<RoundTrips, String> {
