@@ -1,6 +1,6 @@
 //! Flannel's own functional tests against a real etcd, with our nodes in place of its daemons.
 //!
-//! The numbers are those of flannel's `functional/etcd_test.go`; its host-gw is not here yet. Its
+//! The numbers are those of flannel's `functional/etcd_test.go`. Its
 //! daemons are asked for a file with their subnet within 30 s, ours answer a status request; its
 //! addresses are on a dummy interface, ours in pods.
 
@@ -40,6 +40,20 @@ const UDP: Network = Network {
     config: r#"{ "Network": "10.10.0.0/16", "Backend": {"Type": "udp"}}"#,
     backend: "udp",
     mtu: UNDERLAY - 28,
+};
+
+const HOST_GW: Network = Network {
+    prefix: PREFIX,
+    config: r#"{ "Network": "10.10.0.0/16", "Backend": {"Type": "host-gw"}}"#,
+    backend: "host-gw",
+    mtu: UNDERLAY,
+};
+
+const IPIP: Network = Network {
+    prefix: PREFIX,
+    config: r#"{ "Network": "10.10.0.0/16", "Backend": {"Type": "ipip"}}"#,
+    backend: "ipip",
+    mtu: UNDERLAY - 20,
 };
 
 /// Networks that share hosts and etcd: by backend, and by port where that is the same.
@@ -140,6 +154,16 @@ fn f1_vxlan() {
 #[test]
 fn f2_udp() {
     check(&UDP);
+}
+
+#[test]
+fn f3_host_gw() {
+    check(&HOST_GW);
+}
+
+#[test]
+fn f4_ipip() {
+    check(&IPIP);
 }
 
 #[test]

@@ -218,6 +218,46 @@ fn a_host_that_comes_back_with_another_mac_address_is_found_again() {
 }
 
 #[test]
+fn an_interface_that_changes_under_a_node_is_followed() {
+    let Some(mut bed) = Bed::new(&[]) else { return };
+    let [kernel, ours, other] = Bed::addresses();
+    traffic::ping(&mut bed.pods[1], kernel);
+    traffic::ping(&mut bed.pods[2], ours);
+    let host = bed.nodes[0].host().clone();
+    let reaches = |pod: &mut Agent, to: Ipv4Addr| {
+        poll_until(SOON, "an answer by the changed interface", || {
+            let ping = muslin::demo::agent::Ping {
+                count: 1,
+                timeout_ms: 300,
+                ..muslin::demo::agent::Ping::new(to)
+            };
+            pod.ping(&ping).unwrap().is_perfect(1).then_some(())
+        });
+    };
+    // Another MAC address while it is up, down and up again, and another interface of that name.
+    host.sh("ip link set eth0 address 02:1a:00:00:00:66");
+    reaches(&mut bed.pods[1], other);
+    assert_eq!(
+        next_hop(&bed.nodes[1], NODE_IP).unwrap().0,
+        "02:1a:00:00:00:66"
+    );
+    host.sh("ip link set eth0 down; ip link set eth0 up");
+    reaches(&mut bed.pods[1], other);
+    host.sh("ip link del eth0");
+    bed.lab.replug(&host, "eth0", NODE_IP);
+    reaches(&mut bed.pods[1], other);
+    reaches(&mut bed.pods[1], kernel);
+    traffic::ping(&mut bed.pods[2], ours);
+    let log = bed.nodes[0].log();
+    assert!(log.contains("the uplink's interface is down"), "{log}");
+    assert_eq!(
+        log.matches("the uplink on eth0 is opened anew").count(),
+        2,
+        "{log}"
+    );
+}
+
+#[test]
 fn hosts_that_lie_change_nothing() {
     let Some(mut bed) = Bed::new(&[]) else { return };
     let [kernel, ours, _] = Bed::addresses();
@@ -432,6 +472,55 @@ fn ipip_carries_what_pods_send() {
     for node in &links.nodes {
         assert_eq!(node.losses(), Default::default());
     }
+}
+
+#[test]
+fn a_kernels_ipip_device_and_a_node_carry_each_others_packets() {
+    let Some(lab) = Lab::new() else { return };
+    let mtu = MTU - 20;
+    let kernel = Flannel::new(&lab, mtu);
+    // As flannel makes it.
+    let made = kernel.host.output(&[
+        "ip",
+        "link",
+        "add",
+        "flannel.ipip",
+        "type",
+        "ipip",
+        "local",
+        "10.9.0.1",
+        "remote",
+        "any",
+        "dev",
+        "eth0",
+    ]);
+    if !made.status.success() {
+        let why = String::from_utf8_lossy(&made.stderr);
+        eprintln!("skipped, this kernel has no ipip devices: {}", why.trim());
+        return;
+    }
+    kernel.host.sh(&format!(
+        "ip addr add {}/32 dev flannel.ipip; ip link set flannel.ipip mtu {mtu} up
+         ip route add {} via {NODE_IP} dev flannel.ipip onlink",
+        flannel::kernel(0),
+        flannel::NODE_SUBNET
+    ));
+    let nodes = [
+        (KERNEL_IP, flannel::KERNEL_SUBNET),
+        (NODE_IP, flannel::NODE_SUBNET),
+    ];
+    let store = store(&lab, "backend = \"ipip\"", &nodes);
+    let host = node_host(&lab, "n2", NODE_IP);
+    let node = NodeConfig::on_interface("n2", "eth0", &store).start(&host);
+    let mut ours = node.pod_after("pod", &["--ip", "10.244.2.2"], "");
+    let mut theirs = kernel.pod.agent();
+    let port = theirs.listen(0).unwrap();
+    traffic::transfer(&mut ours, flannel::kernel(2), port, 10_000_000);
+    traffic::fits(&mut ours, flannel::kernel(2), mtu);
+    let port = ours.listen(0).unwrap();
+    traffic::transfer(&mut theirs, flannel::node(2), port, 10_000_000);
+    traffic::fits(&mut theirs, flannel::node(2), mtu);
+    assert_eq!(node.losses(), Default::default());
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::error::{Context, Result};
 use crate::netlink;
 use crate::netns;
 use crate::node::Offload;
-use crate::underlay::{Carrier, UdpSocket, choose_interface};
+use crate::underlay::{Carrier, UdpSocket, choose_interface, forwards_ipv4};
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
 const SMALL_MTU: u16 = 1280;
@@ -130,13 +130,16 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
     const CHECK: &str = "public address";
     if let Some(Patient { status, .. }) = patient {
         let detail = format!("{} on {}", status.public_ip, status.interface);
-        let port = format!("UDP {} is the node's", status.port);
-        return vec![
-            Finding::fine(CHECK, detail),
-            Finding::fine("port", port),
-            offload(status.tunnel_ip),
-            pods_mtu(status.mtu),
-        ];
+        let mut findings = vec![Finding::fine(CHECK, detail)];
+        if status.port != 0 {
+            let port = format!("UDP {} is the node's", status.port);
+            findings.extend([Finding::fine("port", port), offload(status.tunnel_ip)]);
+        }
+        if status.uplink.as_deref() == Some("packet") {
+            findings.push(forwarding(&status.interface));
+        }
+        findings.push(pods_mtu(status.mtu));
+        return findings;
     }
     let interface = match choose_interface(&questions.underlay).await {
         Ok(interface) => interface,
@@ -168,6 +171,28 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         Err(error) => Finding::wrong("MTU", format!("{}: {error}", interface.name)),
     });
     findings
+}
+
+/// Whether the kernel leaves bare packets for pods to the node.
+fn forwarding(interface: &str) -> Finding {
+    const CHECK: &str = "forwarding";
+    match forwards_ipv4(interface) {
+        Some(false) => Finding::fine(CHECK, format!("the kernel leaves {interface} to the node")),
+        Some(true) => Finding::new(
+            CHECK,
+            Verdict::Warning,
+            format!("the kernel forwards what arrives on {interface}, pods' packets too"),
+        )
+        .advise(format!(
+            "it answers for the pods, or sends their packets on a second time: run 'sysctl \
+             net.ipv4.conf.{interface}.forwarding=0'"
+        )),
+        None => Finding::new(
+            CHECK,
+            Verdict::Unknown,
+            format!("whether the kernel forwards what arrives on {interface} cannot be read"),
+        ),
+    }
 }
 
 fn port(address: Ipv4Addr) -> Finding {

@@ -20,8 +20,10 @@ const PING_HEADERS: u16 = 28;
 /// leave in trains, and if one of them is garbled there is no answer.
 const IN_TRAINS: usize = 20_000;
 /// Losses that say something about the set-up; others are what pods do.
-const TELLING: [&str; 8] = [
+const TELLING: [&str; 10] = [
     "unknown-peer",
+    "next-hop-conflict",
+    "next-hop-unreachable",
     "unknown-vni",
     "source-not-in-lease",
     "destination-mac-foreign",
@@ -44,7 +46,7 @@ pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMu
         return tell(Finding::fine("peers", "no other node has a lease"));
     }
     for peer in peers.iter().filter(|peer| peer.state != "ok") {
-        let detail = format!("{} has no tunnel: {}", peer.public_ip, peer.state);
+        let detail = format!("{} cannot be reached: {}", peer.public_ip, peer.state);
         tell(Finding::new(
             &format!("peer {}", peer.subnet),
             Verdict::Warning,
@@ -141,17 +143,9 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     let addresses = [Ipv4Addr::from(base), Ipv4Addr::from(base + 1)];
     let small = ping(agent, &addresses, 56, true);
     let Some((address, rtt)) = small else {
-        return Finding::wrong(
-            &check,
-            format!("{} does not answer through the tunnel", peer.public_ip),
-        )
-        .advise(format!(
-            "check that UDP {} passes between {} and {} both ways (firewalls; VMware takes \
-                 8472), and 'muslin drops' at both ends",
-            patient.status.port, patient.status.public_ip, peer.public_ip
-        ));
+        return silent(&check, patient, peer);
     };
-    let mtu = patient.status.mtu;
+    let mtu = patient.status.mtu.min(peer.mtu.unwrap_or(u16::MAX));
     if let Some(smaller) = smaller_path(patient, peer) {
         let detail = format!(
             "{} answers in {rtt:.2} ms, but the way there carries {smaller} bytes at once",
@@ -169,7 +163,8 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
         return Finding::wrong(&check, detail)
             .advise("a link between has a smaller MTU: start the nodes with that as --mtu");
     }
-    let has_trains = patient.status.offload.split(',').any(|name| name == "gso");
+    let has_trains =
+        patient.status.offload.split(',').any(|name| name == "gso") && patient.status.port != 0;
     if has_trains && ping(agent, &[address], IN_TRAINS, false).is_none() {
         let detail = format!(
             "{} answers {mtu} bytes, but not {IN_TRAINS}, whose fragments leave as trains of \
@@ -188,13 +183,37 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     Finding::fine(&check, detail)
 }
 
+fn silent(check: &str, patient: &Patient, peer: &Peer) -> Finding {
+    let (own, theirs) = (patient.status.public_ip, peer.public_ip);
+    let path = peer.path.as_deref().unwrap_or("none");
+    let passes = match path {
+        "on-link" => {
+            return Finding::wrong(check, format!("{theirs} does not answer on the link")).advise(
+                format!(
+                    "'muslin neighbours' says whether {theirs} answers ARP; if it does, its host \
+                     must take packets for {} from this link (with muslin: a running node; with \
+                     flannel: IP forwarding)",
+                    peer.subnet
+                ),
+            );
+        }
+        "ipip" => "IP protocol 4".to_owned(),
+        _ => format!("UDP {}", patient.status.port),
+    };
+    let detail = format!("{theirs} does not answer through the tunnel");
+    Finding::wrong(check, detail).advise(format!(
+        "check that {passes} passes between {own} and {theirs} both ways (firewalls; VMware takes \
+         UDP 8472), and 'muslin drops' at both ends"
+    ))
+}
+
 /// The MTU of the way to a peer, if it is smaller than what the node's datagrams need.
 fn smaller_path(patient: &Patient, peer: &Peer) -> Option<u32> {
     let status = &patient.status;
-    let format = if status.vni.is_some() {
-        Format::Vxlan
-    } else {
-        Format::Udp
+    let format = match peer.path.as_deref()? {
+        "vxlan" => Format::Vxlan,
+        "udp" => Format::Udp,
+        _ => return None,
     };
     let needed = status.mtu.saturating_add(format.overhead(IpVersion::Ipv4));
     let end = SocketAddrV4::new(peer.public_ip, status.port);

@@ -289,7 +289,7 @@ pub(super) async fn follow(running: Arc<Running>, public_ip: watch::Sender<Ipv4A
                 complained = false;
             }
             Ok(()) => {
-                info!("the uplink is {} again", now.name);
+                info!("the uplink on {} is opened anew", now.name);
                 complained = false;
             }
             Err(error) if !std::mem::replace(&mut complained, true) => {

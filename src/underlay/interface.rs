@@ -14,6 +14,7 @@ use rtnetlink::packet_route::address::{
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
+use smoltcp::wire::EthernetAddress;
 
 use crate::error::{Context, Error, Result};
 use crate::netlink;
@@ -37,6 +38,10 @@ pub struct PublicInterface {
     pub prefix: Ipv4Net,
     /// Whether the interface is up.
     pub is_up: bool,
+    /// Its MAC address, if it has one.
+    pub mac: Option<EthernetAddress>,
+    /// Its number: another interface of the same name has another one.
+    pub index: u32,
 }
 
 impl PublicInterface {
@@ -114,6 +119,7 @@ struct Interface {
     name: String,
     mtu: u32,
     is_up: bool,
+    mac: Option<EthernetAddress>,
     addresses: Vec<Address>,
 }
 
@@ -173,6 +179,8 @@ fn choose_among(wanted: &Wanted, machine: &Machine) -> Result<PublicInterface> {
         mtu: interface.mtu,
         prefix: interface.prefix(address),
         is_up: interface.is_up,
+        mac: interface.mac,
+        index: interface.index,
     })
 }
 
@@ -360,11 +368,19 @@ fn interface(link: &LinkMessage) -> Option<Interface> {
             LinkAttribute::Mtu(mtu) => Some(*mtu),
             _ => None,
         });
+    let mac = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => Some(EthernetAddress(*bytes.first_chunk()?)),
+            _ => None,
+        });
     Some(Interface {
         index: link.header.index,
         name: name?,
         mtu: mtu.unwrap_or_default(),
         is_up: link.header.flags.contains(LinkFlags::Up),
+        mac,
         addresses: Vec::new(),
     })
 }
@@ -437,6 +453,7 @@ mod tests {
             name: name.to_owned(),
             mtu,
             is_up: true,
+            mac: None,
             addresses: addresses.iter().map(|text| address(text)).collect(),
         }
     }

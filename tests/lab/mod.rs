@@ -185,11 +185,16 @@ impl Lab {
     /// limits what it sends and takes.
     pub(crate) fn host(&self, name: &str, address: Ipv4Addr) -> Host {
         let host = self.namespace(name);
-        let port = self.plug(&host, "eth0");
+        self.replug(&host, "eth0", address);
+        host
+    }
+
+    /// Gives a host an interface on the underlay, with this address.
+    pub(crate) fn replug(&self, host: &Host, name: &str, address: Ipv4Addr) {
+        let port = self.plug(host, name);
         self.root
             .sh(&format!("ip link set {port} master underlay mtu 65535 up"));
-        host.sh(&format!("ip addr add {address}/{UNDERLAY_LEN} dev eth0"));
-        host
+        host.sh(&format!("ip addr add {address}/{UNDERLAY_LEN} dev {name}"));
     }
 
     /// Gives a host one end of a cable and returns the name of the other, in the root namespace.
