@@ -269,3 +269,25 @@ fn the_clock_of_a_nodes_etcd_is_looked_at() {
     is(&findings, "clock", "unknown", &[&server]);
     is(&findings, "store", "wrong", &["check that it runs"]);
 }
+
+#[test]
+fn a_program_that_its_user_may_not_read_makes_pods_all_the_same() {
+    // As one with file capabilities, it has files in /proc that are root's.
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("muslin");
+    std::fs::copy(MUSLIN, &program).unwrap();
+    let mode = |path: &std::path::Path, mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    mode(directory.path(), 0o777);
+    mode(&program, 0o111);
+    let mut command = Command::new("setpriv");
+    if nix::unistd::geteuid().is_root() {
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    }
+    command.arg("--").arg(&program).args(["doctor", "--state-dir"]);
+    command.arg(directory.path().join("state"));
+    let (findings, _) = doctor(command);
+    is(&findings, "user namespaces", "fine", &[]);
+}

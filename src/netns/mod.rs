@@ -13,6 +13,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_dumpable;
 use nix::unistd::{getegid, geteuid};
 
 use crate::error::{Context, Error, Result, errno};
@@ -26,6 +27,9 @@ pub use interface::{Assignment, configure};
 /// If user namespaces are not to be had: what forbids it, and what to do.
 pub fn enter_fresh() -> Result<()> {
     let (uid, gid) = (geteuid(), getegid());
+    // The files in `/proc/self` belong to root where the program has file capabilities, or may not
+    // be read (proc(5)).
+    let _ = set_dumpable(true);
     unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| Error::failed(explain(error)))?;
     let mapped = map_ids(uid.as_raw(), gid.as_raw()).and_then(|()| {
         let rest = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
