@@ -286,7 +286,10 @@ fn a_program_that_its_user_may_not_read_makes_pods_all_the_same() {
     if nix::unistd::geteuid().is_root() {
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
     }
-    command.arg("--").arg(&program).args(["doctor", "--state-dir"]);
+    command
+        .arg("--")
+        .arg(&program)
+        .args(["doctor", "--state-dir"]);
     command.arg(directory.path().join("state"));
     let (findings, _) = doctor(command);
     is(&findings, "user namespaces", "fine", &[]);

@@ -114,8 +114,9 @@ mod request {
 }
 
 impl Tap {
-    /// Makes the interface `name` in the network namespace of this thread, with offloads and that
-    /// many queues if they are wanted and there are some; else it has one queue.
+    /// Makes the interface `name` in the network namespace of this thread, or opens it if it is
+    /// there and nobody has it open; with offloads and that many queues if they are wanted and
+    /// there are some. Else it has one queue.
     ///
     /// # Errors
     /// `OpenError` in words for people.
@@ -294,16 +295,20 @@ fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {
 }
 
 fn open_with_offloads(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
-    (0..queues.max(1))
-        .map(|_| open_queue(name, queues > 1))
-        .collect()
+    let is_multiqueue = queues > 1;
+    let queues = (0..queues.max(1)).map(|_| open_queue(name, is_multiqueue));
+    queues.collect::<io::Result<_>>().or_else(|error| {
+        // One that is there already may be of the other kind.
+        let other = open_queue(name, !is_multiqueue);
+        Ok(vec![other.map_err(|_| error)?])
+    })
 }
 
-fn open_queue(name: &str, is_one_of_several: bool) -> io::Result<OwnedFd> {
+fn open_queue(name: &str, is_multiqueue: bool) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open(TUN)?;
     let mut interface = request_for(name)?;
     let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    if is_one_of_several {
+    if is_multiqueue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
     // Flags are 15 bits.

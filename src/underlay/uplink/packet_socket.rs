@@ -33,6 +33,8 @@ use crate::underlay::option;
 
 /// What the kernel is asked to queue in each direction, in bytes: superpackets need a lot.
 const QUEUE_BYTES: usize = 8 << 20;
+/// The longest headers of a superpacket in bytes: Ethernet, IPv4 and TCP with all their options.
+const MAX_HEADER_LEN: u16 = 14 + 60 + 60;
 
 /// An Ethernet interface that is up.
 #[derive(Debug, Clone, Copy)]
@@ -136,12 +138,9 @@ impl PacketSocket {
         })
     }
 
+    /// Whether frames may be superpackets, and have unfinished checksums.
     pub(super) const fn has_header(&self) -> bool {
         self.has_header
-    }
-
-    pub(super) const fn hardware_address(&self) -> EthernetAddress {
-        self.link.hardware_address()
     }
 
     /// Receives frames, each with a virtio-net header in front.
@@ -174,7 +173,10 @@ impl PacketSocket {
     /// ENOBUFS or `WouldBlock` if a queue is full, ENETDOWN, ENXIO if the interface is gone,
     /// EMSGSIZE, EINVAL if the kernel does not take this superpacket.
     pub(super) fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
-        let header = self.has_header.then_some(header);
+        // The kernel puts that much into one piece of memory, however much it is.
+        let hdr_len = header.hdr_len.min(MAX_HEADER_LEN);
+        let header = Header { hdr_len, ..*header };
+        let header = self.has_header.then_some(&header);
         device::write_frame(self.socket.as_fd(), header, head, tail)
     }
 
