@@ -299,6 +299,8 @@ fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
         ));
         if underlay == Some(Underlay::DumbWire) {
             host.segments(UNDERLAY);
+            // Superpackets of packet sockets do not say of how many segments they are.
+            host.without(UNDERLAY, Offload::Segmentation);
             host.without(UNDERLAY, Offload::Merging);
         }
     }

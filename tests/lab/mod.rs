@@ -225,6 +225,8 @@ pub(crate) enum Offload {
     Checksums,
     /// Segments it receives become superpackets.
     Merging,
+    /// TCP superpackets become segments.
+    Segmentation,
 }
 
 /// A network namespace of a lab.
@@ -285,6 +287,7 @@ impl Host {
         let code = match offload {
             Offload::Checksums => 0x17,
             Offload::Merging => 0x2c,
+            Offload::Segmentation => 0x1f,
         };
         self.run(&["perl", "-e", script, interface, &code.to_string()]);
     }
