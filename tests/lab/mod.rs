@@ -229,6 +229,24 @@ pub(crate) enum Offload {
     Segmentation,
 }
 
+impl Offload {
+    /// A shell script like `ethtool --offload NAME tx off`, or `gro off`.
+    pub(crate) fn off(self, interface: &str) -> String {
+        let code = match self {
+            Self::Checksums => 0x17,
+            Self::Merging => 0x2c,
+            Self::Segmentation => 0x1f,
+        };
+        // SIOCETHTOOL (0x8946) with a command and 0, in a `struct ifreq`.
+        format!(
+            r#"perl -e 'socket(my $socket, 2, 2, 0) or die "socket: $!";
+                my $value = pack("LL", {code}, 0);
+                my $request = pack("a16 P x16", "{interface}", $value);
+                ioctl($socket, 0x8946, $request) or die "ioctl: $!";'"#
+        )
+    }
+}
+
 /// A network namespace of a lab.
 #[derive(Clone)]
 pub(crate) struct Host {
@@ -277,19 +295,9 @@ impl Host {
     }
 
     /// Makes an interface do something itself that it leaves to devices further on, which with
-    /// virtual devices nobody ever does: `ethtool --offload NAME tx off`, or `gro off`.
+    /// virtual devices nobody ever does.
     pub(crate) fn without(&self, interface: &str, offload: Offload) {
-        // SIOCETHTOOL (0x8946) with a command and 0, in a `struct ifreq`.
-        let script = r#"socket(my $socket, 2, 2, 0) or die "socket: $!";
-            my $value = pack("LL", $ARGV[1], 0);
-            my $request = pack("a16 P x16", $ARGV[0], $value);
-            ioctl($socket, 0x8946, $request) or die "ioctl: $!";"#;
-        let code = match offload {
-            Offload::Checksums => 0x17,
-            Offload::Merging => 0x2c,
-            Offload::Segmentation => 0x1f,
-        };
-        self.run(&["perl", "-e", script, interface, &code.to_string()]);
+        self.sh(&offload.off(interface));
     }
 
     /// Makes an interface a wire on which no packet is longer than its MTU.

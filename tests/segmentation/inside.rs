@@ -17,7 +17,11 @@ const SEED: &str = "MUSLIN_TEST_SEED";
 pub(crate) fn run(test: &str) {
     let Some(lab) = Lab::new() else { return };
     let host = lab.namespace("kernel");
-    let mut command = host.command(std::env::current_exe().unwrap());
+    succeeds(&mut host.command(std::env::current_exe().unwrap()), test);
+}
+
+/// Runs an ignored test with this command of the test program, which must succeed.
+pub(crate) fn succeeds(command: &mut Command, test: &str) {
     command.args(["--ignored", "--exact", "--nocapture", test]);
     let output = command.env(INSIDE, "1").output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

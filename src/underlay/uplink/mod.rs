@@ -192,7 +192,7 @@ impl Uplink {
                 front.copy_from_slice(&header);
                 Ok((virtio::LEN + len, ()))
             }),
-            Device::SendOnly(..) => Err(io::ErrorKind::WouldBlock.into()),
+            Device::SendOnly(..) => Err(Errno::EAGAIN.into()),
         }
     }
 }
