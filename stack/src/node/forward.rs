@@ -6,6 +6,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::headers::Transport;
 use muslin_encap::overhead::Mtu;
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::virtio::Checksum;
 use muslin_encap::{checksum, mss, udp, vxlan};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, Ipv4Packet};
@@ -93,7 +94,13 @@ impl Node {
         packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
-        let ttl = view.hop_limit();
+        let (ttl, header_len) = (view.hop_limit(), view.header_len());
+        // Finishing a checksum must not write into the header, which is checked before.
+        if let Checksum::Partial { start, .. } = packet.offload().checksum
+            && start < header_len.into()
+        {
+            return Err(DropReason::VirtioHeader);
+        }
         self.check_source(now, origin, source, packet.total_len())?;
         if self.is_own(destination) {
             packet.complete();

@@ -195,5 +195,14 @@ fn a_header_that_contradicts_its_frame_is_refused() {
     assert_eq!(verdict, Verdict::Drop(DropReason::VirtioHeader));
     node.refuse_frame(POD_PORT, 60);
     assert_eq!(node.counters().dropped_for(DropReason::VirtioHeader), 2);
+
+    // A checksum where the IP header has its destination.
+    let (packet, mut header) = superpacket(pod(2, 2), None, false);
+    header.checksum = Checksum::Partial {
+        start: 14,
+        offset: 16,
+    };
+    let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+    assert_eq!(verdict, Verdict::Drop(DropReason::VirtioHeader));
     assert_adds_up(&node);
 }
