@@ -15,14 +15,14 @@ test:
 	@.ci/need build lab
 	@.ci/need tun
 	cargo test --workspace --locked
-	cargo test --manifest-path fuzz/Cargo.toml --no-default-features --locked
+	cargo test --manifest-path fuzz/Cargo.toml --locked
 
 lint:
 	@.ci/need build
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
-	cargo clippy --manifest-path fuzz/Cargo.toml --all-targets --no-default-features --locked -- -D warnings
+	cargo clippy --manifest-path fuzz/Cargo.toml --all-targets --locked -- -D warnings
 
 # The pure crates build where there is no Linux: nothing in them touches an operating system.
 portability:

@@ -1,12 +1,54 @@
-//! What the fuzz targets check, as functions of their input, so that seeds and crashes replay as
-//! ordinary tests without libFuzzer.
+//! What the fuzz targets share. A target is one file in `src/bin/`: what it holds an input against,
+//! its seeds and its dictionary. [`target!`] makes of it a target of cargo-fuzz, ordinary tests,
+//! and a command.
 #![forbid(unsafe_code)]
 
-pub mod codecs;
-pub mod event;
-pub mod node;
-pub mod seeds;
-pub mod segments;
+mod mutate;
+mod target;
 
-#[path = "../../encap/tests/reference/mod.rs"]
-mod reference;
+#[doc(hidden)]
+#[cfg(fuzzing)]
+pub use libfuzzer_sys;
+pub use target::{Seed, Target};
+
+/// Makes a target of a file: the entry point of libFuzzer, or on stable Rust a command that writes
+/// and replays inputs, and tests that replay all seeds and try mutations of them.
+#[macro_export]
+macro_rules! target {
+    (check: $check:ident, seeds: $seeds:ident, words: $words:expr, inputs: $inputs:expr $(,)?) => {
+        #[cfg(fuzzing)]
+        $crate::libfuzzer_sys::fuzz_target!(|data: &[u8]| $check(data));
+
+        #[cfg(not(fuzzing))]
+        const TARGET: $crate::Target = $crate::Target {
+            name: env!("CARGO_BIN_NAME"),
+            check: $check,
+            seeds: $seeds,
+            words: $words,
+            inputs: $inputs,
+        };
+
+        #[cfg(not(fuzzing))]
+        fn main() -> std::process::ExitCode {
+            TARGET.command(std::env::args().skip(1))
+        }
+
+        #[cfg(test)]
+        mod target {
+            #[test]
+            fn every_seed_passes() {
+                super::TARGET.replay_seeds();
+            }
+
+            #[test]
+            fn the_files_are_what_the_generator_writes() {
+                super::TARGET.compare_files();
+            }
+
+            #[test]
+            fn mutations_of_seeds_pass() {
+                super::TARGET.try_mutations(super::TARGET.inputs);
+            }
+        }
+    };
+}

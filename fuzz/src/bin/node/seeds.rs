@@ -1,53 +1,6 @@
-//! The seeds: small inputs, each of which takes the fuzzer to a place it would be long in finding.
+//! The seeds of events.
 
-/// The name of a file, and what is in it.
-pub type Seed = (&'static str, Vec<u8>);
-
-/// The seeds of each target.
-#[must_use]
-pub fn all() -> [(&'static str, Vec<Seed>); 3] {
-    [
-        ("codecs", codecs()),
-        ("node", node()),
-        ("segments", segments()),
-    ]
-}
-
-fn codecs() -> Vec<Seed> {
-    let packet = |options: &[u8], fragment: [u8; 2], payload: usize| {
-        let header_len = 20 + options.len();
-        let total = (header_len + payload) as u16;
-        let mut bytes = vec![0x40 | (header_len / 4) as u8, 0];
-        bytes.extend(total.to_be_bytes());
-        bytes.extend([0, 7, fragment[0], fragment[1], 64, 17, 0, 0]);
-        bytes.extend([10, 244, 1, 2, 10, 244, 2, 3]);
-        bytes.extend(options);
-        let sum = muslin_encap::checksum::compute(&bytes);
-        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-        bytes.resize(usize::from(total), 9);
-        [&[0, 40][..], &bytes].concat()
-    };
-    vec![
-        (
-            "vxlan",
-            [&[0, 1, 8, 0, 0, 0, 0, 0, 1, 0][..], &[2; 60]].concat(),
-        ),
-        (
-            "vxlan-group-policy",
-            vec![0, 1, 0x88, 0x40, 0x12, 0x34, 0, 0, 7, 0xff],
-        ),
-        ("vxlan-no-vni", vec![0, 1, 0xf7, 0, 0, 0, 0, 0, 1, 0]),
-        ("mac-colons", b"\0\x010e:1f:20:a1:b2:c3".to_vec()),
-        ("mac-dots", b"\0\x010e1f.20a1.b2c3".to_vec()),
-        ("ipv4", packet(&[], [0, 0], 300)),
-        ("ipv4-dont-fragment", packet(&[], [0x40, 0], 300)),
-        (
-            "ipv4-options",
-            packet(&[7, 3, 4, 1, 148, 4, 0, 0], [0, 0], 300),
-        ),
-        ("ipv4-last-fragment", packet(&[], [0x1f, 0xff], 300)),
-    ]
-}
+use muslin_fuzz::Seed;
 
 const IPV4: u8 = 0;
 const ARP: u8 = 4;
@@ -57,6 +10,8 @@ const GATEWAY: u8 = 0;
 const BROADCAST: u8 = 16;
 /// This node's VTEP, and the peer's with identity 0.
 const VTEPS: [u8; 2] = [15, 8];
+/// No byte of a virtio-net header.
+const NOT_EDITED: u8 = 99;
 const ICMP: u8 = 0;
 const UDP: u8 = 2;
 const ECHO_REQUEST: u8 = 8;
@@ -77,7 +32,7 @@ fn from_peer(host: u8, fields: [u8; 8]) -> Vec<u8> {
     [&[5, host, ours, theirs, IPV4][..], &fields, &[0]].concat()
 }
 
-fn node() -> Vec<Seed> {
+pub fn seeds() -> Vec<Seed> {
     // Bits of the first byte: bare IP tunnel, no peer guard, MTU, small tables, unguarded port 2.
     let (vxlan, udp, unguarded) = (0, 1, 32);
     let (mtu_68, no_peer_guard, small) = (4, 2, 16);
@@ -294,88 +249,76 @@ fn node() -> Vec<Seed> {
             ),
         ),
     ]
+    .into_iter()
+    .chain(superpackets())
+    .collect()
 }
 
-/// Choices of the first byte: where the IP header is, and what the receiver takes.
-const BARE: u8 = 0;
-const BEHIND_VXLAN: u8 = 3;
-const UNFINISHED: u8 = 1 << 2;
-const ONE_BY_ONE: u8 = 1 << 3;
-const MTU_576: u8 = 1 << 5;
-const MTU_1450: u8 = 2 << 5;
-
-/// A frame of a virtio-net type with 100-byte segments; what is to happen to its segments.
-fn superpacket(choice: u8, (gso, v6): (u8, bool), flags: u8, changes: &[[u8; 4]]) -> Vec<u8> {
-    let tcp = gso != 5;
-    let l3 = if choice & 3 == BEHIND_VXLAN { 22 } else { 0 };
-    let protocol = if tcp { 6 } else { 17 };
-    let mut frame = vec![0; l3];
-    if l3 > 0 {
-        frame[l3 - 2..].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
-    }
-    if v6 {
-        frame.extend([0x60, 0, 0, 0, 0, 0, protocol, 64]);
-        frame.extend([0xfd; 32]);
-    } else {
-        frame.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, protocol, 0, 0]);
-        frame.extend([10, 244, 1, 2, 10, 244, 2, 3]);
-    }
-    let l4 = frame.len();
-    frame.extend([0x80, 0, 0x1f, 0x90]);
-    if tcp {
-        frame.extend([0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 2, 0x80, flags, 1, 2]);
-        frame.extend([0, 0, 0, 0, 1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
-    } else {
-        frame.extend([0; 4]);
-    }
-    let header_len = frame.len() as u16;
-    frame.extend(0..100);
-    let offset = if tcp { 16 } else { 6 };
-    let numbers = [header_len, 100, l4 as u16, offset].map(u16::to_le_bytes);
-    [
-        &[choice, 2, 1, gso][..],
-        &numbers.concat(),
-        &[changes.len() as u8],
-        &changes.concat(),
-        &frame,
-    ]
-    .concat()
-}
-
-fn segments() -> Vec<Seed> {
-    let (v4, v6, udp4, udp6) = ((1, false), (4, true), (5, false), (5, true));
-    let (ack, psh, fin, cwr, syn) = (0x10, 0x18, 0x11, 0x90, 0x12);
-    let [drop, swap, again, pad, unfinish, finish, change, damage] = [0u8, 1, 2, 3, 4, 5, 6, 7];
-    let (flags, ttl, fragment) = (33, 8, 6);
-    let plain = |choice, kind, flags| superpacket(choice | MTU_1450, kind, flags, &[]);
-    let with = |changes: &[[u8; 4]]| superpacket(BARE | MTU_1450, v4, ack, changes);
+/// A frame from pod 2 with a virtio-net header: destination, choices, segment size in units of
+/// eight bytes, payload.
+fn superpacket(mac: u8, destination: u8, [choices, size, len]: [u8; 3]) -> Vec<u8> {
     vec![
-        ("tcp4", plain(BARE, v4, ack)),
-        ("tcp4-vxlan", plain(BEHIND_VXLAN, v4, psh)),
-        ("tcp4-fin", plain(BARE, v4, fin)),
-        ("tcp4-cwr", plain(BARE, (0x81, false), cwr)),
-        ("tcp4-syn", plain(BARE, v4, syn)),
-        ("tcp4-unfinished", plain(BARE | UNFINISHED, v4, ack)),
-        ("tcp4-one-by-one", plain(BARE | ONE_BY_ONE, v4, ack)),
-        ("tcp6", plain(BARE, v6, ack)),
-        ("tcp6-vxlan", plain(BEHIND_VXLAN, v6, psh)),
-        ("udp4", plain(BARE, udp4, 0)),
-        ("udp6-vxlan", plain(BEHIND_VXLAN, udp6, 0)),
-        ("wrong-kind", plain(BARE, (4, false), ack)),
-        ("whole", superpacket(BARE | MTU_576, (0, false), psh, &[])),
-        ("lost", with(&[[1, drop, 0, 0]])),
-        ("reordered", with(&[[1, swap, 0, 0]])),
-        ("repeated", with(&[[1, again, 0, 0]])),
-        ("padded", with(&[[5, pad, 6, 0], [0, pad, 6, 0]])),
+        15,
+        0,
+        mac,
+        2,
+        2,
+        destination,
+        64,
+        choices,
+        size,
+        len,
+        NOT_EDITED,
+        0,
+        0,
+    ]
+}
+
+fn superpackets() -> Vec<Seed> {
+    let (udp, dont_fragment, single, other_kind, finished) = (1, 2, 4, 8, 16);
+    let (bare, mtu_576, unguarded) = (1, 8, 32);
+    let (size, len) = (125, 155);
+    let run = |first: u8, events: &[Vec<u8>]| [&[first][..], &events.concat()].concat();
+    let one = |first, packet| run(first, &[packet]);
+    let to_peer = |choices| superpacket(GATEWAY, 18, [choices, size, len]);
+    let from_peer = |choices| vec![15, 6, 15, 8, 18, 2, 64, choices, size, len, NOT_EDITED, 0];
+    let mut checksum_elsewhere = superpacket(GATEWAY, 18, [single, size, 60]);
+    checksum_elsewhere[10..12].copy_from_slice(&[6, 14]);
+    let waiting = superpacket(GATEWAY, 9, [udp, size, len]);
+    let announce = frame(2, BROADCAST, 4, ARP, [2, 4, 9, 4, 9, 0, 0, 0]);
+    vec![
+        ("superpacket-to-peer", one(0, to_peer(0))),
+        ("superpacket-to-peer-bare", one(bare, to_peer(udp))),
         (
-            "some-unfinished",
-            with(&[[1, unfinish, 0, 0], [2, finish, 0, 0]]),
+            "superpacket-to-port",
+            one(0, superpacket(GATEWAY, 3, [0, size, len])),
         ),
-        ("pushed", with(&[[1, change, flags, 8]])),
-        ("reset", with(&[[2, change, flags, 4]])),
-        ("other-ttl", with(&[[2, change, ttl, 1]])),
-        ("fragment", with(&[[2, change, fragment, 0x60]])),
-        ("damaged", with(&[[2, damage, 60, 1], [4, damage, 10, 1]])),
-        ("damaged-first", with(&[[0, damage, 60, 1]])),
+        (
+            "superpacket-switched",
+            one(0, superpacket(3, 3, [udp, size, len])),
+        ),
+        ("superpacket-from-peer", one(0, from_peer(0))),
+        ("superpacket-from-peer-bare", one(bare, from_peer(udp))),
+        ("superpacket-too-large", one(mtu_576, to_peer(0))),
+        (
+            "superpacket-dont-fragment",
+            one(mtu_576, to_peer(dont_fragment)),
+        ),
+        ("superpacket-waits", run(unguarded, &[waiting, announce])),
+        ("superpacket-other-kind", one(0, to_peer(other_kind))),
+        ("superpacket-finished", one(0, to_peer(finished))),
+        (
+            "superpacket-no-size",
+            one(0, superpacket(GATEWAY, 18, [0, 0, len])),
+        ),
+        (
+            "unfinished-to-peer",
+            one(0, superpacket(GATEWAY, 18, [single, size, 60])),
+        ),
+        (
+            "unfinished-to-port",
+            one(0, superpacket(GATEWAY, 3, [single | udp, size, 60])),
+        ),
+        ("unfinished-elsewhere", one(0, checksum_elsewhere)),
     ]
 }

@@ -1,4 +1,8 @@
-//! Splitting and merging of arbitrary packets, against the plain ones that the tests use.
+//! Splitting and merging of arbitrary packets, against the plain ones that the tests use: trains
+//! against a plain splitter; a batch of its segments, after some changes, through the merger, where
+//! nothing may be lost, reordered within its flow, merged that splitting would not give back, or
+//! left unmerged that it would.
+#![cfg_attr(fuzzing, no_main)]
 
 use muslin_encap::checksum;
 use muslin_encap::headers::Transport;
@@ -6,8 +10,33 @@ use muslin_encap::merge::{self, Settings};
 use muslin_encap::overhead::Mtu;
 use muslin_encap::split::{Checksums, Limits, Split};
 use muslin_encap::virtio::Header;
+use muslin_fuzz::Seed;
 
-use crate::reference;
+#[path = "../../../encap/tests/reference/mod.rs"]
+mod reference;
+
+muslin_fuzz::target! {
+    check: run,
+    seeds: seeds,
+    words: &[
+        // virtio-net headers of superpackets.
+        &[1, 1, 54, 0, 100, 0, 34, 0, 16, 0],
+        &[1, 4, 74, 0, 100, 0, 54, 0, 16, 0],
+        &[1, 5, 42, 0, 100, 0, 34, 0, 6, 0],
+        // Ethernet types, and the first bytes of IP headers.
+        &[8, 0, 0x45, 0],
+        &[0x86, 0xdd, 0x60, 0],
+        // TCP's data offset and flags.
+        &[0x50, 0x10],
+        &[0x80, 0x18],
+        // Changes: all kinds, of the second packet's TCP flags and its sequence number.
+        &[1, 0, 0, 0],
+        &[1, 1, 0, 0],
+        &[1, 6, 33, 8],
+        &[1, 7, 24, 1],
+    ],
+    inputs: 20_000,
+}
 
 /// The most packets of a batch, and the longest of them.
 const MAX_PACKETS: usize = 100;
@@ -21,10 +50,7 @@ const MAX_LEN: usize = 65_535;
 /// of four bytes; the rest is the frame.
 ///
 /// A change names a packet of the batch, what happens to it, and two bytes of where and how.
-///
-/// # Panics
-/// If something is wrong.
-pub fn run(data: &[u8]) {
+fn run(data: &[u8]) {
     let Some((&[choice, repeat], rest)) = data.split_first_chunk::<2>() else {
         return;
     };
@@ -153,4 +179,88 @@ fn arbitrary(packet: &[u8], l3: usize) {
     let mut lone = packet.to_vec();
     let header = merge::lone(&mut lone, l3, Mtu::new(1450).expect("it is in range"));
     assert_eq!(header.check(lone.len()), Ok(()));
+}
+
+/// Choices of the first byte: where the IP header is, and what the receiver takes.
+const BARE: u8 = 0;
+const BEHIND_VXLAN: u8 = 3;
+const UNFINISHED: u8 = 1 << 2;
+const ONE_BY_ONE: u8 = 1 << 3;
+const MTU_576: u8 = 1 << 5;
+const MTU_1450: u8 = 2 << 5;
+
+/// A frame of a virtio-net type with 100-byte segments; what is to happen to its segments.
+fn superpacket(choice: u8, (gso, v6): (u8, bool), flags: u8, changes: &[[u8; 4]]) -> Vec<u8> {
+    let tcp = gso != 5;
+    let l3 = if choice & 3 == BEHIND_VXLAN { 22 } else { 0 };
+    let protocol = if tcp { 6 } else { 17 };
+    let mut frame = vec![0; l3];
+    if l3 > 0 {
+        frame[l3 - 2..].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
+    }
+    if v6 {
+        frame.extend([0x60, 0, 0, 0, 0, 0, protocol, 64]);
+        frame.extend([0xfd; 32]);
+    } else {
+        frame.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, protocol, 0, 0]);
+        frame.extend([10, 244, 1, 2, 10, 244, 2, 3]);
+    }
+    let l4 = frame.len();
+    frame.extend([0x80, 0, 0x1f, 0x90]);
+    if tcp {
+        frame.extend([0xff, 0xff, 0xff, 0xf0, 0, 0, 0, 2, 0x80, flags, 1, 2]);
+        frame.extend([0, 0, 0, 0, 1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
+    } else {
+        frame.extend([0; 4]);
+    }
+    let header_len = frame.len() as u16;
+    frame.extend(0..100);
+    let offset = if tcp { 16 } else { 6 };
+    let numbers = [header_len, 100, l4 as u16, offset].map(u16::to_le_bytes);
+    [
+        &[choice, 2, 1, gso][..],
+        &numbers.concat(),
+        &[changes.len() as u8],
+        &changes.concat(),
+        &frame,
+    ]
+    .concat()
+}
+
+fn seeds() -> Vec<Seed> {
+    let (v4, v6, udp4, udp6) = ((1, false), (4, true), (5, false), (5, true));
+    let (ack, psh, fin, cwr, syn) = (0x10, 0x18, 0x11, 0x90, 0x12);
+    let [drop, swap, again, pad, unfinish, finish, change, damage] = [0u8, 1, 2, 3, 4, 5, 6, 7];
+    let (flags, ttl, fragment) = (33, 8, 6);
+    let plain = |choice, kind, flags| superpacket(choice | MTU_1450, kind, flags, &[]);
+    let with = |changes: &[[u8; 4]]| superpacket(BARE | MTU_1450, v4, ack, changes);
+    vec![
+        ("tcp4", plain(BARE, v4, ack)),
+        ("tcp4-vxlan", plain(BEHIND_VXLAN, v4, psh)),
+        ("tcp4-fin", plain(BARE, v4, fin)),
+        ("tcp4-cwr", plain(BARE, (0x81, false), cwr)),
+        ("tcp4-syn", plain(BARE, v4, syn)),
+        ("tcp4-unfinished", plain(BARE | UNFINISHED, v4, ack)),
+        ("tcp4-one-by-one", plain(BARE | ONE_BY_ONE, v4, ack)),
+        ("tcp6", plain(BARE, v6, ack)),
+        ("tcp6-vxlan", plain(BEHIND_VXLAN, v6, psh)),
+        ("udp4", plain(BARE, udp4, 0)),
+        ("udp6-vxlan", plain(BEHIND_VXLAN, udp6, 0)),
+        ("wrong-kind", plain(BARE, (4, false), ack)),
+        ("whole", superpacket(BARE | MTU_576, (0, false), psh, &[])),
+        ("lost", with(&[[1, drop, 0, 0]])),
+        ("reordered", with(&[[1, swap, 0, 0]])),
+        ("repeated", with(&[[1, again, 0, 0]])),
+        ("padded", with(&[[5, pad, 6, 0], [0, pad, 6, 0]])),
+        (
+            "some-unfinished",
+            with(&[[1, unfinish, 0, 0], [2, finish, 0, 0]]),
+        ),
+        ("pushed", with(&[[1, change, flags, 8]])),
+        ("reset", with(&[[2, change, flags, 4]])),
+        ("other-ttl", with(&[[2, change, ttl, 1]])),
+        ("fragment", with(&[[2, change, fragment, 0x60]])),
+        ("damaged", with(&[[2, damage, 60, 1], [4, damage, 10, 1]])),
+        ("damaged-first", with(&[[0, damage, 60, 1]])),
+    ]
 }

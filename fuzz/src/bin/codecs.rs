@@ -1,0 +1,631 @@
+//! The codecs: what they decode they encode to the same bytes, and the other way about, and
+//! etherparse is of the same opinion about what is valid and where its fields are.
+#![cfg_attr(fuzzing, no_main)]
+
+use std::net::Ipv4Addr;
+
+use etherparse::{
+    ArpHardwareId, ArpPacketSlice, EtherType, Ethernet2Slice, Ipv4HeaderSlice, Ipv6HeaderSlice,
+    Ipv6RawExtHeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
+};
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::checksum::{self, Transported};
+use muslin_encap::headers::{Protocol, Transport};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::udp;
+use muslin_encap::virtio::{self, Checksum, Gso, GsoKind, Header};
+use muslin_encap::vxlan::{self, Vni, VtepMac};
+use muslin_fuzz::Seed;
+use muslin_stack::fragment::Fragments;
+use muslin_stack::frame;
+use muslin_stack::hash;
+use muslin_stack::icmp::IcmpError;
+use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, IpVersion};
+
+muslin_fuzz::target! {
+    check: run,
+    seeds: seeds,
+    words: &[
+        // A VXLAN header, and its flags.
+        &[8, 0, 0, 0, 0, 0, 1, 0],
+        &[0x88, 0],
+        // IPv4 headers without and with options, and "don't fragment"; IPv6.
+        &[0x45, 0],
+        &[0x4f, 0],
+        &[0x40, 0],
+        &[0x60, 0, 0, 0],
+        // ARP over Ethernet, and virtio-net headers of superpackets.
+        &[0, 1, 8, 0, 6, 4, 0, 1],
+        &[1, 1, 0, 0],
+        &[1, 4, 0, 0],
+        &[1, 5, 0, 0],
+        // MAC addresses as text.
+        b"0e:1f:20:a1:b2:c3",
+        b"0E-1F-20-A1-B2-C3",
+        b"0e1f.20a1.b2c3",
+    ],
+    inputs: 300_000,
+}
+
+/// What the first byte chooses.
+const VXLAN: u8 = 0;
+const MAC: u8 = 1;
+const VIRTIO: u8 = 2;
+const ETHERNET: u8 = 3;
+const TRANSPORT: u8 = 4;
+const IPV4: u8 = 5;
+const CODECS: u8 = 6;
+
+/// Where the IP header of a packet may be.
+const L3: [usize; 4] = [0, 14, 18, 22];
+
+/// The first byte chooses a codec, and where an IP header is; the next two are a VNI or an MTU.
+fn run(data: &[u8]) {
+    let [choice, first, second, bytes @ ..] = data else {
+        return;
+    };
+    let number = u16::from_be_bytes([*first, *second]);
+    match choice % CODECS {
+        VXLAN => {
+            let vni = Vni::new(u32::from(number) << 8 | u32::from(*first));
+            vxlan_decoded(bytes);
+            vxlan_encoded(bytes, vni.expect("it has 24 bits"));
+        }
+        MAC => mac(bytes),
+        VIRTIO => virtio_header(bytes, number),
+        ETHERNET => ethernet(bytes),
+        TRANSPORT => transport(bytes, L3[usize::from(choice / CODECS % 4)]),
+        _ => {
+            let mtu = Mtu::new(68 + u32::from(number % 4000)).expect("it is in range");
+            if let Some(total) = ipv4(bytes) {
+                let packet = &bytes[..total];
+                forward(packet);
+                fragment(packet, mtu);
+                report(packet, mtu);
+            }
+        }
+    }
+}
+
+fn vxlan_decoded(bytes: &[u8]) {
+    let mut storage = bytes.to_vec();
+    let mut packet = PacketBuf::new(&mut storage, 0, bytes.len()).expect("it fits");
+    match vxlan::decapsulate(&mut packet) {
+        Ok(vni) => {
+            assert_eq!(packet.as_slice(), &bytes[8..]);
+            assert_eq!(packet.headroom(), 8);
+            vxlan::encapsulate(&mut packet, vni).expect("the old header's room is there");
+            let header = [8, 0, 0, 0, bytes[4], bytes[5], bytes[6], 0];
+            assert_eq!(packet.as_slice()[..8], header);
+            assert_eq!(packet.as_slice()[8..], bytes[8..]);
+        }
+        Err(vxlan::Error::TooShort { len }) => assert!(len == bytes.len() && len < 8),
+        Err(vxlan::Error::NoVni) => assert_eq!(bytes[0] & 8, 0),
+    }
+}
+
+fn vxlan_encoded(frame: &[u8], vni: Vni) {
+    let mut storage = vec![0xaa; HEADROOM + frame.len()];
+    let mut packet = PacketBuf::new(&mut storage, HEADROOM, frame.len()).expect("it fits");
+    packet.as_mut_slice().copy_from_slice(frame);
+    vxlan::encapsulate(&mut packet, vni).expect("there is headroom");
+    assert_eq!(packet.len(), frame.len() + vxlan::HEADER_LEN);
+    let view = vxlan::Packet::new_checked(packet.as_slice()).expect("it is VXLAN");
+    assert_eq!(view.vni(), vni);
+    assert_eq!((view.group_policy(), view.payload()), (None, frame));
+    assert_eq!(vxlan::decapsulate(&mut packet), Ok(vni));
+    assert_eq!(packet.as_slice(), frame);
+}
+
+/// Text and back, and bytes to text and back.
+fn mac(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(&bytes[..bytes.len().min(20)])
+        && let Ok(mac) = text.parse::<VtepMac>()
+    {
+        let digits = text.bytes().filter(u8::is_ascii_hexdigit);
+        let ours = mac.to_string().into_bytes();
+        let ours = ours.into_iter().filter(u8::is_ascii_hexdigit);
+        assert!(digits.map(|digit| digit.to_ascii_lowercase()).eq(ours));
+        assert_eq!(mac.to_string().parse(), Ok(mac));
+        assert!(mac.get().is_unicast());
+    }
+    if let Some(bytes) = bytes.first_chunk::<6>() {
+        let mac = VtepMac::try_from(EthernetAddress(*bytes));
+        assert_eq!(mac.is_ok(), bytes[0] & 1 == 0 && *bytes != [0; 6]);
+        if let Ok(mac) = mac {
+            assert_eq!(mac.to_string().parse(), Ok(mac));
+        }
+    }
+}
+
+fn virtio_header(bytes: &[u8], len: u16) {
+    let decoded = Header::parse(bytes);
+    if let Ok(header) = decoded {
+        // What no flag says counts is not kept.
+        let mut canonical = bytes[..virtio::LEN].to_vec();
+        canonical[0] = match canonical[0] & 3 {
+            0 => 0,
+            2 => 2,
+            _ => 1,
+        };
+        if canonical[0] != 1 {
+            canonical[6..].fill(0);
+        }
+        if canonical[1] == 0 {
+            canonical[4..6].fill(0);
+        }
+        assert_eq!(header.to_bytes()[..], canonical);
+        assert_eq!(Header::parse(&header.to_bytes()), Ok(header));
+        virtio_offsets(header, len.into());
+    } else {
+        let known = matches!(bytes.get(1), Some(0 | 1 | 4 | 5 | 0x81 | 0x84));
+        let sized = matches!(bytes.get(1), Some(0)) || bytes.get(4..6) != Some(&[0, 0]);
+        assert!(bytes.len() < virtio::LEN || !known || !sized);
+    }
+    virtio_encoded(bytes);
+}
+
+/// A header that is made rather than read.
+fn virtio_encoded(bytes: &[u8]) {
+    let Some(&[state, kind, s0, s1, o0, o1, g0, g1, h0, h1]) = bytes.first_chunk() else {
+        return;
+    };
+    let checksum = match state % 3 {
+        0 => Checksum::Unknown,
+        1 => Checksum::Valid,
+        _ => Checksum::Partial {
+            start: u16::from_ne_bytes([s0, s1]),
+            offset: u16::from_ne_bytes([o0, o1]),
+        },
+    };
+    let kind = [
+        None,
+        Some(GsoKind::TcpV4),
+        Some(GsoKind::TcpV6),
+        Some(GsoKind::Udp),
+    ][usize::from(kind % 4)];
+    let header = Header {
+        checksum,
+        gso: kind.map(|kind| Gso {
+            kind,
+            size: u16::from_ne_bytes([g0, g1]).max(1),
+            ecn: kind != GsoKind::Udp && state > 127,
+        }),
+        hdr_len: u16::from_ne_bytes([h0, h1]),
+    };
+    assert_eq!(Header::parse(&header.to_bytes()), Ok(header));
+}
+
+/// The header against a frame of `len` bytes, and moved with it.
+fn virtio_offsets(header: Header, len: usize) {
+    let partial = match header.checksum {
+        Checksum::Partial { start, offset } => Some((usize::from(start), usize::from(offset))),
+        Checksum::Unknown | Checksum::Valid => None,
+    };
+    let inside = partial.is_none_or(|(start, offset)| start + offset + 2 <= len);
+    let hinted = usize::from(header.hdr_len) <= len;
+    let superpacket = header.gso.is_none() || partial.is_some();
+    assert_eq!(header.check(len).is_ok(), inside && hinted && superpacket);
+
+    let (from, to) = (len % 32, len / 32 % 64);
+    let moved = header.moved(from, to);
+    let possible = partial
+        .is_none_or(|(start, _)| start >= from && start - from + to <= usize::from(u16::MAX));
+    assert_eq!(moved.is_some(), possible);
+    if let Some(moved) = moved {
+        assert_eq!(moved.gso, header.gso);
+        let back = moved.moved(to, from).expect("it was there");
+        assert_eq!(back.checksum, header.checksum);
+        assert!(back.hdr_len == header.hdr_len || back.hdr_len == 0);
+    }
+}
+
+fn ethernet(bytes: &[u8]) {
+    let theirs = Ethernet2Slice::from_slice_without_fcs(bytes).ok();
+    let ours = frame::parse(bytes).ok();
+    assert_eq!(ours.is_some(), theirs.is_some());
+    if let (Some(ours), Some(theirs)) = (ours, theirs) {
+        assert_eq!(ours.src_addr().0, theirs.source());
+        assert_eq!(ours.dst_addr().0, theirs.destination());
+        assert_eq!(u16::from(ours.ethertype()), theirs.ether_type().0);
+        assert_eq!(ours.payload(), theirs.payload_slice());
+        assert_eq!(frame::is_arp(bytes), theirs.ether_type() == EtherType::ARP);
+        arp(ours.payload());
+        let mut storage = [&[0xaa; 14], ours.payload()].concat();
+        let len = ours.payload().len();
+        let mut packet = PacketBuf::new(&mut storage, 14, len).expect("it fits");
+        frame::prepend(&mut packet, ours.src_addr(), ours.dst_addr()).expect("there is room");
+        assert_eq!(packet.as_slice()[..12], bytes[..12]);
+        assert_eq!(packet.as_slice()[12..14], [8, 0]);
+        assert_eq!(packet.as_slice()[14..], bytes[14..]);
+    }
+}
+
+fn arp(payload: &[u8]) {
+    let theirs = ArpPacketSlice::from_slice(payload).ok().filter(|arp| {
+        let types = (arp.hw_addr_type(), arp.proto_addr_type());
+        types == (ArpHardwareId::ETHERNET, EtherType::IPV4)
+            && (arp.hw_addr_size(), arp.proto_addr_size()) == (6, 4)
+    });
+    let ours = frame::arp(payload);
+    assert_eq!(ours.is_some(), theirs.is_some());
+    let (Some(ours), Some(theirs)) = (ours, theirs) else {
+        return;
+    };
+    let mut bytes = [0; 28];
+    ours.emit(&mut ArpPacket::new_unchecked(&mut bytes[..]));
+    assert_eq!(bytes, payload[..28]);
+    let ArpRepr::EthernetIpv4 {
+        operation,
+        source_hardware_addr: sha,
+        source_protocol_addr: spa,
+        target_hardware_addr: tha,
+        target_protocol_addr: tpa,
+    } = ours
+    else {
+        panic!("it is over Ethernet and IPv4");
+    };
+    assert_eq!(u16::from(operation), theirs.operation().0);
+    assert_eq!(
+        (&sha.0[..], &spa.octets()[..]),
+        (theirs.sender_hw_addr(), theirs.sender_protocol_addr())
+    );
+    assert_eq!(
+        (&tha.0[..], &tpa.octets()[..]),
+        (theirs.target_hw_addr(), theirs.target_protocol_addr())
+    );
+    let written = frame::write_arp(operation, (sha, spa), (tha, tpa));
+    assert_eq!(
+        (&written[..6], &written[6..12], &written[12..14]),
+        (&tha.0[..], &sha.0[..], &[8, 6][..])
+    );
+    // Who asks does not know the address it asks for.
+    let target = if operation == ArpOperation::Request {
+        [0; 6]
+    } else {
+        tha.0
+    };
+    let expected = [&bytes[..18], &target, &bytes[24..]].concat();
+    assert_eq!(written[14..], expected);
+}
+
+/// TCP and UDP headers at a place, and their checksums.
+fn transport(packet: &[u8], l3: usize) {
+    let ours = Transport::parse(packet, l3).ok();
+    let theirs = their_transport(packet, l3);
+    assert_eq!(ours, theirs);
+    let Some(at) = ours else {
+        return;
+    };
+    let partial = at.pseudo_header(packet, at.end - at.l4).to_be_bytes();
+    let field = at.checksum()..at.checksum() + 2;
+    let is_partial = packet[field.clone()] == partial;
+    let right = their_checksum(packet, &at).to_be_bytes();
+    let zero = |value: &[u8]| matches!(value, [0, 0] | [0xff, 0xff]);
+    let value = &packet[field.clone()];
+    let none = at.protocol == Protocol::Udp && value == [0, 0];
+    let expected = match at.version {
+        _ if is_partial => Transported::Partial,
+        IpVersion::Ipv4 if none => Transported::Valid,
+        IpVersion::Ipv6 if none => Transported::Invalid,
+        _ if value == right || zero(value) && zero(&right) => Transported::Valid,
+        _ => Transported::Invalid,
+    };
+    assert_eq!(checksum::check(packet, &at), expected);
+
+    let mut finished = packet.to_vec();
+    finished[field.clone()].copy_from_slice(&partial);
+    assert!(checksum::complete_partial(&mut finished, l3));
+    let value = &finished[field.clone()];
+    assert!(value == right || zero(value) && zero(&right));
+    finished[field.clone()].copy_from_slice(&packet[field]);
+    assert_eq!(finished, packet);
+}
+
+/// The same headers, found by etherparse.
+fn their_transport(packet: &[u8], l3: usize) -> Option<Transport> {
+    let ip = packet.get(l3..)?;
+    let announced = if l3 < 14 {
+        None
+    } else {
+        packet.get(l3 - 2..l3)
+    };
+    let (version, ethertype, number, l4, end) = match ip.first()? >> 4 {
+        4 => {
+            let header = Ipv4HeaderSlice::from_slice(ip).ok()?;
+            let (len, total) = (header.slice().len(), usize::from(header.total_len()));
+            let whole = (len..=ip.len()).contains(&total) && !header.is_fragmenting_payload();
+            let number = header.protocol().0;
+            whole.then_some((IpVersion::Ipv4, [8, 0], number, len, total))?
+        }
+        6 => {
+            let header = Ipv6HeaderSlice::from_slice(ip).ok()?;
+            let end = 40 + usize::from(header.payload_length());
+            let (mut number, mut at) = (header.next_header().0, 40);
+            let all = ip.get(..end)?;
+            // Hop-by-hop and destination options.
+            while matches!(number, 0 | 60) {
+                let options = Ipv6RawExtHeaderSlice::from_slice(&all[at..]).ok()?;
+                number = options.next_header().0;
+                at += options.slice().len();
+            }
+            (IpVersion::Ipv6, [0x86, 0xdd], number, at, end)
+        }
+        _ => return None,
+    };
+    if announced.is_some_and(|announced| announced != ethertype) {
+        return None;
+    }
+    let segment = &ip[l4..end];
+    let (protocol, header_len) = match number {
+        6 => (
+            Protocol::Tcp,
+            TcpHeaderSlice::from_slice(segment).ok()?.slice().len(),
+        ),
+        17 => {
+            let header = UdpHeaderSlice::from_slice(segment).ok()?;
+            let whole = usize::from(header.length()) == segment.len();
+            whole.then_some((Protocol::Udp, 8))?
+        }
+        _ => return None,
+    };
+    Some(Transport {
+        version,
+        protocol,
+        l3,
+        l4: l3 + l4,
+        payload: l3 + l4 + header_len,
+        end: l3 + end,
+    })
+}
+
+fn their_checksum(packet: &[u8], at: &Transport) -> u16 {
+    let address = |from: usize| -> [u8; 4] { packet[at.l3 + from..][..4].try_into().expect("4") };
+    let address6 =
+        |from: usize| -> [u8; 16] { packet[at.l3 + from..][..16].try_into().expect("16") };
+    let (segment, payload) = (&packet[at.l4..at.end], &packet[at.payload..at.end]);
+    match (at.protocol, at.version) {
+        (Protocol::Tcp, version) => {
+            let tcp = TcpHeaderSlice::from_slice(segment).expect("it is TCP");
+            match version {
+                IpVersion::Ipv4 => tcp.calc_checksum_ipv4_raw(address(12), address(16), payload),
+                IpVersion::Ipv6 => tcp.calc_checksum_ipv6_raw(address6(8), address6(24), payload),
+            }
+        }
+        (Protocol::Udp, version) => {
+            let udp = UdpHeaderSlice::from_slice(segment)
+                .expect("it is UDP")
+                .to_header();
+            match version {
+                IpVersion::Ipv4 => udp.calc_checksum_ipv4_raw(address(12), address(16), payload),
+                IpVersion::Ipv6 => udp.calc_checksum_ipv6_raw(address6(8), address6(24), payload),
+            }
+        }
+    }
+    .expect("it is not too long")
+}
+
+/// Whether the bytes begin with an IPv4 packet, by two opinions.
+fn ipv4(bytes: &[u8]) -> Option<usize> {
+    let theirs = Ipv4HeaderSlice::from_slice(bytes).ok().filter(|header| {
+        let total = usize::from(header.total_len());
+        // Its own sum forgets the reserved flag, so the sum is made here.
+        let sum = header.slice().chunks(2).fold(0u32, |sum, word| {
+            sum + u32::from(u16::from_be_bytes([word[0], word[1]]))
+        });
+        let sum = (sum & 0xffff) + (sum >> 16);
+        (header.slice().len()..=bytes.len()).contains(&total)
+            && (sum & 0xffff) + (sum >> 16) == 0xffff
+    });
+    let total = theirs
+        .as_ref()
+        .map(|header| usize::from(header.total_len()));
+    assert_eq!(udp::check(bytes).ok(), total);
+    if let Some(header) = theirs {
+        // The header is all that is needed to know it.
+        let head = header.slice();
+        assert_eq!(udp::check_head(head, bytes.len()).ok(), total);
+        assert_eq!(udp::check(head).is_ok(), total == Some(head.len()));
+    }
+    total
+}
+
+fn forward(packet: &[u8]) {
+    let mut copy = packet.to_vec();
+    match checksum::decrement_ttl(&mut copy) {
+        Some(ttl) => {
+            assert_eq!(ttl, packet[8] - 1);
+            assert_eq!(udp::check(&copy), Ok(packet.len()));
+            assert_eq!((&copy[..8], copy[9]), (&packet[..8], packet[9]));
+            assert_eq!(copy[12..], packet[12..]);
+        }
+        None => assert!(packet[8] == 0 && copy == packet),
+    }
+    let (one, two) = (
+        hash::flow(packet, hash::Seed(1)),
+        hash::flow(&copy, hash::Seed(1)),
+    );
+    assert_eq!(one, two, "a hop does not change a flow");
+}
+
+fn fragment(packet: &[u8], mtu: Mtu) {
+    let (flags, header_len) = (packet[6], usize::from(packet[0] & 0x0f) * 4);
+    let offset = |packet: &[u8]| usize::from(u16::from_be_bytes([packet[6] & 0x1f, packet[7]])) * 8;
+    let possible = offset(packet) + packet.len() <= 65_535;
+    let Some(mut fragments) = Fragments::new(packet, mtu) else {
+        assert!(flags & 0x40 != 0 || !possible);
+        return;
+    };
+    assert!(flags & 0x40 == 0 && possible);
+    let (mut done, mut buffer) = (0, vec![0; mtu.get().into()]);
+    while let Some(len) = fragments.write_next(&mut buffer) {
+        let piece = &buffer[..len];
+        assert!(len <= mtu.get().into());
+        assert_eq!(udp::check(piece), Ok(len));
+        assert_eq!(offset(piece), offset(packet) + done);
+        let body = &piece[usize::from(piece[0] & 0x0f) * 4..];
+        assert_eq!(
+            body,
+            &packet[header_len + done..header_len + done + body.len()]
+        );
+        done += body.len();
+        let last = header_len + done == packet.len();
+        assert_eq!(piece[6] & 0x20 != 0, !last || flags & 0x20 != 0);
+        assert!(last || body.len() % 8 == 0);
+    }
+    assert_eq!(header_len + done, packet.len());
+}
+
+fn report(packet: &[u8], mtu: Mtu) {
+    let mut buffer = vec![0; usize::from(mtu.get()).min(700)];
+    let source = Ipv4Addr::new(10, 244, 1, 1);
+    if let Some(len) = IcmpError::TimeExceeded.write(&mut buffer, source, packet) {
+        let error = &buffer[..len];
+        assert!(len <= 576);
+        assert_eq!(udp::check(error), Ok(len));
+        assert_eq!(checksum::compute(&error[20..]), 0);
+        assert_eq!(error[16..20], packet[12..16]);
+        assert_eq!(error[28..], packet[..len - 28]);
+    }
+}
+
+fn seeds() -> Vec<Seed> {
+    let with = |choice: u8, number: [u8; 2], bytes: &[u8]| [&[choice], &number[..], bytes].concat();
+    let small = |choice, bytes: &[u8]| with(choice, [0, 40], bytes);
+    let place = |index: u8| TRANSPORT + index * CODECS;
+    let tcp = tcp_segment();
+    let udp = [&[0x80, 0, 0, 53, 0, 12, 1, 2][..], b"muslin"[..4].as_ref()].concat();
+    let options = [17, 0, 1, 4, 0, 0, 0, 0];
+    let framed = |ethertype: [u8; 2], packet: &[u8]| [&[2; 12], &ethertype[..], packet].concat();
+    vec![
+        (
+            "vxlan",
+            small(VXLAN, &[&[8, 0, 0, 0, 0, 0, 1, 0][..], &[2; 60]].concat()),
+        ),
+        (
+            "vxlan-group-policy",
+            small(VXLAN, &[0x88, 0x40, 0x12, 0x34, 0, 0, 7, 0xff]),
+        ),
+        ("vxlan-no-vni", small(VXLAN, &[0xf7, 0, 0, 0, 0, 0, 1, 0])),
+        ("mac-colons", small(MAC, b"0e:1f:20:a1:b2:c3")),
+        ("mac-dots", small(MAC, b"0e1f.20a1.b2c3")),
+        (
+            "virtio-tcp4",
+            with(VIRTIO, [0x0b, 14], &[1, 1, 66, 0, 0x76, 5, 34, 0, 16, 0]),
+        ),
+        (
+            "virtio-tcp6-ecn",
+            with(VIRTIO, [0x0b, 14], &[1, 0x84, 86, 0, 0x62, 5, 54, 0, 16, 0]),
+        ),
+        (
+            "virtio-udp",
+            with(VIRTIO, [0x0b, 14], &[1, 5, 42, 0, 0, 4, 34, 0, 6, 0]),
+        ),
+        (
+            "virtio-valid",
+            with(VIRTIO, [0, 60], &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ),
+        (
+            "virtio-ufo",
+            with(VIRTIO, [0, 60], &[1, 3, 0, 0, 9, 0, 34, 0, 6, 0]),
+        ),
+        (
+            "ethernet-arp",
+            small(ETHERNET, &framed([8, 6], &arp_request())),
+        ),
+        (
+            "ethernet-ipv4",
+            small(ETHERNET, &framed([8, 0], &packet_v4(&[], [0, 0], 17, &udp))),
+        ),
+        ("tcp4", small(place(0), &packet_v4(&[], [0x40, 0], 6, &tcp))),
+        (
+            "tcp4-framed",
+            small(
+                place(1),
+                &framed([8, 0], &packet_v4(&[1, 1, 1, 0], [0, 0], 6, &tcp)),
+            ),
+        ),
+        (
+            "udp4-padded",
+            small(
+                place(0),
+                &[&packet_v4(&[], [0, 0], 17, &udp)[..], &[0; 6]].concat(),
+            ),
+        ),
+        (
+            "udp4-fragment",
+            small(place(0), &packet_v4(&[], [0x20, 0], 17, &udp)),
+        ),
+        ("tcp6", small(place(0), &packet_v6(6, &tcp))),
+        (
+            "udp6-options",
+            small(place(0), &packet_v6(60, &[&options[..], &udp].concat())),
+        ),
+        (
+            "udp6-vxlan",
+            small(
+                place(3),
+                &[
+                    &[8, 0, 0, 0, 0, 0, 1, 0][..],
+                    &framed([0x86, 0xdd], &packet_v6(17, &udp)),
+                ]
+                .concat(),
+            ),
+        ),
+        ("ipv4", small(IPV4, &packet_v4(&[], [0, 0], 17, &[9; 300]))),
+        (
+            "ipv4-dont-fragment",
+            small(IPV4, &packet_v4(&[], [0x40, 0], 17, &[9; 300])),
+        ),
+        (
+            "ipv4-options",
+            small(
+                IPV4,
+                &packet_v4(&[7, 3, 4, 1, 148, 4, 0, 0], [0, 0], 17, &[9; 300]),
+            ),
+        ),
+        (
+            "ipv4-last-fragment",
+            small(IPV4, &packet_v4(&[], [0x1f, 0xff], 17, &[9; 300])),
+        ),
+    ]
+}
+
+fn tcp_segment() -> Vec<u8> {
+    let header = [
+        0x80, 0, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 2, 0x60, 0x18, 1, 2, 0, 0, 0, 0,
+    ];
+    [&header[..], &[2, 4, 5, 0xb4], b"hello"].concat()
+}
+
+fn arp_request() -> Vec<u8> {
+    let sender = [0x0a, 0x58, 10, 244, 1, 2, 10, 244, 1, 2];
+    [
+        &[0, 1, 8, 0, 6, 4, 0, 1][..],
+        &sender,
+        &[0; 6],
+        &[10, 244, 1, 1],
+    ]
+    .concat()
+}
+
+fn packet_v4(options: &[u8], fragment: [u8; 2], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let header_len = 20 + options.len();
+    let total = (header_len + payload.len()) as u16;
+    let mut bytes = vec![0x40 | (header_len / 4) as u8, 0];
+    bytes.extend(total.to_be_bytes());
+    bytes.extend([0, 7, fragment[0], fragment[1], 64, protocol, 0, 0]);
+    bytes.extend([10, 244, 1, 2, 10, 244, 2, 3]);
+    bytes.extend(options);
+    let sum = checksum::compute(&bytes);
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+fn packet_v6(next_header: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0x60, 0, 0, 0, 0, payload.len() as u8, next_header, 64];
+    bytes.extend([0xfd; 32]);
+    bytes.extend(payload);
+    bytes
+}

@@ -1,0 +1,453 @@
+//! What happens to a node, as bytes: every field is read from the front, one byte each, so that a
+//! seed is written as it is read and small changes to the bytes are small changes to the events.
+
+use std::net::Ipv4Addr;
+
+use muslin_encap::checksum;
+use muslin_encap::virtio;
+
+use arbitrary::{Result, Unstructured};
+use smoltcp::wire::EthernetAddress;
+
+/// One thing that happens to a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A frame comes from a port.
+    Frame {
+        /// The port.
+        port: u8,
+        /// The frame.
+        bytes: Vec<u8>,
+    },
+    /// A datagram with a frame comes from an underlay address.
+    Datagram {
+        /// The last byte of the address.
+        host: u8,
+        /// The frame in it; without its header if the tunnel carries bare IP packets.
+        bytes: Vec<u8>,
+    },
+    /// A frame comes from a port with a virtio-net header.
+    Superpacket {
+        /// The port.
+        port: u8,
+        /// The header.
+        header: [u8; virtio::LEN],
+        /// The frame.
+        bytes: Vec<u8>,
+    },
+    /// Datagrams with frames come from an underlay address and have been merged into one.
+    Merged {
+        /// The last byte of the address.
+        host: u8,
+        /// A virtio-net header for the merged frame.
+        header: [u8; virtio::LEN],
+        /// The merged frame.
+        bytes: Vec<u8>,
+        /// How many of its bytes are not with the others.
+        tail: usize,
+    },
+    /// A port is attached.
+    Attach {
+        /// The port.
+        port: u8,
+        /// Which pod is behind it.
+        pod: u8,
+        /// Whether it is guarded.
+        guarded: bool,
+    },
+    /// A port is detached.
+    Detach(u8),
+    /// A peer is set.
+    SetPeer {
+        /// The peer.
+        id: u8,
+        /// Which subnet it has.
+        subnet: u8,
+        /// The last byte of its underlay address.
+        host: u8,
+        /// Whether it has a VTEP.
+        vtep: bool,
+    },
+    /// A peer is removed.
+    RemovePeer(u8),
+    /// Milliseconds pass.
+    Wait(u64),
+    /// The output is not polled after the next few events.
+    Hold(u8),
+}
+
+/// MAC address of the gateway.
+pub const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 1, 1]);
+
+/// The MAC address that a byte stands for.
+#[must_use]
+pub fn mac(byte: u8) -> EthernetAddress {
+    EthernetAddress(match byte {
+        0 => GATEWAY_MAC.0,
+        1..8 => [0x0a, 0x58, 10, 244, 1, byte],
+        8..16 => [2, 0, 0, 0, 0, byte - 8],
+        16 => [0xff; 6],
+        17 => [0x01, 0x80, 0xc2, 0, 0, 0x0e],
+        18 => [0x33, 0x33, 0, 0, 0, 1],
+        19 => [0x01, 0, 0x5e, 0, 0, 1],
+        20 => [0; 6],
+        _ => [2, 1, 1, 1, 1, byte],
+    })
+}
+
+/// The IPv4 address that a byte stands for: hosts of this node's subnet, hosts of others, and
+/// special ones.
+#[must_use]
+pub fn address(byte: u8) -> Ipv4Addr {
+    match byte {
+        0..16 => Ipv4Addr::new(10, 244, 1, byte),
+        16..32 => Ipv4Addr::new(10, 244, 2, byte - 16),
+        32..48 => Ipv4Addr::new(10, 244, 3, byte - 32),
+        48 => Ipv4Addr::new(10, 244, 1, 255),
+        49 => Ipv4Addr::new(10, 244, 2, 200),
+        50 => Ipv4Addr::new(8, 8, 8, 8),
+        51 => Ipv4Addr::new(224, 0, 0, 1),
+        52 => Ipv4Addr::BROADCAST,
+        53 => Ipv4Addr::LOCALHOST,
+        54 => Ipv4Addr::UNSPECIFIED,
+        55 => Ipv4Addr::new(169, 254, 169, 254),
+        _ => Ipv4Addr::new(10, 244, 1, byte),
+    }
+}
+
+/// The events that bytes stand for, until they end.
+#[derive(Debug)]
+pub struct Events<'a> {
+    input: Unstructured<'a>,
+    /// Identification of the last IP packet: no two have the same, unless an edit makes it so.
+    ident: u16,
+}
+
+impl<'a> Events<'a> {
+    /// The events of these bytes.
+    #[must_use]
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            input: Unstructured::new(bytes),
+            ident: 0,
+        }
+    }
+
+    fn next_event(&mut self) -> Result<Event> {
+        let kind = self.byte()? % 16;
+        Ok(match kind {
+            0..5 => Event::Frame {
+                port: self.byte()? % 6,
+                bytes: self.frame()?,
+            },
+            5..9 => Event::Datagram {
+                host: self.byte()? % 6,
+                bytes: self.frame()?,
+            },
+            9 => Event::Attach {
+                port: self.byte()? % 6,
+                pod: self.byte()? % 8,
+                guarded: self.byte()? % 2 == 0,
+            },
+            10 => Event::Detach(self.byte()? % 6),
+            11 => Event::SetPeer {
+                id: self.byte()? % 6,
+                subnet: self.byte()? % 9,
+                host: self.byte()? % 6,
+                vtep: self.byte()? % 4 != 3,
+            },
+            12 => Event::RemovePeer(self.byte()? % 6),
+            13 => Event::Hold(self.byte()?),
+            14 => {
+                let time = u64::from(self.byte()?);
+                Event::Wait(time * time * 8)
+            }
+            _ => self.superpacket()?,
+        })
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        self.input.arbitrary()
+    }
+
+    fn fields(&mut self) -> Result<[u8; 8]> {
+        let mut fields = [0; 8];
+        for field in &mut fields {
+            *field = self.byte()?;
+        }
+        Ok(fields)
+    }
+
+    fn frame(&mut self) -> Result<Vec<u8>> {
+        let (destination, source, kind) = (self.byte()?, self.byte()?, self.byte()?);
+        let fields = self.fields()?;
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend(mac(destination).0);
+        bytes.extend(mac(source).0);
+        match kind % 8 {
+            0..4 => {
+                bytes.extend([0x08, 0]);
+                ipv4(&mut bytes, fields, self.next_ident(1));
+            }
+            4 | 5 => {
+                bytes.extend([0x08, 0x06]);
+                arp(&mut bytes, fields);
+            }
+            6 => {
+                bytes.extend([0x86, 0xdd]);
+                ipv6(&mut bytes, fields);
+            }
+            _ => {
+                bytes.extend(if fields[7] % 2 == 0 {
+                    [0x81, 0]
+                } else {
+                    [0, 46]
+                });
+                bytes.extend([0, 0, 0x08, 0]);
+                ipv4(&mut bytes, fields, self.next_ident(1));
+            }
+        }
+        self.edit(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn edit(&mut self, bytes: &mut Vec<u8>) -> Result<()> {
+        let edits = self.byte()?;
+        for _ in 0..edits.saturating_sub(250) {
+            let (at, value) = (usize::from(self.byte()?), self.byte()?);
+            if let Some(place) = bytes.get_mut(at) {
+                *place = value;
+            }
+        }
+        // One in a few is cut short.
+        if edits % 16 == 15 {
+            bytes.truncate(usize::from(self.byte()?));
+        }
+        Ok(())
+    }
+
+    /// Sender, MAC addresses, source, destination, TTL, choices, segment size, payload length, a
+    /// byte of the header and what is to be there. The first six senders are ports, the others
+    /// hosts.
+    fn superpacket(&mut self) -> Result<Event> {
+        let sender = self.byte()? % 12;
+        let (destination, source) = (self.byte()?, self.byte()?);
+        let [spa, dpa, ttl, choices, size, len, at, value] = self.fields()?;
+        let shape = Shape {
+            addresses: [address(spa), address(dpa)],
+            ttl,
+            tcp: choices & 1 == 0,
+            dont_fragment: choices & 2 != 0,
+            size: (choices & 4 == 0).then_some(u16::from(size) * 8),
+            other_kind: choices & 8 != 0,
+            finished: choices & 16 != 0,
+            payload: usize::from(len) * usize::from(len) / 8,
+        };
+        let segments = shape.payload / usize::from(size.max(1)) / 8 + 1;
+        let ident = self.next_ident(segments as u16);
+        let mut bytes = Vec::with_capacity(128);
+        bytes.extend(mac(destination).0);
+        bytes.extend(mac(source).0);
+        bytes.extend([0x08, 0]);
+        let mut header = shape.write(&mut bytes, ident);
+        Ok(if sender < 6 {
+            if let Some(place) = header.get_mut(usize::from(at)) {
+                *place = value;
+            }
+            self.edit(&mut bytes)?;
+            Event::Superpacket {
+                port: sender,
+                header,
+                bytes,
+            }
+        } else {
+            let size = shape.size.unwrap_or(u16::MAX);
+            let tail = shape.payload.saturating_sub(size.max(1).into());
+            Event::Merged {
+                host: sender - 6,
+                header,
+                bytes,
+                tail: if shape.is_mergeable() { tail } else { 0 },
+            }
+        })
+    }
+
+    /// The identification of a packet that may become so many.
+    fn next_ident(&mut self, packets: u16) -> u16 {
+        let ident = self.ident.wrapping_add(1);
+        self.ident = self.ident.wrapping_add(packets);
+        ident
+    }
+}
+
+impl Iterator for Events<'_> {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        if self.input.is_empty() {
+            return None;
+        }
+        self.next_event().ok()
+    }
+}
+
+/// A TCP or UDP packet in a frame, and what its virtio-net header says of it.
+struct Shape {
+    addresses: [Ipv4Addr; 2],
+    ttl: u8,
+    tcp: bool,
+    dont_fragment: bool,
+    /// Payload of a segment, unless it is to stay whole.
+    size: Option<u16>,
+    /// Whether the header has the other protocol's type.
+    other_kind: bool,
+    /// Whether the transport checksum is there already.
+    finished: bool,
+    payload: usize,
+}
+
+impl Shape {
+    /// Whether a merger could have made it.
+    fn is_mergeable(&self) -> bool {
+        !self.finished && !self.other_kind && self.size.is_some_and(|size| size > 0)
+    }
+
+    /// Writes the packet behind an Ethernet header, and returns its header.
+    fn write(&self, bytes: &mut Vec<u8>, ident: u16) -> [u8; virtio::LEN] {
+        let (protocol, header_len, field) = if self.tcp { (6, 20, 16) } else { (17, 8, 6) };
+        let len = header_len + self.payload;
+        let flags = if self.dont_fragment { 0x40 } else { 0 };
+        bytes.extend([0x45, 0]);
+        bytes.extend(((20 + len) as u16).to_be_bytes());
+        bytes.extend(ident.to_be_bytes());
+        bytes.extend([flags, 0, self.ttl, protocol, 0, 0]);
+        bytes.extend(self.addresses.iter().flat_map(Ipv4Addr::octets));
+        let sum = checksum::compute(&bytes[14..]);
+        bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+        if self.tcp {
+            bytes.extend([
+                0x80, 0, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 2,
+            ]);
+            bytes.extend([0; 4]);
+        } else {
+            bytes.extend([0x80, 0, 0, 53]);
+            bytes.extend((len as u16).to_be_bytes());
+            bytes.extend([0; 2]);
+        }
+        bytes.resize(14 + 20 + len, 1);
+        let pseudo = checksum::sum(&bytes[26..34]);
+        let pseudo = checksum::add(pseudo, checksum::add(protocol.into(), len as u16));
+        bytes[34 + field..36 + field].copy_from_slice(&pseudo.to_be_bytes());
+        if self.finished {
+            checksum::finish(bytes, 34, field);
+        }
+        self.header(34 + header_len, field)
+    }
+
+    fn header(&self, header_len: usize, field: usize) -> [u8; virtio::LEN] {
+        let kind = match (self.size, self.tcp != self.other_kind) {
+            (None, _) => 0,
+            (Some(_), true) => 1,
+            (Some(_), false) => 5,
+        };
+        let numbers = [
+            header_len as u16,
+            self.size.unwrap_or_default(),
+            34,
+            field as u16,
+        ];
+        let mut header = [(!self.finished).into(), kind, 0, 0, 0, 0, 0, 0, 0, 0];
+        for (place, number) in header[2..].chunks_exact_mut(2).zip(numbers) {
+            place.copy_from_slice(&number.to_ne_bytes());
+        }
+        header
+    }
+}
+
+/// A well-formed IPv4 packet: source, destination, TTL, protocol, flags and offset, payload
+/// length, options, first byte of the payload.
+fn ipv4(frame: &mut Vec<u8>, fields: [u8; 8], ident: u16) {
+    let [
+        source,
+        destination,
+        ttl,
+        protocol,
+        fragment,
+        len,
+        options,
+        first,
+    ] = fields;
+    let options = usize::from(options % 11) * 4;
+    let header_len = 20 + options;
+    let payload = match usize::from(len) {
+        255 => 65_535 - header_len,
+        len => len * len / 8,
+    };
+    let total = header_len + payload;
+    let start = frame.len();
+    frame.resize(start + total, 1);
+    let bytes = &mut frame[start..];
+    bytes[0] = 0x40 | (header_len / 4) as u8;
+    bytes[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+    bytes[4..6].copy_from_slice(&ident.to_be_bytes());
+    // The top three bits are the flags; the others an offset, the last of them the largest.
+    bytes[6] = fragment & 0xe0;
+    bytes[7] = fragment & 0x1f;
+    if fragment & 0x1f == 0x1f {
+        bytes[6] |= 0x1f;
+        bytes[7] = 0xff;
+    }
+    bytes[8] = ttl;
+    bytes[9] = match protocol % 4 {
+        0 => 1,
+        1 => 6,
+        2 => 17,
+        _ => protocol,
+    };
+    bytes[12..16].copy_from_slice(&address(source).octets());
+    bytes[16..20].copy_from_slice(&address(destination).octets());
+    bytes[10..12].fill(0);
+    let sum = checksum::compute(&bytes[..header_len]);
+    bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    let icmp = &mut bytes[header_len..];
+    if let Some(place) = icmp.first_mut() {
+        *place = first;
+    }
+    if let Some(code) = icmp.get_mut(1) {
+        *code = 0;
+    }
+    if protocol % 4 == 0 && icmp.len() >= 8 {
+        icmp[2..4].fill(0);
+        let sum = checksum::compute(icmp);
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
+/// ARP: operation, sender's and target's MAC and IP addresses.
+fn arp(frame: &mut Vec<u8>, fields: [u8; 8]) {
+    let [operation, sha, spa, tha, tpa, ..] = fields;
+    frame.extend([0, 1, 8, 0, 6, 4, 0, operation % 4]);
+    frame.extend(mac(sha).0);
+    frame.extend(address(spa).octets());
+    frame.extend(mac(tha).0);
+    frame.extend(address(tpa).octets());
+}
+
+/// IPv6: last byte of the source, next header, and a payload of the rest.
+fn ipv6(frame: &mut Vec<u8>, fields: [u8; 8]) {
+    let [source, next, payload @ ..] = fields;
+    let next = match next % 8 {
+        0 => 0,
+        1 => 43,
+        2 => 44,
+        3 => 60,
+        4 => 51,
+        5 => 58,
+        _ => next,
+    };
+    frame.extend([0x60, 0, 0, 0, 0, 24, next, 255]);
+    frame.extend(address(source).to_ipv6_mapped().octets());
+    frame.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    frame.extend(payload);
+    frame.extend([58, 0, 134, 0, 0, 0, 0, 0, 134, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+}

@@ -1,0 +1,723 @@
+//! The node with what must be true of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::udp;
+use muslin_encap::virtio::{self, Header};
+use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_stack::drops::DropReason;
+use muslin_stack::guard::Policy;
+use muslin_stack::neighbour::State;
+use muslin_stack::node::{Config, Limits, Node, Verdict};
+use muslin_stack::peer::{Peer, PeerId, Tunnel};
+use muslin_stack::port::{Attachment, PortId};
+use muslin_stack::{Duration, Instant};
+
+use crate::event::{Event, GATEWAY_MAC, address, mac};
+use crate::ledger::Ledger;
+use crate::packet::{
+    self, Offload, SUBNET, check_sender, inner, ipv4, is_martian, is_own, is_own_arp,
+};
+
+const VTEP: u8 = 15;
+/// Packets of its own a node may hold.
+const OUTPUT_LEN: usize = 256;
+/// Packets that may wait for a neighbour.
+const WAITING_LEN: usize = 4;
+/// The subnets of peers, as base and prefix length; there is one of IPv6 too.
+const SUBNETS: [([u8; 4], u8); 8] = [
+    ([10, 244, 2, 0], 24),
+    ([10, 244, 3, 0], 24),
+    ([10, 244, 2, 128], 25),
+    ([10, 244, 2, 0], 25),
+    ([10, 244, 0, 0], 16),
+    ([10, 244, 1, 0], 24),
+    ([10, 244, 1, 0], 25),
+    ([0; 4], 0),
+];
+
+/// Where a packet came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum From {
+    Port(PortId),
+    Underlay(IpAddr),
+}
+
+/// A frame or the payload of a datagram on its way in.
+#[derive(Debug, Clone, Copy)]
+struct Incoming<'a> {
+    bytes: &'a [u8],
+    header: Header,
+    /// How many of the bytes are not with the others.
+    tail: usize,
+}
+
+/// What became of it.
+#[derive(Debug)]
+struct Outgoing {
+    verdict: Verdict,
+    bytes: Vec<u8>,
+    header: Header,
+    tail: usize,
+}
+
+#[derive(Debug)]
+struct Port {
+    attachment: Attachment,
+    received: u64,
+}
+
+/// A node and a simple model of it.
+pub struct Harness {
+    node: Node,
+    vxlan: bool,
+    check_peers: bool,
+    mtu: usize,
+    limits: Limits,
+    now: Instant,
+    ports: BTreeMap<PortId, Port>,
+    peers: BTreeMap<PeerId, Peer>,
+    ledger: Ledger,
+    /// Whether a pod sent something since the output was last polled to its end.
+    pods_sent: bool,
+    /// Whether an IP packet came since then.
+    packets_came: bool,
+    /// Whether a peer changed since then: what was queued for it before is in flight.
+    peers_changed: bool,
+    received: u64,
+    /// Whether two ports ever had the same pod. No control plane does that, and the addresses go
+    /// with whichever leaves.
+    shared: bool,
+    storage: Vec<u8>,
+}
+
+impl Harness {
+    /// Every run begins with pods 2 and 3, guarded, at ports 0 and 1, pod 4 at port 2, guarded if
+    /// the first byte says so, and peers 0 and 1.
+    pub fn new(choices: u8) -> Self {
+        let vxlan = choices & 1 == 0;
+        let check_peers = choices & 2 == 0;
+        let mtu = [1450, 68, 576, 65_535][usize::from(choices >> 2 & 3)];
+        let entries = if choices & 16 != 0 { 2 } else { 6 };
+        let limits = Limits {
+            fdb: entries,
+            neighbours: entries,
+        };
+        let config = Config {
+            subnet: SUBNET.into(),
+            gateway_mac: GATEWAY_MAC,
+            tunnel: if vxlan {
+                Tunnel::Vxlan {
+                    vni: Vni::new(1).expect("it is small"),
+                    mac: vtep(VTEP),
+                }
+            } else {
+                Tunnel::Udp
+            },
+            mtu: Mtu::new(mtu).expect("it is in range"),
+            guard: Policy { peers: check_peers },
+            limits,
+            random_seed: 7,
+        };
+        let now = Instant::ZERO;
+        let mut harness = Self {
+            node: Node::new(config, now).expect("the subnet has room"),
+            vxlan,
+            check_peers,
+            mtu: mtu as usize,
+            limits,
+            now,
+            ports: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            ledger: Ledger::default(),
+            pods_sent: false,
+            packets_came: false,
+            peers_changed: false,
+            received: 0,
+            shared: false,
+            storage: vec![0; HEADROOM + 2000],
+        };
+        for port in 0..3 {
+            harness.apply(Event::Attach {
+                port,
+                pod: port + 2,
+                guarded: port < 2 || choices & 32 == 0,
+            });
+        }
+        for id in 0..2 {
+            harness.apply(Event::SetPeer {
+                id,
+                subnet: id,
+                host: id,
+                vtep: true,
+            });
+        }
+        harness
+    }
+
+    /// Does what the event says, and checks what the node answers at once.
+    ///
+    /// # Panics
+    /// If that is wrong.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Frame { port, bytes } => {
+                self.frame(PortId(port.into()), &bytes, Header::default());
+            }
+            Event::Superpacket {
+                port,
+                header,
+                bytes,
+            } => self.superpacket(PortId(port.into()), &header, &bytes),
+            Event::Datagram { host, bytes } => self.datagram(host, &bytes, Header::default(), 0),
+            Event::Merged {
+                host,
+                header,
+                bytes,
+                tail,
+            } => {
+                // A merger has looked at all of it.
+                if let Ok(header) = Header::parse(&header)
+                    && header.check(bytes.len() - tail).is_ok()
+                {
+                    self.datagram(host, &bytes, header, tail);
+                }
+            }
+            Event::Attach { port, pod, guarded } => self.attach(PortId(port.into()), pod, guarded),
+            Event::Detach(port) => {
+                let port = PortId(port.into());
+                let was = self.ports.remove(&port).is_some();
+                assert_eq!(self.node.detach(port), was);
+            }
+            Event::SetPeer {
+                id,
+                subnet,
+                host,
+                vtep: has_vtep,
+            } => {
+                let peer = Peer {
+                    id: PeerId(id.into()),
+                    subnet: self::subnet(subnet),
+                    address: underlay(host),
+                    vtep_mac: has_vtep.then(|| vtep(8 + id)),
+                };
+                self.node.set_peer(peer.clone());
+                self.peers.insert(peer.id, peer);
+                self.change_peers();
+            }
+            Event::RemovePeer(id) => {
+                let id = PeerId(id.into());
+                let was = self.peers.remove(&id).is_some();
+                assert_eq!(self.node.remove_peer(id), was);
+                self.change_peers();
+            }
+            Event::Wait(millis) => {
+                self.now += Duration::from_millis(millis);
+                self.node.handle_timeout(self.now);
+                assert!(self.node.poll_at() > self.now, "a timer spins");
+            }
+            Event::Hold(_) => {}
+        }
+    }
+
+    fn attach(&mut self, port: PortId, pod: u8, guarded: bool) {
+        // No control plane gives a pod the node's own address.
+        if pod < 2 {
+            return;
+        }
+        let attachment = Attachment {
+            mac: mac(pod),
+            addresses: vec![address(pod).into(), address(pod).to_ipv6_mapped().into()],
+            guarded,
+        };
+        let mut others = self.ports.iter().filter(|(id, _)| **id != port);
+        self.shared |= others.any(|(_, other)| other.attachment.mac == attachment.mac);
+        self.node.attach(port, attachment.clone());
+        let received = 0;
+        self.ports.insert(
+            port,
+            Port {
+                attachment,
+                received,
+            },
+        );
+    }
+
+    fn superpacket(&mut self, port: PortId, header: &[u8; virtio::LEN], bytes: &[u8]) {
+        match Header::parse(header) {
+            Ok(header) => self.frame(port, bytes, header),
+            Err(_) => {
+                let reason = DropReason::VirtioHeader;
+                let before = self.node.counters().dropped_for(reason);
+                self.node.refuse_frame(port, bytes.len());
+                assert_eq!(self.node.counters().dropped_for(reason), before + 1);
+                self.count_from(Some(port));
+            }
+        }
+    }
+
+    /// Counts a packet that has come in.
+    fn count_from(&mut self, port: Option<PortId>) {
+        self.received += 1;
+        assert_eq!(self.node.counters().received, self.received);
+        if let Some(port) = port.and_then(|port| self.ports.get_mut(&port)) {
+            port.received += 1;
+        }
+    }
+
+    /// Runs bytes through a call.
+    fn through(
+        &mut self,
+        incoming: Incoming<'_>,
+        call: impl FnOnce(&mut Node, Instant, &mut PacketBuf<'_>) -> Verdict,
+    ) -> Outgoing {
+        let Incoming {
+            bytes,
+            header,
+            tail,
+        } = incoming;
+        let room = HEADROOM + bytes.len() + 100;
+        if self.storage.len() < room {
+            self.storage.resize(room, 0);
+        }
+        self.storage[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+        let packet = PacketBuf::new(&mut self.storage, HEADROOM, bytes.len() - tail);
+        let mut packet = packet.expect("it fits").with_tail(tail);
+        if header != Header::default() {
+            packet = packet.with_offload(header);
+        }
+        let verdict = call(&mut self.node, self.now, &mut packet);
+        Outgoing {
+            verdict,
+            bytes: packet.as_slice().to_vec(),
+            header: packet.offload(),
+            tail: packet.total_len() - packet.len(),
+        }
+    }
+
+    fn come(&mut self, packet: &[u8], header: Header) {
+        let packets = header
+            .gso
+            .map_or(1, |gso| packet.len() / usize::from(gso.size) + 1);
+        self.ledger.come(packet, packets as u16);
+        self.packets_came = true;
+    }
+
+    fn frame(&mut self, port: PortId, bytes: &[u8], header: Header) {
+        if let Some(packet) = inner(bytes) {
+            self.come(packet, header);
+        }
+        let incoming = Incoming {
+            bytes,
+            header,
+            tail: 0,
+        };
+        let out = self.through(incoming, |node, now, packet| {
+            node.from_port(now, port, packet)
+        });
+        self.count_from(Some(port));
+        self.pods_sent = true;
+        let Some(Port { attachment, .. }) = self.ports.get(&port) else {
+            assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPort));
+            return;
+        };
+        if header.check(bytes.len()).is_err() {
+            assert_eq!(out.verdict, Verdict::Drop(DropReason::VirtioHeader));
+            return;
+        }
+        if matches!(out.verdict, Verdict::Drop(_)) {
+            self.check_not_lost(port, incoming, out.verdict);
+            return;
+        }
+        check_sender(bytes, attachment);
+        let to_gateway = bytes[..6] == GATEWAY_MAC.0;
+        match out.verdict {
+            Verdict::Port(to) if !to_gateway => {
+                assert!(self.ports.contains_key(&to), "{to} is not attached");
+                assert_ne!(to, port, "a frame goes back");
+                self.check_switched(incoming, &out);
+            }
+            Verdict::Flood { except } => {
+                assert_eq!(except, Some(port));
+                assert!(!to_gateway);
+                let reserved = matches!(bytes[..6], [0x01, 0x80, 0xc2, 0, 0, 0..16]);
+                assert!(!reserved, "a reserved group address is flooded");
+                self.check_switched(incoming, &out);
+            }
+            Verdict::Port(_) | Verdict::Peer { .. } => {
+                self.check_routed(From::Port(port), incoming, 14, &out);
+            }
+            Verdict::Consumed | Verdict::Drop(_) => {}
+        }
+    }
+
+    fn check_switched(&mut self, incoming: Incoming<'_>, out: &Outgoing) {
+        assert_eq!(out.bytes, incoming.bytes, "a switch changes nothing");
+        assert_eq!(out.header, incoming.header, "a switch changes nothing");
+        if let Some(packet) = inner(&out.bytes) {
+            self.ledger.leave(packet, 0);
+        }
+    }
+
+    fn datagram(&mut self, host: u8, frame: &[u8], header: Header, tail: usize) {
+        let source = underlay(host);
+        let (bytes, network, moved) = if self.vxlan {
+            let bytes = [&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat();
+            (bytes, 22, header.moved(0, 8))
+        } else {
+            let bytes = frame.get(14..).unwrap_or_default().to_vec();
+            (bytes, 0, header.moved(14, 0))
+        };
+        if let Some(packet) = bytes.get(network..) {
+            self.come(packet, header);
+        }
+        let incoming = Incoming {
+            bytes: &bytes,
+            header: moved.unwrap_or_default(),
+            tail,
+        };
+        let out = self.through(incoming, |node, now, packet| {
+            node.from_underlay(now, source, packet)
+        });
+        self.count_from(None);
+        let known = self
+            .peers
+            .values()
+            .any(|peer| peer.address.ip() == source.ip());
+        if !known && self.check_peers {
+            assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPeer));
+        }
+        match out.verdict {
+            // Only ARP for the gateway is answered straight away.
+            Verdict::Peer {
+                id, destination, ..
+            } => {
+                let out = &out.bytes;
+                assert!(self.vxlan && frame[12..14] == [8, 6]);
+                assert_eq!(self.peers[&id].address.ip(), source.ip());
+                assert_eq!(destination, self.peers[&id].address);
+                assert_eq!(out.len(), 8 + 42);
+                assert_eq!(out[8 + 20..8 + 22], [0, 2]);
+                assert!(is_own(ipv4(&out[8 + 28..])));
+            }
+            Verdict::Port(_) => {
+                self.check_routed(From::Underlay(source.ip()), incoming, network, &out);
+            }
+            Verdict::Flood { .. } => panic!("a datagram is flooded"),
+            Verdict::Consumed | Verdict::Drop(_) => {}
+        }
+    }
+
+    /// Checks a packet that went through the router straight away; its IP header was at `network`.
+    fn check_routed(&mut self, from: From, incoming: Incoming<'_>, network: usize, out: &Outgoing) {
+        let packet = &incoming.bytes[network..];
+        let total = udp::check(packet).expect("only whole packets are routed");
+        let packet = &packet[..total.min(packet.len() - incoming.tail)];
+        let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
+        let left = self.strip(out.verdict, &out.bytes);
+        assert_eq!(
+            udp::check_head(left, left.len() + out.tail),
+            Ok(total),
+            "what leaves is malformed"
+        );
+        assert!(packet[8] > 1);
+        self.check_changes(incoming, network, packet, left, out);
+        self.ledger.leave(left, 1);
+        assert!(!is_own(destination) && !is_own(source));
+        let broadcast = SUBNET.broadcast();
+        for address in [source, destination] {
+            assert!(!is_martian(address) && address != broadcast);
+        }
+        let expected = self.route(destination);
+        match out.verdict {
+            Verdict::Port(_) => assert_eq!(expected, Route::Local),
+            Verdict::Peer { id, .. } => {
+                assert!(matches!(expected, Route::Peers(ids) if ids.contains(&id)));
+                assert!(matches!(from, From::Port(_)), "tunnel to tunnel");
+            }
+            Verdict::Flood { .. } | Verdict::Consumed | Verdict::Drop(_) => unreachable!(),
+        }
+        if let From::Underlay(outer) = from {
+            self.check_peers_source(outer, source);
+        }
+    }
+
+    fn check_peers_source(&self, outer: IpAddr, source: Ipv4Addr) {
+        assert!(!SUBNET.contains(&source), "a peer poses as a pod");
+        let mut sharing = self
+            .peers
+            .values()
+            .filter(|peer| peer.address.ip() == outer);
+        let in_lease = sharing.any(|peer| peer.subnet.contains(&IpAddr::V4(source)));
+        assert!(
+            in_lease || !self.check_peers,
+            "a peer sends from another's lease"
+        );
+    }
+
+    /// A routed packet has a hop less, and a finished checksum if it goes to a wire; all else is as
+    /// it was, and what its header says of it is right still.
+    fn check_changes(
+        &self,
+        incoming: Incoming<'_>,
+        network: usize,
+        packet: &[u8],
+        left: &[u8],
+        out: &Outgoing,
+    ) {
+        assert_eq!(left.len(), packet.len());
+        assert_eq!((&left[..8], left[9]), (&packet[..8], packet[9]));
+        let header_len = usize::from(packet[0] & 0x0f) * 4;
+        assert_eq!(left[12..header_len], packet[12..header_len]);
+        let to_wire = matches!(out.verdict, Verdict::Peer { .. });
+        let single = incoming.header.gso.is_none();
+        let Some(offload) = self.offload(incoming, network) else {
+            return;
+        };
+        let mut expected = packet[header_len..].to_vec();
+        if let Some((start, field)) = offload.unfinished
+            && to_wire
+            && single
+        {
+            packet::finish(&mut expected, (start - header_len, field));
+        }
+        assert_eq!(left[header_len..], expected, "the payload changes");
+        if incoming.tail == 0 {
+            assert!(offload.longest.min(left.len()) <= self.mtu);
+        }
+        let before = incoming.header;
+        let after = out.bytes.len() - left.len();
+        let moved = match before.moved(network, after) {
+            Some(moved) if !to_wire || !single => moved,
+            _ => Header::default(),
+        };
+        assert_eq!(
+            (out.header.checksum, out.header.gso),
+            (moved.checksum, moved.gso)
+        );
+    }
+
+    /// What the header of a packet says of it, if it says the truth.
+    fn offload(&self, incoming: Incoming<'_>, network: usize) -> Option<Offload> {
+        if network == 14 {
+            return Offload::read(incoming.bytes, incoming.header, incoming.tail);
+        }
+        let frame = [&[0; 12][..], &[8, 0], &incoming.bytes[network..]].concat();
+        let header = incoming.header.moved(network, 14)?;
+        Offload::read(&frame, header, incoming.tail)
+    }
+
+    /// The IPv4 packet that leaves, after a look at what is around it.
+    fn strip<'a>(&self, verdict: Verdict, out: &'a [u8]) -> &'a [u8] {
+        match verdict {
+            Verdict::Port(port) => {
+                assert!(self.ports.contains_key(&port), "{port} is not attached");
+                assert_eq!(out[6..12], GATEWAY_MAC.0);
+                assert_eq!(out[0] & 1, 0, "an IP packet goes to a group");
+                assert_eq!(out[12..14], [8, 0]);
+                &out[14..]
+            }
+            Verdict::Peer {
+                id, destination, ..
+            } => {
+                let peer = &self.peers[&id];
+                assert!(destination == peer.address || self.peers_changed);
+                if !self.vxlan {
+                    return out;
+                }
+                assert_eq!(out[..8], [8, 0, 0, 0, 0, 0, 1, 0]);
+                let theirs = peer.vtep_mac.map(|mac| mac.get().0);
+                assert!(theirs.is_some_and(|mac| out[8..14] == mac) || self.peers_changed);
+                assert_eq!(out[14..20], vtep(VTEP).get().0);
+                assert_eq!(out[20..22], [8, 0]);
+                &out[22..]
+            }
+            Verdict::Flood { .. } | Verdict::Consumed | Verdict::Drop(_) => unreachable!(),
+        }
+    }
+
+    /// A plain packet or superpacket of a guarded pod, for an address with a route, must get there.
+    fn check_not_lost(&self, port: PortId, incoming: Incoming<'_>, verdict: Verdict) {
+        let attachment = &self.ports[&port].attachment;
+        let bytes = incoming.bytes;
+        let Some(packet) = inner(bytes)
+            .filter(|_| bytes[..6] == GATEWAY_MAC.0 && bytes[6..12] == attachment.mac.0)
+        else {
+            return;
+        };
+        let (Ok(total), Some(offload)) = (udp::check(packet), self.offload(incoming, 14)) else {
+            return;
+        };
+        let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
+        if !attachment.addresses.contains(&IpAddr::V4(source))
+            || packet[8] <= 1
+            || total.min(offload.longest) > self.mtu
+            || is_martian(destination)
+        {
+            return;
+        }
+        match self.route(destination) {
+            Route::None => assert_eq!(verdict, Verdict::Drop(DropReason::NoRoute)),
+            Route::Peers(_) => assert_eq!(verdict, Verdict::Drop(DropReason::NoVtepMac)),
+            Route::Local => {
+                let address = IpAddr::V4(destination);
+                let mut ports = self.ports.values();
+                let attached = ports.any(|other| other.attachment.addresses.contains(&address));
+                assert!(!attached || self.shared, "lost: {verdict:?}");
+            }
+        }
+    }
+
+    fn route(&self, destination: Ipv4Addr) -> Route {
+        if SUBNET.contains(&destination) {
+            return Route::Local;
+        }
+        let holding = |peer: &&Peer| {
+            let inside = matches!(peer.subnet, IpNet::V4(net) if SUBNET.contains(&net));
+            !inside && peer.subnet.contains(&IpAddr::V4(destination))
+        };
+        let longest = self.peers.values().filter(holding);
+        let Some(longest) = longest.map(|peer| peer.subnet.prefix_len()).max() else {
+            return Route::None;
+        };
+        let peers = self.peers.values().filter(holding);
+        let peers = peers.filter(|peer| peer.subnet.prefix_len() == longest);
+        Route::Peers(peers.map(|peer| peer.id).collect())
+    }
+
+    /// Polls all output and checks each packet, and that the counters add up.
+    ///
+    /// # Panics
+    /// If something is wrong.
+    pub fn poll(&mut self) {
+        let mut storage = std::mem::take(&mut self.storage);
+        let mut count = 0;
+        let mut released = BTreeMap::new();
+        let mut packet = PacketBuf::new(&mut storage, 0, 0).expect("it is empty");
+        while let Some(verdict) = self.node.poll_output(&mut packet) {
+            count += 1;
+            assert_eq!(packet.offload(), Header::default());
+            if let Some(destination) = self.check_output(verdict, packet.as_slice()) {
+                *released.entry(destination).or_insert(0) += 1;
+            }
+        }
+        self.storage = storage;
+        assert!(count <= OUTPUT_LEN, "{count} packets were queued");
+        if !self.packets_came {
+            let most = released.values().max();
+            assert!(most <= Some(&WAITING_LEN), "more waited than may");
+        }
+        self.pods_sent = false;
+        self.packets_came = false;
+        self.peers_changed = false;
+        let counters = self.node.counters();
+        assert_eq!(
+            counters.received + counters.originated,
+            counters.delivered
+                + counters.sent
+                + counters.flooded
+                + counters.consumed
+                + counters.dropped(),
+            "{counters:?}"
+        );
+    }
+
+    /// Checks a packet of the output; where it goes if it is a pod's.
+    fn check_output(&mut self, verdict: Verdict, out: &[u8]) -> Option<Ipv4Addr> {
+        match verdict {
+            Verdict::Port(port) if is_own_arp(out) => {
+                assert!(self.ports.contains_key(&port), "{port} is not attached");
+                assert!(is_own(ipv4(&out[28..])), "the gateway answers for another");
+            }
+            Verdict::Flood { except } => {
+                assert_eq!(except, None);
+                assert!(is_own_arp(out) && is_own(ipv4(&out[28..])));
+            }
+            Verdict::Port(_) | Verdict::Peer { .. } => {
+                let packet = self.strip(verdict, out);
+                assert_eq!(udp::check(packet), Ok(packet.len()), "malformed");
+                assert!(packet.len() <= self.mtu, "{} bytes", packet.len());
+                let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
+                assert!(!is_martian(source) && !is_martian(destination));
+                if is_own(source) {
+                    assert_eq!(packet[9], 1, "the gateway speaks ICMP only");
+                    return None;
+                }
+                let to_peer = matches!(verdict, Verdict::Peer { .. });
+                assert!(!to_peer || self.pods_sent, "tunnel to tunnel");
+                self.ledger.leave(packet, 1);
+                return Some(destination);
+            }
+            Verdict::Drop(reason) => {
+                assert!(matches!(
+                    reason,
+                    DropReason::PortGone | DropReason::PeerGone
+                ));
+            }
+            Verdict::Consumed => panic!("output that is consumed"),
+        }
+        None
+    }
+
+    /// Checks that tables keep their bounds, and that nothing of a port that has gone is in them.
+    ///
+    /// # Panics
+    /// If something is wrong.
+    pub fn check_tables(&self) {
+        let gone = |port: &PortId| !self.ports.contains_key(port);
+        let mut learned = 0;
+        for (_, entry) in self.node.fdb() {
+            learned += usize::from(entry.seen.is_some());
+            assert!(!gone(&entry.port));
+        }
+        assert!(learned <= self.limits.fdb);
+        let mut others = 0;
+        for (_, place, state) in self.node.neighbours() {
+            others += usize::from(state != State::Permanent);
+            assert!(!place.is_some_and(|place| gone(&place.port)));
+        }
+        assert!(others <= self.limits.neighbours);
+        let ports = self.node.ports();
+        let counts = ports.map(|(id, port)| (id, port.received.packets));
+        assert!(counts.eq(self.ports.iter().map(|(id, port)| (*id, port.received))));
+    }
+
+    /// Checks that routes are those of the peers.
+    fn change_peers(&mut self) {
+        self.peers_changed = true;
+        let peers = self.peers.values().map(|peer| peer.subnet.trunc());
+        let expected: BTreeSet<_> = peers
+            .filter(|net| !matches!(net, IpNet::V4(net) if SUBNET.contains(net)))
+            .chain([IpNet::V4(SUBNET)])
+            .collect();
+        let routes: BTreeSet<_> = self.node.routes().map(|(prefix, _)| prefix).collect();
+        assert_eq!(routes, expected);
+        assert_eq!(self.node.peers().count(), self.peers.len());
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Route {
+    None,
+    Local,
+    Peers(Vec<PeerId>),
+}
+
+fn subnet(index: u8) -> IpNet {
+    match SUBNETS.get(usize::from(index)) {
+        Some((base, len)) => Ipv4Net::new_assert((*base).into(), *len).into(),
+        None => "fd00:2::/64".parse().expect("it is a subnet"),
+    }
+}
+
+fn vtep(byte: u8) -> VtepMac {
+    VtepMac::from_random(mac(8 + byte % 8).0)
+}
+
+fn underlay(host: u8) -> SocketAddr {
+    SocketAddr::from(([192, 168, 0, 2 + host % 4], 8472))
+}
