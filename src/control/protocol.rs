@@ -10,8 +10,6 @@ use ipnet::Ipv4Net;
 use muslin_stack::ipam::PodName;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
-
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,15 +80,6 @@ pub enum Answer {
         /// Why, in one line for people.
         message: String,
     },
-}
-
-impl From<Error> for Answer {
-    fn from(error: Error) -> Self {
-        Self::Refused {
-            usage: matches!(error, Error::Usage(_)),
-            message: error.to_string(),
-        }
-    }
 }
 
 /// What an attached pod's interface is to have.

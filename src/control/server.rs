@@ -55,6 +55,15 @@ pub trait Service: Send + Sync + 'static {
     fn leave(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        Self::Refused {
+            usage: matches!(error, Error::Usage(_)),
+            message: error.to_string(),
+        }
+    }
+}
+
 /// Answers clients until the listener fails.
 pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc<S>) -> io::Error {
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -1,49 +1,22 @@
 //! `subnet.env`, where CNI plugins and Docker's helpers read the node's subnet, byte for byte as
 //! flannel writes it.
 
-use std::fmt;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use ipnet::Ipv4Net;
-use muslin_stack::gateway;
 use tracing::warn;
 
 use crate::error::{Context, Result};
 
+mod text;
+
+pub use text::SubnetEnv;
+
 /// What is read of a file that should have a few lines.
 const MAX_LENGTH: u64 = 64 << 10;
-
-/// What the file says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SubnetEnv {
-    /// All pods of the cluster.
-    pub network: Ipv4Net,
-    /// The node's subnet.
-    pub subnet: Ipv4Net,
-    /// MTU of pods in bytes.
-    pub mtu: u16,
-    /// Whether the daemon is to masquerade, so that nobody else must.
-    pub ip_masq: bool,
-}
-
-impl fmt::Display for SubnetEnv {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            network,
-            subnet,
-            mtu,
-            ip_masq,
-        } = self;
-        writeln!(f, "FLANNEL_NETWORK={network}")?;
-        let first = gateway::address(*subnet);
-        writeln!(f, "FLANNEL_SUBNET={first}/{}", subnet.prefix_len())?;
-        writeln!(f, "FLANNEL_MTU={mtu}")?;
-        writeln!(f, "FLANNEL_IPMASQ={ip_masq}")
-    }
-}
 
 impl SubnetEnv {
     /// Replaces the file at once, and makes its directory where it is missing.
@@ -95,26 +68,14 @@ pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
         }
         return None;
     }
-    read(&bytes)
-}
-
-fn read(bytes: &[u8]) -> Option<Ipv4Net> {
-    let text = String::from_utf8_lossy(bytes);
-    let lines = dotenvy::from_read_iter(text.as_bytes());
-    // A line that is none does not spoil the others.
-    let pairs = lines.filter_map(|line| line.ok());
-    let (_, value) = pairs.filter(|(key, _)| key == "FLANNEL_SUBNET").last()?;
-    let mut subnets = value
-        .split(',')
-        .filter_map(|text| text.trim().parse::<Ipv4Net>().ok());
-    let first = subnets.next()?;
-    subnets.next().is_none().then(|| first.trunc())
+    text::read(&bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::text::read;
     use super::*;
 
     fn sample() -> SubnetEnv {
