@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test lint portability clean
+.PHONY: demo test fuzz lint portability clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -16,6 +16,13 @@ test:
 	@.ci/need tun
 	cargo test --workspace --locked
 	cargo test --manifest-path fuzz/Cargo.toml --locked
+
+# Every fuzz target for SECONDS seconds, where there are cargo-fuzz and nightly. Without them `test`
+# has tried mutations of the seeds.
+SECONDS ?= 5
+fuzz:
+	@.ci/need build
+	fuzz/run $(SECONDS)
 
 lint:
 	@.ci/need build

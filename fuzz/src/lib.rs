@@ -19,7 +19,7 @@ macro_rules! target {
         #[cfg(fuzzing)]
         $crate::libfuzzer_sys::fuzz_target!(|data: &[u8]| $check(data));
 
-        #[cfg(not(fuzzing))]
+        #[cfg_attr(fuzzing, allow(dead_code))]
         const TARGET: $crate::Target = $crate::Target {
             name: env!("CARGO_BIN_NAME"),
             check: $check,

@@ -79,6 +79,7 @@ fn run(data: &[u8]) {
             let mtu = Mtu::new(68 + u32::from(number % 4000)).expect("it is in range");
             if let Some(total) = ipv4(bytes) {
                 let packet = &bytes[..total];
+                update(packet, number);
                 forward(packet);
                 fragment(packet, mtu);
                 report(packet, mtu);
@@ -428,6 +429,17 @@ fn ipv4(bytes: &[u8]) -> Option<usize> {
         assert_eq!(udp::check(head).is_ok(), total == Some(head.len()));
     }
     total
+}
+
+/// The checksum after the identification has changed.
+fn update(packet: &[u8], new: u16) {
+    let mut header = packet[..usize::from(packet[0] & 0x0f) * 4].to_vec();
+    let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    let updated = checksum::update(word(10), word(4), new);
+    header[4..6].copy_from_slice(&new.to_be_bytes());
+    header[10..12].fill(0);
+    let sum = checksum::compute(&header);
+    assert!(updated == sum || (updated, sum) == (0xffff, 0) || (updated, sum) == (0, 0xffff));
 }
 
 fn forward(packet: &[u8]) {

@@ -1,6 +1,6 @@
 //! The node with what must be true of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -26,6 +26,8 @@ use crate::packet::{
 const VTEP: u8 = 15;
 /// Packets of its own a node may hold.
 const OUTPUT_LEN: usize = 256;
+/// Ports and peers have identities below this.
+const IDS: usize = 6;
 /// Packets that may wait for a neighbour.
 const WAITING_LEN: usize = 4;
 /// The subnets of peers, as base and prefix length; there is one of IPv6 too.
@@ -79,8 +81,8 @@ pub struct Harness {
     mtu: usize,
     limits: Limits,
     now: Instant,
-    ports: BTreeMap<PortId, Port>,
-    peers: BTreeMap<PeerId, Peer>,
+    ports: [Option<Port>; IDS],
+    peers: [Option<Peer>; IDS],
     ledger: Ledger,
     /// Whether a pod sent something since the output was last polled to its end.
     pods_sent: bool,
@@ -131,8 +133,8 @@ impl Harness {
             mtu: mtu as usize,
             limits,
             now,
-            ports: BTreeMap::new(),
-            peers: BTreeMap::new(),
+            ports: Default::default(),
+            peers: Default::default(),
             ledger: Ledger::default(),
             pods_sent: false,
             packets_came: false,
@@ -189,9 +191,8 @@ impl Harness {
             }
             Event::Attach { port, pod, guarded } => self.attach(PortId(port.into()), pod, guarded),
             Event::Detach(port) => {
-                let port = PortId(port.into());
-                let was = self.ports.remove(&port).is_some();
-                assert_eq!(self.node.detach(port), was);
+                let was = self.ports[usize::from(port)].take().is_some();
+                assert_eq!(self.node.detach(PortId(port.into())), was);
             }
             Event::SetPeer {
                 id,
@@ -206,13 +207,12 @@ impl Harness {
                     vtep_mac: has_vtep.then(|| vtep(8 + id)),
                 };
                 self.node.set_peer(peer.clone());
-                self.peers.insert(peer.id, peer);
+                self.peers[usize::from(id)] = Some(peer);
                 self.change_peers();
             }
             Event::RemovePeer(id) => {
-                let id = PeerId(id.into());
-                let was = self.peers.remove(&id).is_some();
-                assert_eq!(self.node.remove_peer(id), was);
+                let was = self.peers[usize::from(id)].take().is_some();
+                assert_eq!(self.node.remove_peer(PeerId(id.into())), was);
                 self.change_peers();
             }
             Event::Wait(millis) => {
@@ -234,17 +234,36 @@ impl Harness {
             addresses: vec![address(pod).into(), address(pod).to_ipv6_mapped().into()],
             guarded,
         };
-        let mut others = self.ports.iter().filter(|(id, _)| **id != port);
-        self.shared |= others.any(|(_, other)| other.attachment.mac == attachment.mac);
         self.node.attach(port, attachment.clone());
-        let received = 0;
-        self.ports.insert(
-            port,
-            Port {
-                attachment,
-                received,
-            },
-        );
+        let mac = attachment.mac;
+        self.ports[port.0 as usize] = Some(Port {
+            attachment,
+            received: 0,
+        });
+        let same = self
+            .attached()
+            .filter(|(_, other)| other.attachment.mac == mac);
+        self.shared |= same.count() > 1;
+    }
+
+    fn attached(&self) -> impl Iterator<Item = (PortId, &Port)> {
+        let ids = (0..).map(PortId);
+        ids.zip(&self.ports)
+            .filter_map(|(id, port)| Some((id, port.as_ref()?)))
+    }
+
+    fn port(&self, id: PortId) -> Option<&Port> {
+        self.ports[id.0 as usize].as_ref()
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().flatten()
+    }
+
+    fn peer(&self, id: PeerId) -> &Peer {
+        self.peers[id.0 as usize]
+            .as_ref()
+            .expect("there is such a peer")
     }
 
     fn superpacket(&mut self, port: PortId, header: &[u8; virtio::LEN], bytes: &[u8]) {
@@ -264,7 +283,7 @@ impl Harness {
     fn count_from(&mut self, port: Option<PortId>) {
         self.received += 1;
         assert_eq!(self.node.counters().received, self.received);
-        if let Some(port) = port.and_then(|port| self.ports.get_mut(&port)) {
+        if let Some(port) = port.and_then(|port| self.ports[port.0 as usize].as_mut()) {
             port.received += 1;
         }
     }
@@ -321,7 +340,7 @@ impl Harness {
         });
         self.count_from(Some(port));
         self.pods_sent = true;
-        let Some(Port { attachment, .. }) = self.ports.get(&port) else {
+        let Some(Port { attachment, .. }) = self.port(port) else {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPort));
             return;
         };
@@ -337,7 +356,7 @@ impl Harness {
         let to_gateway = bytes[..6] == GATEWAY_MAC.0;
         match out.verdict {
             Verdict::Port(to) if !to_gateway => {
-                assert!(self.ports.contains_key(&to), "{to} is not attached");
+                assert!(self.port(to).is_some(), "{to} is not attached");
                 assert_ne!(to, port, "a frame goes back");
                 self.check_switched(incoming, &out);
             }
@@ -384,10 +403,7 @@ impl Harness {
             node.from_underlay(now, source, packet)
         });
         self.count_from(None);
-        let known = self
-            .peers
-            .values()
-            .any(|peer| peer.address.ip() == source.ip());
+        let known = self.peers().any(|peer| peer.address.ip() == source.ip());
         if !known && self.check_peers {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPeer));
         }
@@ -398,8 +414,8 @@ impl Harness {
             } => {
                 let out = &out.bytes;
                 assert!(self.vxlan && frame[12..14] == [8, 6]);
-                assert_eq!(self.peers[&id].address.ip(), source.ip());
-                assert_eq!(destination, self.peers[&id].address);
+                assert_eq!(self.peer(id).address.ip(), source.ip());
+                assert_eq!(destination, self.peer(id).address);
                 assert_eq!(out.len(), 8 + 42);
                 assert_eq!(out[8 + 20..8 + 22], [0, 2]);
                 assert!(is_own(ipv4(&out[8 + 28..])));
@@ -448,10 +464,7 @@ impl Harness {
 
     fn check_peers_source(&self, outer: IpAddr, source: Ipv4Addr) {
         assert!(!SUBNET.contains(&source), "a peer poses as a pod");
-        let mut sharing = self
-            .peers
-            .values()
-            .filter(|peer| peer.address.ip() == outer);
+        let mut sharing = self.peers().filter(|peer| peer.address.ip() == outer);
         let in_lease = sharing.any(|peer| peer.subnet.contains(&IpAddr::V4(source)));
         assert!(
             in_lease || !self.check_peers,
@@ -515,7 +528,7 @@ impl Harness {
     fn strip<'a>(&self, verdict: Verdict, out: &'a [u8]) -> &'a [u8] {
         match verdict {
             Verdict::Port(port) => {
-                assert!(self.ports.contains_key(&port), "{port} is not attached");
+                assert!(self.port(port).is_some(), "{port} is not attached");
                 assert_eq!(out[6..12], GATEWAY_MAC.0);
                 assert_eq!(out[0] & 1, 0, "an IP packet goes to a group");
                 assert_eq!(out[12..14], [8, 0]);
@@ -524,7 +537,7 @@ impl Harness {
             Verdict::Peer {
                 id, destination, ..
             } => {
-                let peer = &self.peers[&id];
+                let peer = self.peer(id);
                 assert!(destination == peer.address || self.peers_changed);
                 if !self.vxlan {
                     return out;
@@ -542,7 +555,7 @@ impl Harness {
 
     /// A plain packet or superpacket of a guarded pod, for an address with a route, must get there.
     fn check_not_lost(&self, port: PortId, incoming: Incoming<'_>, verdict: Verdict) {
-        let attachment = &self.ports[&port].attachment;
+        let attachment = &self.port(port).expect("it sent").attachment;
         let bytes = incoming.bytes;
         let Some(packet) = inner(bytes)
             .filter(|_| bytes[..6] == GATEWAY_MAC.0 && bytes[6..12] == attachment.mac.0)
@@ -565,8 +578,9 @@ impl Harness {
             Route::Peers(_) => assert_eq!(verdict, Verdict::Drop(DropReason::NoVtepMac)),
             Route::Local => {
                 let address = IpAddr::V4(destination);
-                let mut ports = self.ports.values();
-                let attached = ports.any(|other| other.attachment.addresses.contains(&address));
+                let mut ports = self.attached();
+                let attached =
+                    ports.any(|(_, other)| other.attachment.addresses.contains(&address));
                 assert!(!attached || self.shared, "lost: {verdict:?}");
             }
         }
@@ -580,16 +594,16 @@ impl Harness {
             let inside = matches!(peer.subnet, IpNet::V4(net) if SUBNET.contains(&net));
             !inside && peer.subnet.contains(&IpAddr::V4(destination))
         };
-        let longest = self.peers.values().filter(holding);
+        let longest = self.peers().filter(holding);
         let Some(longest) = longest.map(|peer| peer.subnet.prefix_len()).max() else {
             return Route::None;
         };
-        let peers = self.peers.values().filter(holding);
+        let peers = self.peers().filter(holding);
         let peers = peers.filter(|peer| peer.subnet.prefix_len() == longest);
         Route::Peers(peers.map(|peer| peer.id).collect())
     }
 
-    /// Polls all output and checks each packet, and that the counters add up.
+    /// Polls all output and checks each packet.
     ///
     /// # Panics
     /// If something is wrong.
@@ -614,6 +628,14 @@ impl Harness {
         self.pods_sent = false;
         self.packets_came = false;
         self.peers_changed = false;
+    }
+
+    /// Polls the last output, and checks that the counters add up.
+    ///
+    /// # Panics
+    /// If something is wrong.
+    pub fn finish(mut self) {
+        self.poll();
         let counters = self.node.counters();
         assert_eq!(
             counters.received + counters.originated,
@@ -630,7 +652,7 @@ impl Harness {
     fn check_output(&mut self, verdict: Verdict, out: &[u8]) -> Option<Ipv4Addr> {
         match verdict {
             Verdict::Port(port) if is_own_arp(out) => {
-                assert!(self.ports.contains_key(&port), "{port} is not attached");
+                assert!(self.port(port).is_some(), "{port} is not attached");
                 assert!(is_own(ipv4(&out[28..])), "the gateway answers for another");
             }
             Verdict::Flood { except } => {
@@ -668,35 +690,42 @@ impl Harness {
     /// # Panics
     /// If something is wrong.
     pub fn check_tables(&self) {
-        let gone = |port: &PortId| !self.ports.contains_key(port);
+        let gone = |port: PortId| self.port(port).is_none();
         let mut learned = 0;
         for (_, entry) in self.node.fdb() {
             learned += usize::from(entry.seen.is_some());
-            assert!(!gone(&entry.port));
+            assert!(!gone(entry.port));
         }
         assert!(learned <= self.limits.fdb);
         let mut others = 0;
         for (_, place, state) in self.node.neighbours() {
             others += usize::from(state != State::Permanent);
-            assert!(!place.is_some_and(|place| gone(&place.port)));
+            assert!(!place.is_some_and(|place| gone(place.port)));
         }
         assert!(others <= self.limits.neighbours);
         let ports = self.node.ports();
         let counts = ports.map(|(id, port)| (id, port.received.packets));
-        assert!(counts.eq(self.ports.iter().map(|(id, port)| (*id, port.received))));
+        assert!(counts.eq(self.attached().map(|(id, port)| (id, port.received))));
     }
 
     /// Checks that routes are those of the peers.
     fn change_peers(&mut self) {
         self.peers_changed = true;
-        let peers = self.peers.values().map(|peer| peer.subnet.trunc());
-        let expected: BTreeSet<_> = peers
-            .filter(|net| !matches!(net, IpNet::V4(net) if SUBNET.contains(net)))
-            .chain([IpNet::V4(SUBNET)])
-            .collect();
-        let routes: BTreeSet<_> = self.node.routes().map(|(prefix, _)| prefix).collect();
-        assert_eq!(routes, expected);
-        assert_eq!(self.node.peers().count(), self.peers.len());
+        let own = |net: &IpNet| matches!(net, IpNet::V4(net) if SUBNET.contains(net));
+        let subnets = || self.peers().map(|peer| peer.subnet.trunc());
+        let mut distinct = 1;
+        for (at, subnet) in subnets().enumerate() {
+            let again = subnets().take(at).any(|other| other == subnet);
+            distinct += usize::from(!again && !own(&subnet));
+        }
+        let mut routes = 0;
+        for (prefix, _) in self.node.routes() {
+            routes += 1;
+            let of_peer = subnets().any(|subnet| subnet == prefix) && !own(&prefix);
+            assert!(of_peer || prefix == IpNet::V4(SUBNET));
+        }
+        assert_eq!(routes, distinct);
+        assert_eq!(self.node.peers().count(), self.peers().count());
     }
 }
 

@@ -60,5 +60,5 @@ fn run(data: &[u8]) {
             hold -= 1;
         }
     }
-    harness.poll();
+    harness.finish();
 }

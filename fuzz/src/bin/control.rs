@@ -1,0 +1,302 @@
+//! What a node says to other programs of its machine: messages of the control socket, and
+//! `subnet.env`. What is read is printed as bytes that read the same, what is made reads as it was
+//! made, and a plain reading of simple files agrees.
+#![cfg_attr(fuzzing, no_main)]
+
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_fuzz::Seed;
+use muslin_stack::ipam::PodName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+// The node's own files, without the sockets and files around them.
+#[allow(dead_code)]
+#[path = "../../../src/control/protocol.rs"]
+mod protocol;
+#[path = "../../../src/flannel/subnet_env/text.rs"]
+mod subnet_env;
+
+use protocol::{Answer, Attach, Attached, Request};
+use subnet_env::SubnetEnv;
+
+muslin_fuzz::target! {
+    check: run,
+    seeds: seeds,
+    words: &[
+        b"{\"attach\":{\"pod\":null,\"address\":null,\"persistent\":false}}",
+        b"{\"detach\":{\"pod\":\"web-1\"}}",
+        b"{\"report\":\"neighbours\"}",
+        b"\"leave\"",
+        b"\"done\"",
+        b"{\"refused\":{\"usage\":true,\"message\":\"\"}}",
+        b"{\"rows\":{\"rows\":[],\"more\":false}}",
+        b"{\"packets\":0,\"bytes\":0}",
+        b"\"10.244.1.0/24\"",
+        b"\"10.244.1.2\"",
+        b"FLANNEL_NETWORK=10.244.0.0/16\n",
+        b"FLANNEL_SUBNET=10.244.1.1/24\n",
+        b"FLANNEL_SUBNET=",
+        b"FLANNEL_MTU=1450\n",
+        b"FLANNEL_IPMASQ=true\n",
+        b"export ",
+        b"${",
+        b"\\",
+        b"'",
+        b"\"",
+    ],
+    inputs: 200_000,
+}
+
+/// What the first byte chooses.
+const REQUEST: u8 = 0;
+const ANSWER: u8 = 1;
+const ROW: u8 = 2;
+const SUBNET_ENV: u8 = 3;
+const MADE_REQUEST: u8 = 4;
+const MADE_SUBNET_ENV: u8 = 5;
+const KINDS: u8 = 6;
+
+/// The first byte chooses what the rest is.
+fn run(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first() else {
+        return;
+    };
+    match choice % KINDS {
+        REQUEST => request(bytes),
+        ANSWER => drop(message::<Answer>(bytes)),
+        ROW => row(choice / KINDS, bytes),
+        SUBNET_ENV => read_subnet_env(bytes),
+        MADE_REQUEST => made_request(bytes),
+        _ => made_subnet_env(bytes),
+    }
+}
+
+/// A message, and the same once more by way of its bytes.
+fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) -> Option<T> {
+    let read: T = serde_json::from_slice(bytes).ok()?;
+    // A field that nobody knows may be anything but text.
+    let value = serde_json::from_slice::<Value>(bytes);
+    let printed = serde_json::to_vec(&read).expect("it can be printed");
+    // No message has fractions; their last digits are not kept.
+    if !value.is_ok_and(|value| has_fractions(&value)) {
+        let again: T = serde_json::from_slice(&printed).expect("what is printed is a message");
+        assert_eq!(again, read);
+        assert_eq!(
+            serde_json::to_vec(&again).expect("it can be printed"),
+            printed
+        );
+    }
+    Some(read)
+}
+
+fn has_fractions(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.is_f64(),
+        Value::Array(values) => values.iter().any(has_fractions),
+        Value::Object(fields) => fields.values().any(has_fractions),
+        Value::Null | Value::Bool(_) | Value::String(_) => false,
+    }
+}
+
+fn request(bytes: &[u8]) {
+    let name = match message(bytes) {
+        Some(Request::Attach(attach)) => attach.pod,
+        Some(Request::Detach { pod }) => Some(pod),
+        Some(Request::Report(_) | Request::Leave) | None => None,
+    };
+    if let Some(name) = name {
+        let name = name.as_str();
+        assert!(is_pod_name(name), "{name}");
+    }
+}
+
+/// Whether a name may be used in paths and host names.
+fn is_pod_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= 63
+        && name.starts_with(plain)
+        && name.ends_with(plain)
+        && name.chars().all(|c| plain(c) || c == '-' || c == '.')
+}
+
+fn row(choice: u8, bytes: &[u8]) {
+    match choice % 8 {
+        0 => drop(message::<protocol::Status>(bytes)),
+        1 => drop(message::<protocol::Pod>(bytes)),
+        2 => drop(message::<protocol::Peer>(bytes)),
+        3 => drop(message::<protocol::Lease>(bytes)),
+        4 => drop(message::<protocol::Route>(bytes)),
+        5 => drop(message::<protocol::Neighbour>(bytes)),
+        6 => drop(message::<protocol::Drop>(bytes)),
+        _ => drop(message::<Attached>(bytes)),
+    }
+}
+
+fn made_request(bytes: &[u8]) {
+    let Some((&[choices, a, b, c, d], name)) = bytes.split_first_chunk::<5>() else {
+        return;
+    };
+    let name = std::str::from_utf8(name).ok();
+    let pod = name.and_then(|name| name.parse::<PodName>().ok());
+    assert_eq!(pod.is_some(), name.is_some_and(is_pod_name));
+    let request = match pod {
+        Some(pod) if choices & 4 != 0 => Request::Detach { pod },
+        pod => Request::Attach(Attach {
+            pod,
+            address: (choices & 1 == 0).then_some(Ipv4Addr::new(a, b, c, d)),
+            persistent: choices & 2 != 0,
+        }),
+    };
+    let printed = serde_json::to_vec(&request).expect("it can be printed");
+    assert_eq!(message(&printed), Some(request));
+}
+
+fn read_subnet_env(bytes: &[u8]) {
+    let read = subnet_env::read(bytes);
+    if let Some(subnet) = read {
+        assert_eq!(subnet, subnet.trunc());
+        // Subnets without an address for the gateway are not told.
+        if subnet.prefix_len() < 32 {
+            assert_eq!(subnet_env::read(print(subnet).as_bytes()), read);
+        }
+    }
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_=./,\n".contains(byte);
+    if bytes.iter().all(plain) {
+        assert_eq!(read, plain_subnet(&String::from_utf8_lossy(bytes)));
+    }
+}
+
+/// The subnet in a file without quotes, comments, spaces and references.
+fn plain_subnet(text: &str) -> Option<Ipv4Net> {
+    let values = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
+    let subnets = values
+        .last()?
+        .split(',')
+        .filter_map(|text| text.parse().ok());
+    let subnets: Vec<Ipv4Net> = subnets.collect();
+    let [subnet] = subnets[..] else {
+        return None;
+    };
+    Some(subnet.trunc())
+}
+
+fn print(subnet: Ipv4Net) -> String {
+    SubnetEnv {
+        network: subnet,
+        subnet,
+        mtu: 1450,
+        ip_masq: false,
+    }
+    .to_string()
+}
+
+fn made_subnet_env(bytes: &[u8]) {
+    let Some((&[len, a, b, c, d], after)) = bytes.split_first_chunk::<5>() else {
+        return;
+    };
+    let subnet = Ipv4Net::new(Ipv4Addr::new(a, b, c, d), len % 32).expect("it is below 32");
+    let text = [print(subnet.trunc()).as_bytes(), after].concat();
+    // What follows does not matter unless it names the subnet too.
+    if !after.windows(6).any(|word| word == b"SUBNET") {
+        assert_eq!(subnet_env::read(&text), Some(subnet.trunc()));
+    }
+}
+
+fn seeds() -> Vec<Seed> {
+    let with = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
+    let row = |kind: u8, text: &str| with(ROW + KINDS * kind, text);
+    let traffic = r#"{"packets":3,"bytes":400}"#;
+    let attached = r#"{"pod":"web-1","node":"one","address":"10.244.1.2/24","gateway":"10.244.1.1","mtu":1450,"gso_max_segs":64,"routes":["10.244.0.0/16"],"dns":[]}"#;
+    let pod = format!(
+        r#"{{"pod":"web-1","address":"10.244.1.2","mac":"0a:58:0a:f4:01:02","port":1,"persistent":false,"offload":true,"attached_seconds":9,"received":{traffic},"sent":{traffic}}}"#
+    );
+    let peer = format!(
+        r#"{{"subnet":"10.244.2.0/24","public_ip":"192.168.0.2","backend":"vxlan","vtep_mac":"c6:d2:32:6f:8f:44","state":"ok","received":{traffic},"sent":{traffic}}}"#
+    );
+    let lease = r#"{"key":"10.244.7.0-24","subnet":"10.244.7.0/24","public_ip":"192.168.0.7","backend":"vxlan","vtep_mac":null,"owner":"another node","seconds_left":86400,"state":"ok"}"#;
+    let env = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    vec![
+        (
+            "attach",
+            with(
+                REQUEST,
+                r#"{"attach":{"pod":"web-1","address":"10.244.1.9","persistent":true}}"#,
+            ),
+        ),
+        ("detach", with(REQUEST, r#"{"detach":{"pod":"web-1"}}"#)),
+        ("report", with(REQUEST, r#"{"report":"drops"}"#)),
+        ("leave", with(REQUEST, r#""leave""#)),
+        (
+            "attached",
+            with(ANSWER, &format!(r#"{{"attached":{attached}}}"#)),
+        ),
+        (
+            "rows",
+            with(
+                ANSWER,
+                r#"{"rows":{"rows":[{"reason":"no-route","packets":1}],"more":true}}"#,
+            ),
+        ),
+        ("done", with(ANSWER, r#""done""#)),
+        (
+            "refused",
+            with(
+                ANSWER,
+                r#"{"refused":{"usage":true,"message":"no such pod"}}"#,
+            ),
+        ),
+        ("row-pod", row(1, &pod)),
+        ("row-peer", row(2, &peer)),
+        ("row-lease", row(3, lease)),
+        (
+            "row-route",
+            row(4, r#"{"prefix":"10.244.2.0/24","via":"192.168.0.2"}"#),
+        ),
+        (
+            "row-neighbour",
+            row(
+                5,
+                r#"{"address":"10.244.1.9","mac":null,"port":null,"state":"incomplete"}"#,
+            ),
+        ),
+        (
+            "row-drop",
+            row(6, r#"{"reason":"no-route","packets":1,"description":""}"#),
+        ),
+        ("row-attached", row(7, attached)),
+        ("subnet-env", with(SUBNET_ENV, env)),
+        (
+            "subnet-env-quotes",
+            with(
+                SUBNET_ENV,
+                "export FLANNEL_SUBNET='10.5.72.1/24' # ours\r\n",
+            ),
+        ),
+        (
+            "subnet-env-several",
+            with(SUBNET_ENV, "FLANNEL_SUBNET=10.1.1.1/24,10.2.2.1/24\n"),
+        ),
+        (
+            "subnet-env-reference",
+            with(SUBNET_ENV, "A=10.5.72.1\nFLANNEL_SUBNET=\"${A}/24\"\n"),
+        ),
+        (
+            "made-attach",
+            [&[MADE_REQUEST, 2, 10, 244, 1, 9], &b"web-1.a"[..]].concat(),
+        ),
+        (
+            "made-detach",
+            [&[MADE_REQUEST, 4, 0, 0, 0, 0], &b"web"[..]].concat(),
+        ),
+        (
+            "made-subnet-env",
+            [&[MADE_SUBNET_ENV, 24, 10, 5, 72, 0], &b"\nOTHER='1\n"[..]].concat(),
+        ),
+    ]
+}

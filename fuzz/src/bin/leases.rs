@@ -1,0 +1,314 @@
+//! What stands in a store: lease records, the network's configuration, keys and whole entries. What
+//! is read is printed as text that reads the same, what is made reads as it was made, and a plain
+//! reading of the JSON agrees on what is valid.
+#![cfg_attr(fuzzing, no_main)]
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_fuzz::Seed;
+use muslin_stack::lease::{
+    Backend, Entry, LeaseRecord, NetworkConfig, SubnetKey, VxlanOptions, read_entry, read_peer,
+};
+use serde_json::Value;
+
+muslin_fuzz::target! {
+    check: run,
+    seeds: seeds,
+    words: &[
+        b"\"PublicIP\":\"192.168.64.3\"",
+        b"\"PublicIPv6\":null",
+        b"\"BackendType\":\"vxlan\"",
+        b"\"BackendData\":{\"VNI\":1,\"VtepMAC\":\"c6:d2:32:6f:8f:44\"}",
+        b"\"BackendV6Data\":",
+        b"\"Network\":\"10.244.0.0/16\"",
+        b"\"SubnetLen\":24",
+        b"\"SubnetMin\":\"10.244.1.0\"",
+        b"\"SubnetMax\":\"10.244.255.0\"",
+        b"\"Backend\":{\"Type\":\"vxlan\"}",
+        b"\"Backend\":{\"Type\":\"udp\",\"Port\":8285}",
+        b"\"EnableIPv4\":true",
+        b",\"DirectRouting\":true",
+        b",\"GBP\":true",
+        b",\"MTU\":1450",
+        b",\"VNI\":7",
+        b"null",
+        b"10.244.7.0-24",
+        b"&fd00:12:13::-56",
+        b"/subnets/",
+    ],
+    inputs: 100_000,
+}
+
+/// What the first byte chooses.
+const RECORD: u8 = 0;
+const CONFIG: u8 = 1;
+const KEY: u8 = 2;
+const ENTRY: u8 = 3;
+const MADE_RECORD: u8 = 4;
+const MADE_CONFIG: u8 = 5;
+const KINDS: u8 = 6;
+
+const PREFIX: &str = "/coreos.com/network";
+
+/// The first byte chooses what the rest is.
+fn run(data: &[u8]) {
+    let Some((choice, bytes)) = data.split_first() else {
+        return;
+    };
+    match (choice % KINDS, std::str::from_utf8(bytes)) {
+        (RECORD, Ok(text)) => record(text),
+        (CONFIG, Ok(text)) => config(text),
+        (KEY, Ok(text)) => key(text),
+        (ENTRY, Ok(text)) => entry(text),
+        (MADE_RECORD, _) => made_record(bytes),
+        (MADE_CONFIG, _) => made_config(bytes),
+        _ => {}
+    }
+}
+
+fn record(text: &str) {
+    let read = LeaseRecord::parse(text);
+    assert_eq!(read.is_ok(), is_record(text), "{read:?}");
+    let Ok(record) = read else {
+        return;
+    };
+    let printed = record.to_json();
+    let again = LeaseRecord::parse(&printed).expect("what is printed is a record");
+    assert_eq!(again, record);
+    assert_eq!(again.to_json(), printed);
+    assert!(record.vtep_mac().is_none() || record.backend_type == "vxlan");
+    assert_eq!(again.vtep_mac(), record.vtep_mac());
+}
+
+/// The fields of a JSON object by their names in lower case, the last of a name.
+fn fields(text: &str) -> Option<impl Fn(&str) -> Option<Value>> {
+    let Ok(Value::Object(object)) = serde_json::from_str(text) else {
+        return None;
+    };
+    Some(move |name: &str| {
+        let same = object
+            .iter()
+            .filter(|(key, _)| key.to_ascii_lowercase() == name);
+        same.last().map(|(_, value)| value.clone())
+    })
+}
+
+/// Whether flannel's nodes would take it: an address that is one, a type that is text.
+fn is_record(text: &str) -> bool {
+    let Some(field) = fields(text) else {
+        return false;
+    };
+    let is_ipv4 = |value: Value| {
+        value
+            .as_str()
+            .is_some_and(|text| text.parse::<Ipv4Addr>().is_ok())
+    };
+    let is_ipv6 = |value: Value| {
+        value
+            .as_str()
+            .is_some_and(|text| text.parse::<Ipv6Addr>().is_ok())
+    };
+    field("publicip").is_none_or(is_ipv4)
+        && field("publicipv6").is_none_or(|value| value.is_null() || is_ipv6(value))
+        && field("backendtype").is_none_or(|value| value.is_null() || value.is_string())
+}
+
+fn config(text: &str) {
+    let Ok(config) = NetworkConfig::parse(text) else {
+        return;
+    };
+    check_config(&config);
+    let field = fields(text).expect("it was an object");
+    let network = field("network").expect("it has one");
+    let network: Ipv4Net = network
+        .as_str()
+        .expect("it is text")
+        .parse()
+        .expect("it is a subnet");
+    assert_eq!(config.network, network.trunc());
+    if let Some(len) = field("subnetlen")
+        .and_then(|len| len.as_u64())
+        .filter(|len| *len > 0)
+    {
+        assert_eq!(u64::from(config.subnet_len), len);
+    }
+}
+
+fn check_config(config: &NetworkConfig) {
+    assert_eq!(NetworkConfig::parse(&config.to_json()).as_ref(), Ok(config));
+    assert!(config.subnet_len >= config.network.prefix_len() + 2 && config.subnet_len <= 30);
+    assert!(config.subnet_min <= config.subnet_max);
+    let mut subnets = config.subnets();
+    let first = subnets.next().expect("there is one");
+    assert_eq!(first.network(), config.subnet_min);
+    for subnet in [first].into_iter().chain(subnets.take(3)) {
+        assert!(config.allows(subnet) && config.network.contains(&subnet));
+        assert_eq!(subnet, subnet.trunc());
+    }
+}
+
+fn key(text: &str) {
+    let Ok(key) = text.parse::<SubnetKey>() else {
+        return;
+    };
+    let printed = key.to_string();
+    assert_eq!(printed.parse(), Ok(key));
+    assert_eq!(key.ipv4, key.ipv4.trunc());
+    // The same with slashes is what others read as subnets.
+    let mut parts = text.split('&').map(|part| part.replacen('-', "/", 1));
+    let ipv4: Ipv4Net = parts
+        .next()
+        .expect("there is a part")
+        .parse()
+        .expect("it is a subnet");
+    assert_eq!(key.ipv4, ipv4.trunc());
+    let ipv6 = parts
+        .next()
+        .map(|part| part.parse::<Ipv6Net>().expect("it is a subnet"));
+    assert_eq!(key.ipv6, ipv6.map(|net| net.trunc()));
+    assert_eq!(parts.next(), None);
+}
+
+/// A key and a value with a newline between them.
+fn entry(text: &str) {
+    let (key, value) = text.split_once('\n').unwrap_or((text, ""));
+    let entry = Entry {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        revision: 1,
+        ttl: None,
+    };
+    let name = key
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_prefix("/subnets/"));
+    // Only what is printed so is the name of a subnet.
+    let subnet = name.and_then(|name| {
+        let key: SubnetKey = name.parse().ok()?;
+        (key.to_string() == name).then_some(key)
+    });
+    let read = read_entry(PREFIX, &entry);
+    let expected = subnet.and_then(|subnet| Some((subnet, LeaseRecord::parse(value).ok()?)));
+    match (&read, expected) {
+        (Ok(read), expected) => assert_eq!(Some(read), expected.as_ref()),
+        (Err(none), expected) => {
+            assert_eq!(expected, None);
+            assert_eq!(none.subnet, subnet);
+            assert!(none.reason.chars().count() < 300, "{}", none.reason);
+        }
+    }
+    let network = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+    let peer = read_peer(PREFIX, &entry, Some(network));
+    match (peer, read) {
+        (Ok(peer), read) => {
+            assert!(network.contains(&peer.0.ipv4));
+            assert_eq!(Ok(peer), read);
+        }
+        (Err(_), Err(_)) => {}
+        (Err(_), Ok((key, record))) => {
+            let ip = record.public_ip;
+            let nobody = ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast();
+            assert!(nobody || !network.contains(&key.ipv4));
+        }
+    }
+}
+
+fn made_record(bytes: &[u8]) {
+    let Some(&[vxlan, a, b, c, d, v0, v1, v2, mac @ ..]) = bytes.first_chunk::<14>() else {
+        return;
+    };
+    let ip = Ipv4Addr::new(a, b, c, d);
+    let (vni, mac) = (
+        u32::from_be_bytes([0, v0, v1, v2]),
+        VtepMac::from_random(mac),
+    );
+    let record = if vxlan % 2 == 0 {
+        LeaseRecord::vxlan(ip, Vni::new(vni).expect("it has 24 bits"), mac)
+    } else {
+        LeaseRecord::udp(ip)
+    };
+    let read = LeaseRecord::parse(&record.to_json());
+    assert_eq!(read.as_ref(), Ok(&record));
+    assert_eq!(record.vtep_mac(), (vxlan % 2 == 0).then_some(mac));
+    assert_eq!(record.public_ip, ip);
+}
+
+fn made_config(bytes: &[u8]) {
+    let Some(&[choices, len, subnet_len, a, b, c, d, v, p0, p1]) = bytes.first_chunk::<10>() else {
+        return;
+    };
+    let port = u16::from_be_bytes([p0, p1]).max(1);
+    let backend = if choices & 1 == 0 {
+        Backend::Udp { port }
+    } else {
+        Backend::Vxlan(VxlanOptions {
+            // Zero stands for the default.
+            vni: Vni::new(u32::from(v.max(1))).expect("it is small"),
+            port,
+            mtu: None,
+            direct_routing: choices & 2 != 0,
+            learning: choices & 4 != 0,
+            gbp: choices & 8 != 0,
+        })
+    };
+    let network = Ipv4Net::new(Ipv4Addr::new(a, b, c, d), len % 33).expect("it is at most 32");
+    let subnet_len = (subnet_len > 0).then_some(subnet_len % 33);
+    if let Ok(config) = NetworkConfig::new(network, subnet_len, backend) {
+        check_config(&config);
+    }
+}
+
+fn seeds() -> Vec<Seed> {
+    let with = |choice: u8, text: &str| [&[choice], text.as_bytes()].concat();
+    let vxlan = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
+    let udp = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null}"#;
+    let dual = r#"{"PublicIP":"1.1.1.1","PublicIPv6":"fd00::3","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":""},"BackendV6Data":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:45"}}"#;
+    let whole = r#"{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{"Type":"UDP","Port":7890}}"#;
+    let switches = r#"{"network":"10.5.0.0/16","EnableIPv4":true,"Backend":{"Type":"vxlan","VNI":7,"MTU":1400,"DirectRouting":true,"GBP":true}}"#;
+    let entry = |key: &str, value: &str| with(ENTRY, &format!("{PREFIX}/subnets/{key}\n{value}"));
+    vec![
+        ("record-vxlan", with(RECORD, vxlan)),
+        ("record-udp", with(RECORD, udp)),
+        ("record-dual-stack", with(RECORD, dual)),
+        (
+            "record-lower-case",
+            with(
+                RECORD,
+                r#"{"publicip":"10.0.0.1","BACKENDTYPE":"host-gw","New":[1]}"#,
+            ),
+        ),
+        ("record-empty", with(RECORD, "{}")),
+        ("config-least", with(CONFIG, r#"{"Network":"10.3.0.0/26"}"#)),
+        ("config-whole", with(CONFIG, whole)),
+        ("config-switches", with(CONFIG, switches)),
+        (
+            "config-other",
+            with(
+                CONFIG,
+                r#"{"Network":"10.3.0.0/16","Backend":{"Type":"host-gw"}}"#,
+            ),
+        ),
+        ("key", with(KEY, "10.12.13.0-24")),
+        ("key-dual-stack", with(KEY, "10.12.13.0-24&fd00:12:13::-56")),
+        ("entry", entry("10.244.7.0-24", vxlan)),
+        ("entry-elsewhere", entry("10.12.13.0-24", udp)),
+        ("entry-not-canonical", entry("10.244.7.1-24", udp)),
+        (
+            "made-vxlan",
+            vec![MADE_RECORD, 0, 192, 168, 0, 1, 0, 0, 1, 2, 3, 4, 5, 6, 7],
+        ),
+        (
+            "made-udp",
+            vec![MADE_RECORD, 1, 192, 168, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        ),
+        (
+            "made-config",
+            vec![MADE_CONFIG, 3, 16, 24, 10, 244, 0, 0, 1, 0x21, 0x18],
+        ),
+        (
+            "made-config-udp",
+            vec![MADE_CONFIG, 0, 26, 0, 10, 3, 0, 0, 0, 0x20, 0x5d],
+        ),
+    ]
+}
