@@ -12,7 +12,7 @@ use std::io::IoSlice;
 use arrayvec::ArrayVec;
 
 use crate::split::{self, Checksums, Limits, Refusal, Split};
-use crate::virtio::Header;
+use crate::virtio::{Gso, Header};
 
 /// Messages of one plan.
 const MAX_SENDS: usize = 64;
@@ -103,7 +103,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
         };
         let mut rest = match split.take() {
             Some(rest) => rest,
-            None => Split::new(packet, network, gso, Checksums::Complete)?,
+            None => whole(packet, network, gso)?,
         };
         while rest.remaining() > 0 {
             if self.train(key, &mut rest).is_err() {
@@ -218,6 +218,16 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
     }
 }
 
+/// A superpacket each segment of which is a datagram.
+fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, Refusal> {
+    let split = Split::new(packet, network, gso, Checksums::Complete)?;
+    let len = network + split.mtu_needed();
+    if len > Limits::UDP_SEGMENT.bytes {
+        return Err(Refusal::TooLong { len });
+    }
+    Ok(split)
+}
+
 impl<K: Eq> Send<K> {
     /// Whether a single datagram may follow the others.
     fn takes(&self, key: K, len: usize) -> bool {
@@ -233,7 +243,7 @@ impl<K: Eq> Send<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::{Gso, GsoKind};
+    use crate::virtio::GsoKind;
 
     fn single(key: u8, packet: &[u8]) -> Outgoing<'_, u8> {
         Outgoing {
@@ -310,6 +320,31 @@ mod tests {
         }
         let found: Vec<_> = plan.sends().iter().map(|send| send.datagrams).collect();
         assert_eq!(found, [46, 46, 8]);
+    }
+
+    #[test]
+    fn segments_that_no_datagram_carries_are_refused() {
+        let packet = crate::testing::udp_packet(&[3; 65_480]);
+        let gso = |size| Header {
+            gso: Some(Gso {
+                kind: GsoKind::Udp,
+                size,
+                ecn: false,
+            }),
+            ..Header::default()
+        };
+        let mut headers = vec![0; HEADERS_LEN];
+        let mut plan = Plan::new(&mut headers, true);
+        let mut push = |size| {
+            let outgoing = Outgoing {
+                offload: gso(size),
+                ..single(1, &packet)
+            };
+            plan.push(&outgoing, &mut None)
+        };
+        let len = 65_508;
+        assert_eq!(push(65_480), Err(Refusal::TooLong { len }));
+        assert_eq!(push(65_479), Ok(Ok(())));
     }
 
     #[test]

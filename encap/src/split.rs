@@ -100,6 +100,12 @@ pub enum Refusal {
         /// Bytes of payload per segment.
         size: u16,
     },
+    /// A segment longer than a datagram.
+    #[error("a superpacket with segments of {len} bytes, which no datagram carries")]
+    TooLong {
+        /// The longest segment's length in bytes, with all that is in front of it.
+        len: usize,
+    },
 }
 
 /// A superpacket that is being split.
