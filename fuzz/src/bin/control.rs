@@ -172,11 +172,11 @@ fn read_subnet_env(bytes: &[u8]) {
 
 /// The subnet in a file without quotes, comments, spaces and references.
 fn plain_subnet(text: &str) -> Option<Ipv4Net> {
-    let values = text
+    let mut values = text
         .lines()
         .filter_map(|line| line.strip_prefix("FLANNEL_SUBNET="));
     let subnets = values
-        .last()?
+        .next_back()?
         .split(',')
         .filter_map(|text| text.parse().ok());
     let subnets: Vec<Ipv4Net> = subnets.collect();

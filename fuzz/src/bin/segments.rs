@@ -8,6 +8,7 @@ use muslin_encap::checksum;
 use muslin_encap::headers::Transport;
 use muslin_encap::merge::{self, Settings};
 use muslin_encap::overhead::Mtu;
+use muslin_encap::plan::{self, Outgoing, Plan};
 use muslin_encap::split::{Checksums, Limits, Split};
 use muslin_encap::virtio::Header;
 use muslin_fuzz::Seed;
@@ -78,7 +79,9 @@ fn run(data: &[u8]) {
                 },
             ][usize::from(choice >> 3 & 3).min(2)];
             reference::check_split(&packet, l3, gso, checksums, limits);
-            if Split::new(&packet, l3, gso, checksums).is_ok() {
+            if let Ok(split) = Split::new(&packet, l3, gso, checksums) {
+                let fits = l3 + split.mtu_needed() <= Limits::UDP_SEGMENT.bytes;
+                leave(&packet, l3, header, fits, repeat & 1 == 0);
                 batch = reference::split(&packet, l3, gso.size.into(), checksums);
                 batch.truncate(MAX_PACKETS);
             }
@@ -94,6 +97,58 @@ fn run(data: &[u8]) {
         udp: choice & 0x80 == 0,
     };
     reference::check_merge(&batch, l3, settings);
+}
+
+/// A superpacket between two datagrams leaves in messages as it would leave one by one.
+fn leave(packet: &[u8], l3: usize, header: Header, fits: bool, trains: bool) {
+    let outgoing = |packet, offload| Outgoing {
+        key: (),
+        packet,
+        network: l3,
+        offload,
+    };
+    let single = [7; 100];
+    let single = outgoing(&single, Header::default());
+    let size = header.gso.map_or(0, |gso| gso.size.into());
+    let mut expected = vec![single.packet.to_vec()];
+    if fits {
+        expected.extend(reference::split(packet, l3, size, Checksums::Complete));
+    }
+    expected.push(single.packet.to_vec());
+
+    let mut waiting = [single, outgoing(packet, header), single]
+        .into_iter()
+        .peekable();
+    let (mut headers, mut split, mut left) = (vec![0; plan::HEADERS_LEN], None, Vec::new());
+    while waiting.peek().is_some() {
+        let mut plan = Plan::new(&mut headers, trains);
+        while let Some(next) = waiting.peek() {
+            match plan.push(next, &mut split) {
+                Ok(Ok(())) => drop(waiting.next()),
+                Ok(Err(plan::Full)) => break,
+                Err(_) => {
+                    assert!(!fits && next.offload == header, "it can be split");
+                    waiting.next();
+                }
+            }
+        }
+        assert!(!plan.is_empty(), "it does not get on");
+        for send in plan.sends() {
+            let limits = Limits::UDP_SEGMENT;
+            assert!(send.datagrams == 1 || trains && send.datagrams <= limits.segments);
+            let first = left.len();
+            for pieces in plan.datagrams(send) {
+                left.push(pieces.iter().flat_map(|piece| piece.to_vec()).collect());
+            }
+            let lens = left[first..].iter().map(Vec::len);
+            assert_eq!(lens.len(), send.datagrams);
+            assert!(lens.clone().sum::<usize>() <= limits.bytes);
+            let (last, others) = (lens.len() - 1, lens.clone().take(lens.len() - 1));
+            assert!(others.clone().all(|len| len == send.datagram_len));
+            assert!(left[first + last].len() <= send.datagram_len);
+        }
+    }
+    assert_eq!(left, expected);
 }
 
 /// The frame with the end of it repeated, and the lengths of its IP packet made right.
