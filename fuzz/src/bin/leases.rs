@@ -88,10 +88,10 @@ fn fields(text: &str) -> Option<impl Fn(&str) -> Option<Value>> {
         return None;
     };
     Some(move |name: &str| {
-        let same = object
+        let mut same = object
             .iter()
             .filter(|(key, _)| key.to_ascii_lowercase() == name);
-        same.last().map(|(_, value)| value.clone())
+        same.next_back().map(|(_, value)| value.clone())
     })
 }
 

@@ -199,6 +199,27 @@ pub fn seeds() -> Vec<Seed> {
             ),
         ),
         (
+            "many-addresses",
+            run(
+                unguarded | small,
+                &[21, 22, 23, 24].map(|mac| frame(2, 3, mac, ARP, [2, 4, 9, 4, 9, 0, 0, 0])),
+            ),
+        ),
+        (
+            "many-neighbours",
+            run(
+                unguarded | small,
+                &[5, 6, 7, 8].map(|host| from_pod([2, host, 64, UDP, 0, 20, 0, 0])),
+            ),
+        ),
+        (
+            "many-wait",
+            run(
+                unguarded,
+                &[&[(); 6].map(|()| unknown.clone())[..], &[announce.clone()]].concat(),
+            ),
+        ),
+        (
             "given-up",
             run(
                 unguarded | small,
