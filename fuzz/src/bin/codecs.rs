@@ -44,7 +44,7 @@ muslin_fuzz::target! {
         b"0E-1F-20-A1-B2-C3",
         b"0e1f.20a1.b2c3",
     ],
-    inputs: 300_000,
+    inputs: 2_000_000,
 }
 
 /// What the first byte chooses.

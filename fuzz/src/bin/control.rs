@@ -48,7 +48,7 @@ muslin_fuzz::target! {
         b"'",
         b"\"",
     ],
-    inputs: 200_000,
+    inputs: 1_000_000,
 }
 
 /// What the first byte chooses.

@@ -38,7 +38,7 @@ muslin_fuzz::target! {
         b"&fd00:12:13::-56",
         b"/subnets/",
     ],
-    inputs: 100_000,
+    inputs: 500_000,
 }
 
 /// What the first byte chooses.

@@ -36,7 +36,7 @@ muslin_fuzz::target! {
         &[1, 6, 33, 8],
         &[1, 7, 24, 1],
     ],
-    inputs: 20_000,
+    inputs: 100_000,
 }
 
 /// The most packets of a batch, and the longest of them.

@@ -37,7 +37,7 @@ muslin_fuzz::target! {
         &[14, 16],
         &[14, 194],
     ],
-    inputs: 20_000,
+    inputs: 100_000,
 }
 
 /// Runs the events that `data` stands for. Its first byte chooses a configuration.

@@ -216,7 +216,11 @@ pub fn seeds() -> Vec<Seed> {
             "many-wait",
             run(
                 unguarded,
-                &[&[(); 6].map(|()| unknown.clone())[..], &[announce.clone()]].concat(),
+                &[
+                    &[(); 6].map(|()| unknown.clone())[..],
+                    std::slice::from_ref(&announce),
+                ]
+                .concat(),
             ),
         ),
         (
