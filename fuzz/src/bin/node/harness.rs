@@ -1,7 +1,7 @@
 //! The node with what must be true of it.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -121,6 +121,7 @@ impl Harness {
                 Tunnel::Udp
             },
             mtu: Mtu::new(mtu).expect("it is in range"),
+            clamp_mss: true,
             guard: Policy { peers: check_peers },
             limits,
             random_seed: 7,
@@ -370,6 +371,7 @@ impl Harness {
             Verdict::Port(_) | Verdict::Peer { .. } => {
                 self.check_routed(From::Port(port), incoming, 14, &out);
             }
+            Verdict::Uplink { .. } => panic!("there is no uplink"),
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -383,7 +385,7 @@ impl Harness {
     }
 
     fn datagram(&mut self, host: u8, frame: &[u8], header: Header, tail: usize) {
-        let source = underlay(host);
+        let source = SocketAddr::V4(underlay(host));
         let (bytes, network, moved) = if self.vxlan {
             let bytes = [&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat();
             (bytes, 22, header.moved(0, 8))
@@ -403,7 +405,9 @@ impl Harness {
             node.from_underlay(now, source, packet)
         });
         self.count_from(None);
-        let known = self.peers().any(|peer| peer.address.ip() == source.ip());
+        let known = self
+            .peers()
+            .any(|peer| IpAddr::from(*peer.address.ip()) == source.ip());
         if !known && self.check_peers {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPeer));
         }
@@ -414,8 +418,8 @@ impl Harness {
             } => {
                 let out = &out.bytes;
                 assert!(self.vxlan && frame[12..14] == [8, 6]);
-                assert_eq!(self.peer(id).address.ip(), source.ip());
-                assert_eq!(destination, self.peer(id).address);
+                assert_eq!(IpAddr::from(*self.peer(id).address.ip()), source.ip());
+                assert_eq!(destination, self.peer(id).address.into());
                 assert_eq!(out.len(), 8 + 42);
                 assert_eq!(out[8 + 20..8 + 22], [0, 2]);
                 assert!(is_own(ipv4(&out[8 + 28..])));
@@ -423,7 +427,7 @@ impl Harness {
             Verdict::Port(_) => {
                 self.check_routed(From::Underlay(source.ip()), incoming, network, &out);
             }
-            Verdict::Flood { .. } => panic!("a datagram is flooded"),
+            Verdict::Flood { .. } | Verdict::Uplink { .. } => panic!("a datagram goes astray"),
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -455,7 +459,10 @@ impl Harness {
                 assert!(matches!(expected, Route::Peers(ids) if ids.contains(&id)));
                 assert!(matches!(from, From::Port(_)), "tunnel to tunnel");
             }
-            Verdict::Flood { .. } | Verdict::Consumed | Verdict::Drop(_) => unreachable!(),
+            Verdict::Flood { .. }
+            | Verdict::Uplink { .. }
+            | Verdict::Consumed
+            | Verdict::Drop(_) => unreachable!(),
         }
         if let From::Underlay(outer) = from {
             self.check_peers_source(outer, source);
@@ -464,7 +471,9 @@ impl Harness {
 
     fn check_peers_source(&self, outer: IpAddr, source: Ipv4Addr) {
         assert!(!SUBNET.contains(&source), "a peer poses as a pod");
-        let mut sharing = self.peers().filter(|peer| peer.address.ip() == outer);
+        let mut sharing = self
+            .peers()
+            .filter(|peer| IpAddr::from(*peer.address.ip()) == outer);
         let in_lease = sharing.any(|peer| peer.subnet.contains(&IpAddr::V4(source)));
         assert!(
             in_lease || !self.check_peers,
@@ -538,7 +547,7 @@ impl Harness {
                 id, destination, ..
             } => {
                 let peer = self.peer(id);
-                assert!(destination == peer.address || self.peers_changed);
+                assert!(destination == peer.address.into() || self.peers_changed);
                 if !self.vxlan {
                     return out;
                 }
@@ -549,7 +558,10 @@ impl Harness {
                 assert_eq!(out[20..22], [8, 0]);
                 &out[22..]
             }
-            Verdict::Flood { .. } | Verdict::Consumed | Verdict::Drop(_) => unreachable!(),
+            Verdict::Flood { .. }
+            | Verdict::Uplink { .. }
+            | Verdict::Consumed
+            | Verdict::Drop(_) => unreachable!(),
         }
     }
 
@@ -680,6 +692,7 @@ impl Harness {
                     DropReason::PortGone | DropReason::PeerGone
                 ));
             }
+            Verdict::Uplink { .. } => panic!("there is no uplink"),
             Verdict::Consumed => panic!("output that is consumed"),
         }
         None
@@ -747,6 +760,6 @@ fn vtep(byte: u8) -> VtepMac {
     VtepMac::from_random(mac(8 + byte % 8).0)
 }
 
-fn underlay(host: u8) -> SocketAddr {
-    SocketAddr::from(([192, 168, 0, 2 + host % 4], 8472))
+fn underlay(host: u8) -> SocketAddrV4 {
+    SocketAddrV4::new([192, 168, 0, 2 + host % 4].into(), 8472)
 }
