@@ -8,7 +8,7 @@
 //! * nothing but next hops is remembered, timers do not spin, counters add up.
 #![cfg_attr(fuzzing, no_main)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use arbitrary::{Result, Unstructured};
@@ -16,6 +16,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::checksum;
 use muslin_encap::overhead::Mtu;
 use muslin_fuzz::Seed;
+use muslin_stack::drops::DropReason;
 use muslin_stack::guard::Policy;
 use muslin_stack::node::{Config, Limits, Node, Verdict};
 use muslin_stack::peer::{Peer, PeerId, Tunnel};
@@ -118,9 +119,11 @@ struct Harness {
     answers: bool,
     has_uplink: bool,
     peers: [Option<Peer>; IDS as usize],
-    /// When a MAC address was last heard to say in ARP that it has an address.
-    heard: BTreeMap<(Ipv4Addr, EthernetAddress), Instant>,
+    /// The hosts that peers ever had.
+    hosts: BTreeSet<Ipv4Addr>,
     beliefs: BTreeMap<Ipv4Addr, EthernetAddress>,
+    /// When another MAC address first claimed a next hop's address since that was last heard.
+    doubts: BTreeMap<Ipv4Addr, Instant>,
     storage: Vec<u8>,
 }
 
@@ -160,8 +163,9 @@ impl Harness {
             answers: choices & 2 != 0,
             has_uplink: false,
             peers: Default::default(),
-            heard: BTreeMap::new(),
+            hosts: BTreeSet::new(),
             beliefs: BTreeMap::new(),
+            doubts: BTreeMap::new(),
             storage: vec![0; HEADROOM + 2048],
         };
         harness.set_uplink(true);
@@ -242,6 +246,7 @@ impl Harness {
             address: SocketAddrV4::new(host(at), 0),
             vtep_mac: None,
         };
+        self.hosts.insert(*peer.address.ip());
         self.node.set_peer(peer.clone());
         self.peers[usize::from(id)] = Some(peer);
     }
@@ -290,19 +295,35 @@ impl Harness {
                 assert!(is_sender || !self.checks_peers, "{sender} is no next hop");
             }
             Verdict::Consumed => self.hear(frame),
+            Verdict::Drop(DropReason::NextHopConflict) => {
+                for address in self.claimed(frame) {
+                    self.doubts.entry(address).or_insert(self.now);
+                }
+            }
             Verdict::Drop(_) => {}
             verdict => panic!("{verdict:?} for a frame from the link"),
         }
     }
 
-    /// Notes who says to have a next hop's address.
+    /// The next hops that a frame may come from, by what it says.
+    fn claimed(&self, frame: &[u8]) -> Vec<Ipv4Addr> {
+        match (&frame[12..14], frame.get(14..34)) {
+            ([8, 6], Some(arp)) => vec![ipv4(&arp[14..])],
+            (_, Some(packet)) => self.hosts_of(ipv4(&packet[12..])),
+            (_, None) => Vec::new(),
+        }
+    }
+
+    /// A next hop that is heard again is doubted no longer.
     fn hear(&mut self, frame: &[u8]) {
         if let (Some(arp), Some([8, 6])) = (frame.get(14..42), frame.get(12..14)) {
-            let sender = EthernetAddress(arp[8..14].try_into().expect("it has six bytes"));
             let address = ipv4(&arp[14..]);
             let mut peers = self.peers.iter().flatten();
-            if peers.any(|peer| *peer.address.ip() == address) {
-                self.heard.insert((address, sender), self.now);
+            let believed = self.beliefs.get(&address);
+            if peers.any(|peer| *peer.address.ip() == address)
+                && believed.is_some_and(|mac| mac.0 == arp[8..14])
+            {
+                self.doubts.remove(&address);
             }
         }
     }
@@ -388,15 +409,18 @@ impl Harness {
         }
         assert!(count <= 4, "{count} hosts are remembered");
         for (address, mac) in &beliefs {
+            assert!(self.hosts.contains(address), "{address} is no next hop");
             match self.beliefs.get(address) {
                 Some(before) if before != mac => {
-                    let heard = self.heard.get(&(*address, *before));
-                    let silent = heard.is_none_or(|heard| self.now >= *heard + PATIENCE);
+                    let doubted = self.doubts.remove(address);
+                    let silent = doubted.is_some_and(|since| self.now >= since + PATIENCE);
                     assert!(silent, "{address} was taken from {before}, which is alive");
                 }
                 _ => {}
             }
         }
+        self.doubts
+            .retain(|address, _| beliefs.contains_key(address));
         self.beliefs = beliefs;
     }
 
