@@ -286,7 +286,7 @@ fn seeds() -> Vec<Seed> {
     let (v4, v6, udp4, udp6) = ((1, false), (4, true), (5, false), (5, true));
     let (ack, psh, fin, cwr, syn) = (0x10, 0x18, 0x11, 0x90, 0x12);
     let [drop, swap, again, pad, unfinish, finish, change, damage] = [0u8, 1, 2, 3, 4, 5, 6, 7];
-    let (flags, ttl, fragment) = (33, 8, 6);
+    let (flags, ttl, hop_limit, fragment) = (33, 8, 7, 6);
     let plain = |choice, kind, flags| superpacket(choice | MTU_1450, kind, flags, &[]);
     let with = |changes: &[[u8; 4]]| superpacket(BARE | MTU_1450, v4, ack, changes);
     vec![
@@ -314,6 +314,10 @@ fn seeds() -> Vec<Seed> {
         ("pushed", with(&[[1, change, flags, 8]])),
         ("reset", with(&[[2, change, flags, 4]])),
         ("other-ttl", with(&[[2, change, ttl, 1]])),
+        (
+            "other-hop-limit",
+            superpacket(BARE | MTU_1450, v6, ack, &[[2, change, hop_limit, 1]]),
+        ),
         ("fragment", with(&[[2, change, fragment, 0x60]])),
         ("damaged", with(&[[2, damage, 60, 1], [4, damage, 10, 1]])),
         ("damaged-first", with(&[[0, damage, 60, 1]])),
