@@ -118,6 +118,8 @@ struct Harness {
     checks_peers: bool,
     answers: bool,
     has_uplink: bool,
+    /// Whether the last frame asked for our address.
+    asked: bool,
     peers: [Option<Peer>; IDS as usize],
     /// The hosts that peers ever had.
     hosts: BTreeSet<Ipv4Addr>,
@@ -162,6 +164,7 @@ impl Harness {
             checks_peers,
             answers: choices & 2 != 0,
             has_uplink: false,
+            asked: false,
             peers: Default::default(),
             hosts: BTreeSet::new(),
             beliefs: BTreeMap::new(),
@@ -280,6 +283,8 @@ impl Harness {
     }
 
     fn from_link(&mut self, frame: &[u8]) {
+        let target = frame.get(38..42).map(ipv4);
+        self.asked = frame.get(12..14) == Some(&[8, 6]) && target == Some(host(1));
         let believed = self.beliefs.clone();
         let (verdict, out) = self.through(frame, |node, now, packet| node.from_uplink(now, packet));
         match verdict {
@@ -388,7 +393,7 @@ impl Harness {
         match out[21] {
             1 if target == host(1) => assert!(self.answers, "it is not ours to announce"),
             1 => assert!(uplink(self.answers).is_on_link(target)),
-            2 => assert!(self.answers, "it is not ours to answer for"),
+            2 => assert!(self.answers && self.asked, "it is not ours to answer for"),
             operation => panic!("ARP operation {operation}"),
         }
     }
@@ -512,6 +517,10 @@ fn seeds() -> Vec<Seed> {
             ),
         ),
         ("asked", run(own, &[&ask_us])),
+        (
+            "asked-for-another",
+            run(own, &[&[0, 5, 15, 1, 5, 13, 3, 0]]),
+        ),
         (
             "silent",
             run(checked, &[&to_peer, &wait(12), &wait(12), &wait(12)]),
