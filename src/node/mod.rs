@@ -3,7 +3,6 @@
 //! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
-mod peers;
 mod pods;
 mod report;
 mod running;
@@ -17,7 +16,8 @@ use std::time::Duration;
 use muslin_encap::overhead::Mtu;
 use muslin_stack::guard;
 use muslin_stack::lease::{
-    Change, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings, SubnetKey, Wish,
+    Change, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings, SubnetKey,
+    Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,7 +33,6 @@ use crate::state::{self, StateDir};
 use crate::underlay::{Carrier, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
-use peers::Peers;
 use running::{Facts, Running};
 use underlay::Plan;
 
@@ -282,11 +281,15 @@ impl Plane {
             ),
             Change::Peer(key, record) => match &self.running {
                 Some(running) => running.set_peer(key, record)?,
-                None => self.peers.remember(key, record),
+                None => {
+                    self.peers.remember(key, record);
+                }
             },
             Change::PeerGone(key) => match &self.running {
                 Some(running) => running.remove_peer(key)?,
-                None => self.peers.forget(key),
+                None => {
+                    self.peers.forget(key);
+                }
             },
             Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
             Change::Left => {

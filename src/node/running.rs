@@ -11,14 +11,13 @@ use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
-use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
+use muslin_stack::lease::{LeaseRecord, NetworkConfig, Peers, SubnetKey};
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::peers::Peers;
 use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
@@ -177,10 +176,7 @@ impl Running {
 
     pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
         let mut peers = self.peers.lock();
-        peers.remember(key, record);
-        let Some(known) = peers.get(key) else {
-            return Ok(());
-        };
+        let known = peers.remember(key, record);
         match known.peer(key, &self.facts.config.backend) {
             Ok(peer) => {
                 info!("peer {} has {}", peer.address, peer.subnet);
@@ -195,13 +191,11 @@ impl Running {
 
     pub(super) fn remove_peer(&self, key: SubnetKey) -> Result<()> {
         let mut peers = self.peers.lock();
-        let Some(known) = peers.get(key) else {
+        let Some(known) = peers.forget(key) else {
             return Ok(());
         };
         info!("peer {} is gone", known.record.public_ip);
-        self.workers.remove_peer(known.id).map_err(Error::failed)?;
-        peers.forget(key);
-        Ok(())
+        self.workers.remove_peer(known.id).map_err(Error::failed)
     }
 
     /// Detaches the pod of a port, if it is not detached yet.

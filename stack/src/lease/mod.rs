@@ -7,6 +7,7 @@
 mod config;
 mod key;
 mod manager;
+mod peers;
 mod reader;
 mod record;
 
@@ -15,6 +16,7 @@ pub use key::{InvalidSubnetKey, SubnetKey};
 pub use manager::{
     Action, Change, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish, overlap,
 };
+pub use peers::{Known, Peers};
 pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
 
