@@ -265,6 +265,8 @@ pub struct Manager {
     watch_from: Revision,
     watch_ended: Option<Instant>,
     short_watches: u32,
+    /// Lists in a row that were older than what the watch had told.
+    old_lists: u32,
     /// Something happened during an operation that only a list can put in order.
     list_after: bool,
     retry: Option<Instant>,
@@ -319,6 +321,7 @@ impl Manager {
             watch_from: 0,
             watch_ended: None,
             short_watches: 0,
+            old_lists: 0,
             list_after: false,
             retry: None,
             failures: 0,
@@ -565,6 +568,7 @@ impl Manager {
         self.listed = revision;
         self.watch_from = revision.saturating_add(1);
         self.list_after = false;
+        self.note_list(now, went_back);
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
         let known = std::mem::take(&mut self.skipped);
@@ -594,6 +598,19 @@ impl Manager {
             _ if self.leaving => self.give_back(&own),
             Some(held) => self.check_own(now, held, &own),
             None => self.choose(now, &own),
+        }
+    }
+
+    /// A store that was wiped goes back once. One whose members lag behind each other, or that a
+    /// proxy answers for, can do so at each list, and what its watch tells asks for the next.
+    fn note_list(&mut self, now: Instant, went_back: bool) {
+        if !went_back {
+            self.old_lists = 0;
+            return;
+        }
+        self.old_lists = self.old_lists.saturating_add(1);
+        if self.old_lists > 1 {
+            self.delay(now, self.old_lists);
         }
     }
 
@@ -2071,6 +2088,34 @@ mod tests {
             now = until;
         }
         assert!(delays[9] >= 2500, "{delays:?}");
+    }
+
+    #[test]
+    fn lists_that_lag_behind_the_watch_are_asked_for_later_and_later() {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        // A member of the store that answers lists has not heard of what the watch tells.
+        let answer = store.execute(Op::List(format!("{PREFIX}/subnets")));
+        let key = format!("{PREFIX}/subnets/{subnet}");
+        let revision = store.revision + 1;
+        let deletion = WatchEvent::Delete { key, revision };
+        let mut now = Instant::ZERO;
+        let mut lists = 0;
+        while now < Instant::ZERO + Duration::from_secs(60) && lists < 1000 {
+            match manager.poll(now) {
+                Action::Store(Op::List(_)) => {
+                    lists += 1;
+                    manager.answer(now, answer.clone());
+                }
+                Action::Wait { until } => now = until,
+                Action::Watch { from, .. } if from == revision => {
+                    manager.event(now, deletion.clone());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!((10..60).contains(&lists), "{lists}");
     }
 
     #[test]
