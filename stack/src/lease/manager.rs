@@ -485,13 +485,11 @@ impl Manager {
             return;
         }
         self.former = Some(old);
-        match (&self.phase, self.own) {
-            (Phase::Over, _) => {}
-            (Phase::Hold, Some(own)) => {
-                self.phase = Phase::Put(own.key, own.revision, own.reservation);
-            }
-            // The operation in flight may have written the old address; a list tells.
-            _ => self.list_after = true,
+        // A list tells whose records are peers' now, and whether the operation in flight has written
+        // the old address.
+        self.list_after = true;
+        if let (Phase::Hold, Some(own)) = (&self.phase, self.own) {
+            self.phase = Phase::Put(own.key, own.revision, own.reservation);
         }
     }
 
@@ -1688,6 +1686,31 @@ mod tests {
             assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 78));
             assert_eq!(store.subnets().len(), 1);
             assert_eq!(manager.leases().count(), 0);
+        }
+    }
+
+    #[test]
+    fn records_of_the_old_and_the_new_address_change_sides() {
+        let mut store = Store::with_config(CONFIG);
+        // The lease of a node that has gone, and whose address we get.
+        store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let (gone, ours) = ("10.3.9.0-24", "10.3.8.0-24");
+        let (gone, ours) = (gone.parse().unwrap(), ours.parse().unwrap());
+        store.lease("10.3.8.0-24", [192, 168, 0, 1]);
+        assert_eq!(settle(&mut manager, &mut store, Instant::ZERO), []);
+        manager.set_public_ip([192, 168, 0, 9].into());
+        let changes = settle(&mut manager, &mut store, Instant::ZERO);
+        assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 9));
+        let record = LeaseRecord::udp([192, 168, 0, 1].into());
+        assert_eq!(changes.len(), 3, "{changes:?}");
+        for change in [
+            Change::Renewed,
+            Change::PeerGone(gone),
+            Change::Peer(ours, record),
+        ] {
+            assert!(changes.contains(&change), "{changes:?}");
         }
     }
 
