@@ -19,6 +19,8 @@ pub mod node;
 pub mod peer;
 pub mod port;
 pub mod route;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod switch;
 pub mod uplink;
 

@@ -1,0 +1,451 @@
+//! What must be true of nodes at any time, and of a cluster once everything works again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::IpNet;
+use muslin_encap::vxlan::VtepMac;
+use smoltcp::time::Duration;
+use smoltcp::wire::ArpRepr;
+
+use super::Violation;
+use super::cluster::{Cluster, PREFIX};
+use super::device::Order;
+use super::machine::{Process, Running, Who};
+use super::oracle::Flow;
+use super::random::{Random, Stream};
+use crate::frame;
+use crate::lease::{lease_prefix, overlap, read_peer};
+use crate::neighbour::State;
+use crate::node::{NextHop, Node};
+use crate::peer::{Peer, PeerId};
+use crate::port::PortId;
+
+/// How long tables may take to be right again after everything is mended: a wiped store's peers are
+/// waited for a minute, a node that has lost its lease starts again after 10 s.
+const CONVERGENCE: u64 = 240;
+/// How long all may take to hear of a change that is nobody's doing, and to do something about it.
+const TOLD: Duration = Duration::from_secs(10);
+/// How long pods may take to talk.
+const TALK: u64 = 180;
+/// Bytes that pods exchange.
+const BYTES: usize = 3_000;
+/// Pairs of pods that talk over TCP at the end of a run; all others ping.
+const MAX_TALKS: usize = 60;
+
+/// How often a pod that does not answer is pinged.
+const ROUNDS: usize = 5;
+
+/// A pod that is attached, and its address.
+type Pod = (Who, PortId, Ipv4Addr);
+
+/// A node's books balance: every packet ended in exactly one way.
+pub(super) fn counters(machine: usize, node: &Node) -> Result<(), Violation> {
+    let counters = node.counters();
+    let came = counters.received + counters.originated;
+    let went = counters.delivered
+        + counters.sent
+        + counters.flooded
+        + counters.consumed
+        + counters.dropped();
+    if came == went {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "the counters of machine {machine} do not add up: {came} packets came, {went} went"
+    )))
+}
+
+/// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
+/// ARP message that an address is where it is not.
+pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
+    let gateway = (running.node.gateway(), running.gateway_mac);
+    let pods = running.ports.values();
+    let pods = pods.map(|plugged| (plugged.address, plugged.device.attachment().mac));
+    let mut places = pods.chain([gateway]);
+    let source = frame::parse(bytes).map(|view| view.src_addr());
+    if source.is_ok_and(|source| running.gone.contains(&source)) {
+        return Ok(());
+    }
+    if let Ok(source) = source
+        && !places.clone().any(|(_, mac)| mac == source)
+    {
+        return Err(Violation(format!(
+            "a pod gets a frame from {source}, which is nobody's"
+        )));
+    }
+    let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+    let Some(ArpRepr::EthernetIpv4 {
+        source_hardware_addr: claimed,
+        source_protocol_addr: address,
+        ..
+    }) = frame::arp(payload).filter(|_| frame::is_arp(bytes))
+    else {
+        return Ok(());
+    };
+    match places.find(|(owned, _)| *owned == address) {
+        Some((_, mac)) if mac != claimed => Err(Violation(format!(
+            "a pod hears that {address} is at {claimed}, and it is at {mac}"
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Where a peer's pods are: its subnet, its tunnel's end and its VTEP.
+type Reach = BTreeMap<IpNet, (SocketAddr, Option<VtepMac>)>;
+
+/// A key below the leases' prefix, and the peer that it is to others.
+struct Record {
+    key: String,
+    value: String,
+    peer: Option<Peer>,
+}
+
+/// The peers that a node sends to.
+fn reach(node: &Node) -> Reach {
+    let peers = node.peers();
+    let peers = peers.map(|state| &state.peer);
+    peers
+        .map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)))
+        .collect()
+}
+
+impl Cluster {
+    /// What must be true between two steps of a plan.
+    pub(super) fn check_tables(&self) -> Result<(), Violation> {
+        for (number, machine) in self.machines.iter().enumerate() {
+            let process = machine.process.as_ref();
+            if let Some(running) = process.and_then(|process| process.running.as_ref()) {
+                check_bounds(number, running)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What must be true where nothing has happened for a while. Two nodes with one state directory
+    /// never come to rest.
+    pub(super) fn check_calm(&self) -> Result<(), Violation> {
+        let is_told = self.queue.now() >= self.written.1 + TOLD;
+        if !is_told || !self.is_calm() || self.machines.iter().any(|machine| machine.is_copy) {
+            return Ok(());
+        }
+        let records = self.records();
+        let mut text = String::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            if let Some(process) = &machine.process
+                && process.running.is_some()
+                && process.agent.is_settled()
+                && self.reaches_store(number)
+            {
+                self.differences_of(number, process, &records, &mut text);
+            }
+        }
+        if text.is_empty() {
+            return Ok(());
+        }
+        Err(Violation(format!(
+            "nothing has happened for a while:{text}"
+        )))
+    }
+
+    /// Waits until all tables are what the store says.
+    pub(super) fn converge(&mut self) -> Result<u64, Violation> {
+        let began = self.queue.now();
+        let mut difference = String::new();
+        for _ in 0..CONVERGENCE {
+            difference.clear();
+            self.differences(&mut difference);
+            if difference.is_empty() {
+                return Ok((self.queue.now() - began).total_millis());
+            }
+            self.run(Duration::from_secs(1))?;
+        }
+        Err(Violation(format!(
+            "{CONVERGENCE} s after everything was mended:{difference}"
+        )))
+    }
+
+    /// What is not yet as the store says.
+    pub(super) fn differences(&self, text: &mut String) {
+        let records = self.records();
+        for (number, machine) in self.machines.iter().enumerate() {
+            match (&machine.process, machine.is_wanted) {
+                (None, true) => {
+                    let _ = write!(text, "\n  machine {number} does not run");
+                }
+                (Some(process), true) => self.differences_of(number, process, &records, text),
+                (Some(_), false) => {
+                    let _ = write!(text, "\n  machine {number} still runs");
+                }
+                (None, false) => {}
+            }
+        }
+        self.overlaps(text);
+    }
+
+    /// Whether there is a point in looking for differences: a quick look at a large cluster.
+    pub(super) fn is_converged(&self) -> bool {
+        let prefix = lease_prefix(PREFIX);
+        let records = self.store.entries(self.queue.now(), &prefix);
+        let others = records.count().saturating_sub(1);
+        self.machines.iter().all(|machine| match &machine.process {
+            None => !machine.is_wanted,
+            Some(process) => {
+                let running = process.running.as_ref();
+                machine.is_wanted
+                    && process.agent.is_settled()
+                    && running.is_some_and(|running| running.node.peers().count() == others)
+            }
+        })
+    }
+
+    /// Routes of all nodes together.
+    pub(super) fn routes(&self) -> usize {
+        let processes = self
+            .machines
+            .iter()
+            .filter_map(|machine| machine.process.as_ref());
+        let running = processes.filter_map(|process| process.running.as_ref());
+        running.map(|running| running.node.routes().count()).sum()
+    }
+
+    /// The leases that the store has.
+    fn records(&self) -> Vec<Record> {
+        let config = &self.setup.config;
+        let prefix = lease_prefix(PREFIX);
+        let entries = self.store.entries(self.queue.now(), &prefix);
+        let records = entries.map(|(entry, _)| {
+            let read = read_peer(PREFIX, &entry, Some(config.network)).ok();
+            let peer = read.and_then(|(key, record)| {
+                Peer::from_lease(PeerId(0), key, &record, &config.backend).ok()
+            });
+            Record {
+                key: entry.key,
+                value: entry.value,
+                peer,
+            }
+        });
+        records.collect()
+    }
+
+    fn overlaps(&self, text: &mut String) {
+        let mut subnets = BTreeMap::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let process = machine.process.as_ref();
+            let Some(running) = process.and_then(|process| process.running.as_ref()) else {
+                continue;
+            };
+            let ours = running.key.ipv4;
+            let before = subnets.range(..=ours).next_back();
+            let after = subnets.range(ours..).next();
+            for (theirs, other) in before.into_iter().chain(after) {
+                if overlap(ours, *theirs) {
+                    let _ = write!(
+                        text,
+                        "\n  machines {other} and {number} have {theirs} and {ours}"
+                    );
+                }
+            }
+            subnets.insert(ours, number);
+        }
+    }
+
+    fn differences_of(
+        &self,
+        number: usize,
+        process: &Process,
+        records: &[Record],
+        text: &mut String,
+    ) {
+        let Some(running) = &process.running else {
+            let _ = write!(text, "\n  machine {number} has no lease");
+            return;
+        };
+        if !process.agent.is_settled() {
+            let _ = write!(text, "\n  machine {number} does not watch the store");
+        }
+        let public_ip = self.machines[number].public_ip;
+        let own = format!("{}/{}", lease_prefix(PREFIX), running.key);
+        let record = process.agent.manager.record();
+        if record.public_ip != public_ip {
+            let _ = write!(text, "\n  machine {number} is not told of its address");
+        }
+        let value = record.to_json();
+        let mut all = records.iter();
+        if !all.any(|record| record.key == own && record.value == value) {
+            let key = running.key;
+            let _ = write!(
+                text,
+                "\n  the store has not machine {number}'s record of {key}"
+            );
+        }
+        let others = records.iter().filter(|record| record.key != own);
+        let peers = others.filter_map(|record| record.peer.as_ref());
+        // A record under a node's own address is none of a peer.
+        let peers = peers.filter(|peer| peer.address.ip() != IpAddr::V4(public_ip));
+        let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
+        compare(number, &expected.collect(), &reach(&running.node), text);
+    }
+
+    /// All pairs of pods talk to each other.
+    pub(super) fn talk_all(&mut self, seed: u64) -> Result<(), Violation> {
+        let pods = self.plugged();
+        // What they are still waiting for, they wait for in vain.
+        for (who, port, _) in &pods {
+            self.order(*who, *port, Order::Rest)?;
+        }
+        self.run(Duration::from_secs(1))?;
+        let mut pairs = Vec::new();
+        for (number, from) in pods.iter().enumerate() {
+            let others = pods
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != number);
+            pairs.extend(others.map(|(_, (.., to))| (*from, *to)));
+        }
+        // Not always the same ones.
+        let mut random = Random::new(seed, Stream::Check);
+        for last in (1..pairs.len()).rev() {
+            pairs.swap(last, random.index(last + 1));
+        }
+        let pings = pairs.split_off(pairs.len().min(MAX_TALKS));
+        let mut flows = Vec::new();
+        for ((who, port, from), to) in pairs {
+            flows.push((self.talk((who, port), to, BYTES)?, from, to));
+            self.run(Duration::from_millis(20))?;
+        }
+        self.await_talks(&flows)?;
+        self.await_pings(pings)
+    }
+
+    fn await_talks(&mut self, flows: &[(u64, Ipv4Addr, Ipv4Addr)]) -> Result<(), Violation> {
+        let mut open: BTreeSet<_> = flows.iter().copied().collect();
+        for _ in 0..TALK {
+            for (flow, from, to) in std::mem::take(&mut open) {
+                match self.oracle.flow(flow) {
+                    Flow::Done => {}
+                    Flow::Open => {
+                        open.insert((flow, from, to));
+                    }
+                    Flow::Failed(why) => {
+                        return Err(Violation(format!("{from} cannot talk to {to}: {why}")));
+                    }
+                }
+            }
+            if open.is_empty() {
+                return Ok(());
+            }
+            self.run(Duration::from_secs(1))?;
+        }
+        let (_, from, to) = open.first().copied().unwrap_or(flows[0]);
+        Err(Violation(format!(
+            "{from} still talks to {to} after {TALK} s, as do {} pairs",
+            open.len()
+        )))
+    }
+
+    /// Several times, because a pod's stack asks for one neighbour a second, and few pings wait.
+    fn await_pings(&mut self, mut pairs: Vec<(Pod, Ipv4Addr)>) -> Result<(), Violation> {
+        for _ in 0..ROUNDS {
+            let mut pings = Vec::new();
+            for (from, to) in &pairs {
+                pings.push(self.ping((from.0, from.1), *to, 64)?);
+                self.run(Duration::from_millis(20))?;
+            }
+            self.run(Duration::from_secs(3))?;
+            let mut pings = pings.into_iter();
+            pairs.retain(|_| {
+                pings
+                    .next()
+                    .is_none_or(|ping| !self.oracle.is_answered(ping))
+            });
+        }
+        match pairs.first() {
+            None => Ok(()),
+            Some(((.., from), to)) => {
+                let pings = format!("{ROUNDS} pings from {from} to {to} have no answer");
+                Err(Violation(pings))
+            }
+        }
+    }
+}
+
+fn compare(number: usize, expected: &Reach, actual: &Reach, text: &mut String) {
+    for (subnet, (address, _)) in expected {
+        if !actual.contains_key(subnet) {
+            let _ = write!(
+                text,
+                "\n  machine {number} has no peer for {subnet} at {address}"
+            );
+        }
+    }
+    for (subnet, found) in actual {
+        match expected.get(subnet) {
+            None => {
+                let _ = write!(
+                    text,
+                    "\n  machine {number} has a stale peer for {subnet} at {}",
+                    found.0
+                );
+            }
+            Some(wanted) if wanted != found => {
+                let _ = write!(
+                    text,
+                    "\n  machine {number} has the peer for {subnet} at {found:?}, and it is at {wanted:?}"
+                );
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+/// Tables keep their bounds, hold nothing of ports that have gone, and routes are those of peers.
+fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
+    let node = &running.node;
+    let wrong = |what: &str| Err(Violation(format!("machine {number} {what}")));
+    let limits = super::cluster::LIMITS;
+    let learned = node.fdb().filter(|(_, entry)| entry.seen.is_some());
+    if learned.count() > limits.fdb {
+        return wrong("has learned too many MAC addresses");
+    }
+    let sought = node.neighbours();
+    let sought = sought.filter(|(.., state)| *state != State::Permanent);
+    if sought.count() > limits.neighbours {
+        return wrong("has too many neighbours");
+    }
+    let is_gone = |port: &PortId| !running.ports.contains_key(port);
+    if node.fdb().any(|(_, entry)| is_gone(&entry.port)) {
+        return wrong("has a MAC address behind a port that is gone");
+    }
+    let mut places = node.neighbours().filter_map(|(_, place, _)| place);
+    if places.any(|place| is_gone(&place.port)) {
+        return wrong("has a neighbour behind a port that is gone");
+    }
+    if node.ports().count() != running.ports.len() {
+        return wrong("has other ports than were attached");
+    }
+    let own = IpNet::V4(running.key.ipv4);
+    let peers = reach(node).into_keys();
+    let mut expected: BTreeSet<_> = peers.filter(|peer| !own.contains(peer)).collect();
+    expected.insert(own);
+    let routes: BTreeSet<_> = node.routes().map(|(prefix, _)| prefix).collect();
+    if routes != expected {
+        return wrong("has other routes than peers");
+    }
+    let mut hops = node.routes();
+    if hops.any(|(prefix, hop)| (*hop == NextHop::Local) != (prefix == own)) {
+        return wrong("has a wrong next hop for its own pods");
+    }
+    let addresses = running
+        .ports
+        .values()
+        .map(|plugged| IpAddr::V4(plugged.address));
+    let permanent = node.neighbours();
+    let permanent = permanent.filter(|(.., state)| *state == State::Permanent);
+    let permanent: BTreeSet<_> = permanent.map(|(address, ..)| address).collect();
+    if permanent != addresses.collect() {
+        return wrong("has other permanent neighbours than pods");
+    }
+    Ok(())
+}

@@ -1,0 +1,278 @@
+//! The cluster: machines, links and the store, and what happens next.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use muslin_encap::buffer::HEADROOM;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetFrame, PrettyPrinter};
+
+use super::Violation;
+use super::agent::StoreWeather;
+use super::link::{Underlay, Weather};
+use super::log::Log;
+use super::machine::{Machine, Timer, Who};
+use super::oracle::Oracle;
+use super::plan::Setup;
+use super::queue::Queue;
+use super::random::{Random, Stream};
+use super::store::{Gap, Lost, Store};
+use crate::frame;
+use crate::lease::{Answer, Op, Revision};
+use crate::node::Limits;
+use crate::port::PortId;
+
+/// Where the store has flannel's keys.
+pub(super) const PREFIX: &str = "/coreos.com/network";
+/// How long a frame takes between a pod and its node.
+pub(super) const LOCAL: Duration = Duration::from_micros(5);
+/// How long nothing must have happened until a lease must be renewed.
+const CALM: Duration = Duration::from_secs(120);
+pub(super) const LIMITS: Limits = Limits {
+    fdb: 64,
+    neighbours: 64,
+};
+
+/// Something that is due.
+#[derive(Debug)]
+pub(super) enum Due {
+    Agent(Who),
+    Request(Who, u64, Op),
+    Answer(Who, u64, Option<Answer>),
+    Open(Who, u64, Revision),
+    Opened(Who, u64, Option<Result<Revision, Gap>>),
+    Patience(Who, u64),
+    Watch(Who, u64),
+    KeepAlive(Who, u64),
+    Farewell(Who),
+    Expiry,
+    Start(usize),
+    Node(Who),
+    Device(Who, PortId),
+    ToDevice(Who, PortId, Vec<u8>),
+    FromDevice(Who, PortId, Vec<u8>),
+    Datagram {
+        source: SocketAddr,
+        destination: SocketAddr,
+        bytes: Vec<u8>,
+    },
+}
+
+/// How much happened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Things that were due.
+    pub steps: u64,
+    /// Requests to the store.
+    pub requests: u64,
+    /// Changes that watches were told of.
+    pub events: u64,
+    /// Datagrams between nodes.
+    pub datagrams: u64,
+    /// Frames from and to pods.
+    pub frames: u64,
+    /// TCP connections that brought everything back.
+    pub talks: u64,
+    /// Pings that were answered.
+    pub answers: u64,
+}
+
+impl Figures {
+    /// How much happened since an earlier time.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        Self {
+            steps: self.steps - before.steps,
+            requests: self.requests - before.requests,
+            events: self.events - before.events,
+            datagrams: self.datagrams - before.datagrams,
+            frames: self.frames - before.frames,
+            talks: self.talks - before.talks,
+            answers: self.answers - before.answers,
+        }
+    }
+}
+
+/// A whole cluster.
+pub(super) struct Cluster {
+    pub(super) setup: Setup,
+    pub(super) queue: Queue<Due>,
+    pub(super) machines: Vec<Machine>,
+    pub(super) addresses: BTreeMap<Ipv4Addr, usize>,
+    /// Addresses that machines had.
+    pub(super) former: Vec<Ipv4Addr>,
+    pub(super) underlay: Underlay,
+    pub(super) store: Store,
+    pub(super) store_weather: StoreWeather,
+    pub(super) oracle: Oracle,
+    pub(super) log: Log,
+    pub(super) figures: Figures,
+    /// When something last happened from outside.
+    pub(super) disturbed: Instant,
+    /// The store's revision, and since when it has it.
+    pub(super) written: (Revision, Instant),
+    pub(super) random: Random,
+    expiry: Timer,
+    /// The last datagrams and where they went.
+    pub(super) captured: VecDeque<(SocketAddr, Vec<u8>)>,
+    /// Where packets are given to nodes.
+    pub(super) storage: Vec<u8>,
+}
+
+impl Cluster {
+    pub(super) fn new(seed: u64, setup: Setup, weather: Weather, keeps_lines: bool) -> Self {
+        let now = Instant::from_secs(1);
+        let machines = setup.mtus.iter().enumerate().map(|(number, mtu)| Machine {
+            public_ip: address(number, 0),
+            mtu: *mtu,
+            disk: None,
+            is_copy: false,
+            is_wanted: false,
+            pods: BTreeMap::new(),
+            process: None,
+            starts: 0,
+        });
+        let machines: Vec<_> = machines.collect();
+        let addresses = machines.iter().enumerate();
+        let addresses = addresses.map(|(number, machine)| (machine.public_ip, number));
+        let addresses = addresses.collect();
+        let mut store = Store::new(setup.tells_ttl);
+        if setup.is_configured {
+            let key = format!("{PREFIX}/config");
+            store.put(now, None, key, setup.config.to_json(), None);
+        }
+        Self {
+            setup,
+            queue: Queue::new(now),
+            machines,
+            addresses,
+            former: Vec::new(),
+            underlay: Underlay::new(seed, weather),
+            store,
+            store_weather: StoreWeather::new(seed),
+            oracle: Oracle::default(),
+            log: Log::new(keeps_lines),
+            figures: Figures::default(),
+            disturbed: now,
+            written: (0, now),
+            random: Random::new(seed, Stream::Machines),
+            expiry: Timer::default(),
+            captured: VecDeque::new(),
+            storage: vec![0; HEADROOM + frame::HEADER_LEN + 65_535 + HEADROOM],
+        }
+    }
+
+    /// The process that runs on a machine.
+    pub(super) fn who(&self, machine: usize) -> Option<Who> {
+        let process = self.machines[machine].process.as_ref()?.number;
+        Some(Who { machine, process })
+    }
+
+    /// Lets time pass.
+    pub(super) fn run(&mut self, duration: Duration) -> Result<(), Violation> {
+        let until = self.queue.now() + duration;
+        while let Some(due) = self.queue.next(until) {
+            self.figures.steps += 1;
+            self.happen(due)?;
+        }
+        self.queue.advance(until);
+        Ok(())
+    }
+
+    fn happen(&mut self, due: Due) -> Result<(), Violation> {
+        let now = self.queue.now();
+        match due {
+            Due::Agent(who) => {
+                let process = self.machines[who.machine].process(who);
+                if process.is_some_and(|process| process.agent.timer.fires(now)) {
+                    self.drive(who)?;
+                }
+            }
+            Due::Request(who, id, op) => self.serve(who, id, op)?,
+            Due::Answer(who, id, answer) => self.take_answer(who, id, answer)?,
+            Due::Open(who, id, from) => self.serve_watch(who, id, from),
+            Due::Opened(who, id, opened) => self.take_watch(who, id, opened)?,
+            Due::Patience(who, id) => self.lose_patience(who, id)?,
+            Due::Watch(who, number) => self.tell_watch(who, number)?,
+            Due::KeepAlive(who, number) => self.keep_alive(who, number)?,
+            Due::Farewell(who) => self.end_for_now(who, "could not give its lease back"),
+            Due::Expiry => {
+                if self.expiry.fires(now) {
+                    self.store.expire(now);
+                    self.store_changed()?;
+                }
+            }
+            Due::Start(machine) => self.start(machine)?,
+            Due::Node(who) => self.node_timeout(who)?,
+            Due::Device(who, port) => {
+                let running = self.machines[who.machine].running(who);
+                let plugged = running.and_then(|running| running.ports.get_mut(&port));
+                if plugged.is_some_and(|plugged| plugged.timer.fires(now)) {
+                    self.poll_device(who, port)?;
+                }
+            }
+            Due::ToDevice(who, port, frame) => self.deliver(who, port, &frame)?,
+            Due::FromDevice(who, port, frame) => self.take_frame(who, port, &frame)?,
+            Due::Datagram {
+                source,
+                destination,
+                bytes,
+            } => self.datagram(source, destination, &bytes)?,
+        }
+        Ok(())
+    }
+
+    /// Something was written to the store, or has ended there.
+    pub(super) fn store_changed(&mut self) -> Result<(), Violation> {
+        if self.store.revision() != self.written.0 {
+            self.written = (self.store.revision(), self.queue.now());
+        }
+        for lost in self.store.lost() {
+            self.oracle.excuse(&lost.key, lost.writer);
+            if lost.expired {
+                self.check_renewal(&lost)?;
+            }
+        }
+        if let Some(at) = self.store.next_expiry()
+            && self.expiry.arm(at)
+        {
+            self.queue.schedule(at, Due::Expiry);
+        }
+        self.wake_watches();
+        Ok(())
+    }
+
+    /// Whether nodes that reach the store have had time to do what they must.
+    pub(super) fn is_calm(&self) -> bool {
+        self.queue.now() >= self.disturbed + CALM
+            && self.store_weather.is_fair()
+            && !self.store.lags()
+    }
+
+    /// No lease ends while its node runs and nothing keeps it from renewing it.
+    fn check_renewal(&self, lost: &Lost) -> Result<(), Violation> {
+        let machine = lost.writer;
+        let process = self.machines[machine].process.as_ref();
+        let running = process.and_then(|process| process.running.as_ref());
+        let is_held = running.is_some_and(|running| lost.key.ends_with(&running.key.to_string()));
+        if is_held && self.is_calm() && self.reaches_store(machine) {
+            return Err(Violation(format!(
+                "the lease {} of machine {machine} ends, which could have renewed it",
+                lost.key
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A machine's public address after so many changes.
+pub(super) fn address(machine: usize, changes: usize) -> Ipv4Addr {
+    const FIRST: u32 = Ipv4Addr::new(172, 16, 0, 1).to_bits();
+    Ipv4Addr::from_bits(FIRST + (changes as u32 % 200) * 4096 + machine as u32 % 4096)
+}
+
+/// A frame for people, on one line.
+pub(super) fn in_words(frame: &[u8]) -> String {
+    let printer = PrettyPrinter::<EthernetFrame<&[u8]>>::new("", &frame);
+    let text = printer.to_string();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

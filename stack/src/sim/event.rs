@@ -1,0 +1,477 @@
+//! What happens to a cluster: the events of a plan, in words and in deed.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use super::Violation;
+use super::cluster::{Cluster, PREFIX, address};
+use super::device::Order;
+use super::link::Weather;
+use super::machine::Who;
+use super::rogue::Rogue;
+use crate::lease::{Entry, LEASE_TTL, LeaseRecord, SubnetKey, lease_prefix};
+use crate::port::PortId;
+
+/// What happens. Machines are numbered from 0; an event that cannot happen does nothing, so that a
+/// plan stays one when some of it is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A node is started.
+    Join(usize),
+    /// A node gives its lease back and stops.
+    Leave(usize),
+    /// A node ends without a word.
+    Crash(usize),
+    /// A node that does not run loses its state directory.
+    Forget(usize),
+    /// A pod is attached to a machine's node.
+    Attach(usize),
+    /// One of a machine's pods is detached.
+    Detach {
+        /// The machine.
+        machine: usize,
+        /// Which of its pods.
+        pod: usize,
+    },
+    /// A machine gets a public address that nobody had.
+    Move(usize),
+    /// A machine gets a public address that another had before.
+    Inherit(usize),
+    /// Two machines exchange their public addresses.
+    Swap(usize, usize),
+    /// A machine whose node does not run gets a copy of another's state directory.
+    Clone {
+        /// Whose.
+        from: usize,
+        /// Who gets it.
+        to: usize,
+    },
+    /// These machines are cut off from the others and from the store.
+    Partition(Vec<usize>),
+    /// Two machines do not reach each other.
+    Cut(usize, usize),
+    /// Links behave like this.
+    Weather(Weather),
+    /// All links are as they should be.
+    Mend,
+    /// The store is down.
+    StoreDown,
+    /// The store is up, and all ways to it are as they should be.
+    StoreUp,
+    /// A machine does not reach the store.
+    StoreCut(usize),
+    /// So many of a thousand requests or answers are lost on the way to the store or from it.
+    StoreLoss(u16),
+    /// Requests to the store take up to so many milliseconds each way.
+    StoreSlow(u64),
+    /// A member of the store that lags behind answers reads.
+    StoreLags,
+    /// The store forgets its history.
+    Compact,
+    /// The store ends all watches.
+    EndWatches,
+    /// The store loses everything, and somebody writes the network's configuration again.
+    Wipe,
+    /// Somebody deletes the record of a machine's lease.
+    DeleteRecord(usize),
+    /// Somebody deletes all records.
+    DeleteAll,
+    /// Somebody writes something else into the record of a machine's lease.
+    Rewrite {
+        /// The machine.
+        machine: usize,
+        /// What is written.
+        what: Forgery,
+    },
+    /// A node that is not simulated has a lease.
+    Foreign(u8),
+    /// TCP connections between pods, which are numbered over all machines.
+    Talk {
+        /// Which pod connects.
+        from: usize,
+        /// To which.
+        to: usize,
+        /// How many bytes go there, and come back.
+        bytes: usize,
+    },
+    /// A pod pings another.
+    Ping {
+        /// Which pod.
+        from: usize,
+        /// Which other.
+        to: usize,
+        /// Bytes of payload.
+        bytes: usize,
+    },
+    /// A hostile pod, attached beside another if there is none, does what pods must not do.
+    Misbehave {
+        /// Beside which pod, and about it.
+        victim: usize,
+        /// Which trick.
+        trick: u8,
+    },
+    /// Datagrams that a stranger has seen come again, from him.
+    Replay,
+}
+
+/// What somebody writes into a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgery {
+    /// Something that is no record.
+    Rubbish,
+    /// What is there already, for ever: a reservation.
+    Reservation,
+    /// What is there already, for a minute.
+    ShortLife,
+    /// The record of a node that is not simulated.
+    Stranger,
+    /// A record with the address of another machine.
+    Neighbour(usize),
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Join(machine) => write!(f, "machine {machine} joins"),
+            Self::Leave(machine) => write!(f, "machine {machine} leaves"),
+            Self::Crash(machine) => write!(f, "machine {machine} crashes"),
+            Self::Forget(machine) => write!(f, "machine {machine} loses its state directory"),
+            Self::Attach(machine) => write!(f, "a pod is attached to machine {machine}"),
+            Self::Detach { machine, pod } => {
+                write!(f, "pod {pod} of machine {machine} is detached")
+            }
+            Self::Move(machine) => write!(f, "machine {machine} gets another public address"),
+            Self::Inherit(machine) => {
+                write!(
+                    f,
+                    "machine {machine} gets a public address that another had"
+                )
+            }
+            Self::Swap(one, other) => {
+                write!(
+                    f,
+                    "machines {one} and {other} exchange their public addresses"
+                )
+            }
+            Self::Clone { from, to } => {
+                write!(
+                    f,
+                    "machine {to} gets a copy of machine {from}'s state directory"
+                )
+            }
+            Self::Partition(machines) => {
+                write!(
+                    f,
+                    "machines {machines:?} are cut off from the others and the store"
+                )
+            }
+            Self::Cut(one, other) => {
+                write!(f, "machines {one} and {other} do not reach each other")
+            }
+            Self::Weather(weather) => write!(f, "links have {weather}"),
+            Self::Mend => write!(f, "all links are mended"),
+            Self::StoreDown => write!(f, "the store is down"),
+            Self::StoreUp => write!(f, "the store is up and in reach"),
+            Self::StoreCut(machine) => write!(f, "machine {machine} does not reach the store"),
+            Self::StoreLoss(loss) => {
+                write!(
+                    f,
+                    "{}.{} % of the store's requests and answers are lost",
+                    loss / 10,
+                    loss % 10
+                )
+            }
+            Self::StoreSlow(millis) => {
+                write!(f, "requests to the store take up to {millis} ms each way")
+            }
+            Self::StoreLags => write!(f, "a member of the store that lags behind answers reads"),
+            Self::Compact => write!(f, "the store forgets its history"),
+            Self::EndWatches => write!(f, "the store ends all watches"),
+            Self::Wipe => write!(
+                f,
+                "the store loses everything but the network's configuration"
+            ),
+            Self::DeleteRecord(machine) => {
+                write!(f, "somebody deletes the record of machine {machine}")
+            }
+            Self::DeleteAll => write!(f, "somebody deletes all records"),
+            Self::Rewrite { machine, what } => {
+                write!(
+                    f,
+                    "somebody rewrites the record of machine {machine}: {what}"
+                )
+            }
+            Self::Foreign(number) => {
+                write!(f, "a node of flannel's with number {number} has a lease")
+            }
+            Self::Talk { from, to, bytes } => {
+                write!(f, "pod {from} and pod {to} exchange {bytes} bytes over TCP")
+            }
+            Self::Ping { from, to, bytes } => write!(f, "pod {from} pings pod {to}, {bytes} bytes"),
+            Self::Misbehave { victim, trick } => {
+                write!(
+                    f,
+                    "a hostile pod beside pod {victim} {}",
+                    Rogue::describe(*trick)
+                )
+            }
+            Self::Replay => write!(f, "a stranger sends datagrams again that he has seen"),
+        }
+    }
+}
+
+impl fmt::Display for Forgery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rubbish => write!(f, "what is no record"),
+            Self::Reservation => write!(f, "the same, for ever"),
+            Self::ShortLife => write!(f, "the same, for a minute"),
+            Self::Stranger => write!(f, "that of another node"),
+            Self::Neighbour(machine) => write!(f, "with the address of machine {machine}"),
+        }
+    }
+}
+
+impl Cluster {
+    /// Lets an event happen.
+    pub(super) fn apply(&mut self, event: &Event) -> Result<(), Violation> {
+        let now = self.queue.now();
+        self.disturbed = now;
+        self.log.note(now, || format!("--- {event}"));
+        match event {
+            Event::Join(machine) => {
+                self.machines[*machine].is_wanted = true;
+                self.start(*machine)?;
+            }
+            Event::Leave(machine) => {
+                self.machines[*machine].is_wanted = false;
+                if let Some(who) = self.who(*machine) {
+                    self.leave(who)?;
+                }
+            }
+            Event::Crash(machine) => {
+                if let Some(who) = self.who(*machine) {
+                    self.end_process(who, "has crashed");
+                }
+            }
+            Event::Forget(machine) => {
+                let machine = &mut self.machines[*machine];
+                if machine.process.is_none() {
+                    machine.disk = None;
+                    machine.is_copy = false;
+                }
+            }
+            Event::Attach(machine) => self.attach(*machine, true)?,
+            Event::Detach { machine, pod } => self.detach(*machine, *pod)?,
+            Event::Move(machine) => {
+                let to = (1..).map(|changes| address(*machine, changes));
+                let mut to =
+                    to.filter(|to| !self.addresses.contains_key(to) && !self.former.contains(to));
+                if let Some(to) = to.next() {
+                    self.move_machine(*machine, to)?;
+                }
+            }
+            Event::Inherit(machine) => {
+                if let Some(to) = self.former.first().copied() {
+                    self.move_machine(*machine, to)?;
+                }
+            }
+            Event::Swap(one, other) => self.swap_machines(*one, *other)?,
+            Event::Clone { from, to } => {
+                let disk = self.machines[*from].disk.clone();
+                let machine = &mut self.machines[*to];
+                if machine.process.is_none() && disk.is_some() && from != to {
+                    machine.disk = disk;
+                    machine.is_copy = true;
+                }
+            }
+            Event::Partition(machines) => {
+                self.underlay.other_side = machines.iter().copied().collect();
+                self.ways_changed();
+            }
+            Event::Cut(one, other) => {
+                self.underlay.cut.insert((*one.min(other), *one.max(other)));
+            }
+            Event::Weather(weather) => self.underlay.weather = *weather,
+            Event::Mend => {
+                self.underlay.heal();
+                self.ways_changed();
+            }
+            Event::Talk { .. } | Event::Ping { .. } | Event::Misbehave { .. } => {
+                self.apply_to_pods(event)?;
+            }
+            Event::Replay => self.replay(),
+            _ => self.apply_to_store(event)?,
+        }
+        Ok(())
+    }
+
+    fn apply_to_pods(&mut self, event: &Event) -> Result<(), Violation> {
+        let pods = self.plugged();
+        let pick = |number: usize| pods.get(number % pods.len().max(1)).copied();
+        match event {
+            Event::Talk { from, to, bytes } => {
+                if let (Some((who, port, own)), Some((.., to))) = (pick(*from), pick(*to))
+                    && own != to
+                {
+                    self.talk((who, port), to, *bytes)?;
+                }
+            }
+            Event::Ping { from, to, bytes } => {
+                if let (Some((who, port, own)), Some((.., to))) = (pick(*from), pick(*to))
+                    && own != to
+                {
+                    self.ping((who, port), to, *bytes)?;
+                }
+            }
+            Event::Misbehave { victim, trick } => {
+                let Some((who, _, victim)) = pick(*victim) else {
+                    return Ok(());
+                };
+                if self.rogue(who).is_none() {
+                    self.attach(who.machine, false)?;
+                }
+                if let Some(port) = self.rogue(who)
+                    && let Some(identity) = self.new_identity(who, port)
+                {
+                    let order = Order::Misbehave {
+                        victim,
+                        identity,
+                        trick: *trick,
+                    };
+                    self.order(who, port, order)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A machine's pod that does not behave.
+    fn rogue(&self, who: Who) -> Option<PortId> {
+        let machine = &self.machines[who.machine];
+        let running = machine.process.as_ref()?.running.as_ref()?;
+        let mut ports = running.ports.iter();
+        let rogue = ports.find(|(_, plugged)| machine.pods.get(&plugged.name) == Some(&false));
+        Some(*rogue?.0)
+    }
+
+    fn apply_to_store(&mut self, event: &Event) -> Result<(), Violation> {
+        let now = self.queue.now();
+        match event {
+            Event::StoreDown => {
+                self.store_weather.is_down = true;
+                self.end_watches()?;
+            }
+            Event::StoreUp => {
+                self.store_weather.heal();
+                self.store.lag(false);
+                self.ways_changed();
+            }
+            Event::StoreCut(machine) => {
+                self.store_weather.cut.insert(*machine);
+                self.ways_changed();
+            }
+            Event::StoreLoss(loss) => self.store_weather.loss = *loss,
+            Event::StoreSlow(millis) => self.store_weather.latency = millis * 1000,
+            Event::StoreLags => self.store.lag(true),
+            Event::Compact => self.store.compact(),
+            Event::EndWatches => self.end_watches()?,
+            Event::Wipe => {
+                self.store.wipe();
+                let (key, value) = (format!("{PREFIX}/config"), self.setup.config.to_json());
+                self.store.put(now, None, key, value, None);
+                self.end_watches()?;
+            }
+            Event::DeleteAll => self.store.delete(&lease_prefix(PREFIX)),
+            Event::DeleteRecord(machine) => {
+                if let Some((entry, _)) = self.record_of(*machine) {
+                    self.store.delete(&entry.key);
+                }
+            }
+            Event::Rewrite { machine, what } => {
+                if let Some((entry, key)) = self.record_of(*machine) {
+                    self.rewrite(entry, key, *what);
+                }
+            }
+            Event::Foreign(number) => {
+                let subnets = self.setup.config.subnets().collect::<Vec<_>>();
+                if let Some(subnet) = subnets.get(usize::from(*number) % subnets.len().max(1)) {
+                    let key = format!("{}/{}", lease_prefix(PREFIX), SubnetKey::new(*subnet));
+                    // As flannel does, it takes none that is taken.
+                    let taken = self.store.entries(now, &key).next().is_some();
+                    if !taken {
+                        let value = self.stranger(*number);
+                        self.store.put(now, None, key, value, Some(LEASE_TTL));
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.store_changed()
+    }
+
+    /// The record of the lease that a machine's node has, as the store has it.
+    fn record_of(&self, machine: usize) -> Option<(Entry, SubnetKey)> {
+        let running = self.machines[machine].process.as_ref()?.running.as_ref()?;
+        let name = format!("{}/{}", lease_prefix(PREFIX), running.key);
+        let (entry, _) = self.store.entries(self.queue.now(), &name).next()?;
+        Some((entry, running.key))
+    }
+
+    fn rewrite(&mut self, entry: Entry, key: SubnetKey, what: Forgery) {
+        let now = self.queue.now();
+        let [.., last, _] = key.ipv4.network().octets();
+        let (value, ttl) = match what {
+            Forgery::Rubbish => ("rubbish".to_owned(), entry.ttl),
+            Forgery::Reservation => (entry.value, None),
+            Forgery::ShortLife => (entry.value, Some(std::time::Duration::from_secs(60))),
+            Forgery::Stranger => (self.stranger(last), Some(LEASE_TTL)),
+            Forgery::Neighbour(machine) => {
+                let Ok(mut record) = LeaseRecord::parse(&entry.value) else {
+                    return;
+                };
+                record.public_ip = self.machines[machine].public_ip;
+                (record.to_json(), Some(LEASE_TTL))
+            }
+        };
+        self.store.put(now, None, entry.key, value, ttl);
+    }
+
+    /// The record of a node that is not simulated.
+    fn stranger(&self, number: u8) -> String {
+        let public_ip = Ipv4Addr::new(198, 51, 100, number.max(1));
+        let mac = [2, 0x5a, 0, 0, 0, number];
+        self.setup.record(public_ip, mac).to_json()
+    }
+
+    /// Everything works again: links, the store and the ways to it, all machines that are wanted;
+    /// what others wrote into the store
+    /// is gone, and no two machines have one state directory.
+    pub(super) fn heal(&mut self) -> Result<(), Violation> {
+        self.apply(&Event::Mend)?;
+        self.apply(&Event::StoreUp)?;
+        self.delete_foreign()?;
+        for machine in 0..self.machines.len() {
+            // Two nodes with one state directory are no cluster that works.
+            if std::mem::take(&mut self.machines[machine].is_copy) {
+                self.apply(&Event::Crash(machine))?;
+                self.apply(&Event::Forget(machine))?;
+            }
+            self.start(machine)?;
+        }
+        Ok(())
+    }
+
+    fn delete_foreign(&mut self) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let prefix = lease_prefix(PREFIX);
+        let entries: Vec<_> = self.store.entries(now, &prefix).collect();
+        for (entry, writer) in entries {
+            if writer.is_none() && entry.ttl.is_some() {
+                self.store.delete(&entry.key);
+            }
+        }
+        self.store_changed()
+    }
+}

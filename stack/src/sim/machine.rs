@@ -1,0 +1,116 @@
+//! A machine: its address, what it keeps on disk, and the node's process while that runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_encap::overhead::Mtu;
+use muslin_encap::vxlan::VtepMac;
+use smoltcp::time::Instant;
+use smoltcp::wire::EthernetAddress;
+
+use super::agent::Agent;
+use super::device::Device;
+use crate::ipam::{AddressPool, Memory, PodName};
+use crate::lease::{NetworkConfig, Peers, SubnetKey};
+use crate::node::Node;
+use crate::port::PortId;
+
+/// A process of a machine. What was meant for an earlier one is not for a later one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) machine: usize,
+    pub(super) process: u64,
+}
+
+/// A machine.
+pub(super) struct Machine {
+    pub(super) public_ip: Ipv4Addr,
+    /// MTU of its interface.
+    pub(super) mtu: Mtu,
+    pub(super) disk: Option<Disk>,
+    /// Whether that is a copy of another machine's.
+    pub(super) is_copy: bool,
+    /// Whether a node is to run here.
+    pub(super) is_wanted: bool,
+    /// The pods that are to be attached, and whether they behave.
+    pub(super) pods: BTreeMap<PodName, bool>,
+    pub(super) process: Option<Process>,
+    /// Processes that were started here.
+    pub(super) starts: u64,
+}
+
+/// What outlives a process: the state directory.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    pub(super) vtep_mac: VtepMac,
+    pub(super) gateway_mac: VtepMac,
+    pub(super) subnet: Option<Ipv4Net>,
+    pub(super) addresses: Option<Memory>,
+}
+
+/// A node's process.
+pub(super) struct Process {
+    pub(super) number: u64,
+    pub(super) agent: Agent,
+    /// The network's configuration once that is known.
+    pub(super) config: Option<NetworkConfig>,
+    pub(super) peers: Peers,
+    pub(super) running: Option<Running>,
+}
+
+/// A node that has its lease.
+pub(super) struct Running {
+    pub(super) key: SubnetKey,
+    pub(super) config: NetworkConfig,
+    pub(super) node: Node,
+    pub(super) gateway_mac: EthernetAddress,
+    pub(super) pool: AddressPool,
+    pub(super) ports: BTreeMap<PortId, Plugged>,
+    /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
+    pub(super) gone: BTreeSet<EthernetAddress>,
+    pub(super) next_port: u32,
+    pub(super) timer: Timer,
+}
+
+/// A device behind a port.
+pub(super) struct Plugged {
+    pub(super) name: PodName,
+    pub(super) address: Ipv4Addr,
+    /// What the device's pings say of who sent them.
+    pub(super) sender: u64,
+    pub(super) device: Box<dyn Device>,
+    pub(super) timer: Timer,
+}
+
+/// When something is scheduled to be polled.
+#[derive(Debug, Default)]
+pub(super) struct Timer(Option<Instant>);
+
+impl Timer {
+    /// Whether something must be scheduled for it to be polled at this time.
+    pub(super) fn arm(&mut self, at: Instant) -> bool {
+        let is_earlier = self.0.is_none_or(|armed| at < armed);
+        if is_earlier {
+            self.0 = Some(at);
+        }
+        is_earlier
+    }
+
+    /// Whether it is due; it is no longer armed then.
+    pub(super) fn fires(&mut self, now: Instant) -> bool {
+        self.0.take_if(|at| *at <= now).is_some()
+    }
+}
+
+impl Machine {
+    pub(super) fn process(&mut self, who: Who) -> Option<&mut Process> {
+        self.process
+            .as_mut()
+            .filter(|process| process.number == who.process)
+    }
+
+    pub(super) fn running(&mut self, who: Who) -> Option<&mut Running> {
+        self.process(who)?.running.as_mut()
+    }
+}

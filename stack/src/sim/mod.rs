@@ -1,0 +1,169 @@
+//! A deterministic simulator of whole clusters: nodes, their pods, the links between them and the
+//! store of their leases, in one thread and in virtual time.
+//!
+//! What runs is what runs in production: [`crate::node::Node`], [`crate::lease::Manager`],
+//! [`crate::lease::Peers`] and [`crate::ipam::AddressPool`]. What a real node has around them is
+//! here anew, as simple as it can be: `agent` does what the lease task of `src/lease/runner.rs` does,
+//! `cluster` what `src/node/` and the workers do. Pods are smoltcp with TCP and ping.
+//!
+//! # A run
+//!
+//! A seed makes a [`Plan`]: a cluster of two to five machines and some dozen events, such as a node
+//! that joins, crashes or gets another address, a partition, a store that is down, loses answers or
+//! everything, somebody who deletes or rewrites a record, a hostile pod. [`run`] follows it. Then
+//! everything is mended, and what is alive must show in time: tables are what the store says, and
+//! all pairs of pods talk. All chances of a run come from its seed, in streams of their own for plan,
+//! links, store and machines, and no hash table's order is asked for: the same seed is the same run
+//! to the byte, in any process of the same build.
+//!
+//! # What must hold
+//!
+//! At every step:
+//!
+//! * A node's books balance: `received + originated = delivered + sent + flooded + consumed +
+//!   dropped`.
+//! * A pod gets no frame for another MAC or IP address, or from a MAC address that is nobody's, no
+//!   ping whose source is not its sender, none twice unless a link has doubled it, and hears no false
+//!   claim in ARP.
+//! * TCP brings every byte as it was sent, whatever links do.
+//! * A datagram fits its sender's interface; one from a stranger is dropped.
+//! * No two nodes have subnets that overlap. Three things excuse it, and each is noted when it
+//!   happens: the record of one of them ended because it was not renewed for a day; somebody deleted
+//!   it or wrote another; the store lost it. A node that is giving its lease back no longer counts.
+//! * No lease ends while its node runs, reaches the store, and nothing has happened for two minutes.
+//! * A node that runs never gets another subnet, and none refuses the network's configuration.
+//! * Timers do not spin: a node's next timeout is later than now, lease rules ask for something
+//!   without time passing 64 times at most, and the store four times a second, over 100 at once.
+//!
+//! Between two events of a plan:
+//!
+//! * Tables keep their bounds, and have nothing of ports that are gone.
+//! * Routes are those of peers, permanent neighbours those of pods.
+//! * Where nothing has happened for two minutes and the store is in reach, a node that watches it
+//!   holds its record and has the peers of all others, whoever wrote them.
+//!
+//! When everything is mended:
+//!
+//! * Within 240 s all wanted nodes run, hold their record, watch the store, and have exactly the
+//!   peers of its records: none is missing, stale, or has another address. No subnets overlap.
+//! * All pairs of pods talk over TCP or ping, within 180 s.
+//! * In one of seven runs a day passes then, and the same must hold.
+//!
+//! # The store
+//!
+//! It is etcd as [`crate::lease::Op`] promises it: operations happen at one moment, revisions grow,
+//! keys with a time to live end, watches tell all changes in order, and one that asks for changes
+//! that are no longer there, or not there yet, has a gap. Requests can be lost on the way there, and
+//! answers on the way back when the store has done the work. Real nodes read linearizably; the
+//! simulated ones also have to bear reads from a member that lags behind, as etcd's serializable
+//! reads, or a proxy's, can be.
+//!
+//! # More devices
+//!
+//! What is behind a port implements `Device` (`device.rs`). `Pod` and `Rogue` are one file each; an
+//! uplink, an egress or a proxy is one more, and one event that attaches it.
+//!
+//! `stack/README.md` says how to run it, how a seed that fails becomes a test, and what it found.
+
+mod agent;
+mod check;
+mod cluster;
+mod device;
+mod event;
+mod link;
+mod log;
+mod machine;
+mod oracle;
+mod plan;
+mod pod;
+mod ports;
+mod process;
+mod queue;
+mod random;
+mod report;
+mod rogue;
+mod scale;
+mod shrink;
+mod store;
+mod traffic;
+
+use smoltcp::time::Duration;
+use thiserror::Error;
+
+pub use cluster::Figures;
+pub use event::{Event, Forgery};
+pub use link::Weather;
+pub use plan::{Plan, Setup, Step};
+pub use scale::{Phase, Scale};
+pub use shrink::shrink;
+
+use cluster::Cluster;
+
+/// A day and what a lease may live longer than it should.
+const DAY: Duration = Duration::from_secs(86_400 + 3_600);
+
+/// Something that must not be.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Violation(pub String);
+
+/// A run in which everything was as it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// A hash of everything that happened.
+    pub hash: u64,
+    /// How much happened.
+    pub figures: Figures,
+    /// Milliseconds until all tables were right after everything was mended.
+    pub convergence: u64,
+}
+
+/// A run that went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What was wrong.
+    pub violation: Violation,
+    /// What happened last, if that was asked for.
+    pub log: Vec<String>,
+    /// Everybody's tables at that time.
+    pub tables: String,
+}
+
+/// Runs a plan, with its log if that is asked for.
+///
+/// # Errors
+/// What was wrong, and when.
+pub fn run(plan: &Plan, keeps_log: bool) -> Result<Summary, Failure> {
+    let mut cluster = Cluster::new(plan.seed, plan.setup.clone(), plan.weather, keeps_log);
+    match whole(&mut cluster, plan) {
+        Ok(convergence) => Ok(Summary {
+            hash: cluster.log.hash(),
+            figures: cluster.figures,
+            convergence,
+        }),
+        Err(violation) => Err(Failure {
+            violation,
+            tables: cluster.tables(),
+            log: cluster.log.lines(),
+        }),
+    }
+}
+
+fn whole(cluster: &mut Cluster, plan: &Plan) -> Result<u64, Violation> {
+    for step in &plan.steps {
+        cluster.run(Duration::from_millis(step.after))?;
+        cluster.check_calm()?;
+        cluster.apply(&step.event)?;
+        cluster.check_tables()?;
+    }
+    cluster.heal()?;
+    let convergence = cluster.converge()?;
+    cluster.check_tables()?;
+    cluster.talk_all(plan.seed)?;
+    if plan.rests {
+        cluster.run(DAY)?;
+        cluster.converge()?;
+        cluster.talk_all(plan.seed)?;
+    }
+    Ok(convergence)
+}

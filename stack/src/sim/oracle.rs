@@ -1,0 +1,171 @@
+//! What must be true of every frame that a device gets, and of every subnet that a node has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet};
+
+use super::Violation;
+use super::cluster::{Figures, PREFIX};
+use super::device::{Identity, Report};
+use super::machine::Plugged;
+use crate::frame;
+use crate::lease::{SubnetKey, lease_prefix};
+
+/// Which way a ping's packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Way {
+    Request,
+    Answer,
+}
+
+/// What became of a TCP flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    Open,
+    Done,
+    Failed(&'static str),
+}
+
+/// What is known of everything that was sent.
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    /// Devices by the number that their pings have, and the address that each was given.
+    senders: BTreeMap<u64, Ipv4Addr>,
+    flows: BTreeMap<u64, Flow>,
+    pings: u64,
+    answered: BTreeSet<u64>,
+    seen: BTreeSet<(u64, Way)>,
+    /// Pings that a link has doubled.
+    doubled: BTreeSet<u64>,
+    /// Subnets whose record was taken from the machine that had written it.
+    excused: BTreeSet<(SubnetKey, usize)>,
+}
+
+impl Oracle {
+    pub(super) fn new_sender(&mut self, address: Ipv4Addr) -> u64 {
+        let sender = self.senders.len() as u64 + 1;
+        self.senders.insert(sender, address);
+        sender
+    }
+
+    pub(super) fn new_flow(&mut self) -> u64 {
+        let flow = self.flows.len() as u64 + 1;
+        self.flows.insert(flow, Flow::Open);
+        flow
+    }
+
+    pub(super) fn new_ping(&mut self) -> u64 {
+        self.pings += 1;
+        self.pings
+    }
+
+    pub(super) fn flow(&self, flow: u64) -> Flow {
+        self.flows.get(&flow).copied().unwrap_or(Flow::Open)
+    }
+
+    pub(super) fn is_answered(&self, ping: u64) -> bool {
+        self.answered.contains(&ping)
+    }
+
+    /// A link has doubled a datagram.
+    pub(super) fn allow_again(&mut self, identity: Option<Identity>) {
+        self.doubled.extend(identity.map(|identity| identity.ping));
+    }
+
+    /// A machine has lost a record to others, or to time.
+    pub(super) fn excuse(&mut self, key: &str, writer: usize) {
+        let prefix = lease_prefix(PREFIX);
+        let subnet = key.strip_prefix(&prefix);
+        let subnet = subnet.and_then(|key| key.strip_prefix('/')?.parse().ok());
+        self.excused.extend(subnet.map(|subnet| (subnet, writer)));
+    }
+
+    pub(super) fn is_excused(&self, key: SubnetKey, machine: usize) -> bool {
+        self.excused.contains(&(key, machine))
+    }
+
+    /// Takes what a device tells.
+    pub(super) fn take_report(
+        &mut self,
+        report: Report,
+        figures: &mut Figures,
+    ) -> Result<(), Violation> {
+        match report {
+            Report::Talked(flow) => {
+                figures.talks += 1;
+                self.flows.insert(flow, Flow::Done);
+            }
+            Report::Failed { flow, why } => {
+                self.flows.insert(flow, Flow::Failed(why));
+            }
+            Report::Answered(ping) => {
+                figures.answers += 1;
+                self.answered.insert(ping);
+            }
+            Report::Wrong(what) => return Err(Violation(what)),
+        }
+        Ok(())
+    }
+
+    /// Checks a frame that a node delivers to a device: it is for this device, from where it says,
+    /// and was not delivered before.
+    pub(super) fn check_frame(&mut self, to: &Plugged, bytes: &[u8]) -> Result<(), Violation> {
+        let wrong = |what: String| {
+            let (name, address) = (&to.name, to.address);
+            Err(Violation(format!(
+                "{name} at {address} gets a frame {what}"
+            )))
+        };
+        let Ok(view) = frame::parse(bytes) else {
+            return wrong("without a header".to_owned());
+        };
+        let destination = view.dst_addr();
+        if destination != to.device.attachment().mac && !destination.is_multicast() {
+            return wrong(format!("for {destination}"));
+        }
+        if view.ethertype() != EthernetProtocol::Ipv4 || destination.is_multicast() {
+            return Ok(());
+        }
+        // A broken header is for the receiver to see, if the switch has passed it on.
+        let Ok(ip) = Ipv4Packet::new_checked(view.payload()) else {
+            return Ok(());
+        };
+        if ip.dst_addr() != to.address {
+            return wrong(format!("for {}", ip.dst_addr()));
+        }
+        if ip.next_header() != IpProtocol::Icmp || ip.more_frags() || ip.frag_offset() != 0 {
+            return Ok(());
+        }
+        let icmp = Icmpv4Packet::new_checked(ip.payload());
+        let Some((way, data)) = icmp.ok().and_then(|icmp| {
+            match Icmpv4Repr::parse(&icmp, &ChecksumCapabilities::default()) {
+                Ok(Icmpv4Repr::EchoRequest { data, .. }) => Some((Way::Request, data)),
+                Ok(Icmpv4Repr::EchoReply { data, .. }) => Some((Way::Answer, data)),
+                Ok(_) | Err(_) => None,
+            }
+        }) else {
+            return Ok(());
+        };
+        let Some(identity) = Identity::read(data) else {
+            return Ok(());
+        };
+        let sender = self.senders.get(&identity.sender).copied();
+        let from = ip.src_addr();
+        if way == Way::Request && sender != Some(from) {
+            return wrong(format!(
+                "that is ping {} of {sender:?} and says it is from {from}",
+                identity.ping
+            ));
+        }
+        if way == Way::Answer && sender != Some(to.address) {
+            return wrong(format!("that answers ping {} of {sender:?}", identity.ping));
+        }
+        let is_new = self.seen.insert((identity.ping, way));
+        if !is_new && !self.doubled.contains(&identity.ping) {
+            return wrong(format!("of ping {} for the second time", identity.ping));
+        }
+        Ok(())
+    }
+}

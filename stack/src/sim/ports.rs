@@ -1,0 +1,228 @@
+//! Ports: how pods are attached, told what to do, and reached.
+
+use std::net::Ipv4Addr;
+
+use muslin_encap::vxlan::VtepMac;
+use smoltcp::time::Duration;
+
+use super::Violation;
+use super::check;
+use super::cluster::{Cluster, Due, LOCAL, in_words};
+use super::device::{Device, Identity, Order};
+use super::machine::{Plugged, Timer, Who};
+use super::pod::Pod;
+use super::rogue::Rogue;
+use crate::ipam::PodName;
+use crate::port::PortId;
+
+impl Cluster {
+    /// Attaches a pod, now and whenever a node runs on its machine.
+    pub(super) fn attach(&mut self, machine: usize, behaves: bool) -> Result<(), Violation> {
+        let pods = &mut self.machines[machine].pods;
+        let names = (1..).filter_map(|number| format!("pod-{number}").parse::<PodName>().ok());
+        let Some(name) = names.into_iter().find(|name| !pods.contains_key(name)) else {
+            return Ok(());
+        };
+        pods.insert(name.clone(), behaves);
+        if let Some(who) = self.who(machine) {
+            self.plug(who, &name)?;
+            self.settle(who)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn plug(&mut self, who: Who, name: &PodName) -> Result<(), Violation> {
+        let machine = &mut self.machines[who.machine];
+        let behaves = machine.pods.get(name).copied().unwrap_or(true);
+        let (Some(disk), Some(process)) = (&mut machine.disk, &mut machine.process) else {
+            return Ok(());
+        };
+        let Some(running) = &mut process.running else {
+            return Ok(());
+        };
+        // The subnet may be too small for all of them.
+        let Ok(address) = running.pool.allocate(name, None) else {
+            return Ok(());
+        };
+        disk.addresses = Some(running.pool.memory());
+        let (mac, seed) = (
+            VtepMac::from_random(self.random.mac()).get(),
+            self.random.number(),
+        );
+        let subnet = running.key.ipv4;
+        let sender = self.oracle.new_sender(address);
+        let device: Box<dyn Device> = if behaves {
+            Box::new(Pod::new(mac, address, subnet, running.node.mtu(), seed))
+        } else {
+            let gateway = disk.gateway_mac.get();
+            Box::new(Rogue::new(mac, address, gateway, running.node.gateway()))
+        };
+        let port = PortId(running.next_port);
+        running.next_port += 1;
+        running.node.attach(port, device.attachment().clone());
+        let plugged = Plugged {
+            name: name.clone(),
+            address,
+            sender,
+            device,
+            timer: Timer::default(),
+        };
+        running.ports.insert(port, plugged);
+        Ok(())
+    }
+
+    /// Detaches a machine's pod for good, if there is one.
+    pub(super) fn detach(&mut self, machine: usize, pod: usize) -> Result<(), Violation> {
+        let pods = &mut self.machines[machine].pods;
+        let Some(name) = pods.keys().nth(pod).cloned() else {
+            return Ok(());
+        };
+        pods.remove(&name);
+        let Some(who) = self.who(machine) else {
+            return Ok(());
+        };
+        let machine = &mut self.machines[machine];
+        if let Some(running) = machine
+            .process(who)
+            .and_then(|process| process.running.as_mut())
+        {
+            let port = running
+                .ports
+                .iter()
+                .find(|(_, plugged)| plugged.name == name);
+            if let Some(port) = port.map(|(port, _)| *port) {
+                let plugged = running.ports.remove(&port);
+                let mac = plugged.map(|plugged| plugged.device.attachment().mac);
+                running.gone.extend(mac);
+                running.pool.release(&name);
+                let memory = running.pool.memory();
+                if !running.node.detach(port) {
+                    return Err(Violation(format!("port {port} was not attached")));
+                }
+                if let Some(disk) = &mut machine.disk {
+                    disk.addresses = Some(memory);
+                }
+            }
+        }
+        self.settle(who)
+    }
+
+    /// All pods that are attached, with their addresses.
+    pub(super) fn plugged(&self) -> Vec<(Who, PortId, Ipv4Addr)> {
+        let mut all = Vec::new();
+        for machine in 0..self.machines.len() {
+            let Some(who) = self.who(machine) else {
+                continue;
+            };
+            let process = self.machines[machine].process.as_ref();
+            if let Some(running) = process.and_then(|process| process.running.as_ref()) {
+                let behaving = running.ports.iter().filter(|(_, plugged)| {
+                    self.machines[machine].pods.get(&plugged.name) != Some(&false)
+                });
+                all.extend(behaving.map(|(port, plugged)| (who, *port, plugged.address)));
+            }
+        }
+        all
+    }
+
+    /// Gives an order to a pod.
+    pub(super) fn order(&mut self, who: Who, port: PortId, order: Order) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let running = self.machines[who.machine].running(who);
+        if let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port)) {
+            plugged.device.order(now, order);
+            self.poll_device(who, port)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a pod talk to an address over TCP; the number says which flow it is.
+    pub(super) fn talk(
+        &mut self,
+        (who, port): (Who, PortId),
+        to: Ipv4Addr,
+        bytes: usize,
+    ) -> Result<u64, Violation> {
+        let flow = self.oracle.new_flow();
+        self.order(who, port, Order::Talk { to, flow, bytes })?;
+        Ok(flow)
+    }
+
+    /// Lets a pod ping an address; the number says which ping it is.
+    pub(super) fn ping(
+        &mut self,
+        (who, port): (Who, PortId),
+        to: Ipv4Addr,
+        bytes: usize,
+    ) -> Result<u64, Violation> {
+        let Some(identity) = self.new_identity(who, port) else {
+            return Ok(0);
+        };
+        let order = Order::Ping {
+            to,
+            identity,
+            bytes,
+        };
+        self.order(who, port, order)?;
+        Ok(identity.ping)
+    }
+
+    pub(super) fn new_identity(&mut self, who: Who, port: PortId) -> Option<Identity> {
+        let running = self.machines[who.machine].running(who)?;
+        let sender = running.ports.get(&port)?.sender;
+        let ping = self.oracle.new_ping();
+        Some(Identity { ping, sender })
+    }
+
+    pub(super) fn poll_device(&mut self, who: Who, port: PortId) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let running = self.machines[who.machine].running(who);
+        let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port)) else {
+            return Ok(());
+        };
+        let queue = &mut self.queue;
+        plugged.device.poll(now, &mut |frame| {
+            queue.schedule(now + LOCAL, Due::FromDevice(who, port, frame));
+        });
+        if let Some(at) = plugged.device.poll_at(now) {
+            // What is due at once was not due a moment ago: smoltcp says so of what waits for ARP.
+            let at = at.max(now + Duration::from_millis(1));
+            if plugged.timer.arm(at) {
+                queue.schedule(at, Due::Device(who, port));
+            }
+        }
+        for report in plugged.device.reports() {
+            self.oracle.take_report(report, &mut self.figures)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn deliver(
+        &mut self,
+        who: Who,
+        port: PortId,
+        frame: &[u8],
+    ) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(());
+        };
+        let Some(plugged) = running.ports.get(&port) else {
+            return Ok(());
+        };
+        self.figures.frames += 1;
+        let place = (who.machine as u64) << 32 | u64::from(port.0);
+        self.log.bytes(now, place, frame);
+        self.log.note(now, || {
+            let (machine, frame) = (who.machine, in_words(frame));
+            format!("port {port} of machine {machine} gets {frame}")
+        });
+        self.oracle.check_frame(plugged, frame)?;
+        check::sender(running, frame)?;
+        let Some(plugged) = running.ports.get_mut(&port) else {
+            return Ok(());
+        };
+        plugged.device.receive(now, frame);
+        self.poll_device(who, port)
+    }
+}

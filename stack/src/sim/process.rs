@@ -1,0 +1,298 @@
+//! Processes: how a node starts and ends, and what changes of its lease mean for it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
+
+use muslin_encap::overhead::Mtu;
+use muslin_encap::vxlan::VtepMac;
+use smoltcp::time::Duration;
+use smoltcp::wire::IpVersion;
+
+use super::Violation;
+use super::agent::Agent;
+use super::cluster::{Cluster, Due, LIMITS, PREFIX};
+use super::machine::{Disk, Process, Running, Timer, Who};
+use super::plan::Setup;
+use super::random::Random;
+use crate::guard::Policy;
+use crate::ipam::AddressPool;
+use crate::lease::{
+    Backend, Change, Identity, LeaseRecord, Loss, Manager, NetworkConfig, Peers, Settings,
+    SubnetKey, overlap,
+};
+use crate::node::{Config, Node};
+use crate::peer::Tunnel;
+
+/// When a node that has ended by itself is started again.
+const RESTART: Duration = Duration::from_secs(10);
+
+impl Cluster {
+    /// Starts a node on a machine where none runs.
+    pub(super) fn start(&mut self, number: usize) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let machine = &mut self.machines[number];
+        if machine.process.is_some() || !machine.is_wanted {
+            return Ok(());
+        }
+        let random = &mut self.random;
+        let disk = machine.disk.get_or_insert_with(|| Disk {
+            vtep_mac: VtepMac::from_random(random.mac()),
+            gateway_mac: VtepMac::from_random(random.mac()),
+            subnet: None,
+            addresses: None,
+        });
+        let manager = Manager::new(Settings {
+            identity: Identity {
+                public_ip: machine.public_ip,
+                vtep_mac: disk.vtep_mac,
+            },
+            prefix: PREFIX.to_owned(),
+            previous: disk.subnet,
+            wish: self.setup.wish(),
+            renew_margin: self.setup.renew_margin,
+            random_seed: random.number(),
+        });
+        machine.starts += 1;
+        let who = Who {
+            machine: number,
+            process: machine.starts,
+        };
+        machine.process = Some(Process {
+            number: machine.starts,
+            agent: Agent::new(manager, now),
+            config: None,
+            peers: Peers::default(),
+            running: None,
+        });
+        self.log.note(now, || format!("machine {number} starts"));
+        self.drive(who)
+    }
+
+    /// The process is no more, and neither are its pods.
+    pub(super) fn end_process(&mut self, who: Who, how: &str) {
+        let now = self.queue.now();
+        let machine = &mut self.machines[who.machine];
+        if machine.process(who).is_some() {
+            machine.process = None;
+            self.log
+                .note(now, || format!("machine {} {how}", who.machine));
+        }
+    }
+
+    /// The process has ended by itself, and is started again if a node is to run here.
+    pub(super) fn end_for_now(&mut self, who: Who, how: &str) {
+        if self.machines[who.machine].process(who).is_some() {
+            self.end_process(who, how);
+            let at = self.queue.now() + RESTART;
+            self.queue.schedule(at, Due::Start(who.machine));
+        }
+    }
+
+    /// Gives a machine another public address, if nobody has it.
+    pub(super) fn move_machine(&mut self, number: usize, to: Ipv4Addr) -> Result<(), Violation> {
+        if self.addresses.contains_key(&to) {
+            return Ok(());
+        }
+        let machine = &mut self.machines[number];
+        let old = std::mem::replace(&mut machine.public_ip, to);
+        self.addresses.remove(&old);
+        self.addresses.insert(to, number);
+        self.former.retain(|former| *former != to);
+        self.former.push(old);
+        match self.who(number) {
+            Some(who) => self.tell_address(who),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets two machines exchange their public addresses.
+    pub(super) fn swap_machines(&mut self, one: usize, other: usize) -> Result<(), Violation> {
+        let (first, second) = (self.machines[one].public_ip, self.machines[other].public_ip);
+        for (machine, address) in [(one, second), (other, first)] {
+            self.machines[machine].public_ip = address;
+            self.addresses.insert(address, machine);
+        }
+        for machine in [one, other] {
+            if let Some(who) = self.who(machine) {
+                self.tell_address(who)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a change of the lease means for the node, as in `src/node/`. It breaks when the process
+    /// has ended.
+    pub(super) fn take_change(
+        &mut self,
+        who: Who,
+        change: Change,
+    ) -> Result<ControlFlow<()>, Violation> {
+        let now = self.queue.now();
+        self.log
+            .note(now, || format!("machine {}: {change:?}", who.machine));
+        let Some(process) = self.machines[who.machine].process(who) else {
+            return Ok(ControlFlow::Break(()));
+        };
+        match change {
+            Change::Configured(config) => process.config = Some(config),
+            Change::Acquired(key) => self.run_node(who, key)?,
+            Change::Peer(key, record) => process.set_peer(key, record),
+            Change::PeerGone(key) => {
+                if let (Some(known), Some(running)) =
+                    (process.peers.forget(key), &mut process.running)
+                {
+                    running.node.remove_peer(known.id);
+                }
+            }
+            Change::Left => {
+                self.end_for_now(who, "has left");
+                return Ok(ControlFlow::Break(()));
+            }
+            Change::Lost(loss) => {
+                if matches!(
+                    loss,
+                    Loss::Config(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_)
+                ) {
+                    let machine = who.machine;
+                    return Err(Violation(format!("machine {machine} refuses: {loss}")));
+                }
+                self.end_for_now(who, "has lost its lease");
+                return Ok(ControlFlow::Break(()));
+            }
+            Change::NoConfig(_)
+            | Change::Renewed
+            | Change::Disputed(_)
+            | Change::Replaced { .. }
+            | Change::Moved { .. }
+            | Change::Skipped { .. } => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// The node has its lease: its data path begins.
+    pub(super) fn run_node(&mut self, who: Who, key: SubnetKey) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let number = who.machine;
+        let machine = &mut self.machines[number];
+        let (Some(disk), Some(process)) = (&mut machine.disk, &mut machine.process) else {
+            return Ok(());
+        };
+        if let Some(running) = &process.running {
+            let old = running.key;
+            return Err(Violation(format!(
+                "machine {number} runs with {old} and gets {key}: its pods are stranded"
+            )));
+        }
+        let Some(config) = process.config.clone() else {
+            return Err(Violation(format!(
+                "machine {number} has {key} and no network configuration"
+            )));
+        };
+        disk.subnet = Some(key.ipv4);
+        let node = node_config(
+            &config,
+            key,
+            disk,
+            machine.mtu,
+            &self.setup,
+            &mut self.random,
+        );
+        let node = node.and_then(|config| {
+            Node::new(config, now).map_err(|error| Violation(error.to_string()))
+        })?;
+        let pool = match disk.addresses.clone() {
+            Some(memory) => AddressPool::with_memory(key.ipv4, memory),
+            None => AddressPool::new(key.ipv4),
+        };
+        let mut running = Running {
+            key,
+            config,
+            node,
+            gateway_mac: disk.gateway_mac.get(),
+            pool,
+            ports: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            next_port: 0,
+            timer: Timer::default(),
+        };
+        for (key, known) in process.peers.iter() {
+            if let Ok(peer) = known.peer(*key, &running.config.backend) {
+                running.node.set_peer(peer);
+            }
+        }
+        process.running = Some(running);
+        self.check_owners(number, key)?;
+        let names: Vec<_> = self.machines[number].pods.keys().cloned().collect();
+        for name in names {
+            self.plug(who, &name)?;
+        }
+        self.settle(who)
+    }
+
+    /// No two nodes may have a subnet, unless somebody has taken the record of one of them away: it
+    /// expired, or was deleted or written by others. A node that is on its way out no longer counts.
+    pub(super) fn check_owners(&self, number: usize, key: SubnetKey) -> Result<(), Violation> {
+        for (other, machine) in self.machines.iter().enumerate() {
+            let process = machine.process.as_ref().filter(|_| other != number);
+            let Some(process) = process.filter(|process| !process.agent.is_leaving) else {
+                continue;
+            };
+            if let Some(running) = &process.running
+                && overlap(running.key.ipv4, key.ipv4)
+                && !self.oracle.is_excused(running.key, other)
+            {
+                let theirs = running.key;
+                return Err(Violation(format!(
+                    "machine {number} has {key} and machine {other} has {theirs} at the same time"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord) {
+        let known = self.peers.remember(key, record);
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        match known.peer(key, &running.config.backend) {
+            Ok(peer) => running.node.set_peer(peer),
+            Err(_) => {
+                running.node.remove_peer(known.id);
+            }
+        }
+    }
+}
+
+fn node_config(
+    config: &NetworkConfig,
+    key: SubnetKey,
+    disk: &Disk,
+    mtu: Mtu,
+    setup: &Setup,
+    random: &mut Random,
+) -> Result<Config, Violation> {
+    let tunnel = match &config.backend {
+        Backend::Vxlan(options) => Tunnel::Vxlan {
+            vni: options.vni,
+            mac: disk.vtep_mac,
+        },
+        Backend::Udp { .. } => Tunnel::Udp,
+        Backend::Other(name) => return Err(Violation(format!("the backend is {name}"))),
+    };
+    let mtu = tunnel.format().inner_mtu(mtu, IpVersion::Ipv4);
+    Ok(Config {
+        subnet: key.ipv4.into(),
+        gateway_mac: disk.gateway_mac.get(),
+        tunnel,
+        mtu: mtu.map_err(|error| Violation(error.to_string()))?,
+        guard: Policy {
+            peers: setup.guards_peers,
+        },
+        limits: LIMITS,
+        random_seed: random.number(),
+    })
+}

@@ -1,0 +1,181 @@
+//! A pod that does what pods must not do.
+
+use std::net::Ipv4Addr;
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    ArpOperation, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, Icmpv4Packet,
+    Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
+};
+
+use super::device::{Device, Identity, Order, Report};
+use crate::frame;
+use crate::port::Attachment;
+
+/// A MAC address that is not its own.
+const FOREIGN: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0xff, 0xff]);
+
+/// A pod that does not behave.
+pub(super) struct Rogue {
+    attachment: Attachment,
+    address: Ipv4Addr,
+    gateway_mac: EthernetAddress,
+    gateway: Ipv4Addr,
+    frames: Vec<Vec<u8>>,
+}
+
+impl Rogue {
+    /// Tricks that it knows.
+    pub(super) const TRICKS: u8 = 10;
+
+    pub(super) fn new(
+        mac: EthernetAddress,
+        address: Ipv4Addr,
+        gateway_mac: EthernetAddress,
+        gateway: Ipv4Addr,
+    ) -> Self {
+        Self {
+            attachment: Attachment {
+                mac,
+                addresses: vec![address.into()],
+                guarded: true,
+            },
+            address,
+            gateway_mac,
+            gateway,
+            frames: Vec::new(),
+        }
+    }
+
+    /// What a trick is, in words.
+    pub(super) const fn describe(trick: u8) -> &'static str {
+        match trick {
+            0 => "pings with the victim's address as its own",
+            1 => "pings all from a MAC address that is not its own",
+            2 => "says that it is the gateway",
+            3 => "says that it has the victim's address",
+            4 => "hides a forged packet behind a VLAN tag",
+            5 => "sends half a header",
+            6 => "sends from the gateway's MAC address",
+            7 => "pings from 127.0.0.1",
+            8 => "pings with a time to live of 1",
+            _ => "pings the victim with its own address, to no MAC address of anybody",
+        }
+    }
+
+    fn trick(&self, trick: u8, victim: Ipv4Addr, identity: Identity) -> Vec<u8> {
+        let own = self.attachment.mac;
+        let ping = |source, ttl| ping((source, victim), ttl, identity);
+        let claim = |address| {
+            frame::write_arp(
+                ArpOperation::Reply,
+                (own, address),
+                (EthernetAddress::BROADCAST, address),
+            )
+            .to_vec()
+        };
+        let to_gateway = |source, packet: &[u8]| {
+            ethernet(source, self.gateway_mac, EthernetProtocol::Ipv4, packet)
+        };
+        match trick {
+            0 => to_gateway(own, &ping(victim, 64)),
+            1 => ethernet(
+                FOREIGN,
+                EthernetAddress::BROADCAST,
+                EthernetProtocol::Ipv4,
+                &ping(self.address, 64),
+            ),
+            2 => claim(self.gateway),
+            3 => claim(victim),
+            4 => {
+                let tagged = [&[0, 0, 8, 0][..], &ping(victim, 64)].concat();
+                let tag = EthernetProtocol::Unknown(0x8100);
+                ethernet(own, EthernetAddress::BROADCAST, tag, &tagged)
+            }
+            5 => to_gateway(own, &ping(self.address, 64)[..11]),
+            6 => to_gateway(self.gateway_mac, &ping(self.address, 64)),
+            7 => to_gateway(own, &ping(Ipv4Addr::LOCALHOST, 64)),
+            8 => to_gateway(own, &ping(self.address, 1)),
+            _ => ethernet(
+                own,
+                FOREIGN,
+                EthernetProtocol::Ipv4,
+                &ping(self.address, 64),
+            ),
+        }
+    }
+}
+
+impl Device for Rogue {
+    fn attachment(&self) -> &Attachment {
+        &self.attachment
+    }
+
+    fn receive(&mut self, _: Instant, _: &[u8]) {}
+
+    fn order(&mut self, _: Instant, order: Order) {
+        if let Order::Misbehave {
+            victim,
+            identity,
+            trick,
+        } = order
+        {
+            self.frames.push(self.trick(trick, victim, identity));
+        }
+    }
+
+    fn poll(&mut self, _: Instant, send: &mut dyn FnMut(Vec<u8>)) {
+        self.frames.drain(..).for_each(send);
+    }
+
+    fn poll_at(&mut self, _: Instant) -> Option<Instant> {
+        None
+    }
+
+    fn reports(&mut self) -> Vec<Report> {
+        Vec::new()
+    }
+}
+
+fn ethernet(
+    source: EthernetAddress,
+    destination: EthernetAddress,
+    ethertype: EthernetProtocol,
+    payload: &[u8],
+) -> Vec<u8> {
+    let repr = EthernetRepr {
+        src_addr: source,
+        dst_addr: destination,
+        ethertype,
+    };
+    let mut bytes = vec![0; repr.buffer_len()];
+    repr.emit(&mut EthernetFrame::new_unchecked(&mut bytes));
+    bytes.extend(payload);
+    bytes
+}
+
+fn ping((source, destination): (Ipv4Addr, Ipv4Addr), ttl: u8, identity: Identity) -> Vec<u8> {
+    let checksums = ChecksumCapabilities::default();
+    let data = identity.payload(Identity::LEN);
+    let icmp = Icmpv4Repr::EchoRequest {
+        ident: 7,
+        seq_no: 1,
+        data: &data,
+    };
+    let ip = Ipv4Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::Icmp,
+        payload_len: icmp.buffer_len(),
+        hop_limit: ttl,
+    };
+    let mut bytes = vec![0; ip.buffer_len() + icmp.buffer_len()];
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
+    ip.emit(&mut packet, &checksums);
+    icmp.emit(
+        &mut Icmpv4Packet::new_unchecked(packet.payload_mut()),
+        &checksums,
+    );
+    bytes
+}

@@ -1,0 +1,61 @@
+#!/bin/sh
+# Are the simulator's eyes open? Breaks one line of a copy of the tree at a time and runs seeds until
+# one fails. Each line of the list below is a file, what it has, what it gets instead, and what that
+# means. Fails if something is not in its file any more, or if a mutant survives.
+set -eu
+root="$(cd "$(dirname "$0")/../.." && pwd)"
+tree="$root/target/mutants"
+seeds="${SEEDS:-0..20000}"
+export CARGO_TARGET_DIR="$root/target/mutants-build"
+
+mutants() {
+    cat <<'LIST'
+stack/src/drops.rs @ self.drops[reason as usize] += packets; @ let _ = (reason, packets); @ drops are not counted
+stack/src/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
+stack/src/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
+stack/src/lease/peers.rs @ self.next_id += 1; @ self.next_id |= 1; @ peers share an identity
+stack/src/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
+stack/src/lease/manager.rs @ self.phase = if self.list_after { @ self.phase = if false { @ what happened during an operation is not looked into
+stack/src/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
+stack/src/lease/manager.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
+stack/src/lease/manager.rs @ self.list_after = true; @ {} @ records of the old and the new public address stay on their sides
+encap/src/checksum.rs @ let new = u16::from_be_bytes([ttl, header[PROTOCOL]]); @ let new = old; @ the checksum does not fit the time to live
+LIST
+}
+
+prepare() { # file from to
+    mkdir -p "$tree"
+    (cd "$root" && tar -cf - --exclude=./target --exclude=./.git .) | tar -xf - -C "$tree"
+    # Cargo compares times, and a file that is whole again is as old as it was.
+    find "$tree/stack/src" "$tree/encap/src" -name '*.rs' -exec touch {} +
+    FROM="$2" TO="$3" awk '
+        !done && (at = index($0, ENVIRON["FROM"])) {
+            $0 = substr($0, 1, at - 1) ENVIRON["TO"] substr($0, at + length(ENVIRON["FROM"]))
+            done = 1
+        }
+        { print }
+        END { exit !done }' "$root/$1" >"$tree/$1" || {
+        echo "mutants: $1 has not: $2" >&2
+        exit 1
+    }
+}
+
+mutants | {
+    survivors=0
+    while read -r line; do
+        file="${line%% @ *}" line="${line#* @ }"
+        from="${line%% @ *}" line="${line#* @ }"
+        to="${line%% @ *}" what="${line#* @ }"
+        prepare "$file" "$from" "$to"
+        (cd "$tree" && cargo build --quiet --release -p muslin-stack --features sim --example simulate)
+        started=$(date +%s)
+        if result=$("$CARGO_TARGET_DIR/release/examples/simulate" --seeds "$seeds" --minutes 1 --no-shrink); then
+            echo "SURVIVES: $what"
+            survivors=$((survivors + 1))
+        else
+            ended=$(date +%s)
+            echo "found in $((ended - started)) s: $what: $(echo "$result" | head -1)"
+        fi
+    done
+    exit "$((survivors > 0))"
+}

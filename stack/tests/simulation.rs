@@ -1,0 +1,172 @@
+//! Clusters in the simulator: many seeds, and the events that once led to a defect.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use muslin_encap::overhead::Mtu;
+use muslin_stack::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
+use muslin_stack::sim::{Event, Failure, Plan, Scale, Setup, Step, Weather, run, shrink};
+
+/// Seeds that every run of the tests takes.
+const SEEDS: u64 = 200;
+/// Where a test's child process finds the seed whose hash it is to print.
+const CHILD: &str = "MUSLIN_SIM_SEED";
+
+/// Fails with what a person needs to see the same again.
+fn explain(plan: &Plan, failure: Failure) -> ! {
+    let (plan, failure) = shrink(plan, failure);
+    let numbers: Vec<_> = plan
+        .steps
+        .iter()
+        .map(|step| step.number.to_string())
+        .collect();
+    panic!(
+        "seed {}: {}\n{plan}\n\n{}\n\ncargo run --release -p muslin-stack --features sim --example \
+         simulate -- --seed {} --only {} --log",
+        plan.seed,
+        failure.violation,
+        failure.tables,
+        plan.seed,
+        numbers.join(",")
+    );
+}
+
+#[test]
+fn many_seeds_are_well() {
+    let next = AtomicU64::new(0);
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= SEEDS {
+                break;
+            }
+            let plan = Plan::new(seed);
+            if let Err(failure) = run(&plan, false) {
+                explain(&plan, failure);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = [scope.spawn(work), scope.spawn(work)];
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
+
+/// Runs of the same seed are the same, with and without a log, in this process and in another.
+#[test]
+fn a_seed_is_a_run_to_the_byte() {
+    let hash = |seed, keeps_log| {
+        let summary = run(&Plan::new(seed), keeps_log);
+        summary.unwrap_or_else(|failure| explain(&Plan::new(seed), failure))
+    };
+    if let Ok(seed) = std::env::var(CHILD) {
+        println!("hash {:016x}", hash(seed.parse().unwrap(), false).hash);
+        return;
+    }
+    for seed in [3, 17] {
+        let first = hash(seed, false);
+        assert_eq!(hash(seed, true), first);
+        assert_ne!(hash(seed + 1, false).hash, first.hash);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_seed_is_a_run_to_the_byte", "--nocapture"])
+            .env(CHILD, seed.to_string())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(child.stdout).unwrap();
+        let expected = format!("hash {:016x}", first.hash);
+        assert!(text.contains(&expected), "{text}");
+    }
+}
+
+/// A run does not depend on what is left out of its plan before it happens.
+#[test]
+fn a_part_of_a_plan_keeps_its_times() {
+    let plan = Plan::new(5);
+    let numbers: Vec<_> = plan.steps.iter().map(|step| step.number).collect();
+    let some: Vec<_> = numbers.iter().copied().filter(|n| n % 3 != 1).collect();
+    let part = plan.only(&some);
+    let time = |plan: &Plan, number| -> u64 {
+        let steps = plan.steps.iter().take_while(|step| step.number <= number);
+        steps.map(|step| step.after).sum()
+    };
+    assert_eq!(part.steps.len(), some.len());
+    for number in some {
+        assert_eq!(time(&part, number), time(&plan, number));
+    }
+    assert!(
+        plan.steps
+            .iter()
+            .any(|step| matches!(step.event, Event::Join(_)))
+    );
+}
+
+/// A hundred nodes, as the front end does with a thousand.
+#[test]
+fn a_large_cluster_converges() {
+    let mut scale = Scale::new(1, 100, 3);
+    for part in [
+        Scale::join,
+        Scale::talk,
+        Scale::churn,
+        Scale::part,
+        Scale::talk,
+    ] {
+        let phase = part(&mut scale).unwrap();
+        assert!(phase.millis < 30_000, "{phase}");
+    }
+}
+
+/// Runs a plan of three machines: what happens, each so many milliseconds after the one before.
+fn play(events: &[(u64, Event)]) {
+    let backend = Backend::Vxlan(VxlanOptions::default());
+    let network = "10.244.0.0/16".parse().unwrap();
+    let steps = events.iter().enumerate();
+    let steps = steps.map(|(number, (after, event))| Step {
+        number,
+        after: *after,
+        event: event.clone(),
+    });
+    let plan = Plan {
+        seed: 1,
+        setup: Setup {
+            mtus: vec![Mtu::ETHERNET; 3],
+            config: NetworkConfig::new(network, None, backend).unwrap(),
+            is_configured: false,
+            tells_ttl: false,
+            guards_peers: true,
+            renew_margin: RENEW_MARGIN,
+        },
+        weather: Weather::FAIR,
+        steps: steps.collect(),
+        rests: false,
+    };
+    if let Err(failure) = run(&plan, false) {
+        panic!("{}\n{}", failure.violation, failure.tables);
+    }
+}
+
+#[test]
+fn found_a_member_of_the_store_that_lags_is_not_asked_in_a_loop() {
+    play(&[
+        (0, Event::Join(0)),
+        (5_000, Event::StoreLags),
+        (10_000, Event::DeleteRecord(0)),
+        (60_000, Event::EndWatches),
+        (60_000, Event::StoreUp),
+    ]);
+}
+
+#[test]
+fn found_a_node_with_the_address_of_one_that_has_gone_sends_nothing_to_itself() {
+    play(&[
+        (0, Event::Join(0)),
+        (2_000, Event::Join(2)),
+        (1_000, Event::Crash(2)),
+        (40_000, Event::Move(2)),
+        (1_000, Event::Forget(2)),
+        (10_000, Event::Inherit(0)),
+    ]);
+}
