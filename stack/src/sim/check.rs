@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use ipnet::IpNet;
 use muslin_encap::vxlan::VtepMac;
@@ -93,7 +93,7 @@ pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
 }
 
 /// Where a peer's pods are: its subnet, its tunnel's end and its VTEP.
-type Reach = BTreeMap<IpNet, (SocketAddr, Option<VtepMac>)>;
+type Reach = BTreeMap<IpNet, (SocketAddrV4, Option<VtepMac>)>;
 
 /// A key below the leases' prefix, and the peer that it is to others.
 struct Record {
@@ -105,7 +105,7 @@ struct Record {
 /// The peers that a node sends to.
 fn reach(node: &Node) -> Reach {
     let peers = node.peers();
-    let peers = peers.map(|state| &state.peer);
+    let peers = peers.map(|state| state.peer);
     peers
         .map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)))
         .collect()
@@ -283,7 +283,7 @@ impl Cluster {
         let others = records.iter().filter(|record| record.key != own);
         let peers = others.filter_map(|record| record.peer.as_ref());
         // A record under a node's own address is none of a peer.
-        let peers = peers.filter(|peer| peer.address.ip() != IpAddr::V4(public_ip));
+        let peers = peers.filter(|peer| *peer.address.ip() != public_ip);
         let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
         compare(number, &expected.collect(), &reach(&running.node), text);
     }

@@ -51,6 +51,7 @@ pub(super) enum Due {
     Device(Who, PortId),
     ToDevice(Who, PortId, Vec<u8>),
     FromDevice(Who, PortId, Vec<u8>),
+    Frame(usize, Vec<u8>),
     Datagram {
         source: SocketAddr,
         destination: SocketAddr,
@@ -130,6 +131,7 @@ impl Cluster {
             pods: BTreeMap::new(),
             process: None,
             starts: 0,
+            cards: 0,
         });
         let machines: Vec<_> = machines.collect();
         let addresses = machines.iter().enumerate();
@@ -212,6 +214,7 @@ impl Cluster {
             }
             Due::ToDevice(who, port, frame) => self.deliver(who, port, &frame)?,
             Due::FromDevice(who, port, frame) => self.take_frame(who, port, &frame)?,
+            Due::Frame(machine, bytes) => self.take_link_frame(machine, &bytes)?,
             Due::Datagram {
                 source,
                 destination,

@@ -112,6 +112,10 @@ pub enum Event {
     },
     /// Datagrams that a stranger has seen come again, from him.
     Replay,
+    /// A machine gets another network card.
+    NewCard(usize),
+    /// A stranger on the link claims a machine's address.
+    Lie(usize),
 }
 
 /// What somebody writes into a record.
@@ -216,6 +220,11 @@ impl fmt::Display for Event {
                 )
             }
             Self::Replay => write!(f, "a stranger sends datagrams again that he has seen"),
+            Self::NewCard(machine) => write!(f, "machine {machine} gets another network card"),
+            Self::Lie(machine) => write!(
+                f,
+                "a stranger on the link claims the address of machine {machine}"
+            ),
         }
     }
 }
@@ -301,6 +310,8 @@ impl Cluster {
                 self.apply_to_pods(event)?;
             }
             Event::Replay => self.replay(),
+            Event::NewCard(machine) => self.change_card(*machine),
+            Event::Lie(victim) => self.lie(*victim)?,
             _ => self.apply_to_store(event)?,
         }
         Ok(())

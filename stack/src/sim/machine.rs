@@ -38,6 +38,8 @@ pub(super) struct Machine {
     pub(super) process: Option<Process>,
     /// Processes that were started here.
     pub(super) starts: u64,
+    /// Network cards that it had before.
+    pub(super) cards: u8,
 }
 
 /// What outlives a process: the state directory.

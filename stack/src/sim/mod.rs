@@ -61,7 +61,7 @@
 //! # More devices
 //!
 //! What is behind a port implements `Device` (`device.rs`). `Pod` and `Rogue` are one file each; an
-//! uplink, an egress or a proxy is one more, and one event that attaches it.
+//! egress or a proxy is one more, and one event that attaches it. `lan.rs` is the link of bare packets.
 //!
 //! `stack/README.md` says how to run it, how a seed that fails becomes a test, and what it found.
 
@@ -70,6 +70,7 @@ mod check;
 mod cluster;
 mod device;
 mod event;
+mod lan;
 mod link;
 mod log;
 mod machine;

@@ -72,12 +72,7 @@ impl Setup {
 
     /// The record of a node in this network.
     pub(super) fn record(&self, public_ip: Ipv4Addr, mac: [u8; 6]) -> LeaseRecord {
-        match &self.config.backend {
-            Backend::Vxlan(options) => {
-                LeaseRecord::vxlan(public_ip, options.vni, VtepMac::from_random(mac))
-            }
-            Backend::Udp { .. } | Backend::Other(_) => LeaseRecord::udp(public_ip),
-        }
+        LeaseRecord::of(&self.config.backend, public_ip, VtepMac::from_random(mac))
     }
 }
 
@@ -185,9 +180,14 @@ impl Plan {
 
 fn setup(random: &mut Random) -> Setup {
     let machines = random.between(2, 5);
-    let backend = match random.chance(700) {
-        true => Backend::Vxlan(VxlanOptions::default()),
-        false => Backend::Udp {
+    let backend = match random.below(10) {
+        0..5 => Backend::Vxlan(VxlanOptions::default()),
+        5 => Backend::Vxlan(VxlanOptions {
+            direct_routing: true,
+            ..VxlanOptions::default()
+        }),
+        6..8 => Backend::HostGw,
+        _ => Backend::Udp {
             port: muslin_encap::udp::PORT,
         },
     };
@@ -297,6 +297,8 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
             victim: pod,
             trick: random.below(Rogue::TRICKS.into()) as u8,
         },
+        99 if random.chance(400) => Event::NewCard(machine),
+        99 if random.chance(500) => Event::Lie(machine),
         _ => Event::Replay,
     }
 }

@@ -100,6 +100,7 @@ impl Cluster {
         self.addresses.insert(to, number);
         self.former.retain(|former| *former != to);
         self.former.push(old);
+        self.tell_link(number);
         match self.who(number) {
             Some(who) => self.tell_address(who),
             None => Ok(()),
@@ -112,6 +113,7 @@ impl Cluster {
         for (machine, address) in [(one, second), (other, first)] {
             self.machines[machine].public_ip = address;
             self.addresses.insert(address, machine);
+            self.tell_link(machine);
         }
         for machine in [one, other] {
             if let Some(who) = self.who(machine) {
@@ -222,6 +224,7 @@ impl Cluster {
             }
         }
         process.running = Some(running);
+        self.tell_link(number);
         self.check_owners(number, key)?;
         let names: Vec<_> = self.machines[number].pods.keys().cloned().collect();
         for name in names {
@@ -281,14 +284,21 @@ fn node_config(
             mac: disk.vtep_mac,
         },
         Backend::Udp { .. } => Tunnel::Udp,
-        Backend::Other(name) => return Err(Violation(format!("the backend is {name}"))),
+        Backend::HostGw => Tunnel::None,
+        other @ (Backend::Ipip { .. } | Backend::Other(_)) => {
+            return Err(Violation(format!("the backend is {}", other.name())));
+        }
     };
-    let mtu = tunnel.format().inner_mtu(mtu, IpVersion::Ipv4);
+    let mtu = match tunnel.format() {
+        Some(format) => format.inner_mtu(mtu, IpVersion::Ipv4),
+        None => Ok(mtu),
+    };
     Ok(Config {
         subnet: key.ipv4.into(),
         gateway_mac: disk.gateway_mac.get(),
         tunnel,
         mtu: mtu.map_err(|error| Violation(error.to_string()))?,
+        clamp_mss: true,
         guard: Policy {
             peers: setup.guards_peers,
         },

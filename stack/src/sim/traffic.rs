@@ -67,7 +67,7 @@ impl Cluster {
     }
 
     /// Gives bytes to a node and does what it says. `None` if no node runs.
-    fn through(
+    pub(super) fn through(
         &mut self,
         who: Who,
         bytes: &[u8],
@@ -161,6 +161,7 @@ impl Cluster {
                 }
             }
             Verdict::Peer { destination, .. } => self.send(who.machine, destination, bytes)?,
+            Verdict::Uplink { .. } => self.send_frame(who.machine, bytes)?,
             Verdict::Drop(reason) => self.note_drop(who, reason),
             Verdict::Consumed => {}
         }

@@ -1,0 +1,181 @@
+//! The LAN: frames between machines on one link, and the machines' kernels, which own their
+//! addresses and answer ARP for them whether a node runs or not.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress};
+
+use super::Violation;
+use super::cluster::{Cluster, Due};
+use super::device::Identity;
+use super::link::Fate;
+use super::machine::{Machine, Who};
+use super::plan::Setup;
+use crate::frame;
+use crate::lease::Backend;
+use crate::uplink::Uplink;
+
+/// A host on every link that is nobody's.
+const LIAR: EthernetAddress = EthernetAddress([2, 0x1a, 0xff, 0, 0, 1]);
+
+impl Setup {
+    /// The link that an address is on, where packets go bare: with host-gw all are on one.
+    fn link(&self, address: Ipv4Addr) -> Option<Ipv4Net> {
+        let len = match &self.config.backend {
+            Backend::HostGw => 12,
+            backend if backend.is_direct() => 30,
+            _ => return None,
+        };
+        Ipv4Net::new(address, len).ok().map(|net| net.trunc())
+    }
+}
+
+impl Machine {
+    /// The MAC address of its interface, which is a new one with each card.
+    fn link_mac(&self, number: usize) -> EthernetAddress {
+        let [high, low] = (number as u16).to_be_bytes();
+        EthernetAddress([2, 0x1a, 0, self.cards, high, low])
+    }
+}
+
+impl Cluster {
+    /// Tells a machine's node what it is on its link.
+    pub(super) fn tell_link(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let uplink = self.setup.link(machine.public_ip).map(|prefix| Uplink {
+            mac: machine.link_mac(number),
+            address: machine.public_ip,
+            prefix,
+            mtu: machine.mtu,
+            answers: false,
+        });
+        let process = machine.process.as_mut();
+        if let Some(running) = process.and_then(|process| process.running.as_mut()) {
+            running.node.set_uplink(uplink);
+        }
+    }
+
+    /// A machine gets another network card.
+    pub(super) fn change_card(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        machine.cards = machine.cards.wrapping_add(1);
+        self.tell_link(number);
+    }
+
+    /// Somebody claims to have a machine's address.
+    pub(super) fn lie(&mut self, victim: usize) -> Result<(), Violation> {
+        let address = self.machines[victim].public_ip;
+        let all = (EthernetAddress::BROADCAST, address);
+        let lie = frame::write_arp(ArpOperation::Request, (LIAR, address), all);
+        for to in self.on_link(victim) {
+            let now = self.queue.now();
+            self.queue.schedule(now, Due::Frame(to, lie.to_vec()));
+        }
+        Ok(())
+    }
+
+    fn on_link(&self, number: usize) -> Vec<usize> {
+        let link = |number: usize| self.setup.link(self.machines[number].public_ip);
+        let own = link(number);
+        (0..self.machines.len())
+            .filter(|other| *other != number && own.is_some() && link(*other) == own)
+            .collect()
+    }
+
+    /// Sends a frame of a machine to whom it is for.
+    pub(super) fn send_frame(&mut self, from: usize, bytes: &[u8]) -> Result<(), Violation> {
+        let machine = &self.machines[from];
+        let len = bytes.len().saturating_sub(frame::HEADER_LEN);
+        if len > machine.mtu.get().into() {
+            return Err(Violation(format!(
+                "machine {from} sends {len} bytes on a link with an MTU of {}",
+                machine.mtu.get()
+            )));
+        }
+        let destination = match frame::parse(bytes) {
+            Ok(view) if view.src_addr() == machine.link_mac(from) => view.dst_addr(),
+            _ => {
+                return Err(Violation(format!(
+                    "machine {from} sends a frame that is not its own"
+                )));
+            }
+        };
+        self.figures.datagrams += 1;
+        for to in self.on_link(from) {
+            let mac = self.machines[to].link_mac(to);
+            if destination.is_broadcast() || destination == mac {
+                self.carry_frame((from, to), bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is damaged on its way is not taken by the receiver's card.
+    fn carry_frame(&mut self, (from, to): (usize, usize), bytes: &[u8]) {
+        let now = self.queue.now();
+        let len = bytes.len() - frame::HEADER_LEN;
+        let fate = match len > self.machines[to].mtu.get().into() {
+            true => Fate::Lost("too large for the receiver"),
+            false => self.underlay.carry(now, (from, to), bytes.len(), len),
+        };
+        match fate {
+            Fate::Lost(why) => self.log.note(now, || {
+                format!("a frame from machine {from} to machine {to} is lost: {why}")
+            }),
+            Fate::Arrives {
+                corrupted: Some(_), ..
+            } => self.log.note(now, || {
+                format!("a frame from machine {from} to machine {to} is damaged")
+            }),
+            Fate::Arrives { at, again, .. } => {
+                if let Some(at) = again {
+                    self.oracle.allow_again(Identity::find(bytes));
+                    self.queue.schedule(at, Due::Frame(to, bytes.to_vec()));
+                }
+                self.queue.schedule(at, Due::Frame(to, bytes.to_vec()));
+            }
+        }
+    }
+
+    /// A frame arrives at a machine: its kernel answers ARP, and its node has its share.
+    pub(super) fn take_link_frame(&mut self, to: usize, bytes: &[u8]) -> Result<(), Violation> {
+        let machine = &self.machines[to];
+        let mac = machine.link_mac(to);
+        let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+        let destination = frame::parse(bytes).map(|view| view.dst_addr());
+        if destination.is_ok_and(|it| it != mac && !it.is_broadcast()) {
+            // It was for another card.
+            return Ok(());
+        }
+        if frame::is_arp(bytes)
+            && let Some(ArpRepr::EthernetIpv4 {
+                operation: ArpOperation::Request,
+                source_hardware_addr,
+                source_protocol_addr,
+                target_protocol_addr,
+                ..
+            }) = frame::arp(payload)
+            && target_protocol_addr == machine.public_ip
+            && source_protocol_addr != machine.public_ip
+        {
+            let answer = frame::write_arp(
+                ArpOperation::Reply,
+                (mac, target_protocol_addr),
+                (source_hardware_addr, source_protocol_addr),
+            );
+            self.send_frame(to, &answer)?;
+        }
+        match self.who(to) {
+            Some(who) => self.give_frame(who, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn give_frame(&mut self, who: Who, bytes: &[u8]) -> Result<(), Violation> {
+        self.through(who, bytes, |node, now, packet| {
+            node.from_uplink(now, packet)
+        })
+        .map(drop)
+    }
+}
