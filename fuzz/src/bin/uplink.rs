@@ -204,18 +204,18 @@ impl Harness {
                 if edits % 16 == 8 {
                     frame.truncate(byte()?.into());
                 }
-                self.from_link(&frame);
+                self.take_link_frame(&frame);
             }
             1 => {
                 let [source, destination, from, to, ttl, len] =
                     [byte()?, byte()?, byte()?, byte()?, byte()?, byte()?];
                 let packet = udp(pod_of(from), own_pod(to), ttl, len);
                 let frame = [&mac(destination).0[..], &mac(source).0, &[8, 0], &packet].concat();
-                self.from_link(&frame);
+                self.take_link_frame(&frame);
             }
             2 => {
                 let [_, to, ttl, len] = [byte()?, byte()?, byte()?, byte()?];
-                self.from_pod(&udp(own_pod(0), pod_of(to), ttl, len));
+                self.take_pod_packet(&udp(own_pod(0), pod_of(to), ttl, len));
             }
             3 => {
                 let [id, subnet, at] = [byte()?, byte()?, byte()?];
@@ -282,7 +282,7 @@ impl Harness {
         (verdict, packet.as_slice().to_vec())
     }
 
-    fn from_link(&mut self, frame: &[u8]) {
+    fn take_link_frame(&mut self, frame: &[u8]) {
         let target = frame.get(38..42).map(ipv4);
         self.asked = frame.get(12..14) == Some(&[8, 6]) && target == Some(host(1));
         let believed = self.beliefs.clone();
@@ -333,7 +333,7 @@ impl Harness {
         }
     }
 
-    fn from_pod(&mut self, packet: &[u8]) {
+    fn take_pod_packet(&mut self, packet: &[u8]) {
         let frame = [&GATEWAY.0[..], &mac(12).0, &[8, 0], packet].concat();
         let (verdict, out) =
             self.through(&frame, |node, now, frame| node.from_port(now, PORT, frame));
