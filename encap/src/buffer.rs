@@ -196,6 +196,7 @@ mod tests {
         packet.trim_front(2);
         packet.truncate(3);
         assert_eq!(packet.as_slice(), b"pay");
+        assert!(!packet.is_empty());
         packet.truncate(usize::MAX);
         packet.trim_front(usize::MAX);
         assert!(packet.is_empty());

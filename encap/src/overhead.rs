@@ -111,6 +111,8 @@ mod tests {
         assert_eq!(Format::Vxlan.overhead(Ipv6), 70);
         assert_eq!(Format::Udp.overhead(Ipv4), 28);
         assert_eq!(Format::Udp.overhead(Ipv6), 48);
+        assert_eq!(Format::Vxlan.network_offset(), 22);
+        assert_eq!(Format::Udp.network_offset(), 0);
         assert_eq!(Format::Ipip.overhead(Ipv4), 20);
         assert_eq!(Format::Ipip.overhead(Ipv6), 40);
     }
