@@ -299,6 +299,7 @@ mod tests {
         ] {
             let mut headers = [];
             let mut plan = Plan::new(&mut headers, trains);
+            assert!(plan.is_empty());
             for (key, packet) in &packets {
                 plan.push(&single(*key, packet), &mut None)
                     .unwrap()
@@ -307,6 +308,7 @@ mod tests {
             let found: Vec<_> = plan.sends().iter().map(|s| (s.key, s.datagrams)).collect();
             assert_eq!(found, shape);
             assert_eq!(received(&plan), packets);
+            assert!(!plan.is_empty());
         }
     }
 
