@@ -431,15 +431,19 @@ fn ipv4(bytes: &[u8]) -> Option<usize> {
     total
 }
 
-/// The checksum after the identification has changed.
+/// The checksum after the identification has changed, also to where the sum is all ones and a carry
+/// has another.
 fn update(packet: &[u8], new: u16) {
     let mut header = packet[..usize::from(packet[0] & 0x0f) * 4].to_vec();
     let word = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
-    let updated = checksum::update(word(10), word(4), new);
-    header[4..6].copy_from_slice(&new.to_be_bytes());
-    header[10..12].fill(0);
-    let sum = checksum::compute(&header);
-    assert!(updated == sum || (updated, sum) == (0xffff, 0) || (updated, sum) == (0, 0xffff));
+    let (old, before) = (word(4), word(10));
+    for new in [new, before.wrapping_add(old).wrapping_add(1)] {
+        let updated = checksum::update(before, old, new);
+        header[4..6].copy_from_slice(&new.to_be_bytes());
+        header[10..12].fill(0);
+        let sum = checksum::compute(&header);
+        assert!(updated == sum || matches!((updated, sum), (0xffff, 0) | (0, 0xffff)));
+    }
 }
 
 fn forward(packet: &[u8]) {
