@@ -119,8 +119,9 @@ fn a_large_cluster_converges() {
     }
 }
 
-/// Runs a plan of three machines: what happens, each so many milliseconds after the one before.
-fn play(events: &[(u64, Event)]) {
+/// Runs a plan of three machines: what happens, each so many milliseconds after the one before. The
+/// seed decides what is lost.
+fn play(seed: u64, events: &[(u64, Event)]) {
     let backend = Backend::Vxlan(VxlanOptions::default());
     let network = "10.244.0.0/16".parse().unwrap();
     let steps = events.iter().enumerate();
@@ -130,7 +131,7 @@ fn play(events: &[(u64, Event)]) {
         event: event.clone(),
     });
     let plan = Plan {
-        seed: 1,
+        seed,
         setup: Setup {
             mtus: vec![Mtu::ETHERNET; 3],
             config: NetworkConfig::new(network, None, backend).unwrap(),
@@ -150,23 +151,40 @@ fn play(events: &[(u64, Event)]) {
 
 #[test]
 fn found_a_member_of_the_store_that_lags_is_not_asked_in_a_loop() {
-    play(&[
+    let events = [
         (0, Event::Join(0)),
         (5_000, Event::StoreLags),
         (10_000, Event::DeleteRecord(0)),
         (60_000, Event::EndWatches),
         (60_000, Event::StoreUp),
-    ]);
+    ];
+    play(1, &events);
 }
 
 #[test]
 fn found_a_node_with_the_address_of_one_that_has_gone_sends_nothing_to_itself() {
-    play(&[
+    let events = [
         (0, Event::Join(0)),
         (2_000, Event::Join(2)),
         (1_000, Event::Crash(2)),
         (40_000, Event::Move(2)),
         (1_000, Event::Forget(2)),
         (10_000, Event::Inherit(0)),
-    ]);
+    ];
+    play(1, &events);
+}
+
+#[test]
+fn found_a_store_that_is_wiped_while_its_answers_are_lost_is_read_again() {
+    let events = [
+        (492, Event::Join(0)),
+        (836, Event::Join(1)),
+        (296, Event::Join(2)),
+        (258, Event::StoreLoss(244)),
+        (14_400_000, Event::DeleteAll),
+        (27, Event::StoreCut(1)),
+        (20_693, Event::Wipe),
+        (8_411, Event::Leave(2)),
+    ];
+    play(14_676, &events);
 }

@@ -402,9 +402,13 @@ impl Manager {
             (Phase::List, Answer::Snapshot { revision, entries }) => {
                 self.snapshot(now, revision, entries);
             }
-            (Phase::Create(key), Answer::Done(revision)) => self.hold(now, key, revision, false),
+            (Phase::Create(key), Answer::Done(revision)) => {
+                self.note_written(revision);
+                self.hold(now, key, revision, false);
+            }
             (Phase::Create(_), Answer::Conflict) => self.lost_race(now),
             (Phase::Put(key, _, reservation), Answer::Done(revision)) => {
+                self.note_written(revision);
                 self.hold(now, key, revision, reservation);
             }
             (Phase::Delete(..), Answer::Done(_)) if self.leaving => self.end(Change::Left),
@@ -426,6 +430,8 @@ impl Manager {
     pub fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.delay(now, self.failures);
+        // Until it answers again, what the last list said may be of a history that is no more.
+        self.list_after = true;
         if self.leaving && matches!(self.phase, Phase::Create(_)) {
             // Only to find out whether the store has done it nevertheless.
             self.phase = Phase::List;
@@ -859,6 +865,11 @@ impl Manager {
         } else {
             Change::Renewed
         });
+    }
+
+    /// A history that began anew since the last list has what that did not tell.
+    fn note_written(&mut self, revision: Revision) {
+        self.list_after |= revision < self.listed;
     }
 
     /// Takes our record as the store has it.
@@ -1893,6 +1904,41 @@ mod tests {
         store.lease("10.3.8.0-24", [192, 168, 0, 8]);
         let changes = settle(&mut manager, &mut store, Instant::ZERO);
         assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+    }
+
+    #[test]
+    fn a_store_that_is_wiped_while_it_is_away_is_read_again() {
+        for fails in [true, false] {
+            let mut manager = manager(1);
+            let mut store = Store::with_config(CONFIG);
+            for _ in 0..3 {
+                store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+            }
+            let mut now = Instant::ZERO;
+            let create = loop {
+                match manager.poll(now) {
+                    Action::Store(op @ Op::Create { .. }) => break op,
+                    Action::Store(op) => manager.answer(now, store.execute(op)),
+                    other => panic!("{other:?}"),
+                }
+            };
+            // The watch would begin after our own record, which is not the first of the new history.
+            let mut store = Store::with_config(CONFIG);
+            store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+            if fails {
+                for last in 5..8 {
+                    store.lease(&format!("10.3.{last}.0-24"), [192, 168, 0, last]);
+                }
+                manager.failed(now);
+                now += Duration::from_secs(60);
+                assert_eq!(manager.poll(now), Action::Store(create.clone()));
+            }
+            let answer = store.execute(create);
+            manager.answer(now, answer);
+            settle(&mut manager, &mut store, now);
+            let others = store.subnets().len() - 1;
+            assert_eq!(manager.leases().count(), others, "fails: {fails}");
+        }
     }
 
     #[test]
