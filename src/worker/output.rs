@@ -136,7 +136,7 @@ impl Io {
                     node.count_drops(reason, 1);
                 }
             }
-            Verdict::Consumed | Verdict::Drop(_) => {}
+            Verdict::Egress | Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
 

@@ -65,6 +65,13 @@ reasons! {
     DestinationNotUnicast, "destination-not-unicast", "A packet for the router had a multicast, broadcast, loopback or unspecified destination.";
     TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
     NoRoute, "no-route", "There is no route to a packet's destination.";
+    EgressFragment, "egress-fragment", "A packet to an address outside was a fragment.";
+    EgressProtocol, "egress-protocol", "A packet to an address outside was of a protocol that egress does not carry.";
+    EgressMalformed, "egress-malformed", "A packet to an address outside had a broken transport header or checksum.";
+    EgressDenied, "egress-denied", "A packet was to an address that egress may not reach.";
+    EgressNoFlow, "egress-no-flow", "A TCP segment to an address outside belonged to no connection.";
+    EgressTableFull, "egress-table-full", "There were too many flows to addresses outside, and none was idle.";
+    EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
     FragmentationNeeded, "fragmentation-needed", "A packet was larger than the path's MTU and must not be fragmented.";
     NextHopUnreachable, "next-hop-unreachable", "A peer's host is not on this node's link, and there is no tunnel to it.";
     NoVtepMac, "no-vtep-mac", "The peer's lease has no VTEP MAC address.";
@@ -85,12 +92,19 @@ reasons! {
 }
 
 impl DropReason {
-    /// Whether the drop happens in the shell around the node, after its verdict.
+    /// Whether the drop happens outside the node, after its verdict: in egress or the shell.
     #[must_use]
     pub const fn is_io(self) -> bool {
         matches!(
             self,
-            Self::PortDown
+            Self::EgressFragment
+                | Self::EgressProtocol
+                | Self::EgressMalformed
+                | Self::EgressDenied
+                | Self::EgressNoFlow
+                | Self::EgressTableFull
+                | Self::EgressHostFailed
+                | Self::PortDown
                 | Self::PortQueueFull
                 | Self::PortFailed
                 | Self::UnderlayOverflow
@@ -156,7 +170,7 @@ impl Counters {
             .map(|reason| (*reason, self.dropped_for(*reason)))
     }
 
-    /// Packets the node itself dropped, without those the shell could not hand over.
+    /// Packets the node itself dropped, without those lost after its verdict.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.drops()
@@ -196,6 +210,8 @@ mod tests {
             assert!(reason.describe().ends_with('.'));
         }
         assert!(counters.drops().all(|(_, count)| count == 1));
-        assert_eq!(counters.dropped(), DropReason::ALL.len() as u64 - 6);
+        let after = DropReason::ALL.iter().filter(|reason| reason.is_io());
+        let inside = DropReason::ALL.len() - after.count();
+        assert_eq!(counters.dropped(), inside as u64);
     }
 }

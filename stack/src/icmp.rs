@@ -23,6 +23,12 @@ pub enum IcmpError {
     NetUnreachable,
     /// Type 3 code 1: the destination does not answer.
     HostUnreachable,
+    /// Type 3 code 2: nobody takes that protocol there.
+    ProtocolUnreachable,
+    /// Type 3 code 3: nobody listens there.
+    PortUnreachable,
+    /// Type 3 code 13: a rule forbids it (RFC 1812 section 5.2.7.1).
+    Prohibited,
     /// Type 3 code 4: larger than the next hop's MTU (in bytes) with "don't fragment" set (RFC
     /// 1191 section 4).
     FragmentationNeeded(u16),
@@ -34,6 +40,9 @@ impl IcmpError {
             Self::TimeExceeded => (11, 0, 0),
             Self::NetUnreachable => (3, 0, 0),
             Self::HostUnreachable => (3, 1, 0),
+            Self::ProtocolUnreachable => (3, 2, 0),
+            Self::PortUnreachable => (3, 3, 0),
+            Self::Prohibited => (3, 13, 0),
             Self::FragmentationNeeded(mtu) => (3, 4, u32::from(mtu)),
         }
     }
@@ -200,6 +209,18 @@ mod tests {
             (
                 IcmpError::HostUnreachable,
                 Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host),
+            ),
+            (
+                IcmpError::ProtocolUnreachable,
+                Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Protocol),
+            ),
+            (
+                IcmpError::PortUnreachable,
+                Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port),
+            ),
+            (
+                IcmpError::Prohibited,
+                Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FilterProhibited),
             ),
             (
                 IcmpError::FragmentationNeeded(1450),

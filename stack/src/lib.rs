@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod drops;
+pub mod egress;
 pub mod fragment;
 pub mod frame;
 pub mod gateway;

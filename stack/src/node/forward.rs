@@ -119,6 +119,12 @@ impl Node {
             return Err(DropReason::TtlExceeded);
         }
         let Some(next) = next else {
+            if self
+                .egress
+                .is_some_and(|network| !network.contains(&destination))
+            {
+                return Ok(Verdict::Egress);
+            }
             self.report(now, IcmpError::NetUnreachable, packet.as_slice());
             return Err(DropReason::NoRoute);
         };
@@ -145,6 +151,20 @@ impl Node {
             self.forward(now, destination, next, packet)
         } else {
             self.in_pieces(now, destination, next, packet)
+        }
+    }
+
+    /// Routes a packet from outside the overlay to a pod of this node.
+    pub(super) fn route_to_pod(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Step {
+        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
+        if self.routes.lookup(destination.into()) != Some(&NextHop::Local) {
+            return Err(DropReason::NoRoute);
+        }
+        if longest(packet) <= usize::from(self.config.mtu.get()) {
+            self.forward(now, destination, NextHop::Local, packet)
+        } else {
+            self.in_pieces(now, destination, NextHop::Local, packet)
         }
     }
 
@@ -446,7 +466,7 @@ impl Node {
     }
 
     /// Sends an ICMP error about a packet, if it may have one and there were not too many.
-    fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
+    pub fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
         let own = |packet| self.is_own(Ipv4Packet::new_unchecked(packet).src_addr());
         if !icmp::may_answer(offender) || own(offender) {
             return;

@@ -122,6 +122,8 @@ pub enum Verdict {
         /// A hash of the inner flow.
         flow: u32,
     },
+    /// The packet is an IPv4 packet for [`crate::egress::Egress`].
+    Egress,
     /// The node keeps it.
     Consumed,
     /// It is lost.
@@ -154,6 +156,8 @@ pub struct Node {
     counters: Counters,
     output: Output,
     uplink: Option<Link>,
+    /// The overlay's network; packets from pods that leave it are for egress.
+    egress: Option<Ipv4Net>,
     /// Where packets of the node's own are made.
     scratch: Vec<u8>,
     /// The gateway's answers to one packet, before they are routed.
@@ -212,6 +216,7 @@ impl Node {
             counters: Counters::default(),
             output: Output::default(),
             uplink: None,
+            egress: None,
             scratch: vec![0; HEADROOM + MAX_PACKET],
             answers: Vec::new(),
             ident: config.random_seed as u16,
@@ -341,6 +346,19 @@ impl Node {
         self.count(verdict, packet.total_len())
     }
 
+    /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on;
+    /// without a network there is no route for them.
+    pub fn set_egress(&mut self, network: Option<Ipv4Net>) {
+        self.egress = network.map(|network| network.trunc());
+    }
+
+    /// Takes a packet from egress that begins with its IPv4 header, for a pod.
+    pub fn from_egress(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
+        self.counters.originated += 1;
+        let verdict = self.route_to_pod(now, packet).unwrap_or_else(Verdict::Drop);
+        self.count(verdict, packet.total_len())
+    }
+
     /// The next packet the node itself has to send, copied into `packet`.
     pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
         let (verdict, bytes) = self.output.queue.pop_front()?;
@@ -459,7 +477,11 @@ impl Node {
             Verdict::Uplink { id } => {
                 self.uplink.is_some() && id.is_none_or(|id| self.peers.outgoing(id).is_some())
             }
-            Verdict::Port(_) | Verdict::Flood { .. } | Verdict::Consumed | Verdict::Drop(_) => true,
+            Verdict::Port(_)
+            | Verdict::Flood { .. }
+            | Verdict::Egress
+            | Verdict::Consumed
+            | Verdict::Drop(_) => true,
         }
     }
 
@@ -482,7 +504,7 @@ impl Node {
                     self.peers.count_sent(id, len);
                 }
             }
-            Verdict::Consumed => self.counters.consumed += 1,
+            Verdict::Egress | Verdict::Consumed => self.counters.consumed += 1,
             Verdict::Drop(reason) => self.counters.drop(reason),
         }
         verdict

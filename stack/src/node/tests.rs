@@ -12,6 +12,7 @@ use smoltcp::wire::{
 use super::*;
 use crate::frame;
 
+mod egress;
 mod superpackets;
 mod uplink;
 
@@ -1166,6 +1167,7 @@ proptest! {
     ) {
         let mut node = node(1, "vxlan");
         node.attach(POD_PORT, attachment(1, 2, guarded));
+        node.set_egress(Some("10.244.0.0/16".parse().unwrap()));
         for (i, (port, bytes)) in inputs.iter().enumerate() {
             let now = NOW + Duration::from_millis(300 * i as u64);
             node.handle_timeout(now);
@@ -1177,7 +1179,7 @@ proptest! {
             match verdict {
                 Verdict::Port(to) => prop_assert!(!*port || to != POD_PORT || bytes[..6] == GATEWAY_MAC.0),
                 Verdict::Flood { except } => prop_assert_eq!(except, port.then_some(POD_PORT)),
-                Verdict::Peer { .. } | Verdict::Uplink { .. } => prop_assert!(*port),
+                Verdict::Peer { .. } | Verdict::Uplink { .. } | Verdict::Egress => prop_assert!(*port),
                 Verdict::Consumed | Verdict::Drop(_) => {}
             }
             outputs(&mut node);

@@ -1,0 +1,371 @@
+//! A pod's TCP connections, which end here, in smoltcp.
+//!
+//! smoltcp asks every socket of a set about every packet, so each connection has a set of its own
+//! and packets are assigned to connections before smoltcp sees them. All share one interface, which
+//! has any address and no link layer.
+//!
+//! Nothing on the way to a pod loses packets, so there is no congestion control: what a pod does not
+//! take stays in the host's socket.
+
+use std::net::SocketAddrV4;
+use std::num::NonZeroUsize;
+
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::headers::Transport;
+use muslin_encap::overhead::Mtu;
+use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
+use smoltcp::phy::{
+    Checksum as Checks, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
+};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::HardwareAddress;
+
+use super::memory::Grant;
+use super::{FlowId, FlowKey, Host, HostError, Pods, Ready};
+
+/// The longest packet.
+const MAX_LEN: usize = 65_535;
+/// After so long without a word a pod is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
+/// A pod that has not answered for so long is gone.
+const TIMEOUT: Duration = Duration::from_secs(600);
+/// Where TCP's checksum is, from the header's start.
+const CHECKSUM: u16 = 16;
+
+/// The interface of all connections.
+pub(super) struct Ends {
+    interface: Interface,
+    capabilities: DeviceCapabilities,
+    /// A packet on its way out.
+    outgoing: Outgoing,
+}
+
+/// A connection's end.
+pub(super) struct Connection {
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    pub(super) grant: Grant,
+    /// Whether the pod's stream has ended and the host knows.
+    shut: bool,
+    /// Whether the host's stream has ended and the pod will know.
+    ended: bool,
+}
+
+/// How a connection is after it was looked after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It goes on, and is to be looked after at that time.
+    Open(Option<Instant>),
+    /// It is over; both streams have ended if it is not a reset.
+    Over { reset: bool },
+}
+
+impl Connection {
+    /// A connection that waits for its SYN.
+    pub(super) fn new(key: FlowKey, grant: Grant) -> Self {
+        let buffer = || SocketBuffer::new(vec![0; grant.len]);
+        let mut socket = Socket::new(buffer(), buffer());
+        // What the host gives goes on at once.
+        socket.set_nagle_enabled(false);
+        socket.set_keep_alive(Some(KEEP_ALIVE));
+        socket.set_timeout(Some(TIMEOUT));
+        // Ports are never zero and the socket is new; it would refuse nothing else.
+        let _ = socket.listen(SocketAddrV4::from(key.remote));
+        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
+        let handle = sockets.add(socket);
+        Self {
+            sockets,
+            handle,
+            grant,
+            shut: false,
+            ended: false,
+        }
+    }
+
+    fn socket(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+
+    /// Ends it with a reset.
+    pub(super) fn abort(&mut self) {
+        self.socket().abort();
+    }
+
+    /// Moves what can be moved between the connection's two ends, and says whether anything was.
+    pub(super) fn relay(
+        &mut self,
+        id: FlowId,
+        ready: &mut Ready,
+        host: &mut impl Host,
+    ) -> Result<bool, HostError> {
+        let moved = self.to_host(id, ready, host)?;
+        Ok(self.to_pod(id, ready, host)? || moved)
+    }
+
+    fn to_host(
+        &mut self,
+        id: FlowId,
+        ready: &mut Ready,
+        host: &mut impl Host,
+    ) -> Result<bool, HostError> {
+        let mut moved = false;
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        while ready.writable && socket.can_recv() {
+            let written = socket.recv(|bytes| match host.write(id, bytes) {
+                Ok(len) => (len.min(bytes.len()), Ok(())),
+                Err(error) => (0, Err(error)),
+            });
+            match written {
+                Ok(Ok(())) => moved = true,
+                Ok(Err(HostError::WouldBlock)) => ready.writable = false,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        let has_ended = matches!(
+            socket.state(),
+            State::CloseWait | State::Closing | State::LastAck | State::TimeWait
+        );
+        if has_ended && !self.shut && !socket.can_recv() {
+            self.shut = true;
+            host.shutdown(id)?;
+        }
+        Ok(moved)
+    }
+
+    fn to_pod(
+        &mut self,
+        id: FlowId,
+        ready: &mut Ready,
+        host: &mut impl Host,
+    ) -> Result<bool, HostError> {
+        let mut moved = false;
+        let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
+        while ready.readable && !self.ended && socket.can_send() {
+            let read = socket.send(|room| match host.read(id, room) {
+                Ok(len) => (len.min(room.len()), Ok(len)),
+                Err(error) => (0, Err(error)),
+            });
+            match read {
+                Ok(Ok(0)) => {
+                    self.ended = true;
+                    socket.close();
+                    // The pod's last word may end the connection, and is answered before that.
+                    socket.set_ack_delay(None);
+                }
+                Ok(Ok(_)) => moved = true,
+                Ok(Err(HostError::WouldBlock)) => ready.readable = false,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(moved)
+    }
+}
+
+impl Ends {
+    pub(super) fn new(mtu: Mtu, random_seed: u64, now: Instant) -> Self {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = mtu.get().into();
+        // The router and the demultiplexing have verified what needs it; what goes out is unfinished
+        // until a pod's device is known.
+        capabilities.checksum.ipv4 = Checks::Tx;
+        capabilities.checksum.tcp = Checks::None;
+        capabilities.segmentation.tcpv4 = NonZeroUsize::new(MAX_LEN);
+        let mut outgoing = Outgoing::new();
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = random_seed;
+        let mut wire = Wire {
+            capabilities: &capabilities,
+            incoming: None,
+            outgoing: &mut outgoing,
+        };
+        let mut interface = Interface::new(config, &mut wire, now);
+        interface.set_any_ip(true);
+        Self {
+            interface,
+            capabilities,
+            outgoing,
+        }
+    }
+
+    /// Gives a packet to the connection it belongs to.
+    pub(super) fn receive(
+        &mut self,
+        now: Instant,
+        connection: &mut Connection,
+        packet: &[u8],
+        pods: &mut impl Pods,
+    ) {
+        self.process(now, &mut connection.sockets, packet, pods);
+    }
+
+    /// Refuses a packet of no connection by a reset.
+    pub(super) fn refuse(&mut self, now: Instant, packet: &[u8], pods: &mut impl Pods) {
+        self.process(now, &mut SocketSet::new([]), packet, pods);
+    }
+
+    fn process(
+        &mut self,
+        now: Instant,
+        sockets: &mut SocketSet<'_>,
+        packet: &[u8],
+        pods: &mut impl Pods,
+    ) {
+        let Self {
+            interface,
+            capabilities,
+            outgoing,
+        } = self;
+        let mut wire = Wire {
+            capabilities,
+            incoming: Some(packet),
+            outgoing,
+        };
+        interface.poll_ingress_single(now, &mut wire, sockets);
+        outgoing.send(now, pods);
+    }
+
+    /// Sends what a connection has to send.
+    pub(super) fn transmit(
+        &mut self,
+        now: Instant,
+        connection: &mut Connection,
+        pods: &mut impl Pods,
+    ) -> Outcome {
+        let Self {
+            interface,
+            capabilities,
+            outgoing,
+        } = self;
+        loop {
+            let mut wire = Wire {
+                capabilities,
+                incoming: None,
+                outgoing,
+            };
+            interface.poll_egress(now, &mut wire, &mut connection.sockets);
+            if !outgoing.send(now, pods) {
+                break;
+            }
+        }
+        match connection.socket().state() {
+            // A reset before the connection is there makes the socket listen again.
+            State::Closed | State::Listen => Outcome::Over {
+                reset: !(connection.shut && connection.ended),
+            },
+            // The pod's last word was answered. Nothing that is lost here waits on the way, and a
+            // pod that repeats it is told that there is no connection.
+            State::TimeWait if connection.shut => Outcome::Over { reset: false },
+            _ => Outcome::Open(interface.poll_at(now, &connection.sockets)),
+        }
+    }
+}
+
+/// The device between smoltcp and a call about one packet.
+struct Wire<'a> {
+    capabilities: &'a DeviceCapabilities,
+    incoming: Option<&'a [u8]>,
+    outgoing: &'a mut Outgoing,
+}
+
+/// Room for one packet.
+struct Outgoing {
+    storage: Box<[u8]>,
+    packet: Option<(usize, PacketMeta)>,
+}
+
+impl Outgoing {
+    fn new() -> Self {
+        Self {
+            storage: vec![0; HEADROOM + MAX_LEN].into_boxed_slice(),
+            packet: None,
+        }
+    }
+
+    /// Sends the packet, if there is one.
+    fn send(&mut self, now: Instant, pods: &mut impl Pods) -> bool {
+        let Some((len, meta)) = self.packet.take() else {
+            return false;
+        };
+        let Ok(mut packet) = PacketBuf::new(&mut self.storage, HEADROOM, len) else {
+            return false;
+        };
+        if let Ok(at) = Transport::parse(packet.as_slice(), 0) {
+            let pseudo = at.pseudo_header(packet.as_slice(), at.end - at.l4);
+            let field = at.checksum();
+            packet.as_mut_slice()[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+            let mut packet = packet.with_offload(Header {
+                checksum: Checksum::Partial {
+                    start: at.l4 as u16,
+                    offset: CHECKSUM,
+                },
+                gso: meta.segmentation_offload_size.map(|size| Gso {
+                    kind: GsoKind::TcpV4,
+                    size: size.get(),
+                    ecn: false,
+                }),
+                hdr_len: at.payload as u16,
+            });
+            pods.send(now, &mut packet);
+        }
+        true
+    }
+}
+
+struct Incoming<'a>(&'a [u8]);
+
+struct Room<'a>(&'a mut Outgoing, PacketMeta);
+
+impl Device for Wire<'_> {
+    type RxToken<'a>
+        = Incoming<'a>
+    where
+        Self: 'a;
+    type TxToken<'a>
+        = Room<'a>
+    where
+        Self: 'a;
+
+    fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, Room<'_>)> {
+        let incoming = self.incoming.take()?;
+        Some((
+            Incoming(incoming),
+            Room(self.outgoing, PacketMeta::default()),
+        ))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Room<'_>> {
+        let is_free = self.outgoing.packet.is_none();
+        is_free.then_some(Room(self.outgoing, PacketMeta::default()))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        self.capabilities.clone()
+    }
+}
+
+impl RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+impl TxToken for Room<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let end = HEADROOM + len.min(MAX_LEN);
+        // Longer ones there are not; such a packet would be sent without its end.
+        self.0.packet = Some((end - HEADROOM, self.1));
+        if len > MAX_LEN {
+            return f(&mut vec![0; len]);
+        }
+        f(&mut self.0.storage[HEADROOM..end])
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.1 = meta;
+    }
+}

@@ -1,0 +1,6 @@
+//! A pod with smoltcp's TCP and a host that does as it is told, with egress between them.
+
+use super::*;
+
+mod bed;
+mod tcp;

@@ -1,0 +1,355 @@
+//! What tests of egress stand on.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use muslin_encap::buffer::HEADROOM;
+use muslin_encap::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
+use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp::{Socket, SocketBuffer};
+use smoltcp::wire::{HardwareAddress, IpCidr, Ipv4Cidr};
+
+use super::*;
+
+pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+pub(super) const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 80), 80);
+pub(super) const MTU: u16 = 1450;
+
+/// Bytes that differ from place to place.
+pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    let byte = |at: usize| (at.wrapping_mul(31) ^ (at >> 8)) as u8 ^ seed;
+    (0..len).map(byte).collect()
+}
+
+/// A socket of the host.
+#[derive(Debug, Default)]
+pub(super) struct FakeSocket {
+    pub(super) to: Option<SocketAddrV4>,
+    /// How connecting ends, if it has.
+    pub(super) connected: Option<Result<(), HostError>>,
+    /// What the other end has sent, and whether that is all.
+    pub(super) inbox: VecDeque<u8>,
+    pub(super) ended: bool,
+    /// What it has received, and how much more it takes.
+    pub(super) outbox: Vec<u8>,
+    pub(super) room: usize,
+    pub(super) shut: bool,
+    /// An error that reads and writes have.
+    pub(super) error: Option<HostError>,
+}
+
+/// A host whose sockets do what tests say.
+#[derive(Debug, Default)]
+pub(super) struct FakeHost {
+    pub(super) sockets: BTreeMap<FlowId, FakeSocket>,
+    /// Sockets that were closed, and whether by a reset.
+    pub(super) closed: Vec<(FlowId, bool)>,
+    /// The socket that was made last.
+    pub(super) latest: Option<FlowId>,
+    /// What `connect` says at once.
+    pub(super) refuses: Option<HostError>,
+}
+
+impl Host for FakeHost {
+    fn connect(&mut self, id: FlowId, _: Protocol, to: SocketAddrV4) -> Result<(), HostError> {
+        if let Some(error) = self.refuses {
+            return Err(error);
+        }
+        self.latest = Some(id);
+        let socket = FakeSocket {
+            to: Some(to),
+            room: usize::MAX,
+            ..FakeSocket::default()
+        };
+        assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
+        Ok(())
+    }
+
+    fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
+        let result = self.sockets[&id].connected;
+        result.unwrap_or(Err(HostError::WouldBlock))
+    }
+
+    fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
+        let socket = self.sockets.get_mut(&id).unwrap();
+        let len = buffer.len().min(socket.inbox.len());
+        if len == 0 {
+            let idle = if socket.ended {
+                Ok(0)
+            } else {
+                Err(HostError::WouldBlock)
+            };
+            return socket.error.map_or(idle, Err);
+        }
+        for (to, from) in buffer.iter_mut().zip(socket.inbox.drain(..len)) {
+            *to = from;
+        }
+        Ok(len)
+    }
+
+    fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        let socket = self.sockets.get_mut(&id).unwrap();
+        assert!(!socket.shut, "written after the end");
+        let len = bytes.len().min(socket.room);
+        match (socket.error, len) {
+            (Some(error), _) => return Err(error),
+            (None, 0) => return Err(HostError::WouldBlock),
+            (None, _) => {}
+        }
+        socket.room -= len;
+        socket.outbox.extend_from_slice(&bytes[..len]);
+        Ok(len)
+    }
+
+    fn shutdown(&mut self, id: FlowId) -> Result<(), HostError> {
+        self.sockets.get_mut(&id).unwrap().shut = true;
+        Ok(())
+    }
+
+    fn close(&mut self, id: FlowId, reset: bool) {
+        assert!(self.sockets.remove(&id).is_some(), "{id:?} is closed twice");
+        self.closed.push((id, reset));
+    }
+}
+
+/// What goes to pods, as whole packets of at most the MTU.
+#[derive(Debug, Default)]
+pub(super) struct FakePods {
+    pub(super) packets: VecDeque<Vec<u8>>,
+    pub(super) reports: Vec<(IcmpError, Vec<u8>)>,
+    /// Length of the longest packet before it was taken apart.
+    pub(super) longest: usize,
+}
+
+impl Pods for FakePods {
+    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) {
+        self.longest = self.longest.max(packet.len());
+        assert!(packet.headroom() >= HEADROOM);
+        let Some(gso) = packet.offload().gso else {
+            packet.complete();
+            return self.packets.push_back(packet.as_slice().to_vec());
+        };
+        packet.offload().check(packet.len()).unwrap();
+        let mut split = Split::new(packet.as_slice(), 0, gso, Checksums::Complete).unwrap();
+        let mut header = [0; MAX_HEADER_LEN];
+        while let Some(train) = split.next_train(&mut header, TrainLimits::ONE).unwrap() {
+            for (header, payload) in train.segments() {
+                self.packets.push_back([header, payload].concat());
+            }
+        }
+    }
+
+    fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
+        assert!(crate::icmp::may_answer(offender), "{offender:?}");
+        self.reports.push((error, offender.to_vec()));
+    }
+}
+
+/// A pod with smoltcp's TCP, which verifies every checksum.
+pub(super) struct FakePod {
+    interface: Interface,
+    pub(super) device: FakeDevice,
+    pub(super) sockets: SocketSet<'static>,
+}
+
+impl FakePod {
+    fn new() -> Self {
+        let mut device = FakeDevice::default();
+        let config = InterfaceConfig::new(HardwareAddress::Ip);
+        let mut interface = Interface::new(config, &mut device, Instant::ZERO);
+        interface.update_ip_addrs(|addresses| {
+            addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(POD, 0))).unwrap();
+        });
+        Self {
+            interface,
+            device,
+            sockets: SocketSet::new(Vec::new()),
+        }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct FakeDevice {
+    pub(super) incoming: VecDeque<Vec<u8>>,
+    pub(super) outgoing: VecDeque<Vec<u8>>,
+}
+
+pub(super) struct Incoming(Vec<u8>);
+pub(super) struct Outgoing<'a>(&'a mut VecDeque<Vec<u8>>);
+
+impl Device for FakeDevice {
+    type RxToken<'a> = Incoming;
+    type TxToken<'a> = Outgoing<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Incoming, Outgoing<'_>)> {
+        let packet = self.incoming.pop_front()?;
+        Some((Incoming(packet), Outgoing(&mut self.outgoing)))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
+        Some(Outgoing(&mut self.outgoing))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = MTU.into();
+        capabilities
+    }
+}
+
+impl RxToken for Incoming {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+impl TxToken for Outgoing<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut packet = vec![0; len];
+        let result = f(&mut packet);
+        self.0.push_back(packet);
+        result
+    }
+}
+
+/// Egress between a pod and a host.
+pub(super) struct Bed {
+    pub(super) now: Instant,
+    pub(super) egress: Egress,
+    pub(super) host: FakeHost,
+    pub(super) pods: FakePods,
+    pub(super) pod: FakePod,
+    /// Why packets were dropped.
+    pub(super) dropped: Vec<DropReason>,
+    next_port: u16,
+}
+
+impl Bed {
+    pub(super) fn new() -> Self {
+        Self::with(Limits::default(), Policy::new(&[], &[], None, None))
+    }
+
+    pub(super) fn with(limits: Limits, policy: Policy) -> Self {
+        let config = Config {
+            policy,
+            mtu: Mtu::new(MTU.into()).unwrap(),
+            limits,
+            random_seed: 7,
+        };
+        Self {
+            now: Instant::ZERO,
+            egress: Egress::new(config, Instant::ZERO),
+            host: FakeHost::default(),
+            pods: FakePods::default(),
+            pod: FakePod::new(),
+            dropped: Vec::new(),
+            next_port: 40_000,
+        }
+    }
+
+    /// Gives egress a packet of the pod.
+    pub(super) fn send(&mut self, packet: &[u8]) {
+        let mut storage = packet.to_vec();
+        let packet = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        if let Err(reason) = egress.from_pod(self.now, &packet, host, pods) {
+            self.dropped.push(reason);
+        }
+    }
+
+    /// Moves packets to and fro until there are none.
+    pub(super) fn settle(&mut self) {
+        loop {
+            let Self { pod, pods, now, .. } = self;
+            pod.device.incoming.append(&mut pods.packets);
+            pod.interface.poll(*now, &mut pod.device, &mut pod.sockets);
+            if self.pod.device.outgoing.is_empty() {
+                return;
+            }
+            while let Some(packet) = self.pod.device.outgoing.pop_front() {
+                self.send(&packet);
+            }
+        }
+    }
+
+    /// Lets time pass, with everything that is due in it.
+    pub(super) fn wait(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            self.settle();
+            let theirs = self.pod.interface.poll_at(self.now, &self.pod.sockets);
+            let due = [self.egress.poll_at(), theirs].into_iter().flatten().min();
+            self.now = due.map_or(end, |due| {
+                due.max(self.now + Duration::from_micros(1)).min(end)
+            });
+            let Self {
+                egress,
+                host,
+                pods,
+                now,
+                ..
+            } = self;
+            egress.handle_timeout(*now, host, pods);
+            if self.now == end {
+                return self.settle();
+            }
+        }
+    }
+
+    /// Begins a connection of the pod.
+    pub(super) fn connect(&mut self, to: SocketAddrV4) -> SocketHandle {
+        let buffer = || SocketBuffer::new(vec![0; 65_536]);
+        let mut socket = Socket::new(buffer(), buffer());
+        self.next_port += 1;
+        socket
+            .connect(self.pod.interface.context(), to, self.next_port)
+            .unwrap();
+        let handle = self.pod.sockets.add(socket);
+        self.settle();
+        handle
+    }
+
+    pub(super) fn socket(&mut self, handle: SocketHandle) -> &mut Socket<'static> {
+        self.pod.sockets.get_mut(handle)
+    }
+
+    /// The host's socket that was made last.
+    pub(super) fn last(&self) -> FlowId {
+        self.host.latest.unwrap()
+    }
+
+    pub(super) fn fake(&mut self, id: FlowId) -> &mut FakeSocket {
+        self.host.sockets.get_mut(&id).unwrap()
+    }
+
+    /// An event of a socket.
+    pub(super) fn wake(&mut self, id: FlowId) {
+        let ready = Ready {
+            readable: true,
+            writable: true,
+        };
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        egress.ready(self.now, id, ready, host, pods);
+        self.settle();
+    }
+
+    /// Says how connecting ended.
+    pub(super) fn answer(&mut self, id: FlowId, result: Result<(), HostError>) {
+        self.fake(id).connected = Some(result);
+        self.wake(id);
+    }
+
+    /// A connection that is there.
+    pub(super) fn established(&mut self) -> (SocketHandle, FlowId) {
+        let handle = self.connect(SERVER);
+        let id = self.last();
+        self.answer(id, Ok(()));
+        assert!(self.socket(handle).may_send());
+        (handle, id)
+    }
+}

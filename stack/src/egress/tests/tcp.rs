@@ -1,0 +1,455 @@
+//! TCP connections of pods.
+
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::State;
+
+use super::bed::{Bed, MTU, POD, SERVER, pattern};
+use super::*;
+
+/// Sends bytes from the pod until all are with the host.
+fn upload(bed: &mut Bed, handle: SocketHandle, id: FlowId, bytes: &[u8]) {
+    let mut sent = 0;
+    for _ in 0..10_000 {
+        sent += bed.socket(handle).send_slice(&bytes[sent..]).unwrap();
+        bed.wait(Duration::from_millis(1));
+        if bed.host.sockets[&id].outbox.len() >= bytes.len() {
+            break;
+        }
+    }
+    assert!(bed.host.sockets[&id].outbox == bytes, "another content");
+}
+
+/// What the pod gets until so many bytes are there.
+fn download(bed: &mut Bed, handle: SocketHandle, len: usize) -> Vec<u8> {
+    let mut all = Vec::new();
+    for _ in 0..10_000 {
+        while bed.socket(handle).can_recv() {
+            let socket = bed.socket(handle);
+            let received = socket.recv(|bytes| (bytes.len(), bytes.to_vec()));
+            all.extend(received.unwrap());
+        }
+        if all.len() >= len {
+            return all;
+        }
+        bed.wait(Duration::from_millis(1));
+    }
+    panic!("only {} of {len} bytes", all.len());
+}
+
+#[test]
+fn a_connection_is_answered_when_the_hosts_is_there_and_carries_both_streams() {
+    let mut bed = Bed::new();
+    let handle = bed.connect(SERVER);
+    assert_eq!(bed.socket(handle).state(), State::SynSent);
+    let id = bed.last();
+    assert_eq!(bed.host.sockets[&id].to, Some(SERVER));
+    bed.wake(id);
+    assert_eq!(bed.socket(handle).state(), State::SynSent, "not decided");
+    bed.answer(id, Ok(()));
+    assert_eq!(bed.socket(handle).state(), State::Established);
+
+    let (up, down) = (pattern(700_000, 1), pattern(900_001, 2));
+    upload(&mut bed, handle, id, &up);
+    bed.fake(id).inbox.extend(&down);
+    bed.wake(id);
+    assert!(download(&mut bed, handle, down.len()) == down);
+    assert!(
+        bed.pods.longest > 30_000,
+        "large segments: {}",
+        bed.pods.longest
+    );
+    assert_eq!(bed.egress.counters().open, 1);
+    assert_eq!(bed.dropped, []);
+}
+
+#[test]
+fn who_asks_again_while_the_host_connects_has_one_connection() {
+    let mut bed = Bed::new();
+    let handle = bed.connect(SERVER);
+    bed.wait(Duration::from_secs(5));
+    assert_eq!(bed.host.sockets.len(), 1);
+    let id = bed.last();
+    bed.answer(id, Ok(()));
+    bed.wait(Duration::from_secs(1));
+    assert_eq!(bed.socket(handle).state(), State::Established);
+}
+
+#[test]
+fn a_refusal_resets() {
+    let mut bed = Bed::new();
+    let handle = bed.connect(SERVER);
+    let id = bed.last();
+    bed.answer(id, Err(HostError::Refused));
+    assert_eq!(bed.socket(handle).state(), State::Closed);
+    assert_eq!(bed.host.closed, [(id, false)]);
+    assert_eq!(bed.pods.reports, []);
+    let counters = bed.egress.counters();
+    assert_eq!((counters.open, counters.refused), (0, 1));
+    assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn unreachable_is_told_by_an_error_about_the_syn() {
+    for (error, icmp) in [
+        (HostError::NetUnreachable, IcmpError::NetUnreachable),
+        (HostError::HostUnreachable, IcmpError::HostUnreachable),
+        (HostError::NotPermitted, IcmpError::Prohibited),
+    ] {
+        for at_once in [false, true] {
+            let mut bed = Bed::new();
+            bed.host.refuses = at_once.then_some(error);
+            bed.connect(SERVER);
+            if !at_once {
+                let id = bed.last();
+                bed.answer(id, Err(error));
+            }
+            let [(reported, offender)] = bed.pods.reports.as_slice() else {
+                panic!("{:?}", bed.pods.reports);
+            };
+            assert_eq!(*reported, icmp);
+            let (ip, rest) = etherparse::Ipv4Header::from_slice(offender).unwrap();
+            assert_eq!(ip.source, POD.octets());
+            assert_eq!(ip.destination, SERVER.ip().octets());
+            let (tcp, _) = etherparse::TcpHeader::from_slice(rest).unwrap();
+            assert!(tcp.syn && !tcp.ack && tcp.destination_port == SERVER.port());
+            assert_eq!(bed.egress.counters().unreachable, 1);
+            assert_eq!(bed.egress.counters().open, 0);
+        }
+    }
+}
+
+#[test]
+fn a_host_without_sockets_and_a_host_that_waits_in_vain_are_silent() {
+    let mut bed = Bed::new();
+    bed.host.refuses = Some(HostError::Failed);
+    bed.connect(SERVER);
+    assert_eq!(bed.dropped, [DropReason::EgressHostFailed]);
+
+    let mut bed = Bed::new();
+    bed.connect(SERVER);
+    let id = bed.last();
+    bed.answer(id, Err(HostError::TimedOut));
+    assert_eq!(bed.pods.reports, []);
+    assert!(bed.pods.packets.is_empty());
+    assert_eq!(bed.egress.counters().unreachable, 1);
+}
+
+#[test]
+fn the_pods_stream_ends_first() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    let request = pattern(10_000, 3);
+    upload(&mut bed, handle, id, &request);
+    bed.socket(handle).close();
+    bed.wait(Duration::from_millis(20));
+    assert!(bed.host.sockets[&id].shut);
+    assert_eq!(bed.socket(handle).state(), State::FinWait2);
+
+    let answer = pattern(200_000, 4);
+    bed.fake(id).inbox.extend(&answer);
+    bed.fake(id).ended = true;
+    bed.wake(id);
+    assert!(download(&mut bed, handle, answer.len()) == answer);
+    bed.settle();
+    assert_eq!(bed.socket(handle).state(), State::TimeWait);
+    assert_eq!(bed.host.closed, [(id, false)]);
+    assert_eq!(bed.egress.counters().open, 0);
+}
+
+#[test]
+fn the_hosts_stream_ends_first() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    let greeting = pattern(5000, 5);
+    bed.fake(id).inbox.extend(&greeting);
+    bed.fake(id).ended = true;
+    bed.wake(id);
+    assert!(download(&mut bed, handle, greeting.len()) == greeting);
+    assert_eq!(bed.socket(handle).state(), State::CloseWait);
+    assert_eq!(bed.host.closed, []);
+
+    let answer = pattern(150_000, 6);
+    upload(&mut bed, handle, id, &answer);
+    bed.socket(handle).close();
+    bed.settle();
+    assert_eq!(bed.socket(handle).state(), State::Closed);
+    assert_eq!(bed.host.closed, [(id, false)]);
+    assert_eq!(bed.egress.counters().reset, 0);
+}
+
+#[test]
+fn a_reset_is_passed_on() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.fake(id).error = Some(HostError::Reset);
+    bed.wake(id);
+    assert_eq!(bed.socket(handle).state(), State::Closed);
+    assert_eq!(bed.host.closed, [(id, true)]);
+
+    let (handle, id) = bed.established();
+    bed.socket(handle).abort();
+    bed.settle();
+    assert_eq!(bed.host.closed.last(), Some(&(id, true)));
+    assert_eq!(bed.egress.counters().reset, 2);
+    assert_eq!(bed.egress.counters().open, 0);
+}
+
+#[test]
+fn a_pod_that_gives_up_has_no_socket() {
+    let mut bed = Bed::new();
+    let (handle, _) = (bed.connect(SERVER), bed.last());
+    let port = bed.socket(handle).local_endpoint().unwrap().port;
+    let mut reset = Vec::new();
+    etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+        .tcp(port, SERVER.port(), 1, 0)
+        .rst()
+        .write(&mut reset, &[])
+        .unwrap();
+    bed.send(&reset);
+    assert!(bed.host.sockets.is_empty());
+    assert_eq!(bed.egress.counters().open, 0);
+}
+
+#[test]
+fn what_the_host_does_not_take_stays_with_the_pod() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.fake(id).room = 1000;
+    let bytes = pattern(2_000_000, 8);
+    let mut sent = 0;
+    for _ in 0..200 {
+        sent += bed.socket(handle).send_slice(&bytes[sent..]).unwrap();
+        bed.wait(Duration::from_millis(20));
+    }
+    assert_eq!(bed.host.sockets[&id].outbox.len(), 1000);
+    assert!(sent < 500_000, "{sent} bytes are on their way");
+    while sent < bytes.len() {
+        bed.fake(id).room = 50_000;
+        bed.wake(id);
+        sent += bed.socket(handle).send_slice(&bytes[sent..]).unwrap();
+        bed.wait(Duration::from_secs(1));
+    }
+    bed.fake(id).room = usize::MAX;
+    bed.wake(id);
+    bed.wait(Duration::from_secs(5));
+    assert!(bed.host.sockets[&id].outbox == bytes);
+}
+
+#[test]
+fn what_the_pod_does_not_take_stays_with_the_host() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    let bytes = pattern(2_000_000, 9);
+    bed.fake(id).inbox.extend(&bytes);
+    bed.wake(id);
+    bed.wait(Duration::from_secs(30));
+    let left = bed.host.sockets[&id].inbox.len();
+    assert!(left > 1_500_000, "only {left} bytes are left");
+    assert!(download(&mut bed, handle, bytes.len()) == bytes);
+    assert_eq!(bed.egress.counters().reset, 0);
+}
+
+#[test]
+fn idle_connections_end_after_their_time_and_living_pods_answer_until_then() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    let idle = Limits::default().tcp_idle;
+    bed.wait(idle - Duration::from_secs(60));
+    assert_eq!(bed.socket(handle).state(), State::Established);
+    upload(&mut bed, handle, id, b"still here");
+    bed.wait(idle - Duration::from_secs(60));
+    assert_eq!(bed.egress.counters().open, 1);
+    bed.wait(Duration::from_secs(120));
+    assert_eq!(bed.socket(handle).state(), State::Closed, "the pod is told");
+    assert_eq!(bed.host.closed, [(id, true)]);
+    assert_eq!(bed.egress.counters().expired, 1);
+    assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn a_pod_that_does_not_answer_is_given_up() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.pod.sockets.remove(handle);
+    for _ in 0..30 {
+        // Nobody hears what goes to the pod.
+        let Bed {
+            egress,
+            host,
+            pods,
+            now,
+            ..
+        } = &mut bed;
+        *now += Duration::from_secs(60);
+        egress.handle_timeout(*now, host, pods);
+        pods.packets.clear();
+    }
+    assert_eq!(bed.host.closed, [(id, true)]);
+    assert_eq!(bed.egress.counters().open, 0);
+}
+
+#[test]
+fn a_full_table_evicts_the_oldest_idle_flow_and_no_other() {
+    let limits = Limits {
+        flows: 3,
+        ..Limits::default()
+    };
+    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let mut flows = Vec::new();
+    for _ in 0..3 {
+        flows.push(bed.established());
+        bed.wait(Duration::from_secs(1));
+    }
+    let refused = bed.connect(SERVER);
+    assert_eq!(bed.dropped, [DropReason::EgressTableFull], "none is idle");
+    bed.pod.sockets.remove(refused);
+    bed.wait(EVICTABLE);
+    let (first, id) = flows[0];
+    upload(&mut bed, first, id, b"in use");
+    bed.established();
+    assert_eq!(
+        bed.host.closed,
+        [(flows[1].1, true)],
+        "the oldest is another"
+    );
+    assert_eq!(bed.socket(flows[1].0).state(), State::Closed);
+    assert_eq!(bed.socket(first).state(), State::Established);
+    let counters = bed.egress.counters();
+    assert_eq!((counters.open, counters.evicted), (3, 1));
+}
+
+#[test]
+fn a_late_event_is_not_taken_for_another_flows() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.socket(handle).abort();
+    bed.settle();
+    let other = bed.connect(SERVER);
+    let new = bed.last();
+    assert_eq!((new.index, new == id), (id.index, false));
+    bed.fake(new).connected = Some(Ok(()));
+    bed.wake(id);
+    assert_eq!(bed.socket(other).state(), State::SynSent);
+    bed.wake(new);
+    assert_eq!(bed.socket(other).state(), State::Established);
+}
+
+#[test]
+fn flows_of_a_pod_end_with_it() {
+    let mut bed = Bed::new();
+    let (_, id) = bed.established();
+    let Bed { egress, host, .. } = &mut bed;
+    egress.forget_pod(Ipv4Addr::new(10, 244, 1, 3), host);
+    assert_eq!(host.closed, []);
+    egress.forget_pod(POD, host);
+    assert_eq!(host.closed, [(id, true)]);
+    assert_eq!(egress.poll_at(), None);
+}
+
+#[test]
+fn what_may_not_be_reached_is_refused_with_an_error() {
+    let mut bed = Bed::new();
+    bed.connect(SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80));
+    assert!(bed.host.sockets.is_empty());
+    assert_eq!(bed.dropped, [DropReason::EgressDenied]);
+    assert_eq!(bed.pods.reports[0].0, IcmpError::Prohibited);
+}
+
+#[test]
+fn broken_and_foreign_packets_are_dropped() {
+    type Step = etherparse::PacketBuilderStep<etherparse::TcpHeader>;
+    let tcp = |flag: fn(Step) -> Step| {
+        let mut bytes = Vec::new();
+        let header = etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64);
+        flag(header.tcp(1000, 80, 1, 1000))
+            .write(&mut bytes, b"payload")
+            .unwrap();
+        bytes
+    };
+    let syn = tcp(|it| it.syn());
+    let mut bed = Bed::new();
+    let mut damaged = syn.clone();
+    damaged[40] ^= 1;
+    bed.send(&damaged);
+    let mut fragment = syn.clone();
+    fragment[6] |= 0x20;
+    bed.send(&fragment);
+    let mut other = syn.clone();
+    other[9] = 132;
+    bed.send(&other);
+    bed.send(&syn[..39]);
+    assert_eq!(
+        bed.dropped,
+        [
+            DropReason::EgressMalformed,
+            DropReason::EgressFragment,
+            DropReason::EgressProtocol,
+            DropReason::EgressMalformed,
+        ]
+    );
+    assert_eq!(bed.pods.reports[0].0, IcmpError::ProtocolUnreachable);
+    assert!(bed.pods.packets.is_empty() && bed.host.sockets.is_empty());
+
+    bed.send(&tcp(|it| it.ack(77)));
+    assert_eq!(bed.dropped.last(), Some(&DropReason::EgressNoFlow));
+    let reset = bed.pods.packets.pop_front().unwrap();
+    let (ip, rest) = etherparse::Ipv4Header::from_slice(&reset).unwrap();
+    let (tcp, _) = etherparse::TcpHeader::from_slice(rest).unwrap();
+    assert_eq!((ip.source, tcp.rst), (SERVER.ip().octets(), true));
+    assert_eq!((tcp.sequence_number, tcp.destination_port), (77, 1000));
+}
+
+#[test]
+fn many_idle_connections_need_no_more_than_their_share() {
+    let mut bed = Bed::new();
+    let count = 3000;
+    let open = |bed: &mut Bed| {
+        for port in 0..count {
+            let mut syn = Vec::new();
+            etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+                .tcp(1000 + port, 80, 1, 1000)
+                .syn()
+                .write(&mut syn, &[])
+                .unwrap();
+            bed.send(&syn);
+            let id = bed.last();
+            bed.fake(id).connected = Some(Ok(()));
+            let Bed {
+                egress,
+                host,
+                pods,
+                now,
+                ..
+            } = bed;
+            egress.ready(*now, id, Ready::default(), host, pods);
+            pods.packets.clear();
+        }
+    };
+    let info = allocation_counter::measure(|| open(&mut bed));
+    assert_eq!(bed.egress.counters().open, u64::from(count));
+    let each = info.bytes_current / i64::from(count);
+    println!("{each} bytes for each of {count} connections");
+    assert!(info.bytes_current < 140 << 20, "{}", info.bytes_current);
+}
+
+#[test]
+fn segments_fit_the_pods_mtu() {
+    let mut bed = Bed::new();
+    let (_, id) = bed.established();
+    bed.fake(id).inbox.extend(pattern(40_000, 1));
+    let Bed {
+        egress,
+        host,
+        pods,
+        now,
+        ..
+    } = &mut bed;
+    let ready = Ready {
+        readable: true,
+        writable: false,
+    };
+    egress.ready(*now, id, ready, host, pods);
+    assert!(pods.packets.len() > 20);
+    assert!(pods.packets.iter().all(|it| it.len() <= MTU.into()));
+    assert!(pods.packets.iter().any(|it| it.len() == usize::from(MTU)));
+}

@@ -1,0 +1,86 @@
+//! Packets to and from addresses outside the overlay.
+
+use super::*;
+
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
+
+fn with_egress() -> Node {
+    let mut node = node(1, "vxlan");
+    node.set_egress(Some("10.244.0.0/16".parse().unwrap()));
+    node
+}
+
+fn from_outside(node: &mut Node, packet: &[u8]) -> (Verdict, Vec<u8>) {
+    through(packet, |packet| node.from_egress(NOW, packet))
+}
+
+#[test]
+fn pods_packets_that_leave_the_overlay_are_for_egress() {
+    let mut node = with_egress();
+    let out = |destination, ttl| {
+        let packet = ping(pod(1, 2), destination, ttl, 30);
+        (pod_frame(&packet), packet)
+    };
+    let (frame, packet) = out(OUTSIDE, 64);
+    assert_eq!(from_pod(&mut node, &frame), (Verdict::Egress, packet));
+    let (frame, _) = out(OUTSIDE, 1);
+    let expired = Verdict::Drop(DropReason::TtlExceeded);
+    assert_eq!(from_pod(&mut node, &frame).0, expired);
+    // Nobody has a lease for it, but it is the overlay's.
+    let no_route = Verdict::Drop(DropReason::NoRoute);
+    let (frame, _) = out(pod(9, 2), 64);
+    assert_eq!(from_pod(&mut node, &frame).0, no_route);
+    for own in [pod(1, 1), pod(1, 3), pod(2, 2)] {
+        let (frame, _) = out(own, 64);
+        assert_ne!(from_pod(&mut node, &frame).0, Verdict::Egress, "{own}");
+    }
+    node.set_egress(None);
+    let (frame, _) = out(OUTSIDE, 64);
+    assert_eq!(from_pod(&mut node, &frame).0, no_route);
+    assert_adds_up_after(&mut node);
+}
+
+#[test]
+fn packets_from_outside_reach_pods_of_this_node_only() {
+    let mut node = with_egress();
+    let packet = ping(OUTSIDE, pod(1, 2), 64, 30);
+    let (verdict, frame) = from_outside(&mut node, &packet);
+    assert_eq!(verdict, Verdict::Port(POD_PORT));
+    let view = EthernetFrame::new_checked(&frame).unwrap();
+    assert_eq!(
+        (view.src_addr(), view.dst_addr()),
+        (GATEWAY_MAC, pod_mac(1, 2))
+    );
+    assert_eq!(view.payload(), packet);
+    for (destination, reason) in [
+        (pod(1, 9), DropReason::HostUnreachable),
+        (pod(2, 2), DropReason::NoRoute),
+        (OUTSIDE, DropReason::NoRoute),
+    ] {
+        let packet = ping(OUTSIDE, destination, 64, 30);
+        let dropped = Verdict::Drop(reason);
+        assert_eq!(from_outside(&mut node, &packet).0, dropped, "{destination}");
+    }
+    assert_adds_up_after(&mut node);
+}
+
+#[test]
+fn packets_from_outside_that_are_too_long_are_fragmented() {
+    let mut node = with_egress();
+    let packet = ping(OUTSIDE, pod(1, 2), 64, 3000);
+    assert_eq!(from_outside(&mut node, &packet).0, Verdict::Consumed);
+    let pieces = outputs(&mut node);
+    assert_eq!(pieces.len(), 3);
+    let payload = pieces.iter().flat_map(|(verdict, frame)| {
+        assert_eq!(*verdict, Verdict::Port(POD_PORT));
+        assert!(frame.len() <= 1450 + frame::HEADER_LEN);
+        frame[frame::HEADER_LEN + 20..].to_vec()
+    });
+    assert_eq!(payload.collect::<Vec<_>>(), packet[20..]);
+    assert_adds_up_after(&mut node);
+}
+
+fn assert_adds_up_after(node: &mut Node) {
+    outputs(node);
+    assert_adds_up(node);
+}
