@@ -72,6 +72,9 @@ reasons! {
     EgressNoFlow, "egress-no-flow", "A TCP segment to an address outside belonged to no connection.";
     EgressTableFull, "egress-table-full", "There were too many flows to addresses outside, and none was idle.";
     EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
+    EgressHostFull, "egress-host-full", "The host's socket had no room for a datagram to an address outside.";
+    EgressUnreachable, "egress-unreachable", "The host knows no way to an address outside.";
+    EgressPing, "egress-ping", "The host permits no echo requests (net.ipv4.ping_group_range).";
     FragmentationNeeded, "fragmentation-needed", "A packet was larger than the path's MTU and must not be fragmented.";
     NextHopUnreachable, "next-hop-unreachable", "A peer's host is not on this node's link, and there is no tunnel to it.";
     NoVtepMac, "no-vtep-mac", "The peer's lease has no VTEP MAC address.";
@@ -104,6 +107,9 @@ impl DropReason {
                 | Self::EgressNoFlow
                 | Self::EgressTableFull
                 | Self::EgressHostFailed
+                | Self::EgressHostFull
+                | Self::EgressUnreachable
+                | Self::EgressPing
                 | Self::PortDown
                 | Self::PortQueueFull
                 | Self::PortFailed

@@ -19,6 +19,11 @@ pub struct FlowId {
     pub generation: u32,
 }
 
+impl FlowId {
+    /// How many flows have a place before a generation comes again: a power of two.
+    pub const GENERATIONS: u32 = 1 << 30;
+}
+
 /// The transport protocol of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {

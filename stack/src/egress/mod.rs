@@ -17,12 +17,13 @@ use muslin_encap::headers::Transport;
 use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
 use crate::drops::DropReason;
 use crate::hash::Seed;
 use crate::icmp::IcmpError;
 
+mod datagram;
 mod host;
 mod memory;
 mod policy;
@@ -34,6 +35,7 @@ mod tests;
 pub use host::{FlowId, Host, HostError, Pods, Protocol};
 pub use policy::{LINK_LOCAL, Policy};
 
+use datagram::Datagrams;
 use memory::Memory;
 use table::Table;
 use tcp::{Connection, Ends, Outcome};
@@ -42,6 +44,9 @@ use tcp::{Connection, Ends, Outcome};
 const CONNECT_LIMIT: Duration = Duration::from_secs(150);
 /// How long a flow must have been idle to make room for another.
 const EVICTABLE: Duration = Duration::from_secs(10);
+
+/// The time after now: the least that lets others have their turn.
+const LATER: Duration = Duration::from_micros(1);
 
 /// What egress is.
 #[derive(Debug, Clone)]
@@ -65,6 +70,10 @@ pub struct Limits {
     pub memory: usize,
     /// How long a TCP connection may be idle (RFC 5382 section 5: no less than 2 hours 4 minutes).
     pub tcp_idle: Duration,
+    /// How long a UDP flow may be idle (RFC 4787 section 4.3: no less than 2 minutes).
+    pub udp_idle: Duration,
+    /// How long echo requests may be idle (RFC 5508 section 3.2: no less than a minute).
+    pub ping_idle: Duration,
 }
 
 impl Limits {
@@ -80,12 +89,24 @@ impl Limits {
     }
 }
 
+impl Limits {
+    const fn idle(&self, protocol: Protocol) -> Duration {
+        match protocol {
+            Protocol::Tcp => self.tcp_idle,
+            Protocol::Udp => self.udp_idle,
+            Protocol::Ping => self.ping_idle,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 4096,
             memory: 128 << 20,
             tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),
+            udp_idle: Duration::from_secs(120),
+            ping_idle: Duration::from_secs(60),
         }
     }
 }
@@ -148,6 +169,7 @@ pub struct Egress {
     flows: Table<Flow>,
     memory: Memory,
     ends: Ends,
+    datagrams: Datagrams,
     counters: Counters,
 }
 
@@ -160,6 +182,8 @@ enum Flow {
         connection: Box<Connection>,
         ready: Ready,
     },
+    /// Datagrams go both ways.
+    Datagrams { readable: bool },
 }
 
 type Step = Result<(), DropReason>;
@@ -172,6 +196,7 @@ impl Egress {
             flows: Table::new(config.limits.flows, Seed(config.random_seed)),
             memory: Memory::new(config.limits.memory, config.limits.flows),
             ends: Ends::new(config.mtu, config.random_seed, now),
+            datagrams: Datagrams::new(),
             counters: Counters::default(),
             config,
         }
@@ -194,6 +219,8 @@ impl Egress {
         }
         match view.next_header() {
             IpProtocol::Tcp => self.from_tcp(now, packet, host, pods),
+            IpProtocol::Udp => self.from_udp(now, packet, host, pods),
+            IpProtocol::Icmp => self.from_icmp(now, packet, host, pods),
             _ => {
                 pods.report(now, IcmpError::ProtocolUnreachable, packet.as_slice());
                 Err(DropReason::EgressProtocol)
@@ -217,6 +244,10 @@ impl Egress {
                 ready.writable |= event.writable;
                 self.look_after(now, id, host, pods);
             }
+            Some((_, Flow::Datagrams { readable })) => {
+                *readable |= event.readable;
+                self.read_datagrams(now, id, host, pods);
+            }
             None => {}
         }
     }
@@ -234,6 +265,7 @@ impl Egress {
             let limit = match self.flows.get_mut(id) {
                 Some((_, Flow::Connecting { .. })) => CONNECT_LIMIT,
                 Some((_, Flow::Connected { .. })) => self.config.limits.tcp_idle,
+                Some((key, Flow::Datagrams { .. })) => self.config.limits.idle(key.protocol),
                 None => continue,
             };
             if active + limit <= now {
@@ -243,6 +275,7 @@ impl Egress {
             }
             self.flows.schedule(id, active + limit);
             self.look_after(now, id, host, pods);
+            self.read_datagrams(now, id, host, pods);
         }
     }
 
@@ -294,7 +327,7 @@ impl Egress {
                 self.remove(id, true, host);
             }
             // The pod asks again; it will have its answer.
-            Some((_, Flow::Connecting { .. })) | None => {}
+            Some(_) | None => {}
         }
         Ok(())
     }
@@ -429,6 +462,124 @@ impl Egress {
         self.look_after(now, id, host, pods);
     }
 
+    fn from_udp(
+        &mut self,
+        now: Instant,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        let (key, at) = self.identify(packet, Protocol::Udp)?;
+        let bytes = packet.as_slice();
+        let id = self.datagram_flow(now, key, bytes, host, pods)?;
+        let payload = &bytes[at.payload..at.end];
+        let size = packet.offload().gso.map_or(0, |gso| gso.size.into());
+        if size == 0 {
+            return self.write_datagram(now, (id, key), payload, host, pods);
+        }
+        // A superpacket is as many datagrams.
+        payload
+            .chunks(size)
+            .try_for_each(|payload| self.write_datagram(now, (id, key), payload, host, pods))
+    }
+
+    fn from_icmp(
+        &mut self,
+        now: Instant,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        let view = Ipv4Packet::new_unchecked(packet.as_slice());
+        let echo = Icmpv4Packet::new_checked(view.payload());
+        let echo = echo.map_err(|_| DropReason::EgressMalformed)?;
+        if !echo.verify_checksum() {
+            return Err(DropReason::EgressMalformed);
+        }
+        if (echo.msg_type(), echo.msg_code()) != (Icmpv4Message::EchoRequest, 0) {
+            return Err(DropReason::EgressProtocol);
+        }
+        let key = FlowKey {
+            protocol: Protocol::Ping,
+            pod: SocketAddrV4::new(view.src_addr(), echo.echo_ident()),
+            remote: SocketAddrV4::new(view.dst_addr(), 0),
+        };
+        let id = self.datagram_flow(now, key, packet.as_slice(), host, pods)?;
+        self.write_datagram(now, (id, key), view.payload(), host, pods)
+    }
+
+    /// The flow of a datagram, which it begins if there is none.
+    fn datagram_flow(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        packet: &[u8],
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Result<FlowId, DropReason> {
+        if let Some(id) = self.flows.find(&key) {
+            return Ok(id);
+        }
+        let to = self.admit(now, key, packet, host, pods)?;
+        let connects = host.connect(self.flows.next_id(), key.protocol, to);
+        connects.map_err(|error| refuse(now, key, error, packet, pods))?;
+        self.counters.opened += 1;
+        let flow = Flow::Datagrams { readable: false };
+        let id = self.flows.insert(now, key, flow);
+        self.flows
+            .schedule(id, now + self.config.limits.idle(key.protocol));
+        Ok(id)
+    }
+
+    fn write_datagram(
+        &mut self,
+        now: Instant,
+        (id, key): (FlowId, FlowKey),
+        payload: &[u8],
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        self.flows.touch(id, now);
+        let mut written = host.write(id, payload);
+        if matches!(
+            written,
+            Err(HostError::Refused | HostError::HostUnreachable)
+        ) {
+            // That is about an earlier one, and this one may find somebody.
+            refuse(now, key, HostError::Refused, &datagram::quote(key), pods);
+            written = host.write(id, payload);
+        }
+        match written {
+            Ok(_) => Ok(()),
+            Err(error) => Err(refuse(now, key, error, &datagram::quote(key), pods)),
+        }
+    }
+
+    /// Gives a pod the datagrams that are there for it.
+    fn read_datagrams(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) {
+        let Some((key, Flow::Datagrams { readable })) = self.flows.get_mut(id) else {
+            return;
+        };
+        let read = self.datagrams.read(now, (id, key), readable, host, pods);
+        let goes_on = *readable;
+        if let Some(error) = read.error {
+            refuse(now, key, error, &datagram::quote(key), pods);
+        }
+        if read.moved > 0 {
+            self.flows.touch(id, now);
+        }
+        if goes_on {
+            // The others have their turn first.
+            self.flows.schedule(id, now + LATER);
+        }
+    }
+
     /// Moves what can be moved between a connection's ends.
     fn look_after(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
         let Some((_, Flow::Connected { connection, ready })) = self.flows.get_mut(id) else {
@@ -444,7 +595,7 @@ impl Egress {
                     self.flows.touch(id, now);
                 }
                 if let Some(due) = due {
-                    self.flows.schedule(id, due.max(now));
+                    self.flows.schedule(id, due.max(now + LATER));
                 }
             }
             Outcome::Over { reset } => {
@@ -470,6 +621,35 @@ impl Egress {
             self.memory.give_back(connection.grant);
         }
         Some(removed)
+    }
+}
+
+/// Tells a pod why a datagram does not go on, and returns the reason to drop it.
+fn refuse(
+    now: Instant,
+    key: FlowKey,
+    error: HostError,
+    offender: &[u8],
+    pods: &mut impl Pods,
+) -> DropReason {
+    let icmp = match error {
+        HostError::Refused | HostError::Reset => Some(IcmpError::PortUnreachable),
+        HostError::NetUnreachable => Some(IcmpError::NetUnreachable),
+        HostError::HostUnreachable => Some(IcmpError::HostUnreachable),
+        HostError::NotPermitted => Some(IcmpError::Prohibited),
+        HostError::WouldBlock | HostError::TimedOut | HostError::TooLong | HostError::Failed => {
+            None
+        }
+    };
+    if let Some(icmp) = icmp {
+        pods.report(now, icmp, offender);
+    }
+    match error {
+        HostError::WouldBlock => DropReason::EgressHostFull,
+        HostError::NotPermitted if key.protocol == Protocol::Ping => DropReason::EgressPing,
+        HostError::NotPermitted => DropReason::EgressDenied,
+        HostError::NetUnreachable | HostError::HostUnreachable => DropReason::EgressUnreachable,
+        _ => DropReason::EgressHostFailed,
     }
 }
 

@@ -98,7 +98,7 @@ impl<T> Table<T> {
         self.slot(id)?;
         let slot = self.slots.get_mut(id.index as usize)?;
         let (key, flow) = slot.flow.take()?;
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = (slot.generation + 1) % FlowId::GENERATIONS;
         if let Some(due) = slot.due.take() {
             self.due.remove(&(due, id.index));
         }

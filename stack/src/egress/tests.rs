@@ -3,4 +3,5 @@
 use super::*;
 
 mod bed;
+mod datagram;
 mod tcp;

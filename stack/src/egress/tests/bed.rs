@@ -27,6 +27,8 @@ pub(super) struct FakeSocket {
     pub(super) to: Option<SocketAddrV4>,
     /// How connecting ends, if it has.
     pub(super) connected: Option<Result<(), HostError>>,
+    /// Datagrams instead of streams.
+    pub(super) datagrams: Option<(VecDeque<Vec<u8>>, Vec<Vec<u8>>)>,
     /// What the other end has sent, and whether that is all.
     pub(super) inbox: VecDeque<u8>,
     pub(super) ended: bool,
@@ -51,13 +53,19 @@ pub(super) struct FakeHost {
 }
 
 impl Host for FakeHost {
-    fn connect(&mut self, id: FlowId, _: Protocol, to: SocketAddrV4) -> Result<(), HostError> {
+    fn connect(
+        &mut self,
+        id: FlowId,
+        protocol: Protocol,
+        to: SocketAddrV4,
+    ) -> Result<(), HostError> {
         if let Some(error) = self.refuses {
             return Err(error);
         }
         self.latest = Some(id);
         let socket = FakeSocket {
             to: Some(to),
+            datagrams: (protocol != Protocol::Tcp).then(Default::default),
             room: usize::MAX,
             ..FakeSocket::default()
         };
@@ -72,6 +80,14 @@ impl Host for FakeHost {
 
     fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
         let socket = self.sockets.get_mut(&id).unwrap();
+        if let Some((inbox, _)) = &mut socket.datagrams {
+            if let Some(error) = socket.error.take() {
+                return Err(error);
+            }
+            let datagram = inbox.pop_front().ok_or(HostError::WouldBlock)?;
+            buffer[..datagram.len()].copy_from_slice(&datagram);
+            return Ok(datagram.len());
+        }
         let len = buffer.len().min(socket.inbox.len());
         if len == 0 {
             let idle = if socket.ended {
@@ -89,6 +105,13 @@ impl Host for FakeHost {
 
     fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
         let socket = self.sockets.get_mut(&id).unwrap();
+        if let Some((_, outbox)) = &mut socket.datagrams {
+            if let Some(error) = socket.error.take() {
+                return Err(error);
+            }
+            outbox.push(bytes.to_vec());
+            return Ok(bytes.len());
+        }
         assert!(!socket.shut, "written after the end");
         let len = bytes.len().min(socket.room);
         match (socket.error, len) {
@@ -258,6 +281,32 @@ impl Bed {
         if let Err(reason) = egress.from_pod(self.now, &packet, host, pods) {
             self.dropped.push(reason);
         }
+    }
+
+    /// What has come for the pod.
+    pub(super) fn received(&mut self) -> Vec<Vec<u8>> {
+        self.pods.packets.drain(..).collect()
+    }
+
+    /// An event of a socket, of which the pod's TCP does not hear.
+    pub(super) fn wake_quietly(&mut self, id: FlowId) {
+        let ready = Ready {
+            readable: true,
+            writable: false,
+        };
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        egress.ready(self.now, id, ready, host, pods);
+    }
+
+    /// Does what is due at a later time.
+    pub(super) fn pass(&mut self, duration: Duration) {
+        self.now += duration;
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        egress.handle_timeout(self.now, host, pods);
     }
 
     /// Moves packets to and fro until there are none.

@@ -1,0 +1,220 @@
+//! Datagrams and echo requests of pods.
+
+use etherparse::{IpNumber, Ipv4Header, PacketBuilder, UdpHeader};
+use muslin_encap::virtio::{Gso, GsoKind, Header};
+
+use super::bed::{Bed, POD, SERVER, pattern};
+use super::*;
+
+fn udp(port: u16, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ipv4(POD.octets(), to.ip().octets(), 64)
+        .udp(port, to.port())
+        .write(&mut bytes, payload)
+        .unwrap();
+    bytes
+}
+
+fn echo(ident: u16, seq: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+        .icmpv4_echo_request(ident, seq)
+        .write(&mut bytes, payload)
+        .unwrap();
+    bytes
+}
+
+fn sent(bed: &Bed, id: FlowId) -> &[Vec<u8>] {
+    &bed.host.sockets[&id].datagrams.as_ref().unwrap().1
+}
+
+fn arrives(bed: &mut Bed, id: FlowId, datagram: Vec<u8>) {
+    let datagrams = bed.fake(id).datagrams.as_mut();
+    datagrams.unwrap().0.push_back(datagram);
+}
+
+#[test]
+fn datagrams_go_on_and_answers_come_from_the_address_that_was_asked() {
+    let mut bed = Bed::new();
+    let requests = [pattern(700, 1), Vec::new(), pattern(1400, 2)];
+    for request in &requests {
+        bed.send(&udp(5000, SERVER, request));
+    }
+    let id = bed.last();
+    assert_eq!(bed.host.sockets.len(), 1, "one flow");
+    assert_eq!(bed.host.sockets[&id].to, Some(SERVER));
+    assert_eq!(sent(&bed, id), requests);
+
+    let answers = [pattern(900, 3), Vec::new(), pattern(3001, 4)];
+    for answer in &answers {
+        arrives(&mut bed, id, answer.clone());
+    }
+    bed.wake_quietly(id);
+    let packets = bed.received();
+    assert_eq!(packets.len(), answers.len());
+    for (packet, answer) in packets.iter().zip(&answers) {
+        let (ip, rest) = Ipv4Header::from_slice(packet).unwrap();
+        assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
+        assert_eq!(ip.source, SERVER.ip().octets());
+        assert_eq!((ip.destination, ip.protocol), (POD.octets(), IpNumber::UDP));
+        assert!(!ip.dont_fragment);
+        let (udp, payload) = UdpHeader::from_slice(rest).unwrap();
+        assert_eq!((udp.source_port, udp.destination_port), (80, 5000));
+        assert_eq!(udp.calc_checksum_ipv4(&ip, payload), Ok(udp.checksum));
+        assert_eq!(payload, answer);
+    }
+    // Another port of the pod, or another address, is another flow.
+    bed.send(&udp(5001, SERVER, b"x"));
+    bed.send(&udp(5000, "192.0.2.81:80".parse().unwrap(), b"x"));
+    assert_eq!(bed.egress.counters().open, 3);
+    assert_eq!(bed.dropped, []);
+}
+
+#[test]
+fn a_superpacket_is_as_many_datagrams() {
+    let mut bed = Bed::new();
+    let payload = pattern(2500, 5);
+    let mut storage = udp(5000, SERVER, &payload);
+    let len = storage.len();
+    let packet = PacketBuf::new(&mut storage, 0, len).unwrap();
+    let packet = packet.with_offload(Header {
+        checksum: Checksum::Partial {
+            start: 20,
+            offset: 6,
+        },
+        gso: Some(Gso {
+            kind: GsoKind::Udp,
+            size: 1000,
+            ecn: false,
+        }),
+        hdr_len: 28,
+    });
+    let Bed {
+        egress, host, pods, ..
+    } = &mut bed;
+    egress.from_pod(Instant::ZERO, &packet, host, pods).unwrap();
+    let id = bed.last();
+    let pieces: Vec<_> = payload.chunks(1000).map(<[u8]>::to_vec).collect();
+    assert_eq!(sent(&bed, id), pieces);
+}
+
+#[test]
+fn udp_flows_end_after_their_time() {
+    let mut bed = Bed::new();
+    bed.send(&udp(5000, SERVER, b"one"));
+    let id = bed.last();
+    bed.pass(Duration::from_secs(100));
+    arrives(&mut bed, id, b"two".to_vec());
+    bed.wake_quietly(id);
+    bed.pass(Duration::from_secs(100));
+    assert_eq!(bed.egress.counters().open, 1, "an answer counts");
+    bed.send(&udp(5000, SERVER, b"three"));
+    bed.pass(Duration::from_secs(100));
+    assert_eq!(bed.egress.counters().open, 1, "a request counts");
+    bed.pass(Duration::from_secs(21));
+    assert_eq!(bed.egress.counters().open, 0);
+    assert_eq!(bed.host.closed.len(), 1);
+    assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn that_nobody_listens_is_passed_on() {
+    for while_reading in [true, false] {
+        let mut bed = Bed::new();
+        bed.send(&udp(5000, SERVER, b"one"));
+        let id = bed.last();
+        bed.fake(id).error = Some(HostError::Refused);
+        if while_reading {
+            bed.wake_quietly(id);
+        }
+        bed.send(&udp(5000, SERVER, b"two"));
+        assert_eq!(sent(&bed, id), [b"one", b"two"]);
+        let [(error, offender)] = bed.pods.reports.as_slice() else {
+            panic!("{:?}", bed.pods.reports);
+        };
+        assert_eq!(*error, IcmpError::PortUnreachable);
+        let (ip, rest) = Ipv4Header::from_slice(offender).unwrap();
+        assert_eq!(
+            (ip.source, ip.destination),
+            (POD.octets(), SERVER.ip().octets())
+        );
+        let (udp, _) = UdpHeader::from_slice(rest).unwrap();
+        assert_eq!((udp.source_port, udp.destination_port), (5000, 80));
+    }
+}
+
+#[test]
+fn what_may_not_or_cannot_be_reached_is_told() {
+    let mut bed = Bed::new();
+    bed.send(&udp(5000, "169.254.169.254:53".parse().unwrap(), b"x"));
+    bed.host.refuses = Some(HostError::NetUnreachable);
+    bed.send(&udp(5000, SERVER, b"x"));
+    bed.host.refuses = Some(HostError::NotPermitted);
+    bed.send(&echo(7, 0, b"x"));
+    let reasons = [
+        DropReason::EgressDenied,
+        DropReason::EgressUnreachable,
+        DropReason::EgressPing,
+    ];
+    assert_eq!(bed.dropped, reasons);
+    let errors: Vec<_> = bed.pods.reports.iter().map(|(error, _)| *error).collect();
+    let expected = [
+        IcmpError::Prohibited,
+        IcmpError::NetUnreachable,
+        IcmpError::Prohibited,
+    ];
+    assert_eq!(errors, expected);
+    assert_eq!(bed.egress.counters().open, 0);
+}
+
+#[test]
+fn echo_requests_go_on_and_replies_have_the_pods_number() {
+    let mut bed = Bed::new();
+    let payload = pattern(56, 9);
+    bed.send(&echo(77, 1, &payload));
+    let id = bed.last();
+    let [request] = sent(&bed, id) else {
+        panic!("no request");
+    };
+    assert_eq!((request[0], &request[8..]), (8, &payload[..]));
+    // The host's socket has its own number, and it hears of errors, too.
+    let mut reply = request.clone();
+    reply[0] = 0;
+    reply[4..6].copy_from_slice(&999_u16.to_be_bytes());
+    let mut error = reply.clone();
+    error[0] = 3;
+    arrives(&mut bed, id, error);
+    arrives(&mut bed, id, reply);
+    bed.wake_quietly(id);
+    let packets = bed.received();
+    assert_eq!(packets.len(), 1);
+    let (ip, rest) = Ipv4Header::from_slice(&packets[0]).unwrap();
+    assert_eq!(
+        (ip.source, ip.destination),
+        (SERVER.ip().octets(), POD.octets())
+    );
+    let icmp = etherparse::Icmpv4Slice::from_slice(rest).unwrap();
+    let echo = etherparse::IcmpEchoHeader { id: 77, seq: 1 };
+    assert_eq!(icmp.icmp_type(), etherparse::Icmpv4Type::EchoReply(echo));
+    assert_eq!(icmp.payload(), payload);
+    assert_eq!(checksum::compute(rest), 0);
+    bed.pass(Duration::from_secs(60));
+    assert_eq!(bed.egress.counters().open, 0);
+}
+
+#[test]
+fn other_icmp_messages_and_damaged_ones_are_dropped() {
+    let mut bed = Bed::new();
+    let mut damaged = echo(7, 0, b"payload");
+    damaged[30] ^= 1;
+    bed.send(&damaged);
+    let mut reply = Vec::new();
+    PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+        .icmpv4_echo_reply(7, 0)
+        .write(&mut reply, b"payload")
+        .unwrap();
+    bed.send(&reply);
+    let reasons = [DropReason::EgressMalformed, DropReason::EgressProtocol];
+    assert_eq!(bed.dropped, reasons);
+    assert!(bed.host.sockets.is_empty());
+}
