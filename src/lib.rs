@@ -9,6 +9,7 @@ pub mod control;
 pub mod demo;
 pub mod device;
 pub mod doctor;
+pub mod egress;
 pub mod error;
 pub mod flannel;
 pub mod lease;

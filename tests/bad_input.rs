@@ -226,7 +226,9 @@ impl Bed {
         let host = lab.host("node", NODE_IP);
         let peer = lab.host("peer", PEER_IP);
         let store = format!("file:{}", path.display());
-        let node = NodeConfig::new("n", NODE_IP, &store).start(&host);
+        let node = NodeConfig::new("n", NODE_IP, &store)
+            .with("--egress", "off")
+            .start(&host);
         node.wait_peers(2);
         let mut injector = peer.agent();
         let mut attacker = node.pod_after("attacker", &["--ip", &ATTACKER.to_string()], "");

@@ -178,6 +178,7 @@ fn f8_several_networks_on_the_same_hosts() {
         let config = |number: u8| {
             NodeConfig::new(&format!("n{number}"), address(number), &etcd.store())
                 .with("--etcd-prefix", network.prefix)
+                .with("--egress", "off")
                 .with("--mtu", UNDERLAY)
         };
         Members::start(network, config, &hosts)

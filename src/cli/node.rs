@@ -12,6 +12,7 @@ use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel};
+use crate::egress;
 use crate::error::{Error, Result};
 use crate::node::{self, Offload, Settings};
 use crate::state;
@@ -88,6 +89,19 @@ pub(super) struct Arguments {
     /// Leave the MSS of TCP connections with other nodes' pods as it is
     #[arg(long)]
     no_mss_clamp: bool,
+    /// Whether pods reach addresses outside the pod network, by sockets of this node
+    #[arg(long, default_value = "on")]
+    egress: Switch,
+    /// The only addresses outside that pods may reach; the longest prefix decides, and may be given
+    /// several times
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    egress_allow: Vec<Ipv4Net>,
+    /// Addresses outside that pods may not reach
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    egress_deny: Vec<Ipv4Net>,
+    /// An address outside by which pods reach this machine's 127.0.0.1 [default: none]
+    #[arg(long, value_name = "IP")]
+    host_loopback: Option<Ipv4Addr>,
     /// Let pods send from addresses that are not theirs
     #[arg(long)]
     no_pod_guard: bool,
@@ -104,6 +118,12 @@ pub(super) struct Arguments {
     /// End with the process that started it
     #[arg(long, hide = true)]
     die_with_parent: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -155,6 +175,7 @@ impl Arguments {
             clamp_mss: !self.no_mss_clamp,
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
+            egress: self.egress()?,
             workers: self.workers.into(),
             offload: self.offload()?,
             renew_margin: flannel.renew_margin(),
@@ -162,6 +183,21 @@ impl Arguments {
             ip_masq: flannel.ip_masq(),
             health: flannel.health(),
         })
+    }
+
+    fn egress(&self) -> Result<Option<egress::Settings>> {
+        let settings = egress::Settings {
+            allow: self.egress_allow.clone(),
+            deny: self.egress_deny.clone(),
+            host_loopback: self.host_loopback,
+        };
+        match self.egress {
+            Switch::On => Ok(Some(settings)),
+            Switch::Off if settings == egress::Settings::default() => Ok(None),
+            Switch::Off => Err(Error::usage(
+                "--egress off: nothing outside can be allowed, denied or opened then",
+            )),
+        }
     }
 
     fn offload(&self) -> Result<Offload> {

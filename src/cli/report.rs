@@ -86,6 +86,18 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             format!("{}, MTU {}, by {}", status.pods, status.mtu, status.device),
         ),
         ("offload", status.offload.replace(',', ", ")),
+        (
+            "egress",
+            status.egress.map_or_else(
+                || "off".to_owned(),
+                |flows| {
+                    format!(
+                        "on, {} flows of {} since the start",
+                        flows.open, flows.opened
+                    )
+                },
+            ),
+        ),
         ("workers", status.workers.to_string()),
         ("peers", status.peers.to_string()),
         (

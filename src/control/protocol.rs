@@ -148,12 +148,33 @@ pub struct Status {
     pub store: String,
     /// Seconds since the store confirmed the lease.
     pub lease_confirmed_seconds: u64,
+    /// Flows of pods to addresses outside the pod network, if they may have any.
+    pub egress: Option<Flows>,
     /// Attached pods.
     pub pods: usize,
     /// Other nodes.
     pub peers: usize,
     /// What became of all packets.
     pub packets: Packets,
+}
+
+/// What became of flows to addresses outside the pod network since the node started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// Flows that are there now.
+    pub open: u64,
+    /// Flows that began.
+    pub opened: u64,
+    /// TCP connections that the other end refused.
+    pub refused: u64,
+    /// TCP connections to which there was no way or no answer.
+    pub unreachable: u64,
+    /// TCP connections that either end reset.
+    pub reset: u64,
+    /// Flows that were idle for too long.
+    pub expired: u64,
+    /// Flows that made room for others.
+    pub evicted: u64,
 }
 
 /// What became of all packets, in packets since the node started.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::overhead::Mtu;
+use muslin_stack::egress::{Config as Outside, Limits as OutsideLimits, Policy};
 use muslin_stack::guard;
 use muslin_stack::lease::{
     Change, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings, SubnetKey,
@@ -26,6 +27,7 @@ use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
 
 use crate::control;
+use crate::egress;
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, SubnetEnv, Surface};
 use crate::lease::{self, store};
@@ -76,6 +78,8 @@ pub struct Settings {
     pub subnet_file: Option<PathBuf>,
     /// Whether those tools are told that the node masquerades.
     pub ip_masq: bool,
+    /// What pods may reach outside the pod network, if anything.
+    pub egress: Option<egress::Settings>,
     /// Threads that move packets.
     pub workers: usize,
     /// Which of the kernel's offloads it uses.
@@ -314,6 +318,9 @@ impl Plane {
     }
 
     fn plan(&self, config: &NetworkConfig) -> Result<Plan> {
+        if let Some(egress) = &self.settings.egress {
+            egress.check(config.network)?;
+        }
         let mac = self.identity.vtep_mac;
         Plan::new(config, &self.settings, &self.interface, mac)
     }
@@ -341,14 +348,16 @@ impl Plane {
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
         let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &self.interface)?;
+        let outside = self.egress_config(&plan)?;
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
+            node.set_egress(outside.as_ref().map(|_| tunnel.config.network));
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, self.clock, &sender);
+        let workers = Workers::start(nodes, outside.as_ref(), self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
         let socket = match &self.settings.socket {
             Some(path) => {
@@ -404,6 +413,24 @@ impl Plane {
             limits: Limits::default(),
             random_seed: u64::from_ne_bytes(state::random()?),
         })
+    }
+
+    fn egress_config(&self, plan: &Plan) -> Result<Option<Outside>> {
+        let Some(settings) = &self.settings.egress else {
+            return Ok(None);
+        };
+        egress::raise_descriptor_limit();
+        Ok(Some(Outside {
+            policy: Policy::new(
+                &settings.allow,
+                &settings.deny,
+                settings.host_loopback,
+                (plan.port != 0).then_some(plan.port),
+            ),
+            mtu: plan.mtu,
+            limits: OutsideLimits::default(),
+            random_seed: u64::from_ne_bytes(state::random()?),
+        }))
     }
 
     /// Serves clients, and hears what the data path has to tell.

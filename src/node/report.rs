@@ -14,7 +14,7 @@ use super::Offload;
 use super::running::Running;
 use super::underlay::Plan;
 use crate::control::protocol::{
-    Drop, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
+    Drop, Flows, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Context, Error, Result};
 use crate::worker::{self, Report};
@@ -76,6 +76,15 @@ fn status(running: &Running, report: &Report) -> Status {
         offload: offload(running, report).to_string(),
         store: facts.store.clone(),
         lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),
+        egress: report.egress.map(|flows| Flows {
+            open: flows.open,
+            opened: flows.opened,
+            refused: flows.refused,
+            unreachable: flows.unreachable,
+            reset: flows.reset,
+            expired: flows.expired,
+            evicted: flows.evicted,
+        }),
         pods: running.pods.lock().len(),
         peers: report.peers.len(),
         packets: Packets {

@@ -16,7 +16,7 @@ use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
-use muslin_stack::node::Node;
+use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::{Attachment, PortId};
 use muslin_stack::uplink::Uplink;
 use nix::errno::Errno;
@@ -25,8 +25,10 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::egress;
 use super::output::{BUFFER_LEN, Io, Outbox};
 use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
+use crate::egress::{Outside, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay};
 
 /// Frames taken from one port before the others have their turn.
@@ -43,13 +45,15 @@ pub(super) struct DataPath {
     pub(super) node: Node,
     pub(super) io: Io,
     pub(super) clock: Clock,
-    pub(super) epoll: Epoll,
+    pub(super) epoll: Arc<Epoll>,
     pub(super) ear: Ear,
     pub(super) events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
+    /// What goes on outside the overlay, if anything may.
+    pub(super) outside: Option<Outside>,
     /// Where packets are that do not come from a port.
     buffer: Box<[u8]>,
 }
@@ -101,8 +105,9 @@ impl DataPath {
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
             io: Io::new(underlay),
+            outside: None,
             clock,
-            epoll,
+            epoll: Arc::new(epoll),
             ear,
             events,
             received: Received::default(),
@@ -131,6 +136,7 @@ impl DataPath {
                     }
                     TUNNEL => self.read_tunnel(),
                     UPLINK => self.read_uplink(),
+                    data if is_flow(data) => self.read_flow(*event),
                     port => self.read_port(PortId(port as u32)),
                 }
             }
@@ -140,12 +146,15 @@ impl DataPath {
                 self.node.handle_timeout(now);
                 self.send_own();
             }
+            self.handle_flows(now);
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
         let now = self.clock.now();
+        let flows = self.outside.as_ref().and_then(|it| it.egress.poll_at());
         let due = self.node.poll_at();
+        let due = flows.map_or(due, |flows| flows.min(due));
         let wait = if due > now {
             (due - now).total_millis() + 1
         } else {
@@ -209,6 +218,7 @@ impl DataPath {
     }
 
     fn detach(&mut self, port: PortId) {
+        self.end_flows(port);
         self.node.detach(port);
         if let Some(tap) = self.io.ports.remove(&port) {
             // Others may hold copies of the descriptor, so closing ours would not end its events.
@@ -235,6 +245,7 @@ impl DataPath {
                 .collect(),
             neighbours: node.neighbours().collect(),
             next_hops: node.next_hops().collect(),
+            egress: self.outside.as_ref().map(|it| it.egress.counters()),
         }
     }
 
@@ -268,6 +279,7 @@ impl DataPath {
             io,
             outbox,
             ear,
+            outside,
             ..
         } = self;
         let Ok(packet) = PacketBuf::new(outbox.room(), HEADROOM, len) else {
@@ -281,6 +293,9 @@ impl DataPath {
             ear.pass_on(Some(port), packet.as_slice());
         }
         let verdict = node.from_port(now, port, &mut packet);
+        if verdict == Verdict::Egress {
+            egress::take_packet(outside.as_mut(), now, &packet, node, io);
+        }
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();
         io.send_later(node, verdict, outbox, place, offload);

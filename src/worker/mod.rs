@@ -5,6 +5,7 @@
 //! The control plane speaks to it by a queue of commands and an event descriptor.
 
 mod data_path;
+mod egress;
 mod output;
 mod uplink;
 
@@ -17,6 +18,7 @@ use std::thread::JoinHandle;
 
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
+use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters};
 use muslin_stack::neighbour::{Place, State};
 use muslin_stack::node::{NextHop, Node};
 use muslin_stack::peer::{Peer, PeerId, PeerState};
@@ -102,6 +104,8 @@ pub struct Report {
     pub neighbours: Vec<Neighbour>,
     /// The hosts on the uplink's link, likewise.
     pub next_hops: Vec<Neighbour>,
+    /// What became of flows to addresses outside the overlay, if there may be any.
+    pub egress: Option<EgressCounters>,
 }
 
 /// The control plane's end of the workers. Their threads end with it.
@@ -140,16 +144,22 @@ struct Colleague {
 pub struct Ended;
 
 impl Workers {
-    /// Starts a thread for each pair of node and sockets; what they have to tell goes to `events`.
+    /// Starts a thread for each pair of node and sockets, each with its share of egress, if there is
+    /// any; what they have to tell goes to `events`.
     ///
     /// # Errors
     /// If the kernel gives no threads or descriptors.
     pub fn start(
         nodes: Vec<(Node, Underlay)>,
+        outside: Option<&EgressConfig>,
         clock: Clock,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let share = outside.map(|config| EgressConfig {
+            limits: config.limits.shared(nodes.len()),
+            ..config.clone()
+        });
         let (mut all, mut ears) = (Vec::new(), Vec::new());
         for _ in &nodes {
             let (sender, heard) = sync_channel(HEARD);
@@ -170,7 +180,10 @@ impl Workers {
                 wake: wake.clone(),
                 colleagues,
             };
-            let data_path = DataPath::new(node, underlay, clock, events.clone(), ear)?;
+            let mut data_path = DataPath::new(node, underlay, clock, events.clone(), ear)?;
+            if let Some(share) = &share {
+                data_path.open_outside(share.clone());
+            }
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || data_path.run())?;
@@ -316,6 +329,9 @@ impl Report {
                 state.received.add(theirs.received);
                 state.sent.add(theirs.sent);
             }
+        }
+        if let (Some(ours), Some(theirs)) = (&mut self.egress, &other.egress) {
+            ours.add(theirs);
         }
         self.gso &= other.gso;
         self.gro &= other.gro;

@@ -1,0 +1,145 @@
+//! Sockets of the host, one for each flow.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::SocketAddrV4;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muslin_stack::egress::{FlowId, Host, HostError, Protocol};
+use nix::errno::Errno;
+use nix::libc::MSG_NOSIGNAL;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
+use tracing::debug;
+
+use super::event_data;
+use crate::error::errno;
+
+/// After so long without a word the other end is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
+
+/// The sockets of a worker's flows, whose events come by its epoll.
+pub(crate) struct Sockets {
+    epoll: Arc<Epoll>,
+    sockets: HashMap<FlowId, Socket>,
+}
+
+impl Sockets {
+    pub(super) fn new(epoll: Arc<Epoll>) -> Self {
+        Self {
+            epoll,
+            sockets: HashMap::new(),
+        }
+    }
+
+    fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
+        self.sockets.get(&flow).ok_or(HostError::Failed)
+    }
+}
+
+impl Host for Sockets {
+    fn connect(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        to: SocketAddrV4,
+    ) -> Result<(), HostError> {
+        let socket = open(protocol).map_err(|error| told(&error))?;
+        match socket.connect(&to.into()) {
+            Ok(()) => {}
+            Err(error) if errno(&error) == Errno::EINPROGRESS => {}
+            Err(error) => return Err(told(&error)),
+        }
+        // An event for each change and no more: the flow knows what its socket is ready for.
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, event_data(flow));
+        self.epoll.add(&socket, event).map_err(|error| {
+            debug!("no events for a socket to {to}: {error}");
+            HostError::Failed
+        })?;
+        self.sockets.insert(flow, socket);
+        Ok(())
+    }
+
+    fn connected(&mut self, flow: FlowId) -> Result<(), HostError> {
+        let socket = self.get(flow)?;
+        match socket.take_error() {
+            Ok(None) => {}
+            Ok(Some(error)) | Err(error) => return Err(told(&error)),
+        }
+        match socket.peer_addr() {
+            Ok(_) => Ok(()),
+            Err(error) if errno(&error) == Errno::ENOTCONN => Err(HostError::WouldBlock),
+            Err(error) => Err(told(&error)),
+        }
+    }
+
+    fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
+        let mut socket = self.get(flow)?;
+        socket.read(buffer).map_err(|error| told(&error))
+    }
+
+    fn write(&mut self, flow: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        let sent = self.get(flow)?.send_with_flags(bytes, MSG_NOSIGNAL);
+        sent.map_err(|error| told(&error))
+    }
+
+    fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
+        let shut = self.get(flow)?.shutdown(std::net::Shutdown::Write);
+        shut.map_err(|error| told(&error))
+    }
+
+    fn close(&mut self, flow: FlowId, reset: bool) {
+        let Some(socket) = self.sockets.remove(&flow) else {
+            return;
+        };
+        if reset {
+            // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+/// A socket that never waits.
+fn open(protocol: Protocol) -> io::Result<Socket> {
+    let kind = match protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp | Protocol::Ping => Type::DGRAM,
+    };
+    let number = match protocol {
+        Protocol::Tcp => socket2::Protocol::TCP,
+        Protocol::Udp => socket2::Protocol::UDP,
+        Protocol::Ping => socket2::Protocol::ICMPV4,
+    };
+    let socket = Socket::new(Domain::IPV4, kind.nonblocking(), Some(number))?;
+    if protocol == Protocol::Tcp {
+        // What the pod sends goes on at once; waiting for more is for its own system.
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))?;
+    }
+    Ok(socket)
+}
+
+/// What an error of the host means to a flow.
+fn told(error: &io::Error) -> HostError {
+    match errno(error) {
+        Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS => HostError::WouldBlock,
+        Errno::ECONNREFUSED => HostError::Refused,
+        Errno::ENETUNREACH => HostError::NetUnreachable,
+        Errno::EHOSTUNREACH | Errno::EHOSTDOWN => HostError::HostUnreachable,
+        Errno::ETIMEDOUT => HostError::TimedOut,
+        Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE | Errno::ENOTCONN => {
+            HostError::Reset
+        }
+        Errno::EACCES | Errno::EPERM => HostError::NotPermitted,
+        Errno::EMSGSIZE => HostError::TooLong,
+        _ => {
+            debug!("a socket of egress: {error}");
+            HostError::Failed
+        }
+    }
+}
