@@ -218,9 +218,9 @@ impl Egress {
             return Err(DropReason::EgressFragment);
         }
         match view.next_header() {
-            IpProtocol::Tcp => self.from_tcp(now, packet, host, pods),
-            IpProtocol::Udp => self.from_udp(now, packet, host, pods),
-            IpProtocol::Icmp => self.from_icmp(now, packet, host, pods),
+            IpProtocol::Tcp => self.take_segment(now, packet, host, pods),
+            IpProtocol::Udp => self.take_datagram(now, packet, host, pods),
+            IpProtocol::Icmp => self.take_echo(now, packet, host, pods),
             _ => {
                 pods.report(now, IcmpError::ProtocolUnreachable, packet.as_slice());
                 Err(DropReason::EgressProtocol)
@@ -300,7 +300,7 @@ impl Egress {
         }
     }
 
-    fn from_tcp(
+    fn take_segment(
         &mut self,
         now: Instant,
         packet: &PacketBuf<'_>,
@@ -462,7 +462,7 @@ impl Egress {
         self.look_after(now, id, host, pods);
     }
 
-    fn from_udp(
+    fn take_datagram(
         &mut self,
         now: Instant,
         packet: &PacketBuf<'_>,
@@ -483,7 +483,7 @@ impl Egress {
             .try_for_each(|payload| self.write_datagram(now, (id, key), payload, host, pods))
     }
 
-    fn from_icmp(
+    fn take_echo(
         &mut self,
         now: Instant,
         packet: &PacketBuf<'_>,

@@ -7,7 +7,6 @@
 //! Nothing on the way to a pod loses packets, so there is no congestion control: what a pod does not
 //! take stays in the host's socket.
 
-use std::net::SocketAddrV4;
 use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -72,7 +71,7 @@ impl Connection {
         socket.set_keep_alive(Some(KEEP_ALIVE));
         socket.set_timeout(Some(TIMEOUT));
         // Ports are never zero and the socket is new; it would refuse nothing else.
-        let _ = socket.listen(SocketAddrV4::from(key.remote));
+        let _ = socket.listen(key.remote);
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
         Self {
@@ -100,11 +99,11 @@ impl Connection {
         ready: &mut Ready,
         host: &mut impl Host,
     ) -> Result<bool, HostError> {
-        let moved = self.to_host(id, ready, host)?;
-        Ok(self.to_pod(id, ready, host)? || moved)
+        let moved = self.take_out(id, ready, host)?;
+        Ok(self.bring_in(id, ready, host)? || moved)
     }
 
-    fn to_host(
+    fn take_out(
         &mut self,
         id: FlowId,
         ready: &mut Ready,
@@ -135,7 +134,7 @@ impl Connection {
         Ok(moved)
     }
 
-    fn to_pod(
+    fn bring_in(
         &mut self,
         id: FlowId,
         ready: &mut Ready,

@@ -21,6 +21,9 @@ pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(byte).collect()
 }
 
+/// What a socket for datagrams has received and sent.
+type Datagrams = (VecDeque<Vec<u8>>, Vec<Vec<u8>>);
+
 /// A socket of the host.
 #[derive(Debug, Default)]
 pub(super) struct FakeSocket {
@@ -28,7 +31,7 @@ pub(super) struct FakeSocket {
     /// How connecting ends, if it has.
     pub(super) connected: Option<Result<(), HostError>>,
     /// Datagrams instead of streams.
-    pub(super) datagrams: Option<(VecDeque<Vec<u8>>, Vec<Vec<u8>>)>,
+    pub(super) datagrams: Option<Datagrams>,
     /// What the other end has sent, and whether that is all.
     pub(super) inbox: VecDeque<u8>,
     pub(super) ended: bool,
