@@ -112,7 +112,7 @@ fn pods_see_what_becomes_of_connections() {
     assert!(refusal.contains("No route to host"), "{refusal}");
     assert_eq!((bed.flows("refused"), bed.flows("unreachable")), (1, 2));
 
-    let _resetter = perl(
+    let mut resetter = perl(
         &bed.server_host,
         r#"socket(my $l, PF_INET, SOCK_STREAM, 0); setsockopt($l, SOL_SOCKET, SO_REUSEADDR, 1);
            bind($l, pack_sockaddr_in(9001, INADDR_ANY)) or die; listen($l, 5); $| = 1;
@@ -129,6 +129,8 @@ fn pods_see_what_becomes_of_connections() {
         (bed.flows("open") == 0).then_some(())
     });
     assert_eq!(bed.flows("reset"), 1);
+    resetter.kill().unwrap();
+    resetter.wait().unwrap();
 }
 
 #[test]

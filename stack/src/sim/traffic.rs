@@ -163,6 +163,12 @@ impl Cluster {
             Verdict::Peer { destination, .. } => self.send(who.machine, destination, bytes)?,
             Verdict::Uplink { .. } => self.send_frame(who.machine, bytes)?,
             Verdict::Drop(reason) => self.note_drop(who, reason),
+            Verdict::Egress => {
+                return Err(Violation(format!(
+                    "machine {} has a way out that it was not given",
+                    who.machine
+                )));
+            }
             Verdict::Consumed => {}
         }
         Ok(())

@@ -371,7 +371,7 @@ impl Harness {
             Verdict::Port(_) | Verdict::Peer { .. } => {
                 self.check_routed(From::Port(port), incoming, 14, &out);
             }
-            Verdict::Uplink { .. } => panic!("there is no uplink"),
+            Verdict::Uplink { .. } | Verdict::Egress => panic!("there is no way out"),
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -427,7 +427,9 @@ impl Harness {
             Verdict::Port(_) => {
                 self.check_routed(From::Underlay(source.ip()), incoming, network, &out);
             }
-            Verdict::Flood { .. } | Verdict::Uplink { .. } => panic!("a datagram goes astray"),
+            Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Egress => {
+                panic!("a datagram goes astray")
+            }
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -461,6 +463,7 @@ impl Harness {
             }
             Verdict::Flood { .. }
             | Verdict::Uplink { .. }
+            | Verdict::Egress
             | Verdict::Consumed
             | Verdict::Drop(_) => unreachable!(),
         }
@@ -560,6 +563,7 @@ impl Harness {
             }
             Verdict::Flood { .. }
             | Verdict::Uplink { .. }
+            | Verdict::Egress
             | Verdict::Consumed
             | Verdict::Drop(_) => unreachable!(),
         }
@@ -692,7 +696,7 @@ impl Harness {
                     DropReason::PortGone | DropReason::PeerGone
                 ));
             }
-            Verdict::Uplink { .. } => panic!("there is no uplink"),
+            Verdict::Uplink { .. } | Verdict::Egress => panic!("there is no way out"),
             Verdict::Consumed => panic!("output that is consumed"),
         }
         None
