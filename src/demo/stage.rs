@@ -112,6 +112,9 @@ impl<'a> Stage<'a> {
                 backend,
                 "--mtu",
                 "1500",
+                // Nothing leaves this machine.
+                "--egress",
+                "off",
                 "--die-with-parent",
             ])
             .args([
