@@ -682,7 +682,9 @@ impl Harness {
                 let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
                 assert!(!is_martian(source) && !is_martian(destination));
                 if is_own(source) {
-                    assert_eq!(packet[9], 1, "the gateway speaks ICMP only");
+                    let tcp = packet.get(usize::from(packet[0] & 0x0f) * 4 + 13);
+                    let is_reset = packet[9] == 6 && tcp.is_some_and(|flags| flags & 4 != 0);
+                    assert!(packet[9] == 1 || is_reset, "the gateway has no service");
                     return None;
                 }
                 let to_peer = matches!(verdict, Verdict::Peer { .. });
