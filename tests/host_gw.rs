@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::Agent;
+use muslin::demo::agent::{Agent, Ping};
 
 /// MTU of the link, and of all pods, in bytes.
 const MTU: u16 = 1500;
@@ -195,22 +195,25 @@ fn a_host_that_comes_back_with_another_mac_address_is_found_again() {
         "ip link set eth0 down; ip link set eth0 address 02:1a:00:00:00:77; ip link set eth0 up",
     );
     bed.nodes[1].start_again();
-    let to = ours;
-    let pod = &mut bed.pods[2];
-    poll_until(SOON, "the answer of a pod to the moved one", || {
-        let ping = muslin::demo::agent::Ping {
-            count: 1,
-            timeout_ms: 300,
-            ..muslin::demo::agent::Ping::new(to)
-        };
-        pod.ping(&ping).unwrap().is_perfect(1).then_some(())
-    });
+    reaches(&mut bed.pods[2], ours);
     // A kernel that does not ask learns of it when it is asked.
     traffic::ping(&mut bed.pods[2], Bed::addresses()[0]);
     let now = next_hop(&bed.nodes[0], OTHER_IP).unwrap();
     assert_ne!(now.0, known.0);
     assert_eq!(now.0, "02:1a:00:00:00:77");
     bed.check(1_000_000);
+}
+
+/// Waits until a pod gets an answer from an address.
+fn reaches(pod: &mut Agent, to: Ipv4Addr) {
+    let ping = Ping {
+        count: 1,
+        timeout_ms: 300,
+        ..Ping::new(to)
+    };
+    poll_until(SOON, "an answer", || {
+        pod.ping(&ping).unwrap().is_perfect(1).then_some(())
+    });
 }
 
 #[test]
@@ -220,16 +223,6 @@ fn an_interface_that_changes_under_a_node_is_followed() {
     traffic::ping(&mut bed.pods[1], kernel);
     traffic::ping(&mut bed.pods[2], ours);
     let host = bed.nodes[0].host().clone();
-    let reaches = |pod: &mut Agent, to: Ipv4Addr| {
-        poll_until(SOON, "an answer by the changed interface", || {
-            let ping = muslin::demo::agent::Ping {
-                count: 1,
-                timeout_ms: 300,
-                ..muslin::demo::agent::Ping::new(to)
-            };
-            pod.ping(&ping).unwrap().is_perfect(1).then_some(())
-        });
-    };
     // Another MAC address while it is up, down and up again, and another interface of that name.
     host.sh("ip link set eth0 address 02:1a:00:00:00:66");
     reaches(&mut bed.pods[1], other);
@@ -426,6 +419,28 @@ fn direct_routing_is_bare_on_the_link_and_encapsulated_beyond() {
 }
 
 #[test]
+fn an_uplink_is_opened_anew_beside_its_tunnel() {
+    let Some(mut links) = Links::new("backend = \"vxlan\"\ndirect-routing = true") else {
+        return;
+    };
+    let addresses = [0, 1, 2].map(|node: usize| links.nodes[node].address(2));
+    traffic::ping(&mut links.pods[0], addresses[1]);
+    links.hosts[1].sh("ip link set eth0 address 02:1a:00:00:00:55");
+    let what = format!("the new uplink{}", links.nodes[1].log());
+    poll_until(SOON, &what, || {
+        let log = links.nodes[1].log();
+        log.contains("the uplink on eth0 is opened anew")
+            .then_some(())
+    });
+    // Others learn of it from what it sends.
+    reaches(&mut links.pods[1], addresses[0]);
+    let (mac, _) = next_hop(&links.nodes[0], NODE_IP).unwrap();
+    assert_eq!(mac, "02:1a:00:00:00:55");
+    traffic::ping(&mut links.pods[1], addresses[2]);
+    traffic::ping(&mut links.pods[2], addresses[1]);
+}
+
+#[test]
 fn a_host_beyond_a_router_is_told_to_be_no_next_hop() {
     let Some(mut links) = Links::new("backend = \"host-gw\"") else {
         return;
@@ -434,9 +449,7 @@ fn a_host_beyond_a_router_is_told_to_be_no_next_hop() {
     let state = format!("not on the link {LINK}");
     assert_eq!(links.paths(0), [on_link, ("none".to_owned(), state, None)]);
     let far = links.nodes[2].address(2);
-    let pinged = links.pods[0]
-        .ping(&muslin::demo::agent::Ping::new(far))
-        .unwrap();
+    let pinged = links.pods[0].ping(&Ping::new(far)).unwrap();
     assert!(pinged.replies.is_empty());
     assert_eq!(
         (pinged.errors[0].kind, pinged.errors[0].code),

@@ -136,7 +136,8 @@ impl Running {
             )));
         }
         let facts = &self.facts;
-        let (underlays, uplink) = facts.plan.open(facts.subnet, &facts.settings, &interface)?;
+        let interfaces = (&self.interface(), &interface);
+        let (underlays, uplink) = facts.plan.open(facts.subnet, &facts.settings, interfaces)?;
         self.workers
             .rebind(underlays, uplink)
             .map_err(Error::failed)?;

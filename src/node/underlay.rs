@@ -250,15 +250,19 @@ impl Plan {
         segments.max(1) as u16
     }
 
-    /// New sockets at another address or interface.
+    /// New sockets after the interface has changed; without ones for the tunnel where its end stays,
+    /// since the old ones have its port.
     pub(super) fn open(
         &self,
         subnet: Ipv4Net,
         settings: &Settings,
-        interface: &PublicInterface,
+        (before, now): (&PublicInterface, &PublicInterface),
     ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
-        let tunnels = self.bind_tunnel(settings, interface.address)?;
-        self.join(tunnels, subnet, settings, interface)
+        let tunnels = match before.address == now.address {
+            true => (0..settings.workers).map(|_| None).collect(),
+            false => self.bind_tunnel(settings, now.address)?,
+        };
+        self.join(tunnels, subnet, settings, now)
     }
 }
 

@@ -203,16 +203,20 @@ impl DataPath {
         self.node.attach(port, attachment);
     }
 
+    /// Takes another uplink, and another tunnel if there is one.
     fn rebind(&mut self, underlay: Underlay, uplink: Option<Uplink>) {
         // The old descriptors' events end with them.
         if let Err(error) = listen(&self.epoll, &underlay) {
             return warn!("the new underlay cannot be read: {error}");
         }
         self.flush();
-        // Another socket counts its losses from zero.
-        self.received = Received::default();
+        if underlay.tunnel.is_some() {
+            // Another socket counts its losses from zero.
+            self.received = Received::default();
+            self.io.underlay.tunnel = underlay.tunnel;
+        }
         self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
-        self.io.underlay = underlay;
+        self.io.underlay.uplink = underlay.uplink;
         self.node.set_uplink(uplink);
         self.send_own();
     }

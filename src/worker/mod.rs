@@ -256,6 +256,7 @@ impl Workers {
     }
 
     /// Sends and receives by other sockets from now on, for each worker its own, with this uplink.
+    /// Where there is none for a tunnel the tunnel stays.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
