@@ -185,6 +185,19 @@ impl Counters {
             .sum()
     }
 
+    /// Packets that came into the node or began in it.
+    #[must_use]
+    pub fn came(&self) -> u64 {
+        self.received + self.originated
+    }
+
+    /// Packets of which it is known what became of them: all that [`Self::came`], once the output
+    /// queue is empty.
+    #[must_use]
+    pub fn went(&self) -> u64 {
+        self.delivered + self.sent + self.flooded + self.consumed + self.dropped()
+    }
+
     /// Adds another worker's counters.
     pub fn add(&mut self, other: &Self) {
         self.received += other.received;
