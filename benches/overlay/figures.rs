@@ -190,7 +190,8 @@ impl Comparison {
             all.extend(against_kernel(underlay));
         }
         for underlay in [Underlay::Veth, Underlay::DumbWire] {
-            all.extend(host_gw(underlay));
+            let ours = Route::MuslinHostGw.on(underlay);
+            all.extend(beside_kernel(ours, Route::KernelHostGw.on(underlay)));
         }
         for underlay in [Underlay::Veth, Underlay::DumbWire] {
             let ours = Route::MuslinUdp.on(underlay);
@@ -202,19 +203,10 @@ impl Comparison {
                 goal: Some((0.95, 1.05)),
             });
         }
-        let goals = [
-            (Figure::TcpX1, Some((0.5, 1.0))),
-            (Figure::TcpX4, None),
-            (Figure::Udp64, None),
-            (Figure::AskTcpP50, None),
-            (Figure::CpuPerGigabyte, None),
-        ];
-        all.extend(goals.map(|(figure, goal)| Self {
-            figure,
-            ours: Route::MuslinNode.alone(),
-            theirs: Some(Route::KernelBridge.alone()),
-            goal,
-        }));
+        all.extend(beside_kernel(
+            Route::MuslinNode.alone(),
+            Route::KernelBridge.alone(),
+        ));
         all.push(Self {
             figure: Figure::Memory,
             ours: Route::Memory.alone(),
@@ -245,8 +237,8 @@ fn against_kernel(underlay: Underlay) -> impl Iterator<Item = Comparison> {
     })
 }
 
-/// host-gw by muslin and by the kernel.
-fn host_gw(underlay: Underlay) -> impl Iterator<Item = Comparison> {
+/// A path without a tunnel, by muslin and by the kernel.
+fn beside_kernel(ours: Case, theirs: Case) -> impl Iterator<Item = Comparison> {
     let goals = [
         (Figure::TcpX1, Some((0.5, 1.0))),
         (Figure::TcpX4, None),
@@ -256,8 +248,8 @@ fn host_gw(underlay: Underlay) -> impl Iterator<Item = Comparison> {
     ];
     goals.into_iter().map(move |(figure, goal)| Comparison {
         figure,
-        ours: Route::MuslinHostGw.on(underlay),
-        theirs: Some(Route::KernelHostGw.on(underlay)),
+        ours,
+        theirs: Some(theirs),
         goal,
     })
 }
