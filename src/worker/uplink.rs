@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::Event;
 use super::data_path::DataPath;
-use crate::error::errno;
+use crate::underlay::uplink::Failure;
 
 type LinkHeader = [u8; frame::HEADER_LEN];
 
@@ -24,7 +24,10 @@ impl DataPath {
             let (Some(uplink), Some(frames)) = (&self.io.underlay.uplink, &mut self.frames) else {
                 return;
             };
-            match uplink.receive(frames).map_err(|error| errno(&error)) {
+            match uplink
+                .receive(frames)
+                .map_err(|error| Failure::from(&error))
+            {
                 Ok(more) => {
                     self.handle_frames();
                     self.send_own();
@@ -32,9 +35,9 @@ impl DataPath {
                         return;
                     }
                 }
-                Err(Errno::EAGAIN | Errno::EINTR) => return,
+                Err(Failure::QueueFull | Failure::Other(Errno::EINTR)) => return,
                 // Told once each time the interface goes down; it may come up again.
-                Err(Errno::ENETDOWN) => return warn!("the uplink's interface is down"),
+                Err(Failure::Down) => return warn!("the uplink's interface is down"),
                 Err(error) => {
                     debug!("the uplink is gone: {error}");
                     let _ = self.epoll.delete(uplink);
