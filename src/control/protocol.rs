@@ -165,6 +165,8 @@ pub struct Flows {
     pub open: u64,
     /// Flows that began.
     pub opened: u64,
+    /// Those of them that began on the host's side.
+    pub inbound: u64,
     /// TCP connections that the other end refused.
     pub refused: u64,
     /// TCP connections to which there was no way or no answer.

@@ -55,6 +55,8 @@ impl Settings {
 pub(crate) struct Outside {
     pub(crate) egress: Egress,
     pub(crate) sockets: Sockets,
+    /// A packet that came in pieces, in one.
+    pub(crate) flat: Vec<u8>,
 }
 
 impl Outside {
@@ -63,6 +65,7 @@ impl Outside {
         Self {
             egress: Egress::new(config, now),
             sockets: Sockets::new(epoll),
+            flat: Vec::new(),
         }
     }
 }

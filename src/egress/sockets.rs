@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_stack::egress::{FlowId, Host, HostError, Protocol};
+use muslin_stack::egress::{FlowId, FlowKey, Host, HostError, Protocol};
 use nix::errno::Errno;
 use nix::libc::MSG_NOSIGNAL;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
@@ -33,6 +33,34 @@ impl Sockets {
         }
     }
 
+    /// Gives a flow a socket that is connected to its other end.
+    ///
+    /// # Errors
+    /// If the kernel does not watch it; the flow has none then.
+    #[allow(
+        dead_code,
+        reason = "published ports and proxies are what has such sockets"
+    )]
+    pub(crate) fn adopt(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        if socket.r#type()? == Type::STREAM {
+            prepare(&socket)?;
+        }
+        self.watch(flow, socket)
+    }
+
+    fn watch(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
+        // An event for each change and no more: the flow knows what its socket is ready for.
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, event_data(flow));
+        self.epoll.add(&socket, event)?;
+        self.sockets.insert(flow, socket);
+        Ok(())
+    }
+
     fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
         self.sockets.get(&flow).ok_or(HostError::Failed)
     }
@@ -51,18 +79,20 @@ impl Host for Sockets {
             Err(error) if errno(&error) == Errno::EINPROGRESS => {}
             Err(error) => return Err(told(&error)),
         }
-        // An event for each change and no more: the flow knows what its socket is ready for.
-        let flags = EpollFlags::EPOLLIN
-            | EpollFlags::EPOLLOUT
-            | EpollFlags::EPOLLRDHUP
-            | EpollFlags::EPOLLET;
-        let event = EpollEvent::new(flags, event_data(flow));
-        self.epoll.add(&socket, event).map_err(|error| {
+        self.watch(flow, socket).map_err(|error| {
             debug!("no events for a socket to {to}: {error}");
             HostError::Failed
-        })?;
-        self.sockets.insert(flow, socket);
-        Ok(())
+        })
+    }
+
+    fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
+        Err(HostError::Refused)
+    }
+
+    fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
+        if let Err(error) = result {
+            debug!("no connection to a pod for flow {flow:?}: {error}");
+        }
     }
 
     fn connected(&mut self, flow: FlowId) -> Result<(), HostError> {
@@ -117,11 +147,15 @@ fn open(protocol: Protocol) -> io::Result<Socket> {
     };
     let socket = Socket::new(Domain::IPV4, kind.nonblocking(), Some(number))?;
     if protocol == Protocol::Tcp {
-        // What the pod sends goes on at once; waiting for more is for its own system.
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))?;
+        prepare(&socket)?;
     }
     Ok(socket)
+}
+
+fn prepare(stream: &Socket) -> io::Result<()> {
+    // What the pod sends goes on at once; waiting for more is for its own system.
+    stream.set_tcp_nodelay(true)?;
+    stream.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
 }
 
 /// What an error of the host means to a flow.

@@ -348,16 +348,16 @@ impl Plane {
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
         let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &self.interface)?;
-        let outside = self.egress_config(&plan)?;
+        let outside = self.egress_config(key, &plan)?;
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
-            node.set_egress(outside.as_ref().map(|_| tunnel.config.network));
+            node.set_egress(Some(tunnel.config.network));
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, outside.as_ref(), self.clock, &sender);
+        let workers = Workers::start(nodes, &outside, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
         let socket = match &self.settings.socket {
             Some(path) => {
@@ -415,22 +415,24 @@ impl Plane {
         })
     }
 
-    fn egress_config(&self, plan: &Plan) -> Result<Option<Outside>> {
-        let Some(settings) = &self.settings.egress else {
-            return Ok(None);
-        };
+    fn egress_config(&self, key: SubnetKey, plan: &Plan) -> Result<Outside> {
         egress::raise_descriptor_limit();
-        Ok(Some(Outside {
-            policy: Policy::new(
+        let policy = match &self.settings.egress {
+            None => Policy::closed(),
+            Some(settings) => Policy::new(
                 &settings.allow,
                 &settings.deny,
                 settings.host_loopback,
                 (plan.port != 0).then_some(plan.port),
             ),
+        };
+        Ok(Outside {
+            policy,
+            subnet: key.ipv4,
             mtu: plan.mtu,
             limits: OutsideLimits::default(),
             random_seed: u64::from_ne_bytes(state::random()?),
-        }))
+        })
     }
 
     /// Serves clients, and hears what the data path has to tell.

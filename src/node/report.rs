@@ -45,7 +45,7 @@ fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> 
 
 fn status(running: &Running, report: &Report) -> Status {
     let facts = &running.facts;
-    let counters = &report.counters;
+    let (counters, flows) = (&report.counters, &report.egress);
     let interface = running.interface();
     let (vni, mac) = match facts.plan.tunnel {
         Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
@@ -76,9 +76,10 @@ fn status(running: &Running, report: &Report) -> Status {
         offload: offload(running, report).to_string(),
         store: facts.store.clone(),
         lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),
-        egress: report.egress.map(|flows| Flows {
+        egress: facts.settings.egress.as_ref().map(|_| Flows {
             open: flows.open,
             opened: flows.opened,
+            inbound: flows.inbound,
             refused: flows.refused,
             unreachable: flows.unreachable,
             reset: flows.reset,

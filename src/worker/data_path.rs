@@ -15,6 +15,7 @@ use muslin_encap::overhead::Format;
 use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
+use muslin_stack::egress::Config as EgressConfig;
 use muslin_stack::frame;
 use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::{Attachment, PortId};
@@ -52,8 +53,8 @@ pub(super) struct DataPath {
     received: Received,
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
-    /// What goes on outside the overlay, if anything may.
-    pub(super) outside: Option<Outside>,
+    /// What goes on outside the overlay or comes from there.
+    pub(super) outside: Outside,
     /// Where packets are that do not come from a port.
     buffer: Box<[u8]>,
 }
@@ -93,21 +94,23 @@ impl DataPath {
     pub(super) fn new(
         node: Node,
         underlay: Underlay,
+        outside: EgressConfig,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
         ear: Ear,
     ) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(&*ear.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         listen(&epoll, &underlay)?;
+        let network = node.format().map_or(0, Format::network_offset);
         Ok(Self {
-            outbox: Outbox::new(node.format().map_or(0, Format::network_offset)),
+            outbox: Outbox::new(network),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
-            io: Io::new(underlay),
-            outside: None,
+            io: Io::new(underlay, network),
+            outside: Outside::new(outside, clock.now(), epoll.clone()),
             clock,
-            epoll: Arc::new(epoll),
+            epoll,
             ear,
             events,
             received: Received::default(),
@@ -152,7 +155,7 @@ impl DataPath {
 
     fn timeout(&self) -> EpollTimeout {
         let now = self.clock.now();
-        let flows = self.outside.as_ref().and_then(|it| it.egress.poll_at());
+        let flows = self.outside.egress.poll_at();
         let due = self.node.poll_at();
         let due = flows.map_or(due, |flows| flows.min(due));
         let wait = if due > now {
@@ -249,7 +252,7 @@ impl DataPath {
                 .collect(),
             neighbours: node.neighbours().collect(),
             next_hops: node.next_hops().collect(),
-            egress: self.outside.as_ref().map(|it| it.egress.counters()),
+            egress: self.outside.egress.counters(),
         }
     }
 
@@ -298,7 +301,7 @@ impl DataPath {
         }
         let verdict = node.from_port(now, port, &mut packet);
         if verdict == Verdict::Egress {
-            egress::take_packet(outside.as_mut(), now, &packet, node, io);
+            egress::take_packet(outside, now, &packet, &[], node, io);
         }
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();
@@ -336,6 +339,7 @@ impl DataPath {
             io,
             received,
             buffer,
+            outside,
             ..
         } = self;
         node.count_drops(DropReason::UnderlayOverflow, received.lost());
@@ -351,6 +355,9 @@ impl DataPath {
             let mut handle = |packet: PacketBuf<'_>| {
                 let mut packet = packet.with_offload(offload).with_tail(rest);
                 let verdict = node.from_underlay(now, source, &mut packet);
+                if verdict == Verdict::Egress {
+                    egress::take_packet(outside, now, &packet, tail, node, io);
+                }
                 io.send(node, verdict, &mut packet, tail);
             };
             if network > 0 {

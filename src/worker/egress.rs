@@ -2,9 +2,10 @@
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_stack::Instant;
-use muslin_stack::egress::{Config, Pods};
+use muslin_stack::drops::DropReason;
+use muslin_stack::egress::Pods;
 use muslin_stack::icmp::IcmpError;
-use muslin_stack::node::Node;
+use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::PortId;
 use nix::sys::epoll::EpollEvent;
 
@@ -19,9 +20,14 @@ struct ToPods<'a> {
 }
 
 impl Pods for ToPods<'_> {
-    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>) {
-        let verdict = self.node.from_egress(now, packet);
-        self.io.send(self.node, verdict, packet, &[]);
+    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+        match self.node.from_egress(now, packet) {
+            Verdict::Drop(reason) => Err(reason),
+            verdict => {
+                self.io.send(self.node, verdict, packet, &[]);
+                Ok(())
+            }
+        }
     }
 
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
@@ -29,39 +35,49 @@ impl Pods for ToPods<'_> {
     }
 }
 
-/// Gives a packet that the node handed over to egress.
+/// Gives a packet that the node handed over, with what belongs to it and is elsewhere, to egress.
 pub(super) fn take_packet(
-    outside: Option<&mut Outside>,
+    outside: &mut Outside,
     now: Instant,
     packet: &PacketBuf<'_>,
+    tail: &[&[u8]],
     node: &mut Node,
     io: &mut Io,
 ) {
-    let Some(Outside { egress, sockets }) = outside else {
-        return;
-    };
+    let Outside {
+        egress,
+        sockets,
+        flat,
+    } = outside;
     let mut pods = ToPods { node, io };
-    if let Err(reason) = egress.from_pod(now, packet, sockets, &mut pods) {
+    let taken = if tail.is_empty() {
+        egress.from_pod(now, packet, sockets, &mut pods)
+    } else {
+        flat.clear();
+        flat.extend_from_slice(packet.as_slice());
+        tail.iter().for_each(|piece| flat.extend_from_slice(piece));
+        let len = flat.len();
+        let whole = PacketBuf::new(flat, 0, len).map_err(|_| DropReason::EgressMalformed);
+        whole.and_then(|whole| {
+            let whole = whole.with_offload(packet.offload());
+            egress.from_pod(now, &whole, sockets, &mut pods)
+        })
+    };
+    if let Err(reason) = taken {
         node.count_drops(reason, 1);
     }
 }
 
 impl DataPath {
-    /// Lets pods reach addresses outside the overlay.
-    pub(super) fn open_outside(&mut self, config: Config) {
-        let outside = Outside::new(config, self.clock.now(), self.epoll.clone());
-        self.outside = Some(outside);
-    }
-
     /// Takes an event of a flow's socket.
     pub(super) fn read_flow(&mut self, event: EpollEvent) {
         let now = self.clock.now();
         let Self {
             node, io, outside, ..
         } = self;
-        let Some(Outside { egress, sockets }) = outside else {
-            return;
-        };
+        let Outside {
+            egress, sockets, ..
+        } = outside;
         let (flow, ready) = event_of(event.data(), event.events());
         egress.ready(now, flow, ready, sockets, &mut ToPods { node, io });
         self.send_own();
@@ -72,9 +88,9 @@ impl DataPath {
         let Self {
             node, io, outside, ..
         } = self;
-        let Some(Outside { egress, sockets }) = outside else {
-            return;
-        };
+        let Outside {
+            egress, sockets, ..
+        } = outside;
         if egress.poll_at().is_some_and(|due| now >= due) {
             egress.handle_timeout(now, sockets, &mut ToPods { node, io });
             self.send_own();
@@ -83,9 +99,9 @@ impl DataPath {
 
     /// Ends the flows of a port's pod.
     pub(super) fn end_flows(&mut self, port: PortId) {
-        let Some(Outside { egress, sockets }) = &mut self.outside else {
-            return;
-        };
+        let Outside {
+            egress, sockets, ..
+        } = &mut self.outside;
         let pod = self.node.ports().find(|(id, _)| *id == port);
         let addresses = pod.map(|(_, port)| port.attachment.addresses.as_slice());
         for address in addresses.unwrap_or_default() {

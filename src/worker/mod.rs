@@ -104,8 +104,8 @@ pub struct Report {
     pub neighbours: Vec<Neighbour>,
     /// The hosts on the uplink's link, likewise.
     pub next_hops: Vec<Neighbour>,
-    /// What became of flows to addresses outside the overlay, if there may be any.
-    pub egress: Option<EgressCounters>,
+    /// What became of flows to and from addresses outside the overlay.
+    pub egress: EgressCounters,
 }
 
 /// The control plane's end of the workers. Their threads end with it.
@@ -144,22 +144,22 @@ struct Colleague {
 pub struct Ended;
 
 impl Workers {
-    /// Starts a thread for each pair of node and sockets, each with its share of egress, if there is
-    /// any; what they have to tell goes to `events`.
+    /// Starts a thread for each pair of node and sockets, each with its share of egress; what they
+    /// have to tell goes to `events`.
     ///
     /// # Errors
     /// If the kernel gives no threads or descriptors.
     pub fn start(
         nodes: Vec<(Node, Underlay)>,
-        outside: Option<&EgressConfig>,
+        outside: &EgressConfig,
         clock: Clock,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        let share = outside.map(|config| EgressConfig {
-            limits: config.limits.shared(nodes.len()),
-            ..config.clone()
-        });
+        let share = EgressConfig {
+            limits: outside.limits.shared(nodes.len()),
+            ..outside.clone()
+        };
         let (mut all, mut ears) = (Vec::new(), Vec::new());
         for _ in &nodes {
             let (sender, heard) = sync_channel(HEARD);
@@ -180,10 +180,8 @@ impl Workers {
                 wake: wake.clone(),
                 colleagues,
             };
-            let mut data_path = DataPath::new(node, underlay, clock, events.clone(), ear)?;
-            if let Some(share) = &share {
-                data_path.open_outside(share.clone());
-            }
+            let (share, events) = (share.clone(), events.clone());
+            let data_path = DataPath::new(node, underlay, share, clock, events, ear)?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || data_path.run())?;
@@ -331,9 +329,7 @@ impl Report {
                 state.sent.add(theirs.sent);
             }
         }
-        if let (Some(ours), Some(theirs)) = (&mut self.egress, &other.egress) {
-            ours.add(theirs);
-        }
+        self.egress.add(&other.egress);
         self.gso &= other.gso;
         self.gro &= other.gro;
         add_known(&mut self.neighbours, other.neighbours);

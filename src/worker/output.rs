@@ -18,7 +18,7 @@ use tracing::warn;
 
 use crate::device::{FrameDevice, Tap};
 use crate::error::errno;
-use crate::underlay::{Route, Underlay};
+use crate::underlay::{Route, UdpSocket, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
 pub(super) const BUFFER_LEN: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
@@ -87,16 +87,22 @@ pub(super) struct Io {
     pub(super) underlay: Underlay,
     /// A superpacket that is to be taken apart for a device, in one piece.
     flat: Vec<u8>,
+    /// Where the headers of one are made that goes to a peer at once.
+    headers: Box<[u8]>,
+    /// Where in a datagram the inner IP packet begins.
+    network: usize,
     /// Whether it was told that a device refused a superpacket.
     told: bool,
 }
 
 impl Io {
-    pub(super) fn new(underlay: Underlay) -> Self {
+    pub(super) fn new(underlay: Underlay, network: usize) -> Self {
         Self {
             ports: HashMap::new(),
             underlay,
             flat: Vec::new(),
+            headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
+            network,
             told: false,
         }
     }
@@ -130,6 +136,11 @@ impl Io {
                 if let Err(reason) = self.send_to_uplink(packet, tail) {
                     node.count_drops(reason, 1);
                 }
+            }
+            Verdict::Peer {
+                destination, flow, ..
+            } if !packet.is_single() => {
+                self.send_superpacket(node, (destination, flow), packet);
             }
             Verdict::Peer { destination, .. } => {
                 if let Err(reason) = self.send_to_peer(destination, packet.as_slice()) {
@@ -169,32 +180,36 @@ impl Io {
 
     /// Sends what waits for the end of the batch.
     pub(super) fn flush(&mut self, node: &mut Node, outbox: &mut Outbox) {
-        let (mut split, mut next) = (None, 0);
-        let Some(tunnel) = &self.underlay.tunnel else {
-            return;
-        };
-        while next < outbox.packets.len() {
-            let mut plan = Plan::new(&mut outbox.headers, tunnel.has_gso());
-            while let Some(waiting) = outbox.packets.get(next) {
-                let outgoing = Outgoing {
-                    key: waiting.route,
-                    packet: &outbox.storage[waiting.start..waiting.end],
-                    network: outbox.network,
-                    offload: waiting.offload,
-                };
-                match plan.push(&outgoing, &mut split) {
-                    Ok(Ok(())) => {}
-                    Ok(Err(plan::Full)) => break,
-                    Err(_) => node.count_drops(DropReason::SuperpacketRefused, 1),
-                }
-                next += 1;
-            }
-            tunnel.send(&plan, |send, error| {
-                node.count_drops(lost_to_peer(error), send.packets.max(1) as u64);
+        if let Some(tunnel) = &self.underlay.tunnel {
+            let packets = outbox.packets.iter().map(|waiting| Outgoing {
+                key: waiting.route,
+                packet: &outbox.storage[waiting.start..waiting.end],
+                network: outbox.network,
+                offload: waiting.offload,
             });
+            send_all(tunnel, &mut outbox.headers, packets, node);
+            outbox.packets.clear();
+            outbox.used = 0;
         }
-        outbox.packets.clear();
-        outbox.used = 0;
+    }
+
+    /// Sends a superpacket of the node's own to a peer.
+    fn send_superpacket(
+        &mut self,
+        node: &mut Node,
+        (destination, flow): (SocketAddr, u32),
+        packet: &PacketBuf<'_>,
+    ) {
+        let Some(tunnel) = &self.underlay.tunnel else {
+            return node.count_drops(DropReason::UnderlayFailed, 1);
+        };
+        let outgoing = Outgoing {
+            key: tunnel.route(destination, flow),
+            packet: packet.as_slice(),
+            network: self.network,
+            offload: packet.offload(),
+        };
+        send_all(tunnel, &mut self.headers, [outgoing], node);
     }
 
     fn flood(
@@ -240,6 +255,31 @@ impl Io {
         let tunnel = tunnel.ok_or(DropReason::UnderlayFailed)?;
         let sent = tunnel.send_one(datagram, destination);
         sent.map_err(|error| lost_to_peer(errno(&error)))
+    }
+}
+
+/// Sends packets to peers in as few calls as it takes.
+fn send_all<'a>(
+    tunnel: &UdpSocket,
+    headers: &mut [u8],
+    packets: impl IntoIterator<Item = Outgoing<'a, Route>>,
+    node: &mut Node,
+) {
+    let mut split = None;
+    let mut packets = packets.into_iter().peekable();
+    while packets.peek().is_some() {
+        let mut plan = Plan::new(headers, tunnel.has_gso());
+        while let Some(outgoing) = packets.peek() {
+            match plan.push(outgoing, &mut split) {
+                Ok(Ok(())) => {}
+                Ok(Err(plan::Full)) => break,
+                Err(_) => node.count_drops(DropReason::SuperpacketRefused, 1),
+            }
+            packets.next();
+        }
+        tunnel.send(&plan, |send, error| {
+            node.count_drops(lost_to_peer(error), send.packets.max(1) as u64);
+        });
     }
 }
 

@@ -6,11 +6,12 @@ use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Header};
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
+use muslin_stack::node::Verdict;
 use nix::errno::Errno;
 use tracing::{debug, warn};
 
-use super::Event;
 use super::data_path::DataPath;
+use super::{Event, egress};
 use crate::underlay::uplink::Failure;
 
 type LinkHeader = [u8; frame::HEADER_LEN];
@@ -57,6 +58,7 @@ impl DataPath {
             io,
             frames: Some(frames),
             ear,
+            outside,
             ..
         } = self
         else {
@@ -82,6 +84,9 @@ impl DataPath {
                 ear.pass_on(None, packet.as_slice());
             }
             let verdict = node.from_uplink(now, &mut packet);
+            if verdict == Verdict::Egress {
+                egress::take_packet(outside, now, &packet, tail, node, io);
+            }
             io.send(node, verdict, &mut packet, tail);
         };
         let mut merger = Merger::new(settings);

@@ -68,9 +68,12 @@ reasons! {
     EgressFragment, "egress-fragment", "A packet to an address outside was a fragment.";
     EgressProtocol, "egress-protocol", "A packet to an address outside was of a protocol that egress does not carry.";
     EgressMalformed, "egress-malformed", "A packet to an address outside had a broken transport header or checksum.";
+    EgressClosed, "egress-closed", "A packet was to an address outside, and egress is off.";
     EgressDenied, "egress-denied", "A packet was to an address that egress may not reach.";
     EgressNoFlow, "egress-no-flow", "A TCP segment to an address outside belonged to no connection.";
-    EgressTableFull, "egress-table-full", "There were too many flows to addresses outside, and none was idle.";
+    GatewayPort, "gateway-port", "A packet was to a port of the gateway where nothing listens.";
+    EgressTableFull, "egress-table-full", "There were too many flows to and from addresses outside, and none was idle.";
+    EgressInUse, "egress-in-use", "A flow to a pod had the addresses and ports of another.";
     EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
     EgressHostFull, "egress-host-full", "The host's socket had no room for a datagram to an address outside.";
     EgressUnreachable, "egress-unreachable", "The host knows no way to an address outside.";
@@ -103,9 +106,12 @@ impl DropReason {
             Self::EgressFragment
                 | Self::EgressProtocol
                 | Self::EgressMalformed
+                | Self::EgressClosed
                 | Self::EgressDenied
                 | Self::EgressNoFlow
+                | Self::GatewayPort
                 | Self::EgressTableFull
+                | Self::EgressInUse
                 | Self::EgressHostFailed
                 | Self::EgressHostFull
                 | Self::EgressUnreachable

@@ -10,6 +10,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
 
 use super::{FlowId, FlowKey, Host, HostError, Pods, Protocol};
+use crate::drops::DropReason;
 
 const IP_LEN: usize = 20;
 /// Of UDP and of ICMP echo.
@@ -83,6 +84,24 @@ impl Datagrams {
         Read { moved, error }
     }
 
+    /// Sends a pod a datagram from the host's side of its flow.
+    pub(super) fn deliver(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        payload: &[u8],
+        pods: &mut impl Pods,
+    ) -> Result<(), DropReason> {
+        let len = IP_LEN + HEADER_LEN + payload.len();
+        if len > MAX_LEN {
+            return Err(DropReason::EgressMalformed);
+        }
+        let at = HEADROOM + IP_LEN + HEADER_LEN;
+        self.storage[at..at + payload.len()].copy_from_slice(payload);
+        self.send(now, key, len, pods);
+        Ok(())
+    }
+
     /// Sends the packet of `len` bytes whose payload is in the storage.
     fn send(&mut self, now: Instant, key: FlowKey, len: usize, pods: &mut impl Pods) -> bool {
         let Ok(mut packet) = PacketBuf::new(&mut self.storage, HEADROOM, len) else {
@@ -100,11 +119,12 @@ impl Datagrams {
             if !answer(payload, key.pod.port()) {
                 return false;
             }
-            pods.send(now, &mut packet);
+            // The router has counted it if it is lost.
+            let _ = pods.send(now, &mut packet);
             return true;
         }
         write_udp(payload, ends);
-        pods.send(
+        let _ = pods.send(
             now,
             &mut packet.with_offload(Header {
                 checksum: Checksum::Partial {

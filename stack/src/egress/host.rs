@@ -7,6 +7,8 @@ use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use thiserror::Error;
 
+use super::FlowKey;
+use crate::drops::DropReason;
 use crate::icmp::IcmpError;
 
 /// A flow's identity. It is not used again for long after the flow's end, so that an event that
@@ -91,6 +93,17 @@ pub trait Host {
         to: SocketAddrV4,
     ) -> Result<(), HostError>;
 
+    /// Makes a socket for a flow of a pod of this node to a port of the gateway, where a service
+    /// has the other end. Of a TCP connection [`Host::connected`] tells as of others.
+    ///
+    /// # Errors
+    /// `Refused` if nothing serves there.
+    fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError>;
+
+    /// Says, once, what became of [`super::Egress::dial`]. If there is no connection the flow's
+    /// socket is closed after this.
+    fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>);
+
     /// Whether a TCP connection is there.
     ///
     /// # Errors
@@ -123,7 +136,10 @@ pub trait Host {
 pub trait Pods {
     /// Sends an IPv4 packet to a pod. It may be a superpacket, its checksum may be unfinished, and
     /// there are [`muslin_encap::buffer::HEADROOM`] bytes in front.
-    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>);
+    ///
+    /// # Errors
+    /// Why the router drops it; that is counted already.
+    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason>;
 
     /// Tells the sender of `offender`, the beginning of an IPv4 packet, of an error.
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]);

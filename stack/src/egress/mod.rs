@@ -6,11 +6,15 @@
 //! answered when the host's connection is there, so that a pod sees what becomes of it, and each
 //! end takes no more than the other: what a pod does not read stays in the host's socket.
 //!
+//! Flows to the gateway's own ports are for services of the node, and flows may begin on the host's
+//! side, too, with a pod as their server: see [`Egress::dial`].
+//!
 //! [`Egress`] does no I/O: packets, events of sockets and the time go in, and what is to be done
 //! goes out through [`Host`] and [`Pods`].
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use ipnet::Ipv4Net;
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::checksum::{self, Transported};
 use muslin_encap::headers::Transport;
@@ -20,11 +24,13 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
 use crate::drops::DropReason;
+use crate::gateway;
 use crate::hash::Seed;
 use crate::icmp::IcmpError;
 
 mod datagram;
 mod host;
+mod inbound;
 mod memory;
 mod policy;
 mod table;
@@ -36,6 +42,7 @@ pub use host::{FlowId, Host, HostError, Pods, Protocol};
 pub use policy::{LINK_LOCAL, Policy};
 
 use datagram::Datagrams;
+use inbound::{DIAL_LIMIT, Dial};
 use memory::Memory;
 use table::Table;
 use tcp::{Connection, Ends, Outcome};
@@ -53,6 +60,8 @@ const LATER: Duration = Duration::from_micros(1);
 pub struct Config {
     /// Which destinations it reaches.
     pub policy: Policy,
+    /// The node's subnet: its pods, and the gateway's addresses.
+    pub subnet: Ipv4Net,
     /// MTU of pods.
     pub mtu: Mtu,
     /// Bounds.
@@ -138,6 +147,8 @@ pub struct Counters {
     pub open: u64,
     /// Flows that began.
     pub opened: u64,
+    /// Those of them that began on the host's side.
+    pub inbound: u64,
     /// TCP connections that the other end refused.
     pub refused: u64,
     /// TCP connections to which there was no way or no answer.
@@ -155,6 +166,7 @@ impl Counters {
     pub fn add(&mut self, other: &Self) {
         self.open += other.open;
         self.opened += other.opened;
+        self.inbound += other.inbound;
         self.refused += other.refused;
         self.unreachable += other.unreachable;
         self.reset += other.reset;
@@ -171,12 +183,16 @@ pub struct Egress {
     ends: Ends,
     datagrams: Datagrams,
     counters: Counters,
+    /// Connections that a port was chosen for.
+    ports_chosen: u64,
 }
 
 /// What a flow is waiting for or doing.
 enum Flow {
     /// The host connects; the pod's SYN waits for how that ends.
     Connecting { syn: Box<[u8]> },
+    /// The host's socket is there; the pod is asked.
+    Dialling(Box<Dial>),
     /// Bytes go both ways.
     Connected {
         connection: Box<Connection>,
@@ -184,6 +200,14 @@ enum Flow {
     },
     /// Datagrams go both ways.
     Datagrams { readable: bool },
+}
+
+/// Where a flow of a pod goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Outside(SocketAddrV4),
+    /// A port of the gateway.
+    Service,
 }
 
 type Step = Result<(), DropReason>;
@@ -198,6 +222,7 @@ impl Egress {
             ends: Ends::new(config.mtu, config.random_seed, now),
             datagrams: Datagrams::new(),
             counters: Counters::default(),
+            ports_chosen: 0,
             config,
         }
     }
@@ -220,7 +245,11 @@ impl Egress {
         match view.next_header() {
             IpProtocol::Tcp => self.take_segment(now, packet, host, pods),
             IpProtocol::Udp => self.take_datagram(now, packet, host, pods),
-            IpProtocol::Icmp => self.take_echo(now, packet, host, pods),
+            IpProtocol::Icmp => self.take_icmp(now, packet, host, pods),
+            _ if self.config.policy.is_closed() => {
+                pods.report(now, IcmpError::NetUnreachable, packet.as_slice());
+                Err(DropReason::EgressClosed)
+            }
             _ => {
                 pods.report(now, IcmpError::ProtocolUnreachable, packet.as_slice());
                 Err(DropReason::EgressProtocol)
@@ -239,6 +268,8 @@ impl Egress {
     ) {
         match self.flows.get_mut(id) {
             Some((_, Flow::Connecting { .. })) => self.connecting(now, id, host, pods),
+            // It is ready for anything as soon as the pod has answered.
+            Some((_, Flow::Dialling(_))) => {}
             Some((_, Flow::Connected { ready, .. })) => {
                 ready.readable |= event.readable;
                 ready.writable |= event.writable;
@@ -264,6 +295,7 @@ impl Egress {
             let active = self.flows.active(id);
             let limit = match self.flows.get_mut(id) {
                 Some((_, Flow::Connecting { .. })) => CONNECT_LIMIT,
+                Some((_, Flow::Dialling(_))) => DIAL_LIMIT,
                 Some((_, Flow::Connected { .. })) => self.config.limits.tcp_idle,
                 Some((key, Flow::Datagrams { .. })) => self.config.limits.idle(key.protocol),
                 None => continue,
@@ -274,6 +306,7 @@ impl Egress {
                 continue;
             }
             self.flows.schedule(id, active + limit);
+            self.dialling(now, id, host, pods);
             self.look_after(now, id, host, pods);
             self.read_datagrams(now, id, host, pods);
         }
@@ -287,8 +320,14 @@ impl Egress {
             .filter(|(_, key, _)| *key.pod.ip() == address);
         let its: Vec<_> = its.map(|(id, ..)| id).collect();
         for id in its {
-            self.remove(id, true, host);
+            self.give_up(id, HostError::HostUnreachable, host);
         }
+    }
+
+    /// A flow's ends, if it is there still.
+    #[must_use]
+    pub fn key(&self, id: FlowId) -> Option<FlowKey> {
+        self.flows.get(id).map(|(key, _)| key)
     }
 
     /// What became of flows.
@@ -322,6 +361,11 @@ impl Egress {
             Some((_, Flow::Connected { connection, .. })) => {
                 self.ends.receive(now, connection, packet.as_slice(), pods);
                 self.look_after(now, id, host, pods);
+            }
+            Some((_, Flow::Dialling(dial))) => {
+                let connection = &mut dial.connection;
+                self.ends.receive(now, connection, packet.as_slice(), pods);
+                self.dialling(now, id, host, pods);
             }
             Some((_, Flow::Connecting { .. })) if resets => {
                 self.remove(id, true, host);
@@ -365,16 +409,55 @@ impl Egress {
         offender: &[u8],
         host: &mut impl Host,
         pods: &mut impl Pods,
-    ) -> Result<SocketAddrV4, DropReason> {
-        let to = self.config.policy.check(key.protocol, key.remote);
-        let to = to.inspect_err(|_| pods.report(now, IcmpError::Prohibited, offender))?;
+    ) -> Result<Target, DropReason> {
+        let target = if self.is_gateway(*key.remote.ip()) {
+            Target::Service
+        } else if self.is_local(key) {
+            let to = self.config.policy.check(key.protocol, key.remote);
+            Target::Outside(to.inspect_err(|reason| {
+                let error = match reason {
+                    DropReason::EgressClosed => IcmpError::NetUnreachable,
+                    _ => IcmpError::Prohibited,
+                };
+                pods.report(now, error, offender);
+            })?)
+        } else {
+            // There is no way back to it.
+            return Err(DropReason::EgressNoFlow);
+        };
+        self.make_room(now, host, pods)?;
+        Ok(target)
+    }
+
+    /// Makes room for one more flow.
+    fn make_room(&mut self, now: Instant, host: &mut impl Host, pods: &mut impl Pods) -> Step {
         if self.flows.is_full() {
             let oldest = self.flows.oldest(now, EVICTABLE);
             let oldest = oldest.ok_or(DropReason::EgressTableFull)?;
             self.counters.evicted += 1;
             self.end(now, oldest, host, pods);
         }
-        Ok(to)
+        Ok(())
+    }
+
+    /// Has the host make a socket for the next flow.
+    fn begin(&self, key: FlowKey, target: Target, host: &mut impl Host) -> Result<(), HostError> {
+        let id = self.flows.next_id();
+        match target {
+            Target::Outside(to) => host.connect(id, key.protocol, to),
+            Target::Service if self.is_local(key) => host.serve(id, key),
+            Target::Service => Err(HostError::Refused),
+        }
+    }
+
+    /// Whether a flow's pod is one of this node's.
+    fn is_local(&self, key: FlowKey) -> bool {
+        self.config.subnet.contains(key.pod.ip())
+    }
+
+    fn is_gateway(&self, address: Ipv4Addr) -> bool {
+        let subnet = self.config.subnet;
+        [gateway::address(subnet), subnet.network()].contains(&address)
     }
 
     /// Begins a connection for a SYN, given without payload.
@@ -386,12 +469,16 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
-        let to = self.admit(now, key, syn, host, pods)?;
+        let target = self.admit(now, key, syn, host, pods)?;
         let mut syn = Box::from(syn);
         set_total_len(&mut syn);
-        let connects = host.connect(self.flows.next_id(), key.protocol, to);
-        if let Err(error) = connects {
-            return self.unconnected(now, error, &syn, pods);
+        match self.begin(key, target, host) {
+            Ok(()) => {}
+            Err(HostError::Refused) if target == Target::Service => {
+                self.ends.refuse(now, &syn, pods);
+                return Err(DropReason::GatewayPort);
+            }
+            Err(error) => return self.unconnected(now, error, &syn, pods),
         }
         self.counters.opened += 1;
         let id = self.flows.insert(now, key, Flow::Connecting { syn });
@@ -448,7 +535,7 @@ impl Egress {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let mut connection = Box::new(Connection::new(key, self.memory.take()));
+        let mut connection = Box::new(Connection::accepting(key, self.memory.take()));
         if let Flow::Connecting { syn } = flow {
             self.ends.receive(now, &mut connection, syn, pods);
         }
@@ -483,7 +570,7 @@ impl Egress {
             .try_for_each(|payload| self.write_datagram(now, (id, key), payload, host, pods))
     }
 
-    fn take_echo(
+    fn take_icmp(
         &mut self,
         now: Instant,
         packet: &PacketBuf<'_>,
@@ -496,8 +583,12 @@ impl Egress {
         if !echo.verify_checksum() {
             return Err(DropReason::EgressMalformed);
         }
-        if (echo.msg_type(), echo.msg_code()) != (Icmpv4Message::EchoRequest, 0) {
-            return Err(DropReason::EgressProtocol);
+        match (echo.msg_type(), echo.msg_code()) {
+            (Icmpv4Message::EchoRequest, 0) => {}
+            (Icmpv4Message::DstUnreachable, code) => {
+                return self.take_unreachable(view.src_addr(), code, echo.data(), host);
+            }
+            _ => return Err(DropReason::EgressProtocol),
         }
         let key = FlowKey {
             protocol: Protocol::Ping,
@@ -520,15 +611,24 @@ impl Egress {
         if let Some(id) = self.flows.find(&key) {
             return Ok(id);
         }
-        let to = self.admit(now, key, packet, host, pods)?;
-        let connects = host.connect(self.flows.next_id(), key.protocol, to);
-        connects.map_err(|error| refuse(now, key, error, packet, pods))?;
+        let target = self.admit(now, key, packet, host, pods)?;
+        self.begin(key, target, host).map_err(|error| {
+            let reason = refuse(now, key, error, packet, pods);
+            match (target, error) {
+                (Target::Service, HostError::Refused) => DropReason::GatewayPort,
+                _ => reason,
+            }
+        })?;
+        Ok(self.add_datagrams(now, key))
+    }
+
+    fn add_datagrams(&mut self, now: Instant, key: FlowKey) -> FlowId {
         self.counters.opened += 1;
         let flow = Flow::Datagrams { readable: false };
         let id = self.flows.insert(now, key, flow);
         self.flows
             .schedule(id, now + self.config.limits.idle(key.protocol));
-        Ok(id)
+        id
     }
 
     fn write_datagram(
@@ -607,20 +707,44 @@ impl Egress {
 
     /// Ends a flow before its time; those at both ends are told.
     fn end(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
-        if let Some((_, Flow::Connected { connection, .. })) = self.flows.get_mut(id) {
+        if let Some((_, flow)) = self.flows.get_mut(id)
+            && let Some(connection) = flow.connection()
+        {
             connection.abort();
             self.ends.transmit(now, connection, pods);
+        }
+        self.give_up(id, HostError::TimedOut, host);
+    }
+
+    /// Removes a flow before its time, and says why to who waits for its pod.
+    fn give_up(&mut self, id: FlowId, error: HostError, host: &mut impl Host) {
+        if let Some((_, Flow::Dialling(_))) = self.flows.get_mut(id) {
+            match error {
+                HostError::Refused => self.counters.refused += 1,
+                _ => self.counters.unreachable += 1,
+            }
+            host.dialled(id, Err(error));
         }
         self.remove(id, true, host);
     }
 
     fn remove(&mut self, id: FlowId, reset: bool, host: &mut impl Host) -> Option<(FlowKey, Flow)> {
-        let removed = self.flows.remove(id)?;
+        let (key, mut flow) = self.flows.remove(id)?;
         host.close(id, reset);
-        if let (_, Flow::Connected { connection, .. }) = &removed {
+        if let Some(connection) = flow.connection() {
             self.memory.give_back(connection.grant);
         }
-        Some(removed)
+        Some((key, flow))
+    }
+}
+
+impl Flow {
+    fn connection(&mut self) -> Option<&mut Connection> {
+        match self {
+            Self::Dialling(dial) => Some(&mut dial.connection),
+            Self::Connected { connection, .. } => Some(connection),
+            Self::Connecting { .. } | Self::Datagrams { .. } => None,
+        }
     }
 }
 

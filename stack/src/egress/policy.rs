@@ -21,9 +21,24 @@ pub struct Policy {
     rules: RouteTable<bool>,
     host_loopback: Option<Ipv4Addr>,
     tunnel_port: Option<u16>,
+    closed: bool,
 }
 
 impl Policy {
+    /// A policy under which nothing is reached.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self {
+            closed: true,
+            ..Self::new(&[], &[], None, None)
+        }
+    }
+
+    /// Whether nothing is reached.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// A policy with these rules, under which `host_loopback` stands for the host's 127.0.0.1, and
     /// which keeps datagrams from every node's tunnel, that is from `tunnel_port` anywhere: to
     /// other nodes they would look like this node's own.
@@ -49,6 +64,7 @@ impl Policy {
             rules,
             host_loopback,
             tunnel_port,
+            closed: false,
         }
     }
 
@@ -61,6 +77,9 @@ impl Policy {
         protocol: Protocol,
         destination: SocketAddrV4,
     ) -> Result<SocketAddrV4, DropReason> {
+        if self.closed {
+            return Err(DropReason::EgressClosed);
+        }
         if protocol == Protocol::Udp && self.tunnel_port == Some(destination.port()) {
             return Err(DropReason::EgressDenied);
         }

@@ -88,6 +88,11 @@ impl<T> Table<T> {
         (slot.generation == id.generation).then_some(slot)
     }
 
+    pub(super) fn get(&self, id: FlowId) -> Option<(FlowKey, &T)> {
+        let (key, flow) = self.slot(id)?.flow.as_ref()?;
+        Some((*key, flow))
+    }
+
     pub(super) fn get_mut(&mut self, id: FlowId) -> Option<(FlowKey, &mut T)> {
         let slot = self.slots.get_mut(id.index as usize)?;
         let (key, flow) = slot.flow.as_mut()?;

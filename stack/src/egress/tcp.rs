@@ -23,6 +23,7 @@ use smoltcp::wire::HardwareAddress;
 
 use super::memory::Grant;
 use super::{FlowId, FlowKey, Host, HostError, Pods, Ready};
+use crate::drops::DropReason;
 
 /// The longest packet.
 const MAX_LEN: usize = 65_535;
@@ -61,17 +62,31 @@ pub(super) enum Outcome {
     Over { reset: bool },
 }
 
+/// How far a connection to a pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    Pending,
+    Connected,
+    Refused,
+}
+
 impl Connection {
-    /// A connection that waits for its SYN.
-    pub(super) fn new(key: FlowKey, grant: Grant) -> Self {
+    /// A connection that waits for the pod's SYN.
+    pub(super) fn accepting(key: FlowKey, grant: Grant) -> Self {
+        Self::new(grant, |socket| {
+            // Ports are never zero and the socket is new; it would refuse nothing else.
+            let _ = socket.listen(key.remote);
+        })
+    }
+
+    fn new(grant: Grant, open: impl FnOnce(&mut Socket<'static>)) -> Self {
         let buffer = || SocketBuffer::new(vec![0; grant.len]);
         let mut socket = Socket::new(buffer(), buffer());
         // What the host gives goes on at once.
         socket.set_nagle_enabled(false);
         socket.set_keep_alive(Some(KEEP_ALIVE));
         socket.set_timeout(Some(TIMEOUT));
-        // Ports are never zero and the socket is new; it would refuse nothing else.
-        let _ = socket.listen(key.remote);
+        open(&mut socket);
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
         Self {
@@ -85,6 +100,22 @@ impl Connection {
 
     fn socket(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    /// How far the pod is with its answer to a SYN.
+    pub(super) fn progress(&mut self) -> Progress {
+        match self.socket().state() {
+            State::SynSent | State::SynReceived => Progress::Pending,
+            State::Closed | State::Listen => Progress::Refused,
+            _ => Progress::Connected,
+        }
+    }
+
+    /// Sends the pod what comes before all that the host has for it; false if it is too much.
+    pub(super) fn begin_with(&mut self, preface: &[u8]) -> bool {
+        let socket = self.socket();
+        // A pod may end its stream at once, and has this one still.
+        preface.is_empty() || socket.send_slice(preface) == Ok(preface.len())
     }
 
     /// Ends it with a reset.
@@ -191,6 +222,20 @@ impl Ends {
         }
     }
 
+    /// A connection that begins with a SYN to the pod.
+    pub(super) fn dial(&mut self, key: FlowKey, grant: Grant) -> Connection {
+        let context = self.interface.context();
+        Connection::new(grant, |socket| {
+            // Where an address is zero the socket stays closed, as after a refusal.
+            let _ = socket.connect(context, key.pod, key.remote);
+        })
+    }
+
+    /// Why the last packet that was sent did not get to the pod, if it did not.
+    pub(super) fn take_loss(&mut self) -> Option<DropReason> {
+        self.outgoing.lost.take()
+    }
+
     /// Gives a packet to the connection it belongs to.
     pub(super) fn receive(
         &mut self,
@@ -275,6 +320,8 @@ struct Wire<'a> {
 struct Outgoing {
     storage: Box<[u8]>,
     packet: Option<(usize, PacketMeta)>,
+    /// Why the last one that was sent was lost, if it was.
+    lost: Option<DropReason>,
 }
 
 impl Outgoing {
@@ -282,6 +329,7 @@ impl Outgoing {
         Self {
             storage: vec![0; HEADROOM + MAX_LEN].into_boxed_slice(),
             packet: None,
+            lost: None,
         }
     }
 
@@ -309,7 +357,7 @@ impl Outgoing {
                 }),
                 hdr_len: at.payload as u16,
             });
-            pods.send(now, &mut packet);
+            self.lost = pods.send(now, &mut packet).err();
         }
         true
     }

@@ -4,4 +4,5 @@ use super::*;
 
 mod bed;
 mod datagram;
+mod inbound;
 mod tcp;

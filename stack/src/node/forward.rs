@@ -9,7 +9,7 @@ use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_encap::virtio::Checksum;
 use muslin_encap::{checksum, mss, udp, vxlan};
 use smoltcp::time::Instant;
-use smoltcp::wire::{ArpOperation, EthernetAddress, Ipv4Packet};
+use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
 use super::{MAX_PACKET, NextHop, Node, Verdict};
 use crate::drops::DropReason;
@@ -83,6 +83,12 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
         .map_or(packet.len(), |at| at.payload + at.payload_len().min(size))
 }
 
+/// Whether a packet to the gateway is for flows and services: TCP, UDP and what is said of them.
+fn is_for_egress(packet: &[u8]) -> bool {
+    let protocol = Ipv4Packet::new_unchecked(packet).next_header();
+    matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) || icmp::is_error(packet)
+}
+
 impl Node {
     /// Routes a packet that begins with its IPv4 header.
     pub(super) fn route(
@@ -103,6 +109,9 @@ impl Node {
         }
         self.check_source(now, origin, source, packet.total_len())?;
         if self.is_own(destination) {
+            if self.egress.is_some() && is_for_egress(packet.as_slice()) {
+                return Ok(Verdict::Egress);
+            }
             packet.complete();
             self.serve(now, packet.as_slice());
             return Ok(Verdict::Consumed);
@@ -154,17 +163,20 @@ impl Node {
         }
     }
 
-    /// Routes a packet from outside the overlay to a pod of this node.
+    /// Routes a packet from outside the overlay to a pod of this node, or one from the gateway to
+    /// any pod.
     pub(super) fn route_to_pod(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Step {
         packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
-        let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
-        if self.routes.lookup(destination.into()) != Some(&NextHop::Local) {
-            return Err(DropReason::NoRoute);
-        }
-        if longest(packet) <= usize::from(self.config.mtu.get()) {
-            self.forward(now, destination, NextHop::Local, packet)
+        let view = Ipv4Packet::new_unchecked(packet.as_slice());
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        let next = self.routes.lookup(destination.into()).copied();
+        // Other nodes take nothing that is not from this one's subnet.
+        let is_way = |next: &NextHop| *next == NextHop::Local || self.is_own(source);
+        let next = next.filter(is_way).ok_or(DropReason::NoRoute)?;
+        if longest(packet) <= usize::from(self.path_mtu(next).get()) {
+            self.forward(now, destination, next, packet)
         } else {
-            self.in_pieces(now, destination, NextHop::Local, packet)
+            self.in_pieces(now, destination, next, packet)
         }
     }
 

@@ -346,13 +346,15 @@ impl Node {
         self.count(verdict, packet.total_len())
     }
 
-    /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on;
-    /// without a network there is no route for them.
+    /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on, and
+    /// TCP and UDP to the gateway; without a network there is no route for the former, and the
+    /// gateway refuses the latter itself.
     pub fn set_egress(&mut self, network: Option<Ipv4Net>) {
         self.egress = network.map(|network| network.trunc());
     }
 
-    /// Takes a packet from egress that begins with its IPv4 header, for a pod.
+    /// Takes a packet from egress that begins with its IPv4 header, for a pod: one of this node
+    /// unless the gateway is its source.
     pub fn from_egress(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
         self.counters.originated += 1;
         let verdict = self.route_to_pod(now, packet).unwrap_or_else(Verdict::Drop);

@@ -15,6 +15,8 @@ pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 pub(super) const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 80), 80);
 pub(super) const MTU: u16 = 1450;
 
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+
 /// Bytes that differ from place to place.
 pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
     let byte = |at: usize| (at.wrapping_mul(31) ^ (at >> 8)) as u8 ^ seed;
@@ -53,6 +55,29 @@ pub(super) struct FakeHost {
     pub(super) latest: Option<FlowId>,
     /// What `connect` says at once.
     pub(super) refuses: Option<HostError>,
+    /// Ports of the gateway that are served.
+    pub(super) serves: Vec<(Protocol, u16)>,
+    /// What became of connections to pods.
+    pub(super) dialled: Vec<(FlowId, Result<(), HostError>)>,
+}
+
+impl FakeHost {
+    /// Gives a flow a socket that is connected already.
+    pub(super) fn adopt(&mut self, id: FlowId) {
+        let socket = FakeSocket {
+            room: usize::MAX,
+            ..FakeSocket::default()
+        };
+        assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
+    }
+
+    /// Gives a flow a socket for datagrams if it has none.
+    pub(super) fn adopt_datagrams(&mut self, id: FlowId) {
+        self.sockets.entry(id).or_insert_with(|| FakeSocket {
+            datagrams: Some(Datagrams::default()),
+            ..FakeSocket::default()
+        });
+    }
 }
 
 impl Host for FakeHost {
@@ -74,6 +99,18 @@ impl Host for FakeHost {
         };
         assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
         Ok(())
+    }
+
+    fn serve(&mut self, id: FlowId, key: FlowKey) -> Result<(), HostError> {
+        if !self.serves.contains(&(key.protocol, key.remote.port())) {
+            return Err(HostError::Refused);
+        }
+        self.connect(id, key.protocol, key.remote)
+    }
+
+    fn dialled(&mut self, id: FlowId, result: Result<(), HostError>) {
+        assert!(self.sockets.contains_key(&id), "{id:?} is closed already");
+        self.dialled.push((id, result));
     }
 
     fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
@@ -145,15 +182,21 @@ pub(super) struct FakePods {
     pub(super) reports: Vec<(IcmpError, Vec<u8>)>,
     /// Length of the longest packet before it was taken apart.
     pub(super) longest: usize,
+    /// Why the router drops all packets, if it does.
+    pub(super) loses: Option<DropReason>,
 }
 
 impl Pods for FakePods {
-    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) {
+    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+        if let Some(reason) = self.loses {
+            return Err(reason);
+        }
         self.longest = self.longest.max(packet.len());
         assert!(packet.headroom() >= HEADROOM);
         let Some(gso) = packet.offload().gso else {
             packet.complete();
-            return self.packets.push_back(packet.as_slice().to_vec());
+            self.packets.push_back(packet.as_slice().to_vec());
+            return Ok(());
         };
         packet.offload().check(packet.len()).unwrap();
         let mut split = Split::new(packet.as_slice(), 0, gso, Checksums::Complete).unwrap();
@@ -163,6 +206,7 @@ impl Pods for FakePods {
                 self.packets.push_back([header, payload].concat());
             }
         }
+        Ok(())
     }
 
     fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
@@ -259,6 +303,7 @@ impl Bed {
     pub(super) fn with(limits: Limits, policy: Policy) -> Self {
         let config = Config {
             policy,
+            subnet: "10.244.1.0/24".parse().unwrap(),
             mtu: Mtu::new(MTU.into()).unwrap(),
             limits,
             random_seed: 7,
@@ -362,6 +407,14 @@ impl Bed {
         let handle = self.pod.sockets.add(socket);
         self.settle();
         handle
+    }
+
+    /// Lets the pod wait for a connection.
+    pub(super) fn listen(&mut self, port: u16) -> SocketHandle {
+        let buffer = || SocketBuffer::new(vec![0; 65_536]);
+        let mut socket = Socket::new(buffer(), buffer());
+        socket.listen(port).unwrap();
+        self.pod.sockets.add(socket)
     }
 
     pub(super) fn socket(&mut self, handle: SocketHandle) -> &mut Socket<'static> {

@@ -41,6 +41,47 @@ fn pods_packets_that_leave_the_overlay_are_for_egress() {
 }
 
 #[test]
+fn tcp_and_udp_to_the_gateway_are_for_egress_and_pings_are_not() {
+    let mut node = with_egress();
+    let build = || PacketBuilder::ipv4(pod(1, 2).octets(), pod(1, 1).octets(), 64);
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    let segment = build().tcp(1000, 53, 1, 1000).syn();
+    segment.write(&mut tcp, &[]).unwrap();
+    build().udp(1000, 53).write(&mut udp, b"question").unwrap();
+    for packet in [tcp, udp] {
+        let frame = pod_frame(&packet);
+        assert_eq!(
+            from_pod(&mut node, &frame),
+            (Verdict::Egress, packet.clone())
+        );
+        node.set_egress(None);
+        assert_eq!(from_pod(&mut node, &frame).0, Verdict::Consumed);
+        assert_eq!(outputs(&mut node).len(), 1, "the gateway refuses it");
+        node.set_egress(Some("10.244.0.0/16".parse().unwrap()));
+    }
+    let frame = pod_frame(&ping(pod(1, 2), pod(1, 1), 64, 30));
+    assert_eq!(from_pod(&mut node, &frame).0, Verdict::Consumed);
+    assert_eq!(outputs(&mut node).len(), 1);
+    assert_adds_up_after(&mut node);
+}
+
+#[test]
+fn packets_of_the_gateway_reach_pods_of_other_nodes_too() {
+    let mut node = with_egress();
+    for (source, expected) in [
+        (pod(1, 1), true),
+        (pod(1, 0), true),
+        (pod(1, 2), false),
+        (OUTSIDE, false),
+    ] {
+        let (verdict, _) = from_outside(&mut node, &ping(source, pod(2, 2), 64, 30));
+        let is_sent = matches!(verdict, Verdict::Peer { .. });
+        assert_eq!(is_sent, expected, "{source}: {verdict:?}");
+    }
+    assert_adds_up_after(&mut node);
+}
+
+#[test]
 fn packets_from_outside_reach_pods_of_this_node_only() {
     let mut node = with_egress();
     let packet = ping(OUTSIDE, pod(1, 2), 64, 30);

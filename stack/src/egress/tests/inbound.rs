@@ -1,0 +1,406 @@
+//! Flows that begin on the host's side.
+
+use etherparse::{PacketBuilder, UdpHeader};
+use smoltcp::iface::SocketHandle;
+use smoltcp::socket::tcp::State;
+
+use super::bed::{Bed, GATEWAY, POD, SERVER, pattern};
+use super::*;
+
+const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 7), 51_234);
+const PORT: u16 = 8080;
+/// A pod of another node.
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
+
+fn key(protocol: Protocol, remote: SocketAddrV4) -> FlowKey {
+    FlowKey {
+        protocol,
+        pod: SocketAddrV4::new(POD, PORT),
+        remote,
+    }
+}
+
+fn tcp(remote: SocketAddrV4) -> FlowKey {
+    key(Protocol::Tcp, remote)
+}
+
+fn dial_with(bed: &mut Bed, key: FlowKey, preface: &[u8]) -> Result<FlowId, DropReason> {
+    let Bed {
+        egress,
+        host,
+        pods,
+        now,
+        ..
+    } = bed;
+    let id = egress.dial(*now, key, preface, host, pods)?;
+    host.adopt(id);
+    Ok(id)
+}
+
+fn dial(bed: &mut Bed, key: FlowKey) -> FlowId {
+    dial_with(bed, key, b"").unwrap()
+}
+
+/// A connection from a client to the pod, which listens.
+fn accepted(bed: &mut Bed) -> (SocketHandle, FlowId) {
+    let handle = bed.listen(PORT);
+    let id = dial(bed, tcp(CLIENT));
+    bed.wait(Duration::from_millis(1));
+    assert_eq!(bed.host.dialled.pop(), Some((id, Ok(()))));
+    assert_eq!(bed.socket(handle).state(), State::Established);
+    (handle, id)
+}
+
+fn received(bed: &mut Bed, handle: SocketHandle) -> Vec<u8> {
+    let socket = bed.socket(handle);
+    let mut all = Vec::new();
+    while socket.can_recv() {
+        all.extend(socket.recv(|it| (it.len(), it.to_vec())).unwrap());
+    }
+    all
+}
+
+#[test]
+fn a_connection_carries_both_streams_and_the_pod_sees_its_client() {
+    let mut bed = Bed::new();
+    let (handle, id) = accepted(&mut bed);
+    let remote = bed.socket(handle).remote_endpoint().unwrap();
+    assert_eq!(remote, CLIENT.into());
+    let (up, down) = (pattern(300_000, 1), pattern(400_001, 2));
+    bed.fake(id).inbox.extend(&up);
+    bed.wake(id);
+    let (mut got, mut sent) = (Vec::new(), 0);
+    for _ in 0..10_000 {
+        got.extend(received(&mut bed, handle));
+        sent += bed.socket(handle).send_slice(&down[sent..]).unwrap();
+        bed.wait(Duration::from_millis(1));
+        if got.len() >= up.len() && bed.host.sockets[&id].outbox.len() >= down.len() {
+            break;
+        }
+    }
+    assert!(got == up && bed.host.sockets[&id].outbox == down);
+    let counters = bed.egress.counters();
+    assert_eq!(
+        (counters.open, counters.opened, counters.inbound),
+        (1, 1, 1)
+    );
+    assert_eq!(bed.dropped, []);
+}
+
+#[test]
+fn the_pod_gets_the_preface_first() {
+    let mut bed = Bed::new();
+    let handle = bed.listen(PORT);
+    let id = dial_with(&mut bed, tcp(CLIENT), b"PROXY ").unwrap();
+    bed.fake(id).inbox.extend(b"hello");
+    bed.wait(Duration::from_millis(1));
+    assert_eq!(received(&mut bed, handle), b"PROXY hello");
+}
+
+#[test]
+fn either_end_may_end_its_stream_first() {
+    for pod_first in [true, false] {
+        let mut bed = Bed::new();
+        let (handle, id) = accepted(&mut bed);
+        if pod_first {
+            bed.socket(handle).send_slice(b"last").unwrap();
+            bed.socket(handle).close();
+            bed.settle();
+            assert!(bed.host.sockets[&id].shut, "the client is told");
+            bed.fake(id).inbox.extend(b"more");
+            bed.wake(id);
+            assert_eq!(received(&mut bed, handle), b"more");
+            bed.fake(id).ended = true;
+            bed.wake(id);
+        } else {
+            bed.fake(id).ended = true;
+            bed.wake(id);
+            assert_eq!(bed.socket(handle).state(), State::CloseWait);
+            bed.socket(handle).send_slice(b"last").unwrap();
+            bed.settle();
+            assert!(!bed.host.sockets[&id].shut);
+            bed.socket(handle).close();
+            bed.settle();
+        }
+        bed.wait(Duration::from_millis(100));
+        assert_eq!(bed.host.closed, [(id, false)], "pod first: {pod_first}");
+        assert_eq!(bed.egress.counters().reset, 0);
+        assert_eq!(bed.egress.poll_at(), None);
+    }
+}
+
+#[test]
+fn a_reset_of_either_end_reaches_the_other() {
+    let mut bed = Bed::new();
+    let (handle, id) = accepted(&mut bed);
+    bed.socket(handle).abort();
+    bed.settle();
+    assert_eq!(bed.host.closed, [(id, true)]);
+
+    let mut bed = Bed::new();
+    let (handle, id) = accepted(&mut bed);
+    bed.fake(id).error = Some(HostError::Reset);
+    bed.wake(id);
+    assert_eq!(bed.socket(handle).state(), State::Closed);
+    assert_eq!(bed.host.closed, [(id, true)]);
+    assert_eq!(bed.egress.counters().reset, 1);
+}
+
+#[test]
+fn a_pod_that_refuses_is_told_of() {
+    let mut bed = Bed::new();
+    let id = dial(&mut bed, tcp(CLIENT));
+    bed.wait(Duration::from_millis(1));
+    assert_eq!(bed.host.dialled, [(id, Err(HostError::Refused))]);
+    assert_eq!(bed.host.closed, [(id, true)]);
+    let counters = bed.egress.counters();
+    assert_eq!((counters.open, counters.refused), (0, 1));
+    assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn a_pod_to_which_there_is_no_way_is_told_of_at_once() {
+    for (reason, error) in [
+        (DropReason::NoRoute, HostError::NetUnreachable),
+        (DropReason::HostUnreachable, HostError::HostUnreachable),
+    ] {
+        let mut bed = Bed::new();
+        bed.pods.loses = Some(reason);
+        let id = dial(&mut bed, tcp(CLIENT));
+        bed.pass(Duration::from_millis(1));
+        assert_eq!(bed.host.dialled, [(id, Err(error))]);
+        assert_eq!(bed.host.closed, [(id, true)]);
+        assert_eq!(bed.egress.counters().unreachable, 1);
+    }
+}
+
+#[test]
+fn a_pod_that_does_not_answer_is_asked_again_and_given_up() {
+    let mut bed = Bed::new();
+    let id = dial(&mut bed, tcp(CLIENT));
+    let mut syns = bed.received().len();
+    for _ in 0..29 {
+        bed.pass(Duration::from_secs(1));
+        syns += bed.received().len();
+    }
+    assert!((4..=12).contains(&syns), "{syns} SYNs");
+    assert_eq!(bed.host.dialled, []);
+    bed.pass(Duration::from_secs(1));
+    assert_eq!(bed.host.dialled, [(id, Err(HostError::TimedOut))]);
+    assert_eq!(bed.host.closed, [(id, true)]);
+    assert_eq!(bed.egress.counters().open, 0);
+    assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn errors_about_a_syn_count_if_they_come_from_who_may_tell() {
+    let error = |from: Ipv4Addr, code, key: FlowKey| {
+        let mut offender = Vec::new();
+        PacketBuilder::ipv4(key.remote.ip().octets(), key.pod.ip().octets(), 64)
+            .tcp(key.remote.port(), key.pod.port(), 1, 1000)
+            .write(&mut offender, &[])
+            .unwrap();
+        offender.truncate(28);
+        let code = etherparse::icmpv4::DestUnreachableHeader::from_values(code, 0).unwrap();
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4(from.octets(), key.remote.ip().octets(), 64)
+            .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(code))
+            .write(&mut packet, &offender)
+            .unwrap();
+        packet
+    };
+    let far = FlowKey {
+        pod: SocketAddrV4::new(FAR, PORT),
+        ..tcp(SocketAddrV4::new(GATEWAY, 50_000))
+    };
+    let near = tcp(CLIENT);
+    let neighbour = Ipv4Addr::new(10, 244, 1, 9);
+    let router = Ipv4Addr::new(10, 244, 2, 1);
+    for (key, from, code, told) in [
+        (near, POD, 3, Some(HostError::Refused)),
+        (near, neighbour, 3, None),
+        (far, router, 1, Some(HostError::HostUnreachable)),
+        (far, router, 13, Some(HostError::NotPermitted)),
+        (far, POD, 1, None),
+    ] {
+        let mut bed = Bed::new();
+        let id = dial(&mut bed, key);
+        bed.send(&error(from, code, key));
+        let expected: Vec<_> = told.map(|error| (id, Err(error))).into_iter().collect();
+        assert_eq!(bed.host.dialled, expected, "{code} from {from}");
+        let other = FlowKey {
+            remote: SERVER,
+            ..key
+        };
+        bed.dropped.clear();
+        bed.send(&error(from, code, other));
+        assert_eq!(bed.dropped, [DropReason::EgressProtocol]);
+    }
+
+    let mut bed = Bed::new();
+    let (handle, id) = accepted(&mut bed);
+    bed.send(&error(POD, 3, near));
+    assert_eq!(bed.dropped, [], "a passing one");
+    bed.fake(id).inbox.extend(b"x");
+    bed.wake(id);
+    assert_eq!(received(&mut bed, handle), b"x");
+}
+
+#[test]
+fn flows_of_a_pod_that_vanishes_end_with_it() {
+    let mut bed = Bed::new();
+    let (_, connected) = accepted(&mut bed);
+    let dialling = dial(&mut bed, tcp(SERVER));
+    let Bed { egress, host, .. } = &mut bed;
+    egress.forget_pod(POD, host);
+    assert_eq!(host.dialled, [(dialling, Err(HostError::HostUnreachable))]);
+    host.closed.sort_unstable();
+    assert_eq!(host.closed, [(connected, true), (dialling, true)]);
+    assert_eq!(egress.counters().open, 0);
+}
+
+#[test]
+fn a_full_table_takes_no_more() {
+    let limits = Limits {
+        flows: 2,
+        ..Limits::default()
+    };
+    let mut bed = Bed::with(limits, Policy::closed());
+    let (_, id) = accepted(&mut bed);
+    dial(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)));
+    let full = dial_with(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)), b"");
+    assert_eq!(full, Err(DropReason::EgressTableFull));
+    bed.now += EVICTABLE;
+    dial(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)));
+    assert_eq!(bed.host.closed, [(id, true)], "the oldest made room");
+}
+
+#[test]
+fn chosen_ports_are_nobodys_and_differ() {
+    let mut bed = Bed::new();
+    let mut ports = std::collections::BTreeSet::new();
+    for _ in 0..1000 {
+        let id = dial(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)));
+        let port = bed.egress.key(id).unwrap().remote.port();
+        assert!(port >= 49_152);
+        assert!(ports.insert(port), "{port} twice");
+    }
+    let taken = *ports.first().unwrap();
+    let again = dial_with(&mut bed, tcp(SocketAddrV4::new(GATEWAY, taken)), b"");
+    assert_eq!(again, Err(DropReason::EgressInUse));
+}
+
+#[test]
+fn the_last_free_port_is_found() {
+    let limits = Limits {
+        flows: 20_000,
+        memory: 1 << 20,
+        ..Limits::default()
+    };
+    let mut bed = Bed::with(limits, Policy::closed());
+    let key = |port| key(Protocol::Udp, SocketAddrV4::new(GATEWAY, port));
+    let deliver = |bed: &mut Bed, port| {
+        let Bed {
+            egress, host, pods, ..
+        } = bed;
+        egress.deliver(Instant::ZERO, key(port), b"x", host, pods)
+    };
+    for port in (49_152..=65_535).filter(|port| *port != 60_001) {
+        deliver(&mut bed, port).unwrap();
+    }
+    assert_eq!(bed.egress.free_port(key(0)), Some(60_001));
+    deliver(&mut bed, 60_001).unwrap();
+    assert_eq!(bed.egress.free_port(key(0)), None);
+}
+
+#[test]
+fn datagrams_begin_flows_whose_answers_go_back() {
+    let mut bed = Bed::new();
+    let deliver = |bed: &mut Bed, remote, payload: &[u8]| {
+        let Bed {
+            egress,
+            host,
+            pods,
+            now,
+            ..
+        } = bed;
+        let key = key(Protocol::Udp, remote);
+        let id = egress.deliver(*now, key, payload, host, pods).unwrap();
+        host.adopt_datagrams(id);
+        id
+    };
+    let payloads = [pattern(900, 1), Vec::new(), pattern(4000, 2)];
+    let ids = payloads.each_ref().map(|it| deliver(&mut bed, CLIENT, it));
+    assert_eq!(ids, [ids[0]; 3], "one flow");
+    let other = deliver(&mut bed, SERVER, b"other");
+    assert_ne!(other, ids[0]);
+    let packets = bed.received();
+    for (packet, payload) in packets.iter().zip(&payloads) {
+        let (ip, rest) = etherparse::Ipv4Header::from_slice(packet).unwrap();
+        assert_eq!(
+            (ip.source, ip.destination),
+            (CLIENT.ip().octets(), POD.octets())
+        );
+        let (udp, rest) = UdpHeader::from_slice(rest).unwrap();
+        let ports = (udp.source_port, udp.destination_port);
+        assert_eq!(ports, (CLIENT.port(), PORT));
+        assert_eq!(udp.calc_checksum_ipv4(&ip, rest), Ok(udp.checksum));
+        assert_eq!(rest, payload);
+    }
+    let mut answer = Vec::new();
+    PacketBuilder::ipv4(POD.octets(), CLIENT.ip().octets(), 64)
+        .udp(PORT, CLIENT.port())
+        .write(&mut answer, b"answer")
+        .unwrap();
+    bed.send(&answer);
+    let (_, sent) = bed.host.sockets[&ids[0]].datagrams.as_ref().unwrap();
+    assert_eq!(*sent, [b"answer"]);
+    let counters = bed.egress.counters();
+    assert_eq!((counters.open, counters.inbound), (2, 2));
+    bed.pass(Limits::default().udp_idle);
+    assert_eq!(bed.egress.counters().open, 0);
+    assert_eq!(bed.host.closed.len(), 2);
+}
+
+#[test]
+fn ports_of_the_gateway_are_for_services_and_refuse_otherwise() {
+    let at = |port| SocketAddrV4::new(GATEWAY, port);
+    let udp = |from: Ipv4Addr, to: SocketAddrV4| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4(from.octets(), to.ip().octets(), 64)
+            .udp(5000, to.port())
+            .write(&mut bytes, b"question")
+            .unwrap();
+        bytes
+    };
+    let mut bed = Bed::with(Limits::default(), Policy::closed());
+    bed.host.serves = vec![(Protocol::Tcp, 53), (Protocol::Udp, 53)];
+    let handle = bed.connect(at(53));
+    let id = bed.last();
+    bed.answer(id, Ok(()));
+    assert_eq!(bed.socket(handle).state(), State::Established);
+    bed.send(&udp(POD, at(53)));
+    let (_, sent) = bed.host.sockets[&bed.last()].datagrams.as_ref().unwrap();
+    assert_eq!(*sent, [b"question"]);
+    assert_eq!(bed.dropped, []);
+
+    let refused = bed.connect(at(54));
+    assert_eq!(bed.socket(refused).state(), State::Closed);
+    bed.send(&udp(POD, at(54)));
+    // Services are for the node's own pods.
+    bed.send(&udp(FAR, at(53)));
+    assert_eq!(bed.dropped, [DropReason::GatewayPort; 3]);
+    let errors: Vec<_> = bed.pods.reports.iter().map(|(error, _)| *error).collect();
+    assert_eq!(errors, [IcmpError::PortUnreachable; 2]);
+    assert_eq!(bed.egress.counters().open, 2);
+}
+
+#[test]
+fn with_egress_off_the_network_is_unreachable() {
+    let mut bed = Bed::with(Limits::default(), Policy::closed());
+    bed.connect(SERVER);
+    assert_eq!(bed.dropped, [DropReason::EgressClosed]);
+    assert_eq!(bed.pods.reports[0].0, IcmpError::NetUnreachable);
+    assert!(bed.host.sockets.is_empty());
+    accepted(&mut bed);
+}
