@@ -228,10 +228,12 @@ fn many_connections_at_once_and_one_after_the_other() {
 fn datagrams_have_answers() {
     let Some(mut bed) = Bed::new(&[]) else { return };
     let to = SocketAddrV4::new(SERVER, PORT);
-    for size in [0, 1, 1000, 1400] {
+    // The last two come in fragments, to either end.
+    for size in [0, 1, 1000, 1400, 9000, 65_507] {
         let echoed = bed.pod.udp(to, 50, size).unwrap();
         assert_eq!((echoed.sent, echoed.intact), (50, 50), "{size} bytes");
     }
+    assert_eq!(bed.node.losses(), [].into(), "{}", bed.node.log());
     let refusal = bed.pod.udp(SocketAddrV4::new(SERVER, 1), 2, 10);
     let refusal = refusal.unwrap_err().to_string();
     assert!(refusal.contains("refused"), "{refusal}");
@@ -250,6 +252,8 @@ fn pings_have_answers_where_the_host_permits_them() {
     bed.node_host
         .sh("echo 0 0 >/proc/sys/net/ipv4/ping_group_range");
     traffic::ping(&mut bed.pod, SERVER);
+    let long = traffic::ping_of_size(&mut bed.pod, SERVER, 4028, false);
+    assert!(long.is_perfect(1), "{long:?}");
     let nobody = bed.pod.ping(&Ping::new(NOBODY)).unwrap();
     assert!(nobody.replies.is_empty(), "{nobody:?}");
 }

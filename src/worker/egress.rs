@@ -33,6 +33,10 @@ impl Pods for ToPods<'_> {
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
         self.node.report(now, error, offender);
     }
+
+    fn lose(&mut self, reason: DropReason, packets: u64) {
+        self.node.count_drops(reason, packets);
+    }
 }
 
 /// Gives a packet that the node handed over, with what belongs to it and is elsewhere, to egress.
@@ -99,14 +103,17 @@ impl DataPath {
 
     /// Ends the flows of a port's pod.
     pub(super) fn end_flows(&mut self, port: PortId) {
+        let Self {
+            node, io, outside, ..
+        } = self;
         let Outside {
             egress, sockets, ..
-        } = &mut self.outside;
-        let pod = self.node.ports().find(|(id, _)| *id == port);
-        let addresses = pod.map(|(_, port)| port.attachment.addresses.as_slice());
+        } = outside;
+        let pod = node.ports().find(|(id, _)| *id == port);
+        let addresses = pod.map(|(_, port)| port.attachment.addresses.clone());
         for address in addresses.unwrap_or_default() {
             if let std::net::IpAddr::V4(address) = address {
-                egress.forget_pod(*address, sockets);
+                egress.forget_pod(address, sockets, &mut ToPods { node, io });
             }
         }
     }

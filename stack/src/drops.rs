@@ -65,7 +65,11 @@ reasons! {
     DestinationNotUnicast, "destination-not-unicast", "A packet for the router had a multicast, broadcast, loopback or unspecified destination.";
     TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
     NoRoute, "no-route", "There is no route to a packet's destination.";
-    EgressFragment, "egress-fragment", "A packet to an address outside was a fragment.";
+    EgressFragmentInvalid, "egress-fragment-invalid", "A fragment to an address outside was shorter than any link makes one, or ended beyond the longest packet.";
+    EgressFragmentOverlap, "egress-fragment-overlap", "Fragments to an address outside overlapped or contradicted each other.";
+    EgressFragmentDuplicate, "egress-fragment-duplicate", "A fragment to an address outside came twice.";
+    EgressFragmentsFull, "egress-fragments-full", "Too many packets to addresses outside were in fragments, or one in too many.";
+    EgressFragmentTimeout, "egress-fragment-timeout", "Other fragments of a packet to an address outside did not come.";
     EgressProtocol, "egress-protocol", "A packet to an address outside was of a protocol that egress does not carry.";
     EgressMalformed, "egress-malformed", "A packet to an address outside had a broken transport header or checksum.";
     EgressClosed, "egress-closed", "A packet was to an address outside, and egress is off.";
@@ -103,7 +107,11 @@ impl DropReason {
     pub const fn is_io(self) -> bool {
         matches!(
             self,
-            Self::EgressFragment
+            Self::EgressFragmentInvalid
+                | Self::EgressFragmentOverlap
+                | Self::EgressFragmentDuplicate
+                | Self::EgressFragmentsFull
+                | Self::EgressFragmentTimeout
                 | Self::EgressProtocol
                 | Self::EgressMalformed
                 | Self::EgressClosed

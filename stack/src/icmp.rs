@@ -19,6 +19,8 @@ const TTL: u8 = 64;
 pub enum IcmpError {
     /// Type 11 code 0: the time to live ended in transit.
     TimeExceeded,
+    /// Type 11 code 1: the other fragments did not come in time.
+    ReassemblyTimeExceeded,
     /// Type 3 code 0: no route.
     NetUnreachable,
     /// Type 3 code 1: the destination does not answer.
@@ -38,6 +40,7 @@ impl IcmpError {
     fn fields(self) -> (u8, u8, u32) {
         match self {
             Self::TimeExceeded => (11, 0, 0),
+            Self::ReassemblyTimeExceeded => (11, 1, 0),
             Self::NetUnreachable => (3, 0, 0),
             Self::HostUnreachable => (3, 1, 0),
             Self::ProtocolUnreachable => (3, 2, 0),
@@ -201,6 +204,10 @@ mod tests {
             (
                 IcmpError::TimeExceeded,
                 Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit),
+            ),
+            (
+                IcmpError::ReassemblyTimeExceeded,
+                Icmpv4Type::TimeExceeded(TimeExceededCode::FragmentReassemblyTimeExceeded),
             ),
             (
                 IcmpError::NetUnreachable,

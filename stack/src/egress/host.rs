@@ -143,4 +143,7 @@ pub trait Pods {
 
     /// Tells the sender of `offender`, the beginning of an IPv4 packet, of an error.
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]);
+
+    /// Counts packets of pods that were kept for a while and are lost.
+    fn lose(&mut self, reason: DropReason, packets: u64);
 }

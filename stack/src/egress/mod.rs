@@ -33,6 +33,7 @@ mod host;
 mod inbound;
 mod memory;
 mod policy;
+mod reassembly;
 mod table;
 mod tcp;
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use policy::{LINK_LOCAL, Policy};
 use datagram::Datagrams;
 use inbound::{DIAL_LIMIT, Dial};
 use memory::Memory;
+use reassembly::Reassembly;
 use table::Table;
 use tcp::{Connection, Ends, Outcome};
 
@@ -182,6 +184,7 @@ pub struct Egress {
     memory: Memory,
     ends: Ends,
     datagrams: Datagrams,
+    fragments: Reassembly,
     counters: Counters,
     /// Connections that a port was chosen for.
     ports_chosen: u64,
@@ -221,6 +224,7 @@ impl Egress {
             memory: Memory::new(config.limits.memory, config.limits.flows),
             ends: Ends::new(config.mtu, config.random_seed, now),
             datagrams: Datagrams::new(),
+            fragments: Reassembly::new(),
             counters: Counters::default(),
             ports_chosen: 0,
             config,
@@ -240,9 +244,35 @@ impl Egress {
     ) -> Step {
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         if view.more_frags() || view.frag_offset() != 0 {
-            return Err(DropReason::EgressFragment);
+            return self.take_fragment(now, packet, host, pods);
         }
-        match view.next_header() {
+        self.take_whole(now, packet, host, pods)
+    }
+
+    fn take_fragment(
+        &mut self,
+        now: Instant,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        let Some(mut whole) = self.fragments.take(now, packet.as_slice(), pods)? else {
+            return Ok(());
+        };
+        let packet = whole.packet();
+        let step = packet.map_or(Ok(()), |packet| self.take_whole(now, &packet, host, pods));
+        self.fragments.give_back(whole);
+        step
+    }
+
+    fn take_whole(
+        &mut self,
+        now: Instant,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        match Ipv4Packet::new_unchecked(packet.as_slice()).next_header() {
             IpProtocol::Tcp => self.take_segment(now, packet, host, pods),
             IpProtocol::Udp => self.take_datagram(now, packet, host, pods),
             IpProtocol::Icmp => self.take_icmp(now, packet, host, pods),
@@ -286,11 +316,13 @@ impl Egress {
     /// When [`Self::handle_timeout`] is next needed.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {
-        self.flows.next_due()
+        let dues = [self.flows.next_due(), self.fragments.next_due()];
+        dues.into_iter().flatten().min()
     }
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, pods: &mut impl Pods) {
+        self.fragments.expire(now, pods);
         while let Some(id) = self.flows.pop_due(now) {
             let active = self.flows.active(id);
             let limit = match self.flows.get_mut(id) {
@@ -313,7 +345,8 @@ impl Egress {
     }
 
     /// Ends the flows of a pod that is no longer there.
-    pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host) {
+    pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host, pods: &mut impl Pods) {
+        self.fragments.forget_pod(address, pods);
         let its = self
             .flows
             .iter()

@@ -4,5 +4,6 @@ use super::*;
 
 mod bed;
 mod datagram;
+mod fragments;
 mod inbound;
 mod tcp;

@@ -180,6 +180,7 @@ impl Host for FakeHost {
 pub(super) struct FakePods {
     pub(super) packets: VecDeque<Vec<u8>>,
     pub(super) reports: Vec<(IcmpError, Vec<u8>)>,
+    pub(super) lost: BTreeMap<DropReason, u64>,
     /// Length of the longest packet before it was taken apart.
     pub(super) longest: usize,
     /// Why the router drops all packets, if it does.
@@ -212,6 +213,10 @@ impl Pods for FakePods {
     fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
         assert!(crate::icmp::may_answer(offender), "{offender:?}");
         self.reports.push((error, offender.to_vec()));
+    }
+
+    fn lose(&mut self, reason: DropReason, packets: u64) {
+        *self.lost.entry(reason).or_default() += packets;
     }
 }
 
