@@ -257,3 +257,72 @@ fn pings_have_answers_where_the_host_permits_them() {
     let nobody = bed.pod.ping(&Ping::new(NOBODY)).unwrap();
     assert!(nobody.replies.is_empty(), "{nobody:?}");
 }
+
+#[test]
+fn flows_are_told_with_what_they_have_carried() {
+    let Some(mut bed) = Bed::new(&[]) else { return };
+    let mut idle = bed.node.pod("idle");
+    assert!(bed.node.query("flows").as_array().unwrap().is_empty());
+    let id = bed.pod.open(SocketAddrV4::new(SERVER, PORT)).unwrap();
+    bed.pod.exchange(id, 5000, 3).unwrap();
+    bed.pod
+        .udp(SocketAddrV4::new(SERVER, PORT), 3, 100)
+        .unwrap();
+
+    let rows = bed.node.query("flows");
+    let address = bed.node.query("pods")[1]["address"].clone();
+    let address = address.as_str().unwrap();
+    assert_eq!(rows.as_array().unwrap().len(), 2, "{rows}");
+    // A connection of the agents begins with a byte of its own.
+    for (protocol, sent, received) in [("tcp", 5001, 5000), ("udp", 300, 300)] {
+        let mut rows = rows.as_array().unwrap().iter();
+        let row = rows.find(|row| row["protocol"] == protocol).unwrap();
+        assert_eq!(row["pod"], "pod", "{row}");
+        assert_eq!(
+            (&row["direction"], &row["state"]),
+            (&"out".into(), &"open".into())
+        );
+        assert_eq!(row["remote"], format!("{SERVER}:{PORT}"));
+        let local = row["local"].as_str().unwrap();
+        assert!(local.starts_with(&format!("{address}:")), "{row}");
+        assert_eq!(
+            (&row["sent_bytes"], &row["received_bytes"]),
+            (&sent.into(), &received.into())
+        );
+        assert!(
+            row["age_seconds"].as_u64() >= row["idle_seconds"].as_u64(),
+            "{row}"
+        );
+    }
+
+    let flows = |words: &[&str]| {
+        let output = bed
+            .node
+            .client(&[&["flows"], words].concat())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        (
+            String::from_utf8(output.stdout).unwrap(),
+            stderr,
+            output.status.code(),
+        )
+    };
+    let (table, ..) = flows(&["--pod", "pod"]);
+    let lines: Vec<_> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[0].starts_with(" PROTOCOL"), "{table}");
+    assert!(
+        lines[1..].iter().all(|line| line.contains(" -> ")),
+        "{table}"
+    );
+    let (none, _, code) = flows(&["--pod", "idle"]);
+    assert_eq!((none.as_str(), code), ("there is no flow\n", Some(0)));
+    let (_, error, code) = flows(&["--pod", "nobody"]);
+    assert_eq!(code, Some(1));
+    assert_eq!(error, "muslin: no pod named 'nobody' is attached\n");
+    let (_, error, code) = flows(&["--pod", "No_Name"]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("No_Name"), "{error}");
+    traffic::transfer(&mut idle, SERVER, PORT, 10);
+}

@@ -72,6 +72,11 @@ enum Command {
     Neighbours(report::Arguments),
     /// Lost packets by reason
     Drops(report::DropArguments),
+    /// Flows between pods and addresses outside the pod network
+    ///
+    /// Bytes are those of the payload: streams and datagrams without headers, and echo requests with
+    /// ICMP's.
+    Flows(report::FlowArguments),
     /// Check what a node needs, and say what to do where it is missing
     Doctor(Box<doctor::Arguments>),
     /// Give the lease back and stop the node
@@ -183,6 +188,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Routes(arguments) => report::routes(&arguments),
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),
+        Command::Flows(arguments) => report::flows(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => demo::agent::main(),

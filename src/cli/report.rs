@@ -1,13 +1,16 @@
-//! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours` and `drops`.
+//! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours`, `drops` and `flows`.
 
 use clap::Args;
+use muslin_stack::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::output::{bytes, duration, print, print_json, table, table_text};
 use super::{NodeChoice, block_on};
 use crate::control::Client;
-use crate::control::protocol::{Drop, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic};
+use crate::control::protocol::{
+    Drop, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
+};
 use crate::error::{Error, Result};
 
 #[derive(Debug, Args)]
@@ -26,6 +29,15 @@ pub(super) struct DropArguments {
     /// Also reasons that have not happened
     #[arg(long)]
     all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FlowArguments {
+    #[command(flatten)]
+    common: Arguments,
+    /// Only those of this pod
+    #[arg(long, value_name = "NAME")]
+    pod: Option<PodName>,
 }
 
 pub(super) fn status(arguments: &Arguments) -> Result<()> {
@@ -244,13 +256,67 @@ pub(super) fn drops(arguments: &DropArguments) -> Result<()> {
     print(&table_text(&table))
 }
 
+pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
+    let mut rows = fetch::<Flow>(&arguments.common, Table::Flows)?;
+    if let Some(name) = &arguments.pod {
+        rows.retain(|flow| flow.pod.as_ref() == Some(name));
+        let is_attached = |pod: &Pod| pod.pod == *name;
+        // One that is not there has no flows, but neither has one whose name is misspelt.
+        if rows.is_empty()
+            && !fetch(&arguments.common, Table::Pods)?
+                .iter()
+                .any(is_attached)
+        {
+            return Err(Error::failed(format!("no pod named '{name}' is attached")));
+        }
+    }
+    let header = [
+        "PROTOCOL", "POD", "LOCAL", "", "REMOTE", "STATE", "AGE", "IDLE", "SENT", "RECEIVED",
+    ];
+    let cells = |flow: &Flow| {
+        vec![
+            flow.protocol.clone(),
+            flow.pod
+                .as_ref()
+                .map(PodName::to_string)
+                .unwrap_or_default(),
+            flow.local.to_string(),
+            if flow.direction == "in" { "<-" } else { "->" }.to_owned(),
+            match flow.remote.port() {
+                0 => flow.remote.ip().to_string(),
+                _ => flow.remote.to_string(),
+            },
+            flow.state.clone(),
+            duration(flow.age_seconds),
+            duration(flow.idle_seconds),
+            bytes(flow.sent_bytes),
+            bytes(flow.received_bytes),
+        ]
+    };
+    show(
+        &arguments.common,
+        &rows,
+        (&header, "there is no flow\n"),
+        cells,
+    )
+}
+
 fn list<T: Serialize + DeserializeOwned>(
     arguments: &Arguments,
     which: Table,
+    titles: (&[&str], &str),
+    cells: impl Fn(&T) -> Vec<String>,
+) -> Result<()> {
+    show(arguments, &fetch::<T>(arguments, which)?, titles, cells)
+}
+
+/// Prints rows under a header, or what to say if there are none.
+fn show<T: Serialize>(
+    arguments: &Arguments,
+    rows: &[T],
     (header, none): (&[&str], &str),
     cells: impl Fn(&T) -> Vec<String>,
 ) -> Result<()> {
-    let rows = fetch::<T>(arguments, which)?;
     if arguments.json {
         return print_json(&rows);
     }
@@ -258,7 +324,7 @@ fn list<T: Serialize + DeserializeOwned>(
         return print(none);
     }
     let mut table = table(header);
-    for row in &rows {
+    for row in rows {
         table.add_row(cells(row));
     }
     print(&table_text(&table))

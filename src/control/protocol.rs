@@ -4,7 +4,7 @@
 //! the last marked `more`. An attachment lives as long as the connection it was made over, unless
 //! it is persistent.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_stack::ipam::PodName;
@@ -56,6 +56,8 @@ pub enum Table {
     Neighbours,
     /// Rows of [`Drop`].
     Drops,
+    /// Rows of [`Flow`].
+    Flows,
 }
 
 /// What a node answers.
@@ -177,6 +179,31 @@ pub struct Flows {
     pub expired: u64,
     /// Flows that made room for others.
     pub evicted: u64,
+}
+
+/// A flow between a pod and an address outside the pod network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// `tcp`, `udp` or `ping`.
+    pub protocol: String,
+    /// The pod, if it is attached.
+    pub pod: Option<PodName>,
+    /// `out` if the pod began it, `in` if it was begun from outside.
+    pub direction: String,
+    /// The pod's address, with its port or, of echo requests, their identifier.
+    pub local: SocketAddrV4,
+    /// The other end as the pod calls it; echo requests have no port there.
+    pub remote: SocketAddrV4,
+    /// `connecting`, `open`, `half-closed` once one end has nothing more to send, or `closing`.
+    pub state: String,
+    /// Seconds since it began.
+    pub age_seconds: u64,
+    /// Seconds since anything went either way.
+    pub idle_seconds: u64,
+    /// Bytes of payload from the pod.
+    pub sent_bytes: u64,
+    /// Bytes of payload to the pod.
+    pub received_bytes: u64,
 }
 
 /// What became of all packets, in packets since the node started.

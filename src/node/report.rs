@@ -1,7 +1,10 @@
 //! What a node tells of itself: its tables as rows.
 
+use std::collections::HashMap;
+
 use muslin_encap::mac::Colons;
 use muslin_encap::vxlan::Vni;
+use muslin_stack::egress;
 use muslin_stack::gateway;
 use muslin_stack::neighbour::{REACHABLE, State};
 use muslin_stack::node::NextHop;
@@ -14,7 +17,7 @@ use super::Offload;
 use super::running::Running;
 use super::underlay::Plan;
 use crate::control::protocol::{
-    Drop, Flows, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
+    Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Context, Error, Result};
 use crate::worker::{self, Report};
@@ -33,6 +36,7 @@ pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> 
         Table::Routes => values(routes(running, &report)),
         Table::Neighbours => values(neighbours(&report)),
         Table::Drops => values(drops(&report)),
+        Table::Flows => values(flows(running, &report)),
     }
 }
 
@@ -220,6 +224,33 @@ fn neighbours(report: &Report) -> Vec<Neighbour> {
     let hosts = report.next_hops.iter().map(|it| row(it, true));
     let mut rows: Vec<_> = pods.chain(hosts).collect();
     rows.sort_unstable_by_key(|row| row.address);
+    rows
+}
+
+fn flows(running: &Running, report: &Report) -> Vec<Flow> {
+    let pods = running.pods.lock();
+    let names: HashMap<_, _> = pods.iter().map(|(name, pod)| (pod.address, name)).collect();
+    let seconds = |since: muslin_stack::Instant| (report.now - since).secs();
+    let row = |flow: &egress::FlowInfo| Flow {
+        protocol: flow.key.protocol.to_string(),
+        pod: names.get(flow.key.pod.ip()).map(|name| (*name).clone()),
+        direction: flow.direction.to_string(),
+        local: flow.key.pod,
+        remote: flow.key.remote,
+        state: flow.state.to_string(),
+        age_seconds: seconds(flow.since),
+        idle_seconds: seconds(flow.active),
+        sent_bytes: flow.sent,
+        received_bytes: flow.received,
+    };
+    let mut rows: Vec<_> = report.flows.iter().map(row).collect();
+    // The largest consumers are looked for by pod, and within a pod the latest.
+    rows.sort_unstable_by(|a, b| {
+        let order = |row: &Flow| (*row.local.ip(), row.idle_seconds, row.local, row.remote);
+        order(a)
+            .cmp(&order(b))
+            .then_with(|| a.protocol.cmp(&b.protocol))
+    });
     rows
 }
 

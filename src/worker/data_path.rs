@@ -253,6 +253,7 @@ impl DataPath {
             neighbours: node.neighbours().collect(),
             next_hops: node.next_hops().collect(),
             egress: self.outside.egress.counters(),
+            flows: self.outside.egress.flows().collect(),
         }
     }
 

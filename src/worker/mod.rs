@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
-use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters};
+use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo};
 use muslin_stack::neighbour::{Place, State};
 use muslin_stack::node::{NextHop, Node};
 use muslin_stack::peer::{Peer, PeerId, PeerState};
@@ -106,6 +106,8 @@ pub struct Report {
     pub next_hops: Vec<Neighbour>,
     /// What became of flows to and from addresses outside the overlay.
     pub egress: EgressCounters,
+    /// Those flows.
+    pub flows: Vec<FlowInfo>,
 }
 
 /// The control plane's end of the workers. Their threads end with it.
@@ -330,6 +332,7 @@ impl Report {
             }
         }
         self.egress.add(&other.egress);
+        self.flows.extend(other.flows);
         self.gso &= other.gso;
         self.gro &= other.gro;
         add_known(&mut self.neighbours, other.neighbours);

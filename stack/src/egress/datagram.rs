@@ -33,7 +33,9 @@ pub(super) struct Datagrams {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Read {
     /// Datagrams that went to the pod.
-    pub(super) moved: usize,
+    pub(super) count: usize,
+    /// Bytes of their payload.
+    pub(super) bytes: usize,
     /// What is wrong, if the socket was not just empty or the turn over.
     pub(super) error: Option<HostError>,
 }
@@ -63,7 +65,7 @@ impl Datagrams {
             } else {
                 0
             };
-        let mut moved = 0;
+        let (mut count, mut bytes) = (0, 0);
         let mut error = None;
         for _ in 0..READS {
             if !*readable {
@@ -71,8 +73,11 @@ impl Datagrams {
             }
             match host.read(id, &mut self.storage[at..]) {
                 Ok(len) => {
-                    let len = at + len.min(MAX_LEN) - HEADROOM;
-                    moved += usize::from(self.send(now, key, len, pods));
+                    let packet_len = at + len.min(MAX_LEN) - HEADROOM;
+                    if self.send(now, key, packet_len, pods) {
+                        count += 1;
+                        bytes += len;
+                    }
                 }
                 Err(HostError::WouldBlock) => *readable = false,
                 Err(other) => {
@@ -81,7 +86,11 @@ impl Datagrams {
                 }
             }
         }
-        Read { moved, error }
+        Read {
+            count,
+            bytes,
+            error,
+        }
     }
 
     /// Sends a pod a datagram from the host's side of its flow.

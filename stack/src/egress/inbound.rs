@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
+use super::table::Moved;
 use super::tcp::{Connection, Outcome, Progress};
 use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step};
 use crate::drops::DropReason;
@@ -93,7 +94,11 @@ impl Egress {
                 self.add_datagrams(now, key)
             }
         };
-        self.flows.touch(id, now);
+        let moved = Moved {
+            sent: 0,
+            received: payload.len(),
+        };
+        self.flows.count(id, now, moved);
         self.datagrams.deliver(now, key, payload, pods)?;
         Ok(id)
     }
@@ -164,7 +169,7 @@ impl Egress {
                 writable: true,
             },
         };
-        self.flows.touch(id, now);
+        self.flows.count(id, now, Moved::default());
         self.flows.schedule(id, now + self.config.limits.tcp_idle);
         host.dialled(id, Ok(()));
         self.look_after(now, id, host, pods);

@@ -29,6 +29,7 @@ use crate::hash::Seed;
 use crate::icmp::IcmpError;
 
 mod datagram;
+mod flow;
 mod host;
 mod inbound;
 mod memory;
@@ -39,6 +40,7 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
+pub use flow::{Direction, FlowInfo, FlowState};
 pub use host::{FlowId, Host, HostError, Pods, Protocol};
 pub use policy::{LINK_LOCAL, Policy};
 
@@ -46,7 +48,7 @@ use datagram::Datagrams;
 use inbound::{DIAL_LIMIT, Dial};
 use memory::Memory;
 use reassembly::Reassembly;
-use table::Table;
+use table::{Moved, Table};
 use tcp::{Connection, Ends, Outcome};
 
 /// How long the host may try to connect; Linux does for a little more than two minutes.
@@ -350,7 +352,7 @@ impl Egress {
         let its = self
             .flows
             .iter()
-            .filter(|(_, key, _)| *key.pod.ip() == address);
+            .filter(|(_, key, ..)| *key.pod.ip() == address);
         let its: Vec<_> = its.map(|(id, ..)| id).collect();
         for id in its {
             self.give_up(id, HostError::HostUnreachable, host);
@@ -370,6 +372,12 @@ impl Egress {
             open: self.flows.len() as u64,
             ..self.counters
         }
+    }
+
+    /// The flows, in no particular order.
+    pub fn flows(&self) -> impl Iterator<Item = FlowInfo> {
+        let infos = self.flows.iter();
+        infos.map(|(_, key, flow, usage)| FlowInfo::new(key, flow.state(), usage))
     }
 
     fn take_segment(
@@ -577,7 +585,7 @@ impl Egress {
             writable: true,
         };
         *flow = Flow::Connected { connection, ready };
-        self.flows.touch(id, now);
+        self.flows.count(id, now, Moved::default());
         self.flows.schedule(id, now + self.config.limits.tcp_idle);
         self.look_after(now, id, host, pods);
     }
@@ -672,7 +680,11 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
-        self.flows.touch(id, now);
+        let moved = Moved {
+            sent: payload.len(),
+            received: 0,
+        };
+        self.flows.count(id, now, moved);
         let mut written = host.write(id, payload);
         if matches!(
             written,
@@ -704,8 +716,12 @@ impl Egress {
         if let Some(error) = read.error {
             refuse(now, key, error, &datagram::quote(key), pods);
         }
-        if read.moved > 0 {
-            self.flows.touch(id, now);
+        if read.count > 0 {
+            let moved = Moved {
+                sent: 0,
+                received: read.bytes,
+            };
+            self.flows.count(id, now, moved);
         }
         if goes_on {
             // The others have their turn first.
@@ -724,8 +740,10 @@ impl Egress {
         }
         match self.ends.transmit(now, connection, pods) {
             Outcome::Open(due) => {
-                if moved == Ok(true) {
-                    self.flows.touch(id, now);
+                if let Ok(moved) = moved
+                    && moved.is_any()
+                {
+                    self.flows.count(id, now, moved);
                 }
                 if let Some(due) = due {
                     self.flows.schedule(id, due.max(now + LATER));

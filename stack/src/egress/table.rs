@@ -13,8 +13,8 @@ pub(super) struct Table<T> {
     by_key: HashMap<FlowKey, u32, Seed>,
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
-    /// When each was last in use. A column of its own, since the search for the oldest reads all.
-    active: Vec<Instant>,
+    /// What each has carried. A column of its own, since the search for the oldest reads all.
+    usage: Vec<Usage>,
     due: BTreeSet<(Instant, u32)>,
 }
 
@@ -24,6 +24,35 @@ struct Slot<T> {
     flow: Option<(FlowKey, T)>,
 }
 
+/// Bytes of payload that were moved at once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// From the pod.
+    pub(super) sent: usize,
+    /// To the pod.
+    pub(super) received: usize,
+}
+
+impl Moved {
+    /// Whether there were any.
+    pub(super) const fn is_any(self) -> bool {
+        self.sent + self.received > 0
+    }
+}
+
+/// What a flow has carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// When it began.
+    pub(super) since: Instant,
+    /// When it was last in use.
+    pub(super) active: Instant,
+    /// Bytes of payload from the pod.
+    pub(super) sent: u64,
+    /// Bytes of payload to the pod.
+    pub(super) received: u64,
+}
+
 impl<T> Table<T> {
     pub(super) fn new(limit: usize, seed: Seed) -> Self {
         Self {
@@ -31,7 +60,7 @@ impl<T> Table<T> {
             by_key: HashMap::with_hasher(seed),
             slots: Vec::new(),
             free: Vec::new(),
-            active: Vec::new(),
+            usage: Vec::new(),
             due: BTreeSet::new(),
         }
     }
@@ -68,17 +97,23 @@ impl<T> Table<T> {
 
     /// Adds a flow whose key is in no other; its identity was [`Self::next_id`].
     pub(super) fn insert(&mut self, now: Instant, key: FlowKey, flow: T) -> FlowId {
+        let usage = Usage {
+            since: now,
+            active: now,
+            sent: 0,
+            received: 0,
+        };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
                 generation: 0,
                 due: None,
                 flow: None,
             });
-            self.active.push(now);
+            self.usage.push(usage);
             (self.slots.len() - 1) as u32
         });
         self.slots[index as usize].flow = Some((key, flow));
-        self.active[index as usize] = now;
+        self.usage[index as usize] = usage;
         self.by_key.insert(key, index);
         self.id(index)
     }
@@ -112,27 +147,27 @@ impl<T> Table<T> {
         Some((key, flow))
     }
 
-    /// Marks a flow as in use.
-    pub(super) fn touch(&mut self, id: FlowId, now: Instant) {
-        if let Some(active) = self.active.get_mut(id.index as usize) {
-            *active = now;
+    /// Marks a flow as in use by so many bytes of payload from and to the pod.
+    pub(super) fn count(&mut self, id: FlowId, now: Instant, moved: Moved) {
+        if let Some(usage) = self.usage.get_mut(id.index as usize) {
+            usage.active = now;
+            usage.sent += moved.sent as u64;
+            usage.received += moved.received as u64;
         }
     }
 
     /// When a flow was last in use.
     pub(super) fn active(&self, id: FlowId) -> Instant {
-        self.active
-            .get(id.index as usize)
-            .copied()
-            .unwrap_or(Instant::ZERO)
+        let usage = self.usage.get(id.index as usize);
+        usage.map_or(Instant::ZERO, |usage| usage.active)
     }
 
     /// The flow that has not been in use for the longest time, if that is `idle` at least.
     pub(super) fn oldest(&self, now: Instant, idle: Duration) -> Option<FlowId> {
-        let used = self.active.iter().zip(&self.slots).zip(0..);
+        let used = self.usage.iter().zip(&self.slots).zip(0..);
         let flows = used.filter(|((_, slot), _)| slot.flow.is_some());
-        let ((active, _), index) = flows.min_by_key(|((active, _), _)| **active)?;
-        (*active + idle <= now).then(|| self.id(index))
+        let ((usage, _), index) = flows.min_by_key(|((usage, _), _)| usage.active)?;
+        (usage.active + idle <= now).then(|| self.id(index))
     }
 
     /// Has a flow looked at no later than `due`; it may happen earlier.
@@ -164,11 +199,12 @@ impl<T> Table<T> {
         Some(self.id(index))
     }
 
-    /// The flows, in no particular order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowId, &FlowKey, &T)> {
-        self.slots.iter().zip(0..).filter_map(|(slot, index)| {
+    /// The flows and what they have carried, in no particular order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowId, FlowKey, &T, Usage)> {
+        let used = self.slots.iter().zip(&self.usage).zip(0..);
+        used.filter_map(|((slot, usage), index)| {
             let (key, flow) = slot.flow.as_ref()?;
-            Some((self.id(index), key, flow))
+            Some((self.id(index), *key, flow, *usage))
         })
     }
 }

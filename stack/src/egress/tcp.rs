@@ -21,7 +21,9 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::HardwareAddress;
 
+use super::flow::FlowState;
 use super::memory::Grant;
+use super::table::Moved;
 use super::{FlowId, FlowKey, Host, HostError, Pods, Ready};
 use crate::drops::DropReason;
 
@@ -118,20 +120,33 @@ impl Connection {
         preface.is_empty() || socket.send_slice(preface) == Ok(preface.len())
     }
 
+    /// How far it is.
+    pub(super) fn state(&self) -> FlowState {
+        let socket = self.sockets.get::<Socket<'_>>(self.handle);
+        match socket.state() {
+            State::Listen | State::SynSent | State::SynReceived => FlowState::Connecting,
+            State::Established => FlowState::Open,
+            State::CloseWait | State::FinWait1 | State::FinWait2 => FlowState::HalfClosed,
+            State::Closing | State::LastAck | State::TimeWait | State::Closed => FlowState::Closing,
+        }
+    }
+
     /// Ends it with a reset.
     pub(super) fn abort(&mut self) {
         self.socket().abort();
     }
 
-    /// Moves what can be moved between the connection's two ends, and says whether anything was.
+    /// Moves what can be moved between the connection's two ends.
     pub(super) fn relay(
         &mut self,
         id: FlowId,
         ready: &mut Ready,
         host: &mut impl Host,
-    ) -> Result<bool, HostError> {
-        let moved = self.take_out(id, ready, host)?;
-        Ok(self.bring_in(id, ready, host)? || moved)
+    ) -> Result<Moved, HostError> {
+        Ok(Moved {
+            sent: self.take_out(id, ready, host)?,
+            received: self.bring_in(id, ready, host)?,
+        })
     }
 
     fn take_out(
@@ -139,16 +154,16 @@ impl Connection {
         id: FlowId,
         ready: &mut Ready,
         host: &mut impl Host,
-    ) -> Result<bool, HostError> {
-        let mut moved = false;
+    ) -> Result<usize, HostError> {
+        let mut moved = 0;
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
         while ready.writable && socket.can_recv() {
             let written = socket.recv(|bytes| match host.write(id, bytes) {
-                Ok(len) => (len.min(bytes.len()), Ok(())),
+                Ok(len) => (len.min(bytes.len()), Ok(len)),
                 Err(error) => (0, Err(error)),
             });
             match written {
-                Ok(Ok(())) => moved = true,
+                Ok(Ok(len)) => moved += len,
                 Ok(Err(HostError::WouldBlock)) => ready.writable = false,
                 Ok(Err(error)) => return Err(error),
                 Err(_) => break,
@@ -170,8 +185,8 @@ impl Connection {
         id: FlowId,
         ready: &mut Ready,
         host: &mut impl Host,
-    ) -> Result<bool, HostError> {
-        let mut moved = false;
+    ) -> Result<usize, HostError> {
+        let mut moved = 0;
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
         while ready.readable && !self.ended && socket.can_send() {
             let read = socket.send(|room| match host.read(id, room) {
@@ -185,7 +200,7 @@ impl Connection {
                     // The pod's last word may end the connection, and is answered before that.
                     socket.set_ack_delay(None);
                 }
-                Ok(Ok(_)) => moved = true,
+                Ok(Ok(len)) => moved += len,
                 Ok(Err(HostError::WouldBlock)) => ready.readable = false,
                 Ok(Err(error)) => return Err(error),
                 Err(_) => break,

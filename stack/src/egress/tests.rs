@@ -4,6 +4,7 @@ use super::*;
 
 mod bed;
 mod datagram;
+mod flows;
 mod fragments;
 mod inbound;
 mod tcp;

@@ -1,0 +1,90 @@
+//! What is told of a flow.
+
+use std::fmt;
+
+use smoltcp::time::Instant;
+
+use super::table::Usage;
+use super::{Flow, FlowKey};
+
+/// A flow at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowInfo {
+    /// Whose it is.
+    pub key: FlowKey,
+    /// Who began it.
+    pub direction: Direction,
+    /// How far it is.
+    pub state: FlowState,
+    /// When it began.
+    pub since: Instant,
+    /// When anything last went either way.
+    pub active: Instant,
+    /// Bytes of payload from the pod.
+    pub sent: u64,
+    /// Bytes of payload to the pod.
+    pub received: u64,
+}
+
+/// Who began a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// The pod.
+    Out,
+}
+
+/// How far a flow is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FlowState {
+    /// A TCP connection that is not there at both ends.
+    Connecting,
+    /// Both ends may send.
+    Open,
+    /// One end of a TCP connection has nothing more to send.
+    HalfClosed,
+    /// Neither end has, and not all is acknowledged.
+    Closing,
+}
+
+impl FlowInfo {
+    pub(super) const fn new(key: FlowKey, state: FlowState, usage: Usage) -> Self {
+        Self {
+            key,
+            direction: Direction::Out,
+            state,
+            since: usage.since,
+            active: usage.active,
+            sent: usage.sent,
+            received: usage.received,
+        }
+    }
+}
+
+impl Flow {
+    pub(super) fn state(&self) -> FlowState {
+        match self {
+            Self::Connecting { .. } | Self::Dialling(_) => FlowState::Connecting,
+            Self::Connected { connection, .. } => connection.state(),
+            Self::Datagrams { .. } => FlowState::Open,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Out => "out",
+        })
+    }
+}
+
+impl fmt::Display for FlowState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connecting => "connecting",
+            Self::Open => "open",
+            Self::HalfClosed => "half-closed",
+            Self::Closing => "closing",
+        })
+    }
+}

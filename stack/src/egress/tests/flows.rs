@@ -1,0 +1,80 @@
+//! What is told of flows.
+
+use super::bed::{Bed, POD, SERVER, pattern};
+use super::*;
+
+fn only(bed: &Bed) -> FlowInfo {
+    let flows: Vec<_> = bed.egress.flows().collect();
+    let [flow] = flows.as_slice() else {
+        panic!("{flows:?}");
+    };
+    *flow
+}
+
+#[test]
+fn a_connection_tells_how_far_it_is_and_what_it_has_carried() {
+    let mut bed = Bed::new();
+    bed.pass(Duration::from_secs(5));
+    let handle = bed.connect(SERVER);
+    let id = bed.last();
+    let flow = only(&bed);
+    assert_eq!(
+        (flow.key.protocol, flow.key.remote),
+        (Protocol::Tcp, SERVER)
+    );
+    assert_eq!(*flow.key.pod.ip(), POD);
+    assert_eq!(
+        (flow.state, flow.direction),
+        (FlowState::Connecting, Direction::Out)
+    );
+    assert_eq!((flow.since, flow.active), (bed.now, bed.now));
+
+    let began = bed.now;
+    bed.pass(Duration::from_secs(1));
+    bed.answer(id, Ok(()));
+    bed.socket(handle).send_slice(&pattern(700, 1)).unwrap();
+    bed.settle();
+    bed.fake(id).inbox.extend(pattern(3000, 2));
+    bed.wake(id);
+    let used = bed.now;
+    bed.pass(Duration::from_secs(3));
+    let flow = only(&bed);
+    assert_eq!(
+        (flow.state, flow.since, flow.active),
+        (FlowState::Open, began, used)
+    );
+    assert_eq!((flow.sent, flow.received), (700, 3000));
+
+    bed.socket(handle).close();
+    bed.settle();
+    assert_eq!(only(&bed).state, FlowState::HalfClosed);
+    bed.socket(handle).abort();
+    bed.settle();
+    assert_eq!(bed.egress.flows().count(), 0);
+}
+
+#[test]
+fn datagrams_count_by_their_payload() {
+    let mut bed = Bed::new();
+    for len in [100, 0, 44] {
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+            .udp(5000, SERVER.port())
+            .write(&mut packet, &pattern(len, 1))
+            .unwrap();
+        bed.send(&packet);
+    }
+    bed.pass(Duration::from_secs(2));
+    let id = bed.last();
+    bed.fake(id)
+        .datagrams
+        .as_mut()
+        .unwrap()
+        .0
+        .push_back(pattern(1000, 2));
+    bed.wake_quietly(id);
+    let flow = only(&bed);
+    assert_eq!((flow.sent, flow.received), (144, 1000));
+    assert_eq!((flow.state, flow.active), (FlowState::Open, bed.now));
+    assert_eq!(flow.since, Instant::ZERO);
+}
