@@ -78,6 +78,7 @@ reasons! {
     GatewayPort, "gateway-port", "A packet was to a port of the gateway where nothing listens.";
     EgressTableFull, "egress-table-full", "There were too many flows to and from addresses outside, and none was idle.";
     EgressInUse, "egress-in-use", "A flow to a pod had the addresses and ports of another.";
+    EgressPodFull, "egress-pod-full", "A pod had too many flows to addresses outside, and none was idle.";
     EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
     EgressHostFull, "egress-host-full", "The host's socket had no room for a datagram to an address outside.";
     EgressUnreachable, "egress-unreachable", "The host knows no way to an address outside.";
@@ -120,6 +121,7 @@ impl DropReason {
                 | Self::GatewayPort
                 | Self::EgressTableFull
                 | Self::EgressInUse
+                | Self::EgressPodFull
                 | Self::EgressHostFailed
                 | Self::EgressHostFull
                 | Self::EgressUnreachable

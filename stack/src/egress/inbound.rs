@@ -54,10 +54,10 @@ impl Egress {
         if key.protocol != Protocol::Tcp || key.pod.port() == 0 || self.flows.find(&key).is_some() {
             return Err(DropReason::EgressInUse);
         }
-        self.make_room(now, host, pods)?;
+        self.make_room(now, *key.pod.ip(), host, pods)?;
         self.counters.opened += 1;
         self.counters.inbound += 1;
-        let mut connection = self.ends.dial(key, self.memory.take());
+        let mut connection = self.ends.dial(key, self.memory.take(*key.pod.ip()));
         self.ends.transmit(now, &mut connection, pods);
         let fails = self.ends.take_loss().and_then(unreachable);
         let dial = Dial {
@@ -89,7 +89,7 @@ impl Egress {
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                self.make_room(now, host, pods)?;
+                self.make_room(now, *key.pod.ip(), host, pods)?;
                 self.counters.inbound += 1;
                 self.add_datagrams(now, key)
             }

@@ -1,7 +1,13 @@
 //! How much memory the buffers of connections may have.
 //!
 //! smoltcp's buffers do not grow, so a connection gets at its start what it may need: much while
-//! there are few, and what is set aside for each place in the table when there are many.
+//! there are few, and what is set aside for each place in the table when there are many. One pod has
+//! no more than half of what is beyond that.
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+
+use crate::hash::Seed;
 
 /// Bytes of each of a connection's two buffers.
 const LARGEST: usize = 256 << 10;
@@ -10,12 +16,15 @@ const SMALLEST: usize = 8 << 10;
 const SHARE: usize = 256;
 
 /// A budget of bytes.
-#[derive(Debug)]
 pub(super) struct Memory {
     /// What each connection may have without asking, for each of its buffers.
     base: usize,
     /// What else is left.
     left: usize,
+    /// What else one pod may have.
+    share: usize,
+    /// What else pods have.
+    used: HashMap<Ipv4Addr, usize, Seed>,
 }
 
 /// Buffers' length, to be given back.
@@ -27,27 +36,43 @@ pub(super) struct Grant {
 
 impl Memory {
     /// A budget of `bytes` for up to `connections`; half of it is set aside for them.
-    pub(super) fn new(bytes: usize, connections: usize) -> Self {
+    pub(super) fn new(bytes: usize, connections: usize, seed: Seed) -> Self {
         let base = (bytes / 4 / connections.max(1)).clamp(SMALLEST, LARGEST);
+        let left = bytes.saturating_sub(2 * base * connections);
         Self {
             base,
-            left: bytes.saturating_sub(2 * base * connections),
+            left,
+            share: left / 2,
+            used: HashMap::with_hasher(seed),
         }
     }
 
-    pub(super) fn take(&mut self) -> Grant {
-        let wanted = (self.left / SHARE).min(LARGEST);
+    /// Buffers for a connection of a pod.
+    pub(super) fn take(&mut self, pod: Ipv4Addr) -> Grant {
+        let used = self.used.get(&pod).copied().unwrap_or_default();
+        // A pod's share is half of all.
+        let its = 2 * self.share.saturating_sub(used);
+        let wanted = (self.left.min(its) / SHARE).min(LARGEST);
         if wanted <= self.base {
             return Grant { len: self.base };
         }
         // A power of two below what there is: buffers of few sizes are used again.
         let len = 1 << wanted.ilog2();
-        self.left -= self.extra(len);
+        let extra = self.extra(len);
+        self.left -= extra;
+        *self.used.entry(pod).or_default() += extra;
         Grant { len }
     }
 
-    pub(super) fn give_back(&mut self, grant: Grant) {
-        self.left += self.extra(grant.len);
+    pub(super) fn give_back(&mut self, pod: Ipv4Addr, grant: Grant) {
+        let extra = self.extra(grant.len);
+        self.left += extra;
+        if let Some(used) = self.used.get_mut(&pod) {
+            *used = used.saturating_sub(extra);
+            if *used == 0 {
+                self.used.remove(&pod);
+            }
+        }
     }
 
     fn extra(&self, len: usize) -> usize {
@@ -62,16 +87,29 @@ mod tests {
     #[test]
     fn few_connections_have_large_buffers_and_many_stay_within_the_budget() {
         let (bytes, connections) = (128 << 20, 4096);
-        let mut memory = Memory::new(bytes, connections);
+        let mut memory = Memory::new(bytes, connections, Seed(1));
         let full = memory.left;
-        let grants: Vec<_> = (0..connections).map(|_| memory.take()).collect();
+        let pod = |number: usize| Ipv4Addr::from(number as u32 % 4);
+        let grants: Vec<_> = (0..connections).map(|i| memory.take(pod(i))).collect();
         assert_eq!(grants[0].len, LARGEST);
         assert_eq!(grants[connections - 1].len, SMALLEST);
         let sum: usize = grants.iter().map(|grant| 2 * grant.len).sum();
         assert!(sum <= bytes, "{sum}");
-        for grant in grants {
-            memory.give_back(grant);
+        for (i, grant) in grants.into_iter().enumerate() {
+            memory.give_back(pod(i), grant);
         }
-        assert_eq!(memory.left, full);
+        assert_eq!((memory.left, memory.used.len()), (full, 0));
+    }
+
+    #[test]
+    fn one_pod_leaves_half_to_the_others() {
+        let mut memory = Memory::new(128 << 20, 4096, Seed(1));
+        let full = memory.left;
+        let (greedy, other) = (Ipv4Addr::from(1), Ipv4Addr::from(2));
+        let grants: Vec<_> = (0..2048).map(|_| memory.take(greedy)).collect();
+        assert_eq!(grants[0].len, LARGEST);
+        assert_eq!(grants[2047].len, SMALLEST);
+        assert!(memory.left >= full / 2, "{} of {full}", memory.left);
+        assert!(memory.take(other).len >= LARGEST / 2);
     }
 }

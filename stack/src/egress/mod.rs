@@ -79,6 +79,8 @@ pub struct Config {
 pub struct Limits {
     /// Flows of all protocols.
     pub flows: usize,
+    /// Those of them that one pod may have.
+    pub flows_of_pod: usize,
     /// Bytes of the buffers of TCP connections.
     pub memory: usize,
     /// How long a TCP connection may be idle (RFC 5382 section 5: no less than 2 hours 4 minutes).
@@ -96,6 +98,7 @@ impl Limits {
         let workers = workers.max(1);
         Self {
             flows: self.flows.div_ceil(workers),
+            flows_of_pod: self.flows_of_pod.div_ceil(workers),
             memory: self.memory / workers,
             ..self
         }
@@ -116,6 +119,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             flows: 4096,
+            flows_of_pod: 2048,
             memory: 128 << 20,
             tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),
             udp_idle: Duration::from_secs(120),
@@ -222,8 +226,16 @@ impl Egress {
     #[must_use]
     pub fn new(config: Config, now: Instant) -> Self {
         Self {
-            flows: Table::new(config.limits.flows, Seed(config.random_seed)),
-            memory: Memory::new(config.limits.memory, config.limits.flows),
+            flows: Table::new(
+                config.limits.flows,
+                config.limits.flows_of_pod,
+                Seed(config.random_seed),
+            ),
+            memory: Memory::new(
+                config.limits.memory,
+                config.limits.flows,
+                Seed(config.random_seed),
+            ),
             ends: Ends::new(config.mtu, config.random_seed, now),
             datagrams: Datagrams::new(),
             fragments: Reassembly::new(),
@@ -349,11 +361,7 @@ impl Egress {
     /// Ends the flows of a pod that is no longer there.
     pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host, pods: &mut impl Pods) {
         self.fragments.forget_pod(address, pods);
-        let its = self
-            .flows
-            .iter()
-            .filter(|(_, key, ..)| *key.pod.ip() == address);
-        let its: Vec<_> = its.map(|(id, ..)| id).collect();
+        let its: Vec<_> = self.flows.of_pod(address).collect();
         for id in its {
             self.give_up(id, HostError::HostUnreachable, host);
         }
@@ -377,7 +385,7 @@ impl Egress {
     /// The flows, in no particular order.
     pub fn flows(&self) -> impl Iterator<Item = FlowInfo> {
         let infos = self.flows.iter();
-        infos.map(|(_, key, flow, usage)| FlowInfo::new(key, flow.state(), usage))
+        infos.map(|(key, flow, usage)| FlowInfo::new(key, flow.state(), usage))
     }
 
     fn take_segment(
@@ -466,15 +474,21 @@ impl Egress {
             // There is no way back to it.
             return Err(DropReason::EgressNoFlow);
         };
-        self.make_room(now, host, pods)?;
+        self.make_room(now, *key.pod.ip(), host, pods)?;
         Ok(target)
     }
 
-    /// Makes room for one more flow.
-    fn make_room(&mut self, now: Instant, host: &mut impl Host, pods: &mut impl Pods) -> Step {
-        if self.flows.is_full() {
-            let oldest = self.flows.oldest(now, EVICTABLE);
-            let oldest = oldest.ok_or(DropReason::EgressTableFull)?;
+    /// Makes room for one more flow of a pod.
+    fn make_room(
+        &mut self,
+        now: Instant,
+        pod: Ipv4Addr,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        if let Some(crowd) = self.flows.crowd(pod) {
+            let oldest = self.flows.oldest(now, EVICTABLE, crowd);
+            let oldest = oldest.ok_or(crowd.reason())?;
             self.counters.evicted += 1;
             self.end(now, oldest, host, pods);
         }
@@ -576,7 +590,7 @@ impl Egress {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let mut connection = Box::new(Connection::accepting(key, self.memory.take()));
+        let mut connection = Box::new(Connection::accepting(key, self.memory.take(*key.pod.ip())));
         if let Flow::Connecting { syn } = flow {
             self.ends.receive(now, &mut connection, syn, pods);
         }
@@ -783,7 +797,7 @@ impl Egress {
         let (key, mut flow) = self.flows.remove(id)?;
         host.close(id, reset);
         if let Some(connection) = flow.connection() {
-            self.memory.give_back(connection.grant);
+            self.memory.give_back(*key.pod.ip(), connection.grant);
         }
         Some((key, flow))
     }

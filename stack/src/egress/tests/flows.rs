@@ -78,3 +78,40 @@ fn datagrams_count_by_their_payload() {
     assert_eq!((flow.state, flow.active), (FlowState::Open, bed.now));
     assert_eq!(flow.since, Instant::ZERO);
 }
+
+#[test]
+fn a_pod_that_has_its_share_makes_room_by_its_own_flows() {
+    let limits = Limits {
+        flows: 10,
+        flows_of_pod: 3,
+        ..Limits::default()
+    };
+    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let begin = |bed: &mut Bed, pod: Ipv4Addr, port: u16| {
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ipv4(pod.octets(), SERVER.ip().octets(), 64)
+            .udp(port, SERVER.port())
+            .write(&mut packet, b"x")
+            .unwrap();
+        bed.send(&packet);
+        bed.last()
+    };
+    let neighbour = Ipv4Addr::new(10, 244, 1, 3);
+    let theirs = begin(&mut bed, neighbour, 1);
+    bed.pass(Duration::from_secs(1));
+    let first = begin(&mut bed, POD, 1);
+    begin(&mut bed, POD, 2);
+    begin(&mut bed, POD, 3);
+    begin(&mut bed, POD, 4);
+    assert_eq!(bed.dropped, [DropReason::EgressPodFull]);
+    begin(&mut bed, neighbour, 2);
+    assert_eq!(bed.egress.counters().open, 5);
+
+    bed.pass(EVICTABLE);
+    begin(&mut bed, POD, 4);
+    assert_eq!(bed.host.closed, [(first, true)], "its own oldest");
+    assert!(bed.host.sockets.contains_key(&theirs));
+    let counters = bed.egress.counters();
+    assert_eq!((counters.open, counters.evicted), (5, 1));
+    assert_eq!(bed.dropped.len(), 1);
+}

@@ -294,6 +294,7 @@ fn chosen_ports_are_nobodys_and_differ() {
 fn the_last_free_port_is_found() {
     let limits = Limits {
         flows: 20_000,
+        flows_of_pod: 20_000,
         memory: 1 << 20,
         ..Limits::default()
     };
