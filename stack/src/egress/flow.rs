@@ -31,6 +31,8 @@ pub struct FlowInfo {
 pub enum Direction {
     /// The pod.
     Out,
+    /// The host's side.
+    In,
 }
 
 /// How far a flow is.
@@ -50,7 +52,7 @@ impl FlowInfo {
     pub(super) const fn new(key: FlowKey, state: FlowState, usage: Usage) -> Self {
         Self {
             key,
-            direction: Direction::Out,
+            direction: usage.direction,
             state,
             since: usage.since,
             active: usage.active,
@@ -74,6 +76,7 @@ impl fmt::Display for Direction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Out => "out",
+            Self::In => "in",
         })
     }
 }

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
+use super::flow::Direction;
 use super::table::Moved;
 use super::tcp::{Connection, Outcome, Progress};
 use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step};
@@ -65,7 +66,9 @@ impl Egress {
             preface: preface.into(),
             fails,
         };
-        let id = self.flows.insert(now, key, Flow::Dialling(Box::new(dial)));
+        let id = self
+            .flows
+            .insert(now, Direction::In, key, Flow::Dialling(Box::new(dial)));
         self.flows.schedule(id, now + LATER);
         Ok(id)
     }
@@ -91,7 +94,7 @@ impl Egress {
             None => {
                 self.make_room(now, *key.pod.ip(), host, pods)?;
                 self.counters.inbound += 1;
-                self.add_datagrams(now, key)
+                self.add_datagrams(now, Direction::In, key)
             }
         };
         let moved = Moved {

@@ -536,7 +536,9 @@ impl Egress {
             Err(error) => return self.unconnected(now, error, &syn, pods),
         }
         self.counters.opened += 1;
-        let id = self.flows.insert(now, key, Flow::Connecting { syn });
+        let id = self
+            .flows
+            .insert(now, Direction::Out, key, Flow::Connecting { syn });
         self.flows.schedule(id, now + CONNECT_LIMIT);
         Ok(())
     }
@@ -674,13 +676,13 @@ impl Egress {
                 _ => reason,
             }
         })?;
-        Ok(self.add_datagrams(now, key))
+        Ok(self.add_datagrams(now, Direction::Out, key))
     }
 
-    fn add_datagrams(&mut self, now: Instant, key: FlowKey) -> FlowId {
+    fn add_datagrams(&mut self, now: Instant, direction: Direction, key: FlowKey) -> FlowId {
         self.counters.opened += 1;
         let flow = Flow::Datagrams { readable: false };
-        let id = self.flows.insert(now, key, flow);
+        let id = self.flows.insert(now, direction, key, flow);
         self.flows
             .schedule(id, now + self.config.limits.idle(key.protocol));
         id

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use smoltcp::time::{Duration, Instant};
 
+use super::flow::Direction;
 use super::{FlowId, FlowKey};
 use crate::drops::DropReason;
 use crate::hash::Seed;
@@ -76,6 +77,8 @@ impl Moved {
 /// What a flow has carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Usage {
+    /// Who began it.
+    pub(super) direction: Direction,
     /// When it began.
     pub(super) since: Instant,
     /// When it was last in use.
@@ -139,8 +142,15 @@ impl<T> Table<T> {
     }
 
     /// Adds a flow whose key is in no other; its identity was [`Self::next_id`].
-    pub(super) fn insert(&mut self, now: Instant, key: FlowKey, flow: T) -> FlowId {
+    pub(super) fn insert(
+        &mut self,
+        now: Instant,
+        direction: Direction,
+        key: FlowKey,
+        flow: T,
+    ) -> FlowId {
         let usage = Usage {
+            direction,
             since: now,
             active: now,
             sent: 0,
@@ -333,7 +343,7 @@ mod tests {
         const FLOWS: usize = 4096;
         let mut table = table(FLOWS, FLOWS);
         let ids: Vec<_> = (0..FLOWS)
-            .map(|port| table.insert(at(0), key(pod(2), port as u16), ()))
+            .map(|port| table.insert(at(0), Direction::Out, key(pod(2), port as u16), ()))
             .collect();
         // All have been in use, but none for so long that it makes room.
         for id in &ids {
@@ -346,7 +356,7 @@ mod tests {
         for port in 0..FLOWS {
             let oldest = table.oldest(at(25), IDLE, Crowd::All).unwrap();
             assert!(table.remove(oldest).is_some());
-            table.insert(at(25), key(pod(3), port as u16), ());
+            table.insert(at(25), Direction::Out, key(pod(3), port as u16), ());
         }
         assert_eq!(table.relisted, FLOWS, "none had been in use since");
         assert_eq!(table.oldest(at(25), IDLE, Crowd::All), None);
@@ -356,12 +366,12 @@ mod tests {
     fn a_pod_crowds_before_all_do() {
         let mut table = table(4, 2);
         let ids: Vec<_> = (0..2)
-            .map(|port| table.insert(at(0), key(pod(2), port), ()))
+            .map(|port| table.insert(at(0), Direction::Out, key(pod(2), port), ()))
             .collect();
         assert_eq!(table.crowd(pod(2)), Some(Crowd::Pod(pod(2))));
         assert_eq!(table.crowd(pod(3)), None);
         for port in 0..2 {
-            table.insert(at(0), key(pod(3), port), ());
+            table.insert(at(0), Direction::Out, key(pod(3), port), ());
         }
         assert_eq!(table.crowd(pod(4)), Some(Crowd::All));
         assert_eq!(table.of_pod(pod(2)).collect::<Vec<_>>(), ids);
@@ -392,7 +402,7 @@ mod tests {
                         table.count(model[known].1, now, Moved::default());
                         model[known].2 = now;
                     }
-                    (_, None) => model.push((key, table.insert(now, key, ()), now)),
+                    (_, None) => model.push((key, table.insert(now, Direction::Out, key, ()), now)),
                 }
                 for crowd in [Crowd::All, Crowd::Pod(pod(number))] {
                     let its = model.iter().filter(|(key, ..)| match crowd {

@@ -251,8 +251,10 @@ fn flows_of_a_pod_that_vanishes_end_with_it() {
     let mut bed = Bed::new();
     let (_, connected) = accepted(&mut bed);
     let dialling = dial(&mut bed, tcp(SERVER));
-    let Bed { egress, host, .. } = &mut bed;
-    egress.forget_pod(POD, host);
+    let Bed {
+        egress, host, pods, ..
+    } = &mut bed;
+    egress.forget_pod(POD, host, pods);
     assert_eq!(host.dialled, [(dialling, Err(HostError::HostUnreachable))]);
     host.closed.sort_unstable();
     assert_eq!(host.closed, [(connected, true), (dialling, true)]);
