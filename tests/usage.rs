@@ -479,6 +479,7 @@ fn a_node_that_is_not_there_is_named() {
         "peers",
         "routes",
         "drops",
+        "flows",
         "neighbours",
         "leave",
     ] {
