@@ -1,6 +1,7 @@
 //! Egress: a worker's sockets on the host, by which pods' traffic to addresses outside the overlay
 //! goes on. What belongs to which socket, and what becomes of it, [`muslin_stack::egress`] decides.
 
+mod error_queue;
 mod sockets;
 
 use std::net::Ipv4Addr;

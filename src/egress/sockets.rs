@@ -6,15 +6,17 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_stack::egress::{FlowId, FlowKey, Host, HostError, Protocol};
+use muslin_stack::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol};
 use nix::errno::Errno;
-use nix::libc::MSG_NOSIGNAL;
+use nix::libc::{self, MSG_NOSIGNAL};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tracing::debug;
 
-use super::event_data;
+use super::{error_queue, event_data};
 use crate::error::errno;
+use crate::underlay::option;
 
 /// After so long without a word the other end is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
@@ -118,6 +120,28 @@ impl Host for Sockets {
         sent.map_err(|error| told(&error))
     }
 
+    fn mark(&mut self, flow: FlowId, marks: Marks) {
+        let Some(socket) = self.sockets.get(&flow) else {
+            return;
+        };
+        let discovery = if marks.dont_fragment {
+            libc::IP_PMTUDISC_DO
+        } else {
+            libc::IP_PMTUDISC_DONT
+        };
+        let marked = socket
+            .set_ttl_v4(marks.ttl.into())
+            .and_then(|()| socket.set_tos_v4(u32::from(marks.dscp) << 2))
+            .and_then(|()| option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery));
+        if let Err(error) = marked {
+            debug!("a datagram goes without its marks: {error}");
+        }
+    }
+
+    fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
+        error_queue::next(self.sockets.get(&flow)?, quoted)
+    }
+
     fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
         let shut = self.get(flow)?.shutdown(std::net::Shutdown::Write);
         shut.map_err(|error| told(&error))
@@ -148,6 +172,8 @@ fn open(protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, kind.nonblocking(), Some(number))?;
     if protocol == Protocol::Tcp {
         prepare(&socket)?;
+    } else {
+        setsockopt(&socket, Ipv4RecvErr, &true)?;
     }
     Ok(socket)
 }

@@ -4,7 +4,7 @@
 mod batch;
 mod interface;
 mod messages;
-mod option;
+pub(crate) mod option;
 mod self_test;
 mod udp;
 pub mod uplink;

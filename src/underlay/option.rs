@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::libc;
 
 /// Sets an option whose value is an `int`.
-pub(super) fn set(
+pub(crate) fn set(
     socket: &impl AsFd,
     level: libc::c_int,
     name: libc::c_int,

@@ -1,5 +1,7 @@
 //! Packets for and from addresses outside the overlay, as the loop takes them.
 
+use std::net::Ipv4Addr;
+
 use muslin_encap::buffer::PacketBuf;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
@@ -32,6 +34,10 @@ impl Pods for ToPods<'_> {
 
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
         self.node.report(now, error, offender);
+    }
+
+    fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+        self.node.relay(now, from, error, offender);
     }
 
     fn lose(&mut self, reason: DropReason, packets: u64) {

@@ -81,6 +81,7 @@ reasons! {
     EgressPodFull, "egress-pod-full", "A pod had too many flows to addresses outside, and none was idle.";
     EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
     EgressHostFull, "egress-host-full", "The host's socket had no room for a datagram to an address outside.";
+    EgressTooLong, "egress-too-long", "A packet was longer than the way to an address outside takes, and must not be fragmented.";
     EgressUnreachable, "egress-unreachable", "The host knows no way to an address outside.";
     EgressPing, "egress-ping", "The host permits no echo requests (net.ipv4.ping_group_range).";
     FragmentationNeeded, "fragmentation-needed", "A packet was larger than the path's MTU and must not be fragmented.";
@@ -124,6 +125,7 @@ impl DropReason {
                 | Self::EgressPodFull
                 | Self::EgressHostFailed
                 | Self::EgressHostFull
+                | Self::EgressTooLong
                 | Self::EgressUnreachable
                 | Self::EgressPing
                 | Self::PortDown

@@ -50,6 +50,24 @@ impl IcmpError {
         }
     }
 
+    /// The error that a message of this type and code tells, with the MTU that it names in bytes;
+    /// `None` if it is no error that a router has to report.
+    #[must_use]
+    pub fn from_wire(kind: u8, code: u8, mtu: u32) -> Option<Self> {
+        Some(match (kind, code) {
+            // What is not known or not reached as a whole (RFC 1812 section 5.2.7.1).
+            (3, 0 | 6 | 11) => Self::NetUnreachable,
+            (3, 1 | 5 | 7 | 8 | 12) => Self::HostUnreachable,
+            (3, 2) => Self::ProtocolUnreachable,
+            (3, 3) => Self::PortUnreachable,
+            (3, 4) => Self::FragmentationNeeded(mtu.try_into().unwrap_or(u16::MAX)),
+            (3, 9 | 10 | 13..=15) => Self::Prohibited,
+            (11, 0) => Self::TimeExceeded,
+            (11, 1) => Self::ReassemblyTimeExceeded,
+            _ => return None,
+        })
+    }
+
     /// Writes this error about `offender`, a well-formed IPv4 packet, as a whole IPv4 packet from
     /// `source` into `buffer`, and returns its length. It quotes the offender as far as 576 bytes
     /// and the buffer reach. `None` if there must be no error about that packet, or the buffer is
@@ -251,6 +269,8 @@ mod tests {
                 expected.calc_checksum(icmp.payload())
             );
             assert_eq!(icmp.payload(), &offender[..MAX_LEN - 28]);
+            let (kind, code, rest) = error.fields();
+            assert_eq!(IcmpError::from_wire(kind, code, rest), Some(error));
         }
     }
 

@@ -12,9 +12,9 @@ use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPack
 use super::{FlowId, FlowKey, Host, HostError, Pods, Protocol};
 use crate::drops::DropReason;
 
-const IP_LEN: usize = 20;
+pub(super) const IP_LEN: usize = 20;
 /// Of UDP and of ICMP echo.
-const HEADER_LEN: usize = 8;
+pub(super) const HEADER_LEN: usize = 8;
 const MAX_LEN: usize = 65_535;
 const TTL: u8 = 64;
 /// Where UDP's checksum is, from the header's start.
@@ -147,23 +147,7 @@ impl Datagrams {
     }
 }
 
-/// What a pod has sent of a flow, as far as an ICMP error quotes it.
-pub(super) fn quote(key: FlowKey) -> [u8; IP_LEN + HEADER_LEN] {
-    let mut packet = [0; IP_LEN + HEADER_LEN];
-    if key.protocol == Protocol::Ping {
-        write_ip(&mut packet, IpProtocol::Icmp, (key.pod, key.remote), 0);
-        let mut echo = Icmpv4Packet::new_unchecked(&mut packet[IP_LEN..]);
-        echo.set_msg_type(Icmpv4Message::EchoRequest);
-        echo.set_echo_ident(key.pod.port());
-        echo.fill_checksum();
-    } else {
-        write_ip(&mut packet, IpProtocol::Udp, (key.pod, key.remote), 0);
-        write_udp(&mut packet[IP_LEN..], (key.pod, key.remote));
-    }
-    packet
-}
-
-fn write_ip(
+pub(super) fn write_ip(
     packet: &mut [u8],
     protocol: IpProtocol,
     (from, to): (SocketAddrV4, SocketAddrV4),
@@ -184,7 +168,7 @@ fn write_ip(
 }
 
 /// Writes a header whose checksum is that of the pseudo header.
-fn write_udp(datagram: &mut [u8], (from, to): (SocketAddrV4, SocketAddrV4)) {
+pub(super) fn write_udp(datagram: &mut [u8], (from, to): (SocketAddrV4, SocketAddrV4)) {
     let len = datagram.len() as u16;
     let addresses = [from.ip().octets(), to.ip().octets()].concat();
     let pseudo = checksum::add(

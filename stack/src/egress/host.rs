@@ -1,13 +1,13 @@
 //! What egress asks of those around it: sockets of the host, and a way to the pods.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use thiserror::Error;
 
-use super::FlowKey;
+use super::{Complaint, FlowKey, Marks};
 use crate::drops::DropReason;
 use crate::icmp::IcmpError;
 
@@ -122,6 +122,13 @@ pub trait Host {
     /// `WouldBlock` if there is no room, or what is wrong.
     fn write(&mut self, flow: FlowId, bytes: &[u8]) -> Result<usize, HostError>;
 
+    /// Has datagrams of a flow sent with these marks from now on, as far as the host permits it.
+    fn mark(&mut self, flow: FlowId, marks: Marks);
+
+    /// Takes a complaint about datagrams of a flow, with what it quotes. Reads and writes fail while
+    /// there are any.
+    fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint>;
+
     /// Ends the stream to the other end.
     ///
     /// # Errors
@@ -143,6 +150,9 @@ pub trait Pods {
 
     /// Tells the sender of `offender`, the beginning of an IPv4 packet, of an error.
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]);
+
+    /// Passes on what `from` has to say, who is outside, about `offender`, likewise.
+    fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]);
 
     /// Counts packets of pods that were kept for a while and are lost.
     fn lose(&mut self, reason: DropReason, packets: u64);

@@ -153,8 +153,13 @@ impl Egress {
             return;
         };
         // Whatever is put in its place does not stay there.
-        let Flow::Dialling(dial) = std::mem::replace(flow, Flow::Datagrams { readable: false })
-        else {
+        let Flow::Dialling(dial) = std::mem::replace(
+            flow,
+            Flow::Datagrams {
+                readable: false,
+                marks: None,
+            },
+        ) else {
             return;
         };
         let Dial {

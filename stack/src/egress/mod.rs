@@ -33,6 +33,7 @@ mod flow;
 mod host;
 mod inbound;
 mod memory;
+mod path;
 mod policy;
 mod reassembly;
 mod table;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use flow::{Direction, FlowInfo, FlowState};
 pub use host::{FlowId, Host, HostError, Pods, Protocol};
+pub use path::{Complaint, Marks};
 pub use policy::{LINK_LOCAL, Policy};
 
 use datagram::Datagrams;
@@ -55,6 +57,9 @@ use tcp::{Connection, Ends, Outcome};
 const CONNECT_LIMIT: Duration = Duration::from_secs(150);
 /// How long a flow must have been idle to make room for another.
 const EVICTABLE: Duration = Duration::from_secs(10);
+
+/// Times that a datagram is given to the host, which may have something to say of earlier ones.
+const ATTEMPTS: usize = 3;
 
 /// The time after now: the least that lets others have their turn.
 const LATER: Duration = Duration::from_micros(1);
@@ -208,7 +213,11 @@ enum Flow {
         ready: Ready,
     },
     /// Datagrams go both ways.
-    Datagrams { readable: bool },
+    Datagrams {
+        readable: bool,
+        /// What the host was told last.
+        marks: Option<Marks>,
+    },
 }
 
 /// Where a flow of a pod goes.
@@ -319,7 +328,7 @@ impl Egress {
                 ready.writable |= event.writable;
                 self.look_after(now, id, host, pods);
             }
-            Some((_, Flow::Datagrams { readable })) => {
+            Some((_, Flow::Datagrams { readable, .. })) => {
                 *readable |= event.readable;
                 self.read_datagrams(now, id, host, pods);
             }
@@ -617,6 +626,7 @@ impl Egress {
         let bytes = packet.as_slice();
         let id = self.datagram_flow(now, key, bytes, host, pods)?;
         let payload = &bytes[at.payload..at.end];
+        self.mark(id, Marks::behind(bytes), host);
         let size = packet.offload().gso.map_or(0, |gso| gso.size.into());
         if size == 0 {
             return self.write_datagram(now, (id, key), payload, host, pods);
@@ -653,7 +663,18 @@ impl Egress {
             remote: SocketAddrV4::new(view.dst_addr(), 0),
         };
         let id = self.datagram_flow(now, key, packet.as_slice(), host, pods)?;
+        self.mark(id, Marks::behind(packet.as_slice()), host);
         self.write_datagram(now, (id, key), view.payload(), host, pods)
+    }
+
+    /// Tells the host what a flow's datagrams have in their headers, if that is new.
+    fn mark(&mut self, id: FlowId, now: Marks, host: &mut impl Host) {
+        if let Some((_, Flow::Datagrams { marks, .. })) = self.flows.get_mut(id)
+            && *marks != Some(now)
+        {
+            *marks = Some(now);
+            host.mark(id, now);
+        }
     }
 
     /// The flow of a datagram, which it begins if there is none.
@@ -681,7 +702,10 @@ impl Egress {
 
     fn add_datagrams(&mut self, now: Instant, direction: Direction, key: FlowKey) -> FlowId {
         self.counters.opened += 1;
-        let flow = Flow::Datagrams { readable: false };
+        let flow = Flow::Datagrams {
+            readable: false,
+            marks: None,
+        };
         let id = self.flows.insert(now, direction, key, flow);
         self.flows
             .schedule(id, now + self.config.limits.idle(key.protocol));
@@ -696,24 +720,32 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
+        let step = self.offer(now, (id, key), payload, host, pods);
         let moved = Moved {
-            sent: payload.len(),
+            sent: if step.is_ok() { payload.len() } else { 0 },
             received: 0,
         };
         self.flows.count(id, now, moved);
-        let mut written = host.write(id, payload);
-        if matches!(
-            written,
-            Err(HostError::Refused | HostError::HostUnreachable)
-        ) {
-            // That is about an earlier one, and this one may find somebody.
-            refuse(now, key, HostError::Refused, &datagram::quote(key), pods);
-            written = host.write(id, payload);
+        step
+    }
+
+    /// Gives a datagram to the host.
+    fn offer(
+        &mut self,
+        now: Instant,
+        (id, key): (FlowId, FlowKey),
+        payload: &[u8],
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        for _ in 0..ATTEMPTS {
+            match host.write(id, payload) {
+                Ok(_) => return Ok(()),
+                Err(HostError::WouldBlock) => return Err(DropReason::EgressHostFull),
+                Err(error) => self.hear(now, (id, key), error, payload, host, pods)?,
+            }
         }
-        match written {
-            Ok(_) => Ok(()),
-            Err(error) => Err(refuse(now, key, error, &datagram::quote(key), pods)),
-        }
+        Err(DropReason::EgressUnreachable)
     }
 
     /// Gives a pod the datagrams that are there for it.
@@ -724,13 +756,14 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) {
-        let Some((key, Flow::Datagrams { readable })) = self.flows.get_mut(id) else {
+        let Some((key, Flow::Datagrams { readable, .. })) = self.flows.get_mut(id) else {
             return;
         };
         let read = self.datagrams.read(now, (id, key), readable, host, pods);
         let goes_on = *readable;
         if let Some(error) = read.error {
-            refuse(now, key, error, &datagram::quote(key), pods);
+            // There is no datagram at hand that could be dropped.
+            let _ = self.hear(now, (id, key), error, &[], host, pods);
         }
         if read.count > 0 {
             let moved = Moved {
@@ -840,6 +873,7 @@ fn refuse(
         HostError::NotPermitted if key.protocol == Protocol::Ping => DropReason::EgressPing,
         HostError::NotPermitted => DropReason::EgressDenied,
         HostError::NetUnreachable | HostError::HostUnreachable => DropReason::EgressUnreachable,
+        HostError::TooLong => DropReason::EgressTooLong,
         _ => DropReason::EgressHostFailed,
     }
 }

@@ -7,4 +7,5 @@ mod datagram;
 mod flows;
 mod fragments;
 mod inbound;
+mod path;
 mod tcp;

@@ -479,6 +479,22 @@ impl Node {
 
     /// Sends an ICMP error about a packet, if it may have one and there were not too many.
     pub fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
+        self.report_as(now, self.gateway(), error, offender);
+    }
+
+    /// Sends a pod the ICMP error about a packet that `from`, outside the overlay, has sent about it
+    /// to the host, as [`Self::report`] does. Where nobody outside can be, the gateway has it.
+    pub fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+        let is_inside = self.egress.is_some_and(|network| network.contains(&from));
+        let from = if is_inside || guard::is_martian(from) {
+            self.gateway()
+        } else {
+            from
+        };
+        self.report_as(now, from, error, offender);
+    }
+
+    fn report_as(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
         let own = |packet| self.is_own(Ipv4Packet::new_unchecked(packet).src_addr());
         if !icmp::may_answer(offender) || own(offender) {
             return;
@@ -491,7 +507,7 @@ impl Node {
         let mut buffer = [0; icmp::MAX_LEN];
         // An error larger than the MTU would have to be fragmented; it quotes less instead.
         let room = icmp::MAX_LEN.min(self.config.mtu.get().into());
-        if let Some(len) = error.write(&mut buffer[..room], self.gateway(), offender) {
+        if let Some(len) = error.write(&mut buffer[..room], from, offender) {
             self.originate(now, &buffer[..len]);
         }
     }

@@ -43,6 +43,10 @@ pub(super) struct FakeSocket {
     pub(super) shut: bool,
     /// An error that reads and writes have.
     pub(super) error: Option<HostError>,
+    /// What the headers of datagrams have, each time it changed.
+    pub(super) marks: Vec<Marks>,
+    /// What is wrong with datagrams, and what that quotes.
+    pub(super) complaints: VecDeque<(Complaint, Vec<u8>)>,
 }
 
 /// A host whose sockets do what tests say.
@@ -164,6 +168,16 @@ impl Host for FakeHost {
         Ok(len)
     }
 
+    fn mark(&mut self, id: FlowId, marks: Marks) {
+        self.sockets.get_mut(&id).unwrap().marks.push(marks);
+    }
+
+    fn complaint(&mut self, id: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
+        let (complaint, bytes) = self.sockets.get_mut(&id)?.complaints.pop_front()?;
+        quoted[..bytes.len()].copy_from_slice(&bytes);
+        Some(complaint)
+    }
+
     fn shutdown(&mut self, id: FlowId) -> Result<(), HostError> {
         self.sockets.get_mut(&id).unwrap().shut = true;
         Ok(())
@@ -180,6 +194,8 @@ impl Host for FakeHost {
 pub(super) struct FakePods {
     pub(super) packets: VecDeque<Vec<u8>>,
     pub(super) reports: Vec<(IcmpError, Vec<u8>)>,
+    /// What others outside have said.
+    pub(super) relayed: Vec<(Ipv4Addr, IcmpError, Vec<u8>)>,
     pub(super) lost: BTreeMap<DropReason, u64>,
     /// Length of the longest packet before it was taken apart.
     pub(super) longest: usize,
@@ -213,6 +229,11 @@ impl Pods for FakePods {
     fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
         assert!(crate::icmp::may_answer(offender), "{offender:?}");
         self.reports.push((error, offender.to_vec()));
+    }
+
+    fn relay(&mut self, _: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+        assert!(crate::icmp::may_answer(offender), "{offender:?}");
+        self.relayed.push((from, error, offender.to_vec()));
     }
 
     fn lose(&mut self, reason: DropReason, packets: u64) {

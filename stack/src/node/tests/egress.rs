@@ -1,6 +1,7 @@
 //! Packets to and from addresses outside the overlay.
 
 use super::*;
+use crate::icmp::IcmpError;
 
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 
@@ -124,4 +125,33 @@ fn packets_from_outside_that_are_too_long_are_fragmented() {
 fn assert_adds_up_after(node: &mut Node) {
     outputs(node);
     assert_adds_up(node);
+}
+
+#[test]
+fn errors_from_outside_have_their_senders_address() {
+    let router = Ipv4Addr::new(198, 51, 100, 1);
+    let mut node = with_egress();
+    let offender = ping(pod(1, 2), OUTSIDE, 1, 30);
+    // Nobody outside can be in the overlay, or everywhere.
+    for (from, source) in [
+        (router, router),
+        (pod(1, 3), pod(1, 1)),
+        (pod(9, 9), pod(1, 1)),
+        (Ipv4Addr::BROADCAST, pod(1, 1)),
+        (Ipv4Addr::LOCALHOST, pod(1, 1)),
+    ] {
+        node.relay(NOW, from, IcmpError::TimeExceeded, &offender);
+        let outputs = outputs(&mut node);
+        assert_eq!(outputs.len(), 1, "{from}");
+        let (verdict, frame) = &outputs[0];
+        assert_eq!(*verdict, Verdict::Port(POD_PORT));
+        let view = Ipv4Packet::new_checked(&frame[frame::HEADER_LEN..]).unwrap();
+        assert_eq!(
+            (view.src_addr(), view.dst_addr()),
+            (source, pod(1, 2)),
+            "{from}"
+        );
+        assert_eq!(view.payload()[..2], [11, 0]);
+    }
+    assert_adds_up_after(&mut node);
 }

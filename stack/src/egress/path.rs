@@ -1,0 +1,133 @@
+//! The way of datagrams and echo requests outside: what of a pod's header goes on with them, and what
+//! routers and hosts there say about them.
+
+use std::net::Ipv4Addr;
+
+use smoltcp::time::Instant;
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
+
+use super::datagram::{HEADER_LEN, IP_LEN, write_ip, write_udp};
+use super::{Egress, FlowId, FlowKey, Host, HostError, Pods, Protocol, refuse};
+use crate::drops::DropReason;
+use crate::icmp::{self, IcmpError};
+
+/// Errors that are passed on before the others have their turn.
+const COMPLAINTS: usize = 16;
+/// The most an ICMP error quotes.
+const QUOTED: usize = icmp::MAX_LEN - IP_LEN - HEADER_LEN;
+
+/// What datagrams have in their headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// Time to live.
+    pub ttl: u8,
+    /// Differentiated services code point (RFC 2474), of six bits.
+    pub dscp: u8,
+    /// Whether routers, and the host, must not fragment them.
+    pub dont_fragment: bool,
+}
+
+impl Marks {
+    /// Those of a pod's packet behind this router, which has seen that its time to live is not over.
+    ///
+    /// Congestion is not among them: what the network says of it on the way back, the host's socket
+    /// does not tell, and a pod that hears nothing would take that for none.
+    pub(super) fn behind(packet: &[u8]) -> Self {
+        let view = Ipv4Packet::new_unchecked(packet);
+        Self {
+            ttl: view.hop_limit().saturating_sub(1).max(1),
+            dscp: view.dscp(),
+            dont_fragment: view.dont_frag(),
+        }
+    }
+}
+
+/// What is wrong with a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Complaint {
+    /// What it is.
+    pub error: IcmpError,
+    /// Who says so, about an earlier datagram; nobody, if the host itself does not send this one.
+    pub from: Option<Ipv4Addr>,
+    /// Bytes that are quoted: of the payload of UDP, or of the echo request.
+    pub len: usize,
+}
+
+impl Egress {
+    /// Tells a pod what is wrong with datagrams of a flow, whose socket has failed at one with this
+    /// payload.
+    ///
+    /// # Errors
+    /// The reason to drop that one. Without any, it is about earlier ones, and that one may find
+    /// somebody.
+    pub(super) fn hear(
+        &mut self,
+        now: Instant,
+        (id, key): (FlowId, FlowKey),
+        error: HostError,
+        payload: &[u8],
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Result<(), DropReason> {
+        let mut quoted = [0; QUOTED];
+        let mut complaints = 0;
+        while complaints < COMPLAINTS
+            && let Some(complaint) = host.complaint(id, &mut quoted)
+        {
+            let Some(from) = complaint.from else {
+                let quote = Quote::new(key, payload);
+                pods.report(now, complaint.error, quote.as_slice());
+                return Err(DropReason::EgressTooLong);
+            };
+            complaints += 1;
+            // The pod knows the host's loopback by another address.
+            let is_loopback = from.is_loopback();
+            let from = if is_loopback { *key.remote.ip() } else { from };
+            let quote = Quote::new(key, &quoted[..complaint.len.min(QUOTED)]);
+            pods.relay(now, from, complaint.error, quote.as_slice());
+        }
+        if complaints > 0 {
+            return Ok(());
+        }
+        let is_earlier = matches!(error, HostError::Refused | HostError::HostUnreachable);
+        let quote = Quote::new(key, if is_earlier { &[] } else { payload });
+        let reason = refuse(now, key, error, quote.as_slice(), pods);
+        if is_earlier { Ok(()) } else { Err(reason) }
+    }
+}
+
+/// What a pod has sent of a flow, as far as an ICMP error quotes it.
+pub(super) struct Quote {
+    bytes: [u8; QUOTED],
+    len: usize,
+}
+
+impl Quote {
+    /// A packet with as much of the payload, of UDP or the echo request, as is known and has room.
+    pub(super) fn new(key: FlowKey, payload: &[u8]) -> Self {
+        let mut bytes = [0; QUOTED];
+        let ends = (key.pod, key.remote);
+        let is_ping = key.protocol == Protocol::Ping;
+        let at = if is_ping { IP_LEN } else { IP_LEN + HEADER_LEN };
+        let known = payload.len().min(QUOTED - at);
+        bytes[at..at + known].copy_from_slice(&payload[..known]);
+        let len = (at + known).max(IP_LEN + HEADER_LEN);
+        if is_ping {
+            write_ip(&mut bytes[..len], IpProtocol::Icmp, ends, 0);
+            let mut echo = Icmpv4Packet::new_unchecked(&mut bytes[IP_LEN..len]);
+            echo.set_msg_type(Icmpv4Message::EchoRequest);
+            echo.set_msg_code(0);
+            // The host's socket has a number of its own.
+            echo.set_echo_ident(key.pod.port());
+            echo.fill_checksum();
+        } else {
+            write_ip(&mut bytes[..len], IpProtocol::Udp, ends, 0);
+            write_udp(&mut bytes[IP_LEN..len], ends);
+        }
+        Self { bytes, len }
+    }
+
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
