@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test fuzz lint portability clean
+.PHONY: demo test fuzz lint portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -35,6 +35,17 @@ lint:
 portability:
 	rustup target add aarch64-apple-darwin
 	cargo check --locked -p muslin-stack -p muslin-encap --target aarch64-apple-darwin
+
+# A container image of the static binary (deploy/README.md).
+TARGET ?= x86_64-unknown-linux-musl
+IMAGE ?= localhost/muslin:latest
+image:
+	@.ci/need build image
+	rustup target add $(TARGET)
+	cargo build --release --locked --target $(TARGET)
+	rm -rf target/image
+	install -D target/$(TARGET)/release/muslin target/image/muslin
+	podman build --file deploy/Containerfile --tag $(IMAGE) target/image
 
 clean:
 	cargo clean
