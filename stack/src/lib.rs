@@ -15,6 +15,7 @@ pub mod hash;
 pub mod icmp;
 pub mod ipam;
 pub mod lease;
+pub mod names;
 pub mod neighbour;
 pub mod node;
 pub mod peer;
