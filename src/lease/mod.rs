@@ -1,9 +1,12 @@
-//! Leases: the stores that hold them, and the task that keeps this node's own.
+//! Leases: the stores that hold them, and the tasks that keep this node's own and
+//! share names of pods.
 //!
 //! The rules are in [`muslin_stack::lease`]; here are the ones who execute them.
 
+mod names;
 mod runner;
 pub mod store;
 pub mod table;
 
+pub use names::Sharing;
 pub use runner::{Orders, run};

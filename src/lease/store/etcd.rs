@@ -304,9 +304,13 @@ impl EtcdStore {
         let options = PutOptions::new().with_lease(lease);
         let put = TxnOp::put(key, value, Some(options));
         let result = self.write(&connection, conditions, put).await;
-        if result == Ok(Answer::Conflict) && lease != 0 {
-            // Not after an error: the key may be written, and would end with its lease. An empty
-            // lease ends by itself, so that it does not matter if this fails.
+        let is_unwritten = match &result {
+            Ok(answer) => *answer == Answer::Conflict,
+            // After another error the key may be written, and would end with its lease.
+            Err(error) => is_permission(error),
+        };
+        if is_unwritten && lease != 0 {
+            // An empty lease ends by itself, so that it does not matter if this fails.
             let _ = self.wait(&connection, client.lease_revoke(lease)).await;
         }
         result
@@ -635,7 +639,7 @@ fn is_without_users(status: &impl std::error::Error) -> bool {
 }
 
 /// Whether a server is well, and only refuses this user this key.
-fn is_permission(error: &StoreError) -> bool {
+pub(in crate::lease) fn is_permission(error: &StoreError) -> bool {
     let text = error.to_string();
     text.contains(REFUSES_USER) && text.contains("permission denied")
 }

@@ -94,6 +94,10 @@ impl Store for FileStore {
         }))
     }
 
+    fn keeps_names(&self) -> bool {
+        false
+    }
+
     fn describe(&self) -> String {
         format!("file:{}", self.file.path.display())
     }

@@ -18,6 +18,7 @@ use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use thiserror::Error;
 
 pub use etcd::EtcdOptions;
+pub(super) use etcd::is_permission;
 
 use crate::error::{Error, Result};
 
@@ -41,6 +42,11 @@ pub trait Store: Send + Sync {
             Answer::Snapshot { entries, .. } => Ok(entries),
             other => Err(StoreError::Unavailable(format!("unexpected: {other:?}"))),
         }
+    }
+
+    /// Whether nodes can keep other keys in it than leases, for the names of their pods.
+    fn keeps_names(&self) -> bool {
+        true
     }
 
     /// The URLs of its servers, where it has any.
