@@ -8,6 +8,7 @@ pub mod cli;
 pub mod control;
 pub mod demo;
 pub mod device;
+pub mod dns;
 pub mod doctor;
 pub mod egress;
 pub mod error;

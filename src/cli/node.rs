@@ -1,6 +1,6 @@
 //! `muslin node`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -72,9 +72,10 @@ pub(super) struct Arguments {
     /// MTU between the nodes in bytes; pods get it less the encapsulation [default: the interface's]
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
-    /// A resolver for pods, reachable from them; may be given several times
+    /// A resolver that the node asks for its pods, which all ask their gateway; may be given several
+    /// times [default: those in this machine's /etc/resolv.conf; with --egress off none]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
-    dns: Vec<Ipv4Addr>,
+    dns: Vec<IpAddr>,
     /// Threads that move packets; a flow stays on one of them
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,

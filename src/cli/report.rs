@@ -9,7 +9,7 @@ use super::output::{bytes, duration, print, print_json, table, table_text};
 use super::{NodeChoice, block_on};
 use crate::control::Client;
 use crate::control::protocol::{
-    Drop, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
+    Dns, Drop, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Error, Result};
 
@@ -110,6 +110,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
                 },
             ),
         ),
+        ("dns", dns(&status.dns)),
         ("workers", status.workers.to_string()),
         ("peers", status.peers.to_string()),
         (
@@ -130,6 +131,20 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         text.push_str(&format!("{name:<8} {value}\n"));
     }
     print(&text)
+}
+
+fn dns(dns: &Dns) -> String {
+    format!(
+        "{} queries, {} answered here, {} forwarded to {}, {} failed",
+        dns.queries,
+        dns.answered,
+        dns.forwarded,
+        match dns.resolvers.as_slice() {
+            [] => "nobody".to_owned(),
+            resolvers => resolvers.join(", "),
+        },
+        dns.failed
+    )
 }
 
 pub(super) fn pods(arguments: &Arguments) -> Result<()> {

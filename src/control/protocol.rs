@@ -152,6 +152,8 @@ pub struct Status {
     pub lease_confirmed_seconds: u64,
     /// Flows of pods to addresses outside the pod network, if they may have any.
     pub egress: Option<Flows>,
+    /// What pods have asked their gateway.
+    pub dns: Dns,
     /// Attached pods.
     pub pods: usize,
     /// Other nodes.
@@ -204,6 +206,21 @@ pub struct Flow {
     pub sent_bytes: u64,
     /// Bytes of payload to the pod.
     pub received_bytes: u64,
+}
+
+/// What became of pods' DNS queries since the node started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Who is asked for names that are not pods'.
+    pub resolvers: Vec<String>,
+    /// All queries.
+    pub queries: u64,
+    /// Those that the node answered by itself.
+    pub answered: u64,
+    /// Those that a resolver has answered.
+    pub forwarded: u64,
+    /// Those that no resolver has answered in time, or that were too many at once.
+    pub failed: u64,
 }
 
 /// What became of all packets, in packets since the node started.

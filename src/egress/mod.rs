@@ -14,6 +14,7 @@ use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
+use crate::dns::Door;
 use crate::error::{Error, Result};
 
 pub(crate) use sockets::Sockets;
@@ -61,11 +62,16 @@ pub(crate) struct Outside {
 }
 
 impl Outside {
-    /// Egress whose sockets' events come by `epoll`, with [`is_flow`] data.
-    pub(crate) fn new(config: Config, now: muslin_stack::Instant, epoll: Arc<Epoll>) -> Self {
+    /// Egress whose sockets' events come by `epoll`, with [`is_flow`] data. DNS is the gateway's
+    /// service.
+    pub(crate) fn new(
+        (config, dns): (Config, Door),
+        now: muslin_stack::Instant,
+        epoll: Arc<Epoll>,
+    ) -> Self {
         Self {
             egress: Egress::new(config, now),
-            sockets: Sockets::new(epoll),
+            sockets: Sockets::new(epoll, dns),
             flat: Vec::new(),
         }
     }

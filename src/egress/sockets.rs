@@ -1,6 +1,6 @@
 //! Sockets of the host, one for each flow.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 use std::net::SocketAddrV4;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tracing::debug;
 
 use super::{error_queue, event_data};
+use crate::dns::{self, Door};
 use crate::error::errno;
 use crate::underlay::option;
 
@@ -24,14 +25,19 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// The sockets of a worker's flows, whose events come by its epoll.
 pub(crate) struct Sockets {
     epoll: Arc<Epoll>,
+    dns: Door,
     sockets: HashMap<FlowId, Socket>,
+    /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
+    to_gateway: HashSet<FlowId>,
 }
 
 impl Sockets {
-    pub(super) fn new(epoll: Arc<Epoll>) -> Self {
+    pub(super) fn new(epoll: Arc<Epoll>, dns: Door) -> Self {
         Self {
             epoll,
+            dns,
             sockets: HashMap::new(),
+            to_gateway: HashSet::new(),
         }
     }
 
@@ -87,8 +93,17 @@ impl Host for Sockets {
         })
     }
 
-    fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
-        Err(HostError::Refused)
+    fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError> {
+        if key.remote.port() != dns::PORT {
+            return Err(HostError::Refused);
+        }
+        let socket = self.dns.connect(key.pod, key.protocol);
+        let watched = socket.and_then(|socket| self.watch(flow, socket));
+        watched.map_err(|error| told(&error))?;
+        if key.protocol == Protocol::Udp {
+            self.to_gateway.insert(flow);
+        }
+        Ok(())
     }
 
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
@@ -112,10 +127,18 @@ impl Host for Sockets {
 
     fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
         let mut socket = self.get(flow)?;
-        socket.read(buffer).map_err(|error| told(&error))
+        match socket.read(buffer) {
+            // The service has ended, and with it the node.
+            Ok(0) if self.to_gateway.contains(&flow) => Err(HostError::WouldBlock),
+            read => read.map_err(|error| told(&error)),
+        }
     }
 
     fn write(&mut self, flow: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        if bytes.is_empty() && self.to_gateway.contains(&flow) {
+            // No query, and it would look like the end.
+            return Ok(0);
+        }
         let sent = self.get(flow)?.send_with_flags(bytes, MSG_NOSIGNAL);
         sent.map_err(|error| told(&error))
     }
@@ -151,6 +174,7 @@ impl Host for Sockets {
         let Some(socket) = self.sockets.remove(&flow) else {
             return;
         };
+        self.to_gateway.remove(&flow);
         if reset {
             // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
             let _ = socket.set_linger(Some(Duration::ZERO));

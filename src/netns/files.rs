@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tracing::warn;
 
+use crate::dns::DOMAIN;
 use crate::error::{Context, Result};
 
 /// Where the file system in memory is mounted for a moment, in the pod's mount namespace alone. No
@@ -56,12 +57,12 @@ fn replace(scratch: &Path, file: &str, text: &str) -> Result<()> {
 }
 
 fn resolv_conf(resolvers: &[Ipv4Addr]) -> String {
+    // Writing to a string cannot fail.
     let mut text = "# Written by muslin for this pod.\n".to_owned();
-    if resolvers.is_empty() {
-        text.push_str("# The node knows no resolver that pods can reach ('muslin node --dns').\n");
+    if !resolvers.is_empty() {
+        let _ = writeln!(text, "search {DOMAIN}");
     }
     for resolver in resolvers {
-        // Writing to a string cannot fail.
         let _ = writeln!(text, "nameserver {resolver}");
     }
     text
@@ -84,7 +85,8 @@ mod tests {
     fn a_pod_knows_itself_and_its_resolvers() {
         let address = Ipv4Addr::new(10, 244, 1, 2);
         assert!(hosts("web", address).contains("\n10.244.1.2\tweb\n"));
-        assert!(resolv_conf(&[address]).ends_with("\nnameserver 10.244.1.2\n"));
-        assert!(!resolv_conf(&[]).contains("\nnameserver"));
+        let text = resolv_conf(&[address]);
+        assert!(text.ends_with("\nsearch muslin\nnameserver 10.244.1.2\n"));
+        assert_eq!(resolv_conf(&[]).lines().count(), 1);
     }
 }

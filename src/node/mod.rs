@@ -3,12 +3,13 @@
 //! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
+mod naming;
 mod pods;
 mod report;
 mod running;
 mod underlay;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use muslin_stack::lease::{
 use muslin_stack::node::{Config, Limits, Node};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
 
@@ -35,11 +37,15 @@ use crate::state::{self, StateDir};
 use crate::underlay::{Carrier, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
+use naming::Naming;
 use running::{Facts, Running};
 use underlay::Plan;
 
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
+
+/// How long a store may take to remove the names of a node that leaves.
+const WITHDRAWAL: Duration = Duration::from_secs(2);
 
 /// What a node is told at its start.
 #[derive(Debug, Clone)]
@@ -64,8 +70,8 @@ pub struct Settings {
     pub wish: Wish,
     /// MTU of the underlay, if not that of the interface.
     pub mtu: Option<Mtu>,
-    /// Resolvers for pods.
-    pub dns: Vec<Ipv4Addr>,
+    /// Resolvers that are asked for pods; those of the host if there are none.
+    pub dns: Vec<IpAddr>,
     /// Whether pods may send only from their own addresses.
     pub guard_pods: bool,
     /// Whether TCP connections with other nodes' pods begin with an MSS that the path takes.
@@ -188,6 +194,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         skipped: 0,
         peers: Peers::default(),
         running: None,
+        sharing: None,
     };
     if let Wish::Exactly(config) = &plane.settings.wish {
         // A network that this node cannot be in must not be written for others.
@@ -210,6 +217,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         _ = interrupt.recv() => Ok(()),
     };
     flannel::stopping();
+    plane.withdraw_names().await;
     if let Some(running) = &plane.running {
         running.finish(&result).await;
         info!("node {} has stopped", plane.settings.name);
@@ -239,6 +247,8 @@ struct Plane {
     /// Peers known before the node runs.
     peers: Peers,
     running: Option<Arc<Running>>,
+    /// Tells other nodes of this node's pods.
+    sharing: Option<JoinHandle<()>>,
 }
 
 /// A tunnel whose port is taken.
@@ -321,6 +331,7 @@ impl Plane {
         if let Some(egress) = &self.settings.egress {
             egress.check(config.network)?;
         }
+        naming::resolvers(&self.settings, config.network)?;
         let mac = self.identity.vtep_mac;
         Plan::new(config, &self.settings, &self.interface, mac)
     }
@@ -356,8 +367,9 @@ impl Plane {
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
+        let (naming, door) = Naming::start(&self.settings, tunnel.config.network, key.ipv4)?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, &outside, self.clock, &sender);
+        let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
         let socket = match &self.settings.socket {
             Some(path) => {
@@ -385,9 +397,11 @@ impl Plane {
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
         let peers = std::mem::take(&mut self.peers);
+        self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
         let running = Running::new(
             facts,
             workers,
+            naming,
             peers,
             self.leases.clone(),
             self.state.clone(),
@@ -433,6 +447,28 @@ impl Plane {
             limits: OutsideLimits::default(),
             random_seed: u64::from_ne_bytes(state::random()?),
         })
+    }
+
+    fn sharing(&self, naming: &Naming, facts: &Facts) -> lease::Sharing {
+        lease::Sharing {
+            store: self.leases.clone(),
+            prefix: self.settings.prefix.clone(),
+            network: facts.config.network,
+            node: naming.node().clone(),
+            subnet: facts.subnet,
+            pods: naming.pods(),
+            leave: self.leave.subscribe(),
+            names: naming.names.clone(),
+        }
+    }
+
+    /// Has the names of the node's pods end with its lease, if it has given that back.
+    async fn withdraw_names(&mut self) {
+        let is_leaving = *self.leave.borrow();
+        if let Some(sharing) = self.sharing.take().filter(|_| is_leaving) {
+            // Without a lease they count for nothing.
+            let _ = tokio::time::timeout(WITHDRAWAL, sharing).await;
+        }
     }
 
     /// Serves clients, and hears what the data path has to tell.

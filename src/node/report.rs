@@ -17,7 +17,7 @@ use super::Offload;
 use super::running::Running;
 use super::underlay::Plan;
 use crate::control::protocol::{
-    Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
+    Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Context, Error, Result};
 use crate::worker::{self, Report};
@@ -90,6 +90,7 @@ fn status(running: &Running, report: &Report) -> Status {
             expired: flows.expired,
             evicted: flows.evicted,
         }),
+        dns: dns(running),
         pods: running.pods.lock().len(),
         peers: report.peers.len(),
         packets: Packets {
@@ -101,6 +102,19 @@ fn status(running: &Running, report: &Report) -> Status {
             consumed: counters.consumed,
             dropped: counters.drops().map(|(_, count)| count).sum(),
         },
+    }
+}
+
+fn dns(running: &Running) -> Dns {
+    let dns = &running.naming.dns;
+    let counters = dns.counters();
+    let resolvers = dns.resolvers();
+    Dns {
+        resolvers: resolvers.iter().map(ToString::to_string).collect(),
+        queries: counters.queries,
+        answered: counters.answered,
+        forwarded: counters.forwarded,
+        failed: counters.failed,
     }
 }
 

@@ -18,6 +18,7 @@ use smoltcp::wire::EthernetAddress;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::naming::Naming;
 use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
@@ -79,6 +80,7 @@ impl fmt::Display for Facts {
 pub(super) struct Running {
     pub(super) facts: Facts,
     pub(super) workers: Workers,
+    pub(super) naming: Naming,
     pub(super) pods: Mutex<Pods>,
     pub(super) peers: Mutex<Peers>,
     pub(super) since: Instant,
@@ -96,6 +98,7 @@ impl Running {
     pub(super) fn new(
         facts: Facts,
         workers: Workers,
+        naming: Naming,
         peers: Peers,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
@@ -111,6 +114,7 @@ impl Running {
             uplink_is_gone: AtomicBool::new(false),
             facts,
             workers,
+            naming,
             leases,
             state,
             leave,
@@ -178,6 +182,7 @@ impl Running {
     pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
         let mut peers = self.peers.lock();
         let known = peers.remember(key, record);
+        self.naming.names.write().lease(key.ipv4);
         match known.peer(key, &self.facts.config.backend) {
             Ok(peer) => {
                 info!("peer {} has {}", peer.address, peer.subnet);
@@ -195,6 +200,7 @@ impl Running {
         let Some(known) = peers.forget(key) else {
             return Ok(());
         };
+        self.naming.names.write().release(key.ipv4);
         info!("peer {} is gone", known.record.public_ip);
         self.workers.remove_peer(known.id).map_err(Error::failed)
     }
@@ -230,7 +236,9 @@ impl Running {
         let _ = tokio::time::timeout(FAREWELL, self.finished.closed()).await;
     }
 
+    /// Lets all know of the pods as they are now.
     fn remember(&self, pods: &Pods) {
+        self.naming.set_pods(pods);
         if let Err(error) = self.state.write_addresses(&pods.memory()) {
             warn!("addresses of pods will not be remembered: {error}");
         }
@@ -301,7 +309,7 @@ impl Service for Arc<Running> {
             mtu: facts.plan.mtu.get(),
             gso_max_segs: facts.plan.gso_max_segs(),
             routes: vec![facts.config.network, Ipv4Net::default()],
-            dns: facts.settings.dns.clone(),
+            dns: vec![gateway::address(facts.subnet)],
         };
         Ok((attached, attachment))
     }

@@ -29,6 +29,7 @@ use tracing::{debug, warn};
 use super::egress;
 use super::output::{BUFFER_LEN, Io, Outbox};
 use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
+use crate::dns::Door;
 use crate::egress::{Outside, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay};
 
@@ -94,7 +95,7 @@ impl DataPath {
     pub(super) fn new(
         node: Node,
         underlay: Underlay,
-        outside: EgressConfig,
+        outside: (EgressConfig, Door),
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
         ear: Ear,

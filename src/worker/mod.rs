@@ -28,6 +28,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::device::Tap;
+use crate::dns::Door;
 use crate::underlay::Underlay;
 
 use data_path::DataPath;
@@ -146,14 +147,15 @@ struct Colleague {
 pub struct Ended;
 
 impl Workers {
-    /// Starts a thread for each pair of node and sockets, each with its share of egress; what they
-    /// have to tell goes to `events`.
+    /// Starts a thread for each pair of node and sockets, each with its share of egress and the way
+    /// to `dns`; what they have to tell goes to `events`.
     ///
     /// # Errors
     /// If the kernel gives no threads or descriptors.
     pub fn start(
         nodes: Vec<(Node, Underlay)>,
         outside: &EgressConfig,
+        dns: &Door,
         clock: Clock,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
@@ -182,7 +184,7 @@ impl Workers {
                 wake: wake.clone(),
                 colleagues,
             };
-            let (share, events) = (share.clone(), events.clone());
+            let (share, events) = ((share.clone(), dns.clone()), events.clone());
             let data_path = DataPath::new(node, underlay, share, clock, events, ear)?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))

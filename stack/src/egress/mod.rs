@@ -94,6 +94,8 @@ pub struct Limits {
     pub udp_idle: Duration,
     /// How long echo requests may be idle (RFC 5508 section 3.2: no less than a minute).
     pub ping_idle: Duration,
+    /// How long a UDP flow to the gateway may be idle: most have one question and its answer.
+    pub service_idle: Duration,
 }
 
 impl Limits {
@@ -129,6 +131,7 @@ impl Default for Limits {
             tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),
             udp_idle: Duration::from_secs(120),
             ping_idle: Duration::from_secs(60),
+            service_idle: Duration::from_secs(30),
         }
     }
 }
@@ -352,7 +355,7 @@ impl Egress {
                 Some((_, Flow::Connecting { .. })) => CONNECT_LIMIT,
                 Some((_, Flow::Dialling(_))) => DIAL_LIMIT,
                 Some((_, Flow::Connected { .. })) => self.config.limits.tcp_idle,
-                Some((key, Flow::Datagrams { .. })) => self.config.limits.idle(key.protocol),
+                Some((key, Flow::Datagrams { .. })) => self.idle(key),
                 None => continue,
             };
             if active + limit <= now {
@@ -517,6 +520,14 @@ impl Egress {
     /// Whether a flow's pod is one of this node's.
     fn is_local(&self, key: FlowKey) -> bool {
         self.config.subnet.contains(key.pod.ip())
+    }
+
+    /// How long a flow of datagrams may be idle.
+    fn idle(&self, key: FlowKey) -> Duration {
+        match self.config.limits.idle(key.protocol) {
+            limit if !self.is_gateway(*key.remote.ip()) => limit,
+            limit => limit.min(self.config.limits.service_idle),
+        }
     }
 
     fn is_gateway(&self, address: Ipv4Addr) -> bool {
@@ -707,8 +718,7 @@ impl Egress {
             marks: None,
         };
         let id = self.flows.insert(now, direction, key, flow);
-        self.flows
-            .schedule(id, now + self.config.limits.idle(key.protocol));
+        self.flows.schedule(id, now + self.idle(key));
         id
     }
 

@@ -1,0 +1,192 @@
+//! DNS for pods, at their gateway's port 53: names of pods are answered here, all others go to the
+//! resolvers of the host.
+//!
+//! A pod's query comes by one end of a pair of Unix sockets, of which a worker has the other: no
+//! port of the host is opened, so nobody but pods can ask, and each query says whose it is.
+
+mod forward;
+mod message;
+mod resolvers;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod zones;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hickory_proto::op::ResponseCode;
+use muslin_stack::egress::Protocol;
+use muslin_stack::names::Names;
+use nix::errno::Errno;
+use parking_lot::RwLock;
+use socket2::{Domain, Socket, Type};
+use tokio::sync::mpsc;
+
+pub(crate) use resolvers::{RESOLV_CONF, Resolvers};
+pub(crate) use zones::DOMAIN;
+
+use message::{Rejected, Request, Transport};
+use serve::Quota;
+use zones::Zones;
+
+/// Sockets of pods that may wait to be taken.
+const WAITING: usize = 256;
+
+/// The port of the service.
+pub(crate) const PORT: u16 = 53;
+
+/// What became of queries since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counters {
+    /// Queries from pods.
+    pub(crate) queries: u64,
+    /// Those that were answered from the names of pods, or refused.
+    pub(crate) answered: u64,
+    /// Those that a resolver has answered.
+    pub(crate) forwarded: u64,
+    /// Those that no resolver has answered in time, or that were too many at once.
+    pub(crate) failed: u64,
+}
+
+/// The service.
+pub(crate) struct Dns {
+    zones: Zones,
+    names: Arc<RwLock<Names>>,
+    resolvers: Resolvers,
+    queries: Quota,
+    connections: Quota,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    queries: AtomicU64,
+    answered: AtomicU64,
+    forwarded: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// Where a worker hands over the sockets of its pods.
+#[derive(Debug, Clone)]
+pub struct Door(mpsc::Sender<Visitor>);
+
+/// A socket by which a pod asks.
+#[derive(Debug)]
+struct Visitor {
+    pod: Ipv4Addr,
+    transport: Transport,
+    socket: Socket,
+}
+
+impl Door {
+    /// A socket by which the pod at `pod` asks: a connection, or one that keeps datagrams apart.
+    ///
+    /// # Errors
+    /// If there are no descriptors, or nobody takes the other end.
+    pub(crate) fn connect(&self, pod: SocketAddrV4, protocol: Protocol) -> io::Result<Socket> {
+        let (kind, transport) = match protocol {
+            Protocol::Tcp => (Type::STREAM, Transport::Stream),
+            Protocol::Udp => (Type::SEQPACKET, Transport::Datagram),
+            Protocol::Ping => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        let (near, far) = Socket::pair(Domain::UNIX, kind.nonblocking(), None)?;
+        let visitor = Visitor {
+            pod: *pod.ip(),
+            transport,
+            socket: far,
+        };
+        let taken = self.0.try_send(visitor);
+        taken.map_err(|_| Errno::EAGAIN)?;
+        Ok(near)
+    }
+}
+
+/// What to do with a query.
+enum Reply {
+    /// To answer this.
+    Now(Vec<u8>),
+    /// To ask the resolvers.
+    Ask(Box<Request>),
+    /// Nothing: it is no query.
+    Nothing,
+}
+
+impl Dns {
+    /// A service for the pods of a network whose names are in `names`, and the way to it.
+    pub(crate) fn start(
+        network: ipnet::Ipv4Net,
+        names: Arc<RwLock<Names>>,
+        resolvers: Resolvers,
+    ) -> (Arc<Self>, Door) {
+        let dns = Arc::new(Self {
+            zones: Zones::new(network),
+            names,
+            resolvers,
+            queries: Quota::new(serve::QUERIES),
+            connections: Quota::new(serve::CONNECTIONS),
+            counts: Counts::default(),
+        });
+        let (sender, visitors) = mpsc::channel(WAITING);
+        tokio::spawn(serve::receive(dns.clone(), visitors));
+        (dns, Door(sender))
+    }
+
+    /// What became of queries.
+    pub(crate) fn counters(&self) -> Counters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            queries: read(&self.counts.queries),
+            answered: read(&self.counts.answered),
+            forwarded: read(&self.counts.forwarded),
+            failed: read(&self.counts.failed),
+        }
+    }
+
+    /// The resolvers that are asked now.
+    pub(crate) fn resolvers(&self) -> Vec<std::net::SocketAddr> {
+        self.resolvers.list()
+    }
+
+    /// Answers a query from what is known here, if it can be.
+    fn take(&self, bytes: &[u8], transport: Transport) -> Reply {
+        let request = match Request::read(bytes, transport) {
+            Ok(request) => request,
+            Err(Rejected::NoQuery) => return Reply::Nothing,
+            Err(Rejected::With(answer)) => {
+                self.counts.queries.fetch_add(1, Ordering::Relaxed);
+                self.counts.answered.fetch_add(1, Ordering::Relaxed);
+                return Reply::Now(answer);
+            }
+        };
+        self.counts.queries.fetch_add(1, Ordering::Relaxed);
+        let here = self.zones.answer(&request, &self.names.read());
+        let here = here.or_else(|| {
+            let has_resolvers = !self.resolvers.list().is_empty();
+            (!has_resolvers).then(|| request.answer(ResponseCode::Refused))
+        });
+        match here {
+            Some(answer) => {
+                self.counts.answered.fetch_add(1, Ordering::Relaxed);
+                Reply::Now(request.encode(&answer))
+            }
+            None => Reply::Ask(Box::new(request)),
+        }
+    }
+
+    /// Has a resolver of the host answer a query.
+    async fn ask(&self, pod: Ipv4Addr, request: &Request) -> Vec<u8> {
+        let answer = match self.queries.enter(pod) {
+            Some(_ticket) => forward::forward(&self.resolvers, request).await,
+            None => None,
+        };
+        let counter = match answer {
+            Some(_) => &self.counts.forwarded,
+            None => &self.counts.failed,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        answer.unwrap_or_else(|| request.failure())
+    }
+}

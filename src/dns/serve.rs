@@ -1,0 +1,186 @@
+//! The sockets of pods: queries come in, answers go out.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_seqpacket::UnixSeqpacket;
+use tracing::debug;
+
+use super::forward::{read_message, write_message};
+use super::message::Transport;
+use super::{Dns, Reply, Visitor};
+
+/// Queries under way to resolvers.
+pub(super) const QUERIES: Limits = Limits {
+    all: 1024,
+    pod: 256,
+};
+/// Connections.
+pub(super) const CONNECTIONS: Limits = Limits { all: 256, pod: 32 };
+/// Queries of one connection under way to resolvers.
+const PIPELINED: u32 = 32;
+/// How long a connection may be idle (RFC 7766 section 6.2.3: some seconds).
+const IDLE: Duration = Duration::from_secs(10);
+/// How long a pod may take to take an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest query in a datagram. A longer one is cut, and so malformed.
+const MAX_QUERY: usize = 4096;
+
+/// How many there may be at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    all: usize,
+    /// Of one pod, so that there is room for others.
+    pod: usize,
+}
+
+/// Counts what pods have under way.
+#[derive(Debug)]
+pub(super) struct Quota {
+    limits: Limits,
+    taken: Mutex<HashMap<Ipv4Addr, usize>>,
+    places: Semaphore,
+}
+
+/// A place that one of them has, until it is dropped.
+pub(super) struct Ticket<'a> {
+    quota: &'a Quota,
+    pod: Ipv4Addr,
+    _place: tokio::sync::SemaphorePermit<'a>,
+}
+
+impl Quota {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            taken: Mutex::default(),
+            places: Semaphore::new(limits.all),
+        }
+    }
+
+    /// A place for one more of a pod, if there is one.
+    pub(super) fn enter(&self, pod: Ipv4Addr) -> Option<Ticket<'_>> {
+        let place = self.places.try_acquire().ok()?;
+        let mut taken = self.taken.lock();
+        let of_pod = taken.entry(pod).or_default();
+        if *of_pod == self.limits.pod {
+            return None;
+        }
+        *of_pod += 1;
+        Some(Ticket {
+            quota: self,
+            pod,
+            _place: place,
+        })
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut taken = self.quota.taken.lock();
+        if let Some(of_pod) = taken.get_mut(&self.pod) {
+            *of_pod -= 1;
+            if *of_pod == 0 {
+                taken.remove(&self.pod);
+            }
+        }
+    }
+}
+
+/// Serves everybody who comes, until nobody can any more.
+pub(super) async fn receive(dns: Arc<Dns>, mut visitors: mpsc::Receiver<Visitor>) {
+    while let Some(visitor) = visitors.recv().await {
+        let dns = dns.clone();
+        tokio::spawn(async move {
+            let pod = visitor.pod;
+            let served = match visitor.transport {
+                Transport::Datagram => serve_datagrams(&dns, visitor).await,
+                Transport::Stream => match dns.connections.enter(pod) {
+                    Some(_ticket) => serve_stream(&dns, visitor).await,
+                    None => Err(io::Error::other("it has too many connections")),
+                },
+            };
+            if let Err(error) = served {
+                debug!("DNS with the pod {pod}: {error}");
+            }
+        });
+    }
+}
+
+/// Answers datagrams until the flow ends, of which its worker decides.
+async fn serve_datagrams(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
+    let pod = visitor.pod;
+    let socket = Arc::new(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(
+        visitor.socket,
+    ))?);
+    let mut query = vec![0; MAX_QUERY];
+    loop {
+        let len = socket.recv(&mut query).await?.bytes_read();
+        if len == 0 {
+            return Ok(());
+        }
+        match dns.take(&query[..len], Transport::Datagram) {
+            Reply::Nothing => {}
+            Reply::Now(answer) => send(&socket, &answer).await?,
+            Reply::Ask(request) => {
+                let (dns, socket) = (dns.clone(), socket.clone());
+                tokio::spawn(async move {
+                    let answer = dns.ask(pod, &request).await;
+                    if let Err(error) = send(&socket, &answer).await {
+                        debug!("DNS with the pod {pod}: {error}");
+                    }
+                });
+            }
+        }
+    }
+}
+
+async fn send(socket: &UnixSeqpacket, answer: &[u8]) -> io::Result<()> {
+    timeout(PATIENCE, socket.send(answer)).await??;
+    Ok(())
+}
+
+/// Answers the queries of a connection, each when its answer is there (RFC 7766 section 7).
+async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
+    let pod = visitor.pod;
+    let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(visitor.socket));
+    let (mut reader, writer) = UnixStream::from_std(stream)?.into_split();
+    let writer = Arc::new(tokio::sync::Mutex::new(writer));
+    let turns = Arc::new(Semaphore::new(PIPELINED as usize));
+    while let Some(query) = timeout(IDLE, read_message(&mut reader)).await?? {
+        let turn = turns
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
+        let request = match dns.take(&query, Transport::Stream) {
+            // Who sends that has lost its way in the stream.
+            Reply::Nothing => return Err(io::Error::other("it sends what is no query")),
+            Reply::Now(answer) => {
+                timeout(PATIENCE, write_message(&mut *writer.lock().await, &answer)).await??;
+                continue;
+            }
+            Reply::Ask(request) => request,
+        };
+        let (dns, writer) = (dns.clone(), writer.clone());
+        tokio::spawn(async move {
+            let answer = dns.ask(pod, &request).await;
+            let mut writer = writer.lock().await;
+            let written = timeout(PATIENCE, write_message(&mut *writer, &answer)).await;
+            if !matches!(written, Ok(Ok(()))) {
+                debug!("DNS with the pod {pod}: an answer is not taken");
+            }
+            drop(turn);
+        });
+    }
+    // The connection is the pod's until it has all its answers.
+    let _ = turns.acquire_many(PIPELINED).await;
+    Ok(())
+}

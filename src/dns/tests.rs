@@ -1,0 +1,636 @@
+//! The service as a pod sees it, with resolvers that do as a test says.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, TXT};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use muslin_stack::egress::Protocol;
+use muslin_stack::names::{Names, NodeRecord};
+use proptest::prelude::*;
+use tokio::net::{TcpListener, UdpSocket, UnixStream};
+use tokio::time::{Instant, timeout};
+use tokio_seqpacket::UnixSeqpacket;
+
+use super::forward::{read_message, write_message};
+use super::*;
+
+const POD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1, 2), 5353);
+const SOON: Duration = Duration::from_secs(10);
+/// What the resolver of the tests knows of every name.
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
+
+fn names() -> Arc<RwLock<Names>> {
+    let mut names = Names::default();
+    for (node, subnet, pods) in [
+        (
+            "n1",
+            "10.1.1.0/24",
+            r#"{"name":"web","address":"10.1.1.2"},{"name":"a.b","address":"10.1.1.3"}"#,
+        ),
+        (
+            "n2",
+            "10.1.2.0/24",
+            r#"{"name":"web","address":"10.1.2.2"}"#,
+        ),
+    ] {
+        let json = format!(r#"{{"node":"{node}","subnet":"{subnet}","pods":[{pods}]}}"#);
+        let record: NodeRecord = serde_json::from_str(&json).unwrap();
+        names.lease(record.subnet);
+        names.set(record);
+    }
+    Arc::new(RwLock::new(names))
+}
+
+fn start(resolvers: &[SocketAddr]) -> (Arc<Dns>, Door) {
+    let resolvers = Resolvers::at(resolvers.to_vec());
+    Dns::start("10.1.0.0/16".parse().unwrap(), names(), resolvers)
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.metadata.recursion_desired = true;
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    message
+}
+
+fn with_size(mut query: Message, size: u16) -> Message {
+    let mut edns = Edns::new();
+    edns.set_max_payload(size);
+    query.set_edns(edns);
+    query
+}
+
+/// A pod's UDP socket.
+struct Pod(UnixSeqpacket);
+
+impl Pod {
+    fn new(door: &Door) -> Self {
+        let socket = door.connect(POD, Protocol::Udp).unwrap();
+        Self(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(socket)).unwrap())
+    }
+
+    async fn send(&self, bytes: &[u8]) {
+        self.0.send(bytes).await.unwrap();
+    }
+
+    async fn receive(&self) -> Vec<u8> {
+        let mut buffer = vec![0; 65_536];
+        let read = timeout(SOON, self.0.recv(&mut buffer)).await;
+        let len = read.expect("an answer").unwrap().bytes_read();
+        buffer.truncate(len);
+        buffer
+    }
+
+    async fn ask(&self, query: &Message) -> Message {
+        self.send(&query.to_vec().unwrap()).await;
+        answer_to(query, &self.receive().await)
+    }
+}
+
+fn answer_to(query: &Message, bytes: &[u8]) -> Message {
+    let answer = Message::from_vec(bytes).unwrap();
+    assert_eq!(answer.id, query.id);
+    assert_eq!(answer.message_type, MessageType::Response);
+    assert_eq!(answer.queries, query.queries);
+    assert_eq!(answer.edns.is_some(), query.edns.is_some());
+    answer
+}
+
+fn texts(answer: &Message) -> Vec<String> {
+    let mut texts: Vec<_> = answer
+        .answers
+        .iter()
+        .map(|it| it.data.to_string())
+        .collect();
+    texts.sort_unstable();
+    texts
+}
+
+/// What a resolver of the tests sends for a query that it was sent.
+type Behaviour = fn(&Message) -> Vec<Vec<u8>>;
+
+fn honest(query: &Message) -> Vec<Vec<u8>> {
+    vec![reply(query).to_vec().unwrap()]
+}
+
+fn reply(query: &Message) -> Message {
+    let mut answer = query.clone().into_response();
+    let name = query.queries[0].name().clone();
+    answer.add_answer(Record::from_rdata(name, 60, RData::A(A(OUTSIDE))));
+    answer
+}
+
+/// A resolver by UDP, and by TCP at the same port.
+async fn resolver(by_udp: Behaviour, by_tcp: Behaviour) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 65_536];
+        loop {
+            let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+            for answer in by_udp(&Message::from_vec(&buffer[..len]).unwrap()) {
+                socket.send_to(&answer, from).await.unwrap();
+            }
+        }
+    });
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let query = read_message(&mut stream).await.unwrap().unwrap();
+            for answer in by_tcp(&Message::from_vec(&query).unwrap()) {
+                write_message(&mut stream, &answer).await.unwrap();
+            }
+        }
+    });
+    address
+}
+
+fn silent(_: &Message) -> Vec<Vec<u8>> {
+    Vec::new()
+}
+
+#[tokio::test]
+async fn names_of_pods_are_answered_here() {
+    let (dns, door) = start(&[]);
+    let pod = Pod::new(&door);
+    for (name, kind, expected) in [
+        ("web.muslin.", RecordType::A, &["10.1.1.2", "10.1.2.2"][..]),
+        ("WEB.Muslin.", RecordType::A, &["10.1.1.2", "10.1.2.2"]),
+        ("web.n2.muslin.", RecordType::A, &["10.1.2.2"]),
+        ("web.n2.muslin.", RecordType::ANY, &["10.1.2.2"]),
+        ("a.b.muslin.", RecordType::A, &["10.1.1.3"]),
+        (
+            "2.2.1.10.in-addr.arpa.",
+            RecordType::PTR,
+            &["web.n2.muslin."],
+        ),
+        (
+            "3.1.1.10.IN-ADDR.arpa.",
+            RecordType::PTR,
+            &["a.b.n1.muslin."],
+        ),
+        ("localhost.", RecordType::A, &["127.0.0.1"]),
+        ("x.localhost.", RecordType::AAAA, &["::1"]),
+    ] {
+        let answer = pod.ask(&query(name, kind)).await;
+        assert_eq!(texts(&answer), expected, "{name}");
+        assert!(answer.authoritative && answer.recursion_available);
+        assert!(answer.authorities.is_empty());
+        assert!(answer.answers.iter().all(|it| it.ttl == 5));
+    }
+    assert_eq!(dns.counters().answered, 9);
+    assert_eq!(dns.counters().queries, 9);
+}
+
+#[tokio::test]
+async fn what_a_zone_does_not_have_comes_with_its_start() {
+    let (_dns, door) = start(&[]);
+    let pod = Pod::new(&door);
+    let (nothing, no_data) = (ResponseCode::NXDomain, ResponseCode::NoError);
+    for (name, kind, code, apex) in [
+        ("nobody.muslin.", RecordType::A, nothing, "muslin."),
+        ("web.n3.muslin.", RecordType::A, nothing, "muslin."),
+        ("web.n1.muslin.", RecordType::AAAA, no_data, "muslin."),
+        ("web.muslin.", RecordType::PTR, no_data, "muslin."),
+        ("n1.muslin.", RecordType::A, no_data, "muslin."),
+        ("b.muslin.", RecordType::A, no_data, "muslin."),
+        ("muslin.", RecordType::A, no_data, "muslin."),
+        (
+            "9.1.1.10.in-addr.arpa.",
+            RecordType::PTR,
+            nothing,
+            "1.10.in-addr.arpa.",
+        ),
+        (
+            "1.1.10.in-addr.arpa.",
+            RecordType::PTR,
+            no_data,
+            "1.10.in-addr.arpa.",
+        ),
+        (
+            "x.1.10.in-addr.arpa.",
+            RecordType::PTR,
+            nothing,
+            "1.10.in-addr.arpa.",
+        ),
+        (
+            "02.1.1.10.in-addr.arpa.",
+            RecordType::PTR,
+            nothing,
+            "1.10.in-addr.arpa.",
+        ),
+        (
+            "5.2.1.1.10.in-addr.arpa.",
+            RecordType::PTR,
+            nothing,
+            "1.10.in-addr.arpa.",
+        ),
+        ("hidden.onion.", RecordType::A, nothing, "onion."),
+    ] {
+        let answer = pod.ask(&query(name, kind)).await;
+        assert_eq!(answer.response_code, code, "{name} {kind}");
+        assert!(answer.answers.is_empty() && answer.authoritative, "{name}");
+        let [start] = answer.authorities.as_slice() else {
+            panic!("{name}: {answer}");
+        };
+        assert_eq!(start.name.to_string(), apex, "{name}");
+        let RData::SOA(data) = &start.data else {
+            panic!("{start}")
+        };
+        assert_eq!((data.minimum, start.ttl), (5, 5));
+    }
+    let answer = pod.ask(&query("muslin.", RecordType::SOA)).await;
+    assert_eq!((answer.answers.len(), answer.authorities.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn other_names_are_asked_for_as_they_are() {
+    fn by_name(query: &Message) -> Vec<Vec<u8>> {
+        let mut answer = reply(query);
+        // Its own number, flags and the question's letters are the resolver's to see.
+        assert!(query.recursion_desired && query.checking_disabled);
+        assert_eq!(query.queries[0].name().to_ascii(), "WwW.Example.com.");
+        assert_eq!(query.edns.as_ref().unwrap().max_payload(), 1400);
+        answer.metadata.authentic_data = true;
+        vec![answer.to_vec().unwrap()]
+    }
+    let (dns, door) = start(&[resolver(by_name, silent).await]);
+    let mut asked = with_size(query("WwW.Example.com.", RecordType::A), 1400);
+    asked.metadata.checking_disabled = true;
+    let answer = Pod::new(&door).ask(&asked).await;
+    assert_eq!(texts(&answer), ["192.0.2.7"]);
+    assert!(answer.authentic_data && !answer.authoritative);
+    assert_eq!(answer.answers[0].ttl, 60);
+    assert_eq!(dns.counters().forwarded, 1);
+}
+
+#[tokio::test]
+async fn reverse_names_of_others_are_asked_for() {
+    let (_dns, door) = start(&[resolver(honest, honest).await]);
+    let pod = Pod::new(&door);
+    for name in [
+        "2.1.2.10.in-addr.arpa.",
+        "10.in-addr.arpa.",
+        "muslin.example.",
+        "xmuslin.",
+    ] {
+        let answer = pod.ask(&query(name, RecordType::A)).await;
+        assert_eq!(texts(&answer), ["192.0.2.7"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn answers_to_other_questions_do_not_count() {
+    fn forged(query: &Message) -> Vec<Vec<u8>> {
+        let genuine = reply(query);
+        let mut forged = reply(query);
+        forged.answers[0].data = RData::A(A([6, 6, 6, 6].into()));
+        let mut other_id = forged.clone();
+        other_id.metadata.id ^= 1;
+        let mut other_name = forged.clone();
+        other_name.queries[0].set_name(Name::from_ascii("bank.example.").unwrap());
+        let mut other_type = forged.clone();
+        other_type.queries[0].set_query_type(RecordType::AAAA);
+        let mut none = forged.clone();
+        none.queries.clear();
+        let mut question = forged.clone();
+        question.metadata.message_type = MessageType::Query;
+        let all = [other_id, other_name, other_type, none, question, genuine];
+        let mut all: Vec<_> = all.iter().map(|it| it.to_vec().unwrap()).collect();
+        all.insert(0, b"short".to_vec());
+        all
+    }
+    let (_dns, door) = start(&[resolver(forged, silent).await]);
+    let answer = Pod::new(&door)
+        .ask(&query("example.com.", RecordType::A))
+        .await;
+    assert_eq!(texts(&answer), ["192.0.2.7"]);
+}
+
+#[tokio::test]
+async fn numbers_are_not_those_of_the_pod_and_never_the_same() {
+    fn tell(query: &Message) -> Vec<Vec<u8>> {
+        let mut answer = reply(query);
+        answer.answers[0].data = RData::TXT(TXT::new(vec![query.id.to_string()]));
+        vec![answer.to_vec().unwrap()]
+    }
+    let (_dns, door) = start(&[resolver(tell, silent).await]);
+    let pod = Pod::new(&door);
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..20 {
+        let mut asked = query("example.com.", RecordType::A);
+        asked.metadata.id = 7;
+        seen.insert(texts(&pod.ask(&asked).await));
+    }
+    assert!(seen.len() > 15, "{seen:?}");
+}
+
+#[tokio::test]
+async fn the_next_resolver_is_asked_and_stays_the_first() {
+    let dead = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let refusing = dead.local_addr().unwrap();
+    drop(dead);
+    let hearing = resolver(honest, honest).await;
+    let list = [refusing, resolver(silent, silent).await, hearing];
+    let (dns, door) = start(&list);
+    let pod = Pod::new(&door);
+    let began = Instant::now();
+    let answer = pod.ask(&query("example.com.", RecordType::A)).await;
+    assert_eq!(texts(&answer), ["192.0.2.7"]);
+    assert!(began.elapsed() >= Duration::from_secs(2));
+    let began = Instant::now();
+    pod.ask(&query("example.com.", RecordType::A)).await;
+    assert!(began.elapsed() < Duration::from_secs(1));
+    assert_eq!((dns.counters().forwarded, dns.counters().failed), (2, 0));
+}
+
+#[tokio::test]
+async fn a_pod_is_told_when_nobody_answers() {
+    let dead = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let refusing = dead.local_addr().unwrap();
+    drop(dead);
+    let (dns, door) = start(&[]);
+    let answer = Pod::new(&door)
+        .ask(&query("example.com.", RecordType::A))
+        .await;
+    assert_eq!(answer.response_code, ResponseCode::Refused);
+    assert_eq!((dns.counters().answered, dns.counters().failed), (1, 0));
+    for (list, least) in [
+        (vec![refusing], 0),
+        (vec![resolver(silent, silent).await], 3),
+    ] {
+        let (dns, door) = start(&list);
+        let began = Instant::now();
+        let answer = Pod::new(&door)
+            .ask(&query("example.com.", RecordType::A))
+            .await;
+        assert_eq!(answer.response_code, ResponseCode::ServFail);
+        let took = began.elapsed();
+        let range = Duration::from_secs(least)..Duration::from_secs(least + 3);
+        assert!(range.contains(&took), "{list:?}: {took:?}");
+        assert_eq!(dns.counters().failed, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_query_that_is_sent_again_finds_a_resolver_that_lost_one() {
+    use std::sync::atomic::AtomicU32;
+    static SEEN: AtomicU32 = AtomicU32::new(0);
+    fn forgetful(query: &Message) -> Vec<Vec<u8>> {
+        match SEEN.fetch_add(1, Ordering::SeqCst) {
+            0 => Vec::new(),
+            _ => honest(query),
+        }
+    }
+    let (_dns, door) = start(&[resolver(forgetful, silent).await]);
+    let answer = Pod::new(&door)
+        .ask(&query("example.com.", RecordType::A))
+        .await;
+    assert_eq!(texts(&answer), ["192.0.2.7"]);
+}
+
+#[tokio::test]
+async fn long_answers_are_for_those_who_take_them() {
+    fn long(query: &Message) -> Vec<Vec<u8>> {
+        let mut answer = reply(query);
+        answer.answers[0].data = RData::TXT(TXT::new(vec!["x".repeat(250); 6]));
+        vec![answer.to_vec().unwrap()]
+    }
+    let (_dns, door) = start(&[resolver(long, long).await]);
+    let pod = Pod::new(&door);
+    let plain = query("example.com.", RecordType::TXT);
+    for (asked, is_whole) in [
+        (plain.clone(), false),
+        (with_size(plain.clone(), 100), false),
+        (with_size(plain.clone(), 1232), false),
+        (with_size(plain.clone(), 1600), true),
+        (with_size(plain.clone(), 65_535), true),
+    ] {
+        let answer = pod.ask(&asked).await;
+        assert_eq!(answer.truncation, !is_whole, "{asked}");
+        assert_eq!(answer.answers.len(), usize::from(is_whole));
+    }
+    let (_dns, by_tcp) = ask_by_tcp(&door, std::slice::from_ref(&plain)).await;
+    assert_eq!(by_tcp[0].answers.len(), 1);
+    assert!(!by_tcp[0].truncation);
+}
+
+/// The answers to queries that are sent at once by one connection, in the queries' order.
+async fn ask_by_tcp(door: &Door, queries: &[Message]) -> (UnixStream, Vec<Message>) {
+    let socket = door.connect(POD, Protocol::Tcp).unwrap();
+    let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(socket));
+    let mut stream = UnixStream::from_std(stream).unwrap();
+    for query in queries {
+        let bytes = query.to_vec().unwrap();
+        write_message(&mut stream, &bytes).await.unwrap();
+    }
+    let mut answers = std::collections::HashMap::new();
+    for _ in queries {
+        let bytes = timeout(SOON, read_message(&mut stream)).await.unwrap();
+        let bytes = bytes.unwrap().expect("an answer");
+        let answer = Message::from_vec(&bytes).unwrap();
+        answers.insert(answer.id, bytes);
+    }
+    let answers = queries
+        .iter()
+        .map(|query| answer_to(query, &answers[&query.id]));
+    let answers = answers.collect();
+    (stream, answers)
+}
+
+#[tokio::test]
+async fn a_connection_has_many_queries_and_ends_when_it_is_idle() {
+    let (_dns, door) = start(&[resolver(silent, honest).await]);
+    let all: Vec<_> = (0..40)
+        .map(|i| match i % 2 {
+            0 => query("web.n1.muslin.", RecordType::A),
+            _ => query("example.com.", RecordType::A),
+        })
+        .collect();
+    let (mut stream, answers) = ask_by_tcp(&door, &all).await;
+    for (i, answer) in answers.iter().enumerate() {
+        let expected = ["10.1.1.2", "192.0.2.7"][i % 2];
+        assert_eq!(texts(answer), [expected]);
+    }
+    let end = timeout(Duration::from_secs(20), read_message(&mut stream)).await;
+    assert_eq!(end.unwrap().unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
+    let (dns, door) = start(&[resolver(silent, silent).await]);
+    let mut open = Vec::new();
+    for _ in 0..32 {
+        let web = query("web.n1.muslin.", RecordType::A);
+        open.push(ask_by_tcp(&door, std::slice::from_ref(&web)).await.0);
+    }
+    let one_more = door.connect(POD, Protocol::Tcp).unwrap();
+    let one_more = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(one_more));
+    let mut one_more = UnixStream::from_std(one_more).unwrap();
+    let end = timeout(SOON, read_message(&mut one_more)).await.unwrap();
+    assert!(matches!(end, Ok(None) | Err(_)), "{end:?}");
+
+    let pod = Pod::new(&door);
+    for _ in 0..257 {
+        pod.send(&query("example.com.", RecordType::A).to_vec().unwrap())
+            .await;
+    }
+    // The one too many is told at once.
+    let began = Instant::now();
+    let answer = Message::from_vec(&pod.receive().await).unwrap();
+    assert_eq!(answer.response_code, ResponseCode::ServFail);
+    assert!(began.elapsed() < Duration::from_secs(1));
+    assert_eq!(dns.counters().failed, 1);
+    assert!(dns.queries.enter(*POD.ip()).is_none());
+    assert!(dns.queries.enter([10, 1, 1, 3].into()).is_some());
+    let known = pod.ask(&query("web.n1.muslin.", RecordType::A)).await;
+    assert_eq!(texts(&known), ["10.1.1.2"]);
+}
+
+#[tokio::test]
+async fn what_is_not_understood_is_told_by_its_code() {
+    let (_dns, door) = start(&[]);
+    let pod = Pod::new(&door);
+    let good = query("web.muslin.", RecordType::A);
+    let bytes = good.to_vec().unwrap();
+    let change = |what: &dyn Fn(&mut Message)| {
+        let mut message = good.clone();
+        what(&mut message);
+        message.to_vec().unwrap()
+    };
+    for (bytes, code) in [
+        (
+            change(&|it| it.metadata.op_code = OpCode::Notify),
+            ResponseCode::NotImp,
+        ),
+        (
+            change(&|it| it.metadata.op_code = OpCode::Update),
+            ResponseCode::NotImp,
+        ),
+        (change(&|it| it.queries.clear()), ResponseCode::FormErr),
+        (
+            change(&|it| it.queries.push(it.queries[0].clone())),
+            ResponseCode::FormErr,
+        ),
+        (bytes[..bytes.len() - 1].to_vec(), ResponseCode::FormErr),
+        (bytes[..12].to_vec(), ResponseCode::FormErr),
+        (
+            change(&|it| {
+                it.queries[0].set_query_type(RecordType::AXFR);
+            }),
+            ResponseCode::Refused,
+        ),
+        (
+            change(&|it| {
+                it.queries[0].set_query_class(DNSClass::CH);
+            }),
+            ResponseCode::Refused,
+        ),
+        (
+            change(&|it| {
+                it.set_edns(Edns::new())
+                    .edns
+                    .as_mut()
+                    .unwrap()
+                    .set_version(1);
+            }),
+            ResponseCode::BADVERS,
+        ),
+    ] {
+        // Nothing is answered to an answer, nor to what has no header.
+        pod.send(&change(&|it| {
+            it.metadata.message_type = MessageType::Response
+        }))
+        .await;
+        pod.send(&bytes[..11]).await;
+        pod.send(&bytes).await;
+        let answer = Message::from_vec(&pod.receive().await).unwrap();
+        assert_eq!(
+            (answer.id, u16::from(answer.response_code)),
+            (good.id, u16::from(code)),
+            "{bytes:?}"
+        );
+    }
+}
+
+#[test]
+fn the_hosts_resolvers_are_read_again_when_they_change() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("resolv.conf");
+    let read = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let resolvers = Resolvers::in_file(&path, "10.1.0.0/16".parse().unwrap());
+        let list = resolvers.list();
+        list.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        read("search x\nnameserver 127.0.0.53\n# no\nnameserver 10.1.1.1\nnameserver fe80::1%1\n"),
+        ["127.0.0.53:53", "[fe80::1%1]:53"]
+    );
+    assert_eq!(read(""), ["127.0.0.1:53", "[::1]:53"]);
+    assert_eq!(read("nameserver 10.1.1.1\n").len(), 0);
+    assert_eq!(
+        read("rubbish\nnameserver 1.1.1.1\nnameserver x\n"),
+        ["1.1.1.1:53"]
+    );
+    let missing = Resolvers::in_file("/nonexistent", "10.1.0.0/16".parse().unwrap());
+    assert!(!missing.list().is_empty());
+    let changing = Resolvers::in_file(&path, "10.1.0.0/16".parse().unwrap());
+    assert_eq!(changing.list(), ["1.1.1.1:53".parse().unwrap()]);
+    std::fs::write(&path, "nameserver 9.9.9.9\n").unwrap();
+    let deadline = std::time::Instant::now() + SOON;
+    while changing.list() != ["9.9.9.9:53".parse().unwrap()] {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn resolvers_in_the_pod_network_are_refused() {
+    let network = "10.1.0.0/16".parse().unwrap();
+    for bad in ["10.1.1.1", "0.0.0.0", "224.0.0.1"] {
+        let error = Resolvers::named(&[bad.parse().unwrap()], network).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(bad), "{error}");
+    }
+    let good = ["127.0.0.1", "::1", "10.2.0.1"].map(|it| it.parse().unwrap());
+    assert_eq!(Resolvers::named(&good, network).unwrap().list().len(), 3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn any_bytes_are_taken(
+        head in prop::sample::select(vec![0u8, 1]),
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        place in 0usize..60,
+        flip: u8,
+    ) {
+        let zones = Zones::new("10.1.0.0/16".parse().unwrap());
+        let all = names();
+        let mut mutated = with_size(query("web.n1.muslin.", RecordType::A), 1232).to_vec().unwrap();
+        if let Some(byte) = mutated.get_mut(place) {
+            *byte ^= flip;
+        }
+        let mut random = vec![0, 7, head, 0, 0, 1, 0, 0, 0, 0, 0, 1];
+        random.extend(&bytes);
+        for bytes in [&bytes, &mutated, &random] {
+            match Request::read(bytes, Transport::Datagram) {
+                Ok(request) => {
+                    if let Some(answer) = zones.answer(&request, &all.read()) {
+                        let answer = request.encode(&answer);
+                        prop_assert!(answer.len() <= request.limit());
+                        prop_assert_eq!(&answer[..2], &bytes[..2]);
+                    }
+                    prop_assert_eq!(&request.failure()[..2], &bytes[..2]);
+                }
+                Err(Rejected::With(answer)) => prop_assert_eq!(&answer[..2], &bytes[..2]),
+                Err(Rejected::NoQuery) => {}
+            }
+        }
+    }
+}

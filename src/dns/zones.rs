@@ -1,0 +1,168 @@
+//! Names that are answered here: those of pods, and those that the world outside must not be asked
+//! for.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use ipnet::Ipv4Net;
+use muslin_stack::names::{Found, Names};
+
+use super::message::Request;
+
+/// The zone of all pods.
+pub(crate) const DOMAIN: &str = "muslin";
+
+/// How long an answer holds, in seconds, also one that there is no such name.
+const TTL: u32 = 5;
+/// More addresses than any client takes: an answer has no more.
+const MAX_ADDRESSES: usize = 1000;
+/// Names that are nobody's: RFC 6761 section 6.4, and RFC 7686, by which a resolver must not look
+/// for them.
+const NOBODYS: [&[u8]; 2] = [b"invalid", b"onion"];
+
+/// The zones of a pod network.
+#[derive(Debug)]
+pub(super) struct Zones {
+    network: Ipv4Net,
+}
+
+/// What a name of these zones stands for.
+enum Meaning {
+    /// These records' data, of types of which each query wants some.
+    Data(Vec<RData>),
+    /// Nothing, but there are names below it.
+    Parent,
+    /// Nothing.
+    Nothing,
+}
+
+impl Zones {
+    pub(super) const fn new(network: Ipv4Net) -> Self {
+        Self { network }
+    }
+
+    /// The answer to a query for one of these names; nothing for all others.
+    pub(super) fn answer(&self, request: &Request, names: &Names) -> Option<Message> {
+        let name = request.question.name();
+        let mut labels: Vec<_> = name.iter().map(<[u8]>::to_ascii_lowercase).collect();
+        labels.reverse();
+        let (depth, meaning) = self.look_up(&labels, names)?;
+        if !matches!(request.question.query_class(), DNSClass::IN | DNSClass::ANY) {
+            return Some(request.answer(ResponseCode::Refused));
+        }
+        let apex = name.trim_to(depth);
+        let start = Record::from_rdata(apex.clone(), TTL, RData::SOA(start(&apex)));
+        let mut answer = request.answer(match meaning {
+            Meaning::Nothing => ResponseCode::NXDomain,
+            Meaning::Data(_) | Meaning::Parent => ResponseCode::NoError,
+        });
+        answer.metadata.authoritative = true;
+        let wanted = request.question.query_type();
+        let is_wanted = |kind| wanted == kind || wanted == RecordType::ANY;
+        if labels.len() == depth && is_wanted(RecordType::SOA) {
+            answer.add_answer(start.clone());
+        }
+        if let Meaning::Data(mut all) = meaning {
+            all.retain(|data| is_wanted(data.record_type()));
+            // Each asker begins with another one.
+            let first = usize::from(answer.metadata.id) % all.len().max(1);
+            all.rotate_left(first);
+            all.truncate(MAX_ADDRESSES);
+            let records = all.into_iter();
+            answer.add_answers(records.map(|data| Record::from_rdata(name.clone(), TTL, data)));
+        }
+        if answer.answers.is_empty() {
+            answer.add_authority(start);
+        }
+        Some(answer)
+    }
+
+    /// How many labels the name of the zone has to which a name belongs, and what it stands for.
+    /// The labels begin with the last.
+    fn look_up(&self, labels: &[Vec<u8>], names: &Names) -> Option<(usize, Meaning)> {
+        match labels {
+            [last, rest @ ..] if last == DOMAIN.as_bytes() => Some((1, pods(rest, names))),
+            [last, ..] if last == b"localhost" => Some((1, localhost())),
+            [last, ..] if NOBODYS.contains(&last.as_slice()) => Some((1, Meaning::Nothing)),
+            [last, second, rest @ ..] if last == b"arpa" && second == b"in-addr" => {
+                let (octets, meaning) = self.reverse(rest, names)?;
+                Some((2 + octets, meaning))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same for the labels that are an address: the zones are the pod network's, as large as
+    /// labels can say.
+    fn reverse(&self, labels: &[Vec<u8>], names: &Names) -> Option<(usize, Meaning)> {
+        let octets: Vec<_> = labels
+            .iter()
+            .map_while(|label| octet(label))
+            .take(4)
+            .collect();
+        let cut = usize::from(self.network.prefix_len().div_ceil(8));
+        let mut address = [0; 4];
+        address[..octets.len()].copy_from_slice(&octets);
+        let address = Ipv4Addr::from(address);
+        if octets.len() < cut || !self.network.contains(&address) {
+            return None;
+        }
+        let meaning = match (octets.len() == labels.len(), octets.len()) {
+            (false, _) => Meaning::Nothing,
+            (true, 4) => pointer(address, names).map_or(Meaning::Nothing, Meaning::Data),
+            (true, _) => Meaning::Parent,
+        };
+        Some((cut, meaning))
+    }
+}
+
+/// What the labels in front of the zone's name stand for.
+fn pods(labels: &[Vec<u8>], names: &Names) -> Meaning {
+    let is_plain = |label: &Vec<u8>| !label.contains(&b'.') && label.is_ascii();
+    if labels.is_empty() {
+        return Meaning::Parent;
+    } else if !labels.iter().all(is_plain) {
+        return Meaning::Nothing;
+    }
+    let texts = labels.iter().rev();
+    let texts: Vec<_> = texts.map(|label| String::from_utf8_lossy(label)).collect();
+    match names.find(&texts.join(".")) {
+        Found::Addresses(all) => Meaning::Data(
+            all.into_iter()
+                .map(|address| RData::A(A(address)))
+                .collect(),
+        ),
+        Found::Parent => Meaning::Parent,
+        Found::Nothing => Meaning::Nothing,
+    }
+}
+
+fn pointer(address: Ipv4Addr, names: &Names) -> Option<Vec<RData>> {
+    let name = names.name_of(address)?;
+    // Names of a pod and a node together can be longer than a name of the DNS may be.
+    let name = Name::from_ascii(format!("{name}.{DOMAIN}.")).ok()?;
+    Some(vec![RData::PTR(PTR(name))])
+}
+
+/// What a resolver answers for the machine itself (RFC 6761 section 6.3).
+fn localhost() -> Meaning {
+    Meaning::Data(vec![
+        RData::A(A(Ipv4Addr::LOCALHOST)),
+        RData::AAAA(AAAA(Ipv6Addr::LOCALHOST)),
+    ])
+}
+
+/// The label of a number from 0 to 255, in the one way in which it is written.
+fn octet(label: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(label).ok()?;
+    let octet: u8 = text.parse().ok()?;
+    (octet.to_string() == text).then_some(octet)
+}
+
+/// A zone's SOA record, which says how long it holds that there is no such name (RFC 2308).
+fn start(apex: &Name) -> SOA {
+    let mailbox = Name::from_ascii("nobody.invalid.").unwrap_or_default();
+    SOA::new(apex.clone(), mailbox, 1, 3600, 600, 86_400, TTL)
+}

@@ -1,0 +1,82 @@
+//! What a node does for names: its own pods' are known at once, here and to those who share them.
+
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+use muslin_stack::ipam::PodName;
+use muslin_stack::names::{Names, NodeRecord, PodRecord};
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use super::Settings;
+use super::pods::Pods;
+use crate::dns::{Dns, Door, RESOLV_CONF, Resolvers};
+use crate::error::{Error, Result};
+
+/// Names of pods, and the service that answers for them.
+pub(super) struct Naming {
+    pub(super) dns: Arc<Dns>,
+    pub(super) names: Arc<RwLock<Names>>,
+    node: PodName,
+    subnet: Ipv4Net,
+    pods: watch::Sender<Vec<PodRecord>>,
+}
+
+impl Naming {
+    /// The service for a node with this subnet of a network, and the way to it.
+    pub(super) fn start(
+        settings: &Settings,
+        network: Ipv4Net,
+        subnet: Ipv4Net,
+    ) -> Result<(Self, Door)> {
+        let names = Arc::new(RwLock::new(Names::default()));
+        names.write().lease(subnet);
+        let (dns, door) = Dns::start(network, names.clone(), resolvers(settings, network)?);
+        let naming = Self {
+            dns,
+            names,
+            node: settings.name.parse().map_err(Error::usage)?,
+            subnet,
+            pods: watch::Sender::default(),
+        };
+        Ok((naming, door))
+    }
+
+    /// This node's pods are these now.
+    pub(super) fn set_pods(&self, pods: &Pods) {
+        let pods = pods.iter().map(|(name, pod)| PodRecord {
+            name: name.clone(),
+            address: pod.address,
+        });
+        let record = NodeRecord {
+            node: self.node.clone(),
+            subnet: self.subnet,
+            pods: pods.collect(),
+        };
+        self.pods.send_replace(record.pods.clone());
+        self.names.write().set(record);
+    }
+
+    /// What there is to share.
+    pub(super) fn pods(&self) -> watch::Receiver<Vec<PodRecord>> {
+        self.pods.subscribe()
+    }
+
+    /// The node's name.
+    pub(super) fn node(&self) -> &PodName {
+        &self.node
+    }
+}
+
+/// The resolvers that a node's settings name, or else those of the host; none where nothing outside
+/// is for pods.
+///
+/// # Errors
+/// Bad usage for one that a node cannot reach.
+pub(super) fn resolvers(settings: &Settings, network: Ipv4Net) -> Result<Resolvers> {
+    if settings.dns.is_empty() && settings.egress.is_some() {
+        Ok(Resolvers::in_file(RESOLV_CONF, network))
+    } else {
+        Resolvers::named(&settings.dns, network)
+    }
+}
