@@ -345,3 +345,230 @@ async fn asked(leave: &mut watch::Receiver<bool>) {
         pending().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use muslin_stack::names::Found;
+    use tempfile::TempDir;
+    use tokio::task::JoinHandle;
+
+    use super::super::store::{EtcdOptions, Watch, open};
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn subnet(number: u8) -> Ipv4Net {
+        Ipv4Net::new([10, 1, number, 0].into(), 24).unwrap()
+    }
+
+    /// A node and what it knows.
+    struct Node {
+        pods: watch::Sender<Vec<PodRecord>>,
+        leave: watch::Sender<bool>,
+        names: Arc<RwLock<Names>>,
+        task: JoinHandle<()>,
+        number: u8,
+    }
+
+    impl Node {
+        /// A node that knows that the subnets of nodes 1 and 2 are leased.
+        fn start(store: &Arc<dyn Store>, number: u8) -> Self {
+            let (pods, leave) = (watch::Sender::default(), watch::Sender::new(false));
+            let names = Arc::new(RwLock::new(Names::default()));
+            names.write().lease(subnet(1));
+            names.write().lease(subnet(2));
+            let sharing = Sharing {
+                store: store.clone(),
+                prefix: "/p".to_owned(),
+                network: "10.1.0.0/16".parse().unwrap(),
+                node: format!("n{number}").parse().unwrap(),
+                subnet: subnet(number),
+                pods: pods.subscribe(),
+                leave: leave.subscribe(),
+                names: names.clone(),
+            };
+            Self {
+                pods,
+                leave,
+                names,
+                task: tokio::spawn(sharing.run()),
+                number,
+            }
+        }
+
+        fn set_pods(&self, names: &[&str]) {
+            let pods = names.iter().zip(2..).map(|(name, last)| PodRecord {
+                name: name.parse().unwrap(),
+                address: [10, 1, self.number, last].into(),
+            });
+            self.pods.send_replace(pods.collect());
+        }
+
+        /// Waits until it knows the pods of the other nodes by these names, and no others.
+        async fn knows(&self, known: &[&str], unknown: &[&str]) {
+            let deadline = Instant::now() + SOON;
+            loop {
+                let is_known =
+                    |name: &&str| matches!(self.names.read().find(name), Found::Addresses(_));
+                if known.iter().all(is_known) && !unknown.iter().any(is_known) {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "{known:?} but not {unknown:?}");
+                sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+
+    fn embedded(directory: &TempDir) -> Arc<dyn Store> {
+        let url = format!("sqlite:{}", directory.path().join("s.db").display());
+        open(&url, &EtcdOptions::default()).unwrap()
+    }
+
+    async fn records(store: &Arc<dyn Store>) -> Vec<Entry> {
+        let listed = store.execute(Op::List(names_prefix("/p"))).await.unwrap();
+        let Answer::Snapshot { entries, .. } = listed else {
+            panic!()
+        };
+        entries
+    }
+
+    #[tokio::test]
+    async fn nodes_hear_of_each_others_pods_while_they_are_there() {
+        let directory = TempDir::new().unwrap();
+        let store = embedded(&directory);
+        let [one, two] = [1, 2].map(|number| Node::start(&store, number));
+        one.set_pods(&["a", "b"]);
+        two.set_pods(&["c"]);
+        one.knows(&["c", "c.n2"], &["a"]).await;
+        two.knows(&["a", "b", "a.n1"], &["c"]).await;
+        // One that comes later finds all, and what changes is told.
+        let late = Node::start(&store, 3);
+        late.knows(&["a", "b", "c"], &[]).await;
+        one.set_pods(&["b"]);
+        late.knows(&["b", "c"], &["a"]).await;
+        assert_eq!(records(&store).await.len(), 2);
+        assert!(records(&store).await[0].ttl.unwrap() > RENEWAL);
+        one.set_pods(&[]);
+        late.knows(&["c"], &["b"]).await;
+        two.leave.send_replace(true);
+        two.task.await.unwrap();
+        late.knows(&[], &["c"]).await;
+        assert_eq!(records(&store).await, []);
+        late.leave.send_replace(true);
+        late.task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn changes_that_follow_each_other_are_one_write() {
+        let directory = TempDir::new().unwrap();
+        let store = embedded(&directory);
+        let [one, two] = [1, 2].map(|number| Node::start(&store, number));
+        one.set_pods(&["first"]);
+        two.knows(&["first"], &[]).await;
+        let before = records(&store).await[0].revision;
+        for i in 0..100 {
+            one.set_pods(&[&format!("pod-{i}")]);
+            sleep(Duration::from_millis(1)).await;
+        }
+        two.knows(&["pod-99"], &["first"]).await;
+        assert!(records(&store).await[0].revision <= before + 2);
+    }
+
+    #[tokio::test]
+    async fn what_others_do_to_a_record_is_undone() {
+        let directory = TempDir::new().unwrap();
+        let store = embedded(&directory);
+        let key = names_key("/p", subnet(1));
+        let forged = r#"{"node":"n1","subnet":"10.1.1.0/24","pods":[]}"#.to_owned();
+        let create = Op::Create {
+            key: key.clone(),
+            value: forged.clone(),
+            ttl: None,
+        };
+        store.execute(create).await.unwrap();
+        let [one, two] = [1, 2].map(|number| Node::start(&store, number));
+        one.set_pods(&["a"]);
+        two.knows(&["a"], &[]).await;
+        for value in [Some(forged), None, Some("rubbish".to_owned())] {
+            let entry = records(&store).await.remove(0);
+            let (key, expected) = (key.clone(), entry.revision);
+            let op = match value {
+                Some(value) => Op::CompareAndPut {
+                    key,
+                    value,
+                    expected,
+                    ttl: None,
+                },
+                None => Op::CompareAndDelete { key, expected },
+            };
+            let Answer::Done(done) = store.execute(op).await.unwrap() else {
+                panic!()
+            };
+            let deadline = Instant::now() + SOON;
+            let is_ours = |it: &Entry| it.revision > done && it.value.contains(r#""a""#);
+            while !records(&store).await.iter().any(is_ours) {
+                assert!(Instant::now() < deadline);
+                sleep(Duration::from_millis(10)).await;
+            }
+            two.knows(&["a"], &[]).await;
+        }
+        let other = names_key("/p", subnet(9));
+        for (key, value) in [(other, "rubbish"), (names_prefix("/p"), "{}")] {
+            let (value, ttl) = (value.to_owned(), None);
+            store.execute(Op::Create { key, value, ttl }).await.unwrap();
+        }
+        one.set_pods(&["a", "b"]);
+        two.knows(&["a", "b"], &[]).await;
+    }
+
+    /// A store that lets a node read, and not write.
+    struct ReadOnly {
+        inner: Arc<dyn Store>,
+        refused: AtomicUsize,
+    }
+
+    #[async_trait]
+    impl Store for ReadOnly {
+        async fn execute(&self, op: Op) -> StoreResult<Answer> {
+            if matches!(op, Op::List(_)) {
+                return self.inner.execute(op).await;
+            }
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            let error = "http://h:1 refuses the user 'node': permission denied";
+            Err(StoreError::Unavailable(error.to_owned()))
+        }
+
+        async fn watch(&self, prefix: &str, from: Revision) -> StoreResult<Box<dyn Watch>> {
+            self.inner.watch(prefix, from).await
+        }
+
+        fn describe(&self) -> String {
+            "read-only".to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_may_not_write_hears_of_others() {
+        let directory = TempDir::new().unwrap();
+        let store = embedded(&directory);
+        let read_only = Arc::new(ReadOnly {
+            inner: store.clone(),
+            refused: AtomicUsize::new(0),
+        });
+        let one = Node::start(&(read_only.clone() as Arc<dyn Store>), 1);
+        let two = Node::start(&store, 2);
+        one.set_pods(&["a"]);
+        for name in ["c", "d", "e"] {
+            two.set_pods(&[name]);
+            one.knows(&[name], &[]).await;
+        }
+        one.set_pods(&["b"]);
+        two.set_pods(&["f"]);
+        one.knows(&["f"], &[]).await;
+        assert_eq!(read_only.refused.load(Ordering::SeqCst), 1);
+        assert_eq!(records(&store).await.len(), 1);
+    }
+}
