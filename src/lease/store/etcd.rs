@@ -1,7 +1,8 @@
 //! Leases in etcd, byte for byte as flannel has them, so that its nodes and ours are one network.
 //!
 //! Flannel's one lease per key and day is kept: a renewal grants a new one and puts the same value
-//! under it. Different from flannel, a write names the revision that it replaces.
+//! under it. Different from flannel, a write names the revision that it replaces, and the lease that
+//! it makes useless is ended.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,8 +12,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, Error as EtcdError, EventType,
-    GetOptions, GetResponse, Identity, KeyValue, PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
-    WatchStream,
+    GetOptions, GetResponse, Identity, KeyValue, LeaseTimeToLiveOptions, PutOptions, TlsOptions,
+    Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use muslin_stack::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
@@ -302,8 +303,13 @@ impl EtcdStore {
             }
         };
         let options = PutOptions::new().with_lease(lease);
+        let former = TxnOp::get(key.as_str(), None);
         let put = TxnOp::put(key, value, Some(options));
-        let result = self.write(&connection, conditions, put).await;
+        let written = self.write(&connection, conditions, [former, put]).await;
+        if let Some(former) = written.as_ref().ok().and_then(former_lease) {
+            end_unused(&connection, former);
+        }
+        let result = written.map(|written| answer(&written));
         let is_unwritten = match &result {
             Ok(answer) => *answer == Answer::Conflict,
             // After another error the key may be written, and would end with its lease.
@@ -320,17 +326,11 @@ impl EtcdStore {
         &self,
         connection: &Connection,
         conditions: Vec<Compare>,
-        op: TxnOp,
-    ) -> StoreResult<Answer> {
+        ops: impl Into<Vec<TxnOp>>,
+    ) -> StoreResult<TxnResponse> {
         let mut client = connection.client.clone();
-        let txn = Txn::new().when(conditions).and_then([op]);
-        let answer = self.wait(connection, client.txn(txn)).await?;
-        let revision = answer.header().map_or(0, |header| header.revision());
-        Ok(if answer.succeeded() {
-            Answer::Done(revision)
-        } else {
-            Answer::Conflict
-        })
+        let txn = Txn::new().when(conditions).and_then(ops);
+        self.wait(connection, client.txn(txn)).await
     }
 
     /// How long each of these leases lives still.
@@ -383,6 +383,41 @@ impl EtcdStore {
     }
 }
 
+fn answer(written: &TxnResponse) -> Answer {
+    if written.succeeded() {
+        Answer::Done(written.header().map_or(0, |header| header.revision()))
+    } else {
+        Answer::Conflict
+    }
+}
+
+/// The lease that a key was under before it was written, if it was under one.
+fn former_lease(written: &TxnResponse) -> Option<i64> {
+    let lease = written.op_responses().iter().find_map(|done| match done {
+        TxnOpResponse::Get(former) => Some(former.kvs().first()?.lease()),
+        _ => None,
+    });
+    lease.filter(|lease| *lease != 0)
+}
+
+/// Ends a lease that no key has any more: a node whose pods come and go would leave one behind with
+/// each change.
+fn end_unused(connection: &Connection, lease: i64) {
+    let mut client = connection.client.lease_client();
+    tokio::spawn(async move {
+        let ends = async {
+            let with_keys = LeaseTimeToLiveOptions::new().with_keys();
+            let life = client.time_to_live(lease, Some(with_keys)).await?;
+            if life.ttl() > 0 && life.keys().is_empty() {
+                client.revoke(lease).await?;
+            }
+            Ok::<_, EtcdError>(())
+        };
+        // It ends by itself, so that it does not matter if this fails.
+        let _ = timeout(PATIENCE, ends).await;
+    });
+}
+
 fn silent(server: &str) -> StoreError {
     let seconds = PATIENCE.as_secs();
     StoreError::Unavailable(format!("{server} does not answer within {seconds} s"))
@@ -411,7 +446,8 @@ impl Store for EtcdStore {
                 let connection = self.connection().await?;
                 let conditions = is_at(&key, expected);
                 let delete = TxnOp::delete(key, None);
-                self.write(&connection, conditions, delete).await
+                let written = self.write(&connection, conditions, [delete]).await;
+                written.map(|written| answer(&written))
             }
         }
     }

@@ -452,6 +452,43 @@ async fn a_lease_of_a_lost_race_is_revoked_and_others_live_a_day() {
 }
 
 #[tokio::test]
+async fn a_lease_that_no_key_has_any_more_is_revoked() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let store = server.open();
+    let mut client = server.client().await;
+    let shared = client.lease_grant(600, None).await.unwrap().id();
+    for key in ["/a", "/b"] {
+        let options = etcd_client::PutOptions::new().with_lease(shared);
+        client.put(key, "old", Some(options)).await.unwrap();
+    }
+    let mut revision = client.get("/a", None).await.unwrap().kvs()[0].mod_revision();
+    for value in ["1", "2", "3"] {
+        let put = Op::CompareAndPut {
+            key: "/a".to_owned(),
+            value: value.to_owned(),
+            expected: revision,
+            ttl: Some(LEASE_TTL),
+        };
+        let Ok(Answer::Done(done)) = store.execute(put).await else {
+            panic!()
+        };
+        revision = done;
+    }
+    // What another key has stays.
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while client.leases().await.unwrap().leases().len() != 2 {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for (key, expected) in [("/a", "3"), ("/b", "old")] {
+        let answer = client.get(key, None).await.unwrap();
+        assert_eq!(answer.kvs()[0].value(), expected.as_bytes(), "{key}");
+    }
+}
+
+#[tokio::test]
 async fn the_outage_of_the_server_changes_nothing() {
     let Some(mut server) = Server::start().await else {
         return;
