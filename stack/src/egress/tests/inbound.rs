@@ -396,6 +396,9 @@ fn ports_of_the_gateway_are_for_services_and_refuse_otherwise() {
     let errors: Vec<_> = bed.pods.reports.iter().map(|(error, _)| *error).collect();
     assert_eq!(errors, [IcmpError::PortUnreachable; 2]);
     assert_eq!(bed.egress.counters().open, 2);
+    // A question has its answer soon; a connection may wait for the next.
+    bed.pass(Limits::default().service_idle);
+    assert_eq!(bed.egress.counters().open, 1);
 }
 
 #[test]
