@@ -17,6 +17,7 @@ pub mod lease;
 mod netlink;
 pub mod netns;
 pub mod node;
+pub mod publish;
 pub mod state;
 pub mod underlay;
 pub mod worker;

@@ -20,7 +20,8 @@ const MARK: &[u8] = b"by the test of bad input";
 const CONTROL: &[u8] = b"by the same, but good";
 
 /// Reasons for which a packet is lost in the shell around the node.
-const AFTER_THE_VERDICT: [&str; 5] = [
+const AFTER_THE_VERDICT: [&str; 6] = [
+    "egress-closed",
     "port-down",
     "port-queue-full",
     "port-failed",
@@ -488,14 +489,14 @@ fn a_pod_cannot_send_what_it_must_not() {
         (
             "to nowhere",
             "no-route",
-            [
-                [8, 8, 8, 8],
-                [10, 245, 0, 1],
-                [10, 244, 9, 9],
-                [10, 9, 0, 2],
-            ]
-            .map(|to| routed(&ipv4(ATTACKER, to.into())))
-            .into(),
+            [routed(&ipv4(ATTACKER, [10, 244, 9, 9].into()))].into(),
+        ),
+        (
+            "to the outside, which is closed",
+            "egress-closed",
+            [[8, 8, 8, 8], [10, 245, 0, 1], [10, 9, 0, 2]]
+                .map(|to| routed(&ipv4(ATTACKER, to.into())))
+                .into(),
         ),
         (
             "to nobody",

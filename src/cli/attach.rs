@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use muslin_stack::ipam::PodName;
 
-use super::run::{assignment, descriptors, queues};
+use super::run::{PublishArguments, assignment, descriptors, queues};
 use super::{NodeChoice, block_on, output};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Request};
@@ -32,6 +32,8 @@ pub(super) struct AttachArguments {
     /// Make the plain TAP device: one packet per frame, checksums finished
     #[arg(long)]
     no_offload: bool,
+    #[command(flatten)]
+    publish: PublishArguments,
     /// Print what the pod was given as JSON
     #[arg(long)]
     json: bool,
@@ -72,6 +74,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
             pod: arguments.name,
             address: arguments.ip,
             persistent: true,
+            publish: arguments.publish.ports(),
         };
         let attached = client.attach(request, &descriptors(&tap)).await?;
         let configured = netns::configure(&arguments.ifname, &assignment(&attached)).await;
@@ -84,7 +87,11 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         if arguments.json {
             output::print_json(&attached)
         } else {
-            output::print(&format!("{} has {}\n", attached.pod, attached.address))
+            let mut text = format!("{} has {}\n", attached.pod, attached.address);
+            for port in &attached.published {
+                text += &format!("{port}\n");
+            }
+            output::print(&text)
         }
     })
 }

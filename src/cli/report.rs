@@ -12,6 +12,7 @@ use crate::control::protocol::{
     Dns, Drop, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Error, Result};
+use crate::publish::Published;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -111,6 +112,13 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             ),
         ),
         ("dns", dns(&status.dns)),
+        (
+            "published",
+            format!(
+                "{} ports, {} flows since the start",
+                status.published.ports, status.published.flows
+            ),
+        ),
         ("workers", status.workers.to_string()),
         ("peers", status.peers.to_string()),
         (
@@ -148,7 +156,9 @@ fn dns(dns: &Dns) -> String {
 }
 
 pub(super) fn pods(arguments: &Arguments) -> Result<()> {
-    let header = ["POD", "ADDRESS", "MAC", "ATTACHED", "FROM IT", "TO IT"];
+    let header = [
+        "POD", "ADDRESS", "MAC", "PORTS", "ATTACHED", "FROM IT", "TO IT",
+    ];
     list(
         arguments,
         Table::Pods,
@@ -158,6 +168,7 @@ pub(super) fn pods(arguments: &Arguments) -> Result<()> {
                 pod.pod.to_string(),
                 pod.address.to_string(),
                 pod.mac.clone(),
+                ports(&pod.published),
                 duration(pod.attached_seconds),
                 traffic(pod.received),
                 traffic(pod.sent),
@@ -348,6 +359,11 @@ fn show<T: Serialize>(
 fn fetch<T: DeserializeOwned>(arguments: &Arguments, table: Table) -> Result<Vec<T>> {
     let socket = arguments.node.socket()?;
     block_on(async { Client::connect(&socket).await?.report(table).await })
+}
+
+fn ports(published: &[Published]) -> String {
+    let all: Vec<_> = published.iter().map(ToString::to_string).collect();
+    all.join(", ")
 }
 
 fn traffic(traffic: Traffic) -> String {

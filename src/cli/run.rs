@@ -29,6 +29,7 @@ use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Assignment};
+use crate::publish::{Ports, Published};
 
 /// The interface inside.
 const INTERFACE: &str = "eth0";
@@ -47,6 +48,8 @@ pub(super) struct Arguments {
     /// The pod's name and host name [default: pod-1, pod-2 ...]
     #[arg(long)]
     name: Option<PodName>,
+    #[command(flatten)]
+    publish: PublishArguments,
     /// Make the plain TAP device: one packet per frame, checksums finished
     #[arg(long)]
     no_offload: bool,
@@ -57,6 +60,27 @@ pub(super) struct Arguments {
     /// [default: $SHELL]
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// Which ports of this machine lead to a pod.
+#[derive(Debug, Args)]
+pub(super) struct PublishArguments {
+    /// Lead a port of this machine to one of the pod, on all its addresses if none is given; may be
+    /// given several times. Ports may be ranges like 8000-8009, and 0 has the node choose one. With
+    /// +proxy a TCP connection begins with a PROXY protocol header (version 2) that tells its client
+    #[arg(
+        short,
+        long,
+        value_name = "[ADDRESS:]HOST:POD[/tcp|/udp][+proxy]",
+        value_delimiter = ','
+    )]
+    publish: Vec<Ports>,
+}
+
+impl PublishArguments {
+    pub(super) fn ports(&self) -> Vec<Published> {
+        Ports::all(&self.publish)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -142,6 +166,7 @@ async fn attach_first(
         pod: arguments.name.clone(),
         address: arguments.ip,
         persistent: false,
+        publish: arguments.publish.ports(),
     };
     let attached = client.attach(request, &descriptors(tap)).await?;
     netns::configure(INTERFACE, &assignment(&attached)).await?;
@@ -263,6 +288,7 @@ impl Pod {
             pod: Some(self.attached.pod.clone()),
             address,
             persistent: false,
+            publish: self.attached.published.clone(),
         };
         let device = &descriptors(&self.tap);
         let same = client

@@ -10,6 +10,8 @@ use ipnet::Ipv4Net;
 use muslin_stack::ipam::PodName;
 use serde::{Deserialize, Serialize};
 
+use crate::publish::Published;
+
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +38,9 @@ pub struct Attach {
     pub address: Option<Ipv4Addr>,
     /// Whether it stays when the connection ends.
     pub persistent: bool,
+    /// Ports of the machine that lead to it.
+    #[serde(default)]
+    pub publish: Vec<Published>,
 }
 
 /// A table that can be told.
@@ -103,6 +108,9 @@ pub struct Attached {
     pub routes: Vec<Ipv4Net>,
     /// Resolvers for the pod.
     pub dns: Vec<Ipv4Addr>,
+    /// Ports of the machine that lead to it, with those that were chosen.
+    #[serde(default)]
+    pub published: Vec<Published>,
 }
 
 /// A node at a glance.
@@ -154,6 +162,8 @@ pub struct Status {
     pub egress: Option<Flows>,
     /// What pods have asked their gateway.
     pub dns: Dns,
+    /// Ports of this machine that lead to pods.
+    pub published: Ports,
     /// Attached pods.
     pub pods: usize,
     /// Other nodes.
@@ -169,8 +179,6 @@ pub struct Flows {
     pub open: u64,
     /// Flows that began.
     pub opened: u64,
-    /// Those of them that began on the host's side.
-    pub inbound: u64,
     /// TCP connections that the other end refused.
     pub refused: u64,
     /// TCP connections to which there was no way or no answer.
@@ -223,6 +231,15 @@ pub struct Dns {
     pub failed: u64,
 }
 
+/// Ports of the machine that lead to pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// How many there are.
+    pub ports: usize,
+    /// TCP connections and clients' UDP flows that came by them since the node started.
+    pub flows: u64,
+}
+
 /// What became of all packets, in packets since the node started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packets {
@@ -257,6 +274,9 @@ pub struct Pod {
     pub persistent: bool,
     /// Whether superpackets and unfinished checksums pass its device.
     pub offload: bool,
+    /// Ports of the machine that lead to it.
+    #[serde(default)]
+    pub published: Vec<Published>,
     /// Seconds since it was attached.
     pub attached_seconds: u64,
     /// Frames and bytes from it.

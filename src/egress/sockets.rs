@@ -1,16 +1,19 @@
 //! Sockets of the host, one for each flow.
 
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read};
-use std::net::SocketAddrV4;
+use std::io::{self, IoSlice, Read};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_stack::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol};
 use nix::errno::Errno;
-use nix::libc::{self, MSG_NOSIGNAL};
+use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt::Ipv4RecvErr,
+};
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tracing::debug;
 
@@ -26,9 +29,24 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 pub(crate) struct Sockets {
     epoll: Arc<Epoll>,
     dns: Door,
-    sockets: HashMap<FlowId, Socket>,
+    sockets: HashMap<FlowId, Entry>,
     /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
     to_gateway: HashSet<FlowId>,
+    /// Flows that share a socket.
+    clients: HashMap<Client, FlowId>,
+}
+
+/// The number of a published port and the address of who sends to it.
+pub(crate) type Client = (u32, SocketAddrV4);
+
+enum Entry {
+    Own(Socket),
+    /// A published UDP port's, by which each client is answered from the address it asked.
+    Shared {
+        socket: Arc<Socket>,
+        client: Client,
+        local: Ipv4Addr,
+    },
 }
 
 impl Sockets {
@@ -38,6 +56,7 @@ impl Sockets {
             dns,
             sockets: HashMap::new(),
             to_gateway: HashSet::new(),
+            clients: HashMap::new(),
         }
     }
 
@@ -45,10 +64,6 @@ impl Sockets {
     ///
     /// # Errors
     /// If the kernel does not watch it; the flow has none then.
-    #[allow(
-        dead_code,
-        reason = "published ports and proxies are what has such sockets"
-    )]
     pub(crate) fn adopt(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         if socket.r#type()? == Type::STREAM {
@@ -65,12 +80,39 @@ impl Sockets {
             | EpollFlags::EPOLLET;
         let event = EpollEvent::new(flags, event_data(flow));
         self.epoll.add(&socket, event)?;
-        self.sockets.insert(flow, socket);
+        self.sockets.insert(flow, Entry::Own(socket));
         Ok(())
     }
 
+    /// Gives a flow a published port's socket, which others read, for a client that sent to `local`.
+    pub(crate) fn share(
+        &mut self,
+        flow: FlowId,
+        socket: Arc<Socket>,
+        client: Client,
+        local: Ipv4Addr,
+    ) {
+        self.clients.insert(client, flow);
+        let shared = Entry::Shared {
+            socket,
+            client,
+            local,
+        };
+        self.sockets.insert(flow, shared);
+    }
+
+    /// The flow of a published port's client, if it has one.
+    pub(crate) fn flow_of(&self, client: Client) -> Option<FlowId> {
+        self.clients.get(&client).copied()
+    }
+
     fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
-        self.sockets.get(&flow).ok_or(HostError::Failed)
+        match self.sockets.get(&flow) {
+            Some(Entry::Own(socket)) => Ok(socket),
+            // Whoever reads it reads for all.
+            Some(Entry::Shared { .. }) => Err(HostError::WouldBlock),
+            None => Err(HostError::Failed),
+        }
     }
 }
 
@@ -139,12 +181,20 @@ impl Host for Sockets {
             // No query, and it would look like the end.
             return Ok(0);
         }
-        let sent = self.get(flow)?.send_with_flags(bytes, MSG_NOSIGNAL);
+        let sent = match self.sockets.get(&flow) {
+            Some(Entry::Own(socket)) => socket.send_with_flags(bytes, MSG_NOSIGNAL),
+            Some(Entry::Shared {
+                socket,
+                client,
+                local,
+            }) => answer(socket, client.1, *local, bytes),
+            None => return Err(HostError::Failed),
+        };
         sent.map_err(|error| told(&error))
     }
 
     fn mark(&mut self, flow: FlowId, marks: Marks) {
-        let Some(socket) = self.sockets.get(&flow) else {
+        let Ok(socket) = self.get(flow) else {
             return;
         };
         let discovery = if marks.dont_fragment {
@@ -162,7 +212,7 @@ impl Host for Sockets {
     }
 
     fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
-        error_queue::next(self.sockets.get(&flow)?, quoted)
+        error_queue::next(self.get(flow).ok()?, quoted)
     }
 
     fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
@@ -171,13 +221,16 @@ impl Host for Sockets {
     }
 
     fn close(&mut self, flow: FlowId, reset: bool) {
-        let Some(socket) = self.sockets.remove(&flow) else {
-            return;
-        };
         self.to_gateway.remove(&flow);
-        if reset {
-            // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
-            let _ = socket.set_linger(Some(Duration::ZERO));
+        match self.sockets.remove(&flow) {
+            Some(Entry::Own(socket)) if reset => {
+                // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
+                let _ = socket.set_linger(Some(Duration::ZERO));
+            }
+            Some(Entry::Shared { client, .. }) => {
+                self.clients.remove(&client);
+            }
+            Some(Entry::Own(_)) | None => {}
         }
     }
 }
@@ -200,6 +253,25 @@ fn open(protocol: Protocol) -> io::Result<Socket> {
         setsockopt(&socket, Ipv4RecvErr, &true)?;
     }
     Ok(socket)
+}
+
+/// Sends a datagram from one of this machine's addresses.
+fn answer(socket: &Socket, to: SocketAddrV4, from: Ipv4Addr, bytes: &[u8]) -> io::Result<usize> {
+    let information = in_pktinfo {
+        ipi_ifindex: 0,
+        ipi_spec_dst: in_addr {
+            s_addr: u32::from_ne_bytes(from.octets()),
+        },
+        ipi_addr: in_addr { s_addr: 0 },
+    };
+    let sent = sendmsg(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &[ControlMessage::Ipv4PacketInfo(&information)],
+        MsgFlags::MSG_NOSIGNAL,
+        Some(&SockaddrIn::from(to)),
+    );
+    sent.map_err(io::Error::from)
 }
 
 fn prepare(stream: &Socket) -> io::Result<()> {

@@ -12,6 +12,7 @@ use smoltcp::wire::EthernetAddress;
 
 use crate::control::protocol::Attach;
 use crate::error::{Error, Result};
+use crate::publish::{MAX_PORTS, Published};
 
 /// The pods of a node.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) struct Pod {
     pub(super) address: Ipv4Addr,
     pub(super) mac: EthernetAddress,
     pub(super) persistent: bool,
+    pub(super) published: Vec<Published>,
     pub(super) since: Instant,
 }
 
@@ -88,11 +90,42 @@ impl Pods {
             address,
             mac,
             persistent: request.persistent,
+            published: Vec::new(),
             since: Instant::now(),
         };
         self.next_port = self.next_port.wrapping_add(1);
         self.attached.insert(name.clone(), pod.clone());
         Ok((name, pod))
+    }
+
+    /// Refuses ports that are another pod's already, or twice among these.
+    pub(super) fn check_ports(&self, all: &[Published]) -> Result<()> {
+        if all.len() > MAX_PORTS.into() {
+            return Err(Error::usage(format!(
+                "a pod may have up to {MAX_PORTS} published ports"
+            )));
+        }
+        for (at, one) in all.iter().enumerate() {
+            let port = format!("port {}/{}", one.host_port, one.transport);
+            if all[..at].iter().any(|other| other.overlaps(one)) {
+                return Err(Error::usage(format!("{port} is to be published twice")));
+            }
+            let holds = |pod: &Pod| pod.published.iter().any(|other| other.overlaps(one));
+            if let Some((name, _)) = self.attached.iter().find(|(_, pod)| holds(pod)) {
+                return Err(Error::failed(format!(
+                    "{port} is published by the pod '{name}' already: choose another port, or \
+                     detach that pod"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the ports of an attached pod.
+    pub(super) fn publish(&mut self, name: &PodName, published: Vec<Published>) {
+        if let Some(pod) = self.attached.get_mut(name) {
+            pod.published = published;
+        }
     }
 
     /// Takes a pod's address back; it stays remembered.
@@ -138,6 +171,7 @@ mod tests {
             pod: pod.map(|name| name.parse().unwrap()),
             address: address.map(Ipv4Addr::from),
             persistent: false,
+            publish: Vec::new(),
         }
     }
 

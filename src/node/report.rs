@@ -17,7 +17,7 @@ use super::Offload;
 use super::running::Running;
 use super::underlay::Plan;
 use crate::control::protocol::{
-    Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Route, Status, Table, Traffic,
+    Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
 };
 use crate::error::{Context, Error, Result};
 use crate::worker::{self, Report};
@@ -50,7 +50,7 @@ fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> 
 fn status(running: &Running, report: &Report) -> Status {
     let facts = &running.facts;
     let (counters, flows) = (&report.counters, &report.egress);
-    let interface = running.interface();
+    let (interface, pods) = (running.interface(), running.pods.lock());
     let (vni, mac) = match facts.plan.tunnel {
         Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
         Tunnel::Udp | Tunnel::Ipip | Tunnel::None => (None, None),
@@ -83,7 +83,6 @@ fn status(running: &Running, report: &Report) -> Status {
         egress: facts.settings.egress.as_ref().map(|_| Flows {
             open: flows.open,
             opened: flows.opened,
-            inbound: flows.inbound,
             refused: flows.refused,
             unreachable: flows.unreachable,
             reset: flows.reset,
@@ -91,7 +90,11 @@ fn status(running: &Running, report: &Report) -> Status {
             evicted: flows.evicted,
         }),
         dns: dns(running),
-        pods: running.pods.lock().len(),
+        published: Ports {
+            ports: pods.iter().map(|(_, pod)| pod.published.len()).sum(),
+            flows: flows.inbound,
+        },
+        pods: pods.len(),
         peers: report.peers.len(),
         packets: Packets {
             received: counters.received,
@@ -148,6 +151,7 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
             port: pod.port.0,
             persistent: pod.persistent,
             offload: port.is_some_and(|(.., offload)| *offload),
+            published: pod.published.clone(),
             attached_seconds: pod.since.elapsed().as_secs(),
             received: traffic(received),
             sent: traffic(sent),

@@ -28,6 +28,7 @@ use crate::device::Tap;
 use crate::error::{Context, Error, Result};
 use crate::lease::store::Store;
 use crate::lease::table;
+use crate::publish;
 use crate::state::StateDir;
 use crate::underlay::PublicInterface;
 use crate::worker::Workers;
@@ -287,15 +288,29 @@ impl Service for Arc<Running> {
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Attachment>)> {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
+        let network = self.facts.config.network;
         let mut pods = self.pods.lock();
+        pods.check_ports(&request.publish)?;
+        let bound = publish::bind(&request.publish, network)?;
+        let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
         let (name, pod) = pods.attach(&request, mac)?;
+        pods.publish(&name, published.clone());
         let attachment = pod.attachment(self.facts.settings.guard_pods);
-        if let Err(error) = self.workers.attach(pod.port, &attachment, queues) {
+        let workers = &self.workers;
+        let attached = workers.attach(pod.port, &attachment, queues);
+        let attached = attached.and_then(|()| {
+            let published = workers.publish(pod.port, pod.address, network, bound);
+            published.map_err(std::io::Error::other)
+        });
+        if let Err(error) = attached {
             pods.detach(&name);
             return Err(Error::failed(error));
         }
         self.remember(&pods);
         info!("pod {name} is attached: {} at {}", pod.address, Colons(mac));
+        for port in &published {
+            info!("pod {name} is published: {port}");
+        }
         let attachment = (!pod.persistent).then(|| Attachment {
             running: self.clone(),
             port: pod.port,
@@ -310,6 +325,7 @@ impl Service for Arc<Running> {
             gso_max_segs: facts.plan.gso_max_segs(),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: vec![gateway::address(facts.subnet)],
+            published,
         };
         Ok((attached, attachment))
     }

@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use super::egress;
 use super::output::{BUFFER_LEN, Io, Outbox};
+use super::published::{Published, published_of};
 use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
 use crate::dns::Door;
 use crate::egress::{Outside, is_flow};
@@ -56,6 +57,7 @@ pub(super) struct DataPath {
     pub(super) frames: Option<Frames>,
     /// What goes on outside the overlay or comes from there.
     pub(super) outside: Outside,
+    pub(super) published: Published,
     /// Where packets are that do not come from a port.
     buffer: Box<[u8]>,
 }
@@ -66,18 +68,22 @@ pub(super) struct Ear {
     pub(super) heard: Receiver<Heard>,
     pub(super) wake: Arc<EventFd>,
     pub(super) colleagues: Vec<Colleague>,
+    /// Whether there is none before this one.
+    pub(super) is_first: bool,
 }
 
 impl Ear {
+    /// The worker that has the flows that begin on the host's side, if it is another one.
+    pub(super) fn first(&self) -> Option<&Colleague> {
+        self.colleagues.first().filter(|_| !self.is_first)
+    }
+
     /// Tells the others of an ARP frame from a port or, without one, from the uplink.
     pub(super) fn pass_on(&self, port: Option<PortId>, frame: &[u8]) {
         for colleague in &self.colleagues {
             // Whoever has that many to hear has heard this one, or will be asked again.
-            if colleague
-                .heard
-                .try_send(Heard(port, frame.to_vec()))
-                .is_ok()
-            {
+            let arp = Heard::Arp(port, frame.to_vec());
+            if colleague.heard.try_send(arp).is_ok() {
                 let _ = colleague.wake.write(1);
             }
         }
@@ -109,6 +115,7 @@ impl DataPath {
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
             io: Io::new(underlay, network),
+            published: Published::default(),
             outside: Outside::new(outside, clock.now(), epoll.clone()),
             clock,
             epoll,
@@ -141,7 +148,10 @@ impl DataPath {
                     TUNNEL => self.read_tunnel(),
                     UPLINK => self.read_uplink(),
                     data if is_flow(data) => self.read_flow(*event),
-                    port => self.read_port(PortId(port as u32)),
+                    data => match published_of(data) {
+                        Some(index) => self.read_published(index),
+                        None => self.read_port(PortId(data as u32)),
+                    },
                 }
             }
             self.flush();
@@ -151,14 +161,15 @@ impl DataPath {
                 self.send_own();
             }
             self.handle_flows(now);
+            self.resume_published(now);
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
         let now = self.clock.now();
-        let flows = self.outside.egress.poll_at();
-        let due = self.node.poll_at();
-        let due = flows.map_or(due, |flows| flows.min(due));
+        let others = [self.outside.egress.poll_at(), self.published.poll_at()];
+        let due = others.into_iter().flatten();
+        let due = due.fold(self.node.poll_at(), Instant::min);
         let wait = if due > now {
             (due - now).total_millis() + 1
         } else {
@@ -172,7 +183,14 @@ impl DataPath {
         while let Ok(command) = self.ear.commands.try_recv() {
             match command {
                 Command::Attach(port, attachment, queue) => self.attach(port, attachment, queue),
-                Command::Detach(port) => self.detach(port),
+                Command::Publish(port, address, network, all) => {
+                    self.publish(port, address, network, all);
+                }
+                Command::Detach(port, done) => {
+                    self.detach(port);
+                    // Whoever waited may have given up.
+                    let _ = done.try_send(());
+                }
                 Command::SetPeer(peer) => self.node.set_peer(peer),
                 Command::RemovePeer(peer) => {
                     self.node.remove_peer(peer);
@@ -186,10 +204,11 @@ impl DataPath {
             }
         }
         let now = self.clock.now();
-        while let Ok(Heard(port, frame)) = self.ear.heard.try_recv() {
-            match port {
-                Some(port) => self.node.overhear(now, port, &frame),
-                None => self.node.overhear_uplink(now, &frame),
+        while let Ok(heard) = self.ear.heard.try_recv() {
+            match heard {
+                Heard::Arp(Some(port), frame) => self.node.overhear(now, port, &frame),
+                Heard::Arp(None, frame) => self.node.overhear_uplink(now, &frame),
+                Heard::Stray(packet, offload) => self.take_stray(now, packet, offload),
             }
         }
         self.send_own();
@@ -227,6 +246,7 @@ impl DataPath {
 
     fn detach(&mut self, port: PortId) {
         self.end_flows(port);
+        self.published.close(port);
         self.node.detach(port);
         if let Some(tap) = self.io.ports.remove(&port) {
             // Others may hold copies of the descriptor, so closing ours would not end its events.
@@ -303,7 +323,7 @@ impl DataPath {
         }
         let verdict = node.from_port(now, port, &mut packet);
         if verdict == Verdict::Egress {
-            egress::take_packet(outside, now, &packet, &[], node, io);
+            egress::take_packet((outside, ear), now, &packet, &[], node, io);
         }
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();
@@ -342,6 +362,7 @@ impl DataPath {
             received,
             buffer,
             outside,
+            ear,
             ..
         } = self;
         node.count_drops(DropReason::UnderlayOverflow, received.lost());
@@ -358,7 +379,7 @@ impl DataPath {
                 let mut packet = packet.with_offload(offload).with_tail(rest);
                 let verdict = node.from_underlay(now, source, &mut packet);
                 if verdict == Verdict::Egress {
-                    egress::take_packet(outside, now, &packet, tail, node, io);
+                    egress::take_packet((outside, ear), now, &packet, tail, node, io);
                 }
                 io.send(node, verdict, &mut packet, tail);
             };

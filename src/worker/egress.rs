@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
+use muslin_encap::virtio::Header;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::Pods;
@@ -11,14 +12,15 @@ use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::PortId;
 use nix::sys::epoll::EpollEvent;
 
-use super::data_path::DataPath;
+use super::data_path::{DataPath, Ear};
 use super::output::Io;
+use super::{Colleague, Heard};
 use crate::egress::{Outside, event_of};
 
 /// The way to pods: the node decides, and the devices take it.
-struct ToPods<'a> {
-    node: &'a mut Node,
-    io: &'a mut Io,
+pub(super) struct ToPods<'a> {
+    pub(super) node: &'a mut Node,
+    pub(super) io: &'a mut Io,
 }
 
 impl Pods for ToPods<'_> {
@@ -45,40 +47,78 @@ impl Pods for ToPods<'_> {
     }
 }
 
-/// Gives a packet that the node handed over, with what belongs to it and is elsewhere, to egress.
+/// Gives a packet that the node handed over, with what belongs to it and is elsewhere, to egress:
+/// this worker's, or the first one's if the flow is not here.
 pub(super) fn take_packet(
-    outside: &mut Outside,
+    (outside, ear): (&mut Outside, &Ear),
     now: Instant,
     packet: &PacketBuf<'_>,
     tail: &[&[u8]],
     node: &mut Node,
     io: &mut Io,
 ) {
+    if tail.is_empty() {
+        return take_whole((outside, ear), now, packet, node, io);
+    }
+    let mut flat = std::mem::take(&mut outside.flat);
+    flat.clear();
+    flat.extend_from_slice(packet.as_slice());
+    tail.iter().for_each(|piece| flat.extend_from_slice(piece));
+    let len = flat.len();
+    if let Ok(whole) = PacketBuf::new(&mut flat, 0, len) {
+        let whole = whole.with_offload(packet.offload());
+        take_whole((outside, ear), now, &whole, node, io);
+    }
+    outside.flat = flat;
+}
+
+fn take_whole(
+    (outside, ear): (&mut Outside, &Ear),
+    now: Instant,
+    packet: &PacketBuf<'_>,
+    node: &mut Node,
+    io: &mut Io,
+) {
     let Outside {
-        egress,
-        sockets,
-        flat,
+        egress, sockets, ..
     } = outside;
-    let mut pods = ToPods { node, io };
-    let taken = if tail.is_empty() {
-        egress.from_pod(now, packet, sockets, &mut pods)
-    } else {
-        flat.clear();
-        flat.extend_from_slice(packet.as_slice());
-        tail.iter().for_each(|piece| flat.extend_from_slice(piece));
-        let len = flat.len();
-        let whole = PacketBuf::new(flat, 0, len).map_err(|_| DropReason::EgressMalformed);
-        whole.and_then(|whole| {
-            let whole = whole.with_offload(packet.offload());
-            egress.from_pod(now, &whole, sockets, &mut pods)
-        })
+    let taken = match ear.first() {
+        Some(first) if egress.is_stray(packet) => first.hand_over(packet),
+        _ => egress.from_pod(now, packet, sockets, &mut ToPods { node, io }),
     };
     if let Err(reason) = taken {
         node.count_drops(reason, 1);
     }
 }
 
+impl Colleague {
+    fn hand_over(&self, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+        let stray = Heard::Stray(packet.as_slice().to_vec(), packet.offload());
+        let sent = self.heard.try_send(stray);
+        let _ = self.wake.write(1);
+        sent.map_err(|_| DropReason::EgressHandoverFull)
+    }
+}
+
 impl DataPath {
+    /// Takes a packet of a flow that another worker does not have.
+    pub(super) fn take_stray(&mut self, now: Instant, mut packet: Vec<u8>, offload: Header) {
+        let Self {
+            node, io, outside, ..
+        } = self;
+        let Outside {
+            egress, sockets, ..
+        } = outside;
+        let len = packet.len();
+        let Ok(packet) = PacketBuf::new(&mut packet, 0, len) else {
+            return;
+        };
+        let packet = packet.with_offload(offload);
+        if let Err(reason) = egress.from_pod(now, &packet, sockets, &mut ToPods { node, io }) {
+            node.count_drops(reason, 1);
+        }
+    }
+
     /// Takes an event of a flow's socket.
     pub(super) fn read_flow(&mut self, event: EpollEvent) {
         let now = self.clock.now();

@@ -7,15 +7,19 @@
 mod data_path;
 mod egress;
 mod output;
+mod published;
 mod uplink;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use ipnet::Ipv4Net;
+use muslin_encap::virtio::Header;
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
 use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo};
@@ -25,10 +29,12 @@ use muslin_stack::peer::{Peer, PeerId, PeerState};
 use muslin_stack::port::{Attachment, Port, PortId};
 use muslin_stack::uplink::Uplink;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use socket2::Socket;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::device::Tap;
 use crate::dns::Door;
+use crate::publish::{Bound, Published};
 use crate::underlay::Underlay;
 
 use data_path::DataPath;
@@ -54,7 +60,10 @@ impl Clock {
 
 enum Command {
     Attach(PortId, Attachment, Queue),
-    Detach(PortId),
+    /// Published ports of the pod at that address, with their sockets for the worker that has them,
+    /// and the overlay's network.
+    Publish(PortId, Ipv4Addr, Ipv4Net, Vec<(Published, Option<Socket>)>),
+    Detach(PortId, SyncSender<()>),
     SetPeer(Peer),
     RemovePeer(PeerId),
     Rebind(Underlay, Option<Uplink>),
@@ -126,13 +135,19 @@ struct Worker {
     thread: Option<JoinHandle<()>>,
 }
 
-/// An ARP frame that another worker read, from a port or the uplink. An answer need not come to the
-/// worker that asked.
+/// What another worker read.
 #[derive(Debug)]
-struct Heard(Option<PortId>, Vec<u8>);
+enum Heard {
+    /// An ARP frame, from a port or the uplink. An answer need not come to the worker that asked.
+    Arp(Option<PortId>, Vec<u8>),
+    /// An IPv4 packet of a flow that began on the host's side.
+    Stray(Vec<u8>, Header),
+}
 
-/// Such frames that may wait; there are more where they came from.
-const HEARD: usize = 64;
+/// Such things that may wait; there are more where they came from.
+const HEARD: usize = 256;
+/// How long a command that must be done may take. The data path does not wait for anything.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Another worker, as a worker sees it.
 #[derive(Debug, Clone)]
@@ -183,6 +198,7 @@ impl Workers {
                 heard,
                 wake: wake.clone(),
                 colleagues,
+                is_first: index == 0,
             };
             let (share, events) = ((share.clone(), dns.clone()), events.clone());
             let data_path = DataPath::new(node, underlay, share, clock, events, ear)?;
@@ -233,12 +249,42 @@ impl Workers {
         Ok(())
     }
 
-    /// Detaches a port and closes its device.
+    /// Publishes ports of an attached pod.
+    ///
+    /// # Errors
+    /// `Ended` if there is nobody to do it.
+    pub(crate) fn publish(
+        &self,
+        port: PortId,
+        address: Ipv4Addr,
+        network: Ipv4Net,
+        bound: Vec<Bound>,
+    ) -> Result<(), Ended> {
+        let known: Vec<_> = bound.iter().map(|bound| bound.published).collect();
+        let mut all = Some(bound.into_iter().map(|it| (it.published, Some(it.socket))));
+        for worker in &self.0 {
+            // The first has the sockets.
+            let ports = match all.take() {
+                Some(all) => all.collect(),
+                None => known.iter().map(|it| (*it, None)).collect(),
+            };
+            worker.tell(Command::Publish(port, address, network, ports))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches a port, closes its device and its published ports. They are free when this returns.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
     pub fn detach(&self, port: PortId) -> Result<(), Ended> {
-        self.tell(|| Command::Detach(port))
+        let (done, waits) = sync_channel(self.0.len());
+        self.tell(|| Command::Detach(port, done.clone()))?;
+        for _ in &self.0 {
+            // A thread that hangs hangs without this one.
+            let _ = waits.recv_timeout(PATIENCE);
+        }
+        Ok(())
     }
 
     /// Adds or changes a peer.

@@ -79,6 +79,7 @@ reasons! {
     EgressTableFull, "egress-table-full", "There were too many flows to and from addresses outside, and none was idle.";
     EgressInUse, "egress-in-use", "A flow to a pod had the addresses and ports of another.";
     EgressPodFull, "egress-pod-full", "A pod had too many flows to addresses outside, and none was idle.";
+    EgressHandoverFull, "egress-handover-full", "Too many packets waited for the worker that has their flow.";
     EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
     EgressHostFull, "egress-host-full", "The host's socket had no room for a datagram to an address outside.";
     EgressTooLong, "egress-too-long", "A packet was longer than the way to an address outside takes, and must not be fragmented.";
@@ -123,6 +124,7 @@ impl DropReason {
                 | Self::EgressTableFull
                 | Self::EgressInUse
                 | Self::EgressPodFull
+                | Self::EgressHandoverFull
                 | Self::EgressHostFailed
                 | Self::EgressHostFull
                 | Self::EgressTooLong

@@ -132,6 +132,7 @@ fn made_request(bytes: &[u8]) {
             pod,
             address: (choices & 1 == 0).then_some(Ipv4Addr::new(a, b, c, d)),
             persistent: choices & 2 != 0,
+            publish: Vec::new(),
         }),
     };
     let printed = serde_json::to_vec(&request).expect("it can be printed");

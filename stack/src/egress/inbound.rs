@@ -5,13 +5,18 @@
 use std::hash::BuildHasher;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use muslin_encap::buffer::PacketBuf;
+use muslin_encap::headers::Transport;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, Ipv4Packet};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::flow::Direction;
 use super::table::Moved;
 use super::tcp::{Connection, Outcome, Progress};
-use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step};
+use super::{
+    Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step, key_of,
+    opens,
+};
 use crate::drops::DropReason;
 use crate::hash::Seed;
 
@@ -104,6 +109,46 @@ impl Egress {
         self.flows.count(id, now, moved);
         self.datagrams.deliver(now, key, payload, pods)?;
         Ok(id)
+    }
+
+    /// Says that UDP flows with this port of a pod may begin on the host's side, here or where
+    /// another has them.
+    pub fn expect_datagrams(&mut self, pod: SocketAddrV4) {
+        self.published.insert(pod);
+    }
+
+    /// Whether a packet of a pod may belong to a flow that began on the host's side, and that
+    /// another has. Such flows do not begin with a packet of their pod, so that nothing but their
+    /// place tells where the kernel brings their packets.
+    #[must_use]
+    pub fn is_stray(&self, packet: &PacketBuf<'_>) -> bool {
+        let bytes = packet.as_slice();
+        let view = Ipv4Packet::new_unchecked(bytes);
+        let protocol = match view.next_header() {
+            IpProtocol::Tcp => Protocol::Tcp,
+            IpProtocol::Udp => Protocol::Udp,
+            IpProtocol::Icmp => return self.is_stray_error(view.payload()),
+            _ => return false,
+        };
+        let Ok(at) = Transport::parse(bytes, 0) else {
+            return false;
+        };
+        let key = key_of(bytes, protocol, &at);
+        let begins_here = match protocol {
+            Protocol::Tcp => opens(bytes, &at),
+            _ if self.is_gateway(*key.remote.ip()) => !EPHEMERAL.contains(&key.remote.port()),
+            _ => !self.published.contains(&key.pod),
+        };
+        !begins_here && self.flows.find(&key).is_none()
+    }
+
+    fn is_stray_error(&self, icmp: &[u8]) -> bool {
+        let error = Icmpv4Packet::new_checked(icmp);
+        let error = error
+            .ok()
+            .filter(|it| it.msg_type() == Icmpv4Message::DstUnreachable);
+        let key = error.and_then(|it| quoted(it.data()));
+        key.is_some_and(|key| self.flows.find(&key).is_none())
     }
 
     /// A port for a flow that differs in it from all others with its pod (RFC 6056 section 3.3.3).

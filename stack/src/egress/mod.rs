@@ -12,6 +12,7 @@
 //! [`Egress`] does no I/O: packets, events of sockets and the time go in, and what is to be done
 //! goes out through [`Host`] and [`Pods`].
 
+use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
@@ -202,6 +203,8 @@ pub struct Egress {
     counters: Counters,
     /// Connections that a port was chosen for.
     ports_chosen: u64,
+    /// Ports of pods whose UDP flows may begin on the host's side.
+    published: HashSet<SocketAddrV4>,
 }
 
 /// What a flow is waiting for or doing.
@@ -253,6 +256,7 @@ impl Egress {
             fragments: Reassembly::new(),
             counters: Counters::default(),
             ports_chosen: 0,
+            published: HashSet::new(),
             config,
         }
     }
@@ -374,9 +378,16 @@ impl Egress {
     pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host, pods: &mut impl Pods) {
         self.fragments.forget_pod(address, pods);
         let its: Vec<_> = self.flows.of_pod(address).collect();
+        self.published.retain(|pod| *pod.ip() != address);
         for id in its {
             self.give_up(id, HostError::HostUnreachable, host);
         }
+    }
+
+    /// The flow with these ends, if there is one.
+    #[must_use]
+    pub fn find(&self, key: &FlowKey) -> Option<FlowId> {
+        self.flows.find(key)
     }
 
     /// A flow's ends, if it is there still.
@@ -408,9 +419,8 @@ impl Egress {
         pods: &mut impl Pods,
     ) -> Step {
         let (key, at) = self.identify(packet, Protocol::Tcp)?;
-        let segment = TcpPacket::new_unchecked(&packet.as_slice()[at.l4..]);
-        let opens = segment.syn() && !segment.ack() && !segment.rst();
-        let resets = segment.rst();
+        let opens = opens(packet.as_slice(), &at);
+        let resets = TcpPacket::new_unchecked(&packet.as_slice()[at.l4..]).rst();
         let Some(id) = self.flows.find(&key) else {
             if opens {
                 return self.connect(now, key, &packet.as_slice()[..at.payload], host, pods);
@@ -449,13 +459,7 @@ impl Egress {
         if !is_verified && checksum::check(bytes, &at) == Transported::Invalid {
             return Err(DropReason::EgressMalformed);
         }
-        let view = Ipv4Packet::new_unchecked(bytes);
-        let port = |offset| u16::from_be_bytes([bytes[at.l4 + offset], bytes[at.l4 + offset + 1]]);
-        let key = FlowKey {
-            protocol,
-            pod: SocketAddrV4::new(view.src_addr(), port(0)),
-            remote: SocketAddrV4::new(view.dst_addr(), port(2)),
-        };
+        let key = key_of(bytes, protocol, &at);
         if key.pod.port() == 0 || key.remote.port() == 0 {
             return Err(DropReason::EgressMalformed);
         }
@@ -885,6 +889,23 @@ fn refuse(
         HostError::NetUnreachable | HostError::HostUnreachable => DropReason::EgressUnreachable,
         HostError::TooLong => DropReason::EgressTooLong,
         _ => DropReason::EgressHostFailed,
+    }
+}
+
+/// Whether a segment asks for a connection.
+fn opens(packet: &[u8], at: &Transport) -> bool {
+    let segment = TcpPacket::new_unchecked(&packet[at.l4..]);
+    segment.syn() && !segment.ack() && !segment.rst()
+}
+
+/// The flow of a packet of a pod.
+fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> FlowKey {
+    let view = Ipv4Packet::new_unchecked(packet);
+    let port = |offset| u16::from_be_bytes([packet[at.l4 + offset], packet[at.l4 + offset + 1]]);
+    FlowKey {
+        protocol,
+        pod: SocketAddrV4::new(view.src_addr(), port(0)),
+        remote: SocketAddrV4::new(view.dst_addr(), port(2)),
     }
 }
 

@@ -410,3 +410,62 @@ fn with_egress_off_the_network_is_unreachable() {
     assert!(bed.host.sockets.is_empty());
     accepted(&mut bed);
 }
+
+#[test]
+fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
+    type Tcp = etherparse::PacketBuilderStep<etherparse::TcpHeader>;
+    let build = |to: SocketAddrV4| PacketBuilder::ipv4(POD.octets(), to.ip().octets(), 64);
+    let tcp = |to: SocketAddrV4, flags: fn(Tcp) -> Tcp| {
+        let mut bytes = Vec::new();
+        let segment = build(to).tcp(PORT, to.port(), 1, 1000);
+        flags(segment).write(&mut bytes, &[]).unwrap();
+        bytes
+    };
+    let udp = |from: u16, to: SocketAddrV4| {
+        let mut bytes = Vec::new();
+        let datagram = build(to).udp(from, to.port());
+        datagram.write(&mut bytes, b"x").unwrap();
+        bytes
+    };
+    let at_gateway = |port| SocketAddrV4::new(GATEWAY, port);
+    let mut bed = Bed::new();
+    bed.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
+    let is_stray = |bed: &Bed, packet: &[u8]| {
+        let mut storage = packet.to_vec();
+        let packet = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
+        bed.egress.is_stray(&packet)
+    };
+    for (what, packet, stray) in [
+        (
+            "an answer to a SYN",
+            tcp(CLIENT, |it| it.syn().ack(1)),
+            true,
+        ),
+        ("a segment", tcp(CLIENT, |it| it.ack(1)), true),
+        ("a reset", tcp(at_gateway(50_000), |it| it.rst()), true),
+        ("a SYN", tcp(CLIENT, |it| it.syn()), false),
+        ("a published port's datagram", udp(PORT, CLIENT), true),
+        ("another port's", udp(PORT + 1, CLIENT), false),
+        (
+            "an answer to the gateway",
+            udp(PORT + 1, at_gateway(50_000)),
+            true,
+        ),
+        ("a question to it", udp(PORT, at_gateway(53)), false),
+        (
+            "what is no packet",
+            tcp(CLIENT, |it| it)[..20].to_vec(),
+            false,
+        ),
+    ] {
+        assert_eq!(is_stray(&bed, &packet), stray, "{what}");
+    }
+    accepted(&mut bed);
+    let answer = tcp(CLIENT, |it| it.ack(1));
+    assert!(!is_stray(&bed, &answer), "the flow is here");
+    let Bed {
+        egress, host, pods, ..
+    } = &mut bed;
+    egress.forget_pod(POD, host, pods);
+    assert!(!is_stray(&bed, &udp(PORT, CLIENT)), "published no more");
+}

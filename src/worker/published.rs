@@ -1,0 +1,374 @@
+//! Published ports: connections and datagrams of the machine's clients, for pods of this node.
+//!
+//! The first worker has them all, with the flows that begin here. What pods answer comes to the
+//! queue of their device that was last written to, as long as the kernel remembers that, which is
+//! a few seconds; where a packet comes to another worker, that one hands it over.
+
+use std::collections::HashMap;
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use muslin_stack::Instant;
+use muslin_stack::drops::DropReason;
+use muslin_stack::egress::FlowKey;
+use muslin_stack::guard;
+use muslin_stack::port::PortId;
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
+use proxy_header::{ProxiedAddress, ProxyHeader};
+use socket2::Socket;
+use tracing::{debug, warn};
+
+use super::data_path::DataPath;
+use super::egress::ToPods;
+use crate::egress::Outside;
+use crate::error::errno;
+use crate::publish::{Published as Ports, Transport};
+
+/// Connections taken from one port before the others have their turn.
+const ACCEPTS: usize = 64;
+/// Datagrams likewise.
+const READS: usize = 64;
+/// How long a port waits after the kernel had no descriptors or no memory for a connection.
+const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
+/// The longest datagram.
+const MAX_LEN: usize = 65_535;
+
+/// What tells published ports' events from others.
+const PUBLISHED: u64 = 1 << 62;
+
+/// The published port that an event is for, if it is one's.
+pub(super) const fn published_of(data: u64) -> Option<u32> {
+    if data >> 62 == PUBLISHED >> 62 {
+        Some(data as u32)
+    } else {
+        None
+    }
+}
+
+/// A worker's published ports.
+pub(super) struct Published {
+    ports: HashMap<u32, Port>,
+    next: u32,
+    /// When those that pause go on.
+    pauses: Option<Instant>,
+    buffer: Box<[u8]>,
+    control: Vec<u8>,
+}
+
+struct Port {
+    /// The port of the pod's device.
+    device: PortId,
+    pod: SocketAddrV4,
+    /// The overlay's network.
+    network: Ipv4Net,
+    ports: Ports,
+    socket: Arc<Socket>,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self {
+            ports: HashMap::new(),
+            next: 0,
+            pauses: None,
+            buffer: vec![0; MAX_LEN].into_boxed_slice(),
+            control: nix::cmsg_space!(nix::libc::in_pktinfo),
+        }
+    }
+}
+
+impl Published {
+    /// When those that pause go on.
+    pub(super) fn poll_at(&self) -> Option<Instant> {
+        self.pauses
+    }
+
+    /// Closes the ports of a pod.
+    pub(super) fn close(&mut self, device: PortId) {
+        self.ports.retain(|_, port| port.device != device);
+    }
+}
+
+impl Port {
+    fn key(&self, remote: SocketAddrV4) -> FlowKey {
+        FlowKey {
+            protocol: self.ports.transport.into(),
+            pod: self.pod,
+            remote,
+        }
+    }
+
+    /// The address that a pod can tell from its own network's and answer: not that of a client on
+    /// this machine, nor one that looks like a pod's.
+    fn visible(&self, client: SocketAddrV4, local: Ipv4Addr) -> Option<SocketAddrV4> {
+        let address = *client.ip();
+        let is_visible = !guard::is_martian(address)
+            && !self.network.contains(&address)
+            && address != local
+            && client.port() != 0;
+        is_visible.then_some(client)
+    }
+}
+
+impl DataPath {
+    /// Takes the published ports of an attached pod; all workers know them, and the first has the
+    /// sockets.
+    pub(super) fn publish(
+        &mut self,
+        device: PortId,
+        address: Ipv4Addr,
+        network: Ipv4Net,
+        all: Vec<(Ports, Option<Socket>)>,
+    ) {
+        for (ports, socket) in all {
+            let pod = SocketAddrV4::new(address, ports.pod_port);
+            if ports.transport == Transport::Udp {
+                self.outside.egress.expect_datagrams(pod);
+            }
+            let Some(socket) = socket else { continue };
+            let index = self.published.next;
+            self.published.next = index.wrapping_add(1);
+            let event = EpollEvent::new(EpollFlags::EPOLLIN, PUBLISHED | u64::from(index));
+            if let Err(error) = self.epoll.add(&socket, event) {
+                warn!("the published port {ports} cannot be watched: {error}");
+                continue;
+            }
+            let port = Port {
+                device,
+                pod,
+                network,
+                ports,
+                socket: Arc::new(socket),
+            };
+            self.published.ports.insert(index, port);
+        }
+    }
+
+    /// Takes what has come to a published port.
+    pub(super) fn read_published(&mut self, index: u32) {
+        let now = self.clock.now();
+        let Some(port) = self.published.ports.get(&index) else {
+            return;
+        };
+        match port.ports.transport {
+            Transport::Tcp => self.accept(now, index),
+            Transport::Udp => self.receive(now, index),
+        }
+        self.send_own();
+    }
+
+    /// Lets ports go on that the kernel had nothing for.
+    pub(super) fn resume_published(&mut self, now: Instant) {
+        if self.published.pauses.is_none_or(|until| now < until) {
+            return;
+        }
+        self.published.pauses = None;
+        for (index, port) in &self.published.ports {
+            let mut event = EpollEvent::new(EpollFlags::EPOLLIN, PUBLISHED | u64::from(*index));
+            let _ = self.epoll.modify(&*port.socket, &mut event);
+        }
+    }
+
+    fn accept(&mut self, now: Instant, index: u32) {
+        for _ in 0..ACCEPTS {
+            let Some(port) = self.published.ports.get(&index) else {
+                return;
+            };
+            match port.socket.accept() {
+                Ok((stream, _)) => self.welcome(now, index, stream),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if is_passing(errno(&error)) => {}
+                Err(error) => {
+                    debug!("the published port {} pauses: {error}", port.ports);
+                    let mut none =
+                        EpollEvent::new(EpollFlags::empty(), PUBLISHED | u64::from(index));
+                    let _ = self.epoll.modify(&*port.socket, &mut none);
+                    self.published.pauses = Some(now + PAUSE);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks the pod for a connection.
+    fn welcome(&mut self, now: Instant, index: u32, stream: Socket) {
+        let Self {
+            node,
+            io,
+            outside: Outside {
+                egress, sockets, ..
+            },
+            published,
+            ..
+        } = self;
+        let Some(port) = published.ports.get(&index) else {
+            return;
+        };
+        let (Some(client), Some(local)) = (
+            stream.peer_addr().ok().and_then(|it| it.as_socket_ipv4()),
+            stream.local_addr().ok().and_then(|it| it.as_socket_ipv4()),
+        ) else {
+            // It has gone already.
+            return;
+        };
+        let preface = if port.ports.proxy {
+            preface(client, local)
+        } else {
+            Vec::new()
+        };
+        let visible = port
+            .visible(client, *local.ip())
+            .filter(|client| egress.find(&port.key(*client)).is_none());
+        let remote = visible.unwrap_or(SocketAddrV4::new(node.gateway(), 0));
+        let mut pods = ToPods { node, io };
+        match egress.dial(now, port.key(remote), &preface, sockets, &mut pods) {
+            Ok(flow) => {
+                if let Err(error) = sockets.adopt(flow, stream) {
+                    // The flow ends when it finds that it has no socket.
+                    debug!("no events for a client of {}: {error}", port.ports);
+                }
+            }
+            Err(reason) => {
+                pods.node.count_drops(reason, 1);
+                let _ = stream.set_linger(Some(Duration::ZERO));
+            }
+        }
+    }
+
+    fn receive(&mut self, now: Instant, index: u32) {
+        for _ in 0..READS {
+            let Published {
+                ports,
+                buffer,
+                control,
+                ..
+            } = &mut self.published;
+            let Some(port) = ports.get(&index) else {
+                return;
+            };
+            match receive_one(&port.socket, buffer, control) {
+                Ok((len, client, local)) => {
+                    if let Err(reason) = self.deliver(now, index, len, (client, local)) {
+                        self.node.count_drops(reason, 1);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return,
+                Err(error) => {
+                    debug!("the published port {}: {error}", port.ports);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives a client's datagram to its flow, which it begins if there is none.
+    fn deliver(
+        &mut self,
+        now: Instant,
+        index: u32,
+        len: usize,
+        (client, local): (SocketAddrV4, Ipv4Addr),
+    ) -> Result<(), DropReason> {
+        let Self {
+            node,
+            io,
+            outside: Outside {
+                egress, sockets, ..
+            },
+            published,
+            ..
+        } = self;
+        let Published { ports, buffer, .. } = published;
+        let port = ports.get(&index).ok_or(DropReason::PortGone)?;
+        let known = sockets.flow_of((index, client));
+        let key = match known.and_then(|flow| egress.key(flow)) {
+            Some(key) => key,
+            None => {
+                let visible = port.visible(client, local).map(|client| port.key(client));
+                match visible.filter(|key| egress.find(key).is_none()) {
+                    Some(key) => key,
+                    None => {
+                        let mut key = port.key(SocketAddrV4::new(node.gateway(), 0));
+                        let chosen = egress.free_port(key).ok_or(DropReason::EgressInUse)?;
+                        key.remote.set_port(chosen);
+                        key
+                    }
+                }
+            }
+        };
+        let mut pods = ToPods { node, io };
+        let flow = egress.deliver(now, key, &buffer[..len], sockets, &mut pods)?;
+        if known != Some(flow) {
+            sockets.share(flow, port.socket.clone(), (index, client), local);
+        }
+        Ok(())
+    }
+}
+
+/// Whether accepting goes on: what Linux tells of here happened to a connection (accept(2)).
+fn is_passing(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::EINTR
+            | Errno::ECONNABORTED
+            | Errno::ENETDOWN
+            | Errno::EPROTO
+            | Errno::ENOPROTOOPT
+            | Errno::EHOSTDOWN
+            | Errno::ENONET
+            | Errno::EHOSTUNREACH
+            | Errno::EOPNOTSUPP
+            | Errno::ENETUNREACH
+            | Errno::EPERM
+    )
+}
+
+/// A header that tells who a connection is from (PROXY protocol, version 2).
+fn preface(client: SocketAddrV4, local: SocketAddrV4) -> Vec<u8> {
+    let addresses = ProxiedAddress::stream(client.into(), local.into());
+    let mut header = Vec::new();
+    // Two IPv4 addresses fit.
+    let _ = ProxyHeader::with_address(addresses).encode_v2(&mut header);
+    header
+}
+
+/// A datagram's length, its sender and the address it came to.
+fn receive_one(
+    socket: &Socket,
+    buffer: &mut [u8],
+    control: &mut Vec<u8>,
+) -> Result<(usize, SocketAddrV4, Ipv4Addr), Errno> {
+    let mut pieces = [IoSliceMut::new(buffer)];
+    let flags = MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut pieces, Some(control), flags)?;
+    let client = message.address.ok_or(Errno::EINTR)?;
+    let mut local = Ipv4Addr::UNSPECIFIED;
+    for information in message.cmsgs()? {
+        if let ControlMessageOwned::Ipv4PacketInfo(info) = information {
+            local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+        }
+    }
+    Ok((message.bytes, client.into(), local))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_tell_their_port() {
+        for index in [0, 7, u32::MAX] {
+            assert_eq!(published_of(PUBLISHED | u64::from(index)), Some(index));
+        }
+        for other in [0, u64::from(u32::MAX), u64::MAX, 1 << 63, 1 << 63 | 5 << 32] {
+            assert_eq!(published_of(other), None, "{other:#x}");
+        }
+    }
+}
