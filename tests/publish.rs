@@ -24,11 +24,14 @@ const MIRROR: &str = r#"
     my $told = sub { my ($port, $ip) = unpack_sockaddr_in($_[0]); inet_ntoa($ip) . ":$port" };
     socket(my $s, PF_INET, SOCK_STREAM, 0); bind($s, $at) or die; listen($s, 64) or die;
     socket(my $d, PF_INET, SOCK_DGRAM, 0); bind($d, $at) or die;
-    print "READY\n";
-    if (fork) {
-        while (my $from = accept(my $c, $s)) { syswrite($c, $told->($from)); close($c) }
-    } else {
-        while (my $from = recv($d, my $x, 100, 0)) { send($d, $told->($from), 0, $from) }
+    my $both = ""; vec($both, fileno($_), 1) = 1 for $s, $d; print "READY\n";
+    while (select(my $ready = $both, undef, undef, undef)) {
+        if (vec($ready, fileno($s), 1)) {
+            my $from = accept(my $c, $s); syswrite($c, $told->($from)); close($c)
+        }
+        if (vec($ready, fileno($d), 1)) {
+            my $from = recv($d, my $x, 100, 0); send($d, $told->($from), 0, $from)
+        }
     }
 "#;
 
@@ -379,14 +382,17 @@ fn any_worker_finds_the_flow_of_what_a_pod_sends() {
     let script = r#"
         $| = 1; my @all; my $at = pack_sockaddr_in(80, INADDR_ANY);
         socket(my $l, PF_INET, SOCK_STREAM, 0); bind($l, $at) or die; listen($l, 99);
-        socket(my $d, PF_INET, SOCK_DGRAM, 0); bind($d, $at) or die; print "READY\n"; my @from;
-        if (!fork) {
-            while (my $a = recv($d, my $x, 9, 0)) {
-                push @from, $a; if ($x eq "!") { send($d, "late", 0, $_) for @from }
+        socket(my $d, PF_INET, SOCK_DGRAM, 0); bind($d, $at) or die; my @from;
+        my $both = ""; vec($both, fileno($_), 1) = 1 for $l, $d; print "READY\n";
+        while (select(my $ready = $both, undef, undef, undef)) {
+            if (vec($ready, fileno($l), 1)) {
+                accept(my $c, $l); push @all, $c; sysread($c, my $x, 1);
+                if ($x eq "!") { syswrite($_, "late") for @all }
             }
-        }
-        while (accept(my $c, $l)) {
-            push @all, $c; sysread($c, my $x, 1); if ($x eq "!") { syswrite($_, "late") for @all }
+            if (vec($ready, fileno($d), 1)) {
+                push @from, recv($d, my $x, 9, 0);
+                if ($x eq "!") { send($d, "late", 0, $_) for @from }
+            }
         }
     "#;
     let _pod = bed.script("late", "7000:80,7000:80/udp", script);
@@ -410,11 +416,14 @@ fn any_worker_finds_the_flow_of_what_a_pod_sends() {
 #[test]
 fn nobody_is_kept_waiting_by_clients_that_do_not_read_or_pods_that_vanish() {
     let Some(bed) = Bed::new(&[]) else { return };
-    // It sends without end.
+    // It sends as much as is taken.
     let script = r#"
-        $| = 1; socket(my $l, PF_INET, SOCK_STREAM, 0); $SIG{PIPE} = "IGNORE";
+        use IO::Handle; $| = 1; my @all; $SIG{PIPE} = "IGNORE";
+        socket(my $l, PF_INET, SOCK_STREAM, 0);
         bind($l, pack_sockaddr_in(80, INADDR_ANY)) or die; listen($l, 99); print "READY\n";
-        while (accept(my $c, $l)) { if (!fork) { 1 while syswrite($c, "x" x 65536); exit } }
+        while (accept(my $c, $l)) {
+            $c->blocking(0); 1 while syswrite($c, "x" x 65536); push @all, $c;
+        }
     "#;
     let _pod = bed.server("web", "7000:8080");
     for client_ends in [true, false] {
