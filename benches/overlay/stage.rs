@@ -6,7 +6,11 @@ use std::process::Stdio;
 
 use clap::ValueEnum;
 use muslin::control::protocol::Attached;
+use serde_json::{Map, Value, json};
 
+use crate::common::machine::resident_bytes;
+use crate::common::path::Path;
+use crate::common::window::Ends;
 use crate::lab::{Host, Lab, Node, NodeConfig, Offload};
 
 /// MTU of pods by VXLAN over an underlay of 1,500 bytes.
@@ -121,16 +125,45 @@ impl fmt::Display for Case {
     }
 }
 
+impl Path for Case {
+    fn group(self) -> usize {
+        match self.underlay {
+            Some(Underlay::Veth) => 0,
+            Some(Underlay::DumbWire) => 1,
+            None => 2,
+        }
+    }
+
+    /// The kernel is grey, muslin is not.
+    fn colour(self) -> &'static str {
+        match self.route {
+            Route::KernelVxlan | Route::KernelHostGw | Route::KernelBridge => "#9aa5b1",
+            Route::MuslinVxlan => "#2f7ed8",
+            Route::MuslinUdp => "#55a868",
+            Route::MuslinHostGw => "#c44e52",
+            Route::MuslinNode => "#8172b3",
+            Route::Memory => "#dd8452",
+        }
+    }
+
+    fn labels(self) -> Map<String, Value> {
+        let underlay = self.underlay.map(Underlay::name);
+        let path = ("path".to_owned(), json!(self.route.name()));
+        [path, ("underlay".to_owned(), json!(underlay))]
+            .into_iter()
+            .collect()
+    }
+
+    fn is_path(self) -> bool {
+        self.route != Route::Memory
+    }
+}
+
 /// Two pods that reach each other.
 pub(crate) struct Stage {
     /// Ends of the underlay, where there is one.
     pub(crate) hosts: Vec<Host>,
-    /// From where traffic goes.
-    pub(crate) source: Host,
-    /// Where it goes.
-    pub(crate) sink: Host,
-    /// Its address.
-    pub(crate) address: Ipv4Addr,
+    pub(crate) ends: Ends,
     _nodes: Vec<Node>,
     _lab: Lab,
 }
@@ -192,9 +225,11 @@ impl Stage {
         let [source, sink] = pods.try_into().ok().unwrap();
         Self {
             hosts,
-            source,
-            sink,
-            address: Ipv4Addr::new(10, 244, 2, 2),
+            ends: Ends {
+                source,
+                sink,
+                address: Ipv4Addr::new(10, 244, 2, 2),
+            },
             _nodes: Vec::new(),
             _lab: lab,
         }
@@ -214,9 +249,11 @@ impl Stage {
         let (sink, address) = attached_pod(&lab, &nodes[1], "sink");
         Self {
             hosts,
-            source,
-            sink,
-            address,
+            ends: Ends {
+                source,
+                sink,
+                address,
+            },
             _nodes: nodes,
             _lab: lab,
         }
@@ -226,10 +263,12 @@ impl Stage {
         let host = lab.namespace("host");
         bridge(&host, 1, VXLAN_MTU);
         Self {
-            source: bridged_pod(&lab, &host, (1, 2), VXLAN_MTU),
-            sink: bridged_pod(&lab, &host, (1, 3), VXLAN_MTU),
+            ends: Ends {
+                source: bridged_pod(&lab, &host, (1, 2), VXLAN_MTU),
+                sink: bridged_pod(&lab, &host, (1, 3), VXLAN_MTU),
+                address: Ipv4Addr::new(10, 244, 1, 3),
+            },
             hosts: vec![host],
-            address: Ipv4Addr::new(10, 244, 1, 3),
             _nodes: Vec::new(),
             _lab: lab,
         }
@@ -242,9 +281,11 @@ impl Stage {
         let (sink, address) = attached_pod(&lab, &node, "sink");
         Self {
             hosts: vec![host],
-            source,
-            sink,
-            address,
+            ends: Ends {
+                source,
+                sink,
+                address,
+            },
             _nodes: vec![node],
             _lab: lab,
         }
@@ -276,11 +317,8 @@ impl IdleNode {
 
     /// Its resident memory in megabytes.
     pub(crate) fn resident_megabytes(&self) -> f64 {
-        let path = format!("/proc/{}/status", self.node.query("status")["pid"]);
-        let text = std::fs::read_to_string(path).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
-        kibibytes.parse::<f64>().unwrap() * 1024.0 / 1e6
+        let pid = self.node.query("status")["pid"].as_u64();
+        resident_bytes(pid.unwrap() as u32) / 1e6
     }
 }
 

@@ -1,27 +1,30 @@
 //! The tables, and the files.
 
-use std::path::Path;
+use std::path::Path as FilePath;
 
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 
-use crate::chart;
-use crate::figures::{Comparison, Figure, Samples, Summary};
-use crate::machine::Machine;
-use crate::stage::{Case, Route};
+use super::chart;
+use super::figures::Figure;
+use super::machine::Machine;
+use super::path::Path;
+use super::rounds::Benchmark;
+use super::samples::{Samples, Summary};
 
 /// A whole run.
-pub(crate) struct Report {
+pub(crate) struct Report<P> {
+    pub(crate) benchmark: Benchmark<P>,
     pub(crate) machine: Machine,
     pub(crate) rounds: usize,
     /// Per measurement.
     pub(crate) seconds: f64,
     /// The share of the processors that others took before each round.
     pub(crate) others: Vec<f64>,
-    pub(crate) samples: Samples,
+    pub(crate) samples: Samples<P>,
 }
 
-impl Report {
+impl<P: Path> Report<P> {
     pub(crate) fn print(&self) {
         println!(
             "\nMedians of {} rounds of {} s (least and most):\n{}",
@@ -38,15 +41,14 @@ impl Report {
     }
 
     /// All that was measured.
-    fn measured(&self) -> impl Iterator<Item = Case> {
-        let all = Case::all().into_iter();
-        all.filter(|case| self.samples.has(*case))
+    fn measured(&self) -> impl Iterator<Item = P> {
+        let all = self.benchmark.paths.iter().copied();
+        all.filter(|path| self.samples.has(*path))
     }
 
     /// The paths among them.
-    fn paths(&self) -> Vec<Case> {
-        let is_path = |case: &Case| case.route != Route::Memory;
-        self.measured().filter(is_path).collect()
+    fn paths(&self) -> Vec<P> {
+        self.measured().filter(|path| path.is_path()).collect()
     }
 
     /// A row per figure, a column per path.
@@ -74,7 +76,7 @@ impl Report {
     fn comparisons(&self) -> Table {
         let mut table = plain_table();
         table.set_header(["figure", "of", "to", "is", "must", "aim", ""]);
-        for row in Comparison::all() {
+        for row in &self.benchmark.comparisons {
             let Some(value) = row.value(&self.samples) else {
                 continue;
             };
@@ -103,17 +105,19 @@ impl Report {
     }
 
     /// Writes the run as JSON and as a chart.
-    pub(crate) fn write(&self, directory: &Path) {
-        std::fs::create_dir_all(directory).unwrap();
+    pub(crate) fn write(&self, target: &FilePath) {
+        let name = self.benchmark.name;
+        let directory = target.join(name);
+        std::fs::create_dir_all(&directory).unwrap();
         let (data, picture) = (
-            directory.join("overlay.json"),
-            directory.join("overlay.svg"),
+            directory.join(format!("{name}.json")),
+            directory.join(format!("{name}.svg")),
         );
         let text = serde_json::to_string_pretty(&self.json()).unwrap();
         std::fs::write(&data, text + "\n").unwrap();
         let title = format!(
-            "Pod to pod: medians of {} rounds of {} s, whiskers from least to most",
-            self.rounds, self.seconds
+            "{}: medians of {} rounds of {} s, whiskers from least to most",
+            self.benchmark.title, self.rounds, self.seconds
         );
         let svg = chart::draw(
             &title,
@@ -127,7 +131,9 @@ impl Report {
 
     fn json(&self) -> Value {
         let measured: Vec<_> = self.measured().map(|case| self.case(case)).collect();
-        let comparisons: Vec<_> = Comparison::all()
+        let comparisons: Vec<_> = self
+            .benchmark
+            .comparisons
             .iter()
             .filter_map(|row| {
                 let value = row.value(&self.samples)?;
@@ -153,16 +159,15 @@ impl Report {
         })
     }
 
-    fn case(&self, case: Case) -> Value {
+    fn case(&self, path: P) -> Value {
         let figures = Figure::ALL.into_iter().filter_map(|figure| {
-            let summary = self.samples.summary(case, figure)?;
+            let summary = self.samples.summary(path, figure)?;
             Some((figure.key().to_owned(), json!(summary)))
         });
-        json!({
-            "path": case.route.name(),
-            "underlay": case.underlay.map(|underlay| underlay.name()),
-            "figures": figures.collect::<Map<_, _>>(),
-        })
+        let mut case = path.labels();
+        let figures = figures.collect::<Map<_, _>>();
+        case.insert("figures".to_owned(), figures.into());
+        case.into()
     }
 }
 

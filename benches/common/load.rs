@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::batch::Batch;
-use crate::wire;
+use super::batch::Batch;
+use super::wire;
 
 /// Bytes of one write or read of a stream.
 const CHUNK: usize = 128 * 1024;
@@ -76,6 +77,9 @@ pub(crate) fn inside(words: &[String]) -> ExitCode {
         ["sink", kind] => sink(kind),
         ["tcp", to, streams, seconds] => send_streams(parse(to), parse(streams), time(seconds)),
         ["udp", to, size, seconds] => send_datagrams(parse(to), parse(size), time(seconds)),
+        ["fetch", to, streams, seconds] => fetch(parse(to), parse(streams), time(seconds)),
+        ["flows", to, threads, seconds] => short_flows(parse(to), parse(threads), time(seconds)),
+        ["hold", to, flows] => hold(parse(to), parse(flows)),
         ["ask-tcp", to, seconds] => ask_stream(parse(to), time(seconds)),
         ["ask-udp", to, seconds] => ask_datagrams(parse(to), time(seconds)),
         ["count-giants", interface, above] => {
@@ -163,11 +167,14 @@ impl Counters {
 }
 
 fn sink(kind: &str) -> io::Result<()> {
+    raise_descriptor_limit()?;
     let counters = Arc::new(Counters::default());
     let start = Instant::now();
     let port = match kind {
         "tcp" => listen(&counters, receive_stream)?,
         "echo-tcp" => listen(&counters, echo_stream)?,
+        "serve-tcp" => listen(&counters, serve_stream)?,
+        "answer-tcp" => listen(&counters, answer_once)?,
         "udp" => receive(&counters, receive_datagrams)?,
         "echo-udp" => receive(&counters, echo_datagrams)?,
         _ => return Err(io::Error::other("there is no such sink")),
@@ -232,6 +239,22 @@ fn echo_stream(mut stream: TcpStream, _: &Counters) -> io::Result<()> {
         stream.read_exact(&mut buffer)?;
         stream.write_all(&buffer)?;
     }
+}
+
+/// Sends until nobody takes it any more.
+fn serve_stream(mut stream: TcpStream, _: &Counters) -> io::Result<()> {
+    let pattern = Pattern::new();
+    let mut position = 0;
+    loop {
+        position += stream.write(pattern.at(position, CHUNK))? as u64;
+    }
+}
+
+/// Answers one request, and ends.
+fn answer_once(mut stream: TcpStream, _: &Counters) -> io::Result<()> {
+    let mut buffer = [0; NUMBER_LEN];
+    stream.read_exact(&mut buffer)?;
+    stream.write_all(&buffer)
 }
 
 fn echo_datagrams(socket: UdpSocket, _: &Counters) -> io::Result<()> {
@@ -308,6 +331,88 @@ fn send_stream(to: SocketAddrV4, duration: Duration, pattern: &Pattern) -> io::R
         position += stream.write(pattern.at(position, CHUNK))? as u64;
     }
     Ok(())
+}
+
+/// Has so many streams sent to it, and answers each line of the standard input with what came.
+fn fetch(to: SocketAddrV4, streams: usize, duration: Duration) -> io::Result<()> {
+    let counters = Arc::new(Counters::default());
+    let start = Instant::now();
+    for _ in 0..streams {
+        let stream = TcpStream::connect_timeout(&to.into(), PATIENCE)?;
+        let counters = counters.clone();
+        std::thread::spawn(move || receive_stream(stream, &counters));
+    }
+    std::thread::spawn(move || counters.answer(start));
+    std::thread::sleep(duration);
+    Ok(())
+}
+
+/// Opens one connection after the other, each for one request, and says how many were answered.
+fn short_flows(to: SocketAddrV4, threads: u64, duration: Duration) -> io::Result<()> {
+    let start = Instant::now();
+    let one_after_the_other = |thread: u64| {
+        let mut flows = 0_u64;
+        while start.elapsed() < duration {
+            let request = (thread << 32 | flows).to_be_bytes();
+            let mut stream = TcpStream::connect_timeout(&to.into(), PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(&request)?;
+            let mut reply = Vec::new();
+            stream.read_to_end(&mut reply)?;
+            if reply != request {
+                return Err(io::Error::other("a wrong reply"));
+            }
+            flows += 1;
+        }
+        Ok(flows)
+    };
+    let units = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads)
+            .map(|thread| scope.spawn(move || one_after_the_other(thread)))
+            .collect();
+        let flows = threads.into_iter().map(|thread| thread.join().unwrap());
+        flows.sum::<io::Result<u64>>()
+    })?;
+    say(&Count {
+        seconds: start.elapsed().as_secs_f64(),
+        units,
+        wrong: 0,
+        repeated: 0,
+    })
+}
+
+/// Opens so many connections, asks on each, says so, and keeps them until the standard input ends;
+/// asks on each again then.
+fn hold(to: SocketAddrV4, flows: u64) -> io::Result<()> {
+    raise_descriptor_limit()?;
+    let ask = |stream: &mut TcpStream, number: u64| {
+        let (request, mut reply) = (number.to_be_bytes(), [0; NUMBER_LEN]);
+        stream.write_all(&request)?;
+        stream.read_exact(&mut reply)?;
+        let is_right = reply == request;
+        is_right
+            .then_some(())
+            .ok_or(io::Error::other("a wrong reply"))
+    };
+    let mut streams = Vec::new();
+    for number in 0..flows {
+        let mut stream = TcpStream::connect_timeout(&to.into(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        ask(&mut stream, number)?;
+        streams.push(stream);
+    }
+    say(&true)?;
+    io::stdin().read_to_end(&mut Vec::new())?;
+    for (stream, number) in streams.iter_mut().zip(flows..) {
+        ask(stream, number)?;
+    }
+    say(&true)
+}
+
+/// Lets many connections be open at once.
+fn raise_descriptor_limit() -> io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
 
 fn connect_datagrams(to: SocketAddrV4) -> io::Result<UdpSocket> {

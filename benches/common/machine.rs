@@ -51,6 +51,14 @@ impl fmt::Display for Machine {
     }
 }
 
+/// Resident memory of a process.
+pub(crate) fn resident_bytes(pid: u32) -> f64 {
+    let text = read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+    kibibytes.parse::<f64>().unwrap() * 1024.0
+}
+
 /// Processor time of the whole machine since it was started, in seconds.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuTime {

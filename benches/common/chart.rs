@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::{Figure, Samples};
-use crate::stage::{Case, Route};
+use super::figures::Figure;
+use super::path::Path;
+use super::samples::Samples;
 
 /// Panels stand side by side in so many columns.
 const COLUMNS: usize = 2;
 /// Sizes in pixels: a panel's, its head's, a bar's with what is below it, a gap's between
-/// underlays, and the texts' beside bars.
+/// groups, and the texts' beside bars.
 const PANEL_WIDTH: usize = 560;
 const HEAD: usize = 34;
 const ROW: usize = 22;
@@ -21,7 +22,12 @@ const TITLE: usize = 64;
 const BAR_WIDTH: usize = PANEL_WIDTH - LABEL_WIDTH - VALUE_WIDTH;
 
 /// Draws a panel per figure and a bar per path.
-pub(crate) fn draw(title: &str, subtitle: &str, cases: &[Case], samples: &Samples) -> String {
+pub(crate) fn draw<P: Path>(
+    title: &str,
+    subtitle: &str,
+    cases: &[P],
+    samples: &Samples<P>,
+) -> String {
     let panels: Vec<_> = Figure::ALL
         .into_iter()
         .map(|figure| panel(figure, cases, samples))
@@ -56,7 +62,7 @@ struct Panel {
 }
 
 /// One figure; without height if nobody has it.
-fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
+fn panel<P: Path>(figure: Figure, cases: &[P], samples: &Samples<P>) -> Panel {
     let rows: Vec<_> = cases
         .iter()
         .filter_map(|case| Some((case, samples.summary(*case, figure)?)))
@@ -77,10 +83,10 @@ fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
     );
     let length = |value: f64| value / most * BAR_WIDTH as f64;
     let mut top = HEAD;
-    let mut before = rows.first().map(|(case, _)| case.underlay);
+    let mut before = rows.first().map(|(case, _)| case.group());
     for (case, row) in &rows {
         // Paths that may be compared stand together.
-        if before.replace(case.underlay) != Some(case.underlay) {
+        if before.replace(case.group()) != Some(case.group()) {
             top += GAP;
         }
         let (text, middle) = (top + 12, top + 8);
@@ -94,7 +100,7 @@ fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
              <path d=\"M{from:.1} {middle}H{to:.1}\" stroke=\"#222\"/>\
              <text x=\"{after:.1}\" y=\"{text}\">{value}</text>",
             label = LABEL_WIDTH - 8,
-            colour = colour(case.route),
+            colour = case.colour(),
             from = x + low,
             to = x + high,
             after = x + high + 6.0,
@@ -105,18 +111,6 @@ fn panel(figure: Figure, cases: &[Case], samples: &Samples) -> Panel {
     Panel {
         height: top,
         content,
-    }
-}
-
-/// The kernel is grey, muslin is not.
-fn colour(route: Route) -> &'static str {
-    match route {
-        Route::KernelVxlan | Route::KernelHostGw | Route::KernelBridge => "#9aa5b1",
-        Route::MuslinVxlan => "#2f7ed8",
-        Route::MuslinUdp => "#55a868",
-        Route::MuslinHostGw => "#c44e52",
-        Route::MuslinNode => "#8172b3",
-        Route::Memory => "#dd8452",
     }
 }
 
