@@ -3,14 +3,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "egress/faults.rs"]
+mod faults;
 mod lab;
+#[path = "egress/load.rs"]
+mod load;
+#[path = "egress/programs.rs"]
+mod programs;
+#[path = "egress/script.rs"]
+mod script;
 
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::{Agent, Ping};
+use script::Script;
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -66,18 +74,6 @@ impl Bed {
     }
 }
 
-/// A server that a script is, on which `READY` is waited for.
-fn perl(host: &Host, script: &str) -> Child {
-    let mut command = host.command("perl");
-    command.args(["-MSocket", "-e", script]);
-    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    let output = child.stdout.as_mut().unwrap();
-    BufReader::new(output).read_line(&mut line).unwrap();
-    assert_eq!(line, "READY\n");
-    child
-}
-
 #[test]
 fn streams_arrive_as_they_were_sent() {
     for offload in ["tap,gso,gro", "none"] {
@@ -112,7 +108,7 @@ fn pods_see_what_becomes_of_connections() {
     assert!(refusal.contains("No route to host"), "{refusal}");
     assert_eq!((bed.flows("refused"), bed.flows("unreachable")), (1, 2));
 
-    let mut resetter = perl(
+    let _resetter = Script::serve(
         &bed.server_host,
         r#"socket(my $l, PF_INET, SOCK_STREAM, 0); setsockopt($l, SOL_SOCKET, SO_REUSEADDR, 1);
            bind($l, pack_sockaddr_in(9001, INADDR_ANY)) or die; listen($l, 5); $| = 1;
@@ -121,6 +117,7 @@ fn pods_see_what_becomes_of_connections() {
                sysread($c, my $x, 1); setsockopt($c, SOL_SOCKET, SO_LINGER, pack("ii", 1, 0));
                close($c);
            }"#,
+        &[],
     );
     let id = bed.pod.open(SocketAddrV4::new(SERVER, 9001)).unwrap();
     let reset = bed.pod.exchange(id, 100, 1).unwrap_err().to_string();
@@ -129,8 +126,6 @@ fn pods_see_what_becomes_of_connections() {
         (bed.flows("open") == 0).then_some(())
     });
     assert_eq!(bed.flows("reset"), 1);
-    resetter.kill().unwrap();
-    resetter.wait().unwrap();
 }
 
 #[test]

@@ -1,0 +1,37 @@
+# A name server for which every name has the address 192.0.2.77. By UDP it says of names that begin
+# with "big" that the answer does not fit.
+use strict;
+use warnings;
+use Socket;
+my ($port) = @ARGV;
+sub answer {
+    my ($query, $truncated) = @_;
+    my ($id) = unpack("n", $query);
+    my ($labels) = substr($query, 12) =~ /^((?:[^\0].*?)\0)/s;
+    my $question = $labels . substr($query, 12 + length $labels, 4);
+    my $header = pack("n6", $id, $truncated ? 0x8780 : 0x8580, 1, $truncated ? 0 : 1, 0, 0);
+    my $record = pack("n3Nn", 0xc00c, 1, 1, 60, 4) . inet_aton("192.0.2.77");
+    return $header . $question . ($truncated ? "" : $record);
+}
+socket(my $datagrams, PF_INET, SOCK_DGRAM, 0) or die "socket: $!";
+bind($datagrams, pack_sockaddr_in($port, INADDR_ANY)) or die "bind: $!";
+socket(my $listener, PF_INET, SOCK_STREAM, 0) or die "socket: $!";
+setsockopt($listener, SOL_SOCKET, SO_REUSEADDR, 1) or die "setsockopt: $!";
+bind($listener, pack_sockaddr_in($port, INADDR_ANY)) or die "bind: $!";
+listen($listener, 64) or die "listen: $!";
+$| = 1;
+print "READY\n";
+if (my $child = fork) {
+    while (my $from = recv($datagrams, my $query, 65535, 0)) {
+        my $reply = answer($query, substr($query, 13, 3) eq "big");
+        send($datagrams, $reply, 0, $from);
+    }
+    exit 0;
+}
+while (accept(my $client, $listener)) {
+    while ((read($client, my $length, 2) || 0) == 2) {
+        read($client, my $query, unpack("n", $length));
+        my $reply = answer($query, 0);
+        syswrite($client, pack("n", length $reply) . $reply);
+    }
+}
