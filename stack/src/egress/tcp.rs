@@ -157,7 +157,8 @@ impl Connection {
     ) -> Result<usize, HostError> {
         let mut moved = 0;
         let socket = self.sockets.get_mut::<Socket<'_>>(self.handle);
-        while ready.writable && socket.can_recv() {
+        // What a pod sends behind its end is nobody's.
+        while ready.writable && !self.shut && socket.can_recv() {
             let written = socket.recv(|bytes| match host.write(id, bytes) {
                 Ok(len) => (len.min(bytes.len()), Ok(len)),
                 Err(error) => (0, Err(error)),

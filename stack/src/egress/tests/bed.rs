@@ -262,6 +262,12 @@ impl FakePod {
             sockets: SocketSet::new(Vec::new()),
         }
     }
+
+    /// Takes what has come, and makes what is to be sent.
+    pub(super) fn poll(&mut self, now: Instant) {
+        self.interface
+            .poll(now, &mut self.device, &mut self.sockets);
+    }
 }
 
 #[derive(Default)]
@@ -388,7 +394,7 @@ impl Bed {
         loop {
             let Self { pod, pods, now, .. } = self;
             pod.device.incoming.append(&mut pods.packets);
-            pod.interface.poll(*now, &mut pod.device, &mut pod.sockets);
+            pod.poll(*now);
             if self.pod.device.outgoing.is_empty() {
                 return;
             }

@@ -157,6 +157,30 @@ fn the_pods_stream_ends_first() {
 }
 
 #[test]
+fn what_a_pod_sends_behind_its_end_goes_nowhere() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    upload(&mut bed, handle, id, b"all");
+    let port = bed.socket(handle).local_endpoint().unwrap().port;
+    bed.socket(handle).close();
+    bed.pod.poll(bed.now);
+    let fin = bed.pod.device.outgoing.pop_front().unwrap();
+    bed.send(&fin);
+    assert!(bed.fake(id).shut);
+    let (_, rest) = etherparse::Ipv4Header::from_slice(&fin).unwrap();
+    let (fin, _) = etherparse::TcpHeader::from_slice(rest).unwrap();
+    let behind = etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+        .tcp(port, SERVER.port(), fin.sequence_number + 1, 1000)
+        .ack(fin.acknowledgment_number);
+    let mut packet = Vec::new();
+    behind.write(&mut packet, b"more").unwrap();
+    bed.send(&packet);
+    bed.wake_quietly(id);
+    assert_eq!(bed.fake(id).outbox, b"all");
+    assert_eq!(bed.host.closed, []);
+}
+
+#[test]
 fn the_hosts_stream_ends_first() {
     let mut bed = Bed::new();
     let (handle, id) = bed.established();
