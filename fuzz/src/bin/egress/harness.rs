@@ -1,0 +1,433 @@
+//! The events, and egress between the two sides of the world.
+
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
+
+use arbitrary::{Result, Unstructured};
+use etherparse::PacketBuilder;
+use ipnet::Ipv4Net;
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_stack::egress::{
+    Config, Egress, FlowId, FlowKey, HostError, Limits, Policy, Protocol, Ready,
+};
+use muslin_stack::{Duration, Instant};
+use smoltcp::wire::Ipv4Packet;
+
+use crate::world::{Act, FLOWS, HostSide, MTU, PodSide, TUNNEL, World, initial, pattern, seed};
+
+/// IPv4 and TCP without options.
+const HEADERS_LEN: usize = 40;
+/// IPv4 and UDP.
+const UDP_HEADERS_LEN: usize = 28;
+/// Payload of a full segment.
+const MSS: usize = MTU as usize - HEADERS_LEN;
+/// Events of timers until all flows have ended, however long they are idle: keep-alives every two
+/// minutes for two hours, retransmissions, and reading on.
+const MAX_TIMERS: usize = FLOWS * 1000;
+
+const ERRORS: [HostError; 8] = [
+    HostError::Refused,
+    HostError::NetUnreachable,
+    HostError::HostUnreachable,
+    HostError::TimedOut,
+    HostError::Reset,
+    HostError::NotPermitted,
+    HostError::TooLong,
+    HostError::Failed,
+];
+
+/// A segment's payload, flags and what is wrong with it.
+struct Segment {
+    len: usize,
+    syn: bool,
+    fin: bool,
+    rst: bool,
+    window: u16,
+    /// Whether it is one superpacket.
+    is_super: bool,
+}
+
+pub(crate) struct Harness {
+    egress: Egress,
+    now: Instant,
+    world: Rc<RefCell<World>>,
+    host: HostSide,
+    pods: PodSide,
+    /// Whether pods acknowledge what comes at once.
+    answers: bool,
+    /// Whether the end is that all flows are idle for too long, not that pods vanish.
+    ends_idle: bool,
+}
+
+const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
+
+fn pod(byte: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, 1, 2 + byte % 2)
+}
+
+/// Two pods, four ports of each, and four places outside, of which two are forbidden in part.
+fn key(protocol: Protocol, byte: u8) -> FlowKey {
+    let (address, port) = match (byte >> 3) % 4 {
+        0 => (Ipv4Addr::new(192, 0, 2, 1), 80),
+        1 => (Ipv4Addr::new(192, 0, 2, 2), 443),
+        2 => (Ipv4Addr::new(169, 254, 169, 254), 80),
+        _ => (Ipv4Addr::new(192, 0, 2, 1), TUNNEL),
+    };
+    let is_ping = protocol == Protocol::Ping;
+    FlowKey {
+        protocol,
+        pod: SocketAddrV4::new(pod(byte), 40_000 + u16::from(byte >> 1) % 4),
+        remote: SocketAddrV4::new(address, if is_ping { 0 } else { port }),
+    }
+}
+
+fn content(seed: u32, at: u32, len: usize) -> Vec<u8> {
+    (0..len as u32)
+        .map(|i| pattern(seed, at.wrapping_add(i)))
+        .collect()
+}
+
+impl Harness {
+    pub(crate) fn new(choices: u8) -> Self {
+        let config = Config {
+            subnet: SUBNET,
+            policy: Policy::new(&[], &[], None, Some(TUNNEL)),
+            mtu: Mtu::new(MTU.into()).expect("it is in range"),
+            limits: Limits {
+                flows: FLOWS,
+                memory: 1 << 18,
+                ..Limits::default()
+            },
+            random_seed: 7,
+        };
+        let world = Rc::new(RefCell::new(World::default()));
+        Self {
+            egress: Egress::new(config, Instant::ZERO),
+            now: Instant::ZERO,
+            host: HostSide(world.clone()),
+            pods: PodSide(world.clone()),
+            world,
+            answers: choices & 1 != 0,
+            ends_idle: choices & 2 != 0,
+        }
+    }
+
+    pub(crate) fn step(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
+        let mut byte = || input.arbitrary::<u8>();
+        match byte()? % 8 {
+            0 => {
+                let (key, kind, fault) = (key(Protocol::Tcp, byte()?), byte()? % 8, byte()?);
+                let len = if kind == 2 { byte()?.into() } else { 0 };
+                self.segment(key, kind, len, fault);
+            }
+            1 => {
+                let (key, len, fault) = (key(Protocol::Udp, byte()?), byte()?, byte()?);
+                self.datagram(key, len.into(), fault);
+            }
+            2 => {
+                let (key, len, fault) = (key(Protocol::Ping, byte()?), byte()?, byte()?);
+                self.echo(key, len.into(), fault);
+            }
+            3 => {
+                let (which, kind) = (byte()?, byte()? % 8);
+                let more = if matches!(kind, 0 | 4) { 0 } else { byte()? };
+                let sockets: Vec<_> = self.world.borrow().sockets.keys().copied().collect();
+                if !sockets.is_empty() {
+                    let id = sockets[usize::from(which) % sockets.len()];
+                    self.act(id, kind, more);
+                }
+            }
+            4 => {
+                let micros = [
+                    0,
+                    1,
+                    1000,
+                    10_000,
+                    250_000,
+                    11_000_000,
+                    130_000_000,
+                    8_000_000_000,
+                ];
+                let chosen: u64 = micros[usize::from(byte()? % 8)];
+                self.pass(self.now + Duration::from_micros(chosen));
+            }
+            5 => {
+                let address = pod(byte()?);
+                self.egress
+                    .forget_pod(address, &mut self.host, &mut self.pods);
+                let world = self.world.borrow();
+                let its = |key: &FlowKey| *key.pod.ip() == address;
+                assert!(!world.sockets.values().any(|socket| its(&socket.key)));
+            }
+            6 => {
+                let error = ERRORS[usize::from(byte()? % 8)];
+                self.world.borrow_mut().fails = Some(error);
+            }
+            _ => {
+                let (which, ready) = (byte()?, byte()?);
+                let world = self.world.borrow();
+                let late = world
+                    .closed
+                    .get(usize::from(which) % world.closed.len().max(1));
+                let late = late.copied();
+                drop(world);
+                if let Some(id) = late {
+                    self.wake(id, ready);
+                }
+            }
+        }
+        // Pods answer what comes, and what comes of that.
+        for _ in 0..64 {
+            let world = self.world.borrow();
+            let waiting = world.ends.iter().find(|(_, ends)| ends.unanswered);
+            let waiting = waiting.map(|(key, _)| *key);
+            drop(world);
+            let (true, Some(key)) = (self.answers, waiting) else {
+                break;
+            };
+            self.segment(key, 1, 0, 0);
+        }
+        Ok(())
+    }
+
+    /// What must be true at any time.
+    pub(crate) fn check(&self) {
+        let world = self.world.borrow();
+        world.check_delivered();
+        let counters = self.egress.counters();
+        assert_eq!(counters.open, world.sockets.len() as u64);
+        assert_eq!(counters.opened, world.made);
+        assert_eq!(counters.opened, counters.open + world.closed.len() as u64);
+        if world.sockets.is_empty() {
+            assert_eq!(self.egress.poll_at(), None, "nothing is left to do");
+        }
+    }
+
+    /// Ends all flows.
+    pub(crate) fn finish(mut self) {
+        if self.ends_idle {
+            for _ in 0..MAX_TIMERS {
+                let Some(due) = self.egress.poll_at() else {
+                    break;
+                };
+                self.pass(due.max(self.now));
+            }
+        } else {
+            for byte in 0..2 {
+                self.egress
+                    .forget_pod(pod(byte), &mut self.host, &mut self.pods);
+            }
+        }
+        assert_eq!(self.egress.counters().open, 0, "flows that do not end");
+        self.check();
+    }
+
+    fn act(&mut self, id: FlowId, kind: u8, more: u8) {
+        let act = match kind {
+            0 => Act::Connect(Ok(())),
+            1 => Act::Connect(Err(ERRORS[usize::from(more % 8)])),
+            2 => Act::Give(u32::from(more) * u32::from(more)),
+            3 => Act::Take(usize::from(more) * 100),
+            4 => Act::End,
+            5 => Act::Fail(ERRORS[usize::from(more % 8)]),
+            6 => Act::Datagram(usize::from(more) * 6),
+            _ => Act::Datagram(more.into()),
+        };
+        self.world.borrow_mut().act(id, act);
+        self.wake(id, 3);
+    }
+
+    fn wake(&mut self, id: FlowId, ready: u8) {
+        let ready = Ready {
+            readable: ready & 1 != 0,
+            writable: ready & 2 != 0,
+        };
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        egress.ready(self.now, id, ready, host, pods);
+    }
+
+    fn pass(&mut self, to: Instant) {
+        self.now = to;
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        egress.handle_timeout(self.now, host, pods);
+        assert!(egress.poll_at().is_none_or(|due| due > to), "timers spin");
+    }
+
+    /// Sends a segment of the pod's stream; `fault` says what is wrong with it, mostly nothing.
+    fn segment(&mut self, key: FlowKey, kind: u8, len: usize, fault: u8) {
+        let mut segment = Segment {
+            len,
+            syn: kind == 0,
+            fin: kind == 4,
+            rst: kind == 5,
+            window: if kind == 7 { 0 } else { 60_000 },
+            is_super: kind == 6,
+        };
+        match kind {
+            3 => segment.len = MSS,
+            6 => segment.len = 20_000,
+            _ => {}
+        }
+        let mut world = self.world.borrow_mut();
+        let ends = world.ends.entry(key).or_default();
+        if segment.syn {
+            ends.next = initial(&key);
+            ends.expected = None;
+        }
+        let (mut seq, mut ack) = (ends.next, ends.expected.unwrap_or(0));
+        match fault {
+            // A connection begins where it always does, so that what belongs where is known.
+            _ if segment.syn => {}
+            240 => seq = seq.wrapping_add(1 + len as u32),
+            241 => seq = seq.wrapping_sub(1),
+            242 => seq = seq.wrapping_sub(50),
+            243 => seq = seq.wrapping_add(0x7fff_0000),
+            244 => ack = ack.wrapping_add(1),
+            245 => ack = ack.wrapping_sub(100_000),
+            _ => {}
+        }
+        let at = seq.wrapping_sub(initial(&key)).wrapping_sub(1);
+        let behind = if segment.syn { at.wrapping_add(1) } else { at };
+        let data = content(seed(&key, false), behind, segment.len);
+        ends.sends(behind, segment.len, segment.fin);
+        if fault < 240 {
+            let taken = segment.len as u32 + u32::from(segment.syn || segment.fin);
+            ends.next = seq.wrapping_add(taken);
+        }
+        ends.unanswered = false;
+        let has_ack = !segment.syn && ends.expected.is_some();
+        drop(world);
+        let packet = tcp(key, (seq, has_ack.then_some(ack)), &segment, &data);
+        let gso = segment.is_super.then_some((GsoKind::TcpV4, MSS));
+        self.send(key, packet, fault, gso);
+    }
+
+    /// Sends a datagram, or a superpacket of several.
+    fn datagram(&mut self, key: FlowKey, len: usize, fault: u8) {
+        // Its content depends on its length.
+        let is_super = fault == 200 && len > 0;
+        let data = content(
+            seed(&key, false) + len as u32,
+            0,
+            if is_super { len * 5 } else { len },
+        );
+        let size = len.max(1);
+        let builder = PacketBuilder::ipv4(key.pod.ip().octets(), key.remote.ip().octets(), 64)
+            .udp(key.pod.port(), key.remote.port());
+        let mut packet = Vec::new();
+        builder.write(&mut packet, &data).expect("a vector grows");
+        let mut world = self.world.borrow_mut();
+        world.ends.entry(key).or_default();
+        let parts = data.chunks(size).map(<[u8]>::to_vec);
+        world.offered = if data.is_empty() {
+            [vec![]].into()
+        } else {
+            parts.collect()
+        };
+        drop(world);
+        self.send(key, packet, fault, is_super.then_some((GsoKind::Udp, size)));
+    }
+
+    fn echo(&mut self, key: FlowKey, len: usize, fault: u8) {
+        let data = content(seed(&key, false), 0, len);
+        let builder = PacketBuilder::ipv4(key.pod.ip().octets(), key.remote.ip().octets(), 64)
+            .icmpv4_echo_request(key.pod.port(), len as u16);
+        let mut packet = Vec::new();
+        builder.write(&mut packet, &data).expect("a vector grows");
+        let mut world = self.world.borrow_mut();
+        world.ends.entry(key).or_default();
+        world.offered = [packet[20..].to_vec()].into();
+        drop(world);
+        self.send(key, packet, fault, None);
+    }
+
+    /// Gives egress a packet, with what is wrong below its transport's header.
+    fn send(
+        &mut self,
+        key: FlowKey,
+        mut packet: Vec<u8>,
+        fault: u8,
+        gso: Option<(GsoKind, usize)>,
+    ) {
+        // Nobody sums up what is unfinished.
+        let fault = if fault == 246 && gso.is_some() {
+            0
+        } else {
+            fault
+        };
+        let is_broken = matches!(fault, 246..=249);
+        match fault {
+            // A sum, a length of the transport's, a fragment, another protocol.
+            246 => *packet.last_mut().expect("it has bytes") ^= 0x55,
+            247 => packet.truncate(UDP_HEADERS_LEN - 1),
+            248 => packet[6] |= 0x20,
+            249 => packet[9] = 132,
+            _ => {}
+        }
+        // The router passes on no broken IPv4 header.
+        let len = packet.len();
+        let mut header = Ipv4Packet::new_unchecked(&mut packet);
+        header.set_total_len(len as u16);
+        header.fill_checksum();
+        let mut storage = [vec![0; HEADROOM], packet].concat();
+        let packet = PacketBuf::new(&mut storage, HEADROOM, len).expect("there is room");
+        let offload = gso.map_or_else(Header::default, |(kind, size)| Header {
+            checksum: Checksum::Partial {
+                start: 20,
+                offset: if kind == GsoKind::TcpV4 { 16 } else { 6 },
+            },
+            gso: Some(Gso {
+                kind,
+                size: size as u16,
+                ecn: false,
+            }),
+            hdr_len: if kind == GsoKind::TcpV4 { 40 } else { 28 },
+        });
+        let packet = packet.with_offload(offload);
+        self.world.borrow_mut().current = Some(key);
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        let taken = egress.from_pod(self.now, &packet, host, pods);
+        let mut world = self.world.borrow_mut();
+        world.current = None;
+        if is_broken {
+            assert!(taken.is_err(), "a broken packet is taken");
+        }
+        if taken.is_ok() && key.protocol != Protocol::Tcp {
+            assert!(world.offered.is_empty(), "a datagram does not go on");
+        }
+        world.offered.clear();
+    }
+}
+
+fn tcp(key: FlowKey, (seq, ack): (u32, Option<u32>), segment: &Segment, data: &[u8]) -> Vec<u8> {
+    let mut builder = PacketBuilder::ipv4(key.pod.ip().octets(), key.remote.ip().octets(), 64).tcp(
+        key.pod.port(),
+        key.remote.port(),
+        seq,
+        segment.window,
+    );
+    if segment.syn {
+        builder = builder.syn();
+    }
+    if segment.fin {
+        builder = builder.fin();
+    }
+    if segment.rst {
+        builder = builder.rst();
+    }
+    if let Some(ack) = ack {
+        builder = builder.ack(ack);
+    }
+    let mut packet = Vec::new();
+    builder.write(&mut packet, data).expect("a vector grows");
+    packet
+}

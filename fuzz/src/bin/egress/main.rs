@@ -1,0 +1,177 @@
+//! Pods whose packets leave by sockets of a scripted host: TCP segments, datagrams and echo requests,
+//! well formed or not; sockets that connect or do not, that have something to read, take little, end
+//! or fail; pods that vanish, and time. The oracle holds that
+//!
+//! * what the host gets of a stream is the beginning of what the pod sent, and the other way round;
+//!   each end is told of an end only where the other's stream ended; datagrams go on whole, to those
+//!   they are for, each once;
+//! * no socket is used before it is there or after it was closed, none is written to after its end,
+//!   none stays behind, and there are never more than flows may be;
+//! * nothing goes where the policy forbids;
+//! * packets for pods are valid, with sums that are right, and come from where the pod sent something;
+//! * timers do not spin, counters add up.
+#![cfg_attr(fuzzing, no_main)]
+
+mod harness;
+mod world;
+
+use arbitrary::Unstructured;
+use muslin_fuzz::Seed;
+
+use harness::Harness;
+
+muslin_fuzz::target! {
+    check: run,
+    seeds: seeds,
+    words: &[
+        // Flow 0 opens, is there, sends and ends; acknowledges; resets.
+        &[0, 0, 0, 0],
+        &[3, 0, 0],
+        &[0, 0, 2, 0, 100],
+        &[0, 0, 3, 0],
+        &[0, 0, 6, 0],
+        &[0, 0, 4, 0],
+        &[0, 0, 1, 0],
+        &[0, 0, 5, 0],
+        // Its socket has bytes, takes some, ends, fails.
+        &[3, 0, 2, 255],
+        &[3, 0, 3, 10],
+        &[3, 0, 4],
+        &[3, 0, 5, 0],
+        // A datagram, an answer, an echo request.
+        &[1, 0, 50, 0],
+        &[3, 0, 6, 50],
+        &[2, 0, 50, 0],
+        // Time, a pod's end, a host without sockets.
+        &[4, 2],
+        &[4, 5],
+        &[4, 7],
+        &[5, 0],
+        &[6, 0],
+    ],
+    inputs: 20_000,
+}
+
+/// Runs the events that `data` stands for. Its first byte chooses a configuration.
+fn run(data: &[u8]) {
+    let Some((choices, rest)) = data.split_first() else {
+        return;
+    };
+    let mut harness = Harness::new(*choices);
+    let mut input = Unstructured::new(rest);
+    while !input.is_empty() {
+        if harness.step(&mut input).is_err() {
+            break;
+        }
+        harness.check();
+    }
+    harness.finish();
+}
+
+fn seeds() -> Vec<Seed> {
+    let opened: &[u8] = &[0, 0, 0, 0, 3, 0, 0];
+    let with = |choices: u8, parts: &[&[u8]]| [&[choices], opened, &parts.concat()[..]].concat();
+    vec![
+        // Both streams, then both ends, the pod's first or last.
+        (
+            "streams",
+            with(
+                1,
+                &[
+                    &[0, 0, 2, 0, 100, 0, 0, 6, 0, 3, 0, 2, 255, 3, 0, 2, 7],
+                    &[0, 0, 4, 0, 3, 0, 2, 9, 3, 0, 4, 4, 5],
+                ],
+            ),
+        ),
+        (
+            "streams-host-ends-first",
+            with(
+                1,
+                &[&[
+                    3, 0, 2, 255, 3, 0, 4, 0, 0, 3, 0, 0, 0, 2, 0, 9, 0, 0, 4, 0, 4, 4,
+                ]],
+            ),
+        ),
+        // The host takes little by little, and the pod sends on.
+        (
+            "held-back",
+            with(
+                1,
+                &[
+                    &[
+                        3, 0, 3, 10, 0, 0, 3, 0, 0, 0, 6, 0, 3, 0, 3, 10, 4, 3, 3, 0, 3, 255,
+                    ],
+                    &[0, 0, 4, 0, 3, 0, 3, 255, 3, 0, 3, 255, 3, 0, 3, 255],
+                ],
+            ),
+        ),
+        // The pod does not take what comes, and does later.
+        (
+            "window",
+            with(
+                0,
+                &[&[
+                    0, 0, 7, 0, 3, 0, 2, 255, 3, 0, 2, 255, 4, 4, 0, 0, 1, 0, 4, 3, 0, 0, 1, 0,
+                ]],
+            ),
+        ),
+        // Segments that come out of order, twice, or with a number that is wrong.
+        (
+            "reordered",
+            with(
+                1,
+                &[&[
+                    0, 0, 2, 240, 50, 0, 0, 2, 241, 50, 0, 0, 3, 242, 0, 0, 2, 0, 50,
+                ]],
+            ),
+        ),
+        ("reset", with(1, &[&[0, 0, 2, 0, 9, 3, 0, 5, 0]])),
+        ("given-up", with(1, &[&[0, 0, 2, 0, 9, 0, 0, 5, 0]])),
+        (
+            "refused",
+            vec![1, 0, 0, 0, 0, 3, 0, 1, 0, 0, 1, 0, 0, 3, 1, 1, 1],
+        ),
+        ("denied", vec![1, 0, 16, 0, 0, 1, 16, 9, 0, 1, 24, 9, 0]),
+        (
+            "no-sockets",
+            vec![1, 6, 0, 0, 0, 0, 0, 1, 0, 9, 0, 6, 3, 2, 0, 9, 0],
+        ),
+        // Datagrams there and back, several that wait, refused.
+        (
+            "datagrams",
+            vec![
+                0, 1, 0, 50, 0, 3, 0, 6, 50, 3, 0, 6, 0, 1, 8, 9, 0, 3, 0, 5, 1, 1, 0, 9, 0, 4, 6,
+            ],
+        ),
+        ("superpacket", vec![0, 1, 0, 200, 200, 3, 0, 6, 255]),
+        ("pings", vec![0, 2, 0, 50, 0, 3, 0, 7, 50, 2, 0, 0, 0, 4, 6]),
+        // A full table: the oldest makes room, if it is idle.
+        (
+            "full",
+            with(
+                1,
+                &[
+                    &[
+                        0, 2, 0, 0, 0, 4, 0, 0, 1, 0, 9, 0, 0, 6, 0, 0, 4, 5, 0, 6, 0, 0,
+                    ],
+                    &[1, 2, 9, 0, 3, 3, 0],
+                ],
+            ),
+        ),
+        // A pod vanishes, and its socket speaks too late.
+        (
+            "vanished",
+            with(
+                1,
+                &[&[1, 0, 9, 0, 5, 0, 7, 0, 0, 0, 2, 0, 9, 0, 0, 0, 0, 4, 4]],
+            ),
+        ),
+        // Idle for hours, whether the pod answers or not.
+        ("idle", with(1, &[&[4, 6, 4, 6, 4, 7, 4, 7]])),
+        ("silent", with(2, &[&[3, 0, 2, 50, 4, 6, 4, 7]])),
+        (
+            "broken",
+            vec![1, 0, 0, 0, 246, 1, 0, 9, 250, 2, 0, 9, 250, 0, 0, 2, 247, 9],
+        ),
+    ]
+}

@@ -1,0 +1,484 @@
+//! The scripted host, the pods, and what each has sent the other.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
+
+use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_stack::Instant;
+use muslin_stack::drops::DropReason;
+use muslin_stack::egress::{
+    Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,
+};
+use muslin_stack::icmp::{IcmpError, may_answer};
+
+/// MTU of pods.
+pub(crate) const MTU: u16 = 1450;
+/// A node's tunnel, which nobody may reach.
+pub(crate) const TUNNEL: u16 = 8472;
+/// Flows that may be at once.
+pub(crate) const FLOWS: usize = 4;
+
+/// The byte at a place of a stream or datagram; which one the key and the direction say.
+pub(crate) fn pattern(seed: u32, at: u32) -> u8 {
+    (at.wrapping_mul(0x9e37_79b1) >> 11) as u8 ^ seed.wrapping_mul(101) as u8
+}
+
+/// Of a direction between two ends.
+pub(crate) fn seed(key: &FlowKey, from_host: bool) -> u32 {
+    let [.., pod] = key.pod.ip().octets();
+    let [.., remote] = key.remote.ip().octets();
+    u32::from(pod) + 3 * u32::from(remote) + u32::from(key.pod.port()) + u32::from(from_host) * 77
+}
+
+/// What both ends of a key know, which outlives its flows.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    /// What the pod sends next, and expects next.
+    pub(crate) next: u32,
+    pub(crate) expected: Option<u32>,
+    /// The sequence number of the host's first byte, and how many numbers have come so far.
+    first: Option<u32>,
+    sent: u32,
+    /// After how many bytes the pod has ended its stream, and how many it has sent at most.
+    pub(crate) fin: Option<i32>,
+    pub(crate) most: i32,
+    /// Whether the pod has sent something behind its end, or has ended twice: it may have what it
+    /// wants then.
+    pub(crate) lies: bool,
+    /// Whether something has come that the pod has not acknowledged.
+    pub(crate) unanswered: bool,
+    /// Bytes that the host has given, and whether those are all.
+    given: u32,
+    ended: bool,
+}
+
+impl Ends {
+    /// Notes that the pod sends this part of its stream, maybe with the end behind it.
+    pub(crate) fn sends(&mut self, at: u32, len: usize, fin: bool) {
+        let end = (at as i32).wrapping_add(len as i32);
+        if len > 0 {
+            self.most = self.most.max(end);
+        }
+        if fin {
+            self.lies |= self.fin.is_some_and(|before| before != end);
+            self.fin = Some(end);
+        }
+        self.lies |= self.fin.is_some_and(|fin| fin < self.most);
+    }
+}
+
+/// How many sequence numbers come before the pod's first byte.
+pub(crate) fn initial(key: &FlowKey) -> u32 {
+    // Some wrap soon.
+    u32::from(key.pod.port().is_multiple_of(2)) * 0xffff_ff00
+}
+
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) key: FlowKey,
+    connected: bool,
+    outcome: Option<Result<(), HostError>>,
+    inbox: u32,
+    ended: bool,
+    datagrams: VecDeque<Vec<u8>>,
+    written: u32,
+    room: usize,
+    shut: bool,
+    error: Option<HostError>,
+}
+
+/// What a script has a socket do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Act {
+    Connect(Result<(), HostError>),
+    Give(u32),
+    Take(usize),
+    End,
+    Fail(HostError),
+    Datagram(usize),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct World {
+    pub(crate) ends: BTreeMap<FlowKey, Ends>,
+    pub(crate) sockets: BTreeMap<FlowId, Socket>,
+    /// Flows that were, with what their sockets are told too late.
+    pub(crate) closed: Vec<FlowId>,
+    /// Sockets that were made.
+    pub(crate) made: u64,
+    /// Why the next socket cannot be made.
+    pub(crate) fails: Option<HostError>,
+    /// The key of the packet that the pod sends now, and the datagrams it has in it.
+    pub(crate) current: Option<FlowKey>,
+    pub(crate) offered: VecDeque<Vec<u8>>,
+    /// What was read and has not come to its pod.
+    read: VecDeque<(FlowKey, Vec<u8>)>,
+}
+
+impl World {
+    pub(crate) fn act(&mut self, id: FlowId, act: Act) {
+        let Some(socket) = self.sockets.get_mut(&id) else {
+            return;
+        };
+        let is_stream = socket.key.protocol == Protocol::Tcp;
+        match act {
+            Act::Connect(outcome) if socket.outcome.is_none() => socket.outcome = Some(outcome),
+            Act::Give(bytes) if is_stream && !socket.ended => socket.inbox += bytes,
+            Act::Take(room) => socket.room = room,
+            Act::End => socket.ended = true,
+            Act::Fail(error) => socket.error = Some(error),
+            Act::Datagram(len) if !is_stream => {
+                let seed = seed(&socket.key, true) + socket.datagrams.len() as u32;
+                let mut bytes: Vec<_> = (0..len as u32).map(|at| pattern(seed, at)).collect();
+                if socket.key.protocol == Protocol::Ping {
+                    // An echo reply, with a number of the host's, mostly.
+                    bytes.splice(0..0, [if len == 13 { 3 } else { 0 }, 0, 0, 0, 7, 7, 0, 1]);
+                }
+                socket.datagrams.push_back(bytes);
+            }
+            Act::Connect(_) | Act::Give(_) | Act::Datagram(_) => {}
+        }
+    }
+
+    fn socket(&mut self, id: FlowId) -> &mut Socket {
+        let socket = self.sockets.get_mut(&id);
+        socket.unwrap_or_else(|| panic!("{id:?} has no socket"))
+    }
+
+    /// Nothing that was read stays behind.
+    pub(crate) fn check_delivered(&self) {
+        assert_eq!(self.read, [], "datagrams that did not come to their pod");
+    }
+
+    fn receive(&mut self, packet: &[u8]) {
+        let ip = Ipv4HeaderSlice::from_slice(packet).expect("an IPv4 header");
+        assert_eq!(usize::from(ip.total_len()), packet.len(), "a wrong length");
+        assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());
+        assert!(ip.ttl() > 0 && !ip.is_fragmenting_payload());
+        let payload = &packet[ip.slice().len()..];
+        let addresses = (ip.destination_addr(), ip.source_addr());
+        match ip.protocol() {
+            IpNumber::TCP => self.receive_segment(addresses, &ip, payload),
+            IpNumber::UDP => self.receive_datagram(addresses, &ip, payload),
+            IpNumber::ICMP => self.receive_echo(addresses, payload),
+            other => panic!("protocol {other:?}"),
+        }
+    }
+
+    fn receive_segment(
+        &mut self,
+        (pod, remote): (Ipv4Addr, Ipv4Addr),
+        ip: &Ipv4HeaderSlice<'_>,
+        payload: &[u8],
+    ) {
+        let tcp = TcpHeaderSlice::from_slice(payload).expect("a TCP header");
+        let data = &payload[tcp.slice().len()..];
+        let sum = tcp.calc_checksum_ipv4(ip, data);
+        assert_eq!(sum, Ok(tcp.checksum()), "a wrong checksum of TCP");
+        assert!(ip.slice().len() + payload.len() <= MTU.into(), "too long");
+        let key = FlowKey {
+            protocol: Protocol::Tcp,
+            pod: SocketAddrV4::new(pod, tcp.destination_port()),
+            remote: SocketAddrV4::new(remote, tcp.source_port()),
+        };
+        let ends = self.ends.get_mut(&key);
+        let ends = ends.unwrap_or_else(|| panic!("nobody asked for {key:?}"));
+        if tcp.rst() {
+            assert!(data.is_empty());
+            return;
+        }
+        if tcp.syn() {
+            assert!(tcp.ack() && data.is_empty());
+            let acknowledged = tcp.acknowledgment_number();
+            assert_eq!(acknowledged, initial(&key).wrapping_add(1));
+            ends.first = Some(tcp.sequence_number().wrapping_add(1));
+            ends.expected = ends.first;
+            ends.sent = 0;
+            ends.unanswered = true;
+            return;
+        }
+        let Some(first) = ends.first else {
+            panic!("a segment before the connection was there");
+        };
+        let at = tcp.sequence_number().wrapping_sub(first);
+        // Keep-alives have a byte that was there before, and what it is does not matter.
+        let is_probe = data.len() == 1 && at.wrapping_add(1) <= ends.sent;
+        let seed = seed(&key, true);
+        let len = data.len() as u32;
+        if is_probe {
+            ends.unanswered = true;
+            return;
+        }
+        if at <= ends.given {
+            let is_right = |(byte, at): (&u8, u32)| *byte == pattern(seed, at);
+            assert!(data.iter().zip(at..).all(is_right), "another content");
+            assert!(at + len <= ends.given, "more than the host gave");
+            ends.sent = ends.sent.max(at + len + u32::from(tcp.fin()));
+        } else {
+            // Its end is a number, too, and is acknowledged behind.
+            let is_behind = at == ends.given + 1 && ends.ended && len == 0;
+            assert!(is_behind, "{at} of {}", ends.given);
+        }
+        if tcp.fin() {
+            assert!(ends.ended && at + len == ends.given, "no end of the host's");
+        }
+        if ends.expected == Some(tcp.sequence_number()) {
+            let taken = len + u32::from(tcp.fin());
+            ends.expected = Some(tcp.sequence_number().wrapping_add(taken));
+        }
+        ends.unanswered |= len > 0 || tcp.fin();
+    }
+
+    fn receive_datagram(
+        &mut self,
+        (pod, remote): (Ipv4Addr, Ipv4Addr),
+        ip: &Ipv4HeaderSlice<'_>,
+        payload: &[u8],
+    ) {
+        let udp = UdpHeaderSlice::from_slice(payload).expect("a UDP header");
+        let data = &payload[udp.slice().len()..];
+        assert_eq!(usize::from(udp.length()), payload.len());
+        let sum = udp.to_header().calc_checksum_ipv4(&ip.to_header(), data);
+        assert_eq!(sum, Ok(udp.checksum()), "a wrong checksum of UDP");
+        let key = FlowKey {
+            protocol: Protocol::Udp,
+            pod: SocketAddrV4::new(pod, udp.destination_port()),
+            remote: SocketAddrV4::new(remote, udp.source_port()),
+        };
+        let (of, bytes) = self.read.pop_front().expect("something was read");
+        assert!(of == key && bytes == data, "another datagram for {key:?}");
+    }
+
+    fn receive_echo(&mut self, (pod, remote): (Ipv4Addr, Ipv4Addr), payload: &[u8]) {
+        let (of, bytes) = self.read.pop_front().expect("something was read");
+        assert_eq!((of.protocol, of.remote.ip()), (Protocol::Ping, &remote));
+        assert_eq!(of.pod.ip(), &pod);
+        assert_eq!(payload[..2], [0, 0], "an echo reply");
+        assert_eq!(
+            payload[4..6],
+            of.pod.port().to_be_bytes(),
+            "the pod's number"
+        );
+        assert!(payload[6..] == bytes[6..], "another content");
+    }
+}
+
+/// The host's side of the world.
+pub(crate) struct HostSide(pub(crate) Rc<RefCell<World>>);
+
+impl Host for HostSide {
+    fn connect(
+        &mut self,
+        id: FlowId,
+        protocol: Protocol,
+        to: SocketAddrV4,
+    ) -> Result<(), HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let key = world.current.expect("a pod sends something");
+        assert_eq!((protocol, to), (key.protocol, key.remote));
+        assert!(!LINK_LOCAL.contains(to.ip()), "{to} is forbidden");
+        assert!(
+            protocol != Protocol::Udp || to.port() != TUNNEL,
+            "{to} is forbidden"
+        );
+        if let Some(error) = world.fails.take() {
+            return Err(error);
+        }
+        assert!(!world.closed.contains(&id), "{id:?} was another's");
+        let is_double = |socket: &Socket| socket.key == key;
+        assert!(
+            !world.sockets.values().any(is_double),
+            "{key:?} has two sockets"
+        );
+        let ends = world.ends.entry(key).or_default();
+        *ends = Ends {
+            next: ends.next,
+            ..Ends::default()
+        };
+        let socket = Socket {
+            key,
+            connected: protocol != Protocol::Tcp,
+            outcome: None,
+            inbox: 0,
+            ended: false,
+            datagrams: VecDeque::new(),
+            written: 0,
+            room: usize::MAX,
+            shut: false,
+            error: None,
+        };
+        assert!(world.sockets.insert(id, socket).is_none(), "{id:?} twice");
+        assert!(world.sockets.len() <= FLOWS, "too many sockets");
+        world.made += 1;
+        Ok(())
+    }
+
+    fn serve(&mut self, id: FlowId, key: FlowKey) -> Result<(), HostError> {
+        panic!("{id:?}: {key:?} is not for the gateway");
+    }
+
+    fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {
+        panic!("nobody dialled {id:?}");
+    }
+
+    fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
+        let mut world = self.0.borrow_mut();
+        let socket = world.socket(id);
+        let outcome = socket.outcome.unwrap_or(Err(HostError::WouldBlock));
+        socket.connected = outcome.is_ok();
+        outcome
+    }
+
+    fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let socket = world.sockets.get_mut(&id).expect("it has a socket");
+        assert!(socket.connected, "read before it is connected");
+        if socket.key.protocol != Protocol::Tcp {
+            if let Some(error) = socket.error.take() {
+                return Err(error);
+            }
+            let bytes = socket.datagrams.pop_front().ok_or(HostError::WouldBlock)?;
+            buffer[..bytes.len()].copy_from_slice(&bytes);
+            let len = bytes.len();
+            // What is no reply goes no further.
+            if socket.key.protocol == Protocol::Udp || bytes[0] == 0 {
+                world.read.push_back((socket.key, bytes));
+            }
+            return Ok(len);
+        }
+        assert!(!buffer.is_empty(), "an empty read looks like the end");
+        let ends = world.ends.get_mut(&socket.key).expect("it has ends");
+        let len = buffer.len().min(socket.inbox as usize);
+        if len == 0 {
+            if let Some(error) = socket.error {
+                return Err(error);
+            }
+            if !socket.ended {
+                return Err(HostError::WouldBlock);
+            }
+            ends.ended = true;
+            return Ok(0);
+        }
+        let seed = seed(&socket.key, true);
+        for (byte, at) in buffer[..len].iter_mut().zip(ends.given..) {
+            *byte = pattern(seed, at);
+        }
+        socket.inbox -= len as u32;
+        ends.given += len as u32;
+        Ok(len)
+    }
+
+    fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let socket = world.sockets.get_mut(&id).expect("it has a socket");
+        assert!(socket.connected, "written before it is connected");
+        if socket.key.protocol != Protocol::Tcp {
+            if let Some(error) = socket.error.take() {
+                return Err(error);
+            }
+            if socket.room == 0 {
+                world.offered.pop_front();
+                return Err(HostError::WouldBlock);
+            }
+            assert_eq!(world.current, Some(socket.key));
+            let offered = world.offered.pop_front().expect("the pod sent it");
+            assert!(offered == bytes, "another datagram");
+            return Ok(bytes.len());
+        }
+        assert!(!socket.shut, "written after the end");
+        if let Some(error) = socket.error {
+            return Err(error);
+        }
+        let len = bytes.len().min(socket.room);
+        if len == 0 {
+            return Err(HostError::WouldBlock);
+        }
+        let seed = seed(&socket.key, false);
+        let is_right = |(byte, at): (&u8, u32)| *byte == pattern(seed, at);
+        let is_stream = bytes[..len].iter().zip(socket.written..).all(is_right);
+        let lies = world.ends[&socket.key].lies;
+        assert!(is_stream || lies, "another content at {}", socket.written);
+        socket.written += len as u32;
+        socket.room -= len;
+        Ok(len)
+    }
+
+    fn mark(&mut self, id: FlowId, marks: Marks) {
+        let world = self.0.borrow();
+        assert!(world.sockets.contains_key(&id), "{id:?} has no socket");
+        assert!(marks.ttl > 0, "a packet whose time is over");
+    }
+
+    fn complaint(&mut self, id: FlowId, _: &mut [u8]) -> Option<Complaint> {
+        let world = self.0.borrow();
+        assert!(world.sockets.contains_key(&id), "{id:?} has no socket");
+        None
+    }
+
+    fn shutdown(&mut self, id: FlowId) -> Result<(), HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let socket = world.sockets.get_mut(&id).expect("it has a socket");
+        let ends = &world.ends[&socket.key];
+        let has_ended = ends.fin == Some(socket.written as i32);
+        assert!(has_ended || ends.lies, "no end of the pod's");
+        assert!(!socket.shut, "ended twice");
+        socket.shut = true;
+        socket.error.map_or(Ok(()), Err)
+    }
+
+    fn close(&mut self, id: FlowId, _: bool) {
+        let world = &mut *self.0.borrow_mut();
+        let socket = world.sockets.remove(&id);
+        assert!(socket.is_some(), "{id:?} is closed twice");
+        world.closed.push(id);
+    }
+}
+
+/// The pods' side.
+pub(crate) struct PodSide(pub(crate) Rc<RefCell<World>>);
+
+impl Pods for PodSide {
+    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+        assert!(packet.headroom() >= HEADROOM);
+        let mut world = self.0.borrow_mut();
+        let Some(gso) = packet.offload().gso else {
+            packet.complete();
+            world.receive(packet.as_slice());
+            return Ok(());
+        };
+        packet
+            .offload()
+            .check(packet.len())
+            .expect("a valid header");
+        let split = Split::new(packet.as_slice(), 0, gso, Checksums::Complete);
+        let mut split = split.expect("it can be split");
+        let mut header = [0; MAX_HEADER_LEN];
+        while let Some(train) = split
+            .next_train(&mut header, Limits::ONE)
+            .expect("it can be split")
+        {
+            for (header, payload) in train.segments() {
+                world.receive(&[header, payload].concat());
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, _: Instant, _: IcmpError, offender: &[u8]) {
+        assert!(may_answer(offender), "nobody may be told of {offender:?}");
+        let world = self.0.borrow();
+        let ip = Ipv4HeaderSlice::from_slice(offender).expect("an IPv4 header");
+        let is_known = |key: &FlowKey| *key.pod.ip() == ip.source_addr();
+        assert!(world.ends.keys().any(is_known), "nobody sent {offender:?}");
+    }
+
+    fn relay(&mut self, now: Instant, _: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+        self.report(now, error, offender);
+    }
+
+    fn lose(&mut self, _: DropReason, _: u64) {}
+}
