@@ -16,6 +16,9 @@ use serde::de::DeserializeOwned;
 #[allow(dead_code)]
 #[path = "../../../src/control/protocol.rs"]
 mod protocol;
+#[allow(dead_code)]
+#[path = "../../../src/publish/port.rs"]
+mod publish;
 #[path = "../../../src/flannel/subnet_env/text.rs"]
 mod subnet_env;
 
