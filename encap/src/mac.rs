@@ -1,6 +1,7 @@
-//! MAC addresses as text, the way Linux and Go write them.
+//! MAC addresses: as text, the way Linux and Go write them, and for pods that have none.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use smoltcp::wire::EthernetAddress;
 
@@ -13,4 +14,12 @@ impl fmt::Display for Colons {
         let [a, b, c, d, e, g] = self.0.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
+}
+
+/// The MAC address of a pod that has an IPv4 address and no device to have one: `0a:58` and that
+/// address, as the plugins of CNI make them.
+#[must_use]
+pub const fn of_pod(address: Ipv4Addr) -> EthernetAddress {
+    let [a, b, c, d] = address.octets();
+    EthernetAddress([0x0a, 0x58, a, b, c, d])
 }

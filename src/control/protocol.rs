@@ -16,7 +16,8 @@ use crate::publish::Published;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
-    /// Attach the TAP device whose descriptor is beside this message.
+    /// Attach the device whose descriptor is beside this message: a TAP device, or one end of a pair
+    /// of `SOCK_SEQPACKET` sockets for a pod without an interface.
     Attach(Attach),
     /// Detach a pod.
     Detach {

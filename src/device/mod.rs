@@ -1,11 +1,15 @@
 //! Devices: where pods' frames come from and go to.
 
+mod pod;
+mod socket;
 mod tap;
 
 use std::io;
 
 use muslin_encap::virtio::Header;
 
+pub use pod::PodDevice;
+pub use socket::FrameSocket;
 pub(crate) use tap::write_frame;
 pub use tap::{OpenError, Tap};
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
-use muslin_encap::mac::Colons;
+use muslin_encap::mac::{self, Colons};
 use muslin_stack::ipam::{AddressPool, IpamError, Memory, PodName};
 use muslin_stack::port::{Attachment, PortId};
 use smoltcp::wire::EthernetAddress;
@@ -57,11 +57,11 @@ impl Pods {
         }
     }
 
-    /// Gives a pod a name, an address and a port.
+    /// Gives a pod a name, an address and a port, and a MAC address if its device has none.
     pub(super) fn attach(
         &mut self,
         request: &Attach,
-        mac: EthernetAddress,
+        mac: Option<EthernetAddress>,
     ) -> Result<(PodName, Pod)> {
         let name = match &request.pod {
             Some(name) if self.attached.contains_key(name) => {
@@ -72,12 +72,7 @@ impl Pods {
             Some(name) => name.clone(),
             None => self.free_name()?,
         };
-        if let Some((other, _)) = self.attached.iter().find(|(_, pod)| pod.mac == mac) {
-            return Err(Error::failed(format!(
-                "the pod '{other}' has the MAC address {} too",
-                Colons(mac)
-            )));
-        }
+        mac.map_or(Ok(()), |mac| self.check_mac(mac))?;
         let address = self
             .pool
             .allocate(&name, request.address)
@@ -85,10 +80,17 @@ impl Pods {
                 IpamError::OutOfSubnet(..) | IpamError::Reserved(..) => Error::usage(error),
                 IpamError::Taken(..) | IpamError::Full(..) => Error::failed(error),
             })?;
+        let made = mac::of_pod(address);
+        if mac.is_none()
+            && let Err(error) = self.check_mac(made)
+        {
+            self.pool.release(&name);
+            return Err(error);
+        }
         let pod = Pod {
             port: PortId(self.next_port),
             address,
-            mac,
+            mac: mac.unwrap_or(made),
             persistent: request.persistent,
             published: Vec::new(),
             since: Instant::now(),
@@ -153,6 +155,17 @@ impl Pods {
         self.attached.iter()
     }
 
+    /// Whether no pod has a MAC address yet.
+    fn check_mac(&self, mac: EthernetAddress) -> Result<()> {
+        match self.attached.iter().find(|(_, pod)| pod.mac == mac) {
+            Some((other, _)) => Err(Error::failed(format!(
+                "the pod '{other}' has the MAC address {} too",
+                Colons(mac)
+            ))),
+            None => Ok(()),
+        }
+    }
+
     fn free_name(&self) -> Result<PodName> {
         let mut names =
             (1..=self.attached.len() + 1).filter_map(|i| format!("pod-{i}").parse().ok());
@@ -175,8 +188,8 @@ mod tests {
         }
     }
 
-    fn mac(last: u8) -> EthernetAddress {
-        EthernetAddress([2, 0, 0, 0, 0, last])
+    fn mac(last: u8) -> Option<EthernetAddress> {
+        Some(EthernetAddress([2, 0, 0, 0, 0, last]))
     }
 
     #[test]
@@ -206,5 +219,22 @@ mod tests {
         assert!(pods.detach(&first).is_none());
         let (again, pod) = pods.attach(&request(None, None), mac(3)).unwrap();
         assert_eq!((again, pod.address), (first, Ipv4Addr::new(10, 244, 1, 2)));
+    }
+
+    #[test]
+    fn a_pod_without_a_device_gets_a_mac_of_its_own() {
+        let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
+        let (name, pod) = pods.attach(&request(None, None), None).unwrap();
+        let made = EthernetAddress([0x0a, 0x58, 10, 244, 1, 2]);
+        assert_eq!((pod.address, pod.mac), (Ipv4Addr::new(10, 244, 1, 2), made));
+        pods.detach(&name);
+        // Whoever has taken that MAC address already keeps it.
+        pods.attach(&request(None, Some([10, 244, 1, 9])), Some(made))
+            .unwrap();
+        for _ in 0..2 {
+            let refused = pods.attach(&request(Some("a"), Some([10, 244, 1, 2])), None);
+            let text = refused.unwrap_err().to_string();
+            assert!(text.contains("has the MAC address 0a:58"), "{text}");
+        }
     }
 }

@@ -24,7 +24,7 @@ use super::underlay::Plan;
 use super::{Settings, report};
 use crate::control::Service;
 use crate::control::protocol::{Attach, Attached, Lease, Table};
-use crate::device::Tap;
+use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::lease::store::Store;
 use crate::lease::table;
@@ -258,21 +258,29 @@ impl Drop for Attachment {
     }
 }
 
-/// The queues of a pod's device and its MAC address.
-fn open_queues(device: Vec<OwnedFd>, offload: bool) -> Result<(EthernetAddress, Vec<Tap>)> {
+/// The queues of a pod's device and its MAC address, if it has one.
+fn open_queues(
+    device: Vec<OwnedFd>,
+    offload: bool,
+) -> Result<(Option<EthernetAddress>, Vec<PodDevice>)> {
     let mut queues = Vec::new();
     let mut macs = Vec::new();
     for descriptor in device {
-        let mut tap = Tap::from_descriptor(descriptor).map_err(Error::usage)?;
+        let mut queue = PodDevice::from_descriptor(descriptor).map_err(Error::usage)?;
         if !offload {
-            tap.disable_offloads().context("cannot disable offloads")?;
+            queue
+                .disable_offloads()
+                .context("cannot disable offloads")?;
         }
-        let mac = tap.hardware_address();
+        let mac = queue.hardware_address();
         macs.push(mac.context("cannot read the device's MAC address")?);
-        queues.push(tap);
+        queues.push(queue);
     }
     match macs.as_slice() {
-        [first, others @ ..] if others.iter().all(|mac| mac == first) => Ok((*first, queues)),
+        [None] => Ok((None, queues)),
+        [first @ Some(_), others @ ..] if others.iter().all(|mac| mac == first) => {
+            Ok((*first, queues))
+        }
         _ => Err(Error::usage(
             "the descriptors are not the queues of one device",
         )),
@@ -307,7 +315,11 @@ impl Service for Arc<Running> {
             return Err(Error::failed(error));
         }
         self.remember(&pods);
-        info!("pod {name} is attached: {} at {}", pod.address, Colons(mac));
+        info!(
+            "pod {name} is attached: {} at {}",
+            pod.address,
+            Colons(pod.mac)
+        );
         for port in &published {
             info!("pod {name} is published: {port}");
         }

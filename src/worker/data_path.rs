@@ -215,14 +215,14 @@ impl DataPath {
         std::ops::ControlFlow::Continue(())
     }
 
-    fn attach(&mut self, port: PortId, attachment: Attachment, Queue { tap, reads }: Queue) {
+    fn attach(&mut self, port: PortId, attachment: Attachment, Queue { device, reads }: Queue) {
         let readable = EpollEvent::new(EpollFlags::EPOLLIN, port.0.into());
-        if reads && let Err(error) = self.epoll.add(&tap, readable) {
+        if reads && let Err(error) = self.epoll.add(&device, readable) {
             warn!("port {port} cannot be read: {error}");
             let _ = self.events.send(Event::PortGone(port));
             return;
         }
-        self.io.ports.insert(port, tap);
+        self.io.ports.insert(port, device);
         self.node.attach(port, attachment);
     }
 

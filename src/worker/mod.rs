@@ -32,7 +32,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::device::Tap;
+use crate::device::PodDevice;
 use crate::dns::Door;
 use crate::publish::{Bound, Published};
 use crate::underlay::Underlay;
@@ -74,7 +74,7 @@ enum Command {
 /// A queue of a pod's device.
 #[derive(Debug)]
 struct Queue {
-    tap: Tap,
+    device: PodDevice,
     /// Whether this worker reads it; all may write to it.
     reads: bool,
 }
@@ -223,7 +223,7 @@ impl Workers {
         &self,
         port: PortId,
         attachment: &Attachment,
-        queues: Vec<Tap>,
+        queues: Vec<PodDevice>,
     ) -> io::Result<()> {
         if queues.len() > 1 {
             for (index, queue) in queues.iter().enumerate() {
@@ -237,9 +237,12 @@ impl Workers {
         let mut queues = queues.into_iter();
         for worker in &self.0 {
             let queue = match queues.next() {
-                Some(tap) => Queue { tap, reads: true },
+                Some(device) => Queue {
+                    device,
+                    reads: true,
+                },
                 None => Queue {
-                    tap: first.try_clone()?,
+                    device: first.try_clone()?,
                     reads: false,
                 },
             };

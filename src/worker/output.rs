@@ -16,7 +16,7 @@ use muslin_stack::port::PortId;
 use nix::errno::Errno;
 use tracing::warn;
 
-use crate::device::{FrameDevice, Tap};
+use crate::device::{FrameDevice, PodDevice};
 use crate::error::errno;
 use crate::underlay::{Route, UdpSocket, Underlay};
 
@@ -83,7 +83,7 @@ impl Outbox {
 
 /// What packets leave by.
 pub(super) struct Io {
-    pub(super) ports: HashMap<PortId, Tap>,
+    pub(super) ports: HashMap<PortId, PodDevice>,
     pub(super) underlay: Underlay,
     /// A superpacket that is to be taken apart for a device, in one piece.
     flat: Vec<u8>,
@@ -109,12 +109,12 @@ impl Io {
 
     /// Whether a port takes superpackets.
     pub(super) fn takes_superpackets(&self, port: PortId) -> bool {
-        self.ports.get(&port).is_some_and(Tap::has_offloads)
+        self.ports.get(&port).is_some_and(PodDevice::has_offloads)
     }
 
     /// Whether any does.
     pub(super) fn any_takes_superpackets(&self) -> bool {
-        self.ports.values().any(Tap::has_offloads)
+        self.ports.values().any(PodDevice::has_offloads)
     }
 
     /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
