@@ -7,6 +7,7 @@
 
 pub mod drops;
 pub mod egress;
+pub mod endpoint;
 pub mod fragment;
 pub mod frame;
 pub mod gateway;
