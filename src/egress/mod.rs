@@ -71,7 +71,7 @@ impl Outside {
     ) -> Self {
         Self {
             egress: Egress::new(config, now),
-            sockets: Sockets::new(epoll, dns),
+            sockets: Sockets::new(epoll, Some(dns)),
             flat: Vec::new(),
         }
     }

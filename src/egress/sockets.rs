@@ -28,7 +28,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// The sockets of a worker's flows, whose events come by its epoll.
 pub(crate) struct Sockets {
     epoll: Arc<Epoll>,
-    dns: Door,
+    /// Where queries go, if this is a node.
+    dns: Option<Door>,
     sockets: HashMap<FlowId, Entry>,
     /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
     to_gateway: HashSet<FlowId>,
@@ -50,7 +51,8 @@ enum Entry {
 }
 
 impl Sockets {
-    pub(super) fn new(epoll: Arc<Epoll>, dns: Door) -> Self {
+    /// No sockets; their events will come by `epoll`, and queries of pods go through the door.
+    pub(crate) fn new(epoll: Arc<Epoll>, dns: Option<Door>) -> Self {
         Self {
             epoll,
             dns,
@@ -66,7 +68,7 @@ impl Sockets {
     /// If the kernel does not watch it; the flow has none then.
     pub(crate) fn adopt(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
-        if socket.r#type()? == Type::STREAM {
+        if socket.r#type()? == Type::STREAM && socket.domain()? == Domain::IPV4 {
             prepare(&socket)?;
         }
         self.watch(flow, socket)
@@ -136,10 +138,11 @@ impl Host for Sockets {
     }
 
     fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError> {
+        let dns = self.dns.as_ref().ok_or(HostError::Refused)?;
         if key.remote.port() != dns::PORT {
             return Err(HostError::Refused);
         }
-        let socket = self.dns.connect(key.pod, key.protocol);
+        let socket = dns.connect(key.pod, key.protocol);
         let watched = socket.and_then(|socket| self.watch(flow, socket));
         watched.map_err(|error| told(&error))?;
         if key.protocol == Protocol::Udp {

@@ -442,7 +442,7 @@ impl Plane {
         };
         Ok(Outside {
             policy,
-            subnet: key.ipv4,
+            subnet: Some(key.ipv4),
             mtu: plan.mtu,
             limits: OutsideLimits::default(),
             random_seed: u64::from_ne_bytes(state::random()?),

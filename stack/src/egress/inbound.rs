@@ -239,10 +239,10 @@ impl Egress {
         let key = quoted(offender).ok_or(DropReason::EgressProtocol)?;
         let id = self.flows.find(&key).ok_or(DropReason::EgressProtocol)?;
         // A pod speaks for itself, and another node's routers for their pods.
-        let may_tell = if self.is_local(key) {
-            sender == *key.pod.ip()
-        } else {
-            !self.config.subnet.contains(&sender)
+        let may_tell = match self.config.subnet {
+            Some(_) if self.is_local(key) => sender == *key.pod.ip(),
+            Some(subnet) => !subnet.contains(&sender),
+            None => true,
         };
         if !may_tell {
             return Err(DropReason::EgressProtocol);

@@ -70,8 +70,9 @@ const LATER: Duration = Duration::from_micros(1);
 pub struct Config {
     /// Which destinations it reaches.
     pub policy: Policy,
-    /// The node's subnet: its pods, and the gateway's addresses.
-    pub subnet: Ipv4Net,
+    /// The node's subnet: its pods, and the gateway's addresses. Without one this is no node but an
+    /// [`crate::endpoint::Endpoint`], for which all others are pods.
+    pub subnet: Option<Ipv4Net>,
     /// MTU of pods.
     pub mtu: Mtu,
     /// Bounds.
@@ -523,7 +524,8 @@ impl Egress {
 
     /// Whether a flow's pod is one of this node's.
     fn is_local(&self, key: FlowKey) -> bool {
-        self.config.subnet.contains(key.pod.ip())
+        let subnet = self.config.subnet;
+        subnet.is_none_or(|subnet| subnet.contains(key.pod.ip()))
     }
 
     /// How long a flow of datagrams may be idle.
@@ -535,8 +537,8 @@ impl Egress {
     }
 
     fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        let subnet = self.config.subnet;
-        [gateway::address(subnet), subnet.network()].contains(&address)
+        let is_its = |subnet| [gateway::address(subnet), subnet.network()].contains(&address);
+        self.config.subnet.is_some_and(is_its)
     }
 
     /// Begins a connection for a SYN, given without payload.

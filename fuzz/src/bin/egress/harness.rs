@@ -93,7 +93,7 @@ fn content(seed: u32, at: u32, len: usize) -> Vec<u8> {
 impl Harness {
     pub(crate) fn new(choices: u8) -> Self {
         let config = Config {
-            subnet: SUBNET,
+            subnet: Some(SUBNET),
             policy: Policy::new(&[], &[], None, Some(TUNNEL)),
             mtu: Mtu::new(MTU.into()).expect("it is in range"),
             limits: Limits {

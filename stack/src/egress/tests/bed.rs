@@ -335,7 +335,7 @@ impl Bed {
     pub(super) fn with(limits: Limits, policy: Policy) -> Self {
         let config = Config {
             policy,
-            subnet: "10.244.1.0/24".parse().unwrap(),
+            subnet: Some("10.244.1.0/24".parse().unwrap()),
             mtu: Mtu::new(MTU.into()).unwrap(),
             limits,
             random_seed: 7,
