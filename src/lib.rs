@@ -18,6 +18,7 @@ mod netlink;
 pub mod netns;
 pub mod node;
 pub mod publish;
+pub mod sidecar;
 pub mod state;
 pub mod underlay;
 pub mod worker;

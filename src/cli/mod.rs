@@ -7,6 +7,7 @@ mod node;
 pub(crate) mod output;
 mod report;
 mod run;
+mod sidecar;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -45,6 +46,8 @@ enum Command {
     Node(Box<node::Arguments>),
     /// Run a command in a network namespace of its own, attached to a node
     Run(run::Arguments),
+    /// Give one pod of a cluster an address of the pod network, with as few privileges as there are
+    Sidecar(Box<sidecar::Arguments>),
     /// Attach a network namespace that exists already
     Attach(attach::AttachArguments),
     /// Detach a pod by its name
@@ -135,7 +138,7 @@ impl NodeChoice {
 }
 
 /// Commands that take flannel's flags, in flannel's ways.
-const WITH_FLANNELS_FLAGS: [&str; 2] = ["node", "doctor"];
+const WITH_FLANNELS_FLAGS: [&str; 3] = ["node", "sidecar", "doctor"];
 
 /// Runs the command that the process' arguments name.
 #[must_use]
@@ -170,15 +173,18 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
 }
 
 fn dispatch(command: Command) -> Result<()> {
-    log_to_stderr(if matches!(command, Command::Node(_)) {
-        "info"
-    } else {
-        "warn"
-    });
+    log_to_stderr(
+        if matches!(command, Command::Node(_) | Command::Sidecar(_)) {
+            "info"
+        } else {
+            "warn"
+        },
+    );
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Node(arguments) => node::run(&arguments),
         Command::Run(arguments) => run::run(arguments),
+        Command::Sidecar(arguments) => sidecar::run(*arguments),
         Command::Attach(arguments) => attach::attach(arguments),
         Command::Detach(arguments) => attach::detach(arguments),
         Command::Status(arguments) => report::status(&arguments),

@@ -113,12 +113,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     #[command(flatten)]
-    state: StateChoice,
+    pub(super) state: StateChoice,
     #[command(flatten)]
     flannel: flannel::Arguments,
     /// End with the process that started it
     #[arg(long, hide = true)]
-    die_with_parent: bool,
+    pub(super) die_with_parent: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -143,16 +143,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.die_with_parent {
         die_with_parent()?;
     }
-    arguments.flannel.check()?;
-    for notice in arguments.flannel.notices() {
-        warn!("{notice}");
-    }
-    let settings = arguments.settings()?;
-    block_on(node::run(settings))
+    block_on(node::run(arguments.settings()?))
 }
 
 impl Arguments {
-    fn settings(&self) -> Result<Settings> {
+    /// What the node is told, with a word about each flag that has no effect.
+    pub(super) fn settings(&self) -> Result<Settings> {
+        self.flannel.check()?;
+        for notice in self.flannel.notices() {
+            warn!("{notice}");
+        }
         let state_dir = self.state.dir();
         let flannel = &self.flannel;
         Ok(Settings {

@@ -127,7 +127,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         // The command must not take the device out of this process (pidfd_getfd(2)).
         set_dumpable(false).context("cannot protect this process")?;
         let signals = Signals::listen()?;
-        let child = start(&arguments.command, &attached)?;
+        let child = start(&arguments.command, &attached, &[])?;
         let pod = Pod {
             socket,
             tap,
@@ -184,7 +184,12 @@ pub(super) fn assignment(attached: &Attached) -> Assignment {
     }
 }
 
-fn start(command: &[OsString], attached: &Attached) -> Result<Child> {
+/// Starts a pod's command, with what it finds in its environment.
+pub(super) fn start(
+    command: &[OsString],
+    attached: &Attached,
+    variables: &[(&str, String)],
+) -> Result<Child> {
     let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
     let command = if command.is_empty() { &shell } else { command };
     // This program by what it is, not by a path that may name another one by now.
@@ -194,13 +199,14 @@ fn start(command: &[OsString], attached: &Attached) -> Result<Child> {
         .env("MUSLIN_POD", attached.pod.as_str())
         .env("MUSLIN_NODE", &attached.node)
         .env("MUSLIN_ADDRESS", attached.address.addr().to_string())
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .kill_on_drop(true)
         .spawn();
     started.context("cannot start the command")
 }
 
 /// What would end this process and leave the command behind.
-struct Signals {
+pub(super) struct Signals {
     terminate: Listener,
     hangup: Listener,
     interrupt: Listener,
@@ -208,8 +214,18 @@ struct Signals {
 }
 
 impl Signals {
+    /// Returns when one of them asks this process to end.
+    pub(super) async fn heard(&mut self) {
+        tokio::select! {
+            () = self.terminate.heard() => {}
+            () = self.hangup.heard() => {}
+            () = self.interrupt.heard() => {}
+            () = self.quit.heard() => {}
+        }
+    }
+
     /// Listens. To be called before the command starts: from then on somebody may ask it to end.
-    fn listen() -> Result<Self> {
+    pub(super) fn listen() -> Result<Self> {
         Ok(Self {
             terminate: Listener::new(Signal::SIGTERM)?,
             hangup: Listener::new(Signal::SIGHUP)?,
@@ -221,7 +237,7 @@ impl Signals {
 
 /// Waits for the command, and passes on what asks it to end. An interrupt from the terminal
 /// reaches the command by itself.
-async fn attend(mut child: Child, mut signals: Signals) -> Result<ExitStatus> {
+pub(super) async fn attend(mut child: Child, mut signals: Signals) -> Result<ExitStatus> {
     loop {
         let pass_on = tokio::select! {
             status = child.wait() => return status.context("cannot wait for the command"),
@@ -237,7 +253,8 @@ async fn attend(mut child: Child, mut signals: Signals) -> Result<ExitStatus> {
     }
 }
 
-fn exit_code(status: ExitStatus) -> u8 {
+/// The code that this process ends with when its command has ended so.
+pub(super) fn exit_code(status: ExitStatus) -> u8 {
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| 128 + signal));

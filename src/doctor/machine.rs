@@ -54,8 +54,16 @@ pub fn probe_namespace() -> Result<()> {
     crate::cli::output::print(&text)
 }
 
-/// Whether pods can be made: user namespaces and TAP devices.
-pub(super) fn namespaces() -> Vec<Finding> {
+/// What stands in the way of a pod in namespaces of its own, if anything.
+pub(crate) fn obstacle_to_pods() -> Option<String> {
+    match probe() {
+        Ok(probe) => probe.namespaces.or(probe.device),
+        Err(error) => Some(error),
+    }
+}
+
+/// Tries to make a pod in another process.
+fn probe() -> std::result::Result<Probe, String> {
     let output = std::env::current_exe().and_then(|program| {
         let mut command = Command::new(program);
         command
@@ -64,12 +72,16 @@ pub(super) fn namespaces() -> Vec<Finding> {
             .stderr(Stdio::null())
             .output()
     });
-    let probe = output
+    output
         .map_err(|error| error.to_string())
         .and_then(|output| {
             serde_json::from_slice::<Probe>(&output.stdout).map_err(|error| error.to_string())
-        });
-    let probe = match probe {
+        })
+}
+
+/// Whether pods can be made: user namespaces and TAP devices.
+pub(super) fn namespaces() -> Vec<Finding> {
+    let probe = match probe() {
         Ok(probe) => probe,
         Err(error) => return vec![Finding::new("user namespaces", Verdict::Unknown, error)],
     };

@@ -21,6 +21,7 @@ use crate::lease::store::EtcdOptions;
 use crate::state;
 use crate::underlay::Wanted;
 
+pub(crate) use machine::obstacle_to_pods;
 pub use machine::probe_namespace;
 
 /// How long a store or a node may take to answer.

@@ -144,7 +144,7 @@ impl Default for Offload {
     }
 }
 
-/// Runs a node until it is told to stop, or cannot go on.
+/// Runs a node until a signal tells it to stop, or it cannot go on.
 ///
 /// # Errors
 /// Why it cannot run.
@@ -152,6 +152,20 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    run_until(settings, told).await
+}
+
+/// Runs a node until `told` is there, or it cannot go on.
+///
+/// # Errors
+/// Why it cannot run.
+pub async fn run_until(settings: Settings, told: impl Future<Output = ()>) -> Result<()> {
     let interface = underlay::choose(&settings).await?;
     let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
@@ -213,8 +227,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let result = tokio::select! {
         result = leases => result,
         Some(error) = ended.recv() => Err(error),
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = told => Ok(()),
     };
     flannel::stopping();
     plane.withdraw_names().await;

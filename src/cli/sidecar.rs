@@ -1,0 +1,535 @@
+//! `muslin sidecar`: an address of the pod network for one pod of a cluster, by what its container
+//! may do: an interface in the pod's own network namespace, else one in a namespace of the command's
+//! own, else an address that lives in this process.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use muslin_stack::ipam::PodName;
+use tempfile::TempDir;
+use tokio::process::Command;
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::run::{self, Signals};
+use super::{block_on, die_with_parent, node};
+use crate::control::protocol::{Attach, Attached};
+use crate::control::{Client, locate};
+use crate::device::{FrameSocket, Tap};
+use crate::doctor;
+use crate::error::{Context, Error, Result};
+use crate::netns::{self, Assignment};
+use crate::node as nodes;
+use crate::sidecar::overlay::Overlay;
+use crate::sidecar::socks5::Credentials;
+use crate::sidecar::{Expose, Forward, Listen, Proxies, Settings};
+use crate::state;
+
+/// The interface beside the pod's own.
+const INTERFACE: &str = "muslin0";
+/// How often a node that is not there yet is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long to wait after a node has refused.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+#[group(skip)]
+pub(super) struct Arguments {
+    /// Be a pod of this node, which runs here already, and no node
+    #[arg(long = "node", value_name = "NAME", conflicts_with = "agent")]
+    of_node: Option<String>,
+    /// The same by the node's control socket
+    #[arg(long, value_name = "PATH")]
+    agent: Option<PathBuf>,
+    /// How to have an address [default: the first of them that is possible]
+    #[arg(long)]
+    level: Option<Level>,
+    /// The pod's name [default: pod-1, pod-2 ...]
+    #[arg(long, value_name = "NAME")]
+    pod: Option<PodName>,
+    /// The pod's address [default: the one it had before, or a free one]
+    #[arg(long)]
+    ip: Option<Ipv4Addr>,
+    /// Speak SOCKS5 here, to reach the pod network and what its pods reach
+    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
+    socks5: Vec<Listen>,
+    /// Be an HTTP proxy here
+    #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
+    http_proxy: Vec<Listen>,
+    /// Lead a local port to a pod's
+    #[arg(long, value_name = "[ADDR:]PORT=HOST:PORT", value_delimiter = ',')]
+    forward: Vec<Forward>,
+    /// Lead a port of the pod's address to a local one
+    #[arg(long, value_name = "PORT[/udp]=[ADDR:]PORT", value_delimiter = ',')]
+    expose: Vec<Expose>,
+    /// Let others than this machine use what listens on their side
+    #[arg(long)]
+    allow_public_proxy: bool,
+    /// What clients of the proxies have to tell; better as the variable MUSLIN_PROXY_AUTH
+    #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials)]
+    proxy_auth: Option<Credentials>,
+    #[command(flatten)]
+    own: node::Arguments,
+    /// The command; the sidecar ends with it, and with its exit code
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// How the pod has its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Level {
+    /// By an interface in this network namespace (needs CAP_NET_ADMIN and /dev/net/tun)
+    Tap,
+    /// By an interface in a namespace of the command's own (needs user namespaces)
+    Run,
+    /// In this process alone, which needs nothing
+    Process,
+}
+
+impl fmt::Display for Level {
+    /// As the command line has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tap => "tap",
+            Self::Run => "run",
+            Self::Process => "process",
+        })
+    }
+}
+
+/// A level that is possible, and what it needs.
+enum Chosen {
+    Tap(Vec<Tap>),
+    Run,
+    Process,
+}
+
+/// Reads what clients have to tell.
+fn credentials(text: &str) -> std::result::Result<Credentials, &'static str> {
+    let fits = |part: &str| (1..=255).contains(&part.len());
+    match text.split_once(':') {
+        Some((user, password)) if fits(user) && fits(password) => Ok(Credentials {
+            user: user.to_owned(),
+            password: password.to_owned(),
+        }),
+        Some(_) | None => Err("write USER:PASSWORD, each of 1 to 255 bytes"),
+    }
+}
+
+pub(super) fn run(mut arguments: Arguments) -> Result<()> {
+    if arguments.own.die_with_parent {
+        die_with_parent()?;
+    }
+    arguments.check()?;
+    let of_node = arguments.of_node()?;
+    // It is removed when the process ends.
+    let scratch = match of_node {
+        Some(_) => None,
+        None => arguments.make_room_for_state()?,
+    };
+    let result = match of_node {
+        Some(socket) => block_on(async {
+            let proxies = Proxies::bind(&arguments.ways()).await?;
+            arguments.serve(&socket, proxies).await
+        }),
+        None => {
+            let settings = arguments.own.settings()?;
+            block_on(arguments.serve_with_node(settings))
+        }
+    };
+    drop(scratch);
+    result
+}
+
+impl Arguments {
+    fn check(&self) -> Result<()> {
+        match self.level {
+            Some(level @ (Level::Tap | Level::Run)) if self.has_ways() => {
+                return Err(Error::usage(format!(
+                    "--level {level}: programs use an interface there, so --socks5, --http-proxy, \
+                     --forward and --expose go with --level process only"
+                )));
+            }
+            Some(Level::Run) if self.command.is_empty() => {
+                return Err(Error::usage("--level run: name a command, after '--'"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether something is asked for that only this process can give.
+    fn has_ways(&self) -> bool {
+        !(self.socks5.is_empty()
+            && self.http_proxy.is_empty()
+            && self.forward.is_empty()
+            && self.expose.is_empty())
+    }
+
+    /// The ways into the overlay. A command that could use none finds two.
+    fn ways(&self) -> Settings {
+        let mut settings = Settings {
+            socks5: self.socks5.clone(),
+            http: self.http_proxy.clone(),
+            forwards: self.forward.clone(),
+            is_public: self.allow_public_proxy,
+            credentials: self.proxy_auth.clone().map(Arc::new),
+        };
+        if !self.command.is_empty() && !self.has_ways() {
+            let any = Listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
+            settings.socks5.push(any);
+            settings.http.push(any);
+        }
+        settings
+    }
+
+    /// The control socket of the node whose pod this is to be, if it is not to be a node.
+    fn of_node(&self) -> Result<Option<PathBuf>> {
+        match (&self.agent, &self.of_node) {
+            (Some(socket), _) => Ok(Some(socket.clone())),
+            (None, Some(name)) => locate(&self.own.state.dir(), Some(name)).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// Finds another place for the node's state where the usual one cannot be written and no other
+    /// is named, as in a container with a read-only root.
+    fn make_room_for_state(&mut self) -> Result<Option<TempDir>> {
+        if self.own.state.state_dir.is_some() || is_writable(&state::default_dir()) {
+            return Ok(None);
+        }
+        let places = [std::env::temp_dir(), "/dev/shm".into()];
+        let mut made = places.iter().filter_map(|place| {
+            tempfile::Builder::new()
+                .prefix("muslin-")
+                .tempdir_in(place)
+                .ok()
+        });
+        let scratch = made.next().ok_or_else(|| {
+            Error::failed(format!(
+                "nothing can be written in {} nor in {}: mount an emptyDir there, or name another \
+                 place with --state-dir",
+                state::default_dir().display(),
+                places.map(|place| place.display().to_string()).join(" or "),
+            ))
+        })?;
+        info!(
+            "no state is kept: {} cannot be written, and no --state-dir is named",
+            state::default_dir().display()
+        );
+        self.own.state.state_dir = Some(scratch.path().to_owned());
+        Ok(Some(scratch))
+    }
+
+    /// Runs a node of its own, with one pod.
+    async fn serve_with_node(self, settings: nodes::Settings) -> Result<()> {
+        let proxies = Proxies::bind(&self.ways()).await?;
+        let socket = match &settings.socket {
+            Some(socket) => socket.clone(),
+            None => state::socket_path(&settings.state_dir, &settings.name),
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let told = async {
+            let _ = stopped.await;
+        };
+        let mut node = pin!(nodes::run_until(settings, told));
+        tokio::select! {
+            result = self.serve(&socket, proxies) => {
+                // It may have ended this moment.
+                let _ = stop.send(());
+                let ended = node.await;
+                result.and(ended)
+            }
+            result = &mut node => result.and_then(|()| Err(Error::failed("the node has ended"))),
+        }
+    }
+
+    /// Attaches the pod and serves until the command ends or this process is told to.
+    async fn serve(self, socket: &Path, proxies: Proxies) -> Result<()> {
+        let mut signals = Signals::listen()?;
+        let client = tokio::select! {
+            client = self.reach(socket) => client?,
+            () = signals.heard() => return Ok(()),
+        };
+        let queues = run::queues(socket).await?;
+        match self.choose(queues).await? {
+            Chosen::Tap(tap) => self.serve_by_tap(client, socket, &tap, signals).await,
+            Chosen::Run => self.serve_by_run(socket, signals).await,
+            Chosen::Process => {
+                self.serve_by_process(client, socket, proxies, signals)
+                    .await
+            }
+        }
+    }
+
+    /// Connects to the node; to an own one as soon as it has its lease.
+    async fn reach(&self, socket: &Path) -> Result<Client> {
+        let is_own = self.agent.is_none() && self.of_node.is_none();
+        loop {
+            match Client::connect(socket).await {
+                Err(_) if is_own => tokio::time::sleep(LOOK_AGAIN).await,
+                result => return result,
+            }
+        }
+    }
+
+    /// The best level that is possible, which is told with what is in the way of better ones.
+    async fn choose(&self, queues: usize) -> Result<Chosen> {
+        let asked = self.level;
+        if asked.is_none() && self.has_ways() {
+            info!("level process: what was asked for needs the address in this process");
+            return Ok(Chosen::Process);
+        }
+        if matches!(asked, None | Some(Level::Tap)) {
+            match Tap::open(INTERFACE, true, queues) {
+                Ok(tap) => {
+                    info!("level tap: the pod has the interface {INTERFACE}");
+                    return Ok(Chosen::Tap(tap));
+                }
+                Err(error) if asked.is_some() => return Err(Error::failed(error)),
+                Err(error) => info!("not level tap: {error}"),
+            }
+        }
+        if matches!(asked, None | Some(Level::Run)) {
+            let obstacle = match self.command.is_empty() {
+                true => Some("there is no command to run in a namespace of its own".to_owned()),
+                false => tokio::task::spawn_blocking(doctor::obstacle_to_pods)
+                    .await
+                    .context("cannot try namespaces")?,
+            };
+            match obstacle {
+                None => {
+                    info!("level run: the command has a namespace of its own");
+                    return Ok(Chosen::Run);
+                }
+                Some(obstacle) if asked.is_some() => return Err(Error::failed(obstacle)),
+                Some(obstacle) => info!("not level run: {obstacle}"),
+            }
+        }
+        if self.command.is_empty() && !self.has_ways() {
+            return Err(Error::usage(
+                "level process: nobody could use the address: name --socks5, --http-proxy, \
+                 --forward, --expose, or a command after '--'",
+            ));
+        }
+        info!("level process: the address is in this process");
+        Ok(Chosen::Process)
+    }
+
+    fn request(&self) -> Attach {
+        Attach {
+            pod: self.pod.clone(),
+            address: self.ip,
+            persistent: false,
+            publish: Vec::new(),
+        }
+    }
+
+    async fn serve_by_tap(
+        self,
+        client: Client,
+        socket: &Path,
+        tap: &[Tap],
+        signals: Signals,
+    ) -> Result<()> {
+        let device = run::descriptors(tap);
+        let attached = client.attach(self.request(), &device).await?;
+        netns::configure(INTERFACE, &only_pods(&attached)).await?;
+        tell(&attached);
+        tokio::select! {
+            result = self.attend(&attached, &[], signals) => result,
+            never = stay_attached(client, socket, &device, attached.clone(), async |attached| {
+                netns::configure(INTERFACE, &only_pods(attached)).await
+            }) => match never {},
+        }
+    }
+
+    async fn serve_by_run(self, socket: &Path, signals: Signals) -> Result<()> {
+        // This program by what it is, not by a path that may name another one by now.
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["run", "--die-with-parent", "--socket"])
+            .arg(socket);
+        if let Some(pod) = &self.pod {
+            command.args(["--name", pod.as_str()]);
+        }
+        if let Some(address) = self.ip {
+            command.args(["--ip", &address.to_string()]);
+        }
+        command.arg("--").args(&self.command).kill_on_drop(true);
+        let child = command.spawn().context("cannot start the command")?;
+        end_with(run::attend(child, signals).await?)
+    }
+
+    async fn serve_by_process(
+        self,
+        client: Client,
+        socket: &Path,
+        proxies: Proxies,
+        signals: Signals,
+    ) -> Result<()> {
+        let (ours, theirs) = FrameSocket::pair().context("cannot make a device")?;
+        let device = [theirs.as_fd()];
+        let attached = client.attach(self.request(), &device).await?;
+        let exposed: Vec<_> = self.expose.iter().map(|it| it.0).collect();
+        let overlay = Arc::new(Overlay::start(ours, &attached, &exposed).await?);
+        tell(&attached);
+        for line in proxies.describe()? {
+            info!("{line}");
+        }
+        let variables = variables(&proxies, self.proxy_auth.as_ref());
+        proxies.serve(&overlay, &attached);
+        tokio::select! {
+            result = self.attend(&attached, &variables, signals) => result,
+            never = stay_attached(client, socket, &device, attached.clone(), async |attached| {
+                overlay.move_to(attached).map_err(Error::failed)
+            }) => match never {},
+        }
+    }
+
+    /// Runs the command to its end; without one waits for a signal.
+    async fn attend(
+        &self,
+        attached: &Attached,
+        variables: &[(&str, String)],
+        mut signals: Signals,
+    ) -> Result<()> {
+        if self.command.is_empty() {
+            signals.heard().await;
+            return Ok(());
+        }
+        let child = run::start(&self.command, attached, variables)?;
+        end_with(run::attend(child, signals).await?)
+    }
+}
+
+fn end_with(status: std::process::ExitStatus) -> Result<()> {
+    match run::exit_code(status) {
+        0 => Ok(()),
+        code => Err(Error::Command(code)),
+    }
+}
+
+/// Whether files can be made in a directory, or in the one it would be made in.
+fn is_writable(directory: &Path) -> bool {
+    let existing = directory.ancestors().find(|path| path.exists());
+    existing.is_some_and(|path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok())
+}
+
+fn tell(attached: &Attached) {
+    info!(
+        "pod {} of the node {}: {}",
+        attached.pod, attached.node, attached.address
+    );
+}
+
+/// What an interface beside the pod's own is to have: its routes stay, but for other pods.
+fn only_pods(attached: &Attached) -> Assignment {
+    let mut assignment = run::assignment(attached);
+    assignment.routes.retain(|route| route.prefix_len() > 0);
+    assignment
+}
+
+/// What tells a command of the proxies.
+fn variables(proxies: &Proxies, credentials: Option<&Credentials>) -> Vec<(&'static str, String)> {
+    let user = credentials.map_or_else(String::new, |it| format!("{}:{}@", it.user, it.password));
+    let mut variables = Vec::new();
+    if let Some(address) = proxies.socks5() {
+        // Names are for the proxy, which knows the pods'.
+        let url = format!("socks5h://{user}{address}");
+        variables.extend(["ALL_PROXY", "all_proxy"].map(|name| (name, url.clone())));
+    }
+    if let Some(address) = proxies.http() {
+        let url = format!("http://{user}{address}");
+        let names = ["http_proxy", "https_proxy", "HTTPS_PROXY"];
+        variables.extend(names.map(|name| (name, url.clone())));
+    }
+    variables
+}
+
+/// Attaches the pod's device again whenever the node is gone and comes back, and has what depends
+/// on the pod's place follow.
+async fn stay_attached(
+    mut client: Client,
+    socket: &Path,
+    device: &[BorrowedFd<'_>],
+    mut attached: Attached,
+    follow: impl AsyncFn(&Attached) -> Result<()>,
+) -> std::convert::Infallible {
+    let mut told = String::new();
+    loop {
+        client.closed().await;
+        info!("the node is gone; waiting for its successor");
+        client = loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let Ok(client) = Client::connect(socket).await else {
+                continue;
+            };
+            let again = attach_again(&client, device, &attached).await;
+            let followed = match again {
+                Ok(now) => follow(&now).await.map(|()| now),
+                Err(error) => Err(error),
+            };
+            match followed {
+                Ok(now) => {
+                    if now.address != attached.address {
+                        warn!("the pod's address is {} now", now.address);
+                    }
+                    attached = now;
+                    break client;
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != told {
+                        warn!("the node does not take the pod back: {text}");
+                        told = text;
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        };
+    }
+}
+
+/// Asks for the same address; a node that has another subnet now gives another one.
+async fn attach_again(
+    client: &Client,
+    device: &[BorrowedFd<'_>],
+    attached: &Attached,
+) -> Result<Attached> {
+    let request = |address| Attach {
+        pod: Some(attached.pod.clone()),
+        address,
+        persistent: false,
+        publish: Vec::new(),
+    };
+    let same = client
+        .attach(request(Some(attached.address.addr())), device)
+        .await;
+    match same {
+        Err(Error::Usage(_)) => client.attach(request(None), device).await,
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_have_two_parts() {
+        let read = credentials("me:a:b").unwrap();
+        assert_eq!((read.user.as_str(), read.password.as_str()), ("me", "a:b"));
+        let long = format!("me:{}", "x".repeat(256));
+        for bad in ["", "me", "me:", ":b", &long] {
+            assert!(credentials(bad).is_err(), "{bad}");
+        }
+    }
+}

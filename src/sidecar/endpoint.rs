@@ -1,0 +1,528 @@
+//! The pod's thread: frames from and to its node, sockets of its connections.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::virtio;
+use muslin_stack::Instant;
+use muslin_stack::drops::DropReason;
+use muslin_stack::egress::{
+    Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Limits, Marks, Pods, Policy,
+    Protocol,
+};
+use muslin_stack::endpoint::{Endpoint, Taken};
+use muslin_stack::frame;
+use muslin_stack::icmp::IcmpError;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, warn};
+
+use super::overlay::{Command, Datagram, Exposed, Place};
+use crate::device::{FrameDevice as _, FrameSocket};
+use crate::egress::{Sockets, event_of, is_flow, raise_descriptor_limit};
+use crate::error::errno;
+use crate::state;
+use crate::worker::Clock;
+
+/// Frames taken before the sockets have their turn.
+const FRAMES: usize = 64;
+/// The longest frame, and room in front of it.
+const BUFFER_LEN: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
+/// How often the gateway is asked for until it answers.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How long the node may take to make room for a frame, in milliseconds. It always goes on reading,
+/// so a frame that has to wait is no reason to lose it.
+const ROOM: u16 = 100;
+
+/// Epoll's names for the descriptors that are not flows'.
+const WAKE: u64 = 0;
+const FRAMES_FROM_NODE: u64 = 1;
+
+/// What the thread begins with.
+pub(super) struct Setup {
+    pub(super) device: FrameSocket,
+    pub(super) place: Place,
+    pub(super) exposed: Vec<Exposed>,
+    pub(super) commands: Receiver<Command>,
+    pub(super) wake: Arc<EventFd>,
+    /// Told when the gateway is known.
+    pub(super) known: watch::Sender<bool>,
+}
+
+/// Starts the thread.
+pub(super) fn start(setup: Setup) -> io::Result<JoinHandle<()>> {
+    raise_descriptor_limit();
+    let inside = Inside::new(setup)?;
+    std::thread::Builder::new()
+        .name("pod".to_owned())
+        .spawn(move || inside.run())
+}
+
+struct Inside {
+    egress: Egress,
+    locals: Locals,
+    wire: Wire,
+    epoll: Arc<Epoll>,
+    commands: Receiver<Command>,
+    wake: Arc<EventFd>,
+    known: watch::Sender<bool>,
+    clock: Clock,
+    place: Place,
+    ask_at: Option<std::time::Instant>,
+    buffer: Box<[u8]>,
+}
+
+/// The way to the node.
+struct Wire {
+    device: FrameSocket,
+    endpoint: Endpoint,
+    drops: HashMap<DropReason, u64>,
+}
+
+/// The sockets that flows have here.
+struct Locals {
+    sockets: Sockets,
+    exposed: HashMap<(Protocol, u16), SocketAddrV4>,
+    /// Connections that begin here, until it is known what becomes of them.
+    dialled: HashMap<FlowId, oneshot::Sender<Result<(), HostError>>>,
+    /// Where those that are there say that they were reset.
+    resets: HashMap<FlowId, Arc<AtomicBool>>,
+    /// Who reads the datagrams of a port.
+    ports: HashMap<u16, mpsc::Sender<Datagram>>,
+    /// The port of a flow of datagrams, and its other end.
+    inboxes: HashMap<FlowId, (u16, SocketAddrV4)>,
+}
+
+impl Inside {
+    fn new(setup: Setup) -> io::Result<Self> {
+        let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        let readable = |name| EpollEvent::new(EpollFlags::EPOLLIN, name);
+        epoll.add(&*setup.wake, readable(WAKE))?;
+        epoll.add(&setup.device, readable(FRAMES_FROM_NODE))?;
+        let clock = Clock::start();
+        let exposed = setup.exposed.iter();
+        let exposed = exposed.map(|it| ((it.protocol, it.port), it.to)).collect();
+        let locals = Locals {
+            sockets: Sockets::new(epoll.clone(), None),
+            exposed,
+            dialled: HashMap::new(),
+            resets: HashMap::new(),
+            ports: HashMap::new(),
+            inboxes: HashMap::new(),
+        };
+        let place = setup.place;
+        Ok(Self {
+            egress: Egress::new(config(place)?, clock.now()),
+            locals,
+            wire: Wire {
+                device: setup.device,
+                endpoint: Endpoint::new(place.address, place.gateway, clock.now()),
+                drops: HashMap::new(),
+            },
+            epoll,
+            commands: setup.commands,
+            wake: setup.wake,
+            known: setup.known,
+            clock,
+            place,
+            ask_at: Some(std::time::Instant::now()),
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
+        })
+    }
+
+    fn run(mut self) {
+        let mut ready = [EpollEvent::empty(); 64];
+        loop {
+            self.ask();
+            let count = match self.epoll.wait(&mut ready, self.timeout()) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => return warn!("the pod cannot wait for packets: {error}"),
+            };
+            for event in &ready[..count] {
+                match event.data() {
+                    WAKE => {
+                        if self.obey().is_break() {
+                            return;
+                        }
+                    }
+                    data if is_flow(data) => self.read_flow(*event),
+                    _ => {
+                        if let Err(error) = self.read_frames() {
+                            return debug!("the pod's node is gone: {error}");
+                        }
+                    }
+                }
+            }
+            let now = self.clock.now();
+            if self.egress.poll_at().is_some_and(|due| now >= due) {
+                self.egress
+                    .handle_timeout(now, &mut self.locals, &mut self.wire);
+            }
+        }
+    }
+
+    fn timeout(&self) -> EpollTimeout {
+        let now = self.clock.now();
+        let flows = self.egress.poll_at();
+        let flows = flows.map_or(60_000, |due| {
+            if due > now {
+                (due - now).total_millis() + 1
+            } else {
+                0
+            }
+        });
+        let ask = self.ask_at.map_or(60_000, |at| {
+            let wait = at.saturating_duration_since(std::time::Instant::now());
+            wait.as_millis() as u64 + 1
+        });
+        EpollTimeout::try_from(flows.min(ask).min(60_000) as i32).unwrap_or(EpollTimeout::ZERO)
+    }
+
+    /// Asks where the gateway is, if it is time to.
+    fn ask(&mut self) {
+        let now = std::time::Instant::now();
+        if self.ask_at.is_some_and(|at| now >= at) {
+            let asked = self.wire.endpoint.ask();
+            self.wire.put(&virtio::Header::default(), &asked);
+            self.ask_at = Some(now + ASK_AGAIN);
+        }
+    }
+
+    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+        let _ = self.wake.read();
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Dial {
+                    to,
+                    socket,
+                    reset,
+                    told,
+                } => self.dial(to, socket.into(), reset, told),
+                Command::Bind { inbox, told } => {
+                    // Whoever asked may have gone.
+                    let _ = told.send(self.bind(inbox));
+                }
+                Command::Send { port, datagram } => self.send(port, &datagram),
+                Command::Unbind(port) => {
+                    self.locals.ports.remove(&port);
+                }
+                Command::Move(place) => self.move_to(place),
+                Command::Stop => return std::ops::ControlFlow::Break(()),
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn dial(
+        &mut self,
+        to: SocketAddrV4,
+        socket: socket2::Socket,
+        reset: Arc<AtomicBool>,
+        told: oneshot::Sender<Result<(), HostError>>,
+    ) {
+        let key = FlowKey {
+            protocol: Protocol::Tcp,
+            pod: to,
+            remote: SocketAddrV4::new(self.place.address, 0),
+        };
+        let now = self.clock.now();
+        let Self {
+            egress,
+            locals,
+            wire,
+            ..
+        } = self;
+        match egress.dial(now, key, &[], locals, wire) {
+            Ok(flow) => {
+                locals.dialled.insert(flow, told);
+                locals.resets.insert(flow, reset);
+                if let Err(error) = locals.sockets.adopt(flow, socket) {
+                    // The flow finds that it has no socket, and ends.
+                    debug!("no events for a connection to {to}: {error}");
+                }
+            }
+            Err(reason) => {
+                debug!("no connection to {to}: {}", reason.name());
+                let _ = told.send(Err(HostError::Failed));
+            }
+        }
+    }
+
+    fn bind(&mut self, inbox: mpsc::Sender<Datagram>) -> Option<u16> {
+        let Self { egress, locals, .. } = self;
+        let key = FlowKey {
+            protocol: Protocol::Udp,
+            pod: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            remote: SocketAddrV4::new(self.place.address, 0),
+        };
+        let is_free = |port: &u16| {
+            !locals.ports.contains_key(port)
+                && !locals.exposed.contains_key(&(Protocol::Udp, *port))
+        };
+        let mut tries = (0..usize::from(u16::MAX)).map_while(|_| egress.free_port(key));
+        let port = tries.find(is_free)?;
+        locals.ports.insert(port, inbox);
+        Some(port)
+    }
+
+    fn send(&mut self, port: u16, (to, payload): &Datagram) {
+        let key = FlowKey {
+            protocol: Protocol::Udp,
+            pod: *to,
+            remote: SocketAddrV4::new(self.place.address, port),
+        };
+        let now = self.clock.now();
+        let Self {
+            egress,
+            locals,
+            wire,
+            ..
+        } = self;
+        match egress.deliver(now, key, payload, locals, wire) {
+            Ok(flow) => {
+                locals.inboxes.insert(flow, (port, *to));
+            }
+            Err(reason) => wire.count(reason),
+        }
+    }
+
+    /// Takes another place. The gateway may be another one even at the same address.
+    fn move_to(&mut self, place: Place) {
+        let now = self.clock.now();
+        if place != self.place {
+            match config(place) {
+                Ok(config) => {
+                    self.egress = Egress::new(config, now);
+                    self.locals.forget_flows(self.epoll.clone());
+                }
+                Err(error) => return warn!("the pod cannot move to {}: {error}", place.address),
+            }
+            self.place = place;
+        }
+        self.wire.endpoint = Endpoint::new(place.address, place.gateway, now);
+        self.ask_at = Some(std::time::Instant::now());
+    }
+
+    fn read_flow(&mut self, event: EpollEvent) {
+        let (flow, ready) = event_of(event.data(), event.events());
+        let now = self.clock.now();
+        let Self {
+            egress,
+            locals,
+            wire,
+            ..
+        } = self;
+        egress.ready(now, flow, ready, locals, wire);
+    }
+
+    fn read_frames(&mut self) -> io::Result<()> {
+        let now = self.clock.now();
+        for _ in 0..FRAMES {
+            match self.wire.device.receive(&mut self.buffer[HEADROOM..]) {
+                Ok((header, len)) => {
+                    if let Err(reason) = self.take(now, &header, len) {
+                        self.wire.count(reason);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the frame in the buffer.
+    fn take(&mut self, now: Instant, header: &[u8], len: usize) -> Result<(), DropReason> {
+        let offload = virtio::Header::parse(header).map_err(|_| DropReason::VirtioHeader)?;
+        let packet = PacketBuf::new(&mut self.buffer, HEADROOM, len);
+        let packet = packet.map_err(|_| DropReason::HeadroomExceeded)?;
+        let mut packet = packet.with_offload(offload);
+        let Self {
+            wire,
+            egress,
+            locals,
+            ..
+        } = self;
+        match wire.endpoint.take(&mut packet)? {
+            Taken::Packet => egress.from_pod(now, &packet, locals, wire),
+            Taken::Answer => {
+                wire.put(&packet.offload(), packet.as_slice());
+                Ok(())
+            }
+            Taken::Consumed => {
+                if wire.endpoint.has_gateway() {
+                    self.ask_at = None;
+                    self.known.send_replace(true);
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Egress for which all of the overlay, and what lies behind the gateway, are pods.
+fn config(place: Place) -> io::Result<Config> {
+    let own = Ipv4Net::from(place.address);
+    Ok(Config {
+        subnet: None,
+        policy: Policy::new(&[own], &[], None, None),
+        mtu: Mtu::new(place.mtu.into()).map_err(io::Error::other)?,
+        limits: Limits::default(),
+        random_seed: u64::from_ne_bytes(state::random().map_err(io::Error::other)?),
+    })
+}
+
+impl Wire {
+    /// Gives the node a frame.
+    fn put(&mut self, header: &virtio::Header, frame: &[u8]) {
+        let mut sent = self.device.send(header, frame, &[]);
+        if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            let mut room = [PollFd::new(self.device.as_fd(), PollFlags::POLLOUT)];
+            // Whether there is room then sending tells.
+            let _ = poll(&mut room, PollTimeout::from(ROOM));
+            sent = self.device.send(header, frame, &[]);
+        }
+        if let Err(error) = sent {
+            self.count(match errno(&error) {
+                Errno::EAGAIN | Errno::ENOBUFS => DropReason::PortQueueFull,
+                _ => DropReason::PortFailed,
+            });
+        }
+    }
+
+    fn count(&mut self, reason: DropReason) {
+        let count = self.drops.entry(reason).or_default();
+        *count += 1;
+        if count.is_power_of_two() {
+            debug!("packets of the pod lost, {}: {count}", reason.name());
+        }
+    }
+}
+
+impl Pods for Wire {
+    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+        if let Err(reason) = self.endpoint.wrap(packet) {
+            self.count(reason);
+            return Err(reason);
+        }
+        self.put(&packet.offload(), packet.as_slice());
+        Ok(())
+    }
+
+    fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
+        let mut buffer = [0; HEADROOM + muslin_stack::icmp::MAX_LEN];
+        let Ok(mut packet) = PacketBuf::new(&mut buffer, HEADROOM, 0) else {
+            return;
+        };
+        if self.endpoint.report(now, error, offender, &mut packet) {
+            self.put(&virtio::Header::default(), packet.as_slice());
+        }
+    }
+
+    fn relay(&mut self, now: Instant, _: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+        // The pod has one address, and what is behind it is its own.
+        self.report(now, error, offender);
+    }
+
+    fn lose(&mut self, reason: DropReason, packets: u64) {
+        for _ in 0..packets {
+            self.count(reason);
+        }
+    }
+}
+
+impl Locals {
+    /// Ends all connections, as resets do.
+    fn forget_flows(&mut self, epoll: Arc<Epoll>) {
+        for (_, reset) in self.resets.drain() {
+            reset.store(true, Ordering::Release);
+        }
+        self.dialled.clear();
+        self.inboxes.clear();
+        self.sockets = Sockets::new(epoll, None);
+    }
+}
+
+impl Host for Locals {
+    fn connect(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        to: SocketAddrV4,
+    ) -> Result<(), HostError> {
+        let exposed = self.exposed.get(&(protocol, to.port()));
+        let to = exposed.ok_or(HostError::Refused)?;
+        self.sockets.connect(flow, protocol, *to)
+    }
+
+    fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
+        Err(HostError::Refused)
+    }
+
+    fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
+        if let Some(told) = self.dialled.remove(&flow) {
+            // Whoever asked may have gone.
+            let _ = told.send(result);
+        }
+    }
+
+    fn connected(&mut self, flow: FlowId) -> Result<(), HostError> {
+        self.sockets.connected(flow)
+    }
+
+    fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
+        if self.inboxes.contains_key(&flow) {
+            return Err(HostError::WouldBlock);
+        }
+        self.sockets.read(flow, buffer)
+    }
+
+    fn write(&mut self, flow: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        let Some((port, from)) = self.inboxes.get(&flow) else {
+            return self.sockets.write(flow, bytes);
+        };
+        let reader = self.ports.get(port).ok_or(HostError::Refused)?;
+        let given = reader.try_send((*from, bytes.to_vec()));
+        given.map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => HostError::WouldBlock,
+            mpsc::error::TrySendError::Closed(_) => HostError::Refused,
+        })?;
+        Ok(bytes.len())
+    }
+
+    fn mark(&mut self, flow: FlowId, marks: Marks) {
+        self.sockets.mark(flow, marks);
+    }
+
+    fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
+        self.sockets.complaint(flow, quoted)
+    }
+
+    fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
+        self.sockets.shutdown(flow)
+    }
+
+    fn close(&mut self, flow: FlowId, reset: bool) {
+        if let Some(told) = self.resets.remove(&flow) {
+            told.store(reset, Ordering::Release);
+        }
+        self.dialled.remove(&flow);
+        if self.inboxes.remove(&flow).is_none() {
+            self.sockets.close(flow, reset);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The overlay from within a process: connections and datagrams by a pod's own address, which no
+//! interface has.
+//!
+//! A thread moves the pod's packets between its node, by a [`FrameSocket`], and sockets: one end of
+//! a Unix pair for each connection that begins here, and a socket of the host for each that another
+//! pod begins to an exposed port. What becomes of them [`muslin_stack::egress`] decides, for which
+//! the rest of the overlay are the pods.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::task::{Context as Task, Poll, ready};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use muslin_stack::egress::{HostError, Protocol};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::endpoint;
+use crate::control::protocol::Attached;
+use crate::device::FrameSocket;
+use crate::error::{Context, Error, Result};
+
+/// Datagrams that may wait for whoever reads them.
+const INBOX: usize = 256;
+/// How long the node may take to say where its gateway is.
+const GATEWAY: Duration = Duration::from_secs(10);
+
+/// Who the pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) address: Ipv4Addr,
+    pub(super) gateway: Ipv4Addr,
+    pub(super) mtu: u16,
+}
+
+impl From<&Attached> for Place {
+    fn from(attached: &Attached) -> Self {
+        Self {
+            address: attached.address.addr(),
+            gateway: attached.gateway,
+            mtu: attached.mtu,
+        }
+    }
+}
+
+/// A port of the pod's address that leads to a socket of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exposed {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port of the pod's address.
+    pub port: u16,
+    /// Who serves it.
+    pub to: SocketAddrV4,
+}
+
+/// What the thread is asked for.
+pub(super) enum Command {
+    Dial {
+        to: SocketAddrV4,
+        socket: OwnedFd,
+        reset: Arc<AtomicBool>,
+        told: oneshot::Sender<std::result::Result<(), HostError>>,
+    },
+    Bind {
+        inbox: mpsc::Sender<Datagram>,
+        told: oneshot::Sender<Option<u16>>,
+    },
+    Send {
+        port: u16,
+        datagram: Datagram,
+    },
+    Unbind(u16),
+    Move(Place),
+    Stop,
+}
+
+/// A datagram and who it is from, or to.
+pub(super) type Datagram = (SocketAddrV4, Vec<u8>);
+
+/// A pod's address. Its thread ends with it.
+pub struct Overlay {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+    /// Whether the gateway is known.
+    ready: watch::Receiver<bool>,
+}
+
+impl Overlay {
+    /// The address of an attached pod whose node has the other end of `device`.
+    ///
+    /// # Errors
+    /// If the kernel gives no thread or descriptors, or the node does not answer.
+    pub async fn start(
+        device: FrameSocket,
+        attached: &Attached,
+        exposed: &[Exposed],
+    ) -> Result<Self> {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let wake = EventFd::from_flags(flags).context("cannot start the pod")?;
+        let wake = Arc::new(wake);
+        let (commands, receiver) = std::sync::mpsc::channel();
+        let (known, ready) = watch::channel(false);
+        let inside = endpoint::Setup {
+            device,
+            place: attached.into(),
+            exposed: exposed.to_vec(),
+            commands: receiver,
+            wake: wake.clone(),
+            known,
+        };
+        let thread = endpoint::start(inside).context("cannot start the pod")?;
+        let mut overlay = Self {
+            commands,
+            wake,
+            thread: Some(thread),
+            ready,
+        };
+        overlay.wait_ready().await?;
+        Ok(overlay)
+    }
+
+    async fn wait_ready(&mut self) -> Result<()> {
+        let known = self.ready.wait_for(|known| *known);
+        match tokio::time::timeout(GATEWAY, known).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Error::failed("the pod's thread has ended")),
+            Err(_) => Err(Error::failed(
+                "the node does not say where its gateway is: its process hangs or is stopped",
+            )),
+        }
+    }
+
+    /// Connects to a port of another pod, or of an address outside if the node lets its pods reach
+    /// it.
+    ///
+    /// # Errors
+    /// What the other end or the way to it says: refused, unreachable, timed out.
+    pub async fn connect(&self, to: SocketAddrV4) -> io::Result<Stream> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        theirs.set_nonblocking(true)?;
+        let reset = Arc::new(AtomicBool::new(false));
+        let (told, outcome) = oneshot::channel();
+        self.tell(Command::Dial {
+            to,
+            socket: theirs.into(),
+            reset: reset.clone(),
+            told,
+        })?;
+        outcome.await.map_err(ended)?.map_err(refusal)?;
+        Ok(Stream {
+            socket: UnixStream::from_std(ours)?,
+            reset,
+        })
+    }
+
+    /// Takes a UDP port of the pod's address.
+    ///
+    /// # Errors
+    /// If none is free.
+    pub async fn bind(self: &Arc<Self>) -> io::Result<DatagramSocket> {
+        let (sender, inbox) = mpsc::channel(INBOX);
+        let (told, port) = oneshot::channel();
+        self.tell(Command::Bind {
+            inbox: sender,
+            told,
+        })?;
+        let port = port.await.map_err(ended)?;
+        Ok(DatagramSocket {
+            overlay: self.clone(),
+            port: port.ok_or(io::ErrorKind::AddrInUse)?,
+            inbox: tokio::sync::Mutex::new(inbox),
+        })
+    }
+
+    /// The node has given the pod this place, perhaps another than before: then its connections are
+    /// over.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn move_to(&self, attached: &Attached) -> io::Result<()> {
+        self.tell(Command::Move(attached.into()))
+    }
+
+    fn tell(&self, command: Command) -> io::Result<()> {
+        self.commands.send(command).map_err(ended)?;
+        // A full counter wakes the thread as well.
+        let _ = self.wake.write(1);
+        Ok(())
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        let _ = self.tell(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ended<T>(_: T) -> io::Error {
+    io::Error::other("the pod's thread has ended")
+}
+
+/// What a kernel would say of a connection that was not made.
+fn refusal(error: HostError) -> io::Error {
+    io::Error::new(
+        match error {
+            HostError::Refused => io::ErrorKind::ConnectionRefused,
+            HostError::NetUnreachable => io::ErrorKind::NetworkUnreachable,
+            HostError::HostUnreachable => io::ErrorKind::HostUnreachable,
+            HostError::TimedOut => io::ErrorKind::TimedOut,
+            HostError::Reset => io::ErrorKind::ConnectionReset,
+            HostError::NotPermitted => io::ErrorKind::PermissionDenied,
+            HostError::WouldBlock | HostError::TooLong | HostError::Failed => io::ErrorKind::Other,
+        },
+        error,
+    )
+}
+
+/// A connection by the pod's address.
+#[derive(Debug)]
+pub struct Stream {
+    socket: UnixStream,
+    /// Whether it ended by a reset.
+    reset: Arc<AtomicBool>,
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        task: &mut Task<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let room = buffer.remaining();
+        ready!(Pin::new(&mut self.socket).poll_read(task, buffer))?;
+        let is_end = buffer.filled().len() == before && room > 0;
+        // A pair of Unix sockets knows no resets.
+        if is_end && self.reset.load(Ordering::Acquire) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        task: &mut Task<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(task, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(task)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(task)
+    }
+}
+
+/// A UDP port of the pod's address.
+pub struct DatagramSocket {
+    overlay: Arc<Overlay>,
+    port: u16,
+    inbox: tokio::sync::Mutex<mpsc::Receiver<Datagram>>,
+}
+
+impl DatagramSocket {
+    /// Sends a datagram. Whether it arrives nobody tells.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+        self.overlay.tell(Command::Send {
+            port: self.port,
+            datagram: (to, payload.to_vec()),
+        })
+    }
+
+    /// The next datagram from one that was sent to, and its sender.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub async fn receive(&self) -> io::Result<(SocketAddrV4, Vec<u8>)> {
+        let mut inbox = self.inbox.lock().await;
+        inbox.recv().await.ok_or_else(|| ended(()))
+    }
+}
+
+impl Drop for DatagramSocket {
+    fn drop(&mut self) {
+        let _ = self.overlay.tell(Command::Unbind(self.port));
+    }
+}

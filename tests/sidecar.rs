@@ -1,0 +1,527 @@
+//! `muslin sidecar`: a pod's address by what its container may do, at the least by nothing at all.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod lab;
+
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::process::{Child, Command, Stdio};
+
+use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, traffic};
+
+const SIDECAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// On the underlay, where nobody has it.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 99);
+/// The first pods of the two.
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
+const PORT: u16 = 9000;
+
+/// What a container with Pod Security "restricted" is left with: no device, a root that cannot be
+/// written, no capabilities, no new privileges, and no namespaces by a filter of system calls.
+const RESTRICTED: &str = r#"
+    mount -t tmpfs none /dev/net
+    mount -t tmpfs none /dev/shm
+    mount -o remount,bind,ro /
+    exec setpriv --bounding-set -all --inh-caps -all --no-new-privs perl -e '
+        my ($prctl, $unshare, $setns, $clone) = (`uname -m` =~ /x86_64/)
+            ? (157, 272, 308, 56) : (167, 97, 268, 220);
+        my @filter = (
+            pack("SCCL", 0x20, 0, 0, 0),
+            pack("SCCL", 0x15, 6, 0, $unshare),
+            pack("SCCL", 0x15, 5, 0, $setns),
+            pack("SCCL", 0x15, 5, 0, 435),
+            pack("SCCL", 0x15, 0, 2, $clone),
+            pack("SCCL", 0x20, 0, 0, 16),
+            pack("SCCL", 0x45, 1, 0, 0x10000000),
+            pack("SCCL", 0x06, 0, 0, 0x7fff0000),
+            pack("SCCL", 0x06, 0, 0, 0x00050001),
+            pack("SCCL", 0x06, 0, 0, 0x00050026),
+        );
+        my $filter = join "", @filter;
+        my $program = pack("S x6 P", scalar @filter, $filter);
+        syscall($prctl, 22, 2, $program) == 0 or die "no filter: $!";
+        exec @ARGV or die "no @ARGV: $!";
+    ' "$0" "$@"
+"#;
+
+/// A server that reads all of a stream, and answers with its length and sum and its client.
+const SERVER: &str = r#"
+    use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0); setsockopt($l, SOL_SOCKET, SO_REUSEADDR, 1);
+    bind($l, pack_sockaddr_in($ARGV[0], INADDR_ANY)) or die; listen($l, 20); $| = 1;
+    print "READY\n"; $SIG{CHLD} = "IGNORE";
+    while (my $from = accept(my $c, $l)) {
+        next if fork; my ($len, $sum) = (0, 0);
+        while (sysread($c, my $part, 65536)) { $len += length $part; $sum += unpack("%32C*", $part) }
+        syswrite($c, "$len $sum " . inet_ntoa((unpack_sockaddr_in($from))[1]) . "\n"); exit;
+    }
+"#;
+
+/// A client that says words in hexadecimal digits, each answered by so many bytes, which it prints;
+/// then sends a stream and prints what comes back.
+const CLIENT: &str = r#"
+    use Socket; my ($host, $port, $bytes, @words) = @ARGV; socket(my $s, PF_INET, SOCK_STREAM, 0);
+    connect($s, pack_sockaddr_in($port, inet_aton($host))) or die "connect: $!"; alarm 30;
+    $SIG{PIPE} = "IGNORE";
+    for (@words) {
+        my ($said, $answered) = split /:/; syswrite($s, pack("H*", $said));
+        my $answer = ""; while (length $answer < $answered) {
+            sysread($s, $answer, $answered - length $answer, length $answer) or last;
+        }
+        print unpack("H*", $answer), "\n";
+    }
+    my $left = $bytes; while ($left > 0) {
+        $left -= syswrite($s, "muslin" x 10000, $left > 60000 ? 60000 : $left) // last;
+    }
+    shutdown($s, 1); local $/; print readline($s);
+"#;
+
+/// A sidecar beside others on its host; killed on drop.
+struct Sidecar {
+    child: Child,
+    log: std::path::PathBuf,
+}
+
+impl Sidecar {
+    fn start(mut command: Command, directory: &std::path::Path) -> Self {
+        let log = directory.join("sidecar.log");
+        let file = std::fs::File::create(&log).unwrap();
+        command.env("MUSLIN_LOG", "debug").stderr(file);
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        Self { child, log }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits until it has said this.
+    fn wait_for(&mut self, what: &str) {
+        poll_until(SOON, what, || {
+            let ended = self.child.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", self.log());
+            self.log().contains(what).then_some(())
+        });
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the sidecar:\n{}---", self.log());
+        }
+    }
+}
+
+/// A program that says `READY`.
+fn ready(mut command: Command) -> Child {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let output = child.stdout.as_mut().unwrap();
+    BufReader::new(output).read_line(&mut line).unwrap();
+    assert_eq!(line, "READY\n");
+    child
+}
+
+/// Two hosts: one for a sidecar, one with a node.
+struct Bed {
+    node: Node,
+    host: Host,
+    store: String,
+    lab: Lab,
+}
+
+impl Bed {
+    fn new() -> Option<Self> {
+        let lab = Lab::new()?;
+        let (host, other) = (lab.host("sidecar", SIDECAR), lab.host("node", NODE));
+        let nodes = lab.directory().join("nodes.toml");
+        std::fs::write(
+            &nodes,
+            format!(
+                "network = \"10.244.0.0/16\"\n\
+                 [[node]]\npublic-ip = \"{SIDECAR}\"\nsubnet = \"10.244.1.0/24\"\n\
+                 [[node]]\npublic-ip = \"{NODE}\"\nsubnet = \"10.244.2.0/24\"\n"
+            ),
+        )
+        .unwrap();
+        let store = format!("file:{}", nodes.display());
+        let node = NodeConfig::new("n2", NODE, &store).start(&other);
+        Some(Self {
+            node,
+            host,
+            store,
+            lab,
+        })
+    }
+
+    /// A sidecar with a node of its own, where there are no rights.
+    fn restricted(&self, words: &[&str]) -> Sidecar {
+        let mut command = self.host.command("unshare");
+        command.args(["--mount", "sh", "-e", "-c", RESTRICTED, MUSLIN]);
+        let public_ip = SIDECAR.to_string();
+        command.args(["sidecar", "--store", &self.store, "--public-ip", &public_ip]);
+        command.args(words).env("HOME", "/nonexistent");
+        command.env_remove("TMPDIR").env_remove("XDG_STATE_HOME");
+        Sidecar::start(command, self.lab.directory())
+    }
+
+    /// A server in a pod of the other node.
+    fn server(&self) -> Child {
+        let port = PORT.to_string();
+        let words = ["run", "--name", "server", "--", "perl", "-e", SERVER, &port];
+        ready(self.node.client(&words))
+    }
+
+    /// What a client on the sidecar's host prints.
+    fn client(&self, port: u16, bytes: u64, words: &[String]) -> Vec<String> {
+        let mut command = self.host.command("perl");
+        command.args(["-e", CLIENT, "127.0.0.1"]);
+        command.args([port.to_string(), bytes.to_string()]);
+        let output = command.args(words).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}{told}");
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a SOCKS5 client says to connect.
+fn connect(to: SocketAddrV4) -> [String; 2] {
+    let [a, b, c, d] = to.ip().octets();
+    let [high, low] = to.port().to_be_bytes();
+    let request = [5, 1, 0, 1, a, b, c, d, high, low];
+    ["050100:2".to_owned(), format!("{}:10", hex(&request))]
+}
+
+/// What the server says of so many bytes from the sidecar.
+fn received(bytes: u64) -> String {
+    let whole: u64 = b"muslin".iter().map(|byte| u64::from(*byte)).sum();
+    let rest = &b"muslin"[..(bytes % 6) as usize];
+    let rest: u64 = rest.iter().map(|byte| u64::from(*byte)).sum();
+    format!("{bytes} {} {OWN}", bytes / 6 * whole + rest)
+}
+
+#[test]
+fn without_any_rights_pods_are_reached_and_reach_it() {
+    let Some(bed) = Bed::new() else { return };
+    let mut server = bed.server();
+    let mut sidecar = bed.restricted(&[
+        "--socks5",
+        "1080",
+        "--http-proxy",
+        "3128",
+        "--forward",
+        &format!("8000={POD}:{PORT}"),
+        "--expose",
+        "80=7000",
+    ]);
+    sidecar.wait_for("leads to");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", sidecar.child.id())).unwrap();
+    for line in ["CapEff:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    assert!(
+        sidecar.log().contains("no state is kept"),
+        "{}",
+        sidecar.log()
+    );
+    bed.node.wait_peers(1);
+
+    let to = SocketAddrV4::new(POD, PORT);
+    for bytes in [0, 7, 20_000_000] {
+        // A port that leads there, SOCKS5, and the HTTP proxy.
+        assert_eq!(bed.client(8000, bytes, &[]), [received(bytes)]);
+        let told = bed.client(1080, bytes, &connect(to));
+        assert_eq!(told[0], "0500");
+        assert!(told[1].starts_with("05000001"), "{told:?}");
+        assert_eq!(told[2..], [received(bytes)]);
+        let head = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n");
+        let told = bed.client(3128, bytes, &[format!("{}:19", hex(head.as_bytes()))]);
+        assert!(
+            told[0].starts_with(&hex(b"HTTP/1.1 200 OK\r\n")),
+            "{told:?}"
+        );
+        assert_eq!(told.last(), Some(&received(bytes)));
+    }
+
+    // A pod of the other node reaches what the sidecar exposes, and nothing else.
+    let mut local = bed.host.agent();
+    local.listen(7000).unwrap();
+    let mut pod = bed.node.pod("client");
+    traffic::ping(&mut pod, OWN);
+    traffic::transfer(&mut pod, OWN, 80, 20_000_000);
+    let id = pod.open(SocketAddrV4::new(OWN, 80)).unwrap();
+    let echoed = pod.exchange(id, 5_000_000, 3).unwrap();
+    assert!(echoed.intact && echoed.bytes == 5_000_000, "{echoed:?}");
+    let refused = pod.open(SocketAddrV4::new(OWN, 7000)).unwrap_err();
+    assert!(refused.to_string().contains("refused"), "{refused}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn clients_see_what_becomes_of_connections() {
+    let Some(bed) = Bed::new() else { return };
+    let mut sidecar = bed.restricted(&["--socks5", "1080", "--http-proxy", "3128"]);
+    sidecar.wait_for("HTTP proxy at");
+    bed.node.wait_peers(1);
+    let _pod = bed.node.pod("pod");
+    let nowhere = Ipv4Addr::new(10, 244, 9, 9);
+    let absent = Ipv4Addr::new(10, 244, 2, 200);
+    for (to, code, status) in [
+        (POD, 5, "502"),
+        (nowhere, 3, "502"),
+        (absent, 4, "502"),
+        (NOBODY, 4, "502"),
+    ] {
+        let to = SocketAddrV4::new(to, 1);
+        let told = bed.client(1080, 0, &connect(to));
+        assert_eq!(told[1][..4], format!("05{code:02x}"), "{to}: {told:?}");
+        let head = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n");
+        let told = bed.client(3128, 0, &[format!("{}:12", hex(head.as_bytes()))]);
+        assert_eq!(
+            told[0],
+            hex(format!("HTTP/1.1 {status}").as_bytes()),
+            "{to}"
+        );
+        assert!(told.last().unwrap().starts_with("muslin: "), "{told:?}");
+    }
+}
+
+#[test]
+fn bad_clients_are_refused_and_harm_nobody() {
+    let Some(bed) = Bed::new() else { return };
+    let mut server = bed.server();
+    let mut sidecar = bed.restricted(&["--socks5", "1080", "--http-proxy", "3128"]);
+    sidecar.wait_for("HTTP proxy at");
+    bed.node.wait_peers(1);
+
+    // What it says before it closes the connection.
+    for (said, answer) in [
+        (hex(b"GET / HTTP/1.1\r\n\r\n"), "050100"),
+        (hex(&[4, 1, 0, 80, 10, 244, 2, 2, 0]), "050100"),
+        ("0500".to_owned(), "050100"),
+        ("050109".to_owned(), "05ff"),
+        ("05010005020001000000000000".to_owned(), "0500050700"),
+        ("0501000509000101".to_owned(), "0500050700"),
+        ("05010005010002".to_owned(), "0500050800"),
+        ("050100050100030120".to_owned(), "0500"),
+    ] {
+        let told = bed.client(1080, 0, &[format!("{said}:40")]);
+        assert!(told[0].starts_with(answer), "{said}: {told:?}");
+    }
+    let long = "x".repeat(20_000);
+    for (head, status) in [
+        ("GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), "400"),
+        ("CONNECT 10.244.2.2 HTTP/1.1\r\n\r\n".to_owned(), "400"),
+        ("GET ftp://10.244.2.2/ HTTP/1.1\r\n\r\n".to_owned(), "400"),
+        ("GET http://a_%/ HTTP/1.1\r\n\r\n".to_owned(), "400"),
+        ("\u{1}\u{2}garbage\r\n\r\n".to_owned(), "400"),
+        (
+            format!("GET http://10.244.2.2/ HTTP/1.1\r\nX: {long}\r\n\r\n"),
+            "431",
+        ),
+        (format!("GET http://{long}/ HTTP/1.1\r\n\r\n"), "4"),
+    ] {
+        let told = bed.client(3128, 0, &[format!("{}:12", hex(head.as_bytes()))]);
+        let expected = hex(format!("HTTP/1.1 {status}").as_bytes());
+        assert!(told[0].starts_with(&expected), "{head}: {told:?}");
+    }
+
+    // A client that says a little and then nothing is not heard for long, and others meanwhile are.
+    let slow: Vec<_> = [(1080, "05"), (3128, "474554")]
+        .map(|(port, said)| {
+            let mut command = bed.host.command("perl");
+            command.args(["-e", CLIENT, "127.0.0.1", &port.to_string(), "0"]);
+            command.arg(format!("{said}:1")).stdout(Stdio::piped());
+            command.spawn().unwrap()
+        })
+        .into();
+    let told = bed.client(1080, 7, &connect(SocketAddrV4::new(POD, PORT)));
+    assert_eq!(told[2..], [received(7)]);
+    for mut client in slow {
+        poll_until(SOON, "the end of a slow client", || {
+            client.try_wait().unwrap()
+        });
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn proxies_want_what_they_were_told() {
+    let Some(bed) = Bed::new() else { return };
+    let mut server = bed.server();
+    let mut sidecar = bed.restricted(&[
+        "--socks5",
+        "1080",
+        "--http-proxy",
+        "3128",
+        "--proxy-auth",
+        "me:owl",
+    ]);
+    sidecar.wait_for("HTTP proxy at");
+    bed.node.wait_peers(1);
+    let to = SocketAddrV4::new(POD, PORT);
+    let [_, request] = connect(to);
+    for (password, answer) in [("owl", "0100"), ("cat", "0101")] {
+        let told = hex(&[b"\x01\x02me\x03", password.as_bytes()].concat());
+        let words = [
+            "05020002:2".to_owned(),
+            format!("{told}:2"),
+            request.clone(),
+        ];
+        let told = bed.client(1080, 7, &words);
+        assert_eq!(told[..2], ["0502", answer]);
+        assert_eq!(told.last() == Some(&received(7)), password == "owl");
+    }
+    assert_eq!(bed.client(1080, 0, &["050100:2".to_owned()])[0], "05ff");
+    for (field, status) in [
+        ("", "407"),
+        ("Proxy-Authorization: Basic bWU6Y2F0\r\n", "407"),
+        ("Proxy-Authorization: Basic bWU6b3ds\r\n", "200"),
+    ] {
+        let head = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{field}\r\n");
+        let told = bed.client(3128, 0, &[format!("{}:12", hex(head.as_bytes()))]);
+        assert_eq!(told[0], hex(format!("HTTP/1.1 {status}").as_bytes()));
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn what_others_could_use_has_to_be_meant() {
+    for (words, reason) in [
+        (&["--socks5", "0.0.0.0:1080"][..], "--allow-public-proxy"),
+        (&["--http-proxy", "192.0.2.1:80"], "--allow-public-proxy"),
+        (
+            &["--forward", "0.0.0.0:1=10.244.1.2:1"],
+            "--allow-public-proxy",
+        ),
+        (&["--level", "tap", "--socks5", "1080"], "--level process"),
+        (&["--level", "run"], "name a command"),
+        (&["--socks5", "localhost"], "[ADDR:]PORT"),
+        (&["--forward", "80"], "leads nowhere"),
+        (&["--expose", "0=80"], "exposes nothing"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = Command::new(MUSLIN);
+        command
+            .args(["sidecar", "--state-dir"])
+            .arg(directory.path());
+        let output = command.args(words).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {told}");
+        assert!(told.contains(reason), "{words:?}: {told}");
+    }
+}
+
+/// What a sidecar that runs a command prints, and its exit code.
+fn run_by(host: &Host, store: &str, words: &[&str]) -> (Option<i32>, String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = host.command(MUSLIN);
+    command.args(["sidecar", "--store", store, "--public-ip"]);
+    command.arg(SIDECAR.to_string()).arg("--state-dir");
+    command.arg(directory.path()).args(words);
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+#[test]
+fn the_best_level_that_is_possible_is_chosen_and_told() {
+    let Some(bed) = Bed::new() else { return };
+    let mut server = bed.server();
+    // The command reaches a pod of the other node by an interface, whichever has it.
+    let client = format!("exec perl -e '{CLIENT}' {POD} {PORT} 7; exit 9");
+    let command = ["--", "sh", "-c", &client];
+    let (host, store) = (&bed.host, &bed.store);
+    host.sh("ip route add 192.0.2.0/24 via 10.9.0.2");
+    let (code, said, log) = run_by(host, store, &[&["--level", "tap"], &command[..]].concat());
+    assert_eq!((code, said.trim()), (Some(0), &*received(7)), "{log}");
+    assert!(
+        log.contains("level tap: the pod has the interface muslin0"),
+        "{log}"
+    );
+    let (code, said, log) = run_by(host, store, &command);
+    assert_eq!((code, said.trim()), (Some(0), &*received(7)), "{log}");
+    assert!(log.contains("level tap"), "{log}");
+
+    let (code, said, log) = run_by(host, store, &[&["--level", "run"], &command[..]].concat());
+    assert_eq!((code, said.trim()), (Some(0), &*received(7)), "{log}");
+    assert!(log.contains("level run"), "{log}");
+
+    // The pod's own routes stay, and the sidecar ends with the command's code.
+    let routes = "ip route show default; ip route get 192.0.2.1; ip route get 10.244.2.2; exit 7";
+    let (code, said, log) = run_by(host, store, &["--", "sh", "-c", routes]);
+    assert_eq!(code, Some(7), "{log}");
+    assert!(said.contains("192.0.2.1 via 10.9.0.2 dev eth0"), "{said}");
+    assert!(said.contains("via 10.244.1.1 dev muslin0"), "{said}");
+    assert!(!said.contains("default"), "{said}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn without_rights_a_command_finds_proxies() {
+    let Some(bed) = Bed::new() else { return };
+    let command = "echo $MUSLIN_ADDRESS $ALL_PROXY $http_proxy >&2; exit 5";
+    let mut sidecar = bed.restricted(&["--", "sh", "-c", command]);
+    let status = poll_until(SOON, "the sidecar's end", || {
+        sidecar.child.try_wait().unwrap()
+    });
+    let log = sidecar.log();
+    assert_eq!(status.code(), Some(5), "{log}");
+    for line in [
+        "not level tap: /dev/net/tun is not there",
+        "not level run: user namespaces are forbidden here",
+        "level process",
+        "10.244.1.2 socks5h://127.0.0.1:",
+        " http://127.0.0.1:",
+    ] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+}
+
+#[test]
+fn a_sidecar_may_be_a_pod_of_a_node_that_comes_back() {
+    let Some(mut bed) = Bed::new() else { return };
+    let socket = bed.node.state_dir().join("nodes/n2/control.sock");
+    let mut command = bed.node.host().command(MUSLIN);
+    command.args(["sidecar", "--pod", "side", "--expose", "80=7000", "--agent"]);
+    let mut sidecar = Sidecar::start(
+        {
+            command.arg(&socket);
+            command
+        },
+        bed.lab.directory(),
+    );
+    sidecar.wait_for("pod side of the node n2");
+    let mut local = bed.node.host().agent();
+    local.listen(7000).unwrap();
+    let mut pod = bed.node.pod("client");
+    traffic::transfer(&mut pod, POD, 80, 1_000_000);
+    bed.node.start_again();
+    poll_until(SOON, "the pod's return", || {
+        let pods = bed.node.query("pods");
+        (pods.as_array()?.len() == 2).then_some(())
+    });
+    traffic::transfer(&mut pod, POD, 80, 1_000_000);
+}
