@@ -525,3 +525,125 @@ fn a_sidecar_may_be_a_pod_of_a_node_that_comes_back() {
     });
     traffic::transfer(&mut pod, POD, 80, 1_000_000);
 }
+
+/// A server that answers datagrams with themselves and their sender.
+const UDP_SERVER: &str = r#"
+    use Socket; socket(my $s, PF_INET, SOCK_DGRAM, 0);
+    bind($s, pack_sockaddr_in($ARGV[0], INADDR_ANY)) or die; $| = 1; print "READY\n";
+    while (my $from = recv($s, my $said, 65536, 0)) {
+        my ($port, $host) = unpack_sockaddr_in($from);
+        send($s, $said . " from " . inet_ntoa($host) . ":$port", 0, $from);
+    }
+"#;
+
+/// A client that asks for a relay and sends datagrams by it, each given in hexadecimal digits; it
+/// prints what comes back for each within a second.
+const UDP_CLIENT: &str = r#"
+    use Socket; my ($port, @datagrams) = @ARGV; socket(my $s, PF_INET, SOCK_STREAM, 0); alarm 30;
+    connect($s, pack_sockaddr_in($port, inet_aton("127.0.0.1"))) or die "connect: $!";
+    syswrite($s, pack("H*", "050100" . "05030001000000000000"));
+    my $answer = ""; while (length $answer < 12) {
+        sysread($s, $answer, 12 - length $answer, length $answer) or die "end";
+    }
+    my ($code, $host, $relay) = unpack("x3 C x2 a4 n", $answer);
+    socket(my $u, PF_INET, SOCK_DGRAM, 0);
+    for (@datagrams) {
+        send($u, pack("H*", $_), 0, pack_sockaddr_in($relay, $host)) or die "send: $!";
+        my $ready = ""; vec($ready, fileno($u), 1) = 1;
+        if (select($ready, undef, undef, 1)) {
+            recv($u, my $said, 65536, 0); print unpack("H20", $said), " ", substr($said, 10), "\n";
+        } else { print "nothing\n" }
+    }
+"#;
+
+#[test]
+fn datagrams_go_by_socks5_and_come_to_exposed_ports() {
+    let Some(bed) = Bed::new() else { return };
+    let port = PORT.to_string();
+    let words = [
+        "run", "--name", "server", "--", "perl", "-e", UDP_SERVER, &port,
+    ];
+    let mut server = ready(bed.node.client(&words));
+    let mut sidecar = bed.restricted(&["--socks5", "1080", "--expose", "53/udp=7000"]);
+    sidecar.wait_for("SOCKS5 at");
+    bed.node.wait_peers(1);
+    let header = hex(&[0, 0, 0, 1, 10, 244, 2, 2, 0x23, 0x28]);
+    let by_name = [&[0, 0, 0, 3, 10][..], b"10.244.2.2", &[0x23, 0x28]].concat();
+    let fragment = hex(&[0, 0, 1, 1, 10, 244, 2, 2, 0x23, 0x28]);
+    let mut command = bed.host.command("perl");
+    command.args(["-e", UDP_CLIENT, "1080"]);
+    for header in [
+        &header,
+        &hex(&by_name),
+        &fragment,
+        &"0000".to_owned(),
+        &header,
+    ] {
+        command.arg(format!("{header}{}", hex(b"word")));
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    let answer = format!("{header} word from {OWN}:");
+    assert_eq!(
+        lines.len(),
+        5,
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for (line, is_answered) in lines.iter().zip([true, true, false, false, true]) {
+        assert_eq!(line.starts_with(&answer), is_answered, "{text}");
+        assert_eq!(*line == "nothing", !is_answered, "{text}");
+    }
+    // One port of the pod's address for all.
+    assert_eq!(lines[0], lines[1]);
+
+    let mut local = bed.host.agent();
+    local.listen(7000).unwrap();
+    let mut pod = bed.node.pod("client");
+    let echoed = pod.udp(SocketAddrV4::new(OWN, 53), 20, 1000).unwrap();
+    assert_eq!((echoed.sent, echoed.intact), (20, 20));
+    let refusal = pod.udp(SocketAddrV4::new(OWN, 54), 2, 10).unwrap_err();
+    assert!(refusal.to_string().contains("refused"), "{refusal}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn plain_requests_are_passed_on_without_what_is_the_proxys() {
+    let Some(bed) = Bed::new() else { return };
+    let script = r#"
+        use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0);
+        bind($l, pack_sockaddr_in($ARGV[0], INADDR_ANY)) or die; listen($l, 5); $| = 1;
+        print "READY\n";
+        while (accept(my $c, $l)) {
+            my $head = ""; sysread($c, $head, 65536, length $head) until $head =~ /\r\n\r\n/;
+            syswrite($c, "HTTP/1.1 200 OK\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nX-Kept: 2\r\n"
+                . "Content-Length: " . length($head) . "\r\n\r\n$head"); close $c;
+        }"#;
+    let port = PORT.to_string();
+    let words = ["run", "--name", "server", "--", "perl", "-e", script, &port];
+    let mut server = ready(bed.node.client(&words));
+    let mut sidecar = bed.restricted(&["--http-proxy", "3128"]);
+    sidecar.wait_for("HTTP proxy at");
+    bed.node.wait_peers(1);
+    let head = format!(
+        "GET http://me@{POD}:{PORT}/a?b=c HTTP/1.1\r\nHost: other\r\nProxy-Connection: x\r\n\
+         Connection: x-mine, close\r\nX-Mine: 1\r\nX-Kept: 2\r\nTE: trailers\r\n\r\n"
+    );
+    let told = bed.client(3128, 0, &[format!("{}:12", hex(head.as_bytes()))]);
+    let text = told.join("\n").to_ascii_lowercase();
+    assert_eq!(told[0], hex(b"HTTP/1.1 200"), "{text}");
+    for kept in [
+        "get /a?b=c http/1.1",
+        &format!("host: {POD}:{PORT}"),
+        "x-kept: 2",
+    ] {
+        assert!(text.contains(kept), "{kept}: {text}");
+    }
+    for lost in ["x-mine", "x-hop", "proxy-connection", "trailers", "me@"] {
+        assert!(!text.contains(lost), "{lost}: {text}");
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
