@@ -7,6 +7,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::overlay::{DatagramSocket, Overlay, Stream};
+use super::resolve::resolve;
 use super::socks5::wire::{Host, Target};
 
 /// Why there is no connection.
@@ -15,6 +16,9 @@ pub(super) enum DialError {
     /// There is no such name.
     #[error("nobody has the name {0}")]
     NoName(String),
+    /// Names cannot be looked up.
+    #[error("names cannot be looked up: {0}")]
+    Resolver(io::Error),
     /// The overlay has no such addresses.
     #[error("{0}: the pod network has no IPv6")]
     Ipv6(Ipv6Addr),
@@ -27,12 +31,17 @@ pub(super) enum DialError {
 pub(super) struct Dialler {
     overlay: Arc<Overlay>,
     address: Ipv4Addr,
+    resolver: Ipv4Addr,
 }
 
 impl Dialler {
-    /// Connections by `address`.
-    pub(super) fn new(overlay: Arc<Overlay>, address: Ipv4Addr) -> Self {
-        Self { overlay, address }
+    /// Connections by `address`; `resolver` knows the names.
+    pub(super) fn new(overlay: Arc<Overlay>, address: Ipv4Addr, resolver: Ipv4Addr) -> Self {
+        Self {
+            overlay,
+            address,
+            resolver,
+        }
     }
 
     /// The address connections are made by.
@@ -60,7 +69,10 @@ impl Dialler {
                 Some(address) => Ok(address),
                 None => Err(DialError::Ipv6(*address)),
             },
-            Host::Name(name) => Err(DialError::NoName(name.clone())),
+            Host::Name(name) => {
+                let socket = self.bind().await.map_err(DialError::Resolver)?;
+                resolve(&socket, self.resolver, name).await
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ mod http;
 mod listen;
 pub mod overlay;
 mod relay;
+mod resolve;
 pub mod socks5;
 
 use std::net::SocketAddr;
@@ -111,7 +112,11 @@ impl Proxies {
 
     /// Begins to serve clients by the address of an attached pod.
     pub fn serve(self, overlay: &Arc<Overlay>, attached: &Attached) {
-        let dialler = Arc::new(Dialler::new(overlay.clone(), attached.address.addr()));
+        let dialler = Arc::new(Dialler::new(
+            overlay.clone(),
+            attached.address.addr(),
+            attached.gateway,
+        ));
         for listener in self.socks5 {
             let (dialler, credentials) = (dialler.clone(), self.credentials.clone());
             tokio::spawn(listen::accept(listener, "SOCKS5", move |client| {
