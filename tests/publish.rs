@@ -68,7 +68,7 @@ impl Bed {
     }
 
     /// A pod whose command is a script, on which `READY` is waited for.
-    fn script(&self, name: &str, ports: &str, script: &str) -> Child {
+    fn script(&self, name: &str, ports: &str, script: &str) -> Script {
         let perl = ["--", "perl", "-MSocket", "-e", script];
         let words = [&["run", "--name", name, "-p", ports], &perl[..]].concat();
         let mut command = self.node.client(&words);
@@ -77,7 +77,7 @@ impl Bed {
         let output = child.stdout.as_mut().unwrap();
         BufReader::new(output).read_line(&mut line).unwrap();
         assert_eq!(line, "READY\n", "{}", self.node.log());
-        child
+        Script(child)
     }
 
     /// What a pod with these ports is refused for.
@@ -99,6 +99,16 @@ impl Bed {
     fn flows(&self, which: &str) -> u64 {
         let status = self.node.query("status");
         status["egress"][which].as_u64().unwrap()
+    }
+}
+
+/// A pod's process, which ends with this.
+struct Script(Child);
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -330,7 +340,7 @@ fn clients_see_what_servers_do() {
     );
     assert_eq!(half, "mine||");
     let mut line = String::new();
-    BufReader::new(pod.stdout.as_mut().unwrap())
+    BufReader::new(pod.0.stdout.as_mut().unwrap())
         .read_line(&mut line)
         .unwrap();
     assert_eq!(line, "yours\n", "after the server's end");
@@ -427,7 +437,7 @@ fn nobody_is_kept_waiting_by_clients_that_do_not_read_or_pods_that_vanish() {
     "#;
     let _pod = bed.server("web", "7000:8080");
     for client_ends in [true, false] {
-        let mut firehose = bed.script("firehose", "7001:80", script);
+        let firehose = bed.script("firehose", "7001:80", script);
         let mut client = bed.client.agent();
         let open = |_| client.open(SocketAddrV4::new(NODE, 7001)).unwrap();
         let stalled: Vec<_> = (0..32).map(open).collect();
@@ -439,8 +449,7 @@ fn nobody_is_kept_waiting_by_clients_that_do_not_read_or_pods_that_vanish() {
                 client.close(id).unwrap();
             }
         }
-        firehose.kill().unwrap();
-        firehose.wait().unwrap();
+        drop(firehose);
         poll_until(SOON, "the flows' end", || {
             (bed.flows("open") == 0).then_some(())
         });

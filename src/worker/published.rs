@@ -343,7 +343,7 @@ fn preface(client: SocketAddrV4, local: SocketAddrV4) -> Vec<u8> {
 fn receive_one(
     socket: &Socket,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
 ) -> Result<(usize, SocketAddrV4, Ipv4Addr), Errno> {
     let mut pieces = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT;

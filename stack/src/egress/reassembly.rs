@@ -37,13 +37,13 @@ const UNIT: usize = 8;
 /// The packets that are being put together, those that began earliest first.
 pub(super) struct Reassembly {
     waiting: Vec<Waiting>,
-    spare: Vec<Box<Parts>>,
+    spare: Vec<Parts>,
 }
 
 struct Waiting {
     key: Key,
     since: Instant,
-    parts: Box<Parts>,
+    parts: Parts,
 }
 
 /// What makes fragments one packet.
@@ -71,7 +71,7 @@ struct Parts {
 }
 
 /// A packet that is whole again. Its buffer goes back to [`Reassembly::give_back`].
-pub(super) struct Whole(Box<Parts>);
+pub(super) struct Whole(Parts);
 
 impl Whole {
     /// The packet.
@@ -172,7 +172,7 @@ impl Reassembly {
         if let Some(at) = self.waiting.iter().position(|it| Some(it.key) == oldest) {
             self.give_up(at, DropReason::EgressFragmentsFull, pods);
         }
-        let parts = self.spare.pop().unwrap_or_else(|| Box::new(Parts::new()));
+        let parts = self.spare.pop().unwrap_or_else(Parts::new);
         self.waiting.push(Waiting {
             key,
             since: now,
@@ -190,7 +190,7 @@ impl Reassembly {
         self.spare(parts);
     }
 
-    fn spare(&mut self, mut parts: Box<Parts>) {
+    fn spare(&mut self, mut parts: Parts) {
         if self.spare.len() < SPARE {
             parts.clear();
             self.spare.push(parts);

@@ -260,7 +260,7 @@ fn a_pod_that_completes_nothing_is_in_no_others_way() {
     let full = DropReason::EgressFragmentsFull;
     assert_eq!(bed.pods.lost, [(full, 10_000 - 16)].into());
     send_all(&mut bed, &mine[1..]);
-    assert_eq!(sent(&bed), [payload.clone()]);
+    assert_eq!(sent(&bed), std::slice::from_ref(&payload));
     // Its own latest are still there.
     send_all(&mut bed, &fragments(POD, 9_999, &payload)[1..]);
     assert_eq!(sent(&bed).len(), 2);
