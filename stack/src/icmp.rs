@@ -128,10 +128,14 @@ pub fn may_answer(packet: &[u8]) -> bool {
 }
 
 /// Whether `packet`, a well-formed IPv4 packet, is ICMP but none of the queries and their answers.
+/// What a later fragment belongs to it does not tell.
 #[must_use]
 pub fn is_error(packet: &[u8]) -> bool {
-    Ipv4Packet::new_checked(packet)
-        .is_ok_and(|packet| packet.next_header() == IpProtocol::Icmp && !is_query(packet.payload()))
+    Ipv4Packet::new_checked(packet).is_ok_and(|packet| {
+        packet.next_header() == IpProtocol::Icmp
+            && packet.frag_offset() == 0
+            && !is_query(packet.payload())
+    })
 }
 
 fn is_query(icmp: &[u8]) -> bool {

@@ -259,25 +259,30 @@ fn the_gateway_answers_pings_from_pods_and_peers() {
 
 #[test]
 fn a_ping_larger_than_the_mtu_is_answered_in_fragments() {
-    let mut node = node(1, "vxlan");
-    let packet = ping(pod(1, 2), pod(1, 1), 64, 4000);
-    let mut fragments = crate::fragment::Fragments::new(&packet, Mtu::new(1450).unwrap()).unwrap();
-    let mut buffer = [0; 1500];
-    while let Some(len) = fragments.write_next(&mut buffer) {
-        from_pod(&mut node, &pod_frame(&buffer[..len]));
-    }
-    let replies = outputs(&mut node);
-    assert_eq!(replies.len(), 3, "{:?}", node.counters());
-    let total: usize = replies
-        .iter()
-        .map(|(_, frame)| ip_of(frame).payload().len())
-        .sum();
-    assert_eq!(total, 4008);
-    assert!(
-        replies
+    for egress in [None, Some("10.244.0.0/16".parse().unwrap())] {
+        let mut node = node(1, "vxlan");
+        node.set_egress(egress);
+        // What is in the later fragments must not be taken for a header.
+        let packet = ping(pod(1, 2), pod(1, 1), 64, 4000);
+        let mut fragments =
+            crate::fragment::Fragments::new(&packet, Mtu::new(1450).unwrap()).unwrap();
+        let mut buffer = [0; 1500];
+        while let Some(len) = fragments.write_next(&mut buffer) {
+            from_pod(&mut node, &pod_frame(&buffer[..len]));
+        }
+        let replies = outputs(&mut node);
+        assert_eq!(replies.len(), 3, "{:?}", node.counters());
+        let total: usize = replies
             .iter()
-            .all(|(verdict, _)| *verdict == Verdict::Port(POD_PORT))
-    );
+            .map(|(_, frame)| ip_of(frame).payload().len())
+            .sum();
+        assert_eq!(total, 4008);
+        assert!(
+            replies
+                .iter()
+                .all(|(verdict, _)| *verdict == Verdict::Port(POD_PORT))
+        );
+    }
 }
 
 #[test]
@@ -1167,7 +1172,7 @@ proptest! {
         for (i, (port, bytes)) in inputs.iter().enumerate() {
             let now = NOW + Duration::from_millis(300 * i as u64);
             node.handle_timeout(now);
-            let (verdict, _) = through(bytes, |packet| if *port {
+            let (verdict, packet) = through(bytes, |packet| if *port {
                 node.from_port(now, POD_PORT, packet)
             } else {
                 node.from_underlay(now, underlay(2).into(), packet)
@@ -1175,7 +1180,11 @@ proptest! {
             match verdict {
                 Verdict::Port(to) => prop_assert!(!*port || to != POD_PORT || bytes[..6] == GATEWAY_MAC.0),
                 Verdict::Flood { except } => prop_assert_eq!(except, port.then_some(POD_PORT)),
-                Verdict::Peer { .. } | Verdict::Uplink { .. } | Verdict::Egress => prop_assert!(*port),
+                Verdict::Peer { .. } | Verdict::Uplink { .. } => prop_assert!(*port),
+                Verdict::Egress => {
+                    let to = Ipv4Packet::new_unchecked(&packet).dst_addr();
+                    prop_assert!(*port || [pod(1, 0), pod(1, 1)].contains(&to));
+                }
                 Verdict::Consumed | Verdict::Drop(_) => {}
             }
             outputs(&mut node);
