@@ -142,7 +142,6 @@ struct Bed {
 impl Bed {
     fn new() -> Option<Self> {
         let lab = Lab::new()?;
-        let (host, other) = (lab.host("sidecar", SIDECAR), lab.host("node", NODE));
         let nodes = lab.directory().join("nodes.toml");
         std::fs::write(
             &nodes,
@@ -154,13 +153,18 @@ impl Bed {
         )
         .unwrap();
         let store = format!("file:{}", nodes.display());
+        Some(Self::with(lab, store))
+    }
+
+    fn with(lab: Lab, store: String) -> Self {
+        let (host, other) = (lab.host("sidecar", SIDECAR), lab.host("node", NODE));
         let node = NodeConfig::new("n2", NODE, &store).start(&other);
-        Some(Self {
+        Self {
             node,
             host,
             store,
             lab,
-        })
+        }
     }
 
     /// A sidecar with a node of its own, where there are no rights.
@@ -268,6 +272,48 @@ fn without_any_rights_pods_are_reached_and_reach_it() {
     assert!(echoed.intact && echoed.bytes == 5_000_000, "{echoed:?}");
     let refused = pod.open(SocketAddrV4::new(OWN, 7000)).unwrap_err();
     assert!(refused.to_string().contains("refused"), "{refused}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn names_of_pods_are_asked_for_at_the_gateway() {
+    let Some(lab) = Lab::new() else { return };
+    // Names are shared by a store that can be written to.
+    let store = format!("sqlite:{}", lab.directory().join("store.db").display());
+    let bed = Bed::with(lab, store);
+    let mut server = bed.server();
+    let mut command = bed.host.command(MUSLIN);
+    command.args(["sidecar", "--level", "process", "--store", &bed.store]);
+    command.args(["--public-ip", &SIDECAR.to_string(), "--state-dir"]);
+    command.arg(bed.lab.directory().join("state"));
+    command.args(["--socks5", "1080", "--http-proxy", "3128", "--forward"]);
+    command.arg(format!("8000=server.muslin:{PORT}"));
+    let mut sidecar = Sidecar::start(command, bed.lab.directory());
+    sidecar.wait_for("leads to");
+
+    let connect = |name: &str| {
+        let head = [5, 1, 0, 3, name.len() as u8];
+        let request = [&head, name.as_bytes(), &PORT.to_be_bytes()].concat();
+        ["050100:2".to_owned(), format!("{}:10", hex(&request))]
+    };
+    poll_until(SOON, "the name of the other node's pod", || {
+        let told = bed.client(1080, 0, &connect("server.muslin"));
+        told[1].starts_with("0500").then_some(())
+    });
+    // The address at the end is for the node to choose.
+    let all = received(70_000).replace(&OWN.to_string(), "10.244.");
+    for name in ["server.muslin", "SERVER.Muslin.", "server.n2.muslin"] {
+        let told = bed.client(1080, 70_000, &connect(name));
+        assert!(told[2].starts_with(&all), "{name}: {told:?}");
+    }
+    let head = format!("CONNECT server.muslin:{PORT} HTTP/1.1\r\nHost: server.muslin\r\n\r\n");
+    let told = bed.client(3128, 70_000, &[format!("{}:19", hex(head.as_bytes()))]);
+    assert!(told.last().unwrap().starts_with(&all), "{told:?}");
+    let told = bed.client(8000, 70_000, &[]);
+    assert!(told[0].starts_with(&all), "{told:?}");
+    let told = bed.client(1080, 0, &connect("nobody.muslin"));
+    assert_eq!(told[1][..4], *"0504", "{told:?}");
     server.kill().unwrap();
     server.wait().unwrap();
 }

@@ -197,7 +197,9 @@ impl Host for Sockets {
     }
 
     fn mark(&mut self, flow: FlowId, marks: Marks) {
-        let Ok(socket) = self.get(flow) else {
+        // A query has no header by the time a service reads it.
+        let is_query = self.to_gateway.contains(&flow);
+        let Some(socket) = self.get(flow).ok().filter(|_| !is_query) else {
             return;
         };
         let discovery = if marks.dont_fragment {
