@@ -360,8 +360,9 @@ impl Harness {
         fault: u8,
         gso: Option<(GsoKind, usize)>,
     ) {
-        // Nobody sums up what is unfinished.
-        let fault = if fault == 246 && gso.is_some() {
+        // Nobody sums up what is unfinished, and smoltcp sums up nothing where it is fuzzed.
+        let is_unsummed = gso.is_some() || cfg!(fuzzing) && key.protocol == Protocol::Ping;
+        let fault = if fault == 246 && is_unsummed {
             0
         } else {
             fault
