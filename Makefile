@@ -39,10 +39,12 @@ portability:
 # A container image of the static binary (deploy/README.md).
 TARGET ?= x86_64-unknown-linux-musl
 IMAGE ?= localhost/muslin:latest
+# musl-gcc does not look where Debian has those of the kernel.
+KERNEL_HEADERS = -idirafter /usr/include -idirafter /usr/include/$(shell cc -print-multiarch)
 image:
 	@.ci/need build image
 	rustup target add $(TARGET)
-	cargo build --release --locked --target $(TARGET)
+	CFLAGS_$(subst -,_,$(TARGET))="$(KERNEL_HEADERS)" cargo build --release --locked --target $(TARGET)
 	rm -rf target/image
 	install -D target/$(TARGET)/release/muslin target/image/muslin
 	podman build --file deploy/Containerfile --tag $(IMAGE) target/image

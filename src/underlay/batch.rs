@@ -124,11 +124,11 @@ pub(super) fn send<K: Copy + Eq>(
         message.msg_namelen = name.len();
         // An `IoSlice` is an `iovec`, which the kernel does not write to here.
         message.msg_iov = pieces.as_ptr().cast_mut().cast();
-        message.msg_iovlen = pieces.len();
+        message.msg_iovlen = pieces.len() as _;
         if send.datagrams > 1 {
             message.msg_control = control.0.as_mut_ptr().cast();
             // SAFETY: the control data has room for a header and two bytes.
-            message.msg_controllen = unsafe { write_segment(message, send.datagram_len) };
+            message.msg_controllen = unsafe { write_segment(message, send.datagram_len) } as _;
         }
         headers.push(header);
     }
@@ -139,7 +139,7 @@ pub(super) fn send<K: Copy + Eq>(
             socket.as_raw_fd(),
             headers.as_mut_ptr(),
             headers.len() as libc::c_uint,
-            libc::MSG_DONTWAIT,
+            libc::MSG_DONTWAIT as _,
         )
     };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
@@ -150,7 +150,7 @@ pub(super) fn send<K: Copy + Eq>(
 /// # Safety
 /// `message.msg_control` must point to at least `CONTROL_LEN` writable, aligned bytes.
 unsafe fn write_segment(message: &mut libc::msghdr, datagram_len: usize) -> usize {
-    message.msg_controllen = CONTROL_LEN;
+    message.msg_controllen = CONTROL_LEN as _;
     // A train is shorter than 64 KiB.
     let value = datagram_len as u16;
     let len = size_of::<u16>() as libc::c_uint;
@@ -159,7 +159,7 @@ unsafe fn write_segment(message: &mut libc::msghdr, datagram_len: usize) -> usiz
         if let Some(control) = libc::CMSG_FIRSTHDR(message).as_mut() {
             control.cmsg_level = libc::SOL_UDP;
             control.cmsg_type = libc::UDP_SEGMENT;
-            control.cmsg_len = libc::CMSG_LEN(len) as usize;
+            control.cmsg_len = libc::CMSG_LEN(len) as _;
             libc::CMSG_DATA(control)
                 .cast::<u16>()
                 .write_unaligned(value);

@@ -133,7 +133,7 @@ impl<M> Messages<M> {
             header.msg_iov = part;
             header.msg_iovlen = 1;
             header.msg_control = control.0.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL_LEN;
+            header.msg_controllen = CONTROL_LEN as _;
         }
         // SAFETY: every header points to a name, a vector of one buffer and control data that live
         // until the call returns, with their lengths; the number of headers is given.
@@ -142,7 +142,7 @@ impl<M> Messages<M> {
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
                 MESSAGES as libc::c_uint,
-                libc::MSG_DONTWAIT,
+                libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
         };
