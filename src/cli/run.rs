@@ -299,27 +299,34 @@ impl Pod {
         }
     }
 
-    /// Asks for the same address; a node that has another subnet now gives another one.
     async fn attach_again(&mut self, client: &Client) -> Result<()> {
-        let request = |address| Attach {
-            pod: Some(self.attached.pod.clone()),
-            address,
-            persistent: false,
-            publish: self.attached.published.clone(),
-        };
-        let device = &descriptors(&self.tap);
-        let same = client
-            .attach(request(Some(self.attached.address.addr())), device)
-            .await;
-        let attached = match same {
-            Err(Error::Usage(_)) => client.attach(request(None), device).await?,
-            other => other?,
-        };
+        let attached = attach_again(client, &descriptors(&self.tap), &self.attached).await?;
         if attached != self.attached {
             warn!("the pod's address is {} now", attached.address);
             netns::configure(INTERFACE, &assignment(&attached)).await?;
             self.attached = attached;
         }
         Ok(())
+    }
+}
+
+/// Asks for what a pod had; a node that has another subnet now gives another address.
+pub(super) async fn attach_again(
+    client: &Client,
+    device: &[BorrowedFd<'_>],
+    attached: &Attached,
+) -> Result<Attached> {
+    let request = |address| Attach {
+        pod: Some(attached.pod.clone()),
+        address,
+        persistent: false,
+        publish: attached.published.clone(),
+    };
+    let same = client
+        .attach(request(Some(attached.address.addr())), device)
+        .await;
+    match same {
+        Err(Error::Usage(_)) => client.attach(request(None), device).await,
+        other => other,
     }
 }

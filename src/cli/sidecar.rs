@@ -472,7 +472,7 @@ async fn stay_attached(
             let Ok(client) = Client::connect(socket).await else {
                 continue;
             };
-            let again = attach_again(&client, device, &attached).await;
+            let again = run::attach_again(&client, device, &attached).await;
             let followed = match again {
                 Ok(now) => follow(&now).await.map(|()| now),
                 Err(error) => Err(error),
@@ -495,27 +495,6 @@ async fn stay_attached(
                 }
             }
         };
-    }
-}
-
-/// Asks for the same address; a node that has another subnet now gives another one.
-async fn attach_again(
-    client: &Client,
-    device: &[BorrowedFd<'_>],
-    attached: &Attached,
-) -> Result<Attached> {
-    let request = |address| Attach {
-        pod: Some(attached.pod.clone()),
-        address,
-        persistent: false,
-        publish: Vec::new(),
-    };
-    let same = client
-        .attach(request(Some(attached.address.addr())), device)
-        .await;
-    match same {
-        Err(Error::Usage(_)) => client.attach(request(None), device).await,
-        other => other,
     }
 }
 

@@ -198,13 +198,7 @@ impl Egress {
             return;
         };
         // Whatever is put in its place does not stay there.
-        let Flow::Dialling(dial) = std::mem::replace(
-            flow,
-            Flow::Datagrams {
-                readable: false,
-                marks: None,
-            },
-        ) else {
+        let Flow::Dialling(dial) = std::mem::replace(flow, Flow::DATAGRAMS) else {
             return;
         };
         let Dial {

@@ -719,11 +719,7 @@ impl Egress {
 
     fn add_datagrams(&mut self, now: Instant, direction: Direction, key: FlowKey) -> FlowId {
         self.counters.opened += 1;
-        let flow = Flow::Datagrams {
-            readable: false,
-            marks: None,
-        };
-        let id = self.flows.insert(now, direction, key, flow);
+        let id = self.flows.insert(now, direction, key, Flow::DATAGRAMS);
         self.flows.schedule(id, now + self.idle(key));
         id
     }
@@ -855,6 +851,12 @@ impl Egress {
 }
 
 impl Flow {
+    /// Datagrams at their beginning.
+    const DATAGRAMS: Self = Self::Datagrams {
+        readable: false,
+        marks: None,
+    };
+
     fn connection(&mut self) -> Option<&mut Connection> {
         match self {
             Self::Dialling(dial) => Some(&mut dial.connection),
