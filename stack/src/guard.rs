@@ -169,3 +169,69 @@ fn icmpv6(first: IpProtocol, payload: &[u8]) -> Result<Option<&[u8]>, DropReason
         rest = rest.get(len..).ok_or(DropReason::RouterAdvertisement)?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
+
+    fn check(ethertype: EthernetProtocol, payload: &[u8]) -> Result<(), DropReason> {
+        let pod = Attachment {
+            mac: MAC,
+            addresses: vec![
+                Ipv4Addr::new(10, 244, 1, 2).into(),
+                "fd00::2".parse().unwrap(),
+            ],
+            guarded: true,
+        };
+        let kind = u16::from(ethertype).to_be_bytes();
+        let frame = [&[0xff; 6], MAC.as_bytes(), &kind, payload].concat();
+        let frame = EthernetFrame::new_checked(&frame[..]).unwrap();
+        check_pod(&frame, &pod, &[], &[])
+    }
+
+    fn ipv6(source: &str, next: IpProtocol, payload: &[u8]) -> Vec<u8> {
+        let mut packet = vec![0; 40];
+        packet[0] = 0x60;
+        packet[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
+        packet[6] = next.into();
+        packet[8..24].copy_from_slice(&source.parse::<Ipv6Addr>().unwrap().octets());
+        packet[24..40].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
+        [&packet, payload].concat()
+    }
+
+    #[test]
+    fn a_pod_without_an_address_yet_asks_and_is_heard() {
+        for (source, expected) in [
+            ("::", Ok(())),
+            ("fe80::2", Ok(())),
+            ("fd00::2", Ok(())),
+            ("fd00::3", Err(DropReason::SourceAddressSpoofed)),
+            ("::1", Err(DropReason::SourceAddressInvalid)),
+            ("ff02::1", Err(DropReason::SourceAddressInvalid)),
+        ] {
+            let packet = ipv6(source, IpProtocol::Udp, &[0; 8]);
+            assert_eq!(check(EthernetProtocol::Ipv6, &packet), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn a_fragment_that_ends_in_its_header_is_refused() {
+        for len in 0..8 {
+            let packet = ipv6("fd00::2", IpProtocol::Ipv6Frag, &[0; 8][..len]);
+            let checked = check(EthernetProtocol::Ipv6, &packet);
+            assert_eq!(checked, Err(DropReason::RouterAdvertisement), "{len}");
+        }
+    }
+
+    #[test]
+    fn arp_of_other_kinds_of_addresses_says_nothing_about_ours() {
+        // Hardware and protocol addresses of four bytes, and of six.
+        for len in [4, 6] {
+            let mut arp = vec![0, 1, 8, 0, len, len, 0, 1];
+            arp.extend(vec![7; 4 * usize::from(len)]);
+            assert_eq!(check(EthernetProtocol::Arp, &arp), Ok(()), "{len}");
+        }
+    }
+}

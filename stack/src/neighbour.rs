@@ -573,4 +573,51 @@ mod tests {
             Resolution::Known(place(3))
         );
     }
+
+    #[test]
+    fn what_is_sought_is_asked_for_once_and_known_for_a_while() {
+        let mut table = Neighbours::new(1, Seed(1));
+        let now = Instant::ZERO;
+        assert!(table.seek(ADDRESS, now));
+        assert!(!table.seek(ADDRESS, now), "under way");
+        assert!(!table.seek([10, 244, 1, 8].into(), now), "full");
+        assert_eq!(table.poll_at(), Some(now + RETRY));
+        assert_eq!(table.known(ADDRESS, now), None);
+        table.hear(ADDRESS, place(1), now);
+        assert_eq!(table.known(ADDRESS, now), Some(place(1)));
+        assert_eq!(table.known(ADDRESS, now + REACHABLE), None, "stale");
+        assert_eq!(table.get(ADDRESS), Some(place(1)));
+    }
+
+    #[test]
+    fn a_claim_to_a_known_address_wins_only_if_nobody_answers_for_it() {
+        let mut table = Neighbours::new(8, Seed(1));
+        let believed = Claim::Believed(VecDeque::new());
+        let doubted = Claim::Doubted(place(1));
+        let mut now = Instant::ZERO;
+        assert_eq!(table.claim(ADDRESS, place(1), now), believed);
+        // It has just been heard from.
+        now += RETRY;
+        let just = Instant::from_micros(now.total_micros() - 1);
+        assert_eq!(table.claim(ADDRESS, place(2), just), Claim::Refused);
+        for answered in [true, false] {
+            assert_eq!(table.claim(ADDRESS, place(2), now), doubted);
+            assert_eq!(table.claim(ADDRESS, place(3), now), Claim::Refused);
+            assert_eq!(table.known(ADDRESS, now), Some(place(1)));
+            assert_eq!(table.poll_at(), Some(now + CHALLENGE_RETRY));
+            if answered {
+                assert_eq!(table.claim(ADDRESS, place(1), now), believed);
+                table.handle_timeout(now + CHALLENGE_RETRY, |due| panic!("{due:?}"));
+                now += RETRY;
+            }
+        }
+        let mut asked = Vec::new();
+        while let Some(due) = table.poll_at() {
+            assert_eq!(due, now + CHALLENGE_RETRY);
+            now = due;
+            table.handle_timeout(now, |due| asked.push(due));
+        }
+        assert_eq!(asked, vec![Due::Probe(ADDRESS, place(1)); 2]);
+        assert_eq!(table.known(ADDRESS, now), Some(place(2)), "the first rival");
+    }
 }
