@@ -504,6 +504,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_up_makes_room_even_if_that_is_late() {
+        let mut table = Neighbours::new(100, Seed(1));
+        let address = |i: usize| IpAddr::from([10, 244, 1, i as u8]);
+        let mut now = Instant::ZERO;
+        for _ in 0..2 {
+            for i in 0..WAITING_IN_ALL {
+                let resolved = table.resolve(address(i), b"", now);
+                assert_eq!(resolved, Resolution::Wait { ask: true });
+            }
+            let full = table.resolve(address(WAITING_IN_ALL), b"", now);
+            assert_eq!(full, Resolution::QueueFull { ask: true });
+            for _ in 0..MAX_TRIES {
+                now += RETRY * 3;
+                table.handle_timeout(now, |_| {});
+            }
+            assert_eq!((table.poll_at(), table.iter().count()), (None, 0));
+        }
+    }
+
+    #[test]
     fn permanent_entries_take_no_room_from_others() {
         let mut table = Neighbours::new(1, Seed(1));
         let address = |i: u8| IpAddr::from([10, 244, 1, i]);

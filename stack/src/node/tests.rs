@@ -14,6 +14,7 @@ use crate::frame;
 
 mod egress;
 mod superpackets;
+mod telling;
 mod uplink;
 
 use muslin_encap::vxlan::{Vni, VtepMac};

@@ -272,6 +272,22 @@ fn a_next_hop_that_does_not_answer_is_unreachable() {
 }
 
 #[test]
+fn what_is_for_a_link_or_a_next_hop_that_has_gone_is_dropped() {
+    for link_goes in [true, false] {
+        let mut node = acquainted("host-gw");
+        from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 9, 2000)));
+        if link_goes {
+            node.set_uplink(None);
+        } else {
+            node.remove_peer(PeerId(2));
+        }
+        let verdicts: Vec<_> = outputs(&mut node).into_iter().map(|(v, _)| v).collect();
+        assert_eq!(verdicts, [Verdict::Drop(DropReason::PeerGone); 2]);
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
 fn only_next_hops_are_remembered() {
     let mut node = linked("host-gw");
     for last in 3..=255 {
