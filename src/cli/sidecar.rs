@@ -28,8 +28,7 @@ use crate::error::{Context, Error, Result};
 use crate::netns::{self, Assignment};
 use crate::node as nodes;
 use crate::sidecar::overlay::Overlay;
-use crate::sidecar::socks5::Credentials;
-use crate::sidecar::{Expose, Forward, Listen, Proxies, Settings};
+use crate::sidecar::{Credentials, Expose, Forward, Listen, Proxies, Settings};
 use crate::state;
 
 /// The interface beside the pod's own.

@@ -3,6 +3,7 @@
 //! Programs beside it reach the overlay by SOCKS5, by an HTTP proxy or by forwarded ports, and are
 //! reached by exposed ones.
 
+mod credentials;
 mod dial;
 mod endpoint;
 mod forward;
@@ -21,12 +22,12 @@ use tokio::net::TcpListener;
 use crate::control::protocol::Attached;
 use crate::error::{Context, Result};
 
+pub use credentials::Credentials;
 pub use forward::{Expose, Forward};
 pub use listen::Listen;
 
 use dial::Dialler;
 use overlay::Overlay;
-use socks5::Credentials;
 
 /// The ways into the overlay and out of it.
 #[derive(Debug, Clone, Default)]

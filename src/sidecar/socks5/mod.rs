@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
 use associate::Relay;
@@ -19,27 +20,6 @@ use wire::{Command, Fault, Parsed, Reply, Target};
 
 /// How long a client may take for all it says before its request is whole.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Name and password that clients have to tell.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The name.
-    pub user: String,
-    /// The password.
-    pub password: String,
-}
-
-impl Credentials {
-    /// Whether a client told these, in a time that does not tell how much of them is right.
-    #[must_use]
-    pub fn are(&self, user: &[u8], password: &[u8]) -> bool {
-        let same = |ours: &[u8], theirs: &[u8]| {
-            let differs = ours.iter().zip(theirs).fold(0, |all, (a, b)| all | (a ^ b));
-            ours.len() == theirs.len() && differs == 0
-        };
-        same(self.user.as_bytes(), user) & same(self.password.as_bytes(), password)
-    }
-}
 
 /// Why a client is not served.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,8 @@
 //! An HTTP proxy into the overlay: `CONNECT`, and plain requests that name an `http://` address
 //! (RFC 9110 sections 7.6 and 9.3.6).
 
+mod head;
+
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -10,38 +12,23 @@ use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderValue};
 use hyper::server::conn::http1 as server;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tracing::debug;
 
+use super::Credentials;
 use super::dial::{DialError, Dialler};
-use super::socks5::Credentials;
-use super::socks5::wire::{Target, host_name};
+use super::socks5::wire;
+use head::Fault;
 
 /// How long a client may take for the head of a request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
-/// The longest head in bytes.
-const HEAD_LEN: usize = 16 << 10;
-/// The most header fields.
-const FIELDS: usize = 100;
-
-/// What concerns one connection and is not passed on (RFC 9110 section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("keep-alive"),
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::PROXY_AUTHORIZATION,
-];
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -69,8 +56,8 @@ pub(super) async fn serve(
     server::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
-        .max_buf_size(HEAD_LEN)
-        .max_headers(FIELDS)
+        .max_buf_size(head::MAX_LEN)
+        .max_headers(head::MAX_FIELDS)
         .half_close(true)
         .serve_connection(TokioIo::new(client), service)
         .with_upgrades()
@@ -89,7 +76,7 @@ async fn respond(
     credentials: Option<&Credentials>,
     tunnel: &Tunnel,
 ) -> Result<Response<Body>, Refusal> {
-    if credentials.is_some_and(|credentials| !is_authorized(request.headers(), credentials)) {
+    if credentials.is_some_and(|credentials| !head::is_authorized(request.headers(), credentials)) {
         return Err((
             StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             "this proxy wants a user's name and password".to_owned(),
@@ -107,7 +94,7 @@ async fn connect(
     dialler: &Dialler,
     tunnel: &Tunnel,
 ) -> Result<Response<Body>, Refusal> {
-    let target = target(request.uri(), None)?;
+    let target = head::tunnel(&request).map_err(faulty)?;
     let mut stream = dialler.connect(&target).await.map_err(unreached)?;
     let opened = tokio::spawn(async move {
         let upgraded = match hyper::upgrade::on(request).await {
@@ -129,22 +116,7 @@ async fn forward(
     mut request: Request<Incoming>,
     dialler: &Dialler,
 ) -> Result<Response<Body>, Refusal> {
-    if request.uri().scheme_str() != Some("http") {
-        return Err(bad(
-            "this is a proxy: name a whole address, http://HOST/PATH, or use CONNECT",
-        ));
-    }
-    let target = target(request.uri(), Some(80))?;
-    let authority = request.uri().authority().map(ToString::to_string);
-    let host = authority.unwrap_or_default();
-    let host = host.rsplit('@').next().unwrap_or_default();
-    let host = HeaderValue::from_str(host).map_err(|_| bad("the address has no host"))?;
-    let path = request.uri().path_and_query().cloned();
-    let path = path.map_or_else(|| Ok(Uri::from_static("/")), Uri::try_from);
-    *request.uri_mut() = path.map_err(|_| bad("the address has no path"))?;
-    strip(request.headers_mut());
-    request.headers_mut().insert(header::HOST, host);
-
+    let target = head::forward(&mut request).map_err(faulty)?;
     let stream = dialler.connect(&target).await.map_err(unreached)?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -155,52 +127,12 @@ async fn forward(
         }
     });
     let mut response = sender.send_request(request).await.map_err(failed)?;
-    strip(response.headers_mut());
+    head::answer(&mut response);
     Ok(response.map(BodyExt::boxed))
 }
 
-/// The host and port of an address.
-fn target(uri: &Uri, port: Option<u16>) -> Result<Target, Refusal> {
-    let authority = uri.authority();
-    let authority = authority.ok_or_else(|| bad("the address has no host"))?;
-    let port = authority.port_u16().or(port).filter(|port| *port > 0);
-    let port = port.ok_or_else(|| bad("the address has no port"))?;
-    let name = authority.host();
-    let plain = name.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
-    let host = host_name(plain.unwrap_or(name).as_bytes());
-    let host = host.map_err(|fault| bad(&format!("the address has {fault}")))?;
-    Ok((host, port))
-}
-
-/// Removes what concerns this connection only.
-fn strip(headers: &mut HeaderMap) {
-    let named = headers.get_all(header::CONNECTION).into_iter();
-    let named = named.filter_map(|value| value.to_str().ok());
-    let named = named.flat_map(|value| value.split(','));
-    let named: Vec<_> = named
-        .filter_map(|name| name.trim().parse::<HeaderName>().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
-}
-
-fn is_authorized(headers: &HeaderMap, credentials: &Credentials) -> bool {
-    use base64::Engine as _;
-    let told = headers.get(header::PROXY_AUTHORIZATION);
-    let told = told.and_then(|value| value.to_str().ok()?.split_once(' '));
-    let Some((_, told)) = told.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic")) else {
-        return false;
-    };
-    let told = base64::engine::general_purpose::STANDARD.decode(told.trim());
-    told.is_ok_and(|told| {
-        let end = told.iter().position(|byte| *byte == b':');
-        end.is_some_and(|end| credentials.are(&told[..end], &told[end + 1..]))
-    })
-}
-
-fn bad(why: &str) -> Refusal {
-    (StatusCode::BAD_REQUEST, why.to_owned())
+fn faulty(fault: Fault) -> Refusal {
+    (StatusCode::BAD_REQUEST, fault.to_string())
 }
 
 fn failed(error: hyper::Error) -> Refusal {
