@@ -1,6 +1,9 @@
 //! The heads of messages that pass the proxy: where a request leads, what of a head concerns one
 //! connection only, and who may ask (RFC 9110 sections 7.6 and 11.7).
 
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -8,7 +11,7 @@ use http::{Request, Response, Uri};
 use thiserror::Error;
 
 use super::Credentials;
-use super::wire::{self, Target, host_name};
+use super::wire::{self, Host, Target, host_name};
 
 /// The longest head in bytes.
 pub(super) const MAX_LEN: usize = 16 << 10;
@@ -21,14 +24,14 @@ pub(super) enum Fault {
     /// A request to the proxy itself.
     #[error("this is a proxy: name a whole address, http://HOST/PATH, or use CONNECT")]
     Form,
-    /// An address of no host.
-    #[error("the address has no host")]
-    NoHost,
+    /// A `CONNECT` to anything else.
+    #[error("a CONNECT names HOST:PORT and no more")]
+    Tunnel,
     /// An address of what cannot be a host.
     #[error("the address has {0}")]
     Host(wire::Fault),
-    /// No port that can be connected to.
-    #[error("the address has no port")]
+    /// None or zero, too large, or no number.
+    #[error("the address has no valid port")]
     Port,
 }
 
@@ -37,7 +40,13 @@ pub(super) enum Fault {
 /// # Errors
 /// Why it leads nowhere.
 pub(super) fn tunnel<B>(request: &Request<B>) -> Result<Target, Fault> {
-    target(request.uri(), None)
+    let uri = request.uri();
+    let authority = uri.authority().filter(|_| uri.scheme().is_none());
+    let authority = authority.ok_or(Fault::Tunnel)?.as_str();
+    if authority.contains('@') {
+        return Err(Fault::Tunnel);
+    }
+    target(authority, None)
 }
 
 /// Where a plain request leads; its head becomes what is passed on.
@@ -45,14 +54,13 @@ pub(super) fn tunnel<B>(request: &Request<B>) -> Result<Target, Fault> {
 /// # Errors
 /// Why it leads nowhere.
 pub(super) fn forward<B>(request: &mut Request<B>) -> Result<Target, Fault> {
-    if request.uri().scheme_str() != Some("http") {
-        return Err(Fault::Form);
-    }
-    let target = target(request.uri(), Some(80))?;
-    let authority = request.uri().authority().map(ToString::to_string);
-    let host = authority.unwrap_or_default();
-    let host = host.rsplit('@').next().unwrap_or_default();
-    let host = HeaderValue::from_str(host).map_err(|_| Fault::NoHost)?;
+    let uri = request.uri();
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"));
+    let authority = authority.ok_or(Fault::Form)?.as_str();
+    // The user is for the proxy, at most (RFC 9110 section 4.2.4).
+    let place = authority.rsplit_once('@').map_or(authority, |(_, it)| it);
+    let target = target(place, Some(80))?;
+    let host = HeaderValue::from_str(place).map_err(|_| Fault::Host(wire::Fault::Name))?;
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
     strip(request.headers_mut());
@@ -79,15 +87,34 @@ pub(super) fn is_authorized(headers: &HeaderMap, credentials: &Credentials) -> b
     })
 }
 
-/// The host and port of an address.
-fn target(uri: &Uri, port: Option<u16>) -> Result<Target, Fault> {
-    let authority = uri.authority().ok_or(Fault::NoHost)?;
-    let port = authority.port_u16().or(port).filter(|port| *port > 0);
-    let port = port.ok_or(Fault::Port)?;
-    let name = authority.host();
-    let plain = name.strip_prefix('[').and_then(|it| it.strip_suffix(']'));
-    let host = host_name(plain.unwrap_or(name).as_bytes());
-    Ok((host.map_err(Fault::Host)?, port))
+/// The host and port of an address without a user; `default` is the port where none is said (RFC
+/// 3986 section 3.2). Nothing of it is left unread: servers read all of it as `Host`.
+fn target(place: &str, default: Option<u16>) -> Result<Target, Fault> {
+    let name = Fault::Host(wire::Fault::Name);
+    let (host, rest) = match place.strip_prefix('[') {
+        Some(literal) => {
+            let (address, rest) = literal.split_once(']').ok_or(name)?;
+            let address: Ipv6Addr = address.parse().map_err(|_| name)?;
+            (Host::Ip(address.into()), rest)
+        }
+        None => {
+            let (name, rest) = place.split_at(place.find(':').unwrap_or(place.len()));
+            (host_name(name.as_bytes()).map_err(Fault::Host)?, rest)
+        }
+    };
+    let port = match rest.strip_prefix(':') {
+        Some("") => default,
+        Some(digits) => number(digits),
+        None => default.filter(|_| rest.is_empty()),
+    };
+    let port = port.filter(|port| *port > 0).ok_or(Fault::Port)?;
+    Ok((host, port))
+}
+
+/// What is written in digits alone; std takes signs, too.
+fn number<T: FromStr>(digits: &str) -> Option<T> {
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain)
 }
 
 /// What concerns one connection and is not passed on.
@@ -117,7 +144,6 @@ fn strip(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
-    use super::wire::Host;
     use super::*;
 
     fn request(method: &str, uri: &str, fields: &[(&str, &[u8])]) -> Request<()> {
@@ -146,6 +172,7 @@ mod tests {
         for (uri, host, port) in [
             ("http://Web.muslin/a", name("web.muslin"), 80),
             ("http://web.muslin:8080", name("web.muslin"), 8080),
+            ("http://web.muslin:/", name("web.muslin"), 80),
             ("http://me:owl@web.muslin/", name("web.muslin"), 80),
             ("http://10.244.1.2:1/", Host::Ip([10, 244, 1, 2].into()), 1),
             (
@@ -165,14 +192,26 @@ mod tests {
             ("http://web.muslin:0/", Fault::Port),
             ("http://web..muslin/", Fault::Host(wire::Fault::Name)),
             ("http://:80/", Fault::Host(wire::Fault::Name)),
+            ("http://web.muslin:65536/", Fault::Port),
+            ("http://web.muslin:+80/", Fault::Port),
+            ("http://web.muslin:x/", Fault::Port),
+            ("http://[::1]80/", Fault::Port),
+            ("http://[::1]web.muslin:80/", Fault::Port),
+            ("http://[web.muslin]/", Fault::Host(wire::Fault::Name)),
+            ("http://[10.244.1.2]/", Fault::Host(wire::Fault::Name)),
         ] {
             let led = forward(&mut request("GET", uri, &[]));
             assert_eq!(led, Err(fault), "{uri}");
         }
         for (uri, fault) in [
-            ("/a", Fault::NoHost),
+            ("/a", Fault::Tunnel),
+            ("http://web.muslin:443/", Fault::Tunnel),
+            ("me@web.muslin:443", Fault::Tunnel),
             ("web.muslin", Fault::Port),
+            ("web.muslin:", Fault::Port),
             ("web.muslin:0", Fault::Port),
+            ("web.muslin:65536", Fault::Port),
+            ("[::1]80:443", Fault::Port),
         ] {
             let led = tunnel(&request("CONNECT", uri, &[]));
             assert_eq!(led, Err(fault), "{uri}");
