@@ -118,7 +118,7 @@ fn number<T: FromStr>(digits: &str) -> Option<T> {
 }
 
 /// What concerns one connection and is not passed on.
-const HOP_BY_HOP: [HeaderName; 8] = [
+const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("keep-alive"),
@@ -126,20 +126,27 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+    header::PROXY_AUTHENTICATE,
+    HeaderName::from_static("proxy-authentication-info"),
     header::PROXY_AUTHORIZATION,
 ];
 
 /// Removes what concerns this connection only.
 fn strip(headers: &mut HeaderMap) {
-    let named = headers.get_all(header::CONNECTION).into_iter();
-    let named = named.filter_map(|value| value.to_str().ok());
-    let named = named.flat_map(|value| value.split(','));
+    let named = items(headers, &header::CONNECTION);
     let named: Vec<_> = named
-        .filter_map(|name| name.trim().parse::<HeaderName>().ok())
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
         .collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+}
+
+/// What a field lists in all its values (RFC 9110 section 5.6.1).
+fn items<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let values = headers.get_all(name).into_iter();
+    let items = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    items.map(<[u8]>::trim_ascii)
 }
 
 #[cfg(test)]
@@ -232,8 +239,10 @@ mod tests {
     fn what_concerns_one_connection_is_not_passed_on() {
         let sent: &[(&str, &[u8])] = &[
             ("connection", b"close, X-Mine"),
-            ("connection", b"x-other"),
+            ("connection", b"x-other, \xff"),
             ("keep-alive", b"timeout=1"),
+            ("proxy-authenticate", b"Basic"),
+            ("proxy-authentication-info", b"a"),
             ("proxy-authorization", b"Basic bWU6b3ds"),
             ("proxy-connection", b"close"),
             ("te", b"trailers"),
