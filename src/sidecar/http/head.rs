@@ -7,7 +7,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use thiserror::Error;
 
 use super::Credentials;
@@ -33,6 +33,29 @@ pub(super) enum Fault {
     /// None or zero, too large, or no number.
     #[error("the address has no valid port")]
     Port,
+    /// A `CONNECT` with something to send to the proxy itself.
+    #[error("a CONNECT has no content")]
+    Content,
+    /// Two lengths, or none that is a number.
+    #[error("the content has no valid length")]
+    Length,
+    /// Something else than chunks.
+    #[error("the content is transferred in another way than chunked")]
+    Coding,
+    /// A response that is none, or the end of HTTP, which nobody has asked for.
+    #[error("it wants another protocol")]
+    Switch,
+}
+
+impl Fault {
+    /// What a client is told whose request has this.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            // RFC 9112 section 6.1.
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
 }
 
 /// Where a `CONNECT` leads.
@@ -46,7 +69,10 @@ pub(super) fn tunnel<B>(request: &Request<B>) -> Result<Target, Fault> {
     if authority.contains('@') {
         return Err(Fault::Tunnel);
     }
-    target(authority, None)
+    match framing(request.headers())? {
+        Framing::Length(0) | Framing::Untold => target(authority, None),
+        _ => Err(Fault::Content),
+    }
 }
 
 /// Where a plain request leads; its head becomes what is passed on.
@@ -60,17 +86,38 @@ pub(super) fn forward<B>(request: &mut Request<B>) -> Result<Target, Fault> {
     // The user is for the proxy, at most (RFC 9110 section 4.2.4).
     let place = authority.rsplit_once('@').map_or(authority, |(_, it)| it);
     let target = target(place, Some(80))?;
+    let framing = framing(request.headers())?;
     let host = HeaderValue::from_str(place).map_err(|_| Fault::Host(wire::Fault::Name))?;
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    strip(request.headers_mut());
-    request.headers_mut().insert(header::HOST, host);
+    let headers = request.headers_mut();
+    strip(headers);
+    headers.insert(header::HOST, host);
+    // Said aloud, because hyper takes it that a GET has no content.
+    headers.extend(match framing {
+        Framing::Chunked => Some((header::TRANSFER_ENCODING, CHUNKED)),
+        Framing::Length(len) => Some((header::CONTENT_LENGTH, len.into())),
+        Framing::Untold => None,
+    });
     Ok(target)
 }
 
-/// The head of a response becomes what is passed on.
-pub(super) fn answer<B>(response: &mut Response<B>) {
-    strip(response.headers_mut());
+/// The head of a response becomes what is passed on, but for a coding of the content: that is for
+/// who sends it.
+///
+/// # Errors
+/// Why there is nothing to pass on.
+pub(super) fn answer<B>(response: &mut Response<B>) -> Result<(), Fault> {
+    if response.status().is_informational() {
+        return Err(Fault::Switch);
+    }
+    let headers = response.headers_mut();
+    let framing = framing(headers)?;
+    strip(headers);
+    if let Framing::Length(len) = framing {
+        headers.insert(header::CONTENT_LENGTH, len.into());
+    }
+    Ok(())
 }
 
 /// Whether a client has told the credentials that are wanted (RFC 7617).
@@ -117,6 +164,41 @@ fn number<T: FromStr>(digits: &str) -> Option<T> {
     digits.parse().ok().filter(|_| plain)
 }
 
+/// How the end of a message's content is told (RFC 9112 section 6.3).
+enum Framing {
+    /// By the last of its chunks.
+    Chunked,
+    /// By its length in bytes.
+    Length(u64),
+    /// In a request there is none, a response ends with its connection.
+    Untold,
+}
+
+const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
+
+/// The one way to tell. Two that disagree would let others see two messages where there is one.
+fn framing(headers: &HeaderMap) -> Result<Framing, Fault> {
+    let mut codings = items(headers, &header::TRANSFER_ENCODING);
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        // It counts, and not a length beside it.
+        (Some(one), None) if CHUNKED.as_bytes().eq_ignore_ascii_case(one) => {
+            return Ok(Framing::Chunked);
+        }
+        // Nobody was told that such is understood.
+        _ => return Err(Fault::Coding),
+    }
+    let mut told = None;
+    for len in items(headers, &header::CONTENT_LENGTH) {
+        let len: Option<u64> = str::from_utf8(len).ok().and_then(number);
+        if len.is_none() || told.is_some() && told != len {
+            return Err(Fault::Length);
+        }
+        told = len;
+    }
+    Ok(told.map_or(Framing::Untold, Framing::Length))
+}
+
 /// What concerns one connection and is not passed on.
 const HOP_BY_HOP: [HeaderName; 10] = [
     header::CONNECTION,
@@ -131,7 +213,7 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     header::PROXY_AUTHORIZATION,
 ];
 
-/// Removes what concerns this connection only.
+/// Removes what concerns this connection only, and the length, which is said anew.
 fn strip(headers: &mut HeaderMap) {
     let named = items(headers, &header::CONNECTION);
     let named: Vec<_> = named
@@ -140,6 +222,7 @@ fn strip(headers: &mut HeaderMap) {
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
+    headers.remove(header::CONTENT_LENGTH);
 }
 
 /// What a field lists in all its values (RFC 9110 section 5.6.1).
@@ -260,8 +343,76 @@ mod tests {
         assert_eq!(fields(request.headers()), kept);
         let mut response = Response::new(());
         *response.headers_mut() = self::request("GET", "/", sent).headers().clone();
-        answer(&mut response);
+        assert_eq!(answer(&mut response), Ok(()));
         assert_eq!(fields(response.headers()), kept);
+    }
+
+    #[test]
+    fn the_end_of_content_is_told_in_one_way() {
+        let length = ("content-length", &b"5"[..]);
+        let two = ("content-length", &b"5, 05"[..]);
+        let other = ("content-length", &b"6"[..]);
+        let chunked = ("transfer-encoding", &b"Chunked"[..]);
+        let told = ("transfer-encoding", &b"chunked"[..]);
+        let named = ("connection", &b"content-length"[..]);
+        // What is sent, and what requests and responses say instead.
+        for (sent, asked, answered) in [
+            (&[][..], &[][..], &[][..]),
+            (&[length], &[length], &[length]),
+            (&[length, two], &[length], &[length]),
+            (&[named, length], &[length], &[length]),
+            // The other side of the connection says how it sends a response's content.
+            (&[chunked], &[told], &[]),
+            (&[length, chunked], &[told], &[]),
+        ] {
+            let mut request = request("GET", "http://a/", sent);
+            let mut response = Response::new(());
+            *response.headers_mut() = request.headers().clone();
+            assert!(forward(&mut request).is_ok(), "{sent:?}");
+            request.headers_mut().remove(header::HOST);
+            assert_eq!(fields(request.headers()), asked, "{sent:?}");
+            assert_eq!(answer(&mut response), Ok(()), "{sent:?}");
+            assert_eq!(fields(response.headers()), answered, "{sent:?}");
+        }
+        let with = |value: &'static [u8]| ("content-length", value);
+        let gzip = ("transfer-encoding", &b"gzip"[..]);
+        for (sent, fault) in [
+            (&[length, other][..], Fault::Length),
+            (&[with(b"5, 6")], Fault::Length),
+            (&[with(b"+5")], Fault::Length),
+            (&[with(b"-1")], Fault::Length),
+            (&[with(b"")], Fault::Length),
+            (&[with(b"18446744073709551616")], Fault::Length),
+            (&[gzip], Fault::Coding),
+            (&[gzip, chunked], Fault::Coding),
+            (&[chunked, chunked], Fault::Coding),
+            (&[("transfer-encoding", b"chunked,")], Fault::Coding),
+        ] {
+            let mut request = request("POST", "http://a/", sent);
+            let mut response = Response::new(());
+            *response.headers_mut() = request.headers().clone();
+            assert_eq!(forward(&mut request), Err(fault), "{sent:?}");
+            assert_eq!(answer(&mut response), Err(fault), "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_has_no_content_of_its_own() {
+        let lead = |fields: &[(&str, &[u8])]| tunnel(&request("CONNECT", "a:1", fields));
+        assert!(lead(&[("content-length", b"0")]).is_ok());
+        for field in [
+            ("content-length", &b"5"[..]),
+            ("transfer-encoding", b"chunked"),
+        ] {
+            assert_eq!(lead(&[field]), Err(Fault::Content), "{field:?}");
+        }
+    }
+
+    #[test]
+    fn no_server_makes_another_protocol_of_a_response() {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        assert_eq!(answer(&mut response), Err(Fault::Switch));
     }
 
     #[test]

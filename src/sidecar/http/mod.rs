@@ -4,6 +4,7 @@
 mod head;
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,15 +128,15 @@ async fn forward(
         }
     });
     let mut response = sender.send_request(request).await.map_err(failed)?;
-    head::answer(&mut response);
+    head::answer(&mut response).map_err(failed)?;
     Ok(response.map(BodyExt::boxed))
 }
 
 fn faulty(fault: Fault) -> Refusal {
-    (StatusCode::BAD_REQUEST, fault.to_string())
+    (fault.status(), fault.to_string())
 }
 
-fn failed(error: hyper::Error) -> Refusal {
+fn failed(error: impl Display) -> Refusal {
     (StatusCode::BAD_GATEWAY, format!("the server: {error}"))
 }
 
