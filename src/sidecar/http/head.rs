@@ -7,7 +7,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Response, StatusCode, Uri};
+use http::{Request, Response, StatusCode, Uri, Version};
 use thiserror::Error;
 
 use super::Credentials;
@@ -90,6 +90,8 @@ pub(super) fn forward<B>(request: &mut Request<B>) -> Result<Target, Fault> {
     let host = HeaderValue::from_str(place).map_err(|_| Fault::Host(wire::Fault::Name))?;
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    // RFC 9110 section 6.2: an intermediary sends its own.
+    *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
     strip(headers);
     headers.insert(header::HOST, host);
@@ -111,6 +113,7 @@ pub(super) fn answer<B>(response: &mut Response<B>) -> Result<(), Fault> {
     if response.status().is_informational() {
         return Err(Fault::Switch);
     }
+    *response.version_mut() = Version::HTTP_11;
     let headers = response.headers_mut();
     let framing = framing(headers)?;
     strip(headers);
@@ -406,6 +409,18 @@ mod tests {
         ] {
             assert_eq!(lead(&[field]), Err(Fault::Content), "{field:?}");
         }
+    }
+
+    #[test]
+    fn versions_are_the_proxys_own() {
+        let mut request = request("GET", "http://a/", &[]);
+        *request.version_mut() = Version::HTTP_10;
+        forward(&mut request).unwrap();
+        let mut response = Response::new(());
+        *response.version_mut() = Version::HTTP_10;
+        answer(&mut response).unwrap();
+        let versions = (request.version(), response.version());
+        assert_eq!(versions, (Version::HTTP_11, Version::HTTP_11));
     }
 
     #[test]
