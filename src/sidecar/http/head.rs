@@ -88,8 +88,10 @@ pub(super) fn forward<B>(request: &mut Request<B>) -> Result<Target, Fault> {
     let target = target(place, Some(80))?;
     let framing = framing(request.headers())?;
     let host = HeaderValue::from_str(place).map_err(|_| Fault::Host(wire::Fault::Name))?;
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    let path = uri.path_and_query().cloned().map(Uri::from);
+    // Nothing is left of a host with a fragment behind it.
+    let path = path.filter(|path| !path.path().is_empty());
+    *request.uri_mut() = path.unwrap_or_else(|| Uri::from_static("/"));
     // RFC 9110 section 6.2: an intermediary sends its own.
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
@@ -319,6 +321,21 @@ mod tests {
         assert_eq!(request.uri(), "/a?b=c");
         let passed: &[(&str, &[u8])] = &[("host", b"Web.muslin:8080"), ("x", b"1")];
         assert_eq!(fields(request.headers()), passed);
+    }
+
+    #[test]
+    fn a_path_is_passed_on_as_it_is() {
+        for (uri, path) in [
+            ("http://a", "/"),
+            ("http://a?b", "/?b"),
+            ("http://a#b", "/"),
+            ("http://a/%2f//..?b?c#d", "/%2f//..?b?c"),
+            ("http://a/\u{fc}", "/\u{fc}"),
+        ] {
+            let mut request = request("GET", uri, &[]);
+            forward(&mut request).unwrap();
+            assert_eq!(request.uri().to_string(), path, "{uri}");
+        }
     }
 
     #[test]
