@@ -96,8 +96,8 @@ fn words(summary: &Summary) -> String {
     let figures = &summary.figures;
     format!(
         "well: hash {:016x}, tables right {} ms after everything was mended; {} steps, {} requests \
-         to the store, {} events from it, {} datagrams, {} frames, {} TCP connections, {} pings \
-         answered",
+         to the store, {} events from it, {} datagrams, {} frames, {} flows that left the overlay, \
+         {} TCP connections, {} pings and datagrams answered",
         summary.hash,
         summary.convergence,
         figures.steps,
@@ -105,6 +105,7 @@ fn words(summary: &Summary) -> String {
         figures.events,
         figures.datagrams,
         figures.frames,
+        figures.flows,
         figures.talks,
         figures.answers,
     )

@@ -417,6 +417,9 @@ fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
     if places.any(|place| is_gone(&place.port)) {
         return wrong("has a neighbour behind a port that is gone");
     }
+    if running.stray_flow().is_some() {
+        return wrong("has a flow of a pod that is gone");
+    }
     if node.ports().count() != running.ports.len() {
         return wrong("has other ports than were attached");
     }

@@ -13,10 +13,13 @@ use super::link::{Underlay, Weather};
 use super::log::Log;
 use super::machine::{Machine, Timer, Who};
 use super::oracle::Oracle;
+use super::outside::Outside;
 use super::plan::Setup;
 use super::queue::Queue;
 use super::random::{Random, Stream};
+use super::sockets::Happening;
 use super::store::{Gap, Lost, Store};
+use crate::egress::FlowId;
 use crate::frame;
 use crate::lease::{Answer, Op, Revision};
 use crate::node::Limits;
@@ -52,6 +55,8 @@ pub(super) enum Due {
     ToDevice(Who, PortId, Vec<u8>),
     FromDevice(Who, PortId, Vec<u8>),
     Frame(usize, Vec<u8>),
+    Flows(Who),
+    Socket(Who, FlowId, Happening),
     Datagram {
         source: SocketAddr,
         destination: SocketAddr,
@@ -72,9 +77,11 @@ pub struct Figures {
     pub datagrams: u64,
     /// Frames from and to pods.
     pub frames: u64,
+    /// Flows that left the overlay.
+    pub flows: u64,
     /// TCP connections that brought everything back.
     pub talks: u64,
-    /// Pings that were answered.
+    /// Pings and datagrams that were answered.
     pub answers: u64,
 }
 
@@ -87,6 +94,7 @@ impl Figures {
             events: self.events - before.events,
             datagrams: self.datagrams - before.datagrams,
             frames: self.frames - before.frames,
+            flows: self.flows - before.flows,
             talks: self.talks - before.talks,
             answers: self.answers - before.answers,
         }
@@ -102,6 +110,7 @@ pub(super) struct Cluster {
     /// Addresses that machines had.
     pub(super) former: Vec<Ipv4Addr>,
     pub(super) underlay: Underlay,
+    pub(super) outside: Outside,
     pub(super) store: Store,
     pub(super) store_weather: StoreWeather,
     pub(super) oracle: Oracle,
@@ -149,6 +158,7 @@ impl Cluster {
             addresses,
             former: Vec::new(),
             underlay: Underlay::new(seed, weather),
+            outside: Outside::new(seed),
             store,
             store_weather: StoreWeather::new(seed),
             oracle: Oracle::default(),
@@ -214,6 +224,8 @@ impl Cluster {
             }
             Due::ToDevice(who, port, frame) => self.deliver(who, port, &frame)?,
             Due::FromDevice(who, port, frame) => self.take_frame(who, port, &frame)?,
+            Due::Flows(who) => self.flows_timeout(who)?,
+            Due::Socket(who, id, happening) => self.socket_event(who, id, happening)?,
             Due::Frame(machine, bytes) => self.take_link_frame(machine, &bytes)?,
             Due::Datagram {
                 source,

@@ -1,7 +1,7 @@
 //! What can be attached to a simulated node's port. A new kind of device is one file that
 //! implements [`Device`], and a word in the plan that attaches it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use smoltcp::time::Instant;
 
@@ -33,8 +33,16 @@ pub(super) trait Device {
 pub(super) enum Order {
     /// Send bytes over TCP, and get as many back.
     Talk {
-        to: Ipv4Addr,
+        to: SocketAddrV4,
         flow: u64,
+        bytes: usize,
+        /// Whether to end the stream before all is back.
+        ends_first: bool,
+    },
+    /// Send a datagram with a payload of so many bytes, which comes back.
+    Query {
+        to: SocketAddrV4,
+        identity: Identity,
         bytes: usize,
     },
     /// Ping, with a payload of so many bytes.
@@ -60,7 +68,7 @@ pub(super) enum Report {
     Talked(u64),
     /// The connection ended before that.
     Failed { flow: u64, why: &'static str },
-    /// The answer to a ping has come.
+    /// The answer to a ping or a datagram has come.
     Answered(u64),
     /// Something arrived that nobody had sent.
     Wrong(String),

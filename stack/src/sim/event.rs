@@ -8,7 +8,9 @@ use super::cluster::{Cluster, PREFIX, address};
 use super::device::Order;
 use super::link::Weather;
 use super::machine::Who;
+use super::outside::Server;
 use super::rogue::Rogue;
+use crate::egress::Protocol;
 use crate::lease::{Entry, LEASE_TTL, LeaseRecord, SubnetKey, lease_prefix};
 use crate::port::PortId;
 
@@ -103,6 +105,32 @@ pub enum Event {
         /// Bytes of payload.
         bytes: usize,
     },
+    /// TCP connections of a pod to a server outside.
+    Fetch {
+        /// Which pod.
+        pod: usize,
+        /// Which server.
+        server: Server,
+        /// How many at once.
+        count: usize,
+        /// How many bytes each sends, and gets back.
+        bytes: usize,
+        /// Whether the pod ends its streams before all is back.
+        ends_first: bool,
+    },
+    /// A pod asks a server outside by a datagram or an echo request.
+    Query {
+        /// Which pod.
+        pod: usize,
+        /// Which server.
+        server: Server,
+        /// UDP or ping.
+        protocol: Protocol,
+        /// Bytes of payload.
+        bytes: usize,
+    },
+    /// A machine has no way to servers outside.
+    CutOutside(usize),
     /// A hostile pod, attached beside another if there is none, does what pods must not do.
     Misbehave {
         /// Beside which pod, and about it.
@@ -212,6 +240,29 @@ impl fmt::Display for Event {
                 write!(f, "pod {from} and pod {to} exchange {bytes} bytes over TCP")
             }
             Self::Ping { from, to, bytes } => write!(f, "pod {from} pings pod {to}, {bytes} bytes"),
+            Self::Fetch {
+                pod,
+                server,
+                count,
+                bytes,
+                ends_first,
+            } => {
+                let end = if *ends_first { ", ending first" } else { "" };
+                write!(
+                    f,
+                    "pod {pod} exchanges {bytes} bytes over {count} TCP connections with \
+                     {server}{end}"
+                )
+            }
+            Self::Query {
+                pod,
+                server,
+                protocol,
+                bytes,
+            } => write!(f, "pod {pod} asks by {protocol}, {bytes} bytes, {server}"),
+            Self::CutOutside(machine) => {
+                write!(f, "machine {machine} has no way to servers outside")
+            }
             Self::Misbehave { victim, trick } => {
                 write!(
                     f,
@@ -305,7 +356,10 @@ impl Cluster {
             Event::Mend => {
                 self.underlay.heal();
                 self.ways_changed();
+                self.heal_outside()?;
             }
+            Event::CutOutside(machine) => self.outside.cut(now, *machine),
+            Event::Fetch { .. } | Event::Query { .. } => self.send_out(event)?,
             Event::Talk { .. } | Event::Ping { .. } | Event::Misbehave { .. } => {
                 self.apply_to_pods(event)?;
             }

@@ -11,6 +11,7 @@ use smoltcp::wire::EthernetAddress;
 
 use super::agent::Agent;
 use super::device::Device;
+use super::way_out::WayOut;
 use crate::ipam::{AddressPool, Memory, PodName};
 use crate::lease::{NetworkConfig, Peers, SubnetKey};
 use crate::node::Node;
@@ -68,6 +69,8 @@ pub(super) struct Running {
     pub(super) node: Node,
     pub(super) gateway_mac: EthernetAddress,
     pub(super) pool: AddressPool,
+    /// Flows to addresses outside, once there was one.
+    pub(super) way_out: Option<Box<WayOut>>,
     pub(super) ports: BTreeMap<PortId, Plugged>,
     /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
     pub(super) gone: BTreeSet<EthernetAddress>,

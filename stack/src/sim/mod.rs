@@ -1,20 +1,23 @@
-//! A deterministic simulator of whole clusters: nodes, their pods, the links between them and the
-//! store of their leases, in one thread and in virtual time.
+//! A deterministic simulator of whole clusters: nodes, their pods, the links between them, the store
+//! of their leases, and servers outside the overlay, in one thread and in virtual time.
 //!
-//! What runs is what runs in production: [`crate::node::Node`], [`crate::lease::Manager`],
-//! [`crate::lease::Peers`] and [`crate::ipam::AddressPool`]. What a real node has around them is
-//! here anew, as simple as it can be: `agent` does what the lease task of `src/lease/runner.rs` does,
-//! `cluster` what `src/node/` and the workers do. Pods are smoltcp with TCP and ping.
+//! What runs is what runs in production: [`crate::node::Node`], [`crate::egress::Egress`],
+//! [`crate::lease::Manager`], [`crate::lease::Peers`] and [`crate::ipam::AddressPool`]. What a real
+//! node has around them is here anew, as simple as it can be: `agent` does what the lease task of
+//! `src/lease/runner.rs` does, `cluster` what `src/node/` and the workers do, `way_out` what
+//! `src/worker/egress.rs` does, `sockets` what `src/egress/` and the host's kernel do. Pods are
+//! smoltcp with TCP, UDP and ping.
 //!
 //! # A run
 //!
 //! A seed makes a [`Plan`]: a cluster of two to five machines and some dozen events, such as a node
 //! that joins, crashes or gets another address, a partition, a store that is down, loses answers or
-//! everything, somebody who deletes or rewrites a record, a hostile pod. [`run`] follows it. Then
-//! everything is mended, and what is alive must show in time: tables are what the store says, and
-//! all pairs of pods talk. All chances of a run come from its seed, in streams of their own for plan,
-//! links, store and machines, and no hash table's order is asked for: the same seed is the same run
-//! to the byte, in any process of the same build.
+//! everything, somebody who deletes or rewrites a record, a hostile pod, pods that talk to each other
+//! or to servers outside. [`run`] follows it. Then everything is mended, and what is alive must show
+//! in time: tables are what the store says, all pairs of pods talk, and all pods reach a server. All
+//! chances of a run come from its seed, in streams of their own for plan, links, store, machines and
+//! what is outside, and no hash table's order is asked for: the same seed is the same run to the
+//! byte, in any process of the same build.
 //!
 //! # What must hold
 //!
@@ -35,6 +38,20 @@
 //! * Timers do not spin: a node's next timeout is later than now, lease rules ask for something
 //!   without time passing 64 times at most, and the store four times a second, over 100 at once.
 //!
+//! After every call of a node's egress:
+//!
+//! * Flows keep their bounds, of all pods and of each, and belong to pods that are attached.
+//! * Flows and sockets of the host are the same ones: each flow has its own, to where the pod wants,
+//!   and each socket is closed once, with its flow. Both have carried the same bytes.
+//! * Streams bring every byte to servers, to each those of its own client; only where both have
+//!   ended is a socket closed without a reset.
+//! * A datagram or echo request goes on, unchanged and once, or is dropped for a reason.
+//! * What goes to pods fits their interface and has right lengths and checksums; a datagram's or
+//!   ping's answer goes to who asked, once, and an error quotes what its receiver has sent.
+//! * A connection to a server that is well fails only if its flow had to make room for others, or
+//!   the machine had no way out.
+//! * Timers do not spin here, either.
+//!
 //! Between two events of a plan:
 //!
 //! * Tables keep their bounds, and have nothing of ports that are gone.
@@ -46,8 +63,11 @@
 //!
 //! * Within 240 s all wanted nodes run, hold their record, watch the store, and have exactly the
 //!   peers of its records: none is missing, stale, or has another address. No subnets overlap.
+//! * Within 300 s pods are through with all connections to servers that they began before, or are
+//!   told that there is none, and a minute later those that went well are in no table.
 //! * All pairs of pods talk over TCP or ping, within 180 s.
-//! * In one of seven runs a day passes then, and the same must hold.
+//! * All pods reach a good server outside, over TCP, UDP and ping.
+//! * In one of seven runs a day passes then. No flow is left then, and the same must hold.
 //!
 //! # The store
 //!
@@ -58,10 +78,17 @@
 //! simulated ones also have to bear reads from a member that lags behind, as etcd's serializable
 //! reads, or a proxy's, can be.
 //!
+//! # Outside
+//!
+//! A server's address says how it does: it echoes, is slow, stalls and goes on, ends its stream
+//! first, resets, refuses, is not found or silent ([`Server`]). What waits in sockets is less than
+//! what most connections carry, and so are the flows that a node may have, so that bounds are
+//! reached. Events of sockets come as from an edge-triggered epoll, some after the socket is closed.
+//!
 //! # More devices
 //!
-//! What is behind a port implements `Device` (`device.rs`). `Pod` and `Rogue` are one file each; an
-//! egress or a proxy is one more, and one event that attaches it. `lan.rs` is the link of bare packets.
+//! What is behind a port implements `Device` (`device.rs`). `Pod` and `Rogue` are one file each, and
+//! one event that attaches it. `lan.rs` is the link of bare packets.
 //!
 //! `stack/README.md` says how to run it, how a seed that fails becomes a test, and what it found.
 
@@ -69,12 +96,16 @@ mod agent;
 mod check;
 mod cluster;
 mod device;
+mod errand;
 mod event;
 mod lan;
 mod link;
 mod log;
 mod machine;
+mod mailbox;
 mod oracle;
+mod outside;
+mod packet;
 mod plan;
 mod pod;
 mod ports;
@@ -85,8 +116,11 @@ mod report;
 mod rogue;
 mod scale;
 mod shrink;
+mod sockets;
 mod store;
+mod stream;
 mod traffic;
+mod way_out;
 
 use smoltcp::time::Duration;
 use thiserror::Error;
@@ -94,6 +128,7 @@ use thiserror::Error;
 pub use cluster::Figures;
 pub use event::{Event, Forgery};
 pub use link::Weather;
+pub use outside::Server;
 pub use plan::{Plan, Setup, Step};
 pub use scale::{Phase, Scale};
 pub use shrink::shrink;
@@ -160,11 +195,16 @@ fn whole(cluster: &mut Cluster, plan: &Plan) -> Result<u64, Violation> {
     cluster.heal()?;
     let convergence = cluster.converge()?;
     cluster.check_tables()?;
+    cluster.await_errands()?;
+    cluster.check_farewells()?;
     cluster.talk_all(plan.seed)?;
+    cluster.go_out_all()?;
     if plan.rests {
         cluster.run(DAY)?;
+        cluster.check_idle()?;
         cluster.converge()?;
         cluster.talk_all(plan.seed)?;
+        cluster.go_out_all()?;
     }
     Ok(convergence)
 }

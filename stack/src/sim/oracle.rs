@@ -4,12 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::wire::{EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet};
+use smoltcp::time::Instant;
+use smoltcp::wire::{
+    EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, UdpPacket,
+};
 
 use super::Violation;
 use super::cluster::{Figures, PREFIX};
 use super::device::{Identity, Report};
+use super::errand::Errand;
 use super::machine::Plugged;
+use super::outside::Server;
+use super::packet::quoted_source;
 use crate::frame;
 use crate::lease::{SubnetKey, lease_prefix};
 
@@ -34,9 +40,13 @@ pub(super) struct Oracle {
     /// Devices by the number that their pings have, and the address that each was given.
     senders: BTreeMap<u64, Ipv4Addr>,
     flows: BTreeMap<u64, Flow>,
+    /// Those of them that go to servers outside.
+    pub(super) errands: BTreeMap<u64, Errand>,
     pings: u64,
     answered: BTreeSet<u64>,
     seen: BTreeSet<(u64, Way)>,
+    /// Those that went on to a server outside.
+    out: BTreeSet<u64>,
     /// Pings that a link has doubled.
     doubled: BTreeSet<u64>,
     /// Subnets whose record was taken from the machine that had written it.
@@ -65,6 +75,22 @@ impl Oracle {
         self.flows.get(&flow).copied().unwrap_or(Flow::Open)
     }
 
+    /// The address that a device was given.
+    pub(super) fn address_of(&self, sender: u64) -> Option<Ipv4Addr> {
+        self.senders.get(&sender).copied()
+    }
+
+    /// Who talks to which server in a flow.
+    pub(super) fn client_of(&self, flow: u64) -> Option<(Ipv4Addr, Option<Server>)> {
+        let errand = self.errands.get(&flow);
+        errand.map(|errand| (errand.address, Some(errand.server)))
+    }
+
+    /// A datagram or echo request goes on to a server outside; false if it has before.
+    pub(super) fn goes_out(&mut self, identity: Identity) -> bool {
+        self.out.insert(identity.ping)
+    }
+
     pub(super) fn is_answered(&self, ping: u64) -> bool {
         self.answered.contains(&ping)
     }
@@ -89,6 +115,7 @@ impl Oracle {
     /// Takes what a device tells.
     pub(super) fn take_report(
         &mut self,
+        now: Instant,
         report: Report,
         figures: &mut Figures,
     ) -> Result<(), Violation> {
@@ -96,6 +123,9 @@ impl Oracle {
             Report::Talked(flow) => {
                 figures.talks += 1;
                 self.flows.insert(flow, Flow::Done);
+                if let Some(errand) = self.errands.get_mut(&flow) {
+                    errand.done = Some(now);
+                }
             }
             Report::Failed { flow, why } => {
                 self.flows.insert(flow, Flow::Failed(why));
@@ -135,7 +165,24 @@ impl Oracle {
         if ip.dst_addr() != to.address {
             return wrong(format!("for {}", ip.dst_addr()));
         }
-        if ip.next_header() != IpProtocol::Icmp || ip.more_frags() || ip.frag_offset() != 0 {
+        if ip.more_frags() || ip.frag_offset() != 0 {
+            return Ok(());
+        }
+        if ip.next_header() == IpProtocol::Udp {
+            let datagram = UdpPacket::new_checked(ip.payload());
+            let identity = datagram.ok().and_then(|it| Identity::read(it.payload()));
+            if let Some(Identity { ping, sender }) = identity
+                && (sender != to.sender || !self.seen.insert((ping, Way::Answer)))
+            {
+                return wrong(format!("that answers datagram {ping} of device {sender}"));
+            }
+        }
+        if let Some(source) = quoted_source(&ip)
+            && source != to.address
+        {
+            return wrong(format!("that quotes a packet of {source}"));
+        }
+        if ip.next_header() != IpProtocol::Icmp {
             return Ok(());
         }
         let icmp = Icmpv4Packet::new_checked(ip.payload());
@@ -161,6 +208,9 @@ impl Oracle {
         }
         if way == Way::Answer && sender != Some(to.address) {
             return wrong(format!("that answers ping {} of {sender:?}", identity.ping));
+        }
+        if Server::at(from).is_some() && identity.sender != to.sender {
+            return wrong(format!("that answers ping {} of another", identity.ping));
         }
         let is_new = self.seen.insert((identity.ping, way));
         if !is_new && !self.doubled.contains(&identity.ping) {

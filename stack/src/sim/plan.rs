@@ -10,8 +10,10 @@ use muslin_encap::vxlan::VtepMac;
 
 use super::event::{Event, Forgery};
 use super::link::Weather;
+use super::outside::Server;
 use super::random::{Random, Stream};
 use super::rogue::Rogue;
+use crate::egress::Protocol;
 use crate::lease::{Backend, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, Wish};
 
 /// All pods of the cluster.
@@ -237,7 +239,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(100) {
+    match random.below(120) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -299,6 +301,27 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
         },
         99 if random.chance(400) => Event::NewCard(machine),
         99 if random.chance(500) => Event::Lie(machine),
+        100..=111 => Event::Fetch {
+            pod,
+            server: some_server(random),
+            count: random.pick(&[1, 1, 2, 3, 7]),
+            bytes: random.pick(&[1, 100, 3_000, 20_000, 60_000]),
+            ends_first: random.chance(300),
+        },
+        112..=118 => Event::Query {
+            pod,
+            server: some_server(random),
+            protocol: random.pick(&[Protocol::Udp, Protocol::Ping]),
+            bytes: random.pick(&[24, 56, 1_000, 1_400, 3_000, 6_000]),
+        },
+        119 => Event::CutOutside(machine),
         _ => Event::Replay,
+    }
+}
+
+fn some_server(random: &mut Random) -> Server {
+    match random.chance(300) {
+        true => Server::Good,
+        false => random.pick(&Server::ALL),
     }
 }

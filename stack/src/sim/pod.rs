@@ -1,15 +1,15 @@
-//! A pod: smoltcp's TCP and ping behind a port.
+//! A pod: smoltcp's TCP, UDP and ping behind a port.
 //!
 //! It has a stack only once it talks, because most pods of a large cluster do not.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_encap::overhead::Mtu;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
-use smoltcp::socket::{Socket, icmp, tcp};
+use smoltcp::socket::{Socket, icmp, tcp, udp};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, HardwareAddress, Icmpv4Packet,
@@ -22,7 +22,9 @@ use crate::gateway;
 use crate::port::Attachment;
 
 /// Where pods listen.
-const PORT: u16 = 5000;
+pub(super) const PORT: u16 = 5000;
+/// From where they send datagrams.
+const QUERY_PORT: u16 = 5001;
 const FIRST_CLIENT_PORT: u16 = 49_152;
 /// Bytes that a socket buffers in each direction: more than the longest segment.
 const BUFFER: usize = 8192;
@@ -33,7 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a ping waits for a neighbour.
 const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(3);
 /// The flow's number and the number of bytes, in front of a client's bytes.
-const HEAD_LEN: usize = 16;
+pub(super) const HEAD_LEN: usize = 16;
 
 /// A pod.
 pub(super) struct Pod {
@@ -116,7 +118,20 @@ impl Device for Pod {
 
     fn order(&mut self, now: Instant, order: Order) {
         let result = match order {
-            Order::Talk { to, flow, bytes } => self.stack(now).connect(to, flow, bytes),
+            Order::Talk {
+                to,
+                flow,
+                bytes,
+                ends_first,
+            } => self.stack(now).connect(to, (flow, bytes), ends_first),
+            Order::Query {
+                to,
+                identity,
+                bytes,
+            } => {
+                self.stack(now).query(to, identity, bytes);
+                return;
+            }
             Order::Ping {
                 to,
                 identity,
@@ -160,7 +175,8 @@ struct Stack {
     pings: SocketHandle,
     /// What its pings have as their identifier.
     ident: u16,
-    /// Since when the first of them waits for its neighbour.
+    queries: SocketHandle,
+    /// Since when the first ping waits for its neighbour.
     stuck: Option<Instant>,
     sequence: u16,
     connections: BTreeMap<SocketHandle, Connection>,
@@ -183,6 +199,8 @@ enum Connection {
 #[derive(Debug)]
 struct Exchange {
     is_client: bool,
+    /// Whether this end ends its stream as soon as all is sent.
+    ends_first: bool,
     flow: u64,
     bytes: usize,
     sent: usize,
@@ -214,12 +232,14 @@ impl Stack {
         let ident = seed as u16 | 1;
         let mut sockets = SocketSet::new(Vec::new());
         let pings = sockets.add(ping_socket(ident));
+        let queries = sockets.add(query_socket());
         Self {
             interface,
             queues,
             sockets,
             pings,
             ident,
+            queries,
             stuck: None,
             sequence: 0,
             connections: BTreeMap::new(),
@@ -253,7 +273,12 @@ impl Stack {
         }
     }
 
-    fn connect(&mut self, to: Ipv4Addr, flow: u64, bytes: usize) -> Result<(), &'static str> {
+    fn connect(
+        &mut self,
+        to: SocketAddrV4,
+        (flow, bytes): (u64, usize),
+        ends_first: bool,
+    ) -> Result<(), &'static str> {
         if self.connections.len() >= MAX_CONNECTIONS {
             return Err("it has too many connections");
         }
@@ -261,11 +286,12 @@ impl Stack {
         self.next_port = port.checked_add(1).unwrap_or(FIRST_CLIENT_PORT);
         let mut socket = socket();
         let context = self.interface.context();
-        let connected = socket.connect(context, (to, PORT), port);
+        let connected = socket.connect(context, to, port);
         connected.map_err(|_| "it cannot connect")?;
         let handle = self.sockets.add(socket);
         let exchange = Exchange {
             is_client: true,
+            ends_first,
             flow,
             bytes,
             sent: 0,
@@ -292,6 +318,12 @@ impl Stack {
         }
     }
 
+    fn query(&mut self, to: SocketAddrV4, identity: Identity, bytes: usize) {
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.queries);
+        // So is one of a datagram.
+        let _ = socket.send_slice(&identity.payload(bytes), to);
+    }
+
     fn poll(&mut self, now: Instant, reports: &mut Vec<Report>) {
         loop {
             self.interface
@@ -301,6 +333,7 @@ impl Stack {
             }
         }
         self.hear_answers(reports);
+        self.hear_datagrams(reports);
         self.forget_stuck_pings(now);
     }
 
@@ -328,20 +361,14 @@ impl Stack {
                     },
                 )
             });
-            let Some((identity, data)) = repr
-                .ok()
-                .and_then(|data| Some((Identity::read(&data)?, data)))
-            else {
-                continue;
-            };
-            reports.push(if data == identity.payload(data.len()) {
-                Report::Answered(identity.ping)
-            } else {
-                Report::Wrong(format!(
-                    "the answer to ping {} is not what was sent",
-                    identity.ping
-                ))
-            });
+            reports.extend(repr.ok().and_then(|data| answer(&data)));
+        }
+    }
+
+    fn hear_datagrams(&mut self, reports: &mut Vec<Report>) {
+        let socket = self.sockets.get_mut::<udp::Socket<'_>>(self.queries);
+        while let Ok((bytes, _)) = socket.recv() {
+            reports.extend(answer(bytes));
         }
     }
 
@@ -408,6 +435,27 @@ impl Stack {
     }
 }
 
+/// What is to be told of the answer to a ping or a datagram.
+fn answer(data: &[u8]) -> Option<Report> {
+    let identity = Identity::read(data)?;
+    if data == identity.payload(data.len()) {
+        return Some(Report::Answered(identity.ping));
+    }
+    Some(Report::Wrong(format!(
+        "the answer to ping {} is not what was sent",
+        identity.ping
+    )))
+}
+
+fn query_socket() -> udp::Socket<'static> {
+    let buffer =
+        || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 2 * BUFFER]);
+    let mut queries = udp::Socket::new(buffer(), buffer());
+    // Nor can this.
+    let _ = queries.bind(QUERY_PORT);
+    queries
+}
+
 fn ping_socket(ident: u16) -> icmp::Socket<'static> {
     let buffer =
         || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 8], vec![0; 2 * BUFFER]);
@@ -453,6 +501,7 @@ fn read_head(socket: &mut tcp::Socket<'_>, head: &mut Vec<u8>) -> Option<Exchang
     let bytes = rest.first_chunk()?;
     Some(Exchange {
         is_client: false,
+        ends_first: false,
         flow: u64::from_be_bytes(*flow),
         bytes: u64::from_be_bytes(*bytes) as usize,
         sent: 0,
@@ -528,13 +577,19 @@ impl Exchange {
             is_busy |= len > 0;
             self.sent += len;
         }
+        if self.ends_first && self.sent == self.to_send() && socket.may_send() {
+            socket.close();
+        }
         if self.sent == self.to_send() && self.received == self.bytes {
             Progress::Done
         } else if !socket.is_open() {
             Progress::Failed("the connection was refused, reset, or had no answer")
         } else if is_busy {
             Progress::Some
-        } else if !socket.may_recv() && socket.state() == tcp::State::CloseWait {
+        } else if !socket.may_recv()
+            && socket.state() == tcp::State::CloseWait
+            && self.received < self.bytes
+        {
             Progress::Failed("the other end closed it early")
         } else {
             Progress::None

@@ -1,6 +1,6 @@
 //! Ports: how pods are attached, told what to do, and reached.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::Duration;
@@ -8,9 +8,9 @@ use smoltcp::time::Duration;
 use super::Violation;
 use super::check;
 use super::cluster::{Cluster, Due, LOCAL, in_words};
-use super::device::{Device, Identity, Order};
+use super::device::{Device, Identity, Order, Report};
 use super::machine::{Plugged, Timer, Who};
-use super::pod::Pod;
+use super::pod::{PORT, Pod};
 use super::rogue::Rogue;
 use crate::ipam::PodName;
 use crate::port::PortId;
@@ -81,30 +81,35 @@ impl Cluster {
         let Some(who) = self.who(machine) else {
             return Ok(());
         };
-        let machine = &mut self.machines[machine];
-        if let Some(running) = machine
-            .process(who)
-            .and_then(|process| process.running.as_mut())
-        {
-            let port = running
-                .ports
-                .iter()
-                .find(|(_, plugged)| plugged.name == name);
-            if let Some(port) = port.map(|(port, _)| *port) {
-                let plugged = running.ports.remove(&port);
-                let mac = plugged.map(|plugged| plugged.device.attachment().mac);
-                running.gone.extend(mac);
-                running.pool.release(&name);
-                let memory = running.pool.memory();
-                if !running.node.detach(port) {
-                    return Err(Violation(format!("port {port} was not attached")));
-                }
-                if let Some(disk) = &mut machine.disk {
-                    disk.addresses = Some(memory);
-                }
-            }
+        let port = self.machines[machine].running(who).and_then(|running| {
+            let mut ports = running.ports.iter();
+            let port = ports.find(|(_, plugged)| plugged.name == name);
+            port.map(|(port, _)| *port)
+        });
+        if let Some(port) = port {
+            self.forget_flows(who, port)?;
+            self.unplug(who, port, &name)?;
         }
         self.settle(who)
+    }
+
+    fn unplug(&mut self, who: Who, port: PortId, name: &PodName) -> Result<(), Violation> {
+        let machine = &mut self.machines[who.machine];
+        let Some(running) = machine.running(who) else {
+            return Ok(());
+        };
+        let plugged = running.ports.remove(&port);
+        let mac = plugged.map(|plugged| plugged.device.attachment().mac);
+        running.gone.extend(mac);
+        running.pool.release(name);
+        let memory = running.pool.memory();
+        if !running.node.detach(port) {
+            return Err(Violation(format!("port {port} was not attached")));
+        }
+        if let Some(disk) = &mut machine.disk {
+            disk.addresses = Some(memory);
+        }
+        Ok(())
     }
 
     /// All pods that are attached, with their addresses.
@@ -144,7 +149,13 @@ impl Cluster {
         bytes: usize,
     ) -> Result<u64, Violation> {
         let flow = self.oracle.new_flow();
-        self.order(who, port, Order::Talk { to, flow, bytes })?;
+        let order = Order::Talk {
+            to: SocketAddrV4::new(to, PORT),
+            flow,
+            bytes,
+            ends_first: false,
+        };
+        self.order(who, port, order)?;
         Ok(flow)
     }
 
@@ -192,7 +203,10 @@ impl Cluster {
             }
         }
         for report in plugged.device.reports() {
-            self.oracle.take_report(report, &mut self.figures)?;
+            if let Report::Failed { flow, why } = report {
+                self.check_failure(who, flow, why)?;
+            }
+            self.oracle.take_report(now, report, &mut self.figures)?;
         }
         Ok(())
     }

@@ -213,11 +213,13 @@ impl Cluster {
             node,
             gateway_mac: disk.gateway_mac.get(),
             pool,
+            way_out: None,
             ports: BTreeMap::new(),
             gone: BTreeSet::new(),
             next_port: 0,
             timer: Timer::default(),
         };
+        running.node.set_egress(Some(running.config.network));
         for (key, known) in process.peers.iter() {
             if let Ok(peer) = known.peer(*key, &running.config.backend) {
                 running.node.set_peer(peer);

@@ -12,6 +12,7 @@ pub(super) enum Stream {
     Store,
     Machines,
     Check,
+    Outside,
 }
 
 /// One stream of a seed.

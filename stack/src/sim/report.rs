@@ -57,6 +57,9 @@ impl Cluster {
             };
             let _ = writeln!(text, "  route {prefix} via {via}");
         }
+        if let Some(way) = &running.way_out {
+            way.describe(text);
+        }
         for (reason, count) in running
             .node
             .counters()

@@ -136,7 +136,12 @@ impl Cluster {
         self.settle(who)
     }
 
-    fn carry_out(&mut self, who: Who, verdict: Verdict, bytes: &[u8]) -> Result<(), Violation> {
+    pub(super) fn carry_out(
+        &mut self,
+        who: Who,
+        verdict: Verdict,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
         let now = self.queue.now();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
@@ -163,18 +168,13 @@ impl Cluster {
             Verdict::Peer { destination, .. } => self.send(who.machine, destination, bytes)?,
             Verdict::Uplink { .. } => self.send_frame(who.machine, bytes)?,
             Verdict::Drop(reason) => self.note_drop(who, reason),
-            Verdict::Egress => {
-                return Err(Violation(format!(
-                    "machine {} has a way out that it was not given",
-                    who.machine
-                )));
-            }
+            Verdict::Egress => self.take_out(who, bytes)?,
             Verdict::Consumed => {}
         }
         Ok(())
     }
 
-    fn note_drop(&mut self, who: Who, reason: DropReason) {
+    pub(super) fn note_drop(&mut self, who: Who, reason: DropReason) {
         let now = self.queue.now();
         self.log.note(now, || {
             format!("machine {} drops: {}", who.machine, reason.describe())

@@ -1,0 +1,266 @@
+//! Errands: what pods want of servers outside, and what must come of it.
+
+use std::net::Ipv4Addr;
+
+use smoltcp::time::{Duration, Instant};
+
+use super::Violation;
+use super::cluster::Cluster;
+use super::device::{Identity, Order};
+use super::event::Event;
+use super::machine::Who;
+use super::oracle::Flow;
+use super::outside::Server;
+use crate::egress::Protocol;
+use crate::port::PortId;
+
+/// How long pods may take with all their errands: they have patience for a minute without a word.
+const PATIENCE: u64 = 300;
+/// How long a connection may stay in tables that is over at both ends.
+const FAREWELL: Duration = Duration::from_secs(60);
+/// Bytes that go out and come back.
+const BYTES: usize = 3_000;
+/// How often a server is asked by datagrams that may be lost.
+const ROUNDS: usize = 5;
+
+/// A TCP connection that a pod has begun to a server outside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Errand {
+    who: Who,
+    port: PortId,
+    pub(super) address: Ipv4Addr,
+    pub(super) server: Server,
+    since: Instant,
+    /// How crowded egress was before.
+    crowded: u64,
+    /// When all was back.
+    pub(super) done: Option<Instant>,
+}
+
+impl Cluster {
+    /// Sends a pod on an errand.
+    pub(super) fn send_out(&mut self, event: &Event) -> Result<(), Violation> {
+        let pods = self.plugged();
+        let pick = |number: usize| pods.get(number % pods.len().max(1)).copied();
+        match *event {
+            Event::Fetch {
+                pod,
+                server,
+                count,
+                bytes,
+                ends_first,
+            } => {
+                if let Some((who, port, _)) = pick(pod) {
+                    for _ in 0..count {
+                        self.fetch((who, port), server, bytes, ends_first)?;
+                    }
+                }
+            }
+            Event::Query {
+                pod,
+                server,
+                protocol,
+                bytes,
+            } => {
+                if let Some((who, port, _)) = pick(pod) {
+                    self.query((who, port), server, bytes, protocol)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Lets a pod exchange bytes with a server over TCP; the number says which flow it is.
+    pub(super) fn fetch(
+        &mut self,
+        (who, port): (Who, PortId),
+        server: Server,
+        bytes: usize,
+        ends_first: bool,
+    ) -> Result<Option<u64>, Violation> {
+        let since = self.queue.now();
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(None);
+        };
+        let Some(plugged) = running.ports.get(&port) else {
+            return Ok(None);
+        };
+        let errand = Errand {
+            who,
+            port,
+            address: plugged.address,
+            server,
+            since,
+            crowded: running.crowded(),
+            done: None,
+        };
+        let flow = self.oracle.new_flow();
+        self.oracle.errands.insert(flow, errand);
+        let order = Order::Talk {
+            to: server.address(),
+            flow,
+            bytes,
+            ends_first,
+        };
+        self.order(who, port, order)?;
+        Ok(Some(flow))
+    }
+
+    /// Lets a pod ask a server by a datagram or an echo request; the number says which it is.
+    pub(super) fn query(
+        &mut self,
+        (who, port): (Who, PortId),
+        server: Server,
+        bytes: usize,
+        protocol: Protocol,
+    ) -> Result<u64, Violation> {
+        let Some(identity) = self.new_identity(who, port) else {
+            return Ok(0);
+        };
+        let Identity { ping, .. } = identity;
+        let order = match protocol {
+            Protocol::Ping => Order::Ping {
+                to: *server.address().ip(),
+                identity,
+                bytes,
+            },
+            Protocol::Tcp | Protocol::Udp => Order::Query {
+                to: server.address(),
+                identity,
+                bytes,
+            },
+        };
+        self.order(who, port, order)?;
+        Ok(ping)
+    }
+
+    /// A pod's connection has failed: to a server that is well it must not, unless its flow had to
+    /// make room, or there was no way out.
+    pub(super) fn check_failure(
+        &mut self,
+        who: Who,
+        flow: u64,
+        why: &str,
+    ) -> Result<(), Violation> {
+        let Some(errand) = self.oracle.errands.get(&flow).copied() else {
+            return Ok(());
+        };
+        let running = self.machines[who.machine].running(who);
+        let is_crowded = running.is_some_and(|running| running.crowded() > errand.crowded);
+        let was_cut = self.outside.was_cut(who.machine, errand.since);
+        if !errand.server.is_fair() || is_crowded || was_cut {
+            return Ok(());
+        }
+        Err(Violation(format!(
+            "{} cannot talk to {} in flow {flow}: {why}",
+            errand.address, errand.server
+        )))
+    }
+
+    /// Waits until pods are through with what they have begun.
+    pub(super) fn await_errands(&mut self) -> Result<(), Violation> {
+        for _ in 0..PATIENCE {
+            if self.unfinished().is_none() {
+                return Ok(());
+            }
+            self.run(Duration::from_secs(1))?;
+        }
+        match self.unfinished() {
+            None => Ok(()),
+            Some((flow, errand)) => Err(Violation(format!(
+                "{} still talks to {} after {PATIENCE} s in flow {flow}",
+                errand.address, errand.server
+            ))),
+        }
+    }
+
+    /// An errand of a pod that is still there.
+    fn unfinished(&self) -> Option<(u64, Errand)> {
+        let is_open = |flow: u64| self.oracle.flow(flow) == Flow::Open;
+        let mut open = self
+            .oracle
+            .errands
+            .iter()
+            .filter(|(flow, _)| is_open(**flow));
+        let open = open.find(|(_, errand)| {
+            let process = self.machines[errand.who.machine].process.as_ref();
+            let process = process.filter(|process| process.number == errand.who.process);
+            let running = process.and_then(|process| process.running.as_ref());
+            running.is_some_and(|running| running.ports.contains_key(&errand.port))
+        });
+        open.map(|(flow, errand)| (*flow, *errand))
+    }
+
+    /// All pods reach a good server, over TCP, by datagrams and by echo requests.
+    pub(super) fn go_out_all(&mut self) -> Result<(), Violation> {
+        let pods = self.plugged();
+        for (number, (who, port, _)) in pods.iter().enumerate() {
+            self.fetch((*who, *port), Server::Good, BYTES, number % 2 == 0)?;
+            self.run(Duration::from_millis(20))?;
+        }
+        self.await_errands()?;
+        for protocol in [Protocol::Udp, Protocol::Ping] {
+            self.ask_good_server(protocol)?;
+        }
+        self.run(FAREWELL)?;
+        self.check_farewells()
+    }
+
+    /// Several times, because a flow may have to wait until another may make room for it.
+    fn ask_good_server(&mut self, protocol: Protocol) -> Result<(), Violation> {
+        let mut pods = self.plugged();
+        for _ in 0..ROUNDS {
+            let mut asked = Vec::new();
+            for (who, port, _) in &pods {
+                asked.push(self.query((*who, *port), Server::Good, 64, protocol)?);
+            }
+            self.run(Duration::from_secs(11))?;
+            let mut asked = asked.into_iter();
+            pods.retain(|_| !asked.next().is_some_and(|it| self.oracle.is_answered(it)));
+        }
+        match pods.first() {
+            None => Ok(()),
+            Some((.., from)) => Err(Violation(format!(
+                "{ROUNDS} questions by {protocol} from {from} to {} have no answer",
+                Server::Good
+            ))),
+        }
+    }
+
+    /// Connections that were brought to their end are in no table.
+    pub(super) fn check_farewells(&self) -> Result<(), Violation> {
+        let now = self.queue.now();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let process = machine.process.as_ref();
+            let running = process.and_then(|process| process.running.as_ref());
+            let way = running.and_then(|running| running.way_out.as_ref());
+            for flow in way.into_iter().flat_map(|way| way.sockets.streams()) {
+                let done = self.oracle.errands.get(&flow).and_then(|it| it.done);
+                if done.is_some_and(|done| done + FAREWELL <= now)
+                    && !self.outside.was_cut(number, done.unwrap_or(now))
+                {
+                    return Err(Violation(format!(
+                        "machine {number} keeps flow {flow}, which is over"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing has gone out for longer than any flow may be idle: all tables are empty.
+    pub(super) fn check_idle(&self) -> Result<(), Violation> {
+        for (number, machine) in self.machines.iter().enumerate() {
+            let process = machine.process.as_ref();
+            let running = process.and_then(|process| process.running.as_ref());
+            let way = running.and_then(|running| running.way_out.as_ref());
+            if let Some(info) = way.and_then(|way| way.egress.flows().next()) {
+                return Err(Violation(format!(
+                    "machine {number} has a flow that is idle for a day: {info:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+}

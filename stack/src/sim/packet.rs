@@ -1,0 +1,67 @@
+//! Whether packets that egress makes for pods are valid.
+
+use std::net::Ipv4Addr;
+
+use muslin_encap::overhead::Mtu;
+use smoltcp::wire::{
+    EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, TcpPacket,
+    UdpPacket,
+};
+
+use crate::frame;
+
+/// Bytes of an ICMP error in front of what it quotes.
+const ICMP_LEN: usize = 8;
+
+/// Whether a frame has a packet that a pod's system takes: no longer than its interface says, with
+/// right lengths and checksums.
+pub(super) fn check(bytes: &[u8], mtu: Mtu) -> Result<(), String> {
+    let view = frame::parse(bytes).map_err(|_| "a frame has no header".to_owned())?;
+    if view.ethertype() != EthernetProtocol::Ipv4 {
+        return Err(format!("a frame has the type {}", view.ethertype()));
+    }
+    let packet = view.payload();
+    if packet.len() > mtu.get().into() {
+        return Err(format!("a packet has {} bytes", packet.len()));
+    }
+    let ip = Ipv4Packet::new_checked(packet);
+    let ip = ip.map_err(|_| "a packet has no IPv4 header".to_owned())?;
+    let is_right = usize::from(ip.total_len()) == packet.len() && ip.verify_checksum();
+    if !is_right || ip.hop_limit() == 0 {
+        return Err(format!("a packet has a wrong header: {ip}"));
+    }
+    if ip.more_frags() || ip.frag_offset() != 0 || is_transport_right(&ip) {
+        return Ok(());
+    }
+    Err(format!("a packet has a wrong checksum: {ip}"))
+}
+
+fn is_transport_right(ip: &Ipv4Packet<&[u8]>) -> bool {
+    let (from, to) = (IpAddress::from(ip.src_addr()), ip.dst_addr().into());
+    match ip.next_header() {
+        IpProtocol::Tcp => TcpPacket::new_checked(ip.payload())
+            .is_ok_and(|segment| segment.verify_checksum(&from, &to)),
+        IpProtocol::Udp => UdpPacket::new_checked(ip.payload()).is_ok_and(|datagram| {
+            usize::from(datagram.len()) == ip.payload().len()
+                && datagram.verify_checksum(&from, &to)
+        }),
+        IpProtocol::Icmp => {
+            Icmpv4Packet::new_checked(ip.payload()).is_ok_and(|icmp| icmp.verify_checksum())
+        }
+        _ => false,
+    }
+}
+
+/// The source of the packet that a whole ICMP error quotes.
+pub(super) fn quoted_source(ip: &Ipv4Packet<&[u8]>) -> Option<Ipv4Addr> {
+    let icmp = Icmpv4Packet::new_checked(ip.payload()).ok()?;
+    let is_error = matches!(
+        icmp.msg_type(),
+        Icmpv4Message::DstUnreachable | Icmpv4Message::TimeExceeded
+    );
+    if !is_error || !icmp.verify_checksum() {
+        return None;
+    }
+    let quoted = ip.payload().get(ICMP_LEN..ICMP_LEN + 20)?;
+    Some(Ipv4Packet::new_unchecked(quoted).src_addr())
+}

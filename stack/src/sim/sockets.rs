@@ -1,0 +1,362 @@
+//! A simulated host's sockets, one for each flow of egress, with a server at the other end of each.
+//!
+//! Events come as from an edge-triggered epoll: one for each change, with all that the socket is
+//! ready for when it is read. They may come when their socket is closed.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use smoltcp::time::{Duration, Instant};
+
+use super::cluster::LOCAL;
+use super::device::Identity;
+use super::mailbox::Mailbox;
+use super::outside::{Script, Server};
+use super::random::{Random, Stream};
+use super::stream::Stream as Connection;
+use crate::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready};
+
+/// What is to become of a socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Happening {
+    /// Its server goes on.
+    Turn,
+    /// Egress is told what it is ready for.
+    Event,
+    /// An answer comes to a datagram.
+    Answer(Vec<u8>),
+    /// Word comes that a datagram has not found anybody.
+    Failure(Vec<u8>),
+}
+
+/// The sockets of a node.
+pub(super) struct Sockets {
+    /// When egress calls.
+    pub(super) now: Instant,
+    /// Whether there is no way out.
+    pub(super) is_cut: bool,
+    /// What is to happen.
+    pub(super) due: Vec<(Instant, FlowId, Happening)>,
+    /// What egress has done, in words.
+    pub(super) words: Vec<(FlowId, &'static str)>,
+    /// What it has done wrong.
+    pub(super) wrong: Option<String>,
+    /// Sockets that were made, and how many of them are closed.
+    pub(super) made: u64,
+    pub(super) closed: u64,
+    /// Datagrams that went out.
+    pub(super) datagrams: u64,
+    /// Those that nobody has looked at.
+    pub(super) fresh: Vec<(FlowId, Identity)>,
+    sockets: BTreeMap<FlowId, Socket>,
+    random: Random,
+}
+
+/// A socket.
+pub(super) struct Socket {
+    pub(super) protocol: Protocol,
+    pub(super) to: SocketAddrV4,
+    pub(super) kind: Kind,
+}
+
+pub(super) enum Kind {
+    Connection(Box<Connection>),
+    Mailbox(Mailbox),
+}
+
+impl Sockets {
+    pub(super) fn new(seed: u64, now: Instant) -> Self {
+        Self {
+            now,
+            is_cut: false,
+            due: Vec::new(),
+            words: Vec::new(),
+            wrong: None,
+            made: 0,
+            closed: 0,
+            datagrams: 0,
+            fresh: Vec::new(),
+            sockets: BTreeMap::new(),
+            random: Random::new(seed, Stream::Outside),
+        }
+    }
+
+    pub(super) fn get(&self, id: FlowId) -> Option<&Socket> {
+        self.sockets.get(&id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowId, &Socket)> {
+        self.sockets.iter().map(|(id, socket)| (*id, socket))
+    }
+
+    /// The flows of connections, as far as clients have said which they are.
+    pub(super) fn streams(&self) -> impl Iterator<Item = u64> {
+        self.sockets
+            .values()
+            .filter_map(|socket| match &socket.kind {
+                Kind::Connection(connection) => connection.flow(),
+                Kind::Mailbox(_) => None,
+            })
+    }
+
+    /// Lets something happen to a socket, and says what it is ready for if it is to be told.
+    pub(super) fn happen(&mut self, id: FlowId, happening: Happening) -> Option<Ready> {
+        let Some(socket) = self.sockets.get_mut(&id) else {
+            // It comes too late, and nobody takes it for another's.
+            let is_event = happening == Happening::Event;
+            return is_event.then_some(Ready {
+                readable: true,
+                writable: true,
+            });
+        };
+        match (happening, &mut socket.kind) {
+            (Happening::Event, kind) => return Some(kind.ready()),
+            (Happening::Turn, Kind::Connection(connection)) => {
+                connection.is_due = false;
+                if !self.is_cut {
+                    self.turn(id);
+                }
+            }
+            (Happening::Answer(bytes), Kind::Mailbox(mailbox)) if !self.is_cut => {
+                mailbox.answers.push_back(bytes);
+                self.tell(id);
+            }
+            (Happening::Failure(quoted), Kind::Mailbox(mailbox)) if !self.is_cut => {
+                mailbox.failures.push_back(quoted);
+                self.tell(id);
+            }
+            _ => {}
+        }
+        None
+    }
+
+    /// There is a way out again: all servers go on.
+    pub(super) fn resume(&mut self) {
+        let ids: Vec<_> = self.sockets.keys().copied().collect();
+        for id in ids {
+            self.wake(id);
+        }
+    }
+
+    fn turn(&mut self, id: FlowId) {
+        let Some(Socket {
+            kind: Kind::Connection(connection),
+            ..
+        }) = self.sockets.get_mut(&id)
+        else {
+            return;
+        };
+        let turn = connection.go_on();
+        if let Some(wrong) = turn.wrong {
+            self.accuse(id, &wrong);
+        }
+        if turn.is_news {
+            self.tell(id);
+        }
+        if let Some(after) = turn.again {
+            self.turn_after(id, after);
+        }
+    }
+
+    /// Lets a connection's server have its turn, if it has none already.
+    fn wake(&mut self, id: FlowId) {
+        if let Some(Kind::Connection(connection)) = self.kind(id) {
+            let pace = connection.script.pace;
+            self.turn_after(id, pace);
+        }
+    }
+
+    fn turn_after(&mut self, id: FlowId, after: Duration) {
+        let at = self.now + after;
+        if let Some(Kind::Connection(connection)) = self.kind(id)
+            && !std::mem::replace(&mut connection.is_due, true)
+        {
+            self.due.push((at, id, Happening::Turn));
+        }
+    }
+
+    fn kind(&mut self, id: FlowId) -> Option<&mut Kind> {
+        self.sockets.get_mut(&id).map(|socket| &mut socket.kind)
+    }
+
+    fn tell(&mut self, id: FlowId) {
+        self.due.push((self.now + LOCAL, id, Happening::Event));
+    }
+
+    fn accuse(&mut self, id: FlowId, what: &str) {
+        let socket = self.sockets.get(&id);
+        let to = socket.map(|socket| (socket.protocol, socket.to));
+        self.wrong
+            .get_or_insert_with(|| format!("the socket of {id:?} to {to:?} {what}"));
+    }
+
+    /// Sends a datagram, and lets the server answer.
+    fn send(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        let (now, is_cut) = (self.now, self.is_cut);
+        let Some(Socket {
+            kind: Kind::Mailbox(mailbox),
+            protocol,
+            ..
+        }) = self.sockets.get_mut(&id)
+        else {
+            return Err(HostError::Failed);
+        };
+        mailbox.check(is_cut)?;
+        match mailbox.read_identity(*protocol, bytes) {
+            Ok(identity) => self.fresh.push((id, identity)),
+            Err(wrong) => {
+                let wrong = wrong.to_owned();
+                self.accuse(id, &wrong);
+                return Ok(bytes.len());
+            }
+        }
+        let then = mailbox.reaction(*protocol, bytes);
+        let at = now + mailbox.script.latency;
+        self.due.extend(then.map(|then| (at, id, then)));
+        self.datagrams += 1;
+        Ok(bytes.len())
+    }
+}
+
+impl Host for Sockets {
+    fn connect(
+        &mut self,
+        id: FlowId,
+        protocol: Protocol,
+        to: SocketAddrV4,
+    ) -> Result<(), HostError> {
+        let Some(server) = Server::at(*to.ip()) else {
+            return Err(HostError::NetUnreachable);
+        };
+        if self.is_cut || server == Server::Unreachable {
+            return Err(HostError::NetUnreachable);
+        }
+        let script = Script::new(server, &mut self.random);
+        let latency = script.latency;
+        let kind = match protocol {
+            Protocol::Tcp => Kind::Connection(Box::new(Connection::new(server, script))),
+            Protocol::Udp | Protocol::Ping => Kind::Mailbox(Mailbox::new(server, script)),
+        };
+        let socket = Socket { protocol, to, kind };
+        if self.sockets.insert(id, socket).is_some() {
+            self.accuse(id, "is there already");
+        }
+        self.made += 1;
+        self.words.push((id, "connects"));
+        match protocol {
+            Protocol::Tcp => self.turn_after(id, latency),
+            Protocol::Udp | Protocol::Ping => self.tell(id),
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
+        Err(HostError::Refused)
+    }
+
+    fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {
+        self.accuse(id, "was dialled by nobody");
+    }
+
+    fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
+        match self.kind(id) {
+            Some(Kind::Connection(connection)) => connection.outcome,
+            Some(Kind::Mailbox(_)) | None => Err(HostError::Failed),
+        }
+    }
+
+    fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
+        let read = match self.kind(id) {
+            Some(Kind::Mailbox(mailbox)) => return mailbox.read(buffer),
+            Some(Kind::Connection(_)) if buffer.is_empty() => Err("is read without room"),
+            Some(Kind::Connection(connection)) => Ok(connection.read(buffer)),
+            None => Err("is read and not there"),
+        };
+        match read {
+            Ok(read) => {
+                self.wake(id);
+                read
+            }
+            Err(wrong) => {
+                self.accuse(id, wrong);
+                Err(HostError::Failed)
+            }
+        }
+    }
+
+    fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        let written = match self.kind(id) {
+            Some(Kind::Mailbox(_)) => return self.send(id, bytes),
+            Some(Kind::Connection(connection)) if connection.shut => {
+                Err("is written to after its end")
+            }
+            Some(Kind::Connection(connection)) => Ok(connection.write(bytes)),
+            None => Err("is written to and not there"),
+        };
+        match written {
+            Ok(written) => {
+                self.wake(id);
+                written
+            }
+            Err(wrong) => {
+                self.accuse(id, wrong);
+                Err(HostError::Failed)
+            }
+        }
+    }
+
+    fn mark(&mut self, id: FlowId, marks: Marks) {
+        match self.kind(id) {
+            Some(Kind::Mailbox(mailbox)) if marks.ttl > 0 => mailbox.marks = Some(marks),
+            _ => self.accuse(id, "is marked wrongly"),
+        }
+    }
+
+    fn complaint(&mut self, id: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
+        let to = *self.sockets.get(&id)?.to.ip();
+        match self.kind(id) {
+            Some(Kind::Mailbox(mailbox)) => mailbox.complain(to, quoted),
+            Some(Kind::Connection(_)) | None => None,
+        }
+    }
+
+    fn shutdown(&mut self, id: FlowId) -> Result<(), HostError> {
+        self.words.push((id, "ends its stream"));
+        match self.kind(id) {
+            Some(Kind::Connection(connection)) if !connection.shut => {
+                connection.shut = true;
+                self.wake(id);
+                Ok(())
+            }
+            _ => {
+                self.accuse(id, "is ended twice");
+                Err(HostError::Failed)
+            }
+        }
+    }
+
+    fn close(&mut self, id: FlowId, reset: bool) {
+        let word = if reset { "is reset" } else { "is closed" };
+        self.words.push((id, word));
+        match self.kind(id) {
+            None => self.accuse(id, "is closed twice"),
+            Some(Kind::Connection(connection)) if !reset && !connection.is_over() => {
+                self.accuse(id, "is closed as if both streams had ended");
+            }
+            Some(_) => {}
+        }
+        self.closed += u64::from(self.sockets.remove(&id).is_some());
+    }
+}
+
+impl Kind {
+    fn ready(&self) -> Ready {
+        match self {
+            Self::Connection(connection) => connection.ready(),
+            Self::Mailbox(mailbox) => mailbox.ready(),
+        }
+    }
+}
+
+/// A router on the way to servers.
+pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
