@@ -197,9 +197,10 @@ fn scale(seed: u64, nodes: usize, pods: usize) -> bool {
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     type Part = fn(&mut Scale) -> Result<muslin_stack::sim::Phase, Failure>;
-    let parts: [Part; 6] = [
+    let parts: [Part; 7] = [
         Scale::join,
         Scale::talk,
+        Scale::go_out,
         Scale::churn,
         Scale::part,
         Scale::talk,

@@ -113,6 +113,7 @@ fn a_large_cluster_converges() {
         Scale::churn,
         Scale::part,
         Scale::talk,
+        Scale::go_out,
     ] {
         let phase = part(&mut scale).unwrap();
         assert!(phase.millis < 30_000, "{phase}");

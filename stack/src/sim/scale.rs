@@ -12,6 +12,7 @@ use super::cluster::{Cluster, Figures};
 use super::event::Event;
 use super::link::Weather;
 use super::oracle::Flow;
+use super::outside::Server;
 use super::plan::Setup;
 use super::random::{Random, Stream};
 use super::{Failure, Violation};
@@ -161,6 +162,28 @@ impl Scale {
         self.end("a pod of each node talks to one elsewhere", result)
     }
 
+    /// One pod of each node talks to a server outside over TCP.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn go_out(&mut self) -> Result<Phase, Failure> {
+        let result = self.go_out_once();
+        self.end("a pod of each node talks to a server outside", result)
+    }
+
+    fn go_out_once(&mut self) -> Result<u64, Violation> {
+        let pods = self.cluster.plugged();
+        let mut flows = Vec::new();
+        for first in pods.chunk_by(|one, other| one.0 == other.0) {
+            let (who, port, _) = first[0];
+            let flow = self
+                .cluster
+                .fetch((who, port), Server::Good, BYTES, false)?;
+            flows.extend(flow);
+        }
+        self.await_talks(&flows)
+    }
+
     fn start_all(&mut self, machines: &[usize]) -> Result<(), Violation> {
         for machine in machines {
             while self.cluster.machines[*machine].pods.len() < self.pods {
@@ -220,6 +243,10 @@ impl Scale {
                 flows.push(self.cluster.talk((who, port), to, BYTES)?);
             }
         }
+        self.await_talks(&flows)
+    }
+
+    fn await_talks(&mut self, flows: &[u64]) -> Result<u64, Violation> {
         let began = self.cluster.queue.now();
         for _ in 0..PATIENCE {
             self.cluster.run(STEP)?;
