@@ -60,10 +60,13 @@ impl Cluster {
                 pod,
                 server,
                 protocol,
+                count,
                 bytes,
             } => {
                 if let Some((who, port, _)) = pick(pod) {
-                    self.query((who, port), server, bytes, protocol)?;
+                    for _ in 0..count {
+                        self.query((who, port), server, bytes, protocol)?;
+                    }
                 }
             }
             _ => {}

@@ -118,7 +118,7 @@ pub enum Event {
         /// Whether the pod ends its streams before all is back.
         ends_first: bool,
     },
-    /// A pod asks a server outside by a datagram or an echo request.
+    /// A pod asks a server outside by datagrams or echo requests.
     Query {
         /// Which pod.
         pod: usize,
@@ -126,6 +126,8 @@ pub enum Event {
         server: Server,
         /// UDP or ping.
         protocol: Protocol,
+        /// How often.
+        count: usize,
         /// Bytes of payload.
         bytes: usize,
     },
@@ -258,8 +260,12 @@ impl fmt::Display for Event {
                 pod,
                 server,
                 protocol,
+                count,
                 bytes,
-            } => write!(f, "pod {pod} asks by {protocol}, {bytes} bytes, {server}"),
+            } => write!(
+                f,
+                "pod {pod} asks {server} by {protocol}, {count} times, {bytes} bytes"
+            ),
             Self::CutOutside(machine) => {
                 write!(f, "machine {machine} has no way to servers outside")
             }

@@ -50,6 +50,7 @@
 //!   ping's answer goes to who asked, once, and an error quotes what its receiver has sent.
 //! * A connection to a server that is well fails only if its flow had to make room for others, or
 //!   the machine had no way out.
+//! * A flow makes room for another only if it was not in use for ten seconds.
 //! * Timers do not spin here, either.
 //!
 //! Between two events of a plan:
@@ -98,6 +99,7 @@ mod cluster;
 mod device;
 mod errand;
 mod event;
+mod forge;
 mod lan;
 mod link;
 mod log;

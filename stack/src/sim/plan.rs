@@ -239,7 +239,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(120) {
+    match random.below(124) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -297,7 +297,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
         },
         95..=98 => Event::Misbehave {
             victim: pod,
-            trick: random.below(Rogue::TRICKS.into()) as u8,
+            trick: random.below(Rogue::OUTSIDE.into()) as u8,
         },
         99 if random.chance(400) => Event::NewCard(machine),
         99 if random.chance(500) => Event::Lie(machine),
@@ -312,9 +312,14 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
             pod,
             server: some_server(random),
             protocol: random.pick(&[Protocol::Udp, Protocol::Ping]),
+            count: random.pick(&[1, 1, 4]),
             bytes: random.pick(&[24, 56, 1_000, 1_400, 3_000, 6_000]),
         },
         119 => Event::CutOutside(machine),
+        120..=123 => Event::Misbehave {
+            victim: pod,
+            trick: random.between(Rogue::OUTSIDE.into(), u64::from(Rogue::TRICKS) - 1) as u8,
+        },
         _ => Event::Replay,
     }
 }

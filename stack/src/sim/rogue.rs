@@ -10,6 +10,9 @@ use smoltcp::wire::{
 };
 
 use super::device::{Device, Identity, Order, Report};
+use super::forge;
+use super::outside::Server;
+use super::sockets::{METADATA, TUNNEL};
 use crate::frame;
 use crate::port::Attachment;
 
@@ -27,7 +30,9 @@ pub(super) struct Rogue {
 
 impl Rogue {
     /// Tricks that it knows.
-    pub(super) const TRICKS: u8 = 10;
+    pub(super) const TRICKS: u8 = 15;
+    /// The first of those that are about addresses outside the overlay.
+    pub(super) const OUTSIDE: u8 = 10;
 
     pub(super) fn new(
         mac: EthernetAddress,
@@ -60,8 +65,30 @@ impl Rogue {
             6 => "sends from the gateway's MAC address",
             7 => "pings from 127.0.0.1",
             8 => "pings with a time to live of 1",
+            10 => "begins many connections to a server outside, and says no more",
+            11 => "asks a server outside with a wrong checksum",
+            12 => "sends a server outside the first half of a question",
+            13 => "sends to the tunnels of nodes by way of the host",
+            14 => "asks 169.254.169.254 for the machine's secrets",
             _ => "pings the victim with its own address, to no MAC address of anybody",
         }
+    }
+
+    /// Packets to addresses outside.
+    fn trick_outside(&self, trick: u8, identity: Identity) -> Vec<Vec<u8>> {
+        let server = Server::Good.address();
+        let ask = |to| vec![forge::datagram(self.address, to, identity)];
+        let packets = match trick {
+            10 => forge::syns(self.address, server, identity),
+            11 => ask(server).into_iter().map(forge::broken).collect(),
+            12 => ask(server).into_iter().map(forge::half).collect(),
+            13 => ask(TUNNEL),
+            _ => ask(METADATA),
+        };
+        let mac = (self.attachment.mac, self.gateway_mac);
+        let frames = packets.iter();
+        let frames = frames.map(|it| ethernet(mac.0, mac.1, EthernetProtocol::Ipv4, it));
+        frames.collect()
     }
 
     fn trick(&self, trick: u8, victim: Ipv4Addr, identity: Identity) -> Vec<u8> {
@@ -121,7 +148,11 @@ impl Device for Rogue {
             trick,
         } = order
         {
-            self.frames.push(self.trick(trick, victim, identity));
+            let frames = match (Self::OUTSIDE..Self::TRICKS).contains(&trick) {
+                true => self.trick_outside(trick, identity),
+                false => vec![self.trick(trick, victim, identity)],
+            };
+            self.frames.extend(frames);
         }
     }
 

@@ -16,6 +16,13 @@ use super::random::{Random, Stream};
 use super::stream::Stream as Connection;
 use crate::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready};
 
+/// A router on the way to servers.
+pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
+/// Where clouds tell machines their secrets.
+pub(super) const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
+/// Where a node of VXLAN listens.
+pub(super) const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 1), 8472);
+
 /// What is to become of a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Happening {
@@ -44,6 +51,8 @@ pub(super) struct Sockets {
     /// Sockets that were made, and how many of them are closed.
     pub(super) made: u64,
     pub(super) closed: u64,
+    /// How long those were not used that were reset since somebody has looked.
+    pub(super) idle: Vec<Duration>,
     /// Datagrams that went out.
     pub(super) datagrams: u64,
     /// Those that nobody has looked at.
@@ -56,6 +65,8 @@ pub(super) struct Sockets {
 pub(super) struct Socket {
     pub(super) protocol: Protocol,
     pub(super) to: SocketAddrV4,
+    /// When it was last used.
+    used: Instant,
     pub(super) kind: Kind,
 }
 
@@ -74,6 +85,7 @@ impl Sockets {
             wrong: None,
             made: 0,
             closed: 0,
+            idle: Vec::new(),
             datagrams: 0,
             fresh: Vec::new(),
             sockets: BTreeMap::new(),
@@ -179,6 +191,14 @@ impl Sockets {
         self.sockets.get_mut(&id).map(|socket| &mut socket.kind)
     }
 
+    /// Notes that a socket is in use, and lets its server have a turn.
+    fn use_now(&mut self, id: FlowId) {
+        if let Some(socket) = self.sockets.get_mut(&id) {
+            socket.used = self.now;
+        }
+        self.wake(id);
+    }
+
     fn tell(&mut self, id: FlowId) {
         self.due.push((self.now + LOCAL, id, Happening::Event));
     }
@@ -225,6 +245,9 @@ impl Host for Sockets {
         protocol: Protocol,
         to: SocketAddrV4,
     ) -> Result<(), HostError> {
+        if to == METADATA || protocol == Protocol::Udp && to.port() == TUNNEL.port() {
+            self.accuse(id, "goes where no pod may");
+        }
         let Some(server) = Server::at(*to.ip()) else {
             return Err(HostError::NetUnreachable);
         };
@@ -237,7 +260,12 @@ impl Host for Sockets {
             Protocol::Tcp => Kind::Connection(Box::new(Connection::new(server, script))),
             Protocol::Udp | Protocol::Ping => Kind::Mailbox(Mailbox::new(server, script)),
         };
-        let socket = Socket { protocol, to, kind };
+        let socket = Socket {
+            protocol,
+            to,
+            used: self.now,
+            kind,
+        };
         if self.sockets.insert(id, socket).is_some() {
             self.accuse(id, "is there already");
         }
@@ -259,6 +287,7 @@ impl Host for Sockets {
     }
 
     fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
+        self.use_now(id);
         match self.kind(id) {
             Some(Kind::Connection(connection)) => connection.outcome,
             Some(Kind::Mailbox(_)) | None => Err(HostError::Failed),
@@ -267,14 +296,22 @@ impl Host for Sockets {
 
     fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
         let read = match self.kind(id) {
-            Some(Kind::Mailbox(mailbox)) => return mailbox.read(buffer),
+            Some(Kind::Mailbox(mailbox)) => {
+                let read = mailbox.read(buffer);
+                if read.is_ok() {
+                    self.use_now(id);
+                }
+                return read;
+            }
             Some(Kind::Connection(_)) if buffer.is_empty() => Err("is read without room"),
             Some(Kind::Connection(connection)) => Ok(connection.read(buffer)),
             None => Err("is read and not there"),
         };
         match read {
             Ok(read) => {
-                self.wake(id);
+                if read.is_ok_and(|len| len > 0) {
+                    self.use_now(id);
+                }
                 read
             }
             Err(wrong) => {
@@ -286,7 +323,10 @@ impl Host for Sockets {
 
     fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
         let written = match self.kind(id) {
-            Some(Kind::Mailbox(_)) => return self.send(id, bytes),
+            Some(Kind::Mailbox(_)) => {
+                self.use_now(id);
+                return self.send(id, bytes);
+            }
             Some(Kind::Connection(connection)) if connection.shut => {
                 Err("is written to after its end")
             }
@@ -295,7 +335,9 @@ impl Host for Sockets {
         };
         match written {
             Ok(written) => {
-                self.wake(id);
+                if written.is_ok() {
+                    self.use_now(id);
+                }
                 written
             }
             Err(wrong) => {
@@ -345,7 +387,10 @@ impl Host for Sockets {
             }
             Some(_) => {}
         }
-        self.closed += u64::from(self.sockets.remove(&id).is_some());
+        if let Some(socket) = self.sockets.remove(&id) {
+            self.closed += 1;
+            self.idle.extend(reset.then_some(self.now - socket.used));
+        }
     }
 }
 
@@ -357,6 +402,3 @@ impl Kind {
         }
     }
 }
-
-/// A router on the way to servers.
-pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::Violation;
@@ -17,7 +17,7 @@ use super::machine::{Running, Timer, Who};
 use super::oracle::Oracle;
 use super::outside::Server;
 use super::packet;
-use super::sockets::{Happening, Kind, Sockets};
+use super::sockets::{Happening, Kind, Sockets, TUNNEL};
 use crate::drops::DropReason;
 use crate::egress::{Config, Egress, FlowId, FlowInfo, Limits, Pods, Policy, Protocol};
 use crate::frame;
@@ -26,10 +26,12 @@ use crate::node::{Node, Verdict};
 use crate::port::PortId;
 
 /// Few, so that they are reached.
-const FLOWS: usize = 6;
+const FLOWS: usize = 5;
 const FLOWS_OF_POD: usize = 4;
 /// For buffers that are smaller than what most flows carry.
 const MEMORY: usize = 128 << 10;
+/// How long a flow is idle that makes room for another.
+const EVICTABLE: Duration = Duration::from_secs(10);
 /// Timeouts that may be handled in one millisecond.
 const MAX_TIMEOUTS: u32 = 2_000;
 
@@ -38,6 +40,8 @@ pub(super) struct WayOut {
     pub(super) egress: Egress,
     pub(super) sockets: Sockets,
     timer: Timer,
+    /// Flows that had made room for others.
+    evicted: u64,
     /// How often a timeout was handled in which millisecond.
     timeouts: (i64, u32),
 }
@@ -59,7 +63,7 @@ impl WayOut {
             ..Limits::default()
         };
         let config = Config {
-            policy: Policy::new(&[], &[], None, None),
+            policy: Policy::new(&[], &[], None, Some(TUNNEL.port())),
             subnet: Some(subnet),
             mtu: running.mtu(),
             limits,
@@ -69,6 +73,7 @@ impl WayOut {
             egress: Egress::new(config, now),
             sockets: Sockets::new(seeds.1, now),
             timer: Timer::default(),
+            evicted: 0,
             timeouts: (0, 0),
         }
     }
@@ -374,6 +379,7 @@ fn check(running: &mut Running, oracle: &mut Oracle, wrong: Option<String>) -> R
         return Ok(());
     };
     check_books(way)?;
+    check_evicted(way)?;
     let mut of_pods = BTreeMap::new();
     for info in way.egress.flows() {
         let pod = *info.key.pod.ip();
@@ -411,6 +417,18 @@ fn check_books(way: &WayOut) -> Result<(), String> {
     }
     if open > FLOWS as u64 {
         return Err(format!("it has {open} flows"));
+    }
+    Ok(())
+}
+
+/// Flows make room for others only if they are not in use.
+fn check_evicted(way: &mut WayOut) -> Result<(), String> {
+    let evicted = way.egress.counters().evicted;
+    let count = evicted - std::mem::replace(&mut way.evicted, evicted);
+    let idle = way.sockets.idle.drain(..);
+    let idle = idle.filter(|idle| *idle >= EVICTABLE).count() as u64;
+    if idle < count {
+        return Err(format!("{count} flows make room, and {idle} are idle"));
     }
     Ok(())
 }

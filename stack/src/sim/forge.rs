@@ -1,0 +1,103 @@
+//! Packets to addresses outside the overlay that no system of a pod would send.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber,
+    UdpPacket, UdpRepr,
+};
+
+use super::device::Identity;
+
+/// Connections that are begun at once.
+const SYNS: u16 = 12;
+const FIRST_PORT: u16 = 20_000;
+const IP_LEN: usize = 20;
+/// With UDP's header a length that a first fragment may have.
+const PAYLOAD: usize = 600;
+
+/// Segments that each ask for another connection.
+pub(super) fn syns(from: Ipv4Addr, to: SocketAddrV4, identity: Identity) -> Vec<Vec<u8>> {
+    let first = FIRST_PORT + (identity.ping % 1000) as u16 * SYNS;
+    let ports = first..first + SYNS;
+    ports.map(|port| syn(from, port, to)).collect()
+}
+
+fn syn(from: Ipv4Addr, port: u16, to: SocketAddrV4) -> Vec<u8> {
+    let tcp = TcpRepr {
+        src_port: port,
+        dst_port: to.port(),
+        control: TcpControl::Syn,
+        seq_number: TcpSeqNumber(port.into()),
+        ack_number: None,
+        window_len: 1000,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    let mut bytes = packet((from, *to.ip()), IpProtocol::Tcp, tcp.buffer_len());
+    tcp.emit(
+        &mut TcpPacket::new_unchecked(&mut bytes[IP_LEN..]),
+        &IpAddress::from(from),
+        &IpAddress::from(*to.ip()),
+        &ChecksumCapabilities::default(),
+    );
+    bytes
+}
+
+/// A datagram from any port to any address.
+pub(super) fn datagram(from: Ipv4Addr, to: SocketAddrV4, identity: Identity) -> Vec<u8> {
+    let payload = identity.payload(PAYLOAD);
+    let udp = UdpRepr {
+        src_port: FIRST_PORT + (identity.ping % 1000) as u16,
+        dst_port: to.port(),
+    };
+    let len = udp.header_len() + payload.len();
+    let mut bytes = packet((from, *to.ip()), IpProtocol::Udp, len);
+    udp.emit(
+        &mut UdpPacket::new_unchecked(&mut bytes[IP_LEN..]),
+        &IpAddress::from(from),
+        &IpAddress::from(*to.ip()),
+        payload.len(),
+        |room| room.copy_from_slice(&payload),
+        &ChecksumCapabilities::default(),
+    );
+    bytes
+}
+
+/// The same with another byte at its end.
+pub(super) fn broken(mut packet: Vec<u8>) -> Vec<u8> {
+    if let Some(last) = packet.last_mut() {
+        *last ^= 1;
+    }
+    packet
+}
+
+/// The same as a first fragment, of which the rest does not come.
+pub(super) fn half(mut packet: Vec<u8>) -> Vec<u8> {
+    let mut ip = Ipv4Packet::new_unchecked(&mut packet);
+    ip.set_more_frags(true);
+    ip.set_dont_frag(false);
+    ip.fill_checksum();
+    packet
+}
+
+fn packet(ends: (Ipv4Addr, Ipv4Addr), protocol: IpProtocol, len: usize) -> Vec<u8> {
+    let ip = Ipv4Repr {
+        src_addr: ends.0,
+        dst_addr: ends.1,
+        next_header: protocol,
+        payload_len: len,
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0; IP_LEN + len];
+    ip.emit(
+        &mut Ipv4Packet::new_unchecked(&mut bytes),
+        &ChecksumCapabilities::default(),
+    );
+    bytes
+}
