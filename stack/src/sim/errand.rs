@@ -16,6 +16,8 @@ use crate::port::PortId;
 
 /// How long pods may take with all their errands: they have patience for a minute without a word.
 const PATIENCE: u64 = 300;
+/// How long a pod may wait for a refusal.
+const REFUSAL: Duration = Duration::from_secs(1);
 /// How long a connection may stay in tables that is over at both ends.
 const FAREWELL: Duration = Duration::from_secs(60);
 /// Bytes that go out and come back.
@@ -138,8 +140,8 @@ impl Cluster {
         Ok(ping)
     }
 
-    /// A pod's connection has failed: to a server that is well it must not, unless its flow had to
-    /// make room, or there was no way out.
+    /// A pod's connection has failed: to a server that is well it must not, and with one that refuses
+    /// it must at once, unless its flow had to make room, or there was no way out.
     pub(super) fn check_failure(
         &mut self,
         who: Who,
@@ -152,11 +154,13 @@ impl Cluster {
         let running = self.machines[who.machine].running(who);
         let is_crowded = running.is_some_and(|running| running.crowded() > errand.crowded);
         let was_cut = self.outside.was_cut(who.machine, errand.since);
-        if !errand.server.is_fair() || is_crowded || was_cut {
+        let took = self.queue.now() - errand.since;
+        let is_late = errand.server == Server::Refuses && took > REFUSAL;
+        if !(errand.server.is_fair() || is_late) || is_crowded || was_cut {
             return Ok(());
         }
         Err(Violation(format!(
-            "{} cannot talk to {} in flow {flow}: {why}",
+            "{} cannot talk to {} in flow {flow}, after {took}: {why}",
             errand.address, errand.server
         )))
     }

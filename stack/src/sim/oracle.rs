@@ -124,6 +124,10 @@ impl Oracle {
                 figures.talks += 1;
                 self.flows.insert(flow, Flow::Done);
                 if let Some(errand) = self.errands.get_mut(&flow) {
+                    if !errand.server.accepts() {
+                        let server = errand.server;
+                        return Err(Violation(format!("flow {flow} comes back from {server}")));
+                    }
                     errand.done = Some(now);
                 }
             }

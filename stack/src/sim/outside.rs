@@ -72,9 +72,14 @@ impl Server {
         )
     }
 
+    /// Whether connections to it come about.
+    pub(super) const fn accepts(self) -> bool {
+        self.is_fair() || matches!(self, Self::Resets)
+    }
+
     /// Whether it answers datagrams.
     pub(super) const fn echoes(self) -> bool {
-        self.is_fair() || matches!(self, Self::Resets)
+        self.accepts()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A pod that does what pods must not do.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Instant;
@@ -16,6 +16,8 @@ use super::sockets::{METADATA, TUNNEL};
 use crate::frame;
 use crate::port::Attachment;
 
+/// Where names are resolved.
+const PORT: u16 = 53;
 /// A MAC address that is not its own.
 const FOREIGN: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0xff, 0xff]);
 
@@ -30,7 +32,7 @@ pub(super) struct Rogue {
 
 impl Rogue {
     /// Tricks that it knows.
-    pub(super) const TRICKS: u8 = 15;
+    pub(super) const TRICKS: u8 = 16;
     /// The first of those that are about addresses outside the overlay.
     pub(super) const OUTSIDE: u8 = 10;
 
@@ -69,7 +71,8 @@ impl Rogue {
             11 => "asks a server outside with a wrong checksum",
             12 => "sends a server outside the first half of a question",
             13 => "sends to the tunnels of nodes by way of the host",
-            14 => "asks 169.254.169.254 for the machine's secrets",
+            14 => "tries ports of the gateway",
+            15 => "asks 169.254.169.254 for the machine's secrets",
             _ => "pings the victim with its own address, to no MAC address of anybody",
         }
     }
@@ -83,6 +86,10 @@ impl Rogue {
             11 => ask(server).into_iter().map(forge::broken).collect(),
             12 => ask(server).into_iter().map(forge::half).collect(),
             13 => ask(TUNNEL),
+            14 => {
+                let port = SocketAddrV4::new(self.gateway, PORT);
+                [forge::syns(self.address, port, identity), ask(port)].concat()
+            }
             _ => ask(METADATA),
         };
         let mac = (self.attachment.mac, self.gateway_mac);
