@@ -145,6 +145,20 @@ mod tests {
         assert_eq!(fdb.lookup(mac(2), later), Some(PORT));
     }
 
+    #[test]
+    fn what_becomes_static_makes_room_for_one_more() {
+        let (mut fdb, now) = (Fdb::new(2, Seed(1)), Instant::ZERO);
+        fdb.learn(mac(0), PORT, now);
+        fdb.learn(mac(1), PORT, now);
+        for _ in 0..2 {
+            fdb.add_static(mac(0), PORT);
+        }
+        fdb.learn(mac(2), PORT, now);
+        fdb.learn(mac(3), PORT, now);
+        let found = [0, 1, 2, 3].map(|last| fdb.lookup(mac(last), now).is_some());
+        assert_eq!(found, [true, true, true, false]);
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Learn(u8, u32),

@@ -129,6 +129,21 @@ fn segments_larger_than_the_mtu_are_reported_or_fragmented() {
 }
 
 #[test]
+fn a_datagram_larger_than_the_mtu_is_reported_or_fragmented() {
+    for (dont_fragment, expected, pieces) in [
+        (true, Verdict::Drop(DropReason::FragmentationNeeded), 1),
+        (false, Verdict::Consumed, 3),
+    ] {
+        let mut node = node(1, "udp");
+        let (packet, header) = superpacket(pod(2, 2), None, dont_fragment);
+        let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+        assert_eq!(verdict, expected);
+        assert_eq!(outputs(&mut node).len(), pieces);
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
 fn what_must_wait_for_a_neighbour_waits_in_segments() {
     let mut node = bare_node(1, "vxlan");
     node.attach(POD_PORT, attachment(1, 2, false));
@@ -153,16 +168,17 @@ fn what_must_wait_for_a_neighbour_waits_in_segments() {
     assert_adds_up(&node);
 }
 
-#[test]
-fn a_merged_packet_is_delivered_by_its_head() {
-    let mut node = node(1, "vxlan");
+/// A datagram from node 2 whose segments were merged, as a head of one segment and the length of
+/// the rest, with the device's header.
+fn merged(to: Ipv4Addr) -> (Vec<u8>, usize, Header) {
     let mut packet = Vec::new();
-    PacketBuilder::ipv4(pod(2, 2).octets(), pod(1, 2).octets(), 64)
+    PacketBuilder::ipv4(pod(2, 2).octets(), to.octets(), 64)
         .udp(1, 2)
         .write(&mut packet, &[5; PAYLOAD])
         .unwrap();
     let mut storage = peer_frame(&packet);
-    let head = storage.len() - 2000;
+    let tail = 2000;
+    storage.truncate(storage.len() - tail);
     let header = Header {
         gso: Some(Gso {
             kind: GsoKind::Udp,
@@ -175,14 +191,40 @@ fn a_merged_packet_is_delivered_by_its_head() {
         },
         hdr_len: 50,
     };
+    (storage, tail, header)
+}
+
+#[test]
+fn a_merged_packet_is_delivered_by_its_head() {
+    let mut node = node(1, "vxlan");
+    let (mut storage, tail, header) = merged(pod(1, 2));
+    let head = storage.len();
     let mut merged = PacketBuf::new(&mut storage, 0, head)
         .unwrap()
         .with_offload(header)
-        .with_tail(2000);
+        .with_tail(tail);
     let verdict = node.from_underlay(NOW, underlay(2).into(), &mut merged);
     assert_eq!(verdict, Verdict::Port(POD_PORT));
     assert_eq!(merged.offload(), header.moved(22, 14).unwrap());
-    assert_eq!((merged.len(), merged.total_len()), (head - 8, head + 1992));
+    assert_eq!(
+        (merged.len(), merged.total_len()),
+        (head - 8, head - 8 + tail)
+    );
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_merged_packet_does_not_wait_for_a_neighbour() {
+    let mut node = node(1, "vxlan");
+    node.attach(PortId(3), attachment(1, 4, false));
+    let (mut storage, tail, header) = merged(pod(1, 50));
+    let head = storage.len();
+    let mut merged = PacketBuf::new(&mut storage, 0, head)
+        .unwrap()
+        .with_offload(header)
+        .with_tail(tail);
+    let verdict = node.from_underlay(NOW, underlay(2).into(), &mut merged);
+    assert_eq!(verdict, Verdict::Drop(DropReason::SuperpacketRefused));
     assert_adds_up(&node);
 }
 
