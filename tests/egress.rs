@@ -10,15 +10,15 @@ mod lab;
 mod load;
 #[path = "egress/programs.rs"]
 mod programs;
-#[path = "egress/script.rs"]
-mod script;
+#[path = "egress/workers.rs"]
+mod workers;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Stdio;
 
+use lab::script::Script;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::{Agent, Ping};
-use script::Script;
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);

@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "publish/crowds.rs"]
+mod crowds;
 mod lab;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::process::{Child, Stdio};
 
+use lab::script::Script;
 use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::Agent;
 use proxy_header::{ParseConfig, ProxyHeader};
@@ -45,13 +46,19 @@ struct Bed {
 
 impl Bed {
     fn new(flags: &[(&str, &str)]) -> Option<Self> {
+        Self::with(|mut config| {
+            for (flag, value) in flags {
+                config = config.with(flag, value);
+            }
+            config
+        })
+    }
+
+    fn with(configure: impl FnOnce(NodeConfig) -> NodeConfig) -> Option<Self> {
         let lab = Lab::new()?;
         let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
         let (host, client) = (lab.host("node", NODE), lab.host("client", CLIENT));
-        let mut config = NodeConfig::new("n1", NODE, &store);
-        for (flag, value) in flags {
-            config = config.with(flag, value);
-        }
+        let config = configure(NodeConfig::new("n1", NODE, &store));
         Some(Self {
             node: config.start(&host),
             client,
@@ -69,15 +76,10 @@ impl Bed {
 
     /// A pod whose command is a script, on which `READY` is waited for.
     fn script(&self, name: &str, ports: &str, script: &str) -> Script {
-        let perl = ["--", "perl", "-MSocket", "-e", script];
-        let words = [&["run", "--name", name, "-p", ports], &perl[..]].concat();
-        let mut command = self.node.client(&words);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        let output = child.stdout.as_mut().unwrap();
-        BufReader::new(output).read_line(&mut line).unwrap();
-        assert_eq!(line, "READY\n", "{}", self.node.log());
-        Script(child)
+        let words = ["run", "--name", name, "-p", ports, "--", "perl"];
+        let mut pod = Script::start(self.node.client(&words), script, &[]);
+        pod.expect("READY");
+        pod
     }
 
     /// What a pod with these ports is refused for.
@@ -99,16 +101,6 @@ impl Bed {
     fn flows(&self, which: &str) -> u64 {
         let status = self.node.query("status");
         status["egress"][which].as_u64().unwrap()
-    }
-}
-
-/// A pod's process, which ends with this.
-struct Script(Child);
-
-impl Drop for Script {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 
@@ -339,11 +331,7 @@ fn clients_see_what_servers_do() {
         r#"$to->(7000); syswrite($s, "h"); print $rest->(), $rest->(); syswrite($s, "yours");"#,
     );
     assert_eq!(half, "mine||");
-    let mut line = String::new();
-    BufReader::new(pod.0.stdout.as_mut().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert_eq!(line, "yours\n", "after the server's end");
+    assert_eq!(pod.line(), "yours", "after the server's end");
     let reset = client(r#"$to->(7000); syswrite($s, "r"); print $rest->()"#);
     assert_eq!(reset, "Connection reset by peer|");
     let refused = client(r#"$to->(7001); print $rest->()"#);
@@ -455,6 +443,30 @@ fn nobody_is_kept_waiting_by_clients_that_do_not_read_or_pods_that_vanish() {
         });
         traffic::transfer(&mut other, NODE, 7000, 10_000_000);
     }
+}
+
+#[test]
+fn a_port_for_root_only_is_told_with_what_to_do() {
+    let bed = Bed::with(|config| config.without_capability("net_bind_service"));
+    let Some(bed) = bed else { return };
+    let advice = "choose one from 1024 on, or have root open it with 'sysctl \
+                  net.ipv4.ip_unprivileged_port_start=80'";
+    for transport in ["tcp", "udp"] {
+        let told = bed.refusal(&format!("80:8080/{transport}"));
+        let expected = format!("muslin: port 80/{transport} is for root only: {advice}\n");
+        assert_eq!(told, expected);
+    }
+    assert_eq!(bed.node.query("status")["published"]["ports"], 0);
+    let mut client = bed.client.agent();
+    let higher = bed.server("higher", "1024:8080");
+    traffic::transfer(&mut client, NODE, 1024, 1_000_000);
+    drop(higher);
+    bed.host
+        .sh("echo 80 >/proc/sys/net/ipv4/ip_unprivileged_port_start");
+    let _opened = bed.server("opened", "80:8080,80:8080/udp");
+    traffic::transfer(&mut client, NODE, 80, 1_000_000);
+    let echoed = client.udp(SocketAddrV4::new(NODE, 80), 20, 1000).unwrap();
+    assert_eq!((echoed.sent, echoed.intact), (20, 20));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //! is bounded, and nothing of it stays behind.
 
 use super::load::resident;
-use super::script::Script;
 use super::*;
 
 const FAULTY: u16 = 9003;

@@ -1,6 +1,5 @@
 //! Many connections at once and one after the other, and what they take of the node's memory.
 
-use super::script::Script;
 use super::*;
 
 /// Of the node's memory, for each idle connection; its buffers' pages among it.

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::script::Script;
 use super::*;
 
 const HTTP: u16 = 8080;

@@ -9,6 +9,7 @@
 
 pub(crate) mod etcd;
 pub(crate) mod flannel;
+pub(crate) mod script;
 pub(crate) mod traffic;
 
 use std::cell::Cell;
@@ -347,6 +348,8 @@ impl Host {
 #[derive(Clone)]
 pub(crate) struct NodeConfig {
     name: String,
+    /// What it is started by, with its own words behind.
+    launcher: Vec<String>,
     arguments: Vec<String>,
 }
 
@@ -364,6 +367,7 @@ impl NodeConfig {
     fn bare(name: &str, store: &str) -> Self {
         Self {
             name: name.to_owned(),
+            launcher: Vec::new(),
             arguments: Vec::new(),
         }
         .with("--store", store)
@@ -379,6 +383,13 @@ impl NodeConfig {
     /// One more flag without a value.
     pub(crate) fn flag(mut self, flag: &str) -> Self {
         self.arguments.push(flag.to_owned());
+        self
+    }
+
+    /// Without one of the capabilities that root has, such as `net_bind_service`.
+    pub(crate) fn without_capability(mut self, name: &str) -> Self {
+        let words = ["setpriv", "--bounding-set", &format!("-{name}"), "--"];
+        self.launcher = words.map(str::to_owned).into();
         self
     }
 
@@ -431,8 +442,10 @@ impl Node {
             .append(true)
             .open(&self.log)
             .unwrap();
-        let mut command = self.host.command(MUSLIN);
+        let words = [&self.config.launcher[..], &[MUSLIN.to_owned()]].concat();
+        let mut command = self.host.command(&words[0]);
         command
+            .args(&words[1..])
             .arg("node")
             .args(["--name", &self.config.name, "--state-dir"])
             .arg(self.state_dir())

@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use crate::lab::Host;
+use super::Host;
 
 /// Until a line must have come; thousands of connections take their time.
 const PATIENCE: Duration = Duration::from_secs(120);
