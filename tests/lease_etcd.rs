@@ -325,19 +325,36 @@ async fn a_lost_lease_ends_with_its_own_code_and_a_copy_of_a_node_too() {
 /// The password of the user `node`.
 const PASSWORD: &str = "4pr1c0t";
 
-/// An etcd that has a certificate, wants one of its clients, and lets the user `node` have the
-/// network's keys.
+/// An etcd that has a certificate, wants one of its clients, and lets the user `node` have some of
+/// the network's keys.
 struct Guarded {
     _process: Guard,
     server: String,
+    /// Where it tells its counters.
+    metrics: u16,
     files: Certificates,
     /// With all rights.
     admin: Client,
 }
 
+/// What the user may have: all keys that begin so.
+type Rights<'a> = &'a [(PermissionType, &'a str)];
+
+const ALL: Rights<'static> = &[(PermissionType::Readwrite, "/coreos.com/network/")];
+/// As much as flannel needs, which lists what begins with `subnets`.
+const FLANNELS: [(PermissionType, &str); 2] = [
+    (PermissionType::Readwrite, CONFIG),
+    (PermissionType::Readwrite, "/coreos.com/network/subnets"),
+];
+
 impl Guarded {
     async fn start(directory: &Path) -> Option<Self> {
+        Self::with_rights(directory, ALL).await
+    }
+
+    async fn with_rights(directory: &Path, rights: Rights<'_>) -> Option<Self> {
         let files = Certificates::new();
+        let metrics = free_port();
         let server = format!("https://127.0.0.1:{}", free_port());
         let path = |name: &str| files.path(name).display().to_string();
         let mut arguments = alone().to_vec();
@@ -345,6 +362,7 @@ impl Guarded {
         arguments.push(format!("--key-file={}", path("key.pem")));
         arguments.push(format!("--trusted-ca-file={}", path("ca.pem")));
         arguments.push("--client-cert-auth".to_owned());
+        arguments.push(format!("--listen-metrics-urls=http://127.0.0.1:{metrics}"));
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         let process = spawn(&directory.join("etcd"), &server, &arguments)?;
         let text = |name: &str| fs::read_to_string(files.path(name)).unwrap();
@@ -354,11 +372,12 @@ impl Guarded {
         let options = ConnectOptions::new().with_tls(tls);
         let mut first = client(&server, Some(options.clone())).await;
         first.put(CONFIG, NETWORK, None).await.unwrap();
-        add_users(&mut first).await;
+        add_users(&mut first, rights).await;
         let admin = client(&server, Some(options.with_user("root", "root"))).await;
         Some(Self {
             _process: process,
             server,
+            metrics,
             files,
             admin,
         })
@@ -390,28 +409,46 @@ impl Guarded {
             .collect();
         (Node::start_with(&state, last, &flags), health)
     }
+
+    /// How many requests it has refused to users who may not make them.
+    fn denials(&self) -> u64 {
+        let metrics = get(self.metrics, "/metrics").unwrap();
+        let handled = metrics
+            .lines()
+            .filter(|line| line.starts_with("grpc_server_handled_total"));
+        let denied = handled.filter(|line| line.contains(r#"grpc_code="PermissionDenied""#));
+        let counts = denied.map(|line| line.split(' ').next_back().unwrap().parse::<u64>());
+        counts.sum::<Result<_, _>>().unwrap()
+    }
 }
 
-async fn add_users(admin: &mut Client) {
+async fn add_users(admin: &mut Client, rights: Rights<'_>) {
     admin.user_add("root", "root", None).await.unwrap();
     admin.user_grant_role("root", "root").await.unwrap();
     admin.role_add("nodes").await.unwrap();
-    let network = Permission::new(PermissionType::Readwrite, "/coreos.com/network/");
-    let network = network.with_prefix();
-    admin.role_grant_permission("nodes", network).await.unwrap();
+    for (kind, prefix) in rights {
+        let right = Permission::new(*kind, *prefix).with_prefix();
+        admin.role_grant_permission("nodes", right).await.unwrap();
+    }
     admin.user_add("node", PASSWORD, None).await.unwrap();
     admin.user_grant_role("node", "nodes").await.unwrap();
     admin.auth_enable().await.unwrap();
 }
 
-/// What `/readyz` says.
-fn readiness(port: u16) -> Option<String> {
+/// What an HTTP server says.
+fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream
-        .write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .ok()?;
+    // Of version 1.0, so that the answer comes without lengths in between.
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// What `/readyz` says.
+fn readiness(port: u16) -> Option<String> {
+    let answer = get(port, "/readyz")?;
     answer.split(' ').nth(1).map(str::to_owned)
 }
 
@@ -506,6 +543,106 @@ async fn a_wrong_password_is_told_in_one_line_and_mended_while_the_node_tries_on
     assert_eq!(node.log().matches("is away").count(), 1, "{}", node.log());
 }
 
+/// What a node says of the names that it may not share, which it says once.
+async fn names_are_refused(node: &Node, what: &str) {
+    let line = poll_until("a word about names", async || {
+        let log = node.log();
+        let mut lines = log.lines().filter(|line| line.contains(" WARN "));
+        lines.next().map(str::to_owned)
+    })
+    .await;
+    let prefix = "/coreos.com/network/muslin/pods/";
+    let advice = &format!("that takes the rights to read and write {prefix}");
+    for part in [what, "refuses the user 'node'", "permission denied", advice] {
+        assert!(line.contains(part), "no '{part}': {line}");
+    }
+}
+
+/// Peers come one after the other, and meanwhile a node asks no more for what it may not have.
+async fn goes_on_in_silence(etcd: &mut Guarded, node: &mut Node, health: u16) {
+    let denials = etcd.denials();
+    for last in 201..=210 {
+        peer_arrives(&mut etcd.admin, node, last).await;
+    }
+    assert_eq!((denials, etcd.denials()), (1, 1), "{}", node.log());
+    let log = node.log();
+    assert_eq!(log.matches(" WARN ").count(), 1, "{log}");
+    assert_eq!(log.matches("permission denied").count(), 1, "{log}");
+    assert_eq!(log.matches("leases are asked for at").count(), 1, "{log}");
+    assert_eq!(readiness(health).as_deref(), Some("200"));
+    let prefix = Some(etcd_client::GetOptions::new().with_prefix());
+    let names = etcd.admin.get("/coreos.com/network/muslin/", prefix).await;
+    let names = names.unwrap();
+    assert!(names.kvs().is_empty(), "{names:?}");
+}
+
+/// A pod whose address is in its own process.
+fn pod(node: &Node, name: &str) -> Guard {
+    let socket = node.state.join("nodes/n/control.sock");
+    let mut command = Command::new(MUSLIN);
+    command.args(["sidecar", "--pod", name, "--expose", "80=7000", "--agent"]);
+    command
+        .arg(socket)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    Guard(command.spawn().unwrap())
+}
+
+async fn has_pods(node: &Node, names: &[&str]) {
+    poll_until(&format!("the pods {names:?}"), async || {
+        let rows = node.rows("pods")?;
+        let rows = rows.as_array()?.iter();
+        rows.map(|row| row["pod"].as_str())
+            .eq(names.iter().map(|name| Some(*name)))
+            .then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_node_with_flannels_rights_works_and_says_once_that_names_are_not_shared() {
+    let directory = TempDir::new().unwrap();
+    let Some(mut etcd) = Guarded::with_rights(directory.path(), &FLANNELS).await else {
+        return;
+    };
+    let ca = etcd.files.path("ca.pem");
+    let (mut node, health) = etcd.node(24, directory.path(), PASSWORD, &ca);
+    node.subnet().await;
+    ready(health).await;
+    names_are_refused(&node, "names of other nodes' pods are not known").await;
+    let _pods = [pod(&node, "one"), pod(&node, "two")];
+    has_pods(&node, &["one", "two"]).await;
+    goes_on_in_silence(&mut etcd, &mut node, health).await;
+    let left = node.ask(&["leave"]);
+    assert!(left.status.success(), "{left:?}");
+    assert_eq!(node.end().await.0, Some(0));
+    // It has asked once more whether there is something to take back.
+    assert_eq!(etcd.denials(), 2);
+}
+
+#[tokio::test]
+async fn a_node_that_may_only_read_names_works_and_says_once_that_its_own_are_not_shared() {
+    let directory = TempDir::new().unwrap();
+    let read = (PermissionType::Read, "/coreos.com/network/muslin/pods/");
+    let rights = [&FLANNELS[..], &[read]].concat();
+    let Some(mut etcd) = Guarded::with_rights(directory.path(), &rights).await else {
+        return;
+    };
+    let ca = etcd.files.path("ca.pem");
+    let (mut node, health) = etcd.node(25, directory.path(), PASSWORD, &ca);
+    node.subnet().await;
+    ready(health).await;
+    let _first = pod(&node, "one");
+    let what = "other nodes do not know the names of this node's pods";
+    names_are_refused(&node, what).await;
+    for name in ["three", "two"] {
+        let _passing = pod(&node, name);
+        has_pods(&node, &["one", name]).await;
+    }
+    has_pods(&node, &["one"]).await;
+    goes_on_in_silence(&mut etcd, &mut node, health).await;
+}
+
 /// One of several etcd servers that have the same data.
 struct Member {
     directory: PathBuf,
@@ -568,13 +705,12 @@ async fn routes(node: &Node, subnet: &str, via: &str) {
     .await;
 }
 
-/// Publishes a peer by one member, and waits until a node has a route to it.
-async fn peer_arrives(member: &Member, node: &Node, last: u8) {
+/// Publishes a peer, and waits until a node has a route to it.
+async fn peer_arrives(client: &mut Client, node: &Node, last: u8) {
     let (subnet, via) = (format!("10.7.{last}.0/24"), format!("127.0.0.{last}"));
     let record = format!(
         r#"{{"PublicIP":"{via}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:00:{last:02x}"}}}}"#
     );
-    let mut client = client(&member.client, None).await;
     let lease = client.lease_grant(86_400, None).await.unwrap().id();
     let options = PutOptions::new().with_lease(lease);
     client
@@ -582,6 +718,11 @@ async fn peer_arrives(member: &Member, node: &Node, last: u8) {
         .await
         .unwrap();
     routes(node, &subnet, &via).await;
+}
+
+/// The same by one member.
+async fn arrives_by(member: &Member, node: &Node, last: u8) {
+    peer_arrives(&mut client(&member.client, None).await, node, last).await;
 }
 
 /// Ends the node's etcd lease by hand, and waits until it has published the same record again.
@@ -617,10 +758,10 @@ async fn when_the_member_that_a_node_uses_is_killed_it_goes_on_with_the_others()
     let node = Node::start_with(&directory.path().join("one"), 31, &flags);
     let subnet = node.subnet().await;
     let first = used(&node, &members).unwrap();
-    peer_arrives(&members[(first + 1) % 3], &node, 201).await;
+    arrives_by(&members[(first + 1) % 3], &node, 201).await;
 
     members[first].process = None;
-    peer_arrives(&members[(first + 1) % 3], &node, 202).await;
+    arrives_by(&members[(first + 1) % 3], &node, 202).await;
     let second = used(&node, &members).unwrap();
     assert_ne!(second, first);
     is_published_again(&members[(first + 2) % 3], &node, &subnet).await;
@@ -629,7 +770,7 @@ async fn when_the_member_that_a_node_uses_is_killed_it_goes_on_with_the_others()
     assert!(members[first].start());
     client(&members[first].client, None).await;
     members[second].process = None;
-    peer_arrives(&members[first], &node, 203).await;
+    arrives_by(&members[first], &node, 203).await;
     assert_ne!(used(&node, &members), Some(second));
     is_published_again(&members[first], &node, &subnet).await;
     let routes = node.rows("routes").unwrap();

@@ -121,6 +121,10 @@ impl Sharer {
             if matches!(error, StoreError::Refused(_)) {
                 return warn!("names of pods are not shared: {error}");
             }
+            if self.is_leaving && is_permission(&error) {
+                // The record, if there is one, ends by itself.
+                return;
+            }
             failures = if began.elapsed() > LONG_WATCH {
                 0
             } else {
@@ -314,7 +318,9 @@ impl Sharer {
             }
             // Others have written it, or an answer was lost.
             Ok(_) => Err(StoreError::Gap),
-            Err(error @ StoreError::Unavailable(_)) => {
+            Err(error @ StoreError::Unavailable(_))
+                if !(self.is_leaving && is_permission(&error)) =>
+            {
                 self.failures += 1;
                 let what = "other nodes do not know the names of this node's pods";
                 self.write_at = now + self.delay(&error, self.failures, what);
@@ -524,16 +530,17 @@ mod tests {
         two.knows(&["a", "b"], &[]).await;
     }
 
-    /// A store that lets a node read, and not write.
+    /// A store that lets a node read at most, and not write.
     struct ReadOnly {
         inner: Arc<dyn Store>,
+        may_read: bool,
         refused: AtomicUsize,
     }
 
     #[async_trait]
     impl Store for ReadOnly {
         async fn execute(&self, op: Op) -> StoreResult<Answer> {
-            if matches!(op, Op::List(_)) {
+            if self.may_read && matches!(op, Op::List(_)) {
                 return self.inner.execute(op).await;
             }
             self.refused.fetch_add(1, Ordering::SeqCst);
@@ -556,6 +563,7 @@ mod tests {
         let store = embedded(&directory);
         let read_only = Arc::new(ReadOnly {
             inner: store.clone(),
+            may_read: true,
             refused: AtomicUsize::new(0),
         });
         let one = Node::start(&(read_only.clone() as Arc<dyn Store>), 1);
@@ -570,5 +578,26 @@ mod tests {
         one.knows(&["f"], &[]).await;
         assert_eq!(read_only.refused.load(Ordering::SeqCst), 1);
         assert_eq!(records(&store).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_may_not_even_read_leaves_at_once() {
+        let directory = TempDir::new().unwrap();
+        let forbidding = Arc::new(ReadOnly {
+            inner: embedded(&directory),
+            may_read: false,
+            refused: AtomicUsize::new(0),
+        });
+        let node = Node::start(&(forbidding.clone() as Arc<dyn Store>), 1);
+        node.set_pods(&["a"]);
+        while forbidding.refused.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        node.leave.send_replace(true);
+        tokio::time::timeout(SOON, node.task)
+            .await
+            .expect("an end")
+            .unwrap();
+        assert_eq!(forbidding.refused.load(Ordering::SeqCst), 2);
     }
 }
