@@ -1,0 +1,329 @@
+//! What `deploy/` gives to others: manifests that Kubernetes and systemd can read, whose flags the
+//! program has, and whose parts fit each other.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::Value;
+
+const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
+/// Volumes that "restricted" permits.
+const VOLUMES: [&str; 8] = [
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
+
+fn read(path: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A manifest of one pod.
+struct Manifest {
+    name: String,
+    pod: Value,
+}
+
+impl Manifest {
+    fn named(name: &str) -> Self {
+        let text = read(&format!("kubernetes/{name}"));
+        let pod: Value = serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(
+            (&pod["apiVersion"], &pod["kind"]),
+            (&"v1".into(), &"Pod".into())
+        );
+        Self {
+            name: name.to_owned(),
+            pod,
+        }
+    }
+
+    fn all() -> Vec<Self> {
+        let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes");
+        let entries = std::fs::read_dir(directory).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let all: Vec<_> = names.map(|name| Self::named(&name)).collect();
+        assert!(!all.is_empty());
+        all
+    }
+
+    fn spec(&self) -> &Value {
+        &self.pod["spec"]
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &Value> {
+        let kinds = ["initContainers", "containers"].iter();
+        kinds.flat_map(|kind| list(&self.spec()[*kind]))
+    }
+
+    fn sidecar(&self) -> &Value {
+        let mut all = self.containers();
+        let is_it = |container: &&Value| container["name"] == "muslin";
+        all.find(is_it)
+            .unwrap_or_else(|| panic!("{}: no sidecar", self.name))
+    }
+
+    /// The sidecar's arguments, as Kubernetes gives them.
+    fn arguments(&self) -> Vec<String> {
+        let sidecar = self.sidecar();
+        let variables: BTreeMap<_, _> = list(&sidecar["env"])
+            .iter()
+            .map(|variable| {
+                let path = &variable["valueFrom"]["fieldRef"]["fieldPath"];
+                let value = match path.as_str() {
+                    Some("metadata.name") => text(&self.pod["metadata"]["name"]),
+                    Some("status.podIP") => "10.0.0.7",
+                    _ => text(&variable["value"]),
+                };
+                (format!("$({})", text(&variable["name"])), value)
+            })
+            .collect();
+        let written = list(&sidecar["args"]).iter().map(text);
+        let whole = written.map(|argument| {
+            let mut argument = argument.to_owned();
+            for (name, value) in &variables {
+                argument = argument.replace(name, value);
+            }
+            assert!(!argument.contains("$("), "{}: {argument}", self.name);
+            argument
+        });
+        whole.collect()
+    }
+
+    /// The value of one of the sidecar's flags.
+    fn flag(&self, name: &str) -> Option<String> {
+        let begin = format!("{name}=");
+        let arguments = self.arguments();
+        let mut values = arguments.iter().filter_map(|it| it.strip_prefix(&begin));
+        values.next().map(str::to_owned)
+    }
+
+    /// What the Pod Security Standard "restricted" refuses of it.
+    fn refused(&self) -> Vec<String> {
+        let mut refused = Vec::new();
+        let spec = self.spec();
+        for namespace in ["hostNetwork", "hostPID", "hostIPC"] {
+            if spec[namespace] == true {
+                refused.push(namespace.to_owned());
+            }
+        }
+        for volume in list(&spec["volumes"]) {
+            let kinds = volume.as_object().unwrap().keys();
+            let kinds = kinds.filter(|kind| *kind != "name" && !VOLUMES.contains(&kind.as_str()));
+            refused.extend(kinds.map(|kind| format!("volume {}: {kind}", text(&volume["name"]))));
+        }
+        for container in self.containers() {
+            let name = text(&container["name"]);
+            let faults = faults(&spec["securityContext"], container).into_iter();
+            refused.extend(faults.map(|fault| format!("{name}: {fault}")));
+        }
+        refused
+    }
+}
+
+/// What "restricted" refuses of a container in a pod with this security context.
+fn faults(of_pod: &Value, container: &Value) -> Vec<String> {
+    let own = &container["securityContext"];
+    // What the container says itself counts.
+    let effective = |key: &str| match &own[key] {
+        Value::Null => &of_pod[key],
+        value => value,
+    };
+    let mut faults = Vec::new();
+    let mut check = |is_well: bool, fault: &str| {
+        if !is_well {
+            faults.push(fault.to_owned());
+        }
+    };
+    check(
+        effective("runAsNonRoot") == true && effective("runAsUser") != 0,
+        "may be root",
+    );
+    let profile = &effective("seccompProfile")["type"];
+    check(
+        profile == "RuntimeDefault" || profile == "Localhost",
+        "no seccomp profile",
+    );
+    check(own["privileged"] != true, "privileged");
+    check(
+        own["allowPrivilegeEscalation"] == false,
+        "may gain privileges",
+    );
+    let dropped = list(&own["capabilities"]["drop"]);
+    check(dropped.contains(&"ALL".into()), "keeps capabilities");
+    for added in list(&own["capabilities"]["add"]) {
+        check(
+            added == "NET_BIND_SERVICE",
+            &format!("adds {}", text(added)),
+        );
+    }
+    for port in list(&container["ports"]) {
+        check(port["hostPort"].is_null(), "a port of the host");
+    }
+    faults
+}
+
+/// A list that may be missing.
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+#[track_caller]
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_else(|| panic!("no text: {value}"))
+}
+
+/// Whether the program knows these arguments and their values. It looks at them in turn until it is
+/// asked for help, and does nothing else.
+fn is_known(arguments: &[String]) -> Result<(), String> {
+    let mut command = Command::new(MUSLIN);
+    let output = command.args(arguments).arg("--help").output().unwrap();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        _ => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+#[test]
+fn the_program_has_the_flags_of_the_manifests() {
+    for manifest in Manifest::all() {
+        let arguments = manifest.arguments();
+        assert_eq!(arguments[0], "sidecar", "{}", manifest.name);
+        let known = is_known(&arguments);
+        assert_eq!(known, Ok(()), "{}", manifest.name);
+        // It would be told otherwise.
+        for wrong in ["--no-such-flag", "--healthz-port=x", "--public-ip=nowhere"] {
+            let told = is_known(&[&arguments[..], &[wrong.to_owned()]].concat());
+            let flag = wrong.split('=').next().unwrap();
+            assert!(told.clone().is_err_and(|it| it.contains(flag)), "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn only_the_manifest_that_says_so_needs_more_than_restricted_permits() {
+    let restricted = Manifest::named("sidecar-restricted.yaml");
+    assert_eq!(restricted.refused(), [""; 0]);
+    for container in restricted.containers() {
+        let is_kept = &container["securityContext"]["readOnlyRootFilesystem"];
+        assert_eq!(is_kept, true, "{container}");
+    }
+    let privileged = Manifest::named("sidecar-net-admin.yaml");
+    let mut refused = privileged.refused();
+    refused.retain(|fault| !fault.starts_with("web: "));
+    assert_eq!(
+        refused,
+        [
+            "volume tun: hostPath",
+            "muslin: may be root",
+            "muslin: adds NET_ADMIN"
+        ]
+    );
+    let context = &privileged.sidecar()["securityContext"];
+    assert_eq!(context["readOnlyRootFilesystem"], true, "{context}");
+}
+
+#[test]
+fn the_sidecar_starts_before_the_others_and_ends_after_them() {
+    for manifest in Manifest::all() {
+        let sidecar = &manifest.spec()["initContainers"][0];
+        assert_eq!(sidecar["name"], "muslin", "{}", manifest.name);
+        assert_eq!(sidecar["restartPolicy"], "Always", "{}", manifest.name);
+        assert!(sidecar["startupProbe"].is_object(), "{}", manifest.name);
+    }
+}
+
+#[test]
+fn probes_and_other_nodes_find_what_the_sidecar_opens() {
+    for manifest in Manifest::all() {
+        let sidecar = manifest.sidecar();
+        let ports = list(&sidecar["ports"]);
+        let port = |name: &str| {
+            let mut named = ports.iter().filter(|port| port["name"] == name);
+            named.next().unwrap_or_else(|| panic!("no port '{name}'"))
+        };
+        let health = manifest.flag("--healthz-port").unwrap();
+        assert_eq!(port("health")["containerPort"].to_string(), health);
+        // Kubelets come from outside.
+        assert_eq!(manifest.flag("--healthz-ip").as_deref(), Some("0.0.0.0"));
+        for (probe, path) in [
+            ("startupProbe", "/readyz"),
+            ("readinessProbe", "/readyz"),
+            ("livenessProbe", "/healthz"),
+        ] {
+            let get = &sidecar[probe]["httpGet"];
+            assert_eq!(get["path"], path, "{}: {probe}", manifest.name);
+            assert_eq!(get["port"], "health", "{}: {probe}", manifest.name);
+        }
+        assert_eq!(manifest.flag("--port"), None);
+        let vxlan = port("vxlan");
+        assert_eq!(
+            (&vxlan["containerPort"], &vxlan["protocol"]),
+            (&8472.into(), &"UDP".into())
+        );
+    }
+}
+
+#[test]
+fn what_is_mounted_is_there_and_the_state_is_kept_in_it() {
+    for manifest in Manifest::all() {
+        let volumes: Vec<_> = list(&manifest.spec()["volumes"])
+            .iter()
+            .map(|volume| &volume["name"])
+            .collect();
+        for container in manifest.containers() {
+            for mount in list(&container["volumeMounts"]) {
+                assert!(volumes.contains(&&mount["name"]), "{mount}");
+            }
+        }
+        let state = manifest.flag("--state-dir").unwrap();
+        let mounts = list(&manifest.sidecar()["volumeMounts"]);
+        let mut paths = mounts.iter().map(|mount| text(&mount["mountPath"]));
+        assert!(paths.any(|path| path == state), "{state}: {mounts:?}");
+    }
+}
+
+#[test]
+fn the_container_beside_the_sidecar_uses_what_it_opens() {
+    let manifest = Manifest::named("sidecar-restricted.yaml");
+    let web = &manifest.spec()["containers"][0];
+    let exposed = manifest.flag("--expose").unwrap();
+    let (_, local) = exposed.split_once('=').unwrap();
+    assert!(list(&web["command"]).contains(&local.into()), "{local}");
+    for (variable, scheme, flag) in [
+        ("ALL_PROXY", "socks5h", "--socks5"),
+        ("http_proxy", "http", "--http-proxy"),
+    ] {
+        let mut all = list(&web["env"]).iter();
+        let url = all.find(|it| it["name"] == variable).unwrap();
+        let port = manifest.flag(flag).unwrap();
+        assert_eq!(url["value"], format!("{scheme}://127.0.0.1:{port}"));
+    }
+}
+
+#[test]
+fn the_unit_starts_the_program_and_not_again_where_that_helps_nobody() {
+    let unit = read("systemd/muslin.service");
+    let lines = unit.lines().filter(|line| !line.starts_with(['#', '[']));
+    let settings: BTreeMap<_, _> = lines.filter_map(|line| line.split_once('=')).collect();
+    let mut words = settings["ExecStart"].split_whitespace();
+    let program = words.next().unwrap();
+    assert!(program.ends_with("/muslin"), "{program}");
+    let words: Vec<_> = words.map(str::to_owned).collect();
+    assert_eq!(words[0], "node");
+    assert_eq!(is_known(&words), Ok(()));
+    assert_eq!(settings["Type"], "notify");
+    assert_eq!(settings["RestartPreventExitStatus"], "2 3");
+    assert_eq!(settings["NoNewPrivileges"], "yes");
+}
