@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::common::machine::resident_bytes;
 use crate::common::path::Path;
 use crate::common::window::Ends;
-use crate::lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
+use crate::lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
 
 /// Between the hosts.
 const UNDERLAY: &str = "eth0";
@@ -23,6 +23,8 @@ const POD_MTU: u16 = 1500;
 const LARGE_MTU: u16 = 65_520;
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+/// Of the host that the sidecar leads from, and of the pod that it leads to.
+const FORWARDED: u16 = 8000;
 
 /// What carries a client's connections to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -31,6 +33,9 @@ pub(crate) enum Route {
     Plain,
     /// A pod of a node.
     Muslin,
+    /// A program beside a sidecar of the lowest level, which leads its connections to a pod of the
+    /// server's node.
+    Sidecar,
     /// A pod of slirp4netns.
     #[value(name = "slirp4netns")]
     Slirp4netns,
@@ -45,9 +50,10 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Plain,
         Self::Muslin,
+        Self::Sidecar,
         Self::Slirp4netns,
         Self::Pasta,
         Self::Slirp4netnsLarge,
@@ -58,6 +64,7 @@ impl Route {
         match self {
             Self::Plain => "plain",
             Self::Muslin => "muslin",
+            Self::Sidecar => "muslin sidecar",
             Self::Slirp4netns => "slirp4netns",
             Self::Pasta => "pasta",
             Self::Slirp4netnsLarge => "slirp4netns, 65520",
@@ -75,7 +82,7 @@ impl Route {
     /// The package without which there is no such path here.
     pub(crate) fn missing(self) -> Option<&'static str> {
         let (program, package) = match self {
-            Self::Plain | Self::Muslin => return None,
+            Self::Plain | Self::Muslin | Self::Sidecar => return None,
             Self::Slirp4netns | Self::Slirp4netnsLarge => ("slirp4netns", "slirp4netns"),
             Self::Pasta | Self::PastaLarge => ("pasta", "passt"),
         };
@@ -99,6 +106,7 @@ impl Path for Route {
         match self {
             Self::Plain => "#9aa5b1",
             Self::Muslin => "#2f7ed8",
+            Self::Sidecar => "#8172b3",
             Self::Slirp4netns | Self::Slirp4netnsLarge => "#dd8452",
             Self::Pasta | Self::PastaLarge => "#55a868",
         }
@@ -123,11 +131,16 @@ enum Carrier {
     Kernel,
     Node(Node),
     Program(Child),
+    /// With the node of the server, which is a pod.
+    Sidecar {
+        child: Child,
+        _far: Node,
+    },
 }
 
 impl Drop for Carrier {
     fn drop(&mut self) {
-        if let Self::Program(child) = self {
+        if let Self::Program(child) | Self::Sidecar { child, .. } = self {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
@@ -149,26 +162,31 @@ impl Stage {
         }
         // pasta copies what has the default route.
         host.sh(&format!("ip route add default via {SERVER}"));
-        let (source, carrier) = match route {
-            Route::Plain => (host, Carrier::Kernel),
-            Route::Muslin => muslin(&lab, &host),
+        let to_server = |source| Ends {
+            source,
+            sink: server.clone(),
+            address: SERVER,
+        };
+        let (ends, carrier) = match route {
+            Route::Plain => (to_server(host), Carrier::Kernel),
+            Route::Muslin => {
+                let (pod, node) = pod_of_node(&lab, &host);
+                (to_server(pod), Carrier::Node(node))
+            }
+            Route::Sidecar => by_sidecar(&lab, host, &server),
             Route::Slirp4netns | Route::Slirp4netnsLarge => {
                 let pod = lab.namespace("pod");
                 let child = slirp4netns(&host, &pod, route.mtu());
-                (pod, Carrier::Program(child))
+                (to_server(pod), Carrier::Program(child))
             }
             Route::Pasta | Route::PastaLarge => {
                 let pod = lab.namespace("pod");
                 let child = pasta(&lab, &host, &pod, route.mtu());
-                (pod, Carrier::Program(child))
+                (to_server(pod), Carrier::Program(child))
             }
         };
         Some(Self {
-            ends: Ends {
-                source,
-                sink: server,
-                address: SERVER,
-            },
+            ends,
             carrier,
             _lab: lab,
         })
@@ -179,15 +197,35 @@ impl Stage {
         let pid = match &self.carrier {
             Carrier::Kernel => return None,
             Carrier::Node(node) => node.query("status")["pid"].as_u64().unwrap() as u32,
-            Carrier::Program(child) => child.id(),
+            Carrier::Program(child) | Carrier::Sidecar { child, .. } => child.id(),
         };
         Some(resident_bytes(pid))
     }
 }
 
-fn muslin(lab: &Lab, host: &Host) -> (Host, Carrier) {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let node = NodeConfig::on_interface("node", UNDERLAY, &store).start(host);
+/// A program on the host, and a pod of the server's node, with VXLAN in between.
+fn by_sidecar(lab: &Lab, host: Host, server: &Host) -> (Ends, Carrier) {
+    let (pod, node) = pod_of_node(lab, server);
+    // All that listens there listens on the port that the sidecar leads to.
+    let range = "/proc/sys/net/ipv4/ip_local_port_range";
+    pod.sh(&format!("echo {FORWARDED} {FORWARDED} >{range}"));
+    let child = sidecar(lab, &host, node.address(2));
+    node.wait_peers(1);
+    let ends = Ends {
+        source: host,
+        sink: pod,
+        address: Ipv4Addr::LOCALHOST,
+    };
+    (ends, Carrier::Sidecar { child, _far: node })
+}
+
+fn store(lab: &Lab) -> String {
+    format!("sqlite:{}", lab.directory().join("leases.db").display())
+}
+
+/// A node on a host, and its first pod.
+fn pod_of_node(lab: &Lab, host: &Host) -> (Host, Node) {
+    let node = NodeConfig::on_interface("node", UNDERLAY, &store(lab)).start(host);
     assert_eq!(node.mtu(), POD_MTU);
     let pod = lab.namespace("pod");
     let pid = pod.pid().to_string();
@@ -195,7 +233,29 @@ fn muslin(lab: &Lab, host: &Host) -> (Host, Carrier) {
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "no pod{}", node.log());
     let _: Attached = serde_json::from_slice(&output.stdout).unwrap();
-    (pod, Carrier::Node(node))
+    (pod, node)
+}
+
+/// A sidecar that leads a port of the host to a pod. It is a node of its own, and its pod's address
+/// is in its process.
+fn sidecar(lab: &Lab, host: &Host, pod: Ipv4Addr) -> Child {
+    let log = lab.directory().join("sidecar.log");
+    let mut command = host.command(MUSLIN);
+    command
+        .args(["sidecar", "--level", "process", "--name", "sidecar"])
+        .args(["--store", &store(lab), "--iface", UNDERLAY, "--state-dir"])
+        .arg(lab.directory().join("sidecar"))
+        .args(["--forward", &format!("{FORWARDED}={pod}:{FORWARDED}")])
+        .stdin(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap());
+    let mut child = command.spawn().unwrap();
+    poll_until(SOON, "a sidecar that leads to the pod", || {
+        let told = std::fs::read_to_string(&log).unwrap();
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "{ended:?}: {told}");
+        told.contains("leads to").then_some(())
+    });
+    child
 }
 
 /// slirp4netns as rootless containers have it, but for the MTU.
