@@ -375,6 +375,19 @@ fn bad_clients_are_refused_and_harm_nobody() {
         ("CONNECT 10.244.2.2 HTTP/1.1\r\n\r\n".to_owned(), "400"),
         ("GET ftp://10.244.2.2/ HTTP/1.1\r\n\r\n".to_owned(), "400"),
         ("GET http://a_%/ HTTP/1.1\r\n\r\n".to_owned(), "400"),
+        (
+            "GET http://10.244.2.2:65536/ HTTP/1.1\r\n\r\n".to_owned(),
+            "400",
+        ),
+        (
+            "CONNECT 10.244.2.2:1 HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello".to_owned(),
+            "400",
+        ),
+        (
+            "GET http://10.244.2.2/ HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"
+                .to_owned(),
+            "501",
+        ),
         ("\u{1}\u{2}garbage\r\n\r\n".to_owned(), "400"),
         (
             format!("GET http://10.244.2.2/ HTTP/1.1\r\nX: {long}\r\n\r\n"),
@@ -689,6 +702,86 @@ fn plain_requests_are_passed_on_without_what_is_the_proxys() {
     }
     for lost in ["x-mine", "x-hop", "proxy-connection", "trailers", "me@"] {
         assert!(!text.contains(lost), "{lost}: {text}");
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+/// A server that answers a request with its head, and with length and sum of its content: in
+/// chunks, beside a length that is wrong.
+const HTTP_SERVER: &str = r#"
+    use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0);
+    bind($l, pack_sockaddr_in($ARGV[0], INADDR_ANY)) or die; listen($l, 5); $| = 1;
+    print "READY\n";
+    while (accept(my $c, $l)) {
+        my $said = ""; my $more = sub { sysread($c, $said, 65536, length $said) };
+        $more->() or last until $said =~ s/^(.*?)\r\n\r\n//s;
+        my $head = $1; my $content = "";
+        if ($head =~ /^transfer-encoding: chunked/mi) {
+            while (1) {
+                $more->() or last until $said =~ s/^([0-9a-f]+)\r\n//i;
+                my $len = hex $1; $more->() or last until length $said >= $len + 2;
+                $content .= substr($said, 0, $len); substr($said, 0, $len + 2) = "";
+                last if $len == 0;
+            }
+        } else {
+            my ($len) = $head =~ /^content-length: (\d+)/mi;
+            $more->() or last until length $said >= ($len // 0); $content = $said;
+        }
+        my $text = sprintf "%s\n%d %d\nend\n", $head, length $content, unpack("%32C*", $content);
+        syswrite($c, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
+            . sprintf("%x\r\n%s\r\n0\r\n\r\n", length $text, $text)); close $c;
+    }
+"#;
+
+#[test]
+fn content_passes_the_http_proxy_whole_in_both_directions() {
+    let Some(bed) = Bed::new() else { return };
+    let port = PORT.to_string();
+    let words = [
+        "run",
+        "--name",
+        "server",
+        "--",
+        "perl",
+        "-e",
+        HTTP_SERVER,
+        &port,
+    ];
+    let mut server = ready(bed.node.client(&words));
+    let mut sidecar = bed.restricted(&["--http-proxy", "3128"]);
+    sidecar.wait_for("HTTP proxy at");
+    bed.node.wait_peers(1);
+    let sum = |bytes| received(bytes).replace(&format!(" {OWN}"), "");
+    let chunks = "Transfer-Encoding: chunked\r\n\r\n4\r\nmusl\r\n2\r\nin\r\n0\r\n\r\n";
+    for (method, version, rest, streamed, content) in [
+        ("GET", "1.1", "\r\n", 0, 0),
+        ("GET", "1.0", "\r\n", 0, 0),
+        (
+            "POST",
+            "1.1",
+            "Content-Length: 70000\r\n\r\n",
+            70_000,
+            70_000,
+        ),
+        (
+            "PUT",
+            "1.0",
+            "Content-Length: 70000\r\n\r\n",
+            70_000,
+            70_000,
+        ),
+        ("POST", "1.1", chunks, 0, 6),
+        ("GET", "1.1", chunks, 0, 6),
+    ] {
+        let head = format!("{method} http://{POD}:{PORT}/ HTTP/{version}\r\n{rest}");
+        let told = bed.client(3128, streamed, &[format!("{}:0", hex(head.as_bytes()))]);
+        let text = told.join("\n");
+        assert!(text.contains(&format!("HTTP/{version} 200 OK")), "{text}");
+        for line in [&format!("{method} / HTTP/1.1"), &sum(content), "end"] {
+            let has = told.iter().any(|told| told.trim_end() == line);
+            assert!(has, "{line}: {text}");
+        }
     }
     server.kill().unwrap();
     server.wait().unwrap();
