@@ -27,7 +27,7 @@ stack/src/egress/mod.rs @ self.ends.refuse(now, syn, pods); @ let _ = &syn; @ po
 stack/src/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ sockets outlive their flows
 stack/src/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
 stack/src/egress/mod.rs @ if !is_verified && checksum::check @ if !is_verified && protocol == Protocol::Tcp && checksum::check @ datagrams go out with wrong checksums
-stack/src/egress/mod.rs @ let oldest = self.flows.oldest(now, EVICTABLE, crowd); @ let oldest = self.flows.oldest(now, Duration::ZERO, crowd); @ flows in use make room for others
+stack/src/egress/mod.rs @ let oldest = self.flows.oldest(now, EVICTABLE, crowd); @ let oldest = self.flows.oldest(now, EVICTABLE / 10, crowd); @ flows in use make room for others
 stack/src/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
 stack/src/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
 stack/src/egress/table.rs @ (self.len() >= self.limit) @ (self.len() > self.limit) @ egress has one flow more than it may
