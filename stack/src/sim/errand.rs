@@ -16,8 +16,8 @@ use crate::port::PortId;
 
 /// How long pods may take with all their errands: they have patience for a minute without a word.
 const PATIENCE: u64 = 300;
-/// How long a pod may wait for a refusal.
-const REFUSAL: Duration = Duration::from_secs(1);
+/// How long a pod may wait for a refusal: its stack asks for one neighbour a second.
+const REFUSAL: Duration = Duration::from_secs(10);
 /// How long a connection may stay in tables that is over at both ends.
 const FAREWELL: Duration = Duration::from_secs(60);
 /// Bytes that go out and come back.

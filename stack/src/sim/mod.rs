@@ -49,7 +49,7 @@
 //! * What goes to pods fits their interface and has right lengths and checksums; a datagram's or
 //!   ping's answer goes to who asked, once, and an error quotes what its receiver has sent.
 //! * A connection to a server that is well fails only if its flow had to make room for others, or
-//!   the machine had no way out; a refusal is told within a second.
+//!   the machine had no way out; a refusal is told within ten seconds.
 //! * A flow makes room for another only if it was not in use for ten seconds.
 //! * Timers do not spin here, either.
 //!

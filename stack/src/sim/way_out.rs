@@ -246,7 +246,7 @@ impl Cluster {
         way.sockets.is_cut = self.outside.is_cut(who.machine);
         let mut pods = ToPods::new(node);
         let result = call(&mut way.egress, now, &mut way.sockets, &mut pods);
-        let (sent, wrong) = (pods.sent, pods.wrong.or(way.sockets.wrong.take()));
+        let (sent, wrong) = (pods.sent, way.sockets.wrong.take().or(pods.wrong));
         for (at, id, happening) in way.sockets.due.drain(..) {
             self.queue.schedule(at, Due::Socket(who, id, happening));
         }
