@@ -75,7 +75,11 @@ fn node(number: u8, format: &str) -> Node {
 }
 
 fn bare_node(number: u8, format: &str) -> Node {
-    let config = Config {
+    Node::new(config(number, format), NOW).unwrap()
+}
+
+fn config(number: u8, format: &str) -> Config {
+    Config {
         subnet: format!("10.244.{number}.0/24").parse().unwrap(),
         gateway_mac: GATEWAY_MAC,
         tunnel: tunnel(number, format),
@@ -84,8 +88,7 @@ fn bare_node(number: u8, format: &str) -> Node {
         guard: guard::Policy { peers: true },
         limits: Limits::default(),
         random_seed: 7,
-    };
-    Node::new(config, NOW).unwrap()
+    }
 }
 
 /// Runs `input` through a call and returns the verdict and the packet as it came out.
@@ -403,6 +406,58 @@ fn errors_go_back_to_the_sender() {
         }
     }
     assert_adds_up(&node);
+}
+
+#[test]
+fn no_error_is_said_about_an_error_or_a_later_fragment() {
+    let mut node = node(1, "vxlan");
+    let mut error = ping(pod(1, 2), pod(2, 2), 1, 36);
+    let mut icmp = Icmpv4Packet::new_unchecked(&mut error[20..]);
+    icmp.set_msg_type(Icmpv4Message::TimeExceeded);
+    icmp.fill_checksum();
+    let mut later = ping(pod(1, 2), pod(2, 2), 1, 36);
+    let mut view = Ipv4Packet::new_unchecked(&mut later[..]);
+    view.set_frag_offset(64);
+    view.fill_checksum();
+    for packet in [error, later] {
+        let (verdict, _) = from_pod(&mut node, &pod_frame(&packet));
+        assert_eq!(verdict, Verdict::Drop(DropReason::TtlExceeded));
+        assert_eq!(outputs(&mut node), []);
+    }
+    assert_adds_up(&node);
+}
+
+#[test]
+fn what_the_node_says_itself_is_bounded_and_counted() {
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, false));
+    let request = frame::write_arp(
+        ArpOperation::Request,
+        (pod_mac(1, 2), pod(1, 2)),
+        (EthernetAddress::BROADCAST, pod(1, 1)),
+    );
+    for _ in 0..OUTPUT_LEN + 3 {
+        from_pod(&mut node, &request);
+    }
+    assert_eq!(node.counters().dropped_for(DropReason::OutputQueueFull), 3);
+    assert_eq!(outputs(&mut node).len(), OUTPUT_LEN);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn without_a_guard_peers_need_no_lease() {
+    for peers in [true, false] {
+        let mut config = config(1, "udp");
+        config.guard.peers = peers;
+        let mut node = Node::new(config, NOW).unwrap();
+        node.attach(POD_PORT, attachment(1, 2, true));
+        let (verdict, _) = from_peer(&mut node, 2, &ping(pod(2, 2), pod(1, 2), 64, 8));
+        let expected = match peers {
+            true => Verdict::Drop(DropReason::UnknownPeer),
+            false => Verdict::Port(POD_PORT),
+        };
+        assert_eq!(verdict, expected);
+    }
 }
 
 #[test]
