@@ -3,7 +3,7 @@
 //! Events come as from an edge-triggered epoll: one for each change, with all that the socket is
 //! ready for when it is read. They may come when their socket is closed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
@@ -58,6 +58,8 @@ pub(super) struct Sockets {
     /// Those that nobody has looked at.
     pub(super) fresh: Vec<(FlowId, Identity)>,
     sockets: BTreeMap<FlowId, Socket>,
+    /// All flows that ever had one.
+    known: BTreeSet<FlowId>,
     random: Random,
 }
 
@@ -89,6 +91,7 @@ impl Sockets {
             datagrams: 0,
             fresh: Vec::new(),
             sockets: BTreeMap::new(),
+            known: BTreeSet::new(),
             random: Random::new(seed, Stream::Outside),
         }
     }
@@ -266,8 +269,8 @@ impl Host for Sockets {
             used: self.now,
             kind,
         };
-        if self.sockets.insert(id, socket).is_some() {
-            self.accuse(id, "is there already");
+        if self.sockets.insert(id, socket).is_some() || !self.known.insert(id) {
+            self.accuse(id, "has the number of another");
         }
         self.made += 1;
         self.words.push((id, "connects"));
