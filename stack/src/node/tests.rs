@@ -1078,12 +1078,17 @@ fn nobody_poses_as_the_gateway_or_the_broadcast_address() {
 #[test]
 fn a_probe_for_the_gateways_address_is_answered() {
     let mut node = node(1, "vxlan");
-    let probe = frame::write_arp(
-        ArpOperation::Request,
-        (pod_mac(1, 2), Ipv4Addr::UNSPECIFIED),
-        (EthernetAddress::BROADCAST, pod(1, 1)),
-    );
-    from_pod(&mut node, &probe);
+    let probe = |address| {
+        let (all, nobody) = (EthernetAddress::BROADCAST, Ipv4Addr::UNSPECIFIED);
+        frame::write_arp(
+            ArpOperation::Request,
+            (pod_mac(1, 2), nobody),
+            (all, address),
+        )
+    };
+    from_pod(&mut node, &probe(pod(1, 9)));
+    assert_eq!(outputs(&mut node), [], "it is not the gateway's");
+    from_pod(&mut node, &probe(pod(1, 1)));
     let expected = frame::write_arp(
         ArpOperation::Reply,
         (GATEWAY_MAC, pod(1, 1)),

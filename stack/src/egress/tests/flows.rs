@@ -115,3 +115,36 @@ fn a_pod_that_has_its_share_makes_room_by_its_own_flows() {
     assert_eq!((counters.open, counters.evicted), (5, 1));
     assert_eq!(bed.dropped.len(), 1);
 }
+
+#[test]
+fn several_workers_have_what_one_has_and_tell_it_as_one() {
+    let all = Limits {
+        flows: 10,
+        flows_of_pod: 7,
+        memory: 900,
+        ..Limits::default()
+    };
+    assert_eq!(all.shared(1), all);
+    assert_eq!(all.shared(0), all);
+    let third = Limits {
+        flows: 4,
+        flows_of_pod: 3,
+        memory: 300,
+        ..all
+    };
+    assert_eq!(all.shared(3), third);
+
+    let counters = |unit| Counters {
+        open: unit,
+        opened: 2 * unit,
+        inbound: 3 * unit,
+        refused: 4 * unit,
+        unreachable: 5 * unit,
+        reset: 6 * unit,
+        expired: 7 * unit,
+        evicted: 8 * unit,
+    };
+    let mut sum = counters(1);
+    sum.add(&counters(10));
+    assert_eq!(sum, counters(11));
+}

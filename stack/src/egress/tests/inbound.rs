@@ -407,6 +407,14 @@ fn with_egress_off_the_network_is_unreachable() {
     bed.connect(SERVER);
     assert_eq!(bed.dropped, [DropReason::EgressClosed]);
     assert_eq!(bed.pods.reports[0].0, IcmpError::NetUnreachable);
+    // So it is for SCTP, which nothing here speaks.
+    let addresses = (POD.octets(), SERVER.ip().octets());
+    let sctp =
+        etherparse::Ipv4Header::new(8, 64, etherparse::IpNumber::SCTP, addresses.0, addresses.1);
+    let packet = [&sctp.unwrap().to_bytes()[..], &[0; 8]].concat();
+    bed.send(&packet);
+    assert_eq!(bed.dropped, [DropReason::EgressClosed; 2]);
+    assert_eq!(bed.pods.reports[1], (IcmpError::NetUnreachable, packet));
     assert!(bed.host.sockets.is_empty());
     accepted(&mut bed);
 }

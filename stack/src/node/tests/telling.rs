@@ -1,4 +1,4 @@
-//! What a node tells of its tables, and when it forgets.
+//! What a node tells of its tables, what comes into them by ARP, and when it forgets.
 
 use super::*;
 use crate::neighbour::{KEPT, Place, State};
@@ -75,4 +75,36 @@ fn what_was_learned_is_forgotten_in_time() {
         outputs(&mut node);
     }
     assert_eq!(learned(&node), 0);
+}
+
+#[test]
+fn only_hosts_of_the_subnet_are_learned_by_arp() {
+    let say = |address| {
+        let all = (EthernetAddress::BROADCAST, address);
+        frame::write_arp(ArpOperation::Request, (FREE_MAC, address), all)
+    };
+    let (outside, broadcast) = ([10, 9, 9, 9].into(), pod(1, 255));
+    let learned = |node: &Node, address: Ipv4Addr| {
+        let mut places = node.neighbours();
+        places.any(|(known, place, _)| known == address && place.is_some())
+    };
+    for overheard in [true, false] {
+        let (mut node, _) = with_free_pod();
+        for address in [outside, broadcast, pod(1, 50)] {
+            if overheard {
+                node.overhear(NOW, POD_PORT, &say(address));
+            } else {
+                from_pod(&mut node, &say(address));
+            }
+            assert_eq!(learned(&node, address), address == pod(1, 50));
+        }
+        assert!(node.fdb().any(|(mac, _)| mac == FREE_MAC));
+    }
+
+    // Where a pod is guarded, what others overhear is, too.
+    let mut node = bare_node(1, "vxlan");
+    node.attach(POD_PORT, attachment(1, 2, true));
+    node.overhear(NOW, POD_PORT, &say(pod(1, 50)));
+    assert!(!learned(&node, pod(1, 50)));
+    assert!(node.fdb().all(|(mac, _)| mac != FREE_MAC));
 }

@@ -294,6 +294,8 @@ fn only_next_hops_are_remembered() {
         from_uplink(&mut node, &announcement(host_mac(last), host(last)));
     }
     from_uplink(&mut node, &announcement(host_mac(9), host(2)));
+    from_uplink(&mut node, &reply(host_mac(3), host(3)));
+    from_uplink(&mut node, &reply(host_mac(3), [192, 168, 1, 2].into()));
     assert_eq!(node.next_hops().count(), 0);
     let ask_us = (EthernetAddress::BROADCAST, host(1));
     let request = frame::write_arp(ArpOperation::Request, (host_mac(2), host(2)), ask_us);
@@ -305,6 +307,37 @@ fn only_next_hops_are_remembered() {
     let known: Vec<_> = node.next_hops().filter_map(|(_, place, _)| place).collect();
     assert_eq!(known[0].mac, host_mac(2));
     assert_eq!(outputs(&mut node), []);
+}
+
+#[test]
+fn a_host_that_sends_without_being_asked_still_has_to_answer() {
+    let mut node = acquainted("host-gw");
+    let packet = bare(host_mac(2), &ping(pod(2, 2), pod(1, 2), 64, 8));
+    let later = NOW + crate::neighbour::REACHABLE;
+    let before = NOW + Duration::from_secs(30);
+    for now in [before, later] {
+        let (verdict, _) = from_uplink_at(&mut node, now, &packet);
+        assert_eq!(verdict, Verdict::Port(POD_PORT));
+    }
+    from_pod_at(&mut node, later, &to_peer());
+    let probes = outputs(&mut node);
+    assert_eq!(probes.len(), 1);
+    assert_eq!(asked(&probes[0].1), (host_mac(2), host(2)));
+}
+
+#[test]
+fn what_another_worker_took_from_the_link_is_heard_here() {
+    let mut node = linked("host-gw");
+    node.overhear_uplink(NOW, &reply(EthernetAddress([3; 6]), host(2)));
+    assert_eq!(node.next_hops().count(), 0);
+    node.overhear_uplink(NOW, &reply(host_mac(2), host(2)));
+    let known: Vec<_> = node.next_hops().filter_map(|(_, place, _)| place).collect();
+    assert_eq!(known[0].mac, host_mac(2));
+
+    node.refuse_uplink_frame();
+    assert_eq!(node.counters().received, 1);
+    assert_eq!(node.counters().dropped_for(DropReason::VirtioHeader), 1);
+    assert_adds_up(&node);
 }
 
 #[test]
