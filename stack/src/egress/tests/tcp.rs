@@ -66,9 +66,11 @@ fn a_connection_is_answered_when_the_hosts_is_there_and_carries_both_streams() {
 fn who_asks_again_while_the_host_connects_has_one_connection() {
     let mut bed = Bed::new();
     let handle = bed.connect(SERVER);
-    bed.wait(Duration::from_secs(5));
-    assert_eq!(bed.host.sockets.len(), 1);
     let id = bed.last();
+    bed.wait(Duration::from_secs(5));
+    assert_eq!((bed.host.sockets.len(), bed.last()), (1, id));
+    let key = bed.egress.key(id).unwrap();
+    assert_eq!(bed.egress.find(&key), Some(id));
     bed.answer(id, Ok(()));
     bed.wait(Duration::from_secs(1));
     assert_eq!(bed.socket(handle).state(), State::Established);
