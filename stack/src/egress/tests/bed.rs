@@ -378,6 +378,13 @@ impl Bed {
             egress, host, pods, ..
         } = self;
         egress.ready(self.now, id, ready, host, pods);
+        self.assert_waits();
+    }
+
+    /// What is due is done.
+    fn assert_waits(&self) {
+        let due = self.egress.poll_at();
+        assert!(due.is_none_or(|due| due > self.now), "{due:?}");
     }
 
     /// Does what is due at a later time.
@@ -387,6 +394,7 @@ impl Bed {
             egress, host, pods, ..
         } = self;
         egress.handle_timeout(self.now, host, pods);
+        self.assert_waits();
     }
 
     /// Moves packets to and fro until there are none.
@@ -473,6 +481,7 @@ impl Bed {
         } = self;
         egress.ready(self.now, id, ready, host, pods);
         self.settle();
+        self.assert_waits();
     }
 
     /// Says how connecting ended.

@@ -168,6 +168,72 @@ fn what_may_not_or_cannot_be_reached_is_told() {
 }
 
 #[test]
+fn why_there_is_no_socket_is_the_reason_of_the_drop() {
+    let packets = (udp(5000, SERVER, b"x"), echo(7, 0, b"x"));
+    for (error, of_udp, of_ping) in [
+        (
+            HostError::WouldBlock,
+            DropReason::EgressHostFull,
+            DropReason::EgressHostFull,
+        ),
+        (
+            HostError::NotPermitted,
+            DropReason::EgressDenied,
+            DropReason::EgressPing,
+        ),
+        (
+            HostError::HostUnreachable,
+            DropReason::EgressUnreachable,
+            DropReason::EgressUnreachable,
+        ),
+        (
+            HostError::TooLong,
+            DropReason::EgressTooLong,
+            DropReason::EgressTooLong,
+        ),
+        (
+            HostError::Refused,
+            DropReason::EgressHostFailed,
+            DropReason::EgressHostFailed,
+        ),
+    ] {
+        let mut bed = Bed::new();
+        bed.host.refuses = Some(error);
+        bed.send(&packets.0);
+        bed.send(&packets.1);
+        assert_eq!(bed.dropped, [of_udp, of_ping], "{error:?}");
+    }
+}
+
+#[test]
+fn ports_are_never_zero() {
+    let nowhere = SocketAddrV4::new(*SERVER.ip(), 0);
+    let mut bed = Bed::new();
+    bed.send(&udp(0, SERVER, b"x"));
+    bed.send(&udp(5000, nowhere, b"x"));
+    assert_eq!(bed.dropped, [DropReason::EgressMalformed; 2]);
+    assert!(bed.host.sockets.is_empty());
+}
+
+#[test]
+fn a_flow_of_many_datagrams_lets_others_have_their_turn() {
+    let mut bed = Bed::new();
+    bed.send(&udp(5000, SERVER, b"x"));
+    assert_eq!(bed.egress.counters().opened, 1);
+    let idle = bed.now + Limits::default().udp_idle;
+    assert_eq!(bed.egress.poll_at(), Some(idle));
+    let id = bed.last();
+    for _ in 0..100 {
+        arrives(&mut bed, id, b"y".to_vec());
+    }
+    bed.wake_quietly(id);
+    assert_eq!(bed.received().len(), 64);
+    assert_eq!(bed.egress.poll_at(), Some(bed.now + LATER));
+    bed.pass(LATER);
+    assert_eq!(bed.received().len(), 36);
+}
+
+#[test]
 fn echo_requests_go_on_and_replies_have_the_pods_number() {
     let mut bed = Bed::new();
     let payload = pattern(56, 9);

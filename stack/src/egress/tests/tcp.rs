@@ -137,6 +137,40 @@ fn a_host_without_sockets_and_a_host_that_waits_in_vain_are_silent() {
 }
 
 #[test]
+fn a_connection_that_is_refused_at_once_is_refused_as_one_that_is_refused_later() {
+    let mut bed = Bed::new();
+    bed.host.refuses = Some(HostError::Refused);
+    let handle = bed.connect(SERVER);
+    assert_eq!(bed.socket(handle).state(), State::Closed);
+    assert_eq!(bed.dropped, []);
+    assert_eq!(bed.egress.counters().refused, 1);
+}
+
+#[test]
+fn what_comes_with_a_syn_waits_until_the_connection_is_there() {
+    let mut bed = Bed::new();
+    let mut syn = Vec::new();
+    etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+        .tcp(1000, SERVER.port(), 76, 1000)
+        .syn()
+        .write(&mut syn, b"early")
+        .unwrap();
+    bed.send(&syn);
+    assert_eq!(bed.egress.counters().opened, 1);
+    assert_eq!(bed.egress.poll_at(), Some(bed.now + CONNECT_LIMIT));
+    let id = bed.last();
+    bed.fake(id).connected = Some(Ok(()));
+    bed.wake_quietly(id);
+    let answers = bed.received();
+    let (_, rest) = etherparse::Ipv4Header::from_slice(&answers[0]).unwrap();
+    let (answer, _) = etherparse::TcpHeader::from_slice(rest).unwrap();
+    assert!(answer.syn && answer.ack);
+    // It sends that again.
+    assert_eq!(answer.acknowledgment_number, 77);
+    assert!(bed.fake(id).outbox.is_empty());
+}
+
+#[test]
 fn the_pods_stream_ends_first() {
     let mut bed = Bed::new();
     let (handle, id) = bed.established();
