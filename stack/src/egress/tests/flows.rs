@@ -148,3 +148,20 @@ fn several_workers_have_what_one_has_and_tell_it_as_one() {
     sum.add(&counters(10));
     assert_eq!(sum, counters(11));
 }
+
+#[test]
+fn a_flow_is_told_in_words() {
+    let told = [
+        Protocol::Tcp.to_string(),
+        Protocol::Udp.to_string(),
+        Protocol::Ping.to_string(),
+        Direction::Out.to_string(),
+        Direction::In.to_string(),
+        FlowState::Connecting.to_string(),
+        FlowState::Open.to_string(),
+        FlowState::HalfClosed.to_string(),
+        FlowState::Closing.to_string(),
+    ];
+    let words = "tcp udp ping out in connecting open half-closed closing";
+    assert_eq!(told.join(" "), words);
+}

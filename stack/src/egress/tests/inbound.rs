@@ -41,10 +41,24 @@ fn dial(bed: &mut Bed, key: FlowKey) -> FlowId {
     dial_with(bed, key, b"").unwrap()
 }
 
+fn deliver_with(bed: &mut Bed, key: FlowKey, payload: &[u8]) -> Result<FlowId, DropReason> {
+    let Bed {
+        egress,
+        host,
+        pods,
+        now,
+        ..
+    } = bed;
+    let id = egress.deliver(*now, key, payload, host, pods)?;
+    host.adopt_datagrams(id);
+    Ok(id)
+}
+
 /// A connection from a client to the pod, which listens.
 fn accepted(bed: &mut Bed) -> (SocketHandle, FlowId) {
     let handle = bed.listen(PORT);
     let id = dial(bed, tcp(CLIENT));
+    assert_eq!(bed.egress.poll_at(), Some(bed.now + LATER));
     bed.wait(Duration::from_millis(1));
     assert_eq!(bed.host.dialled.pop(), Some((id, Ok(()))));
     assert_eq!(bed.socket(handle).state(), State::Established);
@@ -278,6 +292,44 @@ fn a_full_table_takes_no_more() {
 }
 
 #[test]
+fn flows_that_cannot_be_are_not_begun() {
+    let mut bed = Bed::new();
+    let nobody = SocketAddrV4::new(POD, 0);
+    let nowhere = FlowKey {
+        pod: nobody,
+        ..tcp(CLIENT)
+    };
+    for key in [key(Protocol::Udp, CLIENT), nowhere] {
+        let refused = dial_with(&mut bed, key, b"");
+        assert_eq!(refused, Err(DropReason::EgressInUse));
+    }
+    let udp = key(Protocol::Udp, CLIENT);
+    let from_nobody = SocketAddrV4::new(*CLIENT.ip(), 0);
+    for key in [
+        tcp(CLIENT),
+        FlowKey { pod: nobody, ..udp },
+        key(Protocol::Udp, from_nobody),
+    ] {
+        let refused = deliver_with(&mut bed, key, b"x");
+        assert_eq!(refused, Err(DropReason::EgressMalformed));
+    }
+    assert_eq!(bed.egress.counters(), Counters::default());
+}
+
+#[test]
+fn a_datagram_has_up_to_all_bytes_that_its_length_can_tell() {
+    let mut bed = Bed::new();
+    let payload = pattern(65_508, 1);
+    let udp = key(Protocol::Udp, CLIENT);
+    let refused = deliver_with(&mut bed, udp, &payload);
+    assert_eq!(refused, Err(DropReason::EgressMalformed));
+    deliver_with(&mut bed, udp, &payload[..65_507]).unwrap();
+    let packets = bed.received();
+    assert_eq!(packets.len(), 1);
+    assert_eq!(packets[0][28..], payload[..65_507]);
+}
+
+#[test]
 fn chosen_ports_are_nobodys_and_differ() {
     let mut bed = Bed::new();
     let mut ports = std::collections::BTreeSet::new();
@@ -320,17 +372,7 @@ fn the_last_free_port_is_found() {
 fn datagrams_begin_flows_whose_answers_go_back() {
     let mut bed = Bed::new();
     let deliver = |bed: &mut Bed, remote, payload: &[u8]| {
-        let Bed {
-            egress,
-            host,
-            pods,
-            now,
-            ..
-        } = bed;
-        let key = key(Protocol::Udp, remote);
-        let id = egress.deliver(*now, key, payload, host, pods).unwrap();
-        host.adopt_datagrams(id);
-        id
+        deliver_with(bed, key(Protocol::Udp, remote), payload).unwrap()
     };
     let payloads = [pattern(900, 1), Vec::new(), pattern(4000, 2)];
     let ids = payloads.each_ref().map(|it| deliver(&mut bed, CLIENT, it));
