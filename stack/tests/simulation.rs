@@ -189,3 +189,15 @@ fn found_a_store_that_is_wiped_while_its_answers_are_lost_is_read_again() {
     ];
     play(14_676, &events);
 }
+
+#[test]
+fn found_a_store_that_is_wiped_before_the_watch_is_open_is_read_again() {
+    let events = [
+        (1_991, Event::Join(1)),
+        (427, Event::Join(2)),
+        (28_902, Event::StoreSlow(1_281)),
+        (24_797, Event::Wipe),
+        (1_451, Event::Wipe),
+    ];
+    play(4_479, &events);
+}

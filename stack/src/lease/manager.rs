@@ -19,6 +19,7 @@
 //! had moved it gives way for good: a node that is alive keeps what its pods use, and the copy ends
 //! with a message, whichever of the two came later.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
@@ -65,6 +66,8 @@ const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 /// How long a peer that a wiped store has not is waited for: its node asks the store again within
 /// seconds, and publishes its record.
 const REPUBLISHING: Duration = Duration::from_secs(60);
+/// How long a watch may take to tell of what we have written ourselves.
+const TELLING: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
@@ -269,6 +272,8 @@ pub struct Manager {
     old_lists: u32,
     /// Something happened during an operation that only a list can put in order.
     list_after: bool,
+    /// When the store is looked at again that was wiped.
+    list_again: Option<Instant>,
     retry: Option<Instant>,
     failures: u32,
     conflicts: u32,
@@ -292,6 +297,8 @@ struct Own {
     revision: Revision,
     reservation: bool,
     renew_at: Instant,
+    /// When the watch has told of it at the latest.
+    told_at: Instant,
 }
 
 #[derive(Debug)]
@@ -323,6 +330,7 @@ impl Manager {
             short_watches: 0,
             old_lists: 0,
             list_after: false,
+            list_again: None,
             retry: None,
             failures: 0,
             conflicts: 0,
@@ -342,7 +350,6 @@ impl Manager {
         if self.phase == Phase::Over {
             return Action::Stop;
         }
-        self.give_up_missing(now);
         if let Some(until) = self.retry.filter(|until| *until > now) {
             return Action::Wait { until };
         }
@@ -356,6 +363,10 @@ impl Manager {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
                 self.phase = Phase::Put(own.key, own.revision, false);
+            } else if own.told_at <= now && self.is_untold(own)
+                || self.list_again.is_some_and(|at| at <= now)
+            {
+                self.phase = Phase::List;
             }
         }
         match &self.phase {
@@ -445,11 +456,36 @@ impl Manager {
         if is_old || matches!(self.phase, Phase::Over | Phase::List) {
             return;
         }
+        if self.is_of_another_history(&event) {
+            self.list_after = true;
+            if self.phase == Phase::Hold {
+                self.phase = Phase::List;
+            }
+            return;
+        }
         self.watch_from = self.watch_from.max(revision.saturating_add(1));
         match event {
             WatchEvent::Put(entry) => self.written(now, &entry),
             WatchEvent::Delete { key, revision } => self.deleted(&key, revision),
         }
+    }
+
+    /// Whether the watch has not told yet of the writing of our record.
+    fn is_untold(&self, own: Own) -> bool {
+        own.revision >= self.watch_from
+    }
+
+    /// Whether the writing of our record is not where it must be among the changes. The store was
+    /// wiped after it then, and has as many revisions again already, so that nothing else tells.
+    fn is_of_another_history(&self, event: &WatchEvent) -> bool {
+        let (WatchEvent::Put(Entry { key, revision, .. }) | WatchEvent::Delete { key, revision }) =
+            event;
+        let own = self.own.filter(|own| self.is_untold(*own));
+        own.is_some_and(|own| match revision.cmp(&own.revision) {
+            Ordering::Less => false,
+            Ordering::Equal => *key != self.lease_key(own.key),
+            Ordering::Greater => true,
+        })
     }
 
     /// The watch has ended, or has a gap: everything is read again.
@@ -572,6 +608,9 @@ impl Manager {
         self.listed = revision;
         self.watch_from = revision.saturating_add(1);
         self.list_after = false;
+        // It may be wiped again before we have written our record, and then have as many revisions.
+        let again = went_back.then(|| now + REPUBLISHING);
+        self.list_again = again.or(self.list_again.filter(|at| now < *at));
         self.note_list(now, went_back);
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
@@ -629,19 +668,13 @@ impl Manager {
             if is_wiped && !is_unreadable {
                 self.missing.entry(key).or_insert(now + REPUBLISHING);
             }
-            if is_unreadable || !self.missing.contains_key(&key) {
+            let is_awaited = self.missing.get(&key).is_some_and(|until| now < *until);
+            if is_unreadable || !is_awaited {
+                self.missing.remove(&key);
                 self.remove_peer(key);
             } else if let Some(record) = self.leases.get(&key) {
                 found.insert(key, record.clone());
             }
-        }
-    }
-
-    /// Takes leave of the peers that were waited for in vain.
-    fn give_up_missing(&mut self, now: Instant) {
-        let due = self.missing.iter().filter(|(_, until)| **until <= now);
-        for key in due.map(|(key, _)| *key).collect::<Vec<_>>() {
-            self.remove_peer(key);
         }
     }
 
@@ -652,8 +685,10 @@ impl Manager {
             // A reservation is never renewed.
             Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
         };
-        let missing = self.missing.values().min();
-        missing.map_or(renewal, |until| renewal.min(*until))
+        let untold = self.own.filter(|own| self.is_untold(*own));
+        let untold = untold.map(|own| own.told_at);
+        let others = self.list_again.into_iter().chain(untold).min();
+        others.map_or(renewal, |until| renewal.min(until))
     }
 
     /// We are leaving: is there a record of ours to delete?
@@ -850,6 +885,7 @@ impl Manager {
             revision,
             reservation,
             renew_at: now + self.renewal(LEASE_TTL),
+            told_at: now + TELLING,
         });
         self.conflicts = 0;
         self.skipped.remove(&self.lease_key(key));
@@ -1810,7 +1846,10 @@ mod tests {
                 }
                 Action::Wait { until } => now = until,
                 Action::Watch { .. } if is_renewal => manager.leave(),
-                Action::Watch { until, .. } => (now, is_renewal) = (until, true),
+                // The first watch has nothing to tell of what was written.
+                Action::Watch { until, .. } => {
+                    (now, is_renewal) = (until, until > now + TELLING);
+                }
                 Action::Stop => break,
             }
         }
@@ -1904,6 +1943,65 @@ mod tests {
         store.lease("10.3.8.0-24", [192, 168, 0, 8]);
         let changes = settle(&mut manager, &mut store, Instant::ZERO);
         assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+    }
+
+    #[test]
+    fn a_store_that_is_wiped_before_the_watch_is_read_again() {
+        for others_write in [true, false] {
+            let mut manager = manager(1);
+            let mut store = Store::with_config(CONFIG);
+            while let Action::Store(op) = manager.poll(Instant::ZERO) {
+                manager.answer(Instant::ZERO, store.execute(op));
+            }
+            let held = store.subnets();
+            // The new history has as many revisions as the watch asks for.
+            let mut store = Store::with_config(CONFIG);
+            if others_write {
+                store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+                manager.event(Instant::ZERO, store.log.last().unwrap().clone());
+            } else {
+                let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
+                    panic!("no watch");
+                };
+                assert_eq!(until, Instant::ZERO + TELLING);
+            }
+            settle(&mut manager, &mut store, Instant::ZERO + TELLING);
+            assert!(store.subnets().contains(&held[0]), "{others_write}");
+            let Action::Watch { until, .. } = manager.poll(Instant::ZERO + TELLING) else {
+                panic!("no watch");
+            };
+            assert!(until > Instant::ZERO + TELLING * 2, "it is told");
+        }
+    }
+
+    #[test]
+    fn a_store_that_is_wiped_again_before_our_record_is_there_is_read_again() {
+        let wiped = |subnet| {
+            let mut store = Store::with_config(CONFIG);
+            store.lease(subnet, [192, 168, 0, 9]);
+            store
+        };
+        let mut manager = manager(1);
+        let mut now = Instant::ZERO;
+        let mut store = wiped("10.3.7.0-24");
+        store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+        settle(&mut manager, &mut store, now);
+        manager.watch_ended(now);
+        let Action::Store(list @ Op::List(_)) = manager.poll(now) else {
+            panic!("no list");
+        };
+        manager.answer(now, wiped("10.3.8.0-24").execute(list));
+        // This one's record has the revision that the list had.
+        let mut store = wiped("10.3.9.0-24");
+        settle(&mut manager, &mut store, now);
+        now += REPUBLISHING;
+        settle(&mut manager, &mut store, now);
+        let peers: Vec<_> = manager.leases().map(|(key, _)| key.to_string()).collect();
+        assert_eq!(peers, ["10.3.9.0-24"]);
+        let Action::Watch { until, .. } = manager.poll(now) else {
+            panic!("no watch");
+        };
+        assert!(until > now + REPUBLISHING, "once");
     }
 
     #[test]
