@@ -138,17 +138,22 @@ impl Node {
             };
         };
         let host = *peer.address.ip();
-        if self.config.guard.peers {
-            let link = self.uplink.as_mut().ok_or(DropReason::PeerGone)?;
-            match link.neighbours.get(host.into()) {
-                Some(place) if place.mac == mac => {}
-                Some(_) => self.claim(now, host, mac)?,
-                None => {
-                    if link.neighbours.seek(host.into(), now) {
-                        self.ask_for(On::Uplink, host, None);
-                    }
-                    return Err(DropReason::NextHopUnknown);
+        let link = self.uplink.as_mut().ok_or(DropReason::PeerGone)?;
+        match link.neighbours.get(host.into()) {
+            Some(place) if place.mac == mac => {}
+            Some(_) => {
+                // Without a guard, too: its answers would go to where it was.
+                let claim = self.claim(now, host, mac);
+                if self.config.guard.peers {
+                    claim?;
                 }
+            }
+            None if !self.config.guard.peers => {}
+            None => {
+                if link.neighbours.seek(host.into(), now) {
+                    self.ask_for(On::Uplink, host, None);
+                }
+                return Err(DropReason::NextHopUnknown);
             }
         }
         self.peers.count_received(id, len + frame::HEADER_LEN);

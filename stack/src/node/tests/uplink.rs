@@ -222,27 +222,34 @@ fn a_next_hop_that_is_alive_keeps_its_address() {
 
 #[test]
 fn a_host_that_comes_back_with_another_mac_address_is_believed_when_the_old_one_is_silent() {
-    let mut node = acquainted("host-gw");
-    let mut now = NOW + Duration::from_secs(2);
-    // The new one sends on, and does not even announce itself.
-    let frame = bare(host_mac(9), &ping(pod(2, 2), pod(1, 2), 64, 8));
-    let (verdict, _) = from_uplink_at(&mut node, now, &frame);
-    assert_eq!(verdict, Verdict::Drop(DropReason::NextHopConflict));
-    let mut asked_old = 0;
-    for _ in 0..10 {
-        asked_old += outputs(&mut node).len();
-        now += Duration::from_millis(100);
-        node.handle_timeout(now);
+    for guarded in [true, false] {
+        let mut node = acquainted("host-gw");
+        node.config.guard.peers = guarded;
+        let mut now = NOW + Duration::from_secs(2);
+        // The new one sends on, and does not even announce itself.
+        let frame = bare(host_mac(9), &ping(pod(2, 2), pod(1, 2), 64, 8));
+        let (verdict, _) = from_uplink_at(&mut node, now, &frame);
+        let expected = match guarded {
+            true => Verdict::Drop(DropReason::NextHopConflict),
+            false => Verdict::Port(POD_PORT),
+        };
+        assert_eq!(verdict, expected);
+        let mut asked_old = 0;
+        for _ in 0..10 {
+            asked_old += outputs(&mut node).len();
+            now += Duration::from_millis(100);
+            node.handle_timeout(now);
+        }
+        assert_eq!(asked_old, 3);
+        assert_eq!(
+            from_uplink_at(&mut node, now, &frame).0,
+            Verdict::Port(POD_PORT)
+        );
+        assert_eq!(
+            from_pod_at(&mut node, now, &to_peer()).1[..6],
+            host_mac(9).0
+        );
     }
-    assert_eq!(asked_old, 3);
-    assert_eq!(
-        from_uplink_at(&mut node, now, &frame).0,
-        Verdict::Port(POD_PORT)
-    );
-    assert_eq!(
-        from_pod_at(&mut node, now, &to_peer()).1[..6],
-        host_mac(9).0
-    );
 }
 
 #[test]
