@@ -308,6 +308,25 @@ impl Harness {
             Verdict::Drop(_) => {}
             verdict => panic!("{verdict:?} for a frame from the link"),
         }
+        if !self.checks_peers {
+            self.doubt_others(frame, &believed);
+        }
+    }
+
+    /// Where peers are not checked, a packet of another host than the known one is a claim, too, and
+    /// goes on.
+    fn doubt_others(&mut self, frame: &[u8], believed: &BTreeMap<Ipv4Addr, EthernetAddress>) {
+        if frame.get(12..14) != Some(&[8, 0]) {
+            return;
+        }
+        for address in self.claimed(frame) {
+            if believed
+                .get(&address)
+                .is_some_and(|mac| mac.0 != frame[6..12])
+            {
+                self.doubts.entry(address).or_insert(self.now);
+            }
+        }
     }
 
     /// The next hops that a frame may come from, by what it says.
