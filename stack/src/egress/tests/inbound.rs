@@ -206,23 +206,25 @@ fn a_pod_that_does_not_answer_is_asked_again_and_given_up() {
     assert_eq!(bed.egress.poll_at(), None);
 }
 
+/// What `from` says of a SYN to a pod: an ICMP destination unreachable message.
+fn error(from: Ipv4Addr, code: u8, key: FlowKey) -> Vec<u8> {
+    let mut offender = Vec::new();
+    PacketBuilder::ipv4(key.remote.ip().octets(), key.pod.ip().octets(), 64)
+        .tcp(key.remote.port(), key.pod.port(), 1, 1000)
+        .write(&mut offender, &[])
+        .unwrap();
+    offender.truncate(28);
+    let code = etherparse::icmpv4::DestUnreachableHeader::from_values(code, 0).unwrap();
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(from.octets(), key.remote.ip().octets(), 64)
+        .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(code))
+        .write(&mut packet, &offender)
+        .unwrap();
+    packet
+}
+
 #[test]
 fn errors_about_a_syn_count_if_they_come_from_who_may_tell() {
-    let error = |from: Ipv4Addr, code, key: FlowKey| {
-        let mut offender = Vec::new();
-        PacketBuilder::ipv4(key.remote.ip().octets(), key.pod.ip().octets(), 64)
-            .tcp(key.remote.port(), key.pod.port(), 1, 1000)
-            .write(&mut offender, &[])
-            .unwrap();
-        offender.truncate(28);
-        let code = etherparse::icmpv4::DestUnreachableHeader::from_values(code, 0).unwrap();
-        let mut packet = Vec::new();
-        PacketBuilder::ipv4(from.octets(), key.remote.ip().octets(), 64)
-            .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(code))
-            .write(&mut packet, &offender)
-            .unwrap();
-        packet
-    };
     let far = FlowKey {
         pod: SocketAddrV4::new(FAR, PORT),
         ..tcp(SocketAddrV4::new(GATEWAY, 50_000))
@@ -477,6 +479,9 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
         datagram.write(&mut bytes, b"x").unwrap();
         bytes
     };
+    let mut ping = Vec::new();
+    let request = build(CLIENT).icmpv4_echo_request(1, 2);
+    request.write(&mut ping, &[0; 40]).unwrap();
     let at_gateway = |port| SocketAddrV4::new(GATEWAY, port);
     let mut bed = Bed::new();
     bed.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
@@ -503,6 +508,12 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
         ),
         ("a question to it", udp(PORT, at_gateway(53)), false),
         (
+            "an error about a SYN",
+            error(POD, 3, super::inbound::tcp(CLIENT)),
+            true,
+        ),
+        ("an echo request", ping, false),
+        (
             "what is no packet",
             tcp(CLIENT, |it| it)[..20].to_vec(),
             false,
@@ -513,6 +524,8 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     accepted(&mut bed);
     let answer = tcp(CLIENT, |it| it.ack(1));
     assert!(!is_stray(&bed, &answer), "the flow is here");
+    let told = error(POD, 3, super::inbound::tcp(CLIENT));
+    assert!(!is_stray(&bed, &told), "the flow is here");
     let Bed {
         egress, host, pods, ..
     } = &mut bed;

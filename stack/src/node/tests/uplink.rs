@@ -253,6 +253,16 @@ fn a_host_that_comes_back_with_another_mac_address_is_believed_when_the_old_one_
 }
 
 #[test]
+fn without_a_guard_a_host_need_not_be_known() {
+    let mut node = linked("host-gw");
+    node.config.guard.peers = false;
+    let packet = ping(pod(2, 2), pod(1, 2), 64, 8);
+    let (verdict, _) = from_uplink(&mut node, &bare(host_mac(2), &packet));
+    assert_eq!(verdict, Verdict::Port(POD_PORT));
+    assert_eq!(outputs(&mut node), []);
+}
+
+#[test]
 fn a_next_hop_that_does_not_answer_is_unreachable() {
     let mut node = linked("host-gw");
     let mut now = NOW;
