@@ -363,9 +363,7 @@ impl Manager {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
                 self.phase = Phase::Put(own.key, own.revision, false);
-            } else if own.told_at <= now && self.is_untold(own)
-                || self.list_again.is_some_and(|at| at <= now)
-            {
+            } else if self.recheck_at().is_some_and(|at| at <= now) {
                 self.phase = Phase::List;
             }
         }
@@ -451,17 +449,15 @@ impl Manager {
 
     /// Takes a change that the watch reports.
     pub fn event(&mut self, now: Instant, event: WatchEvent) {
-        let (WatchEvent::Put(Entry { revision, .. }) | WatchEvent::Delete { revision, .. }) = event;
+        let (WatchEvent::Put(Entry { key, revision, .. }) | WatchEvent::Delete { key, revision }) =
+            &event;
+        let revision = *revision;
         let is_old = revision <= self.listed;
         if is_old || matches!(self.phase, Phase::Over | Phase::List) {
             return;
         }
-        if self.is_of_another_history(&event) {
-            self.list_after = true;
-            if self.phase == Phase::Hold {
-                self.phase = Phase::List;
-            }
-            return;
+        if self.is_another_history(key, revision) {
+            return self.read_again();
         }
         self.watch_from = self.watch_from.max(revision.saturating_add(1));
         match event {
@@ -470,31 +466,42 @@ impl Manager {
         }
     }
 
-    /// Whether the watch has not told yet of the writing of our record.
-    fn is_untold(&self, own: Own) -> bool {
-        own.revision >= self.watch_from
+    /// Our record, if the watch has not told yet of its writing.
+    fn untold(&self) -> Option<Own> {
+        self.own.filter(|own| own.revision >= self.watch_from)
+    }
+
+    /// When everything is read again, in case the store was wiped without a sign of it.
+    fn recheck_at(&self) -> Option<Instant> {
+        let untold = self.untold().map(|own| own.told_at);
+        self.list_again.into_iter().chain(untold).min()
     }
 
     /// Whether the writing of our record is not where it must be among the changes. The store was
     /// wiped after it then, and has as many revisions again already, so that nothing else tells.
-    fn is_of_another_history(&self, event: &WatchEvent) -> bool {
-        let (WatchEvent::Put(Entry { key, revision, .. }) | WatchEvent::Delete { key, revision }) =
-            event;
-        let own = self.own.filter(|own| self.is_untold(*own));
-        own.is_some_and(|own| match revision.cmp(&own.revision) {
-            Ordering::Less => false,
-            Ordering::Equal => *key != self.lease_key(own.key),
-            Ordering::Greater => true,
-        })
+    fn is_another_history(&self, key: &str, revision: Revision) -> bool {
+        self.untold()
+            .is_some_and(|own| match revision.cmp(&own.revision) {
+                Ordering::Less => false,
+                Ordering::Equal => key != self.lease_key(own.key),
+                Ordering::Greater => true,
+            })
+    }
+
+    /// Reads everything again, as soon as an operation that is under way is over.
+    fn read_again(&mut self) {
+        match self.phase {
+            Phase::Hold => self.phase = Phase::List,
+            _ => self.list_after = true,
+        }
     }
 
     /// The watch has ended, or has a gap: everything is read again.
     pub fn watch_ended(&mut self, now: Instant) {
-        match self.phase {
-            Phase::Over | Phase::List => return,
-            Phase::Hold => self.phase = Phase::List,
-            _ => self.list_after = true,
+        if matches!(self.phase, Phase::Over | Phase::List) {
+            return;
         }
+        self.read_again();
         let is_short = |ended: Instant| now < ended + SHORT_WATCH;
         if self.watch_ended.replace(now).is_some_and(is_short) {
             self.short_watches = self.short_watches.saturating_add(1);
@@ -670,7 +677,6 @@ impl Manager {
             }
             let is_awaited = self.missing.get(&key).is_some_and(|until| now < *until);
             if is_unreadable || !is_awaited {
-                self.missing.remove(&key);
                 self.remove_peer(key);
             } else if let Some(record) = self.leases.get(&key) {
                 found.insert(key, record.clone());
@@ -685,10 +691,8 @@ impl Manager {
             // A reservation is never renewed.
             Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
         };
-        let untold = self.own.filter(|own| self.is_untold(*own));
-        let untold = untold.map(|own| own.told_at);
-        let others = self.list_again.into_iter().chain(untold).min();
-        others.map_or(renewal, |until| renewal.min(until))
+        let recheck = self.recheck_at();
+        recheck.map_or(renewal, |until| renewal.min(until))
     }
 
     /// We are leaving: is there a record of ours to delete?

@@ -509,7 +509,7 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
         ("a question to it", udp(PORT, at_gateway(53)), false),
         (
             "an error about a SYN",
-            error(POD, 3, super::inbound::tcp(CLIENT)),
+            error(POD, 3, key(Protocol::Tcp, CLIENT)),
             true,
         ),
         ("an echo request", ping, false),
@@ -524,7 +524,7 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     accepted(&mut bed);
     let answer = tcp(CLIENT, |it| it.ack(1));
     assert!(!is_stray(&bed, &answer), "the flow is here");
-    let told = error(POD, 3, super::inbound::tcp(CLIENT));
+    let told = error(POD, 3, key(Protocol::Tcp, CLIENT));
     assert!(!is_stray(&bed, &told), "the flow is here");
     let Bed {
         egress, host, pods, ..
