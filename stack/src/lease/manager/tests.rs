@@ -1,0 +1,1207 @@
+//! The lease rules against a store in memory.
+
+use super::*;
+
+const PREFIX: &str = "/coreos.com/network";
+
+/// A store in memory that counts revisions and expires nothing by itself.
+#[derive(Default)]
+struct Store {
+    revision: Revision,
+    entries: BTreeMap<String, Entry>,
+    log: Vec<WatchEvent>,
+}
+
+impl Store {
+    fn with_config(config: &str) -> Self {
+        let mut store = Self::default();
+        store.write(&format!("{PREFIX}/config"), config, None);
+        store
+    }
+
+    fn write(&mut self, key: &str, value: &str, ttl: Option<std::time::Duration>) {
+        self.revision += 1;
+        let (key, value) = (key.to_owned(), value.to_owned());
+        let entry = Entry {
+            key: key.clone(),
+            value,
+            revision: self.revision,
+            ttl,
+        };
+        self.log.push(WatchEvent::Put(entry.clone()));
+        self.entries.insert(key, entry);
+    }
+
+    fn lease(&mut self, subnet: &str, ip: [u8; 4]) {
+        let value = LeaseRecord::udp(ip.into()).to_json();
+        self.write(
+            &format!("{PREFIX}/subnets/{subnet}"),
+            &value,
+            Some(LEASE_TTL),
+        );
+    }
+
+    fn delete(&mut self, key: &str) {
+        self.revision += 1;
+        self.entries.remove(key);
+        self.log.push(WatchEvent::Delete {
+            key: key.to_owned(),
+            revision: self.revision,
+        });
+    }
+
+    fn execute(&mut self, op: Op) -> Answer {
+        match op {
+            Op::Get(key) => Answer::Value(self.entries.get(&key).cloned()),
+            Op::List(prefix) => Answer::Snapshot {
+                revision: self.revision,
+                entries: self
+                    .entries
+                    .values()
+                    .filter(|entry| entry.key.starts_with(&prefix))
+                    .cloned()
+                    .collect(),
+            },
+            Op::Create { key, .. } if self.entries.contains_key(&key) => Answer::Conflict,
+            Op::Create { key, value, ttl } => {
+                self.write(&key, &value, ttl);
+                Answer::Done(self.revision)
+            }
+            Op::CompareAndPut {
+                key,
+                value,
+                expected,
+                ttl,
+            } => {
+                if self
+                    .entries
+                    .get(&key)
+                    .is_none_or(|entry| entry.revision != expected)
+                {
+                    return Answer::Conflict;
+                }
+                self.write(&key, &value, ttl);
+                Answer::Done(self.revision)
+            }
+            Op::CompareAndDelete { key, expected } => {
+                if self
+                    .entries
+                    .get(&key)
+                    .is_none_or(|entry| entry.revision != expected)
+                {
+                    return Answer::Conflict;
+                }
+                self.delete(&key);
+                Answer::Done(self.revision)
+            }
+        }
+    }
+
+    fn subnets(&self) -> Vec<(String, Option<std::time::Duration>)> {
+        let leases = self
+            .entries
+            .values()
+            .filter(|entry| entry.key.contains("/subnets/"));
+        leases
+            .map(|entry| (entry.key.rsplit('/').next().unwrap().to_owned(), entry.ttl))
+            .collect()
+    }
+}
+
+fn manager(last: u8) -> Manager {
+    Manager::new(Settings {
+        identity: Identity {
+            public_ip: [192, 168, 0, last].into(),
+            vtep_mac: VtepMac::from_random([last; 6]),
+        },
+        prefix: PREFIX.to_owned(),
+        previous: None,
+        wish: Wish::Any,
+        renew_margin: RENEW_MARGIN,
+        random_seed: last.into(),
+    })
+}
+
+const CONFIG: &str = r#"{"Network":"10.3.0.0/16"}"#;
+
+/// Runs a manager until it has nothing to ask, and returns what has changed.
+fn settle(manager: &mut Manager, store: &mut Store, now: Instant) -> Vec<Change> {
+    let mut now = now;
+    let mut changes = Vec::new();
+    loop {
+        match manager.poll(now) {
+            Action::Store(op) => {
+                let answer = store.execute(op);
+                manager.answer(now, answer);
+            }
+            Action::Wait { until } => now = until,
+            Action::Watch { from, .. } => {
+                let pending: Vec<_> = store
+                    .log
+                    .iter()
+                    .filter(|event| match event {
+                        WatchEvent::Put(entry) => entry.revision >= from,
+                        WatchEvent::Delete { revision, .. } => *revision >= from,
+                    })
+                    .filter(|event| match event {
+                        WatchEvent::Put(entry) => entry.key.contains("/subnets/"),
+                        WatchEvent::Delete { .. } => true,
+                    })
+                    .cloned()
+                    .collect();
+                let idle = pending.is_empty();
+                for event in pending {
+                    manager.event(now, event);
+                }
+                changes.extend(manager.changes());
+                if idle {
+                    return changes;
+                }
+            }
+            Action::Stop => {
+                changes.extend(manager.changes());
+                return changes;
+            }
+        }
+    }
+}
+
+fn acquired(changes: &[Change]) -> Option<String> {
+    changes.iter().find_map(|change| match change {
+        Change::Acquired(key) => Some(key.to_string()),
+        _ => None,
+    })
+}
+
+#[test]
+fn u7_a_subnet_in_range_is_leased_for_a_day_and_found_again() {
+    let mut store = Store::with_config(CONFIG);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    assert_eq!(store.subnets(), [(subnet.clone(), Some(LEASE_TTL))]);
+    let third: u8 = subnet.split('.').nth(2).unwrap().parse().unwrap();
+    assert!((1..=100).contains(&third), "one of the first 100: {subnet}");
+    let again = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    assert_eq!(again, subnet);
+    assert_eq!(store.subnets().len(), 1);
+}
+
+#[test]
+fn u7_the_previous_subnet_is_taken_if_it_is_free_and_fits() {
+    for (previous, expected) in [
+        ("10.3.77.0/24", true),
+        ("10.3.200.1/24", true),
+        ("10.3.9.0/24", false),
+        ("10.4.77.0/24", false),
+        ("10.3.64.0/20", false),
+    ] {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+        let mut manager = manager(1);
+        let previous: Ipv4Net = previous.parse().unwrap();
+        manager.settings.previous = Some(previous);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        assert_eq!(
+            subnet == SubnetKey::new(previous).to_string(),
+            expected,
+            "{previous}"
+        );
+    }
+}
+
+#[test]
+fn u8_a_lease_that_no_longer_fits_is_given_up_for_a_new_one() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.9.9.0-24", [192, 168, 0, 1]);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    assert!(subnet.starts_with("10.3."));
+    assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+}
+
+#[test]
+fn overlapping_leases_of_any_length_are_respected() {
+    let mut store = Store::with_config(r#"{"Network":"10.3.0.0/16","SubnetMax":"10.3.4.0"}"#);
+    store.lease("10.3.0.0-22", [192, 168, 0, 9]);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    assert_eq!(subnet, "10.3.4.0-24");
+    let changes = settle(&mut manager(2), &mut store, Instant::ZERO);
+    assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(4))));
+}
+
+#[test]
+fn managers_that_race_get_different_subnets() {
+    for round in 0..50u64 {
+        let mut store = Store::with_config(
+            r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.3.0"}"#,
+        );
+        let mut managers: Vec<_> = (1..=3).map(manager).collect();
+        let mut now = Instant::ZERO;
+        let mut order = round;
+        // One operation each in a changing order, until all hold.
+        for step in 0..1000 {
+            order = order
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(step);
+            let manager = &mut managers[(order >> 33) as usize % 3];
+            now += Duration::from_millis(10);
+            if let Action::Store(op) = manager.poll(now) {
+                let answer = store.execute(op);
+                manager.answer(now, answer);
+            }
+        }
+        assert!(
+            managers.iter().all(|manager| manager.phase == Phase::Hold),
+            "round {round}"
+        );
+        let keys: Vec<_> = store.subnets().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["10.3.1.0-24", "10.3.2.0-24", "10.3.3.0-24"]);
+    }
+}
+
+#[test]
+fn u9_peers_are_reported_and_the_own_lease_is_not() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    store.write(&format!("{PREFIX}/subnets/rubbish"), "{}", None);
+    let mut manager = manager(1);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    let peers = |changes: &[Change]| -> Vec<String> {
+        changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Peer(key, record) => Some(format!("{key} {}", record.public_ip)),
+                Change::PeerGone(key) => Some(format!("{key} gone")),
+                _ => None,
+            })
+            .collect()
+    };
+    assert_eq!(peers(&changes), ["10.3.8.0-24 192.168.0.8"]);
+    assert!(
+        changes
+            .iter()
+            .any(|change| matches!(change, Change::Skipped { .. }))
+    );
+
+    store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    store.lease("10.3.8.0-24", [192, 168, 0, 18]);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert_eq!(
+        peers(&changes),
+        ["10.3.9.0-24 192.168.0.9", "10.3.8.0-24 192.168.0.18"],
+        "a renewal of the same value is no change"
+    );
+
+    // A gap in the watch: compared by value.
+    store.delete(&format!("{PREFIX}/subnets/10.3.9.0-24"));
+    store.lease("10.3.8.0-24", [192, 168, 0, 28]);
+    store.log.clear();
+    manager.watch_ended(Instant::ZERO);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert_eq!(
+        peers(&changes),
+        ["10.3.9.0-24 gone", "10.3.8.0-24 192.168.0.28"]
+    );
+}
+
+#[test]
+fn u12_renewal_restores_the_full_time_and_keeps_the_value() {
+    let mut store = Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let key = format!("{PREFIX}/subnets/{}", store.subnets()[0].0);
+    let before = store.entries[&key].clone();
+    store.entries.get_mut(&key).unwrap().ttl = Some(std::time::Duration::from_secs(9));
+    let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
+        panic!()
+    };
+    assert_eq!(until, Instant::ZERO + Duration::from_secs(43_200));
+    assert_eq!(settle(&mut manager, &mut store, until), [Change::Renewed]);
+    assert_eq!(store.entries[&key].ttl, Some(LEASE_TTL));
+    assert_eq!(store.entries[&key].value, before.value);
+    assert!(before.value.contains("VtepMAC"));
+}
+
+#[test]
+fn a_record_of_another_owner_is_never_written_over() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    store.lease(&subnet, [192, 168, 0, 66]);
+    let later = Instant::ZERO + Duration::from_secs(43_200);
+    let Action::Store(op) = manager.poll(later) else {
+        panic!("it renews")
+    };
+    let answer = store.execute(op);
+    assert_eq!(answer, Answer::Conflict);
+    manager.answer(later, answer);
+    let changes = settle(&mut manager, &mut store, later);
+    let holder = Ipv4Addr::new(192, 168, 0, 66);
+    assert!(
+        changes.contains(&Change::Lost(Loss::Taken {
+            key: subnet.clone(),
+            holder
+        })),
+        "{changes:?}"
+    );
+    assert_eq!(manager.poll(later), Action::Stop);
+}
+
+#[test]
+fn a_deleted_record_is_published_again_and_a_foreign_one_is_a_loss() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    store.delete(&format!("{PREFIX}/subnets/{subnet}"));
+    assert_eq!(
+        settle(&mut manager, &mut store, Instant::ZERO),
+        [Change::Renewed]
+    );
+    assert_eq!(store.subnets(), [(subnet.clone(), Some(LEASE_TTL))]);
+    store.lease(&subnet, [192, 168, 0, 66]);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert!(matches!(
+        changes.last(),
+        Some(Change::Lost(Loss::Taken { .. }))
+    ));
+}
+
+#[test]
+fn peers_stay_while_they_publish_their_records_in_a_wiped_store() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.7.0-24", [192, 168, 0, 7]);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let mut store = Store::default();
+    manager.watch_ended(Instant::ZERO);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert_eq!(
+        changes,
+        [Change::Renewed],
+        "our record is there again, and no peer is gone"
+    );
+    store.lease("10.3.7.0-24", [192, 168, 0, 7]);
+    assert_eq!(settle(&mut manager, &mut store, Instant::ZERO), []);
+    // A list that has our record again does not end the patience.
+    manager.watch_ended(Instant::ZERO);
+    let soon = Instant::ZERO + Duration::from_secs(30);
+    assert_eq!(settle(&mut manager, &mut store, soon), []);
+    let Action::Watch { until, .. } = manager.poll(soon) else {
+        panic!("it watches")
+    };
+    assert_eq!(until, Instant::ZERO + REPUBLISHING);
+    let gone = Change::PeerGone("10.3.8.0-24".parse().unwrap());
+    assert_eq!(settle(&mut manager, &mut store, until), [gone]);
+    assert_eq!(manager.leases().count(), 1);
+}
+
+#[test]
+fn reservations_stay_without_a_time_to_live() {
+    let mut store = Store::with_config(CONFIG);
+    let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
+    store.write(&format!("{PREFIX}/subnets/10.3.50.0-24"), &value, None);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    assert_eq!(subnet, "10.3.50.0-24");
+    let later = Instant::ZERO + Duration::from_secs(90_000);
+    assert_eq!(settle(&mut manager, &mut store, later), []);
+    assert_eq!(store.subnets(), [(subnet, None)]);
+}
+
+#[test]
+fn the_margin_says_when_to_renew() {
+    for (minutes, at) in [(60, 23 * 60), (1, 1439), (1439, 1), (99_999, 1)] {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        manager.settings.renew_margin = std::time::Duration::from_secs(minutes * 60);
+        settle(&mut manager, &mut store, Instant::ZERO);
+        let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
+            panic!()
+        };
+        assert_eq!(until, Instant::ZERO + Duration::from_secs(at * 60));
+    }
+}
+
+#[test]
+fn u1_a_missing_configuration_is_told_once_and_waited_for() {
+    let mut store = Store::default();
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    let mut reads = 0;
+    while reads < 20 {
+        match manager.poll(now) {
+            Action::Store(op) => {
+                reads += 1;
+                manager.answer(now, store.execute(op));
+            }
+            Action::Wait { until } => now = until,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(now, Instant::ZERO + Duration::from_secs(19));
+    let missing = Change::NoConfig(format!("{PREFIX}/config"));
+    assert_eq!(manager.changes().collect::<Vec<_>>(), [missing]);
+    store.write(&format!("{PREFIX}/config"), CONFIG, None);
+    assert!(acquired(&settle(&mut manager, &mut store, now)).is_some());
+}
+
+const VXLAN: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// A node that had `subnet` before, has the MAC address `mac` and is at `last` now.
+fn returning(last: u8, mac: u8, subnet: &str) -> Manager {
+    let mut manager = manager(last);
+    manager.settings.identity.vtep_mac = VtepMac::from_random([mac; 6]);
+    manager.settings.previous = subnet.replace('-', "/").parse().ok();
+    manager
+}
+
+fn holder(store: &Store, subnet: &str) -> Ipv4Addr {
+    let entry = &store.entries[&format!("{PREFIX}/subnets/{subnet}")];
+    LeaseRecord::parse(&entry.value).unwrap().public_ip
+}
+
+#[test]
+fn a_node_with_another_public_address_keeps_its_subnet() {
+    let mut store = Store::with_config(VXLAN);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    let (key, from) = (subnet.parse().unwrap(), [192, 168, 0, 1].into());
+    let mut moved = returning(7, 1, &subnet);
+    let changes = settle(&mut moved, &mut store, Instant::ZERO);
+    assert_eq!(
+        changes[1..],
+        [Change::Moved { key, from }, Change::Acquired(key)]
+    );
+    assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
+    assert_eq!(store.subnets(), [(subnet.clone(), Some(LEASE_TTL))]);
+
+    // Neither another MAC address nor another previous subnet proves that it is ours.
+    for other in [returning(8, 8, &subnet), returning(9, 1, "10.3.250.0/24")] {
+        let mut other = other;
+        let changes = settle(&mut other, &mut store, Instant::ZERO);
+        assert_ne!(acquired(&changes), Some(subnet.clone()));
+    }
+    // Nor does anything with a backend that has no MAC address.
+    let mut store = Store::with_config(CONFIG);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    let changes = settle(&mut returning(7, 1, &subnet), &mut store, Instant::ZERO);
+    assert_ne!(acquired(&changes), Some(subnet));
+}
+
+#[test]
+fn nodes_that_exchange_their_public_addresses_keep_their_subnets() {
+    let mut store = Store::with_config(VXLAN);
+    let first = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    let second = acquired(&settle(&mut manager(2), &mut store, Instant::ZERO)).unwrap();
+    let mut one = returning(2, 1, &first);
+    let changes = settle(&mut one, &mut store, Instant::ZERO);
+    assert_eq!(acquired(&changes), Some(first.clone()));
+    let mut two = returning(1, 2, &second);
+    let changes = settle(&mut two, &mut store, Instant::ZERO);
+    assert_eq!(acquired(&changes), Some(second.clone()));
+    settle(&mut one, &mut store, Instant::ZERO);
+    assert_eq!(holder(&store, &first), Ipv4Addr::new(192, 168, 0, 2));
+    assert_eq!(holder(&store, &second), Ipv4Addr::new(192, 168, 0, 1));
+    let peers: Vec<_> = one.leases().map(|(key, _)| key.to_string()).collect();
+    assert_eq!(peers, [second]);
+}
+
+#[test]
+fn a_copy_of_a_node_that_is_alive_gives_way() {
+    for has_gap in [false, true] {
+        let mut store = Store::with_config(VXLAN);
+        let mut node = manager(1);
+        let subnet = acquired(&settle(&mut node, &mut store, Instant::ZERO)).unwrap();
+        // More often than a record may be disputed: the node must not be worn down.
+        for round in 0..3 * MAX_DISPUTES {
+            let mut copy = returning(7, 1, &subnet);
+            let changes = settle(&mut copy, &mut store, Instant::ZERO);
+            assert_eq!(acquired(&changes), Some(subnet.clone()), "{round}");
+            if has_gap {
+                node.watch_ended(Instant::ZERO);
+            }
+            let key = subnet.parse().unwrap();
+            assert_eq!(
+                settle(&mut node, &mut store, Instant::ZERO),
+                [Change::Disputed(key), Change::Renewed]
+            );
+            let changes = settle(&mut copy, &mut store, Instant::ZERO);
+            let [Change::Lost(loss @ Loss::Cloned { .. })] = &changes[..] else {
+                panic!("{changes:?}")
+            };
+            assert!(loss.to_string().contains("192.168.0.1"), "{loss}");
+            assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 1));
+        }
+        assert_eq!(node.phase, Phase::Hold);
+    }
+}
+
+#[test]
+fn the_copy_keeps_the_subnet_if_the_first_was_dead_and_comes_back() {
+    let mut store = Store::with_config(VXLAN);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    settle(&mut returning(7, 1, &subnet), &mut store, Instant::ZERO);
+    // Started again, it holds a record under its own address and had it before.
+    let mut copy = returning(7, 1, &subnet);
+    settle(&mut copy, &mut store, Instant::ZERO);
+    let mut back = returning(1, 1, &subnet);
+    settle(&mut back, &mut store, Instant::ZERO);
+    settle(&mut copy, &mut store, Instant::ZERO);
+    let changes = settle(&mut back, &mut store, Instant::ZERO);
+    assert!(matches!(changes[..], [Change::Lost(Loss::Cloned { .. })]));
+    assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
+    assert_eq!(copy.phase, Phase::Hold);
+}
+
+#[test]
+fn a_lease_of_another_vtep_under_our_address_is_reused_and_told() {
+    let mut store = Store::with_config(VXLAN);
+    let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
+    let key = subnet.parse().unwrap();
+    let mut other = returning(1, 9, "10.3.250.0/24");
+    let changes = settle(&mut other, &mut store, Instant::ZERO);
+    let vtep_mac = VtepMac::from_random([1; 6]);
+    assert_eq!(
+        changes[1..],
+        [Change::Replaced { key, vtep_mac }, Change::Acquired(key)]
+    );
+    let changes = settle(&mut returning(1, 8, &subnet), &mut store, Instant::ZERO);
+    assert_eq!(changes[1..], [Change::Acquired(key)], "we had it before");
+}
+
+#[test]
+fn a_record_follows_the_public_address() {
+    for config in [VXLAN, CONFIG] {
+        let mut store = Store::with_config(config);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        manager.set_public_ip([192, 168, 0, 1].into());
+        assert_eq!(settle(&mut manager, &mut store, Instant::ZERO), []);
+        manager.set_public_ip([192, 168, 0, 77].into());
+        assert_eq!(
+            settle(&mut manager, &mut store, Instant::ZERO),
+            [Change::Renewed]
+        );
+        assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 77));
+        // During a renewal, which still writes the old address.
+        let later = Instant::ZERO + Duration::from_secs(50_000);
+        let Action::Store(op) = manager.poll(later) else {
+            panic!()
+        };
+        let answer = store.execute(op);
+        manager.set_public_ip([192, 168, 0, 78].into());
+        manager.answer(later, answer);
+        settle(&mut manager, &mut store, later);
+        assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 78));
+        assert_eq!(store.subnets().len(), 1);
+        assert_eq!(manager.leases().count(), 0);
+    }
+}
+
+#[test]
+fn records_of_the_old_and_the_new_address_change_sides() {
+    let mut store = Store::with_config(CONFIG);
+    // The lease of a node that has gone, and whose address we get.
+    store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    let (gone, ours) = ("10.3.9.0-24", "10.3.8.0-24");
+    let (gone, ours) = (gone.parse().unwrap(), ours.parse().unwrap());
+    store.lease("10.3.8.0-24", [192, 168, 0, 1]);
+    assert_eq!(settle(&mut manager, &mut store, Instant::ZERO), []);
+    manager.set_public_ip([192, 168, 0, 9].into());
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 9));
+    let record = LeaseRecord::udp([192, 168, 0, 1].into());
+    assert_eq!(changes.len(), 3, "{changes:?}");
+    for change in [
+        Change::Renewed,
+        Change::PeerGone(gone),
+        Change::Peer(ours, record),
+    ] {
+        assert!(changes.contains(&change), "{changes:?}");
+    }
+}
+
+#[test]
+fn leaving_deletes_the_record() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    manager.leave();
+    assert_eq!(
+        settle(&mut manager, &mut store, Instant::ZERO),
+        [Change::Left]
+    );
+    assert_eq!(store.subnets(), []);
+}
+
+fn proposal(network: &str) -> NetworkConfig {
+    NetworkConfig::new(network.parse().unwrap(), None, Backend::Udp { port: 8285 }).unwrap()
+}
+
+fn wishing(last: u8, wish: Wish) -> Manager {
+    let mut manager = manager(last);
+    manager.settings.wish = wish;
+    manager
+}
+
+#[test]
+fn a_wish_is_written_once_and_exact_ones_must_agree() {
+    let (one, other) = (proposal("10.244.0.0/16"), proposal("10.9.0.0/16"));
+    for first in [Wish::IfNone(one.clone()), Wish::Exactly(one.clone())] {
+        let mut store = Store::default();
+        let changes = settle(&mut wishing(1, first), &mut store, Instant::ZERO);
+        assert_eq!(changes[0], Change::Configured(one.clone()));
+        assert!(acquired(&changes).is_some());
+
+        for agrees in [
+            Wish::Any,
+            Wish::IfNone(other.clone()),
+            Wish::Exactly(one.clone()),
+        ] {
+            let changes = settle(&mut wishing(2, agrees), &mut store, Instant::ZERO);
+            assert_eq!(changes[0], Change::Configured(one.clone()));
+        }
+        let mut second = wishing(3, Wish::Exactly(other.clone()));
+        let changes = settle(&mut second, &mut store, Instant::ZERO);
+        let [Change::Lost(loss)] = &changes[..] else {
+            panic!("{changes:?}")
+        };
+        let text = loss.to_string();
+        assert!(
+            text.contains("10.244.0.0/16") && text.contains("10.9.0.0/16"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_network_whose_records_we_cannot_write_is_left_alone() {
+    let mut store =
+        Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard"}}"#);
+    let changes = settle(&mut manager(1), &mut store, Instant::ZERO);
+    let loss = Loss::OtherBackend("wireguard".to_owned());
+    assert_eq!(changes, [Change::Lost(loss)]);
+    assert_eq!(store.subnets(), []);
+}
+
+#[test]
+fn a_store_that_lost_the_answer_has_the_record_nevertheless() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    // The first answer to each kind of write is lost.
+    let (mut lost, mut is_renewal) = (Vec::new(), false);
+    loop {
+        match manager.poll(now) {
+            Action::Store(op) => {
+                let kind = (std::mem::discriminant(&op), is_renewal);
+                let is_write = !matches!(op, Op::Get(_) | Op::List(_));
+                let answer = store.execute(op);
+                if is_write && !lost.contains(&kind) {
+                    lost.push(kind);
+                    manager.failed(now);
+                } else {
+                    manager.answer(now, answer);
+                }
+            }
+            Action::Wait { until } => now = until,
+            Action::Watch { .. } if is_renewal => manager.leave(),
+            // The first watch has nothing to tell of what was written.
+            Action::Watch { until, .. } => {
+                (now, is_renewal) = (until, until > now + TELLING);
+            }
+            Action::Stop => break,
+        }
+    }
+    assert_eq!(lost.len(), 4, "Create, Put, Put of the renewal, Delete");
+    assert_eq!(store.subnets(), []);
+    let changes: Vec<_> = manager.changes().collect();
+    assert!(acquired(&changes).is_some());
+    assert!(changes.contains(&Change::Renewed));
+    assert_eq!(changes.last(), Some(&Change::Left));
+}
+
+#[test]
+fn an_overlapping_lease_takes_a_subnet_whose_record_is_gone() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    store.lease("10.3.0.0-17", [192, 168, 0, 9]);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+    store.delete(&format!("{PREFIX}/subnets/{key}"));
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    let holder = Ipv4Addr::new(192, 168, 0, 9);
+    assert_eq!(changes, [Change::Lost(Loss::Taken { key, holder })]);
+    assert_eq!(store.subnets().len(), 1, "nothing is written any more");
+}
+
+#[test]
+fn what_happens_during_an_operation_is_not_lost() {
+    let renewal = Instant::ZERO + Duration::from_secs(43_200);
+    // (what happens to the record after the renewal, before its answer; what follows)
+    for foreign in [false, true] {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let Action::Store(op) = manager.poll(renewal) else {
+            panic!("it renews")
+        };
+        let before = store.revision;
+        let answer = store.execute(op);
+        if foreign {
+            store.lease(&subnet, [192, 168, 0, 66]);
+        } else {
+            store.delete(&format!("{PREFIX}/subnets/{subnet}"));
+        }
+        for event in store.log.clone() {
+            match &event {
+                WatchEvent::Put(entry) if entry.revision > before => {}
+                WatchEvent::Delete { revision, .. } if *revision > before => {}
+                _ => continue,
+            }
+            manager.event(renewal, event);
+        }
+        manager.answer(renewal, answer);
+        let changes = settle(&mut manager, &mut store, renewal);
+        if foreign {
+            assert!(matches!(
+                changes.last(),
+                Some(Change::Lost(Loss::Taken { .. }))
+            ));
+        } else {
+            assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+        }
+    }
+}
+
+#[test]
+fn events_older_than_the_list_are_ignored() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+    store.delete(&format!("{PREFIX}/subnets/10.3.9.0-24"));
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    for event in store.log.clone() {
+        manager.event(Instant::ZERO, event);
+    }
+    assert_eq!(manager.changes().next(), None);
+    assert_eq!(manager.leases().next(), None);
+}
+
+#[test]
+fn a_store_that_was_wiped_gets_our_record_again() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    let mut store = Store::default();
+    manager.watch_ended(Instant::ZERO);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert_eq!(changes, [Change::Renewed]);
+    assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+}
+
+#[test]
+fn a_store_that_is_wiped_before_the_watch_is_read_again() {
+    for others_write in [true, false] {
+        let mut manager = manager(1);
+        let mut store = Store::with_config(CONFIG);
+        while let Action::Store(op) = manager.poll(Instant::ZERO) {
+            manager.answer(Instant::ZERO, store.execute(op));
+        }
+        let held = store.subnets();
+        // The new history has as many revisions as the watch asks for.
+        let mut store = Store::with_config(CONFIG);
+        if others_write {
+            store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+            manager.event(Instant::ZERO, store.log.last().unwrap().clone());
+        } else {
+            let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
+                panic!("no watch");
+            };
+            assert_eq!(until, Instant::ZERO + TELLING);
+        }
+        settle(&mut manager, &mut store, Instant::ZERO + TELLING);
+        assert!(store.subnets().contains(&held[0]), "{others_write}");
+        let Action::Watch { until, .. } = manager.poll(Instant::ZERO + TELLING) else {
+            panic!("no watch");
+        };
+        assert!(until > Instant::ZERO + TELLING * 2, "it is told");
+    }
+}
+
+#[test]
+fn a_store_that_is_wiped_again_before_our_record_is_there_is_read_again() {
+    let wiped = |subnet| {
+        let mut store = Store::with_config(CONFIG);
+        store.lease(subnet, [192, 168, 0, 9]);
+        store
+    };
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    let mut store = wiped("10.3.7.0-24");
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    settle(&mut manager, &mut store, now);
+    manager.watch_ended(now);
+    let Action::Store(list @ Op::List(_)) = manager.poll(now) else {
+        panic!("no list");
+    };
+    manager.answer(now, wiped("10.3.8.0-24").execute(list));
+    // This one's record has the revision that the list had.
+    let mut store = wiped("10.3.9.0-24");
+    settle(&mut manager, &mut store, now);
+    now += REPUBLISHING;
+    settle(&mut manager, &mut store, now);
+    let peers: Vec<_> = manager.leases().map(|(key, _)| key.to_string()).collect();
+    assert_eq!(peers, ["10.3.9.0-24"]);
+    let Action::Watch { until, .. } = manager.poll(now) else {
+        panic!("no watch");
+    };
+    assert!(until > now + REPUBLISHING, "once");
+}
+
+#[test]
+fn a_store_that_is_wiped_while_it_is_away_is_read_again() {
+    for fails in [true, false] {
+        let mut manager = manager(1);
+        let mut store = Store::with_config(CONFIG);
+        for _ in 0..3 {
+            store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+        }
+        let mut now = Instant::ZERO;
+        let create = loop {
+            match manager.poll(now) {
+                Action::Store(op @ Op::Create { .. }) => break op,
+                Action::Store(op) => manager.answer(now, store.execute(op)),
+                other => panic!("{other:?}"),
+            }
+        };
+        // The watch would begin after our own record, which is not the first of the new history.
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+        if fails {
+            for last in 5..8 {
+                store.lease(&format!("10.3.{last}.0-24"), [192, 168, 0, last]);
+            }
+            manager.failed(now);
+            now += Duration::from_secs(60);
+            assert_eq!(manager.poll(now), Action::Store(create.clone()));
+        }
+        let answer = store.execute(create);
+        manager.answer(now, answer);
+        settle(&mut manager, &mut store, now);
+        let others = store.subnets().len() - 1;
+        assert_eq!(manager.leases().count(), others, "fails: {fails}");
+    }
+}
+
+#[test]
+fn a_value_that_cannot_be_read_is_no_peer_and_no_free_subnet() {
+    let key = format!("{PREFIX}/subnets/10.3.1.0-24");
+    for bad in [
+        "rubbish",
+        r#"{"PublicIP":7}"#,
+        "{}",
+        r#"{"PublicIP":"224.0.0.1"}"#,
+        &"x".repeat(reader::MAX_VALUE + 1),
+    ] {
+        let mut store = Store::with_config(
+            r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.2.0"}"#,
+        );
+        store.lease("10.3.1.0-24", [192, 168, 0, 9]);
+        let mut one = manager(1);
+        settle(&mut one, &mut store, Instant::ZERO);
+        store.write(&key, bad, Some(LEASE_TTL));
+        let changes = settle(&mut one, &mut store, Instant::ZERO);
+        let [Change::Skipped { reason, .. }, Change::PeerGone(gone)] = &changes[..] else {
+            panic!("{changes:?}")
+        };
+        assert!(reason.len() < 200, "{reason}");
+        assert_eq!(gone.to_string(), "10.3.1.0-24");
+        one.watch_ended(Instant::ZERO);
+        let changes = settle(&mut one, &mut store, Instant::ZERO);
+        assert_eq!(changes, [], "it is reported once");
+
+        // Not chosen, not even as the subnet of an earlier run.
+        let mut two = manager(2);
+        two.settings.previous = Some("10.3.1.0/24".parse().unwrap());
+        let changes = settle(&mut two, &mut store, Instant::ZERO);
+        assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(2))));
+
+        store.lease("10.3.1.0-24", [192, 168, 0, 9]);
+        let changes = settle(&mut one, &mut store, Instant::ZERO);
+        assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
+    }
+}
+
+#[test]
+fn a_peers_record_with_our_address_is_not_a_peer_any_more() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.200.0-24", [192, 168, 0, 9]);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    store.lease("10.3.200.0-24", [192, 168, 0, 1]);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    assert!(matches!(changes[..], [Change::PeerGone(_)]), "{changes:?}");
+}
+
+#[test]
+fn keys_outside_the_network_or_in_another_spelling_are_skipped() {
+    let mut store = Store::with_config(CONFIG);
+    for key in [
+        "0.0.0.0-0",
+        "10.4.0.0-24",
+        "10.3.5.1-24",
+        "10.3.5.0-024",
+        "10.3.6.0-24&fd00:0::-64",
+    ] {
+        store.lease(key, [192, 168, 0, 9]);
+    }
+    let mut manager = manager(1);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    let is_skip = |change: &&Change| matches!(change, Change::Skipped { .. });
+    assert_eq!(changes.iter().filter(is_skip).count(), 5);
+    assert_eq!(manager.leases().next(), None);
+}
+
+#[test]
+fn our_record_is_written_again_where_others_change_it() {
+    for (value, ttl) in [
+        ("rubbish", None),
+        (
+            r#"{"PublicIP":"192.168.0.1","BackendType":"x"}"#,
+            Some(LEASE_TTL),
+        ),
+    ] {
+        for gap in [false, true] {
+            let mut store = Store::with_config(CONFIG);
+            let mut manager = manager(1);
+            let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+            let key = format!("{PREFIX}/subnets/{subnet}");
+            store.write(&key, value, ttl);
+            if gap {
+                manager.watch_ended(Instant::ZERO);
+            }
+            let changes = settle(&mut manager, &mut store, Instant::ZERO);
+            assert!(
+                changes
+                    .iter()
+                    .any(|change| matches!(change, Change::Disputed(_)))
+            );
+            assert_eq!(changes.last(), Some(&Change::Renewed));
+            assert_eq!(store.entries[&key].value, manager.record().to_json());
+            assert_eq!(store.entries[&key].ttl, Some(LEASE_TTL));
+        }
+    }
+}
+
+#[test]
+fn two_nodes_with_one_address_do_not_fight_for_ever() {
+    let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    let mut store = Store::with_config(config);
+    let mut twins = [manager(1), manager(1)];
+    twins[1].settings.identity.vtep_mac = VtepMac::from_random([9; 6]);
+    let mut now = Instant::ZERO;
+    let mut lost = Vec::new();
+    for _ in 0..100 {
+        for twin in &mut twins {
+            lost.extend(
+                settle(twin, &mut store, now)
+                    .into_iter()
+                    .filter(|change| matches!(change, Change::Lost(Loss::Disputed { .. }))),
+            );
+            now += Duration::from_secs(1);
+        }
+    }
+    assert_eq!(lost.len(), 1, "{lost:?}");
+    assert!(store.revision < 50, "{} writes", store.revision);
+}
+
+#[test]
+fn a_record_that_was_made_a_reservation_is_not_renewed() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    let value = manager.record().to_json();
+    store.write(&format!("{PREFIX}/subnets/{subnet}"), &value, None);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let later = Instant::ZERO + Duration::from_secs(500_000);
+    assert_eq!(settle(&mut manager, &mut store, later), []);
+    let Action::Watch { until, .. } = manager.poll(later) else {
+        panic!("it holds")
+    };
+    assert!(until > later, "no busy loop");
+    manager.leave();
+    let changes = settle(&mut manager, &mut store, later);
+    assert_eq!(changes, [Change::Left]);
+    assert_eq!(store.subnets(), [(subnet, None)]);
+}
+
+#[test]
+fn a_record_that_was_given_a_short_life_is_renewed_in_time() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    let value = manager.record().to_json();
+    let short = Some(std::time::Duration::from_secs(60));
+    store.write(&format!("{PREFIX}/subnets/{subnet}"), &value, short);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let later = Instant::ZERO + Duration::from_secs(30);
+    assert_eq!(settle(&mut manager, &mut store, later), [Change::Renewed]);
+    assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
+}
+
+#[test]
+fn leaving_sees_a_write_through_that_is_in_flight() {
+    for answered in [false, true] {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let now = Instant::ZERO;
+        let op = loop {
+            match manager.poll(now) {
+                Action::Store(op @ Op::Create { .. }) => break op,
+                Action::Store(op) => manager.answer(now, store.execute(op)),
+                other => panic!("{other:?}"),
+            }
+        };
+        manager.leave();
+        manager.leave();
+        let answer = store.execute(op);
+        if answered {
+            manager.answer(now, answer);
+        } else {
+            manager.failed(now);
+        }
+        let changes = settle(&mut manager, &mut store, now);
+        assert_eq!(changes.last(), Some(&Change::Left));
+        assert_eq!(store.subnets(), []);
+        manager.leave();
+        assert_eq!(manager.changes().next(), None, "nothing follows");
+    }
+    let mut early = manager(1);
+    early.leave();
+    assert_eq!(early.changes().collect::<Vec<_>>(), [Change::Left]);
+    assert_eq!(early.poll(Instant::ZERO), Action::Stop);
+}
+
+#[test]
+fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
+    let mut now = Instant::ZERO;
+    let mut manager = wishing(1, Wish::IfNone(proposal("10.244.0.0/16")));
+    let mut operations = 0;
+    while now < Instant::ZERO + Duration::from_secs(60) {
+        match manager.poll(now) {
+            Action::Store(Op::Get(_)) => manager.answer(now, Answer::Value(None)),
+            Action::Store(_) => manager.answer(now, Answer::Conflict),
+            Action::Wait { until } => now = until,
+            other => panic!("{other:?}"),
+        }
+        operations += 1;
+    }
+    assert!(operations < 150, "{operations}");
+    let mut manager = wishing(1, Wish::Any);
+    let mut delays = Vec::new();
+    for _ in 0..10 {
+        assert!(matches!(manager.poll(now), Action::Store(_)));
+        manager.answer(now, Answer::Done(1));
+        let Action::Wait { until } = manager.poll(now) else {
+            panic!()
+        };
+        delays.push((until - now).total_millis());
+        now = until;
+    }
+    assert!(delays[9] >= 2500, "{delays:?}");
+}
+
+#[test]
+fn lists_that_lag_behind_the_watch_are_asked_for_later_and_later() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    // A member of the store that answers lists has not heard of what the watch tells.
+    let answer = store.execute(Op::List(format!("{PREFIX}/subnets")));
+    let key = format!("{PREFIX}/subnets/{subnet}");
+    let revision = store.revision + 1;
+    let deletion = WatchEvent::Delete { key, revision };
+    let mut now = Instant::ZERO;
+    let mut lists = 0;
+    while now < Instant::ZERO + Duration::from_secs(60) && lists < 1000 {
+        match manager.poll(now) {
+            Action::Store(Op::List(_)) => {
+                lists += 1;
+                manager.answer(now, answer.clone());
+            }
+            Action::Wait { until } => now = until,
+            Action::Watch { from, .. } if from == revision => {
+                manager.event(now, deletion.clone());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((10..60).contains(&lists), "{lists}");
+}
+
+#[test]
+fn watches_that_end_at_once_are_opened_later_and_later() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let mut now = Instant::ZERO;
+    let mut watches = 0;
+    while now < Instant::ZERO + Duration::from_secs(60) {
+        match manager.poll(now) {
+            Action::Store(op) => manager.answer(now, store.execute(op)),
+            Action::Wait { until } => now = until,
+            Action::Watch { .. } => {
+                watches += 1;
+                manager.watch_ended(now);
+            }
+            Action::Stop => panic!(),
+        }
+    }
+    assert!((10..60).contains(&watches), "{watches}");
+}
+
+#[test]
+fn a_large_network_is_searched_in_one_pass() {
+    let config = r#"{"Network":"10.0.0.0/8","SubnetLen":30}"#;
+    let mut store = Store::with_config(config);
+    for index in 0..20_000u32 {
+        let base = Ipv4Addr::from(0x0a00_0000 + index * 4);
+        store.lease(&format!("{base}-30"), [192, 168, 0, 9]);
+    }
+    store.lease("10.1.56.128-25", [192, 168, 0, 9]);
+    let mut manager = manager(1);
+    let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    let config = NetworkConfig::parse(config).unwrap();
+    assert_eq!(manager.free_subnets(&config)[0].to_string(), "10.1.57.0/30");
+    assert!(key.starts_with("10.1.5"), "{key}");
+}
+
+#[test]
+fn a_store_that_is_away_is_asked_again_later_and_later() {
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    let mut delays = Vec::new();
+    for _ in 0..20 {
+        assert!(matches!(manager.poll(now), Action::Store(_)));
+        manager.failed(now);
+        let Action::Wait { until } = manager.poll(now) else {
+            panic!()
+        };
+        delays.push((until - now).total_millis());
+        now = until;
+    }
+    assert!((50..=100).contains(&delays[0]), "{delays:?}");
+    assert!(
+        delays[10..]
+            .iter()
+            .all(|delay| (2500..=5000).contains(delay)),
+        "{delays:?}"
+    );
+}
