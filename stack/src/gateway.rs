@@ -14,8 +14,6 @@ use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 
-/// Replies that may wait for being sent; one packet has one.
-const QUEUE_LEN: usize = 4;
 /// Larger than any reply. The router cuts replies to the real MTU, because smoltcp panics when it
 /// has to cut an ICMP error, and sums what an earlier reply left in its buffer into the checksum
 /// of a shorter one.
@@ -90,12 +88,12 @@ impl Endpoint {
             .poll_ingress_single(now, &mut self.device, &mut self.sockets);
         while let Some(answer) = self.device.sent.pop_front() {
             reply(&answer);
-            self.device.recycle(answer);
+            self.device.free.push(answer);
         }
     }
 }
 
-/// A device of two bounded queues with recycled buffers.
+/// A device of two queues with recycled buffers: a packet needs one, and its answer another.
 struct Queues {
     capabilities: DeviceCapabilities,
     received: VecDeque<Vec<u8>>,
@@ -111,8 +109,8 @@ impl Queues {
         Self {
             capabilities,
             received: VecDeque::with_capacity(1),
-            sent: VecDeque::with_capacity(QUEUE_LEN),
-            free: Vec::with_capacity(QUEUE_LEN + 1),
+            sent: VecDeque::with_capacity(1),
+            free: Vec::with_capacity(2),
         }
     }
 
@@ -121,12 +119,6 @@ impl Queues {
         buffer.clear();
         buffer.extend_from_slice(packet);
         self.received.push_back(buffer);
-    }
-
-    fn recycle(&mut self, buffer: Vec<u8>) {
-        if self.free.len() <= QUEUE_LEN {
-            self.free.push(buffer);
-        }
     }
 }
 
@@ -160,15 +152,9 @@ impl Device for Queues {
         ))
     }
 
+    /// There are no sockets: all that is sent answers something.
     fn transmit(&mut self, _: Instant) -> Option<Send<'_>> {
-        if self.sent.len() >= QUEUE_LEN {
-            return None;
-        }
-        let buffer = self.free.pop().unwrap_or_default();
-        Some(Send {
-            sent: &mut self.sent,
-            buffer,
-        })
+        None
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -179,9 +165,7 @@ impl Device for Queues {
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
         let result = f(&self.packet);
-        if self.free.len() <= QUEUE_LEN {
-            self.free.push(self.packet);
-        }
+        self.free.push(self.packet);
         result
     }
 }

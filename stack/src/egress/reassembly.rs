@@ -258,8 +258,7 @@ impl Parts {
     /// Whether a fragment agrees with those that are there.
     fn check(&self, start: usize, payload: &[u8], is_last: bool) -> Result<(), DropReason> {
         let end = start + payload.len();
-        let contradicts = |known| end > known || is_last && end < known;
-        if self.is_spoilt || self.end.is_some_and(contradicts) {
+        if self.is_spoilt || self.end.is_some_and(|known| end > known) {
             return Err(DropReason::EgressFragmentOverlap);
         }
         for (from, to) in self.received.iter_data() {
