@@ -49,10 +49,14 @@ pub(super) struct Connection {
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     pub(super) grant: Grant,
-    /// Whether the pod's stream has ended and the host knows.
+    /// Whether the pod's stream is here to its end.
+    complete: bool,
+    /// Whether the host has all of it, and knows.
     shut: bool,
     /// Whether the host's stream has ended and the pod will know.
     ended: bool,
+    /// When the pod's last word came, if the host has not taken all by then.
+    left_at: Option<Instant>,
 }
 
 /// How a connection is after it was looked after.
@@ -95,8 +99,10 @@ impl Connection {
             sockets,
             handle,
             grant,
+            complete: false,
             shut: false,
             ended: false,
+            left_at: None,
         }
     }
 
@@ -133,7 +139,24 @@ impl Connection {
 
     /// Ends it with a reset.
     pub(super) fn abort(&mut self) {
+        // What the host has not taken yet is nobody's.
+        self.complete = false;
         self.socket().abort();
+    }
+
+    /// Whether both streams have ended, and the host has not taken all of the pod's.
+    fn is_left_behind(&self) -> bool {
+        self.complete && self.ended && !self.shut
+    }
+
+    /// The time as smoltcp is to know it: at the end of TIME-WAIT it would throw away what the host
+    /// has not taken.
+    fn time(&mut self, now: Instant) -> Instant {
+        if self.is_left_behind() && self.socket().state() == State::TimeWait {
+            *self.left_at.get_or_insert(now)
+        } else {
+            now
+        }
     }
 
     /// Moves what can be moved between the connection's two ends.
@@ -170,11 +193,11 @@ impl Connection {
                 Err(_) => break,
             }
         }
-        let has_ended = matches!(
+        self.complete |= matches!(
             socket.state(),
             State::CloseWait | State::Closing | State::LastAck | State::TimeWait
         );
-        if has_ended && !self.shut && !socket.can_recv() {
+        if self.complete && !self.shut && !socket.can_recv() {
             self.shut = true;
             host.shutdown(id)?;
         }
@@ -301,18 +324,20 @@ impl Ends {
             capabilities,
             outgoing,
         } = self;
+        let time = connection.time(now);
         loop {
             let mut wire = Wire {
                 capabilities,
                 incoming: None,
                 outgoing,
             };
-            interface.poll_egress(now, &mut wire, &mut connection.sockets);
+            interface.poll_egress(time, &mut wire, &mut connection.sockets);
             if !outgoing.send(now, pods) {
                 break;
             }
         }
         match connection.socket().state() {
+            State::TimeWait | State::Closed if connection.is_left_behind() => Outcome::Open(None),
             // A reset before the connection is there makes the socket listen again.
             State::Closed | State::Listen => Outcome::Over {
                 reset: !(connection.shut && connection.ended),

@@ -238,6 +238,38 @@ fn the_hosts_stream_ends_first() {
 }
 
 #[test]
+fn a_slow_host_gets_the_whole_stream_of_a_pod_that_has_gone() {
+    for host_first in [true, false] {
+        let mut bed = Bed::new();
+        let (handle, id) = bed.established();
+        let bytes = pattern(50_000, 7);
+        bed.fake(id).room = 1000;
+        if host_first {
+            bed.fake(id).ended = true;
+            bed.wake(id);
+        }
+        bed.socket(handle).send_slice(&bytes).unwrap();
+        bed.socket(handle).close();
+        bed.settle();
+        if !host_first {
+            bed.fake(id).ended = true;
+            bed.wake(id);
+        }
+        // Long enough for the pod's side of the connection to be over and forgotten.
+        bed.wait(Duration::from_secs(60));
+        assert_eq!(bed.host.closed, [], "host first: {host_first}");
+        bed.fake(id).room = bytes.len() - 1001;
+        bed.wake(id);
+        assert!(bed.host.sockets[&id].outbox == bytes[..bytes.len() - 1]);
+        assert!(!bed.host.sockets[&id].shut);
+        bed.fake(id).room = 1;
+        bed.wake(id);
+        assert_eq!(bed.host.closed, [(id, false)], "host first: {host_first}");
+        assert_eq!(bed.egress.counters().reset, 0);
+    }
+}
+
+#[test]
 fn a_reset_is_passed_on() {
     let mut bed = Bed::new();
     let (handle, id) = bed.established();
@@ -252,6 +284,22 @@ fn a_reset_is_passed_on() {
     assert_eq!(bed.host.closed.last(), Some(&(id, true)));
     assert_eq!(bed.egress.counters().reset, 2);
     assert_eq!(bed.egress.counters().open, 0);
+
+    // When one stream has ended, too.
+    let (handle, id) = bed.established();
+    bed.socket(handle).close();
+    bed.settle();
+    assert!(bed.fake(id).shut);
+    bed.socket(handle).abort();
+    bed.settle();
+    assert_eq!(bed.host.closed.last(), Some(&(id, true)));
+    let (handle, id) = bed.established();
+    bed.fake(id).ended = true;
+    bed.wake(id);
+    bed.socket(handle).abort();
+    bed.settle();
+    assert_eq!(bed.host.closed.last(), Some(&(id, true)));
+    assert_eq!(bed.egress.counters().reset, 4);
 }
 
 #[test]
