@@ -252,5 +252,51 @@ mod tests {
         let after = DropReason::ALL.iter().filter(|reason| reason.is_io());
         let inside = DropReason::ALL.len() - after.count();
         assert_eq!(counters.dropped(), inside as u64);
+        assert!(DropReason::PortFailed.is_io() && !DropReason::PortGone.is_io());
+    }
+
+    #[test]
+    fn counters_of_workers_add_up() {
+        let counters = |first: u64| {
+            let mut counters = Counters {
+                received: first,
+                originated: first + 1,
+                delivered: first + 2,
+                sent: first + 3,
+                flooded: first + 4,
+                consumed: first + 5,
+                ..Counters::default()
+            };
+            counters.drop_many(DropReason::NoRoute, first + 6);
+            counters.drop_many(DropReason::PortGone, first + 7);
+            counters
+        };
+        let mut sum = counters(100);
+        sum.add(&counters(1000));
+        let [
+            received,
+            originated,
+            delivered,
+            sent,
+            flooded,
+            consumed,
+            no_route,
+            port_gone,
+        ] = std::array::from_fn(|i| 1100 + 2 * i as u64);
+        let mut expected = Counters {
+            received,
+            originated,
+            delivered,
+            sent,
+            flooded,
+            consumed,
+            ..Counters::default()
+        };
+        expected.drop_many(DropReason::NoRoute, no_route);
+        expected.drop_many(DropReason::PortGone, port_gone);
+        assert_eq!(sum, expected);
+        assert_eq!(sum.came(), received + originated);
+        let dropped = no_route + port_gone;
+        assert_eq!(sum.went(), delivered + sent + flooded + consumed + dropped);
     }
 }

@@ -198,6 +198,7 @@ impl Endpoint {
 mod tests {
     use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
     use muslin_encap::buffer::HEADROOM;
+    use muslin_encap::virtio::Header;
 
     use super::*;
 
@@ -276,6 +277,11 @@ mod tests {
                 assert_eq!(answer, reply);
             }
         }
+        // Neither they nor a group of stations are its gateway.
+        let group = (EthernetAddress([3, 0, 0, 0, 0, 1]), GATEWAY);
+        let told = frame::write_arp(ArpOperation::Reply, group, (MAC, ADDRESS));
+        assert_eq!(take(&mut endpoint, &told).0, Ok(Taken::Consumed));
+        assert_eq!(endpoint.gateway_mac, Some(GATEWAY_MAC));
     }
 
     #[test]
@@ -328,6 +334,47 @@ mod tests {
     }
 
     #[test]
+    fn checksums_are_finished_by_who_knows_the_protocol_and_not_in_the_header() {
+        let mut endpoint = endpoint();
+        let frame = udp(MAC, OTHER, ADDRESS);
+        let partial = |start| Header {
+            checksum: Checksum::Partial { start, offset: 6 },
+            ..Header::default()
+        };
+        for (start, expected) in [
+            (19, Err(DropReason::VirtioHeader)),
+            (20, Ok(Taken::Packet)),
+            (28, Ok(Taken::Packet)),
+        ] {
+            let mut storage = vec![0; HEADROOM + 2000];
+            storage[HEADROOM..][..frame.len()].copy_from_slice(&frame);
+            let packet = PacketBuf::new(&mut storage, HEADROOM, frame.len()).unwrap();
+            let mut packet = packet.with_offload(partial(frame::HEADER_LEN as u16 + start));
+            let taken = endpoint.take(&mut packet);
+            assert_eq!(taken, expected, "{start}");
+            if expected.is_ok() {
+                assert_eq!(packet.as_slice(), &frame[frame::HEADER_LEN..]);
+                assert_eq!(packet.offload(), partial(start));
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_an_echo_request_is_not_answered() {
+        let mut endpoint = endpoint();
+        let mut frame = Vec::new();
+        let ping = to(MAC, OTHER, ADDRESS).icmpv4_echo_request(5, 6);
+        ping.write(&mut frame, b"pingping").unwrap();
+        for (more, offset) in [(true, 0), (false, 8), (true, 8)] {
+            let mut ip = Ipv4Packet::new_unchecked(&mut frame[frame::HEADER_LEN..]);
+            ip.set_more_frags(more);
+            ip.set_frag_offset(offset);
+            ip.fill_checksum();
+            assert_eq!(take(&mut endpoint, &frame).0, Ok(Taken::Packet));
+        }
+    }
+
+    #[test]
     fn pings_are_answered_and_errors_told() {
         let mut endpoint = endpoint();
         let mut frame = Vec::new();
@@ -355,6 +402,17 @@ mod tests {
             (5, 6, &b"ping"[..])
         );
         assert_eq!(icmp.checksum, icmp.icmp_type.calc_checksum(b"ping"));
+
+        // What is no request, or not whole, is for sockets to look at.
+        let mut reply = Vec::new();
+        let pong = to(MAC, OTHER, ADDRESS).icmpv4_echo_reply(5, 6);
+        pong.write(&mut reply, b"ping").unwrap();
+        *frame.last_mut().unwrap() ^= 1;
+        for other in [reply, frame] {
+            let (taken, packet) = take(&mut endpoint, &other);
+            assert_eq!(taken, Ok(Taken::Packet));
+            assert_eq!(packet, other[frame::HEADER_LEN..]);
+        }
 
         let mut storage = vec![0; 2000];
         let mut error = PacketBuf::new(&mut storage, 0, 0).unwrap();

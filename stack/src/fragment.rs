@@ -173,6 +173,9 @@ mod tests {
         assert_eq!(&pieces[0][20..28], options);
         assert_eq!(pieces[1][0], 0x46);
         assert_eq!(&pieces[1][20..24], [148, 4, 0, 0]);
+        // What is behind the end of options is none.
+        let pieces = fragments(&packet(&[0, 2, 148, 4, 0, 0, 0, 0], &[5; 300], false), 128);
+        assert_eq!(pieces[1][0], 0x45);
     }
 
     proptest! {

@@ -83,3 +83,19 @@ pub fn write_arp(
     .emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arp_is_told_by_its_type() {
+        let (mac, address) = (EthernetAddress([2; 6]), [10, 244, 1, 2].into());
+        let asks = (EthernetAddress::BROADCAST, [10, 244, 1, 1].into());
+        let mut bytes = write_arp(ArpOperation::Request, (mac, address), asks);
+        assert!(is_arp(&bytes));
+        assert!(!is_arp(&bytes[..HEADER_LEN - 1]));
+        EthernetFrame::new_unchecked(&mut bytes[..]).set_ethertype(EthernetProtocol::Ipv4);
+        assert!(!is_arp(&bytes));
+    }
+}

@@ -39,3 +39,71 @@ pub fn flow(packet: &[u8], seed: Seed) -> u32 {
     }
     hasher.finish() as u32
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{IpNumber, Ipv4Header, UdpHeader};
+
+    use super::*;
+
+    const HEADER_LEN: usize = 20;
+
+    fn packet(protocol: IpNumber, source: u8, destination: u8, ports: (u16, u16)) -> Vec<u8> {
+        let addresses = ([10, 244, 1, source], [10, 244, 2, destination]);
+        let ip = Ipv4Header::new(8, 64, protocol, addresses.0, addresses.1).unwrap();
+        let udp = UdpHeader::without_ipv4_checksum(ports.0, ports.1, 0).unwrap();
+        [&ip.to_bytes()[..], &udp.to_bytes()[..]].concat()
+    }
+
+    #[test]
+    fn a_flow_is_its_addresses_protocol_and_ports() {
+        let hash = |packet: &[u8]| flow(packet, Seed(7));
+        let udp = IpNumber::UDP;
+        let first = packet(udp, 2, 3, (1000, 2000));
+        let others = [
+            packet(udp, 3, 3, (1000, 2000)),
+            packet(udp, 2, 2, (1000, 2000)),
+            packet(udp, 3, 2, (1000, 2000)),
+            packet(IpNumber::TCP, 2, 3, (1000, 2000)),
+            packet(IpNumber::SCTP, 2, 3, (1000, 2000)),
+            packet(udp, 2, 3, (1001, 2000)),
+            packet(udp, 2, 3, (1000, 2001)),
+            packet(udp, 2, 3, (2000, 1000)),
+        ];
+        let hashes: std::collections::HashSet<_> = others.iter().map(|it| hash(it)).collect();
+        assert_eq!(hashes.len(), others.len());
+        assert!(!hashes.contains(&hash(&first)));
+        let mut later = first.clone();
+        later[HEADER_LEN - 12] = 9;
+        later.push(9);
+        assert_eq!(hash(&later), hash(&first), "time to live and content");
+        assert_ne!(flow(&first, Seed(8)), hash(&first));
+    }
+
+    #[test]
+    fn fragments_and_protocols_without_ports_go_by_their_addresses() {
+        let hash = |packet: &[u8]| flow(packet, Seed(7));
+        let flags = |more: u8, units: u8, ports| {
+            let mut fragment = packet(IpNumber::UDP, 2, 3, ports);
+            fragment[6..8].copy_from_slice(&[more << 5, units]);
+            hash(&fragment)
+        };
+        let first = flags(1, 0, (1000, 2000));
+        for later in [
+            flags(1, 5, (1, 2)),
+            flags(0, 9, (3, 4)),
+            flags(1, 0, (5, 6)),
+        ] {
+            assert_eq!(later, first);
+        }
+        assert_ne!(flags(0, 0, (1000, 2000)), first);
+        let sctp = |ports| hash(&packet(IpNumber::SCTP, 2, 3, ports));
+        assert_eq!(sctp((1, 2)), sctp((3, 4)));
+    }
+
+    #[test]
+    fn seeds_make_other_hashes() {
+        assert_eq!(Seed(1).hash_one(5), Seed(1).hash_one(5));
+        assert_ne!(Seed(1).hash_one(5), Seed(2).hash_one(5));
+    }
+}

@@ -10,8 +10,8 @@ use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
 pub const MAX_LEN: usize = 576;
 
 const HEADERS_LEN: usize = 28;
-/// Type of service of ICMP errors: internetwork control (RFC 1812 section 4.3.2.5).
-const TOS: u8 = 0xc0;
+/// ICMP errors are internetwork control (RFC 1812 section 4.3.2.5), as CS6 has it (RFC 4594 section 3.1).
+const DSCP: u8 = 48;
 const TTL: u8 = 64;
 
 /// An error a router may have to report.
@@ -95,7 +95,7 @@ impl IcmpError {
         let mut header = Ipv4Packet::new_unchecked(&mut packet[..]);
         header.set_version(4);
         header.set_header_len(20);
-        header.set_dscp(TOS >> 2);
+        header.set_dscp(DSCP);
         header.set_total_len(len as u16);
         header.set_hop_limit(TTL);
         header.set_next_header(IpProtocol::Icmp);
@@ -179,11 +179,9 @@ impl RateLimiter {
             .saturating_sub(self.refilled.total_micros())
             .max(0) as u64;
         let earned = elapsed / Self::MICROS_PER_TOKEN;
-        if earned > 0 {
-            self.tokens = Self::BURST.min(self.tokens.saturating_add(earned.min(1 << 20) as u32));
-            // The rest of a token counts towards the next one.
-            self.refilled += Duration::from_micros(earned * Self::MICROS_PER_TOKEN);
-        }
+        self.tokens = Self::BURST.min(self.tokens.saturating_add(earned.min(1 << 20) as u32));
+        // The rest of a token counts towards the next one.
+        self.refilled += Duration::from_micros(earned * Self::MICROS_PER_TOKEN);
         if self.tokens == 0 {
             return false;
         }
@@ -265,6 +263,7 @@ mod tests {
             let (ip, rest) = etherparse::Ipv4Header::from_slice(&buffer[..len]).unwrap();
             assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
             assert_eq!((ip.source, ip.destination), (GATEWAY.octets(), POD));
+            assert_eq!((buffer[1], ip.time_to_live), (0xc0, 64));
             assert_eq!(usize::from(ip.total_len), len);
             let icmp = etherparse::Icmpv4Slice::from_slice(rest).unwrap();
             assert_eq!(icmp.header().icmp_type, expected);

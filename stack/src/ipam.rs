@@ -279,6 +279,12 @@ mod tests {
     }
 
     #[test]
+    fn names_are_the_text_that_they_were() {
+        assert_eq!(name("web-1.a").as_str(), "web-1.a");
+        assert_eq!(name("web-1.a").to_string(), "web-1.a");
+    }
+
+    #[test]
     fn addresses_are_given_upward_and_stick_to_names() {
         let mut pool = pool("10.244.1.0/24");
         assert_eq!(pool.allocate(&name("a"), None), Ok(address(2)));
@@ -349,6 +355,10 @@ mod tests {
         );
         let reserved = text.replace("10.244.1.7", "10.244.1.1");
         assert_eq!(again("10.244.1.0/24", &reserved), Ok(address(2)));
+        let memory = serde_json::from_str(&text).unwrap();
+        let mut remembering = AddressPool::with_memory("10.244.1.0/24".parse().unwrap(), memory);
+        let another = remembering.allocate(&name("b"), Some(address(7)));
+        assert_eq!(another, Ok(address(7)), "nobody has it now");
         let bad_name = text.replace("\"a\"", "\"A\"");
         assert!(serde_json::from_str::<Memory>(&bad_name).is_err());
     }

@@ -111,5 +111,8 @@ mod tests {
         assert_eq!(grants[2047].len, SMALLEST);
         assert!(memory.left >= full / 2, "{} of {full}", memory.left);
         assert!(memory.take(other).len >= LARGEST / 2);
+        memory.give_back(greedy, grants[0]);
+        let again = memory.take(greedy).len;
+        assert!(again < LARGEST / 8, "the others still count: {again}");
     }
 }

@@ -468,6 +468,13 @@ mod tests {
     }
 
     #[test]
+    fn a_network_may_have_one_subnet() {
+        let text = r#"{"Network":"10.5.0.0/16","SubnetMin":"10.5.9.0","SubnetMax":"10.5.9.0"}"#;
+        let subnets: Vec<_> = parse(text).unwrap().subnets().collect();
+        assert_eq!(subnets, ["10.5.9.0/24".parse().unwrap()]);
+    }
+
+    #[test]
     fn switches_of_vxlan_are_read_told_and_written() {
         let text = r#"{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan","directrouting":true,
             "Learning":true,"GBP":true}}"#;
@@ -478,6 +485,26 @@ mod tests {
         assert!(vxlan.direct_routing && vxlan.learning && vxlan.gbp);
         assert!(config.to_string().ends_with("DirectRouting Learning GBP"));
         assert_eq!(parse(&config.to_json()), Ok(config));
+    }
+
+    #[test]
+    fn backends_without_a_tunnel_are_told() {
+        for (backend, is_direct) in [
+            (r#"{"Type":"udp"}"#, false),
+            (r#"{"Type":"vxlan"}"#, false),
+            (r#"{"Type":"vxlan","DirectRouting":true}"#, true),
+            (r#"{"Type":"ipip"}"#, false),
+            (r#"{"Type":"ipip","DirectRouting":true}"#, true),
+            (r#"{"Type":"host-gw"}"#, true),
+            (r#"{"Type":"wireguard"}"#, false),
+        ] {
+            let config = parse(&format!(
+                r#"{{"Network":"10.5.0.0/16","Backend":{backend}}}"#
+            ));
+            let config = config.unwrap();
+            assert_eq!(config.backend.is_direct(), is_direct, "{backend}");
+            assert_eq!(parse(&config.to_json()), Ok(config), "{backend}");
+        }
     }
 
     #[test]
@@ -523,6 +550,10 @@ mod tests {
             ),
             (
                 r#"{"Network":"10.0.0.0/16","Backend":{}}"#,
+                "without a Type",
+            ),
+            (
+                r#"{"Network":"10.0.0.0/16","Backend":{"Type":""}}"#,
                 "without a Type",
             ),
             (

@@ -206,19 +206,26 @@ fn a_pod_that_does_not_answer_is_asked_again_and_given_up() {
     assert_eq!(bed.egress.poll_at(), None);
 }
 
-/// What `from` says of a SYN to a pod: an ICMP destination unreachable message.
+/// What `from` says of a packet to a pod: an ICMP destination unreachable message.
 fn error(from: Ipv4Addr, code: u8, key: FlowKey) -> Vec<u8> {
     let mut offender = Vec::new();
-    PacketBuilder::ipv4(key.remote.ip().octets(), key.pod.ip().octets(), 64)
-        .tcp(key.remote.port(), key.pod.port(), 1, 1000)
-        .write(&mut offender, &[])
-        .unwrap();
+    let builder = PacketBuilder::ipv4(key.remote.ip().octets(), key.pod.ip().octets(), 64);
+    let (remote, pod) = (key.remote.port(), key.pod.port());
+    match key.protocol {
+        Protocol::Tcp => builder.tcp(remote, pod, 1, 1000).write(&mut offender, &[]),
+        _ => builder.udp(remote, pod).write(&mut offender, &[]),
+    }
+    .unwrap();
     offender.truncate(28);
+    error_about(from, code, *key.remote.ip(), &offender)
+}
+
+fn error_about(from: Ipv4Addr, code: u8, to: Ipv4Addr, offender: &[u8]) -> Vec<u8> {
     let code = etherparse::icmpv4::DestUnreachableHeader::from_values(code, 0).unwrap();
     let mut packet = Vec::new();
-    PacketBuilder::ipv4(from.octets(), key.remote.ip().octets(), 64)
+    PacketBuilder::ipv4(from.octets(), to.octets(), 64)
         .icmpv4(etherparse::Icmpv4Type::DestinationUnreachable(code))
-        .write(&mut packet, &offender)
+        .write(&mut packet, offender)
         .unwrap();
     packet
 }
@@ -235,6 +242,7 @@ fn errors_about_a_syn_count_if_they_come_from_who_may_tell() {
     for (key, from, code, told) in [
         (near, POD, 3, Some(HostError::Refused)),
         (near, neighbour, 3, None),
+        (far, router, 0, Some(HostError::NetUnreachable)),
         (far, router, 1, Some(HostError::HostUnreachable)),
         (far, router, 13, Some(HostError::NotPermitted)),
         (far, POD, 1, None),
@@ -260,6 +268,52 @@ fn errors_about_a_syn_count_if_they_come_from_who_may_tell() {
     bed.fake(id).inbox.extend(b"x");
     bed.wake(id);
     assert_eq!(received(&mut bed, handle), b"x");
+}
+
+#[test]
+fn errors_quote_a_packet_whose_header_can_be() {
+    let key = tcp(CLIENT);
+    let whole = error(POD, 3, key);
+    let offender = &whole[28..];
+    let mut with_options = offender.to_vec();
+    with_options.splice(20..20, [1, 1, 1, 0]);
+    with_options[0] = 0x46;
+    let mut too_short = offender.to_vec();
+    too_short[0] = 0x44;
+    for (offender, is_heard) in [
+        (&with_options[..], true),
+        (&with_options[..27], false),
+        (&too_short, false),
+        (&offender[..23], false),
+        (&offender[..19], false),
+        (&[], false),
+    ] {
+        let mut bed = Bed::new();
+        let id = dial(&mut bed, key);
+        bed.send(&error_about(POD, 3, *CLIENT.ip(), offender));
+        let refused = (id, Err(HostError::Refused));
+        let told: &[_] = if is_heard { &[refused] } else { &[] };
+        assert_eq!(bed.host.dialled, told, "{offender:?}");
+        let dropped: &[_] = if is_heard {
+            &[]
+        } else {
+            &[DropReason::EgressProtocol]
+        };
+        assert_eq!(bed.dropped, dropped, "{offender:?}");
+    }
+}
+
+#[test]
+fn an_error_about_a_datagram_is_a_passing_one() {
+    let mut bed = Bed::new();
+    let udp = key(Protocol::Udp, CLIENT);
+    bed.send(&error(POD, 3, udp));
+    assert_eq!(bed.dropped, [DropReason::EgressProtocol], "no flow");
+    bed.dropped.clear();
+    let id = deliver_with(&mut bed, udp, b"x").unwrap();
+    bed.send(&error(POD, 3, udp));
+    assert_eq!(bed.dropped, []);
+    assert!(bed.host.sockets.contains_key(&id));
 }
 
 #[test]

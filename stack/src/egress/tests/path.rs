@@ -160,6 +160,18 @@ fn a_datagram_that_is_too_long_is_told_with_the_mtu() {
 }
 
 #[test]
+fn words_about_one_flow_leave_the_others_their_turn() {
+    let mut bed = Bed::new();
+    bed.send(&udp(USUAL, b"x"));
+    for _ in 0..40 {
+        complains(&mut bed, IcmpError::TimeExceeded, Some(ROUTER), b"x");
+    }
+    let id = bed.last();
+    bed.wake_quietly(id);
+    assert_eq!(bed.pods.relayed.len(), 16);
+}
+
+#[test]
 fn the_hosts_loopback_has_the_address_that_the_pod_knows() {
     let open = Ipv4Addr::new(192, 0, 2, 80);
     let policy = Policy::new(&[], &[], Some(open), None);

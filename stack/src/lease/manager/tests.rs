@@ -628,10 +628,12 @@ fn leaving_deletes_the_record() {
     let mut manager = manager(1);
     settle(&mut manager, &mut store, Instant::ZERO);
     manager.leave();
-    assert_eq!(
-        settle(&mut manager, &mut store, Instant::ZERO),
-        [Change::Left]
-    );
+    let Action::Store(delete @ Op::CompareAndDelete { .. }) = manager.poll(Instant::ZERO) else {
+        panic!("nothing is deleted");
+    };
+    manager.answer(Instant::ZERO, store.execute(delete));
+    assert_eq!(manager.poll(Instant::ZERO), Action::Stop);
+    assert_eq!(manager.changes().collect::<Vec<_>>(), [Change::Left]);
     assert_eq!(store.subnets(), []);
 }
 
@@ -679,10 +681,13 @@ fn a_wish_is_written_once_and_exact_ones_must_agree() {
 fn a_network_whose_records_we_cannot_write_is_left_alone() {
     let mut store =
         Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard"}}"#);
-    let changes = settle(&mut manager(1), &mut store, Instant::ZERO);
+    let mut manager = manager(1);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
     let loss = Loss::OtherBackend("wireguard".to_owned());
     assert_eq!(changes, [Change::Lost(loss)]);
     assert_eq!(store.subnets(), []);
+    manager.leave();
+    assert_eq!(manager.changes().next(), None, "nothing follows");
 }
 
 #[test]
@@ -1165,6 +1170,13 @@ fn watches_that_end_at_once_are_opened_later_and_later() {
         }
     }
     assert!((10..60).contains(&watches), "{watches}");
+    for pause in [Duration::ZERO, SHORT_WATCH] {
+        settle(&mut manager, &mut store, now);
+        now += pause;
+        manager.watch_ended(now);
+    }
+    let list = Op::List(manager.lease_prefix());
+    assert_eq!(manager.poll(now), Action::Store(list), "that one was long");
 }
 
 #[test]
