@@ -159,8 +159,7 @@ impl Harness {
             }
             5 => {
                 let address = pod(byte()?);
-                self.egress
-                    .forget_pod(address, &mut self.host, &mut self.pods);
+                self.forget(address);
                 let world = self.world.borrow();
                 let its = |key: &FlowKey| *key.pod.ip() == address;
                 assert!(!world.sockets.values().any(|socket| its(&socket.key)));
@@ -220,8 +219,7 @@ impl Harness {
             }
         } else {
             for byte in 0..2 {
-                self.egress
-                    .forget_pod(pod(byte), &mut self.host, &mut self.pods);
+                self.forget(pod(byte));
             }
         }
         assert_eq!(self.egress.counters().open, 0, "flows that do not end");
@@ -255,8 +253,18 @@ impl Harness {
         egress.ready(self.now, id, ready, host, pods);
     }
 
+    fn forget(&mut self, pod: Ipv4Addr) {
+        self.world.borrow_mut().forgets = true;
+        let Self {
+            egress, host, pods, ..
+        } = self;
+        egress.forget_pod(pod, host, pods);
+        self.world.borrow_mut().forgets = false;
+    }
+
     fn pass(&mut self, to: Instant) {
         self.now = to;
+        self.world.borrow_mut().time = to - Instant::ZERO;
         let Self {
             egress, host, pods, ..
         } = self;
@@ -301,6 +309,7 @@ impl Harness {
         let behind = if segment.syn { at.wrapping_add(1) } else { at };
         let data = content(seed(&key, false), behind, segment.len);
         ends.sends(behind, segment.len, segment.fin);
+        ends.reset |= segment.rst;
         if fault < 240 {
             let taken = segment.len as u32 + u32::from(segment.syn || segment.fin);
             ends.next = seq.wrapping_add(taken);

@@ -4,7 +4,7 @@
 //!
 //! * what the host gets of a stream is the beginning of what the pod sent, and the other way round;
 //!   each end is told of an end only where the other's stream ended; datagrams go on whole, to those
-//!   they are for, each once;
+//!   they are for, each once; where both streams have ended, the host has all that it is still to take;
 //! * no socket is used before it is there or after it was closed, none is written to after its end,
 //!   none stays behind, and there are never more than flows may be;
 //! * nothing goes where the policy forbids;
@@ -102,6 +102,27 @@ fn seeds() -> Vec<Seed> {
                         3, 0, 3, 10, 0, 0, 3, 0, 0, 0, 6, 0, 3, 0, 3, 10, 4, 3, 3, 0, 3, 255,
                     ],
                     &[0, 0, 4, 0, 3, 0, 3, 255, 3, 0, 3, 255, 3, 0, 3, 255],
+                ],
+            ),
+        ),
+        // Both streams end, while the host has not taken all of the pod's.
+        (
+            "left-behind",
+            with(
+                1,
+                &[
+                    &[3, 0, 3, 10, 0, 0, 3, 0, 0, 0, 4, 0, 3, 0, 4, 0, 0, 1, 0],
+                    &[4, 5, 3, 0, 3, 10],
+                ],
+            ),
+        ),
+        (
+            "left-behind-host-first",
+            with(
+                1,
+                &[
+                    &[3, 0, 3, 10, 3, 0, 4, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 1, 0],
+                    &[4, 5, 4, 5, 3, 0, 3, 10],
                 ],
             ),
         ),

@@ -8,12 +8,12 @@ use std::rc::Rc;
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
     Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,
 };
 use muslin_stack::icmp::{IcmpError, may_answer};
+use muslin_stack::{Duration, Instant};
 
 /// MTU of pods.
 pub(crate) const MTU: u16 = 1450;
@@ -21,6 +21,8 @@ pub(crate) const MTU: u16 = 1450;
 pub(crate) const TUNNEL: u16 = 8472;
 /// Flows that may be at once.
 pub(crate) const FLOWS: usize = 4;
+/// After so long without a byte a connection ends.
+const IDLE: Duration = Duration::from_secs(2 * 3600);
 
 /// The byte at a place of a stream or datagram; which one the key and the direction say.
 pub(crate) fn pattern(seed: u32, at: u32) -> u8 {
@@ -49,6 +51,10 @@ pub(crate) struct Ends {
     /// Whether the pod has sent something behind its end, or has ended twice: it may have what it
     /// wants then.
     pub(crate) lies: bool,
+    /// How much of the pod's stream was acknowledged, its end included.
+    acknowledged: i32,
+    /// Whether the pod has reset the connection.
+    pub(crate) reset: bool,
     /// Whether something has come that the pod has not acknowledged.
     pub(crate) unanswered: bool,
     /// Bytes that the host has given, and whether those are all.
@@ -57,6 +63,12 @@ pub(crate) struct Ends {
 }
 
 impl Ends {
+    /// Whether both streams have ended, and the pod knows that all of its own has come.
+    fn are_done(&self) -> bool {
+        let has_come = |fin: i32| fin.checked_add(1) == Some(self.acknowledged);
+        self.ended && self.fin.is_some_and(has_come) && !self.lies && !self.reset
+    }
+
     /// Notes that the pod sends this part of its stream, maybe with the end behind it.
     pub(crate) fn sends(&mut self, at: u32, len: usize, fin: bool) {
         let end = (at as i32).wrapping_add(len as i32);
@@ -89,6 +101,8 @@ pub(crate) struct Socket {
     room: usize,
     shut: bool,
     error: Option<HostError>,
+    /// When it last had or took something.
+    used: Duration,
 }
 
 /// What a script has a socket do.
@@ -110,6 +124,10 @@ pub(crate) struct World {
     pub(crate) closed: Vec<FlowId>,
     /// Sockets that were made.
     pub(crate) made: u64,
+    /// The time since the start.
+    pub(crate) time: Duration,
+    /// Whether a pod vanishes just now.
+    pub(crate) forgets: bool,
     /// Why the next socket cannot be made.
     pub(crate) fails: Option<HostError>,
     /// The key of the packet that the pod sends now, and the datagrams it has in it.
@@ -142,6 +160,15 @@ impl World {
             }
             Act::Connect(_) | Act::Give(_) | Act::Datagram(_) => {}
         }
+    }
+
+    /// Whether a flow may end that the host has not taken all of yet.
+    fn may_end(&self, socket: &Socket) -> bool {
+        let makes_room = |key: &FlowKey| !self.sockets.values().any(|it| it.key == *key);
+        let is_evicted =
+            self.sockets.len() + 1 == FLOWS && self.current.as_ref().is_some_and(makes_room);
+        let is_idle = self.time >= socket.used + IDLE;
+        self.forgets || is_evicted || is_idle || socket.error.is_some()
     }
 
     fn socket(&mut self, id: FlowId) -> &mut Socket {
@@ -191,6 +218,8 @@ impl World {
             assert!(data.is_empty());
             return;
         }
+        let acknowledged = tcp.acknowledgment_number().wrapping_sub(initial(&key));
+        ends.acknowledged = acknowledged.wrapping_sub(1) as i32;
         if tcp.syn() {
             assert!(tcp.ack() && data.is_empty());
             let acknowledged = tcp.acknowledgment_number();
@@ -310,6 +339,7 @@ impl Host for HostSide {
             room: usize::MAX,
             shut: false,
             error: None,
+            used: world.time,
         };
         assert!(world.sockets.insert(id, socket).is_none(), "{id:?} twice");
         assert!(world.sockets.len() <= FLOWS, "too many sockets");
@@ -368,6 +398,7 @@ impl Host for HostSide {
             *byte = pattern(seed, at);
         }
         socket.inbox -= len as u32;
+        socket.used = world.time;
         ends.given += len as u32;
         Ok(len)
     }
@@ -403,6 +434,7 @@ impl Host for HostSide {
         let lies = world.ends[&socket.key].lies;
         assert!(is_stream || lies, "another content at {}", socket.written);
         socket.written += len as u32;
+        socket.used = world.time;
         socket.room -= len;
         Ok(len)
     }
@@ -430,11 +462,15 @@ impl Host for HostSide {
         socket.error.map_or(Ok(()), Err)
     }
 
-    fn close(&mut self, id: FlowId, _: bool) {
+    fn close(&mut self, id: FlowId, reset: bool) {
         let world = &mut *self.0.borrow_mut();
         let socket = world.sockets.remove(&id);
-        assert!(socket.is_some(), "{id:?} is closed twice");
+        let socket = socket.unwrap_or_else(|| panic!("{id:?} is closed twice"));
         world.closed.push(id);
+        if socket.key.protocol == Protocol::Tcp && world.ends[&socket.key].are_done() {
+            let is_whole = socket.shut && !reset;
+            assert!(is_whole || world.may_end(&socket), "a stream lost its end");
+        }
     }
 }
 
