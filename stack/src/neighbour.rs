@@ -524,6 +524,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_answered_makes_room() {
+        let mut table = Neighbours::new(1000, Seed(1));
+        let now = Instant::ZERO;
+        for round in 1..=3 {
+            let address = |i: usize| IpAddr::from([10, 244, round, i as u8]);
+            for i in 0..WAITING_IN_ALL {
+                let resolved = table.resolve(address(i), b"x", now);
+                assert_eq!(resolved, Resolution::Wait { ask: true });
+            }
+            let full = table.resolve(address(WAITING_IN_ALL), b"x", now);
+            assert_eq!(full, Resolution::QueueFull { ask: true });
+            for i in 0..WAITING_IN_ALL {
+                let released = match round {
+                    1 => table.hear(address(i), place(1), now),
+                    _ => table.add_permanent(address(i), place(1)),
+                };
+                assert_eq!(released, [b"x"]);
+            }
+        }
+    }
+
+    #[test]
     fn permanent_entries_take_no_room_from_others() {
         let mut table = Neighbours::new(1, Seed(1));
         let address = |i: u8| IpAddr::from([10, 244, 1, i]);

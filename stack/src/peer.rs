@@ -146,6 +146,11 @@ mod tests {
     use crate::lease::VxlanOptions;
 
     #[test]
+    fn peers_are_printed_as_their_numbers() {
+        assert_eq!(format!("{:>3}", PeerId(7)), "  7");
+    }
+
+    #[test]
     fn only_nodes_that_can_be_reached_are_peers() {
         let key = "10.244.3.0-24".parse().unwrap();
         let vxlan = Backend::Vxlan(VxlanOptions::default());
@@ -163,7 +168,10 @@ mod tests {
         let windows =
             r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":""}}"#;
         assert_eq!(peer(&read(windows), &vxlan), Err(Unusable::NoVtepMac));
-        let nowhere = peer(&read("{}"), &Backend::Udp { port: 8285 });
-        assert_eq!(nowhere, Err(Unusable::NoAddress));
+        for address in ["0.0.0.0", "224.0.0.5", "255.255.255.255"] {
+            let nowhere = LeaseRecord::udp(address.parse().unwrap());
+            let nowhere = peer(&nowhere, &Backend::Udp { port: 8285 });
+            assert_eq!(nowhere, Err(Unusable::NoAddress), "{address}");
+        }
     }
 }

@@ -58,3 +58,22 @@ pub struct Port {
     /// Frames to the pod.
     pub sent: Traffic,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_printed_as_their_numbers() {
+        assert_eq!(format!("{:>3}", PortId(7)), "  7");
+    }
+
+    #[test]
+    fn traffic_of_workers_adds_up() {
+        let traffic = |packets, bytes| Traffic { packets, bytes };
+        let mut sum = traffic(3, 400);
+        sum.add(traffic(20, 1000));
+        sum.count(60);
+        assert_eq!(sum, traffic(24, 1460));
+    }
+}

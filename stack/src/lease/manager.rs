@@ -909,7 +909,7 @@ impl Manager {
 
     /// A history that began anew since the last list has what that did not tell.
     fn note_written(&mut self, revision: Revision) {
-        self.list_after |= revision < self.listed;
+        self.list_after |= revision <= self.listed;
     }
 
     /// Takes our record as the store has it.

@@ -83,3 +83,30 @@ fn no_lease(key: SubnetKey, reason: String) -> NoLease {
         reason,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read_up_to_a_length_that_no_record_has() {
+        let record = LeaseRecord::udp([192, 168, 0, 9].into());
+        let read = |len: usize| {
+            let json = record.to_json();
+            let value = " ".repeat(len - json.len()) + &json;
+            let entry = Entry {
+                key: "/p/subnets/10.3.9.0-24".to_owned(),
+                value,
+                revision: 1,
+                ttl: None,
+            };
+            read_entry("/p", &entry).map(|(_, record)| record)
+        };
+        for len in [100, 10_000, MAX_VALUE] {
+            assert_eq!(read(len).as_ref(), Ok(&record));
+        }
+        for len in [MAX_VALUE + 1, 1 << 20] {
+            assert!(read(len).unwrap_err().reason.contains("bytes"));
+        }
+    }
+}

@@ -202,6 +202,22 @@ mod tests {
     }
 
     #[test]
+    fn records_without_data_have_their_backends_type() {
+        let ip = Ipv4Addr::new(1, 2, 3, 4);
+        let mac = "c6:d2:32:6f:8f:44".parse().unwrap();
+        let direct_routing = true;
+        for (backend, expected) in [
+            (Backend::HostGw, r#","BackendType":"host-gw""#),
+            (Backend::Ipip { direct_routing }, r#","BackendType":"ipip""#),
+            (Backend::Udp { port: 1 }, ""),
+        ] {
+            let record = LeaseRecord::of(&backend, ip, mac);
+            let start = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null"#;
+            assert_eq!(record.to_json(), format!("{start}{expected}}}"));
+        }
+    }
+
+    #[test]
     fn reading_is_as_lenient_as_gos() {
         let record = LeaseRecord::parse(
             r#"{"publicip":"10.0.0.1","BACKENDTYPE":"host-gw","New":[1],"BackendData":null}"#,

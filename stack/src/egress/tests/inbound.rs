@@ -395,6 +395,9 @@ fn chosen_ports_are_nobodys_and_differ() {
         assert!(port >= 49_152);
         assert!(ports.insert(port), "{port} twice");
     }
+    let key = key(Protocol::Udp, SocketAddrV4::new(GATEWAY, 0));
+    let one = bed.egress.free_port(key);
+    assert_ne!(one, bed.egress.free_port(key), "not the same again at once");
     let taken = *ports.first().unwrap();
     let again = dial_with(&mut bed, tcp(SocketAddrV4::new(GATEWAY, taken)), b"");
     assert_eq!(again, Err(DropReason::EgressInUse));

@@ -1,5 +1,7 @@
 //! The lease rules against a store in memory.
 
+use proptest::prelude::*;
+
 use super::*;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -400,12 +402,43 @@ fn reservations_stay_without_a_time_to_live() {
     let mut store = Store::with_config(CONFIG);
     let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
     store.write(&format!("{PREFIX}/subnets/10.3.50.0-24"), &value, None);
+    let written = store.revision;
     let mut manager = manager(1);
     let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
     assert_eq!(subnet, "10.3.50.0-24");
     let later = Instant::ZERO + Duration::from_secs(90_000);
     assert_eq!(settle(&mut manager, &mut store, later), []);
     assert_eq!(store.subnets(), [(subnet, None)]);
+    assert_eq!(store.revision, written, "it is as it is to be");
+}
+
+#[test]
+fn a_reservation_with_another_value_gets_ours() {
+    let mut store = Store::with_config(VXLAN);
+    let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
+    let key = format!("{PREFIX}/subnets/10.3.50.0-24");
+    store.write(&key, &value, None);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    assert_eq!(store.subnets(), [("10.3.50.0-24".to_owned(), None)]);
+    assert_eq!(store.entries[&key].value, manager.record().to_json());
+}
+
+#[test]
+fn of_several_records_under_our_address_that_of_our_vtep_goes_on() {
+    for ours in ["10.3.40.0-24", "10.3.60.0-24"] {
+        let mut store = Store::with_config(VXLAN);
+        let mut node = manager(1);
+        node.settings.previous = ours.replace('-', "/").parse().ok();
+        settle(&mut node, &mut store, Instant::ZERO);
+        let mut other = returning(1, 9, "10.3.50.0/24");
+        other.config = node.config.clone();
+        let value = other.record().to_json();
+        let key = format!("{PREFIX}/subnets/10.3.50.0-24");
+        store.write(&key, &value, Some(LEASE_TTL));
+        let again = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO));
+        assert_eq!(again.as_deref(), Some(ours));
+    }
 }
 
 #[test]
@@ -637,6 +670,32 @@ fn leaving_deletes_the_record() {
     assert_eq!(store.subnets(), []);
 }
 
+#[test]
+fn leaving_deletes_no_other_record() {
+    let mut store = Store::with_config(VXLAN);
+    let mut node = manager(1);
+    let subnet = acquired(&settle(&mut node, &mut store, Instant::ZERO)).unwrap();
+    // One under our address that is not the one we have, and the one that we have, written again.
+    store.lease("10.3.0.0-24", [192, 168, 0, 1]);
+    let key = format!("{PREFIX}/subnets/{subnet}");
+    store.write(&key, &node.record().to_json(), Some(LEASE_TTL));
+    node.leave();
+    let changes = settle(&mut node, &mut store, Instant::ZERO);
+    assert_eq!(changes, [Change::Left]);
+    let other = ("10.3.0.0-24".to_owned(), Some(LEASE_TTL));
+    assert_eq!(store.subnets(), [other]);
+
+    // One that a node with our VTEP has moved to its address.
+    let mut store = Store::with_config(VXLAN);
+    let mut node = manager(1);
+    let subnet = acquired(&settle(&mut node, &mut store, Instant::ZERO)).unwrap();
+    settle(&mut returning(7, 1, &subnet), &mut store, Instant::ZERO);
+    node.leave();
+    let changes = settle(&mut node, &mut store, Instant::ZERO);
+    assert_eq!(changes, [Change::Left]);
+    assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
+}
+
 fn proposal(network: &str) -> NetworkConfig {
     NetworkConfig::new(network.parse().unwrap(), None, Backend::Udp { port: 8285 }).unwrap()
 }
@@ -742,34 +801,54 @@ fn an_overlapping_lease_takes_a_subnet_whose_record_is_gone() {
     assert_eq!(store.subnets().len(), 1, "nothing is written any more");
 }
 
+/// A manager that has just asked for a write of its record, to be answered at the time that is
+/// told: the first one, or a renewal.
+fn writing(store: &mut Store, is_renewal: bool) -> (Manager, Op, Instant) {
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    if is_renewal {
+        settle(&mut manager, store, now);
+        now += Duration::from_secs(43_200);
+    }
+    loop {
+        match manager.poll(now) {
+            Action::Store(op @ (Op::Create { .. } | Op::CompareAndPut { .. })) => {
+                return (manager, op, now);
+            }
+            Action::Store(op) => manager.answer(now, store.execute(op)),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Tells of what was written after a revision.
+fn tell(manager: &mut Manager, store: &Store, after: Revision, now: Instant) {
+    let is_new = |event: &&WatchEvent| match event {
+        WatchEvent::Put(entry) => entry.revision > after,
+        WatchEvent::Delete { revision, .. } => *revision > after,
+    };
+    for event in store.log.iter().filter(is_new) {
+        manager.event(now, event.clone());
+    }
+}
+
 #[test]
 fn what_happens_during_an_operation_is_not_lost() {
-    let renewal = Instant::ZERO + Duration::from_secs(43_200);
-    // (what happens to the record after the renewal, before its answer; what follows)
-    for foreign in [false, true] {
+    // What happens to the record after it is written, before the answer; what follows.
+    for (is_renewal, foreign) in [(false, false), (false, true), (true, false), (true, true)] {
         let mut store = Store::with_config(CONFIG);
-        let mut manager = manager(1);
-        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
-        let Action::Store(op) = manager.poll(renewal) else {
-            panic!("it renews")
-        };
+        let (mut manager, op, now) = writing(&mut store, is_renewal);
         let before = store.revision;
         let answer = store.execute(op);
+        let subnet = store.subnets()[0].0.clone();
         if foreign {
             store.lease(&subnet, [192, 168, 0, 66]);
         } else {
             store.delete(&format!("{PREFIX}/subnets/{subnet}"));
         }
-        for event in store.log.clone() {
-            match &event {
-                WatchEvent::Put(entry) if entry.revision > before => {}
-                WatchEvent::Delete { revision, .. } if *revision > before => {}
-                _ => continue,
-            }
-            manager.event(renewal, event);
-        }
-        manager.answer(renewal, answer);
-        let changes = settle(&mut manager, &mut store, renewal);
+        tell(&mut manager, &store, before, now);
+        manager.answer(now, answer);
+        let changes = settle(&mut manager, &mut store, now);
         if foreign {
             assert!(matches!(
                 changes.last(),
@@ -778,6 +857,38 @@ fn what_happens_during_an_operation_is_not_lost() {
         } else {
             assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
         }
+    }
+}
+
+#[test]
+fn peers_come_and_go_during_an_operation() {
+    for is_renewal in [false, true] {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.201.0-24", [192, 168, 0, 9]);
+        let (mut manager, op, now) = writing(&mut store, is_renewal);
+        let before = store.revision;
+        store.lease("10.3.202.0-24", [192, 168, 0, 8]);
+        store.delete(&format!("{PREFIX}/subnets/10.3.201.0-24"));
+        let answer = store.execute(op);
+        manager.changes().for_each(drop);
+        tell(&mut manager, &store, before, now);
+        assert_eq!(peers(&manager), ["10.3.202.0-24"]);
+        assert_eq!(manager.changes().count(), 2);
+        manager.answer(now, answer);
+        assert!(matches!(manager.poll(now), Action::Watch { .. }));
+    }
+}
+
+#[test]
+fn our_own_write_is_no_reason_to_read_everything_again() {
+    for is_renewal in [false, true] {
+        let mut store = Store::with_config(CONFIG);
+        let (mut manager, op, now) = writing(&mut store, is_renewal);
+        let before = store.revision;
+        let answer = store.execute(op);
+        tell(&mut manager, &store, before, now);
+        manager.answer(now, answer);
+        assert!(matches!(manager.poll(now), Action::Watch { .. }));
     }
 }
 
@@ -803,6 +914,15 @@ fn a_store_that_was_wiped_gets_our_record_again() {
     let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
     let mut store = Store::default();
     manager.watch_ended(Instant::ZERO);
+    let Action::Store(list @ Op::List(_)) = manager.poll(Instant::ZERO) else {
+        panic!("no list");
+    };
+    manager.answer(Instant::ZERO, store.execute(list));
+    let create = manager.poll(Instant::ZERO);
+    assert!(
+        matches!(create, Action::Store(Op::Create { .. })),
+        "at once"
+    );
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     assert_eq!(changes, [Change::Renewed]);
     assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
@@ -873,19 +993,11 @@ fn a_store_that_is_wiped_again_before_our_record_is_there_is_read_again() {
 #[test]
 fn a_store_that_is_wiped_while_it_is_away_is_read_again() {
     for fails in [true, false] {
-        let mut manager = manager(1);
         let mut store = Store::with_config(CONFIG);
         for _ in 0..3 {
             store.lease("10.3.9.0-24", [192, 168, 0, 9]);
         }
-        let mut now = Instant::ZERO;
-        let create = loop {
-            match manager.poll(now) {
-                Action::Store(op @ Op::Create { .. }) => break op,
-                Action::Store(op) => manager.answer(now, store.execute(op)),
-                other => panic!("{other:?}"),
-            }
-        };
+        let (mut manager, create, mut now) = writing(&mut store, false);
         // The watch would begin after our own record, which is not the first of the new history.
         let mut store = Store::with_config(CONFIG);
         store.lease("10.3.8.0-24", [192, 168, 0, 8]);
@@ -899,9 +1011,37 @@ fn a_store_that_is_wiped_while_it_is_away_is_read_again() {
         }
         let answer = store.execute(create);
         manager.answer(now, answer);
-        settle(&mut manager, &mut store, now);
-        let others = store.subnets().len() - 1;
-        assert_eq!(manager.leases().count(), others, "fails: {fails}");
+        let own = acquired(&settle(&mut manager, &mut store, now)).unwrap();
+        assert_eq!(peers(&manager), others(&store, &own), "fails: {fails}");
+    }
+}
+
+/// The subnets of peers, as a manager knows them and as the store has them.
+fn peers(manager: &Manager) -> Vec<String> {
+    manager.leases().map(|(key, _)| key.to_string()).collect()
+}
+
+fn others(store: &Store, own: &str) -> Vec<String> {
+    let subnets = store.subnets().into_iter().map(|(subnet, _)| subnet);
+    subnets.filter(|subnet| subnet != own).collect()
+}
+
+#[test]
+fn a_record_written_before_the_list_tells_that_the_store_was_wiped() {
+    // Writes of the old history, of which the list tells, and of the new one before ours.
+    for (old, new) in [(3, 1), (3, 2), (2, 1)] {
+        let mut store = Store::with_config(CONFIG);
+        for last in 0..old {
+            store.lease("10.3.200.0-24", [192, 168, 0, 10 + last]);
+        }
+        let (mut manager, create, _) = writing(&mut store, false);
+        let mut store = Store::with_config(CONFIG);
+        for last in 0..new {
+            store.lease("10.3.201.0-24", [192, 168, 0, 20 + last]);
+        }
+        manager.answer(Instant::ZERO, store.execute(create));
+        let own = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        assert_eq!(peers(&manager), others(&store, &own), "{old}, {new}");
     }
 }
 
@@ -1028,6 +1168,37 @@ fn two_nodes_with_one_address_do_not_fight_for_ever() {
 }
 
 #[test]
+fn disputes_far_apart_have_nothing_to_do_with_each_other() {
+    for (pause, ends) in [
+        (DISPUTE_MEMORY, false),
+        (DISPUTE_MEMORY - Duration::from_micros(1), true),
+    ] {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let key = subnet.parse().unwrap();
+        let mut now = Instant::ZERO;
+        for round in 1..=3 * MAX_DISPUTES {
+            let key_text = format!("{PREFIX}/subnets/{subnet}");
+            store.write(&key_text, "rubbish", Some(LEASE_TTL));
+            let changes = settle(&mut manager, &mut store, now);
+            if ends && round > MAX_DISPUTES {
+                let lost = Change::Lost(Loss::Disputed {
+                    key: subnet.clone(),
+                    public_ip: [192, 168, 0, 1].into(),
+                });
+                assert_eq!(changes.last(), Some(&lost), "{round}");
+                break;
+            }
+            let again = [Change::Disputed(key), Change::Renewed];
+            assert!(changes.ends_with(&again), "{round}: {changes:?}");
+            now += pause;
+        }
+        assert_eq!(manager.phase == Phase::Over, ends);
+    }
+}
+
+#[test]
 fn a_record_that_was_made_a_reservation_is_not_renewed() {
     let mut store = Store::with_config(CONFIG);
     let mut manager = manager(1);
@@ -1065,15 +1236,7 @@ fn a_record_that_was_given_a_short_life_is_renewed_in_time() {
 fn leaving_sees_a_write_through_that_is_in_flight() {
     for answered in [false, true] {
         let mut store = Store::with_config(CONFIG);
-        let mut manager = manager(1);
-        let now = Instant::ZERO;
-        let op = loop {
-            match manager.poll(now) {
-                Action::Store(op @ Op::Create { .. }) => break op,
-                Action::Store(op) => manager.answer(now, store.execute(op)),
-                other => panic!("{other:?}"),
-            }
-        };
+        let (mut manager, op, now) = writing(&mut store, false);
         manager.leave();
         manager.leave();
         let answer = store.execute(op);
@@ -1121,6 +1284,33 @@ fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
         now = until;
     }
     assert!(delays[9] >= 2500, "{delays:?}");
+}
+
+#[test]
+fn conflicts_are_looked_into_at_once_three_times() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    let mut delays = Vec::new();
+    while delays.len() < 7 {
+        match manager.poll(now) {
+            Action::Store(Op::Create { .. }) => {
+                manager.answer(now, Answer::Conflict);
+                delays.push(0);
+            }
+            Action::Store(op) => manager.answer(now, store.execute(op)),
+            Action::Wait { until } => {
+                *delays.last_mut().unwrap() = (until - now).total_millis();
+                now = until;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // The wait of the last one is not in it.
+    assert_eq!(delays[..3], [0; 3], "{delays:?}");
+    for (delay, longest) in delays[3..6].iter().zip([100, 200, 400]) {
+        assert!((longest / 2..=longest).contains(delay), "{delays:?}");
+    }
 }
 
 #[test]
@@ -1179,6 +1369,31 @@ fn watches_that_end_at_once_are_opened_later_and_later() {
     assert_eq!(manager.poll(now), Action::Store(list), "that one was long");
 }
 
+proptest! {
+    #[test]
+    fn the_first_free_subnets_are_found(
+        (min, count) in (0u32..200, 0u32..120),
+        leases in proptest::collection::vec((0u32..0x10000, 19u8..=28), 0..40),
+    ) {
+        let address = |third: u32| Ipv4Addr::from(0x0a03_0000 + (third << 8));
+        let config = format!(
+            r#"{{"Network":"10.3.0.0/16","SubnetMin":"{}","SubnetMax":"{}"}}"#,
+            address(min),
+            address((min + count).min(255))
+        );
+        let config = NetworkConfig::parse(&config).unwrap();
+        let mut manager = manager(1);
+        for (offset, len) in leases {
+            let net = Ipv4Net::new(Ipv4Addr::from(0x0a03_0000 + offset), len).unwrap();
+            let record = LeaseRecord::udp([192, 168, 0, 9].into());
+            manager.leases.insert(SubnetKey::new(net.trunc()), record);
+        }
+        let is_free = |net: &Ipv4Net| !manager.occupied().any(|other| overlap(other, *net));
+        let expected: Vec<_> = config.subnets().filter(is_free).take(CANDIDATES).collect();
+        prop_assert_eq!(manager.free_subnets(&config), expected);
+    }
+}
+
 #[test]
 fn a_large_network_is_searched_in_one_pass() {
     let config = r#"{"Network":"10.0.0.0/8","SubnetLen":30}"#;
@@ -1216,4 +1431,20 @@ fn a_store_that_is_away_is_asked_again_later_and_later() {
             .all(|delay| (2500..=5000).contains(delay)),
         "{delays:?}"
     );
+}
+
+#[test]
+fn nodes_do_not_come_back_together() {
+    let delay = |seed: u64| {
+        let mut manager = manager(1);
+        manager.random = seed;
+        assert!(matches!(manager.poll(Instant::ZERO), Action::Store(_)));
+        manager.failed(Instant::ZERO);
+        let Action::Wait { until } = manager.poll(Instant::ZERO) else {
+            panic!("it does not wait");
+        };
+        until.total_millis()
+    };
+    let delays: std::collections::BTreeSet<_> = (0..2000).map(delay).collect();
+    assert!(delays.into_iter().eq(50..=100), "each of them");
 }
