@@ -128,8 +128,8 @@ impl NodeRecord {
         };
         let mut len = json(&shorter).len();
         for pod in &self.pods {
-            // With the comma behind it.
-            len += serde_json::to_string(pod).unwrap_or_default().len() + 1;
+            let comma = usize::from(!shorter.pods.is_empty());
+            len += serde_json::to_string(pod).unwrap_or_default().len() + comma;
             if len > MAX_RECORD {
                 break;
             }
@@ -464,6 +464,9 @@ mod tests {
         last.name = longer(&last.name, lacking.saturating_sub(60)).unwrap();
         let (json, left_out) = read.to_json();
         assert_eq!((json.len(), left_out), (MAX_RECORD, 0));
+        read.pods.push(all.pods[7999].clone());
+        assert_eq!(read.to_json(), (json, 1));
+        read.pods.pop();
         let last = read.pods.last_mut().unwrap();
         last.name = longer(&last.name, 1).unwrap();
         assert_eq!(read.to_json().1, 1);

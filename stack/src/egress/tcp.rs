@@ -344,7 +344,7 @@ impl Ends {
             },
             // The pod's last word was answered. Nothing that is lost here waits on the way, and a
             // pod that repeats it is told that there is no connection.
-            State::TimeWait if connection.shut => Outcome::Over { reset: false },
+            State::TimeWait => Outcome::Over { reset: false },
             _ => Outcome::Open(interface.poll_at(now, &connection.sockets)),
         }
     }

@@ -261,11 +261,34 @@ fn a_slow_host_gets_the_whole_stream_of_a_pod_that_has_gone() {
         bed.fake(id).room = bytes.len() - 1001;
         bed.wake(id);
         assert!(bed.host.sockets[&id].outbox == bytes[..bytes.len() - 1]);
+        bed.wake(id);
         assert!(!bed.host.sockets[&id].shut);
         bed.fake(id).room = 1;
         bed.wake(id);
         assert_eq!(bed.host.closed, [(id, false)], "host first: {host_first}");
         assert_eq!(bed.egress.counters().reset, 0);
+    }
+}
+
+#[test]
+fn a_pod_is_told_of_the_hosts_end_again_while_the_host_is_slow() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.fake(id).room = 1000;
+    bed.socket(handle).send_slice(&pattern(50_000, 7)).unwrap();
+    bed.socket(handle).close();
+    bed.settle();
+    bed.fake(id).ended = true;
+    bed.wake_quietly(id);
+    assert_eq!(bed.received().len(), 1);
+    for _ in 0..10 {
+        bed.pass(Duration::from_secs(1));
+    }
+    let again = bed.received();
+    assert!((2..=9).contains(&again.len()), "{} packets", again.len());
+    for packet in again {
+        let (_, rest) = etherparse::Ipv4Header::from_slice(&packet).unwrap();
+        assert!(etherparse::TcpHeader::from_slice(rest).unwrap().0.fin);
     }
 }
 
