@@ -426,7 +426,13 @@ fn silent(server: &str) -> StoreError {
 #[async_trait]
 impl Store for EtcdStore {
     async fn execute(&self, op: Op) -> StoreResult<Answer> {
-        match op {
+        let (Op::Get(key)
+        | Op::List(key)
+        | Op::Create { key, .. }
+        | Op::CompareAndPut { key, .. }
+        | Op::CompareAndDelete { key, .. }) = &op;
+        let key = key.clone();
+        let answer = match op {
             Op::Get(key) => self.read(key, None).await,
             Op::List(prefix) => {
                 let options = GetOptions::new().with_prefix();
@@ -449,7 +455,8 @@ impl Store for EtcdStore {
                 let written = self.write(&connection, conditions, [delete]).await;
                 written.map(|written| answer(&written))
             }
-        }
+        };
+        answer.map_err(|error| with_place(error, &key))
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> StoreResult<Box<dyn Watch>> {
@@ -463,6 +470,7 @@ impl Store for EtcdStore {
             server: connection.server.clone(),
             user: self.options.username.clone(),
             stream,
+            from,
             early: Vec::new(),
         };
         // A server says first that the watch stands.
@@ -472,7 +480,7 @@ impl Store for EtcdStore {
                 if matches!(error, StoreError::Unavailable(_)) {
                     self.give_up(&connection).await;
                 }
-                return Err(error);
+                return Err(with_place(error, prefix));
             }
             Err(_) => {
                 self.give_up(&connection).await;
@@ -509,6 +517,7 @@ struct EtcdWatch {
     server: String,
     user: Option<String>,
     stream: WatchStream,
+    from: Revision,
     early: Vec<WatchEvent>,
 }
 
@@ -521,7 +530,10 @@ impl EtcdWatch {
             Ok(None) => return Err(away("the watch was closed")),
             Err(error) => return Err(explain(&self.server, self.user.as_deref(), &error)),
         };
-        if message.compact_revision() != 0 {
+        let revision = message.header().map_or(0, |header| header.revision());
+        // A server that has not come so far was wiped since, or knows less than the one before.
+        let is_beyond = message.created() && revision.saturating_add(1) < self.from;
+        if message.compact_revision() != 0 || is_beyond {
             return Err(StoreError::Gap);
         }
         if message.canceled() {
@@ -678,6 +690,16 @@ fn is_without_users(status: &impl std::error::Error) -> bool {
 pub(in crate::lease) fn is_permission(error: &StoreError) -> bool {
     let text = error.to_string();
     text.contains(REFUSES_USER) && text.contains("permission denied")
+}
+
+/// Names the key that a user may not have, or what all the keys begin with: rights on what begins
+/// with `.../subnets/` are none on flannel's `.../subnets`.
+fn with_place(error: StoreError, key: &str) -> StoreError {
+    if is_permission(&error) {
+        StoreError::Unavailable(format!("{error} at '{key}'"))
+    } else {
+        error
+    }
 }
 
 /// What etcd says of a wrong name or password.

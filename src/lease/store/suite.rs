@@ -206,6 +206,13 @@ async fn gaps(place: &impl Place) {
         Err(error) => error,
     };
     assert_eq!(error, StoreError::Gap);
+    // What is to come cannot be known, unless from another history.
+    let (revision, _) = list(store, "/gap/").await;
+    let error = match store.watch("/gap/", revision + 1000).await {
+        Ok(mut watch) => soon("the gap", watch.next()).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(error, StoreError::Gap);
     let (revision, entries) = list(store, "/gap/").await;
     assert_eq!(entries.len(), 1);
     let mut watch = store.watch("/gap/", revision + 1).await.unwrap();

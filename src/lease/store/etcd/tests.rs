@@ -294,7 +294,7 @@ async fn users_are_known_and_a_wrong_password_can_be_mended() {
     assert!(text.starts_with(&place) && text.contains("user"), "{text}");
     let elsewhere = refused(server.open_with(&login("node", "right"))).await;
     assert!(
-        elsewhere.to_string().contains("permission denied"),
+        elsewhere.to_string().contains("permission denied at '/"),
         "{elsewhere}"
     );
 
