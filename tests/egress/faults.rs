@@ -111,6 +111,27 @@ fn each_end_may_stop_sending_and_go_on_taking() {
 }
 
 #[test]
+fn a_pod_may_go_before_the_server_has_taken_all() {
+    let Some(bed) = Bed::new(&[]) else { return };
+    // Most is in the socket of the node's host when the pod has gone.
+    let mut server = bed.faulty(
+        r#"my $l = listener(); setsockopt($l, SOL_SOCKET, SO_RCVBUF, 4096);
+           my $s = accepted($l); print "WAITING\n"; <STDIN>; take_all($s);"#,
+    );
+    let mut client = bed.client(SERVER, "my $s = connected(); send_all($s, 12000);");
+    client.expect("CONNECTED");
+    client.expect("SENT 12000");
+    server.expect("WAITING");
+    poll_until(SOON, "the pod's end", || {
+        let pods = bed.node.query("pods");
+        (pods.as_array()?.len() == 1).then_some(())
+    });
+    server.go_on();
+    server.expect("TAKEN 12000");
+    bed.wait_no_flows();
+}
+
+#[test]
 fn a_reset_in_the_middle_of_a_stream_is_seen() {
     let Some(bed) = Bed::new(&[]) else { return };
     let mut server = bed.faulty(

@@ -375,13 +375,19 @@ impl Egress {
         }
     }
 
-    /// Ends the flows of a pod that is no longer there.
+    /// Ends the flows of a pod that is no longer there. Of a stream that the pod has ended, and the
+    /// host has all of, the host sends the rest and the end, as the kernel does for a process.
     pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host, pods: &mut impl Pods) {
         self.fragments.forget_pod(address, pods);
         let its: Vec<_> = self.flows.of_pod(address).collect();
         self.published.retain(|pod| *pod.ip() != address);
         for id in its {
-            self.give_up(id, HostError::HostUnreachable, host);
+            let flow = self.flows.get_mut(id);
+            if flow.is_some_and(|(_, flow)| flow.is_delivered()) {
+                self.remove(id, false, host);
+            } else {
+                self.give_up(id, HostError::HostUnreachable, host);
+            }
         }
     }
 
@@ -856,6 +862,11 @@ impl Flow {
         readable: false,
         marks: None,
     };
+
+    /// Whether the pod has ended its stream, and the host has all of it.
+    fn is_delivered(&self) -> bool {
+        matches!(self, Self::Connected { connection, .. } if connection.shut)
+    }
 
     fn connection(&mut self) -> Option<&mut Connection> {
         match self {

@@ -52,7 +52,7 @@ pub(super) struct Connection {
     /// Whether the pod's stream is here to its end.
     complete: bool,
     /// Whether the host has all of it, and knows.
-    shut: bool,
+    pub(super) shut: bool,
     /// Whether the host's stream has ended and the pod will know.
     ended: bool,
     /// When the pod's last word came, if the host has not taken all by then.

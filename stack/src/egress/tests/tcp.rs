@@ -480,6 +480,25 @@ fn flows_of_a_pod_end_with_it() {
 }
 
 #[test]
+fn a_pod_that_is_done_may_go_before_the_host_is() {
+    for room in [usize::MAX, 10] {
+        let mut bed = Bed::new();
+        let (handle, id) = bed.established();
+        bed.fake(id).room = room;
+        bed.socket(handle).send_slice(b"all there is").unwrap();
+        bed.socket(handle).close();
+        bed.settle();
+        let Bed {
+            egress, host, pods, ..
+        } = &mut bed;
+        egress.forget_pod(POD, host, pods);
+        // Of a part nobody is to think that it is the whole.
+        assert_eq!(host.closed, [(id, room == 10)]);
+        assert_eq!((egress.counters().open, egress.poll_at()), (0, None));
+    }
+}
+
+#[test]
 fn what_may_not_be_reached_is_refused_with_an_error() {
     let mut bed = Bed::new();
     bed.connect(SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80));
