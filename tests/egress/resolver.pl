@@ -21,17 +21,29 @@ bind($listener, pack_sockaddr_in($port, INADDR_ANY)) or die "bind: $!";
 listen($listener, 64) or die "listen: $!";
 $| = 1;
 print "READY\n";
-if (my $child = fork) {
-    while (my $from = recv($datagrams, my $query, 65535, 0)) {
+my %clients;
+while (1) {
+    my $waiting = "";
+    vec($waiting, fileno($_), 1) = 1 for $datagrams, $listener, values %clients;
+    select($waiting, undef, undef, undef);
+    if (vec($waiting, fileno($datagrams), 1)) {
+        my $from = recv($datagrams, my $query, 65535, 0);
         my $reply = answer($query, substr($query, 13, 3) eq "big");
         send($datagrams, $reply, 0, $from);
     }
-    exit 0;
-}
-while (accept(my $client, $listener)) {
-    while ((read($client, my $length, 2) || 0) == 2) {
-        read($client, my $query, unpack("n", $length));
-        my $reply = answer($query, 0);
-        syswrite($client, pack("n", length $reply) . $reply);
+    for my $client (grep { vec($waiting, fileno($_), 1) } values %clients) {
+        if ((read($client, my $length, 2) || 0) == 2) {
+            read($client, my $query, unpack("n", $length));
+            my $reply = answer($query, 0);
+            syswrite($client, pack("n", length $reply) . $reply);
+        } else {
+            delete $clients{fileno($client)};
+        }
+    }
+    if (vec($waiting, fileno($listener), 1)) {
+        accept(my $client, $listener);
+        # What is read ahead is not seen by select.
+        binmode($client, ":unix");
+        $clients{fileno($client)} = $client;
     }
 }
