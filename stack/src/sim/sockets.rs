@@ -42,6 +42,8 @@ pub(super) struct Sockets {
     pub(super) now: Instant,
     /// Whether there is no way out.
     pub(super) is_cut: bool,
+    /// Whether flows end because their pod has gone.
+    pub(super) pod_is_gone: bool,
     /// What is to happen.
     pub(super) due: Vec<(Instant, FlowId, Happening)>,
     /// What egress has done, in words.
@@ -82,6 +84,7 @@ impl Sockets {
         Self {
             now,
             is_cut: false,
+            pod_is_gone: false,
             due: Vec::new(),
             words: Vec::new(),
             wrong: None,
@@ -383,12 +386,19 @@ impl Host for Sockets {
     fn close(&mut self, id: FlowId, reset: bool) {
         let word = if reset { "is reset" } else { "is closed" };
         self.words.push((id, word));
+        let pod_is_gone = self.pod_is_gone;
         match self.kind(id) {
             None => self.accuse(id, "is closed twice"),
-            Some(Kind::Connection(connection)) if !reset && !connection.is_over() => {
-                self.accuse(id, "is closed as if both streams had ended");
+            Some(Kind::Connection(connection)) => {
+                // Nobody is left for the other stream then.
+                let is_delivered = pod_is_gone && connection.shut;
+                if reset && is_delivered {
+                    self.accuse(id, "is reset though it has all of its pod's stream");
+                } else if !reset && !connection.is_over() && !is_delivered {
+                    self.accuse(id, "is closed as if both streams had ended");
+                }
             }
-            Some(_) => {}
+            Some(Kind::Mailbox(_)) => {}
         }
         if let Some(socket) = self.sockets.remove(&id) {
             self.closed += 1;

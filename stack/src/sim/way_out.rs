@@ -181,7 +181,9 @@ impl Cluster {
             return Ok(());
         };
         self.with_egress(who, |egress, _, sockets, pods| {
+            sockets.pod_is_gone = true;
             egress.forget_pod(address, sockets, pods);
+            sockets.pod_is_gone = false;
         })?;
         Ok(())
     }
