@@ -19,8 +19,9 @@ use smoltcp::phy::{
 };
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::HardwareAddress;
+use smoltcp::wire::{HardwareAddress, Ipv4Packet, TcpPacket};
 
+use super::datagram::IP_LEN;
 use super::flow::FlowState;
 use super::memory::Grant;
 use super::table::Moved;
@@ -33,6 +34,11 @@ const MAX_LEN: usize = 65_535;
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// A pod that has not answered for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(600);
+/// Packets that a connection sends at a time: all its buffers hold, in the shortest segments.
+const MAX_BURST: usize = 1024;
+/// Bytes of IPv4 and TCP headers without options.
+const HEADERS_LEN: usize = IP_LEN + TCP_LEN;
+const TCP_LEN: usize = 20;
 /// Where TCP's checksum is, from the header's start.
 const CHECKSUM: u16 = 16;
 
@@ -284,6 +290,15 @@ impl Ends {
         pods: &mut impl Pods,
     ) {
         self.process(now, &mut connection.sockets, packet, pods);
+        // When the pod acknowledges the end of a stream without a window, smoltcp 0.14 goes on
+        // probing the window, without a pause, although there is nothing left to send.
+        let is_done = matches!(
+            connection.socket().state(),
+            State::FinWait2 | State::TimeWait
+        );
+        if is_done && let Some(opened) = with_window(packet) {
+            self.process(now, &mut connection.sockets, &opened, pods);
+        }
     }
 
     /// Refuses a packet of no connection by a reset.
@@ -325,7 +340,8 @@ impl Ends {
             outgoing,
         } = self;
         let time = connection.time(now);
-        loop {
+        // What is left after so many has its turn later.
+        for _ in 0..MAX_BURST {
             let mut wire = Wire {
                 capabilities,
                 incoming: None,
@@ -348,6 +364,28 @@ impl Ends {
             _ => Outcome::Open(interface.poll_at(now, &connection.sockets)),
         }
     }
+}
+
+/// What acknowledges the same as a segment without a window, and has one.
+fn with_window(packet: &[u8]) -> Option<[u8; HEADERS_LEN]> {
+    let segment = TcpPacket::new_checked(Ipv4Packet::new_unchecked(packet).payload()).ok()?;
+    if !segment.ack() || segment.window_len() != 0 {
+        return None;
+    }
+    let end = segment.seq_number() + segment.segment_len();
+    let mut bytes = [0; HEADERS_LEN];
+    bytes[..IP_LEN].copy_from_slice(&packet[..IP_LEN]);
+    bytes[IP_LEN..].copy_from_slice(&segment.into_inner()[..TCP_LEN]);
+    let mut ip = Ipv4Packet::new_unchecked(&mut bytes[..]);
+    ip.set_header_len(IP_LEN as u8);
+    ip.set_total_len(HEADERS_LEN as u16);
+    let mut segment = TcpPacket::new_unchecked(ip.payload_mut());
+    segment.clear_flags();
+    segment.set_ack(true);
+    segment.set_header_len(TCP_LEN as u8);
+    segment.set_seq_number(end);
+    segment.set_window_len(1);
+    Some(bytes)
 }
 
 /// The device between smoltcp and a call about one packet.

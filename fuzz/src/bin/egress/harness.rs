@@ -119,6 +119,7 @@ impl Harness {
     }
 
     pub(crate) fn step(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
+        self.world.borrow_mut().burst = 0;
         let mut byte = || input.arbitrary::<u8>();
         match byte()? % 8 {
             0 => {
@@ -264,7 +265,9 @@ impl Harness {
 
     fn pass(&mut self, to: Instant) {
         self.now = to;
-        self.world.borrow_mut().time = to - Instant::ZERO;
+        let mut world = self.world.borrow_mut();
+        (world.time, world.burst) = (to - Instant::ZERO, 0);
+        drop(world);
         let Self {
             egress, host, pods, ..
         } = self;

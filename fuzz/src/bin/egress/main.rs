@@ -9,7 +9,7 @@
 //!   none stays behind, and there are never more than flows may be;
 //! * nothing goes where the policy forbids;
 //! * packets for pods are valid, with sums that are right, and come from where the pod sent something;
-//! * timers do not spin, counters add up.
+//! * timers do not spin, packets for pods come to an end, counters add up.
 #![cfg_attr(fuzzing, no_main)]
 
 mod harness;

@@ -21,6 +21,8 @@ pub(crate) const MTU: u16 = 1450;
 pub(crate) const TUNNEL: u16 = 8472;
 /// Flows that may be at once.
 pub(crate) const FLOWS: usize = 4;
+/// Many more packets than what may be under way needs, and than pods answer in one event.
+const BURST: usize = 1000;
 /// After so long without a byte a connection ends.
 const IDLE: Duration = Duration::from_secs(2 * 3600);
 
@@ -122,6 +124,8 @@ pub(crate) struct World {
     pub(crate) sockets: BTreeMap<FlowId, Socket>,
     /// Flows that were, with what their sockets are told too late.
     pub(crate) closed: Vec<FlowId>,
+    /// Packets that have come to pods in one event.
+    pub(crate) burst: usize,
     /// Sockets that were made.
     pub(crate) made: u64,
     /// The time since the start.
@@ -182,6 +186,8 @@ impl World {
     }
 
     fn receive(&mut self, packet: &[u8]) {
+        self.burst += 1;
+        assert!(self.burst < BURST, "packets without an end");
         let ip = Ipv4HeaderSlice::from_slice(packet).expect("an IPv4 header");
         assert_eq!(usize::from(ip.total_len()), packet.len(), "a wrong length");
         assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());

@@ -293,6 +293,48 @@ fn a_pod_is_told_of_the_hosts_end_again_while_the_host_is_slow() {
 }
 
 #[test]
+fn a_pod_without_a_window_that_has_all_is_not_probed() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.socket(handle).send_slice(b"x").unwrap();
+    bed.pod.poll(bed.now);
+    let sent = bed.pod.device.outgoing.pop_front().unwrap();
+    bed.send(&sent);
+    let (_, rest) = etherparse::Ipv4Header::from_slice(&sent).unwrap();
+    let (sent, _) = etherparse::TcpHeader::from_slice(rest).unwrap();
+    let acknowledges = |bed: &mut Bed, more: u32| {
+        let builder = etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+            .tcp(sent.source_port, SERVER.port(), sent.sequence_number + 1, 0)
+            .ack(sent.acknowledgment_number + more);
+        let mut packet = Vec::new();
+        builder.write(&mut packet, &[]).unwrap();
+        bed.send(&packet);
+    };
+    acknowledges(&mut bed, 0);
+    bed.received();
+    bed.fake(id).inbox.extend(b"y");
+    bed.fake(id).ended = true;
+    bed.wake_quietly(id);
+    assert_eq!(bed.received().len(), 0, "there is no window");
+    let probe = (0..20).find_map(|_| {
+        bed.pass(Duration::from_millis(500));
+        bed.received().into_iter().find(|packet| packet.len() > 40)
+    });
+    let probe = probe.expect("it is probed");
+    let (_, rest) = etherparse::Ipv4Header::from_slice(&probe).unwrap();
+    let (probe, data) = etherparse::TcpHeader::from_slice(rest).unwrap();
+    assert!(probe.fin && data == b"y");
+    acknowledges(&mut bed, 2);
+    for _ in 0..10 {
+        bed.pass(Duration::from_secs(10));
+    }
+    assert_eq!(bed.received().len(), 0);
+    // The other stream goes on.
+    assert_eq!(bed.fake(id).outbox, b"x");
+    assert_eq!(bed.egress.counters().open, 1);
+}
+
+#[test]
 fn a_reset_is_passed_on() {
     let mut bed = Bed::new();
     let (handle, id) = bed.established();
