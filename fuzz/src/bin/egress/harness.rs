@@ -409,7 +409,9 @@ impl Harness {
             hdr_len: if kind == GsoKind::TcpV4 { 40 } else { 28 },
         });
         let packet = packet.with_offload(offload);
-        self.world.borrow_mut().current = Some(key);
+        let mut world = self.world.borrow_mut();
+        (world.current, world.burst) = (Some(key), 0);
+        drop(world);
         let Self {
             egress, host, pods, ..
         } = self;

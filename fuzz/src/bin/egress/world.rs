@@ -21,7 +21,7 @@ pub(crate) const MTU: u16 = 1450;
 pub(crate) const TUNNEL: u16 = 8472;
 /// Flows that may be at once.
 pub(crate) const FLOWS: usize = 4;
-/// Many more packets than what may be under way needs, and than pods answer in one event.
+/// Many more packets than what may be under way needs.
 const BURST: usize = 1000;
 /// After so long without a byte a connection ends.
 const IDLE: Duration = Duration::from_secs(2 * 3600);
@@ -124,7 +124,7 @@ pub(crate) struct World {
     pub(crate) sockets: BTreeMap<FlowId, Socket>,
     /// Flows that were, with what their sockets are told too late.
     pub(crate) closed: Vec<FlowId>,
-    /// Packets that have come to pods in one event.
+    /// Packets that have come to pods since egress was last called.
     pub(crate) burst: usize,
     /// Sockets that were made.
     pub(crate) made: u64,
