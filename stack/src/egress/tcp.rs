@@ -368,7 +368,8 @@ impl Ends {
 
 /// What acknowledges the same as a segment without a window, and has one.
 fn with_window(packet: &[u8]) -> Option<[u8; HEADERS_LEN]> {
-    let segment = TcpPacket::new_checked(Ipv4Packet::new_unchecked(packet).payload()).ok()?;
+    let ip = Ipv4Packet::new_checked(packet).ok()?;
+    let segment = TcpPacket::new_checked(ip.payload()).ok()?;
     if !segment.ack() || segment.window_len() != 0 {
         return None;
     }
@@ -493,5 +494,38 @@ impl TxToken for Room<'_> {
 
     fn set_meta(&mut self, meta: PacketMeta) {
         self.1 = meta;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{Ipv4Header, PacketBuilder, TcpHeader};
+
+    use super::*;
+
+    #[test]
+    fn what_gets_a_window_acknowledges_the_same() {
+        let segment = |window| {
+            PacketBuilder::ipv4([10, 244, 1, 2], [192, 0, 2, 80], 64).tcp(5000, 80, 1000, window)
+        };
+        let mut packet = Vec::new();
+        let last = segment(0).ack(77).fin().psh();
+        last.write(&mut packet, b"hello").unwrap();
+        let opened = with_window(&packet).unwrap();
+        let (ip, rest) = Ipv4Header::from_slice(&opened).unwrap();
+        assert_eq!(usize::from(ip.total_len), HEADERS_LEN);
+        let (opened, data) = TcpHeader::from_slice(rest).unwrap();
+        let mut expected = TcpHeader::new(5000, 80, 1006, 1);
+        expected.ack = true;
+        expected.acknowledgment_number = 77;
+        expected.checksum = opened.checksum;
+        assert_eq!((opened, data), (expected, &[][..]));
+
+        for other in [segment(1).ack(77), segment(0).rst(), segment(5)] {
+            let mut packet = Vec::new();
+            other.write(&mut packet, &[]).unwrap();
+            assert_eq!(with_window(&packet), None);
+        }
+        assert_eq!(with_window(&packet[..HEADERS_LEN - 1]), None);
     }
 }
