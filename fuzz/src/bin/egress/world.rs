@@ -10,7 +10,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
-    Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,
+    self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,
 };
 use muslin_stack::icmp::{IcmpError, may_answer};
 use muslin_stack::{Duration, Instant};
@@ -23,8 +23,6 @@ pub(crate) const TUNNEL: u16 = 8472;
 pub(crate) const FLOWS: usize = 4;
 /// Many more packets than what may be under way needs.
 const BURST: usize = 1000;
-/// After so long without a byte a connection ends.
-const IDLE: Duration = Duration::from_secs(2 * 3600);
 
 /// The byte at a place of a stream or datagram; which one the key and the direction say.
 pub(crate) fn pattern(seed: u32, at: u32) -> u8 {
@@ -171,7 +169,7 @@ impl World {
         let makes_room = |key: &FlowKey| !self.sockets.values().any(|it| it.key == *key);
         let is_evicted =
             self.sockets.len() + 1 == FLOWS && self.current.as_ref().is_some_and(makes_room);
-        let is_idle = self.time >= socket.used + IDLE;
+        let is_idle = self.time >= socket.used + egress::Limits::default().tcp_idle;
         self.forgets || is_evicted || is_idle || socket.error.is_some()
     }
 
