@@ -19,7 +19,7 @@ use smoltcp::phy::{
 };
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{HardwareAddress, Ipv4Packet, TCP_HEADER_LEN, TcpPacket};
 
 use super::datagram::IP_LEN;
 use super::flow::FlowState;
@@ -34,11 +34,10 @@ const MAX_LEN: usize = 65_535;
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// A pod that has not answered for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// Packets that a connection sends at a time: all its buffers hold, in the shortest segments.
+/// Packets that a connection sends at a time; what is left has its turn later.
 const MAX_BURST: usize = 1024;
 /// Bytes of IPv4 and TCP headers without options.
-const HEADERS_LEN: usize = IP_LEN + TCP_LEN;
-const TCP_LEN: usize = 20;
+const HEADERS_LEN: usize = IP_LEN + TCP_HEADER_LEN;
 /// Where TCP's checksum is, from the header's start.
 const CHECKSUM: u16 = 16;
 
@@ -340,7 +339,6 @@ impl Ends {
             outgoing,
         } = self;
         let time = connection.time(now);
-        // What is left after so many has its turn later.
         for _ in 0..MAX_BURST {
             let mut wire = Wire {
                 capabilities,
@@ -376,14 +374,14 @@ fn with_window(packet: &[u8]) -> Option<[u8; HEADERS_LEN]> {
     let end = segment.seq_number() + segment.segment_len();
     let mut bytes = [0; HEADERS_LEN];
     bytes[..IP_LEN].copy_from_slice(&packet[..IP_LEN]);
-    bytes[IP_LEN..].copy_from_slice(&segment.into_inner()[..TCP_LEN]);
+    bytes[IP_LEN..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
     let mut ip = Ipv4Packet::new_unchecked(&mut bytes[..]);
     ip.set_header_len(IP_LEN as u8);
     ip.set_total_len(HEADERS_LEN as u16);
     let mut segment = TcpPacket::new_unchecked(ip.payload_mut());
     segment.clear_flags();
     segment.set_ack(true);
-    segment.set_header_len(TCP_LEN as u8);
+    segment.set_header_len(TCP_HEADER_LEN as u8);
     segment.set_seq_number(end);
     segment.set_window_len(1);
     Some(bytes)
