@@ -503,18 +503,23 @@ mod tests {
         assert_eq!(table.iter().count(), 2);
     }
 
+    /// Lets as many packets wait as may, each for another address.
+    fn fill(table: &mut Neighbours, address: impl Fn(usize) -> IpAddr, now: Instant) {
+        for i in 0..WAITING_IN_ALL {
+            let resolved = table.resolve(address(i), b"x", now);
+            assert_eq!(resolved, Resolution::Wait { ask: true });
+        }
+        let full = table.resolve(address(WAITING_IN_ALL), b"x", now);
+        assert_eq!(full, Resolution::QueueFull { ask: true });
+    }
+
     #[test]
     fn what_is_given_up_makes_room_even_if_that_is_late() {
         let mut table = Neighbours::new(100, Seed(1));
         let address = |i: usize| IpAddr::from([10, 244, 1, i as u8]);
         let mut now = Instant::ZERO;
         for _ in 0..2 {
-            for i in 0..WAITING_IN_ALL {
-                let resolved = table.resolve(address(i), b"", now);
-                assert_eq!(resolved, Resolution::Wait { ask: true });
-            }
-            let full = table.resolve(address(WAITING_IN_ALL), b"", now);
-            assert_eq!(full, Resolution::QueueFull { ask: true });
+            fill(&mut table, address, now);
             for _ in 0..MAX_TRIES {
                 now += RETRY * 3;
                 table.handle_timeout(now, |_| {});
@@ -529,12 +534,7 @@ mod tests {
         let now = Instant::ZERO;
         for round in 1..=3 {
             let address = |i: usize| IpAddr::from([10, 244, round, i as u8]);
-            for i in 0..WAITING_IN_ALL {
-                let resolved = table.resolve(address(i), b"x", now);
-                assert_eq!(resolved, Resolution::Wait { ask: true });
-            }
-            let full = table.resolve(address(WAITING_IN_ALL), b"x", now);
-            assert_eq!(full, Resolution::QueueFull { ask: true });
+            fill(&mut table, address, now);
             for i in 0..WAITING_IN_ALL {
                 let released = match round {
                     1 => table.hear(address(i), place(1), now),

@@ -195,24 +195,24 @@ async fn watches(place: &impl Place) {
     assert_eq!(shown(events), [format!("{fourth} /watch/b=b false")]);
 }
 
+async fn has_gap(store: &dyn Store, from: Revision) {
+    let error = match store.watch("/gap/", from).await {
+        Ok(mut watch) => soon("the gap", watch.next()).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert_eq!(error, StoreError::Gap);
+}
+
 async fn gaps(place: &impl Place) {
     let store = place.open();
     let store = store.as_ref();
     let first = done(create(store, "/gap/a", "1", None).await);
     done(put(store, "/gap/a", "2", first).await);
     place.compact().await;
-    let error = match store.watch("/gap/", first).await {
-        Ok(mut watch) => soon("the gap", watch.next()).await.unwrap_err(),
-        Err(error) => error,
-    };
-    assert_eq!(error, StoreError::Gap);
+    has_gap(store, first).await;
     // What is to come cannot be known, unless from another history.
     let (revision, _) = list(store, "/gap/").await;
-    let error = match store.watch("/gap/", revision + 1000).await {
-        Ok(mut watch) => soon("the gap", watch.next()).await.unwrap_err(),
-        Err(error) => error,
-    };
-    assert_eq!(error, StoreError::Gap);
+    has_gap(store, revision + 1000).await;
     let (revision, entries) = list(store, "/gap/").await;
     assert_eq!(entries.len(), 1);
     let mut watch = store.watch("/gap/", revision + 1).await.unwrap();

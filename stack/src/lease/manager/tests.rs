@@ -52,6 +52,15 @@ impl Store {
         });
     }
 
+    /// What a watch of all leases tells, from a revision on.
+    fn leases_since(&self, from: Revision) -> Vec<WatchEvent> {
+        let is_told = |event: &&WatchEvent| match event {
+            WatchEvent::Put(entry) => entry.revision >= from && entry.key.contains("/subnets/"),
+            WatchEvent::Delete { revision, .. } => *revision >= from,
+        };
+        self.log.iter().filter(is_told).cloned().collect()
+    }
+
     fn execute(&mut self, op: Op) -> Answer {
         match op {
             Op::Get(key) => Answer::Value(self.entries.get(&key).cloned()),
@@ -138,19 +147,7 @@ fn settle(manager: &mut Manager, store: &mut Store, now: Instant) -> Vec<Change>
             }
             Action::Wait { until } => now = until,
             Action::Watch { from, .. } => {
-                let pending: Vec<_> = store
-                    .log
-                    .iter()
-                    .filter(|event| match event {
-                        WatchEvent::Put(entry) => entry.revision >= from,
-                        WatchEvent::Delete { revision, .. } => *revision >= from,
-                    })
-                    .filter(|event| match event {
-                        WatchEvent::Put(entry) => entry.key.contains("/subnets/"),
-                        WatchEvent::Delete { .. } => true,
-                    })
-                    .cloned()
-                    .collect();
+                let pending = store.leases_since(from);
                 let idle = pending.is_empty();
                 for event in pending {
                     manager.event(now, event);
@@ -823,12 +820,8 @@ fn writing(store: &mut Store, is_renewal: bool) -> (Manager, Op, Instant) {
 
 /// Tells of what was written after a revision.
 fn tell(manager: &mut Manager, store: &Store, after: Revision, now: Instant) {
-    let is_new = |event: &&WatchEvent| match event {
-        WatchEvent::Put(entry) => entry.revision > after,
-        WatchEvent::Delete { revision, .. } => *revision > after,
-    };
-    for event in store.log.iter().filter(is_new) {
-        manager.event(now, event.clone());
+    for event in store.leases_since(after + 1) {
+        manager.event(now, event);
     }
 }
 
