@@ -412,9 +412,11 @@ fn bad_clients_are_refused_and_harm_nobody() {
     let told = bed.client(1080, 7, &connect(SocketAddrV4::new(POD, PORT)));
     assert_eq!(told[2..], [received(7)]);
     for mut client in slow {
-        poll_until(SOON, "the end of a slow client", || {
+        let ended = poll_until(SOON, "the end of a slow client", || {
             client.try_wait().unwrap()
         });
+        // By the proxy, not by its own alarm.
+        assert!(ended.success(), "{ended}");
     }
     server.kill().unwrap();
     server.wait().unwrap();
