@@ -26,8 +26,8 @@ const INSIDE: &str = "MUSLIN_TEST_RESOLVER";
 /// Bytes of an answer that a datagram of the usual size does not hold.
 const LARGE: usize = 3000;
 
-/// A resolver outside the pod network that knows `www.example.` and `large.example.`, and never
-/// answers for `silent.example.`.
+/// A resolver outside the pod network that knows `www.example.`, `intranet.corp.example.` and
+/// `large.example.`, and never answers for `silent.example.`.
 struct Resolver {
     child: Child,
     _host: Host,
@@ -93,7 +93,7 @@ fn answer(query: &[u8], limit: usize) -> Option<Vec<u8>> {
     let mut answer = query.into_response();
     answer.metadata.recursion_available = true;
     let data = match name.to_ascii().as_str() {
-        "www.example." => RData::A(A([192, 0, 2, 7].into())),
+        "www.example." | "intranet.corp.example." => RData::A(A([192, 0, 2, 7].into())),
         "large.example." => RData::TXT(TXT::new(vec!["x".repeat(250); LARGE / 250])),
         "silent.example." => return None,
         _ => {
@@ -342,6 +342,43 @@ fn other_names_go_to_the_resolvers_of_the_host() {
         dig(&node, words);
         assert_eq!(counter(&node, "forwarded"), before, "{words}");
     }
+}
+
+#[test]
+fn short_names_of_the_host_are_found_as_the_host_finds_them() {
+    let Some(lab) = Lab::new() else { return };
+    let _resolver = Resolver::start(&lab);
+    let host = lab.host("n1", N1);
+    let file = lab.directory().join("resolv.conf");
+    let write = |text: &str| std::fs::write(&file, format!("{text}nameserver {RESOLVER}\n"));
+    write("search corp.example\noptions timeout:9 edns0\n").unwrap();
+    host.sh(&format!("mount --bind {} /etc/resolv.conf", file.display()));
+    let node = NodeConfig::new("n1", N1, &embedded(&lab)).start(&host);
+    let web = node.pod("web");
+    let gateway = node.address(1);
+    let expected =
+        format!("search muslin corp.example\noptions timeout:9 edns0\nnameserver {gateway}");
+    let text = in_pod(&node, "grep -v ^# /etc/resolv.conf");
+    assert_eq!(text, expected);
+    let first = |name: &str| {
+        let script = format!("getent ahostsv4 {name} | head -n 1 | cut -d ' ' -f 1");
+        in_pod(&node, &script)
+    };
+    assert_eq!(first("intranet"), "192.0.2.7");
+    let forwarded = counter(&node, "forwarded");
+    assert_eq!(first("web"), address_of(&node, "web"));
+    // Whoever asks for the name as it is has the same answer, and nobody outside is asked.
+    assert_eq!(dig(&node, "+short web."), address_of(&node, "web"));
+    assert!(dig(&node, "web. AAAA").contains("status: NOERROR"));
+    assert_eq!(counter(&node, "forwarded"), forwarded);
+    drop(web);
+
+    // A pod that starts later looks where the host looks by then.
+    write("search other.example\n").unwrap();
+    let expected = format!("search muslin other.example\nnameserver {gateway}");
+    poll_until(SOON, "the new domain", || {
+        (in_pod(&node, "grep -v ^# /etc/resolv.conf") == expected).then_some(())
+    });
 }
 
 #[test]

@@ -28,7 +28,7 @@ use crate::control::Client;
 use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
-use crate::netns::{self, Assignment};
+use crate::netns::{self, Assignment, Resolution};
 use crate::publish::{Ports, Published};
 
 /// The interface inside.
@@ -122,7 +122,11 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         netns::give_files(
             attached.pod.as_str(),
             attached.address.addr(),
-            &attached.dns,
+            &Resolution {
+                resolvers: &attached.dns,
+                search: &attached.search,
+                options: &attached.dns_options,
+            },
         )?;
         // The command must not take the device out of this process (pidfd_getfd(2)).
         set_dumpable(false).context("cannot protect this process")?;

@@ -109,6 +109,12 @@ pub struct Attached {
     pub routes: Vec<Ipv4Net>,
     /// Resolvers for the pod.
     pub dns: Vec<Ipv4Addr>,
+    /// Domains in which it looks for short names, in this order.
+    #[serde(default)]
+    pub search: Vec<String>,
+    /// How it asks, as in resolv.conf(5): `ndots:2`.
+    #[serde(default)]
+    pub dns_options: Vec<String>,
     /// Ports of the machine that lead to it, with those that were chosen.
     #[serde(default)]
     pub published: Vec<Published>,

@@ -1,7 +1,7 @@
 //! DNS messages of pods: which are queries, and how they are answered.
 
 use hickory_proto::op::{
-    Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
+    Edns, Header, HeaderCounts, Message, MessageType, Metadata, OpCode, Query, ResponseCode,
 };
 use hickory_proto::rr::RecordType;
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
@@ -40,6 +40,15 @@ pub(super) enum Rejected {
     NoQuery,
     /// This is to be answered.
     With(Vec<u8>),
+}
+
+/// A resolver's answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// As the pod is to have it.
+    pub(super) bytes: Vec<u8>,
+    /// Whether it says of the resolver that it fails, and nothing of the name: another one may know.
+    pub(super) is_failure: bool,
 }
 
 impl Request {
@@ -104,8 +113,11 @@ impl Request {
     }
 
     /// That the answer is to be asked for by TCP.
-    pub(super) fn truncated(&self) -> Vec<u8> {
-        self.encode(&self.answer(ResponseCode::NoError).truncate())
+    pub(super) fn truncated(&self) -> Answer {
+        Answer {
+            bytes: self.encode(&self.answer(ResponseCode::NoError).truncate()),
+            is_failure: false,
+        }
     }
 
     /// The longest answer in bytes.
@@ -131,8 +143,8 @@ impl Request {
         with_id(self.bytes.clone(), id)
     }
 
-    /// The resolver's answer to [`Self::bytes_as`] as the pod is to have it; nothing if it is none.
-    pub(super) fn take_answer(&self, id: u16, bytes: Vec<u8>) -> Option<Vec<u8>> {
+    /// The resolver's answer to [`Self::bytes_as`]; nothing if it is none.
+    pub(super) fn take_answer(&self, id: u16, bytes: Vec<u8>) -> Option<Answer> {
         let mut decoder = BinDecoder::new(&bytes);
         let Header { metadata, counts } = Header::read(&mut decoder).ok()?;
         if metadata.id != id || metadata.message_type != MessageType::Response {
@@ -144,7 +156,26 @@ impl Request {
             1 => Query::read(&mut decoder).is_ok_and(|asked| asked == self.question),
             _ => false,
         };
-        is_ours.then(|| with_id(bytes, self.metadata.id))
+        is_ours.then(|| Answer {
+            bytes: with_id(bytes, self.metadata.id),
+            is_failure: is_failure(&metadata, &counts),
+        })
+    }
+}
+
+/// Whether a resolver fails, as libraries see it: it says so, or refers to others, as a server does
+/// that does not resolve names.
+fn is_failure(metadata: &Metadata, counts: &HeaderCounts) -> bool {
+    match metadata.response_code {
+        ResponseCode::ServFail
+        | ResponseCode::Refused
+        | ResponseCode::NotImp
+        | ResponseCode::FormErr => true,
+        ResponseCode::NoError => {
+            let knows = metadata.authoritative || metadata.recursion_available;
+            counts.answers == 0 && !knows && !metadata.truncation
+        }
+        _ => false,
     }
 }
 

@@ -5,6 +5,7 @@
 //! port of the host is opened, so nobody but pods can ask, and each query says whose it is.
 
 mod forward;
+mod host;
 mod message;
 mod resolvers;
 mod serve;
@@ -25,7 +26,8 @@ use parking_lot::RwLock;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 
-pub(crate) use resolvers::{RESOLV_CONF, Resolvers};
+pub(crate) use host::RESOLV_CONF;
+pub(crate) use resolvers::Resolvers;
 pub(crate) use zones::DOMAIN;
 
 use message::{Rejected, Request, Transport};
@@ -148,6 +150,11 @@ impl Dns {
     /// The resolvers that are asked now.
     pub(crate) fn resolvers(&self) -> Vec<std::net::SocketAddr> {
         self.resolvers.list()
+    }
+
+    /// In which domains pods look for short names now, and with which options (resolv.conf(5)).
+    pub(crate) fn search(&self) -> (Vec<String>, Vec<String>) {
+        self.resolvers.search()
     }
 
     /// Answers a query from what is known here, if it can be.

@@ -1,54 +1,48 @@
-//! The resolvers of the host.
+//! Whom names outside the pod network are asked for, and in which order.
 
-use std::fs;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ipnet::Ipv4Net;
-use nix::net::if_::if_nametoindex;
 use parking_lot::Mutex;
-use resolv_conf::{Config, ScopedIp};
-use tracing::{debug, info};
 
 use super::PORT;
+use super::host::{self, HostFile, RESOLV_CONF};
 use crate::error::{Error, Result};
 
-/// Where a host's resolvers are listed.
-pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// How long a resolver that did not answer is asked after the others.
+const SILENCE: Duration = Duration::from_secs(30);
 
-/// How long the list is not looked at again.
-const HOLD: Duration = Duration::from_secs(1);
-/// As many as libraries use (resolv.conf(5)).
-const MAX: usize = 3;
-
-/// Which resolvers are asked.
+/// The resolvers of a node.
 #[derive(Debug)]
 pub(crate) struct Resolvers {
-    /// Addresses of pods: no socket of the host reaches one, and one of them is the service's own.
-    network: Ipv4Net,
-    source: Source,
-    /// How many at the front of the list did not answer lately: they are asked last.
-    silent: AtomicUsize,
+    /// Those that were named; nothing if the host's are asked.
+    named: Option<Vec<SocketAddr>>,
+    file: HostFile,
+    health: Mutex<HashMap<SocketAddr, Health>>,
 }
 
-#[derive(Debug)]
-enum Source {
-    Named(Vec<SocketAddr>),
-    File { path: PathBuf, last: Mutex<Read> },
-}
-
-/// What was read last.
+/// What is known of a resolver.
 #[derive(Debug, Default)]
-struct Read {
-    at: Option<Instant>,
-    text: Option<Vec<u8>>,
-    list: Vec<SocketAddr>,
+struct Health {
+    /// When it answered last.
+    answered: Option<Instant>,
+    /// It did not answer lately, and until then comes last.
+    silent_until: Option<Instant>,
+}
+
+/// A resolver that is to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Turn {
+    pub(super) address: SocketAddr,
+    /// Whether it did not answer lately.
+    pub(super) is_silent: bool,
 }
 
 impl Resolvers {
-    /// These resolvers.
+    /// These resolvers. What else the host's file says counts.
     ///
     /// # Errors
     /// Bad usage for an address that cannot be one.
@@ -68,92 +62,143 @@ impl Resolvers {
             return Err(Error::usage(format!("--dns: {address} {fault}")));
         }
         let list = addresses.iter().map(|it| SocketAddr::new(*it, PORT));
-        Ok(Self::new(network, Source::Named(list.collect())))
+        Ok(Self::new(
+            Some(list.collect()),
+            HostFile::new(RESOLV_CONF, network),
+        ))
     }
 
     /// Those that a file like [`RESOLV_CONF`] lists from time to time.
     pub(crate) fn in_file(path: impl Into<PathBuf>, network: Ipv4Net) -> Self {
-        let source = Source::File {
-            path: path.into(),
-            last: Mutex::default(),
-        };
-        Self::new(network, source)
+        Self::new(None, HostFile::new(path, network))
     }
 
-    fn new(network: Ipv4Net, source: Source) -> Self {
+    fn new(named: Option<Vec<SocketAddr>>, file: HostFile) -> Self {
         Self {
-            network,
-            source,
-            silent: AtomicUsize::new(0),
+            named,
+            file,
+            health: Mutex::default(),
         }
     }
 
     /// The resolvers as they are now.
     pub(super) fn list(&self) -> Vec<SocketAddr> {
-        let (path, mut last) = match &self.source {
-            Source::Named(list) => return list.clone(),
-            Source::File { path, last } => (path, last.lock()),
-        };
+        match &self.named {
+            Some(named) => named.clone(),
+            None => self.file.read().resolvers.clone(),
+        }
+    }
+
+    /// In which domains pods look for short names now, and with which of the host's options.
+    pub(super) fn search(&self) -> (Vec<String>, Vec<String>) {
+        if self.list().is_empty() {
+            // There is nobody who knows the host's domains.
+            return (host::search(std::iter::empty()), Vec::new());
+        }
+        let config = self.file.read();
+        (config.search.clone(), config.options.clone())
+    }
+
+    /// The resolvers in the order in which they are to be asked: those that did not answer lately
+    /// come last. From time to time a query finds out whether one of them answers again.
+    pub(super) fn in_turn(&self) -> Vec<Turn> {
+        let mut list = Vec::new();
+        for address in self.list() {
+            if !list.contains(&address) {
+                list.push(address);
+            }
+        }
         let now = Instant::now();
-        if last.at.is_some_and(|at| now < at + HOLD) {
-            return last.list.clone();
+        let mut health = self.health.lock();
+        health.retain(|address, _| list.contains(address));
+        let silence = |address: &SocketAddr| health.get(address).and_then(|it| it.silent_until);
+        let has_other = list.iter().any(|address| silence(address).is_none());
+        let mut turns: Vec<_> = list
+            .iter()
+            .map(|address| Turn {
+                address: *address,
+                is_silent: silence(address).is_some_and(|until| now < until || !has_other),
+            })
+            .collect();
+        for turn in turns.iter().filter(|turn| !turn.is_silent) {
+            // The others do not wait for what this query finds out.
+            if let Some(Health {
+                silent_until: Some(until),
+                ..
+            }) = health.get_mut(&turn.address)
+            {
+                *until = now + SILENCE;
+            }
         }
-        last.at = Some(now);
-        let text = fs::read(path).unwrap_or_else(|error| {
-            debug!("{}: {error}", path.display());
-            Vec::new()
-        });
-        if last.text.as_ref() != Some(&text) {
-            last.list = self.parse(&text);
-            last.text = Some(text);
-            self.silent.store(0, Ordering::Relaxed);
-            info!("resolvers by {}: {:?}", path.display(), last.list);
-        }
-        last.list.clone()
+        turns.sort_by_key(|turn| turn.is_silent);
+        turns
     }
 
-    /// The resolvers in the order in which they are to be asked, each with its place.
-    pub(super) fn in_turn(&self) -> Vec<(usize, SocketAddr)> {
-        let mut list: Vec<_> = self.list().into_iter().enumerate().collect();
-        let silent = self.silent.load(Ordering::Relaxed);
-        let len = list.len().max(1);
-        list.rotate_left(silent % len);
-        list
-    }
-
-    /// The one in this place has answered, and those before it have not.
-    pub(super) fn answered(&self, place: usize) {
-        self.silent.store(place, Ordering::Relaxed);
-    }
-
-    fn parse(&self, text: &[u8]) -> Vec<SocketAddr> {
-        let (config, _) = Config::parse_with_errors(text);
-        let listed = config.get_nameservers_or_local();
-        let listed = listed.iter().filter_map(socket_address);
-        let is_pods = |address: &SocketAddr| match address.ip() {
-            IpAddr::V4(v4) => self.network.contains(&v4),
-            IpAddr::V6(_) => false,
+    /// This one has answered.
+    pub(super) fn answered(&self, address: SocketAddr) {
+        let mut health = self.health.lock();
+        *health.entry(address).or_default() = Health {
+            answered: Some(Instant::now()),
+            silent_until: None,
         };
-        listed.filter(|it| !is_pods(it)).take(MAX).collect()
     }
-}
 
-fn socket_address(address: &ScopedIp) -> Option<SocketAddr> {
-    Some(match address {
-        ScopedIp::V4(v4) => SocketAddr::new((*v4).into(), PORT),
-        ScopedIp::V6(v6, None) => SocketAddr::new((*v6).into(), PORT),
-        ScopedIp::V6(v6, Some(interface)) => {
-            let index = interface.parse().ok();
-            let index = index.or_else(|| if_nametoindex(interface.as_str()).ok())?;
-            SocketAddrV6::new(*v6, PORT, 0, index).into()
+    /// This one was asked at some time and has not answered that; nor anything else, unless it is
+    /// known better.
+    pub(super) fn is_silent_since(&self, address: SocketAddr, asked: Instant) {
+        let mut health = self.health.lock();
+        let health = health.entry(address).or_default();
+        if health.answered.is_none_or(|answered| answered < asked) {
+            health.silent_until = Some(Instant::now() + SILENCE);
         }
-    })
+    }
 }
 
 #[cfg(test)]
 impl Resolvers {
     /// Resolvers at any ports.
     pub(super) fn at(list: Vec<SocketAddr>) -> Self {
-        Self::new("10.1.0.0/16".parse().unwrap(), Source::Named(list))
+        let network = "10.1.0.0/16".parse().unwrap();
+        Self::new(Some(list), HostFile::new("/nonexistent", network))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(resolvers: &Resolvers) -> Vec<(u16, bool)> {
+        let turns = resolvers.in_turn();
+        let turns = turns.iter().map(|it| (it.address.port(), it.is_silent));
+        turns.collect()
+    }
+
+    #[test]
+    fn who_does_not_answer_comes_last_and_is_tried_from_time_to_time() {
+        let [one, two] = [1, 2].map(|port| SocketAddr::from(([192, 0, 2, 1], port)));
+        let resolvers = Resolvers::at(vec![one, two]);
+        let first = Instant::now();
+        assert_eq!(turns(&resolvers), [(1, false), (2, false)]);
+        resolvers.is_silent_since(one, first);
+        assert_eq!(turns(&resolvers), [(2, false), (1, true)]);
+        // One query tries it, and not all that come then.
+        let over = |address| {
+            let mut health = resolvers.health.lock();
+            health.get_mut(&address).unwrap().silent_until = Some(first);
+        };
+        over(one);
+        assert_eq!(turns(&resolvers), [(1, false), (2, false)]);
+        assert_eq!(turns(&resolvers), [(2, false), (1, true)]);
+        resolvers.answered(one);
+        assert_eq!(turns(&resolvers), [(1, false), (2, false)]);
+        // What it does not answer counts for nothing while it answers others.
+        resolvers.is_silent_since(one, first);
+        assert_eq!(turns(&resolvers), [(1, false), (2, false)]);
+        // Where nobody answers all are asked anyway.
+        let now = Instant::now();
+        resolvers.is_silent_since(one, now);
+        resolvers.is_silent_since(two, now);
+        over(one);
+        assert_eq!(turns(&resolvers), [(1, true), (2, true)]);
     }
 }

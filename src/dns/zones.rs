@@ -48,7 +48,8 @@ impl Zones {
         let name = request.question.name();
         let mut labels: Vec<_> = name.iter().map(<[u8]>::to_ascii_lowercase).collect();
         labels.reverse();
-        let (depth, meaning) = self.look_up(&labels, names)?;
+        let known = self.look_up(&labels, names);
+        let (depth, meaning) = known.or_else(|| short(request, &labels, names))?;
         if !matches!(request.question.query_class(), DNSClass::IN | DNSClass::ANY) {
             return Some(request.answer(ResponseCode::Refused));
         }
@@ -115,6 +116,20 @@ impl Zones {
             (true, _) => Meaning::Parent,
         };
         Some((cut, meaning))
+    }
+}
+
+/// A pod's name alone, of which no resolver outside has to know: clients ask for it when there is no
+/// address of the type that they want, or they look in no domain. Other types than addresses are not
+/// answered: a pod that is named as a top-level domain must not hide that from who verifies names.
+fn short(request: &Request, labels: &[Vec<u8>], names: &Names) -> Option<(usize, Meaning)> {
+    let kind = request.question.query_type();
+    if labels.len() != 1 || !matches!(kind, RecordType::A | RecordType::AAAA) {
+        return None;
+    }
+    match pods(labels, names) {
+        data @ Meaning::Data(_) => Some((1, data)),
+        Meaning::Parent | Meaning::Nothing => None,
     }
 }
 

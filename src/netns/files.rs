@@ -11,19 +11,29 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tracing::warn;
 
-use crate::dns::DOMAIN;
 use crate::error::{Context, Result};
 
 /// Where the file system in memory is mounted for a moment, in the pod's mount namespace alone. No
 /// directory has to be made for it, which would be left behind by a process that is killed.
 const SCRATCH: &str = "/proc";
 
+/// How a pod looks for names.
+#[derive(Debug, Clone, Copy)]
+pub struct Resolution<'a> {
+    /// Whom it asks.
+    pub resolvers: &'a [Ipv4Addr],
+    /// In which domains it looks for short names.
+    pub search: &'a [String],
+    /// How, as in resolv.conf(5).
+    pub options: &'a [String],
+}
+
 /// Gives this process' own namespaces the host name and files of the pod `name` at `address`.
 ///
 /// # Errors
 /// If the file system in memory cannot be mounted. A file that is missing in the root directory
 /// cannot be replaced; that is only told.
-pub fn give(name: &str, address: Ipv4Addr, resolvers: &[Ipv4Addr]) -> Result<()> {
+pub fn give(name: &str, address: Ipv4Addr, resolution: &Resolution<'_>) -> Result<()> {
     nix::unistd::sethostname(name).context("setting the host name")?;
     // Mounts must not travel to other namespaces, nor theirs to ours.
     let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
@@ -39,7 +49,7 @@ pub fn give(name: &str, address: Ipv4Addr, resolvers: &[Ipv4Addr]) -> Result<()>
         Some("mode=0755,size=256k"),
     )
     .context("mounting a file system in memory for the pod's files")?;
-    let put = replace(scratch, "resolv.conf", &resolv_conf(resolvers))
+    let put = replace(scratch, "resolv.conf", &resolv_conf(resolution))
         .and_then(|()| replace(scratch, "hosts", &hosts(name, address)));
     let released = umount2(scratch, MntFlags::MNT_DETACH);
     put.and(released.context("releasing the pod's files"))
@@ -56,13 +66,18 @@ fn replace(scratch: &Path, file: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn resolv_conf(resolvers: &[Ipv4Addr]) -> String {
+fn resolv_conf(resolution: &Resolution<'_>) -> String {
     // Writing to a string cannot fail.
     let mut text = "# Written by muslin for this pod.\n".to_owned();
-    if !resolvers.is_empty() {
-        let _ = writeln!(text, "search {DOMAIN}");
+    for (keyword, words) in [
+        ("search", resolution.search),
+        ("options", resolution.options),
+    ] {
+        if !words.is_empty() {
+            let _ = writeln!(text, "{keyword} {}", words.join(" "));
+        }
     }
-    for resolver in resolvers {
+    for resolver in resolution.resolvers {
         let _ = writeln!(text, "nameserver {resolver}");
     }
     text
@@ -85,8 +100,19 @@ mod tests {
     fn a_pod_knows_itself_and_its_resolvers() {
         let address = Ipv4Addr::new(10, 244, 1, 2);
         assert!(hosts("web", address).contains("\n10.244.1.2\tweb\n"));
-        let text = resolv_conf(&[address]);
-        assert!(text.ends_with("\nsearch muslin\nnameserver 10.244.1.2\n"));
-        assert_eq!(resolv_conf(&[]).lines().count(), 1);
+        let text = resolv_conf(&Resolution {
+            resolvers: &[address],
+            search: &["muslin".to_owned(), "corp.example".to_owned()],
+            options: &["ndots:2".to_owned(), "edns0".to_owned()],
+        });
+        let expected =
+            "\nsearch muslin corp.example\noptions ndots:2 edns0\nnameserver 10.244.1.2\n";
+        assert!(text.ends_with(expected), "{text}");
+        let nothing = Resolution {
+            resolvers: &[],
+            search: &[],
+            options: &[],
+        };
+        assert_eq!(resolv_conf(&nothing).lines().count(), 1);
     }
 }

@@ -18,7 +18,7 @@ use nix::unistd::{getegid, geteuid};
 
 use crate::error::{Context, Error, Result, errno};
 
-pub use files::give as give_files;
+pub use files::{Resolution, give as give_files};
 pub use interface::{Assignment, configure};
 
 /// Moves this process into fresh namespaces, where it is user 0.

@@ -297,6 +297,7 @@ impl Service for Arc<Running> {
     ) -> Result<(Attached, Option<Attachment>)> {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
         let network = self.facts.config.network;
+        let (search, dns_options) = self.naming.dns.search();
         let mut pods = self.pods.lock();
         pods.check_ports(&request.publish)?;
         let bound = publish::bind(&request.publish, network)?;
@@ -337,6 +338,8 @@ impl Service for Arc<Running> {
             gso_max_segs: facts.plan.gso_max_segs(),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: vec![gateway::address(facts.subnet)],
+            search,
+            dns_options,
             published,
         };
         Ok((attached, attachment))

@@ -9,6 +9,7 @@ use thiserror::Error;
 use super::overlay::{DatagramSocket, Overlay, Stream};
 use super::resolve::resolve;
 use super::socks5::wire::{Host, Target};
+use crate::control::protocol::Attached;
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -32,15 +33,17 @@ pub(super) struct Dialler {
     overlay: Arc<Overlay>,
     address: Ipv4Addr,
     resolver: Ipv4Addr,
+    search: Vec<String>,
 }
 
 impl Dialler {
-    /// Connections by `address`; `resolver` knows the names.
-    pub(super) fn new(overlay: Arc<Overlay>, address: Ipv4Addr, resolver: Ipv4Addr) -> Self {
+    /// Connections by the address of an attached pod, whose gateway knows the names.
+    pub(super) fn new(overlay: Arc<Overlay>, attached: &Attached) -> Self {
         Self {
             overlay,
-            address,
-            resolver,
+            address: attached.address.addr(),
+            resolver: attached.gateway,
+            search: attached.search.clone(),
         }
     }
 
@@ -71,7 +74,7 @@ impl Dialler {
             },
             Host::Name(name) => {
                 let socket = self.bind().await.map_err(DialError::Resolver)?;
-                resolve(&socket, self.resolver, name).await
+                resolve(&socket, self.resolver, name, &self.search).await
             }
         }
     }

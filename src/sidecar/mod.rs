@@ -113,11 +113,7 @@ impl Proxies {
 
     /// Begins to serve clients by the address of an attached pod.
     pub fn serve(self, overlay: &Arc<Overlay>, attached: &Attached) {
-        let dialler = Arc::new(Dialler::new(
-            overlay.clone(),
-            attached.address.addr(),
-            attached.gateway,
-        ));
+        let dialler = Arc::new(Dialler::new(overlay.clone(), attached));
         for listener in self.socks5 {
             let (dialler, credentials) = (dialler.clone(), self.credentials.clone());
             tokio::spawn(listen::accept(listener, "SOCKS5", move |client| {

@@ -14,8 +14,6 @@ use crate::state;
 
 /// Where resolvers listen.
 pub(super) const PORT: u16 = 53;
-/// The domain of the cluster's names, in which names without a dot are looked for.
-const DOMAIN: &str = "muslin";
 /// When the question is asked again, since datagrams get lost.
 const TRIES: [Duration; 3] = [
     Duration::from_secs(1),
@@ -23,15 +21,63 @@ const TRIES: [Duration; 3] = [
     Duration::from_secs(2),
 ];
 
-/// Asks `resolver` for an address of `name`, by a port that nobody else has.
+/// Asks `resolver` for an address of `name`, by a port that nobody else has. A short name is looked
+/// for in the domains of `search`.
 pub(super) async fn resolve(
     socket: &DatagramSocket,
     resolver: Ipv4Addr,
     name: &str,
+    search: &[String],
 ) -> Result<Ipv4Addr, DialError> {
+    let mut fault = None;
+    for full in candidates(name, search) {
+        match ask(socket, resolver, &full).await? {
+            Outcome::Address(address) => return Ok(address),
+            Outcome::Nothing => {}
+            // Another domain may have an answer.
+            Outcome::Failure(code) => fault = Some(code),
+        }
+    }
+    Err(match fault {
+        None => DialError::NoName(name.to_owned()),
+        Some(code) => DialError::Resolver(io::Error::other(format!("the resolver says: {code}"))),
+    })
+}
+
+/// The whole names that a name may stand for, in the order in which libraries ask for them
+/// (resolv.conf(5), `ndots:1`). One that is too long stands for nothing.
+fn candidates(name: &str, search: &[String]) -> Vec<Name> {
+    let plain = name.strip_suffix('.');
+    let domains = if plain.is_some() { &[] } else { search };
+    let within = domains.iter().map(|domain| format!("{name}.{domain}."));
+    let as_it_is = format!("{}.", plain.unwrap_or(name));
+    let all: Vec<_> = if name.contains('.') {
+        std::iter::once(as_it_is).chain(within).collect()
+    } else {
+        within.chain([as_it_is]).collect()
+    };
+    let all = all.into_iter().map(Name::from_ascii);
+    all.filter_map(std::result::Result::ok).collect()
+}
+
+/// What a resolver knows of a name.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Address(Ipv4Addr),
+    Nothing,
+    Failure(ResponseCode),
+}
+
+async fn ask(
+    socket: &DatagramSocket,
+    resolver: Ipv4Addr,
+    name: &Name,
+) -> Result<Outcome, DialError> {
     let lost = DialError::Resolver;
     let query = question(name)?;
-    let bytes = query.to_vec().map_err(|_| nobody(name))?;
+    let bytes = query
+        .to_vec()
+        .map_err(|error| lost(io::Error::other(error)))?;
     let to = SocketAddrV4::new(resolver, PORT);
     for patience in TRIES {
         socket.send(to, &bytes).map_err(lost)?;
@@ -39,8 +85,8 @@ pub(super) async fn resolve(
         while let Ok(received) = timeout_at(until, socket.receive()).await {
             let (from, answer) = received.map_err(lost)?;
             // What answers another question, or nobody asked for, does not count.
-            if let Some(result) = (from == to).then(|| read(&query, &answer)).flatten() {
-                return result.map_err(lost)?.ok_or_else(|| nobody(name));
+            if let Some(outcome) = (from == to).then(|| read(&query, &answer)).flatten() {
+                return Ok(outcome);
             }
         }
     }
@@ -49,24 +95,17 @@ pub(super) async fn resolve(
 }
 
 /// The question for a name's address.
-fn question(name: &str) -> Result<Message, DialError> {
-    let is_plain = !name.contains('.');
-    let full = if is_plain {
-        format!("{name}.{DOMAIN}.")
-    } else {
-        format!("{}.", name.trim_end_matches('.'))
-    };
-    let full = Name::from_ascii(full).map_err(|_| nobody(name))?;
+fn question(name: &Name) -> Result<Message, DialError> {
     let mut query = Message::query();
     let random = state::random().map_err(|error| DialError::Resolver(io::Error::other(error)))?;
     query.metadata.id = u16::from_ne_bytes(random);
     query.metadata.recursion_desired = true;
-    query.add_query(Query::query(full, RecordType::A));
+    query.add_query(Query::query(name.clone(), RecordType::A));
     Ok(query)
 }
 
-/// The address in an answer, if it is one to the question; or that there is none.
-fn read(query: &Message, bytes: &[u8]) -> Option<io::Result<Option<Ipv4Addr>>> {
+/// What an answer says, if it is one to the question.
+fn read(query: &Message, bytes: &[u8]) -> Option<Outcome> {
     let answer = Message::from_vec(bytes).ok()?;
     let is_answer = answer.message_type == MessageType::Response
         && answer.id == query.id
@@ -80,14 +119,10 @@ fn read(query: &Message, bytes: &[u8]) -> Option<io::Result<Option<Ipv4Addr>>> {
         _ => None,
     });
     Some(match (addresses.next(), answer.response_code) {
-        (Some(address), _) => Ok(Some(address)),
-        (None, ResponseCode::NoError | ResponseCode::NXDomain) => Ok(None),
-        (None, code) => Err(io::Error::other(format!("the resolver says: {code}"))),
+        (Some(address), _) => Outcome::Address(address),
+        (None, ResponseCode::NoError | ResponseCode::NXDomain) => Outcome::Nothing,
+        (None, code) => Outcome::Failure(code),
     })
-}
-
-fn nobody(name: &str) -> DialError {
-    DialError::NoName(name.to_owned())
 }
 
 #[cfg(test)]
@@ -98,36 +133,56 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_without_a_dot_are_the_clusters() {
-        let asked = |name: &str| question(name).unwrap().queries[0].name().to_string();
-        assert_eq!(asked("web"), "web.muslin.");
-        assert_eq!(asked("web.n1.muslin"), "web.n1.muslin.");
-        assert_eq!(asked("example.org."), "example.org.");
+    fn short_names_are_looked_for_as_libraries_do() {
+        let search = ["muslin".to_owned(), "corp.example".to_owned()];
+        let asked = |name: &str| -> Vec<_> {
+            let all = candidates(name, &search);
+            all.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(asked("web"), ["web.muslin.", "web.corp.example.", "web."]);
+        assert_eq!(
+            asked("web.n1"),
+            ["web.n1.", "web.n1.muslin.", "web.n1.corp.example."]
+        );
+        assert_eq!(asked("example.org."), ["example.org."]);
+        assert_eq!(asked("web."), ["web."]);
+        // What is too long in a domain may be there without it.
+        let long = vec!["x".repeat(60); 4].join(".");
+        assert_eq!(
+            asked(&long),
+            [format!("{long}."), format!("{long}.muslin.")]
+        );
+        assert_eq!(asked(&"x".repeat(64)), [""; 0]);
     }
 
     #[test]
     fn only_what_answers_the_question_counts() {
-        let query = question("web").unwrap();
+        let name = |name: &str| Name::from_ascii(name).unwrap();
+        let query = question(&name("web.muslin.")).unwrap();
         let address = Ipv4Addr::new(10, 244, 1, 2);
         let mut answer = query.clone().into_response();
-        let name = query.queries[0].name().clone();
-        answer.add_answer(Record::from_rdata(name, 5, RData::A(A(address))));
+        answer.add_answer(Record::from_rdata(
+            name("web.muslin."),
+            5,
+            RData::A(A(address)),
+        ));
         let told = |message: &Message| read(&query, &message.to_vec().unwrap());
-        assert_eq!(told(&answer).unwrap().unwrap(), Some(address));
+        assert_eq!(told(&answer), Some(Outcome::Address(address)));
 
         let mut other = answer.clone();
         other.metadata.id ^= 1;
         assert!(told(&other).is_none());
         assert!(told(&query).is_none());
         assert!(read(&query, b"garbage").is_none());
-        let mut other = question("else").unwrap().into_response();
+        let mut other = question(&name("else.muslin.")).unwrap().into_response();
         other.metadata.id = query.id;
         assert!(told(&other).is_none());
 
         let mut none = query.clone().into_response();
         none.metadata.response_code = ResponseCode::NXDomain;
-        assert_eq!(told(&none).unwrap().unwrap(), None);
+        assert_eq!(told(&none), Some(Outcome::Nothing));
         none.metadata.response_code = ResponseCode::ServFail;
-        assert!(told(&none).unwrap().is_err());
+        let failure = Outcome::Failure(ResponseCode::ServFail);
+        assert_eq!(told(&none), Some(failure));
     }
 }
