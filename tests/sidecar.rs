@@ -598,9 +598,9 @@ const UDP_SERVER: &str = r#"
 "#;
 
 /// A client that asks for a relay and sends datagrams by it, each given in hexadecimal digits; it
-/// prints what comes back for each within a second.
+/// prints what comes back for each, within a second for those with a minus sign in front.
 const UDP_CLIENT: &str = r#"
-    use Socket; my ($port, @datagrams) = @ARGV; socket(my $s, PF_INET, SOCK_STREAM, 0); alarm 30;
+    use Socket; my ($port, @datagrams) = @ARGV; socket(my $s, PF_INET, SOCK_STREAM, 0); alarm 60;
     connect($s, pack_sockaddr_in($port, inet_aton("127.0.0.1"))) or die "connect: $!";
     syswrite($s, pack("H*", "050100" . "05030001000000000000"));
     my $answer = ""; while (length $answer < 12) {
@@ -609,9 +609,10 @@ const UDP_CLIENT: &str = r#"
     my ($code, $host, $relay) = unpack("x3 C x2 a4 n", $answer);
     socket(my $u, PF_INET, SOCK_DGRAM, 0);
     for (@datagrams) {
+        my $patience = s/^-// ? 1 : 20;
         send($u, pack("H*", $_), 0, pack_sockaddr_in($relay, $host)) or die "send: $!";
         my $ready = ""; vec($ready, fileno($u), 1) = 1;
-        if (select($ready, undef, undef, 1)) {
+        if (select($ready, undef, undef, $patience)) {
             recv($u, my $said, 65536, 0); print unpack("H20", $said), " ", substr($said, 10), "\n";
         } else { print "nothing\n" }
     }
@@ -633,14 +634,14 @@ fn datagrams_go_by_socks5_and_come_to_exposed_ports() {
     let fragment = hex(&[0, 0, 1, 1, 10, 244, 2, 2, 0x23, 0x28]);
     let mut command = bed.host.command("perl");
     command.args(["-e", UDP_CLIENT, "1080"]);
-    for header in [
-        &header,
-        &hex(&by_name),
-        &fragment,
-        &"0000".to_owned(),
-        &header,
+    for (wait, header) in [
+        ("", &header),
+        ("", &hex(&by_name)),
+        ("-", &fragment),
+        ("-", &"0000".to_owned()),
+        ("", &header),
     ] {
-        command.arg(format!("{header}{}", hex(b"word")));
+        command.arg(format!("{wait}{header}{}", hex(b"word")));
     }
     let output = command.output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -666,6 +667,60 @@ fn datagrams_go_by_socks5_and_come_to_exposed_ports() {
     assert_eq!((echoed.sent, echoed.intact), (20, 20));
     let refusal = pod.udp(SocketAddrV4::new(OWN, 54), 2, 10).unwrap_err();
     assert!(refusal.to_string().contains("refused"), "{refusal}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+#[test]
+fn a_datagram_waits_for_no_other_ones_name() {
+    let Some(lab) = Lab::new() else { return };
+    let store = format!("sqlite:{}", lab.directory().join("store.db").display());
+    let bed = Bed::with(lab, store);
+    let port = PORT.to_string();
+    let words = [
+        "run", "--name", "server", "--", "perl", "-e", UDP_SERVER, &port,
+    ];
+    let mut server = ready(bed.node.client(&words));
+    let mut command = bed.host.command(MUSLIN);
+    command.args(["sidecar", "--store", &bed.store, "--socks5", "1080"]);
+    command.args(["--public-ip", &SIDECAR.to_string(), "--state-dir"]);
+    command.arg(bed.lab.directory().join("state"));
+    // Its resolver never answers.
+    command.args(["--dns", &NOBODY.to_string()]);
+    let mut sidecar = Sidecar::start(command, bed.lab.directory());
+    sidecar.wait_for("SOCKS5 at");
+    bed.node.wait_peers(1);
+    let server_ip = bed.node.address(2).octets();
+    let to_name = |name: &str| {
+        let head = [0, 0, 0, 3, name.len() as u8];
+        hex(&[&head, name.as_bytes(), &PORT.to_be_bytes(), b"word"].concat())
+    };
+    let to_address = hex(&[&[0, 0, 0, 1][..], &server_ip, &PORT.to_be_bytes(), b"word"].concat());
+    // Names of pods are known as soon as nodes have told each other.
+    poll_until(SOON, "the name of the other node's pod", || {
+        let mut command = bed.host.command("perl");
+        command.args(["-e", UDP_CLIENT, "1080"]);
+        command.arg(format!("-{}", to_name("server.muslin")));
+        let output = command.output().unwrap().stdout;
+        (!output.starts_with(b"nothing")).then_some(())
+    });
+    let mut command = bed.host.command("perl");
+    command.args(["-e", UDP_CLIENT, "1080"]);
+    // Nobody answers the first; if others waited for its name, they would have no answer in time.
+    for datagram in [
+        to_name("silent.example"),
+        to_address.clone(),
+        to_name("server.muslin"),
+        to_name("silent.example"),
+        to_address,
+    ] {
+        command.arg(format!("-{datagram}"));
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = text.lines().map(|line| line != "nothing").collect();
+    let log = sidecar.log();
+    assert_eq!(lines, [false, true, true, false, true], "{text}{log}");
     server.kill().unwrap();
     server.wait().unwrap();
 }

@@ -27,10 +27,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
-use super::overlay::{Command, Datagram, Exposed, Place};
+use super::overlay::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
 use crate::egress::{Sockets, event_of, is_flow, raise_descriptor_limit};
 use crate::error::errno;
@@ -39,6 +39,8 @@ use crate::worker::Clock;
 
 /// Frames taken before the sockets have their turn.
 const FRAMES: usize = 64;
+/// Commands taken before frames and sockets have theirs.
+const COMMANDS: usize = 64;
 /// The longest frame, and room in front of it.
 const BUFFER_LEN: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
 /// How often the gateway is asked for until it answers.
@@ -89,6 +91,8 @@ struct Inside {
 struct Wire {
     device: FrameSocket,
     endpoint: Endpoint,
+    /// Whether the node has made no room for the last frame: the next ones do not wait.
+    is_stuck: bool,
     drops: HashMap<DropReason, u64>,
 }
 
@@ -101,7 +105,7 @@ struct Locals {
     /// Where those that are there say that they were reset.
     resets: HashMap<FlowId, Arc<AtomicBool>>,
     /// Who reads the datagrams of a port.
-    ports: HashMap<u16, mpsc::Sender<Datagram>>,
+    ports: HashMap<u16, Inbox>,
     /// The port of a flow of datagrams, and its other end.
     inboxes: HashMap<FlowId, (u16, SocketAddrV4)>,
 }
@@ -130,6 +134,7 @@ impl Inside {
             wire: Wire {
                 device: setup.device,
                 endpoint: Endpoint::new(place.address, place.gateway, clock.now()),
+                is_stuck: false,
                 drops: HashMap::new(),
             },
             epoll,
@@ -204,7 +209,15 @@ impl Inside {
 
     fn obey(&mut self) -> std::ops::ControlFlow<()> {
         let _ = self.wake.read();
-        while let Ok(command) = self.commands.try_recv() {
+        for taken in 0.. {
+            if taken == COMMANDS {
+                // The rest has its turn later.
+                let _ = self.wake.write(1);
+                break;
+            }
+            let Ok(command) = self.commands.try_recv() else {
+                break;
+            };
             match command {
                 Command::Dial {
                     to,
@@ -262,7 +275,7 @@ impl Inside {
         }
     }
 
-    fn bind(&mut self, inbox: mpsc::Sender<Datagram>) -> Option<u16> {
+    fn bind(&mut self, inbox: Inbox) -> Option<u16> {
         let Self { egress, locals, .. } = self;
         let key = FlowKey {
             protocol: Protocol::Udp,
@@ -279,10 +292,11 @@ impl Inside {
         Some(port)
     }
 
-    fn send(&mut self, port: u16, (to, payload): &Datagram) {
+    fn send(&mut self, port: u16, datagram: &Datagram) {
+        let to = datagram.peer;
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: *to,
+            pod: to,
             remote: SocketAddrV4::new(self.place.address, port),
         };
         let now = self.clock.now();
@@ -292,9 +306,9 @@ impl Inside {
             wire,
             ..
         } = self;
-        match egress.deliver(now, key, payload, locals, wire) {
+        match egress.deliver(now, key, &datagram.payload, locals, wire) {
             Ok(flow) => {
-                locals.inboxes.insert(flow, (port, *to));
+                locals.inboxes.insert(flow, (port, to));
             }
             Err(reason) => wire.count(reason),
         }
@@ -389,13 +403,15 @@ fn config(place: Place) -> io::Result<Config> {
 impl Wire {
     /// Gives the node a frame.
     fn put(&mut self, header: &virtio::Header, frame: &[u8]) {
+        let is_full = |sent: &io::Result<_>| matches!(sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         let mut sent = self.device.send(header, frame, &[]);
-        if matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+        if is_full(&sent) && !self.is_stuck {
             let mut room = [PollFd::new(self.device.as_fd(), PollFlags::POLLOUT)];
             // Whether there is room then sending tells.
             let _ = poll(&mut room, PollTimeout::from(ROOM));
             sent = self.device.send(header, frame, &[]);
         }
+        self.is_stuck = is_full(&sent);
         if let Err(error) = sent {
             self.count(match errno(&error) {
                 Errno::EAGAIN | Errno::ENOBUFS => DropReason::PortQueueFull,
@@ -496,11 +512,7 @@ impl Host for Locals {
             return self.sockets.write(flow, bytes);
         };
         let reader = self.ports.get(port).ok_or(HostError::Refused)?;
-        let given = reader.try_send((*from, bytes.to_vec()));
-        given.map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => HostError::WouldBlock,
-            mpsc::error::TrySendError::Closed(_) => HostError::Refused,
-        })?;
+        reader.put(*from, bytes)?;
         Ok(bytes.len())
     }
 

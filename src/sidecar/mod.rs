@@ -12,6 +12,7 @@ mod listen;
 pub mod overlay;
 mod relay;
 mod resolve;
+mod room;
 pub mod socks5;
 
 use std::net::SocketAddr;

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::task::{Context as Task, Poll, ready};
 use std::thread::JoinHandle;
@@ -22,14 +22,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::debug;
 
 use super::endpoint;
+use super::room::{Room, Rooms, Taken};
 use crate::control::protocol::Attached;
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};
 
-/// Datagrams that may wait for whoever reads them.
-const INBOX: usize = 256;
 /// How long the node may take to say where its gateway is.
 const GATEWAY: Duration = Duration::from_secs(10);
 
@@ -71,7 +71,7 @@ pub(super) enum Command {
         told: oneshot::Sender<std::result::Result<(), HostError>>,
     },
     Bind {
-        inbox: mpsc::Sender<Datagram>,
+        inbox: Inbox,
         told: oneshot::Sender<Option<u16>>,
     },
     Send {
@@ -83,8 +83,42 @@ pub(super) enum Command {
     Stop,
 }
 
-/// A datagram and who it is from, or to.
-pub(super) type Datagram = (SocketAddrV4, Vec<u8>);
+/// A datagram that waits.
+#[derive(Debug)]
+pub(super) struct Datagram {
+    /// Who it is from, or to.
+    pub(super) peer: SocketAddrV4,
+    pub(super) payload: Vec<u8>,
+    _room: Taken,
+}
+
+/// Where the datagrams of a port are put for whoever reads them.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    reader: mpsc::UnboundedSender<Datagram>,
+    room: Room,
+}
+
+impl Inbox {
+    /// Puts a datagram there.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room, `Refused` if nobody reads any more.
+    pub(super) fn put(
+        &self,
+        from: SocketAddrV4,
+        payload: &[u8],
+    ) -> std::result::Result<(), HostError> {
+        let room = self.room.take(payload.len()).ok_or(HostError::WouldBlock)?;
+        let datagram = Datagram {
+            peer: from,
+            payload: payload.to_vec(),
+            _room: room,
+        };
+        let put = self.reader.send(datagram);
+        put.map_err(|_| HostError::Refused)
+    }
+}
 
 /// A pod's address. Its thread ends with it.
 pub struct Overlay {
@@ -93,6 +127,12 @@ pub struct Overlay {
     thread: Option<JoinHandle<()>>,
     /// Whether the gateway is known.
     ready: watch::Receiver<bool>,
+    /// For datagrams that wait to be sent.
+    outgoing: Rooms,
+    /// For those that wait to be read.
+    incoming: Rooms,
+    /// Datagrams for which there was no room.
+    lost: AtomicU64,
 }
 
 impl Overlay {
@@ -124,6 +164,9 @@ impl Overlay {
             wake,
             thread: Some(thread),
             ready,
+            outgoing: Rooms::new(),
+            incoming: Rooms::new(),
+            lost: AtomicU64::new(0),
         };
         overlay.wait_ready().await?;
         Ok(overlay)
@@ -169,16 +212,18 @@ impl Overlay {
     /// # Errors
     /// If none is free.
     pub async fn bind(self: &Arc<Self>) -> io::Result<DatagramSocket> {
-        let (sender, inbox) = mpsc::channel(INBOX);
+        let (reader, inbox) = mpsc::unbounded_channel();
         let (told, port) = oneshot::channel();
+        let room = self.incoming.port();
         self.tell(Command::Bind {
-            inbox: sender,
+            inbox: Inbox { reader, room },
             told,
         })?;
         let port = port.await.map_err(ended)?;
         Ok(DatagramSocket {
             overlay: self.clone(),
             port: port.ok_or(io::ErrorKind::AddrInUse)?,
+            room: self.outgoing.port(),
             inbox: tokio::sync::Mutex::new(inbox),
         })
     }
@@ -277,18 +322,31 @@ impl AsyncWrite for Stream {
 pub struct DatagramSocket {
     overlay: Arc<Overlay>,
     port: u16,
-    inbox: tokio::sync::Mutex<mpsc::Receiver<Datagram>>,
+    room: Room,
+    inbox: tokio::sync::Mutex<mpsc::UnboundedReceiver<Datagram>>,
 }
 
 impl DatagramSocket {
-    /// Sends a datagram. Whether it arrives nobody tells.
+    /// Sends a datagram. Whether it arrives nobody tells; it is lost, and counted, where too many
+    /// wait already.
     ///
     /// # Errors
     /// If the thread has ended.
     pub fn send(&self, to: SocketAddrV4, payload: &[u8]) -> io::Result<()> {
+        let Some(room) = self.room.take(payload.len()) else {
+            let lost = self.overlay.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            if lost.is_power_of_two() {
+                debug!("datagrams lost, since too many wait for the node: {lost}");
+            }
+            return Ok(());
+        };
         self.overlay.tell(Command::Send {
             port: self.port,
-            datagram: (to, payload.to_vec()),
+            datagram: Datagram {
+                peer: to,
+                payload: payload.to_vec(),
+                _room: room,
+            },
         })
     }
 
@@ -297,8 +355,9 @@ impl DatagramSocket {
     /// # Errors
     /// If the thread has ended.
     pub async fn receive(&self) -> io::Result<(SocketAddrV4, Vec<u8>)> {
-        let mut inbox = self.inbox.lock().await;
-        inbox.recv().await.ok_or_else(|| ended(()))
+        let received = self.inbox.lock().await.recv().await;
+        let datagram = received.ok_or_else(|| ended(()))?;
+        Ok((datagram.peer, datagram.payload))
     }
 }
 

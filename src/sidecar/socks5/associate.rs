@@ -13,7 +13,8 @@ use tracing::debug;
 
 use super::super::dial::Dialler;
 use super::super::overlay::DatagramSocket;
-use super::wire;
+use super::lookups::Lookups;
+use super::wire::{self, Host, Target};
 
 /// The longest datagram of IPv4, and a SOCKS5 header with a name in front.
 const BUFFER_LEN: usize = 65_535 + 262;
@@ -51,9 +52,11 @@ impl Relay {
         })
     }
 
-    /// Relays until the client's connection ends, or nothing comes for long.
+    /// Relays until the client's connection ends, or nothing comes for long. Datagrams to a name wait
+    /// until it is looked up; others do not.
     pub(super) async fn run(mut self, stream: &mut TcpStream, dialler: &Dialler) -> io::Result<()> {
         let mut buffer = vec![0; BUFFER_LEN];
+        let mut lookups = Lookups::new();
         // What a client says on its connection then means nothing.
         let mut said = [0; 64];
         loop {
@@ -63,7 +66,26 @@ impl Relay {
                 },
                 received = self.local.recv_from(&mut buffer) => {
                     let (len, from) = received?;
-                    self.send(&buffer[..len], from, dialler).await?;
+                    let Some(((host, port), payload)) = self.take(&buffer[..len], from) else {
+                        continue;
+                    };
+                    let address = match host {
+                        Host::Name(name) => lookups.find(name, (port, payload), |name| async move {
+                            dialler.resolve(&Host::Name(name)).await
+                        }),
+                        Host::Ip(_) => dialler.resolve(&host).await.map_or_else(|error| {
+                            debug!("SOCKS5: a datagram goes nowhere: {error}");
+                            None
+                        }, Some),
+                    };
+                    if let Some(address) = address {
+                        self.overlay.send(SocketAddrV4::new(address, port), payload)?;
+                    }
+                }
+                Some((address, datagrams)) = lookups.next() => {
+                    for (port, payload) in datagrams {
+                        self.overlay.send(SocketAddrV4::new(address, port), &payload)?;
+                    }
                 }
                 received = self.overlay.receive() => {
                     let (from, payload) = received?;
@@ -74,30 +96,21 @@ impl Relay {
         }
     }
 
-    /// Sends a client's datagram.
-    async fn send(&mut self, bytes: &[u8], from: SocketAddr, dialler: &Dialler) -> io::Result<()> {
+    /// Where a client's datagram is to go, and what it says.
+    fn take<'a>(&mut self, bytes: &'a [u8], from: SocketAddr) -> Option<(Target, &'a [u8])> {
         let is_client = from.ip() == self.client && self.from.is_none_or(|known| known == from);
         if !is_client {
             debug!("SOCKS5: a datagram from {from}, who is not the relay's client");
-            return Ok(());
+            return None;
         }
         self.from = Some(from);
-        let ((host, port), header) = match wire::datagram(bytes) {
-            Ok(Some(target)) => target,
-            Ok(None) => return Ok(()),
+        match wire::datagram(bytes) {
+            Ok(target) => target.map(|(target, header)| (target, &bytes[header..])),
             Err(fault) => {
                 debug!("SOCKS5: a datagram has {fault}");
-                return Ok(());
+                None
             }
-        };
-        let to = match dialler.resolve(&host).await {
-            Ok(address) => SocketAddrV4::new(address, port),
-            Err(error) => {
-                debug!("SOCKS5: a datagram goes nowhere: {error}");
-                return Ok(());
-            }
-        };
-        self.overlay.send(to, &bytes[header..])
+        }
     }
 
     /// Gives the client a datagram.

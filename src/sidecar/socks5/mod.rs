@@ -1,6 +1,7 @@
 //! A SOCKS5 proxy into the overlay.
 
 mod associate;
+mod lookups;
 pub mod wire;
 
 use std::io;
