@@ -843,3 +843,95 @@ fn content_passes_the_http_proxy_whole_in_both_directions() {
     server.kill().unwrap();
     server.wait().unwrap();
 }
+
+/// A server that reads the head of a request, asks for its content or does not, and answers with what
+/// it has read of that.
+const STRICT_SERVER: &str = r#"
+    use Socket; socket(my $l, PF_INET, SOCK_STREAM, 0);
+    bind($l, pack_sockaddr_in($ARGV[0], INADDR_ANY)) or die; listen($l, 5); $| = 1;
+    print "READY\n"; $SIG{PIPE} = "IGNORE";
+    while (accept(my $c, $l)) {
+        my $said = ""; my $more = sub { sysread($c, $said, 65536, length $said) };
+        $more->() or last until $said =~ s/^(.*?)\r\n\r\n//s; my $head = $1;
+        my $early = length $said; my ($len) = $head =~ /^content-length: (\d+)/mi;
+        if ($head =~ m{^\S+ /asks}) {
+            # Nothing may come before it is asked for.
+            my $ready = ""; vec($ready, fileno($c), 1) = 1;
+            $early += select($ready, undef, undef, 2);
+            syswrite($c, "HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        if ($head =~ m{^\S+ /(asks|silent)}) {
+            $more->() or last until length $said >= $len;
+            my $text = sprintf "%d early, %d %d\n", $early, length $said, unpack("%32C*", $said);
+            syswrite($c, "HTTP/1.1 200 OK\r\nContent-Length: " . length($text) . "\r\n\r\n$text");
+        } else {
+            sleep 2 if $head =~ m{^\S+ /late};
+            my $text = $head =~ /^expect: 100-continue/mi ? "expected\n" : "unexpected\n";
+            syswrite($c, "HTTP/1.1 413 Too Large\r\nContent-Length: " . length($text) . "\r\n\r\n$text");
+        }
+        close $c;
+    }
+"#;
+
+#[test]
+fn a_server_says_whether_it_wants_content_and_is_heard_before_that_is_whole() {
+    let Some(bed) = Bed::new() else { return };
+    let port = PORT.to_string();
+    let words = [
+        "run",
+        "--name",
+        "server",
+        "--",
+        "perl",
+        "-e",
+        STRICT_SERVER,
+        &port,
+    ];
+    let mut server = ready(bed.node.client(&words));
+    let mut sidecar = bed.restricted(&["--http-proxy", "3128"]);
+    sidecar.wait_for("HTTP proxy at");
+    bed.node.wait_peers(1);
+    let bytes = 20_000_000;
+    let head = |path: &str, expects: bool| {
+        let expect = if expects {
+            "Expect: 100-continue\r\n"
+        } else {
+            ""
+        };
+        let head = format!(
+            "POST http://{POD}:{PORT}{path} HTTP/1.1\r\nContent-Length: {bytes}\r\n{expect}\r\n"
+        );
+        hex(head.as_bytes())
+    };
+    let sum = received(bytes).replace(&format!(" {OWN}"), "");
+    let asks = b"HTTP/1.1 100 Continue\r\n\r\n";
+    let refuses = b"HTTP/1.1 413 ";
+
+    // Asked for, content comes, and not before.
+    let words = [format!("{}:{}", head("/asks", true), asks.len())];
+    let told = bed.client(3128, bytes, &words);
+    assert_eq!(told[0], hex(asks), "{told:?}");
+    assert_eq!(told.last(), Some(&format!("0 early, {sum}")), "{told:?}");
+    // A server that does not know how to ask has it from a client that does not wait.
+    let told = bed.client(3128, bytes, &[format!("{}:0", head("/silent", true))]);
+    let last = told.last().unwrap();
+    assert!(last.ends_with(&format!(" early, {sum}")), "{told:?}");
+
+    // A client that waits has the refusal and nothing before it, however long that takes.
+    for path in ["/refuses", "/late"] {
+        let words = [format!("{}:{}", head(path, true), refuses.len())];
+        let told = bed.client(3128, 0, &words);
+        assert_eq!(told[0], hex(refuses), "{told:?}");
+        assert_eq!(told.last().unwrap(), "expected", "{told:?}");
+    }
+    // One that sends meanwhile has it too, although the server has read nothing of that.
+    for (path, expects) in [("/refuses", false), ("/late", false), ("/late", true)] {
+        let told = bed.client(3128, bytes, &[format!("{}:0", head(path, expects))]);
+        let text = told.join("\n");
+        assert!(text.contains("HTTP/1.1 413"), "{path}: {text}");
+        let expected = if expects { "expected" } else { "unexpected" };
+        assert_eq!(told.last().unwrap(), expected, "{text}");
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}

@@ -75,6 +75,18 @@ pub(super) fn tunnel<B>(request: &Request<B>) -> Result<Target, Fault> {
     }
 }
 
+/// Whether a client waits until it is asked for the content of its request (RFC 9110 section 10.1.1).
+pub(super) fn waits_for_continue<B>(request: &Request<B>) -> bool {
+    let has_content = !matches!(
+        framing(request.headers()),
+        Ok(Framing::Untold | Framing::Length(0))
+    );
+    let expected = request.headers().get_all(header::EXPECT).iter().next_back();
+    // As hyper sees it, which is to pass on that the server asks.
+    let is_told = expected.is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+    has_content && is_told && request.version() >= Version::HTTP_11
+}
+
 /// Where a plain request leads; its head becomes what is passed on.
 ///
 /// # Errors
@@ -92,9 +104,14 @@ pub(super) fn forward<B>(request: &mut Request<B>) -> Result<Target, Fault> {
     // Nothing is left of a host with a fragment behind it.
     let path = path.filter(|path| !path.path().is_empty());
     *request.uri_mut() = path.unwrap_or_else(|| Uri::from_static("/"));
+    let is_old = request.version() < Version::HTTP_11;
     // RFC 9110 section 6.2: an intermediary sends its own.
     *request.version_mut() = Version::HTTP_11;
     let headers = request.headers_mut();
+    if is_old {
+        // It means nothing from there, and would here.
+        headers.remove(header::EXPECT);
+    }
     strip(headers);
     headers.insert(header::HOST, host);
     // Said aloud, because hyper takes it that a GET has no content.
@@ -414,6 +431,35 @@ mod tests {
             assert_eq!(forward(&mut request), Err(fault), "{sent:?}");
             assert_eq!(answer(&mut response), Err(fault), "{sent:?}");
         }
+    }
+
+    #[test]
+    fn a_client_waits_that_says_so_and_has_content() {
+        let expect = |value: &'static [u8]| ("expect", value);
+        let length = ("content-length", &b"5"[..]);
+        let nothing = ("content-length", &b"0"[..]);
+        let chunked = ("transfer-encoding", &b"chunked"[..]);
+        for (sent, waits) in [
+            (&[expect(b"100-continue"), length][..], true),
+            (&[expect(b"100-Continue"), chunked], true),
+            (&[expect(b"a, 100-continue"), length], false),
+            (&[expect(b"100-continue")], false),
+            (&[expect(b"100-continue"), nothing], false),
+            (&[expect(b"100"), length], false),
+            (&[length], false),
+        ] {
+            let mut request = request("POST", "http://a/", sent);
+            assert_eq!(waits_for_continue(&request), waits, "{sent:?}");
+            forward(&mut request).unwrap();
+            let passed = request.headers().contains_key("expect");
+            assert_eq!(passed, sent.iter().any(|(name, _)| *name == "expect"));
+        }
+        // From a client of HTTP/1.0 it means nothing (RFC 9110 section 10.1.1).
+        let mut old = request("POST", "http://a/", &[expect(b"100-continue"), length]);
+        *old.version_mut() = Version::HTTP_10;
+        assert!(!waits_for_continue(&old));
+        forward(&mut old).unwrap();
+        assert!(!old.headers().contains_key("expect"));
     }
 
     #[test]

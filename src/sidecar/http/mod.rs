@@ -1,11 +1,15 @@
 //! An HTTP proxy into the overlay: `CONNECT`, and plain requests that name an `http://` address
 //! (RFC 9110 sections 7.6 and 9.3.6).
 
+mod client;
+mod content;
 mod head;
+mod server;
 
 use std::convert::Infallible;
 use std::fmt::Display;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,20 +18,26 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
-use hyper::server::conn::http1 as server;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tracing::debug;
 
 use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::socks5::wire;
+use client::Client;
+use content::{Answer, Gate, Gated};
 use head::Fault;
+use server::Server;
 
+/// How long a server may take to ask for content, if its client waits for that in silence.
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a client may take for the head of a request.
 const HEAD_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -45,34 +55,38 @@ pub(super) async fn serve(
     dialler: Arc<Dialler>,
     credentials: Option<Arc<Credentials>>,
 ) -> Result<(), hyper::Error> {
+    let client = Client::new(client);
     let tunnel = Arc::new(Tunnel::default());
     let service = service_fn(|request| {
         let (dialler, credentials) = (dialler.clone(), credentials.clone());
-        let tunnel = tunnel.clone();
+        let (client, tunnel) = (client.clone(), tunnel.clone());
         async move {
-            let answered = respond(request, &dialler, credentials.as_deref(), &tunnel).await;
+            let credentials = credentials.as_deref();
+            let answered = respond(request, &client, &dialler, credentials, &tunnel).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(refuse))
         }
     });
-    server::Builder::new()
+    let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_PATIENCE)
         .max_buf_size(head::MAX_LEN)
         .max_headers(head::MAX_FIELDS)
         .half_close(true)
-        .serve_connection(TokioIo::new(client), service)
+        .serve_connection(TokioIo::new(client.clone()), service)
         .with_upgrades()
-        .await?;
+        .await;
     let tunnel = tunnel.lock().take();
-    if let Some(tunnel) = tunnel {
+    match tunnel {
         // It says itself what went wrong.
-        let _ = tunnel.await;
+        Some(tunnel) => drop(tunnel.await),
+        None => client.end().await,
     }
-    Ok(())
+    served
 }
 
 async fn respond(
     request: Request<Incoming>,
+    client: &Client,
     dialler: &Dialler,
     credentials: Option<&Credentials>,
     tunnel: &Tunnel,
@@ -85,7 +99,7 @@ async fn respond(
     }
     match *request.method() {
         Method::CONNECT => connect(request, dialler, tunnel).await,
-        _ => forward(request, dialler).await,
+        _ => forward(request, client, dialler).await,
     }
 }
 
@@ -115,10 +129,12 @@ async fn connect(
 /// Passes a plain request on.
 async fn forward(
     mut request: Request<Incoming>,
+    client: &Client,
     dialler: &Dialler,
 ) -> Result<Response<Body>, Refusal> {
+    let waits = head::waits_for_continue(&request);
     let target = head::forward(&mut request).map_err(faulty)?;
-    let stream = dialler.connect(&target).await.map_err(unreached)?;
+    let stream = Server::new(dialler.connect(&target).await.map_err(unreached)?);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(failed)?;
@@ -127,9 +143,27 @@ async fn forward(
             debug!("HTTP proxy: a server's connection ended: {error}");
         }
     });
-    let mut response = sender.send_request(request).await.map_err(failed)?;
+    let gate = Gate::new(waits);
+    let mut request = request.map(|content| Gated::new(content, gate.clone()));
+    let asked = gate.clone();
+    hyper::ext::on_informational(&mut request, move |answer| {
+        if answer.status() == StatusCode::CONTINUE {
+            asked.open();
+        }
+    });
+    let mut answer = pin!(sender.send_request(request));
+    let answered = tokio::select! {
+        biased;
+        answered = &mut answer => answered,
+        // Neither does the proxy wait then, nor for ever for a server that does not know how to ask.
+        _ = timeout(CONTINUE_PATIENCE, client.sends()), if waits => {
+            gate.open();
+            answer.await
+        }
+    };
+    let mut response = answered.map_err(failed)?;
     head::answer(&mut response).map_err(failed)?;
-    Ok(response.map(BodyExt::boxed))
+    Ok(response.map(|content| Answer::new(content, gate).boxed()))
 }
 
 fn faulty(fault: Fault) -> Refusal {
