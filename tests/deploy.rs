@@ -327,3 +327,34 @@ fn the_unit_starts_the_program_and_not_again_where_that_helps_nobody() {
     assert_eq!(settings["RestartPreventExitStatus"], "2 3");
     assert_eq!(settings["NoNewPrivileges"], "yes");
 }
+
+#[test]
+fn the_network_is_as_large_as_the_table_says() {
+    use muslin_stack::ipam::AddressPool;
+    use muslin_stack::lease::{Backend, NetworkConfig};
+
+    let text = read("README.md");
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| 10.") && line.matches('|').count() == 5);
+    let rows: Vec<Vec<_>> = rows
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert!(rows.len() > 4, "{rows:?}");
+    for row in rows {
+        let number = |text: &str| text.replace(',', "").parse::<usize>().unwrap();
+        let len = row[1].split(' ').next().unwrap();
+        let network = row[0].parse().unwrap();
+        let config = NetworkConfig::new(network, len.parse().ok(), Backend::HostGw).unwrap();
+        let is_default = row[1].contains("default");
+        let default = NetworkConfig::new(network, None, Backend::HostGw).unwrap();
+        assert!(!is_default || config == default, "{row:?}");
+        assert_eq!(config.subnets().count(), number(row[2]), "{row:?}");
+        let mut pool = AddressPool::new(config.subnets().next().unwrap());
+        let pods = (0..).map_while(|i| {
+            let name = format!("pod-{i}").parse().unwrap();
+            pool.allocate(&name, None).ok()
+        });
+        assert_eq!(pods.count(), number(row[3]), "{row:?}");
+    }
+}

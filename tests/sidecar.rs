@@ -9,6 +9,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Child, Command, Stdio};
 
 use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, traffic};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const SIDECAR: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
@@ -934,4 +936,70 @@ fn a_server_says_whether_it_wants_content_and_is_heard_before_that_is_whole() {
     }
     server.kill().unwrap();
     server.wait().unwrap();
+}
+
+#[test]
+fn a_job_gives_its_lease_back() {
+    let Some(lab) = Lab::new() else { return };
+    let store = format!("sqlite:{}", lab.directory().join("store.db").display());
+    let (host, other) = (lab.host("sidecar", SIDECAR), lab.host("node", NODE));
+    // Three nodes fit.
+    let node = NodeConfig::new("n2", NODE, &store).with("--network", "10.244.0.0/22");
+    let node = node.start(&other);
+    let leases = || node.query("leases").as_array().unwrap().len();
+    let [exits, ends] = ["exit 7", "exit 0"].map(|script| ["--", "sh", "-c", script]);
+    for round in 0..5 {
+        for (words, code) in [(&exits, 7), (&ends, 0)] {
+            let (ended, _, log) = run_by(&host, &store, words);
+            assert_eq!(ended, Some(code), "{round}: {log}");
+            assert_eq!(leases(), 1, "{round}: {log}");
+        }
+    }
+
+    // A level that is not possible is no reason to take one.
+    let mut command = host.command("timeout");
+    command.args([
+        "60", "unshare", "--mount", "sh", "-e", "-c", RESTRICTED, MUSLIN,
+    ]);
+    command.args([
+        "sidecar",
+        "--store",
+        "etcd://10.9.0.99:2379",
+        "--level",
+        "tap",
+    ]);
+    command.args(["--public-ip", &SIDECAR.to_string()]);
+    command.args(["--", "true"]).env("HOME", "/nonexistent");
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("/dev/net/tun is not there"), "{told}");
+
+    // Whether one without a command gives it back when it is told to end depends on its state.
+    let state = tempfile::tempdir().unwrap();
+    let kept = ["--state-dir", state.path().to_str().unwrap()];
+    let leaves = [&kept[..], &["--leave"]].concat();
+    for (words, left) in [(&kept[..], 2), (&leaves, 1), (&[], 1)] {
+        // HOME cannot be written.
+        let script = "mount -t tmpfs -o ro none /mnt; exec \"$0\" \"$@\"";
+        let mut command = host.command("unshare");
+        command.args(["--mount", "sh", "-e", "-c", script, MUSLIN]);
+        command.args(["sidecar", "--store", &store, "--public-ip"]);
+        command.arg(SIDECAR.to_string()).args(["--socks5", "1080"]);
+        command.args(words).env("HOME", "/mnt");
+        command.env_remove("XDG_STATE_HOME");
+        let mut sidecar = Sidecar::start(command, lab.directory());
+        sidecar.wait_for("SOCKS5 at");
+        assert_eq!(leases(), 2);
+        kill(
+            Pid::from_raw(sidecar.child.id().try_into().unwrap()),
+            Signal::SIGTERM,
+        )
+        .unwrap();
+        let ended = poll_until(SOON, "the sidecar's end", || {
+            sidecar.child.try_wait().unwrap()
+        });
+        assert!(ended.success(), "{words:?}: {ended}: {}", sidecar.log());
+        assert_eq!(leases(), left, "{words:?}: {}", sidecar.log());
+    }
 }

@@ -26,7 +26,7 @@ use crate::device::{FrameSocket, Tap};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Assignment};
-use crate::node as nodes;
+use crate::node::{self as nodes, Ending};
 use crate::sidecar::overlay::Overlay;
 use crate::sidecar::{Credentials, Expose, Forward, Listen, Proxies, Settings};
 use crate::state;
@@ -74,6 +74,10 @@ pub(super) struct Arguments {
     /// What clients of the proxies have to tell; better as the variable MUSLIN_PROXY_AUTH
     #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials)]
     proxy_auth: Option<Credentials>,
+    /// Give the lease back at the end in any case: the state goes with the container, so that nobody
+    /// comes back for it [default: when the command is over, or where no state is kept]
+    #[arg(long, conflicts_with_all = ["of_node", "agent"])]
+    leave: bool,
     #[command(flatten)]
     own: node::Arguments,
     /// The command; the sidecar ends with it, and with its exit code
@@ -133,11 +137,9 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
         Some(_) => None,
         None => arguments.make_room_for_state()?,
     };
+    arguments.leave |= scratch.is_some();
     let result = match of_node {
-        Some(socket) => block_on(async {
-            let proxies = Proxies::bind(&arguments.ways()).await?;
-            arguments.serve(&socket, proxies).await
-        }),
+        Some(socket) => block_on(arguments.serve_of_node(&socket)),
         None => {
             let settings = arguments.own.settings()?;
             block_on(arguments.serve_with_node(settings))
@@ -227,38 +229,65 @@ impl Arguments {
         Ok(Some(scratch))
     }
 
-    /// Runs a node of its own, with one pod.
+    /// Is a pod of a node that runs.
+    async fn serve_of_node(self, socket: &Path) -> Result<()> {
+        let proxies = Proxies::bind(&self.ways()).await?;
+        let signals = Signals::listen()?;
+        let chosen = self.choose(run::queues(socket).await?).await?;
+        self.serve(socket, proxies, chosen, signals).await
+    }
+
+    /// Runs a node of its own, with one pod. It is known before the node takes a lease that the pod
+    /// can have its address.
     async fn serve_with_node(self, settings: nodes::Settings) -> Result<()> {
         let proxies = Proxies::bind(&self.ways()).await?;
+        let signals = Signals::listen()?;
+        let chosen = self.choose(settings.workers).await?;
         let socket = match &settings.socket {
             Some(socket) => socket.clone(),
             None => state::socket_path(&settings.state_dir, &settings.name),
         };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let told = async {
-            let _ = stopped.await;
-        };
+        let (leaves, has_command) = (self.leave, !self.command.is_empty());
+        let (stop, stopped) = oneshot::channel();
+        let told = async { stopped.await.unwrap_or(Ending::Stop) };
         let mut node = pin!(nodes::run_until(settings, told));
-        tokio::select! {
-            result = self.serve(&socket, proxies) => {
-                // It may have ended this moment.
-                let _ = stop.send(());
-                let ended = node.await;
-                result.and(ended)
+        let result = tokio::select! {
+            result = self.serve(&socket, proxies, chosen, signals) => result,
+            result = &mut node => {
+                return result.and_then(|()| Err(Error::failed("the node has ended")));
             }
-            result = &mut node => result.and_then(|()| Err(Error::failed("the node has ended"))),
+        };
+        let is_over = has_command && matches!(result, Ok(()) | Err(Error::Command(_)));
+        let ending = if leaves || is_over {
+            Ending::Leave
+        } else {
+            Ending::Stop
+        };
+        // It may have ended this moment.
+        let _ = stop.send(ending);
+        match (node.await, ending) {
+            (Err(error), Ending::Leave) => {
+                // What the command has done is done.
+                warn!("{error}");
+                result
+            }
+            (ended, _) => result.and(ended),
         }
     }
 
     /// Attaches the pod and serves until the command ends or this process is told to.
-    async fn serve(self, socket: &Path, proxies: Proxies) -> Result<()> {
-        let mut signals = Signals::listen()?;
+    async fn serve(
+        self,
+        socket: &Path,
+        proxies: Proxies,
+        chosen: Chosen,
+        mut signals: Signals,
+    ) -> Result<()> {
         let client = tokio::select! {
             client = self.reach(socket) => client?,
             () = signals.heard() => return Ok(()),
         };
-        let queues = run::queues(socket).await?;
-        match self.choose(queues).await? {
+        match chosen {
             Chosen::Tap(tap) => self.serve_by_tap(client, socket, &tap, signals).await,
             Chosen::Run => self.serve_by_run(socket, signals).await,
             Chosen::Process => {

@@ -11,6 +11,7 @@ mod underlay;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,6 +145,15 @@ impl Default for Offload {
     }
 }
 
+/// How a node ends that could go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It stops, and its lease is there for its successor.
+    Stop,
+    /// It gives its lease back.
+    Leave,
+}
+
 /// Runs a node until a signal tells it to stop, or it cannot go on.
 ///
 /// # Errors
@@ -157,15 +167,16 @@ pub async fn run(settings: Settings) -> Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        Ending::Stop
     };
     run_until(settings, told).await
 }
 
-/// Runs a node until `told` is there, or it cannot go on.
+/// Runs a node until `told` says how it is to end, or it cannot go on.
 ///
 /// # Errors
-/// Why it cannot run.
-pub async fn run_until(settings: Settings, told: impl Future<Output = ()>) -> Result<()> {
+/// Why it cannot run, or that its lease is not given back.
+pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -> Result<()> {
     let interface = underlay::choose(&settings).await?;
     let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
@@ -190,6 +201,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = ()>) -> Re
         random_seed: u64::from_ne_bytes(state::random()?),
     });
     let (leave, leaving) = watch::channel(false);
+    let begin_leaving = leave.clone();
     let (address, addresses) = watch::channel(interface.public_ip);
     let (fatal, mut ended) = mpsc::unbounded_channel();
     let mut plane = Plane {
@@ -214,20 +226,28 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = ()>) -> Re
         // A network that this node cannot be in must not be written for others.
         plane.plan(config)?;
     }
-    let leases = lease::run(
-        manager,
-        store,
-        move || clock.now(),
-        lease::Orders {
-            leave: leaving,
-            public_ip: addresses,
-        },
-        |change| plane.apply(change),
-    );
-    let result = tokio::select! {
-        result = leases => result,
-        Some(error) = ended.recv() => Err(error),
-        () = told => Ok(()),
+    let result = {
+        let mut leases = pin!(lease::run(
+            manager,
+            store,
+            move || clock.now(),
+            lease::Orders {
+                leave: leaving,
+                public_ip: addresses,
+            },
+            |change| plane.apply(change),
+        ));
+        tokio::select! {
+            result = &mut leases => result,
+            Some(error) = ended.recv() => Err(error),
+            ending = told => match ending {
+                Ending::Stop => Ok(()),
+                Ending::Leave => {
+                    begin_leaving.send_replace(true);
+                    leases.await
+                }
+            },
+        }
     };
     flannel::stopping();
     plane.withdraw_names().await;
