@@ -1,40 +1,26 @@
-//! The task that tells other nodes of this node's pods, and hears of theirs, by keys beside
-//! flannel's.
-//!
-//! A node writes one record under the subnet of its lease, again whenever its pods change, and has
-//! none while it has no pods. The record ends with its time to live, if it is not renewed as a
-//! lease is. What is heard stays while the store is away.
+//! The task that shares the names of pods with other nodes: it does what their rules ask for.
 
-use std::collections::HashSet;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_stack::ipam::PodName;
-use muslin_stack::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
-use muslin_stack::names::{Names, NodeRecord, PodRecord, named_subnet, names_key, names_prefix};
+use muslin_stack::lease::{Action, Answer, Op, Revision, WatchEvent};
+use muslin_stack::names::{
+    NameChange, Names, PodRecord, Sharer, SharerSettings, Trouble, names_prefix,
+};
 use parking_lot::RwLock;
+use smoltcp::time::Instant;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::store::{Store, StoreError, is_permission};
+use super::store::{Store, StoreError, Watch, is_permission};
 
-type StoreResult<T> = Result<T, StoreError>;
-
-/// How long a change waits for others, which are then written with it.
-const COALESCE: Duration = Duration::from_millis(200);
-/// The shortest time between two writes.
-const PAUSE: Duration = Duration::from_secs(1);
-/// When a record is written again that has not changed.
-const RENEWAL: Duration = Duration::from_secs(LEASE_TTL.as_secs() / 2);
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
-/// How long a store is left alone that does not let this node do it.
-const FORBIDDEN: Duration = Duration::from_secs(60);
-/// A watch that lived for longer was no failure.
-const LONG_WATCH: Duration = Duration::from_secs(10);
+/// What other nodes do not know, or this one, if the store does not do something.
+const OF_THIS: &str = "other nodes do not know the names of this node's pods";
+const OF_OTHERS: &str = "names of other nodes' pods are not known";
 
 /// A node that shares the names of its pods.
 pub struct Sharing {
@@ -64,284 +50,174 @@ impl Sharing {
             let store = self.store.describe();
             return info!("pods of other nodes have no names here: {store} cannot keep them");
         }
-        let now = Instant::now();
-        let mut sharer = Sharer {
-            key: names_key(&self.prefix, self.subnet),
-            wanted: None,
-            stored: None,
-            seen: 0,
-            write_at: now,
-            renew_at: now,
-            failures: 0,
+        let began = std::time::Instant::now();
+        let settings = SharerSettings {
+            prefix: self.prefix.clone(),
+            network: self.network,
+            node: self.node.clone(),
+            subnet: self.subnet,
+        };
+        let mut runner = Runner {
+            sharer: Sharer::new(settings, now_since(began)),
+            began,
+            stream: None,
             is_leaving: false,
             is_told: false,
             sharing: self,
         };
-        sharer.run().await;
+        runner.set_pods();
+        if let Err(reason) = runner.share().await {
+            warn!("names of pods are not shared: {reason}");
+        }
     }
 }
 
-struct Sharer {
+struct Runner {
     sharing: Sharing,
-    key: String,
-    /// What our key is to have; nothing if there is to be none.
-    wanted: Option<String>,
-    /// What it has, as far as is known.
-    stored: Option<(Revision, String)>,
-    /// The last change of our key that is known.
-    seen: Revision,
-    /// Not before.
-    write_at: Instant,
-    renew_at: Instant,
-    /// Writes that failed in a row.
-    failures: u32,
+    sharer: Sharer,
+    began: std::time::Instant,
+    /// The watch, which stays open while the record is written.
+    stream: Option<Box<dyn Watch>>,
     is_leaving: bool,
     /// Whether it was told that the store forbids it.
     is_told: bool,
 }
 
-/// What is next.
-enum Step {
-    Events(StoreResult<Vec<WatchEvent>>),
-    Pods,
-    Leave,
-    Write,
-}
-
-impl Sharer {
-    async fn run(&mut self) {
-        self.look_at_pods();
-        let mut failures = 0;
+impl Runner {
+    /// Shares until the node has left; or why the store refuses for good.
+    async fn share(&mut self) -> Result<(), String> {
         loop {
-            let began = Instant::now();
-            let error = match self.follow().await {
-                Ok(()) => return,
-                Err(error) => error,
-            };
-            if matches!(error, StoreError::Refused(_)) {
-                return warn!("names of pods are not shared: {error}");
-            }
-            if self.is_leaving && is_permission(&error) {
-                // The record, if there is one, ends by itself.
-                return;
-            }
-            failures = if began.elapsed() > LONG_WATCH {
-                0
-            } else {
-                failures + 1
-            };
-            let delay = self.delay(&error, failures, "names of other nodes' pods are not known");
-            tokio::select! {
-                () = sleep(delay) => {}
-                () = asked(&mut self.sharing.leave), if !self.is_leaving => self.leave(),
+            let action = self.sharer.poll(self.now());
+            self.report();
+            match action {
+                Action::Store(op) => self.execute(op).await?,
+                Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await?,
+                Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await?,
+                Action::Stop => return Ok(()),
             }
         }
     }
 
-    /// Reads all records, and then follows what changes here and there; it ends well when the node
-    /// has left.
-    async fn follow(&mut self) -> StoreResult<()> {
-        let prefix = names_prefix(&self.sharing.prefix);
-        let revision = self.list(&prefix).await?;
-        let store = self.sharing.store.clone();
-        let mut stream = store.watch(&prefix, revision + 1).await?;
-        while !(self.is_leaving && self.stored.is_none()) {
-            let due = self.due();
-            let sharing = &mut self.sharing;
-            let step = tokio::select! {
-                biased;
-                events = stream.next() => Step::Events(events),
-                () = asked(&mut sharing.leave), if !self.is_leaving => Step::Leave,
-                Ok(()) = sharing.pods.changed(), if !self.is_leaving => Step::Pods,
-                () = sleep_until(due) => Step::Write,
-            };
-            match step {
-                Step::Events(events) => events?.into_iter().for_each(|event| self.take(event)),
-                Step::Pods => {
-                    self.write_at = self.write_at.max(Instant::now() + COALESCE);
-                    self.look_at_pods();
+    fn now(&self) -> Instant {
+        now_since(self.began)
+    }
+
+    /// Has what is new of other nodes' pods known.
+    fn report(&mut self) {
+        for change in self.sharer.changes() {
+            match change {
+                NameChange::Set(record) => self.sharing.names.write().set(record),
+                NameChange::Removed(subnet) => self.sharing.names.write().remove(subnet),
+                NameChange::Skipped(key, reason) => {
+                    debug!("the key {key} tells no pods: {reason}");
                 }
-                Step::Leave => self.leave(),
-                Step::Write => self.write().await?,
+            }
+        }
+    }
+
+    fn set_pods(&mut self) {
+        let pods = self.sharing.pods.borrow_and_update().clone();
+        let left_out = self.sharer.set_pods(now_since(self.began), pods);
+        if left_out > 0 {
+            warn!("{left_out} pods have no names on other nodes: there are too many");
+        }
+    }
+
+    async fn execute(&mut self, op: Op) -> Result<(), String> {
+        let is_list = matches!(op, Op::List(_));
+        if is_list {
+            self.stream = None;
+        }
+        let answer = self.sharing.store.execute(op).await;
+        let now = self.now();
+        match answer {
+            Ok(answer) => {
+                self.is_told &= is_list;
+                self.sharer.answer(now, answer);
+            }
+            Err(StoreError::Refused(reason)) => return Err(reason),
+            // What our key has now a list tells.
+            Err(StoreError::Gap) => self.sharer.answer(now, Answer::Conflict),
+            Err(StoreError::Unavailable(reason)) => {
+                let what = if is_list { OF_OTHERS } else { OF_THIS };
+                let trouble = self.trouble(&StoreError::Unavailable(reason), what);
+                self.sharer.failed(now, trouble);
             }
         }
         Ok(())
     }
 
-    fn leave(&mut self) {
-        self.is_leaving = true;
-        self.wanted = None;
-        self.write_at = Instant::now();
+    async fn open(&mut self, from: Revision) -> Result<(), String> {
+        let prefix = self.sharer.prefix();
+        match self.sharing.store.watch(&prefix, from).await {
+            Ok(stream) => {
+                self.stream = Some(stream);
+                Ok(())
+            }
+            Err(error) => self.take(Err(error)),
+        }
     }
 
-    fn look_at_pods(&mut self) {
-        let pods = self.sharing.pods.borrow_and_update().clone();
-        if pods.is_empty() {
-            self.wanted = None;
-            return;
-        }
-        let record = NodeRecord {
-            node: self.sharing.node.clone(),
-            subnet: self.sharing.subnet,
-            pods,
-        };
-        let (json, left_out) = record.to_json();
-        if left_out > 0 {
-            warn!("{left_out} pods have no names on other nodes: there are too many");
-        }
-        self.wanted = Some(json);
-    }
-
-    /// When our record is to be written.
-    fn due(&self) -> Instant {
-        let stored = self.stored.as_ref().map(|(_, value)| value);
-        if stored != self.wanted.as_ref() {
-            self.write_at
-        } else if self.wanted.is_some() {
-            self.renew_at.max(self.write_at)
+    /// Waits until something happens, or it is time.
+    async fn idle(&mut self, until: Instant) -> Result<(), String> {
+        let now = self.now();
+        let left = if until > now {
+            Duration::from_micros((until - now).total_micros())
         } else {
-            Instant::now() + RENEWAL
-        }
-    }
-
-    /// Reads all records; the store's revision.
-    async fn list(&mut self, prefix: &str) -> StoreResult<Revision> {
-        let listed = self
-            .sharing
-            .store
-            .execute(Op::List(prefix.to_owned()))
-            .await?;
-        let Answer::Snapshot { revision, entries } = listed else {
-            return Err(StoreError::Unavailable(format!("unexpected: {listed:?}")));
+            Duration::ZERO
         };
-        self.forget_unlisted(&entries);
-        self.stored = None;
-        self.seen = revision;
-        for entry in entries {
-            if entry.key == self.key {
-                self.stored = Some((entry.revision, entry.value));
-            } else {
-                self.note(&entry);
+        let sharing = &mut self.sharing;
+        tokio::select! {
+            biased;
+            events = next(&mut self.stream) => return self.take(events),
+            () = asked(&mut sharing.leave), if !self.is_leaving => {
+                self.is_leaving = true;
+                self.sharer.leave(now_since(self.began));
             }
+            Ok(()) = sharing.pods.changed(), if !self.is_leaving => self.set_pods(),
+            () = sleep(left) => {}
         }
-        Ok(revision)
+        Ok(())
     }
 
-    /// Forgets the records of other nodes that a list has no more.
-    fn forget_unlisted(&self, entries: &[Entry]) {
-        let prefix = &self.sharing.prefix;
-        let listed = entries.iter();
-        let listed: HashSet<_> = listed
-            .filter_map(|it| named_subnet(prefix, &it.key))
-            .collect();
-        let mut names = self.sharing.names.write();
-        let gone = names.recorded().filter(|it| !listed.contains(it));
-        for subnet in gone.collect::<Vec<_>>() {
-            if subnet != self.sharing.subnet {
-                names.remove(subnet);
-            }
-        }
-    }
-
-    fn take(&mut self, event: WatchEvent) {
-        let (key, revision) = match &event {
-            WatchEvent::Put(entry) => (&entry.key, entry.revision),
-            WatchEvent::Delete { key, revision } => (key, *revision),
-        };
-        if *key != self.key {
-            match &event {
-                WatchEvent::Put(entry) => self.note(entry),
-                WatchEvent::Delete { key, .. } => self.forget(key),
-            }
-        } else if revision > self.seen {
-            // What this task has written it knows already.
-            self.seen = revision;
-            self.stored = match event {
-                WatchEvent::Put(entry) => Some((revision, entry.value)),
-                WatchEvent::Delete { .. } => None,
-            };
-        }
-    }
-
-    /// Takes another node's record.
-    fn note(&self, entry: &Entry) {
-        let record = NodeRecord::read(&self.sharing.prefix, entry);
-        match record {
-            Ok(record) if self.sharing.network.contains(&record.subnet) => {
-                self.sharing.names.write().set(record);
-            }
-            Ok(record) => debug!(
-                "the pods of {} are in no subnet of the network",
-                record.node
-            ),
+    /// Takes what the watch tells.
+    fn take(&mut self, events: Result<Vec<WatchEvent>, StoreError>) -> Result<(), String> {
+        match events {
+            Ok(events) => events.into_iter().for_each(|it| self.sharer.event(it)),
+            Err(StoreError::Refused(reason)) => return Err(reason),
             Err(error) => {
-                debug!("the key {} tells no pods: {error}", entry.key);
-                self.forget(&entry.key);
+                self.stream = None;
+                let trouble = self.trouble(&error, OF_OTHERS);
+                self.sharer.watch_ended(self.now(), trouble);
             }
         }
+        Ok(())
     }
 
-    fn forget(&self, key: &str) {
-        if let Some(subnet) = named_subnet(&self.sharing.prefix, key) {
-            self.sharing.names.write().remove(subnet);
-        }
-    }
-
-    /// Makes our key what it is to be. Only what has to be read again is an error.
-    async fn write(&mut self) -> StoreResult<()> {
-        let (key, ttl) = (self.key.clone(), Some(LEASE_TTL));
-        let op = match (&self.stored, self.wanted.clone()) {
-            (None, Some(value)) => Op::Create { key, value, ttl },
-            (Some((expected, _)), Some(value)) => Op::CompareAndPut {
-                key,
-                value,
-                expected: *expected,
-                ttl,
-            },
-            (Some((expected, _)), None) => Op::CompareAndDelete {
-                key,
-                expected: *expected,
-            },
-            (None, None) => return Ok(()),
-        };
-        let written = self.sharing.store.execute(op).await;
-        let now = Instant::now();
-        self.write_at = now + PAUSE;
-        match written {
-            Ok(Answer::Done(revision)) => {
-                self.seen = revision;
-                self.stored = self.wanted.clone().map(|value| (revision, value));
-                self.renew_at = now + RENEWAL;
-                self.failures = 0;
-                self.is_told = false;
-                Ok(())
-            }
-            // Others have written it, or an answer was lost.
-            Ok(_) => Err(StoreError::Gap),
-            Err(error @ StoreError::Unavailable(_))
-                if !(self.is_leaving && is_permission(&error)) =>
-            {
-                self.failures += 1;
-                let what = "other nodes do not know the names of this node's pods";
-                self.write_at = now + self.delay(&error, self.failures, what);
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// How long to wait after a failure. That the store is away is told with the leases.
-    fn delay(&mut self, error: &StoreError, failures: u32, what: &str) -> Duration {
+    /// What an error means. That the store is away is told with the leases.
+    fn trouble(&mut self, error: &StoreError, what: &str) -> Trouble {
         if !is_permission(error) {
             debug!("{what}: {error}");
-            let longer = FIRST_RETRY.saturating_mul(1 << failures.min(10));
-            return longer.min(LAST_RETRY);
+            return Trouble::Away;
         }
         if !std::mem::replace(&mut self.is_told, true) {
             let prefix = names_prefix(&self.sharing.prefix);
             warn!("{what}: {error}; that takes the rights to read and write {prefix}");
         }
-        FORBIDDEN
+        Trouble::Forbidden
+    }
+}
+
+/// The time for the rules, since a moment.
+fn now_since(began: std::time::Instant) -> Instant {
+    Instant::from_micros(i64::try_from(began.elapsed().as_micros()).unwrap_or(i64::MAX))
+}
+
+/// The next changes of a watch that is open.
+async fn next(stream: &mut Option<Box<dyn Watch>>) -> Result<Vec<WatchEvent>, StoreError> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => pending().await,
     }
 }
 
@@ -357,12 +233,16 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use async_trait::async_trait;
-    use muslin_stack::names::Found;
+    use muslin_stack::lease::{Entry, LEASE_TTL};
+    use muslin_stack::names::{Found, names_key};
     use tempfile::TempDir;
     use tokio::task::JoinHandle;
+    use tokio::time::Instant;
 
-    use super::super::store::{EtcdOptions, Watch, open};
+    use super::super::store::{EtcdOptions, open};
     use super::*;
+
+    type StoreResult<T> = Result<T, StoreError>;
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -456,7 +336,7 @@ mod tests {
         one.set_pods(&["b"]);
         late.knows(&["b", "c"], &["a"]).await;
         assert_eq!(records(&store).await.len(), 2);
-        assert!(records(&store).await[0].ttl.unwrap() > RENEWAL);
+        assert!(records(&store).await[0].ttl.unwrap() > LEASE_TTL / 2);
         one.set_pods(&[]);
         late.knows(&["c"], &["b"]).await;
         two.leave.send_replace(true);
@@ -554,6 +434,92 @@ mod tests {
 
         fn describe(&self) -> String {
             "read-only".to_owned()
+        }
+    }
+
+    /// A store that is away at times.
+    struct AtTimes {
+        inner: Arc<dyn Store>,
+        is_away: watch::Receiver<bool>,
+    }
+
+    fn away() -> StoreError {
+        StoreError::Unavailable("it is away".to_owned())
+    }
+
+    #[async_trait]
+    impl Store for AtTimes {
+        async fn execute(&self, op: Op) -> StoreResult<Answer> {
+            if *self.is_away.borrow() {
+                return Err(away());
+            }
+            self.inner.execute(op).await
+        }
+
+        async fn watch(&self, prefix: &str, from: Revision) -> StoreResult<Box<dyn Watch>> {
+            if *self.is_away.borrow() {
+                return Err(away());
+            }
+            Ok(Box::new(UntilAway {
+                inner: self.inner.watch(prefix, from).await?,
+                is_away: self.is_away.clone(),
+            }))
+        }
+
+        fn describe(&self) -> String {
+            "at times".to_owned()
+        }
+    }
+
+    struct UntilAway {
+        inner: Box<dyn Watch>,
+        is_away: watch::Receiver<bool>,
+    }
+
+    #[async_trait]
+    impl Watch for UntilAway {
+        async fn next(&mut self) -> StoreResult<Vec<WatchEvent>> {
+            tokio::select! {
+                biased;
+                _ = self.is_away.wait_for(|is_away| *is_away) => Err(away()),
+                events = self.inner.next() => events,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_ends_while_the_store_is_away_is_gone_after_it() {
+        let directory = TempDir::new().unwrap();
+        let store = embedded(&directory);
+        let (outage, is_away) = watch::channel(false);
+        let at_times = Arc::new(AtTimes {
+            inner: store.clone(),
+            is_away,
+        });
+        let one = Node::start(&(at_times as Arc<dyn Store>), 1);
+        let two = Node::start(&store, 2);
+        one.set_pods(&["a"]);
+        two.set_pods(&["c"]);
+        one.knows(&["c"], &[]).await;
+        two.knows(&["a"], &[]).await;
+        for (pods, known, unknown) in [
+            (&["d"][..], &["d"][..], &["c"][..]),
+            (&[], &[], &["c", "d"]),
+            (&["c", "e"], &["c", "e"], &["d"]),
+            (&[], &[], &["c", "d", "e"]),
+        ] {
+            let before = records(&store).await;
+            outage.send_replace(true);
+            two.set_pods(pods);
+            let deadline = Instant::now() + SOON;
+            while records(&store).await == before {
+                assert!(Instant::now() < deadline, "{pods:?} are not written");
+                sleep(Duration::from_millis(10)).await;
+            }
+            outage.send_replace(false);
+            one.knows(known, unknown).await;
+            // Its own record has outlived the outage.
+            two.knows(&["a"], &[]).await;
         }
     }
 

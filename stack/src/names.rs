@@ -8,6 +8,8 @@
 //! and that it is no larger than a node of ours makes it. So a node can give its own pods any name,
 //! and nobody else's pod another address.
 
+mod sharing;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
@@ -18,6 +20,8 @@ use thiserror::Error;
 use crate::gateway;
 use crate::ipam::PodName;
 use crate::lease::{Entry, SubnetKey};
+
+pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
 
 /// The longest record in bytes. Stores have limits too; etcd takes a request of 1.5 MiB.
 pub const MAX_RECORD: usize = 512 * 1024;
@@ -204,11 +208,6 @@ impl Names {
         self.records.remove(&subnet);
     }
 
-    /// The subnets that have a record, leased or not.
-    pub fn recorded(&self) -> impl Iterator<Item = Ipv4Net> {
-        self.records.keys().copied()
-    }
-
     /// What a name stands for, given without the zone and in any case.
     #[must_use]
     pub fn find(&self, name: &str) -> Found {
@@ -382,7 +381,6 @@ mod tests {
         assert_eq!(names.find("web"), addresses(&[[10, 1, 1, 2]]));
         names.release(net("10.1.1.0/24"));
         assert_eq!(names.find("web"), Found::Nothing);
-        assert_eq!(names.recorded().collect::<Vec<_>>(), [net("10.1.1.0/24")]);
         names.lease(net("10.1.1.0/24"));
         assert_eq!(names.find("web.n1"), addresses(&[[10, 1, 1, 2]]));
     }
