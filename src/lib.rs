@@ -4,6 +4,7 @@
 //! knows the tunnel formats: devices, sockets, threads, stores, namespaces and the command line.
 //! No rule about packets lives here.
 
+mod attach;
 pub mod cli;
 pub mod control;
 pub mod demo;
@@ -19,6 +20,7 @@ pub mod netns;
 pub mod node;
 pub mod publish;
 pub mod sidecar;
+mod signals;
 pub mod state;
 pub mod underlay;
 pub mod worker;

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use muslin_stack::ipam::PodName;
 
-use super::run::{PublishArguments, assignment, descriptors, queues};
+use super::run::PublishArguments;
 use super::{NodeChoice, block_on, output};
+use crate::attach::{assignment, descriptors, queues};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Request};
 use crate::device::Tap;

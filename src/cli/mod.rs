@@ -15,7 +15,6 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nix::sys::signal::Signal;
-use tokio::signal::unix::SignalKind;
 use tracing_subscriber::EnvFilter;
 
 use crate::control::protocol::Request;
@@ -198,7 +197,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => demo::agent::main(),
-        Command::Guard(arguments) => run::guard(arguments),
+        Command::Guard(arguments) => run::guard(&arguments),
         Command::ProbeNamespace => crate::doctor::probe_namespace(),
     }
 }
@@ -236,40 +235,6 @@ pub(crate) fn complain(what: &impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "muslin: {what}");
 }
 
-/// Hears a signal.
-pub(crate) struct Listener(Option<tokio::signal::unix::Signal>);
-
-impl Listener {
-    /// Listens for a signal, unless it is ignored on behalf of whoever started this process, like
-    /// `nohup` or a script for what it starts with `&`. It stays ignored then, and is for what is
-    /// started from here.
-    pub(crate) fn new(signal: Signal) -> Result<Self> {
-        if is_ignored(signal) {
-            return Ok(Self(None));
-        }
-        let listening = tokio::signal::unix::signal(SignalKind::from_raw(signal as i32));
-        listening
-            .map(Some)
-            .map(Self)
-            .context("cannot listen for signals")
-    }
-
-    /// Returns when the signal comes.
-    pub(crate) async fn heard(&mut self) {
-        match &mut self.0 {
-            Some(listening) => listening.recv().await,
-            None => std::future::pending().await,
-        };
-    }
-}
-
-fn is_ignored(signal: Signal) -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    mask.is_some_and(|mask| mask >> (signal as i32 - 1) & 1 == 1)
-}
-
 /// Logs go to stderr; `MUSLIN_LOG` sets how much, like `debug` or `muslin::worker=trace`.
 fn log_to_stderr(default: &str) {
     use std::io::IsTerminal;
@@ -291,12 +256,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn an_ignored_signal_is_told_from_others() {
-        // Rust programs ignore it from the start.
-        assert!(is_ignored(Signal::SIGPIPE));
-        assert!(!is_ignored(Signal::SIGSEGV));
     }
 }

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::run::{self, Signals};
 use super::{block_on, die_with_parent, node};
+use crate::attach::{self, Signals};
 use crate::control::protocol::{Attach, Attached};
 use crate::control::{Client, locate};
 use crate::device::{FrameSocket, Tap};
@@ -35,8 +35,6 @@ use crate::state;
 const INTERFACE: &str = "muslin0";
 /// How often a node that is not there yet is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
-/// How long to wait after a node has refused.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[group(skip)]
@@ -233,7 +231,7 @@ impl Arguments {
     async fn serve_of_node(self, socket: &Path) -> Result<()> {
         let proxies = Proxies::bind(&self.ways()).await?;
         let signals = Signals::listen()?;
-        let chosen = self.choose(run::queues(socket).await?).await?;
+        let chosen = self.choose(attach::queues(socket).await?).await?;
         self.serve(socket, proxies, chosen, signals).await
     }
 
@@ -367,13 +365,13 @@ impl Arguments {
         tap: &[Tap],
         signals: Signals,
     ) -> Result<()> {
-        let device = run::descriptors(tap);
+        let device = attach::descriptors(tap);
         let attached = client.attach(self.request(), &device).await?;
         netns::configure(INTERFACE, &only_pods(&attached)).await?;
         tell(&attached);
         tokio::select! {
             result = self.attend(&attached, &[], signals) => result,
-            never = stay_attached(client, socket, &device, attached.clone(), async |attached| {
+            never = attach::stay_attached(client, socket, &device, attached.clone(), async |attached| {
                 netns::configure(INTERFACE, &only_pods(attached)).await
             }) => match never {},
         }
@@ -393,7 +391,7 @@ impl Arguments {
         }
         command.arg("--").args(&self.command).kill_on_drop(true);
         let child = command.spawn().context("cannot start the command")?;
-        end_with(run::attend(child, signals).await?)
+        attach::exit_code(attach::wait(child, signals).await?)
     }
 
     async fn serve_by_process(
@@ -416,7 +414,7 @@ impl Arguments {
         proxies.serve(&overlay, &attached);
         tokio::select! {
             result = self.attend(&attached, &variables, signals) => result,
-            never = stay_attached(client, socket, &device, attached.clone(), async |attached| {
+            never = attach::stay_attached(client, socket, &device, attached.clone(), async |attached| {
                 overlay.move_to(attached).map_err(Error::failed)
             }) => match never {},
         }
@@ -433,15 +431,8 @@ impl Arguments {
             signals.heard().await;
             return Ok(());
         }
-        let child = run::start(&self.command, attached, variables)?;
-        end_with(run::attend(child, signals).await?)
-    }
-}
-
-fn end_with(status: std::process::ExitStatus) -> Result<()> {
-    match run::exit_code(status) {
-        0 => Ok(()),
-        code => Err(Error::Command(code)),
+        let child = attach::start(&self.command, attached, variables)?;
+        attach::exit_code(attach::wait(child, signals).await?)
     }
 }
 
@@ -460,7 +451,7 @@ fn tell(attached: &Attached) {
 
 /// What an interface beside the pod's own is to have: its routes stay, but for other pods.
 fn only_pods(attached: &Attached) -> Assignment {
-    let mut assignment = run::assignment(attached);
+    let mut assignment = attach::assignment(attached);
     assignment.routes.retain(|route| route.prefix_len() > 0);
     assignment
 }
@@ -480,50 +471,6 @@ fn variables(proxies: &Proxies, credentials: Option<&Credentials>) -> Vec<(&'sta
         variables.extend(names.map(|name| (name, url.clone())));
     }
     variables
-}
-
-/// Attaches the pod's device again whenever the node is gone and comes back, and has what depends
-/// on the pod's place follow.
-async fn stay_attached(
-    mut client: Client,
-    socket: &Path,
-    device: &[BorrowedFd<'_>],
-    mut attached: Attached,
-    follow: impl AsyncFn(&Attached) -> Result<()>,
-) -> std::convert::Infallible {
-    let mut told = String::new();
-    loop {
-        client.closed().await;
-        info!("the node is gone; waiting for its successor");
-        client = loop {
-            tokio::time::sleep(LOOK_AGAIN).await;
-            let Ok(client) = Client::connect(socket).await else {
-                continue;
-            };
-            let again = run::attach_again(&client, device, &attached).await;
-            let followed = match again {
-                Ok(now) => follow(&now).await.map(|()| now),
-                Err(error) => Err(error),
-            };
-            match followed {
-                Ok(now) => {
-                    if now.address != attached.address {
-                        warn!("the pod's address is {} now", now.address);
-                    }
-                    attached = now;
-                    break client;
-                }
-                Err(error) => {
-                    let text = error.to_string();
-                    if text != told {
-                        warn!("the node does not take the pod back: {text}");
-                        told = text;
-                    }
-                    tokio::time::sleep(ASK_AGAIN).await;
-                }
-            }
-        };
-    }
 }
 
 #[cfg(test)]

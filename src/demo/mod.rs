@@ -15,8 +15,9 @@ use std::sync::Arc;
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use crate::cli::{Listener, block_on, complain, output};
+use crate::cli::{block_on, complain, output};
 use crate::error::{Context, Error, Result};
+use crate::signals::Listener;
 use stage::Children;
 use steps::Scene;
 

@@ -1,0 +1,85 @@
+//! Keeping a pod attached: whenever its node is gone, its device is attached to the successor.
+
+use std::convert::Infallible;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::control::Client;
+use crate::control::protocol::{Attach, Attached};
+use crate::error::{Error, Result};
+
+/// How often a node that is gone is looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long to wait after a node has refused.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Attaches the pod's device again whenever the node is gone and comes back. `follow` is called when
+/// the pod is given something else than it has, and again after it has failed.
+pub(crate) async fn stay_attached(
+    mut client: Client,
+    socket: &Path,
+    device: &[BorrowedFd<'_>],
+    mut attached: Attached,
+    follow: impl AsyncFn(&Attached) -> Result<()>,
+) -> Infallible {
+    let mut is_followed = true;
+    loop {
+        client.closed().await;
+        info!("the node is gone; waiting for its successor");
+        let mut complained = String::new();
+        client = loop {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            let Ok(client) = Client::connect(socket).await else {
+                continue;
+            };
+            let taken = match attach_again(&client, device, &attached).await {
+                Ok(now) if now == attached && is_followed => Ok(()),
+                Ok(now) => {
+                    if now.address != attached.address {
+                        warn!("the pod's address is {} now", now.address);
+                    }
+                    attached = now;
+                    let followed = follow(&attached).await;
+                    is_followed = followed.is_ok();
+                    followed
+                }
+                Err(error) => Err(error),
+            };
+            match taken {
+                Ok(()) => break client,
+                Err(error) => {
+                    let text = error.to_string();
+                    if text != complained {
+                        warn!("the node does not take the pod back: {text}");
+                        complained = text;
+                    }
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        };
+    }
+}
+
+/// Asks for what a pod had; a node that has another subnet now gives another address.
+async fn attach_again(
+    client: &Client,
+    device: &[BorrowedFd<'_>],
+    attached: &Attached,
+) -> Result<Attached> {
+    let request = |address| Attach {
+        pod: Some(attached.pod.clone()),
+        address,
+        persistent: false,
+        publish: attached.published.clone(),
+    };
+    let same = client
+        .attach(request(Some(attached.address.addr())), device)
+        .await;
+    match same {
+        Err(Error::Usage(_)) => client.attach(request(None), device).await,
+        other => other,
+    }
+}
