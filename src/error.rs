@@ -17,6 +17,15 @@ pub enum Error {
     /// help. Exit code 3.
     #[error("{0}")]
     LeaseLost(String),
+    /// A command cannot be started. The exit codes are those of shells: 127 if there is none of that
+    /// name, else 126.
+    #[error("cannot run {program}: {error}")]
+    Start {
+        /// Its name.
+        program: String,
+        /// Why.
+        error: std::io::Error,
+    },
     /// A command in a pod ended with this exit code, which becomes ours; nothing is printed.
     #[error("the command ended with exit code {0}")]
     Command(u8),
@@ -42,6 +51,8 @@ impl Error {
             Self::Usage(_) => 2,
             Self::Failed(_) => 1,
             Self::LeaseLost(_) => 3,
+            Self::Start { error, .. } if error.kind() == std::io::ErrorKind::NotFound => 127,
+            Self::Start { .. } => 126,
             Self::Command(code) => *code,
         }
     }

@@ -8,6 +8,7 @@ mod attach;
 pub mod cli;
 pub mod control;
 pub mod demo;
+mod detached;
 pub mod device;
 pub mod dns;
 pub mod doctor;

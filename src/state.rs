@@ -236,19 +236,26 @@ impl StateDir {
         }
     }
 
-    /// Replaces a file at once, so that a crash leaves the old or the new one.
     fn write(&self, file: &str, value: &impl Serialize) -> Result<()> {
-        let path = self.dir.join(file);
-        let write = || -> io::Result<()> {
-            let mut new = tempfile::NamedTempFile::new_in(&self.dir)?;
-            serde_json::to_writer_pretty(&mut new, value)?;
-            new.write_all(b"\n")?;
-            new.as_file().sync_all()?;
-            new.persist(&path)?;
-            Ok(())
-        };
-        write().context(format!("cannot write {}", path.display()))
+        write_json(&self.dir, file, value)
     }
+}
+
+/// Replaces a file at once, so that a crash leaves the old or the new one.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn write_json(directory: &Path, file: &str, value: &impl Serialize) -> Result<()> {
+    let path = directory.join(file);
+    let write = || -> io::Result<()> {
+        let mut new = tempfile::NamedTempFile::new_in(directory)?;
+        serde_json::to_writer_pretty(&mut new, value)?;
+        new.write_all(b"\n")?;
+        new.as_file().sync_all()?;
+        new.persist(&path)?;
+        Ok(())
+    };
+    write().context(format!("cannot write {}", path.display()))
 }
 
 /// Removes a socket that a dead node left, and checks that a new one can have its path.

@@ -1,11 +1,11 @@
 //! A pod's command: started so that it ends with whoever attached the pod, and waited for.
 
-use std::convert::Infallible;
 use std::ffi::OsString;
-use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::ExitStatus;
 
+use muslin_stack::ipam::PodName;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
@@ -15,48 +15,84 @@ use crate::control::protocol::Attached;
 use crate::error::{Context, Error, Result};
 use crate::signals::Listener;
 
-/// Starts a pod's command, with what it finds in its environment.
+/// What a pod's command finds in its environment.
+pub(crate) fn variables(
+    pod: &PodName,
+    node: &str,
+    address: Ipv4Addr,
+) -> [(&'static str, String); 3] {
+    [
+        ("MUSLIN_POD", pod.to_string()),
+        ("MUSLIN_NODE", node.to_owned()),
+        ("MUSLIN_ADDRESS", address.to_string()),
+    ]
+}
+
+/// The command that was asked for, or else the user's shell.
+pub(crate) fn or_shell(command: Vec<OsString>) -> Vec<OsString> {
+    if command.is_empty() {
+        vec![std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())]
+    } else {
+        command
+    }
+}
+
+/// Starts a pod's command, with these variables besides those of all pods.
 ///
 /// # Errors
 /// If no process can be started; that there is no such command only its guard sees.
 pub(crate) fn start(
-    command: &[OsString],
+    words: Vec<OsString>,
     attached: &Attached,
-    variables: &[(&str, String)],
+    more: &[(&str, String)],
 ) -> Result<Child> {
-    let shell = [std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())];
-    let command = if command.is_empty() { &shell } else { command };
+    let mut command = command(words, attached, &[]);
+    command.envs(more.iter().map(|(name, value)| (name, value)));
+    command.spawn().context("cannot start the command")
+}
+
+/// A pod's command behind its guard, which has these flags.
+pub(crate) fn command(words: Vec<OsString>, attached: &Attached, guard: &[&str]) -> Command {
     // This program by what it is, not by a path that may name another one by now.
-    let started = Command::new("/proc/self/exe")
-        .args(["guard", &std::process::id().to_string(), "--"])
-        .args(command)
-        .env("MUSLIN_POD", attached.pod.as_str())
-        .env("MUSLIN_NODE", &attached.node)
-        .env("MUSLIN_ADDRESS", attached.address.addr().to_string())
-        .envs(variables.iter().map(|(name, value)| (name, value)))
-        .kill_on_drop(true)
-        .spawn();
-    started.context("cannot start the command")
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(["guard", &std::process::id().to_string()])
+        .args(guard)
+        .arg("--")
+        .args(or_shell(words))
+        .envs(variables(
+            &attached.pod,
+            &attached.node,
+            attached.address.addr(),
+        ))
+        .kill_on_drop(true);
+    command
 }
 
 /// Becomes the command, in a process that is killed when its parent is: without that it would live
-/// on without a network.
-///
-/// # Errors
-/// Why there is no such command, with the code that shells end with then.
-pub(crate) fn guard(parent: i32, command: &[OsString]) -> Result<Infallible> {
-    set_pdeathsig(Signal::SIGKILL).context("cannot watch the parent process")?;
-    if getppid() != Pid::from_raw(parent) {
-        return Err(Error::Command(128 + Signal::SIGKILL as u8));
+/// on without a network. Returns if it cannot.
+pub(crate) fn guard(parent: i32, command: &[OsString]) -> Error {
+    if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
+        return Error::failed(format!("cannot watch the parent process: {error}"));
     }
+    if getppid() != Pid::from_raw(parent) {
+        return Error::Command(128 + Signal::SIGKILL as u8);
+    }
+    become_command(command, &[])
+}
+
+/// Has this process go on as the command. Returns if it cannot.
+pub(crate) fn become_command(command: &[OsString], variables: &[(&str, String)]) -> Error {
     let Some((program, rest)) = command.split_first() else {
-        return Err(Error::usage("there is no command to run"));
+        return Error::usage("there is no command to run");
     };
-    let error = std::process::Command::new(program).args(rest).exec();
-    crate::cli::complain(&format_args!("cannot run {}: {error}", program.display()));
-    // So that scripts can tell them from the command's own.
-    let not_found = error.kind() == io::ErrorKind::NotFound;
-    Err(Error::Command(if not_found { 127 } else { 126 }))
+    let mut command = std::process::Command::new(program);
+    command.args(rest);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
+    Error::Start {
+        program: program.display().to_string(),
+        error: command.exec(),
+    }
 }
 
 /// What would end this process and leave the command behind.
@@ -81,13 +117,13 @@ impl Signals {
         })
     }
 
-    /// Returns when one of them asks this process to end.
-    pub(crate) async fn heard(&mut self) {
+    /// The next that asks this process to end.
+    pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
-            () = self.terminate.heard() => {}
-            () = self.hangup.heard() => {}
-            () = self.interrupt.heard() => {}
-            () = self.quit.heard() => {}
+            () = self.terminate.heard() => Signal::SIGTERM,
+            () = self.hangup.heard() => Signal::SIGHUP,
+            () = self.interrupt.heard() => Signal::SIGINT,
+            () = self.quit.heard() => Signal::SIGQUIT,
         }
     }
 }
@@ -99,16 +135,15 @@ impl Signals {
 /// If it cannot be waited for.
 pub(crate) async fn wait(mut child: Child, mut signals: Signals) -> Result<ExitStatus> {
     loop {
-        let pass_on = tokio::select! {
+        let signal = tokio::select! {
             status = child.wait() => return status.context("cannot wait for the command"),
-            () = signals.terminate.heard() => Signal::SIGTERM,
-            () = signals.hangup.heard() => Signal::SIGHUP,
-            () = signals.interrupt.heard() => continue,
-            () = signals.quit.heard() => continue,
+            signal = signals.next() => signal,
         };
-        if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()) {
+        let is_the_terminals = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(id) = id.filter(|_| !is_the_terminals) {
             // It may have ended this moment.
-            let _ = kill(Pid::from_raw(id), pass_on);
+            let _ = kill(Pid::from_raw(id), signal);
         }
     }
 }

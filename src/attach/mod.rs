@@ -4,16 +4,20 @@
 mod command;
 mod stay;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use tracing::warn;
+
 use crate::control::Client;
-use crate::control::protocol::{Attached, Status, Table};
+use crate::control::protocol::{Attach, Attached, Namespace, Status, Table};
 use crate::device::Tap;
 use crate::error::Result;
-use crate::netns::Assignment;
+use crate::netns::{self, Assignment};
 
-pub(crate) use command::{Signals, exit_code, guard, start, wait};
+pub(crate) use command::{
+    Signals, become_command, command, exit_code, guard, or_shell, start, variables, wait,
+};
 pub(crate) use stay::stay_attached;
 
 /// Queues that a pod's device is to have: one for each worker of the node.
@@ -26,9 +30,54 @@ pub(crate) async fn queues(socket: &Path) -> Result<usize> {
     Ok(status.first().map_or(1, |status| status.workers))
 }
 
-/// What the node is given of a device.
-pub(crate) fn descriptors(tap: &[Tap]) -> Vec<BorrowedFd<'_>> {
-    tap.iter().map(AsFd::as_fd).collect()
+/// What a node is given of a pod.
+pub(crate) struct Device<'a> {
+    /// The queues of its TAP device, or one end of a pair of sockets.
+    pub(crate) queues: Vec<BorrowedFd<'a>>,
+    /// The namespaces that `muslin exec` enters.
+    pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
+}
+
+impl<'a> Device<'a> {
+    /// A TAP device.
+    pub(crate) fn tap(queues: &'a [Tap]) -> Self {
+        Self {
+            queues: queues.iter().map(AsFd::as_fd).collect(),
+            namespaces: Vec::new(),
+        }
+    }
+
+    /// A socket of a pod that lives in a process.
+    pub(crate) fn socket(socket: &'a impl AsFd) -> Self {
+        Self {
+            queues: vec![socket.as_fd()],
+            namespaces: Vec::new(),
+        }
+    }
+
+    /// The same with this process' own namespaces of these kinds.
+    ///
+    /// # Errors
+    /// If they cannot be opened.
+    pub(crate) fn with_namespaces(mut self, kinds: &[Namespace]) -> Result<Self> {
+        self.namespaces = netns::own(kinds)?;
+        Ok(self)
+    }
+
+    /// Attaches it.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub(crate) async fn attach(&self, client: &Client, request: Attach) -> Result<Attached> {
+        let attached = client.attach(request, &self.queues).await?;
+        if !self.namespaces.is_empty() {
+            let kept = client.keep_namespaces(&attached.pod, &self.namespaces);
+            if let Err(error) = kept.await {
+                warn!("`muslin exec` will not find the pod: {error}");
+            }
+        }
+        Ok(attached)
+    }
 }
 
 /// What a node's answer means for the interface.

@@ -1,12 +1,12 @@
 //! Keeping a pod attached: whenever its node is gone, its device is attached to the successor.
 
 use std::convert::Infallible;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use tracing::{info, warn};
 
+use super::Device;
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached};
 use crate::error::{Error, Result};
@@ -21,7 +21,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) async fn stay_attached(
     mut client: Client,
     socket: &Path,
-    device: &[BorrowedFd<'_>],
+    device: &Device<'_>,
     mut attached: Attached,
     follow: impl AsyncFn(&Attached) -> Result<()>,
 ) -> Infallible {
@@ -66,7 +66,7 @@ pub(crate) async fn stay_attached(
 /// Asks for what a pod had; a node that has another subnet now gives another address.
 async fn attach_again(
     client: &Client,
-    device: &[BorrowedFd<'_>],
+    device: &Device<'_>,
     attached: &Attached,
 ) -> Result<Attached> {
     let request = |address| Attach {
@@ -75,11 +75,9 @@ async fn attach_again(
         persistent: false,
         publish: attached.published.clone(),
     };
-    let same = client
-        .attach(request(Some(attached.address.addr())), device)
-        .await;
-    match same {
-        Err(Error::Usage(_)) => client.attach(request(None), device).await,
+    let same = request(Some(attached.address.addr()));
+    match device.attach(client, same).await {
+        Err(Error::Usage(_)) => device.attach(client, request(None)).await,
         other => other,
     }
 }

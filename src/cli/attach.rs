@@ -8,9 +8,9 @@ use muslin_stack::ipam::PodName;
 
 use super::run::PublishArguments;
 use super::{NodeChoice, block_on, output};
-use crate::attach::{assignment, descriptors, queues};
+use crate::attach::{Device, assignment, queues};
 use crate::control::Client;
-use crate::control::protocol::{Attach, Request};
+use crate::control::protocol::{Attach, Namespace, Request};
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Target};
@@ -69,6 +69,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     };
     netns::enter(&target)?;
     let tap = Tap::open(&arguments.ifname, !arguments.no_offload, queues).map_err(Error::failed)?;
+    let device = Device::tap(&tap).with_namespaces(&[Namespace::User, Namespace::Net])?;
     block_on(async {
         let client = Client::connect(&socket).await?;
         let request = Attach {
@@ -77,7 +78,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
             persistent: true,
             publish: arguments.publish.ports(),
         };
-        let attached = client.attach(request, &descriptors(&tap)).await?;
+        let attached = device.attach(&client, request).await?;
         let configured = netns::configure(&arguments.ifname, &assignment(&attached)).await;
         if let Err(error) = configured {
             let pod = attached.pod.clone();

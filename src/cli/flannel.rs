@@ -315,7 +315,8 @@ pub(super) fn normalize(
     let mut words = words.into_iter().peekable();
     let mut normal = Vec::new();
     while let Some(word) = words.next() {
-        if word == "--" {
+        // What is no flag begins a command, if there can be one, and so does what follows two dashes.
+        if word == "--" || !word.as_encoded_bytes().starts_with(b"-") {
             normal.push(word);
             break;
         }

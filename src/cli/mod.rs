@@ -1,7 +1,9 @@
 //! The command line: what each command is told, and what the process ends with.
 
 mod attach;
+mod detached;
 mod doctor;
+mod exec;
 mod flannel;
 mod node;
 pub(crate) mod output;
@@ -45,6 +47,20 @@ enum Command {
     Node(Box<node::Arguments>),
     /// Run a command in a network namespace of its own, attached to a node
     Run(run::Arguments),
+    /// Run a command in the namespaces of a pod that runs
+    ///
+    /// A pod of `muslin run` has its own network, host name and files in /etc; of one that was attached
+    /// only the network is entered.
+    Exec(exec::Arguments),
+    /// Show what the command of a detached pod has written, to stdout and to stderr
+    ///
+    /// Between 4 and 8 MiB of its end are kept until the name is used by another pod of `muslin run
+    /// -d` or `muslin rm` removes them.
+    Logs(detached::LogsArguments),
+    /// End detached pods: the command, and all that it has started
+    Stop(detached::StopArguments),
+    /// Remove what is kept of detached pods that have ended
+    Rm(detached::RmArguments),
     /// Give one pod of a cluster an address of the pod network, with as few privileges as there are
     Sidecar(Box<sidecar::Arguments>),
     /// Attach a network namespace that exists already
@@ -127,6 +143,11 @@ impl StateChoice {
 }
 
 impl NodeChoice {
+    /// Where nodes and detached pods keep their state.
+    fn state_dir(&self) -> PathBuf {
+        self.state.dir()
+    }
+
     /// The chosen node's control socket.
     fn socket(&self) -> Result<PathBuf> {
         match &self.socket {
@@ -183,6 +204,10 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Node(arguments) => node::run(&arguments),
         Command::Run(arguments) => run::run(arguments),
+        Command::Exec(arguments) => exec::run(arguments),
+        Command::Logs(arguments) => detached::logs(&arguments),
+        Command::Stop(arguments) => detached::stop(&arguments),
+        Command::Rm(arguments) => detached::rm(&arguments),
         Command::Sidecar(arguments) => sidecar::run(*arguments),
         Command::Attach(arguments) => attach::attach(arguments),
         Command::Detach(arguments) => attach::detach(arguments),

@@ -14,10 +14,11 @@ use clap::Args;
 use muslin_stack::ipam::PodName;
 use nix::sys::prctl::set_dumpable;
 
-use super::{NodeChoice, block_on, die_with_parent};
-use crate::attach::{self, Signals};
+use super::{NodeChoice, block_on, die_with_parent, output};
+use crate::attach::{self, Device, Signals};
 use crate::control::Client;
-use crate::control::protocol::{Attach, Attached};
+use crate::control::protocol::{Attach, Attached, Namespace};
+use crate::detached;
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Resolution};
@@ -25,6 +26,13 @@ use crate::publish::{Ports, Published};
 
 /// The interface inside.
 const INTERFACE: &str = "eth0";
+/// What the process leaves for fresh ones, in the order in which others can enter them.
+const NAMESPACES: [Namespace; 4] = [
+    Namespace::User,
+    Namespace::Mount,
+    Namespace::Net,
+    Namespace::Uts,
+];
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -41,12 +49,19 @@ pub(super) struct Arguments {
     /// Make the plain TAP device: one packet per frame, checksums finished
     #[arg(long)]
     no_offload: bool,
+    /// Return when the command runs, and print the pod's name: 'muslin logs' has what it writes,
+    /// 'muslin stop' ends it
+    #[arg(short, long, conflicts_with = "die_with_parent")]
+    detach: bool,
+    /// Be the process beside a detached pod's command
+    #[arg(long, hide = true, requires = "detach")]
+    beside: bool,
     /// End with the process that started it
     #[arg(long, hide = true)]
     die_with_parent: bool,
-    /// The command; it finds MUSLIN_POD, MUSLIN_NODE and MUSLIN_ADDRESS in its environment
-    /// [default: $SHELL]
-    #[arg(last = true, value_name = "CMD")]
+    /// The command, and all that follows is its own; it finds MUSLIN_POD, MUSLIN_NODE and
+    /// MUSLIN_ADDRESS in its environment [default: $SHELL]
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -75,26 +90,46 @@ impl PublishArguments {
 pub(super) struct GuardArguments {
     /// The process that must not die before
     parent: i32,
+    /// Tell by stdin whether the command has begun
+    #[arg(long)]
+    reports: bool,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
 
 /// Becomes the command, in a process that is killed when `muslin run` is.
 pub(super) fn guard(arguments: &GuardArguments) -> Result<()> {
-    match attach::guard(arguments.parent, &arguments.command)? {}
+    let guard = || attach::guard(arguments.parent, &arguments.command);
+    Err(if arguments.reports {
+        detached::report_start(guard)
+    } else {
+        guard()
+    })
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<()> {
     if arguments.die_with_parent {
         die_with_parent()?;
     }
+    if arguments.detach {
+        if arguments.command.is_empty() {
+            return Err(Error::usage("name the command that is to run detached"));
+        }
+        if !arguments.beside {
+            let words = std::env::args_os().skip(2);
+            let flags = ["run", "--beside"].map(OsString::from);
+            return output::print(&detached::launch(flags.into_iter().chain(words))?);
+        }
+        detached::leave_terminal()?;
+    }
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
     // A node that is not there is told before anything else happens.
     let queues = block_on(attach::queues(&socket))?;
     netns::enter_fresh()?;
     let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;
+    let device = Device::tap(&tap).with_namespaces(&NAMESPACES)?;
     block_on(async {
-        let (client, attached) = attach_first(&socket, &arguments, &tap).await?;
+        let (client, attached) = attach_first(&socket, &arguments, &device).await?;
         netns::give_files(
             attached.pod.as_str(),
             attached.address.addr(),
@@ -107,13 +142,20 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         // The command must not take the device out of this process (pidfd_getfd(2)).
         set_dumpable(false).context("cannot protect this process")?;
         let signals = Signals::listen()?;
-        let child = attach::start(&arguments.command, &attached, &[])?;
-        let device = attach::descriptors(&tap);
+        let state_dir = arguments.node.state_dir();
+        let ran = attached.clone();
+        let command = async {
+            if arguments.detach {
+                return detached::run(&state_dir, arguments.command, &ran, signals).await;
+            }
+            let child = attach::start(arguments.command, &ran, &[])?;
+            attach::exit_code(attach::wait(child, signals).await?)
+        };
         let follow = async |attached: &Attached| {
             netns::configure(INTERFACE, &attach::assignment(attached)).await
         };
         tokio::select! {
-            status = attach::wait(child, signals) => attach::exit_code(status?),
+            result = command => result,
             never = attach::stay_attached(client, &socket, &device, attached, follow) => match never {},
         }
     })
@@ -122,7 +164,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
 async fn attach_first(
     socket: &Path,
     arguments: &Arguments,
-    tap: &[Tap],
+    device: &Device<'_>,
 ) -> Result<(Client, Attached)> {
     let client = Client::connect(socket).await?;
     let request = Attach {
@@ -131,7 +173,7 @@ async fn attach_first(
         persistent: false,
         publish: arguments.publish.ports(),
     };
-    let attached = client.attach(request, &attach::descriptors(tap)).await?;
+    let attached = device.attach(&client, request).await?;
     netns::configure(INTERFACE, &attach::assignment(&attached)).await?;
     Ok((client, attached))
 }

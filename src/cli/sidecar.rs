@@ -5,7 +5,6 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,7 +18,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{block_on, die_with_parent, node};
-use crate::attach::{self, Signals};
+use crate::attach::{self, Device, Signals};
 use crate::control::protocol::{Attach, Attached};
 use crate::control::{Client, locate};
 use crate::device::{FrameSocket, Tap};
@@ -78,8 +77,8 @@ pub(super) struct Arguments {
     leave: bool,
     #[command(flatten)]
     own: node::Arguments,
-    /// The command; the sidecar ends with it, and with its exit code
-    #[arg(last = true, value_name = "CMD")]
+    /// The command, and all that follows is its own; the sidecar ends with it, and with its exit code
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
@@ -157,7 +156,7 @@ impl Arguments {
                 )));
             }
             Some(Level::Run) if self.command.is_empty() => {
-                return Err(Error::usage("--level run: name a command, after '--'"));
+                return Err(Error::usage("--level run: name a command"));
             }
             _ => {}
         }
@@ -283,7 +282,7 @@ impl Arguments {
     ) -> Result<()> {
         let client = tokio::select! {
             client = self.reach(socket) => client?,
-            () = signals.heard() => return Ok(()),
+            _ = signals.next() => return Ok(()),
         };
         match chosen {
             Chosen::Tap(tap) => self.serve_by_tap(client, socket, &tap, signals).await,
@@ -342,7 +341,7 @@ impl Arguments {
         if self.command.is_empty() && !self.has_ways() {
             return Err(Error::usage(
                 "level process: nobody could use the address: name --socks5, --http-proxy, \
-                 --forward, --expose, or a command after '--'",
+                 --forward, --expose, or a command",
             ));
         }
         info!("level process: the address is in this process");
@@ -365,8 +364,8 @@ impl Arguments {
         tap: &[Tap],
         signals: Signals,
     ) -> Result<()> {
-        let device = attach::descriptors(tap);
-        let attached = client.attach(self.request(), &device).await?;
+        let device = Device::tap(tap);
+        let attached = device.attach(&client, self.request()).await?;
         netns::configure(INTERFACE, &only_pods(&attached)).await?;
         tell(&attached);
         tokio::select! {
@@ -402,8 +401,8 @@ impl Arguments {
         signals: Signals,
     ) -> Result<()> {
         let (ours, theirs) = FrameSocket::pair().context("cannot make a device")?;
-        let device = [theirs.as_fd()];
-        let attached = client.attach(self.request(), &device).await?;
+        let device = Device::socket(&theirs);
+        let attached = device.attach(&client, self.request()).await?;
         let exposed: Vec<_> = self.expose.iter().map(|it| it.0).collect();
         let overlay = Arc::new(Overlay::start(ours, &attached, &exposed).await?);
         tell(&attached);
@@ -428,10 +427,10 @@ impl Arguments {
         mut signals: Signals,
     ) -> Result<()> {
         if self.command.is_empty() {
-            signals.heard().await;
+            signals.next().await;
             return Ok(());
         }
-        let child = attach::start(&self.command, attached, variables)?;
+        let child = attach::start(self.command.clone(), attached, variables)?;
         attach::exit_code(attach::wait(child, signals).await?)
     }
 }

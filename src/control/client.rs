@@ -1,15 +1,16 @@
 //! The client's end of the control socket.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use muslin_stack::ipam::PodName;
 use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::connection::Connection;
-use super::protocol::{Answer, Attach, Attached, Request, Table};
+use super::protocol::{Answer, Attach, Attached, Namespace, PodNamespaces, Request, Table};
 use crate::error::{Context, Error, Result};
 use crate::state;
 
@@ -91,6 +92,45 @@ impl Client {
         }
     }
 
+    /// Has the node keep the namespaces of an attached pod.
+    ///
+    /// # Errors
+    /// What the node says against it; a usage error if it is too old for that.
+    pub async fn keep_namespaces(
+        &self,
+        pod: &PodName,
+        namespaces: &[(Namespace, OwnedFd)],
+    ) -> Result<()> {
+        let request = Request::KeepNamespaces {
+            pod: pod.clone(),
+            kinds: namespaces.iter().map(|(kind, _)| *kind).collect(),
+        };
+        let beside: Vec<_> = namespaces.iter().map(|(_, fd)| fd.as_fd()).collect();
+        match self.ask(&request, &beside).await? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The namespaces of a pod.
+    ///
+    /// # Errors
+    /// If there is no such pod, or it has none.
+    pub async fn namespaces(
+        &self,
+        pod: &PodName,
+    ) -> Result<(PodNamespaces, Vec<(Namespace, OwnedFd)>)> {
+        self.send(&Request::Namespaces { pod: pod.clone() }, &[])
+            .await?;
+        match self.receive_with_descriptors().await? {
+            (Answer::Namespaces(pod), beside) if pod.kinds.len() == beside.len() => {
+                let namespaces = pod.kinds.iter().copied().zip(beside).collect();
+                Ok((pod, namespaces))
+            }
+            (other, _) => Err(unexpected(&other)),
+        }
+    }
+
     /// The rows of a table.
     ///
     /// # Errors
@@ -120,11 +160,31 @@ impl Client {
     }
 
     async fn ask(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<Answer> {
-        self.0
-            .send(request, beside)
-            .await
-            .context("cannot ask the node")?;
-        match self.receive().await? {
+        self.send(request, beside).await?;
+        self.receive().await
+    }
+
+    async fn send(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<()> {
+        let sent = self.0.send(request, beside).await;
+        sent.context("cannot ask the node")
+    }
+
+    async fn receive(&self) -> Result<Answer> {
+        let (answer, _) = self.receive_with_descriptors().await?;
+        Ok(answer)
+    }
+
+    /// The next answer, unless it is a refusal, and what is beside it.
+    async fn receive_with_descriptors(&self) -> Result<(Answer, Vec<OwnedFd>)> {
+        let received = tokio::time::timeout(PATIENCE, self.0.receive()).await;
+        let received = received
+            .map_err(|_| {
+                Error::failed("the node does not answer: its process hangs or is stopped")
+            })?
+            .context("the node's answer is not understood")?;
+        let (answer, beside) =
+            received.ok_or_else(|| Error::failed("the node ended the connection"))?;
+        match answer {
             Answer::Refused {
                 usage: true,
                 message,
@@ -133,19 +193,8 @@ impl Client {
                 usage: false,
                 message,
             } => Err(Error::Failed(message)),
-            answer => Ok(answer),
+            answer => Ok((answer, beside)),
         }
-    }
-
-    async fn receive(&self) -> Result<Answer> {
-        let received = tokio::time::timeout(PATIENCE, self.0.receive()).await;
-        let received = received
-            .map_err(|_| {
-                Error::failed("the node does not answer: its process hangs or is stopped")
-            })?
-            .context("the node's answer is not understood")?;
-        let (answer, _) = received.ok_or_else(|| Error::failed("the node ended the connection"))?;
-        Ok(answer)
     }
 }
 

@@ -24,6 +24,19 @@ pub enum Request {
         /// Its name.
         pod: PodName,
     },
+    /// Keep the namespaces of an attached pod, for [`Request::Namespaces`]. Their descriptors are
+    /// beside this message.
+    KeepNamespaces {
+        /// The pod's name.
+        pod: PodName,
+        /// What the descriptors stand for, in their order.
+        kinds: Vec<Namespace>,
+    },
+    /// Give the namespaces of a pod.
+    Namespaces {
+        /// Its name.
+        pod: PodName,
+    },
     /// Tell one table.
     Report(Table),
     /// Give the lease back and stop.
@@ -42,6 +55,20 @@ pub struct Attach {
     /// Ports of the machine that lead to it.
     #[serde(default)]
     pub publish: Vec<Published>,
+}
+
+/// A kind of namespace (namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Namespace {
+    /// Users and capabilities.
+    User,
+    /// Mounts.
+    Mount,
+    /// Interfaces, addresses and routes.
+    Net,
+    /// The host name.
+    Uts,
 }
 
 /// A table that can be told.
@@ -72,6 +99,8 @@ pub enum Table {
 pub enum Answer {
     /// The pod is attached.
     Attached(Attached),
+    /// A pod's namespaces; their descriptors are beside this message.
+    Namespaces(PodNamespaces),
     /// Rows of a table, each as JSON.
     Rows {
         /// The rows.
@@ -118,6 +147,17 @@ pub struct Attached {
     /// Ports of the machine that lead to it, with those that were chosen.
     #[serde(default)]
     pub published: Vec<Published>,
+}
+
+/// What a command needs that is to run in a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNamespaces {
+    /// The node's name.
+    pub node: String,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// What the descriptors stand for, in their order.
+    pub kinds: Vec<Namespace>,
 }
 
 /// A node at a glance.

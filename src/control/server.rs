@@ -1,7 +1,7 @@
 //! The node's end of the control socket.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, MAX_MESSAGE};
-use super::protocol::{Answer, Attach, Attached, Request, Table};
+use super::protocol::{Answer, Attach, Attached, Namespace, PodNamespaces, Request, Table};
 use crate::error::{Error, Result, errno};
 use muslin_stack::ipam::PodName;
 
@@ -35,6 +35,23 @@ pub trait Service: Send + Sync + 'static {
         request: Attach,
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Self::Attachment>)>;
+
+    /// Keeps the namespaces of an attached pod.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    fn keep_namespaces(
+        &self,
+        pod: &PodName,
+        kinds: Vec<Namespace>,
+        namespaces: Vec<OwnedFd>,
+    ) -> Result<()>;
+
+    /// The namespaces of a pod.
+    ///
+    /// # Errors
+    /// If there is none of that name, or it has none.
+    fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)>;
 
     /// Detaches a pod.
     ///
@@ -136,6 +153,20 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
                     answer
                 })
             }
+            Request::KeepNamespaces { pod, kinds } if kinds.len() == beside.len() => service
+                .keep_namespaces(&pod, kinds, beside)
+                .map(|()| Answer::Done),
+            Request::KeepNamespaces { .. } => Err(Error::usage(
+                "each namespace comes with one descriptor beside the request",
+            )),
+            Request::Namespaces { pod } => match service.namespaces(&pod) {
+                Ok((pod, namespaces)) => {
+                    let beside: Vec<_> = namespaces.iter().map(AsFd::as_fd).collect();
+                    connection.send(&Answer::Namespaces(pod), &beside).await?;
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
             Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
             Request::Report(table) => match service.report(table).await {
@@ -194,8 +225,6 @@ async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io:
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use tokio_seqpacket::UnixSeqpacket;
 
     use super::*;
@@ -208,6 +237,14 @@ mod tests {
 
         fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
             Err(Error::failed("full"))
+        }
+
+        fn keep_namespaces(&self, pod: &PodName, _: Vec<Namespace>, _: Vec<OwnedFd>) -> Result<()> {
+            self.detach(pod)
+        }
+
+        fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
+            Err(self.detach(pod).unwrap_err())
         }
 
         fn detach(&self, pod: &PodName) -> Result<()> {
@@ -239,6 +276,7 @@ mod tests {
             format!("{{\"detach\":{{\"pod\":\"{}\"}}}}", &long[30..]),
             "\"".repeat(MAX_MESSAGE + 1),
             r#"{"attach":{"pod":null,"address":null,"persistent":false}}"#.to_owned(),
+            r#"{"keep-namespaces":{"pod":"a","kinds":["user"]}}"#.to_owned(),
         ] {
             ours.send(nonsense.as_bytes()).await.unwrap();
             let start: String = nonsense.chars().take(20).collect();

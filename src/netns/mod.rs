@@ -9,6 +9,7 @@ mod interface;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -16,6 +17,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_dumpable;
 use nix::unistd::{getegid, geteuid};
 
+use crate::control::protocol::Namespace;
 use crate::error::{Context, Error, Result, errno};
 
 pub use files::{Resolution, give as give_files};
@@ -78,6 +80,72 @@ pub fn enter(target: &Target) -> Result<()> {
             error => format!("cannot enter the network namespace {name}: {error}"),
         })
     })
+}
+
+/// This process' own namespaces of some kinds.
+///
+/// # Errors
+/// If they cannot be opened.
+pub fn own(kinds: &[Namespace]) -> Result<Vec<(Namespace, OwnedFd)>> {
+    let open = |kind: &Namespace| {
+        let path = format!("/proc/self/ns/{}", file_name(*kind));
+        let file = fs::File::open(&path).context(format!("cannot open {path}"))?;
+        Ok((*kind, file.into()))
+    };
+    kinds.iter().map(open).collect()
+}
+
+/// Moves this process into a pod's namespaces, one after the other. It stays in its working
+/// directory where the pod has that, too.
+///
+/// # Errors
+/// If they belong to somebody else.
+pub fn enter_pod(namespaces: &[(Namespace, OwnedFd)]) -> Result<()> {
+    let directory = std::env::current_dir();
+    for (kind, namespace) in namespaces {
+        // There may be no right to enter the own one once more (setns(2)).
+        if is_own(*kind, namespace) {
+            continue;
+        }
+        let flag = match kind {
+            Namespace::User => CloneFlags::CLONE_NEWUSER,
+            Namespace::Mount => CloneFlags::CLONE_NEWNS,
+            Namespace::Net => CloneFlags::CLONE_NEWNET,
+            Namespace::Uts => CloneFlags::CLONE_NEWUTS,
+        };
+        setns(namespace, flag).map_err(|error| {
+            let name = file_name(*kind);
+            Error::failed(match error {
+                Errno::EPERM => format!(
+                    "no permission to enter the pod's {name} namespace: it belongs to another \
+                     user; run this command as the one who has attached the pod"
+                ),
+                error => format!("cannot enter the pod's {name} namespace: {error}"),
+            })
+        })?;
+    }
+    if let Ok(directory) = directory {
+        // A mount namespace is entered at its root.
+        let _ = std::env::set_current_dir(directory);
+    }
+    Ok(())
+}
+
+fn is_own(kind: Namespace, namespace: &OwnedFd) -> bool {
+    let own = nix::sys::stat::stat(format!("/proc/self/ns/{}", file_name(kind)).as_str());
+    let theirs = nix::sys::stat::fstat(namespace);
+    matches!((own, theirs), (Ok(own), Ok(theirs))
+        if (own.st_dev, own.st_ino) == (theirs.st_dev, theirs.st_ino))
+}
+
+/// A namespace's file in `/proc/PID/ns`.
+const fn file_name(kind: Namespace) -> &'static str {
+    match kind {
+        Namespace::User => "user",
+        Namespace::Mount => "mnt",
+        Namespace::Net => "net",
+        Namespace::Uts => "uts",
+    }
 }
 
 /// Enters the user namespace of a process, where it is another than ours.

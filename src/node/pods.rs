@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
@@ -10,7 +12,7 @@ use muslin_stack::ipam::{AddressPool, IpamError, Memory, PodName};
 use muslin_stack::port::{Attachment, PortId};
 use smoltcp::wire::EthernetAddress;
 
-use crate::control::protocol::Attach;
+use crate::control::protocol::{Attach, Namespace};
 use crate::error::{Error, Result};
 use crate::publish::{MAX_PORTS, Published};
 
@@ -31,6 +33,8 @@ pub(super) struct Pod {
     pub(super) persistent: bool,
     pub(super) published: Vec<Published>,
     pub(super) since: Instant,
+    /// Where its commands run, with what the descriptors stand for.
+    pub(super) namespaces: Option<(Vec<Namespace>, Arc<[OwnedFd]>)>,
 }
 
 impl Pod {
@@ -94,6 +98,7 @@ impl Pods {
             persistent: request.persistent,
             published: Vec::new(),
             since: Instant::now(),
+            namespaces: None,
         };
         self.next_port = self.next_port.wrapping_add(1);
         self.attached.insert(name.clone(), pod.clone());
@@ -130,11 +135,29 @@ impl Pods {
         }
     }
 
+    pub(super) fn get(&self, name: &PodName) -> Result<&Pod> {
+        self.attached.get(name).ok_or_else(|| not_attached(name))
+    }
+
+    /// Keeps the namespaces that a pod's commands run in.
+    pub(super) fn keep_namespaces(
+        &mut self,
+        name: &PodName,
+        kinds: Vec<Namespace>,
+        namespaces: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let pod = self.attached.get_mut(name);
+        let pod = pod.ok_or_else(|| not_attached(name))?;
+        pod.namespaces = Some((kinds, namespaces.into()));
+        Ok(())
+    }
+
     /// Takes a pod's address back; it stays remembered.
-    pub(super) fn detach(&mut self, name: &PodName) -> Option<Pod> {
-        let pod = self.attached.remove(name)?;
+    pub(super) fn detach(&mut self, name: &PodName) -> Result<Pod> {
+        let pod = self.attached.remove(name);
+        let pod = pod.ok_or_else(|| not_attached(name))?;
         self.pool.release(name);
-        Some(pod)
+        Ok(pod)
     }
 
     pub(super) fn name_of(&self, port: PortId) -> Option<PodName> {
@@ -173,6 +196,10 @@ impl Pods {
             .find(|name| !self.attached.contains_key(name))
             .ok_or_else(|| Error::failed("there is no free name for the pod: give it a --name"))
     }
+}
+
+fn not_attached(name: &PodName) -> Error {
+    Error::failed(format!("no pod named '{name}' is attached"))
 }
 
 #[cfg(test)]
@@ -215,8 +242,8 @@ mod tests {
             mac(3),
         );
         assert!(text.contains("taken by the pod 'pod-1'"), "{text}");
-        assert!(pods.detach(&first).is_some());
-        assert!(pods.detach(&first).is_none());
+        pods.detach(&first).unwrap();
+        pods.detach(&first).unwrap_err();
         let (again, pod) = pods.attach(&request(None, None), mac(3)).unwrap();
         assert_eq!((again, pod.address), (first, Ipv4Addr::new(10, 244, 1, 2)));
     }
@@ -227,7 +254,7 @@ mod tests {
         let (name, pod) = pods.attach(&request(None, None), None).unwrap();
         let made = EthernetAddress([0x0a, 0x58, 10, 244, 1, 2]);
         assert_eq!((pod.address, pod.mac), (Ipv4Addr::new(10, 244, 1, 2), made));
-        pods.detach(&name);
+        pods.detach(&name).unwrap();
         // Whoever has taken that MAC address already keeps it.
         pods.attach(&request(None, Some([10, 244, 1, 9])), Some(made))
             .unwrap();

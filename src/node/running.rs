@@ -23,7 +23,7 @@ use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
 use crate::control::Service;
-use crate::control::protocol::{Attach, Attached, Lease, Table};
+use crate::control::protocol::{Attach, Attached, Lease, Namespace, PodNamespaces, Table};
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::lease::store::Store;
@@ -219,9 +219,7 @@ impl Running {
     }
 
     fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
-        let gone = pods
-            .detach(pod)
-            .ok_or_else(|| Error::failed(format!("no pod named '{pod}' is attached")))?;
+        let gone = pods.detach(pod)?;
         self.remember(pods);
         info!("pod {pod} is detached");
         self.workers.detach(gone.port).map_err(Error::failed)
@@ -312,7 +310,7 @@ impl Service for Arc<Running> {
             published.map_err(std::io::Error::other)
         });
         if let Err(error) = attached {
-            pods.detach(&name);
+            pods.detach(&name)?;
             return Err(Error::failed(error));
         }
         self.remember(&pods);
@@ -343,6 +341,37 @@ impl Service for Arc<Running> {
             published,
         };
         Ok((attached, attachment))
+    }
+
+    fn keep_namespaces(
+        &self,
+        pod: &PodName,
+        kinds: Vec<Namespace>,
+        namespaces: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let mut pods = self.pods.lock();
+        pods.keep_namespaces(pod, kinds, namespaces)
+    }
+
+    fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
+        let pods = self.pods.lock();
+        let pod = pods.get(name)?;
+        let (kinds, namespaces) = pod.namespaces.clone().ok_or_else(|| {
+            Error::failed(format!(
+                "the pod '{name}' has no namespace to run a command in: it is a sidecar's, or was \
+                 attached by an older muslin"
+            ))
+        })?;
+        let node = self.facts.settings.name.clone();
+        let address = pod.address;
+        Ok((
+            PodNamespaces {
+                node,
+                address,
+                kinds,
+            },
+            namespaces,
+        ))
     }
 
     fn detach(&self, pod: &PodName) -> Result<()> {

@@ -1,0 +1,140 @@
+//! `muslin logs`, `muslin stop` and `muslin rm`: pods of `muslin run -d`.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use muslin_stack::ipam::PodName;
+use nix::sys::signal::Signal;
+
+use super::{StateChoice, output};
+use crate::detached::{Detached, END_AT_ONCE, End};
+use crate::error::{Error, Result};
+
+/// How long a pod may take to end when all of it is killed.
+const KILLED: Duration = Duration::from_secs(5);
+/// How often a pod that is to end is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Whose detached pods are meant. The node need not run.
+#[derive(Debug, Args)]
+struct NodeName {
+    /// The node's name; needed where pods of several nodes have the same
+    #[arg(long, value_name = "NAME", env = "MUSLIN_NODE")]
+    node: Option<String>,
+    #[command(flatten)]
+    state: StateChoice,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArguments {
+    #[command(flatten)]
+    node: NodeName,
+    /// Go on with what is added, until the pod ends
+    #[arg(short, long)]
+    follow: bool,
+    /// The pod's name
+    pod: PodName,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StopArguments {
+    #[command(flatten)]
+    node: NodeName,
+    /// How long the command may take after SIGTERM, before all of the pod is killed
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
+    time: u32,
+    /// The pods' names
+    #[arg(required = true, value_name = "POD")]
+    pods: Vec<PodName>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RmArguments {
+    #[command(flatten)]
+    node: NodeName,
+    /// The pods' names
+    #[arg(required = true, value_name = "POD")]
+    pods: Vec<PodName>,
+}
+
+impl NodeName {
+    fn find(&self, pod: &PodName) -> Result<Detached> {
+        Detached::find(&self.state.dir(), self.node.as_deref(), pod)
+    }
+}
+
+/// Copies the log, and says on stderr how the pod has ended if it has.
+pub(super) fn logs(arguments: &LogsArguments) -> Result<()> {
+    let pod = arguments.node.find(&arguments.pod)?;
+    pod.copy_log(&mut io::stdout().lock(), arguments.follow)?;
+    if !pod.is_running()? {
+        // Whoever reads only the log does not need it.
+        let _ = writeln!(
+            io::stderr(),
+            "muslin: the pod '{}' {}",
+            pod.name(),
+            how(pod.end())
+        );
+    }
+    Ok(())
+}
+
+fn how(end: Option<End>) -> String {
+    let Some(End { exit_code, at }) = end else {
+        return "was killed, or its machine was switched off".to_owned();
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ago = now.unwrap_or_default().as_secs().saturating_sub(at);
+    format!(
+        "ended {} ago with exit code {exit_code}",
+        output::duration(ago)
+    )
+}
+
+/// Ends all of them, each with time of its own; one that has ended already is none that fails.
+pub(super) fn stop(arguments: &StopArguments) -> Result<()> {
+    let pods = arguments.pods.iter().map(|pod| arguments.node.find(pod));
+    let pods = pods.collect::<Result<Vec<_>>>()?;
+    for pod in &pods {
+        pod.signal(Signal::SIGTERM)?;
+    }
+    let deadline = Instant::now() + Duration::from_secs(arguments.time.into());
+    for pod in &pods {
+        if !has_ended(pod, deadline)? {
+            end(pod)?;
+        }
+    }
+    Ok(())
+}
+
+/// Kills all of a pod, and if need be the process beside it, which does that otherwise.
+fn end(pod: &Detached) -> Result<()> {
+    for signal in [END_AT_ONCE, Signal::SIGKILL] {
+        pod.signal(signal)?;
+        if has_ended(pod, Instant::now() + KILLED)? {
+            return Ok(());
+        }
+    }
+    Err(Error::failed(format!(
+        "the pod '{}' does not end: a process that waits for a device cannot be killed",
+        pod.name()
+    )))
+}
+
+fn has_ended(pod: &Detached, deadline: Instant) -> Result<bool> {
+    while pod.is_running()? {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(true)
+}
+
+pub(super) fn rm(arguments: &RmArguments) -> Result<()> {
+    for pod in &arguments.pods {
+        arguments.node.find(pod)?.remove()?;
+    }
+    Ok(())
+}
