@@ -212,6 +212,39 @@ fn routes_into_the_pod_network_are_named() {
     );
 }
 
+#[test]
+fn what_flannel_has_left_is_named_at_the_start_too() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut one, _other) = two_nodes(&lab);
+    // Of a flannel with another port, so that the tunnels do not get in each other's way.
+    one.host().sh(&format!(
+        "ip link add cni0 type bridge; ip link set cni0 up; ip addr add {}/24 dev cni0
+         ip link add flannel.1 type vxlan id 1 dstport 8473 dev eth0; ip link set flannel.1 up
+         ip addr add {}/32 dev flannel.1
+         ip route add 10.244.250.0/24 via 10.244.250.0 dev flannel.1 onlink",
+        one.address(1),
+        one.address(0),
+    ));
+    let bridge = format!("cni0 has {}/24", one.address(1));
+    let bridge = [&*bridge, "cut off", "ip link del cni0"];
+    let routes = ["flannel.1: 10.244.250.0/24", "ip link del flannel.1"];
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    is(&findings, "own subnet", "wrong", &bridge);
+    is(&findings, "routes", "warning", &routes);
+    assert!(!healthy);
+    one.start_again();
+    for words in [&bridge[..], &routes] {
+        let log = one.log();
+        let line = log.lines().find(|line| line.contains(words[0]));
+        let line = line.unwrap_or_else(|| panic!("no {words:?}{log}"));
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+    }
+    one.host().sh("ip link del cni0; ip link del flannel.1");
+    let (findings, _) = doctor(one.client(&["doctor"]));
+    is(&findings, "own subnet", "fine", &[]);
+    is(&findings, "routes", "fine", &[]);
+}
+
 /// A server of HTTP that answers everything in this way.
 fn server(answer: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -52,7 +52,7 @@ impl<'a> KernelNode<'a> {
     fn join(lab: &Lab, etcd: &'a Etcd) -> Self {
         let flannel = Flannel::new(lab, MTU);
         let mac = device(&flannel.host);
-        let lease = etcd.create(&own_key(), &value(KERNEL_IP, &mac));
+        let lease = etcd.create(&own_key(), &flannel::record(KERNEL_IP, &mac));
         let subnets = format!("{PREFIX}/subnets");
         let (records, revision) = etcd.list(&subnets);
         let mut node = Self {
@@ -73,7 +73,9 @@ impl<'a> KernelNode<'a> {
     fn restart(&mut self) {
         self.flannel.host.sh("ip link del flannel.1");
         self.mac = device(&self.flannel.host);
-        self.lease = self.etcd.publish(&own_key(), &value(KERNEL_IP, &self.mac));
+        self.lease = self
+            .etcd
+            .publish(&own_key(), &flannel::record(KERNEL_IP, &self.mac));
         for (subnet, peer) in &self.peers {
             set_up(&self.flannel.host, subnet, peer);
         }
@@ -122,7 +124,7 @@ impl<'a> KernelNode<'a> {
                 let subnet = key.rsplit('/').next().unwrap();
                 // Nothing but the subnet is told: the rest is what was known.
                 if let Some(peer) = self.peers.remove(subnet) {
-                    let (base, prefix) = parts(subnet);
+                    let (base, prefix) = flannel::parts(subnet);
                     let Peer { public_ip, mac } = peer;
                     self.flannel.host.sh(&format!(
                         "ip route del {prefix} via {base} dev flannel.1 onlink
@@ -143,39 +145,13 @@ fn own_key() -> String {
     format!("{PREFIX}/subnets/{}", own_subnet())
 }
 
-/// flannel's device; the MAC address is the kernel's choice.
+/// flannel's device.
 fn device(host: &Host) -> String {
-    host.sh(&format!(
-        "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {KERNEL_IP} dev eth0
-         ip link set flannel.1 mtu {MTU} up
-         ip addr add {}/32 dev flannel.1",
-        flannel::kernel(0),
-    ));
-    let text = host.run(&["ip", "-json", "link", "show", "flannel.1"]);
-    let links: Value = serde_json::from_str(&text).unwrap();
-    links[0]["address"].as_str().unwrap().to_owned()
+    flannel::device(host, KERNEL_IP, flannel::kernel(0), MTU)
 }
 
 fn set_up(host: &Host, subnet: &str, Peer { public_ip, mac }: &Peer) {
-    let (base, prefix) = parts(subnet);
-    host.sh(&format!(
-        "ip neigh replace {base} lladdr {mac} dev flannel.1 nud permanent
-         bridge fdb replace {mac} dev flannel.1 dst {public_ip} self permanent
-         ip route replace {prefix} via {base} dev flannel.1 onlink"
-    ));
-}
-
-/// The base address and the prefix of a key's subnet.
-fn parts(subnet: &str) -> (&str, String) {
-    let (base, len) = subnet.split_once('-').unwrap();
-    (base, format!("{base}/{len}"))
-}
-
-/// What flannel writes, as it was seen on a running cluster.
-fn value(public_ip: Ipv4Addr, mac: &str) -> String {
-    format!(
-        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
-    )
+    flannel::set_up(host, subnet, public_ip, mac);
 }
 
 fn config(name: &str, address: Ipv4Addr, etcd: &Etcd) -> NodeConfig {
@@ -190,7 +166,10 @@ fn subnet(node: &Node) -> String {
 fn is_flannels(etcd: &Etcd, node: &Node, public_ip: Ipv4Addr) -> Record {
     let key = format!("{PREFIX}/subnets/{}", subnet(node));
     let record = etcd.get(&key).unwrap();
-    assert_eq!(record.value, value(public_ip, &node.status("vtep_mac")));
+    assert_eq!(
+        record.value,
+        flannel::record(public_ip, &node.status("vtep_mac"))
+    );
     let (granted, left) = etcd.time_to_live(record.lease);
     assert_eq!(granted, TTL, "{record:?}");
     assert!((TTL - 60..=TTL).contains(&left), "{left} s: {record:?}");

@@ -4,24 +4,21 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use muslin_encap::overhead::{Format, Mtu};
 use muslin_encap::vxlan;
-use muslin_stack::lease::overlap;
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
-use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteType};
 use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
 
 use super::{Finding, Patient, Questions, Verdict};
 use crate::device::Tap;
 use crate::error::{Context, Result};
-use crate::netlink;
 use crate::netns;
 use crate::node::Offload;
-use crate::underlay::{Carrier, UdpSocket, choose_interface, forwards_ipv4};
+use crate::underlay::{
+    Carrier, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
+};
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
 const SMALL_MTU: u16 = 1280;
@@ -175,7 +172,8 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
     } else {
         Finding::fine(CHECK, detail)
     };
-    let mut findings = vec![first, port(interface.address), offload(interface.address)];
+    let port = port(interface.address).await;
+    let mut findings = vec![first, port, offload(interface.address)];
     let outer = Mtu::new(interface.mtu.min(u16::MAX.into()));
     let inner = outer.and_then(|outer| Format::Vxlan.inner_mtu(outer, IpVersion::Ipv4));
     findings.push(match inner {
@@ -207,17 +205,20 @@ fn forwarding(interface: &str) -> Finding {
     }
 }
 
-fn port(address: Ipv4Addr) -> Finding {
-    match UdpSocket::bind(
-        (address, vxlan::PORT).into(),
-        Offload::default().sockets(Carrier::Udp, 0),
-        1,
-    ) {
-        Ok(_) => Finding::fine("port", format!("UDP {} is free", vxlan::PORT)),
-        Err(error) => Finding::wrong("port", format!("UDP {} of {address}: {error}", vxlan::PORT))
-            .advise(
-                "another node or flannel has it: stop that one, or use another --port on all nodes",
-            ),
+async fn port(address: Ipv4Addr) -> Finding {
+    const CHECK: &str = "port";
+    let port = vxlan::PORT;
+    let options = Offload::default().sockets(Carrier::Udp, 0);
+    let error = match UdpSocket::bind((address, port).into(), options, 1) {
+        Ok(_) => return Finding::fine(CHECK, format!("UDP {port} is free")),
+        Err(error) => error,
+    };
+    let kernel = KernelNetwork::read().await.unwrap_or_default();
+    match kernel.vxlan_on(port) {
+        Some(conflict) => Finding::wrong(CHECK, conflict.detail).advise(conflict.advice),
+        None => Finding::wrong(CHECK, format!("UDP {port} of {address}: {error}")).advise(
+            "another node or flannel has it: stop that one, or use another --port on all nodes",
+        ),
     }
 }
 
@@ -258,57 +259,36 @@ fn pods_mtu(mtu: u16) -> Finding {
     }
 }
 
-/// Routes of this machine to addresses of the pod network. They do not disturb pods, but
-/// programs outside pods, and peers whose public addresses they cover.
-pub(super) async fn overlapping_routes(network: Ipv4Net) -> Vec<Finding> {
-    const CHECK: &str = "routes";
-    let routes = match routes().await {
-        Ok(routes) => routes,
-        Err(error) => return vec![Finding::new(CHECK, Verdict::Unknown, error)],
+/// What the kernel has of the pod network by itself. Pods do not see it, but it takes the place of
+/// some, and programs outside pods, and peers whose public addresses it covers, miss packets.
+pub(super) async fn kernel(
+    network: Ipv4Net,
+    subnet: Option<Ipv4Net>,
+    pods: &[Ipv4Addr],
+) -> Vec<Finding> {
+    const OWN: &str = "own subnet";
+    const ROUTES: &str = "routes";
+    let kernel = match KernelNetwork::read().await {
+        Ok(kernel) => kernel,
+        Err(error) => return vec![Finding::new(ROUTES, Verdict::Unknown, error)],
     };
-    let overlapping: Vec<_> = routes
-        .into_iter()
-        .filter(|route| overlap(*route, network))
-        .collect();
-    if overlapping.is_empty() {
-        return vec![Finding::fine(
-            CHECK,
-            format!("none of this machine's overlaps {network}"),
-        )];
+    let mut findings = Vec::new();
+    if let Some(subnet) = subnet {
+        let conflicts = kernel.in_own_subnet(subnet, pods);
+        if conflicts.is_empty() {
+            let detail = format!("no interface of this machine has addresses of {subnet}");
+            findings.push(Finding::fine(OWN, detail));
+        }
+        let wrong = |it: Conflict| Finding::wrong(OWN, it.detail).advise(it.advice);
+        findings.extend(conflicts.into_iter().map(wrong));
     }
-    let list: Vec<_> = overlapping.iter().map(ToString::to_string).collect();
-    let detail = format!(
-        "this machine has {} inside the pod network {network}",
-        list.join(", ")
-    );
-    vec![Finding::new(CHECK, Verdict::Warning, detail).advise(
-        "something else uses these addresses here (a bridge, flannel): pods will not reach it; \
-         choose another --network where that matters",
-    )]
-}
-
-/// This machine's unicast routes but the default one.
-async fn routes() -> Result<Vec<Ipv4Net>> {
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages = netlink::with(async |handle| {
-        let dump = handle.route().get(all).execute();
-        dump.try_collect::<Vec<_>>().await
-    });
-    let messages = messages
-        .await?
-        .context("cannot read this machine's routes")?;
-    let unicast = messages.into_iter().filter(|message| {
-        message.header.kind == RouteType::Unicast && message.header.destination_prefix_length > 0
-    });
-    let prefixes = unicast.filter_map(|message| {
-        let destination = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(*address),
-                _ => None,
-            })?;
-        Ipv4Net::new(destination, message.header.destination_prefix_length).ok()
-    });
-    Ok(prefixes.collect())
+    let conflicts = kernel.routes_overlapping(network, subnet);
+    if conflicts.is_empty() {
+        let detail = format!("none of this machine's overlaps {network}");
+        findings.push(Finding::fine(ROUTES, detail));
+    }
+    let warning =
+        |it: Conflict| Finding::new(ROUTES, Verdict::Warning, it.detail).advise(it.advice);
+    findings.extend(conflicts.into_iter().map(warning));
+    findings
 }

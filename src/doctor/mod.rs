@@ -123,10 +123,13 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
     let (network, findings) = store::examine(questions, patient.as_ref()).await;
     findings.into_iter().for_each(&mut tell);
     if let Some(network) = network {
-        machine::overlapping_routes(network)
-            .await
-            .into_iter()
-            .for_each(&mut tell);
+        let subnet = patient.as_ref().map(|patient| patient.status.subnet);
+        let pods = match &patient {
+            Some(patient) => node::addresses_of_pods(patient).await,
+            None => Vec::new(),
+        };
+        let findings = machine::kernel(network, subnet, &pods).await;
+        findings.into_iter().for_each(&mut tell);
     }
     match patient {
         Some(patient) => node::examine(&patient, questions.peers, tell).await,

@@ -9,7 +9,7 @@ use smoltcp::wire::IpVersion;
 
 use super::{Finding, PATIENCE, Patient, Verdict};
 use crate::control::Client;
-use crate::control::protocol::{Drop, Peer, Table};
+use crate::control::protocol::{Drop, Peer, Pod, Table};
 use crate::demo::agent::{Agent, Ping};
 use crate::error::{Context, Result};
 use crate::underlay::path_mtu;
@@ -96,6 +96,17 @@ fn lease(patient: &Patient) -> Finding {
         Finding::wrong("lease", detail)
             .advise("the store does not renew it: others will drop this node within a day")
     }
+}
+
+/// Its pods' addresses, which the kernel may have: those of pods in the node's own namespace.
+pub(super) async fn addresses_of_pods(patient: &Patient) -> Vec<Ipv4Addr> {
+    let pods = async {
+        let client = Client::connect(&patient.socket).await?;
+        client.report::<Pod>(Table::Pods).await
+    };
+    // That the node does not answer is found elsewhere.
+    let pods = pods.await.unwrap_or_default();
+    pods.into_iter().map(|pod| pod.address).collect()
 }
 
 async fn tables(patient: &Patient) -> Result<(Vec<Peer>, Vec<Drop>)> {

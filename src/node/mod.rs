@@ -388,6 +388,7 @@ impl Plane {
         };
         self.identity.subnet = Some(key.ipv4);
         self.state.write_identity(&self.identity)?;
+        underlay::warn_of_kernel(tunnel.config.network, key.ipv4);
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);

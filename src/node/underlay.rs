@@ -15,12 +15,14 @@ use muslin_stack::peer::Tunnel;
 use muslin_stack::uplink::Uplink;
 use smoltcp::wire::IpVersion;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::running::Running;
 use super::{Settings, refusal};
 use crate::error::{Error, Result};
-use crate::underlay::{self, Carrier, PublicInterface, UdpSocket, Underlay, UplinkKind};
+use crate::underlay::{
+    self, Carrier, KernelNetwork, PublicInterface, UdpSocket, Underlay, UplinkKind,
+};
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
 const SOURCE_PORTS: usize = 7;
@@ -186,11 +188,7 @@ impl Plan {
         };
         let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
             Error::failed(match error.kind() {
-                std::io::ErrorKind::AddrInUse => format!(
-                    "UDP port {} of {} is in use: another node, or flannel, runs there",
-                    end.port(),
-                    end.ip()
-                ),
+                std::io::ErrorKind::AddrInUse => port_in_use(end),
                 std::io::ErrorKind::PermissionDenied if self.port == 0 => String::from(
                     "the backend ipip needs CAP_NET_RAW: give muslin the capability ('sudo setcap \
                      cap_net_raw+ep' on its file), or the container ('--cap-add NET_RAW')",
@@ -263,6 +261,33 @@ impl Plan {
             false => self.bind_tunnel(settings, now.address)?,
         };
         self.join(tunnels, subnet, settings, now)
+    }
+}
+
+/// Who has the tunnel's port, as far as can be seen.
+fn port_in_use(end: SocketAddr) -> String {
+    let kernel = KernelNetwork::read_blocking().unwrap_or_default();
+    match kernel.vxlan_on(end.port()) {
+        Some(conflict) => conflict.to_string(),
+        None => format!(
+            "UDP port {} of {} is in use: another node, or flannel, runs there",
+            end.port(),
+            end.ip()
+        ),
+    }
+}
+
+/// Says what this machine's kernel has of the pod network, which pods or programs miss then: nobody
+/// else would see why.
+pub(super) fn warn_of_kernel(network: Ipv4Net, subnet: Ipv4Net) {
+    match KernelNetwork::read_blocking() {
+        Ok(kernel) => {
+            let own = kernel.in_own_subnet(subnet, &[]);
+            for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {
+                warn!("{conflict}");
+            }
+        }
+        Err(error) => debug!("{error}"),
     }
 }
 

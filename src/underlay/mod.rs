@@ -3,6 +3,7 @@
 
 mod batch;
 mod interface;
+mod kernel;
 mod messages;
 pub(crate) mod option;
 mod self_test;
@@ -11,6 +12,7 @@ pub mod uplink;
 
 pub use batch::Received;
 pub use interface::{PublicInterface, Wanted, choose as choose_interface, forwards_ipv4};
+pub use kernel::{Conflict, KernelNetwork};
 pub use udp::{Carrier, Options, Route, UdpSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 

@@ -37,8 +37,18 @@ pub(crate) struct Flannel {
 impl Flannel {
     /// Sets it up, with this MTU for the pod.
     pub(crate) fn new(lab: &Lab, mtu: u16) -> Self {
-        let host = lab.host("kernel", KERNEL_IP);
-        let pod = lab.namespace("kernel's pod");
+        Self::at(lab, ("kernel", KERNEL_IP), kernel, mtu)
+    }
+
+    /// The same on a host of this name and address, with a subnet's addresses.
+    pub(crate) fn at(
+        lab: &Lab,
+        (name, address): (&str, Ipv4Addr),
+        subnet: fn(u8) -> Ipv4Addr,
+        mtu: u16,
+    ) -> Self {
+        let host = lab.host(name, address);
+        let pod = lab.namespace(&format!("{name}'s pod"));
         lab.cable((&host, "veth0"), (&pod, "eth0"));
         host.sh(&format!(
             "echo 1 >/proc/sys/net/ipv4/ip_forward
@@ -46,13 +56,13 @@ impl Flannel {
              ip link set veth0 master cni0
              ip addr add {}/24 dev cni0
              ip link set cni0 up",
-            kernel(1)
+            subnet(1)
         ));
         pod.sh(&format!(
             "ip addr add {}/24 dev eth0
              ip route add default via {}",
-            kernel(2),
-            kernel(1)
+            subnet(2),
+            subnet(1)
         ));
         let flannel = Self { host, pod };
         flannel.set_mtu(mtu);
@@ -66,6 +76,43 @@ impl Flannel {
             "ip link set veth0 mtu {mtu}; ip link set cni0 mtu {mtu}"
         ));
     }
+}
+
+/// flannel's device on a host of this address, for a subnet with this base. Its MAC address, which is
+/// returned, is the kernel's choice.
+pub(crate) fn device(host: &Host, address: Ipv4Addr, base: Ipv4Addr, mtu: u16) -> String {
+    host.sh(&format!(
+        "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {address} dev eth0
+         ip link set flannel.1 mtu {mtu} up
+         ip addr add {base}/32 dev flannel.1"
+    ));
+    let text = host.run(&["ip", "-json", "link", "show", "flannel.1"]);
+    let links: serde_json::Value = serde_json::from_str(&text).unwrap();
+    links[0]["address"].as_str().unwrap().to_owned()
+}
+
+/// What flanneld sets up for another node's record, whose key ends in this subnet, like
+/// `10.244.2.0-24`.
+pub(crate) fn set_up(host: &Host, subnet: &str, public_ip: &str, mac: &str) {
+    let (base, prefix) = parts(subnet);
+    host.sh(&format!(
+        "ip neigh replace {base} lladdr {mac} dev flannel.1 nud permanent
+         bridge fdb replace {mac} dev flannel.1 dst {public_ip} self permanent
+         ip route replace {prefix} via {base} dev flannel.1 onlink"
+    ));
+}
+
+/// The base address and the prefix of a key's subnet.
+pub(crate) fn parts(subnet: &str) -> (&str, String) {
+    let (base, len) = subnet.split_once('-').unwrap();
+    (base, format!("{base}/{len}"))
+}
+
+/// A VXLAN node's record as flannel writes it, as it was seen on a running cluster.
+pub(crate) fn record(public_ip: Ipv4Addr, mac: &str) -> String {
+    format!(
+        r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
+    )
 }
 
 /// Writes a file of leases for both sides, and returns the store's URL.
