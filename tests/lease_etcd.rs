@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use certificates::Certificates;
 use etcd_client::{
-    Certificate, Client, ConnectOptions, Identity, Permission, PermissionType, PutOptions,
-    TlsOptions, Txn, TxnOp,
+    Certificate, Client, ConnectOptions, EventType, Identity, Permission, PermissionType,
+    PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -249,6 +249,54 @@ async fn a_node_shows_every_lease_and_says_when_the_store_is_away() {
         "{text}"
     );
     assert!(node.rows("status").is_some(), "the node goes on");
+}
+
+/// flannel 0.20 closes its watch after the first change of each answer, and the next one begins with
+/// what happens once it is open: here, after the node has written its record.
+#[tokio::test]
+async fn a_record_that_a_flannel_node_has_missed_is_written_again() {
+    let directory = TempDir::new().unwrap();
+    let Some((_etcd, address, mut client)) = etcd(directory.path()).await else {
+        return;
+    };
+    client.put(CONFIG, NETWORK, None).await.unwrap();
+    let flannel = r#"{"PublicIP":"127.0.0.9","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:09"}}"#;
+    client
+        .put(key("10.7.200.0/24"), flannel, None)
+        .await
+        .unwrap();
+    let node = Node::start(&address, &directory.path().join("one"), 71);
+    let own = key(&node.subnet().await);
+    let first = client.get(own.as_str(), None).await.unwrap();
+    let first = &first.kvs()[0];
+
+    let options = WatchOptions::new().with_prefix();
+    let mut watch = client.watch(LEASES, Some(options)).await.unwrap();
+    let heard = async {
+        loop {
+            let message = watch.message().await.unwrap().unwrap();
+            if let [event, ..] = message.events() {
+                return event.clone();
+            }
+        }
+    };
+    let event = tokio::time::timeout(SOON, heard).await.unwrap();
+    let again = event.kv().unwrap();
+    assert_eq!(event.event_type(), EventType::Put);
+    assert_eq!(
+        (again.key_str().unwrap(), again.value()),
+        (own.as_str(), first.value())
+    );
+    assert_eq!(
+        again.create_revision(),
+        first.create_revision(),
+        "the same lease goes on"
+    );
+    let left = client
+        .lease_time_to_live(again.lease(), None)
+        .await
+        .unwrap();
+    assert!(left.ttl() > 86_000, "{left:?}");
 }
 
 #[tokio::test]

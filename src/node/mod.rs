@@ -198,6 +198,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         previous: identity.subnet.or_else(|| surface.previous_subnet()),
         wish: settings.wish.clone(),
         renew_margin: settings.renew_margin,
+        repeats: store.is_shared_with_flannel(),
         random_seed: u64::from_ne_bytes(state::random()?),
     });
     let (leave, leaving) = watch::channel(false);

@@ -197,8 +197,9 @@ fn scale(seed: u64, nodes: usize, pods: usize) -> bool {
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
     type Part = fn(&mut Scale) -> Result<muslin_stack::sim::Phase, Failure>;
-    let parts: [Part; 7] = [
+    let parts: [Part; 8] = [
         Scale::join,
+        Scale::settle,
         Scale::talk,
         Scale::go_out,
         Scale::churn,

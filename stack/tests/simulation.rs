@@ -107,8 +107,11 @@ fn a_part_of_a_plan_keeps_its_times() {
 #[test]
 fn a_large_cluster_converges() {
     let mut scale = Scale::new(1, 100, 3);
+    scale.join().unwrap();
+    // Each node writes its record three times more, and once for those that came after it.
+    let repeated = scale.settle().unwrap().figures.requests;
+    assert!((300..=400).contains(&repeated), "{repeated} requests");
     for part in [
-        Scale::join,
         Scale::talk,
         Scale::churn,
         Scale::part,
@@ -147,6 +150,26 @@ fn play(seed: u64, events: &[(u64, Event)]) {
     };
     if let Err(failure) = run(&plan, false) {
         panic!("{}\n{}", failure.violation, failure.tables);
+    }
+}
+
+/// Nodes that join together write within the milliseconds in which a node of flannel's has no watch.
+#[test]
+fn a_flannel_node_that_loses_changes_learns_of_all_that_join_at_once() {
+    for seed in 0..20 {
+        let events = [
+            (0, Event::Flannel(200)),
+            (1_000, Event::Join(0)),
+            (0, Event::Join(1)),
+            (0, Event::Join(2)),
+            (3_600_000, Event::Wipe),
+            (3_600_000, Event::DeleteAll),
+            (3_600_000, Event::StoreDown),
+            (0, Event::Move(0)),
+            (0, Event::Move(1)),
+            (60_000, Event::StoreUp),
+        ];
+        play(seed, &events);
     }
 }
 

@@ -504,6 +504,10 @@ impl Store for EtcdStore {
         Ok(kvs.iter().map(with_time).collect())
     }
 
+    fn is_shared_with_flannel(&self) -> bool {
+        true
+    }
+
     fn servers(&self) -> &[String] {
         &self.servers
     }

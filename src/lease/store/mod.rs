@@ -49,6 +49,11 @@ pub trait Store: Send + Sync {
         true
     }
 
+    /// Whether flannel's nodes can have their leases in it, too.
+    fn is_shared_with_flannel(&self) -> bool {
+        false
+    }
+
     /// The URLs of its servers, where it has any.
     fn servers(&self) -> &[String] {
         &[]

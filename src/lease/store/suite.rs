@@ -388,6 +388,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
         previous: None,
         wish: Wish::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
         renew_margin: RENEW_MARGIN,
+        repeats: false,
         random_seed: u64::from(last) * 7919,
     }
 }

@@ -9,6 +9,9 @@
 //! has done what was asked. Neither is guessed about: what an answer leaves open, a list tells.
 //! While a list is in flight events are ignored, and the watch begins anew after it.
 //!
+//! A record that is new to others is written several times where flannel's nodes may watch, which lose
+//! changes (`repetition.rs`).
+//!
 //! A key whose value cannot be read is no peer: what it was before ends, its subnet is not chosen,
 //! and it is reported once per writing. If it is our own key, it is written again.
 //!
@@ -30,6 +33,7 @@ use thiserror::Error;
 
 use super::config::Backend;
 use super::reader::{self, NoLease};
+use super::repetition::Repetition;
 use super::{
     Answer, ConfigError, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent,
     shorten,
@@ -104,6 +108,9 @@ pub struct Settings {
     pub wish: Wish,
     /// A lease is renewed when so much of its time is left; [`RENEW_MARGIN`] by default.
     pub renew_margin: std::time::Duration,
+    /// Whether flannel's nodes may watch the store, which lose changes: a record that is new to them
+    /// is written several times.
+    pub repeats: bool,
     /// Unpredictable.
     pub random_seed: u64,
 }
@@ -287,6 +294,7 @@ pub struct Manager {
     former: Option<Ipv4Addr>,
     misses_config: bool,
     leaving: bool,
+    repetition: Repetition,
     random: u64,
     changes: VecDeque<Change>,
 }
@@ -341,6 +349,7 @@ impl Manager {
             former: None,
             misses_config: false,
             leaving: false,
+            repetition: Repetition::default(),
             changes: VecDeque::new(),
         }
     }
@@ -363,6 +372,8 @@ impl Manager {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
                 self.phase = Phase::Put(own.key, own.revision, false);
+            } else if self.repetition.is_due(now, self.leases.len()) {
+                self.phase = Phase::Put(own.key, own.revision, own.reservation);
             } else if self.recheck_at().is_some_and(|at| at <= now) {
                 self.phase = Phase::List;
             }
@@ -441,6 +452,10 @@ impl Manager {
         self.delay(now, self.failures);
         // Until it answers again, what the last list said may be of a history that is no more.
         self.list_after = true;
+        if self.repetition.next().is_some() {
+            // When it is back many write at once, and what is due now would be one of them only.
+            self.expect_news();
+        }
         if self.leaving && matches!(self.phase, Phase::Create(_)) {
             // Only to find out whether the store has done it nevertheless.
             self.phase = Phase::List;
@@ -537,6 +552,7 @@ impl Manager {
         // A list tells whose records are peers' now, and whether the operation in flight has written
         // the old address.
         self.list_after = true;
+        self.expect_news();
         if let (Phase::Hold, Some(own)) = (&self.phase, self.own) {
             self.phase = Phase::Put(own.key, own.revision, own.reservation);
         }
@@ -638,6 +654,9 @@ impl Manager {
         let lacks_ours = held.is_some_and(|held| own.iter().all(|(key, ..)| *key != held));
         let is_wiped = went_back && lacks_ours;
         self.miss(now, is_wiped, &mut found);
+        if found.keys().any(|key| !self.leases.contains_key(key)) {
+            self.meet(now);
+        }
         for (key, record) in &found {
             if self.leases.get(key) != Some(record) {
                 self.changes.push_back(Change::Peer(*key, record.clone()));
@@ -691,8 +710,8 @@ impl Manager {
             // A reservation is never renewed.
             Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
         };
-        let recheck = self.recheck_at();
-        recheck.map_or(renewal, |until| renewal.min(until))
+        let others = self.recheck_at().into_iter().chain(self.repetition.next());
+        others.fold(renewal, Instant::min)
     }
 
     /// We are leaving: is there a record of ours to delete?
@@ -718,10 +737,15 @@ impl Manager {
     fn check_own(&mut self, now: Instant, held: Own, own: &[OwnEntry]) {
         if let Some((_, entry, record)) = own.iter().find(|(key, ..)| *key == held.key) {
             if *record == self.record() {
+                if entry.revision != held.revision {
+                    // Perhaps by ourselves, and the answer was lost.
+                    self.note_own_written(now);
+                }
                 self.adopt(now, held, entry);
                 self.phase = Phase::Hold;
             } else if entry.revision == held.revision {
                 // It is as we wrote it, but our address has changed.
+                self.expect_news();
                 self.phase = Phase::Put(held.key, entry.revision, held.reservation);
             } else {
                 self.contested(now, held, entry.revision, record);
@@ -737,6 +761,7 @@ impl Manager {
             self.dispute(now, held, skipped.revision);
         } else {
             // The store was wiped, or the lease has expired: publish it again.
+            self.expect_news();
             self.phase = Phase::Create(held.key);
         }
     }
@@ -754,6 +779,8 @@ impl Manager {
                 self.hold(now, *key, entry.revision, true);
             } else {
                 self.tell_take_over(*key, record);
+                // Perhaps an earlier process wrote it and ended before others knew.
+                self.expect_news();
                 self.phase = Phase::Put(*key, entry.revision, reservation);
             }
             return;
@@ -767,7 +794,10 @@ impl Manager {
             free.get(index as usize).copied()
         });
         match subnet {
-            Some(subnet) => self.phase = Phase::Create(SubnetKey::new(subnet)),
+            Some(subnet) => {
+                self.expect_news();
+                self.phase = Phase::Create(SubnetKey::new(subnet));
+            }
             None => self.lose(Loss::OutOfSubnets(config.subnets().count())),
         }
     }
@@ -892,6 +922,7 @@ impl Manager {
             told_at: now + TELLING,
         });
         self.conflicts = 0;
+        self.note_own_written(now);
         self.skipped.remove(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);
@@ -905,6 +936,29 @@ impl Manager {
         } else {
             Change::Renewed
         });
+    }
+
+    /// What is written next is not what others know.
+    fn expect_news(&mut self) {
+        if self.settings.repeats {
+            self.repetition.expect_news();
+        }
+    }
+
+    /// The store has our record as it is now.
+    fn note_own_written(&mut self, now: Instant) {
+        let (others, random) = (self.leases.len(), &mut self.random);
+        let below = |bound| random_below(random, bound);
+        self.repetition.written(now, others, below);
+    }
+
+    /// Another node has a lease now.
+    fn meet(&mut self, now: Instant) {
+        if self.settings.repeats && self.own.is_some() {
+            let random = &mut self.random;
+            self.repetition
+                .meet(now, |bound| random_below(random, bound));
+        }
     }
 
     /// A history that began anew since the last list has what that did not tell.
@@ -976,6 +1030,7 @@ impl Manager {
     }
 
     fn write_again(&mut self, now: Instant, held: Own, revision: Revision, attempt: u32) {
+        self.expect_news();
         self.phase = Phase::Put(held.key, revision, held.reservation);
         self.changes.push_back(Change::Disputed(held.key));
         self.delay(now, attempt);
@@ -991,7 +1046,9 @@ impl Manager {
                 } else if self.is_ours(key, &record) {
                     self.remove_peer(key);
                 } else if self.leases.get(&key) != Some(&record) {
-                    self.leases.insert(key, record.clone());
+                    if self.leases.insert(key, record.clone()).is_none() {
+                        self.meet(now);
+                    }
                     self.changes.push_back(Change::Peer(key, record));
                 }
             }
@@ -1112,9 +1169,7 @@ impl Manager {
     }
 
     fn random_below(&mut self, bound: u64) -> u64 {
-        use std::hash::BuildHasher;
-        self.random = Seed(self.random).hash_one(bound);
-        if bound == 0 { 0 } else { self.random % bound }
+        random_below(&mut self.random, bound)
     }
 
     fn config_key(&self) -> String {
@@ -1128,6 +1183,13 @@ impl Manager {
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
         reader::subnet_key(&self.settings.prefix, key)
     }
+}
+
+/// The next random number below a bound.
+fn random_below(random: &mut u64, bound: u64) -> u64 {
+    use std::hash::BuildHasher;
+    *random = Seed(*random).hash_one(bound);
+    if bound == 0 { 0 } else { *random % bound }
 }
 
 /// Whether two networks share addresses.

@@ -10,6 +10,7 @@ mod manager;
 mod peers;
 mod reader;
 mod record;
+mod repetition;
 
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};

@@ -407,6 +407,7 @@ impl Cluster {
 
     /// All watches end.
     pub(super) fn end_watches(&mut self) -> Result<(), Violation> {
+        self.close_flannels();
         for machine in 0..self.machines.len() {
             if let Some(who) = self.who(machine) {
                 self.end_watch(who)?;

@@ -177,6 +177,7 @@ impl Cluster {
             }
         }
         self.overlaps(text);
+        self.differences_of_flannels(text);
     }
 
     /// Whether there is a point in looking for differences: a quick look at a large cluster.

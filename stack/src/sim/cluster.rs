@@ -9,6 +9,7 @@ use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 
 use super::Violation;
 use super::agent::StoreWeather;
+use super::flannel::Flannel;
 use super::link::{Underlay, Weather};
 use super::log::Log;
 use super::machine::{Machine, Timer, Who};
@@ -49,6 +50,8 @@ pub(super) enum Due {
     KeepAlive(Who, u64),
     Farewell(Who),
     Expiry,
+    OpenFlannel(usize, Option<Revision>),
+    TellFlannel(usize),
     Start(usize),
     Node(Who),
     Device(Who, PortId),
@@ -113,6 +116,7 @@ pub(super) struct Cluster {
     pub(super) outside: Outside,
     pub(super) store: Store,
     pub(super) store_weather: StoreWeather,
+    pub(super) flannels: Vec<Flannel>,
     pub(super) oracle: Oracle,
     pub(super) log: Log,
     pub(super) figures: Figures,
@@ -161,6 +165,7 @@ impl Cluster {
             outside: Outside::new(seed),
             store,
             store_weather: StoreWeather::new(seed),
+            flannels: Vec::new(),
             oracle: Oracle::default(),
             log: Log::new(keeps_lines),
             figures: Figures::default(),
@@ -213,6 +218,8 @@ impl Cluster {
                     self.store_changed()?;
                 }
             }
+            Due::OpenFlannel(number, from) => self.open_flannel(number, from),
+            Due::TellFlannel(number) => self.tell_flannel(number),
             Due::Start(machine) => self.start(machine)?,
             Due::Node(who) => self.node_timeout(who)?,
             Due::Device(who, port) => {
@@ -253,6 +260,7 @@ impl Cluster {
             self.queue.schedule(at, Due::Expiry);
         }
         self.wake_watches();
+        self.wake_flannels();
         Ok(())
     }
 

@@ -87,6 +87,8 @@ pub enum Event {
     },
     /// A node that is not simulated has a lease.
     Foreign(u8),
+    /// So has one of flannel's, which follows the store, and loses changes.
+    Flannel(u8),
     /// TCP connections between pods, which are numbered over all machines.
     Talk {
         /// Which pod connects.
@@ -236,7 +238,10 @@ impl fmt::Display for Event {
                 )
             }
             Self::Foreign(number) => {
-                write!(f, "a node of flannel's with number {number} has a lease")
+                write!(f, "a foreign node with number {number} has a lease")
+            }
+            Self::Flannel(number) => {
+                write!(f, "a node of flannel's with number {number} starts")
             }
             Self::Talk { from, to, bytes } => {
                 write!(f, "pod {from} and pod {to} exchange {bytes} bytes over TCP")
@@ -428,7 +433,6 @@ impl Cluster {
     }
 
     fn apply_to_store(&mut self, event: &Event) -> Result<(), Violation> {
-        let now = self.queue.now();
         match event {
             Event::StoreDown => {
                 self.store_weather.is_down = true;
@@ -450,6 +454,7 @@ impl Cluster {
             Event::EndWatches => self.end_watches()?,
             Event::Wipe => {
                 self.store.wipe();
+                let now = self.queue.now();
                 let (key, value) = (format!("{PREFIX}/config"), self.setup.config.to_json());
                 self.store.put(now, None, key, value, None);
                 self.end_watches()?;
@@ -465,21 +470,28 @@ impl Cluster {
                     self.rewrite(entry, key, *what);
                 }
             }
-            Event::Foreign(number) => {
-                let subnets = self.setup.config.subnets().collect::<Vec<_>>();
-                if let Some(subnet) = subnets.get(usize::from(*number) % subnets.len().max(1)) {
-                    let key = format!("{}/{}", lease_prefix(PREFIX), SubnetKey::new(*subnet));
-                    // As flannel does, it takes none that is taken.
-                    let taken = self.store.entries(now, &key).next().is_some();
-                    if !taken {
-                        let value = self.stranger(*number);
-                        self.store.put(now, None, key, value, Some(LEASE_TTL));
-                    }
-                }
+            Event::Foreign(number) => self.write_foreign(*number),
+            Event::Flannel(number) => {
+                self.write_foreign(*number);
+                self.start_flannel();
             }
             _ => {}
         }
         self.store_changed()
+    }
+
+    /// A node that is not simulated has a lease. As flannel does, it takes none that is taken.
+    fn write_foreign(&mut self, number: u8) {
+        let now = self.queue.now();
+        let subnets = self.setup.config.subnets().collect::<Vec<_>>();
+        if let Some(subnet) = subnets.get(usize::from(number) % subnets.len().max(1)) {
+            let key = format!("{}/{}", lease_prefix(PREFIX), SubnetKey::new(*subnet));
+            let taken = self.store.entries(now, &key).next().is_some();
+            if !taken {
+                let value = self.stranger(number);
+                self.store.put(now, None, key, value, Some(LEASE_TTL));
+            }
+        }
     }
 
     /// The record of the lease that a machine's node has, as the store has it.

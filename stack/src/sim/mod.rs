@@ -79,6 +79,9 @@
 //! simulated ones also have to bear reads from a member that lags behind, as etcd's serializable
 //! reads, or a proxy's, can be.
 //!
+//! Nodes of flannel's can follow it (`flannel.rs`), whose watches lose changes. Within 240 s after
+//! everything is mended each of them knows the record of every node that runs.
+//!
 //! # Outside
 //!
 //! A server's address says how it does: it echoes, is slow, stalls and goes on, ends its stream
@@ -99,6 +102,7 @@ mod cluster;
 mod device;
 mod errand;
 mod event;
+mod flannel;
 mod forge;
 mod lan;
 mod link;

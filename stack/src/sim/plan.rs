@@ -64,6 +64,11 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// Whether the store is one that flannel's nodes use, too.
+    pub(super) fn is_etcd(&self) -> bool {
+        !self.tells_ttl
+    }
+
     /// Which network a node asks for.
     pub(super) fn wish(&self) -> Wish {
         match self.is_configured {
@@ -239,7 +244,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(124) {
+    match random.below(126) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -320,6 +325,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
             victim: pod,
             trick: random.between(Rogue::OUTSIDE.into(), u64::from(Rogue::TRICKS) - 1) as u8,
         },
+        124..=125 => Event::Flannel(random.below(256) as u8),
         _ => Event::Replay,
     }
 }

@@ -51,6 +51,7 @@ impl Cluster {
             previous: disk.subnet,
             wish: self.setup.wish(),
             renew_margin: self.setup.renew_margin,
+            repeats: self.setup.is_etcd(),
             random_seed: random.number(),
         });
         machine.starts += 1;

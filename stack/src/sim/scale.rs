@@ -27,6 +27,8 @@ const STORM: u64 = 2_000;
 const PARTITION: u64 = 60;
 /// How long all tables may take to be right, in steps of a tenth of a second.
 const PATIENCE: u64 = 3_000;
+/// How long nodes write their records again, however many there are.
+const REPETITIONS: Duration = Duration::from_secs(240);
 const STEP: Duration = Duration::from_millis(100);
 const BYTES: usize = 3_000;
 
@@ -111,6 +113,17 @@ impl Scale {
         let machines = self.cluster.machines.len();
         let starts: Vec<_> = (0..machines).collect();
         self.phase("join storm", |scale| scale.start_all(&starts))
+    }
+
+    /// Time passes in which nodes write their records again for watchers that lose changes.
+    ///
+    /// # Errors
+    /// What was wrong.
+    pub fn settle(&mut self) -> Result<Phase, Failure> {
+        self.phase(
+            "four minutes, in which records are written again",
+            |scale| scale.cluster.run(REPETITIONS),
+        )
     }
 
     /// Of all nodes a twentieth leaves, another crashes and comes back with nothing, and as many as

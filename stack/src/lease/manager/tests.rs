@@ -129,6 +129,7 @@ fn manager(last: u8) -> Manager {
         previous: None,
         wish: Wish::Any,
         renew_margin: RENEW_MARGIN,
+        repeats: false,
         random_seed: last.into(),
     })
 }
@@ -1440,4 +1441,198 @@ fn nodes_do_not_come_back_together() {
     };
     let delays: std::collections::BTreeSet<_> = (0..2000).map(delay).collect();
     assert!(delays.into_iter().eq(50..=100), "each of them");
+}
+
+/// A node beside flannel's: its record is written again where that is new to others.
+fn repeating(last: u8) -> Manager {
+    let mut manager = manager(last);
+    manager.settings.repeats = true;
+    manager
+}
+
+/// Lets time pass from `start` to `end`, and returns the seconds after `start` at which the manager
+/// wrote its record, each with its time to live.
+fn writes(
+    manager: &mut Manager,
+    store: &mut Store,
+    (start, end): (Instant, Instant),
+) -> Vec<(u64, Option<std::time::Duration>)> {
+    let mut now = start;
+    let mut writes = Vec::new();
+    loop {
+        let before = store.revision;
+        settle(manager, store, now);
+        let own = |event: &&WatchEvent| matches!(event, WatchEvent::Put(entry) if entry.value == manager.record().to_json());
+        for event in store.leases_since(before + 1).iter().filter(own) {
+            if let WatchEvent::Put(entry) = event {
+                writes.push(((now - start).secs(), entry.ttl));
+            }
+        }
+        match manager.poll(now) {
+            Action::Watch { until, .. } if until < end => now = until,
+            Action::Watch { .. } => return writes,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn seconds(seconds: u64) -> Instant {
+    Instant::ZERO + Duration::from_secs(seconds)
+}
+
+/// Whether these are the first writing of a record at `first` and its repetitions.
+fn are_repetitions(writes: &[(u64, Option<std::time::Duration>)], first: u64) -> bool {
+    let ranges = [0..=0, 1..=2, 11..=18, 45..=75];
+    let is_in = |(range, (at, _)): (&std::ops::RangeInclusive<u64>, &(u64, _))| {
+        range.contains(&(at.saturating_sub(first)))
+    };
+    writes.len() == ranges.len() && ranges.iter().zip(writes).all(is_in)
+}
+
+#[test]
+fn a_new_record_is_written_again_for_watchers_that_lose_changes() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let mut manager = repeating(1);
+    let first = writes(&mut manager, &mut store, (Instant::ZERO, seconds(600)));
+    assert!(are_repetitions(&first, 0), "{first:?}");
+    assert!(first.iter().all(|(_, ttl)| *ttl == Some(LEASE_TTL)));
+    // The renewal comes half a day after the last of them, and no other node needs to hear of it twice.
+    let (last, _) = first[3];
+    let later = writes(
+        &mut manager,
+        &mut store,
+        (seconds(600), seconds(43_200 * 2)),
+    );
+    assert_eq!(later, [(last + 43_200 - 600, Some(LEASE_TTL))]);
+    // Another address is news, and so is what is written over another's value.
+    let now = seconds(43_200 * 2);
+    manager.set_public_ip([192, 168, 0, 99].into());
+    let moved = writes(
+        &mut manager,
+        &mut store,
+        (now, now + Duration::from_secs(600)),
+    );
+    assert!(are_repetitions(&moved, 0), "{moved:?}");
+    let subnet = store.subnets()[0].0.clone();
+    let ours = if subnet == "10.3.8.0-24" {
+        store.subnets()[1].0.clone()
+    } else {
+        subnet
+    };
+    let now = now + Duration::from_secs(600);
+    store.write(
+        &format!("{PREFIX}/subnets/{ours}"),
+        "rubbish",
+        Some(LEASE_TTL),
+    );
+    let written = writes(
+        &mut manager,
+        &mut store,
+        (now, now + Duration::from_secs(600)),
+    );
+    assert!(are_repetitions(&written, 0), "{written:?}");
+}
+
+#[test]
+fn a_record_is_written_once_where_nobody_loses_changes() {
+    for (repeats, other) in [(false, true), (true, false)] {
+        let mut store = Store::with_config(CONFIG);
+        if other {
+            store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+        }
+        let mut manager = manager(1);
+        manager.settings.repeats = repeats;
+        let writes = writes(&mut manager, &mut store, (Instant::ZERO, seconds(600)));
+        assert_eq!(writes, [(0, Some(LEASE_TTL))], "{repeats} {other}");
+    }
+}
+
+#[test]
+fn a_reservation_that_is_written_again_stays_one() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let key = format!("{PREFIX}/subnets/10.3.7.0-24");
+    let value = r#"{"PublicIP":"192.168.0.1","PublicIPv6":"fd00::1"}"#;
+    store.write(&key, value, None);
+    let mut manager = repeating(1);
+    let writes = writes(&mut manager, &mut store, (Instant::ZERO, seconds(86_400)));
+    assert!(are_repetitions(&writes, 0), "{writes:?}");
+    assert!(writes.iter().all(|(_, ttl)| ttl.is_none()));
+    assert_eq!(store.entries[&key].ttl, None);
+}
+
+#[test]
+fn the_start_of_another_node_is_a_reason_to_write_again() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let mut manager = repeating(1);
+    let start = Instant::ZERO;
+    let first = writes(&mut manager, &mut store, (start, seconds(4)));
+    assert_eq!(first.len(), 2, "{first:?}");
+    store.lease("10.3.9.0-24", [192, 168, 0, 9]);
+    // So is no change of a lease that is there already.
+    store.lease("10.3.8.0-24", [192, 168, 0, 18]);
+    let more = writes(&mut manager, &mut store, (seconds(4), seconds(600)));
+    assert_eq!(more.len(), 3, "{more:?}");
+    assert!(more[0].0 <= 3, "{more:?}");
+}
+
+#[test]
+fn repetitions_begin_anew_after_an_outage() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let mut manager = repeating(1);
+    let first = writes(&mut manager, &mut store, (Instant::ZERO, seconds(4)));
+    assert_eq!(first.len(), 2, "{first:?}");
+    let Action::Watch { until, .. } = manager.poll(seconds(4)) else {
+        panic!()
+    };
+    let mut now = until;
+    for _ in 0..50 {
+        let action = manager.poll(now);
+        match action {
+            Action::Store(_) => manager.failed(now),
+            Action::Wait { until } => now = until,
+            other => panic!("{other:?}"),
+        }
+    }
+    now += Duration::from_secs(100);
+    let later = writes(
+        &mut manager,
+        &mut store,
+        (now, now + Duration::from_secs(600)),
+    );
+    assert!(are_repetitions(&later, 0), "{later:?}");
+}
+
+#[test]
+fn a_record_whose_writing_was_not_answered_is_written_again() {
+    let mut store = Store::with_config(CONFIG);
+    store.lease("10.3.8.0-24", [192, 168, 0, 8]);
+    let mut manager = repeating(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let key = format!("{PREFIX}/subnets/{}", acquired_key(&manager));
+    store.delete(&key);
+    let now = seconds(600);
+    for event in store.leases_since(manager.watch_from) {
+        manager.event(now, event);
+    }
+    let Action::Store(op @ Op::List(_)) = manager.poll(now) else {
+        panic!()
+    };
+    let answer = store.execute(op);
+    manager.answer(now, answer);
+    let Action::Store(op @ Op::Create { .. }) = manager.poll(now) else {
+        panic!()
+    };
+    store.execute(op);
+    manager.failed(now);
+    let writes = writes(&mut manager, &mut store, (now, seconds(1_200)));
+    assert!(writes.len() >= 3, "{writes:?}");
+    assert!(writes[0].0 <= 3, "{writes:?}");
+}
+
+fn acquired_key(manager: &Manager) -> SubnetKey {
+    manager.own.unwrap().key
 }
