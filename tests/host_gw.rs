@@ -127,6 +127,14 @@ fn two_nodes_and_a_kernel_are_each_others_next_hops() {
             assert_eq!((&peer["state"], &peer["mtu"]), (&"ok".into(), &MTU.into()));
         }
     }
+    // They are looked for when their leases appear, before there is any traffic.
+    for (node, other) in bed.nodes.iter().zip([OTHER_IP, NODE_IP]) {
+        for host in [KERNEL_IP, other] {
+            poll_until(SOON, "a next hop is known", || {
+                next_hop(node, host).filter(|(mac, _)| !mac.is_empty())
+            });
+        }
+    }
     bed.check(traffic::BULK / 4);
     let [kernel, ours, _] = Bed::addresses();
     traffic::fits(&mut bed.pods[1], kernel, MTU);

@@ -25,6 +25,10 @@ const RETRY: Duration = Duration::from_secs(1);
 const MAX_TRIES: u8 = 3;
 /// The same where another place claims the address: its owner is alive, or has gone.
 const CHALLENGE_RETRY: Duration = Duration::from_millis(200);
+/// Addresses that are asked for at once without a packet that waits, and how long the others of
+/// them wait: a node that joins a large link asks for hundreds of next hops.
+const AT_ONCE: usize = 16;
+const PACE: Duration = Duration::from_millis(100);
 /// Packets that may wait for one address.
 const WAITING_PER_ADDRESS: usize = 4;
 /// Packets that may wait for all of them; a packet is 64 KiB at most.
@@ -37,7 +41,7 @@ pub enum State {
     Permanent,
     /// Being asked for.
     Incomplete {
-        /// Requests sent so far.
+        /// Requests sent so far: none if its turn has not come yet.
         tries: u8,
         /// When the next one is due, or the search is over.
         due: Instant,
@@ -175,25 +179,13 @@ impl Neighbours {
             self.wake_at(due);
             return Resolution::Stale(place);
         }
-        let ask = !self.entries.contains_key(&address);
-        if ask && self.is_full() {
+        let ask = self.seek(address, now);
+        if !self.entries.contains_key(&address) {
             return Resolution::TableFull;
-        }
-        let entry = self
-            .entries
-            .entry(address)
-            .or_insert_with(|| Entry::new(State::Incomplete { tries: 1, due }, None));
-        let fits = entry.waiting.len() < WAITING_PER_ADDRESS && self.waiting < WAITING_IN_ALL;
-        if fits {
-            entry.waiting.push_back(packet.to_vec());
-            self.waiting += 1;
         }
         // The request goes out even so, or packets for a few addresses that nobody has would keep
         // all others from being found.
-        if ask {
-            self.wake_at(due);
-        }
-        if fits {
+        if self.push(address, packet) {
             Resolution::Wait { ask }
         } else {
             Resolution::QueueFull { ask }
@@ -202,14 +194,65 @@ impl Neighbours {
 
     /// Begins to look for an address of which nothing is known; whether an ARP request is due now.
     pub fn seek(&mut self, address: IpAddr, now: Instant) -> bool {
-        if self.entries.contains_key(&address) || self.is_full() {
-            return false;
-        }
         let due = now + RETRY;
-        let entry = Entry::new(State::Incomplete { tries: 1, due }, None);
-        self.entries.insert(address, entry);
+        match self.entries.get(&address).map(|entry| entry.state) {
+            None if self.is_full() => return false,
+            // Nobody has asked yet.
+            None | Some(State::Incomplete { tries: 0, .. }) => {}
+            Some(_) => return false,
+        }
+        let first = State::Incomplete { tries: 1, due };
+        let entry = self.entries.entry(address);
+        entry.or_insert_with(|| Entry::new(first, None)).state = first;
         self.wake_at(due);
         true
+    }
+
+    /// Looks for an address for which nothing waits yet, in its turn.
+    pub fn seek_in_turn(&mut self, address: IpAddr) {
+        if self.entries.contains_key(&address) || self.is_full() {
+            return;
+        }
+        let due = Instant::ZERO;
+        let entry = Entry::new(State::Incomplete { tries: 0, due }, None);
+        self.entries.insert(address, entry);
+        self.wake_at(due);
+    }
+
+    /// Lets a copy of `packet` wait for an address that is not asked for, but will be there, until
+    /// `until`; false if too many wait.
+    pub fn wait(&mut self, address: IpAddr, packet: &[u8], until: Instant) -> bool {
+        if !self.entries.contains_key(&address) && !self.is_full() {
+            let (tries, due) = (MAX_TRIES, until);
+            let entry = Entry::new(State::Incomplete { tries, due }, None);
+            self.entries.insert(address, entry);
+            self.wake_at(due);
+        }
+        self.push(address, packet)
+    }
+
+    /// Lets a copy of `packet` wait for an address that is looked for; false if too many wait.
+    fn push(&mut self, address: IpAddr, packet: &[u8]) -> bool {
+        let all = self.waiting;
+        let entry = self.entries.get_mut(&address);
+        let entry = entry.filter(|entry| {
+            entry.place.is_none()
+                && entry.waiting.len() < WAITING_PER_ADDRESS
+                && all < WAITING_IN_ALL
+        });
+        let Some(entry) = entry else {
+            return false;
+        };
+        entry.waiting.push_back(packet.to_vec());
+        self.waiting += 1;
+        true
+    }
+
+    /// Whether `address` is being looked for, and nothing is known of it.
+    #[must_use]
+    pub fn is_sought(&self, address: IpAddr) -> bool {
+        let entry = self.entries.get(&address);
+        entry.is_some_and(|entry| matches!(entry.state, State::Incomplete { .. }))
     }
 
     /// Hears that `address` is at `place` on a link where anybody can say so. A place that is known
@@ -287,14 +330,19 @@ impl Neighbours {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
-        let (mut next, mut released) = (None, 0);
+        let (mut next, mut released, mut begun) = (None, 0, 0);
         self.entries.retain(|address, entry| {
             let (State::Incomplete { tries, due } | State::Probing { tries, due }) =
                 &mut entry.state
             else {
                 return true;
             };
+            let is_first = *tries == 0;
+            if *due <= now && is_first && begun == AT_ONCE {
+                *due = now + PACE;
+            }
             if *due <= now {
+                begun += usize::from(is_first);
                 if *tries >= MAX_TRIES && entry.rival.is_some() {
                     entry.place = entry.rival.take();
                     entry.state = State::Reachable { since: now };
@@ -323,11 +371,13 @@ impl Neighbours {
         self.due = next;
     }
 
-    /// Forgets learned addresses that have not been heard of for a while.
-    pub fn age(&mut self, now: Instant) {
-        self.entries.retain(|_, entry| match entry.state {
+    /// Forgets learned addresses that have not been heard of for a while, but for those to be kept
+    /// while there is room for others.
+    pub fn age(&mut self, now: Instant, is_kept: impl Fn(IpAddr) -> bool) {
+        let has_room = !self.is_full();
+        self.entries.retain(|address, entry| match entry.state {
             State::Permanent | State::Incomplete { .. } | State::Probing { .. } => true,
-            State::Reachable { since } => now < since + KEPT,
+            State::Reachable { since } => now < since + KEPT || has_room && is_kept(*address),
         });
     }
 
@@ -410,7 +460,7 @@ mod tests {
         let mut table = Neighbours::new(8, Seed(1));
         table.hear(ADDRESS, place(1), Instant::ZERO);
         let mut now = Instant::ZERO + REACHABLE;
-        table.age(now);
+        table.age(now, |_| false);
         let (stale, known) = (Resolution::Stale(place(1)), Resolution::Known(place(1)));
         assert_eq!(table.resolve(ADDRESS, b"", now), stale);
         assert_eq!(table.resolve(ADDRESS, b"", now), known, "one request");
@@ -566,7 +616,7 @@ mod tests {
             table.handle_timeout(due, |_| {});
         }
         table.hear(address(6), place(2), now);
-        table.age(now + KEPT);
+        table.age(now + KEPT, |_| false);
         assert_eq!(table.resolve(address(7), b"", now), wait);
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use muslin_encap::overhead::Mtu;
 use muslin_stack::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
-use muslin_stack::sim::{Event, Failure, Plan, Scale, Setup, Step, Weather, run, shrink};
+use muslin_stack::sim::{Event, Failure, Plan, Scale, Setup, Step, Summary, Weather, run, shrink};
 
 /// Seeds that every run of the tests takes.
 const SEEDS: u64 = 200;
@@ -126,7 +126,10 @@ fn a_large_cluster_converges() {
 /// Runs a plan of three machines: what happens, each so many milliseconds after the one before. The
 /// seed decides what is lost.
 fn play(seed: u64, events: &[(u64, Event)]) {
-    let backend = Backend::Vxlan(VxlanOptions::default());
+    play_with(Backend::Vxlan(VxlanOptions::default()), seed, events);
+}
+
+fn play_with(backend: Backend, seed: u64, events: &[(u64, Event)]) -> Summary {
     let network = "10.244.0.0/16".parse().unwrap();
     let steps = events.iter().enumerate();
     let steps = steps.map(|(number, (after, event))| Step {
@@ -148,9 +151,7 @@ fn play(seed: u64, events: &[(u64, Event)]) {
         steps: steps.collect(),
         rests: false,
     };
-    if let Err(failure) = run(&plan, false) {
-        panic!("{}\n{}", failure.violation, failure.tables);
-    }
+    run(&plan, false).unwrap_or_else(|failure| panic!("{}\n{}", failure.violation, failure.tables))
 }
 
 /// Nodes that join together write within the milliseconds in which a node of flannel's has no watch.
@@ -170,6 +171,33 @@ fn a_flannel_node_that_loses_changes_learns_of_all_that_join_at_once() {
             (60_000, Event::StoreUp),
         ];
         play(seed, &events);
+    }
+}
+
+/// A node that starts anew gets bare packets before it has heard of its next hops.
+#[test]
+fn what_a_next_hop_sends_first_is_not_lost() {
+    let mut events = vec![
+        (0, Event::Join(0)),
+        (100, Event::Join(1)),
+        (100, Event::Attach(0)),
+        (100, Event::Attach(1)),
+    ];
+    let talk = Event::Talk {
+        from: 0,
+        to: 1,
+        bytes: 60_000,
+    };
+    for pause in [10, 400, 900, 1_700] {
+        events.extend([
+            (20_000, talk.clone()),
+            (2, Event::Crash(1)),
+            (pause, Event::Join(1)),
+        ]);
+    }
+    for seed in 0..10 {
+        let summary = play_with(Backend::HostGw, seed, &events);
+        assert_eq!(summary.figures.unknown_hops, 0, "seed {seed}");
     }
 }
 

@@ -4,6 +4,8 @@
 //! * only our own requests and packets for next hops leave, from our own MAC address;
 //! * what leaves bare goes to the MAC address that its next hop is believed to have, one hop less;
 //! * what reaches a pod came from the next hop of its peer, unless peers are not checked;
+//! * what comes from a host that is not known yet waits for its answer, bounded, and reaches the pod if
+//!   the answer confirms it, once;
 //! * a next hop that answers keeps its MAC address, whatever others claim;
 //! * nothing but next hops is remembered, timers do not spin, counters add up.
 #![cfg_attr(fuzzing, no_main)]
@@ -54,6 +56,8 @@ const MTU: u16 = 1500;
 /// A next hop that is silent for less than this after a claim keeps its address: three questions, a
 /// fifth of a second apart.
 const PATIENCE: Duration = Duration::from_millis(600);
+/// Packets that wait until it is known where one host is.
+const EARLY: usize = 4;
 /// Peers have identities, subnets and hosts below this.
 const IDS: u8 = 4;
 
@@ -107,6 +111,7 @@ fn run(data: &[u8]) {
             break;
         }
         harness.poll();
+        harness.check_early();
         harness.check_beliefs();
     }
     harness.finish();
@@ -126,6 +131,8 @@ struct Harness {
     beliefs: BTreeMap<Ipv4Addr, EthernetAddress>,
     /// When another MAC address first claimed a next hop's address since that was last heard.
     doubts: BTreeMap<Ipv4Addr, Instant>,
+    /// Frames that wait, with the hosts that they may have come from.
+    early: Vec<(Vec<u8>, Vec<Ipv4Addr>)>,
     storage: Vec<u8>,
 }
 
@@ -169,6 +176,7 @@ impl Harness {
             hosts: BTreeSet::new(),
             beliefs: BTreeMap::new(),
             doubts: BTreeMap::new(),
+            early: Vec::new(),
             storage: vec![0; HEADROOM + 2048],
         };
         harness.set_uplink(true);
@@ -299,6 +307,7 @@ impl Harness {
                 let is_sender = known.into_iter().any(|mac| *mac == sender);
                 assert!(is_sender || !self.checks_peers, "{sender} is no next hop");
             }
+            Verdict::Consumed if frame[12..14] == [8, 0] => self.let_wait(frame, &believed),
             Verdict::Consumed => self.hear(frame),
             Verdict::Drop(DropReason::NextHopConflict) => {
                 for address in self.claimed(frame) {
@@ -310,6 +319,68 @@ impl Harness {
         }
         if !self.checks_peers {
             self.doubt_others(frame, &believed);
+        }
+    }
+
+    /// A frame waits because none of the hosts that it may have come from is known.
+    fn let_wait(&mut self, frame: &[u8], believed: &BTreeMap<Ipv4Addr, EthernetAddress>) {
+        assert!(self.has_uplink && self.checks_peers && frame[..6] == mac(1).0);
+        let hosts = self.hosts_of(ipv4(&frame[26..]));
+        let is_unknown = |host: &Ipv4Addr| !believed.contains_key(host);
+        let unknown: Vec<_> = hosts.into_iter().filter(is_unknown).collect();
+        assert!(!unknown.is_empty(), "its host is known");
+        self.early.push((frame.to_vec(), unknown));
+        let most = EARLY * usize::from(IDS);
+        assert!(self.early.len() <= most, "too many frames wait");
+    }
+
+    /// A packet that the node itself sends to the pod is the gateway's, or one that waited.
+    fn take_early(&mut self, out: &[u8]) {
+        assert_eq!(out[6..12], GATEWAY.0);
+        let source = ipv4(&out[26..]);
+        if source == Ipv4Addr::new(10, 244, 1, 1) {
+            return;
+        }
+        let places = self.places();
+        let is_it = |(frame, hosts): &(Vec<u8>, Vec<Ipv4Addr>)| {
+            let mut macs = hosts.iter().filter_map(|host| places.get(host)?.as_ref());
+            let rest = |packet: &[u8]| [&packet[..8], &packet[12..]].concat();
+            macs.any(|mac| mac.0 == frame[6..12]) && rest(&frame[14..]) == rest(&out[14..])
+        };
+        let found = self.early.iter().position(is_it);
+        let (frame, _) = self.early.remove(found.expect("it waited, and was confirmed"));
+        check_hop(&frame[14..], &out[14..]);
+    }
+
+    /// The hosts that are known, or looked for.
+    fn places(&self) -> BTreeMap<Ipv4Addr, Option<EthernetAddress>> {
+        let hops = self.node.next_hops();
+        let hops = hops.filter_map(|(address, place, _)| match address {
+            IpAddr::V4(address) => Some((address, place.map(|place| place.mac))),
+            IpAddr::V6(_) => None,
+        });
+        hops.collect()
+    }
+
+    /// What waits still, waits for a host that is looked for. None that was confirmed is lost.
+    fn check_early(&mut self) {
+        let places = self.places();
+        let early = std::mem::take(&mut self.early).into_iter();
+        let (waiting, over): (Vec<_>, Vec<_>) = early.partition(|(_, hosts)| {
+            let mut hosts = hosts.iter();
+            self.has_uplink && hosts.any(|host| places.get(host) == Some(&None))
+        });
+        self.early = waiting;
+        for (frame, hosts) in over {
+            let now = self.hosts_of(ipv4(&frame[26..]));
+            let is_confirmed = |host: &Ipv4Addr| {
+                let place = places.get(host).copied().flatten();
+                place.is_some_and(|mac| mac.0 == frame[6..12])
+            };
+            let is_for_pod = frame[30..34] == own_pod(0).octets() && frame[22] > 1;
+            // Of several peers with one subnet only the route says whose it is.
+            let is_lost = is_for_pod && now.len() == 1 && hosts == now && is_confirmed(&now[0]);
+            assert!(!is_lost, "a packet of {} is lost", now[0]);
         }
     }
 
@@ -393,8 +464,10 @@ impl Harness {
                     assert_eq!(out[6..14], [&mac(1).0[..], &[8, 0]].concat()[..]);
                     assert!(out[0] & 1 == 0, "a packet for a group");
                 }
-                // What the gateway has to say.
-                Verdict::Port(PORT) => assert_eq!(out[6..12], GATEWAY.0),
+                Verdict::Port(PORT) => {
+                    let out = out.to_vec();
+                    self.take_early(&out);
+                },
                 Verdict::Drop(_) => {}
                 verdict => panic!("{verdict:?} of the node's own"),
             }
@@ -500,6 +573,25 @@ fn seeds() -> Vec<Seed> {
         ("waits", run(checked, &[&to_peer, &answer])),
         ("there-and-back", run(checked, &[&answer, &to_peer, &bare])),
         ("unknown-yet", run(checked, &[&bare, &answer, &bare])),
+        (
+            "early",
+            run(
+                checked,
+                &[&wait(1), &bare, &forged, &bare, &bare, &bare, &bare, &answer],
+            ),
+        ),
+        (
+            "early-silent",
+            run(checked, &[&bare, &wait(12), &wait(12), &wait(12), &answer]),
+        ),
+        (
+            "early-without-uplink",
+            run(checked, &[&bare, &[5, 0], &[5, 1], &answer]),
+        ),
+        (
+            "early-without-peer",
+            run(checked, &[&bare, &[4, 0], &answer]),
+        ),
         ("forged", run(checked, &[&answer, &forged, &bare])),
         ("unchecked", run(unchecked, &[&forged])),
         (

@@ -21,7 +21,7 @@ use crate::icmp::{self, IcmpError};
 use crate::neighbour::{Due, Neighbours, Place, Resolution};
 use crate::peer::{Path, PeerId, Tunnel};
 
-type Step = Result<Verdict, DropReason>;
+pub(super) type Step = Result<Verdict, DropReason>;
 
 /// Where a packet to be routed comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) enum Hop {
 }
 
 /// One of the node's links.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum On {
     /// The switch with the pods.
     Bridge,
@@ -84,7 +84,7 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
 }
 
 /// Whether a packet to the gateway is for flows and services: TCP, UDP and what is said of them.
-fn is_for_egress(packet: &[u8]) -> bool {
+pub(super) fn is_for_egress(packet: &[u8]) -> bool {
     let protocol = Ipv4Packet::new_unchecked(packet).next_header();
     matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) || icmp::is_error(packet)
 }
@@ -107,7 +107,15 @@ impl Node {
         {
             return Err(DropReason::VirtioHeader);
         }
-        self.check_source(now, origin, source, packet.total_len())?;
+        match (
+            self.check_source(now, origin, source, packet.total_len()),
+            origin,
+        ) {
+            (Err(DropReason::NextHopUnknown), Origin::Uplink(mac)) => {
+                return self.wait_for_sender(mac, source, packet);
+            }
+            (checked, _) => checked?,
+        }
         if self.is_own(destination) {
             if self.egress.is_some() && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
@@ -533,7 +541,7 @@ impl Node {
         });
     }
 
-    fn with_scratch(
+    pub(super) fn with_scratch(
         &mut self,
         bytes: &[u8],
         step: impl FnOnce(&mut Self, &mut PacketBuf<'_>) -> Step,
@@ -614,7 +622,10 @@ impl Node {
                 Due::Ask(IpAddr::V4(address)) => self.ask_for(on, address, None),
                 Due::Probe(IpAddr::V4(address), place) => self.ask_for(on, address, Some(place)),
                 Due::Ask(IpAddr::V6(_)) | Due::Probe(IpAddr::V6(_), _) => {}
-                Due::GivenUp(_, waiting) => {
+                Due::GivenUp(address, waiting) => {
+                    if on == On::Uplink {
+                        self.lose_early(address);
+                    }
                     for packet in waiting {
                         self.counters.originated += 1;
                         self.counters.drop(DropReason::HostUnreachable);

@@ -26,7 +26,7 @@ use crate::guard;
 use crate::hash::Seed;
 use crate::icmp::RateLimiter;
 use crate::neighbour::{Neighbours, Place, State};
-use crate::peer::{Peer, PeerId, PeerState, Tunnel};
+use crate::peer::{Path, Peer, PeerId, PeerState, Tunnel};
 use crate::port::{Attachment, Port, PortId, Traffic};
 use crate::route::RouteTable;
 use crate::switch::{self, Fdb};
@@ -282,7 +282,11 @@ impl Node {
         if !self.is_within(peer.subnet) {
             self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
         }
-        let path = self.path_to(*peer.address.ip());
+        let host = *peer.address.ip();
+        let path = self.path_to(host);
+        if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
+            link.neighbours.seek_in_turn(host.into());
+        }
         self.peers.insert(PeerState {
             peer,
             path,
@@ -398,9 +402,10 @@ impl Node {
         self.handle_neighbours(now);
         if now >= self.next_ageing {
             self.fdb.age(now);
-            self.neighbours.age(now);
+            self.neighbours.age(now, |_| false);
             if let Some(link) = &mut self.uplink {
-                link.neighbours.age(now);
+                let is_next_hop = |host| self.peers.first_at(host).is_some();
+                link.neighbours.age(now, is_next_hop);
             }
             self.next_ageing = now + AGEING_PERIOD;
         }

@@ -138,6 +138,11 @@ impl Peers {
         })
     }
 
+    /// Where their tunnels end, by their numbers.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.iter().map(|peer| *peer.address.ip())
+    }
+
     /// Decides anew how packets get to each peer.
     pub(super) fn set_paths(&mut self, path: impl Fn(Ipv4Addr) -> Path) {
         for outgoing in self.outgoing.iter_mut().flatten() {

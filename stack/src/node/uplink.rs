@@ -1,12 +1,13 @@
 //! The node on its host's LAN: next hops, and bare packets from them.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
-use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
 
-use super::forward::{On, Origin};
+use super::forward::{On, Origin, Step, is_for_egress};
 use super::{NextHop, Node, Verdict};
 use crate::drops::DropReason;
 use crate::frame;
@@ -18,25 +19,56 @@ use crate::uplink::Uplink;
 /// Neighbours are places at ports, and an uplink has but one.
 const PORT: PortId = PortId(u32::MAX);
 
+/// Packets that may wait until it is known where one host is.
+const EARLY_PER_HOST: usize = 4;
+/// Packets that may wait so for all hosts; a packet is 64 KiB at most.
+const EARLY_IN_ALL: usize = 64;
+
 /// The uplink and the hosts on it.
 pub(super) struct Link {
     pub(super) uplink: Uplink,
     pub(super) neighbours: Neighbours,
+    early: VecDeque<Early>,
+}
+
+/// A packet that came before it was known where its sender is.
+struct Early {
+    /// The next hop that it must come from.
+    host: Ipv4Addr,
+    /// The MAC address that it came from.
+    mac: EthernetAddress,
+    packet: Vec<u8>,
 }
 
 impl Node {
     /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare
     /// packets from then on. An address of its own is announced (RFC 5227 section 3).
     pub fn set_uplink(&mut self, uplink: Option<Uplink>) {
-        let known = self.uplink.take().map(|link| link.neighbours);
+        let (known, early) = match self.uplink.take() {
+            Some(link) => (Some(link.neighbours), link.early),
+            None => (None, VecDeque::new()),
+        };
+        if uplink.is_none() {
+            self.lose(early.len());
+        }
+        let limit = self.config.limits.neighbours;
         self.uplink = uplink.map(|uplink| Link {
             uplink,
-            neighbours: known
-                .unwrap_or_else(|| Neighbours::new(self.config.limits.neighbours, self.seed)),
+            neighbours: known.unwrap_or_else(|| Neighbours::new(limit, self.seed)),
+            early,
         });
         let tunnel = self.config.tunnel;
         self.peers
             .set_paths(|host| path(uplink.as_ref(), tunnel, host));
+        if let Some(link) = &mut self.uplink {
+            for host in self
+                .peers
+                .hosts()
+                .filter(|host| link.uplink.is_on_link(*host))
+            {
+                link.neighbours.seek_in_turn(host.into());
+            }
+        }
         if let Some(own) = uplink.filter(|own| own.answers) {
             let all = (EthernetAddress::BROADCAST, own.address);
             let words = frame::write_arp(ArpOperation::Request, (own.mac, own.address), all);
@@ -118,8 +150,8 @@ impl Node {
     }
 
     /// Checks that a packet from a host with this MAC address comes from a pod of its node, and
-    /// counts it for that peer. What a host that is not known yet sends is lost while it is asked
-    /// for; one that has got another MAC address has to be believed first.
+    /// counts it for that peer. A host that is not known yet is asked for; one that has got another
+    /// MAC address has to be believed first.
     pub(super) fn check_host(
         &mut self,
         now: Instant,
@@ -158,6 +190,75 @@ impl Node {
         }
         self.peers.count_received(id, len + frame::HEADER_LEN);
         Ok(())
+    }
+
+    /// Lets a packet wait for the answer that says whether it comes from the host that it must come
+    /// from: it goes on then, or is dropped.
+    pub(super) fn wait_for_sender(
+        &mut self,
+        mac: EthernetAddress,
+        source: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let unknown = DropReason::NextHopUnknown;
+        let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
+        let is_for_flows =
+            self.egress.is_some() && self.is_own(destination) && is_for_egress(packet.as_slice());
+        // What is for egress cannot be handed over later, and what is sent faster than one packet at
+        // a time is sent again.
+        if is_for_flows || !packet.is_single() {
+            return Err(unknown);
+        }
+        let host = match self.routes.lookup(source.into()) {
+            Some(NextHop::Peer(id)) => self.peers.outgoing(*id).map(|peer| *peer.address.ip()),
+            Some(NextHop::Local) | None => None,
+        };
+        let (host, link) = host.zip(self.uplink.as_mut()).ok_or(unknown)?;
+        let waiting = link.early.iter().filter(|early| early.host == host).count();
+        if !link.neighbours.is_sought(host.into())
+            || waiting >= EARLY_PER_HOST
+            || link.early.len() >= EARLY_IN_ALL
+        {
+            return Err(unknown);
+        }
+        packet.complete();
+        let packet = packet.as_slice().to_vec();
+        link.early.push_back(Early { host, mac, packet });
+        Ok(Verdict::Consumed)
+    }
+
+    /// Takes the packets that waited until it is known where a host is.
+    fn take_early(&mut self, now: Instant, host: Ipv4Addr) {
+        for Early { mac, packet, .. } in self.early_of(host) {
+            self.with_scratch(&packet, |node, packet| {
+                node.route(now, Origin::Uplink(mac), packet)
+            });
+        }
+    }
+
+    /// Drops the packets that waited for a host that does not answer.
+    pub(super) fn lose_early(&mut self, host: IpAddr) {
+        if let IpAddr::V4(host) = host {
+            let early = self.early_of(host).len();
+            self.lose(early);
+        }
+    }
+
+    fn early_of(&mut self, host: Ipv4Addr) -> Vec<Early> {
+        let Some(link) = self.uplink.as_mut().filter(|link| !link.early.is_empty()) else {
+            return Vec::new();
+        };
+        let early = std::mem::take(&mut link.early).into_iter();
+        let (taken, left) = early.partition::<Vec<_>, _>(|early| early.host == host);
+        link.early = left.into();
+        taken
+    }
+
+    /// Counts packets whose sender was not found.
+    fn lose(&mut self, packets: usize) {
+        self.counters.originated += packets as u64;
+        self.counters
+            .drop_many(DropReason::NextHopUnknown, packets as u64);
     }
 
     /// Learns from an ARP message where a next hop is. Nothing else is kept of what hosts say.
@@ -202,6 +303,7 @@ impl Node {
                 for packet in waited {
                     self.originate(now, &packet);
                 }
+                self.take_early(now, host);
                 Ok(())
             }
             Claim::Doubted(known) => {

@@ -82,6 +82,8 @@ pub struct Figures {
     pub frames: u64,
     /// Flows that left the overlay.
     pub flows: u64,
+    /// Packets that were lost because it was not known where their sender's host is.
+    pub unknown_hops: u64,
     /// TCP connections that brought everything back.
     pub talks: u64,
     /// Pings and datagrams that were answered.
@@ -98,6 +100,7 @@ impl Figures {
             datagrams: self.datagrams - before.datagrams,
             frames: self.frames - before.frames,
             flows: self.flows - before.flows,
+            unknown_hops: self.unknown_hops - before.unknown_hops,
             talks: self.talks - before.talks,
             answers: self.answers - before.answers,
         }

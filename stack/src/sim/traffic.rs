@@ -176,6 +176,7 @@ impl Cluster {
 
     pub(super) fn note_drop(&mut self, who: Who, reason: DropReason) {
         let now = self.queue.now();
+        self.figures.unknown_hops += u64::from(reason == DropReason::NextHopUnknown);
         self.log.note(now, || {
             format!("machine {} drops: {}", who.machine, reason.describe())
         });

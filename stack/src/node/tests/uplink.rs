@@ -177,19 +177,165 @@ fn nobody_else_on_the_link_gets_anything_through() {
     assert_adds_up(&node);
 }
 
+/// Packets for the pod from its peer's pods, of so many lengths, and where they come out.
+fn early(node: &mut Node, mac: EthernetAddress, lengths: std::ops::Range<usize>) -> Vec<Verdict> {
+    let packets = lengths.map(|len| bare(mac, &ping(pod(2, 2), pod(1, 2), 64, len)));
+    packets.map(|frame| from_uplink(node, &frame).0).collect()
+}
+
 #[test]
-fn a_host_that_is_not_known_yet_is_asked_for_once_a_second() {
+fn what_a_host_sends_before_it_is_known_waits_for_its_answer() {
     let mut node = linked("host-gw");
-    let frame = bare(host_mac(2), &ping(pod(2, 2), pod(1, 2), 64, 8));
-    for _ in 0..3 {
-        let (verdict, _) = from_uplink(&mut node, &frame);
-        assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnknown));
-    }
+    let unknown = Verdict::Drop(DropReason::NextHopUnknown);
+    let waits = Verdict::Consumed;
+    // A stranger's wait, too, and all share four places.
+    assert_eq!(early(&mut node, host_mac(9), 8..9), [waits]);
+    let verdicts = early(&mut node, host_mac(2), 10..15);
+    assert_eq!(verdicts, [waits, waits, waits, unknown, unknown]);
     let out = outputs(&mut node);
-    assert_eq!(out.len(), 1);
+    assert_eq!(out.len(), 1, "one question");
     assert_eq!(asked(&out[0].1), (EthernetAddress::BROADCAST, host(2)));
     from_uplink(&mut node, &reply(host_mac(2), host(2)));
-    assert_eq!(from_uplink(&mut node, &frame).0, Verdict::Port(POD_PORT));
+    let out = outputs(&mut node);
+    let lengths = out.iter().map(|(verdict, frame)| {
+        assert_eq!(*verdict, Verdict::Port(POD_PORT));
+        let ip = ip_of(frame);
+        assert_eq!((ip.src_addr(), ip.hop_limit()), (pod(2, 2), 63));
+        ip.payload().len() - 8
+    });
+    assert_eq!(lengths.collect::<Vec<_>>(), [10, 11, 12]);
+    let dropped = |reason| node.counters().dropped_for(reason);
+    assert_eq!(dropped(DropReason::NextHopConflict), 1, "the stranger's");
+    assert_eq!(dropped(DropReason::NextHopUnknown), 2);
+    assert_eq!(node.peers().next().unwrap().received.packets, 3);
+    assert_adds_up(&node);
+    let verdicts = early(&mut node, host_mac(2), 10..11);
+    assert_eq!(verdicts, [Verdict::Port(POD_PORT)]);
+}
+
+#[test]
+fn what_waits_for_a_host_that_does_not_answer_is_lost() {
+    for ending in ["silence", "no uplink", "no peer"] {
+        let mut node = linked("host-gw");
+        early(&mut node, host_mac(2), 8..10);
+        match ending {
+            "silence" => {
+                for second in 1..=4 {
+                    node.handle_timeout(NOW + Duration::from_secs(second));
+                }
+            }
+            "no uplink" => node.set_uplink(None),
+            _ => {
+                node.remove_peer(PeerId(2));
+                for second in 1..=4 {
+                    node.handle_timeout(NOW + Duration::from_secs(second));
+                }
+            }
+        }
+        let to_pod = outputs(&mut node).into_iter();
+        let to_pod = to_pod.filter(|(verdict, _)| matches!(verdict, Verdict::Port(_)));
+        assert_eq!(to_pod.count(), 0, "{ending}");
+        let lost = node.counters().dropped_for(DropReason::NextHopUnknown);
+        assert_eq!(lost, 2, "{ending}");
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
+fn few_packets_wait_for_all_unknown_hosts_together() {
+    let mut node = linked("host-gw");
+    let mut waiting = 0;
+    for last in 3..=30 {
+        node.set_peer(Peer {
+            address: underlay(last),
+            ..peer(last, &format!("10.244.{last}.0/24"))
+        });
+        for len in 0..4 {
+            let packet = ping(pod(last, 2), pod(1, 2), 64, len);
+            let (verdict, _) = from_uplink(&mut node, &bare(host_mac(last), &packet));
+            waiting += usize::from(verdict == Verdict::Consumed);
+        }
+    }
+    assert_eq!(waiting, 64);
+    assert_adds_up(&node);
+}
+
+#[test]
+fn next_hops_are_asked_for_when_their_lease_appears() {
+    for peer_first in [true, false] {
+        let mut node = node(1, "host-gw");
+        let set_peer = |node: &mut Node| node.set_peer(peer(2, "10.244.2.0/24"));
+        node.remove_peer(PeerId(2));
+        if peer_first {
+            set_peer(&mut node);
+        }
+        node.set_uplink(Some(uplink(false)));
+        set_peer(&mut node);
+        assert!(node.poll_at() <= NOW);
+        node.handle_timeout(NOW);
+        assert!(node.poll_at() > NOW);
+        let out = outputs(&mut node);
+        assert_eq!(out.len(), 1);
+        assert_eq!(asked(&out[0].1), (EthernetAddress::BROADCAST, host(2)));
+        from_uplink(&mut node, &reply(host_mac(2), host(2)));
+        let verdicts = early(&mut node, host_mac(2), 8..9);
+        assert_eq!(verdicts, [Verdict::Port(POD_PORT)]);
+    }
+}
+
+#[test]
+fn next_hops_of_a_large_link_are_asked_for_in_turn() {
+    let mut node = linked("host-gw");
+    for last in 3..=102 {
+        node.set_peer(Peer {
+            address: underlay(last),
+            ..peer(last, &format!("10.244.{last}.0/24"))
+        });
+    }
+    let mut asked_at = Vec::new();
+    let mut now = NOW;
+    while now < NOW + Duration::from_millis(900) {
+        node.handle_timeout(now);
+        assert!(node.poll_at() > now);
+        let out = outputs(&mut node);
+        assert!(out.len() <= 16, "{} questions at once", out.len());
+        asked_at.extend(out.iter().map(|(_, frame)| asked(frame).1));
+        now = node.poll_at();
+    }
+    let first: std::collections::BTreeSet<_> = asked_at.iter().copied().collect();
+    assert_eq!(
+        (asked_at.len(), first.len()),
+        (101, 101),
+        "each of them once"
+    );
+    // A packet for one does not wait for its turn.
+    let mut node = linked("host-gw");
+    assert_eq!(from_pod(&mut node, &to_peer()).0, Verdict::Consumed);
+    let out = outputs(&mut node);
+    assert_eq!(asked(&out[0].1), (EthernetAddress::BROADCAST, host(2)));
+    node.handle_timeout(NOW);
+    assert_eq!(outputs(&mut node), [], "nor is it asked for twice");
+}
+
+#[test]
+fn next_hops_are_known_while_their_lease_lasts() {
+    let mut node = acquainted("host-gw");
+    let mut now = NOW;
+    let mut pass = |node: &mut Node, seconds: u64| {
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            node.handle_timeout(now);
+        }
+        now
+    };
+    let later = pass(&mut node, 3_600);
+    let packet = bare(host_mac(2), &ping(pod(2, 2), pod(1, 2), 64, 8));
+    let (verdict, _) = from_uplink_at(&mut node, later, &packet);
+    assert_eq!(verdict, Verdict::Port(POD_PORT));
+    assert_eq!(outputs(&mut node), [], "nobody need be asked for that");
+    node.remove_peer(PeerId(2));
+    pass(&mut node, 600);
+    assert_eq!(node.next_hops().count(), 0);
 }
 
 #[test]
@@ -313,7 +459,11 @@ fn only_next_hops_are_remembered() {
     from_uplink(&mut node, &announcement(host_mac(9), host(2)));
     from_uplink(&mut node, &reply(host_mac(3), host(3)));
     from_uplink(&mut node, &reply(host_mac(3), [192, 168, 1, 2].into()));
-    assert_eq!(node.next_hops().count(), 0);
+    let hops: Vec<_> = node
+        .next_hops()
+        .map(|(host, place, _)| (host, place))
+        .collect();
+    assert_eq!(hops, [(host(2).into(), None)], "it is looked for");
     let ask_us = (EthernetAddress::BROADCAST, host(1));
     let request = frame::write_arp(ArpOperation::Request, (host_mac(2), host(2)), ask_us);
     from_uplink(&mut node, &request);
@@ -346,7 +496,7 @@ fn a_host_that_sends_without_being_asked_still_has_to_answer() {
 fn what_another_worker_took_from_the_link_is_heard_here() {
     let mut node = linked("host-gw");
     node.overhear_uplink(NOW, &reply(EthernetAddress([3; 6]), host(2)));
-    assert_eq!(node.next_hops().count(), 0);
+    assert!(node.next_hops().all(|(_, place, _)| place.is_none()));
     node.overhear_uplink(NOW, &reply(host_mac(2), host(2)));
     let known: Vec<_> = node.next_hops().filter_map(|(_, place, _)| place).collect();
     assert_eq!(known[0].mac, host_mac(2));
