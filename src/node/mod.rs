@@ -18,6 +18,7 @@ use std::time::Duration;
 use muslin_encap::overhead::Mtu;
 use muslin_stack::egress::{Config as Outside, Limits as OutsideLimits, Policy};
 use muslin_stack::guard;
+use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
     Change, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings, SubnetKey,
     Wish,
@@ -47,6 +48,8 @@ const MAX_SKIPPED: u32 = 50;
 
 /// How long a store may take to remove the names of a node that leaves.
 const WITHDRAWAL: Duration = Duration::from_secs(2);
+/// How long pods of an earlier run may take to be attached again before they count as gone.
+const AWAITED: muslin_stack::Duration = muslin_stack::Duration::from_secs(10);
 
 /// What a node is told at its start.
 #[derive(Debug, Clone)]
@@ -395,10 +398,13 @@ impl Plane {
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
         let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &self.interface)?;
         let outside = self.egress_config(key, &plan)?;
+        let memory = self.state.addresses();
+        let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
             node.set_egress(Some(tunnel.config.network));
+            node.await_pods(pods.iter().copied(), now + AWAITED);
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;

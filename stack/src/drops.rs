@@ -53,6 +53,7 @@ reasons! {
     IpipHeader, "ipip-header", "A datagram was not a whole IPv4 packet in IPv4.";
     UnknownVni, "unknown-vni", "A VXLAN packet belonged to another network.";
     DestinationMacForeign, "destination-mac-foreign", "A frame from another node was not addressed to this one.";
+    PodAwaited, "pod-awaited", "A packet was for a pod that was here before the node was restarted and is not back yet.";
     NextHopUnknown, "next-hop-unknown", "A frame came from a peer's host before its MAC address was known.";
     NextHopConflict, "next-hop-conflict", "A frame or ARP message claimed to be a next hop's, which has another MAC address.";
     SourceNotInLease, "source-not-in-lease", "A packet's source is not in the lease of the node that sent it.";

@@ -116,6 +116,13 @@ pub struct Memory {
     pods: BTreeMap<PodName, Ipv4Addr>,
 }
 
+impl Memory {
+    /// The addresses of all pods that are remembered.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.pods.values().copied()
+    }
+}
+
 impl AddressPool {
     /// A pool in which all addresses are free.
     #[must_use]

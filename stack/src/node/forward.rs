@@ -363,6 +363,9 @@ impl Node {
         let address = IpAddr::V4(host);
         if self.neighbours_of(hop)?.get(address).is_none() {
             if matches!(hop, Hop::Pod) && self.unguarded == 0 {
+                if let Some(until) = self.awaited.until(now, host) {
+                    return self.wait_for_pod(now, host, packet, until);
+                }
                 // No attachment has it, and no pod may answer for an address that is not its own.
                 self.report(now, IcmpError::HostUnreachable, packet.as_slice());
                 return Err(DropReason::HostUnreachable);
@@ -392,6 +395,26 @@ impl Node {
             self.ask_for(hop.link(), host, place);
         }
         step
+    }
+
+    /// Lets a packet wait for a pod that is about to be attached again.
+    fn wait_for_pod(
+        &mut self,
+        now: Instant,
+        host: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+        until: Instant,
+    ) -> Step {
+        if !packet.is_single() {
+            return self.in_pieces(now, host, NextHop::Local, packet);
+        }
+        packet.complete();
+        let waits = self.neighbours.wait(host.into(), packet.as_slice(), until);
+        if waits {
+            Ok(Verdict::Consumed)
+        } else {
+            Err(DropReason::PodAwaited)
+        }
     }
 
     fn neighbours_of(&mut self, hop: Hop) -> Result<&mut Neighbours, DropReason> {
@@ -626,8 +649,14 @@ impl Node {
                     if on == On::Uplink {
                         self.lose_early(address);
                     }
+                    let is_awaited = matches!(address, IpAddr::V4(address) if on == On::Bridge
+                        && self.awaited.until(now, address).is_some());
                     for packet in waiting {
                         self.counters.originated += 1;
+                        if is_awaited {
+                            self.counters.drop(DropReason::PodAwaited);
+                            continue;
+                        }
                         self.counters.drop(DropReason::HostUnreachable);
                         self.report(now, IcmpError::HostUnreachable, &packet);
                     }

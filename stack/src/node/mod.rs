@@ -30,9 +30,11 @@ use crate::peer::{Path, Peer, PeerId, PeerState, Tunnel};
 use crate::port::{Attachment, Port, PortId, Traffic};
 use crate::route::RouteTable;
 use crate::switch::{self, Fdb};
+use awaited::Awaited;
 use peers::Peers;
 use uplink::Link;
 
+mod awaited;
 mod forward;
 mod ingress;
 mod peers;
@@ -147,6 +149,7 @@ pub struct Node {
     ports: BTreeMap<PortId, Port>,
     /// Ports whose pods may use any address.
     unguarded: usize,
+    awaited: Awaited,
     peers: Peers,
     routes: RouteTable<NextHop>,
     fdb: Fdb,
@@ -207,6 +210,7 @@ impl Node {
             seed,
             ports: BTreeMap::new(),
             unguarded: 0,
+            awaited: Awaited::new([], now, seed),
             peers: Peers::default(),
             routes,
             fdb: Fdb::new(config.limits.fdb, seed),
@@ -225,6 +229,13 @@ impl Node {
         })
     }
 
+    /// Expects pods with these addresses to be attached until `until`, as they were before the node
+    /// was restarted. Till then packets for them wait, or are lost without a word: a connection must
+    /// not fail because its pod's node starts anew.
+    pub fn await_pods(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>, until: Instant) {
+        self.awaited = Awaited::new(addresses, until, self.seed);
+    }
+
     /// Attaches a port, in place of one of the same identity.
     pub fn attach(&mut self, port: PortId, attachment: Attachment) {
         self.detach(port);
@@ -234,6 +245,7 @@ impl Node {
         };
         self.fdb.add_static(attachment.mac, port);
         for address in &attachment.addresses {
+            self.awaited.remove(*address);
             for packet in self.neighbours.add_permanent(*address, place) {
                 self.resume(*address, &packet);
             }

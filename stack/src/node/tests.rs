@@ -461,6 +461,80 @@ fn without_a_guard_peers_need_no_lease() {
 }
 
 #[test]
+fn packets_wait_for_a_pod_that_is_about_to_be_attached_again() {
+    let until = NOW + Duration::from_secs(10);
+    for is_guarded in [true, false] {
+        let mut node = bare_node(1, "vxlan");
+        node.attach(OTHER_PORT, attachment(1, 3, is_guarded));
+        node.set_peer(peer(2, "10.244.2.0/24"));
+        node.await_pods([pod(1, 2), pod(1, 3), pod(1, 4)], until);
+        // From a peer and from a pod of this node: four wait, and no more.
+        let mut verdicts = vec![];
+        for len in 0..6 {
+            let packet = peer_frame(&ping(pod(2, 2), pod(1, 2), 64, len));
+            verdicts.push(from_peer(&mut node, 2, &packet).0);
+        }
+        let lost = if is_guarded {
+            DropReason::PodAwaited
+        } else {
+            DropReason::NeighbourQueueFull
+        };
+        assert_eq!(verdicts[..4], [Verdict::Consumed; 4]);
+        assert_eq!(verdicts[4..], [Verdict::Drop(lost); 2]);
+        let is_asked = |(verdict, _): &(Verdict, Vec<u8>)| matches!(verdict, Verdict::Flood { .. });
+        assert!(outputs(&mut node).iter().all(is_asked), "nobody is told");
+        node.attach(POD_PORT, attachment(1, 2, true));
+        let out = outputs(&mut node);
+        assert_eq!(out.len(), 4);
+        assert!(
+            out.iter()
+                .all(|(verdict, _)| *verdict == Verdict::Port(POD_PORT))
+        );
+        // One that goes again is gone.
+        node.detach(POD_PORT);
+        if is_guarded {
+            let packet = peer_frame(&ping(pod(2, 2), pod(1, 2), 64, 0));
+            let gone = Verdict::Drop(DropReason::HostUnreachable);
+            assert_eq!(from_peer(&mut node, 2, &packet).0, gone);
+        }
+        outputs(&mut node);
+        assert_adds_up(&node);
+    }
+}
+
+#[test]
+fn a_pod_that_is_not_attached_again_in_time_is_unreachable() {
+    let until = NOW + Duration::from_secs(10);
+    let mut node = bare_node(1, "vxlan");
+    node.set_peer(peer(2, "10.244.2.0/24"));
+    node.await_pods([pod(1, 2)], until);
+    let packet = peer_frame(&ping(pod(2, 2), pod(1, 2), 64, 8));
+    assert_eq!(from_peer(&mut node, 2, &packet).0, Verdict::Consumed);
+    node.handle_timeout(until - Duration::from_millis(1));
+    assert_eq!(outputs(&mut node), []);
+    node.handle_timeout(until);
+    let out = outputs(&mut node);
+    assert!(
+        matches!(out[..], [(Verdict::Peer { .. }, _)]),
+        "the error: {out:?}"
+    );
+    let verdict = through(&packet, |packet| {
+        node.from_underlay(until, underlay(2).into(), packet)
+    })
+    .0;
+    assert_eq!(verdict, Verdict::Drop(DropReason::HostUnreachable));
+    // Another address was never a pod's.
+    node.await_pods([pod(1, 2)], until + Duration::from_secs(10));
+    let other = peer_frame(&ping(pod(2, 2), pod(1, 9), 64, 8));
+    let verdict = through(&other, |packet| {
+        node.from_underlay(until, underlay(2).into(), packet)
+    })
+    .0;
+    assert_eq!(verdict, Verdict::Drop(DropReason::HostUnreachable));
+    assert_adds_up(&node);
+}
+
+#[test]
 fn an_error_about_a_packet_from_a_peer_goes_to_that_peer() {
     let mut node = node(1, "vxlan");
     let (verdict, _) = from_peer(

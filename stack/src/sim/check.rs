@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use ipnet::IpNet;
 use muslin_encap::vxlan::VtepMac;
-use smoltcp::time::Duration;
-use smoltcp::wire::ArpRepr;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{ArpRepr, Ipv4Packet};
 
 use super::Violation;
 use super::cluster::{Cluster, PREFIX};
@@ -50,6 +50,23 @@ pub(super) fn counters(machine: usize, node: &Node) -> Result<(), Violation> {
     Err(Violation(format!(
         "the counters of machine {machine} do not add up: {came} packets came, {went} went"
     )))
+}
+
+/// Nobody is told that a pod is not there which is about to be attached again.
+pub(super) fn refusal(
+    machine: usize,
+    running: &Running,
+    now: Instant,
+    packet: &[u8],
+) -> Result<(), Violation> {
+    let (awaited, until) = &running.awaited;
+    match Ipv4Packet::new_checked(packet) {
+        Ok(view) if now < *until && awaited.contains(&view.dst_addr()) => Err(Violation(format!(
+            "machine {machine} refuses a packet for {}, which is about to be attached again",
+            view.dst_addr()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
@@ -258,6 +275,9 @@ impl Cluster {
             let _ = write!(text, "\n  machine {number} has no lease");
             return;
         };
+        if !running.unplugged.is_empty() {
+            let _ = write!(text, "\n  machine {number} has not all its pods again");
+        }
         if !process.agent.is_settled() {
             let _ = write!(text, "\n  machine {number} does not watch the store");
         }

@@ -22,6 +22,7 @@ use super::sockets::Happening;
 use super::store::{Gap, Lost, Store};
 use crate::egress::FlowId;
 use crate::frame;
+use crate::ipam::PodName;
 use crate::lease::{Answer, Op, Revision};
 use crate::node::Limits;
 use crate::port::PortId;
@@ -53,6 +54,7 @@ pub(super) enum Due {
     OpenFlannel(usize, Option<Revision>),
     TellFlannel(usize),
     Start(usize),
+    Plug(Who, PodName),
     Node(Who),
     Device(Who, PortId),
     ToDevice(Who, PortId, Vec<u8>),
@@ -224,6 +226,7 @@ impl Cluster {
             Due::OpenFlannel(number, from) => self.open_flannel(number, from),
             Due::TellFlannel(number) => self.tell_flannel(number),
             Due::Start(machine) => self.start(machine)?,
+            Due::Plug(who, name) => self.plug_again(who, &name)?,
             Due::Node(who) => self.node_timeout(who)?,
             Due::Device(who, port) => {
                 let running = self.machines[who.machine].running(who);

@@ -72,6 +72,11 @@ pub(super) struct Running {
     /// Flows to addresses outside, once there was one.
     pub(super) way_out: Option<Box<WayOut>>,
     pub(super) ports: BTreeMap<PortId, Plugged>,
+    /// Pods of the process before that are not attached again yet.
+    pub(super) unplugged: BTreeSet<PodName>,
+    /// The addresses of all pods of the processes before that were not attached again, and until when
+    /// nobody may be told that they are not there.
+    pub(super) awaited: (BTreeSet<Ipv4Addr>, Instant),
     /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
     pub(super) gone: BTreeSet<EthernetAddress>,
     pub(super) next_port: u32,

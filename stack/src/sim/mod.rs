@@ -29,6 +29,8 @@
 //!   ping whose source is not its sender, none twice unless a link has doubled it, and hears no false
 //!   claim in ARP.
 //! * TCP brings every byte as it was sent, whatever links do.
+//! * Nobody is told that a pod is not there which was attached before its node's restart, until it
+//!   is attached again, or ten seconds have passed.
 //! * A datagram fits its sender's interface; one from a stranger is dropped.
 //! * No two nodes have subnets that overlap. Three things excuse it, and each is noted when it
 //!   happens: the record of one of them ended because it was not renewed for a day; somebody deleted

@@ -15,6 +15,9 @@ use super::rogue::Rogue;
 use crate::ipam::PodName;
 use crate::port::PortId;
 
+/// The longest that a pod takes to be attached again after a restart, in milliseconds.
+const REATTACHING: u64 = 3_000;
+
 impl Cluster {
     /// Attaches a pod, now and whenever a node runs on its machine.
     pub(super) fn attach(&mut self, machine: usize, behaves: bool) -> Result<(), Violation> {
@@ -26,6 +29,24 @@ impl Cluster {
         pods.insert(name.clone(), behaves);
         if let Some(who) = self.who(machine) {
             self.plug(who, &name)?;
+            self.settle(who)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches a pod of the process before, as soon as its side has noticed.
+    pub(super) fn plug_later(&mut self, who: Who, name: PodName) {
+        let at = self.queue.now() + Duration::from_millis(self.random.below(REATTACHING));
+        if let Some(running) = self.machines[who.machine].running(who) {
+            running.unplugged.insert(name.clone());
+            self.queue.schedule(at, Due::Plug(who, name));
+        }
+    }
+
+    pub(super) fn plug_again(&mut self, who: Who, name: &PodName) -> Result<(), Violation> {
+        let running = self.machines[who.machine].running(who);
+        if running.is_some_and(|running| running.unplugged.remove(name)) {
+            self.plug(who, name)?;
             self.settle(who)?;
         }
         Ok(())
@@ -60,6 +81,7 @@ impl Cluster {
         let port = PortId(running.next_port);
         running.next_port += 1;
         running.node.attach(port, device.attachment().clone());
+        running.awaited.0.remove(&address);
         let plugged = Plugged {
             name: name.clone(),
             address,
@@ -82,6 +104,7 @@ impl Cluster {
             return Ok(());
         };
         let port = self.machines[machine].running(who).and_then(|running| {
+            running.unplugged.remove(&name);
             let mut ports = running.ports.iter();
             let port = ports.find(|(_, plugged)| plugged.name == name);
             port.map(|(port, _)| *port)

@@ -26,6 +26,8 @@ use crate::peer::Tunnel;
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);
+/// How long pods of an earlier process may take to be attached again, as in `src/node/`.
+const AWAITED: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// Starts a node on a machine where none runs.
@@ -208,6 +210,12 @@ impl Cluster {
             Some(memory) => AddressPool::with_memory(key.ipv4, memory),
             None => AddressPool::new(key.ipv4),
         };
+        let memory = disk.addresses.as_ref();
+        let awaited: BTreeSet<_> = memory
+            .iter()
+            .flat_map(|memory| memory.addresses())
+            .collect();
+        let is_restart = memory.is_some();
         let mut running = Running {
             key,
             config,
@@ -216,11 +224,15 @@ impl Cluster {
             pool,
             way_out: None,
             ports: BTreeMap::new(),
+            unplugged: BTreeSet::new(),
+            awaited: (awaited, now + AWAITED),
             gone: BTreeSet::new(),
             next_port: 0,
             timer: Timer::default(),
         };
         running.node.set_egress(Some(running.config.network));
+        let (awaited, until) = &running.awaited;
+        running.node.await_pods(awaited.iter().copied(), *until);
         for (key, known) in process.peers.iter() {
             if let Ok(peer) = known.peer(*key, &running.config.backend) {
                 running.node.set_peer(peer);
@@ -231,7 +243,11 @@ impl Cluster {
         self.check_owners(number, key)?;
         let names: Vec<_> = self.machines[number].pods.keys().cloned().collect();
         for name in names {
-            self.plug(who, &name)?;
+            if is_restart {
+                self.plug_later(who, name);
+            } else {
+                self.plug(who, &name)?;
+            }
         }
         self.settle(who)
     }

@@ -167,7 +167,12 @@ impl Cluster {
             }
             Verdict::Peer { destination, .. } => self.send(who.machine, destination, bytes)?,
             Verdict::Uplink { .. } => self.send_frame(who.machine, bytes)?,
-            Verdict::Drop(reason) => self.note_drop(who, reason),
+            Verdict::Drop(reason) => {
+                if reason == DropReason::HostUnreachable {
+                    check::refusal(who.machine, running, now, bytes)?;
+                }
+                self.note_drop(who, reason);
+            }
             Verdict::Egress => self.take_out(who, bytes)?,
             Verdict::Consumed => {}
         }
