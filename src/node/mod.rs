@@ -405,6 +405,12 @@ impl Plane {
             node.set_uplink(uplink);
             node.set_egress(Some(tunnel.config.network));
             node.await_pods(pods.iter().copied(), now + AWAITED);
+            // Before it takes what has come to the tunnel's port already.
+            for (key, known) in self.peers.iter() {
+                if let Ok(peer) = known.peer(*key, &tunnel.config.backend) {
+                    node.set_peer(peer);
+                }
+            }
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;

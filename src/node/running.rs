@@ -106,9 +106,13 @@ impl Running {
         leave: watch::Sender<bool>,
     ) -> Result<Self> {
         let now = Instant::now();
+        let known: Vec<_> = peers
+            .iter()
+            .map(|(key, known)| (*key, known.record.clone()))
+            .collect();
         let running = Self {
             pods: Mutex::new(Pods::new(facts.subnet, state.addresses())),
-            peers: Mutex::new(Peers::default()),
+            peers: Mutex::new(peers),
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
@@ -121,8 +125,8 @@ impl Running {
             leave,
             finished: watch::Sender::new(None),
         };
-        for (key, known) in peers.iter() {
-            running.set_peer(*key, known.record.clone())?;
+        for (key, record) in known {
+            running.set_peer(key, record)?;
         }
         Ok(running)
     }
