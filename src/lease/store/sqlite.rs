@@ -3,13 +3,16 @@
 //! Every operation is one transaction, which first deletes what has expired. Each change has a
 //! revision of its own and a row in a log, from which watches read. SQLite has no messages between
 //! processes; a watch asks ten times a second whether the file has changed, which costs a look at
-//! shared memory. Times are the machine's clock, as they must mean the same to all its processes.
+//! shared memory. Keys end by a time that passes as the machine runs (`clock.rs`), and means the same
+//! to all its processes.
+
+mod clock;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
@@ -20,6 +23,8 @@ use rusqlite::{
 use tokio::sync::mpsc;
 
 use super::{Store, StoreError, Watch, blocking};
+use clock::{Note, Reading};
+
 use crate::error::{Error, Result};
 
 type StoreResult<T> = std::result::Result<T, StoreError>;
@@ -44,6 +49,13 @@ const SCHEMA: &str = "
         id INTEGER PRIMARY KEY CHECK (id = 0), revision INTEGER NOT NULL
     ) STRICT;
     INSERT INTO counter VALUES (0, 0);
+";
+/// Beside those, since it came later: a version that does not know it goes by the date.
+const CLOCK: &str = "
+    CREATE TABLE IF NOT EXISTS clock (
+        id INTEGER PRIMARY KEY CHECK (id = 0), time INTEGER NOT NULL,
+        start TEXT NOT NULL, since_start INTEGER NOT NULL, date INTEGER NOT NULL
+    ) STRICT;
 ";
 
 /// A store in a database file.
@@ -153,7 +165,9 @@ impl Follower {
             let replaced = format!("{path} was removed or replaced");
             return Err(StoreError::Unavailable(replaced));
         }
-        if self.next_expiry.is_some_and(|at| at <= now()) {
+        if let Some(at) = self.next_expiry
+            && at <= self.database.time()?
+        {
             self.database.transaction(|_, _| Ok(()))?;
             // The number does not count what this connection writes.
             self.version = None;
@@ -227,7 +241,7 @@ impl Database {
             .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
             .and_then(|()| self.connection.pragma_update(None, "synchronous", "normal"))
             .map_err(explain)?;
-        if version == VERSION {
+        if version == VERSION && self.has_clock().map_err(explain)? {
             return Ok(());
         }
         let transaction = self
@@ -245,7 +259,18 @@ impl Database {
                 .and_then(|()| transaction.pragma_update(None, "user_version", VERSION))
                 .map_err(explain)?;
         }
+        transaction.execute_batch(CLOCK).map_err(explain)?;
         transaction.commit().map_err(explain)
+    }
+
+    fn has_clock(&self) -> rusqlite::Result<bool> {
+        self.connection.table_exists(None, "clock")
+    }
+
+    /// The database's time.
+    fn time(&self) -> StoreResult<i64> {
+        let time = time(&self.connection);
+        time.map_err(|error| explain(&self.path, &error))
     }
 
     /// Application, schema version and number of tables, of one moment.
@@ -325,7 +350,7 @@ impl Database {
         let run = |connection: &mut Connection| {
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let now = now();
+            let now = tick(&transaction)?;
             Keys {
                 transaction: &transaction,
                 now,
@@ -350,7 +375,7 @@ impl Database {
             let transaction = connection.transaction()?;
             let keys = Keys {
                 transaction: &transaction,
-                now: now(),
+                now: time(&transaction)?,
             };
             Ok((keys.revision()?, keys.next_expiry()?, keys.log(from)?))
         };
@@ -492,10 +517,24 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// Unix time in milliseconds.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX)
+/// The database's time in milliseconds.
+fn time(connection: &Connection) -> rusqlite::Result<i64> {
+    let now = Reading::now();
+    let note = Note::read(connection)?;
+    Ok(note.unwrap_or_else(|| Note::first(now.clone())).time(&now))
+}
+
+/// The same, within a transaction that may write how the clocks are.
+fn tick(transaction: &Transaction<'_>) -> rusqlite::Result<i64> {
+    let now = Reading::now();
+    let noted = Note::read(transaction)?;
+    let is_first = noted.is_none();
+    let note = noted.unwrap_or_else(|| Note::first(now.clone()));
+    let renewed = note
+        .renewed(&now)
+        .or_else(|| is_first.then(|| note.clone()));
+    renewed.map_or(Ok(()), |note| note.write(transaction))?;
+    Ok(note.time(&now))
 }
 
 fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
