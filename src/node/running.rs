@@ -232,6 +232,7 @@ impl Running {
     /// Tells those who asked the node to leave how it went, and removes what clients could find
     /// of a node that is no more.
     pub(super) async fn finish(&self, result: &Result<()>) {
+        self.workers.stop();
         let _ = std::fs::remove_file(&self.facts.socket);
         let told = result.as_ref().copied().map_err(ToString::to_string);
         self.finished.send_replace(Some(told));

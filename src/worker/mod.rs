@@ -316,6 +316,13 @@ impl Workers {
         pairs.try_for_each(|(worker, underlay)| worker.tell(Command::Rebind(underlay, uplink)))
     }
 
+    /// Ends the data path, whatever it is asked for after this: nobody is told that pods are gone
+    /// which are only detached because the node stops.
+    pub(crate) fn stop(&self) {
+        // One that has ended already is as good.
+        let _ = self.tell(|| Command::Stop);
+    }
+
     /// The tables and counters as they are now, of all workers together.
     ///
     /// # Errors
