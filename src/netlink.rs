@@ -1,6 +1,13 @@
 //! The kernel's network configuration, asked over rtnetlink.
 
-use rtnetlink::{Handle, new_connection};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tracing::debug;
 
 use crate::error::{Context, Error, Result};
 
@@ -21,6 +28,10 @@ pub(crate) fn with_blocking<T: Send>(ask: impl AsyncFnOnce(&Handle) -> T + Send)
     })
 }
 
+/// How long changes that belong together may take: an interface that appears gets its address, its
+/// MTU and its routes one after the other.
+const SETTLING: Duration = Duration::from_millis(200);
+
 /// Speaks rtnetlink in the network namespace of this thread, for as long as `ask` takes.
 ///
 /// # Errors
@@ -31,4 +42,63 @@ pub(crate) async fn with<T>(ask: impl AsyncFnOnce(&Handle) -> T) -> Result<T> {
     let answer = ask(&handle).await;
     connection.abort();
     Ok(answer)
+}
+
+/// News of interfaces, IPv4 addresses and routes in the network namespace of this thread.
+pub(crate) struct Changes {
+    /// Nothing where the kernel tells of none, as in some sandboxes.
+    news: Option<BoxStream<'static, ()>>,
+    connection: Option<AbortHandle>,
+}
+
+impl Changes {
+    /// Listens from now on.
+    pub(crate) fn listen() -> Self {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+        ];
+        match new_multicast_connection(&groups) {
+            Ok((connection, _, messages)) => Self {
+                news: Some(messages.map(|_| ()).boxed()),
+                connection: Some(tokio::spawn(connection).abort_handle()),
+            },
+            Err(error) => {
+                debug!("the kernel tells of no changes of interfaces: {error}");
+                Self {
+                    news: None,
+                    connection: None,
+                }
+            }
+        }
+    }
+
+    /// Waits until something has changed and nothing more follows at once, or for so long.
+    pub(crate) async fn wait(&mut self, patience: Duration) {
+        let Some(news) = &mut self.news else {
+            return sleep(patience).await;
+        };
+        match timeout(patience, news.next()).await {
+            Err(_) => {}
+            Ok(Some(())) => {
+                // Where changes never end they are looked at nevertheless.
+                let settle =
+                    async { while let Ok(Some(())) = timeout(SETTLING, news.next()).await {} };
+                let _ = timeout(patience, settle).await;
+            }
+            Ok(None) => {
+                self.news = None;
+                sleep(patience).await;
+            }
+        }
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.connection {
+            connection.abort();
+        }
+    }
 }

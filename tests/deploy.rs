@@ -325,6 +325,9 @@ fn the_unit_starts_the_program_and_not_again_where_that_helps_nobody() {
     assert_eq!(is_known(&words), Ok(()));
     assert_eq!(settings["Type"], "notify");
     assert_eq!(settings["RestartPreventExitStatus"], "2 3");
+    // It may wait for long, and fail often, before it can run.
+    assert_eq!(settings["TimeoutStartSec"], "infinity");
+    assert_eq!(settings["StartLimitIntervalSec"], "0");
     assert_eq!(settings["NoNewPrivileges"], "yes");
 }
 

@@ -134,8 +134,9 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             ),
         ),
     ];
+    let trouble = status.trouble.map(|trouble| ("trouble", trouble));
     let mut text = String::new();
-    for (name, value) in rows {
+    for (name, value) in rows.into_iter().chain(trouble) {
         text.push_str(&format!("{name:<8} {value}\n"));
     }
     print(&text)

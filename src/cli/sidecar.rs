@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{block_on, die_with_parent, node};
 use crate::attach::{self, Device, Signals};
-use crate::control::protocol::{Attach, Attached};
+use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::control::{Client, locate};
 use crate::device::{FrameSocket, Tap};
 use crate::doctor;
@@ -297,8 +297,13 @@ impl Arguments {
     /// Connects to the node; to an own one as soon as it has its lease.
     async fn reach(&self, socket: &Path) -> Result<Client> {
         let is_own = self.agent.is_none() && self.of_node.is_none();
+        let reach = async || {
+            let client = Client::connect(socket).await?;
+            client.report::<Status>(Table::Status).await?;
+            Ok(client)
+        };
         loop {
-            match Client::connect(socket).await {
+            match reach().await {
                 Err(_) if is_own => tokio::time::sleep(LOOK_AGAIN).await,
                 result => return result,
             }

@@ -203,6 +203,9 @@ pub struct Status {
     pub offload: String,
     /// Where leases are stored.
     pub store: String,
+    /// What does not work at this moment, such as the store, in one line.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Seconds since the store confirmed the lease.
     pub lease_confirmed_seconds: u64,
     /// Flows of pods to addresses outside the pod network, if they may have any.

@@ -14,10 +14,11 @@ use smoltcp::wire::IpVersion;
 use super::{Finding, Patient, Questions, Verdict};
 use crate::device::Tap;
 use crate::error::{Context, Result};
+use crate::lease::store::is_shared;
 use crate::netns;
 use crate::node::Offload;
 use crate::underlay::{
-    Carrier, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
+    Audience, Carrier, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
 };
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
@@ -150,7 +151,11 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         findings.push(pods_mtu(status.mtu));
         return findings;
     }
-    let interface = match choose_interface(&questions.underlay).await {
+    let audience = match questions.store.as_deref().is_some_and(is_shared) {
+        true => Audience::Others,
+        false => Audience::Machine,
+    };
+    let interface = match choose_interface(&questions.underlay, audience).await {
         Ok(interface) => interface,
         Err(error) => return vec![Finding::wrong(CHECK, error)],
     };

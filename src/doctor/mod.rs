@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::control::protocol::{Status, Table};
 use crate::control::{self, Client};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lease::store::EtcdOptions;
 use crate::state;
 use crate::underlay::Wanted;
@@ -108,7 +108,7 @@ struct Patient {
 /// # Errors
 /// A usage error if there are several nodes and none is named. What is wrong is no error.
 pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Result<()> {
-    let patient = patient(questions).await?;
+    let (patient, waits) = patient(questions).await?;
     machine::namespaces().into_iter().for_each(&mut tell);
     machine::state_directory(&questions.state_dir)
         .into_iter()
@@ -133,25 +133,30 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
     }
     match patient {
         Some(patient) => node::examine(&patient, questions.peers, tell).await,
-        None => tell(
-            Finding::new("node", Verdict::Unknown, "no node runs here")
+        None => tell(match waits {
+            Some(reason) => Finding::wrong("node", reason),
+            None => Finding::new("node", Verdict::Unknown, "no node runs here")
                 .advise("start one with 'muslin node', and the tunnel can be examined too"),
-        ),
+        }),
     }
     Ok(())
 }
 
-async fn patient(questions: &Questions) -> Result<Option<Patient>> {
+/// The node that runs, or why it does not answer for its tables yet.
+async fn patient(questions: &Questions) -> Result<(Option<Patient>, Option<String>)> {
     let named = questions.node.as_deref();
     if named.is_none() && state::nodes(&questions.state_dir).is_empty() {
-        return Ok(None);
+        return Ok((None, None));
     }
     let socket = match control::locate(&questions.state_dir, named) {
         Ok(socket) => socket,
-        Err(crate::error::Error::Failed(_)) => return Ok(None),
+        Err(Error::Failed(_)) => return Ok((None, None)),
         Err(error) => return Err(error),
     };
     let client = Client::connect(&socket).await?;
-    let mut rows = client.report::<Status>(Table::Status).await?;
-    Ok(rows.pop().map(|status| Patient { socket, status }))
+    match client.report::<Status>(Table::Status).await {
+        Ok(mut rows) => Ok((rows.pop().map(|status| Patient { socket, status }), None)),
+        Err(Error::Failed(reason)) => Ok((None, Some(reason))),
+        Err(error) => Err(error),
+    }
 }

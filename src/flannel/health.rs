@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
+use super::condition::State;
 use crate::error::{Error, Result};
 
 /// Clients that are heard at once; the kernel lets the others wait.
@@ -50,15 +51,15 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Answers for ever.
-pub(super) async fn serve(listener: TcpListener, ready: watch::Receiver<bool>) {
+pub(super) async fn serve(listener: TcpListener, condition: watch::Receiver<State>) {
     let places = Arc::new(Semaphore::new(CLIENTS));
     while let Ok(place) = places.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let ready = ready.clone();
+                let condition = condition.clone();
                 tokio::spawn(async move {
                     let _place = place;
-                    converse(stream, ready).await;
+                    converse(stream, condition).await;
                 });
             }
             Err(error) => {
@@ -69,9 +70,9 @@ pub(super) async fn serve(listener: TcpListener, ready: watch::Receiver<bool>) {
     }
 }
 
-async fn converse(stream: TcpStream, ready: watch::Receiver<bool>) {
+async fn converse(stream: TcpStream, condition: watch::Receiver<State>) {
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
-        let response = respond(request.method(), request.uri().path(), *ready.borrow());
+        let response = respond(request.method(), request.uri().path(), &condition.borrow());
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let connection = http1::Builder::new()
@@ -87,17 +88,20 @@ async fn converse(stream: TcpStream, ready: watch::Receiver<bool>) {
     }
 }
 
-fn respond(method: &Method, path: &str, is_ready: bool) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, state: &State) -> Response<Full<Bytes>> {
     let (status, text) = match path {
-        "/healthz" => (StatusCode::OK, "flanneld is running"),
-        "/readyz" if is_ready => (StatusCode::OK, "flanneld is ready"),
-        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, "flanneld is not ready yet"),
-        _ => (StatusCode::NOT_FOUND, "404 page not found\n"),
+        "/healthz" => (StatusCode::OK, "flanneld is running".to_owned()),
+        "/readyz" if state.is_ready => (StatusCode::OK, "flanneld is ready".to_owned()),
+        "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, unready(state)),
+        _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     };
     let is_known = status != StatusCode::NOT_FOUND;
     let (status, text) = match *method {
         Method::GET | Method::HEAD => (status, text),
-        _ if is_known => (StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n"),
+        _ if is_known => {
+            let text = "use GET or HEAD\n".to_owned();
+            (StatusCode::METHOD_NOT_ALLOWED, text)
+        }
         _ => (status, text),
     };
     let mut response = Response::new(Full::from(text));
@@ -113,18 +117,28 @@ fn respond(method: &Method, path: &str, is_ready: bool) -> Response<Full<Bytes>>
     response
 }
 
+/// flannel's words, and what the node waits for.
+fn unready(state: &State) -> String {
+    let text = "flanneld is not ready yet";
+    match state.trouble() {
+        Some(trouble) => format!("{text}: {trouble}"),
+        None => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::condition::{Condition, Need};
     use super::*;
 
-    async fn start() -> (SocketAddr, watch::Sender<bool>) {
+    async fn start() -> (SocketAddr, Condition) {
         let listener = listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let ready = watch::Sender::new(false);
-        tokio::spawn(serve(listener, ready.subscribe()));
-        (address, ready)
+        let condition = Condition::new();
+        tokio::spawn(serve(listener, condition.subscribe()));
+        (address, condition)
     }
 
     /// The answer to these bytes, all of it.
@@ -147,19 +161,24 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_flannels() {
-        let (address, ready) = start().await;
+        let (address, condition) = start().await;
         let get = async |path| request(address, "GET", path).await;
         let answer = |status, body: &str| (status, body.to_owned());
         assert_eq!(get("/healthz").await, answer(200, "flanneld is running"));
         let not_yet = answer(503, "flanneld is not ready yet");
         assert_eq!(get("/readyz").await, not_yet);
-        ready.send_replace(true);
+        condition.lack(Need::Store, "the store is away");
+        let why = answer(503, "flanneld is not ready yet: the store is away");
+        assert_eq!(get("/readyz").await, why);
+        condition.serve("node n".to_owned(), true);
+        // What is lacking later does not end what pods have.
         assert_eq!(get("/readyz").await, answer(200, "flanneld is ready"));
         assert_eq!(get("/readyz?x=1").await, answer(200, "flanneld is ready"));
         for path in ["/", "/healthz/", "/metrics"] {
             assert_eq!(get(path).await.0, 404, "{path}");
         }
-        ready.send_replace(false);
+        condition.have(Need::Store);
+        condition.end();
         assert_eq!(get("/readyz").await, not_yet);
         assert_eq!(request(address, "HEAD", "/readyz").await, answer(503, ""));
         assert_eq!(request(address, "HEAD", "/healthz").await, answer(200, ""));

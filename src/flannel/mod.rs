@@ -1,6 +1,7 @@
 //! What flannel's users and their tools find here as they know it: the file that tells CNI plugins
 //! and Docker of the subnet, the health endpoints, and the word to the service manager.
 
+mod condition;
 mod health;
 mod notify;
 mod subnet_env;
@@ -10,11 +11,11 @@ use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use muslin_stack::lease::{Backend, NetworkConfig};
-use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::error::Result;
 
+pub use condition::{Condition, Need, State};
 pub use notify::stopping;
 pub use subnet_env::SubnetEnv;
 
@@ -23,7 +24,7 @@ pub use subnet_env::SubnetEnv;
 pub struct Surface {
     file: PathBuf,
     written: Option<SubnetEnv>,
-    ready: watch::Sender<bool>,
+    condition: Condition,
 }
 
 impl Surface {
@@ -32,18 +33,20 @@ impl Surface {
     ///
     /// # Errors
     /// If the address is not to be had.
-    pub async fn start(file: PathBuf, health: Option<SocketAddr>) -> Result<Self> {
-        let ready = watch::Sender::new(false);
+    pub async fn start(
+        file: PathBuf,
+        health: Option<SocketAddr>,
+        condition: Condition,
+    ) -> Result<Self> {
         if let Some(address) = health {
             let listener = health::listen(address).await?;
             info!("health is told at http://{address}/healthz and /readyz");
-            tokio::spawn(health::serve(listener, ready.subscribe()));
+            tokio::spawn(health::serve(listener, condition.subscribe()));
         }
-        notify::waiting();
         Ok(Self {
             file,
             written: None,
-            ready,
+            condition,
         })
     }
 
@@ -60,19 +63,19 @@ impl Surface {
             Ok(()) => {
                 info!("the subnet is told in {}", self.file.display());
                 self.written = Some(subnet);
-                self.ready.send_replace(true);
-                notify::ready(node);
+                self.condition.serve(node.to_owned(), true);
             }
             Err(error) => {
                 warn!("{error}: /readyz will not say that this node is ready");
-                notify::ready(&format!("{node}, but without a subnet file"));
+                let summary = format!("{node}, but without a subnet file");
+                self.condition.serve(summary, false);
             }
         }
     }
 
     /// The lease is given back, and so the file is wrong; one that others have written since stays.
     pub fn withdraw(&mut self) {
-        self.ready.send_replace(false);
+        self.condition.end();
         if let Some(subnet) = self.written.take()
             && let Err(error) = subnet.remove(&self.file)
         {

@@ -3,9 +3,9 @@
 use sd_notify::NotifyState;
 use tracing::debug;
 
-/// The node has begun.
-pub(super) fn waiting() {
-    tell(&[NotifyState::Status("waiting for a lease")]);
+/// How the node does.
+pub(super) fn status(text: &str) {
+    tell(&[NotifyState::Status(text)]);
 }
 
 /// The node serves its pods.

@@ -9,4 +9,4 @@ pub mod store;
 pub mod table;
 
 pub use names::Sharing;
-pub use runner::{Orders, run};
+pub use runner::{News, Orders, Reply, run};

@@ -43,8 +43,8 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Shares until the node leaves. If the store cannot keep names, or refuses for good, it ends
-    /// sooner, and only this node's own pods are known.
+    /// Shares until the node leaves. If the store cannot keep names it ends at once, and only this
+    /// node's own pods are known.
     pub async fn run(self) {
         if !self.store.keeps_names() {
             let store = self.store.describe();
@@ -66,9 +66,7 @@ impl Sharing {
             sharing: self,
         };
         runner.set_pods();
-        if let Err(reason) = runner.share().await {
-            warn!("names of pods are not shared: {reason}");
-        }
+        runner.share().await;
     }
 }
 
@@ -84,16 +82,16 @@ struct Runner {
 }
 
 impl Runner {
-    /// Shares until the node has left; or why the store refuses for good.
-    async fn share(&mut self) -> Result<(), String> {
+    /// Shares until the node has left.
+    async fn share(&mut self) {
         loop {
             let action = self.sharer.poll(self.now());
             self.report();
             match action {
-                Action::Store(op) => self.execute(op).await?,
-                Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await?,
-                Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await?,
-                Action::Stop => return Ok(()),
+                Action::Store(op) => self.execute(op).await,
+                Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await,
+                Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await,
+                Action::Stop => return,
             }
         }
     }
@@ -123,7 +121,7 @@ impl Runner {
         }
     }
 
-    async fn execute(&mut self, op: Op) -> Result<(), String> {
+    async fn execute(&mut self, op: Op) {
         let is_list = matches!(op, Op::List(_));
         if is_list {
             self.stream = None;
@@ -135,31 +133,26 @@ impl Runner {
                 self.is_told &= is_list;
                 self.sharer.answer(now, answer);
             }
-            Err(StoreError::Refused(reason)) => return Err(reason),
             // What our key has now a list tells.
             Err(StoreError::Gap) => self.sharer.answer(now, Answer::Conflict),
-            Err(StoreError::Unavailable(reason)) => {
+            Err(error) => {
                 let what = if is_list { OF_OTHERS } else { OF_THIS };
-                let trouble = self.trouble(&StoreError::Unavailable(reason), what);
+                let trouble = self.trouble(&error, what);
                 self.sharer.failed(now, trouble);
             }
         }
-        Ok(())
     }
 
-    async fn open(&mut self, from: Revision) -> Result<(), String> {
+    async fn open(&mut self, from: Revision) {
         let prefix = self.sharer.prefix();
         match self.sharing.store.watch(&prefix, from).await {
-            Ok(stream) => {
-                self.stream = Some(stream);
-                Ok(())
-            }
+            Ok(stream) => self.stream = Some(stream),
             Err(error) => self.take(Err(error)),
         }
     }
 
     /// Waits until something happens, or it is time.
-    async fn idle(&mut self, until: Instant) -> Result<(), String> {
+    async fn idle(&mut self, until: Instant) {
         let now = self.now();
         let left = if until > now {
             Duration::from_micros((until - now).total_micros())
@@ -169,7 +162,7 @@ impl Runner {
         let sharing = &mut self.sharing;
         tokio::select! {
             biased;
-            events = next(&mut self.stream) => return self.take(events),
+            events = next(&mut self.stream) => self.take(events),
             () = asked(&mut sharing.leave), if !self.is_leaving => {
                 self.is_leaving = true;
                 self.sharer.leave(now_since(self.began));
@@ -177,34 +170,35 @@ impl Runner {
             Ok(()) = sharing.pods.changed(), if !self.is_leaving => self.set_pods(),
             () = sleep(left) => {}
         }
-        Ok(())
     }
 
     /// Takes what the watch tells.
-    fn take(&mut self, events: Result<Vec<WatchEvent>, StoreError>) -> Result<(), String> {
+    fn take(&mut self, events: Result<Vec<WatchEvent>, StoreError>) {
         match events {
             Ok(events) => events.into_iter().for_each(|it| self.sharer.event(it)),
-            Err(StoreError::Refused(reason)) => return Err(reason),
             Err(error) => {
                 self.stream = None;
                 let trouble = self.trouble(&error, OF_OTHERS);
                 self.sharer.watch_ended(self.now(), trouble);
             }
         }
-        Ok(())
     }
 
     /// What an error means. That the store is away is told with the leases.
     fn trouble(&mut self, error: &StoreError, what: &str) -> Trouble {
-        if !is_permission(error) {
-            debug!("{what}: {error}");
-            return Trouble::Away;
+        let is_news = must_be_mended(error) && !std::mem::replace(&mut self.is_told, true);
+        match (is_news, is_permission(error)) {
+            (false, _) => debug!("{what}: {error}"),
+            (true, false) => warn!("{what}: {error}"),
+            (true, true) => {
+                let prefix = names_prefix(&self.sharing.prefix);
+                warn!("{what}: {error}; that takes the rights to read and write {prefix}");
+            }
         }
-        if !std::mem::replace(&mut self.is_told, true) {
-            let prefix = names_prefix(&self.sharing.prefix);
-            warn!("{what}: {error}; that takes the rights to read and write {prefix}");
+        match is_permission(error) {
+            true => Trouble::Forbidden,
+            false => Trouble::Away,
         }
-        Trouble::Forbidden
     }
 }
 
@@ -219,6 +213,11 @@ async fn next(stream: &mut Option<Box<dyn Watch>>) -> Result<Vec<WatchEvent>, St
         Some(stream) => stream.next().await,
         None => pending().await,
     }
+}
+
+/// Whether the store works, and this does not until somebody mends something.
+fn must_be_mended(error: &StoreError) -> bool {
+    matches!(error, StoreError::Refused(_)) || is_permission(error)
 }
 
 /// Until the node is to leave; for ever if nobody can ask any more.

@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::net::Ipv4Addr;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,23 +28,43 @@ pub struct Orders {
     pub public_ip: watch::Receiver<Ipv4Addr>,
 }
 
-/// Keeps a lease until it is given back or lost, and gives every change in order to `apply`, before
-/// anything else is asked of the store: a node that cannot use the network's configuration ends
-/// before it has written a lease.
+/// What the task reports.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    /// Something about the lease has changed.
+    Lease(Change),
+    /// The store is away or refuses: why, in one line. Peers stay as they are known.
+    StoreFails(String),
+    /// The store works again.
+    StoreWorks,
+}
+
+/// What becomes of news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// It is taken.
+    Taken,
+    /// The network configuration of [`Change::Configured`] cannot be used here now: it is asked for
+    /// again in a while, before anything is written.
+    ConfigRefused,
+}
+
+/// Keeps a lease until it is given back or lost, and gives all news in order to `apply`, before
+/// anything else is asked of the store: a node that cannot use the network's configuration writes no
+/// lease.
 ///
 /// It ends after `Change::Left`, which follows `true` in `orders.leave`, and after `Change::Lost`. To stop
-/// without giving the lease back, drop it. While the store is away nothing changes: the last known
-/// peers stay. `clock` must never go back.
+/// without giving the lease back, drop it. While the store is away or refuses nothing changes: the
+/// last known peers stay, and it is asked again until it works. `clock` must never go back.
 ///
 /// # Errors
-/// What `apply` says; bad usage if the store refuses what a node needs for good; a failure if the store is away when
-/// the lease is to be given back.
+/// What `apply` says; a failure if the store does not work when the lease is to be given back.
 pub async fn run(
     manager: Manager,
     store: Arc<dyn Store>,
     clock: impl Fn() -> Instant,
     orders: Orders,
-    apply: impl FnMut(Change) -> Result<()>,
+    apply: impl FnMut(News) -> Result<Reply>,
 ) -> Result<()> {
     let name = store.describe();
     let mut deadline = orders.leave.clone();
@@ -81,12 +100,14 @@ struct Runner<C, A> {
     outage: Outage,
 }
 
-impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
+impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
     async fn keep(&mut self) -> Result<()> {
         loop {
             let action = self.manager.poll((self.clock)());
-            if self.report()?.is_break() {
-                return Ok(());
+            match self.report()? {
+                Next::Act => {}
+                Next::PollAgain => continue,
+                Next::End => return Ok(()),
             }
             match action {
                 Action::Store(op) => self.execute(op).await?,
@@ -97,16 +118,36 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
         }
     }
 
-    /// Tells what has changed; whether that was the end.
-    fn report(&mut self) -> Result<ControlFlow<()>> {
+    /// Tells what has changed.
+    fn report(&mut self) -> Result<Next> {
+        let mut is_refused = false;
         for change in self.manager.changes() {
             let is_last = matches!(change, Change::Left | Change::Lost(_));
-            (self.apply)(change)?;
+            is_refused |= (self.apply)(News::Lease(change))? == Reply::ConfigRefused;
             if is_last {
-                return Ok(ControlFlow::Break(()));
+                return Ok(Next::End);
             }
         }
-        Ok(ControlFlow::Continue(()))
+        if is_refused {
+            self.manager.refuse_config((self.clock)());
+            return Ok(Next::PollAgain);
+        }
+        Ok(Next::Act)
+    }
+
+    /// Says once that the store does not work, and why, if it is not said yet.
+    fn begin_outage(&mut self, of: Of, error: &StoreError) -> Result<()> {
+        if let Some(reason) = self.outage.begin(of, error) {
+            (self.apply)(News::StoreFails(reason))?;
+        }
+        Ok(())
+    }
+
+    fn end_outage(&mut self, of: Of) -> Result<()> {
+        if self.outage.end(of) {
+            (self.apply)(News::StoreWorks)?;
+        }
+        Ok(())
     }
 
     async fn execute(&mut self, op: Op) -> Result<()> {
@@ -128,12 +169,11 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
         let now = (self.clock)();
         match answer {
             Ok(answer) => {
-                self.outage.end(Of::Operation);
+                self.end_outage(Of::Operation)?;
                 self.manager.answer(now, answer);
             }
-            Err(StoreError::Refused(reason)) => return Err(Error::usage(reason)),
-            Err(error @ (StoreError::Unavailable(_) | StoreError::Gap)) => {
-                self.outage.begin(Of::Operation, &error);
+            Err(error) => {
+                self.begin_outage(Of::Operation, &error)?;
                 self.manager.failed(now);
             }
         }
@@ -152,8 +192,7 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
         match opened {
             Ok(stream) => {
                 self.stream = Some(stream);
-                self.outage.end(Of::Watch);
-                Ok(())
+                self.end_outage(Of::Watch)
             }
             Err(error) => self.take(Err(error)),
         }
@@ -196,9 +235,8 @@ impl<C: Fn() -> Instant, A: FnMut(Change) -> Result<()>> Runner<C, A> {
                 }
                 return Ok(());
             }
-            Err(StoreError::Refused(reason)) => return Err(Error::usage(reason)),
             Err(StoreError::Gap) => debug!("the watch has a gap: all leases are read again"),
-            Err(error @ StoreError::Unavailable(_)) => self.outage.begin(Of::Watch, &error),
+            Err(error) => self.begin_outage(Of::Watch, &error)?,
         }
         self.stream = None;
         self.manager.watch_ended(now);
@@ -231,6 +269,16 @@ async fn moved(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
     *public_ip.borrow_and_update()
 }
 
+/// How the task goes on after it has reported.
+enum Next {
+    /// It does what the lease rules asked for.
+    Act,
+    /// They have something else to ask for now.
+    PollAgain,
+    /// That was the end.
+    End,
+}
+
 /// What does not work, and what therefore must work again before an outage is over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Of {
@@ -238,10 +286,16 @@ enum Of {
     Watch,
 }
 
-/// Says once that a store is away, and once that it is back.
+/// Says once that a store does not work, and once that it does again.
 struct Outage {
     store: String,
-    began: Option<(Of, std::time::Instant)>,
+    began: Option<Began>,
+}
+
+struct Began {
+    of: Of,
+    since: std::time::Instant,
+    reason: String,
 }
 
 impl Outage {
@@ -249,27 +303,47 @@ impl Outage {
         Self { store, began: None }
     }
 
-    fn begin(&mut self, of: Of, error: &StoreError) {
-        match &mut self.began {
-            Some((began, _)) if of == Of::Watch => *began = of,
-            Some(_) => {}
-            None => {
-                let store = &self.store;
-                warn!("the lease store {store} is away: {error}; the known peers stay");
-                self.began = Some((of, std::time::Instant::now()));
-            }
+    /// Takes note of an error; what is wrong, if that is news.
+    fn begin(&mut self, of: Of, error: &StoreError) -> Option<String> {
+        let store = &self.store;
+        let reason = match error {
+            StoreError::Refused(why) => format!("the lease store {store} refuses: {why}"),
+            _ => format!("the lease store {store} is away: {error}"),
+        };
+        let refuses = matches!(error, StoreError::Refused(_));
+        let began = self.began.get_or_insert_with(|| Began {
+            of,
+            since: std::time::Instant::now(),
+            reason: String::new(),
+        });
+        if of == Of::Watch {
+            began.of = of;
         }
+        // A store that is away is so for many reasons in turn; what it refuses, somebody must mend.
+        let is_told = !began.reason.is_empty() && (!refuses || began.reason == reason);
+        if is_told {
+            return None;
+        }
+        began.reason.clone_from(&reason);
+        match refuses {
+            true => {
+                warn!("{reason}; it is asked again until that is mended, and the known peers stay")
+            }
+            false => warn!("{reason}; the known peers stay"),
+        }
+        Some(reason)
     }
 
-    fn end(&mut self, of: Of) {
+    /// Takes note that something works; whether that ends an outage.
+    fn end(&mut self, of: Of) -> bool {
         // Operations can work where watches do not, but not the other way round.
-        if let Some((began, since)) = self.began
-            && (began == of || of == Of::Watch)
-        {
-            let (store, seconds) = (&self.store, since.elapsed().as_secs());
-            info!("the lease store {store} is back after {seconds} s");
-            self.began = None;
-        }
+        let ends = |began: &mut Began| began.of == of || of == Of::Watch;
+        let Some(began) = self.began.take_if(ends) else {
+            return false;
+        };
+        let (store, seconds) = (&self.store, began.since.elapsed().as_secs());
+        info!("the lease store {store} is back after {seconds} s");
+        true
     }
 }
 
@@ -289,10 +363,11 @@ mod tests {
 
     type StoreResult<T> = std::result::Result<T, StoreError>;
 
-    /// A store that can be taken away.
+    /// A store that can be taken away, or told to refuse.
     struct Flaky {
         store: Arc<dyn Store>,
         is_away: Arc<AtomicBool>,
+        refuses: AtomicBool,
         requests: AtomicU32,
     }
 
@@ -303,6 +378,7 @@ mod tests {
                 store: store::open(&format!("sqlite:{}", path.display()), &Default::default())
                     .unwrap(),
                 is_away: Arc::default(),
+                refuses: AtomicBool::new(false),
                 requests: AtomicU32::new(0),
             })
         }
@@ -313,6 +389,9 @@ mod tests {
 
         fn check(&self) -> StoreResult<()> {
             self.requests.fetch_add(1, Ordering::SeqCst);
+            if self.refuses.load(Ordering::SeqCst) {
+                return Err(StoreError::Refused("unknown service".to_owned()));
+            }
             check(&self.is_away)
         }
     }
@@ -433,6 +512,29 @@ mod tests {
         // Three lists, three watches and what an outage asks: no loop.
         let requests = flaky.requests.load(Ordering::SeqCst);
         assert!(requests < 60, "{requests}");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_refuses_is_asked_again_until_it_does_not() {
+        let directory = TempDir::new().unwrap();
+        let (flaky, steady) = (Flaky::new(&directory), Flaky::new(&directory));
+        flaky.refuses.store(true, Ordering::SeqCst);
+        // Before there is a lease,
+        let mut node = Node::start(flaky.clone(), settings("/p", 1));
+        node.trouble("refuses: unknown service").await;
+        flaky.refuses.store(false, Ordering::SeqCst);
+        node.subnet().await;
+        // and after.
+        let mut other = Node::start(steady.clone(), settings("/p", 2));
+        let subnet = other.subnet().await;
+        node.sees(&subnet).await;
+        flaky.refuses.store(true, Ordering::SeqCst);
+        node.move_to([192, 168, 0, 9].into());
+        node.trouble("refuses: unknown service").await;
+        assert_eq!(node.peers(), 1, "the known peers stay");
+        flaky.refuses.store(false, Ordering::SeqCst);
+        node.recovery().await;
+        while !other.peer().await.ends_with("192.168.0.9") {}
     }
 
     /// A store that never answers.

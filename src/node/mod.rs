@@ -3,6 +3,7 @@
 //! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
+mod front;
 mod naming;
 mod pods;
 mod report;
@@ -20,8 +21,8 @@ use muslin_stack::egress::{Config as Outside, Limits as OutsideLimits, Policy};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
-    Change, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings, SubnetKey,
-    Wish,
+    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings,
+    SubnetKey, Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};
 use tokio::signal::unix::{SignalKind, signal};
@@ -33,15 +34,16 @@ use tracing::{debug, info, warn};
 use crate::control;
 use crate::egress;
 use crate::error::{Context, Error, Result};
-use crate::flannel::{self, SubnetEnv, Surface};
-use crate::lease::{self, store};
+use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
+use crate::lease::{self, News, Reply, store};
 use crate::state::{self, StateDir};
 use crate::underlay::{Carrier, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
+use front::Front;
 use naming::Naming;
 use running::{Facts, Running};
-use underlay::Plan;
+use underlay::{Place, Plan};
 
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
@@ -180,86 +182,167 @@ pub async fn run(settings: Settings) -> Result<()> {
 /// # Errors
 /// Why it cannot run, or that its lease is not given back.
 pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -> Result<()> {
-    let interface = underlay::choose(&settings).await?;
     let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
-    let mut identity = state.identity()?;
-    if let Some(mac) = store.vtep_mac(interface.public_ip).map_err(Error::usage)? {
-        identity.vtep_mac = mac;
-    }
+    let identity = state.identity()?;
+    let condition = Condition::new();
     let subnet_file = settings.subnet_file.clone();
     let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
-    let surface = Surface::start(subnet_file, settings.health).await?;
-    let clock = Clock::start();
-    let manager = Manager::new(LeaseSettings {
-        identity: Identity {
-            public_ip: interface.public_ip,
-            vtep_mac: identity.vtep_mac,
-        },
-        prefix: settings.prefix.clone(),
-        // What this node knows of itself comes before what flannel's file says.
-        previous: identity.subnet.or_else(|| surface.previous_subnet()),
-        wish: settings.wish.clone(),
-        renew_margin: settings.renew_margin,
-        repeats: store.is_shared_with_flannel(),
-        random_seed: u64::from_ne_bytes(state::random()?),
-    });
+    let surface = Surface::start(subnet_file, settings.health, condition.clone()).await?;
     let (leave, leaving) = watch::channel(false);
-    let begin_leaving = leave.clone();
-    let (address, addresses) = watch::channel(interface.public_ip);
-    let (fatal, mut ended) = mpsc::unbounded_channel();
-    let mut plane = Plane {
-        store: store.describe(),
-        leases: store.clone(),
-        settings,
-        state: Arc::new(state),
-        identity,
-        interface,
-        clock,
-        leave,
-        address,
-        fatal,
-        surface,
-        tunnel: None,
-        skipped: 0,
-        peers: Peers::default(),
-        running: None,
-        sharing: None,
-    };
-    if let Wish::Exactly(config) = &plane.settings.wish {
-        // A network that this node cannot be in must not be written for others.
-        plane.plan(config)?;
-    }
-    let result = {
-        let mut leases = pin!(lease::run(
-            manager,
-            store,
-            move || clock.now(),
-            lease::Orders {
-                leave: leaving,
-                public_ip: addresses,
-            },
-            |change| plane.apply(change),
-        ));
-        tokio::select! {
-            result = &mut leases => result,
-            Some(error) = ended.recv() => Err(error),
-            ending = told => match ending {
-                Ending::Stop => Ok(()),
-                Ending::Leave => {
-                    begin_leaving.send_replace(true);
-                    leases.await
-                }
-            },
+    let socket = match &settings.socket {
+        Some(path) => {
+            state::vacate(path)?;
+            path.clone()
         }
+        None => state.socket()?,
     };
-    flannel::stopping();
-    plane.withdraw_names().await;
-    if let Some(running) = &plane.running {
-        running.finish(&result).await;
-        info!("node {} has stopped", plane.settings.name);
+    let listener = listen(&socket)?;
+    let front = Arc::new(Front::new(
+        settings.name.clone(),
+        socket,
+        condition.subscribe(),
+        leave.clone(),
+    ));
+    let (fatal, ended) = mpsc::unbounded_channel();
+    serve(&front, listener, &fatal);
+    let start = Start {
+        settings,
+        store,
+        state,
+        identity,
+        surface,
+        condition,
+        front: front.clone(),
+        leave,
+        leaving,
+        fatal,
+    };
+    let result = start.run(ended, told).await;
+    front.finish(&result).await;
+    if let Some(running) = front.running() {
+        info!("node {} has stopped", running.facts.settings.name);
     }
     result
+}
+
+/// What a node has before it knows where its tunnel ends.
+struct Start {
+    settings: Settings,
+    store: Arc<dyn store::Store>,
+    state: StateDir,
+    identity: state::Identity,
+    surface: Surface,
+    condition: Condition,
+    front: Arc<Front>,
+    leave: watch::Sender<bool>,
+    leaving: watch::Receiver<bool>,
+    fatal: mpsc::UnboundedSender<Error>,
+}
+
+impl Start {
+    async fn run(
+        self,
+        mut ended: mpsc::UnboundedReceiver<Error>,
+        told: impl Future<Output = Ending>,
+    ) -> Result<()> {
+        let mut told = pin!(told);
+        let mut leaving = self.leaving.clone();
+        let place = tokio::select! {
+            place = underlay::find_place(&self.settings, &*self.store, &self.condition) => place?,
+            Some(error) = ended.recv() => return Err(error),
+            _ = leaving.wait_for(|leave| *leave) => return Ok(()),
+            // There is no lease to give back.
+            _ = &mut told => return Ok(()),
+        };
+        let (mut plane, leases) = self.plane(place)?;
+        let clock = plane.clock;
+        let store = plane.leases.clone();
+        let (manager, orders) = leases;
+        let begin_leaving = plane.leave.clone();
+        let result = {
+            let mut leases = pin!(lease::run(
+                manager,
+                store,
+                move || clock.now(),
+                orders,
+                |news| plane.take(news),
+            ));
+            tokio::select! {
+                result = &mut leases => result,
+                Some(error) = ended.recv() => Err(error),
+                ending = told => match ending {
+                    Ending::Stop => Ok(()),
+                    Ending::Leave => {
+                        begin_leaving.send_replace(true);
+                        leases.await
+                    }
+                },
+            }
+        };
+        flannel::stopping();
+        plane.withdraw_names().await;
+        result
+    }
+
+    fn plane(self, place: Place) -> Result<(Plane, (Manager, lease::Orders))> {
+        let Place {
+            interface,
+            vtep_mac,
+        } = place;
+        let mut identity = self.identity;
+        if let Some(mac) = vtep_mac {
+            identity.vtep_mac = mac;
+        }
+        let manager = Manager::new(LeaseSettings {
+            identity: Identity {
+                public_ip: interface.public_ip,
+                vtep_mac: identity.vtep_mac,
+            },
+            prefix: self.settings.prefix.clone(),
+            // What this node knows of itself comes before what flannel's file says.
+            previous: identity.subnet.or_else(|| self.surface.previous_subnet()),
+            wish: self.settings.wish.clone(),
+            renew_margin: self.settings.renew_margin,
+            repeats: self.store.is_shared_with_flannel(),
+            random_seed: u64::from_ne_bytes(state::random()?),
+        });
+        let (address, addresses) = watch::channel(interface.public_ip);
+        let (seen, interface) = watch::channel(interface);
+        let plane = Plane {
+            store: self.store.describe(),
+            leases: self.store,
+            settings: self.settings,
+            state: Arc::new(self.state),
+            identity,
+            interface,
+            clock: Clock::start(),
+            leave: self.leave,
+            address: address.clone(),
+            fatal: self.fatal,
+            surface: self.surface,
+            condition: self.condition,
+            front: self.front.clone(),
+            tunnel: None,
+            skipped: 0,
+            peers: Peers::default(),
+            sharing: None,
+        };
+        if let Wish::Exactly(config) = &plane.settings.wish {
+            // A network that this node cannot be in must not be written for others.
+            plane.plan(config)?;
+        }
+        let wanted = plane.settings.underlay.clone();
+        let audience = underlay::audience(&plane.settings);
+        tokio::spawn(underlay::follow(
+            self.front, wanted, audience, seen, address,
+        ));
+        let orders = lease::Orders {
+            leave: self.leaving,
+            public_ip: addresses,
+        };
+        Ok((plane, (manager, orders)))
+    }
 }
 
 /// What changes of the lease mean for this node.
@@ -269,7 +352,8 @@ struct Plane {
     leases: Arc<dyn store::Store>,
     state: Arc<StateDir>,
     identity: state::Identity,
-    interface: PublicInterface,
+    /// The underlay's interface as it was seen last.
+    interface: watch::Receiver<PublicInterface>,
     clock: Clock,
     leave: watch::Sender<bool>,
     /// Takes the public address when it changes.
@@ -277,13 +361,15 @@ struct Plane {
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
     surface: Surface,
+    condition: Condition,
+    /// Where clients ask; it has the node that runs.
+    front: Arc<Front>,
     /// The tunnel, from the network's configuration until the node runs.
     tunnel: Option<OpenTunnel>,
     /// Keys that were told to be no leases.
     skipped: u32,
     /// Peers known before the node runs.
     peers: Peers,
-    running: Option<Arc<Running>>,
     /// Tells other nodes of this node's pods.
     sharing: Option<JoinHandle<()>>,
 }
@@ -292,29 +378,73 @@ struct Plane {
 struct OpenTunnel {
     config: NetworkConfig,
     plan: Plan,
+    interface: PublicInterface,
     /// For each worker.
     sockets: Vec<Option<UdpSocket>>,
 }
 
 impl Plane {
+    fn take(&mut self, news: News) -> Result<Reply> {
+        match news {
+            News::Lease(Change::Configured(config)) => return self.configure(config),
+            News::Lease(change) => self.apply(change)?,
+            News::StoreFails(reason) => {
+                self.condition.lack(Need::Store, &reason);
+            }
+            News::StoreWorks => self.condition.have(Need::Store),
+        }
+        Ok(Reply::Taken)
+    }
+
+    /// Opens the tunnel of a network. One that this node cannot be in as it is now it waits for, if
+    /// others may have mended it by then.
+    fn configure(&mut self, config: NetworkConfig) -> Result<Reply> {
+        if self.tunnel.is_some() || self.running().is_some() {
+            return Ok(Reply::Taken);
+        }
+        let limits = flannel::limits(&config);
+        match self.open_tunnel(config) {
+            Ok(tunnel) => self.tunnel = Some(tunnel),
+            Err(Error::Usage(reason)) if store::is_shared(&self.settings.store) => {
+                self.await_config(&reason);
+                return Ok(Reply::ConfigRefused);
+            }
+            Err(error) => return Err(error),
+        }
+        for limit in limits {
+            warn!("{limit}");
+        }
+        self.condition.have(Need::Config);
+        Ok(Reply::Taken)
+    }
+
+    /// Says once why the store's configuration cannot be used.
+    fn await_config(&self, fault: &str) {
+        let reason = format!("{}: {fault}", self.store);
+        if self.condition.lack(Need::Config, &reason) {
+            warn!("{reason}: waiting for one that can be used");
+        }
+    }
+
+    fn running(&self) -> Option<&Arc<Running>> {
+        self.front.running()
+    }
+
     fn apply(&mut self, change: Change) -> Result<()> {
         match change {
-            Change::NoConfig(key) => warn!(
-                "{} has no network configuration under {key}: waiting for one",
-                self.store
-            ),
-            Change::Configured(config) => {
-                if self.tunnel.is_none() && self.running.is_none() {
-                    for limit in flannel::limits(&config) {
-                        warn!("{limit}");
-                    }
-                    self.tunnel = Some(self.open_tunnel(config)?);
-                }
+            // Nobody but the one who has named another network looks after a store of his own.
+            Change::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
+                if !store::is_shared(&self.settings.store) =>
+            {
+                return Err(Error::usage(fault));
             }
+            Change::AwaitsConfig(fault) => self.await_config(&fault.to_string()),
+            // It is taken before.
+            Change::Configured(_) => {}
             Change::Acquired(key) => self.start(key)?,
             Change::Renewed => {
                 debug!("the lease is renewed");
-                if let Some(running) = &self.running {
+                if let Some(running) = self.running() {
                     running.lease_confirmed();
                 }
             }
@@ -330,13 +460,13 @@ impl Plane {
                  taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
-            Change::Peer(key, record) => match &self.running {
+            Change::Peer(key, record) => match self.running() {
                 Some(running) => running.set_peer(key, record)?,
                 None => {
                     self.peers.remember(key, record);
                 }
             },
-            Change::PeerGone(key) => match &self.running {
+            Change::PeerGone(key) => match self.running() {
                 Some(running) => running.remove_peer(key)?,
                 None => {
                     self.peers.forget(key);
@@ -370,33 +500,47 @@ impl Plane {
         }
         naming::resolvers(&self.settings, config.network)?;
         let mac = self.identity.vtep_mac;
-        Plan::new(config, &self.settings, &self.interface, mac)
+        Plan::new(config, &self.settings, &self.interface.borrow(), mac)
     }
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
-        let sockets = plan.bind(config.network, &self.settings, &self.interface)?;
+        let interface = self.interface.borrow().clone();
+        let sockets = plan.bind(config.network, &self.settings, &interface)?;
         Ok(OpenTunnel {
             config,
             plan,
+            interface,
             sockets,
         })
     }
 
-    /// The node has its lease: data path and control socket begin.
-    fn start(&mut self, key: SubnetKey) -> Result<()> {
+    /// The tunnel that was opened for the lease, or another one if the interface has changed since.
+    fn take_tunnel(&mut self) -> Result<OpenTunnel> {
         let Some(tunnel) = self.tunnel.take() else {
             return Err(Error::failed(
                 "the lease changed to another subnet while the node ran",
             ));
         };
+        if tunnel.interface == *self.interface.borrow() {
+            return Ok(tunnel);
+        }
+        // The port must be free, in case the new end is the old one.
+        let OpenTunnel { config, .. } = tunnel;
+        self.open_tunnel(config).map_err(Error::failed)
+    }
+
+    /// The node has its lease: data path and pods begin.
+    fn start(&mut self, key: SubnetKey) -> Result<()> {
+        let tunnel = self.take_tunnel()?;
+        let interface = tunnel.interface;
         self.identity.subnet = Some(key.ipv4);
         self.state.write_identity(&self.identity)?;
         underlay::warn_of_kernel(tunnel.config.network, key.ipv4);
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
-        let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &self.interface)?;
+        let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &interface)?;
         let outside = self.egress_config(key, &plan)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
@@ -418,22 +562,13 @@ impl Plane {
         let (sender, events) = mpsc::unbounded_channel();
         let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
-        let socket = match &self.settings.socket {
-            Some(path) => {
-                state::vacate(path)?;
-                path.clone()
-            }
-            None => self.state.socket()?,
-        };
-        let listener = listen(&socket)?;
         let facts = Facts {
             settings: self.settings.clone(),
             store: self.store.clone(),
-            interface: self.interface.clone(),
+            interface,
             config: tunnel.config,
             plan,
             subnet: key.ipv4,
-            socket,
         };
         let subnet = SubnetEnv {
             network: facts.config.network,
@@ -452,11 +587,13 @@ impl Plane {
             peers,
             self.leases.clone(),
             self.state.clone(),
-            self.leave.clone(),
+            self.condition.subscribe(),
         )?;
         let running = Arc::new(running);
-        self.running = Some(running.clone());
-        self.watch_over(&running, events, listener);
+        if !self.front.serve(running.clone()) {
+            return Err(Error::failed("the node runs already"));
+        }
+        self.watch_over(running, events);
         self.surface.announce(subnet, &ready);
         Ok(())
     }
@@ -518,14 +655,9 @@ impl Plane {
         }
     }
 
-    /// Serves clients, and hears what the data path has to tell.
-    fn watch_over(
-        &self,
-        running: &Arc<Running>,
-        mut events: mpsc::UnboundedReceiver<Event>,
-        listener: UnixSeqpacketListener,
-    ) {
-        let (heard, fatal) = (running.clone(), self.fatal.clone());
+    /// Hears what the data path has to tell.
+    fn watch_over(&self, heard: Arc<Running>, mut events: mpsc::UnboundedReceiver<Event>) {
+        let fatal = self.fatal.clone();
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 match event {
@@ -539,13 +671,20 @@ impl Plane {
             }
             let _ = fatal.send(Error::failed("the data path's thread has ended"));
         });
-        tokio::spawn(underlay::follow(running.clone(), self.address.clone()));
-        let (service, fatal) = (running.clone(), self.fatal.clone());
-        tokio::spawn(async move {
-            let error = control::serve(listener, Arc::new(service)).await;
-            let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
-        });
     }
+}
+
+/// Answers clients.
+fn serve(
+    front: &Arc<Front>,
+    listener: UnixSeqpacketListener,
+    fatal: &mpsc::UnboundedSender<Error>,
+) {
+    let (service, fatal) = (front.clone(), fatal.clone());
+    tokio::spawn(async move {
+        let error = control::serve(listener, service).await;
+        let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
+    });
 }
 
 fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
@@ -560,7 +699,6 @@ fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
 
 fn refusal(loss: &Loss) -> Error {
     match loss {
-        Loss::Config(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_) => Error::usage(loss),
         Loss::OutOfSubnets(_) | Loss::Races => Error::failed(loss),
         Loss::Taken { .. } | Loss::Cloned { .. } | Loss::Disputed { .. } => {
             Error::LeaseLost(loss.to_string())

@@ -79,6 +79,7 @@ fn status(running: &Running, report: &Report) -> Status {
         workers: facts.settings.workers,
         offload: offload(running, report).to_string(),
         store: facts.store.clone(),
+        trouble: running.trouble(),
         lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),
         egress: facts.settings.egress.as_ref().map(|_| Flows {
             open: flows.open,

@@ -2,10 +2,9 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
@@ -22,19 +21,16 @@ use super::naming::Naming;
 use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
-use crate::control::Service;
 use crate::control::protocol::{Attach, Attached, Lease, Namespace, PodNamespaces, Table};
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
+use crate::flannel;
 use crate::lease::store::Store;
 use crate::lease::table;
 use crate::publish;
 use crate::state::StateDir;
 use crate::underlay::PublicInterface;
 use crate::worker::Workers;
-
-/// How long the end waits for clients to be told of it.
-const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What does not change while a node runs.
 #[derive(Debug)]
@@ -46,7 +42,6 @@ pub(super) struct Facts {
     pub(super) config: NetworkConfig,
     pub(super) plan: Plan,
     pub(super) subnet: Ipv4Net,
-    pub(super) socket: PathBuf,
 }
 
 impl fmt::Display for Facts {
@@ -77,6 +72,16 @@ impl fmt::Display for Facts {
     }
 }
 
+/// What has become of the underlay.
+pub(super) enum Step {
+    /// It is as it was.
+    Stays,
+    /// The tunnel ends at another address.
+    Moved,
+    /// The uplink is another one.
+    UplinkOpened,
+}
+
 /// A node that runs.
 pub(super) struct Running {
     pub(super) facts: Facts,
@@ -90,9 +95,7 @@ pub(super) struct Running {
     uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
     state: Arc<StateDir>,
-    leave: watch::Sender<bool>,
-    /// How the node ended, as far as it has.
-    finished: watch::Sender<Option<std::result::Result<(), String>>>,
+    condition: watch::Receiver<flannel::State>,
 }
 
 impl Running {
@@ -103,7 +106,7 @@ impl Running {
         peers: Peers,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
-        leave: watch::Sender<bool>,
+        condition: watch::Receiver<flannel::State>,
     ) -> Result<Self> {
         let now = Instant::now();
         let known: Vec<_> = peers
@@ -122,8 +125,7 @@ impl Running {
             naming,
             leases,
             state,
-            leave,
-            finished: watch::Sender::new(None),
+            condition,
         };
         for (key, record) in known {
             running.set_peer(key, record)?;
@@ -136,8 +138,23 @@ impl Running {
         self.interface.lock().clone()
     }
 
+    /// Takes the underlay along to what its interface is now.
+    pub(super) fn follow(&self, now: &PublicInterface) -> Result<Step> {
+        let before = self.interface();
+        let ends = |it: &PublicInterface| (it.address, it.public_ip);
+        let is_moved = ends(now) != ends(&before);
+        if !is_moved && !self.needs_uplink(now) {
+            return Ok(Step::Stays);
+        }
+        self.move_to(now.clone())?;
+        Ok(match is_moved {
+            true => Step::Moved,
+            false => Step::UplinkOpened,
+        })
+    }
+
     /// Moves the tunnel to another address of this machine.
-    pub(super) fn move_to(&self, interface: PublicInterface) -> Result<()> {
+    fn move_to(&self, interface: PublicInterface) -> Result<()> {
         let network = self.facts.config.network;
         if network.contains(&interface.address) {
             return Err(Error::failed(format!(
@@ -163,7 +180,7 @@ impl Running {
     }
 
     /// Whether the uplink has to be opened anew: it was gone, or its link is another one.
-    pub(super) fn needs_uplink(&self, now: &PublicInterface) -> bool {
+    fn needs_uplink(&self, now: &PublicInterface) -> bool {
         self.facts.plan.is_direct
             && (self.uplink_is_gone.load(Ordering::Relaxed) || *now != self.interface())
     }
@@ -229,15 +246,9 @@ impl Running {
         self.workers.detach(gone.port).map_err(Error::failed)
     }
 
-    /// Tells those who asked the node to leave how it went, and removes what clients could find
-    /// of a node that is no more.
-    pub(super) async fn finish(&self, result: &Result<()>) {
-        self.workers.stop();
-        let _ = std::fs::remove_file(&self.facts.socket);
-        let told = result.as_ref().copied().map_err(ToString::to_string);
-        self.finished.send_replace(Some(told));
-        // A task that has its answer sends it before this one goes on.
-        let _ = tokio::time::timeout(FAREWELL, self.finished.closed()).await;
+    /// What does not work at this moment, in one line.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.condition.borrow().trouble()
     }
 
     /// Lets all know of the pods as they are now.
@@ -290,11 +301,11 @@ fn open_queues(
     }
 }
 
-impl Service for Arc<Running> {
-    type Attachment = Attachment;
-
-    fn attach(
-        &self,
+impl Running {
+    /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if it
+    /// is persistent and nothing comes.
+    pub(super) fn attach(
+        self: &Arc<Self>,
         request: Attach,
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Attachment>)> {
@@ -348,7 +359,8 @@ impl Service for Arc<Running> {
         Ok((attached, attachment))
     }
 
-    fn keep_namespaces(
+    /// Keeps a pod's namespaces, for commands that are run in it later.
+    pub(super) fn keep_namespaces(
         &self,
         pod: &PodName,
         kinds: Vec<Namespace>,
@@ -358,7 +370,8 @@ impl Service for Arc<Running> {
         pods.keep_namespaces(pod, kinds, namespaces)
     }
 
-    fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
+    /// A pod's namespaces.
+    pub(super) fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
         let pods = self.pods.lock();
         let pod = pods.get(name)?;
         let (kinds, namespaces) = pod.namespaces.clone().ok_or_else(|| {
@@ -379,24 +392,13 @@ impl Service for Arc<Running> {
         ))
     }
 
-    fn detach(&self, pod: &PodName) -> Result<()> {
+    /// Detaches a pod.
+    pub(super) fn detach(&self, pod: &PodName) -> Result<()> {
         self.detach_from(&mut self.pods.lock(), pod)
     }
 
-    async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
+    /// The rows of a table.
+    pub(super) async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
         report::rows(self, table).await
-    }
-
-    async fn leave(&self) -> Result<()> {
-        let mut finished = self.finished.subscribe();
-        self.leave.send_replace(true);
-        let result = finished
-            .wait_for(Option::is_some)
-            .await
-            .map_err(Error::failed)?;
-        match &*result {
-            Some(Err(reason)) => Err(Error::failed(reason)),
-            Some(Ok(())) | None => Ok(()),
-        }
     }
 }

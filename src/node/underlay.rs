@@ -10,24 +10,28 @@ use muslin_encap::ipip;
 use muslin_encap::overhead::{Format, Mtu};
 use muslin_encap::split::Limits;
 use muslin_encap::vxlan::VtepMac;
-use muslin_stack::lease::{Backend, Loss, NetworkConfig};
+use muslin_stack::lease::{Backend, ConfigFault, NetworkConfig};
 use muslin_stack::peer::Tunnel;
 use muslin_stack::uplink::Uplink;
 use smoltcp::wire::IpVersion;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::running::Running;
-use super::{Settings, refusal};
+use super::Settings;
+use super::front::Front;
+use super::running::Step;
 use crate::error::{Error, Result};
+use crate::flannel::{Condition, Need};
+use crate::lease::store::{self, Store};
 use crate::underlay::{
-    self, Carrier, KernelNetwork, PublicInterface, UdpSocket, Underlay, UplinkKind,
+    self, Audience, Carrier, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay,
+    UplinkKind, Wanted,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
 const SOURCE_PORTS: usize = 7;
-/// How often the interface's address is looked at.
-const LOOK_AT_ADDRESS: Duration = Duration::from_secs(2);
+/// How often the interface is looked at, even if the kernel tells of no change.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// How a network's packets travel to and from this node.
 #[derive(Debug, Clone, Copy)]
@@ -43,26 +47,69 @@ pub(super) struct Plan {
     pub(super) is_direct: bool,
 }
 
-/// Chooses the underlay's interface, with a word about one that is not as usual.
-pub(super) async fn choose(settings: &Settings) -> Result<PublicInterface> {
-    let wanted = &settings.underlay;
-    let interface = underlay::choose_interface(wanted).await?;
+/// Where a node's tunnel ends, and who it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) interface: PublicInterface,
+    /// The VTEP's MAC address that a static list has for it.
+    pub(super) vtep_mac: Option<VtepMac>,
+}
+
+/// Who sends to this node.
+pub(super) fn audience(settings: &Settings) -> Audience {
+    match store::is_shared(&settings.store) {
+        true => Audience::Others,
+        false => Audience::Machine,
+    }
+}
+
+/// Chooses the underlay's interface, again and again until there is one, with a word about one that
+/// is not as usual.
+pub(super) async fn find_place(
+    settings: &Settings,
+    store: &dyn Store,
+    condition: &Condition,
+) -> Result<Place> {
+    let mut changes = underlay::Changes::listen();
+    let place = loop {
+        let reason = match look(settings, store).await {
+            Ok(place) => break place,
+            Err(NoInterface::Never(error)) => return Err(error),
+            Err(NoInterface::NotYet(reason)) => reason,
+        };
+        if condition.lack(Need::Interface, &reason) {
+            warn!("{reason}: waiting for that");
+        }
+        changes.wait(LOOK_AGAIN).await;
+    };
+    condition.have(Need::Interface);
     let PublicInterface {
         name,
         address,
         public_ip,
         ..
-    } = &interface;
-    if address.is_loopback() && wanted.public_ip.is_none() {
+    } = &place.interface;
+    if address.is_loopback() && settings.underlay.public_ip.is_none() {
         warn!("this machine has no address for others: only nodes on it can be peers");
     }
-    if interface.is_translated() && matches!(settings.uplink, UplinkKind::PacketSocket) {
+    if place.interface.is_translated() && matches!(settings.uplink, UplinkKind::PacketSocket) {
         info!(
             "the public address {public_ip} is not on this machine: the tunnel is bound to \
              {address} ({name}), and something must translate one to the other"
         );
     }
-    Ok(interface)
+    Ok(place)
+}
+
+async fn look(settings: &Settings, store: &dyn Store) -> std::result::Result<Place, NoInterface> {
+    let interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
+    match store.vtep_mac(interface.public_ip) {
+        Ok(vtep_mac) => Ok(Place {
+            interface,
+            vtep_mac,
+        }),
+        Err(error) => Err(NoInterface::NotYet(error.to_string())),
+    }
 }
 
 impl Plan {
@@ -89,7 +136,9 @@ impl Plan {
             Backend::Udp { port } => (Tunnel::Udp, *port, None),
             Backend::HostGw => (Tunnel::None, 0, None),
             Backend::Ipip { .. } => (Tunnel::Ipip, 0, None),
-            Backend::Other(name) => return Err(refusal(&Loss::OtherBackend(name.clone()))),
+            Backend::Other(name) => {
+                return Err(Error::usage(ConfigFault::OtherBackend(name.clone())));
+            }
         };
         let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
         let outer = match settings.mtu.or(configured) {
@@ -292,39 +341,52 @@ pub(super) fn warn_of_kernel(network: Ipv4Net, subnet: Ipv4Net) {
 }
 
 /// Takes the underlay and the lease along when the interface gets another address, as laptops and
-/// virtual machines do, or comes back after it was gone.
-pub(super) async fn follow(running: Arc<Running>, public_ip: watch::Sender<Ipv4Addr>) {
-    let wanted = &running.facts.settings.underlay;
-    let mut complained = false;
+/// virtual machines do, or comes back after it was gone. Until the node runs `seen` has the
+/// interface as it is.
+pub(super) async fn follow(
+    front: Arc<Front>,
+    wanted: Wanted,
+    audience: Audience,
+    seen: watch::Sender<PublicInterface>,
+    public_ip: watch::Sender<Ipv4Addr>,
+) {
+    let mut changes = underlay::Changes::listen();
+    let mut complaint = String::new();
     loop {
-        tokio::time::sleep(LOOK_AT_ADDRESS).await;
+        changes.wait(LOOK_AGAIN).await;
         // Between two addresses there may be none for a while.
-        let Ok(now) = underlay::choose_interface(wanted).await else {
+        let Ok(now) = underlay::choose_interface(&wanted, audience).await else {
             continue;
         };
-        let before = running.interface();
-        let ends = |it: &PublicInterface| (it.address, it.public_ip);
-        let moved = ends(&now) != ends(&before);
-        if !moved && !running.needs_uplink(&now) {
+        let Some(running) = front.running() else {
+            public_ip.send_if_modified(|it| std::mem::replace(it, now.public_ip) != now.public_ip);
+            seen.send_if_modified(|it| {
+                *it != now && {
+                    *it = now;
+                    true
+                }
+            });
             continue;
-        }
-        match running.move_to(now.clone()) {
-            Ok(()) if moved => {
+        };
+        match running.follow(&now) {
+            Ok(Step::Stays) => continue,
+            Ok(Step::Moved) => {
                 info!(
                     "the public address is {} now, on {}",
                     now.public_ip, now.name
                 );
                 public_ip.send_replace(now.public_ip);
-                complained = false;
             }
-            Ok(()) => {
-                info!("the uplink on {} is opened anew", now.name);
-                complained = false;
+            Ok(Step::UplinkOpened) => info!("the uplink on {} is opened anew", now.name),
+            Err(error) => {
+                let text = error.to_string();
+                if text != complaint {
+                    warn!("the underlay cannot move to {}: {text}", now.address);
+                    complaint = text;
+                }
+                continue;
             }
-            Err(error) if !std::mem::replace(&mut complained, true) => {
-                warn!("the underlay cannot move to {}: {error}", now.address);
-            }
-            Err(_) => {}
         }
+        complaint.clear();
     }
 }

@@ -65,6 +65,28 @@ pub struct Wanted {
     pub public_ip: Option<Ipv4Addr>,
 }
 
+/// Who sends to the address that is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// Nodes of this machine: a loopback address will do where there is no other.
+    Machine,
+    /// Nodes of other machines, too: a loopback address counts only if the user names it.
+    Others,
+}
+
+/// Why there is no interface for the underlay.
+#[derive(Debug, thiserror::Error)]
+pub enum NoInterface {
+    /// There may be one later: interfaces, addresses and routes come and go.
+    #[error("{0}")]
+    NotYet(String),
+    /// There never will be.
+    #[error(transparent)]
+    Never(#[from] Error),
+}
+
+type Found<T> = std::result::Result<T, NoInterface>;
+
 impl Wanted {
     fn names_an_interface(&self) -> bool {
         !self.interfaces.is_empty() || !self.patterns.is_empty() || self.reach.is_some()
@@ -86,9 +108,9 @@ impl Wanted {
 /// Chooses the underlay's interface among those of this machine.
 ///
 /// # Errors
-/// A usage error if there is none like that.
-pub async fn choose(wanted: &Wanted) -> Result<PublicInterface> {
-    choose_among(wanted, &Machine::read(wanted.reach).await?)
+/// Why there is none like that, and what to do.
+pub async fn choose(wanted: &Wanted, audience: Audience) -> Found<PublicInterface> {
+    choose_among(wanted, audience, &Machine::read(wanted.reach).await?)
 }
 
 /// Whether the kernel forwards IPv4 packets that arrive at an interface; `None` if that cannot be
@@ -146,31 +168,39 @@ struct Way {
 /// An interface and the address on it that is meant.
 type Place<'a> = (&'a Interface, Ipv4Addr);
 
-fn choose_among(wanted: &Wanted, machine: &Machine) -> Result<PublicInterface> {
+fn choose_among(wanted: &Wanted, audience: Audience, machine: &Machine) -> Found<PublicInterface> {
+    if let Some(public) = wanted.public_ip.filter(|it| is_nobody(*it)) {
+        let error = Error::usage(format!("no node can be reached at {public}"));
+        return Err(error.into());
+    }
     let (interface, mut address) = if wanted.names_an_interface() {
-        let place = machine.named(wanted);
+        let place = machine.named(wanted, audience);
         place.ok_or_else(|| machine.lacks(&wanted.describe()))?
     } else {
-        machine.unnamed(wanted.public_ip)?
+        machine.unnamed(wanted.public_ip, audience)?
     };
     if let Some(public) = wanted.public_ip {
         match machine.owner(public) {
             Some(owner) if owner.name == interface.name => address = public,
             Some(owner) => {
-                return Err(Error::usage(format!(
+                let words = format!(
                     "the public address {public} is on the interface {}, not on {}",
                     owner.name, interface.name
-                )));
-            }
-            None if is_nobody(public) => {
-                return Err(Error::usage(format!("no node can be reached at {public}")));
+                );
+                // Loopback addresses do not move.
+                return Err(match public.is_loopback() {
+                    true => Error::usage(words).into(),
+                    false => NoInterface::NotYet(words),
+                });
             }
             None => {}
         }
     }
     if interface.mtu == 0 {
         let name = &interface.name;
-        return Err(Error::usage(format!("the interface {name} has no MTU")));
+        return Err(NoInterface::NotYet(format!(
+            "the interface {name} has no MTU"
+        )));
     }
     Ok(PublicInterface {
         name: interface.name.clone(),
@@ -186,25 +216,39 @@ fn choose_among(wanted: &Wanted, machine: &Machine) -> Result<PublicInterface> {
 
 /// Whether this is the address of no single machine.
 fn is_nobody(ip: Ipv4Addr) -> bool {
-    ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() || ip.is_loopback()
+    ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast()
+}
+
+impl Audience {
+    /// Whether it can send to an address, as far as that can be told from the address.
+    fn reaches(self, address: Ipv4Addr) -> bool {
+        self == Self::Machine || !address.is_loopback()
+    }
 }
 
 impl Machine {
     /// The first place that one of the user's words fits.
-    fn named(&self, wanted: &Wanted) -> Option<Place<'_>> {
+    fn named(&self, wanted: &Wanted, audience: Audience) -> Option<Place<'_>> {
         let by_name = || wanted.interfaces.iter().find_map(|text| self.called(text));
-        let by_pattern = || wanted.patterns.iter().find_map(|it| self.matching(it));
-        by_name()
-            .or_else(by_pattern)
-            .or_else(|| self.along(self.way_to_reach))
+        let by_pattern = || {
+            let mut patterns = wanted.patterns.iter();
+            patterns.find_map(|it| self.matching(it, audience))
+        };
+        let names_loopback = wanted.reach.is_some_and(|it| it.is_loopback());
+        let by_route = || {
+            let place = self.along(self.way_to_reach);
+            place.filter(|place| names_loopback || audience.reaches(place.1))
+        };
+        by_name().or_else(by_pattern).or_else(by_route)
     }
 
-    /// The place of a public address, or else that of the default route; loopback on a machine
-    /// without one.
-    fn unnamed(&self, public_ip: Option<Ipv4Addr>) -> Result<Place<'_>> {
+    /// The place of a public address, or else that of the default route. Without such a route it is
+    /// loopback for the nodes of this machine, and for others the only interface with an address
+    /// that they can send to.
+    fn unnamed(&self, public_ip: Option<Ipv4Addr>, audience: Audience) -> Found<Place<'_>> {
         if let Some(public) = public_ip {
             let owner = self.owner(public).ok_or_else(|| {
-                Error::usage(format!(
+                NoInterface::NotYet(format!(
                     "the public address {public} is not on this machine, which has {}: if it is \
                      translated to one of these, name that with --iface",
                     self.list()
@@ -212,14 +256,43 @@ impl Machine {
             })?;
             return Ok((owner, public));
         }
-        let loopback = || self.called(&Ipv4Addr::LOCALHOST.to_string());
-        let found = self.along(self.way_to_world).or_else(loopback);
-        found.ok_or_else(|| {
-            Error::usage(
-                "this machine has no IPv4 address that other nodes could send to: name one with \
-                 --public-ip",
-            )
-        })
+        let by_route = self.along(self.way_to_world);
+        if let Some(place) = by_route.filter(|place| audience.reaches(place.1)) {
+            return Ok(place);
+        }
+        match audience {
+            Audience::Machine => self
+                .called(&Ipv4Addr::LOCALHOST.to_string())
+                .ok_or_else(|| {
+                    NoInterface::NotYet(
+                        "this machine has no IPv4 address: name one with --public-ip".to_owned(),
+                    )
+                }),
+            Audience::Others => self.only_global(),
+        }
+    }
+
+    /// The only interface that has an address which other machines can send to.
+    fn only_global(&self) -> Found<Place<'_>> {
+        let up = self.interfaces.iter().filter(|interface| interface.is_up);
+        let all = up.filter_map(|interface| {
+            let address = interface.preferred()?;
+            let is_global = !address.is_loopback() && !address.is_link_local();
+            is_global.then_some((interface, address))
+        });
+        match all.collect::<Vec<_>>().as_slice() {
+            [only] => Ok(*only),
+            [] => Err(NoInterface::NotYet(format!(
+                "this machine has no IPv4 address that other nodes could send to (it has {}): it \
+                 may get one, or name one with --public-ip or --iface",
+                self.list()
+            ))),
+            _ => Err(NoInterface::NotYet(format!(
+                "this machine has no default route and several addresses, {}: name one with \
+                 --public-ip or --iface",
+                self.list()
+            ))),
+        }
     }
 
     /// The interface with this name or address.
@@ -232,9 +305,10 @@ impl Machine {
     }
 
     /// The first interface with an address, or else a name, that has `pattern` in it.
-    fn matching(&self, pattern: &Regex) -> Option<Place<'_>> {
+    fn matching(&self, pattern: &Regex, audience: Audience) -> Option<Place<'_>> {
         let by_address = self.interfaces.iter().find_map(|interface| {
-            let mut addresses = interface.by_preference().into_iter();
+            let addresses = interface.by_preference().into_iter();
+            let mut addresses = addresses.filter(|ip| audience.reaches(*ip));
             let address = addresses.find(|ip| pattern.is_match(&ip.to_string()))?;
             Some((interface, address))
         });
@@ -243,7 +317,10 @@ impl Machine {
                 .interfaces
                 .iter()
                 .filter(|interface| pattern.is_match(&interface.name));
-            named.find_map(|interface| Some((interface, interface.preferred()?)))
+            named.find_map(|interface| {
+                let address = interface.preferred().filter(|ip| audience.reaches(*ip))?;
+                Some((interface, address))
+            })
         })
     }
 
@@ -261,8 +338,8 @@ impl Machine {
         self.interfaces.iter().find(|interface| interface.has(ip))
     }
 
-    fn lacks(&self, what: &str) -> Error {
-        Error::usage(format!(
+    fn lacks(&self, what: &str) -> NoInterface {
+        NoInterface::NotYet(format!(
             "no interface with an IPv4 address fits {what}; this machine has {}",
             self.list()
         ))
@@ -504,15 +581,15 @@ mod tests {
 
     #[track_caller]
     fn chosen(wanted: &Wanted) -> (String, String) {
-        let found = choose_among(wanted, &machine()).unwrap();
+        let found = choose_among(wanted, Audience::Others, &machine()).unwrap();
         assert!(!found.is_translated());
         (found.name, found.address.to_string())
     }
 
     #[track_caller]
     fn refused(wanted: &Wanted, words: &[&str]) {
-        let error = choose_among(wanted, &machine()).unwrap_err();
-        assert_eq!(error.exit_code(), 2);
+        let error = choose_among(wanted, Audience::Others, &machine()).unwrap_err();
+        assert!(matches!(error, NoInterface::NotYet(_)), "{error}");
         for word in words {
             assert!(error.to_string().contains(word), "{error}");
         }
@@ -563,7 +640,7 @@ mod tests {
             public_ip: Some(ip("203.0.113.9")),
             ..patterns(&["eth1"])
         };
-        let found = choose_among(&wanted, &machine()).unwrap();
+        let found = choose_among(&wanted, Audience::Others, &machine()).unwrap();
         assert!(found.is_translated());
         assert_eq!(found.name, "eth1");
         assert_eq!(found.address, ip("10.0.0.5"));
@@ -578,19 +655,21 @@ mod tests {
             ..Wanted::default()
         };
         let mut machine = machine();
-        let error = choose_among(&wanted, &machine).unwrap_err().to_string();
+        let error = choose_among(&wanted, Audience::Others, &machine)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("--iface-can-reach 10.0.0.77"), "{error}");
         for (source, expected) in [
             (Some("169.254.7.7"), "169.254.7.7"),
             (None, "10.0.0.5"),
             // A source of another interface cannot be bound to this one.
-            (Some("127.0.0.1"), "10.0.0.5"),
+            (Some("192.168.1.5"), "10.0.0.5"),
         ] {
             machine.way_to_reach = Some(Way {
                 interface: 3,
                 source: source.map(ip),
             });
-            let found = choose_among(&wanted, &machine).unwrap();
+            let found = choose_among(&wanted, Audience::Others, &machine).unwrap();
             assert_eq!((&*found.name, found.address), ("eth1", ip(expected)));
         }
     }
@@ -630,21 +709,111 @@ mod tests {
         let found = chosen(&on("eth0", "192.168.1.6"));
         assert_eq!(found, pair("eth0", "192.168.1.6"));
         refused(&on("eth0", "10.0.0.5"), &["10.0.0.5", "eth1", "eth0"]);
-        refused(&on("eth0", "127.0.0.1"), &["127.0.0.1", "lo", "eth0"]);
-        for nobody in ["0.0.0.0", "224.0.0.1", "255.255.255.255"] {
-            refused(&on("eth0", nobody), &[nobody]);
+        for nobody in ["0.0.0.0", "224.0.0.1", "255.255.255.255", "127.0.0.1"] {
+            let wanted = on("eth0", nobody);
+            let error = choose_among(&wanted, Audience::Others, &machine()).unwrap_err();
+            let NoInterface::Never(error) = error else {
+                panic!("{error}")
+            };
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains(nobody), "{error}");
         }
     }
 
     #[test]
     fn without_a_word_it_is_the_default_route() {
         assert_eq!(chosen(&Wanted::default()), pair("eth0", "192.168.1.5"));
-        let mut machine = machine();
-        machine.way_to_world = None;
-        let found = choose_among(&Wanted::default(), &machine).unwrap();
-        assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.1")));
-        let nothing = choose_among(&Wanted::default(), &Machine::default());
-        assert!(nothing.unwrap_err().to_string().contains("--public-ip"));
+    }
+
+    /// A machine without a default route.
+    fn isolated(interfaces: Vec<Interface>) -> Machine {
+        Machine {
+            interfaces,
+            ..Machine::default()
+        }
+    }
+
+    #[track_caller]
+    fn place(wanted: &Wanted, audience: Audience, machine: &Machine) -> Option<(String, String)> {
+        match choose_among(wanted, audience, machine) {
+            Ok(found) => Some((found.name, found.address.to_string())),
+            Err(NoInterface::NotYet(_)) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn without_a_default_route_the_only_global_address_counts() {
+        let lo = || interface(1, "lo", 65536, &["127.0.0.1"]);
+        let eth0 = || interface(2, "eth0", 1500, &["172.27.0.1", "172.27.0.9"]);
+        let eth1 = || interface(3, "eth1", 1500, &["10.0.0.5"]);
+        let local = || interface(4, "eth2", 1500, &["169.254.7.7"]);
+        let mut down = eth1();
+        down.is_up = false;
+        let any = Wanted::default();
+        let others = |interfaces| place(&any, Audience::Others, &isolated(interfaces));
+        assert_eq!(
+            others(vec![lo(), local(), eth0(), down]),
+            Some(pair("eth0", "172.27.0.1"))
+        );
+        assert_eq!(others(vec![lo(), eth0(), eth1()]), None);
+        assert_eq!(others(vec![lo(), local()]), None);
+        assert_eq!(others(vec![]), None);
+        for interfaces in [vec![lo(), eth0(), eth1()], vec![lo()], vec![]] {
+            let machine = isolated(interfaces);
+            let error = choose_among(&any, Audience::Others, &machine).unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("--public-ip") && text.contains("--iface"),
+                "{text}"
+            );
+        }
+        // Nodes of the same machine find each other there.
+        let machine = isolated(vec![lo(), eth0()]);
+        let found = place(&any, Audience::Machine, &machine);
+        assert_eq!(found, Some(pair("lo", "127.0.0.1")));
+        assert_eq!(place(&any, Audience::Machine, &isolated(vec![])), None);
+    }
+
+    #[test]
+    fn loopback_is_for_others_only_where_the_user_names_it() {
+        let lo = || interface(1, "lo", 65536, &["127.0.0.1"]);
+        let mut machine = isolated(vec![lo()]);
+        machine.way_to_reach = Some(Way {
+            interface: 1,
+            source: Some(ip("127.0.0.1")),
+        });
+        machine.way_to_world = machine.way_to_reach;
+        let found = |wanted: Wanted, audience| {
+            place(&wanted, audience, &machine).map(|(_, address)| address)
+        };
+        let loopback = Some("127.0.0.1".to_owned());
+        let reach = |text: &str| Wanted {
+            reach: Some(ip(text)),
+            ..Wanted::default()
+        };
+        let public = Wanted {
+            public_ip: Some(ip("127.0.0.1")),
+            ..Wanted::default()
+        };
+        for named in [
+            named(&["lo"]),
+            named(&["127.0.0.1"]),
+            public,
+            reach("127.0.0.3"),
+        ] {
+            assert_eq!(found(named, Audience::Others), loopback);
+        }
+        // A default route to nowhere, what fits any interface, and the machine's own address.
+        for wanted in [
+            Wanted::default(),
+            patterns(&["."]),
+            patterns(&["lo"]),
+            reach("10.0.0.5"),
+        ] {
+            assert_eq!(found(wanted.clone(), Audience::Others), None);
+            assert_eq!(found(wanted, Audience::Machine), loopback);
+        }
     }
 
     #[test]
@@ -671,13 +840,16 @@ mod tests {
             interfaces: vec![interface(1, "eth0", 0, &["10.0.0.1"])],
             ..Machine::default()
         };
-        let error = choose_among(&named(&["eth0"]), &machine).unwrap_err();
+        let error = choose_among(&named(&["eth0"]), Audience::Others, &machine).unwrap_err();
         assert!(error.to_string().contains("no MTU"), "{error}");
     }
 
     #[test]
     fn the_link_of_an_address_has_its_prefix() {
-        let found = |name: &str| choose_among(&named(&[name]), &machine()).unwrap();
+        let chosen = |name: &str, machine: &Machine| {
+            choose_among(&named(&[name]), Audience::Others, machine).unwrap()
+        };
+        let found = |name: &str| chosen(name, &machine());
         for (name, prefix) in [
             ("eth0", "192.168.1.0/24"),
             ("eth1", "10.0.0.0/24"),
@@ -690,7 +862,7 @@ mod tests {
         }
         let mut machine = machine();
         machine.interfaces[1].is_up = false;
-        assert!(!choose_among(&named(&["eth0"]), &machine).unwrap().is_up);
+        assert!(!chosen("eth0", &machine).is_up);
     }
 
     #[test]
@@ -715,7 +887,8 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_has_a_loopback_interface() {
-        let found = choose(&named(&["127.0.0.2"])).await.unwrap();
+        let choose = async |wanted: Wanted| choose(&wanted, Audience::Others).await.unwrap();
+        let found = choose(named(&["127.0.0.2"])).await;
         assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.2")));
         assert!(found.mtu >= 1280 && found.is_up);
         assert_eq!(found.prefix, "127.0.0.0/8".parse::<Ipv4Net>().unwrap());
@@ -723,6 +896,6 @@ mod tests {
             reach: Some(ip("127.0.0.3")),
             ..Wanted::default()
         };
-        assert_eq!(choose(&wanted).await.unwrap().name, "lo");
+        assert_eq!(choose(wanted).await.name, "lo");
     }
 }

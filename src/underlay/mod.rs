@@ -10,8 +10,11 @@ mod self_test;
 mod udp;
 pub mod uplink;
 
+pub(crate) use crate::netlink::Changes;
 pub use batch::Received;
-pub use interface::{PublicInterface, Wanted, choose as choose_interface, forwards_ipv4};
+pub use interface::{
+    Audience, NoInterface, PublicInterface, Wanted, choose as choose_interface, forwards_ipv4,
+};
 pub use kernel::{Conflict, KernelNetwork};
 pub use udp::{Carrier, Options, Route, UdpSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};

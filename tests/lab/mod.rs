@@ -364,6 +364,11 @@ impl NodeConfig {
         Self::bare(name, store).with("--iface", interface)
     }
 
+    /// A node of this name that chooses its interface by itself.
+    pub(crate) fn anywhere(name: &str, store: &str) -> Self {
+        Self::bare(name, store)
+    }
+
     fn bare(name: &str, store: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -509,6 +514,19 @@ impl Node {
     /// Its host.
     pub(crate) fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Waits until it says that it has no lease yet, and that with these words.
+    pub(crate) fn wait_told(&mut self, words: &[&str]) {
+        let what = format!("{words:?} of {}{}", self.config.name, self.log());
+        poll_until(SOON, &what, || {
+            let output = self.client(&["status"]).output().unwrap();
+            let told = String::from_utf8_lossy(&output.stderr);
+            let all = ["has no lease yet"].iter().chain(words);
+            (output.status.code() == Some(1) && all.clone().all(|word| told.contains(word)))
+                .then_some(())
+        });
+        assert!(self.is_running(), "{}", self.log());
     }
 
     /// Where its state is.

@@ -177,7 +177,7 @@ impl EtcdStore {
             return Ok(connection.clone());
         }
         let mut reasons = Vec::new();
-        let mut is_hopeless = true;
+        let mut all_refuse = true;
         for step in 0..self.servers.len() {
             let index = (link.next + step) % self.servers.len();
             let server = &self.servers[index];
@@ -195,13 +195,13 @@ impl EtcdStore {
                     return Ok(connection);
                 }
                 Err(error) => {
-                    is_hopeless &= matches!(error, StoreError::Refused(_));
+                    all_refuse &= matches!(error, StoreError::Refused(_));
                     reasons.push(error.to_string());
                 }
             }
         }
         let reasons = reasons.join("; ");
-        Err(if is_hopeless {
+        Err(if all_refuse {
             StoreError::Refused(reasons)
         } else {
             StoreError::Unavailable(reasons)
@@ -242,12 +242,12 @@ impl EtcdStore {
             let options = GetOptions::new().with_count_only();
             match timeout(PATIENCE, client.get("muslin", Some(options))).await {
                 Err(_) => return Err(silent(server)),
-                Ok(Err(error)) => match self.explain(server, &error) {
-                    error @ StoreError::Unavailable(_) if !is_permission(&error) => {
+                Ok(Err(error)) => {
+                    let error = self.explain(server, &error);
+                    if !is_permission(&error) {
                         return Err(error);
                     }
-                    _ => {}
-                },
+                }
                 Ok(Ok(_)) => {}
             }
         }
@@ -362,7 +362,7 @@ impl EtcdStore {
             Ok(Err(error)) => self.explain(&connection.server, &error),
             Err(_) => silent(&connection.server),
         };
-        if matches!(error, StoreError::Unavailable(_)) {
+        if error != StoreError::Gap {
             self.give_up(connection).await;
         }
         Err(error)
@@ -477,7 +477,7 @@ impl Store for EtcdStore {
         watch.early = match timeout(PATIENCE, watch.message()).await {
             Ok(Ok(events)) => events,
             Ok(Err(error)) => {
-                if matches!(error, StoreError::Unavailable(_)) {
+                if error != StoreError::Gap {
                     self.give_up(&connection).await;
                 }
                 return Err(with_place(error, prefix));

@@ -60,12 +60,12 @@ impl FileStore {
     /// Reads the file.
     ///
     /// # Errors
-    /// A failure if it cannot be read, bad usage that names line and field if it has mistakes.
+    /// A failure if it cannot be read, or has mistakes: line and field.
     pub(super) fn open(path: &Path) -> Result<Self> {
         let stamp = Stamp::of(path);
         let text = std::fs::read_to_string(path)
             .context(format!("cannot read the list of nodes {}", path.display()))?;
-        let list = List::parse(path, &text).map_err(Error::Usage)?;
+        let list = List::parse(path, &text).map_err(Error::Failed)?;
         let state = State {
             list,
             stamp,
@@ -103,6 +103,7 @@ impl Store for FileStore {
     }
 
     fn vtep_mac(&self, public_ip: Ipv4Addr) -> StoreResult<Option<VtepMac>> {
+        self.file.refresh();
         let state = self.file.state.lock();
         match state.list.nodes.get(&public_ip) {
             Some(node) => Ok(node.record.vtep_mac()),
@@ -532,7 +533,7 @@ fn derived_mac(public_ip: Ipv4Addr) -> VtepMac {
 
 #[cfg(test)]
 mod tests {
-    use muslin_stack::lease::{Change, Wish};
+    use muslin_stack::lease::{Change, Loss, Wish};
     use tempfile::TempDir;
 
     use super::super::suite::{Node, settings};
@@ -634,44 +635,54 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
     }
 
     #[tokio::test]
-    async fn a_node_without_an_entry_is_refused() {
+    async fn a_node_without_an_entry_waits_for_one() {
         let directory = Directory::new(LIST);
-        let error = directory.node(9).end().await.unwrap_err();
-        assert_eq!(error.exit_code(), 2);
-        let text = error.to_string();
-        assert!(
-            text.contains("no [[node]] with public-ip \"192.168.0.9\""),
-            "{text}"
-        );
+        let mut node = directory.node(9);
+        let words = "no [[node]] with public-ip \"192.168.0.9\"";
+        node.trouble(words).await;
         assert!(directory.open().vtep_mac([192, 168, 0, 9].into()).is_err());
+        let mac = settings("/p", 9).identity.vtep_mac;
+        directory.write(&format!(
+            "{LIST}\n[[node]]\npublic-ip = \"192.168.0.9\"\nsubnet = \"10.244.9.0/24\"\n\
+             vtep-mac = \"{mac}\"\n"
+        ));
+        assert_eq!(node.subnet().await, "10.244.9.0-24");
+    }
 
-        // Removed, or given another subnet, while it runs.
+    #[tokio::test]
+    async fn a_node_whose_entry_changes_goes_on_until_it_is_mended() {
+        let directory = Directory::new(LIST);
+        let mut node = directory.node(1);
+        let subnet = node.subnet().await;
+        // It is removed, it gets another subnet, and the list is no list for a while.
         for list in [
-            LIST.replace("192.168.0.1\"", "192.168.0.3\""),
+            LIST.replace("192.168.0.1\"", "192.168.0.3\"")
+                .replace("10.244.0.0/24", "10.244.3.0/24"),
             LIST.replace("10.244.0.0/24", "10.244.9.0/24"),
         ] {
-            directory.write(LIST);
-            let mut node = directory.node(1);
-            node.subnet().await;
             directory.write(&list);
-            let result = node.end().await;
-            match result {
-                // Another node has its subnet now.
-                Ok(()) => assert!(list.contains("192.168.0.3")),
-                Err(error) => assert!(
-                    error.to_string().contains("start the node again"),
-                    "{error}"
-                ),
-            }
+            node.trouble("refuses").await;
+            directory.write("network = ");
+            directory.write(LIST);
+            node.recovery().await;
+            // It hears of others again.
+            directory.write(&LIST.replace("192.168.0.2\"", "192.168.0.7\""));
+            while node.peer().await != "10.244.2.0-24 192.168.0.7" {}
+            directory.write(LIST);
+            while node.peer().await != "10.244.2.0-24 192.168.0.2" {}
         }
+        // Another node has its subnet now.
+        directory.write(&LIST.replace("192.168.0.1\"", "192.168.0.3\""));
+        assert_eq!(subnet, "10.244.0.0-24");
+        while !matches!(node.next().await, Change::Lost(Loss::Taken { .. })) {}
+        node.end().await.unwrap();
     }
 
     #[tokio::test]
     async fn another_mac_address_than_the_lists_is_refused() {
         let directory = Directory::new(LIST);
-        let node = Node::start(directory.open(), settings("/p", 2));
-        let error = node.end().await.unwrap_err().to_string();
-        assert!(error.contains("vtep-mac 0e:1f:20:a1:b2:c3"), "{error}");
+        let mut node = Node::start(directory.open(), settings("/p", 2));
+        node.trouble("vtep-mac 0e:1f:20:a1:b2:c3").await;
     }
 
     #[tokio::test]
@@ -776,7 +787,7 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
         ] {
             let directory = Directory::new(&LIST.replacen(from, to, 1));
             let error = FileStore::open(&directory.file()).map(|_| ()).unwrap_err();
-            assert_eq!(error.exit_code(), 2);
+            assert_eq!(error.exit_code(), 1);
             let text = error.to_string();
             let start = format!("{}, line {line}", directory.file().display());
             assert!(

@@ -86,7 +86,8 @@ pub enum StoreError {
     /// It has no more the changes that the watch should begin with: list again.
     #[error("changes are missing")]
     Gap,
-    /// It will never work.
+    /// It answers, and does not do it until somebody mends something: rights, a damaged file, an
+    /// entry of a list. It is asked again as if it were away.
     #[error("{0}")]
     Refused(String),
 }
@@ -97,8 +98,8 @@ pub enum StoreError {
 /// `options`.
 ///
 /// # Errors
-/// Bad usage for another address and for a list with mistakes, a failure for a file that cannot
-/// be read or is no store.
+/// Bad usage for another address, a failure for a file that cannot be read, has mistakes or is no
+/// store.
 pub fn open(url: &str, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
     let path = |path: &str| -> Result<std::path::PathBuf> {
         if path.is_empty() {
@@ -116,6 +117,13 @@ pub fn open(url: &str, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
             "the store '{url}' is unknown: use sqlite:PATH, file:PATH or etcd://HOST:PORT[,HOST:PORT]"
         ))),
     }
+}
+
+/// Whether nodes of other machines use a store too, by its address: to them a lease for 127.0.0.1
+/// means nothing, and they may mend what is wrong with it.
+#[must_use]
+pub fn is_shared(url: &str) -> bool {
+    !url.starts_with("sqlite:")
 }
 
 /// Runs what blocks on a thread where it may.

@@ -8,7 +8,7 @@
 
 mod clock;
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +16,14 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 use parking_lot::Mutex;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::{Store, StoreError, Watch, blocking};
 use clock::{Note, Reading};
@@ -70,10 +73,13 @@ impl SqliteStore {
     /// # Errors
     /// A failure that names the file if it cannot be opened or is another kind of file.
     pub(super) fn open(path: &Path) -> Result<Self> {
+        let created = create_directory(path).and_then(|()| create(path));
+        let created = created.map_err(|error| refused(path, error));
+        let opened = created.and_then(|_| Database::open(path));
         let failed = |error: StoreError| Error::failed(format!("cannot open the store: {error}"));
         Ok(Self {
             path: path.to_path_buf(),
-            database: Arc::new(Mutex::new(Database::open(path).map_err(failed)?)),
+            database: Arc::new(Mutex::new(opened.map_err(failed)?)),
         })
     }
 }
@@ -198,9 +204,12 @@ struct Database {
     connection: Connection,
     /// Device and inode of what was opened.
     file: Option<(u64, u64)>,
+    /// Whether something was wrong with it that cannot be mended under an open connection.
+    is_unusable: bool,
 }
 
 impl Database {
+    /// Opens a file that is there.
     fn open(path: &Path) -> StoreResult<Self> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -215,9 +224,7 @@ impl Database {
     }
 
     fn try_open(path: &Path) -> StoreResult<Self> {
-        let refused =
-            |error: std::io::Error| StoreError::Refused(format!("{}: {error}", path.display()));
-        create(path).map_err(refused)?;
+        check_access(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection =
             Connection::open_with_flags(path, flags).map_err(|error| explain(path, &error))?;
@@ -225,6 +232,7 @@ impl Database {
             path: path.to_path_buf(),
             connection,
             file: identity(path),
+            is_unusable: false,
         };
         database.prepare()?;
         Ok(database)
@@ -301,9 +309,20 @@ impl Database {
         identity(&self.path) != self.file
     }
 
+    /// Opens what is at the path now. A file that was removed is made anew, its directory is not:
+    /// whoever removed that did not mean the file alone.
+    fn open_again(&mut self) -> StoreResult<()> {
+        let path = &self.path;
+        if create(path).map_err(|error| refused(path, error))? {
+            warn!("{} was removed: it is made anew", path.display());
+        }
+        *self = Self::open(path)?;
+        Ok(())
+    }
+
     fn execute(&mut self, op: Op) -> StoreResult<Answer> {
-        if self.is_replaced() {
-            *self = Self::open(&self.path)?;
+        if self.is_replaced() || self.is_unusable {
+            self.open_again()?;
             if !matches!(op, Op::Get(_) | Op::List(_)) {
                 // It was meant for what the other file had.
                 return Ok(Answer::Conflict);
@@ -360,7 +379,9 @@ impl Database {
             transaction.commit()?;
             Ok(result)
         };
-        run(&mut self.connection).map_err(|error| explain(&self.path, &error))
+        let result = run(&mut self.connection).map_err(|error| explain(&self.path, &error));
+        self.is_unusable |= matches!(result, Err(StoreError::Refused(_)));
+        result
     }
 
     fn version(&self) -> StoreResult<i64> {
@@ -495,21 +516,45 @@ impl Keys<'_> {
     }
 }
 
-/// Makes the file and its directory where they are missing, for this user only.
-fn create(path: &Path) -> std::io::Result<()> {
-    if let Some(directory) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        DirBuilder::new()
+/// Makes the file's directory where it is missing, for this user only.
+fn create_directory(path: &Path) -> std::io::Result<()> {
+    let parent = path.parent();
+    match parent.filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(directory) => DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(directory)?;
+            .create(directory),
+        None => Ok(()),
     }
-    let open = |options: &mut OpenOptions| -> std::io::Result<File> {
-        options.read(true).write(true).mode(0o600).open(path)
-    };
-    open(OpenOptions::new().create(true)).map(|_| ())
+}
+
+/// Makes the file where it is missing, for this user only; whether it was. One that is there is not
+/// opened: to close it would end the locks that this process has on it (fcntl(2)).
+fn create(path: &Path) -> std::io::Result<bool> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    match made {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Says what SQLite would call a file that cannot be opened, whyever.
+fn check_access(path: &Path) -> StoreResult<()> {
+    match access(path, AccessFlags::R_OK | AccessFlags::W_OK) {
+        Ok(()) => Ok(()),
+        // What it had is to be read again.
+        Err(Errno::ENOENT) => Err(StoreError::Gap),
+        Err(error) => Err(refused(path, error.into())),
+    }
+}
+
+fn refused(path: &Path, error: std::io::Error) -> StoreError {
+    StoreError::Refused(format!("{}: {error}", path.display()))
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -544,7 +589,7 @@ fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
             StoreError::Refused(format!("{path} is not a database of leases"))
         }
         Some(ErrorCode::DatabaseCorrupt) => StoreError::Refused(format!(
-            "{path} is damaged: stop all nodes that use it and remove it"
+            "{path} is damaged: remove it, and the nodes that use it write their leases again"
         )),
         Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
             StoreError::Refused(format!("{path} cannot be written: {error}"))
@@ -679,6 +724,81 @@ mod tests {
         assert_ne!(first, second);
         two.sees(&first).await;
         one.sees(&second).await;
+    }
+
+    /// Whatever becomes of the file, a node that runs stays, and goes on when it is mended.
+    #[tokio::test]
+    async fn a_file_that_goes_wrong_is_waited_for() {
+        let directory = Directory::new();
+        let (file, spare) = (directory.file(), directory.0.path().join("spare"));
+        let mut node = Node::start(directory.open(), settings("/p", 1));
+        let subnet = node.subnet().await;
+        let remove_log = || {
+            for extra in ["-wal", "-shm"] {
+                let _ = std::fs::remove_file(file.with_extension(format!("db{extra}")));
+            }
+        };
+        let save = || {
+            let connection = Connection::open(&file).unwrap();
+            let _ = std::fs::remove_file(&spare);
+            connection
+                .execute("VACUUM INTO ?1", [spare.to_str().unwrap()])
+                .unwrap();
+        };
+        let mend = || {
+            remove_log();
+            std::fs::rename(&spare, &file).unwrap();
+        };
+        let garbage = "garbage".repeat(3000);
+        type Damage<'a> = &'a dyn Fn();
+        let damages: [(&str, Damage<'_>); 3] = [
+            ("not a database", &|| {
+                std::fs::remove_file(&file).unwrap();
+                // What is in the log would be a whole database.
+                remove_log();
+                std::fs::write(&file, &garbage).unwrap();
+            }),
+            ("Is a directory", &|| {
+                std::fs::remove_file(&file).unwrap();
+                std::fs::create_dir(&file).unwrap();
+            }),
+            ("No such file", &|| {
+                std::fs::remove_dir_all(file.parent().unwrap()).unwrap();
+            }),
+        ];
+        for (what, damage) in damages {
+            save();
+            damage();
+            node.trouble(what).await;
+            assert_eq!(node.peers(), 0, "{what}: nothing is lost");
+            if file.is_dir() {
+                std::fs::remove_dir(&file).unwrap();
+            }
+            create_directory(&file).unwrap();
+            mend();
+            node.recovery().await;
+            // It hears of others, and others of it.
+            let mut other = Node::start(directory.open(), settings("/p", 2));
+            other.sees(&subnet).await;
+            let theirs = other.subnet().await;
+            node.sees(&theirs).await;
+            other.leave().await;
+            assert_eq!(node.peer().await, format!("{theirs} gone"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_was_removed_is_not_made_anew() {
+        let directory = Directory::new();
+        let mut node = Node::start(directory.open(), settings("/p", 1));
+        node.subnet().await;
+        let state = directory.file().parent().unwrap().to_path_buf();
+        std::fs::remove_dir_all(&state).unwrap();
+        node.trouble("No such file").await;
+        assert!(!state.exists());
+        create_directory(&directory.file()).unwrap();
+        node.recovery().await;
+        assert!(directory.file().exists());
     }
 
     /// The test of the same name runs this in processes of their own.

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{Store, StoreError};
 use crate::error::Result;
-use crate::lease::{Orders, run};
+use crate::lease::{News, Orders, Reply, run};
 
 /// How long anything may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -59,6 +59,7 @@ pub(crate) async fn run_all(place: &impl Place) {
         race(place, &format!("/race-{round}"), 3).await;
     }
     race(place, "/race", 10).await;
+    connections_that_write_at_once(place).await;
 }
 
 async fn create(store: &dyn Store, key: &str, value: &str, ttl: Option<Duration>) -> Answer {
@@ -258,6 +259,7 @@ pub(crate) struct Node {
     changes: mpsc::UnboundedReceiver<Change>,
     leave: watch::Sender<bool>,
     public_ip: watch::Sender<Ipv4Addr>,
+    trouble: mpsc::UnboundedReceiver<Option<String>>,
     task: JoinHandle<Result<()>>,
     /// The subnets that it has reported.
     peers: BTreeSet<String>,
@@ -279,18 +281,44 @@ impl Node {
             smoltcp::time::Instant::from_micros(micros as i64)
         };
         let manager = Manager::new(settings);
-        let task = tokio::spawn(run(manager, store, clock, orders, move |change| {
-            // A test that waits for the end hears no more changes.
-            let _ = sender.send(change);
-            Ok(())
+        let (fails, trouble) = mpsc::unbounded_channel();
+        let task = tokio::spawn(run(manager, store, clock, orders, move |news| {
+            // A test that waits for the end hears nothing more.
+            let _ = match news {
+                News::Lease(change) => sender.send(change).is_ok(),
+                News::StoreFails(reason) => fails.send(Some(reason)).is_ok(),
+                News::StoreWorks => fails.send(None).is_ok(),
+            };
+            Ok(Reply::Taken)
         }));
         Self {
             changes,
             leave,
             public_ip,
+            trouble,
             task,
             peers: BTreeSet::new(),
         }
+    }
+
+    /// Waits until it says these words of what is wrong with its store.
+    pub(crate) async fn trouble(&mut self, words: &str) {
+        let told = |reason: Option<String>| reason.is_some_and(|it| it.contains(words));
+        while !told(soon(words, self.trouble.recv()).await.unwrap()) {}
+    }
+
+    /// Waits until its store works again.
+    pub(crate) async fn recovery(&mut self) {
+        while soon("the end of an outage", self.trouble.recv())
+            .await
+            .unwrap()
+            .is_some()
+        {}
+    }
+
+    /// How many peers it has reported that are there still.
+    pub(crate) fn peers(&self) -> usize {
+        self.peers.len()
     }
 
     /// Ends the task where it is, and waits until it has.
@@ -538,6 +566,38 @@ async fn reservations_stay(place: &impl Place) {
         node.leave().await;
     }
     assert!(get(store.as_ref(), key).await.is_some());
+}
+
+/// Whoever writes while others do waits; nobody is refused, and nothing is lost.
+async fn connections_that_write_at_once(place: &impl Place) {
+    const WRITES: i64 = 200;
+    let writers: Vec<_> = (0..4)
+        .map(|writer| {
+            let store = place.open();
+            tokio::spawn(async move {
+                let (key, value) = (format!("/many/{writer}"), "0".to_owned());
+                let ttl = None;
+                let mut revision = done(store.execute(Op::Create { key, value, ttl }).await?);
+                for number in 1..=WRITES {
+                    let op = Op::CompareAndPut {
+                        key: format!("/many/{writer}"),
+                        value: number.to_string(),
+                        expected: revision,
+                        ttl: None,
+                    };
+                    revision = done(store.execute(op).await?);
+                }
+                Ok::<_, StoreError>(())
+            })
+        })
+        .collect();
+    for writer in writers {
+        let written = soon("a writer", writer).await.unwrap();
+        assert_eq!(written, Ok(()));
+    }
+    let (_, entries) = list(place.open().as_ref(), "/many/").await;
+    let values: Vec<_> = entries.iter().map(|entry| entry.value.as_str()).collect();
+    assert_eq!(values, ["200"; 4]);
 }
 
 /// Nodes that start at once on an empty store get different subnets, and all see all.

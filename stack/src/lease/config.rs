@@ -437,10 +437,12 @@ mod tests {
             panic!("{config:?}")
         };
         assert_eq!((vxlan.vni.get(), vxlan.port, vxlan.mtu), (1, 8472, None));
-        assert_eq!(
-            parse(r#"{"Network":"10.3.0.0/26"}"#).unwrap().subnet_len,
-            28
-        );
+        for (network, subnet) in [(22, 24), (23, 25), (26, 28), (27, 29), (28, 30)] {
+            let text = format!(r#"{{"Network":"10.3.0.0/{network}"}}"#);
+            assert_eq!(parse(&text).unwrap().subnet_len, subnet, "{text}");
+        }
+        let too_small = Err(ConfigError::TooSmall("10.3.0.0/29".parse().unwrap()));
+        assert_eq!(parse(r#"{"Network":"10.3.0.0/29"}"#), too_small);
     }
 
     #[test]

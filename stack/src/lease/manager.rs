@@ -141,9 +141,9 @@ pub enum Action {
 /// What has changed.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// The store has no network configuration under this key, and none is proposed: it is asked
-    /// again until there is one. Told once.
-    NoConfig(String),
+    /// The store has no network configuration that this node can use: it is asked again until it
+    /// has. Reported once for each reason.
+    AwaitsConfig(ConfigFault),
     /// The configuration is known.
     Configured(NetworkConfig),
     /// The node has this subnet.
@@ -184,15 +184,19 @@ pub enum Change {
     Lost(Loss),
 }
 
-/// Why a node has no lease.
+/// Why a node cannot use the network configuration that the store has. Whoever has written it can
+/// mend it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Loss {
-    /// The configuration cannot be used.
+pub enum ConfigFault {
+    /// There is none under this key, and none is proposed.
+    #[error("there is no network configuration under {0}")]
+    Missing(String),
+    /// It cannot be read.
     #[error("{0}")]
-    Config(#[from] ConfigError),
-    /// The store's configuration is not the one asked for.
+    Invalid(#[from] ConfigError),
+    /// It is not the one asked for.
     #[error("the store has the network {stored}, but {asked} was asked for")]
-    OtherConfig {
+    OtherNetwork {
         /// What the store has.
         stored: String,
         /// What was asked for.
@@ -203,6 +207,11 @@ pub enum Loss {
         "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
     )]
     OtherBackend(String),
+}
+
+/// Why a node has no lease.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Loss {
     /// All subnets are leased.
     #[error("all {0} subnets of the network are leased")]
     OutOfSubnets(usize),
@@ -283,6 +292,8 @@ pub struct Manager {
     list_again: Option<Instant>,
     retry: Option<Instant>,
     failures: u32,
+    /// How often our record could not be created, whatever was answered in between.
+    uncreated: u32,
     conflicts: u32,
     disputes: u32,
     /// How often a node with our identity took our record.
@@ -292,7 +303,8 @@ pub struct Manager {
     moved_from: Option<Ipv4Addr>,
     /// The public address before the last change at run time.
     former: Option<Ipv4Addr>,
-    misses_config: bool,
+    /// Why the configuration that the store had last cannot be used.
+    config_fault: Option<ConfigFault>,
     leaving: bool,
     repetition: Repetition,
     random: u64,
@@ -341,13 +353,14 @@ impl Manager {
             list_again: None,
             retry: None,
             failures: 0,
+            uncreated: 0,
             conflicts: 0,
             disputes: 0,
             challenges: 0,
             disputed: None,
             moved_from: None,
             former: None,
-            misses_config: false,
+            config_fault: None,
             leaving: false,
             repetition: Repetition::default(),
             changes: VecDeque::new(),
@@ -446,20 +459,24 @@ impl Manager {
         }
     }
 
-    /// The store did not answer; the operation is tried again later.
+    /// The store did not answer, or refused; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
-        self.delay(now, self.failures);
+        let mut attempt = self.failures;
         // Until it answers again, what the last list said may be of a history that is no more.
         self.list_after = true;
         if self.repetition.next().is_some() {
             // When it is back many write at once, and what is due now would be one of them only.
             self.expect_news();
         }
-        if self.leaving && matches!(self.phase, Phase::Create(_)) {
-            // Only to find out whether the store has done it nevertheless.
+        if matches!(self.phase, Phase::Create(_)) {
+            // It may have done it nevertheless, or have a subnet for us that it does not refuse. When
+            // we are leaving only the former counts.
             self.phase = Phase::List;
+            self.uncreated = self.uncreated.saturating_add(1);
+            attempt = attempt.max(self.uncreated);
         }
+        self.delay(now, attempt);
     }
 
     /// Takes a change that the watch reports.
@@ -599,30 +616,54 @@ impl Manager {
             if self.proposal().is_some() {
                 self.phase = Phase::WriteConfig;
             } else {
-                if !std::mem::replace(&mut self.misses_config, true) {
-                    self.changes.push_back(Change::NoConfig(self.config_key()));
-                }
-                self.retry = Some(now + CONFIG_RETRY);
+                self.await_config(now, ConfigFault::Missing(self.config_key()));
             }
             return;
         };
-        let config = match NetworkConfig::parse(&entry.value) {
-            Ok(config) => config,
-            Err(error) => return self.lose(error.into()),
-        };
+        match self.usable_config(&entry.value) {
+            Ok(config) => {
+                self.config_fault = None;
+                self.config = Some(config.clone());
+                self.changes.push_back(Change::Configured(config));
+                self.phase = Phase::List;
+            }
+            Err(fault) => self.await_config(now, fault),
+        }
+    }
+
+    fn usable_config(&self, value: &str) -> Result<NetworkConfig, ConfigFault> {
+        let config = NetworkConfig::parse(value)?;
         if let Wish::Exactly(asked) = &self.settings.wish
             && *asked != config
         {
             let (stored, asked) = (config.to_string(), asked.to_string());
-            return self.lose(Loss::OtherConfig { stored, asked });
+            return Err(ConfigFault::OtherNetwork { stored, asked });
         }
         if let Backend::Other(name) = &config.backend {
             // Its peers would take a record of ours for something that it is not.
-            return self.lose(Loss::OtherBackend(shorten(name)));
+            return Err(ConfigFault::OtherBackend(shorten(name)));
         }
-        self.config = Some(config.clone());
-        self.changes.push_back(Change::Configured(config));
-        self.phase = Phase::List;
+        Ok(config)
+    }
+
+    /// Asks for the configuration again, in a while.
+    fn await_config(&mut self, now: Instant, fault: ConfigFault) {
+        if self.config_fault.as_ref() != Some(&fault) {
+            self.config_fault = Some(fault.clone());
+            self.changes.push_back(Change::AwaitsConfig(fault));
+        }
+        self.retry = Some(now + CONFIG_RETRY);
+    }
+
+    /// The caller cannot use the configuration that [`Change::Configured`] told of, for a reason that
+    /// lies outside of it: it is asked for again before anything is written. It may be another one
+    /// by then, or the reason may be gone. Without effect on a node that has its lease.
+    pub fn refuse_config(&mut self, now: Instant) {
+        if self.phase == Phase::List && self.own.is_none() {
+            self.config = None;
+            self.phase = Phase::ReadConfig;
+            self.retry = Some(now + CONFIG_RETRY);
+        }
     }
 
     /// Compares what the store has with what we believed, and looks for our own lease.
@@ -923,6 +964,7 @@ impl Manager {
         });
         self.conflicts = 0;
         self.note_own_written(now);
+        self.uncreated = 0;
         self.skipped.remove(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);

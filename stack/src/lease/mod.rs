@@ -15,7 +15,8 @@ mod repetition;
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
 pub use manager::{
-    Action, Change, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish, overlap,
+    Action, Change, ConfigFault, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
+    overlap,
 };
 pub use peers::{Known, Peers};
 pub use reader::{NoLease, lease_prefix, read_entry, read_peer};

@@ -952,6 +952,22 @@ fn the_gateway_answers_in_pieces_that_add_up() {
 }
 
 #[test]
+fn the_smallest_subnet_has_room_for_one_pod() {
+    for (len, fits) in [(29, true), (30, true), (31, false), (32, false)] {
+        let mut config = config(1, "vxlan");
+        config.subnet = format!("10.244.1.0/{len}").parse().unwrap();
+        let Ok(mut node) = Node::new(config, NOW) else {
+            assert!(!fits, "/{len}");
+            continue;
+        };
+        assert!(fits, "/{len}");
+        node.attach(POD_PORT, attachment(1, 2, true));
+        from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(1, 1), 64, 8)));
+        assert_eq!(outputs(&mut node).len(), 1, "/{len}: the gateway answers");
+    }
+}
+
+#[test]
 fn an_error_fits_a_small_mtu() {
     let mut config = bare_node(1, "udp").config;
     config.mtu = Mtu::MIN;

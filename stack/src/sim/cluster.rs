@@ -122,6 +122,11 @@ pub(super) struct Cluster {
     pub(super) store: Store,
     pub(super) store_weather: StoreWeather,
     pub(super) flannels: Vec<Flannel>,
+    /// Whether the store has a network configuration that nobody can use.
+    pub(super) is_misconfigured: bool,
+    /// Whether it ever had one. A node may have read it
+    /// long after that was mended, from a member that lags behind.
+    pub(super) was_misconfigured: bool,
     pub(super) oracle: Oracle,
     pub(super) log: Log,
     pub(super) figures: Figures,
@@ -171,6 +176,8 @@ impl Cluster {
             store,
             store_weather: StoreWeather::new(seed),
             flannels: Vec::new(),
+            is_misconfigured: false,
+            was_misconfigured: false,
             oracle: Oracle::default(),
             log: Log::new(keeps_lines),
             figures: Figures::default(),
@@ -253,6 +260,11 @@ impl Cluster {
     pub(super) fn store_changed(&mut self) -> Result<(), Violation> {
         if self.store.revision() != self.written.0 {
             self.written = (self.store.revision(), self.queue.now());
+        }
+        if let Some((key, machine)) = self.store.shortened().pop() {
+            return Err(Violation(format!(
+                "machine {machine} gives the reservation {key} a time to live"
+            )));
         }
         for lost in self.store.lost() {
             self.oracle.excuse(&lost.key, lost.writer);

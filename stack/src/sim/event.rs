@@ -74,6 +74,9 @@ pub enum Event {
     EndWatches,
     /// The store loses everything, and somebody writes the network's configuration again.
     Wipe,
+    /// Somebody writes a network configuration that nobody can use, until the store is as it should
+    /// be.
+    Misconfigure(u8),
     /// Somebody deletes the record of a machine's lease.
     DeleteRecord(usize),
     /// Somebody deletes all records.
@@ -227,6 +230,10 @@ impl fmt::Display for Event {
                 f,
                 "the store loses everything but the network's configuration"
             ),
+            Self::Misconfigure(mistake) => {
+                let config = misconfiguration(*mistake);
+                write!(f, "the network's configuration becomes {config}")
+            }
             Self::DeleteRecord(machine) => {
                 write!(f, "somebody deletes the record of machine {machine}")
             }
@@ -289,6 +296,17 @@ impl fmt::Display for Event {
             ),
         }
     }
+}
+
+/// A network configuration that no node can use.
+fn misconfiguration(mistake: u8) -> &'static str {
+    let all = [
+        r#"{"Network": \ }"#,
+        "",
+        r#"{"Network":"10.244.0.0/31"}"#,
+        r#"{"Network":"10.244.0.0/16","Backend":{"Type":"pigeons"}}"#,
+    ];
+    all[usize::from(mistake) % all.len()]
 }
 
 impl fmt::Display for Forgery {
@@ -441,6 +459,9 @@ impl Cluster {
             Event::StoreUp => {
                 self.store_weather.heal();
                 self.store.lag(false);
+                if self.is_misconfigured {
+                    self.configure();
+                }
                 self.ways_changed();
             }
             Event::StoreCut(machine) => {
@@ -454,10 +475,14 @@ impl Cluster {
             Event::EndWatches => self.end_watches()?,
             Event::Wipe => {
                 self.store.wipe();
-                let now = self.queue.now();
-                let (key, value) = (format!("{PREFIX}/config"), self.setup.config.to_json());
-                self.store.put(now, None, key, value, None);
+                self.configure();
                 self.end_watches()?;
+            }
+            Event::Misconfigure(mistake) => {
+                (self.is_misconfigured, self.was_misconfigured) = (true, true);
+                let (key, value) = (format!("{PREFIX}/config"), misconfiguration(*mistake));
+                let now = self.queue.now();
+                self.store.put(now, None, key, value.to_owned(), None);
             }
             Event::DeleteAll => self.store.delete(&lease_prefix(PREFIX)),
             Event::DeleteRecord(machine) => {
@@ -492,6 +517,13 @@ impl Cluster {
                 self.store.put(now, None, key, value, Some(LEASE_TTL));
             }
         }
+    }
+
+    /// Somebody writes the network's configuration.
+    fn configure(&mut self) {
+        let (key, value) = (format!("{PREFIX}/config"), self.setup.config.to_json());
+        self.store.put(self.queue.now(), None, key, value, None);
+        self.is_misconfigured = false;
     }
 
     /// The record of the lease that a machine's node has, as the store has it.

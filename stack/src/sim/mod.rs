@@ -36,7 +36,9 @@
 //!   happens: the record of one of them ended because it was not renewed for a day; somebody deleted
 //!   it or wrote another; the store lost it. A node that is giving its lease back no longer counts.
 //! * No lease ends while its node runs, reaches the store, and nothing has happened for two minutes.
-//! * A node that runs never gets another subnet, and none refuses the network's configuration.
+//! * A node that runs never gets another subnet, and none refuses the network's configuration, unless
+//!   somebody has written one that nobody can use: then nodes that start wait until it is mended.
+//! * A record that does not expire (a reservation) never gets a time to live from a node.
 //! * Timers do not spin: a node's next timeout is later than now, lease rules ask for something
 //!   without time passing 64 times at most, and the store four times a second, over 100 at once.
 //!

@@ -244,7 +244,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(126) {
+    match random.below(127) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -326,6 +326,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
             trick: random.between(Rogue::OUTSIDE.into(), u64::from(Rogue::TRICKS) - 1) as u8,
         },
         124..=125 => Event::Flannel(random.below(256) as u8),
+        126 => Event::Misconfigure(random.below(4) as u8),
         _ => Event::Replay,
     }
 }

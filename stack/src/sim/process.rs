@@ -18,7 +18,7 @@ use super::random::Random;
 use crate::guard::Policy;
 use crate::ipam::AddressPool;
 use crate::lease::{
-    Backend, Change, Identity, LeaseRecord, Loss, Manager, NetworkConfig, Peers, Settings,
+    Backend, Change, ConfigFault, Identity, LeaseRecord, Manager, NetworkConfig, Peers, Settings,
     SubnetKey, overlap,
 };
 use crate::node::{Config, Node};
@@ -154,19 +154,17 @@ impl Cluster {
                 self.end_for_now(who, "has left");
                 return Ok(ControlFlow::Break(()));
             }
-            Change::Lost(loss) => {
-                if matches!(
-                    loss,
-                    Loss::Config(_) | Loss::OtherConfig { .. } | Loss::OtherBackend(_)
-                ) {
-                    let machine = who.machine;
-                    return Err(Violation(format!("machine {machine} refuses: {loss}")));
-                }
+            Change::Lost(_) => {
                 self.end_for_now(who, "has lost its lease");
                 return Ok(ControlFlow::Break(()));
             }
-            Change::NoConfig(_)
-            | Change::Renewed
+            Change::AwaitsConfig(fault) => {
+                if !self.was_misconfigured && !matches!(fault, ConfigFault::Missing(_)) {
+                    let machine = who.machine;
+                    return Err(Violation(format!("machine {machine} refuses: {fault}")));
+                }
+            }
+            Change::Renewed
             | Change::Disputed(_)
             | Change::Replaced { .. }
             | Change::Moved { .. }

@@ -48,6 +48,8 @@ pub(super) struct Store {
     lagging: Option<(Revision, BTreeMap<String, Stored>)>,
     /// What nobody has asked for yet with [`Self::lost`].
     lost: Vec<Lost>,
+    /// Likewise with [`Self::shortened`].
+    shortened: Vec<(String, usize)>,
 }
 
 /// The watch asks for changes that are not in the history.
@@ -64,6 +66,7 @@ impl Store {
             history: VecDeque::new(),
             lagging: None,
             lost: Vec::new(),
+            shortened: Vec::new(),
         }
     }
 
@@ -128,6 +131,10 @@ impl Store {
         };
         let entry = self.entry(now, &key, &stored);
         let old = self.entries.insert(key.clone(), stored);
+        let was_for_ever = old.as_ref().is_some_and(|old| old.expires.is_none());
+        if let (true, Some(_), Some(machine)) = (was_for_ever, ttl, writer) {
+            self.shortened.push((key.clone(), machine));
+        }
         self.note_loss(writer, &key, old);
         self.remember(WatchEvent::Put(entry));
         self.revision
@@ -221,6 +228,11 @@ impl Store {
     /// The records that machines lost since the last call.
     pub(super) fn lost(&mut self) -> Vec<Lost> {
         std::mem::take(&mut self.lost)
+    }
+
+    /// The keys without an end that machines gave one since the last call.
+    pub(super) fn shortened(&mut self) -> Vec<(String, usize)> {
+        std::mem::take(&mut self.shortened)
     }
 
     fn keys(&self, prefix: &str) -> impl Iterator<Item = &str> {

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use etcd_client::PermissionType;
-use muslin_stack::lease::{Change, LeaseRecord};
+use muslin_stack::lease::{Change, ConfigFault, LeaseRecord};
 use tempfile::TempDir;
 
 use super::super::open;
@@ -298,6 +298,10 @@ async fn users_are_known_and_a_wrong_password_can_be_mended() {
         "{elsewhere}"
     );
 
+    // So does one that says nobody.
+    let mut anonymous = Node::start(server.open(), settings("/auth-later", 9));
+    anonymous.trouble("wants a user and a password").await;
+
     // A node with a wrong password goes on trying, and the administrator corrects it.
     let wrong = server.open_with(&login("node", "later"));
     let error = refused(wrong.clone()).await;
@@ -334,6 +338,13 @@ async fn users_are_known_and_a_wrong_password_can_be_mended() {
     other.sees(&first).await;
     let second = other.subnet().await;
     late.sees(&second).await;
+
+    // Users are done away with.
+    let options = ConnectOptions::new().with_user("root", "root");
+    let mut admin = Client::connect([&place], Some(options)).await.unwrap();
+    admin.auth_disable().await.unwrap();
+    anonymous.recovery().await;
+    anonymous.subnet().await;
 }
 
 #[tokio::test]
@@ -377,7 +388,7 @@ async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
     let mut told = settings("/u01", 1);
     told.wish = muslin_stack::lease::Wish::Any;
     let mut node = Node::start(server.open(), told);
-    let missing = Change::NoConfig("/u01/config".to_owned());
+    let missing = Change::AwaitsConfig(ConfigFault::Missing("/u01/config".to_owned()));
     assert_eq!(node.next().await, missing);
     let config = r#"{ "Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.5.0"}"#;
     client.put("/u01/config", config, None).await.unwrap();

@@ -411,6 +411,31 @@ fn reservations_stay_without_a_time_to_live() {
 }
 
 #[test]
+fn a_reservation_follows_the_public_address_and_stays_one() {
+    let mut store = Store::with_config(CONFIG);
+    let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
+    let key = format!("{PREFIX}/subnets/10.3.50.0-24");
+    store.write(&key, &value, None);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    for last in [7, 8] {
+        manager.set_public_ip([192, 168, 0, last].into());
+        settle(&mut manager, &mut store, Instant::ZERO);
+        assert_eq!(
+            holder(&store, "10.3.50.0-24"),
+            Ipv4Addr::new(192, 168, 0, last)
+        );
+        assert_eq!(store.subnets(), [("10.3.50.0-24".to_owned(), None)]);
+    }
+    manager.leave();
+    assert_eq!(
+        settle(&mut manager, &mut store, Instant::ZERO),
+        [Change::Left]
+    );
+    assert_eq!(store.subnets(), [("10.3.50.0-24".to_owned(), None)]);
+}
+
+#[test]
 fn a_reservation_with_another_value_gets_ours() {
     let mut store = Store::with_config(VXLAN);
     let value = LeaseRecord::udp([192, 168, 0, 1].into()).to_json();
@@ -470,10 +495,81 @@ fn u1_a_missing_configuration_is_told_once_and_waited_for() {
         }
     }
     assert_eq!(now, Instant::ZERO + Duration::from_secs(19));
-    let missing = Change::NoConfig(format!("{PREFIX}/config"));
-    assert_eq!(manager.changes().collect::<Vec<_>>(), [missing]);
+    let missing = ConfigFault::Missing(format!("{PREFIX}/config"));
+    let told: Vec<_> = manager.changes().collect();
+    assert_eq!(told, [Change::AwaitsConfig(missing)]);
     store.write(&format!("{PREFIX}/config"), CONFIG, None);
     assert!(acquired(&settle(&mut manager, &mut store, now)).is_some());
+}
+
+/// Asks for the configuration a few times, and returns what has changed.
+fn read_config(manager: &mut Manager, store: &mut Store, now: &mut Instant) -> Vec<Change> {
+    for _ in 0..3 {
+        match manager.poll(*now) {
+            Action::Store(op @ Op::Get(_)) => manager.answer(*now, store.execute(op)),
+            Action::Wait { until } => *now = until,
+            other => panic!("{other:?}"),
+        }
+        while let Action::Wait { until } = manager.poll(*now) {
+            *now = until;
+        }
+    }
+    manager.changes().collect()
+}
+
+#[test]
+fn a_configuration_that_cannot_be_used_is_waited_for_until_it_is_mended() {
+    let key = format!("{PREFIX}/config");
+    let mut store = Store::with_config(r#"{"Network": \ }"#);
+    let mut manager = wishing(1, Wish::Exactly(proposal("10.3.0.0/16")));
+    let mut now = Instant::ZERO;
+    let mut told = |manager: &mut Manager, store: &mut Store| {
+        let changes = read_config(manager, store, &mut now);
+        let [Change::AwaitsConfig(fault)] = &changes[..] else {
+            panic!("told once: {changes:?}")
+        };
+        fault.clone()
+    };
+    let fault = told(&mut manager, &mut store);
+    assert!(matches!(fault, ConfigFault::Invalid(_)), "{fault}");
+    store.write(&key, r#"{"Network":"10.3.0.0/31"}"#, None);
+    let fault = told(&mut manager, &mut store);
+    assert!(matches!(fault, ConfigFault::Invalid(_)), "{fault}");
+    store.write(&key, r#"{"Network":"10.4.0.0/16"}"#, None);
+    let text = told(&mut manager, &mut store).to_string();
+    assert!(
+        text.contains("10.4.0.0/16") && text.contains("10.3.0.0/16"),
+        "{text}"
+    );
+    assert_eq!(store.subnets(), [], "nothing is written for others");
+    store.write(&key, &proposal("10.3.0.0/16").to_json(), None);
+    let changes = settle(&mut manager, &mut store, now);
+    assert!(acquired(&changes).is_some(), "{changes:?}");
+}
+
+#[test]
+fn a_configuration_that_the_caller_cannot_use_is_asked_for_again() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let mut now = Instant::ZERO;
+    for _ in 0..3 {
+        let Action::Store(op @ Op::Get(_)) = manager.poll(now) else {
+            panic!("the configuration is not read")
+        };
+        manager.answer(now, store.execute(op));
+        let told: Vec<_> = manager.changes().collect();
+        assert!(matches!(told[..], [Change::Configured(_)]), "{told:?}");
+        manager.refuse_config(now);
+        let Action::Wait { until } = manager.poll(now) else {
+            panic!("it does not wait")
+        };
+        now = until;
+    }
+    assert_eq!(store.subnets(), [], "nothing is written");
+    assert!(acquired(&settle(&mut manager, &mut store, now)).is_some());
+    // A node that has its lease goes on with it.
+    manager.refuse_config(now);
+    assert!(matches!(manager.poll(now), Action::Watch { .. }));
 }
 
 const VXLAN: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -722,15 +818,13 @@ fn a_wish_is_written_once_and_exact_ones_must_agree() {
             assert_eq!(changes[0], Change::Configured(one.clone()));
         }
         let mut second = wishing(3, Wish::Exactly(other.clone()));
-        let changes = settle(&mut second, &mut store, Instant::ZERO);
-        let [Change::Lost(loss)] = &changes[..] else {
-            panic!("{changes:?}")
+        let changes = read_config(&mut second, &mut store, &mut Instant::ZERO.clone());
+        let stored = one.to_string();
+        let fault = ConfigFault::OtherNetwork {
+            stored,
+            asked: other.to_string(),
         };
-        let text = loss.to_string();
-        assert!(
-            text.contains("10.244.0.0/16") && text.contains("10.9.0.0/16"),
-            "{text}"
-        );
+        assert_eq!(changes, [Change::AwaitsConfig(fault)]);
     }
 }
 
@@ -739,12 +833,14 @@ fn a_network_whose_records_we_cannot_write_is_left_alone() {
     let mut store =
         Store::with_config(r#"{"Network":"10.3.0.0/16","Backend":{"Type":"wireguard"}}"#);
     let mut manager = manager(1);
-    let changes = settle(&mut manager, &mut store, Instant::ZERO);
-    let loss = Loss::OtherBackend("wireguard".to_owned());
-    assert_eq!(changes, [Change::Lost(loss)]);
+    let mut now = Instant::ZERO;
+    let changes = read_config(&mut manager, &mut store, &mut now);
+    let fault = ConfigFault::OtherBackend("wireguard".to_owned());
+    assert_eq!(changes, [Change::AwaitsConfig(fault)]);
     assert_eq!(store.subnets(), []);
     manager.leave();
-    assert_eq!(manager.changes().next(), None, "nothing follows");
+    assert_eq!(manager.changes().next(), Some(Change::Left));
+    assert_eq!(manager.poll(now), Action::Stop);
 }
 
 #[test]

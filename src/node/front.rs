@@ -1,0 +1,128 @@
+//! The node's side of the control socket from its start on: until it has its lease it says what it
+//! waits for, and then its pods and tables are asked for here.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use muslin_stack::ipam::PodName;
+use tokio::sync::watch;
+
+use super::running::{Attachment, Running};
+use crate::control::Service;
+use crate::control::protocol::{Attach, Attached, Namespace, PodNamespaces, Table};
+use crate::error::{Error, Result};
+use crate::flannel;
+
+/// How long the end waits for clients to be told of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A node as its clients see it.
+pub(super) struct Front {
+    name: String,
+    socket: PathBuf,
+    condition: watch::Receiver<flannel::State>,
+    running: OnceLock<Arc<Running>>,
+    leave: watch::Sender<bool>,
+    /// How the node ended, as far as it has.
+    finished: watch::Sender<Option<std::result::Result<(), String>>>,
+}
+
+impl Front {
+    /// That of a node which listens at `socket`; `leave` takes that somebody asks it to leave.
+    pub(super) fn new(
+        name: String,
+        socket: PathBuf,
+        condition: watch::Receiver<flannel::State>,
+        leave: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            name,
+            socket,
+            condition,
+            running: OnceLock::new(),
+            leave,
+            finished: watch::Sender::new(None),
+        }
+    }
+
+    /// The node, if it has its lease.
+    pub(super) fn running(&self) -> Option<&Arc<Running>> {
+        self.running.get()
+    }
+
+    /// The node has its lease. Whether it had none before.
+    pub(super) fn serve(&self, running: Arc<Running>) -> bool {
+        self.running.set(running).is_ok()
+    }
+
+    /// Tells those who asked the node to leave how it went, and removes what clients could find
+    /// of a node that is no more.
+    pub(super) async fn finish(&self, result: &Result<()>) {
+        if let Some(running) = self.running() {
+            running.workers.stop();
+        }
+        let _ = std::fs::remove_file(&self.socket);
+        let told = result.as_ref().copied().map_err(ToString::to_string);
+        self.finished.send_replace(Some(told));
+        // A task that has its answer sends it before this one goes on.
+        let _ = tokio::time::timeout(FAREWELL, self.finished.closed()).await;
+    }
+
+    fn ready(&self) -> Result<&Arc<Running>> {
+        self.running().ok_or_else(|| {
+            let name = &self.name;
+            Error::failed(match self.condition.borrow().trouble() {
+                Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
+                None => format!("the node {name} has no lease yet"),
+            })
+        })
+    }
+}
+
+impl Service for Front {
+    type Attachment = Attachment;
+
+    fn attach(
+        &self,
+        request: Attach,
+        device: Vec<OwnedFd>,
+    ) -> Result<(Attached, Option<Attachment>)> {
+        self.ready()?.attach(request, device)
+    }
+
+    fn keep_namespaces(
+        &self,
+        pod: &PodName,
+        kinds: Vec<Namespace>,
+        namespaces: Vec<OwnedFd>,
+    ) -> Result<()> {
+        self.ready()?.keep_namespaces(pod, kinds, namespaces)
+    }
+
+    fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
+        self.ready()?.namespaces(pod)
+    }
+
+    fn detach(&self, pod: &PodName) -> Result<()> {
+        self.ready()?.detach(pod)
+    }
+
+    async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
+        self.ready()?.report(table).await
+    }
+
+    async fn leave(&self) -> Result<()> {
+        let mut finished = self.finished.subscribe();
+        self.leave.send_replace(true);
+        let result = finished
+            .wait_for(Option::is_some)
+            .await
+            .map_err(Error::failed)?;
+        match &*result {
+            Some(Err(reason)) => Err(Error::failed(reason)),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+}
