@@ -1,11 +1,13 @@
 //! A node whose machine gets another address takes its lease, its subnet and its pods' connections
-//! along.
+//! along, and pods follow the MTU of its interface.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod lab;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+
+use muslin::demo::agent::{Agent, Ping};
 
 use lab::{Lab, NodeConfig, SOON, poll_until};
 
@@ -50,4 +52,83 @@ fn connections_outlive_a_change_of_the_public_address() {
         "no second lease"
     );
     assert_eq!(fixed.query("leases").as_array().unwrap().len(), 2);
+}
+
+/// A ping of so many bytes that must not be fragmented.
+fn whole(to: Ipv4Addr, len: usize) -> Ping {
+    Ping {
+        size: len - 28,
+        count: 1,
+        dont_fragment: true,
+        ..Ping::new(to)
+    }
+}
+
+/// Whether a pod's interface has this MTU: it sends its gateway nothing that is longer.
+fn has_mtu(pod: &mut Agent, gateway: Ipv4Addr, mtu: usize) -> bool {
+    let fits = pod.ping(&whole(gateway, mtu)).unwrap();
+    let exceeds = pod.ping(&whole(gateway, mtu + 1)).unwrap();
+    fits.refused.is_empty() && exceeds.refused.iter().any(|it| it.is_too_long())
+}
+
+#[test]
+fn pods_follow_the_mtu_of_the_interface() {
+    let Some(lab) = Lab::new() else { return };
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let start = |name: &str, last: u8| {
+        let host = lab.host(name, Ipv4Addr::new(10, 9, 0, last));
+        NodeConfig::on_interface(name, "eth0", &store).start(&host)
+    };
+    let (node, other) = (start("n1", 1), start("n2", 2));
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let (mut here, mut there) = (node.pod("a"), other.pod("b"));
+    let attached = lab.namespace("attached");
+    let pid = attached.pid().to_string();
+    let output = node
+        .client(&["attach", "--pid", &pid, "--name", "c"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let port = there.listen(0).unwrap();
+    let to = SocketAddrV4::new(there.address("eth0").unwrap(), port);
+    let connection = here.open(to).unwrap();
+    assert!(here.exchange(connection, 200_000, 1).unwrap().intact);
+    assert_eq!(node.mtu(), 1450);
+
+    let subnet_file = node.state_dir().join("nodes/n1/subnet.env");
+    for (seed, mtu) in [(2, 1300), (3, 1500), (4, 1400)] {
+        // All of a link have one MTU.
+        for (node, pod) in [(&node, &mut here), (&other, &mut there)] {
+            node.host().sh(&format!("ip link set eth0 mtu {mtu}"));
+            poll_until(SOON, "the pod's new MTU", || {
+                has_mtu(pod, node.address(1), mtu - 50).then_some(())
+            });
+        }
+        assert_eq!(usize::from(node.mtu()), mtu - 50);
+        poll_until(SOON, "the new MTU for flannel's tools", || {
+            let text = std::fs::read_to_string(&subnet_file).ok()?;
+            text.contains(&format!("FLANNEL_MTU={}\n", mtu - 50))
+                .then_some(())
+        });
+        // Connections go on, and one begins.
+        assert!(here.exchange(connection, 200_000, seed).unwrap().intact);
+        let later = here.open(to).unwrap();
+        assert!(here.exchange(later, 200_000, seed).unwrap().intact);
+    }
+    // A pod that comes later has it from the start.
+    let mut late = node.pod("late");
+    assert!(has_mtu(&mut late, node.address(1), 1350));
+    // Nobody is left in the namespace of a pod that was attached: that is said, and what it sends is
+    // answered with what fits (RFC 1191).
+    let log = node.log();
+    assert!(log.contains("of c keep their MTU"), "{log}");
+    let far = there.address("eth0").unwrap();
+    let pinged = attached.agent().ping(&whole(far, 1400)).unwrap();
+    let fits = pinged
+        .errors
+        .iter()
+        .any(|it| it.is_fragmentation_needed(1350));
+    assert!(fits, "{pinged:?}");
+    assert_eq!(node.status("public_ip"), "10.9.0.1", "it has not moved");
 }

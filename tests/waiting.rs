@@ -182,7 +182,7 @@ fn a_store_that_refuses_is_asked_until_it_does_not() {
         1,
         "{log}"
     );
-    NodeConfig::new("other", Ipv4Addr::LOCALHOST, &url)
+    NodeConfig::new("other", Ipv4Addr::new(127, 0, 0, 2), &url)
         .start(&host)
         .wait_peers(1);
 }

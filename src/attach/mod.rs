@@ -85,8 +85,7 @@ pub(crate) fn assignment(attached: &Attached) -> Assignment {
     Assignment {
         address: attached.address,
         gateway: attached.gateway,
-        mtu: attached.mtu,
-        gso_max_segs: attached.gso_max_segs,
+        link: attached.link,
         routes: attached.routes.clone(),
     }
 }

@@ -17,17 +17,25 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Attaches the pod's device again whenever the node is gone and comes back. `follow` is called when
-/// the pod is given something else than it has, and again after it has failed.
+/// the pod is given something else than it has, and again after it has failed; `resize` when nothing
+/// but its MTU is another one.
 pub(crate) async fn stay_attached(
     mut client: Client,
     socket: &Path,
     device: &Device<'_>,
     mut attached: Attached,
     follow: impl AsyncFn(&Attached) -> Result<()>,
+    resize: impl AsyncFn(&Attached) -> Result<()>,
 ) -> Infallible {
     let mut is_followed = true;
     loop {
-        client.closed().await;
+        while let Some(link) = client.changed().await {
+            attached.link = link;
+            match resize(&attached).await {
+                Ok(()) => info!("the pod's MTU is {} now", link.mtu),
+                Err(error) => warn!("the pod keeps its MTU, not {}: {error}", link.mtu),
+            }
+        }
         info!("the node is gone; waiting for its successor");
         let mut complained = String::new();
         client = loop {

@@ -154,9 +154,11 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         let follow = async |attached: &Attached| {
             netns::configure(INTERFACE, &attach::assignment(attached)).await
         };
+        let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
+        let stays = attach::stay_attached(client, &socket, &device, attached, follow, resize);
         tokio::select! {
             result = command => result,
-            never = attach::stay_attached(client, &socket, &device, attached, follow) => match never {},
+            never = stays => match never {},
         }
     })
 }

@@ -373,11 +373,13 @@ impl Arguments {
         let attached = device.attach(&client, self.request()).await?;
         netns::configure(INTERFACE, &only_pods(&attached)).await?;
         tell(&attached);
+        let follow =
+            async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)).await;
+        let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
         tokio::select! {
             result = self.attend(&attached, &[], signals) => result,
-            never = attach::stay_attached(client, socket, &device, attached.clone(), async |attached| {
-                netns::configure(INTERFACE, &only_pods(attached)).await
-            }) => match never {},
+            never = attach::stay_attached(client, socket, &device, attached.clone(), follow, resize)
+                => match never {},
         }
     }
 
@@ -416,11 +418,12 @@ impl Arguments {
         }
         let variables = variables(&proxies, self.proxy_auth.as_ref());
         proxies.serve(&overlay, &attached);
+        let follow = async |attached: &Attached| overlay.move_to(attached).map_err(Error::failed);
+        let stays =
+            attach::stay_attached(client, socket, &device, attached.clone(), &follow, &follow);
         tokio::select! {
             result = self.attend(&attached, &variables, signals) => result,
-            never = attach::stay_attached(client, socket, &device, attached.clone(), async |attached| {
-                overlay.move_to(attached).map_err(Error::failed)
-            }) => match never {},
+            never = stays => match never {},
         }
     }
 

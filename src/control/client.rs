@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muslin_stack::ipam::PodName;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::connection::Connection;
-use super::protocol::{Answer, Attach, Attached, Namespace, PodNamespaces, Request, Table};
+use super::protocol::{Answer, Attach, Attached, Link, Namespace, PodNamespaces, Request, Table};
 use crate::error::{Context, Error, Result};
 use crate::state;
 
@@ -19,7 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to a node.
 #[derive(Debug)]
-pub struct Client(Connection);
+pub struct Client {
+    connection: Connection,
+    /// What came while an answer was waited for.
+    missed: Mutex<Option<Link>>,
+}
 
 /// The socket of the node called `name`, or of the only one that runs.
 ///
@@ -55,7 +60,10 @@ impl Client {
     pub async fn connect(socket: &Path) -> Result<Self> {
         let connected = UnixSeqpacket::connect(socket).await;
         connected
-            .map(|socket| Self(Connection::new(socket)))
+            .map(|socket| Self {
+                connection: Connection::new(socket),
+                missed: Mutex::new(None),
+            })
             .map_err(|error| {
                 let at = socket.display();
                 Error::failed(match error.kind() {
@@ -154,9 +162,21 @@ impl Client {
         }
     }
 
-    /// Returns when the node is gone.
-    pub async fn closed(&self) {
-        self.0.closed().await;
+    /// The next change of what the interface of a pod that was attached over this connection is to
+    /// have; nothing when the node is gone.
+    pub async fn changed(&self) -> Option<Link> {
+        if let Some(link) = self.missed.lock().take() {
+            return Some(link);
+        }
+        loop {
+            match self.connection.receive().await {
+                Ok(Some((Answer::Changed(link), _))) => return Some(link),
+                Ok(Some(_)) => {}
+                // Something that this version does not know.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Ok(None) | Err(_) => return None,
+            }
+        }
     }
 
     async fn ask(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<Answer> {
@@ -165,8 +185,18 @@ impl Client {
     }
 
     async fn send(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<()> {
-        let sent = self.0.send(request, beside).await;
+        let sent = self.connection.send(request, beside).await;
         sent.context("cannot ask the node")
+    }
+
+    /// The next message that answers a request.
+    async fn answer(&self) -> io::Result<Option<(Answer, Vec<OwnedFd>)>> {
+        loop {
+            match self.connection.receive().await? {
+                Some((Answer::Changed(link), _)) => *self.missed.lock() = Some(link),
+                answer => return Ok(answer),
+            }
+        }
     }
 
     async fn receive(&self) -> Result<Answer> {
@@ -176,7 +206,7 @@ impl Client {
 
     /// The next answer, unless it is a refusal, and what is beside it.
     async fn receive_with_descriptors(&self) -> Result<(Answer, Vec<OwnedFd>)> {
-        let received = tokio::time::timeout(PATIENCE, self.0.receive()).await;
+        let received = tokio::time::timeout(PATIENCE, self.answer()).await;
         let received = received
             .map_err(|_| {
                 Error::failed("the node does not answer: its process hangs or is stopped")

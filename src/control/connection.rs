@@ -95,12 +95,6 @@ impl Connection {
         Poll::Ready(Ok((len > 0).then_some((bytes, beside))))
     }
 
-    /// Returns when the other end is gone; what it sends meanwhile is ignored.
-    pub async fn closed(&self) {
-        let mut byte = [0; 1];
-        while matches!(self.0.recv(&mut byte).await, Ok(info) if info.bytes_read() > 0) {}
-    }
-
     /// The other end's user.
     ///
     /// # Errors

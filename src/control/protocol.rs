@@ -108,6 +108,9 @@ pub enum Answer {
         /// Whether further rows follow in another packet.
         more: bool,
     },
+    /// What the interfaces of pods attached over this connection are to have from now on. Nobody has
+    /// asked: it comes whenever it changes.
+    Changed(Link),
     /// It is done.
     Done,
     /// It cannot be done.
@@ -117,6 +120,15 @@ pub enum Answer {
         /// Why, in one line for people.
         message: String,
     },
+}
+
+/// What a pod's interface can send at once. It follows the underlay's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Segments of its longest superpacket.
+    pub gso_max_segs: u16,
 }
 
 /// What an attached pod's interface is to have.
@@ -130,10 +142,9 @@ pub struct Attached {
     pub address: Ipv4Net,
     /// The gateway.
     pub gateway: Ipv4Addr,
-    /// MTU in bytes.
-    pub mtu: u16,
-    /// Segments of its longest superpacket.
-    pub gso_max_segs: u16,
+    /// What it can send at once.
+    #[serde(flatten)]
+    pub link: Link,
     /// What is reached through the gateway.
     pub routes: Vec<Ipv4Net>,
     /// Resolvers for the pod.

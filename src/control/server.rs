@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, MAX_MESSAGE};
-use super::protocol::{Answer, Attach, Attached, Namespace, PodNamespaces, Request, Table};
+use super::protocol::{Answer, Attach, Attached, Link, Namespace, PodNamespaces, Request, Table};
 use crate::error::{Error, Result, errno};
 use muslin_stack::ipam::PodName;
 
@@ -52,6 +52,12 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// If there is none of that name, or it has none.
     fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)>;
+
+    /// What interfaces of attached pods are to have.
+    ///
+    /// # Errors
+    /// If there are no pods yet.
+    fn link(&self) -> Result<watch::Receiver<Link>>;
 
     /// Detaches a pod.
     ///
@@ -131,8 +137,16 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
     }
     // Pods that end with the connection.
     let mut attachments = Vec::new();
+    let mut link = None;
     loop {
-        let (request, beside) = match connection.receive::<Request>().await {
+        let received = tokio::select! {
+            received = connection.receive::<Request>() => received,
+            link = changed(&mut link) => {
+                connection.send(&Answer::Changed(link), &[]).await?;
+                continue;
+            }
+        };
+        let (request, beside) = match received {
             Ok(Some(received)) => received,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -148,9 +162,12 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
         };
         let answer = match request {
             Request::Attach(attach) => {
-                answer_attach(service, attach, beside).map(|(answer, held)| {
+                answer_attach(service, attach, beside).and_then(|(answer, held)| {
+                    if held.is_some() {
+                        link = Some(service.link()?);
+                    }
                     attachments.extend(held);
-                    answer
+                    Ok(answer)
                 })
             }
             Request::KeepNamespaces { pod, kinds } if kinds.len() == beside.len() => service
@@ -181,6 +198,16 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
             .send(&answer.unwrap_or_else(Answer::from), &[])
             .await?;
     }
+}
+
+/// The next change of what pods' interfaces are to have; for ever if there are none.
+async fn changed(link: &mut Option<watch::Receiver<Link>>) -> Link {
+    if let Some(link) = link
+        && link.changed().await.is_ok()
+    {
+        return *link.borrow_and_update();
+    }
+    std::future::pending().await
 }
 
 fn answer_attach<S: Service>(
@@ -245,6 +272,10 @@ mod tests {
 
         fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
             Err(self.detach(pod).unwrap_err())
+        }
+
+        fn link(&self) -> Result<watch::Receiver<Link>> {
+            Err(Error::failed("none"))
         }
 
         fn detach(&self, pod: &PodName) -> Result<()> {

@@ -73,6 +73,20 @@ impl Surface {
         }
     }
 
+    /// Pods have another MTU. A file that could not be written, or others have written since, stays
+    /// as it is.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        let Some(before) = self.written.as_mut() else {
+            return;
+        };
+        let mut subnet = before.clone();
+        subnet.mtu = mtu;
+        match subnet.replace(before, &self.file) {
+            Ok(()) => *before = subnet,
+            Err(error) => warn!("{error}"),
+        }
+    }
+
     /// The lease is given back, and so the file is wrong; one that others have written since stays.
     pub fn withdraw(&mut self) {
         self.condition.end();

@@ -38,16 +38,30 @@ impl SubnetEnv {
         write().context(format!("cannot write {}", path.display()))
     }
 
+    /// Writes the file, if it says what it said before.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn replace(&self, before: &Self, path: &Path) -> Result<()> {
+        match before.is_in(path) {
+            true => self.write(path),
+            false => Ok(()),
+        }
+    }
+
     /// Removes the file, if it says this still.
     ///
     /// # Errors
     /// If it cannot be removed.
     pub fn remove(&self, path: &Path) -> Result<()> {
-        let is_ours = matches!(fs::read_to_string(path), Ok(text) if text == self.to_string());
-        if !is_ours {
+        if !self.is_in(path) {
             return Ok(());
         }
         fs::remove_file(path).context(format!("cannot remove {}", path.display()))
+    }
+
+    fn is_in(&self, path: &Path) -> bool {
+        matches!(fs::read_to_string(path), Ok(text) if text == self.to_string())
     }
 }
 
@@ -98,6 +112,19 @@ mod tests {
             "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\n\
              FLANNEL_IPMASQ=true\n"
         );
+    }
+
+    #[test]
+    fn another_mtu_is_written_where_nobody_else_has_written() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("subnet.env");
+        let (before, mut now) = (sample(), sample());
+        now.mtu = 8950;
+        before.write(&path).unwrap();
+        now.replace(&before, &path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), now.to_string());
+        before.replace(&before, &path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), now.to_string());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use tracing::debug;
 
+use crate::control::protocol::Link;
 use crate::error::{Context, Error, Result};
 use crate::netlink;
 
@@ -24,10 +25,8 @@ pub struct Assignment {
     pub address: Ipv4Net,
     /// The gateway.
     pub gateway: Ipv4Addr,
-    /// MTU in bytes.
-    pub mtu: u16,
-    /// Segments of its longest superpacket.
-    pub gso_max_segs: u16,
+    /// What it can send at once.
+    pub link: Link,
     /// What is reached through the gateway.
     pub routes: Vec<Ipv4Net>,
 }
@@ -41,6 +40,28 @@ pub async fn configure(name: &str, assignment: &Assignment) -> Result<()> {
     netlink::with(async |handle| set_up(handle, name, assignment).await).await?
 }
 
+/// Gives the interface `name` of this thread's network namespace another MTU and length of
+/// superpackets.
+///
+/// # Errors
+/// What the kernel refused.
+pub async fn set_link(name: &str, link: Link) -> Result<()> {
+    let set = async |handle: &Handle| {
+        let index = index(handle, name).await?;
+        set_mtu(handle, (index, name), link).await
+    };
+    netlink::with(set).await?
+}
+
+async fn set_mtu(handle: &Handle, (index, name): (u32, &str), link: Link) -> Result<()> {
+    let message = LinkUnspec::new_with_index(index).mtu(link.mtu.into());
+    let set = handle.link().set(message.build()).execute().await;
+    set.context(format!("giving {name} an MTU of {}", link.mtu))?;
+    let segments = LinkAttribute::GsoMaxSegs(link.gso_max_segs.into());
+    tune(handle, index, segments).await;
+    Ok(())
+}
+
 async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<()> {
     let loopback = index(handle, "lo").await?;
     let up = LinkUnspec::new_with_index(loopback).up().build();
@@ -48,22 +69,11 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
     set.context("setting the loopback interface up")?;
 
     let index = index(handle, name).await?;
-    let link = LinkUnspec::new_with_index(index)
-        .mtu(assignment.mtu.into())
-        .up()
-        .build();
-    let set = handle.link().set(link).execute().await;
-    set.context(format!(
-        "setting {name} up with an MTU of {}",
-        assignment.mtu
-    ))?;
-
-    for attribute in [
-        LinkAttribute::TxQueueLen(QUEUE_LEN),
-        LinkAttribute::GsoMaxSegs(assignment.gso_max_segs.into()),
-    ] {
-        tune(handle, index, attribute).await;
-    }
+    set_mtu(handle, (index, name), assignment.link).await?;
+    let up = LinkUnspec::new_with_index(index).up().build();
+    let set = handle.link().set(up).execute().await;
+    set.context(format!("setting {name} up"))?;
+    tune(handle, index, LinkAttribute::TxQueueLen(QUEUE_LEN)).await;
 
     let Assignment {
         address, gateway, ..

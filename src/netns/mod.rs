@@ -21,7 +21,7 @@ use crate::control::protocol::Namespace;
 use crate::error::{Context, Error, Result, errno};
 
 pub use files::{Resolution, give as give_files};
-pub use interface::{Assignment, configure};
+pub use interface::{Assignment, configure, set_link};
 
 /// Moves this process into fresh namespaces, where it is user 0.
 ///

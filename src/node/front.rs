@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::running::{Attachment, Running};
 use crate::control::Service;
-use crate::control::protocol::{Attach, Attached, Namespace, PodNamespaces, Table};
+use crate::control::protocol::{Attach, Attached, Link, Namespace, PodNamespaces, Table};
 use crate::error::{Error, Result};
 use crate::flannel;
 
@@ -103,6 +103,10 @@ impl Service for Front {
 
     fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
         self.ready()?.namespaces(pod)
+    }
+
+    fn link(&self) -> Result<watch::Receiver<Link>> {
+        Ok(self.ready()?.link())
     }
 
     fn detach(&self, pod: &PodName) -> Result<()> {

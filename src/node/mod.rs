@@ -25,6 +25,7 @@ use muslin_stack::lease::{
     SubnetKey, Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};
+use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -32,6 +33,7 @@ use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
 
 use crate::control;
+use crate::control::protocol::Link;
 use crate::egress;
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
@@ -320,7 +322,7 @@ impl Start {
             leave: self.leave,
             address: address.clone(),
             fatal: self.fatal,
-            surface: self.surface,
+            surface: Arc::new(Mutex::new(self.surface)),
             condition: self.condition,
             front: self.front.clone(),
             tunnel: None,
@@ -360,7 +362,7 @@ struct Plane {
     address: watch::Sender<Ipv4Addr>,
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
-    surface: Surface,
+    surface: Arc<Mutex<Surface>>,
     condition: Condition,
     /// Where clients ask; it has the node that runs.
     front: Arc<Front>,
@@ -475,7 +477,7 @@ impl Plane {
             Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
             Change::Left => {
                 info!("the lease is given back");
-                self.surface.withdraw();
+                self.surface.lock().withdraw();
             }
             Change::Lost(loss) => return Err(refusal(&loss)),
         }
@@ -593,8 +595,9 @@ impl Plane {
         if !self.front.serve(running.clone()) {
             return Err(Error::failed("the node runs already"));
         }
+        tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
         self.watch_over(running, events);
-        self.surface.announce(subnet, &ready);
+        self.surface.lock().announce(subnet, &ready);
         Ok(())
     }
 
@@ -671,6 +674,14 @@ impl Plane {
             }
             let _ = fatal.send(Error::failed("the data path's thread has ended"));
         });
+    }
+}
+
+/// Tells flannel's tools when pods have another MTU.
+async fn keep_mtu(surface: Arc<Mutex<Surface>>, mut link: watch::Receiver<Link>) {
+    while link.changed().await.is_ok() {
+        let mtu = link.borrow_and_update().mtu;
+        surface.lock().set_mtu(mtu);
     }
 }
 

@@ -74,7 +74,7 @@ fn status(running: &Running, report: &Report) -> Status {
             .plan
             .is_direct
             .then(|| facts.settings.uplink.to_string()),
-        mtu: facts.plan.mtu.get(),
+        mtu: running.plan().mtu.get(),
         device: "tap".to_owned(),
         workers: facts.settings.workers,
         offload: offload(running, report).to_string(),
@@ -162,7 +162,7 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
 }
 
 fn peers(running: &Running, report: &Report) -> Vec<Peer> {
-    let (backend, plan) = (&running.facts.config.backend, &running.facts.plan);
+    let (backend, plan) = (&running.facts.config.backend, &running.plan());
     let prefix = running.interface().prefix;
     let peers = running.peers.lock();
     let rows = peers.iter().map(|(key, known)| {

@@ -21,7 +21,7 @@ use super::naming::Naming;
 use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
-use crate::control::protocol::{Attach, Attached, Lease, Namespace, PodNamespaces, Table};
+use crate::control::protocol::{Attach, Attached, Lease, Link, Namespace, PodNamespaces, Table};
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::flannel;
@@ -72,14 +72,15 @@ impl fmt::Display for Facts {
     }
 }
 
-/// What has become of the underlay.
-pub(super) enum Step {
-    /// It is as it was.
-    Stays,
-    /// The tunnel ends at another address.
-    Moved,
-    /// The uplink is another one.
-    UplinkOpened,
+/// What of the underlay has changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Followed {
+    /// Whether the tunnel ends at another address.
+    pub(super) is_moved: bool,
+    /// Whether the uplink is another one.
+    pub(super) has_uplink: bool,
+    /// The MTU of pods, if it is another one.
+    pub(super) mtu: Option<u16>,
 }
 
 /// A node that runs.
@@ -92,6 +93,8 @@ pub(super) struct Running {
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
+    plan: Mutex<Plan>,
+    link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
     state: Arc<StateDir>,
@@ -119,6 +122,8 @@ impl Running {
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
+            plan: Mutex::new(facts.plan),
+            link: watch::Sender::new(facts.plan.link()),
             uplink_is_gone: AtomicBool::new(false),
             facts,
             workers,
@@ -138,37 +143,69 @@ impl Running {
         self.interface.lock().clone()
     }
 
-    /// Takes the underlay along to what its interface is now.
-    pub(super) fn follow(&self, now: &PublicInterface) -> Result<Step> {
-        let before = self.interface();
-        let ends = |it: &PublicInterface| (it.address, it.public_ip);
-        let is_moved = ends(now) != ends(&before);
-        if !is_moved && !self.needs_uplink(now) {
-            return Ok(Step::Stays);
-        }
-        self.move_to(now.clone())?;
-        Ok(match is_moved {
-            true => Step::Moved,
-            false => Step::UplinkOpened,
-        })
+    /// How packets travel as things are now.
+    pub(super) fn plan(&self) -> Plan {
+        *self.plan.lock()
     }
 
-    /// Moves the tunnel to another address of this machine.
-    fn move_to(&self, interface: PublicInterface) -> Result<()> {
+    /// What the interfaces of pods are to have.
+    pub(super) fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    /// Takes the underlay along to what its interface is now.
+    pub(super) fn follow(&self, now: &PublicInterface) -> Result<Followed> {
+        let (before, former) = (self.interface(), self.plan());
+        let plan = former.on(now)?;
+        let ends = |it: &PublicInterface| (it.address, it.public_ip);
+        let followed = Followed {
+            is_moved: ends(now) != ends(&before),
+            has_uplink: self.needs_uplink(now),
+            mtu: (plan.mtu != former.mtu).then_some(plan.mtu.get()),
+        };
+        if followed.is_moved || followed.has_uplink {
+            self.move_to(now, &plan)?;
+        }
+        *self.interface.lock() = now.clone();
+        *self.plan.lock() = plan;
+        if followed.mtu.is_some() {
+            self.workers.set_mtu(plan.mtu).map_err(Error::failed)?;
+            self.link.send_replace(plan.link());
+            self.warn_unattended(plan.mtu.get());
+        }
+        Ok(followed)
+    }
+
+    /// Says which pods nobody can give another MTU: whoever attached them has gone.
+    fn warn_unattended(&self, mtu: u16) {
+        let pods = self.pods.lock();
+        let names = pods.iter().filter(|(_, pod)| pod.persistent);
+        let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
+        if !names.is_empty() {
+            warn!(
+                "the interfaces of {} keep their MTU, since 'muslin attach' has ended: set {mtu} in \
+                 their namespaces, or attach them again",
+                names.join(", ")
+            );
+        }
+    }
+
+    /// Moves the tunnel and the uplink to what the interface is now.
+    fn move_to(&self, interface: &PublicInterface, plan: &Plan) -> Result<()> {
         let network = self.facts.config.network;
         if network.contains(&interface.address) {
             return Err(Error::failed(format!(
-                "it lies in the pod network {network}"
+                "{} lies in the pod network {network}",
+                interface.address
             )));
         }
         let facts = &self.facts;
-        let interfaces = (&self.interface(), &interface);
-        let (underlays, uplink) = facts.plan.open(facts.subnet, &facts.settings, interfaces)?;
+        let interfaces = (&self.interface(), interface);
+        let (underlays, uplink) = plan.open(facts.subnet, &facts.settings, interfaces)?;
         self.workers
             .rebind(underlays, uplink)
             .map_err(Error::failed)?;
         self.uplink_is_gone.store(false, Ordering::Relaxed);
-        *self.interface.lock() = interface;
         Ok(())
     }
 
@@ -348,8 +385,7 @@ impl Running {
             node: facts.settings.name.clone(),
             address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
             gateway: gateway::address(facts.subnet),
-            mtu: facts.plan.mtu.get(),
-            gso_max_segs: facts.plan.gso_max_segs(),
+            link: self.plan().link(),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: vec![gateway::address(facts.subnet)],
             search,

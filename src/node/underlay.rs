@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::Settings;
 use super::front::Front;
-use super::running::Step;
+use crate::control::protocol::Link;
 use crate::error::{Error, Result};
 use crate::flannel::{Condition, Need};
 use crate::lease::store::{self, Store};
@@ -41,6 +41,8 @@ pub(super) struct Plan {
     pub(super) mtu: Mtu,
     /// MTU of the underlay.
     pub(super) outer: Mtu,
+    /// The same, where somebody has named it: it does not follow the interface then.
+    fixed: Option<Mtu>,
     /// UDP port of the tunnel, 0 if it has none.
     pub(super) port: u16,
     /// Whether packets go bare to nodes on the same link.
@@ -140,27 +142,36 @@ impl Plan {
                 return Err(Error::usage(ConfigFault::OtherBackend(name.clone())));
             }
         };
-        let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
-        let outer = match settings.mtu.or(configured) {
-            Some(mtu) => mtu,
-            None => own.map_err(|error| Error::usage(format!("{}: {error}", interface.name)))?,
-        };
-        let inner = |format: Format| format.inner_mtu(outer, IpVersion::Ipv4);
-        let mtu = tunnel.format().map_or(Ok(outer), inner).map_err(|_| {
-            Error::usage(format!(
-                "an underlay MTU of {} leaves no room for pods",
-                outer.get()
-            ))
-        })?;
+        let fixed = settings.mtu.or(configured);
+        let (mtu, outer) = mtus(tunnel, fixed, interface)?;
         let plan = Self {
             tunnel,
             mtu,
             outer,
+            fixed,
             port,
             is_direct: config.backend.is_direct(),
         };
         plan.check_uplink(settings, interface)?;
         Ok(plan)
+    }
+
+    /// The same with what the interface is now.
+    pub(super) fn on(&self, interface: &PublicInterface) -> Result<Self> {
+        let (mtu, outer) = mtus(self.tunnel, self.fixed, interface)?;
+        Ok(Self {
+            mtu,
+            outer,
+            ..*self
+        })
+    }
+
+    /// What the interfaces of pods are to have.
+    pub(super) fn link(&self) -> Link {
+        Link {
+            mtu: self.mtu.get(),
+            gso_max_segs: self.gso_max_segs(),
+        }
     }
 
     /// Whether bare packets could reach this node at all.
@@ -291,7 +302,7 @@ impl Plan {
 
     /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with
     /// one call.
-    pub(super) fn gso_max_segs(&self) -> u16 {
+    fn gso_max_segs(&self) -> u16 {
         let headers = self.tunnel.format().map_or(0, Format::network_offset);
         let segments = Limits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
         segments.max(1) as u16
@@ -340,6 +351,23 @@ pub(super) fn warn_of_kernel(network: Ipv4Net, subnet: Ipv4Net) {
     }
 }
 
+/// MTU of pods and of the underlay, which is that of the interface if no other is named.
+fn mtus(tunnel: Tunnel, named: Option<Mtu>, interface: &PublicInterface) -> Result<(Mtu, Mtu)> {
+    let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
+    let outer = match named {
+        Some(mtu) => mtu,
+        None => own.map_err(|error| Error::usage(format!("{}: {error}", interface.name)))?,
+    };
+    let inner = |format: Format| format.inner_mtu(outer, IpVersion::Ipv4);
+    let mtu = tunnel.format().map_or(Ok(outer), inner).map_err(|_| {
+        Error::usage(format!(
+            "an underlay MTU of {} leaves no room for pods",
+            outer.get()
+        ))
+    })?;
+    Ok((mtu, outer))
+}
+
 /// Takes the underlay and the lease along when the interface gets another address, as laptops and
 /// virtual machines do, or comes back after it was gone. Until the node runs `seen` has the
 /// interface as it is.
@@ -368,24 +396,31 @@ pub(super) async fn follow(
             });
             continue;
         };
-        match running.follow(&now) {
-            Ok(Step::Stays) => continue,
-            Ok(Step::Moved) => {
-                info!(
-                    "the public address is {} now, on {}",
-                    now.public_ip, now.name
-                );
-                public_ip.send_replace(now.public_ip);
-            }
-            Ok(Step::UplinkOpened) => info!("the uplink on {} is opened anew", now.name),
+        let followed = match running.follow(&now) {
+            Ok(followed) => followed,
             Err(error) => {
                 let text = error.to_string();
                 if text != complaint {
-                    warn!("the underlay cannot move to {}: {text}", now.address);
+                    warn!("the underlay cannot follow {}: {text}", now.name);
                     complaint = text;
                 }
                 continue;
             }
+        };
+        if followed.is_moved {
+            info!(
+                "the public address is {} now, on {}",
+                now.public_ip, now.name
+            );
+            public_ip.send_replace(now.public_ip);
+        } else if followed.has_uplink {
+            info!("the uplink on {} is opened anew", now.name);
+        }
+        if let Some(mtu) = followed.mtu {
+            info!(
+                "the MTU of {} is {}, that of pods {mtu} now",
+                now.name, now.mtu
+            );
         }
         complaint.clear();
     }

@@ -317,7 +317,14 @@ impl Inside {
     /// Takes another place. The gateway may be another one even at the same address.
     fn move_to(&mut self, place: Place) {
         let now = self.clock.now();
-        if place != self.place {
+        let is_resized = Place {
+            mtu: place.mtu,
+            ..self.place
+        } == place;
+        if is_resized && let Ok(mtu) = Mtu::new(place.mtu.into()) {
+            self.egress.set_mtu(mtu, now);
+            self.place = place;
+        } else if place != self.place {
             match config(place) {
                 Ok(config) => {
                     self.egress = Egress::new(config, now);

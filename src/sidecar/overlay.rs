@@ -46,7 +46,7 @@ impl From<&Attached> for Place {
         Self {
             address: attached.address.addr(),
             gateway: attached.gateway,
-            mtu: attached.mtu,
+            mtu: attached.link.mtu,
         }
     }
 }

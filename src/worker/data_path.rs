@@ -196,6 +196,10 @@ impl DataPath {
                     self.node.remove_peer(peer);
                 }
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
+                Command::SetMtu(mtu) => {
+                    self.node.set_mtu(mtu);
+                    self.outside.egress.set_mtu(mtu, self.clock.now());
+                }
                 Command::Report(reply) => {
                     // Whoever asked may have gone.
                     let _ = reply.send(self.report());

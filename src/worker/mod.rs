@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::Header;
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
@@ -67,6 +68,7 @@ enum Command {
     SetPeer(Peer),
     RemovePeer(PeerId),
     Rebind(Underlay, Option<Uplink>),
+    SetMtu(Mtu),
     Report(oneshot::Sender<Report>),
     Stop,
 }
@@ -321,6 +323,14 @@ impl Workers {
     pub(crate) fn stop(&self) {
         // One that has ended already is as good.
         let _ = self.tell(|| Command::Stop);
+    }
+
+    /// Changes the MTU of pods and of the way to peers.
+    ///
+    /// # Errors
+    /// `Ended` if there is nobody to do it.
+    pub fn set_mtu(&self, mtu: Mtu) -> Result<(), Ended> {
+        self.tell(|| Command::SetMtu(mtu))
     }
 
     /// The tables and counters as they are now, of all workers together.

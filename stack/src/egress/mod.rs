@@ -262,6 +262,13 @@ impl Egress {
         }
     }
 
+    /// Pods have another MTU, in bytes of IP packets: what goes to them fits it from now on, on
+    /// connections that are open too.
+    pub fn set_mtu(&mut self, mtu: Mtu, now: Instant) {
+        self.config.mtu = mtu;
+        self.ends.set_mtu(mtu, now);
+    }
+
     /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked.
     ///
     /// # Errors

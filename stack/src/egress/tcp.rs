@@ -7,6 +7,7 @@
 //! Nothing on the way to a pod loses packets, so there is no congestion control: what a pod does not
 //! take stays in the host's socket.
 
+use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -27,6 +28,7 @@ use super::memory::Grant;
 use super::table::Moved;
 use super::{FlowId, FlowKey, Host, HostError, Pods, Ready};
 use crate::drops::DropReason;
+use crate::hash::Seed;
 
 /// The longest packet.
 const MAX_LEN: usize = 65_535;
@@ -44,6 +46,7 @@ const CHECKSUM: u16 = 16;
 /// The interface of all connections.
 pub(super) struct Ends {
     interface: Interface,
+    seed: Seed,
     capabilities: DeviceCapabilities,
     /// A packet on its way out.
     outgoing: Outgoing,
@@ -239,6 +242,25 @@ impl Connection {
     }
 }
 
+/// An interface with any address.
+fn interface(
+    capabilities: &DeviceCapabilities,
+    outgoing: &mut Outgoing,
+    random_seed: u64,
+    now: Instant,
+) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ip);
+    config.random_seed = random_seed;
+    let mut wire = Wire {
+        capabilities,
+        incoming: None,
+        outgoing,
+    };
+    let mut interface = Interface::new(config, &mut wire, now);
+    interface.set_any_ip(true);
+    interface
+}
+
 impl Ends {
     pub(super) fn new(mtu: Mtu, random_seed: u64, now: Instant) -> Self {
         let mut capabilities = DeviceCapabilities::default();
@@ -250,20 +272,26 @@ impl Ends {
         capabilities.checksum.tcp = Checks::None;
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(MAX_LEN);
         let mut outgoing = Outgoing::new();
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = random_seed;
-        let mut wire = Wire {
-            capabilities: &capabilities,
-            incoming: None,
-            outgoing: &mut outgoing,
-        };
-        let mut interface = Interface::new(config, &mut wire, now);
-        interface.set_any_ip(true);
         Self {
-            interface,
+            interface: interface(&capabilities, &mut outgoing, random_seed, now),
+            seed: Seed(random_seed),
             capabilities,
             outgoing,
         }
+    }
+
+    /// Has packets to pods fit another MTU from now on.
+    pub(super) fn set_mtu(&mut self, mtu: Mtu, now: Instant) {
+        let Self {
+            capabilities,
+            outgoing,
+            seed,
+            ..
+        } = self;
+        capabilities.max_transmission_unit = mtu.get().into();
+        // smoltcp asks a device for its MTU once. Connections have their state in sets of their own.
+        let random_seed = seed.hash_one(now.total_micros());
+        self.interface = interface(capabilities, outgoing, random_seed, now);
     }
 
     /// A connection that begins with a SYN to the pod.
@@ -316,6 +344,7 @@ impl Ends {
             interface,
             capabilities,
             outgoing,
+            ..
         } = self;
         let mut wire = Wire {
             capabilities,
@@ -337,6 +366,7 @@ impl Ends {
             interface,
             capabilities,
             outgoing,
+            ..
         } = self;
         let time = connection.time(now);
         for _ in 0..MAX_BURST {

@@ -472,6 +472,13 @@ impl Node {
         self.config.tunnel.format()
     }
 
+    /// Changes the MTU of pods and of the way to peers, in bytes of inner IP packets: the underlay's
+    /// interface has another one. Packets that are too long for it are fragmented or refused with
+    /// the new one from now on (RFC 1191), and connections begin with what it takes.
+    pub fn set_mtu(&mut self, mtu: Mtu) {
+        self.config.mtu = mtu;
+    }
+
     /// MTU of pods and of the way to peers.
     #[must_use]
     pub fn mtu(&self) -> Mtu {

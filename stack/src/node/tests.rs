@@ -952,6 +952,40 @@ fn the_gateway_answers_in_pieces_that_add_up() {
 }
 
 #[test]
+fn another_mtu_counts_at_once() {
+    let mut node = node(1, "udp");
+    let mut packet = ping(pod(1, 2), pod(2, 2), 64, 2000);
+    set_dont_fragment(&mut packet, true);
+    let send = |node: &mut Node| from_pod(node, &pod_frame(&packet)).0;
+    for (mtu, fits) in [
+        (1450, false),
+        (2028, true),
+        (2027, false),
+        (9000, true),
+        (68, false),
+    ] {
+        node.set_mtu(Mtu::new(mtu).unwrap());
+        let verdict = send(&mut node);
+        if fits {
+            assert!(
+                matches!(verdict, Verdict::Peer { .. }),
+                "{mtu}: {verdict:?}"
+            );
+            continue;
+        }
+        assert_eq!(
+            verdict,
+            Verdict::Drop(DropReason::FragmentationNeeded),
+            "{mtu}"
+        );
+        let errors = outputs(&mut node);
+        let icmp = &errors[0].1[34..];
+        assert_eq!(u32::from(u16::from_be_bytes([icmp[6], icmp[7]])), mtu);
+    }
+    assert_adds_up(&node);
+}
+
+#[test]
 fn the_smallest_subnet_has_room_for_one_pod() {
     for (len, fits) in [(29, true), (30, true), (31, false), (32, false)] {
         let mut config = config(1, "vxlan");

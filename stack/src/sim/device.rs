@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use muslin_encap::overhead::Mtu;
 use smoltcp::time::Instant;
 
 use crate::port::Attachment;
@@ -14,6 +15,9 @@ pub(super) trait Device {
 
     /// Takes a frame from the node.
     fn receive(&mut self, now: Instant, frame: &[u8]);
+
+    /// Its interface has another MTU, in bytes of IP packets.
+    fn set_mtu(&mut self, _now: Instant, _mtu: Mtu) {}
 
     /// Takes an order of the plan. One that it cannot follow is reported as failed.
     fn order(&mut self, now: Instant, order: Order);

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use muslin_encap::overhead::Mtu;
+
 use super::Violation;
 use super::cluster::{Cluster, PREFIX, address};
 use super::device::Order;
@@ -39,6 +41,13 @@ pub enum Event {
     Move(usize),
     /// A machine gets a public address that another had before.
     Inherit(usize),
+    /// A machine's interface gets another MTU, and its node and pods follow.
+    Resize {
+        /// The machine.
+        machine: usize,
+        /// Its MTU in bytes.
+        mtu: Mtu,
+    },
     /// Two machines exchange their public addresses.
     Swap(usize, usize),
     /// A machine whose node does not run gets a copy of another's state directory.
@@ -186,6 +195,11 @@ impl fmt::Display for Event {
                     "machine {machine} gets a public address that another had"
                 )
             }
+            Self::Resize { machine, mtu } => write!(
+                f,
+                "the interface of machine {machine} gets an MTU of {}",
+                mtu.get()
+            ),
             Self::Swap(one, other) => {
                 write!(
                     f,
@@ -365,6 +379,7 @@ impl Cluster {
                     self.move_machine(*machine, to)?;
                 }
             }
+            Event::Resize { machine, mtu } => self.resize_machine(*machine, *mtu)?,
             Event::Swap(one, other) => self.swap_machines(*one, *other)?,
             Event::Clone { from, to } => {
                 let disk = self.machines[*from].disk.clone();

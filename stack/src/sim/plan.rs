@@ -200,10 +200,7 @@ fn setup(random: &mut Random) -> Setup {
     };
     let len = random.pick(&[24, 24, 26, 29]);
     let config = NetworkConfig::new(NETWORK, Some(len), backend);
-    let mtus = (0..machines).map(|_| {
-        let mtu = random.pick(&[1500, 1500, 1500, 1400, 1280, 4000]);
-        Mtu::new(mtu).unwrap_or(Mtu::ETHERNET)
-    });
+    let mtus = (0..machines).map(|_| some_mtu(random));
     Setup {
         mtus: mtus.collect(),
         // All these lengths fit the network.
@@ -216,6 +213,11 @@ fn setup(random: &mut Random) -> Setup {
             false => Duration::from_secs(60 * random.between(1, 1439)),
         },
     }
+}
+
+fn some_mtu(random: &mut Random) -> Mtu {
+    let mtu = random.pick(&[1500, 1500, 1500, 1400, 1280, 4000]);
+    Mtu::new(mtu).unwrap_or(Mtu::ETHERNET)
 }
 
 fn some_weather(random: &mut Random) -> Weather {
@@ -244,7 +246,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(127) {
+    match random.below(129) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -327,6 +329,10 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
         },
         124..=125 => Event::Flannel(random.below(256) as u8),
         126 => Event::Misconfigure(random.below(4) as u8),
+        127..=128 => Event::Resize {
+            machine,
+            mtu: some_mtu(random),
+        },
         _ => Event::Replay,
     }
 }

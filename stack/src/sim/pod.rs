@@ -87,19 +87,17 @@ impl Pod {
         view.dst_addr() == self.attachment.mac || view.dst_addr().is_broadcast() && is_asked()
     }
 
+    /// Its address and its gateway.
+    fn place(&self) -> (Ipv4Cidr, Ipv4Addr) {
+        let cidr = Ipv4Cidr::new(self.address, self.subnet.prefix_len());
+        (cidr, gateway::address(self.subnet))
+    }
+
     fn stack(&mut self, now: Instant) -> &mut Stack {
-        self.stack.get_or_insert_with(|| {
-            let cidr = Ipv4Cidr::new(self.address, self.subnet.prefix_len());
-            let gateway = gateway::address(self.subnet);
-            Box::new(Stack::new(
-                now,
-                self.attachment.mac,
-                cidr,
-                gateway,
-                self.mtu,
-                self.seed,
-            ))
-        })
+        let (cidr, gateway) = self.place();
+        let place = (self.attachment.mac, cidr, gateway);
+        self.stack
+            .get_or_insert_with(|| Box::new(Stack::new(now, place, self.mtu, self.seed)))
     }
 }
 
@@ -113,6 +111,17 @@ impl Device for Pod {
             let stack = self.stack(now);
             stack.expect_connection(frame);
             stack.queues.received.push_back(frame.to_vec());
+        }
+    }
+
+    fn set_mtu(&mut self, now: Instant, mtu: Mtu) {
+        self.mtu = mtu;
+        let (cidr, gateway) = self.place();
+        if let Some(stack) = &mut self.stack {
+            stack.queues.mtu = usize::from(mtu.get()) + frame::HEADER_LEN;
+            // smoltcp asks a device for its MTU once.
+            let place = (self.attachment.mac, cidr, gateway);
+            stack.interface = interface(now, place, &mut stack.queues, self.seed);
         }
     }
 
@@ -207,28 +216,34 @@ struct Exchange {
     received: usize,
 }
 
+/// A pod's MAC address, its address and its gateway.
+type Place = (EthernetAddress, Ipv4Cidr, Ipv4Addr);
+
+fn interface(
+    now: Instant,
+    (mac, cidr, gateway): Place,
+    queues: &mut Queues,
+    seed: u64,
+) -> Interface {
+    let mut config = Config::new(HardwareAddress::Ethernet(mac));
+    config.random_seed = seed;
+    let mut interface = Interface::new(config, queues, now);
+    interface.update_ip_addrs(|addresses| {
+        // There is room for eight.
+        let _ = addresses.push(IpCidr::Ipv4(cidr));
+    });
+    let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+    interface
+}
+
 impl Stack {
-    fn new(
-        now: Instant,
-        mac: EthernetAddress,
-        cidr: Ipv4Cidr,
-        gateway: Ipv4Addr,
-        mtu: Mtu,
-        seed: u64,
-    ) -> Self {
+    fn new(now: Instant, place: Place, mtu: Mtu, seed: u64) -> Self {
         let mut queues = Queues {
             mtu: usize::from(mtu.get()) + frame::HEADER_LEN,
             received: VecDeque::new(),
             sent: VecDeque::new(),
         };
-        let mut config = Config::new(HardwareAddress::Ethernet(mac));
-        config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut queues, now);
-        interface.update_ip_addrs(|addresses| {
-            // There is room for eight.
-            let _ = addresses.push(IpCidr::Ipv4(cidr));
-        });
-        let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+        let interface = interface(now, place, &mut queues, seed);
         let ident = seed as u16 | 1;
         let mut sockets = SocketSet::new(Vec::new());
         let pings = sockets.add(ping_socket(ident));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 
-use muslin_encap::overhead::Mtu;
+use muslin_encap::overhead::{Format, Mtu};
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::Duration;
 use smoltcp::wire::IpVersion;
@@ -106,6 +106,29 @@ impl Cluster {
         self.tell_link(number);
         match self.who(number) {
             Some(who) => self.tell_address(who),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives a machine's interface another MTU, which its node and pods follow.
+    pub(super) fn resize_machine(&mut self, number: usize, mtu: Mtu) -> Result<(), Violation> {
+        let now = self.queue.now();
+        let machine = &mut self.machines[number];
+        machine.mtu = mtu;
+        let process = machine.process.as_mut();
+        if let Some(running) = process.and_then(|process| process.running.as_mut()) {
+            let inner = inner_mtu(running.node.format(), mtu)?;
+            running.node.set_mtu(inner);
+            if let Some(way_out) = &mut running.way_out {
+                way_out.egress.set_mtu(inner, now);
+            }
+            for plugged in running.ports.values_mut() {
+                plugged.device.set_mtu(now, inner);
+            }
+        }
+        self.tell_link(number);
+        match self.who(number) {
+            Some(who) => self.settle(who),
             None => Ok(()),
         }
     }
@@ -306,15 +329,11 @@ fn node_config(
             return Err(Violation(format!("the backend is {}", other.name())));
         }
     };
-    let mtu = match tunnel.format() {
-        Some(format) => format.inner_mtu(mtu, IpVersion::Ipv4),
-        None => Ok(mtu),
-    };
     Ok(Config {
         subnet: key.ipv4.into(),
         gateway_mac: disk.gateway_mac.get(),
         tunnel,
-        mtu: mtu.map_err(|error| Violation(error.to_string()))?,
+        mtu: inner_mtu(tunnel.format(), mtu)?,
         clamp_mss: true,
         guard: Policy {
             peers: setup.guards_peers,
@@ -322,4 +341,13 @@ fn node_config(
         limits: LIMITS,
         random_seed: random.number(),
     })
+}
+
+/// MTU of pods on a machine whose interface has this one.
+fn inner_mtu(format: Option<Format>, mtu: Mtu) -> Result<Mtu, Violation> {
+    let inner = match format {
+        Some(format) => format.inner_mtu(mtu, IpVersion::Ipv4),
+        None => Ok(mtu),
+    };
+    inner.map_err(|error| Violation(error.to_string()))
 }

@@ -624,6 +624,54 @@ fn many_idle_connections_need_no_more_than_their_share() {
     assert!(info.bytes_current < 140 << 20, "{}", info.bytes_current);
 }
 
+/// Also on connections that are open when it changes, whether it becomes smaller or larger again.
+#[test]
+fn segments_fit_another_mtu_at_once() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    let mut all = Vec::new();
+    for mtu in [600, MTU, 1000] {
+        bed.egress.set_mtu(Mtu::new(mtu.into()).unwrap(), bed.now);
+        let bytes = pattern(40_000, mtu as u8);
+        bed.fake(id).inbox.extend(&bytes);
+        let Bed {
+            egress,
+            host,
+            pods,
+            now,
+            ..
+        } = &mut bed;
+        let ready = Ready {
+            readable: true,
+            writable: false,
+        };
+        egress.ready(*now, id, ready, host, pods);
+        let longest = pods.packets.iter().map(Vec::len).max().unwrap();
+        assert_eq!(longest, usize::from(mtu));
+        all.extend(bytes);
+        let received = download(&mut bed, handle, 40_000);
+        assert!(received[..] == all[all.len() - 40_000..], "another content");
+    }
+    // The pod's own stream goes on, too.
+    upload(&mut bed, handle, id, &pattern(50_000, 3));
+    // So do connections that begin now.
+    let (_, id) = bed.established();
+    bed.fake(id).inbox.extend(pattern(40_000, 1));
+    let Bed {
+        egress,
+        host,
+        pods,
+        now,
+        ..
+    } = &mut bed;
+    let ready = Ready {
+        readable: true,
+        writable: false,
+    };
+    egress.ready(*now, id, ready, host, pods);
+    assert!(pods.packets.iter().all(|it| it.len() <= 1000));
+}
+
 #[test]
 fn segments_fit_the_pods_mtu() {
     let mut bed = Bed::new();
