@@ -8,6 +8,8 @@ mod faults;
 mod lab;
 #[path = "egress/load.rs"]
 mod load;
+#[path = "egress/mappings.rs"]
+mod mappings;
 #[path = "egress/programs.rs"]
 mod programs;
 #[path = "egress/workers.rs"]

@@ -263,7 +263,8 @@ pub struct Flow {
     pub direction: String,
     /// The pod's address, with its port or, of echo requests, their identifier.
     pub local: SocketAddrV4,
-    /// The other end as the pod calls it; echo requests have no port there.
+    /// The other end as the pod calls it, of UDP and echo requests the one to which it has sent
+    /// last; echo requests have no port there.
     pub remote: SocketAddrV4,
     /// `connecting`, `open`, `half-closed` once one end has nothing more to send, or `closing`.
     pub state: String,

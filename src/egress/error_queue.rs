@@ -1,7 +1,7 @@
 //! What the kernel has heard about datagrams that a socket has sent (ip(7), `IP_RECVERR`).
 
 use std::io::IoSliceMut;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
 use muslin_stack::egress::Complaint;
@@ -27,7 +27,14 @@ pub(super) fn next(socket: &Socket, quoted: &mut [u8]) -> Option<Complaint> {
         });
         // Others pods have no use for.
         if let Some((error, from)) = complaint {
-            return Some(Complaint { error, from, len });
+            let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+            let to = message.address.map_or(nowhere, SocketAddrV4::from);
+            return Some(Complaint {
+                error,
+                from,
+                to,
+                len,
+            });
         }
     }
 }
@@ -52,7 +59,7 @@ fn read(
 
 #[cfg(test)]
 mod tests {
-    use std::net::{SocketAddrV4, UdpSocket};
+    use std::net::UdpSocket;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
@@ -62,21 +69,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_that_nobody_has_is_told_with_what_was_sent() {
+    fn a_port_that_nobody_has_is_told_with_what_was_sent_there() {
         let free = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free.local_addr().unwrap().port());
         drop(free);
         let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), None).unwrap();
         setsockopt(&socket, Ipv4RecvErr, &true).unwrap();
-        socket.connect(&to.into()).unwrap();
+        socket
+            .bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into())
+            .unwrap();
         let mut quoted = [0; 500];
         assert_eq!(next(&socket, &mut quoted), None);
-        socket.send(b"hello").unwrap();
+        socket.send_to(b"hello", &to.into()).unwrap();
         let mut waited = [PollFd::new(socket.as_fd(), PollFlags::empty())];
         poll(&mut waited, PollTimeout::from(5000u16)).unwrap();
         let expected = Complaint {
             error: IcmpError::PortUnreachable,
             from: Some(Ipv4Addr::LOCALHOST),
+            to,
             len: 5,
         };
         assert_eq!(next(&socket, &mut quoted), Some(expected));

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use muslin_stack::egress::{Config, Egress, FlowId};
+use muslin_stack::egress::{Config, Egress, FlowId, Owners};
 use muslin_stack::guard;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -17,7 +17,7 @@ use tracing::warn;
 use crate::dns::Door;
 use crate::error::{Error, Result};
 
-pub(crate) use sockets::Sockets;
+pub(crate) use sockets::{HandOver, Sockets};
 
 /// What a user asks of egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,6 +74,12 @@ impl Outside {
             sockets: Sockets::new(epoll, Some(dns)),
             flat: Vec::new(),
         }
+    }
+
+    /// Says that this is that worker's, among others to whom it gives packets of their flows.
+    pub(crate) fn share(&mut self, owners: Arc<Owners>, worker: u8, others: Vec<HandOver>) {
+        self.egress.share(owners, worker);
+        self.sockets.hand_over_to(worker, others);
     }
 }
 

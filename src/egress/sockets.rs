@@ -7,12 +7,14 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muslin_encap::buffer::PacketBuf;
+use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol};
 use nix::errno::Errno;
 use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    ControlMessage, MsgFlags, SockaddrIn, sendmsg, setsockopt, sockopt::Ipv4RecvErr,
+    ControlMessage, MsgFlags, SockaddrIn, recvfrom, sendmsg, setsockopt, sockopt::Ipv4RecvErr,
 };
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tracing::debug;
@@ -22,6 +24,8 @@ use crate::dns::{self, Door};
 use crate::error::errno;
 use crate::underlay::option;
 
+/// Any address and any port.
+const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 /// After so long without a word the other end is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 
@@ -35,7 +39,13 @@ pub(crate) struct Sockets {
     to_gateway: HashSet<FlowId>,
     /// Flows that share a socket.
     clients: HashMap<Client, FlowId>,
+    /// This worker's number, and the ways to all others.
+    worker: u8,
+    others: Vec<HandOver>,
 }
+
+/// The way of a packet to another worker.
+pub(crate) type HandOver = Box<dyn Fn(&PacketBuf<'_>) -> Result<(), DropReason> + Send>;
 
 /// The number of a published port and the address of who sends to it.
 pub(crate) type Client = (u32, SocketAddrV4);
@@ -59,7 +69,15 @@ impl Sockets {
             sockets: HashMap::new(),
             to_gateway: HashSet::new(),
             clients: HashMap::new(),
+            worker: 0,
+            others: Vec::new(),
         }
+    }
+
+    /// Hands over packets to other workers from now on, which have their flows.
+    pub(crate) fn hand_over_to(&mut self, worker: u8, others: Vec<HandOver>) {
+        self.worker = worker;
+        self.others = others;
     }
 
     /// Gives a flow a socket that is connected to its other end.
@@ -86,7 +104,8 @@ impl Sockets {
         Ok(())
     }
 
-    /// Gives a flow a published port's socket, which others read, for a client that sent to `local`.
+    /// Gives a flow a published port's socket, which others read, for a client that has sent to
+    /// `local`. Answers come from there, so it does so again when the client sends elsewhere.
     pub(crate) fn share(
         &mut self,
         flow: FlowId,
@@ -108,6 +127,12 @@ impl Sockets {
         self.clients.get(&client).copied()
     }
 
+    /// Whether a flow's answers to its client come from this address.
+    pub(crate) fn answers_from(&self, flow: FlowId, address: Ipv4Addr) -> bool {
+        let entry = self.sockets.get(&flow);
+        matches!(entry, Some(Entry::Shared { local, .. }) if *local == address)
+    }
+
     fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
         match self.sockets.get(&flow) {
             Some(Entry::Own(socket)) => Ok(socket),
@@ -119,22 +144,28 @@ impl Sockets {
 }
 
 impl Host for Sockets {
+    fn open(&mut self, flow: FlowId, protocol: Protocol) -> Result<(), HostError> {
+        let bound = new_socket(protocol).and_then(|socket| {
+            // Sending binds it as well, but lack of ports looks like lack of room then.
+            socket.bind(&ANY.into())?;
+            self.watch(flow, socket)
+        });
+        bound.map_err(|error| why_none(&error))
+    }
+
     fn connect(
         &mut self,
         flow: FlowId,
         protocol: Protocol,
         to: SocketAddrV4,
     ) -> Result<(), HostError> {
-        let socket = open(protocol).map_err(|error| told(&error))?;
+        let socket = new_socket(protocol).map_err(|error| why_none(&error))?;
         match socket.connect(&to.into()) {
             Ok(()) => {}
             Err(error) if errno(&error) == Errno::EINPROGRESS => {}
-            Err(error) => return Err(told(&error)),
+            Err(error) => return Err(why_none(&error)),
         }
-        self.watch(flow, socket).map_err(|error| {
-            debug!("no events for a socket to {to}: {error}");
-            HostError::Failed
-        })
+        self.watch(flow, socket).map_err(|error| why_none(&error))
     }
 
     fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError> {
@@ -144,11 +175,17 @@ impl Host for Sockets {
         }
         let socket = dns.connect(key.pod, key.protocol);
         let watched = socket.and_then(|socket| self.watch(flow, socket));
-        watched.map_err(|error| told(&error))?;
+        watched.map_err(|error| why_none(&error))?;
         if key.protocol == Protocol::Udp {
             self.to_gateway.insert(flow);
         }
         Ok(())
+    }
+
+    fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+        let before = usize::from(worker > self.worker);
+        let other = self.others.get(usize::from(worker) - before);
+        other.map_or(Err(DropReason::EgressHandoverFull), |other| other(packet))
     }
 
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
@@ -168,6 +205,22 @@ impl Host for Sockets {
             Err(error) if errno(&error) == Errno::ENOTCONN => Err(HostError::WouldBlock),
             Err(error) => Err(told(&error)),
         }
+    }
+
+    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+        let socket = self.get(flow)?;
+        let sent = socket.send_to_with_flags(bytes, &to.into(), MSG_NOSIGNAL);
+        sent.map(|_| ()).map_err(|error| told(&error))
+    }
+
+    fn receive(
+        &mut self,
+        flow: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError> {
+        let received = recvfrom::<SockaddrIn>(self.get(flow)?.as_raw_fd(), buffer);
+        let (len, from) = received.map_err(|error| told(&error.into()))?;
+        Ok((len, from.map_or(ANY, SocketAddrV4::from)))
     }
 
     fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
@@ -241,7 +294,7 @@ impl Host for Sockets {
 }
 
 /// A socket that never waits.
-fn open(protocol: Protocol) -> io::Result<Socket> {
+fn new_socket(protocol: Protocol) -> io::Result<Socket> {
     let kind = match protocol {
         Protocol::Tcp => Type::STREAM,
         Protocol::Udp | Protocol::Ping => Type::DGRAM,
@@ -285,6 +338,15 @@ fn prepare(stream: &Socket) -> io::Result<()> {
     stream.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
 }
 
+/// What it means to a flow that it has no socket.
+fn why_none(error: &io::Error) -> HostError {
+    match told(error) {
+        // Nothing tells when there is enough again.
+        HostError::WouldBlock => HostError::Exhausted,
+        other => other,
+    }
+}
+
 /// What an error of the host means to a flow.
 fn told(error: &io::Error) -> HostError {
     match errno(error) {
@@ -298,6 +360,12 @@ fn told(error: &io::Error) -> HostError {
         }
         Errno::EACCES | Errno::EPERM => HostError::NotPermitted,
         Errno::EMSGSIZE => HostError::TooLong,
+        Errno::EMFILE
+        | Errno::ENFILE
+        | Errno::ENOMEM
+        | Errno::ENOSPC
+        | Errno::EADDRNOTAVAIL
+        | Errno::EADDRINUSE => HostError::Exhausted,
         _ => {
             debug!("a socket of egress: {error}");
             HostError::Failed

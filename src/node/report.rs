@@ -255,7 +255,7 @@ fn flows(running: &Running, report: &Report) -> Vec<Flow> {
         pod: names.get(flow.key.pod.ip()).map(|name| (*name).clone()),
         direction: flow.direction.to_string(),
         local: flow.key.pod,
-        remote: flow.key.remote,
+        remote: flow.remote,
         state: flow.state.to_string(),
         age_seconds: seconds(flow.since),
         idle_seconds: seconds(flow.active),

@@ -481,6 +481,11 @@ impl Locals {
 }
 
 impl Host for Locals {
+    fn open(&mut self, _: FlowId, _: Protocol) -> Result<(), HostError> {
+        // Nothing begins here that has no other end.
+        Err(HostError::Refused)
+    }
+
     fn connect(
         &mut self,
         flow: FlowId,
@@ -496,6 +501,10 @@ impl Host for Locals {
         Err(HostError::Refused)
     }
 
+    fn hand_over(&mut self, _: u8, _: &PacketBuf<'_>) -> Result<(), DropReason> {
+        Err(DropReason::EgressHandoverFull)
+    }
+
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
         if let Some(told) = self.dialled.remove(&flow) {
             // Whoever asked may have gone.
@@ -505,6 +514,18 @@ impl Host for Locals {
 
     fn connected(&mut self, flow: FlowId) -> Result<(), HostError> {
         self.sockets.connected(flow)
+    }
+
+    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+        self.sockets.send(flow, to, bytes)
+    }
+
+    fn receive(
+        &mut self,
+        flow: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError> {
+        self.sockets.receive(flow, buffer)
     }
 
     fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {

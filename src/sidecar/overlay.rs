@@ -268,7 +268,10 @@ fn refusal(error: HostError) -> io::Error {
             HostError::TimedOut => io::ErrorKind::TimedOut,
             HostError::Reset => io::ErrorKind::ConnectionReset,
             HostError::NotPermitted => io::ErrorKind::PermissionDenied,
-            HostError::WouldBlock | HostError::TooLong | HostError::Failed => io::ErrorKind::Other,
+            HostError::WouldBlock
+            | HostError::TooLong
+            | HostError::Exhausted
+            | HostError::Failed => io::ErrorKind::Other,
         },
         error,
     )

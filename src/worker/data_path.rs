@@ -15,7 +15,7 @@ use muslin_encap::overhead::Format;
 use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
-use muslin_stack::egress::Config as EgressConfig;
+use muslin_stack::egress::{Config as EgressConfig, Owners};
 use muslin_stack::frame;
 use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::{Attachment, PortId};
@@ -31,7 +31,7 @@ use super::output::{BUFFER_LEN, Io, Outbox};
 use super::published::{Published, published_of};
 use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
 use crate::dns::Door;
-use crate::egress::{Outside, is_flow};
+use crate::egress::{HandOver, Outside, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay};
 
 /// Frames taken from one port before the others have their turn.
@@ -68,14 +68,22 @@ pub(super) struct Ear {
     pub(super) heard: Receiver<Heard>,
     pub(super) wake: Arc<EventFd>,
     pub(super) colleagues: Vec<Colleague>,
-    /// Whether there is none before this one.
-    pub(super) is_first: bool,
+    /// This worker's number, and which of them has which mapping.
+    pub(super) index: u8,
+    pub(super) owners: Arc<Owners>,
 }
 
 impl Ear {
-    /// The worker that has the flows that begin on the host's side, if it is another one.
-    pub(super) fn first(&self) -> Option<&Colleague> {
-        self.colleagues.first().filter(|_| !self.is_first)
+    /// Has a worker's egress give others the packets of their flows.
+    fn share(&self, outside: &mut Outside) {
+        let hand_over = |to: &Colleague| {
+            let to = to.clone();
+            Box::new(move |packet: &PacketBuf<'_>| to.hand_over(packet)) as HandOver
+        };
+        if !self.colleagues.is_empty() {
+            let others = self.colleagues.iter().map(hand_over).collect();
+            outside.share(self.owners.clone(), self.index, others);
+        }
     }
 
     /// Tells the others of an ARP frame from a port or, without one, from the uplink.
@@ -110,13 +118,15 @@ impl DataPath {
         epoll.add(&*ear.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         listen(&epoll, &underlay)?;
         let network = node.format().map_or(0, Format::network_offset);
+        let mut outside = Outside::new(outside, clock.now(), epoll.clone());
+        ear.share(&mut outside);
         Ok(Self {
             outbox: Outbox::new(network),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
             io: Io::new(underlay, network),
             published: Published::default(),
-            outside: Outside::new(outside, clock.now(), epoll.clone()),
+            outside,
             clock,
             epoll,
             ear,
@@ -327,7 +337,7 @@ impl DataPath {
         }
         let verdict = node.from_port(now, port, &mut packet);
         if verdict == Verdict::Egress {
-            egress::take_packet((outside, ear), now, &packet, &[], node, io);
+            egress::take_packet(outside, now, &packet, &[], node, io);
         }
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();
@@ -366,7 +376,6 @@ impl DataPath {
             received,
             buffer,
             outside,
-            ear,
             ..
         } = self;
         node.count_drops(DropReason::UnderlayOverflow, received.lost());
@@ -383,7 +392,7 @@ impl DataPath {
                 let mut packet = packet.with_offload(offload).with_tail(rest);
                 let verdict = node.from_underlay(now, source, &mut packet);
                 if verdict == Verdict::Egress {
-                    egress::take_packet((outside, ear), now, &packet, tail, node, io);
+                    egress::take_packet(outside, now, &packet, tail, node, io);
                 }
                 io.send(node, verdict, &mut packet, tail);
             };

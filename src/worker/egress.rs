@@ -12,7 +12,7 @@ use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::PortId;
 use nix::sys::epoll::EpollEvent;
 
-use super::data_path::{DataPath, Ear};
+use super::data_path::DataPath;
 use super::output::Io;
 use super::{Colleague, Heard};
 use crate::egress::{Outside, event_of};
@@ -47,10 +47,9 @@ impl Pods for ToPods<'_> {
     }
 }
 
-/// Gives a packet that the node handed over, with what belongs to it and is elsewhere, to egress:
-/// this worker's, or the first one's if the flow is not here.
+/// Gives a packet that the node handed over, with what belongs to it and is elsewhere, to egress.
 pub(super) fn take_packet(
-    (outside, ear): (&mut Outside, &Ear),
+    outside: &mut Outside,
     now: Instant,
     packet: &PacketBuf<'_>,
     tail: &[&[u8]],
@@ -58,7 +57,7 @@ pub(super) fn take_packet(
     io: &mut Io,
 ) {
     if tail.is_empty() {
-        return take_whole((outside, ear), now, packet, node, io);
+        return take_whole(outside, now, packet, node, io);
     }
     let mut flat = std::mem::take(&mut outside.flat);
     flat.clear();
@@ -67,13 +66,13 @@ pub(super) fn take_packet(
     let len = flat.len();
     if let Ok(whole) = PacketBuf::new(&mut flat, 0, len) {
         let whole = whole.with_offload(packet.offload());
-        take_whole((outside, ear), now, &whole, node, io);
+        take_whole(outside, now, &whole, node, io);
     }
     outside.flat = flat;
 }
 
 fn take_whole(
-    (outside, ear): (&mut Outside, &Ear),
+    outside: &mut Outside,
     now: Instant,
     packet: &PacketBuf<'_>,
     node: &mut Node,
@@ -82,17 +81,14 @@ fn take_whole(
     let Outside {
         egress, sockets, ..
     } = outside;
-    let taken = match ear.first() {
-        Some(first) if egress.is_stray(packet) => first.hand_over(packet),
-        _ => egress.from_pod(now, packet, sockets, &mut ToPods { node, io }),
-    };
-    if let Err(reason) = taken {
+    if let Err(reason) = egress.from_pod(now, packet, sockets, &mut ToPods { node, io }) {
         node.count_drops(reason, 1);
     }
 }
 
 impl Colleague {
-    fn hand_over(&self, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+    /// Gives it a packet of a flow that it has.
+    pub(super) fn hand_over(&self, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
         let stray = Heard::Stray(packet.as_slice().to_vec(), packet.offload());
         let sent = self.heard.try_send(stray);
         let _ = self.wake.write(1);
@@ -101,7 +97,7 @@ impl Colleague {
 }
 
 impl DataPath {
-    /// Takes a packet of a flow that another worker does not have.
+    /// Takes a packet that another worker has handed over.
     pub(super) fn take_stray(&mut self, now: Instant, mut packet: Vec<u8>, offload: Header) {
         let Self {
             node, io, outside, ..
@@ -114,7 +110,7 @@ impl DataPath {
             return;
         };
         let packet = packet.with_offload(offload);
-        if let Err(reason) = egress.from_pod(now, &packet, sockets, &mut ToPods { node, io }) {
+        if let Err(reason) = egress.from_sibling(now, &packet, sockets, &mut ToPods { node, io }) {
             node.count_drops(reason, 1);
         }
     }

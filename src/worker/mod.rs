@@ -23,7 +23,7 @@ use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::Header;
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
-use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo};
+use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo, Owners};
 use muslin_stack::neighbour::{Place, State};
 use muslin_stack::node::{NextHop, Node};
 use muslin_stack::peer::{Peer, PeerId, PeerState};
@@ -125,8 +125,9 @@ pub struct Report {
 /// The control plane's end of the workers. Their threads end with it.
 ///
 /// Each has a node and sockets of its own, and a queue of every pod's device: the kernel keeps a
-/// flow on the queue and socket it is on, so no packet ever passes from one thread to another. What
-/// the control plane says it says to all of them.
+/// flow on the queue and socket it is on, so that few packets pass from one thread to another: ARP,
+/// and those that begin on another queue than the egress flow that they belong to. What the control
+/// plane says it says to all of them.
 #[derive(Debug)]
 pub struct Workers(Vec<Worker>);
 
@@ -142,7 +143,7 @@ struct Worker {
 enum Heard {
     /// An ARP frame, from a port or the uplink. An answer need not come to the worker that asked.
     Arp(Option<PortId>, Vec<u8>),
-    /// An IPv4 packet of a flow that began on the host's side.
+    /// An IPv4 packet of a flow that this worker has.
     Stray(Vec<u8>, Header),
 }
 
@@ -190,6 +191,7 @@ impl Workers {
             });
             ears.push(heard);
         }
+        let owners = Arc::new(Owners::new(outside.random_seed));
         let mut workers = Self(Vec::new());
         for (index, ((node, underlay), heard)) in nodes.into_iter().zip(ears).enumerate() {
             let mut colleagues = all.clone();
@@ -200,7 +202,9 @@ impl Workers {
                 heard,
                 wake: wake.clone(),
                 colleagues,
-                is_first: index == 0,
+                // There are no more than fit (`--workers`).
+                index: u8::try_from(index).unwrap_or(u8::MAX),
+                owners: owners.clone(),
             };
             let (share, events) = ((share.clone(), dns.clone()), events.clone());
             let data_path = DataPath::new(node, underlay, share, clock, events, ear)?;

@@ -305,7 +305,7 @@ impl DataPath {
         };
         let mut pods = ToPods { node, io };
         let flow = egress.deliver(now, key, &buffer[..len], sockets, &mut pods)?;
-        if known != Some(flow) {
+        if known != Some(flow) || !sockets.answers_from(flow, local) {
             sockets.share(flow, port.socket.clone(), (index, client), local);
         }
         Ok(())

@@ -85,7 +85,7 @@ impl DataPath {
             }
             let verdict = node.from_uplink(now, &mut packet);
             if verdict == Verdict::Egress {
-                egress::take_packet((outside, ear), now, &packet, tail, node, io);
+                egress::take_packet(outside, now, &packet, tail, node, io);
             }
             io.send(node, verdict, &mut packet, tail);
         };

@@ -74,13 +74,14 @@ reasons! {
     EgressProtocol, "egress-protocol", "A packet to an address outside was of a protocol that egress does not carry.";
     EgressMalformed, "egress-malformed", "A packet to an address outside had a broken transport header or checksum.";
     EgressClosed, "egress-closed", "A packet was to an address outside, and egress is off.";
-    EgressDenied, "egress-denied", "A packet was to an address that egress may not reach.";
+    EgressDenied, "egress-denied", "A packet was to or from an address that egress may not reach.";
     EgressNoFlow, "egress-no-flow", "A TCP segment to an address outside belonged to no connection.";
     GatewayPort, "gateway-port", "A packet was to a port of the gateway where nothing listens.";
     EgressTableFull, "egress-table-full", "There were too many flows to and from addresses outside, and none was idle.";
     EgressInUse, "egress-in-use", "A flow to a pod had the addresses and ports of another.";
     EgressPodFull, "egress-pod-full", "A pod had too many flows to addresses outside, and none was idle.";
     EgressHandoverFull, "egress-handover-full", "Too many packets waited for the worker that has their flow.";
+    EgressExhausted, "egress-exhausted", "The host had no port, descriptor or memory left for a flow to an address outside.";
     EgressHostFailed, "egress-host-failed", "The host had no socket for a flow to an address outside.";
     EgressHostFull, "egress-host-full", "The host's socket had no room for a datagram to an address outside.";
     EgressTooLong, "egress-too-long", "A packet was longer than the way to an address outside takes, and must not be fragmented.";
@@ -126,6 +127,7 @@ impl DropReason {
                 | Self::EgressInUse
                 | Self::EgressPodFull
                 | Self::EgressHandoverFull
+                | Self::EgressExhausted
                 | Self::EgressHostFailed
                 | Self::EgressHostFull
                 | Self::EgressTooLong

@@ -1,5 +1,5 @@
-//! Datagrams and echo requests of pods: each flow is a connected socket, and what comes from it goes
-//! to the pod from the address that the pod knows.
+//! Datagrams and echo requests of pods. What comes from a flow's socket goes to the pod from the
+//! address by which the pod knows its sender.
 
 use std::net::SocketAddrV4;
 
@@ -9,7 +9,7 @@ use muslin_encap::virtio::{Checksum, Header};
 use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
 
-use super::{FlowId, FlowKey, Host, HostError, Pods, Protocol};
+use super::{Config, Destination, FlowId, FlowKey, Host, HostError, Pods, Protocol};
 use crate::drops::DropReason;
 
 pub(super) const IP_LEN: usize = 20;
@@ -29,13 +29,55 @@ pub(super) struct Datagrams {
     ident: u16,
 }
 
+/// A flow whose socket is read.
+pub(super) struct Reading<'a> {
+    pub(super) id: FlowId,
+    pub(super) key: FlowKey,
+    /// Of a mapping, where the pod has sent to last.
+    pub(super) latest: Option<Destination>,
+    pub(super) config: &'a Config,
+}
+
+impl Reading<'_> {
+    /// The next datagram's length, and who has sent it: nobody but the other end if there is one.
+    fn next(
+        &self,
+        host: &mut impl Host,
+        buffer: &mut [u8],
+    ) -> Result<(usize, Option<SocketAddrV4>), HostError> {
+        if self.latest.is_none() {
+            return host.read(self.id, buffer).map(|len| (len, None));
+        }
+        let received = host.receive(self.id, buffer);
+        received.map(|(len, from)| (len, Some(from)))
+    }
+
+    /// What a pod calls the sender.
+    fn source(&self, from: Option<SocketAddrV4>) -> Result<SocketAddrV4, DropReason> {
+        match (from, self.latest) {
+            (Some(from), Some(latest)) if from == latest.to => Ok(latest.remote),
+            (Some(from), _) => self.config.source(self.key.protocol, from),
+            (None, _) => Ok(self.key.remote),
+        }
+    }
+
+    /// Whether a datagram keeps its flow in use. Of a mapping that is for those to whom the pod has
+    /// sent last, and not for strangers (RFC 4787 section 4.3).
+    fn is_use(&self, from: Option<SocketAddrV4>) -> bool {
+        from.is_none_or(|from| {
+            self.latest
+                .is_some_and(|latest| latest.to.ip() == from.ip())
+        })
+    }
+}
+
 /// How reading from a socket ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Read {
-    /// Datagrams that went to the pod.
-    pub(super) count: usize,
-    /// Bytes of their payload.
+    /// Bytes of payload that went to the pod.
     pub(super) bytes: usize,
+    /// Whether any of that keeps the flow in use.
+    pub(super) is_use: bool,
     /// What is wrong, if the socket was not just empty or the turn over.
     pub(super) error: Option<HostError>,
 }
@@ -52,7 +94,7 @@ impl Datagrams {
     pub(super) fn read(
         &mut self,
         now: Instant,
-        (id, key): (FlowId, FlowKey),
+        flow: &Reading<'_>,
         readable: &mut bool,
         host: &mut impl Host,
         pods: &mut impl Pods,
@@ -60,37 +102,36 @@ impl Datagrams {
         // An echo reply comes with its header.
         let at = HEADROOM
             + IP_LEN
-            + if key.protocol == Protocol::Udp {
+            + if flow.key.protocol == Protocol::Udp {
                 HEADER_LEN
             } else {
                 0
             };
-        let (mut count, mut bytes) = (0, 0);
-        let mut error = None;
+        let mut read = Read::default();
         for _ in 0..READS {
             if !*readable {
                 break;
             }
-            match host.read(id, &mut self.storage[at..]) {
-                Ok(len) => {
-                    let packet_len = at + len.min(MAX_LEN) - HEADROOM;
-                    if self.send(now, key, packet_len, pods) {
-                        count += 1;
-                        bytes += len;
+            match flow.next(host, &mut self.storage[at..]) {
+                Ok((len, from)) => match flow.source(from) {
+                    Ok(remote) => {
+                        let key = FlowKey { remote, ..flow.key };
+                        let packet_len = at + len.min(MAX_LEN) - HEADROOM;
+                        if self.send(now, key, packet_len, pods) {
+                            read.bytes += len;
+                            read.is_use |= flow.is_use(from);
+                        }
                     }
-                }
+                    Err(reason) => pods.lose(reason, 1),
+                },
                 Err(HostError::WouldBlock) => *readable = false,
                 Err(other) => {
-                    error = Some(other);
+                    read.error = Some(other);
                     break;
                 }
             }
         }
-        Read {
-            count,
-            bytes,
-            error,
-        }
+        read
     }
 
     /// Sends a pod a datagram from the host's side of its flow.

@@ -1,9 +1,11 @@
 //! What is told of a flow.
 
 use std::fmt;
+use std::net::SocketAddrV4;
 
 use smoltcp::time::Instant;
 
+use super::clock::Clock;
 use super::table::Usage;
 use super::{Flow, FlowKey};
 
@@ -12,6 +14,8 @@ use super::{Flow, FlowKey};
 pub struct FlowInfo {
     /// Whose it is.
     pub key: FlowKey,
+    /// The other end, as the pod calls it; of a mapping the one to which the pod has sent last.
+    pub remote: SocketAddrV4,
     /// Who began it.
     pub direction: Direction,
     /// How far it is.
@@ -49,13 +53,14 @@ pub enum FlowState {
 }
 
 impl FlowInfo {
-    pub(super) const fn new(key: FlowKey, state: FlowState, usage: Usage) -> Self {
+    pub(super) fn new((key, flow, usage): (FlowKey, &Flow, Usage), clock: &Clock) -> Self {
         Self {
             key,
+            remote: flow.latest().map_or(key.remote, |latest| latest.remote),
             direction: usage.direction,
-            state,
-            since: usage.since,
-            active: usage.active,
+            state: flow.state(),
+            since: clock.outside(usage.since),
+            active: clock.outside(usage.active),
             sent: usage.sent,
             received: usage.received,
         }

@@ -74,13 +74,60 @@ pub enum HostError {
     /// A datagram is larger than the path takes.
     #[error("message too long")]
     TooLong,
-    /// Anything else: no descriptors, no ports.
+    /// It has no port, descriptor or memory left.
+    #[error("the host has no port, descriptor or memory left")]
+    Exhausted,
+    /// Anything else.
     #[error("the host has no socket for it")]
     Failed,
 }
 
+impl HostError {
+    /// Whether it may be about an earlier datagram than the one that fails.
+    pub(super) const fn may_be_earlier(self) -> bool {
+        matches!(self, Self::Refused | Self::HostUnreachable)
+    }
+
+    /// What tells a pod that its packet does not go on. Where the host has nothing left for a flow
+    /// that is "host unreachable", as of any translator (RFC 6888 section 3, REQ-8).
+    pub(super) const fn to_icmp(self) -> Option<IcmpError> {
+        match self {
+            Self::Refused | Self::Reset => Some(IcmpError::PortUnreachable),
+            Self::NetUnreachable => Some(IcmpError::NetUnreachable),
+            Self::HostUnreachable | Self::Exhausted | Self::Failed => {
+                Some(IcmpError::HostUnreachable)
+            }
+            Self::NotPermitted => Some(IcmpError::Prohibited),
+            Self::WouldBlock | Self::TimedOut | Self::TooLong => None,
+        }
+    }
+
+    /// Why a packet is dropped.
+    pub(super) fn to_reason(self, protocol: Protocol) -> DropReason {
+        match self {
+            Self::WouldBlock => DropReason::EgressHostFull,
+            Self::NotPermitted if protocol == Protocol::Ping => DropReason::EgressPing,
+            Self::NotPermitted => DropReason::EgressDenied,
+            Self::NetUnreachable | Self::HostUnreachable => DropReason::EgressUnreachable,
+            Self::TooLong => DropReason::EgressTooLong,
+            Self::Exhausted => DropReason::EgressExhausted,
+            Self::Refused | Self::TimedOut | Self::Reset | Self::Failed => {
+                DropReason::EgressHostFailed
+            }
+        }
+    }
+}
+
 /// Sockets of the host, one for each flow. No call waits.
 pub trait Host {
+    /// Makes a socket for a mapping (see [`FlowKey::is_mapping`]): it has one port, or one identifier
+    /// of echo requests, for all destinations, and takes what comes to that from anywhere. Its
+    /// datagrams go by [`Host::send`] and come by [`Host::receive`].
+    ///
+    /// # Errors
+    /// Why there is no socket.
+    fn open(&mut self, flow: FlowId, protocol: Protocol) -> Result<(), HostError>;
+
     /// Makes a socket for a flow and begins to connect it. What becomes of a TCP connection
     /// [`Host::connected`] says when the socket is writable.
     ///
@@ -100,6 +147,13 @@ pub trait Host {
     /// `Refused` if nothing serves there.
     fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError>;
 
+    /// Gives a packet of a pod to the worker that has its flow (see [`super::Egress::share`]), which
+    /// takes it by [`super::Egress::from_sibling`].
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) -> Result<(), DropReason>;
+
     /// Says, once, what became of [`super::Egress::dial`]. If there is no connection the flow's
     /// socket is closed after this.
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>);
@@ -110,13 +164,31 @@ pub trait Host {
     /// `WouldBlock` if it is not decided, or why there is none.
     fn connected(&mut self, flow: FlowId) -> Result<(), HostError>;
 
-    /// Reads a part of a stream, of which no bytes are the end, or one datagram.
+    /// Sends one datagram, or an echo request with its header, of a mapping.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room, or what is wrong.
+    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError>;
+
+    /// Receives one datagram, or an echo reply with its header, of a mapping: its length and who
+    /// has sent it.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is nothing, or what is wrong.
+    fn receive(
+        &mut self,
+        flow: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError>;
+
+    /// Reads a part of a stream, of which no bytes are the end, or one datagram of a flow that is no
+    /// mapping.
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing, or what is wrong.
     fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError>;
 
-    /// Writes a part of a stream, and says how much, or one datagram.
+    /// Writes a part of a stream, and says how much, or one datagram of a flow that is no mapping.
     ///
     /// # Errors
     /// `WouldBlock` if there is no room, or what is wrong.
@@ -125,8 +197,8 @@ pub trait Host {
     /// Has datagrams of a flow sent with these marks from now on, as far as the host permits it.
     fn mark(&mut self, flow: FlowId, marks: Marks);
 
-    /// Takes a complaint about datagrams of a flow, with what it quotes. Reads and writes fail while
-    /// there are any.
+    /// Takes a complaint about datagrams of a flow, with what it quotes. To send and to receive fails
+    /// while there are any.
     fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint>;
 
     /// Ends the stream to the other end.
@@ -137,6 +209,30 @@ pub trait Host {
 
     /// Closes a flow's socket; a TCP connection is reset if `reset` says so.
     fn close(&mut self, flow: FlowId, reset: bool);
+}
+
+/// The way to pods from flows, whose time is not the node's (see [`super::clock`]).
+pub(super) struct RealTime<'a, P> {
+    pub(super) pods: &'a mut P,
+    pub(super) now: Instant,
+}
+
+impl<P: Pods> Pods for RealTime<'_, P> {
+    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+        self.pods.send(self.now, packet)
+    }
+
+    fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
+        self.pods.report(self.now, error, offender);
+    }
+
+    fn relay(&mut self, _: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+        self.pods.relay(self.now, from, error, offender);
+    }
+
+    fn lose(&mut self, reason: DropReason, packets: u64) {
+        self.pods.lose(reason, packets);
+    }
 }
 
 /// The way to the pods.

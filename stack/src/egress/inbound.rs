@@ -5,18 +5,13 @@
 use std::hash::BuildHasher;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use muslin_encap::buffer::PacketBuf;
-use muslin_encap::headers::Transport;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
+use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
 use super::flow::Direction;
 use super::table::Moved;
 use super::tcp::{Connection, Outcome, Progress};
-use super::{
-    Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step, key_of,
-    opens,
-};
+use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step};
 use crate::drops::DropReason;
 use crate::hash::Seed;
 
@@ -24,7 +19,7 @@ use crate::hash::Seed;
 /// socket thinks that it is connected, and is not to think so for long.
 pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(30);
 /// Ports that are nobody's (RFC 6335 section 6).
-const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+pub(super) const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
 
 /// A connection to a pod that has not answered.
 pub(super) struct Dial {
@@ -53,6 +48,8 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Result<FlowId, DropReason> {
+        let (now, pods) = &mut self.awake(now, pods);
+        let now = *now;
         if key.remote.port() == 0 {
             key.remote
                 .set_port(self.free_port(key).ok_or(DropReason::EgressInUse)?);
@@ -63,7 +60,7 @@ impl Egress {
         self.make_room(now, *key.pod.ip(), host, pods)?;
         self.counters.opened += 1;
         self.counters.inbound += 1;
-        let mut connection = self.ends.dial(key, self.memory.take(*key.pod.ip()));
+        let mut connection = self.ends.dial(now, key, self.memory.take(*key.pod.ip()));
         self.ends.transmit(now, &mut connection, pods);
         let fails = self.ends.take_loss().and_then(unreachable);
         let dial = Dial {
@@ -91,6 +88,8 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Result<FlowId, DropReason> {
+        let (now, pods) = &mut self.awake(now, pods);
+        let now = *now;
         if key.protocol != Protocol::Udp || key.pod.port() == 0 || key.remote.port() == 0 {
             return Err(DropReason::EgressMalformed);
         }
@@ -99,7 +98,7 @@ impl Egress {
             None => {
                 self.make_room(now, *key.pod.ip(), host, pods)?;
                 self.counters.inbound += 1;
-                self.add_datagrams(now, Direction::In, key)
+                self.add_datagrams(now, Direction::In, key, Flow::DATAGRAMS)
             }
         };
         let moved = Moved {
@@ -117,38 +116,10 @@ impl Egress {
         self.published.insert(pod);
     }
 
-    /// Whether a packet of a pod may belong to a flow that began on the host's side, and that
-    /// another has. Such flows do not begin with a packet of their pod, so that nothing but their
-    /// place tells where the kernel brings their packets.
-    #[must_use]
-    pub fn is_stray(&self, packet: &PacketBuf<'_>) -> bool {
-        let bytes = packet.as_slice();
-        let view = Ipv4Packet::new_unchecked(bytes);
-        let protocol = match view.next_header() {
-            IpProtocol::Tcp => Protocol::Tcp,
-            IpProtocol::Udp => Protocol::Udp,
-            IpProtocol::Icmp => return self.is_stray_error(view.payload()),
-            _ => return false,
-        };
-        let Ok(at) = Transport::parse(bytes, 0) else {
-            return false;
-        };
-        let key = key_of(bytes, protocol, &at);
-        let begins_here = match protocol {
-            Protocol::Tcp => opens(bytes, &at),
-            _ if self.is_gateway(*key.remote.ip()) => !EPHEMERAL.contains(&key.remote.port()),
-            _ => !self.published.contains(&key.pod),
-        };
-        !begins_here && self.flows.find(&key).is_none()
-    }
-
-    fn is_stray_error(&self, icmp: &[u8]) -> bool {
-        let error = Icmpv4Packet::new_checked(icmp);
-        let error = error
-            .ok()
-            .filter(|it| it.msg_type() == Icmpv4Message::DstUnreachable);
-        let key = error.and_then(|it| quoted(it.data()));
-        key.is_some_and(|key| self.flows.find(&key).is_none())
+    /// The flow by which a packet with these ends has come to a pod.
+    pub(super) fn flow_to(&self, key: &FlowKey) -> Option<FlowId> {
+        let mapping = || self.flows.find(&key.mapping());
+        self.flows.find(key).or_else(mapping)
     }
 
     /// A port for a flow that differs in it from all others with its pod (RFC 6056 section 3.3.3).
@@ -231,7 +202,7 @@ impl Egress {
         host: &mut impl Host,
     ) -> Step {
         let key = quoted(offender).ok_or(DropReason::EgressProtocol)?;
-        let id = self.flows.find(&key).ok_or(DropReason::EgressProtocol)?;
+        let id = self.flow_to(&key).ok_or(DropReason::EgressProtocol)?;
         // A pod speaks for itself, and another node's routers for their pods.
         let may_tell = match self.config.subnet {
             Some(_) if self.is_local(key) => sender == *key.pod.ip(),
@@ -250,7 +221,7 @@ impl Egress {
 }
 
 /// The flow of a packet to a pod, of which there is at least what an ICMP error quotes.
-fn quoted(packet: &[u8]) -> Option<FlowKey> {
+pub(super) fn quoted(packet: &[u8]) -> Option<FlowKey> {
     let header = packet.get(..usize::from(packet.first()? & 0xf) * 4)?;
     if header.len() < 20 {
         return None;

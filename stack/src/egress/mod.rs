@@ -1,10 +1,14 @@
 //! Egress: traffic of pods to addresses outside the overlay ends here and goes on by sockets of the
 //! host, as in slirp4netns and pasta. It needs no privileges and no rules in the host's kernel.
 //!
-//! A packet that the router hands over with [`crate::node::Verdict::Egress`] belongs to a flow, by
-//! its addresses and ports, and each flow has one socket of the host. A pod's TCP connection is
-//! answered when the host's connection is there, so that a pod sees what becomes of it, and each
-//! end takes no more than the other: what a pod does not read stays in the host's socket.
+//! A packet that the router hands over with [`crate::node::Verdict::Egress`] belongs to a flow, and
+//! each flow has one socket of the host. A pod's TCP connection is answered when the host's
+//! connection is there, so that a pod sees what becomes of it, and each end takes no more than the
+//! other: what a pod does not read stays in the host's socket.
+//!
+//! UDP and echo requests are endpoint-independent (RFC 4787 sections 4.1 and 5, RFC 5508 section
+//! 3.1): all that one port or identifier of a pod sends is one flow, a *mapping*. Outside it is seen
+//! with one port of the host, and whoever sends to that reaches the pod, if the pod may send there.
 //!
 //! Flows to the gateway's own ports are for services of the node, and flows may begin on the host's
 //! side, too, with a pod as their server: see [`Egress::dial`].
@@ -29,11 +33,13 @@ use crate::gateway;
 use crate::hash::Seed;
 use crate::icmp::IcmpError;
 
+mod clock;
 mod datagram;
 mod flow;
 mod host;
 mod inbound;
 mod memory;
+mod owners;
 mod path;
 mod policy;
 mod reassembly;
@@ -44,12 +50,17 @@ mod tests;
 
 pub use flow::{Direction, FlowInfo, FlowState};
 pub use host::{FlowId, Host, HostError, Pods, Protocol};
+pub use owners::Owners;
 pub use path::{Complaint, Marks};
 pub use policy::{LINK_LOCAL, Policy};
 
-use datagram::Datagrams;
+use clock::Clock;
+use datagram::{Datagrams, Reading};
+use host::RealTime;
 use inbound::{DIAL_LIMIT, Dial};
 use memory::Memory;
+use owners::{Claim, Sharing};
+use path::{Heard, Quote};
 use reassembly::Reassembly;
 use table::{Moved, Table};
 use tcp::{Connection, Ends, Outcome};
@@ -81,6 +92,24 @@ pub struct Config {
     pub random_seed: u64,
 }
 
+impl Config {
+    fn is_gateway(&self, address: Ipv4Addr) -> bool {
+        let is_its = |subnet| [gateway::address(subnet), subnet.network()].contains(&address);
+        self.subnet.is_some_and(is_its)
+    }
+
+    /// By which address a pod knows who has sent it something by a mapping.
+    ///
+    /// # Errors
+    /// The reason to drop it.
+    fn source(&self, protocol: Protocol, from: SocketAddrV4) -> Result<SocketAddrV4, DropReason> {
+        if self.is_gateway(*from.ip()) {
+            return Err(DropReason::EgressDenied);
+        }
+        self.policy.check_source(protocol, from)
+    }
+}
+
 /// Bounds of the flow table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -90,7 +119,9 @@ pub struct Limits {
     pub flows_of_pod: usize,
     /// Bytes of the buffers of TCP connections.
     pub memory: usize,
-    /// How long a TCP connection may be idle (RFC 5382 section 5: no less than 2 hours 4 minutes).
+    /// How long a TCP connection may be silent: nothing goes either way, and its pod does not even
+    /// answer keep-alives, of which it gets some in that time (RFC 5382 section 5: no less than 2
+    /// hours 4 minutes). Whether the other end lives the host's keep-alives find out.
     pub tcp_idle: Duration,
     /// How long a UDP flow may be idle (RFC 4787 section 4.3: no less than 2 minutes).
     pub udp_idle: Duration,
@@ -145,8 +176,34 @@ pub struct FlowKey {
     pub protocol: Protocol,
     /// The pod's end.
     pub pod: SocketAddrV4,
-    /// The other end, as the pod calls it.
+    /// The other end, as the pod calls it; unspecified if there may be many.
     pub remote: SocketAddrV4,
+}
+
+impl FlowKey {
+    /// That of an echo request with this identifier.
+    fn of_ping(request: &Ipv4Packet<&[u8]>, identifier: u16) -> Self {
+        Self {
+            protocol: Protocol::Ping,
+            pod: SocketAddrV4::new(request.src_addr(), identifier),
+            remote: SocketAddrV4::new(request.dst_addr(), 0),
+        }
+    }
+
+    /// The mapping of a pod's socket, whatever the other end is.
+    #[must_use]
+    pub fn mapping(self) -> Self {
+        Self {
+            remote: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            ..self
+        }
+    }
+
+    /// Whether the other end may be any.
+    #[must_use]
+    pub fn is_mapping(&self) -> bool {
+        self.remote.ip().is_unspecified()
+    }
 }
 
 /// What a socket is ready for, as far as is known.
@@ -196,6 +253,7 @@ impl Counters {
 /// The flows of one worker.
 pub struct Egress {
     config: Config,
+    clock: Clock,
     flows: Table<Flow>,
     memory: Memory,
     ends: Ends,
@@ -206,6 +264,8 @@ pub struct Egress {
     ports_chosen: u64,
     /// Ports of pods whose UDP flows may begin on the host's side.
     published: HashSet<SocketAddrV4>,
+    /// The others, if there are any.
+    sharing: Option<Sharing>,
 }
 
 /// What a flow is waiting for or doing.
@@ -224,7 +284,19 @@ enum Flow {
         readable: bool,
         /// What the host was told last.
         marks: Option<Marks>,
+        /// Of a mapping, where the pod has sent to last.
+        latest: Option<Destination>,
+        claim: Claim,
     },
+}
+
+/// Where a datagram of a pod goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Destination {
+    /// As the pod calls it.
+    remote: SocketAddrV4,
+    /// On the host.
+    to: SocketAddrV4,
 }
 
 /// Where a flow of a pod goes.
@@ -252,12 +324,14 @@ impl Egress {
                 config.limits.flows,
                 Seed(config.random_seed),
             ),
-            ends: Ends::new(config.mtu, config.random_seed, now),
+            clock: Clock::new(now),
+            ends: Ends::new(&config, now),
             datagrams: Datagrams::new(),
             fragments: Reassembly::new(),
             counters: Counters::default(),
             ports_chosen: 0,
             published: HashSet::new(),
+            sharing: None,
             config,
         }
     }
@@ -269,7 +343,8 @@ impl Egress {
         self.ends.set_mtu(mtu, now);
     }
 
-    /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked.
+    /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked. It
+    /// goes to [`Host::hand_over`] if its flow is another worker's.
     ///
     /// # Errors
     /// The reason to drop it; where the sender may be told, it was.
@@ -280,11 +355,41 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
+        let (now, pods) = &mut self.awake(now, pods);
+        let now = *now;
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         if view.more_frags() || view.frag_offset() != 0 {
             return self.take_fragment(now, packet, host, pods);
         }
-        self.take_whole(now, packet, host, pods)
+        self.take_or_hand_over(now, packet, host, pods)
+    }
+
+    /// Takes a packet that another worker has handed over.
+    ///
+    /// # Errors
+    /// The reason to drop it; where the sender may be told, it was.
+    pub fn from_sibling(
+        &mut self,
+        now: Instant,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        let (now, pods) = &mut self.awake(now, pods);
+        self.take_whole(*now, packet, host, pods)
+    }
+
+    fn take_or_hand_over(
+        &mut self,
+        now: Instant,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        pods: &mut impl Pods,
+    ) -> Step {
+        match self.elsewhere(packet.as_slice()) {
+            Some(worker) => host.hand_over(worker, packet),
+            None => self.take_whole(now, packet, host, pods),
+        }
     }
 
     fn take_fragment(
@@ -298,7 +403,9 @@ impl Egress {
             return Ok(());
         };
         let packet = whole.packet();
-        let step = packet.map_or(Ok(()), |packet| self.take_whole(now, &packet, host, pods));
+        let step = packet.map_or(Ok(()), |packet| {
+            self.take_or_hand_over(now, &packet, host, pods)
+        });
         self.fragments.give_back(whole);
         step
     }
@@ -334,6 +441,8 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) {
+        let (now, pods) = &mut self.awake(now, pods);
+        let now = *now;
         match self.flows.get_mut(id) {
             Some((_, Flow::Connecting { .. })) => self.connecting(now, id, host, pods),
             // It is ready for anything as soon as the pod has answered.
@@ -354,19 +463,34 @@ impl Egress {
     /// When [`Self::handle_timeout`] is next needed.
     #[must_use]
     pub fn poll_at(&self) -> Option<Instant> {
+        self.next_due().map(|due| self.clock.outside(due))
+    }
+
+    fn next_due(&self) -> Option<Instant> {
         let dues = [self.flows.next_due(), self.fragments.next_due()];
         dues.into_iter().flatten().min()
     }
 
+    /// The time of flows, and the way to pods, who have another.
+    fn awake<'a, P: Pods>(&mut self, now: Instant, pods: &'a mut P) -> (Instant, RealTime<'a, P>) {
+        let lived = self.clock.look(now, self.next_due());
+        (lived, RealTime { pods, now })
+    }
+
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, pods: &mut impl Pods) {
+        let (now, pods) = &mut self.awake(now, pods);
+        let now = *now;
         self.fragments.expire(now, pods);
         while let Some(id) = self.flows.pop_due(now) {
-            let active = self.flows.active(id);
+            let mut active = self.flows.active(id);
             let limit = match self.flows.get_mut(id) {
                 Some((_, Flow::Connecting { .. })) => CONNECT_LIMIT,
                 Some((_, Flow::Dialling(_))) => DIAL_LIMIT,
-                Some((_, Flow::Connected { .. })) => self.config.limits.tcp_idle,
+                Some((_, Flow::Connected { connection, .. })) => {
+                    active = active.max(connection.heard);
+                    self.config.limits.tcp_idle
+                }
                 Some((key, Flow::Datagrams { .. })) => self.idle(key),
                 None => continue,
             };
@@ -422,7 +546,7 @@ impl Egress {
     /// The flows, in no particular order.
     pub fn flows(&self) -> impl Iterator<Item = FlowInfo> {
         let infos = self.flows.iter();
-        infos.map(|(key, flow, usage)| FlowInfo::new(key, flow.state(), usage))
+        infos.map(|it| FlowInfo::new(it, &self.clock))
     }
 
     fn take_segment(
@@ -492,20 +616,32 @@ impl Egress {
         let target = if self.is_gateway(*key.remote.ip()) {
             Target::Service
         } else if self.is_local(key) {
-            let to = self.config.policy.check(key.protocol, key.remote);
-            Target::Outside(to.inspect_err(|reason| {
-                let error = match reason {
-                    DropReason::EgressClosed => IcmpError::NetUnreachable,
-                    _ => IcmpError::Prohibited,
-                };
-                pods.report(now, error, offender);
-            })?)
+            Target::Outside(self.permit(now, key, offender, pods)?)
         } else {
             // There is no way back to it.
             return Err(DropReason::EgressNoFlow);
         };
-        self.make_room(now, *key.pod.ip(), host, pods)?;
+        let room = self.make_room(now, *key.pod.ip(), host, pods);
+        room.inspect_err(|_| pods.report(now, IcmpError::HostUnreachable, offender))?;
         Ok(target)
+    }
+
+    /// Where a packet of a pod goes on the host, if it may.
+    fn permit(
+        &self,
+        now: Instant,
+        key: FlowKey,
+        offender: &[u8],
+        pods: &mut impl Pods,
+    ) -> Result<SocketAddrV4, DropReason> {
+        let to = self.config.policy.check(key.protocol, key.remote);
+        to.inspect_err(|reason| {
+            let error = match reason {
+                DropReason::EgressClosed => IcmpError::NetUnreachable,
+                _ => IcmpError::Prohibited,
+            };
+            pods.report(now, error, offender);
+        })
     }
 
     /// Makes room for one more flow of a pod.
@@ -529,6 +665,7 @@ impl Egress {
     fn begin(&self, key: FlowKey, target: Target, host: &mut impl Host) -> Result<(), HostError> {
         let id = self.flows.next_id();
         match target {
+            Target::Outside(_) if self.is_mapped(key) => host.open(id, key.protocol),
             Target::Outside(to) => host.connect(id, key.protocol, to),
             Target::Service if self.is_local(key) => host.serve(id, key),
             Target::Service => Err(HostError::Refused),
@@ -549,9 +686,16 @@ impl Egress {
         }
     }
 
+    /// Whether a pod's packet belongs to a mapping if it begins a flow. Behind a node's gateway each
+    /// port is a service, and behind an endpoint each is a program.
+    fn is_mapped(&self, key: FlowKey) -> bool {
+        key.protocol != Protocol::Tcp
+            && self.config.subnet.is_some()
+            && !self.is_gateway(*key.remote.ip())
+    }
+
     fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        let is_its = |subnet| [gateway::address(subnet), subnet.network()].contains(&address);
-        self.config.subnet.is_some_and(is_its)
+        self.config.is_gateway(address)
     }
 
     /// Begins a connection for a SYN, given without payload.
@@ -604,8 +748,15 @@ impl Egress {
                 // Silence is what the pod would have heard.
                 return Ok(());
             }
-            HostError::WouldBlock | HostError::TooLong | HostError::Failed => {
-                return Err(DropReason::EgressHostFailed);
+            HostError::WouldBlock
+            | HostError::TooLong
+            | HostError::Exhausted
+            | HostError::Failed => {
+                pods.report(now, IcmpError::HostUnreachable, syn);
+                return Err(match error {
+                    HostError::Exhausted => DropReason::EgressExhausted,
+                    _ => DropReason::EgressHostFailed,
+                });
             }
         };
         self.counters.unreachable += 1;
@@ -620,8 +771,9 @@ impl Egress {
             Err(HostError::WouldBlock) => {}
             Err(error) => {
                 if let Some((_, Flow::Connecting { syn })) = self.remove(id, false, host) {
-                    // There is no packet at hand that could be dropped.
-                    let _ = self.unconnected(now, error, &syn, pods);
+                    if let Err(reason) = self.unconnected(now, error, &syn, pods) {
+                        pods.lose(reason, 1);
+                    }
                 }
             }
         }
@@ -631,7 +783,8 @@ impl Egress {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let mut connection = Box::new(Connection::accepting(key, self.memory.take(*key.pod.ip())));
+        let grant = self.memory.take(*key.pod.ip());
+        let mut connection = Box::new(self.ends.accept(now, key, grant));
         if let Flow::Connecting { syn } = flow {
             self.ends.receive(now, &mut connection, syn, pods);
         }
@@ -654,17 +807,17 @@ impl Egress {
     ) -> Step {
         let (key, at) = self.identify(packet, Protocol::Udp)?;
         let bytes = packet.as_slice();
-        let id = self.datagram_flow(now, key, bytes, host, pods)?;
+        let (id, to) = self.datagram_flow(now, key, bytes, host, pods)?;
         let payload = &bytes[at.payload..at.end];
         self.mark(id, Marks::behind(bytes), host);
         let size = packet.offload().gso.map_or(0, |gso| gso.size.into());
         if size == 0 {
-            return self.write_datagram(now, (id, key), payload, host, pods);
+            return self.write_datagram(now, (id, key, to), payload, host, pods);
         }
         // A superpacket is as many datagrams.
         payload
             .chunks(size)
-            .try_for_each(|payload| self.write_datagram(now, (id, key), payload, host, pods))
+            .try_for_each(|payload| self.write_datagram(now, (id, key, to), payload, host, pods))
     }
 
     fn take_icmp(
@@ -687,14 +840,10 @@ impl Egress {
             }
             _ => return Err(DropReason::EgressProtocol),
         }
-        let key = FlowKey {
-            protocol: Protocol::Ping,
-            pod: SocketAddrV4::new(view.src_addr(), echo.echo_ident()),
-            remote: SocketAddrV4::new(view.dst_addr(), 0),
-        };
-        let id = self.datagram_flow(now, key, packet.as_slice(), host, pods)?;
+        let key = FlowKey::of_ping(&view, echo.echo_ident());
+        let (id, to) = self.datagram_flow(now, key, packet.as_slice(), host, pods)?;
         self.mark(id, Marks::behind(packet.as_slice()), host);
-        self.write_datagram(now, (id, key), view.payload(), host, pods)
+        self.write_datagram(now, (id, key, to), view.payload(), host, pods)
     }
 
     /// Tells the host what a flow's datagrams have in their headers, if that is new.
@@ -707,7 +856,8 @@ impl Egress {
         }
     }
 
-    /// The flow of a datagram, which it begins if there is none.
+    /// The flow of a datagram, which it begins if there is none, and, if that is a mapping, where
+    /// it goes on the host.
     fn datagram_flow(
         &mut self,
         now: Instant,
@@ -715,59 +865,142 @@ impl Egress {
         packet: &[u8],
         host: &mut impl Host,
         pods: &mut impl Pods,
-    ) -> Result<FlowId, DropReason> {
+    ) -> Result<(FlowId, Option<SocketAddrV4>), DropReason> {
         if let Some(id) = self.flows.find(&key) {
-            return Ok(id);
+            return Ok((id, None));
+        }
+        if self.is_mapped(key)
+            && let Some(id) = self.flows.find(&key.mapping())
+        {
+            let to = self.turn(now, id, key, packet, pods)?;
+            return Ok((id, Some(to)));
         }
         let target = self.admit(now, key, packet, host, pods)?;
+        let claim = match target {
+            Target::Outside(_) if self.is_mapped(key) => self.claim(&key),
+            Target::Outside(_) | Target::Service => Claim::Free,
+        };
+        if claim == Claim::Anothers {
+            // It has become so since this packet was handed over.
+            return Err(DropReason::EgressHandoverFull);
+        }
         self.begin(key, target, host).map_err(|error| {
-            let reason = refuse(now, key, error, packet, pods);
+            self.release(&key, claim);
+            if let Some(icmp) = error.to_icmp() {
+                pods.report(now, icmp, packet);
+            }
             match (target, error) {
                 (Target::Service, HostError::Refused) => DropReason::GatewayPort,
-                _ => reason,
+                _ => error.to_reason(key.protocol),
             }
         })?;
-        Ok(self.add_datagrams(now, Direction::Out, key))
+        Ok(match target {
+            Target::Outside(to) if self.is_mapped(key) => {
+                let latest = Some(Destination {
+                    remote: key.remote,
+                    to,
+                });
+                let flow = Flow::Datagrams {
+                    readable: false,
+                    marks: None,
+                    latest,
+                    claim,
+                };
+                let id = self.add_datagrams(now, Direction::Out, key.mapping(), flow);
+                (id, Some(to))
+            }
+            _ => {
+                let id = self.add_datagrams(now, Direction::Out, key, Flow::DATAGRAMS);
+                (id, None)
+            }
+        })
     }
 
-    fn add_datagrams(&mut self, now: Instant, direction: Direction, key: FlowKey) -> FlowId {
+    /// Turns a mapping to where a pod sends now, if it may.
+    fn turn(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        key: FlowKey,
+        packet: &[u8],
+        pods: &mut impl Pods,
+    ) -> Result<SocketAddrV4, DropReason> {
+        let known = self.flows.get(id).and_then(|(_, flow)| flow.latest());
+        if let Some(known) = known.filter(|known| known.remote == key.remote) {
+            return Ok(known.to);
+        }
+        let to = self.permit(now, key, packet, pods)?;
+        if let Some((_, Flow::Datagrams { latest, .. })) = self.flows.get_mut(id) {
+            *latest = Some(Destination {
+                remote: key.remote,
+                to,
+            });
+        }
+        Ok(to)
+    }
+
+    fn add_datagrams(
+        &mut self,
+        now: Instant,
+        direction: Direction,
+        key: FlowKey,
+        flow: Flow,
+    ) -> FlowId {
         self.counters.opened += 1;
-        let id = self.flows.insert(now, direction, key, Flow::DATAGRAMS);
+        let id = self.flows.insert(now, direction, key, flow);
         self.flows.schedule(id, now + self.idle(key));
         id
     }
 
+    /// Gives a datagram to the host. To fail is no use of a flow.
     fn write_datagram(
         &mut self,
         now: Instant,
-        (id, key): (FlowId, FlowKey),
+        (id, key, to): (FlowId, FlowKey, Option<SocketAddrV4>),
         payload: &[u8],
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
-        let step = self.offer(now, (id, key), payload, host, pods);
+        self.offer(now, (id, key, to), payload, host, pods)?;
         let moved = Moved {
-            sent: if step.is_ok() { payload.len() } else { 0 },
+            sent: payload.len(),
             received: 0,
         };
         self.flows.count(id, now, moved);
-        step
+        Ok(())
     }
 
-    /// Gives a datagram to the host.
     fn offer(
         &mut self,
         now: Instant,
-        (id, key): (FlowId, FlowKey),
+        (id, key, to): (FlowId, FlowKey, Option<SocketAddrV4>),
         payload: &[u8],
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
+        // What may be wrong with an earlier datagram, or with this one if it comes again.
+        let mut earlier = None;
         for _ in 0..ATTEMPTS {
-            match host.write(id, payload) {
-                Ok(_) => return Ok(()),
+            let written = match to {
+                Some(to) => host.send(id, to, payload),
+                None => host.write(id, payload).map(|_| ()),
+            };
+            match written {
+                Ok(()) => {
+                    if let Some(error) = earlier {
+                        refuse(now, key, error, &[], pods);
+                    }
+                    return Ok(());
+                }
                 Err(HostError::WouldBlock) => return Err(DropReason::EgressHostFull),
-                Err(error) => self.hear(now, (id, key), error, payload, host, pods)?,
+                Err(error) => match self.hear(now, (id, key), payload, host, pods) {
+                    Heard::OfEarlier => {}
+                    Heard::TooLong => return Err(DropReason::EgressTooLong),
+                    Heard::Nothing if error.may_be_earlier() && earlier.is_none() => {
+                        earlier = Some(error);
+                    }
+                    Heard::Nothing => return Err(refuse(now, key, error, payload, pods)),
+                },
             }
         }
         Err(DropReason::EgressUnreachable)
@@ -781,21 +1014,39 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) {
-        let Some((key, Flow::Datagrams { readable, .. })) = self.flows.get_mut(id) else {
+        let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let read = self.datagrams.read(now, (id, key), readable, host, pods);
+        let latest = flow.latest();
+        let Flow::Datagrams { readable, .. } = flow else {
+            return;
+        };
+        let flow = Reading {
+            id,
+            key,
+            latest,
+            config: &self.config,
+        };
+        let read = self.datagrams.read(now, &flow, readable, host, pods);
         let goes_on = *readable;
         if let Some(error) = read.error {
-            // There is no datagram at hand that could be dropped.
-            let _ = self.hear(now, (id, key), error, &[], host, pods);
-        }
-        if read.count > 0 {
-            let moved = Moved {
-                sent: 0,
-                received: read.bytes,
+            let key = FlowKey {
+                remote: latest.map_or(key.remote, |latest| latest.remote),
+                ..key
             };
+            if self.hear(now, (id, key), &[], host, pods) == Heard::Nothing {
+                // There is no datagram at hand that could be dropped.
+                refuse(now, key, error, &[], pods);
+            }
+        }
+        let moved = Moved {
+            sent: 0,
+            received: read.bytes,
+        };
+        if read.is_use {
             self.flows.count(id, now, moved);
+        } else {
+            self.flows.count_idle(id, moved);
         }
         if goes_on {
             // The others have their turn first.
@@ -856,6 +1107,9 @@ impl Egress {
     fn remove(&mut self, id: FlowId, reset: bool, host: &mut impl Host) -> Option<(FlowKey, Flow)> {
         let (key, mut flow) = self.flows.remove(id)?;
         host.close(id, reset);
+        if let Flow::Datagrams { claim, .. } = flow {
+            self.release(&key, claim);
+        }
         if let Some(connection) = flow.connection() {
             self.memory.give_back(*key.pod.ip(), connection.grant);
         }
@@ -864,11 +1118,21 @@ impl Egress {
 }
 
 impl Flow {
-    /// Datagrams at their beginning.
+    /// Datagrams with one other end, at their beginning.
     const DATAGRAMS: Self = Self::Datagrams {
         readable: false,
         marks: None,
+        latest: None,
+        claim: Claim::Free,
     };
+
+    /// Where the pod of a mapping has sent to last.
+    const fn latest(&self) -> Option<Destination> {
+        match self {
+            Self::Datagrams { latest, .. } => *latest,
+            Self::Connecting { .. } | Self::Dialling(_) | Self::Connected { .. } => None,
+        }
+    }
 
     /// Whether the pod has ended its stream, and the host has all of it.
     fn is_delivered(&self) -> bool {
@@ -884,34 +1148,18 @@ impl Flow {
     }
 }
 
-/// Tells a pod why a datagram does not go on, and returns the reason to drop it.
+/// Tells a pod why a datagram with this payload does not go on, and returns the reason to drop it.
 fn refuse(
     now: Instant,
     key: FlowKey,
     error: HostError,
-    offender: &[u8],
+    payload: &[u8],
     pods: &mut impl Pods,
 ) -> DropReason {
-    let icmp = match error {
-        HostError::Refused | HostError::Reset => Some(IcmpError::PortUnreachable),
-        HostError::NetUnreachable => Some(IcmpError::NetUnreachable),
-        HostError::HostUnreachable => Some(IcmpError::HostUnreachable),
-        HostError::NotPermitted => Some(IcmpError::Prohibited),
-        HostError::WouldBlock | HostError::TimedOut | HostError::TooLong | HostError::Failed => {
-            None
-        }
-    };
-    if let Some(icmp) = icmp {
-        pods.report(now, icmp, offender);
+    if let Some(icmp) = error.to_icmp() {
+        pods.report(now, icmp, Quote::new(key, payload).as_slice());
     }
-    match error {
-        HostError::WouldBlock => DropReason::EgressHostFull,
-        HostError::NotPermitted if key.protocol == Protocol::Ping => DropReason::EgressPing,
-        HostError::NotPermitted => DropReason::EgressDenied,
-        HostError::NetUnreachable | HostError::HostUnreachable => DropReason::EgressUnreachable,
-        HostError::TooLong => DropReason::EgressTooLong,
-        _ => DropReason::EgressHostFailed,
-    }
+    error.to_reason(key.protocol)
 }
 
 /// Whether a segment asks for a connection.

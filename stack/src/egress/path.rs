@@ -1,14 +1,13 @@
 //! The way of datagrams and echo requests outside: what of a pod's header goes on with them, and what
 //! routers and hosts there say about them.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::datagram::{HEADER_LEN, IP_LEN, write_ip, write_udp};
-use super::{Egress, FlowId, FlowKey, Host, HostError, Pods, Protocol, refuse};
-use crate::drops::DropReason;
+use super::{Egress, FlowId, FlowKey, Host, Pods, Protocol};
 use crate::icmp::{self, IcmpError};
 
 /// Errors that are passed on before the others have their turn.
@@ -49,50 +48,68 @@ pub struct Complaint {
     pub error: IcmpError,
     /// Who says so, about an earlier datagram; nobody, if the host itself does not send this one.
     pub from: Option<Ipv4Addr>,
+    /// Where that datagram was sent; echo requests have no port.
+    pub to: SocketAddrV4,
     /// Bytes that are quoted: of the payload of UDP, or of the echo request.
     pub len: usize,
 }
 
+/// What there is to hear about datagrams after one has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// Others have complained about earlier ones; this one may find somebody.
+    OfEarlier,
+    /// The host sends no datagrams of this length.
+    TooLong,
+    Nothing,
+}
+
 impl Egress {
-    /// Tells a pod what is wrong with datagrams of a flow, whose socket has failed at one with this
-    /// payload.
-    ///
-    /// # Errors
-    /// The reason to drop that one. Without any, it is about earlier ones, and that one may find
-    /// somebody.
+    /// Tells a pod what is wrong with datagrams of a flow, whose socket has failed, at one with this
+    /// payload if it was to send one.
     pub(super) fn hear(
         &mut self,
         now: Instant,
         (id, key): (FlowId, FlowKey),
-        error: HostError,
         payload: &[u8],
         host: &mut impl Host,
         pods: &mut impl Pods,
-    ) -> Result<(), DropReason> {
+    ) -> Heard {
         let mut quoted = [0; QUOTED];
-        let mut complaints = 0;
-        while complaints < COMPLAINTS
-            && let Some(complaint) = host.complaint(id, &mut quoted)
-        {
+        for complaints in 0..COMPLAINTS {
+            let Some(complaint) = host.complaint(id, &mut quoted) else {
+                return if complaints > 0 {
+                    Heard::OfEarlier
+                } else {
+                    Heard::Nothing
+                };
+            };
             let Some(from) = complaint.from else {
                 let quote = Quote::new(key, payload);
                 pods.report(now, complaint.error, quote.as_slice());
-                return Err(DropReason::EgressTooLong);
+                return Heard::TooLong;
             };
-            complaints += 1;
-            // The pod knows the host's loopback by another address.
-            let is_loopback = from.is_loopback();
-            let from = if is_loopback { *key.remote.ip() } else { from };
-            let quote = Quote::new(key, &quoted[..complaint.len.min(QUOTED)]);
-            pods.relay(now, from, complaint.error, quote.as_slice());
+            // Nobody complains about what the pod could not have sent.
+            if let Some(remote) = self.complained_of(id, key, complaint.to) {
+                // The pod knows the host's loopback by another address.
+                let is_loopback = from.is_loopback();
+                let from = if is_loopback { *remote.ip() } else { from };
+                let quoted = &quoted[..complaint.len.min(QUOTED)];
+                let quote = Quote::new(FlowKey { remote, ..key }, quoted);
+                pods.relay(now, from, complaint.error, quote.as_slice());
+            }
         }
-        if complaints > 0 {
-            return Ok(());
+        Heard::OfEarlier
+    }
+
+    /// What a pod calls the other end of a datagram that went `to` there on the host.
+    fn complained_of(&self, id: FlowId, key: FlowKey, to: SocketAddrV4) -> Option<SocketAddrV4> {
+        let (_, flow) = self.flows.get(id)?;
+        match flow.latest() {
+            None => Some(key.remote),
+            Some(latest) if latest.to == to => Some(latest.remote),
+            Some(_) => self.config.source(key.protocol, to).ok(),
         }
-        let is_earlier = matches!(error, HostError::Refused | HostError::HostUnreachable);
-        let quote = Quote::new(key, if is_earlier { &[] } else { payload });
-        let reason = refuse(now, key, error, quote.as_slice(), pods);
-        if is_earlier { Ok(()) } else { Err(reason) }
     }
 }
 

@@ -68,6 +68,28 @@ impl Policy {
         }
     }
 
+    /// By which address a pod knows `source`, from where a datagram has come to the host.
+    ///
+    /// # Errors
+    /// The reason to drop it: a pod hears only those to whom it may speak.
+    pub(super) fn check_source(
+        &self,
+        protocol: Protocol,
+        source: SocketAddrV4,
+    ) -> Result<SocketAddrV4, DropReason> {
+        if *source.ip() == Ipv4Addr::LOCALHOST
+            && let Some(loopback) = self.host_loopback
+        {
+            let known = SocketAddrV4::new(loopback, source.port());
+            return self.check(protocol, known).map(|_| known);
+        }
+        // Nobody else has the address that stands for the host's loopback.
+        if source.ip().is_loopback() || self.host_loopback == Some(*source.ip()) {
+            return Err(DropReason::EgressDenied);
+        }
+        self.check(protocol, source)
+    }
+
     /// Where a flow to `destination` goes on the host.
     ///
     /// # Errors
@@ -146,6 +168,28 @@ mod tests {
         let to = policy.check(Protocol::Tcp, SocketAddrV4::new(loopback, 80));
         assert_eq!(to, Ok(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 80)));
         assert!(!allows(&policy, "192.0.2.8:80"));
+    }
+
+    #[test]
+    fn a_pod_hears_those_to_whom_it_may_speak() {
+        let loopback = Ipv4Addr::new(192, 0, 2, 7);
+        let closed = Policy::new(&nets(&["198.51.100.0/24"]), &[], None, Some(8472));
+        let open = Policy::new(&nets(&["0.0.0.0/0"]), &[], Some(loopback), Some(8472));
+        let hears = |policy: &Policy, source: &str| {
+            let known = policy.check_source(Protocol::Udp, source.parse().unwrap());
+            known.ok().map(|known| known.to_string())
+        };
+        let same = |source: &str| Some(source.to_owned());
+        assert_eq!(hears(&closed, "198.51.100.9:53"), same("198.51.100.9:53"));
+        assert_eq!(hears(&closed, "203.0.113.9:53"), None, "not allowed");
+        assert_eq!(hears(&closed, "198.51.100.9:8472"), None, "a tunnel");
+        assert_eq!(hears(&closed, "127.0.0.1:53"), None, "the host's loopback");
+        assert_eq!(hears(&open, "203.0.113.9:53"), same("203.0.113.9:53"));
+        assert_eq!(hears(&open, "127.0.0.1:53"), same("192.0.2.7:53"));
+        assert_eq!(hears(&open, "127.0.0.1:8472"), None);
+        assert_eq!(hears(&open, "127.0.0.2:53"), None, "it has no address");
+        assert_eq!(hears(&open, "192.0.2.7:53"), None, "it is the loopback's");
+        assert_eq!(hears(&Policy::closed(), "198.51.100.9:53"), None);
     }
 
     #[test]

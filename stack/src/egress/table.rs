@@ -212,6 +212,12 @@ impl<T> Table<T> {
         }
     }
 
+    /// Counts bytes that are no use of a flow.
+    pub(super) fn count_idle(&mut self, id: FlowId, moved: Moved) {
+        let active = self.active(id);
+        self.count(id, active, moved);
+    }
+
     /// When a flow was last in use.
     pub(super) fn active(&self, id: FlowId) -> Instant {
         let usage = self.usage.get(id.index as usize);

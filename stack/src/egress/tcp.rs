@@ -12,7 +12,6 @@ use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{
@@ -34,6 +33,8 @@ use crate::hash::Seed;
 const MAX_LEN: usize = 65_535;
 /// After so long without a word a pod is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
+/// How often at least a pod is asked in the time that a connection may be silent.
+const KEEP_ALIVES: u32 = 4;
 /// A pod that has not answered for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Packets that a connection sends at a time; what is left has its turn later.
@@ -45,6 +46,8 @@ const CHECKSUM: u16 = 16;
 
 /// The interface of all connections.
 pub(super) struct Ends {
+    /// After so long without a word a pod is asked whether it is there.
+    keep_alive: Duration,
     interface: Interface,
     seed: Seed,
     capabilities: DeviceCapabilities,
@@ -54,6 +57,8 @@ pub(super) struct Ends {
 
 /// A connection's end.
 pub(super) struct Connection {
+    /// When its pod was last heard, even if it had nothing to say.
+    pub(super) heard: Instant,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     pub(super) grant: Grant,
@@ -85,25 +90,23 @@ pub(super) enum Progress {
 }
 
 impl Connection {
-    /// A connection that waits for the pod's SYN.
-    pub(super) fn accepting(key: FlowKey, grant: Grant) -> Self {
-        Self::new(grant, |socket| {
-            // Ports are never zero and the socket is new; it would refuse nothing else.
-            let _ = socket.listen(key.remote);
-        })
-    }
-
-    fn new(grant: Grant, open: impl FnOnce(&mut Socket<'static>)) -> Self {
+    fn new(
+        now: Instant,
+        keep_alive: Duration,
+        grant: Grant,
+        open: impl FnOnce(&mut Socket<'static>),
+    ) -> Self {
         let buffer = || SocketBuffer::new(vec![0; grant.len]);
         let mut socket = Socket::new(buffer(), buffer());
         // What the host gives goes on at once.
         socket.set_nagle_enabled(false);
-        socket.set_keep_alive(Some(KEEP_ALIVE));
+        socket.set_keep_alive(Some(keep_alive));
         socket.set_timeout(Some(TIMEOUT));
         open(&mut socket);
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let handle = sockets.add(socket);
         Self {
+            heard: now,
             sockets,
             handle,
             grant,
@@ -262,10 +265,10 @@ fn interface(
 }
 
 impl Ends {
-    pub(super) fn new(mtu: Mtu, random_seed: u64, now: Instant) -> Self {
+    pub(super) fn new(config: &super::Config, now: Instant) -> Self {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = mtu.get().into();
+        capabilities.max_transmission_unit = config.mtu.get().into();
         // The router and the demultiplexing have verified what needs it; what goes out is unfinished
         // until a pod's device is known.
         capabilities.checksum.ipv4 = Checks::Tx;
@@ -273,8 +276,9 @@ impl Ends {
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(MAX_LEN);
         let mut outgoing = Outgoing::new();
         Self {
-            interface: interface(&capabilities, &mut outgoing, random_seed, now),
-            seed: Seed(random_seed),
+            keep_alive: KEEP_ALIVE.min(config.limits.tcp_idle / KEEP_ALIVES),
+            interface: interface(&capabilities, &mut outgoing, config.random_seed, now),
+            seed: Seed(config.random_seed),
             capabilities,
             outgoing,
         }
@@ -294,10 +298,18 @@ impl Ends {
         self.interface = interface(capabilities, outgoing, random_seed, now);
     }
 
+    /// A connection that waits for the pod's SYN.
+    pub(super) fn accept(&self, now: Instant, key: FlowKey, grant: Grant) -> Connection {
+        Connection::new(now, self.keep_alive, grant, |socket| {
+            // Ports are never zero and the socket is new; it would refuse nothing else.
+            let _ = socket.listen(key.remote);
+        })
+    }
+
     /// A connection that begins with a SYN to the pod.
-    pub(super) fn dial(&mut self, key: FlowKey, grant: Grant) -> Connection {
+    pub(super) fn dial(&mut self, now: Instant, key: FlowKey, grant: Grant) -> Connection {
         let context = self.interface.context();
-        Connection::new(grant, |socket| {
+        Connection::new(now, self.keep_alive, grant, |socket| {
             // Where an address is zero the socket stays closed, as after a refusal.
             let _ = socket.connect(context, key.pod, key.remote);
         })
@@ -316,6 +328,7 @@ impl Ends {
         packet: &[u8],
         pods: &mut impl Pods,
     ) {
+        connection.heard = now;
         self.process(now, &mut connection.sockets, packet, pods);
         // When the pod acknowledges the end of a stream without a window, smoltcp 0.14 goes on
         // probing the window, without a pause, although there is nothing left to send.

@@ -177,6 +177,7 @@ impl Node {
         packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
+        self.check_outside(source)?;
         let next = self.routes.lookup(destination.into()).copied();
         // Other nodes take nothing that is not from this one's subnet.
         let is_way = |next: &NextHop| *next == NextHop::Local || self.is_own(source);
@@ -186,6 +187,16 @@ impl Node {
         } else {
             self.in_pieces(now, destination, next, packet)
         }
+    }
+
+    /// Nobody outside has an address of the overlay, or one that is no host's. Anybody may put them
+    /// in a datagram to a port of the host.
+    fn check_outside(&self, source: Ipv4Addr) -> Result<(), DropReason> {
+        let is_inside = self.egress.is_some_and(|network| network.contains(&source));
+        if guard::is_martian(source) || is_inside && !self.is_own(source) {
+            return Err(DropReason::SourceAddressInvalid);
+        }
+        Ok(())
     }
 
     /// Whose address a pod's source is was checked at its port; a peer's must be in its lease.

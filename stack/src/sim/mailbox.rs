@@ -1,12 +1,14 @@
-//! A simulated host's socket for datagrams or echo requests, with the server that it asks.
+//! A simulated host's socket for datagrams or echo requests, with the servers that it asks.
 
-use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
 
+use smoltcp::time::Duration;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet};
 
 use super::device::Identity;
 use super::outside::{Script, Server};
+use super::random::Random;
 use super::sockets::{Happening, ROUTER};
 use crate::egress::{Complaint, HostError, Marks, Protocol, Ready};
 use crate::icmp::IcmpError;
@@ -20,27 +22,37 @@ const HEADER_LEN: usize = 8;
 
 /// A socket for datagrams.
 pub(super) struct Mailbox {
-    server: Server,
-    pub(super) script: Script,
+    pub(super) protocol: Protocol,
     pub(super) marks: Option<Marks>,
-    pub(super) answers: VecDeque<Vec<u8>>,
-    /// Datagrams that have found nobody.
-    pub(super) failures: VecDeque<Vec<u8>>,
-    attempts: u64,
+    /// The servers to which it has sent something.
+    ends: BTreeMap<Ipv4Addr, End>,
+    /// The one to which it was to send last.
+    pub(super) latest: Option<Ipv4Addr>,
+    /// What has come, and from where.
+    pub(super) answers: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    /// Datagrams that have found nobody, and where they were sent.
+    pub(super) failures: VecDeque<(SocketAddrV4, Vec<u8>)>,
     /// Bytes that went out, and that were read.
     pub(super) written: u64,
     pub(super) read: u64,
 }
 
+/// How a server treats one socket.
+struct End {
+    server: Server,
+    script: Script,
+    attempts: u64,
+}
+
 impl Mailbox {
-    pub(super) fn new(server: Server, script: Script) -> Self {
+    pub(super) fn new(protocol: Protocol) -> Self {
         Self {
-            server,
-            script,
+            protocol,
             marks: None,
+            ends: BTreeMap::new(),
+            latest: None,
             answers: VecDeque::new(),
             failures: VecDeque::new(),
-            attempts: 0,
             written: 0,
             read: 0,
         }
@@ -53,38 +65,47 @@ impl Mailbox {
         }
     }
 
-    fn failure(&self) -> HostError {
-        match self.server {
-            Server::Refuses => HostError::Refused,
+    /// Why the socket fails, if it does.
+    fn failure(&self) -> Option<HostError> {
+        let (to, _) = self.failures.front()?;
+        Some(match Server::at(*to.ip()) {
+            Some(Server::Refuses) => HostError::Refused,
             _ => HostError::HostUnreachable,
-        }
+        })
     }
 
-    /// Whether a datagram may go out.
-    pub(super) fn check(&mut self, is_cut: bool) -> Result<(), HostError> {
-        self.attempts += 1;
-        if !self.failures.is_empty() {
-            Err(self.failure())
-        } else if is_cut {
-            Err(HostError::NetUnreachable)
-        } else if self.server == Server::Slow && self.attempts.is_multiple_of(FULL) {
-            Err(HostError::WouldBlock)
-        } else {
-            Ok(())
+    /// Whether a datagram may go out there.
+    pub(super) fn check(
+        &mut self,
+        to: Ipv4Addr,
+        is_cut: bool,
+        random: &mut Random,
+    ) -> Result<(), HostError> {
+        self.latest = Some(to);
+        if let Some(failure) = self.failure() {
+            return Err(failure);
         }
+        let server = Server::at(to).filter(|server| !is_cut && *server != Server::Unreachable);
+        let server = server.ok_or(HostError::NetUnreachable)?;
+        let end = self.ends.entry(to).or_insert_with(|| End {
+            server,
+            script: Script::new(server, random),
+            attempts: 0,
+        });
+        end.attempts += 1;
+        if server == Server::Slow && end.attempts.is_multiple_of(FULL) {
+            return Err(HostError::WouldBlock);
+        }
+        Ok(())
     }
 
     /// Whose datagram this is.
-    pub(super) fn read_identity(
-        &mut self,
-        protocol: Protocol,
-        bytes: &[u8],
-    ) -> Result<Identity, &'static str> {
+    pub(super) fn read_identity(&mut self, bytes: &[u8]) -> Result<Identity, &'static str> {
         self.written += bytes.len() as u64;
         if self.marks.is_none() {
             return Err("sends datagrams without marks");
         }
-        let payload = match protocol {
+        let payload = match self.protocol {
             Protocol::Ping => {
                 let echo = Icmpv4Packet::new_checked(bytes);
                 let echo = echo.map_err(|_| "sends half an echo request")?;
@@ -103,40 +124,47 @@ impl Mailbox {
         }
     }
 
-    /// What the server does about a datagram.
-    pub(super) fn reaction(&self, protocol: Protocol, bytes: &[u8]) -> Option<Happening> {
-        if self.server.echoes() {
-            return Some(Happening::Answer(answer(protocol, bytes)));
+    /// What a server does about a datagram, and when.
+    pub(super) fn reaction(&self, to: SocketAddrV4, bytes: &[u8]) -> Option<(Duration, Happening)> {
+        let End { server, script, .. } = self.ends.get(to.ip())?;
+        if server.echoes() {
+            let mut from = to;
+            if self.protocol == Protocol::Udp {
+                from.set_port(script.answers_from.unwrap_or(to.port()));
+            }
+            let answer = Happening::Answer(from, answer(self.protocol, bytes));
+            return Some((script.latency, answer));
         }
-        let fails = match self.server {
-            Server::Refuses => protocol == Protocol::Udp,
+        let fails = match server {
+            Server::Refuses => self.protocol == Protocol::Udp,
             Server::Lost => true,
             _ => false,
         };
-        fails.then(|| Happening::Failure(bytes.to_vec()))
+        fails.then(|| (script.latency, Happening::Failure(to, bytes.to_vec())))
     }
 
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<usize, HostError> {
-        if !self.failures.is_empty() {
-            return Err(self.failure());
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> Result<(usize, SocketAddrV4), HostError> {
+        if let Some(failure) = self.failure() {
+            return Err(failure);
         }
-        let answer = self.answers.pop_front().ok_or(HostError::WouldBlock)?;
+        let (from, answer) = self.answers.pop_front().ok_or(HostError::WouldBlock)?;
         buffer[..answer.len()].copy_from_slice(&answer);
         self.read += answer.len() as u64;
-        Ok(answer.len())
+        Ok((answer.len(), from))
     }
 
-    pub(super) fn complain(&mut self, to: Ipv4Addr, quoted: &mut [u8]) -> Option<Complaint> {
-        let failure = self.failures.pop_front()?;
+    pub(super) fn complain(&mut self, quoted: &mut [u8]) -> Option<Complaint> {
+        let (to, failure) = self.failures.pop_front()?;
         let len = failure.len().min(quoted.len());
         quoted[..len].copy_from_slice(&failure[..len]);
-        let (error, from) = match self.server {
-            Server::Refuses => (IcmpError::PortUnreachable, to),
+        let (error, from) = match Server::at(*to.ip()) {
+            Some(Server::Refuses) => (IcmpError::PortUnreachable, *to.ip()),
             _ => (IcmpError::HostUnreachable, ROUTER),
         };
         Some(Complaint {
             error,
             from: Some(from),
+            to,
             len,
         })
     }

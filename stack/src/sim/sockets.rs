@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::{Duration, Instant};
 
 use super::cluster::LOCAL;
@@ -14,6 +15,7 @@ use super::mailbox::Mailbox;
 use super::outside::{Script, Server};
 use super::random::{Random, Stream};
 use super::stream::Stream as Connection;
+use crate::drops::DropReason;
 use crate::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready};
 
 /// A router on the way to servers.
@@ -30,10 +32,10 @@ pub(super) enum Happening {
     Turn,
     /// Egress is told what it is ready for.
     Event,
-    /// An answer comes to a datagram.
-    Answer(Vec<u8>),
-    /// Word comes that a datagram has not found anybody.
-    Failure(Vec<u8>),
+    /// An answer to a datagram comes from there.
+    Answer(SocketAddrV4, Vec<u8>),
+    /// Word comes that a datagram to there has not found anybody.
+    Failure(SocketAddrV4, Vec<u8>),
 }
 
 /// The sockets of a node.
@@ -68,7 +70,8 @@ pub(super) struct Sockets {
 /// A socket.
 pub(super) struct Socket {
     pub(super) protocol: Protocol,
-    pub(super) to: SocketAddrV4,
+    /// The other end, if there is one.
+    pub(super) to: Option<SocketAddrV4>,
     /// When it was last used.
     used: Instant,
     pub(super) kind: Kind,
@@ -135,12 +138,12 @@ impl Sockets {
                     self.turn(id);
                 }
             }
-            (Happening::Answer(bytes), Kind::Mailbox(mailbox)) if !self.is_cut => {
-                mailbox.answers.push_back(bytes);
+            (Happening::Answer(from, bytes), Kind::Mailbox(mailbox)) if !self.is_cut => {
+                mailbox.answers.push_back((from, bytes));
                 self.tell(id);
             }
-            (Happening::Failure(quoted), Kind::Mailbox(mailbox)) if !self.is_cut => {
-                mailbox.failures.push_back(quoted);
+            (Happening::Failure(to, quoted), Kind::Mailbox(mailbox)) if !self.is_cut => {
+                mailbox.failures.push_back((to, quoted));
                 self.tell(id);
             }
             _ => {}
@@ -216,43 +219,45 @@ impl Sockets {
             .get_or_insert_with(|| format!("the socket of {id:?} to {to:?} {what}"));
     }
 
-    /// Sends a datagram, and lets the server answer.
-    fn send(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
-        let (now, is_cut) = (self.now, self.is_cut);
-        let Some(Socket {
-            kind: Kind::Mailbox(mailbox),
-            protocol,
-            ..
-        }) = self.sockets.get_mut(&id)
-        else {
-            return Err(HostError::Failed);
-        };
-        mailbox.check(is_cut)?;
-        match mailbox.read_identity(*protocol, bytes) {
-            Ok(identity) => self.fresh.push((id, identity)),
-            Err(wrong) => {
-                let wrong = wrong.to_owned();
-                self.accuse(id, &wrong);
-                return Ok(bytes.len());
-            }
+    /// Notes that a socket is made.
+    fn make(&mut self, id: FlowId, socket: Socket) {
+        if self.sockets.insert(id, socket).is_some() || !self.known.insert(id) {
+            self.accuse(id, "has the number of another");
         }
-        let then = mailbox.reaction(*protocol, bytes);
-        let at = now + mailbox.script.latency;
-        self.due.extend(then.map(|then| (at, id, then)));
-        self.datagrams += 1;
-        Ok(bytes.len())
+        self.made += 1;
+    }
+
+    fn check_destination(&mut self, id: FlowId, protocol: Protocol, to: SocketAddrV4) {
+        let is_secret = to.ip() == METADATA.ip();
+        if is_secret || protocol == Protocol::Udp && to.port() == TUNNEL.port() {
+            self.accuse(id, "goes where no pod may");
+        }
     }
 }
 
 impl Host for Sockets {
+    fn open(&mut self, id: FlowId, protocol: Protocol) -> Result<(), HostError> {
+        let socket = Socket {
+            protocol,
+            to: None,
+            used: self.now,
+            kind: Kind::Mailbox(Mailbox::new(protocol)),
+        };
+        self.make(id, socket);
+        self.words.push((id, "opens"));
+        self.tell(id);
+        Ok(())
+    }
+
     fn connect(
         &mut self,
         id: FlowId,
         protocol: Protocol,
         to: SocketAddrV4,
     ) -> Result<(), HostError> {
-        if to == METADATA || protocol == Protocol::Udp && to.port() == TUNNEL.port() {
-            self.accuse(id, "goes where no pod may");
+        self.check_destination(id, protocol, to);
+        if protocol != Protocol::Tcp {
+            self.accuse(id, "has one other end");
         }
         let Some(server) = Server::at(*to.ip()) else {
             return Err(HostError::NetUnreachable);
@@ -262,30 +267,75 @@ impl Host for Sockets {
         }
         let script = Script::new(server, &mut self.random);
         let latency = script.latency;
-        let kind = match protocol {
-            Protocol::Tcp => Kind::Connection(Box::new(Connection::new(server, script))),
-            Protocol::Udp | Protocol::Ping => Kind::Mailbox(Mailbox::new(server, script)),
-        };
         let socket = Socket {
             protocol,
-            to,
+            to: Some(to),
             used: self.now,
-            kind,
+            kind: Kind::Connection(Box::new(Connection::new(server, script))),
         };
-        if self.sockets.insert(id, socket).is_some() || !self.known.insert(id) {
-            self.accuse(id, "has the number of another");
-        }
-        self.made += 1;
+        self.make(id, socket);
         self.words.push((id, "connects"));
-        match protocol {
-            Protocol::Tcp => self.turn_after(id, latency),
-            Protocol::Udp | Protocol::Ping => self.tell(id),
-        }
+        self.turn_after(id, latency);
         Ok(())
+    }
+
+    /// Sends a datagram, and lets the server answer.
+    fn send(&mut self, id: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+        if let Some(socket) = self.sockets.get(&id) {
+            self.check_destination(id, socket.protocol, to);
+        }
+        let (now, is_cut) = (self.now, self.is_cut);
+        let Some(Socket {
+            kind: Kind::Mailbox(mailbox),
+            used,
+            ..
+        }) = self.sockets.get_mut(&id)
+        else {
+            return Err(HostError::Failed);
+        };
+        mailbox.check(*to.ip(), is_cut, &mut self.random)?;
+        *used = now;
+        match mailbox.read_identity(bytes) {
+            Ok(identity) => self.fresh.push((id, identity)),
+            Err(wrong) => {
+                let wrong = wrong.to_owned();
+                self.accuse(id, &wrong);
+                return Ok(());
+            }
+        }
+        let then = mailbox.reaction(to, bytes);
+        self.due
+            .extend(then.map(|(after, then)| (now + after, id, then)));
+        self.datagrams += 1;
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        id: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError> {
+        let Some(Kind::Mailbox(mailbox)) = self.kind(id) else {
+            self.accuse(id, "is read as if it had no other end");
+            return Err(HostError::Failed);
+        };
+        let read = mailbox.read(buffer);
+        let latest = mailbox.latest;
+        // What others send does not keep a mapping in use.
+        if read.is_ok_and(|(_, from)| latest == Some(*from.ip())) {
+            self.use_now(id);
+        }
+        read
     }
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
         Err(HostError::Refused)
+    }
+
+    fn hand_over(&mut self, worker: u8, _: &PacketBuf<'_>) -> Result<(), DropReason> {
+        let wrong = format!("a packet is handed over to worker {worker} of one");
+        self.wrong.get_or_insert(wrong);
+        Err(DropReason::EgressHandoverFull)
     }
 
     fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {
@@ -302,13 +352,7 @@ impl Host for Sockets {
 
     fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
         let read = match self.kind(id) {
-            Some(Kind::Mailbox(mailbox)) => {
-                let read = mailbox.read(buffer);
-                if read.is_ok() {
-                    self.use_now(id);
-                }
-                return read;
-            }
+            Some(Kind::Mailbox(_)) => Err("is read as if it had another end"),
             Some(Kind::Connection(_)) if buffer.is_empty() => Err("is read without room"),
             Some(Kind::Connection(connection)) => Ok(connection.read(buffer)),
             None => Err("is read and not there"),
@@ -329,10 +373,7 @@ impl Host for Sockets {
 
     fn write(&mut self, id: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
         let written = match self.kind(id) {
-            Some(Kind::Mailbox(_)) => {
-                self.use_now(id);
-                return self.send(id, bytes);
-            }
+            Some(Kind::Mailbox(_)) => Err("is written to as if it had another end"),
             Some(Kind::Connection(connection)) if connection.shut => {
                 Err("is written to after its end")
             }
@@ -361,9 +402,8 @@ impl Host for Sockets {
     }
 
     fn complaint(&mut self, id: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
-        let to = *self.sockets.get(&id)?.to.ip();
         match self.kind(id) {
-            Some(Kind::Mailbox(mailbox)) => mailbox.complain(to, quoted),
+            Some(Kind::Mailbox(mailbox)) => mailbox.complain(quoted),
             Some(Kind::Connection(_)) | None => None,
         }
     }

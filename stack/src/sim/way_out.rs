@@ -98,8 +98,9 @@ impl WayOut {
                 let (sent, received) = (info.sent, info.received);
                 format!("{pod}, {state}, since {since}, {sent} bytes out, {received} in")
             });
-            let (protocol, to) = (socket.protocol, socket.to);
-            let _ = writeln!(text, "  {protocol} socket {} to {to}: {flow}", id.index);
+            let to = socket.to.map(|to| format!(" to {to}")).unwrap_or_default();
+            let protocol = socket.protocol;
+            let _ = writeln!(text, "  {protocol} socket {}{to}: {flow}", id.index);
         }
     }
 
@@ -259,7 +260,7 @@ impl Cluster {
         }
         for (id, word) in way.sockets.words.drain(..) {
             let key = way.egress.key(id);
-            self.figures.flows += u64::from(word == "connects");
+            self.figures.flows += u64::from(matches!(word, "connects" | "opens"));
             self.log.note(now, || {
                 let flow = key.map(|key| format!(" of {} to {}", key.pod, key.remote));
                 let flow = flow.unwrap_or_default();
@@ -440,8 +441,12 @@ fn check_flow(way: &WayOut, info: &FlowInfo, oracle: &Oracle) -> Result<(), Stri
     let key = info.key;
     let socket = way.egress.find(&key).and_then(|id| way.sockets.get(id));
     let socket = socket.ok_or_else(|| format!("{key:?} has no socket"))?;
-    if (socket.protocol, socket.to) != (key.protocol, key.remote) {
-        return Err(format!("{key:?} has a socket to {}", socket.to));
+    let to = (!key.is_mapping()).then_some(key.remote);
+    if (socket.protocol, socket.to) != (key.protocol, to) {
+        return Err(format!("{key:?} has a socket to {:?}", socket.to));
+    }
+    if to.is_some() != (key.protocol == Protocol::Tcp) {
+        return Err(format!("{key:?} depends on its other end"));
     }
     let carried = match &socket.kind {
         Kind::Connection(connection) => {

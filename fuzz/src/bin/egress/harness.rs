@@ -6,7 +6,6 @@ use std::rc::Rc;
 
 use arbitrary::{Result, Unstructured};
 use etherparse::PacketBuilder;
-use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
@@ -16,7 +15,9 @@ use muslin_stack::egress::{
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::Ipv4Packet;
 
-use crate::world::{Act, FLOWS, HostSide, MTU, PodSide, TUNNEL, World, initial, pattern, seed};
+use crate::world::{
+    Act, FLOWS, HostSide, MTU, PodSide, SUBNET, TUNNEL, World, initial, pattern, seed,
+};
 
 /// IPv4 and TCP without options.
 const HEADERS_LEN: usize = 40;
@@ -27,6 +28,8 @@ const MSS: usize = MTU as usize - HEADERS_LEN;
 /// Events of timers until all flows have ended, however long they are idle: keep-alives every two
 /// minutes for two hours, retransmissions, and reading on.
 const MAX_TIMERS: usize = FLOWS * 1000;
+/// By how much what is due may be late if the process has not stood still.
+const LATE: Duration = Duration::from_secs(5);
 
 const ERRORS: [HostError; 8] = [
     HostError::Refused,
@@ -63,8 +66,6 @@ pub(crate) struct Harness {
     /// Whether first fragments may wait for others, which never come.
     has_fragments: bool,
 }
-
-const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
 
 fn pod(byte: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 244, 1, 2 + byte % 2)
@@ -155,8 +156,13 @@ impl Harness {
                     130_000_000,
                     8_000_000_000,
                 ];
-                let chosen: u64 = micros[usize::from(byte()? % 8)];
-                self.pass(self.now + Duration::from_micros(chosen));
+                let chosen = byte()?;
+                let to = self.now + Duration::from_micros(micros[usize::from(chosen % 8)]);
+                if chosen & 8 == 0 {
+                    self.live(to);
+                } else {
+                    self.pass(to);
+                }
             }
             5 => {
                 let address = pod(byte()?);
@@ -182,7 +188,12 @@ impl Harness {
                 }
             }
         }
-        // Pods answer what comes, and what comes of that.
+        self.answer();
+        Ok(())
+    }
+
+    /// Pods answer what comes, and what comes of that.
+    fn answer(&mut self) {
         for _ in 0..64 {
             let world = self.world.borrow();
             let waiting = world.ends.iter().find(|(_, ends)| ends.unanswered);
@@ -193,7 +204,25 @@ impl Harness {
             };
             self.segment(key, 1, 0, 0);
         }
-        Ok(())
+    }
+
+    /// Time passes, and what is due is done in it. A connection whose pod answers does not end.
+    fn live(&mut self, to: Instant) {
+        let living: Vec<_> = self.world.borrow().living().collect();
+        for _ in 0..MAX_TIMERS {
+            let Some(due) = self.egress.poll_at().filter(|due| *due <= to) else {
+                break;
+            };
+            self.pass(due.max(self.now));
+            self.answer();
+        }
+        self.pass(to);
+        let world = self.world.borrow();
+        let is_there = |id: &FlowId| world.sockets.contains_key(id);
+        assert!(
+            !self.answers || living.iter().all(is_there),
+            "a connection ends though both its ends live"
+        );
     }
 
     /// What must be true at any time.
@@ -236,8 +265,14 @@ impl Harness {
             3 => Act::Take(usize::from(more) * 100),
             4 => Act::End,
             5 => Act::Fail(ERRORS[usize::from(more % 8)]),
-            6 => Act::Datagram(usize::from(more) * 6),
-            _ => Act::Datagram(more.into()),
+            6 => Act::Datagram {
+                len: usize::from(more) * 6,
+                from: more / 3,
+            },
+            _ => Act::Datagram {
+                len: more.into(),
+                from: more / 3,
+            },
         };
         self.world.borrow_mut().act(id, act);
         self.wake(id, 3);
@@ -265,13 +300,16 @@ impl Harness {
 
     fn pass(&mut self, to: Instant) {
         self.now = to;
+        let due = self.egress.poll_at();
         let mut world = self.world.borrow_mut();
         (world.time, world.burst) = (to - Instant::ZERO, 0);
+        world.wakes = due.is_some_and(|due| to > due + LATE);
         drop(world);
         let Self {
             egress, host, pods, ..
         } = self;
         egress.handle_timeout(self.now, host, pods);
+        self.world.borrow_mut().wakes = false;
         assert!(egress.poll_at().is_none_or(|due| due > to), "timers spin");
     }
 
@@ -295,7 +333,9 @@ impl Harness {
         if segment.syn {
             ends.next = initial(&key);
             ends.expected = None;
+            ends.strange = self.egress.find(&key).is_some();
         }
+        ends.strange |= fault >= 240;
         let (mut seq, mut ack) = (ends.next, ends.expected.unwrap_or(0));
         match fault {
             // A connection begins where it always does, so that what belongs where is known.

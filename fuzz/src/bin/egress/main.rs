@@ -9,6 +9,8 @@
 //!   none stays behind, and there are never more than flows may be;
 //! * nothing goes where the policy forbids;
 //! * packets for pods are valid, with sums that are right, and come from where the pod sent something;
+//! * whatever a pod's port sends goes by one socket, and whoever answers that is heard, if he may be;
+//! * a connection does not end while its pod answers, nor anything because the process stood still;
 //! * timers do not spin, packets for pods come to an end, counters add up.
 #![cfg_attr(fuzzing, no_main)]
 
@@ -38,14 +40,17 @@ muslin_fuzz::target! {
         &[3, 0, 3, 10],
         &[3, 0, 4],
         &[3, 0, 5, 0],
-        // A datagram, an answer, an echo request.
+        // A datagram, an answer, one from another port, an echo request.
         &[1, 0, 50, 0],
         &[3, 0, 6, 50],
+        &[1, 8, 50, 0],
+        &[3, 0, 6, 3],
         &[2, 0, 50, 0],
         // Time, a pod's end, a host without sockets.
         &[4, 2],
         &[4, 5],
         &[4, 7],
+        &[4, 15],
         &[5, 0],
         &[6, 0],
     ],
@@ -163,6 +168,24 @@ fn seeds() -> Vec<Seed> {
             vec![
                 0, 1, 0, 50, 0, 3, 0, 6, 50, 3, 0, 6, 0, 1, 8, 9, 0, 3, 0, 5, 1, 1, 0, 9, 0, 4, 6,
             ],
+        ),
+        // One port, two places outside; answers from everywhere.
+        (
+            "mapping",
+            vec![
+                0, 1, 0, 50, 0, 1, 8, 20, 0, 3, 0, 6, 0, 3, 0, 6, 3, 3, 0, 6, 6, 3, 0, 6, 9, 3, 0,
+                6, 12, 3, 0, 6, 15, 3, 0, 6, 18, 3, 0, 6, 21, 1, 0, 9, 0, 4, 6,
+            ],
+        ),
+        // The process stands still, for minutes and for hours.
+        (
+            "frozen",
+            with(
+                1,
+                &[&[
+                    1, 0, 9, 0, 2, 0, 9, 0, 4, 14, 0, 0, 2, 0, 9, 4, 15, 3, 0, 2, 9, 4, 15, 4, 6,
+                ]],
+            ),
         ),
         ("superpacket", vec![0, 1, 0, 200, 200, 3, 0, 6, 255]),
         ("pings", vec![0, 2, 0, 50, 0, 3, 0, 7, 50, 2, 0, 0, 0, 4, 6]),

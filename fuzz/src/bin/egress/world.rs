@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::rc::Rc;
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_stack::drops::DropReason;
@@ -19,6 +20,8 @@ use muslin_stack::{Duration, Instant};
 pub(crate) const MTU: u16 = 1450;
 /// A node's tunnel, which nobody may reach.
 pub(crate) const TUNNEL: u16 = 8472;
+/// Pods and their gateway.
+pub(crate) const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
 /// Flows that may be at once.
 pub(crate) const FLOWS: usize = 4;
 /// Many more packets than what may be under way needs.
@@ -53,6 +56,8 @@ pub(crate) struct Ends {
     pub(crate) lies: bool,
     /// How much of the pod's stream was acknowledged, its end included.
     acknowledged: i32,
+    /// Whether the pod has sent what no system sends, or has asked again.
+    pub(crate) strange: bool,
     /// Whether the pod has reset the connection.
     pub(crate) reset: bool,
     /// Whether something has come that the pod has not acknowledged.
@@ -62,7 +67,22 @@ pub(crate) struct Ends {
     ended: bool,
 }
 
+impl Socket {
+    /// Whether it is that of a packet of a pod.
+    fn is_for(&self, packet: &FlowKey) -> bool {
+        self.key == *packet || self.key == packet.mapping()
+    }
+}
+
 impl Ends {
+    /// Whether the pod has had its answer, and has neither ended its stream nor said what is wrong.
+    /// Nothing is under way: pods repeat nothing.
+    fn are_living(&self) -> bool {
+        let is_known = self.first.is_some() && self.acknowledged == self.most;
+        let goes_on = is_known && self.fin.is_none();
+        goes_on && !self.reset && !self.lies && !self.strange
+    }
+
     /// Whether both streams have ended, and the pod knows that all of its own has come.
     fn are_done(&self) -> bool {
         let has_come = |fin: i32| fin.checked_add(1) == Some(self.acknowledged);
@@ -96,7 +116,10 @@ pub(crate) struct Socket {
     outcome: Option<Result<(), HostError>>,
     inbox: u32,
     ended: bool,
-    datagrams: VecDeque<Vec<u8>>,
+    /// What has come, and from where.
+    datagrams: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    /// Where the pod has sent to last.
+    latest: Option<SocketAddrV4>,
     written: u32,
     room: usize,
     shut: bool,
@@ -113,7 +136,34 @@ pub(crate) enum Act {
     Take(usize),
     End,
     Fail(HostError),
-    Datagram(usize),
+    Datagram { len: usize, from: u8 },
+}
+
+/// Where datagrams come from: who was asked last, another port of that, others, and such as a pod
+/// must not hear.
+fn sender(latest: SocketAddrV4, which: u8) -> SocketAddrV4 {
+    let at = |address: [u8; 4], port| SocketAddrV4::new(address.into(), port);
+    match which % 8 {
+        1 => SocketAddrV4::new(*latest.ip(), latest.port() ^ 0x4000),
+        2 => at([192, 0, 2, 2], 443),
+        3 => at([203, 0, 113, 9], 9),
+        4 => at([169, 254, 169, 254], 80),
+        5 => SocketAddrV4::new(*latest.ip(), TUNNEL),
+        6 => at([10, 244, 1, 1], 53),
+        7 => at([127, 0, 0, 1], 53),
+        _ => latest,
+    }
+}
+
+/// Whether pods may send there, and hear what comes from there.
+fn is_open(protocol: Protocol, address: SocketAddrV4) -> bool {
+    let closed = [
+        LINK_LOCAL,
+        SUBNET,
+        Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8),
+    ];
+    let is_tunnel = protocol == Protocol::Udp && address.port() == TUNNEL;
+    !is_tunnel && !closed.iter().any(|net| net.contains(address.ip()))
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +178,8 @@ pub(crate) struct World {
     pub(crate) made: u64,
     /// The time since the start.
     pub(crate) time: Duration,
+    /// Whether the process has stood still until now.
+    pub(crate) wakes: bool,
     /// Whether a pod vanishes just now.
     pub(crate) forgets: bool,
     /// Why the next socket cannot be made.
@@ -151,22 +203,27 @@ impl World {
             Act::Take(room) => socket.room = room,
             Act::End => socket.ended = true,
             Act::Fail(error) => socket.error = Some(error),
-            Act::Datagram(len) if !is_stream => {
+            Act::Datagram { len, from } if !is_stream => {
+                let latest = socket.latest.expect("a pod has sent something");
+                let mut from = sender(latest, from);
+                if socket.key.protocol == Protocol::Ping {
+                    from.set_port(0);
+                }
                 let seed = seed(&socket.key, true) + socket.datagrams.len() as u32;
                 let mut bytes: Vec<_> = (0..len as u32).map(|at| pattern(seed, at)).collect();
                 if socket.key.protocol == Protocol::Ping {
                     // An echo reply, with a number of the host's, mostly.
                     bytes.splice(0..0, [if len == 13 { 3 } else { 0 }, 0, 0, 0, 7, 7, 0, 1]);
                 }
-                socket.datagrams.push_back(bytes);
+                socket.datagrams.push_back((from, bytes));
             }
-            Act::Connect(_) | Act::Give(_) | Act::Datagram(_) => {}
+            Act::Connect(_) | Act::Give(_) | Act::Datagram { .. } => {}
         }
     }
 
     /// Whether a flow may end that the host has not taken all of yet.
     fn may_end(&self, socket: &Socket) -> bool {
-        let makes_room = |key: &FlowKey| !self.sockets.values().any(|it| it.key == *key);
+        let makes_room = |key: &FlowKey| !self.sockets.values().any(|it| it.is_for(key));
         let is_evicted =
             self.sockets.len() + 1 == FLOWS && self.current.as_ref().is_some_and(makes_room);
         let is_idle = self.time >= socket.used + egress::Limits::default().tcp_idle;
@@ -176,6 +233,56 @@ impl World {
     fn socket(&mut self, id: FlowId) -> &mut Socket {
         let socket = self.sockets.get_mut(&id);
         socket.unwrap_or_else(|| panic!("{id:?} has no socket"))
+    }
+
+    /// Makes a socket for what a pod sends now.
+    fn make(&mut self, id: FlowId, key: FlowKey, connected: bool) -> Result<(), HostError> {
+        let current = self.current.expect("a pod sends something");
+        if let Some(error) = self.fails.take() {
+            return Err(error);
+        }
+        assert!(!self.closed.contains(&id), "{id:?} was another's");
+        let is_double = |socket: &Socket| socket.is_for(&current);
+        assert!(
+            !self.sockets.values().any(is_double),
+            "{current:?} has two sockets"
+        );
+        let ends = self.ends.entry(current).or_default();
+        *ends = Ends {
+            next: ends.next,
+            strange: ends.strange,
+            ..Ends::default()
+        };
+        let socket = Socket {
+            key,
+            connected,
+            outcome: None,
+            inbox: 0,
+            ended: false,
+            datagrams: VecDeque::new(),
+            latest: None,
+            written: 0,
+            room: usize::MAX,
+            shut: false,
+            error: None,
+            used: self.time,
+        };
+        assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
+        assert!(self.sockets.len() <= FLOWS, "too many sockets");
+        self.made += 1;
+        Ok(())
+    }
+
+    /// Connections whose ends are both there and have not had enough of each other.
+    pub(crate) fn living(&self) -> impl Iterator<Item = FlowId> {
+        let is_living = |(_, socket): &(&FlowId, &Socket)| {
+            socket.connected
+                && socket.error.is_none()
+                && !socket.ended
+                && self.ends.get(&socket.key).is_some_and(Ends::are_living)
+        };
+        let living = self.sockets.iter().filter(is_living);
+        living.map(|(id, _)| *id)
     }
 
     /// Nothing that was read stays behind.
@@ -308,6 +415,14 @@ impl World {
 pub(crate) struct HostSide(pub(crate) Rc<RefCell<World>>);
 
 impl Host for HostSide {
+    fn open(&mut self, id: FlowId, protocol: Protocol) -> Result<(), HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let key = world.current.expect("a pod sends something");
+        assert_eq!(protocol, key.protocol);
+        assert_ne!(protocol, Protocol::Tcp, "a connection has one other end");
+        world.make(id, key.mapping(), true)
+    }
+
     fn connect(
         &mut self,
         id: FlowId,
@@ -317,46 +432,17 @@ impl Host for HostSide {
         let world = &mut *self.0.borrow_mut();
         let key = world.current.expect("a pod sends something");
         assert_eq!((protocol, to), (key.protocol, key.remote));
-        assert!(!LINK_LOCAL.contains(to.ip()), "{to} is forbidden");
-        assert!(
-            protocol != Protocol::Udp || to.port() != TUNNEL,
-            "{to} is forbidden"
-        );
-        if let Some(error) = world.fails.take() {
-            return Err(error);
-        }
-        assert!(!world.closed.contains(&id), "{id:?} was another's");
-        let is_double = |socket: &Socket| socket.key == key;
-        assert!(
-            !world.sockets.values().any(is_double),
-            "{key:?} has two sockets"
-        );
-        let ends = world.ends.entry(key).or_default();
-        *ends = Ends {
-            next: ends.next,
-            ..Ends::default()
-        };
-        let socket = Socket {
-            key,
-            connected: protocol != Protocol::Tcp,
-            outcome: None,
-            inbox: 0,
-            ended: false,
-            datagrams: VecDeque::new(),
-            written: 0,
-            room: usize::MAX,
-            shut: false,
-            error: None,
-            used: world.time,
-        };
-        assert!(world.sockets.insert(id, socket).is_none(), "{id:?} twice");
-        assert!(world.sockets.len() <= FLOWS, "too many sockets");
-        world.made += 1;
-        Ok(())
+        assert_eq!(protocol, Protocol::Tcp, "datagrams have many other ends");
+        assert!(is_open(protocol, to), "{to} is forbidden");
+        world.make(id, key, false)
     }
 
     fn serve(&mut self, id: FlowId, key: FlowKey) -> Result<(), HostError> {
         panic!("{id:?}: {key:?} is not for the gateway");
+    }
+
+    fn hand_over(&mut self, worker: u8, _: &PacketBuf<'_>) -> Result<(), DropReason> {
+        panic!("there is no worker {worker}");
     }
 
     fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {
@@ -371,23 +457,54 @@ impl Host for HostSide {
         outcome
     }
 
+    fn send(&mut self, id: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let current = world.current.expect("a pod sends something");
+        let socket = world.sockets.get_mut(&id).expect("it has a socket");
+        assert_eq!((socket.key, to), (current.mapping(), current.remote));
+        assert!(is_open(current.protocol, to), "{to} is forbidden");
+        socket.latest = Some(to);
+        if let Some(error) = socket.error.take() {
+            return Err(error);
+        }
+        let offered = world.offered.pop_front().expect("the pod sent it");
+        if socket.room == 0 {
+            return Err(HostError::WouldBlock);
+        }
+        assert!(offered == bytes, "another datagram");
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        id: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError> {
+        let world = &mut *self.0.borrow_mut();
+        let socket = world.sockets.get_mut(&id).expect("it has a socket");
+        if let Some(error) = socket.error.take() {
+            return Err(error);
+        }
+        let (from, bytes) = socket.datagrams.pop_front().ok_or(HostError::WouldBlock)?;
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        let len = bytes.len();
+        let protocol = socket.key.protocol;
+        // What is no reply goes no further.
+        if is_open(protocol, from) && (protocol == Protocol::Udp || bytes[0] == 0) {
+            let key = FlowKey {
+                remote: from,
+                ..socket.key
+            };
+            world.read.push_back((key, bytes));
+        }
+        Ok((len, from))
+    }
+
     fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
         let world = &mut *self.0.borrow_mut();
         let socket = world.sockets.get_mut(&id).expect("it has a socket");
         assert!(socket.connected, "read before it is connected");
-        if socket.key.protocol != Protocol::Tcp {
-            if let Some(error) = socket.error.take() {
-                return Err(error);
-            }
-            let bytes = socket.datagrams.pop_front().ok_or(HostError::WouldBlock)?;
-            buffer[..bytes.len()].copy_from_slice(&bytes);
-            let len = bytes.len();
-            // What is no reply goes no further.
-            if socket.key.protocol == Protocol::Udp || bytes[0] == 0 {
-                world.read.push_back((socket.key, bytes));
-            }
-            return Ok(len);
-        }
+        assert_eq!(socket.key.protocol, Protocol::Tcp, "it has senders");
         assert!(!buffer.is_empty(), "an empty read looks like the end");
         let ends = world.ends.get_mut(&socket.key).expect("it has ends");
         let len = buffer.len().min(socket.inbox as usize);
@@ -415,19 +532,7 @@ impl Host for HostSide {
         let world = &mut *self.0.borrow_mut();
         let socket = world.sockets.get_mut(&id).expect("it has a socket");
         assert!(socket.connected, "written before it is connected");
-        if socket.key.protocol != Protocol::Tcp {
-            if let Some(error) = socket.error.take() {
-                return Err(error);
-            }
-            if socket.room == 0 {
-                world.offered.pop_front();
-                return Err(HostError::WouldBlock);
-            }
-            assert_eq!(world.current, Some(socket.key));
-            let offered = world.offered.pop_front().expect("the pod sent it");
-            assert!(offered == bytes, "another datagram");
-            return Ok(bytes.len());
-        }
+        assert_eq!(socket.key.protocol, Protocol::Tcp, "nobody knows where");
         assert!(!socket.shut, "written after the end");
         if let Some(error) = socket.error {
             return Err(error);
@@ -474,6 +579,7 @@ impl Host for HostSide {
         let world = &mut *self.0.borrow_mut();
         let socket = world.sockets.remove(&id);
         let socket = socket.unwrap_or_else(|| panic!("{id:?} is closed twice"));
+        assert!(!world.wakes, "{:?} ends as the process wakes", socket.key);
         world.closed.push(id);
         if socket.key.protocol == Protocol::Tcp && world.ends[&socket.key].are_done() {
             let is_whole = socket.shut && !reset;

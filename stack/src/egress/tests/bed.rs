@@ -26,14 +26,20 @@ pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
 /// What a socket for datagrams has received and sent.
 type Datagrams = (VecDeque<Vec<u8>>, Vec<Vec<u8>>);
 
+/// A datagram, and where it is from or to.
+type Addressed = (SocketAddrV4, Vec<u8>);
+
 /// A socket of the host.
 #[derive(Debug, Default)]
 pub(super) struct FakeSocket {
     pub(super) to: Option<SocketAddrV4>,
     /// How connecting ends, if it has.
     pub(super) connected: Option<Result<(), HostError>>,
-    /// Datagrams instead of streams.
+    /// Datagrams instead of streams, with one other end.
     pub(super) datagrams: Option<Datagrams>,
+    /// What a mapping's socket has received and sent.
+    pub(super) received: VecDeque<Addressed>,
+    pub(super) sent: Vec<Addressed>,
     /// What the other end has sent, and whether that is all.
     pub(super) inbox: VecDeque<u8>,
     pub(super) ended: bool,
@@ -61,6 +67,8 @@ pub(super) struct FakeHost {
     pub(super) refuses: Option<HostError>,
     /// Ports of the gateway that are served.
     pub(super) serves: Vec<(Protocol, u16)>,
+    /// Packets for other workers.
+    pub(super) handed_over: Vec<(u8, Vec<u8>)>,
     /// What became of connections to pods.
     pub(super) dialled: Vec<(FlowId, Result<(), HostError>)>,
 }
@@ -75,6 +83,15 @@ impl FakeHost {
         assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
     }
 
+    fn make(&mut self, id: FlowId, socket: FakeSocket) -> Result<(), HostError> {
+        if let Some(error) = self.refuses {
+            return Err(error);
+        }
+        self.latest = Some(id);
+        assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
+        Ok(())
+    }
+
     /// Gives a flow a socket for datagrams if it has none.
     pub(super) fn adopt_datagrams(&mut self, id: FlowId) {
         self.sockets.entry(id).or_insert_with(|| FakeSocket {
@@ -85,24 +102,24 @@ impl FakeHost {
 }
 
 impl Host for FakeHost {
+    fn open(&mut self, id: FlowId, protocol: Protocol) -> Result<(), HostError> {
+        assert_ne!(protocol, Protocol::Tcp);
+        self.make(id, FakeSocket::default())
+    }
+
     fn connect(
         &mut self,
         id: FlowId,
         protocol: Protocol,
         to: SocketAddrV4,
     ) -> Result<(), HostError> {
-        if let Some(error) = self.refuses {
-            return Err(error);
-        }
-        self.latest = Some(id);
         let socket = FakeSocket {
             to: Some(to),
             datagrams: (protocol != Protocol::Tcp).then(Default::default),
             room: usize::MAX,
             ..FakeSocket::default()
         };
-        assert!(self.sockets.insert(id, socket).is_none(), "{id:?} twice");
-        Ok(())
+        self.make(id, socket)
     }
 
     fn serve(&mut self, id: FlowId, key: FlowKey) -> Result<(), HostError> {
@@ -110,6 +127,11 @@ impl Host for FakeHost {
             return Err(HostError::Refused);
         }
         self.connect(id, key.protocol, key.remote)
+    }
+
+    fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+        self.handed_over.push((worker, packet.as_slice().to_vec()));
+        Ok(())
     }
 
     fn dialled(&mut self, id: FlowId, result: Result<(), HostError>) {
@@ -120,6 +142,30 @@ impl Host for FakeHost {
     fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
         let result = self.sockets[&id].connected;
         result.unwrap_or(Err(HostError::WouldBlock))
+    }
+
+    fn send(&mut self, id: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+        let socket = self.sockets.get_mut(&id).unwrap();
+        assert_eq!((socket.to, &socket.datagrams), (None, &None), "no mapping");
+        if let Some(error) = socket.error.take() {
+            return Err(error);
+        }
+        socket.sent.push((to, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        id: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError> {
+        let socket = self.sockets.get_mut(&id).unwrap();
+        if let Some(error) = socket.error.take() {
+            return Err(error);
+        }
+        let (from, datagram) = socket.received.pop_front().ok_or(HostError::WouldBlock)?;
+        buffer[..datagram.len()].copy_from_slice(&datagram);
+        Ok((datagram.len(), from))
     }
 
     fn read(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
@@ -387,7 +433,16 @@ impl Bed {
         assert!(due.is_none_or(|due| due > self.now), "{due:?}");
     }
 
-    /// Does what is due at a later time.
+    /// Lets time pass, with everything that is due in it; the pod hears nothing.
+    pub(super) fn live(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        while let Some(due) = self.egress.poll_at().filter(|due| *due <= end) {
+            self.pass(due.max(self.now) - self.now);
+        }
+        self.pass(end - self.now);
+    }
+
+    /// Does what is due at a later time, and nothing before that.
     pub(super) fn pass(&mut self, duration: Duration) {
         self.now += duration;
         let Self {

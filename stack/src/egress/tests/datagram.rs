@@ -24,13 +24,35 @@ fn echo(ident: u16, seq: u16, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn sent(bed: &Bed, id: FlowId) -> &[Vec<u8>] {
-    &bed.host.sockets[&id].datagrams.as_ref().unwrap().1
+fn sent(bed: &Bed, id: FlowId) -> Vec<Vec<u8>> {
+    let sent = bed.host.sockets[&id].sent.iter();
+    sent.map(|(_, datagram)| datagram.clone()).collect()
 }
 
 fn arrives(bed: &mut Bed, id: FlowId, datagram: Vec<u8>) {
-    let datagrams = bed.fake(id).datagrams.as_mut();
-    datagrams.unwrap().0.push_back(datagram);
+    arrives_from(bed, id, SERVER, &datagram);
+}
+
+fn arrives_from(bed: &mut Bed, id: FlowId, from: SocketAddrV4, datagram: &[u8]) {
+    let received = &mut bed.fake(id).received;
+    received.push_back((from, datagram.to_vec()));
+}
+
+/// From where, to which port of the pod, and what has come to it.
+fn heard(bed: &mut Bed) -> Vec<(SocketAddrV4, u16, Vec<u8>)> {
+    let packets = bed.received();
+    let read = |packet: &Vec<u8>| {
+        let (ip, rest) = Ipv4Header::from_slice(packet).unwrap();
+        let (udp, payload) = UdpHeader::from_slice(rest).unwrap();
+        assert_eq!(udp.calc_checksum_ipv4(&ip, payload), Ok(udp.checksum));
+        let from = SocketAddrV4::new(ip.source.into(), udp.source_port);
+        (from, udp.destination_port, payload.to_vec())
+    };
+    packets.iter().map(read).collect()
+}
+
+fn address(text: &str) -> SocketAddrV4 {
+    text.parse().unwrap()
 }
 
 #[test]
@@ -42,8 +64,9 @@ fn datagrams_go_on_and_answers_come_from_the_address_that_was_asked() {
     }
     let id = bed.last();
     assert_eq!(bed.host.sockets.len(), 1, "one flow");
-    assert_eq!(bed.host.sockets[&id].to, Some(SERVER));
     assert_eq!(sent(&bed, id), requests);
+    let sent = &bed.host.sockets[&id].sent;
+    assert!(sent.iter().all(|(to, _)| *to == SERVER));
 
     let answers = [pattern(900, 3), Vec::new(), pattern(3001, 4)];
     for answer in &answers {
@@ -63,11 +86,150 @@ fn datagrams_go_on_and_answers_come_from_the_address_that_was_asked() {
         assert_eq!(udp.calc_checksum_ipv4(&ip, payload), Ok(udp.checksum));
         assert_eq!(payload, answer);
     }
-    // Another port of the pod, or another address, is another flow.
+    // Another port of the pod is another flow.
     bed.send(&udp(5001, SERVER, b"x"));
-    bed.send(&udp(5000, "192.0.2.81:80".parse().unwrap(), b"x"));
-    assert_eq!(bed.egress.counters().open, 3);
+    assert_eq!(bed.egress.counters().open, 2);
     assert_eq!(bed.dropped, []);
+}
+
+#[test]
+fn all_that_a_port_sends_is_one_mapping_and_all_may_answer() {
+    let mut bed = Bed::new();
+    let others = [address("192.0.2.81:80"), address("198.51.100.7:3478")];
+    bed.send(&udp(5000, SERVER, b"1"));
+    let id = bed.last();
+    bed.send(&udp(5000, others[0], b"2"));
+    bed.send(&udp(5000, others[1], b"3"));
+    bed.send(&udp(5000, SERVER, b"4"));
+    assert_eq!(bed.host.sockets.len(), 1, "one socket");
+    let to = |to, payload: &[u8]| (to, payload.to_vec());
+    let expected = [
+        to(SERVER, b"1"),
+        to(others[0], b"2"),
+        to(others[1], b"3"),
+        to(SERVER, b"4"),
+    ];
+    assert_eq!(bed.fake(id).sent, expected);
+    let [info] = bed.egress.flows().collect::<Vec<_>>()[..] else {
+        panic!("one flow");
+    };
+    assert!(info.key.is_mapping());
+    assert_eq!((info.remote, info.sent), (SERVER, 4));
+
+    // Another port of a server (RFC 1350 section 4), and somebody who was not asked.
+    let senders = [
+        SERVER,
+        SocketAddrV4::new(*SERVER.ip(), 34_567),
+        others[0],
+        address("203.0.113.9:9"),
+    ];
+    for from in senders {
+        arrives_from(&mut bed, id, from, b"answer");
+    }
+    bed.wake_quietly(id);
+    let expected = senders.map(|from| (from, 5000, b"answer".to_vec()));
+    assert_eq!(heard(&mut bed), expected);
+    assert_eq!(bed.dropped, []);
+}
+
+#[test]
+fn pings_of_one_number_are_one_mapping() {
+    let mut bed = Bed::new();
+    bed.send(&echo(7, 0, b"x"));
+    let mut other = echo(7, 1, b"x");
+    other[16..20].copy_from_slice(&[192, 0, 2, 81]);
+    let checksum = !checksum::sum(&[&other[..10], &other[12..20]].concat());
+    other[10..12].copy_from_slice(&checksum.to_be_bytes());
+    bed.send(&other);
+    let id = bed.last();
+    assert_eq!(bed.egress.counters().open, 1);
+    let to: Vec<_> = bed.fake(id).sent.iter().map(|(to, _)| *to).collect();
+    let none = |address: &Ipv4Addr| SocketAddrV4::new(*address, 0);
+    let others = [none(SERVER.ip()), none(&Ipv4Addr::new(192, 0, 2, 81))];
+    assert_eq!(to, others);
+    for from in others {
+        let mut reply = echo(999, 0, b"x")[20..].to_vec();
+        reply[0] = 0;
+        arrives_from(&mut bed, id, from, &reply);
+    }
+    bed.wake_quietly(id);
+    let sources: Vec<_> = bed.received().iter().map(|it| it[15]).collect();
+    assert_eq!(sources, [80, 81]);
+}
+
+#[test]
+fn the_policy_holds_for_each_datagram_both_ways() {
+    let allow = ["192.0.2.0/24".parse().unwrap()];
+    let deny = ["192.0.2.66/32".parse().unwrap()];
+    let mut bed = Bed::with(
+        Limits::default(),
+        Policy::new(&allow, &deny, None, Some(8472)),
+    );
+    let denied = [
+        address("192.0.2.66:80"),
+        address("198.51.100.7:80"),
+        address("192.0.2.80:8472"),
+    ];
+    bed.send(&udp(5000, SERVER, b"x"));
+    let id = bed.last();
+    for to in denied {
+        bed.send(&udp(5000, to, b"x"));
+    }
+    assert_eq!(bed.dropped, [DropReason::EgressDenied; 3]);
+    let errors: Vec<_> = bed.pods.reports.iter().map(|(error, _)| *error).collect();
+    assert_eq!(errors, [IcmpError::Prohibited; 3]);
+    bed.send(&udp(5000, SERVER, b"y"));
+    assert_eq!(sent(&bed, id), [b"x", b"y"]);
+
+    let gateway = [
+        SocketAddrV4::new(super::bed::GATEWAY, 53),
+        address("10.244.1.0:53"),
+    ];
+    let loopback = [address("127.0.0.1:80")];
+    for from in denied.iter().chain(&gateway).chain(&loopback) {
+        arrives_from(&mut bed, id, *from, b"z");
+    }
+    bed.wake_quietly(id);
+    assert_eq!(heard(&mut bed), []);
+    assert_eq!(bed.pods.lost[&DropReason::EgressDenied], 6);
+}
+
+#[test]
+fn the_hosts_loopback_answers_from_the_address_that_the_pod_knows() {
+    let open = Ipv4Addr::new(192, 0, 2, 7);
+    let mut bed = Bed::with(Limits::default(), Policy::new(&[], &[], Some(open), None));
+    bed.send(&udp(5000, SocketAddrV4::new(open, 53), b"x"));
+    let id = bed.last();
+    assert_eq!(bed.fake(id).sent[0].0, address("127.0.0.1:53"));
+    bed.send(&udp(5000, SERVER, b"x"));
+    for port in [53, 54] {
+        let from = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        arrives_from(&mut bed, id, from, b"y");
+    }
+    bed.wake_quietly(id);
+    let expected = [53, 54].map(|port| (SocketAddrV4::new(open, port), 5000, b"y".to_vec()));
+    assert_eq!(heard(&mut bed), expected);
+}
+
+#[test]
+fn what_fails_and_what_strangers_send_is_no_use_of_a_mapping() {
+    let mut bed = Bed::new();
+    bed.send(&udp(5000, SERVER, b"x"));
+    let id = bed.last();
+    for _ in 0..11 {
+        bed.pass(Duration::from_secs(10));
+        bed.fake(id).error = Some(HostError::NetUnreachable);
+        bed.send(&udp(5000, SERVER, b"x"));
+        arrives_from(&mut bed, id, address("203.0.113.9:9"), b"noise");
+        bed.wake_quietly(id);
+    }
+    assert_eq!(bed.dropped, [DropReason::EgressUnreachable; 11]);
+    assert_eq!(heard(&mut bed).len(), 11);
+    let info = bed.egress.flows().next().unwrap();
+    assert_eq!((info.sent, info.received), (1, 55));
+    bed.pass(Duration::from_secs(10));
+    assert_eq!(bed.egress.counters().open, 0);
+    assert_eq!(bed.egress.counters().expired, 1);
 }
 
 #[test]
@@ -103,18 +265,47 @@ fn udp_flows_end_after_their_time() {
     let mut bed = Bed::new();
     bed.send(&udp(5000, SERVER, b"one"));
     let id = bed.last();
-    bed.pass(Duration::from_secs(100));
+    bed.live(Duration::from_secs(100));
     arrives(&mut bed, id, b"two".to_vec());
     bed.wake_quietly(id);
-    bed.pass(Duration::from_secs(100));
+    bed.live(Duration::from_secs(100));
     assert_eq!(bed.egress.counters().open, 1, "an answer counts");
     bed.send(&udp(5000, SERVER, b"three"));
-    bed.pass(Duration::from_secs(100));
+    bed.live(Duration::from_secs(100));
     assert_eq!(bed.egress.counters().open, 1, "a request counts");
-    bed.pass(Duration::from_secs(21));
+    bed.live(Duration::from_secs(21));
     assert_eq!(bed.egress.counters().open, 0);
     assert_eq!(bed.host.closed.len(), 1);
     assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn a_process_that_stood_still_ends_no_mappings() {
+    let mut bed = Bed::new();
+    bed.send(&udp(5000, SERVER, b"one"));
+    let of_udp = bed.last();
+    bed.send(&echo(7, 0, b"one"));
+    bed.pass(Duration::from_secs(20));
+    bed.pass(Duration::from_secs(640));
+    assert_eq!(bed.egress.counters().open, 2);
+    // Its sockets have what came meanwhile.
+    arrives(&mut bed, of_udp, b"two".to_vec());
+    bed.wake_quietly(of_udp);
+    assert_eq!(bed.received().len(), 1);
+    let flow = |bed: &Bed| {
+        bed.egress
+            .flows()
+            .find(|it| it.key.protocol == Protocol::Udp)
+    };
+    assert_eq!(flow(&bed).unwrap().active, bed.now);
+    bed.live(Duration::from_secs(40));
+    assert_eq!(
+        bed.egress.counters().open,
+        1,
+        "pings were idle for a minute"
+    );
+    bed.live(Duration::from_secs(80));
+    assert_eq!(bed.egress.counters().open, 0);
 }
 
 #[test]
@@ -171,6 +362,11 @@ fn what_may_not_or_cannot_be_reached_is_told() {
 fn why_there_is_no_socket_is_the_reason_of_the_drop() {
     let packets = (udp(5000, SERVER, b"x"), echo(7, 0, b"x"));
     for (error, of_udp, of_ping) in [
+        (
+            HostError::Exhausted,
+            DropReason::EgressExhausted,
+            DropReason::EgressExhausted,
+        ),
         (
             HostError::WouldBlock,
             DropReason::EgressHostFull,
@@ -239,7 +435,7 @@ fn echo_requests_go_on_and_replies_have_the_pods_number() {
     let payload = pattern(56, 9);
     bed.send(&echo(77, 1, &payload));
     let id = bed.last();
-    let [request] = sent(&bed, id) else {
+    let [request] = &sent(&bed, id)[..] else {
         panic!("no request");
     };
     assert_eq!((request[0], &request[8..]), (8, &payload[..]));

@@ -66,12 +66,7 @@ fn datagrams_count_by_their_payload() {
     }
     bed.pass(Duration::from_secs(2));
     let id = bed.last();
-    bed.fake(id)
-        .datagrams
-        .as_mut()
-        .unwrap()
-        .0
-        .push_back(pattern(1000, 2));
+    bed.fake(id).received.push_back((SERVER, pattern(1000, 2)));
     bed.wake_quietly(id);
     let flow = only(&bed);
     assert_eq!((flow.sent, flow.received), (144, 1000));
@@ -164,4 +159,93 @@ fn a_flow_is_told_in_words() {
     ];
     let words = "tcp udp ping out in connecting open half-closed closing";
     assert_eq!(told.join(" "), words);
+}
+
+#[test]
+fn a_socket_of_a_pod_has_one_mapping_among_workers() {
+    let owners = std::sync::Arc::new(Owners::new(7));
+    let mut beds = [Bed::new(), Bed::new()];
+    for (bed, worker) in beds.iter_mut().zip(0..) {
+        bed.egress.share(owners.clone(), worker);
+    }
+    let to = |port: u16, last: u8| {
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ipv4(POD.octets(), [192, 0, 2, last], 64)
+            .udp(port, 80)
+            .write(&mut packet, b"x")
+            .unwrap();
+        packet
+    };
+    let ping = |last: u8| {
+        let mut packet = Vec::new();
+        etherparse::PacketBuilder::ipv4(POD.octets(), [192, 0, 2, last], 64)
+            .icmpv4_echo_request(5000, 0)
+            .write(&mut packet, b"x")
+            .unwrap();
+        packet
+    };
+    // The kernel brings two destinations of one socket to two workers.
+    let [first, second] = &mut beds;
+    for packet in [to(5000, 80), ping(80)] {
+        second.send(&packet);
+        assert_eq!(second.host.handed_over, []);
+    }
+    for packet in [to(5000, 81), ping(81)] {
+        first.send(&packet);
+        let [(1, handed)] = &first.host.handed_over[..] else {
+            panic!("{:?}", first.host.handed_over);
+        };
+        assert_eq!(*handed, packet);
+        first.host.handed_over.clear();
+        let mut storage = packet.clone();
+        let whole = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
+        let Bed {
+            egress, host, pods, ..
+        } = &mut *second;
+        egress
+            .from_sibling(Instant::ZERO, &whole, host, pods)
+            .unwrap();
+    }
+    assert_eq!(
+        (first.egress.counters().open, second.egress.counters().open),
+        (0, 2)
+    );
+    first.send(&to(5001, 80));
+    assert_eq!(first.egress.counters().open, 1, "another socket");
+    // When it has ended anybody may have it.
+    second.pass(Limits::default().ping_idle);
+    second.pass(Limits::default().udp_idle - Limits::default().ping_idle);
+    assert_eq!(second.egress.counters().open, 0);
+    first.send(&to(5000, 81));
+    assert_eq!(first.egress.counters().open, 2);
+    assert_eq!(first.host.handed_over, []);
+}
+
+#[test]
+fn fragments_are_handed_over_as_the_packet_that_they_are_of() {
+    let mut bed = Bed::new();
+    bed.egress.share(Owners::new(7).into(), 1);
+    bed.egress.expect_datagrams(SocketAddrV4::new(POD, 5000));
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+        .udp(5000, 80)
+        .write(&mut packet, &pattern(2000, 1))
+        .unwrap();
+    let piece = |from: usize, to: usize, more: bool| {
+        let mut bytes = [&packet[..20], &packet[20 + from..20 + to]].concat();
+        let mut header = Ipv4Packet::new_unchecked(&mut bytes);
+        header.set_dont_frag(false);
+        header.set_more_frags(more);
+        header.set_frag_offset(from as u16);
+        set_total_len(&mut bytes);
+        bytes
+    };
+    bed.send(&piece(0, 1400, true));
+    bed.send(&piece(1400, 2008, false));
+    assert_eq!(bed.dropped, []);
+    let [(0, whole)] = &bed.host.handed_over[..] else {
+        panic!("{:?}", bed.host.handed_over);
+    };
+    assert_eq!(whole[20..], packet[20..]);
+    assert_eq!(bed.egress.counters().open, 0);
 }

@@ -76,7 +76,7 @@ fn send_all<'a>(bed: &mut Bed, fragments: impl IntoIterator<Item = &'a Vec<u8>>)
 fn sent(bed: &Bed) -> Vec<Vec<u8>> {
     let sockets = bed.host.sockets.values();
     sockets
-        .flat_map(|socket| socket.datagrams.as_ref().unwrap().1.clone())
+        .flat_map(|socket| socket.sent.iter().map(|(_, datagram)| datagram.clone()))
         .collect()
 }
 

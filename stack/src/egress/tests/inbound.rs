@@ -342,7 +342,7 @@ fn a_full_table_takes_no_more() {
     dial(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)));
     let full = dial_with(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)), b"");
     assert_eq!(full, Err(DropReason::EgressTableFull));
-    bed.now += EVICTABLE;
+    bed.live(EVICTABLE);
     dial(&mut bed, tcp(SocketAddrV4::new(GATEWAY, 0)));
     assert_eq!(bed.host.closed, [(id, true)], "the oldest made room");
 }
@@ -498,7 +498,7 @@ fn ports_of_the_gateway_are_for_services_and_refuse_otherwise() {
     assert_eq!(errors, [IcmpError::PortUnreachable; 2]);
     assert_eq!(bed.egress.counters().open, 2);
     // A question has its answer soon; a connection may wait for the next.
-    bed.pass(Limits::default().service_idle);
+    bed.live(Limits::default().service_idle);
     assert_eq!(bed.egress.counters().open, 1);
 }
 
@@ -542,11 +542,8 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     let at_gateway = |port| SocketAddrV4::new(GATEWAY, port);
     let mut bed = Bed::new();
     bed.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
-    let is_stray = |bed: &Bed, packet: &[u8]| {
-        let mut storage = packet.to_vec();
-        let packet = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
-        bed.egress.is_stray(&packet)
-    };
+    bed.egress.share(Owners::new(7).into(), 1);
+    let is_stray = |bed: &Bed, packet: &[u8]| bed.egress.elsewhere(packet) == Some(0);
     for (what, packet, stray) in [
         (
             "an answer to a SYN",
@@ -588,4 +585,7 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     } = &mut bed;
     egress.forget_pod(POD, host, pods);
     assert!(!is_stray(&bed, &udp(PORT, CLIENT)), "published no more");
+    bed.egress.share(Owners::new(7).into(), 0);
+    let segment = tcp(CLIENT, |it| it.ack(1));
+    assert_eq!(bed.egress.elsewhere(&segment), None, "the first has them");
 }

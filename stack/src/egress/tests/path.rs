@@ -40,10 +40,21 @@ fn echo(seq: u16) -> Vec<u8> {
 }
 
 fn complains(bed: &mut Bed, error: IcmpError, from: Option<Ipv4Addr>, quoted: &[u8]) {
+    complains_of(bed, SERVER, error, from, quoted);
+}
+
+fn complains_of(
+    bed: &mut Bed,
+    to: SocketAddrV4,
+    error: IcmpError,
+    from: Option<Ipv4Addr>,
+    quoted: &[u8],
+) {
     let id = bed.last();
     let complaint = Complaint {
         error,
         from,
+        to,
         len: quoted.len(),
     };
     let socket = bed.fake(id);
@@ -56,7 +67,8 @@ fn complains(bed: &mut Bed, error: IcmpError, from: Option<Ipv4Addr>, quoted: &[
 
 fn sent(bed: &mut Bed) -> Vec<Vec<u8>> {
     let id = bed.last();
-    bed.fake(id).datagrams.as_ref().unwrap().1.clone()
+    let sent = bed.fake(id).sent.iter();
+    sent.map(|(_, datagram)| datagram.clone()).collect()
 }
 
 #[test]
@@ -178,9 +190,39 @@ fn the_hosts_loopback_has_the_address_that_the_pod_knows() {
     let mut bed = Bed::with(Limits::default(), policy);
     bed.send(&udp(USUAL, b"x"));
     let error = IcmpError::PortUnreachable;
-    complains(&mut bed, error, Some(Ipv4Addr::LOCALHOST), b"x");
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, SERVER.port());
+    complains_of(&mut bed, to, error, Some(Ipv4Addr::LOCALHOST), b"x");
     let id = bed.last();
     bed.wake_quietly(id);
     assert_eq!(bed.pods.relayed.len(), 1);
     assert_eq!(bed.pods.relayed[0].0, open);
+}
+
+#[test]
+fn a_complaint_is_about_the_datagram_that_it_quotes() {
+    let mut bed = Bed::new();
+    let first: SocketAddrV4 = "198.51.100.7:7".parse().unwrap();
+    let secret: SocketAddrV4 = "169.254.169.254:80".parse().unwrap();
+    let mut packet = udp(USUAL, b"x");
+    packet[16..20].copy_from_slice(&first.ip().octets());
+    packet[22..24].copy_from_slice(&first.port().to_be_bytes());
+    // Sums are the test's to make; none is a sum as well (RFC 768).
+    packet[26..28].fill(0);
+    bed.send(&packet);
+    bed.send(&udp(USUAL, b"y"));
+    assert_eq!((bed.egress.counters().open, bed.dropped.len()), (1, 0));
+    let error = IcmpError::PortUnreachable;
+    complains_of(&mut bed, first, error, Some(*first.ip()), b"x");
+    complains_of(&mut bed, secret, error, Some(*secret.ip()), b"z");
+    let id = bed.last();
+    bed.wake_quietly(id);
+    let [(from, _, offender)] = bed.pods.relayed.as_slice() else {
+        panic!("{:?}", bed.pods.relayed);
+    };
+    assert_eq!(from, first.ip());
+    let (ip, rest) = Ipv4Header::from_slice(offender).unwrap();
+    let (udp, quoted) = UdpHeader::from_slice(rest).unwrap();
+    assert_eq!(ip.destination, first.ip().octets());
+    assert_eq!((udp.source_port, udp.destination_port), (5000, 7));
+    assert_eq!(quoted, b"x");
 }

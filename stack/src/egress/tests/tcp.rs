@@ -16,7 +16,8 @@ fn upload(bed: &mut Bed, handle: SocketHandle, id: FlowId, bytes: &[u8]) {
             break;
         }
     }
-    assert!(bed.host.sockets[&id].outbox == bytes, "another content");
+    let outbox = std::mem::take(&mut bed.fake(id).outbox);
+    assert!(outbox == bytes, "another content");
 }
 
 /// What the pod gets until so many bytes are there.
@@ -212,7 +213,7 @@ fn what_a_pod_sends_behind_its_end_goes_nowhere() {
     behind.write(&mut packet, b"more").unwrap();
     bed.send(&packet);
     bed.wake_quietly(id);
-    assert_eq!(bed.fake(id).outbox, b"all");
+    assert_eq!(bed.fake(id).outbox, b"");
     assert_eq!(bed.host.closed, []);
 }
 
@@ -423,20 +424,85 @@ fn what_the_pod_does_not_take_stays_with_the_host() {
 }
 
 #[test]
-fn idle_connections_end_after_their_time_and_living_pods_answer_until_then() {
-    let mut bed = Bed::new();
+fn a_connection_whose_pod_lives_is_not_idle() {
+    for tcp_idle in [Limits::default().tcp_idle, Duration::from_secs(40)] {
+        let limits = Limits {
+            tcp_idle,
+            ..Limits::default()
+        };
+        let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+        let (handle, id) = bed.established();
+        bed.wait(tcp_idle * 3);
+        assert_eq!(bed.socket(handle).state(), State::Established);
+        assert_eq!(bed.egress.counters().open, 1);
+        let info = bed.egress.flows().next().unwrap();
+        assert_eq!(info.active, Instant::ZERO, "nothing has gone either way");
+        upload(&mut bed, handle, id, b"still here");
+    }
+}
+
+#[test]
+fn a_pods_own_keep_alives_are_life() {
+    let limits = Limits {
+        tcp_idle: Duration::from_secs(40),
+        ..Limits::default()
+    };
+    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
     let (handle, id) = bed.established();
-    let idle = Limits::default().tcp_idle;
-    bed.wait(idle - Duration::from_secs(60));
-    assert_eq!(bed.socket(handle).state(), State::Established);
+    let keep_alive = Some(Duration::from_secs(5));
+    bed.socket(handle).set_keep_alive(keep_alive);
+    for _ in 0..20 {
+        bed.wait(Duration::from_secs(6));
+        assert_eq!(bed.egress.counters().open, 1);
+    }
     upload(&mut bed, handle, id, b"still here");
-    bed.wait(idle - Duration::from_secs(60));
-    assert_eq!(bed.egress.counters().open, 1);
-    bed.wait(Duration::from_secs(120));
-    assert_eq!(bed.socket(handle).state(), State::Closed, "the pod is told");
+}
+
+#[test]
+fn a_pod_that_is_silent_for_its_time_is_given_up() {
+    let limits = Limits {
+        tcp_idle: Duration::from_secs(40),
+        ..Limits::default()
+    };
+    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let (_, id) = bed.established();
+    let mut asked = 0;
+    for _ in 0..40 {
+        assert_eq!(bed.egress.counters().open, 1);
+        bed.pass(Duration::from_secs(1));
+        // Nobody hears what goes to the pod.
+        asked += bed.received().len();
+    }
+    assert!(asked >= 3, "asked {asked} times");
     assert_eq!(bed.host.closed, [(id, true)]);
     assert_eq!(bed.egress.counters().expired, 1);
     assert_eq!(bed.egress.poll_at(), None);
+}
+
+#[test]
+fn a_process_that_stood_still_resets_nothing() {
+    let mut bed = Bed::new();
+    let (handle, id) = bed.established();
+    bed.pass(Duration::from_secs(11 * 60));
+    bed.settle();
+    assert_eq!(bed.socket(handle).state(), State::Established);
+    upload(&mut bed, handle, id, b"still here");
+    // Again and again, for longer than a connection may be silent.
+    for _ in 0..20 {
+        bed.pass(Duration::from_secs(11 * 60));
+        bed.settle();
+    }
+    upload(&mut bed, handle, id, b"still here");
+    assert_eq!(bed.egress.counters().open, 1);
+
+    // A pod that has gone meanwhile is found out, at the time that it takes awake.
+    bed.pod.sockets.remove(handle);
+    bed.pass(Duration::from_secs(11 * 60));
+    bed.pods.packets.clear();
+    bed.live(Duration::from_secs(9 * 60));
+    assert_eq!(bed.egress.counters().open, 1);
+    bed.live(Duration::from_secs(2 * 60));
+    assert_eq!(bed.egress.counters().open, 0);
 }
 
 #[test]
@@ -444,19 +510,7 @@ fn a_pod_that_does_not_answer_is_given_up() {
     let mut bed = Bed::new();
     let (handle, id) = bed.established();
     bed.pod.sockets.remove(handle);
-    for _ in 0..30 {
-        // Nobody hears what goes to the pod.
-        let Bed {
-            egress,
-            host,
-            pods,
-            now,
-            ..
-        } = &mut bed;
-        *now += Duration::from_secs(60);
-        egress.handle_timeout(*now, host, pods);
-        pods.packets.clear();
-    }
+    bed.live(Duration::from_secs(30 * 60));
     assert_eq!(bed.host.closed, [(id, true)]);
     assert_eq!(bed.egress.counters().open, 0);
 }

@@ -107,6 +107,24 @@ fn packets_from_outside_reach_pods_of_this_node_only() {
 }
 
 #[test]
+fn nobody_outside_has_an_address_of_the_overlay_or_of_no_host() {
+    let mut node = with_egress();
+    for source in [
+        pod(1, 2),
+        pod(1, 9),
+        pod(9, 9),
+        Ipv4Addr::LOCALHOST,
+        Ipv4Addr::BROADCAST,
+        Ipv4Addr::UNSPECIFIED,
+    ] {
+        let packet = ping(source, pod(1, 2), 64, 30);
+        let dropped = Verdict::Drop(DropReason::SourceAddressInvalid);
+        assert_eq!(from_outside(&mut node, &packet).0, dropped, "{source}");
+    }
+    assert_adds_up_after(&mut node);
+}
+
+#[test]
 fn packets_from_outside_that_are_too_long_are_fragmented() {
     let mut node = with_egress();
     let packet = ping(OUTSIDE, pod(1, 2), 64, 3000);
