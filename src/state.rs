@@ -4,7 +4,7 @@
 //! its control socket, and the embedded store lies beside them.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::error::{Context, Error, Result};
+use crate::replace::replace;
 
 /// A Unix socket's path fits 107 bytes and a zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -248,12 +249,9 @@ impl StateDir {
 pub(crate) fn write_json(directory: &Path, file: &str, value: &impl Serialize) -> Result<()> {
     let path = directory.join(file);
     let write = || -> io::Result<()> {
-        let mut new = tempfile::NamedTempFile::new_in(directory)?;
-        serde_json::to_writer_pretty(&mut new, value)?;
-        new.write_all(b"\n")?;
-        new.as_file().sync_all()?;
-        new.persist(&path)?;
-        Ok(())
+        let mut text = serde_json::to_vec_pretty(value)?;
+        text.push(b'\n');
+        replace(&path, &text, 0o600)
     };
     write().context(format!("cannot write {}", path.display()))
 }
@@ -313,6 +311,7 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replace::tests::{file_on_a_full_disk, is_replaced, on_a_full_disk};
 
     #[test]
     fn an_identity_stays() {
@@ -331,6 +330,42 @@ mod tests {
                 .to_string()
                 .contains("damaged")
         );
+    }
+
+    #[test]
+    fn who_reads_an_identity_finds_it_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), "n1").unwrap();
+        let mut other = state.identity().unwrap();
+        other.subnet = Some("10.244.3.0/24".parse().unwrap());
+        let one = state.identity().unwrap();
+        is_replaced(&dir.path().join("nodes/n1/identity.json"), |which| {
+            let identity = if which { &one } else { &other };
+            state.write_identity(identity).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), "n1").unwrap();
+        state.identity().unwrap();
+        drop(state);
+        let path = dir.path().join("nodes/n1/identity.json");
+        on_a_full_disk("state::tests::an_identity_on_a_full_disk", &path);
+    }
+
+    #[test]
+    #[ignore = "the part in a process that cannot write"]
+    fn an_identity_on_a_full_disk() {
+        let Some(path) = file_on_a_full_disk() else {
+            return;
+        };
+        let state = StateDir::open(path.ancestors().nth(3).unwrap(), "n1").unwrap();
+        let mut identity = state.identity().unwrap();
+        identity.subnet = Some("10.244.3.0/24".parse().unwrap());
+        let error = state.write_identity(&identity).unwrap_err().to_string();
+        assert!(error.contains("identity.json"), "{error}");
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! `subnet.env`, where CNI plugins and Docker's helpers read the node's subnet, byte for byte as
 //! flannel writes it.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
 use tracing::warn;
 
 use crate::error::{Context, Result};
+use crate::replace::{directory, replace};
 
 mod text;
 
@@ -27,13 +28,7 @@ impl SubnetEnv {
         let write = || -> io::Result<()> {
             let dir = directory(path);
             DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-            let mut new = tempfile::NamedTempFile::new_in(dir)?;
-            new.write_all(self.to_string().as_bytes())?;
-            new.as_file()
-                .set_permissions(Permissions::from_mode(0o644))?;
-            new.as_file().sync_all()?;
-            new.persist(path)?;
-            Ok(())
+            replace(path, self.to_string().as_bytes(), 0o644)
         };
         write().context(format!("cannot write {}", path.display()))
     }
@@ -65,13 +60,6 @@ impl SubnetEnv {
     }
 }
 
-fn directory(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
 /// The subnet that a file names; nothing if there is no file, or none or several in it.
 pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
     let mut bytes = Vec::new();
@@ -87,10 +75,13 @@ pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use proptest::prelude::*;
 
     use super::text::read;
     use super::*;
+    use crate::replace::tests::{file_on_a_full_disk, is_replaced, on_a_full_disk};
 
     fn sample() -> SubnetEnv {
         SubnetEnv {
@@ -168,6 +159,38 @@ mod tests {
         assert!(error.contains("subnet.env"), "{error}");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         assert_eq!(previous_subnet(&path), None);
+    }
+
+    #[test]
+    fn who_reads_it_finds_it_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("subnet.env");
+        let mut other = sample();
+        other.subnet = "10.5.7.0/24".parse().unwrap();
+        is_replaced(&path, |which| {
+            let env = if which { sample() } else { other.clone() };
+            env.write(&path).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("subnet.env");
+        sample().write(&path).unwrap();
+        on_a_full_disk("flannel::subnet_env::tests::writing_on_a_full_disk", &path);
+    }
+
+    #[test]
+    #[ignore = "the part in a process that cannot write"]
+    fn writing_on_a_full_disk() {
+        let Some(path) = file_on_a_full_disk() else {
+            return;
+        };
+        let mut other = sample();
+        other.mtu = 1400;
+        let error = other.write(&path).unwrap_err().to_string();
+        assert!(error.contains("subnet.env"), "{error}");
     }
 
     #[test]
