@@ -23,6 +23,9 @@ pub mod publish;
 mod replace;
 pub mod sidecar;
 mod signals;
+#[cfg(test)]
+#[path = "../tests/lab/skip.rs"]
+mod skip;
 pub mod state;
 pub mod underlay;
 pub mod worker;

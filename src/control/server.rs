@@ -252,9 +252,13 @@ async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io:
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
     use tokio_seqpacket::UnixSeqpacket;
 
     use super::*;
+    use crate::skip::skip;
 
     /// A node that has nothing.
     struct Empty;
@@ -289,6 +293,45 @@ mod tests {
         async fn leave(&self) -> Result<()> {
             Ok(())
         }
+    }
+
+    /// Asks for the pods by a name without a file, and prints how long the answer is.
+    const CLIENT: &str = r#"
+        alarm 60; socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die "socket: $!";
+        connect($s, pack("Sa*", AF_UNIX, "\0$ARGV[0]")) or die "connect: $!";
+        send($s, '{"report":"pods"}', 0); recv($s, my $answer, 65536, 0); print length $answer;
+    "#;
+
+    #[tokio::test]
+    async fn only_the_nodes_user_and_root_are_answered() {
+        if !geteuid().is_root() {
+            return skip("only root can be another user");
+        }
+        let name = format!("muslin-test-{}", std::process::id());
+        let listener = socket::socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let address = UnixAddr::new_abstract(name.as_bytes()).unwrap();
+        socket::bind(listener.as_raw_fd(), &address).unwrap();
+        socket::listen(&listener, Backlog::MAXALLOWABLE).unwrap();
+        let listener = UnixSeqpacketListener::try_from(listener).unwrap();
+        let server = tokio::spawn(serve(listener, Arc::new(Empty)));
+        let ask = async |uid| {
+            let mut client = tokio::process::Command::new("perl");
+            client.args(["-MSocket", "-e", CLIENT, &name]).uid(uid);
+            let output = client.output().await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let len = String::from_utf8(output.stdout).unwrap();
+            len.parse::<usize>().unwrap()
+        };
+        assert!(ask(0).await > 0);
+        assert_eq!(ask(65_534).await, 0, "nobody is answered");
+        assert!(ask(0).await > 0);
+        server.abort();
     }
 
     #[tokio::test]

@@ -165,7 +165,7 @@ async fn a_server_that_freezes_holds_up_nothing() {
         let begun = Instant::now();
         let error = get().await.unwrap_err().to_string();
         assert!(error.contains("does not answer"), "{error}");
-        assert!(begun.elapsed() < PATIENCE * 2, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < PATIENCE * 5, "{:?}", begun.elapsed());
     }
     kill(process, Signal::SIGCONT).unwrap();
     let second = late.subnet().await;
@@ -337,7 +337,7 @@ async fn thousands_of_strange_records_are_each_told_once() {
     };
     assert_eq!(entries.len(), COUNT);
     assert!(
-        begun.elapsed() < Duration::from_secs(1),
+        begun.elapsed() < Duration::from_secs(10),
         "{:?}",
         begun.elapsed()
     );

@@ -1,24 +1,45 @@
 //! A real etcd: what it is to the rules, with and without TLS and users.
 
 use std::ffi::OsString;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use etcd_client::PermissionType;
 use muslin_stack::lease::{Change, ConfigFault, LeaseRecord};
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::super::open;
 use super::super::suite::{self, Node, Place, settings, soon};
 use super::certificates::Certificates;
 use super::*;
+use crate::skip::skip;
+
+/// A port of the loopback where nobody listens, and that the kernel gives to nobody as long as this
+/// lives: only who asks for it by its number and sets `SO_REUSEADDR`, as etcd does, can have it.
+struct Port(Socket);
+
+impl Port {
+    fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&any.into()).unwrap();
+        Self(socket)
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap().as_socket().unwrap()
+    }
+}
 
 /// A server of our own, on ports of the loopback.
 pub(super) struct Server {
     directory: TempDir,
     pub(super) client: u16,
     peer: u16,
+    _ports: [Port; 2],
     pub(super) process: Child,
     arguments: Vec<OsString>,
     scheme: &'static str,
@@ -59,17 +80,14 @@ impl Server {
         scheme: &'static str,
         options: EtcdOptions,
     ) -> Option<Self> {
-        let ports: Vec<_> = (0..2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let port = |index: usize| ports[index].local_addr().unwrap().port();
-        let (client, peer) = (port(0), port(1));
-        drop(ports);
+        let ports = [Port::new(), Port::new()];
+        let [client, peer] = ports.each_ref().map(|port| port.address().port());
         let process = spawn(&directory, (scheme, client, peer), &arguments)?;
         let server = Self {
             directory,
             client,
             peer,
+            _ports: ports,
             process,
             arguments,
             scheme,
@@ -144,7 +162,7 @@ fn spawn(
         .stderr(Stdio::null())
         .spawn();
     if child.is_err() {
-        eprintln!("skipped: there is no etcd");
+        skip("'etcd' is missing (Debian has it in etcd-server)");
     }
     child.ok()
 }
@@ -352,10 +370,8 @@ async fn of_several_servers_one_is_enough() {
     let Some(server) = Server::start().await else {
         return;
     };
-    let dead = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobodys = Port::new();
+    let dead = nobodys.address();
     // One that takes connections and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let (silent_at, alive) = (silent.local_addr().unwrap(), server.client);
@@ -520,10 +536,8 @@ async fn the_outage_of_the_server_changes_nothing() {
 
 #[tokio::test]
 async fn a_server_that_is_away_is_no_reason_to_stop() {
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let nobodys = Port::new();
+    let port = nobodys.address();
     let rest = format!("http://{port}");
     let store = open(&format!("etcd://{port}"), &EtcdOptions::default()).unwrap();
     let error = store.execute(Op::Get("x".to_owned())).await.unwrap_err();
