@@ -75,7 +75,7 @@ fn the_routers_on_the_way_are_found_by_their_errors() {
     let traced = bed.perl(&format!(
         r#"socket(my $icmp, PF_INET, SOCK_RAW, 1) or die; socket(my $udp, PF_INET, SOCK_DGRAM, 0);
            for my $ttl (1..3) {{
-               setsockopt($udp, 0, 2, pack("i", $ttl)) or die; alarm 5;
+               setsockopt($udp, 0, 2, pack("i", $ttl)) or die; alarm 50;
                send($udp, "probe$ttl", 0, pack_sockaddr_in(33433 + $ttl, inet_aton("{FAR}"))) or die;
                my $from = recv($icmp, my $packet, 2000, 0) or die;
                my $error = substr($packet, 4 * (ord($packet) & 15));

@@ -275,6 +275,7 @@ fn wiped() {
 #[test]
 fn wiped_after_a_long_outage() {
     let Some(mut bed) = Bed::new() else { return };
+    bed.lab.limit(OUTAGE + SOON + SOON);
     bed.etcd.kill();
     // Until there are seconds between two attempts.
     let begin = Instant::now();

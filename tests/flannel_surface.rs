@@ -88,7 +88,7 @@ fn leases(lab: &Lab) -> String {
 fn refused(lab: &Lab, arguments: &[&str]) -> Output {
     let state = lab.directory().join("refused");
     let mut command = lab.root().command("timeout");
-    command.args(["-k", "1", "20", MUSLIN, "node", "--state-dir"]);
+    command.args(["-k", "1", "50", MUSLIN, "node", "--state-dir"]);
     command.arg(state).args(arguments).stdin(Stdio::null());
     command.output().unwrap()
 }

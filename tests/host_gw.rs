@@ -8,6 +8,7 @@ mod lab;
 use std::net::Ipv4Addr;
 
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
+use lab::skip::skip;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::{Agent, Ping};
 
@@ -513,8 +514,10 @@ fn a_kernels_ipip_device_and_a_node_carry_each_others_packets() {
     ]);
     if !made.status.success() {
         let why = String::from_utf8_lossy(&made.stderr);
-        eprintln!("skipped, this kernel has no ipip devices: {}", why.trim());
-        return;
+        return skip(format_args!(
+            "this kernel has no ipip devices: {}",
+            why.trim()
+        ));
     }
     kernel.host.sh(&format!(
         "ip addr add {}/32 dev flannel.ipip; ip link set flannel.ipip mtu {mtu} up

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lab::{Lab, Node, NodeConfig, poll_until, traffic};
 
 /// How long pods may be without their node once it serves again.
-const BACK: Duration = Duration::from_secs(2);
+const BACK: Duration = Duration::from_secs(5);
 
 fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, 0, number)

@@ -51,7 +51,7 @@ fn complains(output: &Output, code: i32, words: &[&str]) {
 fn node(host: &Host, state: &Path, arguments: &[&str]) -> Output {
     let mut command = host.command("timeout");
     command
-        .args(["-k", "1", "20", MUSLIN, "node", "--state-dir"])
+        .args(["-k", "1", "50", MUSLIN, "node", "--state-dir"])
         .arg(state)
         .args(arguments)
         .stdin(Stdio::null());

@@ -3,6 +3,7 @@
 
 use super::load::resident;
 use super::*;
+use crate::lab::skip::skip;
 
 const FAULTY: u16 = 9003;
 /// What is sent where somebody does not read.
@@ -231,9 +232,7 @@ fn who_gets_no_answer_is_told_nothing_and_gives_up() {
         "DROP",
     ]);
     if !filter.status.success() {
-        assert!(std::env::var_os("CI").is_none(), "no iptables: {filter:?}");
-        eprintln!("skipped, no iptables: {filter:?}");
-        return;
+        return skip(format_args!("no iptables: {filter:?}"));
     }
     // Both give up after a few seconds instead of minutes.
     bed.node_host

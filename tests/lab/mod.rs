@@ -7,10 +7,15 @@
 #![allow(dead_code, reason = "each test uses a part of the lab")]
 #![allow(clippy::unwrap_used, reason = "a lab is for tests")]
 
+pub(crate) mod books;
 pub(crate) mod etcd;
 pub(crate) mod flannel;
+pub(crate) mod inside;
+pub(crate) mod processes;
 pub(crate) mod script;
+pub(crate) mod skip;
 pub(crate) mod traffic;
+pub(crate) mod watch;
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -21,41 +26,51 @@ use std::process::{Child, Command, Output, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use books::Books;
 use muslin::demo::agent::Agent;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use skip::skip;
 use tempfile::TempDir;
+use watch::{Watch, stretched, waits_for};
 
 /// The program under test.
 pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
-/// Ample time for what should take none, on a busy machine.
+/// Ample time for what should take none; waiting stretches it on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// How much nodes log, if nothing else is said.
 const LOG: &str = "info,muslin::lease=debug";
 /// From util-linux, iproute2, tcpdump and perl-base.
-const TOOLS: [&str; 8] = [
-    "unshare", "nsenter", "setpriv", "ip", "bridge", "tc", "tcpdump", "perl",
+const TOOLS: [&str; 9] = [
+    "unshare", "nsenter", "setpriv", "prlimit", "ip", "bridge", "tc", "tcpdump", "perl",
 ];
+/// The variables by which the processes of a lab are known, and clients of a node.
+const LAB: &str = "MUSLIN_TEST_LAB";
+const CLIENT: &str = "MUSLIN_TEST_CLIENT";
 /// Prefix of the underlay's addresses.
 const UNDERLAY_LEN: u8 = 24;
 
 /// Asks again and again until there is an answer.
 ///
 /// # Panics
-/// If there is none by then.
-pub(crate) fn poll_until<T>(
-    patience: Duration,
-    what: &str,
-    mut ask: impl FnMut() -> Option<T>,
-) -> T {
-    let deadline = Instant::now() + patience;
+/// If there is none within `patience`, or within more of it on a busy machine.
+pub(crate) fn poll_until<T>(patience: Duration, what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    waits_for(what);
+    poll_for(patience, ask).unwrap_or_else(|taken| panic!("waited {taken:?} in vain: {what}"))
+}
+
+/// The same, or how long it has waited.
+fn poll_for<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Result<T, Duration> {
+    let began = Instant::now();
     loop {
         if let Some(answer) = ask() {
-            return answer;
+            return Ok(answer);
         }
-        assert!(
-            Instant::now() < deadline,
-            "waited {patience:?} in vain: {what}"
-        );
+        let taken = began.elapsed();
+        if taken > patience && taken > stretched(patience) {
+            return Err(taken);
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -63,11 +78,13 @@ pub(crate) fn poll_until<T>(
 /// A process in namespaces of its own, which live as long as it does.
 struct Holder {
     child: Child,
+    /// The lab's directory, by which its processes are known.
+    lab: PathBuf,
 }
 
 impl Holder {
     /// Starts `command` with `cat` as its last words, and waits until it is there.
-    fn start(mut command: Command) -> Result<Self, String> {
+    fn start(mut command: Command, lab: &Path) -> Result<Self, String> {
         let mut child = command
             .arg("cat")
             .stdin(Stdio::piped())
@@ -80,7 +97,8 @@ impl Holder {
         let output = child.stdout.as_mut().unwrap();
         let read = BufReader::new(output).read_line(&mut echo);
         if written.is_ok() && read.is_ok() && echo == "ready\n" {
-            return Ok(Self { child });
+            let lab = lab.to_owned();
+            return Ok(Self { child, lab });
         }
         let output = child.wait_with_output().unwrap();
         Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
@@ -90,7 +108,7 @@ impl Holder {
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = self.enter();
         command.args(["setpriv", "--pdeathsig", "KILL", "--"]);
-        command.arg(program);
+        command.arg(program).env(LAB, &self.lab);
         command
     }
 
@@ -109,28 +127,30 @@ impl Drop for Holder {
     }
 }
 
-/// A user namespace with a bridge, the underlay, between its hosts.
+/// A user namespace with a bridge, the underlay, between its hosts. All that was started in it has
+/// to end before it does.
 pub(crate) struct Lab {
     root: Host,
     directory: TempDir,
     links: Cell<u32>,
+    watch: Watch,
 }
 
 impl Lab {
-    /// A lab, or `None` and one line that says why this machine has none.
+    /// A lab, or `None` and one line that says why this machine has none. The test has a minute
+    /// from now on, if it does not ask for more.
     ///
     /// # Panics
     /// Where it may not be skipped, in CI.
     pub(crate) fn new() -> Option<Self> {
-        match Self::try_new() {
-            Ok(lab) => Some(lab),
-            Err(why) if std::env::var_os("CI").is_some() => panic!("no lab: {why}"),
-            Err(why) => {
-                // Past the test runner, which keeps what passing tests print.
-                let _ = writeln!(std::io::stderr(), "skipped, no lab: {why}");
-                None
-            }
-        }
+        let lab = Self::try_new();
+        lab.map_err(|why| skip(format_args!("no lab: {why}"))).ok()
+    }
+
+    /// Sets another time after which the test is ended, from the lab's beginning; more on a busy
+    /// machine.
+    pub(crate) fn limit(&self, limit: Duration) {
+        self.watch.limit(limit);
     }
 
     fn try_new() -> Result<Self, String> {
@@ -150,10 +170,13 @@ impl Lab {
             .map_err(|error| format!("/dev/net/tun: {error}"))?;
         let mut command = Command::new("unshare");
         command.args(["--user", "--map-root-user", "--net", "--mount"]);
-        let holder = Holder::start(command).map_err(|why| format!("no user namespace: {why}"))?;
+        let directory = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let holder = Holder::start(command, directory.path());
+        let holder = holder.map_err(|why| format!("no user namespace: {why}"))?;
         let lab = Self {
             root: Host::new("underlay", holder),
-            directory: tempfile::tempdir().map_err(|error| error.to_string())?,
+            watch: Watch::start(mark(LAB, directory.path())),
+            directory,
             links: Cell::new(0),
         };
         lab.root.sh(
@@ -177,7 +200,8 @@ impl Lab {
     pub(crate) fn namespace(&self, name: &str) -> Host {
         let mut command = self.root.holder.enter();
         command.args(["unshare", "--net", "--mount"]);
-        let host = Host::new(name, Holder::start(command).unwrap());
+        let holder = Holder::start(command, self.directory());
+        let host = Host::new(name, holder.unwrap());
         host.sh("ip link set lo up");
         host
     }
@@ -217,6 +241,28 @@ impl Lab {
             .sh(&format!("ip link set {port} netns {pid} name {its}"));
         other.sh(&format!("ip link set {its} up"));
     }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let mark = mark(LAB, self.directory());
+        if std::thread::panicking() {
+            return processes::kill_all(&mark);
+        }
+        waits_for("the end of all processes of the lab");
+        let left = || processes::marked(&mark);
+        let is_empty = || left().is_empty().then_some(());
+        if poll_for(SOON, is_empty).is_err() {
+            let left: Vec<_> = left().iter().map(ToString::to_string).collect();
+            processes::kill_all(&mark);
+            panic!("processes are left: {left:#?}");
+        }
+    }
+}
+
+/// A variable of processes' environment.
+fn mark(name: &str, value: &Path) -> String {
+    format!("{name}={}", value.display())
 }
 
 /// What an interface leaves to others, or does for them.
@@ -270,6 +316,7 @@ impl Host {
 
     /// Runs a command to its end.
     pub(crate) fn output(&self, words: &[&str]) -> Output {
+        waits_for(format!("the end on {} of {words:?}", self.name));
         let (program, arguments) = words.split_first().unwrap();
         let mut command = self.command(program);
         command.args(arguments).stdin(Stdio::null());
@@ -323,6 +370,14 @@ impl Host {
         self.holder.child.id()
     }
 
+    /// Lets a process of this host have about so many descriptors more than it has now.
+    pub(crate) fn leaves_descriptors(&self, pid: u32, more: usize) {
+        // What is limited are their numbers, some of which may be free.
+        let limit = descriptors(pid) + more;
+        let (pid, soft) = (pid.to_string(), format!("--nofile={limit}:"));
+        self.run(&["prlimit", "--pid", &pid, &soft]);
+    }
+
     /// An agent on the host itself.
     pub(crate) fn agent(&self) -> Agent {
         let mut command = self.command(MUSLIN);
@@ -342,6 +397,12 @@ impl Host {
         let value = names.zip(values).find(|(column, _)| *column == name);
         value.unwrap().1.parse().unwrap()
     }
+}
+
+/// How many descriptors a process has.
+pub(crate) fn descriptors(pid: u32) -> usize {
+    let all = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    all.unwrap().count()
 }
 
 /// How a node is started.
@@ -391,10 +452,17 @@ impl NodeConfig {
         self
     }
 
+    /// With a log of all that this filter takes, as in `MUSLIN_LOG`.
+    pub(crate) fn logs(mut self, filter: &str) -> Self {
+        let words = ["env", &format!("MUSLIN_LOG={filter}")];
+        self.launcher.extend(words.map(str::to_owned));
+        self
+    }
+
     /// Without one of the capabilities that root has, such as `net_bind_service`.
     pub(crate) fn without_capability(mut self, name: &str) -> Self {
         let words = ["setpriv", "--bounding-set", &format!("-{name}"), "--"];
-        self.launcher = words.map(str::to_owned).into();
+        self.launcher.extend(words.map(str::to_owned));
         self
     }
 
@@ -423,6 +491,7 @@ impl NodeConfig {
             config: self.clone(),
             host: host.clone(),
             child: None,
+            books: None,
             directory,
             log,
         };
@@ -431,11 +500,14 @@ impl NodeConfig {
     }
 }
 
-/// A running node; killed on drop.
+/// A running node; killed on drop. What the test has started by it is killed before, and then it
+/// must hold no more than at its start.
 pub(crate) struct Node {
     config: NodeConfig,
     host: Host,
     child: Option<Child>,
+    /// What it held when it was ready for the first time.
+    books: Option<Books>,
     directory: Rc<TempDir>,
     log: PathBuf,
 }
@@ -466,15 +538,17 @@ impl Node {
 
     /// Waits until it answers.
     pub(crate) fn wait_ready(&mut self, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        while self.try_query("status").is_none() {
-            assert!(
-                self.is_running() && Instant::now() < deadline,
-                "the node {} does not answer{}",
-                self.config.name,
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(5));
+        waits_for(format!("readiness of the node {}", self.config.name));
+        let answer = poll_for(patience, || match self.try_query("status") {
+            Some(status) => Some(Some(status)),
+            None => (!self.is_running()).then_some(None),
+        });
+        let Ok(Some(status)) = answer else {
+            let name = &self.config.name;
+            panic!("the node {name} does not answer{}", self.log());
+        };
+        if self.books.is_none() {
+            self.books = Books::open(&status);
         }
     }
 
@@ -487,7 +561,13 @@ impl Node {
     /// Waits for its end and returns the exit code.
     pub(crate) fn wait_exit(&mut self, patience: Duration) -> Option<i32> {
         let child = self.child.as_mut().unwrap();
-        poll_until(patience, "the node's end", || child.try_wait().unwrap()).code()
+        let status = poll_until(patience, "the node's end", || child.try_wait().unwrap());
+        status.code()
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
     }
 
     /// Ends it without a warning.
@@ -509,6 +589,39 @@ impl Node {
     pub(crate) fn start_again_as(&mut self, config: NodeConfig) {
         self.config = config;
         self.start_again();
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    /// Kills the clients that the test has left and detaches what has no client, and checks that
+    /// the node holds then what it held at its start.
+    fn close(&self, books: &Books) -> Result<(), String> {
+        processes::kill_all(&self.mark());
+        let mut why = String::new();
+        let is_closed = || {
+            let answers = ["status", "drops", "pods"].map(|table| self.try_query(table));
+            let [Some(status), Some(drops), Some(pods)] = answers else {
+                why = "it does not answer".to_owned();
+                return None;
+            };
+            for pod in pods.as_array().into_iter().flatten() {
+                let name = pod["pod"].as_str().unwrap_or_default();
+                // It may be detached by now.
+                let _ = self.client(&["detach", name]).output();
+            }
+            let closed = books.close(&status, &drops);
+            closed.map_err(|error| why = error).ok()
+        };
+        waits_for(format!("the end of what the node {} has", self.config.name));
+        poll_for(SOON, is_closed).map_err(|_| why)
+    }
+
+    /// The mark of its clients' processes.
+    fn mark(&self) -> String {
+        mark(CLIENT, &self.state_dir().join(&self.config.name))
     }
 
     /// Its host.
@@ -549,6 +662,7 @@ impl Node {
             .arg(self.state_dir())
             .args(["--node", &self.config.name])
             .args(rest)
+            .env(CLIENT, self.state_dir().join(&self.config.name))
             .stdin(Stdio::null());
         command
     }
@@ -640,9 +754,18 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        let books = self.books.take();
+        let closed = match books {
+            Some(books) if !std::thread::panicking() && self.is_running() => self.close(&books),
+            _ => Ok(()),
+        };
         self.kill();
         if std::thread::panicking() {
             eprintln!("{}", self.log());
+        }
+        if let Err(why) = closed {
+            let name = &self.config.name;
+            panic!("at the end of the node {name}: {why}{}", self.log());
         }
     }
 }

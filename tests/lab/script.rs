@@ -6,9 +6,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use super::Host;
+use super::watch::{stretched, waits_for};
 
 /// Until a line must have come; thousands of connections take their time.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(50);
 
 /// A running script; killed on drop.
 pub(crate) struct Script {
@@ -18,7 +19,7 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    /// Starts a server on a host and waits until it says that it is there.
+    /// Starts a script on a host and waits until it says that it is there.
     pub(crate) fn serve(host: &Host, script: &str, arguments: &[&str]) -> Self {
         let mut server = Self::start(host.command("perl"), script, arguments);
         server.expect("READY");
@@ -50,7 +51,8 @@ impl Script {
 
     /// Its next line.
     pub(crate) fn line(&mut self) -> String {
-        let line = self.lines.recv_timeout(PATIENCE);
+        waits_for("a line of a script");
+        let line = self.lines.recv_timeout(stretched(PATIENCE));
         line.unwrap_or_else(|_| panic!("no line of a script: {:?}", self.child.try_wait()))
     }
 
@@ -69,6 +71,18 @@ impl Script {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+/// 40 connections to a port of a host from itself, which say nothing and end with the script.
+pub(crate) fn crowd(host: &Host, port: u16) -> Script {
+    let script = r#"
+        $| = 1; my @all;
+        for (1 .. 40) {
+            socket(my $s, PF_INET, SOCK_STREAM, 0); push @all, $s;
+            connect($s, pack_sockaddr_in($ARGV[0], INADDR_LOOPBACK)) or die "connect: $!";
+        }
+        print "READY\n"; <STDIN>;"#;
+    Script::serve(host, script, &[&port.to_string()])
 }
 
 impl Drop for Script {

@@ -15,7 +15,7 @@ const MARKER: [u8; 20] = [
 ];
 
 /// Ample time for a frame, in milliseconds.
-const PATIENCE: u16 = 2000;
+const PATIENCE: u16 = 50_000;
 
 /// Two TAPs on a bridge in this process' network namespace.
 pub(crate) struct Bridge {

@@ -7,9 +7,8 @@ use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
 use crate::lab::Lab;
+pub(crate) use crate::lab::inside::{is_inside, succeeds};
 
-/// Tells the program that it is inside.
-const INSIDE: &str = "MUSLIN_TEST_INSIDE";
 /// The seed of a run that is to be repeated.
 const SEED: &str = "MUSLIN_TEST_SEED";
 
@@ -18,23 +17,6 @@ pub(crate) fn run(test: &str) {
     let Some(lab) = Lab::new() else { return };
     let host = lab.namespace("kernel");
     succeeds(&mut host.command(std::env::current_exe().unwrap()), test);
-}
-
-/// Runs an ignored test with this command of the test program, which must succeed.
-pub(crate) fn succeeds(command: &mut Command, test: &str) {
-    command.args(["--ignored", "--exact", "--nocapture", test]);
-    let output = command.env(INSIDE, "1").output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}{}",
-        String::from_utf8_lossy(&output.stderr),
-    );
-}
-
-/// Whether this is the process inside.
-pub(crate) fn is_inside() -> bool {
-    std::env::var_os(INSIDE).is_some()
 }
 
 /// Runs a shell script of which every command must succeed.

@@ -34,7 +34,7 @@ const IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0
 /// Frames in one train: a few less than the kernel takes out of a queue in one go.
 const MAX_FRAMES: usize = 60;
 /// Ample time for a frame, in milliseconds.
-const PATIENCE: u16 = 2000;
+const PATIENCE: u16 = 50_000;
 /// Has UDP datagrams merged that nobody here has a socket for. There is no command for this that
 /// every machine has: `ETHTOOL_GSTRINGS` says which bit it is, and `ETHTOOL_SFEATURES` sets it.
 const MERGE_UDP: &str = r#"perl -e '

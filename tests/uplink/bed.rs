@@ -30,7 +30,7 @@ pub(crate) const NEAR: [u8; 6] = [2, 0, 0, 0, 8, 2];
 /// What the padding of a frame says that ends others.
 const MARK: u8 = 0xee;
 /// Ample time for a frame, in milliseconds.
-const PATIENCE: u16 = 5000;
+const PATIENCE: u16 = 50_000;
 
 /// A thread in a network namespace of its own.
 pub(crate) struct Far(Sender<Box<dyn FnOnce() + Send>>);
