@@ -7,9 +7,12 @@ mod lab;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use lab::{Lab, Node, NodeConfig, SOON, poll_until};
 use muslin::demo::agent::{Agent, Ping};
+use nix::sys::signal::Signal;
 
-use lab::{Lab, NodeConfig, SOON, poll_until};
+/// Datagrams that are more than a socket's queue has room for.
+const FLOOD: u64 = 20_000;
 
 #[test]
 fn connections_outlive_a_change_of_the_public_address() {
@@ -35,6 +38,26 @@ fn connections_outlive_a_change_of_the_public_address() {
     assert!(here.exchange(connection, 100_000, 1).unwrap().intact);
     let (subnet, mac) = (moving.status("subnet"), moving.status("vtep_mac"));
 
+    // The old socket loses what comes while nobody reads.
+    moving.signal(Signal::SIGSTOP);
+    fixed.host().run(&[
+        "perl",
+        "-MSocket",
+        "-e",
+        r#"socket(my $s, PF_INET, SOCK_DGRAM, 0); my ($to, $count) = @ARGV;
+           $to = pack_sockaddr_in(8472, inet_aton($to));
+           send($s, "x" x 1400, 0, $to) // die "send: $!" for 1 .. $count;"#,
+        "10.9.0.1",
+        &FLOOD.to_string(),
+    ]);
+    moving.signal(Signal::SIGCONT);
+    let lost = |node: &Node| node.losses().get("underlay-overflow").copied();
+    poll_until(SOON, "the losses of the old socket", || {
+        // The kernel tells them with what arrives later.
+        assert!(here.exchange(connection, 1000, 3).unwrap().intact);
+        lost(&moving)
+    });
+
     moving
         .host()
         .sh("ip addr del 10.9.0.1/24 dev eth0; ip addr add 10.9.0.77/24 dev eth0");
@@ -43,6 +66,8 @@ fn connections_outlive_a_change_of_the_public_address() {
         (peers[0]["public_ip"] == "10.9.0.77").then_some(())
     });
     assert!(here.exchange(connection, 100_000, 2).unwrap().intact);
+    let losses = lost(&moving).unwrap_or_default();
+    assert!(losses <= FLOOD, "{losses} of {FLOOD} datagrams");
     let now = (moving.status("subnet"), moving.status("vtep_mac"));
     assert_eq!(now, (subnet, mac));
     assert_eq!(moving.status("public_ip"), "10.9.0.77");

@@ -111,7 +111,7 @@ fn ask(from: &Host, transport: &str, to: SocketAddrV4) -> (String, String) {
         _ => ("SOCK_DGRAM", "send($s, 'x', 0);"),
     };
     let script = format!(
-        r#"alarm 10; socket(my $s, PF_INET, {kind}, 0);
+        r#"alarm 50; socket(my $s, PF_INET, {kind}, 0);
            connect($s, pack_sockaddr_in({}, inet_aton("{}"))) or die "$!"; {say}
            my ($port, $ip) = unpack_sockaddr_in(getsockname($s));
            sysread($s, my $all, 1000); print inet_ntoa($ip), ":$port\n$all""#,
@@ -321,7 +321,7 @@ fn clients_see_what_servers_do() {
     let mut pod = bed.script("server", "7000:80,7001:81", script);
     let client = |script: &str| {
         let script = format!(
-            r#"alarm 10; $| = 1; $SIG{{PIPE}} = "IGNORE"; socket(my $s, PF_INET, SOCK_STREAM, 0);
+            r#"alarm 50; $| = 1; $SIG{{PIPE}} = "IGNORE"; socket(my $s, PF_INET, SOCK_STREAM, 0);
                my $to = sub {{ connect($s, pack_sockaddr_in($_[0], inet_aton("{NODE}"))) or die }};
                my $rest = sub {{ my $n = sysread($s, my $x, 100); defined $n ? "$x|" : "$!|" }};
                {script}"#
@@ -377,34 +377,54 @@ fn any_worker_finds_the_flow_of_what_a_pod_sends() {
     let Some(bed) = Bed::new(&[("--workers", "4")]) else {
         return;
     };
-    // It speaks to all its clients whenever one of them says something.
+    // It speaks to all its clients whenever one of them says something: in superpackets, by TCP and,
+    // with UDP_SEGMENT, in datagrams of 1,000 bytes.
     let script = r#"
         $| = 1; my @all; my $at = pack_sockaddr_in(80, INADDR_ANY);
+        my $stream = join "", map { pack "N", $_ * 2654435761 % 4294967296 } 1 .. 25000;
+        my $train = join "", map { chr(64 + $_) x 1000 } 1 .. 6;
         socket(my $l, PF_INET, SOCK_STREAM, 0); bind($l, $at) or die; listen($l, 99);
         socket(my $d, PF_INET, SOCK_DGRAM, 0); bind($d, $at) or die; my @from;
+        setsockopt($d, 17, 103, pack("i", 1000)) or die "UDP_SEGMENT: $!";
         my $both = ""; vec($both, fileno($_), 1) = 1 for $l, $d; print "READY\n";
         while (select(my $ready = $both, undef, undef, undef)) {
             if (vec($ready, fileno($l), 1)) {
                 accept(my $c, $l); push @all, $c; sysread($c, my $x, 1);
-                if ($x eq "!") { syswrite($_, "late") for @all }
+                if ($x eq "!") { for my $c (@all) { print $c $stream; close($c) } }
             }
             if (vec($ready, fileno($d), 1)) {
                 push @from, recv($d, my $x, 9, 0);
-                if ($x eq "!") { send($d, "late", 0, $_) for @from }
+                if ($x eq "!") { send($d, $train, 0, $_) == 6000 or die "send: $!" for @from }
             }
         }
     "#;
     let _pod = bed.script("late", "7000:80,7000:80/udp", script);
-    for (transport, kind) in [("tcp", "SOCK_STREAM"), ("udp", "SOCK_DGRAM")] {
+    for (transport, kind, take) in [
+        (
+            "tcp",
+            "SOCK_STREAM",
+            r#"my $all = ""; 1 while sysread($s, $all, 65536, length $all);
+               my $expected = join "", map { pack "N", $_ * 2654435761 % 4294967296 } 1 .. 25000;
+               $all eq $expected or die "another stream, of " . length $all;"#,
+        ),
+        (
+            "udp",
+            "SOCK_DGRAM",
+            r#"for my $i (1 .. 6) {
+                   sysread($s, my $all, 65536);
+                   $all eq chr(64 + $i) x 1000 or die "another datagram $i, of " . length $all;
+               }"#,
+        ),
+    ] {
         // The kernel remembers for 3 s on which queue a flow was written to.
         let client = format!(
-            r#"alarm 15; my @all; my $to = pack_sockaddr_in(7000, inet_aton("{NODE}"));
+            r#"alarm 50; my @all; my $to = pack_sockaddr_in(7000, inet_aton("{NODE}"));
                for my $i (1 .. 32) {{
                    if ($i == 32) {{ select(undef, undef, undef, 5) }}
                    socket(my $s, PF_INET, {kind}, 0); connect($s, $to) or die "$!";
                    syswrite($s, $i == 32 ? "!" : "x"); push @all, $s;
                }}
-               for (@all) {{ sysread($_, my $x, 9); die "'$x'" unless $x eq "late" }} print "all""#
+               for my $s (@all) {{ {take} }} print "all""#
         );
         let said = bed.client.run(&["perl", "-MSocket", "-e", &client]);
         assert_eq!(said, "all", "{transport}");

@@ -4,24 +4,30 @@
 
 mod lab;
 
-use std::io::{BufRead, BufReader};
-use std::net::Ipv4Addr;
+use std::fs::File;
+use std::io::{BufRead, BufReader, IoSlice};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
+use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, descriptors, poll_until, script};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send,
+    sendmsg, socket,
 };
 use nix::unistd::Pid;
 
-fn start(lab: &Lab) -> Node {
+fn config(lab: &Lab) -> NodeConfig {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &store).start(lab.root())
+    NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &store)
+}
+
+fn start(lab: &Lab) -> Node {
+    config(lab).start(lab.root())
 }
 
 #[track_caller]
@@ -103,6 +109,112 @@ fn clients_that_do_not_read_or_speak_hold_up_nobody() {
     succeeds(&mut node.client(&["run", "--", "true"]));
     drop((silent, deaf));
     succeeds(&mut node.client(&["run", "--", "true"]));
+}
+
+#[test]
+fn a_node_that_was_out_of_descriptors_serves_again() {
+    let Some(lab) = Lab::new() else { return };
+    let node = config(&lab).logs("info,muslin::worker=debug");
+    let node = node.start(lab.root());
+    let mut pod = node.pod_after("web", &["-p", "7000:8080"], "");
+    assert_eq!(pod.listen(8080).unwrap(), 8080);
+    lab.root().leaves_descriptors(node.pid(), 6);
+
+    // The kernel connects them all, and the node can take only some of them.
+    let mut crowd = script::crowd(lab.root(), 7000);
+    let says = |what: &str| {
+        poll_until(SOON, what, || node.log().contains(what).then_some(()));
+    };
+    says("0.0.0.0:7000->8080/tcp pauses");
+    let mut waiting = node
+        .client(&["pods"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    says("cannot accept on the control socket");
+
+    // Those who waited have gone without a word when there is room again.
+    crowd.kill();
+    poll_until(SOON, "an answer to who waits", || {
+        let status = waiting.try_wait().unwrap()?;
+        assert!(status.success(), "{status}");
+        Some(())
+    });
+    let mut client = lab.root().agent();
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 7000);
+    let id = client.open(to).unwrap();
+    assert!(client.exchange(id, 100_000, 1).unwrap().intact);
+}
+
+/// Sends a request to attach with these descriptors, and reads what it is refused for.
+fn refusal(client: &OwnedFd, name: &str, descriptors: &[&File]) -> String {
+    let request = format!(
+        r#"{{"attach":{{"pod":{name:?},"address":null,"persistent":false,"publish":[]}}}}"#
+    );
+    let beside: Vec<_> = descriptors.iter().map(|file| file.as_raw_fd()).collect();
+    let control = [ControlMessage::ScmRights(&beside)];
+    let control = if beside.is_empty() { &[][..] } else { &control };
+    let request = [IoSlice::new(request.as_bytes())];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<()>(client.as_raw_fd(), &request, control, flags, None).unwrap();
+    let mut answer = vec![0; 65_536];
+    let len = poll_until(SOON, "an answer", || {
+        recv(client.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()
+    });
+    let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
+    assert!(answer.contains("refused"), "{answer}");
+    answer
+}
+
+#[test]
+fn what_comes_with_a_request_that_is_refused_is_closed() {
+    let Some(lab) = Lab::new() else { return };
+    // Room for five pods.
+    let node = config(&lab).with("--network", "10.244.0.0/24");
+    let node = node.with("--subnet-len", 29).start(lab.root());
+    let _pods: Vec<_> = ["first", "second", "third", "fourth", "fifth"]
+        .map(|name| {
+            node.pod_after(
+                name,
+                if name == "first" {
+                    &["-p", "7000:80"]
+                } else {
+                    &[]
+                },
+                "",
+            )
+        })
+        .into();
+    let address = node.address(2).to_string();
+    let before = descriptors(node.pid());
+
+    let cases: [(&[&str], &str); 5] = [
+        (&["--name", "first"], "'first'"),
+        (&["--ip", &address], &address),
+        (&["--ip", "10.200.0.2"], "10.200.0.2"),
+        (&["-p", "7000:80"], "7000/tcp"),
+        (&[], "addresses of the subnet"),
+    ];
+    for (flags, part) in cases {
+        for _ in 0..4 {
+            let words = [&["run"], flags, &["--", "true"]].concat();
+            let output = node.client(&words).output().unwrap();
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && told.contains(part), "{told}");
+        }
+    }
+    let client = client(&node);
+    let null = File::open("/dev/null").unwrap();
+    for _ in 0..50 {
+        refusal(&client, "other", &[]);
+        refusal(&client, "other", &[&null]);
+        refusal(&client, "other", &[&null; 64]);
+        refusal(&client, "Bad_Name", &[&null; 2]);
+    }
+    drop(client);
+    poll_until(SOON, "the same number of descriptors", || {
+        (descriptors(node.pid()) <= before).then_some(())
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Child, Command, Stdio};
 
-use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, traffic};
+use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, script, traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -1002,4 +1002,24 @@ fn a_job_gives_its_lease_back() {
         assert!(ended.success(), "{words:?}: {ended}: {}", sidecar.log());
         assert_eq!(leases(), left, "{words:?}: {}", sidecar.log());
     }
+}
+
+#[test]
+fn a_sidecar_that_was_out_of_descriptors_serves_again() {
+    let Some(bed) = Bed::new() else { return };
+    let mut server = bed.server();
+    let mut sidecar = bed.restricted(&["--forward", &format!("8000={POD}:{PORT}")]);
+    sidecar.wait_for("leads to");
+    bed.node.wait_peers(1);
+    assert_eq!(bed.client(8000, 7, &[]), [received(7)]);
+    bed.host.leaves_descriptors(sidecar.child.id(), 6);
+    let mut crowd = script::crowd(&bed.host, 8000);
+    sidecar.wait_for("cannot take clients now");
+    crowd.kill();
+    // Whoever comes while the others go may find no descriptor for the way on.
+    poll_until(SOON, "a client that is served", || {
+        (bed.client(8000, 7, &[]) == [received(7)]).then_some(())
+    });
+    server.kill().unwrap();
+    server.wait().unwrap();
 }
