@@ -10,12 +10,12 @@ demo:
 	@.ci/need tun
 	target/release/muslin demo
 
-# The tests: unit, property and documentation tests, and end-to-end labs in user namespaces.
+# The tests: unit, property and documentation tests, and end-to-end labs in user namespaces. What
+# was skipped for lack of a tool is listed at the end; what a test leaves behind is a failure.
 test:
 	@.ci/need build lab
 	@.ci/need tun
-	cargo test --workspace --locked
-	cargo test --manifest-path fuzz/Cargo.toml --locked
+	.ci/test
 
 # Every fuzz target for SECONDS seconds, where there are cargo-fuzz and nightly. Without them `test`
 # has tried mutations of the seeds.
