@@ -335,6 +335,7 @@ impl<'a, K> Open<'a, K> {
         let head = &mut self.head[..at.end];
         let transport_len = at.payload - at.l4 + self.payload;
         // What `may_join` lets through is not longer than `MAX_LEN`.
+        debug_assert!(at.l4 - at.l3 + transport_len <= MAX_LEN);
         let len = |from: usize| (at.l4 - from + transport_len) as u16;
         match at.version {
             IpVersion::Ipv4 => {
@@ -758,6 +759,17 @@ mod tests {
         assert_eq!(merge(&batch), [(1, MAX_SEGMENTS), (1, 100 - MAX_SEGMENTS)]);
         let batch: Vec<_> = (0..50).map(|i| long(i, 1398)).collect();
         assert_eq!(merge(&batch), [(1, 46), (1, 4)], "52 + 46 * 1398 = 64,360");
+        // To the byte: 52 + 46 * 1398 + 1175 = 65,535.
+        for (last, counts) in [(1174, [47, 0]), (1175, [47, 0]), (1176, [46, 1])] {
+            let mut batch: Vec<_> = (0..46).map(|i| long(i, 1398)).collect();
+            let mut end = long(46, 1398);
+            end.truncate(PAYLOAD + last);
+            fill(&mut end);
+            batch.push(end);
+            let counts = counts.into_iter().filter(|count| *count > 0);
+            let outputs = counts.map(|count| (1, count));
+            assert_eq!(merge(&batch), outputs.collect::<Vec<_>>(), "{last}");
+        }
     }
 
     #[test]

@@ -379,3 +379,52 @@ proptest! {
         check_merge(&batch, l3, settings(1450));
     }
 }
+
+proptest! {
+    // Each case is a whole packet of 64 KiB.
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases / 4,
+        ..ProptestConfig::default()
+    })]
+
+    /// Trains that go on beyond the longest packet: what is merged ends at 65,535 bytes or before.
+    #[test]
+    fn what_is_merged_is_no_longer_than_a_packet_can_be(
+        shape in shape(),
+        size in 1050usize..1400,
+        more in -40isize..=40,
+        then in 0usize..3,
+    ) {
+        let network_options = if shape.v6 { shape.network_options } else { 0 };
+        let flags = if shape.tcp { 0x10 } else { 0 };
+        let shape = Shape { network_options, flags, ..shape };
+        let headers = Shape { payload: 0, ..shape.clone() }.packet().len() - shape.prefix;
+        let payload = (65_535 - headers).checked_add_signed(more).unwrap();
+        let mut lens = vec![size; payload / size];
+        lens.extend(Some(payload % size).filter(|len| *len > 0));
+        let mut expected = headers;
+        for len in &lens {
+            if expected + len > 65_535 {
+                break;
+            }
+            expected += len;
+        }
+        lens.extend([size].repeat(then));
+        let mut sent = 0;
+        let batch: Vec<_> = lens.into_iter().enumerate().map(|(index, len)| {
+            let segment = Shape {
+                payload: len,
+                sequence: shape.sequence.wrapping_add(sent),
+                ident: shape.ident.wrapping_add(index as u16),
+                ..shape.clone()
+            };
+            sent += len as u32;
+            let mut packet = segment.packet();
+            segment.fill(&mut packet, Checksums::Complete);
+            packet
+        }).collect();
+        check_merge(&batch, shape.prefix, settings(1700));
+        let outputs = merge(&batch, shape.prefix, settings(1700));
+        prop_assert_eq!(outputs[0].bytes.len() - shape.prefix, expected);
+    }
+}

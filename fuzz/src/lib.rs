@@ -15,7 +15,13 @@ pub use target::{Seed, Target};
 /// and replays inputs, and tests that replay all seeds and try mutations of them.
 #[macro_export]
 macro_rules! target {
-    (check: $check:ident, seeds: $seeds:ident, words: $words:expr, inputs: $inputs:expr $(,)?) => {
+    (
+        check: $check:ident,
+        seeds: $seeds:ident,
+        words: $words:expr,
+        inputs: $inputs:expr,
+        max_len: $max_len:expr $(,)?
+    ) => {
         #[cfg(fuzzing)]
         $crate::libfuzzer_sys::fuzz_target!(|data: &[u8]| $check(data));
 
@@ -26,6 +32,7 @@ macro_rules! target {
             seeds: $seeds,
             words: $words,
             inputs: $inputs,
+            max_len: $max_len,
         };
 
         #[cfg(not(fuzzing))]
@@ -47,7 +54,7 @@ macro_rules! target {
 
             #[test]
             fn mutations_of_seeds_pass() {
-                super::TARGET.try_mutations(super::TARGET.inputs);
+                super::TARGET.try_some_mutations();
             }
         }
     };

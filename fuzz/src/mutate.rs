@@ -7,18 +7,24 @@ pub(crate) struct Mutator<'a> {
     random: Rng,
     seeds: &'a [Vec<u8>],
     words: &'a [&'a [u8]],
+    max_len: usize,
 }
 
-/// Longer inputs are cut: what is found in long ones is found in short ones too, and sooner.
-const MAX_LEN: usize = 800;
 const INTERESTING: [u8; 8] = [0, 1, 0x0f, 0x10, 0x7f, 0x80, 0xfe, 0xff];
 
 impl<'a> Mutator<'a> {
-    pub(crate) fn new(seeds: &'a [Vec<u8>], words: &'a [&'a [u8]]) -> Self {
+    /// Inputs longer than `max_len` are cut.
+    pub(crate) fn new(
+        seed: u64,
+        seeds: &'a [Vec<u8>],
+        words: &'a [&'a [u8]],
+        max_len: usize,
+    ) -> Self {
         Self {
-            random: Rng::with_seed(1),
+            random: Rng::with_seed(seed),
             seeds,
             words,
+            max_len,
         }
     }
 
@@ -28,7 +34,7 @@ impl<'a> Mutator<'a> {
         for _ in 0..self.random.u32(1..8) {
             self.mutate(&mut input);
         }
-        input.truncate(MAX_LEN);
+        input.truncate(self.max_len);
         input
     }
 

@@ -26,12 +26,17 @@ pub struct Target {
     pub words: &'static [&'static [u8]],
     /// How many mutations of seeds the tests try: about two seconds' worth.
     pub inputs: u64,
+    /// Bytes of the longest mutation.
+    pub max_len: usize,
 }
 
 /// Files of seeds that the generator does not write: inputs that once failed.
 const CRASH: &str = "crash-";
 
-const USAGE: &str = "use: write | replay FILE... | mutate COUNT";
+/// The seed of the mutations that the tests try, so that they are the same every time.
+const SEED: u64 = 1;
+
+const USAGE: &str = "use: write | replay FILE... | mutate [COUNT [SEED]] | max-len";
 
 impl Target {
     /// Runs every file of seeds.
@@ -68,13 +73,18 @@ impl Target {
         );
     }
 
-    /// Tries so many mutations of the seeds, the same every time.
+    /// Tries as many mutations of the seeds as tests do, the same every time.
     ///
     /// # Panics
     /// If one does not pass; it is left in `artifacts/` then.
-    pub fn try_mutations(&self, inputs: u64) {
+    pub fn try_some_mutations(&self) {
+        self.try_mutations(self.inputs, SEED);
+    }
+
+    /// Tries so many mutations of the seeds, which follow from `seed`.
+    fn try_mutations(&self, inputs: u64, seed: u64) {
         let seeds: Vec<_> = self.files().into_values().collect();
-        let mut mutator = Mutator::new(&seeds, self.words);
+        let mut mutator = Mutator::new(seed, &seeds, self.words, self.max_len);
         for _ in 0..inputs {
             let input = mutator.next_input();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.check)(&input))) {
@@ -97,8 +107,16 @@ impl Target {
                 fs::read(path).map(|bytes| (self.check)(&bytes))
             }),
             Some("mutate") => {
-                let count = arguments.next().and_then(|count| count.parse().ok());
-                self.measure(count.unwrap_or(self.inputs));
+                let numbers: Result<Vec<u64>, _> = arguments.map(|it| it.parse()).collect();
+                match numbers.as_deref() {
+                    Ok([]) => Ok(self.measure(self.inputs, SEED)),
+                    Ok([count]) => Ok(self.measure(*count, SEED)),
+                    Ok([count, seed]) => Ok(self.measure(*count, *seed)),
+                    Ok(_) | Err(_) => Err(io::Error::other(USAGE)),
+                }
+            }
+            Some("max-len") => {
+                println!("{}", self.max_len);
                 Ok(())
             }
             _ => Err(io::Error::other(USAGE)),
@@ -112,9 +130,9 @@ impl Target {
         }
     }
 
-    fn measure(&self, count: u64) {
+    fn measure(&self, count: u64, seed: u64) {
         let begin = Instant::now();
-        self.try_mutations(count);
+        self.try_mutations(count, seed);
         let seconds = begin.elapsed().as_secs_f64();
         println!(
             "{count} inputs in {seconds:.1} s, {:.0} per second",

@@ -178,14 +178,36 @@ mod tests {
         assert_eq!(pieces[1][0], 0x45);
     }
 
+    /// Words of options, an MTU, and a length of payload: any, or so many full pieces and one that
+    /// is as long as there is room, a byte less, or a byte more.
+    fn sizes() -> impl Strategy<Value = (usize, u32, usize)> {
+        let mtu = |words: usize| {
+            let header = 20 + 4 * words as u32;
+            prop_oneof![
+                68u32..1500,
+                (6u32..180).prop_map(move |units| header + 8 * units)
+            ]
+        };
+        let shape = (0usize..=10).prop_flat_map(move |words| (Just(words), mtu(words)));
+        shape.prop_flat_map(|(words, mtu)| {
+            let room = mtu.max(68) as usize - 20 - 4 * words;
+            let full = room / UNIT * UNIT;
+            let most = 65_515 - 4 * words;
+            let exact = (0usize..6, 0usize..3);
+            let exact = exact.prop_map(move |(pieces, more)| pieces * full + room + more - 1);
+            let len = prop_oneof![3 => 1usize..3000, 6 => exact, 1 => Just(most)];
+            (Just(words), Just(mtu.max(68)), len)
+        })
+    }
+
     proptest! {
         #[test]
         fn the_pieces_make_the_packet(
-            payload in proptest::collection::vec(any::<u8>(), 1..3000),
-            mtu in 68u32..1500,
-            words in 0usize..=10,
+            (words, mtu, len) in sizes(),
+            first in any::<u8>(),
             raw in any::<[u8; 40]>(),
         ) {
+            let payload: Vec<_> = (0..len).map(|at| first.wrapping_add((at * 7 + at / 256) as u8)).collect();
             let packet = packet(&raw[..words * 4], &payload, false);
             let mut whole = vec![None; payload.len()];
             let pieces = fragments(&packet, mtu);
@@ -197,6 +219,8 @@ mod tests {
                 prop_assert_eq!((header.identification, header.time_to_live), (77, 9));
                 prop_assert_eq!(header.more_fragments, i + 1 < pieces.len());
                 let at = usize::from(header.fragment_offset.value()) * UNIT;
+                let all = header.header_len() + payload.len() - at;
+                prop_assert_eq!(header.more_fragments, all > mtu as usize, "as few as can be");
                 for (slot, byte) in whole[at..].iter_mut().zip(body) {
                     prop_assert!(slot.replace(*byte).is_none(), "overlap");
                 }

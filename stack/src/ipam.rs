@@ -372,7 +372,8 @@ mod tests {
 
     #[test]
     fn names_are_dns_labels() {
-        for good in ["a", "web-1", "x.y", "0"] {
+        let longest = "a".repeat(63);
+        for good in ["a", "web-1", "x.y", "0", &longest] {
             assert!(good.parse::<PodName>().is_ok(), "{good}");
         }
         let long = "a".repeat(64);

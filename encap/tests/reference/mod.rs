@@ -23,12 +23,17 @@ const FIN: u8 = 0x01;
 
 /// The folded sum of 16-bit words.
 fn sum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u16 {
-    let mut total = 0u32;
+    let mut total = 0u64;
     for part in parts {
-        for word in part.chunks(2) {
-            total += u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0));
-            total = (total & 0xffff) + (total >> 16);
-        }
+        let (words, rest) = part.as_chunks::<2>();
+        total += words
+            .iter()
+            .map(|word| u64::from(u16::from_be_bytes(*word)))
+            .sum::<u64>();
+        total += rest.first().map_or(0, |last| u64::from(*last) << 8);
+    }
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
     }
     total as u16
 }
@@ -378,6 +383,12 @@ fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: Settings)
         let mut expected = join(group, l3, settings).expect("they may be merged");
         finish(&mut expected, &at, Checksums::Partial);
         assert_eq!(*bytes, expected);
+        let (field, counted_from) = match at.version {
+            IpVersion::Ipv4 => (l3 + 2, l3),
+            IpVersion::Ipv6 => (l3 + 4, l3 + 40),
+        };
+        let written = usize::from(get(bytes, field));
+        assert_eq!(written, bytes.len() - counted_from, "its length is told");
         let gso = virtio.gso.expect("it is a superpacket");
         let size = Transport::parse(group[0], l3).map(|at| at.payload_len());
         assert_eq!(Ok(gso.size.into()), size);

@@ -45,6 +45,7 @@ muslin_fuzz::target! {
         b"0e1f.20a1.b2c3",
     ],
     inputs: 2_000_000,
+    max_len: 2_000,
 }
 
 /// What the first byte chooses.
@@ -59,7 +60,8 @@ const CODECS: u8 = 6;
 /// Where the IP header of a packet may be.
 const L3: [usize; 4] = [0, 14, 18, 22];
 
-/// The first byte chooses a codec, and where an IP header is; the next two are a VNI or an MTU.
+/// The first byte chooses a codec, and where an IP header is or how an MTU is meant; the next two
+/// are a VNI or an MTU.
 fn run(data: &[u8]) {
     let [choice, first, second, bytes @ ..] = data else {
         return;
@@ -76,9 +78,13 @@ fn run(data: &[u8]) {
         ETHERNET => ethernet(bytes),
         TRANSPORT => transport(bytes, L3[usize::from(choice / CODECS % 4)]),
         _ => {
-            let mtu = Mtu::new(68 + u32::from(number % 4000)).expect("it is in range");
             if let Some(total) = ipv4(bytes) {
                 let packet = &bytes[..total];
+                let mtu = match choice / CODECS % 2 {
+                    0 => 68 + u32::from(number % 4000),
+                    _ => exact_mtu(packet, *first, *second),
+                };
+                let mtu = Mtu::new(mtu).expect("it is in range");
                 update(packet, number);
                 forward(packet);
                 fragment(packet, mtu);
@@ -464,6 +470,15 @@ fn forward(packet: &[u8]) {
     assert_eq!(one, two, "a hop does not change a flow");
 }
 
+/// The MTU at which a packet is so many pieces, the last of which has just room, or room for a byte
+/// more, or for all but one.
+fn exact_mtu(packet: &[u8], pieces: u8, more: u8) -> u32 {
+    let header_len = usize::from(packet[0] & 0x0f) * 4;
+    let payload = packet.len() - header_len + usize::from(more % 3);
+    let room = payload.saturating_sub(1) / usize::from(pieces % 8 + 1);
+    (header_len + room).max(68) as u32
+}
+
 fn fragment(packet: &[u8], mtu: Mtu) {
     let (flags, header_len) = (packet[6], usize::from(packet[0] & 0x0f) * 4);
     let offset = |packet: &[u8]| usize::from(u16::from_be_bytes([packet[6] & 0x1f, packet[7]])) * 8;
@@ -480,6 +495,9 @@ fn fragment(packet: &[u8], mtu: Mtu) {
         assert_eq!(udp::check(piece), Ok(len));
         assert_eq!(offset(piece), offset(packet) + done);
         let body = &piece[usize::from(piece[0] & 0x0f) * 4..];
+        let rest = packet.len() - header_len - done;
+        let fits = piece.len() - body.len() + rest <= mtu.get().into();
+        assert_eq!(body.len() == rest, fits, "what fits is the last piece");
         assert_eq!(
             body,
             &packet[header_len + done..header_len + done + body.len()]
@@ -571,6 +589,14 @@ fn seeds() -> Vec<Seed> {
         (
             "udp4-fragment",
             small(place(0), &packet_v4(&[], [0x20, 0], 17, &udp)),
+        ),
+        (
+            "udp4-exact-pieces",
+            with(
+                IPV4 + CODECS,
+                [1, 1],
+                &packet_v4(&[], [0, 0], 17, &[3; 112]),
+            ),
         ),
         ("tcp6", small(place(0), &packet_v6(6, &tcp))),
         (

@@ -51,6 +51,7 @@ muslin_fuzz::target! {
         b"\"",
     ],
     inputs: 1_000_000,
+    max_len: 800,
 }
 
 /// What the first byte chooses.
@@ -276,6 +277,14 @@ fn seeds() -> Vec<Seed> {
         (
             "made-attach",
             [&[MADE_REQUEST, 2, 10, 244, 1, 9], &b"web-1.a"[..]].concat(),
+        ),
+        (
+            "made-attach-longest-name",
+            [&[MADE_REQUEST, 2, 10, 244, 1, 9], &[b'a'; 63][..]].concat(),
+        ),
+        (
+            "made-attach-too-long-name",
+            [&[MADE_REQUEST, 2, 10, 244, 1, 9], &[b'a'; 64][..]].concat(),
         ),
         (
             "made-detach",

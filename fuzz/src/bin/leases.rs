@@ -40,6 +40,7 @@ muslin_fuzz::target! {
         b"/subnets/",
     ],
     inputs: 500_000,
+    max_len: 800,
 }
 
 /// What the first byte chooses.
@@ -259,8 +260,15 @@ fn made_config(bytes: &[u8]) {
     };
     let network = Ipv4Net::new(Ipv4Addr::new(a, b, c, d), len % 33).expect("it is at most 32");
     let subnet_len = (subnet_len > 0).then_some(subnet_len % 33);
-    if let Ok(config) = NetworkConfig::new(network, subnet_len, backend) {
+    let least = network.prefix_len() + 2;
+    let config = NetworkConfig::new(network, subnet_len, backend);
+    // Four subnets or more, and two pods or more in each.
+    let is_possible = (least..=30).contains(&subnet_len.unwrap_or(least));
+    assert_eq!(config.is_ok(), is_possible, "{network} {subnet_len:?}");
+    if let Ok(config) = config {
         check_config(&config);
+        let expected = subnet_len.unwrap_or(least.max(24));
+        assert_eq!(config.subnet_len, expected);
     }
 }
 
@@ -314,6 +322,18 @@ fn seeds() -> Vec<Seed> {
         (
             "made-config-udp",
             vec![MADE_CONFIG, 0, 26, 0, 10, 3, 0, 0, 0, 0x20, 0x5d],
+        ),
+        (
+            "made-config-smallest",
+            vec![MADE_CONFIG, 0, 28, 0, 10, 3, 0, 0, 0, 0x20, 0x5d],
+        ),
+        (
+            "made-config-too-small",
+            vec![MADE_CONFIG, 0, 29, 0, 10, 3, 0, 0, 0, 0x20, 0x5d],
+        ),
+        (
+            "made-config-smallest-subnets",
+            vec![MADE_CONFIG, 0, 24, 30, 10, 3, 0, 0, 0, 0x20, 0x5d],
         ),
     ]
 }

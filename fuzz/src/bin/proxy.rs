@@ -32,6 +32,7 @@ muslin_fuzz::target! {
         b"\x04\x01\x00\x50",
     ],
     inputs: 1_000_000,
+    max_len: 800,
 }
 
 /// What the first byte chooses.

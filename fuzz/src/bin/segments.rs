@@ -5,13 +5,14 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use muslin_encap::checksum;
-use muslin_encap::headers::Transport;
+use muslin_encap::headers::{Protocol, Transport};
 use muslin_encap::merge::{self, Settings};
 use muslin_encap::overhead::Mtu;
 use muslin_encap::plan::{self, Outgoing, Plan};
 use muslin_encap::split::{Checksums, Limits, Split};
 use muslin_encap::virtio::Header;
 use muslin_fuzz::Seed;
+use smoltcp::wire::IpVersion;
 
 #[path = "../../../encap/tests/reference/mod.rs"]
 mod reference;
@@ -35,8 +36,12 @@ muslin_fuzz::target! {
         &[1, 1, 0, 0],
         &[1, 6, 33, 8],
         &[1, 7, 24, 1],
+        // What goes on behind the last packet, short and long.
+        &[0, 8, 0, 100],
+        &[0, 8, 5, 120],
     ],
-    inputs: 100_000,
+    inputs: 40_000,
+    max_len: 4_000,
 }
 
 /// The most packets of a batch, and the longest of them.
@@ -50,7 +55,8 @@ const MAX_LEN: usize = 65_535;
 /// repeated. Then come ten bytes of virtio-net header, the number of changes, and as many changes
 /// of four bytes; the rest is the frame.
 ///
-/// A change names a packet of the batch, what happens to it, and two bytes of where and how.
+/// A change names a packet of the batch, what happens to it, and two bytes of where and how. One
+/// lets the last packet's stream go on, also beyond what one packet can have.
 fn run(data: &[u8]) {
     let Some((&[choice, repeat], rest)) = data.split_first_chunk::<2>() else {
         return;
@@ -193,7 +199,7 @@ fn happen(batch: &mut Vec<Vec<u8>>, l3: usize, [which, what, at, how]: [u8; 4]) 
     }
     let index = usize::from(which) % len;
     let packet = &mut batch[index];
-    match what % 8 {
+    match what % 9 {
         0 => drop(batch.remove(index)),
         1 => batch.swap(index, (index + 1) % len),
         2 => {
@@ -203,15 +209,38 @@ fn happen(batch: &mut Vec<Vec<u8>>, l3: usize, [which, what, at, how]: [u8; 4]) 
         3 => packet.extend(vec![how; usize::from(at)]),
         4 => refill(packet, l3, Checksums::Partial),
         5 => refill(packet, l3, Checksums::Complete),
+        8 => batch.extend(next(
+            &batch[len - 1],
+            l3,
+            u16::from_be_bytes([at, how]).into(),
+        )),
         _ => {
             if let Some(byte) = packet.get_mut(l3 + usize::from(at)) {
                 *byte ^= how;
             }
-            if what % 8 == 6 {
+            if what % 9 == 6 {
                 refill(packet, l3, Checksums::Complete);
             }
         }
     }
+}
+
+/// The segment of `len` bytes that goes on where another ends, which it may not be longer than.
+fn next(last: &[u8], l3: usize, len: usize) -> Option<Vec<u8>> {
+    let at = Transport::parse(last, l3).ok()?;
+    let mut packet = last[..at.payload + len.min(at.payload_len())].to_vec();
+    if at.version == IpVersion::Ipv4 {
+        let ident = u16::from_be_bytes([packet[l3 + 4], packet[l3 + 5]]).wrapping_add(1);
+        packet[l3 + 4..l3 + 6].copy_from_slice(&ident.to_be_bytes());
+    }
+    if at.protocol == Protocol::Tcp {
+        let number = &mut packet[at.l4 + 4..at.l4 + 8];
+        let sequence = u32::from_be_bytes([number[0], number[1], number[2], number[3]]);
+        let sequence = sequence.wrapping_add(at.payload_len() as u32);
+        number.copy_from_slice(&sequence.to_be_bytes());
+    }
+    reference::finish(&mut packet, &at, Checksums::Complete);
+    Some(packet)
 }
 
 /// What takes any bytes and has an answer of its own.
@@ -243,9 +272,21 @@ const UNFINISHED: u8 = 1 << 2;
 const ONE_BY_ONE: u8 = 1 << 3;
 const MTU_576: u8 = 1 << 5;
 const MTU_1450: u8 = 2 << 5;
+const MTU_9000: u8 = 3 << 5;
 
 /// A frame of a virtio-net type with 100-byte segments; what is to happen to its segments.
-fn superpacket(choice: u8, (gso, v6): (u8, bool), flags: u8, changes: &[[u8; 4]]) -> Vec<u8> {
+fn superpacket(choice: u8, kind: (u8, bool), flags: u8, changes: &[[u8; 4]]) -> Vec<u8> {
+    train((choice, 2), kind, flags, (100, 100), changes)
+}
+
+/// The same with other lengths: of the frame's payload, and of its segments.
+fn train(
+    (choice, repeat): (u8, u8),
+    (gso, v6): (u8, bool),
+    flags: u8,
+    (payload, size): (u8, u16),
+    changes: &[[u8; 4]],
+) -> Vec<u8> {
     let tcp = gso != 5;
     let l3 = if choice & 3 == BEHIND_VXLAN { 22 } else { 0 };
     let protocol = if tcp { 6 } else { 17 };
@@ -269,11 +310,11 @@ fn superpacket(choice: u8, (gso, v6): (u8, bool), flags: u8, changes: &[[u8; 4]]
         frame.extend([0; 4]);
     }
     let header_len = frame.len() as u16;
-    frame.extend(0..100);
+    frame.extend(0..payload);
     let offset = if tcp { 16 } else { 6 };
-    let numbers = [header_len, 100, l4 as u16, offset].map(u16::to_le_bytes);
+    let numbers = [header_len, size, l4 as u16, offset].map(u16::to_le_bytes);
     [
-        &[choice, 2, 1, gso][..],
+        &[choice, repeat, 1, gso][..],
         &numbers.concat(),
         &[changes.len() as u8],
         &changes.concat(),
@@ -286,6 +327,14 @@ fn seeds() -> Vec<Seed> {
     let (v4, v6, udp4, udp6) = ((1, false), (4, true), (5, false), (5, true));
     let (ack, psh, fin, cwr, syn) = (0x10, 0x18, 0x11, 0x90, 0x12);
     let [drop, swap, again, pad, unfinish, finish, change, damage] = [0u8, 1, 2, 3, 4, 5, 6, 7];
+    let next = 8;
+    // 45 segments of 1,400 bytes, one more, and one that ends at the byte of all that is named.
+    let long = |kind, total: u32| {
+        let headers = if kind == udp4 { 28 } else { 52 };
+        let [.., high, low] = (total - headers - 46 * 1400).to_be_bytes();
+        let changes = [[45, drop, 0, 0], [0, next, 255, 255], [0, next, high, low]];
+        train((BARE | MTU_9000, 255), kind, ack, (255, 1400), &changes)
+    };
     let (flags, ttl, hop_limit, fragment) = (33, 8, 7, 6);
     let plain = |choice, kind, flags| superpacket(choice | MTU_1450, kind, flags, &[]);
     let with = |changes: &[[u8; 4]]| superpacket(BARE | MTU_1450, v4, ack, changes);
@@ -321,5 +370,8 @@ fn seeds() -> Vec<Seed> {
         ("fragment", with(&[[2, change, fragment, 0x60]])),
         ("damaged", with(&[[2, damage, 60, 1], [4, damage, 10, 1]])),
         ("damaged-first", with(&[[0, damage, 60, 1]])),
+        ("longest-tcp4", long(v4, 65_535)),
+        ("beyond-longest-tcp4", long(v4, 65_536)),
+        ("beyond-longest-udp4", long(udp4, 65_536)),
     ]
 }

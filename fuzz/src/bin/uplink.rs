@@ -47,6 +47,7 @@ muslin_fuzz::target! {
         &[6, 87],
     ],
     inputs: 200_000,
+    max_len: 800,
 }
 
 /// A pod's frames come from here.

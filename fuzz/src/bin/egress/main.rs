@@ -55,6 +55,7 @@ muslin_fuzz::target! {
         &[6, 0],
     ],
     inputs: 20_000,
+    max_len: 800,
 }
 
 /// Runs the events that `data` stands for. Its first byte chooses a configuration.

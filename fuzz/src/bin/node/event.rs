@@ -46,6 +46,13 @@ pub enum Event {
         /// How many of its bytes are not with the others.
         tail: usize,
     },
+    /// Egress sends a packet to a pod, or for the gateway to any pod.
+    FromEgress {
+        /// A virtio-net header for the packet.
+        header: [u8; virtio::LEN],
+        /// The packet, which begins with its IPv4 header.
+        bytes: Vec<u8>,
+    },
     /// A port is attached.
     Attach {
         /// The port.
@@ -111,6 +118,15 @@ pub fn address(byte: u8) -> Ipv4Addr {
         53 => Ipv4Addr::LOCALHOST,
         54 => Ipv4Addr::UNSPECIFIED,
         55 => Ipv4Addr::new(169, 254, 169, 254),
+        // The first and last addresses that a host can have, and their neighbours.
+        56 => Ipv4Addr::new(0, 255, 255, 255),
+        57 => Ipv4Addr::new(1, 0, 0, 0),
+        58 => Ipv4Addr::new(126, 255, 255, 255),
+        59 => Ipv4Addr::new(128, 0, 0, 0),
+        60 => Ipv4Addr::new(223, 255, 255, 255),
+        61 => Ipv4Addr::new(224, 0, 0, 0),
+        62 => Ipv4Addr::new(239, 255, 255, 255),
+        63 => Ipv4Addr::new(240, 0, 0, 0),
         _ => Ipv4Addr::new(10, 244, 1, byte),
     }
 }
@@ -121,25 +137,35 @@ pub struct Events<'a> {
     input: Unstructured<'a>,
     /// Identification of the last IP packet: no two have the same, unless an edit makes it so.
     ident: u16,
+    /// The node's MTU, which some lengths aim at.
+    mtu: usize,
 }
 
 impl<'a> Events<'a> {
-    /// The events of these bytes.
+    /// The events of these bytes, for a node of this MTU.
     #[must_use]
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub fn new(bytes: &'a [u8], mtu: usize) -> Self {
         Self {
             input: Unstructured::new(bytes),
             ident: 0,
+            mtu,
         }
     }
 
     fn next_event(&mut self) -> Result<Event> {
         let kind = self.byte()? % 16;
         Ok(match kind {
-            0..5 => Event::Frame {
+            0..4 => Event::Frame {
                 port: self.byte()? % 6,
                 bytes: self.frame()?,
             },
+            4 => {
+                let fields = self.fields()?;
+                let mut bytes = Vec::with_capacity(128);
+                ipv4(&mut bytes, fields, self.next_ident(1), self.mtu);
+                let header = [0; virtio::LEN];
+                Event::FromEgress { header, bytes }
+            }
             5..9 => Event::Datagram {
                 host: self.byte()? % 6,
                 bytes: self.frame()?,
@@ -187,7 +213,7 @@ impl<'a> Events<'a> {
         match kind % 8 {
             0..4 => {
                 bytes.extend([0x08, 0]);
-                ipv4(&mut bytes, fields, self.next_ident(1));
+                ipv4(&mut bytes, fields, self.next_ident(1), self.mtu);
             }
             4 | 5 => {
                 bytes.extend([0x08, 0x06]);
@@ -204,7 +230,7 @@ impl<'a> Events<'a> {
                     [0, 46]
                 });
                 bytes.extend([0, 0, 0x08, 0]);
-                ipv4(&mut bytes, fields, self.next_ident(1));
+                ipv4(&mut bytes, fields, self.next_ident(1), self.mtu);
             }
         }
         self.edit(&mut bytes)?;
@@ -227,29 +253,45 @@ impl<'a> Events<'a> {
     }
 
     /// Sender, MAC addresses, source, destination, TTL, choices, segment size, payload length, a
-    /// byte of the header and what is to be there. The first six senders are ports, the others
-    /// hosts.
+    /// byte of the header and what is to be there. The first six senders are ports, the next six
+    /// hosts, and then there is egress, which has no MAC addresses.
     fn superpacket(&mut self) -> Result<Event> {
-        let sender = self.byte()? % 12;
+        let sender = self.byte()? % 14;
         let (destination, source) = (self.byte()?, self.byte()?);
         let [spa, dpa, ttl, choices, size, len, at, value] = self.fields()?;
+        let tcp = choices & 1 == 0;
+        let size = self.segment_size(size, tcp);
+        let payload = match choices & 32 {
+            0 => usize::from(len) * usize::from(len) / 8,
+            // So many full segments, or a byte less, or one or two more.
+            _ => (size * usize::from(len) + usize::from(choices >> 6)).saturating_sub(1),
+        };
         let shape = Shape {
             addresses: [address(spa), address(dpa)],
             ttl,
-            tcp: choices & 1 == 0,
+            tcp,
             dont_fragment: choices & 2 != 0,
-            size: (choices & 4 == 0).then_some(u16::from(size) * 8),
+            size: (choices & 4 == 0).then_some(size as u16),
             other_kind: choices & 8 != 0,
             finished: choices & 16 != 0,
-            payload: usize::from(len) * usize::from(len) / 8,
+            payload: payload.min(MAX_PACKET - 20 - transport_len(tcp)),
         };
-        let segments = shape.payload / usize::from(size.max(1)) / 8 + 1;
+        let segments = shape.payload / size.max(1) + 1;
         let ident = self.next_ident(segments as u16);
         let mut bytes = Vec::with_capacity(128);
         bytes.extend(mac(destination).0);
         bytes.extend(mac(source).0);
         bytes.extend([0x08, 0]);
         let mut header = shape.write(&mut bytes, ident);
+        if sender >= 12 {
+            if let Ok(read) = virtio::Header::parse(&header)
+                && let Some(moved) = read.moved(14, 0)
+            {
+                header = moved.to_bytes();
+            }
+            let bytes = bytes.split_off(14);
+            return Ok(Event::FromEgress { header, bytes });
+        }
         Ok(if sender < 6 {
             if let Some(place) = header.get_mut(usize::from(at)) {
                 *place = value;
@@ -272,6 +314,15 @@ impl<'a> Events<'a> {
         })
     }
 
+    /// Bytes of payload of a segment: a number of units of eight, or for the last three just what
+    /// the MTU has room for, a byte less, or one more.
+    fn segment_size(&self, size: u8, tcp: bool) -> usize {
+        match size {
+            253.. => (self.mtu + usize::from(size)).saturating_sub(254 + 20 + transport_len(tcp)),
+            _ => usize::from(size) * 8,
+        }
+    }
+
     /// The identification of a packet that may become so many.
     fn next_ident(&mut self, packets: u16) -> u16 {
         let ident = self.ident.wrapping_add(1);
@@ -289,6 +340,13 @@ impl Iterator for Events<'_> {
         }
         self.next_event().ok()
     }
+}
+
+/// The longest IPv4 packet.
+const MAX_PACKET: usize = 65_535;
+
+const fn transport_len(tcp: bool) -> usize {
+    if tcp { 20 } else { 8 }
 }
 
 /// A TCP or UDP packet in a frame, and what its virtio-net header says of it.
@@ -365,8 +423,9 @@ impl Shape {
 }
 
 /// A well-formed IPv4 packet: source, destination, TTL, protocol, flags and offset, payload
-/// length, options, first byte of the payload.
-fn ipv4(frame: &mut Vec<u8>, fields: [u8; 8], ident: u16) {
+/// length, options, first byte of the payload. Some lengths are those of so many full fragments and
+/// a last one that has just room, a byte less, or one more.
+fn ipv4(frame: &mut Vec<u8>, fields: [u8; 8], ident: u16, mtu: usize) {
     let [
         source,
         destination,
@@ -379,8 +438,14 @@ fn ipv4(frame: &mut Vec<u8>, fields: [u8; 8], ident: u16) {
     ] = fields;
     let options = usize::from(options % 11) * 4;
     let header_len = 20 + options;
+    let most = MAX_PACKET - header_len;
     let payload = match usize::from(len) {
-        255 => 65_535 - header_len,
+        255 => most,
+        len @ 240.. => {
+            let room = mtu - header_len;
+            let full = (len - 240) / 3;
+            (full * (room / 8 * 8) + room + (len - 240) % 3 - 1).min(most)
+        }
         len => len * len / 8,
     };
     let total = header_len + payload;

@@ -30,6 +30,8 @@ const OUTPUT_LEN: usize = 256;
 const IDS: usize = 6;
 /// Packets that may wait for a neighbour.
 const WAITING_LEN: usize = 4;
+/// What is outside of it is for egress.
+const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
 /// The subnets of peers, as base and prefix length; there is one of IPv6 too.
 const SUBNETS: [([u8; 4], u8); 8] = [
     ([10, 244, 2, 0], 24),
@@ -47,6 +49,7 @@ const SUBNETS: [([u8; 4], u8); 8] = [
 enum From {
     Port(PortId),
     Underlay(IpAddr),
+    Egress,
 }
 
 /// A frame or the payload of a datagram on its way in.
@@ -71,6 +74,19 @@ struct Outgoing {
 struct Port {
     attachment: Attachment,
     received: u64,
+    sent: u64,
+}
+
+/// Packets that went through the node, as its callers count them.
+#[derive(Debug, Default)]
+struct Books {
+    received: u64,
+    originated: u64,
+    delivered: u64,
+    sent: u64,
+    flooded: u64,
+    consumed: u64,
+    dropped: u64,
 }
 
 /// A node and a simple model of it.
@@ -78,6 +94,7 @@ pub struct Harness {
     node: Node,
     vxlan: bool,
     check_peers: bool,
+    has_egress: bool,
     mtu: usize,
     limits: Limits,
     now: Instant,
@@ -90,7 +107,9 @@ pub struct Harness {
     packets_came: bool,
     /// Whether a peer changed since then: what was queued for it before is in flight.
     peers_changed: bool,
-    received: u64,
+    /// Whether the gateway's services sent something since then.
+    gateway_sent: bool,
+    books: Books,
     /// Whether two ports ever had the same pod. No control plane does that, and the addresses go
     /// with whichever leaves.
     shared: bool,
@@ -99,7 +118,7 @@ pub struct Harness {
 
 impl Harness {
     /// Every run begins with pods 2 and 3, guarded, at ports 0 and 1, pod 4 at port 2, guarded if
-    /// the first byte says so, and peers 0 and 1.
+    /// the first byte says so, and peers 0 and 1. Another bit of it says whether there is egress.
     pub fn new(choices: u8) -> Self {
         let vxlan = choices & 1 == 0;
         let check_peers = choices & 2 == 0;
@@ -131,6 +150,7 @@ impl Harness {
             node: Node::new(config, now).expect("the subnet has room"),
             vxlan,
             check_peers,
+            has_egress: choices & 64 != 0,
             mtu: mtu as usize,
             limits,
             now,
@@ -140,10 +160,14 @@ impl Harness {
             pods_sent: false,
             packets_came: false,
             peers_changed: false,
-            received: 0,
+            gateway_sent: false,
+            books: Books::default(),
             shared: false,
             storage: vec![0; HEADROOM + 2000],
         };
+        if harness.has_egress {
+            harness.node.set_egress(Some(NETWORK));
+        }
         for port in 0..3 {
             harness.apply(Event::Attach {
                 port,
@@ -160,6 +184,11 @@ impl Harness {
             });
         }
         harness
+    }
+
+    /// The node's MTU.
+    pub fn mtu(&self) -> usize {
+        self.mtu
     }
 
     /// Does what the event says, and checks what the node answers at once.
@@ -188,6 +217,12 @@ impl Harness {
                     && header.check(bytes.len() - tail).is_ok()
                 {
                     self.datagram(host, &bytes, header, tail);
+                }
+            }
+            Event::FromEgress { header, bytes } => {
+                let header = Header::parse(&header).unwrap_or_default();
+                if header.check(bytes.len()).is_ok() {
+                    self.from_egress(&bytes, header);
                 }
             }
             Event::Attach { port, pod, guarded } => self.attach(PortId(port.into()), pod, guarded),
@@ -240,6 +275,7 @@ impl Harness {
         self.ports[port.0 as usize] = Some(Port {
             attachment,
             received: 0,
+            sent: 0,
         });
         let same = self
             .attached()
@@ -275,17 +311,33 @@ impl Harness {
                 let before = self.node.counters().dropped_for(reason);
                 self.node.refuse_frame(port, bytes.len());
                 assert_eq!(self.node.counters().dropped_for(reason), before + 1);
-                self.count_from(Some(port));
+                self.count_from(Some(port), Verdict::Drop(reason));
             }
         }
     }
 
-    /// Counts a packet that has come in.
-    fn count_from(&mut self, port: Option<PortId>) {
-        self.received += 1;
-        assert_eq!(self.node.counters().received, self.received);
+    /// Counts a packet that has come in, and what has become of it.
+    fn count_from(&mut self, port: Option<PortId>, verdict: Verdict) {
+        self.books.received += 1;
         if let Some(port) = port.and_then(|port| self.ports[port.0 as usize].as_mut()) {
             port.received += 1;
+        }
+        self.count(verdict);
+    }
+
+    fn count(&mut self, verdict: Verdict) {
+        let books = &mut self.books;
+        *match verdict {
+            Verdict::Port(_) => &mut books.delivered,
+            Verdict::Peer { .. } | Verdict::Uplink { .. } => &mut books.sent,
+            Verdict::Flood { .. } => &mut books.flooded,
+            Verdict::Egress | Verdict::Consumed => &mut books.consumed,
+            Verdict::Drop(_) => &mut books.dropped,
+        } += 1;
+        if let Verdict::Port(port) = verdict
+            && let Some(port) = self.ports[port.0 as usize].as_mut()
+        {
+            port.sent += 1;
         }
     }
 
@@ -319,17 +371,17 @@ impl Harness {
         }
     }
 
-    fn come(&mut self, packet: &[u8], header: Header) {
+    fn come(&mut self, packet: &[u8], header: Header, from_egress: bool) {
         let packets = header
             .gso
             .map_or(1, |gso| packet.len() / usize::from(gso.size) + 1);
-        self.ledger.come(packet, packets as u16);
+        self.ledger.come(packet, packets as u16, from_egress);
         self.packets_came = true;
     }
 
     fn frame(&mut self, port: PortId, bytes: &[u8], header: Header) {
         if let Some(packet) = inner(bytes) {
-            self.come(packet, header);
+            self.come(packet, header, false);
         }
         let incoming = Incoming {
             bytes,
@@ -339,7 +391,7 @@ impl Harness {
         let out = self.through(incoming, |node, now, packet| {
             node.from_port(now, port, packet)
         });
-        self.count_from(Some(port));
+        self.count_from(Some(port), out.verdict);
         self.pods_sent = true;
         let Some(Port { attachment, .. }) = self.port(port) else {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPort));
@@ -349,8 +401,8 @@ impl Harness {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::VirtioHeader));
             return;
         }
+        self.check_not_lost(port, incoming, out.verdict);
         if matches!(out.verdict, Verdict::Drop(_)) {
-            self.check_not_lost(port, incoming, out.verdict);
             return;
         }
         check_sender(bytes, attachment);
@@ -371,9 +423,107 @@ impl Harness {
             Verdict::Port(_) | Verdict::Peer { .. } => {
                 self.check_routed(From::Port(port), incoming, 14, &out);
             }
-            Verdict::Uplink { .. } | Verdict::Egress => panic!("there is no way out"),
+            Verdict::Egress => {
+                assert!(to_gateway, "a frame of another leaves the overlay");
+                self.check_egress(incoming, 14, &out);
+            }
+            Verdict::Uplink { .. } => panic!("there is no uplink"),
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
+    }
+
+    /// Takes a packet from egress, which has only what is for pods of this node, or from the
+    /// gateway.
+    fn from_egress(&mut self, bytes: &[u8], header: Header) {
+        let (Some(source), Some(destination)) = (bytes.get(12..16), bytes.get(16..20)) else {
+            return;
+        };
+        let (source, destination) = (ipv4(source), ipv4(destination));
+        if is_martian(source) || SUBNET.contains(&source) && !is_own(source) {
+            return;
+        }
+        let is_mixed = is_martian(destination) || is_own(destination);
+        if is_mixed || destination == SUBNET.broadcast() {
+            return;
+        }
+        self.come(bytes, header, true);
+        let incoming = Incoming {
+            bytes,
+            header,
+            tail: 0,
+        };
+        let out = self.through(incoming, |node, now, packet| node.from_egress(now, packet));
+        self.books.originated += 1;
+        self.count(out.verdict);
+        self.pods_sent |= is_own(source);
+        self.gateway_sent |= is_own(source);
+        let route = self.route(destination);
+        if let (Ok(total), Some(offload)) = (udp::check(bytes), self.offload(incoming, 0)) {
+            let fits = total.min(offload.longest) <= self.mtu;
+            match route {
+                Route::Peers(_) if is_own(source) => {
+                    self.check_sent_at_once(destination, fits, out.verdict);
+                }
+                Route::Local => self.check_sent_at_once(destination, fits, out.verdict),
+                Route::Peers(_) | Route::None => {
+                    assert_eq!(out.verdict, Verdict::Drop(DropReason::NoRoute));
+                }
+            }
+        }
+        match out.verdict {
+            Verdict::Port(_) | Verdict::Peer { .. } => {
+                self.check_routed(From::Egress, incoming, 0, &out);
+            }
+            Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Egress => {
+                panic!("a packet from egress goes astray")
+            }
+            Verdict::Consumed | Verdict::Drop(_) => {}
+        }
+    }
+
+    /// What fits goes on at once, if it is known where to.
+    fn check_sent_at_once(&self, destination: Ipv4Addr, fits: bool, verdict: Verdict) {
+        if !fits {
+            return;
+        }
+        match self.route(destination) {
+            Route::None => {}
+            Route::Peers(_) => {
+                let is_sent = matches!(verdict, Verdict::Peer { .. });
+                let no_vtep = verdict == Verdict::Drop(DropReason::NoVtepMac);
+                assert!(is_sent || no_vtep, "to a peer: {verdict:?}");
+            }
+            Route::Local => {
+                let address = IpAddr::V4(destination);
+                let mut ports = self.attached();
+                let attached =
+                    ports.any(|(_, other)| other.attachment.addresses.contains(&address));
+                let is_delivered = matches!(verdict, Verdict::Port(_));
+                assert!(
+                    !attached || self.shared || is_delivered,
+                    "lost: {verdict:?}"
+                );
+            }
+        }
+    }
+
+    /// A packet for egress is as it came, and leaves the overlay or is for a service of the gateway.
+    fn check_egress(&self, incoming: Incoming<'_>, network: usize, out: &Outgoing) {
+        assert!(self.has_egress, "there is no egress");
+        let packet = &incoming.bytes[network..];
+        let total = udp::check(packet).expect("only whole packets are for egress");
+        let here = total.min(packet.len() - incoming.tail);
+        assert_eq!(out.bytes, packet[..here], "egress has what the pod sent");
+        let moved = incoming.header.moved(network, 0).unwrap_or_default();
+        assert_eq!(out.header.gso, moved.gso);
+        assert_eq!(out.header.checksum, moved.checksum);
+        let destination = ipv4(&packet[16..]);
+        if is_own(destination) {
+            assert!(matches!(packet[9], 1 | 6 | 17), "the gateway answers");
+            return;
+        }
+        assert!(!is_martian(destination) && !NETWORK.contains(&destination));
+        assert_eq!(self.route(destination), Route::None);
     }
 
     fn check_switched(&mut self, incoming: Incoming<'_>, out: &Outgoing) {
@@ -394,7 +544,7 @@ impl Harness {
             (bytes, 0, header.moved(14, 0))
         };
         if let Some(packet) = bytes.get(network..) {
-            self.come(packet, header);
+            self.come(packet, header, false);
         }
         let incoming = Incoming {
             bytes: &bytes,
@@ -404,7 +554,7 @@ impl Harness {
         let out = self.through(incoming, |node, now, packet| {
             node.from_underlay(now, source, packet)
         });
-        self.count_from(None);
+        self.count_from(None, out.verdict);
         let known = self
             .peers()
             .any(|peer| IpAddr::from(*peer.address.ip()) == source.ip());
@@ -427,9 +577,12 @@ impl Harness {
             Verdict::Port(_) => {
                 self.check_routed(From::Underlay(source.ip()), incoming, network, &out);
             }
-            Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Egress => {
-                panic!("a datagram goes astray")
+            Verdict::Egress => {
+                let destination = bytes.get(network + 16..).map(ipv4);
+                assert!(destination.is_some_and(is_own), "tunnel to egress");
+                self.check_egress(incoming, network, &out);
             }
+            Verdict::Flood { .. } | Verdict::Uplink { .. } => panic!("a datagram goes astray"),
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -446,10 +599,11 @@ impl Harness {
             Ok(total),
             "what leaves is malformed"
         );
-        assert!(packet[8] > 1);
+        assert!(packet[8] > 1 || from == From::Egress);
         self.check_changes(incoming, network, packet, left, out);
+        let is_gateways = from == From::Egress && is_own(source);
         self.ledger.leave(left, 1);
-        assert!(!is_own(destination) && !is_own(source));
+        assert!(!is_own(destination) && (!is_own(source) || is_gateways));
         let broadcast = SUBNET.broadcast();
         for address in [source, destination] {
             assert!(!is_martian(address) && address != broadcast);
@@ -459,7 +613,10 @@ impl Harness {
             Verdict::Port(_) => assert_eq!(expected, Route::Local),
             Verdict::Peer { id, .. } => {
                 assert!(matches!(expected, Route::Peers(ids) if ids.contains(&id)));
-                assert!(matches!(from, From::Port(_)), "tunnel to tunnel");
+                assert!(
+                    matches!(from, From::Port(_)) || is_gateways,
+                    "tunnel to tunnel"
+                );
             }
             Verdict::Flood { .. }
             | Verdict::Uplink { .. }
@@ -569,7 +726,8 @@ impl Harness {
         }
     }
 
-    /// A plain packet or superpacket of a guarded pod, for an address with a route, must get there.
+    /// A plain packet or superpacket of a guarded pod, for an address with a route, must get there,
+    /// and at once if it is known where that is.
     fn check_not_lost(&self, port: PortId, incoming: Incoming<'_>, verdict: Verdict) {
         let attachment = &self.port(port).expect("it sent").attachment;
         let bytes = incoming.bytes;
@@ -589,16 +747,15 @@ impl Harness {
         {
             return;
         }
+        if is_own(destination) || destination == SUBNET.broadcast() {
+            return;
+        }
         match self.route(destination) {
-            Route::None => assert_eq!(verdict, Verdict::Drop(DropReason::NoRoute)),
-            Route::Peers(_) => assert_eq!(verdict, Verdict::Drop(DropReason::NoVtepMac)),
-            Route::Local => {
-                let address = IpAddr::V4(destination);
-                let mut ports = self.attached();
-                let attached =
-                    ports.any(|(_, other)| other.attachment.addresses.contains(&address));
-                assert!(!attached || self.shared, "lost: {verdict:?}");
+            Route::None if self.has_egress && !NETWORK.contains(&destination) => {
+                assert_eq!(verdict, Verdict::Egress);
             }
+            Route::None => assert_eq!(verdict, Verdict::Drop(DropReason::NoRoute)),
+            Route::Peers(_) | Route::Local => self.check_sent_at_once(destination, true, verdict),
         }
     }
 
@@ -630,6 +787,8 @@ impl Harness {
         let mut packet = PacketBuf::new(&mut storage, 0, 0).expect("it is empty");
         while let Some(verdict) = self.node.poll_output(&mut packet) {
             count += 1;
+            self.books.originated += 1;
+            self.count(verdict);
             assert_eq!(packet.offload(), Header::default());
             if let Some(destination) = self.check_output(verdict, packet.as_slice()) {
                 *released.entry(destination).or_insert(0) += 1;
@@ -644,6 +803,7 @@ impl Harness {
         self.pods_sent = false;
         self.packets_came = false;
         self.peers_changed = false;
+        self.gateway_sent = false;
     }
 
     /// Polls the last output, and checks that the counters add up.
@@ -652,8 +812,28 @@ impl Harness {
     /// If something is wrong.
     pub fn finish(mut self) {
         self.poll();
-        let counters = self.node.counters();
+        self.check_books();
+    }
+
+    /// Checks that the node has counted every packet, as what it has become.
+    ///
+    /// # Panics
+    /// If something is wrong.
+    pub fn check_books(&self) {
+        let (books, counters) = (&self.books, self.node.counters());
         assert_eq!(counters.came(), counters.went(), "{counters:?}");
+        let theirs = [
+            counters.received,
+            counters.delivered,
+            counters.sent,
+            counters.flooded,
+        ];
+        let ours = [books.received, books.delivered, books.sent, books.flooded];
+        assert_eq!(theirs, ours, "{counters:?}");
+        // The node itself also begins packets that wait or are dropped inside.
+        assert!(counters.originated >= books.originated);
+        assert!(counters.consumed >= books.consumed);
+        assert!(counters.dropped() >= books.dropped);
     }
 
     /// Checks a packet of the output; where it goes if it is a pod's.
@@ -676,7 +856,8 @@ impl Harness {
                 if is_own(source) {
                     let tcp = packet.get(usize::from(packet[0] & 0x0f) * 4 + 13);
                     let is_reset = packet[9] == 6 && tcp.is_some_and(|flags| flags & 4 != 0);
-                    assert!(packet[9] == 1 || is_reset, "the gateway has no service");
+                    let is_own = packet[9] == 1 || is_reset;
+                    assert!(is_own || self.gateway_sent, "the gateway has no service");
                     return None;
                 }
                 let to_peer = matches!(verdict, Verdict::Peer { .. });
@@ -690,7 +871,7 @@ impl Harness {
                     DropReason::PortGone | DropReason::PeerGone
                 ));
             }
-            Verdict::Uplink { .. } | Verdict::Egress => panic!("there is no way out"),
+            Verdict::Uplink { .. } | Verdict::Egress => panic!("output goes out"),
             Verdict::Consumed => panic!("output that is consumed"),
         }
         None
@@ -715,8 +896,9 @@ impl Harness {
         }
         assert!(others <= self.limits.neighbours);
         let ports = self.node.ports();
-        let counts = ports.map(|(id, port)| (id, port.received.packets));
-        assert!(counts.eq(self.attached().map(|(id, port)| (id, port.received))));
+        let counts = ports.map(|(id, port)| (id, port.received.packets, port.sent.packets));
+        let ours = self.attached();
+        assert!(counts.eq(ours.map(|(id, port)| (id, port.received, port.sent))));
     }
 
     /// Checks that routes are those of the peers.

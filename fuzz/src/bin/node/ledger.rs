@@ -18,21 +18,24 @@ struct Came {
     /// How many packets it may become, with the identifications that follow.
     packets: u16,
     ttl: u8,
+    /// Whether this node is no hop of its.
+    from_egress: bool,
 }
 
 impl Ledger {
-    /// An IP packet comes in that may be taken apart into so many.
-    pub fn come(&mut self, packet: &[u8], packets: u16) {
+    /// An IP packet comes in that may be taken apart into so many, from egress or elsewhere.
+    pub fn come(&mut self, packet: &[u8], packets: u16, from_egress: bool) {
         if packet.len() >= LOOKED_AT {
             self.came.push(Came {
                 ident: word(packet, 4),
                 packets,
                 ttl: packet[8],
+                from_egress,
             });
         }
     }
 
-    /// An IP packet of another's leaves, after so many hops.
+    /// An IP packet of another's leaves, after so many hops; egress has counted its own.
     ///
     /// # Panics
     /// If it never came, or has left already, or its TTL is not what it should be.
@@ -46,10 +49,9 @@ impl Ledger {
         *left += 1;
         let came = self.came.iter().filter(of_this);
         assert!(*left <= came.clone().count(), "packet {ident} leaves again");
-        let ttl = packet[8].checked_add(hops);
-        let mut ttls = came.map(|came| Some(came.ttl));
+        let mut had = came.map(|came| (came.ttl, if came.from_egress { 0 } else { hops }));
         assert!(
-            ttls.any(|came| came == ttl),
+            had.any(|(ttl, hops)| packet[8].checked_add(hops) == Some(ttl)),
             "packet {ident} has another TTL"
         );
     }

@@ -22,12 +22,18 @@ muslin_fuzz::target! {
         &[0, 0, 0, 2, 0, 2, 18, 64, 2, 0, 20, 0, 0, 0],
         &[0, 0, 3, 2, 0, 2, 3, 64, 2, 0, 20, 0, 0, 0],
         &[5, 0, 15, 8, 0, 18, 2, 64, 2, 0, 20, 0, 0, 0],
+        // Pod 2 to an address outside.
+        &[0, 0, 0, 2, 0, 2, 50, 64, 2, 0, 20, 0, 0, 0],
         // To an address that nobody has, and ARP from pod 4 to all about it.
         &[0, 0, 0, 2, 0, 2, 9, 64, 2, 0, 20, 0, 0, 0],
         &[0, 2, 16, 4, 4, 2, 4, 9, 4, 9, 0, 0, 0, 0],
         // Superpackets to a peer and from it.
         &[15, 0, 0, 2, 2, 18, 64, 0, 125, 155, 99, 0, 0],
         &[15, 6, 15, 8, 18, 2, 64, 0, 125, 155, 99, 0],
+        // From egress to pod 2, what just fits and a byte more; a superpacket of 64 KiB.
+        &[4, 50, 2, 64, 2, 0, 241, 0, 0],
+        &[4, 50, 2, 64, 2, 0, 242, 0, 0],
+        &[15, 12, 0, 0, 50, 2, 64, 32, 254, 255, 99, 0],
         // Attach, detach, set and remove a peer, hold, wait two seconds and five minutes.
         &[9, 2, 4, 1],
         &[10, 2],
@@ -38,6 +44,7 @@ muslin_fuzz::target! {
         &[14, 194],
     ],
     inputs: 100_000,
+    max_len: 800,
 }
 
 /// Runs the events that `data` stands for. Its first byte chooses a configuration.
@@ -47,7 +54,7 @@ fn run(data: &[u8]) {
     };
     let mut harness = Harness::new(*first);
     let mut hold = 0;
-    for event in Events::new(rest) {
+    for event in Events::new(rest, harness.mtu()) {
         if let Event::Hold(events) = event {
             hold = events;
             continue;
@@ -59,6 +66,7 @@ fn run(data: &[u8]) {
         } else {
             hold -= 1;
         }
+        harness.check_books();
     }
     harness.finish();
 }

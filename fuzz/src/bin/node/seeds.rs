@@ -276,7 +276,53 @@ pub fn seeds() -> Vec<Seed> {
     ]
     .into_iter()
     .chain(superpackets())
+    .chain(through_egress())
     .collect()
+}
+
+/// Packets to egress and from it: an address outside, and what is for the gateway's services.
+fn through_egress() -> Vec<Seed> {
+    let (egress, mtu_576) = (64, 8);
+    let from_egress = |fields: [u8; 8]| [&[4][..], &fields].concat();
+    let run = |first: u8, events: &[Vec<u8>]| [&[first][..], &events.concat()].concat();
+    let outside = 50;
+    // Lengths: 240 is a byte less than fits, 241 what fits, 242 a byte more, and so on for fragments.
+    let exact = |first, source, destination| {
+        let lens = (240..=247).map(|len| from_egress([source, destination, 64, UDP, 0, len, 0, 0]));
+        run(first, &lens.collect::<Vec<_>>())
+    };
+    let superpacket = |choices, size, len| {
+        let fields = [outside, 2, 64, choices, size, len, NOT_EDITED, 0];
+        let event = [&[15, 12, 0, 0][..], &fields].concat();
+        run(egress, &[event])
+    };
+    vec![
+        (
+            "to-egress",
+            run(
+                egress,
+                &[
+                    from_pod([2, outside, 64, UDP, 0, 20, 0, 0]),
+                    from_pod([2, outside, 1, UDP, 0, 20, 0, 0]),
+                    from_pod([2, 1, 64, UDP, 0, 20, 0, 0]),
+                ],
+            ),
+        ),
+        ("from-egress-exact", exact(egress, outside, 2)),
+        ("from-egress-exact-576", exact(egress | mtu_576, outside, 3)),
+        ("from-gateway-exact", exact(egress, 1, 18)),
+        ("from-pod-exact", {
+            let lens = (240..=247).map(|len| from_pod([2, 18, 64, UDP, 0, len, 0, 0]));
+            run(0, &lens.collect::<Vec<_>>())
+        }),
+        ("from-pod-borders", {
+            let hosts = (56..=63).map(|host| from_pod([2, host, 64, UDP, 0, 20, 0, 0]));
+            run(egress, &hosts.collect::<Vec<_>>())
+        }),
+        // 45 segments and one byte, and the longest that there can be.
+        ("superpacket-from-egress", superpacket(32 | 128, 175, 45)),
+        ("superpacket-from-egress-longest", superpacket(33, 254, 255)),
+    ]
 }
 
 /// A frame from pod 2 with a virtio-net header: destination, choices, segment size in units of
@@ -301,6 +347,7 @@ fn superpacket(mac: u8, destination: u8, [choices, size, len]: [u8; 3]) -> Vec<u
 
 fn superpackets() -> Vec<Seed> {
     let (udp, dont_fragment, single, other_kind, finished) = (1, 2, 4, 8, 16);
+    let exact = 32 | 64;
     let (bare, mtu_576, unguarded) = (1, 8, 32);
     let (size, len) = (125, 155);
     let run = |first: u8, events: &[Vec<u8>]| [&[first][..], &events.concat()].concat();
@@ -345,5 +392,18 @@ fn superpackets() -> Vec<Seed> {
             one(0, superpacket(GATEWAY, 3, [single | udp, size, 60])),
         ),
         ("unfinished-elsewhere", one(0, checksum_elsewhere)),
+        // Segments of the MTU, and the longest superpacket.
+        (
+            "superpacket-longest",
+            one(0, superpacket(GATEWAY, 18, [exact, 254, 255])),
+        ),
+        (
+            "superpacket-longest-udp",
+            one(0, superpacket(GATEWAY, 3, [exact | udp, 254, 44])),
+        ),
+        (
+            "superpacket-a-byte-too-large",
+            one(0, superpacket(GATEWAY, 18, [exact, 255, 3])),
+        ),
     ]
 }

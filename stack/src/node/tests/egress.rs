@@ -140,6 +140,41 @@ fn packets_from_outside_that_are_too_long_are_fragmented() {
     assert_adds_up_after(&mut node);
 }
 
+#[test]
+fn a_packet_of_the_mtu_goes_on_whole_and_a_longer_one_does_not() {
+    type Way = (
+        Ipv4Addr,
+        Ipv4Addr,
+        fn(&mut Node, &[u8]) -> (Verdict, Vec<u8>),
+    );
+    let ways: [Way; 3] = [
+        (OUTSIDE, pod(1, 2), from_outside),
+        (pod(1, 1), pod(2, 2), from_outside),
+        (pod(1, 2), pod(2, 2), |node, packet| {
+            from_pod(node, &pod_frame(packet))
+        }),
+    ];
+    for (source, destination, send) in ways {
+        for (len, dont_fragment) in [(1449, true), (1450, true), (1450, false)] {
+            let mut node = with_egress();
+            let mut packet = ping(source, destination, 64, len - 28);
+            set_dont_fragment(&mut packet, dont_fragment);
+            let (verdict, _) = send(&mut node, &packet);
+            let is_sent = matches!(verdict, Verdict::Port(_) | Verdict::Peer { .. });
+            assert!(is_sent, "{len} bytes to {destination}: {verdict:?}");
+            assert_adds_up_after(&mut node);
+        }
+        let mut node = with_egress();
+        let mut packet = ping(source, destination, 64, 1451 - 28);
+        assert_eq!(send(&mut node, &packet).0, Verdict::Consumed);
+        assert_eq!(outputs(&mut node).len(), 2, "to {destination}");
+        set_dont_fragment(&mut packet, true);
+        let too_long = Verdict::Drop(DropReason::FragmentationNeeded);
+        assert_eq!(send(&mut node, &packet).0, too_long, "to {destination}");
+        assert_adds_up_after(&mut node);
+    }
+}
+
 fn assert_adds_up_after(node: &mut Node) {
     outputs(node);
     assert_adds_up(node);
