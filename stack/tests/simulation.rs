@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use muslin_encap::overhead::Mtu;
 use muslin_stack::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
-use muslin_stack::sim::{Event, Failure, Plan, Scale, Setup, Step, Summary, Weather, run, shrink};
+use muslin_stack::sim::{
+    Event, Failure, Forgery, Plan, Scale, Setup, Step, Summary, Weather, run, shrink,
+};
 
 /// Seeds that every run of the tests takes.
 const SEEDS: u64 = 200;
@@ -222,6 +224,21 @@ fn found_a_node_with_the_address_of_one_that_has_gone_sends_nothing_to_itself() 
         (40_000, Event::Move(2)),
         (1_000, Event::Forget(2)),
         (10_000, Event::Inherit(0)),
+    ];
+    play(1, &events);
+}
+
+#[test]
+fn a_reservation_stays_one_when_its_node_moves() {
+    let what = Forgery::Reservation;
+    let events = [
+        (0, Event::Join(0)),
+        (2_000, Event::Join(1)),
+        (5_000, Event::Rewrite { machine: 0, what }),
+        (10_000, Event::Move(0)),
+        (10_000, Event::Crash(0)),
+        (1_000, Event::Move(0)),
+        (1_000, Event::Join(0)),
     ];
     play(1, &events);
 }

@@ -19,7 +19,8 @@ const SHARE: usize = 256;
 pub(super) struct Memory {
     /// What each connection may have without asking, for each of its buffers.
     base: usize,
-    /// What else is left.
+    /// What else there is, and what is left of it.
+    extra: usize,
     left: usize,
     /// What else one pod may have.
     share: usize,
@@ -41,6 +42,7 @@ impl Memory {
         let left = bytes.saturating_sub(2 * base * connections);
         Self {
             base,
+            extra: left,
             left,
             share: left / 2,
             used: HashMap::with_hasher(seed),
@@ -75,6 +77,33 @@ impl Memory {
         }
     }
 
+    /// Holds what live connections of pods have against what is left.
+    pub(super) fn audit(
+        &self,
+        grants: impl Iterator<Item = (Ipv4Addr, Grant)>,
+    ) -> Result<(), String> {
+        let (mut granted, mut of_pods) = (0, HashMap::<_, usize>::new());
+        for (pod, grant) in grants {
+            let extra = self.extra(grant.len);
+            granted += extra;
+            if extra > 0 {
+                *of_pods.entry(pod).or_default() += extra;
+            }
+        }
+        if granted + self.left != self.extra {
+            let (left, all) = (self.left, self.extra);
+            return Err(format!(
+                "connections have {granted} bytes and {left} are left of {all}"
+            ));
+        }
+        let is_same = |(pod, used): (&Ipv4Addr, &usize)| self.used.get(pod) == Some(used);
+        if of_pods.len() != self.used.len() || !of_pods.iter().all(is_same) {
+            let used = &self.used;
+            return Err(format!("pods have {of_pods:?} bytes, and {used:?} count"));
+        }
+        Ok(())
+    }
+
     fn extra(&self, len: usize) -> usize {
         2 * len.saturating_sub(self.base)
     }
@@ -95,6 +124,16 @@ mod tests {
         assert_eq!(grants[connections - 1].len, SMALLEST);
         let sum: usize = grants.iter().map(|grant| 2 * grant.len).sum();
         assert!(sum <= bytes, "{sum}");
+        let live = || grants.iter().enumerate();
+        let live = || live().map(|(i, grant)| (pod(i), *grant));
+        assert_eq!(memory.audit(live()), Ok(()));
+        assert!(memory.audit(live().skip(1)).is_err(), "one is lost");
+        assert!(
+            memory
+                .audit(live().map(|(_, grant)| (pod(0), grant)))
+                .is_err(),
+            "other pods have them"
+        );
         for (i, grant) in grants.into_iter().enumerate() {
             memory.give_back(pod(i), grant);
         }

@@ -33,6 +33,7 @@ use crate::gateway;
 use crate::hash::Seed;
 use crate::icmp::IcmpError;
 
+mod audit;
 mod clock;
 mod datagram;
 mod flow;

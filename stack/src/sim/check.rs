@@ -15,6 +15,7 @@ use super::device::Order;
 use super::machine::{Process, Running, Who};
 use super::oracle::Flow;
 use super::random::{Random, Stream};
+use super::store::Retimed;
 use crate::frame;
 use crate::lease::{lease_prefix, overlap, read_peer};
 use crate::neighbour::State;
@@ -67,6 +68,20 @@ pub(super) fn refusal(
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whether a record ends is not its node's to change: a reservation has no end, and a lease has one.
+/// Somebody else may make either of the other.
+pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
+    let Retimed { key, writer, ends } = change;
+    let what = if *ends {
+        "a reservation, ends"
+    } else {
+        "a lease, has no end"
+    };
+    Err(Violation(format!(
+        "{key}, {what} now that machine {writer} has written it again"
+    )))
 }
 
 /// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an

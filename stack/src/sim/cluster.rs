@@ -9,6 +9,7 @@ use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 
 use super::Violation;
 use super::agent::StoreWeather;
+use super::check;
 use super::flannel::Flannel;
 use super::link::{Underlay, Weather};
 use super::log::Log;
@@ -261,10 +262,8 @@ impl Cluster {
         if self.store.revision() != self.written.0 {
             self.written = (self.store.revision(), self.queue.now());
         }
-        if let Some((key, machine)) = self.store.shortened().pop() {
-            return Err(Violation(format!(
-                "machine {machine} gives the reservation {key} a time to live"
-            )));
+        for retimed in self.store.retimed() {
+            check::retimed(&retimed)?;
         }
         for lost in self.store.lost() {
             self.oracle.excuse(&lost.key, lost.writer);

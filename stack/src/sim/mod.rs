@@ -38,13 +38,14 @@
 //! * No lease ends while its node runs, reaches the store, and nothing has happened for two minutes.
 //! * A node that runs never gets another subnet, and none refuses the network's configuration, unless
 //!   somebody has written one that nobody can use: then nodes that start wait until it is mended.
-//! * A record that does not expire (a reservation) never gets a time to live from a node.
+//! * A record that a node writes again ends if it did before: a reservation stays one.
 //! * Timers do not spin: a node's next timeout is later than now, lease rules ask for something
 //!   without time passing 64 times at most, and the store four times a second, over 100 at once.
 //!
 //! After every call of a node's egress:
 //!
 //! * Flows keep their bounds, of all pods and of each, and belong to pods that are attached.
+//! * Buffers of connections and the memory that is left are together what there was.
 //! * Flows and sockets of the host are the same ones: each flow has its own, to where the pod wants,
 //!   and each socket is closed once, with its flow. Both have carried the same bytes.
 //! * Streams bring every byte to servers, to each those of its own client; only where both have

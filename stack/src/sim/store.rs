@@ -34,6 +34,15 @@ pub(super) struct Lost {
     pub(super) expired: bool,
 }
 
+/// A record that is to end and had no end before its writer wrote it again, or the other way about.
+#[derive(Debug, Clone)]
+pub(super) struct Retimed {
+    pub(super) key: String,
+    pub(super) writer: usize,
+    /// Whether it ends now.
+    pub(super) ends: bool,
+}
+
 /// The store.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -48,8 +57,8 @@ pub(super) struct Store {
     lagging: Option<(Revision, BTreeMap<String, Stored>)>,
     /// What nobody has asked for yet with [`Self::lost`].
     lost: Vec<Lost>,
-    /// Likewise with [`Self::shortened`].
-    shortened: Vec<(String, usize)>,
+    /// What nobody has asked for yet with [`Self::retimed`].
+    retimed: Vec<Retimed>,
 }
 
 /// The watch asks for changes that are not in the history.
@@ -66,7 +75,7 @@ impl Store {
             history: VecDeque::new(),
             lagging: None,
             lost: Vec::new(),
-            shortened: Vec::new(),
+            retimed: Vec::new(),
         }
     }
 
@@ -130,10 +139,13 @@ impl Store {
             writer,
         };
         let entry = self.entry(now, &key, &stored);
+        let ends = stored.expires.is_some();
         let old = self.entries.insert(key.clone(), stored);
-        let was_for_ever = old.as_ref().is_some_and(|old| old.expires.is_none());
-        if let (true, Some(_), Some(machine)) = (was_for_ever, ttl, writer) {
-            self.shortened.push((key.clone(), machine));
+        if let (Some(writer), Some(old)) = (writer, &old)
+            && old.expires.is_some() != ends
+        {
+            let key = key.clone();
+            self.retimed.push(Retimed { key, writer, ends });
         }
         self.note_loss(writer, &key, old);
         self.remember(WatchEvent::Put(entry));
@@ -230,9 +242,9 @@ impl Store {
         std::mem::take(&mut self.lost)
     }
 
-    /// The keys without an end that machines gave one since the last call.
-    pub(super) fn shortened(&mut self) -> Vec<(String, usize)> {
-        std::mem::take(&mut self.shortened)
+    /// The records whose end machines have set or taken away since the last call.
+    pub(super) fn retimed(&mut self) -> Vec<Retimed> {
+        std::mem::take(&mut self.retimed)
     }
 
     fn keys(&self, prefix: &str) -> impl Iterator<Item = &str> {

@@ -121,12 +121,11 @@ impl Running {
         way.map_or(0, |way| way.crowded(&self.node))
     }
 
-    /// A pod that has flows and is not attached.
+    /// A pod that has flows or published ports and is not attached.
     pub(super) fn stray_flow(&self) -> Option<Ipv4Addr> {
-        let mut flows = self.way_out.iter().flat_map(|way| way.egress.flows());
         let is_there = |pod: Ipv4Addr| self.ports.values().any(|it| it.address == pod);
-        let stray = flows.find(|info| !is_there(*info.key.pod.ip()));
-        stray.map(|info| *info.key.pod.ip())
+        let way = self.way_out.as_ref()?;
+        way.egress.stray_pod(is_there)
     }
 }
 
@@ -418,6 +417,7 @@ fn check_books(way: &WayOut) -> Result<(), String> {
             sockets.made, sockets.closed
         ));
     }
+    way.egress.audit()?;
     if open > FLOWS as u64 {
         return Err(format!("it has {open} flows"));
     }
