@@ -498,6 +498,7 @@ fn fragment(packet: &[u8], mtu: Mtu) {
         let rest = packet.len() - header_len - done;
         let fits = piece.len() - body.len() + rest <= mtu.get().into();
         assert_eq!(body.len() == rest, fits, "what fits is the last piece");
+        assert!(fits || len + 8 > mtu.get().into(), "a piece is full");
         assert_eq!(
             body,
             &packet[header_len + done..header_len + done + body.len()]
