@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test fuzz lint portability image clean
+.PHONY: demo test fuzz nightly lint portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -23,6 +23,13 @@ SECONDS ?= 5
 fuzz:
 	@.ci/need build
 	fuzz/run $(SECONDS)
+
+# What is too long for `test`, for MINUTES in all, with a SEED of its own unless one is given: random
+# seeds, 20,000 cases of each property, broken lines and boundaries that tests must notice.
+MINUTES ?= 240
+nightly:
+	@.ci/need build lab
+	@.ci/nightly $(MINUTES) $(SEED)
 
 lint:
 	@.ci/need build

@@ -2,7 +2,7 @@
 # Are the simulator's eyes open? Breaks one line of a copy of the tree at a time and runs seeds until
 # one fails. Each line of the list below is a file, what it has, what it gets instead, and what that
 # means. With a word, only lines that have it. Fails if something is not in its file any more, or if a
-# mutant survives.
+# mutant survives. MINUTES ends it after that many, and SEED, a number, lets it begin somewhere else.
 set -eu
 root="$(cd "$(dirname "$0")/../.." && pwd)"
 tree="$root/target/mutants"
@@ -56,9 +56,16 @@ prepare() { # file from to
     }
 }
 
-mutants | grep -- "${1:-}" | {
-    survivors=0
+mutants | grep -- "${1:-}" | awk -v seed="${SEED:-0}" '
+    { lines[NR] = $0 }
+    END { for (i = 0; i < NR; i++) print lines[(i + seed) % NR + 1] }' | {
+    survivors=0 tried=0
+    start=$(date +%s)
     while read -r line; do
+        if [ -n "${MINUTES:-}" ] && [ $(($(date +%s) - start)) -ge $((MINUTES * 60)) ]; then
+            break
+        fi
+        tried=$((tried + 1))
         file="${line%% @ *}" line="${line#* @ }"
         from="${line%% @ *}" line="${line#* @ }"
         to="${line%% @ *}" what="${line#* @ }"
@@ -73,5 +80,6 @@ mutants | grep -- "${1:-}" | {
             echo "found in $((ended - started)) s: $what: $(echo "$result" | head -1)"
         fi
     done
+    echo "$tried mutants tried, $survivors survive"
     exit "$((survivors > 0))"
 }
