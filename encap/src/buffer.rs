@@ -182,9 +182,63 @@ impl<'a> PacketBuf<'a> {
     }
 }
 
+/// A packet in memory of its own, with what is still to be done to it: what one worker hands to
+/// another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedPacket {
+    bytes: Vec<u8>,
+    offload: Header,
+}
+
+impl OwnedPacket {
+    /// A copy of a packet that has no tail.
+    #[must_use]
+    pub fn copy(packet: &PacketBuf<'_>) -> Self {
+        Self {
+            bytes: packet.as_slice().to_vec(),
+            offload: packet.offload(),
+        }
+    }
+
+    /// The packet, without headroom.
+    #[must_use]
+    pub fn packet(&mut self) -> PacketBuf<'_> {
+        let end = self.bytes.len();
+        PacketBuf {
+            storage: &mut self.bytes,
+            start: 0,
+            end,
+            tail: 0,
+            offload: self.offload,
+            origin: 0,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_the_packet_with_its_header() {
+        let offload = Header {
+            checksum: Checksum::Partial {
+                start: 3,
+                offset: 6,
+            },
+            ..Header::default()
+        };
+        let mut storage = *b"....frame-and-packet";
+        let packet = PacketBuf::new(&mut storage, 4, 16).unwrap();
+        let mut packet = packet.with_offload(offload);
+        packet.trim_front(2);
+        let expected = packet.offload();
+        assert_eq!(expected, offload.moved(2, 0).unwrap());
+        let mut copy = OwnedPacket::copy(&packet);
+        let copied = copy.packet();
+        assert_eq!(copied.as_slice(), packet.as_slice());
+        assert_eq!((copied.offload(), copied.headroom()), (expected, 0));
+    }
 
     #[test]
     fn headers_go_in_front_without_moving_the_packet() {

@@ -222,7 +222,7 @@ impl DataPath {
             match heard {
                 Heard::Arp(Some(port), frame) => self.node.overhear(now, port, &frame),
                 Heard::Arp(None, frame) => self.node.overhear_uplink(now, &frame),
-                Heard::Stray(packet, offload) => self.take_stray(now, packet, offload),
+                Heard::Stray(packet) => self.take_stray(now, packet),
             }
         }
         self.send_own();

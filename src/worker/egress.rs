@@ -2,8 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use muslin_encap::buffer::PacketBuf;
-use muslin_encap::virtio::Header;
+use muslin_encap::buffer::{OwnedPacket, PacketBuf};
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::Pods;
@@ -89,7 +88,7 @@ fn take_whole(
 impl Colleague {
     /// Gives it a packet of a flow that it has.
     pub(super) fn hand_over(&self, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
-        let stray = Heard::Stray(packet.as_slice().to_vec(), packet.offload());
+        let stray = Heard::Stray(OwnedPacket::copy(packet));
         let sent = self.heard.try_send(stray);
         let _ = self.wake.write(1);
         sent.map_err(|_| DropReason::EgressHandoverFull)
@@ -98,18 +97,14 @@ impl Colleague {
 
 impl DataPath {
     /// Takes a packet that another worker has handed over.
-    pub(super) fn take_stray(&mut self, now: Instant, mut packet: Vec<u8>, offload: Header) {
+    pub(super) fn take_stray(&mut self, now: Instant, mut packet: OwnedPacket) {
         let Self {
             node, io, outside, ..
         } = self;
         let Outside {
             egress, sockets, ..
         } = outside;
-        let len = packet.len();
-        let Ok(packet) = PacketBuf::new(&mut packet, 0, len) else {
-            return;
-        };
-        let packet = packet.with_offload(offload);
+        let packet = packet.packet();
         if let Err(reason) = egress.from_sibling(now, &packet, sockets, &mut ToPods { node, io }) {
             node.count_drops(reason, 1);
         }

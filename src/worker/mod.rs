@@ -19,8 +19,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_encap::buffer::OwnedPacket;
 use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::Header;
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
 use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo, Owners};
@@ -144,7 +144,7 @@ enum Heard {
     /// An ARP frame, from a port or the uplink. An answer need not come to the worker that asked.
     Arp(Option<PortId>, Vec<u8>),
     /// An IPv4 packet of a flow that this worker has.
-    Stray(Vec<u8>, Header),
+    Stray(OwnedPacket),
 }
 
 /// Such things that may wait; there are more where they came from.

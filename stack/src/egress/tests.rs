@@ -9,3 +9,4 @@ mod fragments;
 mod inbound;
 mod path;
 mod tcp;
+mod workers;

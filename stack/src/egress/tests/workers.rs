@@ -1,0 +1,169 @@
+//! Two workers: packets of flows that the first one has, where the kernel brings them to the other.
+
+use std::collections::VecDeque;
+
+use etherparse::PacketBuilder;
+use muslin_encap::buffer::OwnedPacket;
+use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use smoltcp::socket::tcp::State;
+
+use super::bed::{Bed, POD, pattern};
+use super::*;
+
+const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 7), 51_234);
+const PORT: u16 = 8080;
+
+/// Two workers of a node and what one has handed to the other.
+struct Workers {
+    first: Bed,
+    second: Bed,
+    queue: VecDeque<OwnedPacket>,
+}
+
+impl Workers {
+    fn new() -> Self {
+        let mut workers = Self {
+            first: Bed::new(),
+            second: Bed::new(),
+            queue: VecDeque::new(),
+        };
+        for worker in [&mut workers.first, &mut workers.second] {
+            worker.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
+        }
+        workers
+    }
+
+    /// The second one takes a packet of the pod, as its queue of the device brings it.
+    fn take(&mut self, packet: &PacketBuf<'_>) {
+        assert!(self.second.egress.is_stray(packet));
+        self.queue.push_back(OwnedPacket::copy(packet));
+    }
+
+    /// The first one takes what was handed to it, and loses none.
+    fn hand_over(&mut self) {
+        while let Some(mut packet) = self.queue.pop_front() {
+            let Bed {
+                now,
+                egress,
+                host,
+                pods,
+                ..
+            } = &mut self.first;
+            let taken = egress.from_pod(*now, &packet.packet(), host, pods);
+            assert_eq!(taken, Ok(()));
+        }
+    }
+}
+
+fn key(protocol: Protocol) -> FlowKey {
+    FlowKey {
+        protocol,
+        pod: SocketAddrV4::new(POD, PORT),
+        remote: CLIENT,
+    }
+}
+
+/// A UDP packet of the pod with the sum of its pseudo header instead of a checksum.
+fn unfinished(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    PacketBuilder::ipv4(POD.octets(), CLIENT.ip().octets(), 64)
+        .udp(PORT, CLIENT.port())
+        .write(&mut bytes, payload)
+        .unwrap();
+    let at = Transport::parse(&bytes, 0).unwrap();
+    let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
+    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_superpacket_that_is_handed_over_is_as_many_datagrams() {
+    let longest = 65_535 - 28;
+    for (len, size) in [(2500, 1000), (1, 1000), (3000, 1000), (longest, 1400)] {
+        let mut workers = Workers::new();
+        let Bed {
+            now,
+            egress,
+            host,
+            pods,
+            ..
+        } = &mut workers.first;
+        let id = egress.deliver(*now, key(Protocol::Udp), b"hello", host, pods);
+        let id = id.unwrap();
+        host.adopt_datagrams(id);
+
+        let payload = pattern(len, 3);
+        let mut bytes = unfinished(&payload);
+        let offload = Header {
+            checksum: Checksum::Partial {
+                start: 20,
+                offset: 6,
+            },
+            gso: Some(Gso {
+                kind: GsoKind::Udp,
+                size,
+                ecn: false,
+            }),
+            hdr_len: 28,
+        };
+        let len = bytes.len();
+        let packet = PacketBuf::new(&mut bytes, 0, len).unwrap();
+        workers.take(&packet.with_offload(offload));
+        workers.hand_over();
+        let socket = &workers.first.host.sockets[&id];
+        let (_, outbox) = socket.datagrams.as_ref().unwrap();
+        let expected: Vec<_> = payload.chunks(size.into()).map(<[u8]>::to_vec).collect();
+        assert_eq!(*outbox, expected);
+        assert_eq!(workers.second.egress.counters().opened, 0);
+    }
+}
+
+/// What a device says is right is not looked at again, and need not be there.
+#[test]
+fn what_a_device_has_verified_stays_so_when_it_is_handed_over() {
+    let mut workers = Workers::new();
+    let first = &mut workers.first;
+    let handle = first.listen(PORT);
+    let Bed {
+        now,
+        egress,
+        host,
+        pods,
+        ..
+    } = first;
+    let id = egress.dial(*now, key(Protocol::Tcp), b"", host, pods);
+    let id = id.unwrap();
+    host.adopt(id);
+    first.wait(Duration::from_millis(1));
+    assert_eq!(first.socket(handle).state(), State::Established);
+
+    let stream = pattern(100_000, 9);
+    let mut sent = 0;
+    for _ in 0..10_000 {
+        let first = &mut workers.first;
+        if sent < stream.len() {
+            sent += first.socket(handle).send_slice(&stream[sent..]).unwrap();
+        }
+        let Bed { pod, pods, now, .. } = first;
+        pod.device.incoming.append(&mut pods.packets);
+        pod.poll(*now);
+        for mut bytes in std::mem::take(&mut pod.device.outgoing) {
+            let at = Transport::parse(&bytes, 0).unwrap();
+            bytes[at.checksum()] ^= 0x5a;
+            let offload = Header {
+                checksum: Checksum::Valid,
+                ..Header::default()
+            };
+            let len = bytes.len();
+            let packet = PacketBuf::new(&mut bytes, 0, len).unwrap();
+            workers.take(&packet.with_offload(offload));
+        }
+        workers.hand_over();
+        workers.first.pass(Duration::from_millis(1));
+        if workers.first.host.sockets[&id].outbox.len() == stream.len() {
+            break;
+        }
+    }
+    assert!(workers.first.host.sockets[&id].outbox == stream);
+    assert_eq!(workers.first.egress.counters().reset, 0);
+}
