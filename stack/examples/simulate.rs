@@ -11,7 +11,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use muslin_stack::sim::{Failure, Plan, Scale, Summary, run, shrink};
 
 /// How to run a seed again.
@@ -22,9 +23,9 @@ const COMMAND: &str = "cargo run --release -p muslin-stack --features sim --exam
 #[command(name = "simulate")]
 struct Options {
     /// Run this seed, and show its plan and what came of it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
-    /// Run these seeds, FIRST..END, and stop at the first that fails.
+    /// Run the seeds from FIRST up to, but not including, END (FIRST..END), and stop at the first that fails.
     #[arg(long, value_parser = range, default_value = "0..200")]
     seeds: Range<u64>,
     /// Run all seeds, even if some fail.
@@ -46,7 +47,7 @@ struct Options {
     #[arg(long, default_value_t = 1)]
     jobs: usize,
     /// Simulate one cluster of so many nodes instead: a join storm, churn and a partition.
-    #[arg(long, value_name = "NODES", conflicts_with = "seeds")]
+    #[arg(long, value_name = "NODES", conflicts_with_all = ["seeds", "only", "log"], value_parser = nodes)]
     scale: Option<usize>,
     /// Pods of each of its nodes.
     #[arg(long, default_value_t = 10)]
@@ -56,8 +57,46 @@ struct Options {
 fn range(text: &str) -> Result<Range<u64>, String> {
     let parts = text.split_once("..");
     let (first, end) = parts.ok_or("it is not FIRST..END, such as 0..20000")?;
-    let number = |text: &str| text.parse().map_err(|error| format!("{text}: {error}"));
-    Ok(number(first)?..number(end)?)
+    let number = |text: &str| text.parse().map_err(|error| format!("'{text}': {error}"));
+    let range = number(first)?..number(end)?;
+    if range.is_empty() {
+        return Err("it has no seed: END must be larger than FIRST".to_owned());
+    }
+    Ok(range)
+}
+
+fn nodes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("a cluster has at least 1 node".to_owned()),
+        Ok(nodes) => Ok(nodes),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// The seed's plan, or the part of it that is asked for.
+fn plan(seed: u64, only: Option<&[usize]>) -> Result<Plan, String> {
+    let plan = Plan::new(seed);
+    let Some(numbers) = only else {
+        return Ok(plan);
+    };
+    let is_step = |number: &&usize| plan.steps.iter().any(|step| step.number == **number);
+    let unknown: Vec<_> = numbers
+        .iter()
+        .filter(|number| !is_step(number))
+        .map(ToString::to_string)
+        .collect();
+    if unknown.is_empty() {
+        return Ok(plan.only(numbers));
+    }
+    Err(format!(
+        "the plan of seed {seed} has no step {}: its steps are 0 to {}",
+        unknown.join(", "),
+        plan.steps
+            .iter()
+            .map(|step| step.number)
+            .max()
+            .unwrap_or_default()
+    ))
 }
 
 fn main() -> ExitCode {
@@ -75,13 +114,18 @@ fn main() -> ExitCode {
 }
 
 fn one(seed: u64, options: &Options) -> bool {
-    let mut plan = Plan::new(seed);
-    if let Some(numbers) = &options.only {
-        plan = plan.only(numbers);
-    }
+    let plan = match plan(seed, options.only.as_deref()) {
+        Ok(plan) => plan,
+        Err(error) => Options::command()
+            .error(ErrorKind::ValueValidation, format!("--only: {error}"))
+            .exit(),
+    };
     println!("seed {seed}: {plan}");
     match run(&plan, options.log) {
         Ok(summary) => {
+            if options.log {
+                print_log(&summary.log);
+            }
             println!("{}", words(&summary));
             true
         }
@@ -89,6 +133,13 @@ fn one(seed: u64, options: &Options) -> bool {
             report(&plan, failure, options.no_shrink || options.only.is_some());
             false
         }
+    }
+}
+
+fn print_log(lines: &[String]) {
+    println!("the last of what happened:");
+    for line in lines {
+        println!("{line}");
     }
 }
 
@@ -175,10 +226,7 @@ fn report(plan: &Plan, failure: Failure, is_small: bool) {
         println!("it does not fail again: something besides the seed decides");
         return;
     };
-    println!("the last of what happened:");
-    for line in failure.log {
-        println!("{line}");
-    }
+    print_log(&failure.log);
     println!("\ntables:\n{}", failure.tables);
     println!("wrong: {}\n", failure.violation);
     let numbers = plan.steps.iter().map(|step| step.number.to_string());
@@ -243,4 +291,42 @@ fn memory() -> Option<(u64, u64)> {
         line.trim().trim_end_matches(" kB").parse().ok()
     };
     Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may")]
+
+    use super::*;
+
+    #[test]
+    fn only_steps_that_the_plan_has_are_taken() {
+        let whole = plan(77, None).unwrap();
+        assert_eq!(plan(77, Some(&[0, 2])).unwrap().steps.len(), 2);
+        let error = plan(77, Some(&[0, 9999])).unwrap_err();
+        let last = whole.steps.len() - 1;
+        assert!(error.contains("no step 9999") && error.contains(&format!("0 to {last}")));
+        let log = run(&plan(77, Some(&[0])).unwrap(), true).unwrap().log;
+        assert!(!log.is_empty());
+    }
+
+    #[test]
+    fn nonsense_on_the_command_line_is_refused() {
+        let parse = |words: &[&str]| Options::try_parse_from([&["simulate"], words].concat());
+        for words in [
+            &["--seeds", "5..5"][..],
+            &["--seeds", "9..3"],
+            &["--seeds", "9"],
+            &["--seeds", "..3"],
+            &["--seed", "1", "--seeds", "0..3"],
+            &["--only", "3"],
+            &["--log"],
+            &["--scale", "0"],
+            &["--scale", "3", "--log"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+        assert_eq!(parse(&["--seeds", "3..9"]).unwrap().seeds, 3..9);
+        assert!(parse(&["--seed", "77", "--only", "1,2", "--log"]).is_ok());
+    }
 }

@@ -70,7 +70,10 @@ fn a_seed_is_a_run_to_the_byte() {
     }
     for seed in [3, 17] {
         let first = hash(seed, false);
-        assert_eq!(hash(seed, true), first);
+        let mut logged = hash(seed, true);
+        assert!(first.log.is_empty());
+        assert!(!std::mem::take(&mut logged.log).is_empty());
+        assert_eq!(logged, first);
         assert_ne!(hash(seed + 1, false).hash, first.hash);
         let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_seed_is_a_run_to_the_byte", "--nocapture"])

@@ -155,7 +155,7 @@ const DAY: Duration = Duration::from_secs(86_400 + 3_600);
 pub struct Violation(pub String);
 
 /// A run in which everything was as it should be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// A hash of everything that happened.
     pub hash: u64,
@@ -163,6 +163,8 @@ pub struct Summary {
     pub figures: Figures,
     /// Milliseconds until all tables were right after everything was mended.
     pub convergence: u64,
+    /// What happened last, if that was asked for.
+    pub log: Vec<String>,
 }
 
 /// A run that went wrong.
@@ -187,6 +189,7 @@ pub fn run(plan: &Plan, keeps_log: bool) -> Result<Summary, Failure> {
             hash: cluster.log.hash(),
             figures: cluster.figures,
             convergence,
+            log: cluster.log.lines(),
         }),
         Err(violation) => Err(Failure {
             violation,
