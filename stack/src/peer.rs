@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use ipnet::IpNet;
 use muslin_encap::overhead::Format;
 use muslin_encap::vxlan::{Vni, VtepMac};
+use smoltcp::time::Instant;
 use thiserror::Error;
 
 use crate::lease::{Backend, LeaseRecord, SubnetKey};
@@ -138,6 +139,8 @@ pub struct PeerState {
     pub received: Traffic,
     /// Datagrams and frames to it.
     pub sent: Traffic,
+    /// When the last datagram or frame came from it, to a sixteenth of a second; `None` if none has.
+    pub heard: Option<Instant>,
 }
 
 #[cfg(test)]

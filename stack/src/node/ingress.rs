@@ -91,7 +91,7 @@ impl Node {
     ) -> Step {
         let known = self.peers.first_at(source.ip());
         match known {
-            Some(id) => self.peers.count_received(id, packet.total_len()),
+            Some(id) => self.peers.count_received(now, id, packet.total_len()),
             None if self.config.guard.peers => return Err(DropReason::UnknownPeer),
             None => {}
         }

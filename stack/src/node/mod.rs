@@ -38,6 +38,7 @@ mod awaited;
 mod forward;
 mod ingress;
 mod peers;
+mod probe;
 #[cfg(test)]
 mod tests;
 mod uplink;
@@ -288,9 +289,14 @@ impl Node {
     /// route to a peer that claims this node's own subnet or a part of it.
     pub fn set_peer(&mut self, peer: Peer) {
         let idle = Traffic::default();
-        let (received, sent) = self
-            .take_peer(peer.id)
+        let old = self.take_peer(peer.id);
+        let (received, sent) = old
+            .as_ref()
             .map_or((idle, idle), |old| (old.received, old.sent));
+        // What its subnet's former holder said tells nothing of this one.
+        let heard = old
+            .filter(|old| old.peer.address.ip() == peer.address.ip())
+            .and_then(|old| old.heard);
         if !self.is_within(peer.subnet) {
             self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
         }
@@ -304,6 +310,7 @@ impl Node {
             path,
             received,
             sent,
+            heard,
         });
     }
 

@@ -5,9 +5,11 @@
 //! the peer's number.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::vxlan::VtepMac;
+use smoltcp::time::Instant;
 
 use crate::peer::{Path, Peer, PeerId, PeerState};
 use crate::port::Traffic;
@@ -43,7 +45,40 @@ struct Incoming {
     received: Traffic,
     subnet: Option<Ipv4Net>,
     /// The next peer with the same outer address.
-    next: Option<PeerId>,
+    next: Option<Link>,
+    /// When the last datagram or frame came.
+    heard: Option<Heard>,
+}
+
+/// A peer's number that leaves room for there being none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Link(NonZeroU32);
+
+impl Link {
+    fn to(id: PeerId) -> Option<Self> {
+        NonZeroU32::new(id.0.wrapping_add(1)).map(Self)
+    }
+
+    const fn id(self) -> PeerId {
+        PeerId(self.0.get() - 1)
+    }
+}
+
+/// A time in sixteenths of a second, from one on, which suffice for eight years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Heard(NonZeroU32);
+
+impl Heard {
+    const UNIT: i64 = 1_000_000 / 16;
+
+    fn at(now: Instant) -> Self {
+        let units = u32::try_from(now.total_micros() / Self::UNIT).unwrap_or(u32::MAX);
+        Self(NonZeroU32::MIN.saturating_add(units))
+    }
+
+    fn time(self) -> Instant {
+        Instant::from_micros(i64::from(self.0.get() - 1) * Self::UNIT)
+    }
 }
 
 /// Half a line of the cache each.
@@ -61,6 +96,7 @@ impl Peers {
             path,
             received,
             sent,
+            heard,
         } = state;
         let at = index(peer.id);
         if self.peers.len() <= at {
@@ -81,10 +117,11 @@ impl Peers {
                 IpNet::V6(_) => None,
             },
             next: None,
+            heard: heard.map(Heard::at),
         };
         let source = IpAddr::V4(*peer.address.ip());
         match self.chain(self.first_at(source)).last() {
-            Some(last) => self.incoming[index(last)].next = Some(peer.id),
+            Some(last) => self.incoming[index(last)].next = Link::to(peer.id),
             None => {
                 self.sources.insert(source.into(), peer.id);
             }
@@ -97,15 +134,15 @@ impl Peers {
         let at = index(id);
         let peer = self.peers.get_mut(at)?.take()?;
         let Outgoing { sent, path, .. } = self.outgoing[at].take()?;
-        let Incoming { received, next, .. } = std::mem::take(&mut self.incoming[at]);
+        let gone = std::mem::take(&mut self.incoming[at]);
         let source = IpAddr::V4(*peer.address.ip());
         let before = self
             .chain(self.first_at(source))
-            .find(|other| self.incoming[index(*other)].next == Some(id));
-        match (before, next) {
+            .find(|other| self.incoming[index(*other)].next == Link::to(id));
+        match (before, gone.next) {
             (Some(before), next) => self.incoming[index(before)].next = next,
             (None, Some(next)) => {
-                self.sources.insert(source.into(), next);
+                self.sources.insert(source.into(), next.id());
             }
             (None, None) => {
                 self.sources.remove(source.into());
@@ -114,8 +151,9 @@ impl Peers {
         Some(PeerState {
             peer,
             path,
-            received,
+            received: gone.received,
             sent,
+            heard: gone.heard.map(Heard::time),
         })
     }
 
@@ -134,6 +172,7 @@ impl Peers {
                 path: outgoing.path,
                 received: incoming.received,
                 sent: outgoing.sent,
+                heard: incoming.heard.map(Heard::time),
             })
         })
     }
@@ -163,9 +202,10 @@ impl Peers {
     }
 
     /// Counts a datagram or frame from a peer.
-    pub(super) fn count_received(&mut self, id: PeerId, len: usize) {
+    pub(super) fn count_received(&mut self, now: Instant, id: PeerId, len: usize) {
         if let Some(incoming) = self.incoming.get_mut(index(id)) {
             incoming.received.count(len);
+            incoming.heard = Some(Heard::at(now));
         }
     }
 
@@ -185,6 +225,9 @@ impl Peers {
 
     /// A peer and those behind it with the same outer address.
     fn chain(&self, first: Option<PeerId>) -> impl Iterator<Item = PeerId> + '_ {
-        std::iter::successors(first, |id| self.incoming.get(index(*id))?.next)
+        std::iter::successors(first, |id| {
+            let next = self.incoming.get(index(*id))?.next?;
+            Some(next.id())
+        })
     }
 }

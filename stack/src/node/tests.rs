@@ -13,6 +13,7 @@ use super::*;
 use crate::frame;
 
 mod egress;
+mod liveness;
 mod superpackets;
 mod telling;
 mod uplink;

@@ -188,7 +188,7 @@ impl Node {
                 return Err(DropReason::NextHopUnknown);
             }
         }
-        self.peers.count_received(id, len + frame::HEADER_LEN);
+        self.peers.count_received(now, id, len + frame::HEADER_LEN);
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpRepr, Ipv4Packet};
@@ -12,7 +12,7 @@ use smoltcp::wire::{ArpRepr, Ipv4Packet};
 use super::Violation;
 use super::cluster::{Cluster, PREFIX};
 use super::device::Order;
-use super::machine::{Process, Running, Who};
+use super::machine::{Machine, Process, Running, Who};
 use super::oracle::Flow;
 use super::random::{Random, Stream};
 use super::store::Retimed;
@@ -37,6 +37,18 @@ const MAX_TALKS: usize = 60;
 
 /// How often a pod that does not answer is pinged.
 const ROUNDS: usize = 5;
+
+/// A node with another that is its peer.
+#[derive(Debug, PartialEq, Eq)]
+struct Pair {
+    from: Who,
+    /// The other's machine.
+    to: usize,
+    /// The other's number at the one.
+    id: PeerId,
+    /// Packets that have come from it.
+    received: u64,
+}
 
 /// A pod that is attached, and its address.
 type Pod = (Who, PortId, Ipv4Addr);
@@ -348,6 +360,71 @@ impl Cluster {
         }
         self.await_talks(&flows)?;
         self.await_pings(pings)
+    }
+
+    /// Each node hears of all others when it asks them for a sign of life.
+    pub(super) fn probe_all(&mut self) -> Result<(), Violation> {
+        for round in 1..=ROUNDS {
+            let now = self.queue.now();
+            let asked = self.neighbours();
+            for pair in &asked {
+                if let Some(running) = self.machines[pair.from.machine].running(pair.from) {
+                    running.node.probe(now, pair.id);
+                }
+                self.settle(pair.from)?;
+            }
+            self.run(Duration::from_secs(3))?;
+            let later = self.neighbours();
+            let mut silent = asked.iter().filter(|pair| later.contains(pair));
+            match silent.next() {
+                None => return Ok(()),
+                Some(pair) if round == ROUNDS => {
+                    return Err(Violation(format!(
+                        "machine {} hears nothing of machine {}, which it has asked {ROUNDS} times",
+                        pair.from.machine, pair.to
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// All pairs of nodes that can send to each other.
+    fn neighbours(&self) -> Vec<Pair> {
+        let running = |machine: &Machine| {
+            let process = machine.process.as_ref()?;
+            let running = process.running.as_ref()?;
+            Some((process.number, running.key.ipv4, machine.public_ip))
+        };
+        let all: Vec<_> = self.machines.iter().map(running).collect();
+        let mut pairs = Vec::new();
+        for (machine, one) in self.machines.iter().enumerate() {
+            let process = one.process.as_ref();
+            let Some(running) = process.and_then(|process| process.running.as_ref()) else {
+                continue;
+            };
+            let Some((process, ..)) = all[machine] else {
+                continue;
+            };
+            for state in running.node.peers() {
+                let address = *state.peer.address.ip();
+                let is_it = |other: &Option<(u64, Ipv4Net, Ipv4Addr)>| {
+                    other.is_some_and(|(_, subnet, ip)| {
+                        ip == address && state.peer.subnet == IpNet::V4(subnet)
+                    })
+                };
+                if let Some(other) = all.iter().position(is_it) {
+                    pairs.push(Pair {
+                        from: Who { machine, process },
+                        to: other,
+                        id: state.peer.id,
+                        received: state.received.packets,
+                    });
+                }
+            }
+        }
+        pairs
     }
 
     fn await_talks(&mut self, flows: &[(u64, Ipv4Addr, Ipv4Addr)]) -> Result<(), Violation> {

@@ -212,6 +212,7 @@ fn whole(cluster: &mut Cluster, plan: &Plan) -> Result<u64, Violation> {
     cluster.await_errands()?;
     cluster.check_farewells()?;
     cluster.talk_all(plan.seed)?;
+    cluster.probe_all()?;
     cluster.go_out_all()?;
     if plan.rests {
         cluster.run(DAY)?;

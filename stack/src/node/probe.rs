@@ -1,0 +1,62 @@
+//! Asking peers whether they are alive, where nothing has come from them.
+
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::Instant;
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr};
+
+use super::{NextHop, Node};
+use crate::gateway;
+use crate::peer::{Path, PeerId};
+
+/// Bytes of an IPv4 header without options.
+const IPV4_LEN: usize = 20;
+/// Bytes of an echo request without data.
+const ECHO_LEN: usize = 8;
+const TTL: u8 = 64;
+
+impl Node {
+    /// Asks a peer for a sign of life: sends echo requests (RFC 792) from the gateway to the node's
+    /// own addresses in its lease, the base, which flannel nodes have, and the gateway. The answer
+    /// counts as heard, like everything that comes from a peer.
+    pub fn probe(&mut self, now: Instant, id: PeerId) {
+        let path = self.peers.outgoing(id).map(|peer| peer.path);
+        let lease = self.peers.iter().find(|peer| peer.id == id);
+        let lease = lease.filter(|_| path != Some(Path::Unreachable));
+        let Some(IpNet::V4(lease)) = lease.map(|peer| peer.subnet) else {
+            return;
+        };
+        for destination in [lease.network(), gateway::address(lease)] {
+            self.ident = self.ident.wrapping_add(1);
+            let request = echo_request(self.gateway(), destination, self.ident);
+            self.with_scratch(&request, |node, packet| {
+                node.forward(now, destination, NextHop::Peer(id), packet)
+            });
+        }
+    }
+}
+
+fn echo_request(source: Ipv4Addr, destination: Ipv4Addr, ident: u16) -> [u8; IPV4_LEN + ECHO_LEN] {
+    let mut bytes = [0; IPV4_LEN + ECHO_LEN];
+    let checksums = ChecksumCapabilities::default();
+    let (head, rest) = bytes.split_at_mut(IPV4_LEN);
+    let header = Ipv4Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::Icmp,
+        payload_len: ECHO_LEN,
+        hop_limit: TTL,
+    };
+    let echo = Icmpv4Repr::EchoRequest {
+        ident,
+        seq_no: 0,
+        data: &[],
+    };
+    let mut view = Ipv4Packet::new_unchecked(head);
+    // The packet's length is more than the header's, which is all that is written here.
+    header.emit(&mut view, &checksums);
+    echo.emit(&mut Icmpv4Packet::new_unchecked(rest), &checksums);
+    bytes
+}
