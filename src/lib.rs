@@ -20,6 +20,7 @@ mod netlink;
 pub mod netns;
 pub mod node;
 pub mod publish;
+mod quantity;
 mod replace;
 pub mod sidecar;
 mod signals;

@@ -3,6 +3,7 @@
 //! One directory holds all nodes of a user on a machine: `nodes/NAME/` has a node's own files and
 //! its control socket, and the embedded store lies beside them.
 
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
@@ -38,8 +39,10 @@ pub fn default_dir() -> PathBuf {
 
 /// The embedded store of all nodes in a state directory.
 #[must_use]
-pub fn default_store(state_dir: &Path) -> String {
-    format!("sqlite:{}", state_dir.join("store.db").display())
+pub fn default_store(state_dir: &Path) -> OsString {
+    let mut url = OsString::from("sqlite:");
+    url.push(state_dir.join("store.db"));
+    url
 }
 
 /// Checks a node's name: like a pod's, since it too is a part of host names.
@@ -131,7 +134,7 @@ impl StateDir {
     pub fn open(state_dir: &Path, name: &str) -> Result<Self> {
         let dir = node_dir(state_dir, name);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        made.context(format!("cannot make the directory {}", dir.display()))?;
+        made.map_err(|error| unusable("make the directory", &dir, &error))?;
         let path = dir.join("lock");
         let mut options = File::options();
         let file = options
@@ -141,7 +144,7 @@ impl StateDir {
             .write(true)
             .mode(0o600)
             .open(&path);
-        let file = file.context(format!("cannot open {}", path.display()))?;
+        let file = file.map_err(|error| unusable("open", &path, &error))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
             Error::failed(match error {
                 nix::errno::Errno::EWOULDBLOCK => {
@@ -242,6 +245,38 @@ impl StateDir {
     }
 }
 
+/// Why a file of the state directory cannot be had, and what to do.
+fn unusable(verb: &str, path: &Path, error: &io::Error) -> Error {
+    let error = with_way_out(error, error.kind());
+    Error::failed(format!("cannot {verb} {}: {error}", path.display()))
+}
+
+/// An error of the state directory with what to do.
+pub(crate) fn with_way_out(error: &impl std::fmt::Display, kind: io::ErrorKind) -> String {
+    match way_out(kind) {
+        Some(way_out) => format!("{error}: {way_out}"),
+        None => error.to_string(),
+    }
+}
+
+/// What to do where the state directory cannot be written, if anything.
+pub(crate) fn way_out(error: io::ErrorKind) -> Option<&'static str> {
+    match error {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Some("free some space there, or name another place with --state-dir")
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            if std::env::var_os("HOME").is_none_or(|home| home.is_empty()) =>
+        {
+            Some("HOME is not set: set it, or name a place of your own with --state-dir")
+        }
+        io::ErrorKind::PermissionDenied
+        | io::ErrorKind::ReadOnlyFilesystem
+        | io::ErrorKind::NotADirectory => Some("name another place with --state-dir"),
+        _ => None,
+    }
+}
+
 /// Replaces a file at once, so that a crash leaves the old or the new one.
 ///
 /// # Errors
@@ -253,7 +288,7 @@ pub(crate) fn write_json(directory: &Path, file: &str, value: &impl Serialize) -
         text.push(b'\n');
         replace(&path, &text, 0o600)
     };
-    write().context(format!("cannot write {}", path.display()))
+    write().map_err(|error| unusable("write", &path, &error))
 }
 
 /// Removes a socket that a dead node left, and checks that a new one can have its path.

@@ -5,6 +5,7 @@
 
 mod lab;
 
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -158,6 +159,75 @@ fn a_wrong_configuration_is_refused_before_anything_is_begun() {
         complains(&node(lab.root(), &state, arguments), USAGE, words);
     }
     is_untouched(&lab, &state);
+}
+
+#[test]
+fn a_level_to_log_at_that_is_none_is_refused_by_every_command() {
+    let Some(lab) = Lab::new() else { return };
+    let state = lab.directory().join("state");
+    let commands: [&[&str]; 3] = [&["node", "--name", "n"], &["status"], &["doctor"]];
+    for command in commands {
+        for level in ["nonsense", "muslin", "info,muslin=loud"] {
+            let mut run = lab.root().command(MUSLIN);
+            run.args(command).arg("--state-dir").arg(&state);
+            let output = run.env("MUSLIN_LOG", level).output().unwrap();
+            complains(&output, USAGE, &["MUSLIN_LOG", "off, error, warn"]);
+        }
+    }
+    assert!(!state.exists(), "something was begun");
+    let help = lab.root().command(MUSLIN).arg("--help").output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    assert!(help.contains("MUSLIN_LOG"), "{help}");
+}
+
+#[test]
+fn a_home_is_used_whatever_its_bytes_are_and_must_have_room() {
+    use std::os::unix::ffi::OsStrExt;
+    let Some(lab) = Lab::new() else { return };
+    let latin = lab.directory().join(OsStr::from_bytes(b"h\xe9"));
+    std::fs::create_dir(&latin).unwrap();
+    let start = |home: &Path| {
+        let mut command = lab.root().command(MUSLIN);
+        command
+            .args(["node", "--name", "n", "--public-ip", "127.0.0.1"])
+            .env("HOME", home)
+            .env_remove("XDG_STATE_HOME")
+            .stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut node = start(&latin);
+    let state = latin.join(".local/state/muslin");
+    lab::poll_until(SOON, "the node in a home that is not UTF-8", || {
+        assert_eq!(node.try_wait().unwrap(), None);
+        state.join("nodes/n/control.sock").exists().then_some(())
+    });
+    assert!(state.join("store.db").exists());
+    let siblings = std::fs::read_dir(lab.directory()).unwrap();
+    let homes = siblings.filter(|it| it.as_ref().unwrap().file_name().as_bytes()[0] == b'h');
+    assert_eq!(homes.count(), 1, "another home is made");
+    node.kill().unwrap();
+    node.wait().unwrap();
+
+    let full = lab.directory().join("full");
+    std::fs::create_dir(&full).unwrap();
+    let at = full.display();
+    let script = format!(
+        "mount -t tmpfs -o size=16k none {at} && head -c 20000 /dev/zero >{at}/x; exec \"$@\""
+    );
+    let mut command = lab.root().command("sh");
+    command.args([
+        "-c", &script, "sh", "timeout", "20", MUSLIN, "node", "--name", "n",
+    ]);
+    command
+        .args(["--public-ip", "127.0.0.1"])
+        .env("HOME", &full);
+    let output = command.env_remove("XDG_STATE_HOME").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let last = stderr.lines().last().unwrap_or_default();
+    assert!(!output.status.success(), "{stderr}");
+    for word in ["muslin: ", &full.display().to_string(), "--state-dir"] {
+        assert!(last.contains(word), "no '{word}': {stderr}");
+    }
 }
 
 #[test]
@@ -349,7 +419,7 @@ fn what_another_node_has_is_not_taken() {
     complains(
         &node(lab.root(), &elsewhere, &network),
         USAGE,
-        &["10.99.0.0/16", "10.244.0.0/16"],
+        &["10.99.0.0/16", "10.244.0.0/16", "--etcd-prefix", "--port"],
     );
 
     assert!(first.is_running(), "{}", first.log());
@@ -455,12 +525,13 @@ fn an_attached_namespace_keeps_nothing_of_an_attempt_that_failed() {
     let before = links();
     complains(&attach(&["--ip", "10.200.0.2"]), USAGE, &["10.200.0.2"]);
     assert_eq!(links(), before, "no interface is left");
-    complains(&attach(&["--ifname", "lo"]), FAILED, &["lo"]);
+    complains(&attach(&["--ifname", "lo"]), FAILED, &["'lo'", "--ifname"]);
     assert_eq!(node.query("pods").as_array().unwrap().len(), 0);
 
     let attached = attach(&["--name", "kept"]);
     assert!(attached.status.success(), "{attached:?}");
-    complains(&attach(&["--name", "again"]), FAILED, &["eth0"]);
+    let output = attach(&["--name", "again"]);
+    complains(&output, FAILED, &["'eth0'", "--ifname"]);
     complains(
         &attach(&["--name", "kept", "--ifname", "eth1"]),
         FAILED,

@@ -11,7 +11,7 @@ use super::{NodeChoice, block_on, output};
 use crate::attach::{Device, assignment, queues};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Namespace, Request};
-use crate::device::Tap;
+use crate::device::{OpenError, Tap};
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Target};
 
@@ -68,7 +68,14 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
     };
     netns::enter(&target)?;
-    let tap = Tap::open(&arguments.ifname, !arguments.no_offload, queues).map_err(Error::failed)?;
+    let tap = Tap::open(&arguments.ifname, !arguments.no_offload, queues);
+    let tap = tap.map_err(|error| match error {
+        OpenError::Exists(name) => Error::failed(format!(
+            "an interface '{name}' is in that network namespace already: choose another name with \
+             --ifname"
+        )),
+        error => Error::failed(error),
+    })?;
     let device = Device::tap(&tap).with_namespaces(&[Namespace::User, Namespace::Net])?;
     block_on(async {
         let client = Client::connect(&socket).await?;

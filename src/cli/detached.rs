@@ -7,9 +7,10 @@ use clap::Args;
 use muslin_stack::ipam::PodName;
 use nix::sys::signal::Signal;
 
-use super::{StateChoice, output};
+use super::StateChoice;
 use crate::detached::{Detached, END_AT_ONCE, End};
 use crate::error::{Error, Result};
+use crate::quantity::duration;
 
 /// How long a pod may take to end when all of it is killed.
 const KILLED: Duration = Duration::from_secs(5);
@@ -86,10 +87,7 @@ fn how(end: Option<End>) -> String {
     };
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let ago = now.unwrap_or_default().as_secs().saturating_sub(at);
-    format!(
-        "ended {} ago with exit code {exit_code}",
-        output::duration(ago)
-    )
+    format!("ended {} ago with exit code {exit_code}", duration(ago))
 }
 
 /// Ends all of them, each with time of its own; one that has ended already is none that fails.

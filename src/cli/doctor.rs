@@ -1,5 +1,7 @@
 //! `muslin doctor`.
 
+use std::ffi::OsString;
+
 use clap::Args;
 
 use super::{StateChoice, block_on, flannel, output};
@@ -14,7 +16,7 @@ pub(super) struct Arguments {
     node: Option<String>,
     /// The lease store [default: that of the node which runs, or the embedded one]
     #[arg(long, value_name = "URL")]
-    store: Option<String>,
+    store: Option<OsString>,
     /// How many peers to send packets to
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     peers: usize,
@@ -31,7 +33,10 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     let questions = Questions {
         state_dir: arguments.state.dir(),
         node: arguments.node,
-        store: arguments.flannel.etcd_store().or(arguments.store),
+        store: match arguments.flannel.etcd_store() {
+            Some(store) => Some(store.into()),
+            None => arguments.store,
+        },
         etcd: arguments.flannel.etcd_options(),
         prefix: arguments.flannel.prefix()?,
         underlay: arguments.flannel.underlay(),

@@ -5,6 +5,7 @@ mod detached;
 mod doctor;
 mod exec;
 mod flannel;
+mod log;
 mod node;
 pub(crate) mod output;
 mod report;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nix::sys::signal::Signal;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::control::protocol::Request;
 use crate::control::{Client, locate};
@@ -32,7 +33,8 @@ use crate::state;
     name = "muslin",
     version,
     max_term_width = 100,
-    propagate_version = true
+    propagate_version = true,
+    after_help = log::HELP
 )]
 struct Cli {
     #[command(subcommand)]
@@ -193,13 +195,10 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
 }
 
 fn dispatch(command: Command) -> Result<()> {
-    log_to_stderr(
-        if matches!(command, Command::Node(_) | Command::Sidecar(_)) {
-            "info"
-        } else {
-            "warn"
-        },
-    );
+    log::to_stderr(match command {
+        Command::Node(_) | Command::Sidecar(_) => LevelFilter::INFO,
+        _ => LevelFilter::WARN,
+    })?;
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Node(arguments) => node::run(&arguments),
@@ -258,20 +257,6 @@ pub(crate) fn die_with_parent() -> Result<()> {
 pub(crate) fn complain(what: &impl std::fmt::Display) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "muslin: {what}");
-}
-
-/// Logs go to stderr; `MUSLIN_LOG` sets how much, like `debug` or `muslin::worker=trace`.
-fn log_to_stderr(default: &str) {
-    use std::io::IsTerminal;
-    let filter = EnvFilter::try_from_env("MUSLIN_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        // Such errors would be told by `eprintln`, which panics where stderr is closed.
-        .log_internal_errors(false)
-        .init();
 }
 
 #[cfg(test)]

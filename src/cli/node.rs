@@ -1,6 +1,8 @@
 //! `muslin node`.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -11,7 +13,7 @@ use muslin_encap::vxlan::{self, Vni};
 use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 
-use super::{StateChoice, block_on, die_with_parent, flannel};
+use super::{StateChoice, block_on, die_with_parent, flannel, log};
 use crate::egress;
 use crate::error::{Error, Result};
 use crate::node::{self, Offload, Settings};
@@ -36,8 +38,11 @@ enum OffloadName {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Each flag can also be a variable: --public-ip as MUSLIN_PUBLIC_IP, and \
-    where flanneld has the flag as FLANNELD_PUBLIC_IP. A flag comes first, then MUSLIN_."
+    after_help = format!(
+        "Each flag can also be a variable: --public-ip as MUSLIN_PUBLIC_IP, and where flanneld has \
+         the flag as FLANNELD_PUBLIC_IP. A flag comes first, then MUSLIN_.\n\n{}",
+        log::HELP
+    )
 )]
 pub(super) struct Arguments {
     /// Its name [default: this machine's host name]
@@ -46,7 +51,7 @@ pub(super) struct Arguments {
     /// Where leases are: sqlite:PATH, file:PATH or etcd://HOST:PORT [default: a database in the
     /// state directory]
     #[arg(long, value_name = "URL")]
-    store: Option<String>,
+    store: Option<OsString>,
     /// All pods of the cluster, where the store does not say it yet [default: 10.244.0.0/16]
     #[arg(long, value_name = "CIDR")]
     network: Option<Ipv4Net>,
@@ -213,15 +218,16 @@ impl Arguments {
         })
     }
 
-    fn store(&self, state_dir: &Path) -> Result<String> {
+    fn store(&self, state_dir: &Path) -> Result<OsString> {
         let store = match (self.flannel.etcd_store(), &self.store) {
-            (Some(store), _) => store,
+            (Some(store), _) => store.into(),
             (None, Some(store)) => store.clone(),
             (None, None) => state::default_store(state_dir),
         };
         match self.flannel.needs_etcd() {
-            Some(flag) if !store.starts_with("etcd") => Err(Error::usage(format!(
-                "{flag} goes with --etcd-endpoints, but leases are in {store}"
+            Some(flag) if !store.as_bytes().starts_with(b"etcd") => Err(Error::usage(format!(
+                "{flag} goes with --etcd-endpoints, but leases are in {}",
+                store.display()
             ))),
             _ => Ok(store),
         }

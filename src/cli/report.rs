@@ -5,7 +5,7 @@ use muslin_stack::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::output::{bytes, duration, print, print_json, table, table_text};
+use super::output::{Table as Lines, pairs, print, print_json};
 use super::{NodeChoice, block_on};
 use crate::control::Client;
 use crate::control::protocol::{
@@ -13,6 +13,10 @@ use crate::control::protocol::{
 };
 use crate::error::{Error, Result};
 use crate::publish::Published;
+use crate::quantity::{bytes, count, duration};
+
+/// How the owner of this node's own leases is called.
+const THIS_NODE: &str = "this node";
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -105,8 +109,9 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
                 || "off".to_owned(),
                 |flows| {
                     format!(
-                        "on, {} flows of {} since the start",
-                        flows.open, flows.opened
+                        "on, {} open of {} since the start",
+                        count(flows.open, "flow"),
+                        flows.opened
                     )
                 },
             ),
@@ -115,8 +120,9 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         (
             "published",
             format!(
-                "{} ports, {} flows since the start",
-                status.published.ports, status.published.flows
+                "{}, {} since the start",
+                count(status.published.ports as u64, "port"),
+                count(status.published.flows, "flow")
             ),
         ),
         ("workers", status.workers.to_string()),
@@ -135,17 +141,14 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         ),
     ];
     let trouble = status.trouble.map(|trouble| ("trouble", trouble));
-    let mut text = String::new();
-    for (name, value) in rows.into_iter().chain(trouble) {
-        text.push_str(&format!("{name:<8} {value}\n"));
-    }
-    print(&text)
+    let rows: Vec<_> = rows.into_iter().chain(trouble).collect();
+    print(&pairs(&rows))
 }
 
 fn dns(dns: &Dns) -> String {
     format!(
-        "{} queries, {} answered here, {} forwarded to {}, {} failed",
-        dns.queries,
+        "{}, {} answered here, {} forwarded to {}, {} failed",
+        count(dns.queries, "query"),
         dns.answered,
         dns.forwarded,
         match dns.resolvers.as_slice() {
@@ -272,7 +275,7 @@ pub(super) fn drops(arguments: &DropArguments) -> Result<()> {
         return print("no packet was lost\n");
     }
     lost.sort_by_key(|row| std::cmp::Reverse(row.packets));
-    let mut table = table(&["PACKETS", "REASON", "WHAT HAPPENED"]);
+    let mut table = Lines::new(&["PACKETS", "REASON", "WHAT HAPPENED"]);
     for row in lost {
         table.add_row([
             row.packets.to_string(),
@@ -280,7 +283,7 @@ pub(super) fn drops(arguments: &DropArguments) -> Result<()> {
             row.description.clone(),
         ]);
     }
-    print(&table_text(&table))
+    print(&table.text())
 }
 
 pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
@@ -298,7 +301,7 @@ pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
         }
     }
     let header = [
-        "PROTOCOL", "POD", "LOCAL", "", "REMOTE", "STATE", "AGE", "IDLE", "SENT", "RECEIVED",
+        "PROTOCOL", "POD", "FLOW", "STATE", "AGE", "IDLE", "SENT", "RECEIVED",
     ];
     let cells = |flow: &Flow| {
         vec![
@@ -307,12 +310,7 @@ pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
                 .as_ref()
                 .map(PodName::to_string)
                 .unwrap_or_default(),
-            flow.local.to_string(),
-            if flow.direction == "in" { "<-" } else { "->" }.to_owned(),
-            match flow.remote.port() {
-                0 => flow.remote.ip().to_string(),
-                _ => flow.remote.to_string(),
-            },
+            ends(flow),
             flow.state.clone(),
             duration(flow.age_seconds),
             duration(flow.idle_seconds),
@@ -350,11 +348,11 @@ fn show<T: Serialize>(
     if rows.is_empty() {
         return print(none);
     }
-    let mut table = table(header);
+    let mut table = Lines::new(header);
     for row in rows {
         table.add_row(cells(row));
     }
-    print(&table_text(&table))
+    print(&table.text())
 }
 
 fn fetch<T: DeserializeOwned>(arguments: &Arguments, table: Table) -> Result<Vec<T>> {
@@ -368,5 +366,18 @@ fn ports(published: &[Published]) -> String {
 }
 
 fn traffic(traffic: Traffic) -> String {
-    format!("{} packets, {}", traffic.packets, bytes(traffic.bytes))
+    format!(
+        "{}, {}",
+        count(traffic.packets, "packet"),
+        bytes(traffic.bytes)
+    )
 }
+/// Both ends of a flow, and which of them began it.
+fn ends(flow: &Flow) -> String {
+    let arrow = if flow.direction == "in" { "<-" } else { "->" };
+    match flow.remote.port() {
+        0 => format!("{} {arrow} {}", flow.local, flow.remote.ip()),
+        _ => format!("{} {arrow} {}", flow.local, flow.remote),
+    }
+}
+

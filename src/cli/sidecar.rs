@@ -75,11 +75,14 @@ pub(super) struct Arguments {
     /// comes back for it [default: when the command is over, or where no state is kept]
     #[arg(long, conflicts_with_all = ["of_node", "agent"])]
     leave: bool,
-    #[command(flatten)]
-    own: node::Arguments,
     /// The command, and all that follows is its own; the sidecar ends with it, and with its exit code
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
+    #[command(
+        flatten,
+        next_help_heading = "Options of its node, where neither --node nor --agent is given"
+    )]
+    own: node::Arguments,
 }
 
 /// How the pod has its address.
@@ -323,7 +326,13 @@ impl Arguments {
                     info!("level tap: the pod has the interface {INTERFACE}");
                     return Ok(Chosen::Tap(tap));
                 }
-                Err(error) if asked.is_some() => return Err(Error::failed(error)),
+                Err(error) if asked.is_some() => {
+                    return Err(Error::failed(format!(
+                        "--level tap: {error}; the container needs the capability NET_ADMIN and the \
+                         device /dev/net/tun, or leave --level out: then the best level that is \
+                         possible is taken"
+                    )));
+                }
                 Err(error) => info!("not level tap: {error}"),
             }
         }
@@ -339,7 +348,12 @@ impl Arguments {
                     info!("level run: the command has a namespace of its own");
                     return Ok(Chosen::Run);
                 }
-                Some(obstacle) if asked.is_some() => return Err(Error::failed(obstacle)),
+                Some(obstacle) if asked.is_some() => {
+                    return Err(Error::failed(format!(
+                        "--level run: {obstacle}; or leave --level out: then the best level that is \
+                         possible is taken"
+                    )));
+                }
                 Some(obstacle) => info!("not level run: {obstacle}"),
             }
         }

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use comfy_table::Table;
 use serde_json::{Value, json};
 
 use super::steps::{PingFact, Scene, TransferFact};
-use crate::cli::output;
+use crate::cli::output::Table;
+use crate::quantity::{bytes, count};
 
 /// Everything, for programs.
 pub(super) fn json(scenes: &[Scene]) -> Value {
@@ -25,26 +25,24 @@ pub(super) fn text(scenes: &[Scene]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{heading}\n{}\n", "=".repeat(heading.len()));
         for table in [nodes(scene), pings(scene), transfers(scene), drops(scene)] {
-            let _ = writeln!(text, "{}", output::table_text(&table));
+            let _ = writeln!(text, "{}", table.text());
         }
     }
     let failures: usize = scenes.iter().map(Scene::failures).sum();
     if failures == 0 {
-        let count = |of: fn(&Scene) -> usize| scenes.iter().map(of).sum::<usize>();
-        let (pings, transfers) = (
-            count(|scene| scene.pings.len()),
-            count(|scene| scene.transfers.len()),
-        );
+        let total = |of: fn(&Scene) -> usize| scenes.iter().map(of).sum::<usize>() as u64;
         let _ = writeln!(
             text,
-            "{pings} pings and {transfers} transfers went as expected"
+            "{} and {} went as expected",
+            count(total(|scene| scene.pings.len()), "ping"),
+            count(total(|scene| scene.transfers.len()), "transfer"),
         );
     }
     text
 }
 
 fn nodes(scene: &Scene) -> Table {
-    let mut table = output::table(&["NODE", "LEASE", "TUNNEL", "VTEP MAC", "PODS"]);
+    let mut table = Table::new(&["NODE", "LEASE", "TUNNEL", "VTEP MAC", "PODS"]);
     for node in &scene.nodes {
         let pods = scene.pods.iter().filter(|pod| pod.node == node.node);
         let pods: Vec<_> = pods
@@ -75,7 +73,7 @@ fn pings(scene: &Scene) -> Table {
         .collect();
     let mut header = vec!["PING"];
     header.extend(from.iter().map(String::as_str));
-    let mut table = output::table(&header);
+    let mut table = Table::new(&header);
     for to in targets {
         let mut row = vec![format!("to {to}")];
         for pod in &scene.pods {
@@ -104,7 +102,7 @@ fn ping_cell(ping: &PingFact) -> String {
 }
 
 fn transfers(scene: &Scene) -> Table {
-    let mut table = output::table(&["TCP", "WAY", "BYTES", "RATE", "CONTENT"]);
+    let mut table = Table::new(&["TCP", "WAY", "BYTES", "RATE", "CONTENT"]);
     for transfer in &scene.transfers {
         table.add_row([
             format!("{} -> {}", transfer.from, transfer.to),
@@ -114,7 +112,7 @@ fn transfers(scene: &Scene) -> Table {
                 "same node"
             }
             .to_owned(),
-            output::bytes(transfer.bytes),
+            bytes(transfer.bytes),
             format!("{:.2} Gbit/s", transfer.bits_per_second / 1e9),
             content_cell(transfer),
         ]);
@@ -131,7 +129,7 @@ fn content_cell(transfer: &TransferFact) -> String {
 }
 
 fn drops(scene: &Scene) -> Table {
-    let mut table = output::table(&["LOST", "AT", "REASON", "WHAT HAPPENED"]);
+    let mut table = Table::new(&["LOST", "AT", "REASON", "WHAT HAPPENED"]);
     for drop in &scene.drops {
         table.add_row([
             drop.packets.to_string(),

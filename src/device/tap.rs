@@ -20,6 +20,7 @@ use muslin_encap::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::sys::uio::{readv, writev};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
@@ -334,6 +335,8 @@ impl OpenError {
             Errno::EACCES => Self::NoPermission,
             Errno::EPERM => Self::Forbidden,
             Errno::EBUSY | Errno::EEXIST => Self::Exists(name.to_owned()),
+            // So the kernel calls an interface of that name that is not a TAP.
+            Errno::EINVAL if if_nametoindex(name).is_ok() => Self::Exists(name.to_owned()),
             _ => Self::Other(name.to_owned(), error),
         }
     }

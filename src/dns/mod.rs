@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use parking_lot::RwLock;
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
+use tracing::debug;
 
 pub(crate) use host::RESOLV_CONF;
 pub(crate) use resolvers::Resolvers;
@@ -176,10 +177,18 @@ impl Dns {
         });
         match here {
             Some(answer) => {
+                let (code, records) = (answer.metadata.response_code, answer.answers.len());
+                debug!(
+                    "DNS: {}: answered here, {code}, records: {records}",
+                    request.question
+                );
                 self.counts.answered.fetch_add(1, Ordering::Relaxed);
                 Reply::Now(request.encode(&answer))
             }
-            None => Reply::Ask(Box::new(request)),
+            None => {
+                debug!("DNS: {}: for the resolvers", request.question);
+                Reply::Ask(Box::new(request))
+            }
         }
     }
 

@@ -4,6 +4,8 @@
 //! A node counts its lease by time that passes and is not harmed itself, but certificates, the
 //! embedded store and whoever compares logs go by the date.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
@@ -13,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Finding, Verdict};
-use crate::cli::output;
 use crate::lease::store::{self, EtcdOptions};
+use crate::quantity::duration;
 
 const CHECK: &str = "clock";
 /// 2026-01-01: no clock that was ever set shows less.
@@ -62,7 +64,7 @@ impl Offset {
 
 /// Looks at the clock alone, and where the store at `url` has servers that tell their time, at
 /// theirs too.
-pub(super) async fn examine(url: Option<&str>, options: &EtcdOptions) -> Finding {
+pub(super) async fn examine(url: Option<&OsStr>, options: &EtcdOptions) -> Finding {
     let now = SystemTime::now();
     if let Some(finding) = insane(now) {
         return finding;
@@ -100,8 +102,8 @@ fn insane(now: SystemTime) -> Option<Finding> {
 
 /// The servers of an etcd. What is wrong with its address is told elsewhere, and stores of other
 /// kinds are not opened, because that can make them.
-fn servers(url: &str, options: &EtcdOptions) -> Vec<String> {
-    if !url.starts_with("etcd") {
+fn servers(url: &OsStr, options: &EtcdOptions) -> Vec<String> {
+    if !url.as_bytes().starts_with(b"etcd") {
         return Vec::new();
     }
     store::open(url, options).map_or_else(|_| Vec::new(), |store| store.servers().to_vec())
@@ -128,7 +130,7 @@ fn compare(readings: Vec<Result<Reading, String>>) -> Finding {
         let detail = format!("within {seconds} s of that of etcd, {server}");
         return Finding::fine(CHECK, detail);
     }
-    let far = output::duration(offset.distance().as_secs());
+    let far = duration(offset.distance().as_secs());
     let way = match offset {
         Offset::Ahead(_) => "ahead of",
         Offset::Behind(_) => "behind",
@@ -285,10 +287,10 @@ mod tests {
             Some("sqlite:/nosuch/x.db"),
             Some("etcd://:"),
         ] {
-            let finding = examine(url, &options).await;
+            let finding = examine(url.map(OsStr::new), &options).await;
             assert_eq!(finding.verdict, Verdict::Fine, "{finding:?}");
         }
-        let finding = examine(Some("etcds://localhost"), &options).await;
+        let finding = examine(Some(OsStr::new("etcds://localhost")), &options).await;
         assert_eq!(finding.verdict, Verdict::Unknown, "{finding:?}");
         assert!(finding.detail.contains("TLS only"), "{finding:?}");
     }

@@ -1,5 +1,6 @@
 //! Checks of this machine: namespaces, devices, directories, interfaces, ports and routes.
 
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,6 +11,7 @@ use muslin_encap::vxlan;
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Finding, Patient, Questions, Verdict};
 use crate::device::Tap;
@@ -17,12 +19,17 @@ use crate::error::{Context, Result};
 use crate::lease::store::is_shared;
 use crate::netns;
 use crate::node::Offload;
+use crate::quantity::bytes;
+use crate::state;
 use crate::underlay::{
     Audience, Carrier, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
 };
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
 const SMALL_MTU: u16 = 1280;
+
+/// Space in bytes that a node's state and the embedded store need at least.
+const LEAST_SPACE: u64 = 1 << 20;
 
 /// What became of an attempt to make a pod, without a node.
 #[derive(Serialize, Deserialize)]
@@ -100,6 +107,61 @@ pub(super) fn namespaces() -> Vec<Finding> {
     ]
 }
 
+/// The ways in which `muslin sidecar` can give a pod its address here. `namespaces` is what
+/// [`namespaces`] has found.
+pub(super) fn sidecar_levels(namespaces: &[Finding]) -> Finding {
+    const CHECK: &str = "sidecar levels";
+    // It is gone again when this returns.
+    let tap = Tap::open("muslin-probe", true, 1).err();
+    let run = namespaces.iter().find(|it| it.verdict != Verdict::Fine);
+    let mut possible = Vec::new();
+    let mut obstacles = Vec::new();
+    match tap {
+        None => possible.push("tap"),
+        Some(obstacle) => obstacles.push(format!("not tap: {obstacle}")),
+    }
+    match run {
+        None => possible.push("run"),
+        Some(obstacle) => obstacles.push(format!("not run: {}", obstacle.detail)),
+    }
+    possible.push("process");
+    let detail = format!("possible here: {}", possible.join(", "));
+    let finding = Finding::fine(CHECK, detail);
+    if obstacles.is_empty() {
+        finding
+    } else {
+        finding.advise(obstacles.join("; "))
+    }
+}
+
+/// Whether pods' pings to addresses outside the pod network can go on by sockets of the node.
+pub(super) fn pings() -> Finding {
+    const CHECK: &str = "pings";
+    const SETTING: &str = "/proc/sys/net/ipv4/ping_group_range";
+    match Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)) {
+        Ok(_) => Finding::fine(CHECK, "pods can ping addresses outside the pod network"),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            let range = std::fs::read_to_string(SETTING).unwrap_or_default();
+            let range = range.split_whitespace().collect::<Vec<_>>().join(" ");
+            let detail = format!(
+                "pods cannot ping addresses outside the pod network: net.ipv4.ping_group_range is \
+                 '{range}', without the group {}",
+                nix::unistd::getegid()
+            );
+            Finding::new(CHECK, Verdict::Warning, detail)
+                .advise("run 'sudo sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"'")
+        }
+        Err(error) => {
+            let detail = format!("there is no socket for pings: {error}");
+            Finding::new(CHECK, Verdict::Unknown, detail)
+        }
+    }
+}
+
+fn way_out(error: ErrorKind) -> &'static str {
+    state::way_out(error).unwrap_or("name another place with --state-dir")
+}
+
 /// Whether nodes can keep their state.
 pub(super) fn state_directory(directory: &Path) -> Vec<Finding> {
     const CHECK: &str = "state directory";
@@ -114,9 +176,17 @@ pub(super) fn state_directory(directory: &Path) -> Vec<Finding> {
             CHECK,
             format!("{} is not writable: {error}", existing.display()),
         );
-        return vec![finding.advise("name another one with --state-dir")];
+        return vec![finding.advise(way_out(ErrorKind::PermissionDenied))];
     }
-    let kind = statfs(existing).map(|found| found.filesystem_type());
+    let file_system = statfs(existing);
+    if let Ok(found) = &file_system
+        && let free = found.blocks_available() * u64::try_from(found.block_size()).unwrap_or(1)
+        && free < LEAST_SPACE
+    {
+        let detail = format!("{} has {} of space left", existing.display(), bytes(free));
+        return vec![Finding::wrong(CHECK, detail).advise(way_out(ErrorKind::StorageFull))];
+    }
+    let kind = file_system.map(|found| found.filesystem_type());
     if kind.is_ok_and(is_remote) {
         let finding = Finding::new(
             CHECK,

@@ -9,6 +9,7 @@ mod machine;
 mod node;
 mod store;
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ pub struct Questions {
     /// The node, if it is not the only one.
     pub node: Option<String>,
     /// The store; that of the node which runs otherwise, or the embedded one.
-    pub store: Option<String>,
+    pub store: Option<OsString>,
     /// How to prove to etcd who this is.
     pub etcd: EtcdOptions,
     /// Where the store has flannel's keys.
@@ -109,7 +110,11 @@ struct Patient {
 /// A usage error if there are several nodes and none is named. What is wrong is no error.
 pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Result<()> {
     let (patient, waits) = patient(questions).await?;
-    machine::namespaces().into_iter().for_each(&mut tell);
+    let namespaces = machine::namespaces();
+    let levels = machine::sidecar_levels(&namespaces);
+    namespaces.into_iter().for_each(&mut tell);
+    tell(levels);
+    tell(machine::pings());
     machine::state_directory(&questions.state_dir)
         .into_iter()
         .for_each(&mut tell);
@@ -117,7 +122,7 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
     underlay.into_iter().for_each(&mut tell);
     let running = patient
         .as_ref()
-        .map(|patient| patient.status.store.as_str());
+        .map(|patient| OsStr::new(&patient.status.store));
     let store = questions.store.as_deref().or(running);
     tell(clock::examine(store, &questions.etcd).await);
     let (network, findings) = store::examine(questions, patient.as_ref()).await;

@@ -12,6 +12,7 @@ use crate::control::Client;
 use crate::control::protocol::{Drop, Peer, Pod, Table};
 use crate::demo::agent::{Agent, Ping};
 use crate::error::{Context, Result};
+use crate::quantity::duration;
 use crate::underlay::path_mtu;
 
 /// Bytes of an IPv4 and an ICMP header.
@@ -85,10 +86,10 @@ fn lease(patient: &Patient) -> Finding {
     let status = &patient.status;
     let confirmed = status.lease_confirmed_seconds;
     let detail = format!(
-        "node {} has {}, confirmed {} min ago",
+        "node {} has {}, confirmed {} ago",
         status.node,
         status.subnet,
-        confirmed / 60
+        duration(confirmed)
     );
     if confirmed < LONG_AGO.as_secs() {
         Finding::fine("lease", detail)

@@ -1,5 +1,9 @@
 //! Checks of the lease store: whether it answers, what network it has, and how many leases.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use ipnet::Ipv4Net;
 use muslin_stack::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
 
@@ -7,6 +11,7 @@ use super::{Finding, PATIENCE, Patient, Questions, Verdict};
 use crate::control::Client;
 use crate::control::protocol::{Lease, Table};
 use crate::lease::store::{self, Store};
+use crate::quantity::count;
 use crate::state;
 
 const AWAY: &str = "check that it runs and can be reached from here; nodes that run keep their \
@@ -23,10 +28,10 @@ pub(super) async fn examine(
         (None, Some(patient)) => return ask_node(patient).await,
         (None, None) => state::default_store(&questions.state_dir),
     };
-    if let Some(path) = url.strip_prefix("sqlite:")
-        && !std::path::Path::new(path).exists()
+    if let Some(path) = url.as_bytes().strip_prefix(b"sqlite:")
+        && !Path::new(OsStr::from_bytes(path)).exists()
     {
-        let detail = format!("{url} is made by the first node");
+        let detail = format!("{} is made by the first node", url.display());
         return (None, vec![Finding::fine("store", detail)]);
     }
     match store::open(&url, &questions.etcd) {
@@ -44,7 +49,11 @@ async fn ask_node(patient: &Patient) -> (Option<Ipv4Net>, Vec<Finding>) {
     let found = match leases {
         Ok(leases) => Finding::fine(
             "store",
-            format!("{} answers and has {} leases", status.store, leases.len()),
+            format!(
+                "{} answers and has {}",
+                status.store,
+                count(leases.len() as u64, "lease")
+            ),
         ),
         Err(error) => Finding::wrong("store", error).advise(AWAY),
     };
@@ -118,7 +127,8 @@ async fn leases(store: &dyn Store, prefix: &str, config: &NetworkConfig) -> Opti
         return None;
     };
     let (used, all) = (entries.len(), config.subnets().count());
-    let detail = format!("{used} of {all} subnets are leased");
+    let are = if used == 1 { "is" } else { "are" };
+    let detail = format!("{used} of {} {are} leased", count(all as u64, "subnet"));
     Some(if used < all {
         Finding::fine("leases", detail)
     } else {

@@ -17,6 +17,7 @@ use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
 use super::store::{Store, StoreError, Watch, is_permission};
+use crate::quantity::count;
 
 /// What other nodes do not know, or this one, if the store does not do something.
 const OF_THIS: &str = "other nodes do not know the names of this node's pods";
@@ -104,8 +105,15 @@ impl Runner {
     fn report(&mut self) {
         for change in self.sharer.changes() {
             match change {
-                NameChange::Set(record) => self.sharing.names.write().set(record),
-                NameChange::Removed(subnet) => self.sharing.names.write().remove(subnet),
+                NameChange::Set(record) => {
+                    let pods = count(record.pods.len() as u64, "pod");
+                    debug!("names: node {} at {} has {pods}", record.node, record.subnet);
+                    self.sharing.names.write().set(record);
+                }
+                NameChange::Removed(subnet) => {
+                    debug!("names: no record of {subnet} any more");
+                    self.sharing.names.write().remove(subnet);
+                }
                 NameChange::Skipped(key, reason) => {
                     debug!("the key {key} tells no pods: {reason}");
                 }
@@ -117,7 +125,8 @@ impl Runner {
         let pods = self.sharing.pods.borrow_and_update().clone();
         let left_out = self.sharer.set_pods(now_since(self.began), pods);
         if left_out > 0 {
-            warn!("{left_out} pods have no names on other nodes: there are too many");
+            let pods = count(left_out as u64, "pod");
+            warn!("no names on other nodes for {pods}: there are too many");
         }
     }
 
@@ -126,10 +135,12 @@ impl Runner {
         if is_list {
             self.stream = None;
         }
+        let asked_for = op.to_string();
         let answer = self.sharing.store.execute(op).await;
         let now = self.now();
         match answer {
             Ok(answer) => {
+                debug!("names: {asked_for}: {answer}");
                 self.is_told &= is_list;
                 self.sharer.answer(now, answer);
             }

@@ -155,6 +155,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
             self.stream = None;
         }
         let store = Arc::clone(&self.store);
+        let asked_for = op.to_string();
         let mut execution = store.execute(op);
         let answer = loop {
             tokio::select! {
@@ -169,10 +170,12 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         let now = (self.clock)();
         match answer {
             Ok(answer) => {
+                debug!("lease store: {asked_for}: {answer}");
                 self.end_outage(Of::Operation)?;
                 self.manager.answer(now, answer);
             }
             Err(error) => {
+                debug!("lease store: {asked_for}: {error}");
                 self.begin_outage(Of::Operation, &error)?;
                 self.manager.failed(now);
             }
@@ -231,6 +234,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         match events {
             Ok(events) => {
                 for event in events {
+                    debug!("lease store: {event}");
                     self.manager.event(now, event);
                 }
                 return Ok(());

@@ -10,7 +10,7 @@ mod interface;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
@@ -26,18 +26,140 @@ pub use interface::{Assignment, configure, set_link};
 /// Moves this process into fresh namespaces, where it is user 0.
 ///
 /// # Errors
-/// If user namespaces are not to be had: what forbids it, and what to do.
+/// If they are not to be had: what forbids it, and what to do.
 pub fn enter_fresh() -> Result<()> {
     let (uid, gid) = (geteuid(), getegid());
     // The files in `/proc/self` belong to root where the program has file capabilities, or may not
     // be read (proc(5)).
     let _ = set_dumpable(true);
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| Error::failed(explain(error)))?;
-    let mapped = map_ids(uid.as_raw(), gid.as_raw()).and_then(|()| {
-        let rest = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
-        Ok(unshare(rest)?)
-    });
-    mapped.map_err(|error| Error::failed(explain(errno(&error))))
+    // What the new user namespace says of its own limits is another thing.
+    let limits = Kind::ALL.map(|kind| (kind, kind.limit()));
+    for (kind, limit) in limits {
+        unshare(kind.flag()).map_err(|error| Error::failed(kind.explain(error, limit)))?;
+        if kind == Kind::User {
+            map_ids(uid.as_raw(), gid.as_raw())
+                .map_err(|error| Error::failed(kind.explain(errno(&error), limit)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A kind of namespace that a pod has of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    User,
+    Network,
+    Mount,
+    HostName,
+}
+
+impl Kind {
+    /// All of them; the user namespace gives the right to make the others.
+    const ALL: [Self; 4] = [Self::User, Self::Network, Self::Mount, Self::HostName];
+
+    const fn flag(self) -> CloneFlags {
+        match self {
+            Self::User => CloneFlags::CLONE_NEWUSER,
+            Self::Network => CloneFlags::CLONE_NEWNET,
+            Self::Mount => CloneFlags::CLONE_NEWNS,
+            Self::HostName => CloneFlags::CLONE_NEWUTS,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Network => "network",
+            Self::Mount => "mount",
+            Self::HostName => "UTS",
+        }
+    }
+
+    /// The setting that says how many of them each user may have (namespaces(7)).
+    const fn setting(self) -> &'static str {
+        match self {
+            Self::User => "max_user_namespaces",
+            Self::Network => "max_net_namespaces",
+            Self::Mount => "max_mnt_namespaces",
+            Self::HostName => "max_uts_namespaces",
+        }
+    }
+
+    fn limit(self) -> Option<u64> {
+        setting(&format!("user/{}", self.setting()))?.parse().ok()
+    }
+
+    /// Why there is none, and what to do.
+    fn explain(self, error: Errno, limit: Option<u64>) -> String {
+        let (name, setting) = (self.name(), self.setting());
+        // Some systems let the user namespace be made, and forbid all that is to be done there.
+        if matches!(error, Errno::EPERM | Errno::EACCES)
+            && let Some(switch) = switched_off()
+        {
+            return switch.to_owned();
+        }
+        match (error, limit) {
+            // Linux before 4.9 says that there are too many users.
+            (Errno::ENOSPC | Errno::EUSERS, Some(0)) => format!(
+                "this machine allows no {name} namespaces: run 'sudo sysctl -w \
+                 user.{setting}=15000'"
+            ),
+            (Errno::ENOSPC | Errno::EUSERS, limit) => {
+                let limit = limit.map_or_else(String::new, |limit| format!(", {limit} here,"));
+                let depth = match self {
+                    Self::User => ", or they are nested more than 32 deep",
+                    Self::Network | Self::Mount | Self::HostName => "",
+                };
+                format!(
+                    "there are too many {name} namespaces{depth}: user.{setting}{limit} or that of \
+                     a user namespace around this one is reached; end what uses them, or raise it \
+                     with 'sudo sysctl -w user.{setting}=NUMBER'"
+                )
+            }
+            (Errno::EPERM, Some(0)) if self == Self::User => format!(
+                "this machine allows no user namespaces: run 'sudo sysctl -w user.{setting}=15000'"
+            ),
+            (Errno::EPERM, _) => format!(
+                "{name} namespaces are forbidden here: in a container allow the system call \
+                 'unshare' (seccomp=unconfined, or a profile that has it), and do not run in a \
+                 chroot"
+            ),
+            (Errno::ENOSYS | Errno::EINVAL, _) => {
+                let option = match self {
+                    Self::User => "CONFIG_USER_NS",
+                    Self::Network => "CONFIG_NET_NS",
+                    Self::Mount => "CONFIG_NAMESPACES",
+                    Self::HostName => "CONFIG_UTS_NS",
+                };
+                format!("this kernel has no {name} namespaces ({option})")
+            }
+            (error, _) => format!("cannot make a {name} namespace: {error}"),
+        }
+    }
+}
+
+/// What the system has switched off for users without privileges, and how to switch it on.
+fn switched_off() -> Option<&'static str> {
+    if setting("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
+        return Some(
+            "AppArmor forbids unprivileged user namespaces on this machine (Ubuntu 23.10 and newer \
+             do so): give muslin a profile with 'userns,' in /etc/apparmor.d, or run 'sudo sysctl \
+             -w kernel.apparmor_restrict_unprivileged_userns=0'",
+        );
+    }
+    if setting("kernel/unprivileged_userns_clone").as_deref() == Some("0") {
+        return Some(
+            "unprivileged user namespaces are switched off on this machine: run 'sudo sysctl -w \
+             kernel.unprivileged_userns_clone=1'",
+        );
+    }
+    None
+}
+
+/// The value of a kernel setting.
+fn setting(path: &str) -> Option<String> {
+    let text = fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?;
+    Some(text.trim().to_owned())
 }
 
 fn map_ids(uid: u32, gid: u32) -> io::Result<()> {
@@ -161,40 +283,25 @@ fn enter_user_namespace(pid: u32) -> Result<()> {
     ))
 }
 
-/// Why there is no user namespace, and what to do.
-fn explain(error: Errno) -> String {
-    let setting = |path: &str| {
-        fs::read_to_string(path)
-            .ok()
-            .map(|text| text.trim().to_owned())
-    };
-    if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
-        return "AppArmor forbids unprivileged user namespaces on this machine (Ubuntu 23.10 and \
-                newer do so): give muslin a profile with 'userns,' in /etc/apparmor.d, or run \
-                'sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0'"
-            .to_owned();
-    }
-    if setting("/proc/sys/kernel/unprivileged_userns_clone").as_deref() == Some("0") {
-        return "unprivileged user namespaces are switched off on this machine: run 'sudo sysctl \
-                -w kernel.unprivileged_userns_clone=1'"
-            .to_owned();
-    }
-    if setting("/proc/sys/user/max_user_namespaces").as_deref() == Some("0") {
-        return "this machine allows no user namespaces: run 'sudo sysctl -w \
-                user.max_user_namespaces=15000'"
-            .to_owned();
-    }
-    match error {
-        Errno::ENOSPC | Errno::EUSERS => "there are too many user namespaces, or they are nested \
-                too deeply: see user.max_user_namespaces"
-            .to_owned(),
-        Errno::EPERM => "user namespaces are forbidden here: in a container allow the system call \
-                'unshare' (seccomp=unconfined, or a profile that has it), and do not run in a \
-                chroot"
-            .to_owned(),
-        Errno::ENOSYS | Errno::EINVAL => {
-            "this kernel has no user namespaces (CONFIG_USER_NS)".to_owned()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_that_is_reached_is_the_one_that_is_named() {
+        for kind in Kind::ALL {
+            let settings = Kind::ALL.map(Kind::setting);
+            for (error, limit) in [
+                (Errno::ENOSPC, Some(0)),
+                (Errno::ENOSPC, Some(15_000)),
+                (Errno::EUSERS, None),
+            ] {
+                let text = kind.explain(error, limit);
+                for setting in settings {
+                    assert_eq!(text.contains(setting), setting == kind.setting(), "{text}");
+                }
+                assert!(text.contains("sysctl"), "{text}");
+            }
         }
-        error => format!("cannot make a user namespace: {error}"),
     }
 }

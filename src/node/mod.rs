@@ -4,6 +4,7 @@
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
 mod front;
+mod liveness;
 mod naming;
 mod pods;
 mod report;
@@ -65,7 +66,7 @@ pub struct Settings {
     /// Where it listens for commands, if not in its state directory.
     pub socket: Option<PathBuf>,
     /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
-    pub store: String,
+    pub store: OsString,
     /// How it proves to etcd who it is.
     pub etcd: store::EtcdOptions,
     /// What the store's keys begin with, without a trailing slash.
@@ -433,14 +434,15 @@ impl Plane {
     }
 
     fn apply(&mut self, change: Change) -> Result<()> {
+        debug!("lease: {change:?}");
         match change {
             // Nobody but the one who has named another network looks after a store of his own.
             Change::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
                 if !store::is_shared(&self.settings.store) =>
             {
-                return Err(Error::usage(fault));
+                return Err(Error::usage(explain(&fault)));
             }
-            Change::AwaitsConfig(fault) => self.await_config(&fault.to_string()),
+            Change::AwaitsConfig(fault) => self.await_config(&explain(&fault)),
             // It is taken before.
             Change::Configured(_) => {}
             Change::Acquired(key) => self.start(key)?,
@@ -706,6 +708,20 @@ fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .context(format!("cannot protect {at}"))?;
     Ok(listener)
+}
+
+/// What is wrong with a network's configuration, and what to do.
+fn explain(fault: &ConfigFault) -> String {
+    match fault {
+        ConfigFault::OtherNetwork { .. } => format!(
+            "{fault}: to join that network leave out --network, --subnet-len, --backend, --vni, --port \
+             and --direct-routing; a second network needs another --etcd-prefix, or another --store, \
+             and on the same machine another --port, --vni or --public-ip"
+        ),
+        ConfigFault::Missing(_) | ConfigFault::Invalid(_) | ConfigFault::OtherBackend(_) => {
+            fault.to_string()
+        }
+    }
 }
 
 fn refusal(loss: &Loss) -> Error {

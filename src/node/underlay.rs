@@ -330,7 +330,9 @@ fn port_in_use(end: SocketAddr) -> String {
     match kernel.vxlan_on(end.port()) {
         Some(conflict) => conflict.to_string(),
         None => format!(
-            "UDP port {} of {} is in use: another node, or flannel, runs there",
+            "UDP port {} of {} is in use: another node or flannel, perhaps another user's, runs there; \
+             stop it, or give this node another address with --public-ip, or all nodes of its \
+             network another --port",
             end.port(),
             end.ip()
         ),

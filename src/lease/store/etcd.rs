@@ -17,6 +17,8 @@ use etcd_client::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use muslin_stack::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
@@ -30,6 +32,8 @@ type StoreResult<T> = std::result::Result<T, StoreError>;
 const PORT: u16 = 2379;
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a server may take to answer a greeting of TLS.
+const QUICK: Duration = Duration::from_secs(1);
 /// How often a connection is asked whether it is alive; a watch can be silent for a day.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// The longest answer in bytes: more than 100,000 leases.
@@ -359,7 +363,13 @@ impl EtcdStore {
     ) -> StoreResult<T> {
         let error = match timeout(PATIENCE, request).await {
             Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => self.explain(&connection.server, &error),
+            Ok(Err(error)) => match self.explain(&connection.server, &error) {
+                StoreError::Unavailable(reason) if wants_tls(&connection.server).await => {
+                    let hint = "it wants TLS: name it with https:// or etcds://";
+                    StoreError::Unavailable(format!("{reason} ({hint})"))
+                }
+                error => error,
+            },
             Err(_) => silent(&connection.server),
         };
         if error != StoreError::Gap {
@@ -571,6 +581,46 @@ impl Watch for EtcdWatch {
 fn is_tls(server: &str) -> bool {
     server.starts_with("https://")
 }
+
+/// Whether a server that is asked without TLS wants it: it hangs up without a word, but answers a
+/// client's greeting.
+async fn wants_tls(server: &str) -> bool {
+    let Some(place) = server.strip_prefix("http://") else {
+        return false;
+    };
+    let greet = async {
+        let mut stream = TcpStream::connect(place).await?;
+        stream.write_all(&CLIENT_HELLO).await?;
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    match timeout(QUICK, greet).await {
+        // An alert or a handshake of any version from 3.0 on (RFC 8446 section 5.1).
+        Ok(Ok([kind, version])) => matches!(kind, 21 | 22) && version == 3,
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+/// The shortest greeting of TLS 1.2 (RFC 5246 section 7.4.1.2), with one cipher suite and no
+/// extension: all servers answer it, if only by an alert.
+const CLIENT_HELLO: [u8; 50] = {
+    let mut hello = [0; 50];
+    // A handshake record, and in it a greeting, each with its length.
+    let head = [22, 3, 1, 0, 45, 1, 0, 0, 41, 3, 3];
+    let mut at = 0;
+    while at < head.len() {
+        hello[at] = head[at];
+        at += 1;
+    }
+    // After 32 bytes of which nobody needs to be sure, and no session: ECDHE-RSA-AES128-GCM-SHA256,
+    // and no compression.
+    hello[45] = 2;
+    hello[46] = 0xc0;
+    hello[47] = 0x2f;
+    hello[48] = 1;
+    hello
+};
 
 /// The URL of a server that is named with a scheme, or without one where there is a default.
 fn server(default: Option<&str>, text: &str) -> Option<String> {

@@ -45,6 +45,7 @@ use tracing::{info, warn};
 
 use super::{Store, StoreError, Watch, blocking};
 use crate::error::{Context, Error, Result};
+use crate::quantity::count;
 
 type StoreResult<T> = std::result::Result<T, StoreError>;
 
@@ -164,7 +165,7 @@ impl ListFile {
                 if list.config != state.list.config {
                     warn!("{path} has another network now: nodes take it when they start");
                 }
-                info!("{path} has {} nodes now", list.nodes.len());
+                info!("{path} has {} now", count(list.nodes.len() as u64, "node"));
                 state.list = list;
                 state.revision += 1;
             }

@@ -8,7 +8,9 @@ mod sqlite;
 #[cfg(test)]
 pub(crate) mod suite;
 
+use std::ffi::OsStr;
 use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -100,22 +102,35 @@ pub enum StoreError {
 /// # Errors
 /// Bad usage for another address, a failure for a file that cannot be read, has mistakes or is no
 /// store.
-pub fn open(url: &str, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
-    let path = |path: &str| -> Result<std::path::PathBuf> {
-        if path.is_empty() {
-            return Err(Error::usage(format!("the store '{url}' names no file")));
-        }
-        Ok(Path::new(path).to_path_buf())
+pub fn open(url: impl AsRef<OsStr>, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
+    let url = url.as_ref();
+    let shown = url.display();
+    let unknown = || {
+        Error::usage(format!(
+            "the store '{shown}' is unknown: use sqlite:PATH, file:PATH or \
+             etcd://HOST:PORT[,HOST:PORT]"
+        ))
     };
-    match url.split_once(':') {
-        Some(("sqlite", rest)) => Ok(Arc::new(sqlite::SqliteStore::open(&path(rest)?)?)),
-        Some(("file", rest)) => Ok(Arc::new(file::FileStore::open(&path(rest)?)?)),
-        Some((scheme @ ("etcd" | "etcds"), rest)) => {
+    // A path need not be UTF-8.
+    let bytes = url.as_bytes();
+    let colon = bytes.iter().position(|byte| *byte == b':');
+    let (scheme, rest) = bytes.split_at(colon.ok_or_else(unknown)?);
+    let rest = OsStr::from_bytes(&rest[1..]);
+    let path = || {
+        if rest.is_empty() {
+            return Err(Error::usage(format!("the store '{shown}' names no file")));
+        }
+        Ok(Path::new(rest))
+    };
+    match scheme {
+        b"sqlite" => Ok(Arc::new(sqlite::SqliteStore::open(path()?)?)),
+        b"file" => Ok(Arc::new(file::FileStore::open(path()?)?)),
+        b"etcd" | b"etcds" => {
+            let url = url.to_str().ok_or_else(unknown)?;
+            let (scheme, rest) = url.split_once(':').ok_or_else(unknown)?;
             Ok(Arc::new(etcd::EtcdStore::new(url, scheme, rest, options)?))
         }
-        _ => Err(Error::usage(format!(
-            "the store '{url}' is unknown: use sqlite:PATH, file:PATH or etcd://HOST:PORT[,HOST:PORT]"
-        ))),
+        _ => Err(unknown()),
     }
 }
 

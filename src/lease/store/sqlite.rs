@@ -9,6 +9,7 @@
 mod clock;
 
 use std::fs::{DirBuilder, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use super::{Store, StoreError, Watch, blocking};
 use clock::{Note, Reading};
 
 use crate::error::{Error, Result};
+use crate::state::with_way_out;
 
 type StoreResult<T> = std::result::Result<T, StoreError>;
 
@@ -538,7 +540,7 @@ fn create(path: &Path) -> std::io::Result<bool> {
         .open(path);
     match made {
         Ok(_) => Ok(true),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
 }
@@ -554,6 +556,7 @@ fn check_access(path: &Path) -> StoreResult<()> {
 }
 
 fn refused(path: &Path, error: std::io::Error) -> StoreError {
+    let error = with_way_out(&error, error.kind());
     StoreError::Refused(format!("{}: {error}", path.display()))
 }
 
@@ -592,7 +595,12 @@ fn explain(path: &Path, error: &rusqlite::Error) -> StoreError {
             "{path} is damaged: remove it, and the nodes that use it write their leases again"
         )),
         Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => {
+            let error = with_way_out(error, ErrorKind::PermissionDenied);
             StoreError::Refused(format!("{path} cannot be written: {error}"))
+        }
+        Some(ErrorCode::DiskFull) => {
+            let error = with_way_out(error, ErrorKind::StorageFull);
+            StoreError::Unavailable(format!("{path}: {error}"))
         }
         Some(_) => StoreError::Unavailable(format!("{path}: {error}")),
         // Columns that are missing or of another kind.

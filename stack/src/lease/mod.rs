@@ -24,6 +24,7 @@ pub use record::{InvalidRecord, LeaseRecord};
 
 use std::time::Duration;
 
+use std::fmt;
 /// A point in a store's history; every change makes a larger one.
 pub type Revision = i64;
 
@@ -96,6 +97,38 @@ pub enum Answer {
 
 /// A change that a store reports to those who watch it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+impl fmt::Display for Op {
+    /// What is done to which key, without the value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Get(key) => write!(f, "get {key}"),
+            Self::List(prefix) => write!(f, "list {prefix}"),
+            Self::Create { key, .. } => write!(f, "create {key}"),
+            Self::CompareAndPut { key, expected, .. } => {
+                write!(f, "put {key} over revision {expected}")
+            }
+            Self::CompareAndDelete { key, expected } => {
+                write!(f, "delete {key} at revision {expected}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    /// What came of an operation, without values.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(Some(entry)) => write!(f, "it is of revision {}", entry.revision),
+            Self::Value(None) => f.write_str("it is not there"),
+            Self::Snapshot { revision, entries } => {
+                write!(f, "{} of revision {revision}", entries.len())
+            }
+            Self::Done(revision) => write!(f, "done, revision {revision}"),
+            Self::Conflict => f.write_str("it is not as expected"),
+        }
+    }
+}
+
 pub enum WatchEvent {
     /// A key was written.
     Put(Entry),
@@ -110,6 +143,16 @@ pub enum WatchEvent {
 
 /// The longest foreign text that a message repeats, in characters.
 const MAX_SHOWN: usize = 120;
+impl fmt::Display for WatchEvent {
+    /// What happened to which key, without its value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Put(entry) => write!(f, "{} is written, revision {}", entry.key, entry.revision),
+            Self::Delete { key, revision } => write!(f, "{key} is gone, revision {revision}"),
+        }
+    }
+}
+
 
 /// Foreign text for a message: a store's values can be megabytes.
 fn shorten(text: &impl ToString) -> String {

@@ -235,7 +235,12 @@ async fn the_ca_alone_is_enough_and_another_is_told() {
     // Without TLS where there is TLS.
     let plain = format!("etcd://127.0.0.1:{}", server.client);
     let text = refused(open(&plain, &EtcdOptions::default()).unwrap()).await;
-    assert!(text.to_string().contains("http://127.0.0.1"), "{text}");
+    let text = text.to_string();
+    assert!(text.starts_with("http://127.0.0.1"), "{text}");
+    assert!(
+        text.contains("it wants TLS: name it with https://"),
+        "{text}"
+    );
 }
 
 #[test]
