@@ -110,8 +110,104 @@ fn a_peer_that_is_dead_or_behind_a_small_mtu_is_named() {
     assert!(healthy, "slow is not wrong: {findings:#?}");
     other.kill();
     let (findings, healthy) = doctor(one.client(&["doctor"]));
-    is(&findings, &peer, "wrong", &["10.9.0.2", "UDP 8472"]);
+    is(
+        &findings,
+        &peer,
+        "wrong",
+        &["n2", "10.9.0.2", "UDP 8472", "leases --drop"],
+    );
     assert!(!healthy);
+}
+
+/// What a node says of its only peer.
+fn peer_row(node: &Node) -> Value {
+    node.query("peers")[0].clone()
+}
+
+/// Waits until a node says this of the state of its only peer, in both tables.
+#[track_caller]
+fn wait_state(node: &Node, state: &str) {
+    let what = format!("a peer that is {state}{}", node.log());
+    lab::poll_until(lab::SOON, &what, || {
+        let row = peer_row(node);
+        let leases = node.query("leases");
+        let mut leases = leases.as_array()?.iter();
+        let lease = leases.find(|lease| lease["subnet"] == row["subnet"])?;
+        (row["state"] == state && lease["state"] == state).then_some(())
+    });
+}
+
+/// The answer to `muslin leases --drop`, or the exit code and the complaint.
+fn drop_lease(node: &Node, words: &[&str]) -> Result<Value, (Option<i32>, String)> {
+    let words = [&["leases", "--json", "--drop"], words].concat();
+    let output = node.client(&words).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        return Ok(serde_json::from_slice(&output.stdout).unwrap());
+    }
+    Err((output.status.code(), stderr))
+}
+
+#[test]
+fn a_node_that_has_stopped_is_no_fault_and_its_lease_can_be_given_back() {
+    let Some(lab) = Lab::new() else { return };
+    let (one, mut other) = two_nodes(&lab);
+    wait_state(&one, "alive");
+    let row = peer_row(&one);
+    let subnet = row["subnet"].as_str().unwrap().to_owned();
+    assert_eq!(row["node"], "n2");
+    assert!(row["heard_seconds"].as_u64().unwrap() < 30, "{row}");
+    // A node that is alive keeps its lease, and so does the one that is asked.
+    let (code, text) = drop_lease(&one, &["n2"]).unwrap_err();
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("n2") && text.contains("alive"), "{text}");
+    for (wanted, word) in [
+        ("n1", "muslin leave"),
+        ("n3", "'n3'"),
+        ("10.0.0.0/8", "10.0.0.0/8"),
+    ] {
+        let (code, text) = drop_lease(&one, &[wanted]).unwrap_err();
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains(word), "{text}");
+    }
+    assert!(other.is_running());
+
+    let pid = other.query("status")["pid"].as_i64().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(other.wait_exit(lab::SOON), Some(0));
+    wait_state(&one, "stopped");
+    let (findings, healthy) = doctor(one.client(&["doctor"]));
+    is(
+        &findings,
+        &format!("peer {subnet}"),
+        "fine",
+        &["n2", "stopped"],
+    );
+    assert!(healthy, "{findings:#?}");
+
+    other.start_again();
+    wait_state(&one, "alive");
+    assert_eq!(peer_row(&one)["subnet"], subnet.as_str());
+    other.kill();
+    wait_state(&one, "silent");
+    let dropped = drop_lease(&one, &[&subnet]).unwrap();
+    assert_eq!(dropped["node"], "n2");
+    assert_eq!(dropped["state"], "silent");
+    assert_eq!(dropped["names_removed"], true);
+    assert!(
+        dropped["seconds_left"].as_u64().unwrap() > 80_000,
+        "{dropped}"
+    );
+    one.wait_peers(0);
+    assert_eq!(one.query("leases").as_array().unwrap().len(), 1);
+
+    // With force a node that is alive loses it, and takes it again.
+    other.start_again();
+    wait_state(&one, "alive");
+    let dropped = drop_lease(&one, &["n2", "--force"]).unwrap();
+    assert_eq!(dropped["state"], "alive");
+    wait_state(&one, "alive");
 }
 
 #[test]

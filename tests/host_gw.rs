@@ -125,7 +125,7 @@ fn two_nodes_and_a_kernel_are_each_others_next_hops() {
         assert_eq!(node.status("uplink"), "packet");
         for peer in node.query("peers").as_array().unwrap() {
             assert_eq!(peer["path"], "on-link", "{peer}");
-            assert_eq!((&peer["state"], &peer["mtu"]), (&"ok".into(), &MTU.into()));
+            assert_eq!((&peer["usable"], &peer["mtu"]), (&true.into(), &MTU.into()));
         }
     }
     // They are looked for when their leases appear, before there is any traffic.
@@ -375,13 +375,17 @@ impl Links {
         })
     }
 
-    /// How one node gets to each other.
+    /// How one node gets to each other, with what stands in the way and the MTU.
     fn paths(&self, from: usize) -> Vec<(String, String, Option<u64>)> {
         let rows = self.nodes[from].query("peers");
         let rows = rows.as_array().unwrap().iter();
         let rows = rows.map(|row| {
             let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
-            (text("path"), text("state"), row["mtu"].as_u64())
+            let obstacle = match row["usable"].as_bool().unwrap() {
+                true => "none".to_owned(),
+                false => text("state"),
+            };
+            (text("path"), obstacle, row["mtu"].as_u64())
         });
         rows.collect()
     }
@@ -407,8 +411,8 @@ fn direct_routing_is_bare_on_the_link_and_encapsulated_beyond() {
         let Some(mut links) = Links::new(backend) else {
             return;
         };
-        let on_link = ("on-link".to_owned(), "ok".to_owned(), Some(1500));
-        let beyond = (tunnel.to_owned(), "ok".to_owned(), Some(mtu));
+        let on_link = ("on-link".to_owned(), "none".to_owned(), Some(1500));
+        let beyond = (tunnel.to_owned(), "none".to_owned(), Some(mtu));
         assert_eq!(links.paths(0), [on_link.clone(), beyond.clone()]);
         assert_eq!(links.paths(2), [beyond.clone(), beyond]);
         let (bare, frames) = links.is_bare(0, 1);
@@ -454,7 +458,7 @@ fn a_host_beyond_a_router_is_told_to_be_no_next_hop() {
     let Some(mut links) = Links::new("backend = \"host-gw\"") else {
         return;
     };
-    let on_link = ("on-link".to_owned(), "ok".to_owned(), Some(1500));
+    let on_link = ("on-link".to_owned(), "none".to_owned(), Some(1500));
     let state = format!("not on the link {LINK}");
     assert_eq!(links.paths(0), [on_link, ("none".to_owned(), state, None)]);
     let far = links.nodes[2].address(2);

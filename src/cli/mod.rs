@@ -80,12 +80,18 @@ enum Command {
     Pods(report::Arguments),
     /// The other nodes, and what went to and came from each
     ///
+    /// Nodes of which nothing was heard for a while are asked for a sign of life first. A node is
+    /// alive, silent if it does not answer, or stopped if it has ended in order and will come back.
+    ///
     /// Packets are counted as the kernel's VXLAN devices count them: a superpacket of up to 64 KiB is
     /// one, before it is cut into datagrams and after they are joined again. A network card counts
     /// the datagrams, which are more.
     Peers(report::Arguments),
     /// All leases as the store has them now, and keys there that are none
-    Leases(report::Arguments),
+    ///
+    /// What is said of their nodes is as in `muslin peers`; a lease that should have been renewed long
+    /// ago is expiring.
+    Leases(report::LeaseArguments),
     /// Where packets go
     Routes(report::Arguments),
     /// Which address is behind which port

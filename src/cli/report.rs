@@ -9,7 +9,7 @@ use super::output::{Table as Lines, pairs, print, print_json};
 use super::{NodeChoice, block_on};
 use crate::control::Client;
 use crate::control::protocol::{
-    Dns, Drop, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
+    Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
 };
 use crate::error::{Error, Result};
 use crate::publish::Published;
@@ -34,6 +34,19 @@ pub(super) struct DropArguments {
     /// Also reasons that have not happened
     #[arg(long)]
     all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LeaseArguments {
+    #[command(flatten)]
+    common: Arguments,
+    /// Give the lease of a node that is gone for good back, by its subnet or the node's name; not of
+    /// a node that is alive
+    #[arg(long, value_name = "SUBNET|NODE")]
+    drop: Option<String>,
+    /// With --drop: even if the node may be alive, and if somebody has reserved the lease
+    #[arg(long, requires = "drop")]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -183,11 +196,10 @@ pub(super) fn pods(arguments: &Arguments) -> Result<()> {
 
 pub(super) fn peers(arguments: &Arguments) -> Result<()> {
     let header = [
+        "NODE",
         "SUBNET",
         "PUBLIC IP",
         "PATH",
-        "MTU",
-        "VTEP MAC",
         "STATE",
         "FROM IT",
         "TO IT",
@@ -198,12 +210,11 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
         (&header, "no other node has a lease\n"),
         |peer: &Peer| {
             vec![
+                peer.node.clone().unwrap_or_default(),
                 peer.subnet.to_string(),
                 peer.public_ip.to_string(),
-                peer.path.clone().unwrap_or_else(|| peer.backend.clone()),
-                peer.mtu.map(|mtu| mtu.to_string()).unwrap_or_default(),
-                peer.vtep_mac.clone().unwrap_or_default(),
-                peer.state.clone(),
+                path(peer),
+                format!("{}, {}", peer.state, heard(peer.heard_seconds)),
                 traffic(peer.received),
                 traffic(peer.sent),
             ]
@@ -211,14 +222,43 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
     )
 }
 
-pub(super) fn leases(arguments: &Arguments) -> Result<()> {
-    let header = ["LEASE", "PUBLIC IP", "BACKEND", "OWNER", "ENDS IN", "STATE"];
+/// How packets get to a peer, and how large they may be.
+fn path(peer: &Peer) -> String {
+    let path = peer.path.as_ref().unwrap_or(&peer.backend);
+    match peer.mtu {
+        Some(mtu) => format!("{path}, MTU {mtu}"),
+        None => path.clone(),
+    }
+}
+
+fn heard(seconds: Option<u64>) -> String {
+    seconds.map_or_else(
+        || "never heard".to_owned(),
+        |seconds| format!("heard {} ago", duration(seconds)),
+    )
+}
+
+pub(super) fn leases(arguments: &LeaseArguments) -> Result<()> {
+    let common = &arguments.common;
+    if let Some(lease) = &arguments.drop {
+        return drop_lease(common, lease, arguments.force);
+    }
+    let header = [
+        "LEASE",
+        "NODE",
+        "PUBLIC IP",
+        "BACKEND",
+        "OWNER",
+        "ENDS IN",
+        "STATE",
+    ];
     let cells = |lease: &Lease| {
         vec![
             match lease.subnet {
                 Some(subnet) => subnet.to_string(),
                 None => lease.key.clone(),
             },
+            lease.node.clone().unwrap_or_default(),
             lease.public_ip.map(|ip| ip.to_string()).unwrap_or_default(),
             lease.backend.clone().unwrap_or_default(),
             lease.owner.clone(),
@@ -226,11 +266,46 @@ pub(super) fn leases(arguments: &Arguments) -> Result<()> {
                 Some(seconds) => duration(seconds),
                 None => "never".to_owned(),
             },
-            lease.state.clone(),
+            match lease.public_ip {
+                Some(_) if !lease.owner.starts_with(THIS_NODE) => {
+                    format!("{}, {}", lease.state, heard(lease.heard_seconds))
+                }
+                _ => lease.state.clone(),
+            },
         ]
     };
     let none = "the store has no lease\n";
-    list(arguments, Table::Leases, (&header, none), cells)
+    list(common, Table::Leases, (&header, none), cells)
+}
+
+/// Gives another node's lease back, and says what that was.
+fn drop_lease(common: &Arguments, lease: &str, force: bool) -> Result<()> {
+    let socket = common.node.socket()?;
+    let request = DropLease {
+        lease: lease.to_owned(),
+        force,
+    };
+    let dropped = block_on(async { Client::connect(&socket).await?.drop_lease(request).await })?;
+    if common.json {
+        return print_json(&dropped);
+    }
+    let holder = match (&dropped.node, dropped.public_ip) {
+        (Some(node), Some(ip)) => format!("of node {node} ({ip}, {})", dropped.state),
+        (None, Some(ip)) => format!("of {ip} ({})", dropped.state),
+        (_, None) => format!("({})", dropped.state),
+    };
+    let end = match dropped.seconds_left {
+        Some(seconds) => format!("it had {} left", duration(seconds)),
+        None => "it had no end".to_owned(),
+    };
+    let names = match dropped.names_removed {
+        true => "; the names of its pods are removed",
+        false => "",
+    };
+    print(&format!(
+        "{} {holder} is given back: {end}{names}\n",
+        dropped.subnet
+    ))
 }
 
 pub(super) fn routes(arguments: &Arguments) -> Result<()> {
@@ -326,6 +401,15 @@ pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
     )
 }
 
+/// Both ends of a flow, and which of them began it.
+fn ends(flow: &Flow) -> String {
+    let arrow = if flow.direction == "in" { "<-" } else { "->" };
+    match flow.remote.port() {
+        0 => format!("{} {arrow} {}", flow.local, flow.remote.ip()),
+        _ => format!("{} {arrow} {}", flow.local, flow.remote),
+    }
+}
+
 fn list<T: Serialize + DeserializeOwned>(
     arguments: &Arguments,
     which: Table,
@@ -372,12 +456,3 @@ fn traffic(traffic: Traffic) -> String {
         bytes(traffic.bytes)
     )
 }
-/// Both ends of a flow, and which of them began it.
-fn ends(flow: &Flow) -> String {
-    let arrow = if flow.direction == "in" { "<-" } else { "->" };
-    match flow.remote.port() {
-        0 => format!("{} {arrow} {}", flow.local, flow.remote.ip()),
-        _ => format!("{} {arrow} {}", flow.local, flow.remote),
-    }
-}
-

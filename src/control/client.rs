@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::connection::Connection;
-use super::protocol::{Answer, Attach, Attached, Link, Namespace, PodNamespaces, Request, Table};
+use super::protocol::{
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+};
 use crate::error::{Context, Error, Result};
 use crate::state;
 
@@ -136,6 +138,17 @@ impl Client {
                 Ok((pod, namespaces))
             }
             (other, _) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Gives another node's lease back.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+        match self.ask(&Request::DropLease(request), &[]).await? {
+            Answer::Dropped(dropped) => Ok(dropped),
+            other => Err(unexpected(&other)),
         }
     }
 

@@ -39,8 +39,19 @@ pub enum Request {
     },
     /// Tell one table.
     Report(Table),
+    /// Give another node's lease back, which does not do it itself any more. Answered by `Dropped`.
+    DropLease(DropLease),
     /// Give the lease back and stop.
     Leave,
+}
+
+/// A lease to be given back for the node that holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropLease {
+    /// Its subnet, or the name of the node.
+    pub lease: String,
+    /// Whether to do it even if the node seems to be alive, and for a reservation.
+    pub force: bool,
 }
 
 /// A pod that wants to be attached.
@@ -111,6 +122,8 @@ pub enum Answer {
     /// What the interfaces of pods attached over this connection are to have from now on. Nobody has
     /// asked: it comes whenever it changes.
     Changed(Link),
+    /// The lease is given back.
+    Dropped(Dropped),
     /// It is done.
     Done,
     /// It cannot be done.
@@ -169,6 +182,23 @@ pub struct PodNamespaces {
     pub address: Ipv4Addr,
     /// What the descriptors stand for, in their order.
     pub kinds: Vec<Namespace>,
+}
+
+/// A lease that was given back for another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The lease.
+    pub subnet: Ipv4Net,
+    /// The name of the node that held it, if it is known.
+    pub node: Option<String>,
+    /// Where its tunnel ended, if that was a lease at all.
+    pub public_ip: Option<Ipv4Addr>,
+    /// How the node was doing, as in [`Lease::state`].
+    pub state: String,
+    /// Seconds that the lease had left; none if it would not have ended by itself.
+    pub seconds_left: Option<u64>,
+    /// Whether the record with the names of its pods is gone, too.
+    pub names_removed: bool,
 }
 
 /// A node at a glance.
@@ -359,6 +389,9 @@ pub struct Traffic {
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peer {
+    /// Its name, if it is a muslin node that shares it.
+    #[serde(default)]
+    pub node: Option<String>,
     /// Its lease.
     pub subnet: Ipv4Net,
     /// Where its tunnel ends.
@@ -367,8 +400,15 @@ pub struct Peer {
     pub backend: String,
     /// MAC address of its VTEP, for VXLAN.
     pub vtep_mac: Option<String>,
-    /// `ok`, or why nothing can be sent to it.
+    /// `alive`, `silent` if it does not answer, `stopped` if it has said that it stops, or why
+    /// nothing can be sent to it.
     pub state: String,
+    /// Whether packets can be sent to it.
+    #[serde(default = "yes")]
+    pub usable: bool,
+    /// Seconds since something came from it; none if nothing has.
+    #[serde(default)]
+    pub heard_seconds: Option<u64>,
     /// How packets get there: `vxlan`, `udp` or `ipip`, `on-link` for bare packets to a host on the
     /// node's own link, or `none`; nothing if it is no peer.
     pub path: Option<String>,
@@ -387,6 +427,9 @@ pub struct Lease {
     pub key: String,
     /// The subnet that it names, if it does.
     pub subnet: Option<Ipv4Net>,
+    /// The name of its holder, if it is a muslin node that shares it.
+    #[serde(default)]
+    pub node: Option<String>,
     /// Where the tunnel of its holder ends.
     pub public_ip: Option<Ipv4Addr>,
     /// How its holder encapsulates.
@@ -398,8 +441,17 @@ pub struct Lease {
     pub owner: String,
     /// Seconds until it ends; none if it does not end by itself.
     pub seconds_left: Option<u64>,
-    /// `ok`, or why nothing can be sent there.
+    /// Seconds since something came from its holder; none if nothing has.
+    #[serde(default)]
+    pub heard_seconds: Option<u64>,
+    /// As of a [`Peer`], and `expiring` if it should have been renewed long ago, `expired` if its
+    /// time is over.
     pub state: String,
+}
+
+/// What nodes that do not tell it mean.
+const fn yes() -> bool {
+    true
 }
 
 /// A route.

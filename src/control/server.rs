@@ -11,7 +11,9 @@ use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, MAX_MESSAGE};
-use super::protocol::{Answer, Attach, Attached, Link, Namespace, PodNamespaces, Request, Table};
+use super::protocol::{
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+};
 use crate::error::{Error, Result, errno};
 use muslin_stack::ipam::PodName;
 
@@ -70,6 +72,12 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// If the node is about to end.
     fn report(&self, table: Table) -> impl Future<Output = Result<Vec<serde_json::Value>>> + Send;
+
+    /// Gives another node's lease back.
+    ///
+    /// # Errors
+    /// Why that would be wrong, or why the store did not do it.
+    fn drop_lease(&self, request: DropLease) -> impl Future<Output = Result<Dropped>> + Send;
 
     /// Gives the lease back; the node ends then.
     ///
@@ -185,6 +193,7 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
                 Err(error) => Err(error),
             },
             Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
+            Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
             Request::Report(table) => match service.report(table).await {
                 Ok(rows) => {
@@ -288,6 +297,10 @@ mod tests {
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {
             Ok(Vec::new())
+        }
+
+        async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+            Err(Error::failed(format!("no lease {}", request.lease)))
         }
 
         async fn leave(&self) -> Result<()> {

@@ -33,6 +33,8 @@ const TELLING: [&str; 10] = [
     "port-queue-full",
     "no-vtep-mac",
 ];
+/// The state of a node that has said that it stops.
+const STOPPED: &str = "stopped";
 /// A lease that was not confirmed for so long is in danger.
 const LONG_AGO: Duration = Duration::from_secs(13 * 3600);
 
@@ -46,18 +48,13 @@ pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMu
     if peers.is_empty() {
         return tell(Finding::fine("peers", "no other node has a lease"));
     }
-    for peer in peers.iter().filter(|peer| peer.state != "ok") {
-        let detail = format!("{} cannot be reached: {}", peer.public_ip, peer.state);
-        tell(Finding::new(
-            &format!("peer {}", peer.subnet),
-            Verdict::Warning,
-            detail,
-        ));
-    }
-    let usable: Vec<_> = peers
+    let (usable, others): (Vec<_>, Vec<_>) = peers
         .into_iter()
-        .filter(|peer| peer.state == "ok")
-        .collect();
+        .partition(|peer| peer.usable && peer.state != STOPPED);
+    others.iter().map(absent).for_each(&mut tell);
+    if usable.is_empty() {
+        return;
+    }
     let mut agent = match pod(patient) {
         Ok(agent) => agent,
         Err(error) => {
@@ -80,6 +77,32 @@ pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMu
         );
         tell(finding.advise("try all of them with a larger --peers"));
     }
+}
+
+/// What there is to say of a peer to which nothing has to be sent.
+fn absent(peer: &Peer) -> Finding {
+    let (check, title) = (format!("peer {}", peer.subnet), title(peer));
+    if !peer.usable {
+        let detail = format!("{title} cannot be reached: {}", peer.state);
+        return Finding::new(&check, Verdict::Warning, detail);
+    }
+    let detail = format!("{title} has stopped in order; its lease is kept for its return");
+    Finding::fine(&check, detail).advise(give_back(peer))
+}
+
+/// `node n2 at 10.0.0.2`, or the address alone.
+fn title(peer: &Peer) -> String {
+    match &peer.node {
+        Some(node) => format!("node {node} at {}", peer.public_ip),
+        None => peer.public_ip.to_string(),
+    }
+}
+
+fn give_back(peer: &Peer) -> String {
+    format!(
+        "if it does not come back, 'muslin leases --drop {}' gives its lease back",
+        peer.subnet
+    )
 }
 
 fn lease(patient: &Patient) -> Finding {
@@ -197,10 +220,11 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
 
 fn silent(check: &str, patient: &Patient, peer: &Peer) -> Finding {
     let (own, theirs) = (patient.status.public_ip, peer.public_ip);
+    let title = title(peer);
     let path = peer.path.as_deref().unwrap_or("none");
     let passes = match path {
         "on-link" => {
-            return Finding::wrong(check, format!("{theirs} does not answer on the link")).advise(
+            return Finding::wrong(check, format!("{title} does not answer on the link")).advise(
                 format!(
                     "'muslin neighbours' says whether {theirs} answers ARP; if it does, its host \
                      must take packets for {} from this link (with muslin: a running node; with \
@@ -212,10 +236,11 @@ fn silent(check: &str, patient: &Patient, peer: &Peer) -> Finding {
         "ipip" => "IP protocol 4".to_owned(),
         _ => format!("UDP {}", patient.status.port),
     };
-    let detail = format!("{theirs} does not answer through the tunnel");
+    let detail = format!("{title} does not answer through the tunnel");
     Finding::wrong(check, detail).advise(format!(
         "check that {passes} passes between {own} and {theirs} both ways (firewalls; VMware takes \
-         UDP 8472), and 'muslin drops' at both ends"
+         UDP 8472), and 'muslin drops' at both ends; {}",
+        give_back(peer)
     ))
 }
 

@@ -4,6 +4,7 @@
 //! The rules are in [`muslin_stack::lease`]; here are the ones who execute them.
 
 mod names;
+pub mod release;
 mod runner;
 pub mod store;
 pub mod table;

@@ -1,4 +1,4 @@
-//! The task that shares the names of pods with other nodes: it does what their rules ask for.
+//! The task that shares the names of a node and its pods with other nodes: it does what their rules ask for.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -39,13 +39,15 @@ pub struct Sharing {
     pub pods: watch::Receiver<Vec<PodRecord>>,
     /// Whether the record is to be removed, as the lease is.
     pub leave: watch::Receiver<bool>,
+    /// Whether the record is to say that the node has stopped, and keeps its lease.
+    pub stop: watch::Receiver<bool>,
     /// Takes the records of other nodes.
     pub names: Arc<RwLock<Names>>,
 }
 
 impl Sharing {
-    /// Shares until the node leaves. If the store cannot keep names it ends at once, and only this
-    /// node's own pods are known.
+    /// Shares until the node leaves or stops. If the store cannot keep names it ends at once, and only
+    /// this node's own pods are known.
     pub async fn run(self) {
         if !self.store.keeps_names() {
             let store = self.store.describe();
@@ -62,7 +64,7 @@ impl Sharing {
             sharer: Sharer::new(settings, now_since(began)),
             began,
             stream: None,
-            is_leaving: false,
+            is_ending: false,
             is_told: false,
             sharing: self,
         };
@@ -77,13 +79,13 @@ struct Runner {
     began: std::time::Instant,
     /// The watch, which stays open while the record is written.
     stream: Option<Box<dyn Watch>>,
-    is_leaving: bool,
+    is_ending: bool,
     /// Whether it was told that the store forbids it.
     is_told: bool,
 }
 
 impl Runner {
-    /// Shares until the node has left.
+    /// Shares until the node has ended.
     async fn share(&mut self) {
         loop {
             let action = self.sharer.poll(self.now());
@@ -107,7 +109,10 @@ impl Runner {
             match change {
                 NameChange::Set(record) => {
                     let pods = count(record.pods.len() as u64, "pod");
-                    debug!("names: node {} at {} has {pods}", record.node, record.subnet);
+                    debug!(
+                        "names: node {} at {} has {pods}",
+                        record.node, record.subnet
+                    );
                     self.sharing.names.write().set(record);
                 }
                 NameChange::Removed(subnet) => {
@@ -174,11 +179,15 @@ impl Runner {
         tokio::select! {
             biased;
             events = next(&mut self.stream) => self.take(events),
-            () = asked(&mut sharing.leave), if !self.is_leaving => {
-                self.is_leaving = true;
+            () = asked(&mut sharing.leave), if !self.is_ending => {
+                self.is_ending = true;
                 self.sharer.leave(now_since(self.began));
             }
-            Ok(()) = sharing.pods.changed(), if !self.is_leaving => self.set_pods(),
+            () = asked(&mut sharing.stop), if !self.is_ending => {
+                self.is_ending = true;
+                self.sharer.stop(now_since(self.began));
+            }
+            Ok(()) = sharing.pods.changed(), if !self.is_ending => self.set_pods(),
             () = sleep(left) => {}
         }
     }
@@ -231,7 +240,7 @@ fn must_be_mended(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused(_)) || is_permission(error)
 }
 
-/// Until the node is to leave; for ever if nobody can ask any more.
+/// Until a node is to end so; for ever if nobody can ask any more.
 async fn asked(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
         pending().await
@@ -264,6 +273,7 @@ mod tests {
     struct Node {
         pods: watch::Sender<Vec<PodRecord>>,
         leave: watch::Sender<bool>,
+        stop: watch::Sender<bool>,
         names: Arc<RwLock<Names>>,
         task: JoinHandle<()>,
         number: u8,
@@ -272,7 +282,8 @@ mod tests {
     impl Node {
         /// A node that knows that the subnets of nodes 1 and 2 are leased.
         fn start(store: &Arc<dyn Store>, number: u8) -> Self {
-            let (pods, leave) = (watch::Sender::default(), watch::Sender::new(false));
+            let (leave, stop) = (watch::Sender::new(false), watch::Sender::new(false));
+            let pods = watch::Sender::default();
             let names = Arc::new(RwLock::new(Names::default()));
             names.write().lease(subnet(1));
             names.write().lease(subnet(2));
@@ -284,11 +295,13 @@ mod tests {
                 subnet: subnet(number),
                 pods: pods.subscribe(),
                 leave: leave.subscribe(),
+                stop: stop.subscribe(),
                 names: names.clone(),
             };
             Self {
                 pods,
                 leave,
+                stop,
                 names,
                 task: tokio::spawn(sharing.run()),
                 number,
@@ -345,16 +358,47 @@ mod tests {
         late.knows(&["a", "b", "c"], &[]).await;
         one.set_pods(&["b"]);
         late.knows(&["b", "c"], &["a"]).await;
-        assert_eq!(records(&store).await.len(), 2);
         assert!(records(&store).await[0].ttl.unwrap() > LEASE_TTL / 2);
         one.set_pods(&[]);
         late.knows(&["c"], &["b"]).await;
         two.leave.send_replace(true);
         two.task.await.unwrap();
         late.knows(&[], &["c"]).await;
-        assert_eq!(records(&store).await, []);
+        // Nodes without pods are known as well.
+        let keys: Vec<_> = records(&store).await.into_iter().map(|it| it.key).collect();
+        assert_eq!(keys, [1, 3].map(|number| names_key("/p", subnet(number))));
         late.leave.send_replace(true);
         late.task.await.unwrap();
+        assert_eq!(records(&store).await.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_stops_says_so_until_it_is_back() {
+        let directory = TempDir::new().unwrap();
+        let store = embedded(&directory);
+        let [one, two] = [1, 2].map(|number| Node::start(&store, number));
+        one.set_pods(&["a"]);
+        two.knows(&["a"], &[]).await;
+        let has_stopped = || {
+            let names = two.names.read();
+            names.record(subnet(1)).map(|record| record.stopped)
+        };
+        assert_eq!(has_stopped(), Some(false));
+        one.stop.send_replace(true);
+        one.task.await.unwrap();
+        let until = async |expected| {
+            let deadline = Instant::now() + SOON;
+            while has_stopped() != Some(expected) {
+                assert!(Instant::now() < deadline, "not {expected}");
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        until(true).await;
+        two.knows(&["a"], &[]).await;
+        let again = Node::start(&store, 1);
+        until(false).await;
+        again.leave.send_replace(true);
+        again.task.await.unwrap();
     }
 
     #[tokio::test]

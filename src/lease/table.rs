@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_stack::lease::{
-    Entry, LeaseRecord, NetworkConfig, SubnetKey, lease_prefix, read_entry, read_peer,
+    Entry, LeaseRecord, NetworkConfig, Signs, Standing, SubnetKey, lease_prefix, read_entry,
+    read_peer,
 };
 use muslin_stack::peer::{Peer, PeerId};
 use tokio::time::timeout;
@@ -18,26 +19,39 @@ use crate::error::{Error, Result};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whose eyes see the table.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Viewer<'a> {
     /// Where the store has flannel's keys.
     pub prefix: &'a str,
     /// The node's network.
     pub config: &'a NetworkConfig,
+    /// The node's name.
+    pub node: &'a str,
     /// The node's own lease.
     pub subnet: Ipv4Net,
     /// Where the node's tunnel ends.
     pub public_ip: Ipv4Addr,
+    /// What it knows of the node that has another lease.
+    pub known: &'a (dyn Fn(Ipv4Net) -> Known + Sync),
 }
 
-/// Reads all leases as they are now.
+/// What a node knows of another.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Its name.
+    pub node: Option<String>,
+    /// Signs of its life; `None` if it is no peer.
+    pub signs: Option<Signs>,
+}
+
+/// Reads all keys below the leases' prefix as they are now.
 ///
 /// # Errors
 /// If the store does not answer.
-pub async fn read(store: &dyn Store, viewer: Viewer<'_>) -> Result<Vec<Lease>> {
-    let prefix = lease_prefix(viewer.prefix);
+pub async fn survey(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>> {
+    let prefix = lease_prefix(prefix);
     let reason = match timeout(PATIENCE, store.survey(&prefix)).await {
-        Ok(Ok(entries)) => return Ok(rows(&entries, viewer)),
+        Ok(Ok(entries)) => return Ok(entries),
         Ok(Err(error)) => error.to_string(),
         Err(_) => format!("no answer within {} s", PATIENCE.as_secs()),
     };
@@ -48,19 +62,22 @@ pub async fn read(store: &dyn Store, viewer: Viewer<'_>) -> Result<Vec<Lease>> {
 }
 
 /// One row for each key below the leases' prefix, whether it is a lease or not.
-fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
+#[must_use]
+pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
     entries.iter().map(|entry| row(entry, viewer)).collect()
 }
 
-fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
+pub(super) fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
     let mut row = Lease {
         key: key_text(&entry.key, viewer.prefix),
         subnet: None,
+        node: None,
         public_ip: None,
         backend: None,
         vtep_mac: None,
         owner: "nobody".to_owned(),
         seconds_left: entry.ttl.map(|ttl| ttl.as_secs()),
+        heard_seconds: None,
         state: String::new(),
     };
     match read_entry(viewer.prefix, entry) {
@@ -71,13 +88,33 @@ fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
         Ok((key, record)) => {
             row.subnet = Some(key.ipv4);
             row.owner = owner(key, &record, entry.ttl.is_none(), viewer).to_owned();
-            row.state = state(entry, key, &record, viewer);
             row.public_ip = Some(record.public_ip);
             row.backend = Some(record.backend().to_owned());
             row.vtep_mac = record.vtep_mac().map(|mac| mac.to_string());
+            if key.ipv4 == viewer.subnet && record.public_ip == viewer.public_ip {
+                row.node = Some(viewer.node.to_owned());
+                row.state = Standing::Alive.to_string();
+            } else {
+                let known = (viewer.known)(key.ipv4);
+                let signs = known.signs.unwrap_or_default();
+                row.node = known.node;
+                row.heard_seconds = signs.heard.map(|age| age.as_secs());
+                row.state = match unusable(entry, key, &record, viewer) {
+                    Some(reason) => reason,
+                    None => standing(entry, signs).to_string(),
+                };
+            }
         }
     }
     row
+}
+
+/// How the node with this lease is doing.
+pub(super) fn standing(entry: &Entry, signs: Signs) -> Standing {
+    Standing::of(Signs {
+        time_left: entry.ttl,
+        ..signs
+    })
 }
 
 fn owner(
@@ -96,19 +133,19 @@ fn owner(
     }
 }
 
-/// `ok`, or why nothing can be sent there.
-fn state(entry: &Entry, key: SubnetKey, record: &LeaseRecord, viewer: Viewer<'_>) -> String {
-    if key.ipv4 == viewer.subnet && record.public_ip == viewer.public_ip {
-        return "ok".to_owned();
-    }
+/// Why nothing can be sent to the node with a lease, if that is so.
+pub(super) fn unusable(
+    entry: &Entry,
+    key: SubnetKey,
+    record: &LeaseRecord,
+    viewer: Viewer<'_>,
+) -> Option<String> {
     let network = Some(viewer.config.network);
     if let Err(reason) = read_peer(viewer.prefix, entry, network) {
-        return reason.reason;
+        return Some(reason.reason);
     }
-    match Peer::from_lease(PeerId(0), key, record, &viewer.config.backend) {
-        Ok(_) => "ok".to_owned(),
-        Err(unusable) => unusable.to_string(),
-    }
+    let peer = Peer::from_lease(PeerId(0), key, record, &viewer.config.backend);
+    peer.err().map(|unusable| unusable.to_string())
 }
 
 /// A key without the prefix that all have, and not longer than a line.
@@ -147,22 +184,50 @@ mod tests {
     fn every_key_is_a_row_that_says_what_it_is() {
         let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
         let config = NetworkConfig::parse(config).unwrap();
+        let known = |subnet: Ipv4Net| {
+            let signs = |heard, has_stopped| Signs {
+                heard: Some(Duration::from_secs(heard)),
+                has_stopped,
+                ..Signs::default()
+            };
+            match subnet.network().octets()[2] {
+                2 => Known {
+                    node: Some("n2".to_owned()),
+                    signs: Some(signs(1, false)),
+                },
+                3 => Known {
+                    node: Some("n3".to_owned()),
+                    signs: Some(signs(99, true)),
+                },
+                _ => Known::default(),
+            }
+        };
         let viewer = Viewer {
             prefix: "/n",
             config: &config,
+            node: "n1",
             subnet: "10.3.1.0/24".parse().unwrap(),
             public_ip: [192, 168, 0, 1].into(),
+            known: &known,
         };
         let one = vxlan("192.168.0.1", "02:00:00:00:00:01");
         let two = vxlan("192.168.0.2", "02:00:00:00:00:02");
         let cases = [
-            (entry("/10.3.1.0-24", &one, Some(86_000)), "this node", "ok"),
-            (entry("/10.3.2.0-24", &two, Some(7)), "another node", "ok"),
-            (entry("/10.3.3.0-24", &two, None), "reservation", "ok"),
+            (
+                entry("/10.3.1.0-24", &one, Some(86_000)),
+                "this node",
+                "alive",
+            ),
+            (
+                entry("/10.3.2.0-24", &two, Some(7)),
+                "another node",
+                "alive",
+            ),
+            (entry("/10.3.3.0-24", &two, None), "reservation", "stopped"),
             (
                 entry("/10.3.4.0-24", &one, Some(1)),
                 "this node's address",
-                "ok",
+                "expiring",
             ),
             (
                 entry("/10.3.5.0-24", r#"{"PublicIP":"192.168.0.5"}"#, Some(1)),
@@ -200,6 +265,10 @@ mod tests {
             assert_eq!(row.seconds_left, entry.ttl.map(|ttl| ttl.as_secs()));
         }
         assert_eq!(rows.len(), cases.len());
+        let names: Vec<_> = rows[..4].iter().map(|row| row.node.as_deref()).collect();
+        assert_eq!(names, [Some("n1"), Some("n2"), Some("n3"), None]);
+        let heard: Vec<_> = rows[..4].iter().map(|row| row.heard_seconds).collect();
+        assert_eq!(heard, [None, Some(1), Some(99), None]);
         assert_eq!(rows[8].subnet, "10.3.9.0/24".parse().ok());
         assert!(!rows[9].key.contains('\u{1b}'), "{:?}", rows[9].key);
         assert_eq!(rows[10].key, "-and-more");

@@ -11,7 +11,9 @@ use tokio::sync::watch;
 
 use super::running::{Attachment, Running};
 use crate::control::Service;
-use crate::control::protocol::{Attach, Attached, Link, Namespace, PodNamespaces, Table};
+use crate::control::protocol::{
+    Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
+};
 use crate::error::{Error, Result};
 use crate::flannel;
 
@@ -115,6 +117,10 @@ impl Service for Front {
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
         self.ready()?.report(table).await
+    }
+
+    async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+        self.ready()?.drop_lease(request).await
     }
 
     async fn leave(&self) -> Result<()> {

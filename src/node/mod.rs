@@ -11,6 +11,7 @@ mod report;
 mod running;
 mod underlay;
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::pin;
@@ -51,8 +52,8 @@ use underlay::{Place, Plan};
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
 
-/// How long a store may take to remove the names of a node that leaves.
-const WITHDRAWAL: Duration = Duration::from_secs(2);
+/// How long a store may take to hear how a node ends.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pods of an earlier run may take to be attached again before they count as gone.
 const AWAITED: muslin_stack::Duration = muslin_stack::Duration::from_secs(10);
 
@@ -193,6 +194,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
     let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
     let surface = Surface::start(subnet_file, settings.health, condition.clone()).await?;
     let (leave, leaving) = watch::channel(false);
+    let (stop, _) = watch::channel(false);
     let socket = match &settings.socket {
         Some(path) => {
             state::vacate(path)?;
@@ -219,6 +221,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         front: front.clone(),
         leave,
         leaving,
+        stop,
         fatal,
     };
     let result = start.run(ended, told).await;
@@ -240,6 +243,7 @@ struct Start {
     front: Arc<Front>,
     leave: watch::Sender<bool>,
     leaving: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
     fatal: mpsc::UnboundedSender<Error>,
 }
 
@@ -284,7 +288,7 @@ impl Start {
             }
         };
         flannel::stopping();
-        plane.withdraw_names().await;
+        plane.end_sharing(result.is_ok()).await;
         result
     }
 
@@ -321,6 +325,7 @@ impl Start {
             interface,
             clock: Clock::start(),
             leave: self.leave,
+            stop: self.stop,
             address: address.clone(),
             fatal: self.fatal,
             surface: Arc::new(Mutex::new(self.surface)),
@@ -359,6 +364,8 @@ struct Plane {
     interface: watch::Receiver<PublicInterface>,
     clock: Clock,
     leave: watch::Sender<bool>,
+    /// Whether the node stops and keeps its lease.
+    stop: watch::Sender<bool>,
     /// Takes the public address when it changes.
     address: watch::Sender<Ipv4Addr>,
     /// Takes the reason why the node cannot go on.
@@ -647,16 +654,21 @@ impl Plane {
             subnet: facts.subnet,
             pods: naming.pods(),
             leave: self.leave.subscribe(),
+            stop: self.stop.subscribe(),
             names: naming.names.clone(),
         }
     }
 
-    /// Has the names of the node's pods end with its lease, if it has given that back.
-    async fn withdraw_names(&mut self) {
+    /// Tells other nodes how this one ends: its names go with the lease, if it has given that back,
+    /// or they hear that it has stopped in order.
+    async fn end_sharing(&mut self, is_in_order: bool) {
         let is_leaving = *self.leave.borrow();
-        if let Some(sharing) = self.sharing.take().filter(|_| is_leaving) {
-            // Without a lease they count for nothing.
-            let _ = tokio::time::timeout(WITHDRAWAL, sharing).await;
+        let is_told = is_leaving || is_in_order;
+        self.stop.send_replace(is_told && !is_leaving);
+        if let Some(sharing) = self.sharing.take().filter(|_| is_told) {
+            // Without a lease names count for nothing, and of a node that stays silent they know
+            // soon enough.
+            let _ = tokio::time::timeout(FAREWELL, sharing).await;
         }
     }
 
@@ -716,7 +728,7 @@ fn explain(fault: &ConfigFault) -> String {
         ConfigFault::OtherNetwork { .. } => format!(
             "{fault}: to join that network leave out --network, --subnet-len, --backend, --vni, --port \
              and --direct-routing; a second network needs another --etcd-prefix, or another --store, \
-             and on the same machine another --port, --vni or --public-ip"
+             and on the same machine another --port or --public-ip"
         ),
         ConfigFault::Missing(_) | ConfigFault::Invalid(_) | ConfigFault::OtherBackend(_) => {
             fault.to_string()

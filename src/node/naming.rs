@@ -52,6 +52,7 @@ impl Naming {
             node: self.node.clone(),
             subnet: self.subnet,
             pods: pods.collect(),
+            stopped: false,
         };
         self.pods.send_replace(record.pods.clone());
         self.names.write().set(record);

@@ -6,6 +6,7 @@ use muslin_encap::mac::Colons;
 use muslin_encap::vxlan::Vni;
 use muslin_stack::egress;
 use muslin_stack::gateway;
+use muslin_stack::lease::Standing;
 use muslin_stack::neighbour::{REACHABLE, State};
 use muslin_stack::node::NextHop;
 use muslin_stack::peer::{Path, PeerId, Tunnel};
@@ -14,6 +15,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Offload;
+use super::liveness::Census;
 use super::running::Running;
 use super::underlay::Plan;
 use crate::control::protocol::{
@@ -24,15 +26,16 @@ use crate::worker::{self, Report};
 
 /// The rows of a table.
 pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {
-    if table == Table::Leases {
-        return values(running.leases().await?);
+    match table {
+        Table::Leases => return values(running.leases().await?),
+        Table::Peers => return values(peers(running, &Census::take(running).await?)),
+        _ => {}
     }
     let report = running.workers.report().await.map_err(Error::failed)?;
     match table {
         Table::Status => values([status(running, &report)]),
-        Table::Leases => Ok(Vec::new()),
+        Table::Leases | Table::Peers => Ok(Vec::new()),
         Table::Pods => values(pods(running, &report)),
-        Table::Peers => values(peers(running, &report)),
         Table::Routes => values(routes(running, &report)),
         Table::Neighbours => values(neighbours(&report)),
         Table::Drops => values(drops(&report)),
@@ -161,7 +164,9 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
     pods.iter().map(row).collect()
 }
 
-fn peers(running: &Running, report: &Report) -> Vec<Peer> {
+fn peers(running: &Running, census: &Census) -> Vec<Peer> {
+    let report = &census.report;
+    let names = running.naming.names.read();
     let (backend, plan) = (&running.facts.config.backend, &running.plan());
     let prefix = running.interface().prefix;
     let peers = running.peers.lock();
@@ -171,16 +176,21 @@ fn peers(running: &Running, report: &Report) -> Vec<Peer> {
             .map(|state| (state.received, state.sent))
             .unwrap_or_default();
         let path = state.map(|state| state.path);
+        let signs = census.known(&names, key.ipv4).signs.unwrap_or_default();
+        let obstacle = match (known.peer(*key, backend), path) {
+            (Err(unusable), _) => Some(unusable.to_string()),
+            (Ok(_), Some(Path::Unreachable)) => Some(format!("not on the link {prefix}")),
+            (Ok(_), _) => None,
+        };
         Peer {
+            node: names.record(key.ipv4).map(|record| record.node.to_string()),
             subnet: key.ipv4,
             public_ip: known.record.public_ip,
             backend: known.record.backend().to_owned(),
             vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
-            state: match (known.peer(*key, backend), path) {
-                (Err(unusable), _) => unusable.to_string(),
-                (Ok(_), Some(Path::Unreachable)) => format!("not on the link {prefix}"),
-                (Ok(_), _) => "ok".to_owned(),
-            },
+            usable: obstacle.is_none(),
+            state: obstacle.unwrap_or_else(|| Standing::of(signs).to_string()),
+            heard_seconds: signs.heard.map(|age| age.as_secs()),
             path: path.map(|path| path_name(path, plan).to_owned()),
             mtu: path.and_then(|path| path_mtu(path, plan)),
             received: traffic(received),

@@ -17,16 +17,20 @@ use smoltcp::wire::EthernetAddress;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::liveness::Census;
 use super::naming::Naming;
 use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
-use crate::control::protocol::{Attach, Attached, Lease, Link, Namespace, PodNamespaces, Table};
+use crate::control::protocol::{
+    Attach, Attached, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces, Table,
+};
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::flannel;
+use crate::lease::release::release;
 use crate::lease::store::Store;
-use crate::lease::table;
+use crate::lease::table::{self, Known};
 use crate::publish;
 use crate::state::StateDir;
 use crate::underlay::PublicInterface;
@@ -228,14 +232,23 @@ impl Running {
 
     /// What the store has at this moment.
     pub(super) async fn leases(&self) -> Result<Vec<Lease>> {
+        let store = self.leases.as_ref();
+        let survey = table::survey(store, &self.facts.settings.prefix);
+        let (entries, census) = tokio::try_join!(survey, Census::take(self))?;
+        let known = |subnet| census.known(&self.naming.names.read(), subnet);
+        Ok(table::rows(&entries, self.viewer(&known)))
+    }
+
+    fn viewer<'a>(&'a self, known: &'a (dyn Fn(Ipv4Net) -> Known + Sync)) -> table::Viewer<'a> {
         let facts = &self.facts;
-        let viewer = table::Viewer {
+        table::Viewer {
             prefix: &facts.settings.prefix,
             config: &facts.config,
+            node: &facts.settings.name,
             subnet: facts.subnet,
             public_ip: self.interface().public_ip,
-        };
-        table::read(self.leases.as_ref(), viewer).await
+            known,
+        }
     }
 
     pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
@@ -436,5 +449,17 @@ impl Running {
     /// The rows of a table.
     pub(super) async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
         report::rows(self, table).await
+    }
+
+    /// Gives back the lease of a node that is dead.
+    pub(super) async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+        let census = Census::take(self).await?;
+        let known = |subnet| census.known(&self.naming.names.read(), subnet);
+        let dropped = release(self.leases.as_ref(), self.viewer(&known), &request).await?;
+        info!(
+            "the lease {} of a node that is {} is given back",
+            dropped.subnet, dropped.state
+        );
+        Ok(dropped)
     }
 }

@@ -205,6 +205,14 @@ impl DataPath {
                 Command::RemovePeer(peer) => {
                     self.node.remove_peer(peer);
                 }
+                Command::Probe(peers) => {
+                    let now = self.clock.now();
+                    for peer in peers {
+                        self.node.probe(now, peer);
+                        // What a node says itself waits in a short queue.
+                        self.send_own();
+                    }
+                }
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
                 Command::SetMtu(mtu) => {
                     self.node.set_mtu(mtu);

@@ -67,6 +67,8 @@ enum Command {
     Detach(PortId, SyncSender<()>),
     SetPeer(Peer),
     RemovePeer(PeerId),
+    /// Ask these peers for a sign of life.
+    Probe(Vec<PeerId>),
     Rebind(Underlay, Option<Uplink>),
     SetMtu(Mtu),
     Report(oneshot::Sender<Report>),
@@ -312,6 +314,17 @@ impl Workers {
         self.tell(|| Command::RemovePeer(peer))
     }
 
+    /// Asks peers for a sign of life. What comes back is counted like all that comes from them.
+    ///
+    /// # Errors
+    /// `Ended` if there is nobody to do it.
+    pub fn probe(&self, peers: Vec<PeerId>) -> Result<(), Ended> {
+        match self.0.first() {
+            Some(worker) => worker.tell(Command::Probe(peers)),
+            None => Err(Ended),
+        }
+    }
+
     /// Sends and receives by other sockets from now on, for each worker its own, with this uplink.
     /// Where there is none for a tunnel the tunnel stays.
     ///
@@ -401,6 +414,7 @@ impl Report {
             if let Some(state) = peers.get_mut(&theirs.peer.id) {
                 state.received.add(theirs.received);
                 state.sent.add(theirs.sent);
+                state.heard = state.heard.max(theirs.heard);
             }
         }
         self.egress.add(&other.egress);

@@ -35,6 +35,9 @@ pub struct NodeRecord {
     pub subnet: Ipv4Net,
     /// Its pods.
     pub pods: Vec<PodRecord>,
+    /// Whether it has stopped, and its lease waits for its return.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
 }
 
 /// A pod in a node's record.
@@ -208,6 +211,12 @@ impl Names {
         self.records.remove(&subnet);
     }
 
+    /// What the node with this lease publishes, if it does.
+    #[must_use]
+    pub fn record(&self, subnet: Ipv4Net) -> Option<&NodeRecord> {
+        self.records.get(&subnet)
+    }
+
     /// What a name stands for, given without the zone and in any case.
     #[must_use]
     pub fn find(&self, name: &str) -> Found {
@@ -310,6 +319,7 @@ mod tests {
             node: node.parse().unwrap(),
             subnet: net(subnet),
             pods: pods.collect(),
+            stopped: false,
         }
     }
 

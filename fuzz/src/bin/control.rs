@@ -93,7 +93,7 @@ fn request(bytes: &[u8]) {
     let name = match message(bytes) {
         Some(Request::Attach(attach)) => attach.pod,
         Some(Request::Detach { pod }) => Some(pod),
-        Some(Request::Report(_) | Request::Leave) | None => None,
+        Some(Request::Report(_) | Request::DropLease(_) | Request::Leave) | None => None,
     };
     if let Some(name) = name {
         let name = name.as_str();
@@ -205,9 +205,9 @@ fn seeds() -> Vec<Seed> {
         r#"{{"pod":"web-1","address":"10.244.1.2","mac":"0a:58:0a:f4:01:02","port":1,"persistent":false,"offload":true,"attached_seconds":9,"received":{traffic},"sent":{traffic}}}"#
     );
     let peer = format!(
-        r#"{{"subnet":"10.244.2.0/24","public_ip":"192.168.0.2","backend":"vxlan","vtep_mac":"c6:d2:32:6f:8f:44","state":"ok","received":{traffic},"sent":{traffic}}}"#
+        r#"{{"node":"n2","subnet":"10.244.2.0/24","public_ip":"192.168.0.2","backend":"vxlan","vtep_mac":"c6:d2:32:6f:8f:44","state":"alive","usable":true,"heard_seconds":3,"received":{traffic},"sent":{traffic}}}"#
     );
-    let lease = r#"{"key":"10.244.7.0-24","subnet":"10.244.7.0/24","public_ip":"192.168.0.7","backend":"vxlan","vtep_mac":null,"owner":"another node","seconds_left":86400,"state":"ok"}"#;
+    let lease = r#"{"key":"10.244.7.0-24","subnet":"10.244.7.0/24","public_ip":"192.168.0.7","backend":"vxlan","vtep_mac":null,"owner":"another node","seconds_left":86400,"state":"silent"}"#;
     let env = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
     vec![
         (
@@ -219,6 +219,13 @@ fn seeds() -> Vec<Seed> {
         ),
         ("detach", with(REQUEST, r#"{"detach":{"pod":"web-1"}}"#)),
         ("report", with(REQUEST, r#"{"report":"drops"}"#)),
+        (
+            "drop-lease",
+            with(
+                REQUEST,
+                r#"{"drop-lease":{"lease":"10.244.7.0/24","force":false}}"#,
+            ),
+        ),
         ("leave", with(REQUEST, r#""leave""#)),
         (
             "attached",
@@ -229,6 +236,13 @@ fn seeds() -> Vec<Seed> {
             with(
                 ANSWER,
                 r#"{"rows":{"rows":[{"reason":"no-route","packets":1}],"more":true}}"#,
+            ),
+        ),
+        (
+            "dropped",
+            with(
+                ANSWER,
+                r#"{"dropped":{"subnet":"10.244.7.0/24","node":null,"public_ip":"192.168.0.7","state":"silent","seconds_left":9,"names_removed":false}}"#,
             ),
         ),
         ("done", with(ANSWER, r#""done""#)),

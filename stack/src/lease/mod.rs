@@ -11,6 +11,7 @@ mod peers;
 mod reader;
 mod record;
 mod repetition;
+mod standing;
 
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
@@ -21,10 +22,11 @@ pub use manager::{
 pub use peers::{Known, Peers};
 pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
-
-use std::time::Duration;
+pub use standing::{Signs, Standing};
 
 use std::fmt;
+use std::time::Duration;
+
 /// A point in a store's history; every change makes a larger one.
 pub type Revision = i64;
 
@@ -95,8 +97,6 @@ pub enum Answer {
     Conflict,
 }
 
-/// A change that a store reports to those who watch it.
-#[derive(Debug, Clone, PartialEq, Eq)]
 impl fmt::Display for Op {
     /// What is done to which key, without the value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -129,6 +129,8 @@ impl fmt::Display for Answer {
     }
 }
 
+/// A change that a store reports to those who watch it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WatchEvent {
     /// A key was written.
     Put(Entry),
@@ -141,8 +143,6 @@ pub enum WatchEvent {
     },
 }
 
-/// The longest foreign text that a message repeats, in characters.
-const MAX_SHOWN: usize = 120;
 impl fmt::Display for WatchEvent {
     /// What happened to which key, without its value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,6 +153,8 @@ impl fmt::Display for WatchEvent {
     }
 }
 
+/// The longest foreign text that a message repeats, in characters.
+const MAX_SHOWN: usize = 120;
 
 /// Foreign text for a message: a store's values can be megabytes.
 fn shorten(text: &impl ToString) -> String {

@@ -1,9 +1,9 @@
-//! The rules by which nodes tell each other the names of their pods, by keys beside flannel's, as a
-//! state machine like [`crate::lease::Manager`].
+//! The rules by which nodes tell each other their names and those of their pods, by keys beside
+//! flannel's, as a state machine like [`crate::lease::Manager`].
 //!
-//! A node writes one record under the subnet of its lease, again whenever its pods change, and has
-//! none while it has no pods. The record ends with its time to live, if it is not renewed as a lease
-//! is. What others have written stays known while the store is away, and what has ended meanwhile is
+//! A node writes one record under the subnet of its lease, again whenever its pods change, and also
+//! when it stops and keeps its lease. The record ends with its time to live, if it is not renewed as
+//! a lease is. What others have written stays known while the store is away, and what has ended meanwhile is
 //! gone after that.
 //!
 //! The caller asks [`Sharer::poll`] what to do, does it, gives what comes of it to
@@ -64,6 +64,15 @@ pub enum NameChange {
     Skipped(String, InvalidNodeRecord),
 }
 
+/// How a node ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It gives its lease back.
+    Leave,
+    /// It keeps its lease for its return.
+    Stop,
+}
+
 #[derive(Debug)]
 enum Phase {
     /// All records are to be read, not before this.
@@ -91,6 +100,7 @@ pub struct Sharer {
     settings: SharerSettings,
     key: String,
     phase: Phase,
+    pods: Vec<PodRecord>,
     /// What our key is to have; nothing if there is to be none.
     wanted: Option<String>,
     /// What it has, as far as is known.
@@ -106,7 +116,8 @@ pub struct Sharer {
     failed_writes: u32,
     /// Times in a row that all had to be read again soon.
     failed_watches: u32,
-    is_leaving: bool,
+    /// How the node ends, if it does.
+    end: Option<End>,
     changes: VecDeque<NameChange>,
 }
 
@@ -114,10 +125,11 @@ impl Sharer {
     /// A node that has no pods yet and knows of no others.
     #[must_use]
     pub fn new(settings: SharerSettings, now: Instant) -> Self {
-        Self {
+        let mut sharer = Self {
             key: names_key(&settings.prefix, settings.subnet),
             settings,
             phase: Phase::Unread(now),
+            pods: Vec::new(),
             wanted: None,
             stored: None,
             seen: 0,
@@ -126,9 +138,11 @@ impl Sharer {
             renew_at: now,
             failed_writes: 0,
             failed_watches: 0,
-            is_leaving: false,
+            end: None,
             changes: VecDeque::new(),
-        }
+        };
+        sharer.want_record();
+        sharer
     }
 
     /// What is to be watched: all keys that begin so.
@@ -145,18 +159,21 @@ impl Sharer {
     /// The node has these pods from now on. Returns how many of them others will not know, because
     /// there are too many.
     pub fn set_pods(&mut self, now: Instant, pods: Vec<PodRecord>) -> usize {
-        if self.is_leaving {
+        if self.end.is_some() {
             return 0;
         }
         self.write_at = self.write_at.max(now + COALESCE);
-        if pods.is_empty() {
-            self.wanted = None;
-            return 0;
-        }
+        self.pods = pods;
+        self.want_record()
+    }
+
+    /// Has our key say what there is to say. Returns how many pods are left out.
+    fn want_record(&mut self) -> usize {
         let record = NodeRecord {
             node: self.settings.node.clone(),
             subnet: self.settings.subnet,
-            pods,
+            pods: self.pods.clone(),
+            stopped: self.end == Some(End::Stop),
         };
         let (json, left_out) = record.to_json();
         self.wanted = Some(json);
@@ -165,8 +182,19 @@ impl Sharer {
 
     /// The node gives its lease back, and its record with it.
     pub fn leave(&mut self, now: Instant) {
-        self.is_leaving = true;
         self.wanted = None;
+        self.begin_to(now, End::Leave);
+    }
+
+    /// The node stops, and keeps its lease for its return. Its pods, which wait for that, keep their
+    /// names.
+    pub fn stop(&mut self, now: Instant) {
+        self.begin_to(now, End::Stop);
+        self.want_record();
+    }
+
+    fn begin_to(&mut self, now: Instant, end: End) {
+        self.end = Some(end);
         self.write_at = now;
         if let Phase::Unread(at) = &mut self.phase {
             *at = now;
@@ -181,7 +209,7 @@ impl Sharer {
                 self.phase = Phase::Listing;
                 Action::Store(Op::List(self.prefix()))
             }
-            Phase::Following(_) if self.is_leaving && self.stored.is_none() => {
+            Phase::Following(_) if self.end.is_some() && self.is_written() => {
                 self.phase = Phase::Over;
                 Action::Stop
             }
@@ -209,10 +237,14 @@ impl Sharer {
         }
     }
 
+    /// Whether our key has what it is to have.
+    fn is_written(&self) -> bool {
+        self.stored.as_ref().map(|(_, value)| value) == self.wanted.as_ref()
+    }
+
     /// When our record is to be written, if it is.
     fn due(&self) -> Option<Instant> {
-        let stored = self.stored.as_ref().map(|(_, value)| value);
-        if stored != self.wanted.as_ref() {
+        if !self.is_written() {
             Some(self.write_at)
         } else if self.wanted.is_some() {
             Some(self.renew_at.max(self.write_at))
@@ -276,7 +308,7 @@ impl Sharer {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             // The record, if there is one, ends by itself.
             Phase::Listing | Phase::Writing(..)
-                if self.is_leaving && trouble == Trouble::Forbidden => {}
+                if self.end.is_some() && trouble == Trouble::Forbidden => {}
             Phase::Listing => self.read_again(now, trouble),
             Phase::Writing(watching, _) => {
                 self.failed_writes += 1;
@@ -297,7 +329,7 @@ impl Sharer {
     /// The watch has ended, or could not be opened.
     pub fn watch_ended(&mut self, now: Instant, trouble: Trouble) {
         match &mut self.phase {
-            Phase::Following(_) if self.is_leaving && trouble == Trouble::Forbidden => {
+            Phase::Following(_) if self.end.is_some() && trouble == Trouble::Forbidden => {
                 self.phase = Phase::Over;
             }
             Phase::Following(watching) => {

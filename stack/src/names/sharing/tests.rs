@@ -115,6 +115,7 @@ struct Node {
     sharer: Sharer,
     names: Names,
     pods: Vec<PodRecord>,
+    has_left: bool,
     watch: Option<Revision>,
     is_cut: bool,
     /// Whether answers of the store get lost, though it does what it is asked.
@@ -165,6 +166,7 @@ impl Cluster {
                 sharer: Sharer::new(settings(node), now),
                 names,
                 pods: Vec::new(),
+                has_left: false,
                 watch: None,
                 is_cut: false,
                 loses_answers: false,
@@ -297,7 +299,7 @@ impl Cluster {
             for (other, theirs) in self.nodes.iter().enumerate() {
                 let key = names_key(PREFIX, subnet(other));
                 let is_stored = self.store.entries.contains_key(&key);
-                assert_eq!(is_stored, !theirs.pods.is_empty(), "record of {other}");
+                assert_eq!(is_stored, !theirs.has_left, "record of {other}");
                 if other == number {
                     continue;
                 }
@@ -357,8 +359,21 @@ proptest! {
         let now = cluster.now;
         cluster.nodes[0].sharer.leave(now);
         cluster.nodes[0].pods.clear();
+        cluster.nodes[0].has_left = true;
         cluster.pass(SOON);
         prop_assert_eq!(cluster.nodes[0].sharer.poll(cluster.now), Action::Stop);
+        cluster.check();
+        // Whoever stops says so, and its pods keep their names.
+        let is_stopped = |cluster: &Cluster| {
+            let names = &cluster.nodes[2].names;
+            names.record(subnet(1)).map(|record| record.stopped)
+        };
+        prop_assert_eq!(is_stopped(&cluster), Some(false));
+        let now = cluster.now;
+        cluster.nodes[1].sharer.stop(now);
+        cluster.pass(SOON);
+        prop_assert_eq!(cluster.nodes[1].sharer.poll(cluster.now), Action::Stop);
+        prop_assert_eq!(is_stopped(&cluster), Some(true));
         cluster.check();
     }
 }
@@ -382,7 +397,8 @@ fn a_record_is_renewed_in_time_and_changes_are_written_together() {
     let revision = cluster.store.revision;
     cluster.now += RENEWAL;
     cluster.pass(SOON);
-    assert_eq!(cluster.store.revision, revision + 1);
+    // By both nodes.
+    assert_eq!(cluster.store.revision, revision + 2);
     cluster.check();
 }
 

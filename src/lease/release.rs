@@ -1,0 +1,151 @@
+//! Giving a lease back for a node that does not do it itself any more.
+//!
+//! A lease lasts for a day, and a subnet that nobody uses is missing elsewhere. But a node that is
+//! alive must not lose its own: it is asked for a sign of life before, and the store deletes the
+//! record only if nobody has written it since.
+
+use ipnet::Ipv4Net;
+use muslin_stack::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
+use muslin_stack::names::names_key;
+
+use super::store::{Store, StoreError};
+use super::table::{Viewer, row, standing, survey, unusable};
+use crate::control::protocol::{DropLease, Dropped, Lease};
+use crate::error::{Error, Result};
+
+/// Gives a lease back, and removes the record with the names of its pods.
+///
+/// # Errors
+/// Bad usage if there is no such lease, or it is this node's own; a failure if its node is alive, or
+/// may be, and `force` is not set, or if the store does not do it.
+pub async fn release(
+    store: &dyn Store,
+    viewer: Viewer<'_>,
+    request: &DropLease,
+) -> Result<Dropped> {
+    let entries = survey(store, viewer.prefix).await?;
+    let (entry, lease) = find(&entries, viewer, &request.lease)?;
+    let subnet = lease.subnet.ok_or_else(|| nothing(&request.lease))?;
+    if subnet == viewer.subnet {
+        return Err(Error::usage(format!(
+            "{subnet} is this node's own lease: 'muslin leave' gives it back"
+        )));
+    }
+    if let Some(objection) = objection(&entry, &lease, viewer)
+        && !request.force
+    {
+        return Err(Error::failed(format!(
+            "{} is not given back: {objection}",
+            title(subnet, &lease)
+        )));
+    }
+    delete(store, &entry).await.map_err(|reason| {
+        Error::failed(format!(
+            "{} is not given back: {reason}",
+            title(subnet, &lease)
+        ))
+    })?;
+    Ok(Dropped {
+        subnet,
+        names_removed: remove_names(store, viewer.prefix, subnet).await,
+        node: lease.node,
+        public_ip: lease.public_ip,
+        state: lease.state,
+        seconds_left: lease.seconds_left,
+    })
+}
+
+/// The lease that a subnet, a key or a node's name stands for.
+fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, Lease)> {
+    let subnet = wanted.parse::<Ipv4Net>().ok().map(|subnet| subnet.trunc());
+    let subnet = subnet.or_else(|| Some(wanted.parse::<SubnetKey>().ok()?.ipv4));
+    let all = entries.iter().map(|entry| (entry, row(entry, viewer)));
+    let mut found: Vec<_> = all
+        .filter(|(_, lease)| match subnet {
+            Some(subnet) => lease.subnet == Some(subnet),
+            None => lease.node.as_deref() == Some(wanted),
+        })
+        .collect();
+    match (found.pop(), found.is_empty()) {
+        (Some((entry, lease)), true) => Ok((entry.clone(), lease)),
+        (None, _) => Err(nothing(wanted)),
+        (Some(last), false) => {
+            found.push(last);
+            let subnets = found.iter().filter_map(|(_, lease)| lease.subnet);
+            let subnets: Vec<_> = subnets.map(|subnet| subnet.to_string()).collect();
+            Err(Error::usage(format!(
+                "'{wanted}' has several leases, name one of them: {}",
+                subnets.join(", ")
+            )))
+        }
+    }
+}
+
+fn nothing(wanted: &str) -> Error {
+    Error::usage(format!(
+        "'{wanted}' is neither the subnet of a lease nor the name of a node that has one: 'muslin \
+         leases' shows them"
+    ))
+}
+
+/// `the lease 10.244.7.0/24 of node n2 (192.168.0.12)`
+fn title(subnet: Ipv4Net, lease: &Lease) -> String {
+    match (&lease.node, lease.public_ip) {
+        (Some(node), Some(ip)) => format!("the lease {subnet} of node {node} ({ip})"),
+        (None, Some(ip)) => format!("the lease {subnet} of {ip}"),
+        (_, None) => format!("the key of {subnet}"),
+    }
+}
+
+/// What speaks against giving a lease back, if anything does.
+fn objection(entry: &Entry, lease: &Lease, viewer: Viewer<'_>) -> Option<String> {
+    let Ok((key, record)) = read_entry(viewer.prefix, entry) else {
+        return Some(format!(
+            "it is no lease ({}); --force removes it",
+            lease.state
+        ));
+    };
+    if entry.ttl.is_none() {
+        let reservation = "somebody has reserved it, since it has no end; --force gives it back";
+        return Some(reservation.to_owned());
+    }
+    if let Some(reason) = unusable(entry, key, &record, viewer) {
+        return Some(format!(
+            "its node cannot be asked whether it is alive ({reason}); --force gives it back \
+             nevertheless"
+        ));
+    }
+    let Some(signs) = (viewer.known)(key.ipv4).signs else {
+        return Some(
+            "this node does not know it as a peer, and cannot ask whether it is alive; --force \
+             gives it back nevertheless"
+                .to_owned(),
+        );
+    };
+    (standing(entry, signs) == Standing::Alive).then(|| {
+        "its node is alive: run 'muslin leave' there; --force gives it back nevertheless".to_owned()
+    })
+}
+
+/// Deletes a key, if it is as it was read.
+async fn delete(store: &dyn Store, entry: &Entry) -> std::result::Result<(), String> {
+    let op = Op::CompareAndDelete {
+        key: entry.key.clone(),
+        expected: entry.revision,
+    };
+    match store.execute(op).await {
+        Ok(Answer::Done(_)) => Ok(()),
+        Ok(_) => Err("it was written a moment ago, so that its node may be alive".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Removes the record of a node's pods; false if there is none, or that is not possible.
+async fn remove_names(store: &dyn Store, prefix: &str, subnet: Ipv4Net) -> bool {
+    let found: std::result::Result<_, StoreError> =
+        store.execute(Op::Get(names_key(prefix, subnet))).await;
+    match found {
+        Ok(Answer::Value(Some(entry))) => delete(store, &entry).await.is_ok(),
+        _ => false,
+    }
+}
