@@ -330,9 +330,10 @@ impl Harness {
         let is_unknown = |host: &Ipv4Addr| !believed.contains_key(host);
         let unknown: Vec<_> = hosts.into_iter().filter(is_unknown).collect();
         assert!(!unknown.is_empty(), "its host is known");
-        self.early.push((frame.to_vec(), unknown));
-        let most = EARLY * usize::from(IDS);
-        assert!(self.early.len() <= most, "too many frames wait");
+        self.early.push((frame.to_vec(), unknown.clone()));
+        let of_host = self.early.iter().filter(|(_, hosts)| *hosts == unknown);
+        let most = EARLY * unknown.len();
+        assert!(of_host.count() <= most, "too many frames wait");
     }
 
     /// A packet that the node itself sends to the pod is the gateway's, or one that waited.
