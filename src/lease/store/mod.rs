@@ -137,8 +137,8 @@ pub fn open(url: impl AsRef<OsStr>, options: &EtcdOptions) -> Result<Arc<dyn Sto
 /// Whether nodes of other machines use a store too, by its address: to them a lease for 127.0.0.1
 /// means nothing, and they may mend what is wrong with it.
 #[must_use]
-pub fn is_shared(url: &str) -> bool {
-    !url.starts_with("sqlite:")
+pub fn is_shared(url: impl AsRef<OsStr>) -> bool {
+    !url.as_ref().as_bytes().starts_with(b"sqlite:")
 }
 
 /// Runs what blocks on a thread where it may.

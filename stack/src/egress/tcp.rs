@@ -12,6 +12,7 @@ use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::headers::Transport;
+use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{

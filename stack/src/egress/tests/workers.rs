@@ -1,6 +1,7 @@
 //! Two workers: packets of flows that the first one has, where the kernel brings them to the other.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use etherparse::PacketBuilder;
 use muslin_encap::buffer::OwnedPacket;
@@ -27,7 +28,9 @@ impl Workers {
             second: Bed::new(),
             queue: VecDeque::new(),
         };
-        for worker in [&mut workers.first, &mut workers.second] {
+        let owners = Arc::new(Owners::new(7));
+        for (worker, number) in [&mut workers.first, &mut workers.second].into_iter().zip(0..) {
+            worker.egress.share(owners.clone(), number);
             worker.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
         }
         workers
@@ -35,7 +38,16 @@ impl Workers {
 
     /// The second one takes a packet of the pod, as its queue of the device brings it.
     fn take(&mut self, packet: &PacketBuf<'_>) {
-        assert!(self.second.egress.is_stray(packet));
+        let Bed {
+            now,
+            egress,
+            host,
+            pods,
+            ..
+        } = &mut self.second;
+        assert_eq!(egress.from_pod(*now, packet, host, pods), Ok(()));
+        let expected = (0, packet.as_slice().to_vec());
+        assert_eq!(host.handed_over.drain(..).collect::<Vec<_>>(), [expected]);
         self.queue.push_back(OwnedPacket::copy(packet));
     }
 
@@ -49,7 +61,7 @@ impl Workers {
                 pods,
                 ..
             } = &mut self.first;
-            let taken = egress.from_pod(*now, &packet.packet(), host, pods);
+            let taken = egress.from_sibling(*now, &packet.packet(), host, pods);
             assert_eq!(taken, Ok(()));
         }
     }
