@@ -92,7 +92,11 @@ fn message<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) ->
 fn request(bytes: &[u8]) {
     let name = match message(bytes) {
         Some(Request::Attach(attach)) => attach.pod,
-        Some(Request::Detach { pod }) => Some(pod),
+        Some(
+            Request::Detach { pod }
+            | Request::KeepNamespaces { pod, .. }
+            | Request::Namespaces { pod },
+        ) => Some(pod),
         Some(Request::Report(_) | Request::DropLease(_) | Request::Leave) | None => None,
     };
     if let Some(name) = name {
