@@ -229,6 +229,7 @@ impl Harness {
     pub(crate) fn check(&self) {
         let world = self.world.borrow();
         world.check_delivered();
+        self.egress.audit().expect("the books of memory agree");
         let counters = self.egress.counters();
         assert_eq!(counters.open, world.sockets.len() as u64);
         assert_eq!(counters.opened, world.made);
