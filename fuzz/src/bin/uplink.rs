@@ -350,7 +350,9 @@ impl Harness {
             macs.any(|mac| mac.0 == frame[6..12]) && rest(&frame[14..]) == rest(&out[14..])
         };
         let found = self.early.iter().position(is_it);
-        let (frame, _) = self.early.remove(found.expect("it waited, and was confirmed"));
+        let (frame, _) = self
+            .early
+            .remove(found.expect("it waited, and was confirmed"));
         check_hop(&frame[14..], &out[14..]);
     }
 
@@ -469,7 +471,7 @@ impl Harness {
                 Verdict::Port(PORT) => {
                     let out = out.to_vec();
                     self.take_early(&out);
-                },
+                }
                 Verdict::Drop(_) => {}
                 verdict => panic!("{verdict:?} of the node's own"),
             }
@@ -579,7 +581,16 @@ fn seeds() -> Vec<Seed> {
             "early",
             run(
                 checked,
-                &[&wait(1), &bare, &forged, &bare, &bare, &bare, &bare, &answer],
+                &[
+                    &wait(1),
+                    &bare,
+                    &forged,
+                    &bare,
+                    &bare,
+                    &bare,
+                    &bare,
+                    &answer,
+                ],
             ),
         ),
         (
