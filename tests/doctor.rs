@@ -124,7 +124,7 @@ fn peer_row(node: &Node) -> Value {
     node.query("peers")[0].clone()
 }
 
-/// Waits until a node says this of the state of its only peer, in both tables.
+/// Waits until a node says this of the state of its only peer, n2, in both tables.
 #[track_caller]
 fn wait_state(node: &Node, state: &str) {
     let what = format!("a peer that is {state}{}", node.log());
@@ -133,7 +133,8 @@ fn wait_state(node: &Node, state: &str) {
         let leases = node.query("leases");
         let mut leases = leases.as_array()?.iter();
         let lease = leases.find(|lease| lease["subnet"] == row["subnet"])?;
-        (row["state"] == state && lease["state"] == state).then_some(())
+        let is_named = row["node"] == "n2" && lease["node"] == "n2";
+        (is_named && row["state"] == state && lease["state"] == state).then_some(())
     });
 }
 

@@ -308,7 +308,7 @@ fn flows_are_told_with_what_they_have_carried() {
     let (table, ..) = flows(&["--pod", "pod"]);
     let lines: Vec<_> = table.lines().collect();
     assert_eq!(lines.len(), 3, "{table}");
-    assert!(lines[0].starts_with(" PROTOCOL"), "{table}");
+    assert!(lines[0].starts_with("PROTOCOL"), "{table}");
     assert!(
         lines[1..].iter().all(|line| line.contains(" -> ")),
         "{table}"

@@ -519,7 +519,7 @@ fn switches_of_the_network_that_are_not_followed_are_said_once() {
             value: config.to_owned(),
             ttl: None,
         };
-        store::open(&leases(&lab), &store::EtcdOptions::default())
+        store::open(leases(&lab), &store::EtcdOptions::default())
             .unwrap()
             .execute(op)
             .await

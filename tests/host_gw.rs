@@ -8,7 +8,7 @@ mod lab;
 use std::net::Ipv4Addr;
 
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
-use lab::skip::skip;
+use lab::skip::skip_on_this_kernel;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::{Agent, Ping};
 
@@ -161,6 +161,8 @@ fn two_nodes_and_a_kernel_are_each_others_next_hops() {
         let mut losses = node.losses();
         losses.remove("fragmentation-needed");
         losses.remove("ttl-exceeded");
+        // A kernel that is asked for a sign of life has no address in its subnet to say so from.
+        losses.remove("source-not-in-lease");
         assert_eq!(losses, Default::default());
     }
 }
@@ -518,7 +520,7 @@ fn a_kernels_ipip_device_and_a_node_carry_each_others_packets() {
     ]);
     if !made.status.success() {
         let why = String::from_utf8_lossy(&made.stderr);
-        return skip(format_args!(
+        return skip_on_this_kernel(format_args!(
             "this kernel has no ipip devices: {}",
             why.trim()
         ));

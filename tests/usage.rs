@@ -245,7 +245,8 @@ fn an_address_must_be_where_it_is_said_to_be() {
     is_untouched(&lab, &state);
     // and what may be later is waited for.
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let waiting: &[(&[(&str, &str)], &[&str])] = &[
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+    let waiting: &[Case<'_>] = &[
         (
             &[("--public-ip", "10.9.0.1"), ("--iface", "lo")],
             &["10.9.0.1", "lo"],

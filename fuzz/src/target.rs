@@ -108,12 +108,13 @@ impl Target {
             }),
             Some("mutate") => {
                 let numbers: Result<Vec<u64>, _> = arguments.map(|it| it.parse()).collect();
-                match numbers.as_deref() {
-                    Ok([]) => Ok(self.measure(self.inputs, SEED)),
-                    Ok([count]) => Ok(self.measure(*count, SEED)),
-                    Ok([count, seed]) => Ok(self.measure(*count, *seed)),
+                let chosen = match numbers.as_deref() {
+                    Ok([]) => Ok((self.inputs, SEED)),
+                    Ok([count]) => Ok((*count, SEED)),
+                    Ok([count, seed]) => Ok((*count, *seed)),
                     Ok(_) | Err(_) => Err(io::Error::other(USAGE)),
-                }
+                };
+                chosen.map(|(count, seed)| self.measure(count, seed))
             }
             Some("max-len") => {
                 println!("{}", self.max_len);

@@ -379,7 +379,7 @@ mod tests {
         fn new(directory: &TempDir) -> Arc<Self> {
             let path = directory.path().join("leases.db");
             Arc::new(Self {
-                store: store::open(&format!("sqlite:{}", path.display()), &Default::default())
+                store: store::open(format!("sqlite:{}", path.display()), &Default::default())
                     .unwrap(),
                 is_away: Arc::default(),
                 refuses: AtomicBool::new(false),

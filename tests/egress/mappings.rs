@@ -119,8 +119,8 @@ fn a_host_without_a_free_port_is_told() {
     let exhausted = bed.node.drops().get("egress-exhausted").copied();
     assert_eq!(exhausted, Some(1), "{:?}", bed.node.drops());
     // Ports of connections are shared by destinations, of which there is one here.
-    let mut refusals = (0..3).map(|_| bed.refusal_or_nothing(SERVER, PORT));
-    let refusal = refusals.find_map(|it| it).unwrap();
+    let refusals = (0..3).map(|_| bed.refusal_or_nothing(SERVER, PORT));
+    let refusal = refusals.flatten().next().unwrap();
     assert!(refusal.contains("No route to host"), "{refusal}");
 }
 

@@ -548,6 +548,7 @@ fn create(path: &Path) -> std::io::Result<bool> {
 /// Says what SQLite would call a file that cannot be opened, whyever.
 fn check_access(path: &Path) -> StoreResult<()> {
     match access(path, AccessFlags::R_OK | AccessFlags::W_OK) {
+        Ok(()) if path.is_dir() => Err(refused(path, Errno::EISDIR.into())),
         Ok(()) => Ok(()),
         // What it had is to be read again.
         Err(Errno::ENOENT) => Err(StoreError::Gap),

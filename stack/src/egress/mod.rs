@@ -771,10 +771,10 @@ impl Egress {
             Ok(()) => self.connected(now, id, host, pods),
             Err(HostError::WouldBlock) => {}
             Err(error) => {
-                if let Some((_, Flow::Connecting { syn })) = self.remove(id, false, host) {
-                    if let Err(reason) = self.unconnected(now, error, &syn, pods) {
-                        pods.lose(reason, 1);
-                    }
+                if let Some((_, Flow::Connecting { syn })) = self.remove(id, false, host)
+                    && let Err(reason) = self.unconnected(now, error, &syn, pods)
+                {
+                    pods.lose(reason, 1);
                 }
             }
         }

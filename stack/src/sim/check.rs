@@ -46,7 +46,7 @@ struct Pair {
     to: usize,
     /// The other's number at the one.
     id: PeerId,
-    /// Packets that have come from it.
+    /// Packets that have come from its address.
     received: u64,
 }
 
@@ -415,11 +415,14 @@ impl Cluster {
                     })
                 };
                 if let Some(other) = all.iter().position(is_it) {
+                    // What comes from an address counts for the first peer there.
+                    let all_there = running.node.peers();
+                    let all_there = all_there.filter(|it| *it.peer.address.ip() == address);
                     pairs.push(Pair {
                         from: Who { machine, process },
                         to: other,
                         id: state.peer.id,
-                        received: state.received.packets,
+                        received: all_there.map(|it| it.received.packets).sum(),
                     });
                 }
             }

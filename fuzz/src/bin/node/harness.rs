@@ -222,7 +222,7 @@ impl Harness {
             Event::FromEgress { header, bytes } => {
                 let header = Header::parse(&header).unwrap_or_default();
                 if header.check(bytes.len()).is_ok() {
-                    self.from_egress(&bytes, header);
+                    self.packet_of_egress(&bytes, header);
                 }
             }
             Event::Attach { port, pod, guarded } => self.attach(PortId(port.into()), pod, guarded),
@@ -434,7 +434,7 @@ impl Harness {
 
     /// Takes a packet from egress, which has only what is for pods of this node, or from the
     /// gateway.
-    fn from_egress(&mut self, bytes: &[u8], header: Header) {
+    fn packet_of_egress(&mut self, bytes: &[u8], header: Header) {
         let (Some(source), Some(destination)) = (bytes.get(12..16), bytes.get(16..20)) else {
             return;
         };

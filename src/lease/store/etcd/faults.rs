@@ -47,7 +47,7 @@ impl Way {
     }
 
     fn open(&self) -> Arc<dyn Store> {
-        open(&format!("etcd://{}", self.address), &EtcdOptions::default()).unwrap()
+        open(format!("etcd://{}", self.address), &EtcdOptions::default()).unwrap()
     }
 
     fn cut(&self, is_cut: bool) {

@@ -544,7 +544,7 @@ async fn a_server_that_is_away_is_no_reason_to_stop() {
     let nobodys = Port::new();
     let port = nobodys.address();
     let rest = format!("http://{port}");
-    let store = open(&format!("etcd://{port}"), &EtcdOptions::default()).unwrap();
+    let store = open(format!("etcd://{port}"), &EtcdOptions::default()).unwrap();
     let error = store.execute(Op::Get("x".to_owned())).await.unwrap_err();
     assert!(
         matches!(&error, StoreError::Unavailable(text) if text.contains(&rest)),

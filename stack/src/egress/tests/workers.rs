@@ -29,7 +29,10 @@ impl Workers {
             queue: VecDeque::new(),
         };
         let owners = Arc::new(Owners::new(7));
-        for (worker, number) in [&mut workers.first, &mut workers.second].into_iter().zip(0..) {
+        for (worker, number) in [&mut workers.first, &mut workers.second]
+            .into_iter()
+            .zip(0..)
+        {
             worker.egress.share(owners.clone(), number);
             worker.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
         }
