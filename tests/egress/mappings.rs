@@ -108,6 +108,8 @@ fn a_host_without_a_free_port_is_told() {
         my @sockets;
         for (1 .. 3) {
             socket(my $s, PF_INET, SOCK_DGRAM, 0) or die "socket: $!";
+            # IP_RECVERR: Linux tells other UDP sockets nothing of hosts that are unreachable.
+            setsockopt($s, 0, 11, pack("i", 1)) or die "setsockopt: $!";
             connect($s, $to) or die "connect: $!";
             send($s, "x", 0) // die "send: $!";
             push @sockets, $s;
