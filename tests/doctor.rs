@@ -187,7 +187,13 @@ fn a_node_that_has_stopped_is_no_fault_and_its_lease_can_be_given_back() {
     );
     assert!(healthy, "{findings:#?}");
 
+    // It writes its record anew when it is back: until then it is one that has stopped.
+    let records = || one.log().matches("names: node n2 at").count();
+    let before = records();
     other.start_again();
+    lab::poll_until(lab::SOON, "its record says that it runs", || {
+        (records() > before).then_some(())
+    });
     wait_state(&one, "alive");
     assert_eq!(peer_row(&one)["subnet"], subnet.as_str());
     other.kill();
