@@ -439,7 +439,8 @@ impl Harness {
             return;
         };
         let (source, destination) = (ipv4(source), ipv4(destination));
-        if is_martian(source) || SUBNET.contains(&source) && !is_own(source) {
+        let is_forged = self.has_egress && NETWORK.contains(&source) && !is_own(source);
+        if is_martian(source) || !is_forged && SUBNET.contains(&source) && !is_own(source) {
             return;
         }
         let is_mixed = is_martian(destination) || is_own(destination);
@@ -455,6 +456,14 @@ impl Harness {
         let out = self.through(incoming, |node, now, packet| node.from_egress(now, packet));
         self.books.originated += 1;
         self.count(out.verdict);
+        if is_forged {
+            assert!(
+                matches!(out.verdict, Verdict::Drop(_)),
+                "somebody outside poses as a pod: {:?}",
+                out.verdict
+            );
+            return;
+        }
         self.pods_sent |= is_own(source);
         self.gateway_sent |= is_own(source);
         let route = self.route(destination);
