@@ -2,20 +2,16 @@
 //!
 //! What the machine has is read without privileges; the choice itself is made from values.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use regex::Regex;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
-};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use smoltcp::wire::EthernetAddress;
 
+use super::links::{self, Address, Interface};
 use crate::error::{Context, Error, Result};
 use crate::netlink;
 
@@ -133,29 +129,6 @@ struct Machine {
     way_to_reach: Option<Way>,
     /// The way by the default route.
     way_to_world: Option<Way>,
-}
-
-#[derive(Debug)]
-struct Interface {
-    index: u32,
-    name: String,
-    mtu: u32,
-    is_up: bool,
-    mac: Option<EthernetAddress>,
-    addresses: Vec<Address>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Address {
-    ip: Ipv4Addr,
-    /// The network on its link.
-    prefix: Ipv4Net,
-    /// It is about to go.
-    deprecated: bool,
-    /// It is configured, not leased by DHCP.
-    permanent: bool,
-    /// Another address of the same prefix was there first.
-    secondary: bool,
 }
 
 /// The interface by which packets leave, and the address they have then.
@@ -406,21 +379,8 @@ impl Machine {
         handle: &Handle,
         reach: Option<Ipv4Addr>,
     ) -> std::result::Result<Self, rtnetlink::Error> {
-        let mut interfaces = Vec::new();
-        let mut links = handle.link().get().execute();
-        while let Some(link) = links.try_next().await? {
-            interfaces.extend(interface(&link));
-        }
-        let mut addresses = handle.address().get().execute();
-        while let Some(message) = addresses.try_next().await? {
-            let index = message.header.index;
-            let owner = interfaces.iter_mut().find(|it| it.index == index);
-            if let (Some(owner), Some(address)) = (owner, address(&message)) {
-                owner.addresses.push(address);
-            }
-        }
         Ok(Self {
-            interfaces,
+            interfaces: links::interfaces(handle).await?,
             way_to_reach: match reach {
                 Some(reach) => way(handle, reach).await,
                 None => None,
@@ -428,71 +388,6 @@ impl Machine {
             way_to_world: way(handle, WORLD).await,
         })
     }
-}
-
-fn interface(link: &LinkMessage) -> Option<Interface> {
-    let name = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name.clone()),
-            _ => None,
-        });
-    let mtu = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        });
-    let mac = link
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::Address(bytes) => Some(EthernetAddress(*bytes.first_chunk()?)),
-            _ => None,
-        });
-    Some(Interface {
-        index: link.header.index,
-        name: name?,
-        mtu: mtu.unwrap_or_default(),
-        is_up: link.header.flags.contains(LinkFlags::Up),
-        mac,
-        addresses: Vec::new(),
-    })
-}
-
-fn address(message: &AddressMessage) -> Option<Address> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
-    // On a point-to-point link `Address` is the other end.
-    let local = message.attributes.iter().find_map(|it| match it {
-        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
-        _ => None,
-    });
-    let far = message.attributes.iter().find_map(|it| match it {
-        AddressAttribute::Address(IpAddr::V4(ip)) => Some(*ip),
-        _ => None,
-    });
-    let ip = local.or(far)?;
-    let prefix = Ipv4Net::new(far.unwrap_or(ip), message.header.prefix_len);
-    let flags = message.attributes.iter().find_map(|it| match it {
-        AddressAttribute::Flags(flags) => Some(*flags),
-        _ => None,
-    });
-    let short = message.header.flags;
-    let has = |long: AddressFlags, header: AddressHeaderFlags| match flags {
-        Some(flags) => flags.contains(long),
-        None => short.contains(header),
-    };
-    Some(Address {
-        ip,
-        prefix: prefix.ok()?.trunc(),
-        deprecated: has(AddressFlags::Deprecated, AddressHeaderFlags::Deprecated),
-        permanent: has(AddressFlags::Permanent, AddressHeaderFlags::Permanent),
-        secondary: has(AddressFlags::Secondary, AddressHeaderFlags::Secondary),
-    })
 }
 
 /// How packets to `destination` leave; nothing if they cannot.
@@ -530,21 +425,15 @@ mod tests {
             name: name.to_owned(),
             mtu,
             is_up: true,
-            mac: None,
             addresses: addresses.iter().map(|text| address(text)).collect(),
+            ..Interface::default()
         }
     }
 
     fn address(text: &str) -> Address {
         let ip = ip(text);
         let len = if ip.is_loopback() { 8 } else { 24 };
-        Address {
-            ip,
-            prefix: Ipv4Net::new(ip, len).unwrap().trunc(),
-            deprecated: false,
-            permanent: true,
-            secondary: false,
-        }
+        Address::configured(Ipv4Net::new(ip, len).unwrap())
     }
 
     /// Two cables, one bridge without an address.
@@ -863,20 +752,6 @@ mod tests {
         let mut machine = machine();
         machine.interfaces[1].is_up = false;
         assert!(!chosen("eth0", &machine).is_up);
-    }
-
-    #[test]
-    fn the_link_of_a_point_to_point_address_is_the_other_end() {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.prefix_len = 32;
-        message.attributes = vec![
-            AddressAttribute::Address(ip("10.0.0.2").into()),
-            AddressAttribute::Local(ip("10.0.0.1").into()),
-        ];
-        let address = super::address(&message).unwrap();
-        assert_eq!(address.ip, ip("10.0.0.1"));
-        assert_eq!(address.prefix, "10.0.0.2/32".parse::<Ipv4Net>().unwrap());
     }
 
     #[test]

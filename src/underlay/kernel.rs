@@ -2,18 +2,15 @@
 //! interfaces, as flannel, CNI plugins and Docker set them up. Pods behind them are not the node's.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use muslin_stack::lease::overlap;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{
-    InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
+use super::links::{self, Address, Interface};
 use crate::error::{Context, Result};
 use crate::netlink;
 
@@ -26,16 +23,6 @@ pub struct KernelNetwork {
     interfaces: Vec<Interface>,
     /// Unicast routes but the default one, with the interface they lead to.
     routes: Vec<(Ipv4Net, Option<u32>)>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Interface {
-    index: u32,
-    name: String,
-    /// Its UDP port, if it is a VXLAN interface; it has that while it is up.
-    vxlan: Option<u16>,
-    is_up: bool,
-    addresses: Vec<Ipv4Net>,
 }
 
 /// Something of the kernel's that gets in a node's way.
@@ -73,19 +60,7 @@ impl KernelNetwork {
     }
 
     async fn ask(handle: &Handle) -> std::result::Result<Self, rtnetlink::Error> {
-        let mut interfaces = Vec::new();
-        let mut links = handle.link().get().execute();
-        while let Some(link) = links.try_next().await? {
-            interfaces.extend(interface(&link));
-        }
-        let mut addresses = handle.address().get().execute();
-        while let Some(message) = addresses.try_next().await? {
-            let index = message.header.index;
-            let owner = interfaces.iter_mut().find(|it| it.index == index);
-            if let (Some(owner), Some(address)) = (owner, address(&message)) {
-                owner.addresses.push(address);
-            }
-        }
+        let interfaces = links::interfaces(handle).await?;
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut dump = handle.route().get(all).execute();
         let mut routes = Vec::new();
@@ -113,10 +88,12 @@ impl KernelNetwork {
     /// Interfaces with addresses of a node's own subnet, but for those of its pods.
     #[must_use]
     pub fn in_own_subnet(&self, subnet: Ipv4Net, pods: &[Ipv4Addr]) -> Vec<Conflict> {
-        let conflict = |(name, address): (&str, Ipv4Net)| Conflict {
+        let conflict = |(name, address): (&str, &Address)| Conflict {
             detail: format!(
-                "{name} has {address}, of this node's own subnet {subnet}: pods behind it are cut \
-                 off, since their packets come to the node, which does not know them"
+                "{name} has {}/{}, of this node's own subnet {subnet}: pods behind it are cut \
+                 off, since their packets come to the node, which does not know them",
+                address.ip,
+                address.prefix.prefix_len()
             ),
             advice: format!(
                 "attach them to the node with 'muslin attach' or start them anew, and remove the \
@@ -181,16 +158,14 @@ impl KernelNetwork {
 
     /// Interfaces with an address inside a subnet that may have pods behind them, as VXLAN interfaces
     /// do not.
-    fn inside(&self, subnet: Ipv4Net, but: &[Ipv4Addr]) -> impl Iterator<Item = (&str, Ipv4Net)> {
+    fn inside(&self, subnet: Ipv4Net, but: &[Ipv4Addr]) -> impl Iterator<Item = (&str, &Address)> {
         let bridges = self.interfaces.iter().filter(|it| it.vxlan.is_none());
         let all = bridges.flat_map(|interface| {
             let addresses = interface.addresses.iter();
-            addresses.map(|address| (interface.name.as_str(), *address))
+            addresses.map(|address| (interface.name.as_str(), address))
         });
         let but = but.to_vec();
-        all.filter(move |(_, address)| {
-            subnet.contains(&address.addr()) && !but.contains(&address.addr())
-        })
+        all.filter(move |(_, address)| subnet.contains(&address.ip) && !but.contains(&address.ip))
     }
 
     fn vxlan_at(&self, index: Option<u32>) -> Option<&str> {
@@ -208,44 +183,6 @@ fn list(routes: &[(Ipv4Net, Option<u32>)]) -> String {
         text.push(format!("{} more", routes.len() - SHOWN));
     }
     text.join(", ")
-}
-
-fn interface(link: &LinkMessage) -> Option<Interface> {
-    let mut name = None;
-    let mut port = None;
-    for attribute in &link.attributes {
-        match attribute {
-            LinkAttribute::IfName(text) => name = Some(text.clone()),
-            LinkAttribute::LinkInfo(infos) => port = port.or_else(|| vxlan_port(infos)),
-            _ => {}
-        }
-    }
-    Some(Interface {
-        index: link.header.index,
-        name: name?,
-        vxlan: port,
-        is_up: link.header.flags.contains(LinkFlags::Up),
-        addresses: Vec::new(),
-    })
-}
-
-fn vxlan_port(infos: &[LinkInfo]) -> Option<u16> {
-    let options = infos.iter().find_map(|info| match info {
-        LinkInfo::Data(InfoData::Vxlan(options)) => Some(options),
-        _ => None,
-    })?;
-    options.iter().find_map(|option| match option {
-        InfoVxlan::Port(port) => Some(*port),
-        _ => None,
-    })
-}
-
-fn address(message: &AddressMessage) -> Option<Ipv4Net> {
-    let local = message.attributes.iter().find_map(|it| match it {
-        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
-        _ => None,
-    })?;
-    Ipv4Net::new(local, message.header.prefix_len).ok()
 }
 
 fn route(message: &RouteMessage) -> Option<(Ipv4Net, Option<u32>)> {
@@ -279,7 +216,8 @@ mod tests {
             name: name.to_owned(),
             vxlan,
             is_up: true,
-            addresses: addresses.iter().map(|text| net(text)).collect(),
+            addresses: (addresses.iter().map(|text| Address::configured(net(text)))).collect(),
+            ..Interface::default()
         }
     }
 

@@ -4,6 +4,7 @@
 mod batch;
 mod interface;
 mod kernel;
+mod links;
 mod messages;
 pub(crate) mod option;
 mod self_test;
