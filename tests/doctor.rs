@@ -102,6 +102,8 @@ fn a_peer_that_is_dead_or_behind_a_small_mtu_is_named() {
     let Some(lab) = Lab::new() else { return };
     let (one, mut other) = two_nodes(&lab);
     let peer = peer(&other);
+    // Its name comes by the store, later than its lease.
+    wait_state(&one, "alive");
     one.host().run(&[
         "ip", "route", "add", "10.9.0.2", "dev", "eth0", "mtu", "1400",
     ]);
