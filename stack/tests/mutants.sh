@@ -17,6 +17,7 @@ stack/src/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.a
 stack/src/lease/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
 stack/src/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
 stack/src/lease/manager.rs @ self.phase = if self.list_after { @ self.phase = if false { @ what happened during an operation is not looked into
+stack/src/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease
 stack/src/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
 stack/src/lease/manager.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
 stack/src/lease/manager.rs @ self.list_after = true; @ {} @ records of the old and the new public address stay on their sides

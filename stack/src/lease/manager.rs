@@ -789,7 +789,7 @@ impl Manager {
                 self.expect_news();
                 self.phase = Phase::Put(held.key, entry.revision, held.reservation);
             } else {
-                self.contested(now, held, entry.revision, record);
+                self.contested(now, held, entry, record);
             }
         } else if let Some(record) = self.leases.get(&held.key).or_else(|| {
             let mut leases = self.leases.iter();
@@ -1027,8 +1027,14 @@ impl Manager {
     }
 
     /// Our record is another one than we wrote, under our address or by our VTEP.
-    fn contested(&mut self, now: Instant, held: Own, revision: Revision, record: &LeaseRecord) {
-        let holder = record.public_ip;
+    fn contested(&mut self, now: Instant, held: Own, entry: &Entry, record: &LeaseRecord) {
+        // Who has written it last says whether it is a reservation.
+        let reservation = entry.ttl.is_none();
+        let held = Own {
+            reservation,
+            ..held
+        };
+        let (revision, holder) = (entry.revision, record.public_ip);
         let is_ours = holder == self.settings.identity.public_ip || self.is_former(record);
         if !is_ours && self.moved_from == Some(holder) {
             // We moved it here because nobody seemed to have it, and its holder writes it again.
@@ -1119,7 +1125,7 @@ impl Manager {
         match record {
             Some(_) if is_unchanged => self.adopt(now, own, entry),
             Some(record) if self.is_ours(own.key, record) => {
-                self.contested(now, own, entry.revision, record);
+                self.contested(now, own, entry, record);
             }
             Some(record) => self.taken(own.key, record.public_ip),
             None => self.dispute(now, own, entry.revision),

@@ -409,7 +409,9 @@ impl Cluster {
     pub(super) fn end_watches(&mut self) -> Result<(), Violation> {
         self.close_flannels();
         for machine in 0..self.machines.len() {
-            if let Some(who) = self.who(machine) {
+            if let Some(who) = self.who(machine)
+                && !self.is_held(who, Due::WatchEnds)
+            {
                 self.end_watch(who)?;
             }
         }

@@ -174,6 +174,7 @@ impl Cluster {
         for (number, machine) in self.machines.iter().enumerate() {
             if let Some(process) = &machine.process
                 && process.running.is_some()
+                && machine.frozen.is_none()
                 && process.agent.is_settled()
                 && self.reaches_store(number)
             {

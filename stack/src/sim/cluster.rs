@@ -49,12 +49,14 @@ pub(super) enum Due {
     Opened(Who, u64, Option<Result<Revision, Gap>>),
     Patience(Who, u64),
     Watch(Who, u64),
+    WatchEnds(Who),
     KeepAlive(Who, u64),
     Farewell(Who),
     Expiry,
     OpenFlannel(usize, Option<Revision>),
     TellFlannel(usize),
     Start(usize),
+    Wake(usize, Instant),
     Plug(Who, PodName),
     Node(Who),
     Device(Who, PortId),
@@ -156,6 +158,8 @@ impl Cluster {
             process: None,
             starts: 0,
             cards: 0,
+            frozen: None,
+            slept: None,
         });
         let machines: Vec<_> = machines.collect();
         let addresses = machines.iter().enumerate();
@@ -210,6 +214,9 @@ impl Cluster {
 
     fn happen(&mut self, due: Due) -> Result<(), Violation> {
         let now = self.queue.now();
+        let Some(due) = self.unless_frozen(due) else {
+            return Ok(());
+        };
         match due {
             Due::Agent(who) => {
                 let process = self.machines[who.machine].process(who);
@@ -223,6 +230,7 @@ impl Cluster {
             Due::Opened(who, id, opened) => self.take_watch(who, id, opened)?,
             Due::Patience(who, id) => self.lose_patience(who, id)?,
             Due::Watch(who, number) => self.tell_watch(who, number)?,
+            Due::WatchEnds(who) => self.end_watch(who)?,
             Due::KeepAlive(who, number) => self.keep_alive(who, number)?,
             Due::Farewell(who) => self.end_for_now(who, "could not give its lease back"),
             Due::Expiry => {
@@ -233,6 +241,7 @@ impl Cluster {
             }
             Due::OpenFlannel(number, from) => self.open_flannel(number, from),
             Due::TellFlannel(number) => self.tell_flannel(number),
+            Due::Wake(machine, since) => self.wake_since(machine, since),
             Due::Start(machine) => self.start(machine)?,
             Due::Plug(who, name) => self.plug_again(who, &name)?,
             Due::Node(who) => self.node_timeout(who)?,
@@ -294,7 +303,8 @@ impl Cluster {
         let process = self.machines[machine].process.as_ref();
         let running = process.and_then(|process| process.running.as_ref());
         let is_held = running.is_some_and(|running| lost.key.ends_with(&running.key.to_string()));
-        if is_held && self.is_calm() && self.reaches_store(machine) {
+        let sleeps = self.machines[machine].frozen.is_some();
+        if is_held && !sleeps && self.is_calm() && self.reaches_store(machine) {
             return Err(Violation(format!(
                 "the lease {} of machine {machine} ends, which could have renewed it",
                 lost.key

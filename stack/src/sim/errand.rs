@@ -141,7 +141,8 @@ impl Cluster {
     }
 
     /// A pod's connection has failed: to a server that is well it must not, and with one that refuses
-    /// it must at once, unless its flow had to make room, or there was no way out.
+    /// it must at once, unless its flow had to make room, there was no way out, or its
+    /// machine slept.
     pub(super) fn check_failure(
         &mut self,
         who: Who,
@@ -156,7 +157,8 @@ impl Cluster {
         let was_cut = self.outside.was_cut(who.machine, errand.since);
         let took = self.queue.now() - errand.since;
         let is_late = errand.server == Server::Refuses && took > REFUSAL;
-        if !(errand.server.is_fair() || is_late) || is_crowded || was_cut {
+        let slept = self.has_slept(who.machine, errand.since);
+        if !(errand.server.is_fair() || is_late) || is_crowded || was_cut || slept {
             return Ok(());
         }
         Err(Violation(format!(

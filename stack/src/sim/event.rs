@@ -48,6 +48,13 @@ pub enum Event {
         /// Its MTU in bytes.
         mtu: Mtu,
     },
+    /// A machine stands still for a while.
+    Freeze {
+        /// The machine.
+        machine: usize,
+        /// For how long.
+        seconds: u64,
+    },
     /// Two machines exchange their public addresses.
     Swap(usize, usize),
     /// A machine whose node does not run gets a copy of another's state directory.
@@ -200,6 +207,9 @@ impl fmt::Display for Event {
                 "the interface of machine {machine} gets an MTU of {}",
                 mtu.get()
             ),
+            Self::Freeze { machine, seconds } => {
+                write!(f, "machine {machine} stands still for {seconds} s")
+            }
             Self::Swap(one, other) => {
                 write!(
                     f,
@@ -341,6 +351,7 @@ impl Cluster {
         let now = self.queue.now();
         self.disturbed = now;
         self.log.note(now, || format!("--- {event}"));
+        self.wake_for(event);
         match event {
             Event::Join(machine) => {
                 self.machines[*machine].is_wanted = true;
@@ -380,6 +391,7 @@ impl Cluster {
                 }
             }
             Event::Resize { machine, mtu } => self.resize_machine(*machine, *mtu)?,
+            Event::Freeze { machine, seconds } => self.freeze(*machine, *seconds),
             Event::Swap(one, other) => self.swap_machines(*one, *other)?,
             Event::Clone { from, to } => {
                 let disk = self.machines[*from].disk.clone();
@@ -510,28 +522,33 @@ impl Cluster {
                     self.rewrite(entry, key, *what);
                 }
             }
-            Event::Foreign(number) => self.write_foreign(*number),
-            Event::Flannel(number) => {
+            Event::Foreign(number) => {
                 self.write_foreign(*number);
-                self.start_flannel();
+            }
+            Event::Flannel(number) => {
+                if let Some(key) = self.write_foreign(*number) {
+                    self.start_flannel(key);
+                }
             }
             _ => {}
         }
         self.store_changed()
     }
 
-    /// A node that is not simulated has a lease. As flannel does, it takes none that is taken.
-    fn write_foreign(&mut self, number: u8) {
+    /// A node that is not simulated has a lease, with this key. As flannel does, it takes none that is
+    /// taken.
+    fn write_foreign(&mut self, number: u8) -> Option<String> {
         let now = self.queue.now();
         let subnets = self.setup.config.subnets().collect::<Vec<_>>();
-        if let Some(subnet) = subnets.get(usize::from(number) % subnets.len().max(1)) {
-            let key = format!("{}/{}", lease_prefix(PREFIX), SubnetKey::new(*subnet));
-            let taken = self.store.entries(now, &key).next().is_some();
-            if !taken {
-                let value = self.stranger(number);
-                self.store.put(now, None, key, value, Some(LEASE_TTL));
-            }
+        let subnet = subnets.get(usize::from(number) % subnets.len().max(1))?;
+        let key = format!("{}/{}", lease_prefix(PREFIX), SubnetKey::new(*subnet));
+        if self.store.entries(now, &key).next().is_some() {
+            return None;
         }
+        let value = self.stranger(number);
+        self.store
+            .put(now, None, key.clone(), value, Some(LEASE_TTL));
+        Some(key)
     }
 
     /// Somebody writes the network's configuration.
@@ -598,7 +615,8 @@ impl Cluster {
         let prefix = lease_prefix(PREFIX);
         let entries: Vec<_> = self.store.entries(now, &prefix).collect();
         for (entry, writer) in entries {
-            if writer.is_none() && entry.ttl.is_some() {
+            let is_alive = self.is_flannels(&entry.key);
+            if writer.is_none() && entry.ttl.is_some() && !is_alive {
                 self.store.delete(&entry.key);
             }
         }

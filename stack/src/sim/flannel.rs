@@ -23,8 +23,10 @@ const NOTICE: Duration = Duration::from_micros(500);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A node of flannel's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Flannel {
+    /// The key of its own record. It ends without that.
+    key: String,
     /// The records that it knows, by their keys.
     known: BTreeMap<String, String>,
     watch: Watch,
@@ -39,12 +41,16 @@ enum Watch {
 }
 
 impl Cluster {
-    /// A node of flannel's starts. It can only where the store is etcd.
-    pub(super) fn start_flannel(&mut self) {
+    /// A node of flannel's with a record starts. It can only where the store is etcd.
+    pub(super) fn start_flannel(&mut self, key: String) {
         if !self.setup.is_etcd() {
             return;
         }
-        self.flannels.push(Flannel::default());
+        self.flannels.push(Flannel {
+            key,
+            known: BTreeMap::new(),
+            watch: Watch::default(),
+        });
         let number = self.flannels.len() - 1;
         self.list_for_flannel(number);
     }
@@ -135,6 +141,16 @@ impl Cluster {
         self.queue.schedule(at, Due::OpenFlannel(number, None));
     }
 
+    /// Whether a record is that of one of flannel's nodes.
+    pub(super) fn is_flannels(&self, key: &str) -> bool {
+        self.flannels.iter().any(|flannel| flannel.key == key)
+    }
+
+    fn runs(&self, flannel: &Flannel) -> bool {
+        let now = self.queue.now();
+        self.store.entries(now, &flannel.key).next().is_some()
+    }
+
     /// Which nodes' records flannel's nodes do not know.
     pub(super) fn differences_of_flannels(&self, text: &mut String) {
         for (number, machine) in self.machines.iter().enumerate() {
@@ -146,7 +162,8 @@ impl Cluster {
             };
             let key = format!("{}/{}", lease_prefix(PREFIX), running.key);
             let value = process.agent.manager.record().to_json();
-            for (other, flannel) in self.flannels.iter().enumerate() {
+            let flannels = self.flannels.iter().enumerate();
+            for (other, flannel) in flannels.filter(|(_, flannel)| self.runs(flannel)) {
                 if flannel.known.get(&key) != Some(&value) {
                     let _ = write!(
                         text,

@@ -11,6 +11,7 @@ use smoltcp::wire::EthernetAddress;
 
 use super::agent::Agent;
 use super::device::Device;
+use super::frozen::Frozen;
 use super::way_out::WayOut;
 use crate::ipam::{AddressPool, Memory, PodName};
 use crate::lease::{NetworkConfig, Peers, SubnetKey};
@@ -41,6 +42,10 @@ pub(super) struct Machine {
     pub(super) starts: u64,
     /// Network cards that it had before.
     pub(super) cards: u8,
+    /// It stands still.
+    pub(super) frozen: Option<Frozen>,
+    /// When it last woke after it had stood still for long.
+    pub(super) slept: Option<Instant>,
 }
 
 /// What outlives a process: the state directory.

@@ -109,6 +109,7 @@ mod errand;
 mod event;
 mod flannel;
 mod forge;
+mod frozen;
 mod lan;
 mod link;
 mod log;

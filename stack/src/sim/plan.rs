@@ -246,7 +246,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(129) {
+    match random.below(132) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -332,6 +332,10 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
         127..=128 => Event::Resize {
             machine,
             mtu: some_mtu(random),
+        },
+        129..=131 => Event::Freeze {
+            machine,
+            seconds: random.pick(&[1, 4, 30, 300, 3_600, 100_000]),
         },
         _ => Event::Replay,
     }

@@ -23,6 +23,8 @@ struct Stored {
     revision: Revision,
     expires: Option<Instant>,
     writer: Writer,
+    /// Nobody has put something else in the place of what a machine wrote.
+    is_machines: bool,
 }
 
 /// A record that its writer lost to somebody else, or that ended.
@@ -35,6 +37,7 @@ pub(super) struct Lost {
 }
 
 /// A record that is to end and had no end before its writer wrote it again, or the other way about.
+/// What others have put in its place is none of that.
 #[derive(Debug, Clone)]
 pub(super) struct Retimed {
     pub(super) key: String,
@@ -132,7 +135,10 @@ impl Store {
         ttl: Option<std::time::Duration>,
     ) -> Revision {
         self.revision += 1;
+        let old = self.entries.get(&key);
+        let is_same = old.is_some_and(|old| old.is_machines && old.value == value);
         let stored = Stored {
+            is_machines: writer.is_some() || is_same,
             value,
             revision: self.revision,
             expires: ttl.map(|ttl| now + Duration::from_micros(ttl.as_micros() as u64)),
@@ -143,6 +149,7 @@ impl Store {
         let old = self.entries.insert(key.clone(), stored);
         if let (Some(writer), Some(old)) = (writer, &old)
             && old.expires.is_some() != ends
+            && old.is_machines
         {
             let key = key.clone();
             self.retimed.push(Retimed { key, writer, ends });

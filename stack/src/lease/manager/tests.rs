@@ -1314,6 +1314,26 @@ fn a_record_that_was_made_a_reservation_is_not_renewed() {
 }
 
 #[test]
+fn a_reservation_made_while_nothing_is_heard_stays_one() {
+    for moves in [false, true] {
+        let mut store = Store::with_config(CONFIG);
+        let mut manager = manager(1);
+        let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+        let value = manager.record().to_json();
+        manager.watch_ended(Instant::ZERO);
+        if moves {
+            manager.set_public_ip([192, 168, 0, 2].into());
+        }
+        store.write(&format!("{PREFIX}/subnets/{subnet}"), &value, None);
+        let later = Instant::ZERO + Duration::from_secs(60);
+        settle(&mut manager, &mut store, later);
+        assert_eq!(store.subnets(), [(subnet.clone(), None)], "{moves}");
+        let key = format!("{PREFIX}/subnets/{subnet}");
+        assert_eq!(store.entries[&key].value, manager.record().to_json());
+    }
+}
+
+#[test]
 fn a_record_that_was_given_a_short_life_is_renewed_in_time() {
     let mut store = Store::with_config(CONFIG);
     let mut manager = manager(1);
