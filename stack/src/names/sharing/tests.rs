@@ -355,13 +355,17 @@ proptest! {
         cluster.check();
         let after: Vec<_> = cluster.nodes.iter().map(|node| node.requests).collect();
         prop_assert_eq!(before, after);
-        // Whoever leaves takes its names along.
+        // Whoever leaves takes its names along, also for those who do not hear of it.
+        cluster.happen(&Happening::Cut(2));
         let now = cluster.now;
         cluster.nodes[0].sharer.leave(now);
         cluster.nodes[0].pods.clear();
         cluster.nodes[0].has_left = true;
         cluster.pass(SOON);
         prop_assert_eq!(cluster.nodes[0].sharer.poll(cluster.now), Action::Stop);
+        cluster.happen(&Happening::Compact);
+        cluster.happen(&Happening::Mend(2));
+        cluster.pass(SOON);
         cluster.check();
         // Whoever stops says so, and its pods keep their names.
         let is_stopped = |cluster: &Cluster| {
