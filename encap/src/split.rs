@@ -320,7 +320,18 @@ impl<'p> Split<'p> {
     }
 }
 
-fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
+/// How many packets a superpacket stands for whose IP header is at `l3`, which is as much work as
+/// whoever takes it apart has.
+///
+/// # Errors
+/// `Refusal` if it is not of the kind that it is said to be, or of more packets than a kernel makes
+/// of one.
+pub fn count(packet: &[u8], l3: usize, gso: Gso) -> Result<usize, Refusal> {
+    let at = Transport::parse(packet, l3)?;
+    check_size(&at, gso)
+}
+
+fn check_size(at: &Transport, gso: Gso) -> Result<usize, Refusal> {
     let kind = match (at.protocol, at.version) {
         (Protocol::Tcp, IpVersion::Ipv4) => GsoKind::TcpV4,
         (Protocol::Tcp, IpVersion::Ipv6) => GsoKind::TcpV6,
@@ -329,9 +340,6 @@ fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
     if kind != gso.kind {
         return Err(Refusal::Kind);
     }
-    if at.payload > MAX_HEADER_LEN {
-        return Err(Refusal::HeaderLen { len: at.payload });
-    }
     let (payload, size) = (at.payload_len(), gso.size);
     let too_small = match at.protocol {
         Protocol::Tcp => size < MIN_TCP_SIZE,
@@ -339,6 +347,14 @@ fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
     };
     if too_small {
         return Err(Refusal::Size { payload, size });
+    }
+    Ok(payload.div_ceil(size.into()))
+}
+
+fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
+    check_size(at, gso)?;
+    if at.payload > MAX_HEADER_LEN {
+        return Err(Refusal::HeaderLen { len: at.payload });
     }
     if at.protocol == Protocol::Tcp {
         let flags = packet[at.l4 + tcp::FLAGS];
@@ -538,6 +554,13 @@ mod tests {
         assert_eq!(refusal(&udp_packet(&[0; 129]), udp_gso(1)), size(129, 1));
         assert_eq!(refusal(&udp_packet(&[0; 128]), udp_gso(1)), None);
         assert_eq!(refusal(&udp_packet(&[]), udp_gso(0)), size(0, 0));
+        assert_eq!(count(&udp_packet(&[0; 128]), 0, udp_gso(1)), Ok(128));
+        assert_eq!(
+            count(&udp_packet(&[0; 129]), 0, udp_gso(1)).err(),
+            size(129, 1)
+        );
+        assert_eq!(count(&good, 0, Gso { size: 100, ..GSO }), Ok(3));
+        assert_eq!(count(&good, 0, udp_gso(100)), Err(Refusal::Kind));
         let far = tcp(109, tcp::ACK, 250);
         let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
         assert_eq!(refused, Some(Refusal::HeaderLen { len: 161 }));

@@ -95,7 +95,7 @@ reasons! {
     NeighbourTableFull, "neighbour-table-full", "Too many neighbours were being looked for.";
     OutputQueueFull, "output-queue-full", "The node's own packets came faster than they could be sent.";
     HeadroomExceeded, "headroom-exceeded", "A packet did not fit its buffer with the header it needed.";
-    SuperpacketRefused, "superpacket-refused", "A superpacket could not be taken apart, or had to wait.";
+    SuperpacketRefused, "superpacket-refused", "A superpacket could not be taken apart, was of more packets than a kernel makes of one, or had to wait.";
     PortGone, "port-gone", "The port a packet was for is no longer attached.";
     PeerGone, "peer-gone", "The peer a packet was for is no longer there.";
     PortDown, "port-down", "A pod's interface is down.";

@@ -7,7 +7,7 @@ use muslin_encap::headers::Transport;
 use muslin_encap::overhead::Mtu;
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_encap::virtio::Checksum;
-use muslin_encap::{checksum, mss, udp, vxlan};
+use muslin_encap::{checksum, mss, split, udp, vxlan};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
@@ -83,6 +83,21 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
         .map_or(packet.len(), |at| at.payload + at.payload_len().min(size))
 }
 
+/// A packet that came as one stands for no more packets than a kernel makes of one: whoever takes it
+/// apart does so in the turn of whoever sent it, at the cost of all others. What we merged ourselves
+/// came in packets.
+fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+    match packet.offload().gso {
+        Some(gso) if packet.total_len() == packet.len() => {
+            let count = split::count(packet.as_slice(), 0, gso);
+            count
+                .map(|_| ())
+                .map_err(|_| DropReason::SuperpacketRefused)
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether a packet to the gateway is for flows and services: TCP, UDP and what is said of them.
 pub(super) fn is_for_egress(packet: &[u8]) -> bool {
     let protocol = Ipv4Packet::new_unchecked(packet).next_header();
@@ -107,6 +122,7 @@ impl Node {
         {
             return Err(DropReason::VirtioHeader);
         }
+        check_work(packet)?;
         match (
             self.check_source(now, origin, source, packet.total_len()),
             origin,

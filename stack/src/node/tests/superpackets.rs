@@ -229,6 +229,37 @@ fn a_merged_packet_does_not_wait_for_a_neighbour() {
 }
 
 #[test]
+fn a_superpacket_of_more_packets_than_a_kernel_makes_goes_nowhere() {
+    // 128 segments are as many as Linux has in one.
+    let (least, outside) = (PAYLOAD.div_ceil(128) as u16, Ipv4Addr::new(192, 0, 2, 9));
+    for to in [pod(2, 2), outside, pod(1, 1)] {
+        for (size, is_refused) in [(1, true), (least - 1, true), (least, false)] {
+            let mut node = node(1, "vxlan");
+            node.set_egress(Some("10.244.0.0/16".parse().unwrap()));
+            let (packet, header) = superpacket(to, Some(size), false);
+            let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+            let refused = Verdict::Drop(DropReason::SuperpacketRefused);
+            assert_eq!(verdict == refused, is_refused, "{to} {size}: {verdict:?}");
+            assert_adds_up(&node);
+        }
+        // TCP is what its header says, not UDP.
+        let mut node = node(1, "vxlan");
+        node.set_egress(Some("10.244.0.0/16".parse().unwrap()));
+        let (packet, mut header) = superpacket(to, Some(1000), false);
+        header.gso = header.gso.map(|gso| Gso {
+            kind: GsoKind::TcpV4,
+            ..gso
+        });
+        let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
+        assert_eq!(
+            verdict,
+            Verdict::Drop(DropReason::SuperpacketRefused),
+            "{to}"
+        );
+    }
+}
+
+#[test]
 fn a_header_that_contradicts_its_frame_is_refused() {
     let mut node = node(1, "vxlan");
     let (packet, mut header) = superpacket(pod(2, 2), Some(1000), true);
