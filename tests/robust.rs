@@ -7,17 +7,18 @@ mod lab;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, descriptors, poll_until, script};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send,
-    sendmsg, socket,
+    sendmsg, socket, socketpair,
 };
 use nix::unistd::Pid;
 
@@ -146,14 +147,17 @@ fn a_node_that_was_out_of_descriptors_serves_again() {
     assert!(client.exchange(id, 100_000, 1).unwrap().intact);
 }
 
-/// Sends a request to attach with these descriptors, and reads what it is refused for.
-fn refusal(client: &OwnedFd, name: &str, descriptors: &[&File]) -> String {
+/// Sends a request to attach with these descriptors, and reads the answer.
+fn attach(client: &OwnedFd, name: &str, descriptors: &[RawFd]) -> String {
     let request = format!(
         r#"{{"attach":{{"pod":{name:?},"address":null,"persistent":false,"publish":[]}}}}"#
     );
-    let beside: Vec<_> = descriptors.iter().map(|file| file.as_raw_fd()).collect();
-    let control = [ControlMessage::ScmRights(&beside)];
-    let control = if beside.is_empty() { &[][..] } else { &control };
+    let control = [ControlMessage::ScmRights(descriptors)];
+    let control = if descriptors.is_empty() {
+        &[][..]
+    } else {
+        &control
+    };
     let request = [IoSlice::new(request.as_bytes())];
     let flags = MsgFlags::MSG_NOSIGNAL;
     sendmsg::<()>(client.as_raw_fd(), &request, control, flags, None).unwrap();
@@ -161,9 +165,39 @@ fn refusal(client: &OwnedFd, name: &str, descriptors: &[&File]) -> String {
     let len = poll_until(SOON, "an answer", || {
         recv(client.as_raw_fd(), &mut answer, MsgFlags::empty()).ok()
     });
-    let answer = String::from_utf8_lossy(&answer[..len]).into_owned();
+    String::from_utf8_lossy(&answer[..len]).into_owned()
+}
+
+/// The same where it is refused.
+fn refusal(client: &OwnedFd, name: &str, descriptors: &[RawFd]) {
+    let answer = attach(client, name, descriptors);
     assert!(answer.contains("refused"), "{answer}");
-    answer
+}
+
+#[test]
+fn who_shares_a_descriptor_cannot_make_the_node_wait() {
+    let Some(lab) = Lab::new() else { return };
+    let mut node = start(&lab);
+    let mut pod = node.pod("pod");
+    let (other, _other) = (node.address(3), node.pod("other"));
+    let (client, flags) = (client(&node), SockFlag::SOCK_CLOEXEC);
+    let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
+    let (near, far) = pair.unwrap();
+    let answer = attach(&client, "hostile", &[near.as_raw_fd()]);
+    assert!(answer.contains("attached"), "{answer}");
+    // O_NONBLOCK is the open file's, which both have.
+    fcntl(&near, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    // The node reads what there is, and once more.
+    let (header, broadcast) = ([0; 10], [0xff; 6]);
+    let frame = [&header[..], &broadcast, &[2, 0, 0, 0, 0, 9, 8, 6], &[0; 46]].concat();
+    for _ in 0..3 {
+        send(far.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL).unwrap();
+        lab::traffic::ping(&mut pod, other);
+    }
+    assert_eq!(node.query("status")["trouble"], serde_json::Value::Null);
+    node.signal(Signal::SIGTERM);
+    assert_eq!(node.wait_exit(SOON), Some(0));
+    drop(far);
 }
 
 #[test]
@@ -204,12 +238,13 @@ fn what_comes_with_a_request_that_is_refused_is_closed() {
         }
     }
     let client = client(&node);
-    let null = File::open("/dev/null").unwrap();
+    let file = File::open("/dev/null").unwrap();
+    let null = file.as_raw_fd();
     for _ in 0..50 {
         refusal(&client, "other", &[]);
-        refusal(&client, "other", &[&null]);
-        refusal(&client, "other", &[&null; 64]);
-        refusal(&client, "Bad_Name", &[&null; 2]);
+        refusal(&client, "other", &[null]);
+        refusal(&client, "other", &[null; 64]);
+        refusal(&client, "Bad_Name", &[null; 2]);
     }
     drop(client);
     poll_until(SOON, "the same number of descriptors", || {

@@ -1,5 +1,6 @@
 //! Devices: where pods' frames come from and go to.
 
+mod now;
 mod pod;
 mod socket;
 mod tap;
@@ -8,9 +9,9 @@ use std::io;
 
 use muslin_encap::virtio::Header;
 
+pub(crate) use now::send_frame;
 pub use pod::PodDevice;
 pub use socket::FrameSocket;
-pub(crate) use tap::write_frame;
 pub use tap::{OpenError, Tap};
 
 /// What takes Ethernet frames: a pod's device, or the uplink.

@@ -10,14 +10,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use muslin_encap::virtio::{self, Header};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, getsockname, getsockopt, setsockopt, socketpair,
     sockopt,
 };
-use nix::sys::uio::readv;
 
-use super::{FrameDevice, write_frame};
+use super::{FrameDevice, now};
 
 /// Bytes of frames that may wait for the other end, as far as the system allows
 /// (net.core.wmem_max).
@@ -45,7 +43,7 @@ impl FrameSocket {
         Ok((Self::from_descriptor(one)?, Self::from_descriptor(other)?))
     }
 
-    /// Wraps a descriptor that somebody else opened, and makes it non-blocking.
+    /// Wraps a descriptor that somebody else opened. Whether he waits for it is for him to say.
     ///
     /// # Errors
     /// `InvalidInput` if it is not such a socket.
@@ -60,8 +58,6 @@ impl FrameSocket {
         }
         // It gets as much as there is; bursts are lost sooner with less.
         setsockopt(&descriptor, sockopt::SndBuf, &QUEUE_LEN)?;
-        let status = OFlag::from_bits_truncate(fcntl(&descriptor, FcntlArg::F_GETFL)?);
-        fcntl(&descriptor, FcntlArg::F_SETFL(status | OFlag::O_NONBLOCK))?;
         Ok(Self {
             descriptor,
             offloads: true,
@@ -92,7 +88,7 @@ impl FrameSocket {
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<([u8; virtio::LEN], usize)> {
         let mut header = [0; virtio::LEN];
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
-        let len = readv(&self.descriptor, &mut parts)?;
+        let len = now::receive(self.as_fd(), &mut parts)?;
         let len = len.checked_sub(virtio::LEN).ok_or(Errno::EPIPE)?;
         Ok((header, len))
     }
@@ -104,7 +100,7 @@ impl FrameDevice for FrameSocket {
     }
 
     fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
-        write_frame(self.as_fd(), Some(header), head, tail)
+        now::send_frame(self, Some(header), head, tail)
     }
 }
 
@@ -163,6 +159,26 @@ mod tests {
             other.receive(&mut buffer).unwrap();
             assert_eq!(buffer[..4], number.to_be_bytes());
         }
+    }
+
+    #[test]
+    fn whoever_has_the_other_descriptor_cannot_make_us_wait() {
+        use super::now::tests::{at_once, clear_nonblock};
+        let (one, other) = FrameSocket::pair().unwrap();
+        let passed = one.try_clone().unwrap();
+        clear_nonblock(&passed);
+        let (received, refused) = at_once(move || {
+            let received = one.receive(&mut [0; 100]).unwrap_err();
+            let refused = loop {
+                if let Err(error) = one.send(&Header::default(), &[0; 9000], &[]) {
+                    break error;
+                }
+            };
+            (received, refused)
+        });
+        assert_eq!(received.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        drop(other);
     }
 
     #[test]

@@ -11,22 +11,18 @@
 #![allow(unsafe_code)] // ioctls and a raw descriptor; each block says why it is sound
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use arrayvec::ArrayVec;
-use muslin_encap::merge::MAX_SEGMENTS;
 use muslin_encap::virtio::{self, Header};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::net::if_::if_nametoindex;
-use nix::sys::uio::{readv, writev};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 use tracing::debug;
 
-use super::FrameDevice;
+use super::{FrameDevice, now};
 use crate::error::errno;
 
 /// Where the kernel keeps TAP devices.
@@ -197,8 +193,7 @@ impl Tap {
             // SAFETY: the kernel reads one `int`, which lives until the call returns.
             unsafe { request::tun_set_header_len(descriptor.as_raw_fd(), &raw const len) }?;
         }
-        let status = OFlag::from_bits_truncate(fcntl(&descriptor, FcntlArg::F_GETFL)?);
-        fcntl(&descriptor, FcntlArg::F_SETFL(status | OFlag::O_NONBLOCK))?;
+        now::stop_waiting(descriptor.as_fd())?;
         Ok(Self {
             descriptor,
             has_header,
@@ -244,11 +239,11 @@ impl Tap {
     pub fn receive(&self, buffer: &mut [u8]) -> io::Result<([u8; virtio::LEN], usize)> {
         let mut header = [0; virtio::LEN];
         if !self.has_header {
-            let len = nix::unistd::read(&self.descriptor, buffer)?;
+            let len = now::read(self.as_fd(), &mut [IoSliceMut::new(buffer)])?;
             return Ok((header, len));
         }
         let mut parts = [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)];
-        let len = readv(&self.descriptor, &mut parts)?;
+        let len = now::read(self.as_fd(), &mut parts)?;
         let len = len.checked_sub(virtio::LEN).ok_or(Errno::EIO)?;
         Ok((header, len))
     }
@@ -265,27 +260,8 @@ impl FrameDevice for Tap {
     /// EIO (`Uncategorized`) if the interface is down.
     fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
         let header = self.has_header.then_some(header);
-        write_frame(self.as_fd(), header, head, tail)
+        now::with_parts(header, head, tail, |parts| now::write(self.as_fd(), parts))
     }
-}
-
-/// Writes a frame with one call: a virtio-net header if there is one, `head` and all of `tail`.
-pub(crate) fn write_frame(
-    descriptor: BorrowedFd<'_>,
-    header: Option<&Header>,
-    head: &[u8],
-    tail: &[&[u8]],
-) -> io::Result<()> {
-    let header = header.map(Header::to_bytes);
-    let mut parts = ArrayVec::<IoSlice<'_>, { MAX_SEGMENTS + 1 }>::new();
-    parts.extend(header.iter().map(|header| IoSlice::new(header)));
-    parts.push(IoSlice::new(head));
-    for piece in tail {
-        let pushed = parts.try_push(IoSlice::new(piece));
-        pushed.map_err(|_| Errno::EMSGSIZE)?;
-    }
-    writev(descriptor, &parts)?;
-    Ok(())
 }
 
 fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {

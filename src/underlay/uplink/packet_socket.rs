@@ -177,7 +177,7 @@ impl PacketSocket {
         let hdr_len = header.hdr_len.min(MAX_HEADER_LEN);
         let header = Header { hdr_len, ..*header };
         let header = self.has_header.then_some(&header);
-        device::write_frame(self.socket.as_fd(), header, head, tail)
+        device::send_frame(&self.socket, header, head, tail)
     }
 
     fn is_gone(&self) -> bool {
