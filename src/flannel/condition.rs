@@ -18,6 +18,8 @@ pub enum Need {
     Store,
     /// The network's configuration.
     Config,
+    /// Threads that pass packets.
+    DataPath,
 }
 
 /// How a node does at one moment.
@@ -31,6 +33,12 @@ pub struct State {
 }
 
 impl State {
+    /// Whether it passes packets, as far as it has begun to.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.lacks.contains_key(&Need::DataPath)
+    }
+
     /// What it waits for, or what does not work although it is ready, in one line.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {

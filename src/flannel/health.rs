@@ -90,8 +90,11 @@ async fn converse(stream: TcpStream, condition: watch::Receiver<State>) {
 
 fn respond(method: &Method, path: &str, state: &State) -> Response<Full<Bytes>> {
     let (status, text) = match path {
-        "/healthz" => (StatusCode::OK, "flanneld is running".to_owned()),
-        "/readyz" if state.is_ready => (StatusCode::OK, "flanneld is ready".to_owned()),
+        "/healthz" if state.is_alive() => (StatusCode::OK, "flanneld is running".to_owned()),
+        "/healthz" => (StatusCode::SERVICE_UNAVAILABLE, unready(state)),
+        "/readyz" if state.is_ready && state.is_alive() => {
+            (StatusCode::OK, "flanneld is ready".to_owned())
+        }
         "/readyz" => (StatusCode::SERVICE_UNAVAILABLE, unready(state)),
         _ => (StatusCode::NOT_FOUND, "404 page not found\n".to_owned()),
     };
@@ -178,6 +181,11 @@ mod tests {
             assert_eq!(get(path).await.0, 404, "{path}");
         }
         condition.have(Need::Store);
+        condition.lack(Need::DataPath, "worker-0 hangs");
+        let why = answer(503, "flanneld is not ready yet: worker-0 hangs");
+        assert_eq!(get("/healthz").await, why);
+        assert_eq!(get("/readyz").await, why);
+        condition.have(Need::DataPath);
         condition.end();
         assert_eq!(get("/readyz").await, not_yet);
         assert_eq!(request(address, "HEAD", "/readyz").await, answer(503, ""));

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::error::Result;
 
 pub use condition::{Condition, Need, State};
-pub use notify::stopping;
+pub use notify::{alive, stopping, watchdog};
 pub use subnet_env::SubnetEnv;
 
 /// What flannel's tools see of a node.

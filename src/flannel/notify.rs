@@ -1,5 +1,7 @@
 //! What the service manager is told (sd_notify(3)); nothing where there is none.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 use tracing::debug;
 
@@ -11,6 +13,17 @@ pub(super) fn status(text: &str) {
 /// The node serves its pods.
 pub(super) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// How often the service manager wants to hear that the node is alive; nothing if it does not ask.
+#[must_use]
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// The node is alive.
+pub fn alive() {
+    tell(&[NotifyState::Watchdog]);
 }
 
 /// The node ends.

@@ -4,6 +4,7 @@
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
 mod front;
+mod heartbeat;
 mod liveness;
 mod naming;
 mod pods;
@@ -605,6 +606,7 @@ impl Plane {
             return Err(Error::failed("the node runs already"));
         }
         tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
+        tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
         self.surface.lock().announce(subnet, &ready);
         Ok(())

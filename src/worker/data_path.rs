@@ -7,6 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -71,6 +72,8 @@ pub(super) struct Ear {
     /// This worker's number, and which of them has which mapping.
     pub(super) index: u8,
     pub(super) owners: Arc<Owners>,
+    /// How often this worker has looked for something to do.
+    pub(super) turns: Arc<AtomicU64>,
 }
 
 impl Ear {
@@ -140,6 +143,7 @@ impl DataPath {
         let mut ready = [EpollEvent::empty(); 64];
         self.send_own();
         loop {
+            self.ear.turns.fetch_add(1, Ordering::Relaxed);
             let count = match self.epoll.wait(&mut ready, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,

@@ -14,9 +14,10 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::OwnedPacket;
@@ -32,6 +33,8 @@ use muslin_stack::uplink::Uplink;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
+use tracing::warn;
 
 use crate::device::PodDevice;
 use crate::dns::Door;
@@ -137,7 +140,9 @@ pub struct Workers(Vec<Worker>);
 struct Worker {
     commands: Sender<Command>,
     wake: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
+    /// How often it has looked for something to do.
+    turns: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
 }
 
 /// What another worker read.
@@ -153,6 +158,10 @@ enum Heard {
 const HEARD: usize = 256;
 /// How long a command that must be done may take. The data path does not wait for anything.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long its tables may take, which it copies when its turn is over.
+const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+/// When it is looked again whether a thread has ended.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Another worker, as a worker sees it.
 #[derive(Debug, Clone)]
@@ -165,6 +174,11 @@ struct Colleague {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the data path's thread has ended")]
 pub struct Ended;
+
+/// A thread of the data path takes no turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a thread of the data path does not answer")]
+pub struct NoAnswer;
 
 impl Workers {
     /// Starts a thread for each pair of node and sockets, each with its share of egress and the way
@@ -207,7 +221,9 @@ impl Workers {
                 // There are no more than fit (`--workers`).
                 index: u8::try_from(index).unwrap_or(u8::MAX),
                 owners: owners.clone(),
+                turns: Arc::default(),
             };
+            let turns = ear.turns.clone();
             let (share, events) = ((share.clone(), dns.clone()), events.clone());
             let data_path = DataPath::new(node, underlay, share, clock, events, ear)?;
             let thread = std::thread::Builder::new()
@@ -216,7 +232,8 @@ impl Workers {
             workers.0.push(Worker {
                 commands,
                 wake,
-                thread: Some(thread),
+                turns,
+                thread,
             });
         }
         Ok(workers)
@@ -291,9 +308,10 @@ impl Workers {
     pub fn detach(&self, port: PortId) -> Result<(), Ended> {
         let (done, waits) = sync_channel(self.0.len());
         self.tell(|| Command::Detach(port, done.clone()))?;
+        let deadline = StdInstant::now() + PATIENCE;
         for _ in &self.0 {
             // A thread that hangs hangs without this one.
-            let _ = waits.recv_timeout(PATIENCE);
+            let _ = waits.recv_timeout(deadline.saturating_duration_since(StdInstant::now()));
         }
         Ok(())
     }
@@ -350,26 +368,39 @@ impl Workers {
         self.tell(|| Command::SetMtu(mtu))
     }
 
+    /// How often each worker has looked for something to do. All look once more, so that one whose
+    /// number stays what it is hangs.
+    pub(crate) fn turns(&self) -> Vec<u64> {
+        let turns = self.0.iter().map(|worker| {
+            let turns = worker.turns.load(Ordering::Relaxed);
+            let _ = worker.wake.write(1);
+            turns
+        });
+        turns.collect()
+    }
+
     /// The tables and counters as they are now, of all workers together.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to tell.
-    pub async fn report(&self) -> Result<Report, Ended> {
+    /// If one of them does not tell.
+    pub async fn report(&self) -> Result<Report, NoAnswer> {
         let mut answers = Vec::new();
         for worker in &self.0 {
             let (sender, receiver) = oneshot::channel();
-            worker.tell(Command::Report(sender))?;
+            worker.tell(Command::Report(sender)).map_err(|_| NoAnswer)?;
             answers.push(receiver);
         }
         let mut whole: Option<Report> = None;
+        let deadline = tokio::time::Instant::now() + REPORT_PATIENCE;
         for answer in answers {
-            let report = answer.await.map_err(|_| Ended)?;
+            let report = timeout_at(deadline, answer).await;
+            let report = report.map_err(|_| NoAnswer)?.map_err(|_| NoAnswer)?;
             match &mut whole {
                 None => whole = Some(report),
                 Some(whole) => whole.add(report),
             }
         }
-        whole.ok_or(Ended)
+        whole.ok_or(NoAnswer)
     }
 
     fn tell(&self, command: impl Fn() -> Command) -> Result<(), Ended> {
@@ -386,11 +417,21 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for Workers {
     fn drop(&mut self) {
-        let _ = self.tell(Command::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        self.stop();
+        let deadline = StdInstant::now() + PATIENCE;
+        for (index, worker) in self.0.drain(..).enumerate() {
+            while !worker.thread.is_finished() && StdInstant::now() < deadline {
+                std::thread::sleep(LOOK);
+            }
+            if worker.thread.is_finished() {
+                // A panic has been told of already.
+                let _ = worker.thread.join();
+            } else {
+                // It ends with the process.
+                warn!("worker-{index} does not stop");
+            }
         }
     }
 }
