@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::overhead::Mtu;
-use muslin_stack::egress::{Config as Outside, Limits as OutsideLimits, Policy};
+use muslin_stack::egress::{Config as Outside, Limits as OutsideLimits, Policy, Rules};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
@@ -42,7 +42,9 @@ use crate::error::{Context, Error, Result};
 use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
 use crate::lease::{self, News, Reply, store};
 use crate::state::{self, StateDir};
-use crate::underlay::{Carrier, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
+use crate::underlay::{
+    Carrier, KernelNetwork, Options, PublicInterface, UdpSocket, UplinkKind, Wanted,
+};
 use crate::worker::{Clock, Event, Workers};
 
 use front::Front;
@@ -548,12 +550,13 @@ impl Plane {
         let interface = tunnel.interface;
         self.identity.subnet = Some(key.ipv4);
         self.state.write_identity(&self.identity)?;
-        underlay::warn_of_kernel(tunnel.config.network, key.ipv4);
+        let kernel = underlay::kernel();
+        underlay::warn_of_kernel(&kernel, tunnel.config.network, key.ipv4);
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
         let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &interface)?;
-        let outside = self.egress_config(key, &plan)?;
+        let outside = self.egress_config(key, &plan, &kernel)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let nodes = underlays.into_iter().map(|underlay| {
@@ -627,16 +630,23 @@ impl Plane {
         })
     }
 
-    fn egress_config(&self, key: SubnetKey, plan: &Plan) -> Result<Outside> {
+    fn egress_config(
+        &self,
+        key: SubnetKey,
+        plan: &Plan,
+        kernel: &KernelNetwork,
+    ) -> Result<Outside> {
+        let own: Vec<_> = kernel.addresses().collect();
         egress::raise_descriptor_limit();
         let policy = match &self.settings.egress {
             None => Policy::closed(),
-            Some(settings) => Policy::new(
-                &settings.allow,
-                &settings.deny,
-                settings.host_loopback,
-                (plan.port != 0).then_some(plan.port),
-            ),
+            Some(settings) => Policy::new(Rules {
+                allow: settings.allow.clone(),
+                deny: settings.deny.clone(),
+                host_loopback: settings.host_loopback,
+                tunnel_port: (plan.port != 0).then_some(plan.port),
+                stores: egress::endpoints(self.leases.servers(), &own),
+            }),
         };
         Ok(Outside {
             policy,

@@ -326,7 +326,7 @@ impl Plan {
 
 /// Who has the tunnel's port, as far as can be seen.
 fn port_in_use(end: SocketAddr) -> String {
-    let kernel = KernelNetwork::read_blocking().unwrap_or_default();
+    let kernel = kernel();
     match kernel.vxlan_on(end.port()) {
         Some(conflict) => conflict.to_string(),
         None => format!(
@@ -341,16 +341,19 @@ fn port_in_use(end: SocketAddr) -> String {
 
 /// Says what this machine's kernel has of the pod network, which pods or programs miss then: nobody
 /// else would see why.
-pub(super) fn warn_of_kernel(network: Ipv4Net, subnet: Ipv4Net) {
-    match KernelNetwork::read_blocking() {
-        Ok(kernel) => {
-            let own = kernel.in_own_subnet(subnet, &[]);
-            for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {
-                warn!("{conflict}");
-            }
-        }
-        Err(error) => debug!("{error}"),
+pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: Ipv4Net) {
+    let own = kernel.in_own_subnet(subnet, &[]);
+    for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {
+        warn!("{conflict}");
     }
+}
+
+/// What this machine's kernel has, or nothing if it does not tell.
+pub(super) fn kernel() -> KernelNetwork {
+    KernelNetwork::read_blocking().unwrap_or_else(|error| {
+        debug!("{error}");
+        KernelNetwork::default()
+    })
 }
 
 /// MTU of pods and of the underlay, which is that of the interface if no other is named.

@@ -18,7 +18,7 @@ use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
     Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Limits, Marks, Pods, Policy,
-    Protocol,
+    Protocol, Rules,
 };
 use muslin_stack::endpoint::{Endpoint, Taken};
 use muslin_stack::frame;
@@ -400,7 +400,10 @@ fn config(place: Place) -> io::Result<Config> {
     let own = Ipv4Net::from(place.address);
     Ok(Config {
         subnet: None,
-        policy: Policy::new(&[own], &[], None, None),
+        policy: Policy::new(Rules {
+            allow: vec![own],
+            ..Rules::default()
+        }),
         mtu: Mtu::new(place.mtu.into()).map_err(io::Error::other)?,
         limits: Limits::default(),
         random_seed: u64::from_ne_bytes(state::random().map_err(io::Error::other)?),

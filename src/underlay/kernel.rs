@@ -70,6 +70,12 @@ impl KernelNetwork {
         Ok(Self { interfaces, routes })
     }
 
+    /// This machine's addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let addresses = self.interfaces.iter().flat_map(|it| &it.addresses);
+        addresses.map(|address| address.ip)
+    }
+
     /// The VXLAN interface that has a UDP port: at all addresses, whatever its own is.
     #[must_use]
     pub fn vxlan_on(&self, port: u16) -> Option<Conflict> {

@@ -53,7 +53,7 @@ pub use flow::{Direction, FlowInfo, FlowState};
 pub use host::{FlowId, Host, HostError, Pods, Protocol};
 pub use owners::Owners;
 pub use path::{Complaint, Marks};
-pub use policy::{LINK_LOCAL, Policy};
+pub use policy::{LINK_LOCAL, Policy, Rules};
 
 use clock::Clock;
 use datagram::{Datagrams, Reading};

@@ -19,7 +19,7 @@ use super::outside::Server;
 use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
 use crate::drops::DropReason;
-use crate::egress::{Config, Egress, FlowId, FlowInfo, Limits, Pods, Policy, Protocol};
+use crate::egress::{Config, Egress, FlowId, FlowInfo, Limits, Pods, Policy, Protocol, Rules};
 use crate::frame;
 use crate::icmp::{self, IcmpError};
 use crate::node::{Node, Verdict};
@@ -63,7 +63,10 @@ impl WayOut {
             ..Limits::default()
         };
         let config = Config {
-            policy: Policy::new(&[], &[], None, Some(TUNNEL.port())),
+            policy: Policy::new(Rules {
+                tunnel_port: Some(TUNNEL.port()),
+                ..Rules::default()
+            }),
             subnet: Some(subnet),
             mtu: running.mtu(),
             limits,

@@ -10,7 +10,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
 use muslin_stack::egress::{
-    Config, Egress, FlowId, FlowKey, HostError, Limits, Policy, Protocol, Ready,
+    Config, Egress, FlowId, FlowKey, HostError, Limits, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::Ipv4Packet;
@@ -97,7 +97,10 @@ impl Harness {
     pub(crate) fn new(choices: u8) -> Self {
         let config = Config {
             subnet: Some(SUBNET),
-            policy: Policy::new(&[], &[], None, Some(TUNNEL)),
+            policy: Policy::new(Rules {
+                tunnel_port: Some(TUNNEL),
+                ..Rules::default()
+            }),
             mtu: Mtu::new(MTU.into()).expect("it is in range"),
             limits: Limits {
                 flows: FLOWS,

@@ -375,7 +375,7 @@ pub(super) struct Bed {
 
 impl Bed {
     pub(super) fn new() -> Self {
-        Self::with(Limits::default(), Policy::new(&[], &[], None, None))
+        Self::with(Limits::default(), Policy::new(Rules::default()))
     }
 
     pub(super) fn with(limits: Limits, policy: Policy) -> Self {

@@ -159,11 +159,16 @@ fn pings_of_one_number_are_one_mapping() {
 
 #[test]
 fn the_policy_holds_for_each_datagram_both_ways() {
-    let allow = ["192.0.2.0/24".parse().unwrap()];
-    let deny = ["192.0.2.66/32".parse().unwrap()];
+    let allow = vec!["192.0.2.0/24".parse().unwrap()];
+    let deny = vec!["192.0.2.66/32".parse().unwrap()];
     let mut bed = Bed::with(
         Limits::default(),
-        Policy::new(&allow, &deny, None, Some(8472)),
+        Policy::new(Rules {
+            allow,
+            deny,
+            tunnel_port: Some(8472),
+            ..Rules::default()
+        }),
     );
     let denied = [
         address("192.0.2.66:80"),
@@ -197,7 +202,13 @@ fn the_policy_holds_for_each_datagram_both_ways() {
 #[test]
 fn the_hosts_loopback_answers_from_the_address_that_the_pod_knows() {
     let open = Ipv4Addr::new(192, 0, 2, 7);
-    let mut bed = Bed::with(Limits::default(), Policy::new(&[], &[], Some(open), None));
+    let mut bed = Bed::with(
+        Limits::default(),
+        Policy::new(Rules {
+            host_loopback: Some(open),
+            ..Rules::default()
+        }),
+    );
     bed.send(&udp(5000, SocketAddrV4::new(open, 53), b"x"));
     let id = bed.last();
     assert_eq!(bed.fake(id).sent[0].0, address("127.0.0.1:53"));

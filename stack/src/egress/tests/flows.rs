@@ -81,7 +81,7 @@ fn a_pod_that_has_its_share_makes_room_by_its_own_flows() {
         flows_of_pod: 3,
         ..Limits::default()
     };
-    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let mut bed = Bed::with(limits, Policy::new(Rules::default()));
     let begin = |bed: &mut Bed, pod: Ipv4Addr, port: u16| {
         let mut packet = Vec::new();
         etherparse::PacketBuilder::ipv4(pod.octets(), SERVER.ip().octets(), 64)

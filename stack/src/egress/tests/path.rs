@@ -186,7 +186,10 @@ fn words_about_one_flow_leave_the_others_their_turn() {
 #[test]
 fn the_hosts_loopback_has_the_address_that_the_pod_knows() {
     let open = Ipv4Addr::new(192, 0, 2, 80);
-    let policy = Policy::new(&[], &[], Some(open), None);
+    let policy = Policy::new(Rules {
+        host_loopback: Some(open),
+        ..Rules::default()
+    });
     let mut bed = Bed::with(Limits::default(), policy);
     bed.send(&udp(USUAL, b"x"));
     let error = IcmpError::PortUnreachable;

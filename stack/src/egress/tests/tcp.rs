@@ -430,7 +430,7 @@ fn a_connection_whose_pod_lives_is_not_idle() {
             tcp_idle,
             ..Limits::default()
         };
-        let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+        let mut bed = Bed::with(limits, Policy::new(Rules::default()));
         let (handle, id) = bed.established();
         bed.wait(tcp_idle * 3);
         assert_eq!(bed.socket(handle).state(), State::Established);
@@ -447,7 +447,7 @@ fn a_pods_own_keep_alives_are_life() {
         tcp_idle: Duration::from_secs(40),
         ..Limits::default()
     };
-    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let mut bed = Bed::with(limits, Policy::new(Rules::default()));
     let (handle, id) = bed.established();
     let keep_alive = Some(Duration::from_secs(5));
     bed.socket(handle).set_keep_alive(keep_alive);
@@ -464,7 +464,7 @@ fn a_pod_that_is_silent_for_its_time_is_given_up() {
         tcp_idle: Duration::from_secs(40),
         ..Limits::default()
     };
-    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let mut bed = Bed::with(limits, Policy::new(Rules::default()));
     let (_, id) = bed.established();
     let mut asked = 0;
     for _ in 0..40 {
@@ -521,7 +521,7 @@ fn a_full_table_evicts_the_oldest_idle_flow_and_no_other() {
         flows: 3,
         ..Limits::default()
     };
-    let mut bed = Bed::with(limits, Policy::new(&[], &[], None, None));
+    let mut bed = Bed::with(limits, Policy::new(Rules::default()));
     let mut flows = Vec::new();
     for _ in 0..3 {
         flows.push(bed.established());
