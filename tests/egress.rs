@@ -18,6 +18,7 @@ mod workers;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Stdio;
 
+use lab::etcd::Etcd;
 use lab::script::Script;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::{Agent, Ping};
@@ -174,6 +175,31 @@ fn rules_decide_what_is_reached() {
     let refusal = bed.refusal(SERVER, PORT);
     assert!(refusal.contains("No route to host"), "{refusal}");
     assert_eq!(bed.node.drops().get("egress-denied"), Some(&1));
+}
+
+#[test]
+fn pods_do_not_reach_the_store() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(etcd) = Etcd::start(&lab) else {
+        return;
+    };
+    let network = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
+    etcd.configure("/coreos.com/network", network);
+    let server = etcd.store().replace("etcd://", "");
+    let server: SocketAddrV4 = server.parse().unwrap();
+    let named = format!("0.0.0.0/0,{}/32", server.ip());
+    for (address, allow) in [(NODE, None), (SERVER, Some(named))] {
+        let mut config = NodeConfig::new("n1", address, &etcd.store());
+        if let Some(allow) = &allow {
+            config = config.with("--egress-allow", allow);
+        }
+        let node = config.start(&lab.host(&address.to_string(), address));
+        let opened = node.pod("pod").open(server).map_err(|it| it.to_string());
+        match allow {
+            Some(_) => assert!(opened.is_ok(), "{opened:?}"),
+            None => assert!(opened.unwrap_err().contains("No route to host")),
+        }
+    }
 }
 
 #[test]
