@@ -171,12 +171,18 @@ impl Bed {
 
     /// A sidecar with a node of its own, where there are no rights.
     fn restricted(&self, words: &[&str]) -> Sidecar {
+        self.restricted_with(&[], words)
+    }
+
+    /// The same with variables.
+    fn restricted_with(&self, variables: &[(&str, &str)], words: &[&str]) -> Sidecar {
         let mut command = self.host.command("unshare");
         command.args(["--mount", "sh", "-e", "-c", RESTRICTED, MUSLIN]);
         let public_ip = SIDECAR.to_string();
         command.args(["sidecar", "--store", &self.store, "--public-ip", &public_ip]);
         command.args(words).env("HOME", "/nonexistent");
         command.env_remove("TMPDIR").env_remove("XDG_STATE_HOME");
+        command.envs(variables.iter().copied());
         Sidecar::start(command, self.lab.directory())
     }
 
@@ -318,6 +324,22 @@ fn names_of_pods_are_asked_for_at_the_gateway() {
     assert_eq!(told[1][..4], *"0504", "{told:?}");
     server.kill().unwrap();
     server.wait().unwrap();
+}
+
+#[test]
+fn a_command_gets_no_secrets_of_its_sidecar() {
+    let Some(bed) = Bed::new() else { return };
+    let secret = ("MUSLIN_PROXY_AUTH", "me:owl");
+    let command = r#"env >&2; cat /proc/$PPID/environ >&2 || echo "it is hidden" >&2
+        echo "it has looked" >&2; exec sleep 60"#;
+    let mut sidecar = bed.restricted_with(&[secret], &["--", "sh", "-c", command]);
+    sidecar.wait_for("it has looked");
+    let log = sidecar.log();
+    assert!(log.contains("MUSLIN_NODE="), "{log}");
+    assert!(log.contains("it is hidden"), "{log}");
+    assert!(!log.contains(secret.0), "{log}");
+    // It has it where it needs it.
+    assert!(log.contains("ALL_PROXY=socks5h://me:owl@"), "{log}");
 }
 
 #[test]

@@ -81,13 +81,23 @@ pub(crate) fn guard(parent: i32, command: &[OsString]) -> Error {
     become_command(command, &[])
 }
 
-/// Has this process go on as the command. Returns if it cannot.
+/// Variables in which a node or a sidecar is told secrets. They are not the command's.
+const SECRETS: [&str; 3] = [
+    "MUSLIN_ETCD_PASSWORD",
+    "FLANNELD_ETCD_PASSWORD",
+    "MUSLIN_PROXY_AUTH",
+];
+
+/// Has this process go on as the command, which gets none of our secrets. Returns if it cannot.
 pub(crate) fn become_command(command: &[OsString], variables: &[(&str, String)]) -> Error {
     let Some((program, rest)) = command.split_first() else {
         return Error::usage("there is no command to run");
     };
     let mut command = std::process::Command::new(program);
     command.args(rest);
+    for secret in SECRETS {
+        command.env_remove(secret);
+    }
     command.envs(variables.iter().map(|(name, value)| (name, value)));
     Error::Start {
         program: program.display().to_string(),

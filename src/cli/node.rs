@@ -14,6 +14,7 @@ use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel, log};
+use crate::confine;
 use crate::egress;
 use crate::error::{Error, Result};
 use crate::node::{self, Offload, Settings};
@@ -148,6 +149,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.die_with_parent {
         die_with_parent()?;
     }
+    confine::try_all(&[confine::keep_to_itself, confine::gain_nothing]);
     block_on(node::run(arguments.settings()?))
 }
 

@@ -12,10 +12,10 @@ use std::path::Path;
 
 use clap::Args;
 use muslin_stack::ipam::PodName;
-use nix::sys::prctl::set_dumpable;
 
 use super::{NodeChoice, block_on, die_with_parent, output};
 use crate::attach::{self, Device, Signals};
+use crate::confine;
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached, Namespace};
 use crate::detached;
@@ -140,7 +140,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
             },
         )?;
         // The command must not take the device out of this process (pidfd_getfd(2)).
-        set_dumpable(false).context("cannot protect this process")?;
+        confine::keep_to_itself()?;
         let signals = Signals::listen()?;
         let state_dir = arguments.node.state_dir();
         let ran = attached.clone();

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::{block_on, die_with_parent, node};
 use crate::attach::{self, Device, Signals};
+use crate::confine;
 use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::control::{Client, locate};
 use crate::device::{FrameSocket, Tap};
@@ -130,6 +131,9 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
     if arguments.own.die_with_parent {
         die_with_parent()?;
     }
+    // Its command may not gain rights by this, as programs in images do: `no_new_privs` is for whoever
+    // starts it to set.
+    confine::try_all(&[confine::keep_to_itself]);
     arguments.check()?;
     let of_node = arguments.of_node()?;
     // It is removed when the process ends.
