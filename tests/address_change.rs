@@ -14,6 +14,18 @@ use nix::sys::signal::Signal;
 /// Datagrams that are more than a socket's queue has room for.
 const FLOOD: u64 = 20_000;
 
+/// Sends a node that stands still so many datagrams from another one's host.
+fn overflow(node: &Node, from: &Node, address: &str, count: u64) {
+    node.signal(Signal::SIGSTOP);
+    let script = r#"socket(my $s, PF_INET, SOCK_DGRAM, 0); my ($to, $count) = @ARGV;
+        $to = pack_sockaddr_in(8472, inet_aton($to));
+        send($s, "x" x 1400, 0, $to) // die "send: $!" for 1 .. $count;"#;
+    let count = count.to_string();
+    from.host()
+        .run(&["perl", "-MSocket", "-e", script, address, &count]);
+    node.signal(Signal::SIGCONT);
+}
+
 #[test]
 fn connections_outlive_a_change_of_the_public_address() {
     let Some(lab) = Lab::new() else { return };
@@ -39,18 +51,7 @@ fn connections_outlive_a_change_of_the_public_address() {
     let (subnet, mac) = (moving.status("subnet"), moving.status("vtep_mac"));
 
     // The old socket loses what comes while nobody reads.
-    moving.signal(Signal::SIGSTOP);
-    fixed.host().run(&[
-        "perl",
-        "-MSocket",
-        "-e",
-        r#"socket(my $s, PF_INET, SOCK_DGRAM, 0); my ($to, $count) = @ARGV;
-           $to = pack_sockaddr_in(8472, inet_aton($to));
-           send($s, "x" x 1400, 0, $to) // die "send: $!" for 1 .. $count;"#,
-        "10.9.0.1",
-        &FLOOD.to_string(),
-    ]);
-    moving.signal(Signal::SIGCONT);
+    overflow(&moving, &fixed, "10.9.0.1", FLOOD);
     let lost = |node: &Node| node.losses().get("underlay-overflow").copied();
     poll_until(SOON, "the losses of the old socket", || {
         // The kernel tells them with what arrives later.
@@ -66,8 +67,14 @@ fn connections_outlive_a_change_of_the_public_address() {
         (peers[0]["public_ip"] == "10.9.0.77").then_some(())
     });
     assert!(here.exchange(connection, 100_000, 2).unwrap().intact);
-    let losses = lost(&moving).unwrap_or_default();
-    assert!(losses <= FLOOD, "{losses} of {FLOOD} datagrams");
+    // The new one begins to count anew, and has not lost as much.
+    let before = lost(&moving).unwrap_or_default();
+    overflow(&moving, &fixed, "10.9.0.77", FLOOD - before / 2);
+    let losses = poll_until(SOON, "the losses of the new socket", || {
+        assert!(here.exchange(connection, 1000, 3).unwrap().intact);
+        lost(&moving).filter(|lost| *lost > before)
+    });
+    assert!(losses <= 2 * FLOOD, "{losses} of twice {FLOOD} datagrams");
     let now = (moving.status("subnet"), moving.status("vtep_mac"));
     assert_eq!(now, (subnet, mac));
     assert_eq!(moving.status("public_ip"), "10.9.0.77");
