@@ -98,7 +98,7 @@ pub struct Offload {
 
 impl Offload {
     /// What `header` says of the frame, of which `tail` bytes are elsewhere; nothing if it is not
-    /// so, or if there is no TCP or UDP packet.
+    /// so, if there is no TCP or UDP packet, or if it is of more packets than a kernel makes of one.
     pub fn read(frame: &[u8], header: Header, tail: usize) -> Option<Self> {
         let packet = inner(frame)?;
         if header == Header::default() {
@@ -129,7 +129,15 @@ impl Offload {
                 let tcp = at.protocol == Protocol::Tcp;
                 let same = gso.kind == if tcp { GsoKind::TcpV4 } else { GsoKind::Udp };
                 (same && unfinished.is_some()).then_some(())?;
-                at.payload + at.payload_len().min(gso.size.into())
+                let (payload, size) = (at.payload_len(), usize::from(gso.size));
+                // A kernel makes no more segments of one datagram, and none that are shorter.
+                let is_made = if tcp {
+                    size >= 8
+                } else {
+                    payload <= 128 * size
+                };
+                (is_made && size > 0).then_some(())?;
+                at.payload + payload.min(size)
             }
         };
         Some(Self {
