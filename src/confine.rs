@@ -1,7 +1,6 @@
 //! What this process takes from itself, so that others get less by it.
 
 use nix::sys::prctl::{set_dumpable, set_no_new_privs};
-
 use tracing::warn;
 
 use crate::error::{Context, Result};

@@ -28,14 +28,13 @@ static IS_KNOWN: AtomicBool = AtomicBool::new(true);
 /// # Errors
 /// `WouldBlock` if there is nothing.
 pub(super) fn read(device: BorrowedFd<'_>, parts: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-    if IS_KNOWN.load(Ordering::Relaxed) {
-        match preadv2(device, parts, NOWHERE, ReadWriteFlags::NOWAIT) {
-            Err(rustix::io::Errno::OPNOTSUPP) => IS_KNOWN.store(false, Ordering::Relaxed),
-            done => return Ok(done?),
+    match if_known(|flags| preadv2(device, parts, NOWHERE, flags)) {
+        Some(done) => done,
+        None => {
+            stop_waiting(device)?;
+            Ok(readv(device, parts)?)
         }
     }
-    stop_waiting(device)?;
-    Ok(readv(device, parts)?)
 }
 
 /// Writes to a TAP device.
@@ -43,14 +42,28 @@ pub(super) fn read(device: BorrowedFd<'_>, parts: &mut [IoSliceMut<'_>]) -> io::
 /// # Errors
 /// `WouldBlock` if it takes no more.
 pub(super) fn write(device: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-    if IS_KNOWN.load(Ordering::Relaxed) {
-        match pwritev2(device, parts, NOWHERE, ReadWriteFlags::NOWAIT) {
-            Err(rustix::io::Errno::OPNOTSUPP) => IS_KNOWN.store(false, Ordering::Relaxed),
-            done => return Ok(done?),
+    match if_known(|flags| pwritev2(device, parts, NOWHERE, flags)) {
+        Some(done) => done,
+        None => {
+            stop_waiting(device)?;
+            Ok(writev(device, parts)?)
         }
     }
-    stop_waiting(device)?;
-    Ok(writev(device, parts)?)
+}
+
+/// What a call with RWF_NOWAIT returns; nothing where the kernel does not know that.
+fn if_known(
+    call: impl FnOnce(ReadWriteFlags) -> rustix::io::Result<usize>,
+) -> Option<io::Result<usize>> {
+    if !IS_KNOWN.load(Ordering::Relaxed) {
+        return None;
+    }
+    let done = call(ReadWriteFlags::NOWAIT);
+    if done == Err(rustix::io::Errno::OPNOTSUPP) {
+        IS_KNOWN.store(false, Ordering::Relaxed);
+        return None;
+    }
+    Some(done.map_err(io::Error::from))
 }
 
 /// Lets calls for a file return at once, as long as nobody else changes that: what there is for
