@@ -45,6 +45,7 @@ reasons! {
     RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect, or headers that could hide one.";
     ReservedGroup, "reserved-group", "A frame was for a group address that bridges keep to themselves (IEEE 802.1D).";
     Hairpin, "hairpin", "A frame's destination is behind the port it came from.";
+    Storm, "storm", "A pod sent more frames to all, or to addresses that nobody is known to have, than the node copies.";
     UnknownDestination, "unknown-destination", "A frame was for a MAC address that no pod has.";
     EtherTypeUnsupported, "ether-type-unsupported", "A frame was of a type that cannot be routed, or that a guarded pod may not send.";
     UnknownPeer, "unknown-peer", "A datagram came from an address that holds no lease.";

@@ -15,10 +15,11 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet,
 };
 
+use crate::bucket::TokenBucket;
 use crate::drops::DropReason;
 use crate::frame;
 use crate::guard;
-use crate::icmp::{self, IcmpError, RateLimiter};
+use crate::icmp::{self, IcmpError};
 
 const TTL: u8 = 64;
 
@@ -29,7 +30,7 @@ pub struct Endpoint {
     mac: EthernetAddress,
     gateway: Ipv4Addr,
     gateway_mac: Option<EthernetAddress>,
-    errors: RateLimiter,
+    errors: TokenBucket,
 }
 
 /// What became of a frame.
@@ -52,7 +53,7 @@ impl Endpoint {
             mac: mac::of_pod(address),
             gateway,
             gateway_mac: None,
-            errors: RateLimiter::new(now),
+            errors: icmp::error_limit(now),
         }
     }
 
@@ -113,7 +114,7 @@ impl Endpoint {
         let mut buffer = [0; icmp::MAX_LEN];
         let len = error.write(&mut buffer, self.address, offender);
         let written = len.is_some_and(|len| packet.replace(&buffer[..len]).is_ok());
-        written && self.errors.allow(now) && self.wrap(packet).is_ok()
+        written && self.errors.take(now, 1) && self.wrap(packet).is_ok()
     }
 
     fn hear(&mut self, packet: &mut PacketBuf<'_>) -> Result<Taken, DropReason> {

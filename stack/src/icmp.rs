@@ -3,8 +3,10 @@
 use std::net::Ipv4Addr;
 
 use muslin_encap::checksum;
-use smoltcp::time::{Duration, Instant};
+use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
+
+use crate::bucket::TokenBucket;
 
 /// The longest error in bytes, with its IP header (RFC 1812 section 4.3.2.3).
 pub const MAX_LEN: usize = 576;
@@ -151,43 +153,11 @@ fn is_query(icmp: &[u8]) -> bool {
     })
 }
 
-/// How many ICMP errors a node may send: a token bucket, with Linux' defaults of 1000 a second and
-/// bursts of 50 (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
-#[derive(Debug, Clone)]
-pub struct RateLimiter {
-    tokens: u32,
-    refilled: Instant,
-}
-
-impl RateLimiter {
-    const BURST: u32 = 50;
-    const MICROS_PER_TOKEN: u64 = 1000;
-
-    /// A full bucket.
-    #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self {
-            tokens: Self::BURST,
-            refilled: now,
-        }
-    }
-
-    /// Takes a token, if there is one.
-    pub fn allow(&mut self, now: Instant) -> bool {
-        let elapsed = now
-            .total_micros()
-            .saturating_sub(self.refilled.total_micros())
-            .max(0) as u64;
-        let earned = elapsed / Self::MICROS_PER_TOKEN;
-        self.tokens = Self::BURST.min(self.tokens.saturating_add(earned.min(1 << 20) as u32));
-        // The rest of a token counts towards the next one.
-        self.refilled += Duration::from_micros(earned * Self::MICROS_PER_TOKEN);
-        if self.tokens == 0 {
-            return false;
-        }
-        self.tokens -= 1;
-        true
-    }
+/// How many ICMP errors a node may send: Linux' defaults of 1000 a second and bursts of 50
+/// (`icmp_msgs_per_sec`, `icmp_msgs_burst`).
+#[must_use]
+pub const fn error_limit(now: Instant) -> TokenBucket {
+    TokenBucket::full(1000, 50, now)
 }
 
 #[cfg(test)]
@@ -310,24 +280,5 @@ mod tests {
             IcmpError::TimeExceeded.write(&mut [0; 27], GATEWAY, &udp(POD, OTHER, 0)),
             None
         );
-    }
-
-    #[test]
-    fn a_burst_is_followed_by_a_rate() {
-        let mut now = Instant::ZERO;
-        let mut limiter = RateLimiter::new(now);
-        assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 50);
-        now += Duration::from_micros(999);
-        assert!(!limiter.allow(now));
-        now += Duration::from_millis(10);
-        assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 10);
-        let taken = (0..10).filter(|_| {
-            now += Duration::from_micros(1900);
-            limiter.allow(now)
-        });
-        assert_eq!(taken.count(), 10);
-        assert!(limiter.allow(now), "parts of a token add up");
-        now += Duration::from_secs(3600);
-        assert_eq!((0..100).filter(|_| limiter.allow(now)).count(), 50);
     }
 }

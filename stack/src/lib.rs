@@ -5,6 +5,7 @@
 //! and the caller does what they say. See the README for a picture of a packet's way.
 #![forbid(unsafe_code)]
 
+pub mod bucket;
 pub mod drops;
 pub mod egress;
 pub mod endpoint;
@@ -26,5 +27,6 @@ pub mod route;
 pub mod sim;
 pub mod switch;
 pub mod uplink;
+pub mod work;
 
 pub use smoltcp::time::{Duration, Instant};

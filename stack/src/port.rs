@@ -5,6 +5,9 @@ use std::net::IpAddr;
 
 use smoltcp::wire::EthernetAddress;
 
+use crate::bucket::TokenBucket;
+use crate::work::{self, Turn};
+
 /// A port's identity, chosen by the control plane and stable while the port is attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortId(pub u32);
@@ -57,6 +60,22 @@ pub struct Port {
     pub received: Traffic,
     /// Frames to the pod.
     pub sent: Traffic,
+    /// What is left of its turn.
+    pub(crate) turn: Turn,
+    /// How much it may have flooded.
+    pub(crate) storm: TokenBucket,
+}
+
+impl Port {
+    pub(crate) fn new(attachment: Attachment) -> Self {
+        Self {
+            attachment,
+            received: Traffic::default(),
+            sent: Traffic::default(),
+            turn: Turn::default(),
+            storm: work::storm_share(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -512,7 +512,7 @@ impl Node {
     /// Routes an answer of the gateway, in fragments if it is larger than the MTU, unless it is an
     /// error and there were too many.
     fn answer(&mut self, now: Instant, answer: &mut [u8]) {
-        if icmp::is_error(answer) && !self.errors.allow(now) {
+        if icmp::is_error(answer) && !self.errors.take(now, 1) {
             return;
         }
         let mtu = self.config.mtu;
@@ -559,7 +559,7 @@ impl Node {
         }
         // As in Linux, path MTU discovery is not limited: a connection stalls without it, and any
         // pod can use the others up.
-        if !matches!(error, IcmpError::FragmentationNeeded(_)) && !self.errors.allow(now) {
+        if !matches!(error, IcmpError::FragmentationNeeded(_)) && !self.errors.take(now, 1) {
             return;
         }
         let mut buffer = [0; icmp::MAX_LEN];

@@ -16,6 +16,7 @@ use crate::guard;
 use crate::neighbour::Place;
 use crate::peer::{PeerId, Tunnel};
 use crate::port::PortId;
+use crate::work;
 
 type Step = Result<Verdict, DropReason>;
 
@@ -52,13 +53,13 @@ impl Node {
             return Err(DropReason::ReservedGroup);
         }
         if destination.is_multicast() {
-            return Ok(Verdict::Flood { except: Some(id) });
+            return self.flood(now, id, packet);
         }
         if !to_gateway {
             return match self.fdb.lookup(destination, now) {
                 Some(port) if port == id => Err(DropReason::Hairpin),
                 Some(port) => Ok(Verdict::Port(port)),
-                None if self.others_may_have_it(id) => Ok(Verdict::Flood { except: Some(id) }),
+                None if self.others_may_have_it(id) => self.flood(now, id, packet),
                 None => Err(DropReason::UnknownDestination),
             };
         }
@@ -71,6 +72,17 @@ impl Node {
             EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
                 Err(DropReason::EtherTypeUnsupported)
             }
+        }
+    }
+
+    /// Has a frame copied to all other ports, if the sender has not had too many copied.
+    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Step {
+        let copies = work::of_packets(self.others(), packet.total_len());
+        let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
+        if port.storm.take(now, copies) {
+            Ok(Verdict::Flood { except: Some(id) })
+        } else {
+            Err(DropReason::Storm)
         }
     }
 

@@ -20,16 +20,18 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
+use crate::bucket::TokenBucket;
 use crate::drops::{Counters, DropReason};
 use crate::gateway::{self, Gateway};
 use crate::guard;
 use crate::hash::Seed;
-use crate::icmp::RateLimiter;
+use crate::icmp;
 use crate::neighbour::{Neighbours, Place, State};
 use crate::peer::{Path, Peer, PeerId, PeerState, Tunnel};
 use crate::port::{Attachment, Port, PortId, Traffic};
 use crate::route::RouteTable;
 use crate::switch::{self, Fdb};
+use crate::work;
 use awaited::Awaited;
 use peers::Peers;
 use uplink::Link;
@@ -156,7 +158,7 @@ pub struct Node {
     fdb: Fdb,
     neighbours: Neighbours,
     gateway: Gateway,
-    errors: RateLimiter,
+    errors: TokenBucket,
     counters: Counters,
     output: Output,
     uplink: Option<Link>,
@@ -217,7 +219,7 @@ impl Node {
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
             gateway: Gateway::new(subnet, config.gateway_mac, seed.0, now),
-            errors: RateLimiter::new(now),
+            errors: icmp::error_limit(now),
             counters: Counters::default(),
             output: Output::default(),
             uplink: None,
@@ -252,15 +254,7 @@ impl Node {
             }
         }
         self.unguarded += usize::from(!attachment.guarded);
-        let idle = Traffic::default();
-        self.ports.insert(
-            port,
-            Port {
-                attachment,
-                received: idle,
-                sent: idle,
-            },
-        );
+        self.ports.insert(port, Port::new(attachment));
     }
 
     /// Detaches a port; false if there was none.
@@ -337,13 +331,56 @@ impl Node {
         matches!(prefix, IpNet::V4(prefix) if self.subnet.contains(&prefix))
     }
 
+    /// Begins a port's turn. Its frames are to be taken as long as [`Self::goes_on`] says so.
+    pub fn begin_turn(&mut self, port: PortId) {
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.turn.begin();
+        }
+    }
+
+    /// Whether a port's turn goes on: it is over when its frames have made as much work as the others
+    /// may have, too.
+    #[must_use]
+    pub fn goes_on(&self, port: PortId) -> bool {
+        let port = self.ports.get(&port);
+        port.is_some_and(|port| port.turn.goes_on())
+    }
+
     /// Takes an Ethernet frame from a port.
     pub fn from_port(&mut self, now: Instant, port: PortId, packet: &mut PacketBuf<'_>) -> Verdict {
         self.counters.received += 1;
+        let waiting = self.output.queue.len();
         let verdict = self
             .ingress_port(now, port, packet)
             .unwrap_or_else(Verdict::Drop);
+        let own = self.output.queue.len().saturating_sub(waiting);
+        let work = self.work(verdict, packet) + work::of_packets(own, 0);
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.turn.take(work);
+        }
         self.count(verdict, packet.total_len())
+    }
+
+    /// What a packet with this verdict costs.
+    fn work(&self, verdict: Verdict, packet: &PacketBuf<'_>) -> u64 {
+        let len = packet.total_len();
+        match verdict {
+            Verdict::Flood { .. } => work::of_packets(self.others().max(1), len),
+            Verdict::Port(_)
+            | Verdict::Uplink { .. }
+            | Verdict::Peer { .. }
+            | Verdict::Egress
+            | Verdict::Consumed
+            | Verdict::Drop(_) => {
+                let size = packet.offload().gso.map_or(len, |gso| gso.size.into());
+                work::of_superpacket(len.div_ceil(size.max(1)), len)
+            }
+        }
+    }
+
+    /// How many ports a frame is flooded to that came from one.
+    pub(super) fn others(&self) -> usize {
+        self.ports.len().saturating_sub(1)
     }
 
     /// Counts a frame of `len` bytes whose virtio-net header could not be read.

@@ -17,6 +17,7 @@ mod liveness;
 mod superpackets;
 mod telling;
 mod uplink;
+mod work;
 
 use muslin_encap::vxlan::{Vni, VtepMac};
 
