@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, ToSocketAddrs};
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use muslin_stack::egress::{Config, Egress, FlowId, Owners};
+use muslin_stack::egress::{Config, Egress, FlowId, Limits, Owners};
 use muslin_stack::guard;
 use nix::sys::epoll::{Epoll, EpollFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -121,13 +121,37 @@ impl Outside {
     }
 }
 
-/// Lets the process have as many descriptors as it may: each flow needs one.
-pub(crate) fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        warn!("egress has no more descriptors than usual: {error}");
+/// Descriptors that are no flows': pods' devices, the tunnel, the store, control and its clients.
+const RESERVE: u64 = 192;
+
+/// Lets the process have as many descriptors as it may, and says how many flows there are then: each
+/// needs one, and pods come and are asked after while all flows are taken.
+pub(crate) fn limits() -> Limits {
+    let limits = Limits::default();
+    match raise_descriptor_limit() {
+        Ok(descriptors) => {
+            let sockets = usize::try_from(descriptors.saturating_sub(RESERVE));
+            let within = limits.within(sockets.unwrap_or(usize::MAX));
+            if within.flows < limits.flows {
+                warn!(
+                    "this process may have {descriptors} descriptors (ulimit -n), which leaves room \
+                     for {} flows to and from addresses outside",
+                    within.flows
+                );
+            }
+            within
+        }
+        Err(error) => {
+            warn!("egress has no more descriptors than usual: {error}");
+            limits
+        }
     }
+}
+
+fn raise_descriptor_limit() -> nix::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
 }
 
 /// What tells flows' events from others.

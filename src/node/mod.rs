@@ -19,8 +19,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::overhead::Mtu;
-use muslin_stack::egress::{Config as Outside, Limits as OutsideLimits, Policy, Rules};
+use muslin_encap::overhead::{Format, Mtu};
+use muslin_stack::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
@@ -637,7 +637,6 @@ impl Plane {
         kernel: &KernelNetwork,
     ) -> Result<Outside> {
         let own: Vec<_> = kernel.addresses().collect();
-        egress::raise_descriptor_limit();
         let policy = match &self.settings.egress {
             None => Policy::closed(),
             Some(settings) => Policy::new(Rules {
@@ -652,7 +651,7 @@ impl Plane {
             policy,
             subnet: Some(key.ipv4),
             mtu: plan.mtu,
-            limits: OutsideLimits::default(),
+            limits: egress::limits(),
             random_seed: u64::from_ne_bytes(state::random()?),
         })
     }

@@ -17,8 +17,8 @@ use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
-    Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Limits, Marks, Pods, Policy,
-    Protocol, Rules,
+    Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Marks, Pods, Policy, Protocol,
+    Rules,
 };
 use muslin_stack::endpoint::{Endpoint, Taken};
 use muslin_stack::frame;
@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 
 use super::overlay::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
-use crate::egress::{Sockets, event_of, is_flow, raise_descriptor_limit};
+use crate::egress::{self, Sockets, event_of, is_flow};
 use crate::error::errno;
 use crate::state;
 use crate::worker::Clock;
@@ -66,7 +66,6 @@ pub(super) struct Setup {
 
 /// Starts the thread.
 pub(super) fn start(setup: Setup) -> io::Result<JoinHandle<()>> {
-    raise_descriptor_limit();
     let inside = Inside::new(setup)?;
     std::thread::Builder::new()
         .name("pod".to_owned())
@@ -405,7 +404,7 @@ fn config(place: Place) -> io::Result<Config> {
             ..Rules::default()
         }),
         mtu: Mtu::new(place.mtu.into()).map_err(io::Error::other)?,
-        limits: Limits::default(),
+        limits: egress::limits(),
         random_seed: u64::from_ne_bytes(state::random().map_err(io::Error::other)?),
     })
 }
@@ -545,6 +544,19 @@ impl Host for Locals {
         let reader = self.ports.get(port).ok_or(HostError::Refused)?;
         reader.put(*from, bytes)?;
         Ok(bytes.len())
+    }
+
+    fn send_train(
+        &mut self,
+        flow: FlowId,
+        to: Option<SocketAddrV4>,
+        datagrams: &[u8],
+        size: u16,
+    ) -> Result<(), HostError> {
+        if self.inboxes.contains_key(&flow) {
+            return Err(HostError::Failed);
+        }
+        self.sockets.send_train(flow, to, datagrams, size)
     }
 
     fn mark(&mut self, flow: FlowId, marks: Marks) {

@@ -28,3 +28,13 @@ pub struct Underlay {
     /// For bare ones.
     pub uplink: Option<Uplink>,
 }
+
+impl Underlay {
+    /// Whether the kernel can be trusted to cut trains of datagrams apart, as far as that is known.
+    pub(crate) fn takes_trains(&self) -> bool {
+        let of_kernel = || !udp::has_known_defect();
+        self.tunnel
+            .as_ref()
+            .map_or_else(of_kernel, UdpSocket::has_gso)
+    }
+}

@@ -278,7 +278,7 @@ pub(super) fn open(
 
 /// Whether the kernel is one of those that garble headers of what they cut for some devices, which
 /// cannot be seen from here: Linux 7.0 to 7.1.4.
-fn has_known_defect() -> bool {
+pub(super) fn has_known_defect() -> bool {
     let release = nix::sys::utsname::uname();
     let release = release
         .as_ref()

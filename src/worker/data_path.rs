@@ -122,6 +122,9 @@ impl DataPath {
         listen(&epoll, &underlay)?;
         let network = node.format().map_or(0, Format::network_offset);
         let mut outside = Outside::new(outside, clock.now(), epoll.clone());
+        if underlay.takes_trains() {
+            outside.sockets.send_trains();
+        }
         ear.share(&mut outside);
         Ok(Self {
             outbox: Outbox::new(network),

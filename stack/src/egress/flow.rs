@@ -31,7 +31,7 @@ pub struct FlowInfo {
 }
 
 /// Who began a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {
     /// The pod.
     Out,

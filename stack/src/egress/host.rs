@@ -194,6 +194,22 @@ pub trait Host {
     /// `WouldBlock` if there is no room, or what is wrong.
     fn write(&mut self, flow: FlowId, bytes: &[u8]) -> Result<usize, HostError>;
 
+    /// Sends datagrams of `size` bytes each (the last may be shorter), to an address if it is a
+    /// mapping's flow: all of them, or none. One that cannot do so at once is given one after the
+    /// other.
+    ///
+    /// # Errors
+    /// Why none is sent.
+    fn send_train(
+        &mut self,
+        _flow: FlowId,
+        _to: Option<SocketAddrV4>,
+        _datagrams: &[u8],
+        _size: u16,
+    ) -> Result<(), HostError> {
+        Err(HostError::Failed)
+    }
+
     /// Has datagrams of a flow sent with these marks from now on, as far as the host permits it.
     fn mark(&mut self, flow: FlowId, marks: Marks);
 

@@ -57,7 +57,7 @@ impl Egress {
         if key.protocol != Protocol::Tcp || key.pod.port() == 0 || self.flows.find(&key).is_some() {
             return Err(DropReason::EgressInUse);
         }
-        self.make_room(now, *key.pod.ip(), host, pods)?;
+        self.make_room(now, *key.pod.ip(), Direction::In, host, pods)?;
         self.counters.opened += 1;
         self.counters.inbound += 1;
         let mut connection = self.ends.dial(now, key, self.memory.take(*key.pod.ip()));
@@ -96,7 +96,7 @@ impl Egress {
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                self.make_room(now, *key.pod.ip(), host, pods)?;
+                self.make_room(now, *key.pod.ip(), Direction::In, host, pods)?;
                 self.counters.inbound += 1;
                 self.add_datagrams(now, Direction::In, key, Flow::DATAGRAMS)
             }

@@ -68,7 +68,7 @@ use tcp::{Connection, Ends, Outcome};
 
 /// How long the host may try to connect; Linux does for a little more than two minutes.
 const CONNECT_LIMIT: Duration = Duration::from_secs(150);
-/// How long a flow must have been idle to make room for another.
+/// How long a flow must have been idle to make room for another of the same pod.
 const EVICTABLE: Duration = Duration::from_secs(10);
 
 /// Times that a datagram is given to the host, which may have something to say of earlier ones.
@@ -116,7 +116,7 @@ impl Config {
 pub struct Limits {
     /// Flows of all protocols.
     pub flows: usize,
-    /// Those of them that one pod may have.
+    /// Those of them that one pod may have begun, and that may have been begun to its published ports.
     pub flows_of_pod: usize,
     /// Bytes of the buffers of TCP connections.
     pub memory: usize,
@@ -133,6 +133,17 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// No more than fit with so many sockets of the host. No pod's share is all of them.
+    #[must_use]
+    pub fn within(self, sockets: usize) -> Self {
+        let flows = self.flows.min(sockets.max(2));
+        Self {
+            flows,
+            flows_of_pod: self.flows_of_pod.min(flows / 2),
+            ..self
+        }
+    }
+
     /// The same bounds for each of several workers.
     #[must_use]
     pub fn shared(self, workers: usize) -> Self {
@@ -622,7 +633,11 @@ impl Egress {
             // There is no way back to it.
             return Err(DropReason::EgressNoFlow);
         };
-        let room = self.make_room(now, *key.pod.ip(), host, pods);
+        if target == Target::Service && !self.is_local(key) {
+            // Which is refused, so nobody makes room for it.
+            return Ok(target);
+        }
+        let room = self.make_room(now, *key.pod.ip(), Direction::Out, host, pods);
         room.inspect_err(|_| pods.report(now, IcmpError::HostUnreachable, offender))?;
         Ok(target)
     }
@@ -650,14 +665,13 @@ impl Egress {
         &mut self,
         now: Instant,
         pod: Ipv4Addr,
+        direction: Direction,
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
-        if let Some(crowd) = self.flows.crowd(pod) {
-            let oldest = self.flows.oldest(now, EVICTABLE, crowd);
-            let oldest = oldest.ok_or(crowd.reason())?;
+        if let Some(least) = self.flows.to_evict(now, EVICTABLE, pod, direction)? {
             self.counters.evicted += 1;
-            self.end(now, oldest, host, pods);
+            self.end(now, least, host, pods);
         }
         Ok(())
     }
@@ -811,13 +825,17 @@ impl Egress {
         let (id, to) = self.datagram_flow(now, key, bytes, host, pods)?;
         let payload = &bytes[at.payload..at.end];
         self.mark(id, Marks::behind(bytes), host);
-        let size = packet.offload().gso.map_or(0, |gso| gso.size.into());
+        let size = packet.offload().gso.map_or(0, |gso| gso.size);
         if size == 0 {
             return self.write_datagram(now, (id, key, to), payload, host, pods);
         }
-        // A superpacket is as many datagrams.
+        if host.send_train(id, to, payload, size).is_ok() {
+            self.count_sent(now, id, payload.len());
+            return Ok(());
+        }
+        // What is wrong is found out one by one.
         payload
-            .chunks(size)
+            .chunks(size.into())
             .try_for_each(|payload| self.write_datagram(now, (id, key, to), payload, host, pods))
     }
 
@@ -963,12 +981,13 @@ impl Egress {
         pods: &mut impl Pods,
     ) -> Step {
         self.offer(now, (id, key, to), payload, host, pods)?;
-        let moved = Moved {
-            sent: payload.len(),
-            received: 0,
-        };
-        self.flows.count(id, now, moved);
+        self.count_sent(now, id, payload.len());
         Ok(())
+    }
+
+    fn count_sent(&mut self, now: Instant, id: FlowId, sent: usize) {
+        let moved = Moved { sent, received: 0 };
+        self.flows.count(id, now, moved);
     }
 
     fn offer(

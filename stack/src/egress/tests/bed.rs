@@ -69,6 +69,8 @@ pub(super) struct FakeHost {
     pub(super) serves: Vec<(Protocol, u16)>,
     /// Packets for other workers.
     pub(super) handed_over: Vec<(u8, Vec<u8>)>,
+    /// Sizes of the trains it has sent, if it can.
+    pub(super) trains: Option<Vec<(usize, u16)>>,
     /// What became of connections to pods.
     pub(super) dialled: Vec<(FlowId, Result<(), HostError>)>,
 }
@@ -212,6 +214,24 @@ impl Host for FakeHost {
         socket.room -= len;
         socket.outbox.extend_from_slice(&bytes[..len]);
         Ok(len)
+    }
+
+    fn send_train(
+        &mut self,
+        id: FlowId,
+        to: Option<SocketAddrV4>,
+        datagrams: &[u8],
+        size: u16,
+    ) -> Result<(), HostError> {
+        let trains = self.trains.as_mut().ok_or(HostError::Failed)?;
+        trains.push((datagrams.len(), size));
+        for datagram in datagrams.chunks(size.into()) {
+            match to {
+                Some(to) => self.send(id, to, datagram)?,
+                None => drop(self.write(id, datagram)?),
+            }
+        }
+        Ok(())
     }
 
     fn mark(&mut self, id: FlowId, marks: Marks) {

@@ -245,7 +245,17 @@ fn what_fails_and_what_strangers_send_is_no_use_of_a_mapping() {
 
 #[test]
 fn a_superpacket_is_as_many_datagrams() {
-    let mut bed = Bed::new();
+    for takes_trains in [false, true] {
+        let mut bed = Bed::new();
+        bed.host.trains = takes_trains.then(Vec::new);
+        sends_a_superpacket(&mut bed);
+        let trains = takes_trains.then(|| vec![(2500, 1000)]);
+        assert_eq!(bed.host.trains, trains, "one call for all of them");
+        assert_eq!(bed.egress.flows().next().unwrap().sent, 2500);
+    }
+}
+
+fn sends_a_superpacket(bed: &mut Bed) {
     let payload = pattern(2500, 5);
     let mut storage = udp(5000, SERVER, &payload);
     let len = storage.len();
@@ -264,11 +274,11 @@ fn a_superpacket_is_as_many_datagrams() {
     });
     let Bed {
         egress, host, pods, ..
-    } = &mut bed;
+    } = bed;
     egress.from_pod(Instant::ZERO, &packet, host, pods).unwrap();
     let id = bed.last();
     let pieces: Vec<_> = payload.chunks(1000).map(<[u8]>::to_vec).collect();
-    assert_eq!(sent(&bed, id), pieces);
+    assert_eq!(sent(bed, id), pieces);
 }
 
 #[test]
