@@ -22,7 +22,7 @@ use crate::node::Offload;
 use crate::quantity::bytes;
 use crate::state;
 use crate::underlay::{
-    Audience, Carrier, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
+    Audience, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
 };
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
@@ -283,7 +283,7 @@ fn forwarding(interface: &str) -> Finding {
 async fn port(address: Ipv4Addr) -> Finding {
     const CHECK: &str = "port";
     let port = vxlan::PORT;
-    let options = Offload::default().sockets(Carrier::Udp, 0);
+    let options = Offload::default().sockets(Format::Vxlan, 0);
     let error = match UdpSocket::bind((address, port).into(), options, 1) {
         Ok(_) => return Finding::fine(CHECK, format!("UDP {port} is free")),
         Err(error) => error,
@@ -302,7 +302,7 @@ fn offload(address: Ipv4Addr) -> Finding {
     const CHECK: &str = "offload";
     let socket = UdpSocket::bind(
         (address, 0).into(),
-        Offload::default().sockets(Carrier::Udp, 0),
+        Offload::default().sockets(Format::Vxlan, 0),
         1,
     )
     .map(|mut groups| groups.pop());

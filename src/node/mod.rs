@@ -42,9 +42,7 @@ use crate::error::{Context, Error, Result};
 use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
 use crate::lease::{self, News, Reply, store};
 use crate::state::{self, StateDir};
-use crate::underlay::{
-    Carrier, KernelNetwork, Options, PublicInterface, UdpSocket, UplinkKind, Wanted,
-};
+use crate::underlay::{KernelNetwork, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
 use front::Front;
@@ -121,9 +119,9 @@ pub struct Offload {
 impl Offload {
     /// What that means for a tunnel's sockets.
     #[must_use]
-    pub const fn sockets(self, carrier: Carrier, source_ports: usize) -> Options {
+    pub const fn sockets(self, format: Format, source_ports: usize) -> Options {
         Options {
-            carrier,
+            format,
             source_ports,
             gso: self.gso,
             gro: self.gro,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_encap::ipip;
 use muslin_encap::overhead::{Format, Mtu};
 use muslin_encap::split::Limits;
 use muslin_encap::vxlan::VtepMac;
@@ -24,8 +23,8 @@ use crate::error::{Error, Result};
 use crate::flannel::{Condition, Need};
 use crate::lease::store::{self, Store};
 use crate::underlay::{
-    self, Audience, Carrier, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay,
-    UplinkKind, Wanted,
+    self, Audience, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay, UplinkKind,
+    Wanted,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
@@ -241,10 +240,9 @@ impl Plan {
         };
         let end = SocketAddr::new(address.into(), self.port);
         let options = match format {
-            Format::Vxlan => settings.offload.sockets(Carrier::Udp, SOURCE_PORTS),
+            Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
             // flannel's UDP backend sends from the port it listens on.
-            Format::Udp => settings.offload.sockets(Carrier::Udp, 0),
-            Format::Ipip => settings.offload.sockets(Carrier::Ip(ipip::PROTOCOL), 0),
+            Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
         };
         let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
             Error::failed(match error.kind() {

@@ -14,10 +14,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
 use muslin_encap::plan::{Plan, Send};
+use muslin_stack::work;
 use nix::libc;
 use socket2::SockAddr;
 
-use super::messages::{CONTROL_LEN, Control, Messages};
+use super::messages::{CONTROL_LEN, Control, Messages, Overflow};
 
 /// Messages of one `sendmmsg`.
 const SENDS: usize = 64;
@@ -64,6 +65,16 @@ impl Received {
         lone.is_some_and(|(train, len)| len <= train.datagram_len)
     }
 
+    /// Work of the messages of the last call.
+    #[must_use]
+    pub fn work(&self) -> u64 {
+        let each = self
+            .0
+            .abouts()
+            .map(|(train, len)| work::of_superpacket(len.div_ceil(train.datagram_len), len));
+        each.sum()
+    }
+
     /// Datagrams that the last call found to be lost: the socket's queue had been full, or they
     /// were cut off.
     #[must_use]
@@ -73,8 +84,12 @@ impl Received {
 }
 
 /// Receives what is there, up to a batch of messages, and returns whether there may be more.
-pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut Received) -> io::Result<bool> {
-    into.0.receive(socket, 0, |arrival| {
+pub(super) fn receive(
+    socket: BorrowedFd<'_>,
+    overflow: &Overflow,
+    into: &mut Received,
+) -> io::Result<bool> {
+    into.0.receive(socket, overflow, 0, |arrival| {
         let segment = arrival.segment.filter(|len| *len > 0);
         Some(Train {
             source: address(arrival.name)?,

@@ -5,6 +5,7 @@
 use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 use nix::libc;
@@ -27,9 +28,7 @@ pub(super) struct Messages<M> {
     /// Bytes of the longest message.
     message_len: usize,
     messages: ArrayVec<Message<M>, MESSAGES>,
-    /// Messages the kernel has dropped since the socket is open, modulo 2^32, as far as it told.
-    overflow: u32,
-    /// Messages that were lost since the call before.
+    /// Messages that the last call found to be lost.
     lost: u64,
 }
 
@@ -38,6 +37,17 @@ struct Message<M> {
     index: usize,
     len: usize,
     about: M,
+}
+
+/// How many messages the kernel has dropped since a socket is open, modulo 2^32, as far as it told.
+#[derive(Debug, Default)]
+pub(super) struct Overflow(AtomicU32);
+
+impl Overflow {
+    /// Takes the kernel's count, and returns how many these are more than before.
+    fn grow(&self, count: u32) -> u64 {
+        count.wrapping_sub(self.0.swap(count, Relaxed)).into()
+    }
 }
 
 /// What the kernel says of a message.
@@ -58,7 +68,6 @@ impl<M> Messages<M> {
             storage: storage.into_boxed_slice(),
             message_len,
             messages: ArrayVec::new(),
-            overflow: 0,
             lost: 0,
         }
     }
@@ -72,6 +81,13 @@ impl<M> Messages<M> {
             let message = messages.next_if(|message| message.index == index)?;
             Some((&message.about, buffer.get_mut(..message.len)?))
         })
+    }
+
+    /// What is known of the last call's messages, with their lengths.
+    pub(super) fn abouts(&self) -> impl Iterator<Item = (&M, usize)> {
+        self.messages
+            .iter()
+            .map(|message| (&message.about, message.len))
     }
 
     /// The last call's only message and its length, if there was one only.
@@ -95,13 +111,14 @@ impl<M> Messages<M> {
 
     /// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
     /// Each is put behind `skipped` bytes of its buffer, which are part of it from then on;
-    /// `about` says what there is to know of it, or nothing if it cannot be used.
+    /// `overflow` is the socket's, and `about` says what there is to know of it, or nothing if it cannot be used.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; else what the socket has to say.
     pub(super) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
+        overflow: &Overflow,
         skipped: usize,
         mut about: impl FnMut(&Arrival<'_>) -> Option<M>,
     ) -> io::Result<bool> {
@@ -150,11 +167,8 @@ impl<M> Messages<M> {
         for (index, (header, name)) in headers.iter().zip(&names).take(count).enumerate() {
             let len = header.msg_len as usize;
             // SAFETY: the kernel filled in the header, whose control data is still there.
-            let (segment, overflow) = unsafe { read_control(&header.msg_hdr) };
-            if let Some(overflow) = overflow {
-                self.lost += u64::from(overflow.wrapping_sub(self.overflow));
-                self.overflow = overflow;
-            }
+            let (segment, dropped) = unsafe { read_control(&header.msg_hdr) };
+            self.lost += dropped.map_or(0, |dropped| overflow.grow(dropped));
             let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
             let arrival = Arrival { len, name, segment };
             let about = is_whole.then(|| about(&arrival)).flatten();

@@ -2,11 +2,13 @@
 //! the uplink for bare packets.
 
 mod batch;
+mod bpf;
 mod interface;
 mod kernel;
 mod links;
 mod messages;
 pub(crate) mod option;
+mod queues;
 mod self_test;
 mod udp;
 pub mod uplink;
@@ -17,7 +19,7 @@ pub use interface::{
     Audience, NoInterface, PublicInterface, Wanted, choose as choose_interface, forwards_ipv4,
 };
 pub use kernel::{Conflict, KernelNetwork};
-pub use udp::{Carrier, Options, Route, UdpSocket, path_mtu};
+pub use udp::{Options, Route, UdpSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 
 /// What a worker reaches other nodes by.

@@ -20,13 +20,15 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use muslin_encap::overhead::Format;
 use muslin_encap::plan::{Outgoing, Plan};
 use muslin_encap::virtio::Header;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::batch::{self, Received};
-use super::udp::{Carrier, Options, open};
+use super::messages::Overflow;
+use super::udp::{Options, Port, open};
 
 /// How long datagrams that should be there already may take on a busy machine.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -66,8 +68,8 @@ impl Pair {
     fn open(address: IpAddr) -> io::Result<Self> {
         let any_port = SocketAddr::new(address, 0);
         Ok(Self {
-            sender: open(Carrier::Udp, any_port, false)?,
-            receiver: open(Carrier::Udp, any_port, false)?,
+            sender: open(Format::Udp, any_port, Port::Own)?,
+            receiver: open(Format::Udp, any_port, Port::Own)?,
             received: Received::default(),
         })
     }
@@ -140,7 +142,11 @@ impl Pair {
             if left.is_zero() || poll(&mut ready, wait)? == 0 {
                 break;
             }
-            batch::receive(self.receiver.as_fd(), &mut self.received)?;
+            batch::receive(
+                self.receiver.as_fd(),
+                &Overflow::default(),
+                &mut self.received,
+            )?;
             let datagrams = self.received.datagrams();
             let its = datagrams.filter(|(source, _)| *source == from);
             all.extend(its.map(|(_, datagram)| datagram.to_vec()));
@@ -164,7 +170,7 @@ mod tests {
     const UDP_HEADER_LEN: u32 = 8;
 
     const ALL: Options = Options {
-        carrier: Carrier::Udp,
+        format: Format::Udp,
         source_ports: 0,
         gso: true,
         gro: true,

@@ -1,5 +1,5 @@
-//! The tunnel's sockets: one that datagrams arrive at, and several that they leave from, so that
-//! flows differ in their outer source port as those of a kernel's VXLAN device do (RFC 7348 section
+//! The tunnel's sockets: some that datagrams arrive at (see [`queues`]), and some that they leave
+//! from, so that flows differ in their outer source port as those of a kernel's VXLAN device do (RFC 7348 section
 //! 5): networks spread them over links, and receivers over queues, by it.
 
 use std::io;
@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use muslin_encap::ipip;
+use muslin_encap::overhead::Format;
 use muslin_encap::plan::{Plan, Send};
 use nix::errno::Errno;
 use nix::libc;
@@ -16,13 +18,16 @@ use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
 use tracing::{debug, warn};
 
 use super::batch::{self, Received};
-use super::option;
+use super::messages::Overflow;
 use super::self_test::{self, Findings};
+use super::{option, queues};
 use crate::error::errno;
 
-/// What the kernel is asked to queue in each direction, in bytes; it grants up to
-/// `net.core.rmem_max` and `wmem_max`.
-const QUEUE_BYTES: usize = 4 << 20;
+/// What the kernel is asked to queue for sending, in bytes, and for receiving, in one queue or in
+/// each of several; it grants up to `net.core.wmem_max` and `rmem_max`.
+const SEND_BYTES: usize = 4 << 20;
+const RECEIVE_BYTES: usize = 4 << 20;
+const SHARE_BYTES: usize = 1 << 20;
 
 /// How long a router may take to say that a datagram is too large.
 const ANSWER: Duration = Duration::from_millis(300);
@@ -32,23 +37,14 @@ const UDP_HEADERS: u16 = 28;
 /// What the sockets may use of what the kernel has.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// What carries the tunnel's packets.
-    pub carrier: Carrier,
+    /// How the tunnel's packets look.
+    pub format: Format,
     /// Source ports besides the tunnel's own.
     pub source_ports: usize,
     /// Whether trains leave with one call (`UDP_SEGMENT`, Linux 4.18).
     pub gso: bool,
     /// Whether they may arrive with one (`UDP_GRO`, Linux 5.0).
     pub gro: bool,
-}
-
-/// What carries a tunnel's packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Carrier {
-    /// UDP datagrams.
-    Udp,
-    /// Packets of this IP protocol, from a raw socket: it takes CAP_NET_RAW.
-    Ip(u8),
 }
 
 impl Options {
@@ -87,16 +83,28 @@ pub struct Route {
     destination: SocketAddr,
 }
 
-/// Non-blocking UDP sockets on the node's public address.
+/// Non-blocking UDP sockets on the node's public address; raw ones, which take CAP_NET_RAW, where
+/// packets have no UDP header.
 #[derive(Debug)]
 pub struct UdpSocket {
-    main: std::net::UdpSocket,
+    /// The tunnel's own port, from which datagrams leave, too.
+    main: Queue,
+    /// The other sockets that share it.
+    queues: Vec<Queue>,
+    /// Other ports that datagrams leave from.
     others: Vec<std::net::UdpSocket>,
     /// Whether the kernel cuts trains apart, as far as that is known.
     gso: AtomicBool,
     gro: bool,
     /// Whether it was told that a train was too long for a path.
     told: AtomicBool,
+}
+
+/// A socket that datagrams arrive at.
+#[derive(Debug)]
+struct Queue {
+    socket: std::net::UdpSocket,
+    overflow: Overflow,
 }
 
 impl UdpSocket {
@@ -106,38 +114,52 @@ impl UdpSocket {
     /// `AddrInUse` if another tunnel has the port, `AddrNotAvailable` if the address is not on
     /// this machine.
     pub fn bind(address: SocketAddr, options: Options, groups: usize) -> io::Result<Vec<Self>> {
-        let shares = groups > 1;
-        match options.carrier {
-            // Sockets that share a port would share it with another node of the same user, too.
-            Carrier::Udp if shares => drop(open(Carrier::Udp, address, false)?),
-            Carrier::Udp | Carrier::Ip(_) => {}
+        if options.format == Format::Ipip {
+            return Self::bind_raw(address, options, groups);
         }
-        let options = match options.carrier {
-            Carrier::Udp => options.without_defects(address.ip()),
-            Carrier::Ip(_) => options,
-        };
-        let groups = (0..groups).map(|index| {
-            let group = Self::bind_group(address, options, shares)?;
-            if index > 0 && matches!(options.carrier, Carrier::Ip(_)) {
+        // Sockets that share a port would share it with another node of the same user, too.
+        let alone = open(options.format, address, Port::Own)?;
+        let address = alone.local_addr()?;
+        drop(alone);
+        let options = options.without_defects(address.ip());
+        let all = (0..groups).map(|_| Self::bind_group(address, options, queues::QUEUES));
+        let all = all.collect::<io::Result<Vec<_>>>()?;
+        if let Some(first) = all.first()
+            && let Err(error) = queues::spread(&first.main.socket, options.format, groups)
+        {
+            debug!("the kernel chooses the tunnel's queues: {error}");
+        }
+        Ok(all)
+    }
+
+    fn bind_raw(address: SocketAddr, options: Options, groups: usize) -> io::Result<Vec<Self>> {
+        let all = (0..groups).map(|index| {
+            let group = Self::bind_group(address, options, 1)?;
+            if index > 0 {
                 // The kernel gives a packet to all raw sockets; these only send.
-                SockRef::from(&group.main).attach_filter(&[NOTHING])?;
+                SockRef::from(&group.main.socket).attach_filter(&[NOTHING])?;
             }
             Ok(group)
         });
-        groups.collect()
+        all.collect()
     }
 
-    fn bind_group(address: SocketAddr, options: Options, shares: bool) -> io::Result<Self> {
-        let main = open(options.carrier, address, shares)?;
-        let gro = options.gro && setsockopt(&main, sockopt::UdpGroSegment, &true).is_ok();
-        if let Err(error) = setsockopt(&main, sockopt::RxqOvfl, &1) {
-            debug!("datagrams that overflow the socket are not counted: {error}");
-        }
+    fn bind_group(address: SocketAddr, options: Options, queues: usize) -> io::Result<Self> {
+        let port = if queues > 1 { Port::Shared } else { Port::Own };
+        let main = Queue::open(address, options, port)?;
+        let gro = main.is_joining();
+        let queues = (1..queues).map(|_| Queue::open(address, options, port));
         let any_port = SocketAddr::new(address.ip(), 0);
-        let others = (0..options.source_ports).map(|_| open(options.carrier, any_port, false));
+        let others = (0..options.source_ports).map(|_| {
+            let other = open(options.format, any_port, Port::Own)?;
+            // Nobody reads what strangers send there.
+            SockRef::from(&other).attach_filter(&[NOTHING])?;
+            Ok(other)
+        });
         Ok(Self {
+            queues: queues.collect::<io::Result<_>>()?,
             others: others.collect::<io::Result<_>>()?,
-            gso: (options.gso && getsockopt(&main, sockopt::UdpGsoSegment).is_ok()).into(),
+            gso: (options.gso && getsockopt(&main.socket, sockopt::UdpGsoSegment).is_ok()).into(),
             gro,
             told: false.into(),
             main,
@@ -163,12 +185,28 @@ impl UdpSocket {
         }
     }
 
-    /// Receives datagrams and returns whether there may be more.
+    /// The tunnel's address and port.
+    #[cfg(test)]
+    pub(super) fn address(&self) -> io::Result<SocketAddr> {
+        self.main.socket.local_addr()
+    }
+
+    /// The descriptors of its queues, in the order of their numbers.
+    pub fn queues(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.all().map(|queue| queue.socket.as_fd())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Queue> {
+        std::iter::once(&self.main).chain(&self.queues)
+    }
+
+    /// Receives datagrams from a queue and returns whether there may be more.
     ///
     /// # Errors
     /// `WouldBlock` if there is none.
-    pub fn receive(&self, into: &mut Received) -> io::Result<bool> {
-        batch::receive(self.main.as_fd(), into)
+    pub fn receive(&self, queue: usize, into: &mut Received) -> io::Result<bool> {
+        let queue = self.all().nth(queue).ok_or(io::ErrorKind::NotFound)?;
+        batch::receive(queue.socket.as_fd(), &queue.overflow, into)
     }
 
     /// Sends all of a plan, and tells which messages were lost for which reason.
@@ -237,15 +275,46 @@ impl UdpSocket {
     /// # Errors
     /// `WouldBlock` if the send queue is full, else what the kernel refuses it for.
     pub fn send_one(&self, datagram: &[u8], destination: SocketAddr) -> io::Result<()> {
-        self.main.send_to(datagram, destination)?;
+        self.main.socket.send_to(datagram, destination)?;
         Ok(())
     }
 
     fn socket(&self, route: Route) -> &std::net::UdpSocket {
         let other = route.socket.checked_sub(1);
         let other = other.and_then(|index| self.others.get(index));
-        other.unwrap_or(&self.main)
+        other.unwrap_or(&self.main.socket)
     }
+}
+
+impl Queue {
+    fn open(address: SocketAddr, options: Options, port: Port) -> io::Result<Self> {
+        let socket = open(options.format, address, port)?;
+        if options.gro {
+            // Whether it does is asked for later.
+            let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
+        }
+        if let Err(error) = setsockopt(&socket, sockopt::RxqOvfl, &1) {
+            debug!("datagrams that overflow the socket are not counted: {error}");
+        }
+        Ok(Self {
+            socket,
+            overflow: Overflow::default(),
+        })
+    }
+
+    /// Whether the kernel joins what arrives to trains.
+    fn is_joining(&self) -> bool {
+        getsockopt(&self.socket, sockopt::UdpGroSegment).unwrap_or(false)
+    }
+}
+
+/// Whose a socket's port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Port {
+    /// Its own.
+    Own,
+    /// That of other sockets of this user, too.
+    Shared,
 }
 
 /// The classic BPF program that takes no packet: `ret #0`.
@@ -253,19 +322,22 @@ const NOTHING: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16
 
 /// A non-blocking socket with long queues.
 pub(super) fn open(
-    carrier: Carrier,
+    format: Format,
     address: SocketAddr,
-    shares_port: bool,
+    port: Port,
 ) -> io::Result<std::net::UdpSocket> {
-    let (kind, protocol) = match carrier {
-        Carrier::Udp => (Type::DGRAM, Protocol::UDP),
-        Carrier::Ip(protocol) => (Type::RAW, Protocol::from(i32::from(protocol))),
+    let (kind, protocol) = match format {
+        Format::Vxlan | Format::Udp => (Type::DGRAM, Protocol::UDP),
+        Format::Ipip => (Type::RAW, Protocol::from(i32::from(ipip::PROTOCOL))),
     };
     let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
     socket.set_nonblocking(true)?;
-    socket.set_reuse_port(shares_port)?;
-    socket.set_recv_buffer_size(QUEUE_BYTES)?;
-    socket.set_send_buffer_size(QUEUE_BYTES)?;
+    socket.set_reuse_port(port == Port::Shared)?;
+    socket.set_recv_buffer_size(match port {
+        Port::Own => RECEIVE_BYTES,
+        Port::Shared => SHARE_BYTES,
+    })?;
+    socket.set_send_buffer_size(SEND_BYTES)?;
     if address.is_ipv4() {
         // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an
         // underlay with a smaller MTU than expected slows the tunnel down instead of
@@ -293,12 +365,6 @@ fn garbles_trains(release: &str) -> bool {
     let mut next = || numbers.next().unwrap_or_default();
     let version = (next(), next(), next());
     ((7, 0, 0)..=(7, 1, 4)).contains(&version)
-}
-
-impl AsFd for UdpSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.main.as_fd()
-    }
 }
 
 /// The MTU of the path to `peer` in bytes of IP packets, as far as this machine knows it after a
@@ -336,7 +402,7 @@ mod tests {
     use super::*;
 
     const ALL: Options = Options {
-        carrier: Carrier::Udp,
+        format: Format::Vxlan,
         source_ports: 3,
         gso: true,
         gro: true,
@@ -347,18 +413,26 @@ mod tests {
         groups.pop().unwrap()
     }
 
-    /// What arrives until `count` datagrams are there, or for long.
+    /// Reads from a queue that has something.
+    fn read(socket: &UdpSocket, received: &mut Received) -> io::Result<bool> {
+        let mut queues = 0..socket.queues().count();
+        let has_some = queues.find_map(|queue| socket.receive(queue, received).ok());
+        has_some.ok_or(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// What arrives until `count` datagrams are there, or for long; in no particular order.
     fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
         let mut received = Received::default();
         let mut all = Vec::new();
         let end = std::time::Instant::now() + Duration::from_secs(20);
         while all.len() < count && std::time::Instant::now() < end {
-            match socket.receive(&mut received) {
+            match read(socket, &mut received) {
                 Ok(_) => {}
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
             }
             all.extend(received.datagrams().map(|(_, datagram)| datagram.to_vec()));
         }
+        all.sort();
         all
     }
 
@@ -372,7 +446,7 @@ mod tests {
                 .map(|i| vec![i; if i < 90 { 1200 } else { i.into() }])
                 .collect();
             let mut plan = Plan::new(&mut [], one.has_gso());
-            let destination = other.main.local_addr().unwrap();
+            let destination = other.address().unwrap();
             for packet in &packets {
                 let outgoing = Outgoing {
                     key: one.route(destination, 5),
@@ -398,7 +472,7 @@ mod tests {
         // Longer than any MTU of the loopback interface lets a train's datagrams be.
         let packets = [[1; 40_000], [2; 40_000]];
         let mut plan = Plan::new(&mut [], true);
-        let destination = other.main.local_addr().unwrap();
+        let destination = other.address().unwrap();
         for packet in &packets {
             let outgoing = Outgoing {
                 key: one.route(destination, 0),
@@ -425,7 +499,7 @@ mod tests {
     #[test]
     fn what_overflows_the_queue_is_counted() {
         let (one, other) = (bind(ALL), bind(ALL));
-        let destination = other.main.local_addr().unwrap();
+        let destination = other.address().unwrap();
         let mut received = Received::default();
         let (mut sent, mut arrived, mut lost) = (0, 0, 0);
         // The counter comes with datagrams that are queued after the loss.
@@ -434,7 +508,7 @@ mod tests {
                 one.send_one(&[7; 1400], destination).unwrap();
             }
             sent += burst;
-            while other.receive(&mut received).is_ok() {
+            while read(&other, &mut received).is_ok() {
                 arrived += received.datagrams().count() as u64;
                 lost += received.lost();
             }
@@ -454,11 +528,11 @@ mod tests {
     fn a_port_that_is_taken_is_refused() {
         let one = bind(ALL);
         for groups in [1, 2] {
-            let taken = UdpSocket::bind(one.main.local_addr().unwrap(), ALL, groups);
+            let taken = UdpSocket::bind(one.address().unwrap(), ALL, groups);
             assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         }
         let mut received = Received::default();
-        let error = one.receive(&mut received).unwrap_err();
+        let error = one.receive(0, &mut received).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -21,6 +21,7 @@ use muslin_stack::frame;
 use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::{Attachment, PortId};
 use muslin_stack::uplink::Uplink;
+use muslin_stack::work::Turn;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
@@ -35,15 +36,11 @@ use crate::dns::Door;
 use crate::egress::{HandOver, Outside, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay};
 
-/// Frames taken from one port before the others have their turn.
-const FRAMES: usize = 64;
-/// Calls for datagrams before the ports have their turn.
-const RECEIVES: usize = 4;
-
 /// Epoll's names for the descriptors that are not ports.
 const WAKE: u64 = u64::MAX;
-const TUNNEL: u64 = u64::MAX - 1;
-const UPLINK: u64 = u64::MAX - 2;
+const UPLINK: u64 = u64::MAX - 1;
+/// The first of the tunnel's queues, of which there are fewer than lie between.
+const TUNNEL: u64 = u64::MAX - 255;
 
 pub(super) struct DataPath {
     pub(super) node: Node,
@@ -54,6 +51,8 @@ pub(super) struct DataPath {
     pub(super) events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
+    /// What the tunnel's queues have left of their turns.
+    turns: Vec<Turn>,
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
     /// What goes on outside the overlay or comes from there.
@@ -122,12 +121,13 @@ impl DataPath {
         listen(&epoll, &underlay)?;
         let network = node.format().map_or(0, Format::network_offset);
         let mut outside = Outside::new(outside, clock.now(), epoll.clone());
+        ear.share(&mut outside);
         if underlay.takes_trains() {
             outside.sockets.send_trains();
         }
-        ear.share(&mut outside);
         Ok(Self {
             outbox: Outbox::new(network),
+            turns: turns(&underlay),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
             io: Io::new(underlay, network),
@@ -162,8 +162,8 @@ impl DataPath {
                             return;
                         }
                     }
-                    TUNNEL => self.read_tunnel(),
                     UPLINK => self.read_uplink(),
+                    queue @ TUNNEL..UPLINK => self.read_tunnel((queue - TUNNEL) as usize),
                     data if is_flow(data) => self.read_flow(*event),
                     data => match published_of(data) {
                         Some(index) => self.read_published(index),
@@ -263,8 +263,7 @@ impl DataPath {
         }
         self.flush();
         if underlay.tunnel.is_some() {
-            // Another socket counts its losses from zero.
-            self.received = Received::default();
+            self.turns = turns(&underlay);
             self.io.underlay.tunnel = underlay.tunnel;
         }
         self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
@@ -309,7 +308,8 @@ impl DataPath {
 
     fn read_port(&mut self, port: PortId) {
         let now = self.clock.now();
-        for _ in 0..FRAMES {
+        self.node.begin_turn(port);
+        while self.node.goes_on(port) {
             if self.outbox.is_full() {
                 self.flush();
             }
@@ -360,13 +360,16 @@ impl DataPath {
         self.send_own();
     }
 
-    fn read_tunnel(&mut self) {
-        for _ in 0..RECEIVES {
-            let Some(tunnel) = &self.io.underlay.tunnel else {
-                return;
-            };
-            match tunnel.receive(&mut self.received) {
+    fn read_tunnel(&mut self, queue: usize) {
+        if let Some(turn) = self.turns.get_mut(queue) {
+            turn.begin();
+        }
+        while let (Some(turn), Some(tunnel)) = (self.turns.get_mut(queue), &self.io.underlay.tunnel)
+            && turn.goes_on()
+        {
+            match tunnel.receive(queue, &mut self.received) {
                 Ok(more) => {
+                    turn.take(self.received.work());
                     self.handle_datagrams();
                     self.send_own();
                     if !more {
@@ -460,11 +463,19 @@ impl DataPath {
     }
 }
 
+/// Turns of the tunnel's queues.
+fn turns(underlay: &Underlay) -> Vec<Turn> {
+    let queues = underlay.tunnel.iter().flat_map(UdpSocket::queues);
+    queues.map(|_| Turn::default()).collect()
+}
+
 /// Waits for what comes from other nodes.
 fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
     let readable = |name| EpollEvent::new(EpollFlags::EPOLLIN, name);
     if let Some(tunnel) = &underlay.tunnel {
-        epoll.add(tunnel, readable(TUNNEL))?;
+        for (queue, name) in tunnel.queues().zip(TUNNEL..UPLINK) {
+            epoll.add(queue, readable(name))?;
+        }
     }
     if let Some(uplink) = &underlay.uplink {
         epoll.add(uplink, readable(UPLINK))?;

@@ -4,6 +4,8 @@
 use ipnet::Ipv4Net;
 use nix::libc;
 
+use crate::underlay::bpf::{self, ancillary, statement};
+
 /// Where things are in an Ethernet frame without a VLAN tag.
 mod offset {
     pub(super) const ETHERTYPE: u32 = 12;
@@ -105,36 +107,20 @@ fn of_no_vlan() -> [Step; 6] {
     ]
 }
 
-/// The offset at which the kernel answers a question instead of loading from the frame.
-const fn ancillary(question: libc::c_int) -> u32 {
-    (libc::SKF_AD_OFF + question).cast_unsigned()
-}
-
 const fn load(size: u32, offset: u32) -> Step {
-    Step::Do(statement(libc::BPF_LD | size | libc::BPF_ABS, offset))
+    Step::Do(bpf::load(size, offset))
 }
 
 const fn alu(operation: u32, operand: u32) -> Step {
-    let code = libc::BPF_ALU | operation | libc::BPF_K;
-    Step::Do(statement(code, operand))
+    Step::Do(bpf::alu(operation, operand))
 }
 
 const fn alu_x(operation: u32) -> Step {
-    Step::Do(statement(libc::BPF_ALU | operation | libc::BPF_X, 0))
+    Step::Do(bpf::alu_x(operation))
 }
 
 const fn x_from_a() -> Step {
-    Step::Do(statement(libc::BPF_MISC | libc::BPF_TAX, 0))
-}
-
-const fn statement(code: u32, k: u32) -> libc::sock_filter {
-    libc::sock_filter {
-        // Codes have eight bits.
-        code: code as u16,
-        jt: 0,
-        jf: 0,
-        k,
-    }
+    Step::Do(bpf::x_from_a())
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use super::error::OpenError;
 use super::filter::{self, Share};
 use crate::device;
 use crate::error::errno;
-use crate::underlay::messages::Messages;
+use crate::underlay::messages::{Messages, Overflow};
 use crate::underlay::option;
 
 /// What the kernel is asked to queue in each direction, in bytes: superpackets need a lot.
@@ -92,6 +92,7 @@ impl Link {
 #[derive(Debug)]
 pub(super) struct PacketSocket {
     socket: Socket,
+    overflow: Overflow,
     link: Link,
     /// Whether frames have a virtio-net header in front.
     has_header: bool,
@@ -133,6 +134,7 @@ impl PacketSocket {
         bind(socket.as_raw_fd(), &address)?;
         Ok(Self {
             socket,
+            overflow: Overflow::default(),
             link,
             has_header,
         })
@@ -150,7 +152,7 @@ impl PacketSocket {
     pub(super) fn receive(&self, into: &mut Messages<()>) -> io::Result<bool> {
         // Where the kernel writes no header it stays zero: nothing is left to do.
         let skipped = if self.has_header { 0 } else { virtio::LEN };
-        let received = into.receive(self.socket.as_fd(), skipped, |arrival| {
+        let received = into.receive(self.socket.as_fd(), &self.overflow, skipped, |arrival| {
             (skipped + arrival.len >= virtio::LEN).then_some(())
         });
         match received {
