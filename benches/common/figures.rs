@@ -23,10 +23,16 @@ pub(crate) enum Figure {
     CpuDown,
     Memory,
     FlowMemory,
+    HereP99,
+    HereLost,
+    ThereP99,
+    ThereLost,
+    TcpHere,
+    Flooded,
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 20] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::TcpX1,
         Self::TcpX4,
         Self::TcpUpX1,
@@ -47,6 +53,12 @@ impl Figure {
         Self::CpuDown,
         Self::Memory,
         Self::FlowMemory,
+        Self::HereP99,
+        Self::HereLost,
+        Self::ThereP99,
+        Self::ThereLost,
+        Self::TcpHere,
+        Self::Flooded,
     ];
 
     /// What it is called in JSON.
@@ -72,6 +84,12 @@ impl Figure {
             Self::AskUdpP99 => "udp_round_trip_p99_us",
             Self::CpuPerGigabyte => "tcp_x1_cpu_seconds_per_gigabyte",
             Self::Memory => "idle_memory_megabytes",
+            Self::HereP99 => "here_round_trip_p99_us",
+            Self::HereLost => "here_lost_percent",
+            Self::ThereP99 => "there_round_trip_p99_us",
+            Self::ThereLost => "there_lost_percent",
+            Self::TcpHere => "tcp_here_gbit_per_second",
+            Self::Flooded => "flood_packets_per_second",
         }
     }
 
@@ -98,6 +116,12 @@ impl Figure {
             Self::AskUdpP99 => ("UDP req/resp p99", "us"),
             Self::CpuPerGigabyte => ("CPU, TCP x1", "s/GB"),
             Self::Memory => ("idle, 10 pods", "MB"),
+            Self::HereP99 => ("here p99", "us"),
+            Self::HereLost => ("here lost", "%"),
+            Self::ThereP99 => ("there p99", "us"),
+            Self::ThereLost => ("there lost", "%"),
+            Self::TcpHere => ("TCP here", "Gbit/s"),
+            Self::Flooded => ("flood", "k/s"),
         }
     }
 
@@ -114,13 +138,15 @@ impl Figure {
                 | Self::FlowRate
                 | Self::Udp64
                 | Self::Udp1400
+                | Self::TcpHere
+                | Self::Flooded
         )
     }
 
     /// A value in the unit for people, with as many digits as it is worth.
     pub(crate) fn show(self, value: f64) -> String {
         let value = match self {
-            Self::Udp64 | Self::Udp1400 | Self::FlowRate => value / 1e3,
+            Self::Udp64 | Self::Udp1400 | Self::FlowRate | Self::Flooded => value / 1e3,
             _ => value,
         };
         let digits = match value {

@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
+use super::floods::{self, Flood, Targets};
 use super::wire;
 
 /// Bytes of one write or read of a stream.
@@ -31,6 +33,9 @@ const MAX_NUMBER: u64 = 1 << 30;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// How long a source tries to connect, and a reply may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two requests that are sent at their times, and when the last counts as lost.
+const PACE: Duration = Duration::from_millis(5);
+const LATEST: Duration = Duration::from_secs(2);
 /// When a datagram's reply counts as lost.
 const LOST: Duration = Duration::from_millis(200);
 /// Requests before they are measured.
@@ -70,6 +75,23 @@ pub(crate) struct RoundTrips {
     pub p99: f64,
 }
 
+impl RoundTrips {
+    /// What these times in seconds say, of so many requests.
+    fn of(mut times: Vec<f64>, asked: usize) -> Self {
+        times.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let index = (times.len() as f64 * share) as usize;
+            times.get(index).map_or(f64::NAN, |time| time * 1e6)
+        };
+        Self {
+            count: times.len(),
+            lost: asked - times.len(),
+            p50: at(0.5),
+            p99: at(0.99),
+        }
+    }
+}
+
 /// Runs a load by its command line.
 pub(crate) fn inside(words: &[String]) -> ExitCode {
     let words: Vec<_> = words.iter().map(String::as_str).collect();
@@ -82,6 +104,8 @@ pub(crate) fn inside(words: &[String]) -> ExitCode {
         ["hold", to, flows] => hold(parse(to), parse(flows)),
         ["ask-tcp", to, seconds] => ask_stream(parse(to), time(seconds)),
         ["ask-udp", to, seconds] => ask_datagrams(parse(to), time(seconds)),
+        ["pace-udp", to, seconds] => pace_datagrams(parse(to), time(seconds)),
+        ["flood", ref of @ .., seconds] => flood(of, time(seconds)),
         ["count-giants", interface, above] => {
             wire::count_giants(interface, parse(above)).and_then(|count| say(&count))
         }
@@ -481,6 +505,51 @@ fn ask_datagrams(to: SocketAddrV4, duration: Duration) -> io::Result<()> {
     })
 }
 
+/// Sends requests at their times, whether the one before was answered or not, and says how long
+/// replies took.
+fn pace_datagrams(to: SocketAddrV4, duration: Duration) -> io::Result<()> {
+    let socket = connect_datagrams(to)?;
+    let reader = socket.try_clone()?;
+    reader.set_read_timeout(Some(LATEST))?;
+    let begin = Instant::now();
+    let count = (duration.as_secs_f64() / PACE.as_secs_f64()) as u64;
+    let times = std::thread::spawn(move || {
+        let mut times = Vec::new();
+        let mut reply = [0; NUMBER_LEN];
+        while times.len() < count as usize && reader.recv(&mut reply).is_ok() {
+            let asked = PACE.as_secs_f64() * u64::from_be_bytes(reply) as f64;
+            times.push(begin.elapsed().as_secs_f64() - asked);
+        }
+        times
+    });
+    for number in 0..count {
+        let due = begin + PACE.mul_f64(number as f64);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        // It may be lost here as well as elsewhere.
+        let _ = socket.send(&number.to_be_bytes());
+    }
+    let times = times
+        .join()
+        .map_err(|_| io::Error::other("the reader failed"))?;
+    say(&RoundTrips::of(times, count as usize))
+}
+
+/// Floods as the words say, and says how many packets that were.
+fn flood(words: &[&str], duration: Duration) -> io::Result<()> {
+    let [kind, own, gateway, here, there, outside] = words else {
+        return Err(io::Error::other("a flood has a kind and five addresses"));
+    };
+    let kind = Flood::from_str(kind, false).map_err(io::Error::other)?;
+    let to = Targets {
+        own: parse(own),
+        gateway: parse(gateway),
+        here: parse(here),
+        there: parse(there),
+        outside: parse(outside),
+    };
+    say(&floods::send(kind, to, duration)?)
+}
+
 /// Asks one request after the other, and says how long replies took.
 fn ask(
     duration: Duration,
@@ -504,17 +573,7 @@ fn ask(
             None => lost += 1,
         }
     }
-    times.sort_unstable();
-    let at = |share: f64| {
-        let index = (times.len() as f64 * share) as usize;
-        times
-            .get(index)
-            .map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
-    };
-    say(&RoundTrips {
-        count: times.len(),
-        lost,
-        p50: at(0.5),
-        p99: at(0.99),
-    })
+    let asked = times.len() + lost;
+    let times = times.iter().map(Duration::as_secs_f64).collect();
+    say(&RoundTrips::of(times, asked))
 }

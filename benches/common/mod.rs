@@ -5,9 +5,11 @@
 mod batch;
 mod chart;
 pub(crate) mod figures;
+pub(crate) mod floods;
 pub(crate) mod load;
 pub(crate) mod machine;
 pub(crate) mod path;
+pub(crate) mod pods;
 mod report;
 pub(crate) mod rounds;
 pub(crate) mod samples;

@@ -6,9 +6,10 @@ use clap::ValueEnum;
 
 use crate::common::figures::Figure;
 use crate::common::load::RoundTrips;
+use crate::common::pods::UNDERLAY;
 use crate::common::samples::Samples;
 use crate::common::window::{Process, sink, streams, window};
-use crate::stage::{Case, IdleNode, Route, Stage, UNDERLAY, Underlay};
+use crate::stage::{Case, IdleNode, Route, Stage, Underlay};
 
 /// Traffic to see how large frames of the underlay are.
 const LOOK: Duration = Duration::from_millis(200);

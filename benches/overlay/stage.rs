@@ -2,25 +2,21 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::process::Stdio;
 
 use clap::ValueEnum;
-use muslin::control::protocol::Attached;
 use serde_json::{Map, Value, json};
 
 use crate::common::machine::resident_bytes;
 use crate::common::path::Path;
+use crate::common::pods::{
+    UNDERLAY, VXLAN_MTU, attached_pod, bridge, bridged_pod, flannel_vxlan, host_address, hosts,
+    node,
+};
 use crate::common::window::Ends;
-use crate::lab::{Host, Lab, Node, NodeConfig, Offload};
+use crate::lab::{Host, Lab, Node, Offload};
 
-/// MTU of pods by VXLAN over an underlay of 1,500 bytes.
-const VXLAN_MTU: u16 = 1450;
-/// MTU of that underlay, and of pods without encapsulation.
+/// MTU of the underlay, and of pods without encapsulation.
 const ETHERNET_MTU: u16 = 1500;
-/// Between the hosts.
-pub(crate) const UNDERLAY: &str = "eth0";
-/// VTEPs of the kernel's hosts.
-const MACS: [&str; 2] = ["c6:d2:32:6f:8f:01", "c6:d2:32:6f:8f:02"];
 
 /// What carries packets from pod to pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -184,24 +180,12 @@ impl Stage {
     }
 
     fn kernel_vxlan(lab: Lab, underlay: Option<Underlay>) -> Self {
-        Self::kernel(lab, underlay, VXLAN_MTU, |number, peer| {
-            format!(
-                "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {own_ip} dev {UNDERLAY}
-                 ip link set flannel.1 address {own_mac} mtu {VXLAN_MTU} up
-                 ip addr add 10.244.{number}.0/32 dev flannel.1
-                 ip neigh replace 10.244.{peer}.0 lladdr {peer_mac} dev flannel.1 nud permanent
-                 bridge fdb replace {peer_mac} dev flannel.1 dst {peer_ip} self permanent
-                 ip route replace 10.244.{peer}.0/24 via 10.244.{peer}.0 dev flannel.1 onlink",
-                own_ip = host_address(number),
-                own_mac = MACS[usize::from(number - 1)],
-                peer_ip = host_address(peer),
-                peer_mac = MACS[usize::from(peer - 1)],
-            )
-        })
+        Self::kernel(lab, underlay, VXLAN_MTU, flannel_vxlan)
     }
 
     fn kernel_host_gw(lab: Lab, underlay: Option<Underlay>) -> Self {
-        Self::kernel(lab, underlay, ETHERNET_MTU, |_, peer| {
+        Self::kernel(lab, underlay, ETHERNET_MTU, |number| {
+            let peer = 3 - number;
             let next = host_address(peer);
             format!("ip route replace 10.244.{peer}.0/24 via {next} dev {UNDERLAY}")
         })
@@ -212,15 +196,14 @@ impl Stage {
         lab: Lab,
         underlay: Option<Underlay>,
         mtu: u16,
-        script: impl Fn(u8, u8) -> String,
+        script: impl Fn(u8) -> String,
     ) -> Self {
-        let hosts = hosts(&lab, underlay);
+        let hosts = wired_hosts(&lab, underlay);
         let mut pods = Vec::new();
         for (host, number) in hosts.iter().zip([1_u8, 2]) {
             bridge(host, number, mtu);
             pods.push(bridged_pod(&lab, host, (number, 2), mtu));
-            host.sh("echo 1 >/proc/sys/net/ipv4/ip_forward");
-            host.sh(&script(number, 3 - number));
+            host.sh(&script(number));
         }
         let [source, sink] = pods.try_into().ok().unwrap();
         Self {
@@ -236,7 +219,7 @@ impl Stage {
     }
 
     fn muslin(lab: Lab, underlay: Option<Underlay>, backend: &str) -> Self {
-        let hosts = hosts(&lab, underlay);
+        let hosts = wired_hosts(&lab, underlay);
         let nodes: Vec<_> = hosts
             .iter()
             .zip([1, 2])
@@ -322,20 +305,11 @@ impl IdleNode {
     }
 }
 
-fn host_address(number: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 9, 0, number)
-}
-
-/// Two hosts and a cable between them.
-fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
-    let hosts = vec![lab.namespace("host 1"), lab.namespace("host 2")];
-    lab.cable((&hosts[0], UNDERLAY), (&hosts[1], UNDERLAY));
-    for (host, number) in hosts.iter().zip([1, 2]) {
-        let address = host_address(number);
-        host.sh(&format!(
-            "echo 0 >/proc/sys/net/ipv4/ip_forward; ip addr add {address}/24 dev {UNDERLAY}"
-        ));
-        if underlay == Some(Underlay::DumbWire) {
+/// Two hosts, and what a case has between them.
+fn wired_hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
+    let hosts = hosts(lab);
+    if underlay == Some(Underlay::DumbWire) {
+        for host in &hosts {
             host.segments(UNDERLAY);
             // Superpackets of packet sockets do not say of how many segments they are.
             host.without(UNDERLAY, Offload::Segmentation);
@@ -343,46 +317,4 @@ fn hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
         }
     }
     hosts
-}
-
-/// The bridge of a host's pods.
-fn bridge(host: &Host, number: u8, mtu: u16) {
-    host.sh(&format!(
-        "ip link add cni0 type bridge
-         ip addr add 10.244.{number}.1/24 dev cni0
-         ip link set cni0 mtu {mtu} up"
-    ));
-}
-
-/// A pod on a host's bridge.
-fn bridged_pod(lab: &Lab, host: &Host, (number, offset): (u8, u8), mtu: u16) -> Host {
-    let pod = lab.namespace("pod");
-    let port = format!("veth{offset}");
-    lab.cable((host, &port), (&pod, "eth0"));
-    host.sh(&format!("ip link set {port} mtu {mtu} master cni0"));
-    pod.sh(&format!(
-        "ip link set eth0 mtu {mtu}
-         ip addr add 10.244.{number}.{offset}/24 dev eth0
-         ip route add default via 10.244.{number}.1"
-    ));
-    pod
-}
-
-fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
-        .with("--network", "10.244.0.0/16")
-        .with("--backend", backend)
-        .start(host)
-}
-
-/// A pod of a node, and its address.
-fn attached_pod(lab: &Lab, node: &Node, name: &str) -> (Host, Ipv4Addr) {
-    let pod = lab.namespace(name);
-    let pid = pod.pid().to_string();
-    let mut command = node.client(&["attach", "--pid", &pid, "--name", name, "--json"]);
-    let output = command.stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "no pod {name}{}", node.log());
-    let attached: Attached = serde_json::from_slice(&output.stdout).unwrap();
-    (pod, attached.address.addr())
 }
