@@ -3,6 +3,7 @@
 //! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
+mod diary;
 mod front;
 mod heartbeat;
 mod liveness;

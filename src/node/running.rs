@@ -17,6 +17,7 @@ use smoltcp::wire::EthernetAddress;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::diary::Diary;
 use super::liveness::Census;
 use super::naming::Naming;
 use super::pods::Pods;
@@ -101,7 +102,7 @@ pub(super) struct Running {
     link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
-    state: Arc<StateDir>,
+    diary: Diary,
     condition: watch::Receiver<flannel::State>,
 }
 
@@ -120,8 +121,11 @@ impl Running {
             .iter()
             .map(|(key, known)| (*key, known.record.clone()))
             .collect();
+        let pods = Pods::new(facts.subnet, state.addresses());
+        let diary = Diary::open(move |memory| state.write_addresses(memory));
         let running = Self {
-            pods: Mutex::new(Pods::new(facts.subnet, state.addresses())),
+            pods: Mutex::new(pods),
+            diary: diary.context("cannot start a thread")?,
             peers: Mutex::new(peers),
             since: now,
             confirmed: Mutex::new(now),
@@ -133,7 +137,6 @@ impl Running {
             workers,
             naming,
             leases,
-            state,
             condition,
         };
         for (key, record) in known {
@@ -304,9 +307,7 @@ impl Running {
     /// Lets all know of the pods as they are now.
     fn remember(&self, pods: &Pods) {
         self.naming.set_pods(pods);
-        if let Err(error) = self.state.write_addresses(&pods.memory()) {
-            warn!("addresses of pods will not be remembered: {error}");
-        }
+        self.diary.note(pods.memory());
     }
 }
 

@@ -18,10 +18,11 @@ pub const SEGMENT: u64 = 512;
 /// Work of one turn: four superpackets, or some sixty small frames.
 pub const TURN: u64 = 256 << 10;
 
-/// Copies of frames a port may have flooded in a second, and at once: some twentieth of a core. With
-/// two other ports these are 12,000 small frames a second, with thirty 800.
-const STORM_RATE: u32 = 100_000_000;
-const STORM_BURST: u32 = STORM_RATE / 2;
+/// Work of frames that a port may have flooded in a second: some twentieth of a core. With two other
+/// ports these are 12,000 small frames, with thirty 800.
+pub const STORM_RATE: u32 = 100_000_000;
+/// The same at once.
+pub const STORM_BURST: u32 = STORM_RATE / 2;
 
 /// Work of so many packets of this length.
 #[must_use]

@@ -31,10 +31,11 @@ stack/src/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ soc
 stack/src/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
 stack/src/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
 stack/src/egress/mod.rs @ if !is_verified && checksum::check @ if !is_verified && protocol == Protocol::Tcp && checksum::check @ datagrams go out with wrong checksums
-stack/src/egress/mod.rs @ let oldest = self.flows.oldest(now, EVICTABLE, crowd); @ let oldest = self.flows.oldest(now, EVICTABLE / 10, crowd); @ flows in use make room for others
+stack/src/egress/mod.rs @ self.flows.to_evict(now, EVICTABLE, pod, direction)? @ self.flows.to_evict(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
 stack/src/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
 stack/src/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
-stack/src/egress/table.rs @ (self.len() >= self.limit) @ (self.len() > self.limit) @ egress has one flow more than it may
+stack/src/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
+stack/src/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
 stack/src/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended
 encap/src/checksum.rs @ let new = u16::from_be_bytes([ttl, header[PROTOCOL]]); @ let new = old; @ the checksum does not fit the time to live
 LIST

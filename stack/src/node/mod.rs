@@ -388,6 +388,7 @@ impl Node {
         self.counters.received += 1;
         if let Some(port) = self.ports.get_mut(&port) {
             port.received.count(len);
+            port.turn.take(work::of_packets(1, len));
         }
         self.counters.drop(DropReason::VirtioHeader);
     }

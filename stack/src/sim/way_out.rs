@@ -1,7 +1,7 @@
 //! A node's way out: egress, wired to the node and to sockets as the workers of `src/worker/` wire
 //! it, and what must be true of it after every call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
@@ -19,7 +19,9 @@ use super::outside::Server;
 use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
 use crate::drops::DropReason;
-use crate::egress::{Config, Egress, FlowId, FlowInfo, Limits, Pods, Policy, Protocol, Rules};
+use crate::egress::{
+    Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Pods, Policy, Protocol, Rules,
+};
 use crate::frame;
 use crate::icmp::{self, IcmpError};
 use crate::node::{Node, Verdict};
@@ -40,8 +42,9 @@ pub(super) struct WayOut {
     pub(super) egress: Egress,
     pub(super) sockets: Sockets,
     timer: Timer,
-    /// Flows that had made room for others.
+    /// Flows that had made room for others, and those that were there then.
     evicted: u64,
+    flows: BTreeSet<FlowKey>,
     /// How often a timeout was handled in which millisecond.
     timeouts: (i64, u32),
 }
@@ -77,6 +80,7 @@ impl WayOut {
             sockets: Sockets::new(seeds.1, now),
             timer: Timer::default(),
             evicted: 0,
+            flows: BTreeSet::new(),
             timeouts: (0, 0),
         }
     }
@@ -427,14 +431,28 @@ fn check_books(way: &WayOut) -> Result<(), String> {
     Ok(())
 }
 
-/// Flows make room for others only if they are not in use.
+/// Flows make room for others only if they are not in use, or their pod has most.
 fn check_evicted(way: &mut WayOut) -> Result<(), String> {
     let evicted = way.egress.counters().evicted;
     let count = evicted - std::mem::replace(&mut way.evicted, evicted);
+    let now = way.egress.flows().map(|info| info.key).collect();
+    let before = std::mem::replace(&mut way.flows, now);
     let idle = way.sockets.idle.drain(..);
     let idle = idle.filter(|idle| *idle >= EVICTABLE).count() as u64;
-    if idle < count {
-        return Err(format!("{count} flows make room, and {idle} are idle"));
+    if idle >= count {
+        return Ok(());
+    }
+    let mut shares = BTreeMap::<_, usize>::new();
+    for key in &before {
+        *shares.entry(*key.pod.ip()).or_default() += 1;
+    }
+    let most = shares.values().max().copied().unwrap_or_default();
+    let mut gone = before.difference(&way.flows);
+    // One more may have come since.
+    if most < 2 || !gone.any(|key| shares[key.pod.ip()] + 1 >= most) {
+        return Err(format!(
+            "{count} flows make room, {idle} are idle, and the shares are {shares:?}"
+        ));
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use muslin_stack::neighbour::State;
 use muslin_stack::node::{Config, Limits, Node, Verdict};
 use muslin_stack::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::port::{Attachment, PortId};
+use muslin_stack::work::{self, CALL, STORM_BURST, STORM_RATE, TURN};
 use muslin_stack::{Duration, Instant};
 
 use crate::event::{Event, GATEWAY_MAC, address, mac};
@@ -75,6 +76,11 @@ struct Port {
     attachment: Attachment,
     received: u64,
     sent: u64,
+    /// Frames of the turn that it has.
+    frames: u64,
+    /// Work of its frames that were flooded, since it was attached.
+    flooded: u64,
+    since: Instant,
 }
 
 /// Packets that went through the node, as its callers count them.
@@ -276,6 +282,9 @@ impl Harness {
             attachment,
             received: 0,
             sent: 0,
+            frames: 0,
+            flooded: 0,
+            since: self.now,
         });
         let same = self
             .attached()
@@ -388,10 +397,12 @@ impl Harness {
             header,
             tail: 0,
         };
+        self.take_turn(port);
         let out = self.through(incoming, |node, now, packet| {
             node.from_port(now, port, packet)
         });
         self.count_from(Some(port), out.verdict);
+        self.check_flooded(port, bytes.len(), out.verdict);
         self.pods_sent = true;
         let Some(Port { attachment, .. }) = self.port(port) else {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPort));
@@ -429,6 +440,45 @@ impl Harness {
             }
             Verdict::Uplink { .. } => panic!("there is no uplink"),
             Verdict::Consumed | Verdict::Drop(_) => {}
+        }
+    }
+
+    /// Begins as many turns as a port has had work for too much, which are few, and counts a frame.
+    fn take_turn(&mut self, id: PortId) {
+        if self.port(id).is_none() {
+            return;
+        }
+        let goes_on = self.node.goes_on(id);
+        let mut waits = 0;
+        while !self.node.goes_on(id) {
+            self.node.begin_turn(id);
+            waits += 1;
+            assert!(waits < 10, "a frame costs {waits} turns");
+        }
+        let port = self.ports[id.0 as usize].as_mut().expect("it is there");
+        port.frames = if goes_on { port.frames + 1 } else { 1 };
+        assert!(port.frames <= TURN / CALL, "a turn has no end");
+    }
+
+    /// What a port has flooded is its share, and all of it.
+    fn check_flooded(&mut self, id: PortId, len: usize, verdict: Verdict) {
+        let others = self.attached().count().saturating_sub(1);
+        let work = work::of_packets(others, len);
+        let elapsed = self.port(id).map(|port| self.now - port.since);
+        let Some(port) = self.ports[id.0 as usize].as_mut() else {
+            return;
+        };
+        match verdict {
+            Verdict::Flood { except: Some(_) } => {
+                port.flooded += work;
+                let millis = elapsed.map_or(0, |elapsed| elapsed.total_millis());
+                let share = u64::from(STORM_BURST) + u64::from(STORM_RATE) / 1000 * millis;
+                assert!(port.flooded <= share + work, "a storm");
+            }
+            Verdict::Drop(DropReason::Storm) => {
+                assert!(port.flooded + work > STORM_BURST.into(), "no storm");
+            }
+            _ => {}
         }
     }
 

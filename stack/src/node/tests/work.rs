@@ -86,6 +86,17 @@ fn what_the_node_says_to_a_frame_is_the_senders_work() {
 }
 
 #[test]
+fn frames_that_cannot_be_read_are_work_too() {
+    let mut node = node(1, "vxlan");
+    node.begin_turn(POD_PORT);
+    let frames = (0..1000).take_while(|_| {
+        node.refuse_frame(POD_PORT, 60);
+        node.goes_on(POD_PORT)
+    });
+    assert_eq!(frames.count(), 63);
+}
+
+#[test]
 fn a_port_that_is_not_attached_has_no_turn() {
     let mut node = node(1, "vxlan");
     node.begin_turn(PortId(9));
