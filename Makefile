@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test fuzz nightly lint portability image clean
+.PHONY: demo test soak attack fuzz nightly lint portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -16,6 +16,23 @@ test:
 	@.ci/need build lab
 	@.ci/need tun
 	.ci/test
+
+# Transfers between the pods of two nodes, each compared, for MINUTES while nodes are killed, stopped
+# and started again; SEED makes other faults.
+soak: MINUTES = 10
+soak:
+	@.ci/need build lab
+	@.ci/need tun
+	MUSLIN_SOAK_MINUTES=$(MINUTES) MUSLIN_SOAK_SEED=$(SEED) cargo test --locked --release --test soak \
+		-- --ignored --nocapture contents_are_whole
+
+# What is tried on a node and takes minutes: a hundred kills at any time, and all floods of one pod
+# beside what others see.
+attack:
+	@.ci/need build lab
+	@.ci/need tun
+	cargo test --locked --release --test soak -- --ignored --nocapture a_node_that_is_killed
+	cargo bench --locked --bench fairness -- --quick
 
 # Every fuzz target for SECONDS seconds, where there are cargo-fuzz and nightly. Without them `test`
 # has tried mutations of the seeds.

@@ -580,9 +580,14 @@ impl Node {
 
     /// Starts it again as it was started before, and waits until it serves.
     pub(crate) fn start_again(&mut self) {
+        self.start_anew();
+        self.wait_ready(SOON);
+    }
+
+    /// Starts it again and waits for nothing.
+    pub(crate) fn start_anew(&mut self) {
         self.kill();
         self.launch();
-        self.wait_ready(SOON);
     }
 
     /// The same as another configuration has it.
