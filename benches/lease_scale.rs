@@ -38,8 +38,8 @@ const ETCD: &str = "127.0.0.1:2379";
 /// The node's own public address, which no fake peer has.
 const PUBLIC_IP: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const PREFIX: &str = "/coreos.com/network";
-/// With room for 65,280 subnets. The node's own is above all others.
-const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.200.0.0","Backend":{"Type":"vxlan"}}"#;
+/// With room for 65,535 subnets. The node's own is below all others.
+const CONFIG: &str = r#"{"Network":"10.0.0.0/8","SubnetLen":24,"Backend":{"Type":"vxlan"}}"#;
 /// Where the tunnels end.
 const PORT: u16 = 8472;
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -341,6 +341,62 @@ async fn a_peer_of_another_backend_is_shown_as_such_and_skipped() {
 }
 
 #[tokio::test]
+async fn leases_that_do_not_count_are_shown_and_not_routed() {
+    if !inside::enter() {
+        return;
+    }
+    let directory = TempDir::new().unwrap();
+    let Some((_etcd, address, mut client)) = etcd(directory.path()).await else {
+        return;
+    };
+    client.put(CONFIG, NETWORK, None).await.unwrap();
+    let node = Node::start(&address, &directory.path().join("one"), 61);
+    let own = node.subnet().await;
+    let record = r#"{"PublicIP":"127.0.0.66","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"02:00:00:00:00:66"}}"#;
+    let half = own.replace("/24", "/25");
+    let foreign = ["10.7.0.0/16", &half, "10.7.0.0/24", "10.9.1.0/24"];
+    let many = (200..220).map(|third| format!("10.7.{third}.0/24"));
+    let many: Vec<_> = many.collect();
+    for subnet in foreign
+        .iter()
+        .copied()
+        .chain(many.iter().map(String::as_str))
+    {
+        client.put(key(subnet), record, None).await.unwrap();
+    }
+    let last = record.replace("127.0.0.66", "127.0.0.67");
+    client.put(key("10.7.231.0/24"), last, None).await.unwrap();
+
+    routes(&node, "10.7.231.0/24", "127.0.0.67").await;
+    let table = node.rows("routes").unwrap();
+    let prefixes = table.as_array().unwrap().iter();
+    let mut prefixes: Vec<_> = prefixes
+        .map(|row| row["prefix"].as_str().unwrap())
+        .collect();
+    prefixes.retain(|prefix| *prefix != own && *prefix != "10.7.231.0/24");
+    assert_eq!(prefixes, many[..16]);
+    let leases = node.rows("leases").unwrap();
+    let state = |key: &str| {
+        let mut rows = leases.as_array().unwrap().iter();
+        let row = rows
+            .find(|row| row["key"] == key.replace('/', "-"))
+            .unwrap();
+        row["state"].as_str().unwrap().to_owned()
+    };
+    for (key, why) in [
+        ("10.7.0.0/16", "SubnetLen is 24"),
+        (&half, "SubnetLen is 24"),
+        ("10.7.0.0/24", "SubnetMin 10.7.1.0"),
+        ("10.9.1.0/24", "not in the network"),
+        (&many[16], "more than 16 leases"),
+    ] {
+        assert!(state(key).contains(why), "{key}: {}", state(key));
+    }
+    client.delete(key(&many[3]), None).await.unwrap();
+    routes(&node, &many[16], "127.0.0.66").await;
+}
+
+#[tokio::test]
 async fn a_lost_lease_ends_with_its_own_code_and_a_copy_of_a_node_too() {
     if !inside::enter() {
         return;
@@ -873,7 +929,7 @@ async fn five_thousand_leases_are_routed_in_little_memory() {
     let lease = client.lease_grant(86_400, None).await.unwrap().id();
     let put = |index: usize| {
         let (high, low) = (index / 250, index % 250);
-        let key = key(&format!("10.{}.{low}.0/24", 64 + high));
+        let key = key(&format!("10.{}.{}.0/24", 64 + high, low + 1));
         let record = format!(
             r#"{{"PublicIP":"172.16.{high}.{}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:00:{high:02x}:{low:02x}"}}}}"#,
             low + 1

@@ -23,10 +23,8 @@ use serde_json::Value;
 const UNDERLAY: u16 = 1500;
 /// MTU of pods: less inner Ethernet, VXLAN, UDP and IP headers.
 const MTU: u16 = UNDERLAY - 50;
-/// What the administrator wrote. The subnets below are for the kernel's side, which does not
-/// choose its own.
-const CONFIG: &str =
-    r#"{ "Network": "10.244.0.0/16", "SubnetMin": "10.244.16.0", "Backend": {"Type": "vxlan"}}"#;
+/// What the administrator wrote.
+const CONFIG: &str = r#"{ "Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}"#;
 /// The third node.
 const THIRD_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 3);
 
@@ -246,8 +244,11 @@ fn a_third_node_comes_and_goes_while_traffic_runs() {
         return;
     };
     etcd.configure(PREFIX, CONFIG);
-    // This time the flannel node comes second.
+    // This time the flannel node comes second; it does not choose its subnet, which is kept for it.
+    let kept = etcd.create(&own_key(), &flannel::record(KERNEL_IP, "02:00:00:00:00:01"));
     let node = config("n", NODE_IP, &etcd).start(&lab.host("n", NODE_IP));
+    etcd.revoke(kept);
+    node.wait_peers(0);
     let mut kernel = KernelNode::join(&lab, &etcd);
     node.wait_peers(1);
     assert_eq!(kernel.peers.len(), 1);

@@ -1,12 +1,13 @@
 //! What a store has, as rows for people.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_stack::lease::{
-    Entry, LeaseRecord, NetworkConfig, Signs, Standing, SubnetKey, lease_prefix, read_entry,
-    read_peer,
+    Entry, LeaseRecord, NetworkConfig, Shares, Signs, Standing, SubnetKey, lease_prefix,
+    read_entry, read_peer,
 };
 use muslin_stack::peer::{Peer, PeerId};
 use tokio::time::timeout;
@@ -64,7 +65,27 @@ pub async fn survey(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>> {
 /// One row for each key below the leases' prefix, whether it is a lease or not.
 #[must_use]
 pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
-    entries.iter().map(|entry| row(entry, viewer)).collect()
+    let mut shares = Shares::default();
+    let peers = entries.iter().filter_map(|entry| {
+        let (key, record) = read_peer(viewer.prefix, entry, Some(viewer.config)).ok()?;
+        (record.public_ip != viewer.public_ip).then_some((record.public_ip, key))
+    });
+    let peers: Vec<_> = peers.collect();
+    for (address, key) in &peers {
+        shares.add(*address, *key);
+    }
+    let excess = peers
+        .iter()
+        .filter(|(address, key)| !shares.counts(*address, *key));
+    let excess: BTreeMap<_, _> = excess.map(|(address, key)| (key.ipv4, *address)).collect();
+    let mut rows: Vec<_> = entries.iter().map(|entry| row(entry, viewer)).collect();
+    for row in &mut rows {
+        let address = row.subnet.and_then(|subnet| excess.get(&subnet));
+        if let Some(address) = address.filter(|address| row.public_ip == Some(**address)) {
+            row.state = Shares::excess(*address);
+        }
+    }
+    rows
 }
 
 pub(super) fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
@@ -140,8 +161,7 @@ pub(super) fn unusable(
     record: &LeaseRecord,
     viewer: Viewer<'_>,
 ) -> Option<String> {
-    let network = Some(viewer.config.network);
-    if let Err(reason) = read_peer(viewer.prefix, entry, network) {
+    if let Err(reason) = read_peer(viewer.prefix, entry, Some(viewer.config)) {
         return Some(reason.reason);
     }
     let peer = Peer::from_lease(PeerId(0), key, record, &viewer.config.backend);
@@ -178,6 +198,38 @@ mod tests {
         format!(
             r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
         )
+    }
+
+    #[test]
+    fn leases_that_do_not_count_say_so() {
+        let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
+        let config = NetworkConfig::parse(config).unwrap();
+        let viewer = Viewer {
+            prefix: "/n",
+            config: &config,
+            node: "n1",
+            subnet: "10.3.1.0/24".parse().unwrap(),
+            public_ip: [192, 168, 0, 1].into(),
+            known: &|_| Known::default(),
+        };
+        let greedy = vxlan("192.168.0.2", "02:00:00:00:00:02");
+        let keys = (100..118).map(|third| format!("/10.3.{third}.0-24"));
+        let mut entries: Vec<_> = keys.map(|key| entry(&key, &greedy, Some(86_000))).collect();
+        entries.push(entry("/10.3.0.0-16", &greedy, Some(86_000)));
+        let states: Vec<_> = rows(&entries, viewer)
+            .into_iter()
+            .map(|row| row.state)
+            .collect();
+        assert!(
+            states[..16].iter().all(|state| state == "silent"),
+            "{states:?}"
+        );
+        assert!(
+            states[16..18]
+                .iter()
+                .all(|state| state.contains("16 leases"))
+        );
+        assert!(states[18].contains("SubnetLen is 24"), "{states:?}");
     }
 
     #[test]

@@ -205,17 +205,23 @@ fn entry(text: &str) {
         }
     }
     let network = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
-    let peer = read_peer(PREFIX, &entry, Some(network));
+    let backend = Backend::Udp { port: 8285 };
+    let config = NetworkConfig::new(network, Some(24), backend).expect("it has subnets");
+    // All of the network but its first subnet.
+    let can_be_leased = |subnet: Ipv4Net| {
+        subnet.prefix_len() == 24 && network.contains(&subnet) && subnet.network() != network.network()
+    };
+    let peer = read_peer(PREFIX, &entry, Some(&config));
     match (peer, read) {
         (Ok(peer), read) => {
-            assert!(network.contains(&peer.0.ipv4));
+            assert!(can_be_leased(peer.0.ipv4));
             assert_eq!(Ok(peer), read);
         }
         (Err(_), Err(_)) => {}
         (Err(_), Ok((key, record))) => {
             let ip = record.public_ip;
             let nobody = ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast();
-            assert!(nobody || !network.contains(&key.ipv4));
+            assert!(nobody || !can_be_leased(key.ipv4));
         }
     }
 }
@@ -281,6 +287,9 @@ fn seeds() -> Vec<Seed> {
     let switches = r#"{"network":"10.5.0.0/16","EnableIPv4":true,"Backend":{"Type":"vxlan","VNI":7,"MTU":1400,"DirectRouting":true,"GBP":true}}"#;
     let entry = |key: &str, value: &str| with(ENTRY, &format!("{PREFIX}/subnets/{key}\n{value}"));
     vec![
+        ("entry-whole-network", entry("10.244.0.0-16", udp)),
+        ("entry-part-of-a-subnet", entry("10.244.7.128-25", udp)),
+        ("entry-first-subnet", entry("10.244.0.0-24", udp)),
         ("record-vxlan", with(RECORD, vxlan)),
         ("record-udp", with(RECORD, udp)),
         ("record-dual-stack", with(RECORD, dual)),

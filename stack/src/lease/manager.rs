@@ -34,6 +34,7 @@ use thiserror::Error;
 use super::config::Backend;
 use super::reader::{self, NoLease};
 use super::repetition::Repetition;
+use super::shares::Shares;
 use super::{
     Answer, ConfigError, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent,
     shorten,
@@ -273,6 +274,8 @@ pub struct Manager {
     phase: Phase,
     /// All leases but our own, by key.
     leases: BTreeMap<SubnetKey, LeaseRecord>,
+    /// Which of them count: there may be too many of one public address.
+    shares: Shares,
     /// Those that the store has lost with ours, and until when they are waited for.
     missing: BTreeMap<SubnetKey, Instant>,
     /// Keys that are no usable leases.
@@ -341,6 +344,7 @@ impl Manager {
             config: None,
             phase: Phase::ReadConfig,
             leases: BTreeMap::new(),
+            shares: Shares::default(),
             missing: BTreeMap::new(),
             skipped: BTreeMap::new(),
             own: None,
@@ -580,9 +584,10 @@ impl Manager {
         self.changes.drain(..)
     }
 
-    /// All leases but the node's own.
+    /// The leases of peers.
     pub fn leases(&self) -> impl Iterator<Item = (&SubnetKey, &LeaseRecord)> {
-        self.leases.iter()
+        let all = self.leases.iter();
+        all.filter(|(key, record)| self.shares.counts(record.public_ip, **key))
     }
 
     /// What the keys of all leases begin with: flannel lists and watches without a final slash.
@@ -698,12 +703,12 @@ impl Manager {
         if found.keys().any(|key| !self.leases.contains_key(key)) {
             self.meet(now);
         }
-        for (key, record) in &found {
-            if self.leases.get(key) != Some(record) {
-                self.changes.push_back(Change::Peer(*key, record.clone()));
+        // Those that are gone have been taken leave of.
+        for (key, record) in found {
+            if self.leases.get(&key) != Some(&record) {
+                self.set_peer(key, record);
             }
         }
-        self.leases = found;
         match self.own {
             _ if self.leaving => self.give_back(&own),
             Some(held) => self.check_own(now, held, &own),
@@ -1094,10 +1099,10 @@ impl Manager {
                 } else if self.is_ours(key, &record) {
                     self.remove_peer(key);
                 } else if self.leases.get(&key) != Some(&record) {
-                    if self.leases.insert(key, record.clone()).is_none() {
+                    if !self.leases.contains_key(&key) {
                         self.meet(now);
                     }
-                    self.changes.push_back(Change::Peer(key, record));
+                    self.set_peer(key, record);
                 }
             }
             Err(unusable) => {
@@ -1154,10 +1159,46 @@ impl Manager {
         }
     }
 
+    /// A lease is new or has changed. It is a peer's if the public address has not too many.
+    fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord) {
+        let address = record.public_ip;
+        let old = self.leases.insert(key, record.clone());
+        let old = old.map(|old| old.public_ip);
+        let was_peer = old.is_some_and(|old| self.shares.counts(old, key));
+        if let Some(old) = old.filter(|old| *old != address) {
+            self.release_share(old, key);
+        }
+        let excess = self.shares.add(address, key);
+        if let Some(other) = excess {
+            if other != key || was_peer {
+                self.changes.push_back(Change::PeerGone(other));
+            }
+            self.changes.push_back(Change::Skipped {
+                key: self.lease_key(other),
+                reason: Shares::excess(address),
+            });
+        }
+        if self.shares.counts(address, key) {
+            self.changes.push_back(Change::Peer(key, record));
+        }
+    }
+
     fn remove_peer(&mut self, key: SubnetKey) {
         self.missing.remove(&key);
-        if self.leases.remove(&key).is_some() {
-            self.changes.push_back(Change::PeerGone(key));
+        if let Some(LeaseRecord { public_ip, .. }) = self.leases.remove(&key) {
+            if self.shares.counts(public_ip, key) {
+                self.changes.push_back(Change::PeerGone(key));
+            }
+            self.release_share(public_ip, key);
+        }
+    }
+
+    /// A lease of this public address is gone, and another one may count instead.
+    fn release_share(&mut self, public_ip: Ipv4Addr, key: SubnetKey) {
+        if let Some(next) = self.shares.remove(public_ip, key)
+            && let Some(record) = self.leases.get(&next)
+        {
+            self.changes.push_back(Change::Peer(next, record.clone()));
         }
     }
 
@@ -1167,11 +1208,7 @@ impl Manager {
         if record.public_ip == self.settings.identity.public_ip {
             return Ok((key, record));
         }
-        reader::read_peer(
-            prefix,
-            entry,
-            self.config.as_ref().map(|config| config.network),
-        )
+        reader::read_peer(prefix, entry, self.config.as_ref())
     }
 
     fn skip(&mut self, entry: &Entry, unusable: NoLease, known: Option<Revision>) {

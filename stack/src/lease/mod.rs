@@ -11,6 +11,7 @@ mod peers;
 mod reader;
 mod record;
 mod repetition;
+mod shares;
 mod standing;
 
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
@@ -22,6 +23,7 @@ pub use manager::{
 pub use peers::{Known, Peers};
 pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
+pub use shares::Shares;
 pub use standing::{Signs, Standing};
 
 use std::fmt;

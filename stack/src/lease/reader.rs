@@ -1,8 +1,6 @@
 //! Reading a store's entries: which are leases, which are not, and why.
 
-use ipnet::Ipv4Net;
-
-use super::{Entry, LeaseRecord, SubnetKey, shorten};
+use super::{Entry, LeaseRecord, NetworkConfig, SubnetKey, shorten};
 
 /// The longest value that is read: flannel's are below 300 bytes.
 pub(super) const MAX_VALUE: usize = 16 * 1024;
@@ -52,14 +50,15 @@ pub fn read_entry(prefix: &str, entry: &Entry) -> Result<(SubnetKey, LeaseRecord
     Ok((key, record))
 }
 
-/// Reads an entry below `prefix` as the lease of another node in `network`, if that is known.
+/// Reads an entry below `prefix` as the lease of another node in a network of this configuration, if
+/// that is known.
 ///
 /// # Errors
 /// `NoLease` says why it is none.
 pub fn read_peer(
     prefix: &str,
     entry: &Entry,
-    network: Option<Ipv4Net>,
+    config: Option<&NetworkConfig>,
 ) -> Result<(SubnetKey, LeaseRecord), NoLease> {
     let (key, record) = read_entry(prefix, entry)?;
     let ip = record.public_ip;
@@ -67,13 +66,33 @@ pub fn read_peer(
         let reason = format!("no node can have the PublicIP {ip}");
         return Err(no_lease(key, reason));
     }
-    match network {
-        // Its holder would be sent what is not for pods.
-        Some(network) if !network.contains(&key.ipv4) => {
-            let reason = format!("it is not in the network {network}");
-            Err(no_lease(key, reason))
-        }
-        Some(_) | None => Ok((key, record)),
+    match config.and_then(|config| misfit(config, key)) {
+        Some(reason) => Err(no_lease(key, reason)),
+        None => Ok((key, record)),
+    }
+}
+
+/// Why no node of a network can have a subnet. A shorter prefix would let its holder send from the
+/// addresses of others, a longer one would take theirs from them, and one outside the network would
+/// get what is not for pods.
+fn misfit(config: &NetworkConfig, key: SubnetKey) -> Option<String> {
+    let NetworkConfig {
+        network,
+        subnet_len,
+        subnet_min,
+        subnet_max,
+        ..
+    } = config;
+    if config.allows(key.ipv4) {
+        None
+    } else if !network.contains(&key.ipv4) {
+        Some(format!("it is not in the network {network}"))
+    } else if key.ipv4.prefix_len() != *subnet_len {
+        Some(format!("the network's SubnetLen is {subnet_len}"))
+    } else {
+        Some(format!(
+            "it is not between SubnetMin {subnet_min} and SubnetMax {subnet_max}"
+        ))
     }
 }
 
@@ -87,6 +106,37 @@ fn no_lease(key: SubnetKey, reason: String) -> NoLease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_subnets_that_the_network_leases_are_peers() {
+        let config = r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.4.0","SubnetMax":"10.3.9.0"}"#;
+        let config = NetworkConfig::parse(config).unwrap();
+        let read = |key: &str| {
+            let entry = Entry {
+                key: format!("/p/subnets/{key}"),
+                value: LeaseRecord::udp([192, 168, 0, 9].into()).to_json(),
+                revision: 1,
+                ttl: None,
+            };
+            assert!(read_peer("/p", &entry, None).is_ok(), "{key}");
+            read_peer("/p", &entry, Some(&config)).map_err(|none| none.reason)
+        };
+        for good in ["10.3.4.0-24", "10.3.9.0-24", "10.3.5.0-24&fd00::-64"] {
+            assert!(read(good).is_ok(), "{good}");
+        }
+        for (bad, why) in [
+            ("10.3.0.0-16", "SubnetLen is 24"),
+            ("10.3.4.0-23", "SubnetLen is 24"),
+            ("10.3.5.128-25", "SubnetLen is 24"),
+            ("10.3.3.0-24", "SubnetMin 10.3.4.0"),
+            ("10.3.10.0-24", "SubnetMax 10.3.9.0"),
+            ("10.0.0.0-8", "not in the network"),
+            ("10.4.5.0-24", "not in the network"),
+        ] {
+            let reason = read(bad).unwrap_err();
+            assert!(reason.contains(why), "{bad}: {reason}");
+        }
+    }
 
     #[test]
     fn values_are_read_up_to_a_length_that_no_record_has() {

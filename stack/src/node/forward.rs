@@ -230,8 +230,7 @@ impl Node {
             Origin::Pod => return Ok(()),
             Origin::Uplink(mac) => self.check_host(now, mac, source, len)?,
             Origin::Peer(first) => {
-                let in_lease = |first| self.peers.lease_holds(first, source);
-                if self.config.guard.peers && !first.is_some_and(in_lease) {
+                if self.config.guard.peers && !self.is_from(first, source) {
                     return Err(DropReason::SourceNotInLease);
                 }
             }
@@ -241,6 +240,15 @@ impl Node {
             return Err(DropReason::SourceNotInLease);
         }
         Ok(())
+    }
+
+    /// Whether packets to `source` go to where one came from that is said to be from there: a lease
+    /// within another is its own holder's alone.
+    fn is_from(&self, first: Option<PeerId>, source: Ipv4Addr) -> bool {
+        match (self.routes.lookup(source.into()), first) {
+            (Some(NextHop::Peer(owner)), Some(first)) => self.peers.share_address(*owner, first),
+            _ => false,
+        }
     }
 
     /// The largest packet that a way takes.

@@ -7,7 +7,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU32;
 
-use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
@@ -43,7 +42,6 @@ pub(super) struct Outgoing {
 #[repr(align(32))]
 struct Incoming {
     received: Traffic,
-    subnet: Option<Ipv4Net>,
     /// The next peer with the same outer address.
     next: Option<Link>,
     /// When the last datagram or frame came.
@@ -112,10 +110,6 @@ impl Peers {
         });
         self.incoming[at] = Incoming {
             received,
-            subnet: match peer.subnet {
-                IpNet::V4(subnet) => Some(subnet),
-                IpNet::V6(_) => None,
-            },
             next: None,
             heard: heard.map(Heard::at),
         };
@@ -214,13 +208,10 @@ impl Peers {
         self.sources.lookup(source).copied()
     }
 
-    /// Whether `address` is in the lease of a peer that shares the outer address of `first`, the
-    /// first one with it.
-    pub(super) fn lease_holds(&self, first: PeerId, address: Ipv4Addr) -> bool {
-        self.chain(Some(first)).any(|id| {
-            let subnet = self.incoming[index(id)].subnet;
-            subnet.is_some_and(|subnet| subnet.contains(&address))
-        })
+    /// Whether two peers have the same outer address.
+    pub(super) fn share_address(&self, one: PeerId, other: PeerId) -> bool {
+        let address = |id| self.outgoing(id).map(|peer| *peer.address.ip());
+        one == other || address(one).is_some() && address(one) == address(other)
     }
 
     /// A peer and those behind it with the same outer address.

@@ -745,6 +745,42 @@ fn bad_frames_from_a_pod_are_dropped_for_the_right_reason() {
 }
 
 #[test]
+fn a_lease_within_another_is_its_own_holders_alone() {
+    let mut node = node(1, "udp");
+    for (id, subnet, host) in [
+        (5, "10.244.0.0/16", 5),
+        (6, "10.244.2.128/25", 6),
+        (7, "10.244.7.0/24", 2),
+    ] {
+        node.set_peer(Peer {
+            id: PeerId(id),
+            subnet: subnet.parse().unwrap(),
+            address: underlay(host),
+            vtep_mac: None,
+        });
+    }
+    for (host, source, is_taken) in [
+        (5, pod(9, 2), true),
+        (5, pod(2, 2), false),
+        (5, pod(7, 2), false),
+        (5, pod(1, 2), false),
+        (2, pod(2, 2), true),
+        (2, pod(7, 2), true),
+        (2, pod(2, 200), false),
+        (2, pod(9, 2), false),
+        (6, pod(2, 200), true),
+        (6, pod(2, 2), false),
+    ] {
+        let (verdict, _) = from_peer(&mut node, host, &ping(source, pod(1, 3), 9, 0));
+        let expected = match is_taken {
+            true => Verdict::Port(OTHER_PORT),
+            false => Verdict::Drop(DropReason::SourceNotInLease),
+        };
+        assert_eq!(verdict, expected, "{source} from {host}");
+    }
+}
+
+#[test]
 fn bad_datagrams_are_dropped_for_the_right_reason() {
     use DropReason as Why;
     let good = ping(pod(2, 2), pod(1, 2), 64, 30);

@@ -257,7 +257,7 @@ impl Cluster {
         let prefix = lease_prefix(PREFIX);
         let entries = self.store.entries(self.queue.now(), &prefix);
         let records = entries.map(|(entry, _)| {
-            let read = read_peer(PREFIX, &entry, Some(config.network)).ok();
+            let read = read_peer(PREFIX, &entry, Some(config)).ok();
             let peer = read.and_then(|(key, record)| {
                 Peer::from_lease(PeerId(0), key, &record, &config.backend).ok()
             });

@@ -693,7 +693,10 @@ impl Harness {
         let mut sharing = self
             .peers()
             .filter(|peer| IpAddr::from(*peer.address.ip()) == outer);
-        let in_lease = sharing.any(|peer| peer.subnet.contains(&IpAddr::V4(source)));
+        // Of leases within each other the longest prefix decides.
+        let owners = self.route(source);
+        let is_owner = |id| matches!(&owners, Route::Peers(ids) if ids.contains(&id));
+        let in_lease = sharing.any(|peer| is_owner(peer.id));
         assert!(
             in_lease || !self.check_peers,
             "a peer sends from another's lease"

@@ -885,7 +885,8 @@ fn an_overlapping_lease_takes_a_subnet_whose_record_is_gone() {
     let mut store = Store::with_config(CONFIG);
     let mut manager = manager(1);
     let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
-    store.lease("10.3.0.0-17", [192, 168, 0, 9]);
+    // Of one length those that overlap differ in IPv6 alone.
+    store.lease(&format!("{key}&fd00::-64"), [192, 168, 0, 9]);
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     assert!(matches!(changes[..], [Change::Peer(..)]), "{changes:?}");
     store.delete(&format!("{PREFIX}/subnets/{key}"));
@@ -1108,6 +1109,82 @@ fn a_store_that_is_wiped_while_it_is_away_is_read_again() {
         }
         let own = acquired(&settle(&mut manager, &mut store, now)).unwrap();
         assert_eq!(peers(&manager), others(&store, &own), "fails: {fails}");
+    }
+}
+
+#[test]
+fn leases_of_other_lengths_and_ranges_are_no_peers_and_take_nothing_from_us() {
+    let config = r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.4.0","SubnetMax":"10.3.200.0"}"#;
+    let mut store = Store::with_config(config);
+    let mut manager = manager(1);
+    settle(&mut manager, &mut store, Instant::ZERO);
+    let foreign = [
+        "10.3.0.0-16",
+        "10.3.7.128-25",
+        "10.3.2.0-24",
+        "10.3.201.0-24",
+    ];
+    for subnet in foreign {
+        store.lease(subnet, [192, 168, 0, 66]);
+    }
+    store.lease("10.3.150.0-24", [192, 168, 0, 2]);
+    for now in [Instant::ZERO, Instant::from_secs(60)] {
+        let changes = settle(&mut manager, &mut store, now);
+        assert!(!changes.iter().any(|it| matches!(it, Change::Lost(_))));
+        assert_eq!(peers(&manager), ["10.3.150.0-24"]);
+        // All is read again, which does not cost us our subnet either.
+        manager.watch_ended(now);
+    }
+}
+
+#[test]
+fn the_first_leases_of_a_public_address_are_peers() {
+    let mut store = Store::with_config(CONFIG);
+    let greedy = [192, 168, 0, 66];
+    for third in 100..130 {
+        store.lease(&format!("10.3.{third}.0-24"), greedy);
+    }
+    let mut manager = manager(1);
+    let changes = settle(&mut manager, &mut store, Instant::ZERO);
+    let expected = |thirds: &[u8]| {
+        let keys = thirds.iter().map(|third| format!("10.3.{third}.0-24"));
+        keys.collect::<Vec<_>>()
+    };
+    let first: Vec<u8> = (100..116).collect();
+    assert_eq!(peers(&manager), expected(&first));
+    let told = changes.iter().filter(|it| matches!(it, Change::Peer(..)));
+    assert_eq!(told.count(), 16);
+    let is_excess =
+        |it: &&Change| matches!(it, Change::Skipped { reason, .. } if reason.contains("16"));
+    assert_eq!(changes.iter().filter(is_excess).count(), 14);
+
+    // What is told adds up to the same, whatever comes and goes.
+    let mut known: BTreeMap<_, _> = changes.into_iter().filter_map(peer_told).collect();
+    store.lease("10.3.50.0-24", greedy);
+    store.delete(&format!("{PREFIX}/subnets/10.3.103.0-24"));
+    store.delete(&format!("{PREFIX}/subnets/10.3.129.0-24"));
+    store.lease("10.3.101.0-24", [192, 168, 0, 67]);
+    store.lease("10.3.128.0-24", [192, 168, 0, 67]);
+    for change in settle(&mut manager, &mut store, Instant::ZERO) {
+        match change {
+            Change::PeerGone(key) => assert!(known.remove(&key).is_some(), "{key}"),
+            change => known.extend(peer_told(change)),
+        }
+    }
+    let now: Vec<u8> = [50, 100, 101, 102]
+        .into_iter()
+        .chain(104..117)
+        .chain([128])
+        .collect();
+    assert_eq!(peers(&manager), expected(&now));
+    let known: Vec<_> = known.keys().map(SubnetKey::to_string).collect();
+    assert_eq!(known, expected(&now));
+}
+
+fn peer_told(change: Change) -> Option<(SubnetKey, LeaseRecord)> {
+    match change {
+        Change::Peer(key, record) => Some((key, record)),
+        _ => None,
     }
 }
 
