@@ -256,11 +256,15 @@ impl Bed {
 
     /// A datagram to the node's tunnel, as a frame on the underlay.
     fn datagram(&self, source: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
+        self.datagram_from(self.tunnel_port, source, payload)
+    }
+
+    fn datagram_from(&self, port: u16, source: Ipv4Addr, payload: &[u8]) -> Vec<u8> {
         let (node, injector) = self.underlay_macs;
         let mut frame = Vec::new();
         PacketBuilder::ethernet2(injector, node)
             .ipv4(source.octets(), NODE_IP.octets(), 64)
-            .udp(4000, self.tunnel_port)
+            .udp(port, self.tunnel_port)
             .write(&mut frame, payload)
             .unwrap();
         frame
@@ -686,6 +690,13 @@ fn a_udp_datagram_that_is_wrong_goes_nowhere() {
             "from somebody without a lease",
             "unknown-peer",
             vec![bed.datagram(STRANGER_IP, &good)],
+        ),
+        (
+            "from another port of a peer",
+            "tunnel-port",
+            [1, 4000, bed.tunnel_port + 1]
+                .map(|port| bed.datagram_from(port, PEER_IP, &good))
+                .into(),
         ),
         (
             "an inner source of somebody else",

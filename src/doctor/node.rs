@@ -21,8 +21,9 @@ const PING_HEADERS: u16 = 28;
 /// leave in trains, and if one of them is garbled there is no answer.
 const IN_TRAINS: usize = 20_000;
 /// Losses that say something about the set-up; others are what pods do.
-const TELLING: [&str; 10] = [
+const TELLING: [&str; 11] = [
     "unknown-peer",
+    "tunnel-port",
     "next-hop-conflict",
     "next-hop-unreachable",
     "unknown-vni",

@@ -49,6 +49,7 @@ reasons! {
     UnknownDestination, "unknown-destination", "A frame was for a MAC address that no pod has.";
     EtherTypeUnsupported, "ether-type-unsupported", "A frame was of a type that cannot be routed, or that a guarded pod may not send.";
     UnknownPeer, "unknown-peer", "A datagram came from an address that holds no lease.";
+    TunnelPort, "tunnel-port", "A datagram of flannel's UDP format came from a port that is not the tunnel's.";
     VxlanTooShort, "vxlan-too-short", "A datagram was shorter than a VXLAN header.";
     VxlanNoVni, "vxlan-no-vni", "A VXLAN header had no valid VNI.";
     IpipHeader, "ipip-header", "A datagram was not a whole IPv4 packet in IPv4.";

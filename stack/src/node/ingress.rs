@@ -102,6 +102,15 @@ impl Node {
         packet: &mut PacketBuf<'_>,
     ) -> Step {
         let known = self.peers.first_at(source.ip());
+        // flannel's own datagrams leave from the tunnel's port; any process of a peer's host can send
+        // from another.
+        if self.config.tunnel == Tunnel::Udp
+            && self.config.guard.peers
+            && let Some(peer) = known.and_then(|id| self.peers.outgoing(id))
+            && peer.address.port() != source.port()
+        {
+            return Err(DropReason::TunnelPort);
+        }
         match known {
             Some(id) => self.peers.count_received(now, id, packet.total_len()),
             None if self.config.guard.peers => return Err(DropReason::UnknownPeer),

@@ -781,6 +781,40 @@ fn a_lease_within_another_is_its_own_holders_alone() {
 }
 
 #[test]
+fn flannels_udp_format_comes_from_the_tunnels_port() {
+    let from = |node: &mut Node, source: &str, datagram: &[u8]| {
+        let source = source.parse().unwrap();
+        through(datagram, |packet| node.from_underlay(NOW, source, packet)).0
+    };
+    let packet = ping(pod(2, 2), pod(1, 3), 9, 0);
+    let mut udp = node(1, "udp");
+    let foreign = Verdict::Drop(DropReason::TunnelPort);
+    for port in [1, 8471, 8473, 40_000] {
+        let source = format!("192.168.0.2:{port}");
+        assert_eq!(from(&mut udp, &source, &packet), foreign, "{port}");
+    }
+    assert_eq!(
+        udp.peers().next().unwrap().heard,
+        None,
+        "that was not the peer"
+    );
+    let delivered = Verdict::Port(OTHER_PORT);
+    assert_eq!(from(&mut udp, "192.168.0.2:8472", &packet), delivered);
+    assert_adds_up(&udp);
+    // VXLAN's source port spreads flows (RFC 7348 section 5).
+    let mut spread = node(1, "vxlan");
+    let datagram = peer_frame(&packet);
+    assert_eq!(from(&mut spread, "192.168.0.2:40000", &datagram), delivered);
+    let open = Config {
+        guard: guard::Policy { peers: false },
+        ..config(1, "udp")
+    };
+    let mut open = Node::new(open, NOW).unwrap();
+    open.attach(OTHER_PORT, attachment(1, 3, true));
+    assert_eq!(from(&mut open, "192.168.0.2:40000", &packet), delivered);
+}
+
+#[test]
 fn bad_datagrams_are_dropped_for_the_right_reason() {
     use DropReason as Why;
     let good = ping(pod(2, 2), pod(1, 2), 64, 30);

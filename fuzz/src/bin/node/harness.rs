@@ -594,7 +594,12 @@ impl Harness {
     }
 
     fn datagram(&mut self, host: u8, frame: &[u8], header: Header, tail: usize) {
-        let source = SocketAddr::V4(underlay(host));
+        let mut source = SocketAddr::V4(underlay(host));
+        // The last one is another process of the first host.
+        let is_foreign = host == 4;
+        if is_foreign {
+            source.set_port(source.port() + 1);
+        }
         let (bytes, network, moved) = if self.vxlan {
             let bytes = [&[8, 0, 0, 0, 0, 0, 1, 0], frame].concat();
             (bytes, 22, header.moved(0, 8))
@@ -619,6 +624,9 @@ impl Harness {
             .any(|peer| IpAddr::from(*peer.address.ip()) == source.ip());
         if !known && self.check_peers {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPeer));
+        }
+        if known && is_foreign && !self.vxlan && self.check_peers {
+            assert_eq!(out.verdict, Verdict::Drop(DropReason::TunnelPort));
         }
         match out.verdict {
             // Only ARP for the gateway is answered straight away.

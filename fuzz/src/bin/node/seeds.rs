@@ -90,6 +90,10 @@ pub fn seeds() -> Vec<Seed> {
             run(mtu_68, &[from_pod([2, 50, 9, UDP, 0, 60, 0, 0])]),
         ),
         (
+            "tunnel-from-another-port",
+            run(udp, &[from_peer(4, [18, 2, 9, UDP, 0, 20, 0, 0])]),
+        ),
+        (
             "tunnel-to-tunnel",
             run(vxlan, &[from_peer(0, [18, 34, 9, UDP, 0, 20, 0, 0])]),
         ),
