@@ -8,7 +8,7 @@ mod lab;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use etherparse::{EtherType, PacketBuilder};
+use etherparse::{EtherType, IpHeaders, PacketBuilder, PacketBuilderStep};
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::demo::agent::Agent;
 
@@ -110,7 +110,48 @@ fn router_advertisement() -> Vec<u8> {
     packet
 }
 
-/// The same behind a destination options header.
+/// A DHCP server's answer, of one family or the other, to the port of clients.
+fn dhcp_answer(builder: PacketBuilderStep<IpHeaders>, port: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = builder.udp(port - 1, port);
+    builder.write(&mut packet, MARK).unwrap();
+    packet
+}
+
+/// The link-local address that is made of a MAC address.
+fn link_local([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
+    [
+        0xfe,
+        0x80,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a ^ 2,
+        b,
+        c,
+        0xff,
+        0xfe,
+        d,
+        e,
+        f,
+    ]
+}
+
+/// A neighbour advertisement for `target`.
+fn advertisement(source: [u8; 16], target: [u8; 16]) -> Vec<u8> {
+    let all_nodes = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    let mut packet = Vec::new();
+    PacketBuilder::ipv6(source, all_nodes, 255)
+        .icmpv6_raw(136, 0, [0x20, 0, 0, 0])
+        .write(&mut packet, &target)
+        .unwrap();
+    packet
+}
+
+/// A router advertisement behind a destination options header.
 fn hidden_router_advertisement() -> Vec<u8> {
     let mut packet = router_advertisement();
     let options = [58, 0, 1, 4, 0, 0, 0, 0];
@@ -434,6 +475,30 @@ fn a_pod_cannot_send_what_it_must_not() {
                         .map(|packet| ethernet(own, to, 0x86dd, &packet))
                 })
                 .collect(),
+        ),
+        (
+            "a DHCP server",
+            "dhcp-server",
+            [[0xff; 6], victim]
+                .into_iter()
+                .flat_map(|to| {
+                    let ipv4 = |to| dhcp_answer(PacketBuilder::ipv4(ATTACKER.octets(), to, 64), 68);
+                    let ipv6 = PacketBuilder::ipv6(link_local(own), link_local(victim), 64);
+                    [
+                        ethernet(own, to, 0x0800, &ipv4([255; 4])),
+                        ethernet(own, to, 0x0800, &ipv4(VICTIM.octets())),
+                        ethernet(own, to, 0x86dd, &dhcp_answer(ipv6, 546)),
+                    ]
+                })
+                .collect(),
+        ),
+        (
+            "another pod's link-local address",
+            "link-local-taken",
+            [link_local(own), link_local(victim)]
+                .map(|source| advertisement(source, link_local(victim)))
+                .map(|packet| ethernet(own, [0x33, 0x33, 0, 0, 0, 1], 0x86dd, &packet))
+                .into(),
         ),
         (
             "back to where it came from",

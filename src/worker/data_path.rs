@@ -88,12 +88,13 @@ impl Ear {
         }
     }
 
-    /// Tells the others of an ARP frame from a port or, without one, from the uplink.
+    /// Tells the others of a frame with ARP or neighbour discovery from a port or, without one, of one
+    /// with ARP from the uplink.
     pub(super) fn pass_on(&self, port: Option<PortId>, frame: &[u8]) {
         for colleague in &self.colleagues {
             // Whoever has that many to hear has heard this one, or will be asked again.
-            let arp = Heard::Arp(port, frame.to_vec());
-            if colleague.heard.try_send(arp).is_ok() {
+            let heard = Heard::Neighbour(port, frame.to_vec());
+            if colleague.heard.try_send(heard).is_ok() {
                 let _ = colleague.wake.write(1);
             }
         }
@@ -235,8 +236,8 @@ impl DataPath {
         let now = self.clock.now();
         while let Ok(heard) = self.ear.heard.try_recv() {
             match heard {
-                Heard::Arp(Some(port), frame) => self.node.overhear(now, port, &frame),
-                Heard::Arp(None, frame) => self.node.overhear_uplink(now, &frame),
+                Heard::Neighbour(Some(port), frame) => self.node.overhear(now, port, &frame),
+                Heard::Neighbour(None, frame) => self.node.overhear_uplink(now, &frame),
                 Heard::Stray(packet) => self.take_stray(now, packet),
             }
         }
@@ -347,7 +348,7 @@ impl DataPath {
             return node.refuse_frame(port, len);
         };
         let mut packet = packet.with_offload(offload);
-        if frame::is_arp(packet.as_slice()) {
+        if frame::is_arp(packet.as_slice()) || frame::is_neighbour_discovery(packet.as_slice()) {
             ear.pass_on(Some(port), packet.as_slice());
         }
         let verdict = node.from_port(now, port, &mut packet);

@@ -148,8 +148,9 @@ struct Worker {
 /// What another worker read.
 #[derive(Debug)]
 enum Heard {
-    /// An ARP frame, from a port or the uplink. An answer need not come to the worker that asked.
-    Arp(Option<PortId>, Vec<u8>),
+    /// A frame with ARP, from a port or the uplink, or with neighbour discovery from a port. An answer
+    /// need not come to the worker that asked.
+    Neighbour(Option<PortId>, Vec<u8>),
     /// An IPv4 packet of a flow that this worker has.
     Stray(OwnedPacket),
 }

@@ -43,6 +43,8 @@ reasons! {
     SourceAddressSpoofed, "source-address-spoofed", "A pod sent from an IP address that is not its own.";
     SourceAddressInvalid, "source-address-invalid", "A packet's source was a multicast, broadcast, loopback or unspecified address.";
     RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect, or headers that could hide one.";
+    DhcpServer, "dhcp-server", "A pod sent to the port of DHCP clients, which only a server does.";
+    LinkLocalTaken, "link-local-taken", "A pod claimed an IPv6 link-local address that another pod has.";
     ReservedGroup, "reserved-group", "A frame was for a group address that bridges keep to themselves (IEEE 802.1D).";
     Hairpin, "hairpin", "A frame's destination is behind the port it came from.";
     Storm, "storm", "A pod sent more frames to all, or to addresses that nobody is known to have, than the node copies.";

@@ -2,10 +2,12 @@
 
 use muslin_encap::buffer::{NoRoom, PacketBuf};
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol,
+    Ipv6Packet,
 };
 
 use crate::drops::DropReason;
+use crate::guard;
 
 /// Length of an Ethernet header in bytes.
 pub const HEADER_LEN: usize = smoltcp::wire::ETHERNET_HEADER_LEN;
@@ -56,6 +58,25 @@ pub fn arp(payload: &[u8]) -> Option<ArpRepr> {
 #[must_use]
 pub fn is_arp(frame: &[u8]) -> bool {
     parse(frame).is_ok_and(|view| view.ethertype() == EthernetProtocol::Arp)
+}
+
+/// Whether a frame carries a neighbour solicitation or advertisement (RFC 4861 section 4) as hosts
+/// send them, without extension headers.
+#[must_use]
+pub fn is_neighbour_discovery(frame: &[u8]) -> bool {
+    let view = parse(frame).ok();
+    let view = view.filter(|view| view.ethertype() == EthernetProtocol::Ipv6);
+    let packet = view.and_then(|view| Ipv6Packet::new_checked(view.payload()).ok());
+    packet.is_some_and(|packet| {
+        packet.next_header() == IpProtocol::Icmpv6
+            && matches!(
+                packet.payload(),
+                [
+                    guard::NEIGHBOUR_SOLICITATION | guard::NEIGHBOUR_ADVERTISEMENT,
+                    ..
+                ]
+            )
+    })
 }
 
 /// Writes a whole ARP frame.

@@ -1,7 +1,7 @@
 //! What a sender may claim: a pod its own MAC and IP addresses, a peer the addresses of its lease.
 //!
 //! CVE-2020-10749 and its relatives are why router advertisements from pods are never forwarded:
-//! a rogue one takes over the traffic of every host that accepts it.
+//! a rogue one takes over the traffic of every host that accepts it. DHCP servers can do the same.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -14,8 +14,14 @@ use crate::port::Attachment;
 
 /// ICMPv6 message types (RFC 4861 section 4).
 const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+pub(crate) const NEIGHBOUR_SOLICITATION: u8 = 135;
+pub(crate) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
+
+/// Where DHCP clients hear servers (RFC 2131 section 4.1, RFC 8415 section 7.2). Nobody else has
+/// anything to send there, from whatever port: clients look at no more than their own.
+const DHCP_CLIENT: u16 = 68;
+const DHCPV6_CLIENT: u16 = 546;
 
 /// Which guards are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,11 +108,29 @@ fn check_ipv4(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Resu
     let source = Ipv4Addr::new(a, b, c, d);
     if is_martian(source) {
         Err(DropReason::SourceAddressInvalid)
-    } else if owns(attachment, source) && !own.contains(&source) {
-        Ok(())
-    } else {
+    } else if !owns(attachment, source) || own.contains(&source) {
         Err(DropReason::SourceAddressSpoofed)
+    } else if ipv4_udp(payload).is_some_and(|udp| is_to(udp, DHCP_CLIENT)) {
+        Err(DropReason::DhcpServer)
+    } else {
+        Ok(())
     }
+}
+
+/// What an IPv4 packet that need not be whole has of a UDP datagram's beginning.
+fn ipv4_udp(packet: &[u8]) -> Option<&[u8]> {
+    let header_len = usize::from(packet.first()? & 0x0f) * 4;
+    let &[high, low] = packet.get(6..8)? else {
+        return None;
+    };
+    let is_first = u16::from_be_bytes([high, low]) & 0x1fff == 0;
+    let is_udp = IpProtocol::from(*packet.get(9)?) == IpProtocol::Udp;
+    packet.get(header_len..).filter(|_| is_first && is_udp)
+}
+
+/// Whether a UDP datagram is to this port.
+fn is_to(udp: &[u8], port: u16) -> bool {
+    udp.get(2..4) == Some(&port.to_be_bytes())
 }
 
 fn check_ipv6(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason> {
@@ -114,21 +138,21 @@ fn check_ipv6(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason>
         return Ok(());
     };
     let source = packet.src_addr();
-    if let Some(icmp) = icmpv6(packet.next_header(), packet.payload())? {
-        match icmp {
-            [ROUTER_ADVERTISEMENT | REDIRECT, ..] => return Err(DropReason::RouterAdvertisement),
-            [NEIGHBOUR_ADVERTISEMENT, ..] => {
-                // Its target is what the receiver believes, not its source.
-                let target = icmp
-                    .get(8..24)
-                    .and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
-                let target = target.map(Ipv6Addr::from);
-                if target.is_some_and(|it| !it.is_unicast_link_local() && !owns(attachment, it)) {
-                    return Err(DropReason::SourceAddressSpoofed);
-                }
-            }
-            _ => {}
+    match upper_layer(packet.next_header(), packet.payload())? {
+        Some((IpProtocol::Icmpv6, [ROUTER_ADVERTISEMENT | REDIRECT, ..])) => {
+            return Err(DropReason::RouterAdvertisement);
         }
+        Some((IpProtocol::Icmpv6, message @ [NEIGHBOUR_ADVERTISEMENT, ..])) => {
+            // Its target is what the receiver believes, not its source.
+            let target = target(message);
+            if target.is_some_and(|it| !it.is_unicast_link_local() && !owns(attachment, it)) {
+                return Err(DropReason::SourceAddressSpoofed);
+            }
+        }
+        Some((IpProtocol::Udp, datagram)) if is_to(datagram, DHCPV6_CLIENT) => {
+            return Err(DropReason::DhcpServer);
+        }
+        _ => {}
     }
     if source.is_multicast() || source.is_loopback() {
         Err(DropReason::SourceAddressInvalid)
@@ -140,14 +164,47 @@ fn check_ipv6(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason>
     }
 }
 
-/// The ICMPv6 message in the payload of an IPv6 packet, behind any extension headers; `None` if
-/// there is none. A packet that ends, or is cut into fragments, before that is known is refused
-/// (RFC 7113 section 3): a router advertisement may be in it.
-fn icmpv6(first: IpProtocol, payload: &[u8]) -> Result<Option<&[u8]>, DropReason> {
+/// The address that a neighbour solicitation or advertisement is about.
+fn target(message: &[u8]) -> Option<Ipv6Addr> {
+    let bytes = <[u8; 16]>::try_from(message.get(8..24)?).ok()?;
+    Some(bytes.into())
+}
+
+/// The IPv6 link-local addresses that a frame says are its sender's: its source, and what a
+/// neighbour advertisement or a question for duplicates (RFC 4862 section 5.4.2) is about.
+#[must_use]
+pub fn link_locals(frame: &EthernetFrame<&[u8]>) -> [Option<Ipv6Addr>; 2] {
+    let packet = match frame.ethertype() {
+        EthernetProtocol::Ipv6 => Ipv6Packet::new_checked(frame.payload()).ok(),
+        EthernetProtocol::Arp | EthernetProtocol::Ipv4 | EthernetProtocol::Unknown(_) => None,
+    };
+    let Some(packet) = packet else {
+        return [None; 2];
+    };
+    let source = packet.src_addr();
+    let claimed = match upper_layer(packet.next_header(), packet.payload()) {
+        Ok(Some((IpProtocol::Icmpv6, message @ [NEIGHBOUR_ADVERTISEMENT, ..]))) => target(message),
+        Ok(Some((IpProtocol::Icmpv6, message @ [NEIGHBOUR_SOLICITATION, ..])))
+            if source.is_unspecified() =>
+        {
+            target(message)
+        }
+        _ => None,
+    };
+    [Some(source), claimed].map(|address| address.filter(Ipv6Addr::is_unicast_link_local))
+}
+
+/// The UDP datagram or ICMPv6 message in the payload of an IPv6 packet, behind any extension
+/// headers; `None` if there is none. A packet that ends, or is cut into fragments, before that is
+/// known is refused (RFC 7113 section 3): a router advertisement may be in it.
+fn upper_layer(
+    first: IpProtocol,
+    payload: &[u8],
+) -> Result<Option<(IpProtocol, &[u8])>, DropReason> {
     let (mut kind, mut rest) = (first, payload);
     loop {
         let (next, len) = match (kind, rest) {
-            (IpProtocol::Icmpv6, message) => return Ok(Some(message)),
+            (IpProtocol::Icmpv6 | IpProtocol::Udp, rest) => return Ok(Some((kind, rest))),
             (IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts, header) => {
                 let [next, len, ..] = header else {
                     return Err(DropReason::RouterAdvertisement);
@@ -213,6 +270,54 @@ mod tests {
         ] {
             let packet = ipv6(source, IpProtocol::Udp, &[0; 8]);
             assert_eq!(check(EthernetProtocol::Ipv6, &packet), expected, "{source}");
+        }
+    }
+
+    #[test]
+    fn nobody_sends_to_dhcp_clients() {
+        let server = Err(DropReason::DhcpServer);
+        let udp = |source: u16, destination: u16| {
+            let ports = [source.to_be_bytes(), destination.to_be_bytes()];
+            [&ports.concat()[..], &[0, 8, 0, 0]].concat()
+        };
+        let ipv4 = |protocol: u8, options: usize, fragment: u16, payload: &[u8]| {
+            let mut packet = vec![0; 20 + options];
+            packet[0] = 0x45 + (options / 4) as u8;
+            packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+            packet[9] = protocol;
+            packet[12..16].copy_from_slice(&[10, 244, 1, 2]);
+            [&packet[..], payload].concat()
+        };
+        for (packet, expected) in [
+            (ipv4(17, 0, 0, &udp(67, 68)), server),
+            (ipv4(17, 8, 0, &udp(67, 68)), server),
+            (ipv4(17, 0, 0x2000, &udp(67, 68)), server),
+            (ipv4(17, 0, 0, &udp(5353, 68)), server),
+            (ipv4(17, 0, 0, &udp(68, 67)), Ok(())),
+            (ipv4(17, 0, 0, &udp(5353, 5353)), Ok(())),
+            // The middle of a datagram, another protocol, and too little to be anything.
+            (ipv4(17, 0, 0x2001, &udp(67, 68)), Ok(())),
+            (ipv4(6, 0, 0, &udp(67, 68)), Ok(())),
+            (ipv4(17, 0, 0, &udp(67, 68)[..3]), Ok(())),
+        ] {
+            assert_eq!(
+                check(EthernetProtocol::Ipv4, &packet),
+                expected,
+                "{packet:?}"
+            );
+        }
+        let behind_options = [&[17, 0, 0, 0, 0, 0, 0, 0][..], &udp(547, 546)].concat();
+        for (next, payload, expected) in [
+            (IpProtocol::Udp, udp(547, 546), server),
+            (IpProtocol::Udp, udp(546, 547), Ok(())),
+            (IpProtocol::Ipv6Opts, behind_options, server),
+        ] {
+            let packet = ipv6("fe80::2", next, &payload);
+            assert_eq!(
+                check(EthernetProtocol::Ipv6, &packet),
+                expected,
+                "{packet:?}"
+            );
         }
     }
 

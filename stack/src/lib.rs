@@ -17,6 +17,7 @@ pub mod hash;
 pub mod icmp;
 pub mod ipam;
 pub mod lease;
+pub mod link_local;
 pub mod names;
 pub mod neighbour;
 pub mod node;

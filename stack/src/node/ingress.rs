@@ -1,6 +1,6 @@
 //! The first steps of a packet: what its sender may send, and whether it is switched or routed.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::ipip;
@@ -13,6 +13,7 @@ use super::{Node, Verdict};
 use crate::drops::DropReason;
 use crate::frame;
 use crate::guard;
+use crate::link_local;
 use crate::neighbour::Place;
 use crate::peer::{PeerId, Tunnel};
 use crate::port::PortId;
@@ -37,8 +38,10 @@ impl Node {
         guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ethertype = view.ethertype();
-        // A guarded pod has only the address that is static already.
-        if !port.attachment.guarded {
+        if port.attachment.guarded {
+            self.check_link_locals(now, id, guard::link_locals(&view))?;
+        } else {
+            // A guarded pod has only the address that is static already.
             self.fdb.learn(source, id, now);
         }
 
@@ -84,6 +87,26 @@ impl Node {
         } else {
             Err(DropReason::Storm)
         }
+    }
+
+    /// Checks that a guarded pod's link-local addresses are no other pod's.
+    fn check_link_locals(
+        &mut self,
+        now: Instant,
+        id: PortId,
+        claimed: [Option<Ipv6Addr>; 2],
+    ) -> Result<(), DropReason> {
+        for address in claimed.into_iter().flatten() {
+            let owner = link_local::mac_of(address).and_then(|mac| self.fdb.lookup(mac, now));
+            let is_theirs = match owner {
+                Some(owner) => owner == id,
+                None => self.link_locals.claim(address, id),
+            };
+            if !is_theirs {
+                return Err(DropReason::LinkLocalTaken);
+            }
+        }
+        Ok(())
     }
 
     /// Whether an unknown MAC address can be behind another port than `id`: a guarded pod has none
@@ -218,16 +241,23 @@ impl Node {
         self.own_addresses().contains(&address)
     }
 
-    /// Learns from an ARP frame that another worker's node took from a port. What is to be done
-    /// about the frame itself is done there.
+    /// Learns from a frame with ARP or neighbour discovery that another worker's node took from a
+    /// port. What is to be done about the frame itself is done there.
     pub fn overhear(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
         let own = (self.own_macs(), self.own_addresses());
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;
         };
-        if guard::check_pod(&view, &port.attachment, &own.0, &own.1).is_ok() {
-            self.fdb.learn(view.src_addr(), id, now);
+        if guard::check_pod(&view, &port.attachment, &own.0, &own.1).is_err() {
+            return;
+        }
+        let guarded = port.attachment.guarded;
+        self.fdb.learn(view.src_addr(), id, now);
+        if view.ethertype() == EthernetProtocol::Arp {
             self.hear_arp(now, id, bytes);
+        } else if guarded {
+            // A claim that is refused here is refused there, or was first there.
+            let _ = self.check_link_locals(now, id, guard::link_locals(&view));
         }
     }
 

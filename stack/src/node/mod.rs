@@ -26,6 +26,7 @@ use crate::gateway::{self, Gateway};
 use crate::guard;
 use crate::hash::Seed;
 use crate::icmp;
+use crate::link_local::LinkLocals;
 use crate::neighbour::{Neighbours, Place, State};
 use crate::peer::{Path, Peer, PeerId, PeerState, Tunnel};
 use crate::port::{Attachment, Port, PortId, Traffic};
@@ -157,6 +158,7 @@ pub struct Node {
     routes: RouteTable<NextHop>,
     fdb: Fdb,
     neighbours: Neighbours,
+    link_locals: LinkLocals,
     gateway: Gateway,
     errors: TokenBucket,
     counters: Counters,
@@ -218,6 +220,7 @@ impl Node {
             routes,
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
+            link_locals: LinkLocals::new(seed),
             gateway: Gateway::new(subnet, config.gateway_mac, seed.0, now),
             errors: icmp::error_limit(now),
             counters: Counters::default(),
@@ -261,6 +264,7 @@ impl Node {
     pub fn detach(&mut self, port: PortId) -> bool {
         self.fdb.forget_port(port);
         self.neighbours.forget_port(port);
+        self.link_locals.forget_port(port);
         let old = self.ports.remove(&port);
         if let Some(old) = &old {
             self.keep_static(old.attachment.mac);

@@ -780,6 +780,66 @@ fn a_lease_within_another_is_its_own_holders_alone() {
     }
 }
 
+/// A neighbour advertisement for `target` from `source`, or a solicitation if that is `::`.
+fn neighbour_message(mac: EthernetAddress, source: &str, target: &str) -> Vec<u8> {
+    let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let kind = if source == "::" { 135 } else { 136 };
+    let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, 255];
+    packet.extend(octets(source));
+    packet.extend(octets("ff02::1"));
+    packet.extend([kind, 0, 0, 0, 0x20, 0, 0, 0]);
+    packet.extend(octets(target));
+    let all_nodes = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
+    ethernet(mac, all_nodes, 0x86dd, &packet)
+}
+
+#[test]
+fn a_pod_does_not_take_another_ones_link_local_address() {
+    let mut node = node(1, "vxlan");
+    let (one, two) = ((POD_PORT, pod_mac(1, 2)), (OTHER_PORT, pod_mac(1, 3)));
+    let send = |node: &mut Node, from: (PortId, EthernetAddress), source: &str, target: &str| {
+        let frame = neighbour_message(from.1, source, target);
+        through(&frame, |packet| node.from_port(NOW, from.0, packet)).0
+    };
+    let passed = |port| Verdict::Flood { except: Some(port) };
+    let taken = Verdict::Drop(DropReason::LinkLocalTaken);
+    // One that is made of a MAC address is its holder's, whoever speaks first.
+    let of_two = "fe80::858:aff:fef4:103";
+    assert_eq!(send(&mut node, one, "fe80::2", of_two), taken);
+    assert_eq!(send(&mut node, one, of_two, of_two), taken);
+    assert_eq!(send(&mut node, one, "::", of_two), taken);
+    assert_eq!(send(&mut node, two, of_two, of_two), passed(OTHER_PORT));
+    // Others are of who asks first whether anybody has them.
+    assert_eq!(send(&mut node, two, "::", "fe80::77"), passed(OTHER_PORT));
+    for (source, target) in [
+        ("fe80::77", "fe80::77"),
+        ("fe80::2", "fe80::77"),
+        ("::", "fe80::77"),
+    ] {
+        assert_eq!(
+            send(&mut node, one, source, target),
+            taken,
+            "{source} {target}"
+        );
+        assert_eq!(
+            send(&mut node, two, source, target),
+            match source {
+                // It was the first to have this one, too.
+                "fe80::2" => taken,
+                _ => passed(OTHER_PORT),
+            }
+        );
+    }
+    assert_eq!(node.counters().dropped_for(DropReason::LinkLocalTaken), 7);
+    // What another worker's node has heard counts here.
+    node.overhear(NOW, POD_PORT, &neighbour_message(one.1, "::", "fe80::88"));
+    assert_eq!(send(&mut node, two, "::", "fe80::88"), taken);
+    // It is free again when the pod has gone.
+    node.detach(OTHER_PORT);
+    assert_eq!(send(&mut node, one, "::", "fe80::77"), passed(POD_PORT));
+    assert_adds_up(&node);
+}
+
 #[test]
 fn flannels_udp_format_comes_from_the_tunnels_port() {
     let from = |node: &mut Node, source: &str, datagram: &[u8]| {

@@ -72,6 +72,18 @@ pub fn check_sender(bytes: &[u8], attachment: &Attachment) {
         [0x08, 0x00] | [0x08, 0x06] => {}
         kind => assert!(!attachment.guarded, "a frame of type {kind:02x?}"),
     }
+    if let [0x08, 0x00] | [0x86, 0xdd] = [bytes[12], bytes[13]] {
+        check_port(&bytes[14..]);
+    }
+}
+
+/// Nothing for DHCP clients, as etherparse sees it.
+fn check_port(packet: &[u8]) {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).ok();
+    if let Some(etherparse::TransportSlice::Udp(udp)) = sliced.and_then(|sliced| sliced.transport) {
+        let port = udp.destination_port();
+        assert!(port != 68 && port != 546, "a DHCP server");
+    }
 }
 
 /// No router advertisement, as etherparse sees it.
