@@ -6,7 +6,8 @@
 //! learned goes stale after a while: the next packet still goes there, and its owner is asked
 //! whether that is right, so a flow does not stop for the question. Without an answer it is
 //! forgotten. An entry is not taken over by what another port claims before it has gone stale, nor
-//! while its owner is being asked.
+//! while its owner is being asked. One that was taken over because its owner was silent is asked
+//! every second for a while: a false claimant stops answering, and the owner comes back in silence.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -118,6 +119,8 @@ struct Entry {
     place: Option<Place>,
     /// Another place that claims the address while the known one is being asked.
     rival: Option<Place>,
+    /// Until when its place must answer every second, having been taken from one that was silent.
+    doubted: Option<Instant>,
     waiting: VecDeque<Vec<u8>>,
 }
 
@@ -175,6 +178,11 @@ impl Neighbours {
             if !entry.is_stale(now) {
                 return Resolution::Known(place);
             }
+            let due = if entry.is_doubted(now) {
+                now + CHALLENGE_RETRY
+            } else {
+                due
+            };
             entry.state = State::Probing { tries: 1, due };
             self.wake_at(due);
             return Resolution::Stale(place);
@@ -272,8 +280,14 @@ impl Neighbours {
                 self.wake_at(due);
                 Claim::Doubted(known)
             }
-            State::Probing { .. } => {
-                entry.rival.get_or_insert(place);
+            State::Probing { tries, due } => {
+                if entry.rival.is_none() {
+                    entry.rival = Some(place);
+                    // It has been asked already, if not so often.
+                    let due = due.min(now + CHALLENGE_RETRY);
+                    entry.state = State::Probing { tries, due };
+                    self.wake_at(due);
+                }
                 Claim::Refused
             }
             State::Permanent | State::Incomplete { .. } | State::Reachable { .. } => Claim::Refused,
@@ -332,6 +346,7 @@ impl Neighbours {
         }
         let (mut next, mut released, mut begun) = (None, 0, 0);
         self.entries.retain(|address, entry| {
+            let is_doubted = entry.is_doubted(now);
             let (State::Incomplete { tries, due } | State::Probing { tries, due }) =
                 &mut entry.state
             else {
@@ -346,6 +361,7 @@ impl Neighbours {
                 if *tries >= MAX_TRIES && entry.rival.is_some() {
                     entry.place = entry.rival.take();
                     entry.state = State::Reachable { since: now };
+                    entry.doubted = Some(now + KEPT);
                     return true;
                 }
                 if *tries >= MAX_TRIES {
@@ -354,11 +370,8 @@ impl Neighbours {
                     return false;
                 }
                 *tries += 1;
-                *due = now
-                    + match entry.rival {
-                        Some(_) => CHALLENGE_RETRY,
-                        None => RETRY,
-                    };
+                let is_urgent = entry.rival.is_some() || is_doubted;
+                *due = now + if is_urgent { CHALLENGE_RETRY } else { RETRY };
                 act(match entry.place {
                     Some(place) => Due::Probe(*address, place),
                     None => Due::Ask(*address),
@@ -400,6 +413,7 @@ impl Entry {
             state,
             place,
             rival: None,
+            doubted: None,
             waiting: VecDeque::new(),
         }
     }
@@ -408,8 +422,17 @@ impl Entry {
         self.state == State::Permanent
     }
 
+    fn is_doubted(&self, now: Instant) -> bool {
+        self.doubted.is_some_and(|until| now < until)
+    }
+
     fn is_stale(&self, now: Instant) -> bool {
-        matches!(self.state, State::Reachable { since } if now >= since + REACHABLE)
+        let reachable = if self.is_doubted(now) {
+            RETRY
+        } else {
+            REACHABLE
+        };
+        matches!(self.state, State::Reachable { since } if now >= since + reachable)
     }
 
     fn accepts(&self, place: Place, now: Instant) -> bool {
@@ -711,5 +734,94 @@ mod tests {
         }
         assert_eq!(asked, vec![Due::Probe(ADDRESS, place(1)); 2]);
         assert_eq!(table.known(ADDRESS, now), Some(place(2)), "the first rival");
+    }
+
+    /// A table whose entry was taken over by the second place, and when.
+    fn taken_over() -> (Neighbours, Instant) {
+        let mut table = Neighbours::new(8, Seed(1));
+        let mut now = Instant::ZERO;
+        table.claim(ADDRESS, place(1), now);
+        now += RETRY;
+        assert_eq!(
+            table.claim(ADDRESS, place(2), now),
+            Claim::Doubted(place(1))
+        );
+        while let Some(due) = table.poll_at() {
+            now = due;
+            table.handle_timeout(now, |_| {});
+        }
+        assert_eq!(table.known(ADDRESS, now), Some(place(2)));
+        (table, now)
+    }
+
+    #[test]
+    fn who_has_taken_an_address_over_answers_for_it_every_second() {
+        let (mut table, mut now) = taken_over();
+        let until = now + KEPT;
+        while now + RETRY < until {
+            assert_eq!(
+                table.resolve(ADDRESS, b"", now),
+                Resolution::Known(place(2))
+            );
+            now += RETRY;
+            assert_eq!(
+                table.resolve(ADDRESS, b"", now),
+                Resolution::Stale(place(2))
+            );
+            assert_eq!(
+                table.claim(ADDRESS, place(2), now),
+                Claim::Believed(VecDeque::new())
+            );
+        }
+        // Whoever has answered for so long is believed as others are.
+        now = until + RETRY;
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now),
+            Resolution::Known(place(2))
+        );
+    }
+
+    #[test]
+    fn a_host_that_comes_back_in_silence_is_found_when_the_claimant_is_silent() {
+        let (mut table, mut now) = taken_over();
+        let taken = now;
+        now += RETRY;
+        let mut seen = Vec::new();
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now),
+            Resolution::Stale(place(2))
+        );
+        while let Some(due) = table.poll_at() {
+            now = due;
+            table.handle_timeout(now, |due| seen.push(due));
+        }
+        let probe = Due::Probe(ADDRESS, place(2));
+        let given_up = Due::GivenUp(ADDRESS, VecDeque::new());
+        assert_eq!(seen, [probe.clone(), probe, given_up]);
+        assert_eq!(now, taken + RETRY + CHALLENGE_RETRY * 3);
+        // All are asked, and what is heard now is believed at once.
+        assert_eq!(
+            table.resolve(ADDRESS, b"", now),
+            Resolution::Wait { ask: true }
+        );
+        table.claim(ADDRESS, place(1), now);
+        assert_eq!(table.known(ADDRESS, now + RETRY), Some(place(1)));
+    }
+
+    #[test]
+    fn a_claim_to_an_address_that_is_being_asked_for_hurries_the_question() {
+        let mut table = Neighbours::new(8, Seed(1));
+        table.hear(ADDRESS, place(1), Instant::ZERO);
+        let mut now = Instant::ZERO + REACHABLE;
+        table.resolve(ADDRESS, b"", now);
+        assert_eq!(table.poll_at(), Some(now + RETRY));
+        assert_eq!(table.claim(ADDRESS, place(2), now), Claim::Refused);
+        let began = now;
+        while let Some(due) = table.poll_at() {
+            now = due;
+            table.handle_timeout(now, |_| {});
+        }
+        assert_eq!(now, began + CHALLENGE_RETRY * 3);
+        assert_eq!(table.known(ADDRESS, now), Some(place(2)));
     }
 }

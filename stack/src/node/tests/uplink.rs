@@ -367,6 +367,36 @@ fn a_next_hop_that_is_alive_keeps_its_address() {
 }
 
 #[test]
+fn a_host_that_comes_back_after_a_false_claim_is_found_in_two_seconds() {
+    let mut node = acquainted("host-gw");
+    let mut now = NOW + Duration::from_secs(2);
+    // Somebody else claims its address while it is away.
+    let forged = announcement(host_mac(9), host(2));
+    for _ in 0..30 {
+        from_uplink_at(&mut node, now, &forged);
+        now += Duration::from_millis(100);
+        node.handle_timeout(now);
+        outputs(&mut node);
+    }
+    let to = |node: &mut Node, now| from_pod_at(node, now, &to_peer());
+    assert_eq!(to(&mut node, now).1[..6], host_mac(9).0);
+    // The host is back, and sends nothing by itself.
+    let since = now;
+    while from_pod_at(&mut node, now, &to_peer()).0 != Verdict::Consumed {
+        outputs(&mut node);
+        now += Duration::from_millis(100);
+        assert!(now < since + Duration::from_secs(2));
+        node.handle_timeout(now);
+    }
+    let out = outputs(&mut node);
+    assert_eq!(asked(&out[0].1), (EthernetAddress::BROADCAST, host(2)));
+    from_uplink_at(&mut node, now, &reply(host_mac(2), host(2)));
+    assert_eq!(to(&mut node, now).1[..6], host_mac(2).0);
+    outputs(&mut node);
+    assert_adds_up(&node);
+}
+
+#[test]
 fn a_host_that_comes_back_with_another_mac_address_is_believed_when_the_old_one_is_silent() {
     for guarded in [true, false] {
         let mut node = acquainted("host-gw");
