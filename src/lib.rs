@@ -29,5 +29,6 @@ mod signals;
 #[path = "../tests/lab/skip.rs"]
 mod skip;
 pub mod state;
+mod text;
 pub mod underlay;
 pub mod worker;

@@ -364,6 +364,14 @@ async fn leases_that_do_not_count_are_shown_and_not_routed() {
     {
         client.put(key(subnet), record, None).await.unwrap();
     }
+    // What a terminal would obey, and a line that the node has not written.
+    let odd = format!("{LEASES}\u{1b}[2J\nINFO all is well");
+    client.put(odd, "{}", None).await.unwrap();
+    let backend = record.replace(r#""vxlan""#, r#""\u001b[2Jvxlan""#);
+    client
+        .put(key("10.7.230.0/24"), backend, None)
+        .await
+        .unwrap();
     let last = record.replace("127.0.0.66", "127.0.0.67");
     client.put(key("10.7.231.0/24"), last, None).await.unwrap();
 
@@ -389,9 +397,22 @@ async fn leases_that_do_not_count_are_shown_and_not_routed() {
         ("10.7.0.0/24", "SubnetMin 10.7.1.0"),
         ("10.9.1.0/24", "not in the network"),
         (&many[16], "more than 16 leases"),
+        ("10.7.230.0/24", "BackendType cannot be"),
     ] {
         assert!(state(key).contains(why), "{key}: {}", state(key));
     }
+    for table in ["leases", "peers", "routes"] {
+        let text = String::from_utf8(node.ask(&[table]).stdout).unwrap();
+        assert!(!text.contains('\u{1b}'), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("INFO")), "{text}");
+    }
+    let log = node.log();
+    assert!(
+        !log.contains('\u{1b}') && log.contains("\\u{1b}[2J"),
+        "{log:?}"
+    );
+    assert!(!log.lines().any(|line| line.starts_with("INFO")), "{log}");
+
     client.delete(key(&many[3]), None).await.unwrap();
     routes(&node, &many[16], "127.0.0.66").await;
 }

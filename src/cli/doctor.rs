@@ -7,6 +7,7 @@ use clap::Args;
 use super::{StateChoice, block_on, flannel, output};
 use crate::doctor::{Finding, Questions, Verdict, examine};
 use crate::error::{Error, Result};
+use crate::text::plain;
 
 #[derive(Debug, Args)]
 #[command(after_help = "The flags of 'muslin node' say how a node that does not run yet will run.")]
@@ -80,7 +81,7 @@ fn line(finding: &Finding) -> String {
     } = finding;
     let advice = advice
         .as_ref()
-        .map(|advice| format!("{:8}  {advice}\n", ""))
+        .map(|advice| format!("{:8}  {}\n", "", plain(advice)))
         .unwrap_or_default();
-    format!("{verdict:8}  {check}: {detail}\n{advice}")
+    format!("{verdict:8}  {check}: {}\n{advice}", plain(detail))
 }

@@ -1,11 +1,16 @@
 //! What is logged, as `MUSLIN_LOG` says.
 
+use std::fmt::{self, Debug};
 use std::io::IsTerminal;
 
+use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{Directive, LevelFilter};
+use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use crate::error::{Error, Result};
+use crate::text;
 
 const VARIABLE: &str = "MUSLIN_LOG";
 /// What `--help` says of it.
@@ -27,6 +32,7 @@ pub(super) fn to_stderr(default: LevelFilter) -> Result<()> {
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(debug_fn(write_field).delimited(" "))
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
@@ -34,6 +40,16 @@ pub(super) fn to_stderr(default: LevelFilter) -> Result<()> {
         .log_internal_errors(false)
         .init();
     Ok(())
+}
+
+/// Writes what is said in one line, whoever said it first.
+fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
+    let value = format!("{value:?}");
+    let value = text::plain(&value);
+    match field.name() {
+        "message" => writer.write_str(&value),
+        name => write!(writer, "{name}={value}"),
+    }
 }
 
 /// The filter that a list of levels stands for: `LEVEL` for all, `MODULE=LEVEL` for a module.

@@ -262,7 +262,8 @@ pub(crate) fn die_with_parent() -> Result<()> {
 /// to fail, as it is for `eprintln`.
 pub(crate) fn complain(what: &impl std::fmt::Display) {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "muslin: {what}");
+    let what = what.to_string();
+    let _ = writeln!(std::io::stderr(), "muslin: {}", crate::text::plain(&what));
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Width, presets};
 use serde::Serialize;
 
 use crate::error::{Context, Result};
+use crate::text;
 
 /// Prints text; a reader that has gone, like `head`, is no error.
 pub(crate) fn print(text: &str) -> Result<()> {
@@ -47,7 +48,9 @@ impl Table {
 
     /// Adds a row with a cell for each heading.
     pub(crate) fn add_row(&mut self, cells: impl IntoIterator<Item = impl Into<String>>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        let plain = |cell: String| text::plain(&cell).into_owned();
+        let cells = cells.into_iter().map(Into::into);
+        self.rows.push(cells.map(plain).collect());
     }
 
     /// Its lines, for where stdout leads to.
@@ -84,7 +87,7 @@ impl Table {
 pub(crate) fn pairs(pairs: &[(&str, String)]) -> String {
     let pairs = pairs
         .iter()
-        .map(|(name, value)| vec![(*name).to_owned(), value.clone()]);
+        .map(|(name, value)| vec![(*name).to_owned(), text::plain(value).into_owned()]);
     arrange(pairs.collect::<Vec<_>>().iter(), width(), 0)
 }
 

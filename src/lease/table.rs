@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::store::Store;
 use crate::control::protocol::Lease;
 use crate::error::{Error, Result};
+use crate::text::plain;
 
 /// How long a store may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -174,10 +175,10 @@ fn key_text(key: &str, prefix: &str) -> String {
     let prefix = lease_prefix(prefix);
     let text = key.strip_prefix(&prefix).unwrap_or(key);
     let text = text.strip_prefix('/').unwrap_or(text);
-    let plain: String = text.chars().flat_map(char::escape_debug).collect();
+    let plain = plain(text);
     match plain.char_indices().nth(MAX) {
         Some((end, _)) => format!("{}...", &plain[..end]),
-        None => plain,
+        None => plain.into_owned(),
     }
 }
 

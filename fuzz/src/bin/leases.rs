@@ -97,7 +97,8 @@ fn fields(text: &str) -> Option<impl Fn(&str) -> Option<Value>> {
     })
 }
 
-/// Whether flannel's nodes would take it: an address that is one, a type that is text.
+/// Whether flannel's nodes would take it: an address that is one, a type that is text. Only a word is
+/// taken here, which people see in tables.
 fn is_record(text: &str) -> bool {
     let Some(field) = fields(text) else {
         return false;
@@ -112,9 +113,15 @@ fn is_record(text: &str) -> bool {
             .as_str()
             .is_some_and(|text| text.parse::<Ipv6Addr>().is_ok())
     };
+    let is_word = |value: Value| {
+        let printable = |text: &str| text.chars().all(|it| ('!'..='~').contains(&it));
+        value
+            .as_str()
+            .is_some_and(|text| text.len() <= 64 && printable(text))
+    };
     field("publicip").is_none_or(is_ipv4)
         && field("publicipv6").is_none_or(|value| value.is_null() || is_ipv6(value))
-        && field("backendtype").is_none_or(|value| value.is_null() || value.is_string())
+        && field("backendtype").is_none_or(|value| value.is_null() || is_word(value))
 }
 
 fn config(text: &str) {
@@ -209,7 +216,9 @@ fn entry(text: &str) {
     let config = NetworkConfig::new(network, Some(24), backend).expect("it has subnets");
     // All of the network but its first subnet.
     let can_be_leased = |subnet: Ipv4Net| {
-        subnet.prefix_len() == 24 && network.contains(&subnet) && subnet.network() != network.network()
+        subnet.prefix_len() == 24
+            && network.contains(&subnet)
+            && subnet.network() != network.network()
     };
     let peer = read_peer(PREFIX, &entry, Some(&config));
     match (peer, read) {

@@ -57,6 +57,14 @@ pub enum InvalidRecord {
     },
 }
 
+/// The longest name of a backend; people see it in tables.
+const MAX_BACKEND: usize = 64;
+
+/// Whether a text can be a backend's name: flannel's are words.
+fn is_backend(text: &str) -> bool {
+    text.len() <= MAX_BACKEND && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 #[derive(Serialize, Deserialize)]
 struct VxlanData {
     #[serde(rename = "VNI")]
@@ -141,7 +149,7 @@ impl LeaseRecord {
         };
         let backend_type = match take("BackendType") {
             None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => text,
+            Some(Value::String(text)) if is_backend(&text) => text,
             Some(value) => return Err(wrong("BackendType", &value)),
         };
         Ok(Self {
@@ -251,6 +259,12 @@ mod tests {
             r#"{"PublicIP":""}"#,
             r#"{"PublicIP":"::1"}"#,
             r#"{"PublicIP":"1.2.3.4","BackendType":7}"#,
+            r#"{"PublicIP":"1.2.3.4","BackendType":"vx lan"}"#,
+            r#"{"PublicIP":"1.2.3.4","BackendType":"\u001b[2J"}"#,
+            &format!(
+                r#"{{"PublicIP":"1.2.3.4","BackendType":"{}"}}"#,
+                "x".repeat(65)
+            ),
         ] {
             assert!(LeaseRecord::parse(bad).is_err(), "{bad}");
         }
