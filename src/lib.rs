@@ -17,6 +17,7 @@ pub mod egress;
 pub mod error;
 pub mod flannel;
 pub mod lease;
+mod lines;
 mod netlink;
 pub mod netns;
 pub mod node;

@@ -969,6 +969,11 @@ async fn five_thousand_leases_are_routed_in_little_memory() {
         (routes.as_array()?.len() == COUNT + 1).then_some(())
     })
     .await;
+    let log = node.log();
+    let told = log.lines().filter(|line| line.contains(" peer 172.16."));
+    let told = told.filter(|line| line.contains("INFO")).count();
+    assert!((1..=100).contains(&told), "{told} lines");
+    assert!(log.contains("more changes of peers"), "{log}");
     let status = fs::read_to_string(format!("/proc/{}/status", node.process.0.id())).unwrap();
     let mut lines = status.lines();
     let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
 use tokio::sync::{Semaphore, watch};
@@ -15,6 +15,7 @@ use super::protocol::{
     Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
 };
 use crate::error::{Error, Result, errno};
+use crate::lines::Lines;
 use muslin_stack::ipam::PodName;
 
 /// Connections at a time; each attached pod has one.
@@ -98,6 +99,7 @@ impl From<Error> for Answer {
 /// Answers clients until the listener fails.
 pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc<S>) -> io::Error {
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut refused = Lines::new(Instant::now());
     loop {
         let socket = match listener.accept().await {
             Ok(socket) => socket,
@@ -109,7 +111,9 @@ pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc
             Err(error) => return error,
         };
         let Ok(permit) = limit.clone().try_acquire_owned() else {
-            warn!("too many connections to the control socket");
+            refused.tell("refused connections", || {
+                warn!("too many connections to the control socket")
+            });
             continue;
         };
         let service = service.clone();

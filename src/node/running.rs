@@ -32,6 +32,7 @@ use crate::flannel;
 use crate::lease::release::release;
 use crate::lease::store::Store;
 use crate::lease::table::{self, Known};
+use crate::lines::Lines;
 use crate::publish;
 use crate::state::StateDir;
 use crate::underlay::PublicInterface;
@@ -95,6 +96,8 @@ pub(super) struct Running {
     pub(super) naming: Naming,
     pub(super) pods: Mutex<Pods>,
     pub(super) peers: Mutex<Peers>,
+    /// What is told of them.
+    peer_lines: Mutex<Lines>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
@@ -127,6 +130,7 @@ impl Running {
             pods: Mutex::new(pods),
             diary: diary.context("cannot start a thread")?,
             peers: Mutex::new(peers),
+            peer_lines: Mutex::new(Lines::new(now)),
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
@@ -254,17 +258,23 @@ impl Running {
         }
     }
 
+    /// Tells of a peer, but not of thousands.
+    fn tell_peer(&self, line: impl FnOnce()) {
+        self.peer_lines.lock().tell("changes of peers", line);
+    }
+
     pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
         let mut peers = self.peers.lock();
         let known = peers.remember(key, record);
         self.naming.names.write().lease(key.ipv4);
         match known.peer(key, &self.facts.config.backend) {
             Ok(peer) => {
-                info!("peer {} has {}", peer.address, peer.subnet);
+                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
                 self.workers.set_peer(&peer).map_err(Error::failed)
             }
             Err(unusable) => {
-                warn!("the node {} is no peer: {unusable}", known.record.public_ip);
+                let node = known.record.public_ip;
+                self.tell_peer(|| warn!("the node {node} is no peer: {unusable}"));
                 self.workers.remove_peer(known.id).map_err(Error::failed)
             }
         }
@@ -276,7 +286,7 @@ impl Running {
             return Ok(());
         };
         self.naming.names.write().release(key.ipv4);
-        info!("peer {} is gone", known.record.public_ip);
+        self.tell_peer(|| info!("peer {} is gone", known.record.public_ip));
         self.workers.remove_peer(known.id).map_err(Error::failed)
     }
 
