@@ -20,6 +20,7 @@ use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use parking_lot::Mutex;
+use rusqlite::config::DbConfig;
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
@@ -185,12 +186,14 @@ impl Follower {
             return Ok(Vec::new());
         }
         let (revision, next_expiry, events) = self.database.changes(self.from)?;
-        if self.from <= revision - LOG || self.from > revision + 1 {
+        // A file may say anything.
+        let next = revision.saturating_add(1);
+        if self.from <= revision.saturating_sub(LOG) || self.from > next {
             return Err(StoreError::Gap);
         }
         self.version = Some(version);
         self.next_expiry = next_expiry;
-        self.from = revision + 1;
+        self.from = next;
         let has_prefix = |event: &WatchEvent| match event {
             WatchEvent::Put(Entry { key, .. }) | WatchEvent::Delete { key, .. } => {
                 key.starts_with(&self.prefix)
@@ -245,6 +248,14 @@ impl Database {
         let path = self.path.clone();
         let explain = |error: rusqlite::Error| explain(&path, &error);
         self.connection.busy_timeout(PATIENCE).map_err(explain)?;
+        // Whoever made the file may have put views and triggers in it.
+        for (option, is_on) in [
+            (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+            (DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true),
+        ] {
+            let set = self.connection.set_db_config(option, is_on);
+            set.map_err(explain)?;
+        }
         let (application, version, objects) = self.kind().map_err(explain)?;
         self.check_kind(application, version, objects)?;
         self.connection
@@ -469,7 +480,7 @@ impl Keys<'_> {
             .execute(params![revision, key, value, expires])?;
         self.transaction
             .prepare_cached("DELETE FROM log WHERE revision <= ?1")?
-            .execute([revision - LOG])?;
+            .execute([revision.saturating_sub(LOG)])?;
         Ok(revision)
     }
 
@@ -706,6 +717,39 @@ mod tests {
         error(directory.path());
         std::fs::write(path("file"), "").unwrap();
         error(&path("file/below"));
+    }
+
+    #[test]
+    fn a_file_that_others_made_is_not_trusted() {
+        let directory = Directory::new();
+        let store = SqliteStore::open(&directory.file()).unwrap();
+        let database = store.database.lock();
+        let is_on = |option| database.connection.db_config(option).unwrap();
+        assert!(!is_on(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA));
+        assert!(is_on(DbConfig::SQLITE_DBCONFIG_DEFENSIVE));
+    }
+
+    #[test]
+    fn revisions_at_the_end_of_all_numbers_do_no_harm() {
+        for revision in [i64::MAX, i64::MAX - 1, i64::MIN] {
+            let directory = Directory::new();
+            let store = SqliteStore::open(&directory.file()).unwrap();
+            let mut database = store.database.lock();
+            database
+                .connection
+                .execute("UPDATE counter SET revision = ?1", [revision])
+                .unwrap();
+            let create = |key: &str| Op::Create {
+                key: key.to_owned(),
+                value: String::new(),
+                ttl: None,
+            };
+            for key in ["/p/one", "/p/two"] {
+                let _ = database.execute(create(key));
+            }
+            let mut follower = Follower::open(&directory.file(), "/p".to_owned(), 1).unwrap();
+            let _ = follower.poll();
+        }
     }
 
     #[test]

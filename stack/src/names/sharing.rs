@@ -278,7 +278,7 @@ impl Sharer {
             (Phase::Listing, Answer::Snapshot { revision, entries }) => {
                 self.read(revision, entries);
                 self.phase = Phase::Following(Watching {
-                    from: revision + 1,
+                    from: revision.saturating_add(1),
                     since: now,
                     is_over: false,
                 });
