@@ -9,6 +9,7 @@ use std::time::Instant;
 use ipnet::Ipv4Net;
 use muslin_encap::mac::{self, Colons};
 use muslin_stack::ipam::{AddressPool, IpamError, Memory, PodName};
+use muslin_stack::names::is_reserved;
 use muslin_stack::port::{Attachment, PortId};
 use smoltcp::wire::EthernetAddress;
 
@@ -71,6 +72,12 @@ impl Pods {
             Some(name) if self.attached.contains_key(name) => {
                 return Err(Error::failed(format!(
                     "a pod named '{name}' is attached already: give this one another --name"
+                )));
+            }
+            Some(name) if is_reserved(name) => {
+                return Err(Error::usage(format!(
+                    "hosts look for '{name}' by themselves and trust what has that name: give the pod \
+                     another --name"
                 )));
             }
             Some(name) => name.clone(),
@@ -246,6 +253,16 @@ mod tests {
         pods.detach(&first).unwrap_err();
         let (again, pod) = pods.attach(&request(None, None), mac(3)).unwrap();
         assert_eq!((again, pod.address), (first, Ipv4Addr::new(10, 244, 1, 2)));
+    }
+
+    #[test]
+    fn a_name_that_hosts_trust_is_refused() {
+        let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
+        for name in ["wpad", "wpad.corp", "localhost"] {
+            let error = pods.attach(&request(Some(name), None), mac(1)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{name}");
+        }
+        pods.attach(&request(Some("wpad-1"), None), mac(1)).unwrap();
     }
 
     #[test]

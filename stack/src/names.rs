@@ -26,6 +26,17 @@ pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
 /// The longest record in bytes. Stores have limits too; etcd takes a request of 1.5 MiB.
 pub const MAX_RECORD: usize = 512 * 1024;
 
+/// Names that hosts look for by themselves, in whatever domains they search, and trust: a proxy's
+/// settings, a tunnel's end, the host itself. No pod answers for them.
+const RESERVED: [&str; 3] = ["isatap", "localhost", "wpad"];
+
+/// Whether a pod must not have a name, since it begins as a reserved one.
+#[must_use]
+pub fn is_reserved(name: &PodName) -> bool {
+    let first = name.as_str().split('.').next();
+    first.is_some_and(|first| RESERVED.contains(&first))
+}
+
 /// What a node publishes: its pods.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -241,7 +252,7 @@ impl Names {
         let record = record.filter(|_| self.leased.contains(&subnet));
         let names = record.into_iter().flat_map(|record| {
             let node = &record.node;
-            let pods = record.pods.iter();
+            let pods = record.pods.iter().filter(|pod| !is_reserved(&pod.name));
             pods.map(move |pod| {
                 (
                     pod.name.to_string(),
@@ -354,6 +365,30 @@ mod tests {
         }
         assert_eq!(names.name_of([10, 1, 1, 3].into()), Some("db.main.n1"));
         assert_eq!(names.name_of([10, 1, 1, 4].into()), None);
+    }
+
+    #[test]
+    fn no_pod_answers_for_a_name_that_hosts_look_for_by_themselves() {
+        let mut names = two_nodes();
+        names.lease(net("10.1.3.0/24"));
+        let pods = [
+            ("wpad", [10, 1, 3, 2]),
+            ("wpad.corp", [10, 1, 3, 3]),
+            ("isatap", [10, 1, 3, 4]),
+            ("localhost", [10, 1, 3, 5]),
+            ("wpad2", [10, 1, 3, 6]),
+            ("my.wpad", [10, 1, 3, 7]),
+        ];
+        names.set(record("n3", "10.1.3.0/24", &pods));
+        for refused in ["wpad", "wpad.n3", "wpad.corp", "isatap", "localhost"] {
+            let found = names.find(refused);
+            assert!(!matches!(found, Found::Addresses(_)), "{refused}");
+        }
+        assert_eq!(names.name_of([10, 1, 3, 2].into()), None);
+        assert_eq!(names.find("wpad2"), addresses(&[[10, 1, 3, 6]]));
+        assert_eq!(names.find("my.wpad"), addresses(&[[10, 1, 3, 7]]));
+        names.remove(net("10.1.3.0/24"));
+        assert_eq!(names.find("my"), Found::Nothing);
     }
 
     #[test]
