@@ -9,6 +9,7 @@ use muslin_stack::ipam::PodName;
 use super::run::PublishArguments;
 use super::{NodeChoice, block_on, output};
 use crate::attach::{Device, assignment, queues};
+use crate::confine::{self, Capability};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Namespace, Request};
 use crate::device::{OpenError, Tap};
@@ -67,6 +68,9 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         (None, Some(path)) => Target::File(path),
         (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
     };
+    // Who is user 0 there must not take the device, or the connection to the node, out of this process.
+    confine::keep_to_itself()?;
+    confine::try_all(&[confine::leave_no_core]);
     netns::enter(&target)?;
     let tap = Tap::open(&arguments.ifname, !arguments.no_offload, queues);
     let tap = tap.map_err(|error| match error {
@@ -76,6 +80,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         )),
         error => Error::failed(error),
     })?;
+    confine::try_all(&[|| confine::keep_only(&[Capability::CAP_NET_ADMIN])]);
     let device = Device::tap(&tap).with_namespaces(&[Namespace::User, Namespace::Net])?;
     block_on(async {
         let client = Client::connect(&socket).await?;

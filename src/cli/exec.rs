@@ -7,6 +7,7 @@ use muslin_stack::ipam::PodName;
 
 use super::{NodeChoice, block_on};
 use crate::attach;
+use crate::confine;
 use crate::control::Client;
 use crate::error::Result;
 use crate::netns;
@@ -31,6 +32,8 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         let client = Client::connect(&socket).await?;
         client.namespaces(pod).await
     })?;
+    // The command is its own master again.
+    confine::keep_to_itself()?;
     netns::enter_pod(&namespaces)?;
     drop(namespaces);
     let variables = attach::variables(pod, &there.node, there.address);

@@ -18,8 +18,10 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::confine::{self, Capability};
 use crate::control::protocol::Request;
 use crate::control::{Client, locate};
 use crate::demo;
@@ -205,6 +207,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Node(_) | Command::Sidecar(_) => LevelFilter::INFO,
         _ => LevelFilter::WARN,
     })?;
+    protect(&command);
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Node(arguments) => node::run(&arguments),
@@ -229,6 +232,36 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Agent => demo::agent::main(),
         Command::Guard(arguments) => run::guard(&arguments),
         Command::ProbeNamespace => crate::doctor::probe_namespace(),
+    }
+}
+
+/// Takes from this process what the command has no use for. Those that start programs of the user's,
+/// and nodes, know best when to do that.
+fn protect(command: &Command) {
+    match command {
+        Command::Node(_)
+        | Command::Sidecar(_)
+        | Command::Run(_)
+        | Command::Exec(_)
+        | Command::Attach(_)
+        | Command::Demo(_)
+        | Command::Guard(_)
+        | Command::ProbeNamespace => {}
+        // It tries what others do, and may know a password.
+        Command::Doctor(_) => {
+            confine::try_all(&[confine::keep_to_itself, confine::leave_no_core]);
+        }
+        // In a pod its user is 0, who has them by nature: nobody is to be lent any by the program.
+        Command::Agent if geteuid().is_root() => {}
+        Command::Agent => confine::try_all(&[|| confine::keep_only(&[])]),
+        // Root asks the nodes of others, and ends their pods.
+        _ => confine::try_all(&[confine::keep_to_itself, confine::leave_no_core, || {
+            confine::keep_only(&[
+                Capability::CAP_DAC_OVERRIDE,
+                Capability::CAP_DAC_READ_SEARCH,
+                Capability::CAP_KILL,
+            ])
+        }]),
     }
 }
 

@@ -14,7 +14,7 @@ use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel, log};
-use crate::confine;
+use crate::confine::{self, Capability};
 use crate::egress;
 use crate::error::{Error, Result};
 use crate::node::{self, Offload, Settings};
@@ -23,6 +23,10 @@ use crate::underlay::UplinkKind;
 
 /// Pods of a network that nobody described.
 const NETWORK: &str = "10.244.0.0/16";
+
+/// What a node may have use for: bare packets and IPv4 in IPv4, and low ports that lead to pods.
+pub(super) const CAPABILITIES: [Capability; 2] =
+    [Capability::CAP_NET_RAW, Capability::CAP_NET_BIND_SERVICE];
 
 /// An offload, or the word for having none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -149,7 +153,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.die_with_parent {
         die_with_parent()?;
     }
-    confine::try_all(&[confine::keep_to_itself, confine::gain_nothing]);
+    confine::try_all(&[
+        confine::keep_to_itself,
+        confine::leave_no_core,
+        confine::gain_nothing,
+        || confine::keep_only(&CAPABILITIES),
+    ]);
     block_on(node::run(arguments.settings()?))
 }
 

@@ -15,7 +15,7 @@ use muslin_stack::ipam::PodName;
 
 use super::{NodeChoice, block_on, die_with_parent, output};
 use crate::attach::{self, Device, Signals};
-use crate::confine;
+use crate::confine::{self, Capability};
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached, Namespace};
 use crate::detached;
@@ -141,6 +141,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         )?;
         // The command must not take the device out of this process (pidfd_getfd(2)).
         confine::keep_to_itself()?;
+        confine::try_all(&[|| confine::hold_only(&[Capability::CAP_NET_ADMIN])]);
         let signals = Signals::listen()?;
         let state_dir = arguments.node.state_dir();
         let ran = attached.clone();

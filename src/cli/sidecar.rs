@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{block_on, die_with_parent, node};
 use crate::attach::{self, Device, Signals};
-use crate::confine;
+use crate::confine::{self, Capability};
 use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::control::{Client, locate};
 use crate::device::{FrameSocket, Tap};
@@ -131,10 +131,16 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
     if arguments.own.die_with_parent {
         die_with_parent()?;
     }
-    // Its command may not gain rights by this, as programs in images do: `no_new_privs` is for whoever
-    // starts it to set.
     confine::try_all(&[confine::keep_to_itself]);
     arguments.check()?;
+    // A command has its own rights, and may gain some by programs of its image: what to take from it
+    // is for whoever starts it to say.
+    if arguments.command.is_empty() {
+        confine::try_all(&[confine::leave_no_core, confine::gain_nothing, || {
+            let [raw, ports] = node::CAPABILITIES;
+            confine::keep_only(&[raw, ports, Capability::CAP_NET_ADMIN])
+        }]);
+    }
     let of_node = arguments.of_node()?;
     // It is removed when the process ends.
     let scratch = match of_node {

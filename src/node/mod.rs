@@ -29,6 +29,7 @@ use muslin_stack::lease::{
     SubnetKey, Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};
+use muslin_stack::peer::Tunnel;
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -36,6 +37,7 @@ use tokio::task::JoinHandle;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
 
+use crate::confine::{self, Capability};
 use crate::control;
 use crate::control::protocol::Link;
 use crate::egress;
@@ -554,6 +556,9 @@ impl Plane {
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
+        if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
+            confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
+        }
         let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &interface)?;
         let outside = self.egress_config(key, &plan, &kernel)?;
         let memory = self.state.addresses();
