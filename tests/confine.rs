@@ -27,7 +27,94 @@ fn capabilities(of: &Path, set: &str) -> Vec<u32> {
     (0..64).filter(|bit| bits >> bit & 1 == 1).collect()
 }
 
+const NET_BIND_SERVICE: u32 = 10;
 const NET_ADMIN: u32 = 12;
+const NET_RAW: u32 = 13;
+
+#[test]
+fn a_node_takes_from_itself_what_it_does_not_need() {
+    let Some(lab) = Lab::new() else { return };
+    let node = config(&lab).start(lab.root());
+    let process = format!("/proc/{}", node.pid());
+    let mut threads = 0;
+    for thread in std::fs::read_dir(format!("{process}/task")).unwrap() {
+        let thread = thread.unwrap().path();
+        assert_eq!(line(&thread, "NoNewPrivs"), "1", "{thread:?}");
+        assert_eq!(line(&thread, "Seccomp"), "2", "{thread:?}");
+        let bounding = capabilities(&thread, "CapBnd");
+        assert_eq!(bounding, [NET_BIND_SERVICE, NET_RAW], "{thread:?}");
+        threads += 1;
+    }
+    assert!(threads >= 2, "{threads}");
+    // A tunnel by UDP has no use for raw sockets.
+    let main = Path::new(&process);
+    for set in ["CapEff", "CapPrm"] {
+        assert_eq!(capabilities(main, set), [NET_BIND_SERVICE], "{set}");
+    }
+    let limits = std::fs::read_to_string(format!("{process}/limits")).unwrap();
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"));
+    let soft = core.unwrap().split_whitespace().nth(4);
+    assert_eq!(soft, Some("0"), "{limits}");
+    let confinement = &node.query("status")["confinement"];
+    assert_eq!(confinement["seccomp"]["in_force"], true, "{confinement}");
+    assert_eq!(confinement["landlock"]["in_force"], true, "{confinement}");
+    assert_eq!(confinement["no_new_privileges"], true, "{confinement}");
+    assert_eq!(confinement["capabilities"][0], "net_bind_service");
+    let text = node.client(&["status"]).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    let words = "seccomp, landlock, capabilities net_bind_service";
+    assert!(text.contains(words), "{text}");
+    // What pods need of it works: names, addresses outside, and the end.
+    let mut pod = node.pod("a");
+    lab::traffic::ping(&mut pod, node.address(1));
+}
+
+#[test]
+fn each_measure_has_a_switch() {
+    let Some(lab) = Lab::new() else { return };
+    let bare = config(&lab).flag("--no-seccomp").flag("--no-landlock");
+    let node = bare.start(lab.root());
+    let process = format!("/proc/{}", node.pid());
+    assert_eq!(line(Path::new(&process), "Seccomp"), "0");
+    let confinement = &node.query("status")["confinement"];
+    for measure in ["seccomp", "landlock"] {
+        let measure = &confinement[measure];
+        assert_eq!(measure["in_force"], false, "{confinement}");
+        assert_eq!(measure["reason"], "switched off", "{confinement}");
+    }
+    let doctor = node.client(&["doctor"]).output().unwrap();
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    assert!(doctor.contains("no seccomp (switched off)"), "{doctor}");
+}
+
+#[test]
+fn a_sidecar_is_limited_if_it_starts_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    let node = config(&lab).start(lab.root());
+    for (name, command, seccomp) in [
+        ("alone", &[][..], "2"),
+        ("beside", &["--", "sleep", "1000"], "0"),
+    ] {
+        let words = [
+            "sidecar", "--pod", name, "--level", "process", "--expose", "80=7000",
+        ];
+        let words = [&words[..], command].concat();
+        let mut sidecar = node.client(&words).spawn().unwrap();
+        poll_until(SOON, "the sidecar's pod", || {
+            let pods = node.query("pods");
+            (pods[0]["pod"] == name).then_some(())
+        });
+        let process = format!("/proc/{}", sidecar.id());
+        assert_eq!(line(Path::new(&process), "Seccomp"), seccomp, "{name}");
+        sidecar.kill().unwrap();
+        sidecar.wait().unwrap();
+        poll_until(SOON, "its end", || {
+            node.query("pods").as_array()?.is_empty().then_some(())
+        });
+    }
+}
 
 #[test]
 fn what_stays_beside_a_pods_command_can_set_its_interface_and_no_more() {

@@ -14,9 +14,10 @@ use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel, log};
-use crate::confine::{self, Capability};
+use crate::confine::{self, Capability, Places};
 use crate::egress;
 use crate::error::{Error, Result};
+use crate::lease::store;
 use crate::node::{self, Offload, Settings};
 use crate::state;
 use crate::underlay::UplinkKind;
@@ -119,6 +120,12 @@ pub(super) struct Arguments {
     /// Take packets from addresses that hold no lease (tunnels through NAT)
     #[arg(long)]
     no_peer_guard: bool,
+    /// Do without the list of system calls that the node may make
+    #[arg(long)]
+    no_seccomp: bool,
+    /// Do without limits of the files that the node can reach
+    #[arg(long)]
+    no_landlock: bool,
     /// Where to listen for commands [default: control.sock in the node's state directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -159,10 +166,51 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         confine::gain_nothing,
         || confine::keep_only(&CAPABILITIES),
     ]);
-    block_on(node::run(arguments.settings()?))
+    let settings = arguments.settings()?;
+    confine::lock(arguments.switches(), &places(&settings));
+    block_on(node::run(settings))
+}
+
+/// Where a node has its files.
+pub(super) fn places(settings: &Settings) -> Places {
+    let mut places = Places::default();
+    places.write(&settings.state_dir, 0o700);
+    match store::file_of(&settings.store) {
+        Some((file, true)) => places.write_beside(file, 0o700),
+        Some((file, false)) => places.read(file),
+        None => {}
+    }
+    let etcd = &settings.etcd;
+    for file in [&etcd.cafile, &etcd.certfile, &etcd.keyfile]
+        .into_iter()
+        .flatten()
+    {
+        places.read(file);
+    }
+    // Where else certificates of the system may be (rustls-native-certs).
+    for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        if let Some(path) = std::env::var_os(variable) {
+            places.read(Path::new(&path));
+        }
+    }
+    if let Some(file) = &settings.subnet_file {
+        places.write_beside(file, 0o755);
+    }
+    if let Some(socket) = &settings.socket {
+        places.clear(socket);
+    }
+    places
 }
 
 impl Arguments {
+    /// What of the measures with a switch it is to take.
+    pub(super) fn switches(&self) -> confine::Switches {
+        confine::Switches {
+            seccomp: !self.no_seccomp,
+            landlock: !self.no_landlock,
+        }
+    }
+
     /// What the node is told, with a word about each flag that has no effect.
     pub(super) fn settings(&self) -> Result<Settings> {
         self.flannel.check()?;

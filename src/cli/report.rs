@@ -153,8 +153,9 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             ),
         ),
     ];
+    let confined = status.confinement.map(|it| ("confined", it.to_string()));
     let trouble = status.trouble.map(|trouble| ("trouble", trouble));
-    let rows: Vec<_> = rows.into_iter().chain(trouble).collect();
+    let rows: Vec<_> = rows.into_iter().chain(confined).chain(trouble).collect();
     print(&pairs(&rows))
 }
 

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{block_on, die_with_parent, node};
 use crate::attach::{self, Device, Signals};
-use crate::confine::{self, Capability};
+use crate::confine::{self, Capability, Places};
 use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::control::{Client, locate};
 use crate::device::{FrameSocket, Tap};
@@ -135,7 +135,8 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
     arguments.check()?;
     // A command has its own rights, and may gain some by programs of its image: what to take from it
     // is for whoever starts it to say.
-    if arguments.command.is_empty() {
+    let is_alone = arguments.command.is_empty();
+    if is_alone {
         confine::try_all(&[confine::leave_no_core, confine::gain_nothing, || {
             let [raw, ports] = node::CAPABILITIES;
             confine::keep_only(&[raw, ports, Capability::CAP_NET_ADMIN])
@@ -148,10 +149,24 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
         None => arguments.make_room_for_state()?,
     };
     arguments.leave |= scratch.is_some();
+    let switches = arguments.own.switches();
+    let lock = |places: &Places| {
+        if is_alone {
+            confine::lock(switches, places);
+        }
+    };
     let result = match of_node {
-        Some(socket) => block_on(arguments.serve_of_node(&socket)),
+        Some(socket) => {
+            lock(&Places::default());
+            block_on(arguments.serve_of_node(&socket))
+        }
         None => {
             let settings = arguments.own.settings()?;
+            let mut places = node::places(&settings);
+            if let Some(scratch) = &scratch {
+                places.clear(scratch.path());
+            }
+            lock(&places);
             block_on(arguments.serve_with_node(settings))
         }
     };

@@ -56,18 +56,18 @@ pub(crate) fn without(capability: Capability) -> Result<()> {
     Ok(())
 }
 
+/// The capabilities of this thread as `net_raw`, in order.
+pub(super) fn names() -> Vec<String> {
+    let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
+    let name = |it: Capability| it.to_string().to_ascii_lowercase().replacen("cap_", "", 1);
+    let mut names: Vec<_> = permitted.into_iter().map(name).collect();
+    names.sort_unstable();
+    names
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The capabilities of this thread as `net_raw`, in order.
-    fn names() -> Vec<String> {
-        let permitted = caps::read(None, CapSet::Permitted).unwrap_or_default();
-        let name = |it: Capability| it.to_string().to_ascii_lowercase().replacen("cap_", "", 1);
-        let mut names: Vec<_> = permitted.into_iter().map(name).collect();
-        names.sort_unstable();
-        names
-    }
 
     #[test]
     fn what_is_not_in_use_is_given_up() {

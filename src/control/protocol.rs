@@ -261,6 +261,80 @@ pub struct Status {
     pub peers: usize,
     /// What became of all packets.
     pub packets: Packets,
+    /// What it has taken from itself, if it is known.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
+}
+
+/// What a node has taken from itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// It can make only the system calls that it needs.
+    pub seccomp: Measure,
+    /// It can reach only the files that it needs.
+    pub landlock: Measure,
+    /// No program that it could start has more rights than itself.
+    pub no_new_privileges: bool,
+    /// The capabilities that it has left.
+    pub capabilities: Vec<String>,
+}
+
+/// Whether a measure is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Whether it is, be it in part.
+    pub in_force: bool,
+    /// Why not, or not all of it.
+    pub reason: Option<String>,
+}
+
+impl Measure {
+    /// All of it is.
+    #[must_use]
+    pub fn full() -> Self {
+        Self {
+            in_force: true,
+            reason: None,
+        }
+    }
+
+    /// A part of it is.
+    #[must_use]
+    pub fn partial(reason: impl ToString) -> Self {
+        Self {
+            in_force: true,
+            reason: Some(reason.to_string()),
+        }
+    }
+
+    /// Nothing of it is.
+    #[must_use]
+    pub fn missing(reason: impl ToString) -> Self {
+        Self {
+            in_force: false,
+            reason: Some(reason.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Confinement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, measure) in [("seccomp", &self.seccomp), ("landlock", &self.landlock)] {
+            match (measure.in_force, &measure.reason) {
+                (true, None) => write!(f, "{name}, ")?,
+                (true, Some(reason)) => write!(f, "{name} in part ({reason}), ")?,
+                (false, None) => write!(f, "no {name}, ")?,
+                (false, Some(reason)) => write!(f, "no {name} ({reason}), ")?,
+            }
+        }
+        if !self.no_new_privileges {
+            f.write_str("may gain privileges, ")?;
+        }
+        match self.capabilities.as_slice() {
+            [] => f.write_str("no capabilities"),
+            names => write!(f, "capabilities {}", names.join(" and ")),
+        }
+    }
 }
 
 /// What became of flows to addresses outside the pod network since the node started.

@@ -14,6 +14,7 @@ use smoltcp::wire::IpVersion;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Finding, Patient, Questions, Verdict};
+use crate::confine;
 use crate::device::Tap;
 use crate::error::{Context, Result};
 use crate::lease::store::is_shared;
@@ -155,6 +156,32 @@ pub(super) fn pings() -> Finding {
             let detail = format!("there is no socket for pings: {error}");
             Finding::new(CHECK, Verdict::Unknown, detail)
         }
+    }
+}
+
+/// What a node takes from itself, or could take on this machine.
+pub(super) fn confinement(patient: Option<&Patient>) -> Finding {
+    const CHECK: &str = "confinement";
+    if let Some(confinement) = patient.and_then(|it| it.status.confinement.as_ref()) {
+        let is_whole = confinement.seccomp.in_force && confinement.landlock.in_force;
+        let verdict = match is_whole && confinement.no_new_privileges {
+            true => Verdict::Fine,
+            false => Verdict::Warning,
+        };
+        return Finding::new(CHECK, verdict, format!("the node has {confinement}"));
+    }
+    let missing: Vec<_> = confine::offered()
+        .into_iter()
+        .filter_map(|(name, is_there)| (!is_there).then_some(name))
+        .collect();
+    match missing.as_slice() {
+        [] => Finding::fine(CHECK, "a node can limit its system calls and files"),
+        names => Finding::new(
+            CHECK,
+            Verdict::Warning,
+            format!("this kernel has no {}", names.join(" and no ")),
+        )
+        .advise("nodes do without; landlock may have to be named in 'lsm=' at boot"),
     }
 }
 

@@ -115,6 +115,7 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
     namespaces.into_iter().for_each(&mut tell);
     tell(levels);
     tell(machine::pings());
+    tell(machine::confinement(patient.as_ref()));
     machine::state_directory(&questions.state_dir)
         .into_iter()
         .for_each(&mut tell);

@@ -18,6 +18,7 @@ use super::Offload;
 use super::liveness::Census;
 use super::running::Running;
 use super::underlay::Plan;
+use crate::confine;
 use crate::control::protocol::{
     Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
 };
@@ -109,6 +110,7 @@ fn status(running: &Running, report: &Report) -> Status {
             consumed: counters.consumed,
             dropped: counters.drops().map(|(_, count)| count).sum(),
         },
+        confinement: Some(confine::in_force()),
     }
 }
 

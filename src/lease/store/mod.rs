@@ -134,6 +134,16 @@ pub fn open(url: impl AsRef<OsStr>, options: &EtcdOptions) -> Result<Arc<dyn Sto
     }
 }
 
+/// The file of a store by its address, if it is one, and whether nodes write it.
+pub(crate) fn file_of(url: &OsStr) -> Option<(&Path, bool)> {
+    let path = |rest| Path::new(OsStr::from_bytes(rest));
+    match url.as_bytes() {
+        [b's', b'q', b'l', b'i', b't', b'e', b':', rest @ ..] => Some((path(rest), true)),
+        [b'f', b'i', b'l', b'e', b':', rest @ ..] => Some((path(rest), false)),
+        _ => None,
+    }
+}
+
 /// Whether nodes of other machines use a store too, by its address: to them a lease for 127.0.0.1
 /// means nothing, and they may mend what is wrong with it.
 #[must_use]

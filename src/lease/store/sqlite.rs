@@ -261,6 +261,8 @@ impl Database {
         self.connection
             .pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))
             .and_then(|()| self.connection.pragma_update(None, "synchronous", "normal"))
+            // Other directories than the database's are not in reach.
+            .and_then(|()| self.connection.pragma_update(None, "temp_store", "memory"))
             .map_err(explain)?;
         if version == VERSION && self.has_clock().map_err(explain)? {
             return Ok(());
