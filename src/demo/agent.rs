@@ -1,7 +1,9 @@
 //! The agent in a pod: pings and transfers on request.
 //!
-//! `muslin demo` and the end-to-end tests run `muslin agent` in their pods, so that these need
-//! nothing but this binary. The agent reads one [`Request`] a line from its standard input and
+//! `muslin demo` and `muslin doctor` run `muslin agent` in their pods, so that these need nothing but
+//! this binary. Frames as they are it neither sends nor shows, since that would be a way to those of
+//! others where the program has capabilities; for tests there is a program besides, `muslin-probe`,
+//! that does. An agent reads one [`Request`] a line from its standard input and
 //! writes one [`Answer`] a line to its standard output, both JSON; it ends with its input, and all
 //! its listeners with it. [`Agent`] is the other end of these pipes.
 
@@ -254,11 +256,23 @@ pub enum Answer {
 /// # Errors
 /// If the pipes fail.
 pub fn main() -> Result<()> {
-    serve(io::stdin().lock(), io::stdout().lock()).context("the agent's pipes")
+    let state = State::default();
+    serve(state, io::stdin().lock(), io::stdout().lock()).context("the agent's pipes")
 }
 
-fn serve(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
-    let mut state = State::default();
+/// The same with frames as they are.
+///
+/// # Errors
+/// If the pipes fail.
+pub fn probe() -> Result<()> {
+    let state = State {
+        frames: Some(Frames::default()),
+        ..State::default()
+    };
+    serve(state, io::stdin().lock(), io::stdout().lock()).context("the probe's pipes")
+}
+
+fn serve(mut state: State, mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -282,11 +296,22 @@ fn serve(mut input: impl BufRead, mut output: impl Write) -> io::Result<()> {
 #[derive(Default)]
 struct State {
     connections: transfer::Connections,
+    /// The way to frames, if it has one.
+    frames: Option<Frames>,
+}
+
+#[derive(Default)]
+struct Frames {
     capture: Option<packet::Capture>,
     injector: packet::Injector,
 }
 
 impl State {
+    fn frames(&mut self) -> std::result::Result<&mut Frames, String> {
+        let frames = self.frames.as_mut();
+        frames.ok_or_else(|| "only 'muslin-probe' sends and shows frames".to_owned())
+    }
+
     fn answer(&mut self, request: Request) -> std::result::Result<Value, String> {
         let text = |error: io::Error| error.to_string();
         match request {
@@ -312,15 +337,16 @@ impl State {
             }
             Request::Interfaces {} => packet::interfaces().map(json).map_err(text)?,
             Request::Inject { interface, frames } => {
-                let sent = self.injector.send(&interface, &frames);
+                let sent = self.frames()?.injector.send(&interface, &frames);
                 sent.map(json).map_err(text)?
             }
             Request::Capture { interface } => {
-                self.capture = Some(packet::Capture::start(&interface).map_err(text)?);
+                let frames = self.frames()?;
+                frames.capture = Some(packet::Capture::start(&interface).map_err(text)?);
                 json(())
             }
             Request::Captured {} => {
-                let capture = self.capture.take().ok_or("there is no capture")?;
+                let capture = self.frames()?.capture.take().ok_or("there is no capture")?;
                 capture.finish().map(json).map_err(text)?
             }
         }
@@ -337,7 +363,7 @@ mod tests {
 
     fn talk(input: &str) -> Vec<Answer> {
         let mut output = Vec::new();
-        serve(input.as_bytes(), &mut output).unwrap();
+        serve(State::default(), input.as_bytes(), &mut output).unwrap();
         String::from_utf8(output)
             .unwrap()
             .lines()
@@ -368,6 +394,25 @@ mod tests {
         }
         let interfaces: Vec<Interface> = ok(&answers[6]);
         assert!(interfaces.iter().any(|interface| interface.name == "lo"));
+    }
+
+    #[test]
+    fn an_agent_has_no_way_to_frames() {
+        let interface = "lo".to_owned();
+        let frames = vec!["00".repeat(60)];
+        let requests = [
+            Request::Capture {
+                interface: interface.clone(),
+            },
+            Request::Inject { interface, frames },
+            Request::Captured {},
+        ];
+        for answer in talk(&requests.iter().map(line).collect::<String>()) {
+            let Answer::Error(text) = answer else {
+                panic!("{answer:?}")
+            };
+            assert!(text.contains("muslin-probe"), "{text}");
+        }
     }
 
     #[test]

@@ -37,6 +37,8 @@ use watch::{Watch, stretched, waits_for};
 
 /// The program under test.
 pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
+/// The agent in pods and on hosts.
+pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_muslin-probe");
 /// Ample time for what should take none; waiting stretches it on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// How much nodes log, if nothing else is said.
@@ -380,8 +382,7 @@ impl Host {
 
     /// An agent on the host itself.
     pub(crate) fn agent(&self) -> Agent {
-        let mut command = self.command(MUSLIN);
-        let mut agent = Agent::start(command.arg("agent")).unwrap();
+        let mut agent = Agent::start(&mut self.command(PROBE)).unwrap();
         agent.wait_ready(SOON).unwrap();
         agent
     }
@@ -744,10 +745,10 @@ impl Node {
 
     /// A pod in which a shell script is run before the agent.
     pub(crate) fn pod_after(&self, name: &str, flags: &[&str], script: &str) -> Agent {
-        let script = format!("{script}\nexec \"$0\" agent");
+        let script = format!("{script}\nexec \"$0\"");
         let mut words = vec!["run", "--name", name];
         words.extend(flags);
-        words.extend(["--", "sh", "-e", "-c", &script, MUSLIN]);
+        words.extend(["--", "sh", "-e", "-c", &script, PROBE]);
         let mut command = self.client(&words);
         let started = Agent::start(&mut command).and_then(|mut agent| {
             agent.wait_ready(SOON)?;

@@ -30,7 +30,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts `command`, which must lead to `muslin agent`, in whatever namespace.
+    /// Starts `command`, which must lead to `muslin agent` or `muslin-probe`, in whatever namespace.
     ///
     /// # Errors
     /// If it cannot be started.
