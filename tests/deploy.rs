@@ -313,8 +313,24 @@ fn the_container_beside_the_sidecar_uses_what_it_opens() {
 }
 
 #[test]
-fn the_unit_starts_the_program_and_not_again_where_that_helps_nobody() {
-    let unit = read("systemd/muslin.service");
+fn a_unit_starts_the_program_and_not_again_where_that_helps_nobody() {
+    for unit in ["muslin", "muslin-system"] {
+        check_unit(&read(&format!("systemd/{unit}.service")));
+    }
+}
+
+#[test]
+fn only_the_node_of_the_system_has_a_capability() {
+    let has = |unit: &str| {
+        let unit = read(&format!("systemd/{unit}.service"));
+        let mut lines = unit.lines();
+        lines.any(|line| line == "AmbientCapabilities=CAP_NET_RAW")
+    };
+    // A user's manager has none to give.
+    assert!(has("muslin-system") && !has("muslin"));
+}
+
+fn check_unit(unit: &str) {
     let lines = unit.lines().filter(|line| !line.starts_with(['#', '[']));
     let settings: BTreeMap<_, _> = lines.filter_map(|line| line.split_once('=')).collect();
     let mut words = settings["ExecStart"].split_whitespace();

@@ -318,7 +318,13 @@ fn refused() {
         let error = opened.unwrap_err();
         assert!(matches!(&error, OpenError::NoCapability(name) if name == "near"));
         let words = error.to_string();
-        for word in ["near", "CAP_NET_RAW", "setcap", "--cap-add NET_RAW", "tap:"] {
+        for word in [
+            "near",
+            "CAP_NET_RAW",
+            "AmbientCapabilities",
+            "--cap-add NET_RAW",
+            "tap:",
+        ] {
             assert!(words.contains(word), "{words}");
         }
     }

@@ -248,8 +248,8 @@ impl Plan {
             Error::failed(match error.kind() {
                 std::io::ErrorKind::AddrInUse => port_in_use(end),
                 std::io::ErrorKind::PermissionDenied if self.port == 0 => String::from(
-                    "the backend ipip needs CAP_NET_RAW: give muslin the capability ('sudo setcap \
-                     cap_net_raw+ep' on its file), or the container ('--cap-add NET_RAW')",
+                    "the backend ipip needs CAP_NET_RAW: let systemd start the node with \
+                     AmbientCapabilities=CAP_NET_RAW, or give the container --cap-add NET_RAW",
                 ),
                 _ if self.port == 0 => format!("cannot send from {}: {error}", end.ip()),
                 _ => format!("cannot listen on UDP {end}: {error}"),

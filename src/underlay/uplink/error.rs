@@ -14,9 +14,9 @@ use crate::error::errno;
 pub enum OpenError {
     /// No packet socket may be opened in this network namespace.
     #[error(
-        "host-gw needs CAP_NET_RAW in the network namespace of {0}: run 'sudo setcap \
-         cap_net_raw+ep' on the program, give the container --cap-add NET_RAW, or name a bridged \
-         TAP with --uplink tap:NAME"
+        "host-gw needs CAP_NET_RAW in the network namespace of {0}: let systemd start \
+         the node with AmbientCapabilities=CAP_NET_RAW, give the container --cap-add NET_RAW, or \
+         name a bridged TAP with --uplink tap:NAME"
     )]
     NoCapability(String),
     /// The kernel knows no packet sockets.
