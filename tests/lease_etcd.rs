@@ -528,13 +528,15 @@ impl Guarded {
         let health = free_port();
         let path = |name: &str| self.files.path(name).display().to_string();
         let state = directory.join("one");
+        let secret = directory.join("password");
+        fs::write(&secret, format!("{password}\n")).unwrap();
         let flags = [
             ("--etcd-endpoints", self.server.clone()),
             ("--etcd-cafile", cafile.display().to_string()),
             ("--etcd-certfile", path("cert.pem")),
             ("--etcd-keyfile", path("key.pem")),
             ("--etcd-username", "node".to_owned()),
-            ("--etcd-password", password.to_owned()),
+            ("--etcd-password-file", secret.display().to_string()),
             (
                 "--subnet-file",
                 directory.join("subnet.env").display().to_string(),

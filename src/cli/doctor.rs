@@ -38,7 +38,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
             Some(store) => Some(store.into()),
             None => arguments.store,
         },
-        etcd: arguments.flannel.etcd_options(),
+        etcd: arguments.flannel.etcd_options()?,
         prefix: arguments.flannel.prefix()?,
         underlay: arguments.flannel.underlay(),
         peers: arguments.peers,

@@ -11,6 +11,7 @@ use clap::{Arg, Args, Command};
 use muslin_stack::lease::RENEW_MARGIN;
 use regex::Regex;
 
+use super::secret;
 use crate::error::{Error, Result};
 use crate::lease::store::EtcdOptions;
 use crate::underlay::Wanted;
@@ -35,11 +36,19 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
     etcd_keyfile: Option<PathBuf>,
     /// Name for etcd
-    #[arg(long, value_name = "NAME", requires = "etcd_password")]
+    #[arg(long, value_name = "NAME")]
     etcd_username: Option<String>,
-    /// Password for etcd; better by FLANNELD_ETCD_PASSWORD
+    /// Password for etcd; better in a file or by FLANNELD_ETCD_PASSWORD
     #[arg(long, value_name = "TEXT", requires = "etcd_username")]
     etcd_password: Option<String>,
+    /// A file with the password for etcd [default: systemd's credential etcd-password]
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "etcd_username",
+        conflicts_with = "etcd_password"
+    )]
+    etcd_password_file: Option<PathBuf>,
     /// The interface to other nodes, by name or address; if given several times, the first that
     /// is there [default: that of --public-ip, or of the default route]
     #[arg(long, value_name = "NAME")]
@@ -218,13 +227,31 @@ impl Arguments {
     }
 
     /// How to prove to etcd who this is.
-    pub(super) fn etcd_options(&self) -> EtcdOptions {
-        EtcdOptions {
+    pub(super) fn etcd_options(&self) -> Result<EtcdOptions> {
+        Ok(EtcdOptions {
             cafile: self.etcd_cafile.clone(),
             certfile: self.etcd_certfile.clone(),
             keyfile: self.etcd_keyfile.clone(),
             username: self.etcd_username.clone(),
-            password: self.etcd_password.clone(),
+            password: self.etcd_password()?,
+        })
+    }
+
+    fn etcd_password(&self) -> Result<Option<String>> {
+        if self.etcd_username.is_none() {
+            return Ok(None);
+        }
+        secret::warn_of_words("etcd-password", "MUSLIN_ETCD_PASSWORD");
+        let password = match &self.etcd_password {
+            Some(password) => Some(password.clone()),
+            None => secret::read(self.etcd_password_file.as_deref(), "etcd-password")?,
+        };
+        match password {
+            Some(password) => Ok(Some(password)),
+            None => Err(Error::usage(
+                "--etcd-username goes with a password: name a file that has it with \
+                 --etcd-password-file, or use the variable MUSLIN_ETCD_PASSWORD",
+            )),
         }
     }
 

@@ -10,6 +10,7 @@ mod node;
 pub(crate) mod output;
 mod report;
 mod run;
+mod secret;
 mod sidecar;
 
 use std::ffi::OsString;

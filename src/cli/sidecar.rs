@@ -17,7 +17,7 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::{block_on, die_with_parent, node};
+use super::{block_on, die_with_parent, node, secret};
 use crate::attach::{self, Device, Signals};
 use crate::confine::{self, Capability, Places};
 use crate::control::protocol::{Attach, Attached, Status, Table};
@@ -69,9 +69,14 @@ pub(super) struct Arguments {
     /// Let others than this machine use what listens on their side
     #[arg(long)]
     allow_public_proxy: bool,
-    /// What clients of the proxies have to tell; better as the variable MUSLIN_PROXY_AUTH
+    /// What clients of the proxies have to tell; better in a file, or as the variable
+    /// MUSLIN_PROXY_AUTH
     #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials)]
     proxy_auth: Option<Credentials>,
+    /// A file with USER:PASSWORD that clients of the proxies have to tell [default: systemd's
+    /// credential proxy-auth]
+    #[arg(long, value_name = "FILE", conflicts_with = "proxy_auth")]
+    proxy_auth_file: Option<PathBuf>,
     /// Give the lease back at the end in any case: the state goes with the container, so that nobody
     /// comes back for it [default: when the command is over, or where no state is kept]
     #[arg(long, conflicts_with_all = ["of_node", "agent"])]
@@ -133,6 +138,7 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
     }
     confine::try_all(&[confine::keep_to_itself]);
     arguments.check()?;
+    arguments.find_credentials()?;
     // A command has its own rights, and may gain some by programs of its image: what to take from it
     // is for whoever starts it to say.
     let is_alone = arguments.command.is_empty();
@@ -188,6 +194,23 @@ impl Arguments {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// Finds out what clients of the proxies have to tell.
+    fn find_credentials(&mut self) -> Result<()> {
+        secret::warn_of_words("proxy-auth", "MUSLIN_PROXY_AUTH");
+        if self.proxy_auth.is_some() {
+            return Ok(());
+        }
+        let read = secret::read(self.proxy_auth_file.as_deref(), "proxy-auth")?;
+        self.proxy_auth =
+            match read {
+                Some(text) => Some(credentials(&text).map_err(|why| {
+                    Error::usage(format!("the credentials of the proxies: {why}"))
+                })?),
+                None => None,
+            };
         Ok(())
     }
 
