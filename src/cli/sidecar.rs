@@ -70,7 +70,8 @@ pub(super) struct Arguments {
     #[arg(long)]
     allow_public_proxy: bool,
     /// What clients of the proxies have to tell; better in a file, or as the variable
-    /// MUSLIN_PROXY_AUTH
+    /// MUSLIN_PROXY_AUTH [default: of proxies that a command finds without asking for them a password
+    /// that it is told in its variables, of others nothing]
     #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials)]
     proxy_auth: Option<Credentials>,
     /// A file with USER:PASSWORD that clients of the proxies have to tell [default: systemd's
@@ -209,9 +210,19 @@ impl Arguments {
                 Some(text) => Some(credentials(&text).map_err(|why| {
                     Error::usage(format!("the credentials of the proxies: {why}"))
                 })?),
+                // Nobody but the command knows of them, and so nobody else is to use them.
+                None if self.has_ways_by_itself() => Some(Credentials {
+                    user: "muslin".to_owned(),
+                    password: u128::from_ne_bytes(state::random()?).to_string(),
+                }),
                 None => None,
             };
         Ok(())
+    }
+
+    /// Whether its command finds proxies though none are asked for.
+    fn has_ways_by_itself(&self) -> bool {
+        !self.command.is_empty() && !self.has_ways()
     }
 
     /// Whether something is asked for that only this process can give.
@@ -231,7 +242,7 @@ impl Arguments {
             is_public: self.allow_public_proxy,
             credentials: self.proxy_auth.clone().map(Arc::new),
         };
-        if !self.command.is_empty() && !self.has_ways() {
+        if self.has_ways_by_itself() {
             let any = Listen(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0));
             settings.socks5.push(any);
             settings.http.push(any);
