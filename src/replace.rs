@@ -5,13 +5,18 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+/// What the names of files begin with that are not finished.
+pub(crate) const UNFINISHED: &str = ".tmp";
+
 /// Replaces a file, in a directory that exists, at once: also a crash and a full disk leave the old
 /// text or the new one. The file has these permissions then.
 ///
 /// # Errors
 /// If it cannot be written; what was there stays.
 pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    let mut new = tempfile::NamedTempFile::new_in(directory(path))?;
+    let mut new = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .tempfile_in(directory(path))?;
     new.write_all(text)?;
     new.as_file()
         .set_permissions(Permissions::from_mode(mode))?;

@@ -4,21 +4,26 @@
 //! its control socket, and the embedded store lies beside them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use muslin_encap::vxlan::VtepMac;
 use muslin_stack::ipam;
-use nix::fcntl::{Flock, FlockArg};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::unistd::{Uid, geteuid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::error::{Context, Error, Result};
-use crate::replace::replace;
+use crate::error::{Context, Error, Result, errno};
+use crate::replace::{UNFINISHED, replace};
+
+/// What is wrong with a file that is no file.
+const IRREGULAR: &str = "it is no ordinary file";
 
 /// A Unix socket's path fits 107 bytes and a zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -135,15 +140,13 @@ impl StateDir {
         let dir = node_dir(state_dir, name);
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.map_err(|error| unusable("make the directory", &dir, &error))?;
+        check(state_dir)?;
+        check_directory(&state_dir.join("nodes"), false)?;
+        check_directory(&dir, false)?;
         let path = dir.join("lock");
         let mut options = File::options();
-        let file = options
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .mode(0o600)
-            .open(&path);
+        options.create(true).truncate(false).read(true).write(true);
+        let file = open_regular(options.mode(0o600), &path);
         let file = file.map_err(|error| unusable("open", &path, &error))?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
             Error::failed(match error {
@@ -153,6 +156,7 @@ impl StateDir {
                 error => format!("cannot lock {}: {error}", path.display()),
             })
         })?;
+        sweep(&dir);
         Ok(Self { dir, _lock: lock })
     }
 
@@ -230,7 +234,7 @@ impl StateDir {
 
     fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>> {
         let path = self.dir.join(file);
-        match fs::read(&path) {
+        match read_regular(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).context(format!(
                 "{} is damaged (remove it to start anew)",
                 path.display()
@@ -242,6 +246,77 @@ impl StateDir {
 
     fn write(&self, file: &str, value: &impl Serialize) -> Result<()> {
         write_json(&self.dir, file, value)
+    }
+}
+
+/// Refuses a state directory that cannot be trusted, if it is there.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(state_dir: &Path) -> Result<()> {
+    match state_dir.exists() {
+        // Where it is a mount of a container it is root's, and open to all.
+        true => check_directory(state_dir, true),
+        false => Ok(()),
+    }
+}
+
+/// Refuses a directory in which others could put what this node would believe, as ssh(1) does.
+fn check_directory(path: &Path, may_be_roots: bool) -> Result<()> {
+    let at = path.display();
+    let metadata = fs::metadata(path).context(format!("cannot look at {at}"))?;
+    let (owner, mode) = (Uid::from_raw(metadata.uid()), metadata.mode());
+    let own = geteuid();
+    if owner.is_root() && may_be_roots {
+        return Ok(());
+    }
+    if owner != own {
+        return Err(Error::failed(format!(
+            "{at} belongs to the user {owner}, not to {own}, who runs this node: name a place of your \
+             own with --state-dir"
+        )));
+    }
+    if mode & 0o022 != 0 {
+        return Err(Error::failed(format!(
+            "others may write in {at} (mode {:o}): run 'chmod go-w {at}'",
+            mode & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+/// Opens a file of the state directory: no link to another, and nothing that must be waited for.
+fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = options.custom_flags(flags.bits()).open(path);
+    let file = file.map_err(|error| match errno(&error) {
+        Errno::ELOOP => io::Error::other("it is a link"),
+        // Nobody reads a pipe.
+        Errno::ENXIO => io::Error::other(IRREGULAR),
+        _ => error,
+    })?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other(IRREGULAR));
+    }
+    Ok(file)
+}
+
+fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(File::options().read(true), path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Removes what a killed process has not finished writing. The directory is this process' alone.
+fn sweep(directory: &Path) {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let is_unfinished = name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+        if is_unfinished && entry.file_type().is_ok_and(|it| it.is_file()) {
+            // It is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 
@@ -401,6 +476,68 @@ mod tests {
         identity.subnet = Some("10.244.3.0/24".parse().unwrap());
         let error = state.write_identity(&identity).unwrap_err().to_string();
         assert!(error.contains("identity.json"), "{error}");
+    }
+
+    #[test]
+    fn what_others_can_write_is_not_believed() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let root = tempfile::tempdir().unwrap();
+        drop(StateDir::open(root.path(), "n1").unwrap());
+        let node = root.path().join("nodes/n1");
+        let refused = || StateDir::open(root.path(), "n1").unwrap_err().to_string();
+        for path in [root.path(), &root.path().join("nodes"), &node] {
+            let mode = |mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            let is_roots = path == root.path() && geteuid().is_root();
+            for open in [0o770, 0o707].into_iter().filter(|_| !is_roots) {
+                mode(open);
+                let error = refused();
+                assert!(error.contains("chmod go-w"), "{error}");
+            }
+            mode(0o700);
+            if geteuid().is_root() {
+                chown(path, Some(1001), None).unwrap();
+                let error = refused();
+                assert!(error.contains("belongs to the user 1001"), "{error}");
+                chown(path, Some(0), None).unwrap();
+            }
+        }
+        StateDir::open(root.path(), "n1").unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        use nix::sys::stat::Mode;
+        let root = tempfile::tempdir().unwrap();
+        drop(StateDir::open(root.path(), "n1").unwrap());
+        let node = root.path().join("nodes/n1");
+        let (lock, identity) = (node.join("lock"), node.join("identity.json"));
+        fs::remove_file(&lock).unwrap();
+        std::os::unix::fs::symlink(root.path().join("made"), &lock).unwrap();
+        let error = StateDir::open(root.path(), "n1").unwrap_err().to_string();
+        assert!(error.contains("lock: it is a link"), "{error}");
+        assert!(!root.path().join("made").exists());
+        fs::remove_file(&lock).unwrap();
+        let state = StateDir::open(root.path(), "n1").unwrap();
+        nix::unistd::mkfifo(&identity, Mode::S_IRWXU).unwrap();
+        let error = state.identity().unwrap_err().to_string();
+        assert!(error.contains("no ordinary file"), "{error}");
+    }
+
+    #[test]
+    fn what_a_killed_process_has_begun_is_swept() {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::open(root.path(), "n1").unwrap();
+        state.identity().unwrap();
+        drop(state);
+        let node = root.path().join("nodes/n1");
+        for name in [".tmpAbC123", ".other"] {
+            fs::write(node.join(name), "{").unwrap();
+        }
+        StateDir::open(root.path(), "n1").unwrap();
+        let names = fs::read_dir(&node).unwrap();
+        let mut names: Vec<_> = names.map(|it| it.unwrap().file_name()).collect();
+        names.sort_unstable();
+        assert_eq!(names, [".other", "identity.json", "lock"]);
     }
 
     #[test]

@@ -190,6 +190,8 @@ pub async fn run(settings: Settings) -> Result<()> {
 /// # Errors
 /// Why it cannot run, or that its lease is not given back.
 pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -> Result<()> {
+    // The embedded store is there, too.
+    state::check(&settings.state_dir)?;
     let store = store::open(&settings.store, &settings.etcd)?;
     let state = StateDir::open(&settings.state_dir, &settings.name)?;
     let identity = state.identity()?;
