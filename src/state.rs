@@ -165,7 +165,15 @@ impl StateDir {
     /// # Errors
     /// If the path is too long for a socket, or cannot be removed.
     pub fn socket(&self) -> Result<PathBuf> {
-        let path = self.dir.join("control.sock");
+        self.socket_named("control.sock")
+    }
+
+    /// The same for a socket that can do less.
+    ///
+    /// # Errors
+    /// If the path is too long for a socket, or cannot be removed.
+    pub fn socket_named(&self, name: &str) -> Result<PathBuf> {
+        let path = self.dir.join(name);
         vacate(&path)?;
         Ok(path)
     }

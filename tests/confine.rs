@@ -7,7 +7,7 @@ mod lab;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use lab::{Lab, NodeConfig, SOON, poll_until};
+use lab::{Lab, MUSLIN, NodeConfig, SOON, poll_until};
 
 fn config(lab: &Lab) -> NodeConfig {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
@@ -131,4 +131,46 @@ fn what_stays_beside_a_pods_command_can_set_its_interface_and_no_more() {
     let command = pod.interfaces().unwrap();
     assert!(command.iter().any(|it| it.name == "eth0"));
     lab::traffic::ping(&mut pod, node.address(1));
+}
+
+#[test]
+fn lesser_sockets_do_less() {
+    let Some(lab) = Lab::new() else { return };
+    let node = config(&lab).start(lab.root());
+    let muslin = |socket: &str, words: &[&str], rest: &[&str]| {
+        let path = node.state_dir().join("nodes/n").join(socket);
+        let mut command = node.host().command(MUSLIN);
+        command.args(words).arg("--socket").arg(path).args(rest);
+        let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.success(), said)
+    };
+    let succeeds = |socket, words: &[&str], rest: &[&str]| {
+        let (is_done, said) = muslin(socket, words, rest);
+        assert!(is_done, "{socket} {words:?}: {said}");
+    };
+    let fails = |socket, words: &[&str], rest: &[&str]| {
+        let (is_done, said) = muslin(socket, words, rest);
+        let is_told = said.contains("not by this socket");
+        assert!(!is_done && is_told, "{socket} {words:?}: {said}");
+    };
+    let _pod = node.pod("a");
+    succeeds("status.sock", &["status"], &[]);
+    succeeds("status.sock", &["pods"], &[]);
+    for words in [&["leave"][..], &["detach", "a"]] {
+        for socket in ["status.sock", "attach.sock"] {
+            fails(socket, words, &[]);
+        }
+    }
+    fails("status.sock", &["run"], &["--", "true"]);
+    succeeds("attach.sock", &["status"], &[]);
+    fails("attach.sock", &["pods"], &[]);
+    succeeds("attach.sock", &["run"], &["--", "true"]);
+    fails(
+        "attach.sock",
+        &["run", "--publish", "127.0.0.1:0:80"],
+        &["--", "true"],
+    );
+    fails("attach.sock", &["exec"], &["a", "true"]);
+    succeeds("control.sock", &["detach", "a"], &[]);
 }

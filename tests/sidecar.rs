@@ -589,7 +589,7 @@ fn without_rights_a_command_finds_proxies() {
 #[test]
 fn a_sidecar_may_be_a_pod_of_a_node_that_comes_back() {
     let Some(mut bed) = Bed::new() else { return };
-    let socket = bed.node.state_dir().join("nodes/n2/control.sock");
+    let socket = bed.node.state_dir().join("nodes/n2/attach.sock");
     let mut command = bed.node.host().command(MUSLIN);
     command.args(["sidecar", "--pod", "side", "--expose", "80=7000", "--agent"]);
     let mut sidecar = Sidecar::start(

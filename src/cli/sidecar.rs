@@ -42,7 +42,7 @@ pub(super) struct Arguments {
     /// Be a pod of this node, which runs here already, and no node
     #[arg(long = "node", value_name = "NAME", conflicts_with = "agent")]
     of_node: Option<String>,
-    /// The same by the node's control socket
+    /// The same by the node's control socket, or its attach.sock, which can do no more than this
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
     /// How to have an address [default: the first of them that is possible]

@@ -1,7 +1,8 @@
 //! The control socket: how commands speak to a node, and how pods' devices come to it.
 //!
 //! A Unix `SOCK_SEQPACKET` socket of mode 0600 in the node's own directory: one JSON message per
-//! packet, descriptors beside it (`SCM_RIGHTS`). Only the node's own user and root are answered.
+//! packet, descriptors beside it (`SCM_RIGHTS`). Only the node's own user and root are answered. Beside
+//! it are two that can do less, to be given to others: see [`Level`].
 
 mod client;
 mod connection;
@@ -10,4 +11,4 @@ mod server;
 
 pub use client::{Client, locate};
 pub use connection::{Connection, MAX_MESSAGE};
-pub use server::{Service, serve};
+pub use server::{Level, Service, serve};

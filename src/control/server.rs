@@ -23,6 +23,46 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Characters of the reason why a request is not understood.
 const MAX_REASON: usize = 200;
 
+/// What clients of a socket may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Everything. Only the node's own user and root are answered; of the other levels it is whoever
+    /// can open the socket.
+    Full,
+    /// To attach pods that end with the connection, to detach these, and the node's status.
+    Attach,
+    /// All tables.
+    Status,
+}
+
+impl Level {
+    /// Refuses what clients of this level may not ask for, if they have attached these pods.
+    fn check<T>(self, request: &Request, own: &[(PodName, T)]) -> Result<()> {
+        let is_own = |pod| own.iter().any(|(own, _)| own == pod);
+        let refuse = |what| Err(Error::failed(format!("not by this socket: {what}")));
+        match (self, request) {
+            (Self::Full, _)
+            | (Self::Attach, Request::Report(Table::Status))
+            | (Self::Status, Request::Report(_)) => Ok(()),
+            (Self::Status, _) => refuse("it is for tables only"),
+            (Self::Attach, Request::Attach(attach)) if attach.persistent => {
+                refuse("a pod that stays when its client ends")
+            }
+            (Self::Attach, Request::Attach(attach)) if !attach.publish.is_empty() => {
+                refuse("ports that lead to pods")
+            }
+            (Self::Attach, Request::Attach(_)) => Ok(()),
+            (Self::Attach, Request::Detach { pod } | Request::KeepNamespaces { pod, .. }) => {
+                match is_own(pod) {
+                    true => Ok(()),
+                    false => refuse("the pod is not this client's"),
+                }
+            }
+            (Self::Attach, _) => refuse("it is for attaching pods only"),
+        }
+    }
+}
+
 /// What a node does for its clients.
 pub trait Service: Send + Sync + 'static {
     /// A pod that is detached when this is dropped.
@@ -97,7 +137,11 @@ impl From<Error> for Answer {
 }
 
 /// Answers clients until the listener fails.
-pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc<S>) -> io::Error {
+pub async fn serve<S: Service>(
+    mut listener: UnixSeqpacketListener,
+    level: Level,
+    service: Arc<S>,
+) -> io::Error {
     let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut refused = Lines::new(Instant::now());
     loop {
@@ -119,7 +163,7 @@ pub async fn serve<S: Service>(mut listener: UnixSeqpacketListener, service: Arc
         let service = service.clone();
         tokio::spawn(async move {
             let connection = Connection::new(socket);
-            if let Err(error) = converse(&connection, &*service).await {
+            if let Err(error) = converse(&connection, level, &*service).await {
                 debug!("a control connection ended: {error}");
             }
             drop(permit);
@@ -142,13 +186,17 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-async fn converse(connection: &Connection, service: &impl Service) -> io::Result<()> {
+async fn converse<S: Service>(
+    connection: &Connection,
+    level: Level,
+    service: &S,
+) -> io::Result<()> {
     let uid = connection.peer_uid()?;
-    if uid != geteuid().as_raw() && uid != 0 {
+    if level == Level::Full && uid != geteuid().as_raw() && uid != 0 {
         return Err(io::Error::from(io::ErrorKind::PermissionDenied));
     }
     // Pods that end with the connection.
-    let mut attachments = Vec::new();
+    let mut attachments: Vec<(PodName, S::Attachment)> = Vec::new();
     let mut link = None;
     loop {
         let received = tokio::select! {
@@ -172,14 +220,18 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
             }
             Err(error) => return Err(error),
         };
+        if let Err(error) = level.check(&request, &attachments) {
+            connection.send(&Answer::from(error), &[]).await?;
+            continue;
+        }
         let answer = match request {
             Request::Attach(attach) => {
-                answer_attach(service, attach, beside).and_then(|(answer, held)| {
-                    if held.is_some() {
+                answer_attach(service, attach, beside).and_then(|(attached, held)| {
+                    if let Some(held) = held {
                         link = Some(service.link()?);
+                        attachments.push((attached.pod.clone(), held));
                     }
-                    attachments.extend(held);
-                    Ok(answer)
+                    Ok(Answer::Attached(attached))
                 })
             }
             Request::KeepNamespaces { pod, kinds } if kinds.len() == beside.len() => service
@@ -196,6 +248,11 @@ async fn converse(connection: &Connection, service: &impl Service) -> io::Result
                 }
                 Err(error) => Err(error),
             },
+            // By what it holds and not by a name, which may be another client's by now.
+            Request::Detach { pod } if level == Level::Attach => {
+                attachments.retain(|(own, _)| *own != pod);
+                Ok(Answer::Done)
+            }
             Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
             Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
@@ -227,12 +284,11 @@ fn answer_attach<S: Service>(
     service: &S,
     attach: Attach,
     device: Vec<OwnedFd>,
-) -> Result<(Answer, Option<S::Attachment>)> {
+) -> Result<(Attached, Option<S::Attachment>)> {
     if device.is_empty() {
         return Err(Error::usage("no device came with the request to attach"));
     }
-    let (attached, held) = service.attach(attach, device)?;
-    Ok((Answer::Attached(attached), held))
+    service.attach(attach, device)
 }
 
 /// Sends rows in as many packets as they need.
@@ -336,7 +392,7 @@ mod tests {
         socket::bind(listener.as_raw_fd(), &address).unwrap();
         socket::listen(&listener, Backlog::MAXALLOWABLE).unwrap();
         let listener = UnixSeqpacketListener::try_from(listener).unwrap();
-        let server = tokio::spawn(serve(listener, Arc::new(Empty)));
+        let server = tokio::spawn(serve(listener, Level::Full, Arc::new(Empty)));
         let ask = async |uid| {
             let mut client = tokio::process::Command::new("perl");
             client.args(["-MSocket", "-e", CLIENT, &name]).uid(uid);
@@ -351,10 +407,61 @@ mod tests {
         server.abort();
     }
 
+    #[test]
+    fn each_level_has_its_requests() {
+        let pod = |name: &str| name.parse::<PodName>().unwrap();
+        let own = [(pod("own"), ())];
+        let attach = |persistent, publish: &[&str]| {
+            let ports: Vec<crate::publish::Ports> =
+                publish.iter().map(|it| it.parse().unwrap()).collect();
+            Request::Attach(Attach {
+                pod: None,
+                address: None,
+                persistent,
+                publish: crate::publish::Ports::all(&ports),
+            })
+        };
+        let keep = |name| Request::KeepNamespaces {
+            pod: pod(name),
+            kinds: Vec::new(),
+        };
+        let drop = Request::DropLease(DropLease {
+            lease: "a".to_owned(),
+            force: true,
+        });
+        let (attached, status) = ([Level::Full, Level::Attach], [Level::Full, Level::Status]);
+        let full = [Level::Full];
+        let cases: [(Request, &[Level]); 12] = [
+            (attach(false, &[]), &attached),
+            (attach(true, &[]), &full),
+            (attach(false, &["80:80"]), &full),
+            (Request::Detach { pod: pod("own") }, &attached),
+            (Request::Detach { pod: pod("x") }, &full),
+            (keep("own"), &attached),
+            (keep("x"), &full),
+            (Request::Namespaces { pod: pod("own") }, &full),
+            (drop, &full),
+            (Request::Leave, &full),
+            (Request::Report(Table::Leases), &status),
+            (Request::Report(Table::Pods), &status),
+        ];
+        for (request, levels) in cases {
+            for level in [Level::Full, Level::Attach, Level::Status] {
+                let is_allowed = level.check(&request, &own).is_ok();
+                assert_eq!(is_allowed, levels.contains(&level), "{level:?} {request:?}");
+            }
+        }
+        let report = Request::Report(Table::Status);
+        for level in [Level::Full, Level::Attach, Level::Status] {
+            level.check(&report, &own).unwrap();
+        }
+    }
+
     #[tokio::test]
     async fn nonsense_is_answered_and_the_connection_stays() {
         let (ours, theirs) = UnixSeqpacket::pair().unwrap();
-        let server = tokio::spawn(async move { converse(&Connection::new(theirs), &Empty).await });
+        let connection = Connection::new(theirs);
+        let server = tokio::spawn(async move { converse(&connection, Level::Full, &Empty).await });
         let copy = ours.as_fd().try_clone_to_owned().unwrap();
         let answers = Connection::new(UnixSeqpacket::try_from(copy).unwrap());
         let long = "x".repeat(MAX_MESSAGE - 10);

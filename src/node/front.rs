@@ -23,7 +23,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A node as its clients see it.
 pub(super) struct Front {
     name: String,
-    socket: PathBuf,
+    sockets: Vec<PathBuf>,
     condition: watch::Receiver<flannel::State>,
     running: OnceLock<Arc<Running>>,
     leave: watch::Sender<bool>,
@@ -32,16 +32,16 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// That of a node which listens at `socket`; `leave` takes that somebody asks it to leave.
+    /// That of a node which listens at these sockets; `leave` takes that somebody asks it to leave.
     pub(super) fn new(
         name: String,
-        socket: PathBuf,
+        sockets: Vec<PathBuf>,
         condition: watch::Receiver<flannel::State>,
         leave: watch::Sender<bool>,
     ) -> Self {
         Self {
             name,
-            socket,
+            sockets,
             condition,
             running: OnceLock::new(),
             leave,
@@ -65,7 +65,9 @@ impl Front {
         if let Some(running) = self.running() {
             running.workers.stop();
         }
-        let _ = std::fs::remove_file(&self.socket);
+        for socket in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
         let told = result.as_ref().copied().map_err(ToString::to_string);
         self.finished.send_replace(Some(told));
         // A task that has its answer sends it before this one goes on.

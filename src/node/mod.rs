@@ -38,8 +38,8 @@ use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
 
 use crate::confine::{self, Capability};
-use crate::control;
 use crate::control::protocol::Link;
+use crate::control::{self, Level};
 use crate::egress;
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
@@ -209,14 +209,20 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         None => state.socket()?,
     };
     let listener = listen(&socket)?;
+    let lesser = lesser_sockets(&state);
+    let mut sockets: Vec<_> = lesser.iter().map(|(path, ..)| path.clone()).collect();
+    sockets.push(socket);
     let front = Arc::new(Front::new(
         settings.name.clone(),
-        socket,
+        sockets,
         condition.subscribe(),
         leave.clone(),
     ));
     let (fatal, ended) = mpsc::unbounded_channel();
-    serve(&front, listener, &fatal);
+    serve(&front, listener, Level::Full, &fatal);
+    for (_, listener, level) in lesser {
+        serve(&front, listener, level, &fatal);
+    }
     let start = Start {
         settings,
         store,
@@ -720,13 +726,32 @@ async fn keep_mtu(surface: Arc<Mutex<Surface>>, mut link: watch::Receiver<Link>)
 fn serve(
     front: &Arc<Front>,
     listener: UnixSeqpacketListener,
+    level: Level,
     fatal: &mpsc::UnboundedSender<Error>,
 ) {
     let (service, fatal) = (front.clone(), fatal.clone());
     tokio::spawn(async move {
-        let error = control::serve(listener, service).await;
+        let error = control::serve(listener, level, service).await;
         let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
     });
+}
+
+/// Sockets for clients who may not do everything. A node can do without.
+fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Level)> {
+    let open = |(name, level)| {
+        let opened = state.socket_named(name).and_then(|path| {
+            let listener = listen(&path)?;
+            Ok((path, listener, level))
+        });
+        opened
+            .inspect_err(|error| warn!("there is no {name}: {error}"))
+            .ok()
+    };
+    let all = [
+        ("attach.sock", Level::Attach),
+        ("status.sock", Level::Status),
+    ];
+    all.into_iter().filter_map(open).collect()
 }
 
 fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
