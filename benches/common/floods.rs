@@ -249,7 +249,7 @@ fn random(own: [u8; 6], gateway: [u8; 6]) -> Vec<Vec<u8>> {
     (0..1500)
         .map(|number: usize| {
             let mut target = gateway;
-            if number % 3 == 0 {
+            if number.is_multiple_of(3) {
                 target = std::array::from_fn(|_| byte());
             }
             let mut frame = [&target[..], &own, &[8, 0]].concat();

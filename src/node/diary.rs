@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_for_a_slow_disk_and_the_newest_is_written() {
-        // The disk takes one when it is told to.
+        // The disk takes the first when it is told to.
         let (disk, takes) = sync_channel(0);
         let written = Arc::new(Mutex::new(Vec::new()));
         let diary = Diary::open({
@@ -130,8 +130,8 @@ mod tests {
             diary.note(memory(pods));
         }
         disk.send(()).unwrap();
-        disk.send(()).unwrap();
-        drop((diary, disk));
+        drop(disk);
+        drop(diary);
         let written = written.lock();
         let last = serde_json::to_value(memory(9)).unwrap();
         assert_eq!(written.last(), Some(&last));

@@ -31,7 +31,7 @@ stack/src/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ soc
 stack/src/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
 stack/src/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
 stack/src/egress/mod.rs @ if !is_verified && checksum::check @ if !is_verified && protocol == Protocol::Tcp && checksum::check @ datagrams go out with wrong checksums
-stack/src/egress/mod.rs @ self.flows.to_evict(now, EVICTABLE, pod, direction)? @ self.flows.to_evict(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
+stack/src/egress/mod.rs @ self.flows.victim(now, EVICTABLE, pod, direction)? @ self.flows.victim(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
 stack/src/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
 stack/src/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
 stack/src/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all

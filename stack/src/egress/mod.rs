@@ -669,7 +669,7 @@ impl Egress {
         host: &mut impl Host,
         pods: &mut impl Pods,
     ) -> Step {
-        if let Some(least) = self.flows.to_evict(now, EVICTABLE, pod, direction)? {
+        if let Some(least) = self.flows.victim(now, EVICTABLE, pod, direction)? {
             self.counters.evicted += 1;
             self.end(now, least, host, pods);
         }

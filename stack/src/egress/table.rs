@@ -132,7 +132,7 @@ impl<T> Table<T> {
     /// What is full, if there is no flow that does: those of the pod's own share only do once they
     /// have been idle for `idle`. Whoever has more than one flow more than this share loses one in any
     /// case.
-    pub(super) fn to_evict(
+    pub(super) fn victim(
         &mut self,
         now: Instant,
         idle: Duration,
@@ -459,8 +459,8 @@ mod tests {
             .collect()
     }
 
-    fn to_evict(table: &mut Table<()>, now: Instant, number: u8) -> Result<Option<FlowId>, Full> {
-        table.to_evict(now, IDLE, pod(number), Direction::Out)
+    fn victim(table: &mut Table<()>, now: Instant, number: u8) -> Result<Option<FlowId>, Full> {
+        table.victim(now, IDLE, pod(number), Direction::Out)
     }
 
     #[test]
@@ -473,16 +473,16 @@ mod tests {
             table.count(*id, at(15), ANSWERED);
         }
         for _ in 0..1000 {
-            assert_eq!(to_evict(&mut table, at(20), 2), Err(Full::Share));
+            assert_eq!(victim(&mut table, at(20), 2), Err(Full::Share));
         }
         assert_eq!(table.relisted, FLOWS, "once each, and not 1000 times");
         for port in 0..FLOWS {
-            let least = to_evict(&mut table, at(25), 2).unwrap().unwrap();
+            let least = victim(&mut table, at(25), 2).unwrap().unwrap();
             assert!(table.remove(least).is_some());
             let id = table.insert(at(25), Direction::Out, key(pod(2), port as u16), ());
             table.count(id, at(25), ANSWERED);
         }
-        assert_eq!(to_evict(&mut table, at(25), 2), Err(Full::Share));
+        assert_eq!(victim(&mut table, at(25), 2), Err(Full::Share));
     }
 
     #[test]
@@ -495,11 +495,11 @@ mod tests {
         }
         table.count(many[0], at(2), ANSWERED);
         // However busy all are.
-        assert_eq!(to_evict(&mut table, at(2), 3), Ok(Some(many[1])));
-        assert_eq!(to_evict(&mut table, at(2), 4), Ok(Some(many[1])));
-        assert_eq!(to_evict(&mut table, at(2), 2), Err(Full::Share));
+        assert_eq!(victim(&mut table, at(2), 3), Ok(Some(many[1])));
+        assert_eq!(victim(&mut table, at(2), 4), Ok(Some(many[1])));
+        assert_eq!(victim(&mut table, at(2), 2), Err(Full::Share));
         table.remove(many[1]);
-        assert_eq!(to_evict(&mut table, at(2), 2), Ok(None), "there is room");
+        assert_eq!(victim(&mut table, at(2), 2), Ok(None), "there is room");
     }
 
     #[test]
@@ -508,7 +508,7 @@ mod tests {
         fill(&mut table, 2, Direction::Out, 20);
         for port in 0..100 {
             for number in [3, 4] {
-                if let Ok(least) = to_evict(&mut table, at(1), number) {
+                if let Ok(least) = victim(&mut table, at(1), number) {
                     least.map(|least| table.remove(least));
                     table.insert(at(1), Direction::Out, key(pod(number), 100 + port), ());
                 }
@@ -527,11 +527,11 @@ mod tests {
             let moved = if seconds == 3 { ASKED } else { ANSWERED };
             table.count(*id, at(seconds), moved);
         }
-        assert_eq!(to_evict(&mut table, at(9), 3), Ok(Some(ids[2])));
+        assert_eq!(victim(&mut table, at(9), 3), Ok(Some(ids[2])));
         // Of one's own only what is idle.
-        assert_eq!(to_evict(&mut table, at(10), 2), Err(Full::Share));
-        assert_eq!(to_evict(&mut table, at(11), 2), Ok(Some(ids[0])));
-        assert_eq!(to_evict(&mut table, at(13), 2), Ok(Some(ids[2])));
+        assert_eq!(victim(&mut table, at(10), 2), Err(Full::Share));
+        assert_eq!(victim(&mut table, at(11), 2), Ok(Some(ids[0])));
+        assert_eq!(victim(&mut table, at(13), 2), Ok(Some(ids[2])));
     }
 
     #[test]
@@ -546,27 +546,27 @@ mod tests {
             .collect();
         table.count(ids[0], at(0), ASKED);
         table.count(ids[1], at(5), NOBODY);
-        assert_eq!(to_evict(&mut table, at(5), 3), Ok(Some(ids[1])));
+        assert_eq!(victim(&mut table, at(5), 3), Ok(Some(ids[1])));
     }
 
     #[test]
     fn strangers_do_not_take_a_pods_way_out() {
         let mut table = table(6, 4);
         let inwards = fill(&mut table, 2, Direction::In, 4);
-        assert_eq!(to_evict(&mut table, at(0), 2), Ok(None));
-        let full = table.to_evict(at(0), IDLE, pod(2), Direction::In);
+        assert_eq!(victim(&mut table, at(0), 2), Ok(None));
+        let full = table.victim(at(0), IDLE, pod(2), Direction::In);
         assert_eq!(full, Err(Full::Share));
         for port in 10..12 {
             table.insert(at(0), Direction::Out, key(pod(2), port), ());
         }
-        assert_eq!(to_evict(&mut table, at(0), 2), Ok(Some(inwards[0])));
+        assert_eq!(victim(&mut table, at(0), 2), Ok(Some(inwards[0])));
         assert_eq!(table.of_pod(pod(2)).count(), 6);
     }
 
     /// What a flow of the model is, and when it was last in use.
     type Modelled = (FlowKey, FlowId, Direction, bool, Instant);
 
-    /// The flow that [`Table::to_evict`] finds, by a search.
+    /// The flow that [`Table::victim`] finds, by a search.
     fn search(model: &[Modelled], now: Instant, number: u8, limit: usize) -> Option<FlowId> {
         let its = |pod: Ipv4Addr, direction| {
             let of_it = move |it: &&Modelled| (*it.0.pod.ip(), it.2) == (pod, direction);
@@ -626,7 +626,7 @@ mod tests {
                 if !model.is_empty() {
                     let expected = search(&model, now, number, 5);
                     // Some looks may not be enough to put all in their places.
-                    let found = (0..8).map(|_| to_evict(&mut table, now, number)).last().unwrap();
+                    let found = (0..8).map(|_| victim(&mut table, now, number)).last().unwrap();
                     prop_assert_eq!(found.ok().flatten(), expected);
                 }
             }
