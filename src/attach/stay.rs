@@ -37,7 +37,7 @@ pub(crate) async fn stay_attached(
             }
         }
         info!("the node is gone; waiting for its successor");
-        let mut complained = String::new();
+        let (mut heard, mut complained) = (String::new(), String::new());
         client = loop {
             tokio::time::sleep(LOOK_AGAIN).await;
             let Ok(client) = Client::connect(socket).await else {
@@ -60,10 +60,12 @@ pub(crate) async fn stay_attached(
                 Ok(()) => break client,
                 Err(error) => {
                     let text = error.to_string();
-                    if text != complained {
+                    // One that has just begun is ready the next time.
+                    if text == heard && text != complained {
                         warn!("the node does not take the pod back: {text}");
-                        complained = text;
+                        complained.clone_from(&text);
                     }
+                    heard = text;
                     tokio::time::sleep(ASK_AGAIN).await;
                 }
             }
