@@ -3,7 +3,8 @@
 //!
 //! A frame may stand for 128 datagrams or for a copy to each of 250 pods, so frames say little.
 //! Work is counted in bytes: those that are copied, and what a call to the kernel, or a segment that
-//! it makes of a superpacket, takes as long as. Turns are those of deficit round robin (Shreedhar and
+//! it cuts off a superpacket, takes as long as (measured at 380,000 small frames, 28,000 trains of 64
+//! or 30,000 superpackets a second of one core). Turns are those of deficit round robin (Shreedhar and
 //! Varghese, SIGCOMM 1995), with the difference that what a frame costs is known when it was read:
 //! whoever has had too much waits for as many turns as that was.
 
@@ -12,15 +13,15 @@ use smoltcp::time::Instant;
 use crate::bucket::TokenBucket;
 
 /// A call to the kernel, in bytes that could be copied meanwhile.
-pub const CALL: u64 = 4096;
+pub const CALL: u64 = 8192;
 /// A segment that the kernel cuts off a superpacket, likewise.
-pub const SEGMENT: u64 = 512;
-/// Work of one turn: four superpackets, or some sixty small frames.
-pub const TURN: u64 = 256 << 10;
+pub const SEGMENT: u64 = 2048;
+/// Work of one turn: seven superpackets, or three that are cut apart, or some sixty small frames.
+pub const TURN: u64 = 512 << 10;
 
 /// Work of frames that a port may have flooded in a second: some twentieth of a core. With two other
 /// ports these are 12,000 small frames, with thirty 800.
-pub const STORM_RATE: u32 = 100_000_000;
+pub const STORM_RATE: u32 = 200_000_000;
 /// The same at once.
 pub const STORM_BURST: u32 = STORM_RATE / 2;
 
@@ -115,7 +116,8 @@ mod tests {
     /// batch has.
     #[test]
     fn a_turn_is_a_batch() {
-        assert_eq!(TURN / of_superpacket(46, 65_000), 2);
+        assert_eq!(TURN / of_superpacket(46, 65_000), 3);
+        assert_eq!(TURN / of_packets(1, 65_000), 7);
         assert_eq!(TURN / of_packets(1, 60), 63);
     }
 }

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::overhead::{Format, Mtu};
+use muslin_encap::virtio::GsoKind;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
@@ -368,18 +369,15 @@ impl Node {
     /// What a packet with this verdict costs.
     fn work(&self, verdict: Verdict, packet: &PacketBuf<'_>) -> u64 {
         let len = packet.total_len();
-        match verdict {
-            Verdict::Flood { .. } => work::of_packets(self.others().max(1), len),
-            Verdict::Port(_)
-            | Verdict::Uplink { .. }
-            | Verdict::Peer { .. }
-            | Verdict::Egress
-            | Verdict::Consumed
-            | Verdict::Drop(_) => {
-                let size = packet.offload().gso.map_or(len, |gso| gso.size.into());
-                work::of_superpacket(len.div_ceil(size.max(1)), len)
-            }
-        }
+        let is_cut = match (verdict, packet.offload().gso) {
+            (Verdict::Flood { .. }, _) => return work::of_packets(self.others().max(1), len),
+            (Verdict::Peer { .. } | Verdict::Uplink { .. }, gso) => gso,
+            // A stream goes on as one.
+            (Verdict::Egress, gso) => gso.filter(|gso| gso.kind == GsoKind::Udp),
+            (Verdict::Port(_) | Verdict::Consumed | Verdict::Drop(_), _) => None,
+        };
+        let size = is_cut.map_or(len, |gso| gso.size.into());
+        work::of_superpacket(len.div_ceil(size.max(1)), len)
     }
 
     /// How many ports a frame is flooded to that came from one.
