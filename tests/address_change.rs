@@ -54,7 +54,6 @@ fn connections_outlive_a_change_of_the_public_address() {
     overflow(&moving, &fixed, "10.9.0.1", FLOOD);
     let lost = |node: &Node| node.losses().get("underlay-overflow").copied();
     poll_until(SOON, "the losses of the old socket", || {
-        // The kernel tells them with what arrives later.
         assert!(here.exchange(connection, 1000, 3).unwrap().intact);
         lost(&moving)
     });

@@ -45,7 +45,7 @@ pub(super) struct Overflow(AtomicU32);
 
 impl Overflow {
     /// Takes the kernel's count, and returns how many these are more than before.
-    fn grow(&self, count: u32) -> u64 {
+    pub(super) fn grow(&self, count: u32) -> u64 {
         count.wrapping_sub(self.0.swap(count, Relaxed)).into()
     }
 }

@@ -17,6 +17,31 @@ pub(crate) fn set(
     set_value(socket, level, name, &value)
 }
 
+/// How many messages the kernel has dropped since a socket is open, modulo 2^32 (Linux 4.12).
+pub(super) fn drops(socket: &impl AsFd) -> io::Result<u32> {
+    /// Where that is among what `SO_MEMINFO` tells (`SK_MEMINFO_DROPS`), and how much it tells.
+    const DROPS: usize = 8;
+    const VARS: usize = 9;
+    let mut told = [0_u32; VARS];
+    let mut len = size_of_val(&told) as libc::socklen_t;
+    // SAFETY: the kernel writes at most as many bytes as there is room for, which lives until the call
+    // returns; the descriptor is open.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            told.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result == 0 {
+        Ok(told[DROPS])
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Has a program of classic BPF say which of the sockets that share a port a datagram is for
 /// (Linux 4.5).
 pub(super) fn attach_reuseport_program(

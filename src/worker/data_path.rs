@@ -264,6 +264,7 @@ impl DataPath {
         }
         self.flush();
         if underlay.tunnel.is_some() {
+            self.count_losses();
             self.turns = turns(&underlay);
             self.io.underlay.tunnel = underlay.tunnel;
         }
@@ -283,7 +284,15 @@ impl DataPath {
         }
     }
 
-    fn report(&self) -> Report {
+    /// Counts what the tunnel's queues have lost that nothing has told of.
+    fn count_losses(&mut self) {
+        let tunnel = self.io.underlay.tunnel.as_ref();
+        let lost = tunnel.map_or(0, UdpSocket::take_losses);
+        self.node.count_drops(DropReason::UnderlayOverflow, lost);
+    }
+
+    fn report(&mut self) -> Report {
+        self.count_losses();
         let node = &self.node;
         let tunnel = self.io.underlay.tunnel.as_ref();
         Report {
