@@ -129,9 +129,9 @@ impl<T> Table<T> {
     /// The flow that has to make room for another one of a pod, if one has to.
     ///
     /// # Errors
-    /// What is full, if there is no flow that does: those of the pod's own share only do once they
-    /// have been idle for `idle`. Whoever has more than one flow more than this share loses one in any
-    /// case.
+    /// What is full, if there is no flow that does: those of the pod's own share, and of others that have
+    /// as many, only do once they have been idle for `idle`. Whoever has more than one flow more than
+    /// this share loses one in any case.
     pub(super) fn victim(
         &mut self,
         now: Instant,
@@ -153,10 +153,11 @@ impl<T> Table<T> {
         let largest = self.by_share.iter().map(|(share, all)| (all.len(), *share));
         match largest.max() {
             Some((most, largest)) if most > its + 1 => Ok(self.least(largest)),
-            Some(_) => self
-                .least_idle(now, idle, share)
-                .ok_or(Full::Table)
-                .map(Some),
+            Some(_) => {
+                let own = self.least_idle(now, idle, share);
+                let least = own.or_else(|| self.idle_of_others(now, idle, its));
+                least.ok_or(Full::Table).map(Some)
+            }
             None => Err(Full::Table),
         }
     }
@@ -175,6 +176,32 @@ impl<T> Table<T> {
                 }
             }
         })
+    }
+
+    /// An idle flow of one of those who have no fewer: the one that has been so for longest, or nearly
+    /// so.
+    fn idle_of_others(&mut self, now: Instant, idle: Duration, its: usize) -> Option<FlowId> {
+        for _ in 0..LOOKS {
+            let others = self.by_share.iter().filter(|(_, all)| all.len() >= its);
+            let oldest = others.filter_map(|(share, _)| {
+                let firsts = [false, true].map(|is_answered| self.first(*share, is_answered));
+                let active = firsts
+                    .into_iter()
+                    .flatten()
+                    .map(|(value, _)| value.active)
+                    .min();
+                Some((active?, *share))
+            });
+            let (active, share) = oldest.min()?;
+            if active + idle > now {
+                return None;
+            }
+            let least = self.least_idle(now, idle, share);
+            if least.is_some() {
+                return least;
+            }
+        }
+        None
     }
 
     /// The flow of a share that is worth least, or nearly so.
@@ -550,6 +577,22 @@ mod tests {
     }
 
     #[test]
+    fn where_all_have_as_many_an_idle_flow_makes_room() {
+        let mut table = table(3, 2);
+        let ids: Vec<_> = (2..5)
+            .map(|number| {
+                let ids = fill(&mut table, number, Direction::Out, 1);
+                table.count(ids[0], at(number.into()), ANSWERED);
+                ids[0]
+            })
+            .collect();
+        assert_eq!(victim(&mut table, at(11), 9), Err(Full::Table));
+        assert_eq!(victim(&mut table, at(12), 9), Ok(Some(ids[0])));
+        table.count(ids[0], at(12), ANSWERED);
+        assert_eq!(victim(&mut table, at(13), 9), Ok(Some(ids[1])));
+    }
+
+    #[test]
     fn strangers_do_not_take_a_pods_way_out() {
         let mut table = table(6, 4);
         let inwards = fill(&mut table, 2, Direction::In, 4);
@@ -585,12 +628,21 @@ mod tests {
         let shares = (0..3).flat_map(|number| {
             [Direction::Out, Direction::In].map(|direction| (pod(number), direction))
         });
-        let largest = shares.map(|(pod, direction)| (its(pod, direction).count(), pod, direction));
+        let sizes = shares.clone();
+        let largest = sizes.map(|(pod, direction)| (its(pod, direction).count(), pod, direction));
         let (most, largest, direction) = largest.max().unwrap();
-        match most > own + 1 {
-            true => least(largest, direction, None),
-            false => least(pod(number), Direction::Out, Some(IDLE)),
+        if most > own + 1 {
+            return least(largest, direction, None);
         }
+        least(pod(number), Direction::Out, Some(IDLE)).or_else(|| {
+            let others = shares.filter(|(pod, direction)| its(*pod, *direction).count() >= own);
+            let oldest = others.filter_map(|(pod, direction)| {
+                let active = its(pod, direction).map(|it| it.4).min()?;
+                Some((active, pod, direction))
+            });
+            let (_, pod, direction) = oldest.min()?;
+            least(pod, direction, Some(IDLE))
+        })
     }
 
     proptest! {
