@@ -377,7 +377,9 @@ impl Node {
             (Verdict::Port(_) | Verdict::Consumed | Verdict::Drop(_), _) => None,
         };
         let size = is_cut.map_or(len, |gso| gso.size.into());
-        work::of_superpacket(len.div_ceil(size.max(1)), len)
+        // What goes outside goes through all that the host does with its own datagrams.
+        let weight = if verdict == Verdict::Egress { 2 } else { 1 };
+        work::of_superpacket(weight * len.div_ceil(size.max(1)), len)
     }
 
     /// How many ports a frame is flooded to that came from one.
