@@ -5,16 +5,14 @@ use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 
 use clap::ValueEnum;
-use muslin::control::protocol::Attached;
 use serde_json::{Map, Value, json};
 
 use crate::common::machine::resident_bytes;
 use crate::common::path::Path;
+use crate::common::pods::{UNDERLAY, attached_pod};
 use crate::common::window::Ends;
 use crate::lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
 
-/// Between the hosts.
-const UNDERLAY: &str = "eth0";
 /// Of the underlay, so that VXLAN's pods have 1,500.
 const UNDERLAY_MTU: u16 = 1550;
 /// Of all pods that are compared.
@@ -227,13 +225,7 @@ fn store(lab: &Lab) -> String {
 fn pod_of_node(lab: &Lab, host: &Host) -> (Host, Node) {
     let node = NodeConfig::on_interface("node", UNDERLAY, &store(lab)).start(host);
     assert_eq!(node.mtu(), POD_MTU);
-    let pod = lab.namespace("pod");
-    let pid = pod.pid().to_string();
-    let mut command = node.client(&["attach", "--pid", &pid, "--name", "pod", "--json"]);
-    let output = command.stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "no pod{}", node.log());
-    let _: Attached = serde_json::from_slice(&output.stdout).unwrap();
-    (pod, node)
+    (attached_pod(lab, &node, "pod").0, node)
 }
 
 /// A sidecar that leads a port of the host to a pod. It is a node of its own, and its pod's address

@@ -111,7 +111,8 @@ impl<M> Messages<M> {
 
     /// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
     /// Each is put behind `skipped` bytes of its buffer, which are part of it from then on;
-    /// `overflow` is the socket's, and `about` says what there is to know of it, or nothing if it cannot be used.
+    /// `overflow` is the socket's, and `about` says what there is to know of it, or nothing if it
+    /// cannot be used.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; else what the socket has to say.

@@ -1,6 +1,6 @@
 //! The tunnel's sockets: some that datagrams arrive at (see [`queues`]), and some that they leave
-//! from, so that flows differ in their outer source port as those of a kernel's VXLAN device do (RFC 7348 section
-//! 5): networks spread them over links, and receivers over queues, by it.
+//! from, so that flows differ in their outer source port as those of a kernel's VXLAN device do (RFC
+//! 7348 section 5): networks spread them over links, and receivers over queues, by it.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
