@@ -126,6 +126,12 @@ impl<T> RouteTable<T> {
         }
     }
 
+    /// Whether a route may lie within another: they have several lengths.
+    #[must_use]
+    pub const fn may_nest(&self) -> bool {
+        self.v4.longest_first.len() > 1 || self.v6.longest_first.len() > 1
+    }
+
     /// Every route, by prefix.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
         let v4 = self.v4.iter().filter_map(|(mask, network, value)| {
@@ -161,6 +167,19 @@ mod tests {
         assert_eq!(lookup("10.244.4.9"), Some("network"));
         assert_eq!(lookup("10.245.0.1"), None);
         assert_eq!(lookup("fd12::1"), Some("six"));
+    }
+
+    #[test]
+    fn routes_of_one_length_do_not_nest() {
+        let mut table = RouteTable::default();
+        for prefix in ["10.1.2.0/24", "10.1.3.0/24", "fd00::/64"] {
+            table.insert(prefix.parse().unwrap(), ());
+        }
+        assert!(!table.may_nest());
+        table.insert("10.1.0.0/16".parse().unwrap(), ());
+        assert!(table.may_nest());
+        table.remove("10.1.0.0/16".parse().unwrap());
+        assert!(!table.may_nest());
     }
 
     #[test]

@@ -245,9 +245,16 @@ impl Node {
     /// Whether packets to `source` go to where one came from that is said to be from there: a lease
     /// within another is its own holder's alone.
     fn is_from(&self, first: Option<PeerId>, source: Ipv4Addr) -> bool {
-        match (self.routes.lookup(source.into()), first) {
-            (Some(NextHop::Peer(owner)), Some(first)) => self.peers.share_address(*owner, first),
-            _ => false,
+        let Some(first) = first else {
+            return false;
+        };
+        // What is known of the peer spares the route table, where leases have one length.
+        if !self.routes.may_nest() && self.peers.is_routed(first, source) {
+            return true;
+        }
+        match self.routes.lookup(source.into()) {
+            Some(NextHop::Peer(owner)) => self.peers.share_address(*owner, first),
+            Some(NextHop::Local) | None => false,
         }
     }
 

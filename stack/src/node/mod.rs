@@ -296,9 +296,7 @@ impl Node {
         let heard = old
             .filter(|old| old.peer.address.ip() == peer.address.ip())
             .and_then(|old| old.heard);
-        if !self.is_within(peer.subnet) {
-            self.routes.insert(peer.subnet, NextHop::Peer(peer.id));
-        }
+        let (id, subnet) = (peer.id, peer.subnet);
         let host = *peer.address.ip();
         let path = self.path_to(host);
         if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
@@ -311,6 +309,9 @@ impl Node {
             sent,
             heard,
         });
+        if !self.is_within(subnet) {
+            self.set_route(subnet, Some(id));
+        }
     }
 
     /// Removes a peer; false if there was none.
@@ -324,12 +325,23 @@ impl Node {
         let subnet = old.peer.subnet.trunc();
         if self.routes.get(subnet) == Some(&NextHop::Peer(id)) {
             let heir = self.peers.iter().find(|it| it.subnet.trunc() == subnet);
-            match heir {
-                Some(heir) => self.routes.insert(subnet, NextHop::Peer(heir.id)),
-                None => self.routes.remove(subnet),
-            };
+            self.set_route(subnet, heir.map(|heir| heir.id));
         }
         Some(old)
+    }
+
+    /// Routes a subnet to a peer, or no more.
+    fn set_route(&mut self, subnet: IpNet, to: Option<PeerId>) {
+        let before = match to {
+            Some(id) => self.routes.insert(subnet, NextHop::Peer(id)),
+            None => self.routes.remove(subnet),
+        };
+        if let Some(NextHop::Peer(before)) = before {
+            self.peers.set_routed(before, None);
+        }
+        if let Some(id) = to {
+            self.peers.set_routed(id, Some(subnet));
+        }
     }
 
     fn is_within(&self, prefix: IpNet) -> bool {

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU32;
 
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
@@ -46,6 +47,8 @@ struct Incoming {
     next: Option<Link>,
     /// When the last datagram or frame came.
     heard: Option<Heard>,
+    /// The subnet that is routed to it.
+    routed: Option<Ipv4Net>,
 }
 
 /// A peer's number that leaves room for there being none.
@@ -112,6 +115,7 @@ impl Peers {
             received,
             next: None,
             heard: heard.map(Heard::at),
+            routed: None,
         };
         let source = IpAddr::V4(*peer.address.ip());
         match self.chain(self.first_at(source)).last() {
@@ -201,6 +205,24 @@ impl Peers {
             incoming.received.count(len);
             incoming.heard = Some(Heard::at(now));
         }
+    }
+
+    /// Notes what is routed to a peer, if anything.
+    pub(super) fn set_routed(&mut self, id: PeerId, subnet: Option<IpNet>) {
+        if let Some(incoming) = self.incoming.get_mut(index(id)) {
+            incoming.routed = match subnet {
+                Some(IpNet::V4(subnet)) => Some(subnet),
+                Some(IpNet::V6(_)) | None => None,
+            };
+        }
+    }
+
+    /// Whether `address` is in the subnet that is routed to a peer. A smaller one within it may be
+    /// routed to another.
+    pub(super) fn is_routed(&self, id: PeerId, address: Ipv4Addr) -> bool {
+        let incoming = self.incoming.get(index(id));
+        let subnet = incoming.and_then(|incoming| incoming.routed);
+        subnet.is_some_and(|subnet| subnet.contains(&address))
     }
 
     /// The first peer with this outer address.

@@ -780,6 +780,29 @@ fn a_lease_within_another_is_its_own_holders_alone() {
     }
 }
 
+/// All leases have one length here, so that what is known of a peer spares the route table.
+#[test]
+fn of_two_peers_with_one_lease_the_later_one_has_it() {
+    let mut node = node(1, "udp");
+    let holder = |node: &mut Node| {
+        [2, 3, 4].map(|host| {
+            let (verdict, _) = from_peer(node, host, &ping(pod(2, 2), pod(1, 3), 9, 0));
+            verdict == Verdict::Port(OTHER_PORT)
+        })
+    };
+    assert_eq!(holder(&mut node), [true, false, false]);
+    node.set_peer(peer(3, "10.244.2.0/24"));
+    assert_eq!(holder(&mut node), [false, true, false]);
+    node.set_peer(peer(4, "10.244.2.77/24"));
+    assert_eq!(holder(&mut node), [false, false, true]);
+    node.remove_peer(PeerId(4));
+    assert_eq!(holder(&mut node), [true, false, false]);
+    node.set_peer(peer(2, "10.244.9.0/24"));
+    assert_eq!(holder(&mut node), [false, true, false]);
+    node.remove_peer(PeerId(3));
+    assert_eq!(holder(&mut node), [false, false, false]);
+}
+
 /// A neighbour advertisement for `target` from `source`, or a solicitation if that is `::`.
 fn neighbour_message(mac: EthernetAddress, source: &str, target: &str) -> Vec<u8> {
     let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
