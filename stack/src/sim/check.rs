@@ -22,6 +22,7 @@ use crate::neighbour::State;
 use crate::node::{NextHop, Node};
 use crate::peer::{Peer, PeerId};
 use crate::port::PortId;
+use crate::work;
 
 /// How long tables may take to be right again after everything is mended: a wiped store's peers are
 /// waited for a minute, a node that has lost its lease starts again after 10 s.
@@ -34,6 +35,9 @@ const TALK: u64 = 180;
 const BYTES: usize = 3_000;
 /// Pairs of pods that talk over TCP at the end of a run; all others ping.
 const MAX_TALKS: usize = 60;
+
+/// Turns in which nothing is taken of a port whose last frame had too much work for one.
+const IDLE_TURNS: u32 = 8;
 
 /// How often a pod that does not answer is pinged.
 const ROUNDS: usize = 5;
@@ -62,6 +66,28 @@ pub(super) fn counters(machine: usize, node: &Node) -> Result<(), Violation> {
     }
     Err(Violation(format!(
         "the counters of machine {machine} do not add up: {came} packets came, {went} went"
+    )))
+}
+
+/// A turn is no longer than it may be: no frame is taken once `taken` has used it up, whatever the
+/// node has counted.
+pub(super) fn turn(machine: usize, port: PortId, taken: u64) -> Result<(), Violation> {
+    if taken < work::TURN {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "port {port} of machine {machine} has work of {taken} done in its turn, and more"
+    )))
+}
+
+/// Who waits has a turn again: what is taken beyond one is no more than the largest frame, copied to
+/// all.
+pub(super) fn patience(machine: usize, port: PortId, idle_turns: u32) -> Result<(), Violation> {
+    if idle_turns < IDLE_TURNS {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "port {port} of machine {machine} has had {idle_turns} turns in which nothing was taken"
     )))
 }
 
@@ -547,6 +573,10 @@ fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
     let routes: BTreeSet<_> = node.routes().map(|(prefix, _)| prefix).collect();
     if routes != expected {
         return wrong("has other routes than peers");
+    }
+    let mut prefixes = routes.iter();
+    if prefixes.any(|prefix| prefix.prefix_len() != own.prefix_len()) {
+        return wrong("has a peer with more or less than a lease");
     }
     let mut hops = node.routes();
     if hops.any(|(prefix, hop)| (*hop == NextHop::Local) != (prefix == own)) {

@@ -62,6 +62,7 @@ pub(super) enum Due {
     Device(Who, PortId),
     ToDevice(Who, PortId, Vec<u8>),
     FromDevice(Who, PortId, Vec<u8>),
+    Turn(Who, PortId),
     Frame(usize, Vec<u8>),
     Flows(Who),
     Socket(Who, FlowId, Happening),
@@ -253,7 +254,8 @@ impl Cluster {
                 }
             }
             Due::ToDevice(who, port, frame) => self.deliver(who, port, &frame)?,
-            Due::FromDevice(who, port, frame) => self.take_frame(who, port, &frame)?,
+            Due::FromDevice(who, port, frame) => self.hear_device(who, port, frame),
+            Due::Turn(who, port) => self.take_turn(who, port)?,
             Due::Flows(who) => self.flows_timeout(who)?,
             Due::Socket(who, id, happening) => self.socket_event(who, id, happening)?,
             Due::Frame(machine, bytes) => self.take_link_frame(machine, &bytes)?,

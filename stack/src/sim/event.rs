@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use muslin_encap::overhead::Mtu;
 
 use super::Violation;
@@ -15,6 +16,9 @@ use super::rogue::Rogue;
 use crate::egress::Protocol;
 use crate::lease::{Entry, LEASE_TTL, LeaseRecord, SubnetKey, lease_prefix};
 use crate::port::PortId;
+
+/// A node that is not simulated, with a lease that no other has.
+const OVERLAPPING: u8 = 255;
 
 /// What happens. Machines are numbered from 0; an event that cannot happen does nothing, so that a
 /// plan stays one when some of it is left out.
@@ -106,6 +110,13 @@ pub enum Event {
     },
     /// A node that is not simulated has a lease.
     Foreign(u8),
+    /// So has one whose subnet is a part of that of a machine's, or has that as a part.
+    Overlap {
+        /// The machine.
+        machine: usize,
+        /// Whether it is the larger one.
+        is_wider: bool,
+    },
     /// So has one of flannel's, which follows the store, and loses changes.
     Flannel(u8),
     /// TCP connections between pods, which are numbered over all machines.
@@ -270,6 +281,10 @@ impl fmt::Display for Event {
             }
             Self::Foreign(number) => {
                 write!(f, "a foreign node with number {number} has a lease")
+            }
+            Self::Overlap { machine, is_wider } => {
+                let place = if *is_wider { "around" } else { "within" };
+                write!(f, "a foreign node has a lease {place} that of machine {machine}")
             }
             Self::Flannel(number) => {
                 write!(f, "a node of flannel's with number {number} starts")
@@ -469,7 +484,7 @@ impl Cluster {
     }
 
     /// A machine's pod that does not behave.
-    fn rogue(&self, who: Who) -> Option<PortId> {
+    pub(super) fn rogue(&self, who: Who) -> Option<PortId> {
         let machine = &self.machines[who.machine];
         let running = machine.process.as_ref()?.running.as_ref()?;
         let mut ports = running.ports.iter();
@@ -525,6 +540,7 @@ impl Cluster {
             Event::Foreign(number) => {
                 self.write_foreign(*number);
             }
+            Event::Overlap { machine, is_wider } => self.write_overlap(*machine, *is_wider),
             Event::Flannel(number) => {
                 if let Some(key) = self.write_foreign(*number) {
                     self.start_flannel(key);
@@ -549,6 +565,24 @@ impl Cluster {
         self.store
             .put(now, None, key.clone(), value, Some(LEASE_TTL));
         Some(key)
+    }
+
+    /// A node that is not simulated has a lease that no node of this network has.
+    fn write_overlap(&mut self, machine: usize, is_wider: bool) {
+        let process = self.machines[machine].process.as_ref();
+        let Some(running) = process.and_then(|process| process.running.as_ref()) else {
+            return;
+        };
+        let own = running.key.ipv4;
+        let other = match is_wider {
+            true => own.supernet(),
+            false => Ipv4Net::new(own.network(), own.prefix_len() + 1).ok(),
+        };
+        if let Some(other) = other {
+            let key = format!("{}/{}", lease_prefix(PREFIX), SubnetKey::new(other.trunc()));
+            let (now, value) = (self.queue.now(), self.stranger(OVERLAPPING));
+            self.store.put(now, None, key, value, Some(LEASE_TTL));
+        }
     }
 
     /// Somebody writes the network's configuration.

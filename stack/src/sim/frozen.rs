@@ -144,6 +144,7 @@ impl Due {
             | Self::Plug(who, _)
             | Self::Node(who)
             | Self::FromDevice(who, ..)
+            | Self::Turn(who, _)
             | Self::Flows(who)
             | Self::Socket(who, ..) => Some(who.machine),
             Self::Frame(machine, _) => Some(*machine),

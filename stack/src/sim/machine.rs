@@ -1,6 +1,6 @@
 //! A machine: its address, what it keeps on disk, and the node's process while that runs.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -96,6 +96,10 @@ pub(super) struct Plugged {
     pub(super) sender: u64,
     pub(super) device: Box<dyn Device>,
     pub(super) timer: Timer,
+    /// Frames that the node has not taken yet.
+    pub(super) waiting: VecDeque<Vec<u8>>,
+    /// Turns since it took the last one of them.
+    pub(super) idle_turns: u32,
 }
 
 /// When something is scheduled to be polled.

@@ -291,6 +291,10 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
                 _ => Forgery::Neighbour(other),
             },
         },
+        72 if random.chance(500) => Event::Overlap {
+            machine,
+            is_wider: random.chance(500),
+        },
         72..=73 => Event::Foreign(random.below(256) as u8),
         74..=84 => Event::Talk {
             from: pod,

@@ -1,5 +1,6 @@
 //! Ports: how pods are attached, told what to do, and reached.
 
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use muslin_encap::vxlan::VtepMac;
@@ -88,6 +89,8 @@ impl Cluster {
             sender,
             device,
             timer: Timer::default(),
+            waiting: VecDeque::new(),
+            idle_turns: 0,
         };
         running.ports.insert(port, plugged);
         Ok(())

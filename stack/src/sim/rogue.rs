@@ -18,6 +18,8 @@ use crate::port::Attachment;
 
 /// Where names are resolved.
 const PORT: u16 = 53;
+/// Frames of a flood: five turns, if each is copied to one other pod.
+const FLOOD: usize = 300;
 /// A MAC address that is not its own.
 const FOREIGN: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0xff, 0xff]);
 
@@ -32,9 +34,11 @@ pub(super) struct Rogue {
 
 impl Rogue {
     /// Tricks that it knows.
-    pub(super) const TRICKS: u8 = 16;
+    pub(super) const TRICKS: u8 = 17;
     /// The first of those that are about addresses outside the overlay.
     pub(super) const OUTSIDE: u8 = 10;
+    /// The last of all: more at once than a turn has room for.
+    const FLOOD: u8 = 16;
 
     pub(super) fn new(
         mac: EthernetAddress,
@@ -73,6 +77,7 @@ impl Rogue {
             13 => "sends to the tunnels of nodes by way of the host",
             14 => "tries ports of the gateway",
             15 => "asks 169.254.169.254 for the machine's secrets",
+            16 => "sends many frames to all, as fast as it can",
             _ => "pings the victim with its own address, to no MAC address of anybody",
         }
     }
@@ -96,6 +101,15 @@ impl Rogue {
         let frames = packets.iter();
         let frames = frames.map(|it| ethernet(mac.0, mac.1, EthernetProtocol::Ipv4, it));
         frames.collect()
+    }
+
+    /// Datagrams to all, more than are taken in a turn.
+    fn flood(&self, identity: Identity) -> Vec<Vec<u8>> {
+        let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, PORT);
+        let datagram = forge::datagram(self.address, to, identity);
+        let (own, all) = (self.attachment.mac, EthernetAddress::BROADCAST);
+        let frame = ethernet(own, all, EthernetProtocol::Ipv4, &datagram);
+        vec![frame; FLOOD]
     }
 
     fn trick(&self, trick: u8, victim: Ipv4Addr, identity: Identity) -> Vec<u8> {
@@ -155,9 +169,10 @@ impl Device for Rogue {
             trick,
         } = order
         {
-            let frames = match (Self::OUTSIDE..Self::TRICKS).contains(&trick) {
-                true => self.trick_outside(trick, identity),
-                false => vec![self.trick(trick, victim, identity)],
+            let frames = match trick {
+                Self::FLOOD => self.flood(identity),
+                Self::OUTSIDE..Self::FLOOD => self.trick_outside(trick, identity),
+                _ => vec![self.trick(trick, victim, identity)],
             };
             self.frames.extend(frames);
         }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use smoltcp::time::Instant;
+use smoltcp::time::{Duration, Instant};
 
 use super::Violation;
 use super::check;
@@ -14,6 +14,7 @@ use super::machine::Who;
 use crate::drops::DropReason;
 use crate::node::{Node, Verdict};
 use crate::port::PortId;
+use crate::work;
 
 /// Datagrams that an eavesdropper remembers.
 const CAPTURED: usize = 16;
@@ -21,23 +22,77 @@ const CAPTURED: usize = 16;
 const OUTSIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 /// IPv4 and UDP header.
 const OUTER_HEADERS: usize = 28;
+/// How long a turn of a port takes.
+const TURN: Duration = Duration::from_micros(200);
 
 impl Cluster {
-    pub(super) fn take_frame(
+    /// A frame is ready to be taken from a port, which has its turn when all others of this moment
+    /// are.
+    pub(super) fn hear_device(&mut self, who: Who, port: PortId, frame: Vec<u8>) {
+        let now = self.queue.now();
+        let running = self.machines[who.machine].running(who);
+        let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port)) else {
+            return;
+        };
+        if plugged.waiting.is_empty() {
+            self.queue.schedule(now, Due::Turn(who, port));
+        }
+        plugged.waiting.push_back(frame);
+    }
+
+    /// Gives a node what waits at a port, as much as the port's turn has room for.
+    pub(super) fn take_turn(&mut self, who: Who, port: PortId) -> Result<(), Violation> {
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(());
+        };
+        running.node.begin_turn(port);
+        let mut taken = 0;
+        while let Some(running) = self.machines[who.machine].running(who)
+            && running.node.goes_on(port)
+            && let Some(plugged) = running.ports.get_mut(&port)
+            && let Some(frame) = plugged.waiting.pop_front()
+        {
+            plugged.idle_turns = 0;
+            let others = running.ports.len().saturating_sub(1);
+            check::turn(who.machine, port, taken)?;
+            taken += match self.take_frame(who, port, &frame)? {
+                Some(Verdict::Flood { .. }) => work::of_packets(others.max(1), 0),
+                _ => work::of_packets(1, 0),
+            };
+        }
+        let now = self.queue.now();
+        let running = self.machines[who.machine].running(who);
+        if let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port))
+            && !plugged.waiting.is_empty()
+        {
+            check::patience(who.machine, port, plugged.idle_turns)?;
+            plugged.idle_turns += 1;
+            self.queue.schedule(now + TURN, Due::Turn(who, port));
+        }
+        Ok(())
+    }
+
+    fn take_frame(
         &mut self,
         who: Who,
         port: PortId,
         frame: &[u8],
-    ) -> Result<(), Violation> {
+    ) -> Result<Option<Verdict>, Violation> {
         self.figures.frames += 1;
         self.log.note(self.queue.now(), || {
             let (machine, frame) = (who.machine, in_words(frame));
             format!("port {port} of machine {machine} sends {frame}")
         });
-        self.through(who, frame, |node, now, packet| {
+        let verdict = self.through(who, frame, |node, now, packet| {
             node.from_port(now, port, packet)
-        })
-        .map(drop)
+        })?;
+        if verdict == Some(Verdict::Drop(DropReason::Storm)) && self.rogue(who) != Some(port) {
+            return Err(Violation(format!(
+                "port {port} of machine {} is told that it floods, and does not",
+                who.machine
+            )));
+        }
+        Ok(verdict)
     }
 
     pub(super) fn datagram(
