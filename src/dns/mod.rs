@@ -32,8 +32,10 @@ pub(crate) use resolvers::Resolvers;
 pub(crate) use zones::DOMAIN;
 
 use message::{Rejected, Request, Transport};
-use serve::Quota;
+use serve::{Quota, Ticket, Turns};
 use zones::Zones;
+
+use crate::error::{Context, Result};
 
 /// Sockets of pods that may wait to be taken.
 const WAITING: usize = 256;
@@ -59,8 +61,9 @@ pub(crate) struct Dns {
     zones: Zones,
     names: Arc<RwLock<Names>>,
     resolvers: Resolvers,
-    queries: Quota,
-    connections: Quota,
+    queries: Arc<Quota>,
+    connections: Arc<Quota>,
+    turns: Turns,
     counts: Counts,
 }
 
@@ -112,29 +115,50 @@ enum Reply {
     /// To answer this.
     Now(Vec<u8>),
     /// To ask the resolvers.
-    Ask(Box<Request>),
+    Ask(Box<Request>, Ticket),
     /// Nothing: it is no query.
     Nothing,
 }
 
 impl Dns {
-    /// A service for the pods of a network whose names are in `names`, and the way to it.
+    /// A service for the pods of a network whose names are in `names`, and the way to it. It has a
+    /// thread of its own, for as long as there is a way to it: floods of queries hold up nothing else.
+    ///
+    /// # Errors
+    /// If there is no thread for it.
     pub(crate) fn start(
         network: ipnet::Ipv4Net,
         names: Arc<RwLock<Names>>,
         resolvers: Resolvers,
-    ) -> (Arc<Self>, Door) {
+    ) -> Result<(Arc<Self>, Door)> {
+        let (dns, door, visitors) = Self::new(network, names, resolvers);
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build();
+        let runtime = runtime.context("cannot resolve names")?;
+        let service = dns.clone();
+        let thread = std::thread::Builder::new().name("names".to_owned());
+        let thread = thread.spawn(move || runtime.block_on(serve::receive(service, visitors)));
+        thread.context("cannot resolve names")?;
+        Ok((dns, door))
+    }
+
+    /// The service, the way to it, and who comes by it.
+    fn new(
+        network: ipnet::Ipv4Net,
+        names: Arc<RwLock<Names>>,
+        resolvers: Resolvers,
+    ) -> (Arc<Self>, Door, mpsc::Receiver<Visitor>) {
         let dns = Arc::new(Self {
             zones: Zones::new(network),
             names,
             resolvers,
             queries: Quota::new(serve::QUERIES),
             connections: Quota::new(serve::CONNECTIONS),
+            turns: Turns::default(),
             counts: Counts::default(),
         });
         let (sender, visitors) = mpsc::channel(WAITING);
-        tokio::spawn(serve::receive(dns.clone(), visitors));
-        (dns, Door(sender))
+        (dns, Door(sender), visitors)
     }
 
     /// What became of queries.
@@ -159,7 +183,7 @@ impl Dns {
     }
 
     /// Answers a query from what is known here, if it can be.
-    fn take(&self, bytes: &[u8], transport: Transport) -> Reply {
+    fn take(&self, pod: Ipv4Addr, bytes: &[u8], transport: Transport) -> Reply {
         let request = match Request::read(bytes, transport) {
             Ok(request) => request,
             Err(Rejected::NoQuery) => return Reply::Nothing,
@@ -187,17 +211,18 @@ impl Dns {
             }
             None => {
                 debug!("DNS: {}: for the resolvers", request.question);
-                Reply::Ask(Box::new(request))
+                let Some(ticket) = self.queries.enter(pod) else {
+                    self.counts.failed.fetch_add(1, Ordering::Relaxed);
+                    return Reply::Now(request.failure());
+                };
+                Reply::Ask(Box::new(request), ticket)
             }
         }
     }
 
     /// Has a resolver of the host answer a query.
-    async fn ask(&self, pod: Ipv4Addr, request: &Request) -> Vec<u8> {
-        let answer = match self.queries.enter(pod) {
-            Some(_ticket) => forward::forward(&self.resolvers, request).await,
-            None => None,
-        };
+    async fn ask(&self, request: &Request, _ticket: Ticket) -> Vec<u8> {
+        let answer = forward::forward(&self.resolvers, request).await;
         let counter = match answer {
             Some(_) => &self.counts.forwarded,
             None => &self.counts.failed,

@@ -1,9 +1,12 @@
 //! The sockets of pods: queries come in, answers go out.
+//!
+//! A pod may have many sockets and fill them all. So one query of each pod is worked on, and then one
+//! of the next: whoever asks once waits for as many queries as there are pods that flood.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -45,52 +48,78 @@ pub(super) struct Limits {
 #[derive(Debug)]
 pub(super) struct Quota {
     limits: Limits,
-    taken: Mutex<HashMap<Ipv4Addr, usize>>,
-    places: Semaphore,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    all: usize,
+    of_pods: HashMap<Ipv4Addr, usize>,
 }
 
 /// A place that one of them has, until it is dropped.
-pub(super) struct Ticket<'a> {
-    quota: &'a Quota,
+pub(super) struct Ticket {
+    quota: Arc<Quota>,
     pod: Ipv4Addr,
-    _place: tokio::sync::SemaphorePermit<'a>,
 }
 
 impl Quota {
-    pub(super) fn new(limits: Limits) -> Self {
-        Self {
+    pub(super) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
             limits,
             taken: Mutex::default(),
-            places: Semaphore::new(limits.all),
-        }
+        })
     }
 
-    /// A place for one more of a pod, if there is one.
-    pub(super) fn enter(&self, pod: Ipv4Addr) -> Option<Ticket<'_>> {
-        let place = self.places.try_acquire().ok()?;
+    /// A place for one more of a pod, if there is one: it has no more than are left, so that those
+    /// who want most leave as much as each of them has.
+    pub(super) fn enter(self: &Arc<Self>, pod: Ipv4Addr) -> Option<Ticket> {
         let mut taken = self.taken.lock();
-        let of_pod = taken.entry(pod).or_default();
-        if *of_pod == self.limits.pod {
+        let left = self.limits.all - taken.all;
+        let of_pod = taken.of_pods.entry(pod).or_default();
+        if *of_pod >= self.limits.pod.min(left) {
             return None;
         }
         *of_pod += 1;
+        taken.all += 1;
         Some(Ticket {
-            quota: self,
+            quota: self.clone(),
             pod,
-            _place: place,
         })
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
         let mut taken = self.quota.taken.lock();
-        if let Some(of_pod) = taken.get_mut(&self.pod) {
+        taken.all -= 1;
+        if let Some(of_pod) = taken.of_pods.get_mut(&self.pod) {
             *of_pod -= 1;
             if *of_pod == 0 {
-                taken.remove(&self.pod);
+                taken.of_pods.remove(&self.pod);
             }
         }
+    }
+}
+
+/// Whose turn it is among the sockets of each pod.
+#[derive(Default)]
+pub(super) struct Turns(Mutex<HashMap<Ipv4Addr, Weak<Turn>>>);
+
+/// Whoever has it of a pod's sockets has its query worked on; the others wait in line.
+type Turn = tokio::sync::Mutex<()>;
+
+impl Turns {
+    /// That of a pod.
+    fn of(&self, pod: Ipv4Addr) -> Arc<Turn> {
+        let mut turns = self.0.lock();
+        if let Some(turn) = turns.get(&pod).and_then(Weak::upgrade) {
+            return turn;
+        }
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::new(Turn::default());
+        turns.insert(pod, Arc::downgrade(&turn));
+        turn
     }
 }
 
@@ -120,19 +149,20 @@ async fn serve_datagrams(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
     let socket = Arc::new(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(
         visitor.socket,
     ))?);
+    let turn = dns.turns.of(pod);
     let mut query = vec![0; MAX_QUERY];
     loop {
         let len = socket.recv(&mut query).await?.bytes_read();
         if len == 0 {
             return Ok(());
         }
-        match dns.take(&query[..len], Transport::Datagram) {
+        match take(dns, &turn, pod, (&query[..len], Transport::Datagram)).await {
             Reply::Nothing => {}
             Reply::Now(answer) => send(&socket, &answer).await?,
-            Reply::Ask(request) => {
+            Reply::Ask(request, ticket) => {
                 let (dns, socket) = (dns.clone(), socket.clone());
                 tokio::spawn(async move {
-                    let answer = dns.ask(pod, &request).await;
+                    let answer = dns.ask(&request, ticket).await;
                     if let Err(error) = send(&socket, &answer).await {
                         debug!("DNS with the pod {pod}: {error}");
                     }
@@ -140,6 +170,21 @@ async fn serve_datagrams(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
             }
         }
     }
+}
+
+/// Takes a query when it is the pod's turn.
+async fn take(
+    dns: &Dns,
+    turn: &Turn,
+    pod: Ipv4Addr,
+    (query, transport): (&[u8], Transport),
+) -> Reply {
+    let turn = turn.lock().await;
+    let reply = dns.take(pod, query, transport);
+    // Another pod comes first, then another socket of this one.
+    tokio::task::yield_now().await;
+    drop(turn);
+    reply
 }
 
 async fn send(socket: &UnixSeqpacket, answer: &[u8]) -> io::Result<()> {
@@ -153,34 +198,35 @@ async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
     let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(visitor.socket));
     let (mut reader, writer) = UnixStream::from_std(stream)?.into_split();
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
-    let turns = Arc::new(Semaphore::new(PIPELINED as usize));
+    let turn = dns.turns.of(pod);
+    let places = Arc::new(Semaphore::new(PIPELINED as usize));
     while let Some(query) = timeout(IDLE, read_message(&mut reader)).await?? {
-        let turn = turns
+        let place = places
             .clone()
             .acquire_owned()
             .await
             .map_err(io::Error::other)?;
-        let request = match dns.take(&query, Transport::Stream) {
+        let (request, ticket) = match take(dns, &turn, pod, (&query, Transport::Stream)).await {
             // Who sends that has lost its way in the stream.
             Reply::Nothing => return Err(io::Error::other("it sends what is no query")),
             Reply::Now(answer) => {
                 timeout(PATIENCE, write_message(&mut *writer.lock().await, &answer)).await??;
                 continue;
             }
-            Reply::Ask(request) => request,
+            Reply::Ask(request, ticket) => (request, ticket),
         };
         let (dns, writer) = (dns.clone(), writer.clone());
         tokio::spawn(async move {
-            let answer = dns.ask(pod, &request).await;
+            let answer = dns.ask(&request, ticket).await;
             let mut writer = writer.lock().await;
             let written = timeout(PATIENCE, write_message(&mut *writer, &answer)).await;
             if !matches!(written, Ok(Ok(()))) {
                 debug!("DNS with the pod {pod}: an answer is not taken");
             }
-            drop(turn);
+            drop(place);
         });
     }
     // The connection is the pod's until it has all its answers.
-    let _ = turns.acquire_many(PIPELINED).await;
+    let _ = places.acquire_many(PIPELINED).await;
     Ok(())
 }

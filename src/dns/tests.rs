@@ -46,7 +46,7 @@ fn names() -> Arc<RwLock<Names>> {
 
 fn start(resolvers: &[SocketAddr]) -> (Arc<Dns>, Door) {
     let resolvers = Resolvers::at(resolvers.to_vec());
-    Dns::start("10.1.0.0/16".parse().unwrap(), names(), resolvers)
+    Dns::start("10.1.0.0/16".parse().unwrap(), names(), resolvers).unwrap()
 }
 
 fn query(name: &str, kind: RecordType) -> Message {
@@ -645,6 +645,54 @@ async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
     assert!(dns.queries.enter([10, 1, 1, 3].into()).is_some());
     let known = pod.ask(&query("web.n1.muslin.", RecordType::A)).await;
     assert_eq!(texts(&known), ["10.1.1.2"]);
+}
+
+/// The service shares the test's thread, so that all queries are there before it sees one.
+#[tokio::test]
+async fn a_pod_with_many_full_sockets_does_not_hold_up_another() {
+    let resolvers = Resolvers::at(Vec::new());
+    let (dns, door, visitors) = Dns::new("10.1.0.0/16".parse().unwrap(), names(), resolvers);
+    let web = query("web.n1.muslin.", RecordType::A);
+    let bytes = web.to_vec().unwrap();
+    let fill = || {
+        let socket = door.connect(POD, Protocol::Udp).unwrap();
+        let sent = std::iter::repeat_with(|| socket.send(&bytes)).take(50);
+        (sent.filter(|sent| sent.is_ok()).count(), socket)
+    };
+    let full: Vec<_> = std::iter::repeat_with(fill).take(40).collect();
+    let waiting: usize = full.iter().map(|(sent, _)| sent).sum();
+    assert!(waiting > 1000, "only {waiting} queries wait");
+    let other = door.connect(SocketAddrV4::new([10, 1, 1, 3].into(), 5353), Protocol::Udp);
+    let other = Pod(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(other.unwrap())).unwrap());
+    other.send(&bytes).await;
+    tokio::spawn(serve::receive(dns.clone(), visitors));
+    assert_eq!(
+        texts(&answer_to(&web, &other.receive().await)),
+        ["10.1.1.2"]
+    );
+    let before = dns.counters().queries;
+    assert!(before < 20, "{before} queries came first");
+    let deadline = Instant::now() + SOON;
+    while dns.counters().queries < waiting as u64 + 1 {
+        assert!(Instant::now() < deadline, "{:?}", dns.counters());
+        tokio::task::yield_now().await;
+    }
+}
+
+#[test]
+fn pods_that_want_all_places_leave_some() {
+    let quota = Quota::new(serve::QUERIES);
+    let pods = |last: u8| (0..last).map(|pod| Ipv4Addr::new(10, 1, 1, pod));
+    let mut tickets = Vec::new();
+    for _ in 0..1024 {
+        tickets.extend(pods(7).filter_map(|pod| quota.enter(pod)));
+    }
+    assert_eq!(tickets.len(), 7 * 128);
+    let late = std::iter::from_fn(|| quota.enter([10, 1, 2, 2].into()));
+    assert_eq!(late.take(1024).collect::<Vec<_>>().len(), 64);
+    tickets.clear();
+    let one = std::iter::from_fn(|| quota.enter(*POD.ip())).collect::<Vec<_>>();
+    assert_eq!(one.len(), 256);
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ impl Naming {
     ) -> Result<(Self, Door)> {
         let names = Arc::new(RwLock::new(Names::default()));
         names.write().lease(subnet);
-        let (dns, door) = Dns::start(network, names.clone(), resolvers(settings, network)?);
+        let (dns, door) = Dns::start(network, names.clone(), resolvers(settings, network)?)?;
         let naming = Self {
             dns,
             names,
