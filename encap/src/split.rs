@@ -30,6 +30,9 @@ pub const HEADERS_LEN: usize = Limits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
 /// The least payload per segment that Linux' TCP makes (`tcp_min_snd_mss` is 48, of which 40 may be
 /// options). Less would only serve to turn one packet into thousands.
 const MIN_TCP_SIZE: u16 = 8;
+/// The most segments of a TCP superpacket: the largest one in segments of 256 bytes. A kernel makes
+/// more only of a connection whose other end wants less at once, if it sends fast all the same.
+const MAX_TCP_SEGMENTS: usize = 256;
 /// The most segments of a UDP superpacket: `UDP_MAX_SEGMENTS` since Linux 6.9.
 const MAX_UDP_SEGMENTS: usize = 128;
 
@@ -341,14 +344,15 @@ fn check_size(at: &Transport, gso: Gso) -> Result<usize, Refusal> {
         return Err(Refusal::Kind);
     }
     let (payload, size) = (at.payload_len(), gso.size);
-    let too_small = match at.protocol {
-        Protocol::Tcp => size < MIN_TCP_SIZE,
-        Protocol::Udp => size == 0 || payload.div_ceil(size.into()) > MAX_UDP_SEGMENTS,
+    let (least, most) = match at.protocol {
+        Protocol::Tcp => (MIN_TCP_SIZE, MAX_TCP_SEGMENTS),
+        Protocol::Udp => (1, MAX_UDP_SEGMENTS),
     };
-    if too_small {
+    let count = payload.div_ceil(size.max(1).into());
+    if size < least || count > most {
         return Err(Refusal::Size { payload, size });
     }
-    Ok(payload.div_ceil(size.into()))
+    Ok(count)
 }
 
 fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
@@ -560,6 +564,11 @@ mod tests {
             size(129, 1)
         );
         assert_eq!(count(&good, 0, Gso { size: 100, ..GSO }), Ok(3));
+        let small = Gso { size: 8, ..GSO };
+        let most = tcp(0, tcp::ACK, 256 * 8);
+        assert_eq!(count(&most, 0, small), Ok(256));
+        let more = tcp(0, tcp::ACK, 256 * 8 + 1);
+        assert_eq!(refusal(&more, small), size(256 * 8 + 1, 8));
         assert_eq!(count(&good, 0, udp_gso(100)), Err(Refusal::Kind));
         let far = tcp(109, tcp::ACK, 250);
         let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
