@@ -6,6 +6,7 @@
 
 mod attach;
 pub mod cli;
+mod clients;
 mod confine;
 pub mod control;
 pub mod demo;

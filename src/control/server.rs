@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::unistd::geteuid;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
@@ -14,11 +14,12 @@ use super::connection::{Connection, MAX_MESSAGE};
 use super::protocol::{
     Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
 };
+use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
 use crate::lines::Lines;
 use muslin_stack::ipam::PodName;
 
-/// Connections at a time; each attached pod has one.
+/// Connections at a time; each attached pod has one. Those that ask nothing make room for others.
 const MAX_CONNECTIONS: usize = 4096;
 /// Characters of the reason why a request is not understood.
 const MAX_REASON: usize = 200;
@@ -142,7 +143,7 @@ pub async fn serve<S: Service>(
     level: Level,
     service: Arc<S>,
 ) -> io::Error {
-    let limit = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut clients = Clients::new(MAX_CONNECTIONS);
     let mut refused = Lines::new(Instant::now());
     loop {
         let socket = match listener.accept().await {
@@ -154,19 +155,18 @@ pub async fn serve<S: Service>(
             }
             Err(error) => return error,
         };
-        let Ok(permit) = limit.clone().try_acquire_owned() else {
+        let Some(room) = clients.make_room().await else {
             refused.tell("refused connections", || {
                 warn!("too many connections to the control socket")
             });
             continue;
         };
         let service = service.clone();
-        tokio::spawn(async move {
+        clients.serve(room, |place| async move {
             let connection = Connection::new(socket);
-            if let Err(error) = converse(&connection, level, &*service).await {
+            if let Err(error) = converse(&connection, level, &*service, &place).await {
                 debug!("a control connection ended: {error}");
             }
-            drop(permit);
         });
     }
 }
@@ -190,6 +190,7 @@ async fn converse<S: Service>(
     connection: &Connection,
     level: Level,
     service: &S,
+    place: &Place,
 ) -> io::Result<()> {
     let uid = connection.peer_uid()?;
     if level == Level::Full && uid != geteuid().as_raw() && uid != 0 {
@@ -224,6 +225,7 @@ async fn converse<S: Service>(
             connection.send(&Answer::from(error), &[]).await?;
             continue;
         }
+        place.keep();
         let answer = match request {
             Request::Attach(attach) => {
                 answer_attach(service, attach, beside).and_then(|(attached, held)| {
@@ -461,7 +463,9 @@ mod tests {
     async fn nonsense_is_answered_and_the_connection_stays() {
         let (ours, theirs) = UnixSeqpacket::pair().unwrap();
         let connection = Connection::new(theirs);
-        let server = tokio::spawn(async move { converse(&connection, Level::Full, &Empty).await });
+        let (place, _) = Clients::new(1).wait().await.take();
+        let server =
+            tokio::spawn(async move { converse(&connection, Level::Full, &Empty, &place).await });
         let copy = ours.as_fd().try_clone_to_owned().unwrap();
         let answers = Connection::new(UnixSeqpacket::try_from(copy).unwrap());
         let long = "x".repeat(MAX_MESSAGE - 10);

@@ -4,7 +4,6 @@
 //! with a small buffer. Where there are more, those go who have been silent for longest: a probe is
 //! answered whoever else is connected.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
@@ -19,11 +18,11 @@ use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::condition::State;
+use crate::clients::Clients;
 use crate::error::{Error, Result};
 
 /// Clients that are heard at once.
@@ -54,18 +53,18 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
 
 /// Answers for ever.
 pub(super) async fn serve(listener: TcpListener, condition: watch::Receiver<State>) {
-    let mut clients = VecDeque::new();
+    let mut clients = Clients::new(CLIENTS);
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                clients.retain(|client: &AbortHandle| !client.is_finished());
-                if clients.len() >= CLIENTS
-                    && let Some(oldest) = clients.pop_front()
-                {
-                    oldest.abort();
+                // Nobody is kept, so there is room.
+                if let Some(room) = clients.make_room().await {
+                    let condition = condition.clone();
+                    clients.serve(room, |place| async move {
+                        converse(stream, condition).await;
+                        drop(place);
+                    });
                 }
-                let client = tokio::spawn(converse(stream, condition.clone()));
-                clients.push_back(client.abort_handle());
             }
             Err(error) => {
                 debug!("cannot hear questions for health: {error}");

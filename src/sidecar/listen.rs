@@ -2,18 +2,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+use super::relay;
+use crate::clients::{Clients, Place};
 use crate::error::{Error, Result};
 
-/// Clients of one listener at a time; the kernel lets the others wait.
+/// Clients of one listener at a time. If all of them have said what they want, the kernel lets others
+/// wait.
 const CLIENTS: usize = 1024;
 /// How long to leave a system alone that has no descriptors left.
 const REST: Duration = Duration::from_millis(100);
@@ -64,24 +65,34 @@ fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
 }
 
-/// Has `serve` serve each client, for ever.
+/// Has `serve` serve each client, for ever. Who does not say what it wants has to go when others
+/// come.
 pub(super) async fn accept<F>(
     listener: TcpListener,
     name: &'static str,
-    serve: impl Fn(TcpStream) -> F,
+    serve: impl Fn(TcpStream, Place) -> F,
 ) where
     F: Future<Output = std::result::Result<(), String>> + Send + 'static,
 {
-    let places = Arc::new(Semaphore::new(CLIENTS));
+    let mut clients = Clients::new(CLIENTS);
     let mut told = false;
-    while let Ok(place) = places.clone().acquire_owned().await {
+    loop {
         match listener.accept().await {
             Ok((stream, client)) => {
-                let served = serve(stream);
-                tokio::spawn(async move {
-                    let _place = place;
-                    if let Err(why) = served.await {
-                        debug!("{name}, client {client}: {why}");
+                if let Err(error) = relay::prepare(&stream) {
+                    debug!("{name}, client {client}: {error}");
+                    continue;
+                }
+                let room = match clients.make_room().await {
+                    Some(room) => room,
+                    None => clients.wait().await,
+                };
+                clients.serve(room, |place| {
+                    let served = serve(stream, place);
+                    async move {
+                        if let Err(why) = served.await {
+                            debug!("{name}, client {client}: {why}");
+                        }
                     }
                 });
             }

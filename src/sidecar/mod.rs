@@ -117,26 +117,36 @@ impl Proxies {
         let dialler = Arc::new(Dialler::new(overlay.clone(), attached));
         for listener in self.socks5 {
             let (dialler, credentials) = (dialler.clone(), self.credentials.clone());
-            tokio::spawn(listen::accept(listener, "SOCKS5", move |client| {
+            tokio::spawn(listen::accept(listener, "SOCKS5", move |client, place| {
                 let (dialler, credentials) = (dialler.clone(), credentials.clone());
                 async move {
-                    let served = socks5::serve(client, &dialler, credentials.as_deref()).await;
+                    let credentials = credentials.as_deref();
+                    let served = socks5::serve(client, &place, &dialler, credentials).await;
                     served.map_err(|error| error.to_string())
                 }
             }));
         }
         for listener in self.http {
             let (dialler, credentials) = (dialler.clone(), self.credentials.clone());
-            tokio::spawn(listen::accept(listener, "HTTP proxy", move |client| {
-                let served = http::serve(client, dialler.clone(), credentials.clone());
-                async move { served.await.map_err(|error| error.to_string()) }
-            }));
+            tokio::spawn(listen::accept(
+                listener,
+                "HTTP proxy",
+                move |client, place| {
+                    let served = http::serve(client, place, dialler.clone(), credentials.clone());
+                    async move { served.await.map_err(|error| error.to_string()) }
+                },
+            ));
         }
         for (listener, forward) in self.forwards {
             let dialler = dialler.clone();
-            tokio::spawn(listen::accept(listener, "forward", move |client| {
+            tokio::spawn(listen::accept(listener, "forward", move |client, place| {
+                // It says nothing before it is connected.
+                place.keep();
                 let served = forward::serve(client, dialler.clone(), forward.to.clone());
-                async move { served.await.map_err(|error| error.to_string()) }
+                async move {
+                    let _place = place;
+                    served.await.map_err(|error| error.to_string())
+                }
             }));
         }
     }

@@ -1,13 +1,14 @@
 //! Bytes between a client and the overlay.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{self, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf, copy_buf, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -25,10 +26,7 @@ pub(super) async fn relay(
     mut client: TcpStream,
     other: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<()> {
-    // What the pod sends goes on at once; waiting for more is for its own system.
-    client.set_nodelay(true)?;
-    SockRef::from(&client).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))?;
-    let copied = copy_both(&mut client, other, HALF_CLOSED).await;
+    let copied = copy_both(&mut client, other).await;
     if copied.is_err() {
         // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
         let _ = SockRef::from(&client).set_linger(Some(Duration::ZERO));
@@ -36,16 +34,32 @@ pub(super) async fn relay(
     copied
 }
 
-async fn copy_both(
-    client: &mut TcpStream,
+/// Has the system find out whether a client of a relay is there, and send what comes for it at once.
+pub(super) fn prepare(client: &TcpStream) -> io::Result<()> {
+    // Waiting for more is for the pod's own system.
+    client.set_nodelay(true)?;
+    SockRef::from(client).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
+}
+
+/// Copies both ways until both ends have ended, or the second says nothing more; each sees the other's
+/// end.
+pub(super) async fn copy_both(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    other: impl AsyncRead + AsyncWrite + Unpin,
+) -> io::Result<()> {
+    copy_patiently(client, other, HALF_CLOSED).await
+}
+
+async fn copy_patiently(
+    client: impl AsyncRead + AsyncWrite + Unpin,
     other: impl AsyncRead + AsyncWrite + Unpin,
     patience: Duration,
 ) -> io::Result<()> {
-    let (from_client, to_client) = client.split();
+    let (from_client, to_client) = split(client);
     let (from_other, to_other) = split(other);
     let (out, back) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut outwards = pin!(copy(Counted(from_client, &out), to_other));
-    let mut backwards = pin!(copy(Counted(from_other, &back), to_client));
+    let mut outwards = pin!(copy(from_client, to_other, &out));
+    let mut backwards = pin!(copy(from_other, to_client, &back));
     tokio::select! {
         done = &mut outwards => {
             done?;
@@ -58,10 +72,30 @@ async fn copy_both(
     }
 }
 
-/// Copies until the end, and passes that on.
-async fn copy(from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) -> io::Result<()> {
-    copy_buf(&mut BufReader::with_capacity(BUFFER_LEN, from), &mut to).await?;
-    to.shutdown().await
+/// Copies until the end, and passes that on; counts the bytes.
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    count: &AtomicU64,
+) -> io::Result<()> {
+    loop {
+        let mut part = read(&mut from).await?;
+        if part.is_empty() {
+            return to.shutdown().await;
+        }
+        count.fetch_add(part.len() as u64, Relaxed);
+        to.write_all_buf(&mut part).await?;
+    }
+}
+
+/// Reads what there is. No memory is held until there is something: most connections are silent.
+async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<BytesMut> {
+    poll_fn(|context| {
+        let mut part = BytesMut::with_capacity(BUFFER_LEN);
+        let read = pin!(from.read_buf(&mut part)).poll(context);
+        read.map_ok(|_| part)
+    })
+    .await
 }
 
 /// Waits for the end of what still brings something.
@@ -80,26 +114,9 @@ async fn while_heard(
     }
 }
 
-/// Counts what is read.
-struct Counted<'a, R>(R, &'a AtomicU64);
-
-impl<R: AsyncRead + Unpin> AsyncRead for Counted<'_, R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.0).poll_read(context, buffer);
-        let len = buffer.filled().len() - before;
-        self.1.fetch_add(len as u64, Relaxed);
-        read
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, DuplexStream, duplex};
+    use tokio::io::{DuplexStream, duplex};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -137,7 +154,7 @@ mod tests {
     async fn who_is_left_alone_is_not_waited_for() {
         const PATIENCE: Duration = Duration::from_millis(200);
         let (mut client, mut accepted, other, mut server) = ends().await;
-        let relayed = copy_both(&mut accepted, other, PATIENCE);
+        let relayed = copy_patiently(&mut accepted, other, PATIENCE);
         let talk = async {
             client.shutdown().await.unwrap();
             // What still comes is waited for.

@@ -30,7 +30,9 @@ use tracing::debug;
 
 use super::Credentials;
 use super::dial::{DialError, Dialler};
+use super::relay;
 use super::socks5::wire;
+use crate::clients::Place;
 use client::Client;
 use content::{Answer, Gate, Gated};
 use head::Fault;
@@ -52,17 +54,24 @@ type Tunnel = Mutex<Option<JoinHandle<()>>>;
 /// Serves one client to its end, and to that of its tunnel.
 pub(super) async fn serve(
     client: TcpStream,
+    place: Place,
     dialler: Arc<Dialler>,
     credentials: Option<Arc<Credentials>>,
 ) -> Result<(), hyper::Error> {
     let client = Client::new(client);
     let tunnel = Arc::new(Tunnel::default());
+    let place = Arc::new(place);
     let service = service_fn(|request| {
         let (dialler, credentials) = (dialler.clone(), credentials.clone());
-        let (client, tunnel) = (client.clone(), tunnel.clone());
+        let (client, tunnel, place) = (client.clone(), tunnel.clone(), place.clone());
         async move {
-            let credentials = credentials.as_deref();
-            let answered = respond(request, &client, &dialler, credentials, &tunnel).await;
+            let answered = match check(&request, credentials.as_deref()) {
+                Ok(()) => {
+                    place.keep();
+                    respond(request, &client, &dialler, &tunnel).await
+                }
+                Err(refusal) => Err(refusal),
+            };
             Ok::<_, Infallible>(answered.unwrap_or_else(refuse))
         }
     });
@@ -84,19 +93,22 @@ pub(super) async fn serve(
     served
 }
 
-async fn respond(
-    request: Request<Incoming>,
-    client: &Client,
-    dialler: &Dialler,
-    credentials: Option<&Credentials>,
-    tunnel: &Tunnel,
-) -> Result<Response<Body>, Refusal> {
+fn check(request: &Request<Incoming>, credentials: Option<&Credentials>) -> Result<(), Refusal> {
     if credentials.is_some_and(|credentials| !head::is_authorized(request.headers(), credentials)) {
         return Err((
             StatusCode::PROXY_AUTHENTICATION_REQUIRED,
             "this proxy wants a user's name and password".to_owned(),
         ));
     }
+    Ok(())
+}
+
+async fn respond(
+    request: Request<Incoming>,
+    client: &Client,
+    dialler: &Dialler,
+    tunnel: &Tunnel,
+) -> Result<Response<Body>, Refusal> {
     match *request.method() {
         Method::CONNECT => connect(request, dialler, tunnel).await,
         _ => forward(request, client, dialler).await,
@@ -110,15 +122,13 @@ async fn connect(
     tunnel: &Tunnel,
 ) -> Result<Response<Body>, Refusal> {
     let target = head::tunnel(&request).map_err(faulty)?;
-    let mut stream = dialler.connect(&target).await.map_err(unreached)?;
+    let stream = dialler.connect(&target).await.map_err(unreached)?;
     let opened = tokio::spawn(async move {
         let upgraded = match hyper::upgrade::on(request).await {
             Ok(upgraded) => upgraded,
             Err(error) => return debug!("HTTP proxy: no tunnel: {error}"),
         };
-        let mut client = TokioIo::new(upgraded);
-        let copied = tokio::io::copy_bidirectional(&mut client, &mut stream).await;
-        if let Err(error) = copied {
+        if let Err(error) = relay::copy_both(TokioIo::new(upgraded), stream).await {
             debug!("HTTP proxy: a tunnel ended: {error}");
         }
     });

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
+use crate::clients::Place;
 use associate::Relay;
 use wire::{Command, Fault, Parsed, Reply, Target};
 
@@ -42,6 +43,7 @@ pub(super) enum Refusal {
 /// Serves one client to its end.
 pub(super) async fn serve(
     client: TcpStream,
+    place: &Place,
     dialler: &Arc<Dialler>,
     credentials: Option<&Credentials>,
 ) -> Result<(), Refusal> {
@@ -63,6 +65,7 @@ pub(super) async fn serve(
         }
         Err(other) => return Err(other),
     };
+    place.keep();
     match command {
         Command::Connect => client.connect(dialler, &target).await,
         Command::UdpAssociate => client.associate(dialler).await,
