@@ -284,7 +284,10 @@ impl fmt::Display for Event {
             }
             Self::Overlap { machine, is_wider } => {
                 let place = if *is_wider { "around" } else { "within" };
-                write!(f, "a foreign node has a lease {place} that of machine {machine}")
+                write!(
+                    f,
+                    "a foreign node has a lease {place} that of machine {machine}"
+                )
             }
             Self::Flannel(number) => {
                 write!(f, "a node of flannel's with number {number} starts")
