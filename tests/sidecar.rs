@@ -329,15 +329,18 @@ fn names_of_pods_are_asked_for_at_the_gateway() {
 #[test]
 fn a_command_gets_no_secrets_of_its_sidecar() {
     let Some(bed) = Bed::new() else { return };
+    let credentials = ("CREDENTIALS_DIRECTORY", "/run/credentials/none");
     let secret = ("MUSLIN_PROXY_AUTH", "me:owl");
     let command = r#"env >&2; cat /proc/$PPID/environ >&2 || echo "it is hidden" >&2
         echo "it has looked" >&2; exec sleep 60"#;
-    let mut sidecar = bed.restricted_with(&[secret], &["--", "sh", "-c", command]);
+    let mut sidecar = bed.restricted_with(&[secret, credentials], &["--", "sh", "-c", command]);
     sidecar.wait_for("it has looked");
     let log = sidecar.log();
     assert!(log.contains("MUSLIN_NODE="), "{log}");
     assert!(log.contains("it is hidden"), "{log}");
-    assert!(!log.contains(secret.0), "{log}");
+    for variable in [secret.0, credentials.0] {
+        assert!(!log.contains(variable), "{log}");
+    }
     // It has it where it needs it.
     assert!(log.contains("ALL_PROXY=socks5h://me:owl@"), "{log}");
 }

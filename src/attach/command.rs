@@ -81,11 +81,16 @@ pub(crate) fn guard(parent: i32, command: &[OsString]) -> Error {
     become_command(command, &[])
 }
 
-/// Variables in which a node or a sidecar is told secrets. They are not the command's.
-const SECRETS: [&str; 3] = [
+/// Where systemd has the secrets of a service (systemd.exec(5), LoadCredential).
+pub(crate) const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// Variables in which a node or a sidecar is told secrets, or where they are. They are not the
+/// command's.
+const SECRETS: [&str; 4] = [
     "MUSLIN_ETCD_PASSWORD",
     "FLANNELD_ETCD_PASSWORD",
     "MUSLIN_PROXY_AUTH",
+    CREDENTIALS,
 ];
 
 /// Has this process go on as the command, which gets none of our secrets. Returns if it cannot.

@@ -16,7 +16,8 @@ use crate::error::Result;
 use crate::netns::{self, Assignment};
 
 pub(crate) use command::{
-    Signals, become_command, command, exit_code, guard, or_shell, start, variables, wait,
+    CREDENTIALS, Signals, become_command, command, exit_code, guard, or_shell, start, variables,
+    wait,
 };
 pub(crate) use stay::stay_attached;
 

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
+use crate::attach::CREDENTIALS;
 use crate::error::{Context, Error, Result};
 
-/// Where systemd has the secrets of a service (systemd.exec(5), LoadCredential).
-const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 /// Bytes of the longest secret.
 const MAX_LEN: u64 = 4096;
 
