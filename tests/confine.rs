@@ -7,7 +7,7 @@ mod lab;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use lab::{Lab, MUSLIN, NodeConfig, SOON, poll_until};
+use lab::{LEAVES_OPEN, Lab, MUSLIN, NodeConfig, SOON, poll_until};
 
 fn config(lab: &Lab) -> NodeConfig {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
@@ -87,6 +87,26 @@ fn each_measure_has_a_switch() {
     let doctor = node.client(&["doctor"]).output().unwrap();
     let doctor = String::from_utf8(doctor.stdout).unwrap();
     assert!(doctor.contains("no seccomp (switched off)"), "{doctor}");
+}
+
+#[test]
+fn what_was_left_open_is_a_commands_and_not_a_nodes() {
+    let Some(lab) = Lab::new() else { return };
+    let file = lab.directory().join("left-open");
+    std::fs::write(&file, "for the command").unwrap();
+    let node = config(&lab).leaves_open(&file).start(lab.root());
+    let open = std::fs::read_dir(format!("/proc/{}/fd", node.pid())).unwrap();
+    // Some are closed while they are looked at.
+    let open = open.filter_map(|it| std::fs::read_link(it.unwrap().path()).ok());
+    let open: Vec<_> = open.collect();
+    assert!(open.len() > 3 && !open.contains(&file), "{open:?}");
+    let mut run = node.host().command("sh");
+    run.args(["-c", LEAVES_OPEN]).arg(&file);
+    run.args([MUSLIN, "run", "--state-dir"])
+        .arg(node.state_dir())
+        .args(["--", "sh", "-c", "cat <&7"]);
+    let output = run.output().unwrap();
+    assert_eq!(output.stdout, b"for the command", "{output:?}");
 }
 
 #[test]

@@ -167,6 +167,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         || confine::keep_only(&CAPABILITIES),
     ]);
     let settings = arguments.settings()?;
+    // A secret may come by one of them: --etcd-password-file <(COMMAND).
+    confine::try_all(&[confine::close_inherited]);
     confine::lock(arguments.switches(), &places(&settings));
     block_on(node::run(settings))
 }

@@ -159,6 +159,8 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
     let switches = arguments.own.switches();
     let lock = |places: &Places| {
         if is_alone {
+            // A command finds those that its caller has left for it. Secrets are read by now.
+            confine::try_all(&[confine::close_inherited]);
             confine::lock(switches, places);
         }
     };

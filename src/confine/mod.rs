@@ -2,6 +2,7 @@
 
 mod calls;
 mod capabilities;
+mod descriptors;
 mod files;
 
 use std::sync::OnceLock;
@@ -14,6 +15,7 @@ use crate::control::protocol::{Confinement, Measure};
 use crate::error::{Context, Result};
 
 pub(crate) use capabilities::{Capability, hold_only, keep_only, without};
+pub(crate) use descriptors::close_inherited;
 pub(crate) use files::Places;
 
 /// Which of the measures with a switch are wanted.

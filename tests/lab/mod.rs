@@ -406,6 +406,9 @@ pub(crate) fn descriptors(pid: u32) -> usize {
     all.unwrap().count()
 }
 
+/// A shell script that leaves the file `$0` open as descriptor 7 for the command behind it.
+pub(crate) const LEAVES_OPEN: &str = r#"exec 7<"$0" "$@""#;
+
 /// How a node is started.
 #[derive(Clone)]
 pub(crate) struct NodeConfig {
@@ -456,6 +459,14 @@ impl NodeConfig {
     /// With a log of all that this filter takes, as in `MUSLIN_LOG`.
     pub(crate) fn logs(mut self, filter: &str) -> Self {
         let words = ["env", &format!("MUSLIN_LOG={filter}")];
+        self.launcher.extend(words.map(str::to_owned));
+        self
+    }
+
+    /// By a shell that leaves a file open for it.
+    pub(crate) fn leaves_open(mut self, file: &Path) -> Self {
+        let file = file.to_str().unwrap();
+        let words = ["sh", "-c", LEAVES_OPEN, file];
         self.launcher.extend(words.map(str::to_owned));
         self
     }
