@@ -154,6 +154,67 @@ fn what_stays_beside_a_pods_command_can_set_its_interface_and_no_more() {
 }
 
 #[test]
+fn what_enters_a_namespace_for_attach_has_nothing_but_its_device() {
+    use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
+    use std::os::fd::AsRawFd;
+
+    let Some(lab) = Lab::new() else { return };
+    // User 0 there has all rights over what is inside, but for what is taken care of.
+    let mut pod = lab.root().command("unshare");
+    let mut pod = pod.args(["-Urn", "sleep", "1000"]).spawn().unwrap();
+    let namespace = |pid: u32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let theirs = poll_until(SOON, "the pod's namespace", || {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", pod.id()));
+        (comm.unwrap() == "sleep\n").then(|| namespace(pod.id()))
+    });
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
+    let (ours, stdin) = pair.unwrap();
+    let left_open = lab.directory().join("left-open");
+    std::fs::write(&left_open, "").unwrap();
+    let mut inside = lab.root().command("sh");
+    inside.args(["-c", LEAVES_OPEN]).arg(&left_open);
+    inside.args([MUSLIN, "attach-inside", "--queues", "1", "--pid"]);
+    let mut inside = inside
+        .arg(pod.id().to_string())
+        .stdin(stdin)
+        .spawn()
+        .unwrap();
+    let process = format!("/proc/{}", inside.id());
+    let main = Path::new(&process);
+    poll_until(SOON, "the process in there", || {
+        (namespace(inside.id()) == theirs).then_some(())
+    });
+    // It has given away what it has made, and waits for the address.
+    let made = ["/dev/net/tun", "net:[", "user:["];
+    let open = poll_until(SOON, "an end of the device", || {
+        let open = std::fs::read_dir(main.join("fd")).unwrap();
+        let open = open.filter_map(|it| std::fs::read_link(it.unwrap().path()).ok());
+        let open: Vec<_> = open.map(|it| it.display().to_string()).collect();
+        let is_given = capabilities(main, "CapEff") == [NET_ADMIN]
+            && !open
+                .iter()
+                .any(|it| made.iter().any(|made| it.starts_with(made)));
+        is_given.then_some(open)
+    });
+    assert!(!open.contains(&left_open.display().to_string()), "{open:?}");
+    let read = |of: &str| {
+        let pid = pod.id().to_string();
+        let enter = ["nsenter", "-t", &pid, "-U", "-n", "--preserve-credentials"];
+        lab.root().output(&[&enter[..], &["cat", of]].concat())
+    };
+    let beside = read(&format!("/proc/{}/environ", pod.id()));
+    assert!(beside.status.success(), "{beside:?}");
+    let refused = read(&format!("{process}/environ"));
+    assert!(!refused.status.success(), "{refused:?}");
+    // The node has refused.
+    shutdown(ours.as_raw_fd(), Shutdown::Write).unwrap();
+    assert!(inside.wait().unwrap().success());
+    pod.kill().unwrap();
+    pod.wait().unwrap();
+}
+
+#[test]
 fn lesser_sockets_do_less() {
     let Some(lab) = Lab::new() else { return };
     let node = config(&lab).start(lab.root());

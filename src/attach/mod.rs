@@ -2,6 +2,7 @@
 //! `muslin run`, `muslin attach` and `muslin sidecar` share.
 
 mod command;
+mod inside;
 mod stay;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,7 +12,6 @@ use tracing::warn;
 
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached, Namespace, Status, Table};
-use crate::device::Tap;
 use crate::error::Result;
 use crate::netns::{self, Assignment};
 
@@ -19,6 +19,7 @@ pub(crate) use command::{
     CREDENTIALS, Signals, become_command, command, exit_code, guard, or_shell, start, variables,
     wait,
 };
+pub(crate) use inside::{Inside, serve};
 pub(crate) use stay::stay_attached;
 
 /// Queues that a pod's device is to have: one for each worker of the node.
@@ -41,7 +42,7 @@ pub(crate) struct Device<'a> {
 
 impl<'a> Device<'a> {
     /// A TAP device.
-    pub(crate) fn tap(queues: &'a [Tap]) -> Self {
+    pub(crate) fn tap(queues: &'a [impl AsFd]) -> Self {
         Self {
             queues: queues.iter().map(AsFd::as_fd).collect(),
             namespaces: Vec::new(),

@@ -1,5 +1,6 @@
 //! `muslin attach` and `muslin detach`: namespaces that somebody else made.
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -7,38 +8,44 @@ use clap::Args;
 use muslin_stack::ipam::PodName;
 
 use super::run::PublishArguments;
-use super::{NodeChoice, block_on, output};
-use crate::attach::{Device, assignment, queues};
-use crate::confine::{self, Capability};
+use super::{CLIENT, NodeChoice, block_on, output};
+use crate::attach::{self, Device, Inside};
+use crate::confine;
 use crate::control::Client;
-use crate::control::protocol::{Attach, Namespace, Request};
-use crate::device::{OpenError, Tap};
+use crate::control::protocol::{Attach, Request};
 use crate::error::{Context, Error, Result};
-use crate::netns::{self, Target};
+use crate::netns::Target;
 
 #[derive(Debug, Args)]
 pub(super) struct AttachArguments {
     #[command(flatten)]
     node: NodeChoice,
     #[command(flatten)]
-    target: TargetArguments,
+    interface: InterfaceArguments,
     /// The pod's address [default: the one it had before, or a free one]
     #[arg(long)]
     ip: Option<Ipv4Addr>,
     /// The pod's name [default: pod-1, pod-2 ...]
     #[arg(long)]
     name: Option<PodName>,
+    #[command(flatten)]
+    publish: PublishArguments,
+    /// Print what the pod was given as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The interface to make, and where.
+#[derive(Debug, Args)]
+struct InterfaceArguments {
+    #[command(flatten)]
+    target: TargetArguments,
     /// The interface to make in the namespace
     #[arg(long, value_name = "NAME", default_value = "eth0", value_parser = interface_name)]
     ifname: String,
     /// Make the plain TAP device: one packet per frame, checksums finished
     #[arg(long)]
     no_offload: bool,
-    #[command(flatten)]
-    publish: PublishArguments,
-    /// Print what the pod was given as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -60,29 +67,46 @@ pub(super) struct DetachArguments {
     pod: PodName,
 }
 
+/// What the process in the namespace is told.
+#[derive(Debug, Args)]
+pub(super) struct InsideArguments {
+    #[command(flatten)]
+    interface: InterfaceArguments,
+    /// How many queues the device is to have
+    #[arg(long)]
+    queues: usize,
+}
+
+impl InterfaceArguments {
+    /// The command that makes it, for the process in the namespace.
+    fn words(&self, queues: usize) -> Vec<OsString> {
+        let TargetArguments { pid, netns } = &self.target;
+        let pid = pid.map(|pid| ("--pid", pid.to_string().into()));
+        let netns = netns.as_ref().map(|path| ("--netns", path.into()));
+        let flags = pid.into_iter().chain(netns).chain([
+            ("--ifname", self.ifname.clone().into()),
+            ("--queues", queues.to_string().into()),
+        ]);
+        let flags = flags.flat_map(|(flag, value): (_, OsString)| [flag.into(), value]);
+        let plain = self.no_offload.then(|| "--no-offload".into());
+        std::iter::once("attach-inside".into())
+            .chain(flags)
+            .chain(plain)
+            .collect()
+    }
+}
+
 pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
-    let queues = block_on(queues(&socket))?;
-    let target = match (arguments.target.pid, arguments.target.netns) {
-        (Some(pid), _) => Target::Process(pid),
-        (None, Some(path)) => Target::File(path),
-        (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
-    };
-    // Who is user 0 there must not take the device, or the connection to the node, out of this process.
-    confine::keep_to_itself()?;
-    confine::try_all(&[confine::leave_no_core]);
-    netns::enter(&target)?;
-    let tap = Tap::open(&arguments.ifname, !arguments.no_offload, queues);
-    let tap = tap.map_err(|error| match error {
-        OpenError::Exists(name) => Error::failed(format!(
-            "an interface '{name}' is in that network namespace already: choose another name with \
-             --ifname"
-        )),
-        error => Error::failed(error),
-    })?;
-    confine::try_all(&[|| confine::keep_only(&[Capability::CAP_NET_ADMIN])]);
-    let device = Device::tap(&tap).with_namespaces(&[Namespace::User, Namespace::Net])?;
+    confine::try_all(&[confine::keep_to_itself, confine::leave_no_core]);
     block_on(async {
+        let queues = attach::queues(&socket).await?;
+        let (inside, made) = Inside::start(arguments.interface.words(queues)).await?;
+        confine::try_all(&[|| confine::keep_only(&CLIENT)]);
+        let device = Device {
+            namespaces: made.namespaces,
+            ..Device::tap(&made.queues)
+        };
         let client = Client::connect(&socket).await?;
         let request = Attach {
             pod: arguments.name,
@@ -91,8 +115,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
             publish: arguments.publish.ports(),
         };
         let attached = device.attach(&client, request).await?;
-        let configured = netns::configure(&arguments.ifname, &assignment(&attached)).await;
-        if let Err(error) = configured {
+        if let Err(error) = inside.configure(&attached).await {
             let pod = attached.pod.clone();
             // Why it cannot be detached either says less than why that is to be done.
             let _ = client.command(&Request::Detach { pod }).await;
@@ -108,6 +131,27 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
             output::print(&text)
         }
     })
+}
+
+/// Is the process in the namespace.
+pub(super) fn inside(arguments: InsideArguments) -> Result<()> {
+    confine::try_all(&[confine::close_inherited]);
+    let InterfaceArguments {
+        target,
+        ifname,
+        no_offload,
+    } = arguments.interface;
+    let target = match (target.pid, target.netns) {
+        (Some(pid), _) => Target::Process(pid),
+        (None, Some(path)) => Target::File(path),
+        (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
+    };
+    block_on(attach::serve(
+        &target,
+        &ifname,
+        !no_offload,
+        arguments.queues,
+    ))
 }
 
 pub(super) fn detach(arguments: DetachArguments) -> Result<()> {

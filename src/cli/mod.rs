@@ -113,6 +113,9 @@ enum Command {
     /// Ping and transfer on request, inside the demo's pods
     #[command(hide = true)]
     Agent,
+    /// Make an interface in a pod's namespaces, for attach
+    #[command(hide = true)]
+    AttachInside(attach::InsideArguments),
     /// Become a pod's command, for run
     #[command(hide = true)]
     Guard(run::GuardArguments),
@@ -219,6 +222,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Rm(arguments) => detached::rm(&arguments),
         Command::Sidecar(arguments) => sidecar::run(*arguments),
         Command::Attach(arguments) => attach::attach(arguments),
+        Command::AttachInside(arguments) => attach::inside(arguments),
         Command::Detach(arguments) => attach::detach(arguments),
         Command::Status(arguments) => report::status(&arguments),
         Command::Pods(arguments) => report::pods(&arguments),
@@ -236,6 +240,13 @@ fn dispatch(command: Command) -> Result<()> {
     }
 }
 
+/// What a client needs: root asks the nodes of others, and ends their pods.
+const CLIENT: [Capability; 3] = [
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_DAC_READ_SEARCH,
+    Capability::CAP_KILL,
+];
+
 /// Takes from this process what the command has no use for. Those that start programs of the user's,
 /// and nodes, know best when to do that.
 fn protect(command: &Command) {
@@ -245,6 +256,7 @@ fn protect(command: &Command) {
         | Command::Run(_)
         | Command::Exec(_)
         | Command::Attach(_)
+        | Command::AttachInside(_)
         | Command::Demo(_)
         | Command::Guard(_)
         | Command::ProbeNamespace => {}
@@ -255,13 +267,8 @@ fn protect(command: &Command) {
         // In a pod its user is 0, who has them by nature: nobody is to be lent any by the program.
         Command::Agent if geteuid().is_root() => {}
         Command::Agent => confine::try_all(&[|| confine::keep_only(&[])]),
-        // Root asks the nodes of others, and ends their pods.
         _ => confine::try_all(&[confine::keep_to_itself, confine::leave_no_core, || {
-            confine::keep_only(&[
-                Capability::CAP_DAC_OVERRIDE,
-                Capability::CAP_DAC_READ_SEARCH,
-                Capability::CAP_KILL,
-            ])
+            confine::keep_only(&CLIENT)
         }]),
     }
 }
