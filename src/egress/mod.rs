@@ -1,10 +1,11 @@
 //! Egress: a worker's sockets on the host, by which pods' traffic to addresses outside the overlay
 //! goes on. What belongs to which socket, and what becomes of it, [`muslin_stack::egress`] decides.
 
+mod endpoints;
 mod error_queue;
 mod sockets;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, ToSocketAddrs};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
@@ -17,6 +18,7 @@ use tracing::warn;
 use crate::dns::Door;
 use crate::error::{Error, Result};
 
+pub(crate) use endpoints::Endpoints;
 pub(crate) use sockets::{HandOver, Sockets};
 
 /// What a user asks of egress.
@@ -51,44 +53,6 @@ impl Settings {
             "--host-loopback: {address} {fault}: {advice}"
         )))
     }
-}
-
-/// Where servers of the store are by their URLs, so that pods and proxies do not get there. One on
-/// this machine is behind all of its `own` addresses.
-pub(crate) fn endpoints(servers: &[String], own: &[Ipv4Addr]) -> Vec<SocketAddrV4> {
-    let mut endpoints = Vec::new();
-    for server in servers {
-        let Some((host, port)) = host_and_port(server) else {
-            continue;
-        };
-        let addresses = match (host.as_str(), port).to_socket_addrs() {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                warn!(
-                    "where {server} is cannot be found out, so egress is not closed to it: {error}"
-                );
-                continue;
-            }
-        };
-        let addresses = addresses.filter_map(|address| match address.ip() {
-            IpAddr::V4(ip) => Some(ip),
-            IpAddr::V6(_) => None,
-        });
-        for ip in addresses {
-            endpoints.push(SocketAddrV4::new(ip, port));
-            if ip.is_loopback() || own.contains(&ip) {
-                let all = own.iter().chain([&Ipv4Addr::LOCALHOST]);
-                endpoints.extend(all.map(|ip| SocketAddrV4::new(*ip, port)));
-            }
-        }
-    }
-    endpoints
-}
-
-fn host_and_port(url: &str) -> Option<(String, u16)> {
-    let uri: http::Uri = url.parse().ok()?;
-    let host = uri.host()?.trim_matches(['[', ']']).to_owned();
-    Some((host, uri.port_u16()?))
 }
 
 /// Flows of a worker with their sockets.
@@ -214,33 +178,5 @@ mod tests {
             let error = with(bad).check(network).unwrap_err().to_string();
             assert!(error.contains(bad), "{error}");
         }
-    }
-
-    #[test]
-    fn a_store_on_this_machine_is_behind_all_its_addresses() {
-        let ip = |text: &str| text.parse::<Ipv4Addr>().unwrap();
-        let own = [ip("127.0.0.1"), ip("10.9.0.1")];
-        let found = |servers: &[&str]| {
-            let servers: Vec<_> = servers.iter().map(|it| (*it).to_owned()).collect();
-            let mut found = endpoints(&servers, &own);
-            found.sort();
-            found.dedup();
-            found.iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert!(found(&[]).is_empty());
-        let here = ["10.9.0.1:2379", "127.0.0.1:2379"];
-        for server in [
-            "http://10.9.0.1:2379",
-            "https://127.0.0.1:2379",
-            "http://localhost:2379",
-        ] {
-            assert_eq!(found(&[server]), here, "{server}");
-        }
-        let there = ["10.9.0.7:2379", "10.9.0.8:4001"];
-        assert_eq!(
-            found(&["http://10.9.0.7:2379", "https://10.9.0.8:4001"]),
-            there
-        );
-        assert!(found(&["http://[2001:db8::1]:2379", "http://a b:2379"]).is_empty());
     }
 }

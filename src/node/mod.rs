@@ -11,10 +11,11 @@ mod naming;
 mod pods;
 mod report;
 mod running;
+mod stores;
 mod underlay;
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -40,12 +41,12 @@ use tracing::{debug, info, warn};
 use crate::confine::{self, Capability};
 use crate::control::protocol::Link;
 use crate::control::{self, Level};
-use crate::egress;
+use crate::egress::{self, Endpoints};
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
 use crate::lease::{self, News, Reply, store};
 use crate::state::{self, StateDir};
-use crate::underlay::{KernelNetwork, Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
+use crate::underlay::{Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
 use front::Front;
@@ -568,7 +569,13 @@ impl Plane {
             confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
         }
         let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &interface)?;
-        let outside = self.egress_config(key, &plan, &kernel)?;
+        let mut endpoints = match self.settings.egress {
+            Some(_) => Endpoints::new(self.leases.servers()),
+            None => Endpoints::default(),
+        };
+        let own: Vec<_> = kernel.addresses().collect();
+        let stores = endpoints.look(&own);
+        let outside = self.egress_config(key, &plan, &stores)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let nodes = underlays.into_iter().map(|underlay| {
@@ -620,6 +627,7 @@ impl Plane {
         if !self.front.serve(running.clone()) {
             return Err(Error::failed("the node runs already"));
         }
+        tokio::spawn(stores::follow(endpoints, stores, running.clone()));
         tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
         tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
@@ -646,9 +654,8 @@ impl Plane {
         &self,
         key: SubnetKey,
         plan: &Plan,
-        kernel: &KernelNetwork,
+        stores: &[SocketAddrV4],
     ) -> Result<Outside> {
-        let own: Vec<_> = kernel.addresses().collect();
         let policy = match &self.settings.egress {
             None => Policy::closed(),
             Some(settings) => Policy::new(Rules {
@@ -656,7 +663,7 @@ impl Plane {
                 deny: settings.deny.clone(),
                 host_loopback: settings.host_loopback,
                 tunnel_port: (plan.port != 0).then_some(plan.port),
-                stores: egress::endpoints(self.leases.servers(), &own),
+                stores: stores.to_vec(),
             }),
         };
         Ok(Outside {

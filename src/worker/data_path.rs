@@ -226,6 +226,7 @@ impl DataPath {
                     self.node.set_mtu(mtu);
                     self.outside.egress.set_mtu(mtu, self.clock.now());
                 }
+                Command::SetStores(stores) => self.outside.egress.set_stores(stores),
                 Command::Report(reply) => {
                     // Whoever asked may have gone.
                     let _ = reply.send(self.report());

@@ -12,7 +12,7 @@ mod uplink;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
@@ -74,6 +74,8 @@ enum Command {
     Probe(Vec<PeerId>),
     Rebind(Underlay, Option<Uplink>),
     SetMtu(Mtu),
+    /// Where the store is.
+    SetStores(Vec<SocketAddrV4>),
     Report(oneshot::Sender<Report>),
     Stop,
 }
@@ -367,6 +369,14 @@ impl Workers {
     /// `Ended` if there is nobody to do it.
     pub fn set_mtu(&self, mtu: Mtu) -> Result<(), Ended> {
         self.tell(|| Command::SetMtu(mtu))
+    }
+
+    /// Closes egress to where the store is now.
+    ///
+    /// # Errors
+    /// `Ended` if there is nobody to do it.
+    pub(crate) fn set_stores(&self, stores: &[SocketAddrV4]) -> Result<(), Ended> {
+        self.tell(|| Command::SetStores(stores.to_vec()))
     }
 
     /// How often each worker has looked for something to do. All look once more, so that one whose

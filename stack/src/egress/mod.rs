@@ -355,6 +355,11 @@ impl Egress {
         self.ends.set_mtu(mtu, now);
     }
 
+    /// The store is here now: new flows do not get there. Those that are open stay.
+    pub fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+        self.config.policy.set_stores(stores);
+    }
+
     /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked. It
     /// goes to [`Host::hand_over`] if its flow is another worker's.
     ///

@@ -90,6 +90,11 @@ impl Policy {
         }
     }
 
+    /// Closes these endpoints instead of those of the rules, which the store has left.
+    pub(super) fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+        self.rules.stores = stores;
+    }
+
     /// By which address a pod knows `source`, from where a datagram has come to the host.
     ///
     /// # Errors
@@ -294,5 +299,9 @@ mod tests {
             });
             assert_eq!(allows(&policy, "10.0.0.1:2379"), opens);
         }
+        // It moves.
+        let mut policy = policy;
+        policy.set_stores(vec!["10.0.0.2:2379".parse().unwrap()]);
+        assert!(!allows(&policy, "10.0.0.2:2379") && allows(&policy, "10.0.0.1:2379"));
     }
 }
