@@ -327,6 +327,23 @@ fn names_of_pods_are_asked_for_at_the_gateway() {
 }
 
 #[test]
+fn proxies_that_ask_others_for_nothing_are_told() {
+    let Some(bed) = Bed::new() else { return };
+    let words = ["--socks5", "0.0.0.0:1080", "--allow-public-proxy"];
+    let secret = ("MUSLIN_PROXY_AUTH", "me:owl");
+    for (secrets, is_told) in [(&[][..], true), (&[secret], false)] {
+        let mut sidecar = bed.restricted_with(secrets, &words);
+        sidecar.wait_for("SOCKS5 at");
+        let log = sidecar.log();
+        assert_eq!(
+            log.contains("0.0.0.0:1080 is in the pod network"),
+            is_told,
+            "{log}"
+        );
+    }
+}
+
+#[test]
 fn a_command_gets_no_secrets_of_its_sidecar() {
     let Some(bed) = Bed::new() else { return };
     let credentials = ("CREDENTIALS_DIRECTORY", "/run/credentials/none");

@@ -54,10 +54,11 @@ pub(super) struct Arguments {
     /// The pod's address [default: the one it had before, or a free one]
     #[arg(long)]
     ip: Option<Ipv4Addr>,
-    /// Speak SOCKS5 here, to reach the pod network and what its pods reach
+    /// Speak SOCKS5 here, to reach the pod network and what its pods reach: for all users of this
+    /// machine, unless --proxy-auth-file has a password asked for
     #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
     socks5: Vec<Listen>,
-    /// Be an HTTP proxy here
+    /// Be an HTTP proxy here, likewise
     #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
     http_proxy: Vec<Listen>,
     /// Lead a local port to a pod's

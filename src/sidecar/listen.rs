@@ -1,6 +1,6 @@
 //! Where clients of a proxy come in.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ impl Listen {
     /// be had.
     pub(super) async fn bind(self, flag: &str, is_public: bool) -> Result<TcpListener> {
         let Self(address) = self;
-        if !is_public && !is_loopback(address.ip()) {
+        if !is_public && !self.is_loopback() {
             return Err(Error::usage(format!(
                 "{flag} {address}: whoever reaches that address could use it to reach the pod \
                  network: add --allow-public-proxy if that is meant"
@@ -59,10 +59,11 @@ impl Listen {
         let bound = TcpListener::bind(address).await;
         bound.map_err(|error| Error::failed(format!("{flag} {address}: {error}")))
     }
-}
 
-fn is_loopback(address: IpAddr) -> bool {
-    address.to_canonical().is_loopback()
+    /// Whether only this machine gets there.
+    pub(super) fn is_loopback(self) -> bool {
+        self.0.ip().to_canonical().is_loopback()
+    }
 }
 
 /// Has `serve` serve each client, for ever. Who does not say what it wants has to go when others

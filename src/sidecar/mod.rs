@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tracing::warn;
 
 use crate::control::protocol::Attached;
 use crate::error::{Context, Result};
@@ -45,6 +46,20 @@ pub struct Settings {
     pub credentials: Option<Arc<Credentials>>,
 }
 
+impl Settings {
+    /// Warns of proxies that others may use and that ask them for nothing.
+    fn warn_of_guests(&self) {
+        let proxies = self.socks5.iter().chain(&self.http);
+        let mut open = proxies.filter(|it| self.is_public && !it.is_loopback());
+        if let (Some(Listen(address)), None) = (open.next(), &self.credentials) {
+            warn!(
+                "whoever reaches {address} is in the pod network, and where its pods get: name a \
+                 file with USER:PASSWORD that clients have to tell with --proxy-auth-file"
+            );
+        }
+    }
+}
+
 /// Listeners whose addresses are taken.
 pub struct Proxies {
     socks5: Vec<TcpListener>,
@@ -60,6 +75,7 @@ impl Proxies {
     /// If one cannot be had, or is open to others without a word that this is meant.
     pub async fn bind(settings: &Settings) -> Result<Self> {
         let is_public = settings.is_public;
+        settings.warn_of_guests();
         let mut bound = Self {
             socks5: Vec::new(),
             http: Vec::new(),
