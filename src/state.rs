@@ -114,6 +114,51 @@ pub struct Identity {
     pub gateway_mac: VtepMac,
     /// The subnet it had.
     pub subnet: Option<Ipv4Net>,
+    /// Where all that counts, once it had a lease.
+    pub store: Option<StoreId>,
+}
+
+impl Identity {
+    /// One that nobody had before.
+    ///
+    /// # Errors
+    /// If the kernel gives no random bytes.
+    pub fn fresh() -> Result<Self> {
+        Ok(Self {
+            vtep_mac: VtepMac::from_random(random()?),
+            gateway_mac: VtepMac::from_random(random()?),
+            subnet: None,
+            store: None,
+        })
+    }
+}
+
+/// Which store a node's state belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StoreId {
+    /// Its address.
+    pub url: String,
+    /// What tells it from others wherever it is.
+    pub id: String,
+    /// What its keys begin with.
+    pub prefix: String,
+}
+
+impl StoreId {
+    /// Whether a node of that store is one of this: it may have moved, or have been made anew at the
+    /// same address.
+    #[must_use]
+    pub fn continues(&self, other: &Self) -> bool {
+        self.prefix == other.prefix && (self.id == other.id || self.url == other.url)
+    }
+}
+
+impl std::fmt::Display for StoreId {
+    /// With the prefix, which alone may tell two networks apart.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (prefix {})", self.url, self.prefix)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -122,6 +167,7 @@ struct IdentityFile {
     vtep_mac: String,
     gateway_mac: String,
     subnet: Option<Ipv4Net>,
+    store: Option<StoreId>,
 }
 
 /// A running node's directory, locked against a second one of the same name.
@@ -199,13 +245,10 @@ impl StateDir {
                 vtep_mac: mac(&file.vtep_mac)?,
                 gateway_mac: mac(&file.gateway_mac)?,
                 subnet: file.subnet,
+                store: file.store,
             });
         }
-        let identity = Identity {
-            vtep_mac: VtepMac::from_random(random()?),
-            gateway_mac: VtepMac::from_random(random()?),
-            subnet: None,
-        };
+        let identity = Identity::fresh()?;
         self.write_identity(&identity)?;
         Ok(identity)
     }
@@ -219,6 +262,7 @@ impl StateDir {
             vtep_mac: identity.vtep_mac.to_string(),
             gateway_mac: identity.gateway_mac.to_string(),
             subnet: identity.subnet,
+            store: identity.store.clone(),
         };
         self.write("identity.json", &file)
     }
@@ -238,6 +282,20 @@ impl StateDir {
     /// If the file cannot be written.
     pub fn write_addresses(&self, memory: &ipam::Memory) -> Result<()> {
         self.write("pods.json", memory)
+    }
+
+    /// Forgets which pod had which address.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn forget_addresses(&self) -> Result<()> {
+        let path = self.dir.join("pods.json");
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(unusable("remove", &path, &error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn read<T: DeserializeOwned>(&self, file: &str) -> Result<Option<T>> {
@@ -438,6 +496,7 @@ mod tests {
         let mut identity = state.identity().unwrap();
         assert_ne!(identity.vtep_mac, identity.gateway_mac);
         identity.subnet = Some("10.244.3.0/24".parse().unwrap());
+        identity.store = Some(store("etcd://h:1", "a", "/x"));
         state.write_identity(&identity).unwrap();
         assert_eq!(state.identity().unwrap(), identity);
         fs::write(dir.path().join("nodes/n1/identity.json"), "{").unwrap();
@@ -448,6 +507,36 @@ mod tests {
                 .to_string()
                 .contains("damaged")
         );
+    }
+
+    fn store(url: &str, id: &str, prefix: &str) -> StoreId {
+        let [url, id, prefix] = [url, id, prefix].map(str::to_owned);
+        StoreId { url, id, prefix }
+    }
+
+    #[test]
+    fn a_store_that_moves_or_is_made_anew_is_the_same() {
+        let known = store("etcd://h:1", "a", "/x");
+        for (url, id, prefix, is_same) in [
+            ("etcd://h:1", "a", "/x", true),
+            ("etcd://g:1", "a", "/x", true),
+            ("etcd://h:1", "b", "/x", true),
+            ("etcd://g:1", "b", "/x", false),
+            ("etcd://h:1", "a", "/y", false),
+        ] {
+            let now = store(url, id, prefix);
+            assert_eq!(now.continues(&known), is_same, "{now}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_belongs_to_any_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path(), "n1").unwrap();
+        let text = r#"{"vtep-mac": "02:00:00:00:00:01", "gateway-mac": "02:00:00:00:00:02",
+            "subnet": "10.244.3.0/24"}"#;
+        fs::write(dir.path().join("nodes/n1/identity.json"), text).unwrap();
+        assert_eq!(state.identity().unwrap().store, None);
     }
 
     #[test]

@@ -81,6 +81,48 @@ fn a_killed_node_comes_back_with_its_subnet_and_its_pods() {
 }
 
 #[test]
+fn in_another_store_a_node_begins_anew_and_says_so() {
+    let Some(lab) = Lab::new() else { return };
+    let file = |name: &str| lab.directory().join(name);
+    let config = |name: &str| {
+        NodeConfig::new(
+            "n1",
+            address(1),
+            &format!("sqlite:{}", file(name).display()),
+        )
+    };
+    let all = |of: &str| ["", "-wal", "-shm"].map(|end| file(&format!("{of}{end}")));
+    let mut node = config("one").start(&lab.host("n1", address(1)));
+    let identity = |node: &Node| (node.status("subnet"), node.status("vtep_mac"));
+    let before = identity(&node);
+    // It has moved.
+    node.kill();
+    for (from, to) in all("one").iter().zip(all("moved")) {
+        std::fs::rename(from, to).unwrap();
+    }
+    node.start_again_as(config("moved"));
+    assert_eq!(identity(&node), before);
+    // It was made anew.
+    node.kill();
+    for file in all("moved") {
+        std::fs::remove_file(file).unwrap();
+    }
+    assert!(!node.log().contains("was made anew"), "{}", node.log());
+    node.start_again();
+    assert_eq!(identity(&node), before);
+    assert!(node.log().contains("was made anew"), "{}", node.log());
+    // It is another one.
+    node.start_again_as(config("two"));
+    let after = identity(&node);
+    assert_ne!(after.1, before.1, "{}", node.log());
+    let count = |node: &Node| node.log().matches("it begins anew").count();
+    assert_eq!(count(&node), 1, "{}", node.log());
+    node.start_again();
+    assert_eq!(identity(&node), after);
+    assert_eq!(count(&node), 1, "{}", node.log());
+}
+
+#[test]
 fn pods_are_taken_back_by_fewer_workers_and_by_more() {
     let Some(lab) = Lab::new() else { return };
     let with = |workers| config(&lab, 1).with("--workers", workers);

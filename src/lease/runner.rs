@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muslin_encap::vxlan::VtepMac;
 use muslin_stack::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
 use smoltcp::time::Instant;
 use tokio::sync::watch;
@@ -37,6 +38,9 @@ pub enum News {
     StoreFails(String),
     /// The store works again.
     StoreWorks,
+    /// The store has answered, so that it says which one it is ([`Store::id`]). Nothing was asked of it
+    /// yet that depends on who the node is.
+    StoreKnown,
 }
 
 /// What becomes of news.
@@ -47,6 +51,8 @@ pub enum Reply {
     /// The network configuration of [`Change::Configured`] cannot be used here now: it is asked for
     /// again in a while, before anything is written.
     ConfigRefused,
+    /// The node was never in the store of [`News::StoreKnown`], and has this VTEP there.
+    Anew(VtepMac),
 }
 
 /// Keeps a lease until it is given back or lost, and gives all news in order to `apply`, before
@@ -75,6 +81,7 @@ pub async fn run(
         clock,
         orders,
         is_leaving: false,
+        is_known: false,
         apply,
         stream: None,
     };
@@ -94,6 +101,8 @@ struct Runner<C, A> {
     clock: C,
     orders: Orders,
     is_leaving: bool,
+    /// Whether the store has answered.
+    is_known: bool,
     apply: A,
     /// The watch, which stays open during all operations but lists.
     stream: Option<Box<dyn Watch>>,
@@ -143,6 +152,16 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         Ok(())
     }
 
+    /// Says once that the store has answered.
+    fn get_to_know(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.is_known, true)
+            && let Reply::Anew(vtep_mac) = (self.apply)(News::StoreKnown)?
+        {
+            self.manager.begin_anew(vtep_mac);
+        }
+        Ok(())
+    }
+
     fn end_outage(&mut self, of: Of) -> Result<()> {
         if self.outage.end(of) {
             (self.apply)(News::StoreWorks)?;
@@ -172,6 +191,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
             Ok(answer) => {
                 debug!("lease store: {asked_for}: {answer}");
                 self.end_outage(Of::Operation)?;
+                self.get_to_know()?;
                 self.manager.answer(now, answer);
             }
             Err(error) => {

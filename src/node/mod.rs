@@ -45,7 +45,7 @@ use crate::egress::{self, Endpoints};
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, Condition, Need, SubnetEnv, Surface};
 use crate::lease::{self, News, Reply, store};
-use crate::state::{self, StateDir};
+use crate::state::{self, StateDir, StoreId};
 use crate::underlay::{Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Clock, Event, Workers};
 
@@ -335,6 +335,7 @@ impl Start {
             settings: self.settings,
             state: Arc::new(self.state),
             identity,
+            is_anew: false,
             interface,
             clock: Clock::start(),
             leave: self.leave,
@@ -373,6 +374,8 @@ struct Plane {
     leases: Arc<dyn store::Store>,
     state: Arc<StateDir>,
     identity: state::Identity,
+    /// Whether that is another one than is written down.
+    is_anew: bool,
     /// The underlay's interface as it was seen last.
     interface: watch::Receiver<PublicInterface>,
     clock: Clock,
@@ -415,8 +418,42 @@ impl Plane {
                 self.condition.lack(Need::Store, &reason);
             }
             News::StoreWorks => self.condition.have(Need::Store),
+            News::StoreKnown => return self.recognize(),
         }
         Ok(Reply::Taken)
+    }
+
+    /// Looks whether the node's state is of this store. What it was in another one it is not here, where
+    /// others may be that.
+    fn recognize(&mut self) -> Result<Reply> {
+        let Some(id) = self.leases.id() else {
+            return Ok(Reply::Taken);
+        };
+        let store = StoreId {
+            url: self.store.clone(),
+            id,
+            prefix: self.settings.prefix.clone(),
+        };
+        let former = self.identity.store.replace(store.clone());
+        let Some(former) =
+            former.filter(|former| former.id != store.id || !store.continues(former))
+        else {
+            return Ok(Reply::Taken);
+        };
+        if store.continues(&former) {
+            info!("{store} was made anew since this node was in it: it stays who it was");
+            return Ok(Reply::Taken);
+        }
+        warn!(
+            "this node's state is of its time in {former}: in {store} it begins anew, with another \
+             VTEP and subnet and other addresses for its pods"
+        );
+        self.identity = state::Identity {
+            store: Some(store),
+            ..state::Identity::fresh()?
+        };
+        self.is_anew = true;
+        Ok(Reply::Anew(self.identity.vtep_mac))
     }
 
     /// Opens the tunnel of a network. One that this node cannot be in as it is now it waits for, if
@@ -559,6 +596,9 @@ impl Plane {
         let tunnel = self.take_tunnel()?;
         let interface = tunnel.interface;
         self.identity.subnet = Some(key.ipv4);
+        if self.is_anew {
+            self.state.forget_addresses()?;
+        }
         self.state.write_identity(&self.identity)?;
         let kernel = underlay::kernel();
         underlay::warn_of_kernel(&kernel, tunnel.config.network, key.ipv4);

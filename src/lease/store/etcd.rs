@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,6 +39,8 @@ const QUICK: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// The longest answer in bytes: more than 100,000 leases.
 const MAX_ANSWER: usize = 64 << 20;
+/// The number of every cluster of one server that was left at its defaults.
+const DEFAULT_CLUSTER: u64 = 0xcdf8_1819_4e3a_8c32;
 /// How many questions for a time to live are under way at once.
 const QUESTIONS: usize = 64;
 
@@ -125,6 +128,8 @@ pub(super) struct EtcdStore {
     servers: Vec<String>,
     options: EtcdOptions,
     link: Mutex<Link>,
+    /// The cluster's number; 0 until it has answered.
+    cluster: AtomicU64,
 }
 
 /// The server that is asked: one until it fails, so that an error has a place.
@@ -171,6 +176,7 @@ impl EtcdStore {
             servers,
             options: options.clone(),
             link: Mutex::default(),
+            cluster: AtomicU64::new(0),
         })
     }
 
@@ -272,7 +278,11 @@ impl EtcdStore {
         let connection = self.connection().await?;
         let client = connection.client.kv_client();
         let mut client = client.max_decoding_message_size(MAX_ANSWER);
-        self.wait(&connection, client.get(key, options)).await
+        let answer = self.wait(&connection, client.get(key, options)).await?;
+        if let Some(header) = answer.header() {
+            self.cluster.store(header.cluster_id(), Ordering::Relaxed);
+        }
+        Ok(answer)
     }
 
     async fn read(&self, key: String, options: Option<GetOptions>) -> StoreResult<Answer> {
@@ -520,6 +530,14 @@ impl Store for EtcdStore {
 
     fn servers(&self) -> &[String] {
         &self.servers
+    }
+
+    fn id(&self) -> Option<String> {
+        match self.cluster.load(Ordering::Relaxed) {
+            0 => None,
+            DEFAULT_CLUSTER => Some(format!("{DEFAULT_CLUSTER:x} at {}", self.url)),
+            cluster => Some(format!("{cluster:x}")),
+        }
     }
 
     fn describe(&self) -> String {

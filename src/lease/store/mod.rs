@@ -61,6 +61,12 @@ pub trait Store: Send + Sync {
         &[]
     }
 
+    /// What tells this store from others wherever it is, once it has answered; nothing for a list,
+    /// which says itself who a node is.
+    fn id(&self) -> Option<String> {
+        None
+    }
+
     /// What this store is, for people: `sqlite:/path`.
     fn describe(&self) -> String;
 

@@ -64,9 +64,18 @@ const CLOCK: &str = "
     ) STRICT;
 ";
 
+/// What tells a database from others, wherever it lies. It came later, too.
+const NAME: &str = "
+    CREATE TABLE IF NOT EXISTS name (
+        id INTEGER PRIMARY KEY CHECK (id = 0), name TEXT NOT NULL
+    ) STRICT;
+    INSERT OR IGNORE INTO name VALUES (0, lower(hex(randomblob(16))));
+";
+
 /// A store in a database file.
 pub(super) struct SqliteStore {
     path: PathBuf,
+    name: String,
     database: Arc<Mutex<Database>>,
 }
 
@@ -78,11 +87,16 @@ impl SqliteStore {
     pub(super) fn open(path: &Path) -> Result<Self> {
         let created = create_directory(path).and_then(|()| create(path));
         let created = created.map_err(|error| refused(path, error));
-        let opened = created.and_then(|_| Database::open(path));
+        let opened = created.and_then(|_| {
+            let database = Database::open(path)?;
+            Ok((database.name()?, database))
+        });
         let failed = |error: StoreError| Error::failed(format!("cannot open the store: {error}"));
+        let (name, database) = opened.map_err(failed)?;
         Ok(Self {
             path: path.to_path_buf(),
-            database: Arc::new(Mutex::new(opened.map_err(failed)?)),
+            name,
+            database: Arc::new(Mutex::new(database)),
         })
     }
 }
@@ -116,6 +130,10 @@ impl Store for SqliteStore {
             .spawn(move || follower.run(&sender))
             .map_err(|error| StoreError::Unavailable(format!("no thread to watch: {error}")))?;
         Ok(Box::new(SqliteWatch { batches }))
+    }
+
+    fn id(&self) -> Option<String> {
+        Some(self.name.clone())
     }
 
     fn describe(&self) -> String {
@@ -264,7 +282,7 @@ impl Database {
             // Other directories than the database's are not in reach.
             .and_then(|()| self.connection.pragma_update(None, "temp_store", "memory"))
             .map_err(explain)?;
-        if version == VERSION && self.has_clock().map_err(explain)? {
+        if version == VERSION && self.is_complete().map_err(explain)? {
             return Ok(());
         }
         let transaction = self
@@ -282,12 +300,23 @@ impl Database {
                 .and_then(|()| transaction.pragma_update(None, "user_version", VERSION))
                 .map_err(explain)?;
         }
-        transaction.execute_batch(CLOCK).map_err(explain)?;
+        transaction
+            .execute_batch(CLOCK)
+            .and_then(|()| transaction.execute_batch(NAME))
+            .map_err(explain)?;
         transaction.commit().map_err(explain)
     }
 
-    fn has_clock(&self) -> rusqlite::Result<bool> {
-        self.connection.table_exists(None, "clock")
+    /// Whether it has what came later.
+    fn is_complete(&self) -> rusqlite::Result<bool> {
+        let has = |table| self.connection.table_exists(None, table);
+        Ok(has("clock")? && has("name")?)
+    }
+
+    fn name(&self) -> StoreResult<String> {
+        let name = "SELECT name FROM name WHERE id = 0";
+        let name = self.connection.query_row(name, [], |row| row.get(0));
+        name.map_err(|error| explain(&self.path, &error))
     }
 
     /// The database's time.

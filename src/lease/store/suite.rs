@@ -288,6 +288,7 @@ impl Node {
                 News::Lease(change) => sender.send(change).is_ok(),
                 News::StoreFails(reason) => fails.send(Some(reason)).is_ok(),
                 News::StoreWorks => fails.send(None).is_ok(),
+                News::StoreKnown => true,
             };
             Ok(Reply::Taken)
         }));

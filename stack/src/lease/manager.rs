@@ -579,6 +579,13 @@ impl Manager {
         }
     }
 
+    /// The node was never in this store: there it has this VTEP, and asks for no subnet that it had
+    /// elsewhere. To be said after the first answer at the latest.
+    pub fn begin_anew(&mut self, vtep_mac: VtepMac) {
+        self.settings.identity.vtep_mac = vtep_mac;
+        self.settings.previous = None;
+    }
+
     /// What has changed since the last call.
     pub fn changes(&mut self) -> impl Iterator<Item = Change> + '_ {
         self.changes.drain(..)

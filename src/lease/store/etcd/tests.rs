@@ -380,18 +380,23 @@ async fn of_several_servers_one_is_enough() {
     // One that takes connections and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let (silent_at, alive) = (silent.local_addr().unwrap(), server.client);
+    let mut ids = Vec::new();
     for url in [
         format!("etcd:http://{dead},http://127.0.0.1:{alive}"),
         format!("etcd://{silent_at},127.0.0.1:{alive}"),
         format!("etcd:http://127.0.0.1:{alive},https://{dead}"),
     ] {
         let store = open(&url, &EtcdOptions::default()).unwrap();
+        assert_eq!(store.id(), None);
         for _ in 0..3 {
             let answer = store.execute(Op::Get("/x".to_owned())).await;
             assert_eq!(answer, Ok(Answer::Value(None)), "{url}");
         }
+        ids.push(store.id().unwrap());
         store.watch("/x", 1).await.unwrap();
     }
+    ids.dedup();
+    assert_eq!(ids.len(), 1, "whatever its servers are called: {ids:?}");
     let all_dead = format!("etcd://{dead},{silent_at}");
     let text = refused(open(&all_dead, &EtcdOptions::default()).unwrap()).await;
     let text = text.to_string();

@@ -209,6 +209,23 @@ fn u7_the_previous_subnet_is_taken_if_it_is_free_and_fits() {
 }
 
 #[test]
+fn in_a_store_where_it_never_was_a_node_asks_for_nothing_of_elsewhere() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    let previous: Ipv4Net = "10.3.77.0/24".parse().unwrap();
+    manager.settings.previous = Some(previous);
+    let Action::Store(op) = manager.poll(Instant::ZERO) else {
+        panic!()
+    };
+    let vtep_mac = VtepMac::from_random([77; 6]);
+    manager.begin_anew(vtep_mac);
+    manager.answer(Instant::ZERO, store.execute(op));
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    assert_ne!(subnet, SubnetKey::new(previous).to_string());
+    assert_eq!(manager.settings.identity.vtep_mac, vtep_mac);
+}
+
+#[test]
 fn u8_a_lease_that_no_longer_fits_is_given_up_for_a_new_one() {
     let mut store = Store::with_config(CONFIG);
     store.lease("10.9.9.0-24", [192, 168, 0, 1]);
