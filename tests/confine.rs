@@ -61,6 +61,7 @@ fn a_node_takes_from_itself_what_it_does_not_need() {
     assert_eq!(confinement["seccomp"]["in_force"], true, "{confinement}");
     assert_eq!(confinement["landlock"]["in_force"], true, "{confinement}");
     assert_eq!(confinement["no_new_privileges"], true, "{confinement}");
+    assert_eq!(confinement["not_dumpable"], true, "{confinement}");
     assert_eq!(confinement["capabilities"][0], "net_bind_service");
     let text = node.client(&["status"]).output().unwrap();
     let text = String::from_utf8(text.stdout).unwrap();

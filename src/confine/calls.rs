@@ -235,10 +235,11 @@ const REQUESTS: &[u32] = &[
 ];
 
 /// Names of threads and of memory, and what status asks.
-const PROCESS_CONTROLS: [i32; 3] = [
+const PROCESS_CONTROLS: [i32; 4] = [
     libc::PR_SET_NAME,
     libc::PR_SET_VMA,
     libc::PR_GET_NO_NEW_PRIVS,
+    libc::PR_GET_DUMPABLE,
 ];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;

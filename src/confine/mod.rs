@@ -7,7 +7,7 @@ mod files;
 
 use std::sync::OnceLock;
 
-use nix::sys::prctl::{get_no_new_privs, set_dumpable, set_no_new_privs};
+use nix::sys::prctl::{get_dumpable, get_no_new_privs, set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
@@ -96,6 +96,7 @@ pub(crate) fn in_force() -> Confinement {
         seccomp,
         landlock,
         no_new_privileges: get_no_new_privs().unwrap_or(false),
+        not_dumpable: get_dumpable().is_ok_and(|is_dumpable| !is_dumpable),
         capabilities: capabilities::names(),
     }
 }

@@ -275,6 +275,8 @@ pub struct Confinement {
     pub landlock: Measure,
     /// No program that it could start has more rights than itself.
     pub no_new_privileges: bool,
+    /// Others of its user do not read its memory, and it leaves no core.
+    pub not_dumpable: bool,
     /// The capabilities that it has left.
     pub capabilities: Vec<String>,
 }
@@ -329,6 +331,9 @@ impl std::fmt::Display for Confinement {
         }
         if !self.no_new_privileges {
             f.write_str("may gain privileges, ")?;
+        }
+        if !self.not_dumpable {
+            f.write_str("its memory can be read, ")?;
         }
         match self.capabilities.as_slice() {
             [] => f.write_str("no capabilities"),

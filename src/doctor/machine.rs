@@ -164,7 +164,8 @@ pub(super) fn confinement(patient: Option<&Patient>) -> Finding {
     const CHECK: &str = "confinement";
     if let Some(confinement) = patient.and_then(|it| it.status.confinement.as_ref()) {
         let is_whole = confinement.seccomp.in_force && confinement.landlock.in_force;
-        let verdict = match is_whole && confinement.no_new_privileges {
+        let is_whole = is_whole && confinement.no_new_privileges && confinement.not_dumpable;
+        let verdict = match is_whole {
             true => Verdict::Fine,
             false => Verdict::Warning,
         };
