@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
 /// Volumes that "restricted" permits.
@@ -130,6 +130,59 @@ impl Manifest {
         }
         refused
     }
+
+    /// What is left open of what "restricted" says nothing about.
+    fn lax(&self) -> Vec<String> {
+        let mut lax = Vec::new();
+        let mut check = |is_well: bool, fault: String| {
+            if !is_well {
+                lax.push(fault);
+            }
+        };
+        let spec = self.spec();
+        let token = &spec["automountServiceAccountToken"];
+        check(token == false, "has a token of the cluster".to_owned());
+        for container in self.containers() {
+            let name = text(&container["name"]);
+            let context = &container["securityContext"];
+            let is_kept = context["readOnlyRootFilesystem"] == true;
+            check(is_kept, format!("{name}: a root that can be written"));
+            let limit = &container["resources"]["limits"]["memory"];
+            check(limit.is_string(), format!("{name}: no limit of memory"));
+        }
+        for volume in list(&spec["volumes"]) {
+            let directory = &volume["emptyDir"];
+            let is_limited = directory.is_null() || directory["sizeLimit"].is_string();
+            check(is_limited, format!("{}: no limit of size", volume["name"]));
+        }
+        let etcd = self.flag("--etcd-endpoints").unwrap();
+        let is_tls = etcd.split(',').all(|it| it.starts_with("https://"));
+        check(is_tls, format!("{etcd}: no TLS"));
+        for flag in ["--etcd-cafile", "--etcd-certfile", "--etcd-keyfile"] {
+            let file = self.flag(flag);
+            let is_secret = file.is_some_and(|file| self.is_secret(&file));
+            check(is_secret, format!("{flag}: not from a secret"));
+        }
+        lax
+    }
+
+    /// Whether a file of the sidecar is from a secret that no other container has.
+    fn is_secret(&self, file: &str) -> bool {
+        let mounts = |container: &Value| list(&container["volumeMounts"]).to_vec();
+        let own = mounts(self.sidecar());
+        let from = own.iter().find(|mount| {
+            let rest = file.strip_prefix(text(&mount["mountPath"]));
+            rest.is_some_and(|rest| rest.starts_with('/'))
+        });
+        let Some(from) = from else { return false };
+        let volumes = list(&self.spec()["volumes"]);
+        let volume = volumes.iter().find(|it| it["name"] == from["name"]);
+        let others = self.containers().filter(|it| it["name"] != "muslin");
+        let mut others = others.flat_map(mounts);
+        from["readOnly"] == true
+            && volume.is_some_and(|it| it["secret"].is_object())
+            && !others.any(|mount| mount["name"] == from["name"])
+    }
 }
 
 /// What "restricted" refuses of a container in a pod with this security context.
@@ -215,23 +268,74 @@ fn the_program_has_the_flags_of_the_manifests() {
 fn only_the_manifest_that_says_so_needs_more_than_restricted_permits() {
     let restricted = Manifest::named("sidecar-restricted.yaml");
     assert_eq!(restricted.refused(), [""; 0]);
-    for container in restricted.containers() {
-        let is_kept = &container["securityContext"]["readOnlyRootFilesystem"];
-        assert_eq!(is_kept, true, "{container}");
-    }
     let privileged = Manifest::named("sidecar-net-admin.yaml");
-    let mut refused = privileged.refused();
-    refused.retain(|fault| !fault.starts_with("web: "));
     assert_eq!(
-        refused,
+        privileged.refused(),
         [
             "volume tun: hostPath",
             "muslin: may be root",
             "muslin: adds NET_ADMIN"
         ]
     );
-    let context = &privileged.sidecar()["securityContext"];
-    assert_eq!(context["readOnlyRootFilesystem"], true, "{context}");
+}
+
+#[test]
+fn no_container_has_more_than_it_needs() {
+    for manifest in Manifest::all() {
+        assert_eq!(manifest.lax(), [""; 0], "{}", manifest.name);
+    }
+}
+
+#[test]
+fn each_rule_of_a_manifest_is_looked_for() {
+    for mut manifest in Manifest::all() {
+        let mut places = vec![
+            "/automountServiceAccountToken".to_owned(),
+            "/securityContext/runAsNonRoot".to_owned(),
+            "/securityContext/seccompProfile".to_owned(),
+        ];
+        for kind in ["initContainers", "containers"] {
+            for index in 0..list(&manifest.spec()[kind]).len() {
+                let rules = [
+                    "securityContext/allowPrivilegeEscalation",
+                    "securityContext/capabilities/drop",
+                    "securityContext/readOnlyRootFilesystem",
+                    "resources/limits/memory",
+                ];
+                places.extend(rules.map(|rule| format!("/{kind}/{index}/{rule}")));
+            }
+        }
+        let volumes = 0..list(&manifest.spec()["volumes"]).len();
+        places.extend(volumes.map(|index| format!("/volumes/{index}")));
+        let faults = |manifest: &Manifest| manifest.refused().len() + manifest.lax().len();
+        let before = faults(&manifest);
+        for place in places {
+            let whole = manifest.pod.clone();
+            let rule = manifest.pod["spec"].pointer_mut(&place).unwrap();
+            let host = json!({"name": rule["name"], "hostPath": {"path": "/"}, "emptyDir": {}});
+            *rule = if rule["name"].is_null() {
+                Value::Null
+            } else {
+                host
+            };
+            assert!(faults(&manifest) > before, "{}: {place}", manifest.name);
+            manifest.pod = whole;
+        }
+        for (from, to) in [
+            ("https://etcd", "http://etcd"),
+            ("/etc/muslin/etcd/", "/tmp/"),
+        ] {
+            let whole = manifest.pod.clone();
+            for argument in manifest.pod["spec"]["initContainers"][0]["args"]
+                .as_array_mut()
+                .unwrap()
+            {
+                *argument = text(argument).replace(from, to).into();
+            }
+            assert!(faults(&manifest) > before, "{}: {to}", manifest.name);
+            manifest.pod = whole;
+        }
+    }
 }
 
 #[test]
@@ -312,39 +416,97 @@ fn the_container_beside_the_sidecar_uses_what_it_opens() {
     }
 }
 
-#[test]
-fn a_unit_starts_the_program_and_not_again_where_that_helps_nobody() {
-    for unit in ["muslin", "muslin-system"] {
-        check_unit(&read(&format!("systemd/{unit}.service")));
-    }
-}
-
-#[test]
-fn only_the_node_of_the_system_has_a_capability() {
-    let has = |unit: &str| {
-        let unit = read(&format!("systemd/{unit}.service"));
-        let mut lines = unit.lines();
-        lines.any(|line| line == "AmbientCapabilities=CAP_NET_RAW")
-    };
-    // A user's manager has none to give.
-    assert!(has("muslin-system") && !has("muslin"));
-}
-
-fn check_unit(unit: &str) {
-    let lines = unit.lines().filter(|line| !line.starts_with(['#', '[']));
-    let settings: BTreeMap<_, _> = lines.filter_map(|line| line.split_once('=')).collect();
-    let mut words = settings["ExecStart"].split_whitespace();
-    let program = words.next().unwrap();
-    assert!(program.ends_with("/muslin"), "{program}");
-    let words: Vec<_> = words.map(str::to_owned).collect();
-    assert_eq!(words[0], "node");
-    assert_eq!(is_known(&words), Ok(()));
-    assert_eq!(settings["Type"], "notify");
-    assert_eq!(settings["RestartPreventExitStatus"], "2 3");
+/// What every unit takes from the node before it starts.
+const TAKEN: [&str; 12] = [
+    "LimitCORE=0",
+    "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes",
+    "NoNewPrivileges=yes",
+    "RestrictNamespaces=yes",
+    "RestrictRealtime=yes",
+    "RestrictSUIDSGID=yes",
+    "SystemCallArchitectures=native",
+    "SystemCallErrorNumber=EPERM",
+    "SystemCallFilter=@system-service",
+    "SystemCallFilter=~@keyring @privileged @resources",
+    "UMask=0077",
+];
+/// What the service manager of the system can take besides.
+const TAKEN_BY_ROOT: [&str; 15] = [
+    "CapabilityBoundingSet=CAP_NET_RAW",
+    "DevicePolicy=closed",
+    "KeyringMode=private",
+    "PrivateTmp=yes",
+    "ProtectClock=yes",
+    "ProtectControlGroups=yes",
+    "ProtectHome=yes",
+    "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes",
+    "ProtectKernelTunables=yes",
+    "ProtectProc=invisible",
+    "ProtectSystem=strict",
+    "RemoveIPC=yes",
+    "StateDirectoryMode=0700",
+];
+/// Without these it waits too long, or is started again where that helps nobody.
+const USUAL: [&str; 4] = [
+    "Type=notify",
+    "RestartPreventExitStatus=2 3",
     // It may wait for long, and fail often, before it can run.
-    assert_eq!(settings["TimeoutStartSec"], "infinity");
-    assert_eq!(settings["StartLimitIntervalSec"], "0");
-    assert_eq!(settings["NoNewPrivileges"], "yes");
+    "TimeoutStartSec=infinity",
+    "StartLimitIntervalSec=0",
+];
+
+/// All of them that a unit needs; only the system's manager has a capability to give.
+fn rules(unit: &str) -> Vec<&'static str> {
+    let of_system = ["AmbientCapabilities=CAP_NET_RAW", "User=muslin"];
+    let of_system = TAKEN_BY_ROOT.into_iter().chain(of_system);
+    let is_systems = unit == "muslin-system";
+    let more = of_system.filter(|_| is_systems);
+    TAKEN.into_iter().chain(USUAL).chain(more).collect()
+}
+
+/// What a unit does not say.
+fn missing(unit: &str, text: &str) -> Vec<&'static str> {
+    let mut rules = rules(unit);
+    rules.retain(|rule| !text.lines().any(|line| line == *rule));
+    rules
+}
+
+#[test]
+fn a_unit_starts_the_program_with_as_little_as_it_needs() {
+    for unit in ["muslin", "muslin-system"] {
+        let text = read(&format!("systemd/{unit}.service"));
+        assert_eq!(missing(unit, &text), [""; 0], "{unit}");
+        for rule in rules(unit) {
+            let without = text.replace(rule, "");
+            assert_eq!(missing(unit, &without), [rule], "{unit}");
+        }
+        let mut lines = text.lines();
+        let start = lines
+            .find_map(|line| line.strip_prefix("ExecStart="))
+            .unwrap();
+        let (program, words) = start.split_once(' ').unwrap();
+        assert!(program.ends_with("/muslin"), "{program}");
+        let words: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(words[0], "node");
+        assert_eq!(is_known(&words), Ok(()));
+        // What it needs after all.
+        for needed in [
+            "AF_UNIX",
+            "AF_INET",
+            "AF_INET6",
+            "AF_NETLINK",
+            "capset",
+            "seccomp",
+        ] {
+            let mut words = text.split([' ', '=', '\n']);
+            assert!(words.any(|word| word == needed), "{unit}: {needed}");
+        }
+    }
+    let of_user = read("systemd/muslin.service");
+    assert!(!of_user.contains("AmbientCapabilities"), "{of_user}");
 }
 
 #[test]
