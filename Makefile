@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test soak attack fuzz nightly lint portability image clean
+.PHONY: demo test soak attack fuzz nightly lint deny portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -54,6 +54,18 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --manifest-path fuzz/Cargo.toml --all-targets --locked -- -D warnings
+
+# Licences, sources and duplicates of all dependencies, and what is known against them where the advisory
+# database can be had (deny.toml).
+deny:
+	@command -v cargo-deny >/dev/null || \
+		{ echo "muslin: cargo-deny is missing: run 'cargo install cargo-deny --locked'" >&2; exit 1; }
+	cargo deny --workspace --locked check licenses bans sources
+	@if cargo deny --locked fetch db 2>/dev/null; then \
+		cargo deny --workspace --locked check advisories; \
+	else \
+		echo "muslin: the advisory database cannot be had here: nothing is said about advisories" >&2; \
+	fi
 
 # The pure crates build where there is no Linux: nothing in them touches an operating system.
 portability:
