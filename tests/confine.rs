@@ -236,6 +236,15 @@ fn lesser_sockets_do_less() {
         let is_told = said.contains("not by this socket");
         assert!(!is_done && is_told, "{socket} {words:?}: {said}");
     };
+    let text = node.client(&["status"]).output().unwrap();
+    let text = String::from_utf8(text.stdout).unwrap();
+    for told in [
+        "control.sock (all)",
+        "attach.sock (attach)",
+        "status.sock (status)",
+    ] {
+        assert!(text.contains(told), "{text}");
+    }
     let _pod = node.pod("a");
     succeeds("status.sock", &["status"], &[]);
     succeeds("status.sock", &["pods"], &[]);

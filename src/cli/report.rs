@@ -153,9 +153,16 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             ),
         ),
     ];
+    let control: Vec<_> = status.control.iter().map(ToString::to_string).collect();
+    let control = (!control.is_empty()).then(|| ("control", control.join(", ")));
     let confined = status.confinement.map(|it| ("confined", it.to_string()));
     let trouble = status.trouble.map(|trouble| ("trouble", trouble));
-    let rows: Vec<_> = rows.into_iter().chain(confined).chain(trouble).collect();
+    let rows: Vec<_> = rows
+        .into_iter()
+        .chain(control)
+        .chain(confined)
+        .chain(trouble)
+        .collect();
     print(&pairs(&rows))
 }
 

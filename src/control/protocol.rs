@@ -261,9 +261,27 @@ pub struct Status {
     pub peers: usize,
     /// What became of all packets.
     pub packets: Packets,
+    /// Where it listens for commands.
+    #[serde(default)]
+    pub control: Vec<ControlSocket>,
     /// What it has taken from itself, if it is known.
     #[serde(default)]
     pub confinement: Option<Confinement>,
+}
+
+/// A socket at which a node listens for commands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlSocket {
+    /// Its path.
+    pub path: String,
+    /// What clients may ask for there: `all`, `attach` or `status`.
+    pub allows: String,
+}
+
+impl std::fmt::Display for ControlSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.path, self.allows)
+    }
 }
 
 /// What a node has taken from itself.

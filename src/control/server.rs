@@ -37,6 +37,16 @@ pub enum Level {
 }
 
 impl Level {
+    /// In one word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "all",
+            Self::Attach => "attach",
+            Self::Status => "status",
+        }
+    }
+
     /// Refuses what clients of this level may not ask for, if they have attached these pods.
     fn check<T>(self, request: &Request, own: &[(PodName, T)]) -> Result<()> {
         let is_own = |pod| own.iter().any(|(own, _)| own == pod);

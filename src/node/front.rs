@@ -10,10 +10,10 @@ use muslin_stack::ipam::PodName;
 use tokio::sync::watch;
 
 use super::running::{Attachment, Running};
-use crate::control::Service;
 use crate::control::protocol::{
-    Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
+    Attach, Attached, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
 };
+use crate::control::{Level, Service};
 use crate::error::{Error, Result};
 use crate::flannel;
 
@@ -23,7 +23,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A node as its clients see it.
 pub(super) struct Front {
     name: String,
-    sockets: Vec<PathBuf>,
+    sockets: Vec<(PathBuf, Level)>,
     condition: watch::Receiver<flannel::State>,
     running: OnceLock<Arc<Running>>,
     leave: watch::Sender<bool>,
@@ -35,7 +35,7 @@ impl Front {
     /// That of a node which listens at these sockets; `leave` takes that somebody asks it to leave.
     pub(super) fn new(
         name: String,
-        sockets: Vec<PathBuf>,
+        sockets: Vec<(PathBuf, Level)>,
         condition: watch::Receiver<flannel::State>,
         leave: watch::Sender<bool>,
     ) -> Self {
@@ -47,6 +47,16 @@ impl Front {
             leave,
             finished: watch::Sender::new(None),
         }
+    }
+
+    /// Where it listens.
+    pub(super) fn sockets(&self) -> Vec<ControlSocket> {
+        let sockets = self.sockets.iter();
+        let told = sockets.map(|(path, level)| ControlSocket {
+            path: path.display().to_string(),
+            allows: level.name().to_owned(),
+        });
+        told.collect()
     }
 
     /// The node, if it has its lease.
@@ -65,7 +75,7 @@ impl Front {
         if let Some(running) = self.running() {
             running.workers.stop();
         }
-        for socket in &self.sockets {
+        for (socket, _) in &self.sockets {
             let _ = std::fs::remove_file(socket);
         }
         let told = result.as_ref().copied().map_err(ToString::to_string);

@@ -211,8 +211,8 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
     };
     let listener = listen(&socket)?;
     let lesser = lesser_sockets(&state);
-    let mut sockets: Vec<_> = lesser.iter().map(|(path, ..)| path.clone()).collect();
-    sockets.push(socket);
+    let mut sockets = vec![(socket, Level::Full)];
+    sockets.extend(lesser.iter().map(|(path, _, level)| (path.clone(), *level)));
     let front = Arc::new(Front::new(
         settings.name.clone(),
         sockets,
@@ -643,6 +643,7 @@ impl Plane {
             config: tunnel.config,
             plan,
             subnet: key.ipv4,
+            control: self.front.sockets(),
         };
         let subnet = SubnetEnv {
             network: facts.config.network,

@@ -110,6 +110,7 @@ fn status(running: &Running, report: &Report) -> Status {
             consumed: counters.consumed,
             dropped: counters.drops().map(|(_, count)| count).sum(),
         },
+        control: facts.control.clone(),
         confinement: Some(confine::in_force()),
     }
 }

@@ -24,7 +24,8 @@ use super::pods::Pods;
 use super::underlay::Plan;
 use super::{Settings, report};
 use crate::control::protocol::{
-    Attach, Attached, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces, Table,
+    Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
+    Table,
 };
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
@@ -48,6 +49,8 @@ pub(super) struct Facts {
     pub(super) config: NetworkConfig,
     pub(super) plan: Plan,
     pub(super) subnet: Ipv4Net,
+    /// Where it listens for commands.
+    pub(super) control: Vec<ControlSocket>,
 }
 
 impl fmt::Display for Facts {
