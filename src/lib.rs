@@ -17,6 +17,7 @@ pub mod doctor;
 pub mod egress;
 pub mod error;
 pub mod flannel;
+mod init;
 pub mod lease;
 mod lines;
 mod netlink;
@@ -31,6 +32,7 @@ mod signals;
 #[path = "../tests/lab/skip.rs"]
 mod skip;
 pub mod state;
+mod terminal;
 mod text;
 pub mod underlay;
 pub mod worker;

@@ -87,6 +87,24 @@ pub fn socket_path(state_dir: &Path, name: &str) -> PathBuf {
     node_dir(state_dir, name).join("control.sock")
 }
 
+/// What is to be out of sight for whoever must not reach a node's socket, not even one that another
+/// node makes in its place: the state directory that it is in, else its own directory if that is
+/// nobody else's, else itself.
+#[must_use]
+pub fn directory_of(socket: &Path) -> PathBuf {
+    let directory = socket.parent().unwrap_or(socket);
+    let state_dir = directory
+        .parent()
+        .filter(|nodes| nodes.file_name() == Some("nodes".as_ref()))
+        .and_then(Path::parent);
+    let is_private = |it: fs::Metadata| it.uid() == geteuid().as_raw() && it.mode() & 0o077 == 0;
+    match state_dir {
+        Some(state_dir) => state_dir.to_owned(),
+        None if directory.metadata().is_ok_and(is_private) => directory.to_owned(),
+        None => socket.to_owned(),
+    }
+}
+
 /// Names of the nodes that have a directory, in order.
 #[must_use]
 pub fn nodes(state_dir: &Path) -> Vec<String> {

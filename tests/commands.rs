@@ -11,8 +11,8 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
+use lab::processes::marked;
 use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -156,7 +156,7 @@ fn a_command_is_run_in_a_pod_that_runs() {
         &["no pod named 'nobody'"],
     );
 
-    // The process is the command: signals are its own, and so is a terminal.
+    // The process is as the command: what it is told, the command is, and has the terminal.
     let trap = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done";
     let mut command = node.client(&["exec", "web", "--", "sh", "-c", trap]);
     let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
@@ -217,8 +217,11 @@ fn a_detached_pod_outlives_its_terminal_and_its_node() {
     let Some(lab) = Lab::new() else { return };
     let mut node = start(&lab);
     // A daemon of its own session would outlive the command.
-    let script = "setsid sleep 1000 & echo $! $MUSLIN_POD; echo problem >&2; cat
-        echo no more to read; exec sleep 1000";
+    let mark = format!("MUSLIN_TEST_DAEMON={}", lab.directory().display());
+    let script = format!(
+        "{mark} setsid sleep 1000 & echo $MUSLIN_POD; echo problem >&2; cat
+        echo no more to read; exec sleep 1000"
+    );
     let state = node.state_dir().display().to_string();
     let run = format!("{MUSLIN} run --state-dir {state} -d --name job sh -c '{script}'");
     let started = lab.root().output(&["script", "-qec", &run, "/dev/null"]);
@@ -230,10 +233,9 @@ fn a_detached_pod_outlives_its_terminal_and_its_node() {
         let logs = client(&node, &["logs", "job"]);
         logs.ends_with("no more to read\n").then_some(logs)
     });
-    let (daemon, rest) = logs.split_once(" job\n").unwrap();
-    assert_eq!(rest, "problem\nno more to read\n");
-    let daemon = Pid::from_raw(daemon.parse().unwrap());
-    kill(daemon, None).unwrap();
+    assert_eq!(logs, "job\nproblem\nno more to read\n");
+    let daemons = || marked(&mark).len();
+    assert_eq!(daemons(), 1);
     let directory = node.state_dir().join("pods/n/job");
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&directory.join("log")), 0o600);
@@ -243,7 +245,7 @@ fn a_detached_pod_outlives_its_terminal_and_its_node() {
     poll_until(SOON, "the pod is back", || {
         (pods(&node) == before).then_some(())
     });
-    kill(daemon, None).unwrap();
+    assert_eq!(daemons(), 1);
     fails(
         &node,
         &["rm", "job"],
@@ -258,11 +260,7 @@ fn a_detached_pod_outlives_its_terminal_and_its_node() {
     );
 
     client(&node, &["stop", "job"]);
-    assert_eq!(
-        kill(daemon, None),
-        Err(Errno::ESRCH),
-        "nothing is left of it"
-    );
+    assert_eq!(daemons(), 0, "nothing is left of it");
     wait_for_pods(&node, 0);
     let output = node.client(&["logs", "-f", "job"]).output().unwrap();
     // A node that was long in starting is told of behind it.

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use crate::control::protocol::Attached;
 use crate::error::{Context, Error, Result};
 use crate::signals::Listener;
+use crate::terminal;
 
 /// What a pod's command finds in its environment.
 pub(crate) fn variables(
@@ -37,7 +38,7 @@ pub(crate) fn or_shell(command: Vec<OsString>) -> Vec<OsString> {
     }
 }
 
-/// Starts a pod's command, with these variables besides those of all pods.
+/// Starts a command that ends with this process, with these variables besides those of all pods.
 ///
 /// # Errors
 /// If no process can be started; that there is no such command only its guard sees.
@@ -46,27 +47,19 @@ pub(crate) fn start(
     attached: &Attached,
     more: &[(&str, String)],
 ) -> Result<Child> {
-    let mut command = command(words, attached, &[]);
-    command.envs(more.iter().map(|(name, value)| (name, value)));
-    command.spawn().context("cannot start the command")
-}
-
-/// A pod's command behind its guard, which has these flags.
-pub(crate) fn command(words: Vec<OsString>, attached: &Attached, guard: &[&str]) -> Command {
     // This program by what it is, not by a path that may name another one by now.
     let mut command = Command::new("/proc/self/exe");
     command
-        .args(["guard", &std::process::id().to_string()])
-        .args(guard)
-        .arg("--")
+        .args(["guard", &std::process::id().to_string(), "--"])
         .args(or_shell(words))
         .envs(variables(
             &attached.pod,
             &attached.node,
             attached.address.addr(),
         ))
+        .envs(more.iter().map(|(name, value)| (name, value)))
         .kill_on_drop(true);
-    command
+    command.spawn().context("cannot start the command")
 }
 
 /// Becomes the command, in a process that is killed when its parent is: without that it would live
@@ -78,7 +71,7 @@ pub(crate) fn guard(parent: i32, command: &[OsString]) -> Error {
     if getppid() != Pid::from_raw(parent) {
         return Error::Command(128 + Signal::SIGKILL as u8);
     }
-    become_command(command, &[])
+    become_command(command, &Environment::default(), &[])
 }
 
 /// Where systemd has the secrets of a service (systemd.exec(5), LoadCredential).
@@ -92,21 +85,61 @@ const SECRETS: [&str; 4] = [
     "MUSLIN_PROXY_AUTH",
     CREDENTIALS,
 ];
+/// Variables without which programs are not found, or do not know their terminal and user's files.
+const KEPT: [&str; 3] = ["HOME", "PATH", "TERM"];
 
-/// Has this process go on as the command, which gets none of our secrets. Returns if it cannot.
-pub(crate) fn become_command(command: &[OsString], variables: &[(&str, String)]) -> Error {
-    let Some((program, rest)) = command.split_first() else {
-        return Error::usage("there is no command to run");
+/// What a command has of this process' environment.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Environment {
+    /// Whether it has hardly anything of it, and not all but our secrets.
+    pub(crate) is_clear: bool,
+    /// What it has in any case.
+    pub(crate) more: Vec<(OsString, OsString)>,
+}
+
+/// A command with such an environment, to which these variables belong.
+///
+/// # Errors
+/// If there are no words.
+pub(crate) fn command(
+    words: &[OsString],
+    environment: &Environment,
+    variables: &[(&str, String)],
+) -> Result<std::process::Command> {
+    let Some((program, rest)) = words.split_first() else {
+        return Err(Error::usage("there is no command to run"));
     };
     let mut command = std::process::Command::new(program);
     command.args(rest);
-    for secret in SECRETS {
-        command.env_remove(secret);
+    if environment.is_clear {
+        command.env_clear();
+        let kept = KEPT
+            .iter()
+            .filter_map(|name| Some((name, std::env::var_os(name)?)));
+        command.envs(kept);
+    } else {
+        for secret in SECRETS {
+            command.env_remove(secret);
+        }
     }
-    command.envs(variables.iter().map(|(name, value)| (name, value)));
-    Error::Start {
-        program: program.display().to_string(),
-        error: command.exec(),
+    command
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .envs(environment.more.iter().map(|(name, value)| (name, value)));
+    Ok(command)
+}
+
+/// Has this process go on as the command. Returns if it cannot.
+pub(crate) fn become_command(
+    words: &[OsString],
+    environment: &Environment,
+    variables: &[(&str, String)],
+) -> Error {
+    match command(words, environment, variables) {
+        Ok(mut command) => Error::Start {
+            program: command.get_program().display().to_string(),
+            error: command.exec(),
+        },
+        Err(error) => error,
     }
 }
 
@@ -143,8 +176,7 @@ impl Signals {
     }
 }
 
-/// Waits for the command, and passes on what asks it to end. An interrupt from the terminal
-/// reaches the command by itself.
+/// Waits for the command, and passes on what asks it to end.
 ///
 /// # Errors
 /// If it cannot be waited for.
@@ -154,9 +186,8 @@ pub(crate) async fn wait(mut child: Child, mut signals: Signals) -> Result<ExitS
             status = child.wait() => return status.context("cannot wait for the command"),
             signal = signals.next() => signal,
         };
-        let is_the_terminals = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
         let id = child.id().and_then(|id| i32::try_from(id).ok());
-        if let Some(id) = id.filter(|_| !is_the_terminals) {
+        if let Some(id) = id.filter(|_| !terminal::is_the_terminals(signal)) {
             // It may have ended this moment.
             let _ = kill(Pid::from_raw(id), signal);
         }
@@ -172,7 +203,15 @@ pub(crate) fn exit_code(status: ExitStatus) -> Result<()> {
     let code = status
         .code()
         .or_else(|| status.signal().map(|signal| 128 + signal));
-    match code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1) {
+    result_of(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
+}
+
+/// The result of this process when its command has ended with this exit code.
+///
+/// # Errors
+/// Any but 0.
+pub(crate) fn result_of(code: u8) -> Result<()> {
+    match code {
         0 => Ok(()),
         code => Err(Error::Command(code)),
     }

@@ -126,7 +126,7 @@ pub(crate) async fn serve(
     connection.send(&(), &beside).await.context(GONE_OUTSIDE)?;
     // Whoever has it now decides when the interface goes.
     drop(tap);
-    let namespaces = netns::own(&NAMESPACES)?;
+    let namespaces = netns::of("self", &NAMESPACES)?;
     let beside: Vec<_> = namespaces.iter().map(|(_, fd)| fd.as_fd()).collect();
     let sent = connection.send(&NAMESPACES, &beside).await;
     sent.context(GONE_OUTSIDE)?;

@@ -13,11 +13,11 @@ use tracing::warn;
 use crate::control::Client;
 use crate::control::protocol::{Attach, Attached, Namespace, Status, Table};
 use crate::error::Result;
-use crate::netns::{self, Assignment};
+use crate::netns::Assignment;
 
 pub(crate) use command::{
-    CREDENTIALS, Signals, become_command, command, exit_code, guard, or_shell, start, variables,
-    wait,
+    CREDENTIALS, Environment, Signals, become_command, command, exit_code, guard, or_shell,
+    result_of, start, variables, wait,
 };
 pub(crate) use inside::{Inside, serve};
 pub(crate) use stay::stay_attached;
@@ -57,13 +57,10 @@ impl<'a> Device<'a> {
         }
     }
 
-    /// The same with this process' own namespaces of these kinds.
-    ///
-    /// # Errors
-    /// If they cannot be opened.
-    pub(crate) fn with_namespaces(mut self, kinds: &[Namespace]) -> Result<Self> {
-        self.namespaces = netns::own(kinds)?;
-        Ok(self)
+    /// The same with these namespaces, in the order in which others can enter them.
+    pub(crate) fn with_namespaces(mut self, namespaces: Vec<(Namespace, OwnedFd)>) -> Self {
+        self.namespaces = namespaces;
+        self
     }
 
     /// Attaches it.

@@ -103,10 +103,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         let queues = attach::queues(&socket).await?;
         let (inside, made) = Inside::start(arguments.interface.words(queues)).await?;
         confine::try_all(&[|| confine::keep_only(&CLIENT)]);
-        let device = Device {
-            namespaces: made.namespaces,
-            ..Device::tap(&made.queues)
-        };
+        let device = Device::tap(&made.queues).with_namespaces(made.namespaces);
         let client = Client::connect(&socket).await?;
         let request = Attach {
             pod: arguments.name,

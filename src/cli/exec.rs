@@ -4,13 +4,17 @@ use std::ffi::OsString;
 
 use clap::Args;
 use muslin_stack::ipam::PodName;
+use nix::unistd::{Pid, setpgid};
 
-use super::{NodeChoice, block_on};
-use crate::attach;
+use super::run::EnvironmentArguments;
+use super::{NodeChoice, block_on, exit_code};
+use crate::attach::{self, Signals};
 use crate::confine;
 use crate::control::Client;
+use crate::control::protocol::Namespace;
 use crate::error::Result;
-use crate::netns;
+use crate::netns::{self, Child, Parent};
+use crate::terminal::{self, Job};
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -18,13 +22,16 @@ pub(super) struct Arguments {
     node: NodeChoice,
     /// The pod's name
     pod: PodName,
+    #[command(flatten)]
+    environment: EnvironmentArguments,
     /// The command, and all that follows is its own; it finds MUSLIN_POD, MUSLIN_NODE and
     /// MUSLIN_ADDRESS in its environment [default: $SHELL]
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-/// Becomes the command, so that terminal, signals and exit code are its own.
+/// Becomes the command where it can, so that terminal, signals and exit code are its own. In a pod with
+/// processes of its own only a child can be one of them.
 pub(super) fn run(arguments: Arguments) -> Result<()> {
     let socket = arguments.node.socket()?;
     let pod = &arguments.pod;
@@ -34,9 +41,46 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     })?;
     // The command is its own master again.
     confine::keep_to_itself()?;
-    netns::enter_pod(&namespaces)?;
-    drop(namespaces);
     let variables = attach::variables(pod, &there.node, there.address);
     let command = attach::or_shell(arguments.command);
-    Err(attach::become_command(&command, &variables))
+    let environment = arguments.environment.environment();
+    let enter = |namespaces: &[_], parent: Option<&Parent>| {
+        let entered = netns::enter_pod(namespaces);
+        match entered.and_then(|()| parent.map_or(Ok(()), Parent::end_with_it)) {
+            Ok(()) => attach::become_command(&command, &environment, &variables),
+            Err(error) => error,
+        }
+    };
+    let processes = namespaces
+        .iter()
+        .position(|(kind, _)| *kind == Namespace::Pid);
+    let Some(processes) = processes else {
+        return Err(enter(&namespaces, None));
+    };
+    // This process itself stays where nobody in the pod can get at it.
+    let (outer, inner) = namespaces.split_at(processes + 1);
+    netns::enter_pod(outer)?;
+    let has_terminal = terminal::is_used();
+    let leads = has_terminal || !terminal::is_there();
+    let (child, ()) = Child::fork((), |parent| {
+        if leads {
+            lead(Pid::from_raw(0));
+        }
+        exit_code(&enter(inner, Some(parent)))
+    })?;
+    if leads {
+        lead(child.pid());
+    }
+    block_on(async {
+        let signals = Signals::listen()?;
+        if has_terminal {
+            child.go_on(true).await;
+        }
+        attach::result_of(terminal::attend(&child, has_terminal, signals).await?)
+    })
+}
+
+/// Makes a child lead a process group. Both it and its parent do, since each may be first.
+fn lead(child: Pid) {
+    let _ = setpgid(child, child);
 }

@@ -180,13 +180,16 @@ pub fn main() -> ExitCode {
     let cli = parse(std::env::args_os());
     match dispatch(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            if !matches!(error, Error::Command(_)) {
-                complain(&error);
-            }
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => ExitCode::from(exit_code(&error)),
     }
+}
+
+/// What a process ends with that has failed so, which it says unless its command did.
+pub(crate) fn exit_code(error: &Error) -> u8 {
+    if !matches!(error, Error::Command(_)) {
+        complain(error);
+    }
+    error.exit_code()
 }
 
 /// Parses a command line, or ends the process as wrong usage and `--help` do.

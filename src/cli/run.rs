@@ -1,38 +1,35 @@
-//! `muslin run`: a command in a namespace of its own, attached to a node for as long as it runs.
+//! `muslin run`: a command in namespaces of its own, attached to a node for as long as it runs.
 //!
-//! The process itself moves into the namespaces and stays beside the command: it keeps the device,
-//! and when the node is gone it attaches it to the node's successor.
+//! The process itself stays beside the pod: it keeps the device, and when the node is gone it attaches
+//! it to the node's successor.
 //!
-//! A pod is not a jail: its command runs as this user, with this user's files, and so is trusted
-//! with the node as all of the user's processes are.
+//! A pod is no jail: its command runs as this user, with this user's files.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::{self, PipeReader, PipeWriter};
 use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Args;
 use muslin_stack::ipam::PodName;
 
 use super::{NodeChoice, block_on, die_with_parent, output};
-use crate::attach::{self, Device, Signals};
+use crate::attach::{self, Device, Environment, Signals};
 use crate::confine::{self, Capability};
 use crate::control::Client;
-use crate::control::protocol::{Attach, Attached, Namespace};
+use crate::control::protocol::{Attach, Attached};
 use crate::detached;
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
-use crate::netns::{self, Resolution};
+use crate::init::{self, Init};
+use crate::netns::{self, Ids};
 use crate::publish::{Ports, Published};
+use crate::state;
+use crate::terminal;
 
 /// The interface inside.
 const INTERFACE: &str = "eth0";
-/// What the process leaves for fresh ones, in the order in which others can enter them.
-const NAMESPACES: [Namespace; 4] = [
-    Namespace::User,
-    Namespace::Mount,
-    Namespace::Net,
-    Namespace::Uts,
-];
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -49,6 +46,11 @@ pub(super) struct Arguments {
     /// Make the plain TAP device: one packet per frame, checksums finished
     #[arg(long)]
     no_offload: bool,
+    /// Keep your user and group inside, without capabilities [default: root inside]
+    #[arg(long)]
+    user: bool,
+    #[command(flatten)]
+    environment: EnvironmentArguments,
     /// Return when the command runs, and print the pod's name: 'muslin logs' has what it writes,
     /// 'muslin stop' ends it
     #[arg(short, long, conflicts_with = "die_with_parent")]
@@ -63,6 +65,35 @@ pub(super) struct Arguments {
     /// MUSLIN_ADDRESS in its environment [default: $SHELL]
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
+}
+
+/// What a command finds in its environment.
+#[derive(Debug, Args)]
+pub(super) struct EnvironmentArguments {
+    /// Give the command nothing of your environment but HOME, PATH and TERM
+    #[arg(long)]
+    clear_env: bool,
+    /// Give it a variable, with its value in your environment if none is given; may be given several
+    /// times
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
+    env: Vec<OsString>,
+}
+
+impl EnvironmentArguments {
+    pub(super) fn environment(&self) -> Environment {
+        let split = |word: &OsString| {
+            let bytes = word.as_bytes();
+            let Some(at) = bytes.iter().position(|byte| *byte == b'=') else {
+                return Some((word.clone(), std::env::var_os(word)?));
+            };
+            let [name, value] = [&bytes[..at], &bytes[at + 1..]].map(OsStr::from_bytes);
+            Some((name.to_owned(), value.to_owned()))
+        };
+        Environment {
+            is_clear: self.clear_env,
+            more: self.env.iter().filter_map(split).collect(),
+        }
+    }
 }
 
 /// Which ports of this machine lead to a pod.
@@ -90,21 +121,13 @@ impl PublishArguments {
 pub(super) struct GuardArguments {
     /// The process that must not die before
     parent: i32,
-    /// Tell by stdin whether the command has begun
-    #[arg(long)]
-    reports: bool,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
 
-/// Becomes the command, in a process that is killed when `muslin run` is.
+/// Becomes the command, in a process that is killed when its parent is.
 pub(super) fn guard(arguments: &GuardArguments) -> Result<()> {
-    let guard = || attach::guard(arguments.parent, &arguments.command);
-    Err(if arguments.reports {
-        detached::report_start(guard)
-    } else {
-        guard()
-    })
+    Err(attach::guard(arguments.parent, &arguments.command))
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<()> {
@@ -123,45 +146,72 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         detached::leave_terminal()?;
     }
     let socket = std::path::absolute(arguments.node.socket()?).context("the node's socket")?;
-    // A node that is not there is told before anything else happens.
-    let queues = block_on(attach::queues(&socket))?;
-    netns::enter_fresh()?;
-    let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;
-    let device = Device::tap(&tap).with_namespaces(&NAMESPACES)?;
+    let (log, output) = match arguments.detach {
+        true => io::pipe().map(|(log, output)| (Some(log), Some(output))),
+        false => Ok((None, None)),
+    }
+    .context("cannot make a pipe")?;
+    let has_terminal = terminal::is_used();
+    let starting = init::start(arguments.settings(&socket, has_terminal, output))?;
     block_on(async {
+        // A node that is not there is told before anything else is.
+        let queues = attach::queues(&socket).await?;
+        let (init, namespaces) = starting.ready().await?;
+        let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;
+        let device = Device::tap(&tap).with_namespaces(namespaces);
         let (client, attached) = attach_first(&socket, &arguments, &device).await?;
-        netns::give_files(
-            attached.pod.as_str(),
-            attached.address.addr(),
-            &Resolution {
-                resolvers: &attached.dns,
-                search: &attached.search,
-                options: &attached.dns_options,
-            },
-        )?;
         // The command must not take the device out of this process (pidfd_getfd(2)).
         confine::keep_to_itself()?;
         confine::try_all(&[|| confine::hold_only(&[Capability::CAP_NET_ADMIN])]);
-        let signals = Signals::listen()?;
-        let state_dir = arguments.node.state_dir();
-        let ran = attached.clone();
-        let command = async {
-            if arguments.detach {
-                return detached::run(&state_dir, arguments.command, &ran, signals).await;
-            }
-            let child = attach::start(arguments.command, &ran, &[])?;
-            attach::exit_code(attach::wait(child, signals).await?)
-        };
         let follow = async |attached: &Attached| {
             netns::configure(INTERFACE, &attach::assignment(attached)).await
         };
         let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
+        let command = arguments.attend(&init, has_terminal, attached.clone(), log);
         let stays = attach::stay_attached(client, &socket, &device, attached, follow, resize);
         tokio::select! {
             result = command => result,
             never = stays => match never {},
         }
     })
+}
+
+impl Arguments {
+    fn settings(
+        &self,
+        socket: &Path,
+        has_terminal: bool,
+        output: Option<PipeWriter>,
+    ) -> init::Settings {
+        init::Settings {
+            command: self.command.clone(),
+            environment: self.environment.environment(),
+            ids: Ids::of_pod(self.user),
+            has_terminal,
+            hidden: vec![
+                state::directory_of(socket),
+                self.node.state_dir(),
+                state::default_dir(),
+            ],
+            output,
+        }
+    }
+
+    /// Runs the command to its end.
+    async fn attend(
+        &self,
+        init: &Init,
+        has_terminal: bool,
+        attached: Attached,
+        log: Option<PipeReader>,
+    ) -> Result<()> {
+        let signals = Signals::listen()?;
+        if let Some(log) = log {
+            return detached::run(&self.node.state_dir(), init, &attached, log, signals).await;
+        }
+        init.begin(&attached).await?;
+        attach::result_of(terminal::attend(init, has_terminal, signals).await?)
+    }
 }
 
 async fn attach_first(
@@ -179,4 +229,39 @@ async fn attach_first(
     let attached = device.attach(&client, request).await?;
     netns::configure(INTERFACE, &attach::assignment(&attached)).await?;
     Ok((client, attached))
+}
+
+/// Checks that a variable has a name.
+fn variable(text: &str) -> std::result::Result<OsString, &'static str> {
+    match text.starts_with('=') || text.is_empty() {
+        true => Err("write NAME or NAME=VALUE"),
+        false => Ok(text.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_has_its_value_or_that_of_the_environment() {
+        let of = |words: &[&str]| {
+            let env = words.iter().map(|word| variable(word).unwrap()).collect();
+            let arguments = EnvironmentArguments {
+                clear_env: false,
+                env,
+            };
+            arguments.environment().more
+        };
+        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        assert_eq!(
+            of(&["A=", "B=x=y", "MUSLIN_TEST_NOWHERE"]),
+            [pair("A", ""), pair("B", "x=y")]
+        );
+        let path = std::env::var_os("PATH").unwrap();
+        assert_eq!(of(&["PATH"]), [(OsString::from("PATH"), path)]);
+        for bad in ["", "=", "=x"] {
+            assert!(variable(bad).is_err(), "{bad}");
+        }
+    }
 }

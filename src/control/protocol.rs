@@ -74,6 +74,8 @@ pub struct Attach {
 pub enum Namespace {
     /// Users and capabilities.
     User,
+    /// Processes.
+    Pid,
     /// Mounts.
     Mount,
     /// Interfaces, addresses and routes.

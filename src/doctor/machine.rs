@@ -14,11 +14,12 @@ use smoltcp::wire::IpVersion;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Finding, Patient, Questions, Verdict};
+use crate::cli::block_on;
 use crate::confine;
 use crate::device::Tap;
 use crate::error::{Context, Result};
+use crate::init;
 use crate::lease::store::is_shared;
-use crate::netns;
 use crate::node::Offload;
 use crate::quantity::bytes;
 use crate::state;
@@ -45,16 +46,21 @@ struct Probe {
 /// # Errors
 /// If that cannot be printed.
 pub fn probe_namespace() -> Result<()> {
-    let namespaces = netns::enter_fresh().err();
-    let device = match namespaces {
-        Some(_) => None,
-        None => Tap::open("eth0", true, 1)
-            .err()
-            .map(|error| error.to_string()),
-    };
-    let probe = Probe {
-        namespaces: namespaces.map(|error| error.to_string()),
-        device,
+    let tried = init::start(init::Settings::without_command()).and_then(|starting| {
+        block_on(async {
+            let _init = starting.ready().await?;
+            Ok(Tap::open("eth0", true, 1).err())
+        })
+    });
+    let probe = match tried {
+        Ok(device) => Probe {
+            namespaces: None,
+            device: device.map(|error| error.to_string()),
+        },
+        Err(error) => Probe {
+            namespaces: Some(error.to_string()),
+            device: None,
+        },
     };
     let text = serde_json::to_string(&probe).context("cannot write JSON")?;
     crate::cli::output::print(&text)

@@ -4,13 +4,15 @@
 //! other name, so nothing is left when the pod ends, however it ends.
 
 use std::fmt::Write as _;
-use std::fs;
+use std::fs::File;
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tracing::warn;
 
+use super::mounts::mount_new;
 use crate::error::{Context, Result};
 
 /// Where the file system in memory is mounted for a moment, in the pod's mount namespace alone. No
@@ -28,42 +30,61 @@ pub struct Resolution<'a> {
     pub options: &'a [String],
 }
 
-/// Gives this process' own namespaces the host name and files of the pod `name` at `address`.
-///
-/// # Errors
-/// If the file system in memory cannot be mounted. A file that is missing in the root directory
-/// cannot be replaced; that is only told.
-pub fn give(name: &str, address: Ipv4Addr, resolution: &Resolution<'_>) -> Result<()> {
-    nix::unistd::sethostname(name).context("setting the host name")?;
-    // Mounts must not travel to other namespaces, nor theirs to ours.
-    let private = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .context("keeping mounts to the pod")?;
-    let scratch = Path::new(SCRATCH);
-    let options = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(
-        Some("muslin"),
-        scratch,
-        Some("tmpfs"),
-        options,
-        Some("mode=0755,size=256k"),
-    )
-    .context("mounting a file system in memory for the pod's files")?;
-    let put = replace(scratch, "resolv.conf", &resolv_conf(resolution))
-        .and_then(|()| replace(scratch, "hosts", &hosts(name, address)));
-    let released = umount2(scratch, MntFlags::MNT_DETACH);
-    put.and(released.context("releasing the pod's files"))
+/// A pod's files, which are in place before it is known what is in them: later its user could not be
+/// kept from unmounting them.
+#[derive(Debug)]
+pub(crate) struct Files {
+    resolv_conf: File,
+    hosts: File,
 }
 
-fn replace(scratch: &Path, file: &str, text: &str) -> Result<()> {
-    let source = scratch.join(file);
-    fs::write(&source, text).context(format!("writing the pod's {file}"))?;
-    let target = PathBuf::from("/etc").join(file);
+impl Files {
+    /// Puts empty files into this process' own mount namespace. One that is missing in the root
+    /// directory cannot be replaced; that is only told.
+    ///
+    /// # Errors
+    /// If the file system in memory cannot be mounted.
+    pub(super) fn place() -> Result<Self> {
+        let scratch = Path::new(SCRATCH);
+        mount_new("tmpfs", scratch, Some("mode=0755,size=256k"))
+            .context("mounting a file system in memory for the pod's files")?;
+        let placed = replace(scratch, "resolv.conf").and_then(|resolv_conf| {
+            let hosts = replace(scratch, "hosts")?;
+            Ok(Self { resolv_conf, hosts })
+        });
+        let released = umount2(scratch, MntFlags::MNT_DETACH);
+        released.context("releasing the pod's files")?;
+        placed
+    }
+
+    /// Gives this process' own namespaces the host name and files of the pod `name` at `address`.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub(crate) fn fill(
+        mut self,
+        name: &str,
+        address: Ipv4Addr,
+        resolution: &Resolution<'_>,
+    ) -> Result<()> {
+        nix::unistd::sethostname(name).context("setting the host name")?;
+        let resolv_conf = resolv_conf(resolution);
+        let written = self.resolv_conf.write_all(resolv_conf.as_bytes());
+        written.context("writing the pod's resolv.conf")?;
+        let written = self.hosts.write_all(hosts(name, address).as_bytes());
+        written.context("writing the pod's hosts")
+    }
+}
+
+fn replace(scratch: &Path, name: &str) -> Result<File> {
+    let source = scratch.join(name);
+    let file = File::create(&source).context(format!("making the pod's {name}"))?;
+    let target = PathBuf::from("/etc").join(name);
     let bind = MsFlags::MS_BIND;
     if let Err(error) = mount(Some(&source), &target, None::<&str>, bind, None::<&str>) {
         warn!("the pod sees this machine's {}: {error}", target.display());
     }
-    Ok(())
+    Ok(file)
 }
 
 fn resolv_conf(resolution: &Resolution<'_>) -> String {

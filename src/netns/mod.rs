@@ -1,11 +1,16 @@
-//! Namespaces: a pod's network, mounts and host name, without privileges.
+//! Namespaces: a pod's processes, network, mounts and host name, without privileges.
 //!
-//! A process with one thread leaves its namespaces for fresh ones, as user 0 of a user namespace of
-//! its own, and all it starts live there. So `muslin run` needs no helper and no fork, and the
-//! device it opens is made inside.
+//! A pod has two user namespaces, one in the other. The outer one owns its PID namespace and a mount
+//! namespace in which all is mounted that the pod must not undo: who has rights in the inner one alone
+//! cannot unmount what was mounted by the outer one's (mount_namespaces(7)). The inner one owns the
+//! network, the host name and a copy of the mounts, so that the pod's root has those as any root has.
+//! The process that keeps the pod attached is in the outer one only, where the pod cannot get at it.
 
 mod files;
+mod fork;
 mod interface;
+mod kind;
+mod mounts;
 
 use std::fs;
 use std::io;
@@ -13,160 +18,121 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_dumpable;
 use nix::unistd::{getegid, geteuid};
+use tracing::{debug, warn};
 
 use crate::control::protocol::Namespace;
 use crate::error::{Context, Error, Result, errno};
 
-pub use files::{Resolution, give as give_files};
+pub(crate) use files::Files;
+pub use files::Resolution;
+pub(crate) use fork::{Child, Parent, change};
 pub use interface::{Assignment, configure, set_link};
+use kind::Kind;
+pub(crate) use kind::Limits;
 
-/// Moves this process into fresh namespaces, where it is user 0.
+/// User 0 of a user namespace.
+const ROOT: Ids = Ids { uid: 0, gid: 0 };
+
+/// A user and a group, the only ones of a user namespace that have a number there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ids {
+    uid: u32,
+    gid: u32,
+}
+
+impl Ids {
+    /// This process' own.
+    pub(crate) fn own() -> Self {
+        Self {
+            uid: geteuid().as_raw(),
+            gid: getegid().as_raw(),
+        }
+    }
+
+    /// Those of a pod: its caller's own, or root's.
+    pub(crate) fn of_pod(as_caller: bool) -> Self {
+        if as_caller { Self::own() } else { ROOT }
+    }
+}
+
+/// Moves this process into a pod's outer user namespace, and its next child into a fresh PID
+/// namespace.
 ///
 /// # Errors
 /// If they are not to be had: what forbids it, and what to do.
-pub fn enter_fresh() -> Result<()> {
-    let (uid, gid) = (geteuid(), getegid());
+pub(crate) fn enter_outer() -> Result<Limits> {
     // The files in `/proc/self` belong to root where the program has file capabilities, or may not
     // be read (proc(5)).
     let _ = set_dumpable(true);
-    // What the new user namespace says of its own limits is another thing.
-    let limits = Kind::ALL.map(|kind| (kind, kind.limit()));
-    for (kind, limit) in limits {
-        unshare(kind.flag()).map_err(|error| Error::failed(kind.explain(error, limit)))?;
-        if kind == Kind::User {
-            map_ids(uid.as_raw(), gid.as_raw())
-                .map_err(|error| Error::failed(kind.explain(errno(&error), limit)))?;
-        }
-    }
-    Ok(())
+    let limits = Limits::read();
+    enter_user(&limits, ROOT, Ids::own())?;
+    limits.unshare(Kind::Process)?;
+    Ok(limits)
 }
 
-/// A kind of namespace that a pod has of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    User,
-    Network,
-    Mount,
-    HostName,
+/// Moves this process, the first of a pod's PID namespace, into the pod's inner namespaces. It stays
+/// in its working directory where that is not one of those that are hidden.
+///
+/// # Errors
+/// If they are not to be had: what forbids it, and what to do.
+pub(crate) fn enter_inner(limits: &Limits, ids: Ids, hidden: &[PathBuf]) -> Result<Files> {
+    let directory = std::env::current_dir();
+    limits.unshare(Kind::Mount)?;
+    mounts::keep_to_pod()?;
+    let files = Files::place()?;
+    mounts::hide(hidden)?;
+    mounts::renew_proc();
+    enter_user(limits, ids, ROOT)?;
+    for kind in [Kind::Mount, Kind::Network, Kind::HostName] {
+        limits.unshare(kind)?;
+    }
+    open_ports_and_pings(ids.gid);
+    if let Ok(directory) = directory {
+        return_to(&directory)?;
+    }
+    Ok(files)
 }
 
-impl Kind {
-    /// All of them; the user namespace gives the right to make the others.
-    const ALL: [Self; 4] = [Self::User, Self::Network, Self::Mount, Self::HostName];
-
-    const fn flag(self) -> CloneFlags {
-        match self {
-            Self::User => CloneFlags::CLONE_NEWUSER,
-            Self::Network => CloneFlags::CLONE_NEWNET,
-            Self::Mount => CloneFlags::CLONE_NEWNS,
-            Self::HostName => CloneFlags::CLONE_NEWUTS,
-        }
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::Network => "network",
-            Self::Mount => "mount",
-            Self::HostName => "UTS",
-        }
-    }
-
-    /// The setting that says how many of them each user may have (namespaces(7)).
-    const fn setting(self) -> &'static str {
-        match self {
-            Self::User => "max_user_namespaces",
-            Self::Network => "max_net_namespaces",
-            Self::Mount => "max_mnt_namespaces",
-            Self::HostName => "max_uts_namespaces",
-        }
-    }
-
-    fn limit(self) -> Option<u64> {
-        setting(&format!("user/{}", self.setting()))?.parse().ok()
-    }
-
-    /// Why there is none, and what to do.
-    fn explain(self, error: Errno, limit: Option<u64>) -> String {
-        let (name, setting) = (self.name(), self.setting());
-        // Some systems let the user namespace be made, and forbid all that is to be done there.
-        if matches!(error, Errno::EPERM | Errno::EACCES)
-            && let Some(switch) = switched_off()
-        {
-            return switch.to_owned();
-        }
-        match (error, limit) {
-            // Linux before 4.9 says that there are too many users.
-            (Errno::ENOSPC | Errno::EUSERS, Some(0)) => format!(
-                "this machine allows no {name} namespaces: run 'sudo sysctl -w \
-                 user.{setting}=15000'"
-            ),
-            (Errno::ENOSPC | Errno::EUSERS, limit) => {
-                let limit = limit.map_or_else(String::new, |limit| format!(", {limit} here,"));
-                let depth = match self {
-                    Self::User => ", or they are nested more than 32 deep",
-                    Self::Network | Self::Mount | Self::HostName => "",
-                };
-                format!(
-                    "there are too many {name} namespaces{depth}: user.{setting}{limit} or that of \
-                     a user namespace around this one is reached; end what uses them, or raise it \
-                     with 'sudo sysctl -w user.{setting}=NUMBER'"
-                )
-            }
-            (Errno::EPERM, Some(0)) if self == Self::User => format!(
-                "this machine allows no user namespaces: run 'sudo sysctl -w user.{setting}=15000'"
-            ),
-            (Errno::EPERM, _) => format!(
-                "{name} namespaces are forbidden here: in a container allow the system call \
-                 'unshare' (seccomp=unconfined, or a profile that has it), and do not run in a \
-                 chroot"
-            ),
-            (Errno::ENOSYS | Errno::EINVAL, _) => {
-                let option = match self {
-                    Self::User => "CONFIG_USER_NS",
-                    Self::Network => "CONFIG_NET_NS",
-                    Self::Mount => "CONFIG_NAMESPACES",
-                    Self::HostName => "CONFIG_UTS_NS",
-                };
-                format!("this kernel has no {name} namespaces ({option})")
-            }
-            (error, _) => format!("cannot make a {name} namespace: {error}"),
-        }
-    }
+/// Moves this process into a fresh user namespace. These `outside` are its only ids there.
+fn enter_user(limits: &Limits, inside: Ids, outside: Ids) -> Result<()> {
+    limits.unshare(Kind::User)?;
+    map_ids(inside, outside).map_err(|error| limits.explain(Kind::User, errno(&error)))
 }
 
-/// What the system has switched off for users without privileges, and how to switch it on.
-fn switched_off() -> Option<&'static str> {
-    if setting("kernel/apparmor_restrict_unprivileged_userns").as_deref() == Some("1") {
-        return Some(
-            "AppArmor forbids unprivileged user namespaces on this machine (Ubuntu 23.10 and newer \
-             do so): give muslin a profile with 'userns,' in /etc/apparmor.d, or run 'sudo sysctl \
-             -w kernel.apparmor_restrict_unprivileged_userns=0'",
-        );
-    }
-    if setting("kernel/unprivileged_userns_clone").as_deref() == Some("0") {
-        return Some(
-            "unprivileged user namespaces are switched off on this machine: run 'sudo sysctl -w \
-             kernel.unprivileged_userns_clone=1'",
-        );
-    }
-    None
-}
-
-/// The value of a kernel setting.
-fn setting(path: &str) -> Option<String> {
-    let text = fs::read_to_string(Path::new("/proc/sys").join(path)).ok()?;
-    Some(text.trim().to_owned())
-}
-
-fn map_ids(uid: u32, gid: u32) -> io::Result<()> {
+fn map_ids(inside: Ids, outside: Ids) -> io::Result<()> {
     // Without this an unprivileged process may not map groups (user_namespaces(7)).
     fs::write("/proc/self/setgroups", "deny")?;
-    fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-    fs::write("/proc/self/gid_map", format!("0 {gid} 1"))
+    let (uids, gids) = ((inside.uid, outside.uid), (inside.gid, outside.gid));
+    fs::write("/proc/self/uid_map", format!("{} {} 1", uids.0, uids.1))?;
+    fs::write("/proc/self/gid_map", format!("{} {} 1", gids.0, gids.1))
+}
+
+/// Lets a pod's user have any port and send pings without being root, as in Docker.
+fn open_ports_and_pings(gid: u32) {
+    for (name, value) in [
+        ("ip_unprivileged_port_start", "0".to_owned()),
+        ("ping_group_range", format!("{gid} {gid}")),
+    ] {
+        if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{name}"), value) {
+            debug!("the pod's {name} stays as it is: {error}");
+        }
+    }
+}
+
+/// Goes to a directory by its path, as what is mounted now has it. One that is open would be a way
+/// around what hides it.
+fn return_to(directory: &Path) -> Result<()> {
+    if let Err(error) = std::env::set_current_dir(directory) {
+        warn!(
+            "the pod begins in /, not in {}: {error}",
+            directory.display()
+        );
+        std::env::set_current_dir("/").context("cannot go to /")?;
+    }
+    Ok(())
 }
 
 /// Whose network namespace to enter.
@@ -204,25 +170,25 @@ pub fn enter(target: &Target) -> Result<()> {
     })
 }
 
-/// This process' own namespaces of some kinds.
+/// Some namespaces of a process, with `self` for this one.
 ///
 /// # Errors
 /// If they cannot be opened.
-pub fn own(kinds: &[Namespace]) -> Result<Vec<(Namespace, OwnedFd)>> {
+pub(crate) fn of(process: &str, kinds: &[Namespace]) -> Result<Vec<(Namespace, OwnedFd)>> {
     let open = |kind: &Namespace| {
-        let path = format!("/proc/self/ns/{}", file_name(*kind));
+        let path = format!("/proc/{process}/ns/{}", file_name(*kind));
         let file = fs::File::open(&path).context(format!("cannot open {path}"))?;
         Ok((*kind, file.into()))
     };
     kinds.iter().map(open).collect()
 }
 
-/// Moves this process into a pod's namespaces, one after the other. It stays in its working
-/// directory where the pod has that, too.
+/// Moves this process into a pod's namespaces, one after the other; into a PID namespace only its
+/// next child. It stays in its working directory where the pod has that, too.
 ///
 /// # Errors
 /// If they belong to somebody else.
-pub fn enter_pod(namespaces: &[(Namespace, OwnedFd)]) -> Result<()> {
+pub(crate) fn enter_pod(namespaces: &[(Namespace, OwnedFd)]) -> Result<()> {
     let directory = std::env::current_dir();
     for (kind, namespace) in namespaces {
         // There may be no right to enter the own one once more (setns(2)).
@@ -231,6 +197,7 @@ pub fn enter_pod(namespaces: &[(Namespace, OwnedFd)]) -> Result<()> {
         }
         let flag = match kind {
             Namespace::User => CloneFlags::CLONE_NEWUSER,
+            Namespace::Pid => CloneFlags::CLONE_NEWPID,
             Namespace::Mount => CloneFlags::CLONE_NEWNS,
             Namespace::Net => CloneFlags::CLONE_NEWNET,
             Namespace::Uts => CloneFlags::CLONE_NEWUTS,
@@ -264,6 +231,7 @@ fn is_own(kind: Namespace, namespace: &OwnedFd) -> bool {
 const fn file_name(kind: Namespace) -> &'static str {
     match kind {
         Namespace::User => "user",
+        Namespace::Pid => "pid",
         Namespace::Mount => "mnt",
         Namespace::Net => "net",
         Namespace::Uts => "uts",
@@ -281,27 +249,4 @@ fn enter_user_namespace(pid: u32) -> Result<()> {
     setns(user, CloneFlags::CLONE_NEWUSER).context(format!(
         "no permission to enter the user namespace of process {pid}"
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_limit_that_is_reached_is_the_one_that_is_named() {
-        for kind in Kind::ALL {
-            let settings = Kind::ALL.map(Kind::setting);
-            for (error, limit) in [
-                (Errno::ENOSPC, Some(0)),
-                (Errno::ENOSPC, Some(15_000)),
-                (Errno::EUSERS, None),
-            ] {
-                let text = kind.explain(error, limit);
-                for setting in settings {
-                    assert_eq!(text.contains(setting), setting == kind.setting(), "{text}");
-                }
-                assert!(text.contains("sysctl"), "{text}");
-            }
-        }
-    }
 }
