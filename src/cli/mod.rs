@@ -50,12 +50,15 @@ enum Command {
     Demo(demo::Arguments),
     /// Run a node
     Node(Box<node::Arguments>),
-    /// Run a command in a network namespace of its own, attached to a node
+    /// Run a command in namespaces of its own, attached to a node
+    ///
+    /// It has its own network, processes, host name and files in /etc, and all that it has started ends
+    /// with it. It has your files, too, but for the state directory, with the node's sockets.
     Run(run::Arguments),
     /// Run a command in the namespaces of a pod that runs
     ///
-    /// A pod of `muslin run` has its own network, host name and files in /etc; of one that was attached
-    /// only the network is entered.
+    /// A pod of `muslin run` has its own network, processes, host name and files in /etc; of one that was
+    /// attached only the network is entered.
     Exec(exec::Arguments),
     /// Show what the command of a detached pod has written, to stdout and to stderr
     ///

@@ -73,8 +73,8 @@ pub(super) struct EnvironmentArguments {
     /// Give the command nothing of your environment but HOME, PATH and TERM
     #[arg(long)]
     clear_env: bool,
-    /// Give it a variable, with its value in your environment if none is given; may be given several
-    /// times
+    /// Give it a variable, with its value in your environment if none is given, which others do not see
+    /// as they see a command's words; may be given several times
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     env: Vec<OsString>,
 }

@@ -22,6 +22,9 @@ use crate::error::{Context, Error, Result, errno};
 use crate::netns::{self, Files, Limits, Parent, Resolution};
 use crate::terminal::{self, Change};
 
+/// The parent has ended, and with it whoever could be told anything.
+const ALONE: Error = Error::Command(128 + Signal::SIGKILL as u8);
+
 /// Is the first process, to its end: returns the command's exit code, or 128 and the number of the
 /// signal that ended it.
 pub(super) fn run(settings: Settings, limits: &Limits, socket: OwnedFd, parent: &Parent) -> u8 {
@@ -52,15 +55,16 @@ async fn serve(settings: Settings, files: Files, connection: &Connection) -> Res
         tokio::select! {
             _ = changes.recv() => match reap(command.process) {
                 Some(Change::Ended(code)) => return Ok(code),
-                Some(Change::Stopped(signal)) => say(connection, &Report::Stopped(signal as i32)).await?,
+                Some(Change::Stopped(signal)) => {
+                    say(connection, &Report::Stopped(signal as i32)).await?;
+                }
                 None => {}
             },
             order = order(connection) => match order? {
                 Some(Order::Signal(number)) => command.signal(number),
                 Some(Order::GoOn { has_terminal }) => command.go_on(has_terminal),
                 Some(Order::Begin(_)) => {}
-                // Nobody keeps the pod attached any more.
-                None => return Ok(128 + Signal::SIGKILL as u8),
+                None => return Err(ALONE),
             },
         }
     }
@@ -77,13 +81,12 @@ async fn report<T>(connection: &Connection, result: &Result<T>) -> Result<()> {
 
 async fn say(connection: &Connection, report: &Report) -> Result<()> {
     let sent = connection.send(report, &[]).await;
-    sent.context("cannot speak to the process beside the pod")
+    sent.map_err(|_| ALONE)
 }
 
 async fn order(connection: &Connection) -> Result<Option<Order>> {
     let received = connection.receive::<Order>().await;
-    let received = received.context("cannot hear of the process beside the pod")?;
-    Ok(received.map(|(order, _)| order))
+    Ok(received.map_err(|_| ALONE)?.map(|(order, _)| order))
 }
 
 /// A pod's command.
