@@ -183,18 +183,18 @@ impl<T> Table<T> {
     fn idle_of_others(&mut self, now: Instant, idle: Duration, its: usize) -> Option<FlowId> {
         for _ in 0..LOOKS {
             let others = self.by_share.iter().filter(|(_, all)| all.len() >= its);
-            let oldest = others.filter_map(|(share, _)| {
+            let firsts = others.flat_map(|(share, _)| {
                 let firsts = [false, true].map(|is_answered| self.first(*share, is_answered));
-                let active = firsts
-                    .into_iter()
-                    .flatten()
-                    .map(|(value, _)| value.active)
-                    .min();
-                Some((active?, *share))
+                let firsts = firsts.into_iter().flatten();
+                firsts.map(|(value, _)| (value.active, *share, value.is_answered))
             });
-            let (active, share) = oldest.min()?;
+            let (active, share, is_answered) = firsts.min()?;
             if active + idle > now {
                 return None;
+            }
+            // What has been in use since it was listed says nothing of its share.
+            if self.refresh(share, is_answered) {
+                continue;
             }
             let least = self.least_idle(now, idle, share);
             if least.is_some() {
@@ -215,6 +215,18 @@ impl<T> Table<T> {
             }
         }
         least.map(|index| self.id(index))
+    }
+
+    /// Has the first of a share's flows that are listed as answered or not be one that is; whether
+    /// another was.
+    fn refresh(&mut self, share: Share, is_answered: bool) -> bool {
+        let mut was_another = false;
+        while let Some((_, index)) = self.first(share, is_answered)
+            && self.relist(index, share)
+        {
+            was_another = true;
+        }
+        was_another
     }
 
     /// The first of a share's flows that are listed as answered or not.
