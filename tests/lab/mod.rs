@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use books::Books;
 use muslin::demo::agent::Agent;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde_json::Value;
 use skip::skip;
@@ -570,6 +571,13 @@ impl Node {
         child.is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// Whether it has ended, without taking its exit status.
+    fn has_ended(&self) -> bool {
+        let pid = Pid::from_raw(self.pid().try_into().unwrap());
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(pid), flags).is_ok_and(|status| status != WaitStatus::StillAlive)
+    }
+
     /// Waits for its end and returns the exit code.
     pub(crate) fn wait_exit(&mut self, patience: Duration) -> Option<i32> {
         let child = self.child.as_mut().unwrap();
@@ -621,6 +629,10 @@ impl Node {
         let is_closed = || {
             let answers = ["status", "drops", "pods"].map(|table| self.try_query(table));
             let [Some(status), Some(drops), Some(pods)] = answers else {
+                // It may have been about to end.
+                if self.has_ended() {
+                    return Some(());
+                }
                 why = "it does not answer".to_owned();
                 return None;
             };

@@ -147,7 +147,7 @@ fn ident() -> impl Strategy<Value = u16> {
     prop_oneof![any::<u16>(), 0xffe0..=0xffffu16]
 }
 
-/// Any superpacket that Muslin splits, of few enough segments for a device's queue.
+/// Any superpacket that Muslin splits.
 pub(crate) fn superpacket() -> impl Strategy<Value = Shape> {
     let kind = (any::<bool>(), prop::bool::weighted(0.7), 0usize..9);
     let flags = proptest::bits::u8::masked(0xc9).prop_map(|flags| flags | ACK);
@@ -172,7 +172,7 @@ pub(crate) fn superpacket() -> impl Strategy<Value = Shape> {
         };
         let most = 65_535 - headers - if is_tcp { 20 + 4 * tcp.0.len() } else { 8 };
         let (mut payload, mut size, round) = sizes;
-        let segments = if is_tcp { 1500 } else { 128 };
+        let segments = if is_tcp { 256 } else { 128 };
         size = size.max(payload.div_ceil(segments) as u16);
         if round == 0 {
             payload -= payload % usize::from(size);

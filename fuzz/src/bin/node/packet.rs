@@ -142,13 +142,10 @@ impl Offload {
                 let same = gso.kind == if tcp { GsoKind::TcpV4 } else { GsoKind::Udp };
                 (same && unfinished.is_some()).then_some(())?;
                 let (payload, size) = (at.payload_len(), usize::from(gso.size));
-                // A kernel makes no more segments of one datagram, and none that are shorter.
-                let is_made = if tcp {
-                    size >= 8
-                } else {
-                    payload <= 128 * size
-                };
-                (is_made && size > 0).then_some(())?;
+                // A kernel makes no more segments of one datagram, and none that are shorter. Of a
+                // stream no more are taken.
+                let (least, most) = if tcp { (8, 256) } else { (1, 128) };
+                (size >= least && payload <= most * size).then_some(())?;
                 at.payload + payload.min(size)
             }
         };
