@@ -314,8 +314,10 @@ fn an_interrupted_demo_leaves_nothing_behind() {
     let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
     for (moment, signal) in moments.into_iter().zip(signals.into_iter().cycle()) {
         let directory = tempfile::tempdir().unwrap();
-        let mut demo = lab.root().command(MUSLIN);
-        demo.args(["demo", "--megabytes", "1"])
+        // What is ignored where the tests run, as under nohup, is not to be ignored here.
+        let mut demo = lab.root().command("env");
+        demo.args(["--default-signal=INT,TERM,HUP", MUSLIN])
+            .args(["demo", "--megabytes", "1"])
             .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -50,7 +50,7 @@ fn resident_bytes(pid: u32) -> u64 {
 }
 
 /// Sends there and back until it is told to end, and counts.
-fn keep_sending(mut agent: Agent, to: SocketAddrV4, ends: &AtomicBool) -> (u64, Vec<String>) {
+fn keep_sending(agent: &mut Agent, to: SocketAddrV4, ends: &AtomicBool) -> (u64, Vec<String>) {
     let (mut done, mut failed) = (0, Vec::new());
     while !ends.load(Ordering::Relaxed) {
         let sent = agent.open(to).and_then(|id| {
@@ -94,8 +94,9 @@ fn contents_are_whole_whatever_happens_to_nodes() {
     let mut random = Pcg32::new(seed, 1);
     let (mut transfers, mut failed, mut faults) = (0, Vec::new(), 0);
     std::thread::scope(|scope| {
+        // All pods are there until the last has ended.
         let senders: Vec<_> = pods
-            .into_iter()
+            .iter_mut()
             .zip(targets)
             .map(|(pod, to)| scope.spawn(move || keep_sending(pod, to, stops)))
             .collect();
