@@ -16,12 +16,12 @@ mod packets;
 #[path = "../encap/tests/reference/mod.rs"]
 mod reference;
 
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::os::fd::AsFd as _;
 use std::process::Command;
 
-use bed::{Bed, FAR, Listener, NEAR, SUBNET, arp, is_arp, received, udp, wait};
+use bed::{Bed, FAR, Listener, NEAR, SUBNET, arp, is_arp, received, received_by, udp, wait};
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use lab::{Offload, SOON, poll_until};
 use muslin::device::FrameDevice as _;
@@ -73,7 +73,8 @@ inside!(our_frames_pass_both_ways_as_they_are, both_ways, {
             frame
         })
         .collect();
-    assert_eq!(heard, ours);
+    // Each sender has a queue.
+    assert_eq!(sorted(heard), sorted(ours.to_vec()));
 
     let sent = [udp(FAR, POD, PEER, b"from a pod"), arp(NEAR, [0xff; 6], 3)];
     for frame in &sent {
@@ -118,31 +119,59 @@ inside!(what_is_not_ours_does_not_pass, not_ours, {
     assert_eq!(heard, [&good]);
 });
 
-inside!(each_flow_is_at_one_worker_and_arp_at_all, flows, {
-    let bed = Bed::new();
-    let uplinks = bed.uplinks(3);
-    let mut sent: Vec<_> = (0..60u8)
-        .map(|flow| udp(NEAR, [10, 244, 2, flow], [10, 244, 1, 200], &[flow; 9]))
-        .collect();
-    for frame in &sent {
-        bed.send(frame);
-        bed.send(frame);
+inside!(
+    each_flow_is_at_one_worker_and_each_pod_in_one_queue,
+    flows,
+    {
+        let bed = Bed::new();
+        let uplinks = bed.uplinks(3);
+        let sent: Vec<_> = (0..60u8)
+            .map(|flow| udp(NEAR, [10, 244, 2, flow], [10, 244, 1, 200], &[flow; 9]))
+            .collect();
+        for frame in &sent {
+            bed.send(frame);
+            bed.send(frame);
+        }
+        let question = arp(FAR, [0xff; 6], 9);
+        bed.send(&question);
+        let (mut all, mut questions) = (Vec::new(), 0);
+        for (index, heard) in bed.heard_by_each(&uplinks).into_iter().enumerate() {
+            let heard = heard.into_iter().map(|(_, frame)| frame);
+            let (arp, heard): (Vec<_>, Vec<_>) = heard.partition(|frame| is_arp(frame));
+            questions += arp.iter().filter(|frame| **frame == question).count();
+            assert!(heard.len() > 20, "{index} has {}", heard.len());
+            let pairs = heard.chunks(2);
+            assert!(pairs.into_iter().all(|pair| pair[0] == pair[1]), "{index}");
+            all.extend(heard.into_iter().step_by(2));
+        }
+        assert_eq!(questions, 1, "which that worker tells the others");
+        assert_eq!(sorted(all), sorted(sent));
+
+        let queues = uplinks[0].queues().count();
+        let mut used = HashSet::new();
+        for pod in 0..queues as u8 {
+            for flow in 0..8 {
+                bed.send(&udp(NEAR, [10, 244, 2, pod], [10, 244, 1, flow], b"?"));
+            }
+            let mut at = Vec::new();
+            poll_until(SOON, "its frames", || {
+                for queue in 0..queues {
+                    let heard = uplinks.iter().flat_map(|it| received_by(it, queue));
+                    at.extend(heard.map(|_| queue));
+                }
+                (at.len() >= 8).then_some(())
+            });
+            assert_eq!(at, [at[0]; 8], "{pod}");
+            used.insert(at[0]);
+        }
+        assert_eq!(used.len(), queues, "neighbours share no queue");
     }
-    bed.send(&arp(FAR, [0xff; 6], 9));
-    let mut all = Vec::new();
-    for (index, uplink) in uplinks.iter().enumerate() {
-        let heard = bed.heard_by(uplink).into_iter();
-        let mut heard: Vec<_> = heard.map(|(_, frame)| frame).collect();
-        assert_eq!(heard.pop(), Some(arp(FAR, [0xff; 6], 9)), "{index}");
-        assert!(heard.len() > 20, "{index} has {}", heard.len());
-        let pairs = heard.chunks(2);
-        assert!(pairs.into_iter().all(|pair| pair[0] == pair[1]), "{index}");
-        all.extend(heard.into_iter().step_by(2));
-    }
-    all.sort();
-    sent.sort();
-    assert!(all == sent, "{all:02x?}");
-});
+);
+
+fn sorted(mut frames: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    frames.sort();
+    frames
+}
 
 inside!(a_superpacket_leaves_as_its_segments, superpackets_out, {
     let bed = Bed::new();
@@ -235,8 +264,13 @@ inside!(an_interface_may_go_down_and_away, down_and_away, {
     let bed = Bed::new();
     let uplink = &bed.uplinks(1)[0];
     let receive = || {
-        let received = uplink.receive(&mut Frames::default());
-        received.map_err(|error| Failure::from(&error))
+        let each = (0..uplink.queues().count()).map(|queue| {
+            let received = uplink.receive(queue, &mut Frames::default());
+            received.map_err(|error| Failure::from(&error))
+        });
+        let first = each.clone().next().unwrap();
+        assert!(each.skip(1).all(|it| it == first), "every queue is told");
+        first
     };
     let send = || {
         let sent = uplink.send(&Header::default(), &arp(NEAR, FAR, 1), &[]);
@@ -254,7 +288,7 @@ inside!(an_interface_may_go_down_and_away, down_and_away, {
     );
 
     inside::sh("ip link set near down");
-    wait(uplink.as_fd());
+    wait(uplink);
     assert_eq!(receive(), Err(Failure::Down));
     assert_eq!(receive(), Err(Failure::QueueFull), "once is enough");
     assert_eq!(send(), Err(Failure::Down));
@@ -267,7 +301,7 @@ inside!(an_interface_may_go_down_and_away, down_and_away, {
     assert_eq!(bed.heard_by(uplink).len(), 1);
 
     inside::sh("ip link del near");
-    wait(uplink.as_fd());
+    wait(uplink);
     assert_eq!(receive(), Err(Failure::Gone));
     assert_eq!(send(), Err(Failure::Gone));
     assert!(matches!(open("near"), Err(OpenError::NoInterface(_))));
@@ -277,7 +311,9 @@ inside!(an_interface_may_go_down_and_away, down_and_away, {
 inside!(what_does_not_fit_the_queue_is_counted, overflow, {
     let bed = Bed::new();
     let uplink = &bed.uplinks(1)[0];
-    setsockopt(uplink, sockopt::RcvBuf, &200_000).unwrap();
+    for queue in uplink.queues() {
+        setsockopt(&queue, sockopt::RcvBuf, &200_000).unwrap();
+    }
     // Fewer than wait for the other host's processor (`netdev_max_backlog`).
     let mut sent = 800;
     for _ in 0..sent {
@@ -286,9 +322,11 @@ inside!(what_does_not_fit_the_queue_is_counted, overflow, {
     let (mut arrived, mut lost) = (0, 0);
     let mut frames = Frames::default();
     poll_until(SOON, "all frames, or word of them", || {
-        while uplink.receive(&mut frames).is_ok() {
-            arrived += frames.frames().count();
-            lost += frames.lost();
+        for queue in 0..uplink.queues().count() {
+            while uplink.receive(queue, &mut frames).is_ok() {
+                arrived += frames.frames().count();
+                lost += frames.lost();
+            }
         }
         if arrived as u64 + lost == sent {
             return Some(());
@@ -383,8 +421,9 @@ inside!(a_tap_of_one_queue_is_read_by_one_worker, one_queue, {
     bed.send(&frame);
     assert_eq!(listener.next().1, frame);
     bed.send(&frame);
-    wait(uplinks[0].as_fd());
-    let mut waited = [PollFd::new(uplinks[1].as_fd(), PollFlags::POLLIN)];
+    wait(&uplinks[0]);
+    let silent = uplinks[1].queues().next().unwrap();
+    let mut waited = [PollFd::new(silent, PollFlags::POLLIN)];
     assert_eq!(
         poll(&mut waited, 0u16).unwrap(),
         0,

@@ -22,21 +22,31 @@ pub(super) fn drops(socket: &impl AsFd) -> io::Result<u32> {
     /// Where that is among what `SO_MEMINFO` tells (`SK_MEMINFO_DROPS`), and how much it tells.
     const DROPS: usize = 8;
     const VARS: usize = 9;
-    let mut told = [0_u32; VARS];
-    let mut len = size_of_val(&told) as libc::socklen_t;
+    let told: [u32; VARS] = get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+    Ok(told[DROPS])
+}
+
+/// The value of an option that is so many 32-bit numbers; what the kernel does not write is zero.
+pub(super) fn get<const N: usize>(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+) -> io::Result<[u32; N]> {
+    let mut value = [0; N];
+    let mut len = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the kernel writes at most as many bytes as there is room for, which lives until the call
     // returns; the descriptor is open.
     let result = unsafe {
         libc::getsockopt(
             socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_MEMINFO,
-            told.as_mut_ptr().cast(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
             &raw mut len,
         )
     };
     if result == 0 {
-        Ok(told[DROPS])
+        Ok(value)
     } else {
         Err(io::Error::last_os_error())
     }
@@ -48,13 +58,34 @@ pub(super) fn attach_reuseport_program(
     socket: &impl AsFd,
     program: &[libc::sock_filter],
 ) -> io::Result<()> {
+    set_program(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        program,
+    )
+}
+
+/// Has one say which of the packet sockets of a group a frame is for (Linux 4.3).
+pub(super) fn attach_fanout_program(
+    socket: &impl AsFd,
+    program: &[libc::sock_filter],
+) -> io::Result<()> {
+    set_program(socket, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, program)
+}
+
+fn set_program(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    program: &[libc::sock_filter],
+) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
         // The kernel copies it.
         filter: program.as_ptr().cast_mut(),
     };
-    let name = libc::SO_ATTACH_REUSEPORT_CBPF;
-    set_value(socket, libc::SOL_SOCKET, name, &program)
+    set_value(socket, level, name, &program)
 }
 
 fn set_value<T>(

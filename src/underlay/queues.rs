@@ -1,4 +1,5 @@
-//! Queues of a tunnel: which of the sockets that share its port a datagram comes to.
+//! Queues of what comes from other nodes: which of the sockets that share a tunnel's port, or an
+//! uplink, a packet comes to.
 //!
 //! In one queue whoever sends most stands before all others: one pod's flood makes those of a whole
 //! cluster wait for as long as the queue is, and lose what comes while it is full. So each worker has
@@ -43,11 +44,10 @@ pub(super) fn spread(
 }
 
 /// A program that returns the number of a socket. A flow has the worker that its outer source port
-/// says (RFC 7348 section 5). Pods with consecutive addresses, as a node gives them out, are in
-/// different queues. What is too short for an inner header is in the first one.
+/// says (RFC 7348 section 5). What is too short for an inner header is in the first queue.
 fn program(format: Format, workers: u32) -> Vec<sock_filter> {
     let source = (format.network_offset() + INNER_SOURCE) as u32;
-    vec![
+    let worker = [
         load(libc::BPF_W, in_ip_header(OUTER_SOURCE)),
         x_from_a(),
         load(libc::BPF_H, in_ip_header(OUTER_SOURCE_PORT)),
@@ -55,14 +55,26 @@ fn program(format: Format, workers: u32) -> Vec<sock_filter> {
         alu(libc::BPF_MUL, MIX),
         alu(libc::BPF_RSH, 16),
         alu(libc::BPF_MOD, workers.max(1)),
-        alu(libc::BPF_MUL, QUEUES as u32),
+    ];
+    worker
+        .into_iter()
+        .chain(queue_of_worker(source, QUEUES as u32))
+        .collect()
+}
+
+/// The end of a program whose accumulator has a worker's number: it returns that of one of the
+/// worker's `queues`, a power of two, by the address at offset `source`. Pods with consecutive
+/// addresses, as a node gives them out, are in different ones.
+pub(super) fn queue_of_worker(source: u32, queues: u32) -> [sock_filter; 12] {
+    [
+        alu(libc::BPF_MUL, queues),
         statement(libc::BPF_ST, 0),
         load(libc::BPF_W, source),
         x_from_a(),
         alu(libc::BPF_RSH, 8),
         alu(libc::BPF_MUL, MIX),
         alu_x(libc::BPF_ADD),
-        alu(libc::BPF_AND, QUEUES as u32 - 1),
+        alu(libc::BPF_AND, queues - 1),
         x_from_a(),
         statement(libc::BPF_LD | libc::BPF_MEM, 0),
         alu_x(libc::BPF_ADD),

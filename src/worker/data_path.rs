@@ -34,13 +34,13 @@ use super::published::{Published, published_of};
 use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
 use crate::dns::Door;
 use crate::egress::{HandOver, Outside, is_flow};
-use crate::underlay::{Frames, Received, UdpSocket, Underlay};
+use crate::underlay::{Frames, Received, UdpSocket, Underlay, Uplink as UplinkDevice};
 
 /// Epoll's names for the descriptors that are not ports.
 const WAKE: u64 = u64::MAX;
-const UPLINK: u64 = u64::MAX - 1;
-/// The first of the tunnel's queues, of which there are fewer than lie between.
-const TUNNEL: u64 = u64::MAX - 255;
+/// The first of the uplink's queues and of the tunnel's, of which there are fewer than lie between.
+const UPLINK: u64 = u64::MAX - 255;
+const TUNNEL: u64 = u64::MAX - 511;
 
 pub(super) struct DataPath {
     pub(super) node: Node,
@@ -51,8 +51,9 @@ pub(super) struct DataPath {
     pub(super) events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
-    /// What the tunnel's queues have left of their turns.
-    turns: Vec<Turn>,
+    /// What the tunnel's queues have left of their turns, and the uplink's.
+    tunnel_turns: Vec<Turn>,
+    pub(super) uplink_turns: Vec<Turn>,
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
     /// What goes on outside the overlay or comes from there.
@@ -128,7 +129,8 @@ impl DataPath {
         }
         Ok(Self {
             outbox: Outbox::new(network),
-            turns: turns(&underlay),
+            tunnel_turns: turns(underlay.tunnel.iter().flat_map(UdpSocket::queues)),
+            uplink_turns: turns(underlay.uplink.iter().flat_map(UplinkDevice::queues)),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             node,
             io: Io::new(underlay, network),
@@ -163,7 +165,7 @@ impl DataPath {
                             return;
                         }
                     }
-                    UPLINK => self.read_uplink(),
+                    queue @ UPLINK..WAKE => self.read_uplink((queue - UPLINK) as usize),
                     queue @ TUNNEL..UPLINK => self.read_tunnel((queue - TUNNEL) as usize),
                     data if is_flow(data) => self.read_flow(*event),
                     data => match published_of(data) {
@@ -264,11 +266,12 @@ impl DataPath {
             return warn!("the new underlay cannot be read: {error}");
         }
         self.flush();
-        if underlay.tunnel.is_some() {
-            self.count_losses();
-            self.turns = turns(&underlay);
-            self.io.underlay.tunnel = underlay.tunnel;
+        self.count_losses();
+        if let Some(tunnel) = underlay.tunnel {
+            self.tunnel_turns = turns(tunnel.queues());
+            self.io.underlay.tunnel = Some(tunnel);
         }
+        self.uplink_turns = turns(underlay.uplink.iter().flat_map(UplinkDevice::queues));
         self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
         self.io.underlay.uplink = underlay.uplink;
         self.node.set_uplink(uplink);
@@ -285,10 +288,11 @@ impl DataPath {
         }
     }
 
-    /// Counts what the tunnel's queues have lost that nothing has told of.
+    /// Counts what the tunnel's queues and the uplink's have lost that nothing has told of.
     fn count_losses(&mut self) {
-        let tunnel = self.io.underlay.tunnel.as_ref();
-        let lost = tunnel.map_or(0, UdpSocket::take_losses);
+        let Underlay { tunnel, uplink } = &self.io.underlay;
+        let lost = tunnel.as_ref().map_or(0, UdpSocket::take_losses)
+            + uplink.as_ref().map_or(0, UplinkDevice::take_losses);
         self.node.count_drops(DropReason::UnderlayOverflow, lost);
     }
 
@@ -372,10 +376,11 @@ impl DataPath {
     }
 
     fn read_tunnel(&mut self, queue: usize) {
-        if let Some(turn) = self.turns.get_mut(queue) {
+        if let Some(turn) = self.tunnel_turns.get_mut(queue) {
             turn.begin();
         }
-        while let (Some(turn), Some(tunnel)) = (self.turns.get_mut(queue), &self.io.underlay.tunnel)
+        while let (Some(turn), Some(tunnel)) =
+            (self.tunnel_turns.get_mut(queue), &self.io.underlay.tunnel)
             && turn.goes_on()
         {
             match tunnel.receive(queue, &mut self.received) {
@@ -474,9 +479,8 @@ impl DataPath {
     }
 }
 
-/// Turns of the tunnel's queues.
-fn turns(underlay: &Underlay) -> Vec<Turn> {
-    let queues = underlay.tunnel.iter().flat_map(UdpSocket::queues);
+/// A turn for each of these queues.
+fn turns<T>(queues: impl Iterator<Item = T>) -> Vec<Turn> {
     queues.map(|_| Turn::default()).collect()
 }
 
@@ -489,7 +493,9 @@ fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
         }
     }
     if let Some(uplink) = &underlay.uplink {
-        epoll.add(uplink, readable(UPLINK))?;
+        for (queue, name) in uplink.queues().zip(UPLINK..WAKE) {
+            epoll.add(queue, readable(name))?;
+        }
     }
     Ok(())
 }

@@ -16,20 +16,23 @@ use crate::underlay::uplink::Failure;
 
 type LinkHeader = [u8; frame::HEADER_LEN];
 
-/// Calls for frames before the others have their turn.
-const RECEIVES: usize = 4;
-
 impl DataPath {
-    pub(super) fn read_uplink(&mut self) {
-        for _ in 0..RECEIVES {
-            let (Some(uplink), Some(frames)) = (&self.io.underlay.uplink, &mut self.frames) else {
-                return;
-            };
+    pub(super) fn read_uplink(&mut self, queue: usize) {
+        if let Some(turn) = self.uplink_turns.get_mut(queue) {
+            turn.begin();
+        }
+        while let (Some(turn), Some(uplink), Some(frames)) = (
+            self.uplink_turns.get_mut(queue),
+            &self.io.underlay.uplink,
+            &mut self.frames,
+        ) && turn.goes_on()
+        {
             match uplink
-                .receive(frames)
+                .receive(queue, frames)
                 .map_err(|error| Failure::from(&error))
             {
                 Ok(more) => {
+                    turn.take(frames.work());
                     self.handle_frames();
                     self.send_own();
                     if !more {
@@ -37,11 +40,15 @@ impl DataPath {
                     }
                 }
                 Err(Failure::QueueFull | Failure::Other(Errno::EINTR)) => return,
+                // Every queue is told, and the first tells others.
+                Err(_) if queue > 0 => return,
                 // Told once each time the interface goes down; it may come up again.
                 Err(Failure::Down) => return warn!("the uplink's interface is down"),
                 Err(error) => {
                     debug!("the uplink is gone: {error}");
-                    let _ = self.epoll.delete(uplink);
+                    for queue in uplink.queues() {
+                        let _ = self.epoll.delete(queue);
+                    }
                     let _ = self.events.send(Event::UplinkGone);
                     return;
                 }
@@ -69,7 +76,6 @@ impl DataPath {
             mtu: node.uplink().map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
             udp: true,
         };
-        let tells = io.underlay.uplink.as_ref().is_some_and(|it| it.is_shared());
         let merges = io.any_takes_superpackets();
         let mut refused = 0;
         let mut deliver = |merged: Merged<'_, '_, LinkHeader>| {
@@ -80,7 +86,7 @@ impl DataPath {
                 return;
             };
             let mut packet = packet.with_offload(offload).with_tail(rest);
-            if tells && frame::is_arp(packet.as_slice()) {
+            if frame::is_arp(packet.as_slice()) {
                 ear.pass_on(None, packet.as_slice());
             }
             let verdict = node.from_uplink(now, &mut packet);

@@ -87,9 +87,7 @@ impl Bed {
         let kind = UplinkKind::PacketSocket;
         let uplinks = Uplink::open(&kind, "near", subnet, groups).unwrap();
         self.wait_for(&uplinks);
-        for uplink in &uplinks {
-            self.heard_by(uplink);
-        }
+        self.heard_by_each(&uplinks);
         uplinks
     }
 
@@ -142,31 +140,37 @@ impl Bed {
             match self.receive() {
                 Some(frame) if frame == marker => return frames,
                 Some(frame) => frames.push(frame),
-                None => wait(self.wire.as_fd()),
+                None => wait_for_any([self.wire.as_fd()].into_iter()),
             }
         }
     }
 
-    /// What arrives at an uplink of all that the other host has sent so far.
+    /// What arrives at a lone worker's uplink of all that the other host has sent so far, queue by queue.
     pub(crate) fn heard_by(&self, uplink: &Uplink) -> Vec<(Header, Vec<u8>)> {
-        let marker = self.marker(FAR, uplink.hardware_address().0);
+        let mut each = self.heard_by_each(std::slice::from_ref(uplink));
+        each.pop().unwrap()
+    }
+
+    /// The same of all workers' uplinks.
+    pub(crate) fn heard_by_each(&self, uplinks: &[Uplink]) -> Vec<Vec<(Header, Vec<u8>)>> {
+        let marker = self.marker(FAR, uplinks[0].hardware_address().0);
         self.send(&marker);
-        let mut frames = Vec::new();
-        loop {
-            let batch = received(uplink);
-            if batch.is_empty() {
-                wait(uplink.as_fd());
+        let mut heard = vec![Vec::new(); uplinks.len()];
+        let mut take = || {
+            let mut has_marker = false;
+            for (uplink, heard) in uplinks.iter().zip(&mut heard) {
+                let frames = received(uplink);
+                has_marker |= frames.iter().any(|frame| frame.1 == marker);
+                heard.extend(frames.into_iter().filter(|it| !is_marker(&it.1)));
             }
-            for frame in batch {
-                if frame.1 == marker {
-                    return frames;
-                }
-                // All sockets hear each other's.
-                if !is_marker(&frame.1) {
-                    frames.push(frame);
-                }
-            }
+            has_marker
+        };
+        while !take() {
+            wait_for_any(uplinks.iter().flat_map(Uplink::queues));
         }
+        // Queues that were read before it came may have some by now.
+        take();
+        heard
     }
 }
 
@@ -192,10 +196,18 @@ fn open(interface: &str) -> Socket {
     socket
 }
 
-/// A batch of frames; empty if there is none.
+/// A batch of frames of each queue; empty if there is none.
 pub(crate) fn received(uplink: &Uplink) -> Vec<(Header, Vec<u8>)> {
+    let queues = 0..uplink.queues().count();
+    queues
+        .flat_map(|queue| received_by(uplink, queue))
+        .collect()
+}
+
+/// The same of one queue.
+pub(crate) fn received_by(uplink: &Uplink, queue: usize) -> Vec<(Header, Vec<u8>)> {
     let mut frames = Frames::default();
-    match uplink.receive(&mut frames) {
+    match uplink.receive(queue, &mut frames) {
         Ok(_) => {}
         Err(error) => {
             // It was down until the cable was plugged in.
@@ -212,8 +224,15 @@ pub(crate) fn received(uplink: &Uplink) -> Vec<(Header, Vec<u8>)> {
     each.collect()
 }
 
-pub(crate) fn wait(descriptor: BorrowedFd<'_>) {
-    let mut waited = [PollFd::new(descriptor, PollFlags::POLLIN)];
+/// Waits for frames in any of an uplink's queues.
+pub(crate) fn wait(uplink: &Uplink) {
+    wait_for_any(uplink.queues());
+}
+
+fn wait_for_any<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) {
+    let mut waited: Vec<_> = descriptors
+        .map(|descriptor| PollFd::new(descriptor, PollFlags::POLLIN))
+        .collect();
     assert_ne!(poll(&mut waited, PATIENCE).unwrap(), 0, "nothing comes");
 }
 
@@ -238,7 +257,7 @@ impl<'a> Listener<'a> {
             if let Some(frame) = self.waiting.pop_front() {
                 return frame;
             }
-            wait(self.uplink.as_fd());
+            wait(self.uplink);
             let batch = received(self.uplink).into_iter();
             self.waiting.extend(batch.filter(|it| !is_arp(&it.1)));
         }

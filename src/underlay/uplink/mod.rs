@@ -1,9 +1,10 @@
 //! The uplink: how a node without tunnels (host-gw) sends and receives Ethernet frames in its LAN.
 //!
-//! Either a packet socket on the interface that the host's kernel has there too, or a TAP that
-//! somebody bridges into the LAN. Each worker has one of its own, and a flow stays with one of them.
+//! Either packet sockets on the interface that the host's kernel has there too, or a TAP that
+//! somebody bridges into the LAN. Each worker has its own, and a flow stays with one of them.
 
 mod error;
+mod fanout;
 mod filter;
 mod packet_socket;
 
@@ -14,6 +15,7 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use muslin_encap::virtio::{self, Header};
+use muslin_stack::work;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -25,7 +27,6 @@ pub use error::{Failure, OpenError};
 use super::messages::Messages;
 use crate::device::{self, FrameDevice, Tap};
 use crate::error::errno;
-use filter::Share;
 use packet_socket::{Link, PacketSocket};
 
 /// Bytes of the longest frame, with the virtio-net header in front of it. The IP header of one in
@@ -76,7 +77,8 @@ impl fmt::Display for UplinkKind {
     }
 }
 
-/// A worker's way to the LAN. Its descriptor is readable when there are frames.
+/// A worker's way to the LAN. Frames arrive in queues, each of which has a descriptor that is readable
+/// when there are some. What a pod of another node sends is in one of them (see `queues`).
 #[derive(Debug)]
 pub struct Uplink {
     device: Device,
@@ -85,7 +87,8 @@ pub struct Uplink {
 
 #[derive(Debug)]
 enum Device {
-    PacketSocket(PacketSocket),
+    /// Frames leave by the first.
+    PacketSockets(PacketSocket, Vec<PacketSocket>),
     Tap(Tap),
     /// A TAP that another worker reads, and what stands for it where it is waited for.
     SendOnly(Tap, EventFd),
@@ -95,9 +98,9 @@ impl Uplink {
     /// Opens as many uplinks, one for each worker, on the interface of this name, for what the LAN
     /// sends to the subnet.
     ///
-    /// A packet socket gets ARP, and IPv4 for the subnet, and nothing else. What a TAP gives has
-    /// not been looked at, and its queues share out ARP as well; if it has fewer queues than
-    /// there are workers, the first reads it and all send.
+    /// Packet sockets get ARP, and IPv4 for the subnet, and nothing else. What a TAP gives has
+    /// not been looked at; if it has fewer queues than there are workers, the first reads it and all
+    /// send. Frames with ARP come to one of the workers, which has to tell the others.
     ///
     /// # Errors
     /// `OpenError` in words for people.
@@ -119,17 +122,20 @@ impl Uplink {
         groups: usize,
     ) -> Result<Vec<Self>, OpenError> {
         let link = Link::find(interface)?;
-        let open = |index| {
-            // There are as many as the machine has processors.
-            let (index, of) = (index as u32, groups as u32);
-            let socket = PacketSocket::open(link, subnet, Share { index, of })?;
-            Ok(Self {
-                hardware_address: link.hardware_address(),
-                device: Device::PacketSocket(socket),
-            })
+        let hardware_address = link.hardware_address();
+        let open = || {
+            let workers = fanout::open(link, subnet, groups)?.into_iter();
+            let uplinks = workers.map(|sockets| {
+                let mut sockets = sockets.into_iter();
+                let first = sockets.next().ok_or(Errno::ENODEV)?;
+                Ok(Self {
+                    device: Device::PacketSockets(first, sockets.collect()),
+                    hardware_address,
+                })
+            });
+            uplinks.collect::<io::Result<_>>()
         };
-        let sockets: io::Result<_> = (0..groups).map(open).collect();
-        sockets.map_err(|error| match errno(&error) {
+        open().map_err(|error| match errno(&error) {
             Errno::EPERM | Errno::EACCES => OpenError::NoCapability(interface.to_owned()),
             Errno::EAFNOSUPPORT => OpenError::NoPacketSockets,
             Errno::ENODEV | Errno::ENXIO => OpenError::NoInterface(interface.to_owned()),
@@ -172,20 +178,41 @@ impl Uplink {
         self.hardware_address
     }
 
-    /// Whether it reads frames that the other workers have to hear of, too: every packet socket gets
-    /// ARP, a device's queues share it.
-    #[must_use]
-    pub const fn is_shared(&self) -> bool {
-        !matches!(self.device, Device::PacketSocket(_))
+    /// The descriptors of its queues, in the order of their numbers.
+    pub fn queues(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let (first, others) = match &self.device {
+            Device::PacketSockets(first, others) => (first.as_fd(), &others[..]),
+            Device::Tap(tap) => (tap.as_fd(), &[][..]),
+            Device::SendOnly(_, silent) => (silent.as_fd(), &[][..]),
+        };
+        std::iter::once(first).chain(others.iter().map(PacketSocket::as_fd))
     }
 
-    /// Receives a batch of frames and returns whether there may be more.
+    /// Frames that queues have lost since they were last asked or read. With those that arrive the
+    /// kernel tells it, too; but perhaps none arrive any more.
+    pub fn take_losses(&self) -> u64 {
+        match &self.device {
+            Device::PacketSockets(first, others) => {
+                let all = std::iter::once(first).chain(others);
+                all.map(PacketSocket::take_losses).sum()
+            }
+            Device::Tap(_) | Device::SendOnly(..) => 0,
+        }
+    }
+
+    /// Receives a batch of frames from a queue and returns whether there may be more.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; what else it may be `Failure` tells.
-    pub fn receive(&self, into: &mut Frames) -> io::Result<bool> {
+    pub fn receive(&self, queue: usize, into: &mut Frames) -> io::Result<bool> {
         match &self.device {
-            Device::PacketSocket(socket) => socket.receive(&mut into.0),
+            Device::PacketSockets(first, others) => {
+                let socket = match queue.checked_sub(1) {
+                    None => first,
+                    Some(index) => others.get(index).ok_or(Errno::EAGAIN)?,
+                };
+                socket.receive(&mut into.0)
+            }
             Device::Tap(tap) => into.0.receive_each(|buffer| {
                 let (front, buffer) = buffer.split_at_mut(virtio::LEN);
                 let (header, len) = tap.receive(buffer)?;
@@ -200,7 +227,7 @@ impl Uplink {
 impl FrameDevice for Uplink {
     fn has_offloads(&self) -> bool {
         match &self.device {
-            Device::PacketSocket(socket) => socket.has_header(),
+            Device::PacketSockets(socket, _) => socket.has_header(),
             Device::Tap(tap) | Device::SendOnly(tap, _) => tap.has_offloads(),
         }
     }
@@ -209,7 +236,7 @@ impl FrameDevice for Uplink {
     /// What `Failure` tells.
     fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
         match &self.device {
-            Device::PacketSocket(socket) => socket.send(header, head, tail),
+            Device::PacketSockets(socket, _) => socket.send(header, head, tail),
             Device::Tap(tap) | Device::SendOnly(tap, _) => tap.send(header, head, tail),
         }
     }
@@ -222,16 +249,6 @@ fn beside(EthernetAddress([first, rest @ ..]): EthernetAddress) -> EthernetAddre
     let [b, c, d, e, f] = rest;
     // Locally administered, and unicast.
     EthernetAddress([(first ^ 0x40) & !0x01 | 0x02, b, c, d, e, f])
-}
-
-impl AsFd for Uplink {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.device {
-            Device::PacketSocket(socket) => socket.as_fd(),
-            Device::Tap(tap) => tap.as_fd(),
-            Device::SendOnly(_, silent) => silent.as_fd(),
-        }
-    }
 }
 
 /// The frames of one call. Buffers are used again.
@@ -251,6 +268,17 @@ impl Frames {
             let (header, frame) = message.split_first_chunk_mut()?;
             Some((*header, frame))
         })
+    }
+
+    /// Work of the frames of the last call.
+    #[must_use]
+    pub fn work(&mut self) -> u64 {
+        let each = self.frames().map(|(header, frame)| {
+            let gso = Header::parse(&header).ok().and_then(|header| header.gso);
+            let size = gso.map_or(usize::MAX, |gso| gso.size.into());
+            work::of_superpacket(frame.len().div_ceil(size.max(1)), frame.len())
+        });
+        each.sum()
     }
 
     /// Frames that the last call found to be lost: the socket's queue had been full, or they were

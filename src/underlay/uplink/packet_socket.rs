@@ -13,11 +13,10 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use ipnet::Ipv4Net;
 use muslin_encap::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::libc;
+use nix::libc::{self, sock_filter};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{LinkAddr, SockaddrLike, bind, setsockopt, sockopt};
 use smoltcp::wire::EthernetAddress;
@@ -25,14 +24,15 @@ use socket2::{Domain, SockFilter, Socket, Type};
 use tracing::debug;
 
 use super::error::OpenError;
-use super::filter::{self, Share};
 use crate::device;
 use crate::error::errno;
 use crate::underlay::messages::{Messages, Overflow};
 use crate::underlay::option;
 
-/// What the kernel is asked to queue in each direction, in bytes: superpackets need a lot.
-const QUEUE_BYTES: usize = 8 << 20;
+/// What the kernel is asked to queue in each direction, in bytes: superpackets need a lot. Of what
+/// arrives, one of several queues has a share.
+const SEND_BYTES: usize = 8 << 20;
+const SHARE_BYTES: usize = 2 << 20;
 /// The longest headers of a superpacket in bytes: Ethernet, IPv4 and TCP with all their options.
 const MAX_HEADER_LEN: u16 = 14 + 60 + 60;
 
@@ -99,23 +99,19 @@ pub(super) struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Opens one on a link, for a share of what is sent to the subnet.
+    /// Opens one on a link, for what this filter lets pass.
     ///
     /// # Errors
     /// EPERM without `CAP_NET_RAW`, `EAFNOSUPPORT` if there are no packet sockets.
-    pub(super) fn open(link: Link, subnet: Ipv4Net, share: Share) -> io::Result<Self> {
+    pub(super) fn open(link: Link, filter: &[sock_filter]) -> io::Result<Self> {
         // Of no protocol yet, so that nothing comes before the filter is there.
         let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
         socket.set_nonblocking(true)?;
-        let filter: Vec<_> = filter::program(subnet, share)
-            .into_iter()
-            .map(|it| SockFilter::new(it.code, it.jt, it.jf, it.k))
-            .collect();
-        socket.attach_filter(&filter)?;
-        if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE_BYTES).is_err() {
-            socket.set_recv_buffer_size(QUEUE_BYTES)?;
+        attach_filter(&socket, filter)?;
+        if setsockopt(&socket, sockopt::RcvBufForce, &SHARE_BYTES).is_err() {
+            socket.set_recv_buffer_size(SHARE_BYTES)?;
         }
-        socket.set_send_buffer_size(QUEUE_BYTES)?;
+        socket.set_send_buffer_size(SEND_BYTES)?;
         if let Err(error) = setsockopt(&socket, sockopt::RxqOvfl, &1) {
             debug!("frames that overflow the socket are not counted: {error}");
         }
@@ -138,6 +134,17 @@ impl PacketSocket {
             link,
             has_header,
         })
+    }
+
+    /// Has another filter decide from now on.
+    pub(super) fn set_filter(&self, filter: &[sock_filter]) -> io::Result<()> {
+        attach_filter(&self.socket, filter)
+    }
+
+    /// Frames that the queue has lost since it was last asked or read.
+    pub(super) fn take_losses(&self) -> u64 {
+        let drops = option::drops(&self.socket);
+        drops.map_or(0, |drops| self.overflow.grow(drops))
     }
 
     /// Whether frames may be superpackets, and have unfinished checksums.
@@ -190,6 +197,14 @@ impl PacketSocket {
         // (nix takes no name for an empty one.)
         unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null()
     }
+}
+
+fn attach_filter(socket: &Socket, filter: &[sock_filter]) -> io::Result<()> {
+    let filter = filter.iter();
+    let filter: Vec<_> = filter
+        .map(|it| SockFilter::new(it.code, it.jt, it.jf, it.k))
+        .collect();
+    socket.attach_filter(&filter)
 }
 
 fn set(socket: &Socket, name: libc::c_int) -> io::Result<()> {

@@ -1,0 +1,125 @@
+//! The packet sockets of all workers as one group (`PACKET_FANOUT`, packet(7)): the kernel looks at a
+//! frame once, and gives it to one of them.
+
+use std::io;
+
+use ipnet::Ipv4Net;
+use nix::errno::Errno;
+use nix::libc::{self, c_int, c_uint, sock_filter};
+
+use super::filter;
+use super::packet_socket::{Link, PacketSocket};
+use crate::error::errno;
+use crate::underlay::bpf::{alu, alu_x, in_ip_header, load, x_from_a};
+use crate::underlay::option;
+use crate::underlay::queues::{QUEUES, queue_of_worker};
+
+/// The most sockets of a group in kernels before 5.10 (`PACKET_FANOUT_MAX`).
+const MAX_SOCKETS: usize = 256;
+/// Where the addresses are in an IPv4 header.
+const SOURCE: u32 = 12;
+const DESTINATION: u32 = 16;
+
+/// Opens sockets on a link for what is sent to the subnet: for each of the workers as many, in the
+/// order of their queues.
+///
+/// # Errors
+/// EPERM without `CAP_NET_RAW`, `EAFNOSUPPORT` if there are no packet sockets.
+pub(super) fn open(
+    link: Link,
+    subnet: Ipv4Net,
+    workers: usize,
+) -> io::Result<Vec<Vec<PacketSocket>>> {
+    let queues = queues_of(workers);
+    // Until all are in the group each would get every frame.
+    let open = || PacketSocket::open(link, &filter::nothing());
+    let first = open()?;
+    let group = Group::begin(&first)?;
+    option::attach_fanout_program(&first, &program(workers, queues))?;
+    let mut sockets = vec![first];
+    for _ in 1..workers * queues {
+        let socket = open()?;
+        group.join(&socket)?;
+        sockets.push(socket);
+    }
+    let filter = filter::program(subnet);
+    sockets.iter().try_for_each(|it| it.set_filter(&filter))?;
+    let mut sockets = sockets.into_iter();
+    let each = (0..workers).map(|_| sockets.by_ref().take(queues).collect());
+    Ok(each.collect())
+}
+
+/// Sockets for each of so many workers; a power of two.
+fn queues_of(workers: usize) -> usize {
+    let most = MAX_SOCKETS / workers.max(1);
+    // The largest power of two that is not larger.
+    most.checked_ilog2().map_or(1, |log| QUEUES.min(1 << log))
+}
+
+/// A group that sockets join.
+struct Group {
+    /// As the option has it: the number, and the kind above it.
+    name: c_int,
+}
+
+impl Group {
+    fn begin(first: &PacketSocket) -> io::Result<Self> {
+        let begin = |flags: c_uint| {
+            let kind = libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_UNIQUEID | flags;
+            // Any number will do; the kernel then names the group.
+            let name = (kind << 16).cast_signed();
+            option::set(first, libc::SOL_PACKET, libc::PACKET_FANOUT, name)
+        };
+        let flags = libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+        let flags = match begin(flags) {
+            Ok(()) => flags,
+            // Linux 5.18 has it. The filter refuses what goes out, too.
+            Err(error) if errno(&error) == Errno::EINVAL => {
+                begin(0)?;
+                0
+            }
+            Err(error) => return Err(error),
+        };
+        let [told] = option::get(first, libc::SOL_PACKET, libc::PACKET_FANOUT)?;
+        let kind = libc::PACKET_FANOUT_CBPF | flags;
+        let name = told & 0xffff | kind << 16;
+        Ok(Self {
+            name: name.cast_signed(),
+        })
+    }
+
+    fn join(&self, socket: &PacketSocket) -> io::Result<()> {
+        option::set(socket, libc::SOL_PACKET, libc::PACKET_FANOUT, self.name)
+    }
+}
+
+/// A program that returns the number of a socket. A flow has the worker that its addresses say, so
+/// that its fragments stay together, and both its directions. ARP comes to any.
+fn program(workers: usize, queues: usize) -> Vec<sock_filter> {
+    let worker = [
+        load(libc::BPF_W, in_ip_header(SOURCE)),
+        x_from_a(),
+        load(libc::BPF_W, in_ip_header(DESTINATION)),
+        alu_x(libc::BPF_XOR),
+        // There are as many as the machine has processors.
+        alu(libc::BPF_MOD, workers.max(1) as u32),
+    ];
+    let queue = queue_of_worker(in_ip_header(SOURCE), queues as u32);
+    worker.into_iter().chain(queue).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_has_as_many_sockets_as_kernels_take() {
+        for workers in 1..=MAX_SOCKETS {
+            let queues = queues_of(workers);
+            assert!(queues.is_power_of_two() && queues <= QUEUES);
+            assert!(workers * queues <= MAX_SOCKETS);
+            assert!(queues == QUEUES || 2 * workers * queues > MAX_SOCKETS);
+        }
+        assert_eq!(queues_of(1000), 1);
+    }
+}
