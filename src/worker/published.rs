@@ -17,6 +17,7 @@ use muslin_stack::drops::DropReason;
 use muslin_stack::egress::FlowKey;
 use muslin_stack::guard;
 use muslin_stack::port::PortId;
+use muslin_stack::work::{self, Turn};
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
@@ -32,8 +33,6 @@ use crate::publish::{Published as Ports, Transport};
 
 /// Connections taken from one port before the others have their turn.
 const ACCEPTS: usize = 64;
-/// Datagrams likewise.
-const READS: usize = 64;
 /// How long a port waits after the kernel had no descriptors or no memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
 /// The longest datagram.
@@ -69,6 +68,8 @@ struct Port {
     network: Ipv4Net,
     ports: Ports,
     socket: Arc<Socket>,
+    /// What it has left of its turn to be read.
+    turn: Turn,
 }
 
 impl Default for Published {
@@ -145,6 +146,7 @@ impl DataPath {
                 network,
                 ports,
                 socket: Arc::new(socket),
+                turn: Turn::default(),
             };
             self.published.ports.insert(index, port);
         }
@@ -242,18 +244,22 @@ impl DataPath {
     }
 
     fn receive(&mut self, now: Instant, index: u32) {
-        for _ in 0..READS {
+        if let Some(port) = self.published.ports.get_mut(&index) {
+            port.turn.begin();
+        }
+        loop {
             let Published {
                 ports,
                 buffer,
                 control,
                 ..
             } = &mut self.published;
-            let Some(port) = ports.get(&index) else {
+            let Some(port) = ports.get_mut(&index).filter(|port| port.turn.goes_on()) else {
                 return;
             };
             match receive_one(&port.socket, buffer, control) {
                 Ok((len, client, local)) => {
+                    port.turn.take(work::of_packets(1, len));
                     if let Err(reason) = self.deliver(now, index, len, (client, local)) {
                         self.node.count_drops(reason, 1);
                     }
