@@ -1,9 +1,11 @@
 //! Ethernet headers on packets in buffers: read, taken off and put on in place.
 
 use muslin_encap::buffer::{NoRoom, PacketBuf};
+use muslin_encap::headers::Transport;
+use muslin_encap::virtio::Checksum;
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol,
-    Ipv6Packet,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
+    IPV6_HEADER_LEN, IpProtocol, Ipv6Packet,
 };
 
 use crate::drops::DropReason;
@@ -21,6 +23,46 @@ pub const ARP_LEN: usize = HEADER_LEN + 28;
 /// `FrameTooShort` for less than a header.
 pub fn parse(frame: &[u8]) -> Result<EthernetFrame<&[u8]>, DropReason> {
     EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTooShort)
+}
+
+/// Holds what is still to be done to a frame against the frame. Finishing a checksum writes to it
+/// after the guard has looked at it, perhaps on another machine: where the checksum is not where TCP
+/// and UDP have it, it is finished now.
+///
+/// # Errors
+/// `VirtioHeader` if it contradicts the frame, or a checksum begins in front of what IP carries.
+pub(crate) fn check_offload(packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+    let offload = packet.offload();
+    let checked = offload.check(packet.len());
+    checked.map_err(|_| DropReason::VirtioHeader)?;
+    let Checksum::Partial { start, offset } = offload.checksum else {
+        return Ok(());
+    };
+    let field = usize::from(start) + usize::from(offset);
+    let is_usual = Transport::parse(packet.as_slice(), HEADER_LEN)
+        .is_ok_and(|at| at.l4 == usize::from(start) && at.checksum() == field);
+    if is_usual {
+        return Ok(());
+    }
+    if usize::from(start) < network_end(packet.as_slice()) {
+        return Err(DropReason::VirtioHeader);
+    }
+    packet.complete();
+    Ok(())
+}
+
+/// Where the IP header of a frame ends, without extensions; where its Ethernet header does if it has
+/// none.
+fn network_end(frame: &[u8]) -> usize {
+    let Ok(view) = parse(frame) else {
+        return HEADER_LEN;
+    };
+    let len = match (view.ethertype(), view.payload().first()) {
+        (EthernetProtocol::Ipv4, Some(first)) => usize::from(first & 0x0f) * 4,
+        (EthernetProtocol::Ipv6, _) => IPV6_HEADER_LEN,
+        _ => 0,
+    };
+    HEADER_LEN + len
 }
 
 /// Whether a group address is one of those that end at the next bridge: spanning tree, pause

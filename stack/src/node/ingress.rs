@@ -32,8 +32,7 @@ impl Node {
         let own = (self.own_macs(), self.own_addresses());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.total_len());
-        let offload = packet.offload().check(packet.len());
-        offload.map_err(|_| DropReason::VirtioHeader)?;
+        frame::check_offload(packet)?;
         let view = frame::parse(packet.as_slice())?;
         guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
         let (source, destination) = (view.src_addr(), view.dst_addr());

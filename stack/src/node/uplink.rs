@@ -119,8 +119,7 @@ impl Node {
         packet: &mut PacketBuf<'_>,
     ) -> Result<Verdict, DropReason> {
         let own = self.uplink().ok_or(DropReason::NextHopUnreachable)?.mac;
-        let offload = packet.offload().check(packet.len());
-        offload.map_err(|_| DropReason::VirtioHeader)?;
+        frame::check_offload(packet)?;
         let view = frame::parse(packet.as_slice())?;
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ethertype = view.ethertype();

@@ -10,6 +10,7 @@ use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 use super::Violation;
 use super::agent::StoreWeather;
 use super::check;
+use super::device::Sent;
 use super::flannel::Flannel;
 use super::link::{Underlay, Weather};
 use super::log::Log;
@@ -61,7 +62,7 @@ pub(super) enum Due {
     Node(Who),
     Device(Who, PortId),
     ToDevice(Who, PortId, Vec<u8>),
-    FromDevice(Who, PortId, Vec<u8>),
+    FromDevice(Who, PortId, Sent),
     Turn(Who, PortId),
     Frame(usize, Vec<u8>),
     Flows(Who),

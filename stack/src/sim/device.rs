@@ -4,6 +4,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use muslin_encap::overhead::Mtu;
+use muslin_encap::virtio;
 use smoltcp::time::Instant;
 
 use crate::port::Attachment;
@@ -23,13 +24,28 @@ pub(super) trait Device {
     fn order(&mut self, now: Instant, order: Order);
 
     /// Does what is due, and gives each frame for the node to `send`.
-    fn poll(&mut self, now: Instant, send: &mut dyn FnMut(Vec<u8>));
+    fn poll(&mut self, now: Instant, send: &mut dyn FnMut(Sent));
 
     /// When it is to be polled next; `None` if nothing is due.
     fn poll_at(&mut self, now: Instant) -> Option<Instant>;
 
     /// What has happened since the last call.
     fn reports(&mut self) -> Vec<Report>;
+}
+
+/// A frame that a device sends.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) frame: Vec<u8>,
+    /// Its virtio-net header, which may say anything.
+    pub(super) header: [u8; virtio::LEN],
+}
+
+impl From<Vec<u8>> for Sent {
+    fn from(frame: Vec<u8>) -> Self {
+        let header = virtio::Header::default().to_bytes();
+        Self { frame, header }
+    }
 }
 
 /// What a device is asked to do.

@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use muslin_encap::virtio::Header;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress};
 
 use super::Violation;
@@ -173,7 +174,7 @@ impl Cluster {
     }
 
     fn give_frame(&mut self, who: Who, bytes: &[u8]) -> Result<(), Violation> {
-        self.through(who, bytes, |node, now, packet| {
+        self.through(who, (bytes, Header::default()), |node, now, packet| {
             node.from_uplink(now, packet)
         })
         .map(drop)

@@ -10,7 +10,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 
 use super::agent::Agent;
-use super::device::Device;
+use super::device::{Device, Sent};
 use super::frozen::Frozen;
 use super::way_out::WayOut;
 use crate::ipam::{AddressPool, Memory, PodName};
@@ -97,7 +97,7 @@ pub(super) struct Plugged {
     pub(super) device: Box<dyn Device>,
     pub(super) timer: Timer,
     /// Frames that the node has not taken yet.
-    pub(super) waiting: VecDeque<Vec<u8>>,
+    pub(super) waiting: VecDeque<Sent>,
     /// Turns since it took the last one of them.
     pub(super) idle_turns: u32,
 }

@@ -16,7 +16,7 @@ use smoltcp::wire::{
     Icmpv4Repr, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket,
 };
 
-use super::device::{Device, Identity, Order, Report, pattern};
+use super::device::{Device, Identity, Order, Report, Sent, pattern};
 use crate::frame;
 use crate::gateway;
 use crate::port::Attachment;
@@ -160,10 +160,11 @@ impl Device for Pod {
         }
     }
 
-    fn poll(&mut self, now: Instant, send: &mut dyn FnMut(Vec<u8>)) {
+    fn poll(&mut self, now: Instant, send: &mut dyn FnMut(Sent)) {
         let Some(stack) = &mut self.stack else { return };
         stack.poll(now, &mut self.reports);
-        stack.queues.sent.drain(..).for_each(send);
+        let sent = stack.queues.sent.drain(..);
+        sent.map(Sent::from).for_each(send);
     }
 
     fn poll_at(&mut self, now: Instant) -> Option<Instant> {

@@ -218,8 +218,8 @@ impl Cluster {
             return Ok(());
         };
         let queue = &mut self.queue;
-        plugged.device.poll(now, &mut |frame| {
-            queue.schedule(now + LOCAL, Due::FromDevice(who, port, frame));
+        plugged.device.poll(now, &mut |sent| {
+            queue.schedule(now + LOCAL, Due::FromDevice(who, port, sent));
         });
         if let Some(at) = plugged.device.poll_at(now) {
             // What is due at once was not due a moment ago: smoltcp says so of what waits for ARP.

@@ -9,7 +9,7 @@ use smoltcp::wire::{
     Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
 };
 
-use super::device::{Device, Identity, Order, Report};
+use super::device::{Device, Identity, Order, Report, Sent};
 use super::forge;
 use super::outside::Server;
 use super::sockets::{METADATA, TUNNEL};
@@ -29,16 +29,18 @@ pub(super) struct Rogue {
     address: Ipv4Addr,
     gateway_mac: EthernetAddress,
     gateway: Ipv4Addr,
-    frames: Vec<Vec<u8>>,
+    frames: Vec<Sent>,
 }
 
 impl Rogue {
     /// Tricks that it knows.
-    pub(super) const TRICKS: u8 = 17;
+    pub(super) const TRICKS: u8 = 18;
+    /// The one that is about virtio-net headers.
+    const LIES: u8 = 10;
     /// The first of those that are about addresses outside the overlay.
-    pub(super) const OUTSIDE: u8 = 10;
+    pub(super) const OUTSIDE: u8 = 11;
     /// The last of all: more at once than a turn has room for.
-    const FLOOD: u8 = 16;
+    const FLOOD: u8 = 17;
 
     pub(super) fn new(
         mac: EthernetAddress,
@@ -71,13 +73,14 @@ impl Rogue {
             6 => "sends from the gateway's MAC address",
             7 => "pings from 127.0.0.1",
             8 => "pings with a time to live of 1",
-            10 => "begins many connections to a server outside, and says no more",
-            11 => "asks a server outside with a wrong checksum",
-            12 => "sends a server outside the first half of a question",
-            13 => "sends to the tunnels of nodes by way of the host",
-            14 => "tries ports of the gateway",
-            15 => "asks 169.254.169.254 for the machine's secrets",
-            16 => "sends many frames to all, as fast as it can",
+            10 => "sends the victim packets whose virtio-net headers lie",
+            11 => "begins many connections to a server outside, and says no more",
+            12 => "asks a server outside with a wrong checksum",
+            13 => "sends a server outside the first half of a question",
+            14 => "sends to the tunnels of nodes by way of the host",
+            15 => "tries ports of the gateway",
+            16 => "asks 169.254.169.254 for the machine's secrets",
+            17 => "sends many frames to all, as fast as it can",
             _ => "pings the victim with its own address, to no MAC address of anybody",
         }
     }
@@ -87,11 +90,11 @@ impl Rogue {
         let server = Server::Good.address();
         let ask = |to| vec![forge::datagram(self.address, to, identity)];
         let packets = match trick {
-            10 => forge::syns(self.address, server, identity),
-            11 => ask(server).into_iter().map(forge::broken).collect(),
-            12 => ask(server).into_iter().map(forge::half).collect(),
-            13 => ask(TUNNEL),
-            14 => {
+            11 => forge::syns(self.address, server, identity),
+            12 => ask(server).into_iter().map(forge::broken).collect(),
+            13 => ask(server).into_iter().map(forge::half).collect(),
+            14 => ask(TUNNEL),
+            15 => {
                 let port = SocketAddrV4::new(self.gateway, PORT);
                 [forge::syns(self.address, port, identity), ask(port)].concat()
             }
@@ -110,6 +113,26 @@ impl Rogue {
         let (own, all) = (self.attachment.mac, EthernetAddress::BROADCAST);
         let frame = ethernet(own, all, EthernetProtocol::Ipv4, &datagram);
         vec![frame; FLOOD]
+    }
+
+    /// Packets to the victim and to a server outside, each with headers that no kernel makes of it.
+    fn lies(&self, victim: Ipv4Addr, identity: Identity) -> Vec<Sent> {
+        let victim = SocketAddrV4::new(victim, PORT);
+        let long = |to| forge::long_datagram(self.address, to, identity);
+        let mut packets = forge::syns(self.address, victim, identity);
+        packets.truncate(1);
+        packets.extend([long(victim), long(Server::Good.address())]);
+        packets.push(ping((self.address, *victim.ip()), 64, identity));
+        let lie = |packet: Vec<u8>| {
+            let to = EthernetProtocol::Ipv4;
+            let frame = ethernet(self.attachment.mac, self.gateway_mac, to, &packet);
+            let headers = forge::headers(identity).into_iter();
+            headers.map(move |header| Sent {
+                frame: frame.clone(),
+                header,
+            })
+        };
+        packets.into_iter().flat_map(lie).collect()
     }
 
     fn trick(&self, trick: u8, victim: Ipv4Addr, identity: Identity) -> Vec<u8> {
@@ -170,15 +193,16 @@ impl Device for Rogue {
         } = order
         {
             let frames = match trick {
+                Self::LIES => return self.frames.extend(self.lies(victim, identity)),
                 Self::FLOOD => self.flood(identity),
                 Self::OUTSIDE..Self::FLOOD => self.trick_outside(trick, identity),
                 _ => vec![self.trick(trick, victim, identity)],
             };
-            self.frames.extend(frames);
+            self.frames.extend(frames.into_iter().map(Sent::from));
         }
     }
 
-    fn poll(&mut self, _: Instant, send: &mut dyn FnMut(Vec<u8>)) {
+    fn poll(&mut self, _: Instant, send: &mut dyn FnMut(Sent)) {
         self.frames.drain(..).for_each(send);
     }
 

@@ -3,15 +3,19 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Format;
+use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::virtio::Header;
 use smoltcp::time::{Duration, Instant};
 
 use super::Violation;
 use super::check;
 use super::cluster::{Cluster, Due, LOCAL, in_words};
-use super::device::Identity;
+use super::device::{Identity, Sent};
 use super::link::Fate;
 use super::machine::Who;
 use crate::drops::DropReason;
+use crate::frame;
 use crate::node::{Node, Verdict};
 use crate::port::PortId;
 use crate::work;
@@ -28,7 +32,7 @@ const TURN: Duration = Duration::from_micros(200);
 impl Cluster {
     /// A frame is ready to be taken from a port, which has its turn when all others of this moment
     /// are.
-    pub(super) fn hear_device(&mut self, who: Who, port: PortId, frame: Vec<u8>) {
+    pub(super) fn hear_device(&mut self, who: Who, port: PortId, sent: Sent) {
         let now = self.queue.now();
         let running = self.machines[who.machine].running(who);
         let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port)) else {
@@ -37,7 +41,7 @@ impl Cluster {
         if plugged.waiting.is_empty() {
             self.queue.schedule(now, Due::Turn(who, port));
         }
-        plugged.waiting.push_back(frame);
+        plugged.waiting.push_back(sent);
     }
 
     /// Gives a node what waits at a port, as much as the port's turn has room for.
@@ -50,12 +54,12 @@ impl Cluster {
         while let Some(running) = self.machines[who.machine].running(who)
             && running.node.goes_on(port)
             && let Some(plugged) = running.ports.get_mut(&port)
-            && let Some(frame) = plugged.waiting.pop_front()
+            && let Some(sent) = plugged.waiting.pop_front()
         {
             plugged.idle_turns = 0;
             let others = running.ports.len().saturating_sub(1);
             check::turn(who.machine, port, taken)?;
-            taken += match self.take_frame(who, port, &frame)? {
+            taken += match self.take_frame(who, port, &sent)? {
                 Some(Verdict::Flood { .. }) => work::of_packets(others.max(1), 0),
                 _ => work::of_packets(1, 0),
             };
@@ -76,14 +80,20 @@ impl Cluster {
         &mut self,
         who: Who,
         port: PortId,
-        frame: &[u8],
+        Sent { frame, header }: &Sent,
     ) -> Result<Option<Verdict>, Violation> {
         self.figures.frames += 1;
         self.log.note(self.queue.now(), || {
             let (machine, frame) = (who.machine, in_words(frame));
             format!("port {port} of machine {machine} sends {frame}")
         });
-        let verdict = self.through(who, frame, |node, now, packet| {
+        let Ok(offload) = Header::parse(header) else {
+            if let Some(running) = self.machines[who.machine].running(who) {
+                running.node.refuse_frame(port, frame.len());
+            }
+            return self.settle(who).map(|()| None);
+        };
+        let verdict = self.through(who, (frame, offload), |node, now, packet| {
             node.from_port(now, port, packet)
         })?;
         if verdict == Some(Verdict::Drop(DropReason::Storm)) && self.rogue(who) != Some(port) {
@@ -108,7 +118,8 @@ impl Cluster {
         let Some(who) = machine.and_then(|machine| self.who(machine)) else {
             return Ok(());
         };
-        let verdict = self.through(who, bytes, |node, now, packet| {
+        let bare = (bytes, Header::default());
+        let verdict = self.through(who, bare, |node, now, packet| {
             node.from_underlay(now, source, packet)
         })?;
         let is_dropped = verdict.is_none_or(|verdict| matches!(verdict, Verdict::Drop(_)));
@@ -121,11 +132,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Gives bytes to a node and does what it says. `None` if no node runs.
+    /// Gives a packet to a node and does what it says. `None` if no node runs.
     pub(super) fn through(
         &mut self,
         who: Who,
-        bytes: &[u8],
+        (bytes, offload): (&[u8], Header),
         call: impl FnOnce(&mut Node, Instant, &mut PacketBuf<'_>) -> Verdict,
     ) -> Result<Option<Verdict>, Violation> {
         let now = self.queue.now();
@@ -135,10 +146,11 @@ impl Cluster {
             && let Some(room) = storage.get_mut(HEADROOM..HEADROOM + bytes.len())
         {
             room.copy_from_slice(bytes);
-            if let Ok(mut packet) = PacketBuf::new(&mut storage, HEADROOM, bytes.len()) {
+            if let Ok(packet) = PacketBuf::new(&mut storage, HEADROOM, bytes.len()) {
+                let mut packet = packet.with_offload(offload);
                 let verdict = call(&mut running.node, now, &mut packet);
                 result = self
-                    .carry_out(who, verdict, packet.as_slice())
+                    .carry_out(who, verdict, &mut packet)
                     .map(|()| Some(verdict));
             }
         }
@@ -158,7 +170,7 @@ impl Cluster {
             && let Ok(mut packet) = PacketBuf::new(&mut storage, HEADROOM, 0)
             && let Some(verdict) = running.node.poll_output(&mut packet)
         {
-            result = self.carry_out(who, verdict, packet.as_slice());
+            result = self.carry_out(who, verdict, &mut packet);
         }
         self.storage = storage;
         result?;
@@ -191,7 +203,37 @@ impl Cluster {
         self.settle(who)
     }
 
+    /// Does what a node says of a packet, which reaches devices and wires in segments.
     pub(super) fn carry_out(
+        &mut self,
+        who: Who,
+        verdict: Verdict,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<(), Violation> {
+        if verdict == Verdict::Egress {
+            return self.take_out(who, packet);
+        }
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(());
+        };
+        let network = match verdict {
+            Verdict::Peer { .. } => running.node.format().map_or(0, Format::network_offset),
+            _ => frame::HEADER_LEN,
+        };
+        match segments(packet, network) {
+            Some(segments) => {
+                let mut each = segments.iter();
+                each.try_for_each(|segment| self.carry_out_one(who, verdict, segment))
+            }
+            // Whoever has the device counts it, which is no part of the node's own books.
+            None => {
+                self.note_drop(who, DropReason::SuperpacketRefused);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn carry_out_one(
         &mut self,
         who: Who,
         verdict: Verdict,
@@ -228,8 +270,7 @@ impl Cluster {
                 }
                 self.note_drop(who, reason);
             }
-            Verdict::Egress => self.take_out(who, bytes)?,
-            Verdict::Consumed => {}
+            Verdict::Egress | Verdict::Consumed => {}
         }
         Ok(())
     }
@@ -321,4 +362,21 @@ impl Cluster {
             self.arrive(now, source, destination, bytes);
         }
     }
+}
+
+/// What a packet is as a device without offloads sees it. `None` for a superpacket that nobody can
+/// take apart.
+pub(super) fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> {
+    let Some(gso) = packet.offload().gso else {
+        packet.complete();
+        return Some(vec![packet.as_slice().to_vec()]);
+    };
+    let mut split = Split::new(packet.as_slice(), network, gso, Checksums::Complete).ok()?;
+    let mut header = [0; MAX_HEADER_LEN];
+    let mut segments = Vec::new();
+    while let Some(train) = split.next_train(&mut header, Limits::ONE).ok()? {
+        let each = train.segments();
+        segments.extend(each.map(|(header, payload)| [header, payload].concat()));
+    }
+    Some(segments)
 }

@@ -6,7 +6,6 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
@@ -18,6 +17,7 @@ use super::oracle::Oracle;
 use super::outside::Server;
 use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
+use super::traffic::segments;
 use crate::drops::DropReason;
 use crate::egress::{
     Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Pods, Policy, Protocol, Rules,
@@ -138,14 +138,11 @@ impl Running {
 
 impl Cluster {
     /// Gives egress a packet of a pod that leaves the overlay.
-    pub(super) fn take_out(&mut self, who: Who, bytes: &[u8]) -> Result<(), Violation> {
-        let is_datagram = is_whole_datagram(bytes);
-        let mut bytes = bytes.to_vec();
+    pub(super) fn take_out(&mut self, who: Who, packet: &PacketBuf<'_>) -> Result<(), Violation> {
+        let is_datagram = packet.is_single() && is_whole_datagram(packet.as_slice());
         let taken = self.with_egress(who, |egress, now, sockets, pods| {
             let before = sockets.datagrams;
-            let len = bytes.len();
-            let packet = PacketBuf::new(&mut bytes, 0, len).ok()?;
-            let taken = egress.from_pod(now, &packet, sockets, pods);
+            let taken = egress.from_pod(now, packet, sockets, pods);
             if let Err(reason) = taken {
                 pods.node.count_drops(reason, 1);
             }
@@ -276,7 +273,7 @@ impl Cluster {
         check(running, &mut self.oracle, wrong)
             .map_err(|what| Violation(format!("egress of machine {}: {what}", who.machine)))?;
         for (verdict, bytes) in sent {
-            self.carry_out(who, verdict, &bytes)?;
+            self.carry_out_one(who, verdict, &bytes)?;
         }
         Ok(Some(result))
     }
@@ -297,31 +294,12 @@ impl<'a> ToPods<'a> {
 
     /// What goes to a device, in frames that each has the length of a packet at most.
     fn deliver(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>) -> Result<(), String> {
-        let Some(gso) = packet.offload().gso else {
-            packet.complete();
-            packet::check(packet.as_slice(), self.node.mtu())?;
-            self.sent.push((verdict, packet.as_slice().to_vec()));
-            return Ok(());
-        };
         let offload = packet.offload().check(packet.len());
-        offload.map_err(|error| format!("a superpacket has a wrong header: {error}"))?;
-        let split = Split::new(
-            packet.as_slice(),
-            frame::HEADER_LEN,
-            gso,
-            Checksums::Complete,
-        );
-        let mut split = split.map_err(|error| format!("a superpacket is none: {error}"))?;
-        let mut header = [0; MAX_HEADER_LEN];
-        while let Some(train) = split
-            .next_train(&mut header, TrainLimits::ONE)
-            .map_err(|error| format!("a superpacket cannot be taken apart: {error}"))?
-        {
-            for (header, payload) in train.segments() {
-                let bytes = [header, payload].concat();
-                packet::check(&bytes, self.node.mtu())?;
-                self.sent.push((verdict, bytes));
-            }
+        offload.map_err(|error| format!("a packet has a wrong header: {error}"))?;
+        let segments = segments(packet, frame::HEADER_LEN).ok_or("a superpacket is none")?;
+        for bytes in segments {
+            packet::check(&bytes, self.node.mtu())?;
+            self.sent.push((verdict, bytes));
         }
         Ok(())
     }

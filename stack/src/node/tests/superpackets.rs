@@ -269,13 +269,48 @@ fn a_header_that_contradicts_its_frame_is_refused() {
     node.refuse_frame(POD_PORT, 60);
     assert_eq!(node.counters().dropped_for(DropReason::VirtioHeader), 2);
 
-    // A checksum where the IP header has its destination.
-    let (packet, mut header) = superpacket(pod(2, 2), None, false);
-    header.checksum = Checksum::Partial {
-        start: 14,
-        offset: 16,
+    assert_adds_up(&node);
+}
+
+#[test]
+fn a_checksum_is_not_finished_where_the_guard_has_looked() {
+    let neighbour = |packet: &[u8]| ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, packet);
+    let (packet, header) = superpacket(pod(2, 2), None, false);
+    let frames = [pod_frame(&packet), neighbour(&packet)];
+    // In the Ethernet header, and where IPv4 has its addresses.
+    for (start, offset) in [(0, 0), (0, 6), (13, 20), (14, 12), (14, 16), (33, 0)] {
+        for frame in &frames {
+            let mut node = node(1, "vxlan");
+            let checksum = Checksum::Partial { start, offset };
+            let header = Header { checksum, ..header };
+            let (verdict, ..) = offloaded(&mut node, frame, header);
+            let refused = Verdict::Drop(DropReason::VirtioHeader);
+            assert_eq!(verdict, refused, "{start} {offset}");
+            assert_adds_up(&node);
+        }
+    }
+
+    // Behind it it is finished first. Here that makes a datagram one of a DHCP server.
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4(pod(1, 2).octets(), pod(1, 3).octets(), 64)
+        .udp(67, 69)
+        .write(&mut packet, &[0; 40])
+        .unwrap();
+    let becomes_server = |last: &u16| {
+        let mut packet = packet.clone();
+        packet[66..].copy_from_slice(&last.to_be_bytes());
+        checksum::finish(&mut packet, 20, 2);
+        packet[22..24] == 68u16.to_be_bytes()
     };
-    let (verdict, ..) = offloaded(&mut node, &pod_frame(&packet), header);
-    assert_eq!(verdict, Verdict::Drop(DropReason::VirtioHeader));
+    let last = (0..=u16::MAX).find(becomes_server).unwrap();
+    packet[66..].copy_from_slice(&last.to_be_bytes());
+    let checksum = Checksum::Partial {
+        start: 34,
+        offset: 2,
+    };
+    let mut node = node(1, "vxlan");
+    let header = Header { checksum, ..header };
+    let (verdict, ..) = offloaded(&mut node, &neighbour(&packet), header);
+    assert_eq!(verdict, Verdict::Drop(DropReason::DhcpServer));
     assert_adds_up(&node);
 }
