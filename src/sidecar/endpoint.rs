@@ -17,7 +17,7 @@ use muslin_encap::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
-    Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Marks, Pods, Policy, Protocol,
+    Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Marks, Output, Policy, Protocol,
     Rules,
 };
 use muslin_stack::endpoint::{Endpoint, Taken};
@@ -173,8 +173,8 @@ impl Inside {
             }
             let now = self.clock.now();
             if self.egress.poll_at().is_some_and(|due| now >= due) {
-                self.egress
-                    .handle_timeout(now, &mut self.locals, &mut self.wire);
+                self.egress.handle_timeout(now, &mut self.locals);
+                self.wire.send_output(now, &mut self.egress);
             }
         }
     }
@@ -258,7 +258,7 @@ impl Inside {
             wire,
             ..
         } = self;
-        match egress.dial(now, key, &[], locals, wire) {
+        match egress.dial(now, key, &[], locals) {
             Ok(flow) => {
                 locals.dialled.insert(flow, told);
                 locals.resets.insert(flow, reset);
@@ -272,6 +272,7 @@ impl Inside {
                 let _ = told.send(Err(HostError::Failed));
             }
         }
+        wire.send_output(now, egress);
     }
 
     fn bind(&mut self, inbox: Inbox) -> Option<u16> {
@@ -305,12 +306,13 @@ impl Inside {
             wire,
             ..
         } = self;
-        match egress.deliver(now, key, &datagram.payload, locals, wire) {
+        match egress.deliver(now, key, &datagram.payload, locals) {
             Ok(flow) => {
                 locals.inboxes.insert(flow, (port, to));
             }
             Err(reason) => wire.count(reason),
         }
+        wire.send_output(now, egress);
     }
 
     /// Takes another place. The gateway may be another one even at the same address.
@@ -346,7 +348,8 @@ impl Inside {
             wire,
             ..
         } = self;
-        egress.ready(now, flow, ready, locals, wire);
+        egress.ready(now, flow, ready, locals);
+        wire.send_output(now, egress);
     }
 
     fn read_frames(&mut self) -> io::Result<()> {
@@ -378,7 +381,11 @@ impl Inside {
             ..
         } = self;
         match wire.endpoint.take(&mut packet)? {
-            Taken::Packet => egress.from_pod(now, &packet, locals, wire),
+            Taken::Packet => {
+                let taken = egress.from_pod(now, &packet, locals);
+                wire.send_output(now, egress);
+                taken
+            }
             Taken::Answer => {
                 wire.put(&packet.offload(), packet.as_slice());
                 Ok(())
@@ -436,14 +443,31 @@ impl Wire {
             debug!("packets of the pod lost, {}: {count}", reason.name());
         }
     }
-}
 
-impl Pods for Wire {
-    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        if let Err(reason) = self.endpoint.wrap(packet) {
-            self.count(reason);
-            return Err(reason);
+    /// Gives the node what egress has for it.
+    fn send_output(&mut self, now: Instant, egress: &mut Egress) {
+        while let Some(output) = egress.poll_output() {
+            let lost = match output {
+                Output::Packet(packet) => self.send(packet).err(),
+                // The pod has one address, and what is behind it is its own.
+                Output::Error(error, offender) | Output::Relayed(_, error, offender) => {
+                    self.report(now, error, offender);
+                    None
+                }
+                Output::Lost(reason, packets) => {
+                    (0..packets).for_each(|_| self.count(reason));
+                    None
+                }
+            };
+            if let Some(reason) = lost {
+                egress.undelivered(now, reason);
+            }
         }
+    }
+
+    fn send(&mut self, mut packet: PacketBuf<'_>) -> Result<(), DropReason> {
+        let wrapped = self.endpoint.wrap(&mut packet);
+        wrapped.inspect_err(|reason| self.count(*reason))?;
         self.put(&packet.offload(), packet.as_slice());
         Ok(())
     }
@@ -455,17 +479,6 @@ impl Pods for Wire {
         };
         if self.endpoint.report(now, error, offender, &mut packet) {
             self.put(&virtio::Header::default(), packet.as_slice());
-        }
-    }
-
-    fn relay(&mut self, now: Instant, _: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        // The pod has one address, and what is behind it is its own.
-        self.report(now, error, offender);
-    }
-
-    fn lose(&mut self, reason: DropReason, packets: u64) {
-        for _ in 0..packets {
-            self.count(reason);
         }
     }
 }

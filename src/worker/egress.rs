@@ -1,12 +1,9 @@
 //! Packets for and from addresses outside the overlay, as the loop takes them.
 
-use std::net::Ipv4Addr;
-
 use muslin_encap::buffer::{OwnedPacket, PacketBuf};
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
-use muslin_stack::egress::Pods;
-use muslin_stack::icmp::IcmpError;
+use muslin_stack::egress::Output;
 use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::PortId;
 use nix::sys::epoll::EpollEvent;
@@ -16,33 +13,34 @@ use super::output::Io;
 use super::{Colleague, Heard};
 use crate::egress::{Outside, event_of};
 
-/// The way to pods: the node decides, and the devices take it.
-pub(super) struct ToPods<'a> {
-    pub(super) node: &'a mut Node,
-    pub(super) io: &'a mut Io,
-}
-
-impl Pods for ToPods<'_> {
-    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        match self.node.from_egress(now, packet) {
-            Verdict::Drop(reason) => Err(reason),
-            verdict => {
-                self.io.send(self.node, verdict, packet, &[]);
-                Ok(())
+/// Does what egress has for the router: the node decides, and the devices take it.
+pub(super) fn route_output(outside: &mut Outside, now: Instant, node: &mut Node, io: &mut Io) {
+    let egress = &mut outside.egress;
+    while let Some(output) = egress.poll_output() {
+        let lost = match output {
+            Output::Packet(mut packet) => match node.from_egress(now, &mut packet) {
+                Verdict::Drop(reason) => Some(reason),
+                verdict => {
+                    io.send(node, verdict, &mut packet, &[]);
+                    None
+                }
+            },
+            Output::Error(error, offender) => {
+                node.report(now, error, offender);
+                None
             }
+            Output::Relayed(from, error, offender) => {
+                node.relay(now, from, error, offender);
+                None
+            }
+            Output::Lost(reason, packets) => {
+                node.count_drops(reason, packets);
+                None
+            }
+        };
+        if let Some(reason) = lost {
+            egress.undelivered(now, reason);
         }
-    }
-
-    fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
-        self.node.report(now, error, offender);
-    }
-
-    fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        self.node.relay(now, from, error, offender);
-    }
-
-    fn lose(&mut self, reason: DropReason, packets: u64) {
-        self.node.count_drops(reason, packets);
     }
 }
 
@@ -80,9 +78,10 @@ fn take_whole(
     let Outside {
         egress, sockets, ..
     } = outside;
-    if let Err(reason) = egress.from_pod(now, packet, sockets, &mut ToPods { node, io }) {
+    if let Err(reason) = egress.from_pod(now, packet, sockets) {
         node.count_drops(reason, 1);
     }
+    route_output(outside, now, node, io);
 }
 
 impl Colleague {
@@ -105,9 +104,10 @@ impl DataPath {
             egress, sockets, ..
         } = outside;
         let packet = packet.packet();
-        if let Err(reason) = egress.from_sibling(now, &packet, sockets, &mut ToPods { node, io }) {
+        if let Err(reason) = egress.from_sibling(now, &packet, sockets) {
             node.count_drops(reason, 1);
         }
+        route_output(outside, now, node, io);
     }
 
     /// Takes an event of a flow's socket.
@@ -120,7 +120,8 @@ impl DataPath {
             egress, sockets, ..
         } = outside;
         let (flow, ready) = event_of(event.data(), event.events());
-        egress.ready(now, flow, ready, sockets, &mut ToPods { node, io });
+        egress.ready(now, flow, ready, sockets);
+        route_output(outside, now, node, io);
         self.send_own();
     }
 
@@ -133,7 +134,8 @@ impl DataPath {
             egress, sockets, ..
         } = outside;
         if egress.poll_at().is_some_and(|due| now >= due) {
-            egress.handle_timeout(now, sockets, &mut ToPods { node, io });
+            egress.handle_timeout(now, sockets);
+            route_output(outside, now, node, io);
             self.send_own();
         }
     }
@@ -150,8 +152,9 @@ impl DataPath {
         let addresses = pod.map(|(_, port)| port.attachment.addresses.clone());
         for address in addresses.unwrap_or_default() {
             if let std::net::IpAddr::V4(address) = address {
-                egress.forget_pod(address, sockets, &mut ToPods { node, io });
+                egress.forget_pod(address, sockets);
             }
         }
+        route_output(outside, self.clock.now(), node, io);
     }
 }

@@ -26,7 +26,7 @@ use socket2::Socket;
 use tracing::{debug, warn};
 
 use super::data_path::DataPath;
-use super::egress::ToPods;
+use super::egress::route_output;
 use crate::egress::Outside;
 use crate::error::errno;
 use crate::publish::{Published as Ports, Transport};
@@ -203,12 +203,13 @@ impl DataPath {
         let Self {
             node,
             io,
-            outside: Outside {
-                egress, sockets, ..
-            },
+            outside,
             published,
             ..
         } = self;
+        let Outside {
+            egress, sockets, ..
+        } = &mut *outside;
         let Some(port) = published.ports.get(&index) else {
             return;
         };
@@ -228,8 +229,7 @@ impl DataPath {
             .visible(client, *local.ip())
             .filter(|client| egress.find(&port.key(*client)).is_none());
         let remote = visible.unwrap_or(SocketAddrV4::new(node.gateway(), 0));
-        let mut pods = ToPods { node, io };
-        match egress.dial(now, port.key(remote), &preface, sockets, &mut pods) {
+        match egress.dial(now, port.key(remote), &preface, sockets) {
             Ok(flow) => {
                 if let Err(error) = sockets.adopt(flow, stream) {
                     // The flow ends when it finds that it has no socket.
@@ -237,10 +237,11 @@ impl DataPath {
                 }
             }
             Err(reason) => {
-                pods.node.count_drops(reason, 1);
+                node.count_drops(reason, 1);
                 let _ = stream.set_linger(Some(Duration::ZERO));
             }
         }
+        route_output(outside, now, node, io);
     }
 
     fn receive(&mut self, now: Instant, index: u32) {
@@ -285,12 +286,13 @@ impl DataPath {
         let Self {
             node,
             io,
-            outside: Outside {
-                egress, sockets, ..
-            },
+            outside,
             published,
             ..
         } = self;
+        let Outside {
+            egress, sockets, ..
+        } = &mut *outside;
         let Published { ports, buffer, .. } = published;
         let port = ports.get(&index).ok_or(DropReason::PortGone)?;
         let known = sockets.flow_of((index, client));
@@ -309,11 +311,11 @@ impl DataPath {
                 }
             }
         };
-        let mut pods = ToPods { node, io };
-        let flow = egress.deliver(now, key, &buffer[..len], sockets, &mut pods)?;
+        let flow = egress.deliver(now, key, &buffer[..len], sockets)?;
         if known != Some(flow) || !sockets.answers_from(flow, local) {
             sockets.share(flow, port.socket.clone(), (index, client), local);
         }
+        route_output(outside, now, node, io);
         Ok(())
     }
 }

@@ -3,19 +3,18 @@
 
 use std::net::SocketAddrV4;
 
-use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::buffer::HEADROOM;
 use muslin_encap::checksum;
 use muslin_encap::virtio::{Checksum, Header};
-use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
 
-use super::{Config, Destination, FlowId, FlowKey, Host, HostError, Pods, Protocol};
+use super::output::{Buffer, MAX_LEN, Outbox};
+use super::{Config, Destination, FlowId, FlowKey, Host, HostError, Protocol};
 use crate::drops::DropReason;
 
 pub(super) const IP_LEN: usize = 20;
 /// Of UDP and of ICMP echo.
 pub(super) const HEADER_LEN: usize = 8;
-const MAX_LEN: usize = 65_535;
 const TTL: u8 = 64;
 /// Where UDP's checksum is, from the header's start.
 const UDP_CHECKSUM: u16 = 6;
@@ -24,7 +23,7 @@ const READS: usize = 64;
 
 /// Where datagrams for pods are made.
 pub(super) struct Datagrams {
-    storage: Box<[u8]>,
+    storage: Buffer,
     /// Identification of the last one; one that is too long for a pod is cut into fragments.
     ident: u16,
 }
@@ -85,7 +84,7 @@ pub(super) struct Read {
 impl Datagrams {
     pub(super) fn new() -> Self {
         Self {
-            storage: vec![0; HEADROOM + MAX_LEN].into_boxed_slice(),
+            storage: Outbox::buffer(),
             ident: 0,
         }
     }
@@ -93,11 +92,10 @@ impl Datagrams {
     /// Sends a pod what its flow's socket has, and clears `readable` if there is no more.
     pub(super) fn read(
         &mut self,
-        now: Instant,
         flow: &Reading<'_>,
         readable: &mut bool,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Read {
         // An echo reply comes with its header.
         let at = HEADROOM
@@ -109,7 +107,7 @@ impl Datagrams {
             };
         let mut read = Read::default();
         for _ in 0..READS {
-            if !*readable {
+            if !*readable || out.is_full() {
                 break;
             }
             match flow.next(host, &mut self.storage[at..]) {
@@ -117,12 +115,12 @@ impl Datagrams {
                     Ok(remote) => {
                         let key = FlowKey { remote, ..flow.key };
                         let packet_len = at + len.min(MAX_LEN) - HEADROOM;
-                        if self.send(now, key, packet_len, pods) {
+                        if self.send(key, packet_len, out) {
                             read.bytes += len;
                             read.is_use |= flow.is_use(from);
                         }
                     }
-                    Err(reason) => pods.lose(reason, 1),
+                    Err(reason) => out.lose(reason, 1),
                 },
                 Err(HostError::WouldBlock) => *readable = false,
                 Err(other) => {
@@ -137,10 +135,9 @@ impl Datagrams {
     /// Sends a pod a datagram from the host's side of its flow.
     pub(super) fn deliver(
         &mut self,
-        now: Instant,
         key: FlowKey,
         payload: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<(), DropReason> {
         let len = IP_LEN + HEADER_LEN + payload.len();
         if len > MAX_LEN {
@@ -148,13 +145,13 @@ impl Datagrams {
         }
         let at = HEADROOM + IP_LEN + HEADER_LEN;
         self.storage[at..at + payload.len()].copy_from_slice(payload);
-        self.send(now, key, len, pods);
+        self.send(key, len, out);
         Ok(())
     }
 
     /// Sends the packet of `len` bytes whose payload is in the storage.
-    fn send(&mut self, now: Instant, key: FlowKey, len: usize, pods: &mut impl Pods) -> bool {
-        let Ok(mut packet) = PacketBuf::new(&mut self.storage, HEADROOM, len) else {
+    fn send(&mut self, key: FlowKey, len: usize, out: &mut Outbox) -> bool {
+        let Some(packet) = self.storage.get_mut(HEADROOM..HEADROOM + len) else {
             return false;
         };
         self.ident = self.ident.wrapping_add(1);
@@ -163,27 +160,25 @@ impl Datagrams {
             Protocol::Tcp | Protocol::Udp => IpProtocol::Udp,
         };
         let ends = (key.remote, key.pod);
-        write_ip(packet.as_mut_slice(), protocol, ends, self.ident);
-        let payload = &mut packet.as_mut_slice()[IP_LEN..];
-        if protocol == IpProtocol::Icmp {
+        write_ip(packet, protocol, ends, self.ident);
+        let payload = &mut packet[IP_LEN..];
+        let checksum = if protocol == IpProtocol::Icmp {
             if !answer(payload, key.pod.port()) {
                 return false;
             }
-            // The router has counted it if it is lost.
-            let _ = pods.send(now, &mut packet);
-            return true;
-        }
-        write_udp(payload, ends);
-        let _ = pods.send(
-            now,
-            &mut packet.with_offload(Header {
-                checksum: Checksum::Partial {
-                    start: IP_LEN as u16,
-                    offset: UDP_CHECKSUM,
-                },
-                ..Header::default()
-            }),
-        );
+            Checksum::Unknown
+        } else {
+            write_udp(payload, ends);
+            Checksum::Partial {
+                start: IP_LEN as u16,
+                offset: UDP_CHECKSUM,
+            }
+        };
+        let offload = Header {
+            checksum,
+            ..Header::default()
+        };
+        out.send(&mut self.storage, len, offload);
         true
     }
 }

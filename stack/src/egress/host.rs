@@ -1,10 +1,9 @@
-//! What egress asks of those around it: sockets of the host, and a way to the pods.
+//! What egress asks of those around it: sockets of the host.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use muslin_encap::buffer::PacketBuf;
-use smoltcp::time::Instant;
 use thiserror::Error;
 
 use super::{Complaint, FlowKey, Marks};
@@ -225,47 +224,4 @@ pub trait Host {
 
     /// Closes a flow's socket; a TCP connection is reset if `reset` says so.
     fn close(&mut self, flow: FlowId, reset: bool);
-}
-
-/// The way to pods from flows, whose time is not the node's (see [`super::clock`]).
-pub(super) struct RealTime<'a, P> {
-    pub(super) pods: &'a mut P,
-    pub(super) now: Instant,
-}
-
-impl<P: Pods> Pods for RealTime<'_, P> {
-    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        self.pods.send(self.now, packet)
-    }
-
-    fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
-        self.pods.report(self.now, error, offender);
-    }
-
-    fn relay(&mut self, _: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        self.pods.relay(self.now, from, error, offender);
-    }
-
-    fn lose(&mut self, reason: DropReason, packets: u64) {
-        self.pods.lose(reason, packets);
-    }
-}
-
-/// The way to the pods.
-pub trait Pods {
-    /// Sends an IPv4 packet to a pod. It may be a superpacket, its checksum may be unfinished, and
-    /// there are [`muslin_encap::buffer::HEADROOM`] bytes in front.
-    ///
-    /// # Errors
-    /// Why the router drops it; that is counted already.
-    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason>;
-
-    /// Tells the sender of `offender`, the beginning of an IPv4 packet, of an error.
-    fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]);
-
-    /// Passes on what `from` has to say, who is outside, about `offender`, likewise.
-    fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]);
-
-    /// Counts packets of pods that were kept for a while and are lost.
-    fn lose(&mut self, reason: DropReason, packets: u64);
 }

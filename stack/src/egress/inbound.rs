@@ -9,9 +9,10 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
 use super::flow::Direction;
+use super::output::Outbox;
 use super::table::Moved;
 use super::tcp::{Connection, Outcome, Progress};
-use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Pods, Protocol, Ready, Step};
+use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Protocol, Ready, Step};
 use crate::drops::DropReason;
 use crate::hash::Seed;
 
@@ -43,13 +44,23 @@ impl Egress {
     pub fn dial(
         &mut self,
         now: Instant,
+        key: FlowKey,
+        preface: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        self.awake(now, |egress, now, out| {
+            egress.begin_dial(now, key, preface, host, out)
+        })
+    }
+
+    fn begin_dial(
+        &mut self,
+        now: Instant,
         mut key: FlowKey,
         preface: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<FlowId, DropReason> {
-        let (now, pods) = &mut self.awake(now, pods);
-        let now = *now;
         if key.remote.port() == 0 {
             key.remote
                 .set_port(self.free_port(key).ok_or(DropReason::EgressInUse)?);
@@ -57,16 +68,17 @@ impl Egress {
         if key.protocol != Protocol::Tcp || key.pod.port() == 0 || self.flows.find(&key).is_some() {
             return Err(DropReason::EgressInUse);
         }
-        self.make_room(now, *key.pod.ip(), Direction::In, host, pods)?;
+        self.make_room(now, *key.pod.ip(), Direction::In, host, out)?;
         self.counters.opened += 1;
         self.counters.inbound += 1;
         let mut connection = self.ends.dial(now, key, self.memory.take(*key.pod.ip()));
-        self.ends.transmit(now, &mut connection, pods);
-        let fails = self.ends.take_loss().and_then(unreachable);
+        out.asks = Some(self.flows.next_id());
+        self.ends.transmit(now, &mut connection, out);
+        out.asks = None;
         let dial = Dial {
             connection,
             preface: preface.into(),
-            fails,
+            fails: None,
         };
         let id = self
             .flows
@@ -86,17 +98,27 @@ impl Egress {
         key: FlowKey,
         payload: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
     ) -> Result<FlowId, DropReason> {
-        let (now, pods) = &mut self.awake(now, pods);
-        let now = *now;
+        self.awake(now, |egress, now, out| {
+            egress.take_delivery(now, key, payload, host, out)
+        })
+    }
+
+    fn take_delivery(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        payload: &[u8],
+        host: &mut impl Host,
+        out: &mut Outbox,
+    ) -> Result<FlowId, DropReason> {
         if key.protocol != Protocol::Udp || key.pod.port() == 0 || key.remote.port() == 0 {
             return Err(DropReason::EgressMalformed);
         }
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                self.make_room(now, *key.pod.ip(), Direction::In, host, pods)?;
+                self.make_room(now, *key.pod.ip(), Direction::In, host, out)?;
                 self.counters.inbound += 1;
                 self.add_datagrams(now, Direction::In, key, Flow::DATAGRAMS)
             }
@@ -106,7 +128,7 @@ impl Egress {
             received: payload.len(),
         };
         self.flows.count(id, now, moved);
-        self.datagrams.deliver(now, key, payload, pods)?;
+        self.datagrams.deliver(key, payload, out)?;
         Ok(id)
     }
 
@@ -142,16 +164,17 @@ impl Egress {
         now: Instant,
         id: FlowId,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) {
         let Some((_, Flow::Dialling(dial))) = self.flows.get_mut(id) else {
             return;
         };
         let connection = &mut dial.connection;
-        let outcome = self.ends.transmit(now, connection, pods);
-        let lost = self.ends.take_loss().and_then(unreachable);
-        match (connection.progress(), dial.fails.or(lost)) {
-            (Progress::Connected, _) => self.answered(now, id, host, pods),
+        out.asks = Some(id);
+        let outcome = self.ends.transmit(now, connection, out);
+        out.asks = None;
+        match (connection.progress(), dial.fails) {
+            (Progress::Connected, _) => self.answered(now, id, host, out),
             (Progress::Refused, error) => {
                 self.give_up(id, error.unwrap_or(HostError::Refused), host);
             }
@@ -164,7 +187,7 @@ impl Egress {
         }
     }
 
-    fn answered(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
+    fn answered(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
         let Some((_, flow)) = self.flows.get_mut(id) else {
             return;
         };
@@ -190,7 +213,17 @@ impl Egress {
         self.flows.count(id, now, Moved::default());
         self.flows.schedule(id, now + self.config.limits.tcp_idle);
         host.dialled(id, Ok(()));
-        self.look_after(now, id, host, pods);
+        self.look_after(now, id, host, out);
+    }
+
+    /// A packet for a pod that is to answer was dropped.
+    pub(super) fn unreachable(&mut self, now: Instant, id: FlowId, reason: DropReason) {
+        if let Some(error) = unreachable(reason)
+            && let Some((_, Flow::Dialling(dial))) = self.flows.get_mut(id)
+        {
+            dial.fails.get_or_insert(error);
+            self.flows.schedule(id, now + LATER);
+        }
     }
 
     /// Takes an ICMP error from `sender` that quotes `offender`, which went to a pod.

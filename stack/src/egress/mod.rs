@@ -14,7 +14,8 @@
 //! side, too, with a pod as their server: see [`Egress::dial`].
 //!
 //! [`Egress`] does no I/O: packets, events of sockets and the time go in, and what is to be done
-//! goes out through [`Host`] and [`Pods`].
+//! on the host goes out through [`Host`]. What goes to pods, and what there is to say about their
+//! packets, waits until it is polled ([`Egress::poll_output`]), which callers do after every call.
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -40,6 +41,7 @@ mod flow;
 mod host;
 mod inbound;
 mod memory;
+mod output;
 mod owners;
 mod path;
 mod policy;
@@ -50,16 +52,17 @@ mod tcp;
 mod tests;
 
 pub use flow::{Direction, FlowInfo, FlowState};
-pub use host::{FlowId, Host, HostError, Pods, Protocol};
+pub use host::{FlowId, Host, HostError, Protocol};
+pub use output::Output;
 pub use owners::Owners;
 pub use path::{Complaint, Marks};
 pub use policy::{LINK_LOCAL, Policy, Rules};
 
 use clock::Clock;
 use datagram::{Datagrams, Reading};
-use host::RealTime;
 use inbound::{DIAL_LIMIT, Dial};
 use memory::Memory;
+use output::Outbox;
 use owners::{Claim, Sharing};
 use path::{Heard, Quote};
 use reassembly::Reassembly;
@@ -278,6 +281,7 @@ pub struct Egress {
     published: HashSet<SocketAddrV4>,
     /// The others, if there are any.
     sharing: Option<Sharing>,
+    out: Outbox,
 }
 
 /// What a flow is waiting for or doing.
@@ -344,6 +348,7 @@ impl Egress {
             ports_chosen: 0,
             published: HashSet::new(),
             sharing: None,
+            out: Outbox::default(),
             config,
         }
     }
@@ -365,20 +370,14 @@ impl Egress {
     ///
     /// # Errors
     /// The reason to drop it; where the sender may be told, it was.
-    pub fn from_pod(
-        &mut self,
-        now: Instant,
-        packet: &PacketBuf<'_>,
-        host: &mut impl Host,
-        pods: &mut impl Pods,
-    ) -> Step {
-        let (now, pods) = &mut self.awake(now, pods);
-        let now = *now;
-        let view = Ipv4Packet::new_unchecked(packet.as_slice());
-        if view.more_frags() || view.frag_offset() != 0 {
-            return self.take_fragment(now, packet, host, pods);
-        }
-        self.take_or_hand_over(now, packet, host, pods)
+    pub fn from_pod(&mut self, now: Instant, packet: &PacketBuf<'_>, host: &mut impl Host) -> Step {
+        self.awake(now, |egress, now, out| {
+            let view = Ipv4Packet::new_unchecked(packet.as_slice());
+            if view.more_frags() || view.frag_offset() != 0 {
+                return egress.take_fragment(now, packet, host, out);
+            }
+            egress.take_or_hand_over(now, packet, host, out)
+        })
     }
 
     /// Takes a packet that another worker has handed over.
@@ -390,10 +389,10 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
     ) -> Step {
-        let (now, pods) = &mut self.awake(now, pods);
-        self.take_whole(*now, packet, host, pods)
+        self.awake(now, |egress, now, out| {
+            egress.take_whole(now, packet, host, out)
+        })
     }
 
     fn take_or_hand_over(
@@ -401,11 +400,11 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         match self.elsewhere(packet.as_slice()) {
             Some(worker) => host.hand_over(worker, packet),
-            None => self.take_whole(now, packet, host, pods),
+            None => self.take_whole(now, packet, host, out),
         }
     }
 
@@ -414,14 +413,14 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
-        let Some(mut whole) = self.fragments.take(now, packet.as_slice(), pods)? else {
+        let Some(mut whole) = self.fragments.take(now, packet.as_slice(), out)? else {
             return Ok(());
         };
         let packet = whole.packet();
         let step = packet.map_or(Ok(()), |packet| {
-            self.take_or_hand_over(now, &packet, host, pods)
+            self.take_or_hand_over(now, &packet, host, out)
         });
         self.fragments.give_back(whole);
         step
@@ -432,48 +431,53 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         match Ipv4Packet::new_unchecked(packet.as_slice()).next_header() {
-            IpProtocol::Tcp => self.take_segment(now, packet, host, pods),
-            IpProtocol::Udp => self.take_datagram(now, packet, host, pods),
-            IpProtocol::Icmp => self.take_icmp(now, packet, host, pods),
+            IpProtocol::Tcp => self.take_segment(now, packet, host, out),
+            IpProtocol::Udp => self.take_datagram(now, packet, host, out),
+            IpProtocol::Icmp => self.take_icmp(now, packet, host, out),
             _ if self.config.policy.is_closed() => {
-                pods.report(now, IcmpError::NetUnreachable, packet.as_slice());
+                out.report(IcmpError::NetUnreachable, packet.as_slice());
                 Err(DropReason::EgressClosed)
             }
             _ => {
-                pods.report(now, IcmpError::ProtocolUnreachable, packet.as_slice());
+                out.report(IcmpError::ProtocolUnreachable, packet.as_slice());
                 Err(DropReason::EgressProtocol)
             }
         }
     }
 
     /// Takes an event of a flow's socket.
-    pub fn ready(
-        &mut self,
-        now: Instant,
-        id: FlowId,
-        event: Ready,
-        host: &mut impl Host,
-        pods: &mut impl Pods,
-    ) {
-        let (now, pods) = &mut self.awake(now, pods);
-        let now = *now;
-        match self.flows.get_mut(id) {
-            Some((_, Flow::Connecting { .. })) => self.connecting(now, id, host, pods),
+    pub fn ready(&mut self, now: Instant, id: FlowId, event: Ready, host: &mut impl Host) {
+        self.awake(now, |egress, now, out| match egress.flows.get_mut(id) {
+            Some((_, Flow::Connecting { .. })) => egress.connecting(now, id, host, out),
             // It is ready for anything as soon as the pod has answered.
             Some((_, Flow::Dialling(_))) => {}
             Some((_, Flow::Connected { ready, .. })) => {
                 ready.readable |= event.readable;
                 ready.writable |= event.writable;
-                self.look_after(now, id, host, pods);
+                egress.look_after(now, id, host, out);
             }
             Some((_, Flow::Datagrams { readable, .. })) => {
                 *readable |= event.readable;
-                self.read_datagrams(now, id, host, pods);
+                egress.read_datagrams(now, id, host, out);
             }
             None => {}
+        });
+    }
+
+    /// The next packet for a pod, or word about one of a pod's. To be called after every other call
+    /// until nothing is left.
+    pub fn poll_output(&mut self) -> Option<Output<'_>> {
+        self.out.poll()
+    }
+
+    /// The packet that was polled last does not get to its pod.
+    pub fn undelivered(&mut self, now: Instant, reason: DropReason) {
+        if let Some(id) = self.out.latest_asks() {
+            let lived = self.clock.look(now, self.next_due());
+            self.unreachable(lived, id, reason);
         }
     }
 
@@ -488,18 +492,30 @@ impl Egress {
         dues.into_iter().flatten().min()
     }
 
-    /// The time of flows, and the way to pods, who have another.
-    fn awake<'a, P: Pods>(&mut self, now: Instant, pods: &'a mut P) -> (Instant, RealTime<'a, P>) {
+    /// Calls with the time of flows, which is not that of others (see [`clock`]).
+    fn awake<R>(
+        &mut self,
+        now: Instant,
+        call: impl FnOnce(&mut Self, Instant, &mut Outbox) -> R,
+    ) -> R {
         let lived = self.clock.look(now, self.next_due());
-        (lived, RealTime { pods, now })
+        let mut out = std::mem::take(&mut self.out);
+        let result = call(self, lived, &mut out);
+        self.out = out;
+        result
     }
 
-    /// Does what is due at `now`.
-    pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host, pods: &mut impl Pods) {
-        let (now, pods) = &mut self.awake(now, pods);
-        let now = *now;
-        self.fragments.expire(now, pods);
-        while let Some(id) = self.flows.pop_due(now) {
+    /// Does what is due at `now`. What there is no room for stays due: it goes on when the output has
+    /// been polled.
+    pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host) {
+        self.awake(now, |egress, now, out| egress.do_due(now, host, out));
+    }
+
+    fn do_due(&mut self, now: Instant, host: &mut impl Host, out: &mut Outbox) {
+        self.fragments.expire(now, out);
+        while !out.is_full()
+            && let Some(id) = self.flows.pop_due(now)
+        {
             let mut active = self.flows.active(id);
             let limit = match self.flows.get_mut(id) {
                 Some((_, Flow::Connecting { .. })) => CONNECT_LIMIT,
@@ -513,20 +529,20 @@ impl Egress {
             };
             if active + limit <= now {
                 self.counters.expired += 1;
-                self.end(now, id, host, pods);
+                self.end(now, id, host, out);
                 continue;
             }
             self.flows.schedule(id, active + limit);
-            self.dialling(now, id, host, pods);
-            self.look_after(now, id, host, pods);
-            self.read_datagrams(now, id, host, pods);
+            self.dialling(now, id, host, out);
+            self.look_after(now, id, host, out);
+            self.read_datagrams(now, id, host, out);
         }
     }
 
     /// Ends the flows of a pod that is no longer there. Of a stream that the pod has ended, and the
     /// host has all of, the host sends the rest and the end, as the kernel does for a process.
-    pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host, pods: &mut impl Pods) {
-        self.fragments.forget_pod(address, pods);
+    pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host) {
+        self.fragments.forget_pod(address, &mut self.out);
         let its: Vec<_> = self.flows.of_pod(address).collect();
         self.published.retain(|pod| *pod.ip() != address);
         for id in its {
@@ -571,27 +587,27 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         let (key, at) = self.identify(packet, Protocol::Tcp)?;
         let opens = opens(packet.as_slice(), &at);
         let resets = TcpPacket::new_unchecked(&packet.as_slice()[at.l4..]).rst();
         let Some(id) = self.flows.find(&key) else {
             if opens {
-                return self.connect(now, key, &packet.as_slice()[..at.payload], host, pods);
+                return self.connect(now, key, &packet.as_slice()[..at.payload], host, out);
             }
-            self.ends.refuse(now, packet.as_slice(), pods);
+            self.ends.refuse(now, packet.as_slice(), out);
             return Err(DropReason::EgressNoFlow);
         };
         match self.flows.get_mut(id) {
             Some((_, Flow::Connected { connection, .. })) => {
-                self.ends.receive(now, connection, packet.as_slice(), pods);
-                self.look_after(now, id, host, pods);
+                self.ends.receive(now, connection, packet.as_slice(), out);
+                self.look_after(now, id, host, out);
             }
             Some((_, Flow::Dialling(dial))) => {
                 let connection = &mut dial.connection;
-                self.ends.receive(now, connection, packet.as_slice(), pods);
-                self.dialling(now, id, host, pods);
+                self.ends.receive(now, connection, packet.as_slice(), out);
+                self.dialling(now, id, host, out);
             }
             Some((_, Flow::Connecting { .. })) if resets => {
                 self.remove(id, true, host);
@@ -628,12 +644,12 @@ impl Egress {
         key: FlowKey,
         offender: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<Target, DropReason> {
         let target = if self.is_gateway(*key.remote.ip()) {
             Target::Service
         } else if self.is_local(key) {
-            Target::Outside(self.permit(now, key, offender, pods)?)
+            Target::Outside(self.permit(key, offender, out)?)
         } else {
             // There is no way back to it.
             return Err(DropReason::EgressNoFlow);
@@ -642,18 +658,17 @@ impl Egress {
             // Which is refused, so nobody makes room for it.
             return Ok(target);
         }
-        let room = self.make_room(now, *key.pod.ip(), Direction::Out, host, pods);
-        room.inspect_err(|_| pods.report(now, IcmpError::HostUnreachable, offender))?;
+        let room = self.make_room(now, *key.pod.ip(), Direction::Out, host, out);
+        room.inspect_err(|_| out.report(IcmpError::HostUnreachable, offender))?;
         Ok(target)
     }
 
     /// Where a packet of a pod goes on the host, if it may.
     fn permit(
         &self,
-        now: Instant,
         key: FlowKey,
         offender: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<SocketAddrV4, DropReason> {
         let to = self.config.policy.check(key.protocol, key.remote);
         to.inspect_err(|reason| {
@@ -661,7 +676,7 @@ impl Egress {
                 DropReason::EgressClosed => IcmpError::NetUnreachable,
                 _ => IcmpError::Prohibited,
             };
-            pods.report(now, error, offender);
+            out.report(error, offender);
         })
     }
 
@@ -672,11 +687,11 @@ impl Egress {
         pod: Ipv4Addr,
         direction: Direction,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         if let Some(least) = self.flows.victim(now, EVICTABLE, pod, direction)? {
             self.counters.evicted += 1;
-            self.end(now, least, host, pods);
+            self.end(now, least, host, out);
         }
         Ok(())
     }
@@ -725,18 +740,18 @@ impl Egress {
         key: FlowKey,
         syn: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
-        let target = self.admit(now, key, syn, host, pods)?;
+        let target = self.admit(now, key, syn, host, out)?;
         let mut syn = Box::from(syn);
         set_total_len(&mut syn);
         match self.begin(key, target, host) {
             Ok(()) => {}
             Err(HostError::Refused) if target == Target::Service => {
-                self.ends.refuse(now, &syn, pods);
+                self.ends.refuse(now, &syn, out);
                 return Err(DropReason::GatewayPort);
             }
-            Err(error) => return self.unconnected(now, error, &syn, pods),
+            Err(error) => return self.unconnected(now, error, &syn, out),
         }
         self.counters.opened += 1;
         let id = self
@@ -752,12 +767,12 @@ impl Egress {
         now: Instant,
         error: HostError,
         syn: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         let icmp = match error {
             HostError::Refused | HostError::Reset => {
                 self.counters.refused += 1;
-                self.ends.refuse(now, syn, pods);
+                self.ends.refuse(now, syn, out);
                 return Ok(());
             }
             HostError::NetUnreachable => IcmpError::NetUnreachable,
@@ -772,7 +787,7 @@ impl Egress {
             | HostError::TooLong
             | HostError::Exhausted
             | HostError::Failed => {
-                pods.report(now, IcmpError::HostUnreachable, syn);
+                out.report(IcmpError::HostUnreachable, syn);
                 return Err(match error {
                     HostError::Exhausted => DropReason::EgressExhausted,
                     _ => DropReason::EgressHostFailed,
@@ -780,33 +795,33 @@ impl Egress {
             }
         };
         self.counters.unreachable += 1;
-        pods.report(now, icmp, syn);
+        out.report(icmp, syn);
         Ok(())
     }
 
     /// Looks how far the host's connection is.
-    fn connecting(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
+    fn connecting(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
         match host.connected(id) {
-            Ok(()) => self.connected(now, id, host, pods),
+            Ok(()) => self.connected(now, id, host, out),
             Err(HostError::WouldBlock) => {}
             Err(error) => {
                 if let Some((_, Flow::Connecting { syn })) = self.remove(id, false, host)
-                    && let Err(reason) = self.unconnected(now, error, &syn, pods)
+                    && let Err(reason) = self.unconnected(now, error, &syn, out)
                 {
-                    pods.lose(reason, 1);
+                    out.lose(reason, 1);
                 }
             }
         }
     }
 
-    fn connected(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
+    fn connected(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
         let grant = self.memory.take(*key.pod.ip());
         let mut connection = Box::new(self.ends.accept(now, key, grant));
         if let Flow::Connecting { syn } = flow {
-            self.ends.receive(now, &mut connection, syn, pods);
+            self.ends.receive(now, &mut connection, syn, out);
         }
         let ready = Ready {
             readable: true,
@@ -815,7 +830,7 @@ impl Egress {
         *flow = Flow::Connected { connection, ready };
         self.flows.count(id, now, Moved::default());
         self.flows.schedule(id, now + self.config.limits.tcp_idle);
-        self.look_after(now, id, host, pods);
+        self.look_after(now, id, host, out);
     }
 
     fn take_datagram(
@@ -823,16 +838,16 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         let (key, at) = self.identify(packet, Protocol::Udp)?;
         let bytes = packet.as_slice();
-        let (id, to) = self.datagram_flow(now, key, bytes, host, pods)?;
+        let (id, to) = self.datagram_flow(now, key, bytes, host, out)?;
         let payload = &bytes[at.payload..at.end];
         self.mark(id, Marks::behind(bytes), host);
         let size = packet.offload().gso.map_or(0, |gso| gso.size);
         if size == 0 {
-            return self.write_datagram(now, (id, key, to), payload, host, pods);
+            return self.write_datagram(now, (id, key, to), payload, host, out);
         }
         if host.send_train(id, to, payload, size).is_ok() {
             self.count_sent(now, id, payload.len());
@@ -841,7 +856,7 @@ impl Egress {
         // What is wrong is found out one by one.
         payload
             .chunks(size.into())
-            .try_for_each(|payload| self.write_datagram(now, (id, key, to), payload, host, pods))
+            .try_for_each(|payload| self.write_datagram(now, (id, key, to), payload, host, out))
     }
 
     fn take_icmp(
@@ -849,7 +864,7 @@ impl Egress {
         now: Instant,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let echo = Icmpv4Packet::new_checked(view.payload());
@@ -865,9 +880,9 @@ impl Egress {
             _ => return Err(DropReason::EgressProtocol),
         }
         let key = FlowKey::of_ping(&view, echo.echo_ident());
-        let (id, to) = self.datagram_flow(now, key, packet.as_slice(), host, pods)?;
+        let (id, to) = self.datagram_flow(now, key, packet.as_slice(), host, out)?;
         self.mark(id, Marks::behind(packet.as_slice()), host);
-        self.write_datagram(now, (id, key, to), view.payload(), host, pods)
+        self.write_datagram(now, (id, key, to), view.payload(), host, out)
     }
 
     /// Tells the host what a flow's datagrams have in their headers, if that is new.
@@ -888,7 +903,7 @@ impl Egress {
         key: FlowKey,
         packet: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<(FlowId, Option<SocketAddrV4>), DropReason> {
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, None));
@@ -896,10 +911,10 @@ impl Egress {
         if self.is_mapped(key)
             && let Some(id) = self.flows.find(&key.mapping())
         {
-            let to = self.turn(now, id, key, packet, pods)?;
+            let to = self.turn(id, key, packet, out)?;
             return Ok((id, Some(to)));
         }
-        let target = self.admit(now, key, packet, host, pods)?;
+        let target = self.admit(now, key, packet, host, out)?;
         let claim = match target {
             Target::Outside(_) if self.is_mapped(key) => self.claim(&key),
             Target::Outside(_) | Target::Service => Claim::Free,
@@ -911,7 +926,7 @@ impl Egress {
         self.begin(key, target, host).map_err(|error| {
             self.release(&key, claim);
             if let Some(icmp) = error.to_icmp() {
-                pods.report(now, icmp, packet);
+                out.report(icmp, packet);
             }
             match (target, error) {
                 (Target::Service, HostError::Refused) => DropReason::GatewayPort,
@@ -943,17 +958,16 @@ impl Egress {
     /// Turns a mapping to where a pod sends now, if it may.
     fn turn(
         &mut self,
-        now: Instant,
         id: FlowId,
         key: FlowKey,
         packet: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<SocketAddrV4, DropReason> {
         let known = self.flows.get(id).and_then(|(_, flow)| flow.latest());
         if let Some(known) = known.filter(|known| known.remote == key.remote) {
             return Ok(known.to);
         }
-        let to = self.permit(now, key, packet, pods)?;
+        let to = self.permit(key, packet, out)?;
         if let Some((_, Flow::Datagrams { latest, .. })) = self.flows.get_mut(id) {
             *latest = Some(Destination {
                 remote: key.remote,
@@ -983,9 +997,9 @@ impl Egress {
         (id, key, to): (FlowId, FlowKey, Option<SocketAddrV4>),
         payload: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
-        self.offer(now, (id, key, to), payload, host, pods)?;
+        self.offer((id, key, to), payload, host, out)?;
         self.count_sent(now, id, payload.len());
         Ok(())
     }
@@ -997,11 +1011,10 @@ impl Egress {
 
     fn offer(
         &mut self,
-        now: Instant,
         (id, key, to): (FlowId, FlowKey, Option<SocketAddrV4>),
         payload: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Step {
         // What may be wrong with an earlier datagram, or with this one if it comes again.
         let mut earlier = None;
@@ -1013,18 +1026,18 @@ impl Egress {
             match written {
                 Ok(()) => {
                     if let Some(error) = earlier {
-                        refuse(now, key, error, &[], pods);
+                        refuse(key, error, &[], out);
                     }
                     return Ok(());
                 }
                 Err(HostError::WouldBlock) => return Err(DropReason::EgressHostFull),
-                Err(error) => match self.hear(now, (id, key), payload, host, pods) {
+                Err(error) => match self.hear((id, key), payload, host, out) {
                     Heard::OfEarlier => {}
                     Heard::TooLong => return Err(DropReason::EgressTooLong),
                     Heard::Nothing if error.may_be_earlier() && earlier.is_none() => {
                         earlier = Some(error);
                     }
-                    Heard::Nothing => return Err(refuse(now, key, error, payload, pods)),
+                    Heard::Nothing => return Err(refuse(key, error, payload, out)),
                 },
             }
         }
@@ -1032,13 +1045,7 @@ impl Egress {
     }
 
     /// Gives a pod the datagrams that are there for it.
-    fn read_datagrams(
-        &mut self,
-        now: Instant,
-        id: FlowId,
-        host: &mut impl Host,
-        pods: &mut impl Pods,
-    ) {
+    fn read_datagrams(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
@@ -1052,16 +1059,16 @@ impl Egress {
             latest,
             config: &self.config,
         };
-        let read = self.datagrams.read(now, &flow, readable, host, pods);
+        let read = self.datagrams.read(&flow, readable, host, out);
         let goes_on = *readable;
         if let Some(error) = read.error {
             let key = FlowKey {
                 remote: latest.map_or(key.remote, |latest| latest.remote),
                 ..key
             };
-            if self.hear(now, (id, key), &[], host, pods) == Heard::Nothing {
+            if self.hear((id, key), &[], host, out) == Heard::Nothing {
                 // There is no datagram at hand that could be dropped.
-                refuse(now, key, error, &[], pods);
+                refuse(key, error, &[], out);
             }
         }
         let moved = Moved {
@@ -1080,7 +1087,7 @@ impl Egress {
     }
 
     /// Moves what can be moved between a connection's ends.
-    fn look_after(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
+    fn look_after(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
         let Some((_, Flow::Connected { connection, ready })) = self.flows.get_mut(id) else {
             return;
         };
@@ -1088,7 +1095,7 @@ impl Egress {
         if moved.is_err() {
             connection.abort();
         }
-        match self.ends.transmit(now, connection, pods) {
+        match self.ends.transmit(now, connection, out) {
             Outcome::Open(due) => {
                 if let Ok(moved) = moved
                     && moved.is_any()
@@ -1107,12 +1114,12 @@ impl Egress {
     }
 
     /// Ends a flow before its time; those at both ends are told.
-    fn end(&mut self, now: Instant, id: FlowId, host: &mut impl Host, pods: &mut impl Pods) {
+    fn end(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
         if let Some((_, flow)) = self.flows.get_mut(id)
             && let Some(connection) = flow.connection()
         {
             connection.abort();
-            self.ends.transmit(now, connection, pods);
+            self.ends.transmit(now, connection, out);
         }
         self.give_up(id, HostError::TimedOut, host);
     }
@@ -1174,15 +1181,9 @@ impl Flow {
 }
 
 /// Tells a pod why a datagram with this payload does not go on, and returns the reason to drop it.
-fn refuse(
-    now: Instant,
-    key: FlowKey,
-    error: HostError,
-    payload: &[u8],
-    pods: &mut impl Pods,
-) -> DropReason {
+fn refuse(key: FlowKey, error: HostError, payload: &[u8], out: &mut Outbox) -> DropReason {
     if let Some(icmp) = error.to_icmp() {
-        pods.report(now, icmp, Quote::new(key, payload).as_slice());
+        out.report(icmp, Quote::new(key, payload).as_slice());
     }
     error.to_reason(key.protocol)
 }

@@ -3,11 +3,11 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::datagram::{HEADER_LEN, IP_LEN, write_ip, write_udp};
-use super::{Egress, FlowId, FlowKey, Host, Pods, Protocol};
+use super::output::Outbox;
+use super::{Egress, FlowId, FlowKey, Host, Protocol};
 use crate::icmp::{self, IcmpError};
 
 /// Errors that are passed on before the others have their turn.
@@ -69,11 +69,10 @@ impl Egress {
     /// payload if it was to send one.
     pub(super) fn hear(
         &mut self,
-        now: Instant,
         (id, key): (FlowId, FlowKey),
         payload: &[u8],
         host: &mut impl Host,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Heard {
         let mut quoted = [0; QUOTED];
         for complaints in 0..COMPLAINTS {
@@ -86,7 +85,7 @@ impl Egress {
             };
             let Some(from) = complaint.from else {
                 let quote = Quote::new(key, payload);
-                pods.report(now, complaint.error, quote.as_slice());
+                out.report(complaint.error, quote.as_slice());
                 return Heard::TooLong;
             };
             // Nobody complains about what the pod could not have sent.
@@ -96,7 +95,7 @@ impl Egress {
                 let from = if is_loopback { *remote.ip() } else { from };
                 let quoted = &quoted[..complaint.len.min(QUOTED)];
                 let quote = Quote::new(FlowKey { remote, ..key }, quoted);
-                pods.relay(now, from, complaint.error, quote.as_slice());
+                out.relay(from, complaint.error, quote.as_slice());
             }
         }
         Heard::OfEarlier

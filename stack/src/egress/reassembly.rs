@@ -12,7 +12,7 @@ use smoltcp::storage::Assembler;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
-use super::Pods;
+use super::output::Outbox;
 use crate::drops::DropReason;
 use crate::icmp::IcmpError;
 
@@ -95,7 +95,7 @@ impl Reassembly {
         &mut self,
         now: Instant,
         fragment: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Result<Option<Whole>, DropReason> {
         let view = Ipv4Packet::new_unchecked(fragment);
         check(&view)?;
@@ -106,7 +106,7 @@ impl Reassembly {
             ident: view.ident(),
         };
         let known = self.waiting.iter().position(|it| it.key == key);
-        let at = known.unwrap_or_else(|| self.begin(now, key, pods));
+        let at = known.unwrap_or_else(|| self.begin(now, key, out));
         let parts = &mut self.waiting[at].parts;
         let kept = parts.count;
         match parts.add(&view) {
@@ -116,7 +116,7 @@ impl Reassembly {
                 match parts.finish() {
                     Ok(()) => Ok(Some(Whole(parts))),
                     Err(reason) => {
-                        pods.lose(reason, kept);
+                        out.lose(reason, kept);
                         self.spare(parts);
                         Err(reason)
                     }
@@ -125,7 +125,7 @@ impl Reassembly {
             Err(reason) => {
                 if reason == DropReason::EgressFragmentOverlap && !parts.is_spoilt {
                     parts.is_spoilt = true;
-                    pods.lose(reason, kept);
+                    out.lose(reason, kept);
                 }
                 Err(reason)
             }
@@ -143,24 +143,24 @@ impl Reassembly {
     }
 
     /// Gives up what has waited for too long.
-    pub(super) fn expire(&mut self, now: Instant, pods: &mut impl Pods) {
+    pub(super) fn expire(&mut self, now: Instant, out: &mut Outbox) {
         while self.next_due().is_some_and(|due| due <= now) {
             if let Some(first) = self.waiting[0].parts.first_fragment() {
-                pods.report(now, IcmpError::ReassemblyTimeExceeded, first);
+                out.report(IcmpError::ReassemblyTimeExceeded, first);
             }
-            self.give_up(0, DropReason::EgressFragmentTimeout, pods);
+            self.give_up(0, DropReason::EgressFragmentTimeout, out);
         }
     }
 
     /// Gives up what a pod has sent that is no longer there.
-    pub(super) fn forget_pod(&mut self, address: Ipv4Addr, pods: &mut impl Pods) {
+    pub(super) fn forget_pod(&mut self, address: Ipv4Addr, out: &mut Outbox) {
         while let Some(at) = self.waiting.iter().position(|it| it.key.source == address) {
-            self.give_up(at, DropReason::EgressFragmentTimeout, pods);
+            self.give_up(at, DropReason::EgressFragmentTimeout, out);
         }
     }
 
     /// Makes room for another packet, and returns its place.
-    fn begin(&mut self, now: Instant, key: Key, pods: &mut impl Pods) -> usize {
+    fn begin(&mut self, now: Instant, key: Key, out: &mut Outbox) -> usize {
         let mut its = self.waiting.iter().filter(|it| it.key.source == key.source);
         let oldest = if its.clone().count() >= PACKETS_PER_POD {
             its.next().map(|it| it.key)
@@ -170,7 +170,7 @@ impl Reassembly {
             None
         };
         if let Some(at) = self.waiting.iter().position(|it| Some(it.key) == oldest) {
-            self.give_up(at, DropReason::EgressFragmentsFull, pods);
+            self.give_up(at, DropReason::EgressFragmentsFull, out);
         }
         let parts = self.spare.pop().unwrap_or_else(Parts::new);
         self.waiting.push(Waiting {
@@ -181,11 +181,11 @@ impl Reassembly {
         self.waiting.len() - 1
     }
 
-    fn give_up(&mut self, at: usize, reason: DropReason, pods: &mut impl Pods) {
+    fn give_up(&mut self, at: usize, reason: DropReason, out: &mut Outbox) {
         let parts = self.waiting.remove(at).parts;
         // What is spoilt was counted when it was found to be.
         if !parts.is_spoilt {
-            pods.lose(reason, parts.count);
+            out.lose(reason, parts.count);
         }
         self.spare(parts);
     }

@@ -10,7 +10,7 @@
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 
-use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::buffer::HEADROOM;
 use muslin_encap::headers::Transport;
 use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
@@ -25,13 +25,12 @@ use smoltcp::wire::{HardwareAddress, Ipv4Packet, TCP_HEADER_LEN, TcpPacket};
 use super::datagram::IP_LEN;
 use super::flow::FlowState;
 use super::memory::Grant;
+use super::output::{Buffer, MAX_LEN, Outbox};
 use super::table::Moved;
-use super::{FlowId, FlowKey, Host, HostError, Pods, Ready};
-use crate::drops::DropReason;
+use super::{FlowId, FlowKey, Host, HostError, Ready};
 use crate::hash::Seed;
 
 /// The longest packet.
-const MAX_LEN: usize = 65_535;
 /// After so long without a word a pod is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// How often at least a pod is asked in the time that a connection may be silent.
@@ -316,21 +315,16 @@ impl Ends {
         })
     }
 
-    /// Why the last packet that was sent did not get to the pod, if it did not.
-    pub(super) fn take_loss(&mut self) -> Option<DropReason> {
-        self.outgoing.lost.take()
-    }
-
     /// Gives a packet to the connection it belongs to.
     pub(super) fn receive(
         &mut self,
         now: Instant,
         connection: &mut Connection,
         packet: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) {
         connection.heard = now;
-        self.process(now, &mut connection.sockets, packet, pods);
+        self.process(now, &mut connection.sockets, packet, out);
         // When the pod acknowledges the end of a stream without a window, smoltcp 0.14 goes on
         // probing the window, without a pause, although there is nothing left to send.
         let is_done = matches!(
@@ -338,13 +332,13 @@ impl Ends {
             State::FinWait2 | State::TimeWait
         );
         if is_done && let Some(opened) = with_window(packet) {
-            self.process(now, &mut connection.sockets, &opened, pods);
+            self.process(now, &mut connection.sockets, &opened, out);
         }
     }
 
     /// Refuses a packet of no connection by a reset.
-    pub(super) fn refuse(&mut self, now: Instant, packet: &[u8], pods: &mut impl Pods) {
-        self.process(now, &mut SocketSet::new([]), packet, pods);
+    pub(super) fn refuse(&mut self, now: Instant, packet: &[u8], out: &mut Outbox) {
+        self.process(now, &mut SocketSet::new([]), packet, out);
     }
 
     fn process(
@@ -352,7 +346,7 @@ impl Ends {
         now: Instant,
         sockets: &mut SocketSet<'_>,
         packet: &[u8],
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) {
         let Self {
             interface,
@@ -366,7 +360,7 @@ impl Ends {
             outgoing,
         };
         interface.poll_ingress_single(now, &mut wire, sockets);
-        outgoing.send(now, pods);
+        outgoing.send(out);
     }
 
     /// Sends what a connection has to send.
@@ -374,7 +368,7 @@ impl Ends {
         &mut self,
         now: Instant,
         connection: &mut Connection,
-        pods: &mut impl Pods,
+        out: &mut Outbox,
     ) -> Outcome {
         let Self {
             interface,
@@ -390,7 +384,7 @@ impl Ends {
                 outgoing,
             };
             interface.poll_egress(time, &mut wire, &mut connection.sockets);
-            if !outgoing.send(now, pods) {
+            if !outgoing.send(out) || out.is_full() {
                 break;
             }
         }
@@ -440,34 +434,29 @@ struct Wire<'a> {
 
 /// Room for one packet.
 struct Outgoing {
-    storage: Box<[u8]>,
+    storage: Buffer,
     packet: Option<(usize, PacketMeta)>,
-    /// Why the last one that was sent was lost, if it was.
-    lost: Option<DropReason>,
 }
 
 impl Outgoing {
     fn new() -> Self {
         Self {
-            storage: vec![0; HEADROOM + MAX_LEN].into_boxed_slice(),
+            storage: Outbox::buffer(),
             packet: None,
-            lost: None,
         }
     }
 
     /// Sends the packet, if there is one.
-    fn send(&mut self, now: Instant, pods: &mut impl Pods) -> bool {
+    fn send(&mut self, out: &mut Outbox) -> bool {
         let Some((len, meta)) = self.packet.take() else {
             return false;
         };
-        let Ok(mut packet) = PacketBuf::new(&mut self.storage, HEADROOM, len) else {
-            return false;
-        };
-        if let Ok(at) = Transport::parse(packet.as_slice(), 0) {
-            let pseudo = at.pseudo_header(packet.as_slice(), at.end - at.l4);
+        let packet = &mut self.storage[HEADROOM..HEADROOM + len];
+        if let Ok(at) = Transport::parse(packet, 0) {
+            let pseudo = at.pseudo_header(packet, at.end - at.l4);
             let field = at.checksum();
-            packet.as_mut_slice()[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
-            let mut packet = packet.with_offload(Header {
+            packet[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+            let offload = Header {
                 checksum: Checksum::Partial {
                     start: at.l4 as u16,
                     offset: CHECKSUM,
@@ -478,8 +467,8 @@ impl Outgoing {
                     ecn: false,
                 }),
                 hdr_len: at.payload as u16,
-            });
-            self.lost = pods.send(now, &mut packet).err();
+            };
+            out.send(&mut self.storage, len, offload);
         }
         true
     }

@@ -20,7 +20,7 @@ use super::sockets::{Happening, Kind, Sockets, TUNNEL};
 use super::traffic::segments;
 use crate::drops::DropReason;
 use crate::egress::{
-    Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Pods, Policy, Protocol, Rules,
+    Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Output, Policy, Protocol, Rules,
 };
 use crate::frame;
 use crate::icmp::{self, IcmpError};
@@ -142,7 +142,7 @@ impl Cluster {
         let is_datagram = packet.is_single() && is_whole_datagram(packet.as_slice());
         let taken = self.with_egress(who, |egress, now, sockets, pods| {
             let before = sockets.datagrams;
-            let taken = egress.from_pod(now, packet, sockets, pods);
+            let taken = egress.from_pod(now, packet, sockets);
             if let Err(reason) = taken {
                 pods.node.count_drops(reason, 1);
             }
@@ -167,9 +167,9 @@ impl Cluster {
         id: FlowId,
         happening: Happening,
     ) -> Result<(), Violation> {
-        self.with_egress(who, |egress, now, sockets, pods| {
+        self.with_egress(who, |egress, now, sockets, _| {
             if let Some(ready) = sockets.happen(id, happening) {
-                egress.ready(now, id, ready, sockets, pods);
+                egress.ready(now, id, ready, sockets);
             }
         })?;
         self.settle(who)
@@ -184,9 +184,9 @@ impl Cluster {
         let Some(address) = running.ports.get(&port).map(|plugged| plugged.address) else {
             return Ok(());
         };
-        self.with_egress(who, |egress, _, sockets, pods| {
+        self.with_egress(who, |egress, _, sockets, _| {
             sockets.pod_is_gone = true;
-            egress.forget_pod(address, sockets, pods);
+            egress.forget_pod(address, sockets);
             sockets.pod_is_gone = false;
         })?;
         Ok(())
@@ -210,7 +210,7 @@ impl Cluster {
             )));
         }
         self.with_egress(who, |egress, now, sockets, pods| {
-            egress.handle_timeout(now, sockets, pods);
+            egress.handle_timeout(now, sockets);
             if egress.poll_at().is_some_and(|due| due <= now) {
                 pods.accuse("a timer is due at once".to_owned());
             }
@@ -252,6 +252,11 @@ impl Cluster {
         way.sockets.is_cut = self.outside.is_cut(who.machine);
         let mut pods = ToPods::new(node);
         let result = call(&mut way.egress, now, &mut way.sockets, &mut pods);
+        while let Some(output) = way.egress.poll_output() {
+            if let Err(reason) = pods.take(now, output) {
+                way.egress.undelivered(now, reason);
+            }
+        }
         let (sent, wrong) = (pods.sent, way.sockets.wrong.take().or(pods.wrong));
         for (at, id, happening) in way.sockets.due.drain(..) {
             self.queue.schedule(at, Due::Socket(who, id, happening));
@@ -303,38 +308,36 @@ impl<'a> ToPods<'a> {
         }
         Ok(())
     }
-}
 
-impl Pods for ToPods<'_> {
-    fn send(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        match self.node.from_egress(now, packet) {
-            Verdict::Drop(reason) => return Err(reason),
-            verdict @ Verdict::Port(_) => {
-                if let Err(wrong) = self.deliver(verdict, packet) {
-                    self.accuse(wrong);
+    /// Does what egress says.
+    fn take(&mut self, now: Instant, output: Output<'_>) -> Result<(), DropReason> {
+        match output {
+            Output::Packet(mut packet) => match self.node.from_egress(now, &mut packet) {
+                Verdict::Drop(reason) => return Err(reason),
+                verdict @ Verdict::Port(_) => {
+                    if let Err(wrong) = self.deliver(verdict, &mut packet) {
+                        self.accuse(wrong);
+                    }
                 }
+                verdict => self.sent.push((verdict, packet.as_slice().to_vec())),
+            },
+            Output::Error(error, offender) => {
+                self.check_told(error, offender);
+                self.node.report(now, error, offender);
             }
-            verdict => self.sent.push((verdict, packet.as_slice().to_vec())),
+            Output::Relayed(from, error, offender) => {
+                self.check_told(error, offender);
+                self.node.relay(now, from, error, offender);
+            }
+            Output::Lost(reason, packets) => self.node.count_drops(reason, packets),
         }
         Ok(())
     }
 
-    fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
+    fn check_told(&mut self, error: IcmpError, offender: &[u8]) {
         if !icmp::may_answer(offender) {
             self.accuse(format!("{error:?} is told of {offender:?}"));
         }
-        self.node.report(now, error, offender);
-    }
-
-    fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        if !icmp::may_answer(offender) {
-            self.accuse(format!("{error:?} is told of {offender:?}"));
-        }
-        self.node.relay(now, from, error, offender);
-    }
-
-    fn lose(&mut self, reason: DropReason, packets: u64) {
-        self.node.count_drops(reason, packets);
     }
 }
 

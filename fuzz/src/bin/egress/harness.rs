@@ -287,18 +287,23 @@ impl Harness {
             readable: ready & 1 != 0,
             writable: ready & 2 != 0,
         };
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        egress.ready(self.now, id, ready, host, pods);
+        let Self { egress, host, .. } = self;
+        egress.ready(self.now, id, ready, host);
+        self.poll();
+    }
+
+    /// Pods take what egress has for them.
+    fn poll(&mut self) {
+        while let Some(output) = self.egress.poll_output() {
+            self.pods.take(output);
+        }
     }
 
     fn forget(&mut self, pod: Ipv4Addr) {
         self.world.borrow_mut().forgets = true;
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        egress.forget_pod(pod, host, pods);
+        let Self { egress, host, .. } = self;
+        egress.forget_pod(pod, host);
+        self.poll();
         self.world.borrow_mut().forgets = false;
     }
 
@@ -309,12 +314,12 @@ impl Harness {
         (world.time, world.burst) = (to - Instant::ZERO, 0);
         world.wakes = due.is_some_and(|due| to > due + LATE);
         drop(world);
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        egress.handle_timeout(self.now, host, pods);
+        let Self { egress, host, .. } = self;
+        egress.handle_timeout(self.now, host);
+        self.poll();
         self.world.borrow_mut().wakes = false;
-        assert!(egress.poll_at().is_none_or(|due| due > to), "timers spin");
+        let due = self.egress.poll_at();
+        assert!(due.is_none_or(|due| due > to), "timers spin");
     }
 
     /// Sends a segment of the pod's stream; `fault` says what is wrong with it, mostly nothing.
@@ -456,10 +461,9 @@ impl Harness {
         let mut world = self.world.borrow_mut();
         (world.current, world.burst) = (Some(key), 0);
         drop(world);
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        let taken = egress.from_pod(self.now, &packet, host, pods);
+        let Self { egress, host, .. } = self;
+        let taken = egress.from_pod(self.now, &packet, host);
+        self.poll();
         let mut world = self.world.borrow_mut();
         world.current = None;
         if is_broken {

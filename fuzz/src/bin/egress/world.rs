@@ -11,10 +11,10 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
-    self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,
+    self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Output, Protocol,
 };
-use muslin_stack::icmp::{IcmpError, may_answer};
-use muslin_stack::{Duration, Instant};
+use muslin_stack::icmp::may_answer;
+use muslin_stack::Duration;
 
 /// MTU of pods.
 pub(crate) const MTU: u16 = 1450;
@@ -591,14 +591,25 @@ impl Host for HostSide {
 /// The pods' side.
 pub(crate) struct PodSide(pub(crate) Rc<RefCell<World>>);
 
-impl Pods for PodSide {
-    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+impl PodSide {
+    /// Takes what egress has for the router.
+    pub(crate) fn take(&self, output: Output<'_>) {
+        match output {
+            Output::Packet(mut packet) => self.receive(&mut packet),
+            Output::Error(_, offender) | Output::Relayed(_, _, offender) => {
+                self.check_told(offender)
+            }
+            Output::Lost(..) => {}
+        }
+    }
+
+    fn receive(&self, packet: &mut PacketBuf<'_>) {
         assert!(packet.headroom() >= HEADROOM);
         let mut world = self.0.borrow_mut();
         let Some(gso) = packet.offload().gso else {
             packet.complete();
             world.receive(packet.as_slice());
-            return Ok(());
+            return;
         };
         packet
             .offload()
@@ -615,20 +626,13 @@ impl Pods for PodSide {
                 world.receive(&[header, payload].concat());
             }
         }
-        Ok(())
     }
 
-    fn report(&mut self, _: Instant, _: IcmpError, offender: &[u8]) {
+    fn check_told(&self, offender: &[u8]) {
         assert!(may_answer(offender), "nobody may be told of {offender:?}");
         let world = self.0.borrow();
         let ip = Ipv4HeaderSlice::from_slice(offender).expect("an IPv4 header");
         let is_known = |key: &FlowKey| *key.pod.ip() == ip.source_addr();
         assert!(world.ends.keys().any(is_known), "nobody sent {offender:?}");
     }
-
-    fn relay(&mut self, now: Instant, _: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        self.report(now, error, offender);
-    }
-
-    fn lose(&mut self, _: DropReason, _: u64) {}
 }

@@ -269,8 +269,25 @@ pub(super) struct FakePods {
     pub(super) loses: Option<DropReason>,
 }
 
-impl Pods for FakePods {
-    fn send(&mut self, _: Instant, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+impl FakePods {
+    /// Takes what egress has for the router, and says why a packet does not get to its pod.
+    fn take(&mut self, output: Output<'_>) -> Result<(), DropReason> {
+        match output {
+            Output::Packet(mut packet) => return self.send(&mut packet),
+            Output::Error(error, offender) => {
+                assert!(crate::icmp::may_answer(offender), "{offender:?}");
+                self.reports.push((error, offender.to_vec()));
+            }
+            Output::Relayed(from, error, offender) => {
+                assert!(crate::icmp::may_answer(offender), "{offender:?}");
+                self.relayed.push((from, error, offender.to_vec()));
+            }
+            Output::Lost(reason, packets) => *self.lost.entry(reason).or_default() += packets,
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
         if let Some(reason) = self.loses {
             return Err(reason);
         }
@@ -290,20 +307,6 @@ impl Pods for FakePods {
             }
         }
         Ok(())
-    }
-
-    fn report(&mut self, _: Instant, error: IcmpError, offender: &[u8]) {
-        assert!(crate::icmp::may_answer(offender), "{offender:?}");
-        self.reports.push((error, offender.to_vec()));
-    }
-
-    fn relay(&mut self, _: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        assert!(crate::icmp::may_answer(offender), "{offender:?}");
-        self.relayed.push((from, error, offender.to_vec()));
-    }
-
-    fn lose(&mut self, reason: DropReason, packets: u64) {
-        *self.lost.entry(reason).or_default() += packets;
     }
 }
 
@@ -417,14 +420,25 @@ impl Bed {
         }
     }
 
+    /// Calls egress, and takes what it has for the router.
+    pub(super) fn call<R>(
+        &mut self,
+        call: impl FnOnce(&mut Egress, Instant, &mut FakeHost) -> R,
+    ) -> R {
+        let result = call(&mut self.egress, self.now, &mut self.host);
+        while let Some(output) = self.egress.poll_output() {
+            if let Err(reason) = self.pods.take(output) {
+                self.egress.undelivered(self.now, reason);
+            }
+        }
+        result
+    }
+
     /// Gives egress a packet of the pod.
     pub(super) fn send(&mut self, packet: &[u8]) {
         let mut storage = packet.to_vec();
         let packet = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        if let Err(reason) = egress.from_pod(self.now, &packet, host, pods) {
+        if let Err(reason) = self.call(|egress, now, host| egress.from_pod(now, &packet, host)) {
             self.dropped.push(reason);
         }
     }
@@ -440,10 +454,7 @@ impl Bed {
             readable: true,
             writable: false,
         };
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        egress.ready(self.now, id, ready, host, pods);
+        self.call(|egress, now, host| egress.ready(now, id, ready, host));
         self.assert_waits();
     }
 
@@ -465,10 +476,7 @@ impl Bed {
     /// Does what is due at a later time, and nothing before that.
     pub(super) fn pass(&mut self, duration: Duration) {
         self.now += duration;
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        egress.handle_timeout(self.now, host, pods);
+        self.call(|egress, now, host| egress.handle_timeout(now, host));
         self.assert_waits();
     }
 
@@ -497,14 +505,7 @@ impl Bed {
             self.now = due.map_or(end, |due| {
                 due.max(self.now + Duration::from_micros(1)).min(end)
             });
-            let Self {
-                egress,
-                host,
-                pods,
-                now,
-                ..
-            } = self;
-            egress.handle_timeout(*now, host, pods);
+            self.call(|egress, now, host| egress.handle_timeout(now, host));
             if self.now == end {
                 return self.settle();
             }
@@ -551,10 +552,7 @@ impl Bed {
             readable: true,
             writable: true,
         };
-        let Self {
-            egress, host, pods, ..
-        } = self;
-        egress.ready(self.now, id, ready, host, pods);
+        self.call(|egress, now, host| egress.ready(now, id, ready, host));
         self.settle();
         self.assert_waits();
     }

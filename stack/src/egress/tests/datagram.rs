@@ -272,10 +272,8 @@ fn sends_a_superpacket(bed: &mut Bed) {
         }),
         hdr_len: 28,
     });
-    let Bed {
-        egress, host, pods, ..
-    } = bed;
-    egress.from_pod(Instant::ZERO, &packet, host, pods).unwrap();
+    bed.call(|egress, now, host| egress.from_pod(now, &packet, host))
+        .unwrap();
     let id = bed.last();
     let pieces: Vec<_> = payload.chunks(1000).map(<[u8]>::to_vec).collect();
     assert_eq!(sent(bed, id), pieces);

@@ -199,11 +199,8 @@ fn a_socket_of_a_pod_has_one_mapping_among_workers() {
         first.host.handed_over.clear();
         let mut storage = packet.clone();
         let whole = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
-        let Bed {
-            egress, host, pods, ..
-        } = &mut *second;
-        egress
-            .from_sibling(Instant::ZERO, &whole, host, pods)
+        second
+            .call(|egress, now, host| egress.from_sibling(now, &whole, host))
             .unwrap();
     }
     assert_eq!(

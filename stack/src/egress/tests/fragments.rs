@@ -299,11 +299,9 @@ fn fragments_of_a_pod_end_with_it() {
     let payload = pattern(3000, 1);
     send_all(&mut bed, &fragments(POD, 1, &payload)[..2]);
     send_all(&mut bed, &fragments(OTHER_POD, 1, &payload)[..2]);
-    let Bed {
-        egress, host, pods, ..
-    } = &mut bed;
-    egress.forget_pod(POD, host, pods);
-    assert_eq!(pods.lost, [(DropReason::EgressFragmentTimeout, 2)].into());
+    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    let timeout = DropReason::EgressFragmentTimeout;
+    assert_eq!(bed.pods.lost, [(timeout, 2)].into());
     bed.send(&fragments(POD, 1, &payload)[2]);
     assert!(bed.host.sockets.is_empty());
     bed.send(&fragments(OTHER_POD, 1, &payload)[2]);

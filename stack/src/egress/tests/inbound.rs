@@ -25,15 +25,8 @@ fn tcp(remote: SocketAddrV4) -> FlowKey {
 }
 
 fn dial_with(bed: &mut Bed, key: FlowKey, preface: &[u8]) -> Result<FlowId, DropReason> {
-    let Bed {
-        egress,
-        host,
-        pods,
-        now,
-        ..
-    } = bed;
-    let id = egress.dial(*now, key, preface, host, pods)?;
-    host.adopt(id);
+    let id = bed.call(|egress, now, host| egress.dial(now, key, preface, host))?;
+    bed.host.adopt(id);
     Ok(id)
 }
 
@@ -42,15 +35,8 @@ fn dial(bed: &mut Bed, key: FlowKey) -> FlowId {
 }
 
 fn deliver_with(bed: &mut Bed, key: FlowKey, payload: &[u8]) -> Result<FlowId, DropReason> {
-    let Bed {
-        egress,
-        host,
-        pods,
-        now,
-        ..
-    } = bed;
-    let id = egress.deliver(*now, key, payload, host, pods)?;
-    host.adopt_datagrams(id);
+    let id = bed.call(|egress, now, host| egress.deliver(now, key, payload, host))?;
+    bed.host.adopt_datagrams(id);
     Ok(id)
 }
 
@@ -321,14 +307,12 @@ fn flows_of_a_pod_that_vanishes_end_with_it() {
     let mut bed = Bed::new();
     let (_, connected) = accepted(&mut bed);
     let dialling = dial(&mut bed, tcp(SERVER));
-    let Bed {
-        egress, host, pods, ..
-    } = &mut bed;
-    egress.forget_pod(POD, host, pods);
+    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    let host = &mut bed.host;
     assert_eq!(host.dialled, [(dialling, Err(HostError::HostUnreachable))]);
     host.closed.sort_unstable();
     assert_eq!(host.closed, [(connected, true), (dialling, true)]);
-    assert_eq!(egress.counters().open, 0);
+    assert_eq!(bed.egress.counters().open, 0);
 }
 
 #[test]
@@ -414,10 +398,7 @@ fn the_last_free_port_is_found() {
     let mut bed = Bed::with(limits, Policy::closed());
     let key = |port| key(Protocol::Udp, SocketAddrV4::new(GATEWAY, port));
     let deliver = |bed: &mut Bed, port| {
-        let Bed {
-            egress, host, pods, ..
-        } = bed;
-        egress.deliver(Instant::ZERO, key(port), b"x", host, pods)
+        bed.call(|egress, now, host| egress.deliver(now, key(port), b"x", host))
     };
     for port in (49_152..=65_535).filter(|port| *port != 60_001) {
         deliver(&mut bed, port).unwrap();
@@ -580,10 +561,7 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     assert!(!is_stray(&bed, &answer), "the flow is here");
     let told = error(POD, 3, key(Protocol::Tcp, CLIENT));
     assert!(!is_stray(&bed, &told), "the flow is here");
-    let Bed {
-        egress, host, pods, ..
-    } = &mut bed;
-    egress.forget_pod(POD, host, pods);
+    bed.call(|egress, _, host| egress.forget_pod(POD, host));
     assert!(!is_stray(&bed, &udp(PORT, CLIENT)), "published no more");
     bed.egress.share(Owners::new(7).into(), 0);
     let segment = tcp(CLIENT, |it| it.ack(1));

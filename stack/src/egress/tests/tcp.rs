@@ -565,14 +565,11 @@ fn a_late_event_is_not_taken_for_another_flows() {
 fn flows_of_a_pod_end_with_it() {
     let mut bed = Bed::new();
     let (_, id) = bed.established();
-    let Bed {
-        egress, host, pods, ..
-    } = &mut bed;
-    egress.forget_pod(Ipv4Addr::new(10, 244, 1, 3), host, pods);
-    assert_eq!(host.closed, []);
-    egress.forget_pod(POD, host, pods);
-    assert_eq!(host.closed, [(id, true)]);
-    assert_eq!(egress.poll_at(), None);
+    bed.call(|egress, _, host| egress.forget_pod(Ipv4Addr::new(10, 244, 1, 3), host));
+    assert_eq!(bed.host.closed, []);
+    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    assert_eq!(bed.host.closed, [(id, true)]);
+    assert_eq!(bed.egress.poll_at(), None);
 }
 
 #[test]
@@ -584,13 +581,13 @@ fn a_pod_that_is_done_may_go_before_the_host_is() {
         bed.socket(handle).send_slice(b"all there is").unwrap();
         bed.socket(handle).close();
         bed.settle();
-        let Bed {
-            egress, host, pods, ..
-        } = &mut bed;
-        egress.forget_pod(POD, host, pods);
+        bed.call(|egress, _, host| egress.forget_pod(POD, host));
         // Of a part nobody is to think that it is the whole.
-        assert_eq!(host.closed, [(id, room == 10)]);
-        assert_eq!((egress.counters().open, egress.poll_at()), (0, None));
+        assert_eq!(bed.host.closed, [(id, room == 10)]);
+        assert_eq!(
+            (bed.egress.counters().open, bed.egress.poll_at()),
+            (0, None)
+        );
     }
 }
 
@@ -660,15 +657,8 @@ fn many_idle_connections_need_no_more_than_their_share() {
             bed.send(&syn);
             let id = bed.last();
             bed.fake(id).connected = Some(Ok(()));
-            let Bed {
-                egress,
-                host,
-                pods,
-                now,
-                ..
-            } = bed;
-            egress.ready(*now, id, Ready::default(), host, pods);
-            pods.packets.clear();
+            bed.call(|egress, now, host| egress.ready(now, id, Ready::default(), host));
+            bed.pods.packets.clear();
         }
     };
     let info = allocation_counter::measure(|| open(&mut bed));
@@ -688,19 +678,12 @@ fn segments_fit_another_mtu_at_once() {
         bed.egress.set_mtu(Mtu::new(mtu.into()).unwrap(), bed.now);
         let bytes = pattern(40_000, mtu as u8);
         bed.fake(id).inbox.extend(&bytes);
-        let Bed {
-            egress,
-            host,
-            pods,
-            now,
-            ..
-        } = &mut bed;
         let ready = Ready {
             readable: true,
             writable: false,
         };
-        egress.ready(*now, id, ready, host, pods);
-        let longest = pods.packets.iter().map(Vec::len).max().unwrap();
+        bed.call(|egress, now, host| egress.ready(now, id, ready, host));
+        let longest = bed.pods.packets.iter().map(Vec::len).max().unwrap();
         assert_eq!(longest, usize::from(mtu));
         all.extend(bytes);
         let received = download(&mut bed, handle, 40_000);
@@ -711,19 +694,12 @@ fn segments_fit_another_mtu_at_once() {
     // So do connections that begin now.
     let (_, id) = bed.established();
     bed.fake(id).inbox.extend(pattern(40_000, 1));
-    let Bed {
-        egress,
-        host,
-        pods,
-        now,
-        ..
-    } = &mut bed;
     let ready = Ready {
         readable: true,
         writable: false,
     };
-    egress.ready(*now, id, ready, host, pods);
-    assert!(pods.packets.iter().all(|it| it.len() <= 1000));
+    bed.call(|egress, now, host| egress.ready(now, id, ready, host));
+    assert!(bed.pods.packets.iter().all(|it| it.len() <= 1000));
 }
 
 #[test]
@@ -731,19 +707,17 @@ fn segments_fit_the_pods_mtu() {
     let mut bed = Bed::new();
     let (_, id) = bed.established();
     bed.fake(id).inbox.extend(pattern(40_000, 1));
-    let Bed {
-        egress,
-        host,
-        pods,
-        now,
-        ..
-    } = &mut bed;
     let ready = Ready {
         readable: true,
         writable: false,
     };
-    egress.ready(*now, id, ready, host, pods);
-    assert!(pods.packets.len() > 20);
-    assert!(pods.packets.iter().all(|it| it.len() <= MTU.into()));
-    assert!(pods.packets.iter().any(|it| it.len() == usize::from(MTU)));
+    bed.call(|egress, now, host| egress.ready(now, id, ready, host));
+    assert!(bed.pods.packets.len() > 20);
+    assert!(bed.pods.packets.iter().all(|it| it.len() <= MTU.into()));
+    assert!(
+        bed.pods
+            .packets
+            .iter()
+            .any(|it| it.len() == usize::from(MTU))
+    );
 }

@@ -41,30 +41,22 @@ impl Workers {
 
     /// The second one takes a packet of the pod, as its queue of the device brings it.
     fn take(&mut self, packet: &PacketBuf<'_>) {
-        let Bed {
-            now,
-            egress,
-            host,
-            pods,
-            ..
-        } = &mut self.second;
-        assert_eq!(egress.from_pod(*now, packet, host, pods), Ok(()));
+        assert_eq!(
+            self.second
+                .call(|egress, now, host| egress.from_pod(now, packet, host)),
+            Ok(())
+        );
         let expected = (0, packet.as_slice().to_vec());
-        assert_eq!(host.handed_over.drain(..).collect::<Vec<_>>(), [expected]);
+        assert_eq!(self.second.host.handed_over.drain(..).collect::<Vec<_>>(), [expected]);
         self.queue.push_back(OwnedPacket::copy(packet));
     }
 
     /// The first one takes what was handed to it, and loses none.
     fn hand_over(&mut self) {
         while let Some(mut packet) = self.queue.pop_front() {
-            let Bed {
-                now,
-                egress,
-                host,
-                pods,
-                ..
-            } = &mut self.first;
-            let taken = egress.from_sibling(*now, &packet.packet(), host, pods);
+            let taken = self
+                .first
+                .call(|egress, now, host| egress.from_sibling(now, &packet.packet(), host));
             assert_eq!(taken, Ok(()));
         }
     }
@@ -96,16 +88,11 @@ fn a_superpacket_that_is_handed_over_is_as_many_datagrams() {
     let longest = 65_535 - 28;
     for (len, size) in [(2500, 1000), (1, 1000), (3000, 1000), (longest, 1400)] {
         let mut workers = Workers::new();
-        let Bed {
-            now,
-            egress,
-            host,
-            pods,
-            ..
-        } = &mut workers.first;
-        let id = egress.deliver(*now, key(Protocol::Udp), b"hello", host, pods);
+        let id = workers
+            .first
+            .call(|egress, now, host| egress.deliver(now, key(Protocol::Udp), b"hello", host));
         let id = id.unwrap();
-        host.adopt_datagrams(id);
+        workers.first.host.adopt_datagrams(id);
 
         let payload = pattern(len, 3);
         let mut bytes = unfinished(&payload);
@@ -139,16 +126,9 @@ fn what_a_device_has_verified_stays_so_when_it_is_handed_over() {
     let mut workers = Workers::new();
     let first = &mut workers.first;
     let handle = first.listen(PORT);
-    let Bed {
-        now,
-        egress,
-        host,
-        pods,
-        ..
-    } = first;
-    let id = egress.dial(*now, key(Protocol::Tcp), b"", host, pods);
+    let id = first.call(|egress, now, host| egress.dial(now, key(Protocol::Tcp), b"", host));
     let id = id.unwrap();
-    host.adopt(id);
+    first.host.adopt(id);
     first.wait(Duration::from_millis(1));
     assert_eq!(first.socket(handle).state(), State::Established);
 
