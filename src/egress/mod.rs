@@ -6,20 +6,18 @@ mod error_queue;
 mod sockets;
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use muslin_stack::egress::{Config, Egress, FlowId, Limits, Owners};
+use muslin_stack::egress::{FlowId, Limits};
 use muslin_stack::guard;
-use nix::sys::epoll::{Epoll, EpollFlags};
+use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
-use crate::dns::Door;
 use crate::error::{Error, Result};
 
 pub(crate) use endpoints::Endpoints;
-pub(crate) use sockets::{HandOver, Sockets};
+pub(crate) use sockets::Sockets;
 
 /// What a user asks of egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,36 +50,6 @@ impl Settings {
         Err(Error::usage(format!(
             "--host-loopback: {address} {fault}: {advice}"
         )))
-    }
-}
-
-/// Flows of a worker with their sockets.
-pub(crate) struct Outside {
-    pub(crate) egress: Egress,
-    pub(crate) sockets: Sockets,
-    /// A packet that came in pieces, in one.
-    pub(crate) flat: Vec<u8>,
-}
-
-impl Outside {
-    /// Egress whose sockets' events come by `epoll`, with [`is_flow`] data. DNS is the gateway's
-    /// service.
-    pub(crate) fn new(
-        (config, dns): (Config, Door),
-        now: muslin_stack::Instant,
-        epoll: Arc<Epoll>,
-    ) -> Self {
-        Self {
-            egress: Egress::new(config, now),
-            sockets: Sockets::new(epoll, Some(dns)),
-            flat: Vec::new(),
-        }
-    }
-
-    /// Says that this is that worker's, among others to whom it gives packets of their flows.
-    pub(crate) fn share(&mut self, owners: Arc<Owners>, worker: u8, others: Vec<HandOver>) {
-        self.egress.share(owners, worker);
-        self.sockets.hand_over_to(worker, others);
     }
 }
 

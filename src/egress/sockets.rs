@@ -7,8 +7,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::buffer::PacketBuf;
-use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol};
 use nix::errno::Errno;
 use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo};
@@ -41,13 +39,7 @@ pub(crate) struct Sockets {
     clients: HashMap<Client, FlowId>,
     /// Whether the kernel cuts trains of datagrams apart.
     takes_trains: bool,
-    /// This worker's number, and the ways to all others.
-    worker: u8,
-    others: Vec<HandOver>,
 }
-
-/// The way of a packet to another worker.
-pub(crate) type HandOver = Box<dyn Fn(&PacketBuf<'_>) -> Result<(), DropReason> + Send>;
 
 /// The number of a published port and the address of who sends to it.
 pub(crate) type Client = (u32, SocketAddrV4);
@@ -72,20 +64,12 @@ impl Sockets {
             to_gateway: HashSet::new(),
             clients: HashMap::new(),
             takes_trains: false,
-            worker: 0,
-            others: Vec::new(),
         }
     }
 
     /// Sends trains of datagrams with one call from now on (`UDP_SEGMENT`, Linux 4.18).
     pub(crate) const fn send_trains(&mut self) {
         self.takes_trains = true;
-    }
-
-    /// Hands over packets to other workers from now on, which have their flows.
-    pub(crate) fn hand_over_to(&mut self, worker: u8, others: Vec<HandOver>) {
-        self.worker = worker;
-        self.others = others;
     }
 
     /// Gives a flow a socket that is connected to its other end.
@@ -188,12 +172,6 @@ impl Host for Sockets {
             self.to_gateway.insert(flow);
         }
         Ok(())
-    }
-
-    fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
-        let before = usize::from(worker > self.worker);
-        let other = self.others.get(usize::from(worker) - before);
-        other.map_or(Err(DropReason::EgressHandoverFull), |other| other(packet))
     }
 
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {

@@ -458,6 +458,11 @@ impl Wire {
                     (0..packets).for_each(|_| self.count(reason));
                     None
                 }
+                // There is no other worker.
+                Output::HandOver(..) => {
+                    self.count(DropReason::EgressHandoverFull);
+                    None
+                }
             };
             if let Some(reason) = lost {
                 egress.undelivered(now, reason);
@@ -514,10 +519,6 @@ impl Host for Locals {
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
         Err(HostError::Refused)
-    }
-
-    fn hand_over(&mut self, _: u8, _: &PacketBuf<'_>) -> Result<(), DropReason> {
-        Err(DropReason::EgressHandoverFull)
     }
 
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {

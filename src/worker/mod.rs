@@ -4,9 +4,8 @@
 //! Run to completion: the thread that read a packet also sends it, in the buffer it was read into.
 //! The control plane speaks to it by a queue of commands and an event descriptor.
 
-mod data_path;
-mod egress;
 mod output;
+mod packet_loop;
 mod published;
 mod uplink;
 
@@ -20,11 +19,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant as StdInstant};
 
 use ipnet::Ipv4Net;
-use muslin_encap::buffer::OwnedPacket;
 use muslin_encap::overhead::Mtu;
 use muslin_stack::Instant;
+use muslin_stack::datapath::{Datapath, Message};
 use muslin_stack::drops::Counters;
-use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo, Owners};
+use muslin_stack::egress::{
+    Config as EgressConfig, Counters as EgressCounters, Egress, FlowInfo, Owners,
+};
 use muslin_stack::neighbour::{Place, State};
 use muslin_stack::node::{NextHop, Node};
 use muslin_stack::peer::{Peer, PeerId, PeerState};
@@ -38,10 +39,11 @@ use tracing::warn;
 
 use crate::device::PodDevice;
 use crate::dns::Door;
+use crate::egress::Sockets;
 use crate::publish::{Bound, Published};
 use crate::underlay::Underlay;
 
-use data_path::DataPath;
+use packet_loop::{Mailbox, PacketLoop};
 
 /// Time since the process' first look at it, as the packet and lease rules count it.
 #[derive(Debug, Clone, Copy)]
@@ -147,18 +149,8 @@ struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// What another worker read.
-#[derive(Debug)]
-enum Heard {
-    /// A frame with ARP, from a port or the uplink, or with neighbour discovery from a port. An answer
-    /// need not come to the worker that asked.
-    Neighbour(Option<PortId>, Vec<u8>),
-    /// An IPv4 packet of a flow that this worker has.
-    Stray(OwnedPacket),
-}
-
-/// Such things that may wait; there are more where they came from.
-const HEARD: usize = 256;
+/// Messages that may wait for a worker.
+const MAILBOX_LEN: usize = 256;
 /// How long a command that must be done may take. The data path does not wait for anything.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long its tables may take, which it copies when its turn is over.
@@ -166,11 +158,20 @@ const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 /// When it is looked again whether a thread has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Another worker, as a worker sees it.
+/// A worker, as the others see it.
 #[derive(Debug, Clone)]
-struct Colleague {
-    heard: SyncSender<Heard>,
+struct Sibling {
+    messages: SyncSender<Message>,
     wake: Arc<EventFd>,
+}
+
+impl Sibling {
+    /// Tells it something; false if its mailbox is full.
+    fn tell(&self, message: Message) -> bool {
+        let told = self.messages.try_send(message).is_ok();
+        let _ = self.wake.write(1);
+        told
+    }
 }
 
 /// The data path has ended, which it only does by a defect or at the end.
@@ -201,37 +202,40 @@ impl Workers {
             limits: outside.limits.shared(nodes.len()),
             ..outside.clone()
         };
-        let (mut all, mut ears) = (Vec::new(), Vec::new());
+        let (mut all, mut inboxes) = (Vec::new(), Vec::new());
         for _ in &nodes {
-            let (sender, heard) = sync_channel(HEARD);
-            all.push(Colleague {
-                heard: sender,
+            let (sender, messages) = sync_channel(MAILBOX_LEN);
+            all.push(Sibling {
+                messages: sender,
                 wake: Arc::new(EventFd::from_flags(flags)?),
             });
-            ears.push(heard);
+            inboxes.push(messages);
         }
         let owners = Arc::new(Owners::new(outside.random_seed));
         let mut workers = Self(Vec::new());
-        for (index, ((node, underlay), heard)) in nodes.into_iter().zip(ears).enumerate() {
-            let mut colleagues = all.clone();
-            let wake = colleagues.remove(index).wake;
+        for (index, ((node, underlay), messages)) in nodes.into_iter().zip(inboxes).enumerate() {
+            let wake = all[index].wake.clone();
             let (commands, receiver) = channel();
-            let ear = data_path::Ear {
+            let mailbox = Mailbox {
                 commands: receiver,
-                heard,
+                messages,
                 wake: wake.clone(),
-                colleagues,
+                all: all.clone(),
                 // There are no more than fit (`--workers`).
                 index: u8::try_from(index).unwrap_or(u8::MAX),
-                owners: owners.clone(),
                 turns: Arc::default(),
             };
-            let turns = ear.turns.clone();
-            let (share, events) = ((share.clone(), dns.clone()), events.clone());
-            let data_path = DataPath::new(node, underlay, share, clock, events, ear)?;
+            let mut path = Datapath::new(node, Egress::new(share.clone(), clock.now()));
+            if all.len() > 1 {
+                path.share(owners.clone(), mailbox.index);
+            }
+            let turns = mailbox.turns.clone();
+            let sockets = |epoll| Sockets::new(epoll, Some(dns.clone()));
+            let events = events.clone();
+            let packet_loop = PacketLoop::new(path, underlay, sockets, clock, events, mailbox)?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
-                .spawn(move || data_path.run())?;
+                .spawn(move || packet_loop.run())?;
             workers.0.push(Worker {
                 commands,
                 wake,

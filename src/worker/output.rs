@@ -93,6 +93,21 @@ pub(super) struct Io {
     network: usize,
     /// Whether it was told that a device refused a superpacket.
     told: bool,
+    tally: Tally,
+}
+
+/// What became of packets after their verdict, until the node is told.
+#[derive(Default)]
+struct Tally {
+    lost: Vec<(DropReason, u64)>,
+    /// Ports that a frame was copied to, and its length.
+    flooded: Vec<(PortId, usize)>,
+}
+
+impl Tally {
+    fn lose(&mut self, reason: DropReason, packets: u64) {
+        self.lost.push((reason, packets));
+    }
 }
 
 impl Io {
@@ -104,6 +119,7 @@ impl Io {
             headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
             network,
             told: false,
+            tally: Tally::default(),
         }
     }
 
@@ -118,43 +134,39 @@ impl Io {
     }
 
     /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
-    pub(super) fn send(
-        &mut self,
-        node: &mut Node,
-        verdict: Verdict,
-        packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
-    ) {
-        match verdict {
-            Verdict::Port(port) => {
-                if let Err(reason) = self.send_to_port(port, packet, tail) {
-                    node.count_drops(reason, 1);
-                }
+    pub(super) fn send(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>, tail: &[&[u8]]) {
+        let sent = match verdict {
+            Verdict::Port(port) => self.send_to_port(port, packet, tail),
+            Verdict::Flood { except } => {
+                self.flood(except, packet, tail);
+                Ok(())
             }
-            Verdict::Flood { except } => self.flood(node, except, packet, tail),
-            Verdict::Uplink { .. } => {
-                if let Err(reason) = self.send_to_uplink(packet, tail) {
-                    node.count_drops(reason, 1);
-                }
-            }
+            Verdict::Uplink { .. } => self.send_to_uplink(packet, tail),
             Verdict::Peer {
                 destination, flow, ..
-            } if !packet.is_single() => {
-                self.send_superpacket(node, (destination, flow), packet);
-            }
-            Verdict::Peer { destination, .. } => {
-                if let Err(reason) = self.send_to_peer(destination, packet.as_slice()) {
-                    node.count_drops(reason, 1);
-                }
-            }
-            Verdict::Egress | Verdict::Consumed | Verdict::Drop(_) => {}
+            } if !packet.is_single() => self.send_superpacket((destination, flow), packet),
+            Verdict::Peer { destination, .. } => self.send_to_peer(destination, packet.as_slice()),
+            // The data path gives none to egress that it does not take itself.
+            Verdict::Egress | Verdict::Consumed | Verdict::Drop(_) => Ok(()),
+        };
+        if let Err(reason) = sent {
+            self.tally.lose(reason, 1);
+        }
+    }
+
+    /// Tells the node what became of packets after their verdict.
+    pub(super) fn settle(&mut self, node: &mut Node) {
+        for (reason, packets) in self.tally.lost.drain(..) {
+            node.count_drops(reason, packets);
+        }
+        for (port, len) in self.tally.flooded.drain(..) {
+            node.count_flooded(port, len);
         }
     }
 
     /// The same for a packet in the outbox' room, which waits there if it is for a peer.
     pub(super) fn send_later(
         &mut self,
-        node: &mut Node,
         verdict: Verdict,
         outbox: &mut Outbox,
         (headroom, len): (usize, usize),
@@ -169,17 +181,17 @@ impl Io {
                     let route = tunnel.route(destination, flow);
                     outbox.keep(headroom, len, route, offload);
                 }
-                None => node.count_drops(DropReason::UnderlayFailed, 1),
+                None => self.tally.lose(DropReason::UnderlayFailed, 1),
             }
             return;
         }
         if let Ok(packet) = PacketBuf::new(outbox.room(), headroom, len) {
-            self.send(node, verdict, &mut packet.with_offload(offload), &[]);
+            self.send(verdict, &mut packet.with_offload(offload), &[]);
         }
     }
 
     /// Sends what waits for the end of the batch.
-    pub(super) fn flush(&mut self, node: &mut Node, outbox: &mut Outbox) {
+    pub(super) fn flush(&mut self, outbox: &mut Outbox) {
         if let Some(tunnel) = &self.underlay.tunnel {
             let packets = outbox.packets.iter().map(|waiting| Outgoing {
                 key: waiting.route,
@@ -187,7 +199,7 @@ impl Io {
                 network: outbox.network,
                 offload: waiting.offload,
             });
-            send_all(tunnel, &mut outbox.headers, packets, node);
+            send_all(tunnel, &mut outbox.headers, packets, &mut self.tally);
             outbox.packets.clear();
             outbox.used = 0;
         }
@@ -196,36 +208,33 @@ impl Io {
     /// Sends a superpacket of the node's own to a peer.
     fn send_superpacket(
         &mut self,
-        node: &mut Node,
         (destination, flow): (SocketAddr, u32),
         packet: &PacketBuf<'_>,
-    ) {
-        let Some(tunnel) = &self.underlay.tunnel else {
-            return node.count_drops(DropReason::UnderlayFailed, 1);
-        };
+    ) -> Result<(), DropReason> {
+        let tunnel = self.underlay.tunnel.as_ref();
+        let tunnel = tunnel.ok_or(DropReason::UnderlayFailed)?;
         let outgoing = Outgoing {
             key: tunnel.route(destination, flow),
             packet: packet.as_slice(),
             network: self.network,
             offload: packet.offload(),
         };
-        send_all(tunnel, &mut self.headers, [outgoing], node);
+        send_all(tunnel, &mut self.headers, [outgoing], &mut self.tally);
+        Ok(())
     }
 
-    fn flood(
-        &mut self,
-        node: &mut Node,
-        except: Option<PortId>,
-        packet: &mut PacketBuf<'_>,
-        tail: &[&[u8]],
-    ) {
+    fn flood(&mut self, except: Option<PortId>, packet: &mut PacketBuf<'_>, tail: &[&[u8]]) {
         let Self {
-            ports, flat, told, ..
+            ports,
+            flat,
+            told,
+            tally,
+            ..
         } = self;
         for (&port, tap) in ports.iter().filter(|(port, _)| Some(**port) != except) {
             match send_frame(tap, packet, tail, flat, told).map_err(lost_to_port) {
-                Ok(()) => node.count_flooded(port, packet.total_len()),
-                Err(reason) => node.count_drops(reason, 1),
+                Ok(()) => tally.flooded.push((port, packet.total_len())),
+                Err(reason) => tally.lose(reason, 1),
             }
         }
     }
@@ -263,7 +272,7 @@ fn send_all<'a>(
     tunnel: &UdpSocket,
     headers: &mut [u8],
     packets: impl IntoIterator<Item = Outgoing<'a, Route>>,
-    node: &mut Node,
+    tally: &mut Tally,
 ) {
     let mut split = None;
     let mut packets = packets.into_iter().peekable();
@@ -273,12 +282,12 @@ fn send_all<'a>(
             match plan.push(outgoing, &mut split) {
                 Ok(Ok(())) => {}
                 Ok(Err(plan::Full)) => break,
-                Err(_) => node.count_drops(DropReason::SuperpacketRefused, 1),
+                Err(_) => tally.lose(DropReason::SuperpacketRefused, 1),
             }
             packets.next();
         }
         tunnel.send(&plan, |send, error| {
-            node.count_drops(lost_to_peer(error), send.packets.max(1) as u64);
+            tally.lose(lost_to_peer(error), send.packets.max(1) as u64);
         });
     }
 }

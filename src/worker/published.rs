@@ -25,9 +25,7 @@ use proxy_header::{ProxiedAddress, ProxyHeader};
 use socket2::Socket;
 use tracing::{debug, warn};
 
-use super::data_path::DataPath;
-use super::egress::route_output;
-use crate::egress::Outside;
+use super::packet_loop::PacketLoop;
 use crate::error::errno;
 use crate::publish::{Published as Ports, Transport};
 
@@ -117,7 +115,7 @@ impl Port {
     }
 }
 
-impl DataPath {
+impl PacketLoop {
     /// Takes the published ports of an attached pod; all workers know them, and the first has the
     /// sockets.
     pub(super) fn publish(
@@ -130,7 +128,7 @@ impl DataPath {
         for (ports, socket) in all {
             let pod = SocketAddrV4::new(address, ports.pod_port);
             if ports.transport == Transport::Udp {
-                self.outside.egress.expect_datagrams(pod);
+                self.path.expect_datagrams(pod);
             }
             let Some(socket) = socket else { continue };
             let index = self.published.next;
@@ -201,15 +199,11 @@ impl DataPath {
     /// Asks the pod for a connection.
     fn welcome(&mut self, now: Instant, index: u32, stream: Socket) {
         let Self {
-            node,
-            io,
-            outside,
+            path,
+            sockets,
             published,
             ..
         } = self;
-        let Outside {
-            egress, sockets, ..
-        } = &mut *outside;
         let Some(port) = published.ports.get(&index) else {
             return;
         };
@@ -227,9 +221,9 @@ impl DataPath {
         };
         let visible = port
             .visible(client, *local.ip())
-            .filter(|client| egress.find(&port.key(*client)).is_none());
-        let remote = visible.unwrap_or(SocketAddrV4::new(node.gateway(), 0));
-        match egress.dial(now, port.key(remote), &preface, sockets) {
+            .filter(|client| path.egress().find(&port.key(*client)).is_none());
+        let remote = visible.unwrap_or(SocketAddrV4::new(path.node().gateway(), 0));
+        match path.dial(now, port.key(remote), &preface, sockets) {
             Ok(flow) => {
                 if let Err(error) = sockets.adopt(flow, stream) {
                     // The flow ends when it finds that it has no socket.
@@ -237,11 +231,11 @@ impl DataPath {
                 }
             }
             Err(reason) => {
-                node.count_drops(reason, 1);
+                path.node_mut().count_drops(reason, 1);
                 let _ = stream.set_linger(Some(Duration::ZERO));
             }
         }
-        route_output(outside, now, node, io);
+        self.send_own();
     }
 
     fn receive(&mut self, now: Instant, index: u32) {
@@ -262,7 +256,7 @@ impl DataPath {
                 Ok((len, client, local)) => {
                     port.turn.take(work::of_packets(1, len));
                     if let Err(reason) = self.deliver(now, index, len, (client, local)) {
-                        self.node.count_drops(reason, 1);
+                        self.path.node_mut().count_drops(reason, 1);
                     }
                 }
                 Err(Errno::EINTR) => {}
@@ -284,38 +278,34 @@ impl DataPath {
         (client, local): (SocketAddrV4, Ipv4Addr),
     ) -> Result<(), DropReason> {
         let Self {
-            node,
-            io,
-            outside,
+            path,
+            sockets,
             published,
             ..
         } = self;
-        let Outside {
-            egress, sockets, ..
-        } = &mut *outside;
         let Published { ports, buffer, .. } = published;
         let port = ports.get(&index).ok_or(DropReason::PortGone)?;
         let known = sockets.flow_of((index, client));
-        let key = match known.and_then(|flow| egress.key(flow)) {
+        let key = match known.and_then(|flow| path.egress().key(flow)) {
             Some(key) => key,
             None => {
                 let visible = port.visible(client, local).map(|client| port.key(client));
-                match visible.filter(|key| egress.find(key).is_none()) {
+                match visible.filter(|key| path.egress().find(key).is_none()) {
                     Some(key) => key,
                     None => {
-                        let mut key = port.key(SocketAddrV4::new(node.gateway(), 0));
-                        let chosen = egress.free_port(key).ok_or(DropReason::EgressInUse)?;
+                        let mut key = port.key(SocketAddrV4::new(path.node().gateway(), 0));
+                        let chosen = path.free_port(key).ok_or(DropReason::EgressInUse)?;
                         key.remote.set_port(chosen);
                         key
                     }
                 }
             }
         };
-        let flow = egress.deliver(now, key, &buffer[..len], sockets)?;
+        let flow = path.deliver(now, key, &buffer[..len], sockets)?;
         if known != Some(flow) || !sockets.answers_from(flow, local) {
             sockets.share(flow, port.socket.clone(), (index, client), local);
         }
-        route_output(outside, now, node, io);
+        self.send_own();
         Ok(())
     }
 }

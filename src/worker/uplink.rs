@@ -6,17 +6,16 @@ use muslin_encap::overhead::Mtu;
 use muslin_encap::virtio::{Checksum, Header};
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
-use muslin_stack::node::Verdict;
 use nix::errno::Errno;
 use tracing::{debug, warn};
 
-use super::data_path::DataPath;
-use super::{Event, egress};
+use super::Event;
+use super::packet_loop::PacketLoop;
 use crate::underlay::uplink::Failure;
 
 type LinkHeader = [u8; frame::HEADER_LEN];
 
-impl DataPath {
+impl PacketLoop {
     pub(super) fn read_uplink(&mut self, queue: usize) {
         if let Some(turn) = self.uplink_turns.get_mut(queue) {
             turn.begin();
@@ -61,16 +60,16 @@ impl DataPath {
     fn handle_frames(&mut self) {
         let now = self.clock.now();
         let Self {
-            node,
+            path,
+            sockets,
             io,
             frames: Some(frames),
-            ear,
-            outside,
             ..
         } = self
         else {
             return;
         };
+        let node = path.node_mut();
         node.count_drops(DropReason::UnderlayOverflow, frames.lost());
         let settings = merge::Settings {
             mtu: node.uplink().map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
@@ -86,14 +85,8 @@ impl DataPath {
                 return;
             };
             let mut packet = packet.with_offload(offload).with_tail(rest);
-            if frame::is_arp(packet.as_slice()) {
-                ear.pass_on(None, packet.as_slice());
-            }
-            let verdict = node.from_uplink(now, &mut packet);
-            if verdict == Verdict::Egress {
-                egress::take_packet(outside, now, &packet, tail, node, io);
-            }
-            io.send(node, verdict, &mut packet, tail);
+            let verdict = path.from_uplink(now, &mut packet, tail, sockets);
+            io.send(verdict, &mut packet, tail);
         };
         let mut merger = Merger::new(settings);
         for (header, frame) in frames.frames() {
@@ -120,7 +113,7 @@ impl DataPath {
         }
         merger.flush(&mut deliver);
         for _ in 0..refused {
-            self.node.refuse_uplink_frame();
+            self.path.node_mut().refuse_uplink_frame();
         }
     }
 }

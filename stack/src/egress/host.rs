@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::SocketAddrV4;
 
-use muslin_encap::buffer::PacketBuf;
 use thiserror::Error;
 
 use super::{Complaint, FlowKey, Marks};
@@ -145,13 +144,6 @@ pub trait Host {
     /// # Errors
     /// `Refused` if nothing serves there.
     fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError>;
-
-    /// Gives a packet of a pod to the worker that has its flow (see [`super::Egress::share`]), which
-    /// takes it by [`super::Egress::from_sibling`].
-    ///
-    /// # Errors
-    /// Why it is dropped.
-    fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) -> Result<(), DropReason>;
 
     /// Says, once, what became of [`super::Egress::dial`]. If there is no connection the flow's
     /// socket is closed after this.

@@ -366,7 +366,7 @@ impl Egress {
     }
 
     /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked. It
-    /// goes to [`Host::hand_over`] if its flow is another worker's.
+    /// is handed over if its flow is another worker's ([`Output::HandOver`]).
     ///
     /// # Errors
     /// The reason to drop it; where the sender may be told, it was.
@@ -403,7 +403,10 @@ impl Egress {
         out: &mut Outbox,
     ) -> Step {
         match self.elsewhere(packet.as_slice()) {
-            Some(worker) => host.hand_over(worker, packet),
+            Some(worker) => {
+                out.hand_over(worker, packet);
+                Ok(())
+            }
             None => self.take_whole(now, packet, host, out),
         }
     }
@@ -471,6 +474,11 @@ impl Egress {
     /// until nothing is left.
     pub fn poll_output(&mut self) -> Option<Output<'_>> {
         self.out.poll()
+    }
+
+    /// The buffer of the packet that was polled last.
+    pub(crate) fn polled(&mut self) -> &mut [u8] {
+        self.out.polled()
     }
 
     /// The packet that was polled last does not get to its pod.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
-use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
 use muslin_encap::virtio::Header;
 
 use super::FlowId;
@@ -28,6 +28,9 @@ pub enum Output<'a> {
     Relayed(Ipv4Addr, IcmpError, &'a [u8]),
     /// So many packets of pods that had been taken are lost.
     Lost(DropReason, u64),
+    /// A packet of a pod whose flow that worker has (see [`super::Egress::share`]), which takes it by
+    /// [`super::Egress::from_sibling`].
+    HandOver(u8, OwnedPacket),
 }
 
 /// The queue of what is to be polled.
@@ -59,6 +62,7 @@ enum Entry {
         len: usize,
     },
     Lost(DropReason, u64),
+    HandOver(u8, OwnedPacket),
 }
 
 impl Outbox {
@@ -112,6 +116,12 @@ impl Outbox {
         self.queue.push_back(Entry::Lost(reason, packets));
     }
 
+    /// Gives a packet to the worker that has its flow.
+    pub(super) fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) {
+        let entry = Entry::HandOver(worker, OwnedPacket::copy(packet));
+        self.queue.push_back(entry);
+    }
+
     /// What was sent or told first.
     pub(super) fn poll(&mut self) -> Option<Output<'_>> {
         self.put_back();
@@ -141,7 +151,16 @@ impl Outbox {
                 }
             }
             Entry::Lost(reason, packets) => Output::Lost(reason, packets),
+            Entry::HandOver(worker, packet) => Output::HandOver(worker, packet),
         })
+    }
+
+    /// The buffer of what was polled last; empty if it had none.
+    pub(super) fn polled(&mut self) -> &mut [u8] {
+        match &mut self.latest {
+            Some((buffer, _)) => buffer,
+            None => &mut [],
+        }
     }
 
     /// The flow that is told if the packet that was polled last does not reach its pod.

@@ -438,6 +438,12 @@ impl Node {
         self.count(verdict, packet.total_len())
     }
 
+    /// Whether there is a packet that the node itself has to send.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.output.queue.is_empty()
+    }
+
     /// The next packet the node itself has to send, copied into `packet`.
     pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
         let (verdict, bytes) = self.output.queue.pop_front()?;

@@ -125,7 +125,7 @@ pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
 /// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
 /// ARP message that an address is where it is not.
 pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
-    let gateway = (running.node.gateway(), running.gateway_mac);
+    let gateway = (running.path.node().gateway(), running.gateway_mac);
     let pods = running.ports.values();
     let pods = pods.map(|plugged| (plugged.address, plugged.device.attachment().mac));
     let mut places = pods.chain([gateway]);
@@ -262,7 +262,7 @@ impl Cluster {
                 let running = process.running.as_ref();
                 machine.is_wanted
                     && process.agent.is_settled()
-                    && running.is_some_and(|running| running.node.peers().count() == others)
+                    && running.is_some_and(|running| running.path.node().peers().count() == others)
             }
         })
     }
@@ -274,7 +274,9 @@ impl Cluster {
             .iter()
             .filter_map(|machine| machine.process.as_ref());
         let running = processes.filter_map(|process| process.running.as_ref());
-        running.map(|running| running.node.routes().count()).sum()
+        running
+            .map(|running| running.path.node().routes().count())
+            .sum()
     }
 
     /// The leases that the store has.
@@ -355,7 +357,12 @@ impl Cluster {
         // A record under a node's own address is none of a peer.
         let peers = peers.filter(|peer| *peer.address.ip() != public_ip);
         let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
-        compare(number, &expected.collect(), &reach(&running.node), text);
+        compare(
+            number,
+            &expected.collect(),
+            &reach(running.path.node()),
+            text,
+        );
     }
 
     /// All pairs of pods talk to each other.
@@ -396,7 +403,7 @@ impl Cluster {
             let asked = self.neighbours();
             for pair in &asked {
                 if let Some(running) = self.machines[pair.from.machine].running(pair.from) {
-                    running.node.probe(now, pair.id);
+                    running.path.node_mut().probe(now, pair.id);
                 }
                 self.settle(pair.from)?;
             }
@@ -434,7 +441,7 @@ impl Cluster {
             let Some((process, ..)) = all[machine] else {
                 continue;
             };
-            for state in running.node.peers() {
+            for state in running.path.node().peers() {
                 let address = *state.peer.address.ip();
                 let is_it = |other: &Option<(u64, Ipv4Net, Ipv4Addr)>| {
                     other.is_some_and(|(_, subnet, ip)| {
@@ -443,7 +450,7 @@ impl Cluster {
                 };
                 if let Some(other) = all.iter().position(is_it) {
                     // What comes from an address counts for the first peer there.
-                    let all_there = running.node.peers();
+                    let all_there = running.path.node().peers();
                     let all_there = all_there.filter(|it| *it.peer.address.ip() == address);
                     pairs.push(Pair {
                         from: Who { machine, process },
@@ -540,7 +547,7 @@ fn compare(number: usize, expected: &Reach, actual: &Reach, text: &mut String) {
 
 /// Tables keep their bounds, hold nothing of ports that have gone, and routes are those of peers.
 fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
-    let node = &running.node;
+    let node = running.path.node();
     let wrong = |what: &str| Err(Violation(format!("machine {number} {what}")));
     let limits = super::cluster::LIMITS;
     let learned = node.fdb().filter(|(_, entry)| entry.seen.is_some());

@@ -65,7 +65,6 @@ pub(super) enum Due {
     FromDevice(Who, PortId, Sent),
     Turn(Who, PortId),
     Frame(usize, Vec<u8>),
-    Flows(Who),
     Socket(Who, FlowId, Happening),
     Datagram {
         source: SocketAddr,
@@ -257,7 +256,6 @@ impl Cluster {
             Due::ToDevice(who, port, frame) => self.deliver(who, port, &frame)?,
             Due::FromDevice(who, port, frame) => self.hear_device(who, port, frame),
             Due::Turn(who, port) => self.take_turn(who, port)?,
-            Due::Flows(who) => self.flows_timeout(who)?,
             Due::Socket(who, id, happening) => self.socket_event(who, id, happening)?,
             Due::Frame(machine, bytes) => self.take_link_frame(machine, &bytes)?,
             Due::Datagram {

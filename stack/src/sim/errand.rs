@@ -243,8 +243,8 @@ impl Cluster {
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             let running = process.and_then(|process| process.running.as_ref());
-            let way = running.and_then(|running| running.way_out.as_ref());
-            for flow in way.into_iter().flat_map(|way| way.sockets.streams()) {
+            let streams = running.map(|running| running.way_out.sockets.streams());
+            for flow in streams.into_iter().flatten() {
                 let done = self.oracle.errands.get(&flow).and_then(|it| it.done);
                 if done.is_some_and(|done| done + FAREWELL <= now)
                     && !self.outside.was_cut(number, done.unwrap_or(now))
@@ -263,8 +263,7 @@ impl Cluster {
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             let running = process.and_then(|process| process.running.as_ref());
-            let way = running.and_then(|running| running.way_out.as_ref());
-            if let Some(info) = way.and_then(|way| way.egress.flows().next()) {
+            if let Some(info) = running.and_then(|running| running.path.egress().flows().next()) {
                 return Err(Violation(format!(
                     "machine {number} has a flow that is idle for a day: {info:?}"
                 )));

@@ -145,7 +145,6 @@ impl Due {
             | Self::Node(who)
             | Self::FromDevice(who, ..)
             | Self::Turn(who, _)
-            | Self::Flows(who)
             | Self::Socket(who, ..) => Some(who.machine),
             Self::Frame(machine, _) => Some(*machine),
             Self::Request(..)

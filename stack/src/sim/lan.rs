@@ -53,7 +53,7 @@ impl Cluster {
         });
         let process = machine.process.as_mut();
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
-            running.node.set_uplink(uplink);
+            running.path.node_mut().set_uplink(uplink);
         }
     }
 
@@ -174,8 +174,9 @@ impl Cluster {
     }
 
     fn give_frame(&mut self, who: Who, bytes: &[u8]) -> Result<(), Violation> {
-        self.through(who, (bytes, Header::default()), |node, now, packet| {
-            node.from_uplink(now, packet)
+        let bare = (bytes, Header::default());
+        self.through(who, bare, |path, now, packet, sockets| {
+            path.from_uplink(now, packet, &[], sockets)
         })
         .map(drop)
     }

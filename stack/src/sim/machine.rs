@@ -13,9 +13,9 @@ use super::agent::Agent;
 use super::device::{Device, Sent};
 use super::frozen::Frozen;
 use super::way_out::WayOut;
+use crate::datapath::Datapath;
 use crate::ipam::{AddressPool, Memory, PodName};
 use crate::lease::{NetworkConfig, Peers, SubnetKey};
-use crate::node::Node;
 use crate::port::PortId;
 
 /// A process of a machine. What was meant for an earlier one is not for a later one.
@@ -71,11 +71,11 @@ pub(super) struct Process {
 pub(super) struct Running {
     pub(super) key: SubnetKey,
     pub(super) config: NetworkConfig,
-    pub(super) node: Node,
+    pub(super) path: Datapath,
     pub(super) gateway_mac: EthernetAddress,
     pub(super) pool: AddressPool,
-    /// Flows to addresses outside, once there was one.
-    pub(super) way_out: Option<Box<WayOut>>,
+    /// The sockets of its flows to addresses outside.
+    pub(super) way_out: Box<WayOut>,
     pub(super) ports: BTreeMap<PortId, Plugged>,
     /// Pods of the process before that are not attached again yet.
     pub(super) unplugged: BTreeSet<PodName>,

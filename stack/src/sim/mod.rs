@@ -1,12 +1,11 @@
 //! A deterministic simulator of whole clusters: nodes, their pods, the links between them, the store
 //! of their leases, and servers outside the overlay, in one thread and in virtual time.
 //!
-//! What runs is what runs in production: [`crate::node::Node`], [`crate::egress::Egress`],
+//! What runs is what runs in production: [`crate::datapath::Datapath`] with its node and egress,
 //! [`crate::lease::Manager`], [`crate::lease::Peers`] and [`crate::ipam::AddressPool`]. What a real
 //! node has around them is here anew, as simple as it can be: `agent` does what the lease task of
-//! `src/lease/runner.rs` does, `cluster` what `src/node/` and the workers do, `way_out` what
-//! `src/worker/egress.rs` does, `sockets` what `src/egress/` and the host's kernel do. Pods are
-//! smoltcp with TCP, UDP and ping.
+//! `src/lease/runner.rs` does, `cluster` what `src/node/` and the workers do, `sockets` what
+//! `src/egress/` and the host's kernel do. Pods are smoltcp with TCP, UDP and ping.
 //!
 //! # A run
 //!

@@ -74,14 +74,28 @@ impl Cluster {
         let subnet = running.key.ipv4;
         let sender = self.oracle.new_sender(address);
         let device: Box<dyn Device> = if behaves {
-            Box::new(Pod::new(mac, address, subnet, running.node.mtu(), seed))
+            Box::new(Pod::new(
+                mac,
+                address,
+                subnet,
+                running.path.node().mtu(),
+                seed,
+            ))
         } else {
             let gateway = disk.gateway_mac.get();
-            Box::new(Rogue::new(mac, address, gateway, running.node.gateway()))
+            Box::new(Rogue::new(
+                mac,
+                address,
+                gateway,
+                running.path.node().gateway(),
+            ))
         };
         let port = PortId(running.next_port);
         running.next_port += 1;
-        running.node.attach(port, device.attachment().clone());
+        running
+            .path
+            .node_mut()
+            .attach(port, device.attachment().clone());
         running.awaited.0.remove(&address);
         let plugged = Plugged {
             name: name.clone(),
@@ -113,13 +127,19 @@ impl Cluster {
             port.map(|(port, _)| *port)
         });
         if let Some(port) = port {
-            self.forget_flows(who, port)?;
             self.unplug(who, port, &name)?;
         }
         self.settle(who)
     }
 
     fn unplug(&mut self, who: Who, port: PortId, name: &PodName) -> Result<(), Violation> {
+        let was_attached = self.call(who, |path, _, sockets| {
+            sockets.pod_is_gone = true;
+            let was_attached = path.detach(port, sockets);
+            sockets.pod_is_gone = false;
+            was_attached
+        });
+        self.settle(who)?;
         let machine = &mut self.machines[who.machine];
         let Some(running) = machine.running(who) else {
             return Ok(());
@@ -129,7 +149,7 @@ impl Cluster {
         running.gone.extend(mac);
         running.pool.release(name);
         let memory = running.pool.memory();
-        if !running.node.detach(port) {
+        if was_attached != Some(true) {
             return Err(Violation(format!("port {port} was not attached")));
         }
         if let Some(disk) = &mut machine.disk {

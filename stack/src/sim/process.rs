@@ -15,6 +15,9 @@ use super::cluster::{Cluster, Due, LIMITS, PREFIX};
 use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
+use super::way_out::{self, WayOut};
+use crate::datapath::Datapath;
+use crate::egress::Egress;
 use crate::guard::Policy;
 use crate::ipam::AddressPool;
 use crate::lease::{
@@ -117,11 +120,8 @@ impl Cluster {
         machine.mtu = mtu;
         let process = machine.process.as_mut();
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
-            let inner = inner_mtu(running.node.format(), mtu)?;
-            running.node.set_mtu(inner);
-            if let Some(way_out) = &mut running.way_out {
-                way_out.egress.set_mtu(inner, now);
-            }
+            let inner = inner_mtu(running.path.node().format(), mtu)?;
+            running.path.set_mtu(inner, now);
             for plugged in running.ports.values_mut() {
                 plugged.device.set_mtu(now, inner);
             }
@@ -170,7 +170,7 @@ impl Cluster {
                 if let (Some(known), Some(running)) =
                     (process.peers.forget(key), &mut process.running)
                 {
-                    running.node.remove_peer(known.id);
+                    running.path.node_mut().remove_peer(known.id);
                 }
             }
             Change::Left => {
@@ -227,6 +227,8 @@ impl Cluster {
         let node = node.and_then(|config| {
             Node::new(config, now).map_err(|error| Violation(error.to_string()))
         })?;
+        let egress = way_out::config(key.ipv4, node.mtu(), self.outside.seed());
+        let egress = Egress::new(egress, now);
         let pool = match disk.addresses.clone() {
             Some(memory) => AddressPool::with_memory(key.ipv4, memory),
             None => AddressPool::new(key.ipv4),
@@ -240,10 +242,10 @@ impl Cluster {
         let mut running = Running {
             key,
             config,
-            node,
+            path: Datapath::new(node, egress),
             gateway_mac: disk.gateway_mac.get(),
             pool,
-            way_out: None,
+            way_out: Box::new(WayOut::new(self.outside.seed(), now)),
             ports: BTreeMap::new(),
             unplugged: BTreeSet::new(),
             awaited: (awaited, now + AWAITED),
@@ -251,12 +253,18 @@ impl Cluster {
             next_port: 0,
             timer: Timer::default(),
         };
-        running.node.set_egress(Some(running.config.network));
+        running
+            .path
+            .node_mut()
+            .set_egress(Some(running.config.network));
         let (awaited, until) = &running.awaited;
-        running.node.await_pods(awaited.iter().copied(), *until);
+        running
+            .path
+            .node_mut()
+            .await_pods(awaited.iter().copied(), *until);
         for (key, known) in process.peers.iter() {
             if let Ok(peer) = known.peer(*key, &running.config.backend) {
-                running.node.set_peer(peer);
+                running.path.node_mut().set_peer(peer);
             }
         }
         process.running = Some(running);
@@ -302,9 +310,9 @@ impl Process {
             return;
         };
         match known.peer(key, &running.config.backend) {
-            Ok(peer) => running.node.set_peer(peer),
+            Ok(peer) => running.path.node_mut().set_peer(peer),
             Err(_) => {
-                running.node.remove_peer(known.id);
+                running.path.node_mut().remove_peer(known.id);
             }
         }
     }

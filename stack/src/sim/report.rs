@@ -44,24 +44,23 @@ impl Cluster {
         for plugged in running.ports.values() {
             let _ = writeln!(text, "  pod {} at {}", plugged.name, plugged.address);
         }
-        let mut routes: Vec<_> = running.node.routes().collect();
+        let mut routes: Vec<_> = running.path.node().routes().collect();
         routes.sort_by_key(|(prefix, _)| *prefix);
         for (prefix, hop) in routes {
             let via = match hop {
                 NextHop::Local => "its pods".to_owned(),
                 NextHop::Peer(id) => {
-                    let mut peers = running.node.peers();
+                    let mut peers = running.path.node().peers();
                     let peer = peers.find(|state| state.peer.id == *id);
                     peer.map_or("nobody".to_owned(), |state| state.peer.address.to_string())
                 }
             };
             let _ = writeln!(text, "  route {prefix} via {via}");
         }
-        if let Some(way) = &running.way_out {
-            way.describe(text);
-        }
+        running.describe_flows(text);
         for (reason, count) in running
-            .node
+            .path
+            .node()
             .counters()
             .drops()
             .filter(|(_, count)| *count > 0)

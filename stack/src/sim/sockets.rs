@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::{Duration, Instant};
 
 use super::cluster::LOCAL;
@@ -15,7 +14,6 @@ use super::mailbox::Mailbox;
 use super::outside::{Script, Server};
 use super::random::{Random, Stream};
 use super::stream::Stream as Connection;
-use crate::drops::DropReason;
 use crate::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready};
 
 /// A router on the way to servers.
@@ -330,12 +328,6 @@ impl Host for Sockets {
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
         Err(HostError::Refused)
-    }
-
-    fn hand_over(&mut self, worker: u8, _: &PacketBuf<'_>) -> Result<(), DropReason> {
-        let wrong = format!("a packet is handed over to worker {worker} of one");
-        self.wrong.get_or_insert(wrong);
-        Err(DropReason::EgressHandoverFull)
     }
 
     fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {

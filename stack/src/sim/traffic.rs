@@ -14,9 +14,11 @@ use super::cluster::{Cluster, Due, LOCAL, in_words};
 use super::device::{Identity, Sent};
 use super::link::Fate;
 use super::machine::Who;
+use super::sockets::Sockets;
+use crate::datapath::{Datapath, Output};
 use crate::drops::DropReason;
 use crate::frame;
-use crate::node::{Node, Verdict};
+use crate::node::Verdict;
 use crate::port::PortId;
 use crate::work;
 
@@ -26,6 +28,8 @@ const CAPTURED: usize = 16;
 const OUTSIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 /// IPv4 and UDP header.
 const OUTER_HEADERS: usize = 28;
+/// Timeouts that may be handled in one millisecond.
+const MAX_TIMEOUTS: u32 = 2_000;
 /// How long a turn of a port takes.
 const TURN: Duration = Duration::from_micros(200);
 
@@ -49,10 +53,10 @@ impl Cluster {
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        running.node.begin_turn(port);
+        running.path.node_mut().begin_turn(port);
         let mut taken = 0;
         while let Some(running) = self.machines[who.machine].running(who)
-            && running.node.goes_on(port)
+            && running.path.node().goes_on(port)
             && let Some(plugged) = running.ports.get_mut(&port)
             && let Some(sent) = plugged.waiting.pop_front()
         {
@@ -89,12 +93,12 @@ impl Cluster {
         });
         let Ok(offload) = Header::parse(header) else {
             if let Some(running) = self.machines[who.machine].running(who) {
-                running.node.refuse_frame(port, frame.len());
+                running.path.node_mut().refuse_frame(port, frame.len());
             }
             return self.settle(who).map(|()| None);
         };
-        let verdict = self.through(who, (frame, offload), |node, now, packet| {
-            node.from_port(now, port, packet)
+        let verdict = self.through(who, (frame, offload), |path, now, packet, sockets| {
+            path.from_port(now, port, packet, sockets)
         })?;
         if verdict == Some(Verdict::Drop(DropReason::Storm)) && self.rogue(who) != Some(port) {
             return Err(Violation(format!(
@@ -119,8 +123,8 @@ impl Cluster {
             return Ok(());
         };
         let bare = (bytes, Header::default());
-        let verdict = self.through(who, bare, |node, now, packet| {
-            node.from_underlay(now, source, packet)
+        let verdict = self.through(who, bare, |path, now, packet, sockets| {
+            path.from_underlay(now, source, packet, &[], sockets)
         })?;
         let is_dropped = verdict.is_none_or(|verdict| matches!(verdict, Verdict::Drop(_)));
         if source.ip() == IpAddr::V4(OUTSIDER) && self.setup.guards_peers && !is_dropped {
@@ -137,20 +141,25 @@ impl Cluster {
         &mut self,
         who: Who,
         (bytes, offload): (&[u8], Header),
-        call: impl FnOnce(&mut Node, Instant, &mut PacketBuf<'_>) -> Verdict,
+        call: impl FnOnce(&mut Datapath, Instant, &mut PacketBuf<'_>, &mut Sockets) -> Verdict,
     ) -> Result<Option<Verdict>, Violation> {
-        let now = self.queue.now();
         let mut storage = std::mem::take(&mut self.storage);
+        let Some(room) = storage.get_mut(HEADROOM..HEADROOM + bytes.len()) else {
+            self.storage = storage;
+            return Ok(None);
+        };
+        room.copy_from_slice(bytes);
         let mut result = Ok(None);
-        if let Some(running) = self.machines[who.machine].running(who)
-            && let Some(room) = storage.get_mut(HEADROOM..HEADROOM + bytes.len())
-        {
-            room.copy_from_slice(bytes);
-            if let Ok(packet) = PacketBuf::new(&mut storage, HEADROOM, bytes.len()) {
-                let mut packet = packet.with_offload(offload);
-                let verdict = call(&mut running.node, now, &mut packet);
+        if let Ok(packet) = PacketBuf::new(&mut storage, HEADROOM, bytes.len()) {
+            let mut packet = packet.with_offload(offload);
+            let before = self.went_out(who);
+            let taken = self.call(who, |path, now, sockets| {
+                call(path, now, &mut packet, sockets)
+            });
+            if let Some(verdict) = taken {
                 result = self
-                    .carry_out(who, verdict, &mut packet)
+                    .check_datagram(who, verdict, bytes, before)
+                    .and_then(|()| self.carry_out(who, verdict, &mut packet))
                     .map(|()| Some(verdict));
             }
         }
@@ -160,25 +169,55 @@ impl Cluster {
         Ok(verdict)
     }
 
-    /// Sends what a node has to send itself, checks its books, and lets its timer run.
+    /// Calls a node's data path. `None` if no node runs.
+    pub(super) fn call<R>(
+        &mut self,
+        who: Who,
+        call: impl FnOnce(&mut Datapath, Instant, &mut Sockets) -> R,
+    ) -> Option<R> {
+        let now = self.queue.now();
+        let is_cut = self.outside.is_cut(who.machine);
+        let running = self.machines[who.machine].running(who)?;
+        let sockets = &mut running.way_out.sockets;
+        (sockets.now, sockets.is_cut) = (now, is_cut);
+        Some(call(&mut running.path, now, sockets))
+    }
+
+    /// Does what a data path says of its own accord, checks its books, and lets its timer run.
     pub(super) fn settle(&mut self, who: Who) -> Result<(), Violation> {
         let now = self.queue.now();
-        let mut storage = std::mem::take(&mut self.storage);
-        let mut result = Ok(());
-        while result.is_ok()
-            && let Some(running) = self.machines[who.machine].running(who)
-            && let Ok(mut packet) = PacketBuf::new(&mut storage, HEADROOM, 0)
-            && let Some(verdict) = running.node.poll_output(&mut packet)
-        {
-            result = self.carry_out(who, verdict, &mut packet);
-        }
-        self.storage = storage;
-        result?;
+        let mut outputs = Vec::new();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        check::counters(who.machine, &running.node)?;
-        let at = running.node.poll_at();
+        let format = running.path.node().format();
+        while let Some(output) = running.path.poll_output(now) {
+            match output {
+                Output::Packet(verdict, mut packet) => {
+                    let is_right = packet.offload().check(packet.len());
+                    is_right.map_err(|error| Violation(format!("a packet has {error}")))?;
+                    let network = network_of(verdict, format);
+                    let segments = segments(&mut packet, network);
+                    let segments = segments.ok_or(Violation("a superpacket is none".to_owned()))?;
+                    outputs.extend(segments.into_iter().map(|segment| (verdict, segment)));
+                }
+                Output::Message(to, _) => {
+                    return Err(Violation(format!("a lone worker tells {to:?}")));
+                }
+            }
+        }
+        for (verdict, segment) in &outputs {
+            Self::check_arrival(running, *verdict, segment)?;
+        }
+        for (verdict, segment) in outputs {
+            self.carry_out_one(who, verdict, &segment)?;
+        }
+        self.look_outside(who)?;
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(());
+        };
+        check::counters(who.machine, running.path.node())?;
+        let at = running.path.poll_at();
         if running.timer.arm(at) {
             self.queue.schedule(at.max(now), Due::Node(who));
         }
@@ -193,14 +232,17 @@ impl Cluster {
         if !running.timer.fires(now) {
             return Ok(());
         }
-        running.node.handle_timeout(now);
-        if running.node.poll_at() <= now {
+        let is_often = running.way_out.count_timeout(now) > MAX_TIMEOUTS;
+        self.call(who, |path, now, sockets| path.handle_timeout(now, sockets));
+        self.settle(who)?;
+        let running = self.machines[who.machine].running(who);
+        if is_often || running.is_some_and(|running| running.path.poll_at() <= now) {
             return Err(Violation(format!(
                 "a timer of machine {} spins",
                 who.machine
             )));
         }
-        self.settle(who)
+        Ok(())
     }
 
     /// Does what a node says of a packet, which reaches devices and wires in segments.
@@ -210,17 +252,11 @@ impl Cluster {
         verdict: Verdict,
         packet: &mut PacketBuf<'_>,
     ) -> Result<(), Violation> {
-        if verdict == Verdict::Egress {
-            return self.take_out(who, packet);
-        }
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        let network = match verdict {
-            Verdict::Peer { .. } => running.node.format().map_or(0, Format::network_offset),
-            _ => frame::HEADER_LEN,
-        };
-        match segments(packet, network) {
+        let format = running.path.node().format();
+        match segments(packet, network_of(verdict, format)) {
             Some(segments) => {
                 let mut each = segments.iter();
                 each.try_for_each(|segment| self.carry_out_one(who, verdict, segment))
@@ -233,12 +269,7 @@ impl Cluster {
         }
     }
 
-    pub(super) fn carry_out_one(
-        &mut self,
-        who: Who,
-        verdict: Verdict,
-        bytes: &[u8],
-    ) -> Result<(), Violation> {
+    fn carry_out_one(&mut self, who: Who, verdict: Verdict, bytes: &[u8]) -> Result<(), Violation> {
         let now = self.queue.now();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
@@ -257,7 +288,7 @@ impl Cluster {
             Verdict::Flood { except } => {
                 let ports: Vec<_> = running.ports.keys().copied().collect();
                 for port in ports.into_iter().filter(|port| Some(*port) != except) {
-                    running.node.count_flooded(port, bytes.len());
+                    running.path.node_mut().count_flooded(port, bytes.len());
                     let due = Due::ToDevice(who, port, bytes.to_vec());
                     self.queue.schedule(now + LOCAL, due);
                 }
@@ -364,9 +395,17 @@ impl Cluster {
     }
 }
 
+/// Where a packet with this verdict has its IP header.
+fn network_of(verdict: Verdict, format: Option<Format>) -> usize {
+    match verdict {
+        Verdict::Peer { .. } => format.map_or(0, Format::network_offset),
+        _ => frame::HEADER_LEN,
+    }
+}
+
 /// What a packet is as a device without offloads sees it. `None` for a superpacket that nobody can
 /// take apart.
-pub(super) fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> {
+fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> {
     let Some(gso) = packet.offload().gso else {
         packet.complete();
         return Some(vec![packet.as_slice().to_vec()]);

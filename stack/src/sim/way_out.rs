@@ -1,31 +1,26 @@
-//! A node's way out: egress, wired to the node and to sockets as the workers of `src/worker/` wire
-//! it, and what must be true of it after every call.
+//! A node's way out: the sockets of its egress, and what must be true of flows after every call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
-use muslin_encap::buffer::PacketBuf;
+use ipnet::Ipv4Net;
+use muslin_encap::overhead::Mtu;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
+use smoltcp::wire::{EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::Violation;
 use super::cluster::{Cluster, Due};
 use super::log::seconds;
-use super::machine::{Running, Timer, Who};
+use super::machine::{Running, Who};
 use super::oracle::Oracle;
 use super::outside::Server;
 use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
-use super::traffic::segments;
 use crate::drops::DropReason;
-use crate::egress::{
-    Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Output, Policy, Protocol, Rules,
-};
+use crate::egress::{Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Policy, Protocol, Rules};
 use crate::frame;
-use crate::icmp::{self, IcmpError};
-use crate::node::{Node, Verdict};
-use crate::port::PortId;
+use crate::node::Verdict;
 
 /// Few, so that they are reached.
 const FLOWS: usize = 5;
@@ -34,14 +29,10 @@ const FLOWS_OF_POD: usize = 4;
 const MEMORY: usize = 128 << 10;
 /// How long a flow is idle that makes room for another.
 const EVICTABLE: Duration = Duration::from_secs(10);
-/// Timeouts that may be handled in one millisecond.
-const MAX_TIMEOUTS: u32 = 2_000;
 
-/// Egress of a node.
+/// The sockets of a node's egress, and what was true of it before.
 pub(super) struct WayOut {
-    pub(super) egress: Egress,
     pub(super) sockets: Sockets,
-    timer: Timer,
     /// Flows that had made room for others, and those that were there then.
     evicted: u64,
     flows: BTreeSet<FlowKey>,
@@ -49,69 +40,37 @@ pub(super) struct WayOut {
     timeouts: (i64, u32),
 }
 
-/// What egress says to the node.
-struct ToPods<'a> {
-    node: &'a mut Node,
-    /// Frames for devices, and packets for others.
-    sent: Vec<(Verdict, Vec<u8>)>,
-    wrong: Option<String>,
+/// What egress of a node with this lease is.
+pub(super) fn config(subnet: Ipv4Net, mtu: Mtu, seed: u64) -> Config {
+    let limits = Limits {
+        flows: FLOWS,
+        flows_of_pod: FLOWS_OF_POD,
+        memory: MEMORY,
+        ..Limits::default()
+    };
+    Config {
+        policy: Policy::new(Rules {
+            tunnel_port: Some(TUNNEL.port()),
+            ..Rules::default()
+        }),
+        subnet: Some(subnet),
+        mtu,
+        limits,
+        random_seed: seed,
+    }
 }
 
 impl WayOut {
-    fn new(running: &Node, subnet: ipnet::Ipv4Net, now: Instant, seeds: (u64, u64)) -> Self {
-        let limits = Limits {
-            flows: FLOWS,
-            flows_of_pod: FLOWS_OF_POD,
-            memory: MEMORY,
-            ..Limits::default()
-        };
-        let config = Config {
-            policy: Policy::new(Rules {
-                tunnel_port: Some(TUNNEL.port()),
-                ..Rules::default()
-            }),
-            subnet: Some(subnet),
-            mtu: running.mtu(),
-            limits,
-            random_seed: seeds.0,
-        };
+    pub(super) fn new(seed: u64, now: Instant) -> Self {
         Self {
-            egress: Egress::new(config, now),
-            sockets: Sockets::new(seeds.1, now),
-            timer: Timer::default(),
+            sockets: Sockets::new(seed, now),
             evicted: 0,
             flows: BTreeSet::new(),
             timeouts: (0, 0),
         }
     }
 
-    /// Flows that were ended to make room, and packets for which there was none.
-    pub(super) fn crowded(&self, node: &Node) -> u64 {
-        let dropped = |reason| node.counters().dropped_for(reason);
-        self.egress.counters().evicted
-            + dropped(DropReason::EgressTableFull)
-            + dropped(DropReason::EgressPodFull)
-    }
-
-    /// Flows and their sockets, in words.
-    pub(super) fn describe(&self, text: &mut String) {
-        let _ = writeln!(text, "  egress: {:?}", self.egress.counters());
-        for (id, socket) in self.sockets.iter() {
-            let key = self.egress.key(id);
-            let mut flows = self.egress.flows();
-            let info = flows.find(|info| Some(info.key) == key);
-            let flow = info.map_or("no flow".to_owned(), |info| {
-                let (pod, state, since) = (info.key.pod, info.state, seconds(info.since));
-                let (sent, received) = (info.sent, info.received);
-                format!("{pod}, {state}, since {since}, {sent} bytes out, {received} in")
-            });
-            let to = socket.to.map(|to| format!(" to {to}")).unwrap_or_default();
-            let protocol = socket.protocol;
-            let _ = writeln!(text, "  {protocol} socket {}{to}: {flow}", id.index);
-        }
-    }
-
-    fn count_timeout(&mut self, now: Instant) -> u32 {
+    pub(super) fn count_timeout(&mut self, now: Instant) -> u32 {
         let millis = now.total_millis();
         if self.timeouts.0 != millis {
             self.timeouts = (millis, 0);
@@ -124,38 +83,81 @@ impl WayOut {
 impl Running {
     /// Flows that were ended to make room, and packets for which there was none.
     pub(super) fn crowded(&self) -> u64 {
-        let way = self.way_out.as_ref();
-        way.map_or(0, |way| way.crowded(&self.node))
+        let counters = self.path.node().counters();
+        self.path.egress().counters().evicted
+            + counters.dropped_for(DropReason::EgressTableFull)
+            + counters.dropped_for(DropReason::EgressPodFull)
     }
 
     /// A pod that has flows or published ports and is not attached.
     pub(super) fn stray_flow(&self) -> Option<Ipv4Addr> {
         let is_there = |pod: Ipv4Addr| self.ports.values().any(|it| it.address == pod);
-        let way = self.way_out.as_ref()?;
-        way.egress.stray_pod(is_there)
+        self.path.egress().stray_pod(is_there)
+    }
+
+    /// Flows and their sockets, in words.
+    pub(super) fn describe_flows(&self, text: &mut String) {
+        let egress = self.path.egress();
+        if egress.counters().opened == 0 {
+            return;
+        }
+        let _ = writeln!(text, "  egress: {:?}", egress.counters());
+        for (id, socket) in self.way_out.sockets.iter() {
+            let key = egress.key(id);
+            let mut flows = egress.flows();
+            let info = flows.find(|info| Some(info.key) == key);
+            let flow = info.map_or("no flow".to_owned(), |info| {
+                let (pod, state, since) = (info.key.pod, info.state, seconds(info.since));
+                let (sent, received) = (info.sent, info.received);
+                format!("{pod}, {state}, since {since}, {sent} bytes out, {received} in")
+            });
+            let to = socket.to.map(|to| format!(" to {to}")).unwrap_or_default();
+            let protocol = socket.protocol;
+            let _ = writeln!(text, "  {protocol} socket {}{to}: {flow}", id.index);
+        }
     }
 }
 
 impl Cluster {
-    /// Gives egress a packet of a pod that leaves the overlay.
-    pub(super) fn take_out(&mut self, who: Who, packet: &PacketBuf<'_>) -> Result<(), Violation> {
-        let is_datagram = packet.is_single() && is_whole_datagram(packet.as_slice());
-        let taken = self.with_egress(who, |egress, now, sockets, pods| {
-            let before = sockets.datagrams;
-            let taken = egress.from_pod(now, packet, sockets);
-            if let Err(reason) = taken {
-                pods.node.count_drops(reason, 1);
-            }
-            let went = sockets.datagrams - before;
-            if is_datagram && went != u64::from(taken.is_ok()) {
-                pods.accuse(format!(
-                    "{taken:?} comes of a datagram, and {went} have gone on"
-                ));
-            }
-            taken.err()
-        })?;
-        if let Some(reason) = taken.flatten() {
-            self.note_drop(who, reason);
+    /// Datagrams that a node has sent outside.
+    pub(super) fn went_out(&mut self, who: Who) -> u64 {
+        let running = self.machines[who.machine].running(who);
+        running.map_or(0, |running| running.way_out.sockets.datagrams)
+    }
+
+    /// A datagram to an address outside that came in a frame goes on, or is dropped for a reason.
+    pub(super) fn check_datagram(
+        &mut self,
+        who: Who,
+        verdict: Verdict,
+        frame: &[u8],
+        before: u64,
+    ) -> Result<(), Violation> {
+        let went = self.went_out(who) - before;
+        let running = self.machines[who.machine].running(who);
+        let Some(network) = running.map(|running| running.config.network) else {
+            return Ok(());
+        };
+        let is_taken = verdict == Verdict::Consumed;
+        if leaves(frame, network) && went != u64::from(is_taken) {
+            return Err(Violation(format!(
+                "{verdict:?} comes of a datagram, and {went} have gone on"
+            )));
+        }
+        Ok(())
+    }
+
+    /// What comes from outside is in frames that their pod takes.
+    pub(super) fn check_arrival(
+        running: &Running,
+        verdict: Verdict,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
+        let node = running.path.node();
+        if matches!(verdict, Verdict::Port(_)) && comes_from_outside(bytes, running.config.network)
+        {
+            let checked = packet::check(bytes, node.mtu());
+            return checked.map_err(|wrong| Violation(format!("from outside: {wrong}")));
         }
         Ok(())
     }
@@ -167,54 +169,11 @@ impl Cluster {
         id: FlowId,
         happening: Happening,
     ) -> Result<(), Violation> {
-        self.with_egress(who, |egress, now, sockets, _| {
+        self.call(who, |path, now, sockets| {
             if let Some(ready) = sockets.happen(id, happening) {
-                egress.ready(now, id, ready, sockets);
+                path.ready(now, id, ready, sockets);
             }
-        })?;
-        self.settle(who)
-    }
-
-    /// Ends the flows of a port's pod, which goes.
-    pub(super) fn forget_flows(&mut self, who: Who, port: PortId) -> Result<(), Violation> {
-        let running = self.machines[who.machine].running(who);
-        let Some(running) = running.filter(|running| running.way_out.is_some()) else {
-            return Ok(());
-        };
-        let Some(address) = running.ports.get(&port).map(|plugged| plugged.address) else {
-            return Ok(());
-        };
-        self.with_egress(who, |egress, _, sockets, _| {
-            sockets.pod_is_gone = true;
-            egress.forget_pod(address, sockets);
-            sockets.pod_is_gone = false;
-        })?;
-        Ok(())
-    }
-
-    pub(super) fn flows_timeout(&mut self, who: Who) -> Result<(), Violation> {
-        let now = self.queue.now();
-        let Some(running) = self.machines[who.machine].running(who) else {
-            return Ok(());
-        };
-        let Some(way) = &mut running.way_out else {
-            return Ok(());
-        };
-        if !way.timer.fires(now) {
-            return Ok(());
-        }
-        if way.count_timeout(now) > MAX_TIMEOUTS {
-            return Err(Violation(format!(
-                "a timer of egress of machine {} spins",
-                who.machine
-            )));
-        }
-        self.with_egress(who, |egress, now, sockets, pods| {
-            egress.handle_timeout(now, sockets);
-            if egress.poll_at().is_some_and(|due| due <= now) {
-                pods.accuse("a timer is due at once".to_owned());
-            }
-        })?;
+        });
         self.settle(who)
     }
 
@@ -222,52 +181,26 @@ impl Cluster {
     pub(super) fn heal_outside(&mut self) -> Result<(), Violation> {
         self.outside.heal(self.queue.now());
         for machine in 0..self.machines.len() {
-            if let Some(who) = self.who(machine)
-                && let Some(running) = self.machines[machine].running(who)
-                && running.way_out.is_some()
-            {
-                self.with_egress(who, |_, _, sockets, _| sockets.resume())?;
+            if let Some(who) = self.who(machine) {
+                self.call(who, |_, _, sockets| sockets.resume());
+                self.settle(who)?;
             }
         }
         Ok(())
     }
 
-    /// Calls a node's egress, does what it says, and looks whether all is as it must be.
-    fn with_egress<R>(
-        &mut self,
-        who: Who,
-        call: impl FnOnce(&mut Egress, Instant, &mut Sockets, &mut ToPods<'_>) -> R,
-    ) -> Result<Option<R>, Violation> {
+    /// Has happen what egress has done to sockets, and looks whether all is as it must be.
+    pub(super) fn look_outside(&mut self, who: Who) -> Result<(), Violation> {
         let now = self.queue.now();
         let Some(running) = self.machines[who.machine].running(who) else {
-            return Ok(None);
+            return Ok(());
         };
-        let subnet = running.key.ipv4;
-        let Running { way_out, node, .. } = running;
-        let way = way_out.get_or_insert_with(|| {
-            let seeds = (self.outside.seed(), self.outside.seed());
-            Box::new(WayOut::new(node, subnet, now, seeds))
-        });
-        way.sockets.now = now;
-        way.sockets.is_cut = self.outside.is_cut(who.machine);
-        let mut pods = ToPods::new(node);
-        let result = call(&mut way.egress, now, &mut way.sockets, &mut pods);
-        while let Some(output) = way.egress.poll_output() {
-            if let Err(reason) = pods.take(now, output) {
-                way.egress.undelivered(now, reason);
-            }
-        }
-        let (sent, wrong) = (pods.sent, way.sockets.wrong.take().or(pods.wrong));
-        for (at, id, happening) in way.sockets.due.drain(..) {
+        let sockets = &mut running.way_out.sockets;
+        for (at, id, happening) in sockets.due.drain(..) {
             self.queue.schedule(at, Due::Socket(who, id, happening));
         }
-        if let Some(at) = way.egress.poll_at()
-            && way.timer.arm(at)
-        {
-            self.queue.schedule(at, Due::Flows(who));
-        }
-        for (id, word) in way.sockets.words.drain(..) {
-            let key = way.egress.key(id);
+        for (id, word) in sockets.words.drain(..) {
+            let key = running.path.egress().key(id);
             self.figures.flows += u64::from(matches!(word, "connects" | "opens"));
             self.log.note(now, || {
                 let flow = key.map(|key| format!(" of {} to {}", key.pod, key.remote));
@@ -275,78 +208,25 @@ impl Cluster {
                 format!("machine {}: socket {}{flow} {word}", who.machine, id.index)
             });
         }
-        check(running, &mut self.oracle, wrong)
-            .map_err(|what| Violation(format!("egress of machine {}: {what}", who.machine)))?;
-        for (verdict, bytes) in sent {
-            self.carry_out_one(who, verdict, &bytes)?;
-        }
-        Ok(Some(result))
+        check(running, &mut self.oracle)
+            .map_err(|what| Violation(format!("egress of machine {}: {what}", who.machine)))
     }
 }
 
-impl<'a> ToPods<'a> {
-    fn new(node: &'a mut Node) -> Self {
-        Self {
-            node,
-            sent: Vec::new(),
-            wrong: None,
-        }
-    }
-
-    fn accuse(&mut self, what: String) {
-        self.wrong.get_or_insert(what);
-    }
-
-    /// What goes to a device, in frames that each has the length of a packet at most.
-    fn deliver(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>) -> Result<(), String> {
-        let offload = packet.offload().check(packet.len());
-        offload.map_err(|error| format!("a packet has a wrong header: {error}"))?;
-        let segments = segments(packet, frame::HEADER_LEN).ok_or("a superpacket is none")?;
-        for bytes in segments {
-            packet::check(&bytes, self.node.mtu())?;
-            self.sent.push((verdict, bytes));
-        }
-        Ok(())
-    }
-
-    /// Does what egress says.
-    fn take(&mut self, now: Instant, output: Output<'_>) -> Result<(), DropReason> {
-        match output {
-            Output::Packet(mut packet) => match self.node.from_egress(now, &mut packet) {
-                Verdict::Drop(reason) => return Err(reason),
-                verdict @ Verdict::Port(_) => {
-                    if let Err(wrong) = self.deliver(verdict, &mut packet) {
-                        self.accuse(wrong);
-                    }
-                }
-                verdict => self.sent.push((verdict, packet.as_slice().to_vec())),
-            },
-            Output::Error(error, offender) => {
-                self.check_told(error, offender);
-                self.node.report(now, error, offender);
-            }
-            Output::Relayed(from, error, offender) => {
-                self.check_told(error, offender);
-                self.node.relay(now, from, error, offender);
-            }
-            Output::Lost(reason, packets) => self.node.count_drops(reason, packets),
-        }
-        Ok(())
-    }
-
-    fn check_told(&mut self, error: IcmpError, offender: &[u8]) {
-        if !icmp::may_answer(offender) {
-            self.accuse(format!("{error:?} is told of {offender:?}"));
-        }
-    }
-}
-
-/// Whether a packet is one that must either go on or be dropped for a reason.
-fn is_whole_datagram(bytes: &[u8]) -> bool {
-    let Ok(ip) = Ipv4Packet::new_checked(bytes) else {
+/// Whether a frame has a datagram to an address outside, which must either go on or be dropped for a
+/// reason.
+fn leaves(frame: &[u8], network: Ipv4Net) -> bool {
+    let Ok(view) = frame::parse(frame) else {
         return false;
     };
-    if ip.more_frags() || ip.frag_offset() != 0 {
+    let Ok(ip) = Ipv4Packet::new_checked(view.payload()) else {
+        return false;
+    };
+    if view.ethertype() != EthernetProtocol::Ipv4
+        || network.contains(&ip.dst_addr())
+        || ip.more_frags()
+        || ip.frag_offset() != 0
+    {
         return false;
     }
     match ip.next_header() {
@@ -357,31 +237,39 @@ fn is_whole_datagram(bytes: &[u8]) -> bool {
     }
 }
 
+fn comes_from_outside(frame: &[u8], network: Ipv4Net) -> bool {
+    let Ok(view) = frame::parse(frame) else {
+        return false;
+    };
+    let ip = Ipv4Packet::new_checked(view.payload());
+    view.ethertype() == EthernetProtocol::Ipv4
+        && ip.is_ok_and(|ip| !network.contains(&ip.src_addr()))
+}
+
 /// What must be true of egress at any time.
-fn check(running: &mut Running, oracle: &mut Oracle, wrong: Option<String>) -> Result<(), String> {
-    if let Some(wrong) = wrong {
+fn check(running: &mut Running, oracle: &mut Oracle) -> Result<(), String> {
+    if let Some(wrong) = running.way_out.sockets.wrong.take() {
         return Err(wrong);
     }
     if let Some(pod) = running.stray_flow() {
         return Err(format!("it has a flow of {pod}, which is not attached"));
     }
-    let Some(way) = &mut running.way_out else {
-        return Ok(());
-    };
-    check_books(way)?;
-    check_evicted(way)?;
+    let Running { path, way_out, .. } = running;
+    let egress = path.egress();
+    check_books(egress, way_out)?;
+    check_evicted(egress, way_out)?;
     let mut of_pods = BTreeMap::new();
-    for info in way.egress.flows() {
+    for info in egress.flows() {
         let pod = *info.key.pod.ip();
         let count = of_pods.entry(pod).or_insert(0);
         *count += 1;
         if *count > FLOWS_OF_POD {
             return Err(format!("{pod} has {count} flows"));
         }
-        check_flow(way, &info, oracle)?;
+        check_flow(egress, way_out, &info, oracle)?;
     }
-    for (id, identity) in way.sockets.fresh.drain(..) {
-        let pod = way.egress.key(id).map(|key| *key.pod.ip());
+    for (id, identity) in way_out.sockets.fresh.drain(..) {
+        let pod = egress.key(id).map(|key| *key.pod.ip());
         if oracle.address_of(identity.sender) != pod {
             return Err(format!(
                 "a datagram of {identity:?} goes out in a flow of {pod:?}"
@@ -395,8 +283,8 @@ fn check(running: &mut Running, oracle: &mut Oracle, wrong: Option<String>) -> R
 }
 
 /// Flows and sockets are the same ones, and none is lost.
-fn check_books(way: &WayOut) -> Result<(), String> {
-    let (counters, sockets) = (way.egress.counters(), &way.sockets);
+fn check_books(egress: &Egress, way: &WayOut) -> Result<(), String> {
+    let (counters, sockets) = (egress.counters(), &way.sockets);
     let open = sockets.iter().count() as u64;
     let has_lost = counters.opened != sockets.made || sockets.made - sockets.closed != open;
     if has_lost || counters.open != open {
@@ -405,7 +293,7 @@ fn check_books(way: &WayOut) -> Result<(), String> {
             sockets.made, sockets.closed
         ));
     }
-    way.egress.audit()?;
+    egress.audit()?;
     if open > FLOWS as u64 {
         return Err(format!("it has {open} flows"));
     }
@@ -413,10 +301,10 @@ fn check_books(way: &WayOut) -> Result<(), String> {
 }
 
 /// Flows make room for others only if they are not in use, or their pod has most.
-fn check_evicted(way: &mut WayOut) -> Result<(), String> {
-    let evicted = way.egress.counters().evicted;
+fn check_evicted(egress: &Egress, way: &mut WayOut) -> Result<(), String> {
+    let evicted = egress.counters().evicted;
     let count = evicted - std::mem::replace(&mut way.evicted, evicted);
-    let now = way.egress.flows().map(|info| info.key).collect();
+    let now = egress.flows().map(|info| info.key).collect();
     let before = std::mem::replace(&mut way.flows, now);
     let idle = way.sockets.idle.drain(..);
     let idle = idle.filter(|idle| *idle >= EVICTABLE).count() as u64;
@@ -439,9 +327,14 @@ fn check_evicted(way: &mut WayOut) -> Result<(), String> {
 }
 
 /// A flow has its own socket, to where it says, and has carried what went through that.
-fn check_flow(way: &WayOut, info: &FlowInfo, oracle: &Oracle) -> Result<(), String> {
+fn check_flow(
+    egress: &Egress,
+    way: &WayOut,
+    info: &FlowInfo,
+    oracle: &Oracle,
+) -> Result<(), String> {
     let key = info.key;
-    let socket = way.egress.find(&key).and_then(|id| way.sockets.get(id));
+    let socket = egress.find(&key).and_then(|id| way.sockets.get(id));
     let socket = socket.ok_or_else(|| format!("{key:?} has no socket"))?;
     let to = (!key.is_mapping()).then_some(key.remote);
     if (socket.protocol, socket.to) != (key.protocol, to) {

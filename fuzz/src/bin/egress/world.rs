@@ -9,12 +9,11 @@ use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_stack::drops::DropReason;
+use muslin_stack::Duration;
 use muslin_stack::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Output, Protocol,
 };
 use muslin_stack::icmp::may_answer;
-use muslin_stack::Duration;
 
 /// MTU of pods.
 pub(crate) const MTU: u16 = 1450;
@@ -441,10 +440,6 @@ impl Host for HostSide {
         panic!("{id:?}: {key:?} is not for the gateway");
     }
 
-    fn hand_over(&mut self, worker: u8, _: &PacketBuf<'_>) -> Result<(), DropReason> {
-        panic!("there is no worker {worker}");
-    }
-
     fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {
         panic!("nobody dialled {id:?}");
     }
@@ -600,6 +595,7 @@ impl PodSide {
                 self.check_told(offender)
             }
             Output::Lost(..) => {}
+            Output::HandOver(worker, _) => panic!("there is no worker {worker}"),
         }
     }
 

@@ -67,8 +67,6 @@ pub(super) struct FakeHost {
     pub(super) refuses: Option<HostError>,
     /// Ports of the gateway that are served.
     pub(super) serves: Vec<(Protocol, u16)>,
-    /// Packets for other workers.
-    pub(super) handed_over: Vec<(u8, Vec<u8>)>,
     /// Sizes of the trains it has sent, if it can.
     pub(super) trains: Option<Vec<(usize, u16)>>,
     /// What became of connections to pods.
@@ -129,11 +127,6 @@ impl Host for FakeHost {
             return Err(HostError::Refused);
         }
         self.connect(id, key.protocol, key.remote)
-    }
-
-    fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) -> Result<(), DropReason> {
-        self.handed_over.push((worker, packet.as_slice().to_vec()));
-        Ok(())
     }
 
     fn dialled(&mut self, id: FlowId, result: Result<(), HostError>) {
@@ -265,6 +258,8 @@ pub(super) struct FakePods {
     pub(super) lost: BTreeMap<DropReason, u64>,
     /// Length of the longest packet before it was taken apart.
     pub(super) longest: usize,
+    /// Packets for other workers.
+    pub(super) handed_over: Vec<(u8, Vec<u8>)>,
     /// Why the router drops all packets, if it does.
     pub(super) loses: Option<DropReason>,
 }
@@ -283,6 +278,10 @@ impl FakePods {
                 self.relayed.push((from, error, offender.to_vec()));
             }
             Output::Lost(reason, packets) => *self.lost.entry(reason).or_default() += packets,
+            Output::HandOver(worker, mut packet) => {
+                let packet = packet.packet().as_slice().to_vec();
+                self.handed_over.push((worker, packet));
+            }
         }
         Ok(())
     }

@@ -188,15 +188,15 @@ fn a_socket_of_a_pod_has_one_mapping_among_workers() {
     let [first, second] = &mut beds;
     for packet in [to(5000, 80), ping(80)] {
         second.send(&packet);
-        assert_eq!(second.host.handed_over, []);
+        assert_eq!(second.pods.handed_over, []);
     }
     for packet in [to(5000, 81), ping(81)] {
         first.send(&packet);
-        let [(1, handed)] = &first.host.handed_over[..] else {
-            panic!("{:?}", first.host.handed_over);
+        let [(1, handed)] = &first.pods.handed_over[..] else {
+            panic!("{:?}", first.pods.handed_over);
         };
         assert_eq!(*handed, packet);
-        first.host.handed_over.clear();
+        first.pods.handed_over.clear();
         let mut storage = packet.clone();
         let whole = PacketBuf::new(&mut storage, 0, packet.len()).unwrap();
         second
@@ -215,7 +215,7 @@ fn a_socket_of_a_pod_has_one_mapping_among_workers() {
     assert_eq!(second.egress.counters().open, 0);
     first.send(&to(5000, 81));
     assert_eq!(first.egress.counters().open, 2);
-    assert_eq!(first.host.handed_over, []);
+    assert_eq!(first.pods.handed_over, []);
 }
 
 #[test]
@@ -240,8 +240,8 @@ fn fragments_are_handed_over_as_the_packet_that_they_are_of() {
     bed.send(&piece(0, 1400, true));
     bed.send(&piece(1400, 2008, false));
     assert_eq!(bed.dropped, []);
-    let [(0, whole)] = &bed.host.handed_over[..] else {
-        panic!("{:?}", bed.host.handed_over);
+    let [(0, whole)] = &bed.pods.handed_over[..] else {
+        panic!("{:?}", bed.pods.handed_over);
     };
     assert_eq!(whole[20..], packet[20..]);
     assert_eq!(bed.egress.counters().open, 0);

@@ -47,7 +47,10 @@ impl Workers {
             Ok(())
         );
         let expected = (0, packet.as_slice().to_vec());
-        assert_eq!(self.second.host.handed_over.drain(..).collect::<Vec<_>>(), [expected]);
+        assert_eq!(
+            self.second.pods.handed_over.drain(..).collect::<Vec<_>>(),
+            [expected]
+        );
         self.queue.push_back(OwnedPacket::copy(packet));
     }
 

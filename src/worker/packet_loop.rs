@@ -15,10 +15,8 @@ use muslin_encap::merge::{self, Merged, Merger};
 use muslin_encap::overhead::Format;
 use muslin_encap::virtio;
 use muslin_stack::Instant;
+use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
 use muslin_stack::drops::DropReason;
-use muslin_stack::egress::{Config as EgressConfig, Owners};
-use muslin_stack::frame;
-use muslin_stack::node::{Node, Verdict};
 use muslin_stack::port::{Attachment, PortId};
 use muslin_stack::uplink::Uplink;
 use muslin_stack::work::Turn;
@@ -28,12 +26,10 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::egress;
 use super::output::{BUFFER_LEN, Io, Outbox};
 use super::published::{Published, published_of};
-use super::{Clock, Colleague, Command, Event, Heard, Queue, Report};
-use crate::dns::Door;
-use crate::egress::{HandOver, Outside, is_flow};
+use super::{Clock, Command, Event, Queue, Report, Sibling};
+use crate::egress::{Sockets, event_of, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay, Uplink as UplinkDevice};
 
 /// Epoll's names for the descriptors that are not ports.
@@ -42,12 +38,14 @@ const WAKE: u64 = u64::MAX;
 const UPLINK: u64 = u64::MAX - 255;
 const TUNNEL: u64 = u64::MAX - 511;
 
-pub(super) struct DataPath {
-    pub(super) node: Node,
+pub(super) struct PacketLoop {
+    pub(super) path: Datapath,
+    /// The sockets of flows that go on outside the overlay or come from there.
+    pub(super) sockets: Sockets,
     pub(super) io: Io,
     pub(super) clock: Clock,
     pub(super) epoll: Arc<Epoll>,
-    pub(super) ear: Ear,
+    pub(super) mailbox: Mailbox,
     pub(super) events: mpsc::UnboundedSender<Event>,
     outbox: Outbox,
     received: Received,
@@ -56,89 +54,80 @@ pub(super) struct DataPath {
     pub(super) uplink_turns: Vec<Turn>,
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
-    /// What goes on outside the overlay or comes from there.
-    pub(super) outside: Outside,
     pub(super) published: Published,
-    /// Where packets are that do not come from a port.
+    /// Where a datagram is moved that has no room in front.
     buffer: Box<[u8]>,
 }
 
-/// What a worker hears besides packets.
-pub(super) struct Ear {
+/// What a worker hears besides packets, and whom it tells.
+pub(super) struct Mailbox {
     pub(super) commands: Receiver<Command>,
-    pub(super) heard: Receiver<Heard>,
+    pub(super) messages: Receiver<Message>,
     pub(super) wake: Arc<EventFd>,
-    pub(super) colleagues: Vec<Colleague>,
-    /// This worker's number, and which of them has which mapping.
+    /// All workers, in the order of their numbers.
+    pub(super) all: Vec<Sibling>,
+    /// This worker's number.
     pub(super) index: u8,
-    pub(super) owners: Arc<Owners>,
     /// How often this worker has looked for something to do.
     pub(super) turns: Arc<AtomicU64>,
 }
 
-impl Ear {
-    /// Has a worker's egress give others the packets of their flows.
-    fn share(&self, outside: &mut Outside) {
-        let hand_over = |to: &Colleague| {
-            let to = to.clone();
-            Box::new(move |packet: &PacketBuf<'_>| to.hand_over(packet)) as HandOver
-        };
-        if !self.colleagues.is_empty() {
-            let others = self.colleagues.iter().map(hand_over).collect();
-            outside.share(self.owners.clone(), self.index, others);
-        }
-    }
-
-    /// Tells the others of a frame with ARP or neighbour discovery from a port or, without one, of one
-    /// with ARP from the uplink.
-    pub(super) fn pass_on(&self, port: Option<PortId>, frame: &[u8]) {
-        for colleague in &self.colleagues {
-            // Whoever has that many to hear has heard this one, or will be asked again.
-            let heard = Heard::Neighbour(port, frame.to_vec());
-            if colleague.heard.try_send(heard).is_ok() {
-                let _ = colleague.wake.write(1);
+impl Mailbox {
+    /// Tells siblings, as far as there is room, and returns how many packets were lost.
+    fn tell(&self, to: Siblings, message: Message) -> u64 {
+        match to {
+            Siblings::All => {
+                let others = (0..).zip(&self.all).filter(|(it, _)| *it != self.index);
+                for (_, other) in others {
+                    // A full mailbox has the same already, or will be asked again.
+                    other.tell(message.clone());
+                }
+                0
+            }
+            Siblings::One(worker) => {
+                let other = self.all.get(usize::from(worker));
+                u64::from(!other.is_some_and(|other| other.tell(message)))
             }
         }
     }
 }
 
-impl Drop for DataPath {
+impl Drop for PacketLoop {
     fn drop(&mut self) {
         // Nobody listens where this is how it should end.
         let _ = self.events.send(Event::Ended);
     }
 }
 
-impl DataPath {
+impl PacketLoop {
     pub(super) fn new(
-        node: Node,
+        path: Datapath,
         underlay: Underlay,
-        outside: (EgressConfig, Door),
+        sockets: impl FnOnce(Arc<Epoll>) -> Sockets,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
-        ear: Ear,
+        mailbox: Mailbox,
     ) -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        epoll.add(&*ear.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&*mailbox.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         listen(&epoll, &underlay)?;
-        let network = node.format().map_or(0, Format::network_offset);
-        let mut outside = Outside::new(outside, clock.now(), epoll.clone());
-        ear.share(&mut outside);
+        let network = path.node().format().map_or(0, Format::network_offset);
+        let mut sockets = sockets(epoll.clone());
         if underlay.takes_trains() {
-            outside.sockets.send_trains();
+            sockets.send_trains();
         }
         Ok(Self {
             outbox: Outbox::new(network),
             tunnel_turns: turns(underlay.tunnel.iter().flat_map(UdpSocket::queues)),
             uplink_turns: turns(underlay.uplink.iter().flat_map(UplinkDevice::queues)),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
-            node,
+            path,
+            sockets,
             io: Io::new(underlay, network),
             published: Published::default(),
-            outside,
             clock,
             epoll,
-            ear,
+            mailbox,
             events,
             received: Received::default(),
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
@@ -149,7 +138,7 @@ impl DataPath {
         let mut ready = [EpollEvent::empty(); 64];
         self.send_own();
         loop {
-            self.ear.turns.fetch_add(1, Ordering::Relaxed);
+            self.mailbox.turns.fetch_add(1, Ordering::Relaxed);
             let count = match self.epoll.wait(&mut ready, self.timeout()) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
@@ -176,20 +165,18 @@ impl DataPath {
             }
             self.flush();
             let now = self.clock.now();
-            if now >= self.node.poll_at() {
-                self.node.handle_timeout(now);
+            if now >= self.path.poll_at() {
+                self.path.handle_timeout(now, &mut self.sockets);
                 self.send_own();
             }
-            self.handle_flows(now);
             self.resume_published(now);
         }
     }
 
     fn timeout(&self) -> EpollTimeout {
         let now = self.clock.now();
-        let others = [self.outside.egress.poll_at(), self.published.poll_at()];
-        let due = others.into_iter().flatten();
-        let due = due.fold(self.node.poll_at(), Instant::min);
+        let due = self.path.poll_at();
+        let due = self.published.poll_at().map_or(due, |pause| pause.min(due));
         let wait = if due > now {
             (due - now).total_millis() + 1
         } else {
@@ -199,8 +186,8 @@ impl DataPath {
     }
 
     fn obey(&mut self) -> std::ops::ControlFlow<()> {
-        let _ = self.ear.wake.read();
-        while let Ok(command) = self.ear.commands.try_recv() {
+        let _ = self.mailbox.wake.read();
+        while let Ok(command) = self.mailbox.commands.try_recv() {
             match command {
                 Command::Attach(port, attachment, queue) => self.attach(port, attachment, queue),
                 Command::Publish(port, address, network, all) => {
@@ -211,24 +198,21 @@ impl DataPath {
                     // Whoever waited may have given up.
                     let _ = done.try_send(());
                 }
-                Command::SetPeer(peer) => self.node.set_peer(peer),
+                Command::SetPeer(peer) => self.path.node_mut().set_peer(peer),
                 Command::RemovePeer(peer) => {
-                    self.node.remove_peer(peer);
+                    self.path.node_mut().remove_peer(peer);
                 }
                 Command::Probe(peers) => {
                     let now = self.clock.now();
                     for peer in peers {
-                        self.node.probe(now, peer);
+                        self.path.node_mut().probe(now, peer);
                         // What a node says itself waits in a short queue.
                         self.send_own();
                     }
                 }
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
-                Command::SetMtu(mtu) => {
-                    self.node.set_mtu(mtu);
-                    self.outside.egress.set_mtu(mtu, self.clock.now());
-                }
-                Command::SetStores(stores) => self.outside.egress.set_stores(stores),
+                Command::SetMtu(mtu) => self.path.set_mtu(mtu, self.clock.now()),
+                Command::SetStores(stores) => self.path.set_stores(stores),
                 Command::Report(reply) => {
                     // Whoever asked may have gone.
                     let _ = reply.send(self.report());
@@ -237,12 +221,9 @@ impl DataPath {
             }
         }
         let now = self.clock.now();
-        while let Ok(heard) = self.ear.heard.try_recv() {
-            match heard {
-                Heard::Neighbour(Some(port), frame) => self.node.overhear(now, port, &frame),
-                Heard::Neighbour(None, frame) => self.node.overhear_uplink(now, &frame),
-                Heard::Stray(packet) => self.take_stray(now, packet),
-            }
+        while let Ok(message) = self.mailbox.messages.try_recv() {
+            self.path.from_sibling(now, message, &mut self.sockets);
+            self.send_own();
         }
         self.send_own();
         std::ops::ControlFlow::Continue(())
@@ -256,7 +237,7 @@ impl DataPath {
             return;
         }
         self.io.ports.insert(port, device);
-        self.node.attach(port, attachment);
+        self.path.node_mut().attach(port, attachment);
     }
 
     /// Takes another uplink, and another tunnel if there is one.
@@ -274,14 +255,14 @@ impl DataPath {
         self.uplink_turns = turns(underlay.uplink.iter().flat_map(UplinkDevice::queues));
         self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
         self.io.underlay.uplink = underlay.uplink;
-        self.node.set_uplink(uplink);
+        self.path.node_mut().set_uplink(uplink);
         self.send_own();
     }
 
     fn detach(&mut self, port: PortId) {
-        self.end_flows(port);
+        self.path.detach(port, &mut self.sockets);
         self.published.close(port);
-        self.node.detach(port);
+        self.send_own();
         if let Some(tap) = self.io.ports.remove(&port) {
             // Others may hold copies of the descriptor, so closing ours would not end its events.
             let _ = self.epoll.delete(&tap);
@@ -293,12 +274,13 @@ impl DataPath {
         let Underlay { tunnel, uplink } = &self.io.underlay;
         let lost = tunnel.as_ref().map_or(0, UdpSocket::take_losses)
             + uplink.as_ref().map_or(0, UplinkDevice::take_losses);
-        self.node.count_drops(DropReason::UnderlayOverflow, lost);
+        let node = self.path.node_mut();
+        node.count_drops(DropReason::UnderlayOverflow, lost);
     }
 
     fn report(&mut self) -> Report {
         self.count_losses();
-        let node = &self.node;
+        let (node, egress) = (self.path.node(), self.path.egress());
         let tunnel = self.io.underlay.tunnel.as_ref();
         Report {
             now: self.clock.now(),
@@ -316,15 +298,15 @@ impl DataPath {
                 .collect(),
             neighbours: node.neighbours().collect(),
             next_hops: node.next_hops().collect(),
-            egress: self.outside.egress.counters(),
-            flows: self.outside.egress.flows().collect(),
+            egress: egress.counters(),
+            flows: egress.flows().collect(),
         }
     }
 
     fn read_port(&mut self, port: PortId) {
         let now = self.clock.now();
-        self.node.begin_turn(port);
-        while self.node.goes_on(port) {
+        self.path.node_mut().begin_turn(port);
+        while self.path.node().goes_on(port) {
             if self.outbox.is_full() {
                 self.flush();
             }
@@ -348,30 +330,23 @@ impl DataPath {
     /// Passes the frame that was read into the outbox to the node and does what it says.
     fn handle_frame(&mut self, now: Instant, port: PortId, header: &[u8], len: usize) {
         let Self {
-            node,
+            path,
+            sockets,
             io,
             outbox,
-            ear,
-            outside,
             ..
         } = self;
         let Ok(packet) = PacketBuf::new(outbox.room(), HEADROOM, len) else {
             return;
         };
         let Ok(offload) = virtio::Header::parse(header) else {
-            return node.refuse_frame(port, len);
+            return path.node_mut().refuse_frame(port, len);
         };
         let mut packet = packet.with_offload(offload);
-        if frame::is_arp(packet.as_slice()) || frame::is_neighbour_discovery(packet.as_slice()) {
-            ear.pass_on(Some(port), packet.as_slice());
-        }
-        let verdict = node.from_port(now, port, &mut packet);
-        if verdict == Verdict::Egress {
-            egress::take_packet(outside, now, &packet, &[], node, io);
-        }
+        let verdict = path.from_port(now, port, &mut packet, sockets);
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();
-        io.send_later(node, verdict, outbox, place, offload);
+        io.send_later(verdict, outbox, place, offload);
         self.send_own();
     }
 
@@ -405,13 +380,14 @@ impl DataPath {
     fn handle_datagrams(&mut self) {
         let now = self.clock.now();
         let Self {
-            node,
+            path,
+            sockets,
             io,
             received,
             buffer,
-            outside,
             ..
         } = self;
+        let node = path.node_mut();
         node.count_drops(DropReason::UnderlayOverflow, received.lost());
         let network = node.format().map_or(0, Format::received_network_offset);
         let settings = merge::Settings {
@@ -424,11 +400,8 @@ impl DataPath {
             let rest = tail.iter().map(|piece| piece.len()).sum();
             let mut handle = |packet: PacketBuf<'_>| {
                 let mut packet = packet.with_offload(offload).with_tail(rest);
-                let verdict = node.from_underlay(now, source, &mut packet);
-                if verdict == Verdict::Egress {
-                    egress::take_packet(outside, now, &packet, tail, node, io);
-                }
-                io.send(node, verdict, &mut packet, tail);
+                let verdict = path.from_underlay(now, source, &mut packet, tail, sockets);
+                io.send(verdict, &mut packet, tail);
             };
             if network > 0 {
                 let len = merged.head.len();
@@ -462,20 +435,34 @@ impl DataPath {
     }
 
     fn flush(&mut self) {
-        self.io.flush(&mut self.node, &mut self.outbox);
+        self.io.flush(&mut self.outbox);
+        self.io.settle(self.path.node_mut());
     }
 
-    /// Sends what the node itself has to send.
+    /// Takes an event of a flow's socket.
+    fn read_flow(&mut self, event: EpollEvent) {
+        let (flow, ready) = event_of(event.data(), event.events());
+        let now = self.clock.now();
+        self.path.ready(now, flow, ready, &mut self.sockets);
+        self.send_own();
+    }
+
+    /// Sends what the data path has to send of its own accord.
     pub(super) fn send_own(&mut self) {
-        loop {
-            let Ok(mut packet) = PacketBuf::new(&mut self.buffer, HEADROOM, 0) else {
-                return;
-            };
-            let Some(verdict) = self.node.poll_output(&mut packet) else {
-                return;
-            };
-            self.io.send(&mut self.node, verdict, &mut packet, &[]);
+        let now = self.clock.now();
+        while let Some(output) = self.path.poll_output(now) {
+            match output {
+                Output::Packet(verdict, mut packet) => {
+                    self.io.send(verdict, &mut packet, &[]);
+                }
+                Output::Message(to, message) => {
+                    let lost = self.mailbox.tell(to, message);
+                    let node = self.path.node_mut();
+                    node.count_drops(DropReason::EgressHandoverFull, lost);
+                }
+            }
         }
+        self.io.settle(self.path.node_mut());
     }
 }
 
