@@ -1,0 +1,516 @@
+//! Two workers, and what must be true of them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+
+use arbitrary::{Result, Unstructured};
+use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
+use ipnet::Ipv4Net;
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::overhead::Mtu;
+use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
+use muslin_stack::egress::{
+    self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
+};
+use muslin_stack::node::{self, Node, Verdict};
+use muslin_stack::peer::Tunnel;
+use muslin_stack::port::{Attachment, PortId};
+use muslin_stack::{Duration, Instant, frame, guard};
+use smoltcp::wire::{ArpOperation, EthernetAddress};
+
+use crate::host::{Sent, Sockets};
+
+const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
+const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
+const GATEWAY_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
+const WORKERS: usize = 2;
+/// Guarded pods; the port behind theirs is a bridge's.
+const PODS: usize = 2;
+/// The published port of each pod.
+const PUBLISHED: u16 = 53;
+/// Messages that may wait for a worker.
+const MAILBOX: usize = 8;
+/// Timeouts until all is idle.
+const MAX_TIMERS: usize = 2000;
+
+struct Worker {
+    path: Datapath,
+    sockets: Sockets,
+    mailbox: VecDeque<Message>,
+}
+
+/// The workers of a node.
+pub(crate) struct Harness {
+    workers: Vec<Worker>,
+    now: Instant,
+    /// The payload of the next datagram.
+    next: u32,
+    /// Datagrams of pods that have not gone out: from which socket, and where to.
+    offered: BTreeMap<u32, (SocketAddrV4, SocketAddrV4)>,
+    /// Packets of pods that must not go out any more.
+    ended: BTreeSet<u32>,
+    lost: u64,
+    /// What clients have sent that has not reached a pod: which pod.
+    inbound: BTreeMap<u32, usize>,
+    /// Whom a pod sees as the client of its published port, and whom it dials.
+    client: [Option<SocketAddrV4>; PODS],
+    caller: [Option<(SocketAddrV4, u32)>; PODS],
+    dials: BTreeSet<FlowId>,
+}
+
+fn pod(index: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, 1, 2 + index as u8)
+}
+
+fn mac(index: usize) -> EthernetAddress {
+    EthernetAddress([2, 0, 0, 0, 1, index as u8])
+}
+
+fn outside(byte: u8) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1 + byte % 3), 7)
+}
+
+fn attachment(index: usize) -> Attachment {
+    let guarded = index < PODS;
+    let addresses = guarded.then(|| IpAddr::V4(pod(index)));
+    Attachment {
+        mac: mac(index),
+        addresses: addresses.into_iter().collect(),
+        guarded,
+    }
+}
+
+fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
+    let mtu = Mtu::new(1450).expect("it is in range");
+    let config = node::Config {
+        subnet: SUBNET.into(),
+        gateway_mac: GATEWAY_MAC,
+        tunnel: Tunnel::Vxlan {
+            vni: Vni::new(1).expect("it is in range"),
+            mac: VtepMac::from_random(GATEWAY_MAC.0),
+        },
+        mtu,
+        clamp_mss: true,
+        guard: guard::Policy { peers: true },
+        limits: node::Limits::default(),
+        random_seed: 7,
+    };
+    let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
+    node.set_egress(Some(NETWORK));
+    for index in 0..=PODS {
+        node.attach(PortId(index as u32), attachment(index));
+    }
+    let config = egress::Config {
+        policy: Policy::new(Rules::default()),
+        subnet: Some(SUBNET),
+        mtu,
+        limits: egress::Limits {
+            flows: 6,
+            flows_of_pod: 3,
+            memory: 1 << 18,
+            ..egress::Limits::default()
+        },
+        random_seed: 7,
+    };
+    let mut path = Datapath::new(node, Egress::new(config, Instant::ZERO));
+    path.share(owners.clone(), number);
+    for index in 0..PODS {
+        path.expect_datagrams(SocketAddrV4::new(pod(index), PUBLISHED));
+    }
+    Worker {
+        path,
+        sockets: Sockets::default(),
+        mailbox: VecDeque::new(),
+    }
+}
+
+impl Harness {
+    pub(crate) fn new() -> Self {
+        let owners = Arc::new(Owners::new(7));
+        Self {
+            workers: (0..WORKERS as u8).map(|it| worker(&owners, it)).collect(),
+            now: Instant::ZERO,
+            next: 0,
+            offered: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            lost: 0,
+            inbound: BTreeMap::new(),
+            client: [None; PODS],
+            caller: [None; PODS],
+            dials: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn step(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
+        let mut byte = || input.arbitrary::<u8>();
+        match byte()? % 10 {
+            0 => {
+                let (at, which) = (usize::from(byte()?) % WORKERS, byte()?);
+                let from = SocketAddrV4::new(
+                    pod(usize::from(which) % PODS),
+                    40_000 + u16::from(which >> 1) % 2,
+                );
+                self.datagram(at, from, outside(which >> 3));
+            }
+            1 => self.ask(byte()?),
+            2 => {
+                let (at, index) = (usize::from(byte()?) % WORKERS, usize::from(byte()?) % PODS);
+                if let Some(client) = self.client[index] {
+                    self.datagram(at, SocketAddrV4::new(pod(index), PUBLISHED), client);
+                }
+            }
+            3 => {
+                let at = usize::from(byte()?) % WORKERS;
+                self.deliver(at, byte()?.into());
+            }
+            4 => {
+                let at = usize::from(byte()?) % WORKERS;
+                let address = Ipv4Addr::new(10, 244, 1, 100 + byte()? % 16);
+                let answer = frame::write_arp(
+                    ArpOperation::Reply,
+                    (mac(PODS), address),
+                    (GATEWAY_MAC, Ipv4Addr::new(10, 244, 1, 1)),
+                );
+                self.frame(at, PODS, &answer);
+            }
+            5 => self.dial(usize::from(byte()?) % PODS),
+            6 => {
+                let (at, what) = (usize::from(byte()?) % WORKERS, byte()?);
+                self.answer_dial(at, usize::from(what >> 1) % PODS, what & 1 != 0);
+            }
+            7 => self.arrive(usize::from(byte()?) % WORKERS, byte()?),
+            8 => {
+                let micros = [1, 1000, 5_000_000, 31_000_000, 200_000_000];
+                let micros = micros[usize::from(byte()?) % micros.len()];
+                // No message waits for seconds.
+                self.deliver_all();
+                self.pass(self.now + Duration::from_micros(micros));
+            }
+            _ => self.replace(usize::from(byte()?) % PODS),
+        }
+        Ok(())
+    }
+
+    /// What must be true at any time.
+    pub(crate) fn check(&self) {
+        let mut mappings = BTreeSet::new();
+        for worker in &self.workers {
+            let counters = worker.path.node().counters();
+            assert_eq!(counters.came(), counters.went(), "the counters add up");
+            let egress = worker.path.egress();
+            egress.audit().expect("the books of memory agree");
+            assert_eq!(egress.counters().open, worker.sockets.open.len() as u64);
+            for info in egress.flows().filter(|info| info.key.is_mapping()) {
+                assert!(mappings.insert(info.key), "{:?} has two sockets", info.key);
+            }
+        }
+    }
+
+    /// All messages arrive, and all flows end.
+    pub(crate) fn finish(mut self) {
+        self.deliver_all();
+        let known = |worker: &Worker| -> BTreeSet<_> {
+            let all = worker.path.node().neighbours();
+            all.filter_map(|(address, place, _)| Some((address, place?.mac)))
+                .collect()
+        };
+        // Nothing was lost in a mailbox but packets of flows.
+        if self.lost == 0 {
+            assert_eq!(known(&self.workers[0]), known(&self.workers[1]));
+        }
+        let dropped: u64 = self.workers.iter().map(Self::dropped).sum();
+        assert!(
+            self.offered.len() as u64 <= dropped,
+            "{:?} are neither sent nor counted",
+            self.offered
+        );
+        for _ in 0..MAX_TIMERS {
+            let due = self.workers.iter().filter(|it| !it.sockets.open.is_empty());
+            let Some(due) = due.map(|it| it.path.poll_at()).min() else {
+                break;
+            };
+            self.pass(due.max(self.now));
+        }
+        for worker in &self.workers {
+            assert!(worker.sockets.open.is_empty(), "flows that do not end");
+        }
+        assert!(self.dials.is_empty(), "{:?} wait for ever", self.dials);
+    }
+
+    fn dropped(worker: &Worker) -> u64 {
+        let counters = worker.path.node().counters();
+        counters.drops().map(|(_, count)| count).sum()
+    }
+
+    /// Gives a worker a frame of a port.
+    fn frame(&mut self, at: usize, port: usize, bytes: &[u8]) {
+        let mut storage = [vec![0; HEADROOM], bytes.to_vec()].concat();
+        let packet = PacketBuf::new(&mut storage, HEADROOM, bytes.len());
+        let mut packet = packet.expect("there is room");
+        let Worker { path, sockets, .. } = &mut self.workers[at];
+        let verdict = path.from_port(self.now, PortId(port as u32), &mut packet, sockets);
+        assert_ne!(verdict, Verdict::Egress, "it has gone there");
+        self.settle(at, false);
+    }
+
+    fn datagram(&mut self, at: usize, from: SocketAddrV4, to: SocketAddrV4) {
+        let id = self.next;
+        self.next += 1;
+        self.offered.insert(id, (from, to));
+        let index = usize::from(from.ip().octets()[3]) - 2;
+        let builder = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0)
+            .ipv4(from.ip().octets(), to.ip().octets(), 64)
+            .udp(from.port(), to.port());
+        let mut frame = Vec::new();
+        builder
+            .write(&mut frame, &id.to_be_bytes())
+            .expect("a vector grows");
+        self.frame(at, index, &frame);
+    }
+
+    /// A client sends to a pod's published port.
+    fn ask(&mut self, which: u8) {
+        let index = usize::from(which) % PODS;
+        let id = self.next;
+        self.next += 1;
+        let client = SocketAddrV4::new(
+            Ipv4Addr::new(198, 51, 100, 1 + (which >> 1) % 3),
+            1000 + u16::from(which >> 3),
+        );
+        let key = FlowKey {
+            protocol: Protocol::Udp,
+            pod: SocketAddrV4::new(pod(index), PUBLISHED),
+            remote: client,
+        };
+        self.inbound.insert(id, index);
+        let Worker { path, sockets, .. } = &mut self.workers[0];
+        match path.deliver(self.now, key, &id.to_be_bytes(), sockets) {
+            Ok(flow) => {
+                sockets.adopt(flow, false);
+                self.client[index] = Some(client);
+                self.settle(0, false);
+                assert!(!self.inbound.contains_key(&id), "it does not arrive");
+            }
+            Err(_) => {
+                self.inbound.remove(&id);
+                self.settle(0, false);
+            }
+        }
+    }
+
+    /// A connection from the host's side begins.
+    fn dial(&mut self, index: usize) {
+        let key = FlowKey {
+            protocol: Protocol::Tcp,
+            pod: SocketAddrV4::new(pod(index), 80),
+            remote: SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, 1), 0),
+        };
+        let Worker { path, sockets, .. } = &mut self.workers[0];
+        if let Ok(flow) = path.dial(self.now, key, b"hello", sockets) {
+            sockets.adopt(flow, true);
+            assert!(self.dials.insert(flow), "{flow:?} is dialled twice");
+        }
+        self.settle(0, false);
+    }
+
+    /// The pod that was asked last answers, or refuses.
+    fn answer_dial(&mut self, at: usize, index: usize, refuses: bool) {
+        let Some((caller, number)) = self.caller[index] else {
+            return;
+        };
+        let builder = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0)
+            .ipv4(pod(index).octets(), caller.ip().octets(), 64)
+            .tcp(80, caller.port(), 9000, 1000)
+            .ack(number.wrapping_add(1));
+        let builder = if refuses {
+            builder.rst()
+        } else {
+            builder.syn()
+        };
+        let mut frame = Vec::new();
+        builder.write(&mut frame, &[]).expect("a vector grows");
+        self.frame(at, index, &frame);
+    }
+
+    /// A datagram arrives at a mapping's socket.
+    fn arrive(&mut self, at: usize, which: u8) {
+        let egress = self.workers[at].path.egress();
+        let keys = egress.flows().map(|info| info.key);
+        let mappings: Vec<_> = keys.filter(FlowKey::is_mapping).collect();
+        let Some(key) = mappings.get(usize::from(which) % mappings.len().max(1)) else {
+            return;
+        };
+        let flow = egress.find(key).expect("it was listed");
+        let id = self.next;
+        self.next += 1;
+        self.inbound
+            .insert(id, usize::from(key.pod.ip().octets()[3]) - 2);
+        let Worker { path, sockets, .. } = &mut self.workers[at];
+        let socket = sockets.open.get_mut(&flow).expect("it has a socket");
+        let datagram = (outside(which >> 3), id.to_be_bytes().to_vec());
+        socket.waiting.push_back(datagram);
+        let ready = Ready {
+            readable: true,
+            writable: false,
+        };
+        path.ready(self.now, flow, ready, sockets);
+        self.settle(at, false);
+        assert!(!self.inbound.contains_key(&id), "it does not arrive");
+    }
+
+    /// So many messages arrive at a worker.
+    fn deliver(&mut self, at: usize, count: usize) {
+        for _ in 0..count {
+            let Some(message) = self.workers[at].mailbox.pop_front() else {
+                return;
+            };
+            let is_stray = matches!(message, Message::Stray(_));
+            let Worker { path, sockets, .. } = &mut self.workers[at];
+            path.from_sibling(self.now, message, sockets);
+            self.settle(at, is_stray);
+        }
+    }
+
+    fn deliver_all(&mut self) {
+        while self.workers.iter().any(|it| !it.mailbox.is_empty()) {
+            (0..WORKERS).for_each(|at| self.deliver(at, MAILBOX));
+        }
+    }
+
+    fn pass(&mut self, to: Instant) {
+        self.now = to;
+        for at in 0..WORKERS {
+            let Worker { path, sockets, .. } = &mut self.workers[at];
+            path.handle_timeout(to, sockets);
+            self.settle(at, false);
+            let due = self.workers[at].path.poll_at();
+            assert!(due > to, "timers spin");
+        }
+    }
+
+    /// A pod goes, and another one comes in its place.
+    fn replace(&mut self, index: usize) {
+        let port = PortId(index as u32);
+        for at in 0..WORKERS {
+            let Worker { path, sockets, .. } = &mut self.workers[at];
+            assert!(path.detach(port, sockets), "it was attached");
+            let its = |key: &FlowKey| *key.pod.ip() == pod(index);
+            assert!(!path.egress().flows().any(|info| its(&info.key)));
+            self.settle(at, false);
+            let path = &mut self.workers[at].path;
+            path.node_mut().attach(port, attachment(index));
+            path.expect_datagrams(SocketAddrV4::new(pod(index), PUBLISHED));
+            self.settle(at, false);
+        }
+        (self.client[index], self.caller[index]) = (None, None);
+    }
+
+    /// Does what a worker's data path says, and looks at what its sockets have sent.
+    fn settle(&mut self, at: usize, is_handed_over: bool) {
+        let mut frames = Vec::new();
+        while let Some(output) = self.workers[at].path.poll_output(self.now) {
+            match output {
+                Output::Packet(Verdict::Port(port), mut packet) => {
+                    let offload = packet.offload().check(packet.len());
+                    offload.expect("a valid header");
+                    packet.complete();
+                    frames.push((port, packet.as_slice().to_vec()));
+                }
+                Output::Packet(..) => {}
+                Output::Message(to, message) => {
+                    let is_stray = matches!(message, Message::Stray(_));
+                    assert!(!(is_handed_over && is_stray), "it is handed on");
+                    let to = match to {
+                        Siblings::All => 1 - at,
+                        Siblings::One(worker) => usize::from(worker),
+                    };
+                    assert_ne!(to, at, "it tells itself");
+                    self.tell(to, message);
+                }
+            }
+        }
+        for (port, frame) in frames {
+            self.receive(port, &frame);
+        }
+        let sockets = &mut self.workers[at].sockets;
+        let (sent, dialled) = (
+            std::mem::take(&mut sockets.sent),
+            std::mem::take(&mut sockets.dialled),
+        );
+        for sent in sent {
+            self.check_sent(at, &sent);
+        }
+        for (flow, result) in dialled {
+            assert!(self.dials.remove(&flow), "{flow:?} is told twice");
+            assert_ne!(result, Err(HostError::WouldBlock));
+        }
+    }
+
+    fn tell(&mut self, to: usize, message: Message) {
+        let mailbox = &mut self.workers[to].mailbox;
+        if mailbox.len() < MAILBOX {
+            return mailbox.push_back(message);
+        }
+        self.lost += 1;
+        if let Message::Stray(mut packet) = message {
+            let bytes = packet.packet().as_slice().to_vec();
+            self.ended.extend(payload(&bytes));
+            // Whoever had no room counts it.
+            let node = self.workers[1 - to].path.node_mut();
+            node.count_drops(muslin_stack::drops::DropReason::EgressHandoverFull, 1);
+        }
+    }
+
+    /// A pod gets a frame.
+    fn receive(&mut self, port: PortId, frame: &[u8]) {
+        let headers = PacketHeaders::from_ethernet_slice(frame).expect("a valid frame");
+        let Some(NetHeaders::Ipv4(ip, _)) = headers.net else {
+            return;
+        };
+        let index = port.0 as usize;
+        assert_eq!(ip.header_checksum, ip.calc_header_checksum());
+        match headers.transport {
+            Some(TransportHeader::Udp(udp)) => {
+                let data = headers.payload.slice();
+                assert_eq!(udp.calc_checksum_ipv4(&ip, data), Ok(udp.checksum));
+                assert_eq!(ip.destination, pod(index).octets());
+                let id = data.try_into().map(u32::from_be_bytes);
+                let id = id.expect("it is as long as it was");
+                assert_eq!(self.inbound.remove(&id), Some(index), "{id} comes again");
+            }
+            Some(TransportHeader::Tcp(tcp)) if tcp.syn => {
+                let caller = SocketAddrV4::new(ip.source.into(), tcp.source_port);
+                self.caller[index] = Some((caller, tcp.sequence_number));
+            }
+            _ => {}
+        }
+    }
+
+    /// A datagram of a pod goes out.
+    fn check_sent(&mut self, at: usize, sent: &Sent) {
+        let id = <[u8; 4]>::try_from(&sent.bytes[..]).map(u32::from_be_bytes);
+        let id = id.expect("it is as long as it was");
+        assert!(!self.ended.contains(&id), "{id} was lost");
+        let (from, to) = self.offered.remove(&id).expect("it goes out once");
+        // A flow may make room for another in the same call.
+        let Some(key) = self.workers[at].path.egress().key(sent.flow) else {
+            return;
+        };
+        assert_eq!(key.pod, from, "by its own socket");
+        // Clients know a published port by the sockets of the first worker.
+        assert!(from.port() != PUBLISHED || at == 0, "an answer goes astray");
+        match sent.to {
+            Some(mapped) => assert_eq!((mapped, key.is_mapping()), (to, true)),
+            None => assert_eq!(key.remote, to, "to its client"),
+        }
+    }
+}
+
+/// The payload of a UDP packet.
+fn payload(packet: &[u8]) -> Option<u32> {
+    let headers = PacketHeaders::from_ip_slice(packet).ok()?;
+    let bytes = headers.payload.slice().try_into().ok()?;
+    Some(u32::from_be_bytes(bytes))
+}
