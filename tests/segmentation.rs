@@ -22,9 +22,9 @@ mod tunnels;
 use std::cell::Cell;
 
 use bridge::Bridge;
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
+use muslin_encap::ip::checksum::{self, Transported};
+use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, Split};
 use packets::{L3, Shape, superpacket};
 use rules::merges_agree;
 use tunnels::Tunnels;

@@ -9,8 +9,8 @@
 
 use thiserror::Error;
 
-use crate::checksum;
-use crate::virtio::{Checksum, Header};
+use crate::ip::checksum;
+use crate::offload::virtio::{Checksum, Header};
 
 /// Bytes kept free in front of a packet that is read from a device or socket: a VXLAN header, an
 /// inner Ethernet header and a virtio-net header fit, and the packet starts on a cache line.
@@ -278,7 +278,7 @@ mod tests {
         packet.complete();
         assert_eq!(packet.offload(), Header::default());
         packet.trim_front(36);
-        let at = crate::headers::Transport::parse(packet.as_slice(), 0).unwrap();
+        let at = crate::ip::transport::Transport::parse(packet.as_slice(), 0).unwrap();
         let field = at.checksum();
         assert_ne!(packet.as_slice()[field..field + 2], udp[field..field + 2]);
     }

@@ -7,17 +7,10 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
-pub mod checksum;
-pub mod headers;
-pub mod ipip;
+pub mod ip;
 pub mod mac;
-pub mod merge;
-pub mod mss;
-pub mod overhead;
-pub mod plan;
-pub mod split;
+pub mod mtu;
+pub mod offload;
 #[cfg(test)]
 mod testing;
-pub mod udp;
-pub mod virtio;
-pub mod vxlan;
+pub mod tunnel;

@@ -3,11 +3,11 @@
 
 mod reference;
 
-use muslin_encap::headers::Transport;
-use muslin_encap::merge::{MAX_SEGMENTS, Settings};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::{Checksums, Limits};
-use muslin_encap::virtio::{Gso, GsoKind};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::{MAX_SEGMENTS, Settings};
+use muslin_encap::offload::split::{Checksums, Limits};
+use muslin_encap::offload::virtio::{Gso, GsoKind};
 use proptest::prelude::*;
 use reference::{check_merge, check_split, finish, merge, split};
 
@@ -103,8 +103,8 @@ impl Shape {
                 false => smoltcp::wire::IpVersion::Ipv4,
             },
             protocol: match self.tcp {
-                true => muslin_encap::headers::Protocol::Tcp,
-                false => muslin_encap::headers::Protocol::Udp,
+                true => muslin_encap::ip::transport::Protocol::Tcp,
+                false => muslin_encap::ip::transport::Protocol::Udp,
             },
             l3: self.prefix,
             l4: self.prefix + network,

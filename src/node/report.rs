@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use muslin_encap::mac::Colons;
-use muslin_encap::vxlan::Vni;
+use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::egress;
 use muslin_stack::gateway;
 use muslin_stack::lease::Standing;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::{Format, Mtu};
-use muslin_encap::split::Limits;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split::Limits;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::lease::{Backend, ConfigFault, NetworkConfig};
 use muslin_stack::peer::Tunnel;
 use muslin_stack::uplink::Uplink;

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{

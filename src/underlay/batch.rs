@@ -13,7 +13,7 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
-use muslin_encap::plan::{Plan, Send};
+use muslin_encap::offload::batch::{Plan, Send};
 use muslin_stack::work;
 use nix::libc;
 use socket2::SockAddr;

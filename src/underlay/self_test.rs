@@ -20,9 +20,9 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use muslin_encap::overhead::Format;
-use muslin_encap::plan::{Outgoing, Plan};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::batch::{Outgoing, Plan};
+use muslin_encap::offload::virtio::Header;
+use muslin_encap::tunnel::Format;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 

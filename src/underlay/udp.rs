@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use muslin_encap::ipip;
-use muslin_encap::overhead::Format;
-use muslin_encap::plan::{Plan, Send};
+use muslin_encap::offload::batch::{Plan, Send};
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::ipip;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -406,8 +406,8 @@ fn discover_mtu(socket: &Socket, value: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use muslin_encap::plan::Outgoing;
-    use muslin_encap::virtio::Header;
+    use muslin_encap::offload::batch::Outgoing;
+    use muslin_encap::offload::virtio::Header;
 
     use super::*;
 

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::merge::{self, Merged, Merger};
-use muslin_encap::overhead::Format;
-use muslin_encap::virtio;
+use muslin_encap::offload::merge::{self, Merged, Merger};
+use muslin_encap::offload::virtio;
+use muslin_encap::tunnel::Format;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{Config as EgressConfig, Owners};

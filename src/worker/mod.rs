@@ -21,7 +21,7 @@ use std::time::{Duration, Instant as StdInstant};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::OwnedPacket;
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 use muslin_stack::Instant;
 use muslin_stack::drops::Counters;
 use muslin_stack::egress::{Config as EgressConfig, Counters as EgressCounters, FlowInfo, Owners};

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::plan::{self, Outgoing, Plan};
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::batch::{self, Outgoing, Plan};
+use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::virtio::Header;
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
 use muslin_stack::node::{Node, Verdict};
@@ -52,7 +52,7 @@ impl Outbox {
             storage: vec![0; OUTBOX_LEN].into_boxed_slice(),
             used: 0,
             packets: ArrayVec::new(),
-            headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
+            headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
         }
     }
@@ -101,7 +101,7 @@ impl Io {
             ports: HashMap::new(),
             underlay,
             flat: Vec::new(),
-            headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
+            headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
             told: false,
         }
@@ -272,7 +272,7 @@ fn send_all<'a>(
         while let Some(outgoing) = packets.peek() {
             match plan.push(outgoing, &mut split) {
                 Ok(Ok(())) => {}
-                Ok(Err(plan::Full)) => break,
+                Ok(Err(batch::Full)) => break,
                 Err(_) => node.count_drops(DropReason::SuperpacketRefused, 1),
             }
             packets.next();

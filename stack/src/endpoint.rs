@@ -7,8 +7,9 @@
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::virtio::Checksum;
-use muslin_encap::{mac, udp};
+use muslin_encap::ip::v4;
+use muslin_encap::mac;
+use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv4Message, Icmpv4Packet,
@@ -148,7 +149,7 @@ impl Endpoint {
 
     fn take_ipv4(&self, packet: &mut PacketBuf<'_>) -> Result<Taken, DropReason> {
         packet.trim_front(frame::HEADER_LEN);
-        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, protocol) = (view.src_addr(), view.next_header());
         let is_fragment = view.more_frags() || view.frag_offset() != 0;
@@ -199,7 +200,7 @@ impl Endpoint {
 mod tests {
     use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
     use muslin_encap::buffer::HEADROOM;
-    use muslin_encap::virtio::Header;
+    use muslin_encap::offload::virtio::Header;
 
     use super::*;
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use muslin_encap::checksum;
+use muslin_encap::ip::checksum;
 use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
 

@@ -9,7 +9,6 @@ pub mod bucket;
 pub mod drops;
 pub mod egress;
 pub mod endpoint;
-pub mod fragment;
 pub mod frame;
 pub mod gateway;
 pub mod guard;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::{Error, Protocol, Transport};
-use muslin_encap::merge::Settings;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::Header;
+use muslin_encap::ip::checksum::{self, Transported};
+use muslin_encap::ip::transport::{Error, Protocol, Transport};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::Settings;
+use muslin_encap::offload::virtio::Header;
 use smoltcp::wire::IpVersion;
 
 use crate::packets::{ACK, CWR, L3};

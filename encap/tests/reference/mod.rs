@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use muslin_encap::checksum;
-use muslin_encap::headers::{Error, Protocol, Transport};
-use muslin_encap::merge::{FLOWS, MAX_LEN, MAX_SEGMENTS, Merger, Settings};
-use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::checksum;
+use muslin_encap::ip::transport::{Error, Protocol, Transport};
+use muslin_encap::offload::merge::{FLOWS, MAX_LEN, MAX_SEGMENTS, Merger, Settings};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::wire::IpVersion;
 
 const CWR: u8 = 0x80;
@@ -294,7 +294,7 @@ pub(crate) fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<O
     let mut buffers = packets.to_vec();
     let mut outputs = Vec::new();
     let mut merger = Merger::new(settings);
-    let mut sink = |merged: muslin_encap::merge::Merged<'_, '_, ()>| {
+    let mut sink = |merged: muslin_encap::offload::merge::Merged<'_, '_, ()>| {
         let bytes = [&*merged.head, &merged.tail.concat()].concat();
         assert_eq!(bytes.len(), merged.total_len());
         outputs.push(Output {

@@ -4,13 +4,13 @@
 //! left unmerged that it would.
 #![cfg_attr(fuzzing, no_main)]
 
-use muslin_encap::checksum;
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::merge::{self, Settings};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::plan::{self, Outgoing, Plan};
-use muslin_encap::split::{Checksums, Limits, Split};
-use muslin_encap::virtio::Header;
+use muslin_encap::ip::checksum;
+use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::batch::{self, Outgoing, Plan};
+use muslin_encap::offload::merge::{self, Settings};
+use muslin_encap::offload::split::{Checksums, Limits, Split};
+use muslin_encap::offload::virtio::Header;
 use muslin_fuzz::Seed;
 use smoltcp::wire::IpVersion;
 
@@ -125,13 +125,13 @@ fn leave(packet: &[u8], l3: usize, header: Header, fits: bool, trains: bool) {
     let mut waiting = [single, outgoing(packet, header), single]
         .into_iter()
         .peekable();
-    let (mut headers, mut split, mut left) = (vec![0; plan::HEADERS_LEN], None, Vec::new());
+    let (mut headers, mut split, mut left) = (vec![0; batch::HEADERS_LEN], None, Vec::new());
     while waiting.peek().is_some() {
         let mut plan = Plan::new(&mut headers, trains);
         while let Some(next) = waiting.peek() {
             match plan.push(next, &mut split) {
                 Ok(Ok(())) => drop(waiting.next()),
-                Ok(Err(plan::Full)) => break,
+                Ok(Err(batch::Full)) => break,
                 Err(_) => {
                     assert!(!fits && next.offload == header, "it can be split");
                     waiting.next();

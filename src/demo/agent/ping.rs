@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use muslin_encap::checksum;
+use muslin_encap::ip::checksum;
 use nix::errno::Errno;
 use nix::libc;
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};

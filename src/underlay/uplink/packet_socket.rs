@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use ipnet::Ipv4Net;
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;

@@ -4,8 +4,8 @@
 use std::net::SocketAddrV4;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::checksum;
-use muslin_encap::virtio::{Checksum, Header};
+use muslin_encap::ip::checksum;
+use muslin_encap::offload::virtio::{Checksum, Header};
 use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
 

@@ -21,10 +21,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::Checksum;
+use muslin_encap::ip::checksum::{self, Transported};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 

@@ -11,9 +11,9 @@ use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{
     Checksum as Checks, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,

@@ -3,23 +3,25 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::Checksum;
-use muslin_encap::{checksum, mss, split, udp, vxlan};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::{checksum, mss, v4};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split;
+use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::virtio::Checksum;
+use muslin_encap::tunnel::vxlan;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
 use super::{MAX_PACKET, NextHop, Node, Verdict};
 use crate::drops::DropReason;
-use crate::fragment::Fragments;
 use crate::frame;
 use crate::guard;
 use crate::hash;
 use crate::icmp::{self, IcmpError};
 use crate::neighbour::{Due, Neighbours, Place, Resolution};
 use crate::peer::{Path, PeerId, Tunnel};
+use muslin_encap::ip::fragment::Fragments;
 
 pub(super) type Step = Result<Verdict, DropReason>;
 
@@ -60,14 +62,14 @@ impl Hop {
     }
 }
 
-impl From<udp::Error> for DropReason {
-    fn from(error: udp::Error) -> Self {
+impl From<v4::Error> for DropReason {
+    fn from(error: v4::Error) -> Self {
         match error {
-            udp::Error::TooShort { .. } => Self::Ipv4TooShort,
-            udp::Error::Version(_) => Self::Ipv4Version,
-            udp::Error::HeaderLen(_) => Self::Ipv4HeaderLen,
-            udp::Error::TotalLen { .. } => Self::Ipv4TotalLen,
-            udp::Error::Checksum => Self::Ipv4Checksum,
+            v4::Error::TooShort { .. } => Self::Ipv4TooShort,
+            v4::Error::Version(_) => Self::Ipv4Version,
+            v4::Error::HeaderLen(_) => Self::Ipv4HeaderLen,
+            v4::Error::TotalLen { .. } => Self::Ipv4TotalLen,
+            v4::Error::Checksum => Self::Ipv4Checksum,
         }
     }
 }
@@ -112,7 +114,7 @@ impl Node {
         origin: Origin,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let (ttl, header_len) = (view.hop_limit(), view.header_len());
@@ -190,7 +192,7 @@ impl Node {
     /// Routes a packet from outside the overlay to a pod of this node, or one from the gateway to
     /// any pod.
     pub(super) fn route_to_pod(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Step {
-        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         self.check_outside(source)?;

@@ -15,8 +15,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::{Format, Mtu};
-use muslin_encap::virtio::GsoKind;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::GsoKind;
+use muslin_encap::tunnel::Format;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;

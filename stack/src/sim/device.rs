@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 use smoltcp::time::Instant;
 
 use crate::port::Attachment;

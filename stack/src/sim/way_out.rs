@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 

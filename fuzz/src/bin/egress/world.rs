@@ -8,7 +8,7 @@ use std::rc::Rc;
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,

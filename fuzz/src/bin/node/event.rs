@@ -3,8 +3,8 @@
 
 use std::net::Ipv4Addr;
 
-use muslin_encap::checksum;
-use muslin_encap::virtio;
+use muslin_encap::ip::checksum;
+use muslin_encap::offload::virtio;
 
 use arbitrary::{Result, Unstructured};
 use smoltcp::wire::EthernetAddress;

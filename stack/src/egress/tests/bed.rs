@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use muslin_encap::buffer::HEADROOM;
-use muslin_encap::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use etherparse::PacketBuilder;
 use muslin_encap::buffer::OwnedPacket;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::socket::tcp::State;
 
 use super::bed::{Bed, POD, pattern};

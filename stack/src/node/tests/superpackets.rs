@@ -1,8 +1,8 @@
 //! Superpackets go through a node as one packet, or come out in pieces where they must.
 
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::Transport;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::checksum::{self, Transported};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 use super::*;
 

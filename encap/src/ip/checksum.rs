@@ -18,7 +18,7 @@
 //! What is lost is that a packet which was damaged on its way *and* has that value is no longer
 //! noticed: the one in 65,536 damaged packets that a 16-bit checksum lets through anyway.
 
-use crate::headers::{Protocol, Transport};
+use crate::ip::transport::{Protocol, Transport};
 
 /// Offset of the TTL in an IPv4 header.
 const TTL: usize = 8;

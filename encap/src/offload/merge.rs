@@ -1,5 +1,5 @@
 //! Segments that follow each other as the superpacket they stand for: the reverse of
-//! [`crate::split`], by the rules of Linux' GRO.
+//! [`crate::offload::split`], by the rules of Linux' GRO.
 //!
 //! Writing a frame into a pod costs the kernel about the same whether it has 1,400 bytes or
 //! 64 KiB, so the segments of a batch are joined first. The first one stays where it is and its
@@ -37,10 +37,12 @@
 
 use smoltcp::wire::IpVersion;
 
-use crate::checksum::{self, Transported};
-use crate::headers::{self, Error, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
-use crate::overhead::Mtu;
-use crate::virtio::{Checksum, Gso, GsoKind, Header};
+use crate::ip::checksum::{self, Transported};
+use crate::ip::transport::{
+    self, Error, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp,
+};
+use crate::mtu::Mtu;
+use crate::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 /// Flows that are open at once; a further one ends the oldest.
 pub const FLOWS: usize = 8;
@@ -64,7 +66,7 @@ pub struct Settings {
 /// one, the payloads that follow.
 ///
 /// Where a device refuses it (some kernels around 6.6 do, if the last segment is shorter), its
-/// bytes one after the other are what [`crate::split::Split`] takes apart again.
+/// bytes one after the other are what [`crate::offload::split::Split`] takes apart again.
 #[derive(Debug)]
 pub struct Merged<'s, 'a, K> {
     /// What the caller called it when it came in.
@@ -346,7 +348,7 @@ impl<'a, K> Open<'a, K> {
                 put16(network, ipv4::CHECKSUM, sum);
             }
             IpVersion::Ipv6 => {
-                let len = len(at.l3 + headers::IPV6_LEN);
+                let len = len(at.l3 + transport::IPV6_LEN);
                 put16(head, at.l3 + ipv6::PAYLOAD_LEN, len);
             }
         }
@@ -480,7 +482,7 @@ fn same_addresses((a, at_a): (&[u8], &Transport), (b, at_b): (&[u8], &Transport)
             addresses(a) == addresses(b)
         }
         IpVersion::Ipv6 => {
-            let addresses = ipv6::ADDRESSES..headers::IPV6_LEN;
+            let addresses = ipv6::ADDRESSES..transport::IPV6_LEN;
             a[addresses.clone()] == b[addresses]
         }
     }
@@ -519,12 +521,12 @@ fn tcp_follows((head, header): (&[u8], &[u8]), sent: u32) -> bool {
 fn ipv6_follows((head, packet): (&[u8], &[u8])) -> bool {
     head[..ipv6::PAYLOAD_LEN] == packet[..ipv6::PAYLOAD_LEN]
         && head[ipv6::NEXT_HEADER..=ipv6::HOP_LIMIT] == packet[ipv6::NEXT_HEADER..=ipv6::HOP_LIMIT]
-        && head[headers::IPV6_LEN..] == packet[headers::IPV6_LEN..]
+        && head[transport::IPV6_LEN..] == packet[transport::IPV6_LEN..]
 }
 
 /// Whether an IPv4 header has no options and a right checksum.
 fn is_plain_ipv4(header: &[u8]) -> bool {
-    header.len() == headers::IPV4_LEN && checksum::compute(header) == 0
+    header.len() == transport::IPV4_LEN && checksum::compute(header) == 0
 }
 
 fn has_udp_checksum(header: &[u8]) -> bool {

@@ -1,15 +1,11 @@
-//! flannel's UDP format: one datagram is one bare inner IPv4 packet, with no header of any kind.
+//! IPv4 headers (RFC 791 section 3.1).
 //!
-//! So "decoding" is the question whether the datagram is exactly one well-formed IPv4 packet. The
-//! router asks the same of every packet it forwards, whichever way it came; [`check`] answers both.
+//! The router checks every packet that it forwards with [`check_head`], whichever way it came.
 
 use smoltcp::wire::Ipv4Packet;
 use thiserror::Error;
 
-use crate::checksum;
-
-/// UDP port of flannel's `udp` backend where the configuration names none.
-pub const PORT: u16 = 8285;
+use crate::ip::checksum;
 
 /// Why bytes are not one IPv4 packet (RFC 791 section 3.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]

@@ -16,9 +16,9 @@ use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
 use crate::buffer::NoRoom;
-use crate::checksum::{self, add};
-use crate::headers::{self, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
-use crate::virtio::{Gso, GsoKind};
+use crate::ip::checksum::{self, add};
+use crate::ip::transport::{self, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
+use crate::offload::virtio::{Gso, GsoKind};
 
 /// The longest headers that are repeated, in bytes: VXLAN and Ethernet (22), IPv4 with options
 /// (60) and TCP with options (60) come to 142.
@@ -82,7 +82,7 @@ impl Limits {
 pub enum Refusal {
     /// There are no TCP or UDP headers where they should be.
     #[error(transparent)]
-    Headers(#[from] headers::Error),
+    Headers(#[from] transport::Error),
     /// The packet is of another protocol than its virtio-net header says.
     #[error("a superpacket that is not of the protocol its virtio-net header says")]
     Kind,
@@ -295,7 +295,7 @@ impl<'p> Split<'p> {
                 put16(network, ipv4::CHECKSUM, !sum);
             }
             IpVersion::Ipv6 => {
-                let len = network.len() - headers::IPV6_LEN + transport_len;
+                let len = network.len() - transport::IPV6_LEN + transport_len;
                 put16(network, ipv6::PAYLOAD_LEN, len as u16);
             }
         }
@@ -576,6 +576,6 @@ mod tests {
         let mut fragment = good;
         fragment[6] = 0x20;
         let fragment = refusal(&fragment, GSO);
-        assert_eq!(fragment, Some(Refusal::Headers(headers::Error::Fragment)));
+        assert_eq!(fragment, Some(Refusal::Headers(transport::Error::Fragment)));
     }
 }

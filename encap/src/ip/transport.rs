@@ -6,7 +6,7 @@
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
-use crate::checksum::{self, add};
+use crate::ip::checksum::{self, add};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;

@@ -1,9 +1,10 @@
 //! IPv4 fragmentation (RFC 791 section 3.2): a packet larger than the next hop's MTU that allows
 //! it goes on in pieces.
 
-use muslin_encap::checksum;
-use muslin_encap::overhead::Mtu;
 use smoltcp::wire::Ipv4Packet;
+
+use crate::ip::checksum;
+use crate::mtu::Mtu;
 
 const MIN_HEADER_LEN: usize = 20;
 /// Fragment offsets count in units of eight bytes.

@@ -5,7 +5,7 @@
 
 use thiserror::Error;
 
-use crate::headers;
+use crate::ip::transport;
 
 /// Protocol number of IPv4 in an IP packet (RFC 2003 section 3.1).
 pub const PROTOCOL: u8 = 4;
@@ -15,7 +15,7 @@ pub const PROTOCOL: u8 = 4;
 pub enum Error {
     /// The outer header is not that of a whole IPv4 packet.
     #[error("the outer header: {0}")]
-    Outer(#[from] headers::Error),
+    Outer(#[from] transport::Error),
     /// The outer packet carries something else.
     #[error("the outer header announces protocol {0}, not IPv4 in IP")]
     Protocol(u8),
@@ -27,7 +27,7 @@ pub enum Error {
 /// # Errors
 /// `Error` if the outer header is malformed, of a fragment, or of another protocol.
 pub fn inner_offset(datagram: &[u8]) -> Result<usize, Error> {
-    match headers::network_v4(datagram)? {
+    match transport::network_v4(datagram)? {
         (header_len, _, PROTOCOL) => Ok(header_len),
         (_, _, other) => Err(Error::Protocol(other)),
     }
@@ -74,12 +74,12 @@ mod tests {
         let len = good.len();
         assert_eq!(
             inner_offset(&good[..19]),
-            outer(headers::Error::TooShort { len: 19 })
+            outer(transport::Error::TooShort { len: 19 })
         );
         let claimed = len;
         assert_eq!(
             inner_offset(&good[..len - 1]),
-            outer(headers::Error::Length {
+            outer(transport::Error::Length {
                 claimed,
                 len: len - 1
             })
@@ -89,15 +89,18 @@ mod tests {
             bytes[at] = value;
             inner_offset(&bytes)
         };
-        assert_eq!(with(0, 0x65), outer(headers::Error::Version(6)));
+        assert_eq!(with(0, 0x65), outer(transport::Error::Version(6)));
         assert_eq!(
             with(0, 0x44),
-            outer(headers::Error::Length { claimed, len })
+            outer(transport::Error::Length { claimed, len })
         );
         let claimed = 19;
-        assert_eq!(with(3, 19), outer(headers::Error::Length { claimed, len }));
+        assert_eq!(
+            with(3, 19),
+            outer(transport::Error::Length { claimed, len })
+        );
         for (at, value) in [(6, 0x20), (6, 0x1f), (7, 1)] {
-            assert_eq!(with(at, value), outer(headers::Error::Fragment));
+            assert_eq!(with(at, value), outer(transport::Error::Fragment));
         }
         assert_eq!(with(6, 0x40), Ok(20), "may not be fragmented");
         for protocol in [17, 41, 94] {

@@ -5,10 +5,12 @@
 //! would depend on path MTU discovery, that is on ICMP which firewalls like to drop. So it lowers
 //! the numbers that pass it, as Linux' `TCPMSS --clamp-mss-to-pmtu` does.
 
-use crate::checksum;
-use crate::headers::{IPV4_LEN, TCP_LEN, be16, ipv4, ipv4_lengths, put16, tcp, tcp_header_len};
-use crate::overhead::Mtu;
-use crate::virtio::Checksum;
+use crate::ip::checksum;
+use crate::ip::transport::{
+    IPV4_LEN, TCP_LEN, be16, ipv4, ipv4_lengths, put16, tcp, tcp_header_len,
+};
+use crate::mtu::Mtu;
+use crate::offload::virtio::Checksum;
 
 /// Kinds of TCP options (RFC 9293 section 3.1).
 mod option {
@@ -93,8 +95,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::checksum::{Transported, check};
-    use crate::headers::Transport;
+    use crate::ip::checksum::{Transported, check};
+    use crate::ip::transport::Transport;
 
     const PARTIAL: Checksum = Checksum::Partial {
         start: 20,

@@ -1,7 +1,7 @@
 //! What leaves by a socket, grouped into the fewest sends.
 //!
 //! Every datagram that the kernel gets by itself costs it a whole way through its stack. So
-//! superpackets become trains ([`crate::split`]), and single packets of one length for one
+//! superpackets become trains ([`crate::offload::split`]), and single packets of one length for one
 //! destination that follow each other, as a flood of small datagrams does, become trains as well.
 //! Each [`Send`] is one message: the pieces of its datagrams in order, and the length by which the
 //! kernel cuts them apart (`UDP_SEGMENT`). Pieces point to where packets are; headers of segments
@@ -11,8 +11,8 @@ use std::io::IoSlice;
 
 use arrayvec::ArrayVec;
 
-use crate::split::{self, Checksums, Limits, Refusal, Split};
-use crate::virtio::{Gso, Header};
+use crate::offload::split::{self, Checksums, Limits, Refusal, Split};
+use crate::offload::virtio::{Gso, Header};
 
 /// Messages of one plan.
 const MAX_SENDS: usize = 64;
@@ -243,7 +243,7 @@ impl<K: Eq> Send<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::GsoKind;
+    use crate::offload::virtio::GsoKind;
 
     fn single(key: u8, packet: &[u8]) -> Outgoing<'_, u8> {
         Outgoing {

@@ -1,7 +1,9 @@
 //! How many bytes each encapsulation costs, and what MTU that leaves for the pods.
 
 use smoltcp::wire::IpVersion;
-use thiserror::Error;
+
+use crate::mtu::{InvalidMtu, Mtu};
+use crate::tunnel::vxlan;
 
 const IPV4_HEADER: u16 = 20;
 const IPV6_HEADER: u16 = 40;
@@ -29,7 +31,7 @@ impl Format {
             IpVersion::Ipv6 => IPV6_HEADER,
         };
         match self {
-            Self::Vxlan => outer + UDP_HEADER + super::vxlan::HEADER_LEN as u16 + ETHERNET_HEADER,
+            Self::Vxlan => outer + UDP_HEADER + vxlan::HEADER_LEN as u16 + ETHERNET_HEADER,
             Self::Udp => outer + UDP_HEADER,
             Self::Ipip => outer,
         }
@@ -40,7 +42,7 @@ impl Format {
     #[must_use]
     pub const fn network_offset(self) -> usize {
         match self {
-            Self::Vxlan => super::vxlan::HEADER_LEN + ETHERNET_HEADER as usize,
+            Self::Vxlan => vxlan::HEADER_LEN + ETHERNET_HEADER as usize,
             Self::Udp | Self::Ipip => 0,
         }
     }
@@ -62,41 +64,6 @@ impl Format {
     /// `InvalidMtu` if less than IPv4's minimum remains.
     pub fn inner_mtu(self, outer: Mtu, version: IpVersion) -> Result<Mtu, InvalidMtu> {
         Mtu::new(u32::from(outer.get()).saturating_sub(u32::from(self.overhead(version))))
-    }
-}
-
-/// A maximum transmission unit: bytes of an IP packet with its header, without any link header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Mtu(u16);
-
-/// A number of bytes that cannot be the MTU of a link that carries IPv4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("an MTU of {0} bytes is not possible: it must be 68 to 65535")]
-pub struct InvalidMtu(pub u32);
-
-impl Mtu {
-    /// What every IPv4 link must carry (RFC 791 section 3.2).
-    pub const MIN: Self = Self(68);
-    /// The longest IPv4 packet.
-    pub const MAX: Self = Self(u16::MAX);
-    /// The MTU of plain Ethernet.
-    pub const ETHERNET: Self = Self(1500);
-
-    /// `bytes` as an MTU.
-    ///
-    /// # Errors
-    /// `InvalidMtu` below 68 or above 65535.
-    pub fn new(bytes: u32) -> Result<Self, InvalidMtu> {
-        match u16::try_from(bytes) {
-            Ok(mtu) if mtu >= Self::MIN.0 => Ok(Self(mtu)),
-            _ => Err(InvalidMtu(bytes)),
-        }
-    }
-
-    /// Bytes of the largest IP packet.
-    #[must_use]
-    pub const fn get(self) -> u16 {
-        self.0
     }
 }
 
@@ -138,12 +105,5 @@ mod tests {
         assert_eq!(inner(Format::Vxlan, 118), Ok(68));
         assert_eq!(inner(Format::Vxlan, 117), Err(InvalidMtu(67)));
         assert_eq!(inner(Format::Udp, 68), Err(InvalidMtu(40)));
-    }
-
-    #[test]
-    fn an_mtu_is_one_that_ipv4_can_use() {
-        assert_eq!(Mtu::new(67), Err(InvalidMtu(67)));
-        assert_eq!(Mtu::new(65_536), Err(InvalidMtu(65_536)));
-        assert_eq!(Mtu::new(65_535).unwrap().get(), 65_535);
     }
 }
