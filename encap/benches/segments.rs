@@ -49,7 +49,7 @@ fn superpacket(payload: usize) -> Vec<u8> {
     bytes.extend((0..payload).map(|i| (i * 7) as u8));
     let at = muslin_encap::ip::transport::Transport::parse(&bytes, L3).expect("it is TCP");
     let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
-    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes[at.checksum_offset()..at.checksum_offset() + 2].copy_from_slice(&pseudo.to_be_bytes());
     let sum = checksum::compute(&bytes[at.l3..at.l4]);
     bytes[at.l3 + 10..at.l3 + 12].copy_from_slice(&sum.to_be_bytes());
     bytes

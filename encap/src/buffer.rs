@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(packet.offload(), Header::default());
         packet.trim_front(36);
         let at = crate::ip::transport::Transport::parse(packet.as_slice(), 0).unwrap();
-        let field = at.checksum();
+        let field = at.checksum_offset();
         assert_ne!(packet.as_slice()[field..field + 2], udp[field..field + 2]);
     }
 

@@ -214,7 +214,7 @@ fn happen(batch: &mut Vec<Vec<u8>>, l3: usize, accident: &Accident) {
         }
         Accident::NoChecksum(_) => {
             if let Ok(place) = Transport::parse(&batch[at], l3) {
-                batch[at][place.checksum()..place.checksum() + 2].fill(0);
+                batch[at][place.checksum_offset()..place.checksum_offset() + 2].fill(0);
             }
         }
         Accident::Fragment(_) => batch[at][l3 + 6] ^= 0x20,

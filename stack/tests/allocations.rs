@@ -45,7 +45,7 @@ fn superpacket() -> Vec<u8> {
         .unwrap();
     let at = Transport::parse(&bytes, HEADROOM).unwrap();
     let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
-    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes[at.checksum_offset()..at.checksum_offset() + 2].copy_from_slice(&pseudo.to_be_bytes());
     bytes
 }
 

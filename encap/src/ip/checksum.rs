@@ -8,17 +8,6 @@
 //! cannot overflow and no carries between them are what the compiler turns into vector code by
 //! itself: 52 GB/s in the cache where smoltcp's sum does 44. Larger blocks give 4 % more; carries,
 //! 16-bit halves or sums of bytes were each slower.
-//!
-//! # Unfinished checksums
-//! Hosts leave the checksum of a packet to the device: its field then has only the pseudo header's
-//! sum. Such packets reach a tunnel's socket when a kernel peer's device and ours are joined by
-//! something that passes packets on as they are (a veth pair). [`complete_partial`] finds them by
-//! that value. A *finished* packet whose field has it by chance (one in 65,536) is not harmed: the
-//! checksum is computed anew over the same bytes, and that of an intact packet comes out as it was.
-//! What is lost is that a packet which was damaged on its way *and* has that value is no longer
-//! noticed: the one in 65,536 damaged packets that a 16-bit checksum lets through anyway.
-
-use crate::ip::transport::{Protocol, Transport};
 
 /// Offset of the TTL in an IPv4 header.
 const TTL: usize = 8;
@@ -112,57 +101,6 @@ pub(crate) const fn nonzero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
 
-/// The state of the checksum of a TCP or UDP packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transported {
-    /// The field has the sum of the pseudo header: not finished, or finished and so by chance.
-    Partial,
-    /// The checksum is right, or a UDP datagram over IPv4 has none.
-    Valid,
-    /// The checksum is wrong.
-    Invalid,
-}
-
-/// Whether the checksum field of a packet has only the pseudo header's sum. This reads no payload.
-#[must_use]
-pub fn is_partial(packet: &[u8], at: &Transport) -> bool {
-    let field = at.checksum();
-    let value = packet.get(field..field + 2);
-    let pseudo = at.pseudo_header(packet, at.end - at.l4);
-    value == Some(&pseudo.to_be_bytes())
-}
-
-/// Holds the checksum of a packet against its bytes: one pass, unless it is unfinished.
-#[must_use]
-pub fn check(packet: &[u8], at: &Transport) -> Transported {
-    if is_partial(packet, at) {
-        return Transported::Partial;
-    }
-    let segment = packet.get(at.l4..at.end).unwrap_or_default();
-    if at.protocol == Protocol::Udp && segment.get(6..8) == Some(&[0, 0]) {
-        return match at.version {
-            smoltcp::wire::IpVersion::Ipv4 => Transported::Valid,
-            // RFC 8200 section 8.1: there must be one.
-            smoltcp::wire::IpVersion::Ipv6 => Transported::Invalid,
-        };
-    }
-    match add(at.pseudo_header(packet, segment.len()), sum(segment)) {
-        0xffff => Transported::Valid,
-        _ => Transported::Invalid,
-    }
-}
-
-/// Finishes the transport checksum of the IP packet at `l3` if it is a TCP or UDP packet, not a
-/// fragment, and its checksum is unfinished; says whether it was. See the module about why a
-/// packet that only looks so is not harmed.
-pub fn complete_partial(packet: &mut [u8], l3: usize) -> bool {
-    let Ok(at) = Transport::parse(packet, l3) else {
-        return false;
-    };
-    let partial = is_partial(packet, &at);
-    partial && finish(&mut packet[..at.end], at.l4, at.protocol.checksum()).is_some()
-}
-
 /// Decrements the TTL of an IPv4 packet by one, with its header checksum, and returns the new
 /// value; `None` if the packet is too short for a header or its TTL is already zero, in which case
 /// it is unchanged.
@@ -182,7 +120,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::udp_packet;
 
     #[test]
     fn the_example_of_rfc_1624() {
@@ -196,43 +133,6 @@ mod tests {
         let mut dead = [0; 20];
         assert_eq!(decrement_ttl(&mut dead), None);
         assert_eq!(dead, [0; 20]);
-    }
-
-    #[test]
-    fn an_unfinished_checksum_is_found_and_finished() {
-        let good = udp_packet(b"odd");
-        let mut partial = good.clone();
-        let at = Transport::parse(&partial, 0).unwrap();
-        let pseudo = at.pseudo_header(&partial, 11);
-        partial[26..28].copy_from_slice(&pseudo.to_be_bytes());
-        assert_eq!(check(&partial, &at), Transported::Partial);
-        partial.extend([9; 9]);
-        assert!(complete_partial(&mut partial, 0));
-        assert_eq!(partial[..31], good, "padding does not count");
-        assert_eq!(check(&partial, &at), Transported::Valid);
-        assert!(!complete_partial(&mut partial, 0));
-        partial[30] ^= 1;
-        assert_eq!(check(&partial, &at), Transported::Invalid);
-        partial[26..28].fill(0);
-        assert_eq!(check(&partial, &at), Transported::Valid, "it has none");
-        partial[26..28].copy_from_slice(&pseudo.to_be_bytes());
-        partial[6] = 0x20;
-        assert!(!complete_partial(&mut partial, 0), "a fragment");
-    }
-
-    #[test]
-    fn a_finished_checksum_that_looks_unfinished_stays_as_it_is() {
-        // Two bytes of payload can bring the checksum to any value.
-        let mut packet = udp_packet(&[0, 0]);
-        let at = Transport::parse(&packet, 0).unwrap();
-        let pseudo = at.pseudo_header(&packet, 10);
-        let missing = add(!pseudo, u16::from_be_bytes([packet[26], packet[27]]));
-        packet[28..30].copy_from_slice(&missing.to_be_bytes());
-        packet[26..28].copy_from_slice(&pseudo.to_be_bytes());
-        assert_eq!(add(pseudo, sum(&packet[20..])), 0xffff, "it is right");
-        let before = packet.clone();
-        assert!(complete_partial(&mut packet, 0));
-        assert_eq!(packet, before);
     }
 
     #[test]

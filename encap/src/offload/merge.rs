@@ -37,9 +37,9 @@
 
 use smoltcp::wire::IpVersion;
 
-use crate::ip::checksum::{self, Transported};
+use crate::ip::checksum;
 use crate::ip::transport::{
-    self, Error, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp,
+    self, ChecksumState, Error, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp,
 };
 use crate::mtu::Mtu;
 use crate::offload::virtio::{Checksum, Gso, GsoKind, Header};
@@ -357,7 +357,7 @@ impl<'a, K> Open<'a, K> {
             Protocol::Udp => put16(head, at.l4 + udp::LENGTH, len(at.l4)),
         }
         let pseudo = at.pseudo_header(head, transport_len);
-        put16(head, at.checksum(), pseudo);
+        put16(head, at.checksum_offset(), pseudo);
         (superpacket(head, &at, size), head)
     }
 }
@@ -389,7 +389,7 @@ fn superpacket(packet: &[u8], at: &Transport, size: usize) -> Header {
 fn partial(at: &Transport) -> Checksum {
     Checksum::Partial {
         start: offset(at.l4),
-        offset: at.protocol.checksum() as u16,
+        offset: at.protocol.checksum_offset() as u16,
     }
 }
 
@@ -421,7 +421,7 @@ fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
     if let Some(header) = oversized(packet, at, mtu) {
         return header;
     }
-    let is_partial = checksum::is_partial(packet, at);
+    let is_partial = at.is_partial(packet);
     Header {
         checksum: if is_partial {
             partial(at)
@@ -455,7 +455,7 @@ fn oversized(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Option<Header> {
         return None;
     }
     let pseudo = at.pseudo_header(packet, at.end - at.l4);
-    put16(packet, at.checksum(), pseudo);
+    put16(packet, at.checksum_offset(), pseudo);
     Some(superpacket(packet, at, size))
 }
 
@@ -541,7 +541,7 @@ fn ending_flags(packet: &[u8], at: &Transport) -> u8 {
 }
 
 fn is_intact(packet: &[u8], at: &Transport) -> bool {
-    checksum::check(packet, at) != Transported::Invalid
+    at.checksum_state(packet) != ChecksumState::Invalid
 }
 
 #[cfg(test)]
@@ -566,8 +566,8 @@ mod tests {
         put16(packet, L3 + ipv4::CHECKSUM, sum);
         if let Ok(at) = Transport::parse(packet, L3) {
             let pseudo = at.pseudo_header(packet, at.end - at.l4);
-            put16(packet, at.checksum(), pseudo);
-            checksum::finish(packet, at.l4, at.protocol.checksum()).unwrap();
+            put16(packet, at.checksum_offset(), pseudo);
+            checksum::finish(packet, at.l4, at.protocol.checksum_offset()).unwrap();
         }
     }
 
@@ -792,7 +792,7 @@ mod tests {
         let mut whole = segment(1, 0, 3000);
         let at = Transport::parse(&whole, L3).unwrap();
         let pseudo = at.pseudo_header(&whole, at.end - at.l4);
-        put16(&mut whole, at.checksum(), pseudo);
+        put16(&mut whole, at.checksum_offset(), pseudo);
         let header = lone(&mut whole, L3, settings().mtu);
         let gso = header.gso.unwrap();
         assert_eq!((gso.kind, gso.size), (GsoKind::TcpV4, 1398));
@@ -803,7 +803,7 @@ mod tests {
         assert_eq!(lone(&mut small, L3, settings().mtu), Header::default());
         let at = Transport::parse(&small, L3).unwrap();
         let pseudo = at.pseudo_header(&small, at.end - at.l4);
-        put16(&mut small, at.checksum(), pseudo);
+        put16(&mut small, at.checksum_offset(), pseudo);
         let header = lone(&mut small, L3, settings().mtu);
         assert_eq!((header.checksum, header.gso), (partial(&at), None));
     }

@@ -183,7 +183,7 @@ impl<'p> Split<'p> {
             }
             Protocol::Udp => put16(transport, udp::LENGTH, 0),
         }
-        put16(transport, at.protocol.checksum(), 0);
+        put16(transport, at.protocol.checksum_offset(), 0);
         self.transport_sum = add(self.pseudo_sum, checksum::sum(transport));
     }
 
@@ -279,7 +279,7 @@ impl<'p> Split<'p> {
                 }
             }
         };
-        put16(transport, at.protocol.checksum(), value);
+        put16(transport, at.protocol.checksum_offset(), value);
         self.done += payload.len();
         self.index = self.index.wrapping_add(1);
     }

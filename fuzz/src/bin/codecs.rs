@@ -9,9 +9,9 @@ use etherparse::{
     Ipv6RawExtHeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
 };
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::ip::checksum::{self, Transported};
+use muslin_encap::ip::checksum;
 use muslin_encap::ip::fragment::Fragments;
-use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
 use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{self, Checksum, Gso, GsoKind, Header};
@@ -305,24 +305,24 @@ fn transport(packet: &[u8], l3: usize) {
         return;
     };
     let partial = at.pseudo_header(packet, at.end - at.l4).to_be_bytes();
-    let field = at.checksum()..at.checksum() + 2;
+    let field = at.checksum_offset()..at.checksum_offset() + 2;
     let is_partial = packet[field.clone()] == partial;
     let right = their_checksum(packet, &at).to_be_bytes();
     let zero = |value: &[u8]| matches!(value, [0, 0] | [0xff, 0xff]);
     let value = &packet[field.clone()];
     let none = at.protocol == Protocol::Udp && value == [0, 0];
     let expected = match at.version {
-        _ if is_partial => Transported::Partial,
-        IpVersion::Ipv4 if none => Transported::Valid,
-        IpVersion::Ipv6 if none => Transported::Invalid,
-        _ if value == right || zero(value) && zero(&right) => Transported::Valid,
-        _ => Transported::Invalid,
+        _ if is_partial => ChecksumState::Partial,
+        IpVersion::Ipv4 if none => ChecksumState::Valid,
+        IpVersion::Ipv6 if none => ChecksumState::Invalid,
+        _ if value == right || zero(value) && zero(&right) => ChecksumState::Valid,
+        _ => ChecksumState::Invalid,
     };
-    assert_eq!(checksum::check(packet, &at), expected);
+    assert_eq!(at.checksum_state(packet), expected);
 
     let mut finished = packet.to_vec();
     finished[field.clone()].copy_from_slice(&partial);
-    assert!(checksum::complete_partial(&mut finished, l3));
+    assert!(transport::complete_partial(&mut finished, l3));
     let value = &finished[field.clone()];
     assert!(value == right || zero(value) && zero(&right));
     finished[field.clone()].copy_from_slice(&packet[field]);

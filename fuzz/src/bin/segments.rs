@@ -4,8 +4,7 @@
 //! left unmerged that it would.
 #![cfg_attr(fuzzing, no_main)]
 
-use muslin_encap::ip::checksum;
-use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::batch::{self, Outgoing, Plan};
 use muslin_encap::offload::merge::{self, Settings};
@@ -246,13 +245,13 @@ fn next(last: &[u8], l3: usize, len: usize) -> Option<Vec<u8>> {
 /// What takes any bytes and has an answer of its own.
 fn arbitrary(packet: &[u8], l3: usize) {
     let mut finished = packet.to_vec();
-    let was_partial = checksum::complete_partial(&mut finished, l3);
+    let was_partial = transport::complete_partial(&mut finished, l3);
     match Transport::parse(packet, l3) {
         Ok(at) => {
-            assert_eq!(was_partial, checksum::is_partial(packet, &at));
+            assert_eq!(was_partial, at.is_partial(packet));
             if was_partial {
-                let state = checksum::check(&finished, &at);
-                assert_ne!(state, checksum::Transported::Invalid, "it is finished");
+                let state = at.checksum_state(&finished);
+                assert_ne!(state, ChecksumState::Invalid, "it is finished");
             }
         }
         Err(_) => assert!(!was_partial),

@@ -21,8 +21,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::ip::checksum::{self, Transported};
-use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::transport::{ChecksumState, Transport};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
@@ -611,7 +610,7 @@ impl Egress {
         let bytes = packet.as_slice();
         let at = Transport::parse(bytes, 0).map_err(|_| DropReason::EgressMalformed)?;
         let is_verified = packet.offload().checksum != Checksum::Unknown;
-        if !is_verified && checksum::check(bytes, &at) == Transported::Invalid {
+        if !is_verified && at.checksum_state(bytes) == ChecksumState::Invalid {
             return Err(DropReason::EgressMalformed);
         }
         let key = key_of(bytes, protocol, &at);

@@ -465,7 +465,7 @@ impl Outgoing {
         };
         if let Ok(at) = Transport::parse(packet.as_slice(), 0) {
             let pseudo = at.pseudo_header(packet.as_slice(), at.end - at.l4);
-            let field = at.checksum();
+            let field = at.checksum_offset();
             packet.as_mut_slice()[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
             let mut packet = packet.with_offload(Header {
                 checksum: Checksum::Partial {

@@ -126,7 +126,7 @@ impl Offload {
             });
         }
         let at = Transport::parse(packet, 0).ok()?;
-        let field = at.checksum() - at.l4;
+        let field = at.checksum_offset() - at.l4;
         let unfinished = match header.checksum {
             Checksum::Unknown | Checksum::Valid => None,
             Checksum::Partial { start, offset } => {
