@@ -178,7 +178,7 @@ fn small_things() {
         }),
         case("decrement a TTL", || {
             ttl[8] = 64;
-            black_box(checksum::decrement_ttl(black_box(&mut ttl)));
+            black_box(v4::decrement_ttl(black_box(&mut ttl)));
         }),
         case("encapsulate, VXLAN", || {
             with_packet(&mut frame, |packet| {

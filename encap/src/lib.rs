@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+mod bytes;
 pub mod ip;
 pub mod mac;
 pub mod mtu;

@@ -37,7 +37,7 @@ stack/src/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods
 stack/src/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
 stack/src/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
 stack/src/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended
-encap/src/ip/checksum.rs @ let new = u16::from_be_bytes([ttl, header[PROTOCOL]]); @ let new = old; @ the checksum does not fit the time to live
+encap/src/ip/v4.rs @ let new = be16(header, field::TTL); @ let new = old; @ the checksum does not fit the time to live
 LIST
 }
 

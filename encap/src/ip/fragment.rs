@@ -3,12 +3,9 @@
 
 use smoltcp::wire::Ipv4Packet;
 
-use crate::ip::checksum;
+use crate::ip::v4::{self, FRAGMENT_UNIT, HEADER_LEN, MAX_HEADER_LEN};
 use crate::mtu::Mtu;
 
-const MIN_HEADER_LEN: usize = 20;
-/// Fragment offsets count in units of eight bytes.
-const UNIT: usize = 8;
 /// The option flag that says "copy into every fragment".
 const COPIED: u8 = 0x80;
 const END_OF_OPTIONS: u8 = 0;
@@ -30,13 +27,10 @@ impl<'a> Fragments<'a> {
     /// packet there can be (a "ping of death"), where offsets would wrap around.
     #[must_use]
     pub fn new(packet: &'a [u8], mtu: Mtu) -> Option<Self> {
-        let view = Ipv4Packet::new_checked(packet).ok()?;
-        let (header_len, total) = (
-            usize::from(view.header_len()),
-            usize::from(view.total_len()),
-        );
-        let packet = packet.get(..total)?;
-        let possible = usize::from(view.frag_offset()) + total <= usize::from(u16::MAX);
+        let (header_len, total) = v4::lengths(packet, packet.len()).ok()?;
+        let packet = &packet[..total];
+        let view = Ipv4Packet::new_unchecked(packet);
+        let possible = usize::from(view.frag_offset()) + total <= v4::MAX_LEN;
         (possible && !view.dont_frag()).then_some(Self {
             packet,
             header_len,
@@ -52,12 +46,16 @@ impl<'a> Fragments<'a> {
         if self.done >= payload.len() {
             return None;
         }
-        let mut header = [0; 60];
+        let mut header = [0; MAX_HEADER_LEN];
         let header_len = self.header(&mut header);
         let remaining = payload.len() - self.done;
         let room = self.mtu.checked_sub(header_len)?;
         let last = remaining <= room;
-        let take = if last { remaining } else { room / UNIT * UNIT };
+        let take = if last {
+            remaining
+        } else {
+            room / FRAGMENT_UNIT * FRAGMENT_UNIT
+        };
         if take == 0 {
             return None;
         }
@@ -72,23 +70,21 @@ impl<'a> Fragments<'a> {
         view.set_total_len(len as u16);
         view.set_frag_offset(whole.frag_offset() + self.done as u16);
         view.set_more_frags(!last || whole.more_frags());
-        view.set_checksum(0);
-        let sum = checksum::compute(&view.into_inner()[..header_len]);
-        buffer[10..12].copy_from_slice(&sum.to_be_bytes());
+        v4::fill_checksum(&mut buffer[..header_len]);
         self.done += take;
         Some(len)
     }
 
     /// The next fragment's header as far as it is the packet's own: all options in the first one,
     /// in the others those that ask for it.
-    fn header(&self, header: &mut [u8; 60]) -> usize {
+    fn header(&self, header: &mut [u8; MAX_HEADER_LEN]) -> usize {
         if self.done == 0 {
             header[..self.header_len].copy_from_slice(&self.packet[..self.header_len]);
             return self.header_len;
         }
-        header[..MIN_HEADER_LEN].copy_from_slice(&self.packet[..MIN_HEADER_LEN]);
-        let mut options = &self.packet[MIN_HEADER_LEN..self.header_len];
-        let mut end = MIN_HEADER_LEN;
+        header[..HEADER_LEN].copy_from_slice(&self.packet[..HEADER_LEN]);
+        let mut options = &self.packet[HEADER_LEN..self.header_len];
+        let mut end = HEADER_LEN;
         while let [kind, rest @ ..] = options {
             let len = match (*kind, rest) {
                 (END_OF_OPTIONS, _) => break,
@@ -114,6 +110,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ip::checksum;
 
     fn packet(options: &[u8], payload: &[u8], dont_fragment: bool) -> Vec<u8> {
         let mut header = etherparse::Ipv4Header::new(
@@ -137,7 +134,7 @@ mod tests {
 
     fn fragments(packet: &[u8], mtu: u32) -> Vec<Vec<u8>> {
         let mut fragments = Fragments::new(packet, Mtu::new(mtu).unwrap()).unwrap();
-        let mut buffer = [0xee; 65_535];
+        let mut buffer = [0xee; v4::MAX_LEN];
         std::iter::from_fn(|| {
             fragments
                 .write_next(&mut buffer)
@@ -192,7 +189,7 @@ mod tests {
         let shape = (0usize..=10).prop_flat_map(move |words| (Just(words), mtu(words)));
         shape.prop_flat_map(|(words, mtu)| {
             let room = mtu.max(68) as usize - 20 - 4 * words;
-            let full = room / UNIT * UNIT;
+            let full = room / FRAGMENT_UNIT * FRAGMENT_UNIT;
             let most = 65_515 - 4 * words;
             let exact = (0usize..6, 0usize..3);
             let exact = exact.prop_map(move |(pieces, more)| pieces * full + room + more - 1);
@@ -219,7 +216,7 @@ mod tests {
                 prop_assert_eq!(usize::from(header.total_len), piece.len());
                 prop_assert_eq!((header.identification, header.time_to_live), (77, 9));
                 prop_assert_eq!(header.more_fragments, i + 1 < pieces.len());
-                let at = usize::from(header.fragment_offset.value()) * UNIT;
+                let at = usize::from(header.fragment_offset.value()) * FRAGMENT_UNIT;
                 let all = header.header_len() + payload.len() - at;
                 prop_assert_eq!(header.more_fragments, all > mtu as usize, "as few as can be");
                 for (slot, byte) in whole[at..].iter_mut().zip(body) {

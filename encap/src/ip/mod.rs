@@ -5,3 +5,4 @@ pub mod fragment;
 pub mod mss;
 pub mod transport;
 pub mod v4;
+pub mod v6;

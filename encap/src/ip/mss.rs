@@ -5,10 +5,9 @@
 //! would depend on path MTU discovery, that is on ICMP which firewalls like to drop. So it lowers
 //! the numbers that pass it, as Linux' `TCPMSS --clamp-mss-to-pmtu` does.
 
-use crate::ip::checksum;
-use crate::ip::transport::{
-    IPV4_LEN, TCP_LEN, be16, ipv4, ipv4_lengths, put16, tcp, tcp_header_len,
-};
+use crate::bytes::{be16, put16};
+use crate::ip::transport::{Protocol, TCP_HEADER_LEN, tcp, tcp_header_len};
+use crate::ip::{checksum, v4};
 use crate::mtu::Mtu;
 use crate::offload::virtio::Checksum;
 
@@ -31,9 +30,9 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     let Some(segment) = syn(packet) else {
         return false;
     };
-    let most = mtu.get() - (IPV4_LEN + TCP_LEN) as u16;
+    let most = mtu.get() - (v4::HEADER_LEN + TCP_HEADER_LEN) as u16;
     let mut lowered = false;
-    let mut at = TCP_LEN;
+    let mut at = TCP_HEADER_LEN;
     while let Some((kind, len)) = option_at(segment, at) {
         // Of several the receiver takes whichever it likes.
         if kind == option::MAX_SEGMENT_SIZE && len == 4 && be16(segment, at + 2) > most {
@@ -47,11 +46,11 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
 
 /// The TCP header of a packet that begins a connection, with its options.
 fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
-    if packet.get(ipv4::PROTOCOL) != Some(&6) {
+    if packet.get(v4::field::PROTOCOL) != Some(&Protocol::Tcp.number()) {
         return None;
     }
-    let (header_len, total) = ipv4_lengths(packet).ok()?;
-    if be16(packet, ipv4::FRAGMENT) & 0x1fff != 0 {
+    let (header_len, total) = v4::lengths(packet, packet.len()).ok()?;
+    if v4::is_later_fragment(packet) {
         return None;
     }
     let segment = &mut packet[header_len..total];
@@ -212,12 +211,12 @@ mod tests {
     fn only_the_first_fragment_has_options() {
         let fragment = |offset: u16| {
             let mut packet = packet(tcp::SYN, &mss_option(1460), &[0; 8]);
-            put16(&mut packet, ipv4::FRAGMENT, 0x2000 | offset);
+            put16(&mut packet, v4::field::FRAGMENT, 0x2000 | offset);
             packet
         };
         let mut first = fragment(0);
         assert!(clamp(&mut first, Checksum::Unknown, mtu(1450)));
-        put16(&mut first, ipv4::FRAGMENT, 0);
+        put16(&mut first, v4::field::FRAGMENT, 0);
         assert_eq!(checked(&first), ChecksumState::Valid);
         stays(fragment(1), 1450);
         stays(fragment(0x1000), 1450);

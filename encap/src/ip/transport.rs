@@ -6,44 +6,18 @@
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
+use crate::bytes::be16;
 use crate::ip::checksum::{self, add};
+use crate::ip::{v4, v6};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERNET_HEADER_LEN: usize = 14;
 
-pub(crate) const IPV4_LEN: usize = 20;
-pub(crate) const IPV6_LEN: usize = 40;
-pub(crate) const UDP_LEN: usize = 8;
-pub(crate) const TCP_LEN: usize = 20;
-
-/// Offsets in an IPv4 header (RFC 791 section 3.1).
-pub(crate) mod ipv4 {
-    pub(crate) const TOS: usize = 1;
-    pub(crate) const TOTAL_LEN: usize = 2;
-    pub(crate) const IDENT: usize = 4;
-    pub(crate) const FRAGMENT: usize = 6;
-    pub(crate) const DONT_FRAGMENT: u8 = 0x40;
-    pub(crate) const TTL: usize = 8;
-    pub(crate) const PROTOCOL: usize = 9;
-    pub(crate) const CHECKSUM: usize = 10;
-    pub(crate) const ADDRESSES: usize = 12;
-}
-
-/// Offsets in an IPv6 header (RFC 8200 section 3).
-pub(crate) mod ipv6 {
-    pub(crate) const PAYLOAD_LEN: usize = 4;
-    pub(crate) const NEXT_HEADER: usize = 6;
-    pub(crate) const HOP_LIMIT: usize = 7;
-    pub(crate) const ADDRESSES: usize = 8;
-    /// Hop-by-hop options.
-    pub(crate) const HOP_BY_HOP: u8 = 0;
-    /// Routing: the pseudo header would have another destination.
-    pub(crate) const ROUTING: u8 = 43;
-    pub(crate) const FRAGMENT: u8 = 44;
-    /// Destination options.
-    pub(crate) const OPTIONS: u8 = 60;
-}
+/// Bytes of a UDP header.
+pub const UDP_HEADER_LEN: usize = 8;
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER_LEN: usize = 20;
 
 /// Offsets and flags in a TCP header (RFC 9293 section 3.1).
 pub(crate) mod tcp {
@@ -99,6 +73,9 @@ impl Protocol {
 /// Why there is no complete TCP or UDP packet at the place where it should be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Error {
+    /// The IPv4 header is malformed.
+    #[error(transparent)]
+    Ipv4(#[from] v4::Error),
     /// Fewer bytes than the headers have.
     #[error("{len} bytes are too few for the packet's headers")]
     TooShort {
@@ -216,8 +193,8 @@ impl Transport {
     #[must_use]
     pub fn pseudo_header(&self, packet: &[u8], len: usize) -> u16 {
         let addresses = match self.version {
-            IpVersion::Ipv4 => self.l3 + ipv4::ADDRESSES..self.l3 + IPV4_LEN,
-            IpVersion::Ipv6 => self.l3 + ipv6::ADDRESSES..self.l3 + IPV6_LEN,
+            IpVersion::Ipv4 => self.l3 + v4::field::SOURCE..self.l3 + v4::HEADER_LEN,
+            IpVersion::Ipv6 => self.l3 + v6::field::ADDRESSES..self.l3 + v6::HEADER_LEN,
         };
         let addresses = checksum::sum(packet.get(addresses).unwrap_or_default());
         // No packet here is longer than 16 bits can say.
@@ -279,51 +256,31 @@ pub fn complete_partial(packet: &mut [u8], l3: usize) -> bool {
     partial && checksum::finish(&mut packet[..at.end], at.l4, offset).is_some()
 }
 
-pub(crate) type Network = Result<(usize, usize, u8), Error>;
+/// Offset of the transport header, total length and transport protocol.
+type Network = Result<(usize, usize, u8), Error>;
 
-/// Length of the header, total length and protocol of an IPv4 packet that is no fragment.
-pub(crate) fn network_v4(bytes: &[u8]) -> Network {
-    let (header_len, total) = ipv4_lengths(bytes)?;
-    if be16(bytes, ipv4::FRAGMENT) & 0x3fff != 0 {
+fn network_v4(bytes: &[u8]) -> Network {
+    let (header_len, total) = v4::lengths(bytes, bytes.len())?;
+    if v4::is_fragment(bytes) {
         return Err(Error::Fragment);
     }
-    Ok((header_len, total, bytes[ipv4::PROTOCOL]))
+    Ok((header_len, total, bytes[v4::field::PROTOCOL]))
 }
 
-/// Length of the header and total length of an IPv4 packet or fragment, which are inside `bytes`.
-pub(crate) fn ipv4_lengths(bytes: &[u8]) -> Result<(usize, usize), Error> {
-    let len = bytes.len();
-    if len < IPV4_LEN {
-        return Err(Error::TooShort { len });
-    }
-    if bytes[0] >> 4 != 4 {
-        return Err(Error::Version(bytes[0] >> 4));
-    }
-    let header_len = usize::from(bytes[0] & 0x0f) * 4;
-    let total = be16(bytes, ipv4::TOTAL_LEN).into();
-    if header_len < IPV4_LEN || total < header_len || total > len {
-        return Err(Error::Length {
-            claimed: total,
-            len,
-        });
-    }
-    Ok((header_len, total))
-}
-
-/// The same of an IPv6 packet, past the extension headers that change nothing for the transport.
+/// Passes over the extension headers that change nothing for the transport.
 fn network_v6(bytes: &[u8]) -> Network {
     let len = bytes.len();
-    if len < IPV6_LEN {
+    if len < v6::HEADER_LEN {
         return Err(Error::TooShort { len });
     }
-    let end = IPV6_LEN + usize::from(be16(bytes, ipv6::PAYLOAD_LEN));
+    let end = v6::HEADER_LEN + usize::from(be16(bytes, v6::field::PAYLOAD_LEN));
     if end > len {
         return Err(Error::Length { claimed: end, len });
     }
-    let (mut at, mut next) = (IPV6_LEN, bytes[ipv6::NEXT_HEADER]);
+    let (mut at, mut next) = (v6::HEADER_LEN, bytes[v6::field::NEXT_HEADER]);
     loop {
         match next {
-            ipv6::HOP_BY_HOP | ipv6::OPTIONS => {
+            v6::HOP_BY_HOP | v6::OPTIONS => {
                 let header = bytes[at..end].first_chunk::<8>();
                 let [after, len, ..] = *header.ok_or(Error::TooShort { len: end })?;
                 next = after;
@@ -335,8 +292,8 @@ fn network_v6(bytes: &[u8]) -> Network {
                     });
                 }
             }
-            ipv6::FRAGMENT => return Err(Error::Fragment),
-            ipv6::ROUTING | 51 | 135 | 139 | 140 => return Err(Error::ExtensionHeader(next)),
+            v6::FRAGMENT => return Err(Error::Fragment),
+            v6::ROUTING | 51 | 135 | 139 | 140 => return Err(Error::ExtensionHeader(next)),
             _ => return Ok((at, end, next)),
         }
     }
@@ -344,11 +301,11 @@ fn network_v6(bytes: &[u8]) -> Network {
 
 pub(crate) fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
     let len = segment.len();
-    if len < TCP_LEN {
+    if len < TCP_HEADER_LEN {
         return Err(Error::TooShort { len });
     }
     let claimed = usize::from(segment[tcp::DATA_OFFSET] >> 4) * 4;
-    if (TCP_LEN..=len).contains(&claimed) {
+    if (TCP_HEADER_LEN..=len).contains(&claimed) {
         Ok(claimed)
     } else {
         Err(Error::Length { claimed, len })
@@ -357,30 +314,15 @@ pub(crate) fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
 
 fn udp_header_len(datagram: &[u8]) -> Result<usize, Error> {
     let len = datagram.len();
-    if len < UDP_LEN {
+    if len < UDP_HEADER_LEN {
         return Err(Error::TooShort { len });
     }
     let claimed = be16(datagram, udp::LENGTH).into();
     if claimed == len {
-        Ok(UDP_LEN)
+        Ok(UDP_HEADER_LEN)
     } else {
         Err(Error::Length { claimed, len })
     }
-}
-
-/// The 16-bit number in network order at `at`, which the caller knows to be inside.
-pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-/// The 32-bit number in network order at `at`, which the caller knows to be inside.
-pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Writes a 16-bit number in network order.
-pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
 #[cfg(test)]
@@ -388,6 +330,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bytes::put16;
     use crate::testing::udp_packet;
 
     fn udp4(payload: usize) -> Vec<u8> {
@@ -419,19 +362,23 @@ mod tests {
             bytes[at] = value;
             Transport::parse(&bytes, 0)
         };
+        let ipv4 = |error| Err(Error::Ipv4(error));
         assert_eq!(with(0, 0x55), Err(Error::Version(5)));
         assert_eq!(with(6, 0x20), Err(Error::Fragment));
         assert_eq!(with(7, 1), Err(Error::Fragment));
         assert_eq!(with(9, 1), Err(Error::Protocol(1)));
-        let len = 33;
-        assert_eq!(with(3, 34), Err(Error::Length { claimed: 34, len }));
-        assert_eq!(with(0, 0x44), Err(Error::Length { claimed: 33, len }));
+        let (total, len) = (34, 33);
+        assert_eq!(with(3, 34), ipv4(v4::Error::TotalLen { total, len }));
+        assert_eq!(with(0, 0x44), ipv4(v4::Error::HeaderLen(16)));
         let (claimed, len) = (14, 13);
         assert_eq!(with(25, 14), Err(Error::Length { claimed, len }));
+        let len = 19;
         assert_eq!(
-            Transport::parse(&good, 40),
-            Err(Error::TooShort { len: 33 })
+            Transport::parse(&good[..19], 0),
+            ipv4(v4::Error::TooShort { len })
         );
+        let len = 33;
+        assert_eq!(Transport::parse(&good, 40), Err(Error::TooShort { len }));
         let framed = [&[0; 12][..], &[0x86, 0xdd], &good].concat();
         assert_eq!(Transport::parse(&framed, 14), Err(Error::EtherType(0x86dd)));
     }
@@ -520,11 +467,11 @@ mod tests {
                 ip[0] = first;
                 if first == 0x60 {
                     ip[6] = protocol;
-                    put16(ip, ipv6::PAYLOAD_LEN, len - 40);
+                    put16(ip, v6::field::PAYLOAD_LEN, len - 40);
                 } else {
                     ip[9] = protocol;
-                    put16(ip, ipv4::TOTAL_LEN, len);
-                    put16(ip, ipv4::FRAGMENT, 0);
+                    put16(ip, v4::field::TOTAL_LEN, len);
+                    put16(ip, v4::field::FRAGMENT, 0);
                 }
             }
             if let Ok(at) = Transport::parse(&bytes, l3) {

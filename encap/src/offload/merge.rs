@@ -37,10 +37,9 @@
 
 use smoltcp::wire::IpVersion;
 
-use crate::ip::checksum;
-use crate::ip::transport::{
-    self, ChecksumState, Error, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp,
-};
+use crate::bytes::{be16, be32, put16};
+use crate::ip::transport::{ChecksumState, Error, Protocol, Transport, tcp, udp};
+use crate::ip::{checksum, v4, v6};
 use crate::mtu::Mtu;
 use crate::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
@@ -49,8 +48,6 @@ pub const FLOWS: usize = 8;
 /// Segments of one merged packet, and so the length of its iovec but for the virtio-net header;
 /// also `UDP_MAX_SEGMENTS` of kernels before 6.9.
 pub const MAX_SEGMENTS: usize = 64;
-/// The longest merged IP packet in bytes, as its length field has it.
-pub const MAX_LEN: usize = 65_535;
 
 /// How a merger treats packets.
 #[derive(Debug, Clone, Copy)]
@@ -290,7 +287,7 @@ impl<'a, K> Open<'a, K> {
         let same_shape = at.l3 == first.l3 && at.l4 == first.l4 && at.payload == first.payload;
         let len = at.payload_len();
         let fits = (1..=first.payload_len()).contains(&len)
-            && first.payload - first.l3 + self.payload + len <= MAX_LEN;
+            && first.payload - first.l3 + self.payload + len <= v4::MAX_LEN;
         if !same_shape || !fits || head[..at.l3] != packet[..at.l3] {
             return None;
         }
@@ -310,14 +307,14 @@ impl<'a, K> Open<'a, K> {
 
     fn ipv4_follows(&self, (head, packet): (&[u8], &[u8])) -> Option<Idents> {
         let equal = |at: usize| head[at] == packet[at];
-        let fields = [ipv4::TOS, ipv4::TTL, ipv4::FRAGMENT];
+        let fields = [v4::field::TOS, v4::field::TTL, v4::field::FRAGMENT];
         if !fields.into_iter().all(equal) || !is_plain_ipv4(packet) {
             return None;
         }
-        let (first, ident) = (be16(head, ipv4::IDENT), be16(packet, ipv4::IDENT));
+        let (first, ident) = (be16(head, v4::field::IDENT), be16(packet, v4::field::IDENT));
         // There are at most `MAX_SEGMENTS`.
         let counting = ident == first.wrapping_add(self.count as u16 + 1);
-        let fixed = ident == first && head[ipv4::FRAGMENT] & ipv4::DONT_FRAGMENT != 0;
+        let fixed = ident == first && head[v4::field::FRAGMENT] & v4::DONT_FRAGMENT != 0;
         match self.idents {
             Idents::Open | Idents::Counting if counting => Some(Idents::Counting),
             Idents::Open | Idents::Fixed if fixed => Some(Idents::Fixed),
@@ -336,20 +333,18 @@ impl<'a, K> Open<'a, K> {
         let (at, size) = (self.at, self.at.payload_len());
         let head = &mut self.head[..at.end];
         let transport_len = at.payload - at.l4 + self.payload;
-        // What `may_join` lets through is not longer than `MAX_LEN`.
-        debug_assert!(at.l4 - at.l3 + transport_len <= MAX_LEN);
+        // What `may_join` lets through is not longer than [`v4::MAX_LEN`].
+        debug_assert!(at.l4 - at.l3 + transport_len <= v4::MAX_LEN);
         let len = |from: usize| (at.l4 - from + transport_len) as u16;
         match at.version {
             IpVersion::Ipv4 => {
                 let network = &mut head[at.l3..at.l4];
-                put16(network, ipv4::TOTAL_LEN, len(at.l3));
-                put16(network, ipv4::CHECKSUM, 0);
-                let sum = checksum::compute(network);
-                put16(network, ipv4::CHECKSUM, sum);
+                put16(network, v4::field::TOTAL_LEN, len(at.l3));
+                v4::fill_checksum(network);
             }
             IpVersion::Ipv6 => {
-                let len = len(at.l3 + transport::IPV6_LEN);
-                put16(head, at.l3 + ipv6::PAYLOAD_LEN, len);
+                let len = len(at.l3 + v6::HEADER_LEN);
+                put16(head, at.l3 + v6::field::PAYLOAD_LEN, len);
             }
         }
         match at.protocol {
@@ -463,7 +458,8 @@ fn oversized(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Option<Header> {
 const fn may_belong_to_a_flow(reason: Error) -> bool {
     match reason {
         Error::EtherType(_) | Error::Version(_) | Error::Protocol(_) => false,
-        Error::TooShort { .. }
+        Error::Ipv4(_)
+        | Error::TooShort { .. }
         | Error::Length { .. }
         | Error::Fragment
         | Error::ExtensionHeader(_) => true,
@@ -478,11 +474,16 @@ fn same_addresses((a, at_a): (&[u8], &Transport), (b, at_b): (&[u8], &Transport)
     let (a, b) = (&a[at_a.l3..], &b[at_b.l3..]);
     match at_a.version {
         IpVersion::Ipv4 => {
-            let addresses = |ip: &[u8]| [be32(ip, ipv4::ADDRESSES), be32(ip, ipv4::ADDRESSES + 4)];
+            let addresses = |ip: &[u8]| {
+                [
+                    be32(ip, v4::field::SOURCE),
+                    be32(ip, v4::field::DESTINATION),
+                ]
+            };
             addresses(a) == addresses(b)
         }
         IpVersion::Ipv6 => {
-            let addresses = ipv6::ADDRESSES..transport::IPV6_LEN;
+            let addresses = v6::field::ADDRESSES..v6::HEADER_LEN;
             a[addresses.clone()] == b[addresses]
         }
     }
@@ -519,14 +520,15 @@ fn tcp_follows((head, header): (&[u8], &[u8]), sent: u32) -> bool {
 
 /// Whether all but the lengths are equal.
 fn ipv6_follows((head, packet): (&[u8], &[u8])) -> bool {
-    head[..ipv6::PAYLOAD_LEN] == packet[..ipv6::PAYLOAD_LEN]
-        && head[ipv6::NEXT_HEADER..=ipv6::HOP_LIMIT] == packet[ipv6::NEXT_HEADER..=ipv6::HOP_LIMIT]
-        && head[transport::IPV6_LEN..] == packet[transport::IPV6_LEN..]
+    use v6::field::{HOP_LIMIT, NEXT_HEADER, PAYLOAD_LEN};
+    head[..PAYLOAD_LEN] == packet[..PAYLOAD_LEN]
+        && head[NEXT_HEADER..=HOP_LIMIT] == packet[NEXT_HEADER..=HOP_LIMIT]
+        && head[v6::HEADER_LEN..] == packet[v6::HEADER_LEN..]
 }
 
 /// Whether an IPv4 header has no options and a right checksum.
 fn is_plain_ipv4(header: &[u8]) -> bool {
-    header.len() == transport::IPV4_LEN && checksum::compute(header) == 0
+    header.len() == v4::HEADER_LEN && checksum::compute(header) == 0
 }
 
 fn has_udp_checksum(header: &[u8]) -> bool {
@@ -560,10 +562,8 @@ mod tests {
 
     fn fill(packet: &mut [u8]) {
         let len = (packet.len() - L3) as u16;
-        put16(packet, L3 + ipv4::TOTAL_LEN, len);
-        put16(packet, L3 + ipv4::CHECKSUM, 0);
-        let sum = checksum::compute(&packet[L3..L4]);
-        put16(packet, L3 + ipv4::CHECKSUM, sum);
+        put16(packet, L3 + v4::field::TOTAL_LEN, len);
+        v4::fill_checksum(&mut packet[L3..L4]);
         if let Ok(at) = Transport::parse(packet, L3) {
             let pseudo = at.pseudo_header(packet, at.end - at.l4);
             put16(packet, at.checksum_offset(), pseudo);
@@ -620,10 +620,10 @@ mod tests {
         assert_eq!(with(0, |_| {}), [3]);
         let fields = [
             ("Ethernet source", 11),
-            ("TOS", L3 + ipv4::TOS),
-            ("identification", L3 + ipv4::IDENT + 1),
-            ("DF", L3 + ipv4::FRAGMENT),
-            ("TTL", L3 + ipv4::TTL),
+            ("TOS", L3 + v4::field::TOS),
+            ("identification", L3 + v4::field::IDENT + 1),
+            ("DF", L3 + v4::field::FRAGMENT),
+            ("TTL", L3 + v4::field::TTL),
             ("sequence", L4 + tcp::SEQUENCE + 3),
             ("acknowledgement", L4 + tcp::ACK_NUMBER + 3),
             ("reserved bits", L4 + tcp::DATA_OFFSET),
@@ -685,8 +685,8 @@ mod tests {
         let merge_idents = |idents: [u16; 3], df: u8| {
             let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
             for (packet, ident) in packets.iter_mut().zip(idents) {
-                put16(packet, L3 + ipv4::IDENT, ident);
-                packet[L3 + ipv4::FRAGMENT] = df;
+                put16(packet, L3 + v4::field::IDENT, ident);
+                packet[L3 + v4::field::FRAGMENT] = df;
                 fill(packet);
             }
             let outputs = merge(&packets).into_iter();
@@ -705,7 +705,7 @@ mod tests {
     #[test]
     fn what_is_not_intact_is_not_merged() {
         for (which, expected) in [(0, vec![1, 2]), (1, vec![1, 1, 1]), (2, vec![2, 1])] {
-            for at in [L3 + ipv4::CHECKSUM, L4 + tcp::CHECKSUM, PAYLOAD + 50] {
+            for at in [L3 + v4::field::CHECKSUM, L4 + tcp::CHECKSUM, PAYLOAD + 50] {
                 let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
                 packets[which][at] ^= 1;
                 let counts: Vec<_> = merge(&packets).iter().map(|(_, count)| *count).collect();
@@ -727,7 +727,7 @@ mod tests {
         ];
         assert_eq!(merge(&batch), [(1, 2), (2, 2), (1, 2)], "a retransmission");
         let mut fragment = segment(3, 0, 100);
-        fragment[L3 + ipv4::FRAGMENT] = 0x20;
+        fragment[L3 + v4::field::FRAGMENT] = 0x20;
         let batch = [segment(1, 0, 100), other(0), fragment, other(1)];
         assert_eq!(merge(&batch), [(1, 1), (2, 1), (3, 1), (2, 1)]);
         let mut arp = other(0);

@@ -16,8 +16,10 @@ use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
 use crate::buffer::NoRoom;
+use crate::bytes::{be16, be32, put16};
 use crate::ip::checksum::{self, add};
-use crate::ip::transport::{self, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
+use crate::ip::transport::{self, Protocol, Transport, UDP_HEADER_LEN, tcp, udp};
+use crate::ip::{v4, v6};
 use crate::offload::virtio::{Gso, GsoKind};
 
 /// The longest headers that are repeated, in bytes: VXLAN and Ethernet (22), IPv4 with options
@@ -61,7 +63,7 @@ impl Limits {
     /// one datagram until it is segmented.
     pub const UDP_SEGMENT: Self = Self {
         segments: 64,
-        bytes: 65_507,
+        bytes: v4::MAX_LEN - v4::HEADER_LEN - UDP_HEADER_LEN,
     };
 
     /// The most segments of `len` bytes, headers included, that one call takes.
@@ -169,12 +171,12 @@ impl<'p> Split<'p> {
         let (network, transport) = template[at.l3..].split_at_mut(at.l4 - at.l3);
         match at.version {
             IpVersion::Ipv4 => {
-                for field in [ipv4::TOTAL_LEN, ipv4::IDENT, ipv4::CHECKSUM] {
+                for field in [v4::field::TOTAL_LEN, v4::field::IDENT, v4::field::CHECKSUM] {
                     put16(network, field, 0);
                 }
                 self.network_sum = checksum::sum(network);
             }
-            IpVersion::Ipv6 => put16(network, ipv6::PAYLOAD_LEN, 0),
+            IpVersion::Ipv6 => put16(network, v6::field::PAYLOAD_LEN, 0),
         }
         match at.protocol {
             Protocol::Tcp => {
@@ -288,15 +290,16 @@ impl<'p> Split<'p> {
         match self.at.version {
             IpVersion::Ipv4 => {
                 let total = (network.len() + transport_len) as u16;
-                let ident = be16(self.packet, self.at.l3 + ipv4::IDENT).wrapping_add(self.index);
-                put16(network, ipv4::TOTAL_LEN, total);
-                put16(network, ipv4::IDENT, ident);
+                let ident =
+                    be16(self.packet, self.at.l3 + v4::field::IDENT).wrapping_add(self.index);
+                put16(network, v4::field::TOTAL_LEN, total);
+                put16(network, v4::field::IDENT, ident);
                 let sum = add(self.network_sum, add(total, ident));
-                put16(network, ipv4::CHECKSUM, !sum);
+                put16(network, v4::field::CHECKSUM, !sum);
             }
             IpVersion::Ipv6 => {
-                let len = network.len() - transport::IPV6_LEN + transport_len;
-                put16(network, ipv6::PAYLOAD_LEN, len as u16);
+                let len = network.len() - v6::HEADER_LEN + transport_len;
+                put16(network, v6::field::PAYLOAD_LEN, len as u16);
             }
         }
     }
@@ -429,7 +432,7 @@ mod tests {
             bytes[l3 - 2] = 8;
         }
         bytes.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, 6, 0, 0]);
-        put16(&mut bytes, l3 + ipv4::TOTAL_LEN, (52 + payload) as u16);
+        put16(&mut bytes, l3 + v4::field::TOTAL_LEN, (52 + payload) as u16);
         bytes.extend([10, 244, 1, 2, 10, 244, 2, 3]);
         bytes.extend([0x80, 0, 0x1f, 0x90, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 2]);
         bytes.extend([0x80, flags, 1, 2, 0, 0, 0, 0]);
@@ -465,7 +468,7 @@ mod tests {
         let seen: Vec<_> = train
             .segments()
             .map(|(header, payload)| {
-                let ident = be16(header, ipv4::IDENT);
+                let ident = be16(header, v4::field::IDENT);
                 let sequence = be32(header, 20 + tcp::SEQUENCE);
                 (header[20 + tcp::FLAGS], ident, sequence, payload.len())
             })

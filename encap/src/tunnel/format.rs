@@ -2,13 +2,12 @@
 
 use smoltcp::wire::IpVersion;
 
+use crate::ip::transport::UDP_HEADER_LEN;
+use crate::ip::{v4, v6};
 use crate::mtu::{InvalidMtu, Mtu};
 use crate::tunnel::vxlan;
 
-const IPV4_HEADER: u16 = 20;
-const IPV6_HEADER: u16 = 40;
-const UDP_HEADER: u16 = 8;
-const ETHERNET_HEADER: u16 = 14;
+const ETHERNET_HEADER_LEN: usize = 14;
 
 /// An encapsulation format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,14 +26,14 @@ impl Format {
     #[must_use]
     pub const fn overhead(self, outer: IpVersion) -> u16 {
         let outer = match outer {
-            IpVersion::Ipv4 => IPV4_HEADER,
-            IpVersion::Ipv6 => IPV6_HEADER,
+            IpVersion::Ipv4 => v4::HEADER_LEN,
+            IpVersion::Ipv6 => v6::HEADER_LEN,
         };
-        match self {
-            Self::Vxlan => outer + UDP_HEADER + vxlan::HEADER_LEN as u16 + ETHERNET_HEADER,
-            Self::Udp => outer + UDP_HEADER,
-            Self::Ipip => outer,
-        }
+        let udp = match self {
+            Self::Vxlan | Self::Udp => UDP_HEADER_LEN,
+            Self::Ipip => 0,
+        };
+        (outer + udp + self.network_offset()) as u16
     }
 
     /// Bytes in front of the inner IP packet in what a socket is given to send: 22 for VXLAN, none
@@ -42,7 +41,7 @@ impl Format {
     #[must_use]
     pub const fn network_offset(self) -> usize {
         match self {
-            Self::Vxlan => vxlan::HEADER_LEN + ETHERNET_HEADER as usize,
+            Self::Vxlan => vxlan::HEADER_LEN + ETHERNET_HEADER_LEN,
             Self::Udp | Self::Ipip => 0,
         }
     }
@@ -54,7 +53,7 @@ impl Format {
     pub const fn received_network_offset(self) -> usize {
         match self {
             Self::Vxlan | Self::Udp => self.network_offset(),
-            Self::Ipip => IPV4_HEADER as usize,
+            Self::Ipip => v4::HEADER_LEN,
         }
     }
 

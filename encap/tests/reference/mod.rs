@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
-use muslin_encap::offload::merge::{FLOWS, MAX_LEN, MAX_SEGMENTS, Merger, Settings};
+use muslin_encap::ip::v4::MAX_LEN;
+use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, Merger, Settings};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, MAX_HEADER_LEN, Split};
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::wire::IpVersion;

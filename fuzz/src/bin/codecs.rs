@@ -454,7 +454,7 @@ fn update(packet: &[u8], new: u16) {
 
 fn forward(packet: &[u8]) {
     let mut copy = packet.to_vec();
-    match checksum::decrement_ttl(&mut copy) {
+    match v4::decrement_ttl(&mut copy) {
         Some(ttl) => {
             assert_eq!(ttl, packet[8] - 1);
             assert_eq!(v4::check(&copy), Ok(packet.len()));

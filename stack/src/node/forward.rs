@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::transport::Transport;
-use muslin_encap::ip::{checksum, mss, v4};
+use muslin_encap::ip::{mss, v4};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::split;
 use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
@@ -173,7 +173,7 @@ impl Node {
             );
             return Err(DropReason::FragmentationNeeded);
         }
-        checksum::decrement_ttl(packet.as_mut_slice());
+        v4::decrement_ttl(packet.as_mut_slice());
         if self.config.clamp_mss {
             let offload = packet.offload().checksum;
             mss::clamp(
