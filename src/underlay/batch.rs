@@ -13,6 +13,7 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
+use muslin_encap::ip::v4;
 use muslin_encap::offload::batch::{Plan, Send};
 use muslin_stack::work;
 use nix::libc;
@@ -23,7 +24,7 @@ use super::messages::{CONTROL_LEN, Control, Messages, Overflow};
 /// Messages of one `sendmmsg`.
 const SENDS: usize = 64;
 /// Bytes of the longest datagram or train.
-const MESSAGE_LEN: usize = 65_535;
+const MESSAGE_LEN: usize = v4::MAX_LEN;
 
 /// What one call received.
 #[derive(Debug)]

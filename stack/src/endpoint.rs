@@ -22,8 +22,6 @@ use crate::frame;
 use crate::guard;
 use crate::icmp::{self, IcmpError};
 
-const TTL: u8 = 64;
-
 /// An address and the way to its gateway.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -190,7 +188,7 @@ impl Endpoint {
         echo.fill_checksum();
         view.set_dst_addr(source);
         view.set_src_addr(self.address);
-        view.set_hop_limit(TTL);
+        view.set_hop_limit(v4::DEFAULT_TTL);
         view.fill_checksum();
         true
     }

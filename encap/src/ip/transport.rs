@@ -54,15 +54,18 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub(crate) const fn number(self) -> u8 {
+    /// The protocol number in an IP header.
+    #[must_use]
+    pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
         }
     }
 
-    /// Where the checksum is in the header, in bytes.
-    pub(crate) const fn checksum_offset(self) -> usize {
+    /// Offset of the checksum in the header, in bytes.
+    #[must_use]
+    pub const fn checksum_offset(self) -> usize {
         match self {
             Self::Tcp => tcp::CHECKSUM,
             Self::Udp => udp::CHECKSUM,

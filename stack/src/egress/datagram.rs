@@ -4,21 +4,15 @@
 use std::net::SocketAddrV4;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::ip::checksum;
+use muslin_encap::ip::transport::{self, UDP_HEADER_LEN};
+use muslin_encap::ip::{checksum, v4};
 use muslin_encap::offload::virtio::{Checksum, Header};
 use smoltcp::time::Instant;
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, UdpPacket};
 
 use super::{Config, Destination, FlowId, FlowKey, Host, HostError, Pods, Protocol};
 use crate::drops::DropReason;
 
-pub(super) const IP_LEN: usize = 20;
-/// Of UDP and of ICMP echo.
-pub(super) const HEADER_LEN: usize = 8;
-const MAX_LEN: usize = 65_535;
-const TTL: u8 = 64;
-/// Where UDP's checksum is, from the header's start.
-const UDP_CHECKSUM: u16 = 6;
 /// Datagrams read from one socket before the others have their turn.
 const READS: usize = 64;
 
@@ -85,7 +79,7 @@ pub(super) struct Read {
 impl Datagrams {
     pub(super) fn new() -> Self {
         Self {
-            storage: vec![0; HEADROOM + MAX_LEN].into_boxed_slice(),
+            storage: vec![0; HEADROOM + v4::MAX_LEN].into_boxed_slice(),
             ident: 0,
         }
     }
@@ -101,9 +95,9 @@ impl Datagrams {
     ) -> Read {
         // An echo reply comes with its header.
         let at = HEADROOM
-            + IP_LEN
+            + v4::HEADER_LEN
             + if flow.key.protocol == Protocol::Udp {
-                HEADER_LEN
+                UDP_HEADER_LEN
             } else {
                 0
             };
@@ -116,7 +110,7 @@ impl Datagrams {
                 Ok((len, from)) => match flow.source(from) {
                     Ok(remote) => {
                         let key = FlowKey { remote, ..flow.key };
-                        let packet_len = at + len.min(MAX_LEN) - HEADROOM;
+                        let packet_len = at + len.min(v4::MAX_LEN) - HEADROOM;
                         if self.send(now, key, packet_len, pods) {
                             read.bytes += len;
                             read.is_use |= flow.is_use(from);
@@ -142,11 +136,11 @@ impl Datagrams {
         payload: &[u8],
         pods: &mut impl Pods,
     ) -> Result<(), DropReason> {
-        let len = IP_LEN + HEADER_LEN + payload.len();
-        if len > MAX_LEN {
+        let len = v4::HEADER_LEN + UDP_HEADER_LEN + payload.len();
+        if len > v4::MAX_LEN {
             return Err(DropReason::EgressMalformed);
         }
-        let at = HEADROOM + IP_LEN + HEADER_LEN;
+        let at = HEADROOM + v4::HEADER_LEN + UDP_HEADER_LEN;
         self.storage[at..at + payload.len()].copy_from_slice(payload);
         self.send(now, key, len, pods);
         Ok(())
@@ -164,7 +158,7 @@ impl Datagrams {
         };
         let ends = (key.remote, key.pod);
         write_ip(packet.as_mut_slice(), protocol, ends, self.ident);
-        let payload = &mut packet.as_mut_slice()[IP_LEN..];
+        let payload = &mut packet.as_mut_slice()[v4::HEADER_LEN..];
         if protocol == IpProtocol::Icmp {
             if !answer(payload, key.pod.port()) {
                 return false;
@@ -178,8 +172,8 @@ impl Datagrams {
             now,
             &mut packet.with_offload(Header {
                 checksum: Checksum::Partial {
-                    start: IP_LEN as u16,
-                    offset: UDP_CHECKSUM,
+                    start: v4::HEADER_LEN as u16,
+                    offset: transport::Protocol::Udp.checksum_offset() as u16,
                 },
                 ..Header::default()
             }),
@@ -194,18 +188,17 @@ pub(super) fn write_ip(
     (from, to): (SocketAddrV4, SocketAddrV4),
     ident: u16,
 ) {
-    let len = packet.len() as u16;
-    packet[..IP_LEN].fill(0);
-    let mut header = Ipv4Packet::new_unchecked(packet);
-    header.set_version(4);
-    header.set_header_len(IP_LEN as u8);
-    header.set_total_len(len);
-    header.set_ident(ident);
-    header.set_hop_limit(TTL);
-    header.set_next_header(protocol);
-    header.set_src_addr(*from.ip());
-    header.set_dst_addr(*to.ip());
-    header.fill_checksum();
+    let header = v4::Header {
+        dscp: 0,
+        total_len: packet.len() as u16,
+        ident,
+        dont_fragment: false,
+        ttl: v4::DEFAULT_TTL,
+        protocol,
+        source: *from.ip(),
+        destination: *to.ip(),
+    };
+    packet[..v4::HEADER_LEN].copy_from_slice(&header.to_bytes());
 }
 
 /// Writes a header whose checksum is that of the pseudo header.

@@ -22,6 +22,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::ip::transport::{ChecksumState, Transport};
+use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
@@ -727,8 +728,9 @@ impl Egress {
         pods: &mut impl Pods,
     ) -> Step {
         let target = self.admit(now, key, syn, host, pods)?;
-        let mut syn = Box::from(syn);
-        set_total_len(&mut syn);
+        let mut syn = Box::<[u8]>::from(syn);
+        let len = syn.len() as u16;
+        v4::set_total_len(&mut syn, len);
         match self.begin(key, target, host) {
             Ok(()) => {}
             Err(HostError::Refused) if target == Target::Service => {
@@ -1201,12 +1203,4 @@ fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> FlowKey {
         pod: SocketAddrV4::new(view.src_addr(), port(0)),
         remote: SocketAddrV4::new(view.dst_addr(), port(2)),
     }
-}
-
-/// Makes a packet's total length that of what there is of it.
-fn set_total_len(packet: &mut [u8]) {
-    let len = packet.len() as u16;
-    let mut view = Ipv4Packet::new_unchecked(packet);
-    view.set_total_len(len);
-    view.fill_checksum();
 }

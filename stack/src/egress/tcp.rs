@@ -11,7 +11,8 @@ use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::transport::{self, TCP_HEADER_LEN, Transport};
+use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
@@ -20,9 +21,8 @@ use smoltcp::phy::{
 };
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, Ipv4Packet, TCP_HEADER_LEN, TcpPacket};
+use smoltcp::wire::{HardwareAddress, Ipv4Packet, TcpPacket};
 
-use super::datagram::IP_LEN;
 use super::flow::FlowState;
 use super::memory::Grant;
 use super::table::Moved;
@@ -30,8 +30,6 @@ use super::{FlowId, FlowKey, Host, HostError, Pods, Ready};
 use crate::drops::DropReason;
 use crate::hash::Seed;
 
-/// The longest packet.
-const MAX_LEN: usize = 65_535;
 /// After so long without a word a pod is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// How often at least a pod is asked in the time that a connection may be silent.
@@ -41,9 +39,7 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 /// Packets that a connection sends at a time; what is left has its turn later.
 const MAX_BURST: usize = 1024;
 /// Bytes of IPv4 and TCP headers without options.
-const HEADERS_LEN: usize = IP_LEN + TCP_HEADER_LEN;
-/// Where TCP's checksum is, from the header's start.
-const CHECKSUM: u16 = 16;
+const HEADERS_LEN: usize = v4::HEADER_LEN + TCP_HEADER_LEN;
 
 /// The interface of all connections.
 pub(super) struct Ends {
@@ -274,7 +270,7 @@ impl Ends {
         // until a pod's device is known.
         capabilities.checksum.ipv4 = Checks::Tx;
         capabilities.checksum.tcp = Checks::None;
-        capabilities.segmentation.tcpv4 = NonZeroUsize::new(MAX_LEN);
+        capabilities.segmentation.tcpv4 = NonZeroUsize::new(v4::MAX_LEN);
         let mut outgoing = Outgoing::new();
         Self {
             keep_alive: KEEP_ALIVE.min(config.limits.tcp_idle / KEEP_ALIVES),
@@ -417,10 +413,10 @@ fn with_window(packet: &[u8]) -> Option<[u8; HEADERS_LEN]> {
     }
     let end = segment.seq_number() + segment.segment_len();
     let mut bytes = [0; HEADERS_LEN];
-    bytes[..IP_LEN].copy_from_slice(&packet[..IP_LEN]);
-    bytes[IP_LEN..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
+    bytes[..v4::HEADER_LEN].copy_from_slice(&packet[..v4::HEADER_LEN]);
+    bytes[v4::HEADER_LEN..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
     let mut ip = Ipv4Packet::new_unchecked(&mut bytes[..]);
-    ip.set_header_len(IP_LEN as u8);
+    ip.set_header_len(v4::HEADER_LEN as u8);
     ip.set_total_len(HEADERS_LEN as u16);
     let mut segment = TcpPacket::new_unchecked(ip.payload_mut());
     segment.clear_flags();
@@ -449,7 +445,7 @@ struct Outgoing {
 impl Outgoing {
     fn new() -> Self {
         Self {
-            storage: vec![0; HEADROOM + MAX_LEN].into_boxed_slice(),
+            storage: vec![0; HEADROOM + v4::MAX_LEN].into_boxed_slice(),
             packet: None,
             lost: None,
         }
@@ -470,7 +466,7 @@ impl Outgoing {
             let mut packet = packet.with_offload(Header {
                 checksum: Checksum::Partial {
                     start: at.l4 as u16,
-                    offset: CHECKSUM,
+                    offset: transport::Protocol::Tcp.checksum_offset() as u16,
                 },
                 gso: meta.segmentation_offload_size.map(|size| Gso {
                     kind: GsoKind::TcpV4,
@@ -525,10 +521,10 @@ impl RxToken for Incoming<'_> {
 
 impl TxToken for Room<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let end = HEADROOM + len.min(MAX_LEN);
+        let end = HEADROOM + len.min(v4::MAX_LEN);
         // Longer ones there are not; such a packet would be sent without its end.
         self.0.packet = Some((end - HEADROOM, self.1));
-        if len > MAX_LEN {
+        if len > v4::MAX_LEN {
             return f(&mut vec![0; len]);
         }
         f(&mut self.0.storage[HEADROOM..end])
