@@ -204,9 +204,9 @@ pub(super) fn write_ip(
 /// Writes a header whose checksum is that of the pseudo header.
 pub(super) fn write_udp(datagram: &mut [u8], (from, to): (SocketAddrV4, SocketAddrV4)) {
     let len = datagram.len() as u16;
-    let addresses = [from.ip().octets(), to.ip().octets()].concat();
+    let addresses = [from.ip().octets(), to.ip().octets()];
     let pseudo = checksum::add(
-        checksum::sum(&addresses),
+        checksum::sum(addresses.as_flattened()),
         checksum::add(u16::from(u8::from(IpProtocol::Udp)), len),
     );
     let mut header = UdpPacket::new_unchecked(datagram);
