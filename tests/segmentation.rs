@@ -23,7 +23,7 @@ use std::cell::Cell;
 
 use bridge::Bridge;
 use muslin_encap::ip::transport::{ChecksumState, Protocol, Transport};
-use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, Split};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use packets::{L3, Shape, superpacket};
 use rules::merges_agree;
 use tunnels::Tunnels;
@@ -102,7 +102,10 @@ fn split(shape: &Shape, frame: &[u8]) -> Vec<Vec<u8>> {
     let mut split = Split::new(frame, L3, shape.gso(), Checksums::Complete).unwrap();
     let mut headers = vec![0; HEADERS_LEN];
     let mut segments = Vec::new();
-    while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+    while let Some(train) = split
+        .next_train(&mut headers, TrainLimits::UDP_SEGMENT)
+        .unwrap()
+    {
         segments.extend(
             train
                 .segments()

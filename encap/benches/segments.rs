@@ -10,7 +10,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::{checksum, v4};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{Merger, Settings};
-use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, Split};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_encap::tunnel::vxlan::{self, Vni};
 
@@ -58,7 +58,7 @@ fn superpacket(payload: usize) -> Vec<u8> {
 fn split(packet: &[u8], headers: &mut [u8], checksums: Checksums) -> usize {
     let mut split = Split::new(packet, L3, GSO, checksums).expect("it is a superpacket");
     let mut total = 0;
-    while let Ok(Some(train)) = split.next_train(headers, Limits::UDP_SEGMENT) {
+    while let Ok(Some(train)) = split.next_train(headers, TrainLimits::UDP_SEGMENT) {
         total += train
             .segments()
             .map(|(header, payload)| header.len() + black_box(payload).len())
@@ -89,7 +89,7 @@ fn segments(packet: &[u8], checksums: Checksums) -> Vec<Vec<u8>> {
     let mut headers = vec![0; HEADERS_LEN];
     let mut split = Split::new(packet, L3, GSO, checksums).expect("it is a superpacket");
     let mut segments = Vec::new();
-    while let Ok(Some(train)) = split.next_train(&mut headers, Limits::UDP_SEGMENT) {
+    while let Ok(Some(train)) = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT) {
         segments.extend(
             train
                 .segments()

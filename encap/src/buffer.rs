@@ -92,13 +92,13 @@ impl<'a> PacketBuf<'a> {
 
     /// Finishes an unfinished checksum of a single packet; a superpacket's segments get theirs when
     /// it is split.
-    pub fn complete(&mut self) {
+    pub fn complete_checksum(&mut self) {
         if !self.is_single() {
             return;
         }
         if let Checksum::Partial { start, offset } = self.offload().checksum {
             // Nothing is written if the field is outside: such a packet is as broken as before.
-            let _ = checksum::finish(self.as_mut_slice(), start.into(), offset.into());
+            let _ = checksum::complete(self.as_mut_slice(), start.into(), offset.into());
         }
         self.offload = Header::default();
     }
@@ -275,7 +275,7 @@ mod tests {
         assert_eq!(packet.offload().checksum, partial(20));
         packet.prepend(36).unwrap();
         assert_eq!(packet.offload().checksum, partial(56));
-        packet.complete();
+        packet.complete_checksum();
         assert_eq!(packet.offload(), Header::default());
         packet.trim_front(36);
         let at = crate::ip::transport::Transport::parse(packet.as_slice(), 0).unwrap();

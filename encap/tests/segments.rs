@@ -6,7 +6,7 @@ mod reference;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{MAX_SEGMENTS, Settings};
-use muslin_encap::offload::split::{Checksums, Limits};
+use muslin_encap::offload::split::{Checksums, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use proptest::prelude::*;
 use reference::{check_merge, check_split, finish, merge, split};
@@ -273,9 +273,9 @@ proptest! {
         shape in shape(),
         partial: bool,
         limits in prop::sample::select(vec![
-            Limits::UDP_SEGMENT,
-            Limits::ONE,
-            Limits { segments: 3, bytes: 2500 },
+            TrainLimits::UDP_SEGMENT,
+            TrainLimits::ONE,
+            TrainLimits { segments: 3, bytes: 2500 },
         ]),
     ) {
         let checksums = if partial { Checksums::Partial } else { Checksums::Complete };
@@ -373,7 +373,7 @@ proptest! {
             }
             for kind in [GsoKind::TcpV4, GsoKind::TcpV6, GsoKind::Udp] {
                 let gso = Gso { kind, size, ecn: false };
-                check_split(packet, l3, gso, Checksums::Complete, Limits::UDP_SEGMENT);
+                check_split(packet, l3, gso, Checksums::Complete, TrainLimits::UDP_SEGMENT);
             }
         }
         check_merge(&batch, l3, settings(1450));

@@ -445,7 +445,7 @@ impl DataPath {
             merger.flush(&mut deliver);
         } else {
             for (source, head) in received.datagrams() {
-                let virtio = merge::lone(head, network, settings.mtu);
+                let virtio = merge::header_for_single(head, network, settings.mtu);
                 deliver(Merged {
                     key: source,
                     virtio,

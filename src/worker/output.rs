@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use arrayvec::ArrayVec;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::v4;
-use muslin_encap::offload::batch::{self, Outgoing, Plan};
-use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::batch::{self, Queued, SendBatch};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
@@ -182,7 +182,7 @@ impl Io {
     /// Sends what waits for the end of the batch.
     pub(super) fn flush(&mut self, node: &mut Node, outbox: &mut Outbox) {
         if let Some(tunnel) = &self.underlay.tunnel {
-            let packets = outbox.packets.iter().map(|waiting| Outgoing {
+            let packets = outbox.packets.iter().map(|waiting| Queued {
                 key: waiting.route,
                 packet: &outbox.storage[waiting.start..waiting.end],
                 network: outbox.network,
@@ -204,13 +204,13 @@ impl Io {
         let Some(tunnel) = &self.underlay.tunnel else {
             return node.count_drops(DropReason::UnderlayFailed, 1);
         };
-        let outgoing = Outgoing {
+        let queued = Queued {
             key: tunnel.route(destination, flow),
             packet: packet.as_slice(),
             network: self.network,
             offload: packet.offload(),
         };
-        send_all(tunnel, &mut self.headers, [outgoing], node);
+        send_all(tunnel, &mut self.headers, [queued], node);
     }
 
     fn flood(
@@ -263,22 +263,22 @@ impl Io {
 fn send_all<'a>(
     tunnel: &UdpSocket,
     headers: &mut [u8],
-    packets: impl IntoIterator<Item = Outgoing<'a, Route>>,
+    packets: impl IntoIterator<Item = Queued<'a, Route>>,
     node: &mut Node,
 ) {
     let mut split = None;
     let mut packets = packets.into_iter().peekable();
     while packets.peek().is_some() {
-        let mut plan = Plan::new(headers, tunnel.has_gso());
-        while let Some(outgoing) = packets.peek() {
-            match plan.push(outgoing, &mut split) {
+        let mut batch = SendBatch::new(headers, tunnel.has_gso());
+        while let Some(queued) = packets.peek() {
+            match batch.push(queued, &mut split) {
                 Ok(Ok(())) => {}
                 Ok(Err(batch::Full)) => break,
                 Err(_) => node.count_drops(DropReason::SuperpacketRefused, 1),
             }
             packets.next();
         }
-        tunnel.send(&plan, |send, error| {
+        tunnel.send(&batch, |send, error| {
             node.count_drops(lost_to_peer(error), send.packets.max(1) as u64);
         });
     }
@@ -303,7 +303,7 @@ fn send_frame(
         if !packet.is_single() {
             return send_segments(device, packet, tail, flat);
         }
-        packet.complete();
+        packet.complete_checksum();
     }
     let sent = device.send(&packet.offload(), packet.as_slice(), tail);
     match sent.map_err(|error| errno(&error)) {
@@ -335,7 +335,7 @@ fn send_segments(
     let mut split = split.map_err(|_| Errno::EINVAL)?;
     let mut header = [0; MAX_HEADER_LEN];
     while let Some(train) = split
-        .next_train(&mut header, Limits::ONE)
+        .next_train(&mut header, TrainLimits::ONE)
         .map_err(|_| Errno::EINVAL)?
     {
         for (header, payload) in train.segments() {

@@ -49,7 +49,7 @@ impl Endpoint {
     pub fn new(address: Ipv4Addr, gateway: Ipv4Addr, now: Instant) -> Self {
         Self {
             address,
-            mac: mac::of_pod(address),
+            mac: mac::from_ipv4(address),
             gateway,
             gateway_mac: None,
             errors: icmp::error_limit(now),
@@ -164,7 +164,7 @@ impl Endpoint {
             return Err(DropReason::SourceAddressInvalid);
         }
         if protocol == IpProtocol::Icmp && !is_fragment {
-            packet.complete();
+            packet.complete_checksum();
             if self.answer_echo(packet.as_mut_slice()) {
                 self.wrap(packet)?;
                 return Ok(Taken::Answer);

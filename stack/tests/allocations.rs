@@ -6,7 +6,7 @@ use muslin_encap::buffer::HEADROOM;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{Merger, Settings};
-use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, Split};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_stack::peer::Tunnel;
 
@@ -58,7 +58,7 @@ fn split(packet: &[u8], headers: &mut [u8], batch: &mut [Vec<u8>]) -> usize {
     };
     let mut split = Split::new(packet, HEADROOM, gso, Checksums::Complete).unwrap();
     let mut count = 0;
-    while let Some(train) = split.next_train(headers, Limits::UDP_SEGMENT).unwrap() {
+    while let Some(train) = split.next_train(headers, TrainLimits::UDP_SEGMENT).unwrap() {
         for (header, payload) in train.segments() {
             let buffer = &mut batch[count];
             buffer.clear();

@@ -76,7 +76,7 @@ const fn fold(sum: u64) -> u16 {
 /// `None` if the field is not inside; the packet is unchanged then.
 ///
 /// A sum of zero is written as 0xffff, which is the same number and all that UDP may have.
-pub fn finish(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
+pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
     let covered = packet.get_mut(start..)?;
     let end = offset.checked_add(2)?;
     covered.get(offset..end)?;
@@ -105,12 +105,12 @@ mod tests {
     #[test]
     fn a_field_outside_is_refused() {
         let mut bytes = [1; 10];
-        assert_eq!(finish(&mut bytes, 4, 5), None);
-        assert_eq!(finish(&mut bytes, 11, 0), None);
-        assert_eq!(finish(&mut bytes, 4, usize::MAX), None);
+        assert_eq!(complete(&mut bytes, 4, 5), None);
+        assert_eq!(complete(&mut bytes, 11, 0), None);
+        assert_eq!(complete(&mut bytes, 4, usize::MAX), None);
         assert_eq!(bytes, [1; 10]);
-        assert_eq!(finish(&mut bytes, 4, 4), Some(()));
-        assert_eq!(finish(&mut [0, 0], 0, 0), Some(()));
+        assert_eq!(complete(&mut bytes, 4, 4), Some(()));
+        assert_eq!(complete(&mut [0, 0], 0, 0), Some(()));
     }
 
     proptest! {

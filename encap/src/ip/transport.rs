@@ -256,7 +256,7 @@ pub fn complete_partial(packet: &mut [u8], l3: usize) -> bool {
     };
     let partial = at.is_partial(packet);
     let offset = at.protocol.checksum_offset();
-    partial && checksum::finish(&mut packet[..at.end], at.l4, offset).is_some()
+    partial && checksum::complete(&mut packet[..at.end], at.l4, offset).is_some()
 }
 
 /// Offset of the transport header, total length and transport protocol.

@@ -1,9 +1,9 @@
-//! What leaves by a socket, grouped into the fewest sends.
+//! What leaves by a socket, grouped into the fewest messages.
 //!
 //! Every datagram that the kernel gets by itself costs it a whole way through its stack. So
 //! superpackets become trains ([`crate::offload::split`]), and single packets of one length for one
 //! destination that follow each other, as a flood of small datagrams does, become trains as well.
-//! Each [`Send`] is one message: the pieces of its datagrams in order, and the length by which the
+//! Each [`Message`] is one message: the pieces of its datagrams in order, and the length by which the
 //! kernel cuts them apart (`UDP_SEGMENT`). Pieces point to where packets are; headers of segments
 //! are written into an area of the caller's.
 
@@ -11,20 +11,20 @@ use std::io::IoSlice;
 
 use arrayvec::ArrayVec;
 
-use crate::offload::split::{self, Checksums, Limits, Refusal, Split};
+use crate::offload::split::{self, Checksums, Split, TrainLimits};
 use crate::offload::virtio::{Gso, Header};
 
-/// Messages of one plan.
-const MAX_SENDS: usize = 64;
-/// Pieces of all messages of a plan; one message of the kernel's may have 1024 (`UIO_MAXIOV`).
+/// Messages of one batch.
+const MAX_MESSAGES: usize = 64;
+/// Pieces of all messages of a batch; one message of the kernel's may have 1024 (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
 
-/// Bytes of header area with which a plan takes several superpackets at once.
+/// Bytes of header area with which a batch takes several superpackets at once.
 pub const HEADERS_LEN: usize = 4 * split::HEADERS_LEN;
 
 /// A packet on its way out, encapsulated.
 #[derive(Debug, Clone, Copy)]
-pub struct Outgoing<'p, K> {
+pub struct Queued<'p, K> {
     /// Where it goes: packets of the same key may leave together.
     pub key: K,
     /// The payload of its datagram.
@@ -37,7 +37,7 @@ pub struct Outgoing<'p, K> {
 
 /// One message: datagrams of one length for one destination, the last of which may be shorter.
 #[derive(Debug, Clone)]
-pub struct Send<K> {
+pub struct Message<K> {
     /// Where it goes.
     pub key: K,
     /// Packets of the caller's that it has, or has the last part of.
@@ -57,24 +57,24 @@ pub struct Send<K> {
 
 /// Messages that leave together, in order.
 #[derive(Debug)]
-pub struct Plan<'a, K> {
-    sends: ArrayVec<Send<K>, MAX_SENDS>,
+pub struct SendBatch<'a, K> {
+    messages: ArrayVec<Message<K>, MAX_MESSAGES>,
     pieces: ArrayVec<IoSlice<'a>, MAX_PIECES>,
     headers: &'a mut [u8],
     /// Whether the socket cuts trains apart.
     trains: bool,
 }
 
-/// The plan has no room for a packet, or only for a part of it.
+/// The batch has no room for a packet, or only for a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
-impl<'a, K: Copy + Eq> Plan<'a, K> {
-    /// An empty plan whose header area has [`HEADERS_LEN`] bytes. Without `trains` every datagram is a message by itself.
+impl<'a, K: Copy + Eq> SendBatch<'a, K> {
+    /// An empty batch whose header area has [`HEADERS_LEN`] bytes. Without `trains` every datagram is a message by itself.
     #[must_use]
     pub fn new(headers: &'a mut [u8], trains: bool) -> Self {
         Self {
-            sends: ArrayVec::new(),
+            messages: ArrayVec::new(),
             pieces: ArrayVec::new(),
             headers,
             trains,
@@ -86,18 +86,18 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
     ///
     /// # Errors
     /// The outer one if it is no superpacket that can be split; the inner one, `Full`, if the rest
-    /// of it is for the next plan.
+    /// of it is for the next batch.
     pub fn push<'p: 'a>(
         &mut self,
-        outgoing: &Outgoing<'p, K>,
+        queued: &Queued<'p, K>,
         split: &mut Option<Split<'p>>,
-    ) -> Result<Result<(), Full>, Refusal> {
-        let Outgoing {
+    ) -> Result<Result<(), Full>, split::Error> {
+        let Queued {
             key,
             packet,
             network,
             offload,
-        } = *outgoing;
+        } = *queued;
         let Some(gso) = offload.gso else {
             return Ok(self.datagram(key, packet));
         };
@@ -111,31 +111,31 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
                 return Ok(Err(Full));
             }
         }
-        if let Some(last) = self.sends.last_mut() {
+        if let Some(last) = self.messages.last_mut() {
             last.packets += 1;
         }
         Ok(Ok(()))
     }
 
     /// Every message with its pieces.
-    pub fn sends(&self) -> &[Send<K>] {
-        &self.sends
+    pub fn messages(&self) -> &[Message<K>] {
+        &self.messages
     }
 
-    /// The pieces of a message of this plan.
-    pub fn pieces(&self, send: &Send<K>) -> &[IoSlice<'a>] {
-        let end = send.first + send.pieces;
-        self.pieces.get(send.first..end).unwrap_or_default()
+    /// The pieces of a message of this batch.
+    pub fn pieces(&self, message: &Message<K>) -> &[IoSlice<'a>] {
+        let end = message.first + message.pieces;
+        self.pieces.get(message.first..end).unwrap_or_default()
     }
 
-    /// The pieces of each datagram of a message of this plan.
-    pub fn datagrams(&self, send: &Send<K>) -> impl Iterator<Item = &[IoSlice<'a>]> {
-        self.pieces(send).chunks(send.pieces_each.max(1))
+    /// The pieces of each datagram of a message of this batch.
+    pub fn datagrams(&self, message: &Message<K>) -> impl Iterator<Item = &[IoSlice<'a>]> {
+        self.pieces(message).chunks(message.pieces_each.max(1))
     }
 
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
-        self.sends.is_empty()
+        self.messages.is_empty()
     }
 
     fn datagram(&mut self, key: K, packet: &'a [u8]) -> Result<(), Full> {
@@ -143,7 +143,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
             return Err(Full);
         }
         let len = packet.len();
-        match self.sends.last_mut() {
+        match self.messages.last_mut() {
             Some(last) if self.trains && last.takes(key, len) => {
                 last.pieces += 1;
                 last.datagrams += 1;
@@ -152,7 +152,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
                 last.closed = len < last.datagram_len;
             }
             _ => {
-                let send = Send {
+                let message = Message {
                     key,
                     packets: 1,
                     datagrams: 1,
@@ -163,7 +163,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
                     bytes: len,
                     closed: len == 0,
                 };
-                self.sends.try_push(send).map_err(|_| Full)?;
+                self.messages.try_push(message).map_err(|_| Full)?;
             }
         }
         self.pieces.push(IoSlice::new(packet));
@@ -172,13 +172,13 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
 
     /// Adds the next train of a superpacket.
     fn train<'p: 'a>(&mut self, key: K, split: &mut Split<'p>) -> Result<(), Full> {
-        let limits = Limits::UDP_SEGMENT;
+        let limits = TrainLimits::UDP_SEGMENT;
         let count = split.remaining().min(limits.segments);
         let needed = count * split.header_len();
-        let sends = if self.trains { 1 } else { count };
+        let messages = if self.trains { 1 } else { count };
         if self.headers.len() < needed
             || self.pieces.remaining_capacity() < 2 * count
-            || self.sends.remaining_capacity() < sends
+            || self.messages.remaining_capacity() < messages
         {
             return Err(Full);
         }
@@ -188,13 +188,13 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
             return Err(Full);
         };
         let first = self.pieces.len();
-        let mut lens = ArrayVec::<usize, { Limits::UDP_SEGMENT.segments }>::new();
+        let mut lens = ArrayVec::<usize, { TrainLimits::UDP_SEGMENT.segments }>::new();
         for (header, payload) in train.segments() {
             self.pieces.push(IoSlice::new(header));
             self.pieces.push(IoSlice::new(payload));
             lens.push(header.len() + payload.len());
         }
-        let send = |first, datagrams, datagram_len, bytes| Send {
+        let message = |first, datagrams, datagram_len, bytes| Message {
             key,
             packets: 0,
             datagrams,
@@ -207,11 +207,11 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
         };
         if self.trains {
             let (datagram_len, bytes) = (train.datagram_len(), train.total_len());
-            self.sends
-                .push(send(first, train.count(), datagram_len, bytes));
+            self.messages
+                .push(message(first, train.count(), datagram_len, bytes));
         } else {
             for (i, len) in lens.into_iter().enumerate() {
-                self.sends.push(send(first + 2 * i, 1, len, len));
+                self.messages.push(message(first + 2 * i, 1, len, len));
             }
         }
         Ok(())
@@ -219,19 +219,19 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
 }
 
 /// A superpacket each segment of which is a datagram.
-fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, Refusal> {
+fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, split::Error> {
     let split = Split::new(packet, network, gso, Checksums::Complete)?;
     let len = network + split.mtu_needed();
-    if len > Limits::UDP_SEGMENT.bytes {
-        return Err(Refusal::TooLong { len });
+    if len > TrainLimits::UDP_SEGMENT.bytes {
+        return Err(split::Error::TooLong { len });
     }
     Ok(split)
 }
 
-impl<K: Eq> Send<K> {
+impl<K: Eq> Message<K> {
     /// Whether a single datagram may follow the others.
     fn takes(&self, key: K, len: usize) -> bool {
-        let limits = Limits::UDP_SEGMENT;
+        let limits = TrainLimits::UDP_SEGMENT;
         !self.closed
             && self.key == key
             && (1..=self.datagram_len).contains(&len)
@@ -245,8 +245,8 @@ mod tests {
     use super::*;
     use crate::offload::virtio::GsoKind;
 
-    fn single(key: u8, packet: &[u8]) -> Outgoing<'_, u8> {
-        Outgoing {
+    fn single(key: u8, packet: &[u8]) -> Queued<'_, u8> {
+        Queued {
             key,
             packet,
             network: 0,
@@ -254,18 +254,22 @@ mod tests {
         }
     }
 
-    /// The datagrams of a plan as the receiver sees them.
-    fn received(plan: &Plan<'_, u8>) -> Vec<(u8, Vec<u8>)> {
+    /// The datagrams of a batch as the receiver sees them.
+    fn received(batch: &SendBatch<'_, u8>) -> Vec<(u8, Vec<u8>)> {
         let mut all = Vec::new();
-        for send in plan.sends() {
-            let bytes: Vec<u8> = plan.pieces(send).iter().flat_map(|p| p.to_vec()).collect();
-            let cut: Vec<_> = bytes.chunks(send.datagram_len.max(1)).collect();
-            let pieces: Vec<_> = plan.datagrams(send).map(<[_]>::concat_pieces).collect();
+        for message in batch.messages() {
+            let bytes: Vec<u8> = batch
+                .pieces(message)
+                .iter()
+                .flat_map(|p| p.to_vec())
+                .collect();
+            let cut: Vec<_> = bytes.chunks(message.datagram_len.max(1)).collect();
+            let pieces: Vec<_> = batch.datagrams(message).map(<[_]>::concat_pieces).collect();
             assert_eq!(cut, pieces);
-            assert_eq!(cut.len(), send.datagrams);
+            assert_eq!(cut.len(), message.datagrams);
             all.extend(
                 cut.into_iter()
-                    .map(|datagram| (send.key, datagram.to_vec())),
+                    .map(|datagram| (message.key, datagram.to_vec())),
             );
         }
         all
@@ -298,17 +302,22 @@ mod tests {
             (false, packets.iter().map(|(key, _)| (*key, 1)).collect()),
         ] {
             let mut headers = [];
-            let mut plan = Plan::new(&mut headers, trains);
-            assert!(plan.is_empty());
+            let mut batch = SendBatch::new(&mut headers, trains);
+            assert!(batch.is_empty());
             for (key, packet) in &packets {
-                plan.push(&single(*key, packet), &mut None)
+                batch
+                    .push(&single(*key, packet), &mut None)
                     .unwrap()
                     .unwrap();
             }
-            let found: Vec<_> = plan.sends().iter().map(|s| (s.key, s.datagrams)).collect();
+            let found: Vec<_> = batch
+                .messages()
+                .iter()
+                .map(|s| (s.key, s.datagrams))
+                .collect();
             assert_eq!(found, shape);
-            assert_eq!(received(&plan), packets);
-            assert!(!plan.is_empty());
+            assert_eq!(received(&batch), packets);
+            assert!(!batch.is_empty());
         }
     }
 
@@ -316,11 +325,15 @@ mod tests {
     fn a_train_of_datagrams_has_the_kernels_limits() {
         let packet = [0; 1400];
         let mut headers = [];
-        let mut plan = Plan::new(&mut headers, true);
+        let mut batch = SendBatch::new(&mut headers, true);
         for _ in 0..100 {
-            plan.push(&single(1, &packet), &mut None).unwrap().unwrap();
+            batch.push(&single(1, &packet), &mut None).unwrap().unwrap();
         }
-        let found: Vec<_> = plan.sends().iter().map(|send| send.datagrams).collect();
+        let found: Vec<_> = batch
+            .messages()
+            .iter()
+            .map(|message| message.datagrams)
+            .collect();
         assert_eq!(found, [46, 46, 8]);
     }
 
@@ -336,16 +349,16 @@ mod tests {
             ..Header::default()
         };
         let mut headers = vec![0; HEADERS_LEN];
-        let mut plan = Plan::new(&mut headers, true);
+        let mut batch = SendBatch::new(&mut headers, true);
         let mut push = |size| {
-            let outgoing = Outgoing {
+            let queued = Queued {
                 offload: gso(size),
                 ..single(1, &packet)
             };
-            plan.push(&outgoing, &mut None)
+            batch.push(&queued, &mut None)
         };
         let len = 65_508;
-        assert_eq!(push(65_480), Err(Refusal::TooLong { len }));
+        assert_eq!(push(65_480), Err(split::Error::TooLong { len }));
         assert_eq!(push(65_479), Ok(Ok(())));
     }
 
@@ -362,7 +375,7 @@ mod tests {
             }),
             ..Header::default()
         };
-        let outgoing = Outgoing {
+        let queued = Queued {
             key: 1,
             packet: &packet,
             network: 22,
@@ -372,11 +385,11 @@ mod tests {
             let mut headers = vec![0; HEADERS_LEN];
             let (mut split, mut count, mut all) = (None, 0, Vec::new());
             loop {
-                let mut plan = Plan::new(&mut headers, trains);
-                let done = plan.push(&outgoing, &mut split).unwrap();
+                let mut batch = SendBatch::new(&mut headers, trains);
+                let done = batch.push(&queued, &mut split).unwrap();
                 count += 1;
-                all.extend(received(&plan));
-                let packets: usize = plan.sends().iter().map(|send| send.packets).sum();
+                all.extend(received(&batch));
+                let packets: usize = batch.messages().iter().map(|message| message.packets).sum();
                 assert_eq!(packets, usize::from(done.is_ok()));
                 if done.is_ok() {
                     break;

@@ -33,7 +33,7 @@
 //! copying those 64 KiB (1.14 us, a shared EPYC core): splitting 0.4, with finished checksums 1.7,
 //! of which the sum is 1.1; merging 2.0 to 2.2, with verified checksums 3.5, so about 50 ns for
 //! each segment's headers. A merger costs 0.2 to make, since it clears a table of 8 KiB: a batch of
-//! one packet goes through [`lone`]. Packets of more than [`FLOWS`] flows at once cost 55 ns each.
+//! one packet goes through [`header_for_single`]. Packets of more than [`FLOWS`] flows at once cost 55 ns each.
 
 use smoltcp::wire::IpVersion;
 
@@ -90,7 +90,7 @@ impl<K> Merged<'_, '_, K> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Idents {
     /// There is one packet only.
-    Open,
+    Unknown,
     Counting,
     Fixed,
 }
@@ -155,11 +155,11 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
                 if may_belong_to_a_flow(reason) {
                     self.flush(sink);
                 }
-                return alone(self.settings, key, packet, None, sink);
+                return pass_through(self.settings, key, packet, None, sink);
             }
         };
         if at.protocol == Protocol::Udp && !self.settings.udp {
-            return alone(self.settings, key, packet, Some(at), sink);
+            return pass_through(self.settings, key, packet, Some(at), sink);
         }
         if let Some(index) = self.find(key, packet, &at) {
             match self.join(index, packet, &at) {
@@ -239,7 +239,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         sink: &mut impl FnMut(Merged<'_, 'a, K>),
     ) {
         if at.end - at.l3 > self.settings.mtu.get().into() || !may_begin(packet, &at) {
-            return alone(self.settings, key, packet, Some(at), sink);
+            return pass_through(self.settings, key, packet, Some(at), sink);
         }
         let free = self.open.iter().position(Option::is_none);
         let Some(index) = free.or_else(|| self.oldest()) else {
@@ -252,7 +252,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
             head: packet,
             at,
             verified: false,
-            idents: Idents::Open,
+            idents: Idents::Unknown,
             count: 0,
             payload: at.payload_len(),
             last_flags: 0,
@@ -266,7 +266,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
             return;
         };
         if open.count == 0 {
-            return alone(self.settings, open.key, open.head, Some(open.at), sink);
+            return pass_through(self.settings, open.key, open.head, Some(open.at), sink);
         }
         let tail = &self.tails[index][..open.count];
         let (key, (virtio, head)) = (open.key, open.finish());
@@ -301,7 +301,7 @@ impl<'a, K> Open<'a, K> {
         match at.version {
             _ if !follows => None,
             IpVersion::Ipv4 => self.ipv4_follows(network),
-            IpVersion::Ipv6 => ipv6_follows(network).then_some(Idents::Open),
+            IpVersion::Ipv6 => ipv6_follows(network).then_some(Idents::Unknown),
         }
     }
 
@@ -316,8 +316,8 @@ impl<'a, K> Open<'a, K> {
         let counting = ident == first.wrapping_add(self.count as u16 + 1);
         let fixed = ident == first && head[v4::field::FRAGMENT] & v4::DONT_FRAGMENT != 0;
         match self.idents {
-            Idents::Open | Idents::Counting if counting => Some(Idents::Counting),
-            Idents::Open | Idents::Fixed if fixed => Some(Idents::Fixed),
+            Idents::Unknown | Idents::Counting if counting => Some(Idents::Counting),
+            Idents::Unknown | Idents::Fixed if fixed => Some(Idents::Fixed),
             _ => None,
         }
     }
@@ -396,7 +396,7 @@ fn offset(at: usize) -> u16 {
 
 /// Passes on a packet that nothing joined. An unfinished checksum is left to the receiver, and so
 /// is the segmentation of a TCP packet longer than its MTU.
-fn alone<'a, K>(
+fn pass_through<'a, K>(
     settings: Settings,
     key: K,
     packet: &'a mut [u8],
@@ -430,7 +430,7 @@ fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
 /// The virtio-net header for a packet that is a batch by itself, which needs no merger: an
 /// unfinished checksum is left to the receiver, and so is the segmentation of a TCP packet that is
 /// longer than the receiver's MTU (its checksum becomes an unfinished one).
-pub fn lone(packet: &mut [u8], l3: usize, mtu: Mtu) -> Header {
+pub fn header_for_single(packet: &mut [u8], l3: usize, mtu: Mtu) -> Header {
     Transport::parse(packet, l3)
         .map_or_else(|_| Header::default(), |at| header_of(packet, &at, mtu))
 }
@@ -567,7 +567,7 @@ mod tests {
         if let Ok(at) = Transport::parse(packet, L3) {
             let pseudo = at.pseudo_header(packet, at.end - at.l4);
             put16(packet, at.checksum_offset(), pseudo);
-            checksum::finish(packet, at.l4, at.protocol.checksum_offset()).unwrap();
+            checksum::complete(packet, at.l4, at.protocol.checksum_offset()).unwrap();
         }
     }
 
@@ -793,18 +793,21 @@ mod tests {
         let at = Transport::parse(&whole, L3).unwrap();
         let pseudo = at.pseudo_header(&whole, at.end - at.l4);
         put16(&mut whole, at.checksum_offset(), pseudo);
-        let header = lone(&mut whole, L3, settings().mtu);
+        let header = header_for_single(&mut whole, L3, settings().mtu);
         let gso = header.gso.unwrap();
         assert_eq!((gso.kind, gso.size), (GsoKind::TcpV4, 1398));
         assert_eq!(header.checksum, partial(&at));
         assert_eq!(header.hdr_len, 66);
 
         let mut small = segment(1, 0, 10);
-        assert_eq!(lone(&mut small, L3, settings().mtu), Header::default());
+        assert_eq!(
+            header_for_single(&mut small, L3, settings().mtu),
+            Header::default()
+        );
         let at = Transport::parse(&small, L3).unwrap();
         let pseudo = at.pseudo_header(&small, at.end - at.l4);
         put16(&mut small, at.checksum_offset(), pseudo);
-        let header = lone(&mut small, L3, settings().mtu);
+        let header = header_for_single(&mut small, L3, settings().mtu);
         assert_eq!((header.checksum, header.gso), (partial(&at), None));
     }
 }

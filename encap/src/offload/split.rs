@@ -26,8 +26,8 @@ use crate::offload::virtio::{Gso, GsoKind};
 /// (60) and TCP with options (60) come to 142.
 pub const MAX_HEADER_LEN: usize = 160;
 
-/// Bytes of header area that one train of [`Limits::UDP_SEGMENT`] never exceeds.
-pub const HEADERS_LEN: usize = Limits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
+/// Bytes of header area that one train of [`TrainLimits::UDP_SEGMENT`] never exceeds.
+pub const HEADERS_LEN: usize = TrainLimits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
 
 /// The least payload per segment that Linux' TCP makes (`tcp_min_snd_mss` is 48, of which 40 may be
 /// options). Less would only serve to turn one packet into thousands.
@@ -50,14 +50,14 @@ pub enum Checksums {
 
 /// What one call may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct TrainLimits {
     /// Segments.
     pub segments: usize,
     /// Bytes, headers included.
     pub bytes: usize,
 }
 
-impl Limits {
+impl TrainLimits {
     /// What one `sendmsg` with `UDP_SEGMENT` takes on every kernel: 64 segments (`UDP_MAX_SEGMENTS`
     /// up to Linux 6.8; 128 since), and the payload of one IPv4 UDP datagram, because the train is
     /// one datagram until it is segmented.
@@ -81,7 +81,7 @@ impl Limits {
 
 /// Why a packet is not split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Refusal {
+pub enum Error {
     /// There are no TCP or UDP headers where they should be.
     #[error(transparent)]
     Headers(#[from] transport::Error),
@@ -138,13 +138,8 @@ impl<'p> Split<'p> {
     /// in front of every segment. Its own checksums are not looked at.
     ///
     /// # Errors
-    /// `Refusal` if it cannot be a superpacket of that kind.
-    pub fn new(
-        packet: &'p [u8],
-        l3: usize,
-        gso: Gso,
-        checksums: Checksums,
-    ) -> Result<Self, Refusal> {
+    /// `Error` if it cannot be a superpacket of that kind.
+    pub fn new(packet: &'p [u8], l3: usize, gso: Gso, checksums: Checksums) -> Result<Self, Error> {
         let at = Transport::parse(packet, l3)?;
         check(packet, &at, gso)?;
         let mut split = Self {
@@ -220,7 +215,7 @@ impl<'p> Split<'p> {
     pub fn next_train<'h>(
         &mut self,
         headers: &'h mut [u8],
-        limits: Limits,
+        limits: TrainLimits,
     ) -> Result<Option<Train<'h, 'p>>, NoRoom> {
         let remaining = self.remaining();
         if remaining == 0 {
@@ -330,21 +325,21 @@ impl<'p> Split<'p> {
 /// whoever takes it apart has.
 ///
 /// # Errors
-/// `Refusal` if it is not of the kind that it is said to be, or of more packets than a kernel makes
+/// `Error` if it is not of the kind that it is said to be, or of more packets than a kernel makes
 /// of one.
-pub fn count(packet: &[u8], l3: usize, gso: Gso) -> Result<usize, Refusal> {
+pub fn segment_count(packet: &[u8], l3: usize, gso: Gso) -> Result<usize, Error> {
     let at = Transport::parse(packet, l3)?;
     check_size(&at, gso)
 }
 
-fn check_size(at: &Transport, gso: Gso) -> Result<usize, Refusal> {
+fn check_size(at: &Transport, gso: Gso) -> Result<usize, Error> {
     let kind = match (at.protocol, at.version) {
         (Protocol::Tcp, IpVersion::Ipv4) => GsoKind::TcpV4,
         (Protocol::Tcp, IpVersion::Ipv6) => GsoKind::TcpV6,
         (Protocol::Udp, _) => GsoKind::Udp,
     };
     if kind != gso.kind {
-        return Err(Refusal::Kind);
+        return Err(Error::Kind);
     }
     let (payload, size) = (at.payload_len(), gso.size);
     let (least, most) = match at.protocol {
@@ -353,20 +348,20 @@ fn check_size(at: &Transport, gso: Gso) -> Result<usize, Refusal> {
     };
     let count = payload.div_ceil(size.max(1).into());
     if size < least || count > most {
-        return Err(Refusal::Size { payload, size });
+        return Err(Error::Size { payload, size });
     }
     Ok(count)
 }
 
-fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
+fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Error> {
     check_size(at, gso)?;
     if at.payload > MAX_HEADER_LEN {
-        return Err(Refusal::HeaderLen { len: at.payload });
+        return Err(Error::HeaderLen { len: at.payload });
     }
     if at.protocol == Protocol::Tcp {
         let flags = packet[at.l4 + tcp::FLAGS];
         if flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 {
-            return Err(Refusal::Flags(flags));
+            return Err(Error::Flags(flags));
         }
     }
     Ok(())
@@ -448,7 +443,10 @@ mod tests {
         assert_eq!((split.header_len(), split.mtu_needed()), (74, 1450));
         let mut headers = vec![0; HEADERS_LEN];
         let mut counts = Vec::new();
-        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+        while let Some(train) = split
+            .next_train(&mut headers, TrainLimits::UDP_SEGMENT)
+            .unwrap()
+        {
             assert!(train.total_len() <= 65_507);
             counts.push((train.count(), train.datagram_len(), train.total_len()));
         }
@@ -463,7 +461,7 @@ mod tests {
         let gso = Gso { size: 100, ..GSO };
         let mut split = Split::new(&packet, 0, gso, Checksums::Partial).unwrap();
         let mut headers = [0; 3 * 52];
-        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let train = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT);
         let train = train.unwrap().unwrap();
         let seen: Vec<_> = train
             .segments()
@@ -486,7 +484,7 @@ mod tests {
         let packet = tcp(0, tcp::ACK, 250);
         let gso = Gso { size: 100, ..GSO };
         let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
-        let refused = split.next_train(&mut [0; 51], Limits::ONE).map(|_| ());
+        let refused = split.next_train(&mut [0; 51], TrainLimits::ONE).map(|_| ());
         assert_eq!(
             refused,
             Err(NoRoom {
@@ -494,7 +492,7 @@ mod tests {
                 room: 51
             })
         );
-        let limits = Limits {
+        let limits = TrainLimits {
             segments: 9,
             bytes: 151,
         };
@@ -508,7 +506,10 @@ mod tests {
         );
         let mut headers = [0; 2 * 52 + 51];
         let mut counts = Vec::new();
-        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+        while let Some(train) = split
+            .next_train(&mut headers, TrainLimits::UDP_SEGMENT)
+            .unwrap()
+        {
             counts.push(train.count());
         }
         assert_eq!(counts, [2, 1]);
@@ -531,7 +532,7 @@ mod tests {
         };
         let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
         let mut headers = [0; 200];
-        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let train = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT);
         let segments: Vec<_> = train.unwrap().unwrap().segments().collect();
         assert_eq!(be16(segments[0].0, 26), 0xffff);
         assert_eq!(be16(segments[1].0, 26), !sum);
@@ -542,43 +543,46 @@ mod tests {
         let refusal = |packet: &[u8], gso| Split::new(packet, 0, gso, Checksums::Complete).err();
         let good = tcp(0, tcp::ACK, 250);
         for kind in [GsoKind::TcpV6, GsoKind::Udp] {
-            assert_eq!(refusal(&good, Gso { kind, ..GSO }), Some(Refusal::Kind));
+            assert_eq!(refusal(&good, Gso { kind, ..GSO }), Some(Error::Kind));
         }
         let udp_gso = |size| Gso {
             kind: GsoKind::Udp,
             size,
             ecn: false,
         };
-        assert_eq!(refusal(&udp_packet(&[0; 9]), GSO), Some(Refusal::Kind));
+        assert_eq!(refusal(&udp_packet(&[0; 9]), GSO), Some(Error::Kind));
         for flag in [tcp::SYN, tcp::RST, tcp::URG] {
             let flags = tcp::ACK | flag;
             let packet = tcp(0, flags, 250);
-            assert_eq!(refusal(&packet, GSO), Some(Refusal::Flags(flags)));
+            assert_eq!(refusal(&packet, GSO), Some(Error::Flags(flags)));
         }
-        let size = |payload, size| Some(Refusal::Size { payload, size });
+        let size = |payload, size| Some(Error::Size { payload, size });
         assert_eq!(refusal(&good, Gso { size: 7, ..GSO }), size(250, 7));
         assert_eq!(refusal(&good, Gso { size: 8, ..GSO }), None);
         assert_eq!(refusal(&udp_packet(&[0; 129]), udp_gso(1)), size(129, 1));
         assert_eq!(refusal(&udp_packet(&[0; 128]), udp_gso(1)), None);
         assert_eq!(refusal(&udp_packet(&[]), udp_gso(0)), size(0, 0));
-        assert_eq!(count(&udp_packet(&[0; 128]), 0, udp_gso(1)), Ok(128));
         assert_eq!(
-            count(&udp_packet(&[0; 129]), 0, udp_gso(1)).err(),
+            segment_count(&udp_packet(&[0; 128]), 0, udp_gso(1)),
+            Ok(128)
+        );
+        assert_eq!(
+            segment_count(&udp_packet(&[0; 129]), 0, udp_gso(1)).err(),
             size(129, 1)
         );
-        assert_eq!(count(&good, 0, Gso { size: 100, ..GSO }), Ok(3));
+        assert_eq!(segment_count(&good, 0, Gso { size: 100, ..GSO }), Ok(3));
         let small = Gso { size: 8, ..GSO };
         let most = tcp(0, tcp::ACK, 256 * 8);
-        assert_eq!(count(&most, 0, small), Ok(256));
+        assert_eq!(segment_count(&most, 0, small), Ok(256));
         let more = tcp(0, tcp::ACK, 256 * 8 + 1);
         assert_eq!(refusal(&more, small), size(256 * 8 + 1, 8));
-        assert_eq!(count(&good, 0, udp_gso(100)), Err(Refusal::Kind));
+        assert_eq!(segment_count(&good, 0, udp_gso(100)), Err(Error::Kind));
         let far = tcp(109, tcp::ACK, 250);
         let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
-        assert_eq!(refused, Some(Refusal::HeaderLen { len: 161 }));
+        assert_eq!(refused, Some(Error::HeaderLen { len: 161 }));
         let mut fragment = good;
         fragment[6] = 0x20;
         let fragment = refusal(&fragment, GSO);
-        assert_eq!(fragment, Some(Refusal::Headers(transport::Error::Fragment)));
+        assert_eq!(fragment, Some(Error::Headers(transport::Error::Fragment)));
     }
 }

@@ -16,7 +16,7 @@ use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
 use crate::buffer::{NoRoom, PacketBuf};
-use crate::mac::Colons;
+use crate::mac::DisplayMac;
 
 /// UDP port of Linux' and flannel's VXLAN where the configuration names none (IANA's is 4789).
 pub const PORT: u16 = 8472;
@@ -86,7 +86,7 @@ pub struct VtepMac(EthernetAddress);
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum InvalidVtepMac {
     /// A multicast, broadcast or all-zero address.
-    #[error("{} cannot be a VTEP's MAC address: it is not unicast", Colons(*.0))]
+    #[error("{} cannot be a VTEP's MAC address: it is not unicast", DisplayMac(*.0))]
     NotUnicast(EthernetAddress),
     /// Text that is not a 48-bit MAC address.
     #[error("'{0}' is not a MAC address like 0e:1f:20:a1:b2:c3")]
@@ -158,7 +158,7 @@ impl FromStr for VtepMac {
 
 impl fmt::Display for VtepMac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Colons(self.0).fmt(f)
+        DisplayMac(self.0).fmt(f)
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
 use muslin_encap::ip::v4::MAX_LEN;
 use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, Merger, Settings};
-use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::wire::IpVersion;
 
@@ -134,7 +134,7 @@ pub(crate) fn check_split(
     l3: usize,
     gso: Gso,
     checksums: Checksums,
-    limits: Limits,
+    limits: TrainLimits,
 ) {
     let Ok(mut split) = Split::new(packet, l3, gso, checksums) else {
         return;

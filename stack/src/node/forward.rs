@@ -7,7 +7,7 @@ use muslin_encap::ip::transport::Transport;
 use muslin_encap::ip::{mss, v4};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::split;
-use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Checksum;
 use muslin_encap::tunnel::vxlan;
 use smoltcp::time::Instant;
@@ -91,7 +91,7 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
 fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
     match packet.offload().gso {
         Some(gso) if packet.total_len() == packet.len() => {
-            let count = split::count(packet.as_slice(), 0, gso);
+            let count = split::segment_count(packet.as_slice(), 0, gso);
             count
                 .map(|_| ())
                 .map_err(|_| DropReason::SuperpacketRefused)
@@ -138,7 +138,7 @@ impl Node {
             if self.egress.is_some() && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
             }
-            packet.complete();
+            packet.complete_checksum();
             self.serve(now, packet.as_slice());
             return Ok(Verdict::Consumed);
         }
@@ -290,7 +290,7 @@ impl Node {
         next: NextHop,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        packet.complete();
+        packet.complete_checksum();
         let mtu = self.path_mtu(next);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(HEADROOM + MAX_PACKET, 0);
@@ -344,7 +344,7 @@ impl Node {
         let mut split =
             Split::new(packet.as_slice(), 0, gso, Checksums::Complete).map_err(|_| refused)?;
         let mut header = [0; MAX_HEADER_LEN];
-        while let Ok(Some(train)) = split.next_train(&mut header, Limits::ONE) {
+        while let Ok(Some(train)) = split.next_train(&mut header, TrainLimits::ONE) {
             for (header, payload) in train.segments() {
                 let len = header.len() + payload.len();
                 if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + len) {
@@ -421,7 +421,7 @@ impl Node {
                 };
                 return self.in_pieces(now, host, next, packet);
             }
-            packet.complete();
+            packet.complete_checksum();
         }
         let resolution = self
             .neighbours_of(hop)?
@@ -452,7 +452,7 @@ impl Node {
         if !packet.is_single() {
             return self.in_pieces(now, host, NextHop::Local, packet);
         }
-        packet.complete();
+        packet.complete_checksum();
         let waits = self.neighbours.wait(host.into(), packet.as_slice(), until);
         if waits {
             Ok(Verdict::Consumed)
@@ -480,7 +480,7 @@ impl Node {
     }
 
     fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
-        packet.complete();
+        packet.complete_checksum();
         let flow = hash::flow(packet.as_slice(), self.seed);
         if let Tunnel::Vxlan { mac, .. } = self.config.tunnel {
             let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::offload::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
@@ -298,7 +298,7 @@ impl<'a> ToPods<'a> {
     /// What goes to a device, in frames that each has the length of a packet at most.
     fn deliver(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>) -> Result<(), String> {
         let Some(gso) = packet.offload().gso else {
-            packet.complete();
+            packet.complete_checksum();
             packet::check(packet.as_slice(), self.node.mtu())?;
             self.sent.push((verdict, packet.as_slice().to_vec()));
             return Ok(());

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::offload::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Pods, Protocol,
@@ -596,7 +596,7 @@ impl Pods for PodSide {
         assert!(packet.headroom() >= HEADROOM);
         let mut world = self.0.borrow_mut();
         let Some(gso) = packet.offload().gso else {
-            packet.complete();
+            packet.complete_checksum();
             world.receive(packet.as_slice());
             return Ok(());
         };
@@ -608,7 +608,7 @@ impl Pods for PodSide {
         let mut split = split.expect("it can be split");
         let mut header = [0; MAX_HEADER_LEN];
         while let Some(train) = split
-            .next_train(&mut header, Limits::ONE)
+            .next_train(&mut header, TrainLimits::ONE)
             .expect("it can be split")
         {
             for (header, payload) in train.segments() {
