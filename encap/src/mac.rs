@@ -1,11 +1,11 @@
-//! MAC addresses: as text, the way Linux and Go write them, and for pods that have none.
+//! MAC addresses: in the text form of Linux and Go, and made from IPv4 addresses.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use smoltcp::wire::EthernetAddress;
 
-/// Shows a MAC address in lower-case hex with colons (smoltcp's own text has dashes).
+/// Displays a MAC address in lower-case hex with colons (smoltcp displays it with dashes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DisplayMac(pub EthernetAddress);
 
@@ -16,8 +16,8 @@ impl fmt::Display for DisplayMac {
     }
 }
 
-/// The MAC address of a pod that has an IPv4 address and no device to have one: `0a:58` and that
-/// address, as the plugins of CNI make them.
+/// The MAC address of a pod that has an IPv4 address but no device: `0a:58` followed by that
+/// address, as CNI plugins generate them.
 #[must_use]
 pub const fn from_ipv4(address: Ipv4Addr) -> EthernetAddress {
     let [a, b, c, d] = address.octets();

@@ -2,24 +2,25 @@
 
 use thiserror::Error;
 
-/// A maximum transmission unit: bytes of an IP packet with its header, without any link header.
+/// A maximum transmission unit: the bytes of the largest IP packet, with its IP header and without
+/// a link header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mtu(u16);
 
-/// A number of bytes that cannot be the MTU of a link that carries IPv4.
+/// The number of bytes is no possible MTU of a link that carries IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("an MTU of {0} bytes is not possible: it must be 68 to 65535")]
 pub struct InvalidMtu(pub u32);
 
 impl Mtu {
-    /// What every IPv4 link must carry (RFC 791 section 3.2).
+    /// The smallest MTU of an IPv4 link (RFC 791 section 3.2): 68 bytes.
     pub const MIN: Self = Self(68);
-    /// The longest IPv4 packet.
+    /// The length of the longest IPv4 packet: 65,535 bytes.
     pub const MAX: Self = Self(u16::MAX);
-    /// The MTU of plain Ethernet.
+    /// The MTU of Ethernet: 1,500 bytes.
     pub const ETHERNET: Self = Self(1500);
 
-    /// `bytes` as an MTU.
+    /// An MTU of `bytes`.
     ///
     /// # Errors
     /// `InvalidMtu` below 68 or above 65535.

@@ -348,7 +348,7 @@ proptest! {
     }
 
     #[test]
-    fn a_whole_superpacket_with_an_unfinished_checksum_is_passed_on_as_one(shape in shape()) {
+    fn a_whole_superpacket_with_a_partial_checksum_is_passed_on_as_one(shape in shape()) {
         check_merge(&[shape.packet()], shape.prefix, settings(576));
     }
 

@@ -4,8 +4,8 @@
 //! The full sum takes 64 bytes at a time in the machine's byte order, which RFC 1071 section 2
 //! allows since swapping the bytes of every word swaps those of the sum. Eight accumulators that
 //! cannot overflow and no carries between them are what the compiler turns into vector code by
-//! itself: 52 GB/s in the cache where smoltcp's sum does 44. Larger blocks give 4 % more; carries,
-//! 16-bit halves or sums of bytes were each slower.
+//! itself: 52 GB/s in the cache, where smoltcp's sum reaches 44. Larger blocks gain 4 %; carries,
+//! 16-bit halves and sums of bytes were each slower.
 
 /// The checksum after a 16-bit word it covers changed from `old` to `new` (RFC 1624 section 3,
 /// equation 3). All in host order.
@@ -71,11 +71,12 @@ const fn fold(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Finishes a checksum as a device would: sums everything from `start` to the end of `packet`, the
-/// value in the field `offset` bytes after `start` included, and writes the inverted sum there.
-/// `None` if the field is not inside; the packet is unchanged then.
+/// Completes a partial checksum as a device would: sums everything from `start` to the end of
+/// `packet`, with the value in the field `offset` bytes after `start`, and writes the inverted sum
+/// there. Returns `None` and leaves the packet alone if the field lies outside of it.
 ///
-/// A sum of zero is written as 0xffff, which is the same number and all that UDP may have.
+/// A sum of zero is written as 0xffff, the other representation of the same number: in UDP zero
+/// means that there is no checksum.
 pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
     let covered = packet.get_mut(start..)?;
     let end = offset.checked_add(2)?;
@@ -85,7 +86,7 @@ pub fn complete(packet: &mut [u8], start: usize, offset: usize) -> Option<()> {
     Some(())
 }
 
-/// The same one's complement number, as one that is not zero.
+/// The same one's complement number in the representation that is not zero.
 pub(crate) const fn nonzero(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }

@@ -1,17 +1,16 @@
-//! IPv4 fragmentation (RFC 791 section 3.2): a packet larger than the next hop's MTU that allows
-//! it goes on in pieces.
+//! IPv4 fragmentation (RFC 791 section 3.2) of packets larger than the next hop's MTU.
 
 use smoltcp::wire::Ipv4Packet;
 
 use crate::ip::v4::{self, FRAGMENT_UNIT, HEADER_LEN, MAX_HEADER_LEN};
 use crate::mtu::Mtu;
 
-/// The option flag that says "copy into every fragment".
+/// The option flag that asks for a copy in every fragment.
 const COPIED: u8 = 0x80;
 const END_OF_OPTIONS: u8 = 0;
 const NO_OPERATION: u8 = 1;
 
-/// The fragments of one packet.
+/// A packet that is being cut into fragments.
 #[derive(Debug)]
 pub struct Fragments<'a> {
     packet: &'a [u8],
@@ -22,9 +21,9 @@ pub struct Fragments<'a> {
 }
 
 impl<'a> Fragments<'a> {
-    /// The pieces of `packet`, a well-formed IPv4 packet, for a link of the given MTU; `None` if
-    /// its "don't fragment" flag is set, or it is itself a fragment that ends beyond the longest
-    /// packet there can be (a "ping of death"), where offsets would wrap around.
+    /// Prepares to cut `packet`, a well-formed IPv4 packet, for a link of the given MTU. `None` if
+    /// its "don't fragment" flag is set, or if it is itself a fragment that ends beyond the longest
+    /// possible packet (a "ping of death"), where offsets would wrap around.
     #[must_use]
     pub fn new(packet: &'a [u8], mtu: Mtu) -> Option<Self> {
         let (header_len, total) = v4::lengths(packet, packet.len()).ok()?;
@@ -39,8 +38,8 @@ impl<'a> Fragments<'a> {
         })
     }
 
-    /// Writes the next fragment into `buffer` and returns its length; `None` after the last one,
-    /// or if the buffer is shorter than the fragment.
+    /// Writes the next fragment into `buffer` and returns its length in bytes. `None` after the
+    /// last one, or if the buffer is shorter than the fragment.
     pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let payload = &self.packet[self.header_len..];
         if self.done >= payload.len() {
@@ -75,8 +74,8 @@ impl<'a> Fragments<'a> {
         Some(len)
     }
 
-    /// The next fragment's header as far as it is the packet's own: all options in the first one,
-    /// in the others those that ask for it.
+    /// Copies the packet's header for the next fragment and returns its length. The first fragment
+    /// has all options, the others have those with the copied flag.
     fn header(&self, header: &mut [u8; MAX_HEADER_LEN]) -> usize {
         if self.done == 0 {
             header[..self.header_len].copy_from_slice(&self.packet[..self.header_len]);

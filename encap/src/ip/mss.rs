@@ -1,9 +1,10 @@
-//! Clamping: TCP ends told of segments no longer than the way between them takes.
+//! MSS clamping: lowers the segment size that TCP ends announce to what the path takes.
 //!
-//! Each end says in its SYN how much payload it takes in one segment (the MSS option, RFC 9293
-//! section 3.7.1), which it knows from its own interface's MTU. A router on whose link less fits
-//! would depend on path MTU discovery, that is on ICMP which firewalls like to drop. So it lowers
-//! the numbers that pass it, as Linux' `TCPMSS --clamp-mss-to-pmtu` does.
+//! Each end announces in its SYN how much payload it accepts in one segment (the MSS option, RFC
+//! 9293 section 3.7.1), which it derives from the MTU of its own interface. A router with a link of
+//! a smaller MTU would depend on path MTU discovery and thus on ICMP, which firewalls often drop.
+//! So it lowers the option in the SYNs that it forwards, as Linux' `TCPMSS --clamp-mss-to-pmtu`
+//! does.
 
 use crate::bytes::{be16, put16};
 use crate::ip::transport::{Protocol, TCP_HEADER_LEN, tcp, tcp_header_len};
@@ -18,14 +19,13 @@ mod option {
     pub(super) const MAX_SEGMENT_SIZE: u8 = 2;
 }
 
-/// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and says whether it
-/// did. `packet` begins with its IPv4 header; everything that is not such a SYN, whole or as the
-/// first of several fragments, stays as it is. So does one without the option, which means 536
-/// bytes.
+/// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and returns whether it
+/// did. `packet` begins with its IPv4 header. Anything but a SYN, whole or in a first fragment,
+/// stays as it is, and so does a SYN without the option, which stands for 536 bytes.
 ///
-/// The MSS is the MTU less 40 bytes, whatever options there are: whoever sends them takes their
-/// length off itself (RFC 6691 section 2). A finished checksum is updated (RFC 1624), also if it
-/// is wrong, so that it stays wrong; an unfinished one covers nothing that changes.
+/// The MSS is the MTU less 40 bytes, whatever options there are: the sender of options subtracts
+/// their length itself (RFC 6691 section 2). A complete checksum is updated (RFC 1624), so that a
+/// wrong one stays wrong; a partial one does not cover the option.
 pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     let Some(segment) = syn(packet) else {
         return false;
@@ -34,7 +34,7 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     let mut lowered = false;
     let mut at = TCP_HEADER_LEN;
     while let Some((kind, len)) = option_at(segment, at) {
-        // Of several the receiver takes whichever it likes.
+        // A receiver may take any one of several.
         if kind == option::MAX_SEGMENT_SIZE && len == 4 && be16(segment, at + 2) > most {
             replace(segment, at + 2, most, checksum);
             lowered = true;
@@ -44,7 +44,7 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     lowered
 }
 
-/// The TCP header of a packet that begins a connection, with its options.
+/// The TCP header, with its options, of a packet that opens a connection.
 fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
     if packet.get(v4::field::PROTOCOL) != Some(&Protocol::Tcp.number()) {
         return None;
@@ -59,7 +59,8 @@ fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
     (header[tcp::FLAGS] & tcp::SYN != 0).then_some(header)
 }
 
-/// Kind and length of the option there; `None` behind the last one, or if its length is wrong.
+/// Kind and length of the option at that offset; `None` behind the last one, or if its length is
+/// wrong.
 fn option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
     let kind = *header.get(at)?;
     match kind {
@@ -72,14 +73,14 @@ fn option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
     }
 }
 
-/// Writes a number into a TCP header, and what follows from it for its checksum.
+/// Writes a number into a TCP header and updates the checksum.
 fn replace(header: &mut [u8], at: usize, new: u16, checksum: Checksum) {
     let old = be16(header, at);
     put16(header, at, new);
     if matches!(checksum, Checksum::Partial { .. }) {
         return;
     }
-    // At an odd place its halves are in two words, each in the other's.
+    // At an odd offset its bytes are the low and the high half of two words.
     let (old, new) = match at % 2 {
         0 => (old, new),
         _ => (old.swap_bytes(), new.swap_bytes()),
@@ -180,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_stays_and_a_wrong_one_stays_wrong() {
+    fn a_partial_checksum_stays_and_a_wrong_one_stays_wrong() {
         let mut partial = packet(tcp::SYN, &mss_option(1460), b"");
         let at = Transport::parse(&partial, 0).unwrap();
         let pseudo = at.pseudo_header(&partial, 24);
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_that_looks_unfinished_by_chance_stays_right() {
+    fn a_checksum_that_looks_partial_by_chance_stays_right() {
         let options = [&[1; 5][..], &mss_option(3493), &[1; 3]].concat();
         let mut packet = packet(tcp::SYN, &options, &[179, 61, 77]);
         assert_eq!(checked(&packet), ChecksumState::Partial);

@@ -1,7 +1,7 @@
 //! Where the headers of a packet are: IPv4 or IPv6, then TCP or UDP.
 //!
-//! One walk over the first bytes, checked once, so that what comes after may index: every offset
-//! of a [`Transport`] lies inside the packet it was found in.
+//! [`Transport::parse`] walks over the headers and checks them once. Every offset of a
+//! [`Transport`] lies inside the packet that it was made from, so that later code may index.
 
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
@@ -44,7 +44,7 @@ pub(crate) mod udp {
     pub(crate) const CHECKSUM: usize = 6;
 }
 
-/// A transport protocol whose packets can be segmented.
+/// A transport protocol that segmentation offload knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP, protocol number 6.
@@ -73,7 +73,7 @@ impl Protocol {
     }
 }
 
-/// Why there is no complete TCP or UDP packet at the place where it should be.
+/// Why there is no complete TCP or UDP packet at the expected place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Error {
     /// The IPv4 header is malformed.
@@ -82,27 +82,27 @@ pub enum Error {
     /// Fewer bytes than the headers have.
     #[error("{len} bytes are too few for the packet's headers")]
     TooShort {
-        /// Bytes there were, with what is in front of the IP header.
+        /// The number of bytes, including those in front of the IP header.
         len: usize,
     },
-    /// The link header in front announces something else than what follows.
-    #[error("the link header announces type {0:#06x}")]
+    /// The type in the link header does not match the IP version.
+    #[error("the link header has type {0:#06x}")]
     EtherType(u16),
     /// Neither IPv4 nor IPv6.
     #[error("IP version {0}")]
     Version(u8),
-    /// A length field that contradicts the bytes there are, or another length field.
+    /// A length field of TCP, UDP or IPv6 contradicts another one or the number of bytes.
     #[error("a length field says {claimed} where there are {len} bytes")]
     Length {
-        /// What the field says, in bytes.
+        /// The field's value in bytes.
         claimed: usize,
-        /// The bytes there are, or that another field leaves.
+        /// The bytes that are there, or that another field leaves.
         len: usize,
     },
-    /// Part of a larger packet.
+    /// The packet is a fragment.
     #[error("a fragment")]
     Fragment,
-    /// An IPv6 extension header that cannot be passed over.
+    /// The packet has an IPv6 extension header that cannot be skipped.
     #[error("IPv6 extension header {0}")]
     ExtensionHeader(u8),
     /// Neither TCP nor UDP.
@@ -113,8 +113,8 @@ pub enum Error {
 /// The state of the checksum of a TCP or UDP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChecksumState {
-    /// The field has the sum of the pseudo header: still to be completed, or complete and equal to
-    /// it by chance.
+    /// The field holds the sum of the pseudo header: the checksum is still to be completed, or it
+    /// is complete and equals that sum by chance.
     Partial,
     /// The checksum is right, or a UDP datagram over IPv4 has none.
     Valid,
@@ -122,29 +122,29 @@ pub enum ChecksumState {
     Invalid,
 }
 
-/// Where the parts of a TCP or UDP packet are, as offsets in bytes from the start of the buffer.
+/// Where the parts of a TCP or UDP packet are: offsets in bytes from the start of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transport {
     /// Version of the network layer.
     pub version: IpVersion,
     /// The transport protocol.
     pub protocol: Protocol,
-    /// The IP header; before it lies whatever the caller has put there.
+    /// The IP header. What is in front of it is the caller's.
     pub l3: usize,
-    /// The TCP or UDP header, which ends at `payload`.
+    /// The TCP or UDP header; it ends at `payload`.
     pub l4: usize,
     /// The transport's payload.
     pub payload: usize,
-    /// The end of the IP packet; after it there may be padding.
+    /// The end of the IP packet; padding may follow.
     pub end: usize,
 }
 
 impl Transport {
-    /// Finds the headers of the packet whose IP header is at `l3`. A link header in front of it is
-    /// looked at for its type if there is room for one.
+    /// Finds the headers of the packet whose IP header is at `l3`. If there are 14 bytes or more in
+    /// front of it, they end in an Ethernet header, whose type is checked.
     ///
     /// # Errors
-    /// `Error` says what is there instead.
+    /// The first thing that is wrong with the headers.
     pub fn parse(packet: &[u8], l3: usize) -> Result<Self, Error> {
         let too_short = Error::TooShort { len: packet.len() };
         let bytes = packet.get(l3..).ok_or(too_short)?;
@@ -179,20 +179,20 @@ impl Transport {
         })
     }
 
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     #[must_use]
     pub const fn payload_len(&self) -> usize {
         self.end - self.payload
     }
 
-    /// Offset of the transport checksum's field.
+    /// Offset of the checksum field.
     #[must_use]
     pub const fn checksum_offset(&self) -> usize {
         self.l4 + self.protocol.checksum_offset()
     }
 
-    /// Sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of
-    /// transport header and payload: folded, not inverted, host order.
+    /// The sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of
+    /// transport header and payload: folded, not inverted, in host order.
     #[must_use]
     pub fn pseudo_header(&self, packet: &[u8], len: usize) -> u16 {
         let addresses = match self.version {
@@ -207,7 +207,7 @@ impl Transport {
         )
     }
 
-    /// Whether the checksum field has only the pseudo header's sum. This reads no payload.
+    /// Whether the checksum field holds the sum of the pseudo header only. This reads no payload.
     #[must_use]
     pub fn is_partial(&self, packet: &[u8]) -> bool {
         let field = self.checksum_offset();
@@ -240,16 +240,17 @@ impl Transport {
     }
 }
 
-/// Completes the transport checksum of the IP packet at `l3` if it is a TCP or UDP packet, not a
-/// fragment, and its checksum is partial. Returns whether it was.
+/// Completes the checksum of the TCP or UDP packet whose IP header is at `l3`, if it is partial.
+/// Returns whether it was. Fragments and other packets stay as they are.
 ///
 /// Hosts leave the checksum of a packet to the device: its field then has only the pseudo header's
-/// sum. Such packets reach a tunnel's socket when a kernel peer's device and ours are joined by
-/// something that passes packets on as they are (a veth pair). They are recognized by that value. A
+/// sum (`CHECKSUM_PARTIAL` in Linux). Such packets reach a tunnel's socket when the devices of a
+/// kernel peer and of this node are joined by something that forwards packets unchanged, such as a
+/// veth pair. They are recognized by that value. A
 /// *finished* packet whose field has it by chance (one in 65,536) is not harmed: the checksum is
-/// computed anew over the same bytes, and that of an intact packet comes out as it was. What is lost
-/// is that a packet which was damaged on its way *and* has that value is no longer noticed: the one
-/// in 65,536 damaged packets that a 16-bit checksum lets through anyway.
+/// computed anew over the same bytes, and that of an intact packet comes out as it was. What is
+/// lost is that a packet which was damaged on its way *and* has that value is no longer noticed:
+/// the one in 65,536 damaged packets that a 16-bit checksum lets through anyway.
 pub fn complete_partial(packet: &mut [u8], l3: usize) -> bool {
     let Ok(at) = Transport::parse(packet, l3) else {
         return false;
@@ -413,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_is_found_and_finished() {
+    fn a_partial_checksum_is_found_and_completed() {
         let good = udp_packet(b"odd");
         let mut partial = good.clone();
         let at = Transport::parse(&partial, 0).unwrap();
@@ -439,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_checksum_that_looks_unfinished_stays_as_it_is() {
+    fn a_complete_checksum_that_looks_partial_stays_as_it_is() {
         // Two bytes of payload can bring the checksum to any value.
         let mut packet = udp_packet(&[0, 0]);
         let at = Transport::parse(&packet, 0).unwrap();

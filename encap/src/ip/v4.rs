@@ -121,7 +121,8 @@ pub(crate) fn lengths(packet: &[u8], len: usize) -> Result<(usize, usize), Error
 }
 
 /// Splits a packet behind its header, without a look at anything but the header's length: a packet
-/// may be cut short where an ICMP error quotes it (RFC 792). `None` if not even the header is there.
+/// may be cut short where an ICMP error quotes it (RFC 792). `None` if not even the header is
+/// there.
 #[must_use]
 pub fn split_header(packet: &[u8]) -> Option<(&[u8], &[u8])> {
     let header_len = usize::from(packet.first()? & 0x0f) * 4;

@@ -1,11 +1,26 @@
-//! What leaves by a socket, grouped into the fewest messages.
+//! Groups outgoing datagrams into the fewest messages for `sendmmsg`.
 //!
-//! Every datagram that the kernel gets by itself costs it a whole way through its stack. So
-//! superpackets become trains ([`crate::offload::split`]), and single packets of one length for one
-//! destination that follow each other, as a flood of small datagrams does, become trains as well.
-//! Each [`Message`] is one message: the pieces of its datagrams in order, and the length by which the
-//! kernel cuts them apart (`UDP_SEGMENT`). Pieces point to where packets are; headers of segments
-//! are written into an area of the caller's.
+//! Every message costs the kernel a pass through its stack, however many datagrams it has. So
+//! superpackets become trains ([`crate::offload::split`]), and so do single packets of one length
+//! that follow each other to one destination, as in a flood of small datagrams. A [`Message`] has
+//! the pieces (iovecs) of its datagrams in order, and the length at which the kernel cuts them
+//! apart (`UDP_SEGMENT`). Pieces point to the packets where they are; headers of segments are
+//! written into an area of the caller's.
+//!
+//! ```
+//! use muslin_encap::offload::batch::{Queued, SendBatch};
+//! use muslin_encap::offload::virtio::Header;
+//!
+//! let (small, other) = ([0; 60], [0; 90]);
+//! let queued = |packet, key| Queued { key, packet, network: 0, offload: Header::default() };
+//! let mut batch = SendBatch::new(&mut [], true);
+//! for packet in [queued(&small[..], "a"), queued(&small, "a"), queued(&other, "b")] {
+//!     batch.push(&packet, &mut None)?.expect("there is room");
+//! }
+//! let messages: Vec<_> = batch.messages().iter().map(|it| (it.key, it.datagrams)).collect();
+//! assert_eq!(messages, [("a", 2), ("b", 1)]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::io::IoSlice;
 
@@ -14,63 +29,64 @@ use arrayvec::ArrayVec;
 use crate::offload::split::{self, Checksums, Split, TrainLimits};
 use crate::offload::virtio::{Gso, Header};
 
-/// Messages of one batch.
+/// The most messages of one batch.
 const MAX_MESSAGES: usize = 64;
-/// Pieces of all messages of a batch; one message of the kernel's may have 1024 (`UIO_MAXIOV`).
+/// The most pieces of all messages of a batch; the kernel takes 1024 in one message (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
 
-/// Bytes of header area with which a batch takes several superpackets at once.
+/// Bytes of header area with which a batch has room for several superpackets.
 pub const HEADERS_LEN: usize = 4 * split::HEADERS_LEN;
 
-/// A packet on its way out, encapsulated.
+/// An encapsulated packet that waits to be sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Queued<'p, K> {
-    /// Where it goes: packets of the same key may leave together.
+    /// Its destination: packets with equal keys may share a message.
     pub key: K,
-    /// The payload of its datagram.
+    /// The payload of the datagram.
     pub packet: &'p [u8],
-    /// Where in it the inner IP packet begins.
+    /// Offset of the inner IP header in that payload, in bytes.
     pub network: usize,
-    /// What is still to be done to it; a single packet's checksum is finished.
+    /// Its virtio-net header. The checksum of a single packet must be complete.
     pub offload: Header,
 }
 
-/// One message: datagrams of one length for one destination, the last of which may be shorter.
+/// One message: datagrams of one length to one destination; the last may be shorter.
 #[derive(Debug, Clone)]
 pub struct Message<K> {
-    /// Where it goes.
+    /// Its destination.
     pub key: K,
-    /// Packets of the caller's that it has, or has the last part of.
+    /// How many of the caller's packets end in this message.
     pub packets: usize,
-    /// Datagrams, at least one.
+    /// The number of datagrams, at least one.
     pub datagrams: usize,
     /// Length in bytes of every datagram but the last.
     pub datagram_len: usize,
     first: usize,
     pieces: usize,
-    /// Pieces of each datagram.
+    /// The number of pieces of each datagram.
     pieces_each: usize,
     bytes: usize,
-    /// Whether nothing may follow.
+    /// Whether no further datagram may be added.
     closed: bool,
 }
 
-/// Messages that leave together, in order.
+/// Messages that are sent together, in order.
 #[derive(Debug)]
 pub struct SendBatch<'a, K> {
     messages: ArrayVec<Message<K>, MAX_MESSAGES>,
     pieces: ArrayVec<IoSlice<'a>, MAX_PIECES>,
     headers: &'a mut [u8],
-    /// Whether the socket cuts trains apart.
+    /// Whether the socket splits trains (`UDP_SEGMENT`).
     trains: bool,
 }
 
-/// The batch has no room for a packet, or only for a part of it.
+/// The batch has no room for a packet or for the rest of a superpacket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
 impl<'a, K: Copy + Eq> SendBatch<'a, K> {
-    /// An empty batch whose header area has [`HEADERS_LEN`] bytes. Without `trains` every datagram is a message by itself.
+    /// An empty batch. The header area should have [`HEADERS_LEN`] bytes, or none if there are no
+    /// superpackets. Without `trains` every datagram is a message.
     #[must_use]
     pub fn new(headers: &'a mut [u8], trains: bool) -> Self {
         Self {
@@ -81,12 +97,12 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
         }
     }
 
-    /// Adds a packet. A superpacket may need several plans: `split` is where it has got to, and
-    /// `None` before and after it.
+    /// Adds a packet. A superpacket may need several batches: `split` keeps its state in between,
+    /// and is `None` before its first and after its last batch.
     ///
     /// # Errors
-    /// The outer one if it is no superpacket that can be split; the inner one, `Full`, if the rest
-    /// of it is for the next batch.
+    /// The outer error if it is a superpacket that cannot be split. The inner one, `Full`, if the
+    /// packet or the rest of it is for the next batch.
     pub fn push<'p: 'a>(
         &mut self,
         queued: &Queued<'p, K>,
@@ -117,12 +133,12 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
         Ok(Ok(()))
     }
 
-    /// Every message with its pieces.
+    /// The messages in order.
     pub fn messages(&self) -> &[Message<K>] {
         &self.messages
     }
 
-    /// The pieces of a message of this batch.
+    /// The pieces of a message of this batch, in order.
     pub fn pieces(&self, message: &Message<K>) -> &[IoSlice<'a>] {
         let end = message.first + message.pieces;
         self.pieces.get(message.first..end).unwrap_or_default()
@@ -133,7 +149,7 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
         self.pieces(message).chunks(message.pieces_each.max(1))
     }
 
-    /// Whether there is nothing to send.
+    /// Whether there are no messages.
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
@@ -218,7 +234,7 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
     }
 }
 
-/// A superpacket each segment of which is a datagram.
+/// Prepares to split a superpacket, each segment of which must fit a datagram.
 fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, split::Error> {
     let split = Split::new(packet, network, gso, Checksums::Complete)?;
     let len = network + split.mtu_needed();
@@ -229,7 +245,7 @@ fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, split::Er
 }
 
 impl<K: Eq> Message<K> {
-    /// Whether a single datagram may follow the others.
+    /// Whether a single datagram may be added.
     fn takes(&self, key: K, len: usize) -> bool {
         let limits = TrainLimits::UDP_SEGMENT;
         !self.closed

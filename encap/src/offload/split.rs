@@ -1,16 +1,36 @@
-//! A superpacket as the segments it stands for: headers written beside, payload never moved.
+//! Splits a superpacket into its segments: writes a header for each and does not move the payload.
 //!
 //! A pod's kernel hands over up to 64 KiB of TCP or UDP payload behind one set of headers. On the
-//! wire each segment needs headers of its own, in front of its part of the payload. Those headers
-//! are all of one length, so a whole train is two slices and two numbers ([`Train`]): segment `i`
-//! is header `i` and payload `i`. The shell makes an iovec of each and sends all with one call;
-//! nobody copies payload.
+//! wire each segment needs a header of its own in front of its part of the payload. All headers
+//! have one length, so a whole train is two slices and two numbers ([`Train`]): segment `i` is
+//! header `i` and payload `i`. The caller makes an iovec of each and sends all of them by one
+//! system call, without a copy of the payload.
 //!
-//! What is in front of the IP header (VXLAN and inner Ethernet headers, an Ethernet header, or
-//! nothing) is repeated as it is. Behind it a template is copied, in which everything that differs
-//! is zero and whose sums are taken once; a segment then writes its length, number and flags and
-//! adds those to the sums. Only the payload is ever summed, once, and not even that when the
-//! checksum may stay unfinished.
+//! The bytes in front of the IP header (VXLAN and inner Ethernet headers, an Ethernet header, or
+//! none) are repeated unchanged. Then comes a copy of a template, in which every field that differs
+//! between segments is zero and whose sums are computed once. For each segment the length, the
+//! sequence number and the flags are written and added to these sums. Only the payload is summed,
+//! once, and not even that if the checksum may stay partial.
+//!
+//! ```
+//! use muslin_encap::offload::split::{Checksums, Split, TrainLimits};
+//! use muslin_encap::offload::virtio::{Gso, GsoKind};
+//!
+//! // An IPv4 packet of 28 + 250 bytes: UDP payload for three datagrams of at most 100 bytes.
+//! let mut packet = vec![0; 278];
+//! packet[..10].copy_from_slice(&[0x45, 0, 1, 22, 0, 0, 0, 0, 64, 17]);
+//! packet[24..26].copy_from_slice(&[1, 2]);
+//!
+//! let gso = Gso { kind: GsoKind::Udp, size: 100, ecn: false };
+//! let mut split = Split::new(&packet, 0, gso, Checksums::Complete)?;
+//! assert_eq!((split.header_len(), split.remaining()), (28, 3));
+//!
+//! let mut headers = [0; 3 * 28];
+//! let train = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT)?.expect("the first");
+//! let lens: Vec<_> = train.segments().map(|(_, payload)| payload.len()).collect();
+//! assert_eq!(lens, [100, 100, 50]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
@@ -22,33 +42,33 @@ use crate::ip::transport::{self, Protocol, Transport, UDP_HEADER_LEN, tcp, udp};
 use crate::ip::{v4, v6};
 use crate::offload::virtio::{Gso, GsoKind};
 
-/// The longest headers that are repeated, in bytes: VXLAN and Ethernet (22), IPv4 with options
-/// (60) and TCP with options (60) come to 142.
+/// The longest header of a segment in bytes: VXLAN and Ethernet (22), IPv4 with options (60) and
+/// TCP with options (60) add up to 142.
 pub const MAX_HEADER_LEN: usize = 160;
 
-/// Bytes of header area that one train of [`TrainLimits::UDP_SEGMENT`] never exceeds.
+/// Bytes of header area that suffice for any train within [`TrainLimits::UDP_SEGMENT`].
 pub const HEADERS_LEN: usize = TrainLimits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
 
-/// The least payload per segment that Linux' TCP makes (`tcp_min_snd_mss` is 48, of which 40 may be
-/// options). Less would only serve to turn one packet into thousands.
+/// The least payload of a segment of Linux' TCP (`tcp_min_snd_mss` is 48, of which 40 may be
+/// options). Less would only turn one packet into thousands.
 const MIN_TCP_SIZE: u16 = 8;
-/// The most segments of a TCP superpacket: the largest one in segments of 256 bytes. A kernel makes
-/// more only of a connection whose other end wants less at once, if it sends fast all the same.
+/// The most segments of a TCP superpacket: enough for the largest one in segments of 256 bytes. A
+/// kernel exceeds this only for a fast connection whose other end announces a smaller MSS.
 const MAX_TCP_SEGMENTS: usize = 256;
 /// The most segments of a UDP superpacket: `UDP_MAX_SEGMENTS` since Linux 6.9.
 const MAX_UDP_SEGMENTS: usize = 128;
 
-/// What a segment's transport checksum shall be.
+/// The transport checksum that segments get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checksums {
-    /// Finished: for a wire, or anyone who did not agree to something else.
+    /// A complete one: for a wire, and for any receiver that has not agreed to a partial one.
     Complete,
-    /// The pseudo header's sum only, which reads no payload: for receivers that are known to finish
-    /// checksums or not to need them.
+    /// The sum of the pseudo header only, which takes no pass over the payload: for receivers that
+    /// complete checksums or do not need them.
     Partial,
 }
 
-/// What one call may send.
+/// The most that one system call may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrainLimits {
     /// Segments.
@@ -58,46 +78,46 @@ pub struct TrainLimits {
 }
 
 impl TrainLimits {
-    /// What one `sendmsg` with `UDP_SEGMENT` takes on every kernel: 64 segments (`UDP_MAX_SEGMENTS`
-    /// up to Linux 6.8; 128 since), and the payload of one IPv4 UDP datagram, because the train is
-    /// one datagram until it is segmented.
+    /// The limits of one `sendmsg` with `UDP_SEGMENT` on any kernel: 64 segments
+    /// (`UDP_MAX_SEGMENTS` up to Linux 6.8; 128 since), and the payload of one IPv4 UDP datagram,
+    /// because the train is one datagram until it is segmented.
     pub const UDP_SEGMENT: Self = Self {
         segments: 64,
         bytes: v4::MAX_LEN - v4::HEADER_LEN - UDP_HEADER_LEN,
     };
 
-    /// The most segments of `len` bytes, headers included, that one call takes.
+    /// The most segments of `len` bytes, headers included, within the limits.
     #[must_use]
     pub fn fitting(self, len: usize) -> usize {
         self.segments.min(self.bytes / len.max(1))
     }
 
-    /// One segment per call: a device or socket that cannot segment.
+    /// One segment per call, for a device or socket that cannot segment.
     pub const ONE: Self = Self {
         segments: 1,
         bytes: usize::MAX,
     };
 }
 
-/// Why a packet is not split.
+/// Why a packet cannot be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Error {
-    /// There are no TCP or UDP headers where they should be.
+    /// The headers are not those of a TCP or UDP packet.
     #[error(transparent)]
     Headers(#[from] transport::Error),
-    /// The packet is of another protocol than its virtio-net header says.
-    #[error("a superpacket that is not of the protocol its virtio-net header says")]
+    /// The protocol is not that of the virtio-net header.
+    #[error("a superpacket of another protocol than its virtio-net header has")]
     Kind,
-    /// TCP flags of which there is one packet only: SYN, RST or URG.
+    /// A TCP flag that only single packets have: SYN, RST or URG.
     #[error("a superpacket with TCP flags {0:#04x}")]
     Flags(u8),
-    /// Headers longer than `MAX_HEADER_LEN`.
-    #[error("{len} bytes of headers are too many to repeat")]
+    /// The headers are longer than [`MAX_HEADER_LEN`].
+    #[error("a superpacket with {len} bytes of headers, which are too many")]
     HeaderLen {
         /// Their length in bytes.
         len: usize,
     },
-    /// Segments so small that no kernel would have made them.
+    /// The segments are smaller or more than any kernel makes them.
     #[error("a superpacket of {payload} bytes in segments of {size}")]
     Size {
         /// Bytes of payload.
@@ -105,10 +125,10 @@ pub enum Error {
         /// Bytes of payload per segment.
         size: u16,
     },
-    /// A segment longer than a datagram.
+    /// A segment is longer than the longest datagram.
     #[error("a superpacket with segments of {len} bytes, which no datagram carries")]
     TooLong {
-        /// The longest segment's length in bytes, with all that is in front of it.
+        /// Length in bytes of the longest segment, with all its headers.
         len: usize,
     },
 }
@@ -120,7 +140,7 @@ pub struct Split<'p> {
     at: Transport,
     size: usize,
     checksums: Checksums,
-    /// The headers, with zero where segments differ.
+    /// The headers, with zero in fields that differ between segments.
     template: [u8; MAX_HEADER_LEN],
     /// Sum of the template's IPv4 header.
     network_sum: u16,
@@ -128,17 +148,17 @@ pub struct Split<'p> {
     transport_sum: u16,
     /// Sum of the pseudo header without its length.
     pseudo_sum: u16,
-    /// Bytes of payload that are done, and segments.
+    /// Bytes of payload, and segments, that are done.
     done: usize,
     index: u16,
 }
 
 impl<'p> Split<'p> {
-    /// Prepares to split the packet whose IP header is at `l3`; everything before that is repeated
-    /// in front of every segment. Its own checksums are not looked at.
+    /// Prepares to split the packet whose IP header is at `l3`. The bytes in front of it are
+    /// repeated in every segment. The packet's own checksums are not verified.
     ///
     /// # Errors
-    /// `Error` if it cannot be a superpacket of that kind.
+    /// `Error` if it is not a superpacket of that kind.
     pub fn new(packet: &'p [u8], l3: usize, gso: Gso, checksums: Checksums) -> Result<Self, Error> {
         let at = Transport::parse(packet, l3)?;
         check(packet, &at, gso)?;
@@ -158,7 +178,7 @@ impl<'p> Split<'p> {
         Ok(split)
     }
 
-    /// Makes the template and its sums.
+    /// Fills the template and computes its sums.
     fn prepare(&mut self) {
         let at = self.at;
         let template = &mut self.template[..at.payload];
@@ -190,13 +210,13 @@ impl<'p> Split<'p> {
         self.at.payload
     }
 
-    /// Length of the longest segment as an IP packet: what a path's MTU is held against.
+    /// Length in bytes of the longest segment as an IP packet, to compare with the MTU of a path.
     #[must_use]
     pub fn mtu_needed(&self) -> usize {
         self.at.payload - self.at.l3 + self.size.min(self.at.payload_len())
     }
 
-    /// Segments still to come.
+    /// The number of segments still to come.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         let left = self.at.payload_len() - self.done;
@@ -207,11 +227,12 @@ impl<'p> Split<'p> {
         }
     }
 
-    /// The next segments, as many as `limits` and the header area allow, or `None` after the last.
+    /// Writes headers for the next segments, as many as `limits` and the header area allow. Returns
+    /// `None` after the last segment.
     ///
     /// # Errors
-    /// `NoRoom` if not even one segment fits the header area or the limit of bytes; nothing is
-    /// lost then.
+    /// `NoRoom` if not even one segment fits the header area or the limit of bytes; the next call
+    /// returns the same segments then.
     pub fn next_train<'h>(
         &mut self,
         headers: &'h mut [u8],
@@ -249,7 +270,7 @@ impl<'p> Split<'p> {
         }))
     }
 
-    /// Writes the header of the next segment, which has this payload.
+    /// Writes the header of the next segment with this payload.
     fn write_header(&mut self, header: &mut [u8], payload: &[u8]) {
         let at = self.at;
         header.copy_from_slice(&self.template[..at.payload]);
@@ -299,7 +320,7 @@ impl<'p> Split<'p> {
         }
     }
 
-    /// Writes what differs between TCP segments and returns the sum of it.
+    /// Writes the TCP fields that differ between segments and returns their sum.
     fn write_tcp(&self, header: &mut [u8], payload_len: usize) -> u16 {
         let original = &self.packet[self.at.l4..];
         let first = self.done == 0;
@@ -321,12 +342,11 @@ impl<'p> Split<'p> {
     }
 }
 
-/// How many packets a superpacket stands for whose IP header is at `l3`, which is as much work as
-/// whoever takes it apart has.
+/// The number of segments of the superpacket whose IP header is at `l3`, a measure for the work of
+/// splitting it.
 ///
 /// # Errors
-/// `Error` if it is not of the kind that it is said to be, or of more packets than a kernel makes
-/// of one.
+/// `Error` if it is of another kind, or of more segments than any kernel makes of one packet.
 pub fn segment_count(packet: &[u8], l3: usize, gso: Gso) -> Result<usize, Error> {
     let at = Transport::parse(packet, l3)?;
     check_size(&at, gso)
@@ -367,8 +387,8 @@ fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Error> {
     Ok(())
 }
 
-/// Segments that leave together: all of [`Train::datagram_len`] bytes but the last, which may be
-/// shorter.
+/// Segments that are sent by one system call. All but the last have [`Train::datagram_len`] bytes;
+/// the last may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub struct Train<'h, 'p> {
     headers: &'h [u8],
@@ -378,26 +398,25 @@ pub struct Train<'h, 'p> {
 }
 
 impl<'h, 'p> Train<'h, 'p> {
-    /// The number of segments, which is not zero.
+    /// The number of segments, at least one.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.headers.len() / self.header_len
     }
 
-    /// Bytes of every segment but the last, or of the only one, headers included: the value for
-    /// `UDP_SEGMENT`.
+    /// Length in bytes of the first segment, headers included: the value for `UDP_SEGMENT`.
     #[must_use]
     pub fn datagram_len(&self) -> usize {
         self.header_len + self.size.min(self.payload.len())
     }
 
-    /// Bytes of all segments together, headers included.
+    /// Length in bytes of all segments together, headers included.
     #[must_use]
     pub const fn total_len(&self) -> usize {
         self.headers.len() + self.payload.len()
     }
 
-    /// The segments in order, each as its headers and its payload.
+    /// The segments in order, each as header and payload.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = (&'h [u8], &'p [u8])> + use<'h, 'p> {
         let Self { payload, size, .. } = *self;
         let headers = self.headers.chunks_exact(self.header_len);

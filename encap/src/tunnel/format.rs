@@ -1,4 +1,4 @@
-//! How many bytes each encapsulation costs, and what MTU that leaves for the pods.
+//! How many bytes each encapsulation costs, and which MTU remains for the pods.
 
 use smoltcp::wire::IpVersion;
 
@@ -21,7 +21,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Bytes between an inner IP packet and the outer one that carries it: 50 for VXLAN over IPv4,
+    /// Bytes by which the outer IP packet is longer than the inner one: 50 for VXLAN over IPv4 and
     /// 70 over IPv6; 28 and 48 for UDP; 20 and 40 for IP in IP.
     #[must_use]
     pub const fn overhead(self, outer: IpVersion) -> u16 {
@@ -36,8 +36,8 @@ impl Format {
         (outer + udp + self.network_offset()) as u16
     }
 
-    /// Bytes in front of the inner IP packet in what a socket is given to send: 22 for VXLAN, none
-    /// for UDP and for IP in IP, whose outer header the kernel writes.
+    /// Bytes in front of the inner IP packet in a datagram that is given to a socket: 22 for VXLAN,
+    /// none for UDP, and none for IP in IP, whose outer header the kernel writes.
     #[must_use]
     pub const fn network_offset(self) -> usize {
         match self {
@@ -46,9 +46,10 @@ impl Format {
         }
     }
 
-    /// Bytes in front of the inner IP packet in what a socket receives: the same, but for IP in IP
-    /// 20, because a raw socket is given the outer header too (raw(7)). One with options is longer:
-    /// [`super::ipip::inner_offset`] tells.
+    /// Bytes in front of the inner IP packet in a datagram that a socket receives: as in
+    /// [`Self::network_offset`], but 20 for IP in IP, because a raw socket receives the outer
+    /// header too (raw(7)). An outer header with options is longer; see
+    /// [`super::ipip::inner_offset`].
     #[must_use]
     pub const fn received_network_offset(self) -> usize {
         match self {
@@ -57,10 +58,17 @@ impl Format {
         }
     }
 
-    /// The MTU that an underlay of MTU `outer` leaves for inner packets.
+    /// The MTU of inner packets on an underlay whose own MTU is `outer`.
+    ///
+    /// ```
+    /// use muslin_encap::{IpVersion, mtu::Mtu, tunnel::Format};
+    ///
+    /// let inner = Format::Vxlan.inner_mtu(Mtu::ETHERNET, IpVersion::Ipv4);
+    /// assert_eq!(inner.map(Mtu::get), Ok(1450));
+    /// ```
     ///
     /// # Errors
-    /// `InvalidMtu` if less than IPv4's minimum remains.
+    /// `InvalidMtu` if less than the minimum of IPv4 remains.
     pub fn inner_mtu(self, outer: Mtu, version: IpVersion) -> Result<Mtu, InvalidMtu> {
         Mtu::new(u32::from(outer.get()).saturating_sub(u32::from(self.overhead(version))))
     }

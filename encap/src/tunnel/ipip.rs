@@ -1,7 +1,7 @@
-//! IPv4 in IPv4 (RFC 2003): an inner packet right behind an outer header of protocol 4.
+//! IPv4 in IPv4 (RFC 2003): an inner packet directly behind an outer header of protocol 4.
 //!
-//! What is sent needs nothing from here: a raw socket of that protocol is given the inner packet,
-//! and the kernel writes the outer header. What it receives has that header in front (raw(7)).
+//! Sending needs no codec: a raw socket of that protocol takes the inner packet, and the kernel
+//! writes the outer header. A received datagram has that header in front (raw(7)).
 
 use thiserror::Error;
 
@@ -10,22 +10,22 @@ use crate::ip::v4;
 /// Protocol number of IPv4 in an IP packet (RFC 2003 section 3.1).
 pub const PROTOCOL: u8 = 4;
 
-/// Why a datagram has no inner packet.
+/// Why a datagram is not IPv4 in IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Error {
-    /// The outer header is not that of a whole IPv4 packet.
+    /// The outer header is malformed.
     #[error("the outer header: {0}")]
     Outer(#[from] v4::Error),
     /// The outer packet is a fragment.
     #[error("the outer packet is a fragment")]
     Fragment,
-    /// The outer packet carries something else.
-    #[error("the outer header announces protocol {0}, not IPv4 in IP")]
+    /// The outer packet carries another protocol.
+    #[error("the outer header has protocol {0}, not IPv4 in IP")]
     Protocol(u8),
 }
 
-/// Where the inner packet begins in what a raw socket has received, in bytes. What that is and
-/// whether it is whole is not looked at.
+/// The offset in bytes of the inner packet in a datagram that a raw socket received. The inner
+/// packet itself is not checked.
 ///
 /// # Errors
 /// `Error` if the outer header is malformed, of a fragment, or of another protocol.

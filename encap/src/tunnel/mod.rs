@@ -1,4 +1,4 @@
-//! Tunnel formats: what is in front of an inner packet, and how many bytes that costs.
+//! Tunnel formats: the headers in front of an inner packet, and how many bytes they cost.
 
 mod format;
 pub mod ipip;
