@@ -75,6 +75,7 @@ impl Protocol {
 
 /// Why there is no complete TCP or UDP packet at the expected place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The IPv4 header is malformed.
     #[error(transparent)]

@@ -101,6 +101,7 @@ impl TrainLimits {
 
 /// Why a packet cannot be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The headers are not those of a TCP or UDP packet.
     #[error(transparent)]

@@ -48,6 +48,7 @@ pub enum Checksum {
 
 /// The protocol of a superpacket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum GsoKind {
     /// TCP over IPv4 (`VIRTIO_NET_HDR_GSO_TCPV4`).
     TcpV4,
@@ -82,6 +83,7 @@ pub struct Header {
 
 /// Why bytes are not a virtio-net header, or not that of the frame behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Fewer bytes than the header has.
     #[error("{len} bytes are too few for a virtio-net header")]

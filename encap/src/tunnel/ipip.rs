@@ -12,6 +12,7 @@ pub const PROTOCOL: u8 = 4;
 
 /// Why a datagram is not IPv4 in IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The outer header is malformed.
     #[error("the outer header: {0}")]

@@ -84,6 +84,7 @@ pub struct VtepMac(EthernetAddress);
 
 /// Why an address or a text is not the MAC address of a VTEP.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum InvalidVtepMac {
     /// A multicast, broadcast or all-zero address.
     #[error("{} cannot be a VTEP's MAC address: it is not unicast", DisplayMac(*.0))]
