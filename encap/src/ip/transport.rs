@@ -211,30 +211,31 @@ impl Transport {
     /// Whether the checksum field holds the sum of the pseudo header only. This reads no payload.
     #[must_use]
     pub fn is_partial(&self, packet: &[u8]) -> bool {
+        self.holds(packet, self.pseudo_header(packet, self.end - self.l4))
+    }
+
+    /// Whether the checksum field holds this value.
+    fn holds(&self, packet: &[u8], value: u16) -> bool {
         let field = self.checksum_offset();
-        let value = packet.get(field..field + 2);
-        let pseudo = self.pseudo_header(packet, self.end - self.l4);
-        value == Some(&pseudo.to_be_bytes())
+        packet.get(field..field + 2) == Some(&value.to_be_bytes())
     }
 
     /// Verifies the checksum of the packet: one pass over it, unless its checksum is partial.
     #[must_use]
     pub fn checksum_state(&self, packet: &[u8]) -> ChecksumState {
-        if self.is_partial(packet) {
+        let pseudo = self.pseudo_header(packet, self.end - self.l4);
+        if self.holds(packet, pseudo) {
             return ChecksumState::Partial;
         }
-        let segment = packet.get(self.l4..self.end).unwrap_or_default();
-        if self.protocol == Protocol::Udp && segment.get(6..8) == Some(&[0, 0]) {
+        if self.protocol == Protocol::Udp && self.holds(packet, 0) {
             return match self.version {
                 IpVersion::Ipv4 => ChecksumState::Valid,
                 // RFC 8200 section 8.1: there must be one.
                 IpVersion::Ipv6 => ChecksumState::Invalid,
             };
         }
-        match add(
-            self.pseudo_header(packet, segment.len()),
-            checksum::sum(segment),
-        ) {
+        let segment = packet.get(self.l4..self.end).unwrap_or_default();
+        match add(pseudo, checksum::sum(segment)) {
             0xffff => ChecksumState::Valid,
             _ => ChecksumState::Invalid,
         }

@@ -110,14 +110,14 @@ pub(crate) fn lengths(packet: &[u8], len: usize) -> Result<(usize, usize), Error
     }
     let header_len = usize::from(packet[0] & 0x0f) * 4;
     let total = be16(packet, field::TOTAL_LEN);
-    let is_possible = header_len >= HEADER_LEN && (header_len..=len).contains(&total.into());
-    if is_possible {
-        Ok((header_len, total.into()))
-    } else if header_len < HEADER_LEN || header_len > packet.len() {
-        Err(Error::HeaderLen(header_len as u8))
-    } else {
-        Err(Error::TotalLen { total, len })
+    if (HEADER_LEN..=total.into()).contains(&header_len) && usize::from(total) <= len {
+        return Ok((header_len, total.into()));
     }
+    Err(if header_len < HEADER_LEN || header_len > packet.len() {
+        Error::HeaderLen(header_len as u8)
+    } else {
+        Error::TotalLen { total, len }
+    })
 }
 
 /// Splits a packet behind its header, without a look at anything but the header's length: a packet
