@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::ipam;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};

@@ -22,9 +22,8 @@ mod tunnels;
 use std::cell::Cell;
 
 use bridge::Bridge;
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
+use muslin_encap::ip::transport::{ChecksumState, Protocol, Transport};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use packets::{L3, Shape, superpacket};
 use rules::merges_agree;
 use tunnels::Tunnels;
@@ -93,7 +92,7 @@ fn segments_agree(bridge: &Bridge, shape: &Shape) {
 /// are right (RFC 1071).
 fn finish_lone(segment: &mut [u8]) {
     let at = Transport::parse(segment, L3).unwrap();
-    let field = at.checksum()..at.checksum() + 2;
+    let field = at.checksum_offset()..at.checksum_offset() + 2;
     if at.protocol == Protocol::Tcp && segment[field.clone()] == [0, 0] {
         segment[field].fill(0xff);
     }
@@ -103,7 +102,10 @@ fn split(shape: &Shape, frame: &[u8]) -> Vec<Vec<u8>> {
     let mut split = Split::new(frame, L3, shape.gso(), Checksums::Complete).unwrap();
     let mut headers = vec![0; HEADERS_LEN];
     let mut segments = Vec::new();
-    while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+    while let Some(train) = split
+        .next_train(&mut headers, TrainLimits::UDP_SEGMENT)
+        .unwrap()
+    {
         segments.extend(
             train
                 .segments()
@@ -112,7 +114,7 @@ fn split(shape: &Shape, frame: &[u8]) -> Vec<Vec<u8>> {
     }
     for segment in &segments {
         let at = Transport::parse(segment, L3).unwrap();
-        assert_ne!(checksum::check(segment, &at), Transported::Invalid);
+        assert_ne!(at.checksum_state(segment), ChecksumState::Invalid);
     }
     segments
 }

@@ -7,12 +7,12 @@
 use std::hint::black_box;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::merge::{Merger, Settings};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
-use muslin_encap::virtio::{Gso, GsoKind};
-use muslin_encap::vxlan::{self, Vni};
-use muslin_encap::{checksum, udp};
+use muslin_encap::ip::{checksum, v4};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::{Merger, Settings};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::{Gso, GsoKind};
+use muslin_encap::tunnel::vxlan::{self, Vni};
 
 use rounds::{Case, Figure, Turns};
 
@@ -47,9 +47,9 @@ fn superpacket(payload: usize) -> Vec<u8> {
     bytes.extend([0x80, 0, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 2, 0x80, 0x10]);
     bytes.extend([1, 2, 0, 0, 0, 0, 1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8]);
     bytes.extend((0..payload).map(|i| (i * 7) as u8));
-    let at = muslin_encap::headers::Transport::parse(&bytes, L3).expect("it is TCP");
+    let at = muslin_encap::ip::transport::Transport::parse(&bytes, L3).expect("it is TCP");
     let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
-    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes[at.checksum_offset()..at.checksum_offset() + 2].copy_from_slice(&pseudo.to_be_bytes());
     let sum = checksum::compute(&bytes[at.l3..at.l4]);
     bytes[at.l3 + 10..at.l3 + 12].copy_from_slice(&sum.to_be_bytes());
     bytes
@@ -58,7 +58,7 @@ fn superpacket(payload: usize) -> Vec<u8> {
 fn split(packet: &[u8], headers: &mut [u8], checksums: Checksums) -> usize {
     let mut split = Split::new(packet, L3, GSO, checksums).expect("it is a superpacket");
     let mut total = 0;
-    while let Ok(Some(train)) = split.next_train(headers, Limits::UDP_SEGMENT) {
+    while let Ok(Some(train)) = split.next_train(headers, TrainLimits::UDP_SEGMENT) {
         total += train
             .segments()
             .map(|(header, payload)| header.len() + black_box(payload).len())
@@ -74,7 +74,7 @@ fn merge(segments: &mut [Vec<u8>]) -> usize {
     };
     let mut merger = Merger::new(settings);
     let mut outputs = 0;
-    let mut sink = |merged: muslin_encap::merge::Merged<'_, '_, u32>| {
+    let mut sink = |merged: muslin_encap::offload::merge::Merged<'_, '_, u32>| {
         outputs += 1;
         black_box((merged.virtio, merged.head, merged.tail));
     };
@@ -89,7 +89,7 @@ fn segments(packet: &[u8], checksums: Checksums) -> Vec<Vec<u8>> {
     let mut headers = vec![0; HEADERS_LEN];
     let mut split = Split::new(packet, L3, GSO, checksums).expect("it is a superpacket");
     let mut segments = Vec::new();
-    while let Ok(Some(train)) = split.next_train(&mut headers, Limits::UDP_SEGMENT) {
+    while let Ok(Some(train)) = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT) {
         segments.extend(
             train
                 .segments()
@@ -178,7 +178,7 @@ fn small_things() {
         }),
         case("decrement a TTL", || {
             ttl[8] = 64;
-            black_box(checksum::decrement_ttl(black_box(&mut ttl)));
+            black_box(v4::decrement_ttl(black_box(&mut ttl)));
         }),
         case("encapsulate, VXLAN", || {
             with_packet(&mut frame, |packet| {
@@ -191,7 +191,7 @@ fn small_things() {
             });
         }),
         case("decapsulate, UDP: check the packet", || {
-            assert_eq!(udp::check(black_box(&packet[L3..])), Ok(1450));
+            assert_eq!(v4::check(black_box(&packet[L3..])), Ok(1450));
         }),
         case("merge a batch of one small packet", || {
             assert_eq!(merge(&mut alone), 1);

@@ -3,26 +3,26 @@
 //! The storage belongs to the caller (a worker keeps one for its lifetime), so putting a tunnel
 //! header in front of a packet moves an offset and writes the header; the payload stays in place.
 //!
-//! A superpacket comes with what its device still has to do to it (a virtio-net header), and one
-//! that was merged from segments has only its first segment here; the payloads of the others, its
-//! tail, are elsewhere and only their length counts.
+//! A superpacket comes with a virtio-net header, which says what is still to be done to it. One
+//! that was merged from segments has only its first segment in the buffer; the payloads of the
+//! others, its tail, are elsewhere, and the buffer knows only their length.
 
 use thiserror::Error;
 
-use crate::checksum;
-use crate::virtio::{Checksum, Header};
+use crate::ip::checksum;
+use crate::offload::virtio::{Checksum, Header};
 
-/// Bytes kept free in front of a packet that is read from a device or socket: a VXLAN header, an
+/// Bytes to keep free in front of a packet that is read from a device or socket. A VXLAN header, an
 /// inner Ethernet header and a virtio-net header fit, and the packet starts on a cache line.
 pub const HEADROOM: usize = 64;
 
-/// There is not enough room in the buffer for what is to be put into it.
+/// The buffer is too small for what is to be put into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the buffer has room for {room} bytes where {needed} are needed")]
 pub struct NoRoom {
-    /// Bytes that are needed.
+    /// Bytes needed.
     pub needed: usize,
-    /// Bytes that are there.
+    /// Bytes available.
     pub room: usize,
 }
 
@@ -32,9 +32,9 @@ pub struct PacketBuf<'a> {
     storage: &'a mut [u8],
     start: usize,
     end: usize,
-    /// Bytes of the packet that follow elsewhere.
+    /// Bytes of the packet that are elsewhere, behind those in the buffer.
     tail: usize,
-    /// What is still to be done to it, with offsets that count from `origin`.
+    /// What is still to be done to the packet, with offsets that count from `origin`.
     offload: Header,
     origin: usize,
 }
@@ -59,7 +59,7 @@ impl<'a> PacketBuf<'a> {
         })
     }
 
-    /// The same packet with a virtio-net header, whose offsets count from its first byte now.
+    /// Adds a virtio-net header, whose offsets count from the packet's present first byte.
     #[must_use]
     pub fn with_offload(mut self, offload: Header) -> Self {
         self.offload = offload;
@@ -67,15 +67,15 @@ impl<'a> PacketBuf<'a> {
         self
     }
 
-    /// The same packet with `len` further bytes that are elsewhere.
+    /// Adds a tail: `len` further bytes that are not in the buffer.
     #[must_use]
     pub fn with_tail(mut self, len: usize) -> Self {
         self.tail = len;
         self
     }
 
-    /// What is still to be done to the packet, with offsets from its first byte. A header that no
-    /// longer fits the packet is none.
+    /// What is still to be done to the packet, with offsets from its first byte: nothing, if its
+    /// header no longer fits it.
     pub fn offload(&self) -> Header {
         let moved = if self.start >= self.origin {
             self.offload.moved(self.start - self.origin, 0)
@@ -85,20 +85,20 @@ impl<'a> PacketBuf<'a> {
         moved.unwrap_or_default()
     }
 
-    /// Whether it is one packet on any wire: no superpacket, and all of it here.
+    /// Whether the packet is neither a superpacket nor has a tail.
     pub fn is_single(&self) -> bool {
         self.offload.gso.is_none() && self.tail == 0
     }
 
-    /// Finishes an unfinished checksum of a single packet; a superpacket's segments get theirs when
-    /// it is split.
-    pub fn complete(&mut self) {
+    /// Completes the partial checksum of a single packet. The segments of a superpacket get theirs
+    /// when it is split.
+    pub fn complete_checksum(&mut self) {
         if !self.is_single() {
             return;
         }
         if let Checksum::Partial { start, offset } = self.offload().checksum {
             // Nothing is written if the field is outside: such a packet is as broken as before.
-            let _ = checksum::finish(self.as_mut_slice(), start.into(), offset.into());
+            let _ = checksum::complete(self.as_mut_slice(), start.into(), offset.into());
         }
         self.offload = Header::default();
     }
@@ -108,33 +108,32 @@ impl<'a> PacketBuf<'a> {
         self.len() + self.tail
     }
 
-    /// Length in bytes of what is here of the packet.
+    /// Length in bytes of the part of the packet that is in the buffer.
     pub fn len(&self) -> usize {
         self.end - self.start
     }
 
-    /// Whether the packet has no bytes.
+    /// Whether the buffer has no bytes of the packet.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// Bytes free in front of the packet.
+    /// Free bytes in front of the packet.
     pub fn headroom(&self) -> usize {
         self.start
     }
 
-    /// The packet's bytes.
+    /// The packet's bytes in the buffer, without its tail.
     pub fn as_slice(&self) -> &[u8] {
         &self.storage[self.start..self.end]
     }
 
-    /// The packet's bytes, to be edited in place.
+    /// The packet's bytes in the buffer, for editing in place.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.storage[self.start..self.end]
     }
 
-    /// Grows the packet by `len` bytes at its front and returns those bytes, whose content is
-    /// whatever lay there before.
+    /// Grows the packet by `len` bytes at its front and returns those bytes, which are not cleared.
     ///
     /// # Errors
     /// `NoRoom` if less than `len` bytes are free in front; the packet is unchanged then.
@@ -154,14 +153,14 @@ impl<'a> PacketBuf<'a> {
         self.start = self.start.saturating_add(len).min(self.end);
     }
 
-    /// Shortens the packet to at most `len` bytes, its tail included, by cutting its end.
+    /// Shortens the packet to at most `len` bytes, counting its tail, which is cut first.
     pub fn truncate(&mut self, len: usize) {
         self.tail = self.tail.min(len.saturating_sub(self.len()));
         self.end = self.end.min(self.start.saturating_add(len));
     }
 
     /// Replaces the packet by a copy of `bytes`, with `HEADROOM` bytes free in front where the
-    /// buffer is large enough for that. Nothing remains to be done to it.
+    /// buffer is large enough for that. The packet then has no virtio-net header and no tail.
     ///
     /// # Errors
     /// `NoRoom` if the whole buffer is shorter than `bytes`; the packet is unchanged then.
@@ -182,8 +181,7 @@ impl<'a> PacketBuf<'a> {
     }
 }
 
-/// A packet in memory of its own, with what is still to be done to it: what one worker hands to
-/// another.
+/// A packet in memory of its own, with its virtio-net header, as one worker hands it to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedPacket {
     bytes: Vec<u8>,
@@ -191,7 +189,7 @@ pub struct OwnedPacket {
 }
 
 impl OwnedPacket {
-    /// A copy of a packet that has no tail.
+    /// A copy of a packet, which must not have a tail.
     #[must_use]
     pub fn copy(packet: &PacketBuf<'_>) -> Self {
         Self {
@@ -275,11 +273,11 @@ mod tests {
         assert_eq!(packet.offload().checksum, partial(20));
         packet.prepend(36).unwrap();
         assert_eq!(packet.offload().checksum, partial(56));
-        packet.complete();
+        packet.complete_checksum();
         assert_eq!(packet.offload(), Header::default());
         packet.trim_front(36);
-        let at = crate::headers::Transport::parse(packet.as_slice(), 0).unwrap();
-        let field = at.checksum();
+        let at = crate::ip::transport::Transport::parse(packet.as_slice(), 0).unwrap();
+        let field = at.checksum_offset();
         assert_ne!(packet.as_slice()[field..field + 2], udp[field..field + 2]);
     }
 

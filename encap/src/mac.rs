@@ -1,25 +1,25 @@
-//! MAC addresses: as text, the way Linux and Go write them, and for pods that have none.
+//! MAC addresses: in the text form of Linux and Go, and made from IPv4 addresses.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 
 use smoltcp::wire::EthernetAddress;
 
-/// Shows a MAC address in lower-case hex with colons (smoltcp's own text has dashes).
+/// Displays a MAC address in lower-case hex with colons (smoltcp displays it with dashes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Colons(pub EthernetAddress);
+pub struct DisplayMac(pub EthernetAddress);
 
-impl fmt::Display for Colons {
+impl fmt::Display for DisplayMac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0.0;
         write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
-/// The MAC address of a pod that has an IPv4 address and no device to have one: `0a:58` and that
-/// address, as the plugins of CNI make them.
+/// The MAC address of a pod that has an IPv4 address but no device: `0a:58` followed by that
+/// address, as CNI plugins generate them.
 #[must_use]
-pub const fn of_pod(address: Ipv4Addr) -> EthernetAddress {
+pub const fn from_ipv4(address: Ipv4Addr) -> EthernetAddress {
     let [a, b, c, d] = address.octets();
     EthernetAddress([0x0a, 0x58, a, b, c, d])
 }

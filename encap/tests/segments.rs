@@ -3,11 +3,11 @@
 
 mod reference;
 
-use muslin_encap::headers::Transport;
-use muslin_encap::merge::{MAX_SEGMENTS, Settings};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::{Checksums, Limits};
-use muslin_encap::virtio::{Gso, GsoKind};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::{MAX_SEGMENTS, Settings};
+use muslin_encap::offload::split::{Checksums, TrainLimits};
+use muslin_encap::offload::virtio::{Gso, GsoKind};
 use proptest::prelude::*;
 use reference::{check_merge, check_split, finish, merge, split};
 
@@ -103,8 +103,8 @@ impl Shape {
                 false => smoltcp::wire::IpVersion::Ipv4,
             },
             protocol: match self.tcp {
-                true => muslin_encap::headers::Protocol::Tcp,
-                false => muslin_encap::headers::Protocol::Udp,
+                true => muslin_encap::ip::transport::Protocol::Tcp,
+                false => muslin_encap::ip::transport::Protocol::Udp,
             },
             l3: self.prefix,
             l4: self.prefix + network,
@@ -214,7 +214,7 @@ fn happen(batch: &mut Vec<Vec<u8>>, l3: usize, accident: &Accident) {
         }
         Accident::NoChecksum(_) => {
             if let Ok(place) = Transport::parse(&batch[at], l3) {
-                batch[at][place.checksum()..place.checksum() + 2].fill(0);
+                batch[at][place.checksum_offset()..place.checksum_offset() + 2].fill(0);
             }
         }
         Accident::Fragment(_) => batch[at][l3 + 6] ^= 0x20,
@@ -273,9 +273,9 @@ proptest! {
         shape in shape(),
         partial: bool,
         limits in prop::sample::select(vec![
-            Limits::UDP_SEGMENT,
-            Limits::ONE,
-            Limits { segments: 3, bytes: 2500 },
+            TrainLimits::UDP_SEGMENT,
+            TrainLimits::ONE,
+            TrainLimits { segments: 3, bytes: 2500 },
         ]),
     ) {
         let checksums = if partial { Checksums::Partial } else { Checksums::Complete };
@@ -348,7 +348,7 @@ proptest! {
     }
 
     #[test]
-    fn a_whole_superpacket_with_an_unfinished_checksum_is_passed_on_as_one(shape in shape()) {
+    fn a_whole_superpacket_with_a_partial_checksum_is_passed_on_as_one(shape in shape()) {
         check_merge(&[shape.packet()], shape.prefix, settings(576));
     }
 
@@ -373,7 +373,7 @@ proptest! {
             }
             for kind in [GsoKind::TcpV4, GsoKind::TcpV6, GsoKind::Udp] {
                 let gso = Gso { kind, size, ecn: false };
-                check_split(packet, l3, gso, Checksums::Complete, Limits::UDP_SEGMENT);
+                check_split(packet, l3, gso, Checksums::Complete, TrainLimits::UDP_SEGMENT);
             }
         }
         check_merge(&batch, l3, settings(1450));

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::udp;
-use muslin_encap::vxlan::{self, Vni};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::udp;
+use muslin_encap::tunnel::vxlan::{self, Vni};
 use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
 use tracing::warn;
 

@@ -7,7 +7,7 @@ mod tap;
 
 use std::io;
 
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::virtio::Header;
 
 pub(crate) use now::send_frame;
 pub use pod::PodDevice;

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrayvec::ArrayVec;
-use muslin_encap::merge::MAX_SEGMENTS;
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::merge::MAX_SEGMENTS;
+use muslin_encap::offload::virtio::Header;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{MsgFlags, recvmsg, sendmsg};

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use smoltcp::wire::EthernetAddress;
 
 use super::{FrameDevice, FrameSocket, Tap};

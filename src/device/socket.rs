@@ -8,7 +8,7 @@
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, getsockname, getsockopt, setsockopt, socketpair,
@@ -112,7 +112,7 @@ impl AsFd for FrameSocket {
 
 #[cfg(test)]
 mod tests {
-    use muslin_encap::virtio::{Gso, GsoKind};
+    use muslin_encap::offload::virtio::{Gso, GsoKind};
 
     use super::*;
 

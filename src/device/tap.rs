@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::libc;
 use nix::net::if_::if_nametoindex;

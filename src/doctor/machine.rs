@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::{Format, Mtu};
-use muslin_encap::vxlan;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan;
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;

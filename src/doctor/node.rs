@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use muslin_encap::overhead::Format;
+use muslin_encap::tunnel::Format;
 use smoltcp::wire::IpVersion;
 
 use super::{Finding, PATIENCE, Patient, Verdict};

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
 use smoltcp::time::Instant;
 use tokio::sync::watch;

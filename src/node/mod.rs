@@ -21,7 +21,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::overhead::{Format, Mtu};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::Format;
 use muslin_stack::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;

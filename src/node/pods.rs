@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
-use muslin_encap::mac::{self, Colons};
+use muslin_encap::mac::{self, DisplayMac};
 use muslin_stack::ipam::{AddressPool, IpamError, Memory, PodName};
 use muslin_stack::names::is_reserved;
 use muslin_stack::port::{Attachment, PortId};
@@ -91,7 +91,7 @@ impl Pods {
                 IpamError::OutOfSubnet(..) | IpamError::Reserved(..) => Error::usage(error),
                 IpamError::Taken(..) | IpamError::Full(..) => Error::failed(error),
             })?;
-        let made = mac::of_pod(address);
+        let made = mac::from_ipv4(address);
         if mac.is_none()
             && let Err(error) = self.check_mac(made)
         {
@@ -190,7 +190,7 @@ impl Pods {
         match self.attached.iter().find(|(_, pod)| pod.mac == mac) {
             Some((other, _)) => Err(Error::failed(format!(
                 "the pod '{other}' has the MAC address {} too",
-                Colons(mac)
+                DisplayMac(mac)
             ))),
             None => Ok(()),
         }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use muslin_encap::mac::Colons;
-use muslin_encap::vxlan::Vni;
+use muslin_encap::mac::DisplayMac;
+use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::egress;
 use muslin_stack::gateway;
 use muslin_stack::lease::Standing;
@@ -154,7 +154,7 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
         Pod {
             pod: name.clone(),
             address: pod.address,
-            mac: Colons(pod.mac).to_string(),
+            mac: DisplayMac(pod.mac).to_string(),
             port: pod.port.0,
             persistent: pod.persistent,
             offload: port.is_some_and(|(.., offload)| *offload),
@@ -240,7 +240,7 @@ fn routes(running: &Running, report: &Report) -> Vec<Route> {
 fn neighbours(report: &Report) -> Vec<Neighbour> {
     let row = |(address, place, state): &worker::Neighbour, uplink: bool| Neighbour {
         address: *address,
-        mac: place.map(|place| Colons(place.mac).to_string()),
+        mac: place.map(|place| DisplayMac(place.mac).to_string()),
         port: place.filter(|_| !uplink).map(|place| place.port.0),
         uplink,
         state: match state {

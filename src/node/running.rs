@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use ipnet::Ipv4Net;
-use muslin_encap::mac::Colons;
+use muslin_encap::mac::DisplayMac;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
 use muslin_stack::lease::{LeaseRecord, NetworkConfig, Peers, SubnetKey};
@@ -397,7 +397,7 @@ impl Running {
         info!(
             "pod {name} is attached: {} at {}",
             pod.address,
-            Colons(pod.mac)
+            DisplayMac(pod.mac)
         );
         for port in &published {
             info!("pod {name} is published: {port}");

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::{Format, Mtu};
-use muslin_encap::split::Limits;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split::TrainLimits;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::lease::{Backend, ConfigFault, NetworkConfig};
 use muslin_stack::peer::Tunnel;
 use muslin_stack::uplink::Uplink;
@@ -302,7 +303,7 @@ impl Plan {
     /// one call.
     fn gso_max_segs(&self) -> u16 {
         let headers = self.tunnel.format().map_or(0, Format::network_offset);
-        let segments = Limits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
+        let segments = TrainLimits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
         segments.max(1) as u16
     }
 

@@ -1,4 +1,4 @@
-//! Many datagrams per system call: batches of them received, and `sendmmsg` of a plan.
+//! Many datagrams per system call: batches of them received, and `sendmmsg` of a batch.
 //!
 //! With `UDP_GRO` a message may be a train of datagrams of one length (the last may be shorter)
 //! from one sender, with `UDP_SEGMENT` the same in the other direction; both lengths travel as
@@ -13,7 +13,8 @@ use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use arrayvec::ArrayVec;
-use muslin_encap::plan::{Plan, Send};
+use muslin_encap::ip::v4;
+use muslin_encap::offload::batch::{Message, SendBatch};
 use muslin_stack::work;
 use nix::libc;
 use socket2::SockAddr;
@@ -23,7 +24,7 @@ use super::messages::{CONTROL_LEN, Control, Messages, Overflow};
 /// Messages of one `sendmmsg`.
 const SENDS: usize = 64;
 /// Bytes of the longest datagram or train.
-const MESSAGE_LEN: usize = 65_535;
+const MESSAGE_LEN: usize = v4::MAX_LEN;
 
 /// What one call received.
 #[derive(Debug)]
@@ -121,8 +122,8 @@ fn address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
 /// that of the first one.
 pub(super) fn send<K: Copy + Eq>(
     socket: BorrowedFd<'_>,
-    plan: &Plan<'_, K>,
-    sends: &[Send<K>],
+    batch: &SendBatch<'_, K>,
+    sends: &[Message<K>],
     destination: impl Fn(K) -> SocketAddr,
 ) -> io::Result<usize> {
     let sends = &sends[..sends.len().min(SENDS)];
@@ -131,7 +132,7 @@ pub(super) fn send<K: Copy + Eq>(
     let mut controls = [Control([0; CONTROL_LEN]); SENDS];
     let mut headers: ArrayVec<libc::mmsghdr, SENDS> = ArrayVec::new();
     for ((send, name), control) in sends.iter().zip(&names).zip(&mut controls) {
-        let pieces = plan.pieces(send);
+        let pieces = batch.pieces(send);
         // SAFETY: the header is plain data for which zero is a value.
         let mut header: libc::mmsghdr = unsafe { MaybeUninit::zeroed().assume_init() };
         let message = &mut header.msg_hdr;

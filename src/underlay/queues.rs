@@ -9,7 +9,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use muslin_encap::overhead::Format;
+use muslin_encap::tunnel::Format;
 use nix::libc::{self, sock_filter};
 
 use super::bpf::{alu, alu_x, in_ip_header, load, statement, x_from_a};

@@ -20,9 +20,9 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use muslin_encap::overhead::Format;
-use muslin_encap::plan::{Outgoing, Plan};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::batch::{Queued, SendBatch};
+use muslin_encap::offload::virtio::Header;
+use muslin_encap::tunnel::Format;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
@@ -105,23 +105,23 @@ impl Pair {
     }
 
     fn carries(&mut self, datagrams: &[Vec<u8>], trains: bool) -> io::Result<bool> {
-        let mut plan = Plan::new(&mut [], trains);
+        let mut batch = SendBatch::new(&mut [], trains);
         for packet in datagrams {
-            let outgoing = Outgoing {
+            let queued = Queued {
                 key: (),
                 packet,
                 network: 0,
                 offload: Header::default(),
             };
-            let pushed = plan.push(&outgoing, &mut None);
+            let pushed = batch.push(&queued, &mut None);
             if !matches!(pushed, Ok(Ok(()))) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
         }
         let destination = self.receiver.local_addr()?;
-        let mut rest = plan.sends();
+        let mut rest = batch.messages();
         while !rest.is_empty() {
-            match batch::send(self.sender.as_fd(), &plan, rest, |()| destination) {
+            match batch::send(self.sender.as_fd(), &batch, rest, |()| destination) {
                 Ok(sent) => rest = &rest[sent.min(rest.len())..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return Ok(false),

@@ -8,9 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use muslin_encap::ipip;
-use muslin_encap::overhead::Format;
-use muslin_encap::plan::{Plan, Send};
+use muslin_encap::offload::batch::{Message, SendBatch};
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::ipip;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -220,18 +220,18 @@ impl UdpSocket {
     }
 
     /// Sends all of a plan, and tells which messages were lost for which reason.
-    pub fn send(&self, plan: &Plan<'_, Route>, mut lost: impl FnMut(&Send<Route>, Errno)) {
-        let mut rest = plan.sends();
+    pub fn send(&self, batch: &SendBatch<'_, Route>, mut lost: impl FnMut(&Message<Route>, Errno)) {
+        let mut rest = batch.messages();
         while let Some(first) = rest.first() {
             let socket = self.socket(first.key);
-            let is_same = |send: &&Send<Route>| send.key.socket == first.key.socket;
+            let is_same = |send: &&Message<Route>| send.key.socket == first.key.socket;
             let count = rest.iter().take_while(is_same).count();
-            let sent = batch::send(socket.as_fd(), plan, &rest[..count], |key| key.destination);
+            let sent = batch::send(socket.as_fd(), batch, &rest[..count], |key| key.destination);
             match sent.map_err(|error| errno(&error)) {
                 Ok(sent) => rest = &rest[sent.min(rest.len())..],
                 Err(Errno::EINTR) => {}
                 Err(error) => {
-                    if let Err(error) = self.send_singly(plan, first, error) {
+                    if let Err(error) = self.send_singly(batch, first, error) {
                         lost(first, error);
                     }
                     rest = &rest[1..];
@@ -244,8 +244,8 @@ impl UdpSocket {
     /// one by one.
     fn send_singly(
         &self,
-        plan: &Plan<'_, Route>,
-        send: &Send<Route>,
+        batch: &SendBatch<'_, Route>,
+        send: &Message<Route>,
         error: Errno,
     ) -> Result<(), Errno> {
         let to = send.key.destination;
@@ -272,7 +272,7 @@ impl UdpSocket {
         let socket = SockRef::from(self.socket(send.key));
         let to = SockAddr::from(to);
         let mut result = Ok(());
-        for datagram in plan.datagrams(send) {
+        for datagram in batch.datagrams(send) {
             if let Err(error) = socket.send_to_vectored(datagram, &to) {
                 result = Err(errno(&error));
             }
@@ -406,8 +406,8 @@ fn discover_mtu(socket: &Socket, value: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use muslin_encap::plan::Outgoing;
-    use muslin_encap::virtio::Header;
+    use muslin_encap::offload::batch::Queued;
+    use muslin_encap::offload::virtio::Header;
 
     use super::*;
 
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_arrives_whole_whatever_the_kernel_is_asked_for() {
+    fn a_batch_arrives_whole_whatever_the_kernel_is_asked_for() {
         for (gso, gro) in [(true, true), (true, false), (false, true)] {
             let options = Options { gso, gro, ..ALL };
             let (one, other) = (bind(options), bind(options));
@@ -455,19 +455,19 @@ mod tests {
             let packets: Vec<Vec<u8>> = (0..100u8)
                 .map(|i| vec![i; if i < 90 { 1200 } else { i.into() }])
                 .collect();
-            let mut plan = Plan::new(&mut [], one.has_gso());
+            let mut batch = SendBatch::new(&mut [], one.has_gso());
             let destination = other.address().unwrap();
             for packet in &packets {
-                let outgoing = Outgoing {
+                let queued = Queued {
                     key: one.route(destination, 5),
                     packet,
                     network: 0,
                     offload: Header::default(),
                 };
-                plan.push(&outgoing, &mut None).unwrap().unwrap_or(());
+                batch.push(&queued, &mut None).unwrap().unwrap_or(());
             }
-            one.send(&plan, |_, error| panic!("{error}"));
-            let sent: usize = plan.sends().iter().map(|send| send.datagrams).sum();
+            one.send(&batch, |_, error| panic!("{error}"));
+            let sent: usize = batch.messages().iter().map(|send| send.datagrams).sum();
             assert_eq!(
                 receive(&other, sent),
                 packets[..sent],
@@ -481,27 +481,27 @@ mod tests {
         let (one, other) = (bind(ALL), bind(ALL));
         // Longer than any MTU of the loopback interface lets a train's datagrams be.
         let packets = [[1; 40_000], [2; 40_000]];
-        let mut plan = Plan::new(&mut [], true);
+        let mut batch = SendBatch::new(&mut [], true);
         let destination = other.address().unwrap();
         for packet in &packets {
-            let outgoing = Outgoing {
+            let queued = Queued {
                 key: one.route(destination, 0),
                 packet: &packet[..30_000],
                 network: 0,
                 offload: Header::default(),
             };
-            plan.push(&outgoing, &mut None).unwrap().unwrap();
+            batch.push(&queued, &mut None).unwrap().unwrap();
         }
-        assert_eq!(plan.sends().len(), 1);
-        let send = &plan.sends()[0];
+        assert_eq!(batch.messages().len(), 1);
+        let send = &batch.messages()[0];
         for error in [Errno::EMSGSIZE, Errno::EIO] {
-            one.send_singly(&plan, send, error).unwrap();
+            one.send_singly(&batch, send, error).unwrap();
             let all = receive(&other, 2);
             assert_eq!(all, packets.map(|packet| packet[..30_000].to_vec()));
         }
         assert!(!one.has_gso(), "EIO is remembered");
         assert_eq!(
-            one.send_singly(&plan, send, Errno::EPERM),
+            one.send_singly(&batch, send, Errno::EPERM),
             Err(Errno::EPERM)
         );
     }

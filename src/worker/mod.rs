@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant as StdInstant};
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 use muslin_stack::Instant;
 use muslin_stack::datapath::{Datapath, Message};
 use muslin_stack::drops::Counters;

@@ -6,9 +6,10 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::plan::{self, Outgoing, Plan};
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::Header;
+use muslin_encap::ip::v4;
+use muslin_encap::offload::batch::{self, Queued, SendBatch};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::Header;
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
 use muslin_stack::node::{Node, Verdict};
@@ -21,7 +22,7 @@ use crate::error::errno;
 use crate::underlay::{Route, UdpSocket, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
-pub(super) const BUFFER_LEN: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
+pub(super) const BUFFER_LEN: usize = HEADROOM + v4::MAX_LEN + frame::HEADER_LEN;
 /// Bytes of the packets of one batch. It fits a core's cache: what was just read is still there
 /// when it is sent.
 const OUTBOX_LEN: usize = 4 * BUFFER_LEN;
@@ -52,7 +53,7 @@ impl Outbox {
             storage: vec![0; OUTBOX_LEN].into_boxed_slice(),
             used: 0,
             packets: ArrayVec::new(),
-            headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
+            headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
         }
     }
@@ -116,7 +117,7 @@ impl Io {
             ports: HashMap::new(),
             underlay,
             flat: Vec::new(),
-            headers: vec![0; plan::HEADERS_LEN].into_boxed_slice(),
+            headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
             told: false,
             tally: Tally::default(),
@@ -193,7 +194,7 @@ impl Io {
     /// Sends what waits for the end of the batch.
     pub(super) fn flush(&mut self, outbox: &mut Outbox) {
         if let Some(tunnel) = &self.underlay.tunnel {
-            let packets = outbox.packets.iter().map(|waiting| Outgoing {
+            let packets = outbox.packets.iter().map(|waiting| Queued {
                 key: waiting.route,
                 packet: &outbox.storage[waiting.start..waiting.end],
                 network: outbox.network,
@@ -213,13 +214,13 @@ impl Io {
     ) -> Result<(), DropReason> {
         let tunnel = self.underlay.tunnel.as_ref();
         let tunnel = tunnel.ok_or(DropReason::UnderlayFailed)?;
-        let outgoing = Outgoing {
+        let queued = Queued {
             key: tunnel.route(destination, flow),
             packet: packet.as_slice(),
             network: self.network,
             offload: packet.offload(),
         };
-        send_all(tunnel, &mut self.headers, [outgoing], &mut self.tally);
+        send_all(tunnel, &mut self.headers, [queued], &mut self.tally);
         Ok(())
     }
 
@@ -271,22 +272,22 @@ impl Io {
 fn send_all<'a>(
     tunnel: &UdpSocket,
     headers: &mut [u8],
-    packets: impl IntoIterator<Item = Outgoing<'a, Route>>,
+    packets: impl IntoIterator<Item = Queued<'a, Route>>,
     tally: &mut Tally,
 ) {
     let mut split = None;
     let mut packets = packets.into_iter().peekable();
     while packets.peek().is_some() {
-        let mut plan = Plan::new(headers, tunnel.has_gso());
-        while let Some(outgoing) = packets.peek() {
-            match plan.push(outgoing, &mut split) {
+        let mut batch = SendBatch::new(headers, tunnel.has_gso());
+        while let Some(queued) = packets.peek() {
+            match batch.push(queued, &mut split) {
                 Ok(Ok(())) => {}
-                Ok(Err(plan::Full)) => break,
+                Ok(Err(batch::Full)) => break,
                 Err(_) => tally.lose(DropReason::SuperpacketRefused, 1),
             }
             packets.next();
         }
-        tunnel.send(&plan, |send, error| {
+        tunnel.send(&batch, |send, error| {
             tally.lose(lost_to_peer(error), send.packets.max(1) as u64);
         });
     }
@@ -311,7 +312,7 @@ fn send_frame(
         if !packet.is_single() {
             return send_segments(device, packet, tail, flat);
         }
-        packet.complete();
+        packet.complete_checksum();
     }
     let sent = device.send(&packet.offload(), packet.as_slice(), tail);
     match sent.map_err(|error| errno(&error)) {
@@ -343,7 +344,7 @@ fn send_segments(
     let mut split = split.map_err(|_| Errno::EINVAL)?;
     let mut header = [0; MAX_HEADER_LEN];
     while let Some(train) = split
-        .next_train(&mut header, Limits::ONE)
+        .next_train(&mut header, TrainLimits::ONE)
         .map_err(|_| Errno::EINVAL)?
     {
         for (header, payload) in train.segments() {

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::merge::{self, Merged, Merger};
-use muslin_encap::overhead::Format;
-use muslin_encap::virtio;
+use muslin_encap::offload::merge::{self, Merged, Merger};
+use muslin_encap::offload::virtio;
+use muslin_encap::tunnel::Format;
 use muslin_stack::Instant;
 use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
 use muslin_stack::drops::DropReason;
@@ -423,7 +423,7 @@ impl PacketLoop {
             merger.flush(&mut deliver);
         } else {
             for (source, head) in received.datagrams() {
-                let virtio = merge::lone(head, network, settings.mtu);
+                let virtio = merge::header_for_single(head, network, settings.mtu);
                 deliver(Merged {
                     key: source,
                     virtio,

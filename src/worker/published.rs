@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_encap::ip::v4;
 use muslin_stack::Instant;
 use muslin_stack::drops::DropReason;
 use muslin_stack::egress::FlowKey;
@@ -33,8 +34,6 @@ use crate::publish::{Published as Ports, Transport};
 const ACCEPTS: usize = 64;
 /// How long a port waits after the kernel had no descriptors or no memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
-/// The longest datagram.
-const MAX_LEN: usize = 65_535;
 
 /// What tells published ports' events from others.
 const PUBLISHED: u64 = 1 << 62;
@@ -76,7 +75,7 @@ impl Default for Published {
             ports: HashMap::new(),
             next: 0,
             pauses: None,
-            buffer: vec![0; MAX_LEN].into_boxed_slice(),
+            buffer: vec![0; v4::MAX_LEN].into_boxed_slice(),
             control: nix::cmsg_space!(nix::libc::in_pktinfo),
         }
     }

@@ -1,9 +1,9 @@
 //! Frames from the LAN, as the loop takes them.
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::merge::{self, Merged, Merger};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::{Checksum, Header};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::{self, Merged, Merger};
+use muslin_encap::offload::virtio::{Checksum, Header};
 use muslin_stack::drops::DropReason;
 use muslin_stack::frame;
 use nix::errno::Errno;

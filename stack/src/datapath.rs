@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::Header;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::Header;
 use smoltcp::time::Instant;
 
 use crate::drops::DropReason;

@@ -7,8 +7,9 @@
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::virtio::Checksum;
-use muslin_encap::{mac, udp};
+use muslin_encap::ip::v4;
+use muslin_encap::mac;
+use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::Instant;
 use smoltcp::wire::{
     ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Icmpv4Message, Icmpv4Packet,
@@ -20,8 +21,6 @@ use crate::drops::DropReason;
 use crate::frame;
 use crate::guard;
 use crate::icmp::{self, IcmpError};
-
-const TTL: u8 = 64;
 
 /// An address and the way to its gateway.
 #[derive(Debug)]
@@ -50,7 +49,7 @@ impl Endpoint {
     pub fn new(address: Ipv4Addr, gateway: Ipv4Addr, now: Instant) -> Self {
         Self {
             address,
-            mac: mac::of_pod(address),
+            mac: mac::from_ipv4(address),
             gateway,
             gateway_mac: None,
             errors: icmp::error_limit(now),
@@ -148,7 +147,7 @@ impl Endpoint {
 
     fn take_ipv4(&self, packet: &mut PacketBuf<'_>) -> Result<Taken, DropReason> {
         packet.trim_front(frame::HEADER_LEN);
-        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, protocol) = (view.src_addr(), view.next_header());
         let is_fragment = view.more_frags() || view.frag_offset() != 0;
@@ -165,7 +164,7 @@ impl Endpoint {
             return Err(DropReason::SourceAddressInvalid);
         }
         if protocol == IpProtocol::Icmp && !is_fragment {
-            packet.complete();
+            packet.complete_checksum();
             if self.answer_echo(packet.as_mut_slice()) {
                 self.wrap(packet)?;
                 return Ok(Taken::Answer);
@@ -189,7 +188,7 @@ impl Endpoint {
         echo.fill_checksum();
         view.set_dst_addr(source);
         view.set_src_addr(self.address);
-        view.set_hop_limit(TTL);
+        view.set_hop_limit(v4::DEFAULT_TTL);
         view.fill_checksum();
         true
     }
@@ -199,7 +198,7 @@ impl Endpoint {
 mod tests {
     use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
     use muslin_encap::buffer::HEADROOM;
-    use muslin_encap::virtio::Header;
+    use muslin_encap::offload::virtio::Header;
 
     use super::*;
 

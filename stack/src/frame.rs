@@ -1,8 +1,8 @@
 //! Ethernet headers on packets in buffers: read, taken off and put on in place.
 
 use muslin_encap::buffer::{NoRoom, PacketBuf};
-use muslin_encap::headers::Transport;
-use muslin_encap::virtio::Checksum;
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::offload::virtio::Checksum;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
     IPV6_HEADER_LEN, IpProtocol, Ipv6Packet,
@@ -40,14 +40,14 @@ pub(crate) fn check_offload(packet: &mut PacketBuf<'_>) -> Result<(), DropReason
     };
     let field = usize::from(start) + usize::from(offset);
     let is_usual = Transport::parse(packet.as_slice(), HEADER_LEN)
-        .is_ok_and(|at| at.l4 == usize::from(start) && at.checksum() == field);
+        .is_ok_and(|at| at.l4 == usize::from(start) && at.checksum_offset() == field);
     if is_usual {
         return Ok(());
     }
     if usize::from(start) < network_end(packet.as_slice()) {
         return Err(DropReason::VirtioHeader);
     }
-    packet.complete();
+    packet.complete_checksum();
     Ok(())
 }
 

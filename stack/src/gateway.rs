@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use muslin_encap::ip::v4;
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
@@ -17,7 +18,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
 /// Larger than any reply. The router cuts replies to the real MTU, because smoltcp panics when it
 /// has to cut an ICMP error, and sums what an earlier reply left in its buffer into the checksum
 /// of a shorter one.
-const MTU: usize = 65_535;
+const MTU: usize = v4::MAX_LEN;
 
 /// The services on a node's own addresses.
 pub struct Gateway {

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use muslin_encap::checksum;
+use muslin_encap::ip::{checksum, v4};
 use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
 
@@ -11,10 +11,11 @@ use crate::bucket::TokenBucket;
 /// The longest error in bytes, with its IP header (RFC 1812 section 4.3.2.3).
 pub const MAX_LEN: usize = 576;
 
-const HEADERS_LEN: usize = 28;
+/// Bytes of an ICMP header (RFC 792).
+pub(crate) const HEADER_LEN: usize = 8;
+const HEADERS_LEN: usize = v4::HEADER_LEN + HEADER_LEN;
 /// ICMP errors are internetwork control (RFC 1812 section 4.3.2.5), as CS6 has it (RFC 4594 section 3.1).
 const DSCP: u8 = 48;
-const TTL: u8 = 64;
 
 /// An error a router may have to report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,27 +84,28 @@ impl IcmpError {
         let quoted = offender.len().min(room);
         let len = HEADERS_LEN + quoted;
         let packet = buffer.get_mut(..len)?;
-        packet.fill(0);
+        let (header, icmp) = packet.split_at_mut(v4::HEADER_LEN);
 
         let (kind, code, rest) = self.fields();
-        let icmp = &mut packet[20..];
+        icmp[..HEADER_LEN].fill(0);
         icmp[0] = kind;
         icmp[1] = code;
         icmp[4..8].copy_from_slice(&rest.to_be_bytes());
-        icmp[8..].copy_from_slice(&offender[..quoted]);
+        icmp[HEADER_LEN..].copy_from_slice(&offender[..quoted]);
         let sum = checksum::compute(icmp);
         icmp[2..4].copy_from_slice(&sum.to_be_bytes());
 
-        let mut header = Ipv4Packet::new_unchecked(&mut packet[..]);
-        header.set_version(4);
-        header.set_header_len(20);
-        header.set_dscp(DSCP);
-        header.set_total_len(len as u16);
-        header.set_hop_limit(TTL);
-        header.set_next_header(IpProtocol::Icmp);
-        header.set_src_addr(source);
-        header.set_dst_addr(Ipv4Packet::new_unchecked(offender).src_addr());
-        header.fill_checksum();
+        let fields = v4::Header {
+            dscp: DSCP,
+            total_len: len as u16,
+            ident: 0,
+            dont_fragment: false,
+            ttl: v4::DEFAULT_TTL,
+            protocol: IpProtocol::Icmp,
+            source,
+            destination: Ipv4Packet::new_unchecked(offender).src_addr(),
+        };
+        header.copy_from_slice(&fields.to_bytes());
         Some(len)
     }
 }

@@ -10,7 +10,6 @@ pub mod datapath;
 pub mod drops;
 pub mod egress;
 pub mod endpoint;
-pub mod fragment;
 pub mod frame;
 pub mod gateway;
 pub mod guard;

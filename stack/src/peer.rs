@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::SocketAddrV4;
 
 use ipnet::IpNet;
-use muslin_encap::overhead::Format;
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use smoltcp::time::Instant;
 use thiserror::Error;
 

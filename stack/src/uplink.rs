@@ -7,7 +7,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 use smoltcp::wire::EthernetAddress;
 
 /// What a node is on its LAN.

@@ -3,11 +3,11 @@
 
 use allocation_counter::measure;
 use muslin_encap::buffer::HEADROOM;
-use muslin_encap::headers::Transport;
-use muslin_encap::merge::{Merger, Settings};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, Split};
-use muslin_encap::virtio::{Gso, GsoKind};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::{Merger, Settings};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_stack::peer::Tunnel;
 
 use scenes::{Scene, Way, vxlan_tunnel};
@@ -45,7 +45,7 @@ fn superpacket() -> Vec<u8> {
         .unwrap();
     let at = Transport::parse(&bytes, HEADROOM).unwrap();
     let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
-    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes[at.checksum_offset()..at.checksum_offset() + 2].copy_from_slice(&pseudo.to_be_bytes());
     bytes
 }
 
@@ -58,7 +58,7 @@ fn split(packet: &[u8], headers: &mut [u8], batch: &mut [Vec<u8>]) -> usize {
     };
     let mut split = Split::new(packet, HEADROOM, gso, Checksums::Complete).unwrap();
     let mut count = 0;
-    while let Some(train) = split.next_train(headers, Limits::UDP_SEGMENT).unwrap() {
+    while let Some(train) = split.next_train(headers, TrainLimits::UDP_SEGMENT).unwrap() {
         for (header, payload) in train.segments() {
             let buffer = &mut batch[count];
             buffer.clear();
@@ -78,7 +78,7 @@ fn merge(batch: &mut [Vec<u8>]) -> usize {
     };
     let mut merger = Merger::new(settings);
     let mut outputs = 0;
-    let mut sink = |_: muslin_encap::merge::Merged<'_, '_, u32>| outputs += 1;
+    let mut sink = |_: muslin_encap::offload::merge::Merged<'_, '_, u32>| outputs += 1;
     for segment in batch {
         merger.push(segment, HEADROOM, 1, &mut sink);
     }

@@ -30,14 +30,14 @@ stack/src/egress/mod.rs @ self.ends.refuse(now, syn, pods); @ let _ = &syn; @ po
 stack/src/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ sockets outlive their flows
 stack/src/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
 stack/src/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
-stack/src/egress/mod.rs @ if !is_verified && checksum::check @ if !is_verified && protocol == Protocol::Tcp && checksum::check @ datagrams go out with wrong checksums
+stack/src/egress/mod.rs @ if !is_verified && at.checksum_state @ if !is_verified && protocol == Protocol::Tcp && at.checksum_state @ datagrams go out with wrong checksums
 stack/src/egress/mod.rs @ self.flows.victim(now, EVICTABLE, pod, direction)? @ self.flows.victim(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
 stack/src/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
 stack/src/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
 stack/src/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
 stack/src/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
 stack/src/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended
-encap/src/checksum.rs @ let new = u16::from_be_bytes([ttl, header[PROTOCOL]]); @ let new = old; @ the checksum does not fit the time to live
+encap/src/ip/v4.rs @ let new = be16(header, field::TTL); @ let new = old; @ the checksum does not fit the time to live
 LIST
 }
 

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 
 use muslin::device::{FrameDevice as _, Tap};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::virtio::Header;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::inside;

@@ -1,8 +1,8 @@
 //! Superpackets by chance.
 
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::split::Checksums;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::offload::split::Checksums;
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use proptest::prelude::*;
 use smoltcp::wire::IpVersion;
 
@@ -89,14 +89,14 @@ impl Shape {
         finish(&mut frame, &at, Checksums::Partial);
         if self.zero && self.payload >= 2 && self.size >= 2 {
             let first = split(&frame, L3, self.size.into(), Checksums::Complete).remove(0);
-            let missing = word(&first, at.checksum());
-            let sum = muslin_encap::checksum::add(word(&frame, payload), missing);
+            let missing = word(&first, at.checksum_offset());
+            let sum = muslin_encap::ip::checksum::add(word(&frame, payload), missing);
             frame[payload..payload + 2].copy_from_slice(&sum.to_be_bytes());
         }
         let header = Header {
             checksum: Checksum::Partial {
                 start: l4 as u16,
-                offset: (at.checksum() - l4) as u16,
+                offset: (at.checksum_offset() - l4) as u16,
             },
             gso: Some(self.gso()),
             hdr_len: payload as u16,

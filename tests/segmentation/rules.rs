@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::{Error, Protocol, Transport};
-use muslin_encap::merge::Settings;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::Header;
+use muslin_encap::ip::checksum;
+use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::merge::Settings;
+use muslin_encap::offload::virtio::Header;
 use smoltcp::wire::IpVersion;
 
 use crate::packets::{ACK, CWR, L3};
@@ -136,7 +136,7 @@ fn assert_mergeable(tunnels: &Tunnels, frames: &[Vec<u8>], group: &Group) {
 
 fn looks_unfinished(frame: &[u8]) -> bool {
     let at = Transport::parse(frame, L3).unwrap();
-    checksum::is_partial(frame, &at)
+    at.is_partial(frame)
 }
 
 fn flags(frame: &[u8]) -> u8 {
@@ -195,7 +195,7 @@ fn kernel_flow(frame: &[u8]) -> Option<Vec<u8>> {
     let network = &frame[L3..at.l4];
     let plain =
         at.version == IpVersion::Ipv6 || network.len() == 20 && checksum::compute(network) == 0;
-    let intact = checksum::check(frame, &at) == Transported::Valid;
+    let intact = at.checksum_state(frame) == ChecksumState::Valid;
     let more: &[&[u8]] = match at.version {
         IpVersion::Ipv4 => &[],
         IpVersion::Ipv6 => &[&[network[1] & 0xf], &network[2..4], &network[40..]],

@@ -1,7 +1,7 @@
 //! Batches of segments by chance.
 
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::split::Checksums;
+use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::offload::split::Checksums;
 use proptest::prelude::*;
 
 use crate::packets::{ACK, L3, Shape, superpacket};

@@ -12,8 +12,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use etherparse::PacketBuilder;
-use muslin_encap::headers::Transport;
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;

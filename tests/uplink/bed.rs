@@ -9,7 +9,7 @@ use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
 use muslin::device::FrameDevice as _;
 use muslin::underlay::uplink::{Failure, Frames, Uplink, UplinkKind};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::virtio::Header;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;

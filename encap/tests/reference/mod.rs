@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use muslin_encap::checksum;
-use muslin_encap::headers::{Error, Protocol, Transport};
-use muslin_encap::merge::{FLOWS, MAX_LEN, MAX_SEGMENTS, Merger, Settings};
-use muslin_encap::split::{Checksums, HEADERS_LEN, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
+use muslin_encap::ip::v4::MAX_LEN;
+use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, Merger, Settings};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, MAX_HEADER_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::wire::IpVersion;
 
 const CWR: u8 = 0x80;
@@ -79,7 +79,7 @@ pub(crate) fn finish(packet: &mut [u8], at: &Transport, checksums: Checksums) {
     if at.protocol == Protocol::Udp {
         put(packet, at.l4 + 4, len - at.l4);
     }
-    let field = at.checksum();
+    let field = at.checksum_offset();
     let pseudo = pseudo(packet, &at);
     put(packet, field, pseudo.into());
     if checksums == Checksums::Complete {
@@ -134,7 +134,7 @@ pub(crate) fn check_split(
     l3: usize,
     gso: Gso,
     checksums: Checksums,
-    limits: Limits,
+    limits: TrainLimits,
 ) {
     let Ok(mut split) = Split::new(packet, l3, gso, checksums) else {
         return;
@@ -175,7 +175,7 @@ pub(crate) fn check_split(
 /// A packet as it is compared: checksums finished, and the two forms of zero as one.
 fn canonical(packet: &[u8], at: &Transport) -> Vec<u8> {
     let mut packet = packet[..at.end].to_vec();
-    let field = at.checksum();
+    let field = at.checksum_offset();
     if get(&packet, field) == pseudo(&packet, at) {
         let value = !sum([&packet[at.l4..]]);
         put(&mut packet, field, value.into());
@@ -198,7 +198,7 @@ fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: Settings) -> 
     let empty = at.payload_len() == 0;
     let single = flags & (SYN | RST | URG | CWR) != 0 || flags & ACK == 0;
     let ends = flags & (FIN | PSH) != 0;
-    let no_checksum = get(packet, at.checksum()) == 0;
+    let no_checksum = get(packet, at.checksum_offset()) == 0;
     empty
         || at.end - at.l3 > usize::from(settings.mtu.get())
         || at.version == IpVersion::Ipv4 && at.l4 - at.l3 != 20
@@ -294,7 +294,7 @@ pub(crate) fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<O
     let mut buffers = packets.to_vec();
     let mut outputs = Vec::new();
     let mut merger = Merger::new(settings);
-    let mut sink = |merged: muslin_encap::merge::Merged<'_, '_, ()>| {
+    let mut sink = |merged: muslin_encap::offload::merge::Merged<'_, '_, ()>| {
         let bytes = [&*merged.head, &merged.tail.concat()].concat();
         assert_eq!(bytes.len(), merged.total_len());
         outputs.push(Output {
@@ -375,7 +375,7 @@ fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: Settings)
     if l3 < 1000 {
         assert_eq!(virtio.check(bytes.len()), Ok(()));
     }
-    let partial = get(bytes, at.checksum()) == pseudo(bytes, &at);
+    let partial = get(bytes, at.checksum_offset()) == pseudo(bytes, &at);
     if l3 < 1000 {
         assert_eq!(matches!(virtio.checksum, Checksum::Partial { .. }), partial);
     }
@@ -401,11 +401,8 @@ fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: Settings)
         );
         check_gso(bytes, &at, gso);
         let mut before = group[0].to_vec();
-        assert_ne!(
-            checksum::check(&before, &at),
-            checksum::Transported::Invalid
-        );
-        put(&mut before, at.checksum(), pseudo(bytes, &at).into());
+        assert_ne!(at.checksum_state(&before), ChecksumState::Invalid);
+        put(&mut before, at.checksum_offset(), pseudo(bytes, &at).into());
         assert_eq!(*bytes, before);
     } else {
         assert_eq!(bytes, group[0]);

@@ -9,14 +9,14 @@ use etherparse::{
     Ipv6RawExtHeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
 };
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::udp;
-use muslin_encap::virtio::{self, Checksum, Gso, GsoKind, Header};
-use muslin_encap::vxlan::{self, Vni, VtepMac};
+use muslin_encap::ip::checksum;
+use muslin_encap::ip::fragment::Fragments;
+use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
+use muslin_encap::ip::v4;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::{self, Checksum, Gso, GsoKind, Header};
+use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_fuzz::Seed;
-use muslin_stack::fragment::Fragments;
 use muslin_stack::frame;
 use muslin_stack::hash;
 use muslin_stack::icmp::IcmpError;
@@ -305,24 +305,24 @@ fn transport(packet: &[u8], l3: usize) {
         return;
     };
     let partial = at.pseudo_header(packet, at.end - at.l4).to_be_bytes();
-    let field = at.checksum()..at.checksum() + 2;
+    let field = at.checksum_offset()..at.checksum_offset() + 2;
     let is_partial = packet[field.clone()] == partial;
     let right = their_checksum(packet, &at).to_be_bytes();
     let zero = |value: &[u8]| matches!(value, [0, 0] | [0xff, 0xff]);
     let value = &packet[field.clone()];
     let none = at.protocol == Protocol::Udp && value == [0, 0];
     let expected = match at.version {
-        _ if is_partial => Transported::Partial,
-        IpVersion::Ipv4 if none => Transported::Valid,
-        IpVersion::Ipv6 if none => Transported::Invalid,
-        _ if value == right || zero(value) && zero(&right) => Transported::Valid,
-        _ => Transported::Invalid,
+        _ if is_partial => ChecksumState::Partial,
+        IpVersion::Ipv4 if none => ChecksumState::Valid,
+        IpVersion::Ipv6 if none => ChecksumState::Invalid,
+        _ if value == right || zero(value) && zero(&right) => ChecksumState::Valid,
+        _ => ChecksumState::Invalid,
     };
-    assert_eq!(checksum::check(packet, &at), expected);
+    assert_eq!(at.checksum_state(packet), expected);
 
     let mut finished = packet.to_vec();
     finished[field.clone()].copy_from_slice(&partial);
-    assert!(checksum::complete_partial(&mut finished, l3));
+    assert!(transport::complete_partial(&mut finished, l3));
     let value = &finished[field.clone()];
     assert!(value == right || zero(value) && zero(&right));
     finished[field.clone()].copy_from_slice(&packet[field]);
@@ -427,12 +427,12 @@ fn ipv4(bytes: &[u8]) -> Option<usize> {
     let total = theirs
         .as_ref()
         .map(|header| usize::from(header.total_len()));
-    assert_eq!(udp::check(bytes).ok(), total);
+    assert_eq!(v4::check(bytes).ok(), total);
     if let Some(header) = theirs {
         // The header is all that is needed to know it.
         let head = header.slice();
-        assert_eq!(udp::check_head(head, bytes.len()).ok(), total);
-        assert_eq!(udp::check(head).is_ok(), total == Some(head.len()));
+        assert_eq!(v4::check_head(head, bytes.len()).ok(), total);
+        assert_eq!(v4::check(head).is_ok(), total == Some(head.len()));
     }
     total
 }
@@ -454,10 +454,10 @@ fn update(packet: &[u8], new: u16) {
 
 fn forward(packet: &[u8]) {
     let mut copy = packet.to_vec();
-    match checksum::decrement_ttl(&mut copy) {
+    match v4::decrement_ttl(&mut copy) {
         Some(ttl) => {
             assert_eq!(ttl, packet[8] - 1);
-            assert_eq!(udp::check(&copy), Ok(packet.len()));
+            assert_eq!(v4::check(&copy), Ok(packet.len()));
             assert_eq!((&copy[..8], copy[9]), (&packet[..8], packet[9]));
             assert_eq!(copy[12..], packet[12..]);
         }
@@ -492,7 +492,7 @@ fn fragment(packet: &[u8], mtu: Mtu) {
     while let Some(len) = fragments.write_next(&mut buffer) {
         let piece = &buffer[..len];
         assert!(len <= mtu.get().into());
-        assert_eq!(udp::check(piece), Ok(len));
+        assert_eq!(v4::check(piece), Ok(len));
         assert_eq!(offset(piece), offset(packet) + done);
         let body = &piece[usize::from(piece[0] & 0x0f) * 4..];
         let rest = packet.len() - header_len - done;
@@ -517,7 +517,7 @@ fn report(packet: &[u8], mtu: Mtu) {
     if let Some(len) = IcmpError::TimeExceeded.write(&mut buffer, source, packet) {
         let error = &buffer[..len];
         assert!(len <= 576);
-        assert_eq!(udp::check(error), Ok(len));
+        assert_eq!(v4::check(error), Ok(len));
         assert_eq!(checksum::compute(&error[20..]), 0);
         assert_eq!(error[16..20], packet[12..16]);
         assert_eq!(error[28..], packet[..len - 28]);

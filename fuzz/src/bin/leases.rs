@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{Ipv4Net, Ipv6Net};
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_fuzz::Seed;
 use muslin_stack::lease::{
     Backend, Entry, LeaseRecord, NetworkConfig, SubnetKey, VxlanOptions, read_entry, read_peer,

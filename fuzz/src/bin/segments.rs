@@ -4,13 +4,12 @@
 //! left unmerged that it would.
 #![cfg_attr(fuzzing, no_main)]
 
-use muslin_encap::checksum;
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::merge::{self, Settings};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::plan::{self, Outgoing, Plan};
-use muslin_encap::split::{Checksums, Limits, Split};
-use muslin_encap::virtio::Header;
+use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::batch::{self, Queued, SendBatch};
+use muslin_encap::offload::merge::{self, Settings};
+use muslin_encap::offload::split::{Checksums, Split, TrainLimits};
+use muslin_encap::offload::virtio::Header;
 use muslin_fuzz::Seed;
 use smoltcp::wire::IpVersion;
 
@@ -77,16 +76,16 @@ fn run(data: &[u8]) {
         let _ = header.check(packet.len());
         if let Some(gso) = header.gso {
             let limits = [
-                Limits::UDP_SEGMENT,
-                Limits::ONE,
-                Limits {
+                TrainLimits::UDP_SEGMENT,
+                TrainLimits::ONE,
+                TrainLimits {
                     segments: 7,
                     bytes: 3000,
                 },
             ][usize::from(choice >> 3 & 3).min(2)];
             reference::check_split(&packet, l3, gso, checksums, limits);
             if let Ok(split) = Split::new(&packet, l3, gso, checksums) {
-                let fits = l3 + split.mtu_needed() <= Limits::UDP_SEGMENT.bytes;
+                let fits = l3 + split.mtu_needed() <= TrainLimits::UDP_SEGMENT.bytes;
                 leave(&packet, l3, header, fits, repeat & 1 == 0);
                 batch = reference::split(&packet, l3, gso.size.into(), checksums);
                 batch.truncate(MAX_PACKETS);
@@ -107,14 +106,14 @@ fn run(data: &[u8]) {
 
 /// A superpacket between two datagrams leaves in messages as it would leave one by one.
 fn leave(packet: &[u8], l3: usize, header: Header, fits: bool, trains: bool) {
-    let outgoing = |packet, offload| Outgoing {
+    let queued = |packet, offload| Queued {
         key: (),
         packet,
         network: l3,
         offload,
     };
     let single = [7; 100];
-    let single = outgoing(&single, Header::default());
+    let single = queued(&single, Header::default());
     let size = header.gso.map_or(0, |gso| gso.size.into());
     let mut expected = vec![single.packet.to_vec()];
     if fits {
@@ -122,28 +121,28 @@ fn leave(packet: &[u8], l3: usize, header: Header, fits: bool, trains: bool) {
     }
     expected.push(single.packet.to_vec());
 
-    let mut waiting = [single, outgoing(packet, header), single]
+    let mut waiting = [single, queued(packet, header), single]
         .into_iter()
         .peekable();
-    let (mut headers, mut split, mut left) = (vec![0; plan::HEADERS_LEN], None, Vec::new());
+    let (mut headers, mut split, mut left) = (vec![0; batch::HEADERS_LEN], None, Vec::new());
     while waiting.peek().is_some() {
-        let mut plan = Plan::new(&mut headers, trains);
+        let mut batch = SendBatch::new(&mut headers, trains);
         while let Some(next) = waiting.peek() {
-            match plan.push(next, &mut split) {
+            match batch.push(next, &mut split) {
                 Ok(Ok(())) => drop(waiting.next()),
-                Ok(Err(plan::Full)) => break,
+                Ok(Err(batch::Full)) => break,
                 Err(_) => {
                     assert!(!fits && next.offload == header, "it can be split");
                     waiting.next();
                 }
             }
         }
-        assert!(!plan.is_empty(), "it does not get on");
-        for send in plan.sends() {
-            let limits = Limits::UDP_SEGMENT;
+        assert!(!batch.is_empty(), "it does not get on");
+        for send in batch.messages() {
+            let limits = TrainLimits::UDP_SEGMENT;
             assert!(send.datagrams == 1 || trains && send.datagrams <= limits.segments);
             let first = left.len();
-            for pieces in plan.datagrams(send) {
+            for pieces in batch.datagrams(send) {
                 left.push(pieces.iter().flat_map(|piece| piece.to_vec()).collect());
             }
             let lens = left[first..].iter().map(Vec::len);
@@ -246,13 +245,13 @@ fn next(last: &[u8], l3: usize, len: usize) -> Option<Vec<u8>> {
 /// What takes any bytes and has an answer of its own.
 fn arbitrary(packet: &[u8], l3: usize) {
     let mut finished = packet.to_vec();
-    let was_partial = checksum::complete_partial(&mut finished, l3);
+    let was_partial = transport::complete_partial(&mut finished, l3);
     match Transport::parse(packet, l3) {
         Ok(at) => {
-            assert_eq!(was_partial, checksum::is_partial(packet, &at));
+            assert_eq!(was_partial, at.is_partial(packet));
             if was_partial {
-                let state = checksum::check(&finished, &at);
-                assert_ne!(state, checksum::Transported::Invalid, "it is finished");
+                let state = at.checksum_state(&finished);
+                assert_ne!(state, ChecksumState::Invalid, "it is finished");
             }
         }
         Err(_) => assert!(!was_partial),
@@ -261,7 +260,7 @@ fn arbitrary(packet: &[u8], l3: usize) {
     assert!(was_partial || changed.next().is_none());
 
     let mut lone = packet.to_vec();
-    let header = merge::lone(&mut lone, l3, Mtu::new(1450).expect("it is in range"));
+    let header = merge::header_for_single(&mut lone, l3, Mtu::new(1450).expect("it is in range"));
     assert_eq!(header.check(lone.len()), Ok(()));
 }
 

@@ -15,8 +15,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use arbitrary::{Result, Unstructured};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::checksum;
-use muslin_encap::overhead::Mtu;
+use muslin_encap::ip::checksum;
+use muslin_encap::mtu::Mtu;
 use muslin_fuzz::Seed;
 use muslin_stack::drops::DropReason;
 use muslin_stack::guard::Policy;

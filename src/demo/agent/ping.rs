@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use muslin_encap::checksum;
+use muslin_encap::ip::{checksum, v4};
 use nix::errno::Errno;
 use nix::libc;
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
@@ -22,10 +22,9 @@ const ECHO_REPLY: u8 = 0;
 const UNREACHABLE: u8 = 3;
 const ECHO_REQUEST: u8 = 8;
 const TIME_EXCEEDED: u8 = 11;
-const IP_HEADER_LEN: usize = 20;
 const ICMP_HEADER_LEN: usize = 8;
 /// The most that fits an IP packet.
-const MAX_PAYLOAD: usize = 65_535 - IP_HEADER_LEN - ICMP_HEADER_LEN;
+const MAX_PAYLOAD: usize = v4::MAX_LEN - v4::HEADER_LEN - ICMP_HEADER_LEN;
 
 pub(super) fn ping(ping: &Ping) -> io::Result<Pinged> {
     if ping.size > MAX_PAYLOAD {
@@ -134,16 +133,17 @@ impl Session<'_> {
         let to = SockAddr::from(SocketAddrV4::new(self.ping.to, 0));
         if let Some(headers) = &self.headers {
             // The system fills in the source address and the checksum.
-            let mut packet = vec![0; IP_HEADER_LEN];
-            let mut header = Ipv4Packet::new_unchecked(&mut packet[..]);
-            header.set_version(4);
-            header.set_header_len(IP_HEADER_LEN as u8);
-            header.set_total_len((IP_HEADER_LEN + icmp.len()) as u16);
-            header.set_ident(self.ident.wrapping_add(seq).max(1));
-            header.set_dont_frag(self.ping.dont_fragment);
-            header.set_hop_limit(self.ping.ttl.unwrap_or(64));
-            header.set_next_header(IpProtocol::Icmp);
-            header.set_dst_addr(self.ping.to);
+            let header = v4::Header {
+                dscp: 0,
+                total_len: (v4::HEADER_LEN + icmp.len()) as u16,
+                ident: self.ident.wrapping_add(seq).max(1),
+                dont_fragment: self.ping.dont_fragment,
+                ttl: self.ping.ttl.unwrap_or(v4::DEFAULT_TTL),
+                protocol: IpProtocol::Icmp,
+                source: Ipv4Addr::UNSPECIFIED,
+                destination: self.ping.to,
+            };
+            let mut packet = header.to_bytes().to_vec();
             packet.extend(icmp);
             match headers.send_to(&packet, &to) {
                 // The other socket cuts it into fragments.
@@ -244,9 +244,9 @@ impl Session<'_> {
     /// bytes.
     fn quoted(&self, quote: &[u8]) -> Option<u16> {
         // The quote may be shorter than the packet's length says.
-        let header_len = usize::from(quote.first()? & 0xf) * 4;
-        let view = Ipv4Packet::new_unchecked(quote.get(..IP_HEADER_LEN)?);
-        let icmp = quote.get(header_len..)?.first_chunk::<ICMP_HEADER_LEN>()?;
+        let (header, rest) = v4::split_header(quote)?;
+        let view = Ipv4Packet::new_unchecked(header);
+        let icmp = rest.first_chunk::<ICMP_HEADER_LEN>()?;
         let [kind, _, _, _, i0, i1, s0, s1] = *icmp;
         let seq = u16::from_be_bytes([s0, s1]);
         let ours = view.next_header() == IpProtocol::Icmp

@@ -31,9 +31,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::udp;
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::udp;
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::lease::{
     Answer, Backend, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, VxlanOptions,
     WatchEvent,

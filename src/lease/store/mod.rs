@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use thiserror::Error;
 

@@ -7,6 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
+use muslin_encap::ip::v4;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tracing::debug;
@@ -17,7 +18,7 @@ use super::lookups::Lookups;
 use super::wire::{self, Host, Target};
 
 /// The longest datagram of IPv4, and a SOCKS5 header with a name in front.
-const BUFFER_LEN: usize = 65_535 + 262;
+const BUFFER_LEN: usize = v4::MAX_LEN + 262;
 /// After so long without a datagram the relay ends (RFC 4787 section 4.3: no less than 2 minutes).
 const IDLE: Duration = Duration::from_secs(600);
 

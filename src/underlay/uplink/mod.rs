@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use muslin_stack::work;
 use nix::errno::Errno;
 use nix::libc;

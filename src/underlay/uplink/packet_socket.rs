@@ -13,7 +13,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use muslin_encap::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc::{self, sock_filter};

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::checksum;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::vxlan::{self, Vni, VtepMac};
+use muslin_encap::ip::checksum;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_stack::node::{Config, Limits, Node, Verdict};
 use muslin_stack::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::port::{Attachment, PortId};

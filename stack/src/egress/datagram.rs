@@ -4,20 +4,15 @@
 use std::net::SocketAddrV4;
 
 use muslin_encap::buffer::HEADROOM;
-use muslin_encap::checksum;
-use muslin_encap::virtio::{Checksum, Header};
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, UdpPacket};
+use muslin_encap::ip::transport::{self, UDP_HEADER_LEN};
+use muslin_encap::ip::{checksum, v4};
+use muslin_encap::offload::virtio::{Checksum, Header};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, UdpPacket};
 
-use super::output::{Buffer, MAX_LEN, Outbox};
+use super::output::{Buffer, Outbox};
 use super::{Config, Destination, FlowId, FlowKey, Host, HostError, Protocol};
 use crate::drops::DropReason;
 
-pub(super) const IP_LEN: usize = 20;
-/// Of UDP and of ICMP echo.
-pub(super) const HEADER_LEN: usize = 8;
-const TTL: u8 = 64;
-/// Where UDP's checksum is, from the header's start.
-const UDP_CHECKSUM: u16 = 6;
 /// Datagrams read from one socket before the others have their turn.
 const READS: usize = 64;
 
@@ -99,9 +94,9 @@ impl Datagrams {
     ) -> Read {
         // An echo reply comes with its header.
         let at = HEADROOM
-            + IP_LEN
+            + v4::HEADER_LEN
             + if flow.key.protocol == Protocol::Udp {
-                HEADER_LEN
+                UDP_HEADER_LEN
             } else {
                 0
             };
@@ -114,7 +109,7 @@ impl Datagrams {
                 Ok((len, from)) => match flow.source(from) {
                     Ok(remote) => {
                         let key = FlowKey { remote, ..flow.key };
-                        let packet_len = at + len.min(MAX_LEN) - HEADROOM;
+                        let packet_len = at + len.min(v4::MAX_LEN) - HEADROOM;
                         if self.send(key, packet_len, out) {
                             read.bytes += len;
                             read.is_use |= flow.is_use(from);
@@ -139,11 +134,11 @@ impl Datagrams {
         payload: &[u8],
         out: &mut Outbox,
     ) -> Result<(), DropReason> {
-        let len = IP_LEN + HEADER_LEN + payload.len();
-        if len > MAX_LEN {
+        let len = v4::HEADER_LEN + UDP_HEADER_LEN + payload.len();
+        if len > v4::MAX_LEN {
             return Err(DropReason::EgressMalformed);
         }
-        let at = HEADROOM + IP_LEN + HEADER_LEN;
+        let at = HEADROOM + v4::HEADER_LEN + UDP_HEADER_LEN;
         self.storage[at..at + payload.len()].copy_from_slice(payload);
         self.send(key, len, out);
         Ok(())
@@ -161,7 +156,7 @@ impl Datagrams {
         };
         let ends = (key.remote, key.pod);
         write_ip(packet, protocol, ends, self.ident);
-        let payload = &mut packet[IP_LEN..];
+        let payload = &mut packet[v4::HEADER_LEN..];
         let checksum = if protocol == IpProtocol::Icmp {
             if !answer(payload, key.pod.port()) {
                 return false;
@@ -170,8 +165,8 @@ impl Datagrams {
         } else {
             write_udp(payload, ends);
             Checksum::Partial {
-                start: IP_LEN as u16,
-                offset: UDP_CHECKSUM,
+                start: v4::HEADER_LEN as u16,
+                offset: transport::Protocol::Udp.checksum_offset() as u16,
             }
         };
         let offload = Header {
@@ -189,26 +184,25 @@ pub(super) fn write_ip(
     (from, to): (SocketAddrV4, SocketAddrV4),
     ident: u16,
 ) {
-    let len = packet.len() as u16;
-    packet[..IP_LEN].fill(0);
-    let mut header = Ipv4Packet::new_unchecked(packet);
-    header.set_version(4);
-    header.set_header_len(IP_LEN as u8);
-    header.set_total_len(len);
-    header.set_ident(ident);
-    header.set_hop_limit(TTL);
-    header.set_next_header(protocol);
-    header.set_src_addr(*from.ip());
-    header.set_dst_addr(*to.ip());
-    header.fill_checksum();
+    let header = v4::Header {
+        dscp: 0,
+        total_len: packet.len() as u16,
+        ident,
+        dont_fragment: false,
+        ttl: v4::DEFAULT_TTL,
+        protocol,
+        source: *from.ip(),
+        destination: *to.ip(),
+    };
+    packet[..v4::HEADER_LEN].copy_from_slice(&header.to_bytes());
 }
 
 /// Writes a header whose checksum is that of the pseudo header.
 pub(super) fn write_udp(datagram: &mut [u8], (from, to): (SocketAddrV4, SocketAddrV4)) {
     let len = datagram.len() as u16;
-    let addresses = [from.ip().octets(), to.ip().octets()].concat();
+    let addresses = [from.ip().octets(), to.ip().octets()];
     let pseudo = checksum::add(
-        checksum::sum(&addresses),
+        checksum::sum(addresses.as_flattened()),
         checksum::add(u16::from(u8::from(IpProtocol::Udp)), len),
     );
     let mut header = UdpPacket::new_unchecked(datagram);

@@ -5,6 +5,7 @@
 use std::hash::BuildHasher;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use muslin_encap::ip::v4;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
@@ -255,17 +256,14 @@ impl Egress {
 
 /// The flow of a packet to a pod, of which there is at least what an ICMP error quotes.
 pub(super) fn quoted(packet: &[u8]) -> Option<FlowKey> {
-    let header = packet.get(..usize::from(packet.first()? & 0xf) * 4)?;
-    if header.len() < 20 {
-        return None;
-    }
+    let (header, rest) = v4::split_header(packet)?;
     let view = Ipv4Packet::new_unchecked(header);
     let protocol = match view.next_header() {
         IpProtocol::Tcp => Protocol::Tcp,
         IpProtocol::Udp => Protocol::Udp,
         _ => return None,
     };
-    let ports = packet.get(header.len()..)?.first_chunk::<4>()?;
+    let ports = rest.first_chunk::<4>()?;
     let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
     Some(FlowKey {
         protocol,

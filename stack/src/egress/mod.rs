@@ -22,10 +22,10 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::Checksum;
+use muslin_encap::ip::transport::{ChecksumState, Transport};
+use muslin_encap::ip::v4;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
@@ -635,7 +635,7 @@ impl Egress {
         let bytes = packet.as_slice();
         let at = Transport::parse(bytes, 0).map_err(|_| DropReason::EgressMalformed)?;
         let is_verified = packet.offload().checksum != Checksum::Unknown;
-        if !is_verified && checksum::check(bytes, &at) == Transported::Invalid {
+        if !is_verified && at.checksum_state(bytes) == ChecksumState::Invalid {
             return Err(DropReason::EgressMalformed);
         }
         let key = key_of(bytes, protocol, &at);
@@ -751,8 +751,9 @@ impl Egress {
         out: &mut Outbox,
     ) -> Step {
         let target = self.admit(now, key, syn, host, out)?;
-        let mut syn = Box::from(syn);
-        set_total_len(&mut syn);
+        let mut syn = Box::<[u8]>::from(syn);
+        let len = syn.len() as u16;
+        v4::set_total_len(&mut syn, len);
         match self.begin(key, target, host) {
             Ok(()) => {}
             Err(HostError::Refused) if target == Target::Service => {
@@ -1211,12 +1212,4 @@ fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> FlowKey {
         pod: SocketAddrV4::new(view.src_addr(), port(0)),
         remote: SocketAddrV4::new(view.dst_addr(), port(2)),
     }
-}
-
-/// Makes a packet's total length that of what there is of it.
-fn set_total_len(packet: &mut [u8]) {
-    let len = packet.len() as u16;
-    let mut view = Ipv4Packet::new_unchecked(packet);
-    view.set_total_len(len);
-    view.fill_checksum();
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::virtio::Header;
 
 use super::FlowId;
 use crate::drops::DropReason;

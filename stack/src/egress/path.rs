@@ -3,9 +3,11 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use muslin_encap::ip::transport::UDP_HEADER_LEN;
+use muslin_encap::ip::v4;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
-use super::datagram::{HEADER_LEN, IP_LEN, write_ip, write_udp};
+use super::datagram::{write_ip, write_udp};
 use super::output::Outbox;
 use super::{Egress, FlowId, FlowKey, Host, Protocol};
 use crate::icmp::{self, IcmpError};
@@ -13,7 +15,7 @@ use crate::icmp::{self, IcmpError};
 /// Errors that are passed on before the others have their turn.
 const COMPLAINTS: usize = 16;
 /// The most an ICMP error quotes.
-const QUOTED: usize = icmp::MAX_LEN - IP_LEN - HEADER_LEN;
+const QUOTED: usize = icmp::MAX_LEN - v4::HEADER_LEN - icmp::HEADER_LEN;
 
 /// What datagrams have in their headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,13 +126,17 @@ impl Quote {
         let mut bytes = [0; QUOTED];
         let ends = (key.pod, key.remote);
         let is_ping = key.protocol == Protocol::Ping;
-        let at = if is_ping { IP_LEN } else { IP_LEN + HEADER_LEN };
+        let at = if is_ping {
+            v4::HEADER_LEN
+        } else {
+            v4::HEADER_LEN + UDP_HEADER_LEN
+        };
         let known = payload.len().min(QUOTED - at);
         bytes[at..at + known].copy_from_slice(&payload[..known]);
-        let len = (at + known).max(IP_LEN + HEADER_LEN);
+        let len = (at + known).max(v4::HEADER_LEN + icmp::HEADER_LEN);
         if is_ping {
             write_ip(&mut bytes[..len], IpProtocol::Icmp, ends, 0);
-            let mut echo = Icmpv4Packet::new_unchecked(&mut bytes[IP_LEN..len]);
+            let mut echo = Icmpv4Packet::new_unchecked(&mut bytes[v4::HEADER_LEN..len]);
             echo.set_msg_type(Icmpv4Message::EchoRequest);
             echo.set_msg_code(0);
             // The host's socket has a number of its own.
@@ -138,7 +144,7 @@ impl Quote {
             echo.fill_checksum();
         } else {
             write_ip(&mut bytes[..len], IpProtocol::Udp, ends, 0);
-            write_udp(&mut bytes[IP_LEN..len], ends);
+            write_udp(&mut bytes[v4::HEADER_LEN..len], ends);
         }
         Self { bytes, len }
     }

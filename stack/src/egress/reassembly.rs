@@ -8,6 +8,7 @@
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::PacketBuf;
+use muslin_encap::ip::v4::{self, FRAGMENT_UNIT, MAX_LEN};
 use smoltcp::storage::Assembler;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, Ipv4Packet};
@@ -27,12 +28,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of the shortest fragment but the last: what the smallest MTU there may be, 68 bytes, leaves
 /// when headers end at four bytes and offsets count in eight.
 const SHORTEST: usize = 64;
-/// Bytes of the longest packet.
-const MAX_LEN: usize = 65_535;
-/// Room for the longest header.
-const HEADER_ROOM: usize = 60;
-/// Fragment offsets count in units of eight bytes.
-const UNIT: usize = 8;
 
 /// The packets that are being put together, those that began earliest first.
 pub(super) struct Reassembly {
@@ -57,7 +52,7 @@ struct Key {
 
 /// A packet as far as it is there.
 struct Parts {
-    /// The first fragment's header ends after [`HEADER_ROOM`] bytes, and the payload begins.
+    /// The first fragment's header ends after [`v4::MAX_HEADER_LEN`] bytes, and the payload begins.
     bytes: Vec<u8>,
     /// Length of that header; 0 until it is there.
     header_len: usize,
@@ -76,7 +71,7 @@ pub(super) struct Whole(Parts);
 impl Whole {
     /// The packet.
     pub(super) fn packet(&mut self) -> Option<PacketBuf<'_>> {
-        let start = HEADER_ROOM - self.0.header_len;
+        let start = v4::MAX_HEADER_LEN - self.0.header_len;
         let len = self.0.header_len + self.0.end?;
         PacketBuf::new(&mut self.0.bytes, start, len).ok()
     }
@@ -202,7 +197,7 @@ impl Reassembly {
 fn check(fragment: &Ipv4Packet<&[u8]>) -> Result<(), DropReason> {
     let total = usize::from(fragment.total_len());
     let len = total - usize::from(fragment.header_len());
-    let is_whole = len.is_multiple_of(UNIT) && total >= SHORTEST;
+    let is_whole = len.is_multiple_of(FRAGMENT_UNIT) && total >= SHORTEST;
     if len == 0
         || fragment.more_frags() && !is_whole
         || usize::from(fragment.frag_offset()) + total > MAX_LEN
@@ -239,14 +234,15 @@ impl Parts {
         self.check(start, payload, !fragment.more_frags())?;
         let added = self.received.add(start, payload.len());
         added.map_err(|_| DropReason::EgressFragmentsFull)?;
-        if self.bytes.len() < HEADER_ROOM + end {
-            self.bytes.resize(HEADER_ROOM + end, 0);
+        if self.bytes.len() < v4::MAX_HEADER_LEN + end {
+            self.bytes.resize(v4::MAX_HEADER_LEN + end, 0);
         }
-        self.bytes[HEADER_ROOM + start..HEADER_ROOM + end].copy_from_slice(payload);
+        self.bytes[v4::MAX_HEADER_LEN + start..v4::MAX_HEADER_LEN + end].copy_from_slice(payload);
         if start == 0 {
             self.header_len = fragment.header_len().into();
             let header = &fragment.as_ref()[..self.header_len];
-            self.bytes[HEADER_ROOM - self.header_len..HEADER_ROOM].copy_from_slice(header);
+            self.bytes[v4::MAX_HEADER_LEN - self.header_len..v4::MAX_HEADER_LEN]
+                .copy_from_slice(header);
         }
         if !fragment.more_frags() {
             self.end = Some(end);
@@ -270,7 +266,7 @@ impl Parts {
             }
             let is_there = from <= start
                 && end <= to
-                && self.bytes[HEADER_ROOM + start..HEADER_ROOM + end] == *payload;
+                && self.bytes[v4::MAX_HEADER_LEN + start..v4::MAX_HEADER_LEN + end] == *payload;
             return Err(if is_there {
                 DropReason::EgressFragmentDuplicate
             } else {
@@ -286,11 +282,10 @@ impl Parts {
         if total > MAX_LEN {
             return Err(DropReason::EgressFragmentInvalid);
         }
-        let header = &mut self.bytes[HEADER_ROOM - self.header_len..HEADER_ROOM];
+        let header = &mut self.bytes[v4::MAX_HEADER_LEN - self.header_len..v4::MAX_HEADER_LEN];
         let mut header = Ipv4Packet::new_unchecked(header);
-        header.set_total_len(total as u16);
         header.set_more_frags(false);
-        header.fill_checksum();
+        v4::set_total_len(header.into_inner(), total as u16);
         Ok(())
     }
 
@@ -299,7 +294,7 @@ impl Parts {
         if self.header_len == 0 || self.is_spoilt {
             return None;
         }
-        let packet = &self.bytes[HEADER_ROOM - self.header_len..];
+        let packet = &self.bytes[v4::MAX_HEADER_LEN - self.header_len..];
         let len = Ipv4Packet::new_unchecked(packet).total_len();
         packet.get(..len.into())
     }

@@ -11,26 +11,25 @@ use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
 
 use muslin_encap::buffer::HEADROOM;
-use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::transport::{self, TCP_HEADER_LEN, Transport};
+use muslin_encap::ip::v4;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{
     Checksum as Checks, Device, DeviceCapabilities, Medium, PacketMeta, RxToken, TxToken,
 };
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, Ipv4Packet, TCP_HEADER_LEN, TcpPacket};
+use smoltcp::wire::{HardwareAddress, Ipv4Packet, TcpPacket};
 
-use super::datagram::IP_LEN;
 use super::flow::FlowState;
 use super::memory::Grant;
-use super::output::{Buffer, MAX_LEN, Outbox};
+use super::output::{Buffer, Outbox};
 use super::table::Moved;
 use super::{FlowId, FlowKey, Host, HostError, Ready};
 use crate::hash::Seed;
 
-/// The longest packet.
 /// After so long without a word a pod is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 /// How often at least a pod is asked in the time that a connection may be silent.
@@ -40,9 +39,7 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 /// Packets that a connection sends at a time; what is left has its turn later.
 const MAX_BURST: usize = 1024;
 /// Bytes of IPv4 and TCP headers without options.
-const HEADERS_LEN: usize = IP_LEN + TCP_HEADER_LEN;
-/// Where TCP's checksum is, from the header's start.
-const CHECKSUM: u16 = 16;
+const HEADERS_LEN: usize = v4::HEADER_LEN + TCP_HEADER_LEN;
 
 /// The interface of all connections.
 pub(super) struct Ends {
@@ -273,7 +270,7 @@ impl Ends {
         // until a pod's device is known.
         capabilities.checksum.ipv4 = Checks::Tx;
         capabilities.checksum.tcp = Checks::None;
-        capabilities.segmentation.tcpv4 = NonZeroUsize::new(MAX_LEN);
+        capabilities.segmentation.tcpv4 = NonZeroUsize::new(v4::MAX_LEN);
         let mut outgoing = Outgoing::new();
         Self {
             keep_alive: KEEP_ALIVE.min(config.limits.tcp_idle / KEEP_ALIVES),
@@ -411,10 +408,10 @@ fn with_window(packet: &[u8]) -> Option<[u8; HEADERS_LEN]> {
     }
     let end = segment.seq_number() + segment.segment_len();
     let mut bytes = [0; HEADERS_LEN];
-    bytes[..IP_LEN].copy_from_slice(&packet[..IP_LEN]);
-    bytes[IP_LEN..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
+    bytes[..v4::HEADER_LEN].copy_from_slice(&packet[..v4::HEADER_LEN]);
+    bytes[v4::HEADER_LEN..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
     let mut ip = Ipv4Packet::new_unchecked(&mut bytes[..]);
-    ip.set_header_len(IP_LEN as u8);
+    ip.set_header_len(v4::HEADER_LEN as u8);
     ip.set_total_len(HEADERS_LEN as u16);
     let mut segment = TcpPacket::new_unchecked(ip.payload_mut());
     segment.clear_flags();
@@ -454,12 +451,12 @@ impl Outgoing {
         let packet = &mut self.storage[HEADROOM..HEADROOM + len];
         if let Ok(at) = Transport::parse(packet, 0) {
             let pseudo = at.pseudo_header(packet, at.end - at.l4);
-            let field = at.checksum();
+            let field = at.checksum_offset();
             packet[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
             let offload = Header {
                 checksum: Checksum::Partial {
                     start: at.l4 as u16,
-                    offset: CHECKSUM,
+                    offset: transport::Protocol::Tcp.checksum_offset() as u16,
                 },
                 gso: meta.segmentation_offload_size.map(|size| Gso {
                     kind: GsoKind::TcpV4,
@@ -514,10 +511,10 @@ impl RxToken for Incoming<'_> {
 
 impl TxToken for Room<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let end = HEADROOM + len.min(MAX_LEN);
+        let end = HEADROOM + len.min(v4::MAX_LEN);
         // Longer ones there are not; such a packet would be sent without its end.
         self.0.packet = Some((end - HEADROOM, self.1));
-        if len > MAX_LEN {
+        if len > v4::MAX_LEN {
             return f(&mut vec![0; len]);
         }
         f(&mut self.0.storage[HEADROOM..end])

@@ -5,8 +5,9 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::vxlan::{self, Vni};
-use muslin_encap::{overhead::Mtu, udp};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::udp;
+use muslin_encap::tunnel::vxlan::{self, Vni};
 use serde_json::{Value, json};
 use thiserror::Error;
 

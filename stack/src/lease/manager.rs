@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 use thiserror::Error;
 

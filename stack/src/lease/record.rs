@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;

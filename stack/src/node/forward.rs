@@ -3,23 +3,25 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::headers::Transport;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::Checksum;
-use muslin_encap::{checksum, mss, split, udp, vxlan};
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::{mss, v4};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split;
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::Checksum;
+use muslin_encap::tunnel::vxlan;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
 use super::{MAX_PACKET, NextHop, Node, Verdict};
 use crate::drops::DropReason;
-use crate::fragment::Fragments;
 use crate::frame;
 use crate::guard;
 use crate::hash;
 use crate::icmp::{self, IcmpError};
 use crate::neighbour::{Due, Neighbours, Place, Resolution};
 use crate::peer::{Path, PeerId, Tunnel};
+use muslin_encap::ip::fragment::Fragments;
 
 pub(super) type Step = Result<Verdict, DropReason>;
 
@@ -60,14 +62,14 @@ impl Hop {
     }
 }
 
-impl From<udp::Error> for DropReason {
-    fn from(error: udp::Error) -> Self {
+impl From<v4::Error> for DropReason {
+    fn from(error: v4::Error) -> Self {
         match error {
-            udp::Error::TooShort { .. } => Self::Ipv4TooShort,
-            udp::Error::Version(_) => Self::Ipv4Version,
-            udp::Error::HeaderLen(_) => Self::Ipv4HeaderLen,
-            udp::Error::TotalLen { .. } => Self::Ipv4TotalLen,
-            udp::Error::Checksum => Self::Ipv4Checksum,
+            v4::Error::TooShort { .. } => Self::Ipv4TooShort,
+            v4::Error::Version(_) => Self::Ipv4Version,
+            v4::Error::HeaderLen(_) => Self::Ipv4HeaderLen,
+            v4::Error::TotalLen { .. } => Self::Ipv4TotalLen,
+            v4::Error::Checksum => Self::Ipv4Checksum,
         }
     }
 }
@@ -89,7 +91,7 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
 fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
     match packet.offload().gso {
         Some(gso) if packet.total_len() == packet.len() => {
-            let count = split::count(packet.as_slice(), 0, gso);
+            let count = split::segment_count(packet.as_slice(), 0, gso);
             count
                 .map(|_| ())
                 .map_err(|_| DropReason::SuperpacketRefused)
@@ -112,7 +114,7 @@ impl Node {
         origin: Origin,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let (ttl, header_len) = (view.hop_limit(), view.header_len());
@@ -136,7 +138,7 @@ impl Node {
             if self.egress.is_some() && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
             }
-            packet.complete();
+            packet.complete_checksum();
             self.serve(now, packet.as_slice());
             return Ok(Verdict::Consumed);
         }
@@ -171,7 +173,7 @@ impl Node {
             );
             return Err(DropReason::FragmentationNeeded);
         }
-        checksum::decrement_ttl(packet.as_mut_slice());
+        v4::decrement_ttl(packet.as_mut_slice());
         if self.config.clamp_mss {
             let offload = packet.offload().checksum;
             mss::clamp(
@@ -190,7 +192,7 @@ impl Node {
     /// Routes a packet from outside the overlay to a pod of this node, or one from the gateway to
     /// any pod.
     pub(super) fn route_to_pod(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Step {
-        packet.truncate(udp::check_head(packet.as_slice(), packet.total_len())?);
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         self.check_outside(source)?;
@@ -288,7 +290,7 @@ impl Node {
         next: NextHop,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        packet.complete();
+        packet.complete_checksum();
         let mtu = self.path_mtu(next);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(HEADROOM + MAX_PACKET, 0);
@@ -342,7 +344,7 @@ impl Node {
         let mut split =
             Split::new(packet.as_slice(), 0, gso, Checksums::Complete).map_err(|_| refused)?;
         let mut header = [0; MAX_HEADER_LEN];
-        while let Ok(Some(train)) = split.next_train(&mut header, Limits::ONE) {
+        while let Ok(Some(train)) = split.next_train(&mut header, TrainLimits::ONE) {
             for (header, payload) in train.segments() {
                 let len = header.len() + payload.len();
                 if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + len) {
@@ -419,7 +421,7 @@ impl Node {
                 };
                 return self.in_pieces(now, host, next, packet);
             }
-            packet.complete();
+            packet.complete_checksum();
         }
         let resolution = self
             .neighbours_of(hop)?
@@ -450,7 +452,7 @@ impl Node {
         if !packet.is_single() {
             return self.in_pieces(now, host, NextHop::Local, packet);
         }
-        packet.complete();
+        packet.complete_checksum();
         let waits = self.neighbours.wait(host.into(), packet.as_slice(), until);
         if waits {
             Ok(Verdict::Consumed)
@@ -478,7 +480,7 @@ impl Node {
     }
 
     fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
-        packet.complete();
+        packet.complete_checksum();
         let flow = hash::flow(packet.as_slice(), self.seed);
         if let Tunnel::Vxlan { mac, .. } = self.config.tunnel {
             let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;

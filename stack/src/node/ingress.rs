@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::ipip;
-use muslin_encap::vxlan::{self, Vni, VtepMac};
+use muslin_encap::tunnel::ipip;
+use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 

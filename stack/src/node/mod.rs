@@ -15,8 +15,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::{Format, Mtu};
-use muslin_encap::virtio::GsoKind;
+use muslin_encap::ip::v4;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::GsoKind;
+use muslin_encap::tunnel::Format;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
@@ -52,7 +54,7 @@ const AGEING_PERIOD: Duration = Duration::from_secs(10);
 /// Packets of its own the node may hold until they are polled.
 const OUTPUT_LEN: usize = 256;
 /// Bytes of the largest packet: an IP packet in an Ethernet frame.
-const MAX_PACKET: usize = 65_535 + crate::frame::HEADER_LEN;
+const MAX_PACKET: usize = v4::MAX_LEN + crate::frame::HEADER_LEN;
 
 /// What a node is.
 #[derive(Debug, Clone)]

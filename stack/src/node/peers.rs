@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU32;
 
 use ipnet::{IpNet, Ipv4Net};
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
 use crate::peer::{Path, Peer, PeerId, PeerState};

@@ -3,19 +3,18 @@
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
+use muslin_encap::ip::v4;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Instant;
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol};
 
 use super::{NextHop, Node};
 use crate::gateway;
+use crate::icmp;
 use crate::peer::{Path, PeerId};
 
-/// Bytes of an IPv4 header without options.
-const IPV4_LEN: usize = 20;
 /// Bytes of an echo request without data.
-const ECHO_LEN: usize = 8;
-const TTL: u8 = 64;
+const ECHO_LEN: usize = icmp::HEADER_LEN;
 
 impl Node {
     /// Asks a peer for a sign of life: sends echo requests (RFC 792) from the gateway to the node's
@@ -38,25 +37,30 @@ impl Node {
     }
 }
 
-fn echo_request(source: Ipv4Addr, destination: Ipv4Addr, ident: u16) -> [u8; IPV4_LEN + ECHO_LEN] {
-    let mut bytes = [0; IPV4_LEN + ECHO_LEN];
+fn echo_request(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    ident: u16,
+) -> [u8; v4::HEADER_LEN + ECHO_LEN] {
+    let mut bytes = [0; v4::HEADER_LEN + ECHO_LEN];
     let checksums = ChecksumCapabilities::default();
-    let (head, rest) = bytes.split_at_mut(IPV4_LEN);
-    let header = Ipv4Repr {
-        src_addr: source,
-        dst_addr: destination,
-        next_header: IpProtocol::Icmp,
-        payload_len: ECHO_LEN,
-        hop_limit: TTL,
+    let (head, rest) = bytes.split_at_mut(v4::HEADER_LEN);
+    let header = v4::Header {
+        dscp: 0,
+        total_len: (v4::HEADER_LEN + ECHO_LEN) as u16,
+        ident: 0,
+        dont_fragment: true,
+        ttl: v4::DEFAULT_TTL,
+        protocol: IpProtocol::Icmp,
+        source,
+        destination,
     };
     let echo = Icmpv4Repr::EchoRequest {
         ident,
         seq_no: 0,
         data: &[],
     };
-    let mut view = Ipv4Packet::new_unchecked(head);
-    // The packet's length is more than the header's, which is all that is written here.
-    header.emit(&mut view, &checksums);
+    head.copy_from_slice(&header.to_bytes());
     echo.emit(&mut Icmpv4Packet::new_unchecked(rest), &checksums);
     bytes
 }

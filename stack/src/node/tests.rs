@@ -19,7 +19,8 @@ mod telling;
 mod uplink;
 mod work;
 
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::ip::fragment::Fragments;
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 0, 1]);
 const POD_PORT: PortId = PortId(1);
@@ -270,8 +271,7 @@ fn a_ping_larger_than_the_mtu_is_answered_in_fragments() {
         node.set_egress(egress);
         // What is in the later fragments must not be taken for a header.
         let packet = ping(pod(1, 2), pod(1, 1), 64, 4000);
-        let mut fragments =
-            crate::fragment::Fragments::new(&packet, Mtu::new(1450).unwrap()).unwrap();
+        let mut fragments = Fragments::new(&packet, Mtu::new(1450).unwrap()).unwrap();
         let mut buffer = [0; 1500];
         while let Some(len) = fragments.write_next(&mut buffer) {
             from_pod(&mut node, &pod_frame(&buffer[..len]));

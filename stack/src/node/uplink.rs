@@ -220,7 +220,7 @@ impl Node {
         {
             return Err(unknown);
         }
-        packet.complete();
+        packet.complete_checksum();
         let packet = packet.as_slice().to_vec();
         link.early.push_back(Early { host, mac, packet });
         Ok(Verdict::Consumed)

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{ArpRepr, Ipv4Packet};
 

@@ -3,8 +3,8 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio;
 use smoltcp::time::Instant;
 
 use crate::port::Attachment;

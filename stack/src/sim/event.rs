@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 
 use super::Violation;
 use super::cluster::{Cluster, PREFIX, address};

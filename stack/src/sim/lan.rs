@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::virtio::Header;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress};
 
 use super::Violation;

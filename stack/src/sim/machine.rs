@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 use smoltcp::wire::EthernetAddress;
 

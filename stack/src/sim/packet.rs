@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 use smoltcp::wire::{
     EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, TcpPacket,
     UdpPacket,

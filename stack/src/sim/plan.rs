@@ -5,8 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::vxlan::VtepMac;
 
 use super::event::{Event, Forgery};
 use super::link::Weather;
@@ -195,7 +195,7 @@ fn setup(random: &mut Random) -> Setup {
         }),
         6..8 => Backend::HostGw,
         _ => Backend::Udp {
-            port: muslin_encap::udp::PORT,
+            port: muslin_encap::tunnel::udp::PORT,
         },
     };
     let len = random.pick(&[24, 24, 26, 29]);

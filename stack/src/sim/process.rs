@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 
-use muslin_encap::overhead::{Format, Mtu};
-use muslin_encap::vxlan::VtepMac;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Duration;
 use smoltcp::wire::IpVersion;
 

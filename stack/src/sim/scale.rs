@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::overhead::Mtu;
+use muslin_encap::mtu::Mtu;
 use smoltcp::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Figures};

@@ -3,9 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Format;
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
-use muslin_encap::virtio::Header;
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::Header;
+use muslin_encap::tunnel::Format;
 use smoltcp::time::{Duration, Instant};
 
 use super::Violation;
@@ -407,13 +407,13 @@ fn network_of(verdict: Verdict, format: Option<Format>) -> usize {
 /// take apart.
 fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> {
     let Some(gso) = packet.offload().gso else {
-        packet.complete();
+        packet.complete_checksum();
         return Some(vec![packet.as_slice().to_vec()]);
     };
     let mut split = Split::new(packet.as_slice(), network, gso, Checksums::Complete).ok()?;
     let mut header = [0; MAX_HEADER_LEN];
     let mut segments = Vec::new();
-    while let Some(train) = split.next_train(&mut header, Limits::ONE).ok()? {
+    while let Some(train) = split.next_train(&mut header, TrainLimits::ONE).ok()? {
         let each = train.segments();
         segments.extend(each.map(|(header, payload)| [header, payload].concat()));
     }

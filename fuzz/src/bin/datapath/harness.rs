@@ -8,8 +8,8 @@ use arbitrary::{Result, Unstructured};
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
 use muslin_stack::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
@@ -415,7 +415,7 @@ impl Harness {
                 Output::Packet(Verdict::Port(port), mut packet) => {
                     let offload = packet.offload().check(packet.len());
                     offload.expect("a valid header");
-                    packet.complete();
+                    packet.complete_checksum();
                     frames.push((port, packet.as_slice().to_vec()));
                 }
                 Output::Packet(..) => {}

@@ -7,8 +7,8 @@ use std::rc::Rc;
 use arbitrary::{Result, Unstructured};
 use etherparse::PacketBuilder;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use muslin_stack::egress::{
     Config, Egress, FlowId, FlowKey, HostError, Limits, Policy, Protocol, Ready, Rules,
 };

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::split::{Checksums, Limits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_stack::Duration;
 use muslin_stack::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Output, Protocol,
@@ -603,7 +603,7 @@ impl PodSide {
         assert!(packet.headroom() >= HEADROOM);
         let mut world = self.0.borrow_mut();
         let Some(gso) = packet.offload().gso else {
-            packet.complete();
+            packet.complete_checksum();
             world.receive(packet.as_slice());
             return;
         };
@@ -615,7 +615,7 @@ impl PodSide {
         let mut split = split.expect("it can be split");
         let mut header = [0; MAX_HEADER_LEN];
         while let Some(train) = split
-            .next_train(&mut header, Limits::ONE)
+            .next_train(&mut header, TrainLimits::ONE)
             .expect("it can be split")
         {
             for (header, payload) in train.segments() {

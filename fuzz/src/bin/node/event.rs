@@ -3,8 +3,8 @@
 
 use std::net::Ipv4Addr;
 
-use muslin_encap::checksum;
-use muslin_encap::virtio;
+use muslin_encap::ip::checksum;
+use muslin_encap::offload::virtio;
 
 use arbitrary::{Result, Unstructured};
 use smoltcp::wire::EthernetAddress;
@@ -397,7 +397,7 @@ impl Shape {
         let pseudo = checksum::add(pseudo, checksum::add(protocol.into(), len as u16));
         bytes[34 + field..36 + field].copy_from_slice(&pseudo.to_be_bytes());
         if self.finished {
-            checksum::finish(bytes, 34, field);
+            checksum::complete(bytes, 34, field);
         }
         self.header(34 + header_len, field)
     }

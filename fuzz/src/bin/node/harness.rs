@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::overhead::Mtu;
-use muslin_encap::udp;
-use muslin_encap::virtio::{self, Header};
-use muslin_encap::vxlan::{Vni, VtepMac};
+use muslin_encap::ip::v4;
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::{self, Header};
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::drops::DropReason;
 use muslin_stack::guard::Policy;
 use muslin_stack::neighbour::State;
@@ -517,7 +517,7 @@ impl Harness {
         self.pods_sent |= is_own(source);
         self.gateway_sent |= is_own(source);
         let route = self.route(destination);
-        if let (Ok(total), Some(offload)) = (udp::check(bytes), self.offload(incoming, 0)) {
+        if let (Ok(total), Some(offload)) = (v4::check(bytes), self.offload(incoming, 0)) {
             let fits = total.min(offload.longest) <= self.mtu;
             match route {
                 Route::Peers(_) if is_own(source) => {
@@ -570,7 +570,7 @@ impl Harness {
     fn check_egress(&self, incoming: Incoming<'_>, network: usize, out: &Outgoing) {
         assert!(self.has_egress, "there is no egress");
         let packet = &incoming.bytes[network..];
-        let total = udp::check(packet).expect("only whole packets are for egress");
+        let total = v4::check(packet).expect("only whole packets are for egress");
         let here = total.min(packet.len() - incoming.tail);
         assert_eq!(out.bytes, packet[..here], "egress has what the pod sent");
         let moved = incoming.header.moved(network, 0).unwrap_or_default();
@@ -657,12 +657,12 @@ impl Harness {
     /// Checks a packet that went through the router straight away; its IP header was at `network`.
     fn check_routed(&mut self, from: From, incoming: Incoming<'_>, network: usize, out: &Outgoing) {
         let packet = &incoming.bytes[network..];
-        let total = udp::check(packet).expect("only whole packets are routed");
+        let total = v4::check(packet).expect("only whole packets are routed");
         let packet = &packet[..total.min(packet.len() - incoming.tail)];
         let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
         let left = self.strip(out.verdict, &out.bytes);
         assert_eq!(
-            udp::check_head(left, left.len() + out.tail),
+            v4::check_head(left, left.len() + out.tail),
             Ok(total),
             "what leaves is malformed"
         );
@@ -806,7 +806,7 @@ impl Harness {
         else {
             return;
         };
-        let (Ok(total), Some(offload)) = (udp::check(packet), self.offload(incoming, 14)) else {
+        let (Ok(total), Some(offload)) = (v4::check(packet), self.offload(incoming, 14)) else {
             return;
         };
         let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
@@ -919,7 +919,7 @@ impl Harness {
             }
             Verdict::Port(_) | Verdict::Peer { .. } => {
                 let packet = self.strip(verdict, out);
-                assert_eq!(udp::check(packet), Ok(packet.len()), "malformed");
+                assert_eq!(v4::check(packet), Ok(packet.len()), "malformed");
                 assert!(packet.len() <= self.mtu, "{} bytes", packet.len());
                 let (source, destination) = (ipv4(&packet[12..]), ipv4(&packet[16..]));
                 assert!(!is_martian(source) && !is_martian(destination));

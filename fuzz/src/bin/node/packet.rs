@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
-use muslin_encap::headers::{Protocol, Transport};
-use muslin_encap::virtio::{Checksum, GsoKind, Header};
+use muslin_encap::ip::transport::{Protocol, Transport};
+use muslin_encap::offload::virtio::{Checksum, GsoKind, Header};
 use muslin_stack::port::Attachment;
 
 use crate::event::GATEWAY_MAC;
@@ -126,7 +126,7 @@ impl Offload {
             });
         }
         let at = Transport::parse(packet, 0).ok()?;
-        let field = at.checksum() - at.l4;
+        let field = at.checksum_offset() - at.l4;
         let unfinished = match header.checksum {
             Checksum::Unknown | Checksum::Valid => None,
             Checksum::Partial { start, offset } => {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use muslin_encap::buffer::HEADROOM;
-use muslin_encap::split::{Checksums, Limits as TrainLimits, MAX_HEADER_LEN, Split};
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
@@ -293,7 +293,7 @@ impl FakePods {
         self.longest = self.longest.max(packet.len());
         assert!(packet.headroom() >= HEADROOM);
         let Some(gso) = packet.offload().gso else {
-            packet.complete();
+            packet.complete_checksum();
             self.packets.push_back(packet.as_slice().to_vec());
             return Ok(());
         };

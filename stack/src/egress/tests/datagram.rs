@@ -1,7 +1,8 @@
 //! Datagrams and echo requests of pods.
 
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder, UdpHeader};
-use muslin_encap::virtio::{Gso, GsoKind, Header};
+use muslin_encap::ip::checksum;
+use muslin_encap::offload::virtio::{Gso, GsoKind, Header};
 
 use super::bed::{Bed, POD, SERVER, pattern};
 use super::*;

@@ -234,7 +234,8 @@ fn fragments_are_handed_over_as_the_packet_that_they_are_of() {
         header.set_dont_frag(false);
         header.set_more_frags(more);
         header.set_frag_offset(from as u16);
-        set_total_len(&mut bytes);
+        let len = bytes.len() as u16;
+        v4::set_total_len(&mut bytes, len);
         bytes
     };
     bed.send(&piece(0, 1400, true));

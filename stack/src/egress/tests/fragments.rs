@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::bed::{Bed, POD, SERVER, pattern};
 use super::*;
-use crate::fragment::Fragments;
+use muslin_encap::ip::fragment::Fragments;
 
 const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
 /// Payload of all fragments but the last that fit the MTU.

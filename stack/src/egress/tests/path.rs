@@ -1,6 +1,7 @@
 //! What of a pod's header goes on with its datagrams, and what is said of them on their way.
 
 use etherparse::{Icmpv4Type, IpNumber, Ipv4Header, PacketBuilder, UdpHeader};
+use muslin_encap::ip::checksum;
 
 use super::bed::{Bed, POD, SERVER, pattern};
 use super::*;

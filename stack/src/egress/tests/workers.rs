@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use etherparse::PacketBuilder;
 use muslin_encap::buffer::OwnedPacket;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::socket::tcp::State;
 
 use super::bed::{Bed, POD, pattern};
@@ -82,7 +82,7 @@ fn unfinished(payload: &[u8]) -> Vec<u8> {
         .unwrap();
     let at = Transport::parse(&bytes, 0).unwrap();
     let pseudo = at.pseudo_header(&bytes, at.end - at.l4);
-    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&pseudo.to_be_bytes());
+    bytes[at.checksum_offset()..at.checksum_offset() + 2].copy_from_slice(&pseudo.to_be_bytes());
     bytes
 }
 
@@ -147,7 +147,7 @@ fn what_a_device_has_verified_stays_so_when_it_is_handed_over() {
         pod.poll(*now);
         for mut bytes in std::mem::take(&mut pod.device.outgoing) {
             let at = Transport::parse(&bytes, 0).unwrap();
-            bytes[at.checksum()] ^= 0x5a;
+            bytes[at.checksum_offset()] ^= 0x5a;
             let offload = Header {
                 checksum: Checksum::Valid,
                 ..Header::default()

@@ -1,8 +1,8 @@
 //! Superpackets go through a node as one packet, or come out in pieces where they must.
 
-use muslin_encap::checksum::{self, Transported};
-use muslin_encap::headers::Transport;
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::ip::checksum;
+use muslin_encap::ip::transport::{ChecksumState, Transport};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 use super::*;
 
@@ -20,7 +20,7 @@ fn superpacket(to: Ipv4Addr, size: Option<u16>, dont_fragment: bool) -> (Vec<u8>
     set_dont_fragment(&mut bytes, dont_fragment);
     let at = Transport::parse(&bytes, 0).unwrap();
     let partial = at.pseudo_header(&bytes, at.end - at.l4);
-    bytes[at.checksum()..at.checksum() + 2].copy_from_slice(&partial.to_be_bytes());
+    bytes[at.checksum_offset()..at.checksum_offset() + 2].copy_from_slice(&partial.to_be_bytes());
     let header = Header {
         checksum: Checksum::Partial {
             start: 34,
@@ -54,9 +54,9 @@ fn offloaded(node: &mut Node, frame: &[u8], header: Header) -> (Verdict, Header,
     (verdict, after, bytes)
 }
 
-fn checksum_of(packet: &[u8], at: usize) -> Transported {
+fn checksum_of(packet: &[u8], at: usize) -> ChecksumState {
     let packet = &packet[at..];
-    checksum::check(packet, &Transport::parse(packet, 0).unwrap())
+    Transport::parse(packet, 0).unwrap().checksum_state(packet)
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn checksums_are_finished_only_for_a_wire() {
     let (verdict, after, bytes) = offloaded(&mut node, &pod_frame(&packet), header);
     assert!(matches!(verdict, Verdict::Peer { .. }));
     assert_eq!(after, Header::default());
-    assert_eq!(checksum_of(&bytes, 22), Transported::Valid);
+    assert_eq!(checksum_of(&bytes, 22), ChecksumState::Valid);
 
     let neighbour = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, &packet);
     let (verdict, after, bytes) = offloaded(&mut node, &neighbour, header);
@@ -124,7 +124,7 @@ fn segments_larger_than_the_mtu_are_reported_or_fragmented() {
         assert!(matches!(verdict, Verdict::Peer { .. }) && piece.len() <= 1450);
         assert_eq!(Ipv4Packet::new_checked(&piece[..]).unwrap().hop_limit(), 63);
     }
-    assert_eq!(checksum_of(&pieces[4].1, 0), Transported::Valid);
+    assert_eq!(checksum_of(&pieces[4].1, 0), ChecksumState::Valid);
     assert_adds_up(&node);
 }
 
@@ -163,7 +163,7 @@ fn what_must_wait_for_a_neighbour_waits_in_segments() {
     for (i, (verdict, bytes)) in released.iter().enumerate() {
         assert_eq!(*verdict, Verdict::Port(OTHER_PORT));
         assert_eq!(bytes[42..], packet[28 + 1000 * i..28 + 1000 * (i + 1)]);
-        assert_eq!(checksum_of(bytes, 14), Transported::Valid);
+        assert_eq!(checksum_of(bytes, 14), ChecksumState::Valid);
     }
     assert_adds_up(&node);
 }
@@ -299,7 +299,7 @@ fn a_checksum_is_not_finished_where_the_guard_has_looked() {
     let becomes_server = |last: &u16| {
         let mut packet = packet.clone();
         packet[66..].copy_from_slice(&last.to_be_bytes());
-        checksum::finish(&mut packet, 20, 2);
+        checksum::complete(&mut packet, 20, 2);
         packet[22..24] == 68u16.to_be_bytes()
     };
     let last = (0..=u16::MAX).find(becomes_server).unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 use crate::work::TURN;
 
-use muslin_encap::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 /// How many frames of this kind a port has in one turn.
 fn frames_of_a_turn(node: &mut Node, frame: &[u8], offload: Header) -> usize {

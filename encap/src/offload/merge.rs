@@ -1,79 +1,125 @@
-//! Segments that follow each other as the superpacket they stand for: the reverse of
-//! [`crate::split`], by the rules of Linux' GRO.
+//! Merges segments that follow each other into superpackets: the reverse of
+//! [`crate::offload::split`], by the rules of Linux' GRO.
 //!
-//! Writing a frame into a pod costs the kernel about the same whether it has 1,400 bytes or
-//! 64 KiB, so the segments of a batch are joined first. The first one stays where it is and its
-//! headers become those of the whole; of the others only the payload is pointed to ([`Merged`]).
-//! The shell writes virtio-net header, first packet and payloads with one `writev`.
+//! Writing a frame into a pod costs the kernel about the same for 1,400 bytes as for 64 KiB, so the
+//! segments of a batch are merged first. The first one stays where it is, and its headers become
+//! those of the merged packet; of the others only the payload is referred to ([`Merged`]). The
+//! caller writes virtio-net header, first packet and payloads with one `writev`.
 //!
-//! A batch is whatever was read before sending: a train of UDP_GRO cut into its datagrams, many
-//! single datagrams, or both. A kernel peer's datagrams come singly (its outer checksum is zero, so
-//! UDP_GRO leaves them alone), which is why merging must not end with a train. Up to
-//! [`FLOWS`] flows are open at once; nothing waits longer than the batch.
+//! A batch is whatever was read before anything is sent: a train received with UDP_GRO and cut into
+//! its datagrams, many single datagrams, or both. Datagrams of a kernel peer arrive one by one
+//! (their outer checksum is zero, so UDP_GRO leaves them alone), which is why merging goes on
+//! beyond the end of a train. Up to [`FLOWS`] flows are open at once, and no packet waits longer
+//! than its batch.
 //!
-//! Order within a flow is kept because a flow has one open packet at most and whatever cannot join
-//! it ends it first; a packet whose flow is not known (a fragment) ends all. Flows may overtake
-//! each other. A segment's checksum is verified before it is merged, since the merged packet has an
-//! unfinished one that vouches for all of it; packets that stay alone cost no pass.
+//! The order within a flow is kept: a flow has at most one open packet, and a segment that cannot
+//! join it closes it first; a packet whose flow is unknown (a fragment) closes all. Flows may
+//! overtake each other. The checksum of a segment is verified before it is merged, since the
+//! partial checksum of the merged packet vouches for all of it. Packets that stay single cost no
+//! pass over their payload.
+//!
+//! ```
+//! use muslin_encap::ip::{transport::Transport, v4};
+//! use muslin_encap::mtu::Mtu;
+//! use muslin_encap::offload::merge::{Merged, Merger, Settings};
+//! # use muslin_encap::ip::checksum;
+//! # use muslin_encap::IpProtocol;
+//!
+//! // A TCP segment over IPv4 with 100 bytes of payload.
+//! fn segment(sequence: u8) -> Vec<u8> {
+//!     // ...
+//! #   let header = v4::Header {
+//! #       dscp: 0,
+//! #       total_len: 140,
+//! #       ident: 1,
+//! #       dont_fragment: true,
+//! #       ttl: v4::DEFAULT_TTL,
+//! #       protocol: IpProtocol::Tcp,
+//! #       source: [10, 244, 1, 2].into(),
+//! #       destination: [10, 244, 2, 3].into(),
+//! #   };
+//! #   let mut packet = header.to_bytes().to_vec();
+//! #   packet.extend([0x80, 0, 0, 80, 0, 0, 0, sequence, 0, 0, 0, 0, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
+//! #   packet.extend([sequence; 100]);
+//! #   let at = Transport::parse(&packet, 0).expect("it is TCP");
+//! #   let pseudo = at.pseudo_header(&packet, 120);
+//! #   packet[36..38].copy_from_slice(&pseudo.to_be_bytes());
+//! #   checksum::complete(&mut packet, at.l4, at.protocol.checksum_offset());
+//! #   packet
+//! }
+//!
+//! let (mut first, mut second) = (segment(0), segment(100));
+//! let mut lens = Vec::new();
+//! let mut sink = |merged: Merged<'_, '_, ()>| {
+//!     // writev: the virtio-net header, `merged.head`, and each of `merged.tail`.
+//!     lens.push((merged.virtio.gso.map(|gso| gso.size), merged.total_len()));
+//! };
+//! let mut merger = Merger::new(Settings { mtu: Mtu::ETHERNET, udp: true });
+//! merger.push(&mut first, 0, (), &mut sink);
+//! merger.push(&mut second, 0, (), &mut sink);
+//! merger.flush(&mut sink);
+//! assert_eq!(lens, [(Some(100), 240)]);
+//! ```
 //!
 //! # Rules
-//! Equal: what is in front of the IP header, addresses, ports, TOS or traffic class, TTL or hop
-//! limit, DF, flow label, extension headers, TCP's acknowledgement number, window, urgent pointer,
-//! flags and the bytes of all options (so timestamps). IPv4 without options only, its checksum
-//! right, its identification counting up; with DF it may also stay as it is. Sequence numbers
-//! follow. PSH and FIN are taken from the last segment, which they end. SYN, RST and URG, segments
-//! without ACK or without payload stay alone, and so does CWR, as since Linux 6.15: with accurate
-//! ECN it is a bit of a counter (RFC 9768), which whoever splits the superpacket again would take
-//! for that of RFC 3168 and clear in all segments but the first. All segments are as long as the
-//! first, but for a last one that is shorter. UDP, where it is merged, has the same rules and a
-//! checksum; its datagrams remain datagrams for the receiver.
+//! These must be equal: the bytes in front of the IP header, addresses, ports, TOS or traffic
+//! class, TTL or hop limit, DF, flow label, extension headers, and of TCP the acknowledgement
+//! number, window, urgent pointer, flags and all options (so timestamps). IPv4 packets must have no
+//! options and a right header checksum, and identifications that count up or, with DF, stay the
+//! same. Sequence numbers must follow. PSH and FIN end a merged packet, which takes them from its
+//! last segment. Segments with SYN, RST or URG, without ACK or without payload stay single, and so
+//! do those with CWR, as since Linux 6.15: with accurate ECN it is a bit of a counter (RFC 9768),
+//! but splitting the superpacket again would treat it by RFC 3168 and clear it in all segments but
+//! the first. All segments are as long as the first, except for a shorter last one. UDP, where it
+//! is merged, follows the same rules and must have a checksum; the receiver still gets its
+//! datagrams.
 //!
 //! # Cost
 //! `cargo bench -p muslin-encap`, 46 segments of 1,398 bytes, all in the cache, as multiples of
-//! copying those 64 KiB (1.14 us, a shared EPYC core): splitting 0.4, with finished checksums 1.7,
+//! copying those 64 KiB (1.14 us, a shared EPYC core): splitting 0.4, with complete checksums 1.7,
 //! of which the sum is 1.1; merging 2.0 to 2.2, with verified checksums 3.5, so about 50 ns for
 //! each segment's headers. A merger costs 0.2 to make, since it clears a table of 8 KiB: a batch of
-//! one packet goes through [`lone`]. Packets of more than [`FLOWS`] flows at once cost 55 ns each.
+//! one packet goes through [`header_for_single`]. Packets of more than [`FLOWS`] flows at once cost
+//! 55 ns each.
 
 use smoltcp::wire::IpVersion;
 
-use crate::checksum::{self, Transported};
-use crate::headers::{self, Error, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
-use crate::overhead::Mtu;
-use crate::virtio::{Checksum, Gso, GsoKind, Header};
+use crate::bytes::{be16, be32, put16};
+use crate::ip::transport::{ChecksumState, Error, Protocol, Transport, tcp, udp};
+use crate::ip::{checksum, v4, v6};
+use crate::mtu::Mtu;
+use crate::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
-/// Flows that are open at once; a further one ends the oldest.
+/// The most flows that are open at once; a further one closes the oldest.
 pub const FLOWS: usize = 8;
-/// Segments of one merged packet, and so the length of its iovec but for the virtio-net header;
-/// also `UDP_MAX_SEGMENTS` of kernels before 6.9.
+/// The most segments of one merged packet, and so the length of its iovec without the virtio-net
+/// header; also `UDP_MAX_SEGMENTS` of kernels before 6.9.
 pub const MAX_SEGMENTS: usize = 64;
-/// The longest merged IP packet in bytes, as its length field has it.
-pub const MAX_LEN: usize = 65_535;
 
 /// How a merger treats packets.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// The MTU of the receiving interface. A longer TCP packet is a superpacket that a kernel peer
-    /// passed on whole; its segment size is taken from this.
+    /// forwarded whole; its segment size is derived from this MTU.
     pub mtu: Mtu,
-    /// Whether the receiver takes UDP superpackets (Linux 6.2 and later).
+    /// Whether the receiver accepts UDP superpackets (Linux 6.2 and later).
     pub udp: bool,
 }
 
-/// A packet that is to be written: the virtio-net header, the first packet and, if it is a merged
-/// one, the payloads that follow.
+/// A packet to be written: the virtio-net header, the first packet and, if segments were merged,
+/// the payloads of the others.
 ///
-/// Where a device refuses it (some kernels around 6.6 do, if the last segment is shorter), its
-/// bytes one after the other are what [`crate::split::Split`] takes apart again.
+/// If a device refuses it (some kernels around 6.6 do, if the last segment is shorter), its
+/// concatenated bytes can be split again by [`crate::offload::split::Split`].
 #[derive(Debug)]
 pub struct Merged<'s, 'a, K> {
-    /// What the caller called it when it came in.
+    /// The key given to [`Merger::push`].
     pub key: K,
     /// The header for the device, whose offsets count from the start of `head`
     /// ([`Header::moved`] if that is to change).
     pub virtio: Header,
-    /// The first packet, with its headers speaking for all. What was in front of its IP header is
-    /// still there.
+    /// The first packet, whose headers are those of the merged packet. The bytes in front of its IP
+    /// header are still there.
     pub head: &'a mut [u8],
     /// The payloads of the segments after the first.
     pub tail: &'s [&'a [u8]],
@@ -87,11 +133,11 @@ impl<K> Merged<'_, '_, K> {
     }
 }
 
-/// How the identifications of a flow's IPv4 packets go on.
+/// How the identifications of a flow's IPv4 packets continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Idents {
     /// There is one packet only.
-    Open,
+    Unknown,
     Counting,
     Fixed,
 }
@@ -100,11 +146,11 @@ enum Idents {
 #[derive(Debug)]
 struct Open<'a, K> {
     key: K,
-    /// The ports, by which most packets of other flows are told without a look at the head.
+    /// The ports, which tell most packets of other flows apart without a look at the head.
     ports: u32,
     head: &'a mut [u8],
     at: Transport,
-    /// Whether the head's checksum is known to be right.
+    /// Whether the checksum of the head has been verified.
     verified: bool,
     idents: Idents,
     /// Segments after the head.
@@ -117,14 +163,14 @@ struct Open<'a, K> {
     since: u64,
 }
 
-/// Joins the packets of one batch, which live in the caller's buffers for `'a`. The key is what
-/// besides its addresses tells one flow from another (a peer, a port).
+/// Merges the packets of one batch, which live in the caller's buffers for `'a`. Besides addresses
+/// and ports, the key tells flows apart (a peer, a port of the switch).
 #[derive(Debug)]
 pub struct Merger<'a, K> {
     settings: Settings,
     open: [Option<Open<'a, K>>; FLOWS],
     tails: [[&'a [u8]; MAX_SEGMENTS - 1]; FLOWS],
-    /// Packets seen, by which ages are told.
+    /// The number of packets so far: the time by which flows are old or young.
     clock: u64,
 }
 
@@ -140,8 +186,8 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         }
     }
 
-    /// Takes the next packet, whose IP header (if it has one) is at `l3`, and passes to `sink`
-    /// what is to be written before it, or it itself if it stays alone.
+    /// Takes the next packet, whose IP header (if it has one) is at `l3`. Passes to `sink` the
+    /// packets that must be written before it, and the packet itself if it stays single.
     pub fn push(
         &mut self,
         packet: &'a mut [u8],
@@ -156,11 +202,11 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
                 if may_belong_to_a_flow(reason) {
                     self.flush(sink);
                 }
-                return alone(self.settings, key, packet, None, sink);
+                return pass_through(self.settings, key, packet, None, sink);
             }
         };
         if at.protocol == Protocol::Udp && !self.settings.udp {
-            return alone(self.settings, key, packet, Some(at), sink);
+            return pass_through(self.settings, key, packet, Some(at), sink);
         }
         if let Some(index) = self.find(key, packet, &at) {
             match self.join(index, packet, &at) {
@@ -175,7 +221,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         self.begin(key, packet, at, sink);
     }
 
-    /// Passes on everything that is open, the oldest first: the end of the batch.
+    /// Passes all open packets on, the oldest first, at the end of the batch.
     pub fn flush(&mut self, sink: &mut impl FnMut(Merged<'_, 'a, K>)) {
         while let Some(index) = self.oldest() {
             self.emit(index, sink);
@@ -201,8 +247,8 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         })
     }
 
-    /// Joins a segment to an open packet, and says whether it is the last that may; or gives it
-    /// back.
+    /// Joins a segment to an open packet and returns whether that is complete now; or gives the
+    /// segment back.
     fn join(
         &mut self,
         index: usize,
@@ -231,7 +277,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         Ok(full || open.last_flags != 0 || at.payload_len() < open.at.payload_len())
     }
 
-    /// Opens a packet, or passes it on if nothing may join it.
+    /// Opens a packet, or passes it on if no segment may join it.
     fn begin(
         &mut self,
         key: K,
@@ -240,7 +286,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         sink: &mut impl FnMut(Merged<'_, 'a, K>),
     ) {
         if at.end - at.l3 > self.settings.mtu.get().into() || !may_begin(packet, &at) {
-            return alone(self.settings, key, packet, Some(at), sink);
+            return pass_through(self.settings, key, packet, Some(at), sink);
         }
         let free = self.open.iter().position(Option::is_none);
         let Some(index) = free.or_else(|| self.oldest()) else {
@@ -253,7 +299,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
             head: packet,
             at,
             verified: false,
-            idents: Idents::Open,
+            idents: Idents::Unknown,
             count: 0,
             payload: at.payload_len(),
             last_flags: 0,
@@ -267,7 +313,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
             return;
         };
         if open.count == 0 {
-            return alone(self.settings, open.key, open.head, Some(open.at), sink);
+            return pass_through(self.settings, open.key, open.head, Some(open.at), sink);
         }
         let tail = &self.tails[index][..open.count];
         let (key, (virtio, head)) = (open.key, open.finish());
@@ -281,14 +327,14 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
 }
 
 impl<'a, K> Open<'a, K> {
-    /// Whether a segment of the same flow may follow by the rules, its checksum aside; if so, how
-    /// identifications go on.
+    /// How identifications continue if a segment of the same flow may join, its checksum aside;
+    /// `None` if it may not.
     fn may_join(&self, packet: &[u8], at: &Transport) -> Option<Idents> {
         let (head, first) = (&*self.head, &self.at);
         let same_shape = at.l3 == first.l3 && at.l4 == first.l4 && at.payload == first.payload;
         let len = at.payload_len();
         let fits = (1..=first.payload_len()).contains(&len)
-            && first.payload - first.l3 + self.payload + len <= MAX_LEN;
+            && first.payload - first.l3 + self.payload + len <= v4::MAX_LEN;
         if !same_shape || !fits || head[..at.l3] != packet[..at.l3] {
             return None;
         }
@@ -302,52 +348,50 @@ impl<'a, K> Open<'a, K> {
         match at.version {
             _ if !follows => None,
             IpVersion::Ipv4 => self.ipv4_follows(network),
-            IpVersion::Ipv6 => ipv6_follows(network).then_some(Idents::Open),
+            IpVersion::Ipv6 => ipv6_follows(network).then_some(Idents::Unknown),
         }
     }
 
     fn ipv4_follows(&self, (head, packet): (&[u8], &[u8])) -> Option<Idents> {
         let equal = |at: usize| head[at] == packet[at];
-        let fields = [ipv4::TOS, ipv4::TTL, ipv4::FRAGMENT];
+        let fields = [v4::field::TOS, v4::field::TTL, v4::field::FRAGMENT];
         if !fields.into_iter().all(equal) || !is_plain_ipv4(packet) {
             return None;
         }
-        let (first, ident) = (be16(head, ipv4::IDENT), be16(packet, ipv4::IDENT));
+        let (first, ident) = (be16(head, v4::field::IDENT), be16(packet, v4::field::IDENT));
         // There are at most `MAX_SEGMENTS`.
         let counting = ident == first.wrapping_add(self.count as u16 + 1);
-        let fixed = ident == first && head[ipv4::FRAGMENT] & ipv4::DONT_FRAGMENT != 0;
+        let fixed = ident == first && head[v4::field::FRAGMENT] & v4::DONT_FRAGMENT != 0;
         match self.idents {
-            Idents::Open | Idents::Counting if counting => Some(Idents::Counting),
-            Idents::Open | Idents::Fixed if fixed => Some(Idents::Fixed),
+            Idents::Unknown | Idents::Counting if counting => Some(Idents::Counting),
+            Idents::Unknown | Idents::Fixed if fixed => Some(Idents::Fixed),
             _ => None,
         }
     }
 
-    /// Whether the head's checksum is right, which is looked at once.
+    /// Whether the checksum of the head is right, verified once.
     fn verify(&mut self) -> bool {
         self.verified = self.verified || is_intact(self.head, &self.at);
         self.verified
     }
 
-    /// Writes what the head has to say of all segments.
+    /// Makes the headers of the first segment those of the merged packet.
     fn finish(self) -> (Header, &'a mut [u8]) {
         let (at, size) = (self.at, self.at.payload_len());
         let head = &mut self.head[..at.end];
         let transport_len = at.payload - at.l4 + self.payload;
-        // What `may_join` lets through is not longer than `MAX_LEN`.
-        debug_assert!(at.l4 - at.l3 + transport_len <= MAX_LEN);
+        // `may_join` refuses a segment with which it would be longer.
+        debug_assert!(at.l4 - at.l3 + transport_len <= v4::MAX_LEN);
         let len = |from: usize| (at.l4 - from + transport_len) as u16;
         match at.version {
             IpVersion::Ipv4 => {
                 let network = &mut head[at.l3..at.l4];
-                put16(network, ipv4::TOTAL_LEN, len(at.l3));
-                put16(network, ipv4::CHECKSUM, 0);
-                let sum = checksum::compute(network);
-                put16(network, ipv4::CHECKSUM, sum);
+                put16(network, v4::field::TOTAL_LEN, len(at.l3));
+                v4::fill_checksum(network);
             }
             IpVersion::Ipv6 => {
-                let len = len(at.l3 + headers::IPV6_LEN);
-                put16(head, at.l3 + ipv6::PAYLOAD_LEN, len);
+                let len = len(at.l3 + v6::HEADER_LEN);
+                put16(head, at.l3 + v6::field::PAYLOAD_LEN, len);
             }
         }
         match at.protocol {
@@ -355,12 +399,12 @@ impl<'a, K> Open<'a, K> {
             Protocol::Udp => put16(head, at.l4 + udp::LENGTH, len(at.l4)),
         }
         let pseudo = at.pseudo_header(head, transport_len);
-        put16(head, at.checksum(), pseudo);
+        put16(head, at.checksum_offset(), pseudo);
         (superpacket(head, &at, size), head)
     }
 }
 
-/// The virtio-net header of a superpacket whose checksum is unfinished.
+/// The virtio-net header of a superpacket, whose checksum is partial.
 fn superpacket(packet: &[u8], at: &Transport, size: usize) -> Header {
     let (kind, ecn) = match (at.protocol, at.version) {
         (Protocol::Udp, _) => (GsoKind::Udp, false),
@@ -376,7 +420,7 @@ fn superpacket(packet: &[u8], at: &Transport, size: usize) -> Header {
         checksum: partial(at),
         gso: Some(Gso {
             kind,
-            // No payload is longer than 16 bits say.
+            // The payload of a packet fits 16 bits.
             size: size as u16,
             ecn,
         }),
@@ -387,19 +431,18 @@ fn superpacket(packet: &[u8], at: &Transport, size: usize) -> Header {
 fn partial(at: &Transport) -> Checksum {
     Checksum::Partial {
         start: offset(at.l4),
-        offset: at.protocol.checksum() as u16,
+        offset: at.protocol.checksum_offset() as u16,
     }
 }
 
-/// An offset as the header has it. What is in front of a frame's IP header is short; where it were
-/// not, the device refuses the header.
+/// An offset for the virtio-net header. If one does not fit, which takes more than 60 KiB in front
+/// of the IP header, the device refuses the header.
 fn offset(at: usize) -> u16 {
     u16::try_from(at).unwrap_or(u16::MAX)
 }
 
-/// Passes on a packet that nothing joined. An unfinished checksum is left to the receiver, and so
-/// is the segmentation of a TCP packet longer than its MTU.
-fn alone<'a, K>(
+/// Passes a packet on that no segment has joined.
+fn pass_through<'a, K>(
     settings: Settings,
     key: K,
     packet: &'a mut [u8],
@@ -419,7 +462,7 @@ fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
     if let Some(header) = oversized(packet, at, mtu) {
         return header;
     }
-    let is_partial = checksum::is_partial(packet, at);
+    let is_partial = at.is_partial(packet);
     Header {
         checksum: if is_partial {
             partial(at)
@@ -430,16 +473,16 @@ fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
     }
 }
 
-/// The virtio-net header for a packet that is a batch by itself, which needs no merger: an
-/// unfinished checksum is left to the receiver, and so is the segmentation of a TCP packet that is
-/// longer than the receiver's MTU (its checksum becomes an unfinished one).
-pub fn lone(packet: &mut [u8], l3: usize, mtu: Mtu) -> Header {
+/// The virtio-net header for a batch of one packet, which needs no merger. It leaves a partial
+/// checksum to the receiver, and the segmentation of a TCP packet longer than the receiver's MTU,
+/// whose checksum becomes a partial one.
+pub fn header_for_single(packet: &mut [u8], l3: usize, mtu: Mtu) -> Header {
     Transport::parse(packet, l3)
         .map_or_else(|_| Header::default(), |at| header_of(packet, &at, mtu))
 }
 
-/// The header for a TCP packet longer than the MTU, whose checksum becomes an unfinished one; `None`
-/// if it is none of those that can be segmented.
+/// The header for a TCP packet longer than the MTU, whose checksum becomes a partial one. `None` if
+/// it is not such a packet or cannot be segmented.
 fn oversized(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Option<Header> {
     let mtu = usize::from(mtu.get());
     if at.protocol != Protocol::Tcp || at.end - at.l3 <= mtu || at.end != packet.len() {
@@ -453,22 +496,23 @@ fn oversized(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Option<Header> {
         return None;
     }
     let pseudo = at.pseudo_header(packet, at.end - at.l4);
-    put16(packet, at.checksum(), pseudo);
+    put16(packet, at.checksum_offset(), pseudo);
     Some(superpacket(packet, at, size))
 }
 
-/// Whether what could not be parsed may be part of a flow that is open.
+/// Whether a packet that could not be parsed may belong to an open flow.
 const fn may_belong_to_a_flow(reason: Error) -> bool {
     match reason {
         Error::EtherType(_) | Error::Version(_) | Error::Protocol(_) => false,
-        Error::TooShort { .. }
+        Error::Ipv4(_)
+        | Error::TooShort { .. }
         | Error::Length { .. }
         | Error::Fragment
         | Error::ExtensionHeader(_) => true,
     }
 }
 
-/// Whether two packets are of one protocol and between the same addresses.
+/// Whether two packets have the same protocol and addresses.
 fn same_addresses((a, at_a): (&[u8], &Transport), (b, at_b): (&[u8], &Transport)) -> bool {
     if at_a.protocol != at_b.protocol || at_a.version != at_b.version {
         return false;
@@ -476,11 +520,16 @@ fn same_addresses((a, at_a): (&[u8], &Transport), (b, at_b): (&[u8], &Transport)
     let (a, b) = (&a[at_a.l3..], &b[at_b.l3..]);
     match at_a.version {
         IpVersion::Ipv4 => {
-            let addresses = |ip: &[u8]| [be32(ip, ipv4::ADDRESSES), be32(ip, ipv4::ADDRESSES + 4)];
+            let addresses = |ip: &[u8]| {
+                [
+                    be32(ip, v4::field::SOURCE),
+                    be32(ip, v4::field::DESTINATION),
+                ]
+            };
             addresses(a) == addresses(b)
         }
         IpVersion::Ipv6 => {
-            let addresses = ipv6::ADDRESSES..headers::IPV6_LEN;
+            let addresses = v6::field::ADDRESSES..v6::HEADER_LEN;
             a[addresses.clone()] == b[addresses]
         }
     }
@@ -503,7 +552,7 @@ fn may_begin(packet: &[u8], at: &Transport) -> bool {
     begins && network && at.payload_len() > 0
 }
 
-/// Whether a TCP header goes on where the first one, after `sent` bytes of payload, ended.
+/// Whether a TCP header follows the first one behind `sent` bytes of payload.
 fn tcp_follows((head, header): (&[u8], &[u8]), sent: u32) -> bool {
     use tcp::{ACK_NUMBER, DATA_OFFSET, FLAGS, SEQUENCE, URGENT, WINDOW};
     let changed = head[FLAGS] ^ header[FLAGS];
@@ -515,16 +564,17 @@ fn tcp_follows((head, header): (&[u8], &[u8]), sent: u32) -> bool {
         && head[URGENT..] == header[URGENT..]
 }
 
-/// Whether all but the lengths are equal.
+/// Whether two IPv6 headers, with extension headers, are equal but for their lengths.
 fn ipv6_follows((head, packet): (&[u8], &[u8])) -> bool {
-    head[..ipv6::PAYLOAD_LEN] == packet[..ipv6::PAYLOAD_LEN]
-        && head[ipv6::NEXT_HEADER..=ipv6::HOP_LIMIT] == packet[ipv6::NEXT_HEADER..=ipv6::HOP_LIMIT]
-        && head[headers::IPV6_LEN..] == packet[headers::IPV6_LEN..]
+    use v6::field::{HOP_LIMIT, NEXT_HEADER, PAYLOAD_LEN};
+    head[..PAYLOAD_LEN] == packet[..PAYLOAD_LEN]
+        && head[NEXT_HEADER..=HOP_LIMIT] == packet[NEXT_HEADER..=HOP_LIMIT]
+        && head[v6::HEADER_LEN..] == packet[v6::HEADER_LEN..]
 }
 
 /// Whether an IPv4 header has no options and a right checksum.
 fn is_plain_ipv4(header: &[u8]) -> bool {
-    header.len() == headers::IPV4_LEN && checksum::compute(header) == 0
+    header.len() == v4::HEADER_LEN && checksum::compute(header) == 0
 }
 
 fn has_udp_checksum(header: &[u8]) -> bool {
@@ -539,7 +589,7 @@ fn ending_flags(packet: &[u8], at: &Transport) -> u8 {
 }
 
 fn is_intact(packet: &[u8], at: &Transport) -> bool {
-    checksum::check(packet, at) != Transported::Invalid
+    at.checksum_state(packet) != ChecksumState::Invalid
 }
 
 #[cfg(test)]
@@ -558,14 +608,12 @@ mod tests {
 
     fn fill(packet: &mut [u8]) {
         let len = (packet.len() - L3) as u16;
-        put16(packet, L3 + ipv4::TOTAL_LEN, len);
-        put16(packet, L3 + ipv4::CHECKSUM, 0);
-        let sum = checksum::compute(&packet[L3..L4]);
-        put16(packet, L3 + ipv4::CHECKSUM, sum);
+        put16(packet, L3 + v4::field::TOTAL_LEN, len);
+        v4::fill_checksum(&mut packet[L3..L4]);
         if let Ok(at) = Transport::parse(packet, L3) {
             let pseudo = at.pseudo_header(packet, at.end - at.l4);
-            put16(packet, at.checksum(), pseudo);
-            checksum::finish(packet, at.l4, at.protocol.checksum()).unwrap();
+            put16(packet, at.checksum_offset(), pseudo);
+            checksum::complete(packet, at.l4, at.protocol.checksum_offset()).unwrap();
         }
     }
 
@@ -618,10 +666,10 @@ mod tests {
         assert_eq!(with(0, |_| {}), [3]);
         let fields = [
             ("Ethernet source", 11),
-            ("TOS", L3 + ipv4::TOS),
-            ("identification", L3 + ipv4::IDENT + 1),
-            ("DF", L3 + ipv4::FRAGMENT),
-            ("TTL", L3 + ipv4::TTL),
+            ("TOS", L3 + v4::field::TOS),
+            ("identification", L3 + v4::field::IDENT + 1),
+            ("DF", L3 + v4::field::FRAGMENT),
+            ("TTL", L3 + v4::field::TTL),
             ("sequence", L4 + tcp::SEQUENCE + 3),
             ("acknowledgement", L4 + tcp::ACK_NUMBER + 3),
             ("reserved bits", L4 + tcp::DATA_OFFSET),
@@ -683,8 +731,8 @@ mod tests {
         let merge_idents = |idents: [u16; 3], df: u8| {
             let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
             for (packet, ident) in packets.iter_mut().zip(idents) {
-                put16(packet, L3 + ipv4::IDENT, ident);
-                packet[L3 + ipv4::FRAGMENT] = df;
+                put16(packet, L3 + v4::field::IDENT, ident);
+                packet[L3 + v4::field::FRAGMENT] = df;
                 fill(packet);
             }
             let outputs = merge(&packets).into_iter();
@@ -703,7 +751,7 @@ mod tests {
     #[test]
     fn what_is_not_intact_is_not_merged() {
         for (which, expected) in [(0, vec![1, 2]), (1, vec![1, 1, 1]), (2, vec![2, 1])] {
-            for at in [L3 + ipv4::CHECKSUM, L4 + tcp::CHECKSUM, PAYLOAD + 50] {
+            for at in [L3 + v4::field::CHECKSUM, L4 + tcp::CHECKSUM, PAYLOAD + 50] {
                 let mut packets = [0, 1, 2].map(|i| segment(1, i, 100));
                 packets[which][at] ^= 1;
                 let counts: Vec<_> = merge(&packets).iter().map(|(_, count)| *count).collect();
@@ -725,7 +773,7 @@ mod tests {
         ];
         assert_eq!(merge(&batch), [(1, 2), (2, 2), (1, 2)], "a retransmission");
         let mut fragment = segment(3, 0, 100);
-        fragment[L3 + ipv4::FRAGMENT] = 0x20;
+        fragment[L3 + v4::field::FRAGMENT] = 0x20;
         let batch = [segment(1, 0, 100), other(0), fragment, other(1)];
         assert_eq!(merge(&batch), [(1, 1), (2, 1), (3, 1), (2, 1)]);
         let mut arp = other(0);
@@ -786,23 +834,26 @@ mod tests {
     }
 
     #[test]
-    fn what_a_kernel_peer_left_unfinished_stays_so() {
+    fn what_a_kernel_peer_left_partial_stays_so() {
         let mut whole = segment(1, 0, 3000);
         let at = Transport::parse(&whole, L3).unwrap();
         let pseudo = at.pseudo_header(&whole, at.end - at.l4);
-        put16(&mut whole, at.checksum(), pseudo);
-        let header = lone(&mut whole, L3, settings().mtu);
+        put16(&mut whole, at.checksum_offset(), pseudo);
+        let header = header_for_single(&mut whole, L3, settings().mtu);
         let gso = header.gso.unwrap();
         assert_eq!((gso.kind, gso.size), (GsoKind::TcpV4, 1398));
         assert_eq!(header.checksum, partial(&at));
         assert_eq!(header.hdr_len, 66);
 
         let mut small = segment(1, 0, 10);
-        assert_eq!(lone(&mut small, L3, settings().mtu), Header::default());
+        assert_eq!(
+            header_for_single(&mut small, L3, settings().mtu),
+            Header::default()
+        );
         let at = Transport::parse(&small, L3).unwrap();
         let pseudo = at.pseudo_header(&small, at.end - at.l4);
-        put16(&mut small, at.checksum(), pseudo);
-        let header = lone(&mut small, L3, settings().mtu);
+        put16(&mut small, at.checksum_offset(), pseudo);
+        let header = header_for_single(&mut small, L3, settings().mtu);
         assert_eq!((header.checksum, header.gso), (partial(&at), None));
     }
 }

@@ -1,20 +1,20 @@
-//! The header with which a TAP device says what is still to be done to a frame: `virtio_net_hdr`
-//! (virtio 1.2 section 5.1.6), in front of every frame of a device opened with `IFF_VNET_HDR`.
+//! The virtio-net header, `virtio_net_hdr` (virtio 1.2 section 5.1.6): what is still to be done to
+//! a frame. A TAP device opened with `IFF_VNET_HDR` has it in front of every frame.
 //!
 //! ```text
 //! 0 flags: u8   1 gso_type: u8   2 hdr_len   4 gso_size   6 csum_start   8 csum_offset: u16
 //! ```
-//! The device's own form has ten bytes with numbers in the machine's byte order, unless told
-//! otherwise by `TUNSETVNETHDRSZ` and `TUNSETVNETLE`; virtio 1.x itself has a twelve-byte form,
-//! always little-endian, whose last two bytes (`num_buffers`) a TAP device leaves alone.
+//! A TAP device uses the form of ten bytes, in the machine's byte order, unless it was configured
+//! otherwise by `TUNSETVNETHDRSZ` and `TUNSETVNETLE`. The form of virtio 1.x has twelve bytes and
+//! is always little-endian; a TAP device leaves its last two bytes (`num_buffers`) alone.
 //!
-//! All offsets count from the first byte of the frame. `hdr_len` is a hint and no more: for a
-//! packet that the kernel forwarded it may cover the whole first buffer. So nothing here derives
-//! anything from it, and [`Header::check`] only looks whether it lies inside the frame.
+//! All offsets count from the first byte of the frame. `hdr_len` is only a hint: for a packet that
+//! the kernel forwarded it may cover the whole first buffer. So nothing here depends on it, and
+//! [`Header::check`] only checks that it lies inside the frame.
 
 use thiserror::Error;
 
-/// Length in bytes of the header as a TAP device has it by default.
+/// Length in bytes of the header that a TAP device uses by default.
 pub const LEN: usize = 10;
 /// Length in bytes of the form with `num_buffers` (virtio 1.2 section 5.1.6, `VIRTIO_F_VERSION_1`).
 pub const LEN_WITH_BUFFERS: usize = 12;
@@ -28,32 +28,33 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// What is known of the transport checksum of a frame.
+/// What is known about the transport checksum of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Checksum {
-    /// Nothing: whoever reads the packet verifies it.
+    /// Nothing: the receiver has to verify it.
     #[default]
     Unknown,
-    /// The field holds only the sum of the pseudo header, folded and not inverted; the sum of all
-    /// bytes from `start` to the end is still to be put there (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
+    /// The field holds the sum of the pseudo header only, folded and not inverted. The sum of all
+    /// bytes from `start` to the end is still to be written there (`VIRTIO_NET_HDR_F_NEEDS_CSUM`).
     Partial {
-        /// Where summing starts, in bytes from the start of the frame: the transport header.
+        /// Offset in the frame where summing starts: the transport header.
         start: u16,
-        /// Where the field is, in bytes from `start`: 16 for TCP, 6 for UDP.
+        /// Offset of the field from `start`: 16 for TCP, 6 for UDP.
         offset: u16,
     },
     /// It has been verified (`VIRTIO_NET_HDR_F_DATA_VALID`).
     Valid,
 }
 
-/// The protocol by whose rules a superpacket is to be segmented.
+/// The protocol of a superpacket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum GsoKind {
     /// TCP over IPv4 (`VIRTIO_NET_HDR_GSO_TCPV4`).
     TcpV4,
     /// TCP over IPv6 (`VIRTIO_NET_HDR_GSO_TCPV6`).
     TcpV6,
-    /// UDP over either, each segment a datagram of its own (`VIRTIO_NET_HDR_GSO_UDP_L4`).
+    /// UDP over IPv4 or IPv6; each segment is a datagram (`VIRTIO_NET_HDR_GSO_UDP_L4`).
     Udp,
 }
 
@@ -62,57 +63,58 @@ pub enum GsoKind {
 pub struct Gso {
     /// The protocol.
     pub kind: GsoKind,
-    /// Bytes of payload in each segment but the last, which may have less; not zero.
+    /// Bytes of payload in every segment but the last, which may have less. Not zero.
     pub size: u16,
-    /// Whether the TCP header has CWR set, which then belongs to the first segment only
+    /// Whether the TCP header has the CWR flag, which belongs to the first segment only
     /// (`VIRTIO_NET_HDR_GSO_ECN`).
     pub ecn: bool,
 }
 
-/// A virtio-net header; the default one says that nothing is to be done.
+/// A virtio-net header. With the default one nothing is left to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Header {
     /// The state of the transport checksum.
     pub checksum: Checksum,
-    /// How to segment the frame, if it is a superpacket.
+    /// How to segment the frame, for a superpacket.
     pub gso: Option<Gso>,
-    /// Length in bytes of all headers of a superpacket: a hint.
+    /// Length in bytes of all headers of a superpacket, as a hint.
     pub hdr_len: u16,
 }
 
-/// Why something is not a virtio-net header, or not one of the frame it came with.
+/// Why bytes are not a virtio-net header, or not that of the frame behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
     /// Fewer bytes than the header has.
     #[error("{len} bytes are too few for a virtio-net header")]
     TooShort {
-        /// Bytes there were.
+        /// The number of bytes.
         len: usize,
     },
-    /// A kind of segmentation that was never asked for: UFO, tunnels, or what is yet to come.
+    /// A segmentation type that was not negotiated: UFO, tunnels, or a future one.
     #[error("the virtio-net header has segmentation type {0:#04x}")]
     GsoType(u8),
     /// A superpacket whose segments would be empty.
     #[error("the virtio-net header has a segment size of zero")]
     GsoSize,
-    /// A superpacket without an unfinished checksum (virtio 1.2 section 5.1.6.2: `NEEDS_CSUM` must
+    /// A superpacket without a partial checksum (virtio 1.2 section 5.1.6.2: `NEEDS_CSUM` must
     /// be set with any segmentation type).
-    #[error("the virtio-net header has a segmentation type and a finished checksum")]
+    #[error("the virtio-net header has a segmentation type and no partial checksum")]
     GsoChecksum,
     /// The checksum field lies beyond the end of the frame.
     #[error("the checksum at {start}+{offset} lies outside a frame of {len} bytes")]
     ChecksumOutside {
-        /// Where summing starts.
+        /// Offset where summing starts.
         start: u16,
-        /// Where the field is from there.
+        /// Offset of the field from there.
         offset: u16,
         /// Length of the frame in bytes.
         len: usize,
     },
-    /// The headers are said to be longer than the frame.
+    /// The header length is longer than the frame.
     #[error("headers of {hdr_len} bytes do not fit a frame of {len} bytes")]
     HeaderLen {
-        /// The length that the header claims.
+        /// The field's value in bytes.
         hdr_len: u16,
         /// Length of the frame in bytes.
         len: usize,
@@ -120,12 +122,12 @@ pub enum Error {
 }
 
 impl Header {
-    /// Reads the header at the start of `bytes`, numbers in the machine's byte order. What follows
-    /// the first ten bytes is not looked at, so this reads the twelve-byte form as well.
+    /// Parses the header at the start of `bytes`, with numbers in the machine's byte order.
+    /// Anything behind the first ten bytes is ignored, so this parses the form of twelve bytes too.
     ///
     /// # Errors
-    /// `Error` if there are too few bytes or the segmentation is of an unknown type or without a
-    /// size. Unknown flags are ignored, as virtio 1.2 section 5.1.6.4.1 demands.
+    /// `Error` if there are too few bytes, or a segmentation type that is unknown or has no size.
+    /// Unknown flags are ignored, as virtio 1.2 section 5.1.6.4.1 demands.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let Some(&[flags, kind, h0, h1, g0, g1, s0, s1, o0, o1]) = bytes.first_chunk::<LEN>()
         else {
@@ -148,7 +150,7 @@ impl Header {
         })
     }
 
-    /// The header's ten bytes, numbers in the machine's byte order.
+    /// The ten bytes of the header, with numbers in the machine's byte order.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; LEN] {
         let (flags, start, offset) = match self.checksum {
@@ -164,10 +166,10 @@ impl Header {
         [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1]
     }
 
-    /// Holds the header against the `len` bytes of frame it came with.
+    /// Checks the header against the length in bytes of the frame behind it.
     ///
     /// # Errors
-    /// `Error` if an offset lies outside the frame, or a superpacket has no unfinished checksum.
+    /// `Error` if an offset lies outside the frame, or a superpacket has no partial checksum.
     pub const fn check(&self, len: usize) -> Result<(), Error> {
         if let Checksum::Partial { start, offset } = self.checksum
             && start as usize + offset as usize + 2 > len
@@ -184,8 +186,8 @@ impl Header {
         Ok(())
     }
 
-    /// The header of the same packet after the `from` bytes in front of its IP header have become
-    /// `to` bytes; `None` if an offset would leave the range of the header's numbers.
+    /// The header after the `from` bytes in front of the IP header have been replaced by `to`
+    /// bytes. `None` if an offset would not fit its field.
     #[must_use]
     pub fn moved(mut self, from: usize, to: usize) -> Option<Self> {
         let shift = |offset: u16| {
@@ -196,7 +198,7 @@ impl Header {
             *start = shift(*start)?;
         }
         if self.hdr_len != 0 {
-            // A hint need not be right, and none is as good.
+            // The hint may be missing.
             self.hdr_len = shift(self.hdr_len).unwrap_or_default();
         }
         Some(self)

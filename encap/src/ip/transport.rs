@@ -1,49 +1,23 @@
 //! Where the headers of a packet are: IPv4 or IPv6, then TCP or UDP.
 //!
-//! One walk over the first bytes, checked once, so that what comes after may index: every offset
-//! of a [`Transport`] lies inside the packet it was found in.
+//! [`Transport::parse`] walks over the headers and checks them once. Every offset of a
+//! [`Transport`] lies inside the packet that it was made from, so that later code may index.
 
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
-use crate::checksum::{self, add};
+use crate::bytes::be16;
+use crate::ip::checksum::{self, add};
+use crate::ip::{v4, v6};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERNET_HEADER_LEN: usize = 14;
 
-pub(crate) const IPV4_LEN: usize = 20;
-pub(crate) const IPV6_LEN: usize = 40;
-pub(crate) const UDP_LEN: usize = 8;
-pub(crate) const TCP_LEN: usize = 20;
-
-/// Offsets in an IPv4 header (RFC 791 section 3.1).
-pub(crate) mod ipv4 {
-    pub(crate) const TOS: usize = 1;
-    pub(crate) const TOTAL_LEN: usize = 2;
-    pub(crate) const IDENT: usize = 4;
-    pub(crate) const FRAGMENT: usize = 6;
-    pub(crate) const DONT_FRAGMENT: u8 = 0x40;
-    pub(crate) const TTL: usize = 8;
-    pub(crate) const PROTOCOL: usize = 9;
-    pub(crate) const CHECKSUM: usize = 10;
-    pub(crate) const ADDRESSES: usize = 12;
-}
-
-/// Offsets in an IPv6 header (RFC 8200 section 3).
-pub(crate) mod ipv6 {
-    pub(crate) const PAYLOAD_LEN: usize = 4;
-    pub(crate) const NEXT_HEADER: usize = 6;
-    pub(crate) const HOP_LIMIT: usize = 7;
-    pub(crate) const ADDRESSES: usize = 8;
-    /// Hop-by-hop options.
-    pub(crate) const HOP_BY_HOP: u8 = 0;
-    /// Routing: the pseudo header would have another destination.
-    pub(crate) const ROUTING: u8 = 43;
-    pub(crate) const FRAGMENT: u8 = 44;
-    /// Destination options.
-    pub(crate) const OPTIONS: u8 = 60;
-}
+/// Bytes of a UDP header.
+pub const UDP_HEADER_LEN: usize = 8;
+/// Bytes of a TCP header without options.
+pub const TCP_HEADER_LEN: usize = 20;
 
 /// Offsets and flags in a TCP header (RFC 9293 section 3.1).
 pub(crate) mod tcp {
@@ -70,7 +44,7 @@ pub(crate) mod udp {
     pub(crate) const CHECKSUM: usize = 6;
 }
 
-/// A transport protocol whose packets can be segmented.
+/// A transport protocol that segmentation offload knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// TCP, protocol number 6.
@@ -80,15 +54,18 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    pub(crate) const fn number(self) -> u8 {
+    /// The protocol number in an IP header.
+    #[must_use]
+    pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,
             Self::Udp => 17,
         }
     }
 
-    /// Where the checksum is in the header, in bytes.
-    pub(crate) const fn checksum(self) -> usize {
+    /// Offset of the checksum in the header, in bytes.
+    #[must_use]
+    pub const fn checksum_offset(self) -> usize {
         match self {
             Self::Tcp => tcp::CHECKSUM,
             Self::Udp => udp::CHECKSUM,
@@ -96,33 +73,37 @@ impl Protocol {
     }
 }
 
-/// Why there is no complete TCP or UDP packet at the place where it should be.
+/// Why there is no complete TCP or UDP packet at the expected place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
+    /// The IPv4 header is malformed.
+    #[error(transparent)]
+    Ipv4(#[from] v4::Error),
     /// Fewer bytes than the headers have.
     #[error("{len} bytes are too few for the packet's headers")]
     TooShort {
-        /// Bytes there were, with what is in front of the IP header.
+        /// The number of bytes, including those in front of the IP header.
         len: usize,
     },
-    /// The link header in front announces something else than what follows.
-    #[error("the link header announces type {0:#06x}")]
+    /// The type in the link header does not match the IP version.
+    #[error("the link header has type {0:#06x}")]
     EtherType(u16),
     /// Neither IPv4 nor IPv6.
     #[error("IP version {0}")]
     Version(u8),
-    /// A length field that contradicts the bytes there are, or another length field.
+    /// A length field of TCP, UDP or IPv6 contradicts another one or the number of bytes.
     #[error("a length field says {claimed} where there are {len} bytes")]
     Length {
-        /// What the field says, in bytes.
+        /// The field's value in bytes.
         claimed: usize,
-        /// The bytes there are, or that another field leaves.
+        /// The bytes that are there, or that another field leaves.
         len: usize,
     },
-    /// Part of a larger packet.
+    /// The packet is a fragment.
     #[error("a fragment")]
     Fragment,
-    /// An IPv6 extension header that cannot be passed over.
+    /// The packet has an IPv6 extension header that cannot be skipped.
     #[error("IPv6 extension header {0}")]
     ExtensionHeader(u8),
     /// Neither TCP nor UDP.
@@ -130,29 +111,41 @@ pub enum Error {
     Protocol(u8),
 }
 
-/// Where the parts of a TCP or UDP packet are, as offsets in bytes from the start of the buffer.
+/// The state of the checksum of a TCP or UDP packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChecksumState {
+    /// The field holds the sum of the pseudo header: the checksum is still to be completed, or it
+    /// is complete and equals that sum by chance.
+    Partial,
+    /// The checksum is right, or a UDP datagram over IPv4 has none.
+    Valid,
+    /// The checksum is wrong.
+    Invalid,
+}
+
+/// Where the parts of a TCP or UDP packet are: offsets in bytes from the start of the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Transport {
     /// Version of the network layer.
     pub version: IpVersion,
     /// The transport protocol.
     pub protocol: Protocol,
-    /// The IP header; before it lies whatever the caller has put there.
+    /// The IP header. What is in front of it is the caller's.
     pub l3: usize,
-    /// The TCP or UDP header, which ends at `payload`.
+    /// The TCP or UDP header; it ends at `payload`.
     pub l4: usize,
     /// The transport's payload.
     pub payload: usize,
-    /// The end of the IP packet; after it there may be padding.
+    /// The end of the IP packet; padding may follow.
     pub end: usize,
 }
 
 impl Transport {
-    /// Finds the headers of the packet whose IP header is at `l3`. A link header in front of it is
-    /// looked at for its type if there is room for one.
+    /// Finds the headers of the packet whose IP header is at `l3`. If there are 14 bytes or more in
+    /// front of it, they end in an Ethernet header, whose type is checked.
     ///
     /// # Errors
-    /// `Error` says what is there instead.
+    /// The first thing that is wrong with the headers.
     pub fn parse(packet: &[u8], l3: usize) -> Result<Self, Error> {
         let too_short = Error::TooShort { len: packet.len() };
         let bytes = packet.get(l3..).ok_or(too_short)?;
@@ -187,25 +180,25 @@ impl Transport {
         })
     }
 
-    /// Bytes of payload.
+    /// Length of the payload in bytes.
     #[must_use]
     pub const fn payload_len(&self) -> usize {
         self.end - self.payload
     }
 
-    /// Offset of the transport checksum's field.
+    /// Offset of the checksum field.
     #[must_use]
-    pub const fn checksum(&self) -> usize {
-        self.l4 + self.protocol.checksum()
+    pub const fn checksum_offset(&self) -> usize {
+        self.l4 + self.protocol.checksum_offset()
     }
 
-    /// Sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of
-    /// transport header and payload: folded, not inverted, host order.
+    /// The sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of
+    /// transport header and payload: folded, not inverted, in host order.
     #[must_use]
     pub fn pseudo_header(&self, packet: &[u8], len: usize) -> u16 {
         let addresses = match self.version {
-            IpVersion::Ipv4 => self.l3 + ipv4::ADDRESSES..self.l3 + IPV4_LEN,
-            IpVersion::Ipv6 => self.l3 + ipv6::ADDRESSES..self.l3 + IPV6_LEN,
+            IpVersion::Ipv4 => self.l3 + v4::field::SOURCE..self.l3 + v4::HEADER_LEN,
+            IpVersion::Ipv6 => self.l3 + v6::field::ADDRESSES..self.l3 + v6::HEADER_LEN,
         };
         let addresses = checksum::sum(packet.get(addresses).unwrap_or_default());
         // No packet here is longer than 16 bits can say.
@@ -214,53 +207,86 @@ impl Transport {
             add(self.protocol.number().into(), len.min(0xffff) as u16),
         )
     }
+
+    /// Whether the checksum field holds the sum of the pseudo header only. This reads no payload.
+    #[must_use]
+    pub fn is_partial(&self, packet: &[u8]) -> bool {
+        self.holds(packet, self.pseudo_header(packet, self.end - self.l4))
+    }
+
+    /// Whether the checksum field holds this value.
+    fn holds(&self, packet: &[u8], value: u16) -> bool {
+        let field = self.checksum_offset();
+        packet.get(field..field + 2) == Some(&value.to_be_bytes())
+    }
+
+    /// Verifies the checksum of the packet: one pass over it, unless its checksum is partial.
+    #[must_use]
+    pub fn checksum_state(&self, packet: &[u8]) -> ChecksumState {
+        let pseudo = self.pseudo_header(packet, self.end - self.l4);
+        if self.holds(packet, pseudo) {
+            return ChecksumState::Partial;
+        }
+        if self.protocol == Protocol::Udp && self.holds(packet, 0) {
+            return match self.version {
+                IpVersion::Ipv4 => ChecksumState::Valid,
+                // RFC 8200 section 8.1: there must be one.
+                IpVersion::Ipv6 => ChecksumState::Invalid,
+            };
+        }
+        let segment = packet.get(self.l4..self.end).unwrap_or_default();
+        match add(pseudo, checksum::sum(segment)) {
+            0xffff => ChecksumState::Valid,
+            _ => ChecksumState::Invalid,
+        }
+    }
 }
 
-pub(crate) type Network = Result<(usize, usize, u8), Error>;
+/// Completes the checksum of the TCP or UDP packet whose IP header is at `l3`, if it is partial.
+/// Returns whether it was. Fragments and other packets stay as they are.
+///
+/// Hosts leave the checksum of a packet to the device: its field then has only the pseudo header's
+/// sum (`CHECKSUM_PARTIAL` in Linux). Such packets reach a tunnel's socket when the devices of a
+/// kernel peer and of this node are joined by something that forwards packets unchanged, such as a
+/// veth pair. They are recognized by that value. A
+/// *finished* packet whose field has it by chance (one in 65,536) is not harmed: the checksum is
+/// computed anew over the same bytes, and that of an intact packet comes out as it was. What is
+/// lost is that a packet which was damaged on its way *and* has that value is no longer noticed:
+/// the one in 65,536 damaged packets that a 16-bit checksum lets through anyway.
+pub fn complete_partial(packet: &mut [u8], l3: usize) -> bool {
+    let Ok(at) = Transport::parse(packet, l3) else {
+        return false;
+    };
+    let partial = at.is_partial(packet);
+    let offset = at.protocol.checksum_offset();
+    partial && checksum::complete(&mut packet[..at.end], at.l4, offset).is_some()
+}
 
-/// Length of the header, total length and protocol of an IPv4 packet that is no fragment.
-pub(crate) fn network_v4(bytes: &[u8]) -> Network {
-    let (header_len, total) = ipv4_lengths(bytes)?;
-    if be16(bytes, ipv4::FRAGMENT) & 0x3fff != 0 {
+/// Offset of the transport header, total length and transport protocol.
+type Network = Result<(usize, usize, u8), Error>;
+
+fn network_v4(bytes: &[u8]) -> Network {
+    let (header_len, total) = v4::lengths(bytes, bytes.len())?;
+    if v4::is_fragment(bytes) {
         return Err(Error::Fragment);
     }
-    Ok((header_len, total, bytes[ipv4::PROTOCOL]))
+    Ok((header_len, total, bytes[v4::field::PROTOCOL]))
 }
 
-/// Length of the header and total length of an IPv4 packet or fragment, which are inside `bytes`.
-pub(crate) fn ipv4_lengths(bytes: &[u8]) -> Result<(usize, usize), Error> {
-    let len = bytes.len();
-    if len < IPV4_LEN {
-        return Err(Error::TooShort { len });
-    }
-    if bytes[0] >> 4 != 4 {
-        return Err(Error::Version(bytes[0] >> 4));
-    }
-    let header_len = usize::from(bytes[0] & 0x0f) * 4;
-    let total = be16(bytes, ipv4::TOTAL_LEN).into();
-    if header_len < IPV4_LEN || total < header_len || total > len {
-        return Err(Error::Length {
-            claimed: total,
-            len,
-        });
-    }
-    Ok((header_len, total))
-}
-
-/// The same of an IPv6 packet, past the extension headers that change nothing for the transport.
+/// Passes over the extension headers that change nothing for the transport.
 fn network_v6(bytes: &[u8]) -> Network {
     let len = bytes.len();
-    if len < IPV6_LEN {
+    if len < v6::HEADER_LEN {
         return Err(Error::TooShort { len });
     }
-    let end = IPV6_LEN + usize::from(be16(bytes, ipv6::PAYLOAD_LEN));
+    let end = v6::HEADER_LEN + usize::from(be16(bytes, v6::field::PAYLOAD_LEN));
     if end > len {
         return Err(Error::Length { claimed: end, len });
     }
-    let (mut at, mut next) = (IPV6_LEN, bytes[ipv6::NEXT_HEADER]);
+    let (mut at, mut next) = (v6::HEADER_LEN, bytes[v6::field::NEXT_HEADER]);
     loop {
         match next {
-            ipv6::HOP_BY_HOP | ipv6::OPTIONS => {
+            v6::HOP_BY_HOP | v6::OPTIONS => {
                 let header = bytes[at..end].first_chunk::<8>();
                 let [after, len, ..] = *header.ok_or(Error::TooShort { len: end })?;
                 next = after;
@@ -272,8 +298,8 @@ fn network_v6(bytes: &[u8]) -> Network {
                     });
                 }
             }
-            ipv6::FRAGMENT => return Err(Error::Fragment),
-            ipv6::ROUTING | 51 | 135 | 139 | 140 => return Err(Error::ExtensionHeader(next)),
+            v6::FRAGMENT => return Err(Error::Fragment),
+            v6::ROUTING | 51 | 135 | 139 | 140 => return Err(Error::ExtensionHeader(next)),
             _ => return Ok((at, end, next)),
         }
     }
@@ -281,11 +307,11 @@ fn network_v6(bytes: &[u8]) -> Network {
 
 pub(crate) fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
     let len = segment.len();
-    if len < TCP_LEN {
+    if len < TCP_HEADER_LEN {
         return Err(Error::TooShort { len });
     }
     let claimed = usize::from(segment[tcp::DATA_OFFSET] >> 4) * 4;
-    if (TCP_LEN..=len).contains(&claimed) {
+    if (TCP_HEADER_LEN..=len).contains(&claimed) {
         Ok(claimed)
     } else {
         Err(Error::Length { claimed, len })
@@ -294,30 +320,15 @@ pub(crate) fn tcp_header_len(segment: &[u8]) -> Result<usize, Error> {
 
 fn udp_header_len(datagram: &[u8]) -> Result<usize, Error> {
     let len = datagram.len();
-    if len < UDP_LEN {
+    if len < UDP_HEADER_LEN {
         return Err(Error::TooShort { len });
     }
     let claimed = be16(datagram, udp::LENGTH).into();
     if claimed == len {
-        Ok(UDP_LEN)
+        Ok(UDP_HEADER_LEN)
     } else {
         Err(Error::Length { claimed, len })
     }
-}
-
-/// The 16-bit number in network order at `at`, which the caller knows to be inside.
-pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-/// The 32-bit number in network order at `at`, which the caller knows to be inside.
-pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
-    u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Writes a 16-bit number in network order.
-pub(crate) fn put16(bytes: &mut [u8], at: usize, value: u16) {
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
 }
 
 #[cfg(test)]
@@ -325,6 +336,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::bytes::put16;
+    use crate::testing::udp_packet;
 
     fn udp4(payload: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -355,19 +368,23 @@ mod tests {
             bytes[at] = value;
             Transport::parse(&bytes, 0)
         };
+        let ipv4 = |error| Err(Error::Ipv4(error));
         assert_eq!(with(0, 0x55), Err(Error::Version(5)));
         assert_eq!(with(6, 0x20), Err(Error::Fragment));
         assert_eq!(with(7, 1), Err(Error::Fragment));
         assert_eq!(with(9, 1), Err(Error::Protocol(1)));
-        let len = 33;
-        assert_eq!(with(3, 34), Err(Error::Length { claimed: 34, len }));
-        assert_eq!(with(0, 0x44), Err(Error::Length { claimed: 33, len }));
+        let (total, len) = (34, 33);
+        assert_eq!(with(3, 34), ipv4(v4::Error::TotalLen { total, len }));
+        assert_eq!(with(0, 0x44), ipv4(v4::Error::HeaderLen(16)));
         let (claimed, len) = (14, 13);
         assert_eq!(with(25, 14), Err(Error::Length { claimed, len }));
+        let len = 19;
         assert_eq!(
-            Transport::parse(&good, 40),
-            Err(Error::TooShort { len: 33 })
+            Transport::parse(&good[..19], 0),
+            ipv4(v4::Error::TooShort { len })
         );
+        let len = 33;
+        assert_eq!(Transport::parse(&good, 40), Err(Error::TooShort { len }));
         let framed = [&[0; 12][..], &[0x86, 0xdd], &good].concat();
         assert_eq!(Transport::parse(&framed, 14), Err(Error::EtherType(0x86dd)));
     }
@@ -398,6 +415,51 @@ mod tests {
         assert!(Transport::parse(&packet(&endless, 0), 0).is_err());
     }
 
+    #[test]
+    fn a_partial_checksum_is_found_and_completed() {
+        let good = udp_packet(b"odd");
+        let mut partial = good.clone();
+        let at = Transport::parse(&partial, 0).unwrap();
+        let pseudo = at.pseudo_header(&partial, 11);
+        partial[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(at.checksum_state(&partial), ChecksumState::Partial);
+        partial.extend([9; 9]);
+        assert!(complete_partial(&mut partial, 0));
+        assert_eq!(partial[..31], good, "padding does not count");
+        assert_eq!(at.checksum_state(&partial), ChecksumState::Valid);
+        assert!(!complete_partial(&mut partial, 0));
+        partial[30] ^= 1;
+        assert_eq!(at.checksum_state(&partial), ChecksumState::Invalid);
+        partial[26..28].fill(0);
+        assert_eq!(
+            at.checksum_state(&partial),
+            ChecksumState::Valid,
+            "it has none"
+        );
+        partial[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        partial[6] = 0x20;
+        assert!(!complete_partial(&mut partial, 0), "a fragment");
+    }
+
+    #[test]
+    fn a_complete_checksum_that_looks_partial_stays_as_it_is() {
+        // Two bytes of payload can bring the checksum to any value.
+        let mut packet = udp_packet(&[0, 0]);
+        let at = Transport::parse(&packet, 0).unwrap();
+        let pseudo = at.pseudo_header(&packet, 10);
+        let missing = add(!pseudo, u16::from_be_bytes([packet[26], packet[27]]));
+        packet[28..30].copy_from_slice(&missing.to_be_bytes());
+        packet[26..28].copy_from_slice(&pseudo.to_be_bytes());
+        assert_eq!(
+            add(pseudo, checksum::sum(&packet[20..])),
+            0xffff,
+            "it is right"
+        );
+        let before = packet.clone();
+        assert!(complete_partial(&mut packet, 0));
+        assert_eq!(packet, before);
+    }
+
     proptest! {
         #[test]
         fn offsets_lie_inside(
@@ -411,17 +473,17 @@ mod tests {
                 ip[0] = first;
                 if first == 0x60 {
                     ip[6] = protocol;
-                    put16(ip, ipv6::PAYLOAD_LEN, len - 40);
+                    put16(ip, v6::field::PAYLOAD_LEN, len - 40);
                 } else {
                     ip[9] = protocol;
-                    put16(ip, ipv4::TOTAL_LEN, len);
-                    put16(ip, ipv4::FRAGMENT, 0);
+                    put16(ip, v4::field::TOTAL_LEN, len);
+                    put16(ip, v4::field::FRAGMENT, 0);
                 }
             }
             if let Ok(at) = Transport::parse(&bytes, l3) {
                 prop_assert!(at.l3 < at.l4 && at.l4 < at.payload);
                 prop_assert!(at.payload <= at.end && at.end <= bytes.len());
-                prop_assert!(at.checksum() + 2 <= at.payload);
+                prop_assert!(at.checksum_offset() + 2 <= at.payload);
             }
         }
     }

@@ -1,103 +1,119 @@
-//! What leaves by a socket, grouped into the fewest sends.
+//! Groups outgoing datagrams into the fewest messages for `sendmmsg`.
 //!
-//! Every datagram that the kernel gets by itself costs it a whole way through its stack. So
-//! superpackets become trains ([`crate::split`]), and single packets of one length for one
-//! destination that follow each other, as a flood of small datagrams does, become trains as well.
-//! Each [`Send`] is one message: the pieces of its datagrams in order, and the length by which the
-//! kernel cuts them apart (`UDP_SEGMENT`). Pieces point to where packets are; headers of segments
-//! are written into an area of the caller's.
+//! Every message costs the kernel a pass through its stack, however many datagrams it has. So
+//! superpackets become trains ([`crate::offload::split`]), and so do single packets of one length
+//! that follow each other to one destination, as in a flood of small datagrams. A [`Message`] has
+//! the pieces (iovecs) of its datagrams in order, and the length at which the kernel cuts them
+//! apart (`UDP_SEGMENT`). Pieces point to the packets where they are; headers of segments are
+//! written into an area of the caller's.
+//!
+//! ```
+//! use muslin_encap::offload::batch::{Queued, SendBatch};
+//! use muslin_encap::offload::virtio::Header;
+//!
+//! let (small, other) = ([0; 60], [0; 90]);
+//! let queued = |packet, key| Queued { key, packet, network: 0, offload: Header::default() };
+//! let mut batch = SendBatch::new(&mut [], true);
+//! for packet in [queued(&small[..], "a"), queued(&small, "a"), queued(&other, "b")] {
+//!     batch.push(&packet, &mut None)?.expect("there is room");
+//! }
+//! let messages: Vec<_> = batch.messages().iter().map(|it| (it.key, it.datagrams)).collect();
+//! assert_eq!(messages, [("a", 2), ("b", 1)]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::io::IoSlice;
 
 use arrayvec::ArrayVec;
 
-use crate::split::{self, Checksums, Limits, Refusal, Split};
-use crate::virtio::{Gso, Header};
+use crate::offload::split::{self, Checksums, Split, TrainLimits};
+use crate::offload::virtio::{Gso, Header};
 
-/// Messages of one plan.
-const MAX_SENDS: usize = 64;
-/// Pieces of all messages of a plan; one message of the kernel's may have 1024 (`UIO_MAXIOV`).
+/// The most messages of one batch.
+const MAX_MESSAGES: usize = 64;
+/// The most pieces of all messages of a batch; the kernel takes 1024 in one message (`UIO_MAXIOV`).
 const MAX_PIECES: usize = 1024;
 
-/// Bytes of header area with which a plan takes several superpackets at once.
+/// Bytes of header area with which a batch has room for several superpackets.
 pub const HEADERS_LEN: usize = 4 * split::HEADERS_LEN;
 
-/// A packet on its way out, encapsulated.
+/// An encapsulated packet that waits to be sent.
 #[derive(Debug, Clone, Copy)]
-pub struct Outgoing<'p, K> {
-    /// Where it goes: packets of the same key may leave together.
+pub struct Queued<'p, K> {
+    /// Its destination: packets with equal keys may share a message.
     pub key: K,
-    /// The payload of its datagram.
+    /// The payload of the datagram.
     pub packet: &'p [u8],
-    /// Where in it the inner IP packet begins.
+    /// Offset of the inner IP header in that payload, in bytes.
     pub network: usize,
-    /// What is still to be done to it; a single packet's checksum is finished.
+    /// Its virtio-net header. The checksum of a single packet must be complete.
     pub offload: Header,
 }
 
-/// One message: datagrams of one length for one destination, the last of which may be shorter.
+/// One message: datagrams of one length to one destination; the last may be shorter.
 #[derive(Debug, Clone)]
-pub struct Send<K> {
-    /// Where it goes.
+pub struct Message<K> {
+    /// Its destination.
     pub key: K,
-    /// Packets of the caller's that it has, or has the last part of.
+    /// How many of the caller's packets end in this message.
     pub packets: usize,
-    /// Datagrams, at least one.
+    /// The number of datagrams, at least one.
     pub datagrams: usize,
     /// Length in bytes of every datagram but the last.
     pub datagram_len: usize,
     first: usize,
     pieces: usize,
-    /// Pieces of each datagram.
+    /// The number of pieces of each datagram.
     pieces_each: usize,
     bytes: usize,
-    /// Whether nothing may follow.
+    /// Whether no further datagram may be added.
     closed: bool,
 }
 
-/// Messages that leave together, in order.
+/// Messages that are sent together, in order.
 #[derive(Debug)]
-pub struct Plan<'a, K> {
-    sends: ArrayVec<Send<K>, MAX_SENDS>,
+pub struct SendBatch<'a, K> {
+    messages: ArrayVec<Message<K>, MAX_MESSAGES>,
     pieces: ArrayVec<IoSlice<'a>, MAX_PIECES>,
     headers: &'a mut [u8],
-    /// Whether the socket cuts trains apart.
+    /// Whether the socket splits trains (`UDP_SEGMENT`).
     trains: bool,
 }
 
-/// The plan has no room for a packet, or only for a part of it.
+/// The batch has no room for a packet or for the rest of a superpacket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Full;
 
-impl<'a, K: Copy + Eq> Plan<'a, K> {
-    /// An empty plan whose header area has [`HEADERS_LEN`] bytes. Without `trains` every datagram is a message by itself.
+impl<'a, K: Copy + Eq> SendBatch<'a, K> {
+    /// An empty batch. The header area should have [`HEADERS_LEN`] bytes, or none if there are no
+    /// superpackets. Without `trains` every datagram is a message.
     #[must_use]
     pub fn new(headers: &'a mut [u8], trains: bool) -> Self {
         Self {
-            sends: ArrayVec::new(),
+            messages: ArrayVec::new(),
             pieces: ArrayVec::new(),
             headers,
             trains,
         }
     }
 
-    /// Adds a packet. A superpacket may need several plans: `split` is where it has got to, and
-    /// `None` before and after it.
+    /// Adds a packet. A superpacket may need several batches: `split` keeps its state in between,
+    /// and is `None` before its first and after its last batch.
     ///
     /// # Errors
-    /// The outer one if it is no superpacket that can be split; the inner one, `Full`, if the rest
-    /// of it is for the next plan.
+    /// The outer error if it is a superpacket that cannot be split. The inner one, `Full`, if the
+    /// packet or the rest of it is for the next batch.
     pub fn push<'p: 'a>(
         &mut self,
-        outgoing: &Outgoing<'p, K>,
+        queued: &Queued<'p, K>,
         split: &mut Option<Split<'p>>,
-    ) -> Result<Result<(), Full>, Refusal> {
-        let Outgoing {
+    ) -> Result<Result<(), Full>, split::Error> {
+        let Queued {
             key,
             packet,
             network,
             offload,
-        } = *outgoing;
+        } = *queued;
         let Some(gso) = offload.gso else {
             return Ok(self.datagram(key, packet));
         };
@@ -111,31 +127,31 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
                 return Ok(Err(Full));
             }
         }
-        if let Some(last) = self.sends.last_mut() {
+        if let Some(last) = self.messages.last_mut() {
             last.packets += 1;
         }
         Ok(Ok(()))
     }
 
-    /// Every message with its pieces.
-    pub fn sends(&self) -> &[Send<K>] {
-        &self.sends
+    /// The messages in order.
+    pub fn messages(&self) -> &[Message<K>] {
+        &self.messages
     }
 
-    /// The pieces of a message of this plan.
-    pub fn pieces(&self, send: &Send<K>) -> &[IoSlice<'a>] {
-        let end = send.first + send.pieces;
-        self.pieces.get(send.first..end).unwrap_or_default()
+    /// The pieces of a message of this batch, in order.
+    pub fn pieces(&self, message: &Message<K>) -> &[IoSlice<'a>] {
+        let end = message.first + message.pieces;
+        self.pieces.get(message.first..end).unwrap_or_default()
     }
 
-    /// The pieces of each datagram of a message of this plan.
-    pub fn datagrams(&self, send: &Send<K>) -> impl Iterator<Item = &[IoSlice<'a>]> {
-        self.pieces(send).chunks(send.pieces_each.max(1))
+    /// The pieces of each datagram of a message of this batch.
+    pub fn datagrams(&self, message: &Message<K>) -> impl Iterator<Item = &[IoSlice<'a>]> {
+        self.pieces(message).chunks(message.pieces_each.max(1))
     }
 
-    /// Whether there is nothing to send.
+    /// Whether there are no messages.
     pub fn is_empty(&self) -> bool {
-        self.sends.is_empty()
+        self.messages.is_empty()
     }
 
     fn datagram(&mut self, key: K, packet: &'a [u8]) -> Result<(), Full> {
@@ -143,7 +159,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
             return Err(Full);
         }
         let len = packet.len();
-        match self.sends.last_mut() {
+        match self.messages.last_mut() {
             Some(last) if self.trains && last.takes(key, len) => {
                 last.pieces += 1;
                 last.datagrams += 1;
@@ -152,7 +168,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
                 last.closed = len < last.datagram_len;
             }
             _ => {
-                let send = Send {
+                let message = Message {
                     key,
                     packets: 1,
                     datagrams: 1,
@@ -163,7 +179,7 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
                     bytes: len,
                     closed: len == 0,
                 };
-                self.sends.try_push(send).map_err(|_| Full)?;
+                self.messages.try_push(message).map_err(|_| Full)?;
             }
         }
         self.pieces.push(IoSlice::new(packet));
@@ -172,13 +188,13 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
 
     /// Adds the next train of a superpacket.
     fn train<'p: 'a>(&mut self, key: K, split: &mut Split<'p>) -> Result<(), Full> {
-        let limits = Limits::UDP_SEGMENT;
+        let limits = TrainLimits::UDP_SEGMENT;
         let count = split.remaining().min(limits.segments);
         let needed = count * split.header_len();
-        let sends = if self.trains { 1 } else { count };
+        let messages = if self.trains { 1 } else { count };
         if self.headers.len() < needed
             || self.pieces.remaining_capacity() < 2 * count
-            || self.sends.remaining_capacity() < sends
+            || self.messages.remaining_capacity() < messages
         {
             return Err(Full);
         }
@@ -188,13 +204,13 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
             return Err(Full);
         };
         let first = self.pieces.len();
-        let mut lens = ArrayVec::<usize, { Limits::UDP_SEGMENT.segments }>::new();
+        let mut lens = ArrayVec::<usize, { TrainLimits::UDP_SEGMENT.segments }>::new();
         for (header, payload) in train.segments() {
             self.pieces.push(IoSlice::new(header));
             self.pieces.push(IoSlice::new(payload));
             lens.push(header.len() + payload.len());
         }
-        let send = |first, datagrams, datagram_len, bytes| Send {
+        let message = |first, datagrams, datagram_len, bytes| Message {
             key,
             packets: 0,
             datagrams,
@@ -207,31 +223,31 @@ impl<'a, K: Copy + Eq> Plan<'a, K> {
         };
         if self.trains {
             let (datagram_len, bytes) = (train.datagram_len(), train.total_len());
-            self.sends
-                .push(send(first, train.count(), datagram_len, bytes));
+            self.messages
+                .push(message(first, train.count(), datagram_len, bytes));
         } else {
             for (i, len) in lens.into_iter().enumerate() {
-                self.sends.push(send(first + 2 * i, 1, len, len));
+                self.messages.push(message(first + 2 * i, 1, len, len));
             }
         }
         Ok(())
     }
 }
 
-/// A superpacket each segment of which is a datagram.
-fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, Refusal> {
+/// Prepares to split a superpacket, each segment of which must fit a datagram.
+fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, split::Error> {
     let split = Split::new(packet, network, gso, Checksums::Complete)?;
     let len = network + split.mtu_needed();
-    if len > Limits::UDP_SEGMENT.bytes {
-        return Err(Refusal::TooLong { len });
+    if len > TrainLimits::UDP_SEGMENT.bytes {
+        return Err(split::Error::TooLong { len });
     }
     Ok(split)
 }
 
-impl<K: Eq> Send<K> {
-    /// Whether a single datagram may follow the others.
+impl<K: Eq> Message<K> {
+    /// Whether a single datagram may be added.
     fn takes(&self, key: K, len: usize) -> bool {
-        let limits = Limits::UDP_SEGMENT;
+        let limits = TrainLimits::UDP_SEGMENT;
         !self.closed
             && self.key == key
             && (1..=self.datagram_len).contains(&len)
@@ -243,10 +259,10 @@ impl<K: Eq> Send<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::GsoKind;
+    use crate::offload::virtio::GsoKind;
 
-    fn single(key: u8, packet: &[u8]) -> Outgoing<'_, u8> {
-        Outgoing {
+    fn single(key: u8, packet: &[u8]) -> Queued<'_, u8> {
+        Queued {
             key,
             packet,
             network: 0,
@@ -254,18 +270,22 @@ mod tests {
         }
     }
 
-    /// The datagrams of a plan as the receiver sees them.
-    fn received(plan: &Plan<'_, u8>) -> Vec<(u8, Vec<u8>)> {
+    /// The datagrams of a batch as the receiver sees them.
+    fn received(batch: &SendBatch<'_, u8>) -> Vec<(u8, Vec<u8>)> {
         let mut all = Vec::new();
-        for send in plan.sends() {
-            let bytes: Vec<u8> = plan.pieces(send).iter().flat_map(|p| p.to_vec()).collect();
-            let cut: Vec<_> = bytes.chunks(send.datagram_len.max(1)).collect();
-            let pieces: Vec<_> = plan.datagrams(send).map(<[_]>::concat_pieces).collect();
+        for message in batch.messages() {
+            let bytes: Vec<u8> = batch
+                .pieces(message)
+                .iter()
+                .flat_map(|p| p.to_vec())
+                .collect();
+            let cut: Vec<_> = bytes.chunks(message.datagram_len.max(1)).collect();
+            let pieces: Vec<_> = batch.datagrams(message).map(<[_]>::concat_pieces).collect();
             assert_eq!(cut, pieces);
-            assert_eq!(cut.len(), send.datagrams);
+            assert_eq!(cut.len(), message.datagrams);
             all.extend(
                 cut.into_iter()
-                    .map(|datagram| (send.key, datagram.to_vec())),
+                    .map(|datagram| (message.key, datagram.to_vec())),
             );
         }
         all
@@ -298,17 +318,22 @@ mod tests {
             (false, packets.iter().map(|(key, _)| (*key, 1)).collect()),
         ] {
             let mut headers = [];
-            let mut plan = Plan::new(&mut headers, trains);
-            assert!(plan.is_empty());
+            let mut batch = SendBatch::new(&mut headers, trains);
+            assert!(batch.is_empty());
             for (key, packet) in &packets {
-                plan.push(&single(*key, packet), &mut None)
+                batch
+                    .push(&single(*key, packet), &mut None)
                     .unwrap()
                     .unwrap();
             }
-            let found: Vec<_> = plan.sends().iter().map(|s| (s.key, s.datagrams)).collect();
+            let found: Vec<_> = batch
+                .messages()
+                .iter()
+                .map(|s| (s.key, s.datagrams))
+                .collect();
             assert_eq!(found, shape);
-            assert_eq!(received(&plan), packets);
-            assert!(!plan.is_empty());
+            assert_eq!(received(&batch), packets);
+            assert!(!batch.is_empty());
         }
     }
 
@@ -316,11 +341,15 @@ mod tests {
     fn a_train_of_datagrams_has_the_kernels_limits() {
         let packet = [0; 1400];
         let mut headers = [];
-        let mut plan = Plan::new(&mut headers, true);
+        let mut batch = SendBatch::new(&mut headers, true);
         for _ in 0..100 {
-            plan.push(&single(1, &packet), &mut None).unwrap().unwrap();
+            batch.push(&single(1, &packet), &mut None).unwrap().unwrap();
         }
-        let found: Vec<_> = plan.sends().iter().map(|send| send.datagrams).collect();
+        let found: Vec<_> = batch
+            .messages()
+            .iter()
+            .map(|message| message.datagrams)
+            .collect();
         assert_eq!(found, [46, 46, 8]);
     }
 
@@ -336,16 +365,16 @@ mod tests {
             ..Header::default()
         };
         let mut headers = vec![0; HEADERS_LEN];
-        let mut plan = Plan::new(&mut headers, true);
+        let mut batch = SendBatch::new(&mut headers, true);
         let mut push = |size| {
-            let outgoing = Outgoing {
+            let queued = Queued {
                 offload: gso(size),
                 ..single(1, &packet)
             };
-            plan.push(&outgoing, &mut None)
+            batch.push(&queued, &mut None)
         };
         let len = 65_508;
-        assert_eq!(push(65_480), Err(Refusal::TooLong { len }));
+        assert_eq!(push(65_480), Err(split::Error::TooLong { len }));
         assert_eq!(push(65_479), Ok(Ok(())));
     }
 
@@ -362,7 +391,7 @@ mod tests {
             }),
             ..Header::default()
         };
-        let outgoing = Outgoing {
+        let queued = Queued {
             key: 1,
             packet: &packet,
             network: 22,
@@ -372,11 +401,11 @@ mod tests {
             let mut headers = vec![0; HEADERS_LEN];
             let (mut split, mut count, mut all) = (None, 0, Vec::new());
             loop {
-                let mut plan = Plan::new(&mut headers, trains);
-                let done = plan.push(&outgoing, &mut split).unwrap();
+                let mut batch = SendBatch::new(&mut headers, trains);
+                let done = batch.push(&queued, &mut split).unwrap();
                 count += 1;
-                all.extend(received(&plan));
-                let packets: usize = plan.sends().iter().map(|send| send.packets).sum();
+                all.extend(received(&batch));
+                let packets: usize = batch.messages().iter().map(|message| message.packets).sum();
                 assert_eq!(packets, usize::from(done.is_ok()));
                 if done.is_ok() {
                     break;

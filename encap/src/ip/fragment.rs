@@ -1,19 +1,16 @@
-//! IPv4 fragmentation (RFC 791 section 3.2): a packet larger than the next hop's MTU that allows
-//! it goes on in pieces.
+//! IPv4 fragmentation (RFC 791 section 3.2) of packets larger than the next hop's MTU.
 
-use muslin_encap::checksum;
-use muslin_encap::overhead::Mtu;
 use smoltcp::wire::Ipv4Packet;
 
-const MIN_HEADER_LEN: usize = 20;
-/// Fragment offsets count in units of eight bytes.
-const UNIT: usize = 8;
-/// The option flag that says "copy into every fragment".
+use crate::ip::v4::{self, FRAGMENT_UNIT, HEADER_LEN, MAX_HEADER_LEN};
+use crate::mtu::Mtu;
+
+/// The option flag that asks for a copy in every fragment.
 const COPIED: u8 = 0x80;
 const END_OF_OPTIONS: u8 = 0;
 const NO_OPERATION: u8 = 1;
 
-/// The fragments of one packet.
+/// A packet that is being cut into fragments.
 #[derive(Debug)]
 pub struct Fragments<'a> {
     packet: &'a [u8],
@@ -24,18 +21,15 @@ pub struct Fragments<'a> {
 }
 
 impl<'a> Fragments<'a> {
-    /// The pieces of `packet`, a well-formed IPv4 packet, for a link of the given MTU; `None` if
-    /// its "don't fragment" flag is set, or it is itself a fragment that ends beyond the longest
-    /// packet there can be (a "ping of death"), where offsets would wrap around.
+    /// Prepares to cut `packet`, a well-formed IPv4 packet, for a link of the given MTU. `None` if
+    /// its "don't fragment" flag is set, or if it is itself a fragment that ends beyond the longest
+    /// possible packet (a "ping of death"), where offsets would wrap around.
     #[must_use]
     pub fn new(packet: &'a [u8], mtu: Mtu) -> Option<Self> {
-        let view = Ipv4Packet::new_checked(packet).ok()?;
-        let (header_len, total) = (
-            usize::from(view.header_len()),
-            usize::from(view.total_len()),
-        );
-        let packet = packet.get(..total)?;
-        let possible = usize::from(view.frag_offset()) + total <= usize::from(u16::MAX);
+        let (header_len, total) = v4::lengths(packet, packet.len()).ok()?;
+        let packet = &packet[..total];
+        let view = Ipv4Packet::new_unchecked(packet);
+        let possible = usize::from(view.frag_offset()) + total <= v4::MAX_LEN;
         (possible && !view.dont_frag()).then_some(Self {
             packet,
             header_len,
@@ -44,19 +38,23 @@ impl<'a> Fragments<'a> {
         })
     }
 
-    /// Writes the next fragment into `buffer` and returns its length; `None` after the last one,
-    /// or if the buffer is shorter than the fragment.
+    /// Writes the next fragment into `buffer` and returns its length in bytes. `None` after the
+    /// last one, or if the buffer is shorter than the fragment.
     pub fn write_next(&mut self, buffer: &mut [u8]) -> Option<usize> {
         let payload = &self.packet[self.header_len..];
         if self.done >= payload.len() {
             return None;
         }
-        let mut header = [0; 60];
+        let mut header = [0; MAX_HEADER_LEN];
         let header_len = self.header(&mut header);
         let remaining = payload.len() - self.done;
         let room = self.mtu.checked_sub(header_len)?;
         let last = remaining <= room;
-        let take = if last { remaining } else { room / UNIT * UNIT };
+        let take = if last {
+            remaining
+        } else {
+            room / FRAGMENT_UNIT * FRAGMENT_UNIT
+        };
         if take == 0 {
             return None;
         }
@@ -71,23 +69,21 @@ impl<'a> Fragments<'a> {
         view.set_total_len(len as u16);
         view.set_frag_offset(whole.frag_offset() + self.done as u16);
         view.set_more_frags(!last || whole.more_frags());
-        view.set_checksum(0);
-        let sum = checksum::compute(&view.into_inner()[..header_len]);
-        buffer[10..12].copy_from_slice(&sum.to_be_bytes());
+        v4::fill_checksum(&mut buffer[..header_len]);
         self.done += take;
         Some(len)
     }
 
-    /// The next fragment's header as far as it is the packet's own: all options in the first one,
-    /// in the others those that ask for it.
-    fn header(&self, header: &mut [u8; 60]) -> usize {
+    /// Copies the packet's header for the next fragment and returns its length. The first fragment
+    /// has all options, the others have those with the copied flag.
+    fn header(&self, header: &mut [u8; MAX_HEADER_LEN]) -> usize {
         if self.done == 0 {
             header[..self.header_len].copy_from_slice(&self.packet[..self.header_len]);
             return self.header_len;
         }
-        header[..MIN_HEADER_LEN].copy_from_slice(&self.packet[..MIN_HEADER_LEN]);
-        let mut options = &self.packet[MIN_HEADER_LEN..self.header_len];
-        let mut end = MIN_HEADER_LEN;
+        header[..HEADER_LEN].copy_from_slice(&self.packet[..HEADER_LEN]);
+        let mut options = &self.packet[HEADER_LEN..self.header_len];
+        let mut end = HEADER_LEN;
         while let [kind, rest @ ..] = options {
             let len = match (*kind, rest) {
                 (END_OF_OPTIONS, _) => break,
@@ -113,6 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::ip::checksum;
 
     fn packet(options: &[u8], payload: &[u8], dont_fragment: bool) -> Vec<u8> {
         let mut header = etherparse::Ipv4Header::new(
@@ -136,7 +133,7 @@ mod tests {
 
     fn fragments(packet: &[u8], mtu: u32) -> Vec<Vec<u8>> {
         let mut fragments = Fragments::new(packet, Mtu::new(mtu).unwrap()).unwrap();
-        let mut buffer = [0xee; 65_535];
+        let mut buffer = [0xee; v4::MAX_LEN];
         std::iter::from_fn(|| {
             fragments
                 .write_next(&mut buffer)
@@ -191,7 +188,7 @@ mod tests {
         let shape = (0usize..=10).prop_flat_map(move |words| (Just(words), mtu(words)));
         shape.prop_flat_map(|(words, mtu)| {
             let room = mtu.max(68) as usize - 20 - 4 * words;
-            let full = room / UNIT * UNIT;
+            let full = room / FRAGMENT_UNIT * FRAGMENT_UNIT;
             let most = 65_515 - 4 * words;
             let exact = (0usize..6, 0usize..3);
             let exact = exact.prop_map(move |(pieces, more)| pieces * full + room + more - 1);
@@ -218,7 +215,7 @@ mod tests {
                 prop_assert_eq!(usize::from(header.total_len), piece.len());
                 prop_assert_eq!((header.identification, header.time_to_live), (77, 9));
                 prop_assert_eq!(header.more_fragments, i + 1 < pieces.len());
-                let at = usize::from(header.fragment_offset.value()) * UNIT;
+                let at = usize::from(header.fragment_offset.value()) * FRAGMENT_UNIT;
                 let all = header.header_len() + payload.len() - at;
                 prop_assert_eq!(header.more_fragments, all > mtu as usize, "as few as can be");
                 for (slot, byte) in whole[at..].iter_mut().zip(body) {

@@ -1,101 +1,124 @@
-//! A superpacket as the segments it stands for: headers written beside, payload never moved.
+//! Splits a superpacket into its segments: writes a header for each and does not move the payload.
 //!
 //! A pod's kernel hands over up to 64 KiB of TCP or UDP payload behind one set of headers. On the
-//! wire each segment needs headers of its own, in front of its part of the payload. Those headers
-//! are all of one length, so a whole train is two slices and two numbers ([`Train`]): segment `i`
-//! is header `i` and payload `i`. The shell makes an iovec of each and sends all with one call;
-//! nobody copies payload.
+//! wire each segment needs a header of its own in front of its part of the payload. All headers
+//! have one length, so a whole train is two slices and two numbers ([`Train`]): segment `i` is
+//! header `i` and payload `i`. The caller makes an iovec of each and sends all of them by one
+//! system call, without a copy of the payload.
 //!
-//! What is in front of the IP header (VXLAN and inner Ethernet headers, an Ethernet header, or
-//! nothing) is repeated as it is. Behind it a template is copied, in which everything that differs
-//! is zero and whose sums are taken once; a segment then writes its length, number and flags and
-//! adds those to the sums. Only the payload is ever summed, once, and not even that when the
-//! checksum may stay unfinished.
+//! The bytes in front of the IP header (VXLAN and inner Ethernet headers, an Ethernet header, or
+//! none) are repeated unchanged. Then comes a copy of a template, in which every field that differs
+//! between segments is zero and whose sums are computed once. For each segment the length, the
+//! sequence number and the flags are written and added to these sums. Only the payload is summed,
+//! once, and not even that if the checksum may stay partial.
+//!
+//! ```
+//! use muslin_encap::offload::split::{Checksums, Split, TrainLimits};
+//! use muslin_encap::offload::virtio::{Gso, GsoKind};
+//!
+//! // An IPv4 packet of 28 + 250 bytes: UDP payload for three datagrams of at most 100 bytes.
+//! let mut packet = vec![0; 278];
+//! packet[..10].copy_from_slice(&[0x45, 0, 1, 22, 0, 0, 0, 0, 64, 17]);
+//! packet[24..26].copy_from_slice(&[1, 2]);
+//!
+//! let gso = Gso { kind: GsoKind::Udp, size: 100, ecn: false };
+//! let mut split = Split::new(&packet, 0, gso, Checksums::Complete)?;
+//! assert_eq!((split.header_len(), split.remaining()), (28, 3));
+//!
+//! let mut headers = [0; 3 * 28];
+//! let train = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT)?.expect("the first");
+//! let lens: Vec<_> = train.segments().map(|(_, payload)| payload.len()).collect();
+//! assert_eq!(lens, [100, 100, 50]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
 use crate::buffer::NoRoom;
-use crate::checksum::{self, add};
-use crate::headers::{self, Protocol, Transport, be16, be32, ipv4, ipv6, put16, tcp, udp};
-use crate::virtio::{Gso, GsoKind};
+use crate::bytes::{be16, be32, put16};
+use crate::ip::checksum::{self, add};
+use crate::ip::transport::{self, Protocol, Transport, UDP_HEADER_LEN, tcp, udp};
+use crate::ip::{v4, v6};
+use crate::offload::virtio::{Gso, GsoKind};
 
-/// The longest headers that are repeated, in bytes: VXLAN and Ethernet (22), IPv4 with options
-/// (60) and TCP with options (60) come to 142.
+/// The longest header of a segment in bytes: VXLAN and Ethernet (22), IPv4 with options (60) and
+/// TCP with options (60) add up to 142.
 pub const MAX_HEADER_LEN: usize = 160;
 
-/// Bytes of header area that one train of [`Limits::UDP_SEGMENT`] never exceeds.
-pub const HEADERS_LEN: usize = Limits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
+/// Bytes of header area that suffice for any train within [`TrainLimits::UDP_SEGMENT`].
+pub const HEADERS_LEN: usize = TrainLimits::UDP_SEGMENT.segments * MAX_HEADER_LEN;
 
-/// The least payload per segment that Linux' TCP makes (`tcp_min_snd_mss` is 48, of which 40 may be
-/// options). Less would only serve to turn one packet into thousands.
+/// The least payload of a segment of Linux' TCP (`tcp_min_snd_mss` is 48, of which 40 may be
+/// options). Less would only turn one packet into thousands.
 const MIN_TCP_SIZE: u16 = 8;
-/// The most segments of a TCP superpacket: the largest one in segments of 256 bytes. A kernel makes
-/// more only of a connection whose other end wants less at once, if it sends fast all the same.
+/// The most segments of a TCP superpacket: enough for the largest one in segments of 256 bytes. A
+/// kernel exceeds this only for a fast connection whose other end announces a smaller MSS.
 const MAX_TCP_SEGMENTS: usize = 256;
 /// The most segments of a UDP superpacket: `UDP_MAX_SEGMENTS` since Linux 6.9.
 const MAX_UDP_SEGMENTS: usize = 128;
 
-/// What a segment's transport checksum shall be.
+/// The transport checksum that segments get.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Checksums {
-    /// Finished: for a wire, or anyone who did not agree to something else.
+    /// A complete one: for a wire, and for any receiver that has not agreed to a partial one.
     Complete,
-    /// The pseudo header's sum only, which reads no payload: for receivers that are known to finish
-    /// checksums or not to need them.
+    /// The sum of the pseudo header only, which takes no pass over the payload: for receivers that
+    /// complete checksums or do not need them.
     Partial,
 }
 
-/// What one call may send.
+/// The most that one system call may send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct TrainLimits {
     /// Segments.
     pub segments: usize,
     /// Bytes, headers included.
     pub bytes: usize,
 }
 
-impl Limits {
-    /// What one `sendmsg` with `UDP_SEGMENT` takes on every kernel: 64 segments (`UDP_MAX_SEGMENTS`
-    /// up to Linux 6.8; 128 since), and the payload of one IPv4 UDP datagram, because the train is
-    /// one datagram until it is segmented.
+impl TrainLimits {
+    /// The limits of one `sendmsg` with `UDP_SEGMENT` on any kernel: 64 segments
+    /// (`UDP_MAX_SEGMENTS` up to Linux 6.8; 128 since), and the payload of one IPv4 UDP datagram,
+    /// because the train is one datagram until it is segmented.
     pub const UDP_SEGMENT: Self = Self {
         segments: 64,
-        bytes: 65_507,
+        bytes: v4::MAX_LEN - v4::HEADER_LEN - UDP_HEADER_LEN,
     };
 
-    /// The most segments of `len` bytes, headers included, that one call takes.
+    /// The most segments of `len` bytes, headers included, within the limits.
     #[must_use]
     pub fn fitting(self, len: usize) -> usize {
         self.segments.min(self.bytes / len.max(1))
     }
 
-    /// One segment per call: a device or socket that cannot segment.
+    /// One segment per call, for a device or socket that cannot segment.
     pub const ONE: Self = Self {
         segments: 1,
         bytes: usize::MAX,
     };
 }
 
-/// Why a packet is not split.
+/// Why a packet cannot be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum Refusal {
-    /// There are no TCP or UDP headers where they should be.
+#[non_exhaustive]
+pub enum Error {
+    /// The headers are not those of a TCP or UDP packet.
     #[error(transparent)]
-    Headers(#[from] headers::Error),
-    /// The packet is of another protocol than its virtio-net header says.
-    #[error("a superpacket that is not of the protocol its virtio-net header says")]
+    Headers(#[from] transport::Error),
+    /// The protocol is not that of the virtio-net header.
+    #[error("a superpacket of another protocol than its virtio-net header has")]
     Kind,
-    /// TCP flags of which there is one packet only: SYN, RST or URG.
+    /// A TCP flag that only single packets have: SYN, RST or URG.
     #[error("a superpacket with TCP flags {0:#04x}")]
     Flags(u8),
-    /// Headers longer than `MAX_HEADER_LEN`.
-    #[error("{len} bytes of headers are too many to repeat")]
+    /// The headers are longer than [`MAX_HEADER_LEN`].
+    #[error("a superpacket with {len} bytes of headers, which are too many")]
     HeaderLen {
         /// Their length in bytes.
         len: usize,
     },
-    /// Segments so small that no kernel would have made them.
+    /// The segments are smaller or more than any kernel makes them.
     #[error("a superpacket of {payload} bytes in segments of {size}")]
     Size {
         /// Bytes of payload.
@@ -103,10 +126,10 @@ pub enum Refusal {
         /// Bytes of payload per segment.
         size: u16,
     },
-    /// A segment longer than a datagram.
+    /// A segment is longer than the longest datagram.
     #[error("a superpacket with segments of {len} bytes, which no datagram carries")]
     TooLong {
-        /// The longest segment's length in bytes, with all that is in front of it.
+        /// Length in bytes of the longest segment, with all its headers.
         len: usize,
     },
 }
@@ -118,7 +141,7 @@ pub struct Split<'p> {
     at: Transport,
     size: usize,
     checksums: Checksums,
-    /// The headers, with zero where segments differ.
+    /// The headers, with zero in fields that differ between segments.
     template: [u8; MAX_HEADER_LEN],
     /// Sum of the template's IPv4 header.
     network_sum: u16,
@@ -126,23 +149,18 @@ pub struct Split<'p> {
     transport_sum: u16,
     /// Sum of the pseudo header without its length.
     pseudo_sum: u16,
-    /// Bytes of payload that are done, and segments.
+    /// Bytes of payload, and segments, that are done.
     done: usize,
     index: u16,
 }
 
 impl<'p> Split<'p> {
-    /// Prepares to split the packet whose IP header is at `l3`; everything before that is repeated
-    /// in front of every segment. Its own checksums are not looked at.
+    /// Prepares to split the packet whose IP header is at `l3`. The bytes in front of it are
+    /// repeated in every segment. The packet's own checksums are not verified.
     ///
     /// # Errors
-    /// `Refusal` if it cannot be a superpacket of that kind.
-    pub fn new(
-        packet: &'p [u8],
-        l3: usize,
-        gso: Gso,
-        checksums: Checksums,
-    ) -> Result<Self, Refusal> {
+    /// `Error` if it is not a superpacket of that kind.
+    pub fn new(packet: &'p [u8], l3: usize, gso: Gso, checksums: Checksums) -> Result<Self, Error> {
         let at = Transport::parse(packet, l3)?;
         check(packet, &at, gso)?;
         let mut split = Self {
@@ -161,7 +179,7 @@ impl<'p> Split<'p> {
         Ok(split)
     }
 
-    /// Makes the template and its sums.
+    /// Fills the template and computes its sums.
     fn prepare(&mut self) {
         let at = self.at;
         let template = &mut self.template[..at.payload];
@@ -169,12 +187,12 @@ impl<'p> Split<'p> {
         let (network, transport) = template[at.l3..].split_at_mut(at.l4 - at.l3);
         match at.version {
             IpVersion::Ipv4 => {
-                for field in [ipv4::TOTAL_LEN, ipv4::IDENT, ipv4::CHECKSUM] {
+                for field in [v4::field::TOTAL_LEN, v4::field::IDENT, v4::field::CHECKSUM] {
                     put16(network, field, 0);
                 }
                 self.network_sum = checksum::sum(network);
             }
-            IpVersion::Ipv6 => put16(network, ipv6::PAYLOAD_LEN, 0),
+            IpVersion::Ipv6 => put16(network, v6::field::PAYLOAD_LEN, 0),
         }
         match at.protocol {
             Protocol::Tcp => {
@@ -183,7 +201,7 @@ impl<'p> Split<'p> {
             }
             Protocol::Udp => put16(transport, udp::LENGTH, 0),
         }
-        put16(transport, at.protocol.checksum(), 0);
+        put16(transport, at.protocol.checksum_offset(), 0);
         self.transport_sum = add(self.pseudo_sum, checksum::sum(transport));
     }
 
@@ -193,13 +211,13 @@ impl<'p> Split<'p> {
         self.at.payload
     }
 
-    /// Length of the longest segment as an IP packet: what a path's MTU is held against.
+    /// Length in bytes of the longest segment as an IP packet, to compare with the MTU of a path.
     #[must_use]
     pub fn mtu_needed(&self) -> usize {
         self.at.payload - self.at.l3 + self.size.min(self.at.payload_len())
     }
 
-    /// Segments still to come.
+    /// The number of segments still to come.
     #[must_use]
     pub const fn remaining(&self) -> usize {
         let left = self.at.payload_len() - self.done;
@@ -210,15 +228,16 @@ impl<'p> Split<'p> {
         }
     }
 
-    /// The next segments, as many as `limits` and the header area allow, or `None` after the last.
+    /// Writes headers for the next segments, as many as `limits` and the header area allow. Returns
+    /// `None` after the last segment.
     ///
     /// # Errors
-    /// `NoRoom` if not even one segment fits the header area or the limit of bytes; nothing is
-    /// lost then.
+    /// `NoRoom` if not even one segment fits the header area or the limit of bytes; the next call
+    /// returns the same segments then.
     pub fn next_train<'h>(
         &mut self,
         headers: &'h mut [u8],
-        limits: Limits,
+        limits: TrainLimits,
     ) -> Result<Option<Train<'h, 'p>>, NoRoom> {
         let remaining = self.remaining();
         if remaining == 0 {
@@ -252,7 +271,7 @@ impl<'p> Split<'p> {
         }))
     }
 
-    /// Writes the header of the next segment, which has this payload.
+    /// Writes the header of the next segment with this payload.
     fn write_header(&mut self, header: &mut [u8], payload: &[u8]) {
         let at = self.at;
         header.copy_from_slice(&self.template[..at.payload]);
@@ -279,7 +298,7 @@ impl<'p> Split<'p> {
                 }
             }
         };
-        put16(transport, at.protocol.checksum(), value);
+        put16(transport, at.protocol.checksum_offset(), value);
         self.done += payload.len();
         self.index = self.index.wrapping_add(1);
     }
@@ -288,20 +307,21 @@ impl<'p> Split<'p> {
         match self.at.version {
             IpVersion::Ipv4 => {
                 let total = (network.len() + transport_len) as u16;
-                let ident = be16(self.packet, self.at.l3 + ipv4::IDENT).wrapping_add(self.index);
-                put16(network, ipv4::TOTAL_LEN, total);
-                put16(network, ipv4::IDENT, ident);
+                let ident =
+                    be16(self.packet, self.at.l3 + v4::field::IDENT).wrapping_add(self.index);
+                put16(network, v4::field::TOTAL_LEN, total);
+                put16(network, v4::field::IDENT, ident);
                 let sum = add(self.network_sum, add(total, ident));
-                put16(network, ipv4::CHECKSUM, !sum);
+                put16(network, v4::field::CHECKSUM, !sum);
             }
             IpVersion::Ipv6 => {
-                let len = network.len() - headers::IPV6_LEN + transport_len;
-                put16(network, ipv6::PAYLOAD_LEN, len as u16);
+                let len = network.len() - v6::HEADER_LEN + transport_len;
+                put16(network, v6::field::PAYLOAD_LEN, len as u16);
             }
         }
     }
 
-    /// Writes what differs between TCP segments and returns the sum of it.
+    /// Writes the TCP fields that differ between segments and returns their sum.
     fn write_tcp(&self, header: &mut [u8], payload_len: usize) -> u16 {
         let original = &self.packet[self.at.l4..];
         let first = self.done == 0;
@@ -323,25 +343,24 @@ impl<'p> Split<'p> {
     }
 }
 
-/// How many packets a superpacket stands for whose IP header is at `l3`, which is as much work as
-/// whoever takes it apart has.
+/// The number of segments of the superpacket whose IP header is at `l3`, a measure for the work of
+/// splitting it.
 ///
 /// # Errors
-/// `Refusal` if it is not of the kind that it is said to be, or of more packets than a kernel makes
-/// of one.
-pub fn count(packet: &[u8], l3: usize, gso: Gso) -> Result<usize, Refusal> {
+/// `Error` if it is of another kind, or of more segments than any kernel makes of one packet.
+pub fn segment_count(packet: &[u8], l3: usize, gso: Gso) -> Result<usize, Error> {
     let at = Transport::parse(packet, l3)?;
     check_size(&at, gso)
 }
 
-fn check_size(at: &Transport, gso: Gso) -> Result<usize, Refusal> {
+fn check_size(at: &Transport, gso: Gso) -> Result<usize, Error> {
     let kind = match (at.protocol, at.version) {
         (Protocol::Tcp, IpVersion::Ipv4) => GsoKind::TcpV4,
         (Protocol::Tcp, IpVersion::Ipv6) => GsoKind::TcpV6,
         (Protocol::Udp, _) => GsoKind::Udp,
     };
     if kind != gso.kind {
-        return Err(Refusal::Kind);
+        return Err(Error::Kind);
     }
     let (payload, size) = (at.payload_len(), gso.size);
     let (least, most) = match at.protocol {
@@ -350,27 +369,27 @@ fn check_size(at: &Transport, gso: Gso) -> Result<usize, Refusal> {
     };
     let count = payload.div_ceil(size.max(1).into());
     if size < least || count > most {
-        return Err(Refusal::Size { payload, size });
+        return Err(Error::Size { payload, size });
     }
     Ok(count)
 }
 
-fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Refusal> {
+fn check(packet: &[u8], at: &Transport, gso: Gso) -> Result<(), Error> {
     check_size(at, gso)?;
     if at.payload > MAX_HEADER_LEN {
-        return Err(Refusal::HeaderLen { len: at.payload });
+        return Err(Error::HeaderLen { len: at.payload });
     }
     if at.protocol == Protocol::Tcp {
         let flags = packet[at.l4 + tcp::FLAGS];
         if flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 {
-            return Err(Refusal::Flags(flags));
+            return Err(Error::Flags(flags));
         }
     }
     Ok(())
 }
 
-/// Segments that leave together: all of [`Train::datagram_len`] bytes but the last, which may be
-/// shorter.
+/// Segments that are sent by one system call. All but the last have [`Train::datagram_len`] bytes;
+/// the last may be shorter.
 #[derive(Debug, Clone, Copy)]
 pub struct Train<'h, 'p> {
     headers: &'h [u8],
@@ -380,26 +399,25 @@ pub struct Train<'h, 'p> {
 }
 
 impl<'h, 'p> Train<'h, 'p> {
-    /// The number of segments, which is not zero.
+    /// The number of segments, at least one.
     #[must_use]
     pub const fn count(&self) -> usize {
         self.headers.len() / self.header_len
     }
 
-    /// Bytes of every segment but the last, or of the only one, headers included: the value for
-    /// `UDP_SEGMENT`.
+    /// Length in bytes of the first segment, headers included: the value for `UDP_SEGMENT`.
     #[must_use]
     pub fn datagram_len(&self) -> usize {
         self.header_len + self.size.min(self.payload.len())
     }
 
-    /// Bytes of all segments together, headers included.
+    /// Length in bytes of all segments together, headers included.
     #[must_use]
     pub const fn total_len(&self) -> usize {
         self.headers.len() + self.payload.len()
     }
 
-    /// The segments in order, each as its headers and its payload.
+    /// The segments in order, each as header and payload.
     pub fn segments(&self) -> impl ExactSizeIterator<Item = (&'h [u8], &'p [u8])> + use<'h, 'p> {
         let Self { payload, size, .. } = *self;
         let headers = self.headers.chunks_exact(self.header_len);
@@ -429,7 +447,7 @@ mod tests {
             bytes[l3 - 2] = 8;
         }
         bytes.extend([0x45, 0, 0, 0, 0xff, 0xff, 0x40, 0, 64, 6, 0, 0]);
-        put16(&mut bytes, l3 + ipv4::TOTAL_LEN, (52 + payload) as u16);
+        put16(&mut bytes, l3 + v4::field::TOTAL_LEN, (52 + payload) as u16);
         bytes.extend([10, 244, 1, 2, 10, 244, 2, 3]);
         bytes.extend([0x80, 0, 0x1f, 0x90, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 2]);
         bytes.extend([0x80, flags, 1, 2, 0, 0, 0, 0]);
@@ -445,7 +463,10 @@ mod tests {
         assert_eq!((split.header_len(), split.mtu_needed()), (74, 1450));
         let mut headers = vec![0; HEADERS_LEN];
         let mut counts = Vec::new();
-        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+        while let Some(train) = split
+            .next_train(&mut headers, TrainLimits::UDP_SEGMENT)
+            .unwrap()
+        {
             assert!(train.total_len() <= 65_507);
             counts.push((train.count(), train.datagram_len(), train.total_len()));
         }
@@ -460,12 +481,12 @@ mod tests {
         let gso = Gso { size: 100, ..GSO };
         let mut split = Split::new(&packet, 0, gso, Checksums::Partial).unwrap();
         let mut headers = [0; 3 * 52];
-        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let train = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT);
         let train = train.unwrap().unwrap();
         let seen: Vec<_> = train
             .segments()
             .map(|(header, payload)| {
-                let ident = be16(header, ipv4::IDENT);
+                let ident = be16(header, v4::field::IDENT);
                 let sequence = be32(header, 20 + tcp::SEQUENCE);
                 (header[20 + tcp::FLAGS], ident, sequence, payload.len())
             })
@@ -483,7 +504,7 @@ mod tests {
         let packet = tcp(0, tcp::ACK, 250);
         let gso = Gso { size: 100, ..GSO };
         let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
-        let refused = split.next_train(&mut [0; 51], Limits::ONE).map(|_| ());
+        let refused = split.next_train(&mut [0; 51], TrainLimits::ONE).map(|_| ());
         assert_eq!(
             refused,
             Err(NoRoom {
@@ -491,7 +512,7 @@ mod tests {
                 room: 51
             })
         );
-        let limits = Limits {
+        let limits = TrainLimits {
             segments: 9,
             bytes: 151,
         };
@@ -505,7 +526,10 @@ mod tests {
         );
         let mut headers = [0; 2 * 52 + 51];
         let mut counts = Vec::new();
-        while let Some(train) = split.next_train(&mut headers, Limits::UDP_SEGMENT).unwrap() {
+        while let Some(train) = split
+            .next_train(&mut headers, TrainLimits::UDP_SEGMENT)
+            .unwrap()
+        {
             counts.push(train.count());
         }
         assert_eq!(counts, [2, 1]);
@@ -528,7 +552,7 @@ mod tests {
         };
         let mut split = Split::new(&packet, 0, gso, Checksums::Complete).unwrap();
         let mut headers = [0; 200];
-        let train = split.next_train(&mut headers, Limits::UDP_SEGMENT);
+        let train = split.next_train(&mut headers, TrainLimits::UDP_SEGMENT);
         let segments: Vec<_> = train.unwrap().unwrap().segments().collect();
         assert_eq!(be16(segments[0].0, 26), 0xffff);
         assert_eq!(be16(segments[1].0, 26), !sum);
@@ -539,43 +563,46 @@ mod tests {
         let refusal = |packet: &[u8], gso| Split::new(packet, 0, gso, Checksums::Complete).err();
         let good = tcp(0, tcp::ACK, 250);
         for kind in [GsoKind::TcpV6, GsoKind::Udp] {
-            assert_eq!(refusal(&good, Gso { kind, ..GSO }), Some(Refusal::Kind));
+            assert_eq!(refusal(&good, Gso { kind, ..GSO }), Some(Error::Kind));
         }
         let udp_gso = |size| Gso {
             kind: GsoKind::Udp,
             size,
             ecn: false,
         };
-        assert_eq!(refusal(&udp_packet(&[0; 9]), GSO), Some(Refusal::Kind));
+        assert_eq!(refusal(&udp_packet(&[0; 9]), GSO), Some(Error::Kind));
         for flag in [tcp::SYN, tcp::RST, tcp::URG] {
             let flags = tcp::ACK | flag;
             let packet = tcp(0, flags, 250);
-            assert_eq!(refusal(&packet, GSO), Some(Refusal::Flags(flags)));
+            assert_eq!(refusal(&packet, GSO), Some(Error::Flags(flags)));
         }
-        let size = |payload, size| Some(Refusal::Size { payload, size });
+        let size = |payload, size| Some(Error::Size { payload, size });
         assert_eq!(refusal(&good, Gso { size: 7, ..GSO }), size(250, 7));
         assert_eq!(refusal(&good, Gso { size: 8, ..GSO }), None);
         assert_eq!(refusal(&udp_packet(&[0; 129]), udp_gso(1)), size(129, 1));
         assert_eq!(refusal(&udp_packet(&[0; 128]), udp_gso(1)), None);
         assert_eq!(refusal(&udp_packet(&[]), udp_gso(0)), size(0, 0));
-        assert_eq!(count(&udp_packet(&[0; 128]), 0, udp_gso(1)), Ok(128));
         assert_eq!(
-            count(&udp_packet(&[0; 129]), 0, udp_gso(1)).err(),
+            segment_count(&udp_packet(&[0; 128]), 0, udp_gso(1)),
+            Ok(128)
+        );
+        assert_eq!(
+            segment_count(&udp_packet(&[0; 129]), 0, udp_gso(1)).err(),
             size(129, 1)
         );
-        assert_eq!(count(&good, 0, Gso { size: 100, ..GSO }), Ok(3));
+        assert_eq!(segment_count(&good, 0, Gso { size: 100, ..GSO }), Ok(3));
         let small = Gso { size: 8, ..GSO };
         let most = tcp(0, tcp::ACK, 256 * 8);
-        assert_eq!(count(&most, 0, small), Ok(256));
+        assert_eq!(segment_count(&most, 0, small), Ok(256));
         let more = tcp(0, tcp::ACK, 256 * 8 + 1);
         assert_eq!(refusal(&more, small), size(256 * 8 + 1, 8));
-        assert_eq!(count(&good, 0, udp_gso(100)), Err(Refusal::Kind));
+        assert_eq!(segment_count(&good, 0, udp_gso(100)), Err(Error::Kind));
         let far = tcp(109, tcp::ACK, 250);
         let refused = Split::new(&far, 109, GSO, Checksums::Complete).err();
-        assert_eq!(refused, Some(Refusal::HeaderLen { len: 161 }));
+        assert_eq!(refused, Some(Error::HeaderLen { len: 161 }));
         let mut fragment = good;
         fragment[6] = 0x20;
         let fragment = refusal(&fragment, GSO);
-        assert_eq!(fragment, Some(Refusal::Headers(headers::Error::Fragment)));
+        assert_eq!(fragment, Some(Error::Headers(transport::Error::Fragment)));
     }
 }

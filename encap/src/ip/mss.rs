@@ -1,14 +1,16 @@
-//! Clamping: TCP ends told of segments no longer than the way between them takes.
+//! MSS clamping: lowers the segment size that TCP ends announce to what the path takes.
 //!
-//! Each end says in its SYN how much payload it takes in one segment (the MSS option, RFC 9293
-//! section 3.7.1), which it knows from its own interface's MTU. A router on whose link less fits
-//! would depend on path MTU discovery, that is on ICMP which firewalls like to drop. So it lowers
-//! the numbers that pass it, as Linux' `TCPMSS --clamp-mss-to-pmtu` does.
+//! Each end announces in its SYN how much payload it accepts in one segment (the MSS option, RFC
+//! 9293 section 3.7.1), which it derives from the MTU of its own interface. A router with a link of
+//! a smaller MTU would depend on path MTU discovery and thus on ICMP, which firewalls often drop.
+//! So it lowers the option in the SYNs that it forwards, as Linux' `TCPMSS --clamp-mss-to-pmtu`
+//! does.
 
-use crate::checksum;
-use crate::headers::{IPV4_LEN, TCP_LEN, be16, ipv4, ipv4_lengths, put16, tcp, tcp_header_len};
-use crate::overhead::Mtu;
-use crate::virtio::Checksum;
+use crate::bytes::{be16, put16};
+use crate::ip::transport::{Protocol, TCP_HEADER_LEN, tcp, tcp_header_len};
+use crate::ip::{checksum, v4};
+use crate::mtu::Mtu;
+use crate::offload::virtio::Checksum;
 
 /// Kinds of TCP options (RFC 9293 section 3.1).
 mod option {
@@ -17,23 +19,22 @@ mod option {
     pub(super) const MAX_SEGMENT_SIZE: u8 = 2;
 }
 
-/// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and says whether it
-/// did. `packet` begins with its IPv4 header; everything that is not such a SYN, whole or as the
-/// first of several fragments, stays as it is. So does one without the option, which means 536
-/// bytes.
+/// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and returns whether it
+/// did. `packet` begins with its IPv4 header. Anything but a SYN, whole or in a first fragment,
+/// stays as it is, and so does a SYN without the option, which stands for 536 bytes.
 ///
-/// The MSS is the MTU less 40 bytes, whatever options there are: whoever sends them takes their
-/// length off itself (RFC 6691 section 2). A finished checksum is updated (RFC 1624), also if it
-/// is wrong, so that it stays wrong; an unfinished one covers nothing that changes.
+/// The MSS is the MTU less 40 bytes, whatever options there are: the sender of options subtracts
+/// their length itself (RFC 6691 section 2). A complete checksum is updated (RFC 1624), so that a
+/// wrong one stays wrong; a partial one does not cover the option.
 pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     let Some(segment) = syn(packet) else {
         return false;
     };
-    let most = mtu.get() - (IPV4_LEN + TCP_LEN) as u16;
+    let most = mtu.get() - (v4::HEADER_LEN + TCP_HEADER_LEN) as u16;
     let mut lowered = false;
-    let mut at = TCP_LEN;
+    let mut at = TCP_HEADER_LEN;
     while let Some((kind, len)) = option_at(segment, at) {
-        // Of several the receiver takes whichever it likes.
+        // A receiver may take any one of several.
         if kind == option::MAX_SEGMENT_SIZE && len == 4 && be16(segment, at + 2) > most {
             replace(segment, at + 2, most, checksum);
             lowered = true;
@@ -43,13 +44,13 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     lowered
 }
 
-/// The TCP header of a packet that begins a connection, with its options.
+/// The TCP header, with its options, of a packet that opens a connection.
 fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
-    if packet.get(ipv4::PROTOCOL) != Some(&6) {
+    if packet.get(v4::field::PROTOCOL) != Some(&Protocol::Tcp.number()) {
         return None;
     }
-    let (header_len, total) = ipv4_lengths(packet).ok()?;
-    if be16(packet, ipv4::FRAGMENT) & 0x1fff != 0 {
+    let (header_len, total) = v4::lengths(packet, packet.len()).ok()?;
+    if v4::is_later_fragment(packet) {
         return None;
     }
     let segment = &mut packet[header_len..total];
@@ -58,7 +59,8 @@ fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
     (header[tcp::FLAGS] & tcp::SYN != 0).then_some(header)
 }
 
-/// Kind and length of the option there; `None` behind the last one, or if its length is wrong.
+/// Kind and length of the option at that offset; `None` behind the last one, or if its length is
+/// wrong.
 fn option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
     let kind = *header.get(at)?;
     match kind {
@@ -71,14 +73,14 @@ fn option_at(header: &[u8], at: usize) -> Option<(u8, usize)> {
     }
 }
 
-/// Writes a number into a TCP header, and what follows from it for its checksum.
+/// Writes a number into a TCP header and updates the checksum.
 fn replace(header: &mut [u8], at: usize, new: u16, checksum: Checksum) {
     let old = be16(header, at);
     put16(header, at, new);
     if matches!(checksum, Checksum::Partial { .. }) {
         return;
     }
-    // At an odd place its halves are in two words, each in the other's.
+    // At an odd offset its bytes are the low and the high half of two words.
     let (old, new) = match at % 2 {
         0 => (old, new),
         _ => (old.swap_bytes(), new.swap_bytes()),
@@ -93,8 +95,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::checksum::{Transported, check};
-    use crate::headers::Transport;
+    use crate::ip::transport::{ChecksumState, Transport};
 
     const PARTIAL: Checksum = Checksum::Partial {
         start: 20,
@@ -131,8 +132,8 @@ mod tests {
             })
     }
 
-    fn checked(packet: &[u8]) -> Transported {
-        check(packet, &Transport::parse(packet, 0).unwrap())
+    fn checked(packet: &[u8]) -> ChecksumState {
+        Transport::parse(packet, 0).unwrap().checksum_state(packet)
     }
 
     /// Whether a packet's TCP checksum is right, by an independent sum. [`checked`] cannot tell:
@@ -161,11 +162,11 @@ mod tests {
             let mut packet = packet(flags, &mss_option(1460), b"");
             assert!(clamp(&mut packet, Checksum::Unknown, mtu(1450)));
             assert_eq!(announced(&packet), Some(1410));
-            assert_eq!(checked(&packet), Transported::Valid);
+            assert_eq!(checked(&packet), ChecksumState::Valid);
             assert!(!clamp(&mut packet, Checksum::Unknown, mtu(1450)), "again");
             assert!(clamp(&mut packet, Checksum::Valid, Mtu::MIN));
             assert_eq!(announced(&packet), Some(28));
-            assert_eq!(checked(&packet), Transported::Valid);
+            assert_eq!(checked(&packet), ChecksumState::Valid);
         }
     }
 
@@ -180,26 +181,26 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_stays_and_a_wrong_one_stays_wrong() {
+    fn a_partial_checksum_stays_and_a_wrong_one_stays_wrong() {
         let mut partial = packet(tcp::SYN, &mss_option(1460), b"");
         let at = Transport::parse(&partial, 0).unwrap();
         let pseudo = at.pseudo_header(&partial, 24);
-        put16(&mut partial, at.checksum(), pseudo);
+        put16(&mut partial, at.checksum_offset(), pseudo);
         assert!(clamp(&mut partial, PARTIAL, mtu(1450)));
         assert_eq!(announced(&partial), Some(1410));
-        assert_eq!(checked(&partial), Transported::Partial);
+        assert_eq!(checked(&partial), ChecksumState::Partial);
 
         let mut wrong = packet(tcp::SYN, &mss_option(1460), b"x");
         wrong[44] ^= 1;
         assert!(clamp(&mut wrong, Checksum::Unknown, mtu(1450)));
-        assert_eq!(checked(&wrong), Transported::Invalid);
+        assert_eq!(checked(&wrong), ChecksumState::Invalid);
     }
 
     #[test]
-    fn a_checksum_that_looks_unfinished_by_chance_stays_right() {
+    fn a_checksum_that_looks_partial_by_chance_stays_right() {
         let options = [&[1; 5][..], &mss_option(3493), &[1; 3]].concat();
         let mut packet = packet(tcp::SYN, &options, &[179, 61, 77]);
-        assert_eq!(checked(&packet), Transported::Partial);
+        assert_eq!(checked(&packet), ChecksumState::Partial);
         assert!(!clamp(&mut packet, Checksum::Unknown, mtu(3533)), "it fits");
         assert!(is_right(&packet));
         assert!(clamp(&mut packet, Checksum::Unknown, mtu(3532)));
@@ -211,13 +212,13 @@ mod tests {
     fn only_the_first_fragment_has_options() {
         let fragment = |offset: u16| {
             let mut packet = packet(tcp::SYN, &mss_option(1460), &[0; 8]);
-            put16(&mut packet, ipv4::FRAGMENT, 0x2000 | offset);
+            put16(&mut packet, v4::field::FRAGMENT, 0x2000 | offset);
             packet
         };
         let mut first = fragment(0);
         assert!(clamp(&mut first, Checksum::Unknown, mtu(1450)));
-        put16(&mut first, ipv4::FRAGMENT, 0);
-        assert_eq!(checked(&first), Transported::Valid);
+        put16(&mut first, v4::field::FRAGMENT, 0);
+        assert_eq!(checked(&first), ChecksumState::Valid);
         stays(fragment(1), 1450);
         stays(fragment(0x1000), 1450);
     }
@@ -236,7 +237,7 @@ mod tests {
         // A good one before a bad one counts.
         let mut packet = with(&[2, 4, 5, 180, 3, 0, 1, 1]);
         assert!(clamp(&mut packet, Checksum::Unknown, mtu(1450)));
-        assert_eq!(checked(&packet), Transported::Valid);
+        assert_eq!(checked(&packet), ChecksumState::Valid);
     }
 
     #[test]

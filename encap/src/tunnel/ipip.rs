@@ -1,35 +1,43 @@
-//! IPv4 in IPv4 (RFC 2003): an inner packet right behind an outer header of protocol 4.
+//! IPv4 in IPv4 (RFC 2003): an inner packet directly behind an outer header of protocol 4.
 //!
-//! What is sent needs nothing from here: a raw socket of that protocol is given the inner packet,
-//! and the kernel writes the outer header. What it receives has that header in front (raw(7)).
+//! Sending needs no codec: a raw socket of that protocol takes the inner packet, and the kernel
+//! writes the outer header. A received datagram has that header in front (raw(7)).
 
 use thiserror::Error;
 
-use crate::headers;
+use crate::ip::v4;
 
 /// Protocol number of IPv4 in an IP packet (RFC 2003 section 3.1).
 pub const PROTOCOL: u8 = 4;
 
-/// Why a datagram has no inner packet.
+/// Why a datagram is not IPv4 in IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// The outer header is not that of a whole IPv4 packet.
+    /// The outer header is malformed.
     #[error("the outer header: {0}")]
-    Outer(#[from] headers::Error),
-    /// The outer packet carries something else.
-    #[error("the outer header announces protocol {0}, not IPv4 in IP")]
+    Outer(#[from] v4::Error),
+    /// The outer packet is a fragment.
+    #[error("the outer packet is a fragment")]
+    Fragment,
+    /// The outer packet carries another protocol.
+    #[error("the outer header has protocol {0}, not IPv4 in IP")]
     Protocol(u8),
 }
 
-/// Where the inner packet begins in what a raw socket has received, in bytes. What that is and
-/// whether it is whole is not looked at.
+/// The offset in bytes of the inner packet in a datagram that a raw socket received. The inner
+/// packet itself is not checked.
 ///
 /// # Errors
 /// `Error` if the outer header is malformed, of a fragment, or of another protocol.
 pub fn inner_offset(datagram: &[u8]) -> Result<usize, Error> {
-    match headers::network_v4(datagram)? {
-        (header_len, _, PROTOCOL) => Ok(header_len),
-        (_, _, other) => Err(Error::Protocol(other)),
+    let (header_len, _) = v4::lengths(datagram, datagram.len())?;
+    if v4::is_fragment(datagram) {
+        return Err(Error::Fragment);
+    }
+    match datagram[v4::field::PROTOCOL] {
+        PROTOCOL => Ok(header_len),
+        other => Err(Error::Protocol(other)),
     }
 }
 
@@ -71,16 +79,15 @@ mod tests {
     fn each_malformation_has_its_own_error() {
         let good = wrapped(&udp_packet(b"inside"), &[], 4);
         let outer = |error| Err(Error::Outer(error));
-        let len = good.len();
+        let (len, total) = (good.len(), good.len() as u16);
         assert_eq!(
             inner_offset(&good[..19]),
-            outer(headers::Error::TooShort { len: 19 })
+            outer(v4::Error::TooShort { len: 19 })
         );
-        let claimed = len;
         assert_eq!(
             inner_offset(&good[..len - 1]),
-            outer(headers::Error::Length {
-                claimed,
+            outer(v4::Error::TotalLen {
+                total,
                 len: len - 1
             })
         );
@@ -89,15 +96,12 @@ mod tests {
             bytes[at] = value;
             inner_offset(&bytes)
         };
-        assert_eq!(with(0, 0x65), outer(headers::Error::Version(6)));
-        assert_eq!(
-            with(0, 0x44),
-            outer(headers::Error::Length { claimed, len })
-        );
-        let claimed = 19;
-        assert_eq!(with(3, 19), outer(headers::Error::Length { claimed, len }));
+        assert_eq!(with(0, 0x65), outer(v4::Error::Version(6)));
+        assert_eq!(with(0, 0x44), outer(v4::Error::HeaderLen(16)));
+        let total = 19;
+        assert_eq!(with(3, 19), outer(v4::Error::TotalLen { total, len }));
         for (at, value) in [(6, 0x20), (6, 0x1f), (7, 1)] {
-            assert_eq!(with(at, value), outer(headers::Error::Fragment));
+            assert_eq!(with(at, value), Err(Error::Fragment));
         }
         assert_eq!(with(6, 0x40), Ok(20), "may not be fragmented");
         for protocol in [17, 41, 94] {

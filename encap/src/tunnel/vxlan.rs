@@ -6,8 +6,8 @@
 //! |R|R|R|R|I|R|R|R|            Reserved                           |
 //! |          VXLAN Network Identifier (VNI)       |   Reserved    |
 //! ```
-//! The group-policy extension (draft-smith-vxlan-group-policy) sets the G flag and puts an id into
-//! the second half of the first word. It is read leniently and never sent.
+//! The group-policy extension (draft-smith-vxlan-group-policy) sets the G flag and has an id in the
+//! second half of the first word. It is accepted and never sent.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,9 +16,9 @@ use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
 use crate::buffer::{NoRoom, PacketBuf};
-use crate::mac::Colons;
+use crate::mac::DisplayMac;
 
-/// UDP port of Linux' and flannel's VXLAN where the configuration names none (IANA's is 4789).
+/// The default UDP port of VXLAN in Linux and flannel (IANA assigned 4789).
 pub const PORT: u16 = 8472;
 
 /// Length of a VXLAN header in bytes.
@@ -41,13 +41,13 @@ const FLAG_GROUP_POLICY: u8 = 0x80;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vni(u32);
 
-/// A number that does not fit a VNI's 24 bits.
+/// The number does not fit the 24 bits of a VNI.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("{0} is not a VXLAN network identifier: it must be 0 to 16777215")]
 pub struct InvalidVni(pub u32);
 
 impl Vni {
-    /// `value` as a VNI.
+    /// The VNI `value`.
     ///
     /// # Errors
     /// `InvalidVni` if it has more than 24 bits.
@@ -77,16 +77,17 @@ impl fmt::Display for Vni {
     }
 }
 
-/// The MAC address of a VXLAN tunnel endpoint (VTEP): unicast and not zero. Its text form is
+/// The MAC address of a VXLAN tunnel endpoint (VTEP): unicast and not zero. It is displayed in
 /// lower-case hex with colons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VtepMac(EthernetAddress);
 
-/// Why something is not the MAC address of a VTEP.
+/// Why an address or a text is not the MAC address of a VTEP.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum InvalidVtepMac {
     /// A multicast, broadcast or all-zero address.
-    #[error("{} cannot be a VTEP's MAC address: it is not unicast", Colons(*.0))]
+    #[error("{} cannot be a VTEP's MAC address: it is not unicast", DisplayMac(*.0))]
     NotUnicast(EthernetAddress),
     /// Text that is not a 48-bit MAC address.
     #[error("'{0}' is not a MAC address like 0e:1f:20:a1:b2:c3")]
@@ -94,7 +95,7 @@ pub enum InvalidVtepMac {
 }
 
 impl VtepMac {
-    /// An address from six random bytes, locally administered and unicast, as flannel makes them.
+    /// A locally administered unicast address from six random bytes, as flannel generates them.
     ///
     /// # Panics
     /// Never: the address has the local bit, so it is not zero.
@@ -104,7 +105,7 @@ impl VtepMac {
         Self(EthernetAddress(bytes))
     }
 
-    /// The address as smoltcp has it.
+    /// The address.
     #[must_use]
     pub const fn get(self) -> EthernetAddress {
         self.0
@@ -126,7 +127,7 @@ impl TryFrom<EthernetAddress> for VtepMac {
 impl FromStr for VtepMac {
     type Err = InvalidVtepMac;
 
-    /// Reads what Go's `net.ParseMAC` reads of six bytes: `0e:1f:..`, `0E-1F-..`, `0e1f.20a1.b2c3`.
+    /// Accepts the 48-bit forms of Go's `net.ParseMAC`: `0e:1f:..`, `0E-1F-..`, `0e1f.20a1.b2c3`.
     fn from_str(text: &str) -> Result<Self, InvalidVtepMac> {
         let syntax = || InvalidVtepMac::Syntax(text.to_owned());
         let (separator, group) = match text.as_bytes() {
@@ -158,7 +159,7 @@ impl FromStr for VtepMac {
 
 impl fmt::Display for VtepMac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Colons(self.0).fmt(f)
+        DisplayMac(self.0).fmt(f)
     }
 }
 
@@ -168,10 +169,10 @@ pub enum Error {
     /// Fewer bytes than a VXLAN header has.
     #[error("{len} bytes are too few for a VXLAN header")]
     TooShort {
-        /// Bytes there were.
+        /// The number of bytes.
         len: usize,
     },
-    /// The I flag is not set, so there is no VNI (RFC 7348 section 5: it must be set).
+    /// The I flag is not set, so there is no VNI (RFC 7348 section 5 demands it).
     #[error("the VXLAN header has no VNI")]
     NoVni,
 }
@@ -183,7 +184,7 @@ pub struct Packet<T: AsRef<[u8]>> {
 }
 
 impl<T: AsRef<[u8]>> Packet<T> {
-    /// A view that no accessor of which can panic.
+    /// A checked view: its accessors cannot panic.
     ///
     /// # Errors
     /// `Error` if the buffer is too short or has no valid VNI. Reserved bits are ignored, as RFC
@@ -199,7 +200,7 @@ impl<T: AsRef<[u8]>> Packet<T> {
         Ok(Self { buffer })
     }
 
-    /// The network the inner frame belongs to.
+    /// The network that the inner frame belongs to.
     pub fn vni(&self) -> Vni {
         let bytes = &self.buffer.as_ref()[field::VNI];
         Vni(u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]))
@@ -218,11 +219,11 @@ impl<T: AsRef<[u8]>> Packet<T> {
     }
 }
 
-/// Puts a VXLAN header in front of the Ethernet frame in `packet`: the I flag and the VNI, all
-/// else zero. (A Linux VXLAN device drops packets with any other bit set.)
+/// Puts a VXLAN header in front of the Ethernet frame in `packet`: the I flag and the VNI, with all
+/// other bits zero. (A Linux VXLAN device drops packets that have any other bit set.)
 ///
 /// # Errors
-/// `NoRoom` if there are not eight bytes of headroom; the frame is unchanged then.
+/// `NoRoom` if there are less than eight bytes of headroom; the frame is unchanged then.
 pub fn encapsulate(packet: &mut PacketBuf<'_>, vni: Vni) -> Result<(), NoRoom> {
     let header = packet.prepend(HEADER_LEN)?;
     header.fill(0);

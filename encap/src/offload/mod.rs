@@ -1,0 +1,9 @@
+//! Superpackets: TCP or UDP segments that a kernel hands over or takes as one packet.
+//!
+//! [`virtio`] is the header that describes one, [`split`] cuts it into its segments, [`merge`]
+//! joins segments, and [`batch`] groups datagrams into the fewest system calls.
+
+pub mod batch;
+pub mod merge;
+pub mod split;
+pub mod virtio;

@@ -1,0 +1,116 @@
+//! How many bytes each encapsulation costs, and which MTU remains for the pods.
+
+use smoltcp::wire::IpVersion;
+
+use crate::ip::transport::UDP_HEADER_LEN;
+use crate::ip::{v4, v6};
+use crate::mtu::{InvalidMtu, Mtu};
+use crate::tunnel::vxlan;
+
+const ETHERNET_HEADER_LEN: usize = 14;
+
+/// An encapsulation format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// VXLAN: an Ethernet frame behind a VXLAN header (RFC 7348 section 5).
+    Vxlan,
+    /// flannel's UDP format: a bare IPv4 packet.
+    Udp,
+    /// IPv4 in IP: a bare IPv4 packet without UDP (RFC 2003).
+    Ipip,
+}
+
+impl Format {
+    /// Bytes by which the outer IP packet is longer than the inner one: 50 for VXLAN over IPv4 and
+    /// 70 over IPv6; 28 and 48 for UDP; 20 and 40 for IP in IP.
+    #[must_use]
+    pub const fn overhead(self, outer: IpVersion) -> u16 {
+        let outer = match outer {
+            IpVersion::Ipv4 => v4::HEADER_LEN,
+            IpVersion::Ipv6 => v6::HEADER_LEN,
+        };
+        let udp = match self {
+            Self::Vxlan | Self::Udp => UDP_HEADER_LEN,
+            Self::Ipip => 0,
+        };
+        (outer + udp + self.network_offset()) as u16
+    }
+
+    /// Bytes in front of the inner IP packet in a datagram that is given to a socket: 22 for VXLAN,
+    /// none for UDP, and none for IP in IP, whose outer header the kernel writes.
+    #[must_use]
+    pub const fn network_offset(self) -> usize {
+        match self {
+            Self::Vxlan => vxlan::HEADER_LEN + ETHERNET_HEADER_LEN,
+            Self::Udp | Self::Ipip => 0,
+        }
+    }
+
+    /// Bytes in front of the inner IP packet in a datagram that a socket receives: as in
+    /// [`Self::network_offset`], but 20 for IP in IP, because a raw socket receives the outer
+    /// header too (raw(7)). An outer header with options is longer; see
+    /// [`super::ipip::inner_offset`].
+    #[must_use]
+    pub const fn received_network_offset(self) -> usize {
+        match self {
+            Self::Vxlan | Self::Udp => self.network_offset(),
+            Self::Ipip => v4::HEADER_LEN,
+        }
+    }
+
+    /// The MTU of inner packets on an underlay whose own MTU is `outer`.
+    ///
+    /// ```
+    /// use muslin_encap::{IpVersion, mtu::Mtu, tunnel::Format};
+    ///
+    /// let inner = Format::Vxlan.inner_mtu(Mtu::ETHERNET, IpVersion::Ipv4);
+    /// assert_eq!(inner.map(Mtu::get), Ok(1450));
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidMtu` if less than the minimum of IPv4 remains.
+    pub fn inner_mtu(self, outer: Mtu, version: IpVersion) -> Result<Mtu, InvalidMtu> {
+        Mtu::new(u32::from(outer.get()).saturating_sub(u32::from(self.overhead(version))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overheads_are_flannels() {
+        use IpVersion::{Ipv4, Ipv6};
+        assert_eq!(Format::Vxlan.overhead(Ipv4), 50);
+        assert_eq!(Format::Vxlan.overhead(Ipv6), 70);
+        assert_eq!(Format::Udp.overhead(Ipv4), 28);
+        assert_eq!(Format::Udp.overhead(Ipv6), 48);
+        assert_eq!(Format::Vxlan.network_offset(), 22);
+        assert_eq!(Format::Udp.network_offset(), 0);
+        assert_eq!(Format::Ipip.overhead(Ipv4), 20);
+        assert_eq!(Format::Ipip.overhead(Ipv6), 40);
+    }
+
+    #[test]
+    fn only_raw_sockets_receive_more_than_they_send() {
+        let offsets = |format: Format| (format.network_offset(), format.received_network_offset());
+        assert_eq!(offsets(Format::Vxlan), (22, 22));
+        assert_eq!(offsets(Format::Udp), (0, 0));
+        assert_eq!(offsets(Format::Ipip), (0, 20));
+    }
+
+    #[test]
+    fn an_underlay_leaves_what_it_does_not_cost() {
+        let inner = |format: Format, outer| {
+            format
+                .inner_mtu(Mtu::new(outer).unwrap(), IpVersion::Ipv4)
+                .map(Mtu::get)
+        };
+        assert_eq!(inner(Format::Vxlan, 1500), Ok(1450));
+        assert_eq!(inner(Format::Udp, 1500), Ok(1472));
+        assert_eq!(inner(Format::Ipip, 1500), Ok(1480));
+        assert_eq!(inner(Format::Vxlan, 118), Ok(68));
+        assert_eq!(inner(Format::Vxlan, 117), Err(InvalidMtu(67)));
+        assert_eq!(inner(Format::Udp, 68), Err(InvalidMtu(40)));
+    }
+}
