@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_stack::control::peers::peer_of_lease;
 use muslin_stack::lease::{
     Entry, LeaseRecord, NetworkConfig, Shares, Signs, Standing, SubnetKey, lease_prefix,
     read_entry, read_peer,
 };
-use muslin_stack::peer::{Peer, PeerId};
+use muslin_stack::peer::PeerId;
 use tokio::time::timeout;
 
 use super::store::Store;
@@ -165,7 +166,7 @@ pub(super) fn unusable(
     if let Err(reason) = read_peer(viewer.prefix, entry, Some(viewer.config)) {
         return Some(reason.reason);
     }
-    let peer = Peer::from_lease(PeerId(0), key, record, &viewer.config.backend);
+    let peer = peer_of_lease(PeerId(0), key, record, &viewer.config.backend);
     peer.err().map(|unusable| unusable.to_string())
 }
 

@@ -22,11 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::overhead::{Format, Mtu};
+use muslin_stack::control::peers::Peers;
 use muslin_stack::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
-    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings,
+    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
     SubnetKey, Wish,
 };
 use muslin_stack::node::{Config, Limits, Node};

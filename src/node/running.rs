@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
+use muslin_stack::control::peers::Peers;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
-use muslin_stack::lease::{LeaseRecord, NetworkConfig, Peers, SubnetKey};
+use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;

@@ -14,7 +14,7 @@ mutants() {
 stack/src/drops.rs @ self.drops[reason as usize] += packets; @ let _ = (reason, packets); @ drops are not counted
 stack/src/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
 stack/src/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
-stack/src/lease/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
+stack/src/control/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
 stack/src/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
 stack/src/lease/manager.rs @ self.phase = if self.list_after { @ self.phase = if false { @ what happened during an operation is not looked into
 stack/src/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease

@@ -7,7 +7,6 @@
 mod config;
 mod key;
 mod manager;
-mod peers;
 mod reader;
 mod record;
 mod repetition;
@@ -20,7 +19,6 @@ pub use manager::{
     Action, Change, ConfigFault, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
     overlap,
 };
-pub use peers::{Known, Peers};
 pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
 pub use shares::Shares;

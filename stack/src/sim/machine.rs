@@ -13,8 +13,9 @@ use super::agent::Agent;
 use super::device::Device;
 use super::frozen::Frozen;
 use super::way_out::WayOut;
+use crate::control::peers::Peers;
 use crate::ipam::{AddressPool, Memory, PodName};
-use crate::lease::{NetworkConfig, Peers, SubnetKey};
+use crate::lease::{NetworkConfig, SubnetKey};
 use crate::node::Node;
 use crate::port::PortId;
 

@@ -15,10 +15,11 @@ use super::cluster::{Cluster, Due, LIMITS, PREFIX};
 use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
+use crate::control::peers::Peers;
 use crate::guard::Policy;
 use crate::ipam::AddressPool;
 use crate::lease::{
-    Backend, Change, ConfigFault, Identity, LeaseRecord, Manager, NetworkConfig, Peers, Settings,
+    Backend, Change, ConfigFault, Identity, LeaseRecord, Manager, NetworkConfig, Settings,
     SubnetKey, overlap,
 };
 use crate::node::{Config, Node};

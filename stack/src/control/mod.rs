@@ -1,0 +1,3 @@
+//! The control plane: what the network's configuration and the nodes' leases mean for the data path.
+
+pub mod peers;
