@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use muslin_encap::overhead::{Format, Mtu};
 use muslin_stack::control::peers::Peers;
+use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
@@ -53,7 +54,7 @@ use crate::worker::{Clock, Event, Workers};
 use front::Front;
 use naming::Naming;
 use running::{Facts, Running};
-use underlay::{Place, Plan};
+use underlay::Place;
 
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
@@ -404,7 +405,7 @@ struct Plane {
 /// A tunnel whose port is taken.
 struct OpenTunnel {
     config: NetworkConfig,
-    plan: Plan,
+    plan: TunnelPlan,
     interface: PublicInterface,
     /// For each worker.
     sockets: Vec<Option<UdpSocket>>,
@@ -556,19 +557,19 @@ impl Plane {
         }
     }
 
-    fn plan(&self, config: &NetworkConfig) -> Result<Plan> {
+    fn plan(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
         if let Some(egress) = &self.settings.egress {
             egress.check(config.network)?;
         }
         naming::resolvers(&self.settings, config.network)?;
         let mac = self.identity.vtep_mac;
-        Plan::new(config, &self.settings, &self.interface.borrow(), mac)
+        underlay::plan(config, &self.settings, &self.interface.borrow(), mac)
     }
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
         let interface = self.interface.borrow().clone();
-        let sockets = plan.bind(config.network, &self.settings, &interface)?;
+        let sockets = underlay::bind(&mut plan, config.network, &self.settings, &interface)?;
         Ok(OpenTunnel {
             config,
             plan,
@@ -609,7 +610,8 @@ impl Plane {
         if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
             confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
         }
-        let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &interface)?;
+        let (underlays, uplink) =
+            underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?;
         let mut endpoints = match self.settings.egress {
             Some(_) => Endpoints::new(self.leases.servers()),
             None => Endpoints::default(),
@@ -677,7 +679,7 @@ impl Plane {
         Ok(())
     }
 
-    fn node_config(&self, key: SubnetKey, plan: &Plan) -> Result<Config> {
+    fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<Config> {
         Ok(Config {
             subnet: key.ipv4.into(),
             gateway_mac: self.identity.gateway_mac.get(),
@@ -695,7 +697,7 @@ impl Plane {
     fn egress_config(
         &self,
         key: SubnetKey,
-        plan: &Plan,
+        plan: &TunnelPlan,
         stores: &[SocketAddrV4],
     ) -> Result<Outside> {
         let policy = match &self.settings.egress {

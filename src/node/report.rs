@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use muslin_encap::mac::Colons;
 use muslin_encap::vxlan::Vni;
+use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::egress;
 use muslin_stack::gateway;
 use muslin_stack::lease::Standing;
@@ -17,7 +18,6 @@ use serde_json::Value;
 use super::Offload;
 use super::liveness::Census;
 use super::running::Running;
-use super::underlay::Plan;
 use crate::confine;
 use crate::control::protocol::{
     Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
@@ -204,7 +204,7 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
 }
 
 /// How packets get to a peer, and whether that is because its host is on the link.
-fn path_name(path: Path, plan: &Plan) -> &'static str {
+fn path_name(path: Path, plan: &TunnelPlan) -> &'static str {
     match (path, plan.tunnel) {
         (Path::Uplink, _) => "on-link",
         (Path::Tunnel, Tunnel::Vxlan { .. }) => "vxlan",
@@ -214,7 +214,7 @@ fn path_name(path: Path, plan: &Plan) -> &'static str {
     }
 }
 
-fn path_mtu(path: Path, plan: &Plan) -> Option<u16> {
+fn path_mtu(path: Path, plan: &TunnelPlan) -> Option<u16> {
     match path {
         Path::Tunnel => Some(plan.mtu.get()),
         Path::Uplink => Some(plan.outer.get()),

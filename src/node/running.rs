@@ -9,6 +9,7 @@ use std::time::Instant;
 use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
 use muslin_stack::control::peers::Peers;
+use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
 use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
@@ -22,8 +23,7 @@ use super::diary::Diary;
 use super::liveness::Census;
 use super::naming::Naming;
 use super::pods::Pods;
-use super::underlay::Plan;
-use super::{Settings, report};
+use super::{Settings, report, underlay};
 use crate::control::protocol::{
     Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
     Table,
@@ -48,7 +48,7 @@ pub(super) struct Facts {
     /// The underlay's interface as it was at the start.
     pub(super) interface: PublicInterface,
     pub(super) config: NetworkConfig,
-    pub(super) plan: Plan,
+    pub(super) plan: TunnelPlan,
     pub(super) subnet: Ipv4Net,
     /// Where it listens for commands.
     pub(super) control: Vec<ControlSocket>,
@@ -105,7 +105,7 @@ pub(super) struct Running {
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
-    plan: Mutex<Plan>,
+    plan: Mutex<TunnelPlan>,
     link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
@@ -139,7 +139,7 @@ impl Running {
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
             plan: Mutex::new(facts.plan),
-            link: watch::Sender::new(facts.plan.link()),
+            link: watch::Sender::new(underlay::link(&facts.plan)),
             uplink_is_gone: AtomicBool::new(false),
             facts,
             workers,
@@ -159,7 +159,7 @@ impl Running {
     }
 
     /// How packets travel as things are now.
-    pub(super) fn plan(&self) -> Plan {
+    pub(super) fn plan(&self) -> TunnelPlan {
         *self.plan.lock()
     }
 
@@ -171,7 +171,7 @@ impl Running {
     /// Takes the underlay along to what its interface is now.
     pub(super) fn follow(&self, now: &PublicInterface) -> Result<Followed> {
         let (before, former) = (self.interface(), self.plan());
-        let plan = former.on(now)?;
+        let plan = underlay::follow_interface(&former, now)?;
         let ends = |it: &PublicInterface| (it.address, it.public_ip);
         let followed = Followed {
             is_moved: ends(now) != ends(&before),
@@ -185,7 +185,7 @@ impl Running {
         *self.plan.lock() = plan;
         if followed.mtu.is_some() {
             self.workers.set_mtu(plan.mtu).map_err(Error::failed)?;
-            self.link.send_replace(plan.link());
+            self.link.send_replace(underlay::link(&plan));
             self.warn_unattended(plan.mtu.get());
         }
         Ok(followed)
@@ -206,7 +206,7 @@ impl Running {
     }
 
     /// Moves the tunnel and the uplink to what the interface is now.
-    fn move_to(&self, interface: &PublicInterface, plan: &Plan) -> Result<()> {
+    fn move_to(&self, interface: &PublicInterface, plan: &TunnelPlan) -> Result<()> {
         let network = self.facts.config.network;
         if network.contains(&interface.address) {
             return Err(Error::failed(format!(
@@ -216,7 +216,7 @@ impl Running {
         }
         let facts = &self.facts;
         let interfaces = (&self.interface(), interface);
-        let (underlays, uplink) = plan.open(facts.subnet, &facts.settings, interfaces)?;
+        let (underlays, uplink) = underlay::open(plan, facts.subnet, &facts.settings, interfaces)?;
         self.workers
             .rebind(underlays, uplink)
             .map_err(Error::failed)?;
@@ -413,7 +413,7 @@ impl Running {
             node: facts.settings.name.clone(),
             address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
             gateway: gateway::address(facts.subnet),
-            link: self.plan().link(),
+            link: underlay::link(&self.plan()),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: vec![gateway::address(facts.subnet)],
             search,

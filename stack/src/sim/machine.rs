@@ -14,6 +14,7 @@ use super::device::Device;
 use super::frozen::Frozen;
 use super::way_out::WayOut;
 use crate::control::peers::Peers;
+use crate::control::tunnel::TunnelPlan;
 use crate::ipam::{AddressPool, Memory, PodName};
 use crate::lease::{NetworkConfig, SubnetKey};
 use crate::node::Node;
@@ -72,6 +73,7 @@ pub(super) struct Process {
 pub(super) struct Running {
     pub(super) key: SubnetKey,
     pub(super) config: NetworkConfig,
+    pub(super) plan: TunnelPlan,
     pub(super) node: Node,
     pub(super) gateway_mac: EthernetAddress,
     pub(super) pool: AddressPool,

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 
-use muslin_encap::overhead::{Format, Mtu};
+use muslin_encap::overhead::Mtu;
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::Duration;
-use smoltcp::wire::IpVersion;
 
 use super::Violation;
 use super::agent::Agent;
@@ -16,14 +15,13 @@ use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
 use crate::control::peers::Peers;
+use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::guard::Policy;
 use crate::ipam::AddressPool;
 use crate::lease::{
-    Backend, Change, ConfigFault, Identity, LeaseRecord, Manager, NetworkConfig, Settings,
-    SubnetKey, overlap,
+    Change, ConfigFault, Identity, LeaseRecord, Manager, Settings, SubnetKey, overlap,
 };
 use crate::node::{Config, Node};
-use crate::peer::Tunnel;
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);
@@ -118,7 +116,8 @@ impl Cluster {
         machine.mtu = mtu;
         let process = machine.process.as_mut();
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
-            let inner = inner_mtu(running.node.format(), mtu)?;
+            running.plan = running.plan.on(mtu.get().into()).map_err(misfit)?;
+            let inner = running.plan.mtu;
             running.node.set_mtu(inner);
             if let Some(way_out) = &mut running.way_out {
                 way_out.egress.set_mtu(inner, now);
@@ -217,17 +216,10 @@ impl Cluster {
             )));
         };
         disk.subnet = Some(key.ipv4);
-        let node = node_config(
-            &config,
-            key,
-            disk,
-            machine.mtu,
-            &self.setup,
-            &mut self.random,
-        );
-        let node = node.and_then(|config| {
-            Node::new(config, now).map_err(|error| Violation(error.to_string()))
-        })?;
+        let mtu = machine.mtu.get().into();
+        let plan = TunnelPlan::new(&config.backend, disk.vtep_mac, None, mtu).map_err(misfit)?;
+        let node = node_config(&plan, key, disk, &self.setup, &mut self.random);
+        let node = Node::new(node, now).map_err(|error| Violation(error.to_string()))?;
         let pool = match disk.addresses.clone() {
             Some(memory) => AddressPool::with_memory(key.ipv4, memory),
             None => AddressPool::new(key.ipv4),
@@ -241,6 +233,7 @@ impl Cluster {
         let mut running = Running {
             key,
             config,
+            plan,
             node,
             gateway_mac: disk.gateway_mac.get(),
             pool,
@@ -312,43 +305,26 @@ impl Process {
 }
 
 fn node_config(
-    config: &NetworkConfig,
+    plan: &TunnelPlan,
     key: SubnetKey,
     disk: &Disk,
-    mtu: Mtu,
     setup: &Setup,
     random: &mut Random,
-) -> Result<Config, Violation> {
-    let tunnel = match &config.backend {
-        Backend::Vxlan(options) => Tunnel::Vxlan {
-            vni: options.vni,
-            mac: disk.vtep_mac,
-        },
-        Backend::Udp { .. } => Tunnel::Udp,
-        Backend::HostGw => Tunnel::None,
-        other @ (Backend::Ipip { .. } | Backend::Other(_)) => {
-            return Err(Violation(format!("the backend is {}", other.name())));
-        }
-    };
-    Ok(Config {
+) -> Config {
+    Config {
         subnet: key.ipv4.into(),
         gateway_mac: disk.gateway_mac.get(),
-        tunnel,
-        mtu: inner_mtu(tunnel.format(), mtu)?,
+        tunnel: plan.tunnel,
+        mtu: plan.mtu,
         clamp_mss: true,
         guard: Policy {
             peers: setup.guards_peers,
         },
         limits: LIMITS,
         random_seed: random.number(),
-    })
+    }
 }
 
-/// MTU of pods on a machine whose interface has this one.
-fn inner_mtu(format: Option<Format>, mtu: Mtu) -> Result<Mtu, Violation> {
-    let inner = match format {
-        Some(format) => format.inner_mtu(mtu, IpVersion::Ipv4),
-        None => Ok(mtu),
-    };
-    inner.map_err(|error| Violation(error.to_string()))
+fn misfit(fault: TunnelFault) -> Violation {
+    Violation(fault.to_string())
 }
