@@ -194,8 +194,11 @@ fn setup(random: &mut Random) -> Setup {
             ..VxlanOptions::default()
         }),
         6..8 => Backend::HostGw,
-        _ => Backend::Udp {
+        8 => Backend::Udp {
             port: muslin_encap::udp::PORT,
+        },
+        _ => Backend::Ipip {
+            direct_routing: random.chance(400),
         },
     };
     let len = random.pick(&[24, 24, 26, 29]);

@@ -1,9 +1,14 @@
 //! Traffic: frames and datagrams through nodes and links.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::ipip;
+use muslin_encap::overhead::Format;
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv4Repr};
 
 use super::Violation;
 use super::check;
@@ -12,6 +17,7 @@ use super::device::Identity;
 use super::link::Fate;
 use super::machine::Who;
 use crate::drops::DropReason;
+use crate::lease::Backend;
 use crate::node::{Node, Verdict};
 use crate::port::PortId;
 use crate::work;
@@ -20,8 +26,6 @@ use crate::work;
 const CAPTURED: usize = 16;
 /// From where nobody's datagrams come (TEST-NET-3).
 const OUTSIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
-/// IPv4 and UDP header.
-const OUTER_HEADERS: usize = 28;
 /// How long a turn of a port takes.
 const TURN: Duration = Duration::from_micros(200);
 
@@ -108,7 +112,11 @@ impl Cluster {
         let Some(who) = machine.and_then(|machine| self.who(machine)) else {
             return Ok(());
         };
-        let verdict = self.through(who, bytes, |node, now, packet| {
+        let received = match (&self.setup.config.backend, source.ip()) {
+            (Backend::Ipip { .. }, IpAddr::V4(source)) => in_ipv4((source, ip), bytes),
+            _ => Cow::Borrowed(bytes),
+        };
+        let verdict = self.through(who, &received, |node, now, packet| {
             node.from_underlay(now, source, packet)
         })?;
         let is_dropped = verdict.is_none_or(|verdict| matches!(verdict, Verdict::Drop(_)));
@@ -251,7 +259,10 @@ impl Cluster {
     ) -> Result<(), Violation> {
         let now = self.queue.now();
         let machine = &self.machines[from];
-        let outer = bytes.len() + OUTER_HEADERS;
+        let process = machine.process.as_ref();
+        let running = process.and_then(|process| process.running.as_ref());
+        let format = running.and_then(|running| running.plan.tunnel.format());
+        let outer = bytes.len() + format.map_or(0, outer_headers);
         if outer > machine.mtu.get().into() {
             return Err(Violation(format!(
                 "machine {from} sends {outer} bytes where its interface has an MTU of {}",
@@ -321,4 +332,25 @@ impl Cluster {
             self.arrive(now, source, destination, bytes);
         }
     }
+}
+
+/// Bytes that the kernel writes in front of what a node gives to its socket.
+fn outer_headers(format: Format) -> usize {
+    usize::from(format.overhead(IpVersion::Ipv4)) - format.network_offset()
+}
+
+/// What a raw socket has of a packet in IPv4: the outer header, too.
+fn in_ipv4((source, destination): (Ipv4Addr, Ipv4Addr), inner: &[u8]) -> Cow<'static, [u8]> {
+    let header = Ipv4Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::from(ipip::PROTOCOL),
+        payload_len: inner.len(),
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0; header.buffer_len()];
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
+    header.emit(&mut packet, &ChecksumCapabilities::default());
+    bytes.extend(inner);
+    bytes.into()
 }
