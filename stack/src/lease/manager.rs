@@ -1210,12 +1210,11 @@ impl Manager {
     }
 
     fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
-        let prefix = &self.settings.prefix;
-        let (key, record) = reader::read_entry(prefix, entry)?;
-        if record.public_ip == self.settings.identity.public_ip {
-            return Ok((key, record));
+        let (key, record) = reader::read_entry(&self.settings.prefix, entry)?;
+        if record.public_ip != self.settings.identity.public_ip {
+            reader::check_peer(key, &record, self.config.as_ref())?;
         }
-        reader::read_peer(prefix, entry, self.config.as_ref())
+        Ok((key, record))
     }
 
     fn skip(&mut self, entry: &Entry, unusable: NoLease, known: Option<Revision>) {

@@ -19,7 +19,7 @@ pub use manager::{
     Action, Change, ConfigFault, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
     overlap,
 };
-pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
+pub use reader::{NoLease, check_peer, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
 pub use shares::Shares;
 pub use standing::{Signs, Standing};

@@ -61,6 +61,20 @@ pub fn read_peer(
     config: Option<&NetworkConfig>,
 ) -> Result<(SubnetKey, LeaseRecord), NoLease> {
     let (key, record) = read_entry(prefix, entry)?;
+    check_peer(key, &record, config)?;
+    Ok((key, record))
+}
+
+/// Whether a record can be the lease of another node in a network of this configuration, if that is
+/// known.
+///
+/// # Errors
+/// `NoLease` says why it is none.
+pub fn check_peer(
+    key: SubnetKey,
+    record: &LeaseRecord,
+    config: Option<&NetworkConfig>,
+) -> Result<(), NoLease> {
     let ip = record.public_ip;
     if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
         let reason = format!("no node can have the PublicIP {ip}");
@@ -68,7 +82,7 @@ pub fn read_peer(
     }
     match config.and_then(|config| misfit(config, key)) {
         Some(reason) => Err(no_lease(key, reason)),
-        None => Ok((key, record)),
+        None => Ok(()),
     }
 }
 
