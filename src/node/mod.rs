@@ -29,7 +29,7 @@ use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
     Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
-    SubnetKey, Wish,
+    SubnetKey, WantedConfig,
 };
 use muslin_stack::node::{Config, Limits, Node};
 use muslin_stack::peer::Tunnel;
@@ -84,7 +84,7 @@ pub struct Settings {
     /// How it reaches its link below IP, where it has to.
     pub uplink: UplinkKind,
     /// Which network it is to be.
-    pub wish: Wish,
+    pub wanted_config: WantedConfig,
     /// MTU of the underlay, if not that of the interface.
     pub mtu: Option<Mtu>,
     /// Resolvers that are asked for pods; those of the host if there are none.
@@ -324,7 +324,7 @@ impl Start {
             prefix: self.settings.prefix.clone(),
             // What this node knows of itself comes before what flannel's file says.
             previous: identity.subnet.or_else(|| self.surface.previous_subnet()),
-            wish: self.settings.wish.clone(),
+            wanted_config: self.settings.wanted_config.clone(),
             renew_margin: self.settings.renew_margin,
             repeats: self.store.is_shared_with_flannel(),
             random_seed: u64::from_ne_bytes(state::random()?),
@@ -352,7 +352,7 @@ impl Start {
             peers: Peers::default(),
             sharing: None,
         };
-        if let Wish::Exactly(config) = &plane.settings.wish {
+        if let WantedConfig::Exactly(config) = &plane.settings.wanted_config {
             // A network that this node cannot be in must not be written for others.
             plane.plan(config)?;
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use muslin_encap::vxlan::VtepMac;
 use muslin_stack::lease::{
     Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
-    Op, RENEW_MARGIN, Revision, Settings, WatchEvent, Wish,
+    Op, RENEW_MARGIN, Revision, Settings, WantedConfig, WatchEvent,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -415,7 +415,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
         },
         prefix: prefix.to_owned(),
         previous: None,
-        wish: Wish::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
+        wanted_config: WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
         renew_margin: RENEW_MARGIN,
         repeats: false,
         random_seed: u64::from(last) * 7919,

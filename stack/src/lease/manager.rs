@@ -29,15 +29,14 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use muslin_encap::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
-use thiserror::Error;
 
+use super::change::{Change, ConfigFault, Loss};
 use super::config::Backend;
 use super::reader::{self, NoLease};
 use super::repetition::Repetition;
 use super::shares::Shares;
 use super::{
-    Answer, ConfigError, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent,
-    shorten,
+    Answer, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent, shorten,
 };
 use crate::hash::Seed;
 
@@ -87,7 +86,7 @@ pub struct Identity {
 
 /// Which network configuration a node wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
+pub enum WantedConfig {
     /// The one that the store has; without one it waits until there is one.
     Any,
     /// The one that the store has, and this one is written where it has none.
@@ -106,7 +105,7 @@ pub struct Settings {
     /// The subnet of an earlier run.
     pub previous: Option<Ipv4Net>,
     /// The network configuration that the node wants.
-    pub wish: Wish,
+    pub wanted_config: WantedConfig,
     /// A lease is renewed when so much of its time is left; [`RENEW_MARGIN`] by default.
     pub renew_margin: std::time::Duration,
     /// Whether flannel's nodes may watch the store, which lose changes: a record that is new to them
@@ -137,118 +136,6 @@ pub enum Action {
     },
     /// Nothing more will happen.
     Stop,
-}
-
-/// What has changed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Change {
-    /// The store has no network configuration that this node can use: it is asked again until it
-    /// has. Reported once for each reason.
-    AwaitsConfig(ConfigFault),
-    /// The configuration is known.
-    Configured(NetworkConfig),
-    /// The node has this subnet.
-    Acquired(SubnetKey),
-    /// The lease lives on.
-    Renewed,
-    /// Another writer changed our record, which is written again.
-    Disputed(SubnetKey),
-    /// A record under our public address is taken over, as flannel does, but another VTEP wrote it:
-    /// a node that was here before, or one that has the same public address.
-    Replaced {
-        /// The lease.
-        key: SubnetKey,
-        /// The MAC address of the other VTEP.
-        vtep_mac: VtepMac,
-    },
-    /// Our record of another public address is moved to the present one, with the same subnet.
-    Moved {
-        /// The lease.
-        key: SubnetKey,
-        /// The address that it had.
-        from: Ipv4Addr,
-    },
-    /// A peer is new or has changed.
-    Peer(SubnetKey, LeaseRecord),
-    /// A peer's lease has ended.
-    PeerGone(SubnetKey),
-    /// A key under the prefix is no usable lease; it is skipped.
-    Skipped {
-        /// The key.
-        key: String,
-        /// Why.
-        reason: String,
-    },
-    /// The lease is given back, or stays as a reservation. Nothing follows.
-    Left,
-    /// There is no lease (any more), and there will not be one. Nothing follows.
-    Lost(Loss),
-}
-
-/// Why a node cannot use the network configuration that the store has. Whoever has written it can
-/// mend it.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum ConfigFault {
-    /// There is none under this key, and none is proposed.
-    #[error("there is no network configuration under {0}")]
-    Missing(String),
-    /// It cannot be read.
-    #[error("{0}")]
-    Invalid(#[from] ConfigError),
-    /// It is not the one asked for.
-    #[error("the store has the network {stored}, but {asked} was asked for")]
-    OtherNetwork {
-        /// What the store has.
-        stored: String,
-        /// What was asked for.
-        asked: String,
-    },
-    /// The network's backend is one whose records this node cannot write.
-    #[error(
-        "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
-    )]
-    OtherBackend(String),
-}
-
-/// Why a node has no lease.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Loss {
-    /// All subnets are leased.
-    #[error("all {0} subnets of the network are leased")]
-    OutOfSubnets(usize),
-    /// Others were faster every time.
-    #[error("other nodes took every subnet that was tried")]
-    Races,
-    /// Another node holds our subnet now, or one that overlaps it.
-    #[error("the subnet {key} is now held by the node {holder}")]
-    Taken {
-        /// The lease.
-        key: String,
-        /// The public address of its holder.
-        holder: Ipv4Addr,
-    },
-    /// A node with our identity is alive, and had the subnet before us.
-    #[error(
-        "the node {holder} is alive and has this node's VTEP MAC address {vtep_mac} and its subnet {key}: is this state directory a copy of that node's? Then start with an empty one"
-    )]
-    Cloned {
-        /// The lease.
-        key: String,
-        /// The public address of the other node.
-        holder: Ipv4Addr,
-        /// The MAC address of both.
-        vtep_mac: VtepMac,
-    },
-    /// Another writer changed our record again and again.
-    #[error(
-        "the lease {key} is rewritten by another writer again and again: does another node have the public address {public_ip}?"
-    )]
-    Disputed {
-        /// The lease.
-        key: String,
-        /// Our public address.
-        public_ip: Ipv4Addr,
-    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -617,9 +504,9 @@ impl Manager {
     }
 
     fn proposal(&self) -> Option<&NetworkConfig> {
-        match &self.settings.wish {
-            Wish::Any => None,
-            Wish::IfNone(config) | Wish::Exactly(config) => Some(config),
+        match &self.settings.wanted_config {
+            WantedConfig::Any => None,
+            WantedConfig::IfNone(config) | WantedConfig::Exactly(config) => Some(config),
         }
     }
 
@@ -645,7 +532,7 @@ impl Manager {
 
     fn usable_config(&self, value: &str) -> Result<NetworkConfig, ConfigFault> {
         let config = NetworkConfig::parse(value)?;
-        if let Wish::Exactly(asked) = &self.settings.wish
+        if let WantedConfig::Exactly(asked) = &self.settings.wanted_config
             && *asked != config
         {
             let (stored, asked) = (config.to_string(), asked.to_string());

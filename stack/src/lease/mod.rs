@@ -4,6 +4,7 @@
 //! in; operations for the store and changes of the tables come out. The shell executes the
 //! operations, and the store can be etcd, a local database or a simulation.
 
+mod change;
 mod config;
 mod key;
 mod manager;
@@ -13,11 +14,11 @@ mod repetition;
 mod shares;
 mod standing;
 
+pub use change::{Change, ConfigFault, Loss};
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
 pub use manager::{
-    Action, Change, ConfigFault, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
-    overlap,
+    Action, Identity, LEASE_TTL, Manager, RENEW_MARGIN, Settings, WantedConfig, overlap,
 };
 pub use reader::{NoLease, check_peer, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};

@@ -50,7 +50,7 @@ impl Cluster {
             },
             prefix: PREFIX.to_owned(),
             previous: disk.subnet,
-            wish: self.setup.wish(),
+            wanted_config: self.setup.wanted_config(),
             renew_margin: self.setup.renew_margin,
             repeats: self.setup.is_etcd(),
             random_seed: random.number(),

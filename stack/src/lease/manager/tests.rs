@@ -127,7 +127,7 @@ fn manager(last: u8) -> Manager {
         },
         prefix: PREFIX.to_owned(),
         previous: None,
-        wish: Wish::Any,
+        wanted_config: WantedConfig::Any,
         renew_margin: RENEW_MARGIN,
         repeats: false,
         random_seed: last.into(),
@@ -538,7 +538,7 @@ fn read_config(manager: &mut Manager, store: &mut Store, now: &mut Instant) -> V
 fn a_configuration_that_cannot_be_used_is_waited_for_until_it_is_mended() {
     let key = format!("{PREFIX}/config");
     let mut store = Store::with_config(r#"{"Network": \ }"#);
-    let mut manager = wishing(1, Wish::Exactly(proposal("10.3.0.0/16")));
+    let mut manager = wanting(1, WantedConfig::Exactly(proposal("10.3.0.0/16")));
     let mut now = Instant::ZERO;
     let mut told = |manager: &mut Manager, store: &mut Store| {
         let changes = read_config(manager, store, &mut now);
@@ -811,30 +811,33 @@ fn proposal(network: &str) -> NetworkConfig {
     NetworkConfig::new(network.parse().unwrap(), None, Backend::Udp { port: 8285 }).unwrap()
 }
 
-fn wishing(last: u8, wish: Wish) -> Manager {
+fn wanting(last: u8, wanted_config: WantedConfig) -> Manager {
     let mut manager = manager(last);
-    manager.settings.wish = wish;
+    manager.settings.wanted_config = wanted_config;
     manager
 }
 
 #[test]
 fn a_wish_is_written_once_and_exact_ones_must_agree() {
     let (one, other) = (proposal("10.244.0.0/16"), proposal("10.9.0.0/16"));
-    for first in [Wish::IfNone(one.clone()), Wish::Exactly(one.clone())] {
+    for first in [
+        WantedConfig::IfNone(one.clone()),
+        WantedConfig::Exactly(one.clone()),
+    ] {
         let mut store = Store::default();
-        let changes = settle(&mut wishing(1, first), &mut store, Instant::ZERO);
+        let changes = settle(&mut wanting(1, first), &mut store, Instant::ZERO);
         assert_eq!(changes[0], Change::Configured(one.clone()));
         assert!(acquired(&changes).is_some());
 
         for agrees in [
-            Wish::Any,
-            Wish::IfNone(other.clone()),
-            Wish::Exactly(one.clone()),
+            WantedConfig::Any,
+            WantedConfig::IfNone(other.clone()),
+            WantedConfig::Exactly(one.clone()),
         ] {
-            let changes = settle(&mut wishing(2, agrees), &mut store, Instant::ZERO);
+            let changes = settle(&mut wanting(2, agrees), &mut store, Instant::ZERO);
             assert_eq!(changes[0], Change::Configured(one.clone()));
         }
-        let mut second = wishing(3, Wish::Exactly(other.clone()));
+        let mut second = wanting(3, WantedConfig::Exactly(other.clone()));
         let changes = read_config(&mut second, &mut store, &mut Instant::ZERO.clone());
         let stored = one.to_string();
         let fault = ConfigFault::OtherNetwork {
@@ -1469,7 +1472,7 @@ fn leaving_sees_a_write_through_that_is_in_flight() {
 #[test]
 fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
     let mut now = Instant::ZERO;
-    let mut manager = wishing(1, Wish::IfNone(proposal("10.244.0.0/16")));
+    let mut manager = wanting(1, WantedConfig::IfNone(proposal("10.244.0.0/16")));
     let mut operations = 0;
     while now < Instant::ZERO + Duration::from_secs(60) {
         match manager.poll(now) {
@@ -1481,7 +1484,7 @@ fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
         operations += 1;
     }
     assert!(operations < 150, "{operations}");
-    let mut manager = wishing(1, Wish::Any);
+    let mut manager = wanting(1, WantedConfig::Any);
     let mut delays = Vec::new();
     for _ in 0..10 {
         assert!(matches!(manager.poll(now), Action::Store(_)));
