@@ -22,6 +22,9 @@
 //! had moved it gives way for good: a node that is alive keeps what its pods use, and the copy ends
 //! with a message, whichever of the two came later.
 
+mod backoff;
+mod random;
+
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -38,7 +41,9 @@ use super::shares::Shares;
 use super::{
     Answer, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent, shorten,
 };
-use crate::hash::Seed;
+
+use backoff::Backoff;
+use random::Random;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -53,18 +58,12 @@ const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_4
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// Free subnets among which one is chosen, as flannel does.
 const CANDIDATES: usize = 100;
-/// Lost races after which the manager gives up.
-const MAX_RACES: u32 = 50;
-/// Conflicts that are looked into at once; the later ones wait.
-const QUICK_CONFLICTS: u32 = 3;
 /// How often our record is written again after others changed it, before the manager gives up.
 const MAX_DISPUTES: u32 = 10;
 /// After so many challenges in a row the delay before the next answer grows no more.
 const MAX_CHALLENGE_DELAY: u32 = 4;
 /// Disputes that are further apart than this have nothing to do with each other.
 const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
-/// A watch that lived shorter than this is not opened again at once.
-const SHORT_WATCH: Duration = Duration::from_secs(10);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 /// How long a peer that a wiped store has not is waited for: its node asks the store again within
@@ -72,8 +71,6 @@ const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 const REPUBLISHING: Duration = Duration::from_secs(60);
 /// How long a watch may take to tell of what we have written ourselves.
 const TELLING: Duration = Duration::from_secs(10);
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// Who a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,19 +169,11 @@ pub struct Manager {
     listed: Revision,
     /// The first revision not seen yet.
     watch_from: Revision,
-    watch_ended: Option<Instant>,
-    short_watches: u32,
-    /// Lists in a row that were older than what the watch had told.
-    old_lists: u32,
     /// Something happened during an operation that only a list can put in order.
     list_after: bool,
     /// When the store is looked at again that was wiped.
     list_again: Option<Instant>,
-    retry: Option<Instant>,
-    failures: u32,
-    /// How often our record could not be created, whatever was answered in between.
-    uncreated: u32,
-    conflicts: u32,
+    backoff: Backoff,
     disputes: u32,
     /// How often a node with our identity took our record.
     challenges: u32,
@@ -197,7 +186,7 @@ pub struct Manager {
     config_fault: Option<ConfigFault>,
     leaving: bool,
     repetition: Repetition,
-    random: u64,
+    random: Random,
     changes: VecDeque<Change>,
 }
 
@@ -226,7 +215,7 @@ impl Manager {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            random: settings.random_seed,
+            random: Random::new(settings.random_seed),
             settings,
             config: None,
             phase: Phase::ReadConfig,
@@ -237,15 +226,9 @@ impl Manager {
             own: None,
             listed: 0,
             watch_from: 0,
-            watch_ended: None,
-            short_watches: 0,
-            old_lists: 0,
             list_after: false,
             list_again: None,
-            retry: None,
-            failures: 0,
-            uncreated: 0,
-            conflicts: 0,
+            backoff: Backoff::default(),
             disputes: 0,
             challenges: 0,
             disputed: None,
@@ -263,10 +246,9 @@ impl Manager {
         if self.phase == Phase::Over {
             return Action::Stop;
         }
-        if let Some(until) = self.retry.filter(|until| *until > now) {
+        if let Some(until) = self.backoff.poll(now) {
             return Action::Wait { until };
         }
-        self.retry = None;
         if self.phase == Phase::Hold
             && let Some(own) = self.own
         {
@@ -318,7 +300,6 @@ impl Manager {
 
     /// Takes the answer to the operation of the last poll.
     pub fn answer(&mut self, now: Instant, answer: Answer) {
-        let failures = std::mem::take(&mut self.failures);
         match (self.phase.clone(), answer) {
             (Phase::ReadConfig, Answer::Value(entry)) => self.read_config(now, entry),
             (Phase::WriteConfig, Answer::Done(_)) => self.phase = Phase::ReadConfig,
@@ -342,32 +323,27 @@ impl Manager {
                 self.look_again(now, Phase::List);
             }
             (Phase::Over | Phase::Hold, _) => {}
-            (_, _) => {
-                // An answer of another kind is a store's defect; ask again, later and later.
-                self.failures = failures;
-                self.failed(now);
-            }
+            // An answer of another kind is a store's defect; ask again, later and later.
+            (_, _) => return self.failed(now),
         }
+        self.backoff.answered();
     }
 
     /// The store did not answer, or refused; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        let mut attempt = self.failures;
         // Until it answers again, what the last list said may be of a history that is no more.
         self.list_after = true;
         if self.repetition.next().is_some() {
             // When it is back many write at once, and what is due now would be one of them only.
             self.expect_news();
         }
-        if matches!(self.phase, Phase::Create(_)) {
+        let creates = matches!(self.phase, Phase::Create(_));
+        if creates {
             // It may have done it nevertheless, or have a subnet for us that it does not refuse. When
             // we are leaving only the former counts.
             self.phase = Phase::List;
-            self.uncreated = self.uncreated.saturating_add(1);
-            attempt = attempt.max(self.uncreated);
         }
-        self.delay(now, attempt);
+        self.backoff.failed(now, creates, &mut self.random);
     }
 
     /// Takes a change that the watch reports.
@@ -425,13 +401,7 @@ impl Manager {
             return;
         }
         self.read_again();
-        let is_short = |ended: Instant| now < ended + SHORT_WATCH;
-        if self.watch_ended.replace(now).is_some_and(is_short) {
-            self.short_watches = self.short_watches.saturating_add(1);
-            self.delay(now, self.short_watches);
-        } else {
-            self.short_watches = 0;
-        }
+        self.backoff.watch_ended(now, &mut self.random);
     }
 
     /// Gives the lease back and stops. A reservation stays in the store.
@@ -440,7 +410,7 @@ impl Manager {
             return;
         }
         self.leaving = true;
-        self.retry = None;
+        self.backoff.reset();
         let writes = matches!(
             self.phase,
             Phase::Create(_) | Phase::Put(..) | Phase::Delete(..)
@@ -551,7 +521,7 @@ impl Manager {
             self.config_fault = Some(fault.clone());
             self.changes.push_back(Change::AwaitsConfig(fault));
         }
-        self.retry = Some(now + CONFIG_RETRY);
+        self.backoff.wait_until(now + CONFIG_RETRY);
     }
 
     /// The caller cannot use the configuration that [`Change::Configured`] told of, for a reason that
@@ -561,7 +531,7 @@ impl Manager {
         if self.phase == Phase::List && self.own.is_none() {
             self.config = None;
             self.phase = Phase::ReadConfig;
-            self.retry = Some(now + CONFIG_RETRY);
+            self.backoff.wait_until(now + CONFIG_RETRY);
         }
     }
 
@@ -574,7 +544,7 @@ impl Manager {
         // It may be wiped again before we have written our record, and then have as many revisions.
         let again = went_back.then(|| now + REPUBLISHING);
         self.list_again = again.or(self.list_again.filter(|at| now < *at));
-        self.note_list(now, went_back);
+        self.backoff.listed(now, went_back, &mut self.random);
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
         let known = std::mem::take(&mut self.skipped);
@@ -607,19 +577,6 @@ impl Manager {
             _ if self.leaving => self.give_back(&own),
             Some(held) => self.check_own(now, held, &own),
             None => self.choose(now, &own),
-        }
-    }
-
-    /// A store that was wiped goes back once. One whose members lag behind each other, or that a
-    /// proxy answers for, can do so at each list, and what its watch tells asks for the next.
-    fn note_list(&mut self, now: Instant, went_back: bool) {
-        if !went_back {
-            self.old_lists = 0;
-            return;
-        }
-        self.old_lists = self.old_lists.saturating_add(1);
-        if self.old_lists > 1 {
-            self.delay(now, self.old_lists);
         }
     }
 
@@ -730,7 +687,7 @@ impl Manager {
             .filter(|net| config.allows(*net) && !self.occupied().any(|key| overlap(key, *net)));
         let subnet = previous.or_else(|| {
             let free = self.free_subnets(&config);
-            let index = self.random_below(free.len() as u64);
+            let index = self.random.below(free.len() as u64);
             free.get(index as usize).copied()
         });
         match subnet {
@@ -838,7 +795,7 @@ impl Manager {
 
     fn lost_race(&mut self, now: Instant) {
         self.look_again(now, Phase::List);
-        if self.own.is_none() && self.conflicts >= MAX_RACES {
+        if self.own.is_none() && self.backoff.is_hopeless() {
             self.lose(Loss::Races);
         }
     }
@@ -846,10 +803,7 @@ impl Manager {
     /// The store is not as we believed.
     fn look_again(&mut self, now: Instant, phase: Phase) {
         self.phase = phase;
-        self.conflicts = self.conflicts.saturating_add(1);
-        if self.conflicts > QUICK_CONFLICTS {
-            self.delay(now, self.conflicts - QUICK_CONFLICTS);
-        }
+        self.backoff.conflict(now, &mut self.random);
     }
 
     fn hold(&mut self, now: Instant, key: SubnetKey, revision: Revision, reservation: bool) {
@@ -861,9 +815,8 @@ impl Manager {
             renew_at: now + self.renewal(LEASE_TTL),
             told_at: now + TELLING,
         });
-        self.conflicts = 0;
+        self.backoff.held();
         self.note_own_written(now);
-        self.uncreated = 0;
         self.skipped.remove(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);
@@ -889,7 +842,7 @@ impl Manager {
     /// The store has our record as it is now.
     fn note_own_written(&mut self, now: Instant) {
         let (others, random) = (self.leases.len(), &mut self.random);
-        let below = |bound| random_below(random, bound);
+        let below = |bound| random.below(bound);
         self.repetition.written(now, others, below);
     }
 
@@ -897,8 +850,7 @@ impl Manager {
     fn meet(&mut self, now: Instant) {
         if self.settings.repeats && self.own.is_some() {
             let random = &mut self.random;
-            self.repetition
-                .meet(now, |bound| random_below(random, bound));
+            self.repetition.meet(now, |bound| random.below(bound));
         }
     }
 
@@ -1136,18 +1088,9 @@ impl Manager {
         self.changes.push_back(change);
     }
 
-    /// Lets the next operation wait: twice as long at each attempt, up to a limit.
+    /// Lets the next operation wait, the longer the more attempts there were.
     fn delay(&mut self, now: Instant, attempt: u32) {
-        let factor = 1u64 << attempt.saturating_sub(1).min(6);
-        let delay = FIRST_RETRY.total_millis().saturating_mul(factor);
-        let delay = delay.min(LAST_RETRY.total_millis());
-        // Between half and all of it, so that many nodes do not come back together.
-        let jitter = self.random_below(delay / 2 + 1);
-        self.retry = Some(now + Duration::from_millis(delay / 2 + jitter));
-    }
-
-    fn random_below(&mut self, bound: u64) -> u64 {
-        random_below(&mut self.random, bound)
+        self.backoff.delay(now, attempt, &mut self.random);
     }
 
     fn config_key(&self) -> String {
@@ -1161,13 +1104,6 @@ impl Manager {
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
         reader::subnet_key(&self.settings.prefix, key)
     }
-}
-
-/// The next random number below a bound.
-fn random_below(random: &mut u64, bound: u64) -> u64 {
-    use std::hash::BuildHasher;
-    *random = Seed(*random).hash_one(bound);
-    if bound == 0 { 0 } else { *random % bound }
 }
 
 /// Whether two networks share addresses.

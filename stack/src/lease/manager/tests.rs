@@ -1572,7 +1572,7 @@ fn watches_that_end_at_once_are_opened_later_and_later() {
         }
     }
     assert!((10..60).contains(&watches), "{watches}");
-    for pause in [Duration::ZERO, SHORT_WATCH] {
+    for pause in [Duration::ZERO, backoff::SHORT_WATCH] {
         settle(&mut manager, &mut store, now);
         now += pause;
         manager.watch_ended(now);
@@ -1649,7 +1649,7 @@ fn a_store_that_is_away_is_asked_again_later_and_later() {
 fn nodes_do_not_come_back_together() {
     let delay = |seed: u64| {
         let mut manager = manager(1);
-        manager.random = seed;
+        manager.random = Random::new(seed);
         assert!(matches!(manager.poll(Instant::ZERO), Action::Store(_)));
         manager.failed(Instant::ZERO);
         let Action::Wait { until } = manager.poll(Instant::ZERO) else {
