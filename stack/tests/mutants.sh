@@ -21,7 +21,7 @@ stack/src/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reserv
 stack/src/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
 stack/src/lease/manager/backoff.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
 stack/src/lease/manager.rs @ self.list_after = true; @ {} @ records of the old and the new public address stay on their sides
-stack/src/lease/manager.rs @ if self.settings.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
+stack/src/lease/manager.rs @ if self.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
 stack/src/node/forward.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
 stack/src/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
 stack/src/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended

@@ -14,15 +14,9 @@
 //!
 //! A key whose value cannot be read is no peer: what it was before ends, its subnet is not chosen,
 //! and it is reported once per writing. If it is our own key, it is written again.
-//!
-//! Whose record is it? flannel goes by the public address alone. Here a VXLAN record with our VTEP's
-//! MAC address is ours too where we had its subnet before: a node that comes back with another
-//! public address moves its record and keeps its subnet. Two nodes with one state directory, each
-//! alive, have the same claim then. The one that held the record writes it again, and the one that
-//! had moved it gives way for good: a node that is alive keeps what its pods use, and the copy ends
-//! with a message, whichever of the two came later.
 
 mod backoff;
+mod ownership;
 mod random;
 
 use std::cmp::Ordering;
@@ -43,6 +37,7 @@ use super::{
 };
 
 use backoff::Backoff;
+use ownership::{Contest, Ownership, TakeOver};
 use random::Random;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
@@ -58,12 +53,6 @@ const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_4
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// Free subnets among which one is chosen, as flannel does.
 const CANDIDATES: usize = 100;
-/// How often our record is written again after others changed it, before the manager gives up.
-const MAX_DISPUTES: u32 = 10;
-/// After so many challenges in a row the delay before the next answer grows no more.
-const MAX_CHALLENGE_DELAY: u32 = 4;
-/// Disputes that are further apart than this have nothing to do with each other.
-const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 /// How long a peer that a wiped store has not is waited for: its node asks the store again within
@@ -153,7 +142,11 @@ enum Phase {
 /// The state machine.
 #[derive(Debug)]
 pub struct Manager {
-    settings: Settings,
+    /// Where the store has flannel's keys.
+    prefix: String,
+    wanted_config: WantedConfig,
+    renew_margin: std::time::Duration,
+    repeats: bool,
     config: Option<NetworkConfig>,
     phase: Phase,
     /// All leases but our own, by key.
@@ -174,14 +167,7 @@ pub struct Manager {
     /// When the store is looked at again that was wiped.
     list_again: Option<Instant>,
     backoff: Backoff,
-    disputes: u32,
-    /// How often a node with our identity took our record.
-    challenges: u32,
-    disputed: Option<Instant>,
-    /// The public address from which our record was moved at the start.
-    moved_from: Option<Ipv4Addr>,
-    /// The public address before the last change at run time.
-    former: Option<Ipv4Addr>,
+    ownership: Ownership,
     /// Why the configuration that the store had last cannot be used.
     config_fault: Option<ConfigFault>,
     leaving: bool,
@@ -214,9 +200,21 @@ impl Manager {
     /// A manager that has not spoken to the store yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
+        let Settings {
+            identity,
+            prefix,
+            previous,
+            wanted_config,
+            renew_margin,
+            repeats,
+            random_seed,
+        } = settings;
         Self {
-            random: Random::new(settings.random_seed),
-            settings,
+            prefix,
+            wanted_config,
+            renew_margin,
+            repeats,
+            random: Random::new(random_seed),
             config: None,
             phase: Phase::ReadConfig,
             leases: BTreeMap::new(),
@@ -229,11 +227,7 @@ impl Manager {
             list_after: false,
             list_again: None,
             backoff: Backoff::default(),
-            disputes: 0,
-            challenges: 0,
-            disputed: None,
-            moved_from: None,
-            former: None,
+            ownership: Ownership::new(identity, previous),
             config_fault: None,
             leaving: false,
             repetition: Repetition::default(),
@@ -422,11 +416,9 @@ impl Manager {
 
     /// The node's public address is another one now: its record moves there, with the same subnet.
     pub fn set_public_ip(&mut self, public_ip: Ipv4Addr) {
-        let old = std::mem::replace(&mut self.settings.identity.public_ip, public_ip);
-        if old == public_ip {
+        if !self.ownership.set_public_ip(public_ip) {
             return;
         }
-        self.former = Some(old);
         // A list tells whose records are peers' now, and whether the operation in flight has written
         // the old address.
         self.list_after = true;
@@ -439,8 +431,7 @@ impl Manager {
     /// The node was never in this store: there it has this VTEP, and asks for no subnet that it had
     /// elsewhere. To be said after the first answer at the latest.
     pub fn begin_anew(&mut self, vtep_mac: VtepMac) {
-        self.settings.identity.vtep_mac = vtep_mac;
-        self.settings.previous = None;
+        self.ownership.begin_anew(vtep_mac);
     }
 
     /// What has changed since the last call.
@@ -457,7 +448,7 @@ impl Manager {
     /// What the keys of all leases begin with: flannel lists and watches without a final slash.
     #[must_use]
     pub fn lease_prefix(&self) -> String {
-        reader::lease_prefix(&self.settings.prefix)
+        reader::lease_prefix(&self.prefix)
     }
 
     /// The record of this node.
@@ -466,7 +457,7 @@ impl Manager {
         let Identity {
             public_ip,
             vtep_mac,
-        } = self.settings.identity;
+        } = self.ownership.identity;
         match &self.config {
             Some(config) => LeaseRecord::of(&config.backend, public_ip, vtep_mac),
             None => LeaseRecord::udp(public_ip),
@@ -474,7 +465,7 @@ impl Manager {
     }
 
     fn proposal(&self) -> Option<&NetworkConfig> {
-        match &self.settings.wanted_config {
+        match &self.wanted_config {
             WantedConfig::Any => None,
             WantedConfig::IfNone(config) | WantedConfig::Exactly(config) => Some(config),
         }
@@ -502,7 +493,7 @@ impl Manager {
 
     fn usable_config(&self, value: &str) -> Result<NetworkConfig, ConfigFault> {
         let config = NetworkConfig::parse(value)?;
-        if let WantedConfig::Exactly(asked) = &self.settings.wanted_config
+        if let WantedConfig::Exactly(asked) = &self.wanted_config
             && *asked != config
         {
             let (stored, asked) = (config.to_string(), asked.to_string());
@@ -615,10 +606,8 @@ impl Manager {
     fn give_back(&mut self, own: &[OwnEntry]) {
         let held = self.own.map(|own| own.key);
         // Not what another node with our identity holds.
-        let public_ip = self.settings.identity.public_ip;
         let is_ours = |key, record: &LeaseRecord| {
-            let is_here = record.public_ip == public_ip || self.is_former(record);
-            is_here && held.is_none_or(|held| held == key)
+            self.ownership.is_at_our_address(record) && held.is_none_or(|held| held == key)
         };
         match own
             .iter()
@@ -645,7 +634,7 @@ impl Manager {
                 self.expect_news();
                 self.phase = Phase::Put(held.key, entry.revision, held.reservation);
             } else {
-                self.contested(now, held, entry, record);
+                self.on_own_rewritten(now, held, entry, record);
             }
         } else if let Some(record) = self.leases.get(&held.key).or_else(|| {
             let mut leases = self.leases.iter();
@@ -668,21 +657,25 @@ impl Manager {
             self.phase = Phase::ReadConfig;
             return;
         };
-        if let Some((key, entry, record)) = self.best(own) {
+        if let Some((key, entry, record)) = self.ownership.preferred_record(own) {
             let (reservation, unchanged) = (entry.ttl.is_none(), *record == self.record());
             if !config.allows(key.ipv4) || key.ipv6.is_some() {
                 self.phase = Phase::Delete(*key, entry.revision);
             } else if reservation && unchanged {
                 self.hold(now, *key, entry.revision, true);
             } else {
-                self.tell_take_over(*key, record);
+                let (key, take_over) = (*key, self.ownership.take_over(*key, record));
+                self.changes.extend(take_over.map(|how| match how {
+                    TakeOver::Moved { from } => Change::Moved { key, from },
+                    TakeOver::Replaced { vtep_mac } => Change::Replaced { key, vtep_mac },
+                }));
                 // Perhaps an earlier process wrote it and ended before others knew.
                 self.expect_news();
-                self.phase = Phase::Put(*key, entry.revision, reservation);
+                self.phase = Phase::Put(key, entry.revision, reservation);
             }
             return;
         }
-        let previous = self.settings.previous.map(|previous| previous.trunc());
+        let previous = self.ownership.previous();
         let previous = previous
             .filter(|net| config.allows(*net) && !self.occupied().any(|key| overlap(key, *net)));
         let subnet = previous.or_else(|| {
@@ -699,63 +692,9 @@ impl Manager {
         }
     }
 
-    /// The record to go on with: that of the subnet that our pods have, else one that our VTEP
-    /// wrote, else the first, as flannel does.
-    fn best<'a>(&self, own: &'a [OwnEntry]) -> Option<&'a OwnEntry> {
-        let vtep_mac = self.settings.identity.vtep_mac;
-        own.iter().min_by_key(|(key, _, record)| {
-            let is_foreign = record.vtep_mac().is_some_and(|mac| mac != vtep_mac);
-            (!self.is_previous(*key), is_foreign)
-        })
-    }
-
-    /// Says so if a record that we go on with is not simply our own.
-    fn tell_take_over(&mut self, key: SubnetKey, record: &LeaseRecord) {
-        let Identity {
-            public_ip,
-            vtep_mac,
-        } = self.settings.identity;
-        if record.public_ip != public_ip {
-            let from = record.public_ip;
-            if self.moved_from.replace(from) != Some(from) {
-                self.changes.push_back(Change::Moved { key, from });
-            }
-        } else if let Some(other) = record.vtep_mac()
-            && other != vtep_mac
-            && !self.is_previous(key)
-        {
-            let vtep_mac = other;
-            self.changes.push_back(Change::Replaced { key, vtep_mac });
-        }
-    }
-
-    fn is_previous(&self, key: SubnetKey) -> bool {
-        let previous = self.settings.previous;
-        previous.is_some_and(|previous| previous.trunc() == key.ipv4)
-    }
-
-    /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
-    /// that we have or had, or under the address that we had.
     fn is_ours(&self, key: SubnetKey, record: &LeaseRecord) -> bool {
-        let identity = &self.settings.identity;
-        if record.public_ip == identity.public_ip {
-            return true;
-        }
-        match self.own {
-            // The old address is still in what we wrote, whatever the backend.
-            Some(own) if own.key == key => {
-                self.is_former(record) || record.vtep_mac() == Some(identity.vtep_mac)
-            }
-            Some(_) => false,
-            None => {
-                record.vtep_mac() == Some(identity.vtep_mac)
-                    && (self.is_previous(key) || self.is_former(record))
-            }
-        }
-    }
-
-    fn is_former(&self, record: &LeaseRecord) -> bool {
-        Some(record.public_ip) == self.former
+        let held = self.own.map(|own| own.key);
+        self.ownership.is_ours(held, key, record)
     }
 
     /// The first free subnets, upward: one pass over the leases however large the network is.
@@ -834,7 +773,7 @@ impl Manager {
 
     /// What is written next is not what others know.
     fn expect_news(&mut self) {
-        if self.settings.repeats {
+        if self.repeats {
             self.repetition.expect_news();
         }
     }
@@ -848,7 +787,7 @@ impl Manager {
 
     /// Another node has a lease now.
     fn meet(&mut self, now: Instant) {
-        if self.settings.repeats && self.own.is_some() {
+        if self.repeats && self.own.is_some() {
             let random = &mut self.random;
             self.repetition.meet(now, |bound| random.below(bound));
         }
@@ -872,60 +811,53 @@ impl Manager {
 
     /// How long a lease that lives so long still need not be renewed.
     fn renewal(&self, ttl: std::time::Duration) -> Duration {
-        let margin = self.settings.renew_margin.min(MAX_RENEW_MARGIN);
+        let margin = self.renew_margin.min(MAX_RENEW_MARGIN);
         let rest = ttl.min(LEASE_TTL).saturating_sub(margin);
         Duration::from_millis(rest.as_millis() as u64).max(SHORTEST_RENEWAL)
     }
 
     /// Our record is another one than we wrote, under our address or by our VTEP.
-    fn contested(&mut self, now: Instant, held: Own, entry: &Entry, record: &LeaseRecord) {
+    fn on_own_rewritten(&mut self, now: Instant, held: Own, entry: &Entry, record: &LeaseRecord) {
         // Who has written it last says whether it is a reservation.
         let reservation = entry.ttl.is_none();
         let held = Own {
             reservation,
             ..held
         };
-        let (revision, holder) = (entry.revision, record.public_ip);
-        let is_ours = holder == self.settings.identity.public_ip || self.is_former(record);
-        if !is_ours && self.moved_from == Some(holder) {
-            // We moved it here because nobody seemed to have it, and its holder writes it again.
-            let (key, vtep_mac) = (held.key.to_string(), self.settings.identity.vtep_mac);
-            return self.lose(Loss::Cloned {
+        let contest = self.ownership.on_own_rewritten(now, record);
+        self.contest(now, held, entry.revision, contest, record.public_ip);
+    }
+
+    /// Our record is not what we wrote, and says nothing that could be read.
+    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
+        let contest = self.ownership.dispute(now);
+        let holder = self.ownership.identity.public_ip;
+        self.contest(now, held, revision, contest, holder);
+    }
+
+    /// Writes our record again where `holder` has changed it, if there is a point in it.
+    fn contest(
+        &mut self,
+        now: Instant,
+        held: Own,
+        revision: Revision,
+        contest: Contest,
+        holder: Ipv4Addr,
+    ) {
+        let Identity {
+            public_ip,
+            vtep_mac,
+        } = self.ownership.identity;
+        let key = held.key.to_string();
+        match contest {
+            Contest::WriteAgain(attempt) => self.write_again(now, held, revision, attempt),
+            Contest::Hopeless => self.lose(Loss::Disputed { key, public_ip }),
+            Contest::Cloned => self.lose(Loss::Cloned {
                 key,
                 holder,
                 vtep_mac,
-            });
+            }),
         }
-        if is_ours {
-            return self.dispute(now, held, revision);
-        }
-        // A copy of us gives way when it sees our record again, and may be started again and again.
-        self.note_dispute(now);
-        self.challenges = self.challenges.saturating_add(1);
-        self.write_again(
-            now,
-            held,
-            revision,
-            self.challenges.min(MAX_CHALLENGE_DELAY),
-        );
-    }
-
-    fn note_dispute(&mut self, now: Instant) {
-        let is_recent = |disputed: Instant| now < disputed + DISPUTE_MEMORY;
-        if !self.disputed.replace(now).is_some_and(is_recent) {
-            (self.disputes, self.challenges) = (0, 0);
-        }
-    }
-
-    /// Our record is not what we wrote: write it again, later and later.
-    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
-        self.note_dispute(now);
-        self.disputes += 1;
-        if self.disputes > MAX_DISPUTES {
-            let (key, public_ip) = (held.key.to_string(), self.settings.identity.public_ip);
-            return self.lose(Loss::Disputed { key, public_ip });
-        }
-        self.write_again(now, held, revision, self.disputes);
     }
 
     fn write_again(&mut self, now: Instant, held: Own, revision: Revision, attempt: u32) {
@@ -976,7 +908,7 @@ impl Manager {
         match record {
             Some(_) if is_unchanged => self.adopt(now, own, entry),
             Some(record) if self.is_ours(own.key, record) => {
-                self.contested(now, own, entry, record);
+                self.on_own_rewritten(now, own, entry, record);
             }
             Some(record) => self.taken(own.key, record.public_ip),
             None => self.dispute(now, own, entry.revision),
@@ -1049,8 +981,8 @@ impl Manager {
     }
 
     fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
-        let (key, record) = reader::read_entry(&self.settings.prefix, entry)?;
-        if record.public_ip != self.settings.identity.public_ip {
+        let (key, record) = reader::read_entry(&self.prefix, entry)?;
+        if record.public_ip != self.ownership.identity.public_ip {
             reader::check_peer(key, &record, self.config.as_ref())?;
         }
         Ok((key, record))
@@ -1094,7 +1026,7 @@ impl Manager {
     }
 
     fn config_key(&self) -> String {
-        format!("{}/config", self.settings.prefix)
+        format!("{}/config", self.prefix)
     }
 
     fn lease_key(&self, key: SubnetKey) -> String {
@@ -1102,7 +1034,7 @@ impl Manager {
     }
 
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
-        reader::subnet_key(&self.settings.prefix, key)
+        reader::subnet_key(&self.prefix, key)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
 use super::*;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -198,7 +199,7 @@ fn u7_the_previous_subnet_is_taken_if_it_is_free_and_fits() {
         store.lease("10.3.9.0-24", [192, 168, 0, 9]);
         let mut manager = manager(1);
         let previous: Ipv4Net = previous.parse().unwrap();
-        manager.settings.previous = Some(previous);
+        manager.ownership = Ownership::new(manager.ownership.identity, Some(previous));
         let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
         assert_eq!(
             subnet == SubnetKey::new(previous).to_string(),
@@ -213,7 +214,7 @@ fn in_a_store_where_it_never_was_a_node_asks_for_nothing_of_elsewhere() {
     let mut store = Store::with_config(CONFIG);
     let mut manager = manager(1);
     let previous: Ipv4Net = "10.3.77.0/24".parse().unwrap();
-    manager.settings.previous = Some(previous);
+    manager.ownership = Ownership::new(manager.ownership.identity, Some(previous));
     let Action::Store(op) = manager.poll(Instant::ZERO) else {
         panic!()
     };
@@ -222,7 +223,7 @@ fn in_a_store_where_it_never_was_a_node_asks_for_nothing_of_elsewhere() {
     manager.answer(Instant::ZERO, store.execute(op));
     let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
     assert_ne!(subnet, SubnetKey::new(previous).to_string());
-    assert_eq!(manager.settings.identity.vtep_mac, vtep_mac);
+    assert_eq!(manager.ownership.identity.vtep_mac, vtep_mac);
 }
 
 #[test]
@@ -469,7 +470,8 @@ fn of_several_records_under_our_address_that_of_our_vtep_goes_on() {
     for ours in ["10.3.40.0-24", "10.3.60.0-24"] {
         let mut store = Store::with_config(VXLAN);
         let mut node = manager(1);
-        node.settings.previous = ours.replace('-', "/").parse().ok();
+        node.ownership =
+            Ownership::new(node.ownership.identity, ours.replace('-', "/").parse().ok());
         settle(&mut node, &mut store, Instant::ZERO);
         let mut other = returning(1, 9, "10.3.50.0/24");
         other.config = node.config.clone();
@@ -486,7 +488,7 @@ fn the_margin_says_when_to_renew() {
     for (minutes, at) in [(60, 23 * 60), (1, 1439), (1439, 1), (99_999, 1)] {
         let mut store = Store::with_config(CONFIG);
         let mut manager = manager(1);
-        manager.settings.renew_margin = std::time::Duration::from_secs(minutes * 60);
+        manager.renew_margin = std::time::Duration::from_secs(minutes * 60);
         settle(&mut manager, &mut store, Instant::ZERO);
         let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
             panic!()
@@ -594,8 +596,11 @@ const VXLAN: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// A node that had `subnet` before, has the MAC address `mac` and is at `last` now.
 fn returning(last: u8, mac: u8, subnet: &str) -> Manager {
     let mut manager = manager(last);
-    manager.settings.identity.vtep_mac = VtepMac::from_random([mac; 6]);
-    manager.settings.previous = subnet.replace('-', "/").parse().ok();
+    manager.ownership.identity.vtep_mac = VtepMac::from_random([mac; 6]);
+    manager.ownership = Ownership::new(
+        manager.ownership.identity,
+        subnet.replace('-', "/").parse().ok(),
+    );
     manager
 }
 
@@ -813,7 +818,7 @@ fn proposal(network: &str) -> NetworkConfig {
 
 fn wanting(last: u8, wanted_config: WantedConfig) -> Manager {
     let mut manager = manager(last);
-    manager.settings.wanted_config = wanted_config;
+    manager.wanted_config = wanted_config;
     manager
 }
 
@@ -1266,7 +1271,8 @@ fn a_value_that_cannot_be_read_is_no_peer_and_no_free_subnet() {
 
         // Not chosen, not even as the subnet of an earlier run.
         let mut two = manager(2);
-        two.settings.previous = Some("10.3.1.0/24".parse().unwrap());
+        two.ownership =
+            Ownership::new(two.ownership.identity, Some("10.3.1.0/24".parse().unwrap()));
         let changes = settle(&mut two, &mut store, Instant::ZERO);
         assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(2))));
 
@@ -1342,7 +1348,7 @@ fn two_nodes_with_one_address_do_not_fight_for_ever() {
     let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
     let mut store = Store::with_config(config);
     let mut twins = [manager(1), manager(1)];
-    twins[1].settings.identity.vtep_mac = VtepMac::from_random([9; 6]);
+    twins[1].ownership.identity.vtep_mac = VtepMac::from_random([9; 6]);
     let mut now = Instant::ZERO;
     let mut lost = Vec::new();
     for _ in 0..100 {
@@ -1664,7 +1670,7 @@ fn nodes_do_not_come_back_together() {
 /// A node beside flannel's: its record is written again where that is new to others.
 fn repeating(last: u8) -> Manager {
     let mut manager = manager(last);
-    manager.settings.repeats = true;
+    manager.repeats = true;
     manager
 }
 
@@ -1760,7 +1766,7 @@ fn a_record_is_written_once_where_nobody_loses_changes() {
             store.lease("10.3.8.0-24", [192, 168, 0, 8]);
         }
         let mut manager = manager(1);
-        manager.settings.repeats = repeats;
+        manager.repeats = repeats;
         let writes = writes(&mut manager, &mut store, (Instant::ZERO, seconds(600)));
         assert_eq!(writes, [(0, Some(LEASE_TTL))], "{repeats} {other}");
     }
