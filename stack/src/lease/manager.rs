@@ -18,8 +18,8 @@
 mod backoff;
 mod ownership;
 mod random;
+mod relist;
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
@@ -39,6 +39,7 @@ use super::{
 use backoff::Backoff;
 use ownership::{Contest, Ownership, TakeOver};
 use random::Random;
+use relist::Relist;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -58,8 +59,6 @@ const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 /// How long a peer that a wiped store has not is waited for: its node asks the store again within
 /// seconds, and publishes its record.
 const REPUBLISHING: Duration = Duration::from_secs(60);
-/// How long a watch may take to tell of what we have written ourselves.
-const TELLING: Duration = Duration::from_secs(10);
 
 /// Who a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,14 +157,7 @@ pub struct Manager {
     /// Keys that are no usable leases.
     skipped: BTreeMap<String, Skipped>,
     own: Option<Own>,
-    /// The store's revision at the last list.
-    listed: Revision,
-    /// The first revision not seen yet.
-    watch_from: Revision,
-    /// Something happened during an operation that only a list can put in order.
-    list_after: bool,
-    /// When the store is looked at again that was wiped.
-    list_again: Option<Instant>,
+    relist: Relist,
     backoff: Backoff,
     ownership: Ownership,
     /// Why the configuration that the store had last cannot be used.
@@ -182,8 +174,8 @@ struct Own {
     revision: Revision,
     reservation: bool,
     renew_at: Instant,
-    /// When the watch has told of it at the latest.
-    told_at: Instant,
+    /// When the watch must have reported that it was written.
+    confirmation_by: Instant,
 }
 
 #[derive(Debug)]
@@ -222,10 +214,7 @@ impl Manager {
             missing: BTreeMap::new(),
             skipped: BTreeMap::new(),
             own: None,
-            listed: 0,
-            watch_from: 0,
-            list_after: false,
-            list_again: None,
+            relist: Relist::default(),
             backoff: Backoff::default(),
             ownership: Ownership::new(identity, previous),
             config_fault: None,
@@ -254,7 +243,7 @@ impl Manager {
                 self.phase = Phase::Put(own.key, own.revision, false);
             } else if self.repetition.is_due(now, self.leases.len()) {
                 self.phase = Phase::Put(own.key, own.revision, own.reservation);
-            } else if self.recheck_at().is_some_and(|at| at <= now) {
+            } else if self.relist.due(self.own).is_some_and(|at| at <= now) {
                 self.phase = Phase::List;
             }
         }
@@ -286,7 +275,7 @@ impl Manager {
                 expected: *expected,
             }),
             Phase::Hold => Action::Watch {
-                from: self.watch_from,
+                from: self.relist.watch_from(),
                 until: self.next_deadline(now),
             },
         }
@@ -302,12 +291,12 @@ impl Manager {
                 self.snapshot(now, revision, entries);
             }
             (Phase::Create(key), Answer::Done(revision)) => {
-                self.note_written(revision);
+                self.relist.written(revision);
                 self.hold(now, key, revision, false);
             }
             (Phase::Create(_), Answer::Conflict) => self.lost_race(now),
             (Phase::Put(key, _, reservation), Answer::Done(revision)) => {
-                self.note_written(revision);
+                self.relist.written(revision);
                 self.hold(now, key, revision, reservation);
             }
             (Phase::Delete(..), Answer::Done(_)) if self.leaving => self.end(Change::Left),
@@ -326,7 +315,7 @@ impl Manager {
     /// The store did not answer, or refused; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
         // Until it answers again, what the last list said may be of a history that is no more.
-        self.list_after = true;
+        self.relist.require();
         if self.repetition.next().is_some() {
             // When it is back many write at once, and what is due now would be one of them only.
             self.expect_news();
@@ -345,47 +334,28 @@ impl Manager {
         let (WatchEvent::Put(Entry { key, revision, .. }) | WatchEvent::Delete { key, revision }) =
             &event;
         let revision = *revision;
-        let is_old = revision <= self.listed;
-        if is_old || matches!(self.phase, Phase::Over | Phase::List) {
+        if self.relist.has_seen(revision) || matches!(self.phase, Phase::Over | Phase::List) {
             return;
         }
-        if self.is_another_history(key, revision) {
+        let is_key_of = |own: Own| *key == self.lease_key(own.key);
+        if self
+            .relist
+            .is_another_history(self.own, is_key_of, revision)
+        {
             return self.read_again();
         }
-        self.watch_from = self.watch_from.max(revision.saturating_add(1));
+        self.relist.reported(revision);
         match event {
             WatchEvent::Put(entry) => self.written(now, &entry),
             WatchEvent::Delete { key, revision } => self.deleted(&key, revision),
         }
     }
 
-    /// Our record, if the watch has not told yet of its writing.
-    fn untold(&self) -> Option<Own> {
-        self.own.filter(|own| own.revision >= self.watch_from)
-    }
-
-    /// When everything is read again, in case the store was wiped without a sign of it.
-    fn recheck_at(&self) -> Option<Instant> {
-        let untold = self.untold().map(|own| own.told_at);
-        self.list_again.into_iter().chain(untold).min()
-    }
-
-    /// Whether the writing of our record is not where it must be among the changes. The store was
-    /// wiped after it then, and has as many revisions again already, so that nothing else tells.
-    fn is_another_history(&self, key: &str, revision: Revision) -> bool {
-        self.untold()
-            .is_some_and(|own| match revision.cmp(&own.revision) {
-                Ordering::Less => false,
-                Ordering::Equal => key != self.lease_key(own.key),
-                Ordering::Greater => true,
-            })
-    }
-
     /// Reads everything again, as soon as an operation that is under way is over.
     fn read_again(&mut self) {
         match self.phase {
             Phase::Hold => self.phase = Phase::List,
-            _ => self.list_after = true,
+            _ => self.relist.require(),
         }
     }
 
@@ -421,7 +391,7 @@ impl Manager {
         }
         // A list tells whose records are peers' now, and whether the operation in flight has written
         // the old address.
-        self.list_after = true;
+        self.relist.require();
         self.expect_news();
         if let (Phase::Hold, Some(own)) = (&self.phase, self.own) {
             self.phase = Phase::Put(own.key, own.revision, own.reservation);
@@ -528,13 +498,7 @@ impl Manager {
 
     /// Compares what the store has with what we believed, and looks for our own lease.
     fn snapshot(&mut self, now: Instant, revision: Revision, entries: Vec<Entry>) {
-        let went_back = revision.saturating_add(1) < self.watch_from;
-        self.listed = revision;
-        self.watch_from = revision.saturating_add(1);
-        self.list_after = false;
-        // It may be wiped again before we have written our record, and then have as many revisions.
-        let again = went_back.then(|| now + REPUBLISHING);
-        self.list_again = again.or(self.list_again.filter(|at| now < *at));
+        let went_back = self.relist.listed(now, revision);
         self.backoff.listed(now, went_back, &mut self.random);
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
@@ -598,7 +562,11 @@ impl Manager {
             // A reservation is never renewed.
             Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
         };
-        let others = self.recheck_at().into_iter().chain(self.repetition.next());
+        let others = self
+            .relist
+            .due(self.own)
+            .into_iter()
+            .chain(self.repetition.next());
         others.fold(renewal, Instant::min)
     }
 
@@ -752,14 +720,14 @@ impl Manager {
             revision,
             reservation,
             renew_at: now + self.renewal(LEASE_TTL),
-            told_at: now + TELLING,
+            confirmation_by: Relist::confirmation_by(now),
         });
         self.backoff.held();
         self.note_own_written(now);
         self.skipped.remove(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);
-        self.phase = if self.list_after {
+        self.phase = if self.relist.is_required() {
             Phase::List
         } else {
             Phase::Hold
@@ -791,11 +759,6 @@ impl Manager {
             let random = &mut self.random;
             self.repetition.meet(now, |bound| random.below(bound));
         }
-    }
-
-    /// A history that began anew since the last list has what that did not tell.
-    fn note_written(&mut self, revision: Revision) {
-        self.list_after |= revision <= self.listed;
     }
 
     /// Takes our record as the store has it.
@@ -899,7 +862,9 @@ impl Manager {
     fn own_written(&mut self, now: Instant, entry: &Entry, record: Option<&LeaseRecord>) {
         let is_unchanged = record == Some(&self.record());
         let Some(own) = self.own.filter(|_| self.phase == Phase::Hold) else {
-            self.list_after |= !is_unchanged;
+            if !is_unchanged {
+                self.relist.require();
+            }
             return;
         };
         if entry.revision <= own.revision {
@@ -923,7 +888,7 @@ impl Manager {
         if !self.claims(key) {
             self.remove_peer(key);
         } else if self.phase != Phase::Hold {
-            self.list_after = true;
+            self.relist.require();
         } else if self.own.is_some_and(|own| revision > own.revision) {
             self.phase = Phase::List;
         }

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
+use super::relist::TELLING;
 use super::*;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -1839,7 +1840,7 @@ fn a_record_whose_writing_was_not_answered_is_written_again() {
     let key = format!("{PREFIX}/subnets/{}", acquired_key(&manager));
     store.delete(&key);
     let now = seconds(600);
-    for event in store.leases_since(manager.watch_from) {
+    for event in store.leases_since(manager.relist.watch_from()) {
         manager.event(now, event);
     }
     let Action::Store(op @ Op::List(_)) = manager.poll(now) else {
