@@ -14,11 +14,16 @@
 //!
 //! A key whose value cannot be read is no peer: what it was before ends, its subnet is not chosen,
 //! and it is reported once per writing. If it is our own key, it is written again.
+//!
+//! Here are the phases of having a lease. Machines of their own say how long the store is left alone
+//! after a failure (`backoff.rs`), whose record it is (`ownership.rs`), when all leases are read again
+//! (`relist.rs`), and which leases others have (`view.rs`).
 
 mod backoff;
 mod ownership;
 mod random;
 mod relist;
+mod view;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -31,7 +36,6 @@ use super::change::{Change, ConfigFault, Loss};
 use super::config::Backend;
 use super::reader::{self, NoLease};
 use super::repetition::Repetition;
-use super::shares::Shares;
 use super::{
     Answer, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent, shorten,
 };
@@ -40,6 +44,7 @@ use backoff::Backoff;
 use ownership::{Contest, Ownership, TakeOver};
 use random::Random;
 use relist::Relist;
+use view::View;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -52,8 +57,6 @@ pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_
 const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_439 * 60);
 /// How often a configuration that is missing is asked for, as flannel does.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
-/// Free subnets among which one is chosen, as flannel does.
-const CANDIDATES: usize = 100;
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 /// How long a peer that a wiped store has not is waited for: its node asks the store again within
@@ -148,14 +151,7 @@ pub struct Manager {
     repeats: bool,
     config: Option<NetworkConfig>,
     phase: Phase,
-    /// All leases but our own, by key.
-    leases: BTreeMap<SubnetKey, LeaseRecord>,
-    /// Which of them count: there may be too many of one public address.
-    shares: Shares,
-    /// Those that the store has lost with ours, and until when they are waited for.
-    missing: BTreeMap<SubnetKey, Instant>,
-    /// Keys that are no usable leases.
-    skipped: BTreeMap<String, Skipped>,
+    view: View,
     own: Option<Own>,
     relist: Relist,
     backoff: Backoff,
@@ -178,13 +174,6 @@ struct Own {
     confirmation_by: Instant,
 }
 
-#[derive(Debug)]
-struct Skipped {
-    revision: Revision,
-    /// A subnet that is not free, although nobody can be reached there.
-    subnet: Option<SubnetKey>,
-}
-
 /// A record that is ours: under our public address, or ours by its VTEP.
 type OwnEntry = (SubnetKey, Entry, LeaseRecord);
 
@@ -202,6 +191,7 @@ impl Manager {
             random_seed,
         } = settings;
         Self {
+            view: View::new(prefix.clone()),
             prefix,
             wanted_config,
             renew_margin,
@@ -209,10 +199,6 @@ impl Manager {
             random: Random::new(random_seed),
             config: None,
             phase: Phase::ReadConfig,
-            leases: BTreeMap::new(),
-            shares: Shares::default(),
-            missing: BTreeMap::new(),
-            skipped: BTreeMap::new(),
             own: None,
             relist: Relist::default(),
             backoff: Backoff::default(),
@@ -241,7 +227,7 @@ impl Manager {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
                 self.phase = Phase::Put(own.key, own.revision, false);
-            } else if self.repetition.is_due(now, self.leases.len()) {
+            } else if self.repetition.is_due(now, self.view.len()) {
                 self.phase = Phase::Put(own.key, own.revision, own.reservation);
             } else if self.relist.due(self.own).is_some_and(|at| at <= now) {
                 self.phase = Phase::List;
@@ -411,8 +397,7 @@ impl Manager {
 
     /// The leases of peers.
     pub fn leases(&self) -> impl Iterator<Item = (&SubnetKey, &LeaseRecord)> {
-        let all = self.leases.iter();
-        all.filter(|(key, record)| self.shares.counts(record.public_ip, **key))
+        self.view.peers()
     }
 
     /// What the keys of all leases begin with: flannel lists and watches without a final slash.
@@ -502,7 +487,7 @@ impl Manager {
         self.backoff.listed(now, went_back, &mut self.random);
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
-        let known = std::mem::take(&mut self.skipped);
+        let known = self.view.begin_list();
         for entry in entries {
             match self.read(&entry) {
                 Ok((key, record)) if self.is_ours(key, &record) => own.push((key, entry, record)),
@@ -510,21 +495,23 @@ impl Manager {
                     found.insert(key, record);
                 }
                 Err(unusable) => {
-                    let old = known.get(&entry.key).map(|skipped| skipped.revision);
-                    self.skip(&entry, unusable, old);
+                    let changes = &mut self.changes;
+                    let known = known.get(&entry.key);
+                    self.view.skip(&entry, unusable, known, changes);
                 }
             }
         }
         let held = self.own.map(|own| own.key);
         let lacks_ours = held.is_some_and(|held| own.iter().all(|(key, ..)| *key != held));
         let is_wiped = went_back && lacks_ours;
-        self.miss(now, is_wiped, &mut found);
-        if found.keys().any(|key| !self.leases.contains_key(key)) {
+        self.view
+            .retire_missing(now, is_wiped, &mut found, &mut self.changes);
+        if found.keys().any(|key| self.view.get(*key).is_none()) {
             self.meet(now);
         }
         // Those that are gone have been taken leave of.
         for (key, record) in found {
-            if self.leases.get(&key) != Some(&record) {
+            if self.view.get(key) != Some(&record) {
                 self.set_peer(key, record);
             }
         }
@@ -532,26 +519,6 @@ impl Manager {
             _ if self.leaving => self.give_back(&own),
             Some(held) => self.check_own(now, held, &own),
             None => self.choose(now, &own),
-        }
-    }
-
-    /// Takes leave of the peers that a list has no more. If it has not our own record either, and
-    /// its history began anew, the store was wiped, and nothing is known of the peers: they stay
-    /// for a while.
-    fn miss(&mut self, now: Instant, is_wiped: bool, found: &mut BTreeMap<SubnetKey, LeaseRecord>) {
-        self.missing.retain(|key, _| !found.contains_key(key));
-        let lost = self.leases.keys().filter(|key| !found.contains_key(*key));
-        for key in lost.copied().collect::<Vec<_>>() {
-            let is_unreadable = self.skipped.contains_key(&self.lease_key(key));
-            if is_wiped && !is_unreadable {
-                self.missing.entry(key).or_insert(now + REPUBLISHING);
-            }
-            let is_awaited = self.missing.get(&key).is_some_and(|until| now < *until);
-            if is_unreadable || !is_awaited {
-                self.remove_peer(key);
-            } else if let Some(record) = self.leases.get(&key) {
-                found.insert(key, record.clone());
-            }
         }
     }
 
@@ -604,15 +571,10 @@ impl Manager {
             } else {
                 self.on_own_rewritten(now, held, entry, record);
             }
-        } else if let Some(record) = self.leases.get(&held.key).or_else(|| {
-            let mut leases = self.leases.iter();
-            let other = leases.find(|(key, _)| overlap(key.ipv4, held.key.ipv4));
-            other.map(|(_, record)| record)
-        }) {
-            let holder = record.public_ip;
+        } else if let Some(holder) = self.view.holder_of(held.key) {
             self.taken(held.key, holder);
-        } else if let Some(skipped) = self.skipped.get(&self.lease_key(held.key)) {
-            self.dispute(now, held, skipped.revision);
+        } else if let Some(revision) = self.view.skipped_at(held.key) {
+            self.dispute(now, held, revision);
         } else {
             // The store was wiped, or the lease has expired: publish it again.
             self.expect_news();
@@ -644,10 +606,9 @@ impl Manager {
             return;
         }
         let previous = self.ownership.previous();
-        let previous = previous
-            .filter(|net| config.allows(*net) && !self.occupied().any(|key| overlap(key, *net)));
+        let previous = previous.filter(|net| config.allows(*net) && self.view.is_free(*net));
         let subnet = previous.or_else(|| {
-            let free = self.free_subnets(&config);
+            let free = self.view.free_subnets(&config);
             let index = self.random.below(free.len() as u64);
             free.get(index as usize).copied()
         });
@@ -663,41 +624,6 @@ impl Manager {
     fn is_ours(&self, key: SubnetKey, record: &LeaseRecord) -> bool {
         let held = self.own.map(|own| own.key);
         self.ownership.is_ours(held, key, record)
-    }
-
-    /// The first free subnets, upward: one pass over the leases however large the network is.
-    fn free_subnets(&self, config: &NetworkConfig) -> Vec<Ipv4Net> {
-        let bounds = |net: Ipv4Net| (number(net.network()), number(net.broadcast()));
-        let mut occupied: Vec<_> = self.occupied().map(bounds).collect();
-        occupied.sort_unstable();
-        let mut occupied = occupied.into_iter().peekable();
-        let size = 1u64 << (32 - config.subnet_len);
-        let (mut base, last) = (number(config.subnet_min), number(config.subnet_max));
-        let mut free = Vec::new();
-        while base <= last && free.len() < CANDIDATES {
-            match occupied.next_if(|(first, _)| *first < base + size) {
-                Some((_, end)) if end >= base => base = (end / size + 1) * size,
-                Some(_) => {}
-                None => {
-                    let address = u32::try_from(base).ok().map(Ipv4Addr::from);
-                    free.extend(
-                        address.and_then(|base| Ipv4Net::new(base, config.subnet_len).ok()),
-                    );
-                    base += size;
-                }
-            }
-        }
-        free
-    }
-
-    /// Every subnet that is not free.
-    fn occupied(&self) -> impl Iterator<Item = Ipv4Net> {
-        let skipped = self.skipped.values().filter_map(|skipped| skipped.subnet);
-        self.leases
-            .keys()
-            .copied()
-            .chain(skipped)
-            .map(|key| key.ipv4)
     }
 
     fn lost_race(&mut self, now: Instant) {
@@ -724,7 +650,7 @@ impl Manager {
         });
         self.backoff.held();
         self.note_own_written(now);
-        self.skipped.remove(&self.lease_key(key));
+        self.view.readable(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);
         self.phase = if self.relist.is_required() {
@@ -748,7 +674,7 @@ impl Manager {
 
     /// The store has our record as it is now.
     fn note_own_written(&mut self, now: Instant) {
-        let (others, random) = (self.leases.len(), &mut self.random);
+        let (others, random) = (self.view.len(), &mut self.random);
         let below = |bound| random.below(bound);
         self.repetition.written(now, others, below);
     }
@@ -833,14 +759,14 @@ impl Manager {
     fn written(&mut self, now: Instant, entry: &Entry) {
         match self.read(entry) {
             Ok((key, record)) => {
-                self.skipped.remove(&entry.key);
-                self.missing.remove(&key);
+                self.view.readable(&entry.key);
+                self.view.found_again(key);
                 if self.claims(key) {
                     self.own_written(now, entry, Some(&record));
                 } else if self.is_ours(key, &record) {
                     self.remove_peer(key);
-                } else if self.leases.get(&key) != Some(&record) {
-                    if !self.leases.contains_key(&key) {
+                } else if self.view.get(key) != Some(&record) {
+                    if self.view.get(key).is_none() {
                         self.meet(now);
                     }
                     self.set_peer(key, record);
@@ -848,7 +774,7 @@ impl Manager {
             }
             Err(unusable) => {
                 let subnet = unusable.subnet;
-                self.skip(entry, unusable, None);
+                self.view.skip(entry, unusable, None, &mut self.changes);
                 match subnet {
                     Some(key) if self.claims(key) => self.own_written(now, entry, None),
                     Some(key) => self.remove_peer(key),
@@ -881,7 +807,7 @@ impl Manager {
     }
 
     fn deleted(&mut self, key: &str, revision: Revision) {
-        self.skipped.remove(key);
+        self.view.readable(key);
         let Some(key) = self.subnet_key(key) else {
             return;
         };
@@ -902,47 +828,12 @@ impl Manager {
         }
     }
 
-    /// A lease is new or has changed. It is a peer's if the public address has not too many.
     fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord) {
-        let address = record.public_ip;
-        let old = self.leases.insert(key, record.clone());
-        let old = old.map(|old| old.public_ip);
-        let was_peer = old.is_some_and(|old| self.shares.counts(old, key));
-        if let Some(old) = old.filter(|old| *old != address) {
-            self.release_share(old, key);
-        }
-        let excess = self.shares.add(address, key);
-        if let Some(other) = excess {
-            if other != key || was_peer {
-                self.changes.push_back(Change::PeerGone(other));
-            }
-            self.changes.push_back(Change::Skipped {
-                key: self.lease_key(other),
-                reason: Shares::excess(address),
-            });
-        }
-        if self.shares.counts(address, key) {
-            self.changes.push_back(Change::Peer(key, record));
-        }
+        self.view.set_peer(key, record, &mut self.changes);
     }
 
     fn remove_peer(&mut self, key: SubnetKey) {
-        self.missing.remove(&key);
-        if let Some(LeaseRecord { public_ip, .. }) = self.leases.remove(&key) {
-            if self.shares.counts(public_ip, key) {
-                self.changes.push_back(Change::PeerGone(key));
-            }
-            self.release_share(public_ip, key);
-        }
-    }
-
-    /// A lease of this public address is gone, and another one may count instead.
-    fn release_share(&mut self, public_ip: Ipv4Addr, key: SubnetKey) {
-        if let Some(next) = self.shares.remove(public_ip, key)
-            && let Some(record) = self.leases.get(&next)
-        {
-            self.changes.push_back(Change::Peer(next, record.clone()));
-        }
+        self.view.remove_peer(key, &mut self.changes);
     }
 
     fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
@@ -951,20 +842,6 @@ impl Manager {
             reader::check_peer(key, &record, self.config.as_ref())?;
         }
         Ok((key, record))
-    }
-
-    fn skip(&mut self, entry: &Entry, unusable: NoLease, known: Option<Revision>) {
-        let skipped = Skipped {
-            revision: entry.revision,
-            subnet: unusable.subnet,
-        };
-        self.skipped.insert(entry.key.clone(), skipped);
-        if known != Some(entry.revision) {
-            self.changes.push_back(Change::Skipped {
-                key: shorten(&entry.key),
-                reason: unusable.reason,
-            });
-        }
     }
 
     fn taken(&mut self, key: SubnetKey, holder: Ipv4Addr) {
@@ -995,7 +872,7 @@ impl Manager {
     }
 
     fn lease_key(&self, key: SubnetKey) -> String {
-        format!("{}/{key}", self.lease_prefix())
+        reader::lease_key(&self.prefix, key)
     }
 
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
@@ -1007,10 +884,6 @@ impl Manager {
 #[must_use]
 pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
-}
-
-fn number(address: Ipv4Addr) -> u64 {
-    u32::from(address).into()
 }
 
 #[cfg(test)]

@@ -21,6 +21,11 @@ pub fn lease_prefix(prefix: &str) -> String {
     format!("{prefix}/subnets")
 }
 
+/// The key of a subnet's lease.
+pub(super) fn lease_key(prefix: &str, key: SubnetKey) -> String {
+    format!("{}/{key}", lease_prefix(prefix))
+}
+
 /// The subnet that a key below `prefix` names. Other ways to write the same subnet name nothing,
 /// because two keys would be one lease.
 #[must_use]

