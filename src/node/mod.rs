@@ -280,14 +280,14 @@ impl Start {
         let (mut plane, leases) = self.plane(place)?;
         let clock = plane.clock;
         let store = plane.leases.clone();
-        let (manager, orders) = leases;
+        let (manager, controls) = leases;
         let begin_leaving = plane.leave.clone();
         let result = {
             let mut leases = pin!(lease::run(
                 manager,
                 store,
                 move || clock.now(),
-                orders,
+                controls,
                 |news| plane.take(news),
             ));
             tokio::select! {
@@ -307,7 +307,7 @@ impl Start {
         result
     }
 
-    fn plane(self, place: Place) -> Result<(Plane, (Manager, lease::Orders))> {
+    fn plane(self, place: Place) -> Result<(Plane, (Manager, lease::Controls))> {
         let Place {
             interface,
             vtep_mac,
@@ -361,11 +361,11 @@ impl Start {
         tokio::spawn(underlay::follow(
             self.front, wanted, audience, seen, address,
         ));
-        let orders = lease::Orders {
+        let controls = lease::Controls {
             leave: self.leaving,
             public_ip: addresses,
         };
-        Ok((plane, (manager, orders)))
+        Ok((plane, (manager, controls)))
     }
 }
 
