@@ -96,7 +96,10 @@ fn status(running: &Running, report: &Report) -> Status {
         }),
         dns: dns(running),
         published: Ports {
-            ports: pods.iter().map(|(_, pod)| pod.published.len()).sum(),
+            ports: pods
+                .iter()
+                .map(|(_, pod)| pod.details.published.len())
+                .sum(),
             flows: flows.inbound,
         },
         pods: pods.len(),
@@ -156,10 +159,10 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
             address: pod.address,
             mac: Colons(pod.mac).to_string(),
             port: pod.port.0,
-            persistent: pod.persistent,
+            persistent: pod.details.persistent,
             offload: port.is_some_and(|(.., offload)| *offload),
-            published: pod.published.clone(),
-            attached_seconds: pod.since.elapsed().as_secs(),
+            published: pod.details.published.clone(),
+            attached_seconds: pod.details.since.elapsed().as_secs(),
             received: traffic(received),
             sent: traffic(sent),
         }

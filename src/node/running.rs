@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::diary::Diary;
 use super::liveness::Census;
 use super::naming::Naming;
-use super::pods::Pods;
+use super::pods::{self, Pods, check_ports, not_attached};
 use super::{Settings, report, underlay};
 use crate::control::protocol::{
     Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
@@ -194,7 +194,7 @@ impl Running {
     /// Says which pods nobody can give another MTU: whoever attached them has gone.
     fn warn_unattended(&self, mtu: u16) {
         let pods = self.pods.lock();
-        let names = pods.iter().filter(|(_, pod)| pod.persistent);
+        let names = pods.iter().filter(|(_, pod)| pod.details.persistent);
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
         if !names.is_empty() {
             warn!(
@@ -300,6 +300,7 @@ impl Running {
         let mut pods = self.pods.lock();
         if let Some(Err(error)) = pods
             .name_of(port)
+            .cloned()
             .map(|pod| self.detach_from(&mut pods, &pod))
         {
             debug!("{error}");
@@ -307,7 +308,7 @@ impl Running {
     }
 
     fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
-        let gone = pods.detach(pod)?;
+        let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
         self.remember(pods);
         info!("pod {pod} is detached");
         self.workers.detach(gone.port).map_err(Error::failed)
@@ -378,11 +379,11 @@ impl Running {
         let network = self.facts.config.network;
         let (search, dns_options) = self.naming.dns.search();
         let mut pods = self.pods.lock();
-        pods.check_ports(&request.publish)?;
+        check_ports(&pods, &request.publish)?;
         let bound = publish::bind(&request.publish, network)?;
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
-        let (name, pod) = pods.attach(&request, mac)?;
-        pods.publish(&name, published.clone());
+        let (name, pod) = pods::attach(&mut pods, &request, mac, published.clone())?;
+        let pod = pod.clone();
         let attachment = pod.attachment(self.facts.settings.guard_pods);
         let workers = &self.workers;
         let attached = workers.attach(pod.port, &attachment, queues);
@@ -391,7 +392,7 @@ impl Running {
             published.map_err(std::io::Error::other)
         });
         if let Err(error) = attached {
-            pods.detach(&name)?;
+            pods.detach(&name);
             return Err(Error::failed(error));
         }
         self.remember(&pods);
@@ -403,7 +404,7 @@ impl Running {
         for port in &published {
             info!("pod {name} is published: {port}");
         }
-        let attachment = (!pod.persistent).then(|| Attachment {
+        let attachment = (!pod.details.persistent).then(|| Attachment {
             running: self.clone(),
             port: pod.port,
         });
@@ -431,14 +432,16 @@ impl Running {
         namespaces: Vec<OwnedFd>,
     ) -> Result<()> {
         let mut pods = self.pods.lock();
-        pods.keep_namespaces(pod, kinds, namespaces)
+        let details = pods.details_mut(pod).ok_or_else(|| not_attached(pod))?;
+        details.namespaces = Some((kinds, namespaces.into()));
+        Ok(())
     }
 
     /// A pod's namespaces.
     pub(super) fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
         let pods = self.pods.lock();
-        let pod = pods.get(name)?;
-        let (kinds, namespaces) = pod.namespaces.clone().ok_or_else(|| {
+        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        let (kinds, namespaces) = pod.details.namespaces.clone().ok_or_else(|| {
             Error::failed(format!(
                 "the pod '{name}' has no namespace to run a command in: it is a sidecar's, or was \
                  attached by an older muslin"

@@ -14,8 +14,9 @@ use super::device::Device;
 use super::frozen::Frozen;
 use super::way_out::WayOut;
 use crate::control::peers::Peers;
+use crate::control::pods::Pods;
 use crate::control::tunnel::TunnelPlan;
-use crate::ipam::{AddressPool, Memory, PodName};
+use crate::ipam::{Memory, PodName};
 use crate::lease::{NetworkConfig, SubnetKey};
 use crate::node::Node;
 use crate::port::PortId;
@@ -76,7 +77,7 @@ pub(super) struct Running {
     pub(super) plan: TunnelPlan,
     pub(super) node: Node,
     pub(super) gateway_mac: EthernetAddress,
-    pub(super) pool: AddressPool,
+    pub(super) pods: Pods<()>,
     /// Flows to addresses outside, once there was one.
     pub(super) way_out: Option<Box<WayOut>>,
     pub(super) ports: BTreeMap<PortId, Plugged>,
@@ -87,7 +88,6 @@ pub(super) struct Running {
     pub(super) awaited: (BTreeSet<Ipv4Addr>, Instant),
     /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
     pub(super) gone: BTreeSet<EthernetAddress>,
-    pub(super) next_port: u32,
     pub(super) timer: Timer,
 }
 

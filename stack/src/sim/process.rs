@@ -15,9 +15,9 @@ use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
 use crate::control::peers::Peers;
+use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::guard::Policy;
-use crate::ipam::AddressPool;
 use crate::lease::{
     Change, ConfigFault, Identity, LeaseRecord, Manager, Settings, SubnetKey, overlap,
 };
@@ -220,10 +220,6 @@ impl Cluster {
         let plan = TunnelPlan::new(&config.backend, disk.vtep_mac, None, mtu).map_err(misfit)?;
         let node = node_config(&plan, key, disk, &self.setup, &mut self.random);
         let node = Node::new(node, now).map_err(|error| Violation(error.to_string()))?;
-        let pool = match disk.addresses.clone() {
-            Some(memory) => AddressPool::with_memory(key.ipv4, memory),
-            None => AddressPool::new(key.ipv4),
-        };
         let memory = disk.addresses.as_ref();
         let awaited: BTreeSet<_> = memory
             .iter()
@@ -236,13 +232,12 @@ impl Cluster {
             plan,
             node,
             gateway_mac: disk.gateway_mac.get(),
-            pool,
+            pods: Pods::new(key.ipv4, disk.addresses.clone()),
             way_out: None,
             ports: BTreeMap::new(),
             unplugged: BTreeSet::new(),
             awaited: (awaited, now + AWAITED),
             gone: BTreeSet::new(),
-            next_port: 0,
             timer: Timer::default(),
         };
         running.node.set_egress(Some(running.config.network));
