@@ -1,6 +1,6 @@
 //! A node: lease, data path, pods and control socket, wired together.
 //!
-//! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
+//! The lease rules say what has changed; what that means here is in [`Driver`]. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
 mod diary;
@@ -15,6 +15,7 @@ mod stores;
 mod underlay;
 
 use std::ffi::OsString;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::pin::pin;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::overhead::{Format, Mtu};
-use muslin_stack::control::peers::Peers;
+use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::guard;
@@ -53,7 +54,7 @@ use crate::worker::{Clock, Event, Workers};
 
 use front::Front;
 use naming::Naming;
-use running::{Facts, Running};
+use running::{NodeInfo, Running};
 use underlay::Place;
 
 /// After so many keys that are no leases the log has no more of them.
@@ -277,18 +278,18 @@ impl Start {
             // There is no lease to give back.
             _ = &mut told => return Ok(()),
         };
-        let (mut plane, leases) = self.plane(place)?;
-        let clock = plane.clock;
-        let store = plane.leases.clone();
+        let (mut driver, leases) = self.driver(place)?;
+        let clock = driver.clock;
+        let store = driver.leases.clone();
         let (manager, controls) = leases;
-        let begin_leaving = plane.leave.clone();
+        let begin_leaving = driver.leave.clone();
         let result = {
             let mut leases = pin!(lease::run(
                 manager,
                 store,
                 move || clock.now(),
                 controls,
-                |news| plane.take(news),
+                |news| driver.take(news),
             ));
             tokio::select! {
                 result = &mut leases => result,
@@ -303,11 +304,11 @@ impl Start {
             }
         };
         flannel::stopping();
-        plane.end_sharing(result.is_ok()).await;
+        driver.end_sharing(result.is_ok()).await;
         result
     }
 
-    fn plane(self, place: Place) -> Result<(Plane, (Manager, lease::Controls))> {
+    fn driver(self, place: Place) -> Result<(Driver, (Manager, lease::Controls))> {
         let Place {
             interface,
             vtep_mac,
@@ -331,7 +332,7 @@ impl Start {
         });
         let (address, addresses) = watch::channel(interface.public_ip);
         let (seen, interface) = watch::channel(interface);
-        let plane = Plane {
+        let driver = Driver {
             store: self.store.describe(),
             leases: self.store,
             settings: self.settings,
@@ -349,15 +350,15 @@ impl Start {
             front: self.front.clone(),
             tunnel: None,
             skipped: 0,
-            peers: Peers::default(),
+            control: Arc::default(),
             sharing: None,
         };
-        if let WantedConfig::Exactly(config) = &plane.settings.wanted_config {
+        if let WantedConfig::Exactly(config) = &driver.settings.wanted_config {
             // A network that this node cannot be in must not be written for others.
-            plane.plan(config)?;
+            driver.plan(config)?;
         }
-        let wanted = plane.settings.underlay.clone();
-        let audience = underlay::audience(&plane.settings);
+        let wanted = driver.settings.underlay.clone();
+        let audience = underlay::audience(&driver.settings);
         tokio::spawn(underlay::follow(
             self.front, wanted, audience, seen, address,
         ));
@@ -365,12 +366,12 @@ impl Start {
             leave: self.leaving,
             public_ip: addresses,
         };
-        Ok((plane, (manager, controls)))
+        Ok((driver, (manager, controls)))
     }
 }
 
 /// What changes of the lease mean for this node.
-struct Plane {
+struct Driver {
     settings: Settings,
     store: String,
     leases: Arc<dyn store::Store>,
@@ -396,8 +397,8 @@ struct Plane {
     tunnel: Option<OpenTunnel>,
     /// Keys that were told to be no leases.
     skipped: u32,
-    /// Peers known before the node runs.
-    peers: Peers,
+    /// What is known of other nodes' leases.
+    control: Arc<Mutex<ControlPlane>>,
     /// Tells other nodes of this node's pods.
     sharing: Option<JoinHandle<()>>,
 }
@@ -411,7 +412,7 @@ struct OpenTunnel {
     sockets: Vec<Option<UdpSocket>>,
 }
 
-impl Plane {
+impl Driver {
     fn take(&mut self, news: News) -> Result<Reply> {
         match news {
             News::Lease(Change::Configured(config)) => return self.configure(config),
@@ -494,6 +495,12 @@ impl Plane {
 
     fn apply(&mut self, change: Change) -> Result<()> {
         debug!("lease: {change:?}");
+        let Some(change) = self.control.lock().take(change) else {
+            return match self.running() {
+                Some(running) => running.update_tables(),
+                None => Ok(()),
+            };
+        };
         match change {
             // Nobody but the one who has named another network looks after a store of his own.
             Change::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
@@ -502,8 +509,8 @@ impl Plane {
                 return Err(Error::usage(explain(&fault)));
             }
             Change::AwaitsConfig(fault) => self.await_config(&explain(&fault)),
-            // It is taken before.
-            Change::Configured(_) => {}
+            // They are taken before.
+            Change::Configured(_) | Change::Peer(..) | Change::PeerGone(_) => {}
             Change::Acquired(key) => self.start(key)?,
             Change::Renewed => {
                 debug!("the lease is renewed");
@@ -523,18 +530,6 @@ impl Plane {
                  taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
-            Change::Peer(key, record) => match self.running() {
-                Some(running) => running.set_peer(key, record)?,
-                None => {
-                    self.peers.remember(key, record);
-                }
-            },
-            Change::PeerGone(key) => match self.running() {
-                Some(running) => running.remove_peer(key)?,
-                None => {
-                    self.peers.forget(key);
-                }
-            },
             Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
             Change::Left => {
                 info!("the lease is given back");
@@ -621,16 +616,18 @@ impl Plane {
         let outside = self.egress_config(key, &plan, &stores)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
+        let mut control = self.control.lock();
+        control.start(tunnel.config.backend.clone());
+        let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
+        drop(control);
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
             node.set_egress(Some(tunnel.config.network));
             node.await_pods(pods.iter().copied(), now + AWAITED);
             // Before it takes what has come to the tunnel's port already.
-            for (key, known) in self.peers.iter() {
-                if let Ok(peer) = known.peer(*key, &tunnel.config.backend) {
-                    node.set_peer(peer);
-                }
+            for update in &updates {
+                update.apply_to_node(&mut node);
             }
             Ok((node, underlay))
         });
@@ -639,7 +636,7 @@ impl Plane {
         let (sender, events) = mpsc::unbounded_channel();
         let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
-        let facts = Facts {
+        let facts = NodeInfo {
             settings: self.settings.clone(),
             store: self.store.clone(),
             interface,
@@ -656,17 +653,19 @@ impl Plane {
         };
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
-        let peers = std::mem::take(&mut self.peers);
         self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
         let running = Running::new(
             facts,
             workers,
             naming,
-            peers,
+            self.control.clone(),
             self.leases.clone(),
             self.state.clone(),
             self.condition.subscribe(),
         )?;
+        for update in &updates {
+            running.update(update)?;
+        }
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {
             return Err(Error::failed("the node runs already"));
@@ -719,7 +718,7 @@ impl Plane {
         })
     }
 
-    fn sharing(&self, naming: &Naming, facts: &Facts) -> lease::Sharing {
+    fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {
         lease::Sharing {
             store: self.leases.clone(),
             prefix: self.settings.prefix.clone(),

@@ -175,8 +175,8 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
     let names = running.naming.names.read();
     let (backend, plan) = (&running.facts.config.backend, &running.plan());
     let prefix = running.interface().prefix;
-    let peers = running.peers.lock();
-    let rows = peers.iter().map(|(key, known)| {
+    let control = running.control.lock();
+    let rows = control.peers().iter().map(|(key, known)| {
         let state = report.peers.iter().find(|state| state.peer.id == known.id);
         let (received, sent) = state
             .map(|state| (state.received, state.sent))

@@ -8,11 +8,11 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::Colons;
-use muslin_stack::control::peers::Peers;
+use muslin_stack::control::plane::{ControlPlane, Operation};
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
-use muslin_stack::lease::{LeaseRecord, NetworkConfig, SubnetKey};
+use muslin_stack::lease::NetworkConfig;
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
@@ -42,7 +42,7 @@ use crate::worker::Workers;
 
 /// What does not change while a node runs.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct NodeInfo {
     pub(super) settings: Settings,
     pub(super) store: String,
     /// The underlay's interface as it was at the start.
@@ -54,7 +54,7 @@ pub(super) struct Facts {
     pub(super) control: Vec<ControlSocket>,
 }
 
-impl fmt::Display for Facts {
+impl fmt::Display for NodeInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             subnet,
@@ -95,11 +95,12 @@ pub(super) struct Followed {
 
 /// A node that runs.
 pub(super) struct Running {
-    pub(super) facts: Facts,
+    pub(super) facts: NodeInfo,
     pub(super) workers: Workers,
     pub(super) naming: Naming,
     pub(super) pods: Mutex<Pods>,
-    pub(super) peers: Mutex<Peers>,
+    /// What is known of other nodes' leases.
+    pub(super) control: Arc<Mutex<ControlPlane>>,
     /// What is told of them.
     peer_lines: Mutex<Lines>,
     pub(super) since: Instant,
@@ -115,25 +116,21 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn new(
-        facts: Facts,
+        facts: NodeInfo,
         workers: Workers,
         naming: Naming,
-        peers: Peers,
+        control: Arc<Mutex<ControlPlane>>,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
         condition: watch::Receiver<flannel::State>,
     ) -> Result<Self> {
         let now = Instant::now();
-        let known: Vec<_> = peers
-            .iter()
-            .map(|(key, known)| (*key, known.record.clone()))
-            .collect();
         let pods = Pods::new(facts.subnet, state.addresses());
         let diary = Diary::open(move |memory| state.write_addresses(memory));
-        let running = Self {
+        Ok(Self {
             pods: Mutex::new(pods),
             diary: diary.context("cannot start a thread")?,
-            peers: Mutex::new(peers),
+            control,
             peer_lines: Mutex::new(Lines::new(now)),
             since: now,
             confirmed: Mutex::new(now),
@@ -146,11 +143,7 @@ impl Running {
             naming,
             leases,
             condition,
-        };
-        for (key, record) in known {
-            running.set_peer(key, record)?;
-        }
-        Ok(running)
+        })
     }
 
     /// The underlay's interface as it is now.
@@ -267,31 +260,39 @@ impl Running {
         self.peer_lines.lock().tell("changes of peers", line);
     }
 
-    pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
-        let mut peers = self.peers.lock();
-        let known = peers.remember(key, record);
-        self.naming.names.write().lease(key.ipv4);
-        match known.peer(key, &self.facts.config.backend) {
-            Ok(peer) => {
-                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
-                self.workers.set_peer(&peer).map_err(Error::failed)
-            }
-            Err(unusable) => {
-                let node = known.record.public_ip;
-                self.tell_peer(|| warn!("the node {node} is no peer: {unusable}"));
-                self.workers.remove_peer(known.id).map_err(Error::failed)
-            }
+    /// Does what follows from changes of leases.
+    pub(super) fn update_tables(&self) -> Result<()> {
+        loop {
+            let Some(operation) = self.control.lock().poll() else {
+                return Ok(());
+            };
+            self.update(&operation)?;
         }
     }
 
-    pub(super) fn remove_peer(&self, key: SubnetKey) -> Result<()> {
-        let mut peers = self.peers.lock();
-        let Some(known) = peers.forget(key) else {
-            return Ok(());
+    /// Does what follows from a change of a lease.
+    pub(super) fn update(&self, operation: &Operation) -> Result<()> {
+        operation.apply_to_names(&mut self.naming.names.write());
+        let updated = match operation {
+            Operation::SetPeer(peer) => {
+                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
+                self.workers.set_peer(peer)
+            }
+            Operation::RefusePeer {
+                id,
+                public_ip,
+                unusable,
+                ..
+            } => {
+                self.tell_peer(|| warn!("the node {public_ip} is no peer: {unusable}"));
+                self.workers.remove_peer(*id)
+            }
+            Operation::RemovePeer { id, public_ip, .. } => {
+                self.tell_peer(|| info!("peer {public_ip} is gone"));
+                self.workers.remove_peer(*id)
+            }
         };
-        self.naming.names.write().release(key.ipv4);
-        self.tell_peer(|| info!("peer {} is gone", known.record.public_ip));
-        self.workers.remove_peer(known.id).map_err(Error::failed)
+        updated.map_err(Error::failed)
     }
 
     /// Detaches the pod of a port, if it is not detached yet.

@@ -13,7 +13,7 @@ use super::agent::Agent;
 use super::device::Device;
 use super::frozen::Frozen;
 use super::way_out::WayOut;
-use crate::control::peers::Peers;
+use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::TunnelPlan;
 use crate::ipam::{Memory, PodName};
@@ -66,7 +66,7 @@ pub(super) struct Process {
     pub(super) agent: Agent,
     /// The network's configuration once that is known.
     pub(super) config: Option<NetworkConfig>,
-    pub(super) peers: Peers,
+    pub(super) control: ControlPlane,
     pub(super) running: Option<Running>,
 }
 

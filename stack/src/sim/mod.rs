@@ -2,11 +2,11 @@
 //! of their leases, and servers outside the overlay, in one thread and in virtual time.
 //!
 //! What runs is what runs in production: [`crate::node::Node`], [`crate::egress::Egress`],
-//! [`crate::lease::Manager`], [`crate::control::peers::Peers`] and [`crate::ipam::AddressPool`]. What
-//! a real node has around them is here anew, as simple as it can be: `agent` does what the lease task
-//! of `src/lease/runner.rs` does, `cluster` what `src/node/` and the workers do, `way_out` what
-//! `src/worker/egress.rs` does, `sockets` what `src/egress/` and the host's kernel do. Pods are
-//! smoltcp with TCP, UDP and ping.
+//! [`crate::lease::Manager`], [`crate::control::plane::ControlPlane`] and
+//! [`crate::control::pods::Pods`]. What a real node has around them is here anew, as simple as it can
+//! be: `agent` does what the lease task of `src/lease/runner.rs` does, `cluster` what `src/node/` and
+//! the workers do, `way_out` what `src/worker/egress.rs` does, `sockets` what `src/egress/` and the
+//! host's kernel do. Pods are smoltcp with TCP, UDP and ping.
 //!
 //! # A run
 //!

@@ -14,13 +14,11 @@ use super::cluster::{Cluster, Due, LIMITS, PREFIX};
 use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
-use crate::control::peers::Peers;
+use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::guard::Policy;
-use crate::lease::{
-    Change, ConfigFault, Identity, LeaseRecord, Manager, Settings, SubnetKey, overlap,
-};
+use crate::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::node::{Config, Node};
 
 /// When a node that has ended by itself is started again.
@@ -64,7 +62,7 @@ impl Cluster {
             number: machine.starts,
             agent: Agent::new(manager, now),
             config: None,
-            peers: Peers::default(),
+            control: ControlPlane::default(),
             running: None,
         });
         self.log.note(now, || format!("machine {number} starts"));
@@ -162,17 +160,13 @@ impl Cluster {
         let Some(process) = self.machines[who.machine].process(who) else {
             return Ok(ControlFlow::Break(()));
         };
+        let Some(change) = process.control.take(change) else {
+            process.update_tables();
+            return Ok(ControlFlow::Continue(()));
+        };
         match change {
             Change::Configured(config) => process.config = Some(config),
             Change::Acquired(key) => self.run_node(who, key)?,
-            Change::Peer(key, record) => process.set_peer(key, record),
-            Change::PeerGone(key) => {
-                if let (Some(known), Some(running)) =
-                    (process.peers.forget(key), &mut process.running)
-                {
-                    running.node.remove_peer(known.id);
-                }
-            }
             Change::Left => {
                 self.end_for_now(who, "has left");
                 return Ok(ControlFlow::Break(()));
@@ -191,7 +185,9 @@ impl Cluster {
             | Change::Disputed(_)
             | Change::Replaced { .. }
             | Change::Moved { .. }
-            | Change::Skipped { .. } => {}
+            | Change::Skipped { .. }
+            | Change::Peer(..)
+            | Change::PeerGone(_) => {}
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -243,12 +239,9 @@ impl Cluster {
         running.node.set_egress(Some(running.config.network));
         let (awaited, until) = &running.awaited;
         running.node.await_pods(awaited.iter().copied(), *until);
-        for (key, known) in process.peers.iter() {
-            if let Ok(peer) = known.peer(*key, &running.config.backend) {
-                running.node.set_peer(peer);
-            }
-        }
+        process.control.start(running.config.backend.clone());
         process.running = Some(running);
+        process.update_tables();
         self.tell_link(number);
         self.check_owners(number, key)?;
         let names: Vec<_> = self.machines[number].pods.keys().cloned().collect();
@@ -285,15 +278,11 @@ impl Cluster {
 }
 
 impl Process {
-    fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord) {
-        let known = self.peers.remember(key, record);
-        let Some(running) = &mut self.running else {
-            return;
-        };
-        match known.peer(key, &running.config.backend) {
-            Ok(peer) => running.node.set_peer(peer),
-            Err(_) => {
-                running.node.remove_peer(known.id);
+    /// Does what follows from changes of leases.
+    fn update_tables(&mut self) {
+        if let Some(running) = &mut self.running {
+            while let Some(operation) = self.control.poll() {
+                operation.apply_to_node(&mut running.node);
             }
         }
     }
