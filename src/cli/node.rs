@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
-use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, Wish};
+use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
 use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel, log};
@@ -233,7 +233,7 @@ impl Arguments {
             socket: self.socket.clone(),
             underlay: flannel.underlay(),
             uplink: self.uplink.clone(),
-            wish: self.wish()?,
+            wanted_config: self.wanted_config()?,
             mtu: match self.mtu {
                 Some(bytes) => Some(Mtu::new(bytes).map_err(Error::usage)?),
                 None => None,
@@ -296,7 +296,7 @@ impl Arguments {
 
     /// The network asked for. If nothing is asked for, it is the one that a flannel cluster has,
     /// or else the store's or the default one.
-    fn wish(&self) -> Result<Wish> {
+    fn wanted_config(&self) -> Result<WantedConfig> {
         let Self {
             network,
             subnet_len,
@@ -316,12 +316,12 @@ impl Arguments {
         let config = config.map_err(Error::usage)?;
         let asked = network.is_some() || subnet_len.is_some() || backend.is_some();
         if asked || vni.is_some() || port.is_some() || self.direct_routing {
-            Ok(Wish::Exactly(config))
+            Ok(WantedConfig::Exactly(config))
         } else if self.flannel.etcd_store().is_some() {
             // As in flannel, the administrator writes it, not a node.
-            Ok(Wish::Any)
+            Ok(WantedConfig::Any)
         } else {
-            Ok(Wish::IfNone(config))
+            Ok(WantedConfig::IfNone(config))
         }
     }
 

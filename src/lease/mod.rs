@@ -10,4 +10,4 @@ pub mod store;
 pub mod table;
 
 pub use names::Sharing;
-pub use runner::{News, Orders, Reply, run};
+pub use runner::{Controls, News, Reply, run};

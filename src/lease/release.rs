@@ -59,7 +59,9 @@ pub async fn release(
 fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, Lease)> {
     let subnet = wanted.parse::<Ipv4Net>().ok().map(|subnet| subnet.trunc());
     let subnet = subnet.or_else(|| Some(wanted.parse::<SubnetKey>().ok()?.ipv4));
-    let all = entries.iter().map(|entry| (entry, row(entry, viewer)));
+    let all = entries
+        .iter()
+        .map(|entry| (entry, row(entry, read_entry(viewer.prefix, entry), viewer)));
     let mut found: Vec<_> = all
         .filter(|(_, lease)| match subnet {
             Some(subnet) => lease.subnet == Some(subnet),
@@ -109,7 +111,7 @@ fn objection(entry: &Entry, lease: &Lease, viewer: Viewer<'_>) -> Option<String>
         let reservation = "somebody has reserved it, since it has no end; --force gives it back";
         return Some(reservation.to_owned());
     }
-    if let Some(reason) = unusable(entry, key, &record, viewer) {
+    if let Some(reason) = unusable(key, &record, viewer) {
         return Some(format!(
             "its node cannot be asked whether it is alive ({reason}); --force gives it back \
              nevertheless"

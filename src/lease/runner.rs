@@ -22,7 +22,7 @@ const NAP: Duration = Duration::from_secs(1);
 
 /// What the task is told while it runs.
 #[derive(Debug, Clone)]
-pub struct Orders {
+pub struct Controls {
     /// Whether the lease is to be given back.
     pub leave: watch::Receiver<bool>,
     /// Where the node's tunnel ends: the lease follows it, with the same subnet.
@@ -59,7 +59,7 @@ pub enum Reply {
 /// anything else is asked of the store: a node that cannot use the network's configuration writes no
 /// lease.
 ///
-/// It ends after `Change::Left`, which follows `true` in `orders.leave`, and after `Change::Lost`. To stop
+/// It ends after `Change::Left`, which follows `true` in `controls.leave`, and after `Change::Lost`. To stop
 /// without giving the lease back, drop it. While the store is away or refuses nothing changes: the
 /// last known peers stay, and it is asked again until it works. `clock` must never go back.
 ///
@@ -69,17 +69,17 @@ pub async fn run(
     manager: Manager,
     store: Arc<dyn Store>,
     clock: impl Fn() -> Instant,
-    orders: Orders,
+    controls: Controls,
     apply: impl FnMut(News) -> Result<Reply>,
 ) -> Result<()> {
     let name = store.describe();
-    let mut deadline = orders.leave.clone();
+    let mut deadline = controls.leave.clone();
     let mut runner = Runner {
         outage: Outage::new(name.clone()),
         manager,
         store,
         clock,
-        orders,
+        controls,
         is_leaving: false,
         is_known: false,
         apply,
@@ -87,7 +87,7 @@ pub async fn run(
     };
     tokio::select! {
         result = runner.keep() => result,
-        () = async { asked(&mut deadline).await; sleep(PATIENCE).await } => {
+        () = async { leave_requested(&mut deadline).await; sleep(PATIENCE).await } => {
             Err(Error::failed(format!(
                 "the lease is not given back, because {name} is away: it ends within a day"
             )))
@@ -99,7 +99,7 @@ struct Runner<C, A> {
     manager: Manager,
     store: Arc<dyn Store>,
     clock: C,
-    orders: Orders,
+    controls: Controls,
     is_leaving: bool,
     /// Whether the store has answered.
     is_known: bool,
@@ -145,7 +145,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
     }
 
     /// Says once that the store does not work, and why, if it is not said yet.
-    fn begin_outage(&mut self, of: Of, error: &StoreError) -> Result<()> {
+    fn begin_outage(&mut self, of: OutageOf, error: &StoreError) -> Result<()> {
         if let Some(reason) = self.outage.begin(of, error) {
             (self.apply)(News::StoreFails(reason))?;
         }
@@ -162,7 +162,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         Ok(())
     }
 
-    fn end_outage(&mut self, of: Of) -> Result<()> {
+    fn end_outage(&mut self, of: OutageOf) -> Result<()> {
         if self.outage.end(of) {
             (self.apply)(News::StoreWorks)?;
         }
@@ -182,21 +182,21 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
                 answer = &mut execution => break answer,
                 events = next(&mut self.stream) => self.take(events)?,
                 // The operation is seen through: nobody could tell whether it was done.
-                () = asked(&mut self.orders.leave), if !self.is_leaving => self.begin_leaving(),
-                public_ip = moved(&mut self.orders.public_ip) => self.manager.set_public_ip(public_ip),
+                () = leave_requested(&mut self.controls.leave), if !self.is_leaving => self.begin_leaving(),
+                public_ip = next_public_ip(&mut self.controls.public_ip) => self.manager.set_public_ip(public_ip),
             }
         };
         let now = (self.clock)();
         match answer {
             Ok(answer) => {
                 debug!("lease store: {asked_for}: {answer}");
-                self.end_outage(Of::Operation)?;
+                self.end_outage(OutageOf::Operation)?;
                 self.get_to_know()?;
                 self.manager.answer(now, answer);
             }
             Err(error) => {
                 debug!("lease store: {asked_for}: {error}");
-                self.begin_outage(Of::Operation, &error)?;
+                self.begin_outage(OutageOf::Operation, &error)?;
                 self.manager.failed(now);
             }
         }
@@ -207,7 +207,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         let prefix = self.manager.lease_prefix();
         let opened = tokio::select! {
             opened = self.store.watch(&prefix, from) => opened,
-            () = asked(&mut self.orders.leave), if !self.is_leaving => {
+            () = leave_requested(&mut self.controls.leave), if !self.is_leaving => {
                 self.begin_leaving();
                 return Ok(());
             }
@@ -215,7 +215,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         match opened {
             Ok(stream) => {
                 self.stream = Some(stream);
-                self.end_outage(Of::Watch)
+                self.end_outage(OutageOf::Watch)
             }
             Err(error) => self.take(Err(error)),
         }
@@ -232,11 +232,11 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         tokio::select! {
             events = next(&mut self.stream) => self.take(events),
             () = sleep(left.min(NAP)) => Ok(()),
-            () = asked(&mut self.orders.leave), if !self.is_leaving => {
+            () = leave_requested(&mut self.controls.leave), if !self.is_leaving => {
                 self.begin_leaving();
                 Ok(())
             }
-            public_ip = moved(&mut self.orders.public_ip) => {
+            public_ip = next_public_ip(&mut self.controls.public_ip) => {
                 self.manager.set_public_ip(public_ip);
                 Ok(())
             }
@@ -260,7 +260,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
                 return Ok(());
             }
             Err(StoreError::Gap) => debug!("the watch has a gap: all leases are read again"),
-            Err(error) => self.begin_outage(Of::Watch, &error)?,
+            Err(error) => self.begin_outage(OutageOf::Watch, &error)?,
         }
         self.stream = None;
         self.manager.watch_ended(now);
@@ -279,14 +279,14 @@ async fn next(
 }
 
 /// Until the lease is to be given back; for ever if nobody can ask any more.
-async fn asked(leave: &mut watch::Receiver<bool>) {
+async fn leave_requested(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
         pending().await
     }
 }
 
 /// The next public address; for ever if nobody can tell any more.
-async fn moved(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
+async fn next_public_ip(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
     if public_ip.changed().await.is_err() {
         pending().await
     }
@@ -305,7 +305,7 @@ enum Next {
 
 /// What does not work, and what therefore must work again before an outage is over.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Of {
+enum OutageOf {
     Operation,
     Watch,
 }
@@ -317,7 +317,7 @@ struct Outage {
 }
 
 struct Began {
-    of: Of,
+    of: OutageOf,
     since: std::time::Instant,
     reason: String,
 }
@@ -328,7 +328,7 @@ impl Outage {
     }
 
     /// Takes note of an error; what is wrong, if that is news.
-    fn begin(&mut self, of: Of, error: &StoreError) -> Option<String> {
+    fn begin(&mut self, of: OutageOf, error: &StoreError) -> Option<String> {
         let store = &self.store;
         let reason = match error {
             StoreError::Refused(why) => format!("the lease store {store} refuses: {why}"),
@@ -340,7 +340,7 @@ impl Outage {
             since: std::time::Instant::now(),
             reason: String::new(),
         });
-        if of == Of::Watch {
+        if of == OutageOf::Watch {
             began.of = of;
         }
         // A store that is away is so for many reasons in turn; what it refuses, somebody must mend.
@@ -359,9 +359,9 @@ impl Outage {
     }
 
     /// Takes note that something works; whether that ends an outage.
-    fn end(&mut self, of: Of) -> bool {
+    fn end(&mut self, of: OutageOf) -> bool {
         // Operations can work where watches do not, but not the other way round.
-        let ends = |began: &mut Began| began.of == of || of == Of::Watch;
+        let ends = |began: &mut Began| began.of == of || of == OutageOf::Watch;
         let Some(began) = self.began.take_if(ends) else {
             return false;
         };

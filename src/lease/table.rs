@@ -5,11 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_stack::control::peers::peer_of_lease;
 use muslin_stack::lease::{
-    Entry, LeaseRecord, NetworkConfig, Shares, Signs, Standing, SubnetKey, lease_prefix,
-    read_entry, read_peer,
+    Entry, LeaseRecord, NetworkConfig, NoLease, Shares, Signs, Standing, SubnetKey, check_peer,
+    lease_prefix, read_entry,
 };
-use muslin_stack::peer::{Peer, PeerId};
+use muslin_stack::peer::PeerId;
 use tokio::time::timeout;
 
 use super::store::Store;
@@ -67,9 +68,12 @@ pub async fn survey(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>> {
 #[must_use]
 pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
     let mut shares = Shares::default();
-    let peers = entries.iter().filter_map(|entry| {
-        let (key, record) = read_peer(viewer.prefix, entry, Some(viewer.config)).ok()?;
-        (record.public_ip != viewer.public_ip).then_some((record.public_ip, key))
+    let read = |entry| (entry, read_entry(viewer.prefix, entry));
+    let read: Vec<(&Entry, _)> = entries.iter().map(read).collect();
+    let peers = read.iter().filter_map(|(_, read)| {
+        let (key, record) = read.as_ref().ok()?;
+        check_peer(*key, record, Some(viewer.config)).ok()?;
+        (record.public_ip != viewer.public_ip).then_some((record.public_ip, *key))
     });
     let peers: Vec<_> = peers.collect();
     for (address, key) in &peers {
@@ -79,7 +83,10 @@ pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
         .iter()
         .filter(|(address, key)| !shares.counts(*address, *key));
     let excess: BTreeMap<_, _> = excess.map(|(address, key)| (key.ipv4, *address)).collect();
-    let mut rows: Vec<_> = entries.iter().map(|entry| row(entry, viewer)).collect();
+    let rows = read
+        .into_iter()
+        .map(|(entry, read)| row(entry, read, viewer));
+    let mut rows: Vec<_> = rows.collect();
     for row in &mut rows {
         let address = row.subnet.and_then(|subnet| excess.get(&subnet));
         if let Some(address) = address.filter(|address| row.public_ip == Some(**address)) {
@@ -89,7 +96,11 @@ pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
     rows
 }
 
-pub(super) fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
+pub(super) fn row(
+    entry: &Entry,
+    read: std::result::Result<(SubnetKey, LeaseRecord), NoLease>,
+    viewer: Viewer<'_>,
+) -> Lease {
     let mut row = Lease {
         key: key_text(&entry.key, viewer.prefix),
         subnet: None,
@@ -102,7 +113,7 @@ pub(super) fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
         heard_seconds: None,
         state: String::new(),
     };
-    match read_entry(viewer.prefix, entry) {
+    match read {
         Err(reason) => {
             row.subnet = reason.subnet.map(|key| key.ipv4);
             row.state = reason.reason;
@@ -121,7 +132,7 @@ pub(super) fn row(entry: &Entry, viewer: Viewer<'_>) -> Lease {
                 let signs = known.signs.unwrap_or_default();
                 row.node = known.node;
                 row.heard_seconds = signs.heard.map(|age| age.as_secs());
-                row.state = match unusable(entry, key, &record, viewer) {
+                row.state = match unusable(key, &record, viewer) {
                     Some(reason) => reason,
                     None => standing(entry, signs).to_string(),
                 };
@@ -156,16 +167,11 @@ fn owner(
 }
 
 /// Why nothing can be sent to the node with a lease, if that is so.
-pub(super) fn unusable(
-    entry: &Entry,
-    key: SubnetKey,
-    record: &LeaseRecord,
-    viewer: Viewer<'_>,
-) -> Option<String> {
-    if let Err(reason) = read_peer(viewer.prefix, entry, Some(viewer.config)) {
+pub(super) fn unusable(key: SubnetKey, record: &LeaseRecord, viewer: Viewer<'_>) -> Option<String> {
+    if let Err(reason) = check_peer(key, record, Some(viewer.config)) {
         return Some(reason.reason);
     }
-    let peer = Peer::from_lease(PeerId(0), key, record, &viewer.config.backend);
+    let peer = peer_of_lease(PeerId(0), key, record, &viewer.config.backend);
     peer.err().map(|unusable| unusable.to_string())
 }
 

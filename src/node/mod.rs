@@ -1,6 +1,6 @@
 //! A node: lease, data path, pods and control socket, wired together.
 //!
-//! The lease rules say what has changed; what that means here is in [`Plane`]. The tunnel's port
+//! The lease rules say what has changed; what that means here is in [`Driver`]. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
 mod diary;
@@ -15,20 +15,22 @@ mod stores;
 mod underlay;
 
 use std::ffi::OsString;
+use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_encap::mtu::Mtu;
-use muslin_encap::tunnel::Format;
+use muslin_encap::{mtu::Mtu, tunnel::Format};
+use muslin_stack::control::plane::ControlPlane;
+use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::guard;
 use muslin_stack::ipam::Memory;
 use muslin_stack::lease::{
-    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Peers, Settings as LeaseSettings,
-    SubnetKey, Wish,
+    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
+    SubnetKey, WantedConfig,
 };
 use muslin_stack::node::{Config, Limits, Node};
 use muslin_stack::peer::Tunnel;
@@ -52,8 +54,8 @@ use crate::worker::{Clock, Event, Workers};
 
 use front::Front;
 use naming::Naming;
-use running::{Facts, Running};
-use underlay::{Place, Plan};
+use running::{NodeInfo, Running};
+use underlay::Place;
 
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;
@@ -83,7 +85,7 @@ pub struct Settings {
     /// How it reaches its link below IP, where it has to.
     pub uplink: UplinkKind,
     /// Which network it is to be.
-    pub wish: Wish,
+    pub wanted_config: WantedConfig,
     /// MTU of the underlay, if not that of the interface.
     pub mtu: Option<Mtu>,
     /// Resolvers that are asked for pods; those of the host if there are none.
@@ -276,18 +278,18 @@ impl Start {
             // There is no lease to give back.
             _ = &mut told => return Ok(()),
         };
-        let (mut plane, leases) = self.plane(place)?;
-        let clock = plane.clock;
-        let store = plane.leases.clone();
-        let (manager, orders) = leases;
-        let begin_leaving = plane.leave.clone();
+        let (mut driver, leases) = self.driver(place)?;
+        let clock = driver.clock;
+        let store = driver.leases.clone();
+        let (manager, controls) = leases;
+        let begin_leaving = driver.leave.clone();
         let result = {
             let mut leases = pin!(lease::run(
                 manager,
                 store,
                 move || clock.now(),
-                orders,
-                |news| plane.take(news),
+                controls,
+                |news| driver.take(news),
             ));
             tokio::select! {
                 result = &mut leases => result,
@@ -302,11 +304,11 @@ impl Start {
             }
         };
         flannel::stopping();
-        plane.end_sharing(result.is_ok()).await;
+        driver.end_sharing(result.is_ok()).await;
         result
     }
 
-    fn plane(self, place: Place) -> Result<(Plane, (Manager, lease::Orders))> {
+    fn driver(self, place: Place) -> Result<(Driver, (Manager, lease::Controls))> {
         let Place {
             interface,
             vtep_mac,
@@ -323,14 +325,14 @@ impl Start {
             prefix: self.settings.prefix.clone(),
             // What this node knows of itself comes before what flannel's file says.
             previous: identity.subnet.or_else(|| self.surface.previous_subnet()),
-            wish: self.settings.wish.clone(),
+            wanted_config: self.settings.wanted_config.clone(),
             renew_margin: self.settings.renew_margin,
             repeats: self.store.is_shared_with_flannel(),
             random_seed: u64::from_ne_bytes(state::random()?),
         });
         let (address, addresses) = watch::channel(interface.public_ip);
         let (seen, interface) = watch::channel(interface);
-        let plane = Plane {
+        let driver = Driver {
             store: self.store.describe(),
             leases: self.store,
             settings: self.settings,
@@ -348,28 +350,28 @@ impl Start {
             front: self.front.clone(),
             tunnel: None,
             skipped: 0,
-            peers: Peers::default(),
+            control: Arc::default(),
             sharing: None,
         };
-        if let Wish::Exactly(config) = &plane.settings.wish {
+        if let WantedConfig::Exactly(config) = &driver.settings.wanted_config {
             // A network that this node cannot be in must not be written for others.
-            plane.plan(config)?;
+            driver.plan(config)?;
         }
-        let wanted = plane.settings.underlay.clone();
-        let audience = underlay::audience(&plane.settings);
+        let wanted = driver.settings.underlay.clone();
+        let audience = underlay::audience(&driver.settings);
         tokio::spawn(underlay::follow(
             self.front, wanted, audience, seen, address,
         ));
-        let orders = lease::Orders {
+        let controls = lease::Controls {
             leave: self.leaving,
             public_ip: addresses,
         };
-        Ok((plane, (manager, orders)))
+        Ok((driver, (manager, controls)))
     }
 }
 
 /// What changes of the lease mean for this node.
-struct Plane {
+struct Driver {
     settings: Settings,
     store: String,
     leases: Arc<dyn store::Store>,
@@ -395,8 +397,8 @@ struct Plane {
     tunnel: Option<OpenTunnel>,
     /// Keys that were told to be no leases.
     skipped: u32,
-    /// Peers known before the node runs.
-    peers: Peers,
+    /// What is known of other nodes' leases.
+    control: Arc<Mutex<ControlPlane>>,
     /// Tells other nodes of this node's pods.
     sharing: Option<JoinHandle<()>>,
 }
@@ -404,13 +406,13 @@ struct Plane {
 /// A tunnel whose port is taken.
 struct OpenTunnel {
     config: NetworkConfig,
-    plan: Plan,
+    plan: TunnelPlan,
     interface: PublicInterface,
     /// For each worker.
     sockets: Vec<Option<UdpSocket>>,
 }
 
-impl Plane {
+impl Driver {
     fn take(&mut self, news: News) -> Result<Reply> {
         match news {
             News::Lease(Change::Configured(config)) => return self.configure(config),
@@ -493,6 +495,12 @@ impl Plane {
 
     fn apply(&mut self, change: Change) -> Result<()> {
         debug!("lease: {change:?}");
+        let Some(change) = self.control.lock().take(change) else {
+            return match self.running() {
+                Some(running) => running.update_tables(),
+                None => Ok(()),
+            };
+        };
         match change {
             // Nobody but the one who has named another network looks after a store of his own.
             Change::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
@@ -501,8 +509,8 @@ impl Plane {
                 return Err(Error::usage(explain(&fault)));
             }
             Change::AwaitsConfig(fault) => self.await_config(&explain(&fault)),
-            // It is taken before.
-            Change::Configured(_) => {}
+            // They are taken before.
+            Change::Configured(_) | Change::Peer(..) | Change::PeerGone(_) => {}
             Change::Acquired(key) => self.start(key)?,
             Change::Renewed => {
                 debug!("the lease is renewed");
@@ -522,18 +530,6 @@ impl Plane {
                  taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
-            Change::Peer(key, record) => match self.running() {
-                Some(running) => running.set_peer(key, record)?,
-                None => {
-                    self.peers.remember(key, record);
-                }
-            },
-            Change::PeerGone(key) => match self.running() {
-                Some(running) => running.remove_peer(key)?,
-                None => {
-                    self.peers.forget(key);
-                }
-            },
             Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
             Change::Left => {
                 info!("the lease is given back");
@@ -556,19 +552,19 @@ impl Plane {
         }
     }
 
-    fn plan(&self, config: &NetworkConfig) -> Result<Plan> {
+    fn plan(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
         if let Some(egress) = &self.settings.egress {
             egress.check(config.network)?;
         }
         naming::resolvers(&self.settings, config.network)?;
         let mac = self.identity.vtep_mac;
-        Plan::new(config, &self.settings, &self.interface.borrow(), mac)
+        underlay::plan(config, &self.settings, &self.interface.borrow(), mac)
     }
 
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
         let interface = self.interface.borrow().clone();
-        let sockets = plan.bind(config.network, &self.settings, &interface)?;
+        let sockets = underlay::bind(&mut plan, config.network, &self.settings, &interface)?;
         Ok(OpenTunnel {
             config,
             plan,
@@ -609,7 +605,8 @@ impl Plane {
         if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
             confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
         }
-        let (underlays, uplink) = plan.join(sockets, key.ipv4, &self.settings, &interface)?;
+        let (underlays, uplink) =
+            underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?;
         let mut endpoints = match self.settings.egress {
             Some(_) => Endpoints::new(self.leases.servers()),
             None => Endpoints::default(),
@@ -619,16 +616,18 @@ impl Plane {
         let outside = self.egress_config(key, &plan, &stores)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
+        let mut control = self.control.lock();
+        control.start(tunnel.config.backend.clone());
+        let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
+        drop(control);
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
             node.set_egress(Some(tunnel.config.network));
             node.await_pods(pods.iter().copied(), now + AWAITED);
             // Before it takes what has come to the tunnel's port already.
-            for (key, known) in self.peers.iter() {
-                if let Ok(peer) = known.peer(*key, &tunnel.config.backend) {
-                    node.set_peer(peer);
-                }
+            for update in &updates {
+                update.apply_to_node(&mut node);
             }
             Ok((node, underlay))
         });
@@ -637,7 +636,7 @@ impl Plane {
         let (sender, events) = mpsc::unbounded_channel();
         let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
-        let facts = Facts {
+        let facts = NodeInfo {
             settings: self.settings.clone(),
             store: self.store.clone(),
             interface,
@@ -654,17 +653,19 @@ impl Plane {
         };
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
-        let peers = std::mem::take(&mut self.peers);
         self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
         let running = Running::new(
             facts,
             workers,
             naming,
-            peers,
+            self.control.clone(),
             self.leases.clone(),
             self.state.clone(),
             self.condition.subscribe(),
         )?;
+        for update in &updates {
+            running.update(update)?;
+        }
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {
             return Err(Error::failed("the node runs already"));
@@ -677,7 +678,7 @@ impl Plane {
         Ok(())
     }
 
-    fn node_config(&self, key: SubnetKey, plan: &Plan) -> Result<Config> {
+    fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<Config> {
         Ok(Config {
             subnet: key.ipv4.into(),
             gateway_mac: self.identity.gateway_mac.get(),
@@ -695,7 +696,7 @@ impl Plane {
     fn egress_config(
         &self,
         key: SubnetKey,
-        plan: &Plan,
+        plan: &TunnelPlan,
         stores: &[SocketAddrV4],
     ) -> Result<Outside> {
         let policy = match &self.settings.egress {
@@ -717,7 +718,7 @@ impl Plane {
         })
     }
 
-    fn sharing(&self, naming: &Naming, facts: &Facts) -> lease::Sharing {
+    fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {
         lease::Sharing {
             store: self.leases.clone(),
             prefix: self.settings.prefix.clone(),

@@ -44,14 +44,10 @@ impl Naming {
 
     /// This node's pods are these now.
     pub(super) fn set_pods(&self, pods: &Pods) {
-        let pods = pods.iter().map(|(name, pod)| PodRecord {
-            name: name.clone(),
-            address: pod.address,
-        });
         let record = NodeRecord {
             node: self.node.clone(),
             subnet: self.subnet,
-            pods: pods.collect(),
+            pods: pods.records(),
             stopped: false,
         };
         self.pods.send_replace(record.pods.clone());

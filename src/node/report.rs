@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::tunnel::vxlan::Vni;
+use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::egress;
 use muslin_stack::gateway;
 use muslin_stack::lease::Standing;
@@ -17,7 +18,6 @@ use serde_json::Value;
 use super::Offload;
 use super::liveness::Census;
 use super::running::Running;
-use super::underlay::Plan;
 use crate::confine;
 use crate::control::protocol::{
     Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
@@ -96,7 +96,10 @@ fn status(running: &Running, report: &Report) -> Status {
         }),
         dns: dns(running),
         published: Ports {
-            ports: pods.iter().map(|(_, pod)| pod.published.len()).sum(),
+            ports: pods
+                .iter()
+                .map(|(_, pod)| pod.details.published.len())
+                .sum(),
             flows: flows.inbound,
         },
         pods: pods.len(),
@@ -156,10 +159,10 @@ fn pods(running: &Running, report: &Report) -> Vec<Pod> {
             address: pod.address,
             mac: DisplayMac(pod.mac).to_string(),
             port: pod.port.0,
-            persistent: pod.persistent,
+            persistent: pod.details.persistent,
             offload: port.is_some_and(|(.., offload)| *offload),
-            published: pod.published.clone(),
-            attached_seconds: pod.since.elapsed().as_secs(),
+            published: pod.details.published.clone(),
+            attached_seconds: pod.details.since.elapsed().as_secs(),
             received: traffic(received),
             sent: traffic(sent),
         }
@@ -172,8 +175,8 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
     let names = running.naming.names.read();
     let (backend, plan) = (&running.facts.config.backend, &running.plan());
     let prefix = running.interface().prefix;
-    let peers = running.peers.lock();
-    let rows = peers.iter().map(|(key, known)| {
+    let control = running.control.lock();
+    let rows = control.peers().iter().map(|(key, known)| {
         let state = report.peers.iter().find(|state| state.peer.id == known.id);
         let (received, sent) = state
             .map(|state| (state.received, state.sent))
@@ -204,7 +207,7 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
 }
 
 /// How packets get to a peer, and whether that is because its host is on the link.
-fn path_name(path: Path, plan: &Plan) -> &'static str {
+fn path_name(path: Path, plan: &TunnelPlan) -> &'static str {
     match (path, plan.tunnel) {
         (Path::Uplink, _) => "on-link",
         (Path::Tunnel, Tunnel::Vxlan { .. }) => "vxlan",
@@ -214,7 +217,7 @@ fn path_name(path: Path, plan: &Plan) -> &'static str {
     }
 }
 
-fn path_mtu(path: Path, plan: &Plan) -> Option<u16> {
+fn path_mtu(path: Path, plan: &TunnelPlan) -> Option<u16> {
     match path {
         Path::Tunnel => Some(plan.mtu.get()),
         Path::Uplink => Some(plan.outer.get()),

@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::DisplayMac;
+use muslin_stack::control::plane::{ControlPlane, Operation};
+use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::gateway;
 use muslin_stack::ipam::PodName;
-use muslin_stack::lease::{LeaseRecord, NetworkConfig, Peers, SubnetKey};
+use muslin_stack::lease::NetworkConfig;
 use muslin_stack::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
@@ -20,9 +22,8 @@ use tracing::{debug, info, warn};
 use super::diary::Diary;
 use super::liveness::Census;
 use super::naming::Naming;
-use super::pods::Pods;
-use super::underlay::Plan;
-use super::{Settings, report};
+use super::pods::{self, Pods, check_ports, not_attached};
+use super::{Settings, report, underlay};
 use crate::control::protocol::{
     Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
     Table,
@@ -41,19 +42,19 @@ use crate::worker::Workers;
 
 /// What does not change while a node runs.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct NodeInfo {
     pub(super) settings: Settings,
     pub(super) store: String,
     /// The underlay's interface as it was at the start.
     pub(super) interface: PublicInterface,
     pub(super) config: NetworkConfig,
-    pub(super) plan: Plan,
+    pub(super) plan: TunnelPlan,
     pub(super) subnet: Ipv4Net,
     /// Where it listens for commands.
     pub(super) control: Vec<ControlSocket>,
 }
 
-impl fmt::Display for Facts {
+impl fmt::Display for NodeInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             subnet,
@@ -94,17 +95,18 @@ pub(super) struct Followed {
 
 /// A node that runs.
 pub(super) struct Running {
-    pub(super) facts: Facts,
+    pub(super) facts: NodeInfo,
     pub(super) workers: Workers,
     pub(super) naming: Naming,
     pub(super) pods: Mutex<Pods>,
-    pub(super) peers: Mutex<Peers>,
+    /// What is known of other nodes' leases.
+    pub(super) control: Arc<Mutex<ControlPlane>>,
     /// What is told of them.
     peer_lines: Mutex<Lines>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
-    plan: Mutex<Plan>,
+    plan: Mutex<TunnelPlan>,
     link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
@@ -114,42 +116,34 @@ pub(super) struct Running {
 
 impl Running {
     pub(super) fn new(
-        facts: Facts,
+        facts: NodeInfo,
         workers: Workers,
         naming: Naming,
-        peers: Peers,
+        control: Arc<Mutex<ControlPlane>>,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
         condition: watch::Receiver<flannel::State>,
     ) -> Result<Self> {
         let now = Instant::now();
-        let known: Vec<_> = peers
-            .iter()
-            .map(|(key, known)| (*key, known.record.clone()))
-            .collect();
         let pods = Pods::new(facts.subnet, state.addresses());
         let diary = Diary::open(move |memory| state.write_addresses(memory));
-        let running = Self {
+        Ok(Self {
             pods: Mutex::new(pods),
             diary: diary.context("cannot start a thread")?,
-            peers: Mutex::new(peers),
+            control,
             peer_lines: Mutex::new(Lines::new(now)),
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
             plan: Mutex::new(facts.plan),
-            link: watch::Sender::new(facts.plan.link()),
+            link: watch::Sender::new(underlay::link(&facts.plan)),
             uplink_is_gone: AtomicBool::new(false),
             facts,
             workers,
             naming,
             leases,
             condition,
-        };
-        for (key, record) in known {
-            running.set_peer(key, record)?;
-        }
-        Ok(running)
+        })
     }
 
     /// The underlay's interface as it is now.
@@ -158,7 +152,7 @@ impl Running {
     }
 
     /// How packets travel as things are now.
-    pub(super) fn plan(&self) -> Plan {
+    pub(super) fn plan(&self) -> TunnelPlan {
         *self.plan.lock()
     }
 
@@ -170,7 +164,7 @@ impl Running {
     /// Takes the underlay along to what its interface is now.
     pub(super) fn follow(&self, now: &PublicInterface) -> Result<Followed> {
         let (before, former) = (self.interface(), self.plan());
-        let plan = former.on(now)?;
+        let plan = underlay::follow_interface(&former, now)?;
         let ends = |it: &PublicInterface| (it.address, it.public_ip);
         let followed = Followed {
             is_moved: ends(now) != ends(&before),
@@ -184,7 +178,7 @@ impl Running {
         *self.plan.lock() = plan;
         if followed.mtu.is_some() {
             self.workers.set_mtu(plan.mtu).map_err(Error::failed)?;
-            self.link.send_replace(plan.link());
+            self.link.send_replace(underlay::link(&plan));
             self.warn_unattended(plan.mtu.get());
         }
         Ok(followed)
@@ -193,7 +187,7 @@ impl Running {
     /// Says which pods nobody can give another MTU: whoever attached them has gone.
     fn warn_unattended(&self, mtu: u16) {
         let pods = self.pods.lock();
-        let names = pods.iter().filter(|(_, pod)| pod.persistent);
+        let names = pods.iter().filter(|(_, pod)| pod.details.persistent);
         let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
         if !names.is_empty() {
             warn!(
@@ -205,7 +199,7 @@ impl Running {
     }
 
     /// Moves the tunnel and the uplink to what the interface is now.
-    fn move_to(&self, interface: &PublicInterface, plan: &Plan) -> Result<()> {
+    fn move_to(&self, interface: &PublicInterface, plan: &TunnelPlan) -> Result<()> {
         let network = self.facts.config.network;
         if network.contains(&interface.address) {
             return Err(Error::failed(format!(
@@ -215,7 +209,7 @@ impl Running {
         }
         let facts = &self.facts;
         let interfaces = (&self.interface(), interface);
-        let (underlays, uplink) = plan.open(facts.subnet, &facts.settings, interfaces)?;
+        let (underlays, uplink) = underlay::open(plan, facts.subnet, &facts.settings, interfaces)?;
         self.workers
             .rebind(underlays, uplink)
             .map_err(Error::failed)?;
@@ -266,31 +260,39 @@ impl Running {
         self.peer_lines.lock().tell("changes of peers", line);
     }
 
-    pub(super) fn set_peer(&self, key: SubnetKey, record: LeaseRecord) -> Result<()> {
-        let mut peers = self.peers.lock();
-        let known = peers.remember(key, record);
-        self.naming.names.write().lease(key.ipv4);
-        match known.peer(key, &self.facts.config.backend) {
-            Ok(peer) => {
-                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
-                self.workers.set_peer(&peer).map_err(Error::failed)
-            }
-            Err(unusable) => {
-                let node = known.record.public_ip;
-                self.tell_peer(|| warn!("the node {node} is no peer: {unusable}"));
-                self.workers.remove_peer(known.id).map_err(Error::failed)
-            }
+    /// Does what follows from changes of leases.
+    pub(super) fn update_tables(&self) -> Result<()> {
+        loop {
+            let Some(operation) = self.control.lock().poll() else {
+                return Ok(());
+            };
+            self.update(&operation)?;
         }
     }
 
-    pub(super) fn remove_peer(&self, key: SubnetKey) -> Result<()> {
-        let mut peers = self.peers.lock();
-        let Some(known) = peers.forget(key) else {
-            return Ok(());
+    /// Does what follows from a change of a lease.
+    pub(super) fn update(&self, operation: &Operation) -> Result<()> {
+        operation.apply_to_names(&mut self.naming.names.write());
+        let updated = match operation {
+            Operation::SetPeer(peer) => {
+                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
+                self.workers.set_peer(peer)
+            }
+            Operation::RefusePeer {
+                id,
+                public_ip,
+                unusable,
+                ..
+            } => {
+                self.tell_peer(|| warn!("the node {public_ip} is no peer: {unusable}"));
+                self.workers.remove_peer(*id)
+            }
+            Operation::RemovePeer { id, public_ip, .. } => {
+                self.tell_peer(|| info!("peer {public_ip} is gone"));
+                self.workers.remove_peer(*id)
+            }
         };
-        self.naming.names.write().release(key.ipv4);
-        self.tell_peer(|| info!("peer {} is gone", known.record.public_ip));
-        self.workers.remove_peer(known.id).map_err(Error::failed)
+        updated.map_err(Error::failed)
     }
 
     /// Detaches the pod of a port, if it is not detached yet.
@@ -299,6 +301,7 @@ impl Running {
         let mut pods = self.pods.lock();
         if let Some(Err(error)) = pods
             .name_of(port)
+            .cloned()
             .map(|pod| self.detach_from(&mut pods, &pod))
         {
             debug!("{error}");
@@ -306,7 +309,7 @@ impl Running {
     }
 
     fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
-        let gone = pods.detach(pod)?;
+        let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
         self.remember(pods);
         info!("pod {pod} is detached");
         self.workers.detach(gone.port).map_err(Error::failed)
@@ -377,11 +380,11 @@ impl Running {
         let network = self.facts.config.network;
         let (search, dns_options) = self.naming.dns.search();
         let mut pods = self.pods.lock();
-        pods.check_ports(&request.publish)?;
+        check_ports(&pods, &request.publish)?;
         let bound = publish::bind(&request.publish, network)?;
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
-        let (name, pod) = pods.attach(&request, mac)?;
-        pods.publish(&name, published.clone());
+        let (name, pod) = pods::attach(&mut pods, &request, mac, published.clone())?;
+        let pod = pod.clone();
         let attachment = pod.attachment(self.facts.settings.guard_pods);
         let workers = &self.workers;
         let attached = workers.attach(pod.port, &attachment, queues);
@@ -390,7 +393,7 @@ impl Running {
             published.map_err(std::io::Error::other)
         });
         if let Err(error) = attached {
-            pods.detach(&name)?;
+            pods.detach(&name);
             return Err(Error::failed(error));
         }
         self.remember(&pods);
@@ -402,7 +405,7 @@ impl Running {
         for port in &published {
             info!("pod {name} is published: {port}");
         }
-        let attachment = (!pod.persistent).then(|| Attachment {
+        let attachment = (!pod.details.persistent).then(|| Attachment {
             running: self.clone(),
             port: pod.port,
         });
@@ -412,7 +415,7 @@ impl Running {
             node: facts.settings.name.clone(),
             address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
             gateway: gateway::address(facts.subnet),
-            link: self.plan().link(),
+            link: underlay::link(&self.plan()),
             routes: vec![facts.config.network, Ipv4Net::default()],
             dns: vec![gateway::address(facts.subnet)],
             search,
@@ -430,14 +433,16 @@ impl Running {
         namespaces: Vec<OwnedFd>,
     ) -> Result<()> {
         let mut pods = self.pods.lock();
-        pods.keep_namespaces(pod, kinds, namespaces)
+        let details = pods.details_mut(pod).ok_or_else(|| not_attached(pod))?;
+        details.namespaces = Some((kinds, namespaces.into()));
+        Ok(())
     }
 
     /// A pod's namespaces.
     pub(super) fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
         let pods = self.pods.lock();
-        let pod = pods.get(name)?;
-        let (kinds, namespaces) = pod.namespaces.clone().ok_or_else(|| {
+        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        let (kinds, namespaces) = pod.details.namespaces.clone().ok_or_else(|| {
             Error::failed(format!(
                 "the pod '{name}' has no namespace to run a command in: it is a sidecar's, or was \
                  attached by an older muslin"

@@ -6,14 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_encap::mtu::Mtu;
-use muslin_encap::offload::split::TrainLimits;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::lease::{Backend, ConfigFault, NetworkConfig};
+use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
+use muslin_stack::lease::NetworkConfig;
 use muslin_stack::peer::Tunnel;
 use muslin_stack::uplink::Uplink;
-use smoltcp::wire::IpVersion;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -32,22 +30,6 @@ use crate::underlay::{
 const SOURCE_PORTS: usize = 7;
 /// How often the interface is looked at, even if the kernel tells of no change.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
-
-/// How a network's packets travel to and from this node.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Plan {
-    pub(super) tunnel: Tunnel,
-    /// MTU of pods.
-    pub(super) mtu: Mtu,
-    /// MTU of the underlay.
-    pub(super) outer: Mtu,
-    /// The same, where somebody has named it: it does not follow the interface then.
-    fixed: Option<Mtu>,
-    /// UDP port of the tunnel, 0 if it has none.
-    pub(super) port: u16,
-    /// Whether packets go bare to nodes on the same link.
-    pub(super) is_direct: bool,
-}
 
 /// Where a node's tunnel ends, and who it is there.
 #[derive(Debug, Clone)]
@@ -114,213 +96,192 @@ async fn look(settings: &Settings, store: &dyn Store) -> std::result::Result<Pla
     }
 }
 
-impl Plan {
-    /// What a network's configuration means here, or why this node cannot be in it.
-    pub(super) fn new(
-        config: &NetworkConfig,
-        settings: &Settings,
-        interface: &PublicInterface,
-        vtep_mac: VtepMac,
-    ) -> Result<Self> {
-        let mut ends = [interface.public_ip, interface.address].into_iter();
-        if let Some(end) = ends.find(|end| config.network.contains(end)) {
-            return Err(Error::usage(format!(
-                "the public address {end} lies in the pod network {}: choose another --network, or \
-                 another address with --public-ip",
-                config.network
-            )));
-        }
-        let (tunnel, port, configured) = match &config.backend {
-            Backend::Vxlan(options) => {
-                let (vni, mac) = (options.vni, vtep_mac);
-                (Tunnel::Vxlan { vni, mac }, options.port, options.mtu)
-            }
-            Backend::Udp { port } => (Tunnel::Udp, *port, None),
-            Backend::HostGw => (Tunnel::None, 0, None),
-            Backend::Ipip { .. } => (Tunnel::Ipip, 0, None),
-            Backend::Other(name) => {
-                return Err(Error::usage(ConfigFault::OtherBackend(name.clone())));
-            }
-        };
-        let fixed = settings.mtu.or(configured);
-        let (mtu, outer) = mtus(tunnel, fixed, interface)?;
-        let plan = Self {
-            tunnel,
-            mtu,
-            outer,
-            fixed,
-            port,
-            is_direct: config.backend.is_direct(),
-        };
-        plan.check_uplink(settings, interface)?;
-        Ok(plan)
+/// What a network's configuration means here.
+///
+/// # Errors
+/// Why this node cannot be in that network.
+pub(super) fn plan(
+    config: &NetworkConfig,
+    settings: &Settings,
+    interface: &PublicInterface,
+    vtep_mac: VtepMac,
+) -> Result<TunnelPlan> {
+    let mut ends = [interface.public_ip, interface.address].into_iter();
+    if let Some(end) = ends.find(|end| config.network.contains(end)) {
+        return Err(Error::usage(format!(
+            "the public address {end} lies in the pod network {}: choose another --network, or \
+             another address with --public-ip",
+            config.network
+        )));
     }
+    let plan = TunnelPlan::new(&config.backend, vtep_mac, settings.mtu, interface.mtu);
+    let plan = plan.map_err(|fault| misfit(&fault, interface))?;
+    check_uplink(&plan, settings, interface)?;
+    Ok(plan)
+}
 
-    /// The same with what the interface is now.
-    pub(super) fn on(&self, interface: &PublicInterface) -> Result<Self> {
-        let (mtu, outer) = mtus(self.tunnel, self.fixed, interface)?;
-        Ok(Self {
-            mtu,
-            outer,
-            ..*self
+/// The same with what the interface is now.
+pub(super) fn follow_interface(
+    plan: &TunnelPlan,
+    interface: &PublicInterface,
+) -> Result<TunnelPlan> {
+    let followed = plan.on(interface.mtu);
+    followed.map_err(|fault| misfit(&fault, interface))
+}
+
+fn misfit(fault: &TunnelFault, interface: &PublicInterface) -> Error {
+    match fault {
+        TunnelFault::Interface(_) => Error::usage(format!("{}: {fault}", interface.name)),
+        TunnelFault::Config(_) | TunnelFault::NoRoom(_) => Error::usage(fault),
+    }
+}
+
+/// What the interfaces of pods are to have.
+pub(super) fn link(plan: &TunnelPlan) -> Link {
+    Link {
+        mtu: plan.mtu.get(),
+        gso_max_segs: plan.gso_max_segs(),
+    }
+}
+
+/// Whether bare packets could reach this node at all.
+fn check_uplink(plan: &TunnelPlan, settings: &Settings, interface: &PublicInterface) -> Result<()> {
+    let PublicInterface {
+        name,
+        address,
+        public_ip,
+        prefix,
+        ..
+    } = interface;
+    let only = matches!(plan.tunnel, Tunnel::None);
+    match &settings.uplink {
+        UplinkKind::PacketSocket if only && interface.is_translated() => {
+            Err(Error::usage(format!(
+                "host-gw needs the public address {public_ip} on the interface itself, and \
+                 {name} has {address}: nothing can translate bare packets"
+            )))
+        }
+        UplinkKind::Tap(tap) if !only => Err(Error::usage(format!(
+            "--uplink tap:{tap} goes with the backend host-gw only: a tunnel ends at an address \
+             of this machine"
+        ))),
+        UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
+            Err(Error::usage(format!(
+                "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
+                 {name}: name it with --public-ip"
+            )))
+        }
+        UplinkKind::PacketSocket | UplinkKind::Tap(_) => Ok(()),
+    }
+}
+
+/// Takes the tunnel's port, for each worker, and looks whether there can be an uplink.
+pub(super) fn bind(
+    plan: &mut TunnelPlan,
+    network: Ipv4Net,
+    settings: &Settings,
+    interface: &PublicInterface,
+) -> Result<Vec<Option<UdpSocket>>> {
+    if plan.is_direct {
+        let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
+        match uplink {
+            Ok(_) => {}
+            Err(error) if matches!(plan.tunnel, Tunnel::None) => {
+                return Err(Error::failed(error));
+            }
+            Err(error) => {
+                warn!(
+                    "the network has DirectRouting, but {error}: this node uses the tunnel for \
+                     all others, and does not get what nodes on the same link send around it"
+                );
+                plan.is_direct = false;
+            }
+        }
+    }
+    bind_tunnel(plan, settings, interface.address)
+}
+
+fn bind_tunnel(
+    plan: &TunnelPlan,
+    settings: &Settings,
+    address: Ipv4Addr,
+) -> Result<Vec<Option<UdpSocket>>> {
+    let Some(format) = plan.tunnel.format() else {
+        return Ok((0..settings.workers).map(|_| None).collect());
+    };
+    let end = SocketAddr::new(address.into(), plan.port);
+    let options = match format {
+        Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
+        // flannel's UDP backend sends from the port it listens on.
+        Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
+    };
+    let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
+        Error::failed(match error.kind() {
+            std::io::ErrorKind::AddrInUse => port_in_use(end),
+            std::io::ErrorKind::PermissionDenied if plan.port == 0 => String::from(
+                "the backend ipip needs CAP_NET_RAW: let systemd start the node with \
+                 AmbientCapabilities=CAP_NET_RAW, or give the container --cap-add NET_RAW",
+            ),
+            _ if plan.port == 0 => format!("cannot send from {}: {error}", end.ip()),
+            _ => format!("cannot listen on UDP {end}: {error}"),
         })
-    }
+    })?;
+    Ok(sockets.into_iter().map(Some).collect())
+}
 
-    /// What the interfaces of pods are to have.
-    pub(super) fn link(&self) -> Link {
-        Link {
-            mtu: self.mtu.get(),
-            gso_max_segs: self.gso_max_segs(),
-        }
+/// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
+/// node is on its link.
+pub(super) fn join(
+    plan: &TunnelPlan,
+    tunnels: Vec<Option<UdpSocket>>,
+    subnet: Ipv4Net,
+    settings: &Settings,
+    interface: &PublicInterface,
+) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+    let mut uplinks = Vec::new();
+    if plan.is_direct {
+        let opened =
+            underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
+        uplinks = opened.map_err(Error::failed)?;
     }
+    let uplink = uplinks.first().map(|device| Uplink {
+        mac: device.hardware_address(),
+        address: interface.public_ip,
+        prefix: interface.prefix,
+        mtu: plan.outer,
+        answers: matches!(settings.uplink, UplinkKind::Tap(_)),
+    });
+    if uplink.is_some_and(|uplink| !uplink.answers)
+        && underlay::forwards_ipv4(&interface.name) == Some(true)
+    {
+        warn!(
+            "this machine's kernel forwards what arrives on {0}, so it answers for the pods or \
+             sends their packets on a second time: switch that off with 'sysctl \
+             net.ipv4.conf.{0}.forwarding=0'",
+            interface.name
+        );
+    }
+    let mut uplinks = uplinks.into_iter();
+    let join = |tunnel| Underlay {
+        tunnel,
+        uplink: uplinks.next(),
+    };
+    Ok((tunnels.into_iter().map(join).collect(), uplink))
+}
 
-    /// Whether bare packets could reach this node at all.
-    fn check_uplink(&self, settings: &Settings, interface: &PublicInterface) -> Result<()> {
-        let PublicInterface {
-            name,
-            address,
-            public_ip,
-            prefix,
-            ..
-        } = interface;
-        let only = matches!(self.tunnel, Tunnel::None);
-        match &settings.uplink {
-            UplinkKind::PacketSocket if only && interface.is_translated() => {
-                Err(Error::usage(format!(
-                    "host-gw needs the public address {public_ip} on the interface itself, and \
-                     {name} has {address}: nothing can translate bare packets"
-                )))
-            }
-            UplinkKind::Tap(tap) if !only => Err(Error::usage(format!(
-                "--uplink tap:{tap} goes with the backend host-gw only: a tunnel ends at an address \
-                 of this machine"
-            ))),
-            UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
-                Err(Error::usage(format!(
-                    "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
-                     {name}: name it with --public-ip"
-                )))
-            }
-            UplinkKind::PacketSocket | UplinkKind::Tap(_) => Ok(()),
-        }
-    }
-
-    /// Takes the tunnel's port, for each worker, and looks whether there can be an uplink.
-    pub(super) fn bind(
-        &mut self,
-        network: Ipv4Net,
-        settings: &Settings,
-        interface: &PublicInterface,
-    ) -> Result<Vec<Option<UdpSocket>>> {
-        if self.is_direct {
-            let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
-            match uplink {
-                Ok(_) => {}
-                Err(error) if matches!(self.tunnel, Tunnel::None) => {
-                    return Err(Error::failed(error));
-                }
-                Err(error) => {
-                    warn!(
-                        "the network has DirectRouting, but {error}: this node uses the tunnel for \
-                         all others, and does not get what nodes on the same link send around it"
-                    );
-                    self.is_direct = false;
-                }
-            }
-        }
-        self.bind_tunnel(settings, interface.address)
-    }
-
-    fn bind_tunnel(
-        &self,
-        settings: &Settings,
-        address: Ipv4Addr,
-    ) -> Result<Vec<Option<UdpSocket>>> {
-        let Some(format) = self.tunnel.format() else {
-            return Ok((0..settings.workers).map(|_| None).collect());
-        };
-        let end = SocketAddr::new(address.into(), self.port);
-        let options = match format {
-            Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
-            // flannel's UDP backend sends from the port it listens on.
-            Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
-        };
-        let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
-            Error::failed(match error.kind() {
-                std::io::ErrorKind::AddrInUse => port_in_use(end),
-                std::io::ErrorKind::PermissionDenied if self.port == 0 => String::from(
-                    "the backend ipip needs CAP_NET_RAW: let systemd start the node with \
-                     AmbientCapabilities=CAP_NET_RAW, or give the container --cap-add NET_RAW",
-                ),
-                _ if self.port == 0 => format!("cannot send from {}: {error}", end.ip()),
-                _ => format!("cannot listen on UDP {end}: {error}"),
-            })
-        })?;
-        Ok(sockets.into_iter().map(Some).collect())
-    }
-
-    /// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
-    /// node is on its link.
-    pub(super) fn join(
-        &self,
-        tunnels: Vec<Option<UdpSocket>>,
-        subnet: Ipv4Net,
-        settings: &Settings,
-        interface: &PublicInterface,
-    ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
-        let mut uplinks = Vec::new();
-        if self.is_direct {
-            let opened =
-                underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
-            uplinks = opened.map_err(Error::failed)?;
-        }
-        let uplink = uplinks.first().map(|device| Uplink {
-            mac: device.hardware_address(),
-            address: interface.public_ip,
-            prefix: interface.prefix,
-            mtu: self.outer,
-            answers: matches!(settings.uplink, UplinkKind::Tap(_)),
-        });
-        if uplink.is_some_and(|uplink| !uplink.answers)
-            && underlay::forwards_ipv4(&interface.name) == Some(true)
-        {
-            warn!(
-                "this machine's kernel forwards what arrives on {0}, so it answers for the pods or \
-                 sends their packets on a second time: switch that off with 'sysctl \
-                 net.ipv4.conf.{0}.forwarding=0'",
-                interface.name
-            );
-        }
-        let mut uplinks = uplinks.into_iter();
-        let join = |tunnel| Underlay {
-            tunnel,
-            uplink: uplinks.next(),
-        };
-        Ok((tunnels.into_iter().map(join).collect(), uplink))
-    }
-
-    /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with
-    /// one call.
-    fn gso_max_segs(&self) -> u16 {
-        let headers = self.tunnel.format().map_or(0, Format::network_offset);
-        let segments = TrainLimits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
-        segments.max(1) as u16
-    }
-
-    /// New sockets after the interface has changed; without ones for the tunnel where its end stays,
-    /// since the old ones have its port.
-    pub(super) fn open(
-        &self,
-        subnet: Ipv4Net,
-        settings: &Settings,
-        (before, now): (&PublicInterface, &PublicInterface),
-    ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
-        let tunnels = match before.address == now.address {
-            true => (0..settings.workers).map(|_| None).collect(),
-            false => self.bind_tunnel(settings, now.address)?,
-        };
-        self.join(tunnels, subnet, settings, now)
-    }
+/// New sockets after the interface has changed; without ones for the tunnel where its end stays,
+/// since the old ones have its port.
+pub(super) fn open(
+    plan: &TunnelPlan,
+    subnet: Ipv4Net,
+    settings: &Settings,
+    (before, now): (&PublicInterface, &PublicInterface),
+) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+    let tunnels = match before.address == now.address {
+        true => (0..settings.workers).map(|_| None).collect(),
+        false => bind_tunnel(plan, settings, now.address)?,
+    };
+    join(plan, tunnels, subnet, settings, now)
 }
 
 /// Who has the tunnel's port, as far as can be seen.
@@ -353,23 +314,6 @@ pub(super) fn kernel() -> KernelNetwork {
         debug!("{error}");
         KernelNetwork::default()
     })
-}
-
-/// MTU of pods and of the underlay, which is that of the interface if no other is named.
-fn mtus(tunnel: Tunnel, named: Option<Mtu>, interface: &PublicInterface) -> Result<(Mtu, Mtu)> {
-    let own = Mtu::new(interface.mtu.min(u16::MAX.into()));
-    let outer = match named {
-        Some(mtu) => mtu,
-        None => own.map_err(|error| Error::usage(format!("{}: {error}", interface.name)))?,
-    };
-    let inner = |format: Format| format.inner_mtu(outer, IpVersion::Ipv4);
-    let mtu = tunnel.format().map_or(Ok(outer), inner).map_err(|_| {
-        Error::usage(format!(
-            "an underlay MTU of {} leaves no room for pods",
-            outer.get()
-        ))
-    })?;
-    Ok((mtu, outer))
 }
 
 /// Takes the underlay and the lease along when the interface gets another address, as laptops and

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bucket;
+pub mod control;
 pub mod datapath;
 pub mod drops;
 pub mod egress;

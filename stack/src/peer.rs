@@ -7,9 +7,7 @@ use ipnet::IpNet;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use smoltcp::time::Instant;
-use thiserror::Error;
 
-use crate::lease::{Backend, LeaseRecord, SubnetKey};
 use crate::port::Traffic;
 
 /// A peer's number, chosen by the control plane and stable while its lease lasts. Tables have a
@@ -34,56 +32,6 @@ pub struct Peer {
     pub address: SocketAddrV4,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
-}
-
-/// Why a node that has a lease cannot be a peer.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Unusable {
-    /// It encapsulates in another way.
-    #[error("it uses the backend {0}")]
-    OtherBackend(String),
-    /// Its lease has no VTEP MAC address (yet).
-    #[error("its lease has no VTEP MAC address")]
-    NoVtepMac,
-    /// Its lease has no public address that packets could be sent to.
-    #[error("its lease has no usable public address")]
-    NoAddress,
-}
-
-impl Peer {
-    /// The peer that a lease describes, in a network of this backend.
-    ///
-    /// # Errors
-    /// `Unusable` if nothing can be sent to it.
-    pub fn from_lease(
-        id: PeerId,
-        key: SubnetKey,
-        record: &LeaseRecord,
-        backend: &Backend,
-    ) -> Result<Self, Unusable> {
-        if record.backend() != backend.name() {
-            return Err(Unusable::OtherBackend(record.backend().to_owned()));
-        }
-        let ip = record.public_ip;
-        if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
-            return Err(Unusable::NoAddress);
-        }
-        let (port, vtep_mac) = match backend {
-            Backend::Vxlan(options) => (
-                options.port,
-                Some(record.vtep_mac().ok_or(Unusable::NoVtepMac)?),
-            ),
-            Backend::Udp { port } => (*port, None),
-            Backend::HostGw | Backend::Ipip { .. } => (0, None),
-            Backend::Other(name) => return Err(Unusable::OtherBackend(name.clone())),
-        };
-        Ok(Self {
-            id,
-            subnet: key.ipv4.into(),
-            address: SocketAddrV4::new(ip, port),
-            vtep_mac,
-        })
-    }
 }
 
 /// How this node's tunnel encapsulates.
@@ -146,35 +94,9 @@ pub struct PeerState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::VxlanOptions;
 
     #[test]
     fn peers_are_printed_as_their_numbers() {
         assert_eq!(format!("{:>3}", PeerId(7)), "  7");
-    }
-
-    #[test]
-    fn only_nodes_that_can_be_reached_are_peers() {
-        let key = "10.244.3.0-24".parse().unwrap();
-        let vxlan = Backend::Vxlan(VxlanOptions::default());
-        let mac = VtepMac::from_random([1; 6]);
-        let good = LeaseRecord::vxlan([192, 168, 0, 3].into(), Vni::new(1).unwrap(), mac);
-        let read = |text: &str| LeaseRecord::parse(text).unwrap();
-        let peer = |record: &LeaseRecord, backend: &Backend| {
-            Peer::from_lease(PeerId(1), key, record, backend)
-        };
-        let usable = peer(&good, &vxlan).unwrap();
-        assert_eq!(usable.address, "192.168.0.3:8472".parse().unwrap());
-        assert_eq!(usable.vtep_mac, Some(mac));
-        let other = Unusable::OtherBackend("vxlan".to_owned());
-        assert_eq!(peer(&good, &Backend::Udp { port: 8285 }), Err(other));
-        let windows =
-            r#"{"PublicIP":"1.2.3.4","BackendType":"vxlan","BackendData":{"VtepMAC":""}}"#;
-        assert_eq!(peer(&read(windows), &vxlan), Err(Unusable::NoVtepMac));
-        for address in ["0.0.0.0", "224.0.0.5", "255.255.255.255"] {
-            let nowhere = LeaseRecord::udp(address.parse().unwrap());
-            let nowhere = peer(&nowhere, &Backend::Udp { port: 8285 });
-            assert_eq!(nowhere, Err(Unusable::NoAddress), "{address}");
-        }
     }
 }

@@ -14,14 +14,14 @@ mutants() {
 stack/src/drops.rs @ self.drops[reason as usize] += packets; @ let _ = (reason, packets); @ drops are not counted
 stack/src/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
 stack/src/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
-stack/src/lease/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
+stack/src/control/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
 stack/src/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
-stack/src/lease/manager.rs @ self.phase = if self.list_after { @ self.phase = if false { @ what happened during an operation is not looked into
+stack/src/lease/manager.rs @ self.phase = if self.relist.is_required() { @ self.phase = if false { @ what happened during an operation is not looked into
 stack/src/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease
 stack/src/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
-stack/src/lease/manager.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
-stack/src/lease/manager.rs @ self.list_after = true; @ {} @ records of the old and the new public address stay on their sides
-stack/src/lease/manager.rs @ if self.settings.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
+stack/src/lease/manager/backoff.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
+stack/src/lease/manager.rs @ self.relist.require(); @ {} @ a store that did not answer is taken for what it was
+stack/src/lease/manager.rs @ if self.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
 stack/src/node/forward.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
 stack/src/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
 stack/src/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended

@@ -272,3 +272,37 @@ fn found_a_store_that_is_wiped_before_the_watch_is_open_is_read_again() {
     ];
     play(4_479, &events);
 }
+
+/// Its datagrams have neither UDP nor a port, and come from the kernel with their outer header.
+#[test]
+fn pods_talk_through_ipip() {
+    for direct_routing in [false, true] {
+        let events = [
+            (0, Event::Join(0)),
+            (100, Event::Join(1)),
+            (100, Event::Attach(0)),
+            (100, Event::Attach(1)),
+            (
+                10_000,
+                Event::Talk {
+                    from: 0,
+                    to: 1,
+                    bytes: 60_000,
+                },
+            ),
+            (10_000, Event::Move(1)),
+            (
+                10_000,
+                Event::Ping {
+                    from: 1,
+                    to: 0,
+                    bytes: 6_000,
+                },
+            ),
+        ];
+        for seed in 0..5 {
+            let figures = play_with(Backend::Ipip { direct_routing }, seed, &events).figures;
+            assert!(figures.talks > 0 && figures.answers > 0, "{figures:?}");
+        }
+    }
+}

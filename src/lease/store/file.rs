@@ -534,7 +534,7 @@ fn derived_mac(public_ip: Ipv4Addr) -> VtepMac {
 
 #[cfg(test)]
 mod tests {
-    use muslin_stack::lease::{Change, Loss, Wish};
+    use muslin_stack::lease::{Change, Loss, WantedConfig};
     use tempfile::TempDir;
 
     use super::super::suite::{Node, settings};
@@ -582,7 +582,7 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
         fn node(&self, last: u8) -> Node {
             let store = self.open();
             let mut settings = settings("/p", last);
-            settings.wish = Wish::Any;
+            settings.wanted_config = WantedConfig::Any;
             if let Ok(Some(mac)) = store.vtep_mac(settings.identity.public_ip) {
                 settings.identity.vtep_mac = mac;
             }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::lease::{
     Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
-    Op, RENEW_MARGIN, Revision, Settings, WatchEvent, Wish,
+    Op, RENEW_MARGIN, Revision, Settings, WantedConfig, WatchEvent,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{Store, StoreError};
 use crate::error::Result;
-use crate::lease::{News, Orders, Reply, run};
+use crate::lease::{Controls, News, Reply, run};
 
 /// How long anything may take before a test fails.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -271,7 +271,7 @@ impl Node {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
         let (public_ip, moved) = watch::channel(settings.identity.public_ip);
-        let orders = Orders {
+        let controls = Controls {
             leave: asked,
             public_ip: moved,
         };
@@ -282,7 +282,7 @@ impl Node {
         };
         let manager = Manager::new(settings);
         let (fails, trouble) = mpsc::unbounded_channel();
-        let task = tokio::spawn(run(manager, store, clock, orders, move |news| {
+        let task = tokio::spawn(run(manager, store, clock, controls, move |news| {
             // A test that waits for the end hears nothing more.
             let _ = match news {
                 News::Lease(change) => sender.send(change).is_ok(),
@@ -415,7 +415,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
         },
         prefix: prefix.to_owned(),
         previous: None,
-        wish: Wish::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
+        wanted_config: WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
         renew_margin: RENEW_MARGIN,
         repeats: false,
         random_seed: u64::from(last) * 7919,

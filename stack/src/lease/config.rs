@@ -120,6 +120,16 @@ impl Backend {
             Self::Udp { .. } | Self::Other(_) => false,
         }
     }
+
+    /// The UDP port of all nodes' tunnels, 0 where there is none.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        match self {
+            Self::Vxlan(options) => options.port,
+            Self::Udp { port } => *port,
+            Self::HostGw | Self::Ipip { .. } | Self::Other(_) => 0,
+        }
+    }
 }
 
 /// Why a configuration cannot be used.

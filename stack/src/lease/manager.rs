@@ -15,31 +15,36 @@
 //! A key whose value cannot be read is no peer: what it was before ends, its subnet is not chosen,
 //! and it is reported once per writing. If it is our own key, it is written again.
 //!
-//! Whose record is it? flannel goes by the public address alone. Here a VXLAN record with our VTEP's
-//! MAC address is ours too where we had its subnet before: a node that comes back with another
-//! public address moves its record and keeps its subnet. Two nodes with one state directory, each
-//! alive, have the same claim then. The one that held the record writes it again, and the one that
-//! had moved it gives way for good: a node that is alive keeps what its pods use, and the copy ends
-//! with a message, whichever of the two came later.
+//! Here are the phases of having a lease. Machines of their own say how long the store is left alone
+//! after a failure (`backoff.rs`), whose record it is (`ownership.rs`), when all leases are read again
+//! (`relist.rs`), and which leases others have (`view.rs`).
 
-use std::cmp::Ordering;
+mod backoff;
+mod ownership;
+mod random;
+mod relist;
+mod view;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
-use thiserror::Error;
 
+use super::change::{Change, ConfigFault, Loss};
 use super::config::Backend;
 use super::reader::{self, NoLease};
 use super::repetition::Repetition;
-use super::shares::Shares;
 use super::{
-    Answer, ConfigError, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent,
-    shorten,
+    Answer, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent, shorten,
 };
-use crate::hash::Seed;
+
+use backoff::Backoff;
+use ownership::{Contest, Ownership, TakeOver};
+use random::Random;
+use relist::Relist;
+use view::View;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -52,29 +57,11 @@ pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_
 const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_439 * 60);
 /// How often a configuration that is missing is asked for, as flannel does.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
-/// Free subnets among which one is chosen, as flannel does.
-const CANDIDATES: usize = 100;
-/// Lost races after which the manager gives up.
-const MAX_RACES: u32 = 50;
-/// Conflicts that are looked into at once; the later ones wait.
-const QUICK_CONFLICTS: u32 = 3;
-/// How often our record is written again after others changed it, before the manager gives up.
-const MAX_DISPUTES: u32 = 10;
-/// After so many challenges in a row the delay before the next answer grows no more.
-const MAX_CHALLENGE_DELAY: u32 = 4;
-/// Disputes that are further apart than this have nothing to do with each other.
-const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
-/// A watch that lived shorter than this is not opened again at once.
-const SHORT_WATCH: Duration = Duration::from_secs(10);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
 /// How long a peer that a wiped store has not is waited for: its node asks the store again within
 /// seconds, and publishes its record.
 const REPUBLISHING: Duration = Duration::from_secs(60);
-/// How long a watch may take to tell of what we have written ourselves.
-const TELLING: Duration = Duration::from_secs(10);
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// Who a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +74,7 @@ pub struct Identity {
 
 /// Which network configuration a node wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wish {
+pub enum WantedConfig {
     /// The one that the store has; without one it waits until there is one.
     Any,
     /// The one that the store has, and this one is written where it has none.
@@ -106,7 +93,7 @@ pub struct Settings {
     /// The subnet of an earlier run.
     pub previous: Option<Ipv4Net>,
     /// The network configuration that the node wants.
-    pub wish: Wish,
+    pub wanted_config: WantedConfig,
     /// A lease is renewed when so much of its time is left; [`RENEW_MARGIN`] by default.
     pub renew_margin: std::time::Duration,
     /// Whether flannel's nodes may watch the store, which lose changes: a record that is new to them
@@ -139,118 +126,6 @@ pub enum Action {
     Stop,
 }
 
-/// What has changed.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Change {
-    /// The store has no network configuration that this node can use: it is asked again until it
-    /// has. Reported once for each reason.
-    AwaitsConfig(ConfigFault),
-    /// The configuration is known.
-    Configured(NetworkConfig),
-    /// The node has this subnet.
-    Acquired(SubnetKey),
-    /// The lease lives on.
-    Renewed,
-    /// Another writer changed our record, which is written again.
-    Disputed(SubnetKey),
-    /// A record under our public address is taken over, as flannel does, but another VTEP wrote it:
-    /// a node that was here before, or one that has the same public address.
-    Replaced {
-        /// The lease.
-        key: SubnetKey,
-        /// The MAC address of the other VTEP.
-        vtep_mac: VtepMac,
-    },
-    /// Our record of another public address is moved to the present one, with the same subnet.
-    Moved {
-        /// The lease.
-        key: SubnetKey,
-        /// The address that it had.
-        from: Ipv4Addr,
-    },
-    /// A peer is new or has changed.
-    Peer(SubnetKey, LeaseRecord),
-    /// A peer's lease has ended.
-    PeerGone(SubnetKey),
-    /// A key under the prefix is no usable lease; it is skipped.
-    Skipped {
-        /// The key.
-        key: String,
-        /// Why.
-        reason: String,
-    },
-    /// The lease is given back, or stays as a reservation. Nothing follows.
-    Left,
-    /// There is no lease (any more), and there will not be one. Nothing follows.
-    Lost(Loss),
-}
-
-/// Why a node cannot use the network configuration that the store has. Whoever has written it can
-/// mend it.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum ConfigFault {
-    /// There is none under this key, and none is proposed.
-    #[error("there is no network configuration under {0}")]
-    Missing(String),
-    /// It cannot be read.
-    #[error("{0}")]
-    Invalid(#[from] ConfigError),
-    /// It is not the one asked for.
-    #[error("the store has the network {stored}, but {asked} was asked for")]
-    OtherNetwork {
-        /// What the store has.
-        stored: String,
-        /// What was asked for.
-        asked: String,
-    },
-    /// The network's backend is one whose records this node cannot write.
-    #[error(
-        "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
-    )]
-    OtherBackend(String),
-}
-
-/// Why a node has no lease.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum Loss {
-    /// All subnets are leased.
-    #[error("all {0} subnets of the network are leased")]
-    OutOfSubnets(usize),
-    /// Others were faster every time.
-    #[error("other nodes took every subnet that was tried")]
-    Races,
-    /// Another node holds our subnet now, or one that overlaps it.
-    #[error("the subnet {key} is now held by the node {holder}")]
-    Taken {
-        /// The lease.
-        key: String,
-        /// The public address of its holder.
-        holder: Ipv4Addr,
-    },
-    /// A node with our identity is alive, and had the subnet before us.
-    #[error(
-        "the node {holder} is alive and has this node's VTEP MAC address {vtep_mac} and its subnet {key}: is this state directory a copy of that node's? Then start with an empty one"
-    )]
-    Cloned {
-        /// The lease.
-        key: String,
-        /// The public address of the other node.
-        holder: Ipv4Addr,
-        /// The MAC address of both.
-        vtep_mac: VtepMac,
-    },
-    /// Another writer changed our record again and again.
-    #[error(
-        "the lease {key} is rewritten by another writer again and again: does another node have the public address {public_ip}?"
-    )]
-    Disputed {
-        /// The lease.
-        key: String,
-        /// Our public address.
-        public_ip: Ipv4Addr,
-    },
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     ReadConfig,
@@ -269,48 +144,23 @@ enum Phase {
 /// The state machine.
 #[derive(Debug)]
 pub struct Manager {
-    settings: Settings,
+    /// Where the store has flannel's keys.
+    prefix: String,
+    wanted_config: WantedConfig,
+    renew_margin: std::time::Duration,
+    repeats: bool,
     config: Option<NetworkConfig>,
     phase: Phase,
-    /// All leases but our own, by key.
-    leases: BTreeMap<SubnetKey, LeaseRecord>,
-    /// Which of them count: there may be too many of one public address.
-    shares: Shares,
-    /// Those that the store has lost with ours, and until when they are waited for.
-    missing: BTreeMap<SubnetKey, Instant>,
-    /// Keys that are no usable leases.
-    skipped: BTreeMap<String, Skipped>,
+    view: View,
     own: Option<Own>,
-    /// The store's revision at the last list.
-    listed: Revision,
-    /// The first revision not seen yet.
-    watch_from: Revision,
-    watch_ended: Option<Instant>,
-    short_watches: u32,
-    /// Lists in a row that were older than what the watch had told.
-    old_lists: u32,
-    /// Something happened during an operation that only a list can put in order.
-    list_after: bool,
-    /// When the store is looked at again that was wiped.
-    list_again: Option<Instant>,
-    retry: Option<Instant>,
-    failures: u32,
-    /// How often our record could not be created, whatever was answered in between.
-    uncreated: u32,
-    conflicts: u32,
-    disputes: u32,
-    /// How often a node with our identity took our record.
-    challenges: u32,
-    disputed: Option<Instant>,
-    /// The public address from which our record was moved at the start.
-    moved_from: Option<Ipv4Addr>,
-    /// The public address before the last change at run time.
-    former: Option<Ipv4Addr>,
+    relist: Relist,
+    backoff: Backoff,
+    ownership: Ownership,
     /// Why the configuration that the store had last cannot be used.
     config_fault: Option<ConfigFault>,
     leaving: bool,
     repetition: Repetition,
-    random: u64,
+    random: Random,
     changes: VecDeque<Change>,
 }
 
@@ -320,15 +170,8 @@ struct Own {
     revision: Revision,
     reservation: bool,
     renew_at: Instant,
-    /// When the watch has told of it at the latest.
-    told_at: Instant,
-}
-
-#[derive(Debug)]
-struct Skipped {
-    revision: Revision,
-    /// A subnet that is not free, although nobody can be reached there.
-    subnet: Option<SubnetKey>,
+    /// When the watch must have reported that it was written.
+    confirmation_by: Instant,
 }
 
 /// A record that is ours: under our public address, or ours by its VTEP.
@@ -338,32 +181,28 @@ impl Manager {
     /// A manager that has not spoken to the store yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
+        let Settings {
+            identity,
+            prefix,
+            previous,
+            wanted_config,
+            renew_margin,
+            repeats,
+            random_seed,
+        } = settings;
         Self {
-            random: settings.random_seed,
-            settings,
+            view: View::new(prefix.clone()),
+            prefix,
+            wanted_config,
+            renew_margin,
+            repeats,
+            random: Random::new(random_seed),
             config: None,
             phase: Phase::ReadConfig,
-            leases: BTreeMap::new(),
-            shares: Shares::default(),
-            missing: BTreeMap::new(),
-            skipped: BTreeMap::new(),
             own: None,
-            listed: 0,
-            watch_from: 0,
-            watch_ended: None,
-            short_watches: 0,
-            old_lists: 0,
-            list_after: false,
-            list_again: None,
-            retry: None,
-            failures: 0,
-            uncreated: 0,
-            conflicts: 0,
-            disputes: 0,
-            challenges: 0,
-            disputed: None,
-            moved_from: None,
-            former: None,
+            relist: Relist::default(),
+            backoff: Backoff::default(),
+            ownership: Ownership::new(identity, previous),
             config_fault: None,
             leaving: false,
             repetition: Repetition::default(),
@@ -376,10 +215,9 @@ impl Manager {
         if self.phase == Phase::Over {
             return Action::Stop;
         }
-        if let Some(until) = self.retry.filter(|until| *until > now) {
+        if let Some(until) = self.backoff.poll(now) {
             return Action::Wait { until };
         }
-        self.retry = None;
         if self.phase == Phase::Hold
             && let Some(own) = self.own
         {
@@ -389,9 +227,9 @@ impl Manager {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
                 self.phase = Phase::Put(own.key, own.revision, false);
-            } else if self.repetition.is_due(now, self.leases.len()) {
+            } else if self.repetition.is_due(now, self.view.len()) {
                 self.phase = Phase::Put(own.key, own.revision, own.reservation);
-            } else if self.recheck_at().is_some_and(|at| at <= now) {
+            } else if self.relist.due(self.own).is_some_and(|at| at <= now) {
                 self.phase = Phase::List;
             }
         }
@@ -423,7 +261,7 @@ impl Manager {
                 expected: *expected,
             }),
             Phase::Hold => Action::Watch {
-                from: self.watch_from,
+                from: self.relist.watch_from(),
                 until: self.next_deadline(now),
             },
         }
@@ -431,7 +269,6 @@ impl Manager {
 
     /// Takes the answer to the operation of the last poll.
     pub fn answer(&mut self, now: Instant, answer: Answer) {
-        let failures = std::mem::take(&mut self.failures);
         match (self.phase.clone(), answer) {
             (Phase::ReadConfig, Answer::Value(entry)) => self.read_config(now, entry),
             (Phase::WriteConfig, Answer::Done(_)) => self.phase = Phase::ReadConfig,
@@ -440,12 +277,12 @@ impl Manager {
                 self.snapshot(now, revision, entries);
             }
             (Phase::Create(key), Answer::Done(revision)) => {
-                self.note_written(revision);
+                self.relist.written(revision);
                 self.hold(now, key, revision, false);
             }
             (Phase::Create(_), Answer::Conflict) => self.lost_race(now),
             (Phase::Put(key, _, reservation), Answer::Done(revision)) => {
-                self.note_written(revision);
+                self.relist.written(revision);
                 self.hold(now, key, revision, reservation);
             }
             (Phase::Delete(..), Answer::Done(_)) if self.leaving => self.end(Change::Left),
@@ -455,32 +292,27 @@ impl Manager {
                 self.look_again(now, Phase::List);
             }
             (Phase::Over | Phase::Hold, _) => {}
-            (_, _) => {
-                // An answer of another kind is a store's defect; ask again, later and later.
-                self.failures = failures;
-                self.failed(now);
-            }
+            // An answer of another kind is a store's defect; ask again, later and later.
+            (_, _) => return self.failed(now),
         }
+        self.backoff.answered();
     }
 
     /// The store did not answer, or refused; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
-        self.failures = self.failures.saturating_add(1);
-        let mut attempt = self.failures;
         // Until it answers again, what the last list said may be of a history that is no more.
-        self.list_after = true;
+        self.relist.require();
         if self.repetition.next().is_some() {
             // When it is back many write at once, and what is due now would be one of them only.
             self.expect_news();
         }
-        if matches!(self.phase, Phase::Create(_)) {
+        let creates = matches!(self.phase, Phase::Create(_));
+        if creates {
             // It may have done it nevertheless, or have a subnet for us that it does not refuse. When
             // we are leaving only the former counts.
             self.phase = Phase::List;
-            self.uncreated = self.uncreated.saturating_add(1);
-            attempt = attempt.max(self.uncreated);
         }
-        self.delay(now, attempt);
+        self.backoff.failed(now, creates, &mut self.random);
     }
 
     /// Takes a change that the watch reports.
@@ -488,47 +320,28 @@ impl Manager {
         let (WatchEvent::Put(Entry { key, revision, .. }) | WatchEvent::Delete { key, revision }) =
             &event;
         let revision = *revision;
-        let is_old = revision <= self.listed;
-        if is_old || matches!(self.phase, Phase::Over | Phase::List) {
+        if self.relist.has_seen(revision) || matches!(self.phase, Phase::Over | Phase::List) {
             return;
         }
-        if self.is_another_history(key, revision) {
+        let is_key_of = |own: Own| *key == self.lease_key(own.key);
+        if self
+            .relist
+            .is_another_history(self.own, is_key_of, revision)
+        {
             return self.read_again();
         }
-        self.watch_from = self.watch_from.max(revision.saturating_add(1));
+        self.relist.reported(revision);
         match event {
             WatchEvent::Put(entry) => self.written(now, &entry),
             WatchEvent::Delete { key, revision } => self.deleted(&key, revision),
         }
     }
 
-    /// Our record, if the watch has not told yet of its writing.
-    fn untold(&self) -> Option<Own> {
-        self.own.filter(|own| own.revision >= self.watch_from)
-    }
-
-    /// When everything is read again, in case the store was wiped without a sign of it.
-    fn recheck_at(&self) -> Option<Instant> {
-        let untold = self.untold().map(|own| own.told_at);
-        self.list_again.into_iter().chain(untold).min()
-    }
-
-    /// Whether the writing of our record is not where it must be among the changes. The store was
-    /// wiped after it then, and has as many revisions again already, so that nothing else tells.
-    fn is_another_history(&self, key: &str, revision: Revision) -> bool {
-        self.untold()
-            .is_some_and(|own| match revision.cmp(&own.revision) {
-                Ordering::Less => false,
-                Ordering::Equal => key != self.lease_key(own.key),
-                Ordering::Greater => true,
-            })
-    }
-
     /// Reads everything again, as soon as an operation that is under way is over.
     fn read_again(&mut self) {
         match self.phase {
             Phase::Hold => self.phase = Phase::List,
-            _ => self.list_after = true,
+            _ => self.relist.require(),
         }
     }
 
@@ -538,13 +351,7 @@ impl Manager {
             return;
         }
         self.read_again();
-        let is_short = |ended: Instant| now < ended + SHORT_WATCH;
-        if self.watch_ended.replace(now).is_some_and(is_short) {
-            self.short_watches = self.short_watches.saturating_add(1);
-            self.delay(now, self.short_watches);
-        } else {
-            self.short_watches = 0;
-        }
+        self.backoff.watch_ended(now, &mut self.random);
     }
 
     /// Gives the lease back and stops. A reservation stays in the store.
@@ -553,7 +360,7 @@ impl Manager {
             return;
         }
         self.leaving = true;
-        self.retry = None;
+        self.backoff.reset();
         let writes = matches!(
             self.phase,
             Phase::Create(_) | Phase::Put(..) | Phase::Delete(..)
@@ -565,14 +372,12 @@ impl Manager {
 
     /// The node's public address is another one now: its record moves there, with the same subnet.
     pub fn set_public_ip(&mut self, public_ip: Ipv4Addr) {
-        let old = std::mem::replace(&mut self.settings.identity.public_ip, public_ip);
-        if old == public_ip {
+        if !self.ownership.set_public_ip(public_ip) {
             return;
         }
-        self.former = Some(old);
         // A list tells whose records are peers' now, and whether the operation in flight has written
         // the old address.
-        self.list_after = true;
+        self.relist.require();
         self.expect_news();
         if let (Phase::Hold, Some(own)) = (&self.phase, self.own) {
             self.phase = Phase::Put(own.key, own.revision, own.reservation);
@@ -582,8 +387,7 @@ impl Manager {
     /// The node was never in this store: there it has this VTEP, and asks for no subnet that it had
     /// elsewhere. To be said after the first answer at the latest.
     pub fn begin_anew(&mut self, vtep_mac: VtepMac) {
-        self.settings.identity.vtep_mac = vtep_mac;
-        self.settings.previous = None;
+        self.ownership.begin_anew(vtep_mac);
     }
 
     /// What has changed since the last call.
@@ -593,14 +397,13 @@ impl Manager {
 
     /// The leases of peers.
     pub fn leases(&self) -> impl Iterator<Item = (&SubnetKey, &LeaseRecord)> {
-        let all = self.leases.iter();
-        all.filter(|(key, record)| self.shares.counts(record.public_ip, **key))
+        self.view.peers()
     }
 
     /// What the keys of all leases begin with: flannel lists and watches without a final slash.
     #[must_use]
     pub fn lease_prefix(&self) -> String {
-        reader::lease_prefix(&self.settings.prefix)
+        reader::lease_prefix(&self.prefix)
     }
 
     /// The record of this node.
@@ -609,7 +412,7 @@ impl Manager {
         let Identity {
             public_ip,
             vtep_mac,
-        } = self.settings.identity;
+        } = self.ownership.identity;
         match &self.config {
             Some(config) => LeaseRecord::of(&config.backend, public_ip, vtep_mac),
             None => LeaseRecord::udp(public_ip),
@@ -617,9 +420,9 @@ impl Manager {
     }
 
     fn proposal(&self) -> Option<&NetworkConfig> {
-        match &self.settings.wish {
-            Wish::Any => None,
-            Wish::IfNone(config) | Wish::Exactly(config) => Some(config),
+        match &self.wanted_config {
+            WantedConfig::Any => None,
+            WantedConfig::IfNone(config) | WantedConfig::Exactly(config) => Some(config),
         }
     }
 
@@ -645,7 +448,7 @@ impl Manager {
 
     fn usable_config(&self, value: &str) -> Result<NetworkConfig, ConfigFault> {
         let config = NetworkConfig::parse(value)?;
-        if let Wish::Exactly(asked) = &self.settings.wish
+        if let WantedConfig::Exactly(asked) = &self.wanted_config
             && *asked != config
         {
             let (stored, asked) = (config.to_string(), asked.to_string());
@@ -664,7 +467,7 @@ impl Manager {
             self.config_fault = Some(fault.clone());
             self.changes.push_back(Change::AwaitsConfig(fault));
         }
-        self.retry = Some(now + CONFIG_RETRY);
+        self.backoff.wait_until(now + CONFIG_RETRY);
     }
 
     /// The caller cannot use the configuration that [`Change::Configured`] told of, for a reason that
@@ -674,23 +477,17 @@ impl Manager {
         if self.phase == Phase::List && self.own.is_none() {
             self.config = None;
             self.phase = Phase::ReadConfig;
-            self.retry = Some(now + CONFIG_RETRY);
+            self.backoff.wait_until(now + CONFIG_RETRY);
         }
     }
 
     /// Compares what the store has with what we believed, and looks for our own lease.
     fn snapshot(&mut self, now: Instant, revision: Revision, entries: Vec<Entry>) {
-        let went_back = revision.saturating_add(1) < self.watch_from;
-        self.listed = revision;
-        self.watch_from = revision.saturating_add(1);
-        self.list_after = false;
-        // It may be wiped again before we have written our record, and then have as many revisions.
-        let again = went_back.then(|| now + REPUBLISHING);
-        self.list_again = again.or(self.list_again.filter(|at| now < *at));
-        self.note_list(now, went_back);
+        let went_back = self.relist.listed(now, revision);
+        self.backoff.listed(now, went_back, &mut self.random);
         let mut found = BTreeMap::new();
         let mut own = Vec::new();
-        let known = std::mem::take(&mut self.skipped);
+        let known = self.view.begin_list();
         for entry in entries {
             match self.read(&entry) {
                 Ok((key, record)) if self.is_ours(key, &record) => own.push((key, entry, record)),
@@ -698,21 +495,23 @@ impl Manager {
                     found.insert(key, record);
                 }
                 Err(unusable) => {
-                    let old = known.get(&entry.key).map(|skipped| skipped.revision);
-                    self.skip(&entry, unusable, old);
+                    let changes = &mut self.changes;
+                    let known = known.get(&entry.key);
+                    self.view.skip(&entry, unusable, known, changes);
                 }
             }
         }
         let held = self.own.map(|own| own.key);
         let lacks_ours = held.is_some_and(|held| own.iter().all(|(key, ..)| *key != held));
         let is_wiped = went_back && lacks_ours;
-        self.miss(now, is_wiped, &mut found);
-        if found.keys().any(|key| !self.leases.contains_key(key)) {
+        self.view
+            .retire_missing(now, is_wiped, &mut found, &mut self.changes);
+        if found.keys().any(|key| self.view.get(*key).is_none()) {
             self.meet(now);
         }
         // Those that are gone have been taken leave of.
         for (key, record) in found {
-            if self.leases.get(&key) != Some(&record) {
+            if self.view.get(key) != Some(&record) {
                 self.set_peer(key, record);
             }
         }
@@ -723,39 +522,6 @@ impl Manager {
         }
     }
 
-    /// A store that was wiped goes back once. One whose members lag behind each other, or that a
-    /// proxy answers for, can do so at each list, and what its watch tells asks for the next.
-    fn note_list(&mut self, now: Instant, went_back: bool) {
-        if !went_back {
-            self.old_lists = 0;
-            return;
-        }
-        self.old_lists = self.old_lists.saturating_add(1);
-        if self.old_lists > 1 {
-            self.delay(now, self.old_lists);
-        }
-    }
-
-    /// Takes leave of the peers that a list has no more. If it has not our own record either, and
-    /// its history began anew, the store was wiped, and nothing is known of the peers: they stay
-    /// for a while.
-    fn miss(&mut self, now: Instant, is_wiped: bool, found: &mut BTreeMap<SubnetKey, LeaseRecord>) {
-        self.missing.retain(|key, _| !found.contains_key(key));
-        let lost = self.leases.keys().filter(|key| !found.contains_key(*key));
-        for key in lost.copied().collect::<Vec<_>>() {
-            let is_unreadable = self.skipped.contains_key(&self.lease_key(key));
-            if is_wiped && !is_unreadable {
-                self.missing.entry(key).or_insert(now + REPUBLISHING);
-            }
-            let is_awaited = self.missing.get(&key).is_some_and(|until| now < *until);
-            if is_unreadable || !is_awaited {
-                self.remove_peer(key);
-            } else if let Some(record) = self.leases.get(&key) {
-                found.insert(key, record.clone());
-            }
-        }
-    }
-
     /// When there is something to do without an event.
     fn next_deadline(&self, now: Instant) -> Instant {
         let renewal = match self.own {
@@ -763,7 +529,11 @@ impl Manager {
             // A reservation is never renewed.
             Some(_) | None => now + Duration::from_secs(LEASE_TTL.as_secs()),
         };
-        let others = self.recheck_at().into_iter().chain(self.repetition.next());
+        let others = self
+            .relist
+            .due(self.own)
+            .into_iter()
+            .chain(self.repetition.next());
         others.fold(renewal, Instant::min)
     }
 
@@ -771,10 +541,8 @@ impl Manager {
     fn give_back(&mut self, own: &[OwnEntry]) {
         let held = self.own.map(|own| own.key);
         // Not what another node with our identity holds.
-        let public_ip = self.settings.identity.public_ip;
         let is_ours = |key, record: &LeaseRecord| {
-            let is_here = record.public_ip == public_ip || self.is_former(record);
-            is_here && held.is_none_or(|held| held == key)
+            self.ownership.is_at_our_address(record) && held.is_none_or(|held| held == key)
         };
         match own
             .iter()
@@ -801,17 +569,12 @@ impl Manager {
                 self.expect_news();
                 self.phase = Phase::Put(held.key, entry.revision, held.reservation);
             } else {
-                self.contested(now, held, entry, record);
+                self.on_own_rewritten(now, held, entry, record);
             }
-        } else if let Some(record) = self.leases.get(&held.key).or_else(|| {
-            let mut leases = self.leases.iter();
-            let other = leases.find(|(key, _)| overlap(key.ipv4, held.key.ipv4));
-            other.map(|(_, record)| record)
-        }) {
-            let holder = record.public_ip;
+        } else if let Some(holder) = self.view.holder_of(held.key) {
             self.taken(held.key, holder);
-        } else if let Some(skipped) = self.skipped.get(&self.lease_key(held.key)) {
-            self.dispute(now, held, skipped.revision);
+        } else if let Some(revision) = self.view.skipped_at(held.key) {
+            self.dispute(now, held, revision);
         } else {
             // The store was wiped, or the lease has expired: publish it again.
             self.expect_news();
@@ -824,26 +587,29 @@ impl Manager {
             self.phase = Phase::ReadConfig;
             return;
         };
-        if let Some((key, entry, record)) = self.best(own) {
+        if let Some((key, entry, record)) = self.ownership.preferred_record(own) {
             let (reservation, unchanged) = (entry.ttl.is_none(), *record == self.record());
             if !config.allows(key.ipv4) || key.ipv6.is_some() {
                 self.phase = Phase::Delete(*key, entry.revision);
             } else if reservation && unchanged {
                 self.hold(now, *key, entry.revision, true);
             } else {
-                self.tell_take_over(*key, record);
+                let (key, take_over) = (*key, self.ownership.take_over(*key, record));
+                self.changes.extend(take_over.map(|how| match how {
+                    TakeOver::Moved { from } => Change::Moved { key, from },
+                    TakeOver::Replaced { vtep_mac } => Change::Replaced { key, vtep_mac },
+                }));
                 // Perhaps an earlier process wrote it and ended before others knew.
                 self.expect_news();
-                self.phase = Phase::Put(*key, entry.revision, reservation);
+                self.phase = Phase::Put(key, entry.revision, reservation);
             }
             return;
         }
-        let previous = self.settings.previous.map(|previous| previous.trunc());
-        let previous = previous
-            .filter(|net| config.allows(*net) && !self.occupied().any(|key| overlap(key, *net)));
+        let previous = self.ownership.previous();
+        let previous = previous.filter(|net| config.allows(*net) && self.view.is_free(*net));
         let subnet = previous.or_else(|| {
-            let free = self.free_subnets(&config);
-            let index = self.random_below(free.len() as u64);
+            let free = self.view.free_subnets(&config);
+            let index = self.random.below(free.len() as u64);
             free.get(index as usize).copied()
         });
         match subnet {
@@ -855,103 +621,14 @@ impl Manager {
         }
     }
 
-    /// The record to go on with: that of the subnet that our pods have, else one that our VTEP
-    /// wrote, else the first, as flannel does.
-    fn best<'a>(&self, own: &'a [OwnEntry]) -> Option<&'a OwnEntry> {
-        let vtep_mac = self.settings.identity.vtep_mac;
-        own.iter().min_by_key(|(key, _, record)| {
-            let is_foreign = record.vtep_mac().is_some_and(|mac| mac != vtep_mac);
-            (!self.is_previous(*key), is_foreign)
-        })
-    }
-
-    /// Says so if a record that we go on with is not simply our own.
-    fn tell_take_over(&mut self, key: SubnetKey, record: &LeaseRecord) {
-        let Identity {
-            public_ip,
-            vtep_mac,
-        } = self.settings.identity;
-        if record.public_ip != public_ip {
-            let from = record.public_ip;
-            if self.moved_from.replace(from) != Some(from) {
-                self.changes.push_back(Change::Moved { key, from });
-            }
-        } else if let Some(other) = record.vtep_mac()
-            && other != vtep_mac
-            && !self.is_previous(key)
-        {
-            let vtep_mac = other;
-            self.changes.push_back(Change::Replaced { key, vtep_mac });
-        }
-    }
-
-    fn is_previous(&self, key: SubnetKey) -> bool {
-        let previous = self.settings.previous;
-        previous.is_some_and(|previous| previous.trunc() == key.ipv4)
-    }
-
-    /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
-    /// that we have or had, or under the address that we had.
     fn is_ours(&self, key: SubnetKey, record: &LeaseRecord) -> bool {
-        let identity = &self.settings.identity;
-        if record.public_ip == identity.public_ip {
-            return true;
-        }
-        match self.own {
-            // The old address is still in what we wrote, whatever the backend.
-            Some(own) if own.key == key => {
-                self.is_former(record) || record.vtep_mac() == Some(identity.vtep_mac)
-            }
-            Some(_) => false,
-            None => {
-                record.vtep_mac() == Some(identity.vtep_mac)
-                    && (self.is_previous(key) || self.is_former(record))
-            }
-        }
-    }
-
-    fn is_former(&self, record: &LeaseRecord) -> bool {
-        Some(record.public_ip) == self.former
-    }
-
-    /// The first free subnets, upward: one pass over the leases however large the network is.
-    fn free_subnets(&self, config: &NetworkConfig) -> Vec<Ipv4Net> {
-        let bounds = |net: Ipv4Net| (number(net.network()), number(net.broadcast()));
-        let mut occupied: Vec<_> = self.occupied().map(bounds).collect();
-        occupied.sort_unstable();
-        let mut occupied = occupied.into_iter().peekable();
-        let size = 1u64 << (32 - config.subnet_len);
-        let (mut base, last) = (number(config.subnet_min), number(config.subnet_max));
-        let mut free = Vec::new();
-        while base <= last && free.len() < CANDIDATES {
-            match occupied.next_if(|(first, _)| *first < base + size) {
-                Some((_, end)) if end >= base => base = (end / size + 1) * size,
-                Some(_) => {}
-                None => {
-                    let address = u32::try_from(base).ok().map(Ipv4Addr::from);
-                    free.extend(
-                        address.and_then(|base| Ipv4Net::new(base, config.subnet_len).ok()),
-                    );
-                    base += size;
-                }
-            }
-        }
-        free
-    }
-
-    /// Every subnet that is not free.
-    fn occupied(&self) -> impl Iterator<Item = Ipv4Net> {
-        let skipped = self.skipped.values().filter_map(|skipped| skipped.subnet);
-        self.leases
-            .keys()
-            .copied()
-            .chain(skipped)
-            .map(|key| key.ipv4)
+        let held = self.own.map(|own| own.key);
+        self.ownership.is_ours(held, key, record)
     }
 
     fn lost_race(&mut self, now: Instant) {
         self.look_again(now, Phase::List);
-        if self.own.is_none() && self.conflicts >= MAX_RACES {
+        if self.own.is_none() && self.backoff.is_hopeless() {
             self.lose(Loss::Races);
         }
     }
@@ -959,10 +636,7 @@ impl Manager {
     /// The store is not as we believed.
     fn look_again(&mut self, now: Instant, phase: Phase) {
         self.phase = phase;
-        self.conflicts = self.conflicts.saturating_add(1);
-        if self.conflicts > QUICK_CONFLICTS {
-            self.delay(now, self.conflicts - QUICK_CONFLICTS);
-        }
+        self.backoff.conflict(now, &mut self.random);
     }
 
     fn hold(&mut self, now: Instant, key: SubnetKey, revision: Revision, reservation: bool) {
@@ -972,15 +646,14 @@ impl Manager {
             revision,
             reservation,
             renew_at: now + self.renewal(LEASE_TTL),
-            told_at: now + TELLING,
+            confirmation_by: Relist::confirmation_by(now),
         });
-        self.conflicts = 0;
+        self.backoff.held();
         self.note_own_written(now);
-        self.uncreated = 0;
-        self.skipped.remove(&self.lease_key(key));
+        self.view.readable(&self.lease_key(key));
         // A peer that had it for a moment, whose end the watch has not reported yet.
         self.remove_peer(key);
-        self.phase = if self.list_after {
+        self.phase = if self.relist.is_required() {
             Phase::List
         } else {
             Phase::Hold
@@ -994,30 +667,24 @@ impl Manager {
 
     /// What is written next is not what others know.
     fn expect_news(&mut self) {
-        if self.settings.repeats {
+        if self.repeats {
             self.repetition.expect_news();
         }
     }
 
     /// The store has our record as it is now.
     fn note_own_written(&mut self, now: Instant) {
-        let (others, random) = (self.leases.len(), &mut self.random);
-        let below = |bound| random_below(random, bound);
+        let (others, random) = (self.view.len(), &mut self.random);
+        let below = |bound| random.below(bound);
         self.repetition.written(now, others, below);
     }
 
     /// Another node has a lease now.
     fn meet(&mut self, now: Instant) {
-        if self.settings.repeats && self.own.is_some() {
+        if self.repeats && self.own.is_some() {
             let random = &mut self.random;
-            self.repetition
-                .meet(now, |bound| random_below(random, bound));
+            self.repetition.meet(now, |bound| random.below(bound));
         }
-    }
-
-    /// A history that began anew since the last list has what that did not tell.
-    fn note_written(&mut self, revision: Revision) {
-        self.list_after |= revision <= self.listed;
     }
 
     /// Takes our record as the store has it.
@@ -1033,60 +700,53 @@ impl Manager {
 
     /// How long a lease that lives so long still need not be renewed.
     fn renewal(&self, ttl: std::time::Duration) -> Duration {
-        let margin = self.settings.renew_margin.min(MAX_RENEW_MARGIN);
+        let margin = self.renew_margin.min(MAX_RENEW_MARGIN);
         let rest = ttl.min(LEASE_TTL).saturating_sub(margin);
         Duration::from_millis(rest.as_millis() as u64).max(SHORTEST_RENEWAL)
     }
 
     /// Our record is another one than we wrote, under our address or by our VTEP.
-    fn contested(&mut self, now: Instant, held: Own, entry: &Entry, record: &LeaseRecord) {
+    fn on_own_rewritten(&mut self, now: Instant, held: Own, entry: &Entry, record: &LeaseRecord) {
         // Who has written it last says whether it is a reservation.
         let reservation = entry.ttl.is_none();
         let held = Own {
             reservation,
             ..held
         };
-        let (revision, holder) = (entry.revision, record.public_ip);
-        let is_ours = holder == self.settings.identity.public_ip || self.is_former(record);
-        if !is_ours && self.moved_from == Some(holder) {
-            // We moved it here because nobody seemed to have it, and its holder writes it again.
-            let (key, vtep_mac) = (held.key.to_string(), self.settings.identity.vtep_mac);
-            return self.lose(Loss::Cloned {
+        let contest = self.ownership.on_own_rewritten(now, record);
+        self.contest(now, held, entry.revision, contest, record.public_ip);
+    }
+
+    /// Our record is not what we wrote, and says nothing that could be read.
+    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
+        let contest = self.ownership.dispute(now);
+        let holder = self.ownership.identity.public_ip;
+        self.contest(now, held, revision, contest, holder);
+    }
+
+    /// Writes our record again where `holder` has changed it, if there is a point in it.
+    fn contest(
+        &mut self,
+        now: Instant,
+        held: Own,
+        revision: Revision,
+        contest: Contest,
+        holder: Ipv4Addr,
+    ) {
+        let Identity {
+            public_ip,
+            vtep_mac,
+        } = self.ownership.identity;
+        let key = held.key.to_string();
+        match contest {
+            Contest::WriteAgain(attempt) => self.write_again(now, held, revision, attempt),
+            Contest::Hopeless => self.lose(Loss::Disputed { key, public_ip }),
+            Contest::Cloned => self.lose(Loss::Cloned {
                 key,
                 holder,
                 vtep_mac,
-            });
+            }),
         }
-        if is_ours {
-            return self.dispute(now, held, revision);
-        }
-        // A copy of us gives way when it sees our record again, and may be started again and again.
-        self.note_dispute(now);
-        self.challenges = self.challenges.saturating_add(1);
-        self.write_again(
-            now,
-            held,
-            revision,
-            self.challenges.min(MAX_CHALLENGE_DELAY),
-        );
-    }
-
-    fn note_dispute(&mut self, now: Instant) {
-        let is_recent = |disputed: Instant| now < disputed + DISPUTE_MEMORY;
-        if !self.disputed.replace(now).is_some_and(is_recent) {
-            (self.disputes, self.challenges) = (0, 0);
-        }
-    }
-
-    /// Our record is not what we wrote: write it again, later and later.
-    fn dispute(&mut self, now: Instant, held: Own, revision: Revision) {
-        self.note_dispute(now);
-        self.disputes += 1;
-        if self.disputes > MAX_DISPUTES {
-            let (key, public_ip) = (held.key.to_string(), self.settings.identity.public_ip);
-            return self.lose(Loss::Disputed { key, public_ip });
-        }
-        self.write_again(now, held, revision, self.disputes);
     }
 
     fn write_again(&mut self, now: Instant, held: Own, revision: Revision, attempt: u32) {
@@ -1099,14 +759,14 @@ impl Manager {
     fn written(&mut self, now: Instant, entry: &Entry) {
         match self.read(entry) {
             Ok((key, record)) => {
-                self.skipped.remove(&entry.key);
-                self.missing.remove(&key);
+                self.view.readable(&entry.key);
+                self.view.found_again(key);
                 if self.claims(key) {
                     self.own_written(now, entry, Some(&record));
                 } else if self.is_ours(key, &record) {
                     self.remove_peer(key);
-                } else if self.leases.get(&key) != Some(&record) {
-                    if !self.leases.contains_key(&key) {
+                } else if self.view.get(key) != Some(&record) {
+                    if self.view.get(key).is_none() {
                         self.meet(now);
                     }
                     self.set_peer(key, record);
@@ -1114,7 +774,7 @@ impl Manager {
             }
             Err(unusable) => {
                 let subnet = unusable.subnet;
-                self.skip(entry, unusable, None);
+                self.view.skip(entry, unusable, None, &mut self.changes);
                 match subnet {
                     Some(key) if self.claims(key) => self.own_written(now, entry, None),
                     Some(key) => self.remove_peer(key),
@@ -1128,7 +788,9 @@ impl Manager {
     fn own_written(&mut self, now: Instant, entry: &Entry, record: Option<&LeaseRecord>) {
         let is_unchanged = record == Some(&self.record());
         let Some(own) = self.own.filter(|_| self.phase == Phase::Hold) else {
-            self.list_after |= !is_unchanged;
+            if !is_unchanged {
+                self.relist.require();
+            }
             return;
         };
         if entry.revision <= own.revision {
@@ -1137,7 +799,7 @@ impl Manager {
         match record {
             Some(_) if is_unchanged => self.adopt(now, own, entry),
             Some(record) if self.is_ours(own.key, record) => {
-                self.contested(now, own, entry, record);
+                self.on_own_rewritten(now, own, entry, record);
             }
             Some(record) => self.taken(own.key, record.public_ip),
             None => self.dispute(now, own, entry.revision),
@@ -1145,14 +807,14 @@ impl Manager {
     }
 
     fn deleted(&mut self, key: &str, revision: Revision) {
-        self.skipped.remove(key);
+        self.view.readable(key);
         let Some(key) = self.subnet_key(key) else {
             return;
         };
         if !self.claims(key) {
             self.remove_peer(key);
         } else if self.phase != Phase::Hold {
-            self.list_after = true;
+            self.relist.require();
         } else if self.own.is_some_and(|own| revision > own.revision) {
             self.phase = Phase::List;
         }
@@ -1166,70 +828,20 @@ impl Manager {
         }
     }
 
-    /// A lease is new or has changed. It is a peer's if the public address has not too many.
     fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord) {
-        let address = record.public_ip;
-        let old = self.leases.insert(key, record.clone());
-        let old = old.map(|old| old.public_ip);
-        let was_peer = old.is_some_and(|old| self.shares.counts(old, key));
-        if let Some(old) = old.filter(|old| *old != address) {
-            self.release_share(old, key);
-        }
-        let excess = self.shares.add(address, key);
-        if let Some(other) = excess {
-            if other != key || was_peer {
-                self.changes.push_back(Change::PeerGone(other));
-            }
-            self.changes.push_back(Change::Skipped {
-                key: self.lease_key(other),
-                reason: Shares::excess(address),
-            });
-        }
-        if self.shares.counts(address, key) {
-            self.changes.push_back(Change::Peer(key, record));
-        }
+        self.view.set_peer(key, record, &mut self.changes);
     }
 
     fn remove_peer(&mut self, key: SubnetKey) {
-        self.missing.remove(&key);
-        if let Some(LeaseRecord { public_ip, .. }) = self.leases.remove(&key) {
-            if self.shares.counts(public_ip, key) {
-                self.changes.push_back(Change::PeerGone(key));
-            }
-            self.release_share(public_ip, key);
-        }
-    }
-
-    /// A lease of this public address is gone, and another one may count instead.
-    fn release_share(&mut self, public_ip: Ipv4Addr, key: SubnetKey) {
-        if let Some(next) = self.shares.remove(public_ip, key)
-            && let Some(record) = self.leases.get(&next)
-        {
-            self.changes.push_back(Change::Peer(next, record.clone()));
-        }
+        self.view.remove_peer(key, &mut self.changes);
     }
 
     fn read(&self, entry: &Entry) -> Result<(SubnetKey, LeaseRecord), NoLease> {
-        let prefix = &self.settings.prefix;
-        let (key, record) = reader::read_entry(prefix, entry)?;
-        if record.public_ip == self.settings.identity.public_ip {
-            return Ok((key, record));
+        let (key, record) = reader::read_entry(&self.prefix, entry)?;
+        if record.public_ip != self.ownership.identity.public_ip {
+            reader::check_peer(key, &record, self.config.as_ref())?;
         }
-        reader::read_peer(prefix, entry, self.config.as_ref())
-    }
-
-    fn skip(&mut self, entry: &Entry, unusable: NoLease, known: Option<Revision>) {
-        let skipped = Skipped {
-            revision: entry.revision,
-            subnet: unusable.subnet,
-        };
-        self.skipped.insert(entry.key.clone(), skipped);
-        if known != Some(entry.revision) {
-            self.changes.push_back(Change::Skipped {
-                key: shorten(&entry.key),
-                reason: unusable.reason,
-            });
-        }
+        Ok((key, record))
     }
 
     fn taken(&mut self, key: SubnetKey, holder: Ipv4Addr) {
@@ -1250,48 +862,28 @@ impl Manager {
         self.changes.push_back(change);
     }
 
-    /// Lets the next operation wait: twice as long at each attempt, up to a limit.
+    /// Lets the next operation wait, the longer the more attempts there were.
     fn delay(&mut self, now: Instant, attempt: u32) {
-        let factor = 1u64 << attempt.saturating_sub(1).min(6);
-        let delay = FIRST_RETRY.total_millis().saturating_mul(factor);
-        let delay = delay.min(LAST_RETRY.total_millis());
-        // Between half and all of it, so that many nodes do not come back together.
-        let jitter = self.random_below(delay / 2 + 1);
-        self.retry = Some(now + Duration::from_millis(delay / 2 + jitter));
-    }
-
-    fn random_below(&mut self, bound: u64) -> u64 {
-        random_below(&mut self.random, bound)
+        self.backoff.delay(now, attempt, &mut self.random);
     }
 
     fn config_key(&self) -> String {
-        format!("{}/config", self.settings.prefix)
+        format!("{}/config", self.prefix)
     }
 
     fn lease_key(&self, key: SubnetKey) -> String {
-        format!("{}/{key}", self.lease_prefix())
+        reader::lease_key(&self.prefix, key)
     }
 
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
-        reader::subnet_key(&self.settings.prefix, key)
+        reader::subnet_key(&self.prefix, key)
     }
-}
-
-/// The next random number below a bound.
-fn random_below(random: &mut u64, bound: u64) -> u64 {
-    use std::hash::BuildHasher;
-    *random = Seed(*random).hash_one(bound);
-    if bound == 0 { 0 } else { *random % bound }
 }
 
 /// Whether two networks share addresses.
 #[must_use]
 pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
-}
-
-fn number(address: Ipv4Addr) -> u64 {
-    u32::from(address).into()
 }
 
 #[cfg(test)]

@@ -4,24 +4,23 @@
 //! in; operations for the store and changes of the tables come out. The shell executes the
 //! operations, and the store can be etcd, a local database or a simulation.
 
+mod change;
 mod config;
 mod key;
 mod manager;
-mod peers;
 mod reader;
 mod record;
 mod repetition;
 mod shares;
 mod standing;
 
+pub use change::{Change, ConfigFault, Loss};
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
 pub use manager::{
-    Action, Change, ConfigFault, Identity, LEASE_TTL, Loss, Manager, RENEW_MARGIN, Settings, Wish,
-    overlap,
+    Action, Identity, LEASE_TTL, Manager, RENEW_MARGIN, Settings, WantedConfig, overlap,
 };
-pub use peers::{Known, Peers};
-pub use reader::{NoLease, lease_prefix, read_entry, read_peer};
+pub use reader::{NoLease, check_peer, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
 pub use shares::Shares;
 pub use standing::{Signs, Standing};

@@ -21,6 +21,11 @@ pub fn lease_prefix(prefix: &str) -> String {
     format!("{prefix}/subnets")
 }
 
+/// The key of a subnet's lease.
+pub(super) fn lease_key(prefix: &str, key: SubnetKey) -> String {
+    format!("{}/{key}", lease_prefix(prefix))
+}
+
 /// The subnet that a key below `prefix` names. Other ways to write the same subnet name nothing,
 /// because two keys would be one lease.
 #[must_use]
@@ -61,6 +66,20 @@ pub fn read_peer(
     config: Option<&NetworkConfig>,
 ) -> Result<(SubnetKey, LeaseRecord), NoLease> {
     let (key, record) = read_entry(prefix, entry)?;
+    check_peer(key, &record, config)?;
+    Ok((key, record))
+}
+
+/// Whether a record can be the lease of another node in a network of this configuration, if that is
+/// known.
+///
+/// # Errors
+/// `NoLease` says why it is none.
+pub fn check_peer(
+    key: SubnetKey,
+    record: &LeaseRecord,
+    config: Option<&NetworkConfig>,
+) -> Result<(), NoLease> {
     let ip = record.public_ip;
     if ip.is_unspecified() || ip.is_multicast() || ip.is_broadcast() {
         let reason = format!("no node can have the PublicIP {ip}");
@@ -68,7 +87,7 @@ pub fn read_peer(
     }
     match config.and_then(|config| misfit(config, key)) {
         Some(reason) => Err(no_lease(key, reason)),
-        None => Ok((key, record)),
+        None => Ok(()),
     }
 }
 

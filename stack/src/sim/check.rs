@@ -16,6 +16,7 @@ use super::machine::{Machine, Process, Running, Who};
 use super::oracle::Flow;
 use super::random::{Random, Stream};
 use super::store::Retimed;
+use crate::control::peers::peer_of_lease;
 use crate::frame;
 use crate::lease::{lease_prefix, overlap, read_peer};
 use crate::neighbour::State;
@@ -287,7 +288,7 @@ impl Cluster {
         let records = entries.map(|(entry, _)| {
             let read = read_peer(PREFIX, &entry, Some(config)).ok();
             let peer = read.and_then(|(key, record)| {
-                Peer::from_lease(PeerId(0), key, &record, &config.backend).ok()
+                peer_of_lease(PeerId(0), key, &record, &config.backend).ok()
             });
             Record {
                 key: entry.key,

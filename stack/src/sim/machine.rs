@@ -13,9 +13,12 @@ use super::agent::Agent;
 use super::device::{Device, Sent};
 use super::frozen::Frozen;
 use super::way_out::WayOut;
+use crate::control::plane::ControlPlane;
+use crate::control::pods::Pods;
+use crate::control::tunnel::TunnelPlan;
 use crate::datapath::Datapath;
-use crate::ipam::{AddressPool, Memory, PodName};
-use crate::lease::{NetworkConfig, Peers, SubnetKey};
+use crate::ipam::{Memory, PodName};
+use crate::lease::{NetworkConfig, SubnetKey};
 use crate::port::PortId;
 
 /// A process of a machine. What was meant for an earlier one is not for a later one.
@@ -63,7 +66,7 @@ pub(super) struct Process {
     pub(super) agent: Agent,
     /// The network's configuration once that is known.
     pub(super) config: Option<NetworkConfig>,
-    pub(super) peers: Peers,
+    pub(super) control: ControlPlane,
     pub(super) running: Option<Running>,
 }
 
@@ -71,9 +74,10 @@ pub(super) struct Process {
 pub(super) struct Running {
     pub(super) key: SubnetKey,
     pub(super) config: NetworkConfig,
+    pub(super) plan: TunnelPlan,
     pub(super) path: Datapath,
     pub(super) gateway_mac: EthernetAddress,
-    pub(super) pool: AddressPool,
+    pub(super) pods: Pods<()>,
     /// The sockets of its flows to addresses outside.
     pub(super) way_out: Box<WayOut>,
     pub(super) ports: BTreeMap<PortId, Plugged>,
@@ -84,7 +88,6 @@ pub(super) struct Running {
     pub(super) awaited: (BTreeSet<Ipv4Addr>, Instant),
     /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
     pub(super) gone: BTreeSet<EthernetAddress>,
-    pub(super) next_port: u32,
     pub(super) timer: Timer,
 }
 

@@ -14,7 +14,7 @@ use super::outside::Server;
 use super::random::{Random, Stream};
 use super::rogue::Rogue;
 use crate::egress::Protocol;
-use crate::lease::{Backend, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, Wish};
+use crate::lease::{Backend, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, WantedConfig};
 
 /// All pods of the cluster.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
@@ -70,10 +70,10 @@ impl Setup {
     }
 
     /// Which network a node asks for.
-    pub(super) fn wish(&self) -> Wish {
+    pub(super) fn wanted_config(&self) -> WantedConfig {
         match self.is_configured {
-            true => Wish::Any,
-            false => Wish::IfNone(self.config.clone()),
+            true => WantedConfig::Any,
+            false => WantedConfig::IfNone(self.config.clone()),
         }
     }
 
@@ -194,8 +194,11 @@ fn setup(random: &mut Random) -> Setup {
             ..VxlanOptions::default()
         }),
         6..8 => Backend::HostGw,
-        _ => Backend::Udp {
+        8 => Backend::Udp {
             port: muslin_encap::tunnel::udp::PORT,
+        },
+        _ => Backend::Ipip {
+            direct_routing: random.chance(400),
         },
     };
     let len = random.pick(&[24, 24, 26, 29]);

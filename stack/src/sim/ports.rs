@@ -13,6 +13,7 @@ use super::device::{Device, Identity, Order, Report};
 use super::machine::{Plugged, Timer, Who};
 use super::pod::{PORT, Pod};
 use super::rogue::Rogue;
+use crate::control::pods::Request;
 use crate::ipam::PodName;
 use crate::port::PortId;
 
@@ -62,15 +63,21 @@ impl Cluster {
         let Some(running) = &mut process.running else {
             return Ok(());
         };
+        let mut random = self.random.clone();
+        let mac = VtepMac::from_random(random.mac()).get();
+        let request = Request {
+            name: Some(name.clone()),
+            mac: Some(mac),
+            ..Request::default()
+        };
         // The subnet may be too small for all of them.
-        let Ok(address) = running.pool.allocate(name, None) else {
+        let Ok((_, pod)) = running.pods.attach(request, ()) else {
             return Ok(());
         };
-        disk.addresses = Some(running.pool.memory());
-        let (mac, seed) = (
-            VtepMac::from_random(self.random.mac()).get(),
-            self.random.number(),
-        );
+        let (port, address) = (pod.port, pod.address);
+        disk.addresses = Some(running.pods.memory());
+        let seed = random.number();
+        self.random = random;
         let subnet = running.key.ipv4;
         let sender = self.oracle.new_sender(address);
         let device: Box<dyn Device> = if behaves {
@@ -90,12 +97,8 @@ impl Cluster {
                 running.path.node().gateway(),
             ))
         };
-        let port = PortId(running.next_port);
-        running.next_port += 1;
-        running
-            .path
-            .node_mut()
-            .attach(port, device.attachment().clone());
+        let path = &mut running.path;
+        path.node_mut().attach(port, device.attachment().clone());
         running.awaited.0.remove(&address);
         let plugged = Plugged {
             name: name.clone(),
@@ -147,8 +150,8 @@ impl Cluster {
         let plugged = running.ports.remove(&port);
         let mac = plugged.map(|plugged| plugged.device.attachment().mac);
         running.gone.extend(mac);
-        running.pool.release(name);
-        let memory = running.pool.memory();
+        running.pods.detach(name);
+        let memory = running.pods.memory();
         if was_attached != Some(true) {
             return Err(Violation(format!("port {port} was not attached")));
         }

@@ -5,10 +5,8 @@ use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
 
 use muslin_encap::mtu::Mtu;
-use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Duration;
-use smoltcp::wire::IpVersion;
 
 use super::Violation;
 use super::agent::Agent;
@@ -17,16 +15,14 @@ use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
 use super::way_out::{self, WayOut};
+use crate::control::plane::ControlPlane;
+use crate::control::pods::Pods;
+use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
 use crate::egress::Egress;
 use crate::guard::Policy;
-use crate::ipam::AddressPool;
-use crate::lease::{
-    Backend, Change, ConfigFault, Identity, LeaseRecord, Manager, NetworkConfig, Peers, Settings,
-    SubnetKey, overlap,
-};
+use crate::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::node::{Config, Node};
-use crate::peer::Tunnel;
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);
@@ -55,7 +51,7 @@ impl Cluster {
             },
             prefix: PREFIX.to_owned(),
             previous: disk.subnet,
-            wish: self.setup.wish(),
+            wanted_config: self.setup.wanted_config(),
             renew_margin: self.setup.renew_margin,
             repeats: self.setup.is_etcd(),
             random_seed: random.number(),
@@ -69,7 +65,7 @@ impl Cluster {
             number: machine.starts,
             agent: Agent::new(manager, now),
             config: None,
-            peers: Peers::default(),
+            control: ControlPlane::default(),
             running: None,
         });
         self.log.note(now, || format!("machine {number} starts"));
@@ -121,7 +117,8 @@ impl Cluster {
         machine.mtu = mtu;
         let process = machine.process.as_mut();
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
-            let inner = inner_mtu(running.path.node().format(), mtu)?;
+            running.plan = running.plan.on(mtu.get().into()).map_err(misfit)?;
+            let inner = running.plan.mtu;
             running.path.set_mtu(inner, now);
             for plugged in running.ports.values_mut() {
                 plugged.device.set_mtu(now, inner);
@@ -163,17 +160,13 @@ impl Cluster {
         let Some(process) = self.machines[who.machine].process(who) else {
             return Ok(ControlFlow::Break(()));
         };
+        let Some(change) = process.control.take(change) else {
+            process.update_tables();
+            return Ok(ControlFlow::Continue(()));
+        };
         match change {
             Change::Configured(config) => process.config = Some(config),
             Change::Acquired(key) => self.run_node(who, key)?,
-            Change::Peer(key, record) => process.set_peer(key, record),
-            Change::PeerGone(key) => {
-                if let (Some(known), Some(running)) =
-                    (process.peers.forget(key), &mut process.running)
-                {
-                    running.path.node_mut().remove_peer(known.id);
-                }
-            }
             Change::Left => {
                 self.end_for_now(who, "has left");
                 return Ok(ControlFlow::Break(()));
@@ -192,7 +185,9 @@ impl Cluster {
             | Change::Disputed(_)
             | Change::Replaced { .. }
             | Change::Moved { .. }
-            | Change::Skipped { .. } => {}
+            | Change::Skipped { .. }
+            | Change::Peer(..)
+            | Change::PeerGone(_) => {}
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -217,23 +212,12 @@ impl Cluster {
             )));
         };
         disk.subnet = Some(key.ipv4);
-        let node = node_config(
-            &config,
-            key,
-            disk,
-            machine.mtu,
-            &self.setup,
-            &mut self.random,
-        );
-        let node = node.and_then(|config| {
-            Node::new(config, now).map_err(|error| Violation(error.to_string()))
-        })?;
+        let mtu = machine.mtu.get().into();
+        let plan = TunnelPlan::new(&config.backend, disk.vtep_mac, None, mtu).map_err(misfit)?;
+        let node = node_config(&plan, key, disk, &self.setup, &mut self.random);
+        let node = Node::new(node, now).map_err(|error| Violation(error.to_string()))?;
         let egress = way_out::config(key.ipv4, node.mtu(), self.outside.seed());
         let egress = Egress::new(egress, now);
-        let pool = match disk.addresses.clone() {
-            Some(memory) => AddressPool::with_memory(key.ipv4, memory),
-            None => AddressPool::new(key.ipv4),
-        };
         let memory = disk.addresses.as_ref();
         let awaited: BTreeSet<_> = memory
             .iter()
@@ -243,15 +227,15 @@ impl Cluster {
         let mut running = Running {
             key,
             config,
+            plan,
             path: Datapath::new(node, egress),
             gateway_mac: disk.gateway_mac.get(),
-            pool,
+            pods: Pods::new(key.ipv4, disk.addresses.clone()),
             way_out: Box::new(WayOut::new(self.outside.seed(), now)),
             ports: BTreeMap::new(),
             unplugged: BTreeSet::new(),
             awaited: (awaited, now + AWAITED),
             gone: BTreeSet::new(),
-            next_port: 0,
             timer: Timer::default(),
         };
         running
@@ -263,12 +247,9 @@ impl Cluster {
             .path
             .node_mut()
             .await_pods(awaited.iter().copied(), *until);
-        for (key, known) in process.peers.iter() {
-            if let Ok(peer) = known.peer(*key, &running.config.backend) {
-                running.path.node_mut().set_peer(peer);
-            }
-        }
+        process.control.start(running.config.backend.clone());
         process.running = Some(running);
+        process.update_tables();
         self.tell_link(number);
         self.check_owners(number, key)?;
         let names: Vec<_> = self.machines[number].pods.keys().cloned().collect();
@@ -305,58 +286,37 @@ impl Cluster {
 }
 
 impl Process {
-    fn set_peer(&mut self, key: SubnetKey, record: LeaseRecord) {
-        let known = self.peers.remember(key, record);
-        let Some(running) = &mut self.running else {
-            return;
-        };
-        match known.peer(key, &running.config.backend) {
-            Ok(peer) => running.path.node_mut().set_peer(peer),
-            Err(_) => {
-                running.path.node_mut().remove_peer(known.id);
+    /// Does what follows from changes of leases.
+    fn update_tables(&mut self) {
+        if let Some(running) = &mut self.running {
+            while let Some(operation) = self.control.poll() {
+                operation.apply_to_node(running.path.node_mut());
             }
         }
     }
 }
 
 fn node_config(
-    config: &NetworkConfig,
+    plan: &TunnelPlan,
     key: SubnetKey,
     disk: &Disk,
-    mtu: Mtu,
     setup: &Setup,
     random: &mut Random,
-) -> Result<Config, Violation> {
-    let tunnel = match &config.backend {
-        Backend::Vxlan(options) => Tunnel::Vxlan {
-            vni: options.vni,
-            mac: disk.vtep_mac,
-        },
-        Backend::Udp { .. } => Tunnel::Udp,
-        Backend::HostGw => Tunnel::None,
-        other @ (Backend::Ipip { .. } | Backend::Other(_)) => {
-            return Err(Violation(format!("the backend is {}", other.name())));
-        }
-    };
-    Ok(Config {
+) -> Config {
+    Config {
         subnet: key.ipv4.into(),
         gateway_mac: disk.gateway_mac.get(),
-        tunnel,
-        mtu: inner_mtu(tunnel.format(), mtu)?,
+        tunnel: plan.tunnel,
+        mtu: plan.mtu,
         clamp_mss: true,
         guard: Policy {
             peers: setup.guards_peers,
         },
         limits: LIMITS,
         random_seed: random.number(),
-    })
+    }
 }
 
-/// MTU of pods on a machine whose interface has this one.
-fn inner_mtu(format: Option<Format>, mtu: Mtu) -> Result<Mtu, Violation> {
-    let inner = match format {
-        Some(format) => format.inner_mtu(mtu, IpVersion::Ipv4),
-        None => Ok(mtu),
-    };
-    inner.map_err(|error| Violation(error.to_string()))
+fn misfit(fault: TunnelFault) -> Violation {
+    Violation(fault.to_string())
 }

@@ -16,7 +16,7 @@ pub(super) enum Stream {
 }
 
 /// One stream of a seed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Random(Pcg64);
 
 impl Random {

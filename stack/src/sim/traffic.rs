@@ -1,12 +1,15 @@
 //! Traffic: frames and datagrams through nodes and links.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
-use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::{Format, ipip};
+use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv4Repr};
 
 use super::Violation;
 use super::check;
@@ -18,6 +21,7 @@ use super::sockets::Sockets;
 use crate::datapath::{Datapath, Output};
 use crate::drops::DropReason;
 use crate::frame;
+use crate::lease::Backend;
 use crate::node::Verdict;
 use crate::port::PortId;
 use crate::work;
@@ -26,8 +30,6 @@ use crate::work;
 const CAPTURED: usize = 16;
 /// From where nobody's datagrams come (TEST-NET-3).
 const OUTSIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
-/// IPv4 and UDP header.
-const OUTER_HEADERS: usize = 28;
 /// Timeouts that may be handled in one millisecond.
 const MAX_TIMEOUTS: u32 = 2_000;
 /// How long a turn of a port takes.
@@ -122,7 +124,11 @@ impl Cluster {
         let Some(who) = machine.and_then(|machine| self.who(machine)) else {
             return Ok(());
         };
-        let bare = (bytes, Header::default());
+        let received = match (&self.setup.config.backend, source.ip()) {
+            (Backend::Ipip { .. }, IpAddr::V4(source)) => in_ipv4((source, ip), bytes),
+            _ => Cow::Borrowed(bytes),
+        };
+        let bare = (&*received, Header::default());
         let verdict = self.through(who, bare, |path, now, packet, sockets| {
             path.from_underlay(now, source, packet, &[], sockets)
         })?;
@@ -323,7 +329,10 @@ impl Cluster {
     ) -> Result<(), Violation> {
         let now = self.queue.now();
         let machine = &self.machines[from];
-        let outer = bytes.len() + OUTER_HEADERS;
+        let process = machine.process.as_ref();
+        let running = process.and_then(|process| process.running.as_ref());
+        let format = running.and_then(|running| running.plan.tunnel.format());
+        let outer = bytes.len() + format.map_or(0, outer_headers);
         if outer > machine.mtu.get().into() {
             return Err(Violation(format!(
                 "machine {from} sends {outer} bytes where its interface has an MTU of {}",
@@ -418,4 +427,25 @@ fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> 
         segments.extend(each.map(|(header, payload)| [header, payload].concat()));
     }
     Some(segments)
+}
+
+/// Bytes that the kernel writes in front of what a node gives to its socket.
+fn outer_headers(format: Format) -> usize {
+    usize::from(format.overhead(IpVersion::Ipv4)) - format.network_offset()
+}
+
+/// What a raw socket has of a packet in IPv4: the outer header, too.
+fn in_ipv4((source, destination): (Ipv4Addr, Ipv4Addr), inner: &[u8]) -> Cow<'static, [u8]> {
+    let header = Ipv4Repr {
+        src_addr: source,
+        dst_addr: destination,
+        next_header: IpProtocol::from(ipip::PROTOCOL),
+        payload_len: inner.len(),
+        hop_limit: 64,
+    };
+    let mut bytes = vec![0; header.buffer_len()];
+    let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
+    header.emit(&mut packet, &ChecksumCapabilities::default());
+    bytes.extend(inner);
+    bytes.into()
 }

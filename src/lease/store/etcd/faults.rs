@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use muslin_stack::lease::{Change, LeaseRecord, Loss, Wish};
+use muslin_stack::lease::{Change, LeaseRecord, Loss, WantedConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -243,7 +243,7 @@ async fn of_two_that_want_the_last_subnet_one_has_it() {
         let mut nodes: Vec<_> = (1..=2u8)
             .map(|last| {
                 let mut settings = settings(&prefix, last);
-                settings.wish = Wish::Any;
+                settings.wanted_config = WantedConfig::Any;
                 Node::start(stores[usize::from(last) - 1].clone(), settings)
             })
             .collect();
@@ -344,7 +344,7 @@ async fn thousands_of_strange_records_are_each_told_once() {
     assert_eq!(store.survey("/many/subnets").await.unwrap().len(), COUNT);
 
     let mut settings = settings("/many", 1);
-    settings.wish = Wish::Any;
+    settings.wanted_config = WantedConfig::Any;
     let mut node = Node::start(way.open(), settings);
     let (mut peers, mut skipped) = (BTreeSet::new(), BTreeSet::new());
     loop {

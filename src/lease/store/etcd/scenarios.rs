@@ -2,7 +2,7 @@
 //! server. Flannel watches its own lease apart; here it is in the one watch of all.
 
 use etcd_client::PutOptions;
-use muslin_stack::lease::{Change, LeaseRecord, Settings, Wish};
+use muslin_stack::lease::{Change, LeaseRecord, Settings, WantedConfig};
 
 use super::super::suite::{Node, Place, settings};
 use super::tests::Server;
@@ -17,7 +17,7 @@ fn record(last: u8) -> String {
 /// Whatever network the store has.
 fn any(prefix: &str, previous: Option<&str>) -> Settings {
     Settings {
-        wish: Wish::Any,
+        wanted_config: WantedConfig::Any,
         previous: previous.map(|subnet| subnet.replace("-24", "/24").parse().unwrap()),
         ..settings(prefix, 1)
     }

@@ -412,7 +412,7 @@ async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
     };
     let mut client = server.client().await;
     let mut told = settings("/u01", 1);
-    told.wish = muslin_stack::lease::Wish::Any;
+    told.wanted_config = muslin_stack::lease::WantedConfig::Any;
     let mut node = Node::start(server.open(), told);
     let missing = Change::AwaitsConfig(ConfigFault::Missing("/u01/config".to_owned()));
     assert_eq!(node.next().await, missing);

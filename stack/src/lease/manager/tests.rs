@@ -1,7 +1,7 @@
 //! The lease rules against a store in memory.
 
-use proptest::prelude::*;
-
+use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
+use super::relist::TELLING;
 use super::*;
 
 const PREFIX: &str = "/coreos.com/network";
@@ -127,7 +127,7 @@ fn manager(last: u8) -> Manager {
         },
         prefix: PREFIX.to_owned(),
         previous: None,
-        wish: Wish::Any,
+        wanted_config: WantedConfig::Any,
         renew_margin: RENEW_MARGIN,
         repeats: false,
         random_seed: last.into(),
@@ -198,7 +198,7 @@ fn u7_the_previous_subnet_is_taken_if_it_is_free_and_fits() {
         store.lease("10.3.9.0-24", [192, 168, 0, 9]);
         let mut manager = manager(1);
         let previous: Ipv4Net = previous.parse().unwrap();
-        manager.settings.previous = Some(previous);
+        manager.ownership = Ownership::new(manager.ownership.identity, Some(previous));
         let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
         assert_eq!(
             subnet == SubnetKey::new(previous).to_string(),
@@ -213,7 +213,7 @@ fn in_a_store_where_it_never_was_a_node_asks_for_nothing_of_elsewhere() {
     let mut store = Store::with_config(CONFIG);
     let mut manager = manager(1);
     let previous: Ipv4Net = "10.3.77.0/24".parse().unwrap();
-    manager.settings.previous = Some(previous);
+    manager.ownership = Ownership::new(manager.ownership.identity, Some(previous));
     let Action::Store(op) = manager.poll(Instant::ZERO) else {
         panic!()
     };
@@ -222,7 +222,7 @@ fn in_a_store_where_it_never_was_a_node_asks_for_nothing_of_elsewhere() {
     manager.answer(Instant::ZERO, store.execute(op));
     let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
     assert_ne!(subnet, SubnetKey::new(previous).to_string());
-    assert_eq!(manager.settings.identity.vtep_mac, vtep_mac);
+    assert_eq!(manager.ownership.identity.vtep_mac, vtep_mac);
 }
 
 #[test]
@@ -469,7 +469,8 @@ fn of_several_records_under_our_address_that_of_our_vtep_goes_on() {
     for ours in ["10.3.40.0-24", "10.3.60.0-24"] {
         let mut store = Store::with_config(VXLAN);
         let mut node = manager(1);
-        node.settings.previous = ours.replace('-', "/").parse().ok();
+        node.ownership =
+            Ownership::new(node.ownership.identity, ours.replace('-', "/").parse().ok());
         settle(&mut node, &mut store, Instant::ZERO);
         let mut other = returning(1, 9, "10.3.50.0/24");
         other.config = node.config.clone();
@@ -486,7 +487,7 @@ fn the_margin_says_when_to_renew() {
     for (minutes, at) in [(60, 23 * 60), (1, 1439), (1439, 1), (99_999, 1)] {
         let mut store = Store::with_config(CONFIG);
         let mut manager = manager(1);
-        manager.settings.renew_margin = std::time::Duration::from_secs(minutes * 60);
+        manager.renew_margin = std::time::Duration::from_secs(minutes * 60);
         settle(&mut manager, &mut store, Instant::ZERO);
         let Action::Watch { until, .. } = manager.poll(Instant::ZERO) else {
             panic!()
@@ -538,7 +539,7 @@ fn read_config(manager: &mut Manager, store: &mut Store, now: &mut Instant) -> V
 fn a_configuration_that_cannot_be_used_is_waited_for_until_it_is_mended() {
     let key = format!("{PREFIX}/config");
     let mut store = Store::with_config(r#"{"Network": \ }"#);
-    let mut manager = wishing(1, Wish::Exactly(proposal("10.3.0.0/16")));
+    let mut manager = wanting(1, WantedConfig::Exactly(proposal("10.3.0.0/16")));
     let mut now = Instant::ZERO;
     let mut told = |manager: &mut Manager, store: &mut Store| {
         let changes = read_config(manager, store, &mut now);
@@ -594,8 +595,11 @@ const VXLAN: &str = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
 /// A node that had `subnet` before, has the MAC address `mac` and is at `last` now.
 fn returning(last: u8, mac: u8, subnet: &str) -> Manager {
     let mut manager = manager(last);
-    manager.settings.identity.vtep_mac = VtepMac::from_random([mac; 6]);
-    manager.settings.previous = subnet.replace('-', "/").parse().ok();
+    manager.ownership.identity.vtep_mac = VtepMac::from_random([mac; 6]);
+    manager.ownership = Ownership::new(
+        manager.ownership.identity,
+        subnet.replace('-', "/").parse().ok(),
+    );
     manager
 }
 
@@ -811,30 +815,33 @@ fn proposal(network: &str) -> NetworkConfig {
     NetworkConfig::new(network.parse().unwrap(), None, Backend::Udp { port: 8285 }).unwrap()
 }
 
-fn wishing(last: u8, wish: Wish) -> Manager {
+fn wanting(last: u8, wanted_config: WantedConfig) -> Manager {
     let mut manager = manager(last);
-    manager.settings.wish = wish;
+    manager.wanted_config = wanted_config;
     manager
 }
 
 #[test]
 fn a_wish_is_written_once_and_exact_ones_must_agree() {
     let (one, other) = (proposal("10.244.0.0/16"), proposal("10.9.0.0/16"));
-    for first in [Wish::IfNone(one.clone()), Wish::Exactly(one.clone())] {
+    for first in [
+        WantedConfig::IfNone(one.clone()),
+        WantedConfig::Exactly(one.clone()),
+    ] {
         let mut store = Store::default();
-        let changes = settle(&mut wishing(1, first), &mut store, Instant::ZERO);
+        let changes = settle(&mut wanting(1, first), &mut store, Instant::ZERO);
         assert_eq!(changes[0], Change::Configured(one.clone()));
         assert!(acquired(&changes).is_some());
 
         for agrees in [
-            Wish::Any,
-            Wish::IfNone(other.clone()),
-            Wish::Exactly(one.clone()),
+            WantedConfig::Any,
+            WantedConfig::IfNone(other.clone()),
+            WantedConfig::Exactly(one.clone()),
         ] {
-            let changes = settle(&mut wishing(2, agrees), &mut store, Instant::ZERO);
+            let changes = settle(&mut wanting(2, agrees), &mut store, Instant::ZERO);
             assert_eq!(changes[0], Change::Configured(one.clone()));
         }
-        let mut second = wishing(3, Wish::Exactly(other.clone()));
+        let mut second = wanting(3, WantedConfig::Exactly(other.clone()));
         let changes = read_config(&mut second, &mut store, &mut Instant::ZERO.clone());
         let stored = one.to_string();
         let fault = ConfigFault::OtherNetwork {
@@ -1263,7 +1270,8 @@ fn a_value_that_cannot_be_read_is_no_peer_and_no_free_subnet() {
 
         // Not chosen, not even as the subnet of an earlier run.
         let mut two = manager(2);
-        two.settings.previous = Some("10.3.1.0/24".parse().unwrap());
+        two.ownership =
+            Ownership::new(two.ownership.identity, Some("10.3.1.0/24".parse().unwrap()));
         let changes = settle(&mut two, &mut store, Instant::ZERO);
         assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(2))));
 
@@ -1339,7 +1347,7 @@ fn two_nodes_with_one_address_do_not_fight_for_ever() {
     let config = r#"{"Network":"10.3.0.0/16","Backend":{"Type":"vxlan"}}"#;
     let mut store = Store::with_config(config);
     let mut twins = [manager(1), manager(1)];
-    twins[1].settings.identity.vtep_mac = VtepMac::from_random([9; 6]);
+    twins[1].ownership.identity.vtep_mac = VtepMac::from_random([9; 6]);
     let mut now = Instant::ZERO;
     let mut lost = Vec::new();
     for _ in 0..100 {
@@ -1469,7 +1477,7 @@ fn leaving_sees_a_write_through_that_is_in_flight() {
 #[test]
 fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
     let mut now = Instant::ZERO;
-    let mut manager = wishing(1, Wish::IfNone(proposal("10.244.0.0/16")));
+    let mut manager = wanting(1, WantedConfig::IfNone(proposal("10.244.0.0/16")));
     let mut operations = 0;
     while now < Instant::ZERO + Duration::from_secs(60) {
         match manager.poll(now) {
@@ -1481,7 +1489,7 @@ fn a_store_that_contradicts_itself_is_not_asked_in_a_loop() {
         operations += 1;
     }
     assert!(operations < 150, "{operations}");
-    let mut manager = wishing(1, Wish::Any);
+    let mut manager = wanting(1, WantedConfig::Any);
     let mut delays = Vec::new();
     for _ in 0..10 {
         assert!(matches!(manager.poll(now), Action::Store(_)));
@@ -1569,38 +1577,13 @@ fn watches_that_end_at_once_are_opened_later_and_later() {
         }
     }
     assert!((10..60).contains(&watches), "{watches}");
-    for pause in [Duration::ZERO, SHORT_WATCH] {
+    for pause in [Duration::ZERO, backoff::SHORT_WATCH] {
         settle(&mut manager, &mut store, now);
         now += pause;
         manager.watch_ended(now);
     }
     let list = Op::List(manager.lease_prefix());
     assert_eq!(manager.poll(now), Action::Store(list), "that one was long");
-}
-
-proptest! {
-    #[test]
-    fn the_first_free_subnets_are_found(
-        (min, count) in (0u32..200, 0u32..120),
-        leases in proptest::collection::vec((0u32..0x10000, 19u8..=28), 0..40),
-    ) {
-        let address = |third: u32| Ipv4Addr::from(0x0a03_0000 + (third << 8));
-        let config = format!(
-            r#"{{"Network":"10.3.0.0/16","SubnetMin":"{}","SubnetMax":"{}"}}"#,
-            address(min),
-            address((min + count).min(255))
-        );
-        let config = NetworkConfig::parse(&config).unwrap();
-        let mut manager = manager(1);
-        for (offset, len) in leases {
-            let net = Ipv4Net::new(Ipv4Addr::from(0x0a03_0000 + offset), len).unwrap();
-            let record = LeaseRecord::udp([192, 168, 0, 9].into());
-            manager.leases.insert(SubnetKey::new(net.trunc()), record);
-        }
-        let is_free = |net: &Ipv4Net| !manager.occupied().any(|other| overlap(other, *net));
-        let expected: Vec<_> = config.subnets().filter(is_free).take(CANDIDATES).collect();
-        prop_assert_eq!(manager.free_subnets(&config), expected);
-    }
 }
 
 #[test]
@@ -1615,7 +1598,10 @@ fn a_large_network_is_searched_in_one_pass() {
     let mut manager = manager(1);
     let key = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
     let config = NetworkConfig::parse(config).unwrap();
-    assert_eq!(manager.free_subnets(&config)[0].to_string(), "10.1.57.0/30");
+    assert_eq!(
+        manager.view.free_subnets(&config)[0].to_string(),
+        "10.1.57.0/30"
+    );
     assert!(key.starts_with("10.1.5"), "{key}");
 }
 
@@ -1646,7 +1632,7 @@ fn a_store_that_is_away_is_asked_again_later_and_later() {
 fn nodes_do_not_come_back_together() {
     let delay = |seed: u64| {
         let mut manager = manager(1);
-        manager.random = seed;
+        manager.random = Random::new(seed);
         assert!(matches!(manager.poll(Instant::ZERO), Action::Store(_)));
         manager.failed(Instant::ZERO);
         let Action::Wait { until } = manager.poll(Instant::ZERO) else {
@@ -1661,7 +1647,7 @@ fn nodes_do_not_come_back_together() {
 /// A node beside flannel's: its record is written again where that is new to others.
 fn repeating(last: u8) -> Manager {
     let mut manager = manager(last);
-    manager.settings.repeats = true;
+    manager.repeats = true;
     manager
 }
 
@@ -1757,7 +1743,7 @@ fn a_record_is_written_once_where_nobody_loses_changes() {
             store.lease("10.3.8.0-24", [192, 168, 0, 8]);
         }
         let mut manager = manager(1);
-        manager.settings.repeats = repeats;
+        manager.repeats = repeats;
         let writes = writes(&mut manager, &mut store, (Instant::ZERO, seconds(600)));
         assert_eq!(writes, [(0, Some(LEASE_TTL))], "{repeats} {other}");
     }
@@ -1830,7 +1816,7 @@ fn a_record_whose_writing_was_not_answered_is_written_again() {
     let key = format!("{PREFIX}/subnets/{}", acquired_key(&manager));
     store.delete(&key);
     let now = seconds(600);
-    for event in store.leases_since(manager.watch_from) {
+    for event in store.leases_since(manager.relist.watch_from()) {
         manager.event(now, event);
     }
     let Action::Store(op @ Op::List(_)) = manager.poll(now) else {

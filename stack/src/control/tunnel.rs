@@ -1,0 +1,185 @@
+//! What a network's backend means for one node: how it encapsulates, and which MTUs follow.
+
+use muslin_encap::mtu::{InvalidMtu, Mtu};
+use muslin_encap::offload::split::TrainLimits;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::VtepMac;
+use smoltcp::wire::IpVersion;
+use thiserror::Error;
+
+use crate::lease::{Backend, ConfigFault};
+use crate::peer::Tunnel;
+
+/// How a network's packets travel to and from a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TunnelPlan {
+    /// The encapsulation.
+    pub tunnel: Tunnel,
+    /// UDP port of the tunnel, 0 if it has none.
+    pub port: u16,
+    /// Whether packets go bare to nodes on the same link.
+    pub is_direct: bool,
+    /// MTU of pods.
+    pub mtu: Mtu,
+    /// MTU of the underlay.
+    pub outer: Mtu,
+    /// The same, where somebody has named it: it does not follow the interface then.
+    named: Option<Mtu>,
+}
+
+/// Why a node cannot be in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum TunnelFault {
+    /// It cannot encapsulate as the network's configuration has it.
+    #[error("{0}")]
+    Config(#[from] ConfigFault),
+    /// The underlay's interface has an MTU that is none.
+    #[error("{0}")]
+    Interface(#[from] InvalidMtu),
+    /// Nothing is left for pods beside the tunnel's headers.
+    #[error("an underlay MTU of {} leaves no room for pods", .0.get())]
+    NoRoom(Mtu),
+}
+
+impl TunnelPlan {
+    /// What a network's backend means for a node with this VTEP, whose underlay's interface has this
+    /// MTU. An MTU that is `named` for the node counts first, then that of the backend, then the
+    /// interface's.
+    ///
+    /// # Errors
+    /// `TunnelFault` if the node cannot be in that network.
+    pub fn new(
+        backend: &Backend,
+        vtep_mac: VtepMac,
+        named: Option<Mtu>,
+        interface: u32,
+    ) -> Result<Self, TunnelFault> {
+        let (tunnel, configured) = match backend {
+            Backend::Vxlan(options) => {
+                let (vni, mac) = (options.vni, vtep_mac);
+                (Tunnel::Vxlan { vni, mac }, options.mtu)
+            }
+            Backend::Udp { .. } => (Tunnel::Udp, None),
+            Backend::HostGw => (Tunnel::None, None),
+            Backend::Ipip { .. } => (Tunnel::Ipip, None),
+            Backend::Other(name) => return Err(ConfigFault::OtherBackend(name.clone()).into()),
+        };
+        let named = named.or(configured);
+        let (mtu, outer) = mtus(tunnel, named, interface)?;
+        Ok(Self {
+            tunnel,
+            port: backend.port(),
+            is_direct: backend.is_direct(),
+            mtu,
+            outer,
+            named,
+        })
+    }
+
+    /// The same on an interface with this MTU.
+    ///
+    /// # Errors
+    /// `TunnelFault` if that leaves no room for pods.
+    pub fn on(&self, interface: u32) -> Result<Self, TunnelFault> {
+        let (mtu, outer) = mtus(self.tunnel, self.named, interface)?;
+        Ok(Self {
+            mtu,
+            outer,
+            ..*self
+        })
+    }
+
+    /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with
+    /// one call.
+    #[must_use]
+    pub fn gso_max_segs(&self) -> u16 {
+        let headers = self.tunnel.format().map_or(0, Format::network_offset);
+        let segments = TrainLimits::UDP_SEGMENT.fitting(usize::from(self.mtu.get()) + headers);
+        segments.max(1) as u16
+    }
+}
+
+/// MTU of pods and of the underlay, which is that of the interface if no other is named.
+fn mtus(tunnel: Tunnel, named: Option<Mtu>, interface: u32) -> Result<(Mtu, Mtu), TunnelFault> {
+    let outer = match named {
+        Some(mtu) => mtu,
+        // A loopback interface's is larger than any IPv4 packet.
+        None => Mtu::new(interface.min(u16::MAX.into()))?,
+    };
+    let inner = |format: Format| format.inner_mtu(outer, IpVersion::Ipv4);
+    let mtu = tunnel.format().map_or(Ok(outer), inner);
+    Ok((mtu.map_err(|_| TunnelFault::NoRoom(outer))?, outer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::VxlanOptions;
+
+    const INTERFACE: u32 = 1500;
+
+    fn vtep_mac() -> VtepMac {
+        VtepMac::from_random([1; 6])
+    }
+
+    fn plan(backend: &Backend) -> TunnelPlan {
+        TunnelPlan::new(backend, vtep_mac(), None, INTERFACE).unwrap()
+    }
+
+    #[test]
+    fn each_backend_has_its_tunnel() {
+        let options = VxlanOptions::default();
+        let (vni, mac) = (options.vni, vtep_mac());
+        let direct_routing = true;
+        for (backend, tunnel, port, is_direct, mtu) in [
+            (
+                Backend::Vxlan(options),
+                Tunnel::Vxlan { vni, mac },
+                8472,
+                false,
+                1450,
+            ),
+            (Backend::Udp { port: 8285 }, Tunnel::Udp, 8285, false, 1472),
+            (
+                Backend::Ipip { direct_routing },
+                Tunnel::Ipip,
+                0,
+                true,
+                1480,
+            ),
+            (Backend::HostGw, Tunnel::None, 0, true, 1500),
+        ] {
+            let plan = plan(&backend);
+            assert_eq!(
+                (plan.tunnel, plan.port, plan.is_direct, plan.mtu.get()),
+                (tunnel, port, is_direct, mtu)
+            );
+            assert_eq!(plan.outer, Mtu::ETHERNET);
+        }
+        let other = Backend::Other("wireguard".to_owned());
+        let fault = ConfigFault::OtherBackend("wireguard".to_owned());
+        assert_eq!(
+            TunnelPlan::new(&other, vtep_mac(), None, INTERFACE),
+            Err(TunnelFault::Config(fault))
+        );
+    }
+
+    #[test]
+    fn an_mtu_that_is_named_does_not_follow_the_interface() {
+        let free = plan(&Backend::Udp { port: 1 });
+        assert_eq!(free.on(1400).unwrap().mtu.get(), 1372);
+        assert_eq!(free.on(100_000).unwrap().outer, Mtu::MAX);
+        assert!(matches!(free.on(67), Err(TunnelFault::Interface(_))));
+        let least = Mtu::new(80).unwrap();
+        assert_eq!(free.on(80), Err(TunnelFault::NoRoom(least)));
+        let configured = Backend::Vxlan(VxlanOptions {
+            mtu: Mtu::new(1300).ok(),
+            ..VxlanOptions::default()
+        });
+        let of_backend = plan(&configured);
+        assert_eq!(of_backend.on(67).unwrap().mtu.get(), 1250);
+        let named = Mtu::new(1200).ok();
+        let named = TunnelPlan::new(&configured, vtep_mac(), named, INTERFACE).unwrap();
+        assert_eq!((named.mtu.get(), named.outer.get()), (1150, 1200));
+    }
+}

@@ -1,0 +1,124 @@
+//! What a source of leases tells the rest of the node.
+//!
+//! All that follows from the leases of this node and of others follows from these changes, in their
+//! order, wherever they come from: [`Manager`](super::Manager) makes them of what an etcd-like store
+//! has.
+
+use std::net::Ipv4Addr;
+
+use muslin_encap::tunnel::vxlan::VtepMac;
+use thiserror::Error;
+
+use super::{ConfigError, LeaseRecord, NetworkConfig, SubnetKey};
+
+/// What has changed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// The store has no network configuration that this node can use: it is asked again until it
+    /// has. Reported once for each reason.
+    AwaitsConfig(ConfigFault),
+    /// The configuration is known.
+    Configured(NetworkConfig),
+    /// The node has this subnet.
+    Acquired(SubnetKey),
+    /// The lease lives on.
+    Renewed,
+    /// Another writer changed our record, which is written again.
+    Disputed(SubnetKey),
+    /// A record under our public address is taken over, as flannel does, but another VTEP wrote it:
+    /// a node that was here before, or one that has the same public address.
+    Replaced {
+        /// The lease.
+        key: SubnetKey,
+        /// The MAC address of the other VTEP.
+        vtep_mac: VtepMac,
+    },
+    /// Our record of another public address is moved to the present one, with the same subnet.
+    Moved {
+        /// The lease.
+        key: SubnetKey,
+        /// The address that it had.
+        from: Ipv4Addr,
+    },
+    /// A peer is new or has changed.
+    Peer(SubnetKey, LeaseRecord),
+    /// A peer's lease has ended.
+    PeerGone(SubnetKey),
+    /// A key under the prefix is no usable lease; it is skipped.
+    Skipped {
+        /// The key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// The lease is given back, or stays as a reservation. Nothing follows.
+    Left,
+    /// There is no lease (any more), and there will not be one. Nothing follows.
+    Lost(Loss),
+}
+
+/// Why a node cannot use the network configuration that the store has. Whoever has written it can
+/// mend it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigFault {
+    /// There is none under this key, and none is proposed.
+    #[error("there is no network configuration under {0}")]
+    Missing(String),
+    /// It cannot be read.
+    #[error("{0}")]
+    Invalid(#[from] ConfigError),
+    /// It is not the one asked for.
+    #[error("the store has the network {stored}, but {asked} was asked for")]
+    OtherNetwork {
+        /// What the store has.
+        stored: String,
+        /// What was asked for.
+        asked: String,
+    },
+    /// The network's backend is one whose records this node cannot write.
+    #[error(
+        "the network has the backend '{0}', and this node has vxlan, udp, host-gw and ipip only"
+    )]
+    OtherBackend(String),
+}
+
+/// Why a node has no lease.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Loss {
+    /// All subnets are leased.
+    #[error("all {0} subnets of the network are leased")]
+    OutOfSubnets(usize),
+    /// Others were faster every time.
+    #[error("other nodes took every subnet that was tried")]
+    Races,
+    /// Another node holds our subnet now, or one that overlaps it.
+    #[error("the subnet {key} is now held by the node {holder}")]
+    Taken {
+        /// The lease.
+        key: String,
+        /// The public address of its holder.
+        holder: Ipv4Addr,
+    },
+    /// A node with our identity is alive, and had the subnet before us.
+    #[error(
+        "the node {holder} is alive and has this node's VTEP MAC address {vtep_mac} and its subnet {key}: is this state directory a copy of that node's? Then start with an empty one"
+    )]
+    Cloned {
+        /// The lease.
+        key: String,
+        /// The public address of the other node.
+        holder: Ipv4Addr,
+        /// The MAC address of both.
+        vtep_mac: VtepMac,
+    },
+    /// Another writer changed our record again and again.
+    #[error(
+        "the lease {key} is rewritten by another writer again and again: does another node have the public address {public_ip}?"
+    )]
+    Disputed {
+        /// The lease.
+        key: String,
+        /// Our public address.
+        public_ip: Ipv4Addr,
+    },
+}
