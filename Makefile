@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test soak attack fuzz nightly lint deny portability image clean
+.PHONY: demo test soak attack fuzz nightly lint deny doc msrv publish-check portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -71,6 +71,28 @@ deny:
 portability:
 	rustup target add aarch64-apple-darwin
 	cargo check --locked -p muslin-stack -p muslin-encap --target aarch64-apple-darwin
+
+# The documentation, without a warning: a link that leads nowhere is an error.
+doc:
+	@.ci/need build
+	RUSTDOCFLAGS="-D warnings -D rustdoc::broken_intra_doc_links" \
+		cargo doc --workspace --no-deps --locked
+
+# The oldest Rust that Cargo.toml names still compiles it.
+MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+msrv:
+	@.ci/need build
+	rustup toolchain install $(MSRV) --profile minimal
+	cargo +$(MSRV) check --workspace --locked
+
+# What would be published. muslin-encap is packed and built as a registry has it. Of the two others the list
+# of files can be checked only: packing them asks the registry for the crates below them, which are not
+# published yet.
+publish-check:
+	@.ci/need build
+	cargo publish --dry-run --locked --allow-dirty -p muslin-encap
+	cargo package --list --locked --allow-dirty -p muslin-stack >/dev/null
+	cargo package --list --locked --allow-dirty -p muslin >/dev/null
 
 # A container image of the static binary (deploy/README.md).
 TARGET ?= x86_64-unknown-linux-musl

@@ -254,7 +254,7 @@ impl FrameDevice for Tap {
         self.offloads
     }
 
-    /// `tail` has at most [`MAX_SEGMENTS`] - 1 pieces.
+    /// `tail` has at most [`merge::MAX_SEGMENTS`](muslin_encap::offload::merge::MAX_SEGMENTS) - 1 pieces.
     ///
     /// # Errors
     /// EIO (`Uncategorized`) if the interface is down.

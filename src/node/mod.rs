@@ -1,6 +1,6 @@
 //! A node: lease, data path, pods and control socket, wired together.
 //!
-//! The lease rules say what has changed; what that means here is in [`Driver`]. The tunnel's port
+//! The lease rules say what has changed; what that means here is in `Driver`. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
 mod diary;

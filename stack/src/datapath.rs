@@ -24,6 +24,65 @@ use crate::port::PortId;
 const ROOM: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
 
 /// One worker's data path.
+///
+/// ```
+/// use muslin_encap::buffer::{HEADROOM, PacketBuf};
+/// use muslin_stack::datapath::{Datapath, Output};
+/// use muslin_stack::egress::{self, Egress, NoHost};
+/// use muslin_stack::node::{Config, Limits, Node, Verdict};
+/// use muslin_stack::port::{Attachment, PortId};
+/// use muslin_stack::{EthernetAddress, Instant, guard, peer::Tunnel};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (now, mtu) = (Instant::ZERO, muslin_encap::mtu::Mtu::new(1450)?);
+/// let node = Node::new(Config {
+///     subnet: "10.244.1.0/24".parse()?,
+///     gateway_mac: EthernetAddress([2, 0, 0, 0, 0, 1]), // of 10.244.1.1
+///     tunnel: Tunnel::Udp,
+///     mtu,
+///     clamp_mss: true,
+///     guard: guard::Policy { peers: true },
+///     limits: Limits::default(),
+///     random_seed: 7,
+/// }, now)?;
+/// let egress = Egress::new(egress::Config {
+///     policy: egress::Policy::closed(),
+///     subnet: Some("10.244.1.0/24".parse()?),
+///     mtu,
+///     limits: egress::Limits::default(),
+///     random_seed: 7,
+/// }, now);
+/// let mut path = Datapath::new(node, egress);
+/// for pod in [2, 3] {
+///     path.node_mut().attach(PortId(pod.into()), Attachment {
+///         mac: EthernetAddress([2, 0, 0, 0, 0, pod]),
+///         addresses: vec![[10, 244, 1, pod].into()],
+///         guarded: true, // It sends from these addresses only.
+///     });
+/// }
+///
+/// // The first pod pings the second, and the gateway, with the room in front that headers need.
+/// for (to, expected) in [(3, Verdict::Port(PortId(3))), (1, Verdict::Consumed)] {
+///     let mut bytes = vec![0; HEADROOM];
+///     etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, to])
+///         .ipv4([10, 244, 1, 2], [10, 244, 1, to], 64)
+///         .icmpv4_echo_request(1, 1)
+///         .write(&mut bytes, b"ping")?;
+///     let len = bytes.len() - HEADROOM;
+///     let mut packet = PacketBuf::new(&mut bytes, HEADROOM, len)?;
+///     let verdict = path.from_port(now, PortId(2), &mut packet, &mut NoHost);
+///     assert_eq!(verdict, expected); // What `packet` holds now goes there.
+///     // Whatever else there is to send: here the gateway's reply.
+///     let mut replies = 0;
+///     while let Some(output) = path.poll_output(now) {
+///         assert!(matches!(output, Output::Packet(Verdict::Port(PortId(2)), _)));
+///         replies += 1;
+///     }
+///     assert_eq!(replies, i32::from(to == 1));
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Datapath {
     node: Node,
     egress: Egress,

@@ -1,8 +1,4 @@
-//! A pod-network node without I/O: switch, router, gateway, neighbours, tunnels and flannel's
-//! lease rules, with time and randomness as parameters.
-//!
-//! [`node::Node`] is the whole of it: frames and datagrams go in with the time, verdicts come out,
-//! and the caller does what they say. See the README for a picture of a packet's way.
+#![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
 pub mod bucket;
@@ -32,3 +28,4 @@ pub mod uplink;
 pub mod work;
 
 pub use smoltcp::time::{Duration, Instant};
+pub use smoltcp::wire::EthernetAddress;

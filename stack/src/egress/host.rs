@@ -217,3 +217,55 @@ pub trait Host {
     /// Closes a flow's socket; a TCP connection is reset if `reset` says so.
     fn close(&mut self, flow: FlowId, reset: bool);
 }
+
+/// A host without sockets, for a data path that reaches nothing outside the overlay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NoHost;
+
+impl Host for NoHost {
+    fn open(&mut self, _: FlowId, _: Protocol) -> Result<(), HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn connect(&mut self, _: FlowId, _: Protocol, _: SocketAddrV4) -> Result<(), HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
+        Err(HostError::Refused)
+    }
+
+    fn dialled(&mut self, _: FlowId, _: Result<(), HostError>) {}
+
+    fn connected(&mut self, _: FlowId) -> Result<(), HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn send(&mut self, _: FlowId, _: SocketAddrV4, _: &[u8]) -> Result<(), HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn receive(&mut self, _: FlowId, _: &mut [u8]) -> Result<(usize, SocketAddrV4), HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn read(&mut self, _: FlowId, _: &mut [u8]) -> Result<usize, HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn write(&mut self, _: FlowId, _: &[u8]) -> Result<usize, HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn mark(&mut self, _: FlowId, _: Marks) {}
+
+    fn complaint(&mut self, _: FlowId, _: &mut [u8]) -> Option<Complaint> {
+        None
+    }
+
+    fn shutdown(&mut self, _: FlowId) -> Result<(), HostError> {
+        Err(HostError::Failed)
+    }
+
+    fn close(&mut self, _: FlowId, _: bool) {}
+}

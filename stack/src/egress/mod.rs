@@ -52,7 +52,7 @@ mod tcp;
 mod tests;
 
 pub use flow::{Direction, FlowInfo, FlowState};
-pub use host::{FlowId, Host, HostError, Protocol};
+pub use host::{FlowId, Host, HostError, NoHost, Protocol};
 pub use output::Output;
 pub use owners::Owners;
 pub use path::{Complaint, Marks};

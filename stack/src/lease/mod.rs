@@ -3,6 +3,53 @@
 //! [`Manager`] is a state machine: answers of a key-value store, its watch events and the time go
 //! in; operations for the store and changes of the tables come out. The shell executes the
 //! operations, and the store can be etcd, a local database or a simulation.
+//!
+//! ```
+//! use muslin_encap::tunnel::vxlan::VtepMac;
+//! use muslin_stack::Instant;
+//! use muslin_stack::lease::{
+//!     Action, Answer, Change, Entry, Identity, Manager, Op, RENEW_MARGIN, Settings, Wish,
+//! };
+//!
+//! let mut manager = Manager::new(Settings {
+//!     identity: Identity {
+//!         public_ip: [192, 168, 0, 11].into(),
+//!         vtep_mac: VtepMac::from_random([1, 2, 3, 4, 5, 6]),
+//!     },
+//!     prefix: "/coreos.com/network".to_owned(),
+//!     previous: None,
+//!     wish: Wish::Any,
+//!     renew_margin: RENEW_MARGIN,
+//!     repeats: false,
+//!     random_seed: 7,
+//! });
+//! // A store that has a network's configuration and no lease.
+//! let now = Instant::ZERO;
+//! let mut written = Vec::new();
+//! while let Action::Store(op) = manager.poll(now) {
+//!     let answer = match op {
+//!         Op::Get(key) => Answer::Value(Some(Entry {
+//!             key,
+//!             value: r#"{"Network": "10.244.0.0/16"}"#.to_owned(),
+//!             revision: 1,
+//!             ttl: None,
+//!         })),
+//!         Op::List(_) => Answer::Snapshot { revision: 1, entries: Vec::new() },
+//!         Op::Create { key, .. } => {
+//!             written.push(key);
+//!             Answer::Done(2)
+//!         }
+//!         other => panic!("nothing is to be replaced: {other}"),
+//!     };
+//!     manager.answer(now, answer);
+//! }
+//! let acquired = manager.changes().find_map(|change| match change {
+//!     Change::Acquired(key) => Some(key),
+//!     _ => None,
+//! });
+//! let key = acquired.expect("the store has room");
+//! assert_eq!(written, [format!("/coreos.com/network/subnets/{key}")]);
+//! ```
 
 mod change;
 mod config;
