@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::ip::transport::Transport;
 use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
-use muslin_encap::offload::virtio::{self, Header};
+use muslin_encap::offload::virtio::{self, Checksum, Header};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::drops::DropReason;
 use muslin_stack::guard::Policy;
@@ -120,6 +121,66 @@ pub struct Harness {
     /// with whichever leaves.
     shared: bool,
     storage: Vec<u8>,
+}
+
+/// Where a frame's checksum is to be finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChecksumPlace {
+    /// Nowhere, or outside of the frame.
+    None,
+    /// In front of what IP carries, which is refused.
+    InFront,
+    /// Where TCP and UDP have it.
+    Usual,
+    /// Anywhere else: the guard must see what it becomes.
+    Odd,
+}
+
+fn checksum_place(frame: &[u8], header: Header) -> ChecksumPlace {
+    let Checksum::Partial { start, offset } = header.checksum else {
+        return ChecksumPlace::None;
+    };
+    if header.check(frame.len()).is_err() {
+        return ChecksumPlace::None;
+    }
+    let start = usize::from(start);
+    let field = start + usize::from(offset);
+    let is_usual =
+        Transport::parse(frame, 14).is_ok_and(|at| at.l4 == start && at.checksum_offset() == field);
+    let network_end = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 14 + frame.get(14).map_or(0, |first| usize::from(first & 15) * 4),
+        Some([0x86, 0xdd]) => 14 + 40,
+        _ => 14,
+    };
+    match start {
+        _ if is_usual => ChecksumPlace::Usual,
+        start if start < network_end => ChecksumPlace::InFront,
+        _ => ChecksumPlace::Odd,
+    }
+}
+
+/// The frame with its checksum, as RFC 1071 has it.
+fn finish(frame: &[u8], header: Header) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if let Checksum::Partial { start, offset } = header.checksum {
+        let start = usize::from(start);
+        let words = frame[start..].chunks(2);
+        let sum = words.fold(0_u64, |sum, word| {
+            sum + u64::from(word[0]) * 256 + word.get(1).map_or(0, |low| u64::from(*low))
+        });
+        let mut folded = sum;
+        while folded > 0xffff {
+            folded = (folded & 0xffff) + (folded >> 16);
+        }
+        // Zero would mean that there is none.
+        let checksum = match !(folded as u16) {
+            0 => 0xffff,
+            checksum => checksum,
+        };
+        let field = start + usize::from(offset);
+        frame[field..field + 2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    frame
 }
 
 impl Harness {
@@ -389,6 +450,19 @@ impl Harness {
     }
 
     fn frame(&mut self, port: PortId, bytes: &[u8], header: Header) {
+        let raw = Incoming {
+            bytes,
+            header,
+            tail: 0,
+        };
+        let place = checksum_place(bytes, header);
+        let (finished, header) = match place {
+            ChecksumPlace::Odd if header.gso.is_none() => {
+                (finish(bytes, header), Header::default())
+            }
+            _ => (bytes.to_vec(), header),
+        };
+        let bytes = &finished[..];
         if let Some(packet) = inner(bytes) {
             self.come(packet, header, false);
         }
@@ -398,9 +472,7 @@ impl Harness {
             tail: 0,
         };
         self.take_turn(port);
-        let out = self.through(incoming, |node, now, packet| {
-            node.from_port(now, port, packet)
-        });
+        let out = self.through(raw, |node, now, packet| node.from_port(now, port, packet));
         self.count_from(Some(port), out.verdict);
         self.check_flooded(port, bytes.len(), out.verdict);
         self.pods_sent = true;
@@ -408,7 +480,7 @@ impl Harness {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPort));
             return;
         };
-        if header.check(bytes.len()).is_err() {
+        if header.check(bytes.len()).is_err() || place == ChecksumPlace::InFront {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::VirtioHeader));
             return;
         }
