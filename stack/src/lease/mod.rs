@@ -8,7 +8,7 @@
 //! use muslin_encap::tunnel::vxlan::VtepMac;
 //! use muslin_stack::Instant;
 //! use muslin_stack::lease::{
-//!     Action, Answer, Change, Entry, Identity, Manager, Op, RENEW_MARGIN, Settings, Wish,
+//!     Action, Answer, Change, Entry, Identity, Manager, Op, RENEW_MARGIN, Settings, WantedConfig,
 //! };
 //!
 //! let mut manager = Manager::new(Settings {
@@ -18,7 +18,7 @@
 //!     },
 //!     prefix: "/coreos.com/network".to_owned(),
 //!     previous: None,
-//!     wish: Wish::Any,
+//!     wanted_config: WantedConfig::Any,
 //!     renew_margin: RENEW_MARGIN,
 //!     repeats: false,
 //!     random_seed: 7,
