@@ -134,7 +134,18 @@ mod tests {
                 .is_err(),
             "other pods have them"
         );
-        for (i, grant) in grants.into_iter().enumerate() {
+        let is_first = |(i, _): &(usize, Grant)| i % 3 == 0;
+        let (first, rest): (Vec<_>, Vec<_>) = grants.into_iter().enumerate().partition(is_first);
+        for (i, grant) in first {
+            memory.give_back(pod(i), grant);
+        }
+        let live = rest.iter().map(|(i, grant)| (pod(*i), *grant));
+        assert_eq!(
+            memory.audit(live),
+            Ok(()),
+            "what is given back is its pod's"
+        );
+        for (i, grant) in rest {
             memory.give_back(pod(i), grant);
         }
         assert_eq!((memory.left, memory.used.len()), (full, 0));
