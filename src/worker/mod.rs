@@ -39,7 +39,6 @@ use tracing::warn;
 
 use crate::device::PodDevice;
 use crate::dns::Door;
-use crate::egress::Sockets;
 use crate::publish::{Bound, Published};
 use crate::underlay::Underlay;
 
@@ -230,9 +229,8 @@ impl Workers {
                 path.share(owners.clone(), mailbox.index);
             }
             let turns = mailbox.turns.clone();
-            let sockets = |epoll| Sockets::new(epoll, Some(dns.clone()));
-            let events = events.clone();
-            let packet_loop = PacketLoop::new(path, underlay, sockets, clock, events, mailbox)?;
+            let (dns, events) = (dns.clone(), events.clone());
+            let packet_loop = PacketLoop::new(path, underlay, dns, clock, events, mailbox)?;
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || packet_loop.run())?;

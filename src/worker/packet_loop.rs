@@ -29,6 +29,7 @@ use tracing::{debug, warn};
 use super::output::{BUFFER_LEN, Io, Outbox};
 use super::published::{Published, published_of};
 use super::{Clock, Command, Event, Queue, Report, Sibling};
+use crate::dns::Door;
 use crate::egress::{Sockets, event_of, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay, Uplink as UplinkDevice};
 
@@ -103,7 +104,7 @@ impl PacketLoop {
     pub(super) fn new(
         path: Datapath,
         underlay: Underlay,
-        sockets: impl FnOnce(Arc<Epoll>) -> Sockets,
+        dns: Door,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
         mailbox: Mailbox,
@@ -112,7 +113,7 @@ impl PacketLoop {
         epoll.add(&*mailbox.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
         listen(&epoll, &underlay)?;
         let network = path.node().format().map_or(0, Format::network_offset);
-        let mut sockets = sockets(epoll.clone());
+        let mut sockets = Sockets::new(epoll.clone(), Some(dns));
         if underlay.takes_trains() {
             sockets.send_trains();
         }
@@ -136,7 +137,7 @@ impl PacketLoop {
 
     pub(super) fn run(mut self) {
         let mut ready = [EpollEvent::empty(); 64];
-        self.send_own();
+        self.send_own(self.clock.now());
         loop {
             self.mailbox.turns.fetch_add(1, Ordering::Relaxed);
             let count = match self.epoll.wait(&mut ready, self.timeout()) {
@@ -167,7 +168,7 @@ impl PacketLoop {
             let now = self.clock.now();
             if now >= self.path.poll_at() {
                 self.path.handle_timeout(now, &mut self.sockets);
-                self.send_own();
+                self.send_own(now);
             }
             self.resume_published(now);
         }
@@ -207,7 +208,7 @@ impl PacketLoop {
                     for peer in peers {
                         self.path.node_mut().probe(now, peer);
                         // What a node says itself waits in a short queue.
-                        self.send_own();
+                        self.send_own(now);
                     }
                 }
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
@@ -223,9 +224,9 @@ impl PacketLoop {
         let now = self.clock.now();
         while let Ok(message) = self.mailbox.messages.try_recv() {
             self.path.from_sibling(now, message, &mut self.sockets);
-            self.send_own();
+            self.send_own(now);
         }
-        self.send_own();
+        self.send_own(now);
         std::ops::ControlFlow::Continue(())
     }
 
@@ -256,13 +257,13 @@ impl PacketLoop {
         self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
         self.io.underlay.uplink = underlay.uplink;
         self.path.node_mut().set_uplink(uplink);
-        self.send_own();
+        self.send_own(self.clock.now());
     }
 
     fn detach(&mut self, port: PortId) {
         self.path.detach(port, &mut self.sockets);
         self.published.close(port);
-        self.send_own();
+        self.send_own(self.clock.now());
         if let Some(tap) = self.io.ports.remove(&port) {
             // Others may hold copies of the descriptor, so closing ours would not end its events.
             let _ = self.epoll.delete(&tap);
@@ -347,7 +348,7 @@ impl PacketLoop {
         let place = (packet.headroom(), packet.len());
         let offload = packet.offload();
         io.send_later(verdict, outbox, place, offload);
-        self.send_own();
+        self.send_own(now);
     }
 
     fn read_tunnel(&mut self, queue: usize) {
@@ -362,7 +363,6 @@ impl PacketLoop {
                 Ok(more) => {
                     turn.take(self.received.work());
                     self.handle_datagrams();
-                    self.send_own();
                     if !more {
                         return;
                     }
@@ -432,6 +432,7 @@ impl PacketLoop {
                 });
             }
         }
+        self.send_own(now);
     }
 
     fn flush(&mut self) {
@@ -444,12 +445,11 @@ impl PacketLoop {
         let (flow, ready) = event_of(event.data(), event.events());
         let now = self.clock.now();
         self.path.ready(now, flow, ready, &mut self.sockets);
-        self.send_own();
+        self.send_own(now);
     }
 
     /// Sends what the data path has to send of its own accord.
-    pub(super) fn send_own(&mut self) {
-        let now = self.clock.now();
+    pub(super) fn send_own(&mut self, now: Instant) {
         while let Some(output) = self.path.poll_output(now) {
             match output {
                 Output::Packet(verdict, mut packet) => {

@@ -159,7 +159,6 @@ impl PacketLoop {
             Transport::Tcp => self.accept(now, index),
             Transport::Udp => self.receive(now, index),
         }
-        self.send_own();
     }
 
     /// Lets ports go on that the kernel had nothing for.
@@ -180,7 +179,10 @@ impl PacketLoop {
                 return;
             };
             match port.socket.accept() {
-                Ok((stream, _)) => self.welcome(now, index, stream),
+                Ok((stream, _)) => {
+                    self.welcome(now, index, stream);
+                    self.send_own(now);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if is_passing(errno(&error)) => {}
                 Err(error) => {
@@ -234,7 +236,6 @@ impl PacketLoop {
                 let _ = stream.set_linger(Some(Duration::ZERO));
             }
         }
-        self.send_own();
     }
 
     fn receive(&mut self, now: Instant, index: u32) {
@@ -257,6 +258,7 @@ impl PacketLoop {
                     if let Err(reason) = self.deliver(now, index, len, (client, local)) {
                         self.path.node_mut().count_drops(reason, 1);
                     }
+                    self.send_own(now);
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return,
@@ -304,7 +306,6 @@ impl PacketLoop {
         if known != Some(flow) || !sockets.answers_from(flow, local) {
             sockets.share(flow, port.socket.clone(), (index, client), local);
         }
-        self.send_own();
         Ok(())
     }
 }

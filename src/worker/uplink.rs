@@ -33,7 +33,6 @@ impl PacketLoop {
                 Ok(more) => {
                     turn.take(frames.work());
                     self.handle_frames();
-                    self.send_own();
                     if !more {
                         return;
                     }
@@ -115,5 +114,6 @@ impl PacketLoop {
         for _ in 0..refused {
             self.path.node_mut().refuse_uplink_frame();
         }
+        self.send_own(now);
     }
 }
