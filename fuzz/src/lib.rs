@@ -6,10 +6,18 @@
 mod mutate;
 mod target;
 
+use arbitrary::{Result, Unstructured};
+
 #[doc(hidden)]
 #[cfg(fuzzing)]
 pub use libfuzzer_sys;
 pub use target::{Seed, Target};
+
+/// Takes one event after the other from an input, until nothing is left or the rest is none.
+pub fn for_each_event(data: &[u8], mut take: impl FnMut(&mut Unstructured<'_>) -> Result<()>) {
+    let mut input = Unstructured::new(data);
+    while !input.is_empty() && take(&mut input).is_ok() {}
+}
 
 /// Makes a target of a file: the entry point of libFuzzer, or on stable Rust a command that writes
 /// and replays inputs, and tests that replay all seeds and try mutations of them.

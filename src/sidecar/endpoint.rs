@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use muslin_stack::Instant;
@@ -43,7 +42,7 @@ const FRAMES: usize = 64;
 /// Commands taken before frames and sockets have theirs.
 const COMMANDS: usize = 64;
 /// The longest frame, and room in front of it.
-const BUFFER_LEN: usize = HEADROOM + v4::MAX_LEN + frame::HEADER_LEN;
+const BUFFER_LEN: usize = HEADROOM + frame::MAX_LEN;
 /// How often the gateway is asked for until it answers.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the node may take to make room for a frame, in milliseconds. It always goes on reading,

@@ -1,6 +1,21 @@
-//! Instructions of classic BPF (Linux, Documentation/networking/filter.rst).
+//! Instructions of classic BPF (Linux, Documentation/networking/filter.rst), and how a socket gets them.
+
+use std::io;
 
 use nix::libc::{self, sock_filter};
+use socket2::{SockFilter, Socket};
+
+/// Ends a program: nothing of the packet passes.
+pub(super) const NOTHING: sock_filter = statement(libc::BPF_RET, 0);
+
+/// Has a program decide what a socket receives.
+pub(super) fn attach_filter(socket: &Socket, program: &[sock_filter]) -> io::Result<()> {
+    let program = program.iter();
+    let program: Vec<_> = program
+        .map(|it| SockFilter::new(it.code, it.jt, it.jf, it.k))
+        .collect();
+    socket.attach_filter(&program)
+}
 
 /// Loads from this offset of the packet into the accumulator.
 pub(super) const fn load(size: u32, offset: u32) -> sock_filter {

@@ -4,11 +4,13 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arrayvec::ArrayVec;
 use nix::libc;
+
+use super::option;
 
 /// Messages of one `recvmmsg`.
 const MESSAGES: usize = 16;
@@ -44,6 +46,12 @@ struct Message<M> {
 pub(super) struct Overflow(AtomicU32);
 
 impl Overflow {
+    /// Asks the socket for its count, and returns how many these are more than before. With messages
+    /// that arrive the kernel tells it, too; but perhaps none arrive any more.
+    pub(super) fn take(&self, socket: &impl AsFd) -> u64 {
+        option::drops(socket).map_or(0, |drops| self.grow(drops))
+    }
+
     /// Takes the kernel's count, and returns how many these are more than before.
     pub(super) fn grow(&self, count: u32) -> u64 {
         count.wrapping_sub(self.0.swap(count, Relaxed)).into()

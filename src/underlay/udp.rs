@@ -14,10 +14,11 @@ use muslin_encap::tunnel::ipip;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
-use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tracing::{debug, warn};
 
 use super::batch::{self, Received};
+use super::bpf::{NOTHING, attach_filter};
 use super::messages::Overflow;
 use super::self_test::{self, Findings};
 use super::{option, queues};
@@ -137,7 +138,7 @@ impl UdpSocket {
             let group = Self::bind_group(address, options, 1)?;
             if index > 0 {
                 // The kernel gives a packet to all raw sockets; these only send.
-                SockRef::from(&group.main.socket).attach_filter(&[NOTHING])?;
+                attach_filter(&SockRef::from(&group.main.socket), &[NOTHING])?;
             }
             Ok(group)
         });
@@ -153,7 +154,7 @@ impl UdpSocket {
         let others = (0..options.source_ports).map(|_| {
             let other = open(options.format, any_port, Port::Own)?;
             // Nobody reads what strangers send there.
-            SockRef::from(&other).attach_filter(&[NOTHING])?;
+            attach_filter(&SockRef::from(&other), &[NOTHING])?;
             Ok(other)
         });
         Ok(Self {
@@ -200,13 +201,9 @@ impl UdpSocket {
         std::iter::once(&self.main).chain(&self.queues)
     }
 
-    /// Datagrams that queues have lost since they were last asked or read. With those that arrive the
-    /// kernel tells it, too; but perhaps none arrive any more.
+    /// Datagrams that queues have lost since they were last asked or read.
     pub fn take_losses(&self) -> u64 {
-        let each = self.all().map(|queue| {
-            let drops = option::drops(&queue.socket);
-            drops.map_or(0, |drops| queue.overflow.grow(drops))
-        });
+        let each = self.all().map(|queue| queue.overflow.take(&queue.socket));
         each.sum()
     }
 
@@ -326,9 +323,6 @@ pub(super) enum Port {
     /// That of other sockets of this user, too.
     Shared,
 }
-
-/// The classic BPF program that takes no packet: `ret #0`.
-const NOTHING: SockFilter = SockFilter::new((libc::BPF_RET | libc::BPF_K) as u16, 0, 0, 0);
 
 /// A non-blocking socket with long queues.
 pub(super) fn open(

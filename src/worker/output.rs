@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::ip::v4;
 use muslin_encap::offload::batch::{self, Queued, SendBatch};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
@@ -22,7 +21,7 @@ use crate::error::errno;
 use crate::underlay::{Route, UdpSocket, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
-pub(super) const BUFFER_LEN: usize = HEADROOM + v4::MAX_LEN + frame::HEADER_LEN;
+pub(super) const BUFFER_LEN: usize = HEADROOM + frame::MAX_LEN;
 /// Bytes of the packets of one batch. It fits a core's cache: what was just read is still there
 /// when it is sent.
 const OUTBOX_LEN: usize = 4 * BUFFER_LEN;

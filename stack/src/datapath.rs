@@ -21,7 +21,7 @@ use crate::node::{Node, Verdict};
 use crate::port::PortId;
 
 /// Bytes of the longest frame, and room in front of it.
-const ROOM: usize = HEADROOM + 65_535 + frame::HEADER_LEN;
+const ROOM: usize = HEADROOM + frame::MAX_LEN;
 
 /// One worker's data path.
 ///

@@ -2,6 +2,7 @@
 
 use muslin_encap::buffer::{NoRoom, PacketBuf};
 use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::v4;
 use muslin_encap::offload::virtio::Checksum;
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol,
@@ -13,6 +14,9 @@ use crate::guard;
 
 /// Length of an Ethernet header in bytes.
 pub const HEADER_LEN: usize = smoltcp::wire::ETHERNET_HEADER_LEN;
+
+/// Bytes of the longest frame: an IP packet behind an Ethernet header.
+pub const MAX_LEN: usize = v4::MAX_LEN + HEADER_LEN;
 
 /// Length of an ARP frame in bytes, without padding.
 pub const ARP_LEN: usize = HEADER_LEN + 28;

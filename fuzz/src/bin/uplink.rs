@@ -17,7 +17,7 @@ use arbitrary::{Result, Unstructured};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
-use muslin_fuzz::Seed;
+use muslin_fuzz::{Seed, for_each_event};
 use muslin_stack::drops::DropReason;
 use muslin_stack::guard::Policy;
 use muslin_stack::node::{Config, Limits, Node, Verdict};
@@ -106,15 +106,13 @@ fn run(data: &[u8]) {
         return;
     };
     let mut harness = Harness::new(*choices);
-    let mut input = Unstructured::new(rest);
-    while !input.is_empty() {
-        if harness.step(&mut input).is_err() {
-            break;
-        }
+    for_each_event(rest, |input| {
+        harness.step(input)?;
         harness.poll();
         harness.check_early();
         harness.check_beliefs();
-    }
+        Ok(())
+    });
     harness.finish();
 }
 

@@ -10,7 +10,7 @@ use nix::libc::{self, c_int, c_uint, sock_filter};
 use super::filter;
 use super::packet_socket::{Link, PacketSocket};
 use crate::error::errno;
-use crate::underlay::bpf::{alu, alu_x, in_ip_header, load, x_from_a};
+use crate::underlay::bpf::{NOTHING, alu, alu_x, in_ip_header, load, x_from_a};
 use crate::underlay::option;
 use crate::underlay::queues::{QUEUES, queue_of_worker};
 
@@ -32,7 +32,7 @@ pub(super) fn open(
 ) -> io::Result<Vec<Vec<PacketSocket>>> {
     let queues = queues_of(workers);
     // Until all are in the group each would get every frame.
-    let open = || PacketSocket::open(link, &filter::nothing());
+    let open = || PacketSocket::open(link, &[NOTHING]);
     let first = open()?;
     let group = Group::begin(&first)?;
     option::attach_fanout_program(&first, &program(workers, queues))?;

@@ -4,7 +4,7 @@
 use ipnet::Ipv4Net;
 use nix::libc;
 
-use crate::underlay::bpf::{self, ancillary, statement};
+use crate::underlay::bpf::{self, NOTHING, ancillary, statement};
 
 /// Where things are in an Ethernet frame without a VLAN tag.
 mod offset {
@@ -12,9 +12,8 @@ mod offset {
     pub(super) const IPV4_DESTINATION: u32 = 14 + 16;
 }
 
-/// What a program returns: how many bytes of the frame pass.
+/// What a program returns if the whole frame passes.
 const WHOLE: u32 = u32::MAX;
-const NOTHING: u32 = 0;
 
 /// A program that lets pass what is sent to this host and is IPv4 for `subnet` or ARP, which may be a
 /// broadcast too.
@@ -40,13 +39,8 @@ pub(super) fn program(subnet: Ipv4Net) -> Vec<libc::sock_filter> {
     let arp = of_type(libc::ETH_P_ARP);
     let mut program = rule(&[&of_no_vlan()[..], &ipv4, &to_us, &network].concat());
     program.extend(rule(&[&of_no_vlan()[..], &arp, &to_us_or_all].concat()));
-    program.extend(nothing());
+    program.push(NOTHING);
     program
-}
-
-/// A program that lets nothing pass.
-pub(super) fn nothing() -> [libc::sock_filter; 1] {
-    [statement(libc::BPF_RET, NOTHING)]
 }
 
 /// A step of a rule.

@@ -188,8 +188,7 @@ impl Uplink {
         std::iter::once(first).chain(others.iter().map(PacketSocket::as_fd))
     }
 
-    /// Frames that queues have lost since they were last asked or read. With those that arrive the
-    /// kernel tells it, too; but perhaps none arrive any more.
+    /// Frames that queues have lost since they were last asked or read.
     pub fn take_losses(&self) -> u64 {
         match &self.device {
             Device::PacketSockets(first, others) => {

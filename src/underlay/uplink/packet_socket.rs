@@ -20,12 +20,13 @@ use nix::libc::{self, sock_filter};
 use nix::net::if_::InterfaceFlags;
 use nix::sys::socket::{LinkAddr, SockaddrLike, bind, setsockopt, sockopt};
 use smoltcp::wire::EthernetAddress;
-use socket2::{Domain, SockFilter, Socket, Type};
+use socket2::{Domain, Socket, Type};
 use tracing::debug;
 
 use super::error::OpenError;
 use crate::device;
 use crate::error::errno;
+use crate::underlay::bpf::attach_filter;
 use crate::underlay::messages::{Messages, Overflow};
 use crate::underlay::option;
 
@@ -143,8 +144,7 @@ impl PacketSocket {
 
     /// Frames that the queue has lost since it was last asked or read.
     pub(super) fn take_losses(&self) -> u64 {
-        let drops = option::drops(&self.socket);
-        drops.map_or(0, |drops| self.overflow.grow(drops))
+        self.overflow.take(&self.socket)
     }
 
     /// Whether frames may be superpackets, and have unfinished checksums.
@@ -197,14 +197,6 @@ impl PacketSocket {
         // (nix takes no name for an empty one.)
         unsafe { libc::if_indextoname(index, name.as_mut_ptr()) }.is_null()
     }
-}
-
-fn attach_filter(socket: &Socket, filter: &[sock_filter]) -> io::Result<()> {
-    let filter = filter.iter();
-    let filter: Vec<_> = filter
-        .map(|it| SockFilter::new(it.code, it.jt, it.jf, it.k))
-        .collect();
-    socket.attach_filter(&filter)
 }
 
 fn set(socket: &Socket, name: libc::c_int) -> io::Result<()> {

@@ -5,14 +5,13 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
+use muslin_encap::ip::v4;
 use muslin_encap::offload::virtio::Header;
 
 use super::FlowId;
 use crate::drops::DropReason;
 use crate::icmp::IcmpError;
 
-/// Bytes of the longest packet.
-pub(super) const MAX_LEN: usize = 65_535;
 /// Entries that may wait before flows have to wait, too.
 const ENTRIES: usize = 64;
 
@@ -68,7 +67,7 @@ enum Entry {
 impl Outbox {
     /// A new buffer.
     pub(super) fn buffer() -> Buffer {
-        vec![0; HEADROOM + MAX_LEN].into_boxed_slice()
+        vec![0; HEADROOM + v4::MAX_LEN].into_boxed_slice()
     }
 
     /// Whether so much waits that flows should wait, too.

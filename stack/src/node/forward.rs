@@ -13,7 +13,7 @@ use muslin_encap::tunnel::vxlan;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
-use super::{MAX_PACKET, NextHop, Node, Verdict};
+use super::{NextHop, Node, Verdict};
 use crate::drops::DropReason;
 use crate::frame;
 use crate::guard;
@@ -293,7 +293,7 @@ impl Node {
         packet.complete_checksum();
         let mtu = self.path_mtu(next);
         let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.resize(HEADROOM + MAX_PACKET, 0);
+        scratch.resize(HEADROOM + frame::MAX_LEN, 0);
         let mut send = |node: &mut Self, scratch: &mut [u8], len| {
             if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
                 let step = if len > mtu.get().into() {
@@ -615,8 +615,8 @@ impl Node {
     ) {
         // A packet may lead to one about it, while the buffer is in use.
         let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.resize(HEADROOM + MAX_PACKET, 0);
-        if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + bytes.len().min(MAX_PACKET)) {
+        scratch.resize(HEADROOM + frame::MAX_LEN, 0);
+        if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + bytes.len().min(frame::MAX_LEN)) {
             room.copy_from_slice(&bytes[..room.len()]);
             let len = room.len();
             if let Ok(mut packet) = PacketBuf::new(&mut scratch, HEADROOM, len) {

@@ -15,7 +15,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::GsoKind;
 use muslin_encap::tunnel::Format;
@@ -25,6 +24,7 @@ use thiserror::Error;
 
 use crate::bucket::TokenBucket;
 use crate::drops::{Counters, DropReason};
+use crate::frame;
 use crate::gateway::{self, Gateway};
 use crate::guard;
 use crate::hash::Seed;
@@ -53,8 +53,6 @@ mod uplink;
 const AGEING_PERIOD: Duration = Duration::from_secs(10);
 /// Packets of its own the node may hold until they are polled.
 const OUTPUT_LEN: usize = 256;
-/// Bytes of the largest packet: an IP packet in an Ethernet frame.
-const MAX_PACKET: usize = v4::MAX_LEN + crate::frame::HEADER_LEN;
 
 /// What a node is.
 #[derive(Debug, Clone)]
@@ -230,7 +228,7 @@ impl Node {
             output: Output::default(),
             uplink: None,
             egress: None,
-            scratch: vec![0; HEADROOM + MAX_PACKET],
+            scratch: vec![0; HEADROOM + frame::MAX_LEN],
             answers: Vec::new(),
             ident: config.random_seed as u16,
             next_ageing: now + AGEING_PERIOD,

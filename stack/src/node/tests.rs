@@ -96,7 +96,7 @@ fn config(number: u8, format: &str) -> Config {
 
 /// Runs `input` through a call and returns the verdict and the packet as it came out.
 fn through(input: &[u8], call: impl FnOnce(&mut PacketBuf<'_>) -> Verdict) -> (Verdict, Vec<u8>) {
-    let mut storage = vec![0; HEADROOM + MAX_PACKET + 100];
+    let mut storage = vec![0; HEADROOM + frame::MAX_LEN + 100];
     storage[HEADROOM..HEADROOM + input.len()].copy_from_slice(input);
     let mut packet = PacketBuf::new(&mut storage, HEADROOM, input.len()).unwrap();
     let verdict = call(&mut packet);
@@ -114,7 +114,7 @@ fn from_peer(node: &mut Node, other: u8, datagram: &[u8]) -> (Verdict, Vec<u8>) 
 }
 
 fn outputs(node: &mut Node) -> Vec<(Verdict, Vec<u8>)> {
-    let mut storage = vec![0; HEADROOM + MAX_PACKET];
+    let mut storage = vec![0; HEADROOM + frame::MAX_LEN];
     let mut all = Vec::new();
     let mut packet = PacketBuf::new(&mut storage, 0, 0).unwrap();
     while let Some(verdict) = node.poll_output(&mut packet) {

@@ -192,7 +192,7 @@ impl Cluster {
             random: Random::new(seed, Stream::Machines),
             expiry: Timer::default(),
             captured: VecDeque::new(),
-            storage: vec![0; HEADROOM + frame::HEADER_LEN + 65_535 + HEADROOM],
+            storage: vec![0; HEADROOM + frame::MAX_LEN + HEADROOM],
         }
     }
 

@@ -16,8 +16,7 @@
 mod harness;
 mod host;
 
-use arbitrary::Unstructured;
-use muslin_fuzz::Seed;
+use muslin_fuzz::{Seed, for_each_event};
 
 use harness::Harness;
 
@@ -52,13 +51,11 @@ muslin_fuzz::target! {
 /// Runs the events that `data` stands for.
 fn run(data: &[u8]) {
     let mut harness = Harness::new();
-    let mut input = Unstructured::new(data);
-    while !input.is_empty() {
-        if harness.step(&mut input).is_err() {
-            break;
-        }
+    for_each_event(data, |input| {
+        harness.step(input)?;
         harness.check();
-    }
+        Ok(())
+    });
     harness.finish();
 }
 

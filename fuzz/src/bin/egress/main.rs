@@ -17,8 +17,7 @@
 mod harness;
 mod world;
 
-use arbitrary::Unstructured;
-use muslin_fuzz::Seed;
+use muslin_fuzz::{Seed, for_each_event};
 
 use harness::Harness;
 
@@ -64,13 +63,11 @@ fn run(data: &[u8]) {
         return;
     };
     let mut harness = Harness::new(*choices);
-    let mut input = Unstructured::new(rest);
-    while !input.is_empty() {
-        if harness.step(&mut input).is_err() {
-            break;
-        }
+    for_each_event(rest, |input| {
+        harness.step(input)?;
         harness.check();
-    }
+        Ok(())
+    });
     harness.finish();
 }
 

@@ -10,7 +10,7 @@ fn frames_of_a_turn(node: &mut Node, frame: &[u8], offload: Header) -> usize {
     node.begin_turn(POD_PORT);
     let mut count = 0;
     while node.goes_on(POD_PORT) {
-        let mut storage = vec![0; HEADROOM + MAX_PACKET];
+        let mut storage = vec![0; HEADROOM + frame::MAX_LEN];
         storage[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
         let packet = PacketBuf::new(&mut storage, HEADROOM, frame.len()).unwrap();
         node.from_port(NOW, POD_PORT, &mut packet.with_offload(offload));
