@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::ipam;
+use muslin_stack::control::ipam;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::unistd::{Uid, geteuid};

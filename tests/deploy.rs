@@ -511,8 +511,8 @@ fn a_unit_starts_the_program_with_as_little_as_it_needs() {
 
 #[test]
 fn the_network_is_as_large_as_the_table_says() {
-    use muslin_stack::ipam::AddressPool;
-    use muslin_stack::lease::{Backend, NetworkConfig};
+    use muslin_stack::control::ipam::AddressPool;
+    use muslin_stack::control::lease::{Backend, NetworkConfig};
 
     let text = read("README.md");
     let rows = text

@@ -16,7 +16,7 @@ use std::process::{Child, Output, Stdio};
 use lab::etcd::Etcd;
 use lab::{Host, Lab, MUSLIN, NodeConfig, SOON, poll_until, traffic};
 use muslin::lease::store;
-use muslin_stack::lease::Op;
+use muslin_stack::control::lease::Op;
 use serde_json::Value;
 
 /// A node that is started as a user would, with variables; killed on drop.

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::Args;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 
 use super::run::PublishArguments;
 use super::{CLIENT, NodeChoice, block_on, output};

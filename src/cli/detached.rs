@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 use nix::sys::signal::Signal;
 
 use super::StateChoice;

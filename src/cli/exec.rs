@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 use nix::unistd::{Pid, setpgid};
 
 use super::run::EnvironmentArguments;

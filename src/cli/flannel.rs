@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::{Arg, Args, Command};
-use muslin_stack::lease::RENEW_MARGIN;
+use muslin_stack::control::lease::RENEW_MARGIN;
 use regex::Regex;
 
 use super::secret;

@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
-use muslin_stack::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
+use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
 use tracing::warn;
 
 use super::{StateChoice, block_on, die_with_parent, flannel, log};

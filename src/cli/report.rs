@@ -1,7 +1,7 @@
 //! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours`, `drops` and `flows`.
 
 use clap::Args;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

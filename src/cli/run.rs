@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Args;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 
 use super::{NodeChoice, block_on, die_with_parent, output};
 use crate::attach::{self, Device, Environment, Signals};

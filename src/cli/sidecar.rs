@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::sync::oneshot;

@@ -7,7 +7,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 use serde::{Deserialize, Serialize};
 
 use crate::publish::Published;

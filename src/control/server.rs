@@ -17,7 +17,7 @@ use super::protocol::{
 use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
 use crate::lines::Lines;
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 
 /// Connections at a time; each attached pod has one. Those that ask nothing make room for others.
 const MAX_CONNECTIONS: usize = 4096;

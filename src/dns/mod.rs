@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::op::ResponseCode;
-use muslin_stack::egress::Protocol;
-use muslin_stack::names::Names;
+use muslin_stack::control::names::Names;
+use muslin_stack::datapath::egress::Protocol;
 use nix::errno::Errno;
 use parking_lot::RwLock;
 use socket2::{Domain, Socket, Type};

@@ -7,7 +7,7 @@ use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::Ipv4Net;
-use muslin_stack::names::{Found, Names};
+use muslin_stack::control::names::{Found, Names};
 
 use super::message::Request;
 

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
-use muslin_stack::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
+use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
 
 use super::{Finding, PATIENCE, Patient, Questions, Verdict};
 use crate::control::Client;

@@ -4,8 +4,8 @@ use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
-use muslin_stack::egress::Complaint;
-use muslin_stack::icmp::IcmpError;
+use muslin_stack::datapath::egress::Complaint;
+use muslin_stack::datapath::icmp::IcmpError;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};

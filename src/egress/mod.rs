@@ -1,5 +1,5 @@
 //! Egress: a worker's sockets on the host, by which pods' traffic to addresses outside the overlay
-//! goes on. What belongs to which socket, and what becomes of it, [`muslin_stack::egress`] decides.
+//! goes on. What belongs to which socket, and what becomes of it, [`muslin_stack::datapath::egress`] decides.
 
 mod endpoints;
 mod error_queue;
@@ -8,8 +8,8 @@ mod sockets;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_stack::egress::{FlowId, Limits};
-use muslin_stack::guard;
+use muslin_stack::datapath::egress::{FlowId, Limits};
+use muslin_stack::datapath::guard;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
@@ -100,7 +100,10 @@ fn event_data(flow: FlowId) -> u64 {
 }
 
 /// The flow that an event is for, and what its socket is ready for.
-pub(crate) fn event_of(data: u64, flags: EpollFlags) -> (FlowId, muslin_stack::egress::Ready) {
+pub(crate) fn event_of(
+    data: u64,
+    flags: EpollFlags,
+) -> (FlowId, muslin_stack::datapath::egress::Ready) {
     let flow = FlowId {
         index: data as u32,
         generation: (data >> 32) as u32 & (FlowId::GENERATIONS - 1),
@@ -108,7 +111,7 @@ pub(crate) fn event_of(data: u64, flags: EpollFlags) -> (FlowId, muslin_stack::e
     // Errors are found by reading or writing.
     let failed = flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
     let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-    let ready = muslin_stack::egress::Ready {
+    let ready = muslin_stack::datapath::egress::Ready {
         readable: failed || flags.intersects(readable),
         writable: failed || flags.contains(EpollFlags::EPOLLOUT),
     };

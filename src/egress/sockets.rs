@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_stack::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol};
+use muslin_stack::datapath::egress::{
+    Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
+};
 use nix::errno::Errno;
 use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
-use muslin_stack::lease::{Backend, NetworkConfig};
+use muslin_stack::control::lease::{Backend, NetworkConfig};
 use tracing::{info, warn};
 
 use crate::error::Result;

@@ -1,7 +1,7 @@
 //! Leases: the stores that hold them, and the tasks that keep this node's own and
 //! share names of pods.
 //!
-//! The rules are in [`muslin_stack::lease`]; here are the ones who execute them.
+//! The rules are in [`muslin_stack::control::lease`]; here are the ones who execute them.
 
 mod names;
 pub mod release;

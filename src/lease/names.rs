@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_stack::ipam::PodName;
-use muslin_stack::lease::{Action, Answer, Op, Revision, WatchEvent};
-use muslin_stack::names::{
+use muslin_stack::control::ipam::PodName;
+use muslin_stack::control::lease::{Action, Answer, Op, Revision, WatchEvent};
+use muslin_stack::control::names::{
     NameChange, Names, PodRecord, Sharer, SharerSettings, Trouble, names_prefix,
 };
 use parking_lot::RwLock;
@@ -252,8 +252,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use async_trait::async_trait;
-    use muslin_stack::lease::{Entry, LEASE_TTL};
-    use muslin_stack::names::{Found, names_key};
+    use muslin_stack::control::lease::{Entry, LEASE_TTL};
+    use muslin_stack::control::names::{Found, names_key};
     use tempfile::TempDir;
     use tokio::task::JoinHandle;
     use tokio::time::Instant;

@@ -5,8 +5,8 @@
 //! record only if nobody has written it since.
 
 use ipnet::Ipv4Net;
-use muslin_stack::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
-use muslin_stack::names::names_key;
+use muslin_stack::control::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
+use muslin_stack::control::names::names_key;
 
 use super::store::{Store, StoreError};
 use super::table::{Viewer, row, standing, survey, unusable};

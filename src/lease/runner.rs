@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
 use smoltcp::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -377,7 +377,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use async_trait::async_trait;
-    use muslin_stack::lease::Answer;
+    use muslin_stack::control::lease::Answer;
     use parking_lot::Mutex;
     use tempfile::TempDir;
 

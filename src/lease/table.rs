@@ -5,12 +5,12 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_stack::control::peers::peer_of_lease;
-use muslin_stack::lease::{
+use muslin_stack::control::lease::{
     Entry, LeaseRecord, NetworkConfig, NoLease, Shares, Signs, Standing, SubnetKey, check_peer,
     lease_prefix, read_entry,
 };
-use muslin_stack::peer::PeerId;
+use muslin_stack::control::peers::peer_of_lease;
+use muslin_stack::datapath::peer::PeerId;
 use tokio::time::timeout;
 
 use super::store::Store;

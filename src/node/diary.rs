@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use muslin_stack::ipam::Memory;
+use muslin_stack::control::ipam::Memory;
 use parking_lot::{Condvar, Mutex};
 use tracing::warn;
 
@@ -98,7 +98,7 @@ impl Drop for Diary {
 mod tests {
     use std::sync::mpsc::sync_channel;
 
-    use muslin_stack::ipam::AddressPool;
+    use muslin_stack::control::ipam::AddressPool;
 
     use super::*;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use muslin_stack::ipam::PodName;
+use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
 
 use super::running::{Attachment, Running};

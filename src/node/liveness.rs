@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use muslin_stack::lease::{Signs, Standing};
-use muslin_stack::names::Names;
-use muslin_stack::peer::{Path, PeerId};
+use muslin_stack::control::lease::{Signs, Standing};
+use muslin_stack::control::names::Names;
+use muslin_stack::datapath::peer::{Path, PeerId};
 use tokio::time::{Instant, sleep};
 
 use super::running::Running;

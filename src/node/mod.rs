@@ -23,17 +23,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::{mtu::Mtu, tunnel::Format};
-use muslin_stack::control::plane::ControlPlane;
-use muslin_stack::control::tunnel::TunnelPlan;
-use muslin_stack::egress::{Config as Outside, Policy, Rules};
-use muslin_stack::guard;
-use muslin_stack::ipam::Memory;
-use muslin_stack::lease::{
+use muslin_stack::control::ipam::Memory;
+use muslin_stack::control::lease::{
     Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
     SubnetKey, WantedConfig,
 };
-use muslin_stack::node::{Config, Limits, Node};
-use muslin_stack::peer::Tunnel;
+use muslin_stack::control::plane::ControlPlane;
+use muslin_stack::control::tunnel::TunnelPlan;
+use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
+use muslin_stack::datapath::guard;
+use muslin_stack::datapath::node::{Config, Limits, Node};
+use muslin_stack::datapath::peer::Tunnel;
 use parking_lot::Mutex;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
-use muslin_stack::ipam::PodName;
-use muslin_stack::names::{Names, NodeRecord, PodRecord};
+use muslin_stack::control::ipam::PodName;
+use muslin_stack::control::names::{Names, NodeRecord, PodRecord};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 

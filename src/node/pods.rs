@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
-use muslin_stack::ipam::{IpamError, PodName};
 use smoltcp::wire::EthernetAddress;
 
 use crate::control::protocol::{Attach, Namespace};

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::tunnel::vxlan::Vni;
+use muslin_stack::control::lease::Standing;
 use muslin_stack::control::tunnel::TunnelPlan;
-use muslin_stack::egress;
-use muslin_stack::gateway;
-use muslin_stack::lease::Standing;
-use muslin_stack::neighbour::{REACHABLE, State};
-use muslin_stack::node::NextHop;
-use muslin_stack::peer::{Path, PeerId, Tunnel};
-use muslin_stack::port;
+use muslin_stack::datapath::egress;
+use muslin_stack::datapath::gateway;
+use muslin_stack::datapath::neighbour::{REACHABLE, State};
+use muslin_stack::datapath::node::NextHop;
+use muslin_stack::datapath::peer::{Path, PeerId, Tunnel};
+use muslin_stack::datapath::port;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -149,7 +149,7 @@ fn traffic(traffic: port::Traffic) -> Traffic {
 
 fn pods(running: &Running, report: &Report) -> Vec<Pod> {
     let pods = running.pods.lock();
-    let row = |(name, pod): (&muslin_stack::ipam::PodName, &super::pods::Pod)| {
+    let row = |(name, pod): (&muslin_stack::control::ipam::PodName, &super::pods::Pod)| {
         let port = report.ports.iter().find(|(id, ..)| *id == pod.port);
         let (received, sent) = port
             .map(|(_, port, _)| (port.received, port.sent))

@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::DisplayMac;
+use muslin_stack::control::ipam::PodName;
+use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
 use muslin_stack::control::tunnel::TunnelPlan;
-use muslin_stack::gateway;
-use muslin_stack::ipam::PodName;
-use muslin_stack::lease::NetworkConfig;
-use muslin_stack::port::PortId;
+use muslin_stack::datapath::gateway;
+use muslin_stack::datapath::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
 use tokio::sync::watch;

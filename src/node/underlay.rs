@@ -8,10 +8,10 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
-use muslin_stack::lease::NetworkConfig;
-use muslin_stack::peer::Tunnel;
-use muslin_stack::uplink::Uplink;
+use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::uplink::Uplink;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
-use muslin_stack::guard;
+use muslin_stack::datapath::guard;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use muslin_stack::egress::Protocol;
+use muslin_stack::datapath::egress::Protocol;
 use serde::{Deserialize, Serialize};
 
 /// Ports that one pod may have. A report of them fits one message.

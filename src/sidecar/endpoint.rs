@@ -15,14 +15,14 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use muslin_stack::Instant;
-use muslin_stack::drops::DropReason;
-use muslin_stack::egress::{
+use muslin_stack::datapath::egress::{
     Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Marks, Output, Policy, Protocol,
     Rules,
 };
+use muslin_stack::datapath::frame;
+use muslin_stack::datapath::icmp::IcmpError;
+use muslin_stack::drops::DropReason;
 use muslin_stack::endpoint::{Endpoint, Taken};
-use muslin_stack::frame;
-use muslin_stack::icmp::IcmpError;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -478,7 +478,7 @@ impl Wire {
     }
 
     fn report(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
-        let mut buffer = [0; HEADROOM + muslin_stack::icmp::MAX_LEN];
+        let mut buffer = [0; HEADROOM + muslin_stack::datapath::icmp::MAX_LEN];
         let Ok(mut packet) = PacketBuf::new(&mut buffer, HEADROOM, 0) else {
             return;
         };

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_stack::egress::Protocol;
+use muslin_stack::datapath::egress::Protocol;
 use thiserror::Error;
 use tokio::net::TcpStream;
 

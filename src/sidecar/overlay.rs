@@ -3,7 +3,7 @@
 //!
 //! A thread moves the pod's packets between its node, by a [`FrameSocket`], and sockets: one end of
 //! a Unix pair for each connection that begins here, and a socket of the host for each that another
-//! pod begins to an exposed port. What becomes of them [`muslin_stack::egress`] decides, for which
+//! pod begins to an exposed port. What becomes of them [`muslin_stack::datapath::egress`] decides, for which
 //! the rest of the overlay are the pods.
 
 use std::io;
@@ -17,7 +17,7 @@ use std::task::{Context as Task, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use muslin_stack::egress::{HostError, Protocol};
+use muslin_stack::datapath::egress::{HostError, Protocol};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;

@@ -15,7 +15,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use arrayvec::ArrayVec;
 use muslin_encap::ip::v4;
 use muslin_encap::offload::batch::{Message, SendBatch};
-use muslin_stack::work;
+use muslin_stack::datapath::work;
 use nix::libc;
 use socket2::SockAddr;
 

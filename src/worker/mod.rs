@@ -21,16 +21,16 @@ use std::time::{Duration, Instant as StdInstant};
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_stack::Instant;
-use muslin_stack::datapath::{Datapath, Message};
-use muslin_stack::drops::Counters;
-use muslin_stack::egress::{
+use muslin_stack::datapath::egress::{
     Config as EgressConfig, Counters as EgressCounters, Egress, FlowInfo, Owners,
 };
-use muslin_stack::neighbour::{Place, State};
-use muslin_stack::node::{NextHop, Node};
-use muslin_stack::peer::{Peer, PeerId, PeerState};
-use muslin_stack::port::{Attachment, Port, PortId};
-use muslin_stack::uplink::Uplink;
+use muslin_stack::datapath::neighbour::{Place, State};
+use muslin_stack::datapath::node::{NextHop, Node};
+use muslin_stack::datapath::peer::{Peer, PeerId, PeerState};
+use muslin_stack::datapath::port::{Attachment, Port, PortId};
+use muslin_stack::datapath::uplink::Uplink;
+use muslin_stack::datapath::{Datapath, Message};
+use muslin_stack::drops::Counters;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use socket2::Socket;
 use tokio::sync::{mpsc, oneshot};

@@ -9,10 +9,10 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::batch::{self, Queued, SendBatch};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
+use muslin_stack::datapath::frame;
+use muslin_stack::datapath::node::{Node, Verdict};
+use muslin_stack::datapath::port::PortId;
 use muslin_stack::drops::DropReason;
-use muslin_stack::frame;
-use muslin_stack::node::{Node, Verdict};
-use muslin_stack::port::PortId;
 use nix::errno::Errno;
 use tracing::warn;
 

@@ -4,8 +4,8 @@ use muslin_encap::buffer::PacketBuf;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{self, Merged, Merger};
 use muslin_encap::offload::virtio::{Checksum, Header};
+use muslin_stack::datapath::frame;
 use muslin_stack::drops::DropReason;
-use muslin_stack::frame;
 use nix::errno::Errno;
 use tracing::{debug, warn};
 

@@ -8,8 +8,8 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_stack::peer::Tunnel;
-use muslin_stack::route::RouteTable;
+use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::route::RouteTable;
 
 use rounds::{Case, Figure, Turns};
 use scenes::{Random, Scene, Way, subnet, vxlan_tunnel};

@@ -9,10 +9,11 @@ use std::error::Error;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
-use muslin_stack::node::{Config, Limits, Node, Verdict};
-use muslin_stack::peer::Tunnel;
-use muslin_stack::port::{Attachment, PortId};
-use muslin_stack::{EthernetAddress, Instant, guard};
+use muslin_stack::datapath::guard;
+use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::{EthernetAddress, Instant};
 
 const LEFT: PortId = PortId(1);
 const RIGHT: PortId = PortId(2);

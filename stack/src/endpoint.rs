@@ -2,7 +2,7 @@
 //!
 //! It speaks Ethernet with its node as any pod does: it answers ARP and pings for its address, and
 //! all it sends goes through the gateway. What its packets are about is for
-//! [`crate::egress::Egress`].
+//! [`crate::datapath::egress::Egress`].
 
 use std::net::Ipv4Addr;
 
@@ -17,10 +17,10 @@ use smoltcp::wire::{
 };
 
 use crate::bucket::TokenBucket;
+use crate::datapath::frame;
+use crate::datapath::guard;
+use crate::datapath::icmp::{self, IcmpError};
 use crate::drops::DropReason;
-use crate::frame;
-use crate::guard;
-use crate::icmp::{self, IcmpError};
 
 /// An address and the way to its gateway.
 #[derive(Debug)]

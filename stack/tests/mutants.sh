@@ -12,31 +12,31 @@ export CARGO_TARGET_DIR="$root/target/mutants-build"
 mutants() {
     cat <<'LIST'
 stack/src/drops.rs @ self.drops[reason as usize] += packets; @ let _ = (reason, packets); @ drops are not counted
-stack/src/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
-stack/src/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
+stack/src/datapath/guard.rs @ if attachment.guarded && source != attachment.mac { @ if false { @ a pod may send from any MAC address
+stack/src/datapath/guard.rs @ !attachment.guarded || attachment.addresses @ !attachment.addresses.is_empty() || attachment.addresses @ a pod may send from any IP address
 stack/src/control/peers.rs @ self.free.pop_first().unwrap_or(unused) @ self.free.pop_first().unwrap_or(unused / 2) @ peers share an identity
-stack/src/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
-stack/src/lease/manager.rs @ self.phase = if self.relist.is_required() { @ self.phase = if false { @ what happened during an operation is not looked into
-stack/src/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease
-stack/src/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
-stack/src/lease/manager/backoff.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
-stack/src/lease/manager.rs @ self.relist.require(); @ {} @ a store that did not answer is taken for what it was
-stack/src/lease/manager.rs @ if self.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
-stack/src/node/forward.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
-stack/src/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
-stack/src/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended
-stack/src/egress/mod.rs @ ready.writable |= event.writable; @ {} @ room that a socket outside has again is not seen
-stack/src/egress/mod.rs @ self.ends.refuse(now, syn, pods); @ let _ = &syn; @ pods are not told of a refusal
-stack/src/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ sockets outlive their flows
-stack/src/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
-stack/src/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
-stack/src/egress/mod.rs @ if !is_verified && at.checksum_state @ if !is_verified && protocol == Protocol::Tcp && at.checksum_state @ datagrams go out with wrong checksums
-stack/src/egress/mod.rs @ self.flows.victim(now, EVICTABLE, pod, direction)? @ self.flows.victim(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
-stack/src/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
-stack/src/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
-stack/src/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
-stack/src/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
-stack/src/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended
+stack/src/control/lease/manager.rs @ Some(record) => self.taken(own.key, record.public_ip), @ Some(_) => {} @ a node keeps a subnet that another holds now
+stack/src/control/lease/manager.rs @ self.phase = if self.relist.is_required() { @ self.phase = if false { @ what happened during an operation is not looked into
+stack/src/control/lease/manager.rs @ let reservation = entry.ttl.is_none(); @ let reservation = held.reservation; @ a reservation made during an outage becomes a lease
+stack/src/control/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_sub(margin); @ let rest = ttl.max(LEASE_TTL).saturating_add(margin); @ leases are renewed when it is too late
+stack/src/control/lease/manager/backoff.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
+stack/src/control/lease/manager.rs @ self.relist.require(); @ {} @ a store that did not answer is taken for what it was
+stack/src/control/lease/manager.rs @ if self.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
+stack/src/datapath/node/forward.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
+stack/src/datapath/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
+stack/src/datapath/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended
+stack/src/datapath/egress/mod.rs @ ready.writable |= event.writable; @ {} @ room that a socket outside has again is not seen
+stack/src/datapath/egress/mod.rs @ self.ends.refuse(now, syn, pods); @ let _ = &syn; @ pods are not told of a refusal
+stack/src/datapath/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ sockets outlive their flows
+stack/src/datapath/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
+stack/src/datapath/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
+stack/src/datapath/egress/mod.rs @ if !is_verified && at.checksum_state @ if !is_verified && protocol == Protocol::Tcp && at.checksum_state @ datagrams go out with wrong checksums
+stack/src/datapath/egress/mod.rs @ self.flows.victim(now, EVICTABLE, pod, direction)? @ self.flows.victim(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
+stack/src/datapath/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
+stack/src/datapath/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
+stack/src/datapath/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
+stack/src/datapath/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
+stack/src/datapath/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended
 encap/src/ip/v4.rs @ let new = be16(header, field::TTL); @ let new = old; @ the checksum does not fit the time to live
 LIST
 }

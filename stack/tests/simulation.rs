@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muslin_encap::mtu::Mtu;
-use muslin_stack::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
+use muslin_stack::control::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
 use muslin_stack::sim::{
     Event, Failure, Forgery, Plan, Scale, Setup, Step, Summary, Weather, run, shrink,
 };

@@ -17,9 +17,9 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{self, Checksum, Gso, GsoKind, Header};
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_fuzz::Seed;
-use muslin_stack::frame;
-use muslin_stack::hash;
-use muslin_stack::icmp::IcmpError;
+use muslin_stack::datapath::frame;
+use muslin_stack::datapath::hash;
+use muslin_stack::datapath::icmp::IcmpError;
 use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, IpVersion};
 
 muslin_fuzz::target! {

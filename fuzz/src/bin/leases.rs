@@ -9,7 +9,7 @@ use std::str::FromStr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_fuzz::Seed;
-use muslin_stack::lease::{
+use muslin_stack::control::lease::{
     Backend, Entry, LeaseRecord, NetworkConfig, SubnetKey, VxlanOptions, read_entry, read_peer,
 };
 use serde_json::Value;

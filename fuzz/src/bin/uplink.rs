@@ -18,12 +18,12 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_fuzz::{Seed, for_each_event};
+use muslin_stack::datapath::guard::Policy;
+use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
+use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::drops::DropReason;
-use muslin_stack::guard::Policy;
-use muslin_stack::node::{Config, Limits, Node, Verdict};
-use muslin_stack::peer::{Peer, PeerId, Tunnel};
-use muslin_stack::port::{Attachment, PortId};
-use muslin_stack::uplink::Uplink;
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 

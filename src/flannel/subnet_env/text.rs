@@ -3,7 +3,7 @@
 use std::fmt;
 
 use ipnet::Ipv4Net;
-use muslin_stack::gateway;
+use muslin_stack::datapath::gateway;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq)]

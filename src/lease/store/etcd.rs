@@ -17,7 +17,7 @@ use etcd_client::{
     Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions, WatchStream,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
-use muslin_stack::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;

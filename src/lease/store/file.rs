@@ -34,7 +34,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-use muslin_stack::lease::{
+use muslin_stack::control::lease::{
     Answer, Backend, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, VxlanOptions,
     WatchEvent,
 };
@@ -534,7 +534,7 @@ fn derived_mac(public_ip: Ipv4Addr) -> VtepMac {
 
 #[cfg(test)]
 mod tests {
-    use muslin_stack::lease::{Change, Loss, WantedConfig};
+    use muslin_stack::control::lease::{Change, Loss, WantedConfig};
     use tempfile::TempDir;
 
     use super::super::suite::{Node, settings};

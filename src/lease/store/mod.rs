@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use thiserror::Error;
 
 pub use etcd::EtcdOptions;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use muslin_stack::lease::{Answer, Entry, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use parking_lot::Mutex;

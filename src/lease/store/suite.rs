@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::lease::{
+use muslin_stack::control::lease::{
     Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
     Op, RENEW_MARGIN, Revision, Settings, WantedConfig, WatchEvent,
 };

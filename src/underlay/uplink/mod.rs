@@ -15,7 +15,7 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use muslin_encap::offload::virtio::{self, Header};
-use muslin_stack::work;
+use muslin_stack::datapath::work;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};

@@ -8,10 +8,11 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
-use muslin_stack::node::{Config, Limits, Node, Verdict};
-use muslin_stack::peer::{Peer, PeerId, Tunnel};
-use muslin_stack::port::{Attachment, PortId};
-use muslin_stack::{Instant, guard};
+use muslin_stack::Instant;
+use muslin_stack::datapath::guard;
+use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
+use muslin_stack::datapath::port::{Attachment, PortId};
 use smoltcp::wire::EthernetAddress;
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 255, 0, 1]);

@@ -6,8 +6,8 @@ use std::net::SocketAddrV4;
 
 use thiserror::Error;
 
-use crate::lease::{Backend, LeaseRecord, SubnetKey};
-use crate::peer::{Peer, PeerId};
+use crate::control::lease::{Backend, LeaseRecord, SubnetKey};
+use crate::datapath::peer::{Peer, PeerId};
 
 /// The leases of other nodes by their keys, each with a number that is stable while it lasts and
 /// used again afterwards.
@@ -116,7 +116,7 @@ mod tests {
     use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 
     use super::*;
-    use crate::lease::VxlanOptions;
+    use crate::control::lease::VxlanOptions;
 
     #[test]
     fn a_lease_keeps_its_identity_while_it_lasts() {

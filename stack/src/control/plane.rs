@@ -11,10 +11,10 @@ use std::net::Ipv4Addr;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::peers::{Known, Peers, Unusable};
-use crate::lease::{Backend, Change, SubnetKey};
-use crate::names::Names;
-use crate::node::Node;
-use crate::peer::{Peer, PeerId};
+use crate::control::lease::{Backend, Change, SubnetKey};
+use crate::control::names::Names;
+use crate::datapath::node::Node;
+use crate::datapath::peer::{Peer, PeerId};
 
 /// What a node's tables are to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,8 +148,8 @@ fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::LeaseRecord;
-    use crate::names::{Found, NodeRecord, PodRecord};
+    use crate::control::lease::LeaseRecord;
+    use crate::control::names::{Found, NodeRecord, PodRecord};
 
     const UDP: Backend = Backend::Udp { port: 8285 };
 

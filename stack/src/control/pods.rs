@@ -8,9 +8,9 @@ use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
-use crate::ipam::{AddressPool, IpamError, Memory, PodName};
-use crate::names::{PodRecord, is_reserved};
-use crate::port::{Attachment, PortId};
+use crate::control::ipam::{AddressPool, IpamError, Memory, PodName};
+use crate::control::names::{PodRecord, is_reserved};
+use crate::datapath::port::{Attachment, PortId};
 
 /// The pods of a node, each with what else is known of it.
 #[derive(Debug)]

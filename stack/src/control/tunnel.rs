@@ -7,8 +7,8 @@ use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
-use crate::lease::{Backend, ConfigFault};
-use crate::peer::Tunnel;
+use crate::control::lease::{Backend, ConfigFault};
+use crate::datapath::peer::Tunnel;
 
 /// How a network's packets travel to and from a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +114,7 @@ fn mtus(tunnel: Tunnel, named: Option<Mtu>, interface: u32) -> Result<(Mtu, Mtu)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::VxlanOptions;
+    use crate::control::lease::VxlanOptions;
 
     const INTERFACE: u32 = 1500;
 

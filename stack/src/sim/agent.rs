@@ -11,7 +11,7 @@ use super::cluster::{Cluster, Due};
 use super::machine::{Timer, Who};
 use super::random::{Random, Stream};
 use super::store::Gap;
-use crate::lease::{Action, Answer, Manager, Op, Revision};
+use crate::control::lease::{Action, Answer, Manager, Op, Revision};
 
 /// How long a request may take, as with etcd.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -16,14 +16,14 @@ use super::machine::{Machine, Process, Running, Who};
 use super::oracle::Flow;
 use super::random::{Random, Stream};
 use super::store::Retimed;
+use crate::control::lease::{lease_prefix, overlap, read_peer};
 use crate::control::peers::peer_of_lease;
-use crate::frame;
-use crate::lease::{lease_prefix, overlap, read_peer};
-use crate::neighbour::State;
-use crate::node::{NextHop, Node};
-use crate::peer::{Peer, PeerId};
-use crate::port::PortId;
-use crate::work;
+use crate::datapath::frame;
+use crate::datapath::neighbour::State;
+use crate::datapath::node::{NextHop, Node};
+use crate::datapath::peer::{Peer, PeerId};
+use crate::datapath::port::PortId;
+use crate::datapath::work;
 
 /// How long tables may take to be right again after everything is mended: a wiped store's peers are
 /// waited for a minute, a node that has lost its lease starts again after 10 s.

@@ -22,12 +22,12 @@ use super::queue::Queue;
 use super::random::{Random, Stream};
 use super::sockets::Happening;
 use super::store::{Gap, Lost, Store};
-use crate::egress::FlowId;
-use crate::frame;
-use crate::ipam::PodName;
-use crate::lease::{Answer, Op, Revision};
-use crate::node::Limits;
-use crate::port::PortId;
+use crate::control::ipam::PodName;
+use crate::control::lease::{Answer, Op, Revision};
+use crate::datapath::egress::FlowId;
+use crate::datapath::frame;
+use crate::datapath::node::Limits;
+use crate::datapath::port::PortId;
 
 /// Where the store has flannel's keys.
 pub(super) const PREFIX: &str = "/coreos.com/network";

@@ -7,7 +7,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use smoltcp::time::Instant;
 
-use crate::port::Attachment;
+use crate::datapath::port::Attachment;
 
 /// A device behind a port. It has no clock and no randomness but what it is given.
 pub(super) trait Device {

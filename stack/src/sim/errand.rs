@@ -11,8 +11,8 @@ use super::event::Event;
 use super::machine::Who;
 use super::oracle::Flow;
 use super::outside::Server;
-use crate::egress::Protocol;
-use crate::port::PortId;
+use crate::datapath::egress::Protocol;
+use crate::datapath::port::PortId;
 
 /// How long pods may take with all their errands: they have patience for a minute without a word.
 const PATIENCE: u64 = 300;

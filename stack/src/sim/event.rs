@@ -13,9 +13,9 @@ use super::link::Weather;
 use super::machine::Who;
 use super::outside::Server;
 use super::rogue::Rogue;
-use crate::egress::Protocol;
-use crate::lease::{Entry, LEASE_TTL, LeaseRecord, SubnetKey, lease_prefix};
-use crate::port::PortId;
+use crate::control::lease::{Entry, LEASE_TTL, LeaseRecord, SubnetKey, lease_prefix};
+use crate::datapath::egress::Protocol;
+use crate::datapath::port::PortId;
 
 /// A node that is not simulated, with a lease that no other has.
 const OVERLAPPING: u8 = 255;

@@ -12,7 +12,7 @@ use std::fmt::Write;
 use smoltcp::time::Duration;
 
 use super::cluster::{Cluster, Due, PREFIX};
-use crate::lease::{Revision, WatchEvent, lease_prefix};
+use crate::control::lease::{Revision, WatchEvent, lease_prefix};
 
 /// How long such a node takes until its next watch is open: for a question about the lease's time to
 /// live, for routes, and for the request.

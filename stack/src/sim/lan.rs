@@ -13,9 +13,9 @@ use super::device::Identity;
 use super::link::Fate;
 use super::machine::{Machine, Who};
 use super::plan::Setup;
-use crate::frame;
-use crate::lease::Backend;
-use crate::uplink::Uplink;
+use crate::control::lease::Backend;
+use crate::datapath::frame;
+use crate::datapath::uplink::Uplink;
 
 /// A host on every link that is nobody's.
 const LIAR: EthernetAddress = EthernetAddress([2, 0x1a, 0xff, 0, 0, 1]);

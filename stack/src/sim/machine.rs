@@ -13,13 +13,13 @@ use super::agent::Agent;
 use super::device::{Device, Sent};
 use super::frozen::Frozen;
 use super::way_out::WayOut;
+use crate::control::ipam::{Memory, PodName};
+use crate::control::lease::{NetworkConfig, SubnetKey};
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::TunnelPlan;
 use crate::datapath::Datapath;
-use crate::ipam::{Memory, PodName};
-use crate::lease::{NetworkConfig, SubnetKey};
-use crate::port::PortId;
+use crate::datapath::port::PortId;
 
 /// A process of a machine. What was meant for an earlier one is not for a later one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

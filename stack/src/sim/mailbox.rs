@@ -10,8 +10,8 @@ use super::device::Identity;
 use super::outside::{Script, Server};
 use super::random::Random;
 use super::sockets::{Happening, ROUTER};
-use crate::egress::{Complaint, HostError, Marks, Protocol, Ready};
-use crate::icmp::IcmpError;
+use crate::datapath::egress::{Complaint, HostError, Marks, Protocol, Ready};
+use crate::datapath::icmp::IcmpError;
 
 /// What the host calls all its echo requests.
 const IDENT: u16 = 0x0707;

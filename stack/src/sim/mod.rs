@@ -2,7 +2,7 @@
 //! of their leases, and servers outside the overlay, in one thread and in virtual time.
 //!
 //! What runs is what runs in production: [`crate::datapath::Datapath`] with its node and egress,
-//! [`crate::lease::Manager`], [`crate::control::plane::ControlPlane`] and
+//! [`crate::control::lease::Manager`], [`crate::control::plane::ControlPlane`] and
 //! [`crate::control::pods::Pods`]. What a real node has around them is here anew, as simple as it can
 //! be: `agent` does what the lease task of `src/lease/runner.rs` does, `cluster` what `src/node/` and
 //! the workers do, `sockets` what `src/egress/` and the host's kernel do. Pods are smoltcp with TCP, UDP
@@ -77,7 +77,7 @@
 //!
 //! # The store
 //!
-//! It is etcd as [`crate::lease::Op`] promises it: operations happen at one moment, revisions grow,
+//! It is etcd as [`crate::control::lease::Op`] promises it: operations happen at one moment, revisions grow,
 //! keys with a time to live end, watches tell all changes in order, and one that asks for changes
 //! that are no longer there, or not there yet, has a gap. Requests can be lost on the way there, and
 //! answers on the way back when the store has done the work. Real nodes read linearizably; the

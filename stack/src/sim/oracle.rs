@@ -16,8 +16,8 @@ use super::errand::Errand;
 use super::machine::Plugged;
 use super::outside::Server;
 use super::packet::quoted_source;
-use crate::frame;
-use crate::lease::{SubnetKey, lease_prefix};
+use crate::control::lease::{SubnetKey, lease_prefix};
+use crate::datapath::frame;
 
 /// Which way a ping's packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,7 +8,7 @@ use smoltcp::wire::{
     UdpPacket,
 };
 
-use crate::frame;
+use crate::datapath::frame;
 
 /// Bytes of an ICMP error in front of what it quotes.
 const ICMP_LEN: usize = 8;

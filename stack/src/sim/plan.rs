@@ -13,8 +13,10 @@ use super::link::Weather;
 use super::outside::Server;
 use super::random::{Random, Stream};
 use super::rogue::Rogue;
-use crate::egress::Protocol;
-use crate::lease::{Backend, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, WantedConfig};
+use crate::control::lease::{
+    Backend, LeaseRecord, NetworkConfig, RENEW_MARGIN, VxlanOptions, WantedConfig,
+};
+use crate::datapath::egress::Protocol;
 
 /// All pods of the cluster.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);

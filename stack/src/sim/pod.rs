@@ -17,9 +17,9 @@ use smoltcp::wire::{
 };
 
 use super::device::{Device, Identity, Order, Report, Sent, pattern};
-use crate::frame;
-use crate::gateway;
-use crate::port::Attachment;
+use crate::datapath::frame;
+use crate::datapath::gateway;
+use crate::datapath::port::Attachment;
 
 /// Where pods listen.
 pub(super) const PORT: u16 = 5000;

@@ -13,9 +13,9 @@ use super::device::{Device, Identity, Order, Report};
 use super::machine::{Plugged, Timer, Who};
 use super::pod::{PORT, Pod};
 use super::rogue::Rogue;
+use crate::control::ipam::PodName;
 use crate::control::pods::Request;
-use crate::ipam::PodName;
-use crate::port::PortId;
+use crate::datapath::port::PortId;
 
 /// The longest that a pod takes to be attached again after a restart, in milliseconds.
 const REATTACHING: u64 = 3_000;

@@ -15,14 +15,14 @@ use super::machine::{Disk, Process, Running, Timer, Who};
 use super::plan::Setup;
 use super::random::Random;
 use super::way_out::{self, WayOut};
+use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
-use crate::egress::Egress;
-use crate::guard::Policy;
-use crate::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
-use crate::node::{Config, Node};
+use crate::datapath::egress::Egress;
+use crate::datapath::guard::Policy;
+use crate::datapath::node::{Config, Node};
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);

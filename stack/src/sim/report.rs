@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use super::cluster::{Cluster, PREFIX};
-use crate::lease::lease_prefix;
-use crate::node::NextHop;
+use crate::control::lease::lease_prefix;
+use crate::datapath::node::NextHop;
 
 impl Cluster {
     /// Leases, peers, routes and drops of all nodes, and what the store has.

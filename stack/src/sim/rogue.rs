@@ -13,8 +13,8 @@ use super::device::{Device, Identity, Order, Report, Sent};
 use super::forge;
 use super::outside::Server;
 use super::sockets::{METADATA, TUNNEL};
-use crate::frame;
-use crate::port::Attachment;
+use crate::datapath::frame;
+use crate::datapath::port::Attachment;
 
 /// Where names are resolved.
 const PORT: u16 = 53;

@@ -16,7 +16,7 @@ use super::outside::Server;
 use super::plan::Setup;
 use super::random::{Random, Stream};
 use super::{Failure, Violation};
-use crate::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
+use crate::control::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
 
 /// Room for 65,534 nodes.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);

@@ -14,7 +14,9 @@ use super::mailbox::Mailbox;
 use super::outside::{Script, Server};
 use super::random::{Random, Stream};
 use super::stream::Stream as Connection;
-use crate::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready};
+use crate::datapath::egress::{
+    Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready,
+};
 
 /// A router on the way to servers.
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);

@@ -1,14 +1,14 @@
 //! A simulated etcd: keys with revisions and leases that end, a history that watches read and that
 //! is compacted, and a member that lags behind.
 //!
-//! It does what [`crate::lease::Op`] says at one moment. Everything that can go wrong on the way to
+//! It does what [`crate::control::lease::Op`] says at one moment. Everything that can go wrong on the way to
 //! it and back is the cluster's business.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use smoltcp::time::{Duration, Instant};
 
-use crate::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
+use crate::control::lease::{Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
 
 /// Changes that are kept at most: etcd's users compact by number or by hour.
 const HISTORY: usize = 10_000;

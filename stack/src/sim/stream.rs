@@ -8,7 +8,7 @@ use smoltcp::time::Duration;
 use super::device::pattern;
 use super::outside::{Script, Server};
 use super::pod::HEAD_LEN;
-use crate::egress::{HostError, Ready};
+use crate::datapath::egress::{HostError, Ready};
 
 /// Bytes that wait in each direction: fewer than one segment has, sometimes.
 const ROOM: usize = 4096;

@@ -18,13 +18,13 @@ use super::device::{Identity, Sent};
 use super::link::Fate;
 use super::machine::Who;
 use super::sockets::Sockets;
+use crate::control::lease::Backend;
+use crate::datapath::frame;
+use crate::datapath::node::Verdict;
+use crate::datapath::port::PortId;
+use crate::datapath::work;
 use crate::datapath::{Datapath, Output};
 use crate::drops::DropReason;
-use crate::frame;
-use crate::lease::Backend;
-use crate::node::Verdict;
-use crate::port::PortId;
-use crate::work;
 
 /// Datagrams that an eavesdropper remembers.
 const CAPTURED: usize = 16;

@@ -17,10 +17,12 @@ use super::oracle::Oracle;
 use super::outside::Server;
 use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
+use crate::datapath::egress::{
+    Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Policy, Protocol, Rules,
+};
+use crate::datapath::frame;
+use crate::datapath::node::Verdict;
 use crate::drops::DropReason;
-use crate::egress::{Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Policy, Protocol, Rules};
-use crate::frame;
-use crate::node::Verdict;
 
 /// Few, so that they are reached.
 const FLOWS: usize = 5;

@@ -10,14 +10,15 @@ use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
-use muslin_stack::egress::{
+use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
-use muslin_stack::node::{self, Node, Verdict};
-use muslin_stack::peer::Tunnel;
-use muslin_stack::port::{Attachment, PortId};
-use muslin_stack::{Duration, Instant, frame, guard};
+use muslin_stack::datapath::node::{self, Node, Verdict};
+use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
+use muslin_stack::datapath::{frame, guard};
+use muslin_stack::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress};
 
 use crate::host::{Sent, Sockets};

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddrV4;
 
-use muslin_stack::egress::{Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol};
+use muslin_stack::datapath::egress::{
+    Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
+};
 
 /// What the workers' sockets have sent: by which mapping or flow, where to, and which bytes.
 #[derive(Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use etherparse::PacketBuilder;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
-use muslin_stack::egress::{
+use muslin_stack::datapath::egress::{
     Config, Egress, FlowId, FlowKey, HostError, Limits, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::{Duration, Instant};

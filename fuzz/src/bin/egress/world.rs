@@ -10,10 +10,10 @@ use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_stack::Duration;
-use muslin_stack::egress::{
+use muslin_stack::datapath::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Output, Protocol,
 };
-use muslin_stack::icmp::may_answer;
+use muslin_stack::datapath::icmp::may_answer;
 
 /// MTU of pods.
 pub(crate) const MTU: u16 = 1450;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use muslin_encap::ip::transport::{Protocol, Transport};
 use muslin_encap::offload::virtio::{Checksum, GsoKind, Header};
-use muslin_stack::port::Attachment;
+use muslin_stack::datapath::port::Attachment;
 
 use crate::event::GATEWAY_MAC;
 

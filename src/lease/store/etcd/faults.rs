@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use muslin_stack::lease::{Change, LeaseRecord, Loss, WantedConfig};
+use muslin_stack::control::lease::{Change, LeaseRecord, Loss, WantedConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;

@@ -2,7 +2,7 @@
 //! server. Flannel watches its own lease apart; here it is in the one watch of all.
 
 use etcd_client::PutOptions;
-use muslin_stack::lease::{Change, LeaseRecord, Settings, WantedConfig};
+use muslin_stack::control::lease::{Change, LeaseRecord, Settings, WantedConfig};
 
 use super::super::suite::{Node, Place, settings};
 use super::tests::Server;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use etcd_client::PermissionType;
-use muslin_stack::lease::{Change, ConfigFault, LeaseRecord};
+use muslin_stack::control::lease::{Change, ConfigFault, LeaseRecord};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
@@ -412,7 +412,7 @@ async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
     };
     let mut client = server.client().await;
     let mut told = settings("/u01", 1);
-    told.wanted_config = muslin_stack::lease::WantedConfig::Any;
+    told.wanted_config = muslin_stack::control::lease::WantedConfig::Any;
     let mut node = Node::start(server.open(), told);
     let missing = Change::AwaitsConfig(ConfigFault::Missing("/u01/config".to_owned()));
     assert_eq!(node.next().await, missing);

@@ -1,0 +1,318 @@
+//! Whose record is it?
+//!
+//! flannel goes by the public address alone. Here a VXLAN record with our VTEP's MAC address is ours
+//! too where we had its subnet before: a node that comes back with another public address moves its
+//! record and keeps its subnet. Two nodes with one state directory, each alive, have the same claim
+//! then. The one that held the record writes it again, and the one that had moved it gives way for
+//! good: a node that is alive keeps what its pods use, and the copy ends with a message, whichever of
+//! the two came later.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_encap::tunnel::vxlan::VtepMac;
+use smoltcp::time::{Duration, Instant};
+
+use super::{Identity, OwnEntry};
+use crate::control::lease::{LeaseRecord, SubnetKey};
+
+/// How often our record is written again after others changed it, before there is no point in it.
+pub(super) const MAX_DISPUTES: u32 = 10;
+/// After so many challenges in a row the delay before the next answer grows no more.
+const MAX_CHALLENGE_DELAY: u32 = 4;
+/// Disputes that are further apart than this have nothing to do with each other.
+pub(super) const DISPUTE_MEMORY: Duration = Duration::from_secs(600);
+
+/// Who we are and were, and how often others had a say in it.
+#[derive(Debug)]
+pub(super) struct Ownership {
+    pub(super) identity: Identity,
+    /// The subnet of an earlier run.
+    previous: Option<Ipv4Net>,
+    /// The public address before the last change at run time.
+    former: Option<Ipv4Addr>,
+    /// The public address from which our record was moved at the start.
+    moved_from: Option<Ipv4Addr>,
+    disputes: u32,
+    /// How often a node with our identity took our record.
+    challenges: u32,
+    disputed: Option<Instant>,
+}
+
+/// What a record of ours that others have written asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Contest {
+    /// It is written again, after the delay of so many attempts.
+    WriteAgain(u32),
+    /// Others write it again and again, and always will.
+    Hopeless,
+    /// A node with our identity is alive, and had the record before us.
+    Cloned,
+}
+
+/// How a record that we go on with came to be ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakeOver {
+    /// It is moved here from another public address.
+    Moved {
+        /// That address.
+        from: Ipv4Addr,
+    },
+    /// It has our public address, but another VTEP wrote it.
+    Replaced {
+        /// The MAC address of that VTEP.
+        vtep_mac: VtepMac,
+    },
+}
+
+impl Ownership {
+    pub(super) fn new(identity: Identity, previous: Option<Ipv4Net>) -> Self {
+        Self {
+            identity,
+            previous: previous.map(|previous| previous.trunc()),
+            former: None,
+            moved_from: None,
+            disputes: 0,
+            challenges: 0,
+            disputed: None,
+        }
+    }
+
+    /// The subnet of an earlier run.
+    pub(super) fn previous(&self) -> Option<Ipv4Net> {
+        self.previous
+    }
+
+    /// We were never in this store, and have another VTEP there.
+    pub(super) fn begin_anew(&mut self, vtep_mac: VtepMac) {
+        self.identity.vtep_mac = vtep_mac;
+        self.previous = None;
+    }
+
+    /// Our public address is this one now; whether that is another.
+    pub(super) fn set_public_ip(&mut self, public_ip: Ipv4Addr) -> bool {
+        let old = std::mem::replace(&mut self.identity.public_ip, public_ip);
+        if old == public_ip {
+            return false;
+        }
+        self.former = Some(old);
+        true
+    }
+
+    /// Whether a record is ours: under our public address, or written by our VTEP for the subnet
+    /// that we have (`held`) or had, or under the address that we had.
+    pub(super) fn is_ours(
+        &self,
+        held: Option<SubnetKey>,
+        key: SubnetKey,
+        record: &LeaseRecord,
+    ) -> bool {
+        if record.public_ip == self.identity.public_ip {
+            return true;
+        }
+        let is_by_our_vtep = record.vtep_mac() == Some(self.identity.vtep_mac);
+        match held {
+            // The old address is still in what we wrote, whatever the backend.
+            Some(held) if held == key => self.is_former(record) || is_by_our_vtep,
+            Some(_) => false,
+            None => is_by_our_vtep && (self.is_previous(key) || self.is_former(record)),
+        }
+    }
+
+    /// Whether a record has our public address, or the one that we had: not that of another node with
+    /// our identity.
+    pub(super) fn is_at_our_address(&self, record: &LeaseRecord) -> bool {
+        record.public_ip == self.identity.public_ip || self.is_former(record)
+    }
+
+    /// The record to go on with: that of the subnet that our pods have, else one that our VTEP wrote,
+    /// else the first, as flannel does.
+    pub(super) fn preferred_record<'a>(&self, own: &'a [OwnEntry]) -> Option<&'a OwnEntry> {
+        let vtep_mac = self.identity.vtep_mac;
+        own.iter().min_by_key(|(key, _, record)| {
+            let is_foreign = record.vtep_mac().is_some_and(|mac| mac != vtep_mac);
+            (!self.is_previous(*key), is_foreign)
+        })
+    }
+
+    /// Notes that we go on with a record; how it came to be ours, if it is not simply our own and that
+    /// was not said yet.
+    pub(super) fn take_over(&mut self, key: SubnetKey, record: &LeaseRecord) -> Option<TakeOver> {
+        let from = record.public_ip;
+        if from != self.identity.public_ip {
+            let is_news = self.moved_from.replace(from) != Some(from);
+            return is_news.then_some(TakeOver::Moved { from });
+        }
+        let other = record.vtep_mac();
+        let vtep_mac = other.filter(|mac| *mac != self.identity.vtep_mac)?;
+        (!self.is_previous(key)).then_some(TakeOver::Replaced { vtep_mac })
+    }
+
+    /// Our record is another one than we wrote, under our address or by our VTEP.
+    pub(super) fn on_own_rewritten(&mut self, now: Instant, record: &LeaseRecord) -> Contest {
+        if self.is_at_our_address(record) {
+            return self.dispute(now);
+        }
+        if self.moved_from == Some(record.public_ip) {
+            // We moved it here because nobody seemed to have it, and its holder writes it again.
+            return Contest::Cloned;
+        }
+        // A copy of us gives way when it sees our record again, and may be started again and again.
+        self.note_dispute(now);
+        self.challenges = self.challenges.saturating_add(1);
+        Contest::WriteAgain(self.challenges.min(MAX_CHALLENGE_DELAY))
+    }
+
+    /// Our record is not what we wrote, and nobody else's either.
+    pub(super) fn dispute(&mut self, now: Instant) -> Contest {
+        self.note_dispute(now);
+        self.disputes += 1;
+        if self.disputes > MAX_DISPUTES {
+            return Contest::Hopeless;
+        }
+        Contest::WriteAgain(self.disputes)
+    }
+
+    fn note_dispute(&mut self, now: Instant) {
+        let is_recent = |disputed: Instant| now < disputed + DISPUTE_MEMORY;
+        if !self.disputed.replace(now).is_some_and(is_recent) {
+            (self.disputes, self.challenges) = (0, 0);
+        }
+    }
+
+    fn is_previous(&self, key: SubnetKey) -> bool {
+        self.previous == Some(key.ipv4)
+    }
+
+    fn is_former(&self, record: &LeaseRecord) -> bool {
+        Some(record.public_ip) == self.former
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use muslin_encap::tunnel::vxlan::Vni;
+
+    use super::*;
+    use crate::control::lease::Entry;
+
+    const NOW: Instant = Instant::from_micros_const(1_000_000_000);
+
+    fn ip(last: u8) -> Ipv4Addr {
+        [192, 168, 0, last].into()
+    }
+
+    fn mac(number: u8) -> VtepMac {
+        VtepMac::from_random([number; 6])
+    }
+
+    fn record(at: u8, vtep: u8) -> LeaseRecord {
+        LeaseRecord::vxlan(ip(at), Vni::new(1).unwrap(), mac(vtep))
+    }
+
+    fn key(third: u8) -> SubnetKey {
+        format!("10.244.{third}.0-24").parse().unwrap()
+    }
+
+    /// The node at 192.168.0.1 with the VTEP 1, which had 10.244.1.0/24.
+    fn ownership() -> Ownership {
+        let identity = Identity {
+            public_ip: ip(1),
+            vtep_mac: mac(1),
+        };
+        Ownership::new(identity, Some("10.244.1.0/24".parse().unwrap()))
+    }
+
+    #[test]
+    fn an_address_is_an_identity_and_a_vtep_only_where_we_were() {
+        let own = ownership();
+        let is_ours = |held, key, record| own.is_ours(held, key, &record);
+        assert!(is_ours(None, key(9), record(1, 9)));
+        assert!(is_ours(None, key(1), record(2, 1)), "the subnet we had");
+        assert!(!is_ours(None, key(2), record(2, 1)));
+        assert!(!is_ours(None, key(1), record(2, 2)));
+        assert!(is_ours(Some(key(2)), key(2), record(2, 1)));
+        assert!(!is_ours(Some(key(2)), key(1), record(2, 1)));
+    }
+
+    #[test]
+    fn what_has_the_address_that_we_had_is_ours_where_we_hold_it() {
+        let mut own = ownership();
+        assert!(!own.set_public_ip(ip(1)));
+        assert!(own.set_public_ip(ip(5)));
+        assert!(own.is_ours(Some(key(2)), key(2), &record(1, 9)));
+        assert!(own.is_ours(None, key(2), &record(1, 1)));
+        assert!(!own.is_ours(None, key(2), &record(1, 9)));
+        assert!(own.is_at_our_address(&record(1, 9)));
+        assert!(!own.is_at_our_address(&record(2, 1)));
+    }
+
+    #[test]
+    fn the_subnet_that_pods_have_is_preferred_then_our_vteps() {
+        let own = ownership();
+        let entry = |key: SubnetKey, record| {
+            let entry = Entry {
+                key: key.to_string(),
+                value: String::new(),
+                revision: 1,
+                ttl: None,
+            };
+            (key, entry, record)
+        };
+        let all = [
+            entry(key(3), record(1, 9)),
+            entry(key(4), record(1, 1)),
+            entry(key(1), record(1, 9)),
+        ];
+        let preferred = |all: &[OwnEntry]| own.preferred_record(all).map(|(key, ..)| *key);
+        assert_eq!(preferred(&all), Some(key(1)));
+        assert_eq!(preferred(&all[..2]), Some(key(4)));
+        assert_eq!(preferred(&all[..1]), Some(key(3)));
+        assert_eq!(preferred(&[]), None);
+    }
+
+    #[test]
+    fn who_is_taken_over_from_is_said_once() {
+        let mut own = ownership();
+        let moved = Some(TakeOver::Moved { from: ip(2) });
+        assert_eq!(own.take_over(key(1), &record(2, 1)), moved);
+        assert_eq!(own.take_over(key(1), &record(2, 1)), None);
+        let replaced = Some(TakeOver::Replaced { vtep_mac: mac(9) });
+        assert_eq!(own.take_over(key(2), &record(1, 9)), replaced);
+        assert_eq!(own.take_over(key(1), &record(1, 9)), None, "an own subnet");
+        assert_eq!(own.take_over(key(2), &record(1, 1)), None);
+    }
+
+    #[test]
+    fn a_writer_who_does_not_give_way_is_not_fought_for_ever() {
+        let mut own = ownership();
+        for attempt in 1..=10 {
+            let contest = own.on_own_rewritten(NOW, &record(1, 9));
+            assert_eq!(contest, Contest::WriteAgain(attempt));
+        }
+        assert_eq!(own.dispute(NOW), Contest::Hopeless);
+        let later = NOW + DISPUTE_MEMORY;
+        assert_eq!(own.dispute(later), Contest::WriteAgain(1), "another one");
+    }
+
+    #[test]
+    fn the_copy_gives_way_and_the_original_does_not() {
+        let mut original = ownership();
+        for attempt in [1, 2, 3, 4, 4, 4] {
+            let contest = original.on_own_rewritten(NOW, &record(2, 1));
+            assert_eq!(contest, Contest::WriteAgain(attempt));
+        }
+        let mut copy = ownership();
+        copy.take_over(key(1), &record(2, 1));
+        assert_eq!(copy.on_own_rewritten(NOW, &record(2, 1)), Contest::Cloned);
+    }
+
+    #[test]
+    fn in_another_store_nothing_is_remembered() {
+        let mut own = ownership();
+        own.begin_anew(mac(7));
+        assert!(!own.is_ours(None, key(1), &record(2, 1)));
+        assert_eq!(own.previous(), None);
+        assert_eq!(own.identity.vtep_mac, mac(7));
+    }
+}

@@ -1,0 +1,517 @@
+//! Names of pods: which pod of which node has which address, from the records that nodes publish.
+//!
+//! `POD` alone has the addresses of all pods of that name, `POD.NODE` those on one node. Where a
+//! name can be read in both ways, because names of pods and nodes may have dots, the node counts.
+//!
+//! Nobody vouches for a record but who may write into the store. What is checked is that it counts
+//! only while its subnet is leased, that it names addresses of that subnet's pods only, each once,
+//! and that it is no larger than a node of ours makes it. So a node can give its own pods any name,
+//! and nobody else's pod another address.
+
+mod sharing;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::control::ipam::PodName;
+use crate::control::lease::{Entry, SubnetKey};
+use crate::datapath::gateway;
+
+pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
+
+/// The longest record in bytes. Stores have limits too; etcd takes a request of 1.5 MiB.
+pub const MAX_RECORD: usize = 512 * 1024;
+
+/// Names that hosts look for by themselves, in whatever domains they search, and trust: a proxy's
+/// settings, a tunnel's end, the host itself. No pod answers for them.
+const RESERVED: [&str; 3] = ["isatap", "localhost", "wpad"];
+
+/// Whether a pod must not have a name, since it begins as a reserved one.
+#[must_use]
+pub fn is_reserved(name: &PodName) -> bool {
+    let first = name.as_str().split('.').next();
+    first.is_some_and(|first| RESERVED.contains(&first))
+}
+
+/// What a node publishes: its pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// The node's name.
+    pub node: PodName,
+    /// Its lease.
+    pub subnet: Ipv4Net,
+    /// Its pods.
+    pub pods: Vec<PodRecord>,
+    /// Whether it has stopped, and its lease waits for its return.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
+}
+
+/// A pod in a node's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodRecord {
+    /// Its name.
+    pub name: PodName,
+    /// Its address.
+    pub address: Ipv4Addr,
+}
+
+/// Why a store's entry is no node's record.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum InvalidNodeRecord {
+    /// Its key does not name a subnet.
+    #[error("its name is not a subnet")]
+    Key,
+    /// It is too long.
+    #[error("its value has more than {MAX_RECORD} bytes")]
+    TooLong,
+    /// It is not a record.
+    #[error("it is not a node's record: {0}")]
+    Json(String),
+    /// It is about another subnet than its key.
+    #[error("it is about the subnet {0}")]
+    OtherSubnet(Ipv4Net),
+    /// It names an address that its node cannot give to a pod.
+    #[error("{0} is no address of a pod in its subnet")]
+    Address(Ipv4Addr),
+    /// It names an address twice.
+    #[error("it has the address {0} twice")]
+    Twice(Ipv4Addr),
+}
+
+/// Where nodes publish their pods: beside flannel's keys, which begin with `PREFIX/subnets` and
+/// `PREFIX/config`. With its final slash.
+#[must_use]
+pub fn names_prefix(prefix: &str) -> String {
+    format!("{prefix}/muslin/pods/")
+}
+
+/// The key of the node that has a subnet.
+#[must_use]
+pub fn names_key(prefix: &str, subnet: Ipv4Net) -> String {
+    format!("{}{}", names_prefix(prefix), SubnetKey::new(subnet))
+}
+
+/// The subnet that a key names, if it is one of [`names_key`].
+#[must_use]
+pub fn named_subnet(prefix: &str, key: &str) -> Option<Ipv4Net> {
+    let text = key.strip_prefix(&names_prefix(prefix))?;
+    let subnet = text.parse::<SubnetKey>().ok()?.ipv4;
+    // Two keys would be one node otherwise.
+    (SubnetKey::new(subnet).to_string() == text).then_some(subnet)
+}
+
+impl NodeRecord {
+    /// Reads what a store has below [`names_prefix`].
+    ///
+    /// # Errors
+    /// Why it counts for nothing.
+    pub fn read(prefix: &str, entry: &Entry) -> Result<Self, InvalidNodeRecord> {
+        let subnet = named_subnet(prefix, &entry.key).ok_or(InvalidNodeRecord::Key)?;
+        if entry.value.len() > MAX_RECORD {
+            return Err(InvalidNodeRecord::TooLong);
+        }
+        let record: Self = serde_json::from_str(&entry.value)
+            .map_err(|error| InvalidNodeRecord::Json(error.to_string()))?;
+        if record.subnet != subnet {
+            return Err(InvalidNodeRecord::OtherSubnet(record.subnet));
+        }
+        let mut seen = BTreeSet::new();
+        for PodRecord { address, .. } in &record.pods {
+            if !is_pods(subnet, *address) {
+                return Err(InvalidNodeRecord::Address(*address));
+            }
+            if !seen.insert(*address) {
+                return Err(InvalidNodeRecord::Twice(*address));
+            }
+        }
+        Ok(record)
+    }
+
+    /// The record as JSON, and how many pods had to be left out for it to be short enough.
+    #[must_use]
+    pub fn to_json(&self) -> (String, usize) {
+        let json = |record: &Self| serde_json::to_string(record).unwrap_or_default();
+        let whole = json(self);
+        if whole.len() <= MAX_RECORD {
+            return (whole, 0);
+        }
+        let mut shorter = Self {
+            pods: Vec::new(),
+            ..self.clone()
+        };
+        let mut len = json(&shorter).len();
+        for pod in &self.pods {
+            let comma = usize::from(!shorter.pods.is_empty());
+            len += serde_json::to_string(pod).unwrap_or_default().len() + comma;
+            if len > MAX_RECORD {
+                break;
+            }
+            shorter.pods.push(pod.clone());
+        }
+        let left_out = self.pods.len() - shorter.pods.len();
+        (json(&shorter), left_out)
+    }
+}
+
+/// Whether a node with this subnet can give an address to a pod.
+fn is_pods(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
+    let reserved = [
+        subnet.network(),
+        gateway::address(subnet),
+        subnet.broadcast(),
+    ];
+    subnet.contains(&address) && !reserved.contains(&address)
+}
+
+/// What a name below the zone stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Pods with these addresses, in order.
+    Addresses(Vec<Ipv4Addr>),
+    /// Nothing, but there are names below it.
+    Parent,
+    /// Nothing.
+    Nothing,
+}
+
+/// The pods of all nodes by their names.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    records: BTreeMap<Ipv4Net, NodeRecord>,
+    leased: BTreeSet<Ipv4Net>,
+    /// By `POD`, of the records that count.
+    pods: HashMap<String, Vec<Ipv4Addr>>,
+    /// By `POD.NODE`.
+    on_nodes: HashMap<String, Vec<Ipv4Addr>>,
+    /// How many names there are below a name that need not stand for anything itself.
+    parents: HashMap<String, usize>,
+    /// `POD.NODE` by address.
+    by_address: HashMap<Ipv4Addr, String>,
+}
+
+impl Names {
+    /// A subnet is leased.
+    pub fn lease(&mut self, subnet: Ipv4Net) {
+        if self.leased.insert(subnet) {
+            self.index(subnet);
+        }
+    }
+
+    /// A subnet's lease has ended. Its record may last longer, and counts for nothing.
+    pub fn release(&mut self, subnet: Ipv4Net) {
+        self.forget_index(subnet);
+        self.leased.remove(&subnet);
+    }
+
+    /// A node's record is new or has changed.
+    pub fn set(&mut self, record: NodeRecord) {
+        let subnet = record.subnet;
+        self.remove(subnet);
+        self.records.insert(subnet, record);
+        self.index(subnet);
+    }
+
+    /// A node's record is gone.
+    pub fn remove(&mut self, subnet: Ipv4Net) {
+        self.forget_index(subnet);
+        self.records.remove(&subnet);
+    }
+
+    /// What the node with this lease publishes, if it does.
+    #[must_use]
+    pub fn record(&self, subnet: Ipv4Net) -> Option<&NodeRecord> {
+        self.records.get(&subnet)
+    }
+
+    /// What a name stands for, given without the zone and in any case.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Found {
+        let name = name.to_ascii_lowercase();
+        let addresses = self.on_nodes.get(&name).or_else(|| self.pods.get(&name));
+        match addresses {
+            Some(addresses) => Found::Addresses(addresses.clone()),
+            None if self.parents.contains_key(&name) => Found::Parent,
+            None => Found::Nothing,
+        }
+    }
+
+    /// The name of the pod that has an address, `POD.NODE`.
+    #[must_use]
+    pub fn name_of(&self, address: Ipv4Addr) -> Option<&str> {
+        self.by_address.get(&address).map(String::as_str)
+    }
+
+    /// The record of a subnet, if it counts.
+    fn counting(&self, subnet: Ipv4Net) -> Vec<(String, String, Ipv4Addr)> {
+        let record = self.records.get(&subnet);
+        let record = record.filter(|_| self.leased.contains(&subnet));
+        let names = record.into_iter().flat_map(|record| {
+            let node = &record.node;
+            let pods = record.pods.iter().filter(|pod| !is_reserved(&pod.name));
+            pods.map(move |pod| {
+                (
+                    pod.name.to_string(),
+                    format!("{}.{node}", pod.name),
+                    pod.address,
+                )
+            })
+        });
+        names.collect()
+    }
+
+    fn index(&mut self, subnet: Ipv4Net) {
+        for (pod, on_node, address) in self.counting(subnet) {
+            for parent in parents(&pod).chain(parents(&on_node)) {
+                *self.parents.entry(parent.to_owned()).or_default() += 1;
+            }
+            add(&mut self.pods, pod, address);
+            self.by_address.insert(address, on_node.clone());
+            add(&mut self.on_nodes, on_node, address);
+        }
+    }
+
+    fn forget_index(&mut self, subnet: Ipv4Net) {
+        for (pod, on_node, address) in self.counting(subnet) {
+            for parent in parents(&pod).chain(parents(&on_node)) {
+                if let Some(count) = self.parents.get_mut(parent) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.parents.remove(parent);
+                    }
+                }
+            }
+            take(&mut self.pods, &pod, address);
+            take(&mut self.on_nodes, &on_node, address);
+            self.by_address.remove(&address);
+        }
+    }
+}
+
+/// The names above a name.
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
+}
+
+fn add(names: &mut HashMap<String, Vec<Ipv4Addr>>, name: String, address: Ipv4Addr) {
+    let addresses = names.entry(name).or_default();
+    if let Err(place) = addresses.binary_search(&address) {
+        addresses.insert(place, address);
+    }
+}
+
+fn take(names: &mut HashMap<String, Vec<Ipv4Addr>>, name: &str, address: Ipv4Addr) {
+    if let Some(addresses) = names.get_mut(name) {
+        addresses.retain(|other| *other != address);
+        if addresses.is_empty() {
+            names.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    fn record(node: &str, subnet: &str, pods: &[(&str, [u8; 4])]) -> NodeRecord {
+        let pods = pods.iter().map(|(name, address)| PodRecord {
+            name: name.parse().unwrap(),
+            address: (*address).into(),
+        });
+        NodeRecord {
+            node: node.parse().unwrap(),
+            subnet: net(subnet),
+            pods: pods.collect(),
+            stopped: false,
+        }
+    }
+
+    fn addresses(all: &[[u8; 4]]) -> Found {
+        Found::Addresses(all.iter().map(|it| (*it).into()).collect())
+    }
+
+    fn two_nodes() -> Names {
+        let mut names = Names::default();
+        names.lease(net("10.1.1.0/24"));
+        names.lease(net("10.1.2.0/24"));
+        let pods = [("web", [10, 1, 1, 2]), ("db.main", [10, 1, 1, 3])];
+        names.set(record("n1", "10.1.1.0/24", &pods));
+        names.set(record("n2", "10.1.2.0/24", &[("web", [10, 1, 2, 9])]));
+        names
+    }
+
+    #[test]
+    fn a_name_has_the_addresses_of_all_its_pods() {
+        let names = two_nodes();
+        let both = addresses(&[[10, 1, 1, 2], [10, 1, 2, 9]]);
+        assert_eq!(names.find("web"), both);
+        assert_eq!(names.find("WEB"), both);
+        assert_eq!(names.find("web.n2"), addresses(&[[10, 1, 2, 9]]));
+        assert_eq!(names.find("db.main.n1"), addresses(&[[10, 1, 1, 3]]));
+        assert_eq!(names.find("db.main"), addresses(&[[10, 1, 1, 3]]));
+        for parent in ["n1", "n2", "main", "main.n1"] {
+            assert_eq!(names.find(parent), Found::Parent, "{parent}");
+        }
+        for nothing in ["db", "web.n3", "x.web", "eb", "web.", ""] {
+            assert_eq!(names.find(nothing), Found::Nothing, "{nothing}");
+        }
+        assert_eq!(names.name_of([10, 1, 1, 3].into()), Some("db.main.n1"));
+        assert_eq!(names.name_of([10, 1, 1, 4].into()), None);
+    }
+
+    #[test]
+    fn no_pod_answers_for_a_name_that_hosts_look_for_by_themselves() {
+        let mut names = two_nodes();
+        names.lease(net("10.1.3.0/24"));
+        let pods = [
+            ("wpad", [10, 1, 3, 2]),
+            ("wpad.corp", [10, 1, 3, 3]),
+            ("isatap", [10, 1, 3, 4]),
+            ("localhost", [10, 1, 3, 5]),
+            ("wpad2", [10, 1, 3, 6]),
+            ("my.wpad", [10, 1, 3, 7]),
+        ];
+        names.set(record("n3", "10.1.3.0/24", &pods));
+        for refused in ["wpad", "wpad.n3", "wpad.corp", "isatap", "localhost"] {
+            let found = names.find(refused);
+            assert!(!matches!(found, Found::Addresses(_)), "{refused}");
+        }
+        assert_eq!(names.name_of([10, 1, 3, 2].into()), None);
+        assert_eq!(names.find("wpad2"), addresses(&[[10, 1, 3, 6]]));
+        assert_eq!(names.find("my.wpad"), addresses(&[[10, 1, 3, 7]]));
+        names.remove(net("10.1.3.0/24"));
+        assert_eq!(names.find("my"), Found::Nothing);
+    }
+
+    #[test]
+    fn a_pod_cannot_take_the_name_of_a_pod_on_a_node() {
+        let mut names = two_nodes();
+        names.lease(net("10.1.3.0/24"));
+        let pods = [("web.n1", [10, 1, 3, 2])];
+        names.set(record("n3", "10.1.3.0/24", &pods));
+        assert_eq!(names.find("web.n1"), addresses(&[[10, 1, 1, 2]]));
+        assert_eq!(names.find("web.n1.n3"), addresses(&[[10, 1, 3, 2]]));
+    }
+
+    #[test]
+    fn what_goes_leaves_nothing_behind() {
+        let mut names = two_nodes();
+        names.set(record("n2", "10.1.2.0/24", &[("new", [10, 1, 2, 9])]));
+        assert_eq!(names.find("web"), addresses(&[[10, 1, 1, 2]]));
+        assert_eq!(names.name_of([10, 1, 2, 9].into()), Some("new.n2"));
+        names.remove(net("10.1.2.0/24"));
+        names.remove(net("10.1.2.0/24"));
+        names.release(net("10.1.1.0/24"));
+        for gone in ["web", "web.n1", "new", "n1", "n2", "main"] {
+            assert_eq!(names.find(gone), Found::Nothing, "{gone}");
+        }
+        assert!(names.pods.is_empty() && names.on_nodes.is_empty());
+        assert!(names.parents.is_empty() && names.by_address.is_empty());
+    }
+
+    #[test]
+    fn a_record_counts_while_its_subnet_is_leased() {
+        let mut names = Names::default();
+        names.set(record("n1", "10.1.1.0/24", &[("web", [10, 1, 1, 2])]));
+        assert_eq!(names.find("web"), Found::Nothing);
+        names.lease(net("10.1.1.0/24"));
+        assert_eq!(names.find("web"), addresses(&[[10, 1, 1, 2]]));
+        names.release(net("10.1.1.0/24"));
+        assert_eq!(names.find("web"), Found::Nothing);
+        names.lease(net("10.1.1.0/24"));
+        assert_eq!(names.find("web.n1"), addresses(&[[10, 1, 1, 2]]));
+    }
+
+    #[test]
+    fn records_are_read_as_they_are_written_and_others_refused() {
+        let good = record("n1", "10.1.1.0/24", &[("web", [10, 1, 1, 2])]);
+        let (json, 0) = good.to_json() else { panic!() };
+        assert_eq!(
+            json,
+            r#"{"node":"n1","subnet":"10.1.1.0/24","pods":[{"name":"web","address":"10.1.1.2"}]}"#
+        );
+        let read = |key: &str, value: &str| {
+            let entry = Entry {
+                key: key.to_owned(),
+                value: value.to_owned(),
+                revision: 1,
+                ttl: None,
+            };
+            NodeRecord::read("/p", &entry)
+        };
+        let key = names_key("/p", good.subnet);
+        assert_eq!(key, "/p/muslin/pods/10.1.1.0-24");
+        let padded = format!("{json}{}", " ".repeat(MAX_RECORD - json.len()));
+        for text in [&json, &padded] {
+            assert_eq!(read(&key, text), Ok(good.clone()));
+        }
+        for bad in [
+            "/p/muslin/pods/",
+            "/p/muslin/pods/10.1.1.7-24",
+            "/p/muslin/pods/10.1.1.0-24&fd00::-56",
+            "/p/subnets/10.1.1.0-24",
+            "/p/muslin/pods/10.1.1.0-24/x",
+        ] {
+            assert_eq!(read(bad, &json), Err(InvalidNodeRecord::Key), "{bad}");
+        }
+        let refused = |value: &str| read(&key, value).unwrap_err().to_string();
+        for (from, to, why) in [
+            ("10.1.1.0/24", "10.1.2.0/24", "subnet 10.1.2.0/24"),
+            ("1.2\"", "2.2\"", "10.1.2.2 is no address"),
+            ("1.2\"", "1.0\"", "10.1.1.0 is no address"),
+            ("1.2\"", "1.1\"", "10.1.1.1 is no address"),
+            ("1.2\"", "1.255\"", "10.1.1.255 is no address"),
+            ("web", "We b", "not a pod name"),
+            ("n1", "n_1", "not a pod name"),
+            ("pods", "others", "missing field"),
+            ("{", "[", "not a node's record"),
+        ] {
+            let refused = refused(&json.replacen(from, to, 1));
+            assert!(refused.contains(why), "{refused}");
+        }
+        let pod = r#"{"name":"web","address":"10.1.1.2"}"#;
+        let twice = json.replace(pod, &format!("{pod},{pod}"));
+        assert!(refused(&twice).contains("10.1.1.2 twice"));
+        assert!(refused(&" ".repeat(MAX_RECORD + 1)).contains("bytes"));
+    }
+
+    #[test]
+    fn a_record_has_as_many_pods_as_it_may() {
+        let name = |i: u32| format!("{}{i:06}", "x".repeat(30));
+        let pods = (0..8000).map(|i| PodRecord {
+            name: name(i).parse().unwrap(),
+            address: Ipv4Addr::from(0x0a01_0002 + i),
+        });
+        let all = NodeRecord {
+            pods: pods.collect(),
+            ..record("n1", "10.1.0.0/16", &[])
+        };
+        let (json, left_out) = all.to_json();
+        let lacking = MAX_RECORD - json.len();
+        assert!(lacking < 80, "{lacking}");
+        let mut read: NodeRecord = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.pods, all.pods[..8000 - left_out]);
+        assert!((100..2000).contains(&left_out), "{left_out}");
+
+        let longer = |name: &PodName, by: usize| format!("{name}{}", "x".repeat(by)).parse();
+        read.node = longer(&read.node, lacking.min(60)).unwrap();
+        let last = read.pods.last_mut().unwrap();
+        last.name = longer(&last.name, lacking.saturating_sub(60)).unwrap();
+        let (json, left_out) = read.to_json();
+        assert_eq!((json.len(), left_out), (MAX_RECORD, 0));
+        read.pods.push(all.pods[7999].clone());
+        assert_eq!(read.to_json(), (json, 1));
+        read.pods.pop();
+        let last = read.pods.last_mut().unwrap();
+        last.name = longer(&last.name, 1).unwrap();
+        assert_eq!(read.to_json().1, 1);
+    }
+}

@@ -1,0 +1,295 @@
+//! Flows that begin on the host's side, with a pod as their server: published ports and proxies.
+//!
+//! The host's socket is there first. Once the pod has answered, such a flow is like any other.
+
+use std::hash::BuildHasher;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use muslin_encap::ip::v4;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{IpProtocol, Ipv4Packet};
+
+use super::flow::Direction;
+use super::output::Outbox;
+use super::table::Moved;
+use super::tcp::{Connection, Outcome, Progress};
+use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Protocol, Ready, Step};
+use crate::datapath::hash::Seed;
+use crate::drops::DropReason;
+
+/// How long a pod may take to answer a SYN. A living one needs a round trip; who waits at the host's
+/// socket thinks that it is connected, and is not to think so for long.
+pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(30);
+/// Ports that are nobody's (RFC 6335 section 6).
+pub(super) const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+
+/// A connection to a pod that has not answered.
+pub(super) struct Dial {
+    pub(super) connection: Connection,
+    /// What the pod is sent first.
+    preface: Box<[u8]>,
+    /// Why it cannot answer, if that is known.
+    fails: Option<HostError>,
+}
+
+impl Egress {
+    /// Begins a TCP connection to a pod, of this node or of another, for a socket that the host has
+    /// already and gives this flow. What becomes of it [`Host::dialled`] tells, later. The pod gets
+    /// `preface` before all that the socket has for it.
+    ///
+    /// The pod sees `key.remote` as its client: an address outside the overlay or, for any pod of
+    /// the cluster, one of the gateway's. A port is chosen if that is 0; [`Egress::key`] tells it.
+    ///
+    /// # Errors
+    /// `EgressTableFull`, or `EgressInUse` if there is such a flow or no port is free.
+    pub fn dial(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        preface: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        self.awake(now, |egress, now, out| {
+            egress.begin_dial(now, key, preface, host, out)
+        })
+    }
+
+    fn begin_dial(
+        &mut self,
+        now: Instant,
+        mut key: FlowKey,
+        preface: &[u8],
+        host: &mut impl Host,
+        out: &mut Outbox,
+    ) -> Result<FlowId, DropReason> {
+        if key.remote.port() == 0 {
+            key.remote
+                .set_port(self.free_port(key).ok_or(DropReason::EgressInUse)?);
+        }
+        if key.protocol != Protocol::Tcp || key.pod.port() == 0 || self.flows.find(&key).is_some() {
+            return Err(DropReason::EgressInUse);
+        }
+        self.make_room(now, *key.pod.ip(), Direction::In, host, out)?;
+        self.counters.opened += 1;
+        self.counters.inbound += 1;
+        let mut connection = self.ends.dial(now, key, self.memory.take(*key.pod.ip()));
+        out.asks = Some(self.flows.next_id());
+        self.ends.transmit(now, &mut connection, out);
+        out.asks = None;
+        let dial = Dial {
+            connection,
+            preface: preface.into(),
+            fails: None,
+        };
+        let id = self
+            .flows
+            .insert(now, Direction::In, key, Flow::Dialling(Box::new(dial)));
+        self.flows.schedule(id, now + LATER);
+        Ok(id)
+    }
+
+    /// Sends a pod a datagram from the host's side. It begins a flow if there is none with these
+    /// ends; what the pod answers goes to [`Host::write`] of that flow.
+    ///
+    /// # Errors
+    /// `EgressTableFull`, or `EgressMalformed` for a datagram or a port that cannot be.
+    pub fn deliver(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        payload: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        self.awake(now, |egress, now, out| {
+            egress.take_delivery(now, key, payload, host, out)
+        })
+    }
+
+    fn take_delivery(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        payload: &[u8],
+        host: &mut impl Host,
+        out: &mut Outbox,
+    ) -> Result<FlowId, DropReason> {
+        if key.protocol != Protocol::Udp || key.pod.port() == 0 || key.remote.port() == 0 {
+            return Err(DropReason::EgressMalformed);
+        }
+        let id = match self.flows.find(&key) {
+            Some(id) => id,
+            None => {
+                self.make_room(now, *key.pod.ip(), Direction::In, host, out)?;
+                self.counters.inbound += 1;
+                self.add_datagrams(now, Direction::In, key, Flow::DATAGRAMS)
+            }
+        };
+        let moved = Moved {
+            sent: 0,
+            received: payload.len(),
+        };
+        self.flows.count(id, now, moved);
+        self.datagrams.deliver(key, payload, out)?;
+        Ok(id)
+    }
+
+    /// Says that UDP flows with this port of a pod may begin on the host's side, here or where
+    /// another has them.
+    pub fn expect_datagrams(&mut self, pod: SocketAddrV4) {
+        self.published.insert(pod);
+    }
+
+    /// The flow by which a packet with these ends has come to a pod.
+    pub(super) fn flow_to(&self, key: &FlowKey) -> Option<FlowId> {
+        let mapping = || self.flows.find(&key.mapping());
+        self.flows.find(key).or_else(mapping)
+    }
+
+    /// A port for a flow that differs in it from all others with its pod (RFC 6056 section 3.3.3).
+    #[must_use]
+    pub fn free_port(&mut self, mut key: FlowKey) -> Option<u16> {
+        let offset = Seed(self.config.random_seed).hash_one((key.pod, key.remote.ip()));
+        self.ports_chosen += 1;
+        let first = offset.wrapping_add(self.ports_chosen);
+        let count = EPHEMERAL.len() as u64;
+        let ports = (0..count).map(|i| EPHEMERAL.start() + (first.wrapping_add(i) % count) as u16);
+        ports.into_iter().find(|port| {
+            key.remote.set_port(*port);
+            self.flows.find(&key).is_none()
+        })
+    }
+
+    /// Looks how far a pod is with its answer.
+    pub(super) fn dialling(
+        &mut self,
+        now: Instant,
+        id: FlowId,
+        host: &mut impl Host,
+        out: &mut Outbox,
+    ) {
+        let Some((_, Flow::Dialling(dial))) = self.flows.get_mut(id) else {
+            return;
+        };
+        let connection = &mut dial.connection;
+        out.asks = Some(id);
+        let outcome = self.ends.transmit(now, connection, out);
+        out.asks = None;
+        match (connection.progress(), dial.fails) {
+            (Progress::Connected, _) => self.answered(now, id, host, out),
+            (Progress::Refused, error) => {
+                self.give_up(id, error.unwrap_or(HostError::Refused), host);
+            }
+            (Progress::Pending, Some(error)) => self.give_up(id, error, host),
+            (Progress::Pending, None) => {
+                if let Outcome::Open(Some(due)) = outcome {
+                    self.flows.schedule(id, due.max(now + LATER));
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Instant, id: FlowId, host: &mut impl Host, out: &mut Outbox) {
+        let Some((_, flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        // Whatever is put in its place does not stay there.
+        let Flow::Dialling(dial) = std::mem::replace(flow, Flow::DATAGRAMS) else {
+            return;
+        };
+        let Dial {
+            mut connection,
+            preface,
+            ..
+        } = *dial;
+        if !connection.begin_with(&preface) {
+            connection.abort();
+        }
+        *flow = Flow::Connected {
+            connection: Box::new(connection),
+            ready: Ready {
+                readable: true,
+                writable: true,
+            },
+        };
+        self.flows.count(id, now, Moved::default());
+        self.flows.schedule(id, now + self.config.limits.tcp_idle);
+        host.dialled(id, Ok(()));
+        self.look_after(now, id, host, out);
+    }
+
+    /// A packet for a pod that is to answer was dropped.
+    pub(super) fn unreachable(&mut self, now: Instant, id: FlowId, reason: DropReason) {
+        if let Some(error) = unreachable(reason)
+            && let Some((_, Flow::Dialling(dial))) = self.flows.get_mut(id)
+        {
+            dial.fails.get_or_insert(error);
+            self.flows.schedule(id, now + LATER);
+        }
+    }
+
+    /// Takes an ICMP error from `sender` that quotes `offender`, which went to a pod.
+    pub(super) fn take_unreachable(
+        &mut self,
+        sender: Ipv4Addr,
+        code: u8,
+        offender: &[u8],
+        host: &mut impl Host,
+    ) -> Step {
+        let key = quoted(offender).ok_or(DropReason::EgressProtocol)?;
+        let id = self.flow_to(&key).ok_or(DropReason::EgressProtocol)?;
+        // A pod speaks for itself, and another node's routers for their pods.
+        let may_tell = match self.config.subnet {
+            Some(_) if self.is_local(key) => sender == *key.pod.ip(),
+            Some(subnet) => !subnet.contains(&sender),
+            None => true,
+        };
+        if !may_tell {
+            return Err(DropReason::EgressProtocol);
+        }
+        // About a connection that is there it is a passing one (RFC 1122 section 4.2.3.9).
+        if let Some((_, Flow::Dialling(_))) = self.flows.get_mut(id) {
+            self.give_up(id, told(code), host);
+        }
+        Ok(())
+    }
+}
+
+/// The flow of a packet to a pod, of which there is at least what an ICMP error quotes.
+pub(super) fn quoted(packet: &[u8]) -> Option<FlowKey> {
+    let (header, rest) = v4::split_header(packet)?;
+    let view = Ipv4Packet::new_unchecked(header);
+    let protocol = match view.next_header() {
+        IpProtocol::Tcp => Protocol::Tcp,
+        IpProtocol::Udp => Protocol::Udp,
+        _ => return None,
+    };
+    let ports = rest.first_chunk::<4>()?;
+    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+    Some(FlowKey {
+        protocol,
+        pod: SocketAddrV4::new(view.dst_addr(), port(2)),
+        remote: SocketAddrV4::new(view.src_addr(), port(0)),
+    })
+}
+
+/// What a code of "destination unreachable" says (RFC 792, RFC 1812 section 5.2.7.1).
+const fn told(code: u8) -> HostError {
+    match code {
+        0 | 6 | 11 => HostError::NetUnreachable,
+        2 | 3 => HostError::Refused,
+        9 | 10 | 13 => HostError::NotPermitted,
+        _ => HostError::HostUnreachable,
+    }
+}
+
+/// What it means for a connection that the router drops its SYN for `reason`.
+const fn unreachable(reason: DropReason) -> Option<HostError> {
+    match reason {
+        DropReason::NoRoute => Some(HostError::NetUnreachable),
+        DropReason::HostUnreachable | DropReason::NextHopUnreachable | DropReason::PeerGone => {
+            Some(HostError::HostUnreachable)
+        }
+        // Another time it may pass.
+        _ => None,
+    }
+}

@@ -1,0 +1,439 @@
+//! The data path of one worker: its node, its egress, and what it tells its siblings.
+//!
+//! Frames, datagrams, events of the host's sockets, messages of siblings and the time go in. What
+//! becomes of the packet that went in is returned, and it stays in its buffer; everything else that
+//! comes out waits until it is polled ([`Datapath::poll_output`]), which callers do after every call.
+//! Sockets of the host are reached through [`Host`], and nothing else is.
+
+pub mod egress;
+pub mod frame;
+pub mod gateway;
+pub mod guard;
+pub mod hash;
+pub mod icmp;
+pub mod link_local;
+pub mod neighbour;
+pub mod node;
+pub mod peer;
+pub mod port;
+pub mod route;
+pub mod switch;
+pub mod uplink;
+pub mod work;
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+
+use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::Header;
+use smoltcp::time::Instant;
+
+use crate::datapath::egress::{Egress, FlowId, FlowKey, Host, Output as FromEgress, Owners, Ready};
+use crate::datapath::node::{Node, Verdict};
+use crate::datapath::port::PortId;
+use crate::drops::DropReason;
+
+/// Bytes of the longest frame, and room in front of it.
+const ROOM: usize = HEADROOM + frame::MAX_LEN;
+
+/// One worker's data path.
+///
+/// ```
+/// use muslin_encap::buffer::{HEADROOM, PacketBuf};
+/// use muslin_stack::datapath::{Datapath, Output};
+/// use muslin_stack::datapath::egress::{self, Egress, NoHost};
+/// use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+/// use muslin_stack::datapath::port::{Attachment, PortId};
+/// use muslin_stack::datapath::{guard, peer::Tunnel};
+/// use muslin_stack::{EthernetAddress, Instant};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (now, mtu) = (Instant::ZERO, muslin_encap::mtu::Mtu::new(1450)?);
+/// let node = Node::new(Config {
+///     subnet: "10.244.1.0/24".parse()?,
+///     gateway_mac: EthernetAddress([2, 0, 0, 0, 0, 1]), // of 10.244.1.1
+///     tunnel: Tunnel::Udp,
+///     mtu,
+///     clamp_mss: true,
+///     guard: guard::Policy { peers: true },
+///     limits: Limits::default(),
+///     random_seed: 7,
+/// }, now)?;
+/// let egress = Egress::new(egress::Config {
+///     policy: egress::Policy::closed(),
+///     subnet: Some("10.244.1.0/24".parse()?),
+///     mtu,
+///     limits: egress::Limits::default(),
+///     random_seed: 7,
+/// }, now);
+/// let mut path = Datapath::new(node, egress);
+/// for pod in [2, 3] {
+///     path.node_mut().attach(PortId(pod.into()), Attachment {
+///         mac: EthernetAddress([2, 0, 0, 0, 0, pod]),
+///         addresses: vec![[10, 244, 1, pod].into()],
+///         guarded: true, // It sends from these addresses only.
+///     });
+/// }
+///
+/// // The first pod pings the second, and the gateway, with the room in front that headers need.
+/// for (to, expected) in [(3, Verdict::Port(PortId(3))), (1, Verdict::Consumed)] {
+///     let mut bytes = vec![0; HEADROOM];
+///     etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, to])
+///         .ipv4([10, 244, 1, 2], [10, 244, 1, to], 64)
+///         .icmpv4_echo_request(1, 1)
+///         .write(&mut bytes, b"ping")?;
+///     let len = bytes.len() - HEADROOM;
+///     let mut packet = PacketBuf::new(&mut bytes, HEADROOM, len)?;
+///     let verdict = path.from_port(now, PortId(2), &mut packet, &mut NoHost);
+///     assert_eq!(verdict, expected); // What `packet` holds now goes there.
+///     // Whatever else there is to send: here the gateway's reply.
+///     let mut replies = 0;
+///     while let Some(output) = path.poll_output(now) {
+///         assert!(matches!(output, Output::Packet(Verdict::Port(PortId(2)), _)));
+///         replies += 1;
+///     }
+///     assert_eq!(replies, i32::from(to == 1));
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Datapath {
+    node: Node,
+    egress: Egress,
+    /// Whether there are other workers.
+    has_siblings: bool,
+    messages: VecDeque<(Siblings, Message)>,
+    /// Where packets of the node's own are made.
+    room: Box<[u8]>,
+    /// A packet that came in pieces, in one.
+    flat: Vec<u8>,
+}
+
+/// Who a message is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Siblings {
+    /// All other workers.
+    All,
+    /// The worker of this number.
+    One(u8),
+}
+
+/// What a worker tells another.
+#[derive(Debug, Clone)]
+pub enum Message {
+    /// A frame with ARP or neighbour discovery from a port or, without one, with ARP from the uplink. An
+    /// answer need not come to the worker that asked.
+    Neighbour(Option<PortId>, Vec<u8>),
+    /// An IPv4 packet of a pod whose flow that worker has.
+    Stray(OwnedPacket),
+}
+
+/// What is to be done besides what calls return.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// A packet of the node's own, or for a pod from egress, and what is to be done with it.
+    Packet(Verdict, PacketBuf<'a>),
+    /// Something to tell other workers, which take it by [`Datapath::from_sibling`].
+    Message(Siblings, Message),
+}
+
+/// Where a packet is in a buffer, and what is still to be done to it.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    headroom: usize,
+    len: usize,
+    offload: Header,
+}
+
+impl Datapath {
+    /// A data path without siblings. What its node hands to egress [`Node::set_egress`] says.
+    #[must_use]
+    pub fn new(node: Node, egress: Egress) -> Self {
+        Self {
+            node,
+            egress,
+            has_siblings: false,
+            messages: VecDeque::new(),
+            room: vec![0; ROOM].into_boxed_slice(),
+            flat: Vec::new(),
+        }
+    }
+
+    /// Says that this is the data path of that worker, of a node that has several.
+    pub fn share(&mut self, owners: Arc<Owners>, worker: u8) {
+        self.has_siblings = true;
+        self.egress.share(owners, worker);
+    }
+
+    /// Its node.
+    #[must_use]
+    pub const fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The same, to be told what the control plane knows.
+    pub const fn node_mut(&mut self) -> &mut Node {
+        &mut self.node
+    }
+
+    /// Its egress.
+    #[must_use]
+    pub const fn egress(&self) -> &Egress {
+        &self.egress
+    }
+
+    /// Takes an Ethernet frame from a port.
+    pub fn from_port(
+        &mut self,
+        now: Instant,
+        port: PortId,
+        packet: &mut PacketBuf<'_>,
+        host: &mut impl Host,
+    ) -> Verdict {
+        let bytes = packet.as_slice();
+        if self.has_siblings && (frame::is_arp(bytes) || frame::is_neighbour_discovery(bytes)) {
+            self.tell_all(Message::Neighbour(Some(port), bytes.to_vec()));
+        }
+        let verdict = self.node.from_port(now, port, packet);
+        self.leave(now, verdict, packet, &[], host)
+    }
+
+    /// Takes the payload of a tunnel's datagram that came from `source`, of which `tail` is elsewhere.
+    pub fn from_underlay(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+        host: &mut impl Host,
+    ) -> Verdict {
+        let verdict = self.node.from_underlay(now, source, packet);
+        self.leave(now, verdict, packet, tail, host)
+    }
+
+    /// Takes an Ethernet frame from the uplink, of which `tail` is elsewhere.
+    pub fn from_uplink(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+        host: &mut impl Host,
+    ) -> Verdict {
+        if self.has_siblings && frame::is_arp(packet.as_slice()) {
+            self.tell_all(Message::Neighbour(None, packet.as_slice().to_vec()));
+        }
+        let verdict = self.node.from_uplink(now, packet);
+        self.leave(now, verdict, packet, tail, host)
+    }
+
+    /// Takes what another worker has to say.
+    pub fn from_sibling(&mut self, now: Instant, message: Message, host: &mut impl Host) {
+        match message {
+            Message::Neighbour(Some(port), frame) => self.node.overhear(now, port, &frame),
+            Message::Neighbour(None, frame) => self.node.overhear_uplink(now, &frame),
+            Message::Stray(mut packet) => {
+                let taken = self.egress.from_sibling(now, &packet.packet(), host);
+                if let Err(reason) = taken {
+                    self.node.count_drops(reason, 1);
+                }
+            }
+        }
+    }
+
+    /// Takes an event of a flow's socket.
+    pub fn ready(&mut self, now: Instant, flow: FlowId, ready: Ready, host: &mut impl Host) {
+        self.egress.ready(now, flow, ready, host);
+    }
+
+    /// Begins a TCP connection to a pod (see [`Egress::dial`]).
+    ///
+    /// # Errors
+    /// Why there is none. Nothing is counted.
+    pub fn dial(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        preface: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        self.egress.dial(now, key, preface, host)
+    }
+
+    /// Sends a pod a datagram from the host's side (see [`Egress::deliver`]).
+    ///
+    /// # Errors
+    /// Why it is dropped. Nothing is counted.
+    pub fn deliver(
+        &mut self,
+        now: Instant,
+        key: FlowKey,
+        payload: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        self.egress.deliver(now, key, payload, host)
+    }
+
+    /// A port for a flow that differs in it from all others with its pod (see [`Egress::free_port`]).
+    pub fn free_port(&mut self, key: FlowKey) -> Option<u16> {
+        self.egress.free_port(key)
+    }
+
+    /// Says that UDP flows with this port of a pod may begin on the host's side (see
+    /// [`Egress::expect_datagrams`]).
+    pub fn expect_datagrams(&mut self, pod: SocketAddrV4) {
+        self.egress.expect_datagrams(pod);
+    }
+
+    /// The store is here now: pods do not get there outside.
+    pub fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+        self.egress.set_stores(stores);
+    }
+
+    /// Pods have another MTU, in bytes of IP packets.
+    pub fn set_mtu(&mut self, mtu: Mtu, now: Instant) {
+        self.node.set_mtu(mtu);
+        self.egress.set_mtu(mtu, now);
+    }
+
+    /// Detaches a port, and ends the flows of its pod; false if there was none.
+    pub fn detach(&mut self, port: PortId, host: &mut impl Host) -> bool {
+        let attached = self.node.ports().find(|(id, _)| *id == port);
+        let addresses: Vec<Ipv4Addr> = attached.map_or_else(Vec::new, |(_, port)| {
+            let all = port.attachment.addresses.iter();
+            all.filter_map(|address| match address {
+                IpAddr::V4(address) => Some(*address),
+                IpAddr::V6(_) => None,
+            })
+            .collect()
+        });
+        for address in addresses {
+            self.egress.forget_pod(address, host);
+        }
+        self.node.detach(port)
+    }
+
+    /// When [`Self::handle_timeout`] is next needed.
+    #[must_use]
+    pub fn poll_at(&self) -> Instant {
+        let (node, egress) = (self.node.poll_at(), self.egress.poll_at());
+        egress.map_or(node, |egress| egress.min(node))
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant, host: &mut impl Host) {
+        if now >= self.node.poll_at() {
+            self.node.handle_timeout(now);
+        }
+        if self.egress.poll_at().is_some_and(|due| now >= due) {
+            self.egress.handle_timeout(now, host);
+        }
+    }
+
+    /// What else is to be done. To be called after every other call until nothing is left.
+    pub fn poll_output(&mut self, now: Instant) -> Option<Output<'_>> {
+        loop {
+            if let Some((to, message)) = self.messages.pop_front() {
+                return Some(Output::Message(to, message));
+            }
+            if self.node.has_output() {
+                let mut packet = PacketBuf::new(&mut self.room, HEADROOM, 0).ok()?;
+                let verdict = self.node.poll_output(&mut packet)?;
+                return Some(Output::Packet(verdict, packet));
+            }
+            match self.route_output(now)? {
+                (Verdict::Consumed | Verdict::Drop(_), _) => {}
+                (verdict, place) => {
+                    let packet = PacketBuf::new(self.egress.polled(), place.headroom, place.len);
+                    return Some(Output::Packet(
+                        verdict,
+                        packet.ok()?.with_offload(place.offload),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Has the node route what egress has.
+    fn route_output(&mut self, now: Instant) -> Option<(Verdict, Place)> {
+        let mut place = Place {
+            headroom: 0,
+            len: 0,
+            offload: Header::default(),
+        };
+        let verdict = match self.egress.poll_output()? {
+            FromEgress::Packet(mut packet) => {
+                let verdict = self.node.from_egress(now, &mut packet);
+                place = Place {
+                    headroom: packet.headroom(),
+                    len: packet.len(),
+                    offload: packet.offload(),
+                };
+                verdict
+            }
+            FromEgress::Error(error, offender) => {
+                self.node.report(now, error, offender);
+                Verdict::Consumed
+            }
+            FromEgress::Relayed(from, error, offender) => {
+                self.node.relay(now, from, error, offender);
+                Verdict::Consumed
+            }
+            FromEgress::Lost(reason, packets) => {
+                self.node.count_drops(reason, packets);
+                Verdict::Consumed
+            }
+            FromEgress::HandOver(worker, packet) => {
+                let stray = Message::Stray(packet);
+                self.messages.push_back((Siblings::One(worker), stray));
+                Verdict::Consumed
+            }
+        };
+        if let Verdict::Drop(reason) = verdict {
+            self.egress.undelivered(now, reason);
+        }
+        Some((verdict, place))
+    }
+
+    /// Gives a packet that leaves the overlay to egress.
+    fn leave(
+        &mut self,
+        now: Instant,
+        verdict: Verdict,
+        packet: &PacketBuf<'_>,
+        tail: &[&[u8]],
+        host: &mut impl Host,
+    ) -> Verdict {
+        if verdict != Verdict::Egress {
+            return verdict;
+        }
+        let taken = if tail.is_empty() {
+            self.egress.from_pod(now, packet, host)
+        } else {
+            self.flat.clear();
+            self.flat.extend_from_slice(packet.as_slice());
+            for piece in tail {
+                self.flat.extend_from_slice(piece);
+            }
+            let len = self.flat.len();
+            let whole = PacketBuf::new(&mut self.flat, 0, len);
+            let whole = whole.map_err(|_| DropReason::HeadroomExceeded);
+            whole.and_then(|whole| {
+                let whole = whole.with_offload(packet.offload());
+                self.egress.from_pod(now, &whole, host)
+            })
+        };
+        match taken {
+            Ok(()) => Verdict::Consumed,
+            Err(reason) => {
+                self.node.count_drops(reason, 1);
+                Verdict::Drop(reason)
+            }
+        }
+    }
+
+    fn tell_all(&mut self, message: Message) {
+        self.messages.push_back((Siblings::All, message));
+    }
+}

@@ -1,0 +1,338 @@
+//! The first steps of a packet: what its sender may send, and whether it is switched or routed.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use muslin_encap::buffer::PacketBuf;
+use muslin_encap::tunnel::ipip;
+use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
+use smoltcp::time::Instant;
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
+
+use super::forward::Origin;
+use super::{Node, Verdict};
+use crate::datapath::frame;
+use crate::datapath::guard;
+use crate::datapath::link_local;
+use crate::datapath::neighbour::Place;
+use crate::datapath::peer::{PeerId, Tunnel};
+use crate::datapath::port::PortId;
+use crate::datapath::work;
+use crate::drops::DropReason;
+
+type Step = Result<Verdict, DropReason>;
+
+impl Node {
+    /// Port, guard, switch.
+    pub(super) fn ingress_port(
+        &mut self,
+        now: Instant,
+        id: PortId,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let own = (self.own_macs(), self.own_addresses());
+        let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
+        port.received.count(packet.total_len());
+        frame::check_offload(packet)?;
+        let view = frame::parse(packet.as_slice())?;
+        guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        let ethertype = view.ethertype();
+        if port.attachment.guarded {
+            self.check_link_locals(now, id, guard::link_locals(&view))?;
+        } else {
+            // A guarded pod has only the address that is static already.
+            self.fdb.learn(source, id, now);
+        }
+
+        let to_gateway = destination == self.config.gateway_mac;
+        if ethertype == EthernetProtocol::Arp {
+            self.hear_arp(now, id, packet.as_slice());
+            if to_gateway || destination.is_multicast() {
+                self.ask_gateway(now, packet.as_slice());
+            }
+        }
+        if frame::is_reserved_group(destination) {
+            return Err(DropReason::ReservedGroup);
+        }
+        if destination.is_multicast() {
+            return self.flood(now, id, packet);
+        }
+        if !to_gateway {
+            return match self.fdb.lookup(destination, now) {
+                Some(port) if port == id => Err(DropReason::Hairpin),
+                Some(port) => Ok(Verdict::Port(port)),
+                None if self.others_may_have_it(id) => self.flood(now, id, packet),
+                None => Err(DropReason::UnknownDestination),
+            };
+        }
+        match ethertype {
+            EthernetProtocol::Arp => Ok(Verdict::Consumed),
+            EthernetProtocol::Ipv4 => {
+                packet.trim_front(frame::HEADER_LEN);
+                self.route(now, Origin::Pod, packet)
+            }
+            EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
+                Err(DropReason::EtherTypeUnsupported)
+            }
+        }
+    }
+
+    /// Has a frame copied to all other ports, if the sender has not had too many copied.
+    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Step {
+        let copies = work::of_packets(self.others(), packet.total_len());
+        let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
+        if port.storm.take(now, copies) {
+            Ok(Verdict::Flood { except: Some(id) })
+        } else {
+            Err(DropReason::Storm)
+        }
+    }
+
+    /// Checks that a guarded pod's link-local addresses are no other pod's.
+    fn check_link_locals(
+        &mut self,
+        now: Instant,
+        id: PortId,
+        claimed: [Option<Ipv6Addr>; 2],
+    ) -> Result<(), DropReason> {
+        for address in claimed.into_iter().flatten() {
+            let owner = link_local::mac_of(address).and_then(|mac| self.fdb.lookup(mac, now));
+            let is_theirs = match owner {
+                Some(owner) => owner == id,
+                None => self.link_locals.claim(address, id),
+            };
+            if !is_theirs {
+                return Err(DropReason::LinkLocalTaken);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an unknown MAC address can be behind another port than `id`: a guarded pod has none
+    /// but its own, which is known.
+    fn others_may_have_it(&self, id: PortId) -> bool {
+        let sender = self.ports.get(&id);
+        let is_unguarded = sender.is_some_and(|port| !port.attachment.guarded);
+        self.unguarded > usize::from(is_unguarded)
+    }
+
+    /// Peer, decapsulation.
+    pub(super) fn ingress_underlay(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let known = self.peers.first_at(source.ip());
+        // flannel's own datagrams leave from the tunnel's port; any process of a peer's host can send
+        // from another.
+        if self.config.tunnel == Tunnel::Udp
+            && self.config.guard.peers
+            && let Some(peer) = known.and_then(|id| self.peers.outgoing(id))
+            && peer.address.port() != source.port()
+        {
+            return Err(DropReason::TunnelPort);
+        }
+        match known {
+            Some(id) => self.peers.count_received(now, id, packet.total_len()),
+            None if self.config.guard.peers => return Err(DropReason::UnknownPeer),
+            None => {}
+        }
+        match self.config.tunnel {
+            Tunnel::None => Err(DropReason::UnknownPeer),
+            Tunnel::Udp => self.route(now, Origin::Peer(known), packet),
+            Tunnel::Ipip => {
+                let inner = ipip::inner_offset(packet.as_slice());
+                packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
+                self.route(now, Origin::Peer(known), packet)
+            }
+            Tunnel::Vxlan { vni, mac } => self.ingress_vxlan(now, known, (vni, mac), packet),
+        }
+    }
+
+    fn ingress_vxlan(
+        &mut self,
+        now: Instant,
+        known: Option<PeerId>,
+        (vni, mac): (Vni, VtepMac),
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let theirs = vxlan::decapsulate(packet).map_err(|error| match error {
+            vxlan::Error::TooShort { .. } => DropReason::VxlanTooShort,
+            vxlan::Error::NoVni => DropReason::VxlanNoVni,
+        })?;
+        if theirs != vni {
+            return Err(DropReason::UnknownVni);
+        }
+        let view = frame::parse(packet.as_slice())?;
+        if view.src_addr() == mac.get() {
+            return Err(DropReason::SourceMacOwn);
+        }
+        if !view.src_addr().is_unicast() {
+            return Err(DropReason::SourceMacGroup);
+        }
+        if view.ethertype() == EthernetProtocol::Arp {
+            return self.answer_tunnelled_arp(known, mac, packet);
+        }
+        if view.dst_addr() != mac.get() {
+            return Err(DropReason::DestinationMacForeign);
+        }
+        if view.ethertype() != EthernetProtocol::Ipv4 {
+            return Err(DropReason::EtherTypeUnsupported);
+        }
+        packet.trim_front(frame::HEADER_LEN);
+        self.route(now, Origin::Peer(known), packet)
+    }
+
+    /// flannel's nodes never ask, since leases tell every VTEP's MAC address; one that does gets
+    /// the answer its kernel would get from ours.
+    fn answer_tunnelled_arp(
+        &mut self,
+        known: Option<PeerId>,
+        mac: VtepMac,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let payload = packet
+            .as_slice()
+            .get(frame::HEADER_LEN..)
+            .unwrap_or_default();
+        let Some(ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr,
+            target_protocol_addr,
+            ..
+        }) = frame::arp(payload)
+        else {
+            return Err(DropReason::EtherTypeUnsupported);
+        };
+        if !self.is_own(target_protocol_addr) {
+            return Err(DropReason::DestinationMacForeign);
+        }
+        let id = known.ok_or(DropReason::UnknownPeer)?;
+        let answer = frame::write_arp(
+            ArpOperation::Reply,
+            (mac.get(), target_protocol_addr),
+            (source_hardware_addr, source_protocol_addr),
+        );
+        packet
+            .replace(&answer)
+            .map_err(|_| DropReason::HeadroomExceeded)?;
+        self.encapsulate_frame(id, 0, packet)
+    }
+
+    /// The node's own addresses, in no particular order.
+    pub(super) fn own_macs(&self) -> [EthernetAddress; 2] {
+        let gateway = self.config.gateway_mac;
+        match self.config.tunnel {
+            Tunnel::Vxlan { mac, .. } => [gateway, mac.get()],
+            Tunnel::Udp | Tunnel::Ipip | Tunnel::None => [gateway, gateway],
+        }
+    }
+
+    /// The gateway's addresses.
+    fn own_addresses(&self) -> [Ipv4Addr; 2] {
+        [self.gateway(), self.subnet.network()]
+    }
+
+    /// Whether an address is one of the gateway's.
+    pub(super) fn is_own(&self, address: Ipv4Addr) -> bool {
+        self.own_addresses().contains(&address)
+    }
+
+    /// Learns from a frame with ARP or neighbour discovery that another worker's node took from a
+    /// port. What is to be done about the frame itself is done there.
+    pub fn overhear(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+        let own = (self.own_macs(), self.own_addresses());
+        let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
+            return;
+        };
+        if guard::check_pod(&view, &port.attachment, &own.0, &own.1).is_err() {
+            return;
+        }
+        let guarded = port.attachment.guarded;
+        self.fdb.learn(view.src_addr(), id, now);
+        if view.ethertype() == EthernetProtocol::Arp {
+            self.hear_arp(now, id, bytes);
+        } else if guarded {
+            // A claim that is refused here is refused there, or was first there.
+            let _ = self.check_link_locals(now, id, guard::link_locals(&view));
+        }
+    }
+
+    fn hear_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
+        let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+        let Some(ArpRepr::EthernetIpv4 {
+            source_hardware_addr,
+            source_protocol_addr,
+            ..
+        }) = frame::arp(payload)
+        else {
+            return;
+        };
+        let is_host = self.subnet.contains(&source_protocol_addr)
+            && !self.is_own(source_protocol_addr)
+            && source_protocol_addr != self.subnet.broadcast()
+            && source_hardware_addr.is_unicast()
+            && !self.own_macs().contains(&source_hardware_addr);
+        if is_host {
+            let address = IpAddr::V4(source_protocol_addr);
+            let place = Place {
+                mac: source_hardware_addr,
+                port,
+            };
+            for waited in self.neighbours.hear(address, place, now) {
+                self.resume(address, &waited);
+            }
+        }
+    }
+
+    fn ask_gateway(&mut self, now: Instant, bytes: &[u8]) {
+        let answer_to_probe = self.answer_to_probe(bytes);
+        let Self {
+            gateway,
+            output,
+            counters,
+            fdb,
+            ..
+        } = self;
+        let mut reply = |answer: &[u8]| {
+            let target = frame::parse(answer).map(|view| view.dst_addr());
+            let verdict = match target.map(|mac| fdb.lookup(mac, now)) {
+                Ok(Some(port)) => Verdict::Port(port),
+                Ok(None) | Err(_) => Verdict::Flood { except: None },
+            };
+            if let Err(reason) = output.push(verdict, answer) {
+                counters.originated += 1;
+                counters.drop(reason);
+            }
+        };
+        match answer_to_probe {
+            Some(answer) => reply(&answer),
+            None => gateway.arp(now, bytes, reply),
+        }
+    }
+
+    /// The answer to a pod that asks, before it has an address, whether one of the gateway's is
+    /// free (RFC 5227 section 2.1.1). smoltcp answers only those who have an address.
+    fn answer_to_probe(&self, bytes: &[u8]) -> Option<[u8; frame::ARP_LEN]> {
+        let ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr: Ipv4Addr::UNSPECIFIED,
+            target_protocol_addr,
+            ..
+        } = frame::arp(bytes.get(frame::HEADER_LEN..)?)?
+        else {
+            return None;
+        };
+        let may_answer = self.is_own(target_protocol_addr) && source_hardware_addr.is_unicast();
+        may_answer.then(|| {
+            frame::write_arp(
+                ArpOperation::Reply,
+                (self.config.gateway_mac, target_protocol_addr),
+                (source_hardware_addr, Ipv4Addr::UNSPECIFIED),
+            )
+        })
+    }
+}

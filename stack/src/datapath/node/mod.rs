@@ -1,0 +1,605 @@
+//! The node: frames and datagrams in, verdicts out.
+//!
+//! A packet moves one way: port, switch, router, encapsulation; or decapsulation, router, port.
+//! It is rewritten in the buffer it came in. A superpacket counts as one packet, whatever becomes of
+//! it later; it is taken apart only where it cannot go on whole, since the decision about it is the
+//! same for all its segments. What the node sends of its own accord (answers of the
+//! gateway, ICMP errors, ARP requests, packets that waited, fragments) goes through a bounded queue
+//! that the caller drains with [`Node::poll_output`] after every call.
+//!
+//! A node belongs to one thread. Several workers each have their own; what they learn from frames
+//! they learn for themselves, and what the control plane knows it tells all of them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::virtio::GsoKind;
+use muslin_encap::tunnel::Format;
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::EthernetAddress;
+use thiserror::Error;
+
+use crate::bucket::TokenBucket;
+use crate::datapath::frame;
+use crate::datapath::gateway::{self, Gateway};
+use crate::datapath::guard;
+use crate::datapath::hash::Seed;
+use crate::datapath::icmp;
+use crate::datapath::link_local::LinkLocals;
+use crate::datapath::neighbour::{Neighbours, Place, State};
+use crate::datapath::peer::{Path, Peer, PeerId, PeerState, Tunnel};
+use crate::datapath::port::{Attachment, Port, PortId, Traffic};
+use crate::datapath::route::RouteTable;
+use crate::datapath::switch::{self, Fdb};
+use crate::datapath::work;
+use crate::drops::{Counters, DropReason};
+use awaited::Awaited;
+use peers::Peers;
+use uplink::Link;
+
+mod awaited;
+mod forward;
+mod ingress;
+mod peers;
+mod probe;
+#[cfg(test)]
+mod tests;
+mod uplink;
+
+/// How often tables forget what has aged out.
+const AGEING_PERIOD: Duration = Duration::from_secs(10);
+/// Packets of its own the node may hold until they are polled.
+const OUTPUT_LEN: usize = 256;
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its lease. The first address after the base is the gateway's.
+    pub subnet: IpNet,
+    /// MAC address of the gateway.
+    pub gateway_mac: EthernetAddress,
+    /// How it encapsulates.
+    pub tunnel: Tunnel,
+    /// MTU of pods and of the way to peers, in bytes of inner IP packets.
+    pub mtu: Mtu,
+    /// Whether the MSS that TCP connections with peers' pods begin with is lowered to what the path
+    /// takes, so that they need no ICMP errors to find that out.
+    pub clamp_mss: bool,
+    /// What is checked of senders.
+    pub guard: guard::Policy,
+    /// Bounds of its tables.
+    pub limits: Limits,
+    /// Unpredictable; the same seed gives the same run.
+    pub random_seed: u64,
+}
+
+/// How many entries tables may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Learned MAC addresses.
+    pub fdb: usize,
+    /// Neighbours.
+    pub neighbours: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            fdb: 4096,
+            neighbours: 4096,
+        }
+    }
+}
+
+/// Why a node cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// Only IPv4 leases work so far.
+    #[error("the subnet {0} is not IPv4")]
+    NotIpv4(IpNet),
+    /// No room for a base, a gateway and a pod.
+    #[error("the subnet {0} has no room for a gateway and a pod")]
+    TooSmall(IpNet),
+}
+
+/// What to do with a packet. Counted already, whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The packet is an Ethernet frame for this port.
+    Port(PortId),
+    /// The packet is an Ethernet frame for every port but this one.
+    Flood {
+        /// The port it came from, if any.
+        except: Option<PortId>,
+    },
+    /// The packet is an Ethernet frame for the uplink.
+    Uplink {
+        /// The peer it is for; an ARP message is for none.
+        id: Option<PeerId>,
+    },
+    /// The packet is the payload of a UDP datagram.
+    Peer {
+        /// The peer it is for.
+        id: PeerId,
+        /// Where its tunnel ends.
+        destination: SocketAddr,
+        /// A hash of the inner flow.
+        flow: u32,
+    },
+    /// The packet is an IPv4 packet for [`crate::datapath::egress::Egress`].
+    Egress,
+    /// The node keeps it.
+    Consumed,
+    /// It is lost.
+    Drop(DropReason),
+}
+
+/// Where packets for a prefix go next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NextHop {
+    /// The pods of this node.
+    Local,
+    /// Another node.
+    Peer(PeerId),
+}
+
+/// A whole node, sans I/O.
+pub struct Node {
+    config: Config,
+    subnet: Ipv4Net,
+    seed: Seed,
+    ports: BTreeMap<PortId, Port>,
+    /// Ports whose pods may use any address.
+    unguarded: usize,
+    awaited: Awaited,
+    peers: Peers,
+    routes: RouteTable<NextHop>,
+    fdb: Fdb,
+    neighbours: Neighbours,
+    link_locals: LinkLocals,
+    gateway: Gateway,
+    errors: TokenBucket,
+    counters: Counters,
+    output: Output,
+    uplink: Option<Link>,
+    /// The overlay's network; packets from pods that leave it are for egress.
+    egress: Option<Ipv4Net>,
+    /// Where packets of the node's own are made.
+    scratch: Vec<u8>,
+    /// The gateway's answers to one packet, before they are routed.
+    answers: Vec<Vec<u8>>,
+    /// Identification of the last answer that was cut into fragments.
+    ident: u16,
+    next_ageing: Instant,
+}
+
+/// Packets on their way out that the node made itself.
+#[derive(Default)]
+struct Output {
+    queue: VecDeque<(Verdict, Vec<u8>)>,
+    free: Vec<Vec<u8>>,
+}
+
+impl Output {
+    fn push(&mut self, verdict: Verdict, packet: &[u8]) -> Result<(), DropReason> {
+        if self.queue.len() >= OUTPUT_LEN {
+            return Err(DropReason::OutputQueueFull);
+        }
+        let mut buffer = self.free.pop().unwrap_or_default();
+        buffer.clear();
+        buffer.extend_from_slice(packet);
+        self.queue.push_back((verdict, buffer));
+        Ok(())
+    }
+}
+
+impl Node {
+    /// A node without ports and peers.
+    ///
+    /// # Errors
+    /// `ConfigError` if the subnet cannot be a node's.
+    pub fn new(config: Config, now: Instant) -> Result<Self, ConfigError> {
+        let IpNet::V4(subnet) = config.subnet.trunc() else {
+            return Err(ConfigError::NotIpv4(config.subnet));
+        };
+        if subnet.prefix_len() > 30 {
+            return Err(ConfigError::TooSmall(config.subnet));
+        }
+        let seed = Seed(config.random_seed);
+        let mut routes = RouteTable::default();
+        routes.insert(subnet.into(), NextHop::Local);
+        Ok(Self {
+            subnet,
+            seed,
+            ports: BTreeMap::new(),
+            unguarded: 0,
+            awaited: Awaited::new([], now, seed),
+            peers: Peers::default(),
+            routes,
+            fdb: Fdb::new(config.limits.fdb, seed),
+            neighbours: Neighbours::new(config.limits.neighbours, seed),
+            link_locals: LinkLocals::new(seed),
+            gateway: Gateway::new(subnet, config.gateway_mac, seed.0, now),
+            errors: icmp::error_limit(now),
+            counters: Counters::default(),
+            output: Output::default(),
+            uplink: None,
+            egress: None,
+            scratch: vec![0; HEADROOM + frame::MAX_LEN],
+            answers: Vec::new(),
+            ident: config.random_seed as u16,
+            next_ageing: now + AGEING_PERIOD,
+            config,
+        })
+    }
+
+    /// Expects pods with these addresses to be attached until `until`, as they were before the node
+    /// was restarted. Till then packets for them wait, or are lost without a word: a connection must
+    /// not fail because its pod's node starts anew.
+    pub fn await_pods(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>, until: Instant) {
+        self.awaited = Awaited::new(addresses, until, self.seed);
+    }
+
+    /// Attaches a port, in place of one of the same identity.
+    pub fn attach(&mut self, port: PortId, attachment: Attachment) {
+        self.detach(port);
+        let place = Place {
+            mac: attachment.mac,
+            port,
+        };
+        self.fdb.add_static(attachment.mac, port);
+        for address in &attachment.addresses {
+            self.awaited.remove(*address);
+            for packet in self.neighbours.add_permanent(*address, place) {
+                self.resume(*address, &packet);
+            }
+        }
+        self.unguarded += usize::from(!attachment.guarded);
+        self.ports.insert(port, Port::new(attachment));
+    }
+
+    /// Detaches a port; false if there was none.
+    pub fn detach(&mut self, port: PortId) -> bool {
+        self.fdb.forget_port(port);
+        self.neighbours.forget_port(port);
+        self.link_locals.forget_port(port);
+        let old = self.ports.remove(&port);
+        if let Some(old) = &old {
+            self.keep_static(old.attachment.mac);
+        }
+        let guarded = old.as_ref().is_none_or(|old| old.attachment.guarded);
+        self.unguarded -= usize::from(!guarded);
+        old.is_some()
+    }
+
+    /// Makes a MAC address that went with a port static again if another port has it, too: a
+    /// guarded pod's is not learned.
+    fn keep_static(&mut self, mac: EthernetAddress) {
+        let heir = self.ports.iter().find(|(_, it)| it.attachment.mac == mac);
+        if let Some((port, _)) = heir {
+            self.fdb.add_static(mac, *port);
+        }
+    }
+
+    /// Adds a peer, or replaces the one of the same identity and keeps its counters. There is no
+    /// route to a peer that claims this node's own subnet or a part of it.
+    pub fn set_peer(&mut self, peer: Peer) {
+        let idle = Traffic::default();
+        let old = self.take_peer(peer.id);
+        let (received, sent) = old
+            .as_ref()
+            .map_or((idle, idle), |old| (old.received, old.sent));
+        // What its subnet's former holder said tells nothing of this one.
+        let heard = old
+            .filter(|old| old.peer.address.ip() == peer.address.ip())
+            .and_then(|old| old.heard);
+        let (id, subnet) = (peer.id, peer.subnet);
+        let host = *peer.address.ip();
+        let path = self.path_to(host);
+        if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
+            link.neighbours.seek_in_turn(host.into());
+        }
+        self.peers.insert(PeerState {
+            peer,
+            path,
+            received,
+            sent,
+            heard,
+        });
+        if !self.is_within(subnet) {
+            self.set_route(subnet, Some(id));
+        }
+    }
+
+    /// Removes a peer; false if there was none.
+    pub fn remove_peer(&mut self, id: PeerId) -> bool {
+        self.take_peer(id).is_some()
+    }
+
+    fn take_peer(&mut self, id: PeerId) -> Option<PeerState> {
+        let old = self.peers.remove(id)?;
+        // Another peer may have taken the route over meanwhile, and ours must stay.
+        let subnet = old.peer.subnet.trunc();
+        if self.routes.get(subnet) == Some(&NextHop::Peer(id)) {
+            let heir = self.peers.iter().find(|it| it.subnet.trunc() == subnet);
+            self.set_route(subnet, heir.map(|heir| heir.id));
+        }
+        Some(old)
+    }
+
+    /// Routes a subnet to a peer, or no more.
+    fn set_route(&mut self, subnet: IpNet, to: Option<PeerId>) {
+        let before = match to {
+            Some(id) => self.routes.insert(subnet, NextHop::Peer(id)),
+            None => self.routes.remove(subnet),
+        };
+        if let Some(NextHop::Peer(before)) = before {
+            self.peers.set_routed(before, None);
+        }
+        if let Some(id) = to {
+            self.peers.set_routed(id, Some(subnet));
+        }
+    }
+
+    fn is_within(&self, prefix: IpNet) -> bool {
+        matches!(prefix, IpNet::V4(prefix) if self.subnet.contains(&prefix))
+    }
+
+    /// Begins a port's turn. Its frames are to be taken as long as [`Self::goes_on`] says so.
+    pub fn begin_turn(&mut self, port: PortId) {
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.turn.begin();
+        }
+    }
+
+    /// Whether a port's turn goes on: it is over when its frames have made as much work as the others
+    /// may have, too.
+    #[must_use]
+    pub fn goes_on(&self, port: PortId) -> bool {
+        let port = self.ports.get(&port);
+        port.is_some_and(|port| port.turn.goes_on())
+    }
+
+    /// Takes an Ethernet frame from a port.
+    pub fn from_port(&mut self, now: Instant, port: PortId, packet: &mut PacketBuf<'_>) -> Verdict {
+        self.counters.received += 1;
+        let waiting = self.output.queue.len();
+        let verdict = self
+            .ingress_port(now, port, packet)
+            .unwrap_or_else(Verdict::Drop);
+        let own = self.output.queue.len().saturating_sub(waiting);
+        let work = self.work(verdict, packet) + work::of_packets(own, 0);
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.turn.take(work);
+        }
+        self.count(verdict, packet.total_len())
+    }
+
+    /// What a packet with this verdict costs.
+    fn work(&self, verdict: Verdict, packet: &PacketBuf<'_>) -> u64 {
+        let len = packet.total_len();
+        let is_cut = match (verdict, packet.offload().gso) {
+            (Verdict::Flood { .. }, _) => return work::of_packets(self.others().max(1), len),
+            (Verdict::Peer { .. } | Verdict::Uplink { .. }, gso) => gso,
+            // A stream goes on as one.
+            (Verdict::Egress, gso) => gso.filter(|gso| gso.kind == GsoKind::Udp),
+            (Verdict::Port(_) | Verdict::Consumed | Verdict::Drop(_), _) => None,
+        };
+        let size = is_cut.map_or(len, |gso| gso.size.into());
+        // What goes outside goes through all that the host does with its own datagrams.
+        let weight = if verdict == Verdict::Egress { 2 } else { 1 };
+        work::of_superpacket(weight * len.div_ceil(size.max(1)), len)
+    }
+
+    /// How many ports a frame is flooded to that came from one.
+    pub(super) fn others(&self) -> usize {
+        self.ports.len().saturating_sub(1)
+    }
+
+    /// Counts a frame of `len` bytes whose virtio-net header could not be read.
+    pub fn refuse_frame(&mut self, port: PortId, len: usize) {
+        self.counters.received += 1;
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.received.count(len);
+            port.turn.take(work::of_packets(1, len));
+        }
+        self.counters.drop(DropReason::VirtioHeader);
+    }
+
+    /// Takes the payload of a UDP datagram that came from `source`.
+    pub fn from_underlay(
+        &mut self,
+        now: Instant,
+        source: SocketAddr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Verdict {
+        self.counters.received += 1;
+        let verdict = self
+            .ingress_underlay(now, source, packet)
+            .unwrap_or_else(Verdict::Drop);
+        self.count(verdict, packet.total_len())
+    }
+
+    /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on, and
+    /// TCP and UDP to the gateway; without a network there is no route for the former, and the
+    /// gateway refuses the latter itself.
+    pub fn set_egress(&mut self, network: Option<Ipv4Net>) {
+        self.egress = network.map(|network| network.trunc());
+    }
+
+    /// Takes a packet from egress that begins with its IPv4 header, for a pod: one of this node
+    /// unless the gateway is its source.
+    pub fn from_egress(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
+        self.counters.originated += 1;
+        let verdict = self.route_to_pod(now, packet).unwrap_or_else(Verdict::Drop);
+        self.count(verdict, packet.total_len())
+    }
+
+    /// Whether there is a packet that the node itself has to send.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.output.queue.is_empty()
+    }
+
+    /// The next packet the node itself has to send, copied into `packet`.
+    pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
+        let (verdict, bytes) = self.output.queue.pop_front()?;
+        self.counters.originated += 1;
+        let verdict = match (verdict, packet.replace(&bytes)) {
+            (_, Err(_)) => Verdict::Drop(DropReason::HeadroomExceeded),
+            // The control plane may have taken away what the packet was for while it was queued.
+            (Verdict::Port(port), _) if !self.ports.contains_key(&port) => {
+                Verdict::Drop(DropReason::PortGone)
+            }
+            (Verdict::Peer { .. } | Verdict::Uplink { .. }, _) if !self.is_there(verdict) => {
+                Verdict::Drop(DropReason::PeerGone)
+            }
+            (verdict, Ok(())) => verdict,
+        };
+        self.output.free.push(bytes);
+        Some(self.count(verdict, packet.total_len()))
+    }
+
+    /// When [`Self::handle_timeout`] is next needed.
+    #[must_use]
+    pub fn poll_at(&self) -> Instant {
+        let links = [
+            self.neighbours.poll_at(),
+            self.uplink
+                .as_ref()
+                .and_then(|link| link.neighbours.poll_at()),
+        ];
+        let due = links.into_iter().flatten().min();
+        due.map_or(self.next_ageing, |due| due.min(self.next_ageing))
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.handle_neighbours(now);
+        if now >= self.next_ageing {
+            self.fdb.age(now);
+            self.neighbours.age(now, |_| false);
+            if let Some(link) = &mut self.uplink {
+                let is_next_hop = |host| self.peers.first_at(host).is_some();
+                link.neighbours.age(now, is_next_hop);
+            }
+            self.next_ageing = now + AGEING_PERIOD;
+        }
+    }
+
+    /// Counts packets that the shell could not receive or hand over after their verdict.
+    pub fn count_drops(&mut self, reason: DropReason, packets: u64) {
+        self.counters.drop_many(reason, packets);
+    }
+
+    /// Counts a frame that the shell handed to a port after [`Verdict::Flood`].
+    pub fn count_flooded(&mut self, port: PortId, len: usize) {
+        if let Some(port) = self.ports.get_mut(&port) {
+            port.sent.count(len);
+        }
+    }
+
+    /// What became of all packets.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The attached ports.
+    pub fn ports(&self) -> impl Iterator<Item = (PortId, &Port)> {
+        self.ports.iter().map(|(id, port)| (*id, port))
+    }
+
+    /// The peers, by their numbers.
+    pub fn peers(&self) -> impl Iterator<Item = PeerState> {
+        self.peers.states()
+    }
+
+    /// The route table, by prefix.
+    pub fn routes(&self) -> impl Iterator<Item = (IpNet, &NextHop)> {
+        self.routes.iter()
+    }
+
+    /// The forwarding database, in no particular order.
+    pub fn fdb(&self) -> impl Iterator<Item = (EthernetAddress, switch::Entry)> + '_ {
+        self.fdb.iter()
+    }
+
+    /// The neighbour table, in no particular order.
+    pub fn neighbours(&self) -> impl Iterator<Item = (IpAddr, Option<Place>, State)> + '_ {
+        self.neighbours.iter()
+    }
+
+    /// How it encapsulates, if it does.
+    #[must_use]
+    pub fn format(&self) -> Option<Format> {
+        self.config.tunnel.format()
+    }
+
+    /// Changes the MTU of pods and of the way to peers, in bytes of inner IP packets: the underlay's
+    /// interface has another one. Packets that are too long for it are fragmented or refused with
+    /// the new one from now on (RFC 1191), and connections begin with what it takes.
+    pub fn set_mtu(&mut self, mtu: Mtu) {
+        self.config.mtu = mtu;
+    }
+
+    /// MTU of pods and of the way to peers.
+    #[must_use]
+    pub fn mtu(&self) -> Mtu {
+        self.config.mtu
+    }
+
+    /// The gateway's address.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        gateway::address(self.subnet)
+    }
+
+    /// Whether the peer a packet is for is there, at the same place.
+    fn is_there(&self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Peer {
+                id, destination, ..
+            } => {
+                let address = self.peers.outgoing(id).map(|peer| peer.address);
+                address.map(SocketAddr::V4) == Some(destination)
+            }
+            Verdict::Uplink { id } => {
+                self.uplink.is_some() && id.is_none_or(|id| self.peers.outgoing(id).is_some())
+            }
+            Verdict::Port(_)
+            | Verdict::Flood { .. }
+            | Verdict::Egress
+            | Verdict::Consumed
+            | Verdict::Drop(_) => true,
+        }
+    }
+
+    fn count(&mut self, verdict: Verdict, len: usize) -> Verdict {
+        match verdict {
+            Verdict::Port(port) => {
+                self.counters.delivered += 1;
+                if let Some(port) = self.ports.get_mut(&port) {
+                    port.sent.count(len);
+                }
+            }
+            Verdict::Flood { .. } => self.counters.flooded += 1,
+            Verdict::Peer { id, .. } => {
+                self.counters.sent += 1;
+                self.peers.count_sent(id, len);
+            }
+            Verdict::Uplink { id } => {
+                self.counters.sent += 1;
+                if let Some(id) = id {
+                    self.peers.count_sent(id, len);
+                }
+            }
+            Verdict::Egress | Verdict::Consumed => self.counters.consumed += 1,
+            Verdict::Drop(reason) => self.counters.drop(reason),
+        }
+        verdict
+    }
+}

@@ -1,0 +1,246 @@
+//! All peers, as the data path asks for them.
+//!
+//! Among many peers a packet waits for memory more than for anything else. So what every packet
+//! needs is apart from the rest: one small entry for the way out, one for the way in, each found by
+//! the peer's number.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::num::NonZeroU32;
+
+use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::tunnel::vxlan::VtepMac;
+use smoltcp::time::Instant;
+
+use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
+use crate::datapath::port::Traffic;
+use crate::datapath::route::RouteTable;
+
+/// The peers by their numbers, and by where their datagrams come from.
+#[derive(Default)]
+pub(super) struct Peers {
+    peers: Vec<Option<Peer>>,
+    outgoing: Vec<Option<Outgoing>>,
+    incoming: Vec<Incoming>,
+    /// The first peer at each outer address: routes to hosts, since those are the smallest there
+    /// are. [`Incoming::next`] leads to the others.
+    sources: RouteTable<PeerId>,
+}
+
+/// What a packet to a peer needs.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(32))]
+pub(super) struct Outgoing {
+    sent: Traffic,
+    /// Where its tunnel ends; its host is there in any case.
+    pub(super) address: SocketAddrV4,
+    /// The MAC address of its VTEP.
+    pub(super) vtep_mac: Option<VtepMac>,
+    pub(super) path: Path,
+}
+
+/// What a packet from a peer needs.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(32))]
+struct Incoming {
+    received: Traffic,
+    /// The next peer with the same outer address.
+    next: Option<Link>,
+    /// When the last datagram or frame came.
+    heard: Option<Heard>,
+    /// The subnet that is routed to it.
+    routed: Option<Ipv4Net>,
+}
+
+/// A peer's number that leaves room for there being none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Link(NonZeroU32);
+
+impl Link {
+    fn to(id: PeerId) -> Option<Self> {
+        NonZeroU32::new(id.0.wrapping_add(1)).map(Self)
+    }
+
+    const fn id(self) -> PeerId {
+        PeerId(self.0.get() - 1)
+    }
+}
+
+/// A time in sixteenths of a second, from one on, which suffice for eight years.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Heard(NonZeroU32);
+
+impl Heard {
+    const UNIT: i64 = 1_000_000 / 16;
+
+    fn at(now: Instant) -> Self {
+        let units = u32::try_from(now.total_micros() / Self::UNIT).unwrap_or(u32::MAX);
+        Self(NonZeroU32::MIN.saturating_add(units))
+    }
+
+    fn time(self) -> Instant {
+        Instant::from_micros(i64::from(self.0.get() - 1) * Self::UNIT)
+    }
+}
+
+/// Half a line of the cache each.
+const _: () = assert!(size_of::<Option<Outgoing>>() == 32 && size_of::<Incoming>() == 32);
+
+fn index(id: PeerId) -> usize {
+    id.0 as usize
+}
+
+impl Peers {
+    /// Adds a peer whose number is free.
+    pub(super) fn insert(&mut self, state: PeerState) {
+        let PeerState {
+            peer,
+            path,
+            received,
+            sent,
+            heard,
+        } = state;
+        let at = index(peer.id);
+        if self.peers.len() <= at {
+            self.peers.resize(at + 1, None);
+            self.outgoing.resize(at + 1, None);
+            self.incoming.resize(at + 1, Incoming::default());
+        }
+        self.outgoing[at] = Some(Outgoing {
+            sent,
+            address: peer.address,
+            vtep_mac: peer.vtep_mac,
+            path,
+        });
+        self.incoming[at] = Incoming {
+            received,
+            next: None,
+            heard: heard.map(Heard::at),
+            routed: None,
+        };
+        let source = IpAddr::V4(*peer.address.ip());
+        match self.chain(self.first_at(source)).last() {
+            Some(last) => self.incoming[index(last)].next = Link::to(peer.id),
+            None => {
+                self.sources.insert(source.into(), peer.id);
+            }
+        }
+        self.peers[at] = Some(peer);
+    }
+
+    /// Removes a peer.
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<PeerState> {
+        let at = index(id);
+        let peer = self.peers.get_mut(at)?.take()?;
+        let Outgoing { sent, path, .. } = self.outgoing[at].take()?;
+        let gone = std::mem::take(&mut self.incoming[at]);
+        let source = IpAddr::V4(*peer.address.ip());
+        let before = self
+            .chain(self.first_at(source))
+            .find(|other| self.incoming[index(*other)].next == Link::to(id));
+        match (before, gone.next) {
+            (Some(before), next) => self.incoming[index(before)].next = next,
+            (None, Some(next)) => {
+                self.sources.insert(source.into(), next.id());
+            }
+            (None, None) => {
+                self.sources.remove(source.into());
+            }
+        }
+        Some(PeerState {
+            peer,
+            path,
+            received: gone.received,
+            sent,
+            heard: gone.heard.map(Heard::time),
+        })
+    }
+
+    /// All peers, by their numbers.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().flatten()
+    }
+
+    /// All peers with what went to and came from them, by their numbers.
+    pub(super) fn states(&self) -> impl Iterator<Item = PeerState> {
+        let all = self.peers.iter().zip(&self.outgoing).zip(&self.incoming);
+        all.filter_map(|((peer, outgoing), incoming)| {
+            let outgoing = outgoing.as_ref()?;
+            Some(PeerState {
+                peer: peer.clone()?,
+                path: outgoing.path,
+                received: incoming.received,
+                sent: outgoing.sent,
+                heard: incoming.heard.map(Heard::time),
+            })
+        })
+    }
+
+    /// Where their tunnels end, by their numbers.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.iter().map(|peer| *peer.address.ip())
+    }
+
+    /// Decides anew how packets get to each peer.
+    pub(super) fn set_paths(&mut self, path: impl Fn(Ipv4Addr) -> Path) {
+        for outgoing in self.outgoing.iter_mut().flatten() {
+            outgoing.path = path(*outgoing.address.ip());
+        }
+    }
+
+    /// What a packet to a peer needs.
+    pub(super) fn outgoing(&self, id: PeerId) -> Option<&Outgoing> {
+        self.outgoing.get(index(id))?.as_ref()
+    }
+
+    /// Counts a datagram or frame to a peer.
+    pub(super) fn count_sent(&mut self, id: PeerId, len: usize) {
+        if let Some(Some(outgoing)) = self.outgoing.get_mut(index(id)) {
+            outgoing.sent.count(len);
+        }
+    }
+
+    /// Counts a datagram or frame from a peer.
+    pub(super) fn count_received(&mut self, now: Instant, id: PeerId, len: usize) {
+        if let Some(incoming) = self.incoming.get_mut(index(id)) {
+            incoming.received.count(len);
+            incoming.heard = Some(Heard::at(now));
+        }
+    }
+
+    /// Notes what is routed to a peer, if anything.
+    pub(super) fn set_routed(&mut self, id: PeerId, subnet: Option<IpNet>) {
+        if let Some(incoming) = self.incoming.get_mut(index(id)) {
+            incoming.routed = match subnet {
+                Some(IpNet::V4(subnet)) => Some(subnet),
+                Some(IpNet::V6(_)) | None => None,
+            };
+        }
+    }
+
+    /// Whether `address` is in the subnet that is routed to a peer. A smaller one within it may be
+    /// routed to another.
+    pub(super) fn is_routed(&self, id: PeerId, address: Ipv4Addr) -> bool {
+        let incoming = self.incoming.get(index(id));
+        let subnet = incoming.and_then(|incoming| incoming.routed);
+        subnet.is_some_and(|subnet| subnet.contains(&address))
+    }
+
+    /// The first peer with this outer address.
+    pub(super) fn first_at(&self, source: IpAddr) -> Option<PeerId> {
+        self.sources.lookup(source).copied()
+    }
+
+    /// Whether two peers have the same outer address.
+    pub(super) fn share_address(&self, one: PeerId, other: PeerId) -> bool {
+        let address = |id| self.outgoing(id).map(|peer| *peer.address.ip());
+        one == other || address(one).is_some() && address(one) == address(other)
+    }
+
+    /// A peer and those behind it with the same outer address.
+    fn chain(&self, first: Option<PeerId>) -> impl Iterator<Item = PeerId> + '_ {
+        std::iter::successors(first, |id| {
+            let next = self.incoming.get(index(*id))?.next?;
+            Some(next.id())
+        })
+    }
+}

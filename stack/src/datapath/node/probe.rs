@@ -1,0 +1,66 @@
+//! Asking peers whether they are alive, where nothing has come from them.
+
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use muslin_encap::ip::v4;
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::time::Instant;
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol};
+
+use super::{NextHop, Node};
+use crate::datapath::gateway;
+use crate::datapath::icmp;
+use crate::datapath::peer::{Path, PeerId};
+
+/// Bytes of an echo request without data.
+const ECHO_LEN: usize = icmp::HEADER_LEN;
+
+impl Node {
+    /// Asks a peer for a sign of life: sends echo requests (RFC 792) from the gateway to the node's
+    /// own addresses in its lease, the base, which flannel nodes have, and the gateway. The answer
+    /// counts as heard, like everything that comes from a peer.
+    pub fn probe(&mut self, now: Instant, id: PeerId) {
+        let path = self.peers.outgoing(id).map(|peer| peer.path);
+        let lease = self.peers.iter().find(|peer| peer.id == id);
+        let lease = lease.filter(|_| path != Some(Path::Unreachable));
+        let Some(IpNet::V4(lease)) = lease.map(|peer| peer.subnet) else {
+            return;
+        };
+        for destination in [lease.network(), gateway::address(lease)] {
+            self.ident = self.ident.wrapping_add(1);
+            let request = echo_request(self.gateway(), destination, self.ident);
+            self.with_scratch(&request, |node, packet| {
+                node.forward(now, destination, NextHop::Peer(id), packet)
+            });
+        }
+    }
+}
+
+fn echo_request(
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    ident: u16,
+) -> [u8; v4::HEADER_LEN + ECHO_LEN] {
+    let mut bytes = [0; v4::HEADER_LEN + ECHO_LEN];
+    let checksums = ChecksumCapabilities::default();
+    let (head, rest) = bytes.split_at_mut(v4::HEADER_LEN);
+    let header = v4::Header {
+        dscp: 0,
+        total_len: (v4::HEADER_LEN + ECHO_LEN) as u16,
+        ident: 0,
+        dont_fragment: true,
+        ttl: v4::DEFAULT_TTL,
+        protocol: IpProtocol::Icmp,
+        source,
+        destination,
+    };
+    let echo = Icmpv4Repr::EchoRequest {
+        ident,
+        seq_no: 0,
+        data: &[],
+    };
+    head.copy_from_slice(&header.to_bytes());
+    echo.emit(&mut Icmpv4Packet::new_unchecked(rest), &checksums);
+    bytes
+}

@@ -1,0 +1,349 @@
+//! The node on its host's LAN: next hops, and bare packets from them.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+
+use muslin_encap::buffer::PacketBuf;
+use smoltcp::time::Instant;
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
+
+use super::forward::{On, Origin, Step, is_for_egress};
+use super::{NextHop, Node, Verdict};
+use crate::datapath::frame;
+use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
+use crate::datapath::peer::{Path, Tunnel};
+use crate::datapath::port::PortId;
+use crate::datapath::uplink::Uplink;
+use crate::drops::DropReason;
+
+/// Neighbours are places at ports, and an uplink has but one.
+const PORT: PortId = PortId(u32::MAX);
+
+/// Packets that may wait until it is known where one host is.
+const EARLY_PER_HOST: usize = 4;
+/// Packets that may wait so for all hosts; a packet is 64 KiB at most.
+const EARLY_IN_ALL: usize = 64;
+
+/// The uplink and the hosts on it.
+pub(super) struct Link {
+    pub(super) uplink: Uplink,
+    pub(super) neighbours: Neighbours,
+    early: VecDeque<Early>,
+}
+
+/// A packet that came before it was known where its sender is.
+struct Early {
+    /// The next hop that it must come from.
+    host: Ipv4Addr,
+    /// The MAC address that it came from.
+    mac: EthernetAddress,
+    packet: Vec<u8>,
+}
+
+impl Node {
+    /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare
+    /// packets from then on. An address of its own is announced (RFC 5227 section 3).
+    pub fn set_uplink(&mut self, uplink: Option<Uplink>) {
+        let (known, early) = match self.uplink.take() {
+            Some(link) => (Some(link.neighbours), link.early),
+            None => (None, VecDeque::new()),
+        };
+        if uplink.is_none() {
+            self.lose(early.len());
+        }
+        let limit = self.config.limits.neighbours;
+        self.uplink = uplink.map(|uplink| Link {
+            uplink,
+            neighbours: known.unwrap_or_else(|| Neighbours::new(limit, self.seed)),
+            early,
+        });
+        let tunnel = self.config.tunnel;
+        self.peers
+            .set_paths(|host| path(uplink.as_ref(), tunnel, host));
+        if let Some(link) = &mut self.uplink {
+            for host in self
+                .peers
+                .hosts()
+                .filter(|host| link.uplink.is_on_link(*host))
+            {
+                link.neighbours.seek_in_turn(host.into());
+            }
+        }
+        if let Some(own) = uplink.filter(|own| own.answers) {
+            let all = (EthernetAddress::BROADCAST, own.address);
+            let words = frame::write_arp(ArpOperation::Request, (own.mac, own.address), all);
+            self.say(Verdict::Uplink { id: None }, &words);
+        }
+    }
+
+    /// The uplink.
+    #[must_use]
+    pub fn uplink(&self) -> Option<&Uplink> {
+        self.uplink.as_ref().map(|link| &link.uplink)
+    }
+
+    /// The hosts on the uplink's link that are known or looked for, in no particular order.
+    pub fn next_hops(&self) -> impl Iterator<Item = (IpAddr, Option<Place>, State)> + '_ {
+        self.uplink.iter().flat_map(|link| link.neighbours.iter())
+    }
+
+    /// Takes an Ethernet frame from the uplink.
+    pub fn from_uplink(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
+        self.counters.received += 1;
+        let verdict = self
+            .ingress_uplink(now, packet)
+            .unwrap_or_else(Verdict::Drop);
+        self.count(verdict, packet.total_len())
+    }
+
+    /// Counts a frame of the uplink whose virtio-net header could not be read.
+    pub fn refuse_uplink_frame(&mut self) {
+        self.counters.received += 1;
+        self.counters.drop(DropReason::VirtioHeader);
+    }
+
+    /// Learns from an ARP frame that another worker's node took from the uplink.
+    pub fn overhear_uplink(&mut self, now: Instant, frame: &[u8]) {
+        if frame::parse(frame).is_ok_and(|view| view.src_addr().is_unicast()) {
+            let _ = self.hear_host(now, frame);
+        }
+    }
+
+    pub(super) fn path_to(&self, host: Ipv4Addr) -> Path {
+        path(self.uplink(), self.config.tunnel, host)
+    }
+
+    fn ingress_uplink(
+        &mut self,
+        now: Instant,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<Verdict, DropReason> {
+        let own = self.uplink().ok_or(DropReason::NextHopUnreachable)?.mac;
+        frame::check_offload(packet)?;
+        let view = frame::parse(packet.as_slice())?;
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        let ethertype = view.ethertype();
+        if source == own {
+            return Err(DropReason::SourceMacOwn);
+        }
+        if !source.is_unicast() {
+            return Err(DropReason::SourceMacGroup);
+        }
+        let is_arp = ethertype == EthernetProtocol::Arp;
+        if destination != own && !(is_arp && destination.is_broadcast()) {
+            return Err(DropReason::DestinationMacForeign);
+        }
+        match ethertype {
+            EthernetProtocol::Arp => {
+                self.answer_host(packet.as_slice());
+                self.hear_host(now, packet.as_slice())
+            }
+            EthernetProtocol::Ipv4 => {
+                packet.trim_front(frame::HEADER_LEN);
+                self.route(now, Origin::Uplink(source), packet)
+            }
+            EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
+                Err(DropReason::EtherTypeUnsupported)
+            }
+        }
+    }
+
+    /// Checks that a packet from a host with this MAC address comes from a pod of its node, and
+    /// counts it for that peer. A host that is not known yet is asked for; one that has got another
+    /// MAC address has to be believed first.
+    pub(super) fn check_host(
+        &mut self,
+        now: Instant,
+        mac: EthernetAddress,
+        source: Ipv4Addr,
+        len: usize,
+    ) -> Result<(), DropReason> {
+        let sender = match self.routes.lookup(source.into()) {
+            Some(NextHop::Peer(id)) => self.peers.outgoing(*id).map(|peer| (*id, *peer)),
+            Some(NextHop::Local) | None => None,
+        };
+        let Some((id, peer)) = sender.filter(|(_, peer)| peer.path == Path::Uplink) else {
+            return match self.config.guard.peers {
+                true => Err(DropReason::SourceNotInLease),
+                false => Ok(()),
+            };
+        };
+        let host = *peer.address.ip();
+        let link = self.uplink.as_mut().ok_or(DropReason::PeerGone)?;
+        match link.neighbours.get(host.into()) {
+            Some(place) if place.mac == mac => {}
+            Some(_) => {
+                // Without a guard, too: its answers would go to where it was.
+                let claim = self.claim(now, host, mac);
+                if self.config.guard.peers {
+                    claim?;
+                }
+            }
+            None if !self.config.guard.peers => {}
+            None => {
+                if link.neighbours.seek(host.into(), now) {
+                    self.ask_for(On::Uplink, host, None);
+                }
+                return Err(DropReason::NextHopUnknown);
+            }
+        }
+        self.peers.count_received(now, id, len + frame::HEADER_LEN);
+        Ok(())
+    }
+
+    /// Lets a packet wait for the answer that says whether it comes from the host that it must come
+    /// from: it goes on then, or is dropped.
+    pub(super) fn wait_for_sender(
+        &mut self,
+        mac: EthernetAddress,
+        source: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Step {
+        let unknown = DropReason::NextHopUnknown;
+        let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
+        let is_for_flows =
+            self.egress.is_some() && self.is_own(destination) && is_for_egress(packet.as_slice());
+        // What is for egress cannot be handed over later, and what is sent faster than one packet at
+        // a time is sent again.
+        if is_for_flows || !packet.is_single() {
+            return Err(unknown);
+        }
+        let host = match self.routes.lookup(source.into()) {
+            Some(NextHop::Peer(id)) => self.peers.outgoing(*id).map(|peer| *peer.address.ip()),
+            Some(NextHop::Local) | None => None,
+        };
+        let (host, link) = host.zip(self.uplink.as_mut()).ok_or(unknown)?;
+        let waiting = link.early.iter().filter(|early| early.host == host).count();
+        if !link.neighbours.is_sought(host.into())
+            || waiting >= EARLY_PER_HOST
+            || link.early.len() >= EARLY_IN_ALL
+        {
+            return Err(unknown);
+        }
+        packet.complete_checksum();
+        let packet = packet.as_slice().to_vec();
+        link.early.push_back(Early { host, mac, packet });
+        Ok(Verdict::Consumed)
+    }
+
+    /// Takes the packets that waited until it is known where a host is.
+    fn take_early(&mut self, now: Instant, host: Ipv4Addr) {
+        for Early { mac, packet, .. } in self.early_of(host) {
+            self.with_scratch(&packet, |node, packet| {
+                node.route(now, Origin::Uplink(mac), packet)
+            });
+        }
+    }
+
+    /// Drops the packets that waited for a host that does not answer.
+    pub(super) fn lose_early(&mut self, host: IpAddr) {
+        if let IpAddr::V4(host) = host {
+            let early = self.early_of(host).len();
+            self.lose(early);
+        }
+    }
+
+    fn early_of(&mut self, host: Ipv4Addr) -> Vec<Early> {
+        let Some(link) = self.uplink.as_mut().filter(|link| !link.early.is_empty()) else {
+            return Vec::new();
+        };
+        let early = std::mem::take(&mut link.early).into_iter();
+        let (taken, left) = early.partition::<Vec<_>, _>(|early| early.host == host);
+        link.early = left.into();
+        taken
+    }
+
+    /// Counts packets whose sender was not found.
+    fn lose(&mut self, packets: usize) {
+        self.counters.originated += packets as u64;
+        self.counters
+            .drop_many(DropReason::NextHopUnknown, packets as u64);
+    }
+
+    /// Learns from an ARP message where a next hop is. Nothing else is kept of what hosts say.
+    fn hear_host(&mut self, now: Instant, bytes: &[u8]) -> Result<Verdict, DropReason> {
+        let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+        let Some(ArpRepr::EthernetIpv4 {
+            source_hardware_addr: mac,
+            source_protocol_addr: host,
+            target_protocol_addr: target,
+            ..
+        }) = frame::arp(payload)
+        else {
+            return Err(DropReason::EtherTypeUnsupported);
+        };
+        let is_next_hop = self.path_to(host) == Path::Uplink
+            && self.peers.first_at(host.into()).is_some()
+            && mac.is_unicast()
+            && self.uplink().is_some_and(|own| own.mac != mac);
+        // As in Linux: what a host announces to all only changes what is known.
+        let link = self.uplink.as_ref();
+        let may_be_new = link.is_some_and(|link| {
+            target == link.uplink.address || link.neighbours.get(host.into()).is_some()
+        });
+        if !is_next_hop || !may_be_new {
+            return Ok(Verdict::Consumed);
+        }
+        self.claim(now, host, mac)?;
+        Ok(Verdict::Consumed)
+    }
+
+    /// Hears that a next hop has this MAC address.
+    fn claim(
+        &mut self,
+        now: Instant,
+        host: Ipv4Addr,
+        mac: EthernetAddress,
+    ) -> Result<(), DropReason> {
+        let place = Place { mac, port: PORT };
+        let link = self.uplink.as_mut().ok_or(DropReason::PeerGone)?;
+        match link.neighbours.claim(host.into(), place, now) {
+            Claim::Believed(waited) => {
+                for packet in waited {
+                    self.originate(now, &packet);
+                }
+                self.take_early(now, host);
+                Ok(())
+            }
+            Claim::Doubted(known) => {
+                self.ask_for(On::Uplink, host, Some(known));
+                Err(DropReason::NextHopConflict)
+            }
+            Claim::Refused => Err(DropReason::NextHopConflict),
+        }
+    }
+
+    /// Answers a host that asks for the node's own address.
+    fn answer_host(&mut self, bytes: &[u8]) {
+        let Some(own) = self.uplink().copied().filter(|own| own.answers) else {
+            return;
+        };
+        let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+        if let Some(ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr,
+            source_protocol_addr,
+            target_protocol_addr,
+            ..
+        }) = frame::arp(payload)
+            && target_protocol_addr == own.address
+            && source_hardware_addr.is_unicast()
+        {
+            let answer = frame::write_arp(
+                ArpOperation::Reply,
+                (own.mac, own.address),
+                (source_hardware_addr, source_protocol_addr),
+            );
+            self.say(Verdict::Uplink { id: None }, &answer);
+        }
+    }
+}
+
+/// How packets get to a peer with this public address.
+fn path(uplink: Option<&Uplink>, tunnel: Tunnel, host: Ipv4Addr) -> Path {
+    match (uplink, tunnel) {
+        (Some(uplink), _) if uplink.is_on_link(host) => Path::Uplink,
+        (_, Tunnel::None) => Path::Unreachable,
+        (_, Tunnel::Vxlan { .. } | Tunnel::Udp | Tunnel::Ipip) => Path::Tunnel,
+    }
+}

@@ -1,0 +1,102 @@
+//! Peers: the other nodes, each with its lease and where its tunnel ends.
+
+use std::fmt;
+use std::net::SocketAddrV4;
+
+use ipnet::IpNet;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use smoltcp::time::Instant;
+
+use crate::datapath::port::Traffic;
+
+/// A peer's number, chosen by the control plane and stable while its lease lasts. Tables have a
+/// place for each number up to the largest, so it is small, and used again after its peer has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId(pub u32);
+
+impl fmt::Display for PeerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its identity.
+    pub id: PeerId,
+    /// Its lease: the pods behind it.
+    pub subnet: IpNet,
+    /// Where its tunnel ends: public address and UDP port, 0 where there is none.
+    pub address: SocketAddrV4,
+    /// The MAC address of its VTEP; VXLAN needs it.
+    pub vtep_mac: Option<VtepMac>,
+}
+
+/// How this node's tunnel encapsulates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tunnel {
+    /// VXLAN with this network identifier, from a VTEP of this MAC address.
+    Vxlan {
+        /// The network's identifier.
+        vni: Vni,
+        /// This node's own VTEP.
+        mac: VtepMac,
+    },
+    /// flannel's UDP format.
+    Udp,
+    /// IPv4 in IPv4 (RFC 2003).
+    Ipip,
+    /// There is none: all peers are next hops on the uplink, as with flannel's host-gw.
+    None,
+}
+
+impl Tunnel {
+    /// The encapsulation format.
+    #[must_use]
+    pub const fn format(&self) -> Option<Format> {
+        match self {
+            Self::Vxlan { .. } => Some(Format::Vxlan),
+            Self::Udp => Some(Format::Udp),
+            Self::Ipip => Some(Format::Ipip),
+            Self::None => None,
+        }
+    }
+}
+
+/// How packets get to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Encapsulated.
+    Tunnel,
+    /// Bare, in a frame for its host: the next hop is on the uplink's link.
+    Uplink,
+    /// Not at all: there is no tunnel, and the host is not on the link of an uplink.
+    Unreachable,
+}
+
+/// A peer with what went to and came from it.
+#[derive(Debug, Clone)]
+pub struct PeerState {
+    /// The peer.
+    pub peer: Peer,
+    /// How packets get there.
+    pub path: Path,
+    /// Datagrams and frames from it.
+    pub received: Traffic,
+    /// Datagrams and frames to it.
+    pub sent: Traffic,
+    /// When the last datagram or frame came from it, to a sixteenth of a second; `None` if none has.
+    pub heard: Option<Instant>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_printed_as_their_numbers() {
+        assert_eq!(format!("{:>3}", PeerId(7)), "  7");
+    }
+}

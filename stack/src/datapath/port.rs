@@ -1,0 +1,98 @@
+//! Ports: where pods' frames come in and go out.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use smoltcp::wire::EthernetAddress;
+
+use crate::bucket::TokenBucket;
+use crate::datapath::work::{self, Turn};
+
+/// A port's identity, chosen by the control plane and stable while the port is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortId(pub u32);
+
+impl fmt::Display for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is attached to a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// The pod's MAC address.
+    pub mac: EthernetAddress,
+    /// The pod's IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether the pod may send only from its own MAC and IP addresses.
+    pub guarded: bool,
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets; a superpacket is one, as for Linux' TAP and VXLAN devices.
+    pub packets: u64,
+    /// Bytes, as they were handed over (Ethernet frames at ports, UDP payloads at peers).
+    pub bytes: u64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&mut self, len: usize) {
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
+
+    /// Adds another worker's traffic.
+    pub fn add(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// An attached port with what went through it.
+#[derive(Debug, Clone)]
+pub struct Port {
+    /// What is attached.
+    pub attachment: Attachment,
+    /// Frames from the pod.
+    pub received: Traffic,
+    /// Frames to the pod.
+    pub sent: Traffic,
+    /// What is left of its turn.
+    pub(crate) turn: Turn,
+    /// How much it may have flooded.
+    pub(crate) storm: TokenBucket,
+}
+
+impl Port {
+    pub(crate) fn new(attachment: Attachment) -> Self {
+        Self {
+            attachment,
+            received: Traffic::default(),
+            sent: Traffic::default(),
+            turn: Turn::default(),
+            storm: work::storm_share(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_printed_as_their_numbers() {
+        assert_eq!(format!("{:>3}", PortId(7)), "  7");
+    }
+
+    #[test]
+    fn traffic_of_workers_adds_up() {
+        let traffic = |packets, bytes| Traffic { packets, bytes };
+        let mut sum = traffic(3, 400);
+        sum.add(traffic(20, 1000));
+        sum.count(60);
+        assert_eq!(sum, traffic(24, 1460));
+    }
+}
