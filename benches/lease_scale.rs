@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client as Etcd, PutOptions};
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+use muslin::agent::{Agent, Ping};
 use muslin::control::Client;
-use muslin::control::protocol::{Route, Status, Table};
-use muslin::demo::agent::{Agent, Ping};
+use muslin_stack::api::control::{Route, Status, Table};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 

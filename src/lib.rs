@@ -4,27 +4,30 @@
 //! knows the tunnel formats: devices, sockets, threads, stores, namespaces and the command line.
 //! No rule about packets lives here.
 
+pub mod agent;
 mod attach;
 pub mod cli;
 mod clients;
+mod condition;
 mod confine;
 pub mod control;
+pub mod daemon;
 pub mod demo;
 mod detached;
 pub mod device;
 pub mod dns;
 pub mod doctor;
-pub mod egress;
 pub mod error;
 pub mod flannel;
+pub mod host;
+mod http;
 mod init;
 pub mod lease;
 mod lines;
 mod netlink;
 pub mod netns;
-pub mod node;
-pub mod publish;
-mod quantity;
+mod notify;
+mod process;
 mod replace;
 pub mod sidecar;
 mod signals;
@@ -32,7 +35,7 @@ mod signals;
 #[path = "../tests/lab/skip.rs"]
 mod skip;
 pub mod state;
+pub mod store;
 mod terminal;
-mod text;
 pub mod underlay;
 pub mod worker;

@@ -3,6 +3,7 @@
 //! One directory holds all nodes of a user on a machine: `nodes/NAME/` has a node's own files and
 //! its control socket, and the embedded store lies beside them.
 
+use crate::host::random;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -490,16 +491,6 @@ pub fn is_listening(socket: &Path) -> bool {
     let connected = open(AddressFamily::Unix, SockType::SeqPacket, flags, None)
         .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(socket)?));
     matches!(connected, Ok(()) | Err(nix::errno::Errno::EAGAIN))
-}
-
-/// Random bytes from the kernel.
-///
-/// # Errors
-/// If the kernel gives none.
-pub fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).context("cannot get random bytes")?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ mod lab;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lab::{Lab, Node, NodeConfig, SOON, poll_until};
-use muslin::demo::agent::{Agent, Ping};
+use muslin::agent::{Agent, Ping};
 use nix::sys::signal::Signal;
 
 /// Datagrams that are more than a socket's queue has room for.

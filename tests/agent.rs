@@ -3,7 +3,7 @@
 mod lab;
 
 use lab::Lab;
-use muslin::demo::agent::Ping;
+use muslin::agent::Ping;
 
 #[test]
 fn pings_tell_what_becomes_of_them() {

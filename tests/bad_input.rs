@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use etherparse::{EtherType, IpHeaders, PacketBuilder, PacketBuilderStep};
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 
 type Mac = [u8; 6];
 

@@ -21,7 +21,7 @@ use std::process::Stdio;
 use lab::etcd::Etcd;
 use lab::script::Script;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::{Agent, Ping};
+use muslin::agent::{Agent, Ping};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use lab::etcd::{Etcd, PREFIX, Record};
 use lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::{Agent, Ping};
+use muslin::agent::{Agent, Ping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use lab::etcd::{Etcd, PREFIX};
 use lab::{Lab, Node, NodeConfig, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 
 /// How long nodes may take to be ready, as flannel's.
 const READY: Duration = Duration::from_secs(30);

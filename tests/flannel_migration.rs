@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use lab::etcd::{Etcd, PREFIX, Record};
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP, NODE_SUBNET};
 use lab::{Host, Lab, MUSLIN, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::{Agent, Ping};
+use muslin::agent::{Agent, Ping};
 use serde_json::Value;
 
 /// MTU of the underlay in bytes.

@@ -15,7 +15,7 @@ use std::process::{Child, Output, Stdio};
 
 use lab::etcd::Etcd;
 use lab::{Host, Lab, MUSLIN, NodeConfig, SOON, poll_until, traffic};
-use muslin::lease::store;
+use muslin::store;
 use muslin_stack::control::lease::Op;
 use serde_json::Value;
 

@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
 use lab::skip::skip_on_this_kernel;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::{Agent, Ping};
+use muslin::agent::{Agent, Ping};
 
 /// MTU of the link, and of all pods, in bytes.
 const MTU: u16 = 1500;

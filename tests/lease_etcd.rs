@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "../src/lease/store/etcd/certificates.rs"]
+#[path = "../src/store/etcd/certificates.rs"]
 mod certificates;
 mod lab;
 

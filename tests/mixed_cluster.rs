@@ -16,7 +16,7 @@ use lab::etcd::{Etcd, Event, PREFIX, Record, TTL, Watch};
 use lab::flannel::{self, Flannel, KERNEL_IP, KERNEL_SUBNET, NODE_IP};
 use lab::watch::stretched;
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 use serde_json::Value;
 
 /// MTU of the underlay in bytes.

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use lab::script::Script;
 use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 use proxy_header::{ParseConfig, ProxyHeader};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::{Lab, NodeConfig, descriptors};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 use nix::sys::signal::Signal;
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng as _;

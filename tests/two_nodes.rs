@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lab::{Lab, Node, NodeConfig, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 
 /// MTU of the underlay in bytes.
 const UNDERLAY: u16 = 1500;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
 use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 
 /// MTU of the underlay in bytes.
 const UNDERLAY: u16 = 1500;

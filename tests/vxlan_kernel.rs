@@ -11,7 +11,7 @@ use std::process::Command;
 
 use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
 use lab::{Host, Lab, Node, NodeConfig, Offload, traffic};
-use muslin::demo::agent::Agent;
+use muslin::agent::Agent;
 
 /// The kernel's VTEP, and the node's.
 const MACS: (&str, &str) = ("c6:d2:32:6f:8f:44", "8a:11:22:33:44:55");

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
-use muslin::control::protocol::Attached;
+use muslin_stack::api::control::Attached;
 
 use crate::lab::{Host, Lab, Node, NodeConfig};
 

@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getppid};
 use tokio::process::{Child, Command};
 
-use crate::control::protocol::Attached;
 use crate::error::{Context, Error, Result};
 use crate::signals::Listener;
-use crate::terminal;
+use crate::terminal::job;
+use muslin_stack::api::control::Attached;
 
 /// What a pod's command finds in its environment.
 pub(crate) fn variables(
@@ -187,7 +187,7 @@ pub(crate) async fn wait(mut child: Child, mut signals: Signals) -> Result<ExitS
             signal = signals.next() => signal,
         };
         let id = child.id().and_then(|id| i32::try_from(id).ok());
-        if let Some(id) = id.filter(|_| !terminal::is_the_terminals(signal)) {
+        if let Some(id) = id.filter(|_| !job::is_the_terminals(signal)) {
             // It may have ended this moment.
             let _ = kill(Pid::from_raw(id), signal);
         }

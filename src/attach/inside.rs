@@ -15,10 +15,10 @@ use tokio_seqpacket::UnixSeqpacket;
 use super::{assignment, exit_code};
 use crate::confine::{self, Capability};
 use crate::control::Connection;
-use crate::control::protocol::{Attached, Namespace};
 use crate::device::{OpenError, Tap};
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Target};
+use muslin_stack::api::control::{Attached, Namespace};
 
 /// What `muslin exec` enters.
 const NAMESPACES: [Namespace; 2] = [Namespace::User, Namespace::Net];

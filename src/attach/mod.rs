@@ -11,9 +11,9 @@ use std::path::Path;
 use tracing::warn;
 
 use crate::control::Client;
-use crate::control::protocol::{Attach, Attached, Namespace, Status, Table};
 use crate::error::Result;
 use crate::netns::Assignment;
+use muslin_stack::api::control::{Attach, Attached, Namespace, Status, Table};
 
 pub(crate) use command::{
     CREDENTIALS, Environment, Signals, become_command, command, exit_code, guard, or_shell,

@@ -8,8 +8,8 @@ use tracing::{info, warn};
 
 use super::Device;
 use crate::control::Client;
-use crate::control::protocol::{Attach, Attached};
 use crate::error::{Error, Result};
+use muslin_stack::api::control::{Attach, Attached};
 
 /// How often a node that is gone is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);

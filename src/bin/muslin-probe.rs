@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match muslin::demo::agent::probe() {
+    match muslin::agent::probe() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("muslin-probe: {error}");

@@ -8,13 +8,15 @@ use clap::Args;
 use muslin_stack::control::ipam::PodName;
 
 use super::run::PublishArguments;
-use super::{CLIENT, NodeChoice, block_on, output};
+use super::{CLIENT, NodeChoice};
 use crate::attach::{self, Device, Inside};
 use crate::confine;
 use crate::control::Client;
-use crate::control::protocol::{Attach, Request};
 use crate::error::{Context, Error, Result};
 use crate::netns::Target;
+use crate::process::block_on;
+use crate::terminal::output;
+use muslin_stack::api::control::{Attach, Request};
 
 #[derive(Debug, Args)]
 pub(super) struct AttachArguments {

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use super::StateChoice;
 use crate::detached::{Detached, END_AT_ONCE, End};
 use crate::error::{Error, Result};
-use crate::quantity::duration;
+use crate::terminal::quantity::duration;
 
 /// How long a pod may take to end when all of it is killed.
 const KILLED: Duration = Duration::from_secs(5);

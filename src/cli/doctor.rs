@@ -4,10 +4,12 @@ use std::ffi::OsString;
 
 use clap::Args;
 
-use super::{StateChoice, block_on, flannel, output};
+use super::{StateChoice, flannel};
 use crate::doctor::{Finding, Questions, Verdict, examine};
 use crate::error::{Error, Result};
-use crate::text::plain;
+use crate::process::block_on;
+use crate::terminal::output;
+use crate::terminal::text::plain;
 
 #[derive(Debug, Args)]
 #[command(after_help = "The flags of 'muslin node' say how a node that does not run yet will run.")]

@@ -6,15 +6,16 @@ use clap::Args;
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::{Pid, setpgid};
 
+use super::NodeChoice;
 use super::run::EnvironmentArguments;
-use super::{NodeChoice, block_on, exit_code};
 use crate::attach::{self, Signals};
 use crate::confine;
 use crate::control::Client;
-use crate::control::protocol::Namespace;
 use crate::error::Result;
 use crate::netns::{self, Child, Parent};
-use crate::terminal::{self, Job};
+use crate::process::{block_on, exit_code};
+use crate::terminal::job::{self, Job};
+use muslin_stack::api::control::Namespace;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -60,8 +61,8 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     // This process itself stays where nobody in the pod can get at it.
     let (outer, inner) = namespaces.split_at(processes + 1);
     netns::enter_pod(outer)?;
-    let has_terminal = terminal::is_used();
-    let leads = has_terminal || !terminal::is_there();
+    let has_terminal = job::is_used();
+    let leads = has_terminal || !job::is_there();
     let (child, ()) = Child::fork((), |parent| {
         if leads {
             lead(Pid::from_raw(0));
@@ -76,7 +77,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         if has_terminal {
             child.go_on(true).await;
         }
-        attach::result_of(terminal::attend(&child, has_terminal, signals).await?)
+        attach::result_of(job::attend(&child, has_terminal, signals).await?)
     })
 }
 

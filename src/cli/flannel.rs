@@ -13,7 +13,7 @@ use regex::Regex;
 
 use super::secret;
 use crate::error::{Error, Result};
-use crate::lease::store::EtcdOptions;
+use crate::store::EtcdOptions;
 use crate::underlay::Wanted;
 
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{Directive, LevelFilter};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use crate::error::{Error, Result};
-use crate::text;
+use crate::terminal::text;
 
 const VARIABLE: &str = "MUSLIN_LOG";
 /// What `--help` says of it.

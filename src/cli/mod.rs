@@ -7,27 +7,27 @@ mod exec;
 mod flannel;
 mod log;
 mod node;
-pub(crate) mod output;
 mod report;
 mod run;
 mod secret;
 mod sidecar;
 
+use crate::process::block_on;
+use crate::process::exit_code;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::confine::{self, Capability};
-use crate::control::protocol::Request;
 use crate::control::{Client, locate};
 use crate::demo;
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
 use crate::state;
+use muslin_stack::api::control::Request;
 
 /// A pod network that needs no root: VXLAN and UDP overlays, compatible with flannel, in one
 /// ordinary process.
@@ -187,14 +187,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What a process ends with that has failed so, which it says unless its command did.
-pub(crate) fn exit_code(error: &Error) -> u8 {
-    if !matches!(error, Error::Command(_)) {
-        complain(error);
-    }
-    error.exit_code()
-}
-
 /// Parses a command line, or ends the process as wrong usage and `--help` do.
 fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
     let mut command = Cli::command();
@@ -240,7 +232,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Flows(arguments) => report::flows(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
-        Command::Agent => demo::agent::main(),
+        Command::Agent => crate::agent::main(),
         Command::Guard(arguments) => run::guard(&arguments),
         Command::ProbeNamespace => crate::doctor::probe_namespace(),
     }
@@ -285,32 +277,6 @@ fn leave(choice: &NodeChoice) -> Result<()> {
         let client = Client::connect(&socket).await?;
         client.command(&Request::Leave).await
     })
-}
-
-/// Runs a command's asynchronous part on this thread alone, since what enters namespaces must have
-/// one thread.
-pub(crate) fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = runtime.context("cannot start")?;
-    let result = runtime.block_on(future);
-    // A store that hangs must not hold up the end.
-    runtime.shutdown_background();
-    result
-}
-
-/// Has the kernel end this process with the one that started it.
-pub(crate) fn die_with_parent() -> Result<()> {
-    nix::sys::prctl::set_pdeathsig(Signal::SIGTERM).context("cannot watch the parent process")
-}
-
-/// Says what went wrong. A reader of stderr that has gone, like `head` or a terminal, is no reason
-/// to fail, as it is for `eprintln`.
-pub(crate) fn complain(what: &impl std::fmt::Display) {
-    use std::io::Write;
-    let what = what.to_string();
-    let _ = writeln!(std::io::stderr(), "muslin: {}", crate::text::plain(&what));
 }
 
 #[cfg(test)]

@@ -13,13 +13,14 @@ use muslin_encap::tunnel::vxlan::{self, Vni};
 use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
 use tracing::warn;
 
-use super::{StateChoice, block_on, die_with_parent, flannel, log};
+use super::{StateChoice, flannel, log};
 use crate::confine::{self, Capability, Places};
-use crate::egress;
+use crate::daemon::{self, Offload, Settings};
 use crate::error::{Error, Result};
-use crate::lease::store;
-use crate::node::{self, Offload, Settings};
+use crate::host;
+use crate::process::{block_on, die_with_parent};
 use crate::state;
+use crate::store;
 use crate::underlay::UplinkKind;
 
 /// Pods of a network that nobody described.
@@ -170,7 +171,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     // A secret may come by one of them: --etcd-password-file <(COMMAND).
     confine::try_all(&[confine::close_inherited]);
     confine::lock(arguments.switches(), &places(&settings));
-    block_on(node::run(settings))
+    block_on(daemon::run(settings))
 }
 
 /// Where a node has its files.
@@ -252,15 +253,15 @@ impl Arguments {
         })
     }
 
-    fn egress(&self) -> Result<Option<egress::Settings>> {
-        let settings = egress::Settings {
+    fn egress(&self) -> Result<Option<host::Settings>> {
+        let settings = host::Settings {
             allow: self.egress_allow.clone(),
             deny: self.egress_deny.clone(),
             host_loopback: self.host_loopback,
         };
         match self.egress {
             Switch::On => Ok(Some(settings)),
-            Switch::Off if settings == egress::Settings::default() => Ok(None),
+            Switch::Off if settings == host::Settings::default() => Ok(None),
             Switch::Off => Err(Error::usage(
                 "--egress off: nothing outside can be allowed, denied or opened then",
             )),

@@ -5,15 +5,16 @@ use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::output::{Table as Lines, pairs, print, print_json};
-use super::{NodeChoice, block_on};
+use super::NodeChoice;
 use crate::control::Client;
-use crate::control::protocol::{
+use crate::error::{Error, Result};
+use crate::process::block_on;
+use crate::terminal::output::{Table as Lines, pairs, print, print_json};
+use crate::terminal::quantity::{bytes, count, duration};
+use muslin_stack::api::control::{
     Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
 };
-use crate::error::{Error, Result};
-use crate::publish::Published;
-use crate::quantity::{bytes, count, duration};
+use muslin_stack::api::published::Published;
 
 /// How the owner of this node's own leases is called.
 const THIS_NODE: &str = "this node";

@@ -14,19 +14,21 @@ use std::path::Path;
 use clap::Args;
 use muslin_stack::control::ipam::PodName;
 
-use super::{NodeChoice, block_on, die_with_parent, output};
+use super::NodeChoice;
 use crate::attach::{self, Device, Environment, Signals};
 use crate::confine::{self, Capability};
 use crate::control::Client;
-use crate::control::protocol::{Attach, Attached};
 use crate::detached;
 use crate::device::Tap;
 use crate::error::{Context, Error, Result};
 use crate::init::{self, Init};
 use crate::netns::{self, Ids};
-use crate::publish::{Ports, Published};
+use crate::process::{block_on, die_with_parent};
 use crate::state;
-use crate::terminal;
+use crate::terminal::job;
+use crate::terminal::output;
+use muslin_stack::api::control::{Attach, Attached};
+use muslin_stack::api::published::{Ports, Published};
 
 /// The interface inside.
 const INTERFACE: &str = "eth0";
@@ -151,7 +153,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         false => Ok((None, None)),
     }
     .context("cannot make a pipe")?;
-    let has_terminal = terminal::is_used();
+    let has_terminal = job::is_used();
     let starting = init::start(arguments.settings(&socket, has_terminal, output))?;
     block_on(async {
         // A node that is not there is told before anything else is.
@@ -210,7 +212,7 @@ impl Arguments {
             return detached::run(&self.node.state_dir(), init, &attached, log, signals).await;
         }
         init.begin(&attached).await?;
-        attach::result_of(terminal::attend(init, has_terminal, signals).await?)
+        attach::result_of(job::attend(init, has_terminal, signals).await?)
     }
 }
 

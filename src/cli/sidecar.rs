@@ -2,6 +2,7 @@
 //! may do: an interface in the pod's own network namespace, else one in a namespace of the command's
 //! own, else an address that lives in this process.
 
+use crate::host::random;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,19 +18,20 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::{block_on, die_with_parent, node, secret};
+use super::{node, secret};
 use crate::attach::{self, Device, Signals};
 use crate::confine::{self, Capability, Places};
-use crate::control::protocol::{Attach, Attached, Status, Table};
 use crate::control::{Client, locate};
+use crate::daemon::{self as nodes, Ending};
 use crate::device::{FrameSocket, Tap};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Assignment};
-use crate::node::{self as nodes, Ending};
+use crate::process::{block_on, die_with_parent};
 use crate::sidecar::overlay::Overlay;
 use crate::sidecar::{Credentials, Expose, Forward, Listen, Proxies, Settings};
 use crate::state;
+use muslin_stack::api::control::{Attach, Attached, Status, Table};
 
 /// The interface beside the pod's own.
 const INTERFACE: &str = "muslin0";
@@ -216,7 +218,7 @@ impl Arguments {
                 // Nobody but the command knows of them, and so nobody else is to use them.
                 None if self.has_ways_by_itself() => Some(Credentials {
                     user: "muslin".to_owned(),
-                    password: u128::from_ne_bytes(state::random()?).to_string(),
+                    password: u128::from_ne_bytes(random()?).to_string(),
                 }),
                 None => None,
             };

@@ -13,8 +13,8 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use crate::control::protocol::Measure;
 use crate::error::{Context, Result};
+use muslin_stack::api::control::Measure;
 
 /// What takes over the process or the machine.
 const FATAL: &[c_long] = &[

@@ -9,9 +9,9 @@ use landlock::{
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 
-use crate::control::protocol::Measure;
 use crate::error::{Context, Result};
 use crate::replace::directory;
+use muslin_stack::api::control::Measure;
 
 /// What is limited, where the kernel can: its latest part is from Linux 6.12.
 const KNOWN: ABI = ABI::V6;

@@ -11,8 +11,8 @@ use nix::sys::prctl::{get_dumpable, get_no_new_privs, set_dumpable, set_no_new_p
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
-use crate::control::protocol::{Confinement, Measure};
 use crate::error::{Context, Result};
+use muslin_stack::api::control::{Confinement, Measure};
 
 pub(crate) use capabilities::{Capability, hold_only, keep_only, without};
 pub(crate) use descriptors::close_inherited;

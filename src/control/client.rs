@@ -11,11 +11,11 @@ use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::connection::Connection;
-use super::protocol::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
-};
 use crate::error::{Context, Error, Result};
 use crate::state;
+use muslin_stack::api::control::{
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+};
 
 /// How long a node may take for an answer: to give a lease back is what takes longest.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,7 +6,6 @@
 
 mod client;
 mod connection;
-pub mod protocol;
 mod server;
 
 pub use client::{Client, locate};

@@ -11,12 +11,12 @@ use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
 use super::connection::{Connection, MAX_MESSAGE};
-use super::protocol::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
-};
 use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
 use crate::lines::Lines;
+use muslin_stack::api::control::{
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+};
 use muslin_stack::control::ipam::PodName;
 
 /// Connections at a time; each attached pod has one. Those that ask nothing make room for others.
@@ -424,13 +424,13 @@ mod tests {
         let pod = |name: &str| name.parse::<PodName>().unwrap();
         let own = [(pod("own"), ())];
         let attach = |persistent, publish: &[&str]| {
-            let ports: Vec<crate::publish::Ports> =
+            let ports: Vec<muslin_stack::api::published::Ports> =
                 publish.iter().map(|it| it.parse().unwrap()).collect();
             Request::Attach(Attach {
                 pod: None,
                 address: None,
                 persistent,
-                publish: crate::publish::Ports::all(&ports),
+                publish: muslin_stack::api::published::Ports::all(&ports),
             })
         };
         let keep = |name| Request::KeepNamespaces {

@@ -4,7 +4,6 @@
 //! addresses and share an embedded store; the pods are namespaces whose kernels send the packets.
 //! All of it lives below one temporary directory and ends with this process.
 
-pub mod agent;
 mod show;
 mod stage;
 mod steps;
@@ -15,9 +14,10 @@ use std::sync::Arc;
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use crate::cli::{block_on, complain, output};
 use crate::error::{Context, Error, Result};
+use crate::process::block_on;
 use crate::signals::Listener;
+use crate::terminal::{complain, output};
 use stage::Children;
 use steps::Scene;
 

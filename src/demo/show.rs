@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use super::steps::{PingFact, Scene, TransferFact};
-use crate::cli::output::Table;
-use crate::quantity::{bytes, count};
+use crate::terminal::output::Table;
+use crate::terminal::quantity::{bytes, count};
 
 /// Everything, for programs.
 pub(super) fn json(scenes: &[Scene]) -> Value {

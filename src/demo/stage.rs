@@ -11,12 +11,12 @@ use nix::unistd::Pid;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
-use super::agent::Agent;
-use crate::cli::block_on;
+use crate::agent::Agent;
 use crate::control::Client;
-use crate::control::protocol::{Status, Table};
 use crate::error::{Context, Error, Result};
+use crate::process::block_on;
 use crate::state;
+use muslin_stack::api::control::{Status, Table};
 
 const START: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

@@ -6,10 +6,10 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::Progress;
-use super::agent::{IcmpError, Ping, Pinged};
 use super::stage::{Children, Node, Pod, Stage, free_port, is_free};
-use crate::control::protocol::{Drop, Status, Table};
+use crate::agent::{IcmpError, Ping, Pinged};
 use crate::error::Result;
+use muslin_stack::api::control::{Drop, Status, Table};
 
 /// The nodes' addresses.
 const NODES: [(&str, Ipv4Addr); 2] = [

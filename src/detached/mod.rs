@@ -19,11 +19,11 @@ use tokio::net::unix::pipe;
 use tracing::warn;
 
 use crate::attach::{self, Signals};
-use crate::control::protocol::Attached;
 use crate::error::{Context, Error, Result};
 use crate::init::Init;
 use crate::signals::Listener;
-use crate::terminal::{Change, Job};
+use crate::terminal::job::{Change, Job};
+use muslin_stack::api::control::Attached;
 
 use log::Log;
 use record::Record;

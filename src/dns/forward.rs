@@ -4,6 +4,7 @@
 //! failure counts. Each query has a socket of its own, so that its port is as unpredictable as its
 //! number (RFC 5452), and only what answers its question by that socket counts.
 
+use crate::host::random;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +20,6 @@ use tracing::debug;
 use super::Resolvers;
 use super::message::{Answer, Request, Transport};
 use super::resolvers::Turn;
-use crate::state;
 
 /// How long one resolver is asked alone.
 const HEAD_START: Duration = Duration::from_secs(1);
@@ -176,7 +176,7 @@ async fn ask(resolver: SocketAddr, request: &Request) -> io::Result<Answer> {
 
 /// The query under a number that nobody can guess.
 fn numbered(request: &Request) -> io::Result<(u16, Vec<u8>)> {
-    let id = u16::from_ne_bytes(state::random().map_err(io::Error::other)?);
+    let id = u16::from_ne_bytes(random().map_err(io::Error::other)?);
     Ok((id, request.bytes_as(id)))
 }
 

@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{Finding, Verdict};
-use crate::lease::store::{self, EtcdOptions};
-use crate::quantity::duration;
+use crate::store::{self, EtcdOptions};
+use crate::terminal::quantity::duration;
 
 const CHECK: &str = "clock";
 /// 2026-01-01: no clock that was ever set shows less.

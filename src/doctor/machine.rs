@@ -15,15 +15,15 @@ use smoltcp::wire::IpVersion;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Finding, Patient, Questions, Verdict};
-use crate::cli::block_on;
 use crate::confine;
+use crate::daemon::Offload;
 use crate::device::Tap;
 use crate::error::{Context, Result};
 use crate::init;
-use crate::lease::store::is_shared;
-use crate::node::Offload;
-use crate::quantity::bytes;
+use crate::process::block_on;
 use crate::state;
+use crate::store::is_shared;
+use crate::terminal::quantity::bytes;
 use crate::underlay::{
     Audience, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
 };
@@ -64,7 +64,7 @@ pub fn probe_namespace() -> Result<()> {
         },
     };
     let text = serde_json::to_string(&probe).context("cannot write JSON")?;
-    crate::cli::output::print(&text)
+    crate::terminal::output::print(&text)
 }
 
 /// What stands in the way of a pod in namespaces of its own, if anything.

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::control::protocol::{Status, Table};
 use crate::control::{self, Client};
 use crate::error::{Error, Result};
-use crate::lease::store::EtcdOptions;
 use crate::state;
+use crate::store::EtcdOptions;
 use crate::underlay::Wanted;
+use muslin_stack::api::control::{Status, Table};
 
 pub(crate) use machine::obstacle_to_pods;
 pub use machine::probe_namespace;

@@ -8,12 +8,12 @@ use muslin_encap::tunnel::Format;
 use smoltcp::wire::IpVersion;
 
 use super::{Finding, PATIENCE, Patient, Verdict};
+use crate::agent::{Agent, Ping};
 use crate::control::Client;
-use crate::control::protocol::{Drop, Peer, Pod, Table};
-use crate::demo::agent::{Agent, Ping};
 use crate::error::{Context, Result};
-use crate::quantity::duration;
+use crate::terminal::quantity::duration;
 use crate::underlay::path_mtu;
+use muslin_stack::api::control::{Drop, Peer, Pod, Table};
 
 /// Bytes of an IPv4 and an ICMP header.
 const PING_HEADERS: u16 = 28;

@@ -9,10 +9,10 @@ use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_pre
 
 use super::{Finding, PATIENCE, Patient, Questions, Verdict};
 use crate::control::Client;
-use crate::control::protocol::{Lease, Table};
-use crate::lease::store::{self, Store};
-use crate::quantity::count;
 use crate::state;
+use crate::store::{self, Store};
+use crate::terminal::quantity::count;
+use muslin_stack::api::control::{Lease, Table};
 
 const AWAY: &str = "check that it runs and can be reached from here; nodes that run keep their \
                     last known peers";

@@ -1,9 +1,6 @@
 //! What flannel's users and their tools find here as they know it: the file that tells CNI plugins
 //! and Docker of the subnet, the health endpoints, and the word to the service manager.
 
-mod condition;
-mod health;
-mod notify;
 mod subnet_env;
 
 use std::net::SocketAddr;
@@ -13,11 +10,11 @@ use ipnet::Ipv4Net;
 use muslin_stack::control::lease::{Backend, NetworkConfig};
 use tracing::{info, warn};
 
+use crate::condition::Condition;
 use crate::error::Result;
+use crate::http;
 
-pub use condition::{Condition, Need, State};
-pub use notify::{alive, stopping, watchdog};
-pub use subnet_env::SubnetEnv;
+pub use muslin_stack::api::subnet_env::SubnetEnv;
 
 /// What flannel's tools see of a node.
 #[derive(Debug)]
@@ -39,9 +36,9 @@ impl Surface {
         condition: Condition,
     ) -> Result<Self> {
         if let Some(address) = health {
-            let listener = health::listen(address).await?;
+            let listener = http::health::listen(address).await?;
             info!("health is told at http://{address}/healthz and /readyz");
-            tokio::spawn(health::serve(listener, condition.subscribe()));
+            tokio::spawn(http::health::serve(listener, condition.subscribe()));
         }
         Ok(Self {
             file,
@@ -59,7 +56,7 @@ impl Surface {
     /// The data path runs: tells those who wait. As flannel's, a node whose file cannot be written
     /// goes on, but its health is never "ready".
     pub fn announce(&mut self, subnet: SubnetEnv, node: &str) {
-        match subnet.write(&self.file) {
+        match subnet_env::write(&subnet, &self.file) {
             Ok(()) => {
                 info!("the subnet is told in {}", self.file.display());
                 self.written = Some(subnet);
@@ -81,7 +78,7 @@ impl Surface {
         };
         let mut subnet = before.clone();
         subnet.mtu = mtu;
-        match subnet.replace(before, &self.file) {
+        match subnet_env::rewrite(&subnet, before, &self.file) {
             Ok(()) => *before = subnet,
             Err(error) => warn!("{error}"),
         }
@@ -91,7 +88,7 @@ impl Surface {
     pub fn withdraw(&mut self) {
         self.condition.end();
         if let Some(subnet) = self.written.take()
-            && let Err(error) = subnet.remove(&self.file)
+            && let Err(error) = subnet_env::remove(&subnet, &self.file)
         {
             warn!("{error}");
         }

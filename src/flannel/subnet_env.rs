@@ -7,57 +7,52 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 use tracing::warn;
 
 use crate::error::{Context, Result};
 use crate::replace::{directory, replace};
 
-mod text;
-
-pub use text::SubnetEnv;
-
 /// What is read of a file that should have a few lines.
 const MAX_LENGTH: u64 = 64 << 10;
 
-impl SubnetEnv {
-    /// Replaces the file at once, and makes its directory where it is missing.
-    ///
-    /// # Errors
-    /// If it cannot be written; what was there stays.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        let write = || -> io::Result<()> {
-            let dir = directory(path);
-            DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-            replace(path, self.to_string().as_bytes(), 0o644)
-        };
-        write().context(format!("cannot write {}", path.display()))
-    }
+/// Replaces the file at once, and makes its directory where it is missing.
+///
+/// # Errors
+/// If it cannot be written; what was there stays.
+pub(super) fn write(env: &SubnetEnv, path: &Path) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let dir = directory(path);
+        DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+        replace(path, env.to_string().as_bytes(), 0o644)
+    };
+    write().context(format!("cannot write {}", path.display()))
+}
 
-    /// Writes the file, if it says what it said before.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn replace(&self, before: &Self, path: &Path) -> Result<()> {
-        match before.is_in(path) {
-            true => self.write(path),
-            false => Ok(()),
-        }
+/// Writes the file, if it says what it said before.
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn rewrite(env: &SubnetEnv, before: &SubnetEnv, path: &Path) -> Result<()> {
+    match is_in(before, path) {
+        true => write(env, path),
+        false => Ok(()),
     }
+}
 
-    /// Removes the file, if it says this still.
-    ///
-    /// # Errors
-    /// If it cannot be removed.
-    pub fn remove(&self, path: &Path) -> Result<()> {
-        if !self.is_in(path) {
-            return Ok(());
-        }
-        fs::remove_file(path).context(format!("cannot remove {}", path.display()))
+/// Removes the file, if it says this still.
+///
+/// # Errors
+/// If it cannot be removed.
+pub(super) fn remove(env: &SubnetEnv, path: &Path) -> Result<()> {
+    if !is_in(env, path) {
+        return Ok(());
     }
+    fs::remove_file(path).context(format!("cannot remove {}", path.display()))
+}
 
-    fn is_in(&self, path: &Path) -> bool {
-        matches!(fs::read_to_string(path), Ok(text) if text == self.to_string())
-    }
+fn is_in(env: &SubnetEnv, path: &Path) -> bool {
+    matches!(fs::read_to_string(path), Ok(text) if text == env.to_string())
 }
 
 /// The subnet that a file names; nothing if there is no file, or none or several in it.
@@ -70,7 +65,7 @@ pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
         }
         return None;
     }
-    text::read(&bytes)
+    subnet_of(&bytes)
 }
 
 #[cfg(test)]
@@ -79,7 +74,6 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::text::read;
     use super::*;
     use crate::replace::tests::{file_on_a_full_disk, is_replaced, on_a_full_disk};
 
@@ -93,7 +87,7 @@ mod tests {
     }
 
     fn subnet(text: &str) -> Option<String> {
-        read(text.as_bytes()).map(|subnet| subnet.to_string())
+        subnet_of(text.as_bytes()).map(|subnet| subnet.to_string())
     }
 
     #[test]
@@ -111,10 +105,10 @@ mod tests {
         let path = root.path().join("subnet.env");
         let (before, mut now) = (sample(), sample());
         now.mtu = 8950;
-        before.write(&path).unwrap();
-        now.replace(&before, &path).unwrap();
+        write(&before, &path).unwrap();
+        rewrite(&now, &before, &path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), now.to_string());
-        before.replace(&before, &path).unwrap();
+        rewrite(&before, &before, &path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), now.to_string());
     }
 
@@ -123,14 +117,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("run/flannel/subnet.env");
         assert_eq!(previous_subnet(&path), None);
-        sample().write(&path).unwrap();
+        write(&sample(), &path).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&path), 0o644);
         assert_eq!(mode(path.parent().unwrap()) & 0o700, 0o700);
         assert_eq!(previous_subnet(&path), Some(sample().subnet));
         let mut other = sample();
         other.ip_masq = false;
-        other.write(&path).unwrap();
+        write(&other, &path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), other.to_string());
         let beside = fs::read_dir(path.parent().unwrap()).unwrap().count();
         assert_eq!(beside, 1, "nothing is left beside it");
@@ -140,13 +134,13 @@ mod tests {
     fn only_its_own_file_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("subnet.env");
-        sample().remove(&path).unwrap();
+        remove(&sample(), &path).unwrap();
         let mut other = sample();
         other.mtu = 1400;
-        other.write(&path).unwrap();
-        sample().remove(&path).unwrap();
+        write(&other, &path).unwrap();
+        remove(&sample(), &path).unwrap();
         assert!(path.exists());
-        other.remove(&path).unwrap();
+        remove(&other, &path).unwrap();
         assert!(!path.exists());
     }
 
@@ -155,7 +149,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("subnet.env");
         fs::create_dir(&path).unwrap();
-        let error = sample().write(&path).unwrap_err().to_string();
+        let error = write(&sample(), &path).unwrap_err().to_string();
         assert!(error.contains("subnet.env"), "{error}");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
         assert_eq!(previous_subnet(&path), None);
@@ -169,7 +163,7 @@ mod tests {
         other.subnet = "10.5.7.0/24".parse().unwrap();
         is_replaced(&path, |which| {
             let env = if which { sample() } else { other.clone() };
-            env.write(&path).unwrap();
+            write(&env, &path).unwrap();
         });
     }
 
@@ -177,7 +171,7 @@ mod tests {
     fn a_full_disk_leaves_the_old_file() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("subnet.env");
-        sample().write(&path).unwrap();
+        write(&sample(), &path).unwrap();
         on_a_full_disk("flannel::subnet_env::tests::writing_on_a_full_disk", &path);
     }
 
@@ -189,7 +183,7 @@ mod tests {
         };
         let mut other = sample();
         other.mtu = 1400;
-        let error = other.write(&path).unwrap_err().to_string();
+        let error = write(&other, &path).unwrap_err().to_string();
         assert!(error.contains("subnet.env"), "{error}");
     }
 
@@ -234,19 +228,19 @@ mod tests {
     proptest! {
         #[test]
         fn u17_no_bytes_make_it_panic(bytes: Vec<u8>) {
-            read(&bytes);
+            let _ = subnet_of(&bytes);
         }
 
         #[test]
         fn u17_no_value_makes_it_panic(value in r#"[0-9./,"'\\$\{\}# \n=a-f:-]{0,60}"#) {
-            read(format!("FLANNEL_SUBNET={value}\n").as_bytes());
+            let _ = subnet_of(format!("FLANNEL_SUBNET={value}\n").as_bytes());
         }
 
         #[test]
         fn what_is_written_is_always_read(base: u32, len in 2u8..=30, mtu: u16, ip_masq: bool) {
             let subnet = Ipv4Net::new(base.into(), len).unwrap().trunc();
             let env = SubnetEnv { network: subnet, subnet, mtu, ip_masq };
-            prop_assert_eq!(read(env.to_string().as_bytes()), Some(subnet));
+            prop_assert_eq!(subnet_of(env.to_string().as_bytes()), Some(subnet));
         }
     }
 }

@@ -14,13 +14,13 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Order, Report, Settings, connect};
 use crate::attach;
-use crate::cli::{block_on, exit_code};
 use crate::confine;
 use crate::control::Connection;
-use crate::control::protocol::Attached;
 use crate::error::{Context, Error, Result, errno};
 use crate::netns::{self, Files, Limits, Parent, Resolution};
-use crate::terminal::{self, Change};
+use crate::process::{block_on, exit_code};
+use crate::terminal::job::{self, Change};
+use muslin_stack::api::control::Attached;
 
 /// The parent has ended, and with it whoever could be told anything.
 const ALONE: Error = Error::Command(128 + Signal::SIGKILL as u8);
@@ -112,7 +112,7 @@ impl Command {
 
     fn go_on(self, has_terminal: bool) {
         if has_terminal {
-            terminal::give_to(self.process);
+            job::give_to(self.process);
         }
         self.signal(Signal::SIGCONT as i32);
     }
@@ -136,7 +136,7 @@ fn begin(settings: Settings, files: Files, attached: &Attached) -> Result<Comman
     let variables = attach::variables(&attached.pod, &attached.node, attached.address.addr());
     let mut command = attach::command(&words, &settings.environment, &variables)?;
     // Only where a terminal's input is to be shared with others, as in a pipeline, it is in our group.
-    let is_leader = settings.has_terminal || !terminal::is_there();
+    let is_leader = settings.has_terminal || !job::is_there();
     if is_leader {
         command.process_group(0);
     }

@@ -16,10 +16,10 @@ use tokio_seqpacket::UnixSeqpacket;
 
 use crate::attach::Environment;
 use crate::control::Connection;
-use crate::control::protocol::{Attached, Namespace};
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Child, Ids};
-use crate::terminal::{Change, Job};
+use crate::terminal::job::{Change, Job};
+use muslin_stack::api::control::{Attached, Namespace};
 
 /// What of a pod's first process others can enter, in an order in which they can. The user namespace
 /// around it comes before.

@@ -6,7 +6,6 @@
 mod names;
 pub mod release;
 mod runner;
-pub mod store;
 pub mod table;
 
 pub use names::Sharing;

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::store::{Store, StoreError, Watch, is_permission};
-use crate::quantity::count;
+use crate::store::{Store, StoreError, Watch, is_permission};
+use crate::terminal::quantity::count;
 
 /// What other nodes do not know, or this one, if the store does not do something.
 const OF_THIS: &str = "other nodes do not know the names of this node's pods";
@@ -258,8 +258,8 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
 
-    use super::super::store::{EtcdOptions, open};
     use super::*;
+    use crate::store::{EtcdOptions, open};
 
     type StoreResult<T> = Result<T, StoreError>;
 

@@ -8,10 +8,10 @@ use ipnet::Ipv4Net;
 use muslin_stack::control::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
 use muslin_stack::control::names::names_key;
 
-use super::store::{Store, StoreError};
 use super::table::{Viewer, row, standing, survey, unusable};
-use crate::control::protocol::{DropLease, Dropped, Lease};
 use crate::error::{Error, Result};
+use crate::store::{Store, StoreError};
+use muslin_stack::api::control::{DropLease, Dropped, Lease};
 
 /// Gives a lease back, and removes the record with the names of its pods.
 ///

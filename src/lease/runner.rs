@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::store::{Store, StoreError, Watch};
 use crate::error::{Error, Result};
+use crate::store::{Store, StoreError, Watch};
 
 /// How long the store may take to give a lease back.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -382,8 +382,8 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::lease::store;
-    use crate::lease::store::suite::{Node, settings, soon};
+    use crate::store;
+    use crate::store::suite::{Node, settings, soon};
 
     type StoreResult<T> = std::result::Result<T, StoreError>;
 

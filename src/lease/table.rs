@@ -13,10 +13,10 @@ use muslin_stack::control::peers::peer_of_lease;
 use muslin_stack::datapath::peer::PeerId;
 use tokio::time::timeout;
 
-use super::store::Store;
-use crate::control::protocol::Lease;
 use crate::error::{Error, Result};
-use crate::text::plain;
+use crate::store::Store;
+use crate::terminal::text::plain;
+use muslin_stack::api::control::Lease;
 
 /// How long a store may take.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -16,7 +16,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Context, Error, Result};
-use crate::terminal::{self, Change, Job};
+use crate::terminal::job::{self, Change, Job};
 
 /// A child of this process.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Job for Child {
 
     async fn go_on(&self, has_terminal: bool) {
         if has_terminal {
-            terminal::give_to(self.pid);
+            job::give_to(self.pid);
         }
         self.signal(Signal::SIGCONT).await;
     }

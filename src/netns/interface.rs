@@ -10,9 +10,9 @@ use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use tracing::debug;
 
-use crate::control::protocol::Link;
 use crate::error::{Context, Error, Result};
 use crate::netlink;
+use muslin_stack::api::control::Link;
 
 /// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
 /// overflow it.

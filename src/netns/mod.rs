@@ -23,8 +23,8 @@ use nix::sys::prctl::set_dumpable;
 use nix::unistd::{getegid, geteuid};
 use tracing::{debug, warn};
 
-use crate::control::protocol::Namespace;
 use crate::error::{Context, Error, Result, errno};
+use muslin_stack::api::control::Namespace;
 
 pub(crate) use files::Files;
 pub use files::Resolution;

@@ -8,8 +8,8 @@ use thiserror::Error;
 
 use super::overlay::{DatagramSocket, Overlay, Stream};
 use super::resolve::resolve;
-use super::socks5::wire::{Host, Target};
-use crate::control::protocol::Attached;
+use muslin_stack::api::control::Attached;
+use muslin_stack::api::socks5::{Host, Target};
 
 /// Why there is no connection.
 #[derive(Debug, Error)]

@@ -1,5 +1,6 @@
 //! The pod's thread: frames from and to its node, sockets of its connections.
 
+use crate::host::random;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -32,10 +33,9 @@ use tracing::{debug, warn};
 
 use super::overlay::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
-use crate::egress::{self, Sockets, event_of, is_flow};
 use crate::error::errno;
-use crate::state;
-use crate::worker::Clock;
+use crate::host::Clock;
+use crate::host::{self, Sockets, event_of, is_flow};
 
 /// Frames taken before the sockets have their turn.
 const FRAMES: usize = 64;
@@ -411,8 +411,8 @@ fn config(place: Place) -> io::Result<Config> {
             ..Rules::default()
         }),
         mtu: Mtu::new(place.mtu.into()).map_err(io::Error::other)?,
-        limits: egress::limits(),
-        random_seed: u64::from_ne_bytes(state::random().map_err(io::Error::other)?),
+        limits: host::limits(),
+        random_seed: u64::from_ne_bytes(random().map_err(io::Error::other)?),
     })
 }
 

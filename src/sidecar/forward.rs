@@ -15,7 +15,7 @@ use super::dial::{DialError, Dialler};
 use super::listen::Listen;
 use super::overlay::Exposed;
 use super::relay;
-use super::socks5::wire::{Host, Target, host_name};
+use muslin_stack::api::socks5::{Host, Target, host_name};
 
 /// A local address that leads to a pod's port, on the command line `[ADDR:]PORT=HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]

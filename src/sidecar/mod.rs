@@ -3,7 +3,6 @@
 //! Programs beside it reach the overlay by SOCKS5, by an HTTP proxy or by forwarded ports, and are
 //! reached by exposed ones.
 
-mod credentials;
 mod dial;
 mod endpoint;
 mod forward;
@@ -21,12 +20,12 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tracing::warn;
 
-use crate::control::protocol::Attached;
 use crate::error::{Context, Result};
+use muslin_stack::api::control::Attached;
 
-pub use credentials::Credentials;
 pub use forward::{Expose, Forward};
 pub use listen::Listen;
+pub use muslin_stack::api::credentials::Credentials;
 
 use dial::Dialler;
 use overlay::Overlay;

@@ -26,9 +26,9 @@ use tracing::debug;
 
 use super::endpoint;
 use super::room::{Room, Rooms, Taken};
-use crate::control::protocol::Attached;
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};
+use muslin_stack::api::control::Attached;
 
 /// How long the node may take to say where its gateway is.
 const GATEWAY: Duration = Duration::from_secs(10);

@@ -1,5 +1,6 @@
 //! Names, by the resolver at the overlay's gateway.
 
+use crate::host::random;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -10,7 +11,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::dial::DialError;
 use super::overlay::DatagramSocket;
-use crate::state;
 
 /// Where resolvers listen.
 pub(super) const PORT: u16 = 53;
@@ -97,7 +97,7 @@ async fn ask(
 /// The question for a name's address.
 fn question(name: &Name) -> Result<Message, DialError> {
     let mut query = Message::query();
-    let random = state::random().map_err(|error| DialError::Resolver(io::Error::other(error)))?;
+    let random = random().map_err(|error| DialError::Resolver(io::Error::other(error)))?;
     query.metadata.id = u16::from_ne_bytes(random);
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(name.clone(), RecordType::A));

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use arrayvec::ArrayVec;
 use nix::libc;
 
-use super::option;
+use crate::host::option;
 
 /// Messages of one `recvmmsg`.
 const MESSAGES: usize = 16;

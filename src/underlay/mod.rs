@@ -7,7 +7,6 @@ mod interface;
 mod kernel;
 mod links;
 mod messages;
-pub(crate) mod option;
 mod queues;
 mod self_test;
 mod udp;

@@ -13,7 +13,7 @@ use muslin_encap::tunnel::Format;
 use nix::libc::{self, sock_filter};
 
 use super::bpf::{alu, alu_x, in_ip_header, load, statement, x_from_a};
-use super::option;
+use crate::host::option;
 
 /// Queues of a worker; a power of two.
 pub(super) const QUEUES: usize = 16;

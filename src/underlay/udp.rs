@@ -20,9 +20,10 @@ use tracing::{debug, warn};
 use super::batch::{self, Received};
 use super::bpf::{NOTHING, attach_filter};
 use super::messages::Overflow;
+use super::queues;
 use super::self_test::{self, Findings};
-use super::{option, queues};
 use crate::error::errno;
+use crate::host::option;
 
 /// What the kernel is asked to queue for sending, in bytes, and for receiving, in one queue or in
 /// each of several; it grants up to `net.core.wmem_max` and `rmem_max`.

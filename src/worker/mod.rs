@@ -39,29 +39,12 @@ use tracing::warn;
 
 use crate::device::PodDevice;
 use crate::dns::Door;
-use crate::publish::{Bound, Published};
+use crate::host::Clock;
+use crate::host::publish::Bound;
 use crate::underlay::Underlay;
+use muslin_stack::api::published::Published;
 
 use packet_loop::{Mailbox, PacketLoop};
-
-/// Time since the process' first look at it, as the packet and lease rules count it.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock(std::time::Instant);
-
-impl Clock {
-    /// A clock that begins now.
-    #[must_use]
-    pub fn start() -> Self {
-        Self(std::time::Instant::now())
-    }
-
-    /// The time.
-    #[must_use]
-    pub fn now(&self) -> Instant {
-        let micros = self.0.elapsed().as_micros();
-        Instant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
-    }
-}
 
 enum Command {
     Attach(PortId, Attachment, Queue),

@@ -28,9 +28,10 @@ use tracing::{debug, warn};
 
 use super::output::{BUFFER_LEN, Io, Outbox};
 use super::published::{Published, published_of};
-use super::{Clock, Command, Event, Queue, Report, Sibling};
+use super::{Command, Event, Queue, Report, Sibling};
 use crate::dns::Door;
-use crate::egress::{Sockets, event_of, is_flow};
+use crate::host::Clock;
+use crate::host::{Sockets, event_of, is_flow};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay, Uplink as UplinkDevice};
 
 /// Epoll's names for the descriptors that are not ports.

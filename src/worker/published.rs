@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 
 use super::packet_loop::PacketLoop;
 use crate::error::errno;
-use crate::publish::{Published as Ports, Transport};
+use muslin_stack::api::published::{Published as Ports, Transport};
 
 /// Connections taken from one port before the others have their turn.
 const ACCEPTS: usize = 64;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use muslin::demo::agent::{Agent, Ping, Pinged};
+use muslin::agent::{Agent, Ping, Pinged};
 
 /// Bytes of a bulk transfer.
 pub(crate) const BULK: u64 = 100_000_000;

@@ -12,18 +12,8 @@ use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-// The node's own files, without the sockets and files around them.
-#[allow(dead_code)]
-#[path = "../../../src/control/protocol.rs"]
-mod protocol;
-#[allow(dead_code)]
-#[path = "../../../src/publish/port.rs"]
-mod publish;
-#[path = "../../../src/flannel/subnet_env/text.rs"]
-mod subnet_env;
-
-use protocol::{Answer, Attach, Attached, Request};
-use subnet_env::SubnetEnv;
+use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
+use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 
 muslin_fuzz::target! {
     check: run,
@@ -116,13 +106,13 @@ fn is_pod_name(name: &str) -> bool {
 
 fn row(choice: u8, bytes: &[u8]) {
     match choice % 8 {
-        0 => drop(message::<protocol::Status>(bytes)),
-        1 => drop(message::<protocol::Pod>(bytes)),
-        2 => drop(message::<protocol::Peer>(bytes)),
-        3 => drop(message::<protocol::Lease>(bytes)),
-        4 => drop(message::<protocol::Route>(bytes)),
-        5 => drop(message::<protocol::Neighbour>(bytes)),
-        6 => drop(message::<protocol::Drop>(bytes)),
+        0 => drop(message::<control::Status>(bytes)),
+        1 => drop(message::<control::Pod>(bytes)),
+        2 => drop(message::<control::Peer>(bytes)),
+        3 => drop(message::<control::Lease>(bytes)),
+        4 => drop(message::<control::Route>(bytes)),
+        5 => drop(message::<control::Neighbour>(bytes)),
+        6 => drop(message::<control::Drop>(bytes)),
         _ => drop(message::<Attached>(bytes)),
     }
 }
@@ -148,12 +138,12 @@ fn made_request(bytes: &[u8]) {
 }
 
 fn read_subnet_env(bytes: &[u8]) {
-    let read = subnet_env::read(bytes);
+    let read = subnet_of(bytes);
     if let Some(subnet) = read {
         assert_eq!(subnet, subnet.trunc());
         // Subnets without an address for the gateway are not told.
         if subnet.prefix_len() < 32 {
-            assert_eq!(subnet_env::read(print(subnet).as_bytes()), read);
+            assert_eq!(subnet_of(print(subnet).as_bytes()), read);
         }
     }
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_=./,\n".contains(byte);
@@ -196,7 +186,7 @@ fn made_subnet_env(bytes: &[u8]) {
     let text = [print(subnet.trunc()).as_bytes(), after].concat();
     // What follows does not matter unless it names the subnet too.
     if !after.windows(6).any(|word| word == b"SUBNET") {
-        assert_eq!(subnet_env::read(&text), Some(subnet.trunc()));
+        assert_eq!(subnet_of(&text), Some(subnet.trunc()));
     }
 }
 

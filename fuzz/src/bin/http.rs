@@ -11,18 +11,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use httparse::{EMPTY_HEADER, Status};
 use muslin_fuzz::Seed;
 
-// The proxy's own files, without the sockets and the rest of HTTP around them.
-#[path = "../../../src/sidecar/credentials.rs"]
-mod credentials;
-#[allow(dead_code)]
-#[path = "../../../src/sidecar/http/head.rs"]
-mod head;
-#[allow(dead_code)]
-#[path = "../../../src/sidecar/socks5/wire.rs"]
-mod wire;
-
-use credentials::Credentials;
-use wire::{Host, Target};
+use muslin_stack::api::credentials::Credentials;
+use muslin_stack::api::http as head;
+use muslin_stack::api::socks5::{Host, Target};
 
 muslin_fuzz::target! {
     check: run,

@@ -8,12 +8,7 @@ use std::net::IpAddr;
 
 use muslin_fuzz::Seed;
 
-// The proxy's own file, without the sockets around it.
-#[allow(dead_code)]
-#[path = "../../../src/sidecar/socks5/wire.rs"]
-mod wire;
-
-use wire::{Command, Fault, Host, Parsed, Target};
+use muslin_stack::api::socks5::{self as wire, Command, Fault, Host, Parsed, Target};
 
 muslin_fuzz::target! {
     check: run,

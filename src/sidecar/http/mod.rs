@@ -3,7 +3,6 @@
 
 mod client;
 mod content;
-mod head;
 mod server;
 
 use std::convert::Infallible;
@@ -31,11 +30,11 @@ use tracing::debug;
 use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
-use super::socks5::wire;
 use crate::clients::Place;
 use client::Client;
 use content::{Answer, Gate, Gated};
 use head::Fault;
+use muslin_stack::api::http as head;
 use server::Server;
 
 /// How long a server may take to ask for content, if its client waits for that in silence.

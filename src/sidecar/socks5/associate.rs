@@ -15,7 +15,7 @@ use tracing::debug;
 use super::super::dial::Dialler;
 use super::super::overlay::DatagramSocket;
 use super::lookups::Lookups;
-use super::wire::{self, Host, Target};
+use muslin_stack::api::socks5::{self as wire, Host, Target};
 
 /// The longest datagram of IPv4, and a SOCKS5 header with a name in front.
 const BUFFER_LEN: usize = v4::MAX_LEN + 262;

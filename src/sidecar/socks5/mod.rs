@@ -2,7 +2,6 @@
 
 mod associate;
 mod lookups;
-pub mod wire;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,7 +17,7 @@ use super::dial::{DialError, Dialler};
 use super::relay;
 use crate::clients::Place;
 use associate::Relay;
-use wire::{Command, Fault, Parsed, Reply, Target};
+use muslin_stack::api::socks5::{self as wire, Command, Fault, Parsed, Reply, Target};
 
 /// How long a client may take for all it says before its request is whole.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -10,8 +10,8 @@ use nix::libc::{self, c_int, c_uint, sock_filter};
 use super::filter;
 use super::packet_socket::{Link, PacketSocket};
 use crate::error::errno;
+use crate::host::option;
 use crate::underlay::bpf::{NOTHING, alu, alu_x, in_ip_header, load, x_from_a};
-use crate::underlay::option;
 use crate::underlay::queues::{QUEUES, queue_of_worker};
 
 /// The most sockets of a group in kernels before 5.10 (`PACKET_FANOUT_MAX`).

@@ -26,9 +26,9 @@ use tracing::debug;
 use super::error::OpenError;
 use crate::device;
 use crate::error::errno;
+use crate::host::option;
 use crate::underlay::bpf::attach_filter;
 use crate::underlay::messages::{Messages, Overflow};
-use crate::underlay::option;
 
 /// What the kernel is asked to queue in each direction, in bytes: superpackets need a lot. Of what
 /// arrives, one of several queues has a share.

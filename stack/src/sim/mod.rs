@@ -4,8 +4,8 @@
 //! What runs is what runs in production: [`crate::datapath::Datapath`] with its node and egress,
 //! [`crate::control::lease::Manager`], [`crate::control::plane::ControlPlane`] and
 //! [`crate::control::pods::Pods`]. What a real node has around them is here anew, as simple as it can
-//! be: `agent` does what the lease task of `src/lease/runner.rs` does, `cluster` what `src/node/` and
-//! the workers do, `sockets` what `src/egress/` and the host's kernel do. Pods are smoltcp with TCP, UDP
+//! be: `agent` does what the lease task of `src/lease/runner.rs` does, `cluster` what `src/daemon/` and
+//! the workers do, `sockets` what `src/host/` and the host's kernel do. Pods are smoltcp with TCP, UDP
 //! and ping.
 //!
 //! # A run

@@ -26,7 +26,7 @@ use crate::datapath::node::{Config, Node};
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);
-/// How long pods of an earlier process may take to be attached again, as in `src/node/`.
+/// How long pods of an earlier process may take to be attached again, as in `src/daemon/`.
 const AWAITED: Duration = Duration::from_secs(10);
 
 impl Cluster {
@@ -147,7 +147,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a change of the lease means for the node, as in `src/node/`. It breaks when the process
+    /// What a change of the lease means for the node, as in `src/daemon/`. It breaks when the process
     /// has ended.
     pub(super) fn take_change(
         &mut self,

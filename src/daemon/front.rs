@@ -1,0 +1,150 @@
+//! The node's side of the control socket from its start on: until it has its lease it says what it
+//! waits for, and then its pods and tables are asked for here.
+
+use crate::condition;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use muslin_stack::control::ipam::PodName;
+use tokio::sync::watch;
+
+use super::running::{Attachment, Running};
+use crate::control::{Level, Service};
+use crate::error::{Error, Result};
+use muslin_stack::api::control::{
+    Attach, Attached, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
+};
+
+/// How long the end waits for clients to be told of it.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A node as its clients see it.
+pub(super) struct Front {
+    name: String,
+    sockets: Vec<(PathBuf, Level)>,
+    condition: watch::Receiver<condition::State>,
+    running: OnceLock<Arc<Running>>,
+    leave: watch::Sender<bool>,
+    /// How the node ended, as far as it has.
+    finished: watch::Sender<Option<std::result::Result<(), String>>>,
+}
+
+impl Front {
+    /// That of a node which listens at these sockets; `leave` takes that somebody asks it to leave.
+    pub(super) fn new(
+        name: String,
+        sockets: Vec<(PathBuf, Level)>,
+        condition: watch::Receiver<condition::State>,
+        leave: watch::Sender<bool>,
+    ) -> Self {
+        Self {
+            name,
+            sockets,
+            condition,
+            running: OnceLock::new(),
+            leave,
+            finished: watch::Sender::new(None),
+        }
+    }
+
+    /// Where it listens.
+    pub(super) fn sockets(&self) -> Vec<ControlSocket> {
+        let sockets = self.sockets.iter();
+        let told = sockets.map(|(path, level)| ControlSocket {
+            path: path.display().to_string(),
+            allows: level.name().to_owned(),
+        });
+        told.collect()
+    }
+
+    /// The node, if it has its lease.
+    pub(super) fn running(&self) -> Option<&Arc<Running>> {
+        self.running.get()
+    }
+
+    /// The node has its lease. Whether it had none before.
+    pub(super) fn serve(&self, running: Arc<Running>) -> bool {
+        self.running.set(running).is_ok()
+    }
+
+    /// Tells those who asked the node to leave how it went, and removes what clients could find
+    /// of a node that is no more.
+    pub(super) async fn finish(&self, result: &Result<()>) {
+        if let Some(running) = self.running() {
+            running.workers.stop();
+        }
+        for (socket, _) in &self.sockets {
+            let _ = std::fs::remove_file(socket);
+        }
+        let told = result.as_ref().copied().map_err(ToString::to_string);
+        self.finished.send_replace(Some(told));
+        // A task that has its answer sends it before this one goes on.
+        let _ = tokio::time::timeout(FAREWELL, self.finished.closed()).await;
+    }
+
+    fn ready(&self) -> Result<&Arc<Running>> {
+        self.running().ok_or_else(|| {
+            let name = &self.name;
+            Error::failed(match self.condition.borrow().trouble() {
+                Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
+                None => format!("the node {name} has no lease yet"),
+            })
+        })
+    }
+}
+
+impl Service for Front {
+    type Attachment = Attachment;
+
+    fn attach(
+        &self,
+        request: Attach,
+        device: Vec<OwnedFd>,
+    ) -> Result<(Attached, Option<Attachment>)> {
+        self.ready()?.attach(request, device)
+    }
+
+    fn keep_namespaces(
+        &self,
+        pod: &PodName,
+        kinds: Vec<Namespace>,
+        namespaces: Vec<OwnedFd>,
+    ) -> Result<()> {
+        self.ready()?.keep_namespaces(pod, kinds, namespaces)
+    }
+
+    fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
+        self.ready()?.namespaces(pod)
+    }
+
+    fn link(&self) -> Result<watch::Receiver<Link>> {
+        Ok(self.ready()?.link())
+    }
+
+    fn detach(&self, pod: &PodName) -> Result<()> {
+        self.ready()?.detach(pod)
+    }
+
+    async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
+        self.ready()?.report(table).await
+    }
+
+    async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+        self.ready()?.drop_lease(request).await
+    }
+
+    async fn leave(&self) -> Result<()> {
+        let mut finished = self.finished.subscribe();
+        self.leave.send_replace(true);
+        let result = finished
+            .wait_for(Option::is_some)
+            .await
+            .map_err(Error::failed)?;
+        match &*result {
+            Some(Err(reason)) => Err(Error::failed(reason)),
+            Some(Ok(())) | None => Ok(()),
+        }
+    }
+}

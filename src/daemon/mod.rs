@@ -1,0 +1,843 @@
+//! A node: lease, data path, pods and control socket, wired together.
+//!
+//! The lease rules say what has changed; what that means here is in `Driver`. The tunnel's port
+//! is taken before a lease is, so that a node that cannot run leaves nothing behind.
+
+mod diary;
+mod front;
+mod heartbeat;
+mod liveness;
+mod naming;
+mod pods;
+mod report;
+mod running;
+mod stores;
+mod underlay;
+
+use crate::host::random;
+use crate::notify;
+use std::ffi::OsString;
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muslin_encap::{mtu::Mtu, tunnel::Format};
+use muslin_stack::control::ipam::Memory;
+use muslin_stack::control::lease::{
+    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
+    SubnetKey, WantedConfig,
+};
+use muslin_stack::control::plane::ControlPlane;
+use muslin_stack::control::tunnel::TunnelPlan;
+use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
+use muslin_stack::datapath::guard;
+use muslin_stack::datapath::node::{Config, Limits, Node};
+use muslin_stack::datapath::peer::Tunnel;
+use parking_lot::Mutex;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_seqpacket::UnixSeqpacketListener;
+use tracing::{debug, info, warn};
+
+use crate::condition::{Condition, Need};
+use crate::confine::{self, Capability};
+use crate::control::{self, Level};
+use crate::error::{Context, Error, Result};
+use crate::flannel::{self, SubnetEnv, Surface};
+use crate::host::Clock;
+use crate::host::{self, Endpoints};
+use crate::lease::{self, News, Reply};
+use crate::state::{self, StateDir, StoreId};
+use crate::store;
+use crate::underlay::{Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
+use crate::worker::{Event, Workers};
+use muslin_stack::api::control::Link;
+
+use front::Front;
+use naming::Naming;
+use running::{NodeInfo, Running};
+use underlay::Place;
+
+/// After so many keys that are no leases the log has no more of them.
+const MAX_SKIPPED: u32 = 50;
+
+/// How long a store may take to hear how a node ends.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long pods of an earlier run may take to be attached again before they count as gone.
+const AWAITED: muslin_stack::Duration = muslin_stack::Duration::from_secs(10);
+
+/// What a node is told at its start.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its name, different from those of others on the machine.
+    pub name: String,
+    /// Where it keeps its state.
+    pub state_dir: PathBuf,
+    /// Where it listens for commands, if not in its state directory.
+    pub socket: Option<PathBuf>,
+    /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
+    pub store: OsString,
+    /// How it proves to etcd who it is.
+    pub etcd: store::EtcdOptions,
+    /// What the store's keys begin with, without a trailing slash.
+    pub prefix: String,
+    /// Where its tunnel ends.
+    pub underlay: Wanted,
+    /// How it reaches its link below IP, where it has to.
+    pub uplink: UplinkKind,
+    /// Which network it is to be.
+    pub wanted_config: WantedConfig,
+    /// MTU of the underlay, if not that of the interface.
+    pub mtu: Option<Mtu>,
+    /// Resolvers that are asked for pods; those of the host if there are none.
+    pub dns: Vec<IpAddr>,
+    /// Whether pods may send only from their own addresses.
+    pub guard_pods: bool,
+    /// Whether TCP connections with other nodes' pods begin with an MSS that the path takes.
+    pub clamp_mss: bool,
+    /// Whether peers may send only from the addresses of their leases.
+    pub guard_peers: bool,
+    /// How long before its end a lease is renewed.
+    pub renew_margin: Duration,
+    /// Where flannel's tools find the subnet, if not in its state directory.
+    pub subnet_file: Option<PathBuf>,
+    /// Whether those tools are told that the node masquerades.
+    pub ip_masq: bool,
+    /// What pods may reach outside the pod network, if anything.
+    pub egress: Option<host::Settings>,
+    /// Threads that move packets.
+    pub workers: usize,
+    /// Which of the kernel's offloads it uses.
+    pub offload: Offload,
+    /// Where its health is told.
+    pub health: Option<SocketAddr>,
+}
+
+/// Which of the kernel's offloads a node uses, where the kernel has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// Superpackets and unfinished checksums from and to pods.
+    pub tap: bool,
+    /// Trains of datagrams to peers (`UDP_SEGMENT`).
+    pub gso: bool,
+    /// Trains of datagrams from peers (`UDP_GRO`).
+    pub gro: bool,
+}
+
+impl Offload {
+    /// What that means for a tunnel's sockets.
+    #[must_use]
+    pub const fn sockets(self, format: Format, source_ports: usize) -> Options {
+        Options {
+            format,
+            source_ports,
+            gso: self.gso,
+            gro: self.gro,
+        }
+    }
+}
+
+impl std::fmt::Display for Offload {
+    /// As the command line has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = [("tap", self.tap), ("gso", self.gso), ("gro", self.gro)];
+        let names: Vec<_> = all
+            .iter()
+            .filter(|(_, is)| *is)
+            .map(|(name, _)| *name)
+            .collect();
+        match names.as_slice() {
+            [] => f.write_str("none"),
+            names => f.write_str(&names.join(",")),
+        }
+    }
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self {
+            tap: true,
+            gso: true,
+            gro: true,
+        }
+    }
+}
+
+/// How a node ends that could go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It stops, and its lease is there for its successor.
+    Stop,
+    /// It gives its lease back.
+    Leave,
+}
+
+/// Runs a node until a signal tells it to stop, or it cannot go on.
+///
+/// # Errors
+/// Why it cannot run.
+pub async fn run(settings: Settings) -> Result<()> {
+    let listen = |kind| signal(kind).context("cannot listen for signals");
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ending::Stop
+    };
+    run_until(settings, told).await
+}
+
+/// Runs a node until `told` says how it is to end, or it cannot go on.
+///
+/// # Errors
+/// Why it cannot run, or that its lease is not given back.
+pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -> Result<()> {
+    // The embedded store is there, too.
+    state::check(&settings.state_dir)?;
+    let store = store::open(&settings.store, &settings.etcd)?;
+    let state = StateDir::open(&settings.state_dir, &settings.name)?;
+    let identity = state.identity()?;
+    let condition = Condition::new();
+    let subnet_file = settings.subnet_file.clone();
+    let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
+    let surface = Surface::start(subnet_file, settings.health, condition.clone()).await?;
+    let (leave, leaving) = watch::channel(false);
+    let (stop, _) = watch::channel(false);
+    let socket = match &settings.socket {
+        Some(path) => {
+            state::vacate(path)?;
+            path.clone()
+        }
+        None => state.socket()?,
+    };
+    let listener = listen(&socket)?;
+    let lesser = lesser_sockets(&state);
+    let mut sockets = vec![(socket, Level::Full)];
+    sockets.extend(lesser.iter().map(|(path, _, level)| (path.clone(), *level)));
+    let front = Arc::new(Front::new(
+        settings.name.clone(),
+        sockets,
+        condition.subscribe(),
+        leave.clone(),
+    ));
+    let (fatal, ended) = mpsc::unbounded_channel();
+    serve(&front, listener, Level::Full, &fatal);
+    for (_, listener, level) in lesser {
+        serve(&front, listener, level, &fatal);
+    }
+    let start = Start {
+        settings,
+        store,
+        state,
+        identity,
+        surface,
+        condition,
+        front: front.clone(),
+        leave,
+        leaving,
+        stop,
+        fatal,
+    };
+    let result = start.run(ended, told).await;
+    front.finish(&result).await;
+    if let Some(running) = front.running() {
+        info!("node {} has stopped", running.facts.settings.name);
+    }
+    result
+}
+
+/// What a node has before it knows where its tunnel ends.
+struct Start {
+    settings: Settings,
+    store: Arc<dyn store::Store>,
+    state: StateDir,
+    identity: state::Identity,
+    surface: Surface,
+    condition: Condition,
+    front: Arc<Front>,
+    leave: watch::Sender<bool>,
+    leaving: watch::Receiver<bool>,
+    stop: watch::Sender<bool>,
+    fatal: mpsc::UnboundedSender<Error>,
+}
+
+impl Start {
+    async fn run(
+        self,
+        mut ended: mpsc::UnboundedReceiver<Error>,
+        told: impl Future<Output = Ending>,
+    ) -> Result<()> {
+        let mut told = pin!(told);
+        let mut leaving = self.leaving.clone();
+        let place = tokio::select! {
+            place = underlay::find_place(&self.settings, &*self.store, &self.condition) => place?,
+            Some(error) = ended.recv() => return Err(error),
+            _ = leaving.wait_for(|leave| *leave) => return Ok(()),
+            // There is no lease to give back.
+            _ = &mut told => return Ok(()),
+        };
+        let (mut driver, leases) = self.driver(place)?;
+        let clock = driver.clock;
+        let store = driver.leases.clone();
+        let (manager, controls) = leases;
+        let begin_leaving = driver.leave.clone();
+        let result = {
+            let mut leases = pin!(lease::run(
+                manager,
+                store,
+                move || clock.now(),
+                controls,
+                |news| driver.take(news),
+            ));
+            tokio::select! {
+                result = &mut leases => result,
+                Some(error) = ended.recv() => Err(error),
+                ending = told => match ending {
+                    Ending::Stop => Ok(()),
+                    Ending::Leave => {
+                        begin_leaving.send_replace(true);
+                        leases.await
+                    }
+                },
+            }
+        };
+        notify::stopping();
+        driver.end_sharing(result.is_ok()).await;
+        result
+    }
+
+    fn driver(self, place: Place) -> Result<(Driver, (Manager, lease::Controls))> {
+        let Place {
+            interface,
+            vtep_mac,
+        } = place;
+        let mut identity = self.identity;
+        if let Some(mac) = vtep_mac {
+            identity.vtep_mac = mac;
+        }
+        let manager = Manager::new(LeaseSettings {
+            identity: Identity {
+                public_ip: interface.public_ip,
+                vtep_mac: identity.vtep_mac,
+            },
+            prefix: self.settings.prefix.clone(),
+            // What this node knows of itself comes before what flannel's file says.
+            previous: identity.subnet.or_else(|| self.surface.previous_subnet()),
+            wanted_config: self.settings.wanted_config.clone(),
+            renew_margin: self.settings.renew_margin,
+            repeats: self.store.is_shared_with_flannel(),
+            random_seed: u64::from_ne_bytes(random()?),
+        });
+        let (address, addresses) = watch::channel(interface.public_ip);
+        let (seen, interface) = watch::channel(interface);
+        let driver = Driver {
+            store: self.store.describe(),
+            leases: self.store,
+            settings: self.settings,
+            state: Arc::new(self.state),
+            identity,
+            is_anew: false,
+            interface,
+            clock: Clock::start(),
+            leave: self.leave,
+            stop: self.stop,
+            address: address.clone(),
+            fatal: self.fatal,
+            surface: Arc::new(Mutex::new(self.surface)),
+            condition: self.condition,
+            front: self.front.clone(),
+            tunnel: None,
+            skipped: 0,
+            control: Arc::default(),
+            sharing: None,
+        };
+        if let WantedConfig::Exactly(config) = &driver.settings.wanted_config {
+            // A network that this node cannot be in must not be written for others.
+            driver.plan(config)?;
+        }
+        let wanted = driver.settings.underlay.clone();
+        let audience = underlay::audience(&driver.settings);
+        tokio::spawn(underlay::follow(
+            self.front, wanted, audience, seen, address,
+        ));
+        let controls = lease::Controls {
+            leave: self.leaving,
+            public_ip: addresses,
+        };
+        Ok((driver, (manager, controls)))
+    }
+}
+
+/// What changes of the lease mean for this node.
+struct Driver {
+    settings: Settings,
+    store: String,
+    leases: Arc<dyn store::Store>,
+    state: Arc<StateDir>,
+    identity: state::Identity,
+    /// Whether that is another one than is written down.
+    is_anew: bool,
+    /// The underlay's interface as it was seen last.
+    interface: watch::Receiver<PublicInterface>,
+    clock: Clock,
+    leave: watch::Sender<bool>,
+    /// Whether the node stops and keeps its lease.
+    stop: watch::Sender<bool>,
+    /// Takes the public address when it changes.
+    address: watch::Sender<Ipv4Addr>,
+    /// Takes the reason why the node cannot go on.
+    fatal: mpsc::UnboundedSender<Error>,
+    surface: Arc<Mutex<Surface>>,
+    condition: Condition,
+    /// Where clients ask; it has the node that runs.
+    front: Arc<Front>,
+    /// The tunnel, from the network's configuration until the node runs.
+    tunnel: Option<OpenTunnel>,
+    /// Keys that were told to be no leases.
+    skipped: u32,
+    /// What is known of other nodes' leases.
+    control: Arc<Mutex<ControlPlane>>,
+    /// Tells other nodes of this node's pods.
+    sharing: Option<JoinHandle<()>>,
+}
+
+/// A tunnel whose port is taken.
+struct OpenTunnel {
+    config: NetworkConfig,
+    plan: TunnelPlan,
+    interface: PublicInterface,
+    /// For each worker.
+    sockets: Vec<Option<UdpSocket>>,
+}
+
+impl Driver {
+    fn take(&mut self, news: News) -> Result<Reply> {
+        match news {
+            News::Lease(Change::Configured(config)) => return self.configure(config),
+            News::Lease(change) => self.apply(change)?,
+            News::StoreFails(reason) => {
+                self.condition.lack(Need::Store, &reason);
+            }
+            News::StoreWorks => self.condition.have(Need::Store),
+            News::StoreKnown => return self.recognize(),
+        }
+        Ok(Reply::Taken)
+    }
+
+    /// Looks whether the node's state is of this store. What it was in another one it is not here, where
+    /// others may be that.
+    fn recognize(&mut self) -> Result<Reply> {
+        let Some(id) = self.leases.id() else {
+            return Ok(Reply::Taken);
+        };
+        let store = StoreId {
+            url: self.store.clone(),
+            id,
+            prefix: self.settings.prefix.clone(),
+        };
+        let former = self.identity.store.replace(store.clone());
+        let Some(former) =
+            former.filter(|former| former.id != store.id || !store.continues(former))
+        else {
+            return Ok(Reply::Taken);
+        };
+        if store.continues(&former) {
+            info!("{store} was made anew since this node was in it: it stays who it was");
+            return Ok(Reply::Taken);
+        }
+        warn!(
+            "this node's state is of its time in {former}: in {store} it begins anew, with another \
+             VTEP and subnet and other addresses for its pods"
+        );
+        self.identity = state::Identity {
+            store: Some(store),
+            ..state::Identity::fresh()?
+        };
+        self.is_anew = true;
+        Ok(Reply::Anew(self.identity.vtep_mac))
+    }
+
+    /// Opens the tunnel of a network. One that this node cannot be in as it is now it waits for, if
+    /// others may have mended it by then.
+    fn configure(&mut self, config: NetworkConfig) -> Result<Reply> {
+        if self.tunnel.is_some() || self.running().is_some() {
+            return Ok(Reply::Taken);
+        }
+        let limits = flannel::limits(&config);
+        match self.open_tunnel(config) {
+            Ok(tunnel) => self.tunnel = Some(tunnel),
+            Err(Error::Usage(reason)) if store::is_shared(&self.settings.store) => {
+                self.await_config(&reason);
+                return Ok(Reply::ConfigRefused);
+            }
+            Err(error) => return Err(error),
+        }
+        for limit in limits {
+            warn!("{limit}");
+        }
+        self.condition.have(Need::Config);
+        Ok(Reply::Taken)
+    }
+
+    /// Says once why the store's configuration cannot be used.
+    fn await_config(&self, fault: &str) {
+        let reason = format!("{}: {fault}", self.store);
+        if self.condition.lack(Need::Config, &reason) {
+            warn!("{reason}: waiting for one that can be used");
+        }
+    }
+
+    fn running(&self) -> Option<&Arc<Running>> {
+        self.front.running()
+    }
+
+    fn apply(&mut self, change: Change) -> Result<()> {
+        debug!("lease: {change:?}");
+        let Some(change) = self.control.lock().take(change) else {
+            return match self.running() {
+                Some(running) => running.update_tables(),
+                None => Ok(()),
+            };
+        };
+        match change {
+            // Nobody but the one who has named another network looks after a store of his own.
+            Change::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
+                if !store::is_shared(&self.settings.store) =>
+            {
+                return Err(Error::usage(explain(&fault)));
+            }
+            Change::AwaitsConfig(fault) => self.await_config(&explain(&fault)),
+            // They are taken before.
+            Change::Configured(_) | Change::Peer(..) | Change::PeerGone(_) => {}
+            Change::Acquired(key) => self.start(key)?,
+            Change::Renewed => {
+                debug!("the lease is renewed");
+                if let Some(running) = self.running() {
+                    running.lease_confirmed();
+                }
+            }
+            Change::Disputed(key) => {
+                warn!("another writer changed the lease {key}; it is written again")
+            }
+            Change::Moved { key, from } => info!(
+                "the lease {key} moves from the public address {from} to {}",
+                *self.address.borrow()
+            ),
+            Change::Replaced { key, vtep_mac } => warn!(
+                "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
+                 taken over; if that node is alive, one of the two needs another address",
+                *self.address.borrow()
+            ),
+            Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
+            Change::Left => {
+                info!("the lease is given back");
+                self.surface.lock().withdraw();
+            }
+            Change::Lost(loss) => return Err(refusal(&loss)),
+        }
+        Ok(())
+    }
+
+    /// Says that a key is no lease, but not for thousands of keys.
+    fn tell_skipped(&mut self, key: &str, reason: &str) {
+        self.skipped += 1;
+        if self.skipped > MAX_SKIPPED {
+            return debug!("the key {key} is no lease: {reason}");
+        }
+        warn!("the key {key} is no lease: {reason}");
+        if self.skipped == MAX_SKIPPED {
+            warn!("more such keys are not told: `muslin leases` shows them all");
+        }
+    }
+
+    fn plan(&self, config: &NetworkConfig) -> Result<TunnelPlan> {
+        if let Some(egress) = &self.settings.egress {
+            egress.check(config.network)?;
+        }
+        naming::resolvers(&self.settings, config.network)?;
+        let mac = self.identity.vtep_mac;
+        underlay::plan(config, &self.settings, &self.interface.borrow(), mac)
+    }
+
+    fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
+        let mut plan = self.plan(&config)?;
+        let interface = self.interface.borrow().clone();
+        let sockets = underlay::bind(&mut plan, config.network, &self.settings, &interface)?;
+        Ok(OpenTunnel {
+            config,
+            plan,
+            interface,
+            sockets,
+        })
+    }
+
+    /// The tunnel that was opened for the lease, or another one if the interface has changed since.
+    fn take_tunnel(&mut self) -> Result<OpenTunnel> {
+        let Some(tunnel) = self.tunnel.take() else {
+            return Err(Error::failed(
+                "the lease changed to another subnet while the node ran",
+            ));
+        };
+        if tunnel.interface == *self.interface.borrow() {
+            return Ok(tunnel);
+        }
+        // The port must be free, in case the new end is the old one.
+        let OpenTunnel { config, .. } = tunnel;
+        self.open_tunnel(config).map_err(Error::failed)
+    }
+
+    /// The node has its lease: data path and pods begin.
+    fn start(&mut self, key: SubnetKey) -> Result<()> {
+        let tunnel = self.take_tunnel()?;
+        let interface = tunnel.interface;
+        self.identity.subnet = Some(key.ipv4);
+        if self.is_anew {
+            self.state.forget_addresses()?;
+        }
+        self.state.write_identity(&self.identity)?;
+        let kernel = underlay::kernel();
+        underlay::warn_of_kernel(&kernel, tunnel.config.network, key.ipv4);
+        let config = self.node_config(key, &tunnel.plan)?;
+        let now = self.clock.now();
+        let (sockets, plan) = (tunnel.sockets, tunnel.plan);
+        if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
+            confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
+        }
+        let (underlays, uplink) =
+            underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?;
+        let mut endpoints = match self.settings.egress {
+            Some(_) => Endpoints::new(self.leases.servers()),
+            None => Endpoints::default(),
+        };
+        let own: Vec<_> = kernel.addresses().collect();
+        let stores = endpoints.look(&own);
+        let outside = self.egress_config(key, &plan, &stores)?;
+        let memory = self.state.addresses();
+        let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
+        let mut control = self.control.lock();
+        control.start(tunnel.config.backend.clone());
+        let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
+        drop(control);
+        let nodes = underlays.into_iter().map(|underlay| {
+            let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
+            node.set_uplink(uplink);
+            node.set_egress(Some(tunnel.config.network));
+            node.await_pods(pods.iter().copied(), now + AWAITED);
+            // Before it takes what has come to the tunnel's port already.
+            for update in &updates {
+                update.apply_to_node(&mut node);
+            }
+            Ok((node, underlay))
+        });
+        let nodes = nodes.collect::<Result<_>>()?;
+        let (naming, door) = Naming::start(&self.settings, tunnel.config.network, key.ipv4)?;
+        let (sender, events) = mpsc::unbounded_channel();
+        let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
+        let workers = workers.context("cannot start the data path")?;
+        let facts = NodeInfo {
+            settings: self.settings.clone(),
+            store: self.store.clone(),
+            interface,
+            config: tunnel.config,
+            plan,
+            subnet: key.ipv4,
+            control: self.front.sockets(),
+        };
+        let subnet = SubnetEnv {
+            network: facts.config.network,
+            subnet: facts.subnet,
+            mtu: facts.plan.mtu.get(),
+            ip_masq: self.settings.ip_masq,
+        };
+        let ready = format!("node {} is ready: {facts}", self.settings.name);
+        info!("{ready}");
+        self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
+        let running = Running::new(
+            facts,
+            workers,
+            naming,
+            self.control.clone(),
+            self.leases.clone(),
+            self.state.clone(),
+            self.condition.subscribe(),
+        )?;
+        for update in &updates {
+            running.update(update)?;
+        }
+        let running = Arc::new(running);
+        if !self.front.serve(running.clone()) {
+            return Err(Error::failed("the node runs already"));
+        }
+        tokio::spawn(stores::follow(endpoints, stores, running.clone()));
+        tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
+        tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
+        self.watch_over(running, events);
+        self.surface.lock().announce(subnet, &ready);
+        Ok(())
+    }
+
+    fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<Config> {
+        Ok(Config {
+            subnet: key.ipv4.into(),
+            gateway_mac: self.identity.gateway_mac.get(),
+            tunnel: plan.tunnel,
+            mtu: plan.mtu,
+            clamp_mss: self.settings.clamp_mss,
+            guard: guard::Policy {
+                peers: self.settings.guard_peers,
+            },
+            limits: Limits::default(),
+            random_seed: u64::from_ne_bytes(random()?),
+        })
+    }
+
+    fn egress_config(
+        &self,
+        key: SubnetKey,
+        plan: &TunnelPlan,
+        stores: &[SocketAddrV4],
+    ) -> Result<Outside> {
+        let policy = match &self.settings.egress {
+            None => Policy::closed(),
+            Some(settings) => Policy::new(Rules {
+                allow: settings.allow.clone(),
+                deny: settings.deny.clone(),
+                host_loopback: settings.host_loopback,
+                tunnel_port: (plan.port != 0).then_some(plan.port),
+                stores: stores.to_vec(),
+            }),
+        };
+        Ok(Outside {
+            policy,
+            subnet: Some(key.ipv4),
+            mtu: plan.mtu,
+            limits: host::limits(),
+            random_seed: u64::from_ne_bytes(random()?),
+        })
+    }
+
+    fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {
+        lease::Sharing {
+            store: self.leases.clone(),
+            prefix: self.settings.prefix.clone(),
+            network: facts.config.network,
+            node: naming.node().clone(),
+            subnet: facts.subnet,
+            pods: naming.pods(),
+            leave: self.leave.subscribe(),
+            stop: self.stop.subscribe(),
+            names: naming.names.clone(),
+        }
+    }
+
+    /// Tells other nodes how this one ends: its names go with the lease, if it has given that back,
+    /// or they hear that it has stopped in order.
+    async fn end_sharing(&mut self, is_in_order: bool) {
+        let is_leaving = *self.leave.borrow();
+        let is_told = is_leaving || is_in_order;
+        self.stop.send_replace(is_told && !is_leaving);
+        if let Some(sharing) = self.sharing.take().filter(|_| is_told) {
+            // Without a lease names count for nothing, and of a node that stays silent they know
+            // soon enough.
+            let _ = tokio::time::timeout(FAREWELL, sharing).await;
+        }
+    }
+
+    /// Hears what the data path has to tell.
+    fn watch_over(&self, heard: Arc<Running>, mut events: mpsc::UnboundedReceiver<Event>) {
+        let fatal = self.fatal.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Event::PortGone(port) => {
+                        debug!("the interface of port {port} is gone");
+                        heard.detach_port(port);
+                    }
+                    Event::UplinkGone => heard.lose_uplink(),
+                    Event::Ended => break,
+                }
+            }
+            let _ = fatal.send(Error::failed("the data path's thread has ended"));
+        });
+    }
+}
+
+/// Tells flannel's tools when pods have another MTU.
+async fn keep_mtu(surface: Arc<Mutex<Surface>>, mut link: watch::Receiver<Link>) {
+    while link.changed().await.is_ok() {
+        let mtu = link.borrow_and_update().mtu;
+        surface.lock().set_mtu(mtu);
+    }
+}
+
+/// Answers clients.
+fn serve(
+    front: &Arc<Front>,
+    listener: UnixSeqpacketListener,
+    level: Level,
+    fatal: &mpsc::UnboundedSender<Error>,
+) {
+    let (service, fatal) = (front.clone(), fatal.clone());
+    tokio::spawn(async move {
+        let error = control::serve(listener, level, service).await;
+        let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
+    });
+}
+
+/// Sockets for clients who may not do everything. A node can do without.
+fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Level)> {
+    let open = |(name, level)| {
+        let opened = state.socket_named(name).and_then(|path| {
+            let listener = listen(&path)?;
+            Ok((path, listener, level))
+        });
+        opened
+            .inspect_err(|error| warn!("there is no {name}: {error}"))
+            .ok()
+    };
+    let all = [
+        ("attach.sock", Level::Attach),
+        ("status.sock", Level::Status),
+    ];
+    all.into_iter().filter_map(open).collect()
+}
+
+fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
+    use std::os::unix::fs::PermissionsExt;
+    let at = path.display();
+    let listener = UnixSeqpacketListener::bind(path);
+    let listener = listener.context(format!("cannot listen for commands at {at}"))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .context(format!("cannot protect {at}"))?;
+    Ok(listener)
+}
+
+/// What is wrong with a network's configuration, and what to do.
+fn explain(fault: &ConfigFault) -> String {
+    match fault {
+        ConfigFault::OtherNetwork { .. } => format!(
+            "{fault}: to join that network leave out --network, --subnet-len, --backend, --vni, --port \
+             and --direct-routing; a second network needs another --etcd-prefix, or another --store, \
+             and on the same machine another --port or --public-ip"
+        ),
+        ConfigFault::Missing(_) | ConfigFault::Invalid(_) | ConfigFault::OtherBackend(_) => {
+            fault.to_string()
+        }
+    }
+}
+
+fn refusal(loss: &Loss) -> Error {
+    match loss {
+        Loss::OutOfSubnets(_) | Loss::Races => Error::failed(loss),
+        Loss::Taken { .. } | Loss::Cloned { .. } | Loss::Disputed { .. } => {
+            Error::LeaseLost(loss.to_string())
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! What a node knows of its attached pods, and what it says to who wants to attach one.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use muslin_stack::control::ipam::{IpamError, PodName};
+use muslin_stack::control::pods::{self, AttachError, Request};
+use smoltcp::wire::EthernetAddress;
+
+use crate::error::{Error, Result};
+use muslin_stack::api::control::{Attach, Namespace};
+use muslin_stack::api::published::{MAX_PORTS, Published};
+
+/// The pods of a node.
+pub(super) type Pods = pods::Pods<Details>;
+/// An attached pod.
+pub(super) type Pod = pods::Pod<Details>;
+
+/// What a node knows of a pod besides its place in the network.
+#[derive(Debug, Clone)]
+pub(super) struct Details {
+    pub(super) persistent: bool,
+    pub(super) published: Vec<Published>,
+    pub(super) since: Instant,
+    /// Where its commands run, with what the descriptors stand for.
+    pub(super) namespaces: Option<(Vec<Namespace>, Arc<[OwnedFd]>)>,
+}
+
+/// Gives a pod a name, an address and a port, and a MAC address if its device has none.
+pub(super) fn attach<'p>(
+    pods: &'p mut Pods,
+    request: &Attach,
+    mac: Option<EthernetAddress>,
+    published: Vec<Published>,
+) -> Result<(PodName, &'p Pod)> {
+    let details = Details {
+        persistent: request.persistent,
+        published,
+        since: Instant::now(),
+        namespaces: None,
+    };
+    let request = Request {
+        name: request.pod.clone(),
+        address: request.address,
+        mac,
+    };
+    let (name, pod) = pods
+        .attach(request, details)
+        .map_err(|error| refusal(&error))?;
+    Ok((name, pod))
+}
+
+/// Why a pod is not attached, and what to do.
+fn refusal(error: &AttachError) -> Error {
+    match error {
+        AttachError::NameTaken(_) => {
+            Error::failed(format!("{error}: give this one another --name"))
+        }
+        AttachError::NameReserved(_) => {
+            Error::usage(format!("{error}: give the pod another --name"))
+        }
+        AttachError::NoName => Error::failed(format!("{error}: give it a --name")),
+        AttachError::Address(IpamError::OutOfSubnet(..) | IpamError::Reserved(..)) => {
+            Error::usage(error)
+        }
+        AttachError::Address(IpamError::Taken(..) | IpamError::Full(..))
+        | AttachError::MacTaken(..) => Error::failed(error),
+    }
+}
+
+/// Refuses ports that are another pod's already, or twice among these.
+pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
+    if all.len() > MAX_PORTS.into() {
+        return Err(Error::usage(format!(
+            "a pod may have up to {MAX_PORTS} published ports"
+        )));
+    }
+    for (at, one) in all.iter().enumerate() {
+        let port = format!("port {}/{}", one.host_port, one.transport);
+        if all[..at].iter().any(|other| other.overlaps(one)) {
+            return Err(Error::usage(format!("{port} is to be published twice")));
+        }
+        let holds = |pod: &Pod| {
+            let mut published = pod.details.published.iter();
+            published.any(|other| other.overlaps(one))
+        };
+        if let Some((name, _)) = pods.iter().find(|(_, pod)| holds(pod)) {
+            return Err(Error::failed(format!(
+                "{port} is published by the pod '{name}' already: choose another port, or \
+                 detach that pod"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is said of a pod that is not there.
+pub(super) fn not_attached(name: &PodName) -> Error {
+    Error::failed(format!("no pod named '{name}' is attached"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_asks_for_what_no_pod_can_have_has_used_it_wrongly() {
+        let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
+        let mut refused = |pod: &str, address: Option<[u8; 4]>| {
+            let request = Attach {
+                pod: pod.parse().ok(),
+                address: address.map(Into::into),
+                persistent: false,
+                publish: Vec::new(),
+            };
+            let attached = attach(&mut pods, &request, None, Vec::new());
+            attached.map_or_else(
+                |error| (error.exit_code(), error.to_string()),
+                |_| (0, String::new()),
+            )
+        };
+        assert_eq!(refused("a", Some([10, 244, 1, 2])).0, 0);
+        for (pod, address, code, words) in [
+            ("wpad", None, 2, "give the pod another --name"),
+            ("b", Some([10, 9, 9, 9]), 2, "not in this node's subnet"),
+            ("b", Some([10, 244, 1, 1]), 2, "the node's own"),
+            ("b", Some([10, 244, 1, 2]), 1, "taken by the pod 'a'"),
+            (
+                "a",
+                None,
+                1,
+                "attached already: give this one another --name",
+            ),
+        ] {
+            let (refused, text) = refused(pod, address);
+            assert_eq!(refused, code, "{text}");
+            assert!(text.contains(words), "{text}");
+        }
+    }
+}

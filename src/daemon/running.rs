@@ -1,0 +1,484 @@
+//! A node that has its lease: what its clients and its peers' leases ask of it.
+
+use crate::condition;
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use ipnet::Ipv4Net;
+use muslin_encap::mac::DisplayMac;
+use muslin_stack::control::ipam::PodName;
+use muslin_stack::control::lease::NetworkConfig;
+use muslin_stack::control::plane::{ControlPlane, Operation};
+use muslin_stack::control::tunnel::TunnelPlan;
+use muslin_stack::datapath::gateway;
+use muslin_stack::datapath::port::PortId;
+use parking_lot::Mutex;
+use smoltcp::wire::EthernetAddress;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::diary::Diary;
+use super::liveness::Census;
+use super::naming::Naming;
+use super::pods::{self, Pods, check_ports, not_attached};
+use super::{Settings, report, underlay};
+use crate::device::PodDevice;
+use crate::error::{Context, Error, Result};
+use crate::host::publish;
+use crate::lease::release::release;
+use crate::lease::table::{self, Known};
+use crate::lines::Lines;
+use crate::state::StateDir;
+use crate::store::Store;
+use crate::underlay::PublicInterface;
+use crate::worker::Workers;
+use muslin_stack::api::control::{
+    Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
+    Table,
+};
+
+/// What does not change while a node runs.
+#[derive(Debug)]
+pub(super) struct NodeInfo {
+    pub(super) settings: Settings,
+    pub(super) store: String,
+    /// The underlay's interface as it was at the start.
+    pub(super) interface: PublicInterface,
+    pub(super) config: NetworkConfig,
+    pub(super) plan: TunnelPlan,
+    pub(super) subnet: Ipv4Net,
+    /// Where it listens for commands.
+    pub(super) control: Vec<ControlSocket>,
+}
+
+impl fmt::Display for NodeInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            subnet,
+            plan,
+            interface,
+            config,
+            ..
+        } = self;
+        let backend = config.backend.name();
+        write!(
+            f,
+            "subnet {subnet} of {}, {backend} on {}",
+            config.network, interface.address
+        )?;
+        if plan.port != 0 {
+            write!(f, ":{}", plan.port)?;
+        }
+        if plan.is_direct {
+            write!(f, ", bare to nodes in {}", interface.prefix)?;
+        }
+        if interface.is_translated() {
+            write!(f, ", public address {}", interface.public_ip)?;
+        }
+        Ok(())
+    }
+}
+
+/// What of the underlay has changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Followed {
+    /// Whether the tunnel ends at another address.
+    pub(super) is_moved: bool,
+    /// Whether the uplink is another one.
+    pub(super) has_uplink: bool,
+    /// The MTU of pods, if it is another one.
+    pub(super) mtu: Option<u16>,
+}
+
+/// A node that runs.
+pub(super) struct Running {
+    pub(super) facts: NodeInfo,
+    pub(super) workers: Workers,
+    pub(super) naming: Naming,
+    pub(super) pods: Mutex<Pods>,
+    /// What is known of other nodes' leases.
+    pub(super) control: Arc<Mutex<ControlPlane>>,
+    /// What is told of them.
+    peer_lines: Mutex<Lines>,
+    pub(super) since: Instant,
+    pub(super) confirmed: Mutex<Instant>,
+    interface: Mutex<PublicInterface>,
+    plan: Mutex<TunnelPlan>,
+    link: watch::Sender<Link>,
+    uplink_is_gone: AtomicBool,
+    leases: Arc<dyn Store>,
+    diary: Diary,
+    condition: watch::Receiver<condition::State>,
+}
+
+impl Running {
+    pub(super) fn new(
+        facts: NodeInfo,
+        workers: Workers,
+        naming: Naming,
+        control: Arc<Mutex<ControlPlane>>,
+        leases: Arc<dyn Store>,
+        state: Arc<StateDir>,
+        condition: watch::Receiver<condition::State>,
+    ) -> Result<Self> {
+        let now = Instant::now();
+        let pods = Pods::new(facts.subnet, state.addresses());
+        let diary = Diary::open(move |memory| state.write_addresses(memory));
+        Ok(Self {
+            pods: Mutex::new(pods),
+            diary: diary.context("cannot start a thread")?,
+            control,
+            peer_lines: Mutex::new(Lines::new(now)),
+            since: now,
+            confirmed: Mutex::new(now),
+            interface: Mutex::new(facts.interface.clone()),
+            plan: Mutex::new(facts.plan),
+            link: watch::Sender::new(underlay::link(&facts.plan)),
+            uplink_is_gone: AtomicBool::new(false),
+            facts,
+            workers,
+            naming,
+            leases,
+            condition,
+        })
+    }
+
+    /// The underlay's interface as it is now.
+    pub(super) fn interface(&self) -> PublicInterface {
+        self.interface.lock().clone()
+    }
+
+    /// How packets travel as things are now.
+    pub(super) fn plan(&self) -> TunnelPlan {
+        *self.plan.lock()
+    }
+
+    /// What the interfaces of pods are to have.
+    pub(super) fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    /// Takes the underlay along to what its interface is now.
+    pub(super) fn follow(&self, now: &PublicInterface) -> Result<Followed> {
+        let (before, former) = (self.interface(), self.plan());
+        let plan = underlay::follow_interface(&former, now)?;
+        let ends = |it: &PublicInterface| (it.address, it.public_ip);
+        let followed = Followed {
+            is_moved: ends(now) != ends(&before),
+            has_uplink: self.needs_uplink(now),
+            mtu: (plan.mtu != former.mtu).then_some(plan.mtu.get()),
+        };
+        if followed.is_moved || followed.has_uplink {
+            self.move_to(now, &plan)?;
+        }
+        *self.interface.lock() = now.clone();
+        *self.plan.lock() = plan;
+        if followed.mtu.is_some() {
+            self.workers.set_mtu(plan.mtu).map_err(Error::failed)?;
+            self.link.send_replace(underlay::link(&plan));
+            self.warn_unattended(plan.mtu.get());
+        }
+        Ok(followed)
+    }
+
+    /// Says which pods nobody can give another MTU: whoever attached them has gone.
+    fn warn_unattended(&self, mtu: u16) {
+        let pods = self.pods.lock();
+        let names = pods.iter().filter(|(_, pod)| pod.details.persistent);
+        let names: Vec<_> = names.map(|(name, _)| name.as_str()).collect();
+        if !names.is_empty() {
+            warn!(
+                "the interfaces of {} keep their MTU, since 'muslin attach' has ended: set {mtu} in \
+                 their namespaces, or attach them again",
+                names.join(", ")
+            );
+        }
+    }
+
+    /// Moves the tunnel and the uplink to what the interface is now.
+    fn move_to(&self, interface: &PublicInterface, plan: &TunnelPlan) -> Result<()> {
+        let network = self.facts.config.network;
+        if network.contains(&interface.address) {
+            return Err(Error::failed(format!(
+                "{} lies in the pod network {network}",
+                interface.address
+            )));
+        }
+        let facts = &self.facts;
+        let interfaces = (&self.interface(), interface);
+        let (underlays, uplink) = underlay::open(plan, facts.subnet, &facts.settings, interfaces)?;
+        self.workers
+            .rebind(underlays, uplink)
+            .map_err(Error::failed)?;
+        self.uplink_is_gone.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The uplink's interface is gone; it is looked for from now on.
+    pub(super) fn lose_uplink(&self) {
+        if !self.uplink_is_gone.swap(true, Ordering::Relaxed) {
+            warn!("the uplink {} is gone", self.interface().name);
+        }
+    }
+
+    /// Whether the uplink has to be opened anew: it was gone, or its link is another one.
+    fn needs_uplink(&self, now: &PublicInterface) -> bool {
+        self.facts.plan.is_direct
+            && (self.uplink_is_gone.load(Ordering::Relaxed) || *now != self.interface())
+    }
+
+    pub(super) fn lease_confirmed(&self) {
+        *self.confirmed.lock() = Instant::now();
+    }
+
+    /// What the store has at this moment.
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>> {
+        let store = self.leases.as_ref();
+        let survey = table::survey(store, &self.facts.settings.prefix);
+        let (entries, census) = tokio::try_join!(survey, Census::take(self))?;
+        let known = |subnet| census.known(&self.naming.names.read(), subnet);
+        Ok(table::rows(&entries, self.viewer(&known)))
+    }
+
+    fn viewer<'a>(&'a self, known: &'a (dyn Fn(Ipv4Net) -> Known + Sync)) -> table::Viewer<'a> {
+        let facts = &self.facts;
+        table::Viewer {
+            prefix: &facts.settings.prefix,
+            config: &facts.config,
+            node: &facts.settings.name,
+            subnet: facts.subnet,
+            public_ip: self.interface().public_ip,
+            known,
+        }
+    }
+
+    /// Tells of a peer, but not of thousands.
+    fn tell_peer(&self, line: impl FnOnce()) {
+        self.peer_lines.lock().tell("changes of peers", line);
+    }
+
+    /// Does what follows from changes of leases.
+    pub(super) fn update_tables(&self) -> Result<()> {
+        loop {
+            let Some(operation) = self.control.lock().poll() else {
+                return Ok(());
+            };
+            self.update(&operation)?;
+        }
+    }
+
+    /// Does what follows from a change of a lease.
+    pub(super) fn update(&self, operation: &Operation) -> Result<()> {
+        operation.apply_to_names(&mut self.naming.names.write());
+        let updated = match operation {
+            Operation::SetPeer(peer) => {
+                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
+                self.workers.set_peer(peer)
+            }
+            Operation::RefusePeer {
+                id,
+                public_ip,
+                unusable,
+                ..
+            } => {
+                self.tell_peer(|| warn!("the node {public_ip} is no peer: {unusable}"));
+                self.workers.remove_peer(*id)
+            }
+            Operation::RemovePeer { id, public_ip, .. } => {
+                self.tell_peer(|| info!("peer {public_ip} is gone"));
+                self.workers.remove_peer(*id)
+            }
+        };
+        updated.map_err(Error::failed)
+    }
+
+    /// Detaches the pod of a port, if it is not detached yet.
+    pub(super) fn detach_port(&self, port: PortId) {
+        // One lock for both, or another pod could have the name by then.
+        let mut pods = self.pods.lock();
+        if let Some(Err(error)) = pods
+            .name_of(port)
+            .cloned()
+            .map(|pod| self.detach_from(&mut pods, &pod))
+        {
+            debug!("{error}");
+        }
+    }
+
+    fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
+        let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
+        self.remember(pods);
+        info!("pod {pod} is detached");
+        self.workers.detach(gone.port).map_err(Error::failed)
+    }
+
+    /// What does not work at this moment, in one line.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.condition.borrow().trouble()
+    }
+
+    /// Lets all know of the pods as they are now.
+    fn remember(&self, pods: &Pods) {
+        self.naming.set_pods(pods);
+        self.diary.note(pods.memory());
+    }
+}
+
+/// A pod that is detached when this is dropped.
+pub(super) struct Attachment {
+    running: Arc<Running>,
+    port: PortId,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.running.detach_port(self.port);
+    }
+}
+
+/// The queues of a pod's device and its MAC address, if it has one.
+fn open_queues(
+    device: Vec<OwnedFd>,
+    offload: bool,
+) -> Result<(Option<EthernetAddress>, Vec<PodDevice>)> {
+    let mut queues = Vec::new();
+    let mut macs = Vec::new();
+    for descriptor in device {
+        let mut queue = PodDevice::from_descriptor(descriptor).map_err(Error::usage)?;
+        if !offload {
+            queue
+                .disable_offloads()
+                .context("cannot disable offloads")?;
+        }
+        let mac = queue.hardware_address();
+        macs.push(mac.context("cannot read the device's MAC address")?);
+        queues.push(queue);
+    }
+    match macs.as_slice() {
+        [None] => Ok((None, queues)),
+        [first @ Some(_), others @ ..] if others.iter().all(|mac| mac == first) => {
+            Ok((*first, queues))
+        }
+        _ => Err(Error::usage(
+            "the descriptors are not the queues of one device",
+        )),
+    }
+}
+
+impl Running {
+    /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if it
+    /// is persistent and nothing comes.
+    pub(super) fn attach(
+        self: &Arc<Self>,
+        request: Attach,
+        device: Vec<OwnedFd>,
+    ) -> Result<(Attached, Option<Attachment>)> {
+        let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
+        let network = self.facts.config.network;
+        let (search, dns_options) = self.naming.dns.search();
+        let mut pods = self.pods.lock();
+        check_ports(&pods, &request.publish)?;
+        let bound = publish::bind(&request.publish, network)?;
+        let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
+        let (name, pod) = pods::attach(&mut pods, &request, mac, published.clone())?;
+        let pod = pod.clone();
+        let attachment = pod.attachment(self.facts.settings.guard_pods);
+        let workers = &self.workers;
+        let attached = workers.attach(pod.port, &attachment, queues);
+        let attached = attached.and_then(|()| {
+            let published = workers.publish(pod.port, pod.address, network, bound);
+            published.map_err(std::io::Error::other)
+        });
+        if let Err(error) = attached {
+            pods.detach(&name);
+            return Err(Error::failed(error));
+        }
+        self.remember(&pods);
+        info!(
+            "pod {name} is attached: {} at {}",
+            pod.address,
+            DisplayMac(pod.mac)
+        );
+        for port in &published {
+            info!("pod {name} is published: {port}");
+        }
+        let attachment = (!pod.details.persistent).then(|| Attachment {
+            running: self.clone(),
+            port: pod.port,
+        });
+        let facts = &self.facts;
+        let attached = Attached {
+            pod: name,
+            node: facts.settings.name.clone(),
+            address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
+            gateway: gateway::address(facts.subnet),
+            link: underlay::link(&self.plan()),
+            routes: vec![facts.config.network, Ipv4Net::default()],
+            dns: vec![gateway::address(facts.subnet)],
+            search,
+            dns_options,
+            published,
+        };
+        Ok((attached, attachment))
+    }
+
+    /// Keeps a pod's namespaces, for commands that are run in it later.
+    pub(super) fn keep_namespaces(
+        &self,
+        pod: &PodName,
+        kinds: Vec<Namespace>,
+        namespaces: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let mut pods = self.pods.lock();
+        let details = pods.details_mut(pod).ok_or_else(|| not_attached(pod))?;
+        details.namespaces = Some((kinds, namespaces.into()));
+        Ok(())
+    }
+
+    /// A pod's namespaces.
+    pub(super) fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
+        let pods = self.pods.lock();
+        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        let (kinds, namespaces) = pod.details.namespaces.clone().ok_or_else(|| {
+            Error::failed(format!(
+                "the pod '{name}' has no namespace to run a command in: it is a sidecar's, or was \
+                 attached by an older muslin"
+            ))
+        })?;
+        let node = self.facts.settings.name.clone();
+        let address = pod.address;
+        Ok((
+            PodNamespaces {
+                node,
+                address,
+                kinds,
+            },
+            namespaces,
+        ))
+    }
+
+    /// Detaches a pod.
+    pub(super) fn detach(&self, pod: &PodName) -> Result<()> {
+        self.detach_from(&mut self.pods.lock(), pod)
+    }
+
+    /// The rows of a table.
+    pub(super) async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
+        report::rows(self, table).await
+    }
+
+    /// Gives back the lease of a node that is dead.
+    pub(super) async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+        let census = Census::take(self).await?;
+        let known = |subnet| census.known(&self.naming.names.read(), subnet);
+        let dropped = release(self.leases.as_ref(), self.viewer(&known), &request).await?;
+        info!(
+            "the lease {} of a node that is {} is given back",
+            dropped.subnet, dropped.state
+        );
+        Ok(dropped)
+    }
+}

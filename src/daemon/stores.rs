@@ -1,0 +1,45 @@
+//! Whether the store is where it was: its name may lead elsewhere, and this machine may get addresses.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tracing::info;
+
+use super::running::Running;
+use super::underlay;
+use crate::host::Endpoints;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Keeps egress closed to the store wherever it is, for as long as the node runs. It was `known` there
+/// before.
+pub(super) async fn follow(
+    mut endpoints: Endpoints,
+    mut known: Vec<SocketAddrV4>,
+    running: Arc<Running>,
+) {
+    while !endpoints.is_empty() {
+        sleep(LOOK).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let own: Vec<Ipv4Addr> = underlay::kernel().addresses().collect();
+            let found = endpoints.look(&own);
+            (endpoints, found)
+        });
+        let Ok((same, found)) = looked.await else {
+            return;
+        };
+        endpoints = same;
+        if found == known {
+            continue;
+        }
+        if running.workers.set_stores(&found).is_err() {
+            return;
+        }
+        let all: Vec<_> = found.iter().map(ToString::to_string).collect();
+        info!("egress is closed to the store at {}", all.join(", "));
+        known = found;
+    }
+}

@@ -1,0 +1,375 @@
+//! How a node reaches others: what the network's configuration means on this machine, and the
+//! sockets for it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_stack::control::lease::NetworkConfig;
+use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
+use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::uplink::Uplink;
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
+
+use super::Settings;
+use super::front::Front;
+use crate::condition::{Condition, Need};
+use crate::error::{Error, Result};
+use crate::store::{self, Store};
+use crate::underlay::{
+    self, Audience, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay, UplinkKind,
+    Wanted,
+};
+use muslin_stack::api::control::Link;
+
+/// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
+const SOURCE_PORTS: usize = 7;
+/// How often the interface is looked at, even if the kernel tells of no change.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Where a node's tunnel ends, and who it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) interface: PublicInterface,
+    /// The VTEP's MAC address that a static list has for it.
+    pub(super) vtep_mac: Option<VtepMac>,
+}
+
+/// Who sends to this node.
+pub(super) fn audience(settings: &Settings) -> Audience {
+    match store::is_shared(&settings.store) {
+        true => Audience::Others,
+        false => Audience::Machine,
+    }
+}
+
+/// Chooses the underlay's interface, again and again until there is one, with a word about one that
+/// is not as usual.
+pub(super) async fn find_place(
+    settings: &Settings,
+    store: &dyn Store,
+    condition: &Condition,
+) -> Result<Place> {
+    let mut changes = underlay::Changes::listen();
+    let place = loop {
+        let reason = match look(settings, store).await {
+            Ok(place) => break place,
+            Err(NoInterface::Never(error)) => return Err(error),
+            Err(NoInterface::NotYet(reason)) => reason,
+        };
+        if condition.lack(Need::Interface, &reason) {
+            warn!("{reason}: waiting for that");
+        }
+        changes.wait(LOOK_AGAIN).await;
+    };
+    condition.have(Need::Interface);
+    let PublicInterface {
+        name,
+        address,
+        public_ip,
+        ..
+    } = &place.interface;
+    if address.is_loopback() && settings.underlay.public_ip.is_none() {
+        warn!("this machine has no address for others: only nodes on it can be peers");
+    }
+    if place.interface.is_translated() && matches!(settings.uplink, UplinkKind::PacketSocket) {
+        info!(
+            "the public address {public_ip} is not on this machine: the tunnel is bound to \
+             {address} ({name}), and something must translate one to the other"
+        );
+    }
+    Ok(place)
+}
+
+async fn look(settings: &Settings, store: &dyn Store) -> std::result::Result<Place, NoInterface> {
+    let interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
+    match store.vtep_mac(interface.public_ip) {
+        Ok(vtep_mac) => Ok(Place {
+            interface,
+            vtep_mac,
+        }),
+        Err(error) => Err(NoInterface::NotYet(error.to_string())),
+    }
+}
+
+/// What a network's configuration means here.
+///
+/// # Errors
+/// Why this node cannot be in that network.
+pub(super) fn plan(
+    config: &NetworkConfig,
+    settings: &Settings,
+    interface: &PublicInterface,
+    vtep_mac: VtepMac,
+) -> Result<TunnelPlan> {
+    let mut ends = [interface.public_ip, interface.address].into_iter();
+    if let Some(end) = ends.find(|end| config.network.contains(end)) {
+        return Err(Error::usage(format!(
+            "the public address {end} lies in the pod network {}: choose another --network, or \
+             another address with --public-ip",
+            config.network
+        )));
+    }
+    let plan = TunnelPlan::new(&config.backend, vtep_mac, settings.mtu, interface.mtu);
+    let plan = plan.map_err(|fault| misfit(&fault, interface))?;
+    check_uplink(&plan, settings, interface)?;
+    Ok(plan)
+}
+
+/// The same with what the interface is now.
+pub(super) fn follow_interface(
+    plan: &TunnelPlan,
+    interface: &PublicInterface,
+) -> Result<TunnelPlan> {
+    let followed = plan.on(interface.mtu);
+    followed.map_err(|fault| misfit(&fault, interface))
+}
+
+fn misfit(fault: &TunnelFault, interface: &PublicInterface) -> Error {
+    match fault {
+        TunnelFault::Interface(_) => Error::usage(format!("{}: {fault}", interface.name)),
+        TunnelFault::Config(_) | TunnelFault::NoRoom(_) => Error::usage(fault),
+    }
+}
+
+/// What the interfaces of pods are to have.
+pub(super) fn link(plan: &TunnelPlan) -> Link {
+    Link {
+        mtu: plan.mtu.get(),
+        gso_max_segs: plan.gso_max_segs(),
+    }
+}
+
+/// Whether bare packets could reach this node at all.
+fn check_uplink(plan: &TunnelPlan, settings: &Settings, interface: &PublicInterface) -> Result<()> {
+    let PublicInterface {
+        name,
+        address,
+        public_ip,
+        prefix,
+        ..
+    } = interface;
+    let only = matches!(plan.tunnel, Tunnel::None);
+    match &settings.uplink {
+        UplinkKind::PacketSocket if only && interface.is_translated() => {
+            Err(Error::usage(format!(
+                "host-gw needs the public address {public_ip} on the interface itself, and \
+                 {name} has {address}: nothing can translate bare packets"
+            )))
+        }
+        UplinkKind::Tap(tap) if !only => Err(Error::usage(format!(
+            "--uplink tap:{tap} goes with the backend host-gw only: a tunnel ends at an address \
+             of this machine"
+        ))),
+        UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
+            Err(Error::usage(format!(
+                "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
+                 {name}: name it with --public-ip"
+            )))
+        }
+        UplinkKind::PacketSocket | UplinkKind::Tap(_) => Ok(()),
+    }
+}
+
+/// Takes the tunnel's port, for each worker, and looks whether there can be an uplink.
+pub(super) fn bind(
+    plan: &mut TunnelPlan,
+    network: Ipv4Net,
+    settings: &Settings,
+    interface: &PublicInterface,
+) -> Result<Vec<Option<UdpSocket>>> {
+    if plan.is_direct {
+        let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
+        match uplink {
+            Ok(_) => {}
+            Err(error) if matches!(plan.tunnel, Tunnel::None) => {
+                return Err(Error::failed(error));
+            }
+            Err(error) => {
+                warn!(
+                    "the network has DirectRouting, but {error}: this node uses the tunnel for \
+                     all others, and does not get what nodes on the same link send around it"
+                );
+                plan.is_direct = false;
+            }
+        }
+    }
+    bind_tunnel(plan, settings, interface.address)
+}
+
+fn bind_tunnel(
+    plan: &TunnelPlan,
+    settings: &Settings,
+    address: Ipv4Addr,
+) -> Result<Vec<Option<UdpSocket>>> {
+    let Some(format) = plan.tunnel.format() else {
+        return Ok((0..settings.workers).map(|_| None).collect());
+    };
+    let end = SocketAddr::new(address.into(), plan.port);
+    let options = match format {
+        Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
+        // flannel's UDP backend sends from the port it listens on.
+        Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
+    };
+    let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
+        Error::failed(match error.kind() {
+            std::io::ErrorKind::AddrInUse => port_in_use(end),
+            std::io::ErrorKind::PermissionDenied if plan.port == 0 => String::from(
+                "the backend ipip needs CAP_NET_RAW: let systemd start the node with \
+                 AmbientCapabilities=CAP_NET_RAW, or give the container --cap-add NET_RAW",
+            ),
+            _ if plan.port == 0 => format!("cannot send from {}: {error}", end.ip()),
+            _ => format!("cannot listen on UDP {end}: {error}"),
+        })
+    })?;
+    Ok(sockets.into_iter().map(Some).collect())
+}
+
+/// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
+/// node is on its link.
+pub(super) fn join(
+    plan: &TunnelPlan,
+    tunnels: Vec<Option<UdpSocket>>,
+    subnet: Ipv4Net,
+    settings: &Settings,
+    interface: &PublicInterface,
+) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+    let mut uplinks = Vec::new();
+    if plan.is_direct {
+        let opened =
+            underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
+        uplinks = opened.map_err(Error::failed)?;
+    }
+    let uplink = uplinks.first().map(|device| Uplink {
+        mac: device.hardware_address(),
+        address: interface.public_ip,
+        prefix: interface.prefix,
+        mtu: plan.outer,
+        answers: matches!(settings.uplink, UplinkKind::Tap(_)),
+    });
+    if uplink.is_some_and(|uplink| !uplink.answers)
+        && underlay::forwards_ipv4(&interface.name) == Some(true)
+    {
+        warn!(
+            "this machine's kernel forwards what arrives on {0}, so it answers for the pods or \
+             sends their packets on a second time: switch that off with 'sysctl \
+             net.ipv4.conf.{0}.forwarding=0'",
+            interface.name
+        );
+    }
+    let mut uplinks = uplinks.into_iter();
+    let join = |tunnel| Underlay {
+        tunnel,
+        uplink: uplinks.next(),
+    };
+    Ok((tunnels.into_iter().map(join).collect(), uplink))
+}
+
+/// New sockets after the interface has changed; without ones for the tunnel where its end stays,
+/// since the old ones have its port.
+pub(super) fn open(
+    plan: &TunnelPlan,
+    subnet: Ipv4Net,
+    settings: &Settings,
+    (before, now): (&PublicInterface, &PublicInterface),
+) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+    let tunnels = match before.address == now.address {
+        true => (0..settings.workers).map(|_| None).collect(),
+        false => bind_tunnel(plan, settings, now.address)?,
+    };
+    join(plan, tunnels, subnet, settings, now)
+}
+
+/// Who has the tunnel's port, as far as can be seen.
+fn port_in_use(end: SocketAddr) -> String {
+    let kernel = kernel();
+    match kernel.vxlan_on(end.port()) {
+        Some(conflict) => conflict.to_string(),
+        None => format!(
+            "UDP port {} of {} is in use: another node or flannel, perhaps another user's, runs there; \
+             stop it, or give this node another address with --public-ip, or all nodes of its \
+             network another --port",
+            end.port(),
+            end.ip()
+        ),
+    }
+}
+
+/// Says what this machine's kernel has of the pod network, which pods or programs miss then: nobody
+/// else would see why.
+pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: Ipv4Net) {
+    let own = kernel.in_own_subnet(subnet, &[]);
+    for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {
+        warn!("{conflict}");
+    }
+}
+
+/// What this machine's kernel has, or nothing if it does not tell.
+pub(super) fn kernel() -> KernelNetwork {
+    KernelNetwork::read_blocking().unwrap_or_else(|error| {
+        debug!("{error}");
+        KernelNetwork::default()
+    })
+}
+
+/// Takes the underlay and the lease along when the interface gets another address, as laptops and
+/// virtual machines do, or comes back after it was gone. Until the node runs `seen` has the
+/// interface as it is.
+pub(super) async fn follow(
+    front: Arc<Front>,
+    wanted: Wanted,
+    audience: Audience,
+    seen: watch::Sender<PublicInterface>,
+    public_ip: watch::Sender<Ipv4Addr>,
+) {
+    let mut changes = underlay::Changes::listen();
+    let mut complaint = String::new();
+    loop {
+        changes.wait(LOOK_AGAIN).await;
+        // Between two addresses there may be none for a while.
+        let Ok(now) = underlay::choose_interface(&wanted, audience).await else {
+            continue;
+        };
+        let Some(running) = front.running() else {
+            public_ip.send_if_modified(|it| std::mem::replace(it, now.public_ip) != now.public_ip);
+            seen.send_if_modified(|it| {
+                *it != now && {
+                    *it = now;
+                    true
+                }
+            });
+            continue;
+        };
+        let followed = match running.follow(&now) {
+            Ok(followed) => followed,
+            Err(error) => {
+                let text = error.to_string();
+                if text != complaint {
+                    warn!("the underlay cannot follow {}: {text}", now.name);
+                    complaint = text;
+                }
+                continue;
+            }
+        };
+        if followed.is_moved {
+            info!(
+                "the public address is {} now, on {}",
+                now.public_ip, now.name
+            );
+            public_ip.send_replace(now.public_ip);
+        } else if followed.has_uplink {
+            info!("the uplink on {} is opened anew", now.name);
+        }
+        if let Some(mtu) = followed.mtu {
+            info!(
+                "the MTU of {} is {}, that of pods {mtu} now",
+                now.name, now.mtu
+            );
+        }
+        complaint.clear();
+    }
+}

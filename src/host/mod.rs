@@ -1,0 +1,159 @@
+//! Egress: a worker's sockets on the host, by which pods' traffic to addresses outside the overlay
+//! goes on. What belongs to which socket, and what becomes of it, [`muslin_stack::datapath::egress`] decides.
+
+mod clock;
+mod endpoints;
+mod error_queue;
+pub(crate) mod option;
+pub(crate) mod publish;
+mod random;
+mod sockets;
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use muslin_stack::datapath::egress::{FlowId, Limits};
+use muslin_stack::datapath::guard;
+use nix::sys::epoll::EpollFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tracing::warn;
+
+use crate::error::{Error, Result};
+
+pub use clock::Clock;
+pub(crate) use endpoints::Endpoints;
+pub use random::random;
+pub(crate) use sockets::Sockets;
+
+/// What a user asks of egress.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// What pods may reach; all, if that is nothing.
+    pub allow: Vec<Ipv4Net>,
+    /// What they may not.
+    pub deny: Vec<Ipv4Net>,
+    /// The address by which they reach the host's 127.0.0.1.
+    pub host_loopback: Option<Ipv4Addr>,
+}
+
+impl Settings {
+    /// Whether they make sense beside an overlay.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(&self, network: Ipv4Net) -> Result<()> {
+        let Some(address) = self.host_loopback else {
+            return Ok(());
+        };
+        let fault = if network.contains(&address) {
+            format!("lies in the pod network {network}")
+        } else if guard::is_martian(address) {
+            "is no address that a pod could send to".to_owned()
+        } else {
+            return Ok(());
+        };
+        let advice = "choose one that nothing else has, such as 192.0.2.1";
+        Err(Error::usage(format!(
+            "--host-loopback: {address} {fault}: {advice}"
+        )))
+    }
+}
+
+/// Descriptors that are no flows': pods' devices, the tunnel, the store, control and its clients.
+const RESERVE: u64 = 192;
+
+/// Lets the process have as many descriptors as it may, and says how many flows there are then: each
+/// needs one, and pods come and are asked after while all flows are taken.
+pub(crate) fn limits() -> Limits {
+    let limits = Limits::default();
+    match raise_descriptor_limit() {
+        Ok(descriptors) => {
+            let sockets = usize::try_from(descriptors.saturating_sub(RESERVE));
+            let within = limits.within(sockets.unwrap_or(usize::MAX));
+            if within.flows < limits.flows {
+                warn!(
+                    "this process may have {descriptors} descriptors (ulimit -n), which leaves room \
+                     for {} flows to and from addresses outside",
+                    within.flows
+                );
+            }
+            within
+        }
+        Err(error) => {
+            warn!("egress has no more descriptors than usual: {error}");
+            limits
+        }
+    }
+}
+
+fn raise_descriptor_limit() -> nix::Result<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
+}
+
+/// What tells flows' events from others.
+const FLOW: u64 = 1 << 63;
+
+/// Whether the data of an event is a flow's. No port's number is so large.
+pub(crate) const fn is_flow(data: u64) -> bool {
+    // Worker's own descriptors have names at the very end.
+    data & FLOW != 0 && data & (FLOW >> 1) == 0
+}
+
+fn event_data(flow: FlowId) -> u64 {
+    FLOW | u64::from(flow.generation) << 32 | u64::from(flow.index)
+}
+
+/// The flow that an event is for, and what its socket is ready for.
+pub(crate) fn event_of(
+    data: u64,
+    flags: EpollFlags,
+) -> (FlowId, muslin_stack::datapath::egress::Ready) {
+    let flow = FlowId {
+        index: data as u32,
+        generation: (data >> 32) as u32 & (FlowId::GENERATIONS - 1),
+    };
+    // Errors are found by reading or writing.
+    let failed = flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+    let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    let ready = muslin_stack::datapath::egress::Ready {
+        readable: failed || flags.intersects(readable),
+        writable: failed || flags.contains(EpollFlags::EPOLLOUT),
+    };
+    (flow, ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_tell_their_flow() {
+        for (index, generation) in [(0, 0), (7, 1), (u32::MAX, FlowId::GENERATIONS - 1)] {
+            let flow = FlowId { index, generation };
+            let data = event_data(flow);
+            assert!(is_flow(data));
+            let (told, ready) = event_of(data, EpollFlags::EPOLLIN);
+            assert_eq!((told, ready.readable, ready.writable), (flow, true, false));
+        }
+        for other in [0, u64::from(u32::MAX), u64::MAX, u64::MAX - 2] {
+            assert!(!is_flow(other), "{other:#x}");
+        }
+    }
+
+    #[test]
+    fn the_hosts_loopback_has_an_address_of_its_own() {
+        let network = "10.244.0.0/16".parse().unwrap();
+        let with = |address: &str| Settings {
+            host_loopback: Some(address.parse().unwrap()),
+            ..Settings::default()
+        };
+        assert!(with("192.0.2.1").check(network).is_ok());
+        assert!(Settings::default().check(network).is_ok());
+        for bad in ["10.244.3.4", "127.0.0.1", "224.0.0.1", "0.0.0.0"] {
+            let error = with(bad).check(network).unwrap_err().to_string();
+            assert!(error.contains(bad), "{error}");
+        }
+    }
+}

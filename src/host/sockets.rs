@@ -1,0 +1,382 @@
+//! Sockets of the host, one for each flow.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, IoSlice, Read};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muslin_stack::datapath::egress::{
+    Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
+};
+use nix::errno::Errno;
+use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo};
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, SockaddrIn, recvfrom, sendmsg, setsockopt, sockopt::Ipv4RecvErr,
+};
+use socket2::{Domain, Socket, TcpKeepalive, Type};
+use tracing::debug;
+
+use super::{error_queue, event_data};
+use crate::dns::{self, Door};
+use crate::error::errno;
+use crate::host::option;
+
+/// Any address and any port.
+const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+/// After so long without a word the other end is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
+
+/// The sockets of a worker's flows, whose events come by its epoll.
+pub(crate) struct Sockets {
+    epoll: Arc<Epoll>,
+    /// Where queries go, if this is a node.
+    dns: Option<Door>,
+    sockets: HashMap<FlowId, Entry>,
+    /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
+    to_gateway: HashSet<FlowId>,
+    /// Flows that share a socket.
+    clients: HashMap<Client, FlowId>,
+    /// Whether the kernel cuts trains of datagrams apart.
+    takes_trains: bool,
+}
+
+/// The number of a published port and the address of who sends to it.
+pub(crate) type Client = (u32, SocketAddrV4);
+
+enum Entry {
+    Own(Socket),
+    /// A published UDP port's, by which each client is answered from the address it asked.
+    Shared {
+        socket: Arc<Socket>,
+        client: Client,
+        local: Ipv4Addr,
+    },
+}
+
+impl Sockets {
+    /// No sockets; their events will come by `epoll`, and queries of pods go through the door.
+    pub(crate) fn new(epoll: Arc<Epoll>, dns: Option<Door>) -> Self {
+        Self {
+            epoll,
+            dns,
+            sockets: HashMap::new(),
+            to_gateway: HashSet::new(),
+            clients: HashMap::new(),
+            takes_trains: false,
+        }
+    }
+
+    /// Sends trains of datagrams with one call from now on (`UDP_SEGMENT`, Linux 4.18).
+    pub(crate) const fn send_trains(&mut self) {
+        self.takes_trains = true;
+    }
+
+    /// Gives a flow a socket that is connected to its other end.
+    ///
+    /// # Errors
+    /// If the kernel does not watch it; the flow has none then.
+    pub(crate) fn adopt(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
+        socket.set_nonblocking(true)?;
+        if socket.r#type()? == Type::STREAM && socket.domain()? == Domain::IPV4 {
+            prepare(&socket)?;
+        }
+        self.watch(flow, socket)
+    }
+
+    fn watch(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
+        // An event for each change and no more: the flow knows what its socket is ready for.
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, event_data(flow));
+        self.epoll.add(&socket, event)?;
+        self.sockets.insert(flow, Entry::Own(socket));
+        Ok(())
+    }
+
+    /// Gives a flow a published port's socket, which others read, for a client that has sent to
+    /// `local`. Answers come from there, so it does so again when the client sends elsewhere.
+    pub(crate) fn share(
+        &mut self,
+        flow: FlowId,
+        socket: Arc<Socket>,
+        client: Client,
+        local: Ipv4Addr,
+    ) {
+        self.clients.insert(client, flow);
+        let shared = Entry::Shared {
+            socket,
+            client,
+            local,
+        };
+        self.sockets.insert(flow, shared);
+    }
+
+    /// The flow of a published port's client, if it has one.
+    pub(crate) fn flow_of(&self, client: Client) -> Option<FlowId> {
+        self.clients.get(&client).copied()
+    }
+
+    /// Whether a flow's answers to its client come from this address.
+    pub(crate) fn answers_from(&self, flow: FlowId, address: Ipv4Addr) -> bool {
+        let entry = self.sockets.get(&flow);
+        matches!(entry, Some(Entry::Shared { local, .. }) if *local == address)
+    }
+
+    fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
+        match self.sockets.get(&flow) {
+            Some(Entry::Own(socket)) => Ok(socket),
+            // Whoever reads it reads for all.
+            Some(Entry::Shared { .. }) => Err(HostError::WouldBlock),
+            None => Err(HostError::Failed),
+        }
+    }
+}
+
+impl Host for Sockets {
+    fn open(&mut self, flow: FlowId, protocol: Protocol) -> Result<(), HostError> {
+        let bound = new_socket(protocol).and_then(|socket| {
+            // Sending binds it as well, but lack of ports looks like lack of room then.
+            socket.bind(&ANY.into())?;
+            self.watch(flow, socket)
+        });
+        bound.map_err(|error| why_none(&error))
+    }
+
+    fn connect(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        to: SocketAddrV4,
+    ) -> Result<(), HostError> {
+        let socket = new_socket(protocol).map_err(|error| why_none(&error))?;
+        match socket.connect(&to.into()) {
+            Ok(()) => {}
+            Err(error) if errno(&error) == Errno::EINPROGRESS => {}
+            Err(error) => return Err(why_none(&error)),
+        }
+        self.watch(flow, socket).map_err(|error| why_none(&error))
+    }
+
+    fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError> {
+        let dns = self.dns.as_ref().ok_or(HostError::Refused)?;
+        if key.remote.port() != dns::PORT {
+            return Err(HostError::Refused);
+        }
+        let socket = dns.connect(key.pod, key.protocol);
+        let watched = socket.and_then(|socket| self.watch(flow, socket));
+        watched.map_err(|error| why_none(&error))?;
+        if key.protocol == Protocol::Udp {
+            self.to_gateway.insert(flow);
+        }
+        Ok(())
+    }
+
+    fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
+        if let Err(error) = result {
+            debug!("no connection to a pod for flow {flow:?}: {error}");
+        }
+    }
+
+    fn connected(&mut self, flow: FlowId) -> Result<(), HostError> {
+        let socket = self.get(flow)?;
+        match socket.take_error() {
+            Ok(None) => {}
+            Ok(Some(error)) | Err(error) => return Err(told(&error)),
+        }
+        match socket.peer_addr() {
+            Ok(_) => Ok(()),
+            Err(error) if errno(&error) == Errno::ENOTCONN => Err(HostError::WouldBlock),
+            Err(error) => Err(told(&error)),
+        }
+    }
+
+    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+        let socket = self.get(flow)?;
+        let sent = socket.send_to_with_flags(bytes, &to.into(), MSG_NOSIGNAL);
+        sent.map(|_| ()).map_err(|error| told(&error))
+    }
+
+    fn receive(
+        &mut self,
+        flow: FlowId,
+        buffer: &mut [u8],
+    ) -> Result<(usize, SocketAddrV4), HostError> {
+        let received = recvfrom::<SockaddrIn>(self.get(flow)?.as_raw_fd(), buffer);
+        let (len, from) = received.map_err(|error| told(&error.into()))?;
+        Ok((len, from.map_or(ANY, SocketAddrV4::from)))
+    }
+
+    fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
+        let mut socket = self.get(flow)?;
+        match socket.read(buffer) {
+            // The service has ended, and with it the node.
+            Ok(0) if self.to_gateway.contains(&flow) => Err(HostError::WouldBlock),
+            read => read.map_err(|error| told(&error)),
+        }
+    }
+
+    fn write(&mut self, flow: FlowId, bytes: &[u8]) -> Result<usize, HostError> {
+        if bytes.is_empty() && self.to_gateway.contains(&flow) {
+            // No query, and it would look like the end.
+            return Ok(0);
+        }
+        let sent = match self.sockets.get(&flow) {
+            Some(Entry::Own(socket)) => socket.send_with_flags(bytes, MSG_NOSIGNAL),
+            Some(Entry::Shared {
+                socket,
+                client,
+                local,
+            }) => answer(socket, client.1, *local, bytes),
+            None => return Err(HostError::Failed),
+        };
+        sent.map_err(|error| told(&error))
+    }
+
+    fn send_train(
+        &mut self,
+        flow: FlowId,
+        to: Option<SocketAddrV4>,
+        datagrams: &[u8],
+        size: u16,
+    ) -> Result<(), HostError> {
+        if !self.takes_trains || self.to_gateway.contains(&flow) {
+            return Err(HostError::Failed);
+        }
+        let sent = sendmsg(
+            self.get(flow)?.as_raw_fd(),
+            &[IoSlice::new(datagrams)],
+            &[ControlMessage::UdpGsoSegments(&size)],
+            MsgFlags::MSG_NOSIGNAL,
+            to.map(SockaddrIn::from).as_ref(),
+        );
+        sent.map(|_| ()).map_err(|error| told(&error.into()))
+    }
+
+    fn mark(&mut self, flow: FlowId, marks: Marks) {
+        // A query has no header by the time a service reads it.
+        let is_query = self.to_gateway.contains(&flow);
+        let Some(socket) = self.get(flow).ok().filter(|_| !is_query) else {
+            return;
+        };
+        let discovery = if marks.dont_fragment {
+            libc::IP_PMTUDISC_DO
+        } else {
+            libc::IP_PMTUDISC_DONT
+        };
+        let marked = socket
+            .set_ttl_v4(marks.ttl.into())
+            .and_then(|()| socket.set_tos_v4(u32::from(marks.dscp) << 2))
+            .and_then(|()| option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery));
+        if let Err(error) = marked {
+            debug!("a datagram goes without its marks: {error}");
+        }
+    }
+
+    fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
+        error_queue::next(self.get(flow).ok()?, quoted)
+    }
+
+    fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
+        let shut = self.get(flow)?.shutdown(std::net::Shutdown::Write);
+        shut.map_err(|error| told(&error))
+    }
+
+    fn close(&mut self, flow: FlowId, reset: bool) {
+        self.to_gateway.remove(&flow);
+        match self.sockets.remove(&flow) {
+            Some(Entry::Own(socket)) if reset => {
+                // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
+                let _ = socket.set_linger(Some(Duration::ZERO));
+            }
+            Some(Entry::Shared { client, .. }) => {
+                self.clients.remove(&client);
+            }
+            Some(Entry::Own(_)) | None => {}
+        }
+    }
+}
+
+/// A socket that never waits.
+fn new_socket(protocol: Protocol) -> io::Result<Socket> {
+    let kind = match protocol {
+        Protocol::Tcp => Type::STREAM,
+        Protocol::Udp | Protocol::Ping => Type::DGRAM,
+    };
+    let number = match protocol {
+        Protocol::Tcp => socket2::Protocol::TCP,
+        Protocol::Udp => socket2::Protocol::UDP,
+        Protocol::Ping => socket2::Protocol::ICMPV4,
+    };
+    let socket = Socket::new(Domain::IPV4, kind.nonblocking(), Some(number))?;
+    if protocol == Protocol::Tcp {
+        prepare(&socket)?;
+    } else {
+        setsockopt(&socket, Ipv4RecvErr, &true)?;
+    }
+    Ok(socket)
+}
+
+/// Sends a datagram from one of this machine's addresses.
+fn answer(socket: &Socket, to: SocketAddrV4, from: Ipv4Addr, bytes: &[u8]) -> io::Result<usize> {
+    let information = in_pktinfo {
+        ipi_ifindex: 0,
+        ipi_spec_dst: in_addr {
+            s_addr: u32::from_ne_bytes(from.octets()),
+        },
+        ipi_addr: in_addr { s_addr: 0 },
+    };
+    let sent = sendmsg(
+        socket.as_raw_fd(),
+        &[IoSlice::new(bytes)],
+        &[ControlMessage::Ipv4PacketInfo(&information)],
+        MsgFlags::MSG_NOSIGNAL,
+        Some(&SockaddrIn::from(to)),
+    );
+    sent.map_err(io::Error::from)
+}
+
+fn prepare(stream: &Socket) -> io::Result<()> {
+    // What the pod sends goes on at once; waiting for more is for its own system.
+    stream.set_tcp_nodelay(true)?;
+    stream.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE))
+}
+
+/// What it means to a flow that it has no socket.
+fn why_none(error: &io::Error) -> HostError {
+    match told(error) {
+        // Nothing tells when there is enough again.
+        HostError::WouldBlock => HostError::Exhausted,
+        other => other,
+    }
+}
+
+/// What an error of the host means to a flow.
+fn told(error: &io::Error) -> HostError {
+    match errno(error) {
+        Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS => HostError::WouldBlock,
+        Errno::ECONNREFUSED => HostError::Refused,
+        Errno::ENETUNREACH => HostError::NetUnreachable,
+        Errno::EHOSTUNREACH | Errno::EHOSTDOWN => HostError::HostUnreachable,
+        Errno::ETIMEDOUT => HostError::TimedOut,
+        Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE | Errno::ENOTCONN => {
+            HostError::Reset
+        }
+        Errno::EACCES | Errno::EPERM => HostError::NotPermitted,
+        Errno::EMSGSIZE => HostError::TooLong,
+        Errno::EMFILE
+        | Errno::ENFILE
+        | Errno::ENOMEM
+        | Errno::ENOSPC
+        | Errno::EADDRNOTAVAIL
+        | Errno::EADDRINUSE => HostError::Exhausted,
+        _ => {
+            debug!("a socket of egress: {error}");
+            HostError::Failed
+        }
+    }
+}

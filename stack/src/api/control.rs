@@ -1,0 +1,589 @@
+//! What is said over the control socket.
+//!
+//! A request is one packet. An answer is one packet, or for reports as many as it takes, all but
+//! the last marked `more`. An attachment lives as long as the connection it was made over, unless
+//! it is persistent.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use crate::control::ipam::PodName;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::published::Published;
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Attach the device whose descriptor is beside this message: a TAP device, or one end of a pair
+    /// of `SOCK_SEQPACKET` sockets for a pod without an interface.
+    Attach(Attach),
+    /// Detach a pod.
+    Detach {
+        /// Its name.
+        pod: PodName,
+    },
+    /// Keep the namespaces of an attached pod, for [`Request::Namespaces`]. Their descriptors are
+    /// beside this message.
+    KeepNamespaces {
+        /// The pod's name.
+        pod: PodName,
+        /// What the descriptors stand for, in their order.
+        kinds: Vec<Namespace>,
+    },
+    /// Give the namespaces of a pod.
+    Namespaces {
+        /// Its name.
+        pod: PodName,
+    },
+    /// Tell one table.
+    Report(Table),
+    /// Give another node's lease back, which does not do it itself any more. Answered by `Dropped`.
+    DropLease(DropLease),
+    /// Give the lease back and stop.
+    Leave,
+}
+
+/// A lease to be given back for the node that holds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropLease {
+    /// Its subnet, or the name of the node.
+    pub lease: String,
+    /// Whether to do it even if the node seems to be alive, and for a reservation.
+    pub force: bool,
+}
+
+/// A pod that wants to be attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Its name; the node chooses one otherwise.
+    pub pod: Option<PodName>,
+    /// The address it wants; the node chooses one otherwise.
+    pub address: Option<Ipv4Addr>,
+    /// Whether it stays when the connection ends.
+    pub persistent: bool,
+    /// Ports of the machine that lead to it.
+    #[serde(default)]
+    pub publish: Vec<Published>,
+}
+
+/// A kind of namespace (namespaces(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Namespace {
+    /// Users and capabilities.
+    User,
+    /// Processes.
+    Pid,
+    /// Mounts.
+    Mount,
+    /// Interfaces, addresses and routes.
+    Net,
+    /// The host name.
+    Uts,
+}
+
+/// A table that can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Table {
+    /// One row of [`Status`].
+    Status,
+    /// Rows of [`Pod`].
+    Pods,
+    /// Rows of [`Peer`].
+    Peers,
+    /// Rows of [`Lease`], which the store is asked for.
+    Leases,
+    /// Rows of [`Route`].
+    Routes,
+    /// Rows of [`Neighbour`].
+    Neighbours,
+    /// Rows of [`Drop`].
+    Drops,
+    /// Rows of [`Flow`].
+    Flows,
+}
+
+/// What a node answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The pod is attached.
+    Attached(Attached),
+    /// A pod's namespaces; their descriptors are beside this message.
+    Namespaces(PodNamespaces),
+    /// Rows of a table, each as JSON.
+    Rows {
+        /// The rows.
+        rows: Vec<serde_json::Value>,
+        /// Whether further rows follow in another packet.
+        more: bool,
+    },
+    /// What the interfaces of pods attached over this connection are to have from now on. Nobody has
+    /// asked: it comes whenever it changes.
+    Changed(Link),
+    /// The lease is given back.
+    Dropped(Dropped),
+    /// It is done.
+    Done,
+    /// It cannot be done.
+    Refused {
+        /// Whether the request itself was wrong, so that asking again is no use.
+        usage: bool,
+        /// Why, in one line for people.
+        message: String,
+    },
+}
+
+/// What a pod's interface can send at once. It follows the underlay's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Segments of its longest superpacket.
+    pub gso_max_segs: u16,
+}
+
+/// What an attached pod's interface is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The pod's name.
+    pub pod: PodName,
+    /// The node's name.
+    pub node: String,
+    /// The pod's address with the length of the node's subnet.
+    pub address: Ipv4Net,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// What it can send at once.
+    #[serde(flatten)]
+    pub link: Link,
+    /// What is reached through the gateway.
+    pub routes: Vec<Ipv4Net>,
+    /// Resolvers for the pod.
+    pub dns: Vec<Ipv4Addr>,
+    /// Domains in which it looks for short names, in this order.
+    #[serde(default)]
+    pub search: Vec<String>,
+    /// How it asks, as in resolv.conf(5): `ndots:2`.
+    #[serde(default)]
+    pub dns_options: Vec<String>,
+    /// Ports of the machine that lead to it, with those that were chosen.
+    #[serde(default)]
+    pub published: Vec<Published>,
+}
+
+/// What a command needs that is to run in a pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodNamespaces {
+    /// The node's name.
+    pub node: String,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// What the descriptors stand for, in their order.
+    pub kinds: Vec<Namespace>,
+}
+
+/// A lease that was given back for another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// The lease.
+    pub subnet: Ipv4Net,
+    /// The name of the node that held it, if it is known.
+    pub node: Option<String>,
+    /// Where its tunnel ended, if that was a lease at all.
+    pub public_ip: Option<Ipv4Addr>,
+    /// How the node was doing, as in [`Lease::state`].
+    pub state: String,
+    /// Seconds that the lease had left; none if it would not have ended by itself.
+    pub seconds_left: Option<u64>,
+    /// Whether the record with the names of its pods is gone, too.
+    pub names_removed: bool,
+}
+
+/// A node at a glance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub node: String,
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it had its lease.
+    pub uptime_seconds: u64,
+    /// All pods of the cluster.
+    pub network: Ipv4Net,
+    /// Its own lease.
+    pub subnet: Ipv4Net,
+    /// Its pods' gateway.
+    pub gateway: Ipv4Addr,
+    /// Where other nodes send to.
+    pub public_ip: Ipv4Addr,
+    /// Where its tunnel ends: another address if the public one is translated to it.
+    pub tunnel_ip: Ipv4Addr,
+    /// The interface that has that address.
+    pub interface: String,
+    /// `vxlan`, `udp`, `host-gw` or `ipip`.
+    pub backend: String,
+    /// UDP port of the tunnel; 0 if it has none.
+    pub port: u16,
+    /// VXLAN network identifier, for that backend.
+    pub vni: Option<u32>,
+    /// MAC address of its VTEP, for VXLAN.
+    pub vtep_mac: Option<String>,
+    /// How it reaches its link below IP, if it does: `packet` or `tap:NAME`.
+    pub uplink: Option<String>,
+    /// MTU of its pods in bytes.
+    pub mtu: u16,
+    /// The device pods are attached by.
+    pub device: String,
+    /// Threads that move packets.
+    pub workers: usize,
+    /// The kernel's offloads in use, as in `--offload`.
+    pub offload: String,
+    /// Where leases are stored.
+    pub store: String,
+    /// What does not work at this moment, such as the store, in one line.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    /// Seconds since the store confirmed the lease.
+    pub lease_confirmed_seconds: u64,
+    /// Flows of pods to addresses outside the pod network, if they may have any.
+    pub egress: Option<Flows>,
+    /// What pods have asked their gateway.
+    pub dns: Dns,
+    /// Ports of this machine that lead to pods.
+    pub published: Ports,
+    /// Attached pods.
+    pub pods: usize,
+    /// Other nodes.
+    pub peers: usize,
+    /// What became of all packets.
+    pub packets: Packets,
+    /// Where it listens for commands.
+    #[serde(default)]
+    pub control: Vec<ControlSocket>,
+    /// What it has taken from itself, if it is known.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
+}
+
+/// A socket at which a node listens for commands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlSocket {
+    /// Its path.
+    pub path: String,
+    /// What clients may ask for there: `all`, `attach` or `status`.
+    pub allows: String,
+}
+
+impl std::fmt::Display for ControlSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.path, self.allows)
+    }
+}
+
+/// What a node has taken from itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confinement {
+    /// It can make only the system calls that it needs.
+    pub seccomp: Measure,
+    /// It can reach only the files that it needs.
+    pub landlock: Measure,
+    /// No program that it could start has more rights than itself.
+    pub no_new_privileges: bool,
+    /// Others of its user do not read its memory, and it leaves no core.
+    pub not_dumpable: bool,
+    /// The capabilities that it has left.
+    pub capabilities: Vec<String>,
+}
+
+/// Whether a measure is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Measure {
+    /// Whether it is, be it in part.
+    pub in_force: bool,
+    /// Why not, or not all of it.
+    pub reason: Option<String>,
+}
+
+impl Measure {
+    /// All of it is.
+    #[must_use]
+    pub fn full() -> Self {
+        Self {
+            in_force: true,
+            reason: None,
+        }
+    }
+
+    /// A part of it is.
+    #[must_use]
+    pub fn partial(reason: impl ToString) -> Self {
+        Self {
+            in_force: true,
+            reason: Some(reason.to_string()),
+        }
+    }
+
+    /// Nothing of it is.
+    #[must_use]
+    pub fn missing(reason: impl ToString) -> Self {
+        Self {
+            in_force: false,
+            reason: Some(reason.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Confinement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (name, measure) in [("seccomp", &self.seccomp), ("landlock", &self.landlock)] {
+            match (measure.in_force, &measure.reason) {
+                (true, None) => write!(f, "{name}, ")?,
+                (true, Some(reason)) => write!(f, "{name} in part ({reason}), ")?,
+                (false, None) => write!(f, "no {name}, ")?,
+                (false, Some(reason)) => write!(f, "no {name} ({reason}), ")?,
+            }
+        }
+        if !self.no_new_privileges {
+            f.write_str("may gain privileges, ")?;
+        }
+        if !self.not_dumpable {
+            f.write_str("its memory can be read, ")?;
+        }
+        match self.capabilities.as_slice() {
+            [] => f.write_str("no capabilities"),
+            names => write!(f, "capabilities {}", names.join(" and ")),
+        }
+    }
+}
+
+/// What became of flows to addresses outside the pod network since the node started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flows {
+    /// Flows that are there now.
+    pub open: u64,
+    /// Flows that began.
+    pub opened: u64,
+    /// TCP connections that the other end refused.
+    pub refused: u64,
+    /// TCP connections to which there was no way or no answer.
+    pub unreachable: u64,
+    /// TCP connections that either end reset.
+    pub reset: u64,
+    /// Flows that were idle for too long.
+    pub expired: u64,
+    /// Flows that made room for others.
+    pub evicted: u64,
+}
+
+/// A flow between a pod and an address outside the pod network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// `tcp`, `udp` or `ping`.
+    pub protocol: String,
+    /// The pod, if it is attached.
+    pub pod: Option<PodName>,
+    /// `out` if the pod began it, `in` if it was begun from outside.
+    pub direction: String,
+    /// The pod's address, with its port or, of echo requests, their identifier.
+    pub local: SocketAddrV4,
+    /// The other end as the pod calls it, of UDP and echo requests the one to which it has sent
+    /// last; echo requests have no port there.
+    pub remote: SocketAddrV4,
+    /// `connecting`, `open`, `half-closed` once one end has nothing more to send, or `closing`.
+    pub state: String,
+    /// Seconds since it began.
+    pub age_seconds: u64,
+    /// Seconds since anything went either way.
+    pub idle_seconds: u64,
+    /// Bytes of payload from the pod.
+    pub sent_bytes: u64,
+    /// Bytes of payload to the pod.
+    pub received_bytes: u64,
+}
+
+/// What became of pods' DNS queries since the node started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Who is asked for names that are not pods'.
+    pub resolvers: Vec<String>,
+    /// All queries.
+    pub queries: u64,
+    /// Those that the node answered by itself.
+    pub answered: u64,
+    /// Those that a resolver has answered.
+    pub forwarded: u64,
+    /// Those that no resolver has answered in time, or that were too many at once.
+    pub failed: u64,
+}
+
+/// Ports of the machine that lead to pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// How many there are.
+    pub ports: usize,
+    /// TCP connections and clients' UDP flows that came by them since the node started.
+    pub flows: u64,
+}
+
+/// What became of all packets, in packets since the node started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packets {
+    /// Frames from pods and datagrams from peers.
+    pub received: u64,
+    /// Packets of the node's own.
+    pub originated: u64,
+    /// Frames for one pod.
+    pub delivered: u64,
+    /// Datagrams for a peer.
+    pub sent: u64,
+    /// Frames for all pods but the sender.
+    pub flooded: u64,
+    /// Packets for the node itself.
+    pub consumed: u64,
+    /// Lost packets.
+    pub dropped: u64,
+}
+
+/// An attached pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its name.
+    pub pod: PodName,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// MAC address of its interface.
+    pub mac: String,
+    /// Its port's number.
+    pub port: u32,
+    /// Whether it stays when whoever attached it goes.
+    pub persistent: bool,
+    /// Whether superpackets and unfinished checksums pass its device.
+    pub offload: bool,
+    /// Ports of the machine that lead to it.
+    #[serde(default)]
+    pub published: Vec<Published>,
+    /// Seconds since it was attached.
+    pub attached_seconds: u64,
+    /// Frames and bytes from it.
+    pub received: Traffic,
+    /// Frames and bytes to it.
+    pub sent: Traffic,
+}
+
+/// Packets and bytes in one direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Packets; a superpacket is one.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its name, if it is a muslin node that shares it.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Its lease.
+    pub subnet: Ipv4Net,
+    /// Where its tunnel ends.
+    pub public_ip: Ipv4Addr,
+    /// How it encapsulates.
+    pub backend: String,
+    /// MAC address of its VTEP, for VXLAN.
+    pub vtep_mac: Option<String>,
+    /// `alive`, `silent` if it does not answer, `stopped` if it has said that it stops, or why
+    /// nothing can be sent to it.
+    pub state: String,
+    /// Whether packets can be sent to it.
+    #[serde(default = "yes")]
+    pub usable: bool,
+    /// Seconds since something came from it; none if nothing has.
+    #[serde(default)]
+    pub heard_seconds: Option<u64>,
+    /// How packets get there: `vxlan`, `udp` or `ipip`, `on-link` for bare packets to a host on the
+    /// node's own link, or `none`; nothing if it is no peer.
+    pub path: Option<String>,
+    /// MTU of that path in bytes.
+    pub mtu: Option<u16>,
+    /// Datagrams and bytes from it.
+    pub received: Traffic,
+    /// Datagrams and bytes to it.
+    pub sent: Traffic,
+}
+
+/// A key where the store has leases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// The key without its prefix: `10.244.7.0-24` for a lease.
+    pub key: String,
+    /// The subnet that it names, if it does.
+    pub subnet: Option<Ipv4Net>,
+    /// The name of its holder, if it is a muslin node that shares it.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Where the tunnel of its holder ends.
+    pub public_ip: Option<Ipv4Addr>,
+    /// How its holder encapsulates.
+    pub backend: Option<String>,
+    /// MAC address of its holder's VTEP, for VXLAN.
+    pub vtep_mac: Option<String>,
+    /// `this node`, `this node, reservation`, `this node's address` for another lease of it,
+    /// `another node`, `reservation`, or `nobody` for a key that is no lease.
+    pub owner: String,
+    /// Seconds until it ends; none if it does not end by itself.
+    pub seconds_left: Option<u64>,
+    /// Seconds since something came from its holder; none if nothing has.
+    #[serde(default)]
+    pub heard_seconds: Option<u64>,
+    /// As of a [`Peer`], and `expiring` if it should have been renewed long ago, `expired` if its
+    /// time is over.
+    pub state: String,
+}
+
+/// What nodes that do not tell it mean.
+const fn yes() -> bool {
+    true
+}
+
+/// A route.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destinations.
+    pub prefix: String,
+    /// `pods of this node`, or the peer's public address.
+    pub via: String,
+}
+
+/// A neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// Its address.
+    pub address: std::net::IpAddr,
+    /// Its MAC address, if it is known.
+    pub mac: Option<String>,
+    /// The port it is behind, if it is known.
+    pub port: Option<u32>,
+    /// Whether it is a host on the node's own link, and no pod.
+    pub uplink: bool,
+    /// `permanent`, `incomplete`, `reachable`, `stale` or `probing`.
+    pub state: String,
+}
+
+/// Packets lost for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drop {
+    /// The reason's name.
+    pub reason: String,
+    /// How many.
+    pub packets: u64,
+    /// The reason in a sentence.
+    pub description: String,
+}

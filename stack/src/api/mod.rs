@@ -1,0 +1,11 @@
+//! What strangers say to a node, and what it writes for them, as bytes and text: requests of the
+//! control socket, published ports, `subnet.env`, and messages of the sidecar's proxies.
+//!
+//! Nothing here does I/O. The feature `api` brings it.
+
+pub mod control;
+pub mod credentials;
+pub mod http;
+pub mod published;
+pub mod socks5;
+pub mod subnet_env;
