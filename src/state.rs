@@ -3,7 +3,6 @@
 //! One directory holds all nodes of a user on a machine: `nodes/NAME/` has a node's own files and
 //! its control socket, and the embedded store lies beside them.
 
-use crate::host::random;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
@@ -21,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::error::{Context, Error, Result, errno};
+use crate::host::random;
 use crate::replace::{UNFINISHED, replace};
 
 /// What is wrong with a file that is no file.
@@ -484,8 +484,9 @@ pub fn vacate(path: &Path) -> Result<()> {
 /// Whether somebody listens at a control socket.
 #[must_use]
 pub fn is_listening(socket: &Path) -> bool {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as open};
     use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as open};
     // One whose queue is full listens, too, and must not be waited for.
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let connected = open(AddressFamily::Unix, SockType::SeqPacket, flags, None)

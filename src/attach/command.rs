@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::ExitStatus;
 
+use muslin_stack::api::control::Attached;
 use muslin_stack::control::ipam::PodName;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
@@ -14,7 +15,6 @@ use tokio::process::{Child, Command};
 use crate::error::{Context, Error, Result};
 use crate::signals::Listener;
 use crate::terminal::job;
-use muslin_stack::api::control::Attached;
 
 /// What a pod's command finds in its environment.
 pub(crate) fn variables(

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use muslin_stack::api::control::{Attached, Namespace};
 use nix::unistd::dup;
 use tokio::process::{Child, Command};
 use tokio_seqpacket::UnixSeqpacket;
@@ -18,7 +19,6 @@ use crate::control::Connection;
 use crate::device::{OpenError, Tap};
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Target};
-use muslin_stack::api::control::{Attached, Namespace};
 
 /// What `muslin exec` enters.
 const NAMESPACES: [Namespace; 2] = [Namespace::User, Namespace::Net];

@@ -8,19 +8,18 @@ mod stay;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use tracing::warn;
-
-use crate::control::Client;
-use crate::error::Result;
-use crate::netns::Assignment;
-use muslin_stack::api::control::{Attach, Attached, Namespace, Status, Table};
-
 pub(crate) use command::{
     CREDENTIALS, Environment, Signals, become_command, command, exit_code, guard, or_shell,
     result_of, start, variables, wait,
 };
 pub(crate) use inside::{Inside, serve};
+use muslin_stack::api::control::{Attach, Attached, Namespace, Status, Table};
 pub(crate) use stay::stay_attached;
+use tracing::warn;
+
+use crate::control::Client;
+use crate::error::Result;
+use crate::netns::Assignment;
 
 /// Queues that a pod's device is to have: one for each worker of the node.
 ///

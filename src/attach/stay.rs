@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
+use muslin_stack::api::control::{Attach, Attached};
 use tracing::{info, warn};
 
 use super::Device;
 use crate::control::Client;
 use crate::error::{Error, Result};
-use muslin_stack::api::control::{Attach, Attached};
 
 /// How often a node that is gone is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);

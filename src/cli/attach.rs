@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::Args;
+use muslin_stack::api::control::{Attach, Request};
 use muslin_stack::control::ipam::PodName;
 
 use super::run::PublishArguments;
@@ -16,7 +17,6 @@ use crate::error::{Context, Error, Result};
 use crate::netns::Target;
 use crate::process::block_on;
 use crate::terminal::output;
-use muslin_stack::api::control::{Attach, Request};
 
 #[derive(Debug, Args)]
 pub(super) struct AttachArguments {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Args;
+use muslin_stack::api::control::Namespace;
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::{Pid, setpgid};
 
@@ -15,7 +16,6 @@ use crate::error::Result;
 use crate::netns::{self, Child, Parent};
 use crate::process::{block_on, exit_code};
 use crate::terminal::job::{self, Job};
-use muslin_stack::api::control::Namespace;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -12,13 +12,12 @@ mod run;
 mod secret;
 mod sidecar;
 
-use crate::process::block_on;
-use crate::process::exit_code;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use muslin_stack::api::control::Request;
 use nix::unistd::geteuid;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -26,8 +25,9 @@ use crate::confine::{self, Capability};
 use crate::control::{Client, locate};
 use crate::demo;
 use crate::error::Result;
+use crate::process::block_on;
+use crate::process::exit_code;
 use crate::state;
-use muslin_stack::api::control::Request;
 
 /// A pod network that needs no root: VXLAN and UDP overlays, compatible with flannel, in one
 /// ordinary process.

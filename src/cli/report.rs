@@ -1,6 +1,10 @@
 //! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours`, `drops` and `flows`.
 
 use clap::Args;
+use muslin_stack::api::control::{
+    Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
+};
+use muslin_stack::api::published::Published;
 use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -11,10 +15,6 @@ use crate::error::{Error, Result};
 use crate::process::block_on;
 use crate::terminal::output::{Table as Lines, pairs, print, print_json};
 use crate::terminal::quantity::{bytes, count, duration};
-use muslin_stack::api::control::{
-    Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
-};
-use muslin_stack::api::published::Published;
 
 /// How the owner of this node's own leases is called.
 const THIS_NODE: &str = "this node";

@@ -12,6 +12,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Args;
+use muslin_stack::api::control::{Attach, Attached};
+use muslin_stack::api::published::{Ports, Published};
 use muslin_stack::control::ipam::PodName;
 
 use super::NodeChoice;
@@ -27,8 +29,6 @@ use crate::process::{block_on, die_with_parent};
 use crate::state;
 use crate::terminal::job;
 use crate::terminal::output;
-use muslin_stack::api::control::{Attach, Attached};
-use muslin_stack::api::published::{Ports, Published};
 
 /// The interface inside.
 const INTERFACE: &str = "eth0";

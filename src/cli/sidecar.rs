@@ -2,7 +2,6 @@
 //! may do: an interface in the pod's own network namespace, else one in a namespace of the command's
 //! own, else an address that lives in this process.
 
-use crate::host::random;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use muslin_stack::api::control::{Attach, Attached, Status, Table};
 use muslin_stack::control::ipam::PodName;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -26,12 +26,12 @@ use crate::daemon::{self as nodes, Ending};
 use crate::device::{FrameSocket, Tap};
 use crate::doctor;
 use crate::error::{Context, Error, Result};
+use crate::host::random;
 use crate::netns::{self, Assignment};
 use crate::process::{block_on, die_with_parent};
 use crate::sidecar::overlay::Overlay;
 use crate::sidecar::{Credentials, Expose, Forward, Listen, Proxies, Settings};
 use crate::state;
-use muslin_stack::api::control::{Attach, Attached, Status, Table};
 
 /// The interface beside the pod's own.
 const INTERFACE: &str = "muslin0";

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use muslin_stack::api::control::Measure;
 use nix::libc::{self, c_long};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -14,7 +15,6 @@ use seccompiler::{
 };
 
 use crate::error::{Context, Result};
-use muslin_stack::api::control::Measure;
 
 /// What takes over the process or the machine.
 const FATAL: &[c_long] = &[

@@ -8,10 +8,10 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
+use muslin_stack::api::control::Measure;
 
 use crate::error::{Context, Result};
 use crate::replace::directory;
-use muslin_stack::api::control::Measure;
 
 /// What is limited, where the kernel can: its latest part is from Linux 6.12.
 const KNOWN: ABI = ABI::V6;

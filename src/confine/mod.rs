@@ -7,16 +7,15 @@ mod files;
 
 use std::sync::OnceLock;
 
+pub(crate) use capabilities::{Capability, hold_only, keep_only, without};
+pub(crate) use descriptors::close_inherited;
+pub(crate) use files::Places;
+use muslin_stack::api::control::{Confinement, Measure};
 use nix::sys::prctl::{get_dumpable, get_no_new_privs, set_dumpable, set_no_new_privs};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tracing::warn;
 
 use crate::error::{Context, Result};
-use muslin_stack::api::control::{Confinement, Measure};
-
-pub(crate) use capabilities::{Capability, hold_only, keep_only, without};
-pub(crate) use descriptors::close_inherited;
-pub(crate) use files::Places;
 
 /// Which of the measures with a switch are wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use muslin_stack::api::control::{
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+};
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -13,9 +16,6 @@ use tokio_seqpacket::UnixSeqpacket;
 use super::connection::Connection;
 use crate::error::{Context, Error, Result};
 use crate::state;
-use muslin_stack::api::control::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
-};
 
 /// How long a node may take for an answer: to give a lease back is what takes longest.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -5,6 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use muslin_stack::api::control::{
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+};
+use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
 use tokio::sync::watch;
 use tokio_seqpacket::UnixSeqpacketListener;
@@ -14,10 +18,6 @@ use super::connection::{Connection, MAX_MESSAGE};
 use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
 use crate::lines::Lines;
-use muslin_stack::api::control::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
-};
-use muslin_stack::control::ipam::PodName;
 
 /// Connections at a time; each attached pod has one. Those that ask nothing make room for others.
 const MAX_CONNECTIONS: usize = 4096;

@@ -1,21 +1,21 @@
 //! The node's side of the control socket from its start on: until it has its lease it says what it
 //! waits for, and then its pods and tables are asked for here.
 
-use crate::condition;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use muslin_stack::api::control::{
+    Attach, Attached, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
+};
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
 
 use super::running::{Attachment, Running};
+use crate::condition;
 use crate::control::{Level, Service};
 use crate::error::{Error, Result};
-use muslin_stack::api::control::{
-    Attach, Attached, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
-};
 
 /// How long the end waits for clients to be told of it.
 const FAREWELL: Duration = Duration::from_secs(1);

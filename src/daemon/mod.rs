@@ -14,8 +14,6 @@ mod running;
 mod stores;
 mod underlay;
 
-use crate::host::random;
-use crate::notify;
 use std::ffi::OsString;
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -24,7 +22,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use front::Front;
 use muslin_encap::{mtu::Mtu, tunnel::Format};
+use muslin_stack::api::control::Link;
 use muslin_stack::control::ipam::Memory;
 use muslin_stack::control::lease::{
     Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
@@ -36,12 +36,15 @@ use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::datapath::guard;
 use muslin_stack::datapath::node::{Config, Limits, Node};
 use muslin_stack::datapath::peer::Tunnel;
+use naming::Naming;
 use parking_lot::Mutex;
+use running::{NodeInfo, Running};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
+use underlay::Place;
 
 use crate::condition::{Condition, Need};
 use crate::confine::{self, Capability};
@@ -49,18 +52,14 @@ use crate::control::{self, Level};
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, SubnetEnv, Surface};
 use crate::host::Clock;
+use crate::host::random;
 use crate::host::{self, Endpoints};
 use crate::lease::{self, News, Reply};
+use crate::notify;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
 use crate::underlay::{Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
 use crate::worker::{Event, Workers};
-use muslin_stack::api::control::Link;
-
-use front::Front;
-use naming::Naming;
-use running::{NodeInfo, Running};
-use underlay::Place;
 
 /// After so many keys that are no leases the log has no more of them.
 const MAX_SKIPPED: u32 = 50;

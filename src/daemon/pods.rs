@@ -4,13 +4,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use muslin_stack::api::control::{Attach, Namespace};
+use muslin_stack::api::published::{MAX_PORTS, Published};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
 use smoltcp::wire::EthernetAddress;
 
 use crate::error::{Error, Result};
-use muslin_stack::api::control::{Attach, Namespace};
-use muslin_stack::api::published::{MAX_PORTS, Published};
 
 /// The pods of a node.
 pub(super) type Pods = pods::Pods<Details>;

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::tunnel::vxlan::Vni;
+use muslin_stack::api::control::{
+    Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
+};
 use muslin_stack::control::lease::Standing;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress;
@@ -21,9 +24,6 @@ use super::running::Running;
 use crate::confine;
 use crate::error::{Context, Error, Result};
 use crate::worker::{self, Report};
-use muslin_stack::api::control::{
-    Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
-};
 
 /// The rows of a table.
 pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {

@@ -1,6 +1,5 @@
 //! A node that has its lease: what its clients and its peers' leases ask of it.
 
-use crate::condition;
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -9,6 +8,10 @@ use std::time::Instant;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mac::DisplayMac;
+use muslin_stack::api::control::{
+    Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
+    Table,
+};
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
@@ -25,6 +28,7 @@ use super::liveness::Census;
 use super::naming::Naming;
 use super::pods::{self, Pods, check_ports, not_attached};
 use super::{Settings, report, underlay};
+use crate::condition;
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::host::publish;
@@ -35,10 +39,6 @@ use crate::state::StateDir;
 use crate::store::Store;
 use crate::underlay::PublicInterface;
 use crate::worker::Workers;
-use muslin_stack::api::control::{
-    Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
-    Table,
-};
 
 /// What does not change while a node runs.
 #[derive(Debug)]

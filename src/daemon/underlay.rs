@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_stack::api::control::Link;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
 use muslin_stack::datapath::peer::Tunnel;
@@ -24,7 +25,6 @@ use crate::underlay::{
     self, Audience, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay, UplinkKind,
     Wanted,
 };
-use muslin_stack::api::control::Link;
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
 const SOURCE_PORTS: usize = 7;

@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use nix::sys::signal::Signal;
+use stage::Children;
+use steps::Scene;
 
 use crate::error::{Context, Error, Result};
 use crate::process::block_on;
 use crate::signals::Listener;
 use crate::terminal::{complain, output};
-use stage::Children;
-use steps::Scene;
 
 /// What `muslin demo` can be told.
 #[derive(Debug, Clone, Args)]

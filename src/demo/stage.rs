@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use muslin_stack::api::control::{Status, Table};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use parking_lot::Mutex;
@@ -16,7 +17,6 @@ use crate::control::Client;
 use crate::error::{Context, Error, Result};
 use crate::process::block_on;
 use crate::state;
-use muslin_stack::api::control::{Status, Table};
 
 const START: Duration = Duration::from_secs(15);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

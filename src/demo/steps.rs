@@ -3,13 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
 
+use muslin_stack::api::control::{Drop, Status, Table};
 use serde::Serialize;
 
 use super::Progress;
 use super::stage::{Children, Node, Pod, Stage, free_port, is_free};
 use crate::agent::{IcmpError, Ping, Pinged};
 use crate::error::Result;
-use muslin_stack::api::control::{Drop, Status, Table};
 
 /// The nodes' addresses.
 const NODES: [(&str, Ipv4Addr); 2] = [

@@ -11,9 +11,13 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Stdio;
 
+use log::Log;
+use muslin_stack::api::control::Attached;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, setsid};
+use record::Record;
+pub(crate) use record::{Detached, End};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tracing::warn;
@@ -23,11 +27,6 @@ use crate::error::{Context, Error, Result};
 use crate::init::Init;
 use crate::signals::Listener;
 use crate::terminal::job::{Change, Job};
-use muslin_stack::api::control::Attached;
-
-use log::Log;
-use record::Record;
-pub(crate) use record::{Detached, End};
 
 /// Has the process beside a command end all of the pod at once.
 pub(crate) const END_AT_ONCE: Signal = Signal::SIGUSR2;

@@ -4,7 +4,6 @@
 //! failure counts. Each query has a socket of its own, so that its port is as unpredictable as its
 //! number (RFC 5452), and only what answers its question by that socket counts.
 
-use crate::host::random;
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +19,7 @@ use tracing::debug;
 use super::Resolvers;
 use super::message::{Answer, Request, Transport};
 use super::resolvers::Turn;
+use crate::host::random;
 
 /// How long one resolver is asked alone.
 const HEAD_START: Duration = Duration::from_secs(1);

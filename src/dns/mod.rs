@@ -19,20 +19,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::op::ResponseCode;
+pub(crate) use host::RESOLV_CONF;
+use message::{Rejected, Request, Transport};
 use muslin_stack::control::names::Names;
 use muslin_stack::datapath::egress::Protocol;
 use nix::errno::Errno;
 use parking_lot::RwLock;
+pub(crate) use resolvers::Resolvers;
+use serve::{Quota, Ticket, Turns};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 use tracing::debug;
-
-pub(crate) use host::RESOLV_CONF;
-pub(crate) use resolvers::Resolvers;
 pub(crate) use zones::DOMAIN;
-
-use message::{Rejected, Request, Transport};
-use serve::{Quota, Ticket, Turns};
 use zones::Zones;
 
 use crate::error::{Context, Result};

@@ -13,6 +13,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use machine::obstacle_to_pods;
+pub use machine::probe_namespace;
+use muslin_stack::api::control::{Status, Table};
 use serde::Serialize;
 
 use crate::control::{self, Client};
@@ -20,10 +23,6 @@ use crate::error::{Error, Result};
 use crate::state;
 use crate::store::EtcdOptions;
 use crate::underlay::Wanted;
-use muslin_stack::api::control::{Status, Table};
-
-pub(crate) use machine::obstacle_to_pods;
-pub use machine::probe_namespace;
 
 /// How long a store or a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use muslin_encap::tunnel::Format;
+use muslin_stack::api::control::{Drop, Peer, Pod, Table};
 use smoltcp::wire::IpVersion;
 
 use super::{Finding, PATIENCE, Patient, Verdict};
@@ -13,7 +14,6 @@ use crate::control::Client;
 use crate::error::{Context, Result};
 use crate::terminal::quantity::duration;
 use crate::underlay::path_mtu;
-use muslin_stack::api::control::{Drop, Peer, Pod, Table};
 
 /// Bytes of an IPv4 and an ICMP header.
 const PING_HEADERS: u16 = 28;

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::control::{Lease, Table};
 use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
 
 use super::{Finding, PATIENCE, Patient, Questions, Verdict};
@@ -12,7 +13,6 @@ use crate::control::Client;
 use crate::state;
 use crate::store::{self, Store};
 use crate::terminal::quantity::count;
-use muslin_stack::api::control::{Lease, Table};
 
 const AWAY: &str = "check that it runs and can be reached from here; nodes that run keep their \
                     last known peers";

@@ -7,14 +7,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+pub use muslin_stack::api::subnet_env::SubnetEnv;
 use muslin_stack::control::lease::{Backend, NetworkConfig};
 use tracing::{info, warn};
 
 use crate::condition::Condition;
 use crate::error::Result;
 use crate::http;
-
-pub use muslin_stack::api::subnet_env::SubnetEnv;
 
 /// What flannel's tools see of a node.
 #[derive(Debug)]

@@ -60,11 +60,11 @@ fn read(
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::os::fd::AsFd;
 
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use nix::sys::socket::{setsockopt, sockopt::Ipv4RecvErr};
     use socket2::{Domain, Type};
-    use std::os::fd::AsFd;
 
     use super::*;
 

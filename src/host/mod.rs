@@ -11,19 +11,18 @@ mod sockets;
 
 use std::net::Ipv4Addr;
 
+pub use clock::Clock;
+pub(crate) use endpoints::Endpoints;
 use ipnet::Ipv4Net;
 use muslin_stack::datapath::egress::{FlowId, Limits};
 use muslin_stack::datapath::guard;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+pub use random::random;
+pub(crate) use sockets::Sockets;
 use tracing::warn;
 
 use crate::error::{Error, Result};
-
-pub use clock::Clock;
-pub(crate) use endpoints::Endpoints;
-pub use random::random;
-pub(crate) use sockets::Sockets;
 
 /// What a user asks of egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

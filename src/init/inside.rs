@@ -7,6 +7,7 @@
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 
+use muslin_stack::api::control::Attached;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
@@ -20,7 +21,6 @@ use crate::error::{Context, Error, Result, errno};
 use crate::netns::{self, Files, Limits, Parent, Resolution};
 use crate::process::{block_on, exit_code};
 use crate::terminal::job::{self, Change};
-use muslin_stack::api::control::Attached;
 
 /// The parent has ended, and with it whoever could be told anything.
 const ALONE: Error = Error::Command(128 + Signal::SIGKILL as u8);

@@ -8,6 +8,7 @@ use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use muslin_stack::api::control::{Attached, Namespace};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -19,7 +20,6 @@ use crate::control::Connection;
 use crate::error::{Context, Error, Result};
 use crate::netns::{self, Child, Ids};
 use crate::terminal::job::{Change, Job};
-use muslin_stack::api::control::{Attached, Namespace};
 
 /// What of a pod's first process others can enter, in an order in which they can. The user namespace
 /// around it comes before.

@@ -5,13 +5,13 @@
 //! record only if nobody has written it since.
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::control::{DropLease, Dropped, Lease};
 use muslin_stack::control::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
 use muslin_stack::control::names::names_key;
 
 use super::table::{Viewer, row, standing, survey, unusable};
 use crate::error::{Error, Result};
 use crate::store::{Store, StoreError};
-use muslin_stack::api::control::{DropLease, Dropped, Lease};
 
 /// Gives a lease back, and removes the record with the names of its pods.
 ///

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::control::Lease;
 use muslin_stack::control::lease::{
     Entry, LeaseRecord, NetworkConfig, NoLease, Shares, Signs, Standing, SubnetKey, check_peer,
     lease_prefix, read_entry,
@@ -16,7 +17,6 @@ use tokio::time::timeout;
 use crate::error::{Error, Result};
 use crate::store::Store;
 use crate::terminal::text::plain;
-use muslin_stack::api::control::Lease;
 
 /// How long a store may take.
 const PATIENCE: Duration = Duration::from_secs(10);

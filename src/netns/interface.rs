@@ -4,15 +4,14 @@ use std::net::Ipv4Addr;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
+use muslin_stack::api::control::Link;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
-
 use tracing::debug;
 
 use crate::error::{Context, Error, Result};
 use crate::netlink;
-use muslin_stack::api::control::Link;
 
 /// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
 /// overflow it.

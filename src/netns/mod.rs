@@ -17,6 +17,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+pub(crate) use files::Files;
+pub use files::Resolution;
+pub(crate) use fork::{Child, Parent, change};
+pub use interface::{Assignment, configure, set_link};
+use kind::Kind;
+pub(crate) use kind::Limits;
+use muslin_stack::api::control::Namespace;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_dumpable;
@@ -24,14 +31,6 @@ use nix::unistd::{getegid, geteuid};
 use tracing::{debug, warn};
 
 use crate::error::{Context, Error, Result, errno};
-use muslin_stack::api::control::Namespace;
-
-pub(crate) use files::Files;
-pub use files::Resolution;
-pub(crate) use fork::{Child, Parent, change};
-pub use interface::{Assignment, configure, set_link};
-use kind::Kind;
-pub(crate) use kind::Limits;
 
 /// User 0 of a user namespace.
 const ROOT: Ids = Ids { uid: 0, gid: 0 };

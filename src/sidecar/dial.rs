@@ -4,12 +4,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use muslin_stack::api::control::Attached;
+use muslin_stack::api::socks5::{Host, Target};
 use thiserror::Error;
 
 use super::overlay::{DatagramSocket, Overlay, Stream};
 use super::resolve::resolve;
-use muslin_stack::api::control::Attached;
-use muslin_stack::api::socks5::{Host, Target};
 
 /// Why there is no connection.
 #[derive(Debug, Error)]

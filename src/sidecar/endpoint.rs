@@ -1,6 +1,5 @@
 //! The pod's thread: frames from and to its node, sockets of its connections.
 
-use crate::host::random;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -35,6 +34,7 @@ use super::overlay::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
 use crate::error::errno;
 use crate::host::Clock;
+use crate::host::random;
 use crate::host::{self, Sockets, event_of, is_flow};
 
 /// Frames taken before the sockets have their turn.

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muslin_stack::api::socks5::{Host, Target, host_name};
 use muslin_stack::datapath::egress::Protocol;
 use thiserror::Error;
 use tokio::net::TcpStream;
@@ -15,7 +16,6 @@ use super::dial::{DialError, Dialler};
 use super::listen::Listen;
 use super::overlay::Exposed;
 use super::relay;
-use muslin_stack::api::socks5::{Host, Target, host_name};
 
 /// A local address that leads to a pod's port, on the command line `[ADDR:]PORT=HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]

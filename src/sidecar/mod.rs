@@ -17,18 +17,16 @@ pub mod socks5;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use dial::Dialler;
+pub use forward::{Expose, Forward};
+pub use listen::Listen;
+use muslin_stack::api::control::Attached;
+pub use muslin_stack::api::credentials::Credentials;
+use overlay::Overlay;
 use tokio::net::TcpListener;
 use tracing::warn;
 
 use crate::error::{Context, Result};
-use muslin_stack::api::control::Attached;
-
-pub use forward::{Expose, Forward};
-pub use listen::Listen;
-pub use muslin_stack::api::credentials::Credentials;
-
-use dial::Dialler;
-use overlay::Overlay;
 
 /// The ways into the overlay and out of it.
 #[derive(Debug, Clone, Default)]

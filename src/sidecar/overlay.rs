@@ -17,6 +17,7 @@ use std::task::{Context as Task, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use muslin_stack::api::control::Attached;
 use muslin_stack::datapath::egress::{HostError, Protocol};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -28,7 +29,6 @@ use super::endpoint;
 use super::room::{Room, Rooms, Taken};
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};
-use muslin_stack::api::control::Attached;
 
 /// How long the node may take to say where its gateway is.
 const GATEWAY: Duration = Duration::from_secs(10);

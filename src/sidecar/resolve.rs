@@ -1,6 +1,5 @@
 //! Names, by the resolver at the overlay's gateway.
 
-use crate::host::random;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -11,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::dial::DialError;
 use super::overlay::DatagramSocket;
+use crate::host::random;
 
 /// Where resolvers listen.
 pub(super) const PORT: u16 = 53;

@@ -15,12 +15,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use etcd::EtcdOptions;
+pub(super) use etcd::is_permission;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use thiserror::Error;
-
-pub use etcd::EtcdOptions;
-pub(super) use etcd::is_permission;
 
 use crate::error::{Error, Result};
 

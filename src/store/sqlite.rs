@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use clock::{Note, Reading};
 use muslin_stack::control::lease::{Answer, Entry, Op, Revision, WatchEvent};
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
@@ -28,8 +29,6 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::{Store, StoreError, Watch, blocking};
-use clock::{Note, Reading};
-
 use crate::error::{Error, Result};
 use crate::state::with_way_out;
 

@@ -12,7 +12,6 @@ mod self_test;
 mod udp;
 pub mod uplink;
 
-pub(crate) use crate::netlink::Changes;
 pub use batch::Received;
 pub use interface::{
     Audience, NoInterface, PublicInterface, Wanted, choose as choose_interface, forwards_ipv4,
@@ -20,6 +19,8 @@ pub use interface::{
 pub use kernel::{Conflict, KernelNetwork};
 pub use udp::{Options, Route, UdpSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
+
+pub(crate) use crate::netlink::Changes;
 
 /// What a worker reaches other nodes by.
 #[derive(Debug)]

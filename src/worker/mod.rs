@@ -21,6 +21,7 @@ use std::time::{Duration, Instant as StdInstant};
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_stack::Instant;
+use muslin_stack::api::published::Published;
 use muslin_stack::datapath::egress::{
     Config as EgressConfig, Counters as EgressCounters, Egress, FlowInfo, Owners,
 };
@@ -32,6 +33,7 @@ use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::{Datapath, Message};
 use muslin_stack::drops::Counters;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use packet_loop::{Mailbox, PacketLoop};
 use socket2::Socket;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
@@ -42,9 +44,6 @@ use crate::dns::Door;
 use crate::host::Clock;
 use crate::host::publish::Bound;
 use crate::underlay::Underlay;
-use muslin_stack::api::published::Published;
-
-use packet_loop::{Mailbox, PacketLoop};
 
 enum Command {
     Attach(PortId, Attachment, Queue),

@@ -14,6 +14,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 use muslin_encap::ip::v4;
 use muslin_stack::Instant;
+use muslin_stack::api::published::{Published as Ports, Transport};
 use muslin_stack::datapath::egress::FlowKey;
 use muslin_stack::datapath::guard;
 use muslin_stack::datapath::port::PortId;
@@ -28,7 +29,6 @@ use tracing::{debug, warn};
 
 use super::packet_loop::PacketLoop;
 use crate::error::errno;
-use muslin_stack::api::published::{Published as Ports, Transport};
 
 /// Connections taken from one port before the others have their turn.
 const ACCEPTS: usize = 64;

@@ -10,7 +10,6 @@ use std::net::Ipv4Addr;
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::route::RouteTable;
-
 use scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
 
 mod scenes;

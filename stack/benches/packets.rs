@@ -10,7 +10,6 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::route::RouteTable;
-
 use rounds::{Case, Figure, Turns};
 use scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
 

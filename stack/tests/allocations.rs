@@ -9,7 +9,6 @@ use muslin_encap::offload::merge::{Merger, Settings};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_stack::datapath::peer::Tunnel;
-
 use scenes::{Scene, Way, vxlan_tunnel};
 
 #[path = "../benches/scenes/mod.rs"]

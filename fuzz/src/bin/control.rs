@@ -8,12 +8,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use muslin_fuzz::Seed;
+use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
+use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
-use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 
 muslin_fuzz::target! {
     check: run,

@@ -10,7 +10,6 @@ use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use httparse::{EMPTY_HEADER, Status};
 use muslin_fuzz::Seed;
-
 use muslin_stack::api::credentials::Credentials;
 use muslin_stack::api::http as head;
 use muslin_stack::api::socks5::{Host, Target};

@@ -7,7 +7,6 @@ use std::fmt::Debug;
 use std::net::IpAddr;
 
 use muslin_fuzz::Seed;
-
 use muslin_stack::api::socks5::{self as wire, Command, Fault, Host, Parsed, Target};
 
 muslin_fuzz::target! {

@@ -13,6 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use client::Client;
+use content::{Answer, Gate, Gated};
+use head::Fault;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -21,7 +24,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use muslin_stack::api::http as head;
 use parking_lot::Mutex;
+use server::Server;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -31,11 +36,6 @@ use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
 use crate::clients::Place;
-use client::Client;
-use content::{Answer, Gate, Gated};
-use head::Fault;
-use muslin_stack::api::http as head;
-use server::Server;
 
 /// How long a server may take to ask for content, if its client waits for that in silence.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(5);

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use muslin_encap::ip::v4;
+use muslin_stack::api::socks5::{self as wire, Host, Target};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tracing::debug;
@@ -15,7 +16,6 @@ use tracing::debug;
 use super::super::dial::Dialler;
 use super::super::overlay::DatagramSocket;
 use super::lookups::Lookups;
-use muslin_stack::api::socks5::{self as wire, Host, Target};
 
 /// The longest datagram of IPv4, and a SOCKS5 header with a name in front.
 const BUFFER_LEN: usize = v4::MAX_LEN + 262;

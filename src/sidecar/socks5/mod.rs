@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::Duration;
 
+use associate::Relay;
+use muslin_stack::api::socks5::{self as wire, Command, Fault, Parsed, Reply, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -16,8 +18,6 @@ use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
 use crate::clients::Place;
-use associate::Relay;
-use muslin_stack::api::socks5::{self as wire, Command, Fault, Parsed, Reply, Target};
 
 /// How long a client may take for all it says before its request is whole.
 const PATIENCE: Duration = Duration::from_secs(10);

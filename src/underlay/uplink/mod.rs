@@ -13,21 +13,20 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 
+pub use error::{Failure, OpenError};
 use ipnet::Ipv4Net;
 use muslin_encap::offload::virtio::{self, Header};
 use muslin_stack::datapath::work;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use packet_socket::{Link, PacketSocket};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
-
-pub use error::{Failure, OpenError};
 
 use super::messages::Messages;
 use crate::device::{self, FrameDevice, Tap};
 use crate::error::errno;
-use packet_socket::{Link, PacketSocket};
 
 /// Bytes of the longest frame, with the virtio-net header in front of it. The IP header of one in
 /// a buffer that starts on a cache line is aligned to eight bytes.

@@ -6,11 +6,11 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::control::ipam::PodName;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use super::published::Published;
+use crate::control::ipam::PodName;
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,8 +4,9 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-use crate::datapath::egress::Protocol;
 use serde::{Deserialize, Serialize};
+
+use crate::datapath::egress::Protocol;
 
 /// Ports that one pod may have. A report of them fits one message.
 pub const MAX_PORTS: u16 = 256;

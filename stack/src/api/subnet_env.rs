@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use crate::datapath::gateway;
 use ipnet::Ipv4Net;
+
+use crate::datapath::gateway;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq)]

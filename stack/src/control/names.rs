@@ -15,13 +15,12 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
 use thiserror::Error;
 
 use crate::control::ipam::PodName;
 use crate::control::lease::{Entry, SubnetKey};
 use crate::datapath::gateway;
-
-pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
 
 /// The longest record in bytes. Stores have limits too; etcd takes a request of 1.5 MiB.
 pub const MAX_RECORD: usize = 512 * 1024;

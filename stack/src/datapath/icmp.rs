@@ -164,8 +164,9 @@ pub const fn error_limit(now: Instant) -> TokenBucket {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader, icmpv4::TimeExceededCode};
+
+    use super::*;
 
     const POD: [u8; 4] = [10, 244, 1, 2];
     const OTHER: [u8; 4] = [10, 244, 2, 3];

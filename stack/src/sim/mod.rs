@@ -134,9 +134,7 @@ mod stream;
 mod traffic;
 mod way_out;
 
-use smoltcp::time::Duration;
-use thiserror::Error;
-
+use cluster::Cluster;
 pub use cluster::Figures;
 pub use event::{Event, Forgery};
 pub use link::Weather;
@@ -144,8 +142,8 @@ pub use outside::Server;
 pub use plan::{Plan, Setup, Step};
 pub use scale::{Phase, Scale};
 pub use shrink::shrink;
-
-use cluster::Cluster;
+use smoltcp::time::Duration;
+use thiserror::Error;
 
 /// A day and what a lease may live longer than it should.
 const DAY: Duration = Duration::from_secs(86_400 + 3_600);

@@ -28,9 +28,14 @@ mod view;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
+use backoff::Backoff;
 use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use ownership::{Contest, Ownership, TakeOver};
+use random::Random;
+use relist::Relist;
 use smoltcp::time::{Duration, Instant};
+use view::View;
 
 use super::change::{Change, ConfigFault, Loss};
 use super::config::Backend;
@@ -39,12 +44,6 @@ use super::repetition::Repetition;
 use super::{
     Answer, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent, shorten,
 };
-
-use backoff::Backoff;
-use ownership::{Contest, Ownership, TakeOver};
-use random::Random;
-use relist::Relist;
-use view::View;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);

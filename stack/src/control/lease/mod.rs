@@ -61,6 +61,9 @@ mod repetition;
 mod shares;
 mod standing;
 
+use std::fmt;
+use std::time::Duration;
+
 pub use change::{Change, ConfigFault, Loss};
 pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey};
@@ -71,9 +74,6 @@ pub use reader::{NoLease, check_peer, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
 pub use shares::Shares;
 pub use standing::{Signs, Standing};
-
-use std::fmt;
-use std::time::Duration;
 
 /// A point in a store's history; every change makes a larger one.
 pub type Revision = i64;

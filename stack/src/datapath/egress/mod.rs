@@ -51,20 +51,19 @@ mod tcp;
 #[cfg(test)]
 mod tests;
 
-pub use flow::{Direction, FlowInfo, FlowState};
-pub use host::{FlowId, Host, HostError, NoHost, Protocol};
-pub use output::Output;
-pub use owners::Owners;
-pub use path::{Complaint, Marks};
-pub use policy::{LINK_LOCAL, Policy, Rules};
-
 use clock::Clock;
 use datagram::{Datagrams, Reading};
+pub use flow::{Direction, FlowInfo, FlowState};
+pub use host::{FlowId, Host, HostError, NoHost, Protocol};
 use inbound::{DIAL_LIMIT, Dial};
 use memory::Memory;
 use output::Outbox;
+pub use output::Output;
+pub use owners::Owners;
 use owners::{Claim, Sharing};
+pub use path::{Complaint, Marks};
 use path::{Heard, Quote};
+pub use policy::{LINK_LOCAL, Policy, Rules};
 use reassembly::Reassembly;
 use table::{Moved, Table};
 use tcp::{Connection, Ends, Outcome};

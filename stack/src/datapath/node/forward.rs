@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::ip::fragment::Fragments;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::ip::{mss, v4};
 use muslin_encap::mtu::Mtu;
@@ -21,7 +22,6 @@ use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::neighbour::{Due, Neighbours, Place, Resolution};
 use crate::datapath::peer::{Path, PeerId, Tunnel};
 use crate::drops::DropReason;
-use muslin_encap::ip::fragment::Fragments;
 
 pub(super) type Step = Result<Verdict, DropReason>;
 

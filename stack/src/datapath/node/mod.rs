@@ -13,14 +13,17 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use awaited::Awaited;
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::GsoKind;
 use muslin_encap::tunnel::Format;
+use peers::Peers;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
+use uplink::Link;
 
 use crate::bucket::TokenBucket;
 use crate::datapath::frame;
@@ -36,9 +39,6 @@ use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
 use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
-use awaited::Awaited;
-use peers::Peers;
-use uplink::Link;
 
 mod awaited;
 mod forward;

@@ -1,11 +1,11 @@
 //! Datagrams and echo requests of pods that come in fragments.
 
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
+use muslin_encap::ip::fragment::Fragments;
 use proptest::prelude::*;
 
 use super::bed::{Bed, POD, SERVER, pattern};
 use super::*;
-use muslin_encap::ip::fragment::Fragments;
 
 const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
 /// Payload of all fragments but the last that fit the MTU.

@@ -1,9 +1,9 @@
 //! Turns of ports, and what they may have flooded.
 
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
+
 use super::*;
 use crate::datapath::work::TURN;
-
-use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 /// How many frames of this kind a port has in one turn.
 fn frames_of_a_turn(node: &mut Node, frame: &[u8], offload: Header) -> usize {
