@@ -5,20 +5,18 @@
 //! core that would be spent.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
-use muslin_encap::offload::merge::{self, Merged, Merger};
 use muslin_encap::offload::virtio;
 use muslin_encap::tunnel::Format;
 use muslin_stack::Instant;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::work::Turn;
-use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
+use muslin_stack::datapath::{Datapath, Merging, Message, Output, Siblings};
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -26,7 +24,7 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::output::{BUFFER_LEN, Io, Outbox};
+use super::output::{Io, Outbox};
 use super::published::{Published, published_of};
 use super::{Command, Event, Queue, Report, Sibling};
 use crate::dns::Door;
@@ -57,8 +55,6 @@ pub(super) struct PacketLoop {
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
     pub(super) published: Published,
-    /// Where a datagram is moved that has no room in front.
-    buffer: Box<[u8]>,
 }
 
 /// What a worker hears besides packets, and whom it tells.
@@ -132,7 +128,6 @@ impl PacketLoop {
             mailbox,
             events,
             received: Received::default(),
-            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
         })
     }
 
@@ -377,7 +372,7 @@ impl PacketLoop {
         }
     }
 
-    /// Joins what was received to superpackets, passes those to the node and does what it says.
+    /// Passes what was received to the data path and does what it says.
     fn handle_datagrams(&mut self) {
         let now = self.clock.now();
         let Self {
@@ -385,54 +380,21 @@ impl PacketLoop {
             sockets,
             io,
             received,
-            buffer,
             ..
         } = self;
-        let node = path.node_mut();
-        node.count_drops(DropReason::UnderlayOverflow, received.lost());
-        let network = node.format().map_or(0, Format::received_network_offset);
-        let settings = merge::Settings {
-            mtu: node.mtu(),
-            udp: true,
+        let lost = received.lost();
+        path.node_mut().count_drops(DropReason::UnderlayOverflow, lost);
+        let merging = match io.any_takes_superpackets() && !received.is_lone() {
+            true => Merging::On,
+            false => Merging::Off,
         };
-        let merging = io.any_takes_superpackets() && !received.is_lone();
-        let mut deliver = |merged: Merged<'_, '_, SocketAddr>| {
-            let (source, offload, tail) = (merged.key, merged.virtio, merged.tail);
-            let rest = tail.iter().map(|piece| piece.len()).sum();
-            let mut handle = |packet: PacketBuf<'_>| {
-                let mut packet = packet.with_offload(offload).with_tail(rest);
-                let verdict = path.from_underlay(now, source, &mut packet, tail, sockets);
-                io.send(verdict, &mut packet, tail);
-            };
-            if network > 0 {
-                let len = merged.head.len();
-                if let Ok(packet) = PacketBuf::new(merged.head, 0, len) {
-                    handle(packet);
-                }
-            } else if let Ok(mut packet) = PacketBuf::new(buffer, 0, 0) {
-                // There is no room for an Ethernet header in front: that is another datagram.
-                if packet.replace(merged.head).is_ok() {
-                    handle(packet);
-                }
-            }
-        };
-        if merging {
-            let mut merger = Merger::new(settings);
-            for (source, datagram) in received.datagrams() {
-                merger.push(datagram, network, source, &mut deliver);
-            }
-            merger.flush(&mut deliver);
-        } else {
-            for (source, head) in received.datagrams() {
-                let virtio = merge::header_for_single(head, network, settings.mtu);
-                deliver(Merged {
-                    key: source,
-                    virtio,
-                    head,
-                    tail: &[],
-                });
-            }
-        }
+        path.from_underlay_batch(
+            now,
+            received.datagrams(),
+            merging,
+            sockets,
+            |verdict, packet, tail| io.send(verdict, packet, tail),
+        );
         self.send_own(now);
     }
 

@@ -15,9 +15,9 @@ use ipnet::Ipv4Net;
 use muslin_encap::ip::v4;
 use muslin_stack::Instant;
 use muslin_stack::api::published::{Published as Ports, Transport};
-use muslin_stack::datapath::egress::FlowKey;
-use muslin_stack::datapath::guard;
+use muslin_stack::datapath;
 use muslin_stack::datapath::port::PortId;
+use muslin_stack::datapath::published::Client;
 use muslin_stack::datapath::work::{self, Turn};
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
@@ -94,23 +94,12 @@ impl Published {
 }
 
 impl Port {
-    fn key(&self, remote: SocketAddrV4) -> FlowKey {
-        FlowKey {
+    fn published(&self) -> datapath::published::Published {
+        datapath::published::Published {
             protocol: self.ports.transport.into(),
             pod: self.pod,
-            remote,
+            network: self.network,
         }
-    }
-
-    /// The address that a pod can tell from its own network's and answer: not that of a client on
-    /// this machine, nor one that looks like a pod's.
-    fn visible(&self, client: SocketAddrV4, local: Ipv4Addr) -> Option<SocketAddrV4> {
-        let address = *client.ip();
-        let is_visible = !guard::is_martian(address)
-            && !self.network.contains(&address)
-            && address != local
-            && client.port() != 0;
-        is_visible.then_some(client)
     }
 }
 
@@ -220,11 +209,11 @@ impl PacketLoop {
         } else {
             Vec::new()
         };
-        let visible = port
-            .visible(client, *local.ip())
-            .filter(|client| path.egress().find(&port.key(*client)).is_none());
-        let remote = visible.unwrap_or(SocketAddrV4::new(path.node().gateway(), 0));
-        match path.dial(now, port.key(remote), &preface, sockets) {
+        let by = Client {
+            address: client,
+            local: *local.ip(),
+        };
+        match path.accept(now, port.published(), by, &preface, sockets) {
             Ok(flow) => {
                 if let Err(error) = sockets.adopt(flow, stream) {
                     // The flow ends when it finds that it has no socket.
@@ -287,22 +276,12 @@ impl PacketLoop {
         let Published { ports, buffer, .. } = published;
         let port = ports.get(&index).ok_or(DropReason::PortGone)?;
         let known = sockets.flow_of((index, client));
-        let key = match known.and_then(|flow| path.egress().key(flow)) {
-            Some(key) => key,
-            None => {
-                let visible = port.visible(client, local).map(|client| port.key(client));
-                match visible.filter(|key| path.egress().find(key).is_none()) {
-                    Some(key) => key,
-                    None => {
-                        let mut key = port.key(SocketAddrV4::new(path.node().gateway(), 0));
-                        let chosen = path.free_port(key).ok_or(DropReason::EgressInUse)?;
-                        key.remote.set_port(chosen);
-                        key
-                    }
-                }
-            }
+        let by = Client {
+            address: client,
+            local,
         };
-        let flow = path.deliver(now, key, &buffer[..len], sockets)?;
+        let payload = &buffer[..len];
+        let flow = path.deliver(now, port.published(), by, known, payload, sockets)?;
         if known != Some(flow) || !sockets.answers_from(flow, local) {
             sockets.share(flow, port.socket.clone(), (index, client), local);
         }

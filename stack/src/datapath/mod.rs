@@ -16,6 +16,8 @@ pub mod neighbour;
 pub mod node;
 pub mod peer;
 pub mod port;
+pub mod published;
+mod receive;
 pub mod route;
 pub mod switch;
 pub mod uplink;
@@ -30,10 +32,12 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Header;
 use smoltcp::time::Instant;
 
-use crate::datapath::egress::{Egress, FlowId, FlowKey, Host, Output as FromEgress, Owners, Ready};
-use crate::datapath::node::{Node, Verdict};
+use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
+use crate::datapath::node::{Node, Sender, Verdict};
 use crate::datapath::port::PortId;
 use crate::drops::DropReason;
+
+pub use receive::Merging;
 
 /// Bytes of the longest frame, and room in front of it.
 const ROOM: usize = HEADROOM + frame::MAX_LEN;
@@ -209,7 +213,19 @@ impl Datapath {
         tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
-        let verdict = self.node.from_underlay(now, source, packet);
+        let sender = self.node.sender(source);
+        self.from_sender(now, sender, packet, tail, host)
+    }
+
+    fn from_sender(
+        &mut self,
+        now: Instant,
+        sender: Sender,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+        host: &mut impl Host,
+    ) -> Verdict {
+        let verdict = self.node.from_sender(now, sender, packet);
         self.leave(now, verdict, packet, tail, host)
     }
 
@@ -245,39 +261,6 @@ impl Datapath {
     /// Takes an event of a flow's socket.
     pub fn ready(&mut self, now: Instant, flow: FlowId, ready: Ready, host: &mut impl Host) {
         self.egress.ready(now, flow, ready, host);
-    }
-
-    /// Begins a TCP connection to a pod (see [`Egress::dial`]).
-    ///
-    /// # Errors
-    /// Why there is none. Nothing is counted.
-    pub fn dial(
-        &mut self,
-        now: Instant,
-        key: FlowKey,
-        preface: &[u8],
-        host: &mut impl Host,
-    ) -> Result<FlowId, DropReason> {
-        self.egress.dial(now, key, preface, host)
-    }
-
-    /// Sends a pod a datagram from the host's side (see [`Egress::deliver`]).
-    ///
-    /// # Errors
-    /// Why it is dropped. Nothing is counted.
-    pub fn deliver(
-        &mut self,
-        now: Instant,
-        key: FlowKey,
-        payload: &[u8],
-        host: &mut impl Host,
-    ) -> Result<FlowId, DropReason> {
-        self.egress.deliver(now, key, payload, host)
-    }
-
-    /// A port for a flow that differs in it from all others with its pod (see [`Egress::free_port`]).
-    pub fn free_port(&mut self, key: FlowKey) -> Option<u16> {
-        self.egress.free_port(key)
     }
 
     /// Says that UDP flows with this port of a pod may begin on the host's side (see

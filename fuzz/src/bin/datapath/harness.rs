@@ -1,7 +1,7 @@
 //! Two workers, and what must be true of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
@@ -14,10 +14,12 @@ use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::datapath::node::{self, Node, Verdict};
-use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
-use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
+use muslin_stack::datapath::published::{Client, Published};
+use muslin_stack::datapath::{Datapath, Merging, Message, Output, Siblings};
 use muslin_stack::datapath::{frame, guard};
+use muslin_stack::drops::DropReason;
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress};
 
@@ -26,9 +28,16 @@ use crate::host::{Sent, Sockets};
 const SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 1, 0), 24);
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 0, 0), 16);
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
+const GATEWAY_VTEP: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 2]);
 const WORKERS: usize = 2;
 /// Guarded pods; the port behind theirs is a bridge's.
 const PODS: usize = 2;
+/// Other nodes; pods of the first send streams.
+const PEERS: u32 = 2;
+/// Bytes of such a stream's segments.
+const SEGMENT: usize = 400;
+/// An address of the host's.
+const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
 /// The published port of each pod.
 const PUBLISHED: u16 = 53;
 /// Messages that may wait for a worker.
@@ -59,6 +68,8 @@ pub(crate) struct Harness {
     client: [Option<SocketAddrV4>; PODS],
     caller: [Option<(SocketAddrV4, u32)>; PODS],
     dials: BTreeSet<FlowId>,
+    /// The sequence number of the next segment of a pod of a peer's.
+    sequence: u32,
 }
 
 fn pod(index: usize) -> Ipv4Addr {
@@ -67,6 +78,24 @@ fn pod(index: usize) -> Ipv4Addr {
 
 fn mac(index: usize) -> EthernetAddress {
     EthernetAddress([2, 0, 0, 0, 1, index as u8])
+}
+
+const fn underlay(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 0, 2 + index)
+}
+
+fn vtep(index: u32) -> VtepMac {
+    VtepMac::from_random([2, 0, 0, 0, 2, index as u8])
+}
+
+fn peer(index: u32) -> Peer {
+    let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 2 + index as u8, 0), 24);
+    Peer {
+        id: PeerId(index),
+        subnet: subnet.into(),
+        address: SocketAddrV4::new(underlay(index as u8), 8472),
+        vtep_mac: Some(vtep(index)),
+    }
 }
 
 fn outside(byte: u8) -> SocketAddrV4 {
@@ -90,7 +119,7 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
         gateway_mac: GATEWAY_MAC,
         tunnel: Tunnel::Vxlan {
             vni: Vni::new(1).expect("it is in range"),
-            mac: VtepMac::from_random(GATEWAY_MAC.0),
+            mac: VtepMac::try_from(GATEWAY_VTEP).expect("it is one host's"),
         },
         mtu,
         clamp_mss: true,
@@ -100,6 +129,9 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     };
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
     node.set_egress(Some(NETWORK));
+    for id in 0..PEERS {
+        node.set_peer(peer(id));
+    }
     for index in 0..=PODS {
         node.attach(PortId(index as u32), attachment(index));
     }
@@ -141,12 +173,13 @@ impl Harness {
             client: [None; PODS],
             caller: [None; PODS],
             dials: BTreeSet::new(),
+            sequence: 0,
         }
     }
 
     pub(crate) fn step(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
         let mut byte = || input.arbitrary::<u8>();
-        match byte()? % 10 {
+        match byte()? % 11 {
             0 => {
                 let (at, which) = (usize::from(byte()?) % WORKERS, byte()?);
                 let from = SocketAddrV4::new(
@@ -176,7 +209,7 @@ impl Harness {
                 );
                 self.frame(at, PODS, &answer);
             }
-            5 => self.dial(usize::from(byte()?) % PODS),
+            5 => self.dial(byte()?),
             6 => {
                 let (at, what) = (usize::from(byte()?) % WORKERS, byte()?);
                 self.answer_dial(at, usize::from(what >> 1) % PODS, what & 1 != 0);
@@ -189,7 +222,12 @@ impl Harness {
                 self.deliver_all();
                 self.pass(self.now + Duration::from_micros(micros));
             }
-            _ => self.replace(usize::from(byte()?) % PODS),
+            9 => self.replace(usize::from(byte()?) % PODS),
+            _ => {
+                let (at, what, count) = (usize::from(byte()?) % WORKERS, byte()?, byte()? % 8);
+                let datagrams = (0..count).map(|_| byte()).collect::<Result<Vec<_>>>()?;
+                self.batch(at, usize::from(what >> 1) % PODS, what & 1 != 0, &datagrams);
+            }
         }
         Ok(())
     }
@@ -280,14 +318,16 @@ impl Harness {
             Ipv4Addr::new(198, 51, 100, 1 + (which >> 1) % 3),
             1000 + u16::from(which >> 3),
         );
-        let key = FlowKey {
-            protocol: Protocol::Udp,
-            pod: SocketAddrV4::new(pod(index), PUBLISHED),
-            remote: client,
-        };
         self.inbound.insert(id, index);
         let Worker { path, sockets, .. } = &mut self.workers[0];
-        match path.deliver(self.now, key, &id.to_be_bytes(), sockets) {
+        match path.deliver(
+            self.now,
+            published(Protocol::Udp, index),
+            at_host(client),
+            None,
+            &id.to_be_bytes(),
+            sockets,
+        ) {
             Ok(flow) => {
                 sockets.adopt(flow, false);
                 self.client[index] = Some(client);
@@ -301,17 +341,88 @@ impl Harness {
         }
     }
 
-    /// A connection from the host's side begins.
-    fn dial(&mut self, index: usize) {
-        let key = FlowKey {
-            protocol: Protocol::Tcp,
-            pod: SocketAddrV4::new(pod(index), 80),
-            remote: SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, 1), 0),
+    /// Datagrams of one TCP stream come in a batch: from the peer whose pod sends, from another peer,
+    /// from a stranger, or for another network.
+    fn batch(&mut self, at: usize, index: usize, merges: bool, which: &[u8]) {
+        let mut datagrams = Vec::new();
+        let mut expected = Vec::new();
+        for which in which {
+            let id = self.next;
+            self.next += 1;
+            let kind = which % 8;
+            let len = if which & 8 == 0 { SEGMENT } else { SEGMENT / 2 };
+            let (source, vni) = match kind {
+                0 => (1, 1),
+                1 => (9, 1),
+                2 => (0, 2),
+                _ => {
+                    expected.extend([id].repeat(len / 4));
+                    (0, 1)
+                }
+            };
+            datagrams.push((
+                SocketAddr::from((underlay(source), 8472)),
+                self.segment(index, vni, &id.to_be_bytes().repeat(len / 4)),
+            ));
+            // Others send what would come next.
+            if kind > 2 {
+                self.sequence = self.sequence.wrapping_add(len as u32);
+            }
+        }
+        let merging = if merges { Merging::On } else { Merging::Off };
+        let mut came = Vec::new();
+        let Worker { path, sockets, .. } = &mut self.workers[at];
+        path.from_underlay_batch(
+            self.now,
+            datagrams
+                .iter_mut()
+                .map(|(source, bytes)| (*source, &mut bytes[..])),
+            merging,
+            sockets,
+            |verdict, packet, tail| match verdict {
+                Verdict::Port(port) => {
+                    assert_eq!(port, PortId(index as u32), "it is that pod's");
+                    came.extend(stream(packet, tail));
+                }
+                Verdict::Drop(_) => {}
+                other => panic!("it goes astray: {other:?}"),
+            },
+        );
+        assert_eq!(
+            came, expected,
+            "the stream of a peer's pod, and nothing else"
+        );
+        self.settle(at, false);
+    }
+
+    /// A segment of a pod of the first peer's, in VXLAN.
+    fn segment(&self, index: usize, vni: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![8, 0, 0, 0, 0, 0, vni, 0];
+        PacketBuilder::ethernet2(vtep(0).get().0, GATEWAY_VTEP.0)
+            .ipv4([10, 244, 2, 9], pod(index).octets(), 64)
+            .tcp(5000, 80, self.sequence, 1000)
+            .ack(1)
+            .write(&mut bytes, payload)
+            .expect("a vector grows");
+        bytes
+    }
+
+    /// A client connects to a pod's published port: one of the host itself or another, again with a
+    /// port that it had before.
+    fn dial(&mut self, which: u8) {
+        let address = match which >> 1 & 1 {
+            0 => HOST,
+            _ => Ipv4Addr::new(198, 51, 100, 1),
         };
+        let client = at_host(SocketAddrV4::new(address, 1000));
+        let published = published(Protocol::Tcp, usize::from(which) % PODS);
         let Worker { path, sockets, .. } = &mut self.workers[0];
-        if let Ok(flow) = path.dial(self.now, key, b"hello", sockets) {
-            sockets.adopt(flow, true);
-            assert!(self.dials.insert(flow), "{flow:?} is dialled twice");
+        match path.accept(self.now, published, client, b"hello", sockets) {
+            Ok(flow) => {
+                sockets.adopt(flow, true);
+                assert!(self.dials.insert(flow), "{flow:?} is dialled twice");
+            }
+            Err(reason) => assert_ne!(reason, DropReason::EgressInUse, "a port is free"),
         }
         self.settle(0, false);
     }
@@ -460,7 +571,7 @@ impl Harness {
             self.ended.extend(payload(&bytes));
             // Whoever had no room counts it.
             let node = self.workers[1 - to].path.node_mut();
-            node.count_drops(muslin_stack::drops::DropReason::EgressHandoverFull, 1);
+            node.count_drops(DropReason::EgressHandoverFull, 1);
         }
     }
 
@@ -483,6 +594,7 @@ impl Harness {
             }
             Some(TransportHeader::Tcp(tcp)) if tcp.syn => {
                 let caller = SocketAddrV4::new(ip.source.into(), tcp.source_port);
+                assert_ne!(*caller.ip(), HOST, "no pod could answer it");
                 self.caller[index] = Some((caller, tcp.sequence_number));
             }
             _ => {}
@@ -514,4 +626,45 @@ fn payload(packet: &[u8]) -> Option<u32> {
     let headers = PacketHeaders::from_ip_slice(packet).ok()?;
     let bytes = headers.payload.slice().try_into().ok()?;
     Some(u32::from_be_bytes(bytes))
+}
+
+/// What the pieces of a packet carry: numbers, one behind the other.
+fn stream(packet: &PacketBuf<'_>, tail: &[&[u8]]) -> Vec<u32> {
+    let offload = packet.offload().check(packet.len());
+    offload.expect("a valid header");
+    let segment = packet.offload().gso.map(|gso| usize::from(gso.size));
+    assert_eq!(segment.is_some(), !tail.is_empty(), "it is a superpacket");
+    let whole = [packet.as_slice(), &tail.concat()].concat();
+    let headers = PacketHeaders::from_ethernet_slice(&whole).expect("a valid frame");
+    let all = headers.payload.slice();
+    let len = segment.unwrap_or(all.len());
+    let first = all.len() - (whole.len() - packet.len());
+    assert_eq!(first, len, "segments have one length");
+    for (position, piece) in tail.iter().enumerate() {
+        assert!(piece.len() == len || piece.len() < len && position + 1 == tail.len());
+    }
+    let (numbers, rest) = all.as_chunks();
+    assert!(rest.is_empty(), "a part is lost");
+    numbers.iter().copied().map(u32::from_be_bytes).collect()
+}
+
+/// The published port of a pod.
+fn published(protocol: Protocol, index: usize) -> Published {
+    let port = match protocol {
+        Protocol::Udp => PUBLISHED,
+        Protocol::Tcp | Protocol::Ping => 80,
+    };
+    Published {
+        protocol,
+        pod: SocketAddrV4::new(pod(index), port),
+        network: NETWORK,
+    }
+}
+
+/// A client that used the host's address.
+const fn at_host(address: SocketAddrV4) -> Client {
+    Client {
+        address,
+        local: HOST,
+    }
 }

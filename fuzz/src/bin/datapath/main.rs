@@ -6,6 +6,8 @@
 //!   counted; all that one port of a pod sends goes by one socket of one worker;
 //! * what clients send to a published port reaches its pod whole, from an address that the pod can
 //!   answer, and its answer goes to that client, whichever worker it comes to;
+//! * a stream of a peer's pod comes whole from batches of datagrams, merged or not, and nothing of
+//!   strangers, other peers and other networks is in it;
 //! * a connection that begins on the host's side is told once what became of it;
 //! * a packet that was handed over is not handed over again, and nobody hands one to itself;
 //! * what one worker hears of a neighbour all know when messages have arrived;
@@ -36,6 +38,7 @@ muslin_fuzz::target! {
         // A neighbour, a connection from the host's side, answered, refused.
         &[4, 1, 9],
         &[5, 0],
+        &[5, 2],
         &[6, 1, 0],
         &[6, 1, 1],
         // Something for a socket, time, a pod's end, another one in its place.
@@ -43,6 +46,9 @@ muslin_fuzz::target! {
         &[8, 2],
         &[8, 3],
         &[9, 0],
+        // A batch of a stream, with what is not the peer's.
+        &[10, 0, 1, 4, 3, 3, 3, 11],
+        &[10, 0, 1, 3, 3, 1, 3],
     ],
     inputs: 20_000,
     max_len: 400,
@@ -86,6 +92,16 @@ fn seeds() -> Vec<Seed> {
                 5, 0, 6, 1, 0, 3, 0, 9, 5, 1, 6, 0, 1, 3, 0, 9, 5, 0, 8, 2, 8, 3,
             ],
         ),
+        // Batches of a stream: a stranger, another peer and another network are in between.
+        ("batch", vec![10, 0, 1, 5, 3, 3, 3, 3, 11]),
+        (
+            "batch-strangers",
+            vec![
+                10, 0, 1, 7, 3, 1, 3, 0, 3, 2, 3, 10, 0, 0, 3, 3, 1, 3, 10, 0, 1, 3, 1, 3, 3,
+            ],
+        ),
+        // One client connects twice, and is seen as itself once only.
+        ("dialled-again", vec![5, 2, 5, 2, 6, 1, 0, 8, 2, 5, 2, 8, 3]),
         ("neighbours", vec![4, 1, 9, 3, 0, 9, 4, 0, 10, 3, 1, 9]),
         // More than a mailbox holds.
         (

@@ -1,6 +1,6 @@
 //! The first steps of a packet: what its sender may send, and whether it is switched or routed.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::tunnel::ipip;
@@ -9,7 +9,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
 use super::forward::Origin;
-use super::{Node, Verdict};
+use super::{Node, Sender, Verdict};
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::link_local;
@@ -116,27 +116,43 @@ impl Node {
         self.unguarded > usize::from(is_unguarded)
     }
 
+    /// Whether a datagram may be one of this network's, as its sender and the tunnel's header say.
+    pub(in crate::datapath) fn may_send(&self, sender: Sender, datagram: &[u8]) -> bool {
+        let is_ours = match self.config.tunnel {
+            Tunnel::Vxlan { vni, .. } => {
+                vxlan::Packet::new_checked(datagram).is_ok_and(|packet| packet.vni() == vni)
+            }
+            Tunnel::Udp | Tunnel::Ipip => true,
+            Tunnel::None => false,
+        };
+        is_ours && self.check_sender(sender).is_ok()
+    }
+
+    fn check_sender(&self, sender: Sender) -> Result<(), DropReason> {
+        if !self.config.guard.peers {
+            return Ok(());
+        }
+        let known = sender.peer.and_then(|id| self.peers.outgoing(id));
+        let peer = known.ok_or(DropReason::UnknownPeer)?;
+        // flannel's own datagrams leave from the tunnel's port; any process of a peer's host can send
+        // from another.
+        if self.config.tunnel == Tunnel::Udp && peer.address.port() != sender.address.port() {
+            return Err(DropReason::TunnelPort);
+        }
+        Ok(())
+    }
+
     /// Peer, decapsulation.
     pub(super) fn ingress_underlay(
         &mut self,
         now: Instant,
-        source: SocketAddr,
+        sender: Sender,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let known = self.peers.first_at(source.ip());
-        // flannel's own datagrams leave from the tunnel's port; any process of a peer's host can send
-        // from another.
-        if self.config.tunnel == Tunnel::Udp
-            && self.config.guard.peers
-            && let Some(peer) = known.and_then(|id| self.peers.outgoing(id))
-            && peer.address.port() != source.port()
-        {
-            return Err(DropReason::TunnelPort);
-        }
-        match known {
-            Some(id) => self.peers.count_received(now, id, packet.total_len()),
-            None if self.config.guard.peers => return Err(DropReason::UnknownPeer),
-            None => {}
+        self.check_sender(sender)?;
+        let known = sender.peer;
+        if let Some(id) = known {
+            self.peers.count_received(now, id, packet.total_len());
         }
         match self.config.tunnel {
             Tunnel::None => Err(DropReason::UnknownPeer),

@@ -176,6 +176,22 @@ pub struct Node {
     next_ageing: Instant,
 }
 
+/// Who sent a datagram, as [`Node::sender`] says: another node or a stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sender {
+    address: SocketAddr,
+    /// The first of the peers with this address.
+    peer: Option<PeerId>,
+}
+
+impl Sender {
+    /// Where it sent from.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
 /// Packets on their way out that the node made itself.
 #[derive(Default)]
 struct Output {
@@ -409,16 +425,35 @@ impl Node {
         self.counters.drop(DropReason::VirtioHeader);
     }
 
-    /// Takes the payload of a UDP datagram that came from `source`.
+    /// Takes the payload of a datagram of the tunnel that came from `source`.
     pub fn from_underlay(
         &mut self,
         now: Instant,
         source: SocketAddr,
         packet: &mut PacketBuf<'_>,
     ) -> Verdict {
+        self.from_sender(now, self.sender(source), packet)
+    }
+
+    /// Who sends from an address.
+    #[must_use]
+    pub fn sender(&self, address: SocketAddr) -> Sender {
+        Sender {
+            address,
+            peer: self.peers.first_at(address.ip()),
+        }
+    }
+
+    /// Takes the payload of a datagram of the tunnel.
+    pub fn from_sender(
+        &mut self,
+        now: Instant,
+        sender: Sender,
+        packet: &mut PacketBuf<'_>,
+    ) -> Verdict {
         self.counters.received += 1;
         let verdict = self
-            .ingress_underlay(now, source, packet)
+            .ingress_underlay(now, sender, packet)
             .unwrap_or_else(Verdict::Drop);
         self.count(verdict, packet.total_len())
     }

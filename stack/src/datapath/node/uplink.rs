@@ -96,6 +96,14 @@ impl Node {
         self.count(verdict, packet.total_len())
     }
 
+    /// Whether a frame of the uplink is an IPv4 packet for this node, as its header says.
+    pub(in crate::datapath) fn is_for_uplink(&self, bytes: &[u8]) -> bool {
+        let own = self.uplink().map(|uplink| uplink.mac);
+        frame::parse(bytes).is_ok_and(|view| {
+            Some(view.dst_addr()) == own && view.ethertype() == EthernetProtocol::Ipv4
+        })
+    }
+
     /// Counts a frame of the uplink whose virtio-net header could not be read.
     pub fn refuse_uplink_frame(&mut self) {
         self.counters.received += 1;

@@ -1,0 +1,111 @@
+//! Published ports: which client's connection or datagram becomes which flow of a pod.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use ipnet::Ipv4Net;
+use smoltcp::time::Instant;
+
+use super::Datapath;
+use crate::datapath::egress::{FlowId, FlowKey, Host, Protocol};
+use crate::datapath::guard;
+use crate::drops::DropReason;
+
+/// A port of the host that leads to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// What it carries.
+    pub protocol: Protocol,
+    /// The pod and its port.
+    pub pod: SocketAddrV4,
+    /// The overlay's network.
+    pub network: Ipv4Net,
+}
+
+/// Who uses a published port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// Its address and port.
+    pub address: SocketAddrV4,
+    /// The host's address that it used.
+    pub local: Ipv4Addr,
+}
+
+impl Published {
+    fn key(&self, remote: SocketAddrV4) -> FlowKey {
+        FlowKey {
+            protocol: self.protocol,
+            pod: self.pod,
+            remote,
+        }
+    }
+
+    /// The address that a pod can tell from its own network's and answer: not that of a client on
+    /// this machine, nor one that looks like a pod's.
+    fn visible(&self, client: Client) -> Option<FlowKey> {
+        let address = *client.address.ip();
+        let is_visible = !guard::is_martian(address)
+            && !self.network.contains(&address)
+            && address != client.local
+            && client.address.port() != 0;
+        is_visible.then(|| self.key(client.address))
+    }
+}
+
+impl Datapath {
+    /// Begins a client's TCP connection to a pod, which gets `preface` first (see [`Egress::dial`]).
+    /// The pod sees the client's own address where it can, else the gateway's.
+    ///
+    /// # Errors
+    /// Why there is none. Nothing is counted.
+    ///
+    /// [`Egress::dial`]: crate::datapath::egress::Egress::dial
+    pub fn accept(
+        &mut self,
+        now: Instant,
+        published: Published,
+        client: Client,
+        preface: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        let visible = published.visible(client);
+        let free = visible.filter(|key| self.egress.find(key).is_none());
+        let any_port = || published.key(SocketAddrV4::new(self.node.gateway(), 0));
+        let key = free.unwrap_or_else(any_port);
+        self.egress.dial(now, key, preface, host)
+    }
+
+    /// Sends a pod a client's datagram (see [`Egress::deliver`]), by the flow that the client is
+    /// `known` to have or by a new one.
+    ///
+    /// # Errors
+    /// Why it is dropped. Nothing is counted.
+    ///
+    /// [`Egress::deliver`]: crate::datapath::egress::Egress::deliver
+    pub fn deliver(
+        &mut self,
+        now: Instant,
+        published: Published,
+        client: Client,
+        known: Option<FlowId>,
+        payload: &[u8],
+        host: &mut impl Host,
+    ) -> Result<FlowId, DropReason> {
+        let key = match known.and_then(|flow| self.egress.key(flow)) {
+            Some(key) => key,
+            None => self.key_for(published, client)?,
+        };
+        self.egress.deliver(now, key, payload, host)
+    }
+
+    /// The ends of a new flow of datagrams.
+    fn key_for(&mut self, published: Published, client: Client) -> Result<FlowKey, DropReason> {
+        let visible = published.visible(client);
+        if let Some(key) = visible.filter(|key| self.egress.find(key).is_none()) {
+            return Ok(key);
+        }
+        let mut key = published.key(SocketAddrV4::new(self.node.gateway(), 0));
+        let port = self.egress.free_port(key);
+        key.remote.set_port(port.ok_or(DropReason::EgressInUse)?);
+        Ok(key)
+    }
+}
