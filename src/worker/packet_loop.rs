@@ -383,7 +383,8 @@ impl PacketLoop {
             ..
         } = self;
         let lost = received.lost();
-        path.node_mut().count_drops(DropReason::UnderlayOverflow, lost);
+        path.node_mut()
+            .count_drops(DropReason::UnderlayOverflow, lost);
         let merging = match io.any_takes_superpackets() && !received.is_lone() {
             true => Merging::On,
             false => Merging::Off,

@@ -62,7 +62,8 @@ impl PacketLoop {
             return;
         };
         let lost = frames.lost();
-        path.node_mut().count_drops(DropReason::UnderlayOverflow, lost);
+        path.node_mut()
+            .count_drops(DropReason::UnderlayOverflow, lost);
         let merging = match io.any_takes_superpackets() {
             true => Merging::On,
             false => Merging::Off,

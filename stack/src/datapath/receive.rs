@@ -128,7 +128,10 @@ impl Datapath {
         mut send: impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
     ) {
         let settings = merge::Settings {
-            mtu: self.node.uplink().map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
+            mtu: self
+                .node
+                .uplink()
+                .map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
             udp: true,
         };
         let mut merger = Merger::new(settings);

@@ -1,6 +1,6 @@
 //! The router: where an IPv4 packet goes, and what it needs to get there.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::fragment::Fragments;
@@ -14,6 +14,7 @@ use muslin_encap::tunnel::vxlan;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
+use super::peers::Outgoing;
 use super::{NextHop, Node, Verdict};
 use crate::datapath::frame;
 use crate::datapath::guard;
@@ -35,13 +36,22 @@ pub(super) enum Origin {
     Uplink(EthernetAddress),
 }
 
-/// Where the hosts are that a packet's next hop is found among.
+/// The way of a packet whose route is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Via {
+    /// To a pod of this node.
+    Pods,
+    /// To a peer, as it is known when the packet is routed.
+    Peer(PeerId, Outgoing),
+}
+
+/// The link on which the next hop is resolved.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Hop {
     /// The node's own pods.
     Pod,
-    /// The uplink's link, with the host of this peer.
-    Host(PeerId),
+    /// The uplink's, with the host of this peer.
+    Host(PeerId, Outgoing),
 }
 
 /// One of the node's links.
@@ -57,7 +67,7 @@ impl Hop {
     const fn link(self) -> On {
         match self {
             Self::Pod => On::Bridge,
-            Self::Host(_) => On::Uplink,
+            Self::Host(..) => On::Uplink,
         }
     }
 }
@@ -163,7 +173,8 @@ impl Node {
             self.report(now, IcmpError::NetUnreachable, packet.as_slice());
             return Err(DropReason::NoRoute);
         };
-        let mtu = self.path_mtu(next);
+        let via = self.via(next)?;
+        let mtu = self.path_mtu(via);
         let fits = longest(packet) <= usize::from(mtu.get());
         if !fits && Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
             self.report(
@@ -183,9 +194,9 @@ impl Node {
             );
         }
         if fits {
-            self.forward(now, destination, next, packet)
+            self.forward(now, destination, via, packet)
         } else {
-            self.in_pieces(now, destination, next, packet)
+            self.in_pieces(now, destination, via, packet)
         }
     }
 
@@ -200,10 +211,11 @@ impl Node {
         // Other nodes take nothing that is not from this one's subnet.
         let is_way = |next: &NextHop| *next == NextHop::Local || self.is_own(source);
         let next = next.filter(is_way).ok_or(DropReason::NoRoute)?;
-        if longest(packet) <= usize::from(self.path_mtu(next).get()) {
-            self.forward(now, destination, next, packet)
+        let via = self.via(next)?;
+        if longest(packet) <= usize::from(self.path_mtu(via).get()) {
+            self.forward(now, destination, via, packet)
         } else {
-            self.in_pieces(now, destination, next, packet)
+            self.in_pieces(now, destination, via, packet)
         }
     }
 
@@ -260,14 +272,21 @@ impl Node {
         }
     }
 
+    /// The way of a route.
+    fn via(&self, next: NextHop) -> Result<Via, DropReason> {
+        match next {
+            NextHop::Local => Ok(Via::Pods),
+            NextHop::Peer(id) => {
+                let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+                Ok(Via::Peer(id, *peer))
+            }
+        }
+    }
+
     /// The largest packet that a way takes.
-    pub(super) fn path_mtu(&self, next: NextHop) -> Mtu {
-        let path = match next {
-            NextHop::Local => None,
-            NextHop::Peer(id) => self.peers.outgoing(id).map(|peer| peer.path),
-        };
-        match (path, &self.uplink) {
-            (Some(Path::Uplink), Some(link)) => link.uplink.mtu,
+    fn path_mtu(&self, via: Via) -> Mtu {
+        match (via, &self.uplink) {
+            (Via::Peer(_, peer), Some(link)) if peer.path == Path::Uplink => link.uplink.mtu,
             _ => self.config.mtu,
         }
     }
@@ -287,19 +306,19 @@ impl Node {
         &mut self,
         now: Instant,
         destination: Ipv4Addr,
-        next: NextHop,
+        via: Via,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
         packet.complete_checksum();
-        let mtu = self.path_mtu(next);
+        let mtu = self.path_mtu(via);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(HEADROOM + frame::MAX_LEN, 0);
         let mut send = |node: &mut Self, scratch: &mut [u8], len| {
             if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
                 let step = if len > mtu.get().into() {
-                    node.in_pieces(now, destination, next, &mut piece)
+                    node.in_pieces(now, destination, via, &mut piece)
                 } else {
-                    node.forward(now, destination, next, &mut piece)
+                    node.forward(now, destination, via, &mut piece)
                 };
                 node.enqueue(step, &piece);
             }
@@ -362,19 +381,18 @@ impl Node {
         &mut self,
         now: Instant,
         destination: Ipv4Addr,
-        next: NextHop,
+        via: Via,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let id = match next {
-            NextHop::Local => return self.send_to_host(now, Hop::Pod, destination, packet),
-            NextHop::Peer(id) => id,
+        let (id, peer) = match via {
+            Via::Pods => return self.send_to_host(now, Hop::Pod, destination, packet),
+            Via::Peer(id, peer) => (id, peer),
         };
-        let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
         match peer.path {
-            Path::Tunnel => self.encapsulate(id, packet),
+            Path::Tunnel => self.encapsulate(id, &peer, packet),
             Path::Uplink => {
                 let host = *peer.address.ip();
-                self.send_to_host(now, Hop::Host(id), host, packet)
+                self.send_to_host(now, Hop::Host(id, peer), host, packet)
             }
             Path::Unreachable => {
                 self.report(now, IcmpError::HostUnreachable, packet.as_slice());
@@ -415,11 +433,11 @@ impl Node {
                 return Err(DropReason::HostUnreachable);
             }
             if !packet.is_single() {
-                let next = match hop {
-                    Hop::Pod => NextHop::Local,
-                    Hop::Host(id) => NextHop::Peer(id),
+                let via = match hop {
+                    Hop::Pod => Via::Pods,
+                    Hop::Host(id, peer) => Via::Peer(id, peer),
                 };
-                return self.in_pieces(now, host, next, packet);
+                return self.in_pieces(now, host, via, packet);
             }
             packet.complete_checksum();
         }
@@ -450,7 +468,7 @@ impl Node {
         until: Instant,
     ) -> Step {
         if !packet.is_single() {
-            return self.in_pieces(now, host, NextHop::Local, packet);
+            return self.in_pieces(now, host, Via::Pods, packet);
         }
         packet.complete_checksum();
         let waits = self.neighbours.wait(host.into(), packet.as_slice(), until);
@@ -464,47 +482,46 @@ impl Node {
     fn neighbours_of(&mut self, hop: Hop) -> Result<&mut Neighbours, DropReason> {
         match (hop, &mut self.uplink) {
             (Hop::Pod, _) => Ok(&mut self.neighbours),
-            (Hop::Host(_), Some(link)) => Ok(&mut link.neighbours),
-            (Hop::Host(_), None) => Err(DropReason::NextHopUnreachable),
+            (Hop::Host(..), Some(link)) => Ok(&mut link.neighbours),
+            (Hop::Host(..), None) => Err(DropReason::NextHopUnreachable),
         }
     }
 
     fn deliver(&mut self, hop: Hop, place: Place, packet: &mut PacketBuf<'_>) -> Step {
         let (source, verdict) = match (hop, &self.uplink) {
             (Hop::Pod, _) => (self.config.gateway_mac, Verdict::Port(place.port)),
-            (Hop::Host(id), Some(link)) => (link.uplink.mac, Verdict::Uplink { id: Some(id) }),
-            (Hop::Host(_), None) => return Err(DropReason::NextHopUnreachable),
+            (Hop::Host(id, _), Some(link)) => (link.uplink.mac, Verdict::Uplink { id: Some(id) }),
+            (Hop::Host(..), None) => return Err(DropReason::NextHopUnreachable),
         };
         frame::prepend(packet, source, place.mac).map_err(|_| DropReason::HeadroomExceeded)?;
         Ok(verdict)
     }
 
-    fn encapsulate(&mut self, id: PeerId, packet: &mut PacketBuf<'_>) -> Step {
+    fn encapsulate(&mut self, id: PeerId, peer: &Outgoing, packet: &mut PacketBuf<'_>) -> Step {
         packet.complete_checksum();
         let flow = hash::flow(packet.as_slice(), self.seed);
         if let Tunnel::Vxlan { mac, .. } = self.config.tunnel {
-            let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
             let theirs = peer.vtep_mac.ok_or(DropReason::NoVtepMac)?;
             frame::prepend(packet, mac.get(), theirs.get())
                 .map_err(|_| DropReason::HeadroomExceeded)?;
         }
-        self.encapsulate_frame(id, flow, packet)
+        self.encapsulate_frame(id, peer.address, flow, packet)
     }
 
     /// Puts the header of the tunnel on an inner frame or, in flannel's UDP format, none.
     pub(super) fn encapsulate_frame(
         &mut self,
         id: PeerId,
+        destination: SocketAddrV4,
         flow: u32,
         packet: &mut PacketBuf<'_>,
     ) -> Step {
-        let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
         if let Tunnel::Vxlan { vni, .. } = self.config.tunnel {
             vxlan::encapsulate(packet, vni).map_err(|_| DropReason::HeadroomExceeded)?;
         }
         Ok(Verdict::Peer {
             id,
-            destination: peer.address.into(),
+            destination: destination.into(),
             flow,
         })
     }
@@ -595,7 +612,10 @@ impl Node {
         let destination = view.dst_addr();
         let next = self.routes.lookup(destination.into()).copied();
         self.with_scratch(bytes, |node, packet| match next {
-            Some(next) => node.forward(now, destination, next, packet),
+            Some(next) => {
+                let via = node.via(next)?;
+                node.forward(now, destination, via, packet)
+            }
             None => Err(DropReason::NoRoute),
         });
     }

@@ -226,6 +226,8 @@ impl Node {
             return Err(DropReason::DestinationMacForeign);
         }
         let id = known.ok_or(DropReason::UnknownPeer)?;
+        let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+        let destination = peer.address;
         let answer = frame::write_arp(
             ArpOperation::Reply,
             (mac.get(), target_protocol_addr),
@@ -234,7 +236,7 @@ impl Node {
         packet
             .replace(&answer)
             .map_err(|_| DropReason::HeadroomExceeded)?;
-        self.encapsulate_frame(id, 0, packet)
+        self.encapsulate_frame(id, destination, 0, packet)
     }
 
     /// The node's own addresses, in no particular order.

@@ -8,7 +8,8 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol};
 
-use super::{NextHop, Node};
+use super::Node;
+use super::forward::Via;
 use crate::datapath::gateway;
 use crate::datapath::icmp;
 use crate::datapath::peer::{Path, PeerId};
@@ -21,9 +22,10 @@ impl Node {
     /// own addresses in its lease, the base, which flannel nodes have, and the gateway. The answer
     /// counts as heard, like everything that comes from a peer.
     pub fn probe(&mut self, now: Instant, id: PeerId) {
-        let path = self.peers.outgoing(id).map(|peer| peer.path);
+        let reachable = self.peers.outgoing(id).copied();
+        let reachable = reachable.filter(|peer| peer.path != Path::Unreachable);
+        let Some(peer) = reachable else { return };
         let lease = self.peers.iter().find(|peer| peer.id == id);
-        let lease = lease.filter(|_| path != Some(Path::Unreachable));
         let Some(IpNet::V4(lease)) = lease.map(|peer| peer.subnet) else {
             return;
         };
@@ -31,7 +33,7 @@ impl Node {
             self.ident = self.ident.wrapping_add(1);
             let request = echo_request(self.gateway(), destination, self.ident);
             self.with_scratch(&request, |node, packet| {
-                node.forward(now, destination, NextHop::Peer(id), packet)
+                node.forward(now, destination, Via::Peer(id, peer), packet)
             });
         }
     }
