@@ -150,6 +150,7 @@ fn play_with(backend: Backend, seed: u64, events: &[(u64, Event)]) -> Summary {
             is_configured: false,
             tells_ttl: false,
             guards_peers: true,
+            workers: 1,
             renew_margin: RENEW_MARGIN,
         },
         weather: Weather::FAIR,

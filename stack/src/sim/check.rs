@@ -126,7 +126,7 @@ pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
 /// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
 /// ARP message that an address is where it is not.
 pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
-    let gateway = (running.path.node().gateway(), running.gateway_mac);
+    let gateway = (running.node().gateway(), running.gateway_mac);
     let pods = running.ports.values();
     let pods = pods.map(|plugged| (plugged.address, plugged.device.attachment().mac));
     let mut places = pods.chain([gateway]);
@@ -263,7 +263,7 @@ impl Cluster {
                 let running = process.running.as_ref();
                 machine.is_wanted
                     && process.agent.is_settled()
-                    && running.is_some_and(|running| running.path.node().peers().count() == others)
+                    && running.is_some_and(|running| running.node().peers().count() == others)
             }
         })
     }
@@ -275,9 +275,7 @@ impl Cluster {
             .iter()
             .filter_map(|machine| machine.process.as_ref());
         let running = processes.filter_map(|process| process.running.as_ref());
-        running
-            .map(|running| running.path.node().routes().count())
-            .sum()
+        running.map(|running| running.node().routes().count()).sum()
     }
 
     /// The leases that the store has.
@@ -358,12 +356,10 @@ impl Cluster {
         // A record under a node's own address is none of a peer.
         let peers = peers.filter(|peer| *peer.address.ip() != public_ip);
         let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
-        compare(
-            number,
-            &expected.collect(),
-            &reach(running.path.node()),
-            text,
-        );
+        let expected = expected.collect();
+        for worker in &running.workers {
+            compare(number, &expected, &reach(worker.path.node()), text);
+        }
     }
 
     /// All pairs of pods talk to each other.
@@ -404,7 +400,7 @@ impl Cluster {
             let asked = self.neighbours();
             for pair in &asked {
                 if let Some(running) = self.machines[pair.from.machine].running(pair.from) {
-                    running.path.node_mut().probe(now, pair.id);
+                    running.workers[0].path.node_mut().probe(now, pair.id);
                 }
                 self.settle(pair.from)?;
             }
@@ -442,7 +438,7 @@ impl Cluster {
             let Some((process, ..)) = all[machine] else {
                 continue;
             };
-            for state in running.path.node().peers() {
+            for state in running.node().peers() {
                 let address = *state.peer.address.ip();
                 let is_it = |other: &Option<(u64, Ipv4Net, Ipv4Addr)>| {
                     other.is_some_and(|(_, subnet, ip)| {
@@ -451,7 +447,8 @@ impl Cluster {
                 };
                 if let Some(other) = all.iter().position(is_it) {
                     // What comes from an address counts for the first peer there.
-                    let all_there = running.path.node().peers();
+                    let workers = running.workers.iter();
+                    let all_there = workers.flat_map(|worker| worker.path.node().peers());
                     let all_there = all_there.filter(|it| *it.peer.address.ip() == address);
                     pairs.push(Pair {
                         from: Who { machine, process },
@@ -548,7 +545,11 @@ fn compare(number: usize, expected: &Reach, actual: &Reach, text: &mut String) {
 
 /// Tables keep their bounds, hold nothing of ports that have gone, and routes are those of peers.
 fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
-    let node = running.path.node();
+    let mut workers = running.workers.iter();
+    workers.try_for_each(|worker| check_node(number, running, worker.path.node()))
+}
+
+fn check_node(number: usize, running: &Running, node: &Node) -> Result<(), Violation> {
     let wrong = |what: &str| Err(Violation(format!("machine {number} {what}")));
     let limits = super::cluster::LIMITS;
     let learned = node.fdb().filter(|(_, entry)| entry.seen.is_some());

@@ -24,6 +24,7 @@ use super::sockets::Happening;
 use super::store::{Gap, Lost, Store};
 use crate::control::ipam::PodName;
 use crate::control::lease::{Answer, Op, Revision};
+use crate::datapath::Message;
 use crate::datapath::egress::FlowId;
 use crate::datapath::frame;
 use crate::datapath::node::Limits;
@@ -59,13 +60,14 @@ pub(super) enum Due {
     Start(usize),
     Wake(usize, Instant),
     Plug(Who, PodName),
-    Node(Who),
+    Node(Who, usize),
+    Message(Who, usize, Message),
     Device(Who, PortId),
     ToDevice(Who, PortId, Vec<u8>),
     FromDevice(Who, PortId, Sent),
     Turn(Who, PortId),
     Frame(usize, Vec<u8>),
-    Socket(Who, FlowId, Happening),
+    Socket(Who, usize, FlowId, Happening),
     Datagram {
         source: SocketAddr,
         destination: SocketAddr,
@@ -245,7 +247,8 @@ impl Cluster {
             Due::Wake(machine, since) => self.wake_since(machine, since),
             Due::Start(machine) => self.start(machine)?,
             Due::Plug(who, name) => self.plug_again(who, &name)?,
-            Due::Node(who) => self.node_timeout(who)?,
+            Due::Node(who, worker) => self.node_timeout(who, worker)?,
+            Due::Message(who, worker, message) => self.take_message(who, worker, message)?,
             Due::Device(who, port) => {
                 let running = self.machines[who.machine].running(who);
                 let plugged = running.and_then(|running| running.ports.get_mut(&port));
@@ -256,7 +259,9 @@ impl Cluster {
             Due::ToDevice(who, port, frame) => self.deliver(who, port, &frame)?,
             Due::FromDevice(who, port, frame) => self.hear_device(who, port, frame),
             Due::Turn(who, port) => self.take_turn(who, port)?,
-            Due::Socket(who, id, happening) => self.socket_event(who, id, happening)?,
+            Due::Socket(who, worker, id, happening) => {
+                self.socket_event((who, worker), id, happening)?;
+            }
             Due::Frame(machine, bytes) => self.take_link_frame(machine, &bytes)?,
             Due::Datagram {
                 source,

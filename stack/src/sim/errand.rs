@@ -243,8 +243,8 @@ impl Cluster {
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             let running = process.and_then(|process| process.running.as_ref());
-            let streams = running.map(|running| running.way_out.sockets.streams());
-            for flow in streams.into_iter().flatten() {
+            let workers = running.into_iter().flat_map(|running| &running.workers);
+            for flow in workers.flat_map(|worker| worker.way_out.sockets.streams()) {
                 let done = self.oracle.errands.get(&flow).and_then(|it| it.done);
                 if done.is_some_and(|done| done + FAREWELL <= now)
                     && !self.outside.was_cut(number, done.unwrap_or(now))
@@ -263,7 +263,9 @@ impl Cluster {
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             let running = process.and_then(|process| process.running.as_ref());
-            if let Some(info) = running.and_then(|running| running.path.egress().flows().next()) {
+            let workers = running.into_iter().flat_map(|running| &running.workers);
+            let mut flows = workers.flat_map(|worker| worker.path.egress().flows());
+            if let Some(info) = flows.next() {
                 return Err(Violation(format!(
                     "machine {number} has a flow that is idle for a day: {info:?}"
                 )));

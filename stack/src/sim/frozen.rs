@@ -142,7 +142,8 @@ impl Due {
             | Self::KeepAlive(who, _)
             | Self::Farewell(who)
             | Self::Plug(who, _)
-            | Self::Node(who)
+            | Self::Node(who, _)
+            | Self::Message(who, ..)
             | Self::FromDevice(who, ..)
             | Self::Turn(who, _)
             | Self::Socket(who, ..) => Some(who.machine),

@@ -53,7 +53,7 @@ impl Cluster {
         });
         let process = machine.process.as_mut();
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
-            running.path.node_mut().set_uplink(uplink);
+            running.each_node(|node| node.set_uplink(uplink));
         }
     }
 
@@ -175,7 +175,8 @@ impl Cluster {
 
     fn give_frame(&mut self, who: Who, bytes: &[u8]) -> Result<(), Violation> {
         let bare = (bytes, Header::default());
-        self.through(who, bare, |path, now, packet, sockets| {
+        let worker = self.worker_of_frame(who, bytes);
+        self.through((who, worker), bare, |path, now, packet, sockets| {
             path.from_uplink(now, packet, &[], sockets)
         })
         .map(drop)

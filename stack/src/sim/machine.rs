@@ -12,13 +12,12 @@ use smoltcp::wire::EthernetAddress;
 use super::agent::Agent;
 use super::device::{Device, Sent};
 use super::frozen::Frozen;
-use super::way_out::WayOut;
+use super::worker::Worker;
 use crate::control::ipam::{Memory, PodName};
 use crate::control::lease::{NetworkConfig, SubnetKey};
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::TunnelPlan;
-use crate::datapath::Datapath;
 use crate::datapath::port::PortId;
 
 /// A process of a machine. What was meant for an earlier one is not for a later one.
@@ -75,11 +74,10 @@ pub(super) struct Running {
     pub(super) key: SubnetKey,
     pub(super) config: NetworkConfig,
     pub(super) plan: TunnelPlan,
-    pub(super) path: Datapath,
     pub(super) gateway_mac: EthernetAddress,
     pub(super) pods: Pods<()>,
-    /// The sockets of its flows to addresses outside.
-    pub(super) way_out: Box<WayOut>,
+    /// Its workers: each has the whole node, and flows of its own.
+    pub(super) workers: Vec<Worker>,
     pub(super) ports: BTreeMap<PortId, Plugged>,
     /// Pods of the process before that are not attached again yet.
     pub(super) unplugged: BTreeSet<PodName>,
@@ -88,7 +86,6 @@ pub(super) struct Running {
     pub(super) awaited: (BTreeSet<Ipv4Addr>, Instant),
     /// MAC addresses of pods that are no longer attached; a frame of theirs may be on its way.
     pub(super) gone: BTreeSet<EthernetAddress>,
-    pub(super) timer: Timer,
 }
 
 /// A device behind a port.
@@ -99,8 +96,8 @@ pub(super) struct Plugged {
     pub(super) sender: u64,
     pub(super) device: Box<dyn Device>,
     pub(super) timer: Timer,
-    /// Frames that the node has not taken yet.
-    pub(super) waiting: VecDeque<Sent>,
+    /// Frames that the node has not taken yet, by the worker that will.
+    pub(super) waiting: Vec<VecDeque<Sent>>,
     /// Turns since it took the last one of them.
     pub(super) idle_turns: u32,
 }

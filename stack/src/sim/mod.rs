@@ -133,6 +133,7 @@ mod store;
 mod stream;
 mod traffic;
 mod way_out;
+mod worker;
 
 use cluster::Cluster;
 pub use cluster::Figures;

@@ -61,6 +61,8 @@ pub struct Setup {
     pub tells_ttl: bool,
     /// Whether nodes take datagrams from nodes with a lease only.
     pub guards_peers: bool,
+    /// How many workers each node has.
+    pub workers: u8,
     /// How long before its end a lease is renewed.
     pub renew_margin: Duration,
 }
@@ -97,6 +99,9 @@ impl fmt::Display for Setup {
         if !self.guards_peers {
             write!(f, ", peers are not guarded against")?;
         }
+        if self.workers > 1 {
+            write!(f, ", {} workers each", self.workers)?;
+        }
         Ok(())
     }
 }
@@ -128,7 +133,7 @@ impl Plan {
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed, Stream::Plan);
-        let setup = setup(&mut random);
+        let setup = setup(seed, &mut random);
         let weather = match random.chance(500) {
             true => Weather::FAIR,
             false => some_weather(&mut random),
@@ -187,7 +192,7 @@ impl Plan {
     }
 }
 
-fn setup(random: &mut Random) -> Setup {
+fn setup(seed: u64, random: &mut Random) -> Setup {
     let machines = random.between(2, 5);
     let backend = match random.below(10) {
         0..5 => Backend::Vxlan(VxlanOptions::default()),
@@ -213,6 +218,8 @@ fn setup(random: &mut Random) -> Setup {
         is_configured: random.chance(500),
         tells_ttl: random.chance(500),
         guards_peers: random.chance(850),
+        // A stream of its own, so that plans stay what they were.
+        workers: Random::new(seed, Stream::Workers).pick(&[1, 1, 2, 3]),
         renew_margin: match random.chance(800) {
             true => RENEW_MARGIN,
             false => Duration::from_secs(60 * random.between(1, 1439)),

@@ -81,24 +81,12 @@ impl Cluster {
         let subnet = running.key.ipv4;
         let sender = self.oracle.new_sender(address);
         let device: Box<dyn Device> = if behaves {
-            Box::new(Pod::new(
-                mac,
-                address,
-                subnet,
-                running.path.node().mtu(),
-                seed,
-            ))
+            Box::new(Pod::new(mac, address, subnet, running.node().mtu(), seed))
         } else {
             let gateway = disk.gateway_mac.get();
-            Box::new(Rogue::new(
-                mac,
-                address,
-                gateway,
-                running.path.node().gateway(),
-            ))
+            Box::new(Rogue::new(mac, address, gateway, running.node().gateway()))
         };
-        let path = &mut running.path;
-        path.node_mut().attach(port, device.attachment().clone());
+        running.each_node(|node| node.attach(port, device.attachment().clone()));
         running.awaited.0.remove(&address);
         let plugged = Plugged {
             name: name.clone(),
@@ -106,7 +94,7 @@ impl Cluster {
             sender,
             device,
             timer: Timer::default(),
-            waiting: VecDeque::new(),
+            waiting: running.workers.iter().map(|_| VecDeque::new()).collect(),
             idle_turns: 0,
         };
         running.ports.insert(port, plugged);
@@ -136,12 +124,16 @@ impl Cluster {
     }
 
     fn unplug(&mut self, who: Who, port: PortId, name: &PodName) -> Result<(), Violation> {
-        let was_attached = self.call(who, |path, _, sockets| {
-            sockets.pod_is_gone = true;
-            let was_attached = path.detach(port, sockets);
-            sockets.pod_is_gone = false;
-            was_attached
-        });
+        let mut was_attached = true;
+        for worker in 0..self.workers(who) {
+            let is_there = self.call((who, worker), |path, _, sockets| {
+                sockets.pod_is_gone = true;
+                let is_there = path.detach(port, sockets);
+                sockets.pod_is_gone = false;
+                is_there
+            });
+            was_attached &= is_there == Some(true);
+        }
         self.settle(who)?;
         let machine = &mut self.machines[who.machine];
         let Some(running) = machine.running(who) else {
@@ -152,7 +144,7 @@ impl Cluster {
         running.gone.extend(mac);
         running.pods.detach(name);
         let memory = running.pods.memory();
-        if was_attached != Some(true) {
+        if !was_attached {
             return Err(Violation(format!("port {port} was not attached")));
         }
         if let Some(disk) = &mut machine.disk {

@@ -3,24 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::VtepMac;
-use smoltcp::time::Duration;
+use smoltcp::time::{Duration, Instant};
 
 use super::Violation;
 use super::agent::Agent;
 use super::cluster::{Cluster, Due, LIMITS, PREFIX};
-use super::machine::{Disk, Process, Running, Timer, Who};
+use super::machine::{Disk, Process, Running, Who};
+use super::outside::Outside;
 use super::plan::Setup;
 use super::random::Random;
 use super::way_out::{self, WayOut};
+use super::worker::Worker;
 use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
-use crate::datapath::egress::Egress;
+use crate::datapath::egress::{Egress, Owners};
 use crate::datapath::guard::Policy;
 use crate::datapath::node::{Config, Node};
 
@@ -119,7 +122,9 @@ impl Cluster {
         if let Some(running) = process.and_then(|process| process.running.as_mut()) {
             running.plan = running.plan.on(mtu.get().into()).map_err(misfit)?;
             let inner = running.plan.mtu;
-            running.path.set_mtu(inner, now);
+            for worker in &mut running.workers {
+                worker.path.set_mtu(inner, now);
+            }
             for plugged in running.ports.values_mut() {
                 plugged.device.set_mtu(now, inner);
             }
@@ -215,9 +220,7 @@ impl Cluster {
         let mtu = machine.mtu.get().into();
         let plan = TunnelPlan::new(&config.backend, disk.vtep_mac, None, mtu).map_err(misfit)?;
         let node = node_config(&plan, key, disk, &self.setup, &mut self.random);
-        let node = Node::new(node, now).map_err(|error| Violation(error.to_string()))?;
-        let egress = way_out::config(key.ipv4, node.mtu(), self.outside.seed());
-        let egress = Egress::new(egress, now);
+        let workers = workers(&node, key, &self.setup, &mut self.outside, now)?;
         let memory = disk.addresses.as_ref();
         let awaited: BTreeSet<_> = memory
             .iter()
@@ -228,25 +231,20 @@ impl Cluster {
             key,
             config,
             plan,
-            path: Datapath::new(node, egress),
             gateway_mac: disk.gateway_mac.get(),
             pods: Pods::new(key.ipv4, disk.addresses.clone()),
-            way_out: Box::new(WayOut::new(self.outside.seed(), now)),
+            workers,
             ports: BTreeMap::new(),
             unplugged: BTreeSet::new(),
             awaited: (awaited, now + AWAITED),
             gone: BTreeSet::new(),
-            timer: Timer::default(),
         };
-        running
-            .path
-            .node_mut()
-            .set_egress(Some(running.config.network));
-        let (awaited, until) = &running.awaited;
-        running
-            .path
-            .node_mut()
-            .await_pods(awaited.iter().copied(), *until);
+        let network = running.config.network;
+        let (awaited, until) = running.awaited.clone();
+        running.each_node(|node| {
+            node.set_egress(Some(network));
+            node.await_pods(awaited.iter().copied(), until);
+        });
         process.control.start(running.config.backend.clone());
         process.running = Some(running);
         process.update_tables();
@@ -290,10 +288,34 @@ impl Process {
     fn update_tables(&mut self) {
         if let Some(running) = &mut self.running {
             while let Some(operation) = self.control.poll() {
-                operation.apply_to_node(running.path.node_mut());
+                running.each_node(|node| operation.clone().apply_to_node(node));
             }
         }
     }
+}
+
+/// The workers of a node. Their chances outside are each their own.
+fn workers(
+    node: &Config,
+    key: SubnetKey,
+    setup: &Setup,
+    outside: &mut Outside,
+    now: Instant,
+) -> Result<Vec<Worker>, Violation> {
+    let mut workers = Vec::new();
+    let mut owners = None;
+    for number in 0..setup.workers {
+        let node = Node::new(node.clone(), now).map_err(|error| Violation(error.to_string()))?;
+        let egress = way_out::config(key.ipv4, node.mtu(), outside.seed());
+        let seed = egress.random_seed;
+        let mut path = Datapath::new(node, Egress::new(egress, now));
+        if setup.workers > 1 {
+            let owners = owners.get_or_insert_with(|| Arc::new(Owners::new(seed)));
+            path.share(owners.clone(), number);
+        }
+        workers.push(Worker::new(path, WayOut::new(outside.seed(), now)));
+    }
+    Ok(workers)
 }
 
 fn node_config(

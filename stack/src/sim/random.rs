@@ -13,6 +13,7 @@ pub(super) enum Stream {
     Machines,
     Check,
     Outside,
+    Workers,
 }
 
 /// One stream of a seed.

@@ -44,13 +44,13 @@ impl Cluster {
         for plugged in running.ports.values() {
             let _ = writeln!(text, "  pod {} at {}", plugged.name, plugged.address);
         }
-        let mut routes: Vec<_> = running.path.node().routes().collect();
+        let mut routes: Vec<_> = running.node().routes().collect();
         routes.sort_by_key(|(prefix, _)| *prefix);
         for (prefix, hop) in routes {
             let via = match hop {
                 NextHop::Local => "its pods".to_owned(),
                 NextHop::Peer(id) => {
-                    let mut peers = running.path.node().peers();
+                    let mut peers = running.node().peers();
                     let peer = peers.find(|state| state.peer.id == *id);
                     peer.map_or("nobody".to_owned(), |state| state.peer.address.to_string())
                 }
@@ -58,11 +58,9 @@ impl Cluster {
             let _ = writeln!(text, "  route {prefix} via {via}");
         }
         running.describe_flows(text);
-        for (reason, count) in running
-            .path
-            .node()
-            .counters()
-            .drops()
+        let nodes = running.workers.iter().map(|worker| worker.path.node());
+        for (reason, count) in nodes
+            .flat_map(|node| node.counters().drops())
             .filter(|(_, count)| *count > 0)
         {
             let _ = writeln!(text, "  dropped {count}: {}", reason.describe());

@@ -95,6 +95,7 @@ impl Scale {
             is_configured: true,
             tells_ttl: false,
             guards_peers: true,
+            workers: 1,
             renew_margin: RENEW_MARGIN,
         };
         Self {

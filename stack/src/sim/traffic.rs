@@ -1,6 +1,7 @@
 //! Traffic: frames and datagrams through nodes and links.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -40,40 +41,26 @@ impl Cluster {
     /// are.
     pub(super) fn hear_device(&mut self, who: Who, port: PortId, sent: Sent) {
         let now = self.queue.now();
+        let worker = self.worker_of_frame(who, &sent.frame);
         let running = self.machines[who.machine].running(who);
         let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port)) else {
             return;
         };
-        if plugged.waiting.is_empty() {
+        if plugged.waiting.iter().all(VecDeque::is_empty) {
             self.queue.schedule(now, Due::Turn(who, port));
         }
-        plugged.waiting.push_back(sent);
+        plugged.waiting[worker].push_back(sent);
     }
 
-    /// Gives a node what waits at a port, as much as the port's turn has room for.
+    /// Gives the workers what waits at a port's queues, as much as its turn with each has room for.
     pub(super) fn take_turn(&mut self, who: Who, port: PortId) -> Result<(), Violation> {
-        let Some(running) = self.machines[who.machine].running(who) else {
-            return Ok(());
-        };
-        running.path.node_mut().begin_turn(port);
-        let mut taken = 0;
-        while let Some(running) = self.machines[who.machine].running(who)
-            && running.path.node().goes_on(port)
-            && let Some(plugged) = running.ports.get_mut(&port)
-            && let Some(sent) = plugged.waiting.pop_front()
-        {
-            plugged.idle_turns = 0;
-            let others = running.ports.len().saturating_sub(1);
-            check::turn(who.machine, port, taken)?;
-            taken += match self.take_frame(who, port, &sent)? {
-                Some(Verdict::Flood { .. }) => work::of_packets(others.max(1), 0),
-                _ => work::of_packets(1, 0),
-            };
+        for worker in 0..self.workers(who) {
+            self.take_turn_of(who, worker, port)?;
         }
         let now = self.queue.now();
         let running = self.machines[who.machine].running(who);
         if let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port))
-            && !plugged.waiting.is_empty()
+            && !plugged.waiting.iter().all(VecDeque::is_empty)
         {
             check::patience(who.machine, port, plugged.idle_turns)?;
             plugged.idle_turns += 1;
@@ -82,9 +69,31 @@ impl Cluster {
         Ok(())
     }
 
+    fn take_turn_of(&mut self, who: Who, worker: usize, port: PortId) -> Result<(), Violation> {
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(());
+        };
+        running.workers[worker].path.node_mut().begin_turn(port);
+        let mut taken = 0;
+        while let Some(running) = self.machines[who.machine].running(who)
+            && running.workers[worker].path.node().goes_on(port)
+            && let Some(plugged) = running.ports.get_mut(&port)
+            && let Some(sent) = plugged.waiting[worker].pop_front()
+        {
+            plugged.idle_turns = 0;
+            let others = running.ports.len().saturating_sub(1);
+            check::turn(who.machine, port, taken)?;
+            taken += match self.take_frame((who, worker), port, &sent)? {
+                Some(Verdict::Flood { .. }) => work::of_packets(others.max(1), 0),
+                _ => work::of_packets(1, 0),
+            };
+        }
+        Ok(())
+    }
+
     fn take_frame(
         &mut self,
-        who: Who,
+        (who, worker): (Who, usize),
         port: PortId,
         Sent { frame, header }: &Sent,
     ) -> Result<Option<Verdict>, Violation> {
@@ -95,13 +104,16 @@ impl Cluster {
         });
         let Ok(offload) = Header::parse(header) else {
             if let Some(running) = self.machines[who.machine].running(who) {
-                running.path.node_mut().refuse_frame(port, frame.len());
+                let node = running.workers[worker].path.node_mut();
+                node.refuse_frame(port, frame.len());
             }
             return self.settle(who).map(|()| None);
         };
-        let verdict = self.through(who, (frame, offload), |path, now, packet, sockets| {
-            path.from_port(now, port, packet, sockets)
-        })?;
+        let verdict = self.through(
+            (who, worker),
+            (frame, offload),
+            |path, now, packet, sockets| path.from_port(now, port, packet, sockets),
+        )?;
         if verdict == Some(Verdict::Drop(DropReason::Storm)) && self.rogue(who) != Some(port) {
             return Err(Violation(format!(
                 "port {port} of machine {} is told that it floods, and does not",
@@ -129,7 +141,8 @@ impl Cluster {
             _ => Cow::Borrowed(bytes),
         };
         let bare = (&*received, Header::default());
-        let verdict = self.through(who, bare, |path, now, packet, sockets| {
+        let worker = self.worker_of_datagram(who, &received);
+        let verdict = self.through((who, worker), bare, |path, now, packet, sockets| {
             path.from_underlay(now, source, packet, &[], sockets)
         })?;
         let is_dropped = verdict.is_none_or(|verdict| matches!(verdict, Verdict::Drop(_)));
@@ -145,7 +158,7 @@ impl Cluster {
     /// Gives a packet to a node and does what it says. `None` if no node runs.
     pub(super) fn through(
         &mut self,
-        who: Who,
+        (who, worker): (Who, usize),
         (bytes, offload): (&[u8], Header),
         call: impl FnOnce(&mut Datapath, Instant, &mut PacketBuf<'_>, &mut Sockets) -> Verdict,
     ) -> Result<Option<Verdict>, Violation> {
@@ -159,45 +172,57 @@ impl Cluster {
         if let Ok(packet) = PacketBuf::new(&mut storage, HEADROOM, bytes.len()) {
             let mut packet = packet.with_offload(offload);
             let before = self.went_out(who);
-            let taken = self.call(who, |path, now, sockets| {
+            let taken = self.call((who, worker), |path, now, sockets| {
                 call(path, now, &mut packet, sockets)
             });
             if let Some(verdict) = taken {
                 result = self
-                    .check_datagram(who, verdict, bytes, before)
-                    .and_then(|()| self.carry_out(who, verdict, &mut packet))
+                    .carry_out((who, worker), verdict, &mut packet)
+                    .and_then(|()| self.settle(who))
+                    .and_then(|()| self.check_datagram(who, verdict, bytes, before))
                     .map(|()| Some(verdict));
             }
         }
         self.storage = storage;
-        let verdict = result?;
-        self.settle(who)?;
-        Ok(verdict)
+        result
     }
 
     /// Calls a node's data path. `None` if no node runs.
     pub(super) fn call<R>(
         &mut self,
-        who: Who,
+        (who, worker): (Who, usize),
         call: impl FnOnce(&mut Datapath, Instant, &mut Sockets) -> R,
     ) -> Option<R> {
         let now = self.queue.now();
         let is_cut = self.outside.is_cut(who.machine);
         let running = self.machines[who.machine].running(who)?;
-        let sockets = &mut running.way_out.sockets;
+        let worker = running.workers.get_mut(worker)?;
+        let sockets = &mut worker.way_out.sockets;
         (sockets.now, sockets.is_cut) = (now, is_cut);
-        Some(call(&mut running.path, now, sockets))
+        Some(call(&mut worker.path, now, sockets))
     }
 
     /// Does what a data path says of its own accord, checks its books, and lets its timer run.
     pub(super) fn settle(&mut self, who: Who) -> Result<(), Violation> {
+        (0..self.workers(who)).try_for_each(|worker| self.settle_worker(who, worker))
+    }
+
+    /// How many workers a node has; none if it does not run.
+    pub(super) fn workers(&mut self, who: Who) -> usize {
+        let running = self.machines[who.machine].running(who);
+        running.map_or(0, |running| running.workers.len())
+    }
+
+    fn settle_worker(&mut self, who: Who, number: usize) -> Result<(), Violation> {
         let now = self.queue.now();
         let mut outputs = Vec::new();
+        let mut messages = Vec::new();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        let format = running.path.node().format();
-        while let Some(output) = running.path.poll_output(now) {
+        let format = running.node().format();
+        let path = &mut running.workers[number].path;
+        while let Some(output) = path.poll_output(now) {
             match output {
                 Output::Packet(verdict, mut packet) => {
                     let is_right = packet.offload().check(packet.len());
@@ -207,42 +232,48 @@ impl Cluster {
                     let segments = segments.ok_or(Violation("a superpacket is none".to_owned()))?;
                     outputs.extend(segments.into_iter().map(|segment| (verdict, segment)));
                 }
-                Output::Message(to, _) => {
-                    return Err(Violation(format!("a lone worker tells {to:?}")));
-                }
+                Output::Message(to, message) => messages.push((to, message)),
             }
         }
         for (verdict, segment) in &outputs {
             Self::check_arrival(running, *verdict, segment)?;
         }
         for (verdict, segment) in outputs {
-            self.carry_out_one(who, verdict, &segment)?;
+            self.carry_out_one((who, number), verdict, &segment)?;
         }
-        self.look_outside(who)?;
+        for (to, message) in messages {
+            self.tell_workers((who, number), to, &message)?;
+        }
+        self.look_outside(who, number)?;
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        check::counters(who.machine, running.path.node())?;
-        let at = running.path.poll_at();
-        if running.timer.arm(at) {
-            self.queue.schedule(at.max(now), Due::Node(who));
+        let worker = &mut running.workers[number];
+        check::counters(who.machine, worker.path.node())?;
+        let at = worker.path.poll_at();
+        if worker.timer.arm(at) {
+            self.queue.schedule(at.max(now), Due::Node(who, number));
         }
         Ok(())
     }
 
-    pub(super) fn node_timeout(&mut self, who: Who) -> Result<(), Violation> {
+    pub(super) fn node_timeout(&mut self, who: Who, number: usize) -> Result<(), Violation> {
         let now = self.queue.now();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        if !running.timer.fires(now) {
+        let worker = &mut running.workers[number];
+        if !worker.timer.fires(now) {
             return Ok(());
         }
-        let is_often = running.way_out.count_timeout(now) > MAX_TIMEOUTS;
-        self.call(who, |path, now, sockets| path.handle_timeout(now, sockets));
+        let is_often = worker.way_out.count_timeout(now) > MAX_TIMEOUTS;
+        self.call((who, number), |path, now, sockets| {
+            path.handle_timeout(now, sockets);
+        });
         self.settle(who)?;
         let running = self.machines[who.machine].running(who);
-        if is_often || running.is_some_and(|running| running.path.poll_at() <= now) {
+        let due = running.map(|running| running.workers[number].path.poll_at());
+        if is_often || due.is_some_and(|due| due <= now) {
             return Err(Violation(format!(
                 "a timer of machine {} spins",
                 who.machine
@@ -254,18 +285,18 @@ impl Cluster {
     /// Does what a node says of a packet, which reaches devices and wires in segments.
     pub(super) fn carry_out(
         &mut self,
-        who: Who,
+        (who, worker): (Who, usize),
         verdict: Verdict,
         packet: &mut PacketBuf<'_>,
     ) -> Result<(), Violation> {
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        let format = running.path.node().format();
+        let format = running.node().format();
         match segments(packet, network_of(verdict, format)) {
             Some(segments) => {
                 let mut each = segments.iter();
-                each.try_for_each(|segment| self.carry_out_one(who, verdict, segment))
+                each.try_for_each(|segment| self.carry_out_one((who, worker), verdict, segment))
             }
             // Whoever has the device counts it, which is no part of the node's own books.
             None => {
@@ -275,7 +306,12 @@ impl Cluster {
         }
     }
 
-    fn carry_out_one(&mut self, who: Who, verdict: Verdict, bytes: &[u8]) -> Result<(), Violation> {
+    fn carry_out_one(
+        &mut self,
+        (who, worker): (Who, usize),
+        verdict: Verdict,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
         let now = self.queue.now();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
@@ -294,7 +330,10 @@ impl Cluster {
             Verdict::Flood { except } => {
                 let ports: Vec<_> = running.ports.keys().copied().collect();
                 for port in ports.into_iter().filter(|port| Some(*port) != except) {
-                    running.path.node_mut().count_flooded(port, bytes.len());
+                    running.workers[worker]
+                        .path
+                        .node_mut()
+                        .count_flooded(port, bytes.len());
                     let due = Due::ToDevice(who, port, bytes.to_vec());
                     self.queue.schedule(now + LOCAL, due);
                 }

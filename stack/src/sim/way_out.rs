@@ -17,6 +17,7 @@ use super::oracle::Oracle;
 use super::outside::Server;
 use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
+use super::worker::Worker;
 use crate::datapath::egress::{
     Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Policy, Protocol, Rules,
 };
@@ -85,20 +86,32 @@ impl WayOut {
 impl Running {
     /// Flows that were ended to make room, and packets for which there was none.
     pub(super) fn crowded(&self) -> u64 {
-        let counters = self.path.node().counters();
-        self.path.egress().counters().evicted
-            + counters.dropped_for(DropReason::EgressTableFull)
-            + counters.dropped_for(DropReason::EgressPodFull)
+        let of = |worker: &Worker| {
+            let counters = worker.path.node().counters();
+            worker.path.egress().counters().evicted
+                + counters.dropped_for(DropReason::EgressTableFull)
+                + counters.dropped_for(DropReason::EgressPodFull)
+        };
+        self.workers.iter().map(of).sum()
     }
 
     /// A pod that has flows or published ports and is not attached.
     pub(super) fn stray_flow(&self) -> Option<Ipv4Addr> {
         let is_there = |pod: Ipv4Addr| self.ports.values().any(|it| it.address == pod);
-        self.path.egress().stray_pod(is_there)
+        let mut workers = self.workers.iter();
+        workers.find_map(|worker| worker.path.egress().stray_pod(is_there))
     }
 
     /// Flows and their sockets, in words.
     pub(super) fn describe_flows(&self, text: &mut String) {
+        for worker in &self.workers {
+            worker.describe_flows(text);
+        }
+    }
+}
+
+impl Worker {
+    fn describe_flows(&self, text: &mut String) {
         let egress = self.path.egress();
         if egress.counters().opened == 0 {
             return;
@@ -121,10 +134,13 @@ impl Running {
 }
 
 impl Cluster {
-    /// Datagrams that a node has sent outside.
+    /// Datagrams that a node has sent outside, or given to the worker that will.
     pub(super) fn went_out(&mut self, who: Who) -> u64 {
         let running = self.machines[who.machine].running(who);
-        running.map_or(0, |running| running.way_out.sockets.datagrams)
+        let workers = running.iter().flat_map(|running| &running.workers);
+        workers
+            .map(|worker| worker.way_out.sockets.datagrams + worker.handed_over)
+            .sum()
     }
 
     /// A datagram to an address outside that came in a frame goes on, or is dropped for a reason.
@@ -155,7 +171,7 @@ impl Cluster {
         verdict: Verdict,
         bytes: &[u8],
     ) -> Result<(), Violation> {
-        let node = running.path.node();
+        let node = running.node();
         if matches!(verdict, Verdict::Port(_)) && comes_from_outside(bytes, running.config.network)
         {
             let checked = packet::check(bytes, node.mtu());
@@ -167,11 +183,11 @@ impl Cluster {
     /// Something happens to a socket.
     pub(super) fn socket_event(
         &mut self,
-        who: Who,
+        (who, worker): (Who, usize),
         id: FlowId,
         happening: Happening,
     ) -> Result<(), Violation> {
-        self.call(who, |path, now, sockets| {
+        self.call((who, worker), |path, now, sockets| {
             if let Some(ready) = sockets.happen(id, happening) {
                 path.ready(now, id, ready, sockets);
             }
@@ -184,7 +200,9 @@ impl Cluster {
         self.outside.heal(self.queue.now());
         for machine in 0..self.machines.len() {
             if let Some(who) = self.who(machine) {
-                self.call(who, |_, _, sockets| sockets.resume());
+                for worker in 0..self.workers(who) {
+                    self.call((who, worker), |_, _, sockets| sockets.resume());
+                }
                 self.settle(who)?;
             }
         }
@@ -192,17 +210,19 @@ impl Cluster {
     }
 
     /// Has happen what egress has done to sockets, and looks whether all is as it must be.
-    pub(super) fn look_outside(&mut self, who: Who) -> Result<(), Violation> {
+    pub(super) fn look_outside(&mut self, who: Who, number: usize) -> Result<(), Violation> {
         let now = self.queue.now();
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(());
         };
-        let sockets = &mut running.way_out.sockets;
+        let worker = &mut running.workers[number];
+        let sockets = &mut worker.way_out.sockets;
         for (at, id, happening) in sockets.due.drain(..) {
-            self.queue.schedule(at, Due::Socket(who, id, happening));
+            self.queue
+                .schedule(at, Due::Socket(who, number, id, happening));
         }
         for (id, word) in sockets.words.drain(..) {
-            let key = running.path.egress().key(id);
+            let key = worker.path.egress().key(id);
             self.figures.flows += u64::from(matches!(word, "connects" | "opens"));
             self.log.note(now, || {
                 let flow = key.map(|key| format!(" of {} to {}", key.pod, key.remote));
@@ -210,7 +230,13 @@ impl Cluster {
                 format!("machine {}: socket {}{flow} {word}", who.machine, id.index)
             });
         }
-        check(running, &mut self.oracle)
+        if let Some(pod) = running.stray_flow() {
+            return Err(Violation(format!(
+                "egress of machine {} has a flow of {pod}, which is not attached",
+                who.machine
+            )));
+        }
+        check(&mut running.workers[number], &mut self.oracle)
             .map_err(|what| Violation(format!("egress of machine {}: {what}", who.machine)))
     }
 }
@@ -249,14 +275,11 @@ fn comes_from_outside(frame: &[u8], network: Ipv4Net) -> bool {
 }
 
 /// What must be true of egress at any time.
-fn check(running: &mut Running, oracle: &mut Oracle) -> Result<(), String> {
-    if let Some(wrong) = running.way_out.sockets.wrong.take() {
+fn check(worker: &mut Worker, oracle: &mut Oracle) -> Result<(), String> {
+    if let Some(wrong) = worker.way_out.sockets.wrong.take() {
         return Err(wrong);
     }
-    if let Some(pod) = running.stray_flow() {
-        return Err(format!("it has a flow of {pod}, which is not attached"));
-    }
-    let Running { path, way_out, .. } = running;
+    let Worker { path, way_out, .. } = worker;
     let egress = path.egress();
     check_books(egress, way_out)?;
     check_evicted(egress, way_out)?;
