@@ -148,7 +148,7 @@ fn words(summary: &Summary) -> String {
     format!(
         "well: hash {:016x}, tables right {} ms after everything was mended; {} steps, {} requests \
          to the store, {} events from it, {} datagrams, {} frames, {} flows that left the overlay, \
-         {} TCP connections, {} pings and datagrams answered",
+         {} TCP connections, {} pings and datagrams answered, {} clients of published ports served",
         summary.hash,
         summary.convergence,
         figures.steps,
@@ -159,6 +159,7 @@ fn words(summary: &Summary) -> String {
         figures.flows,
         figures.talks,
         figures.answers,
+        figures.visits,
     )
 }
 

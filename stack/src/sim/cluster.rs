@@ -96,6 +96,8 @@ pub struct Figures {
     pub talks: u64,
     /// Pings and datagrams that were answered.
     pub answers: u64,
+    /// Clients of published ports that were served.
+    pub visits: u64,
 }
 
 impl Figures {
@@ -111,6 +113,7 @@ impl Figures {
             unknown_hops: self.unknown_hops - before.unknown_hops,
             talks: self.talks - before.talks,
             answers: self.answers - before.answers,
+            visits: self.visits - before.visits,
         }
     }
 }

@@ -163,6 +163,15 @@ pub enum Event {
         /// Bytes of payload.
         bytes: usize,
     },
+    /// A client connects to a pod's published port.
+    Visit {
+        /// Which pod.
+        pod: usize,
+        /// How many bytes it sends, and gets back.
+        bytes: usize,
+        /// Whether it is on the pod's own host.
+        is_local: bool,
+    },
     /// A machine has no way to servers outside.
     CutOutside(usize),
     /// A hostile pod, attached beside another if there is none, does what pods must not do.
@@ -320,6 +329,17 @@ impl fmt::Display for Event {
                 f,
                 "pod {pod} asks {server} by {protocol}, {count} times, {bytes} bytes"
             ),
+            Self::Visit {
+                pod,
+                bytes,
+                is_local,
+            } => {
+                let place = if *is_local { "its host" } else { "outside" };
+                write!(
+                    f,
+                    "a client from {place} exchanges {bytes} bytes with pod {pod}"
+                )
+            }
             Self::CutOutside(machine) => {
                 write!(f, "machine {machine} has no way to servers outside")
             }
@@ -434,6 +454,11 @@ impl Cluster {
             }
             Event::CutOutside(machine) => self.outside.cut(now, *machine),
             Event::Fetch { .. } | Event::Query { .. } => self.send_out(event)?,
+            Event::Visit {
+                pod,
+                bytes,
+                is_local,
+            } => self.visit_some(*pod, *bytes, *is_local)?,
             Event::Talk { .. } | Event::Ping { .. } | Event::Misbehave { .. } => {
                 self.apply_to_pods(event)?;
             }

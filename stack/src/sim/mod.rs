@@ -73,6 +73,8 @@
 //!   told that there is none, and a minute later those that went well are in no table.
 //! * All pairs of pods talk over TCP or ping, within 180 s.
 //! * All pods reach a good server outside, over TCP, UDP and ping.
+//! * All pods are reached by clients of their published port: from outside, and from their own host,
+//!   whose address they must not see.
 //! * In one of seven runs a day passes then. No flow is left then, and the same must hold.
 //!
 //! # The store
@@ -103,6 +105,7 @@
 
 mod agent;
 mod check;
+mod client;
 mod cluster;
 mod device;
 mod errand;
@@ -132,6 +135,7 @@ mod sockets;
 mod store;
 mod stream;
 mod traffic;
+mod visit;
 mod way_out;
 mod worker;
 
@@ -214,6 +218,7 @@ fn whole(cluster: &mut Cluster, plan: &Plan) -> Result<u64, Violation> {
     cluster.talk_all(plan.seed)?;
     cluster.probe_all()?;
     cluster.go_out_all()?;
+    cluster.visit_all()?;
     if plan.rests {
         cluster.run(DAY)?;
         cluster.check_idle()?;

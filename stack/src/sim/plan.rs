@@ -258,7 +258,7 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
     let other = random.index(machines);
     let pod = random.index(16);
     let another = random.index(16);
-    match random.below(132) {
+    match random.below(136) {
         0..=5 => Event::Join(machine),
         6..=8 => Event::Leave(machine),
         9..=13 => Event::Crash(machine),
@@ -352,6 +352,11 @@ fn some_event(random: &mut Random, machines: usize) -> Event {
         129..=131 => Event::Freeze {
             machine,
             seconds: random.pick(&[1, 4, 30, 300, 3_600, 100_000]),
+        },
+        132..=135 => Event::Visit {
+            pod,
+            bytes: random.pick(&[1, 100, 3_000, 20_000]),
+            is_local: random.chance(300),
         },
         _ => Event::Replay,
     }

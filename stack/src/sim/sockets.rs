@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
 
+use super::client::Client;
 use super::cluster::LOCAL;
 use super::device::Identity;
 use super::mailbox::Mailbox;
@@ -61,6 +62,8 @@ pub(super) struct Sockets {
     pub(super) datagrams: u64,
     /// Those that nobody has looked at.
     pub(super) fresh: Vec<(FlowId, Identity)>,
+    /// Flows of clients that got everything back.
+    pub(super) served: BTreeSet<u64>,
     sockets: BTreeMap<FlowId, Socket>,
     /// All flows that ever had one.
     known: BTreeSet<FlowId>,
@@ -80,6 +83,8 @@ pub(super) struct Socket {
 pub(super) enum Kind {
     Connection(Box<Connection>),
     Mailbox(Mailbox),
+    /// The other end has begun it.
+    Client(Box<Client>),
 }
 
 impl Sockets {
@@ -96,6 +101,7 @@ impl Sockets {
             idle: Vec::new(),
             datagrams: 0,
             fresh: Vec::new(),
+            served: BTreeSet::new(),
             sockets: BTreeMap::new(),
             known: BTreeSet::new(),
             random: Random::new(seed, Stream::Outside),
@@ -116,8 +122,22 @@ impl Sockets {
             .values()
             .filter_map(|socket| match &socket.kind {
                 Kind::Connection(connection) => connection.flow(),
+                Kind::Client(client) => Some(client.flow),
                 Kind::Mailbox(_) => None,
             })
+    }
+
+    /// A client has connected to a published port, and its flow to the pod begins.
+    pub(super) fn adopt(&mut self, id: FlowId, client: Client, key: &FlowKey) {
+        let socket = Socket {
+            protocol: Protocol::Tcp,
+            to: Some(key.remote),
+            used: self.now,
+            kind: Kind::Client(Box::new(client)),
+        };
+        self.make(id, socket);
+        self.words.push((id, "is a client's"));
+        self.tell(id);
     }
 
     /// Lets something happen to a socket, and says what it is ready for if it is to be told.
@@ -332,15 +352,20 @@ impl Host for Sockets {
         Err(HostError::Refused)
     }
 
-    fn dialled(&mut self, id: FlowId, _: Result<(), HostError>) {
-        self.accuse(id, "was dialled by nobody");
+    fn dialled(&mut self, id: FlowId, result: Result<(), HostError>) {
+        match self.kind(id) {
+            Some(Kind::Client(client)) if client.outcome.is_none() => {
+                client.outcome = Some(result);
+            }
+            _ => self.accuse(id, "was dialled by nobody"),
+        }
     }
 
     fn connected(&mut self, id: FlowId) -> Result<(), HostError> {
         self.use_now(id);
         match self.kind(id) {
             Some(Kind::Connection(connection)) => connection.outcome,
-            Some(Kind::Mailbox(_)) | None => Err(HostError::Failed),
+            Some(Kind::Client(_) | Kind::Mailbox(_)) | None => Err(HostError::Failed),
         }
     }
 
@@ -349,6 +374,7 @@ impl Host for Sockets {
             Some(Kind::Mailbox(_)) => Err("is read as if it had another end"),
             Some(Kind::Connection(_)) if buffer.is_empty() => Err("is read without room"),
             Some(Kind::Connection(connection)) => Ok(connection.read(buffer)),
+            Some(Kind::Client(client)) => Ok(client.read(buffer)),
             None => Err("is read and not there"),
         };
         match read {
@@ -372,6 +398,20 @@ impl Host for Sockets {
                 Err("is written to after its end")
             }
             Some(Kind::Connection(connection)) => Ok(connection.write(bytes)),
+            Some(Kind::Client(client)) if client.shut => Err("is written to after its end"),
+            Some(Kind::Client(client)) => {
+                let wrong = client.write(bytes).err();
+                let (flow, is_served) = (client.flow, client.is_served());
+                if let Some(wrong) = wrong {
+                    self.accuse(id, &wrong);
+                }
+                if is_served {
+                    // It ends its stream now.
+                    self.served.insert(flow);
+                    self.tell(id);
+                }
+                Ok(Ok(bytes.len()))
+            }
             None => Err("is written to and not there"),
         };
         match written {
@@ -398,7 +438,7 @@ impl Host for Sockets {
     fn complaint(&mut self, id: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
         match self.kind(id) {
             Some(Kind::Mailbox(mailbox)) => mailbox.complain(quoted),
-            Some(Kind::Connection(_)) | None => None,
+            Some(Kind::Connection(_) | Kind::Client(_)) | None => None,
         }
     }
 
@@ -408,6 +448,10 @@ impl Host for Sockets {
             Some(Kind::Connection(connection)) if !connection.shut => {
                 connection.shut = true;
                 self.wake(id);
+                Ok(())
+            }
+            Some(Kind::Client(client)) if !client.shut => {
+                client.shut = true;
                 Ok(())
             }
             _ => {
@@ -432,6 +476,11 @@ impl Host for Sockets {
                     self.accuse(id, "is closed as if both streams had ended");
                 }
             }
+            Some(Kind::Client(client)) => {
+                if !reset && !client.is_over() {
+                    self.accuse(id, "is closed as if both streams had ended");
+                }
+            }
             Some(Kind::Mailbox(_)) => {}
         }
         if let Some(socket) = self.sockets.remove(&id) {
@@ -446,6 +495,7 @@ impl Kind {
         match self {
             Self::Connection(connection) => connection.ready(),
             Self::Mailbox(mailbox) => mailbox.ready(),
+            Self::Client(client) => client.ready(),
         }
     }
 }

@@ -19,7 +19,7 @@ use super::packet;
 use super::sockets::{Happening, Kind, Sockets, TUNNEL};
 use super::worker::Worker;
 use crate::datapath::egress::{
-    Config, Egress, FlowId, FlowInfo, FlowKey, Limits, Policy, Protocol, Rules,
+    Config, Direction, Egress, FlowId, FlowInfo, FlowKey, Limits, Policy, Protocol, Rules,
 };
 use crate::datapath::frame;
 use crate::datapath::node::Verdict;
@@ -38,7 +38,7 @@ pub(super) struct WayOut {
     pub(super) sockets: Sockets,
     /// Flows that had made room for others, and those that were there then.
     evicted: u64,
-    flows: BTreeSet<FlowKey>,
+    flows: BTreeSet<(FlowKey, Direction)>,
     /// How often a timeout was handled in which millisecond.
     timeouts: (i64, u32),
 }
@@ -286,7 +286,7 @@ fn check(worker: &mut Worker, oracle: &mut Oracle) -> Result<(), String> {
     let mut of_pods = BTreeMap::new();
     for info in egress.flows() {
         let pod = *info.key.pod.ip();
-        let count = of_pods.entry(pod).or_insert(0);
+        let count = of_pods.entry((pod, info.direction)).or_insert(0);
         *count += 1;
         if *count > FLOWS_OF_POD {
             return Err(format!("{pod} has {count} flows"));
@@ -329,7 +329,10 @@ fn check_books(egress: &Egress, way: &WayOut) -> Result<(), String> {
 fn check_evicted(egress: &Egress, way: &mut WayOut) -> Result<(), String> {
     let evicted = egress.counters().evicted;
     let count = evicted - std::mem::replace(&mut way.evicted, evicted);
-    let now = egress.flows().map(|info| info.key).collect();
+    let now = egress
+        .flows()
+        .map(|info| (info.key, info.direction))
+        .collect();
     let before = std::mem::replace(&mut way.flows, now);
     let idle = way.sockets.idle.drain(..);
     let idle = idle.filter(|idle| *idle >= EVICTABLE).count() as u64;
@@ -337,13 +340,13 @@ fn check_evicted(egress: &Egress, way: &mut WayOut) -> Result<(), String> {
         return Ok(());
     }
     let mut shares = BTreeMap::<_, usize>::new();
-    for key in &before {
-        *shares.entry(*key.pod.ip()).or_default() += 1;
+    for (key, direction) in &before {
+        *shares.entry((*key.pod.ip(), *direction)).or_default() += 1;
     }
     let most = shares.values().max().copied().unwrap_or_default();
     let mut gone = before.difference(&way.flows);
     // One more may have come since.
-    if most < 2 || !gone.any(|key| shares[key.pod.ip()] + 1 >= most) {
+    if most < 2 || !gone.any(|(key, direction)| shares[&(*key.pod.ip(), *direction)] + 1 >= most) {
         return Err(format!(
             "{count} flows make room, {idle} are idle, and the shares are {shares:?}"
         ));
@@ -378,6 +381,7 @@ fn check_flow(
             (connection.written, connection.received())
         }
         Kind::Mailbox(mailbox) => (mailbox.written, mailbox.read),
+        Kind::Client(client) => client.carried(),
     };
     let is_tcp = key.protocol == Protocol::Tcp;
     if carried != (info.sent, info.received) {

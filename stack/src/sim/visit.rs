@@ -1,0 +1,116 @@
+//! Visits: clients of pods' published ports.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use smoltcp::time::Duration;
+
+use super::Violation;
+use super::client::Client as Visitor;
+use super::cluster::Cluster;
+use super::machine::Who;
+use super::pod::PORT;
+use crate::datapath::egress::Protocol;
+use crate::datapath::published::{Client, Published};
+
+/// Where clients are that are not on a node's host (TEST-NET-3).
+const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
+/// Few, so that two clients have the same port.
+const PORTS: u64 = 3;
+/// The worker that has published ports.
+const FIRST: usize = 0;
+/// How often a client tries, and how long it waits.
+const ROUNDS: usize = 5;
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes that go to the pod and come back.
+const BYTES: usize = 3_000;
+
+impl Cluster {
+    pub(super) fn visit_some(
+        &mut self,
+        pod: usize,
+        bytes: usize,
+        is_local: bool,
+    ) -> Result<(), Violation> {
+        let pods = self.plugged();
+        match pods.get(pod % pods.len().max(1)) {
+            Some((who, _, address)) => self.visit(*who, *address, bytes, is_local).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// A client connects to a pod's published port; the number says which flow it is, if there is one.
+    fn visit(
+        &mut self,
+        who: Who,
+        pod: Ipv4Addr,
+        bytes: usize,
+        is_local: bool,
+    ) -> Result<Option<u64>, Violation> {
+        let local = self.machines[who.machine].public_ip;
+        let address = if is_local { local } else { OUTSIDE };
+        let port = 40_000 + self.random.below(PORTS) as u16;
+        let client = Client {
+            address: SocketAddrV4::new(address, port),
+            local,
+        };
+        let Some(running) = self.machines[who.machine].running(who) else {
+            return Ok(None);
+        };
+        let gateway = running.node().gateway();
+        let published = Published {
+            protocol: Protocol::Tcp,
+            pod: SocketAddrV4::new(pod, PORT),
+            network: running.config.network,
+        };
+        let flow = self.oracle.new_flow();
+        let seen = self.call((who, FIRST), |path, now, sockets| {
+            let id = path.accept(now, published, client, &[], sockets).ok()?;
+            let key = path.egress().key(id)?;
+            sockets.adopt(id, Visitor::new(flow, bytes), &key);
+            Some(key.remote)
+        });
+        self.settle(who)?;
+        let Some(seen) = seen.flatten() else {
+            return Ok(None);
+        };
+        if seen != client.address && *seen.ip() != gateway || is_local && *seen.ip() == local {
+            return Err(Violation(format!("{pod} sees {client:?} as {seen}")));
+        }
+        Ok(Some(flow))
+    }
+
+    /// All pods are reached from outside and from their own host.
+    pub(super) fn visit_all(&mut self) -> Result<(), Violation> {
+        for (who, _, pod) in self.plugged() {
+            for is_local in [false, true] {
+                self.visit_until_served(who, pod, is_local)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Several times, because a flow may have to wait until another may make room for it.
+    fn visit_until_served(
+        &mut self,
+        who: Who,
+        pod: Ipv4Addr,
+        is_local: bool,
+    ) -> Result<(), Violation> {
+        for _ in 0..ROUNDS {
+            let flow = self.visit(who, pod, BYTES, is_local)?;
+            let end = self.queue.now() + PATIENCE;
+            while self.queue.now() < end {
+                self.run(Duration::from_millis(500))?;
+                let running = self.machines[who.machine].running(who);
+                let sockets = running.map(|running| &running.workers[FIRST].way_out.sockets);
+                if sockets.is_some_and(|it| flow.is_some_and(|flow| it.served.contains(&flow))) {
+                    self.figures.visits += 1;
+                    return Ok(());
+                }
+            }
+        }
+        Err(Violation(format!(
+            "{ROUNDS} clients of the published port of {pod} are not served"
+        )))
+    }
+}
