@@ -10,7 +10,7 @@ use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 use super::Violation;
 use super::agent::StoreWeather;
 use super::check;
-use super::device::Sent;
+use super::device::{DeviceKind, Sent};
 use super::flannel::Flannel;
 use super::link::{Underlay, Weather};
 use super::log::Log;
@@ -121,6 +121,8 @@ pub(super) struct Cluster {
     pub(super) addresses: BTreeMap<Ipv4Addr, usize>,
     /// Addresses that machines had.
     pub(super) former: Vec<Ipv4Addr>,
+    /// What can be attached.
+    pub(super) kinds: Vec<DeviceKind>,
     pub(super) underlay: Underlay,
     pub(super) outside: Outside,
     pub(super) store: Store,
@@ -177,6 +179,7 @@ impl Cluster {
             machines,
             addresses,
             former: Vec::new(),
+            kinds: DeviceKind::own(),
             underlay: Underlay::new(seed, weather),
             outside: Outside::new(seed),
             store,

@@ -66,6 +66,20 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// A network with so many machines at a link of 1,500 bytes: the store has its configuration and
+    /// does as etcd does, peers are guarded against, and leases are renewed as flannel's are.
+    #[must_use]
+    pub fn new(config: NetworkConfig, machines: usize) -> Self {
+        Self {
+            mtus: vec![Mtu::ETHERNET; machines],
+            config,
+            is_configured: true,
+            tells_ttl: false,
+            guards_peers: true,
+            renew_margin: RENEW_MARGIN,
+        }
+    }
+
     /// Whether the store is one that flannel's nodes use, too.
     pub(super) fn is_etcd(&self) -> bool {
         !self.tells_ttl
@@ -167,6 +181,29 @@ impl Plan {
             weather,
             steps,
             rests,
+        }
+    }
+
+    /// A plan of one's own, with links as they should be: what happens, each so many milliseconds
+    /// after the one before.
+    #[must_use]
+    pub fn scripted(
+        seed: u64,
+        setup: Setup,
+        events: impl IntoIterator<Item = (u64, Event)>,
+    ) -> Self {
+        let steps = events.into_iter().enumerate();
+        let steps = steps.map(|(number, (after, event))| Step {
+            number,
+            after,
+            event,
+        });
+        Self {
+            seed,
+            setup,
+            weather: Weather::FAIR,
+            steps: steps.collect(),
+            rests: false,
         }
     }
 
