@@ -120,7 +120,8 @@ pub enum Verdict {
         /// The peer it is for; an ARP message is for none.
         id: Option<PeerId>,
     },
-    /// The packet is the payload of a UDP datagram.
+    /// The packet is what the tunnel's datagram carries: the payload of a UDP datagram or, of IPv4 in
+    /// IPv4, that of an IPv4 packet.
     Peer {
         /// The peer it is for.
         id: PeerId,
