@@ -33,8 +33,7 @@ use muslin_stack::control::lease::{
 use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
-use muslin_stack::datapath::guard;
-use muslin_stack::datapath::node::{Config, Limits, Node};
+use muslin_stack::datapath::node::{Config, Node};
 use muslin_stack::datapath::peer::Tunnel;
 use naming::Naming;
 use parking_lot::Mutex;
@@ -683,18 +682,16 @@ impl Driver {
     }
 
     fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<Config> {
-        Ok(Config {
-            subnet: key.ipv4.into(),
-            gateway_mac: self.identity.gateway_mac.get(),
-            tunnel: plan.tunnel,
-            mtu: plan.mtu,
-            clamp_mss: self.settings.clamp_mss,
-            guard: guard::Policy {
-                peers: self.settings.guard_peers,
-            },
-            limits: Limits::default(),
-            random_seed: u64::from_ne_bytes(random()?),
-        })
+        let mut config = Config::new(
+            key.ipv4.into(),
+            self.identity.gateway_mac.get(),
+            plan.tunnel,
+            plan.mtu,
+            u64::from_ne_bytes(random()?),
+        );
+        config.clamp_mss = self.settings.clamp_mss;
+        config.guard.peers = self.settings.guard_peers;
+        Ok(config)
     }
 
     fn egress_config(
@@ -705,21 +702,20 @@ impl Driver {
     ) -> Result<Outside> {
         let policy = match &self.settings.egress {
             None => Policy::closed(),
-            Some(settings) => Policy::new(Rules {
-                allow: settings.allow.clone(),
-                deny: settings.deny.clone(),
-                host_loopback: settings.host_loopback,
-                tunnel_port: (plan.port != 0).then_some(plan.port),
-                stores: stores.to_vec(),
-            }),
+            Some(settings) => {
+                let mut rules = Rules::default();
+                rules.allow = settings.allow.clone();
+                rules.deny = settings.deny.clone();
+                rules.host_loopback = settings.host_loopback;
+                rules.tunnel_port = (plan.port != 0).then_some(plan.port);
+                rules.stores = stores.to_vec();
+                Policy::new(rules)
+            }
         };
-        Ok(Outside {
-            policy,
-            subnet: Some(key.ipv4),
-            mtu: plan.mtu,
-            limits: host::limits(),
-            random_seed: u64::from_ne_bytes(random()?),
-        })
+        let mut outside = Outside::new(policy, plan.mtu, u64::from_ne_bytes(random()?));
+        outside.subnet = Some(key.ipv4);
+        outside.limits = host::limits();
+        Ok(outside)
     }
 
     fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {

@@ -29,11 +29,11 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-use muslin_stack::datapath::egress::{self, Egress, NoHost};
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
+use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
-use muslin_stack::datapath::{Datapath, Output, guard};
+use muslin_stack::datapath::{Datapath, Output};
 use muslin_stack::{Duration, EthernetAddress, Instant};
 
 const POD: PortId = PortId(1);
@@ -68,22 +68,12 @@ impl Harness {
         let now = Instant::ZERO;
         let mtu = Mtu::new(MTU.into())?;
         let vtep_mac = |node| VtepMac::from_random([2, 0, 0, 1, node, 0]);
-        let config = Config {
-            subnet: "10.244.1.0/24".parse()?,
-            gateway_mac: EthernetAddress(GATEWAY_MAC),
-            tunnel: Tunnel::Vxlan {
-                vni: Vni::new(1)?,
-                mac: vtep_mac(1),
-            },
-            mtu,
-            clamp_mss: true,
-            guard: guard::Policy { peers: true },
-            limits: Limits {
-                fdb: 8,
-                neighbours: 8,
-            }, // Bounds that inputs reach.
-            random_seed: 7,
-        };
+        let subnet = "10.244.1.0/24".parse()?;
+        let (vni, mac) = (Vni::new(1)?, vtep_mac(1));
+        let tunnel = Tunnel::Vxlan { vni, mac };
+        let mut config = Config::new(subnet, EthernetAddress(GATEWAY_MAC), tunnel, mtu, 7);
+        // Bounds that inputs reach.
+        (config.limits.fdb, config.limits.neighbours) = (8, 8);
         let mut node = Node::new(config, now)?;
         node.attach(
             POD,
@@ -99,13 +89,7 @@ impl Harness {
             address: PEER.parse()?,
             vtep_mac: Some(vtep_mac(2)),
         });
-        let config = egress::Config {
-            policy: egress::Policy::closed(),
-            subnet: None,
-            mtu,
-            limits: egress::Limits::default(),
-            random_seed: 7,
-        };
+        let config = egress::Config::new(Policy::closed(), mtu, 7);
         Ok(Self {
             path: Datapath::new(node, Egress::new(config, now)),
             caller,

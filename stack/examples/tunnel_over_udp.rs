@@ -16,11 +16,11 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-use muslin_stack::datapath::egress::{self, Egress, NoHost};
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
+use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
-use muslin_stack::datapath::{Datapath, Output, guard};
+use muslin_stack::datapath::{Datapath, Output};
 use muslin_stack::drops::DropReason;
 use muslin_stack::{EthernetAddress, Instant};
 
@@ -38,16 +38,11 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
     let mtu = Format::Vxlan.inner_mtu(Mtu::ETHERNET, IpVersion::Ipv4)?;
     let vtep_mac = |node| VtepMac::from_random([2, 0, 0, 1, node, 0]);
     let (vni, mac) = (Vni::new(1)?, vtep_mac(number));
-    let config = Config {
-        subnet: format!("10.244.{number}.0/24").parse()?,
-        gateway_mac: EthernetAddress(gateway_mac(number)),
-        tunnel: Tunnel::Vxlan { vni, mac },
-        mtu,
-        clamp_mss: true,
-        guard: guard::Policy { peers: true },
-        limits: Limits::default(),
-        random_seed: 7, // In earnest it is random: nobody may know how tables are hashed.
-    };
+    let subnet = format!("10.244.{number}.0/24").parse()?;
+    let gateway_mac = EthernetAddress(gateway_mac(number));
+    let tunnel = Tunnel::Vxlan { vni, mac };
+    // In earnest the seed is random: nobody may know how tables are hashed.
+    let config = Config::new(subnet, gateway_mac, tunnel, mtu, 7);
     let mut node = Node::new(config, now)?;
     let pod = Attachment {
         mac: EthernetAddress(pod_mac(number)),
@@ -61,13 +56,7 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
         address: peer,
         vtep_mac: Some(vtep_mac(other)),
     });
-    let config = egress::Config {
-        policy: egress::Policy::closed(),
-        subnet: None,
-        mtu,
-        limits: egress::Limits::default(),
-        random_seed: 7,
-    };
+    let config = egress::Config::new(Policy::closed(), mtu, 7);
     Ok(Datapath::new(node, Egress::new(config, now)))
 }
 
@@ -99,8 +88,9 @@ impl Ends {
             }
             Verdict::Port(POD) => self.inbox.push(bytes.to_vec()),
             Verdict::Drop(reason) => println!("a packet is lost: {}", reason.describe()),
-            // There are no other ports, and no uplink.
-            _ => {}
+            // There are no other ports and no uplink, and a data path keeps what is for egress.
+            Verdict::Port(_) | Verdict::Flood { .. } | Verdict::Uplink { .. } => {}
+            Verdict::Egress | Verdict::Consumed => {}
         }
         Ok(())
     }

@@ -18,8 +18,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_fuzz::{Seed, for_each_event};
-use muslin_stack::datapath::guard::Policy;
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
@@ -139,22 +138,11 @@ impl Harness {
     /// Peers 0 and 1 are at hosts 2 and 3.
     fn new(choices: u8) -> Self {
         let checks_peers = choices & 1 == 0;
-        let limits = Limits {
-            fdb: 4,
-            neighbours: 4,
-        };
-        let config = Config {
-            subnet: "10.244.1.0/24".parse().expect("it is a subnet"),
-            gateway_mac: GATEWAY,
-            tunnel: Tunnel::None,
-            mtu: Mtu::new(MTU.into()).expect("it is in range"),
-            clamp_mss: true,
-            guard: Policy {
-                peers: checks_peers,
-            },
-            limits,
-            random_seed: 7,
-        };
+        let subnet = "10.244.1.0/24".parse().expect("it is a subnet");
+        let mtu = Mtu::new(MTU.into()).expect("it is in range");
+        let mut config = Config::new(subnet, GATEWAY, Tunnel::None, mtu, 7);
+        config.guard.peers = checks_peers;
+        (config.limits.fdb, config.limits.neighbours) = (4, 4);
         let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
         node.attach(
             PORT,

@@ -13,11 +13,11 @@ use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
+use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::{self, Node, Verdict};
 use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::{Datapath, Message, Output, Siblings};
-use muslin_stack::datapath::{frame, guard};
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress};
 
@@ -85,36 +85,21 @@ fn attachment(index: usize) -> Attachment {
 
 fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     let mtu = Mtu::new(1450).expect("it is in range");
-    let config = node::Config {
-        subnet: SUBNET.into(),
-        gateway_mac: GATEWAY_MAC,
-        tunnel: Tunnel::Vxlan {
-            vni: Vni::new(1).expect("it is in range"),
-            mac: VtepMac::from_random(GATEWAY_MAC.0),
-        },
-        mtu,
-        clamp_mss: true,
-        guard: guard::Policy { peers: true },
-        limits: node::Limits::default(),
-        random_seed: 7,
+    let tunnel = Tunnel::Vxlan {
+        vni: Vni::new(1).expect("it is in range"),
+        mac: VtepMac::from_random(GATEWAY_MAC.0),
     };
+    let config = node::Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
     node.set_egress(Some(NETWORK));
     for index in 0..=PODS {
         node.attach(PortId(index as u32), attachment(index));
     }
-    let config = egress::Config {
-        policy: Policy::new(Rules::default()),
-        subnet: Some(SUBNET),
-        mtu,
-        limits: egress::Limits {
-            flows: 6,
-            flows_of_pod: 3,
-            memory: 1 << 18,
-            ..egress::Limits::default()
-        },
-        random_seed: 7,
-    };
+    let mut config = egress::Config::new(Policy::new(Rules::default()), mtu, 7);
+    config.subnet = Some(SUBNET);
+    config.limits.flows = 6;
+    config.limits.flows_of_pod = 3;
+    config.limits.memory = 1 << 18;
     let mut path = Datapath::new(node, Egress::new(config, Instant::ZERO));
     path.share(owners.clone(), number);
     for index in 0..PODS {
