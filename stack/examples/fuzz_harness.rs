@@ -75,20 +75,10 @@ impl Harness {
         // Bounds that inputs reach.
         (config.limits.fdb, config.limits.neighbours) = (8, 8);
         let mut node = Node::new(config, now)?;
-        node.attach(
-            POD,
-            Attachment {
-                mac: EthernetAddress(POD_MAC),
-                addresses: vec![[10, 244, 1, 2].into()],
-                guarded: true,
-            },
-        );
-        node.set_peer(Peer {
-            id: PeerId(0),
-            subnet: "10.244.2.0/24".parse()?,
-            address: PEER.parse()?,
-            vtep_mac: Some(vtep_mac(2)),
-        });
+        let addresses = vec![[10, 244, 1, 2].into()];
+        node.attach(POD, Attachment::new(EthernetAddress(POD_MAC), addresses));
+        let peer = Peer::new(PeerId(0), "10.244.2.0/24".parse()?, PEER.parse()?);
+        node.set_peer(peer.with_vtep(vtep_mac(2)));
         let config = egress::Config::new(Policy::closed(), mtu, 7);
         Ok(Self {
             path: Datapath::new(node, Egress::new(config, now)),

@@ -26,12 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = Config::new(subnet, mac, Tunnel::None, Mtu::ETHERNET, 7);
     let mut switch = Node::new(config, Instant::ZERO)?;
     for (port, mac) in [LEFT, RIGHT].into_iter().zip(MACS) {
-        let attachment = Attachment {
-            mac: EthernetAddress(mac),
-            addresses: Vec::new(),
-            guarded: false,
-        };
-        switch.attach(port, attachment);
+        let attachment = Attachment::new(EthernetAddress(mac), Vec::new());
+        switch.attach(port, attachment.unguarded());
     }
     let (left, right) = (MACS[0], MACS[1]);
     // A guest behind the right port, whose MAC address nobody has been told of.

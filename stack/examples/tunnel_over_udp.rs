@@ -44,18 +44,13 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
     // In earnest the seed is random: nobody may know how tables are hashed.
     let config = Config::new(subnet, gateway_mac, tunnel, mtu, 7);
     let mut node = Node::new(config, now)?;
-    let pod = Attachment {
-        mac: EthernetAddress(pod_mac(number)),
-        addresses: vec![pod(number).into()],
-        guarded: true, // It sends from these addresses only.
-    };
+    // It may send from these addresses only.
+    let pod = Attachment::new(EthernetAddress(pod_mac(number)), vec![pod(number).into()]);
     node.attach(POD, pod);
-    node.set_peer(Peer {
-        id: PeerId(0), // An index of tables: the second peer is 1, and who goes leaves its number.
-        subnet: format!("10.244.{other}.0/24").parse()?,
-        address: peer,
-        vtep_mac: Some(vtep_mac(other)),
-    });
+    // An index of tables: the second peer is 1, and who goes leaves its number.
+    let id = PeerId(0);
+    let peer = Peer::new(id, format!("10.244.{other}.0/24").parse()?, peer);
+    node.set_peer(peer.with_vtep(vtep_mac(other)));
     let config = egress::Config::new(Policy::closed(), mtu, 7);
     Ok(Datapath::new(node, Egress::new(config, now)))
 }

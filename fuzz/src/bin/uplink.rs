@@ -90,13 +90,11 @@ fn pod_of(subnet: u8) -> Ipv4Addr {
 }
 
 fn uplink(answers: bool) -> Uplink {
-    Uplink {
-        mac: mac(1),
-        address: host(1),
-        prefix: "192.168.0.0/24".parse().expect("it is a prefix"),
-        mtu: Mtu::new(MTU.into()).expect("it is in range"),
-        answers,
-    }
+    let prefix = "192.168.0.0/24".parse().expect("it is a prefix");
+    let mtu = Mtu::new(MTU.into()).expect("it is in range");
+    let mut uplink = Uplink::new(mac(1), host(1), prefix, mtu);
+    uplink.answers = answers;
+    uplink
 }
 
 /// Runs the events that `data` stands for. Its first byte chooses a configuration.
@@ -144,14 +142,7 @@ impl Harness {
         config.guard.peers = checks_peers;
         (config.limits.fdb, config.limits.neighbours) = (4, 4);
         let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
-        node.attach(
-            PORT,
-            Attachment {
-                mac: mac(12),
-                addresses: vec![own_pod(0).into()],
-                guarded: true,
-            },
-        );
+        node.attach(PORT, Attachment::new(mac(12), vec![own_pod(0).into()]));
         let mut harness = Self {
             node,
             now: Instant::ZERO,
@@ -236,14 +227,9 @@ impl Harness {
     }
 
     fn set_peer(&mut self, id: u8, subnet: u8, at: u8) {
-        let peer = Peer {
-            id: PeerId(id.into()),
-            subnet: ipnet::Ipv4Net::new_assert(pod_of(subnet), 24)
-                .trunc()
-                .into(),
-            address: SocketAddrV4::new(host(at), 0),
-            vtep_mac: None,
-        };
+        let subnet = ipnet::Ipv4Net::new_assert(pod_of(subnet), 24).trunc();
+        let address = SocketAddrV4::new(host(at), 0);
+        let peer = Peer::new(PeerId(id.into()), subnet.into(), address);
         self.hosts.insert(*peer.address.ip());
         self.node.set_peer(peer.clone());
         self.peers[usize::from(id)] = Some(peer);

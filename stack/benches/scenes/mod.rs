@@ -86,20 +86,12 @@ pub(crate) fn node(tunnel: Tunnel, peers: u32) -> Node {
     let config = Config::new(own_subnet().into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet is large enough");
     for host in POD..POD + PODS {
-        let attachment = Attachment {
-            mac: mac(host),
-            addresses: vec![pod(host).into()],
-            guarded: true,
-        };
+        let attachment = Attachment::new(mac(host), vec![pod(host).into()]);
         node.attach(PortId(host), attachment);
     }
     for index in 0..peers {
-        node.set_peer(Peer {
-            id: PeerId(index),
-            subnet: subnet(index).into(),
-            address: underlay(index),
-            vtep_mac: Some(vtep(index)),
-        });
+        let peer = Peer::new(PeerId(index), subnet(index).into(), underlay(index));
+        node.set_peer(peer.with_vtep(vtep(index)));
     }
     node
 }

@@ -57,11 +57,10 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// let egress = egress::Config::new(Policy::closed(), mtu, seed);
 /// let mut path = Datapath::new(Node::new(config, now)?, Egress::new(egress, now));
 /// for pod in [2, 3] {
-///     path.node_mut().attach(PortId(pod.into()), Attachment {
-///         mac: EthernetAddress([2, 0, 0, 0, 0, pod]),
-///         addresses: vec![[10, 244, 1, pod].into()],
-///         guarded: true, // It sends from these addresses only.
-///     });
+///     // It may send from these addresses only.
+///     let mac = EthernetAddress([2, 0, 0, 0, 0, pod]);
+///     let attachment = Attachment::new(mac, vec![[10, 244, 1, pod].into()]);
+///     path.node_mut().attach(PortId(pod.into()), attachment);
 /// }
 ///
 /// // The first pod pings the second, and the gateway, with the room in front that headers need.

@@ -23,6 +23,7 @@ impl fmt::Display for PeerId {
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Peer {
     /// Its identity.
     pub id: PeerId,
@@ -32,6 +33,28 @@ pub struct Peer {
     pub address: SocketAddrV4,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
+}
+
+impl Peer {
+    /// A node with this lease, whose tunnel ends there, without a VTEP.
+    #[must_use]
+    pub const fn new(id: PeerId, subnet: IpNet, address: SocketAddrV4) -> Self {
+        Self {
+            id,
+            subnet,
+            address,
+            vtep_mac: None,
+        }
+    }
+
+    /// The same with the MAC address of its VTEP.
+    #[must_use]
+    pub const fn with_vtep(self, mac: VtepMac) -> Self {
+        Self {
+            vtep_mac: Some(mac),
+            ..self
+        }
+    }
 }
 
 /// How this node's tunnel encapsulates.

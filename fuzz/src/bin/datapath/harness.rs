@@ -74,13 +74,10 @@ fn outside(byte: u8) -> SocketAddrV4 {
 }
 
 fn attachment(index: usize) -> Attachment {
-    let guarded = index < PODS;
-    let addresses = guarded.then(|| IpAddr::V4(pod(index)));
-    Attachment {
-        mac: mac(index),
-        addresses: addresses.into_iter().collect(),
-        guarded,
+    if index < PODS {
+        return Attachment::new(mac(index), vec![IpAddr::V4(pod(index))]);
     }
+    Attachment::new(mac(index), Vec::new()).unguarded()
 }
 
 fn worker(owners: &Arc<Owners>, number: u8) -> Worker {

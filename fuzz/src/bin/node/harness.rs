@@ -295,12 +295,9 @@ impl Harness {
                 host,
                 vtep: has_vtep,
             } => {
-                let peer = Peer {
-                    id: PeerId(id.into()),
-                    subnet: self::subnet(subnet),
-                    address: underlay(host),
-                    vtep_mac: has_vtep.then(|| vtep(8 + id)),
-                };
+                let subnet = self::subnet(subnet);
+                let mut peer = Peer::new(PeerId(id.into()), subnet, underlay(host));
+                peer.vtep_mac = has_vtep.then(|| vtep(8 + id));
                 self.node.set_peer(peer.clone());
                 self.peers[usize::from(id)] = Some(peer);
                 self.change_peers();
@@ -324,11 +321,9 @@ impl Harness {
         if pod < 2 {
             return;
         }
-        let attachment = Attachment {
-            mac: mac(pod),
-            addresses: vec![address(pod).into(), address(pod).to_ipv6_mapped().into()],
-            guarded,
-        };
+        let addresses = vec![address(pod).into(), address(pod).to_ipv6_mapped().into()];
+        let mut attachment = Attachment::new(mac(pod), addresses);
+        attachment.guarded = guarded;
         self.node.attach(port, attachment.clone());
         let mac = attachment.mac;
         self.ports[port.0 as usize] = Some(Port {
