@@ -137,10 +137,8 @@ fn play(seed: u64, events: &[(u64, Event)]) {
 
 fn play_with(backend: Backend, seed: u64, events: &[(u64, Event)]) -> Summary {
     let network = "10.244.0.0/16".parse().unwrap();
-    let setup = Setup {
-        is_configured: false,
-        ..Setup::new(NetworkConfig::new(network, None, backend).unwrap(), 3)
-    };
+    let mut setup = Setup::new(NetworkConfig::new(network, None, backend).unwrap(), 3);
+    setup.is_configured = false;
     let plan = Plan::scripted(seed, setup, events.iter().cloned());
     run(&plan, false).unwrap_or_else(|failure| panic!("{}\n{}", failure.violation, failure.tables))
 }

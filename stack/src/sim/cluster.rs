@@ -75,6 +75,7 @@ pub(super) enum Due {
 
 /// How much happened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Figures {
     /// Things that were due.
     pub steps: u64,

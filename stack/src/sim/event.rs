@@ -23,6 +23,7 @@ const OVERLAPPING: u8 = 255;
 /// What happens. Machines are numbered from 0; an event that cannot happen does nothing, so that a
 /// plan stays one when some of it is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// A node is started.
     Join(usize),
@@ -190,6 +191,7 @@ pub enum Event {
 
 /// What somebody writes into a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Forgery {
     /// Something that is no record.
     Rubbish,

@@ -221,6 +221,7 @@ pub struct Violation(pub String);
 
 /// A run in which everything was as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Summary {
     /// A hash of everything that happened.
     pub hash: u64,
@@ -234,6 +235,7 @@ pub struct Summary {
 
 /// A run that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Failure {
     /// What was wrong.
     pub violation: Violation,

@@ -24,6 +24,7 @@ const HOUR: u64 = 3_600_000;
 
 /// A cluster and what happens to it. The same seed makes the same plan.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Plan {
     /// The seed it was made from, and from which all chances of its run come.
     pub seed: u64,
@@ -50,6 +51,7 @@ pub struct Step {
 
 /// A cluster before anything happens.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Setup {
     /// MTU of each machine's interface.
     pub mtus: Vec<Mtu>,
