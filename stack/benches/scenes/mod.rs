@@ -214,7 +214,7 @@ fn link_headers(tunnel: Tunnel, way: Way) -> Vec<u8> {
         (Way::Switched, _) => (mac(OTHER_POD), mac(POD)),
         (Way::Flooded, _) => (EthernetAddress::BROADCAST, mac(POD)),
         (Way::FromPeer, Tunnel::Vxlan { mac, .. }) => (mac.get(), vtep(0).get()),
-        (Way::FromPeer, Tunnel::Udp | Tunnel::Ipip | Tunnel::None) => return Vec::new(),
+        (Way::FromPeer, _) => return Vec::new(),
     };
     let ethernet = [&destination.0[..], &source.0, &[8, 0]].concat();
     match way {

@@ -59,6 +59,7 @@ impl Peer {
 
 /// How this node's tunnel encapsulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Tunnel {
     /// VXLAN with this network identifier, from a VTEP of this MAC address.
     Vxlan {
@@ -76,6 +77,17 @@ pub enum Tunnel {
 }
 
 impl Tunnel {
+    /// A short stable name for machines, as flannel calls its backends; `none` if there is none.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::Udp => "udp",
+            Self::Ipip => "ipip",
+            Self::None => "none",
+        }
+    }
+
     /// The encapsulation format.
     #[must_use]
     pub const fn format(&self) -> Option<Format> {
@@ -101,6 +113,7 @@ pub enum Path {
 
 /// A peer with what went to and came from it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PeerState {
     /// The peer.
     pub peer: Peer,
