@@ -320,19 +320,20 @@ impl Start {
         if let Some(mac) = vtep_mac {
             identity.vtep_mac = mac;
         }
-        let manager = Manager::new(LeaseSettings {
-            identity: Identity {
+        let mut settings = LeaseSettings::new(
+            Identity {
                 public_ip: interface.public_ip,
                 vtep_mac: identity.vtep_mac,
             },
-            prefix: self.settings.prefix.clone(),
-            // What this node knows of itself comes before what flannel's file says.
-            previous: identity.subnet.or_else(|| self.surface.previous_subnet()),
-            wanted_config: self.settings.wanted_config.clone(),
-            renew_margin: self.settings.renew_margin,
-            repeats: self.store.is_shared_with_flannel(),
-            random_seed: u64::from_ne_bytes(random()?),
-        });
+            self.settings.prefix.clone(),
+            self.settings.wanted_config.clone(),
+            u64::from_ne_bytes(random()?),
+        );
+        // What this node knows of itself comes before what flannel's file says.
+        settings.previous = identity.subnet.or_else(|| self.surface.previous_subnet());
+        settings.renew_margin = self.settings.renew_margin;
+        settings.repeats = self.store.is_shared_with_flannel();
+        let manager = Manager::new(settings);
         let (address, addresses) = watch::channel(interface.public_ip);
         let (seen, interface) = watch::channel(interface);
         let driver = Driver {
