@@ -338,11 +338,9 @@ impl Arguments {
         }
         match name {
             BackendName::Vxlan => {
-                let mut options = VxlanOptions {
-                    port: self.port.unwrap_or(vxlan::PORT),
-                    direct_routing: self.direct_routing,
-                    ..VxlanOptions::default()
-                };
+                let mut options = VxlanOptions::default();
+                options.port = self.port.unwrap_or(vxlan::PORT);
+                options.direct_routing = self.direct_routing;
                 if let Some(vni) = self.vni {
                     options.vni = Vni::new(vni).map_err(Error::usage)?;
                 }

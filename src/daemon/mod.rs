@@ -33,8 +33,7 @@ use muslin_stack::control::lease::{
 use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
-use muslin_stack::datapath::guard;
-use muslin_stack::datapath::node::{Config, Limits, Node};
+use muslin_stack::datapath::node::{Config, Node};
 use muslin_stack::datapath::peer::Tunnel;
 use naming::Naming;
 use parking_lot::Mutex;
@@ -321,19 +320,20 @@ impl Start {
         if let Some(mac) = vtep_mac {
             identity.vtep_mac = mac;
         }
-        let manager = Manager::new(LeaseSettings {
-            identity: Identity {
+        let mut settings = LeaseSettings::new(
+            Identity {
                 public_ip: interface.public_ip,
                 vtep_mac: identity.vtep_mac,
             },
-            prefix: self.settings.prefix.clone(),
-            // What this node knows of itself comes before what flannel's file says.
-            previous: identity.subnet.or_else(|| self.surface.previous_subnet()),
-            wanted_config: self.settings.wanted_config.clone(),
-            renew_margin: self.settings.renew_margin,
-            repeats: self.store.is_shared_with_flannel(),
-            random_seed: u64::from_ne_bytes(random()?),
-        });
+            self.settings.prefix.clone(),
+            self.settings.wanted_config.clone(),
+            u64::from_ne_bytes(random()?),
+        );
+        // What this node knows of itself comes before what flannel's file says.
+        settings.previous = identity.subnet.or_else(|| self.surface.previous_subnet());
+        settings.renew_margin = self.settings.renew_margin;
+        settings.repeats = self.store.is_shared_with_flannel();
+        let manager = Manager::new(settings);
         let (address, addresses) = watch::channel(interface.public_ip);
         let (seen, interface) = watch::channel(interface);
         let driver = Driver {
@@ -683,18 +683,16 @@ impl Driver {
     }
 
     fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<Config> {
-        Ok(Config {
-            subnet: key.ipv4.into(),
-            gateway_mac: self.identity.gateway_mac.get(),
-            tunnel: plan.tunnel,
-            mtu: plan.mtu,
-            clamp_mss: self.settings.clamp_mss,
-            guard: guard::Policy {
-                peers: self.settings.guard_peers,
-            },
-            limits: Limits::default(),
-            random_seed: u64::from_ne_bytes(random()?),
-        })
+        let mut config = Config::new(
+            key.ipv4.into(),
+            self.identity.gateway_mac.get(),
+            plan.tunnel,
+            plan.mtu,
+            u64::from_ne_bytes(random()?),
+        );
+        config.clamp_mss = self.settings.clamp_mss;
+        config.guard.peers = self.settings.guard_peers;
+        Ok(config)
     }
 
     fn egress_config(
@@ -705,21 +703,20 @@ impl Driver {
     ) -> Result<Outside> {
         let policy = match &self.settings.egress {
             None => Policy::closed(),
-            Some(settings) => Policy::new(Rules {
-                allow: settings.allow.clone(),
-                deny: settings.deny.clone(),
-                host_loopback: settings.host_loopback,
-                tunnel_port: (plan.port != 0).then_some(plan.port),
-                stores: stores.to_vec(),
-            }),
+            Some(settings) => {
+                let mut rules = Rules::default();
+                rules.allow = settings.allow.clone();
+                rules.deny = settings.deny.clone();
+                rules.host_loopback = settings.host_loopback;
+                rules.tunnel_port = (plan.port != 0).then_some(plan.port);
+                rules.stores = stores.to_vec();
+                Policy::new(rules)
+            }
         };
-        Ok(Outside {
-            policy,
-            subnet: Some(key.ipv4),
-            mtu: plan.mtu,
-            limits: host::limits(),
-            random_seed: u64::from_ne_bytes(random()?),
-        })
+        let mut outside = Outside::new(policy, plan.mtu, u64::from_ne_bytes(random()?));
+        outside.subnet = Some(key.ipv4);
+        outside.limits = host::limits();
+        Ok(outside)
     }
 
     fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {

@@ -57,7 +57,7 @@ fn status(running: &Running, report: &Report) -> Status {
     let (interface, pods) = (running.interface(), running.pods.lock());
     let (vni, mac) = match facts.plan.tunnel {
         Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
-        Tunnel::Udp | Tunnel::Ipip | Tunnel::None => (None, None),
+        _ => (None, None),
     };
     Status {
         node: facts.settings.name.clone(),
@@ -208,12 +208,10 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
 
 /// How packets get to a peer, and whether that is because its host is on the link.
 fn path_name(path: Path, plan: &TunnelPlan) -> &'static str {
-    match (path, plan.tunnel) {
-        (Path::Uplink, _) => "on-link",
-        (Path::Tunnel, Tunnel::Vxlan { .. }) => "vxlan",
-        (Path::Tunnel, Tunnel::Udp) => "udp",
-        (Path::Tunnel, Tunnel::Ipip) => "ipip",
-        (Path::Tunnel, Tunnel::None) | (Path::Unreachable, _) => "none",
+    match path {
+        Path::Uplink => "on-link",
+        Path::Tunnel => plan.tunnel.name(),
+        Path::Unreachable => Tunnel::None.name(),
     }
 }
 

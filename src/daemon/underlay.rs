@@ -244,12 +244,11 @@ pub(super) fn join(
             underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
         uplinks = opened.map_err(Error::failed)?;
     }
-    let uplink = uplinks.first().map(|device| Uplink {
-        mac: device.hardware_address(),
-        address: interface.public_ip,
-        prefix: interface.prefix,
-        mtu: plan.outer,
-        answers: matches!(settings.uplink, UplinkKind::Tap(_)),
+    let uplink = uplinks.first().map(|device| {
+        let (address, prefix) = (interface.public_ip, interface.prefix);
+        let mut uplink = Uplink::new(device.hardware_address(), address, prefix, plan.outer);
+        uplink.answers = matches!(settings.uplink, UplinkKind::Tap(_));
+        uplink
     });
     if uplink.is_some_and(|uplink| !uplink.answers)
         && underlay::forwards_ipv4(&interface.name) == Some(true)

@@ -112,12 +112,10 @@ async fn execute(store: &dyn Store, op: Op) -> std::result::Result<Answer, Strin
 
 fn network(config: &NetworkConfig) -> Finding {
     match &config.backend {
-        Backend::Vxlan(_) | Backend::Udp { .. } | Backend::HostGw | Backend::Ipip { .. } => {
-            Finding::fine("network", config)
-        }
         Backend::Other(name) => Finding::wrong("network", config).advise(format!(
             "muslin has vxlan, udp, host-gw and ipip, not {name}"
         )),
+        _ => Finding::fine("network", config),
     }
 }
 

@@ -404,16 +404,13 @@ impl Inside {
 /// Egress for which all of the overlay, and what lies behind the gateway, are pods.
 fn config(place: Place) -> io::Result<Config> {
     let own = Ipv4Net::from(place.address);
-    Ok(Config {
-        subnet: None,
-        policy: Policy::new(Rules {
-            allow: vec![own],
-            ..Rules::default()
-        }),
-        mtu: Mtu::new(place.mtu.into()).map_err(io::Error::other)?,
-        limits: host::limits(),
-        random_seed: u64::from_ne_bytes(random().map_err(io::Error::other)?),
-    })
+    let mut rules = Rules::default();
+    rules.allow = vec![own];
+    let mtu = Mtu::new(place.mtu.into()).map_err(io::Error::other)?;
+    let seed = u64::from_ne_bytes(random().map_err(io::Error::other)?);
+    let mut config = Config::new(Policy::new(rules), mtu, seed);
+    config.limits = host::limits();
+    Ok(config)
 }
 
 impl Wire {

@@ -429,10 +429,8 @@ impl Source<'_> {
             "host-gw" => Ok(Backend::HostGw),
             "ipip" => Ok(Backend::Ipip { direct_routing }),
             "vxlan" => {
-                let mut options = VxlanOptions {
-                    direct_routing,
-                    ..VxlanOptions::default()
-                };
+                let mut options = VxlanOptions::default();
+                options.direct_routing = direct_routing;
                 if let Some(vni) = &document.vni {
                     options.vni = Vni::new(*vni.get_ref())
                         .map_err(|error| self.mistake(vni.span(), "vni", error))?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::lease::{
     Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
-    Op, RENEW_MARGIN, Revision, Settings, WantedConfig, WatchEvent,
+    Op, Revision, Settings, WantedConfig, WatchEvent,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -408,18 +408,12 @@ impl Drop for Node {
 pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
     let network = "10.244.0.0/16".parse().unwrap();
     let backend = Backend::Vxlan(Default::default());
-    Settings {
-        identity: Identity {
-            public_ip: [192, 168, 0, last].into(),
-            vtep_mac: VtepMac::from_random([last; 6]),
-        },
-        prefix: prefix.to_owned(),
-        previous: None,
-        wanted_config: WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap()),
-        renew_margin: RENEW_MARGIN,
-        repeats: false,
-        random_seed: u64::from(last) * 7919,
-    }
+    let identity = Identity {
+        public_ip: [192, 168, 0, last].into(),
+        vtep_mac: VtepMac::from_random([last; 6]),
+    };
+    let wanted = WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap());
+    Settings::new(identity, prefix.to_owned(), wanted, u64::from(last) * 7919)
 }
 
 async fn nodes_come_and_go(place: &impl Place) {

@@ -179,10 +179,8 @@ impl Workers {
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
-        let share = EgressConfig {
-            limits: outside.limits.shared(nodes.len()),
-            ..outside.clone()
-        };
+        let mut share = outside.clone();
+        share.limits = outside.limits.shared(nodes.len());
         let (mut all, mut inboxes) = (Vec::new(), Vec::new());
         for _ in &nodes {
             let (sender, messages) = sync_channel(MAILBOX_LEN);

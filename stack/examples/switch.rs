@@ -9,8 +9,7 @@ use std::error::Error;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
-use muslin_stack::datapath::guard;
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::{EthernetAddress, Instant};
@@ -20,24 +19,15 @@ const RIGHT: PortId = PortId(2);
 const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let config = Config {
-        subnet: "10.244.1.0/24".parse()?,
-        gateway_mac: EthernetAddress([2, 0, 0, 0, 0, 1]),
-        tunnel: Tunnel::None,
-        mtu: Mtu::ETHERNET,
-        clamp_mss: false,
-        guard: guard::Policy { peers: true },
-        limits: Limits::default(),
-        random_seed: 7,
-    };
+    let (subnet, mac) = (
+        "10.244.1.0/24".parse()?,
+        EthernetAddress([2, 0, 0, 0, 0, 1]),
+    );
+    let config = Config::new(subnet, mac, Tunnel::None, Mtu::ETHERNET, 7);
     let mut switch = Node::new(config, Instant::ZERO)?;
     for (port, mac) in [LEFT, RIGHT].into_iter().zip(MACS) {
-        let attachment = Attachment {
-            mac: EthernetAddress(mac),
-            addresses: Vec::new(),
-            guarded: false,
-        };
-        switch.attach(port, attachment);
+        let attachment = Attachment::new(EthernetAddress(mac), Vec::new());
+        switch.attach(port, attachment.unguarded());
     }
     let (left, right) = (MACS[0], MACS[1]);
     // A guest behind the right port, whose MAC address nobody has been told of.

@@ -8,8 +8,10 @@
 
 macro_rules! reasons {
     ($($(#[$attribute:meta])* $variant:ident, $name:literal, $text:literal;)*) => {
-        /// Why a packet was dropped. There is no "other".
+        /// Why a packet was dropped. There is no "other", and further reasons may come: go through
+        /// [`Self::ALL`], and print [`Self::name`] or [`Self::describe`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
         pub enum DropReason {
             $(#[doc = $text] $(#[$attribute])* $variant,)*
         }

@@ -12,4 +12,4 @@ pub mod endpoint;
 pub mod sim;
 
 pub use smoltcp::time::{Duration, Instant};
-pub use smoltcp::wire::EthernetAddress;
+pub use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol};

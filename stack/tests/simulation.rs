@@ -4,10 +4,11 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use muslin_encap::mtu::Mtu;
-use muslin_stack::control::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
+use muslin_stack::Instant;
+use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions};
 use muslin_stack::sim::{
-    Event, Failure, Forgery, Plan, Scale, Setup, Step, Summary, Weather, run, shrink,
+    Device, DeviceKind, Event, Failure, Forgery, Plan, Report, Scale, Sent, Setup, Summary,
+    Violation, run, run_with, shrink, shrink_with,
 };
 
 /// Seeds that every run of the tests takes.
@@ -136,27 +137,9 @@ fn play(seed: u64, events: &[(u64, Event)]) {
 
 fn play_with(backend: Backend, seed: u64, events: &[(u64, Event)]) -> Summary {
     let network = "10.244.0.0/16".parse().unwrap();
-    let steps = events.iter().enumerate();
-    let steps = steps.map(|(number, (after, event))| Step {
-        number,
-        after: *after,
-        event: event.clone(),
-    });
-    let plan = Plan {
-        seed,
-        setup: Setup {
-            mtus: vec![Mtu::ETHERNET; 3],
-            config: NetworkConfig::new(network, None, backend).unwrap(),
-            is_configured: false,
-            tells_ttl: false,
-            guards_peers: true,
-            workers: 1,
-            renew_margin: RENEW_MARGIN,
-        },
-        weather: Weather::FAIR,
-        steps: steps.collect(),
-        rests: false,
-    };
+    let mut setup = Setup::new(NetworkConfig::new(network, None, backend).unwrap(), 3);
+    setup.is_configured = false;
+    let plan = Plan::scripted(seed, setup, events.iter().cloned());
     run(&plan, false).unwrap_or_else(|failure| panic!("{}\n{}", failure.violation, failure.tables))
 }
 
@@ -306,4 +289,54 @@ fn pods_talk_through_ipip() {
             assert!(figures.talks > 0 && figures.answers > 0, "{figures:?}");
         }
     }
+}
+
+/// A device of one's own, which says that something is wrong as soon as it gets a frame.
+struct Complainer(Vec<Report>);
+
+impl Device for Complainer {
+    fn receive(&mut self, _: Instant, _: &[u8]) {
+        self.0.push(Report::Wrong("a frame has come".to_owned()));
+    }
+
+    fn poll(&mut self, _: Instant) -> Vec<Sent> {
+        Vec::new()
+    }
+
+    fn poll_at(&mut self, _: Instant) -> Option<Instant> {
+        None
+    }
+
+    fn reports(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+#[test]
+fn what_a_device_of_ones_own_finds_wrong_is_a_violation_and_shrinks() {
+    let network = "10.244.0.0/16".parse().unwrap();
+    let backend = Backend::Vxlan(VxlanOptions::default());
+    let setup = Setup::new(NetworkConfig::new(network, None, backend).unwrap(), 2);
+    let (machine, kind) = (0, 0);
+    let attached = Event::AttachDevice { machine, kind };
+    let events = [
+        (0, Event::Join(0)),
+        (0, Event::Join(1)),
+        (100, Event::Attach(1)),
+        (100, attached.clone()),
+        (100, Event::Crash(1)),
+        // A pod's first question to all is for its gateway.
+        (1_000, Event::Attach(0)),
+        (1_000, Event::Attach(0)),
+    ];
+    let plan = Plan::scripted(1, setup, events);
+    // Of a kind that nobody knows there is none.
+    run(&plan, false).unwrap();
+    let kinds = [DeviceKind::new(|_| Complainer(Vec::new()))];
+    let failure = run_with(&plan, &kinds, false).unwrap_err();
+    assert_eq!(failure.violation, Violation("a frame has come".to_owned()));
+    let (least, again) = shrink_with(&plan, &kinds, failure.clone());
+    assert_eq!(again.violation, failure.violation);
+    assert!(least.steps.len() < plan.steps.len());
+    assert!(least.steps.iter().any(|step| step.event == attached));
 }

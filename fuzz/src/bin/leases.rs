@@ -263,15 +263,14 @@ fn made_config(bytes: &[u8]) {
     let backend = if choices & 1 == 0 {
         Backend::Udp { port }
     } else {
-        Backend::Vxlan(VxlanOptions {
-            // Zero stands for the default.
-            vni: Vni::new(u32::from(v.max(1))).expect("it is small"),
-            port,
-            mtu: None,
-            direct_routing: choices & 2 != 0,
-            learning: choices & 4 != 0,
-            gbp: choices & 8 != 0,
-        })
+        let mut options = VxlanOptions::default();
+        // Zero stands for the default.
+        options.vni = Vni::new(u32::from(v.max(1))).expect("it is small");
+        options.port = port;
+        options.direct_routing = choices & 2 != 0;
+        options.learning = choices & 4 != 0;
+        options.gbp = choices & 8 != 0;
+        Backend::Vxlan(options)
     };
     let network = Ipv4Net::new(Ipv4Addr::new(a, b, c, d), len % 33).expect("it is at most 32");
     let subnet_len = (subnet_len > 0).then_some(subnet_len % 33);

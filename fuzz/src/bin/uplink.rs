@@ -18,8 +18,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_fuzz::{Seed, for_each_event};
-use muslin_stack::datapath::guard::Policy;
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
@@ -91,13 +90,11 @@ fn pod_of(subnet: u8) -> Ipv4Addr {
 }
 
 fn uplink(answers: bool) -> Uplink {
-    Uplink {
-        mac: mac(1),
-        address: host(1),
-        prefix: "192.168.0.0/24".parse().expect("it is a prefix"),
-        mtu: Mtu::new(MTU.into()).expect("it is in range"),
-        answers,
-    }
+    let prefix = "192.168.0.0/24".parse().expect("it is a prefix");
+    let mtu = Mtu::new(MTU.into()).expect("it is in range");
+    let mut uplink = Uplink::new(mac(1), host(1), prefix, mtu);
+    uplink.answers = answers;
+    uplink
 }
 
 /// Runs the events that `data` stands for. Its first byte chooses a configuration.
@@ -139,31 +136,13 @@ impl Harness {
     /// Peers 0 and 1 are at hosts 2 and 3.
     fn new(choices: u8) -> Self {
         let checks_peers = choices & 1 == 0;
-        let limits = Limits {
-            fdb: 4,
-            neighbours: 4,
-        };
-        let config = Config {
-            subnet: "10.244.1.0/24".parse().expect("it is a subnet"),
-            gateway_mac: GATEWAY,
-            tunnel: Tunnel::None,
-            mtu: Mtu::new(MTU.into()).expect("it is in range"),
-            clamp_mss: true,
-            guard: Policy {
-                peers: checks_peers,
-            },
-            limits,
-            random_seed: 7,
-        };
+        let subnet = "10.244.1.0/24".parse().expect("it is a subnet");
+        let mtu = Mtu::new(MTU.into()).expect("it is in range");
+        let mut config = Config::new(subnet, GATEWAY, Tunnel::None, mtu, 7);
+        config.guard.peers = checks_peers;
+        (config.limits.fdb, config.limits.neighbours) = (4, 4);
         let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
-        node.attach(
-            PORT,
-            Attachment {
-                mac: mac(12),
-                addresses: vec![own_pod(0).into()],
-                guarded: true,
-            },
-        );
+        node.attach(PORT, Attachment::new(mac(12), vec![own_pod(0).into()]));
         let mut harness = Self {
             node,
             now: Instant::ZERO,
@@ -248,14 +227,9 @@ impl Harness {
     }
 
     fn set_peer(&mut self, id: u8, subnet: u8, at: u8) {
-        let peer = Peer {
-            id: PeerId(id.into()),
-            subnet: ipnet::Ipv4Net::new_assert(pod_of(subnet), 24)
-                .trunc()
-                .into(),
-            address: SocketAddrV4::new(host(at), 0),
-            vtep_mac: None,
-        };
+        let subnet = ipnet::Ipv4Net::new_assert(pod_of(subnet), 24).trunc();
+        let address = SocketAddrV4::new(host(at), 0);
+        let peer = Peer::new(PeerId(id.into()), subnet.into(), address);
         self.hosts.insert(*peer.address.ip());
         self.node.set_peer(peer.clone());
         self.peers[usize::from(id)] = Some(peer);

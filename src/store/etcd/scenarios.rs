@@ -16,11 +16,10 @@ fn record(last: u8) -> String {
 
 /// Whatever network the store has.
 fn any(prefix: &str, previous: Option<&str>) -> Settings {
-    Settings {
-        wanted_config: WantedConfig::Any,
-        previous: previous.map(|subnet| subnet.replace("-24", "/24").parse().unwrap()),
-        ..settings(prefix, 1)
-    }
+    let mut settings = settings(prefix, 1);
+    settings.wanted_config = WantedConfig::Any;
+    settings.previous = previous.map(|subnet| subnet.replace("-24", "/24").parse().unwrap());
+    settings
 }
 
 async fn configure(client: &mut Client, prefix: &str, config: &str) {

@@ -9,8 +9,7 @@ use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_stack::Instant;
-use muslin_stack::datapath::guard;
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use smoltcp::wire::EthernetAddress;
@@ -83,32 +82,16 @@ pub(crate) fn vxlan_tunnel() -> Tunnel {
 
 /// A node with guarded pods and this many peers.
 pub(crate) fn node(tunnel: Tunnel, peers: u32) -> Node {
-    let config = Config {
-        subnet: own_subnet().into(),
-        gateway_mac: GATEWAY_MAC,
-        tunnel,
-        mtu: Mtu::new(MTU.into()).expect("it is large enough"),
-        clamp_mss: true,
-        guard: guard::Policy { peers: true },
-        limits: Limits::default(),
-        random_seed: 7,
-    };
+    let mtu = Mtu::new(MTU.into()).expect("it is large enough");
+    let config = Config::new(own_subnet().into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet is large enough");
     for host in POD..POD + PODS {
-        let attachment = Attachment {
-            mac: mac(host),
-            addresses: vec![pod(host).into()],
-            guarded: true,
-        };
+        let attachment = Attachment::new(mac(host), vec![pod(host).into()]);
         node.attach(PortId(host), attachment);
     }
     for index in 0..peers {
-        node.set_peer(Peer {
-            id: PeerId(index),
-            subnet: subnet(index).into(),
-            address: underlay(index),
-            vtep_mac: Some(vtep(index)),
-        });
+        let peer = Peer::new(PeerId(index), subnet(index).into(), underlay(index));
+        node.set_peer(peer.with_vtep(vtep(index)));
     }
     node
 }
@@ -231,7 +214,7 @@ fn link_headers(tunnel: Tunnel, way: Way) -> Vec<u8> {
         (Way::Switched, _) => (mac(OTHER_POD), mac(POD)),
         (Way::Flooded, _) => (EthernetAddress::BROADCAST, mac(POD)),
         (Way::FromPeer, Tunnel::Vxlan { mac, .. }) => (mac.get(), vtep(0).get()),
-        (Way::FromPeer, Tunnel::Udp | Tunnel::Ipip | Tunnel::None) => return Vec::new(),
+        (Way::FromPeer, _) => return Vec::new(),
     };
     let ethernet = [&destination.0[..], &source.0, &[8, 0]].concat();
     match way {

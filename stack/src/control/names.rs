@@ -61,6 +61,7 @@ pub struct PodRecord {
 
 /// Why a store's entry is no node's record.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum InvalidNodeRecord {
     /// Its key does not name a subnet.
     #[error("its name is not a subnet")]

@@ -69,6 +69,7 @@ impl Peers {
 
 /// Why a node that has a lease cannot be a peer.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum Unusable {
     /// It encapsulates in another way.
     #[error("it uses the backend {0}")]

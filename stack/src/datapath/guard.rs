@@ -25,9 +25,17 @@ const DHCPV6_CLIENT: u16 = 546;
 
 /// Which guards are on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Policy {
     /// A datagram must come from a node that holds a lease, with inner sources of that lease.
     pub peers: bool,
+}
+
+/// All are on.
+impl Default for Policy {
+    fn default() -> Self {
+        Self { peers: true }
+    }
 }
 
 /// Checks the sender of a frame from a pod, where `macs` and `addresses` are the node's own, which

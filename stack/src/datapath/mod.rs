@@ -47,38 +47,24 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// ```
 /// use muslin_encap::buffer::{HEADROOM, PacketBuf};
 /// use muslin_stack::datapath::{Datapath, Output};
-/// use muslin_stack::datapath::egress::{self, Egress, NoHost};
-/// use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+/// use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
+/// use muslin_stack::datapath::node::{Config, Node, Verdict};
 /// use muslin_stack::datapath::port::{Attachment, PortId};
-/// use muslin_stack::datapath::{guard, peer::Tunnel};
+/// use muslin_stack::datapath::peer::Tunnel;
 /// use muslin_stack::{EthernetAddress, Instant};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (now, mtu) = (Instant::ZERO, muslin_encap::mtu::Mtu::new(1450)?);
-/// let node = Node::new(Config {
-///     subnet: "10.244.1.0/24".parse()?,
-///     gateway_mac: EthernetAddress([2, 0, 0, 0, 0, 1]), // of 10.244.1.1
-///     tunnel: Tunnel::Udp,
-///     mtu,
-///     clamp_mss: true,
-///     guard: guard::Policy { peers: true },
-///     limits: Limits::default(),
-///     random_seed: 7,
-/// }, now)?;
-/// let egress = Egress::new(egress::Config {
-///     policy: egress::Policy::closed(),
-///     subnet: Some("10.244.1.0/24".parse()?),
-///     mtu,
-///     limits: egress::Limits::default(),
-///     random_seed: 7,
-/// }, now);
-/// let mut path = Datapath::new(node, egress);
+/// let gateway_mac = EthernetAddress([2, 0, 0, 0, 0, 1]); // of 10.244.1.1
+/// let seed = 7; // Random, in earnest.
+/// let config = Config::new("10.244.1.0/24".parse()?, gateway_mac, Tunnel::Udp, mtu, seed);
+/// let egress = egress::Config::new(Policy::closed(), mtu, seed);
+/// let mut path = Datapath::new(Node::new(config, now)?, Egress::new(egress, now));
 /// for pod in [2, 3] {
-///     path.node_mut().attach(PortId(pod.into()), Attachment {
-///         mac: EthernetAddress([2, 0, 0, 0, 0, pod]),
-///         addresses: vec![[10, 244, 1, pod].into()],
-///         guarded: true, // It sends from these addresses only.
-///     });
+///     // It may send from these addresses only.
+///     let mac = EthernetAddress([2, 0, 0, 0, 0, pod]);
+///     let attachment = Attachment::new(mac, vec![[10, 244, 1, pod].into()]);
+///     path.node_mut().attach(PortId(pod.into()), attachment);
 /// }
 ///
 /// // The first pod pings the second, and the gateway, with the room in front that headers need.

@@ -23,6 +23,7 @@ impl fmt::Display for PeerId {
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Peer {
     /// Its identity.
     pub id: PeerId,
@@ -34,8 +35,31 @@ pub struct Peer {
     pub vtep_mac: Option<VtepMac>,
 }
 
+impl Peer {
+    /// A node with this lease, whose tunnel ends there, without a VTEP.
+    #[must_use]
+    pub const fn new(id: PeerId, subnet: IpNet, address: SocketAddrV4) -> Self {
+        Self {
+            id,
+            subnet,
+            address,
+            vtep_mac: None,
+        }
+    }
+
+    /// The same with the MAC address of its VTEP.
+    #[must_use]
+    pub const fn with_vtep(self, mac: VtepMac) -> Self {
+        Self {
+            vtep_mac: Some(mac),
+            ..self
+        }
+    }
+}
+
 /// How this node's tunnel encapsulates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Tunnel {
     /// VXLAN with this network identifier, from a VTEP of this MAC address.
     Vxlan {
@@ -53,6 +77,17 @@ pub enum Tunnel {
 }
 
 impl Tunnel {
+    /// A short stable name for machines, as flannel calls its backends; `none` if there is none.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Vxlan { .. } => "vxlan",
+            Self::Udp => "udp",
+            Self::Ipip => "ipip",
+            Self::None => "none",
+        }
+    }
+
     /// The encapsulation format.
     #[must_use]
     pub const fn format(&self) -> Option<Format> {
@@ -78,6 +113,7 @@ pub enum Path {
 
 /// A peer with what went to and came from it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PeerState {
     /// The peer.
     pub peer: Peer,

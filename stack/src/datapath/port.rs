@@ -20,6 +20,7 @@ impl fmt::Display for PortId {
 
 /// What is attached to a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Attachment {
     /// The pod's MAC address.
     pub mac: EthernetAddress,
@@ -27,6 +28,27 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// Whether the pod may send only from its own MAC and IP addresses.
     pub guarded: bool,
+}
+
+impl Attachment {
+    /// A pod that may send only from this MAC address and these IP addresses.
+    #[must_use]
+    pub const fn new(mac: EthernetAddress, addresses: Vec<IpAddr>) -> Self {
+        Self {
+            mac,
+            addresses,
+            guarded: true,
+        }
+    }
+
+    /// The same, if the pod may send from any address, as a bridge does.
+    #[must_use]
+    pub fn unguarded(self) -> Self {
+        Self {
+            guarded: false,
+            ..self
+        }
+    }
 }
 
 /// Packets and bytes in one direction.

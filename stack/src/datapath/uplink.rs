@@ -12,6 +12,7 @@ use smoltcp::wire::EthernetAddress;
 
 /// What a node is on its LAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Uplink {
     /// The MAC address that its frames leave from, and that frames for it have.
     pub mac: EthernetAddress,
@@ -26,6 +27,18 @@ pub struct Uplink {
 }
 
 impl Uplink {
+    /// An uplink with an address for which the host's kernel answers.
+    #[must_use]
+    pub const fn new(mac: EthernetAddress, address: Ipv4Addr, prefix: Ipv4Net, mtu: Mtu) -> Self {
+        Self {
+            mac,
+            address,
+            prefix,
+            mtu,
+            answers: false,
+        }
+    }
+
     /// Whether a packet for this host needs no router.
     #[must_use]
     pub fn is_on_link(&self, host: Ipv4Addr) -> bool {

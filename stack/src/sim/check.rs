@@ -128,7 +128,7 @@ pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
 pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
     let gateway = (running.node().gateway(), running.gateway_mac);
     let pods = running.ports.values();
-    let pods = pods.map(|plugged| (plugged.address, plugged.device.attachment().mac));
+    let pods = pods.map(|plugged| (plugged.address, plugged.mac));
     let mut places = pods.chain([gateway]);
     let source = frame::parse(bytes).map(|view| view.src_addr());
     if source.is_ok_and(|source| running.gone.contains(&source)) {

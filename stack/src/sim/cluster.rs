@@ -10,7 +10,7 @@ use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 use super::Violation;
 use super::agent::StoreWeather;
 use super::check;
-use super::device::Sent;
+use super::device::{DeviceKind, Sent};
 use super::flannel::Flannel;
 use super::link::{Underlay, Weather};
 use super::log::Log;
@@ -77,6 +77,7 @@ pub(super) enum Due {
 
 /// How much happened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Figures {
     /// Things that were due.
     pub steps: u64,
@@ -126,6 +127,8 @@ pub(super) struct Cluster {
     pub(super) addresses: BTreeMap<Ipv4Addr, usize>,
     /// Addresses that machines had.
     pub(super) former: Vec<Ipv4Addr>,
+    /// What can be attached.
+    pub(super) kinds: Vec<DeviceKind>,
     pub(super) underlay: Underlay,
     pub(super) outside: Outside,
     pub(super) store: Store,
@@ -182,6 +185,7 @@ impl Cluster {
             machines,
             addresses,
             former: Vec::new(),
+            kinds: DeviceKind::own(),
             underlay: Underlay::new(seed, weather),
             outside: Outside::new(seed),
             store,

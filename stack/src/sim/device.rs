@@ -1,46 +1,157 @@
-//! What can be attached to a simulated node's port. A new kind of device is one file that
-//! implements [`Device`], and a word in the plan that attaches it.
+//! What can be attached to a simulated node's port: the simulator's own pods and rogues, and devices
+//! of others, by the same door.
 
+use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
 
+use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use smoltcp::time::Instant;
+use smoltcp::wire::EthernetAddress;
 
-use crate::datapath::port::Attachment;
+use super::pod::Pod;
+use super::rogue::Rogue;
 
 /// A device behind a port. It has no clock and no randomness but what it is given.
-pub(super) trait Device {
-    /// What the node is told of it.
-    fn attachment(&self) -> &Attachment;
-
-    /// Takes a frame from the node.
+///
+/// It is polled when it is attached, when it has got a frame or an order, and when it said that it is
+/// to be.
+pub trait Device {
+    /// Takes an Ethernet frame from the node. A superpacket comes in segments, and the simulator has
+    /// checked that the frame is for this device, and from where it says.
     fn receive(&mut self, now: Instant, frame: &[u8]);
 
-    /// Its interface has another MTU, in bytes of IP packets.
-    fn set_mtu(&mut self, _now: Instant, _mtu: Mtu) {}
-
-    /// Takes an order of the plan. One that it cannot follow is reported as failed.
-    fn order(&mut self, now: Instant, order: Order);
-
-    /// Does what is due, and gives each frame for the node to `send`.
-    fn poll(&mut self, now: Instant, send: &mut dyn FnMut(Sent));
+    /// Does what is due, and gives the frames to send, in order.
+    fn poll(&mut self, now: Instant) -> Vec<Sent>;
 
     /// When it is to be polled next; `None` if nothing is due.
     fn poll_at(&mut self, now: Instant) -> Option<Instant>;
 
-    /// What has happened since the last call.
-    fn reports(&mut self) -> Vec<Report>;
+    /// Its interface has another MTU, in bytes of IP packets.
+    fn set_mtu(&mut self, _now: Instant, _mtu: Mtu) {}
+
+    /// Takes an order of the plan. Only a device [that answers](DeviceKind::that_answers) gets any.
+    fn order(&mut self, _now: Instant, _order: Order) {}
+
+    /// What has happened since the last call. [`Report::Wrong`] ends the run as a violation, which is
+    /// how a device has an invariant of its own.
+    fn reports(&mut self) -> Vec<Report> {
+        Vec::new()
+    }
+}
+
+/// What a device is given when it is attached. A node that starts anew attaches its devices anew, with
+/// another MAC address, and maybe another IP address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Assigned {
+    /// The MAC address of its interface.
+    pub mac: EthernetAddress,
+    /// The address of its interface.
+    pub address: Ipv4Addr,
+    /// The subnet of its node, which is on its link.
+    pub subnet: Ipv4Net,
+    /// Its gateway's address, which answers ARP.
+    pub gateway: Ipv4Addr,
+    /// Its gateway's MAC address.
+    pub gateway_mac: EthernetAddress,
+    /// The MTU of its interface, in bytes of IP packets.
+    pub mtu: Mtu,
+    /// Which device it is, as [`Identity::sender`] says.
+    pub sender: u64,
+    /// Its randomness, which follows from the seed of the run.
+    pub seed: u64,
+}
+
+/// A kind of device, of which an [`Event`](super::Event) attaches one.
+///
+/// The node of a machine has a port for it, and the simulator holds what it sends and gets against
+/// what must be true: see [the list](super#what-must-hold).
+#[derive(Clone)]
+pub struct DeviceKind {
+    pub(super) answers: bool,
+    pub(super) is_guarded: bool,
+    make: Rc<Make>,
+}
+
+type Make = dyn Fn(&Assigned) -> Box<dyn Device>;
+
+impl DeviceKind {
+    /// A kind of device that owes nobody an answer and may send whatever it likes, behind a port that
+    /// guards against it. `make` is called each time that one is attached.
+    pub fn new<D: Device + 'static>(make: impl Fn(&Assigned) -> D + 'static) -> Self {
+        Self {
+            answers: false,
+            is_guarded: true,
+            make: Rc::new(move |assigned| Box::new(make(assigned))),
+        }
+    }
+
+    /// The same kind, if its devices do all that pods do: they follow orders, answer pings, and
+    /// listen at TCP port 5000 for the number of a flow and a number of bytes, eight bytes each in
+    /// network byte order, and send what follows back as it came. Everybody must reach them when all
+    /// is mended.
+    #[must_use]
+    pub fn that_answers(self) -> Self {
+        Self {
+            answers: true,
+            ..self
+        }
+    }
+
+    /// The same kind, behind a port from which any address may be sent. What must be true need not be
+    /// then.
+    #[must_use]
+    pub fn unguarded(self) -> Self {
+        Self {
+            is_guarded: false,
+            ..self
+        }
+    }
+
+    /// The simulator's own, by their numbers: pods and rogues.
+    pub(super) fn own() -> Vec<Self> {
+        vec![Self::new(Pod::new).that_answers(), Self::new(Rogue::new)]
+    }
+
+    pub(super) fn make(&self, assigned: &Assigned) -> Box<dyn Device> {
+        (self.make)(assigned)
+    }
+}
+
+/// The number of the pods' kind.
+pub(super) const POD: usize = 0;
+/// That of the kind that does what pods must not do.
+pub(super) const ROGUE: usize = 1;
+/// That of the first kind of others.
+pub(super) const FIRST: usize = 2;
+
+impl fmt::Debug for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            answers,
+            is_guarded,
+            make: _,
+        } = self;
+        f.debug_struct("DeviceKind")
+            .field("answers", answers)
+            .field("is_guarded", is_guarded)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A frame that a device sends.
-#[derive(Debug)]
-pub(super) struct Sent {
-    pub(super) frame: Vec<u8>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// An Ethernet frame, or anything else.
+    pub frame: Vec<u8>,
     /// Its virtio-net header, which may say anything.
-    pub(super) header: [u8; virtio::LEN],
+    pub header: [u8; virtio::LEN],
 }
 
+/// A frame of which nothing is left to be done.
 impl From<Vec<u8>> for Sent {
     fn from(frame: Vec<u8>) -> Self {
         let header = virtio::Header::default().to_bytes();
@@ -49,73 +160,99 @@ impl From<Vec<u8>> for Sent {
 }
 
 /// What a device is asked to do.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Order {
-    /// Send bytes over TCP, and get as many back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Order {
+    /// Send bytes over TCP, behind the flow's number and their own, eight bytes each in network byte
+    /// order, and get them back, without those.
     Talk {
+        /// Where to.
         to: SocketAddrV4,
+        /// The flow's number, which [`pattern`] makes bytes of.
         flow: u64,
+        /// How many bytes.
         bytes: usize,
         /// Whether to end the stream before all is back.
         ends_first: bool,
     },
     /// Send a datagram with a payload of so many bytes, which comes back.
     Query {
+        /// Where to.
         to: SocketAddrV4,
+        /// What its payload begins with.
         identity: Identity,
+        /// Bytes of payload.
         bytes: usize,
     },
     /// Ping, with a payload of so many bytes.
     Ping {
+        /// Where to.
         to: Ipv4Addr,
+        /// What its payload begins with.
         identity: Identity,
+        /// Bytes of payload.
         bytes: usize,
     },
     /// Forget all connections.
     Rest,
-    /// Send something that a pod must not send, about a victim.
+    /// Send something that a pod must not send, about a victim. Only the simulator's own rogues are
+    /// asked to.
     Misbehave {
+        /// About whom.
         victim: Ipv4Addr,
+        /// What payloads begin with.
         identity: Identity,
+        /// Which of the rogue's tricks.
         trick: u8,
     },
 }
 
 /// What a device has to tell.
-#[derive(Debug)]
-pub(super) enum Report {
-    /// Everything came back as it was sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Report {
+    /// Everything of a flow came back as it was sent.
     Talked(u64),
     /// The connection ended before that.
-    Failed { flow: u64, why: &'static str },
-    /// The answer to a ping or a datagram has come.
+    Failed {
+        /// The flow's number.
+        flow: u64,
+        /// How.
+        why: &'static str,
+    },
+    /// The answer to the ping or datagram of this number has come.
     Answered(u64),
-    /// Something arrived that nobody had sent.
+    /// Something is as it must not be.
     Wrong(String),
 }
 
-/// Which ping a packet is, and which device sent it: the beginning of its payload.
+/// Which ping a packet is, and which device sent it: the beginning of its payload. The simulator sees
+/// by it that no packet comes from another than it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub(super) ping: u64,
-    pub(super) sender: u64,
+pub struct Identity {
+    /// The number of the ping or datagram. Each is sent once; the simulator's own count from 1.
+    pub ping: u64,
+    /// The number of its sender ([`Assigned::sender`]).
+    pub sender: u64,
 }
 
 const MAGIC: [u8; 8] = *b"sim-ping";
 
 impl Identity {
     /// Bytes of the shortest payload.
-    pub(super) const LEN: usize = 24;
+    pub const LEN: usize = 24;
 
-    /// A payload of at least `LEN` bytes.
-    pub(super) fn payload(self, len: usize) -> Vec<u8> {
+    /// A payload of at least [`Self::LEN`] bytes.
+    #[must_use]
+    pub fn payload(self, len: usize) -> Vec<u8> {
         let mut bytes = [MAGIC, self.ping.to_be_bytes(), self.sender.to_be_bytes()].concat();
         bytes.extend((Self::LEN..len).map(|offset| pattern(self.ping, offset)));
         bytes
     }
 
     /// Reads the beginning of a payload.
-    pub(super) fn read(payload: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn read(payload: &[u8]) -> Option<Self> {
         let rest = payload.strip_prefix(&MAGIC)?;
         let (ping, rest) = rest.split_first_chunk()?;
         let sender = rest.first_chunk()?;
@@ -134,6 +271,7 @@ impl Identity {
 
 /// The byte that a stream has at an offset. Its period is prime, so that what is lost or repeated
 /// does not look right.
-pub(super) fn pattern(stream: u64, offset: usize) -> u8 {
+#[must_use]
+pub fn pattern(stream: u64, offset: usize) -> u8 {
     (stream.wrapping_mul(31).wrapping_add(offset as u64) % 251) as u8
 }

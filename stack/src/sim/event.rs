@@ -8,7 +8,7 @@ use muslin_encap::mtu::Mtu;
 
 use super::Violation;
 use super::cluster::{Cluster, PREFIX, address};
-use super::device::Order;
+use super::device::{self, Order};
 use super::link::Weather;
 use super::machine::Who;
 use super::outside::Server;
@@ -23,6 +23,7 @@ const OVERLAPPING: u8 = 255;
 /// What happens. Machines are numbered from 0; an event that cannot happen does nothing, so that a
 /// plan stays one when some of it is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// A node is started.
     Join(usize),
@@ -34,6 +35,14 @@ pub enum Event {
     Forget(usize),
     /// A pod is attached to a machine's node.
     Attach(usize),
+    /// A device of one of the kinds that [`run_with`](super::run_with) is given is attached to a
+    /// machine's node.
+    AttachDevice {
+        /// The machine.
+        machine: usize,
+        /// The place of its kind in that list.
+        kind: usize,
+    },
     /// One of a machine's pods is detached.
     Detach {
         /// The machine.
@@ -191,6 +200,7 @@ pub enum Event {
 
 /// What somebody writes into a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Forgery {
     /// Something that is no record.
     Rubbish,
@@ -212,6 +222,12 @@ impl fmt::Display for Event {
             Self::Crash(machine) => write!(f, "machine {machine} crashes"),
             Self::Forget(machine) => write!(f, "machine {machine} loses its state directory"),
             Self::Attach(machine) => write!(f, "a pod is attached to machine {machine}"),
+            Self::AttachDevice { machine, kind } => {
+                write!(
+                    f,
+                    "a device of kind {kind} is attached to machine {machine}"
+                )
+            }
             Self::Detach { machine, pod } => {
                 write!(f, "pod {pod} of machine {machine} is detached")
             }
@@ -413,7 +429,13 @@ impl Cluster {
                     machine.is_copy = false;
                 }
             }
-            Event::Attach(machine) => self.attach(*machine, true)?,
+            Event::Attach(machine) => self.attach(*machine, device::POD)?,
+            Event::AttachDevice { machine, kind } => {
+                let kind = device::FIRST + kind;
+                if kind < self.kinds.len() {
+                    self.attach(*machine, kind)?;
+                }
+            }
             Event::Detach { machine, pod } => self.detach(*machine, *pod)?,
             Event::Move(machine) => {
                 let to = (1..).map(|changes| address(*machine, changes));
@@ -493,7 +515,7 @@ impl Cluster {
                     return Ok(());
                 };
                 if self.rogue(who).is_none() {
-                    self.attach(who.machine, false)?;
+                    self.attach(who.machine, device::ROGUE)?;
                 }
                 if let Some(port) = self.rogue(who)
                     && let Some(identity) = self.new_identity(who, port)
@@ -511,12 +533,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// A machine's pod that does not behave.
+    /// A machine's rogue.
     pub(super) fn rogue(&self, who: Who) -> Option<PortId> {
         let machine = &self.machines[who.machine];
         let running = machine.process.as_ref()?.running.as_ref()?;
         let mut ports = running.ports.iter();
-        let rogue = ports.find(|(_, plugged)| machine.pods.get(&plugged.name) == Some(&false));
+        let rogue =
+            ports.find(|(_, plugged)| machine.pods.get(&plugged.name) == Some(&device::ROGUE));
         Some(*rogue?.0)
     }
 

@@ -70,6 +70,7 @@ impl Cluster {
             Event::Join(machine)
             | Event::Leave(machine)
             | Event::Attach(machine)
+            | Event::AttachDevice { machine, .. }
             | Event::Detach { machine, .. }
             | Event::Move(machine)
             | Event::Inherit(machine)

@@ -9,6 +9,7 @@ use super::random::{Random, Stream};
 
 /// How links behave. Chances are in thousandths, for each datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Weather {
     /// The shortest time that a datagram takes, in microseconds.
     pub latency: u64,

@@ -37,8 +37,8 @@ pub(super) struct Machine {
     pub(super) is_copy: bool,
     /// Whether a node is to run here.
     pub(super) is_wanted: bool,
-    /// The pods that are to be attached, and whether they behave.
-    pub(super) pods: BTreeMap<PodName, bool>,
+    /// The devices that are to be attached, and the number of their kind.
+    pub(super) pods: BTreeMap<PodName, usize>,
     pub(super) process: Option<Process>,
     /// Processes that were started here.
     pub(super) starts: u64,
@@ -91,6 +91,9 @@ pub(super) struct Running {
 /// A device behind a port.
 pub(super) struct Plugged {
     pub(super) name: PodName,
+    /// Whether it does all that pods do.
+    pub(super) answers: bool,
+    pub(super) mac: EthernetAddress,
     pub(super) address: Ipv4Addr,
     /// What the device's pings say of who sent them.
     pub(super) sender: u64,

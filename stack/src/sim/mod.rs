@@ -96,10 +96,75 @@
 //! what most connections carry, and so are the flows that a node may have, so that bounds are
 //! reached. Events of sockets come as from an edge-triggered epoll, some after the socket is closed.
 //!
-//! # More devices
+//! # Devices of your own
 //!
-//! What is behind a port implements `Device` (`device.rs`). `Pod` and `Rogue` are one file each, and
-//! one event that attaches it. `lan.rs` is the link of bare packets.
+//! What is behind a port implements [`Device`]: the simulator's own pods and rogues, and what you
+//! bring, a pod with another stack or an attacker. [`run_with`] takes kinds of devices, and
+//! [`Event::AttachDevice`] attaches one, now and whenever its machine's node runs. All that must hold
+//! is held against it. `examples/own_attacker.rs` is one that takes another pod's address.
+//!
+//! ```
+//! use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions};
+//! use muslin_stack::sim::{Assigned, Device, DeviceKind, Event, Plan, Report, Sent, Setup, run_with};
+//! use muslin_stack::{Duration, EthernetAddress, Instant};
+//!
+//! /// Says a word to all each second, and wants to hear none of its own again.
+//! struct Herald {
+//!     mac: EthernetAddress,
+//!     next: Instant,
+//!     reports: Vec<Report>,
+//! }
+//!
+//! impl Device for Herald {
+//!     fn receive(&mut self, _: Instant, frame: &[u8]) {
+//!         if frame[6..12] == self.mac.0 {
+//!             self.reports.push(Report::Wrong("a frame comes back".to_owned()));
+//!         }
+//!     }
+//!
+//!     fn poll(&mut self, now: Instant) -> Vec<Sent> {
+//!         if now < self.next {
+//!             return Vec::new();
+//!         }
+//!         self.next = now + Duration::from_secs(1);
+//!         let frame = [&[0xff; 6][..], &self.mac.0, &[0x88, 0xb5], b"hear, hear"].concat();
+//!         vec![frame.into()]
+//!     }
+//!
+//!     fn poll_at(&mut self, _: Instant) -> Option<Instant> {
+//!         Some(self.next)
+//!     }
+//!
+//!     fn reports(&mut self) -> Vec<Report> {
+//!         std::mem::take(&mut self.reports)
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let herald = DeviceKind::new(|assigned: &Assigned| Herald {
+//!     mac: assigned.mac,
+//!     next: Instant::ZERO,
+//!     reports: Vec::new(),
+//! });
+//! let backend = Backend::Vxlan(VxlanOptions::default());
+//! let network = NetworkConfig::new("10.244.0.0/16".parse()?, None, backend)?;
+//! // Two machines with a pod each; on the first there is a herald, too, and it crashes once.
+//! let plan = Plan::scripted(1, Setup::new(network, 2), [
+//!     (0, Event::Join(0)),
+//!     (0, Event::Join(1)),
+//!     (100, Event::Attach(0)),
+//!     (0, Event::Attach(1)),
+//!     (0, Event::AttachDevice { machine: 0, kind: 0 }),
+//!     (10_000, Event::Talk { from: 0, to: 1, bytes: 60_000 }),
+//!     (5_000, Event::Crash(0)),
+//!     (0, Event::Join(0)),
+//!     (10_000, Event::Ping { from: 1, to: 0, bytes: 56 }),
+//! ]);
+//! let summary = run_with(&plan, &[herald], false).map_err(|failure| failure.violation)?;
+//! assert!(summary.figures.talks >= 1 && summary.figures.answers >= 1);
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! `stack/README.md` says how to run it, how a seed that fails becomes a test, and what it found.
 
@@ -141,12 +206,13 @@ mod worker;
 
 use cluster::Cluster;
 pub use cluster::Figures;
+pub use device::{Assigned, Device, DeviceKind, Identity, Order, Report, Sent, pattern};
 pub use event::{Event, Forgery};
 pub use link::Weather;
 pub use outside::Server;
 pub use plan::{Plan, Setup, Step};
 pub use scale::{Phase, Scale};
-pub use shrink::shrink;
+pub use shrink::{shrink, shrink_with};
 use smoltcp::time::Duration;
 use thiserror::Error;
 
@@ -160,6 +226,7 @@ pub struct Violation(pub String);
 
 /// A run in which everything was as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Summary {
     /// A hash of everything that happened.
     pub hash: u64,
@@ -173,6 +240,7 @@ pub struct Summary {
 
 /// A run that went wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Failure {
     /// What was wrong.
     pub violation: Violation,
@@ -187,7 +255,16 @@ pub struct Failure {
 /// # Errors
 /// What was wrong, and when.
 pub fn run(plan: &Plan, keeps_log: bool) -> Result<Summary, Failure> {
+    run_with(plan, &[], keeps_log)
+}
+
+/// The same for a plan that attaches devices of these kinds ([`Event::AttachDevice`]).
+///
+/// # Errors
+/// What was wrong, and when.
+pub fn run_with(plan: &Plan, kinds: &[DeviceKind], keeps_log: bool) -> Result<Summary, Failure> {
     let mut cluster = Cluster::new(plan.seed, plan.setup.clone(), plan.weather, keeps_log);
+    cluster.kinds.extend_from_slice(kinds);
     match whole(&mut cluster, plan) {
         Ok(convergence) => Ok(Summary {
             hash: cluster.log.hash(),

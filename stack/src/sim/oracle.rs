@@ -156,7 +156,7 @@ impl Oracle {
             return wrong("without a header".to_owned());
         };
         let destination = view.dst_addr();
-        if destination != to.device.attachment().mac && !destination.is_multicast() {
+        if destination != to.mac && !destination.is_multicast() {
             return wrong(format!("for {destination}"));
         }
         if view.ethertype() != EthernetProtocol::Ipv4 || destination.is_multicast() {

@@ -24,6 +24,7 @@ const HOUR: u64 = 3_600_000;
 
 /// A cluster and what happens to it. The same seed makes the same plan.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Plan {
     /// The seed it was made from, and from which all chances of its run come.
     pub seed: u64,
@@ -50,6 +51,7 @@ pub struct Step {
 
 /// A cluster before anything happens.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Setup {
     /// MTU of each machine's interface.
     pub mtus: Vec<Mtu>,
@@ -68,6 +70,21 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// A network with so many machines at a link of 1,500 bytes: the store has its configuration and
+    /// does as etcd does, peers are guarded against, and leases are renewed as flannel's are.
+    #[must_use]
+    pub fn new(config: NetworkConfig, machines: usize) -> Self {
+        Self {
+            mtus: vec![Mtu::ETHERNET; machines],
+            config,
+            is_configured: true,
+            tells_ttl: false,
+            guards_peers: true,
+            workers: 1,
+            renew_margin: RENEW_MARGIN,
+        }
+    }
+
     /// Whether the store is one that flannel's nodes use, too.
     pub(super) fn is_etcd(&self) -> bool {
         !self.tells_ttl
@@ -172,6 +189,29 @@ impl Plan {
             weather,
             steps,
             rests,
+        }
+    }
+
+    /// A plan of one's own, with links as they should be: what happens, each so many milliseconds
+    /// after the one before.
+    #[must_use]
+    pub fn scripted(
+        seed: u64,
+        setup: Setup,
+        events: impl IntoIterator<Item = (u64, Event)>,
+    ) -> Self {
+        let steps = events.into_iter().enumerate();
+        let steps = steps.map(|(number, (after, event))| Step {
+            number,
+            after,
+            event,
+        });
+        Self {
+            seed,
+            setup,
+            weather: Weather::FAIR,
+            steps: steps.collect(),
+            rests: false,
         }
     }
 

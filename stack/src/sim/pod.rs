@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{self, ChecksumCapabilities, DeviceCapabilities, Medium};
@@ -16,10 +15,8 @@ use smoltcp::wire::{
     Icmpv4Repr, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket,
 };
 
-use super::device::{Device, Identity, Order, Report, Sent, pattern};
+use super::device::{Assigned, Device, Identity, Order, Report, Sent, pattern};
 use crate::datapath::frame;
-use crate::datapath::gateway;
-use crate::datapath::port::Attachment;
 
 /// Where pods listen.
 pub(super) const PORT: u16 = 5000;
@@ -39,33 +36,15 @@ pub(super) const HEAD_LEN: usize = 16;
 
 /// A pod.
 pub(super) struct Pod {
-    attachment: Attachment,
-    address: Ipv4Addr,
-    subnet: Ipv4Net,
-    mtu: Mtu,
-    seed: u64,
+    assigned: Assigned,
     stack: Option<Box<Stack>>,
     reports: Vec<Report>,
 }
 
 impl Pod {
-    pub(super) fn new(
-        mac: EthernetAddress,
-        address: Ipv4Addr,
-        subnet: Ipv4Net,
-        mtu: Mtu,
-        seed: u64,
-    ) -> Self {
+    pub(super) fn new(assigned: &Assigned) -> Self {
         Self {
-            attachment: Attachment {
-                mac,
-                addresses: vec![address.into()],
-                guarded: true,
-            },
-            address,
-            subnet,
-            mtu,
-            seed,
+            assigned: *assigned,
             stack: None,
             reports: Vec::new(),
         }
@@ -81,31 +60,26 @@ impl Pod {
             Some(ArpRepr::EthernetIpv4 {
                 target_protocol_addr,
                 ..
-            }) => target_protocol_addr == self.address,
+            }) => target_protocol_addr == self.assigned.address,
             _ => false,
         };
-        view.dst_addr() == self.attachment.mac || view.dst_addr().is_broadcast() && is_asked()
+        view.dst_addr() == self.assigned.mac || view.dst_addr().is_broadcast() && is_asked()
     }
 
-    /// Its address and its gateway.
-    fn place(&self) -> (Ipv4Cidr, Ipv4Addr) {
-        let cidr = Ipv4Cidr::new(self.address, self.subnet.prefix_len());
-        (cidr, gateway::address(self.subnet))
+    fn place(&self) -> Place {
+        let it = &self.assigned;
+        let cidr = Ipv4Cidr::new(it.address, it.subnet.prefix_len());
+        (it.mac, cidr, it.gateway)
     }
 
     fn stack(&mut self, now: Instant) -> &mut Stack {
-        let (cidr, gateway) = self.place();
-        let place = (self.attachment.mac, cidr, gateway);
+        let (place, mtu, seed) = (self.place(), self.assigned.mtu, self.assigned.seed);
         self.stack
-            .get_or_insert_with(|| Box::new(Stack::new(now, place, self.mtu, self.seed)))
+            .get_or_insert_with(|| Box::new(Stack::new(now, place, mtu, seed)))
     }
 }
 
 impl Device for Pod {
-    fn attachment(&self) -> &Attachment {
-        &self.attachment
-    }
-
     fn receive(&mut self, now: Instant, frame: &[u8]) {
         if self.is_for_us(frame) {
             let stack = self.stack(now);
@@ -115,13 +89,12 @@ impl Device for Pod {
     }
 
     fn set_mtu(&mut self, now: Instant, mtu: Mtu) {
-        self.mtu = mtu;
-        let (cidr, gateway) = self.place();
+        self.assigned.mtu = mtu;
+        let (place, seed) = (self.place(), self.assigned.seed);
         if let Some(stack) = &mut self.stack {
             stack.queues.mtu = usize::from(mtu.get()) + frame::HEADER_LEN;
             // smoltcp asks a device for its MTU once.
-            let place = (self.attachment.mac, cidr, gateway);
-            stack.interface = interface(now, place, &mut stack.queues, self.seed);
+            stack.interface = interface(now, place, &mut stack.queues, seed);
         }
     }
 
@@ -160,11 +133,13 @@ impl Device for Pod {
         }
     }
 
-    fn poll(&mut self, now: Instant, send: &mut dyn FnMut(Sent)) {
-        let Some(stack) = &mut self.stack else { return };
+    fn poll(&mut self, now: Instant) -> Vec<Sent> {
+        let Some(stack) = &mut self.stack else {
+            return Vec::new();
+        };
         stack.poll(now, &mut self.reports);
         let sent = stack.queues.sent.drain(..);
-        sent.map(Sent::from).for_each(send);
+        sent.map(Sent::from).collect()
     }
 
     fn poll_at(&mut self, now: Instant) -> Option<Instant> {

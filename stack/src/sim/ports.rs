@@ -9,26 +9,25 @@ use smoltcp::time::Duration;
 use super::Violation;
 use super::check;
 use super::cluster::{Cluster, Due, LOCAL, in_words};
-use super::device::{Device, Identity, Order, Report};
+use super::device::{Assigned, Identity, Order, Report};
 use super::machine::{Plugged, Timer, Who};
-use super::pod::{PORT, Pod};
-use super::rogue::Rogue;
+use super::pod::PORT;
 use crate::control::ipam::PodName;
 use crate::control::pods::Request;
-use crate::datapath::port::PortId;
+use crate::datapath::port::{Attachment, PortId};
 
 /// The longest that a pod takes to be attached again after a restart, in milliseconds.
 const REATTACHING: u64 = 3_000;
 
 impl Cluster {
-    /// Attaches a pod, now and whenever a node runs on its machine.
-    pub(super) fn attach(&mut self, machine: usize, behaves: bool) -> Result<(), Violation> {
+    /// Attaches a device of a kind, now and whenever a node runs on its machine.
+    pub(super) fn attach(&mut self, machine: usize, kind: usize) -> Result<(), Violation> {
         let pods = &mut self.machines[machine].pods;
         let names = (1..).filter_map(|number| format!("pod-{number}").parse::<PodName>().ok());
         let Some(name) = names.into_iter().find(|name| !pods.contains_key(name)) else {
             return Ok(());
         };
-        pods.insert(name.clone(), behaves);
+        pods.insert(name.clone(), kind);
         if let Some(who) = self.who(machine) {
             self.plug(who, &name)?;
             self.settle(who)?;
@@ -56,7 +55,10 @@ impl Cluster {
 
     pub(super) fn plug(&mut self, who: Who, name: &PodName) -> Result<(), Violation> {
         let machine = &mut self.machines[who.machine];
-        let behaves = machine.pods.get(name).copied().unwrap_or(true);
+        let kind = machine.pods.get(name);
+        let Some(kind) = kind.and_then(|kind| self.kinds.get(*kind)) else {
+            return Ok(());
+        };
         let (Some(disk), Some(process)) = (&mut machine.disk, &mut machine.process) else {
             return Ok(());
         };
@@ -78,27 +80,37 @@ impl Cluster {
         disk.addresses = Some(running.pods.memory());
         let seed = random.number();
         self.random = random;
-        let subnet = running.key.ipv4;
         let sender = self.oracle.new_sender(address);
-        let device: Box<dyn Device> = if behaves {
-            Box::new(Pod::new(mac, address, subnet, running.node().mtu(), seed))
-        } else {
-            let gateway = disk.gateway_mac.get();
-            Box::new(Rogue::new(mac, address, gateway, running.node().gateway()))
+        let assigned = Assigned {
+            mac,
+            address,
+            subnet: running.key.ipv4,
+            gateway: running.node().gateway(),
+            gateway_mac: running.gateway_mac,
+            mtu: running.node().mtu(),
+            sender,
+            seed,
         };
-        running.each_node(|node| node.attach(port, device.attachment().clone()));
+        let attachment = Attachment {
+            mac,
+            addresses: vec![address.into()],
+            guarded: kind.is_guarded,
+        };
+        running.each_node(|node| node.attach(port, attachment.clone()));
         running.awaited.0.remove(&address);
         let plugged = Plugged {
             name: name.clone(),
+            answers: kind.answers,
+            mac,
             address,
             sender,
-            device,
+            device: kind.make(&assigned),
             timer: Timer::default(),
             waiting: running.workers.iter().map(|_| VecDeque::new()).collect(),
             idle_turns: 0,
         };
         running.ports.insert(port, plugged);
-        Ok(())
+        self.poll_device(who, port)
     }
 
     /// Detaches a machine's pod for good, if there is one.
@@ -140,7 +152,7 @@ impl Cluster {
             return Ok(());
         };
         let plugged = running.ports.remove(&port);
-        let mac = plugged.map(|plugged| plugged.device.attachment().mac);
+        let mac = plugged.map(|plugged| plugged.mac);
         running.gone.extend(mac);
         running.pods.detach(name);
         let memory = running.pods.memory();
@@ -153,7 +165,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// All pods that are attached, with their addresses.
+    /// All devices that are attached and answer, with their addresses.
     pub(super) fn plugged(&self) -> Vec<(Who, PortId, Ipv4Addr)> {
         let mut all = Vec::new();
         for machine in 0..self.machines.len() {
@@ -162,10 +174,8 @@ impl Cluster {
             };
             let process = self.machines[machine].process.as_ref();
             if let Some(running) = process.and_then(|process| process.running.as_ref()) {
-                let behaving = running.ports.iter().filter(|(_, plugged)| {
-                    self.machines[machine].pods.get(&plugged.name) != Some(&false)
-                });
-                all.extend(behaving.map(|(port, plugged)| (who, *port, plugged.address)));
+                let pods = running.ports.iter().filter(|(_, plugged)| plugged.answers);
+                all.extend(pods.map(|(port, plugged)| (who, *port, plugged.address)));
             }
         }
         all
@@ -233,9 +243,9 @@ impl Cluster {
             return Ok(());
         };
         let queue = &mut self.queue;
-        plugged.device.poll(now, &mut |sent| {
+        for sent in plugged.device.poll(now) {
             queue.schedule(now + LOCAL, Due::FromDevice(who, port, sent));
-        });
+        }
         if let Some(at) = plugged.device.poll_at(now) {
             // What is due at once was not due a moment ago: smoltcp says so of what waits for ARP.
             let at = at.max(now + Duration::from_millis(1));

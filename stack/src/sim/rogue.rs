@@ -9,12 +9,11 @@ use smoltcp::wire::{
     Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
 };
 
-use super::device::{Device, Identity, Order, Report, Sent};
+use super::device::{Assigned, Device, Identity, Order, Sent};
 use super::forge;
 use super::outside::Server;
 use super::sockets::{METADATA, TUNNEL};
 use crate::datapath::frame;
-use crate::datapath::port::Attachment;
 
 /// Where names are resolved.
 const PORT: u16 = 53;
@@ -25,10 +24,7 @@ const FOREIGN: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0xff, 0xff]);
 
 /// A pod that does not behave.
 pub(super) struct Rogue {
-    attachment: Attachment,
-    address: Ipv4Addr,
-    gateway_mac: EthernetAddress,
-    gateway: Ipv4Addr,
+    assigned: Assigned,
     frames: Vec<Sent>,
 }
 
@@ -42,21 +38,9 @@ impl Rogue {
     /// The last of all: more at once than a turn has room for.
     const FLOOD: u8 = 17;
 
-    pub(super) fn new(
-        mac: EthernetAddress,
-        address: Ipv4Addr,
-        gateway_mac: EthernetAddress,
-        gateway: Ipv4Addr,
-    ) -> Self {
+    pub(super) fn new(assigned: &Assigned) -> Self {
         Self {
-            attachment: Attachment {
-                mac,
-                addresses: vec![address.into()],
-                guarded: true,
-            },
-            address,
-            gateway_mac,
-            gateway,
+            assigned: *assigned,
             frames: Vec::new(),
         }
     }
@@ -88,19 +72,23 @@ impl Rogue {
     /// Packets to addresses outside.
     fn trick_outside(&self, trick: u8, identity: Identity) -> Vec<Vec<u8>> {
         let server = Server::Good.address();
-        let ask = |to| vec![forge::datagram(self.address, to, identity)];
+        let ask = |to| vec![forge::datagram(self.assigned.address, to, identity)];
         let packets = match trick {
-            11 => forge::syns(self.address, server, identity),
+            11 => forge::syns(self.assigned.address, server, identity),
             12 => ask(server).into_iter().map(forge::broken).collect(),
             13 => ask(server).into_iter().map(forge::half).collect(),
             14 => ask(TUNNEL),
             15 => {
-                let port = SocketAddrV4::new(self.gateway, PORT);
-                [forge::syns(self.address, port, identity), ask(port)].concat()
+                let port = SocketAddrV4::new(self.assigned.gateway, PORT);
+                [
+                    forge::syns(self.assigned.address, port, identity),
+                    ask(port),
+                ]
+                .concat()
             }
             _ => ask(METADATA),
         };
-        let mac = (self.attachment.mac, self.gateway_mac);
+        let mac = (self.assigned.mac, self.assigned.gateway_mac);
         let frames = packets.iter();
         let frames = frames.map(|it| ethernet(mac.0, mac.1, EthernetProtocol::Ipv4, it));
         frames.collect()
@@ -109,8 +97,8 @@ impl Rogue {
     /// Datagrams to all, more than are taken in a turn.
     fn flood(&self, identity: Identity) -> Vec<Vec<u8>> {
         let to = SocketAddrV4::new(Ipv4Addr::BROADCAST, PORT);
-        let datagram = forge::datagram(self.address, to, identity);
-        let (own, all) = (self.attachment.mac, EthernetAddress::BROADCAST);
+        let datagram = forge::datagram(self.assigned.address, to, identity);
+        let (own, all) = (self.assigned.mac, EthernetAddress::BROADCAST);
         let frame = ethernet(own, all, EthernetProtocol::Ipv4, &datagram);
         vec![frame; FLOOD]
     }
@@ -118,14 +106,14 @@ impl Rogue {
     /// Packets to the victim and to a server outside, each with headers that no kernel makes of it.
     fn lies(&self, victim: Ipv4Addr, identity: Identity) -> Vec<Sent> {
         let victim = SocketAddrV4::new(victim, PORT);
-        let long = |to| forge::long_datagram(self.address, to, identity);
-        let mut packets = forge::syns(self.address, victim, identity);
+        let long = |to| forge::long_datagram(self.assigned.address, to, identity);
+        let mut packets = forge::syns(self.assigned.address, victim, identity);
         packets.truncate(1);
         packets.extend([long(victim), long(Server::Good.address())]);
-        packets.push(ping((self.address, *victim.ip()), 64, identity));
+        packets.push(ping((self.assigned.address, *victim.ip()), 64, identity));
         let lie = |packet: Vec<u8>| {
             let to = EthernetProtocol::Ipv4;
-            let frame = ethernet(self.attachment.mac, self.gateway_mac, to, &packet);
+            let frame = ethernet(self.assigned.mac, self.assigned.gateway_mac, to, &packet);
             let headers = forge::headers(identity).into_iter();
             headers.map(move |header| Sent {
                 frame: frame.clone(),
@@ -136,7 +124,7 @@ impl Rogue {
     }
 
     fn trick(&self, trick: u8, victim: Ipv4Addr, identity: Identity) -> Vec<u8> {
-        let own = self.attachment.mac;
+        let own = self.assigned.mac;
         let ping = |source, ttl| ping((source, victim), ttl, identity);
         let claim = |address| {
             frame::write_arp(
@@ -147,7 +135,12 @@ impl Rogue {
             .to_vec()
         };
         let to_gateway = |source, packet: &[u8]| {
-            ethernet(source, self.gateway_mac, EthernetProtocol::Ipv4, packet)
+            ethernet(
+                source,
+                self.assigned.gateway_mac,
+                EthernetProtocol::Ipv4,
+                packet,
+            )
         };
         match trick {
             0 => to_gateway(own, &ping(victim, 64)),
@@ -155,34 +148,30 @@ impl Rogue {
                 FOREIGN,
                 EthernetAddress::BROADCAST,
                 EthernetProtocol::Ipv4,
-                &ping(self.address, 64),
+                &ping(self.assigned.address, 64),
             ),
-            2 => claim(self.gateway),
+            2 => claim(self.assigned.gateway),
             3 => claim(victim),
             4 => {
                 let tagged = [&[0, 0, 8, 0][..], &ping(victim, 64)].concat();
                 let tag = EthernetProtocol::Unknown(0x8100);
                 ethernet(own, EthernetAddress::BROADCAST, tag, &tagged)
             }
-            5 => to_gateway(own, &ping(self.address, 64)[..11]),
-            6 => to_gateway(self.gateway_mac, &ping(self.address, 64)),
+            5 => to_gateway(own, &ping(self.assigned.address, 64)[..11]),
+            6 => to_gateway(self.assigned.gateway_mac, &ping(self.assigned.address, 64)),
             7 => to_gateway(own, &ping(Ipv4Addr::LOCALHOST, 64)),
-            8 => to_gateway(own, &ping(self.address, 1)),
+            8 => to_gateway(own, &ping(self.assigned.address, 1)),
             _ => ethernet(
                 own,
                 FOREIGN,
                 EthernetProtocol::Ipv4,
-                &ping(self.address, 64),
+                &ping(self.assigned.address, 64),
             ),
         }
     }
 }
 
 impl Device for Rogue {
-    fn attachment(&self) -> &Attachment {
-        &self.attachment
-    }
-
     fn receive(&mut self, _: Instant, _: &[u8]) {}
 
     fn order(&mut self, _: Instant, order: Order) {
@@ -202,16 +191,12 @@ impl Device for Rogue {
         }
     }
 
-    fn poll(&mut self, _: Instant, send: &mut dyn FnMut(Sent)) {
-        self.frames.drain(..).for_each(send);
+    fn poll(&mut self, _: Instant) -> Vec<Sent> {
+        std::mem::take(&mut self.frames)
     }
 
     fn poll_at(&mut self, _: Instant) -> Option<Instant> {
         None
-    }
-
-    fn reports(&mut self) -> Vec<Report> {
-        Vec::new()
     }
 }
 

@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use muslin_encap::mtu::Mtu;
 use smoltcp::time::{Duration, Instant};
 
 use super::cluster::{Cluster, Figures};
+use super::device;
 use super::event::Event;
 use super::link::Weather;
 use super::oracle::Flow;
@@ -16,7 +16,7 @@ use super::outside::Server;
 use super::plan::Setup;
 use super::random::{Random, Stream};
 use super::{Failure, Violation};
-use crate::control::lease::{Backend, NetworkConfig, RENEW_MARGIN, VxlanOptions};
+use crate::control::lease::{Backend, NetworkConfig, VxlanOptions};
 
 /// Room for 65,534 nodes.
 const NETWORK: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8);
@@ -89,15 +89,8 @@ impl Scale {
     pub fn new(seed: u64, machines: usize, pods: usize) -> Self {
         let backend = Backend::Vxlan(VxlanOptions::default());
         let config = NetworkConfig::new(NETWORK, Some(SUBNET_LEN), backend);
-        let setup = Setup {
-            mtus: vec![Mtu::ETHERNET; machines],
-            config: config.unwrap_or_else(|error| unreachable!("{error}")),
-            is_configured: true,
-            tells_ttl: false,
-            guards_peers: true,
-            workers: 1,
-            renew_margin: RENEW_MARGIN,
-        };
+        let config = config.unwrap_or_else(|error| unreachable!("{error}"));
+        let setup = Setup::new(config, machines);
         Self {
             cluster: Cluster::new(seed, setup, Weather::FAIR, false),
             random: Random::new(seed, Stream::Plan),
@@ -201,7 +194,7 @@ impl Scale {
     fn start_all(&mut self, machines: &[usize]) -> Result<(), Violation> {
         for machine in machines {
             while self.cluster.machines[*machine].pods.len() < self.pods {
-                self.cluster.attach(*machine, true)?;
+                self.cluster.attach(*machine, device::POD)?;
             }
             self.cluster.apply(&Event::Join(*machine))?;
             let pause = STORM * 1000 / self.cluster.machines.len() as u64;

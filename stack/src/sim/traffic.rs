@@ -114,7 +114,10 @@ impl Cluster {
             (frame, offload),
             |path, now, packet, sockets| path.from_port(now, port, packet, sockets),
         )?;
-        if verdict == Some(Verdict::Drop(DropReason::Storm)) && self.rogue(who) != Some(port) {
+        let running = self.machines[who.machine].running(who);
+        let plugged = running.and_then(|running| running.ports.get(&port));
+        let answers = plugged.is_none_or(|plugged| plugged.answers);
+        if verdict == Some(Verdict::Drop(DropReason::Storm)) && answers {
             return Err(Violation(format!(
                 "port {port} of machine {} is told that it floods, and does not",
                 who.machine

@@ -13,12 +13,12 @@ use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
+use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::{self, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::published::{Client, Published};
 use muslin_stack::datapath::{Datapath, Merging, Message, Output, Siblings};
-use muslin_stack::datapath::{frame, guard};
 use muslin_stack::drops::DropReason;
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress};
@@ -90,12 +90,8 @@ fn vtep(index: u32) -> VtepMac {
 
 fn peer(index: u32) -> Peer {
     let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 2 + index as u8, 0), 24);
-    Peer {
-        id: PeerId(index),
-        subnet: subnet.into(),
-        address: SocketAddrV4::new(underlay(index as u8), 8472),
-        vtep_mac: Some(vtep(index)),
-    }
+    let address = SocketAddrV4::new(underlay(index as u8), 8472);
+    Peer::new(PeerId(index), subnet.into(), address).with_vtep(vtep(index))
 }
 
 fn outside(byte: u8) -> SocketAddrV4 {
@@ -103,30 +99,19 @@ fn outside(byte: u8) -> SocketAddrV4 {
 }
 
 fn attachment(index: usize) -> Attachment {
-    let guarded = index < PODS;
-    let addresses = guarded.then(|| IpAddr::V4(pod(index)));
-    Attachment {
-        mac: mac(index),
-        addresses: addresses.into_iter().collect(),
-        guarded,
+    if index < PODS {
+        return Attachment::new(mac(index), vec![IpAddr::V4(pod(index))]);
     }
+    Attachment::new(mac(index), Vec::new()).unguarded()
 }
 
 fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     let mtu = Mtu::new(1450).expect("it is in range");
-    let config = node::Config {
-        subnet: SUBNET.into(),
-        gateway_mac: GATEWAY_MAC,
-        tunnel: Tunnel::Vxlan {
-            vni: Vni::new(1).expect("it is in range"),
-            mac: VtepMac::try_from(GATEWAY_VTEP).expect("it is one host's"),
-        },
-        mtu,
-        clamp_mss: true,
-        guard: guard::Policy { peers: true },
-        limits: node::Limits::default(),
-        random_seed: 7,
+    let tunnel = Tunnel::Vxlan {
+        vni: Vni::new(1).expect("it is in range"),
+        mac: VtepMac::try_from(GATEWAY_VTEP).expect("it is one host's"),
     };
+    let config = node::Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
     node.set_egress(Some(NETWORK));
     for id in 0..PEERS {
@@ -135,18 +120,11 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     for index in 0..=PODS {
         node.attach(PortId(index as u32), attachment(index));
     }
-    let config = egress::Config {
-        policy: Policy::new(Rules::default()),
-        subnet: Some(SUBNET),
-        mtu,
-        limits: egress::Limits {
-            flows: 6,
-            flows_of_pod: 3,
-            memory: 1 << 18,
-            ..egress::Limits::default()
-        },
-        random_seed: 7,
-    };
+    let mut config = egress::Config::new(Policy::new(Rules::default()), mtu, 7);
+    config.subnet = Some(SUBNET);
+    config.limits.flows = 6;
+    config.limits.flows_of_pod = 3;
+    config.limits.memory = 1 << 18;
     let mut path = Datapath::new(node, Egress::new(config, Instant::ZERO));
     path.share(owners.clone(), number);
     for index in 0..PODS {

@@ -10,7 +10,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use muslin_stack::datapath::egress::{
-    Config, Egress, FlowId, FlowKey, HostError, Limits, Policy, Protocol, Ready, Rules,
+    Config, Egress, FlowId, FlowKey, HostError, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::Ipv4Packet;
@@ -95,20 +95,13 @@ fn content(seed: u32, at: u32, len: usize) -> Vec<u8> {
 
 impl Harness {
     pub(crate) fn new(choices: u8) -> Self {
-        let config = Config {
-            subnet: Some(SUBNET),
-            policy: Policy::new(Rules {
-                tunnel_port: Some(TUNNEL),
-                ..Rules::default()
-            }),
-            mtu: Mtu::new(MTU.into()).expect("it is in range"),
-            limits: Limits {
-                flows: FLOWS,
-                memory: 1 << 18,
-                ..Limits::default()
-            },
-            random_seed: 7,
-        };
+        let mut rules = Rules::default();
+        rules.tunnel_port = Some(TUNNEL);
+        let mtu = Mtu::new(MTU.into()).expect("it is in range");
+        let mut config = Config::new(Policy::new(rules), mtu, 7);
+        config.subnet = Some(SUBNET);
+        config.limits.flows = FLOWS;
+        config.limits.memory = 1 << 18;
         let world = Rc::new(RefCell::new(World::default()));
         Self {
             egress: Egress::new(config, Instant::ZERO),

@@ -10,7 +10,6 @@ use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{self, Checksum, Header};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-use muslin_stack::datapath::guard::Policy;
 use muslin_stack::datapath::neighbour::State;
 use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
@@ -191,27 +190,20 @@ impl Harness {
         let check_peers = choices & 2 == 0;
         let mtu = [1450, 68, 576, 65_535][usize::from(choices >> 2 & 3)];
         let entries = if choices & 16 != 0 { 2 } else { 6 };
-        let limits = Limits {
-            fdb: entries,
-            neighbours: entries,
+        let mut limits = Limits::default();
+        (limits.fdb, limits.neighbours) = (entries, entries);
+        let tunnel = if vxlan {
+            Tunnel::Vxlan {
+                vni: Vni::new(1).expect("it is small"),
+                mac: vtep(VTEP),
+            }
+        } else {
+            Tunnel::Udp
         };
-        let config = Config {
-            subnet: SUBNET.into(),
-            gateway_mac: GATEWAY_MAC,
-            tunnel: if vxlan {
-                Tunnel::Vxlan {
-                    vni: Vni::new(1).expect("it is small"),
-                    mac: vtep(VTEP),
-                }
-            } else {
-                Tunnel::Udp
-            },
-            mtu: Mtu::new(mtu).expect("it is in range"),
-            clamp_mss: true,
-            guard: Policy { peers: check_peers },
-            limits,
-            random_seed: 7,
-        };
+        let inner = Mtu::new(mtu).expect("it is in range");
+        let mut config = Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, inner, 7);
+        config.guard.peers = check_peers;
+        config.limits = limits;
         let now = Instant::ZERO;
         let mut harness = Self {
             node: Node::new(config, now).expect("the subnet has room"),
@@ -303,12 +295,9 @@ impl Harness {
                 host,
                 vtep: has_vtep,
             } => {
-                let peer = Peer {
-                    id: PeerId(id.into()),
-                    subnet: self::subnet(subnet),
-                    address: underlay(host),
-                    vtep_mac: has_vtep.then(|| vtep(8 + id)),
-                };
+                let subnet = self::subnet(subnet);
+                let mut peer = Peer::new(PeerId(id.into()), subnet, underlay(host));
+                peer.vtep_mac = has_vtep.then(|| vtep(8 + id));
                 self.node.set_peer(peer.clone());
                 self.peers[usize::from(id)] = Some(peer);
                 self.change_peers();
@@ -332,11 +321,9 @@ impl Harness {
         if pod < 2 {
             return;
         }
-        let attachment = Attachment {
-            mac: mac(pod),
-            addresses: vec![address(pod).into(), address(pod).to_ipv6_mapped().into()],
-            guarded,
-        };
+        let addresses = vec![address(pod).into(), address(pod).to_ipv6_mapped().into()];
+        let mut attachment = Attachment::new(mac(pod), addresses);
+        attachment.guarded = guarded;
         self.node.attach(port, attachment.clone());
         let mac = attachment.mac;
         self.ports[port.0 as usize] = Some(Port {

@@ -12,6 +12,9 @@ use thiserror::Error;
 use super::{ConfigError, LeaseRecord, NetworkConfig, SubnetKey};
 
 /// What has changed.
+///
+/// As with verdicts ([`crate::datapath::node::Verdict`]), whoever acts on changes must know all of
+/// them: a node that ignores one may go on with a lease that it has lost.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// The store has no network configuration that this node can use: it is asked again until it

@@ -30,6 +30,7 @@ pub struct NetworkConfig {
 
 /// How packets travel between nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Backend {
     /// VXLAN.
     Vxlan(VxlanOptions),
@@ -51,6 +52,7 @@ pub enum Backend {
 
 /// Options of the VXLAN backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct VxlanOptions {
     /// The network's identifier.
     pub vni: Vni,
@@ -134,6 +136,7 @@ impl Backend {
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// It is not a JSON object.
     #[error("the network configuration is not a JSON object: {0}")]

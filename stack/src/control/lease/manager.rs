@@ -84,6 +84,7 @@ pub enum WantedConfig {
 
 /// What a manager is told at its start.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Settings {
     /// Who the node is.
     pub identity: Identity,
@@ -100,6 +101,28 @@ pub struct Settings {
     pub repeats: bool,
     /// Unpredictable.
     pub random_seed: u64,
+}
+
+impl Settings {
+    /// A node that has no subnet of an earlier run, renews its lease as flannel does, and has no nodes
+    /// of flannel's beside it. `random_seed` is unpredictable.
+    #[must_use]
+    pub const fn new(
+        identity: Identity,
+        prefix: String,
+        wanted_config: WantedConfig,
+        random_seed: u64,
+    ) -> Self {
+        Self {
+            identity,
+            prefix,
+            previous: None,
+            wanted_config,
+            renew_margin: RENEW_MARGIN,
+            repeats: false,
+            random_seed,
+        }
+    }
 }
 
 /// What the caller is to do next.

@@ -8,21 +8,16 @@
 //! use muslin_encap::tunnel::vxlan::VtepMac;
 //! use muslin_stack::Instant;
 //! use muslin_stack::control::lease::{
-//!     Action, Answer, Change, Entry, Identity, Manager, Op, RENEW_MARGIN, Settings, WantedConfig,
+//!     Action, Answer, Change, Entry, Identity, Manager, Op, Settings, WantedConfig,
 //! };
 //!
-//! let mut manager = Manager::new(Settings {
-//!     identity: Identity {
-//!         public_ip: [192, 168, 0, 11].into(),
-//!         vtep_mac: VtepMac::from_random([1, 2, 3, 4, 5, 6]),
-//!     },
-//!     prefix: "/coreos.com/network".to_owned(),
-//!     previous: None,
-//!     wanted_config: WantedConfig::Any,
-//!     renew_margin: RENEW_MARGIN,
-//!     repeats: false,
-//!     random_seed: 7,
-//! });
+//! let identity = Identity {
+//!     public_ip: [192, 168, 0, 11].into(),
+//!     vtep_mac: VtepMac::from_random([1, 2, 3, 4, 5, 6]),
+//! };
+//! let prefix = "/coreos.com/network".to_owned();
+//! let seed = 7; // Random, in earnest: nodes that begin together must not choose alike.
+//! let mut manager = Manager::new(Settings::new(identity, prefix, WantedConfig::Any, seed));
 //! // A store that has a network's configuration and no lease.
 //! let now = Instant::ZERO;
 //! let mut written = Vec::new();

@@ -43,6 +43,7 @@ impl PartialEq for LeaseRecord {
 
 /// Why a value is not a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum InvalidRecord {
     /// It is not a JSON object.
     #[error("it is not a JSON object: {0}")]

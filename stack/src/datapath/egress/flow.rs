@@ -11,6 +11,7 @@ use super::{Flow, FlowKey};
 
 /// A flow at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct FlowInfo {
     /// Whose it is.
     pub key: FlowKey,

@@ -79,8 +79,9 @@ const ATTEMPTS: usize = 3;
 /// The time after now: the least that lets others have their turn.
 const LATER: Duration = Duration::from_micros(1);
 
-/// What egress is.
+/// What egress is. Further fields may come: [`Config::new`] makes one, of which others can be changed.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Config {
     /// Which destinations it reaches.
     pub policy: Policy,
@@ -96,6 +97,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// Egress of an endpoint, with the default limits; a node's has a subnet, too.
+    #[must_use]
+    pub fn new(policy: Policy, mtu: Mtu, random_seed: u64) -> Self {
+        Self {
+            policy,
+            subnet: None,
+            mtu,
+            limits: Limits::default(),
+            random_seed,
+        }
+    }
+
     fn is_gateway(&self, address: Ipv4Addr) -> bool {
         let is_its = |subnet| [gateway::address(subnet), subnet.network()].contains(&address);
         self.subnet.is_some_and(is_its)
@@ -115,6 +128,7 @@ impl Config {
 
 /// Bounds of the flow table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Flows of all protocols.
     pub flows: usize,

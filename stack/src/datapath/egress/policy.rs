@@ -25,6 +25,7 @@ const TUNNELS: [u16; 3] = [8285, 8472, 4789];
 
 /// What somebody has set about destinations.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Rules {
     /// What is reached; all, if that is nothing.
     pub allow: Vec<Ipv4Net>,

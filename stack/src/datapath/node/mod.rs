@@ -54,8 +54,9 @@ const AGEING_PERIOD: Duration = Duration::from_secs(10);
 /// Packets of its own the node may hold until they are polled.
 const OUTPUT_LEN: usize = 256;
 
-/// What a node is.
+/// What a node is. Further fields may come: [`Config::new`] makes one, of which others can be changed.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Config {
     /// Its lease. The first address after the base is the gateway's.
     pub subnet: IpNet,
@@ -76,8 +77,32 @@ pub struct Config {
     pub random_seed: u64,
 }
 
+impl Config {
+    /// A node that clamps the MSS, guards against peers, and has the default limits.
+    #[must_use]
+    pub fn new(
+        subnet: IpNet,
+        gateway_mac: EthernetAddress,
+        tunnel: Tunnel,
+        mtu: Mtu,
+        random_seed: u64,
+    ) -> Self {
+        Self {
+            subnet,
+            gateway_mac,
+            tunnel,
+            mtu,
+            clamp_mss: true,
+            guard: guard::Policy::default(),
+            limits: Limits::default(),
+            random_seed,
+        }
+    }
+}
+
 /// How many entries tables may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Learned MAC addresses.
     pub fdb: usize,
@@ -96,6 +121,7 @@ impl Default for Limits {
 
 /// Why a node cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// Only IPv4 leases work so far.
     #[error("the subnet {0} is not IPv4")]
@@ -106,6 +132,9 @@ pub enum ConfigError {
 }
 
 /// What to do with a packet. Counted already, whatever it is.
+///
+/// There is a further verdict only in a version that breaks others: who carries verdicts out must
+/// not have an arm that ignores those that it does not know, or packets are lost and counted as sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The packet is an Ethernet frame for this port.
@@ -120,7 +149,8 @@ pub enum Verdict {
         /// The peer it is for; an ARP message is for none.
         id: Option<PeerId>,
     },
-    /// The packet is the payload of a UDP datagram.
+    /// The packet is what the tunnel's datagram carries: the payload of a UDP datagram or, of IPv4 in
+    /// IPv4, that of an IPv4 packet.
     Peer {
         /// The peer it is for.
         id: PeerId,
