@@ -7,11 +7,6 @@ mod bridge;
 #[path = "segmentation/inside.rs"]
 mod inside;
 mod lab;
-#[path = "segmentation/packets.rs"]
-mod packets;
-#[allow(dead_code, reason = "the library's own tests use the rest")]
-#[path = "../encap/tests/reference/mod.rs"]
-mod reference;
 #[path = "segmentation/rules.rs"]
 mod rules;
 #[path = "segmentation/trains.rs"]
@@ -22,9 +17,9 @@ mod tunnels;
 use std::cell::Cell;
 
 use bridge::Bridge;
+use muslin_bed::packets::{L3, Shape, superpacket};
 use muslin_encap::ip::transport::{ChecksumState, Protocol, Transport};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
-use packets::{L3, Shape, superpacket};
 use rules::merges_agree;
 use tunnels::Tunnels;
 

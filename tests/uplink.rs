@@ -9,12 +9,6 @@ mod bed;
 #[path = "segmentation/inside.rs"]
 mod inside;
 mod lab;
-#[allow(dead_code, reason = "other tests use the rest")]
-#[path = "segmentation/packets.rs"]
-mod packets;
-#[allow(dead_code, reason = "the library's own tests use the rest")]
-#[path = "../encap/tests/reference/mod.rs"]
-mod reference;
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -26,12 +20,13 @@ use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use lab::{Offload, SOON, poll_until};
 use muslin::device::FrameDevice as _;
 use muslin::underlay::uplink::{Failure, Frames, OpenError, Uplink, UplinkKind};
+use muslin_bed::packets::{ACK, L3, Shape};
+use muslin_bed::reference;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{setsockopt, sockopt};
-use packets::{ACK, L3, Shape};
 
 const POD: [u8; 4] = [10, 244, 1, 5];
 const PEER: [u8; 4] = [10, 244, 2, 3];

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use etherparse::PacketBuilder;
+use muslin_bed::packets::L3;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
@@ -22,7 +23,6 @@ use nix::sys::socket::{LinkAddr, bind, recvfrom, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 
 use crate::inside;
-use crate::packets::L3;
 
 const OUTER_PORT: u16 = 4790;
 const INNER_PORT: u16 = 4791;

@@ -29,7 +29,7 @@ const HEADERS_LEN: usize = vxlan::HEADER_LEN + ETHERNET_LEN + UDP_HEADERS_LEN;
 const SUBNET_LEN: u8 = 25;
 
 /// The subnet of a peer.
-pub(crate) fn subnet(index: u32) -> Ipv4Net {
+pub fn subnet(index: u32) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::from_bits(0x0a00_0000 + (index << 7)), SUBNET_LEN)
 }
 
@@ -56,16 +56,18 @@ fn underlay(index: u32) -> SocketAddrV4 {
 }
 
 /// A source of evenly distributed numbers that costs a nanosecond (Marsaglia's xorshift).
-pub(crate) struct Random(u32);
+pub struct Random(u32);
 
-impl Random {
+impl Default for Random {
     /// Always the same numbers.
-    pub(crate) fn new() -> Self {
+    fn default() -> Self {
         Self(0x9e37_79b9)
     }
+}
 
+impl Random {
     /// A number below `bound`.
-    pub(crate) fn below(&mut self, bound: u32) -> u32 {
+    pub fn below(&mut self, bound: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 17;
         self.0 ^= self.0 << 5;
@@ -74,7 +76,7 @@ impl Random {
 }
 
 /// How a node of a scene encapsulates.
-pub(crate) fn vxlan_tunnel() -> Tunnel {
+pub fn vxlan_tunnel() -> Tunnel {
     Tunnel::Vxlan {
         vni: Vni::new(1).expect("it fits 24 bits"),
         mac: vtep(1 << 20),
@@ -82,7 +84,7 @@ pub(crate) fn vxlan_tunnel() -> Tunnel {
 }
 
 /// A node with guarded pods and this many peers.
-pub(crate) fn node(tunnel: Tunnel, peers: u32) -> Node {
+pub fn node(tunnel: Tunnel, peers: u32) -> Node {
     let config = Config {
         subnet: own_subnet().into(),
         gateway_mac: GATEWAY_MAC,
@@ -115,7 +117,7 @@ pub(crate) fn node(tunnel: Tunnel, peers: u32) -> Node {
 
 /// Which way the packets of a scene go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub enum Way {
     /// From a pod to a pod of a random peer.
     ToPeer,
     /// From a pod of a random peer to a pod.
@@ -130,7 +132,7 @@ pub(crate) enum Way {
 ///
 /// A node edits packets in place, so each begins with a new copy of its headers. Which peer it is
 /// for or from is decided for each.
-pub(crate) struct Scene {
+pub struct Scene {
     node: Node,
     way: Way,
     peers: u32,
@@ -147,7 +149,7 @@ pub(crate) struct Scene {
 
 impl Scene {
     /// A scene of a node with this many peers, whose first packet has gone the right way.
-    pub(crate) fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
+    pub fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
         let (source, destination) = match way {
             Way::ToPeer => (pod(POD), Ipv4Addr::UNSPECIFIED),
             Way::FromPeer => (Ipv4Addr::UNSPECIFIED, pod(POD)),
@@ -163,7 +165,7 @@ impl Scene {
             node: node(tunnel, peers),
             way,
             peers,
-            random: Random::new(),
+            random: Random::default(),
             storage: vec![0; HEADROOM + HEADERS_LEN + usize::from(MTU)],
             len: l3 + usize::from(MTU),
             address: l3 + if way == Way::FromPeer { 12 } else { 16 },
@@ -178,7 +180,7 @@ impl Scene {
 
     /// Puts the next packet into the buffer, and returns the index of its peer. All packets have
     /// this cost, which is not the node's.
-    pub(crate) fn prepare(&mut self) -> u32 {
+    pub fn prepare(&mut self) -> u32 {
         let index = self.random.below(self.peers);
         let room = &mut self.storage[HEADROOM..HEADROOM + HEADERS_LEN];
         room.copy_from_slice(&self.headers);
@@ -192,7 +194,7 @@ impl Scene {
     }
 
     /// Sends the next packet through the node.
-    pub(crate) fn run(&mut self) -> Verdict {
+    pub fn run(&mut self) -> Verdict {
         let index = self.prepare();
         let mut packet =
             PacketBuf::new(&mut self.storage, HEADROOM, self.len).expect("there is room for it");
@@ -208,7 +210,7 @@ impl Scene {
     }
 
     /// Whether a verdict is the one that packets of this scene have to get.
-    pub(crate) fn is_right(&self, verdict: Verdict) -> bool {
+    pub fn is_right(&self, verdict: Verdict) -> bool {
         match (self.way, verdict) {
             (Way::ToPeer, Verdict::Peer { .. })
             | (

@@ -1,5 +1,5 @@
 //! Splitting and merging once more, as plainly as possible, and what must hold between the two and
-//! the real ones. The fuzz target uses this file too.
+//! the real ones.
 //!
 //! Whether segments may be merged is not decided by a list of rules here but by what the rules are
 //! for: splitting the merged packet must give the segments back.
@@ -64,7 +64,7 @@ fn pseudo(packet: &[u8], at: &Transport) -> u16 {
 }
 
 /// Fills in all lengths and checksums of a packet that is to end where its bytes do.
-pub(crate) fn finish(packet: &mut [u8], at: &Transport, checksums: Checksums) {
+pub fn finish(packet: &mut [u8], at: &Transport, checksums: Checksums) {
     let len = packet.len();
     let at = Transport { end: len, ..*at };
     match at.version {
@@ -90,7 +90,7 @@ pub(crate) fn finish(packet: &mut [u8], at: &Transport, checksums: Checksums) {
 }
 
 /// A superpacket in segments of `size` bytes of payload.
-pub(crate) fn split(packet: &[u8], l3: usize, size: usize, checksums: Checksums) -> Vec<Vec<u8>> {
+pub fn split(packet: &[u8], l3: usize, size: usize, checksums: Checksums) -> Vec<Vec<u8>> {
     let at = Transport::parse(packet, l3).expect("the real one could");
     let payload = &packet[at.payload..at.end];
     let chunks: Vec<&[u8]> = if payload.is_empty() {
@@ -129,13 +129,7 @@ pub(crate) fn split(packet: &[u8], l3: usize, size: usize, checksums: Checksums)
 ///
 /// # Panics
 /// If something is wrong.
-pub(crate) fn check_split(
-    packet: &[u8],
-    l3: usize,
-    gso: Gso,
-    checksums: Checksums,
-    limits: TrainLimits,
-) {
+pub fn check_split(packet: &[u8], l3: usize, gso: Gso, checksums: Checksums, limits: TrainLimits) {
     let Ok(mut split) = Split::new(packet, l3, gso, checksums) else {
         return;
     };
@@ -280,17 +274,17 @@ fn is_barrier(packet: &[u8], l3: usize) -> bool {
 }
 
 /// What a merger has passed on.
-pub(crate) struct Output {
+pub struct Output {
     /// Its virtio-net header.
-    pub(crate) virtio: Header,
+    pub virtio: Header,
     /// All its bytes.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
     /// How many packets it is of.
-    pub(crate) count: usize,
+    pub count: usize,
 }
 
 /// Runs a batch through a merger.
-pub(crate) fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<Output> {
+pub fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<Output> {
     let mut buffers = packets.to_vec();
     let mut outputs = Vec::new();
     let mut merger = Merger::new(settings);
@@ -316,7 +310,7 @@ pub(crate) fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<O
 ///
 /// # Panics
 /// If something is wrong.
-pub(crate) fn check_merge(packets: &[Vec<u8>], l3: usize, settings: Settings) {
+pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: Settings) {
     let mut waiting = BTreeMap::<_, Vec<(usize, &[u8])>>::new();
     for (index, packet) in packets.iter().enumerate().rev() {
         let flow = flow(packet, l3).ok();

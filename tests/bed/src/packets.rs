@@ -9,36 +9,46 @@ use smoltcp::wire::IpVersion;
 use crate::reference::{finish, split};
 
 /// Length of an Ethernet header: where IP headers are.
-pub(crate) const L3: usize = 14;
-pub(crate) const ACK: u8 = 0x10;
-pub(crate) const CWR: u8 = 0x80;
+pub const L3: usize = 14;
+/// TCP's flag of an acknowledgment.
+pub const ACK: u8 = 0x10;
+/// TCP's flag of a sender that has slowed down (RFC 3168).
+pub const CWR: u8 = 0x80;
 /// Destination and source of all frames.
 const MACS: [u8; 12] = [2, 0, 0, 0, 8, 1, 2, 0, 0, 0, 8, 2];
 
 /// What a superpacket looks like.
 #[derive(Debug, Clone)]
-pub(crate) struct Shape {
-    pub(crate) v6: bool,
-    pub(crate) tcp: bool,
+pub struct Shape {
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+    /// TCP instead of UDP.
+    pub tcp: bool,
     /// Which of a few flows it is of.
-    pub(crate) flow: u8,
+    pub flow: u8,
     /// Words of IPv4 options, or 8-byte extension headers.
-    pub(crate) network_options: usize,
+    pub network_options: usize,
     /// TCP options of four bytes each.
-    pub(crate) options: Vec<[u8; 4]>,
-    pub(crate) flags: u8,
+    pub options: Vec<[u8; 4]>,
+    /// TCP's flags.
+    pub flags: u8,
     /// The byte with the DF bit.
-    pub(crate) fragment: u8,
-    pub(crate) ident: u16,
-    pub(crate) sequence: u32,
-    pub(crate) payload: usize,
-    pub(crate) size: u16,
+    pub fragment: u8,
+    /// IPv4's identification.
+    pub ident: u16,
+    /// TCP's sequence number.
+    pub sequence: u32,
+    /// Bytes of payload.
+    pub payload: usize,
+    /// Bytes of payload in a segment.
+    pub size: u16,
     /// Whether the first segment's checksum comes to zero.
-    pub(crate) zero: bool,
+    pub zero: bool,
 }
 
 impl Shape {
-    pub(crate) fn gso(&self) -> Gso {
+    /// How it is to be split.
+    pub fn gso(&self) -> Gso {
         let kind = match (self.tcp, self.v6) {
             (false, _) => GsoKind::Udp,
             (true, false) => GsoKind::TcpV4,
@@ -52,7 +62,7 @@ impl Shape {
     }
 
     /// The frame as a kernel would hand it over, its checksum unfinished, and its header.
-    pub(crate) fn frame(&self) -> (Header, Vec<u8>) {
+    pub fn frame(&self) -> (Header, Vec<u8>) {
         let mut frame = MACS.to_vec();
         match self.v6 {
             true => self.put_ipv6(&mut frame),
@@ -148,7 +158,7 @@ fn ident() -> impl Strategy<Value = u16> {
 }
 
 /// Any superpacket that Muslin splits.
-pub(crate) fn superpacket() -> impl Strategy<Value = Shape> {
+pub fn superpacket() -> impl Strategy<Value = Shape> {
     let kind = (any::<bool>(), prop::bool::weighted(0.7), 0usize..9);
     let flags = proptest::bits::u8::masked(0xc9).prop_map(|flags| flags | ACK);
     let tcp = (options(), flags, any::<u32>());

@@ -3,30 +3,30 @@
 use std::time::Instant;
 
 /// A name and the call to be timed.
-pub(crate) type Case<'a> = (String, Box<dyn FnMut() + 'a>);
+pub type Case<'a> = (String, Box<dyn FnMut() + 'a>);
 
 /// What one call of a case took, in nanoseconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Figure {
+pub struct Figure {
     /// Half of all rounds took less.
-    pub(crate) median: f64,
+    pub median: f64,
     /// A quarter of them took less: nearer to what an idle machine would show.
-    pub(crate) quartile: f64,
+    pub quartile: f64,
 }
 
 /// How often things are called.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Turns {
+pub struct Turns {
     /// How often each case has its turn.
-    pub(crate) rounds: usize,
+    pub rounds: usize,
     /// Measurements in a turn. Each is best shorter than the slice of time a busy machine gives.
-    pub(crate) batches: usize,
+    pub batches: usize,
     /// Calls in a measurement.
-    pub(crate) calls: u32,
+    pub calls: u32,
 }
 
 /// Calls the cases in turns, each of which begins with a call that is not measured.
-pub(crate) fn time(cases: &mut [Case<'_>], turns: Turns) -> Vec<Figure> {
+pub fn time(cases: &mut [Case<'_>], turns: Turns) -> Vec<Figure> {
     let count = turns.rounds * turns.batches;
     let mut times = vec![Vec::with_capacity(count); cases.len()];
     for _ in 0..turns.rounds {
