@@ -31,9 +31,6 @@ mod process;
 mod replace;
 pub mod sidecar;
 mod signals;
-#[cfg(test)]
-#[path = "../tests/lab/skip.rs"]
-mod skip;
 pub mod state;
 pub mod store;
 mod terminal;

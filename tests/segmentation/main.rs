@@ -2,16 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "segmentation/bridge.rs"]
 mod bridge;
-#[path = "segmentation/inside.rs"]
-mod inside;
-mod lab;
-#[path = "segmentation/rules.rs"]
 mod rules;
-#[path = "segmentation/trains.rs"]
 mod trains;
-#[path = "segmentation/tunnels.rs"]
 mod tunnels;
 
 use std::cell::Cell;
@@ -20,6 +13,7 @@ use bridge::Bridge;
 use muslin_bed::packets::{L3, Shape, superpacket};
 use muslin_encap::ip::transport::{ChecksumState, Protocol, Transport};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
+use muslin_lab::inside;
 use rules::merges_agree;
 use tunnels::Tunnels;
 

@@ -12,7 +12,7 @@ use super::watch::{stretched, waits_for};
 const PATIENCE: Duration = Duration::from_secs(50);
 
 /// A running script; killed on drop.
-pub(crate) struct Script {
+pub struct Script {
     child: Child,
     input: ChildStdin,
     lines: Receiver<String>,
@@ -20,14 +20,14 @@ pub(crate) struct Script {
 
 impl Script {
     /// Starts a script on a host and waits until it says that it is there.
-    pub(crate) fn serve(host: &Host, script: &str, arguments: &[&str]) -> Self {
+    pub fn serve(host: &Host, script: &str, arguments: &[&str]) -> Self {
         let mut server = Self::start(host.command("perl"), script, arguments);
         server.expect("READY");
         server
     }
 
     /// Starts a script by a command of which only the arguments of `perl` are missing.
-    pub(crate) fn start(mut command: Command, script: &str, arguments: &[&str]) -> Self {
+    pub fn start(mut command: Command, script: &str, arguments: &[&str]) -> Self {
         command.args(["-MSocket", "-e", script]).args(arguments);
         let mut child = command
             .stdin(Stdio::piped())
@@ -50,31 +50,31 @@ impl Script {
     }
 
     /// Its next line.
-    pub(crate) fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         waits_for("a line of a script");
         let line = self.lines.recv_timeout(stretched(PATIENCE));
         line.unwrap_or_else(|_| panic!("no line of a script: {:?}", self.child.try_wait()))
     }
 
     /// Waits for this line, which must be the next.
-    pub(crate) fn expect(&mut self, wanted: &str) {
+    pub fn expect(&mut self, wanted: &str) {
         assert_eq!(self.line(), wanted);
     }
 
     /// Lets it go on.
-    pub(crate) fn go_on(&mut self) {
+    pub fn go_on(&mut self) {
         self.input.write_all(b"\n").unwrap();
     }
 
     /// Ends it without a warning.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 }
 
 /// 40 connections to a port of a host from itself, which say nothing and end with the script.
-pub(crate) fn crowd(host: &Host, port: u16) -> Script {
+pub fn crowd(host: &Host, port: u16) -> Script {
     let script = r#"
         $| = 1; my @all;
         for (1 .. 40) {

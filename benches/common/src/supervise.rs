@@ -14,12 +14,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::load;
 
 /// The word that says that this process is a load, in a pod.
-pub(crate) const INSIDE: &str = "inside";
+pub const INSIDE: &str = "inside";
 /// Tells the benchmark its supervisor's process.
 const SUPERVISOR: &str = "MUSLIN_BENCH_SUPERVISOR";
 
 /// What a benchmark's `main` does: `run` measures, with the options of the command line.
-pub(crate) fn main<O: Parser>(run: fn(&O) -> ExitCode) -> ExitCode {
+pub fn main<O: Parser>(run: fn(&O) -> ExitCode) -> ExitCode {
     let mut words = std::env::args().skip(1);
     if words.next().as_deref() == Some(INSIDE) {
         return load::inside(&words.collect::<Vec<_>>());

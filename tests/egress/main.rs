@@ -3,25 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "egress/faults.rs"]
 mod faults;
-mod lab;
-#[path = "egress/load.rs"]
 mod load;
-#[path = "egress/mappings.rs"]
 mod mappings;
-#[path = "egress/programs.rs"]
 mod programs;
-#[path = "egress/workers.rs"]
 mod workers;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Stdio;
 
-use lab::etcd::Etcd;
-use lab::script::Script;
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::{Agent, Ping};
+use muslin_lab::etcd::Etcd;
+use muslin_lab::script::Script;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);

@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::benchmark::Benchmark;
 use super::machine::{self, Machine};
 use super::path::Path;
 use super::report::Report;
-use super::samples::{Comparison, Samples};
+use super::samples::Samples;
 
 /// A share of the processors that others may take without a warning.
 const QUIET: f64 = 0.05;
 
 /// How much is measured.
 #[derive(Debug, Args)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// How often everything is measured [default: 5, with --quick 2]
     #[arg(long)]
     rounds: Option<usize>,
@@ -43,20 +44,10 @@ impl Pace {
     }
 }
 
-/// What is measured and compared.
-pub(crate) struct Benchmark<P> {
-    /// Of its files.
-    pub(crate) name: &'static str,
-    /// Of its chart.
-    pub(crate) title: &'static str,
-    pub(crate) paths: Vec<P>,
-    pub(crate) comparisons: Vec<Comparison<P>>,
-}
-
 impl<P: Path> Benchmark<P> {
     /// Measures all paths in every round, every second one in opposite order, and reports. What
     /// measures a path returns `false` where this machine has no labs.
-    pub(crate) fn run(
+    pub fn run(
         self,
         pace: &Pace,
         mut measure: impl FnMut(P, Duration, &mut Samples<P>) -> bool,
@@ -89,7 +80,7 @@ impl<P: Path> Benchmark<P> {
             samples,
         };
         report.print();
-        let target = FilePath::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let target = FilePath::new(report.benchmark.temporary).parent().unwrap();
         report.write(target);
         if report.samples.failures().is_empty() {
             ExitCode::SUCCESS

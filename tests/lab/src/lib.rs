@@ -4,18 +4,19 @@
 //! process that sits in the namespaces and ends with its standard input, that is with the test;
 //! everything else is started by `nsenter` and killed with its parent. Nothing outside is touched.
 
-#![allow(dead_code, reason = "each test uses a part of the lab")]
 #![allow(clippy::unwrap_used, reason = "a lab is for tests")]
 
-pub(crate) mod books;
-pub(crate) mod etcd;
-pub(crate) mod flannel;
-pub(crate) mod inside;
-pub(crate) mod processes;
-pub(crate) mod script;
-pub(crate) mod skip;
-pub(crate) mod traffic;
-pub(crate) mod watch;
+mod books;
+pub mod certificates;
+pub mod etcd;
+pub mod flannel;
+pub mod inside;
+pub mod processes;
+mod program;
+pub mod script;
+pub mod skip;
+pub mod traffic;
+pub mod watch;
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -31,17 +32,14 @@ use muslin::agent::Agent;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+pub use program::{muslin_bin, probe_bin};
 use serde_json::Value;
 use skip::skip;
 use tempfile::TempDir;
 use watch::{Watch, stretched, waits_for};
 
-/// The program under test.
-pub(crate) const MUSLIN: &str = env!("CARGO_BIN_EXE_muslin");
-/// The agent in pods and on hosts.
-pub(crate) const PROBE: &str = env!("CARGO_BIN_EXE_muslin-probe");
 /// Ample time for what should take none; waiting stretches it on a busy machine.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 /// How much nodes log, if nothing else is said.
 const LOG: &str = "info,muslin::lease=debug";
 /// From util-linux, iproute2, tcpdump and perl-base.
@@ -58,7 +56,7 @@ const UNDERLAY_LEN: u8 = 24;
 ///
 /// # Panics
 /// If there is none within `patience`, or within more of it on a busy machine.
-pub(crate) fn poll_until<T>(patience: Duration, what: &str, ask: impl FnMut() -> Option<T>) -> T {
+pub fn poll_until<T>(patience: Duration, what: &str, ask: impl FnMut() -> Option<T>) -> T {
     waits_for(what);
     poll_for(patience, ask).unwrap_or_else(|taken| panic!("waited {taken:?} in vain: {what}"))
 }
@@ -132,7 +130,7 @@ impl Drop for Holder {
 
 /// A user namespace with a bridge, the underlay, between its hosts. All that was started in it has
 /// to end before it does.
-pub(crate) struct Lab {
+pub struct Lab {
     root: Host,
     directory: TempDir,
     links: Cell<u32>,
@@ -145,14 +143,24 @@ impl Lab {
     ///
     /// # Panics
     /// Where it may not be skipped, in CI.
-    pub(crate) fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let lab = Self::try_new();
         lab.map_err(|why| skip(format_args!("no lab: {why}"))).ok()
     }
 
+    /// A lab for a benchmark, which may take as long as it wants.
+    ///
+    /// # Panics
+    /// Where it may not be skipped, in CI.
+    pub fn without_limit() -> Option<Self> {
+        let lab = Self::new()?;
+        lab.limit(Duration::MAX);
+        Some(lab)
+    }
+
     /// Sets another time after which the test is ended, from the lab's beginning; more on a busy
     /// machine.
-    pub(crate) fn limit(&self, limit: Duration) {
+    pub fn limit(&self, limit: Duration) {
         self.watch.limit(limit);
     }
 
@@ -190,17 +198,17 @@ impl Lab {
     }
 
     /// The namespace of the underlay's bridge, where loopback addresses are all there is.
-    pub(crate) fn root(&self) -> &Host {
+    pub fn root(&self) -> &Host {
         &self.root
     }
 
     /// A directory for the test's files.
-    pub(crate) fn directory(&self) -> &Path {
+    pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     /// A network namespace with nothing but loopback in it.
-    pub(crate) fn namespace(&self, name: &str) -> Host {
+    pub fn namespace(&self, name: &str) -> Host {
         let mut command = self.root.holder.enter();
         command.args(["unshare", "--net", "--mount"]);
         let holder = Holder::start(command, self.directory());
@@ -211,14 +219,14 @@ impl Lab {
 
     /// A host on the underlay: its `eth0` has this address of a /24. Only that interface's MTU
     /// limits what it sends and takes.
-    pub(crate) fn host(&self, name: &str, address: Ipv4Addr) -> Host {
+    pub fn host(&self, name: &str, address: Ipv4Addr) -> Host {
         let host = self.namespace(name);
         self.replug(&host, "eth0", address);
         host
     }
 
     /// Gives a host an interface on the underlay, with this address.
-    pub(crate) fn replug(&self, host: &Host, name: &str, address: Ipv4Addr) {
+    pub fn replug(&self, host: &Host, name: &str, address: Ipv4Addr) {
         let port = self.plug(host, name);
         self.root
             .sh(&format!("ip link set {port} master underlay mtu 65535 up"));
@@ -237,7 +245,7 @@ impl Lab {
     }
 
     /// A cable between two hosts.
-    pub(crate) fn cable(&self, (one, name): (&Host, &str), (other, its): (&Host, &str)) {
+    pub fn cable(&self, (one, name): (&Host, &str), (other, its): (&Host, &str)) {
         let port = self.plug(one, name);
         let pid = other.pid();
         self.root
@@ -270,7 +278,7 @@ fn mark(name: &str, value: &Path) -> String {
 
 /// What an interface leaves to others, or does for them.
 #[derive(Clone, Copy)]
-pub(crate) enum Offload {
+pub enum Offload {
     /// Checksums of what it sends.
     Checksums,
     /// Segments it receives become superpackets.
@@ -281,7 +289,7 @@ pub(crate) enum Offload {
 
 impl Offload {
     /// A shell script like `ethtool --offload NAME tx off`, or `gro off`.
-    pub(crate) fn off(self, interface: &str) -> String {
+    pub fn off(self, interface: &str) -> String {
         let code = match self {
             Self::Checksums => 0x17,
             Self::Merging => 0x2c,
@@ -299,7 +307,7 @@ impl Offload {
 
 /// A network namespace of a lab.
 #[derive(Clone)]
-pub(crate) struct Host {
+pub struct Host {
     name: String,
     holder: Rc<Holder>,
 }
@@ -313,12 +321,12 @@ impl Host {
     }
 
     /// A command on this host, killed with the thread that starts it.
-    pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.holder.command(program)
     }
 
     /// Runs a command to its end.
-    pub(crate) fn output(&self, words: &[&str]) -> Output {
+    pub fn output(&self, words: &[&str]) -> Output {
         waits_for(format!("the end on {} of {words:?}", self.name));
         let (program, arguments) = words.split_first().unwrap();
         let mut command = self.command(program);
@@ -327,7 +335,7 @@ impl Host {
     }
 
     /// Runs a command that must succeed, and returns its output.
-    pub(crate) fn run(&self, words: &[&str]) -> String {
+    pub fn run(&self, words: &[&str]) -> String {
         let output = self.output(words);
         assert!(
             output.status.success(),
@@ -341,23 +349,23 @@ impl Host {
     }
 
     /// Runs a shell script of which every command must succeed.
-    pub(crate) fn sh(&self, script: &str) -> String {
+    pub fn sh(&self, script: &str) -> String {
         self.run(&["sh", "-e", "-c", script])
     }
 
     /// Makes an interface do something itself that it leaves to devices further on, which with
     /// virtual devices nobody ever does.
-    pub(crate) fn without(&self, interface: &str, offload: Offload) {
+    pub fn without(&self, interface: &str, offload: Offload) {
         self.sh(&offload.off(interface));
     }
 
     /// Makes an interface a wire on which no packet is longer than its MTU.
-    pub(crate) fn segments(&self, interface: &str) {
+    pub fn segments(&self, interface: &str) {
         self.sh(&format!("ip link set {interface} gso_max_segs 1"));
     }
 
     /// Makes an interface lose what it sends in trains, as a device does that garbles them.
-    pub(crate) fn loses_trains(&self, interface: &str) {
+    pub fn loses_trains(&self, interface: &str) {
         // BPF: those whose length is greater, which go to a cable that leads nowhere.
         let giants = "4,128 0 0 0,37 0 1 1600,6 0 0 4294967295,6 0 0 0";
         self.sh(&format!(
@@ -369,12 +377,12 @@ impl Host {
     }
 
     /// The process that holds the namespace.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.holder.child.id()
     }
 
     /// Lets a process of this host have about so many descriptors more than it has now.
-    pub(crate) fn leaves_descriptors(&self, pid: u32, more: usize) {
+    pub fn leaves_descriptors(&self, pid: u32, more: usize) {
         // What is limited are their numbers, some of which may be free.
         let limit = descriptors(pid) + more;
         let (pid, soft) = (pid.to_string(), format!("--nofile={limit}:"));
@@ -382,14 +390,14 @@ impl Host {
     }
 
     /// An agent on the host itself.
-    pub(crate) fn agent(&self) -> Agent {
-        let mut agent = Agent::start(&mut self.command(PROBE)).unwrap();
+    pub fn agent(&self) -> Agent {
+        let mut agent = Agent::start(&mut self.command(probe_bin())).unwrap();
         agent.wait_ready(SOON).unwrap();
         agent
     }
 
     /// A counter of `/proc/net/snmp` or `netstat`, such as `("Udp", "InCsumErrors")`.
-    pub(crate) fn counter(&self, protocol: &str, name: &str) -> u64 {
+    pub fn counter(&self, protocol: &str, name: &str) -> u64 {
         let table = self.run(&["cat", "/proc/net/snmp", "/proc/net/netstat"]);
         let mut rows = table
             .lines()
@@ -402,17 +410,17 @@ impl Host {
 }
 
 /// How many descriptors a process has.
-pub(crate) fn descriptors(pid: u32) -> usize {
+pub fn descriptors(pid: u32) -> usize {
     let all = std::fs::read_dir(format!("/proc/{pid}/fd"));
     all.unwrap().count()
 }
 
 /// A shell script that leaves the file `$0` open as descriptor 7 for the command behind it.
-pub(crate) const LEAVES_OPEN: &str = r#"exec 7<"$0" "$@""#;
+pub const LEAVES_OPEN: &str = r#"exec 7<"$0" "$@""#;
 
 /// How a node is started.
 #[derive(Clone)]
-pub(crate) struct NodeConfig {
+pub struct NodeConfig {
     name: String,
     /// What it is started by, with its own words behind.
     launcher: Vec<String>,
@@ -421,17 +429,17 @@ pub(crate) struct NodeConfig {
 
 impl NodeConfig {
     /// A node of this name on this public address, with leases in this store.
-    pub(crate) fn new(name: &str, public_ip: Ipv4Addr, store: &str) -> Self {
+    pub fn new(name: &str, public_ip: Ipv4Addr, store: &str) -> Self {
         Self::bare(name, store).with("--public-ip", public_ip)
     }
 
     /// A node of this name that ends its tunnel where this interface has its address.
-    pub(crate) fn on_interface(name: &str, interface: &str, store: &str) -> Self {
+    pub fn on_interface(name: &str, interface: &str, store: &str) -> Self {
         Self::bare(name, store).with("--iface", interface)
     }
 
     /// A node of this name that chooses its interface by itself.
-    pub(crate) fn anywhere(name: &str, store: &str) -> Self {
+    pub fn anywhere(name: &str, store: &str) -> Self {
         Self::bare(name, store)
     }
 
@@ -445,27 +453,27 @@ impl NodeConfig {
     }
 
     /// One more flag with a value.
-    pub(crate) fn with(mut self, flag: &str, value: impl ToString) -> Self {
+    pub fn with(mut self, flag: &str, value: impl ToString) -> Self {
         self.arguments.push(flag.to_owned());
         self.arguments.push(value.to_string());
         self
     }
 
     /// One more flag without a value.
-    pub(crate) fn flag(mut self, flag: &str) -> Self {
+    pub fn flag(mut self, flag: &str) -> Self {
         self.arguments.push(flag.to_owned());
         self
     }
 
     /// With a log of all that this filter takes, as in `MUSLIN_LOG`.
-    pub(crate) fn logs(mut self, filter: &str) -> Self {
+    pub fn logs(mut self, filter: &str) -> Self {
         let words = ["env", &format!("MUSLIN_LOG={filter}")];
         self.launcher.extend(words.map(str::to_owned));
         self
     }
 
     /// By a shell that leaves a file open for it.
-    pub(crate) fn leaves_open(mut self, file: &Path) -> Self {
+    pub fn leaves_open(mut self, file: &Path) -> Self {
         let file = file.to_str().unwrap();
         let words = ["sh", "-c", LEAVES_OPEN, file];
         self.launcher.extend(words.map(str::to_owned));
@@ -473,28 +481,28 @@ impl NodeConfig {
     }
 
     /// Without one of the capabilities that root has, such as `net_bind_service`.
-    pub(crate) fn without_capability(mut self, name: &str) -> Self {
+    pub fn without_capability(mut self, name: &str) -> Self {
         let words = ["setpriv", "--bounding-set", &format!("-{name}"), "--"];
         self.launcher.extend(words.map(str::to_owned));
         self
     }
 
     /// Starts it on a host, with a state directory of its own, and waits until it serves.
-    pub(crate) fn start(&self, host: &Host) -> Node {
+    pub fn start(&self, host: &Host) -> Node {
         let mut node = self.spawn(host);
         node.wait_ready(SOON);
         node
     }
 
     /// Starts it on the host and in the state directory of another, and waits until it serves.
-    pub(crate) fn start_beside(&self, other: &Node) -> Node {
+    pub fn start_beside(&self, other: &Node) -> Node {
         let mut node = self.spawn_in(&other.host, other.directory.clone());
         node.wait_ready(SOON);
         node
     }
 
     /// Starts it and does not wait.
-    pub(crate) fn spawn(&self, host: &Host) -> Node {
+    pub fn spawn(&self, host: &Host) -> Node {
         self.spawn_in(host, Rc::new(tempfile::tempdir().unwrap()))
     }
 
@@ -515,7 +523,7 @@ impl NodeConfig {
 
 /// A running node; killed on drop. What the test has started by it is killed before, and then it
 /// must hold no more than at its start.
-pub(crate) struct Node {
+pub struct Node {
     config: NodeConfig,
     host: Host,
     child: Option<Child>,
@@ -532,7 +540,7 @@ impl Node {
             .append(true)
             .open(&self.log)
             .unwrap();
-        let words = [&self.config.launcher[..], &[MUSLIN.to_owned()]].concat();
+        let words = [&self.config.launcher[..], &[muslin_bin().to_owned()]].concat();
         let mut command = self.host.command(&words[0]);
         command
             .args(&words[1..])
@@ -550,7 +558,7 @@ impl Node {
     }
 
     /// Waits until it answers.
-    pub(crate) fn wait_ready(&mut self, patience: Duration) {
+    pub fn wait_ready(&mut self, patience: Duration) {
         waits_for(format!("readiness of the node {}", self.config.name));
         let answer = poll_for(patience, || match self.try_query("status") {
             Some(status) => Some(Some(status)),
@@ -566,7 +574,7 @@ impl Node {
     }
 
     /// Whether its process is there still.
-    pub(crate) fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         let child = self.child.as_mut();
         child.is_some_and(|child| child.try_wait().unwrap().is_none())
     }
@@ -579,19 +587,19 @@ impl Node {
     }
 
     /// Waits for its end and returns the exit code.
-    pub(crate) fn wait_exit(&mut self, patience: Duration) -> Option<i32> {
+    pub fn wait_exit(&mut self, patience: Duration) -> Option<i32> {
         let child = self.child.as_mut().unwrap();
         let status = poll_until(patience, "the node's end", || child.try_wait().unwrap());
         status.code()
     }
 
     /// Sends it a signal.
-    pub(crate) fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid().try_into().unwrap()), signal).unwrap();
     }
 
     /// Ends it without a warning.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -599,25 +607,25 @@ impl Node {
     }
 
     /// Starts it again as it was started before, and waits until it serves.
-    pub(crate) fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         self.start_anew();
         self.wait_ready(SOON);
     }
 
     /// Starts it again and waits for nothing.
-    pub(crate) fn start_anew(&mut self) {
+    pub fn start_anew(&mut self) {
         self.kill();
         self.launch();
     }
 
     /// The same as another configuration has it.
-    pub(crate) fn start_again_as(&mut self, config: NodeConfig) {
+    pub fn start_again_as(&mut self, config: NodeConfig) {
         self.config = config;
         self.start_again();
     }
 
     /// Its process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
@@ -654,12 +662,12 @@ impl Node {
     }
 
     /// Its host.
-    pub(crate) fn host(&self) -> &Host {
+    pub fn host(&self) -> &Host {
         &self.host
     }
 
     /// Waits until it says that it has no lease yet, and that with these words.
-    pub(crate) fn wait_told(&mut self, words: &[&str]) {
+    pub fn wait_told(&mut self, words: &[&str]) {
         let what = format!("{words:?} of {}{}", self.config.name, self.log());
         poll_until(SOON, &what, || {
             let output = self.client(&["status"]).output().unwrap();
@@ -672,20 +680,20 @@ impl Node {
     }
 
     /// Where its state is.
-    pub(crate) fn state_dir(&self) -> PathBuf {
+    pub fn state_dir(&self) -> PathBuf {
         self.directory.path().join("state")
     }
 
     /// What it has logged, for messages.
-    pub(crate) fn log(&self) -> String {
+    pub fn log(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         format!("\n--- log of the node {}:\n{log}---", self.config.name)
     }
 
     /// A client's command to it: the subcommand and what follows.
-    pub(crate) fn client(&self, words: &[&str]) -> Command {
+    pub fn client(&self, words: &[&str]) -> Command {
         let (subcommand, rest) = words.split_first().unwrap();
-        let mut command = self.host.command(MUSLIN);
+        let mut command = self.host.command(muslin_bin());
         command
             .args([subcommand, "--state-dir"])
             .arg(self.state_dir())
@@ -703,13 +711,13 @@ impl Node {
     }
 
     /// What a reporting command tells.
-    pub(crate) fn query(&self, subcommand: &str) -> Value {
+    pub fn query(&self, subcommand: &str) -> Value {
         self.try_query(subcommand)
             .unwrap_or_else(|| panic!("no answer to '{subcommand}'{}", self.log()))
     }
 
     /// A text of its status.
-    pub(crate) fn status(&self, key: &str) -> String {
+    pub fn status(&self, key: &str) -> String {
         let status = self.query("status");
         let text = status[key].as_str();
         text.unwrap_or_else(|| panic!("no text '{key}' in {status}"))
@@ -717,21 +725,21 @@ impl Node {
     }
 
     /// An address of its subnet, by its offset.
-    pub(crate) fn address(&self, offset: u32) -> Ipv4Addr {
+    pub fn address(&self, offset: u32) -> Ipv4Addr {
         let subnet = self.status("subnet");
         let base: Ipv4Addr = subnet.split('/').next().unwrap().parse().unwrap();
         Ipv4Addr::from(u32::from(base) + offset)
     }
 
     /// Its MTU for pods.
-    pub(crate) fn mtu(&self) -> u16 {
+    pub fn mtu(&self) -> u16 {
         let status = self.query("status");
         let mtu = status["mtu"].as_u64();
         mtu.unwrap_or_else(|| panic!("no 'mtu' in {status}")) as u16
     }
 
     /// How many packets it has dropped, by reason; those it has not are not there.
-    pub(crate) fn drops(&self) -> std::collections::BTreeMap<String, u64> {
+    pub fn drops(&self) -> std::collections::BTreeMap<String, u64> {
         let drops = self.query("drops");
         let rows = drops.as_array();
         let rows = rows.unwrap_or_else(|| panic!("no list: {drops}"));
@@ -746,14 +754,14 @@ impl Node {
 
     /// The same without packets for pods that were not up yet, as kernels send when interfaces
     /// come up.
-    pub(crate) fn losses(&self) -> std::collections::BTreeMap<String, u64> {
+    pub fn losses(&self) -> std::collections::BTreeMap<String, u64> {
         let mut drops = self.drops();
         drops.remove("port-down");
         drops
     }
 
     /// Waits until it knows so many peers.
-    pub(crate) fn wait_peers(&self, count: usize) {
+    pub fn wait_peers(&self, count: usize) {
         let what = format!("{count} peers of {}{}", self.config.name, self.log());
         poll_until(SOON, &what, || {
             // Without asking them anything, as `muslin peers` does.
@@ -762,16 +770,16 @@ impl Node {
     }
 
     /// A pod by `muslin run`, and in it an agent.
-    pub(crate) fn pod(&self, name: &str) -> Agent {
+    pub fn pod(&self, name: &str) -> Agent {
         self.pod_after(name, &[], "")
     }
 
     /// A pod in which a shell script is run before the agent.
-    pub(crate) fn pod_after(&self, name: &str, flags: &[&str], script: &str) -> Agent {
+    pub fn pod_after(&self, name: &str, flags: &[&str], script: &str) -> Agent {
         let script = format!("{script}\nexec \"$0\"");
         let mut words = vec!["run", "--name", name];
         words.extend(flags);
-        words.extend(["--", "sh", "-e", "-c", &script, PROBE]);
+        words.extend(["--", "sh", "-e", "-c", &script, probe_bin()]);
         let mut command = self.client(&words);
         let started = Agent::start(&mut command).and_then(|mut agent| {
             agent.wait_ready(SOON)?;

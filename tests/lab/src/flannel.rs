@@ -6,42 +6,42 @@ use std::net::Ipv4Addr;
 use super::{Host, Lab};
 
 /// The pods of both sides.
-pub(crate) const NETWORK: &str = "10.244.0.0/16";
+pub const NETWORK: &str = "10.244.0.0/16";
 /// Where the kernel's side is on the underlay.
-pub(crate) const KERNEL_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
+pub const KERNEL_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 /// Where the node is on the underlay.
-pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
+pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 /// The kernel's subnet.
-pub(crate) const KERNEL_SUBNET: &str = "10.244.1.0/24";
+pub const KERNEL_SUBNET: &str = "10.244.1.0/24";
 /// The node's subnet.
-pub(crate) const NODE_SUBNET: &str = "10.244.2.0/24";
+pub const NODE_SUBNET: &str = "10.244.2.0/24";
 
 /// An address of the kernel's subnet.
-pub(crate) fn kernel(offset: u8) -> Ipv4Addr {
+pub fn kernel(offset: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 244, 1, offset)
 }
 
 /// An address of the node's subnet.
-pub(crate) fn node(offset: u8) -> Ipv4Addr {
+pub fn node(offset: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 244, 2, offset)
 }
 
 /// A host with flannel's and CNI's devices but for the tunnel's.
-pub(crate) struct Flannel {
+pub struct Flannel {
     /// The host.
-    pub(crate) host: Host,
+    pub host: Host,
     /// Its pod, at `.2`.
-    pub(crate) pod: Host,
+    pub pod: Host,
 }
 
 impl Flannel {
     /// Sets it up, with this MTU for the pod.
-    pub(crate) fn new(lab: &Lab, mtu: u16) -> Self {
+    pub fn new(lab: &Lab, mtu: u16) -> Self {
         Self::at(lab, ("kernel", KERNEL_IP), kernel, mtu)
     }
 
     /// The same on a host of this name and address, with a subnet's addresses.
-    pub(crate) fn at(
+    pub fn at(
         lab: &Lab,
         (name, address): (&str, Ipv4Addr),
         subnet: fn(u8) -> Ipv4Addr,
@@ -70,7 +70,7 @@ impl Flannel {
     }
 
     /// Sets the MTU of the pod and of what is between it and the tunnel.
-    pub(crate) fn set_mtu(&self, mtu: u16) {
+    pub fn set_mtu(&self, mtu: u16) {
         self.pod.sh(&format!("ip link set eth0 mtu {mtu}"));
         self.host.sh(&format!(
             "ip link set veth0 mtu {mtu}; ip link set cni0 mtu {mtu}"
@@ -80,7 +80,7 @@ impl Flannel {
 
 /// flannel's device on a host of this address, for a subnet with this base. Its MAC address, which is
 /// returned, is the kernel's choice.
-pub(crate) fn device(host: &Host, address: Ipv4Addr, base: Ipv4Addr, mtu: u16) -> String {
+pub fn device(host: &Host, address: Ipv4Addr, base: Ipv4Addr, mtu: u16) -> String {
     host.sh(&format!(
         "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {address} dev eth0
          ip link set flannel.1 mtu {mtu} up
@@ -93,7 +93,7 @@ pub(crate) fn device(host: &Host, address: Ipv4Addr, base: Ipv4Addr, mtu: u16) -
 
 /// What flanneld sets up for another node's record, whose key ends in this subnet, like
 /// `10.244.2.0-24`.
-pub(crate) fn set_up(host: &Host, subnet: &str, public_ip: &str, mac: &str) {
+pub fn set_up(host: &Host, subnet: &str, public_ip: &str, mac: &str) {
     let (base, prefix) = parts(subnet);
     host.sh(&format!(
         "ip neigh replace {base} lladdr {mac} dev flannel.1 nud permanent
@@ -103,20 +103,20 @@ pub(crate) fn set_up(host: &Host, subnet: &str, public_ip: &str, mac: &str) {
 }
 
 /// The base address and the prefix of a key's subnet.
-pub(crate) fn parts(subnet: &str) -> (&str, String) {
+pub fn parts(subnet: &str) -> (&str, String) {
     let (base, len) = subnet.split_once('-').unwrap();
     (base, format!("{base}/{len}"))
 }
 
 /// A VXLAN node's record as flannel writes it, as it was seen on a running cluster.
-pub(crate) fn record(public_ip: Ipv4Addr, mac: &str) -> String {
+pub fn record(public_ip: Ipv4Addr, mac: &str) -> String {
     format!(
         r#"{{"PublicIP":"{public_ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"{mac}"}}}}"#
     )
 }
 
 /// Writes a file of leases for both sides, and returns the store's URL.
-pub(crate) fn store(lab: &Lab, backend: &str, more: &str, macs: Option<(&str, &str)>) -> String {
+pub fn store(lab: &Lab, backend: &str, more: &str, macs: Option<(&str, &str)>) -> String {
     let path = lab.directory().join("peers.toml");
     let mac = |mac: &str| format!("vtep-mac = \"{mac}\"\n");
     let (theirs, ours) =

@@ -43,14 +43,14 @@ const WARM_UP: Duration = Duration::from_millis(100);
 
 /// What a sink says first.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Ready {
+pub struct Ready {
     /// Its port.
     pub port: u16,
 }
 
 /// What a sink, or the source of a flood, has counted since it started.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Count {
+pub struct Count {
     /// How long that is.
     pub seconds: f64,
     /// Bytes of streams, or different datagrams, that were as they were sent; of a source the
@@ -64,7 +64,7 @@ pub(crate) struct Count {
 
 /// What a source of requests has seen, in microseconds.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct RoundTrips {
+pub struct RoundTrips {
     /// Requests that were answered.
     pub count: usize,
     /// Requests that were not.
@@ -93,7 +93,7 @@ impl RoundTrips {
 }
 
 /// Runs a load by its command line.
-pub(crate) fn inside(words: &[String]) -> ExitCode {
+pub fn inside(words: &[String]) -> ExitCode {
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let done = match words[..] {
         ["sink", kind] => sink(kind),

@@ -1,7 +1,5 @@
 //! What becomes of a test on a machine that lacks what it needs.
 
-#![allow(dead_code, reason = "some tests use one of the ways")]
-
 use std::fmt::Display;
 use std::fs::File;
 use std::io::Write as _;
@@ -13,7 +11,7 @@ const REPORT: &str = "MUSLIN_TEST_SKIPPED";
 ///
 /// # Panics
 /// In CI, where nothing may be skipped.
-pub(crate) fn skip(why: impl Display) {
+pub fn skip(why: impl Display) {
     let line = line(why);
     assert!(std::env::var_os("CI").is_none(), "{line}");
     report(&line);
@@ -21,7 +19,7 @@ pub(crate) fn skip(why: impl Display) {
 
 /// The same where the kernel lacks something, which no package brings: in CI, too, the test is only
 /// counted as skipped.
-pub(crate) fn skip_on_this_kernel(why: impl Display) {
+pub fn skip_on_this_kernel(why: impl Display) {
     report(&line(why));
 }
 

@@ -2,7 +2,7 @@
 
 /// What one number says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Figure {
+pub enum Figure {
     TcpX1,
     TcpX4,
     TcpUpX1,
@@ -32,7 +32,7 @@ pub(crate) enum Figure {
 }
 
 impl Figure {
-    pub(crate) const ALL: [Self; 26] = [
+    pub const ALL: [Self; 26] = [
         Self::TcpX1,
         Self::TcpX4,
         Self::TcpUpX1,
@@ -62,7 +62,7 @@ impl Figure {
     ];
 
     /// What it is called in JSON.
-    pub(crate) fn key(self) -> &'static str {
+    pub fn key(self) -> &'static str {
         match self {
             Self::TcpX1 => "tcp_x1_gbit_per_second",
             Self::TcpX4 => "tcp_x4_gbit_per_second",
@@ -94,7 +94,7 @@ impl Figure {
     }
 
     /// What it is called for people, and its unit.
-    pub(crate) fn title(self) -> (&'static str, &'static str) {
+    pub fn title(self) -> (&'static str, &'static str) {
         match self {
             Self::TcpX1 => ("TCP x1", "Gbit/s"),
             Self::TcpX4 => ("TCP x4", "Gbit/s"),
@@ -126,7 +126,7 @@ impl Figure {
     }
 
     /// Whether less of it is better.
-    pub(crate) fn is_cost(self) -> bool {
+    pub fn is_cost(self) -> bool {
         !matches!(
             self,
             Self::TcpX1
@@ -144,7 +144,7 @@ impl Figure {
     }
 
     /// A value in the unit for people, with as many digits as it is worth.
-    pub(crate) fn show(self, value: f64) -> String {
+    pub fn show(self, value: f64) -> String {
         let value = match self {
             Self::Udp64 | Self::Udp1400 | Self::FlowRate | Self::Flooded => value / 1e3,
             _ => value,

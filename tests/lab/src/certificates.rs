@@ -1,4 +1,4 @@
-//! Certificates for tests; those of the whole program include this file too.
+//! Certificates for tests.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use rcgen::{
 use tempfile::TempDir;
 
 /// A CA, and a certificate for the loopback that it has signed.
-pub(crate) struct Certificates {
+pub struct Certificates {
     /// Where its files are: `ca.pem`, `cert.pem` and `key.pem`.
-    pub(crate) directory: TempDir,
+    pub directory: TempDir,
 }
 
 impl Certificates {
     /// Makes both, with new keys.
-    pub(crate) fn new() -> Self {
+    pub fn generate() -> Self {
         let directory = TempDir::new().unwrap();
         let write = |name: &str, text: String| {
             std::fs::write(directory.path().join(name), text).unwrap();
@@ -38,7 +38,7 @@ impl Certificates {
     }
 
     /// One of the files.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 }

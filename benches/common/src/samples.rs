@@ -9,10 +9,10 @@ use super::path::Path;
 
 /// All rounds' values of one figure.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Summary {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
+pub struct Summary {
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
     values: Vec<f64>,
 }
 
@@ -34,7 +34,7 @@ impl Summary {
 
 /// All values of a run, and what went wrong.
 #[derive(Debug)]
-pub(crate) struct Samples<P> {
+pub struct Samples<P> {
     values: BTreeMap<(P, Figure), Vec<f64>>,
     failures: Vec<String>,
 }
@@ -50,45 +50,45 @@ impl<P> Default for Samples<P> {
 
 impl<P: Path> Samples<P> {
     /// Keeps a value, and says it.
-    pub(crate) fn add(&mut self, path: P, figure: Figure, value: f64) {
+    pub fn add(&mut self, path: P, figure: Figure, value: f64) {
         let (title, unit) = figure.title();
         eprint!(" {title} {} {unit};", figure.show(value));
         self.values.entry((path, figure)).or_default().push(value);
     }
 
     /// Keeps what went wrong, and says it.
-    pub(crate) fn fail(&mut self, path: P, why: &str) {
+    pub fn fail(&mut self, path: P, why: &str) {
         eprint!(" FAILED, {why};");
         self.failures.push(format!("{path}: {why}"));
     }
 
-    pub(crate) fn failures(&self) -> &[String] {
+    pub fn failures(&self) -> &[String] {
         &self.failures
     }
 
-    pub(crate) fn summary(&self, path: P, figure: Figure) -> Option<Summary> {
+    pub fn summary(&self, path: P, figure: Figure) -> Option<Summary> {
         Summary::of(self.values.get(&(path, figure))?)
     }
 
-    pub(crate) fn has(&self, path: P) -> bool {
+    pub fn has(&self, path: P) -> bool {
         self.values.keys().any(|(of, _)| *of == path)
     }
 }
 
 /// A figure that is compared with another, or with a number.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Comparison<P> {
-    pub(crate) figure: Figure,
-    pub(crate) ours: P,
+pub struct Comparison<P> {
+    pub figure: Figure,
+    pub ours: P,
     /// Without it the figure counts as it is.
-    pub(crate) theirs: Option<P>,
+    pub theirs: Option<P>,
     /// What it must be, and what it is to become.
-    pub(crate) goal: Option<(f64, f64)>,
+    pub goal: Option<(f64, f64)>,
 }
 
 impl<P: Path> Comparison<P> {
     /// The ratio of medians, if all was measured.
-    pub(crate) fn value(&self, samples: &Samples<P>) -> Option<f64> {
+    pub fn value(&self, samples: &Samples<P>) -> Option<f64> {
         let ours = samples.summary(self.ours, self.figure)?.median;
         match self.theirs {
             Some(theirs) => Some(ours / samples.summary(theirs, self.figure)?.median),
@@ -97,7 +97,7 @@ impl<P: Path> Comparison<P> {
     }
 
     /// Whether a value is what it must be.
-    pub(crate) fn is_met(&self, value: f64) -> Option<bool> {
+    pub fn is_met(&self, value: f64) -> Option<bool> {
         let (must, _) = self.goal?;
         Some(if self.figure.is_cost() {
             value <= must

@@ -27,9 +27,9 @@ use super::watch::stretched;
 use super::{Host, Lab, SOON};
 
 /// Where flannel has its keys if nothing else is said.
-pub(crate) const PREFIX: &str = "/coreos.com/network";
+pub const PREFIX: &str = "/coreos.com/network";
 /// What a flannel node's lease lives without renewal, in seconds.
-pub(crate) const TTL: i64 = 86_400;
+pub const TTL: i64 = 86_400;
 /// The server on the underlay.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 250);
 /// Clients' port.
@@ -39,7 +39,7 @@ const SOCKET: &str = "localhost:0";
 
 /// A key as the server has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Record {
+pub struct Record {
     /// The whole key.
     pub key: String,
     /// Its value.
@@ -52,7 +52,7 @@ pub(crate) struct Record {
 
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Event {
+pub enum Event {
     /// A key was written.
     Put(Record),
     /// A key was deleted.
@@ -60,7 +60,7 @@ pub(crate) enum Event {
 }
 
 /// A server; it ends with the test, and its data too.
-pub(crate) struct Etcd {
+pub struct Etcd {
     host: Host,
     directory: TempDir,
     process: Option<Child>,
@@ -74,7 +74,7 @@ impl Etcd {
     ///
     /// # Panics
     /// If it does not come up, and in CI where it is not installed.
-    pub(crate) fn start(lab: &Lab) -> Option<Self> {
+    pub fn start(lab: &Lab) -> Option<Self> {
         let is_here = |host: &Host| {
             let output = host.output(&["sh", "-c", "command -v etcd"]);
             output.status.success()
@@ -96,12 +96,12 @@ impl Etcd {
     }
 
     /// The store's URL for the lab's nodes.
-    pub(crate) fn store(&self) -> String {
+    pub fn store(&self) -> String {
         format!("etcd://{ADDRESS}:{PORT}")
     }
 
     /// Starts the server, if it does not run, with the data that it had.
-    pub(crate) fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         self.kill();
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         let url = format!("http://{ADDRESS}:{PORT}");
@@ -144,7 +144,7 @@ impl Etcd {
     }
 
     /// Ends it without a warning; its data stays.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().unwrap();
             process.wait().unwrap();
@@ -152,19 +152,19 @@ impl Etcd {
     }
 
     /// Kills it and starts one in its place that has no data.
-    pub(crate) fn wipe(&mut self) {
+    pub fn wipe(&mut self) {
         self.kill();
         std::fs::remove_dir_all(self.directory.path().join("data")).unwrap();
         self.start_again();
     }
 
     /// Stops it in the midst of what it does: connections stand and nothing is answered.
-    pub(crate) fn freeze(&self) {
+    pub fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
     /// Lets it go on.
-    pub(crate) fn thaw(&self) {
+    pub fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
 
@@ -174,7 +174,7 @@ impl Etcd {
     }
 
     /// Forgets the history up to now, and returns the revision up to which it did.
-    pub(crate) fn compact(&self) -> i64 {
+    pub fn compact(&self) -> i64 {
         self.with(async |client| {
             let now = client.get("now", None).await?;
             let revision = now.header().unwrap().revision();
@@ -184,18 +184,18 @@ impl Etcd {
     }
 
     /// Writes a network's configuration, as its administrator does.
-    pub(crate) fn configure(&self, prefix: &str, json: &str) {
+    pub fn configure(&self, prefix: &str, json: &str) {
         self.put(&format!("{prefix}/config"), json);
     }
 
     /// Writes a key that stays.
-    pub(crate) fn put(&self, key: &str, value: &str) {
+    pub fn put(&self, key: &str, value: &str) {
         self.with(async |client| client.put(key, value, None).await);
     }
 
     /// Writes a key like a flannel node that comes or renews: under a new lease of a day, which is
     /// returned.
-    pub(crate) fn publish(&self, key: &str, value: &str) -> i64 {
+    pub fn publish(&self, key: &str, value: &str) -> i64 {
         self.with(async |client| {
             let lease = client.lease_grant(TTL, None).await?.id();
             let options = PutOptions::new().with_lease(lease);
@@ -205,7 +205,7 @@ impl Etcd {
     }
 
     /// The same for a key that must not exist.
-    pub(crate) fn create(&self, key: &str, value: &str) -> i64 {
+    pub fn create(&self, key: &str, value: &str) -> i64 {
         self.with(async |client| {
             let lease = client.lease_grant(TTL, None).await?.id();
             let options = PutOptions::new().with_lease(lease);
@@ -219,7 +219,7 @@ impl Etcd {
 
     /// Writes a key so many times, with the values that `value` makes, as fast as it goes and in
     /// no particular order.
-    pub(crate) fn put_often(&self, key: &str, count: usize, value: impl Fn(usize) -> String) {
+    pub fn put_often(&self, key: &str, count: usize, value: impl Fn(usize) -> String) {
         self.with(async |client| {
             for batch in (0..count).collect::<Vec<_>>().chunks(100) {
                 let tasks = batch.iter().map(|index| {
@@ -235,30 +235,30 @@ impl Etcd {
     }
 
     /// Deletes a key, which must exist.
-    pub(crate) fn delete(&self, key: &str) {
+    pub fn delete(&self, key: &str) {
         let deleted = self.with(async |client| Ok(client.delete(key, None).await?.deleted()));
         assert_eq!(deleted, 1, "{key}");
     }
 
     /// Ends a lease, and all keys under it.
-    pub(crate) fn revoke(&self, lease: i64) {
+    pub fn revoke(&self, lease: i64) {
         self.with(async |client| client.lease_revoke(lease).await);
     }
 
     /// How long a lease lives if nobody does anything, in seconds: as granted, and what is left.
-    pub(crate) fn time_to_live(&self, lease: i64) -> (i64, i64) {
+    pub fn time_to_live(&self, lease: i64) -> (i64, i64) {
         let answer = self.with(async |client| client.lease_time_to_live(lease, None).await);
         (answer.granted_ttl(), answer.ttl())
     }
 
     /// A key, if it exists.
-    pub(crate) fn get(&self, key: &str) -> Option<Record> {
+    pub fn get(&self, key: &str) -> Option<Record> {
         let answer = self.with(async |client| client.get(key, None).await);
         answer.kvs().first().map(record)
     }
 
     /// All keys that begin like this, and the revision they are of.
-    pub(crate) fn list(&self, prefix: &str) -> (Vec<Record>, i64) {
+    pub fn list(&self, prefix: &str) -> (Vec<Record>, i64) {
         let options = GetOptions::new().with_prefix();
         let answer = self.with(async |client| client.get(prefix, Some(options)).await);
         let revision = answer.header().unwrap().revision();
@@ -266,12 +266,12 @@ impl Etcd {
     }
 
     /// The leases of a network, in the order of their keys.
-    pub(crate) fn leases(&self, prefix: &str) -> Vec<Record> {
+    pub fn leases(&self, prefix: &str) -> Vec<Record> {
         self.list(&format!("{prefix}/subnets")).0
     }
 
     /// Watches all keys that begin like this, from a revision on.
-    pub(crate) fn watch(&self, prefix: &str, from: i64) -> Watch<'_> {
+    pub fn watch(&self, prefix: &str, from: i64) -> Watch<'_> {
         let options = WatchOptions::new().with_prefix().with_start_revision(from);
         Watch {
             etcd: self,
@@ -309,14 +309,14 @@ impl Drop for Etcd {
 }
 
 /// A watch, which is looked at now and then.
-pub(crate) struct Watch<'a> {
+pub struct Watch<'a> {
     etcd: &'a Etcd,
     stream: WatchStream,
 }
 
 impl Watch<'_> {
     /// What has happened since, or happens within `patience`; nothing if nothing has.
-    pub(crate) fn next(&mut self, patience: Duration) -> Vec<Event> {
+    pub fn next(&mut self, patience: Duration) -> Vec<Event> {
         let message = self.stream.message();
         let message = async { timeout(patience, message).await };
         let Ok(message) = self.etcd.runtime.block_on(message) else {

@@ -3,16 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "publish/crowds.rs"]
 mod crowds;
-mod lab;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use lab::script::Script;
-use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::Agent;
+use muslin_lab::script::Script;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, muslin_bin, poll_until, traffic};
 use proxy_header::{ParseConfig, ProxyHeader};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -493,7 +491,7 @@ fn a_port_for_root_only_is_told_with_what_to_do() {
 #[test]
 fn ports_that_cannot_be_are_refused_before_anything_happens() {
     for (ports, part) in [("80", "like 8080:80"), ("1:2/sctp", "neither 'tcp' nor")] {
-        let mut command = std::process::Command::new(MUSLIN);
+        let mut command = std::process::Command::new(muslin_bin());
         let output = command.args(["run", "-p", ports, "--", "true"]).output();
         let output = output.unwrap();
         let told = String::from_utf8(output.stderr).unwrap();

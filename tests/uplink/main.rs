@@ -3,12 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "uplink/bed.rs"]
 mod bed;
-#[allow(dead_code, reason = "other tests use the rest")]
-#[path = "segmentation/inside.rs"]
-mod inside;
-mod lab;
 
 use std::collections::HashSet;
 use std::io::Write as _;
@@ -17,7 +12,6 @@ use std::process::Command;
 
 use bed::{Bed, FAR, Listener, NEAR, SUBNET, arp, is_arp, received, received_by, udp, wait};
 use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
-use lab::{Offload, SOON, poll_until};
 use muslin::device::FrameDevice as _;
 use muslin::underlay::uplink::{Failure, Frames, OpenError, Uplink, UplinkKind};
 use muslin_bed::packets::{ACK, L3, Shape};
@@ -25,6 +19,8 @@ use muslin_bed::reference;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
+use muslin_lab::inside;
+use muslin_lab::{Offload, SOON, poll_until};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 

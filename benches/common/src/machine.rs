@@ -12,7 +12,7 @@ const LOOK: Duration = Duration::from_millis(300);
 
 /// What figures depend on.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Machine {
+pub struct Machine {
     kernel: String,
     processor: String,
     cores: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn look() -> Self {
+    pub fn look() -> Self {
         let text = |path: &str| read_to_string(path).unwrap_or_default().trim().to_owned();
         let cpuinfo = text("/proc/cpuinfo");
         let processor = cpuinfo.lines().find_map(|line| {
@@ -52,7 +52,7 @@ impl fmt::Display for Machine {
 }
 
 /// Resident memory of a process.
-pub(crate) fn resident_bytes(pid: u32) -> f64 {
+pub fn resident_bytes(pid: u32) -> f64 {
     let text = read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
@@ -61,13 +61,13 @@ pub(crate) fn resident_bytes(pid: u32) -> f64 {
 
 /// Processor time of the whole machine since it was started, in seconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct CpuTime {
+pub struct CpuTime {
     busy: f64,
     idle: f64,
 }
 
 impl CpuTime {
-    pub(crate) fn now() -> Self {
+    pub fn now() -> Self {
         let text = read_to_string("/proc/stat").unwrap();
         let ticks: Vec<f64> = text
             .lines()
@@ -90,12 +90,12 @@ impl CpuTime {
     }
 
     /// Seconds in which processors worked since then.
-    pub(crate) fn busy_since(self, earlier: Self) -> f64 {
+    pub fn busy_since(self, earlier: Self) -> f64 {
         self.busy - earlier.busy
     }
 
     /// The share of all processors' time that was work since then.
-    pub(crate) fn share_since(self, earlier: Self) -> f64 {
+    pub fn share_since(self, earlier: Self) -> f64 {
         let (busy, idle) = (self.busy - earlier.busy, self.idle - earlier.idle);
         if busy + idle > 0.0 {
             busy / (busy + idle)
@@ -107,7 +107,7 @@ impl CpuTime {
 
 /// Looks what others do while nothing is measured, says so if it is more than that share, and
 /// returns it.
-pub(crate) fn warn_if_busy(share: f64) -> f64 {
+pub fn warn_if_busy(share: f64) -> f64 {
     let before = CpuTime::now();
     std::thread::sleep(LOOK);
     let others = CpuTime::now().share_since(before);

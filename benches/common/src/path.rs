@@ -5,7 +5,7 @@ use std::fmt::Display;
 use serde_json::{Map, Value};
 
 /// A path by which one end reaches the other, as it is shown.
-pub(crate) trait Path: Copy + Ord + Display {
+pub trait Path: Copy + Ord + Display {
     /// Paths that may be compared stand together.
     fn group(self) -> usize;
     /// Of its bars.

@@ -8,13 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::processes;
 
-/// How long a test may have a lab. A test that takes longer on an idle machine says so; benchmarks
-/// may take as long as they want.
-const LIMIT: Duration = if cfg!(test) {
-    Duration::from_secs(60)
-} else {
-    Duration::MAX
-};
+/// How long a test may have a lab, if it does not ask for more. A test that takes longer on an idle
+/// machine says so.
+const LIMIT: Duration = Duration::from_secs(60);
 /// How long a test may take to end once everything that it started is killed.
 const END: Duration = Duration::from_secs(30);
 /// How often a watch looks whether the limit has passed.
@@ -23,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const BUSIEST: f64 = 10.0;
 
 /// `time`, and more in proportion where more processes want to run than there are processors.
-pub(crate) fn stretched(time: Duration) -> Duration {
+pub fn stretched(time: Duration) -> Duration {
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     // The averages of 1, 5 and 15 minutes, and how many run at this moment of how many.
     let mut words = text.split([' ', '/']).map(|word| word.parse().ok());
@@ -38,21 +34,21 @@ thread_local! {
 }
 
 /// Notes what this thread's test waits for from now on.
-pub(crate) fn waits_for(what: impl Into<String>) {
+pub fn waits_for(what: impl Into<String>) {
     WAITS_FOR.with_borrow(|shared| {
         *shared.lock().unwrap_or_else(PoisonError::into_inner) = what.into();
     });
 }
 
 /// A limit for the thread's test, until it is dropped.
-pub(crate) struct Watch {
+pub struct Watch {
     limit: Arc<Mutex<Duration>>,
     _end: Sender<()>,
 }
 
 impl Watch {
     /// After the limit all processes with this mark are killed, which ends what waits for them.
-    pub(crate) fn start(mark: String) -> Self {
+    pub fn start(mark: String) -> Self {
         let (end, ended) = channel();
         let limit = Arc::new(Mutex::new(LIMIT));
         let test = Watched {
@@ -66,7 +62,7 @@ impl Watch {
     }
 
     /// Sets another limit, from the start.
-    pub(crate) fn limit(&self, limit: Duration) {
+    pub fn limit(&self, limit: Duration) {
         *self.limit.lock().unwrap_or_else(PoisonError::into_inner) = limit;
     }
 }

@@ -1,26 +1,59 @@
-//! Tests that run inside a lab: a process with threads cannot enter a user namespace, so the test
-//! program is started there once more.
+//! Tests whose own process is inside a lab. A process with threads cannot enter a user namespace, so
+//! the test program is started there once more.
 
 use std::process::Command;
 
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 
-use crate::lab::Lab;
-pub(crate) use crate::lab::inside::{is_inside, succeeds};
+use super::Lab;
 
+/// Tells the program that it is inside.
+const INSIDE: &str = "MUSLIN_TEST_INSIDE";
 /// The seed of a run that is to be repeated.
 const SEED: &str = "MUSLIN_TEST_SEED";
 
+/// Whether this process is inside. If it is not, the calling test is run once more in a network
+/// namespace of its own, where it must succeed; nothing is left to do then.
+pub fn enter() -> bool {
+    if is_inside() {
+        return true;
+    }
+    if let Some(lab) = Lab::new() {
+        let test = std::thread::current();
+        let test = test.name().expect("tests' threads have their names");
+        let host = lab.namespace("inside");
+        succeeds(&mut host.command(std::env::current_exe().unwrap()), test);
+    }
+    false
+}
+
+/// Whether this is the process inside.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Runs one test with this command of the test program, which must succeed.
+pub fn succeeds(command: &mut Command, test: &str) {
+    command.args(["--include-ignored", "--exact", "--nocapture", test]);
+    let output = command.env(INSIDE, "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr),
+    );
+}
+
 /// Runs an ignored test of this program in a network namespace of its own.
-pub(crate) fn run(test: &str) {
+pub fn run(test: &str) {
     let Some(lab) = Lab::new() else { return };
     let host = lab.namespace("kernel");
     succeeds(&mut host.command(std::env::current_exe().unwrap()), test);
 }
 
 /// Runs a shell script of which every command must succeed.
-pub(crate) fn sh(script: &str) {
+pub fn sh(script: &str) {
     let status = Command::new("sh").args(["-e", "-c", script]).status();
     assert!(status.unwrap().success(), "{script}");
 }
@@ -29,7 +62,7 @@ pub(crate) fn sh(script: &str) {
 ///
 /// # Panics
 /// If one fails, with the smallest such case and the seed of this run.
-pub(crate) fn cases<S: Strategy>(count: u32, strategy: &S, test: impl Fn(S::Value)) {
+pub fn cases<S: Strategy>(count: u32, strategy: &S, test: impl Fn(S::Value)) {
     let seed = std::env::var(SEED).map_or_else(|_| rand_seed(), |seed| seed.parse().unwrap());
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

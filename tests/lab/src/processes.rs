@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 /// A process that has a mark.
-pub(crate) struct Process {
+pub struct Process {
     pid: Pid,
     command: String,
 }
@@ -18,7 +18,7 @@ impl fmt::Display for Process {
 }
 
 /// The processes that were started with this in their environment: a name, `=` and a value.
-pub(crate) fn marked(mark: &str) -> Vec<Process> {
+pub fn marked(mark: &str) -> Vec<Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     let process = |pid: i32| {
@@ -36,7 +36,7 @@ pub(crate) fn marked(mark: &str) -> Vec<Process> {
 }
 
 /// Kills all processes that have this mark.
-pub(crate) fn kill_all(mark: &str) {
+pub fn kill_all(mark: &str) {
     for process in marked(mark) {
         // It may have ended by itself.
         let _ = kill(process.pid, Signal::SIGKILL);

@@ -3,24 +3,23 @@
 use std::net::Ipv4Addr;
 use std::process::Stdio;
 
+use muslin_lab::{Host, Lab, Node, NodeConfig};
 use muslin_stack::api::control::Attached;
 
-use crate::lab::{Host, Lab, Node, NodeConfig};
-
 /// MTU of pods by VXLAN over an underlay of 1,500 bytes.
-pub(crate) const VXLAN_MTU: u16 = 1450;
+pub const VXLAN_MTU: u16 = 1450;
 /// Between the hosts.
-pub(crate) const UNDERLAY: &str = "eth0";
+pub const UNDERLAY: &str = "eth0";
 /// VTEPs of the kernel's hosts.
 const MACS: [&str; 2] = ["c6:d2:32:6f:8f:01", "c6:d2:32:6f:8f:02"];
 
 /// The underlay's address of a host.
-pub(crate) fn host_address(number: u8) -> Ipv4Addr {
+pub fn host_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, 0, number)
 }
 
 /// Two hosts and a cable between them.
-pub(crate) fn hosts(lab: &Lab) -> Vec<Host> {
+pub fn hosts(lab: &Lab) -> Vec<Host> {
     let hosts = vec![lab.namespace("host 1"), lab.namespace("host 2")];
     lab.cable((&hosts[0], UNDERLAY), (&hosts[1], UNDERLAY));
     for (host, number) in hosts.iter().zip([1, 2]) {
@@ -33,7 +32,7 @@ pub(crate) fn hosts(lab: &Lab) -> Vec<Host> {
 }
 
 /// What gives one of two hosts the kernel's VXLAN device as flannel does, with the other's lease.
-pub(crate) fn flannel_vxlan(number: u8) -> String {
+pub fn flannel_vxlan(number: u8) -> String {
     let peer = 3 - number;
     format!(
         "ip link add flannel.1 type vxlan id 1 dstport 8472 nolearning local {own_ip} dev {UNDERLAY}
@@ -50,7 +49,7 @@ pub(crate) fn flannel_vxlan(number: u8) -> String {
 }
 
 /// Has a host's kernel forward, with the bridge of its pods.
-pub(crate) fn bridge(host: &Host, number: u8, mtu: u16) {
+pub fn bridge(host: &Host, number: u8, mtu: u16) {
     host.sh(&format!(
         "echo 1 >/proc/sys/net/ipv4/ip_forward
          ip link add cni0 type bridge
@@ -60,7 +59,7 @@ pub(crate) fn bridge(host: &Host, number: u8, mtu: u16) {
 }
 
 /// A pod on a host's bridge.
-pub(crate) fn bridged_pod(lab: &Lab, host: &Host, (number, offset): (u8, u8), mtu: u16) -> Host {
+pub fn bridged_pod(lab: &Lab, host: &Host, (number, offset): (u8, u8), mtu: u16) -> Host {
     let pod = lab.namespace("pod");
     let port = format!("veth{offset}");
     lab.cable((host, &port), (&pod, "eth0"));
@@ -74,7 +73,7 @@ pub(crate) fn bridged_pod(lab: &Lab, host: &Host, (number, offset): (u8, u8), mt
 }
 
 /// A node on the underlay.
-pub(crate) fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
+pub fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
     NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
         .with("--network", "10.244.0.0/16")
@@ -83,7 +82,7 @@ pub(crate) fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
 }
 
 /// A pod of a node, and its address.
-pub(crate) fn attached_pod(lab: &Lab, node: &Node, name: &str) -> (Host, Ipv4Addr) {
+pub fn attached_pod(lab: &Lab, node: &Node, name: &str) -> (Host, Ipv4Addr) {
     let pod = lab.namespace(name);
     let pid = pod.pid().to_string();
     let mut command = node.client(&["attach", "--pid", &pid, "--name", name, "--json"]);

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(crate) enum Flood {
+pub enum Flood {
     /// Nothing.
     Quiet,
     /// Small datagrams to another pod of the node.
@@ -61,17 +61,17 @@ pub(crate) enum Flood {
 
 /// Whom a flood is for.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Targets {
-    pub(crate) own: Ipv4Addr,
-    pub(crate) gateway: Ipv4Addr,
-    pub(crate) here: Ipv4Addr,
-    pub(crate) there: Ipv4Addr,
-    pub(crate) outside: Ipv4Addr,
+pub struct Targets {
+    pub own: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+    pub here: Ipv4Addr,
+    pub there: Ipv4Addr,
+    pub outside: Ipv4Addr,
 }
 
 impl Flood {
     /// Whether it stays in the overlay.
-    pub(crate) const fn is_inside(self) -> bool {
+    pub const fn is_inside(self) -> bool {
         !matches!(
             self,
             Self::Names
@@ -82,14 +82,14 @@ impl Flood {
         )
     }
 
-    pub(crate) fn name(self) -> String {
+    pub fn name(self) -> String {
         let value = self.to_possible_value();
         value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
 /// Floods until the time is over, and returns how many packets the kernel took.
-pub(crate) fn send(flood: Flood, to: Targets, duration: Duration) -> io::Result<u64> {
+pub fn send(flood: Flood, to: Targets, duration: Duration) -> io::Result<u64> {
     let end = Instant::now() + duration;
     match flood {
         Flood::Quiet => {

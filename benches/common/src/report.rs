@@ -5,11 +5,11 @@ use std::path::Path as FilePath;
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 
+use super::benchmark::Benchmark;
 use super::chart;
 use super::figures::Figure;
 use super::machine::Machine;
 use super::path::Path;
-use super::rounds::Benchmark;
 use super::samples::{Samples, Summary};
 
 /// A whole run.

@@ -5,12 +5,12 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
+use muslin_lab::Host;
 use serde::de::DeserializeOwned;
 
 use super::load::{Count, Ready};
 use super::machine::CpuTime;
 use super::supervise::INSIDE;
-use crate::lab::Host;
 
 /// Until a flow has its speed.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -18,22 +18,22 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const RESERVE: Duration = Duration::from_secs(3);
 
 /// Who connects, and to whom.
-pub(crate) struct Ends {
-    pub(crate) source: Host,
-    pub(crate) sink: Host,
+pub struct Ends {
+    pub source: Host,
+    pub sink: Host,
     /// The sink's address, as the source calls it.
-    pub(crate) address: Ipv4Addr,
+    pub address: Ipv4Addr,
 }
 
 /// Something that runs beside and is killed on drop.
-pub(crate) struct Process {
+pub struct Process {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
 }
 
 impl Process {
-    pub(crate) fn start(host: &Host, words: &[&str]) -> Self {
+    pub fn start(host: &Host, words: &[&str]) -> Self {
         let mut command = host.command(std::env::current_exe().unwrap());
         let mut child = command
             .arg(INSIDE)
@@ -50,26 +50,26 @@ impl Process {
     }
 
     /// Its next line.
-    pub(crate) fn hear<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+    pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         let mut line = String::new();
         let read = self.output.read_line(&mut line);
         read.map_err(|error| error.to_string())?;
         serde_json::from_str(&line).map_err(|_| format!("a load said '{}'", line.trim()))
     }
 
-    pub(crate) fn ask<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+    pub fn ask<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         if let Some(input) = &mut self.input {
             input.write_all(b"\n").map_err(|error| error.to_string())?;
         }
         self.hear()
     }
 
-    pub(crate) fn has_ended(&mut self) -> bool {
+    pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|ended| ended.is_some())
     }
 
     /// Has it end and say its last.
-    pub(crate) fn finish<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+    pub fn finish<T: DeserializeOwned>(&mut self) -> Result<T, String> {
         self.input = None;
         self.hear()
     }
@@ -84,7 +84,7 @@ impl Drop for Process {
 }
 
 /// A sink, and how it is reached.
-pub(crate) fn sink(ends: &Ends, kind: &str) -> Result<(Process, String), String> {
+pub fn sink(ends: &Ends, kind: &str) -> Result<(Process, String), String> {
     let mut sink = Process::start(&ends.sink, &["sink", kind]);
     let ready: Ready = sink.hear()?;
     let address = SocketAddrV4::new(ends.address, ready.port);
@@ -92,17 +92,17 @@ pub(crate) fn sink(ends: &Ends, kind: &str) -> Result<(Process, String), String>
 }
 
 /// What is counted within a window while the source sends.
-pub(crate) struct Window {
-    pub(crate) sink: Rate,
+pub struct Window {
+    pub sink: Rate,
     /// Of a source that counts.
-    pub(crate) source: Option<Rate>,
+    pub source: Option<Rate>,
     /// The processors' time.
-    pub(crate) busy: f64,
+    pub busy: f64,
 }
 
 /// Units in so many seconds.
-pub(crate) struct Rate {
-    pub(crate) units: f64,
+pub struct Rate {
+    pub units: f64,
     seconds: f64,
 }
 
@@ -114,18 +114,13 @@ impl Rate {
         }
     }
 
-    pub(crate) fn per_second(&self) -> f64 {
+    pub fn per_second(&self) -> f64 {
         self.units / self.seconds
     }
 }
 
 /// Has the source send to the sink, and counts there.
-pub(crate) fn window(
-    ends: &Ends,
-    kind: &str,
-    more: &str,
-    duration: Duration,
-) -> Result<Window, String> {
+pub fn window(ends: &Ends, kind: &str, more: &str, duration: Duration) -> Result<Window, String> {
     let (mut sink, address) = sink(ends, kind)?;
     let mut source = Process::start(&ends.source, &[kind, &address, more, &life(duration)]);
     count(&mut sink, &mut source, kind == "udp", duration)
@@ -181,16 +176,12 @@ fn count(
 }
 
 /// Gigabits per second of payload, and seconds of processors per gigabyte.
-pub(crate) fn streams(ends: &Ends, count: usize, duration: Duration) -> Result<(f64, f64), String> {
+pub fn streams(ends: &Ends, count: usize, duration: Duration) -> Result<(f64, f64), String> {
     Ok(rates(&window(ends, "tcp", &count.to_string(), duration)?))
 }
 
 /// The same from the sink to the source, which connects nevertheless.
-pub(crate) fn streams_back(
-    ends: &Ends,
-    count: usize,
-    duration: Duration,
-) -> Result<(f64, f64), String> {
+pub fn streams_back(ends: &Ends, count: usize, duration: Duration) -> Result<(f64, f64), String> {
     Ok(rates(&window_back(ends, count, duration)?))
 }
 
