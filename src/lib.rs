@@ -28,6 +28,7 @@ mod netlink;
 pub mod netns;
 mod notify;
 mod process;
+mod random;
 mod replace;
 pub mod sidecar;
 mod signals;

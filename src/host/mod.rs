@@ -6,7 +6,6 @@ mod endpoints;
 mod error_queue;
 pub(crate) mod option;
 pub(crate) mod publish;
-mod random;
 mod sockets;
 
 use std::net::Ipv4Addr;
@@ -18,7 +17,6 @@ use muslin_stack::datapath::egress::{FlowId, Limits};
 use muslin_stack::datapath::guard;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-pub use random::random;
 pub(crate) use sockets::Sockets;
 use tracing::warn;
 

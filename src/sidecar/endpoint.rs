@@ -30,12 +30,12 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
-use super::overlay::{Command, Datagram, Exposed, Inbox, Place};
+use super::command::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
 use crate::error::errno;
 use crate::host::Clock;
-use crate::host::random;
 use crate::host::{self, Sockets, event_of, is_flow};
+use crate::random::random;
 
 /// Frames taken before the sockets have their turn.
 const FRAMES: usize = 64;

@@ -6,7 +6,7 @@ use crate::error::{Context, Result};
 ///
 /// # Errors
 /// If the kernel gives none.
-pub fn random<const N: usize>() -> Result<[u8; N]> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("cannot get random bytes")?;
     Ok(bytes)
