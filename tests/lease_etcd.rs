@@ -128,7 +128,7 @@ impl Node {
             .arg("--state-dir")
             .arg(state)
             .args(arguments)
-            .env("MUSLIN_LOG", "info,muslin::lease=debug")
+            .env("MUSLIN_LOG", "info,muslin::lease=debug,muslin::store=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())

@@ -41,7 +41,7 @@ use watch::{Watch, stretched, waits_for};
 /// Ample time for what should take none; waiting stretches it on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 /// How much nodes log, if nothing else is said.
-const LOG: &str = "info,muslin::lease=debug";
+const LOG: &str = "info,muslin::lease=debug,muslin::store=debug";
 /// From util-linux, iproute2, tcpdump and perl-base.
 const TOOLS: [&str; 9] = [
     "unshare", "nsenter", "setpriv", "prlimit", "ip", "bridge", "tc", "tcpdump", "perl",
