@@ -8,9 +8,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may")]
 
-#[path = "../tests/lab/mod.rs"]
-mod lab;
-
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -52,7 +49,9 @@ fn main() {
         // `cargo test --all-targets` only wants to know whether it starts.
         return;
     }
-    let Some(lab) = lab::Lab::new() else { return };
+    let Some(lab) = muslin_lab::Lab::without_limit() else {
+        return;
+    };
     let mut command = lab.root().command(std::env::current_exe().unwrap());
     command.env(INSIDE, lab.directory());
     let status = command.status().unwrap();
@@ -242,7 +241,7 @@ impl Node {
     fn start(directory: &Path) -> Self {
         let state = tempfile::tempdir_in(directory).unwrap();
         let started = Instant::now();
-        let mut command = Command::new(lab::MUSLIN);
+        let mut command = Command::new(muslin_lab::muslin_bin());
         command
             .args(["node", "--name", "n", "--state-dir"])
             .arg(state.path())
@@ -291,11 +290,11 @@ impl Node {
 
 /// A pod's agent.
 fn pod(node: &Node) -> Agent {
-    let mut command = Command::new(lab::MUSLIN);
+    let mut command = Command::new(muslin_lab::muslin_bin());
     command
         .args(["run", "--name", "pod", "--state-dir"])
         .arg(node.state.path())
-        .args(["--node", "n", "--", lab::MUSLIN, "agent"]);
+        .args(["--node", "n", "--", muslin_lab::muslin_bin(), "agent"]);
     let mut agent = Agent::start(&mut command).unwrap();
     agent.wait_ready(PATIENCE).unwrap();
     agent

@@ -28,12 +28,10 @@ mod netlink;
 pub mod netns;
 mod notify;
 mod process;
+mod random;
 mod replace;
 pub mod sidecar;
 mod signals;
-#[cfg(test)]
-#[path = "../tests/lab/skip.rs"]
-mod skip;
 pub mod state;
 pub mod store;
 mod terminal;

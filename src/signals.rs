@@ -32,6 +32,39 @@ impl Listener {
     }
 }
 
+/// What would end this process and leave the command behind.
+pub(crate) struct Signals {
+    terminate: Listener,
+    hangup: Listener,
+    interrupt: Listener,
+    quit: Listener,
+}
+
+impl Signals {
+    /// Listens. To be called before the command starts: from then on somebody may ask it to end.
+    ///
+    /// # Errors
+    /// If the kernel does not allow it.
+    pub(crate) fn listen() -> Result<Self> {
+        Ok(Self {
+            terminate: Listener::new(Signal::SIGTERM)?,
+            hangup: Listener::new(Signal::SIGHUP)?,
+            interrupt: Listener::new(Signal::SIGINT)?,
+            quit: Listener::new(Signal::SIGQUIT)?,
+        })
+    }
+
+    /// The next that asks this process to end.
+    pub(crate) async fn next(&mut self) -> Signal {
+        tokio::select! {
+            () = self.terminate.heard() => Signal::SIGTERM,
+            () = self.hangup.heard() => Signal::SIGHUP,
+            () = self.interrupt.heard() => Signal::SIGINT,
+            () = self.quit.heard() => Signal::SIGQUIT,
+        }
+    }
+}
+
 fn is_ignored(signal: Signal) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::error::{Context, Error, Result, errno};
-use crate::host::random;
+use crate::random::random;
 use crate::replace::{UNFINISHED, replace};
 
 /// What is wrong with a file that is no file.

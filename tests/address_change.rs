@@ -3,12 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use lab::{Lab, Node, NodeConfig, SOON, poll_until};
 use muslin::agent::{Agent, Ping};
+use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until};
 use nix::sys::signal::Signal;
 
 /// Datagrams that are more than a socket's queue has room for.

@@ -1,9 +1,7 @@
 //! The agent's pings say what the kernel does with packets that fit, do not fit, or die on the way.
 
-mod lab;
-
-use lab::Lab;
 use muslin::agent::Ping;
+use muslin_lab::Lab;
 
 #[test]
 fn pings_tell_what_becomes_of_them() {

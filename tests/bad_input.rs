@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use etherparse::{EtherType, IpHeaders, PacketBuilder, PacketBuilderStep};
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::Agent;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 
 type Mac = [u8; 6];
 

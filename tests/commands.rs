@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -11,8 +9,8 @@ use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
-use lab::processes::marked;
-use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::processes::marked;
+use muslin_lab::{Lab, Node, NodeConfig, SOON, muslin_bin, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -118,7 +116,13 @@ fn a_command_is_run_in_a_pod_that_runs() {
         let state = node.state_dir().display().to_string();
         let exec = ["exec", "--state-dir", &state, "web", "sh", "-c", script];
         let directory = lab.directory().display().to_string();
-        let there = ["sh", "-c", r#"cd "$0"; exec "$@""#, &directory, MUSLIN];
+        let there = [
+            "sh",
+            "-c",
+            r#"cd "$0"; exec "$@""#,
+            &directory,
+            muslin_bin(),
+        ];
         let output = lab.root().output(&[&there[..], &exec].concat());
         assert_eq!(output.status.code(), Some(42), "{output:?}");
         let text = String::from_utf8(output.stdout).unwrap();
@@ -167,8 +171,9 @@ fn a_command_is_run_in_a_pod_that_runs() {
     kill(Pid::from_raw(child.0.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(child.0.wait().unwrap().code(), Some(7));
     let state = node.state_dir();
+    let muslin = muslin_bin();
     let exec = format!(
-        "{MUSLIN} exec --state-dir {} web -- sh -c 'test -t 0 && test -t 1 && exit 9'",
+        "{muslin} exec --state-dir {} web -- sh -c 'test -t 0 && test -t 1 && exit 9'",
         state.display()
     );
     let terminal = lab.root().output(&["script", "-qec", &exec, "/dev/null"]);
@@ -223,7 +228,8 @@ fn a_detached_pod_outlives_its_terminal_and_its_node() {
         echo no more to read; exec sleep 1000"
     );
     let state = node.state_dir().display().to_string();
-    let run = format!("{MUSLIN} run --state-dir {state} -d --name job sh -c '{script}'");
+    let muslin = muslin_bin();
+    let run = format!("{muslin} run --state-dir {state} -d --name job sh -c '{script}'");
     let started = lab.root().output(&["script", "-qec", &run, "/dev/null"]);
     assert!(started.status.success(), "{started:?}");
     assert_eq!(String::from_utf8_lossy(&started.stdout).trim(), "job");

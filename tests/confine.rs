@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use lab::{LEAVES_OPEN, Lab, MUSLIN, NodeConfig, SOON, poll_until};
+use muslin_lab::{LEAVES_OPEN, Lab, NodeConfig, SOON, muslin_bin, poll_until};
 
 fn config(lab: &Lab) -> NodeConfig {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
@@ -69,7 +67,7 @@ fn a_node_takes_from_itself_what_it_does_not_need() {
     assert!(text.contains(words), "{text}");
     // What pods need of it works: names, addresses outside, and the end.
     let mut pod = node.pod("a");
-    lab::traffic::ping(&mut pod, node.address(1));
+    muslin_lab::traffic::ping(&mut pod, node.address(1));
 }
 
 #[test]
@@ -103,7 +101,7 @@ fn what_was_left_open_is_a_commands_and_not_a_nodes() {
     assert!(open.len() > 3 && !open.contains(&file), "{open:?}");
     let mut run = node.host().command("sh");
     run.args(["-c", LEAVES_OPEN]).arg(&file);
-    run.args([MUSLIN, "run", "--state-dir"])
+    run.args([muslin_bin(), "run", "--state-dir"])
         .arg(node.state_dir())
         .args(["--", "sh", "-c", "cat <&7"]);
     let output = run.output().unwrap();
@@ -151,13 +149,14 @@ fn what_stays_beside_a_pods_command_can_set_its_interface_and_no_more() {
     // Its command is user 0 of the pod, with all that this means.
     let command = pod.interfaces().unwrap();
     assert!(command.iter().any(|it| it.name == "eth0"));
-    lab::traffic::ping(&mut pod, node.address(1));
+    muslin_lab::traffic::ping(&mut pod, node.address(1));
 }
 
 #[test]
 fn what_enters_a_namespace_for_attach_has_nothing_but_its_device() {
-    use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
     use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 
     let Some(lab) = Lab::new() else { return };
     // User 0 there has all rights over what is inside, but for what is taken care of.
@@ -175,7 +174,7 @@ fn what_enters_a_namespace_for_attach_has_nothing_but_its_device() {
     std::fs::write(&left_open, "").unwrap();
     let mut inside = lab.root().command("sh");
     inside.args(["-c", LEAVES_OPEN]).arg(&left_open);
-    inside.args([MUSLIN, "attach-inside", "--queues", "1", "--pid"]);
+    inside.args([muslin_bin(), "attach-inside", "--queues", "1", "--pid"]);
     let mut inside = inside
         .arg(pod.id().to_string())
         .stdin(stdin)
@@ -221,7 +220,7 @@ fn lesser_sockets_do_less() {
     let node = config(&lab).start(lab.root());
     let muslin = |socket: &str, words: &[&str], rest: &[&str]| {
         let path = node.state_dir().join("nodes/n").join(socket);
-        let mut command = node.host().command(MUSLIN);
+        let mut command = node.host().command(muslin_bin());
         command.args(words).arg("--socket").arg(path).args(rest);
         let output = command.stdin(std::process::Stdio::null()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::process::{Child, Stdio};
@@ -13,9 +11,9 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, TXT};
 use hickory_proto::rr::{RData, Record};
-use lab::etcd::{Etcd, PREFIX, TTL};
-use lab::watch::stretched;
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::etcd::{Etcd, PREFIX, TTL};
+use muslin_lab::watch::stretched;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
 
 const N1: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const N2: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);

@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
-use lab::etcd::Etcd;
-use lab::{Lab, MUSLIN, Node, NodeConfig};
+use muslin_lab::etcd::Etcd;
+use muslin_lab::{Lab, Node, NodeConfig, muslin_bin};
 use serde_json::Value;
 
 const ONE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -130,7 +128,7 @@ fn peer_row(node: &Node) -> Value {
 #[track_caller]
 fn wait_state(node: &Node, state: &str) {
     let what = format!("a peer that is {state}{}", node.log());
-    lab::poll_until(lab::SOON, &what, || {
+    muslin_lab::poll_until(muslin_lab::SOON, &what, || {
         let row = peer_row(node);
         let leases = node.query("leases");
         let mut leases = leases.as_array()?.iter();
@@ -178,7 +176,7 @@ fn a_node_that_has_stopped_is_no_fault_and_its_lease_can_be_given_back() {
     let pid = other.query("status")["pid"].as_i64().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert_eq!(other.wait_exit(lab::SOON), Some(0));
+    assert_eq!(other.wait_exit(muslin_lab::SOON), Some(0));
     wait_state(&one, "stopped");
     let (findings, healthy) = doctor(one.client(&["doctor"]));
     is(
@@ -193,7 +191,7 @@ fn a_node_that_has_stopped_is_no_fault_and_its_lease_can_be_given_back() {
     let records = || one.log().matches("names: node n2 at").count();
     let before = records();
     other.start_again();
-    lab::poll_until(lab::SOON, "its record says that it runs", || {
+    muslin_lab::poll_until(muslin_lab::SOON, "its record says that it runs", || {
         (records() > before).then_some(())
     });
     wait_state(&one, "alive");
@@ -264,7 +262,7 @@ fn a_machine_without_a_node_is_told_what_it_lacks() {
             "-e",
             "-c",
             &format!("{script}\nexec \"$0\" \"$@\""),
-            MUSLIN,
+            muslin_bin(),
             "doctor",
         ]);
         command.arg("--state-dir").arg(state).args(flags);
@@ -367,7 +365,7 @@ fn server(answer: &'static str) -> SocketAddr {
 fn a_clock_far_from_that_of_etcd_is_told_how_far() {
     let state = tempfile::tempdir().unwrap();
     let ask = |store: String| {
-        let mut command = Command::new(MUSLIN);
+        let mut command = Command::new(muslin_bin());
         command.args(["doctor", "--store", &store, "--state-dir"]);
         command.arg(state.path());
         doctor(command).0
@@ -413,7 +411,7 @@ fn a_program_that_its_user_may_not_read_makes_pods_all_the_same() {
     // As one with file capabilities, it has files in /proc that are root's.
     let directory = tempfile::tempdir().unwrap();
     let program = directory.path().join("muslin");
-    std::fs::copy(MUSLIN, &program).unwrap();
+    std::fs::copy(muslin_bin(), &program).unwrap();
     let mode = |path: &std::path::Path, mode| {
         use std::os::unix::fs::PermissionsExt as _;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::Stdio;
 
-use lab::{Host, Lab, Node, NodeConfig, traffic};
+use muslin_lab::{Host, Lab, Node, NodeConfig, traffic};
 
 const NODE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 3);

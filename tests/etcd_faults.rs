@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use lab::etcd::{Etcd, PREFIX, Record};
-use lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::{Agent, Ping};
+use muslin_lab::etcd::{Etcd, PREFIX, Record};
+use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

@@ -6,14 +6,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use lab::etcd::{Etcd, PREFIX};
-use lab::{Lab, Node, NodeConfig, traffic};
 use muslin::agent::Agent;
+use muslin_lab::etcd::{Etcd, PREFIX};
+use muslin_lab::{Lab, Node, NodeConfig, traffic};
 
 /// How long nodes may take to be ready, as flannel's.
 const READY: Duration = Duration::from_secs(30);
@@ -83,7 +81,11 @@ struct Members {
 
 impl Members {
     /// Starts all at once and waits until they are ready.
-    fn start(network: &Network, configs: impl Fn(u8) -> NodeConfig, hosts: &[lab::Host]) -> Self {
+    fn start(
+        network: &Network,
+        configs: impl Fn(u8) -> NodeConfig,
+        hosts: &[muslin_lab::Host],
+    ) -> Self {
         let mut nodes: Vec<_> = (1..)
             .zip(hosts)
             .map(|(number, host)| configs(number).spawn(host))
@@ -116,7 +118,7 @@ impl Members {
     }
 }
 
-fn hosts(lab: &Lab) -> [lab::Host; 2] {
+fn hosts(lab: &Lab) -> [muslin_lab::Host; 2] {
     [1, 2].map(|number| lab.host(&format!("h{number}"), address(number)))
 }
 

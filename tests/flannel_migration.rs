@@ -5,14 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use lab::etcd::{Etcd, PREFIX, Record};
-use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP, NODE_SUBNET};
-use lab::{Host, Lab, MUSLIN, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::{Agent, Ping};
+use muslin_lab::etcd::{Etcd, PREFIX, Record};
+use muslin_lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP, NODE_SUBNET};
+use muslin_lab::{Host, Lab, NodeConfig, SOON, muslin_bin, poll_until, traffic};
 use serde_json::Value;
 
 /// MTU of the underlay in bytes.
@@ -66,7 +64,7 @@ fn end(record: &Record) -> (String, String) {
 
 /// A finding of `muslin doctor`: its verdict, and all that it says.
 fn finding(host: &Host, arguments: &[&str], check: &str) -> (String, String) {
-    let output = host.output(&[&[MUSLIN, "doctor", "--json"], arguments].concat());
+    let output = host.output(&[&[muslin_bin(), "doctor", "--json"], arguments].concat());
     let findings: Value = serde_json::from_slice(&output.stdout).unwrap();
     let mut findings = findings.as_array().unwrap().iter();
     let found = findings.find(|it| it["check"] == check).unwrap();

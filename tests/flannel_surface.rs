@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -13,9 +11,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Output, Stdio};
 
-use lab::etcd::Etcd;
-use lab::{Host, Lab, MUSLIN, NodeConfig, SOON, poll_until, traffic};
 use muslin::store;
+use muslin_lab::etcd::Etcd;
+use muslin_lab::{Host, Lab, NodeConfig, SOON, muslin_bin, poll_until, traffic};
 use muslin_stack::control::lease::Op;
 use serde_json::Value;
 
@@ -33,7 +31,7 @@ impl Daemon {
         let mut command = host.command("env");
         command
             .args(variables)
-            .args([MUSLIN, "node", "--name", "n", "--state-dir"])
+            .args([muslin_bin(), "node", "--name", "n", "--state-dir"])
             .arg(state)
             .args(arguments)
             .stdin(Stdio::null())
@@ -54,7 +52,7 @@ impl Daemon {
     fn status(&mut self) -> Value {
         poll_until(SOON, "the node's status", || {
             assert_eq!(self.child.try_wait().unwrap(), None, "{}", self.log());
-            let mut command = self.host.command(MUSLIN);
+            let mut command = self.host.command(muslin_bin());
             command.args(["status", "--json", "--state-dir"]);
             let output = command.arg(&self.state).output().unwrap();
             serde_json::from_slice(&output.stdout).ok()
@@ -88,7 +86,7 @@ fn leases(lab: &Lab) -> String {
 fn refused(lab: &Lab, arguments: &[&str]) -> Output {
     let state = lab.directory().join("refused");
     let mut command = lab.root().command("timeout");
-    command.args(["-k", "1", "50", MUSLIN, "node", "--state-dir"]);
+    command.args(["-k", "1", "50", muslin_bin(), "node", "--state-dir"]);
     command.arg(state).args(arguments).stdin(Stdio::null());
     command.output().unwrap()
 }
@@ -186,7 +184,7 @@ fn the_subnet_file_is_flannels_byte_for_byte() {
     assert_eq!(read().as_ref(), Some(&expected));
     let mut node = Daemon::start(lab.root(), &state, &variables, &arguments);
     assert_eq!(node.status()["subnet"], status["subnet"]);
-    let mut leave = lab.root().command(MUSLIN);
+    let mut leave = lab.root().command(muslin_bin());
     let left = leave.args(["leave", "--state-dir"]).arg(&state).output();
     assert!(left.unwrap().status.success());
     assert_eq!(read(), None);
@@ -442,7 +440,7 @@ fn a_node_behind_nat_is_reached_by_its_public_address() {
     };
     let outer = guard("outer", Ipv4Addr::new(10, 9, 0, 1), "eth0").start(&outside);
     let inner = guard("inner", public, "eth0").start(&inside);
-    let ends = |node: &lab::Node| (node.status("public_ip"), node.status("tunnel_ip"));
+    let ends = |node: &muslin_lab::Node| (node.status("public_ip"), node.status("tunnel_ip"));
     assert_eq!(ends(&inner), (public.to_string(), bound.to_string()));
     outer.wait_peers(1);
     inner.wait_peers(1);

@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::Ipv4Addr;
 
-use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
-use lab::skip::skip_on_this_kernel;
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::{Agent, Ping};
+use muslin_lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
+use muslin_lab::skip::skip_on_this_kernel;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 
 /// MTU of the link, and of all pods, in bytes.
 const MTU: u16 = 1500;
@@ -603,7 +601,14 @@ fn what_stands_in_the_way_is_told() {
     let state = lab.directory().join("state");
     let state = state.to_str().unwrap();
     let refused = |prefix: &[&str], flags: &[&str]| {
-        let node = [lab::MUSLIN, "node", "--state-dir", state, "--store", &store];
+        let node = [
+            muslin_lab::muslin_bin(),
+            "node",
+            "--state-dir",
+            state,
+            "--store",
+            &store,
+        ];
         let words: Vec<&str> = prefix.iter().chain(&node).chain(flags).copied().collect();
         let output = host.output(&words);
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -651,7 +656,7 @@ fn direct_routing_without_the_means_is_a_tunnel_and_a_warning() {
         "--bounding-set",
         "-net_raw",
         "--",
-        lab::MUSLIN,
+        muslin_lab::muslin_bin(),
         "node",
         "--iface",
         "eth0",

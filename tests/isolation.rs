@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,8 +9,8 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
-use lab::processes::marked;
-use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::processes::marked;
+use muslin_lab::{Lab, Node, NodeConfig, SOON, muslin_bin, poll_until};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -276,7 +274,7 @@ fn a_pods_root_finds_no_way_to_the_control_socket() {
     }
     let ways = ["--", "sh", "-c", WAYS, "sh", file, hidden];
     assert_eq!(
-        there(&[&[MUSLIN, "run", "--state-dir", hidden], &ways[..]].concat()),
+        there(&[&[muslin_bin(), "run", "--state-dir", hidden], &ways[..]].concat()),
         "0\n"
     );
     let ask = [
@@ -285,7 +283,7 @@ fn a_pods_root_finds_no_way_to_the_control_socket() {
         "env",
         "-u",
         "MUSLIN_NODE",
-        MUSLIN,
+        muslin_bin(),
         "status",
         "--socket",
         file,
@@ -320,7 +318,7 @@ fn a_pods_root_finds_no_way_to_the_control_socket() {
     for (mode, seen) in [("700", ""), ("755", "beside\nlink.sock\nother.sock\n")] {
         lab.root()
             .run(&["chmod", mode, elsewhere.to_str().unwrap()]);
-        let mut run = lab.root().command(MUSLIN);
+        let mut run = lab.root().command(muslin_bin());
         run.args(["run", "--socket"]).arg(&other);
         run.args(["--", "sh", "-c", script]).arg(&other);
         assert_eq!(succeeds(&mut run), seen, "{mode}");
@@ -343,7 +341,7 @@ fn a_pods_user_is_root_or_the_caller_without_rights() {
         let client = node.client(&words);
         let mut caller = node.host().command("unshare");
         caller.args(["--user", "--map-user=1000", "--map-group=1001"]);
-        caller.arg("--keep-caps").arg("--").arg(MUSLIN);
+        caller.arg("--keep-caps").arg("--").arg(muslin_bin());
         let arguments = client.get_args().skip_while(|word| *word != "run");
         succeeds(caller.args(arguments))
     };
@@ -493,6 +491,6 @@ fn a_pod_runs_in_a_pod() {
         until "$0" status --state-dir "$1/inner" >/dev/null 2>&1; do sleep 0.05; done
         "$0" run --state-dir "$1/inner" -- sh -c 'echo $$; ls "$0" | wc -l; hostname' "$1/inner""#;
     let directory = lab.directory().to_str().unwrap();
-    let words = ["run", "--", "sh", "-c", script, MUSLIN, directory];
+    let words = ["run", "--", "sh", "-c", script, muslin_bin(), directory];
     assert_eq!(succeeds(&mut node.client(&words)), "2\n0\npod-1\n");
 }

@@ -2,10 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-#[path = "../src/store/etcd/certificates.rs"]
-mod certificates;
-mod lab;
-
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,14 +10,14 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use certificates::Certificates;
 use etcd_client::{
     Certificate, Client, ConnectOptions, EventType, Identity, Permission, PermissionType,
     PutOptions, TlsOptions, Txn, TxnOp, WatchOptions,
 };
-use lab::skip::skip;
-use lab::watch::stretched;
-use lab::{MUSLIN, SOON, inside};
+use muslin_lab::certificates::Certificates;
+use muslin_lab::skip::skip;
+use muslin_lab::watch::stretched;
+use muslin_lab::{SOON, inside, muslin_bin};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -127,12 +123,12 @@ impl Node {
 
     fn start_with(state: &Path, last: u8, arguments: &[&str]) -> Self {
         let log = state.with_extension(format!("{last}.log"));
-        let process = Command::new(MUSLIN)
+        let process = Command::new(muslin_bin())
             .args(["node", "--name", "n", "--public-ip", &loopback(last)])
             .arg("--state-dir")
             .arg(state)
             .args(arguments)
-            .env("MUSLIN_LOG", "info,muslin::lease=debug")
+            .env("MUSLIN_LOG", "info,muslin::lease=debug,muslin::store=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(&log).unwrap())
@@ -146,7 +142,7 @@ impl Node {
     }
 
     fn ask(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(MUSLIN);
+        let mut command = Command::new(muslin_bin());
         command.args(arguments).arg("--state-dir").arg(&self.state);
         command.output().unwrap()
     }
@@ -492,7 +488,7 @@ impl Guarded {
     }
 
     async fn with_rights(directory: &Path, rights: Rights<'_>) -> Option<Self> {
-        let files = Certificates::new();
+        let files = Certificates::generate();
         let metrics = free_port();
         let server = format!("https://127.0.0.1:{}", free_port());
         let path = |name: &str| files.path(name).display().to_string();
@@ -662,7 +658,7 @@ async fn a_wrong_ca_is_told_in_one_line_and_mended_while_the_node_tries_on() {
         return;
     };
     let cafile = directory.path().join("ca.pem");
-    fs::copy(Certificates::new().path("ca.pem"), &cafile).unwrap();
+    fs::copy(Certificates::generate().path("ca.pem"), &cafile).unwrap();
     let (mut node, health) = etcd.node(22, directory.path(), PASSWORD, &cafile);
     complains(&mut node, health, &[&etcd.server, "another CA"]).await;
     fs::copy(etcd.files.path("ca.pem"), &cafile).unwrap();
@@ -729,7 +725,7 @@ async fn goes_on_in_silence(etcd: &mut Guarded, node: &mut Node, health: u16) {
 /// A pod whose address is in its own process.
 fn pod(node: &Node, name: &str) -> Guard {
     let socket = node.state.join("nodes/n/control.sock");
-    let mut command = Command::new(MUSLIN);
+    let mut command = Command::new(muslin_bin());
     command.args(["sidecar", "--pod", name, "--expose", "80=7000", "--agent"]);
     command
         .arg(socket)

@@ -5,18 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::etcd::{Etcd, Event, PREFIX, Record, TTL, Watch};
-use lab::flannel::{self, Flannel, KERNEL_IP, KERNEL_SUBNET, NODE_IP};
-use lab::watch::stretched;
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::Agent;
+use muslin_lab::etcd::{Etcd, Event, PREFIX, Record, TTL, Watch};
+use muslin_lab::flannel::{self, Flannel, KERNEL_IP, KERNEL_SUBNET, NODE_IP};
+use muslin_lab::watch::stretched;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use serde_json::Value;
 
 /// MTU of the underlay in bytes.

@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use lab::{Lab, Node, NodeConfig, poll_until, traffic};
+use muslin_lab::{Lab, Node, NodeConfig, poll_until, traffic};
 
 /// How long pods may be without their node once it serves again.
 const BACK: Duration = Duration::from_secs(5);
@@ -157,7 +155,7 @@ fn a_node_that_left_gives_its_lease_back_and_takes_nothing_with_it() {
     other.wait_peers(1);
     let output = node.client(&["leave"]).output().unwrap();
     assert!(output.status.success(), "{output:?}{}", node.log());
-    assert_eq!(node.wait_exit(lab::SOON), Some(0), "{}", node.log());
+    assert_eq!(node.wait_exit(muslin_lab::SOON), Some(0), "{}", node.log());
     other.wait_peers(0);
     node.start_again();
     other.wait_peers(1);

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -12,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Lab, MUSLIN, Node, NodeConfig, SOON, descriptors, poll_until, script};
+use muslin_lab::{Lab, Node, NodeConfig, SOON, descriptors, muslin_bin, poll_until, script};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
@@ -54,7 +52,7 @@ fn processes_of(path: &Path) -> Vec<String> {
 fn a_node_outlives_the_reader_of_its_log() {
     let Some(lab) = Lab::new() else { return };
     let state = lab.directory().join("state");
-    let mut node = lab.root().command(MUSLIN);
+    let mut node = lab.root().command(muslin_bin());
     node.args(["node", "--name", "n1", "--public-ip", "127.0.0.1"])
         .arg("--state-dir")
         .arg(&state)
@@ -67,7 +65,7 @@ fn a_node_outlives_the_reader_of_its_log() {
     assert!(line.contains("is ready"), "{line}");
     drop(log);
     for _ in 0..2 {
-        let mut run = lab.root().command(MUSLIN);
+        let mut run = lab.root().command(muslin_bin());
         run.args(["run", "--node", "n1", "--state-dir"])
             .arg(&state)
             .args(["--", "true"]);
@@ -192,7 +190,7 @@ fn who_shares_a_descriptor_cannot_make_the_node_wait() {
     let frame = [&header[..], &broadcast, &[2, 0, 0, 0, 0, 9, 8, 6], &[0; 46]].concat();
     for _ in 0..3 {
         send(far.as_raw_fd(), &frame, MsgFlags::MSG_NOSIGNAL).unwrap();
-        lab::traffic::ping(&mut pod, other);
+        muslin_lab::traffic::ping(&mut pod, other);
     }
     assert_eq!(node.query("status")["trouble"], serde_json::Value::Null);
     node.signal(Signal::SIGTERM);
@@ -316,7 +314,7 @@ fn an_interrupted_demo_leaves_nothing_behind() {
         let directory = tempfile::tempdir().unwrap();
         // What is ignored where the tests run, as under nohup, is not to be ignored here.
         let mut demo = lab.root().command("env");
-        demo.args(["--default-signal=INT,TERM,HUP", MUSLIN])
+        demo.args(["--default-signal=INT,TERM,HUP", muslin_bin()])
             .args(["demo", "--megabytes", "1"])
             .env("TMPDIR", directory.path())
             .stdin(Stdio::null())
@@ -345,7 +343,7 @@ fn two_demos_at_once_do_not_meet() {
     let Some(lab) = Lab::new() else { return };
     let demos: Vec<_> = (0..3)
         .map(|_| {
-            let mut demo = lab.root().command(MUSLIN);
+            let mut demo = lab.root().command(muslin_bin());
             demo.args(["demo", "--megabytes", "1", "--json"])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())

@@ -2,13 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::process::{Child, Command, Stdio};
 
-use lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until, script, traffic};
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, muslin_bin, poll_until, script, traffic};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -177,7 +175,7 @@ impl Bed {
     /// The same with variables.
     fn restricted_with(&self, variables: &[(&str, &str)], words: &[&str]) -> Sidecar {
         let mut command = self.host.command("unshare");
-        command.args(["--mount", "sh", "-e", "-c", RESTRICTED, MUSLIN]);
+        command.args(["--mount", "sh", "-e", "-c", RESTRICTED, muslin_bin()]);
         let public_ip = SIDECAR.to_string();
         command.args(["sidecar", "--store", &self.store, "--public-ip", &public_ip]);
         command.args(words).env("HOME", "/nonexistent");
@@ -291,7 +289,7 @@ fn names_of_pods_are_asked_for_at_the_gateway() {
     let store = format!("sqlite:{}", lab.directory().join("store.db").display());
     let bed = Bed::with(lab, store);
     let mut server = bed.server();
-    let mut command = bed.host.command(MUSLIN);
+    let mut command = bed.host.command(muslin_bin());
     command.args(["sidecar", "--level", "process", "--store", &bed.store]);
     command.args(["--public-ip", &SIDECAR.to_string(), "--state-dir"]);
     command.arg(bed.lab.directory().join("state"));
@@ -523,7 +521,7 @@ fn what_others_could_use_has_to_be_meant() {
         (&["--expose", "0=80"], "exposes nothing"),
     ] {
         let directory = tempfile::tempdir().unwrap();
-        let mut command = Command::new(MUSLIN);
+        let mut command = Command::new(muslin_bin());
         command
             .args(["sidecar", "--state-dir"])
             .arg(directory.path());
@@ -537,7 +535,7 @@ fn what_others_could_use_has_to_be_meant() {
 /// What a sidecar that runs a command prints, and its exit code.
 fn run_by(host: &Host, store: &str, words: &[&str]) -> (Option<i32>, String, String) {
     let directory = tempfile::tempdir().unwrap();
-    let mut command = host.command(MUSLIN);
+    let mut command = host.command(muslin_bin());
     command.args(["sidecar", "--store", store, "--public-ip"]);
     command.arg(SIDECAR.to_string()).arg("--state-dir");
     command.arg(directory.path()).args(words);
@@ -610,7 +608,7 @@ fn without_rights_a_command_finds_proxies() {
 fn a_sidecar_may_be_a_pod_of_a_node_that_comes_back() {
     let Some(mut bed) = Bed::new() else { return };
     let socket = bed.node.state_dir().join("nodes/n2/attach.sock");
-    let mut command = bed.node.host().command(MUSLIN);
+    let mut command = bed.node.host().command(muslin_bin());
     command.args(["sidecar", "--pod", "side", "--expose", "80=7000", "--agent"]);
     let mut sidecar = Sidecar::start(
         {
@@ -726,7 +724,7 @@ fn a_datagram_waits_for_no_other_ones_name() {
         "run", "--name", "server", "--", "perl", "-e", UDP_SERVER, &port,
     ];
     let mut server = ready(bed.node.client(&words));
-    let mut command = bed.host.command(MUSLIN);
+    let mut command = bed.host.command(muslin_bin());
     command.args(["sidecar", "--store", &bed.store, "--socks5", "1080"]);
     command.args(["--public-ip", &SIDECAR.to_string(), "--state-dir"]);
     command.arg(bed.lab.directory().join("state"));
@@ -1002,7 +1000,14 @@ fn a_job_gives_its_lease_back() {
     // A level that is not possible is no reason to take one.
     let mut command = host.command("timeout");
     command.args([
-        "60", "unshare", "--mount", "sh", "-e", "-c", RESTRICTED, MUSLIN,
+        "60",
+        "unshare",
+        "--mount",
+        "sh",
+        "-e",
+        "-c",
+        RESTRICTED,
+        muslin_bin(),
     ]);
     command.args([
         "sidecar",
@@ -1026,7 +1031,7 @@ fn a_job_gives_its_lease_back() {
         // HOME cannot be written.
         let script = "mount -t tmpfs -o ro none /mnt; exec \"$0\" \"$@\"";
         let mut command = host.command("unshare");
-        command.args(["--mount", "sh", "-e", "-c", script, MUSLIN]);
+        command.args(["--mount", "sh", "-e", "-c", script, muslin_bin()]);
         command.args(["sidecar", "--store", &store, "--public-ip"]);
         command.arg(SIDECAR.to_string()).args(["--socks5", "1080"]);
         command.args(words).env("HOME", "/mnt");

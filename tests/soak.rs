@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::{Lab, NodeConfig, descriptors};
 use muslin::agent::Agent;
+use muslin_lab::{Lab, NodeConfig, descriptors};
 use nix::sys::signal::Signal;
 use rand_pcg::Pcg32;
 use rand_pcg::rand_core::Rng as _;
@@ -107,7 +105,7 @@ fn contents_are_whole_whatever_happens_to_nodes() {
                 0 => node.start_again(),
                 1 => {
                     node.signal(Signal::SIGTERM);
-                    node.wait_exit(lab::SOON);
+                    node.wait_exit(muslin_lab::SOON);
                     node.start_again();
                 }
                 _ => {
@@ -149,7 +147,7 @@ fn a_node_that_is_killed_at_any_time_is_the_same_node() {
     let host = lab.host("n1", address(1));
     let mut node = config(&lab, 1).start(&host);
     let pod = node.pod("pod");
-    let identity = |node: &lab::Node| (node.status("subnet"), node.status("vtep_mac"));
+    let identity = |node: &muslin_lab::Node| (node.status("subnet"), node.status("vtep_mac"));
     let before = identity(&node);
     for _ in 0..KILLS {
         // It may not be ready by then.
@@ -160,7 +158,7 @@ fn a_node_that_is_killed_at_any_time_is_the_same_node() {
     }
     node.start_again();
     assert_eq!(identity(&node), before);
-    lab::poll_until(lab::SOON, "the pod is back", || {
+    muslin_lab::poll_until(muslin_lab::SOON, "the pod is back", || {
         (node.query("pods").as_array()?.len() == 1).then_some(())
     });
     drop(pod);

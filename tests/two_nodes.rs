@@ -3,13 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use lab::{Lab, Node, NodeConfig, traffic};
 use muslin::agent::Agent;
+use muslin_lab::{Lab, Node, NodeConfig, traffic};
 
 /// MTU of the underlay in bytes.
 const UNDERLAY: u16 = 1500;
@@ -187,7 +185,7 @@ fn packets_are_counted_as_the_pods_kernels_count_them() {
     let port = bed.pods[1].listen(0).unwrap();
     traffic::transfer(&mut bed.pods[0], to, port, 10_000_000);
     for (node, pod) in bed.nodes.iter().zip(&mut bed.pods) {
-        let (received, sent) = lab::poll_until(lab::SOON, "the same counts", || {
+        let (received, sent) = muslin_lab::poll_until(muslin_lab::SOON, "the same counts", || {
             let counted = node.query("pods");
             let packets = |way: &str| counted[0][way]["packets"].as_u64().unwrap();
             let counts = (packets("received"), packets("sent"));
@@ -230,7 +228,7 @@ fn nodes_that_start_at_once_get_different_subnets_every_time() {
         let subnets: BTreeSet<String> = nodes
             .iter_mut()
             .map(|node| {
-                node.wait_ready(lab::SOON);
+                node.wait_ready(muslin_lab::SOON);
                 node.status("subnet")
             })
             .collect();

@@ -6,15 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 
-use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use muslin::agent::Agent;
+use muslin_lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 
 /// MTU of the underlay in bytes.
 const UNDERLAY: u16 = 1500;

@@ -3,14 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use lab::{Host, Lab, MUSLIN, NodeConfig, SOON};
+use muslin_lab::{Host, Lab, NodeConfig, SOON, muslin_bin};
 
 /// Wrong usage or configuration.
 const USAGE: i32 = 2;
@@ -52,7 +50,7 @@ fn complains(output: &Output, code: i32, words: &[&str]) {
 fn node(host: &Host, state: &Path, arguments: &[&str]) -> Output {
     let mut command = host.command("timeout");
     command
-        .args(["-k", "1", "50", MUSLIN, "node", "--state-dir"])
+        .args(["-k", "1", "50", muslin_bin(), "node", "--state-dir"])
         .arg(state)
         .args(arguments)
         .stdin(Stdio::null());
@@ -61,7 +59,7 @@ fn node(host: &Host, state: &Path, arguments: &[&str]) -> Output {
 
 /// What `muslin status` says about a state directory.
 fn status(host: &Host, state: &Path) -> Output {
-    let mut command = host.command(MUSLIN);
+    let mut command = host.command(muslin_bin());
     command.args(["status", "--state-dir"]).arg(state);
     command.output().unwrap()
 }
@@ -168,14 +166,19 @@ fn a_level_to_log_at_that_is_none_is_refused_by_every_command() {
     let commands: [&[&str]; 3] = [&["node", "--name", "n"], &["status"], &["doctor"]];
     for command in commands {
         for level in ["nonsense", "muslin", "info,muslin=loud"] {
-            let mut run = lab.root().command(MUSLIN);
+            let mut run = lab.root().command(muslin_bin());
             run.args(command).arg("--state-dir").arg(&state);
             let output = run.env("MUSLIN_LOG", level).output().unwrap();
             complains(&output, USAGE, &["MUSLIN_LOG", "off, error, warn"]);
         }
     }
     assert!(!state.exists(), "something was begun");
-    let help = lab.root().command(MUSLIN).arg("--help").output().unwrap();
+    let help = lab
+        .root()
+        .command(muslin_bin())
+        .arg("--help")
+        .output()
+        .unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     assert!(help.contains("MUSLIN_LOG"), "{help}");
 }
@@ -187,7 +190,7 @@ fn a_home_is_used_whatever_its_bytes_are_and_must_have_room() {
     let latin = lab.directory().join(OsStr::from_bytes(b"h\xe9"));
     std::fs::create_dir(&latin).unwrap();
     let start = |home: &Path| {
-        let mut command = lab.root().command(MUSLIN);
+        let mut command = lab.root().command(muslin_bin());
         command
             .args(["node", "--name", "n", "--public-ip", "127.0.0.1"])
             .env("HOME", home)
@@ -197,7 +200,7 @@ fn a_home_is_used_whatever_its_bytes_are_and_must_have_room() {
     };
     let mut node = start(&latin);
     let state = latin.join(".local/state/muslin");
-    lab::poll_until(SOON, "the node in a home that is not UTF-8", || {
+    muslin_lab::poll_until(SOON, "the node in a home that is not UTF-8", || {
         assert_eq!(node.try_wait().unwrap(), None);
         state.join("nodes/n/control.sock").exists().then_some(())
     });
@@ -216,7 +219,15 @@ fn a_home_is_used_whatever_its_bytes_are_and_must_have_room() {
     );
     let mut command = lab.root().command("sh");
     command.args([
-        "-c", &script, "sh", "timeout", "20", MUSLIN, "node", "--name", "n",
+        "-c",
+        &script,
+        "sh",
+        "timeout",
+        "20",
+        muslin_bin(),
+        "node",
+        "--name",
+        "n",
     ]);
     command
         .args(["--public-ip", "127.0.0.1"])
@@ -505,7 +516,7 @@ fn a_pod_that_cannot_be_leaves_nothing() {
         rows.map(|row| row["address"].to_string())
             .collect::<Vec<_>>()
     };
-    lab::poll_until(SOON, "only the pod is left", || {
+    muslin_lab::poll_until(SOON, "only the pod is left", || {
         (shape(&node.query("pods")) == shape(&before)).then_some(())
     });
     assert_eq!(pod.address("eth0").unwrap().to_string(), taken);
@@ -540,7 +551,7 @@ fn an_attached_namespace_keeps_nothing_of_an_attempt_that_failed() {
     );
     assert_eq!(node.query("pods").as_array().unwrap().len(), 1);
     let mut agent = target.agent();
-    lab::traffic::ping(&mut agent, node.address(1));
+    muslin_lab::traffic::ping(&mut agent, node.address(1));
     let detached = node.client(&["detach", "kept"]).output().unwrap();
     assert!(detached.status.success(), "{detached:?}");
     assert_eq!(node.query("pods").as_array().unwrap().len(), 0);
@@ -552,7 +563,7 @@ fn a_node_that_is_not_there_is_named() {
     let Some(lab) = Lab::new() else { return };
     let state = lab.directory().join("state");
     let client = |host: &Host, arguments: &[&str]| {
-        let mut command: Command = host.command(MUSLIN);
+        let mut command: Command = host.command(muslin_bin());
         command.args(arguments).arg("--state-dir").arg(&state);
         command.output().unwrap()
     };
@@ -581,7 +592,7 @@ fn a_node_that_is_not_there_is_named() {
     let second = second.start_beside(&first);
     let ask = |more: &[&str]| {
         let state = first.state_dir().display().to_string();
-        let words = [&[MUSLIN, "status", "--state-dir", &state], more].concat();
+        let words = [&[muslin_bin(), "status", "--state-dir", &state], more].concat();
         lab.root().output(&words)
     };
     let output = ask(&[]);

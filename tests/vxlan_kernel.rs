@@ -3,15 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::Command;
 
-use lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
-use lab::{Host, Lab, Node, NodeConfig, Offload, traffic};
 use muslin::agent::Agent;
+use muslin_lab::flannel::{self, Flannel, KERNEL_IP, NODE_IP};
+use muslin_lab::{Host, Lab, Node, NodeConfig, Offload, traffic};
 
 /// The kernel's VTEP, and the node's.
 const MACS: (&str, &str) = ("c6:d2:32:6f:8f:44", "8a:11:22:33:44:55");

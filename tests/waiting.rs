@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod lab;
-
 use std::net::Ipv4Addr;
 
-use lab::etcd::{Etcd, PREFIX};
-use lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::etcd::{Etcd, PREFIX};
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
 
 const CONFIG: &str = r#"{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}"#;
 
@@ -138,7 +136,7 @@ fn a_configuration_that_cannot_be_used_is_waited_for_and_one_that_comes_later_do
 
     etcd.configure(PREFIX, "");
     let mut pod = node.pod("p");
-    lab::traffic::ping(&mut pod, node.address(1));
+    muslin_lab::traffic::ping(&mut pod, node.address(1));
     assert!(node.is_running());
 }
 
@@ -169,8 +167,8 @@ fn a_store_that_refuses_is_asked_until_it_does_not() {
     });
     assert!(trouble.contains("not a database"), "{trouble}");
     assert!(readiness(&host).ends_with("flanneld is ready"));
-    lab::traffic::ping(&mut one, two.address("eth0").unwrap());
-    lab::traffic::ping(&mut two, one.address("eth0").unwrap());
+    muslin_lab::traffic::ping(&mut one, two.address("eth0").unwrap());
+    muslin_lab::traffic::ping(&mut two, one.address("eth0").unwrap());
     drop(node.pod("c"));
     move_store(&spare, &place);
     poll_until(SOON, "the end of the trouble", || {

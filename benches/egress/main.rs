@@ -6,20 +6,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod goals;
-#[path = "../../tests/lab/mod.rs"]
-mod lab;
 mod measure;
 mod stage;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-
-use common::rounds::{Benchmark, Pace};
 use measure::Load;
+use muslin_bench::benchmark::Benchmark;
+use muslin_bench::rounds::Pace;
 use stage::Route;
 
 /// Measures muslin's egress beside others'.
@@ -57,13 +53,14 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    common::supervise::main(run)
+    muslin_bench::supervise::main(run)
 }
 
 fn run(options: &Options) -> ExitCode {
     let benchmark = Benchmark {
         name: "egress",
         title: "Pod to a server outside",
+        temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.routes(),
         comparisons: goals::all(),
     };

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use muslin_bench::figures::Figure;
+use muslin_bench::load::Count;
+use muslin_bench::samples::Samples;
+use muslin_bench::window::{Process, sink, streams, streams_back};
 
-use crate::common::figures::Figure;
-use crate::common::load::Count;
-use crate::common::samples::Samples;
-use crate::common::window::{Process, sink, streams, streams_back};
 use crate::stage::{Route, Stage};
 
 /// Between two loads, so that nothing of the first is under way.

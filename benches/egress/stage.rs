@@ -5,13 +5,12 @@ use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 
 use clap::ValueEnum;
+use muslin_bench::machine::resident_bytes;
+use muslin_bench::path::Path;
+use muslin_bench::pods::{UNDERLAY, attached_pod};
+use muslin_bench::window::Ends;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, muslin_bin, poll_until};
 use serde_json::{Map, Value, json};
-
-use crate::common::machine::resident_bytes;
-use crate::common::path::Path;
-use crate::common::pods::{UNDERLAY, attached_pod};
-use crate::common::window::Ends;
-use crate::lab::{Host, Lab, MUSLIN, Node, NodeConfig, SOON, poll_until};
 
 /// Of the underlay, so that VXLAN's pods have 1,500.
 const UNDERLAY_MTU: u16 = 1550;
@@ -149,7 +148,7 @@ impl Drop for Carrier {
 impl Stage {
     /// Sets it up; `None` where this machine has no labs.
     pub(crate) fn new(route: Route) -> Option<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::without_limit()?;
         let (host, server) = (lab.namespace("host"), lab.namespace("server"));
         lab.cable((&host, UNDERLAY), (&server, UNDERLAY));
         for (end, address) in [(&host, HOST), (&server, SERVER)] {
@@ -232,7 +231,7 @@ fn pod_of_node(lab: &Lab, host: &Host) -> (Host, Node) {
 /// is in its process.
 fn sidecar(lab: &Lab, host: &Host, pod: Ipv4Addr) -> Child {
     let log = lab.directory().join("sidecar.log");
-    let mut command = host.command(MUSLIN);
+    let mut command = host.command(muslin_bin());
     command
         .args(["sidecar", "--level", "process", "--name", "sidecar"])
         .args(["--store", &store(lab), "--iface", UNDERLAY, "--state-dir"])

@@ -1,10 +1,10 @@
 //! What is compared, and what it must be.
 
 use clap::ValueEnum as _;
+use muslin_bench::figures::Figure;
+use muslin_bench::floods::Flood;
+use muslin_bench::samples::Comparison;
 
-use crate::common::figures::Figure;
-use crate::common::floods::Flood;
-use crate::common::samples::Comparison;
 use crate::stage::{Scene, System};
 
 /// Round trips in microseconds: 99 of 100 are faster, whatever another pod does.

@@ -5,20 +5,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod goals;
-#[path = "../../tests/lab/mod.rs"]
-mod lab;
 mod measure;
 mod stage;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-
-use common::floods::Flood;
-use common::rounds::{Benchmark, Pace};
+use muslin_bench::benchmark::Benchmark;
+use muslin_bench::floods::Flood;
+use muslin_bench::rounds::Pace;
 use stage::{Scene, System};
 
 /// Measures what a pod's flood costs others.
@@ -45,13 +41,14 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    common::supervise::main(run)
+    muslin_bench::supervise::main(run)
 }
 
 fn run(options: &Options) -> ExitCode {
     let benchmark = Benchmark {
         name: "fairness",
         title: "While a pod floods",
+        temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.scenes(),
         comparisons: goals::all(),
     };

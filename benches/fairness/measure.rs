@@ -3,12 +3,13 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use crate::common::figures::Figure;
-use crate::common::floods::{Flood, Targets};
-use crate::common::load::RoundTrips;
-use crate::common::samples::Samples;
-use crate::common::window::{Ends, Process, sink, streams};
-use crate::lab::Host;
+use muslin_bench::figures::Figure;
+use muslin_bench::floods::{Flood, Targets};
+use muslin_bench::load::RoundTrips;
+use muslin_bench::samples::Samples;
+use muslin_bench::window::{Ends, Process, sink, streams};
+use muslin_lab::Host;
+
 use crate::stage::{Scene, Stage};
 
 /// Until a flood has filled what it fills.

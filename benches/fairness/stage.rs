@@ -4,14 +4,13 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
-
-use crate::common::floods::{Flood, Targets};
-use crate::common::path::Path;
-use crate::common::pods::{
+use muslin_bench::floods::{Flood, Targets};
+use muslin_bench::path::Path;
+use muslin_bench::pods::{
     VXLAN_MTU, attached_pod, bridge, bridged_pod, flannel_vxlan, host_address, hosts, node,
 };
-use crate::lab::{Host, Lab, Node};
+use muslin_lab::{Host, Lab, Node};
+use serde_json::{Map, Value, json};
 
 /// Who carries the pods' packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -99,7 +98,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Sets it up; `None` where this machine has no labs.
     pub(crate) fn new(system: System) -> Option<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::without_limit()?;
         Some(match system {
             System::Kernel => Self::kernel(lab),
             System::Muslin => Self::muslin(lab),

@@ -1,7 +1,8 @@
 //! What is compared, and what it must be.
 
-use crate::common::figures::Figure;
-use crate::common::samples::Comparison;
+use muslin_bench::figures::Figure;
+use muslin_bench::samples::Comparison;
+
 use crate::stage::{Case, Route, Underlay};
 
 /// All comparisons that are of interest.

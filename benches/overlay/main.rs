@@ -6,20 +6,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod goals;
-#[path = "../../tests/lab/mod.rs"]
-mod lab;
 mod measure;
 mod stage;
 
 use std::process::ExitCode;
 
 use clap::Parser;
-
-use common::rounds::{Benchmark, Pace};
 use measure::Load;
+use muslin_bench::benchmark::Benchmark;
+use muslin_bench::rounds::Pace;
 use stage::{Case, Route, Underlay};
 
 /// Measures muslin's data path beside the kernel's.
@@ -55,13 +51,14 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    common::supervise::main(run)
+    muslin_bench::supervise::main(run)
 }
 
 fn run(options: &Options) -> ExitCode {
     let benchmark = Benchmark {
         name: "overlay",
         title: "Pod to pod",
+        temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.cases(),
         comparisons: goals::all(),
     };

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use clap::ValueEnum;
+use muslin_bench::figures::Figure;
+use muslin_bench::load::RoundTrips;
+use muslin_bench::pods::UNDERLAY;
+use muslin_bench::samples::Samples;
+use muslin_bench::window::{Process, sink, streams, window};
 
-use crate::common::figures::Figure;
-use crate::common::load::RoundTrips;
-use crate::common::pods::UNDERLAY;
-use crate::common::samples::Samples;
-use crate::common::window::{Process, sink, streams, window};
 use crate::stage::{Case, IdleNode, Route, Stage, Underlay};
 
 /// Traffic to see how large frames of the underlay are.

@@ -4,16 +4,15 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
-
-use crate::common::machine::resident_bytes;
-use crate::common::path::Path;
-use crate::common::pods::{
+use muslin_bench::machine::resident_bytes;
+use muslin_bench::path::Path;
+use muslin_bench::pods::{
     UNDERLAY, VXLAN_MTU, attached_pod, bridge, bridged_pod, flannel_vxlan, host_address, hosts,
     node,
 };
-use crate::common::window::Ends;
-use crate::lab::{Host, Lab, Node, Offload};
+use muslin_bench::window::Ends;
+use muslin_lab::{Host, Lab, Node, Offload};
+use serde_json::{Map, Value, json};
 
 /// MTU of the underlay, and of pods without encapsulation.
 const ETHERNET_MTU: u16 = 1500;
@@ -167,7 +166,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Sets it up; `None` where this machine has no labs.
     pub(crate) fn new(case: Case) -> Option<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::without_limit()?;
         Some(match case.route {
             Route::KernelVxlan => Self::kernel_vxlan(lab, case.underlay),
             Route::MuslinVxlan => Self::muslin(lab, case.underlay, "vxlan"),
@@ -285,7 +284,7 @@ pub(crate) struct IdleNode {
 impl IdleNode {
     /// Sets it up; `None` where this machine has no labs.
     pub(crate) fn new(pods: usize) -> Option<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::without_limit()?;
         let host = lab.host("host", host_address(1));
         let node = node(&lab, &host, 1, "vxlan");
         let names = (1..=pods).map(|number| format!("pod{number}"));

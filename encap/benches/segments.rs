@@ -6,6 +6,7 @@
 
 use std::hint::black_box;
 
+use muslin_bed::rounds::{self, Case, Figure, Turns};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::{checksum, v4};
 use muslin_encap::mtu::Mtu;
@@ -13,10 +14,6 @@ use muslin_encap::offload::merge::{Merger, Settings};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_encap::tunnel::vxlan::{self, Vni};
-
-use rounds::{Case, Figure, Turns};
-
-mod rounds;
 
 /// For what takes microseconds, and for what takes nanoseconds: the clock takes 25 of them.
 const LONG: Turns = Turns {

@@ -1,15 +1,13 @@
 //! Splitting and merging, against the plain ones of `reference`, each other and etherparse.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod reference;
-
+use muslin_bed::reference::{check_merge, check_split, finish, merge, split};
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{MAX_SEGMENTS, Settings};
 use muslin_encap::offload::split::{Checksums, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use proptest::prelude::*;
-use reference::{check_merge, check_split, finish, merge, split};
 
 /// A superpacket's shape.
 #[derive(Debug, Clone)]

@@ -13,7 +13,7 @@ use nix::unistd::{Pid, getppid};
 use tokio::process::{Child, Command};
 
 use crate::error::{Context, Error, Result};
-use crate::signals::Listener;
+use crate::signals::Signals;
 use crate::terminal::job;
 
 /// What a pod's command finds in its environment.
@@ -140,39 +140,6 @@ pub(crate) fn become_command(
             error: command.exec(),
         },
         Err(error) => error,
-    }
-}
-
-/// What would end this process and leave the command behind.
-pub(crate) struct Signals {
-    terminate: Listener,
-    hangup: Listener,
-    interrupt: Listener,
-    quit: Listener,
-}
-
-impl Signals {
-    /// Listens. To be called before the command starts: from then on somebody may ask it to end.
-    ///
-    /// # Errors
-    /// If the kernel does not allow it.
-    pub(crate) fn listen() -> Result<Self> {
-        Ok(Self {
-            terminate: Listener::new(Signal::SIGTERM)?,
-            hangup: Listener::new(Signal::SIGHUP)?,
-            interrupt: Listener::new(Signal::SIGINT)?,
-            quit: Listener::new(Signal::SIGQUIT)?,
-        })
-    }
-
-    /// The next that asks this process to end.
-    pub(crate) async fn next(&mut self) -> Signal {
-        tokio::select! {
-            () = self.terminate.heard() => Signal::SIGTERM,
-            () = self.hangup.heard() => Signal::SIGHUP,
-            () = self.interrupt.heard() => Signal::SIGINT,
-            () = self.quit.heard() => Signal::SIGQUIT,
-        }
     }
 }
 

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 pub(crate) use command::{
-    CREDENTIALS, Environment, Signals, become_command, command, exit_code, guard, or_shell,
-    result_of, start, variables, wait,
+    CREDENTIALS, Environment, become_command, command, exit_code, guard, or_shell, result_of,
+    start, variables, wait,
 };
 pub(crate) use inside::{Inside, serve};
 use muslin_stack::api::control::{Attach, Attached, Namespace, Status, Table};
@@ -20,6 +20,7 @@ use tracing::warn;
 use crate::control::Client;
 use crate::error::Result;
 use crate::netns::Assignment;
+pub(crate) use crate::signals::Signals;
 
 /// Queues that a pod's device is to have: one for each worker of the node.
 ///

@@ -147,7 +147,7 @@ mod tests {
     fn what_a_locked_process_needs_it_has_and_the_rest_it_has_not() {
         let all = offered();
         if !all.iter().all(|(_, is_there)| *is_there) {
-            return crate::skip::skip("the kernel has not both measures");
+            return muslin_lab::skip::skip("the kernel has not both measures");
         }
         let (text, signal) = locked("nothing");
         assert!(text.contains("1 passed"), "{text}");
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn what_takes_over_a_process_ends_it() {
         if !calls::is_offered() {
-            return crate::skip::skip("the kernel has no filters");
+            return muslin_lab::skip::skip("the kernel has no filters");
         }
         for last in ["execute", "unshare", "mount"] {
             let (text, signal) = locked(last);

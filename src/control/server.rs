@@ -335,11 +335,11 @@ async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io:
 mod tests {
     use std::os::fd::AsRawFd;
 
+    use muslin_lab::skip::skip;
     use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
     use tokio_seqpacket::UnixSeqpacket;
 
     use super::*;
-    use crate::skip::skip;
 
     /// A node that has nothing.
     struct Empty;

@@ -19,7 +19,7 @@ use tracing::debug;
 use super::Resolvers;
 use super::message::{Answer, Request, Transport};
 use super::resolvers::Turn;
-use crate::host::random;
+use crate::random::random;
 
 /// How long one resolver is asked alone.
 const HEAD_START: Duration = Duration::from_secs(1);

@@ -6,20 +6,20 @@ mod endpoints;
 mod error_queue;
 pub(crate) mod option;
 pub(crate) mod publish;
-mod random;
 mod sockets;
+mod token;
 
 use std::net::Ipv4Addr;
 
 pub use clock::Clock;
 pub(crate) use endpoints::Endpoints;
 use ipnet::Ipv4Net;
-use muslin_stack::datapath::egress::{FlowId, Limits};
+use muslin_stack::datapath::egress::{Limits, Ready};
 use muslin_stack::datapath::guard;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-pub use random::random;
 pub(crate) use sockets::Sockets;
+pub(crate) use token::Token;
 use tracing::warn;
 
 use crate::error::{Error, Result};
@@ -91,36 +91,15 @@ fn raise_descriptor_limit() -> nix::Result<u64> {
     Ok(hard)
 }
 
-/// What tells flows' events from others.
-const FLOW: u64 = 1 << 63;
-
-/// Whether the data of an event is a flow's. No port's number is so large.
-pub(crate) const fn is_flow(data: u64) -> bool {
-    // Worker's own descriptors have names at the very end.
-    data & FLOW != 0 && data & (FLOW >> 1) == 0
-}
-
-fn event_data(flow: FlowId) -> u64 {
-    FLOW | u64::from(flow.generation) << 32 | u64::from(flow.index)
-}
-
-/// The flow that an event is for, and what its socket is ready for.
-pub(crate) fn event_of(
-    data: u64,
-    flags: EpollFlags,
-) -> (FlowId, muslin_stack::datapath::egress::Ready) {
-    let flow = FlowId {
-        index: data as u32,
-        generation: (data >> 32) as u32 & (FlowId::GENERATIONS - 1),
-    };
+/// What a flow's socket is ready for, by the flags of its event.
+pub(crate) fn ready_of(flags: EpollFlags) -> Ready {
     // Errors are found by reading or writing.
     let failed = flags.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
     let readable = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-    let ready = muslin_stack::datapath::egress::Ready {
+    Ready {
         readable: failed || flags.intersects(readable),
         writable: failed || flags.contains(EpollFlags::EPOLLOUT),
-    };
-    (flow, ready)
+    }
 }
 
 #[cfg(test)]
@@ -128,16 +107,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_tell_their_flow() {
-        for (index, generation) in [(0, 0), (7, 1), (u32::MAX, FlowId::GENERATIONS - 1)] {
-            let flow = FlowId { index, generation };
-            let data = event_data(flow);
-            assert!(is_flow(data));
-            let (told, ready) = event_of(data, EpollFlags::EPOLLIN);
-            assert_eq!((told, ready.readable, ready.writable), (flow, true, false));
-        }
-        for other in [0, u64::from(u32::MAX), u64::MAX, u64::MAX - 2] {
-            assert!(!is_flow(other), "{other:#x}");
+    fn an_event_says_what_a_socket_is_ready_for() {
+        for (flags, readable, writable) in [
+            (EpollFlags::EPOLLIN, true, false),
+            (EpollFlags::EPOLLRDHUP, true, false),
+            (EpollFlags::EPOLLOUT, false, true),
+            (EpollFlags::EPOLLERR, true, true),
+            (EpollFlags::EPOLLHUP, true, true),
+        ] {
+            let ready = ready_of(flags);
+            assert_eq!(
+                (ready.readable, ready.writable),
+                (readable, writable),
+                "{flags:?}"
+            );
         }
     }
 

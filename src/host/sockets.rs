@@ -19,7 +19,8 @@ use nix::sys::socket::{
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tracing::debug;
 
-use super::{error_queue, event_data};
+use super::error_queue;
+use super::token::Token;
 use crate::dns::{self, Door};
 use crate::error::errno;
 use crate::host::option;
@@ -92,7 +93,7 @@ impl Sockets {
             | EpollFlags::EPOLLOUT
             | EpollFlags::EPOLLRDHUP
             | EpollFlags::EPOLLET;
-        let event = EpollEvent::new(flags, event_data(flow));
+        let event = EpollEvent::new(flags, Token::Flow(flow).into());
         self.epoll.add(&socket, event)?;
         self.sockets.insert(flow, Entry::Own(socket));
         Ok(())

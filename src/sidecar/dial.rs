@@ -9,17 +9,14 @@ use muslin_stack::api::socks5::{Host, Target};
 use thiserror::Error;
 
 use super::overlay::{DatagramSocket, Overlay, Stream};
-use super::resolve::resolve;
+use super::resolve::{ResolveError, resolve};
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub(super) enum DialError {
-    /// There is no such name.
-    #[error("nobody has the name {0}")]
-    NoName(String),
-    /// Names cannot be looked up.
-    #[error("names cannot be looked up: {0}")]
-    Resolver(io::Error),
+    /// The name leads nowhere.
+    #[error(transparent)]
+    Resolve(#[from] ResolveError),
     /// The overlay has no such addresses.
     #[error("{0}: the pod network has no IPv6")]
     Ipv6(Ipv6Addr),
@@ -73,8 +70,8 @@ impl Dialler {
                 None => Err(DialError::Ipv6(*address)),
             },
             Host::Name(name) => {
-                let socket = self.bind().await.map_err(DialError::Resolver)?;
-                resolve(&socket, self.resolver, name, &self.search).await
+                let socket = self.bind().await.map_err(ResolveError::Resolver)?;
+                Ok(resolve(&socket, self.resolver, name, &self.search).await?)
             }
         }
     }

@@ -30,12 +30,12 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::{oneshot, watch};
 use tracing::{debug, warn};
 
-use super::overlay::{Command, Datagram, Exposed, Inbox, Place};
+use super::command::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
 use crate::error::errno;
 use crate::host::Clock;
-use crate::host::random;
-use crate::host::{self, Sockets, event_of, is_flow};
+use crate::host::{self, Sockets, Token, ready_of};
+use crate::random::random;
 
 /// Frames taken before the sockets have their turn.
 const FRAMES: usize = 64;
@@ -48,10 +48,6 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the node may take to make room for a frame, in milliseconds. It always goes on reading,
 /// so a frame that has to wait is no reason to lose it.
 const ROOM: u16 = 100;
-
-/// Epoll's names for the descriptors that are not flows'.
-const WAKE: u64 = 0;
-const FRAMES_FROM_NODE: u64 = 1;
 
 /// What the thread begins with.
 pub(super) struct Setup {
@@ -112,9 +108,8 @@ struct Locals {
 impl Inside {
     fn new(setup: Setup) -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        let readable = |name| EpollEvent::new(EpollFlags::EPOLLIN, name);
-        epoll.add(&*setup.wake, readable(WAKE))?;
-        epoll.add(&setup.device, readable(FRAMES_FROM_NODE))?;
+        epoll.add(&*setup.wake, Token::Wake.readable())?;
+        epoll.add(&setup.device, Token::Node.readable())?;
         let clock = Clock::start();
         let exposed = setup.exposed.iter();
         let exposed = exposed.map(|it| ((it.protocol, it.port), it.to)).collect();
@@ -157,18 +152,20 @@ impl Inside {
                 Err(error) => return warn!("the pod cannot wait for packets: {error}"),
             };
             for event in &ready[..count] {
-                match event.data() {
-                    WAKE => {
+                match Token::try_from(event.data()) {
+                    Ok(Token::Wake) => {
                         if self.obey().is_break() {
                             return;
                         }
                     }
-                    data if is_flow(data) => self.read_flow(*event),
-                    _ => {
+                    Ok(Token::Flow(flow)) => self.read_flow(flow, event.events()),
+                    Ok(Token::Node) => {
                         if let Err(error) = self.read_frames() {
                             return debug!("the pod's node is gone: {error}");
                         }
                     }
+                    // Nothing else is watched.
+                    token => debug_assert!(false, "{token:?}"),
                 }
             }
             let now = self.clock.now();
@@ -339,8 +336,7 @@ impl Inside {
         self.ask_at = Some(std::time::Instant::now());
     }
 
-    fn read_flow(&mut self, event: EpollEvent) {
-        let (flow, ready) = event_of(event.data(), event.events());
+    fn read_flow(&mut self, flow: FlowId, flags: EpollFlags) {
         let now = self.clock.now();
         let Self {
             egress,
@@ -348,7 +344,7 @@ impl Inside {
             wire,
             ..
         } = self;
-        egress.ready(now, flow, ready, locals);
+        egress.ready(now, flow, ready_of(flags), locals);
         wire.send_output(now, egress);
     }
 

@@ -12,9 +12,9 @@ use muslin_stack::datapath::egress::Protocol;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
+use super::command::Exposed;
 use super::dial::{DialError, Dialler};
 use super::listen::Listen;
-use super::overlay::Exposed;
 use super::relay;
 
 /// A local address that leads to a pod's port, on the command line `[ADDR:]PORT=HOST:PORT`.

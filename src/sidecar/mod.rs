@@ -3,6 +3,7 @@
 //! Programs beside it reach the overlay by SOCKS5, by an HTTP proxy or by forwarded ports, and are
 //! reached by exposed ones.
 
+mod command;
 mod dial;
 mod endpoint;
 mod forward;
@@ -17,6 +18,7 @@ pub mod socks5;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+pub use command::Exposed;
 use dial::Dialler;
 pub use forward::{Expose, Forward};
 pub use listen::Listen;

@@ -7,8 +7,7 @@
 //! the rest of the overlay are the pods.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddrV4;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,107 +17,21 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use muslin_stack::api::control::Attached;
-use muslin_stack::datapath::egress::{HostError, Protocol};
+use muslin_stack::datapath::egress::HostError;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::debug;
 
+use super::command::{Command, Datagram, Exposed, Inbox};
 use super::endpoint;
-use super::room::{Room, Rooms, Taken};
+use super::room::{Room, Rooms};
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};
 
 /// How long the node may take to say where its gateway is.
 const GATEWAY: Duration = Duration::from_secs(10);
-
-/// Who the pod is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) address: Ipv4Addr,
-    pub(super) gateway: Ipv4Addr,
-    pub(super) mtu: u16,
-}
-
-impl From<&Attached> for Place {
-    fn from(attached: &Attached) -> Self {
-        Self {
-            address: attached.address.addr(),
-            gateway: attached.gateway,
-            mtu: attached.link.mtu,
-        }
-    }
-}
-
-/// A port of the pod's address that leads to a socket of the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Exposed {
-    /// TCP or UDP.
-    pub protocol: Protocol,
-    /// The port of the pod's address.
-    pub port: u16,
-    /// Who serves it.
-    pub to: SocketAddrV4,
-}
-
-/// What the thread is asked for.
-pub(super) enum Command {
-    Dial {
-        to: SocketAddrV4,
-        socket: OwnedFd,
-        reset: Arc<AtomicBool>,
-        told: oneshot::Sender<std::result::Result<(), HostError>>,
-    },
-    Bind {
-        inbox: Inbox,
-        told: oneshot::Sender<Option<u16>>,
-    },
-    Send {
-        port: u16,
-        datagram: Datagram,
-    },
-    Unbind(u16),
-    Move(Place),
-    Stop,
-}
-
-/// A datagram that waits.
-#[derive(Debug)]
-pub(super) struct Datagram {
-    /// Who it is from, or to.
-    pub(super) peer: SocketAddrV4,
-    pub(super) payload: Vec<u8>,
-    _room: Taken,
-}
-
-/// Where the datagrams of a port are put for whoever reads them.
-#[derive(Debug)]
-pub(super) struct Inbox {
-    reader: mpsc::UnboundedSender<Datagram>,
-    room: Room,
-}
-
-impl Inbox {
-    /// Puts a datagram there.
-    ///
-    /// # Errors
-    /// `WouldBlock` if there is no room, `Refused` if nobody reads any more.
-    pub(super) fn put(
-        &self,
-        from: SocketAddrV4,
-        payload: &[u8],
-    ) -> std::result::Result<(), HostError> {
-        let room = self.room.take(payload.len()).ok_or(HostError::WouldBlock)?;
-        let datagram = Datagram {
-            peer: from,
-            payload: payload.to_vec(),
-            _room: room,
-        };
-        let put = self.reader.send(datagram);
-        put.map_err(|_| HostError::Refused)
-    }
-}
 
 /// A pod's address. Its thread ends with it.
 pub struct Overlay {
@@ -345,11 +258,7 @@ impl DatagramSocket {
         };
         self.overlay.tell(Command::Send {
             port: self.port,
-            datagram: Datagram {
-                peer: to,
-                payload: payload.to_vec(),
-                _room: room,
-            },
+            datagram: Datagram::new(to, payload, room),
         })
     }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
-use super::dial::DialError;
 use super::overlay::DatagramSocket;
-use crate::host::random;
+use crate::random::random;
 
 /// Where resolvers listen.
 pub(super) const PORT: u16 = 53;
@@ -21,6 +21,17 @@ const TRIES: [Duration; 3] = [
     Duration::from_secs(2),
 ];
 
+/// Why a name has no address.
+#[derive(Debug, Error)]
+pub(super) enum ResolveError {
+    /// There is no such name.
+    #[error("nobody has the name {0}")]
+    NoName(String),
+    /// Names cannot be looked up.
+    #[error("names cannot be looked up: {0}")]
+    Resolver(io::Error),
+}
+
 /// Asks `resolver` for an address of `name`, by a port that nobody else has. A short name is looked
 /// for in the domains of `search`.
 pub(super) async fn resolve(
@@ -28,7 +39,7 @@ pub(super) async fn resolve(
     resolver: Ipv4Addr,
     name: &str,
     search: &[String],
-) -> Result<Ipv4Addr, DialError> {
+) -> Result<Ipv4Addr, ResolveError> {
     let mut fault = None;
     for full in candidates(name, search) {
         match ask(socket, resolver, &full).await? {
@@ -39,8 +50,10 @@ pub(super) async fn resolve(
         }
     }
     Err(match fault {
-        None => DialError::NoName(name.to_owned()),
-        Some(code) => DialError::Resolver(io::Error::other(format!("the resolver says: {code}"))),
+        None => ResolveError::NoName(name.to_owned()),
+        Some(code) => {
+            ResolveError::Resolver(io::Error::other(format!("the resolver says: {code}")))
+        }
     })
 }
 
@@ -72,8 +85,8 @@ async fn ask(
     socket: &DatagramSocket,
     resolver: Ipv4Addr,
     name: &Name,
-) -> Result<Outcome, DialError> {
-    let lost = DialError::Resolver;
+) -> Result<Outcome, ResolveError> {
+    let lost = ResolveError::Resolver;
     let query = question(name)?;
     let bytes = query
         .to_vec()
@@ -95,9 +108,9 @@ async fn ask(
 }
 
 /// The question for a name's address.
-fn question(name: &Name) -> Result<Message, DialError> {
+fn question(name: &Name) -> Result<Message, ResolveError> {
     let mut query = Message::query();
-    let random = random().map_err(|error| DialError::Resolver(io::Error::other(error)))?;
+    let random = random().map_err(|error| ResolveError::Resolver(io::Error::other(error)))?;
     query.metadata.id = u16::from_ne_bytes(random);
     query.metadata.recursion_desired = true;
     query.add_query(Query::query(name.clone(), RecordType::A));

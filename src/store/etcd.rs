@@ -784,8 +784,6 @@ const UNIMPLEMENTED: i32 = 12;
 const UNAUTHENTICATED: i32 = 16;
 
 #[cfg(test)]
-mod certificates;
-#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod scenarios;

@@ -10,8 +10,8 @@ use std::io::{IsTerminal, stdin, stdout};
 use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp, tcsetpgrp};
 
-use crate::attach::Signals;
 use crate::error::Result;
+use crate::signals::Signals;
 
 /// The terminal of any process that has one.
 const PATH: &str = "/dev/tty";

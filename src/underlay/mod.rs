@@ -9,6 +9,7 @@ mod links;
 mod messages;
 mod queues;
 mod self_test;
+mod socket;
 mod udp;
 pub mod uplink;
 
@@ -17,7 +18,8 @@ pub use interface::{
     Audience, NoInterface, PublicInterface, Wanted, choose as choose_interface, forwards_ipv4,
 };
 pub use kernel::{Conflict, KernelNetwork};
-pub use udp::{Options, Route, UdpSocket, path_mtu};
+pub use socket::Options;
+pub use udp::{Route, UdpSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 
 pub(crate) use crate::netlink::Changes;

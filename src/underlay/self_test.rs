@@ -28,7 +28,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::batch::{self, Received};
 use super::messages::Overflow;
-use super::udp::{Options, Port, open};
+use super::socket::{Options, Port, open};
 
 /// How long datagrams that should be there already may take on a busy machine.
 const PATIENCE: Duration = Duration::from_millis(500);

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use muslin_encap::offload::batch::{Message, SendBatch};
 use muslin_encap::tunnel::Format;
-use muslin_encap::tunnel::ipip;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
@@ -22,32 +21,13 @@ use super::bpf::{NOTHING, attach_filter};
 use super::messages::Overflow;
 use super::queues;
 use super::self_test::{self, Findings};
+use super::socket::{Options, Port, discover_mtu, open};
 use crate::error::errno;
-use crate::host::option;
-
-/// What the kernel is asked to queue for sending, in bytes, and for receiving, in one queue or in
-/// each of several; it grants up to `net.core.wmem_max` and `rmem_max`.
-const SEND_BYTES: usize = 4 << 20;
-const RECEIVE_BYTES: usize = 4 << 20;
-const SHARE_BYTES: usize = 1 << 20;
 
 /// How long a router may take to say that a datagram is too large.
 const ANSWER: Duration = Duration::from_millis(300);
 /// Bytes of an IPv4 and a UDP header.
 const UDP_HEADERS: u16 = 28;
-
-/// What the sockets may use of what the kernel has.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// How the tunnel's packets look.
-    pub format: Format,
-    /// Source ports besides the tunnel's own.
-    pub source_ports: usize,
-    /// Whether trains leave with one call (`UDP_SEGMENT`, Linux 4.18).
-    pub gso: bool,
-    /// Whether they may arrive with one (`UDP_GRO`, Linux 5.0).
-    pub gro: bool,
-}
 
 impl Options {
     /// Without what the kernel has but does wrong.
@@ -316,43 +296,6 @@ impl Queue {
     }
 }
 
-/// Whose a socket's port is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Port {
-    /// Its own.
-    Own,
-    /// That of other sockets of this user, too.
-    Shared,
-}
-
-/// A non-blocking socket with long queues.
-pub(super) fn open(
-    format: Format,
-    address: SocketAddr,
-    port: Port,
-) -> io::Result<std::net::UdpSocket> {
-    let (kind, protocol) = match format {
-        Format::Vxlan | Format::Udp => (Type::DGRAM, Protocol::UDP),
-        Format::Ipip => (Type::RAW, Protocol::from(i32::from(ipip::PROTOCOL))),
-    };
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    socket.set_reuse_port(port == Port::Shared)?;
-    socket.set_recv_buffer_size(match port {
-        Port::Own => RECEIVE_BYTES,
-        Port::Shared => SHARE_BYTES,
-    })?;
-    socket.set_send_buffer_size(SEND_BYTES)?;
-    if address.is_ipv4() {
-        // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an
-        // underlay with a smaller MTU than expected slows the tunnel down instead of
-        // swallowing large packets.
-        discover_mtu(&socket, libc::IP_PMTUDISC_DONT)?;
-    }
-    socket.bind(&SockAddr::from(address))?;
-    Ok(socket.into())
-}
-
 /// Whether the kernel is one of those that garble headers of what they cut for some devices, which
 /// cannot be seen from here: Linux 7.0 to 7.1.4.
 pub(super) fn has_known_defect() -> bool {
@@ -393,10 +336,6 @@ pub fn path_mtu(from: Ipv4Addr, peer: SocketAddrV4, mtu: u16) -> io::Result<u32>
     }
     let known = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::IpMtu)?;
     Ok(known.try_into().unwrap_or_default())
-}
-
-fn discover_mtu(socket: &Socket, value: libc::c_int) -> io::Result<()> {
-    option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, value)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::virtio;
 use muslin_encap::tunnel::Format;
 use muslin_stack::Instant;
+use muslin_stack::datapath::egress::FlowId;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::work::Turn;
@@ -25,18 +26,12 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::output::{Io, Outbox};
-use super::published::{Published, published_of};
+use super::published::Published;
 use super::{Command, Event, Queue, Report, Sibling};
 use crate::dns::Door;
 use crate::host::Clock;
-use crate::host::{Sockets, event_of, is_flow};
+use crate::host::{Sockets, Token, ready_of};
 use crate::underlay::{Frames, Received, UdpSocket, Underlay, Uplink as UplinkDevice};
-
-/// Epoll's names for the descriptors that are not ports.
-const WAKE: u64 = u64::MAX;
-/// The first of the uplink's queues and of the tunnel's, of which there are fewer than lie between.
-const UPLINK: u64 = u64::MAX - 255;
-const TUNNEL: u64 = u64::MAX - 511;
 
 pub(super) struct PacketLoop {
     pub(super) path: Datapath,
@@ -107,7 +102,7 @@ impl PacketLoop {
         mailbox: Mailbox,
     ) -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        epoll.add(&*mailbox.wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        epoll.add(&*mailbox.wake, Token::Wake.readable())?;
         listen(&epoll, &underlay)?;
         let network = path.node().format().map_or(0, Format::network_offset);
         let mut sockets = Sockets::new(epoll.clone(), Some(dns));
@@ -145,19 +140,19 @@ impl PacketLoop {
                 }
             };
             for event in &ready[..count] {
-                match event.data() {
-                    WAKE => {
+                match Token::try_from(event.data()) {
+                    Ok(Token::Wake) => {
                         if self.obey().is_break() {
                             return;
                         }
                     }
-                    queue @ UPLINK..WAKE => self.read_uplink((queue - UPLINK) as usize),
-                    queue @ TUNNEL..UPLINK => self.read_tunnel((queue - TUNNEL) as usize),
-                    data if is_flow(data) => self.read_flow(*event),
-                    data => match published_of(data) {
-                        Some(index) => self.read_published(index),
-                        None => self.read_port(PortId(data as u32)),
-                    },
+                    Ok(Token::Uplink(queue)) => self.read_uplink(queue as usize),
+                    Ok(Token::Tunnel(queue)) => self.read_tunnel(queue as usize),
+                    Ok(Token::Flow(flow)) => self.read_flow(flow, event.events()),
+                    Ok(Token::Published(index)) => self.read_published(index),
+                    Ok(Token::Port(port)) => self.read_port(port),
+                    // Nothing else is watched.
+                    token @ (Ok(Token::Node) | Err(_)) => debug_assert!(false, "{token:?}"),
                 }
             }
             self.flush();
@@ -227,8 +222,7 @@ impl PacketLoop {
     }
 
     fn attach(&mut self, port: PortId, attachment: Attachment, Queue { device, reads }: Queue) {
-        let readable = EpollEvent::new(EpollFlags::EPOLLIN, port.0.into());
-        if reads && let Err(error) = self.epoll.add(&device, readable) {
+        if reads && let Err(error) = self.epoll.add(&device, Token::Port(port).readable()) {
             warn!("port {port} cannot be read: {error}");
             let _ = self.events.send(Event::PortGone(port));
             return;
@@ -405,10 +399,10 @@ impl PacketLoop {
     }
 
     /// Takes an event of a flow's socket.
-    fn read_flow(&mut self, event: EpollEvent) {
-        let (flow, ready) = event_of(event.data(), event.events());
+    fn read_flow(&mut self, flow: FlowId, flags: EpollFlags) {
         let now = self.clock.now();
-        self.path.ready(now, flow, ready, &mut self.sockets);
+        self.path
+            .ready(now, flow, ready_of(flags), &mut self.sockets);
         self.send_own(now);
     }
 
@@ -437,15 +431,14 @@ fn turns<T>(queues: impl Iterator<Item = T>) -> Vec<Turn> {
 
 /// Waits for what comes from other nodes.
 fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
-    let readable = |name| EpollEvent::new(EpollFlags::EPOLLIN, name);
     if let Some(tunnel) = &underlay.tunnel {
-        for (queue, name) in tunnel.queues().zip(TUNNEL..UPLINK) {
-            epoll.add(queue, readable(name))?;
+        for (queue, place) in tunnel.queues().zip(0..) {
+            epoll.add(queue, Token::Tunnel(place).readable())?;
         }
     }
     if let Some(uplink) = &underlay.uplink {
-        for (queue, name) in uplink.queues().zip(UPLINK..WAKE) {
-            epoll.add(queue, readable(name))?;
+        for (queue, place) in uplink.queues().zip(0..) {
+            epoll.add(queue, Token::Uplink(place).readable())?;
         }
     }
     Ok(())

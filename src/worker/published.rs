@@ -29,23 +29,12 @@ use tracing::{debug, warn};
 
 use super::packet_loop::PacketLoop;
 use crate::error::errno;
+use crate::host::Token;
 
 /// Connections taken from one port before the others have their turn.
 const ACCEPTS: usize = 64;
 /// How long a port waits after the kernel had no descriptors or no memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
-
-/// What tells published ports' events from others.
-const PUBLISHED: u64 = 1 << 62;
-
-/// The published port that an event is for, if it is one's.
-pub(super) const fn published_of(data: u64) -> Option<u32> {
-    if data >> 62 == PUBLISHED >> 62 {
-        Some(data as u32)
-    } else {
-        None
-    }
-}
 
 /// A worker's published ports.
 pub(super) struct Published {
@@ -121,7 +110,7 @@ impl PacketLoop {
             let Some(socket) = socket else { continue };
             let index = self.published.next;
             self.published.next = index.wrapping_add(1);
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, PUBLISHED | u64::from(index));
+            let event = Token::Published(index).readable();
             if let Err(error) = self.epoll.add(&socket, event) {
                 warn!("the published port {ports} cannot be watched: {error}");
                 continue;
@@ -157,7 +146,7 @@ impl PacketLoop {
         }
         self.published.pauses = None;
         for (index, port) in &self.published.ports {
-            let mut event = EpollEvent::new(EpollFlags::EPOLLIN, PUBLISHED | u64::from(*index));
+            let mut event = Token::Published(*index).readable();
             let _ = self.epoll.modify(&*port.socket, &mut event);
         }
     }
@@ -176,8 +165,8 @@ impl PacketLoop {
                 Err(error) if is_passing(errno(&error)) => {}
                 Err(error) => {
                     debug!("the published port {} pauses: {error}", port.ports);
-                    let mut none =
-                        EpollEvent::new(EpollFlags::empty(), PUBLISHED | u64::from(index));
+                    let token = Token::Published(index).into();
+                    let mut none = EpollEvent::new(EpollFlags::empty(), token);
                     let _ = self.epoll.modify(&*port.socket, &mut none);
                     self.published.pauses = Some(now + PAUSE);
                     return;
@@ -333,19 +322,4 @@ fn receive_one(
         }
     }
     Ok((message.bytes, client.into(), local))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_tell_their_port() {
-        for index in [0, 7, u32::MAX] {
-            assert_eq!(published_of(PUBLISHED | u64::from(index)), Some(index));
-        }
-        for other in [0, u64::from(u32::MAX), u64::MAX, 1 << 63, 1 << 63 | 5 << 32] {
-            assert_eq!(published_of(other), None, "{other:#x}");
-        }
-    }
 }

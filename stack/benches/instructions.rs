@@ -8,11 +8,9 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
+use muslin_bed::scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
 use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::route::RouteTable;
-use scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
-
-mod scenes;
 
 const PEERS: u32 = 1_000;
 
@@ -61,7 +59,7 @@ fn routes(count: u32) -> RouteTable<u32> {
 #[bench::among_1000(1_000, routes(1_000))]
 #[bench::among_100000(100_000, routes(100_000))]
 fn look_up(count: u32, table: RouteTable<u32>) -> RouteTable<u32> {
-    let mut random = Random::new();
+    let mut random = Random::default();
     for _ in 0..1_000 {
         let address = Ipv4Addr::from_bits(0x0a00_0000 + (random.below(count) << 7));
         black_box(table.lookup(address.into()));

@@ -8,14 +8,10 @@ use std::hint::black_box;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use muslin_bed::rounds::{self, Case, Figure, Turns};
+use muslin_bed::scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
 use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::route::RouteTable;
-use rounds::{Case, Figure, Turns};
-use scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
-
-#[path = "../../encap/benches/rounds/mod.rs"]
-mod rounds;
-mod scenes;
 
 const TURNS: Turns = Turns {
     rounds: 15,
@@ -49,7 +45,7 @@ fn lookups(count: u32, lengths: u8) -> Case<'static> {
         let network = Ipv4Net::new_assert(subnet(index).network(), len);
         table.insert(network.into(), index);
     }
-    let mut random = Random::new();
+    let mut random = Random::default();
     let call = move || {
         let index = random.below(count);
         let address = Ipv4Addr::from_bits(0x0a00_0000 + (index << 7));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use allocation_counter::measure;
+use muslin_bed::scenes::{Scene, Way, vxlan_tunnel};
 use muslin_encap::buffer::HEADROOM;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
@@ -9,10 +10,6 @@ use muslin_encap::offload::merge::{Merger, Settings};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_stack::datapath::peer::Tunnel;
-use scenes::{Scene, Way, vxlan_tunnel};
-
-#[path = "../benches/scenes/mod.rs"]
-mod scenes;
 
 #[test]
 fn none_in_the_node() {

@@ -1,9 +1,10 @@
 //! Ends that do not do what they should: a pod sees what a host of its own would see, in a time that
 //! is bounded, and nothing of it stays behind.
 
+use muslin_lab::skip::skip;
+
 use super::load::resident;
 use super::*;
-use crate::lab::skip::skip;
 
 const FAULTY: u16 = 9003;
 /// What is sent where somebody does not read.

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use muslin_lab::skip::skip;
+
 use super::*;
-use crate::lab::skip::skip;
 
 const HTTP: u16 = 8080;
 const NAMES: u16 = 5300;

@@ -4,10 +4,9 @@ use std::os::fd::AsFd as _;
 
 use muslin::device::{FrameDevice as _, Tap};
 use muslin_encap::offload::virtio::Header;
+use muslin_lab::inside;
+use muslin_lab::{SOON, poll_until};
 use nix::poll::{PollFd, PollFlags, poll};
-
-use crate::inside;
-use crate::lab::{SOON, poll_until};
 
 /// A frame that ends a train: of a type for local experiments (IEEE 802, EtherType 0x88b5).
 const MARKER: [u8; 20] = [

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use muslin_bed::packets::{ACK, CWR, L3};
+use muslin_bed::reference;
 use muslin_encap::ip::checksum;
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
 use muslin_encap::mtu::Mtu;
@@ -9,8 +11,6 @@ use muslin_encap::offload::merge::Settings;
 use muslin_encap::offload::virtio::Header;
 use smoltcp::wire::IpVersion;
 
-use crate::packets::{ACK, CWR, L3};
-use crate::reference;
 use crate::trains::{FLAGS, TAG};
 use crate::tunnels::Tunnels;
 

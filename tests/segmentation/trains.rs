@@ -1,11 +1,10 @@
 //! Batches of segments by chance.
 
+use muslin_bed::packets::{ACK, L3, Shape, superpacket};
+use muslin_bed::reference::{finish, split};
 use muslin_encap::ip::transport::{Protocol, Transport};
 use muslin_encap::offload::split::Checksums;
 use proptest::prelude::*;
-
-use crate::packets::{ACK, L3, Shape, superpacket};
-use crate::reference::{finish, split};
 
 /// Offset of flags in a TCP header.
 pub(crate) const FLAGS: usize = 13;

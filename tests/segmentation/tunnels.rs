@@ -12,17 +12,16 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use etherparse::PacketBuilder;
+use muslin_bed::packets::L3;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::offload::virtio::{self, Header};
+use muslin_lab::inside;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{LinkAddr, bind, recvfrom, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
-
-use crate::inside;
-use crate::packets::L3;
 
 const OUTER_PORT: u16 = 4790;
 const INNER_PORT: u16 = 4791;

@@ -10,6 +10,8 @@ use ipnet::Ipv4Net;
 use muslin::device::FrameDevice as _;
 use muslin::underlay::uplink::{Failure, Frames, Uplink, UplinkKind};
 use muslin_encap::offload::virtio::Header;
+use muslin_lab::inside;
+use muslin_lab::{SOON, poll_until};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
@@ -18,9 +20,6 @@ use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::sys::socket::{LinkAddr, bind, recvfrom};
 use nix::unistd::{Pid, gettid};
 use socket2::{Domain, Socket, Type};
-
-use crate::inside;
-use crate::lab::{SOON, poll_until};
 
 /// The pods' subnet.
 pub(crate) const SUBNET: &str = "10.244.1.0/24";

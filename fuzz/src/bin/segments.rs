@@ -4,6 +4,7 @@
 //! left unmerged that it would.
 #![cfg_attr(fuzzing, no_main)]
 
+use muslin_bed::reference;
 use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::batch::{self, Queued, SendBatch};
@@ -12,9 +13,6 @@ use muslin_encap::offload::split::{Checksums, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
 use muslin_fuzz::Seed;
 use smoltcp::wire::IpVersion;
-
-#[path = "../../../encap/tests/reference/mod.rs"]
-mod reference;
 
 muslin_fuzz::target! {
     check: run,

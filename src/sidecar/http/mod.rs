@@ -190,9 +190,7 @@ fn unreached(error: DialError) -> Refusal {
             io::ErrorKind::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             _ => StatusCode::BAD_GATEWAY,
         },
-        DialError::NoName(_) | DialError::Resolver(_) | DialError::Ipv6(_) => {
-            StatusCode::BAD_GATEWAY
-        }
+        DialError::Resolve(_) | DialError::Ipv6(_) => StatusCode::BAD_GATEWAY,
     };
     (status, error.to_string())
 }

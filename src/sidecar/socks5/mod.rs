@@ -175,7 +175,7 @@ impl Client {
 /// What a client is told of a connection that was not made.
 fn reply_to(error: &DialError) -> Reply {
     match error {
-        DialError::NoName(_) | DialError::Resolver(_) => Reply::HostUnreachable,
+        DialError::Resolve(_) => Reply::HostUnreachable,
         DialError::Ipv6(_) => Reply::AddressNotSupported,
         DialError::Connect(_, error) => match error.kind() {
             io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Reply::Refused,

@@ -6,15 +6,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use etcd_client::PermissionType;
+use muslin_lab::certificates::Certificates;
+use muslin_lab::skip::skip;
 use muslin_stack::control::lease::{Change, ConfigFault, LeaseRecord};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use super::super::open;
 use super::super::suite::{self, Node, Place, settings, soon};
-use super::certificates::Certificates;
 use super::*;
-use crate::skip::skip;
 
 /// A port of the loopback where nobody listens, and that the kernel gives to nobody as long as this
 /// lives: only who asks for it by its number and sets `SO_REUSEADDR`, as etcd does, can have it.
@@ -196,7 +196,7 @@ async fn refused(store: Arc<dyn Store>) -> StoreError {
 
 #[tokio::test]
 async fn it_is_a_store_behind_tls_that_knows_its_clients() {
-    let Some(server) = Server::start_tls(true, Certificates::new()).await else {
+    let Some(server) = Server::start_tls(true, Certificates::generate()).await else {
         return;
     };
     suite::run_all(&server).await;
@@ -216,13 +216,13 @@ async fn it_is_a_store_behind_tls_that_knows_its_clients() {
 
 #[tokio::test]
 async fn the_ca_alone_is_enough_and_another_is_told() {
-    let Some(server) = Server::start_tls(false, Certificates::new()).await else {
+    let Some(server) = Server::start_tls(false, Certificates::generate()).await else {
         return;
     };
     let mut node = Node::start(server.open(), settings("/tls", 1));
     node.subnet().await;
     let place = format!("https://127.0.0.1:{}", server.client);
-    let other = Certificates::new();
+    let other = Certificates::generate();
     let wrong = EtcdOptions {
         cafile: Some(other.path("ca.pem")),
         ..EtcdOptions::default()
@@ -245,7 +245,7 @@ async fn the_ca_alone_is_enough_and_another_is_told() {
 
 #[test]
 fn options_that_cannot_work_are_refused_by_name() {
-    let files = Certificates::new();
+    let files = Certificates::generate();
     let some = |name: &str| Some(files.path(name));
     let check = |url: &str, options: EtcdOptions| {
         let error = open(url, &options).map(|_| ()).unwrap_err();

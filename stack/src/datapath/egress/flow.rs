@@ -6,7 +6,6 @@ use std::net::SocketAddrV4;
 use smoltcp::time::Instant;
 
 use super::clock::Clock;
-use super::table::Usage;
 use super::{Flow, FlowKey};
 
 /// A flow at one moment.
@@ -51,6 +50,21 @@ pub enum FlowState {
     HalfClosed,
     /// Neither end has, and not all is acknowledged.
     Closing,
+}
+
+/// What a flow has carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Usage {
+    /// Who began it.
+    pub(super) direction: Direction,
+    /// When it began.
+    pub(super) since: Instant,
+    /// When it was last in use.
+    pub(super) active: Instant,
+    /// Bytes of payload from the pod.
+    pub(super) sent: u64,
+    /// Bytes of payload to the pod.
+    pub(super) received: u64,
 }
 
 impl FlowInfo {

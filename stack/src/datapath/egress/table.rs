@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 
 use smoltcp::time::{Duration, Instant};
 
-use super::flow::Direction;
+use super::flow::{Direction, Usage};
 use super::{FlowId, FlowKey, Protocol};
 use crate::datapath::hash::Seed;
 use crate::drops::DropReason;
@@ -89,21 +89,6 @@ impl Moved {
     pub(super) const fn is_any(self) -> bool {
         self.sent + self.received > 0
     }
-}
-
-/// What a flow has carried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Usage {
-    /// Who began it.
-    pub(super) direction: Direction,
-    /// When it began.
-    pub(super) since: Instant,
-    /// When it was last in use.
-    pub(super) active: Instant,
-    /// Bytes of payload from the pod.
-    pub(super) sent: u64,
-    /// Bytes of payload to the pod.
-    pub(super) received: u64,
 }
 
 impl<T> Table<T> {

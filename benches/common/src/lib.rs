@@ -1,0 +1,20 @@
+//! What benchmarks of whole paths share: a load generator, rounds, and what is said of them.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark may")]
+#![allow(missing_docs, reason = "only the benchmarks beside it use it")]
+
+mod batch;
+pub mod benchmark;
+mod chart;
+pub mod figures;
+pub mod floods;
+pub mod load;
+pub mod machine;
+pub mod path;
+pub mod pods;
+mod report;
+pub mod rounds;
+pub mod samples;
+pub mod supervise;
+pub mod window;
+mod wire;

@@ -1,0 +1,101 @@
+//! What the pod's thread is asked for, and what goes to and fro.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use muslin_stack::api::control::Attached;
+use muslin_stack::datapath::egress::{HostError, Protocol};
+use tokio::sync::{mpsc, oneshot};
+
+use super::room::{Room, Taken};
+
+/// Who the pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) address: Ipv4Addr,
+    pub(super) gateway: Ipv4Addr,
+    pub(super) mtu: u16,
+}
+
+impl From<&Attached> for Place {
+    fn from(attached: &Attached) -> Self {
+        Self {
+            address: attached.address.addr(),
+            gateway: attached.gateway,
+            mtu: attached.link.mtu,
+        }
+    }
+}
+
+/// A port of the pod's address that leads to a socket of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exposed {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The port of the pod's address.
+    pub port: u16,
+    /// Who serves it.
+    pub to: SocketAddrV4,
+}
+
+/// What the thread is asked for.
+pub(super) enum Command {
+    Dial {
+        to: SocketAddrV4,
+        socket: OwnedFd,
+        reset: Arc<AtomicBool>,
+        told: oneshot::Sender<Result<(), HostError>>,
+    },
+    Bind {
+        inbox: Inbox,
+        told: oneshot::Sender<Option<u16>>,
+    },
+    Send {
+        port: u16,
+        datagram: Datagram,
+    },
+    Unbind(u16),
+    Move(Place),
+    Stop,
+}
+
+/// A datagram that waits.
+#[derive(Debug)]
+pub(super) struct Datagram {
+    /// Who it is from, or to.
+    pub(super) peer: SocketAddrV4,
+    pub(super) payload: Vec<u8>,
+    _room: Taken,
+}
+
+impl Datagram {
+    /// One that takes this room while it waits.
+    pub(super) fn new(peer: SocketAddrV4, payload: &[u8], room: Taken) -> Self {
+        Self {
+            peer,
+            payload: payload.to_vec(),
+            _room: room,
+        }
+    }
+}
+
+/// Where the datagrams of a port are put for whoever reads them.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    pub(super) reader: mpsc::UnboundedSender<Datagram>,
+    pub(super) room: Room,
+}
+
+impl Inbox {
+    /// Puts a datagram there.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is no room, `Refused` if nobody reads any more.
+    pub(super) fn put(&self, from: SocketAddrV4, payload: &[u8]) -> Result<(), HostError> {
+        let room = self.room.take(payload.len()).ok_or(HostError::WouldBlock)?;
+        let put = self.reader.send(Datagram::new(from, payload, room));
+        put.map_err(|_| HostError::Refused)
+    }
+}

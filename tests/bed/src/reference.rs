@@ -1,0 +1,415 @@
+//! Splitting and merging once more, as plainly as possible, and what must hold between the two and
+//! the real ones.
+//!
+//! Whether segments may be merged is not decided by a list of rules here but by what the rules are
+//! for: splitting the merged packet must give the segments back.
+
+use std::collections::BTreeMap;
+
+use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
+use muslin_encap::ip::v4::MAX_LEN;
+use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, Merger, Settings};
+use muslin_encap::offload::split::{Checksums, HEADERS_LEN, MAX_HEADER_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
+use smoltcp::wire::IpVersion;
+
+const CWR: u8 = 0x80;
+const URG: u8 = 0x20;
+const ACK: u8 = 0x10;
+const PSH: u8 = 0x08;
+const RST: u8 = 0x04;
+const SYN: u8 = 0x02;
+const FIN: u8 = 0x01;
+
+/// The folded sum of 16-bit words.
+fn sum<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> u16 {
+    let mut total = 0u64;
+    for part in parts {
+        let (words, rest) = part.as_chunks::<2>();
+        total += words
+            .iter()
+            .map(|word| u64::from(u16::from_be_bytes(*word)))
+            .sum::<u64>();
+        total += rest.first().map_or(0, |last| u64::from(*last) << 8);
+    }
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    total as u16
+}
+
+fn put(bytes: &mut [u8], at: usize, value: usize) {
+    bytes[at..at + 2].copy_from_slice(&(value as u16).to_be_bytes());
+}
+
+fn get(bytes: &[u8], at: usize) -> u16 {
+    u16::from_be_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn flags_at(at: &Transport) -> usize {
+    at.l4 + 13
+}
+
+fn pseudo(packet: &[u8], at: &Transport) -> u16 {
+    let number = match at.protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    };
+    let addresses = match at.version {
+        IpVersion::Ipv4 => &packet[at.l3 + 12..at.l3 + 20],
+        IpVersion::Ipv6 => &packet[at.l3 + 8..at.l3 + 40],
+    };
+    let len = (at.end - at.l4) as u16;
+    sum([addresses, &[0, number], &len.to_be_bytes()])
+}
+
+/// Fills in all lengths and checksums of a packet that is to end where its bytes do.
+pub fn finish(packet: &mut [u8], at: &Transport, checksums: Checksums) {
+    let len = packet.len();
+    let at = Transport { end: len, ..*at };
+    match at.version {
+        IpVersion::Ipv4 => {
+            put(packet, at.l3 + 2, len - at.l3);
+            put(packet, at.l3 + 10, 0);
+            let value = !sum([&packet[at.l3..at.l4]]);
+            put(packet, at.l3 + 10, value.into());
+        }
+        IpVersion::Ipv6 => put(packet, at.l3 + 4, len - at.l3 - 40),
+    }
+    if at.protocol == Protocol::Udp {
+        put(packet, at.l4 + 4, len - at.l4);
+    }
+    let field = at.checksum_offset();
+    let pseudo = pseudo(packet, &at);
+    put(packet, field, pseudo.into());
+    if checksums == Checksums::Complete {
+        let value = !sum([&packet[at.l4..]]);
+        let none = value == 0 && at.protocol == Protocol::Udp;
+        put(packet, field, if none { 0xffff } else { value.into() });
+    }
+}
+
+/// A superpacket in segments of `size` bytes of payload.
+pub fn split(packet: &[u8], l3: usize, size: usize, checksums: Checksums) -> Vec<Vec<u8>> {
+    let at = Transport::parse(packet, l3).expect("the real one could");
+    let payload = &packet[at.payload..at.end];
+    let chunks: Vec<&[u8]> = if payload.is_empty() {
+        vec![payload]
+    } else {
+        payload.chunks(size).collect()
+    };
+    let count = chunks.len();
+    let mut segments = Vec::new();
+    for (i, chunk) in chunks.into_iter().enumerate() {
+        let mut segment = [&packet[..at.payload], chunk].concat();
+        if at.version == IpVersion::Ipv4 {
+            let ident = usize::from(get(packet, l3 + 4)) + i;
+            put(&mut segment, l3 + 4, ident);
+        }
+        if at.protocol == Protocol::Tcp {
+            let field = at.l4 + 4..at.l4 + 8;
+            let first = packet[field.clone()].try_into().expect("four bytes");
+            let sequence = u32::from_be_bytes(first).wrapping_add((i * size) as u32);
+            segment[field].copy_from_slice(&sequence.to_be_bytes());
+            let flags = &mut segment[flags_at(&at)];
+            if i > 0 {
+                *flags &= !CWR;
+            }
+            if i + 1 < count {
+                *flags &= !(FIN | PSH);
+            }
+        }
+        finish(&mut segment, &at, checksums);
+        segments.push(segment);
+    }
+    segments
+}
+
+/// Splits a packet, if it can be, and holds every train against the plain split.
+///
+/// # Panics
+/// If something is wrong.
+pub fn check_split(packet: &[u8], l3: usize, gso: Gso, checksums: Checksums, limits: TrainLimits) {
+    let Ok(mut split) = Split::new(packet, l3, gso, checksums) else {
+        return;
+    };
+    let expected = self::split(packet, l3, gso.size.into(), checksums);
+    assert_eq!(split.remaining(), expected.len());
+    let longest = expected.iter().map(|segment| segment.len() - l3).max();
+    assert_eq!(Some(split.mtu_needed()), longest);
+    assert!(split.header_len() <= MAX_HEADER_LEN);
+    let mut headers = vec![0xaa; HEADERS_LEN];
+    let mut segments = Vec::new();
+    loop {
+        let before = split.remaining();
+        match split.next_train(&mut headers, limits) {
+            Ok(None) => break,
+            Err(_) => {
+                assert_eq!(split.remaining(), before);
+                assert!(split.header_len() + usize::from(gso.size) > limits.bytes);
+                return;
+            }
+            Ok(Some(train)) => {
+                let (count, total) = (train.count(), train.total_len());
+                assert!(count <= limits.segments.max(1) && total <= limits.bytes);
+                let mut left = total;
+                for (header, payload) in train.segments() {
+                    let segment = [header, payload].concat();
+                    assert_eq!(segment.len(), left.min(train.datagram_len()));
+                    left -= segment.len();
+                    segments.push(segment);
+                }
+                assert_eq!((left, before - count), (0, split.remaining()));
+            }
+        }
+    }
+    assert_eq!(segments, expected);
+}
+
+/// A packet as it is compared: checksums finished, and the two forms of zero as one.
+fn canonical(packet: &[u8], at: &Transport) -> Vec<u8> {
+    let mut packet = packet[..at.end].to_vec();
+    let field = at.checksum_offset();
+    if get(&packet, field) == pseudo(&packet, at) {
+        let value = !sum([&packet[at.l4..]]);
+        put(&mut packet, field, value.into());
+    }
+    let mut fields = vec![field];
+    if at.version == IpVersion::Ipv4 {
+        fields.push(at.l3 + 10);
+    }
+    for field in fields {
+        if get(&packet, field) == 0xffff {
+            put(&mut packet, field, 0);
+        }
+    }
+    packet
+}
+
+fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: Settings) -> bool {
+    let flags = packet[flags_at(at).min(at.payload - 1)];
+    let tcp = at.protocol == Protocol::Tcp;
+    let empty = at.payload_len() == 0;
+    let single = flags & (SYN | RST | URG | CWR) != 0 || flags & ACK == 0;
+    let ends = flags & (FIN | PSH) != 0;
+    let no_checksum = get(packet, at.checksum_offset()) == 0;
+    empty
+        || at.end - at.l3 > usize::from(settings.mtu.get())
+        || at.version == IpVersion::Ipv4 && at.l4 - at.l3 != 20
+        || tcp && (single || first && ends)
+        || !tcp && (!settings.udp || no_checksum)
+}
+
+/// The merged packet of a group with finished checksums, if splitting it gives the group back.
+fn join(group: &[&[u8]], l3: usize, settings: Settings) -> Option<Vec<u8>> {
+    let mut places = Vec::new();
+    for (i, packet) in group.iter().enumerate() {
+        let at = Transport::parse(packet, l3).ok()?;
+        if forbidden(packet, &at, i == 0, settings) {
+            return None;
+        }
+        places.push(at);
+    }
+    let (first, at) = (group[0], places[0]);
+    let mut merged = first[..at.payload].to_vec();
+    for (packet, at) in group.iter().zip(&places) {
+        merged.extend(&packet[at.payload..at.end]);
+    }
+    if merged.len() - l3 > MAX_LEN || group.len() > MAX_SEGMENTS {
+        return None;
+    }
+    if at.protocol == Protocol::Tcp {
+        let last = group[group.len() - 1];
+        let last_at = places[places.len() - 1];
+        merged[flags_at(&at)] |= last[flags_at(&last_at)] & (FIN | PSH);
+    }
+    finish(&mut merged, &at, Checksums::Complete);
+    let segments = split(&merged, l3, at.payload_len(), Checksums::Complete);
+    if segments.len() != group.len() {
+        return None;
+    }
+    let fixed = at.version == IpVersion::Ipv4
+        && first[l3 + 6] & 0x40 != 0
+        && group
+            .iter()
+            .all(|packet| packet[l3 + 4..l3 + 6] == first[l3 + 4..l3 + 6]);
+    for ((mut segment, packet), at) in segments.into_iter().zip(group).zip(&places) {
+        if fixed {
+            segment[l3 + 4..l3 + 6].copy_from_slice(&first[l3 + 4..l3 + 6]);
+            let at = Transport::parse(&segment, l3).ok()?;
+            finish(&mut segment, &at, Checksums::Complete);
+        }
+        let theirs = Transport::parse(&segment, l3).ok()?;
+        if canonical(&segment, &theirs) != canonical(packet, at) {
+            return None;
+        }
+    }
+    Some(merged)
+}
+
+/// Whether a group takes nobody after its last.
+fn is_closed(group: &[&[u8]], l3: usize) -> bool {
+    let at = |packet: &[u8]| Transport::parse(packet, l3).expect("it is in a group");
+    let (first, last) = (group[0], group[group.len() - 1]);
+    let ends = at(first).protocol == Protocol::Tcp && last[flags_at(&at(last))] & (FIN | PSH) != 0;
+    ends || at(last).payload_len() < at(first).payload_len()
+}
+
+/// What tells flows apart; `None` if that is not known or no matter.
+fn flow(packet: &[u8], l3: usize) -> Result<Vec<u8>, Error> {
+    let at = Transport::parse(packet, l3)?;
+    let addresses = match at.version {
+        IpVersion::Ipv4 => &packet[l3 + 12..l3 + 20],
+        IpVersion::Ipv6 => &packet[l3 + 8..l3 + 40],
+    };
+    let protocol = [(at.protocol == Protocol::Tcp).into()];
+    Ok([&protocol, addresses, &packet[at.l4..at.l4 + 4]].concat())
+}
+
+fn is_barrier(packet: &[u8], l3: usize) -> bool {
+    !matches!(
+        flow(packet, l3),
+        Ok(_) | Err(Error::EtherType(_) | Error::Version(_) | Error::Protocol(_))
+    )
+}
+
+/// What a merger has passed on.
+pub struct Output {
+    /// Its virtio-net header.
+    pub virtio: Header,
+    /// All its bytes.
+    pub bytes: Vec<u8>,
+    /// How many packets it is of.
+    pub count: usize,
+}
+
+/// Runs a batch through a merger.
+pub fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<Output> {
+    let mut buffers = packets.to_vec();
+    let mut outputs = Vec::new();
+    let mut merger = Merger::new(settings);
+    let mut sink = |merged: muslin_encap::offload::merge::Merged<'_, '_, ()>| {
+        let bytes = [&*merged.head, &merged.tail.concat()].concat();
+        assert_eq!(bytes.len(), merged.total_len());
+        outputs.push(Output {
+            virtio: merged.virtio,
+            bytes,
+            count: 1 + merged.tail.len(),
+        });
+    };
+    for buffer in &mut buffers {
+        merger.push(buffer, l3, (), &mut sink);
+    }
+    merger.flush(&mut sink);
+    outputs
+}
+
+/// Merges a batch and holds what comes out against the plain rules: nothing is lost, changed,
+/// reordered within its flow, merged that may not be or, where few enough flows are open, left
+/// unmerged that could be.
+///
+/// # Panics
+/// If something is wrong.
+pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: Settings) {
+    let mut waiting = BTreeMap::<_, Vec<(usize, &[u8])>>::new();
+    for (index, packet) in packets.iter().enumerate().rev() {
+        let flow = flow(packet, l3).ok();
+        waiting.entry(flow).or_default().push((index, packet));
+    }
+    let few = waiting.len() <= FLOWS;
+    let mut before: BTreeMap<Option<Vec<u8>>, Vec<usize>> = BTreeMap::new();
+    let mut passed = 0;
+    for output in merge(packets, l3, settings) {
+        let key = flow(&output.bytes, l3).ok();
+        let queue = waiting.get_mut(&key).expect("it has come in");
+        let taken = queue.split_off(queue.len() - output.count);
+        let (indices, group): (Vec<_>, Vec<_>) = taken.into_iter().rev().unzip();
+        if is_barrier(group[0], l3) {
+            assert_eq!(passed, indices[0], "nothing overtakes it");
+        }
+        passed += output.count;
+        check_output(&output, &group, l3, settings);
+        if let (Some(previous), Some(_), true) = (before.get(&key), &key, few) {
+            check_complete(packets, previous, indices[0], l3, settings);
+        }
+        before.insert(key, indices);
+    }
+    assert_eq!(passed, packets.len(), "none is lost");
+}
+
+/// The group before could not have gone on with this packet.
+fn check_complete(
+    packets: &[Vec<u8>],
+    group: &[usize],
+    next: usize,
+    l3: usize,
+    settings: Settings,
+) {
+    let last = group[group.len() - 1];
+    let stopped = packets[last..next]
+        .iter()
+        .any(|packet| is_barrier(packet, l3));
+    let mut group: Vec<&[u8]> = group.iter().map(|index| &packets[*index][..]).collect();
+    let closed = Transport::parse(group[0], l3).is_err() || is_closed(&group, l3);
+    group.push(&packets[next]);
+    assert!(
+        stopped || closed || join(&group, l3, settings).is_none(),
+        "they could have been merged"
+    );
+}
+
+fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: Settings) {
+    let (virtio, bytes) = (output.virtio, &output.bytes);
+    assert_eq!(Header::parse(&virtio.to_bytes()), Ok(virtio));
+    let Ok(at) = Transport::parse(bytes, l3) else {
+        assert_eq!(virtio, Header::default());
+        assert_eq!(bytes, group[0]);
+        return;
+    };
+    if l3 < 1000 {
+        assert_eq!(virtio.check(bytes.len()), Ok(()));
+    }
+    let partial = get(bytes, at.checksum_offset()) == pseudo(bytes, &at);
+    if l3 < 1000 {
+        assert_eq!(matches!(virtio.checksum, Checksum::Partial { .. }), partial);
+    }
+    if group.len() > 1 {
+        let mut expected = join(group, l3, settings).expect("they may be merged");
+        finish(&mut expected, &at, Checksums::Partial);
+        assert_eq!(*bytes, expected);
+        let (field, counted_from) = match at.version {
+            IpVersion::Ipv4 => (l3 + 2, l3),
+            IpVersion::Ipv6 => (l3 + 4, l3 + 40),
+        };
+        let written = usize::from(get(bytes, field));
+        assert_eq!(written, bytes.len() - counted_from, "its length is told");
+        let gso = virtio.gso.expect("it is a superpacket");
+        let size = Transport::parse(group[0], l3).map(|at| at.payload_len());
+        assert_eq!(Ok(gso.size.into()), size);
+        check_gso(bytes, &at, gso);
+    } else if let Some(gso) = virtio.gso {
+        assert!(at.end - l3 > usize::from(settings.mtu.get()));
+        assert_eq!(
+            usize::from(gso.size) + at.payload - l3,
+            usize::from(settings.mtu.get())
+        );
+        check_gso(bytes, &at, gso);
+        let mut before = group[0].to_vec();
+        assert_ne!(at.checksum_state(&before), ChecksumState::Invalid);
+        put(&mut before, at.checksum_offset(), pseudo(bytes, &at).into());
+        assert_eq!(*bytes, before);
+    } else {
+        assert_eq!(bytes, group[0]);
+    }
+}
+
+fn check_gso(packet: &[u8], at: &Transport, gso: Gso) {
+    let tcp = at.protocol == Protocol::Tcp;
+    let kind = match at.version {
+        _ if !tcp => GsoKind::Udp,
+        IpVersion::Ipv4 => GsoKind::TcpV4,
+        IpVersion::Ipv6 => GsoKind::TcpV6,
+    };
+    assert_eq!(gso.kind, kind);
+    assert_eq!(gso.ecn, tcp && packet[flags_at(at)] & CWR != 0);
+}
