@@ -7,11 +7,13 @@
 use smoltcp::time::{Duration, Instant};
 
 use super::Violation;
+use super::cluster::PREFIX;
 use super::cluster::{Cluster, Due};
 use super::machine::{Timer, Who};
 use super::random::{Random, Stream};
 use super::store::Gap;
-use crate::control::lease::{Action, Answer, Manager, Op, Revision};
+use crate::control::lease::{Action, Answer, Entry, Manager, Op, Revision, WatchEvent};
+use crate::control::names::names_prefix;
 
 /// How long a request may take, as with etcd.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -385,9 +387,14 @@ impl Cluster {
         if self.store.can_watch(watch.next).is_err() {
             return self.end_watch(who);
         }
+        let prefix = names_prefix(PREFIX);
         for event in self.store.since(watch.next) {
-            self.figures.events += 1;
-            agent.manager.event(now, event.clone());
+            let (WatchEvent::Put(Entry { key, .. }) | WatchEvent::Delete { key, .. }) = event;
+            // Whoever watches leases hears nothing of names.
+            if !key.starts_with(&prefix) {
+                self.figures.events += 1;
+                agent.manager.event(now, event.clone());
+            }
         }
         watch.next = self.store.revision() + 1;
         self.drive(who)
@@ -413,6 +420,7 @@ impl Cluster {
                 && !self.is_held(who, Due::WatchEnds)
             {
                 self.end_watch(who)?;
+                self.end_names(who)?;
             }
         }
         Ok(())
@@ -426,6 +434,7 @@ impl Cluster {
             let Some(who) = self.who(machine) else {
                 continue;
             };
+            self.wake_names_of(who);
             if self.reaches_store(machine) {
                 self.wake_watch(who);
             } else if let Some(process) = self.machines[machine].process(who)
@@ -463,6 +472,10 @@ impl Cluster {
             agent.doing = Doing::Idle;
         }
         self.queue.schedule(now + FAREWELL, Due::Farewell(who));
+        if let Some(running) = &mut process.running {
+            running.names.sharer.leave(now);
+        }
+        self.drive_names(who)?;
         self.drive(who)
     }
 

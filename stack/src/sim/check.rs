@@ -248,6 +248,9 @@ impl Cluster {
                 (None, false) => {}
             }
         }
+        for number in 0..self.machines.len() {
+            self.missing_names(number, text);
+        }
         self.overlaps(text);
         self.differences_of_flannels(text);
     }

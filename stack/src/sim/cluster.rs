@@ -23,7 +23,7 @@ use super::random::{Random, Stream};
 use super::sockets::Happening;
 use super::store::{Gap, Lost, Store};
 use crate::control::ipam::PodName;
-use crate::control::lease::{Answer, Op, Revision};
+use crate::control::lease::{Answer, Op, Revision, lease_prefix};
 use crate::datapath::Message;
 use crate::datapath::egress::FlowId;
 use crate::datapath::frame;
@@ -62,6 +62,9 @@ pub(super) enum Due {
     Plug(Who, PodName),
     Node(Who, usize),
     Message(Who, usize, Message),
+    Names(Who),
+    NameRequest(Who, Op),
+    NameWatch(Who),
     Device(Who, PortId),
     ToDevice(Who, PortId, Vec<u8>),
     FromDevice(Who, PortId, Sent),
@@ -147,6 +150,7 @@ pub(super) struct Cluster {
     /// The store's revision, and since when it has it.
     pub(super) written: (Revision, Instant),
     pub(super) random: Random,
+    pub(super) name_random: Random,
     expiry: Timer,
     /// The last datagrams and where they went.
     pub(super) captured: VecDeque<(SocketAddr, Vec<u8>)>,
@@ -199,6 +203,7 @@ impl Cluster {
             disturbed: now,
             written: (0, now),
             random: Random::new(seed, Stream::Machines),
+            name_random: Random::new(seed, Stream::Names),
             expiry: Timer::default(),
             captured: VecDeque::new(),
             storage: vec![0; HEADROOM + frame::MAX_LEN + HEADROOM],
@@ -255,6 +260,9 @@ impl Cluster {
             Due::Start(machine) => self.start(machine)?,
             Due::Plug(who, name) => self.plug_again(who, &name)?,
             Due::Node(who, worker) => self.node_timeout(who, worker)?,
+            Due::Names(who) => self.names_timeout(who)?,
+            Due::NameRequest(who, op) => self.serve_names(who, op)?,
+            Due::NameWatch(who) => self.tell_names(who)?,
             Due::Message(who, worker, message) => self.take_message(who, worker, message)?,
             Due::Device(who, port) => {
                 let running = self.machines[who.machine].running(who);
@@ -299,6 +307,7 @@ impl Cluster {
             self.queue.schedule(at, Due::Expiry);
         }
         self.wake_watches();
+        self.wake_names();
         self.wake_flannels();
         Ok(())
     }
@@ -315,7 +324,8 @@ impl Cluster {
         let machine = lost.writer;
         let process = self.machines[machine].process.as_ref();
         let running = process.and_then(|process| process.running.as_ref());
-        let is_held = running.is_some_and(|running| lost.key.ends_with(&running.key.to_string()));
+        let is_held = running
+            .is_some_and(|running| lost.key == format!("{}/{}", lease_prefix(PREFIX), running.key));
         let sleeps = self.machines[machine].frozen.is_some();
         if is_held && !sleeps && self.is_calm() && self.reaches_store(machine) {
             return Err(Violation(format!(

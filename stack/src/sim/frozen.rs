@@ -145,11 +145,14 @@ impl Due {
             | Self::Plug(who, _)
             | Self::Node(who, _)
             | Self::Message(who, ..)
+            | Self::Names(who)
+            | Self::NameWatch(who)
             | Self::FromDevice(who, ..)
             | Self::Turn(who, _)
             | Self::Socket(who, ..) => Some(who.machine),
             Self::Frame(machine, _) => Some(*machine),
             Self::Request(..)
+            | Self::NameRequest(..)
             | Self::Open(..)
             | Self::Expiry
             | Self::OpenFlannel(..)

@@ -12,6 +12,7 @@ use smoltcp::wire::EthernetAddress;
 use super::agent::Agent;
 use super::device::{Device, Sent};
 use super::frozen::Frozen;
+use super::sharing::NameAgent;
 use super::worker::Worker;
 use crate::control::ipam::{Memory, PodName};
 use crate::control::lease::{NetworkConfig, SubnetKey};
@@ -76,6 +77,7 @@ pub(super) struct Running {
     pub(super) plan: TunnelPlan,
     pub(super) gateway_mac: EthernetAddress,
     pub(super) pods: Pods<()>,
+    pub(super) names: NameAgent,
     /// Its workers: each has the whole node, and flows of its own.
     pub(super) workers: Vec<Worker>,
     pub(super) ports: BTreeMap<PortId, Plugged>,

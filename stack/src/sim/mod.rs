@@ -71,6 +71,7 @@
 //!   peers of its records: none is missing, stale, or has another address. No subnets overlap.
 //! * Within 300 s pods are through with all connections to servers that they began before, or are
 //!   told that there is none, and a minute later those that went well are in no table.
+//!   Each knows the names of all pods of all others.
 //! * All pairs of pods talk over TCP or ping, within 180 s.
 //! * All pods reach a good server outside, over TCP, UDP and ping.
 //! * All pods are reached by clients of their published port: from outside, and from their own host,
@@ -195,6 +196,7 @@ mod random;
 mod report;
 mod rogue;
 mod scale;
+mod sharing;
 mod shrink;
 mod sockets;
 mod store;

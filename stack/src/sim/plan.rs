@@ -65,6 +65,8 @@ pub struct Setup {
     pub guards_peers: bool,
     /// How many workers each node has.
     pub workers: u8,
+    /// Whether nodes tell each other the names of their pods.
+    pub shares_names: bool,
     /// How long before its end a lease is renewed.
     pub renew_margin: Duration,
 }
@@ -81,6 +83,7 @@ impl Setup {
             tells_ttl: false,
             guards_peers: true,
             workers: 1,
+            shares_names: false,
             renew_margin: RENEW_MARGIN,
         }
     }
@@ -259,6 +262,7 @@ fn setup(seed: u64, random: &mut Random) -> Setup {
         tells_ttl: random.chance(500),
         guards_peers: random.chance(850),
         // A stream of its own, so that plans stay what they were.
+        shares_names: true,
         workers: Random::new(seed, Stream::Workers).pick(&[1, 1, 2, 3]),
         renew_margin: match random.chance(800) {
             true => RENEW_MARGIN,

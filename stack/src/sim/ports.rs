@@ -110,6 +110,8 @@ impl Cluster {
             idle_turns: 0,
         };
         running.ports.insert(port, plugged);
+        running.name_pods(self.queue.now());
+        self.drive_names(who)?;
         self.poll_device(who, port)
     }
 
@@ -156,13 +158,14 @@ impl Cluster {
         running.gone.extend(mac);
         running.pods.detach(name);
         let memory = running.pods.memory();
+        running.name_pods(self.queue.now());
         if !was_attached {
             return Err(Violation(format!("port {port} was not attached")));
         }
         if let Some(disk) = &mut machine.disk {
             disk.addresses = Some(memory);
         }
-        Ok(())
+        self.drive_names(who)
     }
 
     /// All devices that are attached and answer, with their addresses.

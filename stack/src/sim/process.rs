@@ -16,9 +16,11 @@ use super::machine::{Disk, Process, Running, Who};
 use super::outside::Outside;
 use super::plan::Setup;
 use super::random::Random;
+use super::sharing::{NameAgent, node_name};
 use super::way_out::{self, WayOut};
 use super::worker::Worker;
 use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
+use crate::control::names::SharerSettings;
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
@@ -227,12 +229,19 @@ impl Cluster {
             .flat_map(|memory| memory.addresses())
             .collect();
         let is_restart = memory.is_some();
+        let names = SharerSettings {
+            prefix: PREFIX.to_owned(),
+            network: config.network,
+            node: node_name(number),
+            subnet: key.ipv4,
+        };
         let mut running = Running {
             key,
             config,
             plan,
             gateway_mac: disk.gateway_mac.get(),
             pods: Pods::new(key.ipv4, disk.addresses.clone()),
+            names: NameAgent::new(names, now),
             workers,
             ports: BTreeMap::new(),
             unplugged: BTreeSet::new(),
@@ -258,6 +267,7 @@ impl Cluster {
                 self.plug(who, &name)?;
             }
         }
+        self.drive_names(who)?;
         self.settle(who)
     }
 
@@ -288,7 +298,8 @@ impl Process {
     fn update_tables(&mut self) {
         if let Some(running) = &mut self.running {
             while let Some(operation) = self.control.poll() {
-                running.each_node(|node| operation.clone().apply_to_node(node));
+                operation.apply_to_names(&mut running.names.names);
+                running.each_node(|node| operation.apply_to_node(node));
             }
         }
     }

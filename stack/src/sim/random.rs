@@ -14,6 +14,7 @@ pub(super) enum Stream {
     Check,
     Outside,
     Workers,
+    Names,
 }
 
 /// One stream of a seed.
