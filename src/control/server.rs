@@ -88,7 +88,7 @@ pub trait Service: Send + Sync + 'static {
         &self,
         request: Attach,
         device: Vec<OwnedFd>,
-    ) -> Result<(Attached, Option<Self::Attachment>)>;
+    ) -> impl Future<Output = Result<(Attached, Option<Self::Attachment>)>> + Send;
 
     /// Keeps the namespaces of an attached pod.
     ///
@@ -113,11 +113,14 @@ pub trait Service: Send + Sync + 'static {
     /// If there are no pods yet.
     fn link(&self) -> Result<watch::Receiver<Link>>;
 
-    /// Detaches a pod.
+    /// Detaches a pod, and closes its device and its published ports.
     ///
     /// # Errors
     /// If there is none of that name.
-    fn detach(&self, pod: &PodName) -> Result<()>;
+    fn detach(&self, pod: &PodName) -> impl Future<Output = Result<()>> + Send;
+
+    /// The same for a pod that is held.
+    fn release(&self, attachment: Self::Attachment) -> impl Future<Output = ()> + Send;
 
     /// The rows of a table.
     ///
@@ -238,7 +241,8 @@ async fn converse<S: Service>(
         place.keep();
         let answer = match request {
             Request::Attach(attach) => {
-                answer_attach(service, attach, beside).and_then(|(attached, held)| {
+                let attached = answer_attach(service, attach, beside).await;
+                attached.and_then(|(attached, held)| {
                     if let Some(held) = held {
                         link = Some(service.link()?);
                         attachments.push((attached.pod.clone(), held));
@@ -262,10 +266,12 @@ async fn converse<S: Service>(
             },
             // By what it holds and not by a name, which may be another client's by now.
             Request::Detach { pod } if level == Level::Attach => {
-                attachments.retain(|(own, _)| *own != pod);
+                for (_, held) in attachments.extract_if(.., |(own, _)| *own == pod) {
+                    service.release(held).await;
+                }
                 Ok(Answer::Done)
             }
-            Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
+            Request::Detach { pod } => service.detach(&pod).await.map(|()| Answer::Done),
             Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
             Request::Report(table) => match service.report(table).await {
@@ -292,7 +298,7 @@ async fn changed(link: &mut Option<watch::Receiver<Link>>) -> Link {
     std::future::pending().await
 }
 
-fn answer_attach<S: Service>(
+async fn answer_attach<S: Service>(
     service: &S,
     attach: Attach,
     device: Vec<OwnedFd>,
@@ -300,7 +306,7 @@ fn answer_attach<S: Service>(
     if device.is_empty() {
         return Err(Error::usage("no device came with the request to attach"));
     }
-    service.attach(attach, device)
+    service.attach(attach, device).await
 }
 
 /// Sends rows in as many packets as they need.
@@ -344,28 +350,34 @@ mod tests {
     /// A node that has nothing.
     struct Empty;
 
+    fn not_attached(pod: &PodName) -> Error {
+        Error::failed(format!("no pod named '{pod}' is attached"))
+    }
+
     impl Service for Empty {
         type Attachment = ();
 
-        fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
+        async fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
             Err(Error::failed("full"))
         }
 
         fn keep_namespaces(&self, pod: &PodName, _: Vec<Namespace>, _: Vec<OwnedFd>) -> Result<()> {
-            self.detach(pod)
+            Err(not_attached(pod))
         }
 
         fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
-            Err(self.detach(pod).unwrap_err())
+            Err(not_attached(pod))
         }
 
         fn link(&self) -> Result<watch::Receiver<Link>> {
             Err(Error::failed("none"))
         }
 
-        fn detach(&self, pod: &PodName) -> Result<()> {
-            Err(Error::failed(format!("no pod named '{pod}' is attached")))
+        async fn detach(&self, pod: &PodName) -> Result<()> {
+            Err(not_attached(pod))
         }
+
+        async fn release(&self, (): ()) {}
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {
             Ok(Vec::new())

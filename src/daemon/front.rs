@@ -98,12 +98,12 @@ impl Front {
 impl Service for Front {
     type Attachment = Attachment;
 
-    fn attach(
+    async fn attach(
         &self,
         request: Attach,
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Attachment>)> {
-        self.ready()?.attach(request, device)
+        self.ready()?.attach(request, device).await
     }
 
     fn keep_namespaces(
@@ -123,8 +123,15 @@ impl Service for Front {
         Ok(self.ready()?.link())
     }
 
-    fn detach(&self, pod: &PodName) -> Result<()> {
-        self.ready()?.detach(pod)
+    async fn detach(&self, pod: &PodName) -> Result<()> {
+        self.ready()?.detach(pod).await
+    }
+
+    async fn release(&self, attachment: Attachment) {
+        drop(attachment);
+        if let Some(running) = self.running() {
+            running.closed().await;
+        }
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {

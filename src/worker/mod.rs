@@ -32,7 +32,8 @@ use packet_loop::{Mailbox, PacketLoop};
 pub use report::{FlowTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals};
 use report::{Page, Question};
 use socket2::Socket;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{self, timeout_at};
 use tracing::warn;
 
 use crate::device::PodDevice;
@@ -46,7 +47,8 @@ enum Command {
     /// Published ports of the pod at that address, with their sockets for the worker that has them,
     /// and the overlay's network.
     Publish(PortId, Ipv4Addr, Ipv4Net, Vec<(Published, Option<Socket>)>),
-    Detach(PortId, SyncSender<()>),
+    /// Detach a port; the sender goes when that is done.
+    Detach(PortId, watch::Sender<()>),
     SetPeer(Peer),
     RemovePeer(PeerId),
     /// Ask these peers for a sign of life.
@@ -118,6 +120,27 @@ impl Sibling {
         let told = self.messages.try_send(message).is_ok();
         let _ = self.wake.write(1);
         told
+    }
+}
+
+/// A port on its way to be closed by all workers.
+#[derive(Debug, Clone)]
+pub struct Closing {
+    /// Each of them has a sender until it is done.
+    open: watch::Receiver<()>,
+    deadline: time::Instant,
+}
+
+impl Closing {
+    /// Whether there is nothing more to wait for.
+    pub(crate) fn is_over(&self) -> bool {
+        self.open.has_changed().is_err() || self.deadline <= time::Instant::now()
+    }
+
+    /// Waits until the port's device and its published ports are closed; for a thread that hangs not
+    /// for ever.
+    pub async fn over(mut self) {
+        let _ = timeout_at(self.deadline, self.open.changed()).await;
     }
 }
 
@@ -252,19 +275,18 @@ impl Workers {
         Ok(())
     }
 
-    /// Detaches a port, closes its device and its published ports. They are free when this returns.
+    /// Detaches a port, closes its device and its published ports. They are free when what this
+    /// returns is over.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
-    pub fn detach(&self, port: PortId) -> Result<(), Ended> {
-        let (done, waits) = sync_channel(self.0.len());
-        self.tell(|| Command::Detach(port, done.clone()))?;
-        let deadline = StdInstant::now() + PATIENCE;
-        for _ in &self.0 {
-            // A thread that hangs hangs without this one.
-            let _ = waits.recv_timeout(deadline.saturating_duration_since(StdInstant::now()));
-        }
-        Ok(())
+    pub fn detach(&self, port: PortId) -> Result<Closing, Ended> {
+        let (open, closing) = watch::channel(());
+        self.tell(|| Command::Detach(port, open.clone()))?;
+        Ok(Closing {
+            open: closing,
+            deadline: time::Instant::now() + PATIENCE,
+        })
     }
 
     /// Adds or changes a peer.
@@ -368,5 +390,36 @@ impl Drop for Workers {
                 warn!("worker-{index} does not stop");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_closed_when_all_workers_have_closed_it() {
+        let port = |patience| {
+            let (open, closing) = watch::channel(());
+            let closing = Closing {
+                open: closing,
+                deadline: time::Instant::now() + patience,
+            };
+            (open, closing)
+        };
+        let (open, closing) = port(Duration::from_secs(3600));
+        let other = open.clone();
+        drop(open);
+        assert!(!closing.is_over());
+        tokio::join!(closing.clone().over(), async {
+            time::sleep(Duration::ZERO).await;
+            drop(other);
+        });
+        assert!(closing.is_over());
+
+        // One that hangs is not waited for.
+        let (_open, closing) = port(Duration::ZERO);
+        closing.clone().over().await;
+        assert!(closing.is_over());
     }
 }

@@ -199,10 +199,9 @@ impl PacketLoop {
                 Command::Publish(port, address, network, all) => {
                     self.publish(port, address, network, all);
                 }
-                Command::Detach(port, done) => {
+                Command::Detach(port, open) => {
                     self.detach(port);
-                    // Whoever waited may have given up.
-                    let _ = done.try_send(());
+                    drop(open);
                 }
                 Command::SetPeer(peer) => self.path.node_mut().set_peer(peer),
                 Command::RemovePeer(peer) => {
