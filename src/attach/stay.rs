@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
-use muslin_stack::api::control::{Attach, Attached};
+use muslin_stack::api::control::{Attach, Attached, Code};
 use tracing::{info, warn};
 
 use super::Device;
@@ -87,7 +87,10 @@ async fn attach_again(
     };
     let same = request(Some(attached.address.addr()));
     match device.attach(client, same).await {
-        Err(Error::Usage(_)) => device.attach(client, request(None)).await,
+        Err(Error::Refused {
+            code: Code::AddressNotAvailable,
+            ..
+        }) => device.attach(client, request(None)).await,
         other => other,
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muslin_stack::api::control::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Refusal, Request,
+    Table,
 };
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
@@ -37,16 +38,26 @@ pub fn locate(state_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
         let name = state::node_name(name)?;
         return Ok(state::socket_path(state_dir, &name));
     }
+    locate_only(state_dir)?.ok_or_else(|| {
+        Error::failed(format!(
+            "no node runs here (looked in {}): start one with 'muslin node'",
+            state_dir.display()
+        ))
+    })
+}
+
+/// The socket of the only node that runs, if one does.
+///
+/// # Errors
+/// A usage error if there are several.
+pub fn locate_only(state_dir: &Path) -> Result<Option<PathBuf>> {
     let running = state::nodes(state_dir)
         .into_iter()
         .filter(|name| state::is_listening(&state::socket_path(state_dir, name)))
         .collect::<Vec<_>>();
     match &running[..] {
-        [only] => Ok(state::socket_path(state_dir, only)),
-        [] => Err(Error::failed(format!(
-            "no node runs here (looked in {}): start one with 'muslin node'",
-            state_dir.display()
-        ))),
+        [] => Ok(None),
+        [only] => Ok(Some(state::socket_path(state_dir, only))),
         several => Err(Error::usage(format!(
             "several nodes run here: choose one with --node: {}",
             several.join(", ")
@@ -228,14 +239,7 @@ impl Client {
         let (answer, beside) =
             received.ok_or_else(|| Error::failed("the node ended the connection"))?;
         match answer {
-            Answer::Refused {
-                usage: true,
-                message,
-            } => Err(Error::Usage(message)),
-            Answer::Refused {
-                usage: false,
-                message,
-            } => Err(Error::Failed(message)),
+            Answer::Refused(Refusal { code, message }) => Err(Error::refused(code, message)),
             answer => Ok((answer, beside)),
         }
     }

@@ -8,6 +8,6 @@ mod client;
 mod connection;
 mod server;
 
-pub use client::{Client, locate};
+pub use client::{Client, locate, locate_only};
 pub use connection::{Connection, MAX_MESSAGE};
 pub use server::{Level, Service, serve};

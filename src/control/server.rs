@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use muslin_stack::api::control::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+    Answer, Attach, Attached, Code, DropLease, Dropped, Link, Namespace, PodNamespaces, Refusal,
+    Request, Table,
 };
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
@@ -50,7 +51,10 @@ impl Level {
     /// Refuses what clients of this level may not ask for, if they have attached these pods.
     fn check<T>(self, request: &Request, own: &[(PodName, T)]) -> Result<()> {
         let is_own = |pod| own.iter().any(|(own, _)| own == pod);
-        let refuse = |what| Err(Error::failed(format!("not by this socket: {what}")));
+        let refuse = |what| {
+            let message = format!("not by this socket: {what}");
+            Err(Error::refused(Code::Denied, message))
+        };
         match (self, request) {
             (Self::Full, _)
             | (Self::Attach, Request::Report(Table::Status))
@@ -143,10 +147,17 @@ pub trait Service: Send + Sync + 'static {
 
 impl From<Error> for Answer {
     fn from(error: Error) -> Self {
-        Self::Refused {
-            usage: matches!(error, Error::Usage(_)),
+        let code = match error {
+            Error::Refused { code, .. } => code,
+            Error::Usage(_) => Code::Usage,
+            Error::Failed(_) | Error::LeaseLost(_) | Error::Start { .. } | Error::Command(_) => {
+                Code::Failed
+            }
+        };
+        Self::Refused(Refusal {
+            code,
             message: error.to_string(),
-        }
+        })
     }
 }
 
@@ -351,7 +362,7 @@ mod tests {
     struct Empty;
 
     fn not_attached(pod: &PodName) -> Error {
-        Error::failed(format!("no pod named '{pod}' is attached"))
+        Error::refused(Code::NoSuchPod, format!("no pod named '{pod}' is attached"))
     }
 
     impl Service for Empty {
@@ -507,7 +518,7 @@ mod tests {
             let answer = answers.receive::<Answer>().await;
             let (answer, _) = answer.unwrap().expect(&start);
             assert!(
-                matches!(answer, Answer::Refused { usage: true, .. }),
+                matches!(&answer, Answer::Refused(refusal) if refusal.code == Code::Usage),
                 "{start}: {answer:?}"
             );
         }

@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use muslin_stack::api::control::{
-    Attach, Attached, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
+    Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
+    Table,
 };
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
@@ -87,10 +88,11 @@ impl Front {
     fn ready(&self) -> Result<&Arc<Running>> {
         self.running().ok_or_else(|| {
             let name = &self.name;
-            Error::failed(match self.condition.borrow().trouble() {
+            let message = match self.condition.borrow().trouble() {
                 Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
                 None => format!("the node {name} has no lease yet"),
-            })
+            };
+            Error::refused(Code::NotReady, message)
         })
     }
 }

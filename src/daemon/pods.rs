@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use muslin_stack::api::control::{Attach, Namespace};
+use muslin_stack::api::control::{Attach, Code, Namespace};
 use muslin_stack::api::published::{MAX_PORTS, Published};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
@@ -55,17 +55,22 @@ pub(super) fn attach<'p>(
 fn refusal(error: &AttachError) -> Error {
     match error {
         AttachError::NameTaken(_) => {
-            Error::failed(format!("{error}: give this one another --name"))
+            let message = format!("{error}: give this one another --name");
+            Error::refused(Code::NameTaken, message)
         }
         AttachError::NameReserved(_) => {
-            Error::usage(format!("{error}: give the pod another --name"))
+            let message = format!("{error}: give the pod another --name");
+            Error::refused(Code::NameReserved, message)
         }
-        AttachError::NoName => Error::failed(format!("{error}: give it a --name")),
+        AttachError::NoName => {
+            Error::refused(Code::NameTaken, format!("{error}: give it a --name"))
+        }
         AttachError::Address(IpamError::OutOfSubnet(..) | IpamError::Reserved(..)) => {
-            Error::usage(error)
+            Error::refused(Code::AddressNotAvailable, error)
         }
-        AttachError::Address(IpamError::Taken(..) | IpamError::Full(..))
-        | AttachError::MacTaken(..) => Error::failed(error),
+        AttachError::Address(IpamError::Taken(..)) => Error::refused(Code::AddressTaken, error),
+        AttachError::Address(IpamError::Full(..)) => Error::refused(Code::NoAddressLeft, error),
+        AttachError::MacTaken(..) => Error::refused(Code::MacTaken, error),
     }
 }
 
@@ -86,10 +91,11 @@ pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
             published.any(|other| other.overlaps(one))
         };
         if let Some((name, _)) = pods.iter().find(|(_, pod)| holds(pod)) {
-            return Err(Error::failed(format!(
+            let message = format!(
                 "{port} is published by the pod '{name}' already: choose another port, or \
                  detach that pod"
-            )));
+            );
+            return Err(Error::refused(Code::PortTaken, message));
         }
     }
     Ok(())
@@ -97,7 +103,10 @@ pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
 
 /// What is said of a pod that is not there.
 pub(super) fn not_attached(name: &PodName) -> Error {
-    Error::failed(format!("no pod named '{name}' is attached"))
+    Error::refused(
+        Code::NoSuchPod,
+        format!("no pod named '{name}' is attached"),
+    )
 }
 
 #[cfg(test)]
@@ -115,27 +124,46 @@ mod tests {
                 publish: Vec::new(),
             };
             let attached = attach(&mut pods, &request, None, Vec::new());
-            attached.map_or_else(
-                |error| (error.exit_code(), error.to_string()),
-                |_| (0, String::new()),
-            )
+            attached.map(|_| ())
         };
-        assert_eq!(refused("a", Some([10, 244, 1, 2])).0, 0);
+        refused("a", Some([10, 244, 1, 2])).unwrap();
         for (pod, address, code, words) in [
-            ("wpad", None, 2, "give the pod another --name"),
-            ("b", Some([10, 9, 9, 9]), 2, "not in this node's subnet"),
-            ("b", Some([10, 244, 1, 1]), 2, "the node's own"),
-            ("b", Some([10, 244, 1, 2]), 1, "taken by the pod 'a'"),
+            (
+                "wpad",
+                None,
+                Code::NameReserved,
+                "give the pod another --name",
+            ),
+            (
+                "b",
+                Some([10, 9, 9, 9]),
+                Code::AddressNotAvailable,
+                "not in this node's subnet",
+            ),
+            (
+                "b",
+                Some([10, 244, 1, 1]),
+                Code::AddressNotAvailable,
+                "the node's own",
+            ),
+            (
+                "b",
+                Some([10, 244, 1, 2]),
+                Code::AddressTaken,
+                "taken by the pod 'a'",
+            ),
             (
                 "a",
                 None,
-                1,
+                Code::NameTaken,
                 "attached already: give this one another --name",
             ),
         ] {
-            let (refused, text) = refused(pod, address);
-            assert_eq!(refused, code, "{text}");
-            assert!(text.contains(words), "{text}");
+            let error = refused(pod, address).unwrap_err();
+            let text = error.to_string();
+            let is_coded = matches!(error, Error::Refused { code: it, .. } if it == code);
+            assert!(is_coded && text.contains(words), "{text}");
+            assert_eq!(error.exit_code() == 2, code.is_usage(), "{text}");
         }
     }
 }

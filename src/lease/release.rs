@@ -5,7 +5,7 @@
 //! record only if nobody has written it since.
 
 use ipnet::Ipv4Net;
-use muslin_stack::api::control::{DropLease, Dropped, Lease};
+use muslin_stack::api::control::{Code, DropLease, Dropped, Lease};
 use muslin_stack::control::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
 use muslin_stack::control::names::names_key;
 
@@ -34,10 +34,8 @@ pub async fn release(
     if let Some(objection) = objection(&entry, &lease, viewer)
         && !request.force
     {
-        return Err(Error::failed(format!(
-            "{} is not given back: {objection}",
-            title(subnet, &lease)
-        )));
+        let message = format!("{} is not given back: {objection}", title(subnet, &lease));
+        return Err(Error::refused(Code::Busy, message));
     }
     delete(store, &entry).await.map_err(|reason| {
         Error::failed(format!(
@@ -84,10 +82,11 @@ fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, L
 }
 
 fn nothing(wanted: &str) -> Error {
-    Error::usage(format!(
+    let message = format!(
         "'{wanted}' is neither the subnet of a lease nor the name of a node that has one: 'muslin \
          leases' shows them"
-    ))
+    );
+    Error::refused(Code::NoSuchLease, message)
 }
 
 /// `the lease 10.244.7.0/24 of node n2 (192.168.0.12)`

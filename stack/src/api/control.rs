@@ -7,7 +7,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::published::Published;
 use crate::control::ipam::PodName;
@@ -129,12 +130,82 @@ pub enum Answer {
     /// It is done.
     Done,
     /// It cannot be done.
-    Refused {
-        /// Whether the request itself was wrong, so that asking again is no use.
-        usage: bool,
-        /// Why, in one line for people.
-        message: String,
-    },
+    Refused(Refusal),
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Refusal {
+    /// Why, for programs.
+    #[serde(default = "Code::of_old_nodes")]
+    pub code: Code,
+    /// Why, in one line for people.
+    pub message: String,
+}
+
+impl Serialize for Refusal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Refusal", 3)?;
+        // Clients from before there were codes read this one.
+        fields.serialize_field("usage", &self.code.is_usage())?;
+        fields.serialize_field("code", &self.code)?;
+        fields.serialize_field("message", &self.message)?;
+        fields.end()
+    }
+}
+
+/// Why a request is refused, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Code {
+    /// The request is wrong in itself.
+    Usage,
+    /// Client and node speak different versions.
+    WrongVersion,
+    /// Not by this socket.
+    Denied,
+    /// The node has no lease yet.
+    NotReady,
+    /// There is no pod of that name.
+    NoSuchPod,
+    /// There is no such lease.
+    NoSuchLease,
+    /// What is to be given back is in use, or may be.
+    Busy,
+    /// Another pod has the name, or all that could be chosen are taken.
+    NameTaken,
+    /// No pod can have the name.
+    NameReserved,
+    /// Another pod has the address.
+    AddressTaken,
+    /// No pod of this node can have the address.
+    AddressNotAvailable,
+    /// All addresses of the node's subnet are in use.
+    NoAddressLeft,
+    /// Another pod has the MAC address.
+    MacTaken,
+    /// Another pod or program has the port.
+    PortTaken,
+    /// Anything else, and what newer nodes say that is not known here.
+    #[serde(other)]
+    Failed,
+}
+
+impl Code {
+    /// Whether the request itself was wrong, so that asking again is no use.
+    #[must_use]
+    pub const fn is_usage(self) -> bool {
+        matches!(
+            self,
+            Self::Usage | Self::NoSuchLease | Self::NameReserved | Self::AddressNotAvailable
+        )
+    }
+
+    /// Nodes that know of no codes know of no versions either.
+    const fn of_old_nodes() -> Self {
+        Self::WrongVersion
+    }
 }
 
 /// What a pod's interface can send at once. It follows the underlay's interface.
@@ -586,4 +657,32 @@ pub struct Drop {
     pub packets: u64,
     /// The reason in a sentence.
     pub description: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_read_by_newer_and_older_programs() {
+        let read = |text: &str| serde_json::from_str::<Refusal>(text).unwrap();
+        let newer = read(r#"{"code":"too-hot","message":"m","degrees":40}"#);
+        assert_eq!((newer.code, newer.message.as_str()), (Code::Failed, "m"));
+        let older = read(r#"{"usage":true,"message":"m"}"#);
+        assert_eq!(older.code, Code::WrongVersion);
+        for (code, usage, name) in [
+            (Code::AddressTaken, false, "address-taken"),
+            (Code::AddressNotAvailable, true, "address-not-available"),
+            (Code::Failed, false, "failed"),
+        ] {
+            let refusal = Refusal {
+                code,
+                message: "m".to_owned(),
+            };
+            let told = serde_json::to_value(&refusal).unwrap();
+            let expected = serde_json::json!({"usage": usage, "code": name, "message": "m"});
+            assert_eq!(told, expected);
+            assert_eq!(serde_json::from_value::<Refusal>(told).unwrap(), refusal);
+        }
+    }
 }
