@@ -13,7 +13,7 @@ pub(crate) use command::{
     result_of, start, variables, wait,
 };
 pub(crate) use inside::{Inside, serve};
-use muslin_stack::api::control::{Attach, Attached, Namespace, Status, Table};
+use muslin_stack::api::control::{Attach, Attached, Namespace};
 pub(crate) use stay::stay_attached;
 use tracing::warn;
 
@@ -24,11 +24,9 @@ use crate::netns::Assignment;
 /// Queues that a pod's device is to have: one for each worker of the node.
 ///
 /// # Errors
-/// If the node does not answer.
+/// If the node does not answer, or cannot attach pods yet.
 pub(crate) async fn queues(socket: &Path) -> Result<usize> {
-    let client = Client::connect(socket).await?;
-    let status = client.report::<Status>(Table::Status).await?;
-    Ok(status.first().map_or(1, |status| status.workers))
+    Client::connect(socket).await?.queues()
 }
 
 /// What a node is given of a pod.

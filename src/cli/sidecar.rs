@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use muslin_stack::api::control::{Attach, Attached, Status, Table};
+use muslin_stack::api::control::{Attach, Attached};
 use muslin_stack::control::ipam::PodName;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -366,7 +366,7 @@ impl Arguments {
         let is_own = self.agent.is_none() && self.of_node.is_none();
         let reach = async || {
             let client = Client::connect(socket).await?;
-            client.report::<Status>(Table::Status).await?;
+            client.queues()?;
             Ok(client)
         };
         loop {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use muslin_stack::api::control::{
-    Answer, Attach, Attached, Code, DropLease, Dropped, Link, Namespace, PodNamespaces, Refusal,
-    Request, Table,
+    Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
+    PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
+use super::VERSION;
 use super::connection::{Connection, MAX_MESSAGE};
 use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
@@ -57,6 +58,7 @@ impl Level {
         };
         match (self, request) {
             (Self::Full, _)
+            | (_, Request::Hello(_))
             | (Self::Attach, Request::Report(Table::Status))
             | (Self::Status, Request::Report(_)) => Ok(()),
             (Self::Status, _) => refuse("it is for tables only"),
@@ -82,6 +84,9 @@ impl Level {
 pub trait Service: Send + Sync + 'static {
     /// A pod that is detached when this is dropped.
     type Attachment: Send;
+
+    /// Who the node is.
+    fn welcome(&self) -> Welcome;
 
     /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if
     /// it is persistent and nothing comes.
@@ -223,6 +228,7 @@ async fn converse<S: Service>(
     // Pods that end with the connection.
     let mut attachments: Vec<(PodName, S::Attachment)> = Vec::new();
     let mut link = None;
+    let mut hello: Option<Hello> = None;
     loop {
         let received = tokio::select! {
             received = connection.receive::<Request>() => received,
@@ -245,6 +251,17 @@ async fn converse<S: Service>(
             }
             Err(error) => return Err(error),
         };
+        if let Request::Hello(said) = request {
+            hello = Some(said);
+            connection
+                .send(&Answer::Welcome(service.welcome()), &[])
+                .await?;
+            continue;
+        }
+        if let Some(error) = stranger(hello.as_ref()) {
+            connection.send(&Answer::from(error), &[]).await?;
+            continue;
+        }
         if let Err(error) = level.check(&request, &attachments) {
             connection.send(&Answer::from(error), &[]).await?;
             continue;
@@ -292,11 +309,28 @@ async fn converse<S: Service>(
                 }
                 Err(error) => Err(error),
             },
+            other => Err(Error::usage(format!("this node cannot do that: {other:?}"))),
         };
         connection
             .send(&answer.unwrap_or_else(Answer::from), &[])
             .await?;
     }
+}
+
+/// Why a client is not served that has said this of itself; nothing if it speaks as this node does.
+fn stranger(hello: Option<&Hello>) -> Option<Error> {
+    let client = match hello {
+        Some(hello) if hello.protocol == PROTOCOL => return None,
+        Some(Hello {
+            protocol, version, ..
+        }) => format!("muslin {version} (control protocol {protocol})"),
+        None => "an older one, from before there were versions".to_owned(),
+    };
+    let message = format!(
+        "this node is muslin {VERSION} (control protocol {PROTOCOL}), and the program that asks is \
+         {client}: update the older of the two, and start pods again that run since before"
+    );
+    Some(Error::refused(Code::WrongVersion, message))
 }
 
 /// The next change of what pods' interfaces are to have; for ever if there are none.
@@ -368,6 +402,10 @@ mod tests {
     impl Service for Empty {
         type Attachment = ();
 
+        fn welcome(&self) -> Welcome {
+            Welcome::new(VERSION, "n", 3)
+        }
+
         async fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
             Err(Error::failed("full"))
         }
@@ -403,11 +441,11 @@ mod tests {
         }
     }
 
-    /// Asks for the pods by a name without a file, and prints how long the answer is.
+    /// Says hello by a name without a file, and prints how long the answer is.
     const CLIENT: &str = r#"
         alarm 60; socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die "socket: $!";
         connect($s, pack("Sa*", AF_UNIX, "\0$ARGV[0]")) or die "connect: $!";
-        send($s, '{"report":"pods"}', 0); recv($s, my $answer, 65536, 0); print length $answer;
+        send($s, '{"hello":{"protocol":1}}', 0); recv($s, my $answer, 65536, 0); print length $answer;
     "#;
 
     #[tokio::test]
@@ -440,6 +478,49 @@ mod tests {
         assert_eq!(ask(65_534).await, 0, "nobody is answered");
         assert!(ask(0).await > 0);
         server.abort();
+    }
+
+    /// A refusal as clients read it that know of no versions.
+    #[derive(Debug, serde::Deserialize)]
+    enum OldAnswer {
+        #[serde(rename = "refused")]
+        Refused { usage: bool, message: String },
+    }
+
+    #[tokio::test]
+    async fn who_speaks_another_version_is_told_in_one_line() {
+        let old = r#"{"report":"pods"}"#;
+        let new = r#"{"hello":{"protocol":7,"version":"9.1.0"}}"#;
+        for (greeting, client) in [(None, "an older one"), (Some(new), "muslin 9.1.0")] {
+            let (ours, theirs) = UnixSeqpacket::pair().unwrap();
+            let connection = Connection::new(theirs);
+            let (place, _) = Clients::new(1).wait().await.take();
+            tokio::spawn(async move { converse(&connection, Level::Full, &Empty, &place).await });
+            let ours = Connection::new(ours);
+            let say = async |text: &str| {
+                let message: serde_json::Value = serde_json::from_str(text).unwrap();
+                ours.send(&message, &[]).await.unwrap();
+            };
+            if let Some(greeting) = greeting {
+                say(greeting).await;
+                let (answer, _) = ours.receive::<Answer>().await.unwrap().unwrap();
+                assert!(matches!(answer, Answer::Welcome(it) if it.protocol == PROTOCOL));
+            }
+            say(old).await;
+            let answer = ours.receive::<OldAnswer>().await.unwrap().unwrap();
+            let (OldAnswer::Refused { usage, message }, _) = answer;
+            let own = format!("this node is muslin {VERSION} (control protocol {PROTOCOL})");
+            assert!(!usage && !message.contains('\n'), "{message}");
+            for part in [&own, client, "update the older"] {
+                assert!(message.contains(part), "{message}");
+            }
+            // It may say who it is at any time.
+            say(r#"{"hello":{"protocol":1}}"#).await;
+            ours.receive::<Answer>().await.unwrap().unwrap();
+            say(old).await;
+            let (answer, _) = ours.receive::<Answer>().await.unwrap().unwrap();
+            assert!(matches!(answer, Answer::Rows { .. }), "{answer:?}");
+        }
     }
 
     #[test]
@@ -502,6 +583,11 @@ mod tests {
         let copy = ours.as_fd().try_clone_to_owned().unwrap();
         let answers = Connection::new(UnixSeqpacket::try_from(copy).unwrap());
         let long = "x".repeat(MAX_MESSAGE - 10);
+        ours.send(br#"{"hello":{"protocol":1,"version":"x","more":[]}}"#)
+            .await
+            .unwrap();
+        let (answer, _) = answers.receive::<Answer>().await.unwrap().unwrap();
+        assert_eq!(answer, Answer::Welcome(Empty.welcome()));
         for nonsense in [
             "nonsense".to_owned(),
             "{".to_owned(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
-    Table,
+    Table, Welcome,
 };
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A node as its clients see it.
 pub(super) struct Front {
     name: String,
+    queues: usize,
     sockets: Vec<(PathBuf, Level)>,
     condition: watch::Receiver<condition::State>,
     running: OnceLock<Arc<Running>>,
@@ -33,15 +34,18 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// That of a node which listens at these sockets; `leave` takes that somebody asks it to leave.
+    /// That of a node with so many queues for each pod which listens at these sockets; `leave` takes
+    /// that somebody asks it to leave.
     pub(super) fn new(
         name: String,
+        queues: usize,
         sockets: Vec<(PathBuf, Level)>,
         condition: watch::Receiver<condition::State>,
         leave: watch::Sender<bool>,
     ) -> Self {
         Self {
             name,
+            queues,
             sockets,
             condition,
             running: OnceLock::new(),
@@ -86,19 +90,31 @@ impl Front {
     }
 
     fn ready(&self) -> Result<&Arc<Running>> {
-        self.running().ok_or_else(|| {
-            let name = &self.name;
-            let message = match self.condition.borrow().trouble() {
-                Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
-                None => format!("the node {name} has no lease yet"),
-            };
-            Error::refused(Code::NotReady, message)
-        })
+        self.running()
+            .ok_or_else(|| Error::refused(Code::NotReady, self.obstacle()))
+    }
+
+    /// Why there are no pods and tables yet.
+    fn obstacle(&self) -> String {
+        let name = &self.name;
+        match self.condition.borrow().trouble() {
+            Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
+            None => format!("the node {name} has no lease yet"),
+        }
     }
 }
 
 impl Service for Front {
     type Attachment = Attachment;
+
+    fn welcome(&self) -> Welcome {
+        let mut welcome = Welcome::new(env!("CARGO_PKG_VERSION"), &self.name, self.queues);
+        welcome.not_ready = match self.running() {
+            Some(_) => None,
+            None => Some(self.obstacle()),
+        };
+        welcome
+    }
 
     async fn attach(
         &self,

@@ -58,6 +58,7 @@ pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> 
             let flows = workers.flows().await.map_err(Error::failed)?;
             values(self::flows(running, &flows))
         }
+        _ => Err(Error::usage("this node has no such table")),
     }
 }
 

@@ -23,7 +23,10 @@ muslin_fuzz::target! {
         b"{\"report\":\"neighbours\"}",
         b"\"leave\"",
         b"\"done\"",
-        b"{\"refused\":{\"usage\":true,\"message\":\"\"}}",
+        b"{\"hello\":{\"protocol\":1,\"version\":\"\"}}",
+        b"{\"welcome\":{\"protocol\":1,\"queues\":2}}",
+        b"{\"refused\":{\"usage\":true,\"code\":\"port-taken\",\"message\":\"\"}}",
+        b"\"not-ready\"",
         b"{\"rows\":{\"rows\":[],\"more\":false}}",
         b"{\"packets\":0,\"bytes\":0}",
         b"\"10.244.1.0/24\"",
@@ -59,7 +62,7 @@ fn run(data: &[u8]) {
     };
     match choice % KINDS {
         REQUEST => request(bytes),
-        ANSWER => drop(message::<Answer>(bytes)),
+        ANSWER => answer(bytes),
         ROW => row(choice / KINDS, bytes),
         SUBNET_ENV => read_subnet_env(bytes),
         MADE_REQUEST => made_request(bytes),
@@ -86,11 +89,20 @@ fn request(bytes: &[u8]) {
             | Request::KeepNamespaces { pod, .. }
             | Request::Namespaces { pod },
         ) => Some(pod),
-        Some(Request::Report(_) | Request::DropLease(_) | Request::Leave) | None => None,
+        _ => None,
     };
     if let Some(name) = name {
         let name = name.as_str();
         assert!(is_pod_name(name), "{name}");
+    }
+}
+
+fn answer(bytes: &[u8]) {
+    if let Some(Answer::Refused(refusal)) = message(bytes) {
+        // Clients from before there were codes can show it.
+        let printed = serde_json::to_value(&refusal).expect("it can be printed");
+        assert_eq!(printed["usage"], refusal.code.is_usage());
+        assert_eq!(printed["message"], refusal.message);
     }
 }
 
@@ -221,6 +233,21 @@ fn seeds() -> Vec<Seed> {
         ),
         ("leave", with(REQUEST, r#""leave""#)),
         (
+            "hello",
+            with(REQUEST, r#"{"hello":{"protocol":1,"version":"0.1.0"}}"#),
+        ),
+        (
+            "hello-newer",
+            with(REQUEST, r#"{"hello":{"protocol":2,"features":["ipv6"]}}"#),
+        ),
+        (
+            "welcome",
+            with(
+                ANSWER,
+                r#"{"welcome":{"protocol":1,"version":"0.1.0","node":"n1","queues":2,"not_ready":"the node n1 has no lease yet"}}"#,
+            ),
+        ),
+        (
             "attached",
             with(ANSWER, &format!(r#"{{"attached":{attached}}}"#)),
         ),
@@ -243,8 +270,19 @@ fn seeds() -> Vec<Seed> {
             "refused",
             with(
                 ANSWER,
+                r#"{"refused":{"usage":false,"code":"no-such-pod","message":"no such pod"}}"#,
+            ),
+        ),
+        (
+            "refused-before-codes",
+            with(
+                ANSWER,
                 r#"{"refused":{"usage":true,"message":"no such pod"}}"#,
             ),
+        ),
+        (
+            "refused-newer",
+            with(ANSWER, r#"{"refused":{"code":"too-hot","message":""}}"#),
         ),
         ("row-pod", row(1, &pod)),
         ("row-peer", row(2, &peer)),

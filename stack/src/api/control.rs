@@ -1,6 +1,7 @@
 //! What is said over the control socket.
 //!
-//! A request is one packet. An answer is one packet, or for reports as many as it takes, all but
+//! A client says first who it is ([`Hello`]), and the node who it is ([`Welcome`]). From then on a
+//! request is one packet. An answer is one packet, or for reports as many as it takes, all but
 //! the last marked `more`. An attachment lives as long as the connection it was made over, unless
 //! it is persistent.
 
@@ -13,10 +14,17 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::published::Published;
 use crate::control::ipam::PodName;
 
+/// The version of what is said here. Fields and variants that the other end may leave alone come
+/// without another one. [`Hello`] and [`Welcome`] have their form in all versions.
+pub const PROTOCOL: u32 = 1;
+
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Request {
+    /// Begin to speak, before all else.
+    Hello(Hello),
     /// Attach the device whose descriptor is beside this message: a TAP device, or one end of a pair
     /// of `SOCK_SEQPACKET` sockets for a pod without an interface.
     Attach(Attach),
@@ -44,6 +52,61 @@ pub enum Request {
     DropLease(DropLease),
     /// Give the lease back and stop.
     Leave,
+}
+
+/// A client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Hello {
+    /// The version of what it says.
+    pub protocol: u32,
+    /// The version of the program.
+    #[serde(default)]
+    pub version: String,
+}
+
+impl Hello {
+    /// A client of this version of the program.
+    pub fn new(version: impl Into<String>) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            version: version.into(),
+        }
+    }
+}
+
+/// A node, and what is to be known of it before a device is opened for it. One that speaks another
+/// version than the client answers this, too, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Welcome {
+    /// The version of what it says.
+    pub protocol: u32,
+    /// The version of the program.
+    #[serde(default)]
+    pub version: String,
+    /// The node's name.
+    #[serde(default)]
+    pub node: String,
+    /// Queues that a pod's device is to have: one for each thread that moves packets.
+    #[serde(default)]
+    pub queues: usize,
+    /// Why it cannot attach pods yet, in one line.
+    #[serde(default)]
+    pub not_ready: Option<String>,
+}
+
+impl Welcome {
+    /// A node of this version of the program.
+    pub fn new(version: impl Into<String>, node: impl Into<String>, queues: usize) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            version: version.into(),
+            node: node.into(),
+            queues,
+            not_ready: None,
+        }
+    }
 }
 
 /// A lease to be given back for the node that holds it.
@@ -88,6 +151,7 @@ pub enum Namespace {
 /// A table that can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Table {
     /// One row of [`Status`].
     Status,
@@ -110,7 +174,10 @@ pub enum Table {
 /// What a node answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Answer {
+    /// Who it is.
+    Welcome(Welcome),
     /// The pod is attached.
     Attached(Attached),
     /// A pod's namespaces; their descriptors are beside this message.
