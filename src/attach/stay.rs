@@ -85,13 +85,12 @@ async fn attach_again(
     device: &Device<'_>,
     attached: &Attached,
 ) -> Result<Attached> {
-    let request = |address| Attach {
-        pod: Some(attached.pod.clone()),
-        address,
-        persistent: false,
-        publish: attached.published.clone(),
+    let request = |address| {
+        let mut request = Attach::new(Some(attached.pod.clone()), address);
+        request.publish.clone_from(&attached.published);
+        request
     };
-    let same = request(Some(attached.address.addr()));
+    let same = request(Some(attached.address.addresses()));
     match device.attach(client, same).await {
         Err(Error::Refused {
             code: Code::AddressNotAvailable,

@@ -322,7 +322,7 @@ pub(super) fn routes(arguments: &Arguments) -> Result<()> {
         arguments,
         Table::Routes,
         (&["DESTINATION", "VIA"], "there is no route\n"),
-        |route: &Route| vec![route.prefix.clone(), route.via.clone()],
+        |route: &Route| vec![route.prefix.to_string(), route.via.clone()],
     )
 }
 

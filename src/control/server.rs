@@ -530,12 +530,10 @@ mod tests {
         let attach = |persistent, publish: &[&str]| {
             let ports: Vec<muslin_stack::api::published::Ports> =
                 publish.iter().map(|it| it.parse().unwrap()).collect();
-            Request::Attach(Attach {
-                pod: None,
-                address: None,
-                persistent,
-                publish: muslin_stack::api::published::Ports::all(&ports),
-            })
+            let mut attach = Attach::new(None, None);
+            attach.persistent = persistent;
+            attach.publish = muslin_stack::api::published::Ports::all(&ports);
+            Request::Attach(attach)
         };
         let keep = |name| Request::KeepNamespaces {
             pod: pod(name),

@@ -40,9 +40,13 @@ pub(super) fn attach<'p>(
         since: Instant::now(),
         namespaces: None,
     };
+    if let Some(address) = request.address.and_then(|address| address.ipv6()) {
+        let message = format!("the address {address} is not in this node's subnet: it has no IPv6");
+        return Err(Error::refused(Code::AddressNotAvailable, message));
+    }
     let request = Request {
         name: request.pod.clone(),
-        address: request.address,
+        address: request.address.and_then(|address| address.ipv4()),
         mac,
     };
     let (name, pod) = pods
@@ -116,45 +120,41 @@ mod tests {
     #[test]
     fn whoever_asks_for_what_no_pod_can_have_has_used_it_wrongly() {
         let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
-        let mut refused = |pod: &str, address: Option<[u8; 4]>| {
-            let request = Attach {
-                pod: pod.parse().ok(),
-                address: address.map(Into::into),
-                persistent: false,
-                publish: Vec::new(),
-            };
+        let mut refused = |pod: &str, address: &str| {
+            let request = Attach::new(pod.parse().ok(), address.parse().ok());
             let attached = attach(&mut pods, &request, None, Vec::new());
             attached.map(|_| ())
         };
-        refused("a", Some([10, 244, 1, 2])).unwrap();
+        refused("a", "10.244.1.2").unwrap();
         for (pod, address, code, words) in [
             (
                 "wpad",
-                None,
+                "",
                 Code::NameReserved,
                 "give the pod another --name",
             ),
             (
                 "b",
-                Some([10, 9, 9, 9]),
+                "10.9.9.9",
                 Code::AddressNotAvailable,
                 "not in this node's subnet",
             ),
             (
                 "b",
-                Some([10, 244, 1, 1]),
+                "10.244.1.1",
                 Code::AddressNotAvailable,
                 "the node's own",
             ),
+            ("b", "fd00::2", Code::AddressNotAvailable, "it has no IPv6"),
             (
                 "b",
-                Some([10, 244, 1, 2]),
+                "10.244.1.2",
                 Code::AddressTaken,
                 "taken by the pod 'a'",
             ),
             (
                 "a",
-                None,
+                "",
                 Code::NameTaken,
                 "attached already: give this one another --name",
             ),

@@ -82,11 +82,11 @@ fn status(running: &Running, totals: &Totals) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: running.since.elapsed().as_secs(),
-        network: facts.config.network,
-        subnet: facts.subnet,
-        gateway: gateway::address(facts.subnet),
-        public_ip: interface.public_ip,
-        tunnel_ip: interface.address,
+        network: facts.config.network.into(),
+        subnet: facts.subnet.into(),
+        gateway: gateway::address(facts.subnet).into(),
+        public_ip: interface.public_ip.into(),
+        tunnel_ip: interface.address.into(),
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
         port: facts.plan.port,
@@ -171,7 +171,7 @@ fn pods(running: &Running, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
         let port = ports.get(&pod.port).copied().unwrap_or_default();
         Pod {
             pod: name.clone(),
-            address: pod.address,
+            address: pod.address.into(),
             mac: DisplayMac(pod.mac).to_string(),
             port: pod.port.0,
             persistent: pod.details.persistent,
@@ -206,8 +206,8 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
         };
         Peer {
             node: names.record(key.ipv4).map(|record| record.node.to_string()),
-            subnet: key.ipv4,
-            public_ip: known.record.public_ip,
+            subnet: key.ipv4.into(),
+            public_ip: known.record.public_ip.into(),
             backend: known.record.backend().to_owned(),
             vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
             usable: obstacle.is_none(),
@@ -249,7 +249,7 @@ fn routes(running: &Running, routes: &[(IpNet, NextHop)]) -> Vec<Route> {
         .collect();
     let address = |id: PeerId| peers.get(&id).map(ToString::to_string);
     let row = |(prefix, next): &(IpNet, NextHop)| Route {
-        prefix: prefix.to_string(),
+        prefix: *prefix,
         via: match next {
             NextHop::Local => format!("pods of {}", running.facts.settings.name),
             NextHop::Peer(id) => address(*id).unwrap_or_else(|| format!("peer {id}")),
@@ -291,8 +291,8 @@ fn flows(running: &Running, table: &FlowTable) -> Vec<Flow> {
         protocol: flow.key.protocol.to_string(),
         pod: names.get(flow.key.pod.ip()).map(|name| (*name).clone()),
         direction: flow.direction.to_string(),
-        local: flow.key.pod,
-        remote: flow.remote,
+        local: flow.key.pod.into(),
+        remote: flow.remote.into(),
         state: flow.state.to_string(),
         age_seconds: seconds(flow.since),
         idle_seconds: seconds(flow.active),
@@ -302,7 +302,7 @@ fn flows(running: &Running, table: &FlowTable) -> Vec<Flow> {
     let mut rows: Vec<_> = table.flows.iter().map(row).collect();
     // The largest consumers are looked for by pod, and within a pod the latest.
     rows.sort_unstable_by(|a, b| {
-        let order = |row: &Flow| (*row.local.ip(), row.idle_seconds, row.local, row.remote);
+        let order = |row: &Flow| (row.local.ip(), row.idle_seconds, row.local, row.remote);
         order(a)
             .cmp(&order(b))
             .then_with(|| a.protocol.cmp(&b.protocol))

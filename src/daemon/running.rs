@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::mac::DisplayMac;
 use muslin_stack::api::control::{
     Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
@@ -427,18 +427,18 @@ impl Running {
             port: pod.port,
         });
         let facts = &self.facts;
-        let attached = Attached {
-            pod: name,
-            node: facts.settings.name.clone(),
-            address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
-            gateway: gateway::address(facts.subnet),
-            link: underlay::link(&self.plan()),
-            routes: vec![facts.config.network, Ipv4Net::default()],
-            dns: vec![gateway::address(facts.subnet)],
-            search,
-            dns_options,
-            published,
-        };
+        let address = Ipv4Net::new(pod.address, facts.subnet.prefix_len());
+        let address = address.map_err(Error::failed)?;
+        let gateway = gateway::address(facts.subnet);
+        let (node, link) = (facts.settings.name.clone(), underlay::link(&self.plan()));
+        let mut attached = Attached::new(name, node, address.into(), gateway.into(), link);
+        attached.routes = [facts.config.network, Ipv4Net::default()]
+            .map(IpNet::V4)
+            .into();
+        attached.dns = vec![gateway.into()];
+        attached.search = search;
+        attached.dns_options = dns_options;
+        attached.published = published;
         Ok((attached, attachment))
     }
 
@@ -466,15 +466,8 @@ impl Running {
             ))
         })?;
         let node = self.facts.settings.name.clone();
-        let address = pod.address;
-        Ok((
-            PodNamespaces {
-                node,
-                address,
-                kinds,
-            },
-            namespaces,
-        ))
+        let pod = PodNamespaces::new(node, pod.address.into(), kinds);
+        Ok((pod, namespaces))
     }
 
     /// Detaches a pod. Its device and its published ports are closed when this returns.

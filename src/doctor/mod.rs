@@ -127,7 +127,8 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
     let (network, findings) = store::examine(questions, patient.as_ref()).await;
     findings.into_iter().for_each(&mut tell);
     if let Some(network) = network {
-        let subnet = patient.as_ref().map(|patient| patient.status.subnet);
+        let subnet = patient.as_ref();
+        let subnet = subnet.and_then(|patient| patient.status.subnet.ipv4());
         let pods = match &patient {
             Some(patient) => node::addresses_of_pods(patient).await,
             None => Vec::new(),

@@ -25,7 +25,8 @@ pub async fn release(
 ) -> Result<Dropped> {
     let entries = survey(store, viewer.prefix).await?;
     let (entry, lease) = find(&entries, viewer, &request.lease)?;
-    let subnet = lease.subnet.ok_or_else(|| nothing(&request.lease))?;
+    let subnet = lease.subnet.and_then(|subnet| subnet.ipv4());
+    let subnet = subnet.ok_or_else(|| nothing(&request.lease))?;
     if subnet == viewer.subnet {
         return Err(Error::usage(format!(
             "{subnet} is this node's own lease: 'muslin leave' gives it back"
@@ -44,7 +45,7 @@ pub async fn release(
         ))
     })?;
     Ok(Dropped {
-        subnet,
+        subnet: subnet.into(),
         names_removed: remove_names(store, viewer.prefix, subnet).await,
         node: lease.node,
         public_ip: lease.public_ip,
@@ -62,7 +63,7 @@ fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, L
         .map(|entry| (entry, row(entry, read_entry(viewer.prefix, entry), viewer)));
     let mut found: Vec<_> = all
         .filter(|(_, lease)| match subnet {
-            Some(subnet) => lease.subnet == Some(subnet),
+            Some(subnet) => lease.subnet == Some(subnet.into()),
             None => lease.node.as_deref() == Some(wanted),
         })
         .collect();

@@ -27,6 +27,7 @@ use tracing::debug;
 
 use super::endpoint;
 use super::room::{Room, Rooms, Taken};
+use crate::attach;
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};
 
@@ -41,13 +42,16 @@ pub(super) struct Place {
     pub(super) mtu: u16,
 }
 
-impl From<&Attached> for Place {
-    fn from(attached: &Attached) -> Self {
-        Self {
-            address: attached.address.addr(),
-            gateway: attached.gateway,
+impl TryFrom<&Attached> for Place {
+    type Error = Error;
+
+    fn try_from(attached: &Attached) -> Result<Self> {
+        let (address, gateway) = attach::place(attached)?;
+        Ok(Self {
+            address: address.addr(),
+            gateway,
             mtu: attached.link.mtu,
-        }
+        })
     }
 }
 
@@ -152,7 +156,7 @@ impl Overlay {
         let (known, ready) = watch::channel(false);
         let inside = endpoint::Setup {
             device,
-            place: attached.into(),
+            place: attached.try_into()?,
             exposed: exposed.to_vec(),
             commands: receiver,
             wake: wake.clone(),
@@ -232,9 +236,10 @@ impl Overlay {
     /// over.
     ///
     /// # Errors
-    /// If the thread has ended.
-    pub fn move_to(&self, attached: &Attached) -> io::Result<()> {
-        self.tell(Command::Move(attached.into()))
+    /// If the thread has ended, or there is no IPv4 address in it.
+    pub fn move_to(&self, attached: &Attached) -> Result<()> {
+        self.tell(Command::Move(attached.try_into()?))
+            .map_err(Error::failed)
     }
 
     fn tell(&self, command: Command) -> io::Result<()> {

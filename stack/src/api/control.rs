@@ -5,13 +5,14 @@
 //! the last marked `more`. An attachment lives as long as the connection it was made over, unless
 //! it is persistent.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::published::Published;
+use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
 
 /// The version of what is said here. Fields and variants that the other end may leave alone come
@@ -119,17 +120,30 @@ pub struct DropLease {
 }
 
 /// A pod that wants to be attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Attach {
     /// Its name; the node chooses one otherwise.
     pub pod: Option<PodName>,
-    /// The address it wants; the node chooses one otherwise.
-    pub address: Option<Ipv4Addr>,
+    /// The addresses it wants; the node chooses others.
+    pub address: Option<Addresses>,
     /// Whether it stays when the connection ends.
     pub persistent: bool,
     /// Ports of the machine that lead to it.
     #[serde(default)]
     pub publish: Vec<Published>,
+}
+
+impl Attach {
+    /// A pod that ends with the connection, with this name and these addresses if they matter.
+    #[must_use]
+    pub fn new(pod: Option<PodName>, address: Option<Addresses>) -> Self {
+        Self {
+            pod,
+            address,
+            ..Self::default()
+        }
+    }
 }
 
 /// A kind of namespace (namespaces(7)).
@@ -286,22 +300,23 @@ pub struct Link {
 
 /// What an attached pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Attached {
     /// The pod's name.
     pub pod: PodName,
     /// The node's name.
     pub node: String,
-    /// The pod's address with the length of the node's subnet.
-    pub address: Ipv4Net,
-    /// The gateway.
-    pub gateway: Ipv4Addr,
+    /// The pod's addresses with the length of the node's subnets.
+    pub address: Nets,
+    /// The gateways.
+    pub gateway: Addresses,
     /// What it can send at once.
     #[serde(flatten)]
     pub link: Link,
-    /// What is reached through the gateway.
-    pub routes: Vec<Ipv4Net>,
+    /// What is reached through the gateways.
+    pub routes: Vec<IpNet>,
     /// Resolvers for the pod.
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
     /// Domains in which it looks for short names, in this order.
     #[serde(default)]
     pub search: Vec<String>,
@@ -313,26 +328,58 @@ pub struct Attached {
     pub published: Vec<Published>,
 }
 
+impl Attached {
+    /// A pod of a node with these addresses, and nothing yet beyond its subnet.
+    #[must_use]
+    pub fn new(pod: PodName, node: String, address: Nets, gateway: Addresses, link: Link) -> Self {
+        Self {
+            pod,
+            node,
+            address,
+            gateway,
+            link,
+            routes: Vec::new(),
+            dns: Vec::new(),
+            search: Vec::new(),
+            dns_options: Vec::new(),
+            published: Vec::new(),
+        }
+    }
+}
+
 /// What a command needs that is to run in a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PodNamespaces {
     /// The node's name.
     pub node: String,
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses.
+    pub address: Addresses,
     /// What the descriptors stand for, in their order.
     pub kinds: Vec<Namespace>,
+}
+
+impl PodNamespaces {
+    /// Those of a pod of a node with these addresses.
+    #[must_use]
+    pub const fn new(node: String, address: Addresses, kinds: Vec<Namespace>) -> Self {
+        Self {
+            node,
+            address,
+            kinds,
+        }
+    }
 }
 
 /// A lease that was given back for another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// The lease.
-    pub subnet: Ipv4Net,
+    pub subnet: Nets,
     /// The name of the node that held it, if it is known.
     pub node: Option<String>,
     /// Where its tunnel ended, if that was a lease at all.
-    pub public_ip: Option<Ipv4Addr>,
+    pub public_ip: Option<Addresses>,
     /// How the node was doing, as in [`Lease::state`].
     pub state: String,
     /// Seconds that the lease had left; none if it would not have ended by itself.
@@ -353,15 +400,15 @@ pub struct Status {
     /// Seconds since it had its lease.
     pub uptime_seconds: u64,
     /// All pods of the cluster.
-    pub network: Ipv4Net,
+    pub network: Nets,
     /// Its own lease.
-    pub subnet: Ipv4Net,
+    pub subnet: Nets,
     /// Its pods' gateway.
-    pub gateway: Ipv4Addr,
+    pub gateway: Addresses,
     /// Where other nodes send to.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: Addresses,
     /// Where its tunnel ends: another address if the public one is translated to it.
-    pub tunnel_ip: Ipv4Addr,
+    pub tunnel_ip: Addresses,
     /// The interface that has that address.
     pub interface: String,
     /// `vxlan`, `udp`, `host-gw` or `ipip`.
@@ -529,10 +576,10 @@ pub struct Flow {
     /// `out` if the pod began it, `in` if it was begun from outside.
     pub direction: String,
     /// The pod's address, with its port or, of echo requests, their identifier.
-    pub local: SocketAddrV4,
+    pub local: SocketAddr,
     /// The other end as the pod calls it, of UDP and echo requests the one to which it has sent
     /// last; echo requests have no port there.
-    pub remote: SocketAddrV4,
+    pub remote: SocketAddr,
     /// `connecting`, `open`, `half-closed` once one end has nothing more to send, or `closing`.
     pub state: String,
     /// Seconds since it began.
@@ -594,7 +641,7 @@ pub struct Pod {
     /// Its name.
     pub pod: PodName,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: Addresses,
     /// MAC address of its interface.
     pub mac: String,
     /// Its port's number.
@@ -630,9 +677,9 @@ pub struct Peer {
     #[serde(default)]
     pub node: Option<String>,
     /// Its lease.
-    pub subnet: Ipv4Net,
+    pub subnet: Nets,
     /// Where its tunnel ends.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: Addresses,
     /// How it encapsulates.
     pub backend: String,
     /// MAC address of its VTEP, for VXLAN.
@@ -663,12 +710,12 @@ pub struct Lease {
     /// The key without its prefix: `10.244.7.0-24` for a lease.
     pub key: String,
     /// The subnet that it names, if it does.
-    pub subnet: Option<Ipv4Net>,
+    pub subnet: Option<Nets>,
     /// The name of its holder, if it is a muslin node that shares it.
     #[serde(default)]
     pub node: Option<String>,
     /// Where the tunnel of its holder ends.
-    pub public_ip: Option<Ipv4Addr>,
+    pub public_ip: Option<Addresses>,
     /// How its holder encapsulates.
     pub backend: Option<String>,
     /// MAC address of its holder's VTEP, for VXLAN.
@@ -695,7 +742,7 @@ const fn yes() -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destinations.
-    pub prefix: String,
+    pub prefix: IpNet,
     /// `pods of this node`, or the peer's public address.
     pub via: String,
 }
@@ -704,7 +751,7 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Its address.
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     /// Its MAC address, if it is known.
     pub mac: Option<String>,
     /// The port it is behind, if it is known.
