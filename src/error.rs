@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use muslin_stack::api::control::Code;
 use nix::errno::Errno;
 
 /// Why a command failed, in one line that says what was wrong, where, and what to do.
@@ -13,6 +14,14 @@ pub enum Error {
     /// It failed at run time. Exit code 1.
     #[error("{0}")]
     Failed(String),
+    /// A node refuses what it is asked for. Exit code 2 if that was wrong in itself, else 1.
+    #[error("{message}")]
+    Refused {
+        /// Why, for programs.
+        code: Code,
+        /// Why, for people.
+        message: String,
+    },
     /// The node's lease is another's now, or is fought over: starting again by itself would not
     /// help. Exit code 3.
     #[error("{0}")]
@@ -45,10 +54,18 @@ impl Error {
         Self::Failed(message.to_string())
     }
 
+    /// A node refuses what it is asked for.
+    pub fn refused(code: Code, message: impl Display) -> Self {
+        let message = message.to_string();
+        Self::Refused { code, message }
+    }
+
     /// The process' exit code for this error.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Refused { code, .. } if code.is_usage() => 2,
+            Self::Refused { .. } => 1,
             Self::Failed(_) => 1,
             Self::LeaseLost(_) => 3,
             Self::Start { error, .. } if error.kind() == std::io::ErrorKind::NotFound => 127,

@@ -87,12 +87,23 @@ fn client(node: &Node) -> OwnedFd {
     client
 }
 
+/// The same when it has said hello.
+fn greeted(node: &Node) -> OwnedFd {
+    let client = client(node);
+    let hello = br#"{"hello":{"protocol":1}}"#;
+    send(client.as_raw_fd(), hello, MsgFlags::MSG_NOSIGNAL).unwrap();
+    poll_until(SOON, "a welcome", || {
+        recv(client.as_raw_fd(), &mut [0; 1024], MsgFlags::empty()).ok()
+    });
+    client
+}
+
 #[test]
 fn clients_that_do_not_read_or_speak_hold_up_nobody() {
     let Some(lab) = Lab::new() else { return };
     let node = start(&lab);
     let silent: Vec<_> = (0..100).map(|_| client(&node)).collect();
-    let deaf: Vec<_> = (0..10).map(|_| client(&node)).collect();
+    let deaf: Vec<_> = (0..10).map(|_| greeted(&node)).collect();
     let (drops, garbage) = (br#"{"report":"drops"}"#, [b'['; 30_000]);
     for client in &deaf {
         for message in [&drops[..], &garbage[..]].into_iter().cycle().take(5000) {
@@ -178,7 +189,7 @@ fn who_shares_a_descriptor_cannot_make_the_node_wait() {
     let mut node = start(&lab);
     let mut pod = node.pod("pod");
     let (other, _other) = (node.address(3), node.pod("other"));
-    let (client, flags) = (client(&node), SockFlag::SOCK_CLOEXEC);
+    let (client, flags) = (greeted(&node), SockFlag::SOCK_CLOEXEC);
     let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);
     let (near, far) = pair.unwrap();
     let answer = attach(&client, "hostile", &[near.as_raw_fd()]);
@@ -235,7 +246,7 @@ fn what_comes_with_a_request_that_is_refused_is_closed() {
             assert!(!output.status.success() && told.contains(part), "{told}");
         }
     }
-    let client = client(&node);
+    let client = greeted(&node);
     let file = File::open("/dev/null").unwrap();
     let null = file.as_raw_fd();
     for _ in 0..50 {

@@ -1,10 +1,10 @@
 //! A pod's command: started so that it ends with whoever attached the pod, and waited for.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::ExitStatus;
 
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::Attached;
 use muslin_stack::control::ipam::PodName;
 use nix::sys::prctl::set_pdeathsig;
@@ -20,12 +20,12 @@ use crate::terminal::job;
 pub(crate) fn variables(
     pod: &PodName,
     node: &str,
-    address: Ipv4Addr,
+    addresses: Addresses,
 ) -> [(&'static str, String); 3] {
     [
         ("MUSLIN_POD", pod.to_string()),
         ("MUSLIN_NODE", node.to_owned()),
-        ("MUSLIN_ADDRESS", address.to_string()),
+        ("MUSLIN_ADDRESS", addresses.to_string()),
     ]
 }
 
@@ -55,7 +55,7 @@ pub(crate) fn start(
         .envs(variables(
             &attached.pod,
             &attached.node,
-            attached.address.addr(),
+            attached.address.addresses(),
         ))
         .envs(more.iter().map(|(name, value)| (name, value)))
         .kill_on_drop(true);

@@ -132,7 +132,7 @@ pub(crate) async fn serve(
     sent.context(GONE_OUTSIDE)?;
     drop(namespaces);
     match connection.receive().await.context(GONE_OUTSIDE)? {
-        Some((attached, _)) => netns::configure(name, &assignment(&attached)).await,
+        Some((attached, _)) => netns::configure(name, &assignment(&attached)?).await,
         // The node has refused.
         None => Ok(()),
     }

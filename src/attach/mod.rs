@@ -5,6 +5,7 @@ mod command;
 mod inside;
 mod stay;
 
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -13,23 +14,22 @@ pub(crate) use command::{
     start, variables, wait,
 };
 pub(crate) use inside::{Inside, serve};
-use muslin_stack::api::control::{Attach, Attached, Namespace, Status, Table};
+use ipnet::{IpNet, Ipv4Net};
+use muslin_stack::api::control::{Attach, Attached, Namespace};
 pub(crate) use stay::stay_attached;
 use tracing::warn;
 
 use crate::control::Client;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::netns::Assignment;
 pub(crate) use crate::signals::Signals;
 
 /// Queues that a pod's device is to have: one for each worker of the node.
 ///
 /// # Errors
-/// If the node does not answer.
+/// If the node does not answer, or cannot attach pods yet.
 pub(crate) async fn queues(socket: &Path) -> Result<usize> {
-    let client = Client::connect(socket).await?;
-    let status = client.report::<Status>(Table::Status).await?;
-    Ok(status.first().map_or(1, |status| status.workers))
+    Client::connect(socket).await?.queues()
 }
 
 /// What a node is given of a pod.
@@ -79,12 +79,29 @@ impl<'a> Device<'a> {
     }
 }
 
+/// The pod's IPv4 address with the length of the node's subnet, and its gateway.
+///
+/// # Errors
+/// If the node gave it none.
+pub(crate) fn place(attached: &Attached) -> Result<(Ipv4Net, Ipv4Addr)> {
+    let place = attached.address.ipv4().zip(attached.gateway.ipv4());
+    place.ok_or_else(|| Error::failed("the node gave the pod no IPv4 address"))
+}
+
 /// What a node's answer means for the interface.
-pub(crate) fn assignment(attached: &Attached) -> Assignment {
-    Assignment {
-        address: attached.address,
-        gateway: attached.gateway,
+///
+/// # Errors
+/// If there is no IPv4 address in it.
+pub(crate) fn assignment(attached: &Attached) -> Result<Assignment> {
+    let (address, gateway) = place(attached)?;
+    let routes = attached.routes.iter().filter_map(|route| match route {
+        IpNet::V4(route) => Some(*route),
+        IpNet::V6(_) => None,
+    });
+    Ok(Assignment {
+        address,
+        gateway,
         link: attached.link,
-        routes: attached.routes.clone(),
-    }
+        routes: routes.collect(),
+    })
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 
-use muslin_stack::api::control::{Attach, Attached};
+use muslin_stack::api::control::{Attach, Attached, Code};
 use tracing::{info, warn};
 
 use super::Device;
@@ -40,10 +40,15 @@ pub(crate) async fn stay_attached(
         let (mut heard, mut complained) = (String::new(), String::new());
         client = loop {
             tokio::time::sleep(LOOK_AGAIN).await;
-            let Ok(client) = Client::connect(socket).await else {
-                continue;
+            let (client, again) = match Client::reach(socket).await {
+                Ok(None) => continue,
+                Ok(Some(client)) => {
+                    let again = attach_again(&client, device, &attached).await;
+                    (Some(client), again)
+                }
+                Err(error) => (None, Err(error)),
             };
-            let taken = match attach_again(&client, device, &attached).await {
+            let taken = match again {
                 Ok(now) if now == attached && is_followed => Ok(()),
                 Ok(now) => {
                     if now.address != attached.address {
@@ -56,9 +61,10 @@ pub(crate) async fn stay_attached(
                 }
                 Err(error) => Err(error),
             };
-            match taken {
-                Ok(()) => break client,
-                Err(error) => {
+            match (taken, client) {
+                (Ok(()), Some(client)) => break client,
+                (Ok(()), None) => {}
+                (Err(error), _) => {
                     let text = error.to_string();
                     // One that has just begun is ready the next time.
                     if text == heard && text != complained {
@@ -79,15 +85,17 @@ async fn attach_again(
     device: &Device<'_>,
     attached: &Attached,
 ) -> Result<Attached> {
-    let request = |address| Attach {
-        pod: Some(attached.pod.clone()),
-        address,
-        persistent: false,
-        publish: attached.published.clone(),
+    let request = |address| {
+        let mut request = Attach::new(Some(attached.pod.clone()), address);
+        request.publish.clone_from(&attached.published);
+        request
     };
-    let same = request(Some(attached.address.addr()));
+    let same = request(Some(attached.address.addresses()));
     match device.attach(client, same).await {
-        Err(Error::Usage(_)) => device.attach(client, request(None)).await,
+        Err(Error::Refused {
+            code: Code::AddressNotAvailable,
+            ..
+        }) => device.attach(client, request(None)).await,
         other => other,
     }
 }

@@ -107,12 +107,9 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         confine::try_all(&[|| confine::keep_only(&CLIENT)]);
         let device = Device::tap(&made.queues).with_namespaces(made.namespaces);
         let client = Client::connect(&socket).await?;
-        let request = Attach {
-            pod: arguments.name,
-            address: arguments.ip,
-            persistent: true,
-            publish: arguments.publish.ports(),
-        };
+        let mut request = Attach::new(arguments.name, arguments.ip.map(Into::into));
+        request.persistent = true;
+        request.publish = arguments.publish.ports();
         let attached = device.attach(&client, request).await?;
         if let Err(error) = inside.configure(&attached).await {
             let pod = attached.pod.clone();

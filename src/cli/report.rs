@@ -2,7 +2,7 @@
 
 use clap::Args;
 use muslin_stack::api::control::{
-    Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
+    Code, Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
 };
 use muslin_stack::api::published::Published;
 use muslin_stack::control::ipam::PodName;
@@ -322,7 +322,7 @@ pub(super) fn routes(arguments: &Arguments) -> Result<()> {
         arguments,
         Table::Routes,
         (&["DESTINATION", "VIA"], "there is no route\n"),
-        |route: &Route| vec![route.prefix.clone(), route.via.clone()],
+        |route: &Route| vec![route.prefix.to_string(), route.via.clone()],
     )
 }
 
@@ -381,7 +381,8 @@ pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
                 .iter()
                 .any(is_attached)
         {
-            return Err(Error::failed(format!("no pod named '{name}' is attached")));
+            let message = format!("no pod named '{name}' is attached");
+            return Err(Error::refused(Code::NoSuchPod, message));
         }
     }
     let header = [

@@ -166,7 +166,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         confine::keep_to_itself()?;
         confine::try_all(&[|| confine::hold_only(&[Capability::CAP_NET_ADMIN])]);
         let follow = async |attached: &Attached| {
-            netns::configure(INTERFACE, &attach::assignment(attached)).await
+            netns::configure(INTERFACE, &attach::assignment(attached)?).await
         };
         let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
         let command = arguments.attend(&init, has_terminal, attached.clone(), log);
@@ -222,14 +222,10 @@ async fn attach_first(
     device: &Device<'_>,
 ) -> Result<(Client, Attached)> {
     let client = Client::connect(socket).await?;
-    let request = Attach {
-        pod: arguments.name.clone(),
-        address: arguments.ip,
-        persistent: false,
-        publish: arguments.publish.ports(),
-    };
+    let mut request = Attach::new(arguments.name.clone(), arguments.ip.map(Into::into));
+    request.publish = arguments.publish.ports();
     let attached = device.attach(&client, request).await?;
-    netns::configure(INTERFACE, &attach::assignment(&attached)).await?;
+    netns::configure(INTERFACE, &attach::assignment(&attached)?).await?;
     Ok((client, attached))
 }
 

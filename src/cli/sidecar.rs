@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use muslin_stack::api::control::{Attach, Attached, Status, Table};
+use muslin_stack::api::control::{Attach, Attached};
 use muslin_stack::control::ipam::PodName;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -366,7 +366,7 @@ impl Arguments {
         let is_own = self.agent.is_none() && self.of_node.is_none();
         let reach = async || {
             let client = Client::connect(socket).await?;
-            client.report::<Status>(Table::Status).await?;
+            client.queues()?;
             Ok(client)
         };
         loop {
@@ -432,12 +432,7 @@ impl Arguments {
     }
 
     fn request(&self) -> Attach {
-        Attach {
-            pod: self.pod.clone(),
-            address: self.ip,
-            persistent: false,
-            publish: Vec::new(),
-        }
+        Attach::new(self.pod.clone(), self.ip.map(Into::into))
     }
 
     async fn serve_by_tap(
@@ -449,10 +444,10 @@ impl Arguments {
     ) -> Result<()> {
         let device = Device::tap(tap);
         let attached = device.attach(&client, self.request()).await?;
-        netns::configure(INTERFACE, &only_pods(&attached)).await?;
+        netns::configure(INTERFACE, &only_pods(&attached)?).await?;
         tell(&attached);
         let follow =
-            async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)).await;
+            async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)?).await;
         let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
         tokio::select! {
             result = self.attend(&attached, &[], signals) => result,
@@ -495,8 +490,8 @@ impl Arguments {
             info!("{line}");
         }
         let variables = variables(&proxies, self.proxy_auth.as_ref());
-        proxies.serve(&overlay, &attached);
-        let follow = async |attached: &Attached| overlay.move_to(attached).map_err(Error::failed);
+        proxies.serve(&overlay, &attached)?;
+        let follow = async |attached: &Attached| overlay.move_to(attached);
         let stays =
             attach::stay_attached(client, socket, &device, attached.clone(), &follow, &follow);
         tokio::select! {
@@ -535,10 +530,10 @@ fn tell(attached: &Attached) {
 }
 
 /// What an interface beside the pod's own is to have: its routes stay, but for other pods.
-fn only_pods(attached: &Attached) -> Assignment {
-    let mut assignment = attach::assignment(attached);
+fn only_pods(attached: &Attached) -> Result<Assignment> {
+    let mut assignment = attach::assignment(attached)?;
     assignment.routes.retain(|route| route.prefix_len() > 0);
-    assignment
+    Ok(assignment)
 }
 
 /// What tells a command of the proxies.

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use muslin_stack::api::control::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+    Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
+    PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
+use super::VERSION;
 use super::connection::Connection;
 use crate::error::{Context, Error, Result};
 use crate::state;
@@ -24,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Client {
     connection: Connection,
+    /// Who the node is.
+    welcome: Welcome,
     /// What came while an answer was waited for.
     missed: Mutex<Option<Link>>,
 }
@@ -37,16 +41,26 @@ pub fn locate(state_dir: &Path, name: Option<&str>) -> Result<PathBuf> {
         let name = state::node_name(name)?;
         return Ok(state::socket_path(state_dir, &name));
     }
+    locate_only(state_dir)?.ok_or_else(|| {
+        Error::failed(format!(
+            "no node runs here (looked in {}): start one with 'muslin node'",
+            state_dir.display()
+        ))
+    })
+}
+
+/// The socket of the only node that runs, if one does.
+///
+/// # Errors
+/// A usage error if there are several.
+pub fn locate_only(state_dir: &Path) -> Result<Option<PathBuf>> {
     let running = state::nodes(state_dir)
         .into_iter()
         .filter(|name| state::is_listening(&state::socket_path(state_dir, name)))
         .collect::<Vec<_>>();
     match &running[..] {
-        [only] => Ok(state::socket_path(state_dir, only)),
-        [] => Err(Error::failed(format!(
-            "no node runs here (looked in {}): start one with 'muslin node'",
-            state_dir.display()
-        ))),
+        [] => Ok(None),
+        [only] => Ok(Some(state::socket_path(state_dir, only))),
         several => Err(Error::usage(format!(
             "several nodes run here: choose one with --node: {}",
             several.join(", ")
@@ -58,26 +72,87 @@ impl Client {
     /// Connects to a node.
     ///
     /// # Errors
-    /// If no node listens there.
+    /// If no node listens there, or one of another version.
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let connected = UnixSeqpacket::connect(socket).await;
-        connected
-            .map(|socket| Self {
-                connection: Connection::new(socket),
-                missed: Mutex::new(None),
-            })
-            .map_err(|error| {
-                let at = socket.display();
-                Error::failed(match error.kind() {
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                        format!("no node listens at {at}: start it with 'muslin node'")
-                    }
-                    io::ErrorKind::PermissionDenied => {
-                        format!("no permission for {at}: the node belongs to another user")
-                    }
-                    _ => format!("cannot connect to the node at {at}: {error}"),
-                })
-            })
+        let at = socket.display();
+        let client = Self::reach(socket).await?;
+        client.ok_or_else(|| {
+            Error::failed(format!(
+                "no node listens at {at}: start it with 'muslin node'"
+            ))
+        })
+    }
+
+    /// Connects to a node, if one listens there.
+    ///
+    /// # Errors
+    /// If it is of another version, or does not answer.
+    pub async fn reach(socket: &Path) -> Result<Option<Self>> {
+        let at = socket.display();
+        match UnixSeqpacket::connect(socket).await {
+            Ok(connected) => {
+                let greeted = Self::greet(Connection::new(connected), socket);
+                greeted.await.map(Some)
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
+                io::ErrorKind::PermissionDenied => Err(Error::failed(format!(
+                    "no permission for {at}: the node belongs to another user"
+                ))),
+                _ => Err(Error::failed(format!(
+                    "cannot connect to the node at {at}: {error}"
+                ))),
+            },
+        }
+    }
+
+    /// Says hello over a connection to the node that listens at `socket`.
+    async fn greet(connection: Connection, socket: &Path) -> Result<Self> {
+        let at = socket.display();
+        let mut client = Self {
+            connection,
+            welcome: Welcome::new("", "", 0),
+            missed: Mutex::new(None),
+        };
+        let hello = Request::Hello(Hello::new(VERSION));
+        match client.ask(&hello, &[]).await {
+            Ok(Answer::Welcome(welcome)) if welcome.protocol == PROTOCOL => {
+                client.welcome = welcome;
+                Ok(client)
+            }
+            Ok(Answer::Welcome(Welcome {
+                protocol, version, ..
+            })) => {
+                let message = format!(
+                    "the node at {at} is muslin {version} (control protocol {protocol}), and this is \
+                     muslin {VERSION} (control protocol {PROTOCOL}): update the older of the two"
+                );
+                Err(Error::refused(Code::WrongVersion, message))
+            }
+            Ok(other) => Err(unexpected(&other)),
+            Err(Error::Refused {
+                code: Code::WrongVersion,
+                ..
+            }) => {
+                let message = format!(
+                    "the node at {at} is of an older muslin than this one ({VERSION}): start it again \
+                     with muslin {VERSION}"
+                );
+                Err(Error::refused(Code::WrongVersion, message))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many queues a pod's device is to have.
+    ///
+    /// # Errors
+    /// If the node cannot attach pods yet.
+    pub fn queues(&self) -> Result<usize> {
+        match &self.welcome.not_ready {
+            Some(reason) => Err(Error::refused(Code::NotReady, reason)),
+            None => Ok(self.welcome.queues.max(1)),
+        }
     }
 
     /// Attaches a pod by its device, each descriptor a queue of it.
@@ -228,14 +303,7 @@ impl Client {
         let (answer, beside) =
             received.ok_or_else(|| Error::failed("the node ended the connection"))?;
         match answer {
-            Answer::Refused {
-                usage: true,
-                message,
-            } => Err(Error::Usage(message)),
-            Answer::Refused {
-                usage: false,
-                message,
-            } => Err(Error::Failed(message)),
+            Answer::Refused(Refusal { code, message }) => Err(Error::refused(code, message)),
             answer => Ok((answer, beside)),
         }
     }
@@ -243,4 +311,60 @@ impl Client {
 
 fn unexpected(answer: &Answer) -> Error {
     Error::failed(format!("the node gave an unexpected answer: {answer:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client says of a node that answers so.
+    async fn greeted(answer: &str) -> Result<Client> {
+        let (ours, theirs) = UnixSeqpacket::pair().unwrap();
+        let node = async {
+            let mut hello = [0; 1000];
+            let len = theirs.recv(&mut hello).await.unwrap();
+            let hello: Request = serde_json::from_slice(&hello[..len.bytes_read()]).unwrap();
+            assert_eq!(hello, Request::Hello(Hello::new(VERSION)));
+            theirs.send(answer.as_bytes()).await.unwrap();
+        };
+        let client = Client::greet(Connection::new(ours), Path::new("/n.sock"));
+        let (client, ()) = tokio::join!(client, node);
+        client
+    }
+
+    #[tokio::test]
+    async fn a_node_of_another_version_is_told_in_one_line() {
+        let old = concat!(
+            r#"{"refused":{"usage":true,"message":"the request is not understood: unknown variant "#,
+            r#"`hello`, expected one of `attach`, `detach` at line 1 column 8"}}"#
+        );
+        let new = r#"{"welcome":{"protocol":7,"version":"9.1.0","colour":"red"}}"#;
+        let own = format!("({VERSION}): start it again with muslin {VERSION}");
+        for (answer, parts) in [
+            (old, ["/n.sock is of an older muslin", &own]),
+            (
+                new,
+                ["muslin 9.1.0 (control protocol 7)", "update the older"],
+            ),
+        ] {
+            let error = greeted(answer).await.unwrap_err();
+            assert_eq!(error.exit_code(), 1);
+            let line = error.to_string();
+            assert!(!line.contains('\n') && !line.contains("variant"), "{line}");
+            for part in parts {
+                assert!(line.contains(part), "{line}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_says_what_a_device_is_to_have() {
+        let client = greeted(r#"{"welcome":{"protocol":1,"version":"x","queues":4}}"#);
+        assert_eq!(client.await.unwrap().queues().unwrap(), 4);
+        let waits = r#"{"welcome":{"protocol":1,"queues":4,"not_ready":"no lease yet"}}"#;
+        let error = greeted(waits).await.unwrap().queues().unwrap_err();
+        assert_eq!(error.to_string(), "no lease yet");
+        let busy = r#"{"refused":{"code":"denied","message":"not you"}}"#;
+        assert_eq!(greeted(busy).await.unwrap_err().to_string(), "not you");
+    }
 }

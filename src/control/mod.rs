@@ -1,13 +1,17 @@
 //! The control socket: how commands speak to a node, and how pods' devices come to it.
 //!
 //! A Unix `SOCK_SEQPACKET` socket of mode 0600 in the node's own directory: one JSON message per
-//! packet, descriptors beside it (`SCM_RIGHTS`). Only the node's own user and root are answered. Beside
+//! packet, descriptors beside it (`SCM_RIGHTS`); the first says which version of the protocol a client
+//! speaks. Only the node's own user and root are answered. Beside
 //! it are two that can do less, to be given to others: see [`Level`].
+
+/// The version of this program.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 mod client;
 mod connection;
 mod server;
 
-pub use client::{Client, locate};
+pub use client::{Client, locate, locate_only};
 pub use connection::{Connection, MAX_MESSAGE};
 pub use server::{Level, Service, serve};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use muslin_stack::api::control::{
-    Answer, Attach, Attached, DropLease, Dropped, Link, Namespace, PodNamespaces, Request, Table,
+    Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
+    PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
+use super::VERSION;
 use super::connection::{Connection, MAX_MESSAGE};
 use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
@@ -50,9 +52,13 @@ impl Level {
     /// Refuses what clients of this level may not ask for, if they have attached these pods.
     fn check<T>(self, request: &Request, own: &[(PodName, T)]) -> Result<()> {
         let is_own = |pod| own.iter().any(|(own, _)| own == pod);
-        let refuse = |what| Err(Error::failed(format!("not by this socket: {what}")));
+        let refuse = |what| {
+            let message = format!("not by this socket: {what}");
+            Err(Error::refused(Code::Denied, message))
+        };
         match (self, request) {
             (Self::Full, _)
+            | (_, Request::Hello(_))
             | (Self::Attach, Request::Report(Table::Status))
             | (Self::Status, Request::Report(_)) => Ok(()),
             (Self::Status, _) => refuse("it is for tables only"),
@@ -79,6 +85,9 @@ pub trait Service: Send + Sync + 'static {
     /// A pod that is detached when this is dropped.
     type Attachment: Send;
 
+    /// Who the node is.
+    fn welcome(&self) -> Welcome;
+
     /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if
     /// it is persistent and nothing comes.
     ///
@@ -88,7 +97,7 @@ pub trait Service: Send + Sync + 'static {
         &self,
         request: Attach,
         device: Vec<OwnedFd>,
-    ) -> Result<(Attached, Option<Self::Attachment>)>;
+    ) -> impl Future<Output = Result<(Attached, Option<Self::Attachment>)>> + Send;
 
     /// Keeps the namespaces of an attached pod.
     ///
@@ -113,11 +122,14 @@ pub trait Service: Send + Sync + 'static {
     /// If there are no pods yet.
     fn link(&self) -> Result<watch::Receiver<Link>>;
 
-    /// Detaches a pod.
+    /// Detaches a pod, and closes its device and its published ports.
     ///
     /// # Errors
     /// If there is none of that name.
-    fn detach(&self, pod: &PodName) -> Result<()>;
+    fn detach(&self, pod: &PodName) -> impl Future<Output = Result<()>> + Send;
+
+    /// The same for a pod that is held.
+    fn release(&self, attachment: Self::Attachment) -> impl Future<Output = ()> + Send;
 
     /// The rows of a table.
     ///
@@ -140,10 +152,17 @@ pub trait Service: Send + Sync + 'static {
 
 impl From<Error> for Answer {
     fn from(error: Error) -> Self {
-        Self::Refused {
-            usage: matches!(error, Error::Usage(_)),
+        let code = match error {
+            Error::Refused { code, .. } => code,
+            Error::Usage(_) => Code::Usage,
+            Error::Failed(_) | Error::LeaseLost(_) | Error::Start { .. } | Error::Command(_) => {
+                Code::Failed
+            }
+        };
+        Self::Refused(Refusal {
+            code,
             message: error.to_string(),
-        }
+        })
     }
 }
 
@@ -209,6 +228,7 @@ async fn converse<S: Service>(
     // Pods that end with the connection.
     let mut attachments: Vec<(PodName, S::Attachment)> = Vec::new();
     let mut link = None;
+    let mut hello: Option<Hello> = None;
     loop {
         let received = tokio::select! {
             received = connection.receive::<Request>() => received,
@@ -231,6 +251,17 @@ async fn converse<S: Service>(
             }
             Err(error) => return Err(error),
         };
+        if let Request::Hello(said) = request {
+            hello = Some(said);
+            connection
+                .send(&Answer::Welcome(service.welcome()), &[])
+                .await?;
+            continue;
+        }
+        if let Some(error) = stranger(hello.as_ref()) {
+            connection.send(&Answer::from(error), &[]).await?;
+            continue;
+        }
         if let Err(error) = level.check(&request, &attachments) {
             connection.send(&Answer::from(error), &[]).await?;
             continue;
@@ -238,7 +269,8 @@ async fn converse<S: Service>(
         place.keep();
         let answer = match request {
             Request::Attach(attach) => {
-                answer_attach(service, attach, beside).and_then(|(attached, held)| {
+                let attached = answer_attach(service, attach, beside).await;
+                attached.and_then(|(attached, held)| {
                     if let Some(held) = held {
                         link = Some(service.link()?);
                         attachments.push((attached.pod.clone(), held));
@@ -262,10 +294,12 @@ async fn converse<S: Service>(
             },
             // By what it holds and not by a name, which may be another client's by now.
             Request::Detach { pod } if level == Level::Attach => {
-                attachments.retain(|(own, _)| *own != pod);
+                for (_, held) in attachments.extract_if(.., |(own, _)| *own == pod) {
+                    service.release(held).await;
+                }
                 Ok(Answer::Done)
             }
-            Request::Detach { pod } => service.detach(&pod).map(|()| Answer::Done),
+            Request::Detach { pod } => service.detach(&pod).await.map(|()| Answer::Done),
             Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
             Request::Report(table) => match service.report(table).await {
@@ -275,11 +309,28 @@ async fn converse<S: Service>(
                 }
                 Err(error) => Err(error),
             },
+            other => Err(Error::usage(format!("this node cannot do that: {other:?}"))),
         };
         connection
             .send(&answer.unwrap_or_else(Answer::from), &[])
             .await?;
     }
+}
+
+/// Why a client is not served that has said this of itself; nothing if it speaks as this node does.
+fn stranger(hello: Option<&Hello>) -> Option<Error> {
+    let client = match hello {
+        Some(hello) if hello.protocol == PROTOCOL => return None,
+        Some(Hello {
+            protocol, version, ..
+        }) => format!("muslin {version} (control protocol {protocol})"),
+        None => "an older one, from before there were versions".to_owned(),
+    };
+    let message = format!(
+        "this node is muslin {VERSION} (control protocol {PROTOCOL}), and the program that asks is \
+         {client}: update the older of the two, and start pods again that run since before"
+    );
+    Some(Error::refused(Code::WrongVersion, message))
 }
 
 /// The next change of what pods' interfaces are to have; for ever if there are none.
@@ -292,7 +343,7 @@ async fn changed(link: &mut Option<watch::Receiver<Link>>) -> Link {
     std::future::pending().await
 }
 
-fn answer_attach<S: Service>(
+async fn answer_attach<S: Service>(
     service: &S,
     attach: Attach,
     device: Vec<OwnedFd>,
@@ -300,7 +351,7 @@ fn answer_attach<S: Service>(
     if device.is_empty() {
         return Err(Error::usage("no device came with the request to attach"));
     }
-    service.attach(attach, device)
+    service.attach(attach, device).await
 }
 
 /// Sends rows in as many packets as they need.
@@ -344,28 +395,38 @@ mod tests {
     /// A node that has nothing.
     struct Empty;
 
+    fn not_attached(pod: &PodName) -> Error {
+        Error::refused(Code::NoSuchPod, format!("no pod named '{pod}' is attached"))
+    }
+
     impl Service for Empty {
         type Attachment = ();
 
-        fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
+        fn welcome(&self) -> Welcome {
+            Welcome::new(VERSION, "n", 3)
+        }
+
+        async fn attach(&self, _: Attach, _: Vec<OwnedFd>) -> Result<(Attached, Option<()>)> {
             Err(Error::failed("full"))
         }
 
         fn keep_namespaces(&self, pod: &PodName, _: Vec<Namespace>, _: Vec<OwnedFd>) -> Result<()> {
-            self.detach(pod)
+            Err(not_attached(pod))
         }
 
         fn namespaces(&self, pod: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
-            Err(self.detach(pod).unwrap_err())
+            Err(not_attached(pod))
         }
 
         fn link(&self) -> Result<watch::Receiver<Link>> {
             Err(Error::failed("none"))
         }
 
-        fn detach(&self, pod: &PodName) -> Result<()> {
-            Err(Error::failed(format!("no pod named '{pod}' is attached")))
+        async fn detach(&self, pod: &PodName) -> Result<()> {
+            Err(not_attached(pod))
         }
+
+        async fn release(&self, (): ()) {}
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {
             Ok(Vec::new())
@@ -380,11 +441,11 @@ mod tests {
         }
     }
 
-    /// Asks for the pods by a name without a file, and prints how long the answer is.
+    /// Says hello by a name without a file, and prints how long the answer is.
     const CLIENT: &str = r#"
         alarm 60; socket(my $s, AF_UNIX, SOCK_SEQPACKET, 0) or die "socket: $!";
         connect($s, pack("Sa*", AF_UNIX, "\0$ARGV[0]")) or die "connect: $!";
-        send($s, '{"report":"pods"}', 0); recv($s, my $answer, 65536, 0); print length $answer;
+        send($s, '{"hello":{"protocol":1}}', 0); recv($s, my $answer, 65536, 0); print length $answer;
     "#;
 
     #[tokio::test]
@@ -419,6 +480,49 @@ mod tests {
         server.abort();
     }
 
+    /// A refusal as clients read it that know of no versions.
+    #[derive(Debug, serde::Deserialize)]
+    enum OldAnswer {
+        #[serde(rename = "refused")]
+        Refused { usage: bool, message: String },
+    }
+
+    #[tokio::test]
+    async fn who_speaks_another_version_is_told_in_one_line() {
+        let old = r#"{"report":"pods"}"#;
+        let new = r#"{"hello":{"protocol":7,"version":"9.1.0"}}"#;
+        for (greeting, client) in [(None, "an older one"), (Some(new), "muslin 9.1.0")] {
+            let (ours, theirs) = UnixSeqpacket::pair().unwrap();
+            let connection = Connection::new(theirs);
+            let (place, _) = Clients::new(1).wait().await.take();
+            tokio::spawn(async move { converse(&connection, Level::Full, &Empty, &place).await });
+            let ours = Connection::new(ours);
+            let say = async |text: &str| {
+                let message: serde_json::Value = serde_json::from_str(text).unwrap();
+                ours.send(&message, &[]).await.unwrap();
+            };
+            if let Some(greeting) = greeting {
+                say(greeting).await;
+                let (answer, _) = ours.receive::<Answer>().await.unwrap().unwrap();
+                assert!(matches!(answer, Answer::Welcome(it) if it.protocol == PROTOCOL));
+            }
+            say(old).await;
+            let answer = ours.receive::<OldAnswer>().await.unwrap().unwrap();
+            let (OldAnswer::Refused { usage, message }, _) = answer;
+            let own = format!("this node is muslin {VERSION} (control protocol {PROTOCOL})");
+            assert!(!usage && !message.contains('\n'), "{message}");
+            for part in [&own, client, "update the older"] {
+                assert!(message.contains(part), "{message}");
+            }
+            // It may say who it is at any time.
+            say(r#"{"hello":{"protocol":1}}"#).await;
+            ours.receive::<Answer>().await.unwrap().unwrap();
+            say(old).await;
+            let (answer, _) = ours.receive::<Answer>().await.unwrap().unwrap();
+            assert!(matches!(answer, Answer::Rows { .. }), "{answer:?}");
+        }
+    }
+
     #[test]
     fn each_level_has_its_requests() {
         let pod = |name: &str| name.parse::<PodName>().unwrap();
@@ -426,12 +530,10 @@ mod tests {
         let attach = |persistent, publish: &[&str]| {
             let ports: Vec<muslin_stack::api::published::Ports> =
                 publish.iter().map(|it| it.parse().unwrap()).collect();
-            Request::Attach(Attach {
-                pod: None,
-                address: None,
-                persistent,
-                publish: muslin_stack::api::published::Ports::all(&ports),
-            })
+            let mut attach = Attach::new(None, None);
+            attach.persistent = persistent;
+            attach.publish = muslin_stack::api::published::Ports::all(&ports);
+            Request::Attach(attach)
         };
         let keep = |name| Request::KeepNamespaces {
             pod: pod(name),
@@ -479,6 +581,11 @@ mod tests {
         let copy = ours.as_fd().try_clone_to_owned().unwrap();
         let answers = Connection::new(UnixSeqpacket::try_from(copy).unwrap());
         let long = "x".repeat(MAX_MESSAGE - 10);
+        ours.send(br#"{"hello":{"protocol":1,"version":"x","more":[]}}"#)
+            .await
+            .unwrap();
+        let (answer, _) = answers.receive::<Answer>().await.unwrap().unwrap();
+        assert_eq!(answer, Answer::Welcome(Empty.welcome()));
         for nonsense in [
             "nonsense".to_owned(),
             "{".to_owned(),
@@ -495,7 +602,7 @@ mod tests {
             let answer = answers.receive::<Answer>().await;
             let (answer, _) = answer.unwrap().expect(&start);
             assert!(
-                matches!(answer, Answer::Refused { usage: true, .. }),
+                matches!(&answer, Answer::Refused(refusal) if refusal.code == Code::Usage),
                 "{start}: {answer:?}"
             );
         }

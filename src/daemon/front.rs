@@ -7,7 +7,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use muslin_stack::api::control::{
-    Attach, Attached, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces, Table,
+    Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
+    Table, Welcome,
 };
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
@@ -23,6 +24,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// A node as its clients see it.
 pub(super) struct Front {
     name: String,
+    queues: usize,
     sockets: Vec<(PathBuf, Level)>,
     condition: watch::Receiver<condition::State>,
     running: OnceLock<Arc<Running>>,
@@ -32,15 +34,18 @@ pub(super) struct Front {
 }
 
 impl Front {
-    /// That of a node which listens at these sockets; `leave` takes that somebody asks it to leave.
+    /// That of a node with so many queues for each pod which listens at these sockets; `leave` takes
+    /// that somebody asks it to leave.
     pub(super) fn new(
         name: String,
+        queues: usize,
         sockets: Vec<(PathBuf, Level)>,
         condition: watch::Receiver<condition::State>,
         leave: watch::Sender<bool>,
     ) -> Self {
         Self {
             name,
+            queues,
             sockets,
             condition,
             running: OnceLock::new(),
@@ -85,25 +90,38 @@ impl Front {
     }
 
     fn ready(&self) -> Result<&Arc<Running>> {
-        self.running().ok_or_else(|| {
-            let name = &self.name;
-            Error::failed(match self.condition.borrow().trouble() {
-                Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
-                None => format!("the node {name} has no lease yet"),
-            })
-        })
+        self.running()
+            .ok_or_else(|| Error::refused(Code::NotReady, self.obstacle()))
+    }
+
+    /// Why there are no pods and tables yet.
+    fn obstacle(&self) -> String {
+        let name = &self.name;
+        match self.condition.borrow().trouble() {
+            Some(trouble) => format!("the node {name} has no lease yet: {trouble}"),
+            None => format!("the node {name} has no lease yet"),
+        }
     }
 }
 
 impl Service for Front {
     type Attachment = Attachment;
 
-    fn attach(
+    fn welcome(&self) -> Welcome {
+        let mut welcome = Welcome::new(env!("CARGO_PKG_VERSION"), &self.name, self.queues);
+        welcome.not_ready = match self.running() {
+            Some(_) => None,
+            None => Some(self.obstacle()),
+        };
+        welcome
+    }
+
+    async fn attach(
         &self,
         request: Attach,
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Attachment>)> {
-        self.ready()?.attach(request, device)
+        self.ready()?.attach(request, device).await
     }
 
     fn keep_namespaces(
@@ -123,8 +141,15 @@ impl Service for Front {
         Ok(self.ready()?.link())
     }
 
-    fn detach(&self, pod: &PodName) -> Result<()> {
-        self.ready()?.detach(pod)
+    async fn detach(&self, pod: &PodName) -> Result<()> {
+        self.ready()?.detach(pod).await
+    }
+
+    async fn release(&self, attachment: Attachment) {
+        drop(attachment);
+        if let Some(running) = self.running() {
+            running.closed().await;
+        }
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {

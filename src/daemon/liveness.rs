@@ -12,18 +12,18 @@ use tokio::time::{Instant, sleep};
 use super::running::Running;
 use crate::error::{Error, Result};
 use crate::lease::table::Known;
-use crate::worker::Report;
+use crate::worker::PeerStates;
 
 /// How long peers have to answer.
 const PATIENCE: Duration = Duration::from_millis(900);
 /// When their answers are looked for first; later it takes twice as long each time, because every
-/// look copies all tables.
+/// look copies what went to and came from all peers.
 const FIRST_LOOK: Duration = Duration::from_millis(15);
 
 /// The other nodes at one moment.
 pub(super) struct Census {
-    /// The tables and counters of that moment.
-    pub(super) report: Report,
+    /// The peers at that moment.
+    pub(super) states: PeerStates,
     lives: HashMap<IpNet, Signs>,
 }
 
@@ -31,9 +31,9 @@ impl Census {
     /// Asks those for a sign of life of which nothing was heard for a while, and waits a moment for
     /// what they answer.
     pub(super) async fn take(running: &Running) -> Result<Self> {
-        let mut report = running.workers.report().await.map_err(Error::failed)?;
+        let mut states = running.workers.peers().await.map_err(Error::failed)?;
         let mut answered = HashSet::new();
-        let mut quiet = quiet(&report, &running.naming.names.read());
+        let mut quiet = quiet(&states, &running.naming.names.read());
         if !quiet.is_empty() {
             let asked = quiet.keys().copied().collect();
             running.workers.probe(asked).map_err(Error::failed)?;
@@ -43,8 +43,8 @@ impl Census {
         while !quiet.is_empty() && Instant::now() < deadline {
             sleep(look).await;
             look *= 2;
-            report = running.workers.report().await.map_err(Error::failed)?;
-            for state in &report.peers {
+            states = running.workers.peers().await.map_err(Error::failed)?;
+            for state in &states.peers {
                 let id = state.peer.id;
                 let before = quiet.get(&id);
                 if before.is_some_and(|before| state.received.packets > *before) {
@@ -54,8 +54,8 @@ impl Census {
             }
         }
         Ok(Self {
-            lives: lives(&report, &answered),
-            report,
+            lives: lives(&states, &answered),
+            states,
         })
     }
 
@@ -71,8 +71,8 @@ impl Census {
 }
 
 /// The peers that have to be asked, with the packets that came from each before.
-fn quiet(report: &Report, names: &Names) -> HashMap<PeerId, u64> {
-    let lives = lives(report, &HashSet::new());
+fn quiet(states: &PeerStates, names: &Names) -> HashMap<PeerId, u64> {
+    let lives = lives(states, &HashSet::new());
     let is_quiet = |subnet: IpNet| {
         let IpNet::V4(subnet) = subnet else {
             return false;
@@ -80,7 +80,7 @@ fn quiet(report: &Report, names: &Names) -> HashMap<PeerId, u64> {
         let signs = lives.get(&subnet.into()).copied().unwrap_or_default();
         Standing::of(with_names(signs, names, subnet)) != Standing::Alive
     };
-    let reachable = report.peers.iter();
+    let reachable = states.peers.iter();
     let reachable = reachable.filter(|state| state.path != Path::Unreachable);
     reachable
         .filter(|state| is_quiet(state.peer.subnet))
@@ -96,17 +96,17 @@ fn with_names(signs: Signs, names: &Names, subnet: Ipv4Net) -> Signs {
 }
 
 /// The signs of each peer, by its lease.
-fn lives(report: &Report, answered: &HashSet<PeerId>) -> HashMap<IpNet, Signs> {
+fn lives(states: &PeerStates, answered: &HashSet<PeerId>) -> HashMap<IpNet, Signs> {
     // What comes from an address counts for the first peer there.
     let mut hosts = HashMap::<_, Signs>::new();
-    for state in &report.peers {
+    for state in &states.peers {
         let signs = hosts.entry(*state.peer.address.ip()).or_default();
-        let age = state.heard.map(|heard| (report.now - heard).total_micros());
+        let age = state.heard.map(|heard| (states.now - heard).total_micros());
         let age = age.map(Duration::from_micros);
         signs.heard = signs.heard.into_iter().chain(age).min();
         signs.answers |= answered.contains(&state.peer.id);
     }
-    let peers = report.peers.iter().map(|state| &state.peer);
+    let peers = states.peers.iter().map(|state| &state.peer);
     peers
         .map(|peer| (peer.subnet, hosts.get(peer.address.ip()).copied()))
         .map(|(subnet, signs)| (subnet, signs.unwrap_or_default()))

@@ -221,6 +221,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
     sockets.extend(lesser.iter().map(|(path, _, level)| (path.clone(), *level)));
     let front = Arc::new(Front::new(
         settings.name.clone(),
+        settings.workers,
         sockets,
         condition.subscribe(),
         leave.clone(),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use muslin_stack::api::control::{Attach, Namespace};
+use muslin_stack::api::control::{Attach, Code, Namespace};
 use muslin_stack::api::published::{MAX_PORTS, Published};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
@@ -40,9 +40,13 @@ pub(super) fn attach<'p>(
         since: Instant::now(),
         namespaces: None,
     };
+    if let Some(address) = request.address.and_then(|address| address.ipv6()) {
+        let message = format!("the address {address} is not in this node's subnet: it has no IPv6");
+        return Err(Error::refused(Code::AddressNotAvailable, message));
+    }
     let request = Request {
         name: request.pod.clone(),
-        address: request.address,
+        address: request.address.and_then(|address| address.ipv4()),
         mac,
     };
     let (name, pod) = pods
@@ -55,17 +59,22 @@ pub(super) fn attach<'p>(
 fn refusal(error: &AttachError) -> Error {
     match error {
         AttachError::NameTaken(_) => {
-            Error::failed(format!("{error}: give this one another --name"))
+            let message = format!("{error}: give this one another --name");
+            Error::refused(Code::NameTaken, message)
         }
         AttachError::NameReserved(_) => {
-            Error::usage(format!("{error}: give the pod another --name"))
+            let message = format!("{error}: give the pod another --name");
+            Error::refused(Code::NameReserved, message)
         }
-        AttachError::NoName => Error::failed(format!("{error}: give it a --name")),
+        AttachError::NoName => {
+            Error::refused(Code::NameTaken, format!("{error}: give it a --name"))
+        }
         AttachError::Address(IpamError::OutOfSubnet(..) | IpamError::Reserved(..)) => {
-            Error::usage(error)
+            Error::refused(Code::AddressNotAvailable, error)
         }
-        AttachError::Address(IpamError::Taken(..) | IpamError::Full(..))
-        | AttachError::MacTaken(..) => Error::failed(error),
+        AttachError::Address(IpamError::Taken(..)) => Error::refused(Code::AddressTaken, error),
+        AttachError::Address(IpamError::Full(..)) => Error::refused(Code::NoAddressLeft, error),
+        AttachError::MacTaken(..) => Error::refused(Code::MacTaken, error),
     }
 }
 
@@ -86,10 +95,11 @@ pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
             published.any(|other| other.overlaps(one))
         };
         if let Some((name, _)) = pods.iter().find(|(_, pod)| holds(pod)) {
-            return Err(Error::failed(format!(
+            let message = format!(
                 "{port} is published by the pod '{name}' already: choose another port, or \
                  detach that pod"
-            )));
+            );
+            return Err(Error::refused(Code::PortTaken, message));
         }
     }
     Ok(())
@@ -97,7 +107,10 @@ pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
 
 /// What is said of a pod that is not there.
 pub(super) fn not_attached(name: &PodName) -> Error {
-    Error::failed(format!("no pod named '{name}' is attached"))
+    Error::refused(
+        Code::NoSuchPod,
+        format!("no pod named '{name}' is attached"),
+    )
 }
 
 #[cfg(test)]
@@ -107,35 +120,50 @@ mod tests {
     #[test]
     fn whoever_asks_for_what_no_pod_can_have_has_used_it_wrongly() {
         let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
-        let mut refused = |pod: &str, address: Option<[u8; 4]>| {
-            let request = Attach {
-                pod: pod.parse().ok(),
-                address: address.map(Into::into),
-                persistent: false,
-                publish: Vec::new(),
-            };
+        let mut refused = |pod: &str, address: &str| {
+            let request = Attach::new(pod.parse().ok(), address.parse().ok());
             let attached = attach(&mut pods, &request, None, Vec::new());
-            attached.map_or_else(
-                |error| (error.exit_code(), error.to_string()),
-                |_| (0, String::new()),
-            )
+            attached.map(|_| ())
         };
-        assert_eq!(refused("a", Some([10, 244, 1, 2])).0, 0);
+        refused("a", "10.244.1.2").unwrap();
         for (pod, address, code, words) in [
-            ("wpad", None, 2, "give the pod another --name"),
-            ("b", Some([10, 9, 9, 9]), 2, "not in this node's subnet"),
-            ("b", Some([10, 244, 1, 1]), 2, "the node's own"),
-            ("b", Some([10, 244, 1, 2]), 1, "taken by the pod 'a'"),
+            (
+                "wpad",
+                "",
+                Code::NameReserved,
+                "give the pod another --name",
+            ),
+            (
+                "b",
+                "10.9.9.9",
+                Code::AddressNotAvailable,
+                "not in this node's subnet",
+            ),
+            (
+                "b",
+                "10.244.1.1",
+                Code::AddressNotAvailable,
+                "the node's own",
+            ),
+            ("b", "fd00::2", Code::AddressNotAvailable, "it has no IPv6"),
+            (
+                "b",
+                "10.244.1.2",
+                Code::AddressTaken,
+                "taken by the pod 'a'",
+            ),
             (
                 "a",
-                None,
-                1,
+                "",
+                Code::NameTaken,
                 "attached already: give this one another --name",
             ),
         ] {
-            let (refused, text) = refused(pod, address);
-            assert_eq!(refused, code, "{text}");
-            assert!(text.contains(words), "{text}");
+            let error = refused(pod, address).unwrap_err();
+            let text = error.to_string();
+            let is_coded = matches!(error, Error::Refused { code: it, .. } if it == code);
+            assert!(is_coded && text.contains(words), "{text}");
+            assert_eq!(error.exit_code() == 2, code.is_usage(), "{text}");
         }
     }
 }

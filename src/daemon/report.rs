@@ -1,20 +1,23 @@
 //! What a node tells of itself: its tables as rows.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::api::control::{
     Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
 };
+use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::Standing;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress;
 use muslin_stack::datapath::gateway;
-use muslin_stack::datapath::neighbour::{REACHABLE, State};
+use muslin_stack::datapath::neighbour::{Place, REACHABLE, State};
 use muslin_stack::datapath::node::NextHop;
 use muslin_stack::datapath::peer::{Path, PeerId, Tunnel};
-use muslin_stack::datapath::port;
+use muslin_stack::datapath::port::{self, PortId};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -23,24 +26,39 @@ use super::liveness::Census;
 use super::running::Running;
 use crate::confine;
 use crate::error::{Context, Error, Result};
-use crate::worker::{self, Report};
+use crate::worker::{FlowTable, NeighbourTables, Neighbours, PortState, Totals};
 
 /// The rows of a table.
 pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {
+    let workers = &running.workers;
     match table {
-        Table::Leases => return values(running.leases().await?),
-        Table::Peers => return values(peers(running, &Census::take(running).await?)),
-        _ => {}
-    }
-    let report = running.workers.report().await.map_err(Error::failed)?;
-    match table {
-        Table::Status => values([status(running, &report)]),
-        Table::Leases | Table::Peers => Ok(Vec::new()),
-        Table::Pods => values(pods(running, &report)),
-        Table::Routes => values(routes(running, &report)),
-        Table::Neighbours => values(neighbours(&report)),
-        Table::Drops => values(drops(&report)),
-        Table::Flows => values(flows(running, &report)),
+        Table::Status => {
+            let totals = workers.totals().await.map_err(Error::failed)?;
+            values([status(running, &totals)])
+        }
+        Table::Pods => {
+            let ports = workers.ports().await.map_err(Error::failed)?;
+            values(pods(running, &ports))
+        }
+        Table::Peers => values(peers(running, &Census::take(running).await?)),
+        Table::Leases => values(running.leases().await?),
+        Table::Routes => {
+            let routes = workers.routes().await.map_err(Error::failed)?;
+            values(self::routes(running, &routes))
+        }
+        Table::Neighbours => {
+            let tables = workers.neighbours().await.map_err(Error::failed)?;
+            values(neighbours(&tables))
+        }
+        Table::Drops => {
+            let totals = workers.totals().await.map_err(Error::failed)?;
+            values(drops(&totals))
+        }
+        Table::Flows => {
+            let flows = workers.flows().await.map_err(Error::failed)?;
+            values(self::flows(running, &flows))
+        }
+        _ => Err(Error::usage("this node has no such table")),
     }
 }
 
@@ -51,9 +69,9 @@ fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> 
         .context("cannot write the answer")
 }
 
-fn status(running: &Running, report: &Report) -> Status {
+fn status(running: &Running, totals: &Totals) -> Status {
     let facts = &running.facts;
-    let (counters, flows) = (&report.counters, &report.egress);
+    let (counters, flows) = (&totals.counters, &totals.egress);
     let (interface, pods) = (running.interface(), running.pods.lock());
     let (vni, mac) = match facts.plan.tunnel {
         Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
@@ -64,11 +82,11 @@ fn status(running: &Running, report: &Report) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_seconds: running.since.elapsed().as_secs(),
-        network: facts.config.network,
-        subnet: facts.subnet,
-        gateway: gateway::address(facts.subnet),
-        public_ip: interface.public_ip,
-        tunnel_ip: interface.address,
+        network: facts.config.network.into(),
+        subnet: facts.subnet.into(),
+        gateway: gateway::address(facts.subnet).into(),
+        public_ip: interface.public_ip.into(),
+        tunnel_ip: interface.address.into(),
         interface: interface.name,
         backend: facts.config.backend.name().to_owned(),
         port: facts.plan.port,
@@ -81,7 +99,7 @@ fn status(running: &Running, report: &Report) -> Status {
         mtu: running.plan().mtu.get(),
         device: "tap".to_owned(),
         workers: facts.settings.workers,
-        offload: offload(running, report).to_string(),
+        offload: offload(running, totals).to_string(),
         store: facts.store.clone(),
         trouble: running.trouble(),
         lease_confirmed_seconds: running.confirmed.lock().elapsed().as_secs(),
@@ -103,7 +121,7 @@ fn status(running: &Running, report: &Report) -> Status {
             flows: flows.inbound,
         },
         pods: pods.len(),
-        peers: report.peers.len(),
+        peers: totals.peers,
         packets: Packets {
             received: counters.received,
             originated: counters.originated,
@@ -132,10 +150,10 @@ fn dns(running: &Running) -> Dns {
 }
 
 /// What is in use of what was asked for.
-fn offload(running: &Running, report: &Report) -> Offload {
+fn offload(running: &Running, totals: &Totals) -> Offload {
     Offload {
-        gso: report.gso,
-        gro: report.gro,
+        gso: totals.gso,
+        gro: totals.gro,
         ..running.facts.settings.offload
     }
 }
@@ -147,37 +165,35 @@ fn traffic(traffic: port::Traffic) -> Traffic {
     }
 }
 
-fn pods(running: &Running, report: &Report) -> Vec<Pod> {
+fn pods(running: &Running, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
     let pods = running.pods.lock();
-    let row = |(name, pod): (&muslin_stack::control::ipam::PodName, &super::pods::Pod)| {
-        let port = report.ports.iter().find(|(id, ..)| *id == pod.port);
-        let (received, sent) = port
-            .map(|(_, port, _)| (port.received, port.sent))
-            .unwrap_or_default();
+    let row = |(name, pod): (&PodName, &super::pods::Pod)| {
+        let port = ports.get(&pod.port).copied().unwrap_or_default();
         Pod {
             pod: name.clone(),
-            address: pod.address,
+            address: pod.address.into(),
             mac: DisplayMac(pod.mac).to_string(),
             port: pod.port.0,
             persistent: pod.details.persistent,
-            offload: port.is_some_and(|(.., offload)| *offload),
+            offload: port.offload,
             published: pod.details.published.clone(),
             attached_seconds: pod.details.since.elapsed().as_secs(),
-            received: traffic(received),
-            sent: traffic(sent),
+            received: traffic(port.received),
+            sent: traffic(port.sent),
         }
     };
     pods.iter().map(row).collect()
 }
 
 fn peers(running: &Running, census: &Census) -> Vec<Peer> {
-    let report = &census.report;
+    let states = census.states.peers.iter();
+    let states: HashMap<_, _> = states.map(|state| (state.peer.id, state)).collect();
     let names = running.naming.names.read();
     let (backend, plan) = (&running.facts.config.backend, &running.plan());
     let prefix = running.interface().prefix;
     let control = running.control.lock();
     let rows = control.peers().iter().map(|(key, known)| {
-        let state = report.peers.iter().find(|state| state.peer.id == known.id);
+        let state = states.get(&known.id);
         let (received, sent) = state
             .map(|state| (state.received, state.sent))
             .unwrap_or_default();
@@ -190,8 +206,8 @@ fn peers(running: &Running, census: &Census) -> Vec<Peer> {
         };
         Peer {
             node: names.record(key.ipv4).map(|record| record.node.to_string()),
-            subnet: key.ipv4,
-            public_ip: known.record.public_ip,
+            subnet: key.ipv4.into(),
+            public_ip: known.record.public_ip.into(),
             backend: known.record.backend().to_owned(),
             vtep_mac: known.record.vtep_mac().map(|mac| mac.to_string()),
             usable: obstacle.is_none(),
@@ -223,23 +239,25 @@ fn path_mtu(path: Path, plan: &TunnelPlan) -> Option<u16> {
     }
 }
 
-fn routes(running: &Running, report: &Report) -> Vec<Route> {
-    let address = |id: PeerId| {
-        let peer = report.peers.iter().find(|state| state.peer.id == id);
-        peer.map(|state| state.peer.address.ip().to_string())
-    };
-    let row = |(prefix, next): &(ipnet::IpNet, NextHop)| Route {
-        prefix: prefix.to_string(),
+fn routes(running: &Running, routes: &[(IpNet, NextHop)]) -> Vec<Route> {
+    let control = running.control.lock();
+    let peers = control.peers().iter();
+    let peers: HashMap<PeerId, _> = peers
+        .map(|(_, known)| (known.id, known.record.public_ip))
+        .collect();
+    let address = |id: PeerId| peers.get(&id).map(ToString::to_string);
+    let row = |(prefix, next): &(IpNet, NextHop)| Route {
+        prefix: *prefix,
         via: match next {
             NextHop::Local => format!("pods of {}", running.facts.settings.name),
             NextHop::Peer(id) => address(*id).unwrap_or_else(|| format!("peer {id}")),
         },
     };
-    report.routes.iter().map(row).collect()
+    routes.iter().map(row).collect()
 }
 
-fn neighbours(report: &Report) -> Vec<Neighbour> {
-    let row = |(address, place, state): &worker::Neighbour, uplink: bool| Neighbour {
+fn neighbours(tables: &NeighbourTables) -> Vec<Neighbour> {
+    let row = |address: &IpAddr, place: &Option<Place>, state: &State, uplink: bool| Neighbour {
         address: *address,
         mac: place.map(|place| DisplayMac(place.mac).to_string()),
         port: place.filter(|_| !uplink).map(|place| place.port.0),
@@ -247,39 +265,42 @@ fn neighbours(report: &Report) -> Vec<Neighbour> {
         state: match state {
             State::Permanent => "permanent",
             State::Incomplete { .. } => "incomplete",
-            State::Reachable { since } if report.now >= *since + REACHABLE => "stale",
+            State::Reachable { since } if tables.now >= *since + REACHABLE => "stale",
             State::Reachable { .. } => "reachable",
             State::Probing { .. } => "probing",
         }
         .to_owned(),
     };
-    let pods = report.neighbours.iter().map(|it| row(it, false));
-    let hosts = report.next_hops.iter().map(|it| row(it, true));
-    let mut rows: Vec<_> = pods.chain(hosts).collect();
+    let rows = |table: &Neighbours, uplink| {
+        let rows = table.iter();
+        let rows = rows.map(|(address, (place, state))| row(address, place, state, uplink));
+        rows.collect::<Vec<_>>()
+    };
+    let mut rows = [rows(&tables.pods, false), rows(&tables.hosts, true)].concat();
     rows.sort_unstable_by_key(|row| row.address);
     rows
 }
 
-fn flows(running: &Running, report: &Report) -> Vec<Flow> {
+fn flows(running: &Running, table: &FlowTable) -> Vec<Flow> {
     let pods = running.pods.lock();
     let names: HashMap<_, _> = pods.iter().map(|(name, pod)| (pod.address, name)).collect();
-    let seconds = |since: muslin_stack::Instant| (report.now - since).secs();
+    let seconds = |since: muslin_stack::Instant| (table.now - since).secs();
     let row = |flow: &egress::FlowInfo| Flow {
         protocol: flow.key.protocol.to_string(),
         pod: names.get(flow.key.pod.ip()).map(|name| (*name).clone()),
         direction: flow.direction.to_string(),
-        local: flow.key.pod,
-        remote: flow.remote,
+        local: flow.key.pod.into(),
+        remote: flow.remote.into(),
         state: flow.state.to_string(),
         age_seconds: seconds(flow.since),
         idle_seconds: seconds(flow.active),
         sent_bytes: flow.sent,
         received_bytes: flow.received,
     };
-    let mut rows: Vec<_> = report.flows.iter().map(row).collect();
+    let mut rows: Vec<_> = table.flows.iter().map(row).collect();
     // The largest consumers are looked for by pod, and within a pod the latest.
     rows.sort_unstable_by(|a, b| {
-        let order = |row: &Flow| (*row.local.ip(), row.idle_seconds, row.local, row.remote);
+        let order = |row: &Flow| (row.local.ip(), row.idle_seconds, row.local, row.remote);
         order(a)
             .cmp(&order(b))
             .then_with(|| a.protocol.cmp(&b.protocol))
@@ -287,8 +308,8 @@ fn flows(running: &Running, report: &Report) -> Vec<Flow> {
     rows
 }
 
-fn drops(report: &Report) -> Vec<Drop> {
-    let rows = report.counters.drops().map(|(reason, packets)| Drop {
+fn drops(totals: &Totals) -> Vec<Drop> {
+    let rows = totals.counters.drops().map(|(reason, packets)| Drop {
         reason: reason.name().to_owned(),
         packets,
         description: reason.describe().to_owned(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::mac::DisplayMac;
 use muslin_stack::api::control::{
     Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
@@ -38,7 +38,7 @@ use crate::lines::Lines;
 use crate::state::StateDir;
 use crate::store::Store;
 use crate::underlay::PublicInterface;
-use crate::worker::Workers;
+use crate::worker::{Closing, Workers};
 
 /// What does not change while a node runs.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ pub(super) struct Running {
     pub(super) workers: Workers,
     pub(super) naming: Naming,
     pub(super) pods: Mutex<Pods>,
+    /// Ports that may still be open though their pods are detached.
+    closing: Mutex<Vec<Closing>>,
     /// What is known of other nodes' leases.
     pub(super) control: Arc<Mutex<ControlPlane>>,
     /// What is told of them.
@@ -129,6 +131,7 @@ impl Running {
         let diary = Diary::open(move |memory| state.write_addresses(memory));
         Ok(Self {
             pods: Mutex::new(pods),
+            closing: Mutex::default(),
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),
@@ -312,7 +315,19 @@ impl Running {
         let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
         self.remember(pods);
         info!("pod {pod} is detached");
-        self.workers.detach(gone.port).map_err(Error::failed)
+        let closing = self.workers.detach(gone.port).map_err(Error::failed)?;
+        let mut all = self.closing.lock();
+        all.retain(|closing| !closing.is_over());
+        all.push(closing);
+        Ok(())
+    }
+
+    /// Waits until what detached pods had is closed.
+    pub(super) async fn closed(&self) {
+        let all = self.closing.lock().clone();
+        for closing in all {
+            closing.over().await;
+        }
     }
 
     /// What does not work at this moment, in one line.
@@ -371,7 +386,7 @@ fn open_queues(
 impl Running {
     /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if it
     /// is persistent and nothing comes.
-    pub(super) fn attach(
+    pub(super) async fn attach(
         self: &Arc<Self>,
         request: Attach,
         device: Vec<OwnedFd>,
@@ -379,6 +394,8 @@ impl Running {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
         let network = self.facts.config.network;
         let (search, dns_options) = self.naming.dns.search();
+        // It may want the ports of one that was there before.
+        self.closed().await;
         let mut pods = self.pods.lock();
         check_ports(&pods, &request.publish)?;
         let bound = publish::bind(&request.publish, network)?;
@@ -410,18 +427,18 @@ impl Running {
             port: pod.port,
         });
         let facts = &self.facts;
-        let attached = Attached {
-            pod: name,
-            node: facts.settings.name.clone(),
-            address: Ipv4Net::new(pod.address, facts.subnet.prefix_len()).map_err(Error::failed)?,
-            gateway: gateway::address(facts.subnet),
-            link: underlay::link(&self.plan()),
-            routes: vec![facts.config.network, Ipv4Net::default()],
-            dns: vec![gateway::address(facts.subnet)],
-            search,
-            dns_options,
-            published,
-        };
+        let address = Ipv4Net::new(pod.address, facts.subnet.prefix_len());
+        let address = address.map_err(Error::failed)?;
+        let gateway = gateway::address(facts.subnet);
+        let (node, link) = (facts.settings.name.clone(), underlay::link(&self.plan()));
+        let mut attached = Attached::new(name, node, address.into(), gateway.into(), link);
+        attached.routes = [facts.config.network, Ipv4Net::default()]
+            .map(IpNet::V4)
+            .into();
+        attached.dns = vec![gateway.into()];
+        attached.search = search;
+        attached.dns_options = dns_options;
+        attached.published = published;
         Ok((attached, attachment))
     }
 
@@ -449,20 +466,15 @@ impl Running {
             ))
         })?;
         let node = self.facts.settings.name.clone();
-        let address = pod.address;
-        Ok((
-            PodNamespaces {
-                node,
-                address,
-                kinds,
-            },
-            namespaces,
-        ))
+        let pod = PodNamespaces::new(node, pod.address.into(), kinds);
+        Ok((pod, namespaces))
     }
 
-    /// Detaches a pod.
-    pub(super) fn detach(&self, pod: &PodName) -> Result<()> {
-        self.detach_from(&mut self.pods.lock(), pod)
+    /// Detaches a pod. Its device and its published ports are closed when this returns.
+    pub(super) async fn detach(&self, pod: &PodName) -> Result<()> {
+        self.detach_from(&mut self.pods.lock(), pod)?;
+        self.closed().await;
+        Ok(())
     }
 
     /// The rows of a table.

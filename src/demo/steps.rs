@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Progress;
 use super::stage::{Children, Node, Pod, Stage, free_port, is_free};
 use crate::agent::{IcmpError, Ping, Pinged};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The nodes' addresses.
 const NODES: [(&str, Ipv4Addr); 2] = [
@@ -232,17 +232,25 @@ fn pings(pods: &mut [Pod<'_>], nodes: &[Status], say: &dyn Fn(&str)) -> Result<V
             .map(|(name, address)| (name.clone(), *address, Expected::Replies))
             .collect();
         let (own, other) = (&nodes[node], &nodes[1 - node]);
-        let missing = |status: &Status| {
-            let [a, b, c, _] = status.subnet.network().octets();
-            Ipv4Addr::new(a, b, c, MISSING_HOST)
+        let gateway = |status: &Status| {
+            let gateway = status.gateway.ipv4();
+            gateway.ok_or_else(|| Error::failed("a node has no IPv4 gateway"))
         };
-        targets.push(("own gateway".to_owned(), own.gateway, Expected::Replies));
-        targets.push(("other gateway".to_owned(), other.gateway, Expected::Replies));
+        let missing = |status: &Status| {
+            let [a, b, c, _] = gateway(status)?.octets();
+            Ok::<_, Error>(Ipv4Addr::new(a, b, c, MISSING_HOST))
+        };
+        targets.push(("own gateway".to_owned(), gateway(own)?, Expected::Replies));
+        targets.push((
+            "other gateway".to_owned(),
+            gateway(other)?,
+            Expected::Replies,
+        ));
         let no_host = Expected::Unreachable(1);
-        targets.push(("no pod, there".to_owned(), missing(other), no_host));
+        targets.push(("no pod, there".to_owned(), missing(other)?, no_host));
         if Some(&pod.name) == known.first().map(|(name, _)| name) {
             // Its own kernel looks for a neighbour for three seconds: once is enough.
-            targets.push(("no pod, here".to_owned(), missing(own), no_host));
+            targets.push(("no pod, here".to_owned(), missing(own)?, no_host));
         }
         targets.push(("outside".to_owned(), OUTSIDE, Expected::Unreachable(0)));
         for (to, address, expected) in targets {

@@ -248,7 +248,8 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         let mut findings = vec![Finding::fine(CHECK, detail)];
         if status.port != 0 {
             let port = format!("UDP {} is the node's", status.port);
-            findings.extend([Finding::fine("port", port), offload(status.tunnel_ip)]);
+            findings.push(Finding::fine("port", port));
+            findings.extend(status.tunnel_ip.ipv4().map(offload));
         }
         if status.uplink.as_deref() == Some("packet") {
             findings.push(forwarding(&status.interface));

@@ -20,7 +20,6 @@ use serde::Serialize;
 
 use crate::control::{self, Client};
 use crate::error::{Error, Result};
-use crate::state;
 use crate::store::EtcdOptions;
 use crate::underlay::Wanted;
 
@@ -128,7 +127,8 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
     let (network, findings) = store::examine(questions, patient.as_ref()).await;
     findings.into_iter().for_each(&mut tell);
     if let Some(network) = network {
-        let subnet = patient.as_ref().map(|patient| patient.status.subnet);
+        let subnet = patient.as_ref();
+        let subnet = subnet.and_then(|patient| patient.status.subnet.ipv4());
         let pods = match &patient {
             Some(patient) => node::addresses_of_pods(patient).await,
             None => Vec::new(),
@@ -149,19 +149,17 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
 
 /// The node that runs, or why it does not answer for its tables yet.
 async fn patient(questions: &Questions) -> Result<(Option<Patient>, Option<String>)> {
-    let named = questions.node.as_deref();
-    if named.is_none() && state::nodes(&questions.state_dir).is_empty() {
+    let located = match questions.node.as_deref() {
+        Some(named) => control::locate(&questions.state_dir, Some(named)).map(Some),
+        None => control::locate_only(&questions.state_dir),
+    };
+    let Some(socket) = located? else {
         return Ok((None, None));
-    }
-    let socket = match control::locate(&questions.state_dir, named) {
-        Ok(socket) => socket,
-        Err(Error::Failed(_)) => return Ok((None, None)),
-        Err(error) => return Err(error),
     };
     let client = Client::connect(&socket).await?;
     match client.report::<Status>(Table::Status).await {
         Ok(mut rows) => Ok((rows.pop().map(|status| Patient { socket, status }), None)),
-        Err(Error::Failed(reason)) => Ok((None, Some(reason))),
+        Err(Error::Refused { message, .. }) => Ok((None, Some(message))),
         Err(error) => Err(error),
     }
 }

@@ -131,7 +131,7 @@ pub(super) async fn addresses_of_pods(patient: &Patient) -> Vec<Ipv4Addr> {
     };
     // That the node does not answer is found elsewhere.
     let pods = pods.await.unwrap_or_default();
-    pods.into_iter().map(|pod| pod.address).collect()
+    pods.iter().filter_map(|pod| pod.address.ipv4()).collect()
 }
 
 async fn tables(patient: &Patient) -> Result<(Vec<Peer>, Vec<Drop>)> {
@@ -175,7 +175,10 @@ fn pod(patient: &Patient) -> Result<Agent> {
 fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     let check = format!("peer {}", peer.subnet);
     // A muslin node answers at both; a flannel node's kernel at its base address always.
-    let base = u32::from(peer.subnet.network());
+    let Some(subnet) = peer.subnet.ipv4() else {
+        return Finding::new(&check, Verdict::Unknown, "it has no IPv4 addresses to try");
+    };
+    let base = u32::from(subnet.network());
     let addresses = [Ipv4Addr::from(base), Ipv4Addr::from(base + 1)];
     let small = ping(agent, &addresses, 56, true);
     let Some((address, rtt)) = small else {
@@ -254,8 +257,8 @@ fn smaller_path(patient: &Patient, peer: &Peer) -> Option<u32> {
         _ => return None,
     };
     let needed = status.mtu.saturating_add(format.overhead(IpVersion::Ipv4));
-    let end = SocketAddrV4::new(peer.public_ip, status.port);
-    let known = path_mtu(status.public_ip, end, needed).ok()?;
+    let end = SocketAddrV4::new(peer.public_ip.ipv4()?, status.port);
+    let known = path_mtu(status.public_ip.ipv4()?, end, needed).ok()?;
     (known < needed.into()).then_some(known)
 }
 

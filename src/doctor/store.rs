@@ -57,7 +57,7 @@ async fn ask_node(patient: &Patient) -> (Option<Ipv4Net>, Vec<Finding>) {
         ),
         Err(error) => Finding::wrong("store", error).advise(AWAY),
     };
-    (Some(status.network), vec![found])
+    (status.network.ipv4(), vec![found])
 }
 
 async fn ask(store: &dyn Store, prefix: &str) -> (Option<Ipv4Net>, Vec<Finding>) {

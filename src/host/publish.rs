@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::control::Code;
 use muslin_stack::api::published::{Published, Transport};
 use muslin_stack::datapath::guard;
 use nix::errno::Errno;
@@ -88,10 +89,13 @@ fn refusal(published: &Published, error: &io::Error) -> Error {
     } = published;
     let port = format!("port {host_port}/{transport}");
     match errno(error) {
-        Errno::EADDRINUSE => Error::failed(format!(
-            "{port} on {address} is taken by another process of this machine: choose another port, \
-             or see with 'ss -lnp' who has it"
-        )),
+        Errno::EADDRINUSE => {
+            let message = format!(
+                "{port} on {address} is taken by another process of this machine: choose another \
+                 port, or see with 'ss -lnp' who has it"
+            );
+            Error::refused(Code::PortTaken, message)
+        }
         Errno::EACCES => Error::failed(format!(
             "{port} is for root only: choose one from 1024 on, or have root open it with 'sysctl \
              net.ipv4.ip_unprivileged_port_start={host_port}'"

@@ -125,7 +125,8 @@ fn begin(settings: Settings, files: Files, attached: &Attached) -> Result<Comman
         search: &attached.search,
         options: &attached.dns_options,
     };
-    files.fill(attached.pod.as_str(), attached.address.addr(), &resolution)?;
+    let addresses = attached.address.addresses();
+    files.fill(attached.pod.as_str(), addresses, &resolution)?;
     // What it knows of our environment is not for the pod.
     confine::keep_to_itself()?;
     if let Some(output) = settings.output {
@@ -133,7 +134,7 @@ fn begin(settings: Settings, files: Files, attached: &Attached) -> Result<Comman
         replaced.context("cannot use the log")?;
     }
     let words = attach::or_shell(settings.command);
-    let variables = attach::variables(&attached.pod, &attached.node, attached.address.addr());
+    let variables = attach::variables(&attached.pod, &attached.node, addresses);
     let mut command = attach::command(&words, &settings.environment, &variables)?;
     // Only where a terminal's input is to be shared with others, as in a pipeline, it is in our group.
     let is_leader = settings.has_terminal || !job::is_there();

@@ -66,7 +66,7 @@ impl Settings {
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     /// To start the command, in the pod that was attached so.
-    Begin(Attached),
+    Begin(Box<Attached>),
     /// To send a signal to the command.
     Signal(i32),
     /// To have it go on, and with the terminal.
@@ -151,7 +151,7 @@ impl Init {
     /// # Errors
     /// If it cannot.
     pub(crate) async fn begin(&self, attached: &Attached) -> Result<()> {
-        self.tell(&Order::Begin(attached.clone())).await?;
+        self.tell(&Order::Begin(Box::new(attached.clone()))).await?;
         self.heard().await
     }
 

@@ -5,7 +5,7 @@
 //! record only if nobody has written it since.
 
 use ipnet::Ipv4Net;
-use muslin_stack::api::control::{DropLease, Dropped, Lease};
+use muslin_stack::api::control::{Code, DropLease, Dropped, Lease};
 use muslin_stack::control::lease::{Answer, Entry, Op, Standing, SubnetKey, read_entry};
 use muslin_stack::control::names::names_key;
 
@@ -25,7 +25,8 @@ pub async fn release(
 ) -> Result<Dropped> {
     let entries = survey(store, viewer.prefix).await?;
     let (entry, lease) = find(&entries, viewer, &request.lease)?;
-    let subnet = lease.subnet.ok_or_else(|| nothing(&request.lease))?;
+    let subnet = lease.subnet.and_then(|subnet| subnet.ipv4());
+    let subnet = subnet.ok_or_else(|| nothing(&request.lease))?;
     if subnet == viewer.subnet {
         return Err(Error::usage(format!(
             "{subnet} is this node's own lease: 'muslin leave' gives it back"
@@ -34,10 +35,8 @@ pub async fn release(
     if let Some(objection) = objection(&entry, &lease, viewer)
         && !request.force
     {
-        return Err(Error::failed(format!(
-            "{} is not given back: {objection}",
-            title(subnet, &lease)
-        )));
+        let message = format!("{} is not given back: {objection}", title(subnet, &lease));
+        return Err(Error::refused(Code::Busy, message));
     }
     delete(store, &entry).await.map_err(|reason| {
         Error::failed(format!(
@@ -46,7 +45,7 @@ pub async fn release(
         ))
     })?;
     Ok(Dropped {
-        subnet,
+        subnet: subnet.into(),
         names_removed: remove_names(store, viewer.prefix, subnet).await,
         node: lease.node,
         public_ip: lease.public_ip,
@@ -64,7 +63,7 @@ fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, L
         .map(|entry| (entry, row(entry, read_entry(viewer.prefix, entry), viewer)));
     let mut found: Vec<_> = all
         .filter(|(_, lease)| match subnet {
-            Some(subnet) => lease.subnet == Some(subnet),
+            Some(subnet) => lease.subnet == Some(subnet.into()),
             None => lease.node.as_deref() == Some(wanted),
         })
         .collect();
@@ -84,10 +83,11 @@ fn find(entries: &[Entry], viewer: Viewer<'_>, wanted: &str) -> Result<(Entry, L
 }
 
 fn nothing(wanted: &str) -> Error {
-    Error::usage(format!(
+    let message = format!(
         "'{wanted}' is neither the subnet of a lease nor the name of a node that has one: 'muslin \
          leases' shows them"
-    ))
+    );
+    Error::refused(Code::NoSuchLease, message)
 }
 
 /// `the lease 10.244.7.0/24 of node n2 (192.168.0.12)`

@@ -88,8 +88,10 @@ pub fn rows(entries: &[Entry], viewer: Viewer<'_>) -> Vec<Lease> {
         .map(|(entry, read)| row(entry, read, viewer));
     let mut rows: Vec<_> = rows.collect();
     for row in &mut rows {
-        let address = row.subnet.and_then(|subnet| excess.get(&subnet));
-        if let Some(address) = address.filter(|address| row.public_ip == Some(**address)) {
+        let subnet = row.subnet.and_then(|subnet| subnet.ipv4());
+        let address = subnet.and_then(|subnet| excess.get(&subnet));
+        let is_its = |address: &Ipv4Addr| row.public_ip == Some((*address).into());
+        if let Some(address) = address.filter(|address| is_its(address)) {
             row.state = Shares::excess(*address);
         }
     }
@@ -115,13 +117,13 @@ pub(super) fn row(
     };
     match read {
         Err(reason) => {
-            row.subnet = reason.subnet.map(|key| key.ipv4);
+            row.subnet = reason.subnet.map(|key| key.ipv4.into());
             row.state = reason.reason;
         }
         Ok((key, record)) => {
-            row.subnet = Some(key.ipv4);
+            row.subnet = Some(key.ipv4.into());
             row.owner = owner(key, &record, entry.ttl.is_none(), viewer).to_owned();
-            row.public_ip = Some(record.public_ip);
+            row.public_ip = Some(record.public_ip.into());
             row.backend = Some(record.backend().to_owned());
             row.vtep_mac = record.vtep_mac().map(|mac| mac.to_string());
             if key.ipv4 == viewer.subnet && record.public_ip == viewer.public_ip {

@@ -6,9 +6,10 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use muslin_stack::addresses::Addresses;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tracing::warn;
 
@@ -23,7 +24,7 @@ const SCRATCH: &str = "/proc";
 #[derive(Debug, Clone, Copy)]
 pub struct Resolution<'a> {
     /// Whom it asks.
-    pub resolvers: &'a [Ipv4Addr],
+    pub resolvers: &'a [IpAddr],
     /// In which domains it looks for short names.
     pub search: &'a [String],
     /// How, as in resolv.conf(5).
@@ -64,14 +65,14 @@ impl Files {
     pub(crate) fn fill(
         mut self,
         name: &str,
-        address: Ipv4Addr,
+        addresses: Addresses,
         resolution: &Resolution<'_>,
     ) -> Result<()> {
         nix::unistd::sethostname(name).context("setting the host name")?;
         let resolv_conf = resolv_conf(resolution);
         let written = self.resolv_conf.write_all(resolv_conf.as_bytes());
         written.context("writing the pod's resolv.conf")?;
-        let written = self.hosts.write_all(hosts(name, address).as_bytes());
+        let written = self.hosts.write_all(hosts(name, addresses).as_bytes());
         written.context("writing the pod's hosts")
     }
 }
@@ -104,12 +105,14 @@ fn resolv_conf(resolution: &Resolution<'_>) -> String {
     text
 }
 
-fn hosts(name: &str, address: Ipv4Addr) -> String {
+fn hosts(name: &str, addresses: Addresses) -> String {
+    let own = addresses.iter::<IpAddr>();
+    let own: String = own.map(|address| format!("{address}\t{name}\n")).collect();
     format!(
         "# Written by muslin for this pod.\n\
          127.0.0.1\tlocalhost\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
-         {address}\t{name}\n"
+         {own}"
     )
 }
 
@@ -119,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_pod_knows_itself_and_its_resolvers() {
-        let address = Ipv4Addr::new(10, 244, 1, 2);
-        assert!(hosts("web", address).contains("\n10.244.1.2\tweb\n"));
+        let address = IpAddr::from([10, 244, 1, 2]);
+        assert!(hosts("web", address.into()).contains("\n10.244.1.2\tweb\n"));
         let text = resolv_conf(&Resolution {
             resolvers: &[address],
             search: &["muslin".to_owned(), "corp.example".to_owned()],

@@ -10,6 +10,8 @@ use muslin_stack::datapath::egress::{HostError, Protocol};
 use tokio::sync::{mpsc, oneshot};
 
 use super::room::{Room, Taken};
+use crate::attach;
+use crate::error::Error;
 
 /// Who the pod is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,13 +21,16 @@ pub(super) struct Place {
     pub(super) mtu: u16,
 }
 
-impl From<&Attached> for Place {
-    fn from(attached: &Attached) -> Self {
-        Self {
-            address: attached.address.addr(),
-            gateway: attached.gateway,
+impl TryFrom<&Attached> for Place {
+    type Error = Error;
+
+    fn try_from(attached: &Attached) -> Result<Self, Error> {
+        let (address, gateway) = attach::place(attached)?;
+        Ok(Self {
+            address: address.addr(),
+            gateway,
             mtu: attached.link.mtu,
-        }
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::overlay::{DatagramSocket, Overlay, Stream};
 use super::resolve::{ResolveError, resolve};
+use crate::{attach, error};
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
@@ -35,13 +36,17 @@ pub(super) struct Dialler {
 
 impl Dialler {
     /// Connections by the address of an attached pod, whose gateway knows the names.
-    pub(super) fn new(overlay: Arc<Overlay>, attached: &Attached) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// If it has no IPv4 address.
+    pub(super) fn new(overlay: Arc<Overlay>, attached: &Attached) -> error::Result<Self> {
+        let (address, gateway) = attach::place(attached)?;
+        Ok(Self {
             overlay,
-            address: attached.address.addr(),
-            resolver: attached.gateway,
+            address: address.addr(),
+            resolver: gateway,
             search: attached.search.clone(),
-        }
+        })
     }
 
     /// The address connections are made by.

@@ -128,8 +128,11 @@ impl Proxies {
     }
 
     /// Begins to serve clients by the address of an attached pod.
-    pub fn serve(self, overlay: &Arc<Overlay>, attached: &Attached) {
-        let dialler = Arc::new(Dialler::new(overlay.clone(), attached));
+    ///
+    /// # Errors
+    /// If the pod has no IPv4 address.
+    pub fn serve(self, overlay: &Arc<Overlay>, attached: &Attached) -> Result<()> {
+        let dialler = Arc::new(Dialler::new(overlay.clone(), attached)?);
         for listener in self.socks5 {
             let (dialler, credentials) = (dialler.clone(), self.credentials.clone());
             tokio::spawn(listen::accept(listener, "SOCKS5", move |client, place| {
@@ -164,5 +167,6 @@ impl Proxies {
                 }
             }));
         }
+        Ok(())
     }
 }

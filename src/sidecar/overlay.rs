@@ -65,7 +65,7 @@ impl Overlay {
         let (known, ready) = watch::channel(false);
         let inside = endpoint::Setup {
             device,
-            place: attached.into(),
+            place: attached.try_into()?,
             exposed: exposed.to_vec(),
             commands: receiver,
             wake: wake.clone(),
@@ -145,9 +145,10 @@ impl Overlay {
     /// over.
     ///
     /// # Errors
-    /// If the thread has ended.
-    pub fn move_to(&self, attached: &Attached) -> io::Result<()> {
-        self.tell(Command::Move(attached.into()))
+    /// If the thread has ended, or there is no IPv4 address in it.
+    pub fn move_to(&self, attached: &Attached) -> Result<()> {
+        self.tell(Command::Move(attached.try_into()?))
+            .map_err(Error::failed)
     }
 
     fn tell(&self, command: Command) -> io::Result<()> {

@@ -7,11 +7,11 @@
 mod output;
 mod packet_loop;
 mod published;
+mod report;
 mod uplink;
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
@@ -20,23 +20,20 @@ use std::time::{Duration, Instant as StdInstant};
 
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
-use muslin_stack::Instant;
 use muslin_stack::api::published::Published;
-use muslin_stack::datapath::egress::{
-    Config as EgressConfig, Counters as EgressCounters, Egress, FlowInfo, Owners,
-};
-use muslin_stack::datapath::neighbour::{Place, State};
-use muslin_stack::datapath::node::{NextHop, Node};
-use muslin_stack::datapath::peer::{Peer, PeerId, PeerState};
-use muslin_stack::datapath::port::{Attachment, Port, PortId};
+use muslin_stack::datapath::egress::{Config as EgressConfig, Egress, Owners};
+use muslin_stack::datapath::node::Node;
+use muslin_stack::datapath::peer::{Peer, PeerId};
+use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::{Datapath, Message};
-use muslin_stack::drops::Counters;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use packet_loop::{Mailbox, PacketLoop};
+pub use report::{FlowTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals};
+use report::{Page, Question};
 use socket2::Socket;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout_at;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{self, timeout_at};
 use tracing::warn;
 
 use crate::device::PodDevice;
@@ -50,7 +47,8 @@ enum Command {
     /// Published ports of the pod at that address, with their sockets for the worker that has them,
     /// and the overlay's network.
     Publish(PortId, Ipv4Addr, Ipv4Net, Vec<(Published, Option<Socket>)>),
-    Detach(PortId, SyncSender<()>),
+    /// Detach a port; the sender goes when that is done.
+    Detach(PortId, watch::Sender<()>),
     SetPeer(Peer),
     RemovePeer(PeerId),
     /// Ask these peers for a sign of life.
@@ -59,7 +57,8 @@ enum Command {
     SetMtu(Mtu),
     /// Where the store is.
     SetStores(Vec<SocketAddrV4>),
-    Report(oneshot::Sender<Report>),
+    /// Copy something for whoever asks.
+    Copy(Question),
     Stop,
 }
 
@@ -82,36 +81,6 @@ pub enum Event {
     Ended,
 }
 
-/// An address, where it is and what is known of it.
-pub type Neighbour = (IpAddr, Option<Place>, State);
-
-/// The tables and counters at one moment.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// That moment.
-    pub now: Instant,
-    /// What became of all packets.
-    pub counters: Counters,
-    /// The ports, and whether superpackets pass them.
-    pub ports: Vec<(PortId, Port, bool)>,
-    /// Whether trains of datagrams may leave.
-    pub gso: bool,
-    /// Whether they may arrive.
-    pub gro: bool,
-    /// The peers.
-    pub peers: Vec<PeerState>,
-    /// The route table.
-    pub routes: Vec<(ipnet::IpNet, NextHop)>,
-    /// The neighbour table, with the age of what was learned.
-    pub neighbours: Vec<Neighbour>,
-    /// The hosts on the uplink's link, likewise.
-    pub next_hops: Vec<Neighbour>,
-    /// What became of flows to and from addresses outside the overlay.
-    pub egress: EgressCounters,
-    /// Those flows.
-    pub flows: Vec<FlowInfo>,
-}
-
 /// The control plane's end of the workers. Their threads end with it.
 ///
 /// Each has a node and sockets of its own, and a queue of every pod's device: the kernel keeps a
@@ -127,6 +96,7 @@ struct Worker {
     wake: Arc<EventFd>,
     /// How often it has looked for something to do.
     turns: Arc<AtomicU64>,
+    page: Page,
     thread: JoinHandle<()>,
 }
 
@@ -134,8 +104,6 @@ struct Worker {
 const MAILBOX_LEN: usize = 256;
 /// How long a command that must be done may take. The data path does not wait for anything.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long its tables may take, which it copies when its turn is over.
-const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 /// When it is looked again whether a thread has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -155,15 +123,31 @@ impl Sibling {
     }
 }
 
+/// A port on its way to be closed by all workers.
+#[derive(Debug, Clone)]
+pub struct Closing {
+    /// Each of them has a sender until it is done.
+    open: watch::Receiver<()>,
+    deadline: time::Instant,
+}
+
+impl Closing {
+    /// Whether there is nothing more to wait for.
+    pub(crate) fn is_over(&self) -> bool {
+        self.open.has_changed().is_err() || self.deadline <= time::Instant::now()
+    }
+
+    /// Waits until the port's device and its published ports are closed; for a thread that hangs not
+    /// for ever.
+    pub async fn over(mut self) {
+        let _ = timeout_at(self.deadline, self.open.changed()).await;
+    }
+}
+
 /// The data path has ended, which it only does by a defect or at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the data path's thread has ended")]
 pub struct Ended;
-
-/// A thread of the data path takes no turns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a thread of the data path does not answer")]
-pub struct NoAnswer;
 
 impl Workers {
     /// Starts a thread for each pair of node and sockets, each with its share of egress and the way
@@ -195,6 +179,7 @@ impl Workers {
         for (index, ((node, underlay), messages)) in nodes.into_iter().zip(inboxes).enumerate() {
             let wake = all[index].wake.clone();
             let (commands, receiver) = channel();
+            let (writer, page) = report::page();
             let mailbox = Mailbox {
                 commands: receiver,
                 messages,
@@ -203,6 +188,7 @@ impl Workers {
                 // There are no more than fit (`--workers`).
                 index: u8::try_from(index).unwrap_or(u8::MAX),
                 turns: Arc::default(),
+                page: writer,
             };
             let mut path = Datapath::new(node, Egress::new(share.clone(), clock.now()));
             if all.len() > 1 {
@@ -218,6 +204,7 @@ impl Workers {
                 commands,
                 wake,
                 turns,
+                page,
                 thread,
             });
         }
@@ -286,19 +273,18 @@ impl Workers {
         Ok(())
     }
 
-    /// Detaches a port, closes its device and its published ports. They are free when this returns.
+    /// Detaches a port, closes its device and its published ports. They are free when what this
+    /// returns is over.
     ///
     /// # Errors
     /// `Ended` if there is nobody to do it.
-    pub fn detach(&self, port: PortId) -> Result<(), Ended> {
-        let (done, waits) = sync_channel(self.0.len());
-        self.tell(|| Command::Detach(port, done.clone()))?;
-        let deadline = StdInstant::now() + PATIENCE;
-        for _ in &self.0 {
-            // A thread that hangs hangs without this one.
-            let _ = waits.recv_timeout(deadline.saturating_duration_since(StdInstant::now()));
-        }
-        Ok(())
+    pub fn detach(&self, port: PortId) -> Result<Closing, Ended> {
+        let (open, closing) = watch::channel(());
+        self.tell(|| Command::Detach(port, open.clone()))?;
+        Ok(Closing {
+            open: closing,
+            deadline: time::Instant::now() + PATIENCE,
+        })
     }
 
     /// Adds or changes a peer.
@@ -372,30 +358,6 @@ impl Workers {
         turns.collect()
     }
 
-    /// The tables and counters as they are now, of all workers together.
-    ///
-    /// # Errors
-    /// If one of them does not tell.
-    pub async fn report(&self) -> Result<Report, NoAnswer> {
-        let mut answers = Vec::new();
-        for worker in &self.0 {
-            let (sender, receiver) = oneshot::channel();
-            worker.tell(Command::Report(sender)).map_err(|_| NoAnswer)?;
-            answers.push(receiver);
-        }
-        let mut whole: Option<Report> = None;
-        let deadline = tokio::time::Instant::now() + REPORT_PATIENCE;
-        for answer in answers {
-            let report = timeout_at(deadline, answer).await;
-            let report = report.map_err(|_| NoAnswer)?.map_err(|_| NoAnswer)?;
-            match &mut whole {
-                None => whole = Some(report),
-                Some(whole) => whole.add(report),
-            }
-        }
-        whole.ok_or(NoAnswer)
-    }
-
     fn tell(&self, command: impl Fn() -> Command) -> Result<(), Ended> {
         self.0.iter().try_for_each(|worker| worker.tell(command()))
     }
@@ -429,44 +391,33 @@ impl Drop for Workers {
     }
 }
 
-impl Report {
-    /// Adds what another worker of the same node has to say.
-    fn add(&mut self, other: Self) {
-        self.counters.add(&other.counters);
-        for (id, theirs, _) in other.ports {
-            if let Some((_, port, _)) = self.ports.iter_mut().find(|(mine, ..)| *mine == id) {
-                port.received.add(theirs.received);
-                port.sent.add(theirs.sent);
-            }
-        }
-        let mut peers: HashMap<_, _> = self
-            .peers
-            .iter_mut()
-            .map(|state| (state.peer.id, state))
-            .collect();
-        for theirs in other.peers {
-            if let Some(state) = peers.get_mut(&theirs.peer.id) {
-                state.received.add(theirs.received);
-                state.sent.add(theirs.sent);
-                state.heard = state.heard.max(theirs.heard);
-            }
-        }
-        self.egress.add(&other.egress);
-        self.flows.extend(other.flows);
-        self.gso &= other.gso;
-        self.gro &= other.gro;
-        add_known(&mut self.neighbours, other.neighbours);
-        add_known(&mut self.next_hops, other.next_hops);
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Adds what another worker knows and this one does not.
-fn add_known(ours: &mut Vec<Neighbour>, theirs: Vec<Neighbour>) {
-    for it in theirs {
-        let is_known = |known: &Neighbour| known.0 == it.0 && known.1.is_some();
-        if !ours.iter().any(is_known) {
-            ours.retain(|(address, ..)| *address != it.0);
-            ours.push(it);
-        }
+    #[tokio::test]
+    async fn a_port_is_closed_when_all_workers_have_closed_it() {
+        let port = |patience| {
+            let (open, closing) = watch::channel(());
+            let closing = Closing {
+                open: closing,
+                deadline: time::Instant::now() + patience,
+            };
+            (open, closing)
+        };
+        let (open, closing) = port(Duration::from_secs(3600));
+        let other = open.clone();
+        drop(open);
+        assert!(!closing.is_over());
+        tokio::join!(closing.clone().over(), async {
+            time::sleep(Duration::ZERO).await;
+            drop(other);
+        });
+        assert!(closing.is_over());
+
+        // One that hangs is not waited for.
+        let (_open, closing) = port(Duration::ZERO);
+        closing.clone().over().await;
+        assert!(closing.is_over());
     }
 }

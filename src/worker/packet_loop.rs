@@ -27,7 +27,8 @@ use tracing::{debug, warn};
 
 use super::output::{Io, Outbox};
 use super::published::Published;
-use super::{Command, Event, Queue, Report, Sibling};
+use super::report::{PageWriter, Totals, View};
+use super::{Command, Event, Queue, Sibling};
 use crate::dns::Door;
 use crate::host::Clock;
 use crate::host::{Sockets, Token, ready_of};
@@ -63,6 +64,8 @@ pub(super) struct Mailbox {
     pub(super) index: u8,
     /// How often this worker has looked for something to do.
     pub(super) turns: Arc<AtomicU64>,
+    /// Where it shows its counters.
+    pub(super) page: PageWriter,
 }
 
 impl Mailbox {
@@ -162,6 +165,7 @@ impl PacketLoop {
                 self.send_own(now);
             }
             self.resume_published(now);
+            self.show_totals();
         }
     }
 
@@ -185,10 +189,9 @@ impl PacketLoop {
                 Command::Publish(port, address, network, all) => {
                     self.publish(port, address, network, all);
                 }
-                Command::Detach(port, done) => {
+                Command::Detach(port, open) => {
                     self.detach(port);
-                    // Whoever waited may have given up.
-                    let _ = done.try_send(());
+                    drop(open);
                 }
                 Command::SetPeer(peer) => self.path.node_mut().set_peer(peer),
                 Command::RemovePeer(peer) => {
@@ -205,10 +208,7 @@ impl PacketLoop {
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
                 Command::SetMtu(mtu) => self.path.set_mtu(mtu, self.clock.now()),
                 Command::SetStores(stores) => self.path.set_stores(stores),
-                Command::Report(reply) => {
-                    // Whoever asked may have gone.
-                    let _ = reply.send(self.report());
-                }
+                Command::Copy(question) => question(&self.view()),
                 Command::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
@@ -269,28 +269,21 @@ impl PacketLoop {
         node.count_drops(DropReason::UnderlayOverflow, lost);
     }
 
-    fn report(&mut self) -> Report {
-        self.count_losses();
-        let (node, egress) = (self.path.node(), self.path.egress());
-        let tunnel = self.io.underlay.tunnel.as_ref();
-        Report {
+    /// What there is to copy of for others.
+    fn view(&self) -> View<'_> {
+        View {
             now: self.clock.now(),
-            counters: node.counters().clone(),
-            ports: node
-                .ports()
-                .map(|(id, port)| (id, port.clone(), self.io.takes_superpackets(id)))
-                .collect(),
-            gso: tunnel.is_some_and(UdpSocket::has_gso),
-            gro: tunnel.is_some_and(UdpSocket::has_gro),
-            peers: node.peers().collect(),
-            routes: node
-                .routes()
-                .map(|(prefix, next)| (prefix, *next))
-                .collect(),
-            neighbours: node.neighbours().collect(),
-            next_hops: node.next_hops().collect(),
-            egress: egress.counters(),
-            flows: egress.flows().collect(),
+            path: &self.path,
+            io: &self.io,
+        }
+    }
+
+    /// Puts the counters where others read them, if somebody waits for that.
+    fn show_totals(&mut self) {
+        if self.mailbox.page.is_asked() {
+            self.count_losses();
+            let totals = Totals::of(&self.view());
+            self.mailbox.page.show(totals);
         }
     }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 #[cfg(feature = "api")]
 pub mod api;
 pub mod bucket;

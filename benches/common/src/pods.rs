@@ -89,5 +89,5 @@ pub fn attached_pod(lab: &Lab, node: &Node, name: &str) -> (Host, Ipv4Addr) {
     let output = command.stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "no pod {name}{}", node.log());
     let attached: Attached = serde_json::from_slice(&output.stdout).unwrap();
-    (pod, attached.address.addr())
+    (pod, attached.address.ipv4().unwrap().addr())
 }

@@ -4,10 +4,11 @@
 #![cfg_attr(fuzzing, no_main)]
 
 use std::fmt::Debug;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use muslin_fuzz::Seed;
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
 use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 use muslin_stack::control::ipam::PodName;
@@ -23,11 +24,15 @@ muslin_fuzz::target! {
         b"{\"report\":\"neighbours\"}",
         b"\"leave\"",
         b"\"done\"",
-        b"{\"refused\":{\"usage\":true,\"message\":\"\"}}",
+        b"{\"hello\":{\"protocol\":1,\"version\":\"\"}}",
+        b"{\"welcome\":{\"protocol\":1,\"queues\":2}}",
+        b"{\"refused\":{\"usage\":true,\"code\":\"port-taken\",\"message\":\"\"}}",
+        b"\"not-ready\"",
         b"{\"rows\":{\"rows\":[],\"more\":false}}",
         b"{\"packets\":0,\"bytes\":0}",
         b"\"10.244.1.0/24\"",
         b"\"10.244.1.2\"",
+        b"\"10.244.1.2,fd00::2\"",
         b"FLANNEL_NETWORK=10.244.0.0/16\n",
         b"FLANNEL_SUBNET=10.244.1.1/24\n",
         b"FLANNEL_SUBNET=",
@@ -59,7 +64,7 @@ fn run(data: &[u8]) {
     };
     match choice % KINDS {
         REQUEST => request(bytes),
-        ANSWER => drop(message::<Answer>(bytes)),
+        ANSWER => answer(bytes),
         ROW => row(choice / KINDS, bytes),
         SUBNET_ENV => read_subnet_env(bytes),
         MADE_REQUEST => made_request(bytes),
@@ -86,11 +91,20 @@ fn request(bytes: &[u8]) {
             | Request::KeepNamespaces { pod, .. }
             | Request::Namespaces { pod },
         ) => Some(pod),
-        Some(Request::Report(_) | Request::DropLease(_) | Request::Leave) | None => None,
+        _ => None,
     };
     if let Some(name) = name {
         let name = name.as_str();
         assert!(is_pod_name(name), "{name}");
+    }
+}
+
+fn answer(bytes: &[u8]) {
+    if let Some(Answer::Refused(refusal)) = message(bytes) {
+        // Clients from before there were codes can show it.
+        let printed = serde_json::to_value(&refusal).expect("it can be printed");
+        assert_eq!(printed["usage"], refusal.code.is_usage());
+        assert_eq!(printed["message"], refusal.message);
     }
 }
 
@@ -104,7 +118,7 @@ fn is_pod_name(name: &str) -> bool {
 }
 
 fn row(choice: u8, bytes: &[u8]) {
-    match choice % 8 {
+    match choice % 9 {
         0 => drop(message::<control::Status>(bytes)),
         1 => drop(message::<control::Pod>(bytes)),
         2 => drop(message::<control::Peer>(bytes)),
@@ -112,6 +126,7 @@ fn row(choice: u8, bytes: &[u8]) {
         4 => drop(message::<control::Route>(bytes)),
         5 => drop(message::<control::Neighbour>(bytes)),
         6 => drop(message::<control::Drop>(bytes)),
+        7 => drop(message::<control::Flow>(bytes)),
         _ => drop(message::<Attached>(bytes)),
     }
 }
@@ -125,12 +140,14 @@ fn made_request(bytes: &[u8]) {
     assert_eq!(pod.is_some(), name.is_some_and(is_pod_name));
     let request = match pod {
         Some(pod) if choices & 4 != 0 => Request::Detach { pod },
-        pod => Request::Attach(Attach {
-            pod,
-            address: (choices & 1 == 0).then_some(Ipv4Addr::new(a, b, c, d)),
-            persistent: choices & 2 != 0,
-            publish: Vec::new(),
-        }),
+        pod => {
+            let ipv4 = (choices & 1 == 0).then_some(Ipv4Addr::new(a, b, c, d));
+            let ipv6 = Ipv6Addr::new(0xfd00, a.into(), 0, b.into(), 0, 0, c.into(), d.into());
+            let ipv6 = (choices & 8 != 0).then_some(ipv6);
+            let mut attach = Attach::new(pod, Addresses::new(ipv4, ipv6));
+            attach.persistent = choices & 2 != 0;
+            Request::Attach(attach)
+        }
     };
     let printed = serde_json::to_vec(&request).expect("it can be printed");
     assert_eq!(message(&printed), Some(request));
@@ -221,6 +238,21 @@ fn seeds() -> Vec<Seed> {
         ),
         ("leave", with(REQUEST, r#""leave""#)),
         (
+            "hello",
+            with(REQUEST, r#"{"hello":{"protocol":1,"version":"0.1.0"}}"#),
+        ),
+        (
+            "hello-newer",
+            with(REQUEST, r#"{"hello":{"protocol":2,"features":["ipv6"]}}"#),
+        ),
+        (
+            "welcome",
+            with(
+                ANSWER,
+                r#"{"welcome":{"protocol":1,"version":"0.1.0","node":"n1","queues":2,"not_ready":"the node n1 has no lease yet"}}"#,
+            ),
+        ),
+        (
             "attached",
             with(ANSWER, &format!(r#"{{"attached":{attached}}}"#)),
         ),
@@ -243,8 +275,19 @@ fn seeds() -> Vec<Seed> {
             "refused",
             with(
                 ANSWER,
+                r#"{"refused":{"usage":false,"code":"no-such-pod","message":"no such pod"}}"#,
+            ),
+        ),
+        (
+            "refused-before-codes",
+            with(
+                ANSWER,
                 r#"{"refused":{"usage":true,"message":"no such pod"}}"#,
             ),
+        ),
+        (
+            "refused-newer",
+            with(ANSWER, r#"{"refused":{"code":"too-hot","message":""}}"#),
         ),
         ("row-pod", row(1, &pod)),
         ("row-peer", row(2, &peer)),
@@ -264,7 +307,21 @@ fn seeds() -> Vec<Seed> {
             "row-drop",
             row(6, r#"{"reason":"no-route","packets":1,"description":""}"#),
         ),
-        ("row-attached", row(7, attached)),
+        (
+            "row-flow",
+            row(
+                7,
+                r#"{"protocol":"tcp","pod":"web-1","direction":"out","local":"10.244.1.2:4000","remote":"[2001:db8::1]:443","state":"open","age_seconds":9,"idle_seconds":1,"sent_bytes":400,"received_bytes":9}"#,
+            ),
+        ),
+        ("row-attached", row(8, attached)),
+        (
+            "row-attached-dual",
+            row(
+                8,
+                r#"{"pod":"web-1","node":"one","address":"10.244.1.2/24,fd00:1::2/64","gateway":"10.244.1.1,fd00:1::1","mtu":1450,"gso_max_segs":64,"routes":["10.244.0.0/16","fd00::/16"],"dns":["fd00:1::1"]}"#,
+            ),
+        ),
         ("subnet-env", with(SUBNET_ENV, env)),
         (
             "subnet-env-quotes",
@@ -292,6 +349,10 @@ fn seeds() -> Vec<Seed> {
         (
             "made-attach-too-long-name",
             [&[MADE_REQUEST, 2, 10, 244, 1, 9], &[b'a'; 64][..]].concat(),
+        ),
+        (
+            "made-attach-dual",
+            [&[MADE_REQUEST, 8, 10, 244, 1, 9], &b"web-1"[..]].concat(),
         ),
         (
             "made-detach",

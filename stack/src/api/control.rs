@@ -1,21 +1,31 @@
 //! What is said over the control socket.
 //!
-//! A request is one packet. An answer is one packet, or for reports as many as it takes, all but
+//! A client says first who it is ([`Hello`]), and the node who it is ([`Welcome`]). From then on a
+//! request is one packet. An answer is one packet, or for reports as many as it takes, all but
 //! the last marked `more`. An attachment lives as long as the connection it was made over, unless
 //! it is persistent.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::published::Published;
+use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
+
+/// The version of what is said here. Fields and variants that the other end may leave alone come
+/// without another one. [`Hello`] and [`Welcome`] have their form in all versions.
+pub const PROTOCOL: u32 = 1;
 
 /// What a client asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Request {
+    /// Begin to speak, before all else.
+    Hello(Hello),
     /// Attach the device whose descriptor is beside this message: a TAP device, or one end of a pair
     /// of `SOCK_SEQPACKET` sockets for a pod without an interface.
     Attach(Attach),
@@ -45,6 +55,61 @@ pub enum Request {
     Leave,
 }
 
+/// A client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Hello {
+    /// The version of what it says.
+    pub protocol: u32,
+    /// The version of the program.
+    #[serde(default)]
+    pub version: String,
+}
+
+impl Hello {
+    /// A client of this version of the program.
+    pub fn new(version: impl Into<String>) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            version: version.into(),
+        }
+    }
+}
+
+/// A node, and what is to be known of it before a device is opened for it. One that speaks another
+/// version than the client answers this, too, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Welcome {
+    /// The version of what it says.
+    pub protocol: u32,
+    /// The version of the program.
+    #[serde(default)]
+    pub version: String,
+    /// The node's name.
+    #[serde(default)]
+    pub node: String,
+    /// Queues that a pod's device is to have: one for each thread that moves packets.
+    #[serde(default)]
+    pub queues: usize,
+    /// Why it cannot attach pods yet, in one line.
+    #[serde(default)]
+    pub not_ready: Option<String>,
+}
+
+impl Welcome {
+    /// A node of this version of the program.
+    pub fn new(version: impl Into<String>, node: impl Into<String>, queues: usize) -> Self {
+        Self {
+            protocol: PROTOCOL,
+            version: version.into(),
+            node: node.into(),
+            queues,
+            not_ready: None,
+        }
+    }
+}
+
 /// A lease to be given back for the node that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DropLease {
@@ -55,17 +120,30 @@ pub struct DropLease {
 }
 
 /// A pod that wants to be attached.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Attach {
     /// Its name; the node chooses one otherwise.
     pub pod: Option<PodName>,
-    /// The address it wants; the node chooses one otherwise.
-    pub address: Option<Ipv4Addr>,
+    /// The addresses it wants; the node chooses others.
+    pub address: Option<Addresses>,
     /// Whether it stays when the connection ends.
     pub persistent: bool,
     /// Ports of the machine that lead to it.
     #[serde(default)]
     pub publish: Vec<Published>,
+}
+
+impl Attach {
+    /// A pod that ends with the connection, with this name and these addresses if they matter.
+    #[must_use]
+    pub fn new(pod: Option<PodName>, address: Option<Addresses>) -> Self {
+        Self {
+            pod,
+            address,
+            ..Self::default()
+        }
+    }
 }
 
 /// A kind of namespace (namespaces(7)).
@@ -87,6 +165,7 @@ pub enum Namespace {
 /// A table that can be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Table {
     /// One row of [`Status`].
     Status,
@@ -109,7 +188,10 @@ pub enum Table {
 /// What a node answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Answer {
+    /// Who it is.
+    Welcome(Welcome),
     /// The pod is attached.
     Attached(Attached),
     /// A pod's namespaces; their descriptors are beside this message.
@@ -129,12 +211,82 @@ pub enum Answer {
     /// It is done.
     Done,
     /// It cannot be done.
-    Refused {
-        /// Whether the request itself was wrong, so that asking again is no use.
-        usage: bool,
-        /// Why, in one line for people.
-        message: String,
-    },
+    Refused(Refusal),
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Refusal {
+    /// Why, for programs.
+    #[serde(default = "Code::of_old_nodes")]
+    pub code: Code,
+    /// Why, in one line for people.
+    pub message: String,
+}
+
+impl Serialize for Refusal {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Refusal", 3)?;
+        // Clients from before there were codes read this one.
+        fields.serialize_field("usage", &self.code.is_usage())?;
+        fields.serialize_field("code", &self.code)?;
+        fields.serialize_field("message", &self.message)?;
+        fields.end()
+    }
+}
+
+/// Why a request is refused, for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Code {
+    /// The request is wrong in itself.
+    Usage,
+    /// Client and node speak different versions.
+    WrongVersion,
+    /// Not by this socket.
+    Denied,
+    /// The node has no lease yet.
+    NotReady,
+    /// There is no pod of that name.
+    NoSuchPod,
+    /// There is no such lease.
+    NoSuchLease,
+    /// What is to be given back is in use, or may be.
+    Busy,
+    /// Another pod has the name, or all that could be chosen are taken.
+    NameTaken,
+    /// No pod can have the name.
+    NameReserved,
+    /// Another pod has the address.
+    AddressTaken,
+    /// No pod of this node can have the address.
+    AddressNotAvailable,
+    /// All addresses of the node's subnet are in use.
+    NoAddressLeft,
+    /// Another pod has the MAC address.
+    MacTaken,
+    /// Another pod or program has the port.
+    PortTaken,
+    /// Anything else, and what newer nodes say that is not known here.
+    #[serde(other)]
+    Failed,
+}
+
+impl Code {
+    /// Whether the request itself was wrong, so that asking again is no use.
+    #[must_use]
+    pub const fn is_usage(self) -> bool {
+        matches!(
+            self,
+            Self::Usage | Self::NoSuchLease | Self::NameReserved | Self::AddressNotAvailable
+        )
+    }
+
+    /// Nodes that know of no codes know of no versions either.
+    const fn of_old_nodes() -> Self {
+        Self::WrongVersion
+    }
 }
 
 /// What a pod's interface can send at once. It follows the underlay's interface.
@@ -148,22 +300,23 @@ pub struct Link {
 
 /// What an attached pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Attached {
     /// The pod's name.
     pub pod: PodName,
     /// The node's name.
     pub node: String,
-    /// The pod's address with the length of the node's subnet.
-    pub address: Ipv4Net,
-    /// The gateway.
-    pub gateway: Ipv4Addr,
+    /// The pod's addresses with the length of the node's subnets.
+    pub address: Nets,
+    /// The gateways.
+    pub gateway: Addresses,
     /// What it can send at once.
     #[serde(flatten)]
     pub link: Link,
-    /// What is reached through the gateway.
-    pub routes: Vec<Ipv4Net>,
+    /// What is reached through the gateways.
+    pub routes: Vec<IpNet>,
     /// Resolvers for the pod.
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
     /// Domains in which it looks for short names, in this order.
     #[serde(default)]
     pub search: Vec<String>,
@@ -175,26 +328,58 @@ pub struct Attached {
     pub published: Vec<Published>,
 }
 
+impl Attached {
+    /// A pod of a node with these addresses, and nothing yet beyond its subnet.
+    #[must_use]
+    pub fn new(pod: PodName, node: String, address: Nets, gateway: Addresses, link: Link) -> Self {
+        Self {
+            pod,
+            node,
+            address,
+            gateway,
+            link,
+            routes: Vec::new(),
+            dns: Vec::new(),
+            search: Vec::new(),
+            dns_options: Vec::new(),
+            published: Vec::new(),
+        }
+    }
+}
+
 /// What a command needs that is to run in a pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PodNamespaces {
     /// The node's name.
     pub node: String,
-    /// The pod's address.
-    pub address: Ipv4Addr,
+    /// The pod's addresses.
+    pub address: Addresses,
     /// What the descriptors stand for, in their order.
     pub kinds: Vec<Namespace>,
+}
+
+impl PodNamespaces {
+    /// Those of a pod of a node with these addresses.
+    #[must_use]
+    pub const fn new(node: String, address: Addresses, kinds: Vec<Namespace>) -> Self {
+        Self {
+            node,
+            address,
+            kinds,
+        }
+    }
 }
 
 /// A lease that was given back for another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dropped {
     /// The lease.
-    pub subnet: Ipv4Net,
+    pub subnet: Nets,
     /// The name of the node that held it, if it is known.
     pub node: Option<String>,
     /// Where its tunnel ended, if that was a lease at all.
-    pub public_ip: Option<Ipv4Addr>,
+    pub public_ip: Option<Addresses>,
     /// How the node was doing, as in [`Lease::state`].
     pub state: String,
     /// Seconds that the lease had left; none if it would not have ended by itself.
@@ -215,15 +400,15 @@ pub struct Status {
     /// Seconds since it had its lease.
     pub uptime_seconds: u64,
     /// All pods of the cluster.
-    pub network: Ipv4Net,
+    pub network: Nets,
     /// Its own lease.
-    pub subnet: Ipv4Net,
+    pub subnet: Nets,
     /// Its pods' gateway.
-    pub gateway: Ipv4Addr,
+    pub gateway: Addresses,
     /// Where other nodes send to.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: Addresses,
     /// Where its tunnel ends: another address if the public one is translated to it.
-    pub tunnel_ip: Ipv4Addr,
+    pub tunnel_ip: Addresses,
     /// The interface that has that address.
     pub interface: String,
     /// `vxlan`, `udp`, `host-gw` or `ipip`.
@@ -391,10 +576,10 @@ pub struct Flow {
     /// `out` if the pod began it, `in` if it was begun from outside.
     pub direction: String,
     /// The pod's address, with its port or, of echo requests, their identifier.
-    pub local: SocketAddrV4,
+    pub local: SocketAddr,
     /// The other end as the pod calls it, of UDP and echo requests the one to which it has sent
     /// last; echo requests have no port there.
-    pub remote: SocketAddrV4,
+    pub remote: SocketAddr,
     /// `connecting`, `open`, `half-closed` once one end has nothing more to send, or `closing`.
     pub state: String,
     /// Seconds since it began.
@@ -456,7 +641,7 @@ pub struct Pod {
     /// Its name.
     pub pod: PodName,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: Addresses,
     /// MAC address of its interface.
     pub mac: String,
     /// Its port's number.
@@ -492,9 +677,9 @@ pub struct Peer {
     #[serde(default)]
     pub node: Option<String>,
     /// Its lease.
-    pub subnet: Ipv4Net,
+    pub subnet: Nets,
     /// Where its tunnel ends.
-    pub public_ip: Ipv4Addr,
+    pub public_ip: Addresses,
     /// How it encapsulates.
     pub backend: String,
     /// MAC address of its VTEP, for VXLAN.
@@ -525,12 +710,12 @@ pub struct Lease {
     /// The key without its prefix: `10.244.7.0-24` for a lease.
     pub key: String,
     /// The subnet that it names, if it does.
-    pub subnet: Option<Ipv4Net>,
+    pub subnet: Option<Nets>,
     /// The name of its holder, if it is a muslin node that shares it.
     #[serde(default)]
     pub node: Option<String>,
     /// Where the tunnel of its holder ends.
-    pub public_ip: Option<Ipv4Addr>,
+    pub public_ip: Option<Addresses>,
     /// How its holder encapsulates.
     pub backend: Option<String>,
     /// MAC address of its holder's VTEP, for VXLAN.
@@ -557,7 +742,7 @@ const fn yes() -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Destinations.
-    pub prefix: String,
+    pub prefix: IpNet,
     /// `pods of this node`, or the peer's public address.
     pub via: String,
 }
@@ -566,7 +751,7 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Neighbour {
     /// Its address.
-    pub address: std::net::IpAddr,
+    pub address: IpAddr,
     /// Its MAC address, if it is known.
     pub mac: Option<String>,
     /// The port it is behind, if it is known.
@@ -586,4 +771,32 @@ pub struct Drop {
     pub packets: u64,
     /// The reason in a sentence.
     pub description: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_read_by_newer_and_older_programs() {
+        let read = |text: &str| serde_json::from_str::<Refusal>(text).unwrap();
+        let newer = read(r#"{"code":"too-hot","message":"m","degrees":40}"#);
+        assert_eq!((newer.code, newer.message.as_str()), (Code::Failed, "m"));
+        let older = read(r#"{"usage":true,"message":"m"}"#);
+        assert_eq!(older.code, Code::WrongVersion);
+        for (code, usage, name) in [
+            (Code::AddressTaken, false, "address-taken"),
+            (Code::AddressNotAvailable, true, "address-not-available"),
+            (Code::Failed, false, "failed"),
+        ] {
+            let refusal = Refusal {
+                code,
+                message: "m".to_owned(),
+            };
+            let told = serde_json::to_value(&refusal).unwrap();
+            let expected = serde_json::json!({"usage": usage, "code": name, "message": "m"});
+            assert_eq!(told, expected);
+            assert_eq!(serde_json::from_value::<Refusal>(told).unwrap(), refusal);
+        }
+    }
 }

@@ -583,7 +583,7 @@ impl Node {
         self.peers.states()
     }
 
-    /// The route table, by prefix.
+    /// The route table, in no particular order.
     pub fn routes(&self) -> impl Iterator<Item = (IpNet, &NextHop)> {
         self.routes.iter()
     }
