@@ -30,7 +30,7 @@ use muslin_stack::control::lease::{
     Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
     SubnetKey, WantedConfig,
 };
-use muslin_stack::control::plane::ControlPlane;
+use muslin_stack::control::plane::{ControlPlane, OwnChange};
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::datapath::node::{Config, Node};
@@ -508,39 +508,39 @@ impl Driver {
         };
         match change {
             // Nobody but the one who has named another network looks after a store of his own.
-            Change::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
+            OwnChange::AwaitsConfig(fault @ ConfigFault::OtherNetwork { .. })
                 if !store::is_shared(&self.settings.store) =>
             {
                 return Err(Error::usage(explain(&fault)));
             }
-            Change::AwaitsConfig(fault) => self.await_config(&explain(&fault)),
-            // They are taken before.
-            Change::Configured(_) | Change::Peer(..) | Change::PeerGone(_) => {}
-            Change::Acquired(key) => self.start(key)?,
-            Change::Renewed => {
+            OwnChange::AwaitsConfig(fault) => self.await_config(&explain(&fault)),
+            // It is taken before.
+            OwnChange::Configured(_) => {}
+            OwnChange::Acquired(key) => self.start(key)?,
+            OwnChange::Renewed => {
                 debug!("the lease is renewed");
                 if let Some(running) = self.running() {
                     running.lease_confirmed();
                 }
             }
-            Change::Disputed(key) => {
+            OwnChange::Disputed(key) => {
                 warn!("another writer changed the lease {key}; it is written again")
             }
-            Change::Moved { key, from } => info!(
+            OwnChange::Moved { key, from } => info!(
                 "the lease {key} moves from the public address {from} to {}",
                 *self.address.borrow()
             ),
-            Change::Replaced { key, vtep_mac } => warn!(
+            OwnChange::Replaced { key, vtep_mac } => warn!(
                 "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
                  taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
-            Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
-            Change::Left => {
+            OwnChange::Skipped { key, reason } => self.tell_skipped(&key, &reason),
+            OwnChange::Left => {
                 info!("the lease is given back");
                 self.surface.lock().withdraw();
             }
-            Change::Lost(loss) => return Err(refusal(&loss)),
+            OwnChange::Lost(loss) => return Err(refusal(&loss)),
         }
         Ok(())
     }
@@ -622,7 +622,7 @@ impl Driver {
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let mut control = self.control.lock();
-        control.start(tunnel.config.backend.clone());
+        control.start(tunnel.config.backend.clone(), plan);
         let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
         drop(control);
         let nodes = underlays.into_iter().map(|underlay| {

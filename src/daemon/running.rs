@@ -108,7 +108,6 @@ pub(super) struct Running {
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
-    plan: Mutex<TunnelPlan>,
     link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
     leases: Arc<dyn Store>,
@@ -138,7 +137,6 @@ impl Running {
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
-            plan: Mutex::new(facts.plan),
             link: watch::Sender::new(underlay::link(&facts.plan)),
             uplink_is_gone: AtomicBool::new(false),
             facts,
@@ -156,7 +154,7 @@ impl Running {
 
     /// How packets travel as things are now.
     pub(super) fn plan(&self) -> TunnelPlan {
-        *self.plan.lock()
+        self.control.lock().plan().unwrap_or(self.facts.plan)
     }
 
     /// What the interfaces of pods are to have.
@@ -178,12 +176,8 @@ impl Running {
             self.move_to(now, &plan)?;
         }
         *self.interface.lock() = now.clone();
-        *self.plan.lock() = plan;
-        if followed.mtu.is_some() {
-            self.workers.set_mtu(plan.mtu).map_err(Error::failed)?;
-            self.link.send_replace(underlay::link(&plan));
-            self.warn_unattended(plan.mtu.get());
-        }
+        self.control.lock().set_plan(plan);
+        self.update_tables()?;
         Ok(followed)
     }
 
@@ -263,7 +257,7 @@ impl Running {
         self.peer_lines.lock().tell("changes of peers", line);
     }
 
-    /// Does what follows from changes of leases.
+    /// Does what follows from changes of leases and of the underlay.
     pub(super) fn update_tables(&self) -> Result<()> {
         loop {
             let Some(operation) = self.control.lock().poll() else {
@@ -293,6 +287,11 @@ impl Running {
             Operation::RemovePeer { id, public_ip, .. } => {
                 self.tell_peer(|| info!("peer {public_ip} is gone"));
                 self.workers.remove_peer(*id)
+            }
+            Operation::SetMtu(mtu) => {
+                self.link.send_replace(underlay::link(&self.plan()));
+                self.warn_unattended(mtu.get());
+                self.workers.set_mtu(*mtu)
             }
         };
         updated.map_err(Error::failed)

@@ -1,18 +1,23 @@
-//! What follows from changes of leases: a machine that turns them into operations on the tables of a
-//! node.
+//! What follows from changes of leases and of the underlay: a machine that turns them into operations
+//! on the tables of a node.
 //!
 //! The caller gives it each [`Change`] that a source of leases reports, does what it polls, and sees
-//! to the changes that are given back: those that concern the process as a whole. Before the node has
-//! its lease and a data path the machine only takes note.
+//! to what is given back: changes of the node's own lease, which concern the process as a whole.
+//! Before the node has its lease and a data path the machine only takes note.
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::vxlan::VtepMac;
+use smoltcp::time::Instant;
 
 use super::peers::{Known, Peers, Unusable};
-use crate::control::lease::{Backend, Change, SubnetKey};
+use super::tunnel::TunnelPlan;
+use crate::control::lease::{Backend, Change, ConfigFault, Loss, NetworkConfig, SubnetKey};
 use crate::control::names::Names;
+use crate::datapath::Datapath;
 use crate::datapath::node::Node;
 use crate::datapath::peer::{Peer, PeerId};
 
@@ -41,16 +46,67 @@ pub enum Operation {
         /// Its public address.
         public_ip: Ipv4Addr,
     },
+    /// Pods have another MTU.
+    SetMtu(Mtu),
+}
+
+/// What has changed of the node's own lease, or of the network that it is in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OwnChange {
+    /// There is no network configuration that can be used yet.
+    AwaitsConfig(ConfigFault),
+    /// The network's configuration is known.
+    Configured(NetworkConfig),
+    /// The node has this subnet.
+    Acquired(SubnetKey),
+    /// The lease was renewed.
+    Renewed,
+    /// Another writer changed the lease, which is written again.
+    Disputed(SubnetKey),
+    /// The lease was one of another node with the same public address, and is taken over.
+    Replaced {
+        /// The lease.
+        key: SubnetKey,
+        /// That node's VTEP.
+        vtep_mac: VtepMac,
+    },
+    /// The lease moves here from another public address.
+    Moved {
+        /// The lease.
+        key: SubnetKey,
+        /// The address.
+        from: Ipv4Addr,
+    },
+    /// A key of the store is not a lease.
+    Skipped {
+        /// The key.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// The lease is given back.
+    Left,
+    /// The lease is lost.
+    Lost(Loss),
 }
 
 impl Operation {
     /// Does it to a data path.
     pub fn apply_to_node(&self, node: &mut Node) {
         match self {
+            Self::SetMtu(mtu) => node.set_mtu(*mtu),
             Self::SetPeer(peer) => node.set_peer(peer.clone()),
             Self::RefusePeer { id, .. } | Self::RemovePeer { id, .. } => {
                 node.remove_peer(*id);
             }
+        }
+    }
+
+    /// Does it to a data path.
+    pub fn apply(&self, path: &mut Datapath, now: Instant) {
+        match self {
+            Self::SetMtu(mtu) => path.set_mtu(*mtu, now),
+            other => other.apply_to_node(path.node_mut()),
         }
     }
 
@@ -63,7 +119,7 @@ impl Operation {
             })
             | Self::RefusePeer { subnet, .. } => names.lease(*subnet),
             // Names of pods have IPv4 addresses.
-            Self::SetPeer(_) => {}
+            Self::SetPeer(_) | Self::SetMtu(_) => {}
             Self::RemovePeer { subnet, .. } => names.release(*subnet),
         }
     }
@@ -72,53 +128,69 @@ impl Operation {
 /// What a node knows of the leases of others, and what its tables do not have of that yet.
 #[derive(Debug, Default)]
 pub struct ControlPlane {
-    /// How the network's nodes encapsulate, once this node has its lease.
-    backend: Option<Backend>,
+    /// The network's backend, and what it means for this node, once it has its lease.
+    network: Option<(Backend, TunnelPlan)>,
     peers: Peers,
     operations: VecDeque<Operation>,
 }
 
 impl ControlPlane {
-    /// Takes a change of the leases. One that concerns more than tables is given back.
+    /// Takes a change of the leases. One of the node's own is given back.
     #[must_use]
-    pub fn take(&mut self, change: Change) -> Option<Change> {
-        match change {
+    pub fn take(&mut self, change: Change) -> Option<OwnChange> {
+        Some(match change {
             Change::Peer(key, record) => {
                 let known = self.peers.remember(key, record);
-                if let Some(backend) = &self.backend {
+                if let Some((backend, _)) = &self.network {
                     self.operations.push_back(set_peer(key, known, backend));
                 }
-                None
+                return None;
             }
             Change::PeerGone(key) => {
-                let gone = self.peers.forget(key).filter(|_| self.backend.is_some());
+                let gone = self.peers.forget(key).filter(|_| self.network.is_some());
                 self.operations
                     .extend(gone.map(|known| Operation::RemovePeer {
                         id: known.id,
                         subnet: key.ipv4,
                         public_ip: known.record.public_ip,
                     }));
-                None
+                return None;
             }
-            Change::AwaitsConfig(_)
-            | Change::Configured(_)
-            | Change::Acquired(_)
-            | Change::Renewed
-            | Change::Disputed(_)
-            | Change::Replaced { .. }
-            | Change::Moved { .. }
-            | Change::Skipped { .. }
-            | Change::Left
-            | Change::Lost(_) => Some(change),
-        }
+            Change::AwaitsConfig(fault) => OwnChange::AwaitsConfig(fault),
+            Change::Configured(config) => OwnChange::Configured(config),
+            Change::Acquired(key) => OwnChange::Acquired(key),
+            Change::Renewed => OwnChange::Renewed,
+            Change::Disputed(key) => OwnChange::Disputed(key),
+            Change::Replaced { key, vtep_mac } => OwnChange::Replaced { key, vtep_mac },
+            Change::Moved { key, from } => OwnChange::Moved { key, from },
+            Change::Skipped { key, reason } => OwnChange::Skipped { key, reason },
+            Change::Left => OwnChange::Left,
+            Change::Lost(loss) => OwnChange::Lost(loss),
+        })
     }
 
-    /// The node has its lease and a data path in a network of this backend, whose tables are empty.
-    pub fn start(&mut self, backend: Backend) {
+    /// The node has its lease and a data path, whose tables are empty, in a network of this backend.
+    pub fn start(&mut self, backend: Backend, plan: TunnelPlan) {
         let known = self.peers.iter();
         let operations = known.map(|(key, known)| set_peer(*key, known, &backend));
         self.operations = operations.collect();
-        self.backend = Some(backend);
+        self.network = Some((backend, plan));
+    }
+
+    /// How packets travel as things are now; `None` before the node has its lease.
+    #[must_use]
+    pub fn plan(&self) -> Option<TunnelPlan> {
+        self.network.as_ref().map(|(_, plan)| *plan)
+    }
+
+    /// The underlay is another one, or has another MTU ([`TunnelPlan::on`]).
+    pub fn set_plan(&mut self, plan: TunnelPlan) {
+        let Some((_, before)) = &mut self.network else {
+            return;
+        };
+        if std::mem::replace(before, plan).mtu != plan.mtu {
+            self.operations.push_back(Operation::SetMtu(plan.mtu));
+        }
     }
 
     /// The next operation that the tables need.
@@ -157,6 +229,11 @@ mod tests {
         format!("10.1.{third}.0-24").parse().unwrap()
     }
 
+    fn plan() -> TunnelPlan {
+        let vtep = VtepMac::from_random([7; 6]);
+        TunnelPlan::new(&UDP, vtep, None, 1500).unwrap()
+    }
+
     fn record(last: u8) -> LeaseRecord {
         LeaseRecord::udp([192, 168, 0, last].into())
     }
@@ -188,7 +265,7 @@ mod tests {
             Change::PeerGone(key(2)),
         ];
         assert_eq!(take(&mut plane, before), []);
-        plane.start(UDP);
+        plane.start(UDP, plan());
         let operations = polled(&mut plane);
         assert!(is_set(&operations[0], 1, 7), "{operations:?}");
         assert_eq!(operations.len(), 1);
@@ -197,7 +274,7 @@ mod tests {
     #[test]
     fn each_change_behind_the_start_is_an_operation() {
         let mut plane = ControlPlane::default();
-        plane.start(UDP);
+        plane.start(UDP, plan());
         let operations = take(&mut plane, [Change::Peer(key(1), record(1))]);
         assert!(is_set(&operations[0], 1, 1), "{operations:?}");
         let gone = Operation::RemovePeer {
@@ -212,7 +289,7 @@ mod tests {
     #[test]
     fn a_node_that_becomes_unusable_is_no_peer_and_keeps_its_identity() {
         let mut plane = ControlPlane::default();
-        plane.start(UDP);
+        plane.start(UDP, plan());
         take(&mut plane, [Change::Peer(key(1), record(1))]);
         let nowhere = LeaseRecord::udp(Ipv4Addr::UNSPECIFIED);
         let refused = Operation::RefusePeer {
@@ -229,8 +306,12 @@ mod tests {
     #[test]
     fn what_concerns_the_process_is_given_back() {
         let mut plane = ControlPlane::default();
-        for change in [Change::Acquired(key(1)), Change::Renewed, Change::Left] {
-            assert_eq!(plane.take(change.clone()), Some(change));
+        for (change, own) in [
+            (Change::Acquired(key(1)), OwnChange::Acquired(key(1))),
+            (Change::Renewed, OwnChange::Renewed),
+            (Change::Left, OwnChange::Left),
+        ] {
+            assert_eq!(plane.take(change), Some(own));
         }
     }
 
@@ -247,7 +328,7 @@ mod tests {
             stopped: false,
         });
         let mut plane = ControlPlane::default();
-        plane.start(UDP);
+        plane.start(UDP, plan());
         let is_found = |names: &Names| matches!(names.find("web"), Found::Addresses(_));
         for (change, expected) in [
             (Change::Peer(key(1), record(1)), true),
@@ -259,5 +340,19 @@ mod tests {
             }
             assert_eq!(is_found(&names), expected);
         }
+    }
+
+    #[test]
+    fn another_mtu_of_the_underlay_is_one_for_pods() {
+        let mut plane = ControlPlane::default();
+        plane.set_plan(plan());
+        assert_eq!(polled(&mut plane), [], "there is no data path yet");
+        plane.start(UDP, plan());
+        plane.set_plan(plan());
+        assert_eq!(polled(&mut plane), []);
+        let jumbo = plan().on(9000).unwrap();
+        plane.set_plan(jumbo);
+        assert_eq!(polled(&mut plane), [Operation::SetMtu(jumbo.mtu)]);
+        assert_eq!(plane.plan(), Some(jumbo));
     }
 }

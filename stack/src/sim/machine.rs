@@ -18,7 +18,6 @@ use crate::control::ipam::{Memory, PodName};
 use crate::control::lease::{NetworkConfig, SubnetKey};
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
-use crate::control::tunnel::TunnelPlan;
 use crate::datapath::port::PortId;
 
 /// A process of a machine. What was meant for an earlier one is not for a later one.
@@ -74,7 +73,6 @@ pub(super) struct Process {
 pub(super) struct Running {
     pub(super) key: SubnetKey,
     pub(super) config: NetworkConfig,
-    pub(super) plan: TunnelPlan,
     pub(super) gateway_mac: EthernetAddress,
     pub(super) pods: Pods<()>,
     pub(super) names: NameAgent,

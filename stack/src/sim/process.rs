@@ -21,7 +21,7 @@ use super::way_out::{self, WayOut};
 use super::worker::Worker;
 use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::control::names::SharerSettings;
-use crate::control::plane::ControlPlane;
+use crate::control::plane::{ControlPlane, Operation, OwnChange};
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
@@ -120,16 +120,12 @@ impl Cluster {
         let now = self.queue.now();
         let machine = &mut self.machines[number];
         machine.mtu = mtu;
-        let process = machine.process.as_mut();
-        if let Some(running) = process.and_then(|process| process.running.as_mut()) {
-            running.plan = running.plan.on(mtu.get().into()).map_err(misfit)?;
-            let inner = running.plan.mtu;
-            for worker in &mut running.workers {
-                worker.path.set_mtu(inner, now);
-            }
-            for plugged in running.ports.values_mut() {
-                plugged.device.set_mtu(now, inner);
-            }
+        if let Some(process) = &mut machine.process
+            && let Some(plan) = process.control.plan()
+        {
+            let plan = plan.on(mtu.get().into()).map_err(misfit)?;
+            process.control.set_plan(plan);
+            process.update_tables(now);
         }
         self.tell_link(number);
         match self.who(number) {
@@ -168,33 +164,31 @@ impl Cluster {
             return Ok(ControlFlow::Break(()));
         };
         let Some(change) = process.control.take(change) else {
-            process.update_tables();
+            process.update_tables(now);
             return Ok(ControlFlow::Continue(()));
         };
         match change {
-            Change::Configured(config) => process.config = Some(config),
-            Change::Acquired(key) => self.run_node(who, key)?,
-            Change::Left => {
+            OwnChange::Configured(config) => process.config = Some(config),
+            OwnChange::Acquired(key) => self.run_node(who, key)?,
+            OwnChange::Left => {
                 self.end_for_now(who, "has left");
                 return Ok(ControlFlow::Break(()));
             }
-            Change::Lost(_) => {
+            OwnChange::Lost(_) => {
                 self.end_for_now(who, "has lost its lease");
                 return Ok(ControlFlow::Break(()));
             }
-            Change::AwaitsConfig(fault) => {
+            OwnChange::AwaitsConfig(fault) => {
                 if !self.was_misconfigured && !matches!(fault, ConfigFault::Missing(_)) {
                     let machine = who.machine;
                     return Err(Violation(format!("machine {machine} refuses: {fault}")));
                 }
             }
-            Change::Renewed
-            | Change::Disputed(_)
-            | Change::Replaced { .. }
-            | Change::Moved { .. }
-            | Change::Skipped { .. }
-            | Change::Peer(..)
-            | Change::PeerGone(_) => {}
+            OwnChange::Renewed
+            | OwnChange::Disputed(_)
+            | OwnChange::Replaced { .. }
+            | OwnChange::Moved { .. }
+            | OwnChange::Skipped { .. } => {}
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -238,7 +232,6 @@ impl Cluster {
         let mut running = Running {
             key,
             config,
-            plan,
             gateway_mac: disk.gateway_mac.get(),
             pods: Pods::new(key.ipv4, disk.addresses.clone()),
             names: NameAgent::new(names, now),
@@ -254,9 +247,9 @@ impl Cluster {
             node.set_egress(Some(network));
             node.await_pods(awaited.iter().copied(), until);
         });
-        process.control.start(running.config.backend.clone());
+        process.control.start(running.config.backend.clone(), plan);
         process.running = Some(running);
-        process.update_tables();
+        process.update_tables(now);
         self.tell_link(number);
         self.check_owners(number, key)?;
         let names: Vec<_> = self.machines[number].pods.keys().cloned().collect();
@@ -295,11 +288,19 @@ impl Cluster {
 
 impl Process {
     /// Does what follows from changes of leases.
-    fn update_tables(&mut self) {
-        if let Some(running) = &mut self.running {
-            while let Some(operation) = self.control.poll() {
-                operation.apply_to_names(&mut running.names.names);
-                running.each_node(|node| operation.apply_to_node(node));
+    fn update_tables(&mut self, now: Instant) {
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        while let Some(operation) = self.control.poll() {
+            operation.apply_to_names(&mut running.names.names);
+            for worker in &mut running.workers {
+                operation.apply(&mut worker.path, now);
+            }
+            if let Operation::SetMtu(mtu) = operation {
+                for plugged in running.ports.values_mut() {
+                    plugged.device.set_mtu(now, mtu);
+                }
             }
         }
     }

@@ -373,7 +373,7 @@ impl Cluster {
         let machine = &self.machines[from];
         let process = machine.process.as_ref();
         let running = process.and_then(|process| process.running.as_ref());
-        let format = running.and_then(|running| running.plan.tunnel.format());
+        let format = running.and_then(|running| running.node().format());
         let outer = bytes.len() + format.map_or(0, outer_headers);
         if outer > machine.mtu.get().into() {
             return Err(Violation(format!(
