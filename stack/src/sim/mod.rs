@@ -1,9 +1,9 @@
 //! A deterministic simulator of whole clusters: nodes, their pods, the links between them, the store
 //! of their leases, and servers outside the overlay, in one thread and in virtual time.
 //!
-//! What runs is what runs in production: [`crate::datapath::Datapath`] with its node and egress,
-//! [`crate::control::lease::Manager`], [`crate::control::plane::ControlPlane`] and
-//! [`crate::control::pods::Pods`]. What a real node has around them is here anew, as simple as it can
+//! What runs is what runs in production: [`crate::datapath::Datapath`] with its node and egress, one for
+//! each worker, [`crate::control::lease::Manager`], [`crate::control::plane::ControlPlane`],
+//! [`crate::control::pods::Pods`] and [`crate::control::names::Sharer`]. What a real node has around them is here anew, as simple as it can
 //! be: `agent` does what the lease task of `src/lease/runner.rs` does, `cluster` what `src/daemon/` and
 //! the workers do, `sockets` what `src/host/` and the host's kernel do. Pods are smoltcp with TCP, UDP
 //! and ping.
