@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test soak attack fuzz nightly lint deny doc msrv publish-check portability image clean
+.PHONY: demo test soak attack fuzz nightly lint features deny doc msrv publish-check portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -54,6 +54,11 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --manifest-path fuzz/Cargo.toml --all-targets --locked -- -D warnings
+
+# The program with some of its Cargo features only, each of which can be left out, without a warning.
+features:
+	@.ci/need build
+	.ci/features
 
 # Licences, sources and duplicates of all dependencies, and what is known against them where the advisory
 # database can be had (deny.toml).
