@@ -100,15 +100,18 @@ publish-check:
 	cargo package --list --locked --allow-dirty -p muslin-stack >/dev/null
 	cargo package --list --locked --allow-dirty -p muslin >/dev/null
 
-# A container image of the static binary (deploy/README.md).
+# A container image of the static binary (deploy/README.md), with what a sidecar needs; FEATURES=default is
+# all of it.
 TARGET ?= x86_64-unknown-linux-musl
+FEATURES ?= etcd,sidecar
 IMAGE ?= localhost/muslin:latest
 # musl-gcc does not look where Debian has those of the kernel.
 KERNEL_HEADERS = -idirafter /usr/include -idirafter /usr/include/$(shell cc -print-multiarch)
 image:
 	@.ci/need build image
 	rustup target add $(TARGET)
-	CFLAGS_$(subst -,_,$(TARGET))="$(KERNEL_HEADERS)" cargo build --release --locked --target $(TARGET)
+	CFLAGS_$(subst -,_,$(TARGET))="$(KERNEL_HEADERS)" cargo build --release --locked \
+		--no-default-features --features $(FEATURES) --target $(TARGET)
 	rm -rf target/image
 	install -D target/$(TARGET)/release/muslin target/image/muslin
 	podman build --file deploy/Containerfile --tag $(IMAGE) target/image
