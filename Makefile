@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test soak attack fuzz nightly lint deny doc msrv publish-check portability image clean
+.PHONY: demo test soak attack fuzz nightly lint features deny doc msrv publish-check portability image clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -55,6 +55,11 @@ lint:
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --manifest-path fuzz/Cargo.toml --all-targets --locked -- -D warnings
 
+# The program with some of its Cargo features only, each of which can be left out, without a warning.
+features:
+	@.ci/need build
+	.ci/features
+
 # Licences, sources and duplicates of all dependencies, and what is known against them where the advisory
 # database can be had (deny.toml).
 deny:
@@ -95,15 +100,18 @@ publish-check:
 	cargo package --list --locked --allow-dirty -p muslin-stack >/dev/null
 	cargo package --list --locked --allow-dirty -p muslin >/dev/null
 
-# A container image of the static binary (deploy/README.md).
+# A container image of the static binary (deploy/README.md), with what a sidecar needs; FEATURES=default is
+# all of it.
 TARGET ?= x86_64-unknown-linux-musl
+FEATURES ?= etcd,sidecar
 IMAGE ?= localhost/muslin:latest
 # musl-gcc does not look where Debian has those of the kernel.
 KERNEL_HEADERS = -idirafter /usr/include -idirafter /usr/include/$(shell cc -print-multiarch)
 image:
 	@.ci/need build image
 	rustup target add $(TARGET)
-	CFLAGS_$(subst -,_,$(TARGET))="$(KERNEL_HEADERS)" cargo build --release --locked --target $(TARGET)
+	CFLAGS_$(subst -,_,$(TARGET))="$(KERNEL_HEADERS)" cargo build --release --locked \
+		--no-default-features --features $(FEATURES) --target $(TARGET)
 	rm -rf target/image
 	install -D target/$(TARGET)/release/muslin target/image/muslin
 	podman build --file deploy/Containerfile --tag $(IMAGE) target/image

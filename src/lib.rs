@@ -18,6 +18,7 @@ pub mod device;
 pub mod dns;
 pub mod doctor;
 pub mod error;
+mod features;
 pub mod flannel;
 pub mod host;
 mod http;
@@ -30,6 +31,7 @@ mod notify;
 mod process;
 mod random;
 mod replace;
+#[cfg(feature = "sidecar")]
 pub mod sidecar;
 mod signals;
 pub mod state;

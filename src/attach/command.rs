@@ -1,20 +1,16 @@
-//! A pod's command: started so that it ends with whoever attached the pod, and waited for.
+//! A pod's command: what it is given, how a process becomes it, and what its end means.
 
 use std::ffi::OsString;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::ExitStatus;
 
 use muslin_stack::addresses::Addresses;
-use muslin_stack::api::control::Attached;
 use muslin_stack::control::ipam::PodName;
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
-use tokio::process::{Child, Command};
 
-use crate::error::{Context, Error, Result};
-use crate::signals::Signals;
-use crate::terminal::job;
+use crate::error::{Error, Result};
 
 /// What a pod's command finds in its environment.
 pub(crate) fn variables(
@@ -36,30 +32,6 @@ pub(crate) fn or_shell(command: Vec<OsString>) -> Vec<OsString> {
     } else {
         command
     }
-}
-
-/// Starts a command that ends with this process, with these variables besides those of all pods.
-///
-/// # Errors
-/// If no process can be started; that there is no such command only its guard sees.
-pub(crate) fn start(
-    words: Vec<OsString>,
-    attached: &Attached,
-    more: &[(&str, String)],
-) -> Result<Child> {
-    // This program by what it is, not by a path that may name another one by now.
-    let mut command = Command::new("/proc/self/exe");
-    command
-        .args(["guard", &std::process::id().to_string(), "--"])
-        .args(or_shell(words))
-        .envs(variables(
-            &attached.pod,
-            &attached.node,
-            attached.address.addresses(),
-        ))
-        .envs(more.iter().map(|(name, value)| (name, value)))
-        .kill_on_drop(true);
-    command.spawn().context("cannot start the command")
 }
 
 /// Becomes the command, in a process that is killed when its parent is: without that it would live
@@ -140,24 +112,6 @@ pub(crate) fn become_command(
             error: command.exec(),
         },
         Err(error) => error,
-    }
-}
-
-/// Waits for the command, and passes on what asks it to end.
-///
-/// # Errors
-/// If it cannot be waited for.
-pub(crate) async fn wait(mut child: Child, mut signals: Signals) -> Result<ExitStatus> {
-    loop {
-        let signal = tokio::select! {
-            status = child.wait() => return status.context("cannot wait for the command"),
-            signal = signals.next() => signal,
-        };
-        let id = child.id().and_then(|id| i32::try_from(id).ok());
-        if let Some(id) = id.filter(|_| !job::is_the_terminals(signal)) {
-            // It may have ended this moment.
-            let _ = kill(Pid::from_raw(id), signal);
-        }
     }
 }
 

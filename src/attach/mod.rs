@@ -1,6 +1,8 @@
 //! Attaching a pod's device to a node, keeping it attached, and running the pod's command: what
 //! `muslin run`, `muslin attach` and `muslin sidecar` share.
 
+#[cfg(feature = "sidecar")]
+mod child;
 mod command;
 mod inside;
 mod stay;
@@ -9,9 +11,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+#[cfg(feature = "sidecar")]
+pub(crate) use child::{start, wait};
 pub(crate) use command::{
     CREDENTIALS, Environment, become_command, command, exit_code, guard, or_shell, result_of,
-    start, variables, wait,
+    variables,
 };
 pub(crate) use inside::{Inside, serve};
 use ipnet::{IpNet, Ipv4Net};
@@ -50,6 +54,7 @@ impl<'a> Device<'a> {
     }
 
     /// A socket of a pod that lives in a process.
+    #[cfg(feature = "sidecar")]
     pub(crate) fn socket(socket: &'a impl AsFd) -> Self {
         Self {
             queues: vec![socket.as_fd()],

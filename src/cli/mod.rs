@@ -5,11 +5,14 @@ mod detached;
 mod doctor;
 mod exec;
 mod flannel;
+#[cfg(any(test, not(feature = "sidecar")))]
+mod left_out;
 mod log;
 mod node;
 mod report;
 mod run;
 mod secret;
+#[cfg(feature = "sidecar")]
 mod sidecar;
 
 use std::ffi::OsString;
@@ -17,6 +20,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+#[cfg(not(feature = "sidecar"))]
+use left_out as sidecar;
 use muslin_stack::api::control::Request;
 use nix::unistd::geteuid;
 use tracing_subscriber::filter::LevelFilter;
@@ -25,6 +30,7 @@ use crate::confine::{self, Capability};
 use crate::control::{Client, locate};
 use crate::demo;
 use crate::error::Result;
+use crate::features;
 use crate::process::block_on;
 use crate::process::exit_code;
 use crate::state;
@@ -35,6 +41,7 @@ use crate::state;
 #[command(
     name = "muslin",
     version,
+    long_version = features::version(),
     max_term_width = 100,
     propagate_version = true,
     after_help = log::HELP

@@ -17,6 +17,7 @@ use super::{StateChoice, flannel, log};
 use crate::confine::{self, Capability, Places};
 use crate::daemon::{self, Offload, Settings};
 use crate::error::{Error, Result};
+use crate::features::Feature;
 use crate::host;
 use crate::process::{block_on, die_with_parent};
 use crate::state;
@@ -284,7 +285,13 @@ impl Arguments {
         let store = match (self.flannel.etcd_store(), &self.store) {
             (Some(store), _) => store.into(),
             (None, Some(store)) => store.clone(),
-            (None, None) => state::default_store(state_dir),
+            (None, None) => {
+                let embedded = Feature::Sqlite.require();
+                embedded.map_err(|error| {
+                    Error::usage(format!("{error}: name another store with --store"))
+                })?;
+                state::default_store(state_dir)
+            }
         };
         match self.flannel.needs_etcd() {
             Some(flag) if !store.as_bytes().starts_with(b"etcd") => Err(Error::usage(format!(

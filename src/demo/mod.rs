@@ -17,6 +17,7 @@ use stage::Children;
 use steps::Scene;
 
 use crate::error::{Context, Error, Result};
+use crate::features::Feature;
 use crate::process::block_on;
 use crate::signals::Listener;
 use crate::terminal::{complain, output};
@@ -35,8 +36,10 @@ pub struct Arguments {
 /// Shows it.
 ///
 /// # Errors
-/// If a step fails, or it is interrupted.
+/// If this build has no embedded store, a step fails, or it is interrupted.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    // Where its nodes meet.
+    Feature::Sqlite.require()?;
     let ended = block_on(play(arguments.megabytes));
     Progress::new().clear();
     let scenes = match ended? {

@@ -68,6 +68,7 @@ pub fn probe_namespace() -> Result<()> {
 }
 
 /// What stands in the way of a pod in namespaces of its own, if anything.
+#[cfg(feature = "sidecar")]
 pub(crate) fn obstacle_to_pods() -> Option<String> {
     match probe() {
         Ok(probe) => probe.namespaces.or(probe.device),

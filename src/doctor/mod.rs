@@ -13,6 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
+#[cfg(feature = "sidecar")]
 pub(crate) use machine::obstacle_to_pods;
 pub use machine::probe_namespace;
 use muslin_stack::api::control::{Status, Table};

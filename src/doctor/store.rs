@@ -10,6 +10,7 @@ use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_pre
 
 use super::{Finding, PATIENCE, Patient, Questions, Verdict};
 use crate::control::Client;
+use crate::features::Feature;
 use crate::state;
 use crate::store::{self, Store};
 use crate::terminal::quantity::count;
@@ -29,6 +30,7 @@ pub(super) async fn examine(
         (None, None) => state::default_store(&questions.state_dir),
     };
     if let Some(path) = url.as_bytes().strip_prefix(b"sqlite:")
+        && Feature::Sqlite.is_built()
         && !Path::new(OsStr::from_bytes(path)).exists()
     {
         let detail = format!("{} is made by the first node", url.display());

@@ -5,8 +5,7 @@
 //! it makes useless is ended.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{Store, StoreError, Watch};
+use super::{EtcdOptions, REFUSES_USER, Store, StoreError, Watch, is_permission};
 use crate::error::{Context, Error, Result};
 
 type StoreResult<T> = std::result::Result<T, StoreError>;
@@ -43,32 +42,6 @@ const MAX_ANSWER: usize = 64 << 20;
 const DEFAULT_CLUSTER: u64 = 0xcdf8_1819_4e3a_8c32;
 /// How many questions for a time to live are under way at once.
 const QUESTIONS: usize = 64;
-
-/// How a node proves to etcd who it is, and etcd to the node.
-#[derive(Clone, Default)]
-pub struct EtcdOptions {
-    /// The CA that has signed the servers' certificates; those of the system otherwise.
-    pub cafile: Option<PathBuf>,
-    /// The node's certificate, for servers that ask for one.
-    pub certfile: Option<PathBuf>,
-    /// The key of that certificate.
-    pub keyfile: Option<PathBuf>,
-    /// The user of servers with users.
-    pub username: Option<String>,
-    /// The user's password.
-    pub password: Option<String>,
-}
-
-impl fmt::Debug for EtcdOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EtcdOptions")
-            .field("cafile", &self.cafile)
-            .field("certfile", &self.certfile)
-            .field("keyfile", &self.keyfile)
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
-}
 
 impl EtcdOptions {
     /// Finds what cannot work before a server is asked.
@@ -758,12 +731,6 @@ fn is_without_users(status: &impl std::error::Error) -> bool {
     status.to_string().contains("authentication is not enabled")
 }
 
-/// Whether a server is well, and only refuses this user this key.
-pub(crate) fn is_permission(error: &StoreError) -> bool {
-    let text = error.to_string();
-    text.contains(REFUSES_USER) && text.contains("permission denied")
-}
-
 /// Names the key that a user may not have, or what all the keys begin with: rights on what begins
 /// with `.../subnets/` are none on flannel's `.../subnets`.
 fn with_place(error: StoreError, key: &str) -> StoreError {
@@ -776,7 +743,6 @@ fn with_place(error: StoreError, key: &str) -> StoreError {
 
 /// What etcd says of a wrong name or password.
 const BAD_LOGIN: &str = "authentication failed";
-const REFUSES_USER: &str = "refuses the user";
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
 const OUT_OF_RANGE: i32 = 11;

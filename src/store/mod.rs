@@ -2,8 +2,11 @@
 //!
 //! All three hold flannel's own keys and values, so that the rules know one kind of store only.
 
+#[cfg(feature = "etcd")]
 mod etcd;
 mod file;
+mod options;
+#[cfg(feature = "sqlite")]
 mod sqlite;
 #[cfg(test)]
 pub(crate) mod suite;
@@ -15,10 +18,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-pub use etcd::EtcdOptions;
-pub(super) use etcd::is_permission;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::lease::{Answer, Entry, Op, Revision, WatchEvent};
+pub use options::EtcdOptions;
 use thiserror::Error;
 
 use crate::error::{Error, Result};
@@ -105,7 +107,7 @@ pub enum StoreError {
 /// `options`.
 ///
 /// # Errors
-/// Bad usage for another address, a failure for a file that cannot be read, has mistakes or is no
+/// Bad usage for another address and for a store that this build has not, a failure for a file that cannot be read, has mistakes or is no
 /// store.
 pub fn open(url: impl AsRef<OsStr>, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
     let url = url.as_ref();
@@ -128,15 +130,35 @@ pub fn open(url: impl AsRef<OsStr>, options: &EtcdOptions) -> Result<Arc<dyn Sto
         Ok(Path::new(rest))
     };
     match scheme {
-        b"sqlite" => Ok(Arc::new(sqlite::SqliteStore::open(path()?)?)),
+        b"sqlite" => open_sqlite(path()?),
         b"file" => Ok(Arc::new(file::FileStore::open(path()?)?)),
         b"etcd" | b"etcds" => {
             let url = url.to_str().ok_or_else(unknown)?;
             let (scheme, rest) = url.split_once(':').ok_or_else(unknown)?;
-            Ok(Arc::new(etcd::EtcdStore::new(url, scheme, rest, options)?))
+            open_etcd(url, scheme, rest, options)
         }
         _ => Err(unknown()),
     }
+}
+
+#[cfg(feature = "sqlite")]
+fn open_sqlite(path: &Path) -> Result<Arc<dyn Store>> {
+    Ok(Arc::new(sqlite::SqliteStore::open(path)?))
+}
+
+#[cfg(not(feature = "sqlite"))]
+fn open_sqlite(_: &Path) -> Result<Arc<dyn Store>> {
+    Err(crate::features::Feature::Sqlite.missing())
+}
+
+#[cfg(feature = "etcd")]
+fn open_etcd(url: &str, scheme: &str, rest: &str, options: &EtcdOptions) -> Result<Arc<dyn Store>> {
+    Ok(Arc::new(etcd::EtcdStore::new(url, scheme, rest, options)?))
+}
+
+#[cfg(not(feature = "etcd"))]
+fn open_etcd(_: &str, _: &str, _: &str, _: &EtcdOptions) -> Result<Arc<dyn Store>> {
+    Err(crate::features::Feature::Etcd.missing())
 }
 
 /// The file of a store by its address, if it is one, and whether nodes write it.
@@ -154,6 +176,15 @@ pub(crate) fn file_of(url: &OsStr) -> Option<(&Path, bool)> {
 #[must_use]
 pub fn is_shared(url: impl AsRef<OsStr>) -> bool {
     !url.as_ref().as_bytes().starts_with(b"sqlite:")
+}
+
+/// What a store says that does not know the user, or not with this password or right.
+const REFUSES_USER: &str = "refuses the user";
+
+/// Whether a store is well, and only refuses this user this key.
+pub(crate) fn is_permission(error: &StoreError) -> bool {
+    let text = error.to_string();
+    text.contains(REFUSES_USER) && text.contains("permission denied")
 }
 
 /// Runs what blocks on a thread where it may.
