@@ -233,8 +233,10 @@ impl Datapath {
     /// Takes what another worker has to say.
     pub fn from_sibling(&mut self, now: Instant, message: Message, host: &mut impl Host) {
         match message {
-            Message::Neighbour(Some(port), frame) => self.node.overhear(now, port, &frame),
-            Message::Neighbour(None, frame) => self.node.overhear_uplink(now, &frame),
+            Message::Neighbour(Some(port), frame) => {
+                self.node.learn_from_sibling(now, port, &frame)
+            }
+            Message::Neighbour(None, frame) => self.node.learn_from_sibling_uplink(now, &frame),
             Message::Stray(mut packet) => {
                 let taken = self.egress.from_sibling(now, &packet.packet(), host);
                 if let Err(reason) = taken {
@@ -342,11 +344,11 @@ impl Datapath {
                 verdict
             }
             FromEgress::Error(error, offender) => {
-                self.node.report(now, error, offender);
+                self.node.send_icmp_error(now, error, offender);
                 Verdict::Consumed
             }
             FromEgress::Relayed(from, error, offender) => {
-                self.node.relay(now, from, error, offender);
+                self.node.forward_icmp_error(now, from, error, offender);
                 Verdict::Consumed
             }
             FromEgress::Lost(reason, packets) => {

@@ -8,7 +8,7 @@ use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
-use super::forward::Origin;
+use super::router::{Decision, Origin};
 use super::{Node, Sender, Verdict};
 use crate::datapath::frame;
 use crate::datapath::guard;
@@ -19,8 +19,6 @@ use crate::datapath::port::PortId;
 use crate::datapath::work;
 use crate::drops::DropReason;
 
-type Step = Result<Verdict, DropReason>;
-
 impl Node {
     /// Port, guard, switch.
     pub(super) fn ingress_port(
@@ -28,7 +26,7 @@ impl Node {
         now: Instant,
         id: PortId,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let own = (self.own_macs(), self.own_addresses());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.total_len());
@@ -46,7 +44,7 @@ impl Node {
 
         let to_gateway = destination == self.config.gateway_mac;
         if ethertype == EthernetProtocol::Arp {
-            self.hear_arp(now, id, packet.as_slice());
+            self.learn_from_arp(now, id, packet.as_slice());
             if to_gateway || destination.is_multicast() {
                 self.ask_gateway(now, packet.as_slice());
             }
@@ -78,7 +76,7 @@ impl Node {
     }
 
     /// Has a frame copied to all other ports, if the sender has not had too many copied.
-    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Step {
+    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Decision {
         let copies = work::of_packets(self.others(), packet.total_len());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         if port.storm.take(now, copies) {
@@ -148,7 +146,7 @@ impl Node {
         now: Instant,
         sender: Sender,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         self.check_sender(sender)?;
         let known = sender.peer;
         if let Some(id) = known {
@@ -172,7 +170,7 @@ impl Node {
         known: Option<PeerId>,
         (vni, mac): (Vni, VtepMac),
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let theirs = vxlan::decapsulate(packet).map_err(|error| match error {
             vxlan::Error::TooShort { .. } => DropReason::VxlanTooShort,
             vxlan::Error::NoVni => DropReason::VxlanNoVni,
@@ -207,7 +205,7 @@ impl Node {
         known: Option<PeerId>,
         mac: VtepMac,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let payload = packet
             .as_slice()
             .get(frame::HEADER_LEN..)
@@ -260,7 +258,7 @@ impl Node {
 
     /// Learns from a frame with ARP or neighbour discovery that another worker's node took from a
     /// port. What is to be done about the frame itself is done there.
-    pub fn overhear(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+    pub fn learn_from_sibling(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
         let own = (self.own_macs(), self.own_addresses());
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;
@@ -271,14 +269,14 @@ impl Node {
         let guarded = port.attachment.guarded;
         self.fdb.learn(view.src_addr(), id, now);
         if view.ethertype() == EthernetProtocol::Arp {
-            self.hear_arp(now, id, bytes);
+            self.learn_from_arp(now, id, bytes);
         } else if guarded {
             // A claim that is refused here is refused there, or was first there.
             let _ = self.check_link_locals(now, id, guard::link_locals(&view));
         }
     }
 
-    fn hear_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
+    fn learn_from_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
         let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
         let Some(ArpRepr::EthernetIpv4 {
             source_hardware_addr,
@@ -300,7 +298,7 @@ impl Node {
                 port,
             };
             for waited in self.neighbours.hear(address, place, now) {
-                self.resume(address, &waited);
+                self.send_resolved(address, &waited);
             }
         }
     }

@@ -23,7 +23,7 @@ use peers::Peers;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
-use uplink::Link;
+use uplink::Lan;
 
 use crate::bucket::TokenBucket;
 use crate::datapath::frame;
@@ -41,10 +41,12 @@ use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
-mod forward;
 mod ingress;
+mod origin;
 mod peers;
 mod probe;
+mod resolve;
+mod router;
 #[cfg(test)]
 mod tests;
 mod uplink;
@@ -194,7 +196,7 @@ pub struct Node {
     errors: TokenBucket,
     counters: Counters,
     output: Output,
-    uplink: Option<Link>,
+    uplink: Option<Lan>,
     /// The overlay's network; packets from pods that leave it are for egress.
     egress: Option<Ipv4Net>,
     /// Where packets of the node's own are made.
@@ -300,7 +302,7 @@ impl Node {
         for address in &attachment.addresses {
             self.awaited.remove(*address);
             for packet in self.neighbours.add_permanent(*address, place) {
-                self.resume(*address, &packet);
+                self.send_resolved(*address, &packet);
             }
         }
         self.unguarded += usize::from(!attachment.guarded);

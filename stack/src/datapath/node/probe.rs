@@ -9,7 +9,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol};
 
 use super::Node;
-use super::forward::Via;
+use super::router::Via;
 use crate::datapath::gateway;
 use crate::datapath::icmp;
 use crate::datapath::peer::{Path, PeerId};

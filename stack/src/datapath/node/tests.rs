@@ -855,7 +855,7 @@ fn a_pod_does_not_take_another_ones_link_local_address() {
     }
     assert_eq!(node.counters().dropped_for(DropReason::LinkLocalTaken), 7);
     // What another worker's node has heard counts here.
-    node.overhear(NOW, POD_PORT, &neighbour_message(one.1, "::", "fe80::88"));
+    node.learn_from_sibling(NOW, POD_PORT, &neighbour_message(one.1, "::", "fe80::88"));
     assert_eq!(send(&mut node, two, "::", "fe80::88"), taken);
     // It is free again when the pod has gone.
     node.detach(OTHER_PORT);

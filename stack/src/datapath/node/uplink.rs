@@ -7,7 +7,8 @@ use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
 
-use super::forward::{On, Origin, Step, is_for_egress};
+use super::resolve::Link;
+use super::router::{Decision, Origin, is_for_egress};
 use super::{NextHop, Node, Verdict};
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
@@ -25,7 +26,7 @@ const EARLY_PER_HOST: usize = 4;
 const EARLY_IN_ALL: usize = 64;
 
 /// The uplink and the hosts on it.
-pub(super) struct Link {
+pub(super) struct Lan {
     pub(super) uplink: Uplink,
     pub(super) neighbours: Neighbours,
     early: VecDeque<Early>,
@@ -52,7 +53,7 @@ impl Node {
             self.lose(early.len());
         }
         let limit = self.config.limits.neighbours;
-        self.uplink = uplink.map(|uplink| Link {
+        self.uplink = uplink.map(|uplink| Lan {
             uplink,
             neighbours: known.unwrap_or_else(|| Neighbours::new(limit, self.seed)),
             early,
@@ -72,7 +73,7 @@ impl Node {
         if let Some(own) = uplink.filter(|own| own.answers) {
             let all = (EthernetAddress::BROADCAST, own.address);
             let words = frame::write_arp(ArpOperation::Request, (own.mac, own.address), all);
-            self.say(Verdict::Uplink { id: None }, &words);
+            self.queue_frame(Verdict::Uplink { id: None }, &words);
         }
     }
 
@@ -111,7 +112,7 @@ impl Node {
     }
 
     /// Learns from an ARP frame that another worker's node took from the uplink.
-    pub fn overhear_uplink(&mut self, now: Instant, frame: &[u8]) {
+    pub fn learn_from_sibling_uplink(&mut self, now: Instant, frame: &[u8]) {
         if frame::parse(frame).is_ok_and(|view| view.src_addr().is_unicast()) {
             let _ = self.hear_host(now, frame);
         }
@@ -190,7 +191,7 @@ impl Node {
             None if !self.config.guard.peers => {}
             None => {
                 if link.neighbours.seek(host.into(), now) {
-                    self.ask_for(On::Uplink, host, None);
+                    self.send_arp_request(Link::Uplink, host, None);
                 }
                 return Err(DropReason::NextHopUnknown);
             }
@@ -206,7 +207,7 @@ impl Node {
         mac: EthernetAddress,
         source: Ipv4Addr,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let unknown = DropReason::NextHopUnknown;
         let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
         let is_for_flows =
@@ -308,13 +309,13 @@ impl Node {
         match link.neighbours.claim(host.into(), place, now) {
             Claim::Believed(waited) => {
                 for packet in waited {
-                    self.originate(now, &packet);
+                    self.route_own(now, &packet);
                 }
                 self.take_early(now, host);
                 Ok(())
             }
             Claim::Doubted(known) => {
-                self.ask_for(On::Uplink, host, Some(known));
+                self.send_arp_request(Link::Uplink, host, Some(known));
                 Err(DropReason::NextHopConflict)
             }
             Claim::Refused => Err(DropReason::NextHopConflict),
@@ -342,7 +343,7 @@ impl Node {
                 (own.mac, own.address),
                 (source_hardware_addr, source_protocol_addr),
             );
-            self.say(Verdict::Uplink { id: None }, &answer);
+            self.queue_frame(Verdict::Uplink { id: None }, &answer);
         }
     }
 }
