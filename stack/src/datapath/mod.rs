@@ -20,6 +20,7 @@ pub mod published;
 mod receive;
 pub mod route;
 pub mod switch;
+pub mod tunnel;
 pub mod uplink;
 pub mod work;
 
@@ -30,14 +31,13 @@ use std::sync::Arc;
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Header;
+pub use receive::Merging;
 use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
 use crate::datapath::node::{Node, Sender, Verdict};
 use crate::datapath::port::PortId;
 use crate::drops::DropReason;
-
-pub use receive::Merging;
 
 /// Bytes of the longest frame, and room in front of it.
 const ROOM: usize = HEADROOM + frame::MAX_LEN;
@@ -50,7 +50,7 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
 /// use muslin_stack::datapath::node::{Config, Node, Verdict};
 /// use muslin_stack::datapath::port::{Attachment, PortId};
-/// use muslin_stack::datapath::peer::Tunnel;
+/// use muslin_stack::datapath::tunnel::Tunnel;
 /// use muslin_stack::{EthernetAddress, Instant};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -3,8 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::tunnel::ipip;
-use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
@@ -14,8 +13,9 @@ use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::link_local;
 use crate::datapath::neighbour::Place;
-use crate::datapath::peer::{PeerId, Tunnel};
+use crate::datapath::peer::PeerId;
 use crate::datapath::port::PortId;
+use crate::datapath::tunnel::{Inner, Tunnel};
 use crate::datapath::work;
 use crate::drops::DropReason;
 
@@ -116,14 +116,7 @@ impl Node {
 
     /// Whether a datagram may be one of this network's, as its sender and the tunnel's header say.
     pub(in crate::datapath) fn may_send(&self, sender: Sender, datagram: &[u8]) -> bool {
-        let is_ours = match self.config.tunnel {
-            Tunnel::Vxlan { vni, .. } => {
-                vxlan::Packet::new_checked(datagram).is_ok_and(|packet| packet.vni() == vni)
-            }
-            Tunnel::Udp | Tunnel::Ipip => true,
-            Tunnel::None => false,
-        };
-        is_ours && self.check_sender(sender).is_ok()
+        self.config.tunnel.takes(datagram) && self.check_sender(sender).is_ok()
     }
 
     fn check_sender(&self, sender: Sender) -> Result<(), DropReason> {
@@ -152,50 +145,10 @@ impl Node {
         if let Some(id) = known {
             self.peers.count_received(now, id, packet.total_len());
         }
-        match self.config.tunnel {
-            Tunnel::None => Err(DropReason::UnknownPeer),
-            Tunnel::Udp => self.route(now, Origin::Peer(known), packet),
-            Tunnel::Ipip => {
-                let inner = ipip::inner_offset(packet.as_slice());
-                packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
-                self.route(now, Origin::Peer(known), packet)
-            }
-            Tunnel::Vxlan { vni, mac } => self.ingress_vxlan(now, known, (vni, mac), packet),
+        match self.config.tunnel.decapsulate(packet)? {
+            Inner::Ipv4 => self.route(now, Origin::Peer(known), packet),
+            Inner::Arp(mac) => self.answer_tunnelled_arp(known, mac, packet),
         }
-    }
-
-    fn ingress_vxlan(
-        &mut self,
-        now: Instant,
-        known: Option<PeerId>,
-        (vni, mac): (Vni, VtepMac),
-        packet: &mut PacketBuf<'_>,
-    ) -> Decision {
-        let theirs = vxlan::decapsulate(packet).map_err(|error| match error {
-            vxlan::Error::TooShort { .. } => DropReason::VxlanTooShort,
-            vxlan::Error::NoVni => DropReason::VxlanNoVni,
-        })?;
-        if theirs != vni {
-            return Err(DropReason::UnknownVni);
-        }
-        let view = frame::parse(packet.as_slice())?;
-        if view.src_addr() == mac.get() {
-            return Err(DropReason::SourceMacOwn);
-        }
-        if !view.src_addr().is_unicast() {
-            return Err(DropReason::SourceMacGroup);
-        }
-        if view.ethertype() == EthernetProtocol::Arp {
-            return self.answer_tunnelled_arp(known, mac, packet);
-        }
-        if view.dst_addr() != mac.get() {
-            return Err(DropReason::DestinationMacForeign);
-        }
-        if view.ethertype() != EthernetProtocol::Ipv4 {
-            return Err(DropReason::EtherTypeUnsupported);
-        }
-        packet.trim_front(frame::HEADER_LEN);
-        self.route(now, Origin::Peer(known), packet)
     }
 
     /// flannel's nodes never ask, since leases tell every VTEP's MAC address; one that does gets
@@ -234,16 +187,19 @@ impl Node {
         packet
             .replace(&answer)
             .map_err(|_| DropReason::HeadroomExceeded)?;
-        self.encapsulate_frame(id, destination, 0, packet)
+        self.config.tunnel.encapsulate_frame(packet)?;
+        Ok(Verdict::Peer {
+            id,
+            destination: destination.into(),
+            flow: 0,
+        })
     }
 
     /// The node's own addresses, in no particular order.
     pub(super) fn own_macs(&self) -> [EthernetAddress; 2] {
         let gateway = self.config.gateway_mac;
-        match self.config.tunnel {
-            Tunnel::Vxlan { mac, .. } => [gateway, mac.get()],
-            Tunnel::Udp | Tunnel::Ipip | Tunnel::None => [gateway, gateway],
-        }
+        let vtep = self.config.tunnel.vtep_mac();
+        [gateway, vtep.map_or(gateway, VtepMac::get)]
     }
 
     /// The gateway's addresses.

@@ -33,10 +33,11 @@ use crate::datapath::hash::Seed;
 use crate::datapath::icmp;
 use crate::datapath::link_local::LinkLocals;
 use crate::datapath::neighbour::{Neighbours, Place, State};
-use crate::datapath::peer::{Path, Peer, PeerId, PeerState, Tunnel};
+use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
 use crate::datapath::port::{Attachment, Port, PortId, Traffic};
 use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
+use crate::datapath::tunnel::Tunnel;
 use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 

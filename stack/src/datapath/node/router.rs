@@ -1,6 +1,6 @@
 //! The router: where an IPv4 packet goes, and what it needs to get there.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::fragment::Fragments;
@@ -10,7 +10,6 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::split;
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Checksum;
-use muslin_encap::tunnel::vxlan;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpProtocol, Ipv4Packet};
 
@@ -20,7 +19,7 @@ use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::hash;
 use crate::datapath::icmp::{self, IcmpError};
-use crate::datapath::peer::{Path, PeerId, Tunnel};
+use crate::datapath::peer::{Path, PeerId};
 use crate::drops::DropReason;
 
 /// What a step decides about a packet.
@@ -377,28 +376,10 @@ impl Node {
     fn encapsulate(&mut self, id: PeerId, peer: &Outgoing, packet: &mut PacketBuf<'_>) -> Decision {
         packet.complete_checksum();
         let flow = hash::flow(packet.as_slice(), self.seed);
-        if let Tunnel::Vxlan { mac, .. } = self.config.tunnel {
-            let theirs = peer.vtep_mac.ok_or(DropReason::NoVtepMac)?;
-            frame::prepend(packet, mac.get(), theirs.get())
-                .map_err(|_| DropReason::HeadroomExceeded)?;
-        }
-        self.encapsulate_frame(id, peer.address, flow, packet)
-    }
-
-    /// Puts the header of the tunnel on an inner frame or, in flannel's UDP format, none.
-    pub(super) fn encapsulate_frame(
-        &mut self,
-        id: PeerId,
-        destination: SocketAddrV4,
-        flow: u32,
-        packet: &mut PacketBuf<'_>,
-    ) -> Decision {
-        if let Tunnel::Vxlan { vni, .. } = self.config.tunnel {
-            vxlan::encapsulate(packet, vni).map_err(|_| DropReason::HeadroomExceeded)?;
-        }
+        self.config.tunnel.encapsulate(peer.vtep_mac, packet)?;
         Ok(Verdict::Peer {
             id,
-            destination: destination.into(),
+            destination: peer.address.into(),
             flow,
         })
     }

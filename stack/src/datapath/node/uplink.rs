@@ -12,8 +12,9 @@ use super::router::{Decision, Origin, is_for_egress};
 use super::{NextHop, Node, Verdict};
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
-use crate::datapath::peer::{Path, Tunnel};
+use crate::datapath::peer::Path;
 use crate::datapath::port::PortId;
+use crate::datapath::tunnel::Tunnel;
 use crate::datapath::uplink::Uplink;
 use crate::drops::DropReason;
 
