@@ -14,6 +14,7 @@ pub mod icmp;
 pub mod link_local;
 pub mod neighbour;
 pub mod node;
+pub mod observe;
 pub mod peer;
 pub mod port;
 pub mod published;
@@ -36,6 +37,7 @@ use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
 use crate::datapath::node::{Node, Sender, Verdict};
+use crate::datapath::observe::{Observer, Unobserved};
 use crate::datapath::port::PortId;
 use crate::drops::DropReason;
 
@@ -89,8 +91,8 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Datapath {
-    node: Node,
+pub struct Datapath<O = Unobserved> {
+    node: Node<O>,
     egress: Egress,
     /// Whether there are other workers.
     has_siblings: bool,
@@ -137,10 +139,10 @@ struct Place {
     offload: Header,
 }
 
-impl Datapath {
+impl<O: Observer> Datapath<O> {
     /// A data path without siblings. What its node hands to egress [`Node::set_egress`] says.
     #[must_use]
-    pub fn new(node: Node, egress: Egress) -> Self {
+    pub fn new(node: Node<O>, egress: Egress) -> Self {
         Self {
             node,
             egress,
@@ -159,12 +161,12 @@ impl Datapath {
 
     /// Its node.
     #[must_use]
-    pub const fn node(&self) -> &Node {
+    pub const fn node(&self) -> &Node<O> {
         &self.node
     }
 
     /// The same, to be told what the control plane knows.
-    pub const fn node_mut(&mut self) -> &mut Node {
+    pub const fn node_mut(&mut self) -> &mut Node<O> {
         &mut self.node
     }
 

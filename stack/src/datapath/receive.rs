@@ -17,6 +17,7 @@ use super::Datapath;
 use crate::datapath::egress::Host;
 use crate::datapath::frame;
 use crate::datapath::node::{Sender, Verdict};
+use crate::datapath::observe::Observer;
 
 /// Whether packets of a batch are merged. It is in vain for a single packet, or if no port takes
 /// superpackets.
@@ -31,7 +32,7 @@ pub enum Merging {
 /// The header of an Ethernet frame.
 type LinkHeader = [u8; frame::HEADER_LEN];
 
-impl Datapath {
+impl<O: Observer> Datapath<O> {
     /// Takes the payloads of the tunnel's datagrams, in the order they came, with their sources.
     /// `send` is given each packet with its verdict, and the pieces that belong behind it.
     pub fn from_underlay_batch<'a>(

@@ -13,13 +13,14 @@ use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::link_local;
 use crate::datapath::neighbour::Place;
+use crate::datapath::observe::Observer;
 use crate::datapath::peer::PeerId;
 use crate::datapath::port::PortId;
 use crate::datapath::tunnel::{Inner, Tunnel};
 use crate::datapath::work;
 use crate::drops::DropReason;
 
-impl Node {
+impl<O: Observer> Node<O> {
     /// Port, guard, switch.
     pub(super) fn ingress_port(
         &mut self,
@@ -215,6 +216,7 @@ impl Node {
     /// Learns from a frame with ARP or neighbour discovery that another worker's node took from a
     /// port. What is to be done about the frame itself is done there.
     pub fn learn_from_sibling(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+        self.begin(now);
         let own = (self.own_macs(), self.own_addresses());
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;
@@ -264,7 +266,7 @@ impl Node {
         let Self {
             gateway,
             output,
-            counters,
+            ledger,
             fdb,
             ..
         } = self;
@@ -275,8 +277,7 @@ impl Node {
                 Ok(None) | Err(_) => Verdict::Flood { except: None },
             };
             if let Err(reason) = output.push(verdict, answer) {
-                counters.originated += 1;
-                counters.drop(reason);
+                ledger.own(Verdict::Drop(reason), &answer);
             }
         };
         match answer_to_probe {

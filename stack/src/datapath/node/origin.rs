@@ -12,9 +12,10 @@ use super::{Node, Verdict};
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::icmp::{self, IcmpError};
+use crate::datapath::observe::Observer;
 use crate::drops::DropReason;
 
-impl Node {
+impl<O: Observer> Node<O> {
     /// Gives a packet to the gateway and routes what it answers.
     pub(super) fn deliver_to_gateway(&mut self, now: Instant, packet: &[u8]) {
         let mut answers = std::mem::take(&mut self.answers);
@@ -60,6 +61,7 @@ impl Node {
 
     /// Sends an ICMP error about a packet, if it may have one and there were not too many.
     pub fn send_icmp_error(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
+        self.begin(now);
         self.send_icmp_error_from(now, self.gateway(), error, offender);
     }
 
@@ -72,6 +74,7 @@ impl Node {
         error: IcmpError,
         offender: &[u8],
     ) {
+        self.begin(now);
         let is_inside = self.egress.is_some_and(|network| network.contains(&from));
         let from = if is_inside || guard::is_martian(from) {
             self.gateway()
@@ -153,24 +156,21 @@ impl Node {
     pub(super) fn enqueue(&mut self, step: Decision, packet: &PacketBuf<'_>) {
         let queued = match step {
             Ok(Verdict::Consumed) => {
-                self.counters.originated += 1;
-                self.counters.consumed += 1;
+                self.ledger.own(Verdict::Consumed, packet);
                 return;
             }
             Ok(verdict) => self.output.push(verdict, packet.as_slice()),
             Err(reason) => Err(reason),
         };
         if let Err(reason) = queued {
-            self.counters.originated += 1;
-            self.counters.drop(reason);
+            self.ledger.own(Verdict::Drop(reason), packet);
         }
     }
 
     /// Queues a frame of the node's own, or counts why not.
     pub(super) fn queue_frame(&mut self, verdict: Verdict, frame: &[u8]) {
         if let Err(reason) = self.output.push(verdict, frame) {
-            self.counters.originated += 1;
-            self.counters.drop(reason);
+            self.ledger.own(Verdict::Drop(reason), &frame);
         }
     }
 }

@@ -11,6 +11,7 @@ use super::{Node, Verdict};
 use crate::datapath::frame;
 use crate::datapath::icmp::IcmpError;
 use crate::datapath::neighbour::{Neighbours, Place, Resolution, TimerAction};
+use crate::datapath::observe::Observer;
 use crate::drops::DropReason;
 
 /// One of the node's links.
@@ -32,7 +33,7 @@ impl Via {
     }
 }
 
-impl Node {
+impl<O: Observer> Node<O> {
     /// Sends a packet to a host on one of the node's links, now or when it is known where that is.
     pub(super) fn send_to_host(
         &mut self,
@@ -182,12 +183,13 @@ impl Node {
                     let is_awaited = matches!(address, IpAddr::V4(address) if link == Link::Pods
                         && self.awaited.until(now, address).is_some());
                     for packet in waiting {
-                        self.counters.originated += 1;
                         if is_awaited {
-                            self.counters.drop(DropReason::PodAwaited);
+                            let lost = Verdict::Drop(DropReason::PodAwaited);
+                            self.ledger.own(lost, &packet);
                             continue;
                         }
-                        self.counters.drop(DropReason::HostUnreachable);
+                        let lost = Verdict::Drop(DropReason::HostUnreachable);
+                        self.ledger.own(lost, &packet);
                         self.send_icmp_error(now, IcmpError::HostUnreachable, &packet);
                     }
                 }

@@ -19,6 +19,7 @@ use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::hash;
 use crate::datapath::icmp::{self, IcmpError};
+use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Path, PeerId};
 use crate::drops::DropReason;
 
@@ -88,7 +89,7 @@ pub(super) fn is_for_egress(packet: &[u8]) -> bool {
     matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) || icmp::is_error(packet)
 }
 
-impl Node {
+impl<O: Observer> Node<O> {
     /// Routes a packet that begins with its IPv4 header.
     pub(super) fn route(
         &mut self,

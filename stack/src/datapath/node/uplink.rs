@@ -12,6 +12,7 @@ use super::router::{Decision, Origin, is_for_egress};
 use super::{NextHop, Node, Verdict};
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
+use crate::datapath::observe::{Observer, Source};
 use crate::datapath::peer::Path;
 use crate::datapath::port::PortId;
 use crate::datapath::tunnel::Tunnel;
@@ -42,7 +43,7 @@ struct Early {
     packet: Vec<u8>,
 }
 
-impl Node {
+impl<O: Observer> Node<O> {
     /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare
     /// packets from then on. An address of its own is announced (RFC 5227 section 3).
     pub fn set_uplink(&mut self, uplink: Option<Uplink>) {
@@ -50,9 +51,12 @@ impl Node {
             Some(link) => (Some(link.neighbours), link.early),
             None => (None, VecDeque::new()),
         };
-        if uplink.is_none() {
-            self.lose(early.len());
-        }
+        let early = if uplink.is_none() {
+            self.lose(early);
+            VecDeque::new()
+        } else {
+            early
+        };
         let limit = self.config.limits.neighbours;
         self.uplink = uplink.map(|uplink| Lan {
             uplink,
@@ -91,11 +95,12 @@ impl Node {
 
     /// Takes an Ethernet frame from the uplink.
     pub fn from_uplink(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
-        self.counters.received += 1;
+        self.begin(now);
+        self.ledger.enters(Source::Uplink, packet);
         let verdict = self
             .ingress_uplink(now, packet)
             .unwrap_or_else(Verdict::Drop);
-        self.count(verdict, packet.total_len())
+        self.count(Source::Uplink, verdict, packet)
     }
 
     /// Whether a frame of the uplink is an IPv4 packet for this node, as its header says.
@@ -108,12 +113,12 @@ impl Node {
 
     /// Counts a frame of the uplink whose virtio-net header could not be read.
     pub fn refuse_uplink_frame(&mut self) {
-        self.counters.received += 1;
-        self.counters.drop(DropReason::VirtioHeader);
+        self.ledger.refuse(Source::Uplink, DropReason::VirtioHeader);
     }
 
     /// Learns from an ARP frame that another worker's node took from the uplink.
     pub fn learn_from_sibling_uplink(&mut self, now: Instant, frame: &[u8]) {
+        self.begin(now);
         if frame::parse(frame).is_ok_and(|view| view.src_addr().is_unicast()) {
             let _ = self.hear_host(now, frame);
         }
@@ -248,7 +253,7 @@ impl Node {
     /// Drops the packets that waited for a host that does not answer.
     pub(super) fn lose_early(&mut self, host: IpAddr) {
         if let IpAddr::V4(host) = host {
-            let early = self.early_of(host).len();
+            let early = self.early_of(host);
             self.lose(early);
         }
     }
@@ -264,10 +269,11 @@ impl Node {
     }
 
     /// Counts packets whose sender was not found.
-    fn lose(&mut self, packets: usize) {
-        self.counters.originated += packets as u64;
-        self.counters
-            .drop_many(DropReason::NextHopUnknown, packets as u64);
+    fn lose(&mut self, early: impl IntoIterator<Item = Early>) {
+        for Early { packet, .. } in early {
+            let lost = Verdict::Drop(DropReason::NextHopUnknown);
+            self.ledger.own(lost, &packet);
+        }
     }
 
     /// Learns from an ARP message where a next hop is. Nothing else is kept of what hosts say.
