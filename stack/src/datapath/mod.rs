@@ -6,6 +6,7 @@
 //! Sockets of the host are reached through [`Host`], and nothing else is.
 
 pub mod egress;
+pub mod filter;
 pub mod frame;
 pub mod gateway;
 pub mod guard;
@@ -36,6 +37,7 @@ pub use receive::Merging;
 use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
+use crate::datapath::filter::{Filter, Unfiltered};
 use crate::datapath::node::{Node, Sender, Verdict};
 use crate::datapath::observe::{Observer, Unobserved};
 use crate::datapath::port::PortId;
@@ -91,8 +93,8 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Datapath<O = Unobserved> {
-    node: Node<O>,
+pub struct Datapath<O = Unobserved, F = Unfiltered> {
+    node: Node<O, F>,
     egress: Egress,
     /// Whether there are other workers.
     has_siblings: bool,
@@ -139,10 +141,10 @@ struct Place {
     offload: Header,
 }
 
-impl<O: Observer> Datapath<O> {
+impl<O: Observer, F: Filter> Datapath<O, F> {
     /// A data path without siblings. What its node hands to egress [`Node::set_egress`] says.
     #[must_use]
-    pub fn new(node: Node<O>, egress: Egress) -> Self {
+    pub fn new(node: Node<O, F>, egress: Egress) -> Self {
         Self {
             node,
             egress,
@@ -161,12 +163,12 @@ impl<O: Observer> Datapath<O> {
 
     /// Its node.
     #[must_use]
-    pub const fn node(&self) -> &Node<O> {
+    pub const fn node(&self) -> &Node<O, F> {
         &self.node
     }
 
     /// The same, to be told what the control plane knows.
-    pub const fn node_mut(&mut self) -> &mut Node<O> {
+    pub const fn node_mut(&mut self) -> &mut Node<O, F> {
         &mut self.node
     }
 

@@ -15,6 +15,7 @@ use smoltcp::time::Instant;
 
 use super::Datapath;
 use crate::datapath::egress::Host;
+use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::node::{Sender, Verdict};
 use crate::datapath::observe::Observer;
@@ -32,7 +33,7 @@ pub enum Merging {
 /// The header of an Ethernet frame.
 type LinkHeader = [u8; frame::HEADER_LEN];
 
-impl<O: Observer> Datapath<O> {
+impl<O: Observer, F: Filter> Datapath<O, F> {
     /// Takes the payloads of the tunnel's datagrams, in the order they came, with their sources.
     /// `send` is given each packet with its verdict, and the pieces that belong behind it.
     pub fn from_underlay_batch<'a>(

@@ -9,6 +9,7 @@ use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
 use super::router::{Decision, Origin};
 use super::{Node, Sender, Verdict};
+use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::link_local;
@@ -20,7 +21,7 @@ use crate::datapath::tunnel::{Inner, Tunnel};
 use crate::datapath::work;
 use crate::drops::DropReason;
 
-impl<O: Observer> Node<O> {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Port, guard, switch.
     pub(super) fn ingress_port(
         &mut self,
@@ -59,7 +60,11 @@ impl<O: Observer> Node<O> {
         if !to_gateway {
             return match self.fdb.lookup(destination, now) {
                 Some(port) if port == id => Err(DropReason::Hairpin),
-                Some(port) => Ok(Verdict::Port(port)),
+                Some(port) => {
+                    self.check_policy_of_frame(Direction::FromPod, id, packet)?;
+                    self.check_policy_of_frame(Direction::ToPod, port, packet)?;
+                    Ok(Verdict::Port(port))
+                }
                 None if self.others_may_have_it(id) => self.flood(now, id, packet),
                 None => Err(DropReason::UnknownDestination),
             };
@@ -68,7 +73,7 @@ impl<O: Observer> Node<O> {
             EthernetProtocol::Arp => Ok(Verdict::Consumed),
             EthernetProtocol::Ipv4 => {
                 packet.trim_front(frame::HEADER_LEN);
-                self.route(now, Origin::Pod, packet)
+                self.route(now, Origin::Pod(id), packet)
             }
             EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
                 Err(DropReason::EtherTypeUnsupported)
@@ -78,12 +83,29 @@ impl<O: Observer> Node<O> {
 
     /// Has a frame copied to all other ports, if the sender has not had too many copied.
     fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Decision {
+        self.check_policy_of_frame(Direction::ToAll, id, packet)?;
         let copies = work::of_packets(self.others(), packet.total_len());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         if port.storm.take(now, copies) {
             Ok(Verdict::Flood { except: Some(id) })
         } else {
             Err(DropReason::Storm)
+        }
+    }
+
+    /// Asks the filter about a frame, if there is an IP packet in it.
+    fn check_policy_of_frame(
+        &mut self,
+        direction: Direction,
+        port: PortId,
+        packet: &PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        let view = frame::parse(packet.as_slice())?;
+        match view.ethertype() {
+            EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6 => {
+                self.check_policy(direction, port, view.payload())
+            }
+            EthernetProtocol::Arp | EthernetProtocol::Unknown(_) => Ok(()),
         }
     }
 

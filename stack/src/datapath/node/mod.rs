@@ -27,6 +27,7 @@ use thiserror::Error;
 use uplink::Lan;
 
 use crate::bucket::TokenBucket;
+use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
 use crate::datapath::gateway::{self, Gateway};
 use crate::datapath::guard;
@@ -183,7 +184,7 @@ pub enum NextHop {
 }
 
 /// A whole node, sans I/O.
-pub struct Node<O = Unobserved> {
+pub struct Node<O = Unobserved, F = Unfiltered> {
     config: Config,
     subnet: Ipv4Net,
     seed: Seed,
@@ -200,6 +201,7 @@ pub struct Node<O = Unobserved> {
     errors: TokenBucket,
     ledger: Ledger<O>,
     output: Output,
+    filter: F,
     uplink: Option<Lan>,
     /// The overlay's network; packets from pods that leave it are for egress.
     egress: Option<Ipv4Net>,
@@ -249,22 +251,28 @@ impl Output {
 }
 
 impl Node {
-    /// A node without ports and peers, which nobody observes.
+    /// A node without ports and peers, which nobody observes and which permits all packets.
     ///
     /// # Errors
     /// `ConfigError` if the subnet cannot be a node's.
     pub fn new(config: Config, now: Instant) -> Result<Self, ConfigError> {
-        Self::with(config, Unobserved, now)
+        Self::with(config, Unobserved, Unfiltered, now)
     }
 }
 
-impl<O: Observer> Node<O> {
-    /// A node without ports and peers, and who observes it.
+impl<O: Observer, F: Filter> Node<O, F> {
+    /// A node without ports and peers, with who observes it and what packets it permits.
     ///
     /// # Errors
     /// `ConfigError` if the subnet cannot be a node's.
-    pub fn with(config: Config, mut observer: O, now: Instant) -> Result<Self, ConfigError> {
+    pub fn with(
+        config: Config,
+        mut observer: O,
+        mut filter: F,
+        now: Instant,
+    ) -> Result<Self, ConfigError> {
         observer.at(now);
+        filter.at(now);
         let IpNet::V4(subnet) = config.subnet.trunc() else {
             return Err(ConfigError::NotIpv4(config.subnet));
         };
@@ -289,6 +297,7 @@ impl<O: Observer> Node<O> {
             errors: icmp::error_limit(now),
             ledger: Ledger::new(observer),
             output: Output::default(),
+            filter,
             uplink: None,
             egress: None,
             scratch: vec![0; HEADROOM + frame::MAX_LEN],
@@ -596,6 +605,11 @@ impl<O: Observer> Node<O> {
         &self.ledger.counters
     }
 
+    /// What packets it permits, to be told of other policies.
+    pub const fn filter_mut(&mut self) -> &mut F {
+        &mut self.filter
+    }
+
     /// Who observes it.
     #[must_use]
     pub const fn observer(&self) -> &O {
@@ -675,6 +689,21 @@ impl<O: Observer> Node<O> {
     /// Something happens now.
     fn begin(&mut self, now: Instant) {
         self.ledger.observer.at(now);
+        self.filter.at(now);
+    }
+
+    /// Asks the filter whether an IP packet may go on.
+    fn check_policy(
+        &mut self,
+        direction: Direction,
+        port: PortId,
+        packet: &[u8],
+    ) -> Result<(), DropReason> {
+        if self.filter.permits(direction, port, packet) {
+            Ok(())
+        } else {
+            Err(DropReason::PolicyDenied)
+        }
     }
 
     fn count(&mut self, source: Source, verdict: Verdict, packet: &PacketBuf<'_>) -> Verdict {

@@ -9,13 +9,14 @@ use smoltcp::wire::Ipv4Packet;
 
 use super::router::{Decision, Via};
 use super::{Node, Verdict};
+use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::observe::Observer;
 use crate::drops::DropReason;
 
-impl<O: Observer> Node<O> {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Gives a packet to the gateway and routes what it answers.
     pub(super) fn deliver_to_gateway(&mut self, now: Instant, packet: &[u8]) {
         let mut answers = std::mem::take(&mut self.answers);

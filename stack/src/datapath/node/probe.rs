@@ -10,6 +10,7 @@ use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol};
 
 use super::Node;
 use super::router::Via;
+use crate::datapath::filter::Filter;
 use crate::datapath::gateway;
 use crate::datapath::icmp;
 use crate::datapath::observe::Observer;
@@ -18,7 +19,7 @@ use crate::datapath::peer::{Path, PeerId};
 /// Bytes of an echo request without data.
 const ECHO_LEN: usize = icmp::HEADER_LEN;
 
-impl<O: Observer> Node<O> {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Asks a peer for a sign of life: sends echo requests (RFC 792) from the gateway to the node's
     /// own addresses in its lease, the base, which flannel nodes have, and the gateway. The answer
     /// counts as heard, like everything that comes from a peer.

@@ -8,6 +8,7 @@ use smoltcp::wire::{ArpOperation, EthernetAddress};
 
 use super::router::{Decision, Via};
 use super::{Node, Verdict};
+use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::icmp::IcmpError;
 use crate::datapath::neighbour::{Neighbours, Place, Resolution, TimerAction};
@@ -33,7 +34,7 @@ impl Via {
     }
 }
 
-impl<O: Observer> Node<O> {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Sends a packet to a host on one of the node's links, now or when it is known where that is.
     pub(super) fn send_to_host(
         &mut self,
@@ -130,6 +131,9 @@ impl<O: Observer> Node<O> {
             (Via::Peer(id, _), Some(link)) => (link.uplink.mac, Verdict::Uplink { id: Some(id) }),
             (Via::Peer(..), None) => return Err(DropReason::NextHopUnreachable),
         };
+        if let Verdict::Port(port) = verdict {
+            self.check_policy(Direction::ToPod, port, packet.as_slice())?;
+        }
         frame::prepend(packet, source, place.mac).map_err(|_| DropReason::HeadroomExceeded)?;
         Ok(verdict)
     }

@@ -15,12 +15,14 @@ use smoltcp::wire::{EthernetAddress, IpProtocol, Ipv4Packet};
 
 use super::peers::Outgoing;
 use super::{NextHop, Node, Verdict};
+use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::hash;
 use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Path, PeerId};
+use crate::datapath::port::PortId;
 use crate::drops::DropReason;
 
 /// What a step decides about a packet.
@@ -29,7 +31,8 @@ pub(super) type Decision = Result<Verdict, DropReason>;
 /// Where a packet to be routed comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    Pod,
+    /// The pod at this port.
+    Pod(PortId),
     /// The tunnel; the first of the peers with its outer address, if there is one.
     Peer(Option<PeerId>),
     /// The uplink, from a host with this MAC address.
@@ -89,7 +92,7 @@ pub(super) fn is_for_egress(packet: &[u8]) -> bool {
     matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) || icmp::is_error(packet)
 }
 
-impl<O: Observer> Node<O> {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Routes a packet that begins with its IPv4 header.
     pub(super) fn route(
         &mut self,
@@ -118,6 +121,7 @@ impl<O: Observer> Node<O> {
             (checked, _) => checked?,
         }
         if self.is_own(destination) {
+            self.check_policy_from(origin, packet)?;
             if self.egress.is_some() && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
             }
@@ -129,9 +133,10 @@ impl<O: Observer> Node<O> {
             return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
-        if origin != Origin::Pod && next != Some(NextHop::Local) {
+        if !matches!(origin, Origin::Pod(_)) && next != Some(NextHop::Local) {
             return Err(DropReason::TunnelToTunnel);
         }
+        self.check_policy_from(origin, packet)?;
         if ttl <= 1 {
             self.send_icmp_error(now, IcmpError::TimeExceeded, packet.as_slice());
             return Err(DropReason::TtlExceeded);
@@ -192,6 +197,18 @@ impl<O: Observer> Node<O> {
         }
     }
 
+    /// Asks the filter about a packet of a pod.
+    fn check_policy_from(
+        &mut self,
+        origin: Origin,
+        packet: &PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        match origin {
+            Origin::Pod(port) => self.check_policy(Direction::FromPod, port, packet.as_slice()),
+            Origin::Peer(_) | Origin::Uplink(_) => Ok(()),
+        }
+    }
+
     /// Nobody outside has an address of the overlay, or one that is no host's. Anybody may put them
     /// in a datagram to a port of the host.
     fn check_outside(&self, source: Ipv4Addr) -> Result<(), DropReason> {
@@ -214,7 +231,7 @@ impl<O: Observer> Node<O> {
             return Err(DropReason::SourceAddressInvalid);
         }
         match origin {
-            Origin::Pod => return Ok(()),
+            Origin::Pod(_) => return Ok(()),
             Origin::Uplink(mac) => self.check_host(now, mac, source, len)?,
             Origin::Peer(first) => {
                 if self.config.guard.peers && !self.is_from(first, source) {
@@ -267,7 +284,7 @@ impl<O: Observer> Node<O> {
     /// The largest packet that goes back to where one came from; pods know their own MTU.
     fn way_back(&self, origin: Origin) -> Mtu {
         match (origin, &self.uplink) {
-            (Origin::Pod, _) => Mtu::MAX,
+            (Origin::Pod(_), _) => Mtu::MAX,
             (Origin::Uplink(_), Some(link)) => link.uplink.mtu,
             (Origin::Uplink(_), None) | (Origin::Peer(_), _) => self.config.mtu,
         }

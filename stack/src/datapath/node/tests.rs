@@ -13,6 +13,7 @@ use super::*;
 use crate::datapath::frame;
 
 mod egress;
+mod filter;
 mod liveness;
 mod observe;
 mod superpackets;
@@ -20,13 +21,13 @@ mod telling;
 mod uplink;
 mod work;
 
+use filter::Denied;
 use muslin_encap::ip::fragment::Fragments;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
-
 use observe::Recorder;
 
-/// Every scene's node is observed.
-type Node = super::Node<Recorder>;
+/// Every scene's node is observed, and asks before packets go on.
+type Node = super::Node<Recorder, Denied>;
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 0, 1]);
 const POD_PORT: PortId = PortId(1);
@@ -88,7 +89,7 @@ fn bare_node(number: u8, format: &str) -> Node {
 }
 
 fn observed(config: Config) -> Result<Node, ConfigError> {
-    Node::with(config, Recorder::default(), NOW)
+    Node::with(config, Recorder::default(), Denied::default(), NOW)
 }
 
 fn config(number: u8, format: &str) -> Config {

@@ -10,6 +10,7 @@ use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ip
 use super::resolve::Link;
 use super::router::{Decision, Origin, is_for_egress};
 use super::{NextHop, Node, Verdict};
+use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
 use crate::datapath::observe::{Observer, Source};
@@ -43,7 +44,7 @@ struct Early {
     packet: Vec<u8>,
 }
 
-impl<O: Observer> Node<O> {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare
     /// packets from then on. An address of its own is announced (RFC 5227 section 3).
     pub fn set_uplink(&mut self, uplink: Option<Uplink>) {
