@@ -188,6 +188,13 @@ pub struct OwnedPacket {
     offload: Header,
 }
 
+impl AsRef<[u8]> for PacketBuf<'_> {
+    /// The same as [`Self::as_slice`].
+    fn as_ref(&self) -> &[u8] {
+        self.as_slice()
+    }
+}
+
 impl OwnedPacket {
     /// A copy of a packet, which must not have a tail.
     #[must_use]

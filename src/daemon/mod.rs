@@ -34,7 +34,7 @@ use muslin_stack::control::plane::{ControlPlane, OwnChange};
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::datapath::node::{Config, Node};
-use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::tunnel::Tunnel;
 use naming::Naming;
 use parking_lot::Mutex;
 use running::{NodeInfo, Running};

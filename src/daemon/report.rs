@@ -16,8 +16,9 @@ use muslin_stack::datapath::egress;
 use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::neighbour::{Place, REACHABLE, State};
 use muslin_stack::datapath::node::NextHop;
-use muslin_stack::datapath::peer::{Path, PeerId, Tunnel};
+use muslin_stack::datapath::peer::{Path, PeerId};
 use muslin_stack::datapath::port::{self, PortId};
+use muslin_stack::datapath::tunnel::Tunnel;
 use serde::Serialize;
 use serde_json::Value;
 

@@ -11,7 +11,7 @@ use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::api::control::Link;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
-use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::datapath::uplink::Uplink;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};

@@ -9,8 +9,8 @@ use std::net::Ipv4Addr;
 
 use gungraun::{library_benchmark, library_benchmark_group, main};
 use muslin_bed::scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
-use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::route::RouteTable;
+use muslin_stack::datapath::tunnel::Tunnel;
 
 const PEERS: u32 = 1_000;
 

@@ -10,8 +10,8 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use muslin_bed::rounds::{self, Case, Figure, Turns};
 use muslin_bed::scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
-use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::route::RouteTable;
+use muslin_stack::datapath::tunnel::Tunnel;
 
 const TURNS: Turns = Turns {
     rounds: 15,

@@ -31,8 +31,9 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
 use muslin_stack::datapath::node::{Config, Node, Verdict};
-use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
+use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::datapath::{Datapath, Output};
 use muslin_stack::{Duration, EthernetAddress, Instant};
 

@@ -10,8 +10,8 @@ use std::error::Error;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_stack::datapath::node::{Config, Node, Verdict};
-use muslin_stack::datapath::peer::Tunnel;
 use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::{EthernetAddress, Instant};
 
 const LEFT: PortId = PortId(1);

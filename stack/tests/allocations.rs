@@ -9,7 +9,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{Merger, Settings};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
-use muslin_stack::datapath::peer::Tunnel;
+use muslin_stack::datapath::tunnel::Tunnel;
 
 #[test]
 fn none_in_the_node() {

@@ -22,7 +22,7 @@ stack/src/control/lease/manager.rs @ let rest = ttl.min(LEASE_TTL).saturating_su
 stack/src/control/lease/manager/backoff.rs @ if self.old_lists > 1 { @ if false { @ lists that lag behind the watch are asked for in a loop
 stack/src/control/lease/manager.rs @ self.relist.require(); @ {} @ a store that did not answer is taken for what it was
 stack/src/control/lease/manager.rs @ if self.repeats { @ if false { @ a record that a node of flannel's has missed stays unknown to it
-stack/src/datapath/node/forward.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
+stack/src/datapath/node/resolve.rs @ self.awaited.until(now, host) @ self.awaited.until(now, host).filter(|_| false) @ pods are refused while their node starts anew
 stack/src/datapath/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
 stack/src/datapath/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended
 stack/src/datapath/egress/mod.rs @ ready.writable |= event.writable; @ {} @ room that a socket outside has again is not seen

@@ -5,7 +5,7 @@
 //! that follow each other to one destination, as in a flood of small datagrams. A [`Message`] has
 //! the pieces (iovecs) of its datagrams in order, and the length at which the kernel cuts them
 //! apart (`UDP_SEGMENT`). Pieces point to the packets where they are; headers of segments are
-//! written into an area of the caller's.
+//! written into an area of the caller's. What is sealed ([`Seal`]) is copied there as a whole.
 //!
 //! ```
 //! use muslin_encap::offload::batch::{Queued, SendBatch};
@@ -75,9 +75,24 @@ pub struct Message<K> {
 pub struct SendBatch<'a, K> {
     messages: ArrayVec<Message<K>, MAX_MESSAGES>,
     pieces: ArrayVec<IoSlice<'a>, MAX_PIECES>,
+    /// Where headers are made, and sealed datagrams.
     headers: &'a mut [u8],
     /// Whether the socket splits trains (`UDP_SEGMENT`).
     trains: bool,
+}
+
+/// What a tunnel with keys does to each datagram before it is sent.
+///
+/// Such a tunnel cannot repeat what is in front of the inner packets of a superpacket, as
+/// [`SendBatch::push`] does: each datagram has a counter and is encrypted as a whole.
+pub trait Seal<K> {
+    /// The room in bytes that sealing needs in front of a datagram of `len` bytes and behind it; a
+    /// longer one needs no less in all.
+    fn room(&self, len: usize) -> (usize, usize);
+
+    /// Seals the datagram to `key` that is in `sealed` between that room. Datagrams are sealed in the
+    /// order in which they are sent.
+    fn seal(&mut self, key: K, sealed: &mut [u8]);
 }
 
 /// The batch has no room for a packet or for the rest of a superpacket.
@@ -115,11 +130,11 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             offload,
         } = *queued;
         let Some(gso) = offload.gso else {
-            return Ok(self.datagram(key, packet));
+            return Ok(self.datagram(key, packet, 1));
         };
         let mut rest = match split.take() {
             Some(rest) => rest,
-            None => whole(packet, network, gso)?,
+            None => whole(packet, network, gso, |len| len)?,
         };
         while rest.remaining() > 0 {
             if self.train(key, &mut rest).is_err() {
@@ -131,6 +146,80 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             last.packets += 1;
         }
         Ok(Ok(()))
+    }
+
+    /// Adds a packet as [`Self::push`] does, with each of its datagrams sealed. They are copied into
+    /// the header area, which must have room for the longest of them.
+    ///
+    /// # Errors
+    /// Those of [`Self::push`].
+    pub fn push_sealed<'p>(
+        &mut self,
+        queued: &Queued<'p, K>,
+        split: &mut Option<Split<'p>>,
+        seal: &mut impl Seal<K>,
+    ) -> Result<Result<(), Full>, split::Error> {
+        let Queued {
+            key,
+            packet,
+            network,
+            offload,
+        } = *queued;
+        let Some(gso) = offload.gso else {
+            return Ok(self.sealed(key, packet, &[], 1, seal));
+        };
+        let mut rest = match split.take() {
+            Some(rest) => rest,
+            None => whole(packet, network, gso, |len| sealed_len(seal, len))?,
+        };
+        let mut header = [0; split::MAX_HEADER_LEN];
+        let longest = sealed_len(seal, network + rest.mtu_needed());
+        while rest.remaining() > 0 {
+            // Once a segment is cut off it must be sent.
+            if !self.has_room(longest) {
+                *split = Some(rest);
+                return Ok(Err(Full));
+            }
+            let Ok(Some(train)) = rest.next_train(&mut header, TrainLimits::ONE) else {
+                *split = Some(rest);
+                return Ok(Err(Full));
+            };
+            let packets = usize::from(rest.remaining() == 0);
+            for (header, payload) in train.segments() {
+                if self.sealed(key, header, payload, packets, seal).is_err() {
+                    return Ok(Err(Full));
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether there is room for another datagram that is copied.
+    fn has_room(&self, len: usize) -> bool {
+        self.headers.len() >= len && !self.pieces.is_full() && !self.messages.is_full()
+    }
+
+    /// Adds a datagram of two pieces, sealed, with which so many packets end.
+    fn sealed(
+        &mut self,
+        key: K,
+        header: &[u8],
+        payload: &[u8],
+        packets: usize,
+        seal: &mut impl Seal<K>,
+    ) -> Result<(), Full> {
+        let len = header.len() + payload.len();
+        let (front, back) = seal.room(len);
+        let whole = front + len + back;
+        if !self.has_room(whole) {
+            return Err(Full);
+        }
+        let (sealed, rest) = std::mem::take(&mut self.headers).split_at_mut(whole);
+        self.headers = rest;
+        sealed[front..front + header.len()].copy_from_slice(header);
+        sealed[front + header.len()..front + len].copy_from_slice(payload);
+        seal.seal(key, sealed);
+        self.datagram(key, sealed, packets)
     }
 
     /// The messages in order.
@@ -154,7 +243,8 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
         self.messages.is_empty()
     }
 
-    fn datagram(&mut self, key: K, packet: &'a [u8]) -> Result<(), Full> {
+    /// Adds a datagram with which so many packets end.
+    fn datagram(&mut self, key: K, packet: &'a [u8], packets: usize) -> Result<(), Full> {
         if self.pieces.is_full() {
             return Err(Full);
         }
@@ -163,14 +253,14 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             Some(last) if self.trains && last.takes(key, len) => {
                 last.pieces += 1;
                 last.datagrams += 1;
-                last.packets += 1;
+                last.packets += packets;
                 last.bytes += len;
                 last.closed = len < last.datagram_len;
             }
             _ => {
                 let message = Message {
                     key,
-                    packets: 1,
+                    packets,
                     datagrams: 1,
                     datagram_len: len,
                     first: self.pieces.len(),
@@ -234,10 +324,21 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
     }
 }
 
+/// Length of a datagram of `len` bytes when it is sealed.
+fn sealed_len<K>(seal: &impl Seal<K>, len: usize) -> usize {
+    let (front, back) = seal.room(len);
+    front + len + back
+}
+
 /// Prepares to split a superpacket, each segment of which must fit a datagram.
-fn whole(packet: &[u8], network: usize, gso: Gso) -> Result<Split<'_>, split::Error> {
+fn whole<'p>(
+    packet: &'p [u8],
+    network: usize,
+    gso: Gso,
+    sealed_len: impl Fn(usize) -> usize,
+) -> Result<Split<'p>, split::Error> {
     let split = Split::new(packet, network, gso, Checksums::Complete)?;
-    let len = network + split.mtu_needed();
+    let len = sealed_len(network + split.mtu_needed());
     if len > TrainLimits::UDP_SEGMENT.bytes {
         return Err(split::Error::TooLong { len });
     }
@@ -417,5 +518,127 @@ mod tests {
                     .all(|(_, datagram)| datagram.len() == 22 + 28 + 10)
             );
         }
+    }
+
+    /// A seal that shows what it must: a number for each datagram to a key, and bytes that depend on
+    /// it; pads to even lengths.
+    #[derive(Default)]
+    struct Toy {
+        next: [u32; 3],
+    }
+
+    impl Seal<u8> for Toy {
+        fn room(&self, len: usize) -> (usize, usize) {
+            (5, 1 + len % 2)
+        }
+
+        fn seal(&mut self, key: u8, sealed: &mut [u8]) {
+            let number = &mut self.next[usize::from(key)];
+            let (head, rest) = sealed.split_at_mut(5);
+            head[0] = key;
+            head[1..].copy_from_slice(&number.to_be_bytes());
+            let (last, text) = rest.split_last_mut().unwrap();
+            text.iter_mut().for_each(|byte| *byte ^= *number as u8);
+            *last = text.iter().fold(0, |sum, byte| sum ^ byte);
+            *number += 1;
+        }
+    }
+
+    /// The number of a sealed datagram to a key, and its text, padded.
+    fn open((key, sealed): &(u8, Vec<u8>)) -> (u32, Vec<u8>) {
+        assert_eq!(sealed[0], *key);
+        let number = u32::from_be_bytes(sealed[1..5].try_into().unwrap());
+        let (last, text) = sealed[5..].split_last().unwrap();
+        assert_eq!(text.iter().fold(0, |sum, byte| sum ^ byte), *last);
+        (
+            number,
+            text.iter().map(|byte| byte ^ number as u8).collect(),
+        )
+    }
+
+    #[test]
+    fn sealed_datagrams_open_in_order() {
+        let single_packet = [7; 60];
+        let superpacket = crate::testing::udp_packet(&[3; 1005]);
+        let offload = Header {
+            gso: Some(Gso {
+                kind: GsoKind::Udp,
+                size: 10,
+                ecn: false,
+            }),
+            ..Header::default()
+        };
+        let super_queued = Queued {
+            offload,
+            ..single(1, &superpacket)
+        };
+        let queued = [
+            single(1, &single_packet),
+            super_queued,
+            single(2, &single_packet),
+            single(1, &single_packet[..33]),
+        ];
+        // What leaves unsealed, in the same order.
+        let mut headers = vec![0; HEADERS_LEN];
+        let mut plain = SendBatch::new(&mut headers, true);
+        for queued in &queued {
+            plain.push(queued, &mut None).unwrap().unwrap();
+        }
+        let plain = received(&plain);
+        for trains in [true, false] {
+            let (mut seal, mut split) = (Toy::default(), None);
+            let (mut all, mut packets, mut batches, mut messages) = (Vec::new(), 0, 0, 0);
+            let mut rest = queued.iter().peekable();
+            while rest.peek().is_some() {
+                let mut area = vec![0; 4000];
+                let mut batch = SendBatch::new(&mut area, trains);
+                while let Some(queued) = rest.peek() {
+                    match batch.push_sealed(queued, &mut split, &mut seal).unwrap() {
+                        Ok(()) => rest.next(),
+                        Err(Full) => break,
+                    };
+                }
+                all.extend(received(&batch));
+                packets += batch.messages().iter().map(|it| it.packets).sum::<usize>();
+                messages += batch.messages().len();
+                batches += 1;
+            }
+            assert_eq!((packets, batches > 1), (queued.len(), true));
+            assert!(trains == (messages < all.len()), "{messages} messages");
+            let mut next = [0; 3];
+            assert_eq!(all.len(), plain.len());
+            for (sealed, (key, text)) in all.iter().zip(&plain) {
+                let (number, opened) = open(sealed);
+                assert_eq!((sealed.0, number), (*key, next[usize::from(*key)]));
+                next[usize::from(*key)] += 1;
+                assert_eq!(&opened[..text.len()], text);
+                assert!(opened.len() - text.len() <= 1);
+            }
+        }
+    }
+
+    #[test]
+    fn segments_that_no_datagram_carries_when_sealed_are_refused() {
+        let packet = crate::testing::udp_packet(&[3; 65_480]);
+        let push = |size| {
+            let offload = Header {
+                gso: Some(Gso {
+                    kind: GsoKind::Udp,
+                    size,
+                    ecn: false,
+                }),
+                ..Header::default()
+            };
+            let queued = Queued {
+                offload,
+                ..single(1, &packet)
+            };
+            let mut area = vec![0; HEADERS_LEN];
+            let mut batch = SendBatch::new(&mut area, true);
+            batch.push_sealed(&queued, &mut None, &mut Toy::default())
+        };
+        let len = 5 + 65_507 + 2;
+        assert_eq!(push(65_479), Err(split::Error::TooLong { len }));
+        assert!(push(65_000).is_ok());
     }
 }

@@ -8,7 +8,7 @@ use smoltcp::wire::IpVersion;
 use thiserror::Error;
 
 use crate::control::lease::{Backend, ConfigFault};
-use crate::datapath::peer::Tunnel;
+use crate::datapath::tunnel::Tunnel;
 
 /// How a network's packets travel to and from a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

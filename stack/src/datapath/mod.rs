@@ -6,6 +6,7 @@
 //! Sockets of the host are reached through [`Host`], and nothing else is.
 
 pub mod egress;
+pub mod filter;
 pub mod frame;
 pub mod gateway;
 pub mod guard;
@@ -14,12 +15,14 @@ pub mod icmp;
 pub mod link_local;
 pub mod neighbour;
 pub mod node;
+pub mod observe;
 pub mod peer;
 pub mod port;
 pub mod published;
 mod receive;
 pub mod route;
 pub mod switch;
+pub mod tunnel;
 pub mod uplink;
 pub mod work;
 
@@ -30,14 +33,15 @@ use std::sync::Arc;
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Header;
+pub use receive::Merging;
 use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
+use crate::datapath::filter::{Filter, Unfiltered};
 use crate::datapath::node::{Node, Sender, Verdict};
+use crate::datapath::observe::{Observer, Unobserved};
 use crate::datapath::port::PortId;
 use crate::drops::DropReason;
-
-pub use receive::Merging;
 
 /// Bytes of the longest frame, and room in front of it.
 const ROOM: usize = HEADROOM + frame::MAX_LEN;
@@ -50,7 +54,7 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
 /// use muslin_stack::datapath::node::{Config, Node, Verdict};
 /// use muslin_stack::datapath::port::{Attachment, PortId};
-/// use muslin_stack::datapath::peer::Tunnel;
+/// use muslin_stack::datapath::tunnel::Tunnel;
 /// use muslin_stack::{EthernetAddress, Instant};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -89,8 +93,8 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Datapath {
-    node: Node,
+pub struct Datapath<O = Unobserved, F = Unfiltered> {
+    node: Node<O, F>,
     egress: Egress,
     /// Whether there are other workers.
     has_siblings: bool,
@@ -137,10 +141,10 @@ struct Place {
     offload: Header,
 }
 
-impl Datapath {
+impl<O: Observer, F: Filter> Datapath<O, F> {
     /// A data path without siblings. What its node hands to egress [`Node::set_egress`] says.
     #[must_use]
-    pub fn new(node: Node, egress: Egress) -> Self {
+    pub fn new(node: Node<O, F>, egress: Egress) -> Self {
         Self {
             node,
             egress,
@@ -159,12 +163,12 @@ impl Datapath {
 
     /// Its node.
     #[must_use]
-    pub const fn node(&self) -> &Node {
+    pub const fn node(&self) -> &Node<O, F> {
         &self.node
     }
 
     /// The same, to be told what the control plane knows.
-    pub const fn node_mut(&mut self) -> &mut Node {
+    pub const fn node_mut(&mut self) -> &mut Node<O, F> {
         &mut self.node
     }
 
@@ -200,10 +204,10 @@ impl Datapath {
         host: &mut impl Host,
     ) -> Verdict {
         let sender = self.node.sender(source);
-        self.from_sender(now, sender, packet, tail, host)
+        self.take_datagram(now, sender, packet, tail, host)
     }
 
-    fn from_sender(
+    fn take_datagram(
         &mut self,
         now: Instant,
         sender: Sender,
@@ -233,8 +237,10 @@ impl Datapath {
     /// Takes what another worker has to say.
     pub fn from_sibling(&mut self, now: Instant, message: Message, host: &mut impl Host) {
         match message {
-            Message::Neighbour(Some(port), frame) => self.node.overhear(now, port, &frame),
-            Message::Neighbour(None, frame) => self.node.overhear_uplink(now, &frame),
+            Message::Neighbour(Some(port), frame) => {
+                self.node.learn_from_sibling(now, port, &frame)
+            }
+            Message::Neighbour(None, frame) => self.node.learn_from_sibling_uplink(now, &frame),
             Message::Stray(mut packet) => {
                 let taken = self.egress.from_sibling(now, &packet.packet(), host);
                 if let Err(reason) = taken {
@@ -342,11 +348,11 @@ impl Datapath {
                 verdict
             }
             FromEgress::Error(error, offender) => {
-                self.node.report(now, error, offender);
+                self.node.send_icmp_error(now, error, offender);
                 Verdict::Consumed
             }
             FromEgress::Relayed(from, error, offender) => {
-                self.node.relay(now, from, error, offender);
+                self.node.forward_icmp_error(now, from, error, offender);
                 Verdict::Consumed
             }
             FromEgress::Lost(reason, packets) => {

@@ -104,13 +104,13 @@ pub enum Claim {
 
 /// What a timeout asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Due {
+pub enum TimerAction {
     /// Send an ARP request for this address to everybody.
-    Ask(IpAddr),
+    Request(IpAddr),
     /// Send an ARP request for this address to where it was.
     Probe(IpAddr, Place),
     /// Nobody answers for it; these packets waited.
-    GivenUp(IpAddr, VecDeque<Vec<u8>>),
+    Failed(IpAddr, VecDeque<Vec<u8>>),
 }
 
 #[derive(Debug)]
@@ -340,7 +340,7 @@ impl Neighbours {
     }
 
     /// Does what is due at `now`, and gives each thing to be sent or dropped to `act`.
-    pub fn handle_timeout(&mut self, now: Instant, mut act: impl FnMut(Due)) {
+    pub fn handle_timeout(&mut self, now: Instant, mut act: impl FnMut(TimerAction)) {
         if self.due.is_none_or(|due| due > now) {
             return;
         }
@@ -366,15 +366,18 @@ impl Neighbours {
                 }
                 if *tries >= MAX_TRIES {
                     released += entry.waiting.len();
-                    act(Due::GivenUp(*address, std::mem::take(&mut entry.waiting)));
+                    act(TimerAction::Failed(
+                        *address,
+                        std::mem::take(&mut entry.waiting),
+                    ));
                     return false;
                 }
                 *tries += 1;
                 let is_urgent = entry.rival.is_some() || is_doubted;
                 *due = now + if is_urgent { CHALLENGE_RETRY } else { RETRY };
                 act(match entry.place {
-                    Some(place) => Due::Probe(*address, place),
-                    None => Due::Ask(*address),
+                    Some(place) => TimerAction::Probe(*address, place),
+                    None => TimerAction::Request(*address),
                 });
             }
             next = Some(next.map_or(*due, |earlier: Instant| earlier.min(*due)));
@@ -493,7 +496,7 @@ mod tests {
         now += RETRY;
         let mut seen = Vec::new();
         table.handle_timeout(now, |due| seen.push(due));
-        assert_eq!(seen, [Due::Probe(ADDRESS, place(1))]);
+        assert_eq!(seen, [TimerAction::Probe(ADDRESS, place(1))]);
         assert!(table.hear(ADDRESS, place(1), now).is_empty());
         table.handle_timeout(now + RETRY, |due| panic!("{due:?}"));
         assert_eq!(table.poll_at(), None);
@@ -517,8 +520,8 @@ mod tests {
             now = due;
             table.handle_timeout(now, |due| seen.push(due));
         }
-        let probe = Due::Probe(ADDRESS, place(1));
-        let given_up = Due::GivenUp(ADDRESS, VecDeque::new());
+        let probe = TimerAction::Probe(ADDRESS, place(1));
+        let given_up = TimerAction::Failed(ADDRESS, VecDeque::new());
         assert_eq!(seen, [probe.clone(), probe, given_up]);
         assert_eq!(
             table.resolve(ADDRESS, b"", now),
@@ -537,8 +540,15 @@ mod tests {
             now = due;
             table.handle_timeout(now, |due| seen.push(due));
         }
-        let given_up = Due::GivenUp(ADDRESS, [b"one".to_vec()].into());
-        assert_eq!(seen, [Due::Ask(ADDRESS), Due::Ask(ADDRESS), given_up]);
+        let given_up = TimerAction::Failed(ADDRESS, [b"one".to_vec()].into());
+        assert_eq!(
+            seen,
+            [
+                TimerAction::Request(ADDRESS),
+                TimerAction::Request(ADDRESS),
+                given_up
+            ]
+        );
         assert_eq!(table.iter().count(), 0);
     }
 
@@ -732,7 +742,7 @@ mod tests {
             now = due;
             table.handle_timeout(now, |due| asked.push(due));
         }
-        assert_eq!(asked, vec![Due::Probe(ADDRESS, place(1)); 2]);
+        assert_eq!(asked, vec![TimerAction::Probe(ADDRESS, place(1)); 2]);
         assert_eq!(table.known(ADDRESS, now), Some(place(2)), "the first rival");
     }
 
@@ -795,8 +805,8 @@ mod tests {
             now = due;
             table.handle_timeout(now, |due| seen.push(due));
         }
-        let probe = Due::Probe(ADDRESS, place(2));
-        let given_up = Due::GivenUp(ADDRESS, VecDeque::new());
+        let probe = TimerAction::Probe(ADDRESS, place(2));
+        let given_up = TimerAction::Failed(ADDRESS, VecDeque::new());
         assert_eq!(seen, [probe.clone(), probe, given_up]);
         assert_eq!(now, taken + RETRY + CHALLENGE_RETRY * 3);
         // All are asked, and what is heard now is believed at once.

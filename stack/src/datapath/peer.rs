@@ -4,8 +4,7 @@ use std::fmt;
 use std::net::SocketAddrV4;
 
 use ipnet::IpNet;
-use muslin_encap::tunnel::Format;
-use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
 use crate::datapath::port::Traffic;
@@ -53,49 +52,6 @@ impl Peer {
         Self {
             vtep_mac: Some(mac),
             ..self
-        }
-    }
-}
-
-/// How this node's tunnel encapsulates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Tunnel {
-    /// VXLAN with this network identifier, from a VTEP of this MAC address.
-    Vxlan {
-        /// The network's identifier.
-        vni: Vni,
-        /// This node's own VTEP.
-        mac: VtepMac,
-    },
-    /// flannel's UDP format.
-    Udp,
-    /// IPv4 in IPv4 (RFC 2003).
-    Ipip,
-    /// There is none: all peers are next hops on the uplink, as with flannel's host-gw.
-    None,
-}
-
-impl Tunnel {
-    /// A short stable name for machines, as flannel calls its backends; `none` if there is none.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Vxlan { .. } => "vxlan",
-            Self::Udp => "udp",
-            Self::Ipip => "ipip",
-            Self::None => "none",
-        }
-    }
-
-    /// The encapsulation format.
-    #[must_use]
-    pub const fn format(&self) -> Option<Format> {
-        match self {
-            Self::Vxlan { .. } => Some(Format::Vxlan),
-            Self::Udp => Some(Format::Udp),
-            Self::Ipip => Some(Format::Ipip),
-            Self::None => None,
         }
     }
 }

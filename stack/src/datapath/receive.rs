@@ -15,8 +15,10 @@ use smoltcp::time::Instant;
 
 use super::Datapath;
 use crate::datapath::egress::Host;
+use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::node::{Sender, Verdict};
+use crate::datapath::observe::Observer;
 
 /// Whether packets of a batch are merged. It is in vain for a single packet, or if no port takes
 /// superpackets.
@@ -31,7 +33,7 @@ pub enum Merging {
 /// The header of an Ethernet frame.
 type LinkHeader = [u8; frame::HEADER_LEN];
 
-impl Datapath {
+impl<O: Observer, F: Filter> Datapath<O, F> {
     /// Takes the payloads of the tunnel's datagrams, in the order they came, with their sources.
     /// `send` is given each packet with its verdict, and the pieces that belong behind it.
     pub fn from_underlay_batch<'a>(
@@ -97,7 +99,7 @@ impl Datapath {
         } = merged;
         let mut handle = |path: &mut Self, packet: PacketBuf<'_>| {
             let mut packet = packet.with_offload(virtio).with_tail(len_of(tail));
-            let verdict = path.from_sender(now, sender, &mut packet, tail, host);
+            let verdict = path.take_datagram(now, sender, &mut packet, tail, host);
             send(verdict, &mut packet, tail);
         };
         if network > 0 {

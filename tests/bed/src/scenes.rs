@@ -10,8 +10,9 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_stack::Instant;
 use muslin_stack::datapath::node::{Config, Node, Verdict};
-use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
+use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::datapath::tunnel::Tunnel;
 use smoltcp::wire::EthernetAddress;
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 255, 0, 1]);

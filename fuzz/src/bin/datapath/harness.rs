@@ -15,9 +15,10 @@ use muslin_stack::datapath::egress::{
 };
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::{self, Node, Verdict};
-use muslin_stack::datapath::peer::{Peer, PeerId, Tunnel};
+use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::published::{Client, Published};
+use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::datapath::{Datapath, Merging, Message, Output, Siblings};
 use muslin_stack::drops::DropReason;
 use muslin_stack::{Duration, Instant};

@@ -3,32 +3,32 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
-use muslin_encap::tunnel::ipip;
-use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
+use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
-use super::forward::Origin;
+use super::router::{Decision, Origin};
 use super::{Node, Sender, Verdict};
+use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::link_local;
 use crate::datapath::neighbour::Place;
-use crate::datapath::peer::{PeerId, Tunnel};
+use crate::datapath::observe::Observer;
+use crate::datapath::peer::PeerId;
 use crate::datapath::port::PortId;
+use crate::datapath::tunnel::{Inner, Tunnel};
 use crate::datapath::work;
 use crate::drops::DropReason;
 
-type Step = Result<Verdict, DropReason>;
-
-impl Node {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Port, guard, switch.
     pub(super) fn ingress_port(
         &mut self,
         now: Instant,
         id: PortId,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let own = (self.own_macs(), self.own_addresses());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.total_len());
@@ -46,7 +46,7 @@ impl Node {
 
         let to_gateway = destination == self.config.gateway_mac;
         if ethertype == EthernetProtocol::Arp {
-            self.hear_arp(now, id, packet.as_slice());
+            self.learn_from_arp(now, id, packet.as_slice());
             if to_gateway || destination.is_multicast() {
                 self.ask_gateway(now, packet.as_slice());
             }
@@ -60,7 +60,11 @@ impl Node {
         if !to_gateway {
             return match self.fdb.lookup(destination, now) {
                 Some(port) if port == id => Err(DropReason::Hairpin),
-                Some(port) => Ok(Verdict::Port(port)),
+                Some(port) => {
+                    self.check_policy_of_frame(Direction::FromPod, id, packet)?;
+                    self.check_policy_of_frame(Direction::ToPod, port, packet)?;
+                    Ok(Verdict::Port(port))
+                }
                 None if self.others_may_have_it(id) => self.flood(now, id, packet),
                 None => Err(DropReason::UnknownDestination),
             };
@@ -69,7 +73,7 @@ impl Node {
             EthernetProtocol::Arp => Ok(Verdict::Consumed),
             EthernetProtocol::Ipv4 => {
                 packet.trim_front(frame::HEADER_LEN);
-                self.route(now, Origin::Pod, packet)
+                self.route(now, Origin::Pod(id), packet)
             }
             EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
                 Err(DropReason::EtherTypeUnsupported)
@@ -78,13 +82,30 @@ impl Node {
     }
 
     /// Has a frame copied to all other ports, if the sender has not had too many copied.
-    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Step {
+    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Decision {
+        self.check_policy_of_frame(Direction::ToAll, id, packet)?;
         let copies = work::of_packets(self.others(), packet.total_len());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         if port.storm.take(now, copies) {
             Ok(Verdict::Flood { except: Some(id) })
         } else {
             Err(DropReason::Storm)
+        }
+    }
+
+    /// Asks the filter about a frame, if there is an IP packet in it.
+    fn check_policy_of_frame(
+        &mut self,
+        direction: Direction,
+        port: PortId,
+        packet: &PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        let view = frame::parse(packet.as_slice())?;
+        match view.ethertype() {
+            EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6 => {
+                self.check_policy(direction, port, view.payload())
+            }
+            EthernetProtocol::Arp | EthernetProtocol::Unknown(_) => Ok(()),
         }
     }
 
@@ -118,14 +139,7 @@ impl Node {
 
     /// Whether a datagram may be one of this network's, as its sender and the tunnel's header say.
     pub(in crate::datapath) fn may_send(&self, sender: Sender, datagram: &[u8]) -> bool {
-        let is_ours = match self.config.tunnel {
-            Tunnel::Vxlan { vni, .. } => {
-                vxlan::Packet::new_checked(datagram).is_ok_and(|packet| packet.vni() == vni)
-            }
-            Tunnel::Udp | Tunnel::Ipip => true,
-            Tunnel::None => false,
-        };
-        is_ours && self.check_sender(sender).is_ok()
+        self.config.tunnel.takes(datagram) && self.check_sender(sender).is_ok()
     }
 
     fn check_sender(&self, sender: Sender) -> Result<(), DropReason> {
@@ -148,56 +162,16 @@ impl Node {
         now: Instant,
         sender: Sender,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         self.check_sender(sender)?;
         let known = sender.peer;
         if let Some(id) = known {
             self.peers.count_received(now, id, packet.total_len());
         }
-        match self.config.tunnel {
-            Tunnel::None => Err(DropReason::UnknownPeer),
-            Tunnel::Udp => self.route(now, Origin::Peer(known), packet),
-            Tunnel::Ipip => {
-                let inner = ipip::inner_offset(packet.as_slice());
-                packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
-                self.route(now, Origin::Peer(known), packet)
-            }
-            Tunnel::Vxlan { vni, mac } => self.ingress_vxlan(now, known, (vni, mac), packet),
+        match self.config.tunnel.decapsulate(packet)? {
+            Inner::Ipv4 => self.route(now, Origin::Peer(known), packet),
+            Inner::Arp(mac) => self.answer_tunnelled_arp(known, mac, packet),
         }
-    }
-
-    fn ingress_vxlan(
-        &mut self,
-        now: Instant,
-        known: Option<PeerId>,
-        (vni, mac): (Vni, VtepMac),
-        packet: &mut PacketBuf<'_>,
-    ) -> Step {
-        let theirs = vxlan::decapsulate(packet).map_err(|error| match error {
-            vxlan::Error::TooShort { .. } => DropReason::VxlanTooShort,
-            vxlan::Error::NoVni => DropReason::VxlanNoVni,
-        })?;
-        if theirs != vni {
-            return Err(DropReason::UnknownVni);
-        }
-        let view = frame::parse(packet.as_slice())?;
-        if view.src_addr() == mac.get() {
-            return Err(DropReason::SourceMacOwn);
-        }
-        if !view.src_addr().is_unicast() {
-            return Err(DropReason::SourceMacGroup);
-        }
-        if view.ethertype() == EthernetProtocol::Arp {
-            return self.answer_tunnelled_arp(known, mac, packet);
-        }
-        if view.dst_addr() != mac.get() {
-            return Err(DropReason::DestinationMacForeign);
-        }
-        if view.ethertype() != EthernetProtocol::Ipv4 {
-            return Err(DropReason::EtherTypeUnsupported);
-        }
-        packet.trim_front(frame::HEADER_LEN);
-        self.route(now, Origin::Peer(known), packet)
     }
 
     /// flannel's nodes never ask, since leases tell every VTEP's MAC address; one that does gets
@@ -207,7 +181,7 @@ impl Node {
         known: Option<PeerId>,
         mac: VtepMac,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let payload = packet
             .as_slice()
             .get(frame::HEADER_LEN..)
@@ -236,16 +210,19 @@ impl Node {
         packet
             .replace(&answer)
             .map_err(|_| DropReason::HeadroomExceeded)?;
-        self.encapsulate_frame(id, destination, 0, packet)
+        self.config.tunnel.encapsulate_frame(packet)?;
+        Ok(Verdict::Peer {
+            id,
+            destination: destination.into(),
+            flow: 0,
+        })
     }
 
     /// The node's own addresses, in no particular order.
     pub(super) fn own_macs(&self) -> [EthernetAddress; 2] {
         let gateway = self.config.gateway_mac;
-        match self.config.tunnel {
-            Tunnel::Vxlan { mac, .. } => [gateway, mac.get()],
-            Tunnel::Udp | Tunnel::Ipip | Tunnel::None => [gateway, gateway],
-        }
+        let vtep = self.config.tunnel.vtep_mac();
+        [gateway, vtep.map_or(gateway, VtepMac::get)]
     }
 
     /// The gateway's addresses.
@@ -260,7 +237,8 @@ impl Node {
 
     /// Learns from a frame with ARP or neighbour discovery that another worker's node took from a
     /// port. What is to be done about the frame itself is done there.
-    pub fn overhear(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+    pub fn learn_from_sibling(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
+        self.begin(now);
         let own = (self.own_macs(), self.own_addresses());
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;
@@ -271,14 +249,14 @@ impl Node {
         let guarded = port.attachment.guarded;
         self.fdb.learn(view.src_addr(), id, now);
         if view.ethertype() == EthernetProtocol::Arp {
-            self.hear_arp(now, id, bytes);
+            self.learn_from_arp(now, id, bytes);
         } else if guarded {
             // A claim that is refused here is refused there, or was first there.
             let _ = self.check_link_locals(now, id, guard::link_locals(&view));
         }
     }
 
-    fn hear_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
+    fn learn_from_arp(&mut self, now: Instant, port: PortId, bytes: &[u8]) {
         let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
         let Some(ArpRepr::EthernetIpv4 {
             source_hardware_addr,
@@ -300,7 +278,7 @@ impl Node {
                 port,
             };
             for waited in self.neighbours.hear(address, place, now) {
-                self.resume(address, &waited);
+                self.send_resolved(address, &waited);
             }
         }
     }
@@ -310,7 +288,7 @@ impl Node {
         let Self {
             gateway,
             output,
-            counters,
+            ledger,
             fdb,
             ..
         } = self;
@@ -321,8 +299,7 @@ impl Node {
                 Ok(None) | Err(_) => Verdict::Flood { except: None },
             };
             if let Err(reason) = output.push(verdict, answer) {
-                counters.originated += 1;
-                counters.drop(reason);
+                ledger.own(Verdict::Drop(reason), &answer);
             }
         };
         match answer_to_probe {

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use awaited::Awaited;
 use ipnet::{IpNet, Ipv4Net};
+use ledger::Ledger;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::GsoKind;
@@ -23,9 +24,10 @@ use peers::Peers;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
-use uplink::Link;
+use uplink::Lan;
 
 use crate::bucket::TokenBucket;
+use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
 use crate::datapath::gateway::{self, Gateway};
 use crate::datapath::guard;
@@ -33,18 +35,23 @@ use crate::datapath::hash::Seed;
 use crate::datapath::icmp;
 use crate::datapath::link_local::LinkLocals;
 use crate::datapath::neighbour::{Neighbours, Place, State};
-use crate::datapath::peer::{Path, Peer, PeerId, PeerState, Tunnel};
+use crate::datapath::observe::{Observer, Source, Unobserved};
+use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
 use crate::datapath::port::{Attachment, Port, PortId, Traffic};
 use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
+use crate::datapath::tunnel::Tunnel;
 use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
-mod forward;
 mod ingress;
+mod ledger;
+mod origin;
 mod peers;
 mod probe;
+mod resolve;
+mod router;
 #[cfg(test)]
 mod tests;
 mod uplink;
@@ -177,7 +184,7 @@ pub enum NextHop {
 }
 
 /// A whole node, sans I/O.
-pub struct Node {
+pub struct Node<O = Unobserved, F = Unfiltered> {
     config: Config,
     subnet: Ipv4Net,
     seed: Seed,
@@ -192,9 +199,10 @@ pub struct Node {
     link_locals: LinkLocals,
     gateway: Gateway,
     errors: TokenBucket,
-    counters: Counters,
+    ledger: Ledger<O>,
     output: Output,
-    uplink: Option<Link>,
+    filter: F,
+    uplink: Option<Lan>,
     /// The overlay's network; packets from pods that leave it are for egress.
     egress: Option<Ipv4Net>,
     /// Where packets of the node's own are made.
@@ -243,11 +251,28 @@ impl Output {
 }
 
 impl Node {
-    /// A node without ports and peers.
+    /// A node without ports and peers, which nobody observes and which permits all packets.
     ///
     /// # Errors
     /// `ConfigError` if the subnet cannot be a node's.
     pub fn new(config: Config, now: Instant) -> Result<Self, ConfigError> {
+        Self::with(config, Unobserved, Unfiltered, now)
+    }
+}
+
+impl<O: Observer, F: Filter> Node<O, F> {
+    /// A node without ports and peers, with who observes it and what packets it permits.
+    ///
+    /// # Errors
+    /// `ConfigError` if the subnet cannot be a node's.
+    pub fn with(
+        config: Config,
+        mut observer: O,
+        mut filter: F,
+        now: Instant,
+    ) -> Result<Self, ConfigError> {
+        observer.at(now);
+        filter.at(now);
         let IpNet::V4(subnet) = config.subnet.trunc() else {
             return Err(ConfigError::NotIpv4(config.subnet));
         };
@@ -270,8 +295,9 @@ impl Node {
             link_locals: LinkLocals::new(seed),
             gateway: Gateway::new(subnet, config.gateway_mac, seed.0, now),
             errors: icmp::error_limit(now),
-            counters: Counters::default(),
+            ledger: Ledger::new(observer),
             output: Output::default(),
+            filter,
             uplink: None,
             egress: None,
             scratch: vec![0; HEADROOM + frame::MAX_LEN],
@@ -300,7 +326,7 @@ impl Node {
         for address in &attachment.addresses {
             self.awaited.remove(*address);
             for packet in self.neighbours.add_permanent(*address, place) {
-                self.resume(*address, &packet);
+                self.send_resolved(*address, &packet);
             }
         }
         self.unguarded += usize::from(!attachment.guarded);
@@ -411,7 +437,9 @@ impl Node {
 
     /// Takes an Ethernet frame from a port.
     pub fn from_port(&mut self, now: Instant, port: PortId, packet: &mut PacketBuf<'_>) -> Verdict {
-        self.counters.received += 1;
+        let source = Source::Port(port);
+        self.begin(now);
+        self.ledger.enters(source, packet);
         let waiting = self.output.queue.len();
         let verdict = self
             .ingress_port(now, port, packet)
@@ -421,7 +449,7 @@ impl Node {
         if let Some(port) = self.ports.get_mut(&port) {
             port.turn.take(work);
         }
-        self.count(verdict, packet.total_len())
+        self.count(source, verdict, packet)
     }
 
     /// What a packet with this verdict costs.
@@ -447,12 +475,12 @@ impl Node {
 
     /// Counts a frame of `len` bytes whose virtio-net header could not be read.
     pub fn refuse_frame(&mut self, port: PortId, len: usize) {
-        self.counters.received += 1;
         if let Some(port) = self.ports.get_mut(&port) {
             port.received.count(len);
             port.turn.take(work::of_packets(1, len));
         }
-        self.counters.drop(DropReason::VirtioHeader);
+        self.ledger
+            .refuse(Source::Port(port), DropReason::VirtioHeader);
     }
 
     /// Takes the payload of a datagram of the tunnel that came from `source`.
@@ -481,11 +509,13 @@ impl Node {
         sender: Sender,
         packet: &mut PacketBuf<'_>,
     ) -> Verdict {
-        self.counters.received += 1;
+        let source = Source::Underlay(sender.address);
+        self.begin(now);
+        self.ledger.enters(source, packet);
         let verdict = self
             .ingress_underlay(now, sender, packet)
             .unwrap_or_else(Verdict::Drop);
-        self.count(verdict, packet.total_len())
+        self.count(source, verdict, packet)
     }
 
     /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on, and
@@ -498,9 +528,10 @@ impl Node {
     /// Takes a packet from egress that begins with its IPv4 header, for a pod: one of this node
     /// unless the gateway is its source.
     pub fn from_egress(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
-        self.counters.originated += 1;
+        self.begin(now);
+        self.ledger.enters(Source::Egress, packet);
         let verdict = self.route_to_pod(now, packet).unwrap_or_else(Verdict::Drop);
-        self.count(verdict, packet.total_len())
+        self.count(Source::Egress, verdict, packet)
     }
 
     /// Whether there is a packet that the node itself has to send.
@@ -512,7 +543,7 @@ impl Node {
     /// The next packet the node itself has to send, copied into `packet`.
     pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
         let (verdict, bytes) = self.output.queue.pop_front()?;
-        self.counters.originated += 1;
+        self.ledger.enters(Source::Node, &bytes);
         let verdict = match (verdict, packet.replace(&bytes)) {
             (_, Err(_)) => Verdict::Drop(DropReason::HeadroomExceeded),
             // The control plane may have taken away what the packet was for while it was queued.
@@ -525,7 +556,7 @@ impl Node {
             (verdict, Ok(())) => verdict,
         };
         self.output.free.push(bytes);
-        Some(self.count(verdict, packet.total_len()))
+        Some(self.count(Source::Node, verdict, packet))
     }
 
     /// When [`Self::handle_timeout`] is next needed.
@@ -543,6 +574,7 @@ impl Node {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.begin(now);
         self.handle_neighbours(now);
         if now >= self.next_ageing {
             self.fdb.age(now);
@@ -557,7 +589,7 @@ impl Node {
 
     /// Counts packets that the shell could not receive or hand over after their verdict.
     pub fn count_drops(&mut self, reason: DropReason, packets: u64) {
-        self.counters.drop_many(reason, packets);
+        self.ledger.lose(reason, packets);
     }
 
     /// Counts a frame that the shell handed to a port after [`Verdict::Flood`].
@@ -570,7 +602,18 @@ impl Node {
     /// What became of all packets.
     #[must_use]
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.ledger.counters
+    }
+
+    /// What packets it permits, to be told of other policies.
+    pub const fn filter_mut(&mut self) -> &mut F {
+        &mut self.filter
+    }
+
+    /// Who observes it.
+    #[must_use]
+    pub const fn observer(&self) -> &O {
+        &self.ledger.observer
     }
 
     /// The attached ports.
@@ -643,28 +686,44 @@ impl Node {
         }
     }
 
-    fn count(&mut self, verdict: Verdict, len: usize) -> Verdict {
+    /// Something happens now.
+    fn begin(&mut self, now: Instant) {
+        self.ledger.observer.at(now);
+        self.filter.at(now);
+    }
+
+    /// Asks the filter whether an IP packet may go on.
+    fn check_policy(
+        &mut self,
+        direction: Direction,
+        port: PortId,
+        packet: &[u8],
+    ) -> Result<(), DropReason> {
+        if self.filter.permits(direction, port, packet) {
+            Ok(())
+        } else {
+            Err(DropReason::PolicyDenied)
+        }
+    }
+
+    fn count(&mut self, source: Source, verdict: Verdict, packet: &PacketBuf<'_>) -> Verdict {
+        let len = packet.total_len();
         match verdict {
             Verdict::Port(port) => {
-                self.counters.delivered += 1;
                 if let Some(port) = self.ports.get_mut(&port) {
                     port.sent.count(len);
                 }
             }
-            Verdict::Flood { .. } => self.counters.flooded += 1,
-            Verdict::Peer { id, .. } => {
-                self.counters.sent += 1;
+            Verdict::Peer { id, .. } | Verdict::Uplink { id: Some(id) } => {
                 self.peers.count_sent(id, len);
             }
-            Verdict::Uplink { id } => {
-                self.counters.sent += 1;
-                if let Some(id) = id {
-                    self.peers.count_sent(id, len);
-                }
-            }
-            Verdict::Egress | Verdict::Consumed => self.counters.consumed += 1,
-            Verdict::Drop(reason) => self.counters.drop(reason),
+            Verdict::Uplink { id: None }
+            | Verdict::Flood { .. }
+            | Verdict::Egress
+            | Verdict::Consumed
+            | Verdict::Drop(_) => {}
         }
+        self.ledger.leaves(source, verdict, packet);
         verdict
     }
 }

@@ -9,19 +9,22 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpProtocol};
 
 use super::Node;
-use super::forward::Via;
+use super::router::Via;
+use crate::datapath::filter::Filter;
 use crate::datapath::gateway;
 use crate::datapath::icmp;
+use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Path, PeerId};
 
 /// Bytes of an echo request without data.
 const ECHO_LEN: usize = icmp::HEADER_LEN;
 
-impl Node {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Asks a peer for a sign of life: sends echo requests (RFC 792) from the gateway to the node's
     /// own addresses in its lease, the base, which flannel nodes have, and the gateway. The answer
     /// counts as heard, like everything that comes from a peer.
     pub fn probe(&mut self, now: Instant, id: PeerId) {
+        self.begin(now);
         let reachable = self.peers.outgoing(id).copied();
         let reachable = reachable.filter(|peer| peer.path != Path::Unreachable);
         let Some(peer) = reachable else { return };

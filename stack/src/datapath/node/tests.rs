@@ -13,14 +13,21 @@ use super::*;
 use crate::datapath::frame;
 
 mod egress;
+mod filter;
 mod liveness;
+mod observe;
 mod superpackets;
 mod telling;
 mod uplink;
 mod work;
 
+use filter::Denied;
 use muslin_encap::ip::fragment::Fragments;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use observe::Recorder;
+
+/// Every scene's node is observed, and asks before packets go on.
+type Node = super::Node<Recorder, Denied>;
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 0, 1]);
 const POD_PORT: PortId = PortId(1);
@@ -78,7 +85,11 @@ fn node(number: u8, format: &str) -> Node {
 }
 
 fn bare_node(number: u8, format: &str) -> Node {
-    Node::new(config(number, format), NOW).unwrap()
+    observed(config(number, format)).unwrap()
+}
+
+fn observed(config: Config) -> Result<Node, ConfigError> {
+    Node::with(config, Recorder::default(), Denied::default(), NOW)
 }
 
 fn config(number: u8, format: &str) -> Config {
@@ -120,6 +131,7 @@ fn outputs(node: &mut Node) -> Vec<(Verdict, Vec<u8>)> {
     while let Some(verdict) = node.poll_output(&mut packet) {
         all.push((verdict, packet.as_slice().to_vec()));
     }
+    node.observer().assert_agrees(node.counters());
     all
 }
 
@@ -183,6 +195,7 @@ fn icmp_of(frame: &[u8]) -> (Ipv4Addr, Ipv4Addr, Icmpv4Message, u8) {
 fn assert_adds_up(node: &Node) {
     let counters = node.counters();
     assert_eq!(counters.came(), counters.went(), "{counters:?}");
+    node.observer().assert_agrees(counters);
 }
 
 #[test]
@@ -451,7 +464,7 @@ fn without_a_guard_peers_need_no_lease() {
     for peers in [true, false] {
         let mut config = config(1, "udp");
         config.guard.peers = peers;
-        let mut node = Node::new(config, NOW).unwrap();
+        let mut node = observed(config).unwrap();
         node.attach(POD_PORT, attachment(1, 2, true));
         let (verdict, _) = from_peer(&mut node, 2, &ping(pod(2, 2), pod(1, 2), 64, 8));
         let expected = match peers {
@@ -855,7 +868,7 @@ fn a_pod_does_not_take_another_ones_link_local_address() {
     }
     assert_eq!(node.counters().dropped_for(DropReason::LinkLocalTaken), 7);
     // What another worker's node has heard counts here.
-    node.overhear(NOW, POD_PORT, &neighbour_message(one.1, "::", "fe80::88"));
+    node.learn_from_sibling(NOW, POD_PORT, &neighbour_message(one.1, "::", "fe80::88"));
     assert_eq!(send(&mut node, two, "::", "fe80::88"), taken);
     // It is free again when the pod has gone.
     node.detach(OTHER_PORT);
@@ -892,7 +905,7 @@ fn flannels_udp_format_comes_from_the_tunnels_port() {
         guard: guard::Policy { peers: false },
         ..config(1, "udp")
     };
-    let mut open = Node::new(open, NOW).unwrap();
+    let mut open = observed(open).unwrap();
     open.attach(OTHER_PORT, attachment(1, 3, true));
     assert_eq!(from(&mut open, "192.168.0.2:40000", &packet), delivered);
 }
@@ -1067,7 +1080,7 @@ fn icmp_errors_are_rate_limited() {
 fn the_gateway_answers_in_pieces_that_add_up() {
     let mut config = bare_node(1, "udp").config;
     config.mtu = Mtu::MIN;
-    let mut node = Node::new(config, NOW).unwrap();
+    let mut node = observed(config).unwrap();
     node.attach(POD_PORT, attachment(1, 2, true));
     let mut udp = Vec::new();
     PacketBuilder::ipv4(pod(1, 2).octets(), pod(1, 1).octets(), 9)
@@ -1145,7 +1158,7 @@ fn the_smallest_subnet_has_room_for_one_pod() {
     for (len, fits) in [(29, true), (30, true), (31, false), (32, false)] {
         let mut config = config(1, "vxlan");
         config.subnet = format!("10.244.1.0/{len}").parse().unwrap();
-        let Ok(mut node) = Node::new(config, NOW) else {
+        let Ok(mut node) = observed(config) else {
             assert!(!fits, "/{len}");
             continue;
         };
@@ -1160,7 +1173,7 @@ fn the_smallest_subnet_has_room_for_one_pod() {
 fn an_error_fits_a_small_mtu() {
     let mut config = bare_node(1, "udp").config;
     config.mtu = Mtu::MIN;
-    let mut node = Node::new(config, NOW).unwrap();
+    let mut node = observed(config).unwrap();
     node.attach(POD_PORT, attachment(1, 2, true));
     from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 1, 900)));
     let errors = outputs(&mut node);

@@ -7,12 +7,16 @@ use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
 
-use super::forward::{On, Origin, Step, is_for_egress};
+use super::resolve::Link;
+use super::router::{Decision, Origin, is_for_egress};
 use super::{NextHop, Node, Verdict};
+use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
-use crate::datapath::peer::{Path, Tunnel};
+use crate::datapath::observe::{Observer, Source};
+use crate::datapath::peer::Path;
 use crate::datapath::port::PortId;
+use crate::datapath::tunnel::Tunnel;
 use crate::datapath::uplink::Uplink;
 use crate::drops::DropReason;
 
@@ -25,7 +29,7 @@ const EARLY_PER_HOST: usize = 4;
 const EARLY_IN_ALL: usize = 64;
 
 /// The uplink and the hosts on it.
-pub(super) struct Link {
+pub(super) struct Lan {
     pub(super) uplink: Uplink,
     pub(super) neighbours: Neighbours,
     early: VecDeque<Early>,
@@ -40,7 +44,7 @@ struct Early {
     packet: Vec<u8>,
 }
 
-impl Node {
+impl<O: Observer, F: Filter> Node<O, F> {
     /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare
     /// packets from then on. An address of its own is announced (RFC 5227 section 3).
     pub fn set_uplink(&mut self, uplink: Option<Uplink>) {
@@ -48,11 +52,14 @@ impl Node {
             Some(link) => (Some(link.neighbours), link.early),
             None => (None, VecDeque::new()),
         };
-        if uplink.is_none() {
-            self.lose(early.len());
-        }
+        let early = if uplink.is_none() {
+            self.lose(early);
+            VecDeque::new()
+        } else {
+            early
+        };
         let limit = self.config.limits.neighbours;
-        self.uplink = uplink.map(|uplink| Link {
+        self.uplink = uplink.map(|uplink| Lan {
             uplink,
             neighbours: known.unwrap_or_else(|| Neighbours::new(limit, self.seed)),
             early,
@@ -72,7 +79,7 @@ impl Node {
         if let Some(own) = uplink.filter(|own| own.answers) {
             let all = (EthernetAddress::BROADCAST, own.address);
             let words = frame::write_arp(ArpOperation::Request, (own.mac, own.address), all);
-            self.say(Verdict::Uplink { id: None }, &words);
+            self.queue_frame(Verdict::Uplink { id: None }, &words);
         }
     }
 
@@ -89,11 +96,12 @@ impl Node {
 
     /// Takes an Ethernet frame from the uplink.
     pub fn from_uplink(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
-        self.counters.received += 1;
+        self.begin(now);
+        self.ledger.enters(Source::Uplink, packet);
         let verdict = self
             .ingress_uplink(now, packet)
             .unwrap_or_else(Verdict::Drop);
-        self.count(verdict, packet.total_len())
+        self.count(Source::Uplink, verdict, packet)
     }
 
     /// Whether a frame of the uplink is an IPv4 packet for this node, as its header says.
@@ -106,12 +114,12 @@ impl Node {
 
     /// Counts a frame of the uplink whose virtio-net header could not be read.
     pub fn refuse_uplink_frame(&mut self) {
-        self.counters.received += 1;
-        self.counters.drop(DropReason::VirtioHeader);
+        self.ledger.refuse(Source::Uplink, DropReason::VirtioHeader);
     }
 
     /// Learns from an ARP frame that another worker's node took from the uplink.
-    pub fn overhear_uplink(&mut self, now: Instant, frame: &[u8]) {
+    pub fn learn_from_sibling_uplink(&mut self, now: Instant, frame: &[u8]) {
+        self.begin(now);
         if frame::parse(frame).is_ok_and(|view| view.src_addr().is_unicast()) {
             let _ = self.hear_host(now, frame);
         }
@@ -190,7 +198,7 @@ impl Node {
             None if !self.config.guard.peers => {}
             None => {
                 if link.neighbours.seek(host.into(), now) {
-                    self.ask_for(On::Uplink, host, None);
+                    self.send_arp_request(Link::Uplink, host, None);
                 }
                 return Err(DropReason::NextHopUnknown);
             }
@@ -206,7 +214,7 @@ impl Node {
         mac: EthernetAddress,
         source: Ipv4Addr,
         packet: &mut PacketBuf<'_>,
-    ) -> Step {
+    ) -> Decision {
         let unknown = DropReason::NextHopUnknown;
         let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
         let is_for_flows =
@@ -246,7 +254,7 @@ impl Node {
     /// Drops the packets that waited for a host that does not answer.
     pub(super) fn lose_early(&mut self, host: IpAddr) {
         if let IpAddr::V4(host) = host {
-            let early = self.early_of(host).len();
+            let early = self.early_of(host);
             self.lose(early);
         }
     }
@@ -262,10 +270,11 @@ impl Node {
     }
 
     /// Counts packets whose sender was not found.
-    fn lose(&mut self, packets: usize) {
-        self.counters.originated += packets as u64;
-        self.counters
-            .drop_many(DropReason::NextHopUnknown, packets as u64);
+    fn lose(&mut self, early: impl IntoIterator<Item = Early>) {
+        for Early { packet, .. } in early {
+            let lost = Verdict::Drop(DropReason::NextHopUnknown);
+            self.ledger.own(lost, &packet);
+        }
     }
 
     /// Learns from an ARP message where a next hop is. Nothing else is kept of what hosts say.
@@ -308,13 +317,13 @@ impl Node {
         match link.neighbours.claim(host.into(), place, now) {
             Claim::Believed(waited) => {
                 for packet in waited {
-                    self.originate(now, &packet);
+                    self.route_own(now, &packet);
                 }
                 self.take_early(now, host);
                 Ok(())
             }
             Claim::Doubted(known) => {
-                self.ask_for(On::Uplink, host, Some(known));
+                self.send_arp_request(Link::Uplink, host, Some(known));
                 Err(DropReason::NextHopConflict)
             }
             Claim::Refused => Err(DropReason::NextHopConflict),
@@ -342,7 +351,7 @@ impl Node {
                 (own.mac, own.address),
                 (source_hardware_addr, source_protocol_addr),
             );
-            self.say(Verdict::Uplink { id: None }, &answer);
+            self.queue_frame(Verdict::Uplink { id: None }, &answer);
         }
     }
 }

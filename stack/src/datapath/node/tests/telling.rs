@@ -92,7 +92,7 @@ fn only_hosts_of_the_subnet_are_learned_by_arp() {
         let (mut node, _) = with_free_pod();
         for address in [outside, broadcast, pod(1, 50)] {
             if overheard {
-                node.overhear(NOW, POD_PORT, &say(address));
+                node.learn_from_sibling(NOW, POD_PORT, &say(address));
             } else {
                 from_pod(&mut node, &say(address));
             }
@@ -104,7 +104,7 @@ fn only_hosts_of_the_subnet_are_learned_by_arp() {
     // Where a pod is guarded, what others overhear is, too.
     let mut node = bare_node(1, "vxlan");
     node.attach(POD_PORT, attachment(1, 2, true));
-    node.overhear(NOW, POD_PORT, &say(pod(1, 50)));
+    node.learn_from_sibling(NOW, POD_PORT, &say(pod(1, 50)));
     assert!(!learned(&node, pod(1, 50)));
     assert!(node.fdb().all(|(mac, _)| mac != FREE_MAC));
 }

@@ -525,9 +525,9 @@ fn a_host_that_sends_without_being_asked_still_has_to_answer() {
 #[test]
 fn what_another_worker_took_from_the_link_is_heard_here() {
     let mut node = linked("host-gw");
-    node.overhear_uplink(NOW, &reply(EthernetAddress([3; 6]), host(2)));
+    node.learn_from_sibling_uplink(NOW, &reply(EthernetAddress([3; 6]), host(2)));
     assert!(node.next_hops().all(|(_, place, _)| place.is_none()));
-    node.overhear_uplink(NOW, &reply(host_mac(2), host(2)));
+    node.learn_from_sibling_uplink(NOW, &reply(host_mac(2), host(2)));
     let known: Vec<_> = node.next_hops().filter_map(|(_, place, _)| place).collect();
     assert_eq!(known[0].mac, host_mac(2));
 

@@ -1,0 +1,60 @@
+//! What became of all packets: counted, and told to the observer.
+
+use super::Verdict;
+use crate::datapath::observe::{Observer, Source};
+use crate::drops::{Counters, DropReason};
+
+/// The counters, and who is told of each packet that they count.
+pub(super) struct Ledger<O> {
+    pub(super) counters: Counters,
+    pub(super) observer: O,
+}
+
+impl<O: Observer> Ledger<O> {
+    pub(super) fn new(observer: O) -> Self {
+        Self {
+            counters: Counters::default(),
+            observer,
+        }
+    }
+
+    /// A packet comes in, or begins.
+    pub(super) fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>) {
+        match source {
+            Source::Port(_) | Source::Underlay(_) | Source::Uplink => self.counters.received += 1,
+            Source::Egress | Source::Node => self.counters.originated += 1,
+        }
+        self.observer.enters(source, packet);
+    }
+
+    /// This became of it.
+    pub(super) fn leaves(&mut self, source: Source, verdict: Verdict, packet: &impl AsRef<[u8]>) {
+        match verdict {
+            Verdict::Port(_) => self.counters.delivered += 1,
+            Verdict::Flood { .. } => self.counters.flooded += 1,
+            Verdict::Peer { .. } | Verdict::Uplink { .. } => self.counters.sent += 1,
+            Verdict::Egress | Verdict::Consumed => self.counters.consumed += 1,
+            Verdict::Drop(reason) => self.counters.drop(reason),
+        }
+        self.observer.leaves(source, verdict, packet);
+    }
+
+    /// This became of a packet of the node's own, which it does not queue.
+    pub(super) fn own(&mut self, verdict: Verdict, packet: &impl AsRef<[u8]>) {
+        self.enters(Source::Node, packet);
+        self.leaves(Source::Node, verdict, packet);
+    }
+
+    /// A packet came that cannot be read.
+    pub(super) fn refuse(&mut self, source: Source, reason: DropReason) {
+        self.counters.received += 1;
+        self.counters.drop(reason);
+        self.observer.refused(source, reason);
+    }
+
+    /// Packets were lost after their verdict.
+    pub(super) fn lose(&mut self, reason: DropReason, packets: u64) {
+        self.counters.drop_many(reason, packets);
+        self.observer.lost(reason, packets);
+    }
+}

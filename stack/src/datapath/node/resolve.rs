@@ -1,0 +1,203 @@
+//! The resolver: where on its link the next via of a packet is, by ARP (RFC 826).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use muslin_encap::buffer::PacketBuf;
+use smoltcp::time::Instant;
+use smoltcp::wire::{ArpOperation, EthernetAddress};
+
+use super::router::{Decision, Via};
+use super::{Node, Verdict};
+use crate::datapath::filter::{Direction, Filter};
+use crate::datapath::frame;
+use crate::datapath::icmp::IcmpError;
+use crate::datapath::neighbour::{Neighbours, Place, Resolution, TimerAction};
+use crate::datapath::observe::Observer;
+use crate::drops::DropReason;
+
+/// One of the node's links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Link {
+    /// The switch with the pods.
+    Pods,
+    /// The uplink.
+    Uplink,
+}
+
+impl Via {
+    /// The link on which its next hop is resolved.
+    const fn link(self) -> Link {
+        match self {
+            Self::Pods => Link::Pods,
+            Self::Peer(..) => Link::Uplink,
+        }
+    }
+}
+
+impl<O: Observer, F: Filter> Node<O, F> {
+    /// Sends a packet to a host on one of the node's links, now or when it is known where that is.
+    pub(super) fn send_to_host(
+        &mut self,
+        now: Instant,
+        via: Via,
+        host: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        match self.neighbours_of(via)?.known(host.into(), now) {
+            Some(place) => self.deliver(via, place, packet),
+            None => self.resolve(now, via, host, packet),
+        }
+    }
+
+    /// The same if it is not known yet, or is to be asked for again.
+    fn resolve(
+        &mut self,
+        now: Instant,
+        via: Via,
+        host: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        let address = IpAddr::V4(host);
+        if self.neighbours_of(via)?.get(address).is_none() {
+            if matches!(via, Via::Pods) && self.unguarded == 0 {
+                if let Some(until) = self.awaited.until(now, host) {
+                    return self.wait_for_pod(now, host, packet, until);
+                }
+                // No attachment has it, and no pod may answer for an address that is not its own.
+                self.send_icmp_error(now, IcmpError::HostUnreachable, packet.as_slice());
+                return Err(DropReason::HostUnreachable);
+            }
+            if !packet.is_single() {
+                return self.in_pieces(now, host, via, packet);
+            }
+            packet.complete_checksum();
+        }
+        let resolution = self
+            .neighbours_of(via)?
+            .resolve(address, packet.as_slice(), now);
+        let (ask, step) = match resolution {
+            Resolution::Known(place) => (None, self.deliver(via, place, packet)),
+            Resolution::Stale(place) => (Some(Some(place)), self.deliver(via, place, packet)),
+            Resolution::Wait { ask } => (ask.then_some(None), Ok(Verdict::Consumed)),
+            Resolution::QueueFull { ask } => {
+                (ask.then_some(None), Err(DropReason::NeighbourQueueFull))
+            }
+            Resolution::TableFull => (None, Err(DropReason::NeighbourTableFull)),
+        };
+        if let Some(place) = ask {
+            self.send_arp_request(via.link(), host, place);
+        }
+        step
+    }
+
+    /// Lets a packet wait for a pod that is about to be attached again.
+    fn wait_for_pod(
+        &mut self,
+        now: Instant,
+        host: Ipv4Addr,
+        packet: &mut PacketBuf<'_>,
+        until: Instant,
+    ) -> Decision {
+        if !packet.is_single() {
+            return self.in_pieces(now, host, Via::Pods, packet);
+        }
+        packet.complete_checksum();
+        let waits = self.neighbours.wait(host.into(), packet.as_slice(), until);
+        if waits {
+            Ok(Verdict::Consumed)
+        } else {
+            Err(DropReason::PodAwaited)
+        }
+    }
+
+    /// Those on the link of a way.
+    fn neighbours_of(&mut self, via: Via) -> Result<&mut Neighbours, DropReason> {
+        match (via, &mut self.uplink) {
+            (Via::Pods, _) => Ok(&mut self.neighbours),
+            (Via::Peer(..), Some(link)) => Ok(&mut link.neighbours),
+            (Via::Peer(..), None) => Err(DropReason::NextHopUnreachable),
+        }
+    }
+
+    /// Puts the link-layer header on a packet.
+    pub(super) fn deliver(
+        &mut self,
+        via: Via,
+        place: Place,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        let (source, verdict) = match (via, &self.uplink) {
+            (Via::Pods, _) => (self.config.gateway_mac, Verdict::Port(place.port)),
+            (Via::Peer(id, _), Some(link)) => (link.uplink.mac, Verdict::Uplink { id: Some(id) }),
+            (Via::Peer(..), None) => return Err(DropReason::NextHopUnreachable),
+        };
+        if let Verdict::Port(port) = verdict {
+            self.check_policy(Direction::ToPod, port, packet.as_slice())?;
+        }
+        frame::prepend(packet, source, place.mac).map_err(|_| DropReason::HeadroomExceeded)?;
+        Ok(verdict)
+    }
+
+    /// Sends an ARP request on a link to `place`, or to all.
+    pub(super) fn send_arp_request(&mut self, link: Link, address: Ipv4Addr, place: Option<Place>) {
+        let mac = place.map_or(EthernetAddress::BROADCAST, |place| place.mac);
+        let (verdict, source) = match (link, &self.uplink, place) {
+            (Link::Uplink, Some(link), _) => (
+                Verdict::Uplink { id: None },
+                (link.uplink.mac, link.uplink.address),
+            ),
+            (Link::Uplink, None, _) => return,
+            (Link::Pods, _, Some(place)) => (
+                Verdict::Port(place.port),
+                (self.config.gateway_mac, self.gateway()),
+            ),
+            (Link::Pods, _, None) => (
+                Verdict::Flood { except: None },
+                (self.config.gateway_mac, self.gateway()),
+            ),
+        };
+        self.queue_frame(
+            verdict,
+            &frame::write_arp(ArpOperation::Request, source, (mac, address)),
+        );
+    }
+
+    /// Asks for next hops again, and gives up on those that do not answer.
+    pub(super) fn handle_neighbours(&mut self, now: Instant) {
+        let mut due = Vec::new();
+        self.neighbours
+            .handle_timeout(now, |action| due.push((Link::Pods, action)));
+        if let Some(link) = &mut self.uplink {
+            link.neighbours
+                .handle_timeout(now, |action| due.push((Link::Uplink, action)));
+        }
+        for (link, action) in due {
+            match action {
+                TimerAction::Request(IpAddr::V4(address)) => {
+                    self.send_arp_request(link, address, None)
+                }
+                TimerAction::Probe(IpAddr::V4(address), place) => {
+                    self.send_arp_request(link, address, Some(place))
+                }
+                TimerAction::Request(IpAddr::V6(_)) | TimerAction::Probe(IpAddr::V6(_), _) => {}
+                TimerAction::Failed(address, waiting) => {
+                    if link == Link::Uplink {
+                        self.lose_early(address);
+                    }
+                    let is_awaited = matches!(address, IpAddr::V4(address) if link == Link::Pods
+                        && self.awaited.until(now, address).is_some());
+                    for packet in waiting {
+                        if is_awaited {
+                            let lost = Verdict::Drop(DropReason::PodAwaited);
+                            self.ledger.own(lost, &packet);
+                            continue;
+                        }
+                        let lost = Verdict::Drop(DropReason::HostUnreachable);
+                        self.ledger.own(lost, &packet);
+                        self.send_icmp_error(now, IcmpError::HostUnreachable, &packet);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,404 @@
+//! The router: where an IPv4 packet goes, and what it needs to get there.
+
+use std::net::Ipv4Addr;
+
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::ip::fragment::Fragments;
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::{mss, v4};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split;
+use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
+use muslin_encap::offload::virtio::Checksum;
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpProtocol, Ipv4Packet};
+
+use super::peers::Outgoing;
+use super::{NextHop, Node, Verdict};
+use crate::datapath::filter::{Direction, Filter};
+use crate::datapath::frame;
+use crate::datapath::guard;
+use crate::datapath::hash;
+use crate::datapath::icmp::{self, IcmpError};
+use crate::datapath::observe::Observer;
+use crate::datapath::peer::{Path, PeerId};
+use crate::datapath::port::PortId;
+use crate::drops::DropReason;
+
+/// What a step decides about a packet.
+pub(super) type Decision = Result<Verdict, DropReason>;
+
+/// Where a packet to be routed comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The pod at this port.
+    Pod(PortId),
+    /// The tunnel; the first of the peers with its outer address, if there is one.
+    Peer(Option<PeerId>),
+    /// The uplink, from a host with this MAC address.
+    Uplink(EthernetAddress),
+}
+
+/// The way of a packet whose route is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Via {
+    /// To a pod of this node.
+    Pods,
+    /// To a peer, as it is known when the packet is routed.
+    Peer(PeerId, Outgoing),
+}
+
+impl From<v4::Error> for DropReason {
+    fn from(error: v4::Error) -> Self {
+        match error {
+            v4::Error::TooShort { .. } => Self::Ipv4TooShort,
+            v4::Error::Version(_) => Self::Ipv4Version,
+            v4::Error::HeaderLen(_) => Self::Ipv4HeaderLen,
+            v4::Error::TotalLen { .. } => Self::Ipv4TotalLen,
+            v4::Error::Checksum => Self::Ipv4Checksum,
+        }
+    }
+}
+
+/// Length of the longest IP packet that `packet` becomes on a wire.
+fn longest(packet: &PacketBuf<'_>) -> usize {
+    // The head of a merged packet is its first segment, which is its longest.
+    if packet.is_single() || packet.total_len() > packet.len() {
+        return packet.len();
+    }
+    let size = packet.offload().gso.map_or(0, |gso| gso.size.into());
+    Transport::parse(packet.as_slice(), 0)
+        .map_or(packet.len(), |at| at.payload + at.payload_len().min(size))
+}
+
+/// A packet that came as one stands for no more packets than a kernel makes of one: whoever takes it
+/// apart does so in the turn of whoever sent it, at the cost of all others. What we merged ourselves
+/// came in packets.
+fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+    match packet.offload().gso {
+        Some(gso) if packet.total_len() == packet.len() => {
+            let count = split::segment_count(packet.as_slice(), 0, gso);
+            count
+                .map(|_| ())
+                .map_err(|_| DropReason::SuperpacketRefused)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a packet to the gateway is for flows and services: TCP, UDP and what is said of them.
+pub(super) fn is_for_egress(packet: &[u8]) -> bool {
+    let protocol = Ipv4Packet::new_unchecked(packet).next_header();
+    matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) || icmp::is_error(packet)
+}
+
+impl<O: Observer, F: Filter> Node<O, F> {
+    /// Routes a packet that begins with its IPv4 header.
+    pub(super) fn route(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
+        let view = Ipv4Packet::new_unchecked(packet.as_slice());
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        let (ttl, header_len) = (view.hop_limit(), view.header_len());
+        // Finishing a checksum must not write into the header, which is checked before.
+        if let Checksum::Partial { start, .. } = packet.offload().checksum
+            && start < header_len.into()
+        {
+            return Err(DropReason::VirtioHeader);
+        }
+        check_work(packet)?;
+        match (
+            self.check_source(now, origin, source, packet.total_len()),
+            origin,
+        ) {
+            (Err(DropReason::NextHopUnknown), Origin::Uplink(mac)) => {
+                return self.wait_for_sender(mac, source, packet);
+            }
+            (checked, _) => checked?,
+        }
+        if self.is_own(destination) {
+            self.check_policy_from(origin, packet)?;
+            if self.egress.is_some() && is_for_egress(packet.as_slice()) {
+                return Ok(Verdict::Egress);
+            }
+            packet.complete_checksum();
+            self.deliver_to_gateway(now, packet.as_slice());
+            return Ok(Verdict::Consumed);
+        }
+        if guard::is_martian(destination) || destination == self.subnet.broadcast() {
+            return Err(DropReason::DestinationNotUnicast);
+        }
+        let next = self.routes.lookup(destination.into()).copied();
+        if !matches!(origin, Origin::Pod(_)) && next != Some(NextHop::Local) {
+            return Err(DropReason::TunnelToTunnel);
+        }
+        self.check_policy_from(origin, packet)?;
+        if ttl <= 1 {
+            self.send_icmp_error(now, IcmpError::TimeExceeded, packet.as_slice());
+            return Err(DropReason::TtlExceeded);
+        }
+        let Some(next) = next else {
+            if self
+                .egress
+                .is_some_and(|network| !network.contains(&destination))
+            {
+                return Ok(Verdict::Egress);
+            }
+            self.send_icmp_error(now, IcmpError::NetUnreachable, packet.as_slice());
+            return Err(DropReason::NoRoute);
+        };
+        let via = self.via(next)?;
+        let mtu = self.path_mtu(via);
+        let fits = longest(packet) <= usize::from(mtu.get());
+        if !fits && Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
+            self.send_icmp_error(
+                now,
+                IcmpError::FragmentationNeeded(mtu.get()),
+                packet.as_slice(),
+            );
+            return Err(DropReason::FragmentationNeeded);
+        }
+        v4::decrement_ttl(packet.as_mut_slice());
+        if self.config.clamp_mss {
+            let offload = packet.offload().checksum;
+            mss::clamp(
+                packet.as_mut_slice(),
+                offload,
+                mtu.min(self.way_back(origin)),
+            );
+        }
+        if fits {
+            self.forward(now, destination, via, packet)
+        } else {
+            self.in_pieces(now, destination, via, packet)
+        }
+    }
+
+    /// Routes a packet from outside the overlay to a pod of this node, or one from the gateway to
+    /// any pod.
+    pub(super) fn route_to_pod(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Decision {
+        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
+        let view = Ipv4Packet::new_unchecked(packet.as_slice());
+        let (source, destination) = (view.src_addr(), view.dst_addr());
+        self.check_outside(source)?;
+        let next = self.routes.lookup(destination.into()).copied();
+        // Other nodes take nothing that is not from this one's subnet.
+        let is_way = |next: &NextHop| *next == NextHop::Local || self.is_own(source);
+        let next = next.filter(is_way).ok_or(DropReason::NoRoute)?;
+        let via = self.via(next)?;
+        if longest(packet) <= usize::from(self.path_mtu(via).get()) {
+            self.forward(now, destination, via, packet)
+        } else {
+            self.in_pieces(now, destination, via, packet)
+        }
+    }
+
+    /// Asks the filter about a packet of a pod.
+    fn check_policy_from(
+        &mut self,
+        origin: Origin,
+        packet: &PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        match origin {
+            Origin::Pod(port) => self.check_policy(Direction::FromPod, port, packet.as_slice()),
+            Origin::Peer(_) | Origin::Uplink(_) => Ok(()),
+        }
+    }
+
+    /// Nobody outside has an address of the overlay, or one that is no host's. Anybody may put them
+    /// in a datagram to a port of the host.
+    fn check_outside(&self, source: Ipv4Addr) -> Result<(), DropReason> {
+        let is_inside = self.egress.is_some_and(|network| network.contains(&source));
+        if guard::is_martian(source) || is_inside && !self.is_own(source) {
+            return Err(DropReason::SourceAddressInvalid);
+        }
+        Ok(())
+    }
+
+    /// Whose address a pod's source is was checked at its port; a peer's must be in its lease.
+    fn check_source(
+        &mut self,
+        now: Instant,
+        origin: Origin,
+        source: Ipv4Addr,
+        len: usize,
+    ) -> Result<(), DropReason> {
+        if guard::is_martian(source) || source == self.subnet.broadcast() {
+            return Err(DropReason::SourceAddressInvalid);
+        }
+        match origin {
+            Origin::Pod(_) => return Ok(()),
+            Origin::Uplink(mac) => self.check_host(now, mac, source, len)?,
+            Origin::Peer(first) => {
+                if self.config.guard.peers && !self.is_from(first, source) {
+                    return Err(DropReason::SourceNotInLease);
+                }
+            }
+        }
+        // Even without that guard nobody outside may pose as one of our own pods.
+        if self.subnet.contains(&source) {
+            return Err(DropReason::SourceNotInLease);
+        }
+        Ok(())
+    }
+
+    /// Whether packets to `source` go to where one came from that is said to be from there: a lease
+    /// within another is its own holder's alone.
+    fn is_from(&self, first: Option<PeerId>, source: Ipv4Addr) -> bool {
+        let Some(first) = first else {
+            return false;
+        };
+        // What is known of the peer spares the route table, where leases have one length.
+        if !self.routes.may_nest() && self.peers.is_routed(first, source) {
+            return true;
+        }
+        match self.routes.lookup(source.into()) {
+            Some(NextHop::Peer(owner)) => self.peers.share_address(*owner, first),
+            Some(NextHop::Local) | None => false,
+        }
+    }
+
+    /// The way of a route.
+    pub(super) fn via(&self, next: NextHop) -> Result<Via, DropReason> {
+        match next {
+            NextHop::Local => Ok(Via::Pods),
+            NextHop::Peer(id) => {
+                let peer = self.peers.outgoing(id).ok_or(DropReason::PeerGone)?;
+                Ok(Via::Peer(id, *peer))
+            }
+        }
+    }
+
+    /// The largest packet that a way takes.
+    fn path_mtu(&self, via: Via) -> Mtu {
+        match (via, &self.uplink) {
+            (Via::Peer(_, peer), Some(link)) if peer.path == Path::Uplink => link.uplink.mtu,
+            _ => self.config.mtu,
+        }
+    }
+
+    /// The largest packet that goes back to where one came from; pods know their own MTU.
+    fn way_back(&self, origin: Origin) -> Mtu {
+        match (origin, &self.uplink) {
+            (Origin::Pod(_), _) => Mtu::MAX,
+            (Origin::Uplink(_), Some(link)) => link.uplink.mtu,
+            (Origin::Uplink(_), None) | (Origin::Peer(_), _) => self.config.mtu,
+        }
+    }
+
+    /// Sends a packet on in several: a superpacket as its segments, a packet larger than the MTU as
+    /// fragments.
+    pub(super) fn in_pieces(
+        &mut self,
+        now: Instant,
+        destination: Ipv4Addr,
+        via: Via,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        packet.complete_checksum();
+        let mtu = self.path_mtu(via);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        scratch.resize(HEADROOM + frame::MAX_LEN, 0);
+        let mut send = |node: &mut Self, scratch: &mut [u8], len| {
+            if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
+                let step = if len > mtu.get().into() {
+                    node.in_pieces(now, destination, via, &mut piece)
+                } else {
+                    node.forward(now, destination, via, &mut piece)
+                };
+                node.enqueue(step, &piece);
+            }
+        };
+        let step = if packet.is_single() {
+            self.fragments(mtu, packet.as_slice(), &mut scratch, &mut send)
+        } else {
+            self.segments(packet, &mut scratch, &mut send)
+        };
+        self.scratch = scratch;
+        step
+    }
+
+    fn fragments(
+        &mut self,
+        mtu: Mtu,
+        packet: &[u8],
+        scratch: &mut [u8],
+        send: &mut impl FnMut(&mut Self, &mut [u8], usize),
+    ) -> Decision {
+        let mut fragments = Fragments::new(packet, mtu).ok_or(DropReason::FragmentationNeeded)?;
+        while let Some(len) = fragments.write_next(scratch.get_mut(HEADROOM..).unwrap_or_default())
+        {
+            send(self, scratch, len);
+        }
+        Ok(Verdict::Consumed)
+    }
+
+    fn segments(
+        &mut self,
+        packet: &PacketBuf<'_>,
+        scratch: &mut [u8],
+        send: &mut impl FnMut(&mut Self, &mut [u8], usize),
+    ) -> Decision {
+        let refused = DropReason::SuperpacketRefused;
+        // What was merged came in packets that fit, from a peer; those are lost like any that come
+        // too fast for a neighbour to be found.
+        if packet.total_len() > packet.len() {
+            return Err(refused);
+        }
+        let gso = packet.offload().gso.ok_or(refused)?;
+        let mut split =
+            Split::new(packet.as_slice(), 0, gso, Checksums::Complete).map_err(|_| refused)?;
+        let mut header = [0; MAX_HEADER_LEN];
+        while let Ok(Some(train)) = split.next_train(&mut header, TrainLimits::ONE) {
+            for (header, payload) in train.segments() {
+                let len = header.len() + payload.len();
+                if let Some(room) = scratch.get_mut(HEADROOM..HEADROOM + len) {
+                    room[..header.len()].copy_from_slice(header);
+                    room[header.len()..].copy_from_slice(payload);
+                    send(self, scratch, len);
+                }
+            }
+        }
+        Ok(Verdict::Consumed)
+    }
+
+    /// The last step: link-layer header or encapsulation.
+    pub(super) fn forward(
+        &mut self,
+        now: Instant,
+        destination: Ipv4Addr,
+        via: Via,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        let (id, peer) = match via {
+            Via::Pods => return self.send_to_host(now, via, destination, packet),
+            Via::Peer(id, peer) => (id, peer),
+        };
+        match peer.path {
+            Path::Tunnel => self.encapsulate(id, &peer, packet),
+            Path::Uplink => {
+                let host = *peer.address.ip();
+                self.send_to_host(now, via, host, packet)
+            }
+            Path::Unreachable => {
+                self.send_icmp_error(now, IcmpError::HostUnreachable, packet.as_slice());
+                Err(DropReason::NextHopUnreachable)
+            }
+        }
+    }
+
+    fn encapsulate(&mut self, id: PeerId, peer: &Outgoing, packet: &mut PacketBuf<'_>) -> Decision {
+        packet.complete_checksum();
+        let flow = hash::flow(packet.as_slice(), self.seed);
+        self.config.tunnel.encapsulate(peer.vtep_mac, packet)?;
+        Ok(Verdict::Peer {
+            id,
+            destination: peer.address.into(),
+            flow,
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! The observer of decisions: what comes into a node, and what becomes of it.
+//!
+//! Tracing and capturing need to see each packet with the decision about it. A node is generic in
+//! its [`Observer`]; the one of a node that nobody observes, [`Unobserved`], compiles to nothing.
+//!
+//! What an observer is told agrees with [`crate::drops::Counters`]: each packet that enters leaves
+//! with one verdict, if not at once. Packets that the node makes on account of another (ICMP errors,
+//! fragments) may enter and leave before that one leaves.
+
+use std::net::SocketAddr;
+
+use smoltcp::time::Instant;
+
+use crate::datapath::node::Verdict;
+use crate::datapath::port::PortId;
+use crate::drops::DropReason;
+
+/// Where a packet comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Source {
+    /// This port: a packet is an Ethernet frame.
+    Port(PortId),
+    /// A datagram of the tunnel that came from this address: a packet is what it carries.
+    Underlay(SocketAddr),
+    /// The uplink: a packet is an Ethernet frame.
+    Uplink,
+    /// Egress: a packet begins with its IPv4 header.
+    Egress,
+    /// The node itself, which made the packet or let it wait. It begins with what the verdict says,
+    /// or with its IPv4 header if it was lost or kept before that was known.
+    Node,
+}
+
+/// Sees packets and the decisions about them.
+///
+/// Packets are given as they are in their buffers: of one that was merged from several the head.
+pub trait Observer {
+    /// It is this time: what is told next happens now.
+    fn at(&mut self, now: Instant);
+
+    /// A packet comes in, or begins.
+    fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>);
+
+    /// This became of the packet that entered last from there, which is what the verdict says now.
+    fn leaves(&mut self, source: Source, verdict: Verdict, packet: &impl AsRef<[u8]>);
+
+    /// A packet came that cannot be read: it entered and is lost.
+    fn refused(&mut self, source: Source, reason: DropReason);
+
+    /// Packets were lost after their verdict, in egress or where verdicts are carried out.
+    fn lost(&mut self, reason: DropReason, packets: u64);
+}
+
+/// Nobody observes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn at(&mut self, _: Instant) {}
+    fn enters(&mut self, _: Source, _: &impl AsRef<[u8]>) {}
+    fn leaves(&mut self, _: Source, _: Verdict, _: &impl AsRef<[u8]>) {}
+    fn refused(&mut self, _: Source, _: DropReason) {}
+    fn lost(&mut self, _: DropReason, _: u64) {}
+}
