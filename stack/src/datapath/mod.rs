@@ -24,20 +24,19 @@ pub mod uplink;
 pub mod work;
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Header;
+pub use receive::Merging;
 use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
 use crate::datapath::node::{Node, Sender, Verdict};
 use crate::datapath::port::PortId;
 use crate::drops::DropReason;
-
-pub use receive::Merging;
 
 /// Bytes of the longest frame, and room in front of it.
 const ROOM: usize = HEADROOM + frame::MAX_LEN;
@@ -251,12 +250,15 @@ impl Datapath {
 
     /// Says that UDP flows with this port of a pod may begin on the host's side (see
     /// [`Egress::expect_datagrams`]).
-    pub fn expect_datagrams(&mut self, pod: SocketAddrV4) {
-        self.egress.expect_datagrams(pod);
+    ///
+    /// # Errors
+    /// `EgressFamily`.
+    pub fn expect_datagrams(&mut self, pod: SocketAddr) -> Result<(), DropReason> {
+        self.egress.expect_datagrams(pod)
     }
 
     /// The store is here now: pods do not get there outside.
-    pub fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+    pub fn set_stores(&mut self, stores: Vec<SocketAddr>) {
         self.egress.set_stores(stores);
     }
 
@@ -269,14 +271,8 @@ impl Datapath {
     /// Detaches a port, and ends the flows of its pod; false if there was none.
     pub fn detach(&mut self, port: PortId, host: &mut impl Host) -> bool {
         let attached = self.node.ports().find(|(id, _)| *id == port);
-        let addresses: Vec<Ipv4Addr> = attached.map_or_else(Vec::new, |(_, port)| {
-            let all = port.attachment.addresses.iter();
-            all.filter_map(|address| match address {
-                IpAddr::V4(address) => Some(*address),
-                IpAddr::V6(_) => None,
-            })
-            .collect()
-        });
+        let addresses: Vec<IpAddr> =
+            attached.map_or_else(Vec::new, |(_, port)| port.attachment.addresses.clone());
         for address in addresses {
             self.egress.forget_pod(address, host);
         }

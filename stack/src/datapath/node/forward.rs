@@ -16,6 +16,7 @@ use smoltcp::wire::{ArpOperation, EthernetAddress, IpProtocol, Ipv4Packet};
 
 use super::peers::Outgoing;
 use super::{NextHop, Node, Verdict};
+use crate::addresses::ipv4;
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::hash;
@@ -575,15 +576,15 @@ impl Node {
     }
 
     /// Sends a pod the ICMP error about a packet that `from`, outside the overlay, has sent about it
-    /// to the host, as [`Self::report`] does. Where nobody outside can be, the gateway has it.
-    pub fn relay(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
-        let is_inside = self.egress.is_some_and(|network| network.contains(&from));
-        let from = if is_inside || guard::is_martian(from) {
-            self.gateway()
-        } else {
-            from
+    /// to the host, as [`Self::report`] does. Where nobody outside can be who speaks IPv4, the gateway
+    /// has it.
+    pub fn relay(&mut self, now: Instant, from: IpAddr, error: IcmpError, offender: &[u8]) {
+        let is_outside = |from: &Ipv4Addr| {
+            let is_inside = self.egress.is_some_and(|network| network.contains(from));
+            !is_inside && !guard::is_martian(*from)
         };
-        self.report_as(now, from, error, offender);
+        let from = ipv4(from).filter(is_outside);
+        self.report_as(now, from.unwrap_or_else(|| self.gateway()), error, offender);
     }
 
     fn report_as(&mut self, now: Instant, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
