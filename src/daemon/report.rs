@@ -171,7 +171,7 @@ fn pods(running: &Running, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
         let port = ports.get(&pod.port).copied().unwrap_or_default();
         Pod {
             pod: name.clone(),
-            address: pod.address.into(),
+            address: pod.address,
             mac: DisplayMac(pod.mac).to_string(),
             port: pod.port.0,
             persistent: pod.details.persistent,
@@ -284,9 +284,8 @@ fn neighbours(tables: &NeighbourTables) -> Vec<Neighbour> {
 fn flows(running: &Running, table: &FlowTable) -> Vec<Flow> {
     let pods = running.pods.lock();
     let names = pods.iter();
-    let names: HashMap<_, _> = names
-        .map(|(name, pod)| (IpAddr::V4(pod.address), name))
-        .collect();
+    let names = names.flat_map(|(name, pod)| pod.address.iter().map(move |it: IpAddr| (it, name)));
+    let names: HashMap<_, _> = names.collect();
     let seconds = |since: muslin_stack::Instant| (table.now - since).secs();
     let row = |flow: &egress::FlowInfo| Flow {
         protocol: flow.key.protocol.to_string(),

@@ -62,7 +62,7 @@ impl Operation {
                 ..
             })
             | Self::RefusePeer { subnet, .. } => names.lease(*subnet),
-            // Names of pods have IPv4 addresses.
+            // Names of pods have IPv4 addresses yet.
             Self::SetPeer(_) => {}
             Self::RemovePeer { subnet, .. } => names.release(*subnet),
         }
@@ -239,10 +239,10 @@ mod tests {
         let mut names = Names::default();
         names.set(NodeRecord {
             node: "b".parse().unwrap(),
-            subnet: key(1).ipv4,
+            subnet: key(1).ipv4.into(),
             pods: vec![PodRecord {
                 name: "web".parse().unwrap(),
-                address: [10, 1, 1, 2].into(),
+                address: Ipv4Addr::new(10, 1, 1, 2).into(),
             }],
             stopped: false,
         });

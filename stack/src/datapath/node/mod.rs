@@ -285,7 +285,7 @@ impl Node {
     /// Expects pods with these addresses to be attached until `until`, as they were before the node
     /// was restarted. Till then packets for them wait, or are lost without a word: a connection must
     /// not fail because its pod's node starts anew.
-    pub fn await_pods(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>, until: Instant) {
+    pub fn await_pods(&mut self, addresses: impl IntoIterator<Item = IpAddr>, until: Instant) {
         self.awaited = Awaited::new(addresses, until, self.seed);
     }
 

@@ -469,7 +469,7 @@ fn packets_wait_for_a_pod_that_is_about_to_be_attached_again() {
         let mut node = bare_node(1, "vxlan");
         node.attach(OTHER_PORT, attachment(1, 3, is_guarded));
         node.set_peer(peer(2, "10.244.2.0/24"));
-        node.await_pods([pod(1, 2), pod(1, 3), pod(1, 4)], until);
+        node.await_pods([2, 3, 4].map(|host| pod(1, host).into()), until);
         // From a peer and from a pod of this node: four wait, and no more.
         let mut verdicts = vec![];
         for len in 0..6 {
@@ -509,7 +509,7 @@ fn a_pod_that_is_not_attached_again_in_time_is_unreachable() {
     let until = NOW + Duration::from_secs(10);
     let mut node = bare_node(1, "vxlan");
     node.set_peer(peer(2, "10.244.2.0/24"));
-    node.await_pods([pod(1, 2)], until);
+    node.await_pods([pod(1, 2).into()], until);
     let packet = peer_frame(&ping(pod(2, 2), pod(1, 2), 64, 8));
     assert_eq!(from_peer(&mut node, 2, &packet).0, Verdict::Consumed);
     node.handle_timeout(until - Duration::from_millis(1));
@@ -526,7 +526,7 @@ fn a_pod_that_is_not_attached_again_in_time_is_unreachable() {
     .0;
     assert_eq!(verdict, Verdict::Drop(DropReason::HostUnreachable));
     // Another address was never a pod's.
-    node.await_pods([pod(1, 2)], until + Duration::from_secs(10));
+    node.await_pods([pod(1, 2).into()], until + Duration::from_secs(10));
     let other = peer_frame(&ping(pod(2, 2), pod(1, 9), 64, 8));
     let verdict = through(&other, |packet| {
         node.from_underlay(until, underlay(2).into(), packet)
