@@ -630,7 +630,7 @@ impl Driver {
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
-            node.set_egress(Some(tunnel.config.network));
+            node.set_egress(Some(tunnel.config.network.into()));
             node.await_pods(pods.iter().copied(), now + AWAITED);
             // Before it takes what has come to the tunnel's port already.
             for update in &updates {

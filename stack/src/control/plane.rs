@@ -6,9 +6,9 @@
 //! its lease and a data path the machine only takes note.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use super::peers::{Known, Peers, Unusable};
 use crate::control::lease::{Backend, Change, SubnetKey};
@@ -26,9 +26,9 @@ pub enum Operation {
         /// Its identity.
         id: PeerId,
         /// Its lease.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// Its public address.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
         /// Why.
         unusable: Unusable,
     },
@@ -37,9 +37,9 @@ pub enum Operation {
         /// Its identity.
         id: PeerId,
         /// The lease.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// Its public address.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
 }
 
@@ -61,10 +61,16 @@ impl Operation {
                 subnet: IpNet::V4(subnet),
                 ..
             })
-            | Self::RefusePeer { subnet, .. } => names.lease(*subnet),
-            // Names of pods have IPv4 addresses yet.
-            Self::SetPeer(_) => {}
-            Self::RemovePeer { subnet, .. } => names.release(*subnet),
+            | Self::RefusePeer {
+                subnet: IpNet::V4(subnet),
+                ..
+            } => names.lease(*subnet),
+            Self::RemovePeer {
+                subnet: IpNet::V4(subnet),
+                ..
+            } => names.release(*subnet),
+            // Names of pods have IPv4 addresses, so far.
+            Self::SetPeer(_) | Self::RefusePeer { .. } | Self::RemovePeer { .. } => {}
         }
     }
 }
@@ -95,8 +101,8 @@ impl ControlPlane {
                 self.operations
                     .extend(gone.map(|known| Operation::RemovePeer {
                         id: known.id,
-                        subnet: key.ipv4,
-                        public_ip: known.record.public_ip,
+                        subnet: key.ipv4.into(),
+                        public_ip: known.record.public_ip.into(),
                     }));
                 None
             }
@@ -138,8 +144,8 @@ fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
         Ok(peer) => Operation::SetPeer(peer),
         Err(unusable) => Operation::RefusePeer {
             id: known.id,
-            subnet: key.ipv4,
-            public_ip: known.record.public_ip,
+            subnet: key.ipv4.into(),
+            public_ip: known.record.public_ip.into(),
             unusable,
         },
     }
@@ -147,6 +153,8 @@ fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::control::lease::LeaseRecord;
     use crate::control::names::{Found, NodeRecord, PodRecord};
@@ -175,7 +183,7 @@ mod tests {
 
     fn is_set(operation: &Operation, third: u8, last: u8) -> bool {
         matches!(operation, Operation::SetPeer(peer)
-            if peer.subnet == key(third).ipv4.into() && peer.address.ip().octets()[3] == last)
+            if peer.subnet == key(third).ipv4.into() && peer.address.ip() == record(last).public_ip)
     }
 
     #[test]
@@ -202,7 +210,7 @@ mod tests {
         assert!(is_set(&operations[0], 1, 1), "{operations:?}");
         let gone = Operation::RemovePeer {
             id: PeerId(0),
-            subnet: key(1).ipv4,
+            subnet: key(1).ipv4.into(),
             public_ip: [192, 168, 0, 1].into(),
         };
         assert_eq!(take(&mut plane, [Change::PeerGone(key(1))]), [gone]);
@@ -217,8 +225,8 @@ mod tests {
         let nowhere = LeaseRecord::udp(Ipv4Addr::UNSPECIFIED);
         let refused = Operation::RefusePeer {
             id: PeerId(0),
-            subnet: key(1).ipv4,
-            public_ip: Ipv4Addr::UNSPECIFIED,
+            subnet: key(1).ipv4.into(),
+            public_ip: Ipv4Addr::UNSPECIFIED.into(),
             unusable: Unusable::NoAddress,
         };
         assert_eq!(take(&mut plane, [Change::Peer(key(1), nowhere)]), [refused]);

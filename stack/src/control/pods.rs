@@ -1,8 +1,9 @@
 //! The attached pods: who has which name, address, MAC address and port.
 
+use std::collections::BTreeMap;
+
 use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
-use std::collections::BTreeMap;
 use thiserror::Error;
 
 use crate::addresses::Addresses;

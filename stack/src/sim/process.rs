@@ -253,7 +253,7 @@ impl Cluster {
         let network = running.config.network;
         let (awaited, until) = running.awaited.clone();
         running.each_node(|node| {
-            node.set_egress(Some(network));
+            node.set_egress(Some(network.into()));
             node.await_pods(awaited.iter().copied().map(IpAddr::V4), until);
         });
         process.control.start(running.config.backend.clone());

@@ -1,7 +1,7 @@
 //! Two workers, and what must be true of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
@@ -102,7 +102,7 @@ fn vtep(index: u32) -> VtepMac {
 
 fn peer(index: u32) -> Peer {
     let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 2 + index as u8, 0), 24);
-    let address = SocketAddrV4::new(underlay(index as u8), 8472);
+    let address = SocketAddr::new(underlay(index as u8).into(), 8472);
     Peer::new(PeerId(index), subnet.into(), address).with_vtep(vtep(index))
 }
 
@@ -125,7 +125,7 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     };
     let config = node::Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
-    node.set_egress(Some(NETWORK));
+    node.set_egress(Some(NETWORK.into()));
     for id in 0..PEERS {
         node.set_peer(peer(id));
     }

@@ -669,10 +669,12 @@ impl Node {
     pub(super) fn ask_for(&mut self, on: On, address: Ipv4Addr, place: Option<Place>) {
         let mac = place.map_or(EthernetAddress::BROADCAST, |place| place.mac);
         let (verdict, source) = match (on, &self.uplink, place) {
-            (On::Uplink, Some(link), _) => (
-                Verdict::Uplink { id: None },
-                (link.uplink.mac, link.uplink.address),
-            ),
+            (On::Uplink, Some(link), _) => {
+                let Some(own) = ipv4(link.uplink.address) else {
+                    return;
+                };
+                (Verdict::Uplink { id: None }, (link.uplink.mac, own))
+            }
             (On::Uplink, None, _) => return,
             (On::Bridge, _, Some(place)) => (
                 Verdict::Port(place.port),

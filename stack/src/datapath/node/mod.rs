@@ -25,6 +25,7 @@ use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 use uplink::Link;
 
+use crate::addresses::Nets;
 use crate::bucket::TokenBucket;
 use crate::datapath::frame;
 use crate::datapath::gateway::{self, Gateway};
@@ -343,10 +344,10 @@ impl Node {
             .filter(|old| old.peer.address.ip() == peer.address.ip())
             .and_then(|old| old.heard);
         let (id, subnet) = (peer.id, peer.subnet);
-        let host = *peer.address.ip();
+        let host = peer.address.ip();
         let path = self.path_to(host);
         if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
-            link.neighbours.seek_in_turn(host.into());
+            link.neighbours.seek_in_turn(host);
         }
         self.peers.insert(PeerState {
             peer,
@@ -491,7 +492,8 @@ impl Node {
     /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on, and
     /// TCP and UDP to the gateway; without a network there is no route for the former, and the
     /// gateway refuses the latter itself.
-    pub fn set_egress(&mut self, network: Option<Ipv4Net>) {
+    pub fn set_egress(&mut self, network: Option<Nets>) {
+        let network = network.and_then(|network| network.ipv4());
         self.egress = network.map(|network| network.trunc());
     }
 

@@ -71,7 +71,7 @@ fn node(number: u8, format: &str) -> Node {
     node.set_peer(Peer {
         id: PeerId(other.into()),
         subnet: format!("10.244.{other}.0/24").parse().unwrap(),
-        address: underlay(other),
+        address: underlay(other).into(),
         vtep_mac: Some(vtep(other)),
     });
     node
@@ -755,7 +755,7 @@ fn a_lease_within_another_is_its_own_holders_alone() {
         node.set_peer(Peer {
             id: PeerId(id),
             subnet: subnet.parse().unwrap(),
-            address: underlay(host),
+            address: underlay(host).into(),
             vtep_mac: None,
         });
     }
@@ -1023,7 +1023,7 @@ fn a_peer_that_goes_takes_its_route_with_it() {
     node.set_peer(Peer {
         id: PeerId(7),
         subnet,
-        address: underlay(7),
+        address: underlay(7).into(),
         vtep_mac: None,
     });
     assert!(node.remove_peer(PeerId(2)));
@@ -1173,7 +1173,7 @@ fn peer(id: u8, subnet: &str) -> Peer {
     Peer {
         id: PeerId(id.into()),
         subnet: subnet.parse().unwrap(),
-        address: underlay(id),
+        address: underlay(id).into(),
         vtep_mac: Some(vtep(id)),
     }
 }
@@ -1210,7 +1210,7 @@ fn a_route_goes_with_its_peer_and_no_other() {
 #[test]
 fn peers_behind_one_address_come_and_go() {
     let behind = |id: u8, subnet: &str, address: u8| Peer {
-        address: underlay(address),
+        address: underlay(address).into(),
         ..peer(id, subnet)
     };
     let mut node = bare_node(1, "udp");
@@ -1245,7 +1245,7 @@ fn what_waits_for_a_peer_that_moves_is_dropped() {
     let mut node = node(1, "udp");
     from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 9, 2000)));
     node.set_peer(Peer {
-        address: underlay(7),
+        address: underlay(7).into(),
         ..peer(2, "10.244.2.0/24")
     });
     let gone = Verdict::Drop(DropReason::PeerGone);
