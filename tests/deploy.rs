@@ -531,7 +531,7 @@ fn the_network_is_as_large_as_the_table_says() {
         let default = NetworkConfig::new(network, None, Backend::HostGw).unwrap();
         assert!(!is_default || config == default, "{row:?}");
         assert_eq!(config.subnets().count(), number(row[2]), "{row:?}");
-        let mut pool = AddressPool::new(config.subnets().next().unwrap());
+        let mut pool = AddressPool::new(config.subnets().next().unwrap().into());
         let pods = (0..).map_while(|i| {
             let name = format!("pod-{i}").parse().unwrap();
             pool.allocate(&name, None).ok()

@@ -100,7 +100,7 @@ fn lives(states: &PeerStates, answered: &HashSet<PeerId>) -> HashMap<IpNet, Sign
     // What comes from an address counts for the first peer there.
     let mut hosts = HashMap::<_, Signs>::new();
     for state in &states.peers {
-        let signs = hosts.entry(*state.peer.address.ip()).or_default();
+        let signs = hosts.entry(state.peer.address.ip()).or_default();
         let age = state.heard.map(|heard| (states.now - heard).total_micros());
         let age = age.map(Duration::from_micros);
         signs.heard = signs.heard.into_iter().chain(age).min();
@@ -108,7 +108,7 @@ fn lives(states: &PeerStates, answered: &HashSet<PeerId>) -> HashMap<IpNet, Sign
     }
     let peers = states.peers.iter().map(|state| &state.peer);
     peers
-        .map(|peer| (peer.subnet, hosts.get(peer.address.ip()).copied()))
+        .map(|peer| (peer.subnet, hosts.get(&peer.address.ip()).copied()))
         .map(|(subnet, signs)| (subnet, signs.unwrap_or_default()))
         .collect()
 }

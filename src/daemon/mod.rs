@@ -23,7 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use front::Front;
+use ipnet::IpNet;
 use muslin_encap::{mtu::Mtu, tunnel::Format};
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::control::ipam::Memory;
 use muslin_stack::control::lease::{
@@ -628,7 +630,7 @@ impl Driver {
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
-            node.set_egress(Some(tunnel.config.network));
+            node.set_egress(Some(tunnel.config.network.into()));
             node.await_pods(pods.iter().copied(), now + AWAITED);
             // Before it takes what has come to the tunnel's port already.
             for update in &updates {
@@ -706,16 +708,16 @@ impl Driver {
             None => Policy::closed(),
             Some(settings) => {
                 let mut rules = Rules::default();
-                rules.allow = settings.allow.clone();
-                rules.deny = settings.deny.clone();
-                rules.host_loopback = settings.host_loopback;
+                rules.allow = settings.allow.iter().copied().map(IpNet::V4).collect();
+                rules.deny = settings.deny.iter().copied().map(IpNet::V4).collect();
+                rules.host_loopback = settings.host_loopback.map(Addresses::from);
                 rules.tunnel_port = (plan.port != 0).then_some(plan.port);
-                rules.stores = stores.to_vec();
+                rules.stores = stores.iter().copied().map(SocketAddr::V4).collect();
                 Policy::new(rules)
             }
         };
         let mut outside = Outside::new(policy, plan.mtu, u64::from_ne_bytes(random()?));
-        outside.subnet = Some(key.ipv4);
+        outside.subnets = Nets::new(Some(key.ipv4), key.ipv6);
         outside.limits = host::limits();
         Ok(outside)
     }

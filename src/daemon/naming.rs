@@ -46,7 +46,7 @@ impl Naming {
     pub(super) fn set_pods(&self, pods: &Pods) {
         let record = NodeRecord {
             node: self.node.clone(),
-            subnet: self.subnet,
+            subnet: self.subnet.into(),
             pods: pods.records(),
             stopped: false,
         };

@@ -40,13 +40,9 @@ pub(super) fn attach<'p>(
         since: Instant::now(),
         namespaces: None,
     };
-    if let Some(address) = request.address.and_then(|address| address.ipv6()) {
-        let message = format!("the address {address} is not in this node's subnet: it has no IPv6");
-        return Err(Error::refused(Code::AddressNotAvailable, message));
-    }
     let request = Request {
         name: request.pod.clone(),
-        address: request.address.and_then(|address| address.ipv4()),
+        address: request.address,
         mac,
     };
     let (name, pod) = pods
@@ -119,7 +115,7 @@ mod tests {
 
     #[test]
     fn whoever_asks_for_what_no_pod_can_have_has_used_it_wrongly() {
-        let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
+        let mut pods = Pods::new("10.244.1.0-24".parse().unwrap(), None);
         let mut refused = |pod: &str, address: &str| {
             let request = Attach::new(pod.parse().ok(), address.parse().ok());
             let attached = attach(&mut pods, &request, None, Vec::new());
@@ -145,7 +141,12 @@ mod tests {
                 Code::AddressNotAvailable,
                 "the node's own",
             ),
-            ("b", "fd00::2", Code::AddressNotAvailable, "it has no IPv6"),
+            (
+                "b",
+                "fd00::2",
+                Code::AddressNotAvailable,
+                "is not in this node's subnet",
+            ),
             (
                 "b",
                 "10.244.1.2",

@@ -172,7 +172,7 @@ fn pods(running: &Running, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
         let port = ports.get(&pod.port).copied().unwrap_or_default();
         Pod {
             pod: name.clone(),
-            address: pod.address.into(),
+            address: pod.address,
             mac: DisplayMac(pod.mac).to_string(),
             port: pod.port.0,
             persistent: pod.details.persistent,
@@ -284,14 +284,16 @@ fn neighbours(tables: &NeighbourTables) -> Vec<Neighbour> {
 
 fn flows(running: &Running, table: &FlowTable) -> Vec<Flow> {
     let pods = running.pods.lock();
-    let names: HashMap<_, _> = pods.iter().map(|(name, pod)| (pod.address, name)).collect();
+    let names = pods.iter();
+    let names = names.flat_map(|(name, pod)| pod.address.iter().map(move |it: IpAddr| (it, name)));
+    let names: HashMap<_, _> = names.collect();
     let seconds = |since: muslin_stack::Instant| (table.now - since).secs();
     let row = |flow: &egress::FlowInfo| Flow {
         protocol: flow.key.protocol.to_string(),
-        pod: names.get(flow.key.pod.ip()).map(|name| (*name).clone()),
+        pod: names.get(&flow.key.pod.ip()).map(|name| (*name).clone()),
         direction: flow.direction.to_string(),
-        local: flow.key.pod.into(),
-        remote: flow.remote.into(),
+        local: flow.key.pod,
+        remote: flow.remote,
         state: flow.state.to_string(),
         age_seconds: seconds(flow.since),
         idle_seconds: seconds(flow.active),

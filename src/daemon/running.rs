@@ -126,7 +126,7 @@ impl Running {
         condition: watch::Receiver<condition::State>,
     ) -> Result<Self> {
         let now = Instant::now();
-        let pods = Pods::new(facts.subnet, state.addresses());
+        let pods = Pods::new(facts.subnet.into(), state.addresses());
         let diary = Diary::open(move |memory| state.write_addresses(memory));
         Ok(Self {
             pods: Mutex::new(pods),
@@ -401,11 +401,15 @@ impl Running {
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
         let (name, pod) = pods::attach(&mut pods, &request, mac, published.clone())?;
         let pod = pod.clone();
+        let Some(address) = pod.address.ipv4() else {
+            pods.detach(&name);
+            return Err(Error::failed("the pod has no IPv4 address"));
+        };
         let attachment = pod.attachment(self.facts.settings.guard_pods);
         let workers = &self.workers;
         let attached = workers.attach(pod.port, &attachment, queues);
         let attached = attached.and_then(|()| {
-            let published = workers.publish(pod.port, pod.address, network, bound);
+            let published = workers.publish(pod.port, address, network, bound);
             published.map_err(std::io::Error::other)
         });
         if let Err(error) = attached {
@@ -426,7 +430,7 @@ impl Running {
             port: pod.port,
         });
         let facts = &self.facts;
-        let address = Ipv4Net::new(pod.address, facts.subnet.prefix_len());
+        let address = Ipv4Net::new(address, facts.subnet.prefix_len());
         let address = address.map_err(Error::failed)?;
         let gateway = gateway::address(facts.subnet);
         let (node, link) = (facts.settings.name.clone(), underlay::link(&self.plan()));
@@ -465,7 +469,7 @@ impl Running {
             ))
         })?;
         let node = self.facts.settings.name.clone();
-        let pod = PodNamespaces::new(node, pod.address.into(), kinds);
+        let pod = PodNamespaces::new(node, pod.address, kinds);
         Ok((pod, namespaces))
     }
 

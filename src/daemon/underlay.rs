@@ -246,7 +246,12 @@ pub(super) fn join(
     }
     let uplink = uplinks.first().map(|device| {
         let (address, prefix) = (interface.public_ip, interface.prefix);
-        let mut uplink = Uplink::new(device.hardware_address(), address, prefix, plan.outer);
+        let mut uplink = Uplink::new(
+            device.hardware_address(),
+            address.into(),
+            prefix.into(),
+            plan.outer,
+        );
         uplink.answers = matches!(settings.uplink, UplinkKind::Tap(_));
         uplink
     });

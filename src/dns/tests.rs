@@ -38,7 +38,7 @@ fn names() -> Arc<RwLock<Names>> {
     ] {
         let json = format!(r#"{{"node":"{node}","subnet":"{subnet}","pods":[{pods}]}}"#);
         let record: NodeRecord = serde_json::from_str(&json).unwrap();
-        names.lease(record.subnet);
+        names.lease(record.subnet.ipv4().unwrap());
         names.set(record);
     }
     Arc::new(RwLock::new(names))

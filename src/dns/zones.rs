@@ -1,7 +1,7 @@
 //! Names that are answered here: those of pods, and those that the world outside must not be asked
 //! for.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
@@ -146,7 +146,10 @@ fn pods(labels: &[Vec<u8>], names: &Names) -> Meaning {
     match names.find(&texts.join(".")) {
         Found::Addresses(all) => Meaning::Data(
             all.into_iter()
-                .map(|address| RData::A(A(address)))
+                .map(|address| match address {
+                    IpAddr::V4(address) => RData::A(A(address)),
+                    IpAddr::V6(address) => RData::AAAA(AAAA(address)),
+                })
                 .collect(),
         ),
         Found::Parent => Meaning::Parent,
@@ -155,7 +158,7 @@ fn pods(labels: &[Vec<u8>], names: &Names) -> Meaning {
 }
 
 fn pointer(address: Ipv4Addr, names: &Names) -> Option<Vec<RData>> {
-    let name = names.name_of(address)?;
+    let name = names.name_of(address.into())?;
     // Names of a pod and a node together can be longer than a name of the DNS may be.
     let name = Name::from_ascii(format!("{name}.{DOMAIN}.")).ok()?;
     Some(vec![RData::PTR(PTR(name))])

@@ -1,7 +1,7 @@
 //! What the kernel has heard about datagrams that a socket has sent (ip(7), `IP_RECVERR`).
 
 use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 
 use muslin_stack::datapath::egress::Complaint;
@@ -31,8 +31,8 @@ pub(super) fn next(socket: &Socket, quoted: &mut [u8]) -> Option<Complaint> {
             let to = message.address.map_or(nowhere, SocketAddrV4::from);
             return Some(Complaint {
                 error,
-                from,
-                to,
+                from: from.map(IpAddr::V4),
+                to: to.into(),
                 len,
             });
         }
@@ -85,8 +85,8 @@ mod tests {
         poll(&mut waited, PollTimeout::from(5000u16)).unwrap();
         let expected = Complaint {
             error: IcmpError::PortUnreachable,
-            from: Some(Ipv4Addr::LOCALHOST),
-            to,
+            from: Some(Ipv4Addr::LOCALHOST.into()),
+            to: to.into(),
             len: 5,
         };
         assert_eq!(next(&socket, &mut quoted), Some(expected));

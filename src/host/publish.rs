@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddrV4;
 
 use ipnet::Ipv4Net;
+use muslin_stack::addresses::ipv4;
 use muslin_stack::api::control::Code;
 use muslin_stack::api::published::{Published, Transport};
 use muslin_stack::datapath::guard;
@@ -39,6 +40,11 @@ fn bind_one(mut published: Published, network: Ipv4Net) -> Result<Bound> {
         transport,
         ..
     } = published;
+    let address = ipv4(address).ok_or_else(|| {
+        Error::usage(format!(
+            "cannot publish on {address}: ports are published on IPv4 addresses only, so far"
+        ))
+    })?;
     if network.contains(&address) {
         return Err(Error::usage(format!(
             "cannot publish on {address}: it lies in the pod network {network}, and pods reach each \
@@ -131,6 +137,7 @@ mod tests {
         }
         for (text, part) in [
             ("10.244.1.1:8080:80", "pod network"),
+            ("[::1]:8080:80", "IPv4 addresses only"),
             ("224.0.0.1:8080:80", "no address of a machine"),
             ("198.51.100.1:8080:80", "no such address"),
         ] {

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IoSlice, Read};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use muslin_stack::addresses::socket_ipv4;
 use muslin_stack::datapath::egress::{
     Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
 };
@@ -152,8 +153,9 @@ impl Host for Sockets {
         &mut self,
         flow: FlowId,
         protocol: Protocol,
-        to: SocketAddrV4,
+        to: SocketAddr,
     ) -> Result<(), HostError> {
+        let to = reachable(to)?;
         let socket = new_socket(protocol).map_err(|error| why_none(&error))?;
         match socket.connect(&to.into()) {
             Ok(()) => {}
@@ -168,7 +170,8 @@ impl Host for Sockets {
         if key.remote.port() != dns::PORT {
             return Err(HostError::Refused);
         }
-        let socket = dns.connect(key.pod, key.protocol);
+        let pod = reachable(key.pod)?;
+        let socket = dns.connect(pod, key.protocol);
         let watched = socket.and_then(|socket| self.watch(flow, socket));
         watched.map_err(|error| why_none(&error))?;
         if key.protocol == Protocol::Udp {
@@ -196,7 +199,8 @@ impl Host for Sockets {
         }
     }
 
-    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, flow: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
+        let to = reachable(to)?;
         let socket = self.get(flow)?;
         let sent = socket.send_to_with_flags(bytes, &to.into(), MSG_NOSIGNAL);
         sent.map(|_| ()).map_err(|error| told(&error))
@@ -206,10 +210,10 @@ impl Host for Sockets {
         &mut self,
         flow: FlowId,
         buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError> {
+    ) -> Result<(usize, SocketAddr), HostError> {
         let received = recvfrom::<SockaddrIn>(self.get(flow)?.as_raw_fd(), buffer);
         let (len, from) = received.map_err(|error| told(&error.into()))?;
-        Ok((len, from.map_or(ANY, SocketAddrV4::from)))
+        Ok((len, from.map_or(ANY, SocketAddrV4::from).into()))
     }
 
     fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
@@ -241,10 +245,11 @@ impl Host for Sockets {
     fn send_train(
         &mut self,
         flow: FlowId,
-        to: Option<SocketAddrV4>,
+        to: Option<SocketAddr>,
         datagrams: &[u8],
         size: u16,
     ) -> Result<(), HostError> {
+        let to = to.map(reachable).transpose()?;
         if !self.takes_trains || self.to_gateway.contains(&flow) {
             return Err(HostError::Failed);
         }
@@ -303,6 +308,11 @@ impl Host for Sockets {
 }
 
 /// A socket that never waits.
+/// Where a socket of IPv4 can send to; there are no others yet.
+fn reachable(to: SocketAddr) -> Result<SocketAddrV4, HostError> {
+    socket_ipv4(to).ok_or(HostError::NetUnreachable)
+}
+
 fn new_socket(protocol: Protocol) -> io::Result<Socket> {
     let kind = match protocol {
         Protocol::Tcp => Type::STREAM,

@@ -249,6 +249,7 @@ async fn asked(leave: &mut watch::Receiver<bool>) {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use async_trait::async_trait;
@@ -311,7 +312,7 @@ mod tests {
         fn set_pods(&self, names: &[&str]) {
             let pods = names.iter().zip(2..).map(|(name, last)| PodRecord {
                 name: name.parse().unwrap(),
-                address: [10, 1, self.number, last].into(),
+                address: Ipv4Addr::new(10, 1, self.number, last).into(),
             });
             self.pods.send_replace(pods.collect());
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -245,8 +245,8 @@ impl Inside {
     ) {
         let key = FlowKey {
             protocol: Protocol::Tcp,
-            pod: to,
-            remote: SocketAddrV4::new(self.place.address, 0),
+            pod: to.into(),
+            remote: SocketAddrV4::new(self.place.address, 0).into(),
         };
         let now = self.clock.now();
         let Self {
@@ -276,14 +276,14 @@ impl Inside {
         let Self { egress, locals, .. } = self;
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
-            remote: SocketAddrV4::new(self.place.address, 0),
+            pod: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0).into(),
+            remote: SocketAddrV4::new(self.place.address, 0).into(),
         };
         let is_free = |port: &u16| {
             !locals.ports.contains_key(port)
                 && !locals.exposed.contains_key(&(Protocol::Udp, *port))
         };
-        let mut tries = (0..usize::from(u16::MAX)).map_while(|_| egress.free_port(key));
+        let mut tries = (0..usize::from(u16::MAX)).map_while(|_| egress.free_port(key).ok());
         let port = tries.find(is_free)?;
         locals.ports.insert(port, inbox);
         Some(port)
@@ -293,8 +293,8 @@ impl Inside {
         let to = datagram.peer;
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: to,
-            remote: SocketAddrV4::new(self.place.address, port),
+            pod: to.into(),
+            remote: SocketAddrV4::new(self.place.address, port).into(),
         };
         let now = self.clock.now();
         let Self {
@@ -401,7 +401,7 @@ impl Inside {
 fn config(place: Place) -> io::Result<Config> {
     let own = Ipv4Net::from(place.address);
     let mut rules = Rules::default();
-    rules.allow = vec![own];
+    rules.allow = vec![own.into()];
     let mtu = Mtu::new(place.mtu.into()).map_err(io::Error::other)?;
     let seed = u64::from_ne_bytes(random().map_err(io::Error::other)?);
     let mut config = Config::new(Policy::new(rules), mtu, seed);
@@ -503,11 +503,11 @@ impl Host for Locals {
         &mut self,
         flow: FlowId,
         protocol: Protocol,
-        to: SocketAddrV4,
+        to: SocketAddr,
     ) -> Result<(), HostError> {
         let exposed = self.exposed.get(&(protocol, to.port()));
         let to = exposed.ok_or(HostError::Refused)?;
-        self.sockets.connect(flow, protocol, *to)
+        self.sockets.connect(flow, protocol, (*to).into())
     }
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {
@@ -525,7 +525,7 @@ impl Host for Locals {
         self.sockets.connected(flow)
     }
 
-    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, flow: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
         self.sockets.send(flow, to, bytes)
     }
 
@@ -533,7 +533,7 @@ impl Host for Locals {
         &mut self,
         flow: FlowId,
         buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError> {
+    ) -> Result<(usize, SocketAddr), HostError> {
         self.sockets.receive(flow, buffer)
     }
 
@@ -556,7 +556,7 @@ impl Host for Locals {
     fn send_train(
         &mut self,
         flow: FlowId,
-        to: Option<SocketAddrV4>,
+        to: Option<SocketAddr>,
         datagrams: &[u8],
         size: u16,
     ) -> Result<(), HostError> {

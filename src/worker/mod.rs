@@ -11,7 +11,7 @@ mod report;
 mod uplink;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
@@ -56,7 +56,7 @@ enum Command {
     Rebind(Underlay, Option<Uplink>),
     SetMtu(Mtu),
     /// Where the store is.
-    SetStores(Vec<SocketAddrV4>),
+    SetStores(Vec<SocketAddr>),
     /// Copy something for whoever asks.
     Copy(Question),
     Stop,
@@ -344,7 +344,7 @@ impl Workers {
     /// # Errors
     /// `Ended` if there is nobody to do it.
     pub(crate) fn set_stores(&self, stores: &[SocketAddrV4]) -> Result<(), Ended> {
-        self.tell(|| Command::SetStores(stores.to_vec()))
+        self.tell(|| Command::SetStores(stores.iter().copied().map(SocketAddr::V4).collect()))
     }
 
     /// How often each worker has looked for something to do. All look once more, so that one whose

@@ -86,8 +86,8 @@ impl Port {
     fn published(&self) -> datapath::published::Published {
         datapath::published::Published {
             protocol: self.ports.transport.into(),
-            pod: self.pod,
-            network: self.network,
+            pod: self.pod.into(),
+            network: self.network.into(),
         }
     }
 }
@@ -104,8 +104,11 @@ impl PacketLoop {
     ) {
         for (ports, socket) in all {
             let pod = SocketAddrV4::new(address, ports.pod_port);
-            if ports.transport == Transport::Udp {
-                self.path.expect_datagrams(pod);
+            if ports.transport == Transport::Udp
+                && let Err(reason) = self.path.expect_datagrams(pod.into())
+            {
+                warn!("{ports} is not published: {}", reason.describe());
+                continue;
             }
             let Some(socket) = socket else { continue };
             let index = self.published.next;
@@ -199,8 +202,8 @@ impl PacketLoop {
             Vec::new()
         };
         let by = Client {
-            address: client,
-            local: *local.ip(),
+            address: client.into(),
+            local: (*local.ip()).into(),
         };
         match path.accept(now, port.published(), by, &preface, sockets) {
             Ok(flow) => {
@@ -266,8 +269,8 @@ impl PacketLoop {
         let port = ports.get(&index).ok_or(DropReason::PortGone)?;
         let known = sockets.flow_of((index, client));
         let by = Client {
-            address: client,
-            local,
+            address: client.into(),
+            local: local.into(),
         };
         let payload = &buffer[..len];
         let flow = path.deliver(now, port.published(), by, known, payload, sockets)?;

@@ -50,7 +50,7 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
     node.attach(POD, pod);
     // An index of tables: the second peer is 1, and who goes leaves its number.
     let id = PeerId(0);
-    let peer = Peer::new(id, format!("10.244.{other}.0/24").parse()?, peer);
+    let peer = Peer::new(id, format!("10.244.{other}.0/24").parse()?, peer.into());
     node.set_peer(peer.with_vtep(vtep_mac(other)));
     let config = egress::Config::new(Policy::closed(), mtu, 7);
     Ok(Datapath::new(node, Egress::new(config, now)))

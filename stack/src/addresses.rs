@@ -1,7 +1,7 @@
 //! Addresses and prefixes where there may be some of both IP versions.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -26,6 +26,33 @@ pub type Nets = Dual<Ipv4Net, Ipv6Net>;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("'{0}' is neither of one IP version nor of both, with a comma in between")]
 pub struct InvalidDual(pub String);
+
+/// The address, if it is of IPv4.
+#[must_use]
+pub const fn ipv4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// The address and its port, if it is of IPv4.
+#[must_use]
+pub const fn socket_ipv4(address: SocketAddr) -> Option<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(address) => Some(address),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// The prefix, if it is of IPv4.
+#[must_use]
+pub const fn net_ipv4(net: IpNet) -> Option<Ipv4Net> {
+    match net {
+        IpNet::V4(net) => Some(net),
+        IpNet::V6(_) => None,
+    }
+}
 
 impl<A: Copy, B: Copy> Dual<A, B> {
     /// Nothing, if there is neither.

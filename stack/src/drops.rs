@@ -77,6 +77,7 @@ reasons! {
     EgressFragmentDuplicate, "egress-fragment-duplicate", "A fragment to an address outside came twice.";
     EgressFragmentsFull, "egress-fragments-full", "Too many packets to addresses outside were in fragments, or one in too many.";
     EgressFragmentTimeout, "egress-fragment-timeout", "Other fragments of a packet to an address outside did not come.";
+    EgressFamily, "egress-family", "A packet was to or from outside, of an IP version that egress does not carry.";
     EgressProtocol, "egress-protocol", "A packet to an address outside was of a protocol that egress does not carry.";
     EgressMalformed, "egress-malformed", "A packet to an address outside had a broken transport header or checksum.";
     EgressClosed, "egress-closed", "A packet was to an address outside, and egress is off.";
@@ -124,6 +125,7 @@ impl DropReason {
                 | Self::EgressFragmentDuplicate
                 | Self::EgressFragmentsFull
                 | Self::EgressFragmentTimeout
+                | Self::EgressFamily
                 | Self::EgressProtocol
                 | Self::EgressMalformed
                 | Self::EgressClosed

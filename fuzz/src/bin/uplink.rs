@@ -18,6 +18,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_fuzz::{Seed, for_each_event};
+use muslin_stack::addresses;
 use muslin_stack::datapath::node::{Config, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
@@ -93,7 +94,7 @@ fn pod_of(subnet: u8) -> Ipv4Addr {
 fn uplink(answers: bool) -> Uplink {
     let prefix = "192.168.0.0/24".parse().expect("it is a prefix");
     let mtu = Mtu::new(MTU.into()).expect("it is in range");
-    let mut uplink = Uplink::new(mac(1), host(1), prefix, mtu);
+    let mut uplink = Uplink::new(mac(1), host(1).into(), prefix, mtu);
     uplink.answers = answers;
     uplink
 }
@@ -230,8 +231,8 @@ impl Harness {
     fn set_peer(&mut self, id: u8, subnet: u8, at: u8) {
         let subnet = ipnet::Ipv4Net::new_assert(pod_of(subnet), 24).trunc();
         let address = SocketAddrV4::new(host(at), 0);
-        let peer = Peer::new(PeerId(id.into()), subnet.into(), address);
-        self.hosts.insert(*peer.address.ip());
+        let peer = Peer::new(PeerId(id.into()), subnet.into(), address.into());
+        self.hosts.insert(host(at));
         self.node.set_peer(peer.clone());
         self.peers[usize::from(id)] = Some(peer);
     }
@@ -249,7 +250,9 @@ impl Harness {
     fn hosts_of(&self, pod: Ipv4Addr) -> Vec<Ipv4Addr> {
         let peers = self.peers.iter().flatten();
         let holding = peers.filter(|peer| peer.subnet.contains(&IpAddr::V4(pod)));
-        holding.map(|peer| *peer.address.ip()).collect()
+        holding
+            .filter_map(|peer| addresses::ipv4(peer.address.ip()))
+            .collect()
     }
 
     fn through(
@@ -395,7 +398,7 @@ impl Harness {
             let address = ipv4(&arp[14..]);
             let mut peers = self.peers.iter().flatten();
             let believed = self.beliefs.get(&address);
-            if peers.any(|peer| *peer.address.ip() == address)
+            if peers.any(|peer| peer.address.ip() == address)
                 && believed.is_some_and(|mac| mac.0 == arp[8..14])
             {
                 self.doubts.remove(&address);
@@ -464,7 +467,7 @@ impl Harness {
         let target = ipv4(&out[38..]);
         match out[21] {
             1 if target == host(1) => assert!(self.answers, "it is not ours to announce"),
-            1 => assert!(uplink(self.answers).is_on_link(target)),
+            1 => assert!(uplink(self.answers).is_on_link(target.into())),
             2 => assert!(self.answers && self.asked, "it is not ours to answer for"),
             operation => panic!("ARP operation {operation}"),
         }
@@ -478,7 +481,7 @@ impl Harness {
             let IpAddr::V4(address) = address else {
                 panic!("{address} on the link");
             };
-            assert!(uplink(self.answers).is_on_link(address));
+            assert!(uplink(self.answers).is_on_link(address.into()));
             if let Some(place) = place {
                 assert!(place.mac.is_unicast() && place.mac != mac(1));
                 beliefs.insert(address, place.mac);

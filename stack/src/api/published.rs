@@ -1,7 +1,7 @@
 //! How ports of this machine that lead to pods are written.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,8 @@ pub const MAX_PORTS: u16 = 256;
 pub struct Published {
     /// What is carried.
     pub transport: Transport,
-    /// The machine's address; all it has, if that is 0.0.0.0.
-    pub address: Ipv4Addr,
+    /// The machine's address; all it has of that IP version, if that is 0.0.0.0 or `::`.
+    pub address: IpAddr,
     /// The machine's port; the node chooses one if that is 0.
     pub host_port: u16,
     /// The pod's port.
@@ -62,14 +62,16 @@ impl fmt::Display for Published {
             proxy,
         } = self;
         let proxy = if *proxy { "+proxy" } else { "" };
-        write!(f, "{address}:{host_port}->{pod_port}/{transport}{proxy}")
+        let at = SocketAddr::new(*address, *host_port);
+        write!(f, "{at}->{pod_port}/{transport}{proxy}")
     }
 }
 
 impl Published {
     /// Whether two cannot be on one machine.
     pub fn overlaps(&self, other: &Self) -> bool {
-        let any = [self.address, other.address].contains(&Ipv4Addr::UNSPECIFIED);
+        let is_same = self.address.is_ipv4() == other.address.is_ipv4();
+        let any = is_same && (self.address.is_unspecified() || other.address.is_unspecified());
         self.transport == other.transport
             && self.host_port == other.host_port
             && self.host_port != 0
@@ -78,7 +80,7 @@ impl Published {
 }
 
 /// Ports as a user writes them, as in podman and Docker:
-/// `[ADDRESS:]HOST[-LAST]:POD[-LAST][/tcp|/udp][+proxy]`.
+/// `[ADDRESS:]HOST[-LAST]:POD[-LAST][/tcp|/udp][+proxy]`, with brackets around an address of IPv6.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ports(Vec<Published>);
 
@@ -105,13 +107,22 @@ impl FromStr for Ports {
             Some((_, "udp")) => return Err("only TCP has PROXY headers".to_owned()),
             Some((_, other)) => return Err(format!("'{other}' is neither 'tcp' nor 'udp'")),
         };
+        let (bracketed, rest) = match rest.strip_prefix('[').and_then(|it| it.split_once("]:")) {
+            Some((address, rest)) => {
+                let parsed = address.parse::<Ipv6Addr>();
+                let parsed = parsed.map_err(|_| format!("'{address}' is no IPv6 address"))?;
+                (Some(IpAddr::V6(parsed)), rest)
+            }
+            None => (None, rest),
+        };
         let parts: Vec<_> = rest.split(':').collect();
-        let (address, host, pod) = match parts[..] {
-            [host, pod] => (Ipv4Addr::UNSPECIFIED, host, pod),
-            [address, host, pod] => {
-                let parsed = address.parse();
+        let (address, host, pod) = match (bracketed, &parts[..]) {
+            (Some(address), [host, pod]) => (address, *host, *pod),
+            (None, [host, pod]) => (Ipv4Addr::UNSPECIFIED.into(), *host, *pod),
+            (None, [address, host, pod]) => {
+                let parsed = address.parse::<Ipv4Addr>();
                 let parsed = parsed.map_err(|_| format!("'{address}' is no IPv4 address"))?;
-                (parsed, host, pod)
+                (parsed.into(), *host, *pod)
             }
             _ => return Err("write [ADDRESS:]HOST:POD[/tcp|/udp], like 8080:80".to_owned()),
         };

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::addresses::Addresses;
+use crate::control::lease::SubnetKey;
 
 /// A pod's name: up to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both
 /// ends.
@@ -81,16 +84,16 @@ impl fmt::Display for PodName {
 pub enum IpamError {
     /// The address asked for is outside the node's subnet.
     #[error("the address {0} is not in this node's subnet {1}")]
-    OutOfSubnet(Ipv4Addr, Ipv4Net),
+    OutOfSubnet(IpAddr, IpNet),
     /// The address asked for is the base, the gateway's or the broadcast address.
     #[error("the address {0} is the node's own or the broadcast address; pods have {1} and up")]
-    Reserved(Ipv4Addr, Ipv4Addr),
+    Reserved(IpAddr, IpAddr),
     /// The address asked for is another pod's.
     #[error("the address {0} is taken by the pod '{1}'")]
-    Taken(Ipv4Addr, PodName),
+    Taken(IpAddr, PodName),
     /// Every address is in use.
     #[error("all {0} addresses of the subnet {1} are in use")]
-    Full(u32, Ipv4Net),
+    Full(u32, IpNet),
 }
 
 /// What is remembered of a pod.
@@ -101,7 +104,7 @@ struct Holding {
     released: u64,
 }
 
-/// The addresses of one subnet.
+/// The addresses of one lease: those of its IPv4 subnet. None of IPv6 are given yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressPool {
     subnet: Ipv4Net,
@@ -118,17 +121,17 @@ pub struct Memory {
 
 impl Memory {
     /// The addresses of all pods that are remembered.
-    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        self.pods.values().copied()
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.pods.values().copied().map(IpAddr::V4)
     }
 }
 
 impl AddressPool {
     /// A pool in which all addresses are free.
     #[must_use]
-    pub fn new(subnet: Ipv4Net) -> Self {
+    pub fn new(lease: SubnetKey) -> Self {
         Self {
-            subnet: subnet.trunc(),
+            subnet: lease.ipv4.trunc(),
             holdings: BTreeMap::new(),
             releases: 0,
         }
@@ -137,8 +140,8 @@ impl AddressPool {
     /// A pool that remembers earlier pods, none of them attached. Of a memory of another subnet,
     /// or one that is no longer consistent, only what still holds is kept.
     #[must_use]
-    pub fn with_memory(subnet: Ipv4Net, memory: Memory) -> Self {
-        let mut pool = Self::new(subnet);
+    pub fn with_memory(lease: SubnetKey, memory: Memory) -> Self {
+        let mut pool = Self::new(lease);
         for (name, address) in memory.pods {
             if pool.check(address).is_ok() && pool.holder(address).is_none() {
                 pool.releases += 1;
@@ -175,8 +178,21 @@ impl AddressPool {
     pub fn allocate(
         &mut self,
         name: &PodName,
-        requested: Option<Ipv4Addr>,
+        requested: Option<Addresses>,
+    ) -> Result<Addresses, IpamError> {
+        self.allocate_ipv4(name, requested).map(Addresses::from)
+    }
+
+    /// The same for callers that make more of the address.
+    pub(super) fn allocate_ipv4(
+        &mut self,
+        name: &PodName,
+        requested: Option<Addresses>,
     ) -> Result<Ipv4Addr, IpamError> {
+        if let Some(address) = requested.and_then(|requested| requested.ipv6()) {
+            return Err(IpamError::OutOfSubnet(address.into(), self.subnet.into()));
+        }
+        let requested = requested.and_then(|requested| requested.ipv4());
         let address = match (requested, self.holdings.get(name)) {
             (Some(address), _) => {
                 self.check(address)?;
@@ -184,7 +200,7 @@ impl AddressPool {
                     && holder != name
                 {
                     if held.released == 0 {
-                        return Err(IpamError::Taken(address, holder.clone()));
+                        return Err(IpamError::Taken(address.into(), holder.clone()));
                     }
                     let holder = holder.clone();
                     self.holdings.remove(&holder);
@@ -214,13 +230,14 @@ impl AddressPool {
 
     fn check(&self, address: Ipv4Addr) -> Result<(), IpamError> {
         if !self.subnet.contains(&address) {
-            return Err(IpamError::OutOfSubnet(address, self.subnet));
+            return Err(IpamError::OutOfSubnet(address.into(), self.subnet.into()));
         }
         let (first, last) = self.bounds();
         if (first..=last).contains(&u32::from(address)) {
             Ok(())
         } else {
-            Err(IpamError::Reserved(address, first.into()))
+            let first = Ipv4Addr::from(first);
+            Err(IpamError::Reserved(address.into(), first.into()))
         }
     }
 
@@ -260,7 +277,8 @@ impl AddressPool {
         let oldest = self.holdings.iter().filter(|(_, held)| held.released > 0);
         let oldest = oldest.min_by_key(|(_, held)| held.released);
         let Some((name, address)) = oldest.map(|(name, held)| (name.clone(), held.address)) else {
-            return Err(IpamError::Full(last.saturating_sub(first) + 1, self.subnet));
+            let all = last.saturating_sub(first) + 1;
+            return Err(IpamError::Full(all, self.subnet.into()));
         };
         self.holdings.remove(&name);
         Ok(address)
@@ -274,15 +292,23 @@ mod tests {
     use super::*;
 
     fn pool(subnet: &str) -> AddressPool {
-        AddressPool::new(subnet.parse().unwrap())
+        AddressPool::new(lease(subnet))
+    }
+
+    fn lease(subnet: &str) -> SubnetKey {
+        SubnetKey::new(subnet.parse().unwrap())
     }
 
     fn name(text: &str) -> PodName {
         text.parse().unwrap()
     }
 
-    fn address(last: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, 1, last)
+    fn ip(last: u8) -> IpAddr {
+        [10, 244, 1, last].into()
+    }
+
+    fn address(last: u8) -> Addresses {
+        ip(last).into()
     }
 
     #[test]
@@ -308,19 +334,18 @@ mod tests {
         assert_eq!(pool.allocate(&a, Some(address(9))), Ok(address(9)));
         assert_eq!(
             pool.allocate(&b, Some(address(9))),
-            Err(IpamError::Taken(address(9), a.clone()))
+            Err(IpamError::Taken(ip(9), a.clone()))
         );
         for own in [0, 1, 255] {
             assert!(matches!(
                 pool.allocate(&b, Some(address(own))),
-                Err(IpamError::Reserved(_, first)) if first == address(2)
+                Err(IpamError::Reserved(_, first)) if first == ip(2)
             ));
         }
-        let outside = Ipv4Addr::new(10, 244, 2, 9);
-        assert!(matches!(
-            pool.allocate(&b, Some(outside)),
-            Err(IpamError::OutOfSubnet(..))
-        ));
+        for outside in ["10.244.2.9", "fd00::9", "10.244.1.9,fd00::9"] {
+            let refused = pool.allocate(&b, Some(outside.parse().unwrap()));
+            assert!(matches!(refused, Err(IpamError::OutOfSubnet(..))));
+        }
         pool.release(&a);
         assert_eq!(pool.allocate(&b, Some(address(9))), Ok(address(9)));
         assert_eq!(
@@ -353,17 +378,17 @@ mod tests {
         let text = serde_json::to_string(&pool.memory()).unwrap();
         let again = |subnet: &str, text: &str| {
             let memory = serde_json::from_str(text).unwrap();
-            AddressPool::with_memory(subnet.parse().unwrap(), memory).allocate(&name("a"), None)
+            AddressPool::with_memory(lease(subnet), memory).allocate(&name("a"), None)
         };
         assert_eq!(again("10.244.1.0/24", &text), Ok(address(7)));
         assert_eq!(
             again("10.244.2.0/24", &text),
-            Ok(Ipv4Addr::new(10, 244, 2, 2))
+            Ok(Ipv4Addr::new(10, 244, 2, 2).into())
         );
         let reserved = text.replace("10.244.1.7", "10.244.1.1");
         assert_eq!(again("10.244.1.0/24", &reserved), Ok(address(2)));
         let memory = serde_json::from_str(&text).unwrap();
-        let mut remembering = AddressPool::with_memory("10.244.1.0/24".parse().unwrap(), memory);
+        let mut remembering = AddressPool::with_memory(lease("10.244.1.0/24"), memory);
         let another = remembering.allocate(&name("b"), Some(address(7)));
         assert_eq!(another, Ok(address(7)), "nobody has it now");
         let bad_name = text.replace("\"a\"", "\"A\"");
@@ -388,7 +413,7 @@ mod tests {
             steps in proptest::collection::vec((0u8..12, any::<Option<u8>>(), any::<bool>()), 0..80),
         ) {
             let mut pool = pool("10.244.1.0/28");
-            let mut attached: BTreeMap<PodName, Ipv4Addr> = BTreeMap::new();
+            let mut attached: BTreeMap<PodName, Addresses> = BTreeMap::new();
             for (pod, request, attach) in steps {
                 let pod = name(&format!("p{pod}"));
                 if !attach {
@@ -398,13 +423,13 @@ mod tests {
                     let request = request.map(|last| address(last % 18));
                     match pool.allocate(&pod, request) {
                         Ok(given) => {
-                            prop_assert!((2..15).contains(&given.octets()[3]));
+                            prop_assert!((2..15).contains(&given.ipv4().unwrap().octets()[3]));
                             prop_assert!(request.is_none_or(|request| request == given));
                             prop_assert!(!attached.values().any(|other| *other == given));
                             attached.insert(pod, given);
                         }
                         Err(IpamError::Taken(address, by)) => {
-                            prop_assert_eq!(attached.get(&by), Some(&address));
+                            prop_assert_eq!(attached.get(&by), Some(&address.into()));
                         }
                         Err(IpamError::Full(..)) => prop_assert_eq!(attached.len(), 13),
                         Err(IpamError::Reserved(..) | IpamError::OutOfSubnet(..)) => {

@@ -11,13 +11,14 @@
 mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
 use thiserror::Error;
 
+use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
 use crate::control::lease::{Entry, SubnetKey};
 use crate::datapath::gateway;
@@ -41,8 +42,8 @@ pub fn is_reserved(name: &PodName) -> bool {
 pub struct NodeRecord {
     /// The node's name.
     pub node: PodName,
-    /// Its lease.
-    pub subnet: Ipv4Net,
+    /// Its lease. A record whose lease has no IPv4 counts for nothing yet.
+    pub subnet: Nets,
     /// Its pods.
     pub pods: Vec<PodRecord>,
     /// Whether it has stopped, and its lease waits for its return.
@@ -56,7 +57,7 @@ pub struct PodRecord {
     /// Its name.
     pub name: PodName,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: Addresses,
 }
 
 /// Why a store's entry is no node's record.
@@ -74,13 +75,13 @@ pub enum InvalidNodeRecord {
     Json(String),
     /// It is about another subnet than its key.
     #[error("it is about the subnet {0}")]
-    OtherSubnet(Ipv4Net),
+    OtherSubnet(Nets),
     /// It names an address that its node cannot give to a pod.
     #[error("{0} is no address of a pod in its subnet")]
-    Address(Ipv4Addr),
+    Address(Addresses),
     /// It names an address twice.
     #[error("it has the address {0} twice")]
-    Twice(Ipv4Addr),
+    Twice(Addresses),
 }
 
 /// Where nodes publish their pods: beside flannel's keys, which begin with `PREFIX/subnets` and
@@ -117,7 +118,7 @@ impl NodeRecord {
         }
         let record: Self = serde_json::from_str(&entry.value)
             .map_err(|error| InvalidNodeRecord::Json(error.to_string()))?;
-        if record.subnet != subnet {
+        if record.subnet != subnet.into() {
             return Err(InvalidNodeRecord::OtherSubnet(record.subnet));
         }
         let mut seen = BTreeSet::new();
@@ -125,7 +126,7 @@ impl NodeRecord {
             if !is_pods(subnet, *address) {
                 return Err(InvalidNodeRecord::Address(*address));
             }
-            if !seen.insert(*address) {
+            if !seen.insert(address.ipv4()) {
                 return Err(InvalidNodeRecord::Twice(*address));
             }
         }
@@ -159,7 +160,10 @@ impl NodeRecord {
 }
 
 /// Whether a node with this subnet can give an address to a pod.
-fn is_pods(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
+fn is_pods(subnet: Ipv4Net, address: Addresses) -> bool {
+    let (Some(address), None) = (address.ipv4(), address.ipv6()) else {
+        return false;
+    };
     let reserved = [
         subnet.network(),
         gateway::address(subnet),
@@ -172,7 +176,7 @@ fn is_pods(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Pods with these addresses, in order.
-    Addresses(Vec<Ipv4Addr>),
+    Addresses(Vec<IpAddr>),
     /// Nothing, but there are names below it.
     Parent,
     /// Nothing.
@@ -185,13 +189,13 @@ pub struct Names {
     records: BTreeMap<Ipv4Net, NodeRecord>,
     leased: BTreeSet<Ipv4Net>,
     /// By `POD`, of the records that count.
-    pods: HashMap<String, Vec<Ipv4Addr>>,
+    pods: HashMap<String, Vec<IpAddr>>,
     /// By `POD.NODE`.
-    on_nodes: HashMap<String, Vec<Ipv4Addr>>,
+    on_nodes: HashMap<String, Vec<IpAddr>>,
     /// How many names there are below a name that need not stand for anything itself.
     parents: HashMap<String, usize>,
     /// `POD.NODE` by address.
-    by_address: HashMap<Ipv4Addr, String>,
+    by_address: HashMap<IpAddr, String>,
 }
 
 impl Names {
@@ -210,7 +214,9 @@ impl Names {
 
     /// A node's record is new or has changed.
     pub fn set(&mut self, record: NodeRecord) {
-        let subnet = record.subnet;
+        let Some(subnet) = record.subnet.ipv4() else {
+            return;
+        };
         self.remove(subnet);
         self.records.insert(subnet, record);
         self.index(subnet);
@@ -242,23 +248,23 @@ impl Names {
 
     /// The name of the pod that has an address, `POD.NODE`.
     #[must_use]
-    pub fn name_of(&self, address: Ipv4Addr) -> Option<&str> {
+    pub fn name_of(&self, address: IpAddr) -> Option<&str> {
         self.by_address.get(&address).map(String::as_str)
     }
 
     /// The record of a subnet, if it counts.
-    fn counting(&self, subnet: Ipv4Net) -> Vec<(String, String, Ipv4Addr)> {
+    fn counting(&self, subnet: Ipv4Net) -> Vec<(String, String, IpAddr)> {
         let record = self.records.get(&subnet);
         let record = record.filter(|_| self.leased.contains(&subnet));
         let names = record.into_iter().flat_map(|record| {
             let node = &record.node;
             let pods = record.pods.iter().filter(|pod| !is_reserved(&pod.name));
-            pods.map(move |pod| {
-                (
-                    pod.name.to_string(),
-                    format!("{}.{node}", pod.name),
-                    pod.address,
-                )
+            pods.flat_map(move |pod| {
+                let names = move |address| {
+                    let on_node = format!("{}.{node}", pod.name);
+                    (pod.name.to_string(), on_node, address)
+                };
+                pod.address.iter().map(names)
             })
         });
         names.collect()
@@ -297,14 +303,14 @@ fn parents(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
 }
 
-fn add(names: &mut HashMap<String, Vec<Ipv4Addr>>, name: String, address: Ipv4Addr) {
+fn add(names: &mut HashMap<String, Vec<IpAddr>>, name: String, address: IpAddr) {
     let addresses = names.entry(name).or_default();
     if let Err(place) = addresses.binary_search(&address) {
         addresses.insert(place, address);
     }
 }
 
-fn take(names: &mut HashMap<String, Vec<Ipv4Addr>>, name: &str, address: Ipv4Addr) {
+fn take(names: &mut HashMap<String, Vec<IpAddr>>, name: &str, address: IpAddr) {
     if let Some(addresses) = names.get_mut(name) {
         addresses.retain(|other| *other != address);
         if addresses.is_empty() {
@@ -315,6 +321,8 @@ fn take(names: &mut HashMap<String, Vec<Ipv4Addr>>, name: &str, address: Ipv4Add
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn net(text: &str) -> Ipv4Net {
@@ -324,11 +332,11 @@ mod tests {
     fn record(node: &str, subnet: &str, pods: &[(&str, [u8; 4])]) -> NodeRecord {
         let pods = pods.iter().map(|(name, address)| PodRecord {
             name: name.parse().unwrap(),
-            address: (*address).into(),
+            address: Ipv4Addr::from(*address).into(),
         });
         NodeRecord {
             node: node.parse().unwrap(),
-            subnet: net(subnet),
+            subnet: net(subnet).into(),
             pods: pods.collect(),
             stopped: false,
         }
@@ -363,8 +371,11 @@ mod tests {
         for nothing in ["db", "web.n3", "x.web", "eb", "web.", ""] {
             assert_eq!(names.find(nothing), Found::Nothing, "{nothing}");
         }
-        assert_eq!(names.name_of([10, 1, 1, 3].into()), Some("db.main.n1"));
-        assert_eq!(names.name_of([10, 1, 1, 4].into()), None);
+        assert_eq!(
+            names.name_of(IpAddr::from([10, 1, 1, 3])),
+            Some("db.main.n1")
+        );
+        assert_eq!(names.name_of(IpAddr::from([10, 1, 1, 4])), None);
     }
 
     #[test]
@@ -384,7 +395,7 @@ mod tests {
             let found = names.find(refused);
             assert!(!matches!(found, Found::Addresses(_)), "{refused}");
         }
-        assert_eq!(names.name_of([10, 1, 3, 2].into()), None);
+        assert_eq!(names.name_of(IpAddr::from([10, 1, 3, 2])), None);
         assert_eq!(names.find("wpad2"), addresses(&[[10, 1, 3, 6]]));
         assert_eq!(names.find("my.wpad"), addresses(&[[10, 1, 3, 7]]));
         names.remove(net("10.1.3.0/24"));
@@ -406,7 +417,7 @@ mod tests {
         let mut names = two_nodes();
         names.set(record("n2", "10.1.2.0/24", &[("new", [10, 1, 2, 9])]));
         assert_eq!(names.find("web"), addresses(&[[10, 1, 1, 2]]));
-        assert_eq!(names.name_of([10, 1, 2, 9].into()), Some("new.n2"));
+        assert_eq!(names.name_of(IpAddr::from([10, 1, 2, 9])), Some("new.n2"));
         names.remove(net("10.1.2.0/24"));
         names.remove(net("10.1.2.0/24"));
         names.release(net("10.1.1.0/24"));
@@ -447,7 +458,7 @@ mod tests {
             };
             NodeRecord::read("/p", &entry)
         };
-        let key = names_key("/p", good.subnet);
+        let key = names_key("/p", net("10.1.1.0/24"));
         assert_eq!(key, "/p/muslin/pods/10.1.1.0-24");
         let padded = format!("{json}{}", " ".repeat(MAX_RECORD - json.len()));
         for text in [&json, &padded] {
@@ -469,6 +480,9 @@ mod tests {
             ("1.2\"", "1.0\"", "10.1.1.0 is no address"),
             ("1.2\"", "1.1\"", "10.1.1.1 is no address"),
             ("1.2\"", "1.255\"", "10.1.1.255 is no address"),
+            ("10.1.1.2", "fd00::2", "fd00::2 is no address"),
+            ("10.1.1.2", "10.1.1.2,fd00::2", "is no address"),
+            ("0/24", "0/24,fd00::/64", "subnet 10.1.1.0/24,fd00::/64"),
             ("web", "We b", "not a pod name"),
             ("n1", "n_1", "not a pod name"),
             ("pods", "others", "missing field"),
@@ -488,7 +502,7 @@ mod tests {
         let name = |i: u32| format!("{}{i:06}", "x".repeat(30));
         let pods = (0..8000).map(|i| PodRecord {
             name: name(i).parse().unwrap(),
-            address: Ipv4Addr::from(0x0a01_0002 + i),
+            address: Ipv4Addr::from(0x0a01_0002 + i).into(),
         });
         let all = NodeRecord {
             pods: pods.collect(),

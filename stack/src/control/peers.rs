@@ -2,7 +2,7 @@
 
 use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use thiserror::Error;
 
@@ -107,7 +107,7 @@ pub fn peer_of_lease(
     Ok(Peer {
         id,
         subnet: key.ipv4.into(),
-        address: SocketAddrV4::new(ip, backend.port()),
+        address: SocketAddr::new(ip.into(), backend.port()),
         vtep_mac,
     })
 }

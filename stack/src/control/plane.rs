@@ -6,9 +6,9 @@
 //! Before the node has its lease and a data path the machine only takes note.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
@@ -31,9 +31,9 @@ pub enum Operation {
         /// Its identity.
         id: PeerId,
         /// Its lease.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// Its public address.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
         /// Why.
         unusable: Unusable,
     },
@@ -42,9 +42,9 @@ pub enum Operation {
         /// Its identity.
         id: PeerId,
         /// The lease.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// Its public address.
-        public_ip: Ipv4Addr,
+        public_ip: IpAddr,
     },
     /// Pods have another MTU.
     SetMtu(Mtu),
@@ -75,7 +75,7 @@ pub enum OwnChange {
         /// The lease.
         key: SubnetKey,
         /// The address.
-        from: Ipv4Addr,
+        from: IpAddr,
     },
     /// A key of the store is not a lease.
     Skipped {
@@ -117,10 +117,17 @@ impl Operation {
                 subnet: IpNet::V4(subnet),
                 ..
             })
-            | Self::RefusePeer { subnet, .. } => names.lease(*subnet),
-            // Names of pods have IPv4 addresses.
-            Self::SetPeer(_) | Self::SetMtu(_) => {}
-            Self::RemovePeer { subnet, .. } => names.release(*subnet),
+            | Self::RefusePeer {
+                subnet: IpNet::V4(subnet),
+                ..
+            } => names.lease(*subnet),
+            Self::RemovePeer {
+                subnet: IpNet::V4(subnet),
+                ..
+            } => names.release(*subnet),
+            // Names of pods have IPv4 addresses, so far.
+            Self::SetPeer(_) | Self::RefusePeer { .. } | Self::RemovePeer { .. } => {}
+            Self::SetMtu(_) => {}
         }
     }
 }
@@ -151,8 +158,8 @@ impl ControlPlane {
                 self.operations
                     .extend(gone.map(|known| Operation::RemovePeer {
                         id: known.id,
-                        subnet: key.ipv4,
-                        public_ip: known.record.public_ip,
+                        subnet: key.ipv4.into(),
+                        public_ip: known.record.public_ip.into(),
                     }));
                 return None;
             }
@@ -162,7 +169,10 @@ impl ControlPlane {
             Change::Renewed => OwnChange::Renewed,
             Change::Disputed(key) => OwnChange::Disputed(key),
             Change::Replaced { key, vtep_mac } => OwnChange::Replaced { key, vtep_mac },
-            Change::Moved { key, from } => OwnChange::Moved { key, from },
+            Change::Moved { key, from } => OwnChange::Moved {
+                key,
+                from: from.into(),
+            },
             Change::Skipped { key, reason } => OwnChange::Skipped { key, reason },
             Change::Left => OwnChange::Left,
             Change::Lost(loss) => OwnChange::Lost(loss),
@@ -210,8 +220,8 @@ fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
         Ok(peer) => Operation::SetPeer(peer),
         Err(unusable) => Operation::RefusePeer {
             id: known.id,
-            subnet: key.ipv4,
-            public_ip: known.record.public_ip,
+            subnet: key.ipv4.into(),
+            public_ip: known.record.public_ip.into(),
             unusable,
         },
     }
@@ -219,6 +229,8 @@ fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
     use crate::control::lease::LeaseRecord;
     use crate::control::names::{Found, NodeRecord, PodRecord};
@@ -252,7 +264,7 @@ mod tests {
 
     fn is_set(operation: &Operation, third: u8, last: u8) -> bool {
         matches!(operation, Operation::SetPeer(peer)
-            if peer.subnet == key(third).ipv4.into() && peer.address.ip().octets()[3] == last)
+            if peer.subnet == key(third).ipv4.into() && peer.address.ip() == record(last).public_ip)
     }
 
     #[test]
@@ -279,7 +291,7 @@ mod tests {
         assert!(is_set(&operations[0], 1, 1), "{operations:?}");
         let gone = Operation::RemovePeer {
             id: PeerId(0),
-            subnet: key(1).ipv4,
+            subnet: key(1).ipv4.into(),
             public_ip: [192, 168, 0, 1].into(),
         };
         assert_eq!(take(&mut plane, [Change::PeerGone(key(1))]), [gone]);
@@ -294,8 +306,8 @@ mod tests {
         let nowhere = LeaseRecord::udp(Ipv4Addr::UNSPECIFIED);
         let refused = Operation::RefusePeer {
             id: PeerId(0),
-            subnet: key(1).ipv4,
-            public_ip: Ipv4Addr::UNSPECIFIED,
+            subnet: key(1).ipv4.into(),
+            public_ip: Ipv4Addr::UNSPECIFIED.into(),
             unusable: Unusable::NoAddress,
         };
         assert_eq!(take(&mut plane, [Change::Peer(key(1), nowhere)]), [refused]);
@@ -320,10 +332,10 @@ mod tests {
         let mut names = Names::default();
         names.set(NodeRecord {
             node: "b".parse().unwrap(),
-            subnet: key(1).ipv4,
+            subnet: key(1).ipv4.into(),
             pods: vec![PodRecord {
                 name: "web".parse().unwrap(),
-                address: [10, 1, 1, 2].into(),
+                address: Ipv4Addr::new(10, 1, 1, 2).into(),
             }],
             stopped: false,
         });

@@ -1,14 +1,14 @@
 //! The attached pods: who has which name, address, MAC address and port.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
 use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
+use crate::addresses::Addresses;
 use crate::control::ipam::{AddressPool, IpamError, Memory, PodName};
+use crate::control::lease::SubnetKey;
 use crate::control::names::{PodRecord, is_reserved};
 use crate::datapath::port::{Attachment, PortId};
 
@@ -26,7 +26,7 @@ pub struct Pod<T> {
     /// Its port at the data path; no other pod of this process has had it.
     pub port: PortId,
     /// Its address in the node's subnet.
-    pub address: Ipv4Addr,
+    pub address: Addresses,
     /// The MAC address of its interface.
     pub mac: EthernetAddress,
     /// What the caller knows of it.
@@ -39,7 +39,7 @@ pub struct Request {
     /// Its name; the first free one of `pod-1`, `pod-2` and so on if there is none.
     pub name: Option<PodName>,
     /// Its address; the one that it had before, or a free one, if there is none.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<Addresses>,
     /// The MAC address that its device has; one is made of its address if there is none.
     pub mac: Option<EthernetAddress>,
 }
@@ -70,19 +70,19 @@ impl<T> Pod<T> {
     pub fn attachment(&self, guarded: bool) -> Attachment {
         Attachment {
             mac: self.mac,
-            addresses: vec![IpAddr::V4(self.address)],
+            addresses: self.address.iter().collect(),
             guarded,
         }
     }
 }
 
 impl<T> Pods<T> {
-    /// No pods in this subnet yet; those of an earlier process get the addresses that are remembered.
+    /// No pods with this lease yet; those of an earlier process get the addresses that are remembered.
     #[must_use]
-    pub fn new(subnet: Ipv4Net, memory: Option<Memory>) -> Self {
+    pub fn new(lease: SubnetKey, memory: Option<Memory>) -> Self {
         let pool = match memory {
-            Some(memory) => AddressPool::with_memory(subnet, memory),
-            None => AddressPool::new(subnet),
+            Some(memory) => AddressPool::with_memory(lease, memory),
+            None => AddressPool::new(lease),
         };
         Self {
             pool,
@@ -112,7 +112,7 @@ impl<T> Pods<T> {
         if let Some(mac) = request.mac {
             self.check_mac(mac)?;
         }
-        let address = self.pool.allocate(&name, request.address)?;
+        let address = self.pool.allocate_ipv4(&name, request.address)?;
         let made = mac::from_ipv4(address);
         if request.mac.is_none()
             && let Err(error) = self.check_mac(made)
@@ -122,7 +122,7 @@ impl<T> Pods<T> {
         }
         let pod = Pod {
             port: PortId(self.next_port),
-            address,
+            address: address.into(),
             mac: request.mac.unwrap_or(made),
             details,
         };
@@ -209,23 +209,29 @@ impl<T> Pods<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
+    fn octets(address: Addresses) -> [u8; 4] {
+        address.ipv4().unwrap().octets()
+    }
+
     fn pods() -> Pods<()> {
-        Pods::new("10.244.1.0/24".parse().unwrap(), None)
+        Pods::new("10.244.1.0-24".parse().unwrap(), None)
     }
 
     fn request(name: Option<&str>, address: Option<u8>, mac: Option<u8>) -> Request {
         Request {
             name: name.map(|name| name.parse().unwrap()),
-            address: address.map(|last| [10, 244, 1, last].into()),
+            address: address.map(|last| Ipv4Addr::new(10, 244, 1, last).into()),
             mac: mac.map(|last| EthernetAddress([2, 0, 0, 0, 0, last])),
         }
     }
 
     fn attach(pods: &mut Pods<()>, request: Request) -> (String, [u8; 4]) {
         let (name, pod) = pods.attach(request, ()).unwrap();
-        (name.to_string(), pod.address.octets())
+        (name.to_string(), octets(pod.address))
     }
 
     #[test]
@@ -246,7 +252,7 @@ mod tests {
             refused(request(Some("a"), None, Some(1))),
             AttachError::MacTaken(name.clone(), mac)
         );
-        let taken = IpamError::Taken([10, 244, 1, 2].into(), name.clone());
+        let taken = IpamError::Taken(Ipv4Addr::new(10, 244, 1, 2).into(), name.clone());
         assert_eq!(
             refused(request(Some("a"), Some(2), Some(3))),
             AttachError::Address(taken)
@@ -276,7 +282,7 @@ mod tests {
         let mut pods = pods();
         let made = EthernetAddress([0x0a, 0x58, 10, 244, 1, 2]);
         let (name, pod) = pods.attach(request(None, None, None), ()).unwrap();
-        assert_eq!((pod.address.octets(), pod.mac), ([10, 244, 1, 2], made));
+        assert_eq!((octets(pod.address), pod.mac), ([10, 244, 1, 2], made));
         pods.detach(&name).unwrap();
         // Whoever has taken that MAC address already keeps it.
         let other = Request {
@@ -299,7 +305,7 @@ mod tests {
         let second = attach(&mut earlier, request(Some("b"), None, None));
         assert_eq!(earlier.records().len(), 2);
         let mut pods: Pods<()> =
-            Pods::new("10.244.1.0/24".parse().unwrap(), Some(earlier.memory()));
+            Pods::new("10.244.1.0-24".parse().unwrap(), Some(earlier.memory()));
         assert!(pods.is_empty());
         assert_eq!(attach(&mut pods, request(Some("b"), None, None)), second);
     }

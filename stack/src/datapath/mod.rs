@@ -27,7 +27,7 @@ pub mod uplink;
 pub mod work;
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
@@ -257,12 +257,15 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
 
     /// Says that UDP flows with this port of a pod may begin on the host's side (see
     /// [`Egress::expect_datagrams`]).
-    pub fn expect_datagrams(&mut self, pod: SocketAddrV4) {
-        self.egress.expect_datagrams(pod);
+    ///
+    /// # Errors
+    /// `EgressFamily`.
+    pub fn expect_datagrams(&mut self, pod: SocketAddr) -> Result<(), DropReason> {
+        self.egress.expect_datagrams(pod)
     }
 
     /// The store is here now: pods do not get there outside.
-    pub fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+    pub fn set_stores(&mut self, stores: Vec<SocketAddr>) {
         self.egress.set_stores(stores);
     }
 
@@ -275,14 +278,8 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     /// Detaches a port, and ends the flows of its pod; false if there was none.
     pub fn detach(&mut self, port: PortId, host: &mut impl Host) -> bool {
         let attached = self.node.ports().find(|(id, _)| *id == port);
-        let addresses: Vec<Ipv4Addr> = attached.map_or_else(Vec::new, |(_, port)| {
-            let all = port.attachment.addresses.iter();
-            all.filter_map(|address| match address {
-                IpAddr::V4(address) => Some(*address),
-                IpAddr::V6(_) => None,
-            })
-            .collect()
-        });
+        let addresses: Vec<IpAddr> =
+            attached.map_or_else(Vec::new, |(_, port)| port.attachment.addresses.clone());
         for address in addresses {
             self.egress.forget_pod(address, host);
         }

@@ -1,7 +1,7 @@
 //! Peers: the other nodes, each with its lease and where its tunnel ends.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 use muslin_encap::tunnel::vxlan::VtepMac;
@@ -28,8 +28,9 @@ pub struct Peer {
     pub id: PeerId,
     /// Its lease: the pods behind it.
     pub subnet: IpNet,
-    /// Where its tunnel ends: public address and UDP port, 0 where there is none.
-    pub address: SocketAddrV4,
+    /// Where its tunnel ends: public address and UDP port, 0 where there is none. There is no path
+    /// to an address of IPv6 yet.
+    pub address: SocketAddr,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
 }
@@ -37,7 +38,7 @@ pub struct Peer {
 impl Peer {
     /// A node with this lease, whose tunnel ends there, without a VTEP.
     #[must_use]
-    pub const fn new(id: PeerId, subnet: IpNet, address: SocketAddrV4) -> Self {
+    pub const fn new(id: PeerId, subnet: IpNet, address: SocketAddr) -> Self {
         Self {
             id,
             subnet,

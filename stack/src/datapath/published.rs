@@ -1,11 +1,12 @@
 //! Published ports: which client's connection or datagram becomes which flow of a pod.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use smoltcp::time::Instant;
 
 use super::Datapath;
+use crate::addresses::ipv4;
 use crate::datapath::egress::{FlowId, FlowKey, Host, Protocol};
 use crate::datapath::guard;
 use crate::drops::DropReason;
@@ -16,22 +17,22 @@ pub struct Published {
     /// What it carries.
     pub protocol: Protocol,
     /// The pod and its port.
-    pub pod: SocketAddrV4,
+    pub pod: SocketAddr,
     /// The overlay's network.
-    pub network: Ipv4Net,
+    pub network: IpNet,
 }
 
 /// Who uses a published port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Client {
     /// Its address and port.
-    pub address: SocketAddrV4,
+    pub address: SocketAddr,
     /// The host's address that it used.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
 }
 
 impl Published {
-    fn key(&self, remote: SocketAddrV4) -> FlowKey {
+    fn key(&self, remote: SocketAddr) -> FlowKey {
         FlowKey {
             protocol: self.protocol,
             pod: self.pod,
@@ -40,10 +41,11 @@ impl Published {
     }
 
     /// The address that a pod can tell from its own network's and answer: not that of a client on
-    /// this machine, nor one that looks like a pod's.
+    /// this machine, nor one that looks like a pod's, nor one of another IP version than its own.
     fn visible(&self, client: Client) -> Option<FlowKey> {
-        let address = *client.address.ip();
-        let is_visible = !guard::is_martian(address)
+        let address = client.address.ip();
+        let is_visible = address.is_ipv4() == self.pod.is_ipv4()
+            && ipv4(address).is_none_or(|address| !guard::is_martian(address))
             && !self.network.contains(&address)
             && address != client.local
             && client.address.port() != 0;
@@ -69,7 +71,7 @@ impl Datapath {
     ) -> Result<FlowId, DropReason> {
         let visible = published.visible(client);
         let free = visible.filter(|key| self.egress.find(key).is_none());
-        let any_port = || published.key(SocketAddrV4::new(self.node.gateway(), 0));
+        let any_port = || published.key(SocketAddr::new(self.node.gateway().into(), 0));
         let key = free.unwrap_or_else(any_port);
         self.egress.dial(now, key, preface, host)
     }
@@ -103,9 +105,8 @@ impl Datapath {
         if let Some(key) = visible.filter(|key| self.egress.find(key).is_none()) {
             return Ok(key);
         }
-        let mut key = published.key(SocketAddrV4::new(self.node.gateway(), 0));
-        let port = self.egress.free_port(key);
-        key.remote.set_port(port.ok_or(DropReason::EgressInUse)?);
+        let mut key = published.key(SocketAddr::new(self.node.gateway().into(), 0));
+        key.remote.set_port(self.egress.free_port(key)?);
         Ok(key)
     }
 }

@@ -4,9 +4,9 @@
 //! the next hop. Where the host's kernel owns the LAN address it answers for it, and the node does
 //! no more than ask others for theirs; where the node has an address of its own it answers itself.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use muslin_encap::mtu::Mtu;
 use smoltcp::wire::EthernetAddress;
 
@@ -16,10 +16,10 @@ use smoltcp::wire::EthernetAddress;
 pub struct Uplink {
     /// The MAC address that its frames leave from, and that frames for it have.
     pub mac: EthernetAddress,
-    /// The address that it asks with.
-    pub address: Ipv4Addr,
+    /// The address that it asks with: of IPv4, since it does not ask for neighbours of IPv6 yet.
+    pub address: IpAddr,
     /// The LAN's prefix: peers with a public address in it are next hops.
-    pub prefix: Ipv4Net,
+    pub prefix: IpNet,
     /// MTU of the LAN.
     pub mtu: Mtu,
     /// Whether the address is the node's own, so that it must answer for it.
@@ -29,7 +29,7 @@ pub struct Uplink {
 impl Uplink {
     /// An uplink with an address for which the host's kernel answers.
     #[must_use]
-    pub const fn new(mac: EthernetAddress, address: Ipv4Addr, prefix: Ipv4Net, mtu: Mtu) -> Self {
+    pub const fn new(mac: EthernetAddress, address: IpAddr, prefix: IpNet, mtu: Mtu) -> Self {
         Self {
             mac,
             address,
@@ -41,7 +41,7 @@ impl Uplink {
 
     /// Whether a packet for this host needs no router.
     #[must_use]
-    pub fn is_on_link(&self, host: Ipv4Addr) -> bool {
+    pub fn is_on_link(&self, host: IpAddr) -> bool {
         self.prefix.contains(&host) && host != self.address
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::tunnel::vxlan::VtepMac;
@@ -159,7 +159,7 @@ pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
 }
 
 /// Where a peer's pods are: its subnet, its tunnel's end and its VTEP.
-type Reach = BTreeMap<IpNet, (SocketAddrV4, Option<VtepMac>)>;
+type Reach = BTreeMap<IpNet, (SocketAddr, Option<VtepMac>)>;
 
 /// A key below the leases' prefix, and the peer that it is to others.
 struct Record {
@@ -357,7 +357,7 @@ impl Cluster {
         let others = records.iter().filter(|record| record.key != own);
         let peers = others.filter_map(|record| record.peer.as_ref());
         // A record under a node's own address is none of a peer.
-        let peers = peers.filter(|peer| *peer.address.ip() != public_ip);
+        let peers = peers.filter(|peer| peer.address.ip() != public_ip);
         let expected = peers.map(|peer| (peer.subnet, (peer.address, peer.vtep_mac)));
         let expected = expected.collect();
         for worker in &running.workers {
@@ -442,7 +442,7 @@ impl Cluster {
                 continue;
             };
             for state in running.node().peers() {
-                let address = *state.peer.address.ip();
+                let address = state.peer.address.ip();
                 let is_it = |other: &Option<(u64, Ipv4Net, Ipv4Addr)>| {
                     other.is_some_and(|(_, subnet, ip)| {
                         ip == address && state.peer.subnet == IpNet::V4(subnet)
@@ -452,7 +452,7 @@ impl Cluster {
                     // What comes from an address counts for the first peer there.
                     let workers = running.workers.iter();
                     let all_there = workers.flat_map(|worker| worker.path.node().peers());
-                    let all_there = all_there.filter(|it| *it.peer.address.ip() == address);
+                    let all_there = all_there.filter(|it| it.peer.address.ip() == address);
                     pairs.push(Pair {
                         from: Who { machine, process },
                         to: other,

@@ -46,8 +46,8 @@ impl Cluster {
         let machine = &mut self.machines[number];
         let uplink = self.setup.link(machine.public_ip).map(|prefix| Uplink {
             mac: machine.link_mac(number),
-            address: machine.public_ip,
-            prefix,
+            address: machine.public_ip.into(),
+            prefix: prefix.into(),
             mtu: machine.mtu,
             answers: false,
         });

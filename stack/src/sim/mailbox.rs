@@ -163,8 +163,8 @@ impl Mailbox {
         };
         Some(Complaint {
             error,
-            from: Some(from),
-            to,
+            from: Some(from.into()),
+            to: to.into(),
             len,
         })
     }

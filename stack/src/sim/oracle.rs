@@ -1,7 +1,7 @@
 //! What must be true of every frame that a device gets, and of every subnet that a node has.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::Instant;
@@ -81,9 +81,9 @@ impl Oracle {
     }
 
     /// Who talks to which server in a flow.
-    pub(super) fn client_of(&self, flow: u64) -> Option<(Ipv4Addr, Option<Server>)> {
+    pub(super) fn client_of(&self, flow: u64) -> Option<(IpAddr, Option<Server>)> {
         let errand = self.errands.get(&flow);
-        errand.map(|errand| (errand.address, Some(errand.server)))
+        errand.map(|errand| (errand.address.into(), Some(errand.server)))
     }
 
     /// A datagram or echo request goes on to a server outside; false if it has before.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
 
@@ -59,9 +59,10 @@ impl Server {
     }
 
     /// The one at an address.
-    pub(super) fn at(address: Ipv4Addr) -> Option<Self> {
+    pub(super) fn at(address: impl Into<IpAddr>) -> Option<Self> {
+        let address = address.into();
         let mut all = Self::ALL.into_iter();
-        all.find(|server| *server.address().ip() == address)
+        all.find(|server| IpAddr::V4(*server.address().ip()) == address)
     }
 
     /// Whether a connection to it brings everything back.

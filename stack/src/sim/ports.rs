@@ -76,7 +76,10 @@ impl Cluster {
         let Ok((_, pod)) = running.pods.attach(request, ()) else {
             return Ok(());
         };
-        let (port, address) = (pod.port, pod.address);
+        let Some(address) = pod.address.ipv4() else {
+            return Ok(());
+        };
+        let port = pod.port;
         disk.addresses = Some(running.pods.memory());
         let seed = random.number();
         self.random = random;

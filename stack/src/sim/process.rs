@@ -1,7 +1,7 @@
 //! Processes: how a node starts and ends, and what changes of its lease mean for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use super::random::Random;
 use super::sharing::{NameAgent, node_name};
 use super::way_out::{self, WayOut};
 use super::worker::Worker;
+use crate::addresses::ipv4;
 use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::control::names::SharerSettings;
 use crate::control::plane::{ControlPlane, Operation, OwnChange};
@@ -221,6 +222,7 @@ impl Cluster {
         let awaited: BTreeSet<_> = memory
             .iter()
             .flat_map(|memory| memory.addresses())
+            .filter_map(ipv4)
             .collect();
         let is_restart = memory.is_some();
         let names = SharerSettings {
@@ -233,7 +235,7 @@ impl Cluster {
             key,
             config,
             gateway_mac: disk.gateway_mac.get(),
-            pods: Pods::new(key.ipv4, disk.addresses.clone()),
+            pods: Pods::new(key, disk.addresses.clone()),
             names: NameAgent::new(names, now),
             workers,
             ports: BTreeMap::new(),
@@ -244,8 +246,8 @@ impl Cluster {
         let network = running.config.network;
         let (awaited, until) = running.awaited.clone();
         running.each_node(|node| {
-            node.set_egress(Some(network));
-            node.await_pods(awaited.iter().copied(), until);
+            node.set_egress(Some(network.into()));
+            node.await_pods(awaited.iter().copied().map(IpAddr::V4), until);
         });
         process.control.start(running.config.backend.clone(), plan);
         process.running = Some(running);

@@ -4,7 +4,7 @@
 //! ready for when it is read. They may come when their socket is closed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use smoltcp::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use super::mailbox::Mailbox;
 use super::outside::{Script, Server};
 use super::random::{Random, Stream};
 use super::stream::Stream as Connection;
+use crate::addresses::socket_ipv4;
 use crate::datapath::egress::{
     Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready,
 };
@@ -74,7 +75,7 @@ pub(super) struct Sockets {
 pub(super) struct Socket {
     pub(super) protocol: Protocol,
     /// The other end, if there is one.
-    pub(super) to: Option<SocketAddrV4>,
+    pub(super) to: Option<SocketAddr>,
     /// When it was last used.
     used: Instant,
     pub(super) kind: Kind,
@@ -247,8 +248,8 @@ impl Sockets {
         self.made += 1;
     }
 
-    fn check_destination(&mut self, id: FlowId, protocol: Protocol, to: SocketAddrV4) {
-        let is_secret = to.ip() == METADATA.ip();
+    fn check_destination(&mut self, id: FlowId, protocol: Protocol, to: SocketAddr) {
+        let is_secret = to.ip() == *METADATA.ip();
         if is_secret || protocol == Protocol::Udp && to.port() == TUNNEL.port() {
             self.accuse(id, "goes where no pod may");
         }
@@ -269,17 +270,12 @@ impl Host for Sockets {
         Ok(())
     }
 
-    fn connect(
-        &mut self,
-        id: FlowId,
-        protocol: Protocol,
-        to: SocketAddrV4,
-    ) -> Result<(), HostError> {
+    fn connect(&mut self, id: FlowId, protocol: Protocol, to: SocketAddr) -> Result<(), HostError> {
         self.check_destination(id, protocol, to);
         if protocol != Protocol::Tcp {
             self.accuse(id, "has one other end");
         }
-        let Some(server) = Server::at(*to.ip()) else {
+        let Some(server) = Server::at(to.ip()) else {
             return Err(HostError::NetUnreachable);
         };
         if self.is_cut || server == Server::Unreachable {
@@ -300,9 +296,10 @@ impl Host for Sockets {
     }
 
     /// Sends a datagram, and lets the server answer.
-    fn send(&mut self, id: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, id: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
+        let to = socket_ipv4(to).ok_or(HostError::NetUnreachable)?;
         if let Some(socket) = self.sockets.get(&id) {
-            self.check_destination(id, socket.protocol, to);
+            self.check_destination(id, socket.protocol, to.into());
         }
         let (now, is_cut) = (self.now, self.is_cut);
         let Some(Socket {
@@ -330,11 +327,7 @@ impl Host for Sockets {
         Ok(())
     }
 
-    fn receive(
-        &mut self,
-        id: FlowId,
-        buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError> {
+    fn receive(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<(usize, SocketAddr), HostError> {
         let Some(Kind::Mailbox(mailbox)) = self.kind(id) else {
             self.accuse(id, "is read as if it had no other end");
             return Err(HostError::Failed);
@@ -345,7 +338,7 @@ impl Host for Sockets {
         if read.is_ok_and(|(_, from)| latest == Some(*from.ip())) {
             self.use_now(id);
         }
-        read
+        read.map(|(len, from)| (len, from.into()))
     }
 
     fn serve(&mut self, _: FlowId, _: FlowKey) -> Result<(), HostError> {

@@ -1,6 +1,6 @@
 //! Visits: clients of pods' published ports.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use smoltcp::time::Duration;
 
@@ -50,8 +50,8 @@ impl Cluster {
         let address = if is_local { local } else { OUTSIDE };
         let port = 40_000 + self.random.below(PORTS) as u16;
         let client = Client {
-            address: SocketAddrV4::new(address, port),
-            local,
+            address: SocketAddr::new(address.into(), port),
+            local: local.into(),
         };
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(None);
@@ -59,8 +59,8 @@ impl Cluster {
         let gateway = running.node().gateway();
         let published = Published {
             protocol: Protocol::Tcp,
-            pod: SocketAddrV4::new(pod, PORT),
-            network: running.config.network,
+            pod: SocketAddr::new(pod.into(), PORT),
+            network: running.config.network.into(),
         };
         let flow = self.oracle.new_flow();
         let seen = self.call((who, FIRST), |path, now, sockets| {
@@ -73,7 +73,7 @@ impl Cluster {
         let Some(seen) = seen.flatten() else {
             return Ok(None);
         };
-        if seen != client.address && *seen.ip() != gateway || is_local && *seen.ip() == local {
+        if seen != client.address && seen.ip() != gateway || is_local && seen.ip() == local {
             return Err(Violation(format!("{pod} sees {client:?} as {seen}")));
         }
         Ok(Some(flow))

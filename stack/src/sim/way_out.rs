@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
@@ -56,7 +56,7 @@ pub(super) fn config(subnet: Ipv4Net, mtu: Mtu, seed: u64) -> Config {
             tunnel_port: Some(TUNNEL.port()),
             ..Rules::default()
         }),
-        subnet: Some(subnet),
+        subnets: Some(subnet.into()),
         mtu,
         limits,
         random_seed: seed,
@@ -96,8 +96,8 @@ impl Running {
     }
 
     /// A pod that has flows or published ports and is not attached.
-    pub(super) fn stray_flow(&self) -> Option<Ipv4Addr> {
-        let is_there = |pod: Ipv4Addr| self.ports.values().any(|it| it.address == pod);
+    pub(super) fn stray_flow(&self) -> Option<IpAddr> {
+        let is_there = |pod: IpAddr| self.ports.values().any(|it| it.address == pod);
         let mut workers = self.workers.iter();
         workers.find_map(|worker| worker.path.egress().stray_pod(is_there))
     }
@@ -285,7 +285,7 @@ fn check(worker: &mut Worker, oracle: &mut Oracle) -> Result<(), String> {
     check_evicted(egress, way_out)?;
     let mut of_pods = BTreeMap::new();
     for info in egress.flows() {
-        let pod = *info.key.pod.ip();
+        let pod = info.key.pod.ip();
         let count = of_pods.entry((pod, info.direction)).or_insert(0);
         *count += 1;
         if *count > FLOWS_OF_POD {
@@ -294,8 +294,8 @@ fn check(worker: &mut Worker, oracle: &mut Oracle) -> Result<(), String> {
         check_flow(egress, way_out, &info, oracle)?;
     }
     for (id, identity) in way_out.sockets.fresh.drain(..) {
-        let pod = egress.key(id).map(|key| *key.pod.ip());
-        if oracle.address_of(identity.sender) != pod {
+        let pod = egress.key(id).map(|key| key.pod.ip());
+        if oracle.address_of(identity.sender).map(IpAddr::V4) != pod {
             return Err(format!(
                 "a datagram of {identity:?} goes out in a flow of {pod:?}"
             ));
@@ -341,12 +341,12 @@ fn check_evicted(egress: &Egress, way: &mut WayOut) -> Result<(), String> {
     }
     let mut shares = BTreeMap::<_, usize>::new();
     for (key, direction) in &before {
-        *shares.entry((*key.pod.ip(), *direction)).or_default() += 1;
+        *shares.entry((key.pod.ip(), *direction)).or_default() += 1;
     }
     let most = shares.values().max().copied().unwrap_or_default();
     let mut gone = before.difference(&way.flows);
     // One more may have come since.
-    if most < 2 || !gone.any(|(key, direction)| shares[&(*key.pod.ip(), *direction)] + 1 >= most) {
+    if most < 2 || !gone.any(|(key, direction)| shares[&(key.pod.ip(), *direction)] + 1 >= most) {
         return Err(format!(
             "{count} flows make room, {idle} are idle, and the shares are {shares:?}"
         ));
@@ -374,7 +374,7 @@ fn check_flow(
     let carried = match &socket.kind {
         Kind::Connection(connection) => {
             if let Some(flow) = connection.flow()
-                && oracle.client_of(flow) != Some((*key.pod.ip(), Server::at(*key.remote.ip())))
+                && oracle.client_of(flow) != Some((key.pod.ip(), Server::at(key.remote.ip())))
             {
                 return Err(format!("{key:?} carries flow {flow}"));
             }

@@ -93,7 +93,7 @@ pub fn node(tunnel: Tunnel, peers: u32) -> Node {
         node.attach(PortId(host), attachment);
     }
     for index in 0..peers {
-        let peer = Peer::new(PeerId(index), subnet(index).into(), underlay(index));
+        let peer = Peer::new(PeerId(index), subnet(index).into(), underlay(index).into());
         node.set_peer(peer.with_vtep(vtep(index)));
     }
     node

@@ -1,7 +1,7 @@
 //! Two workers, and what must be true of them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_stack::addresses::ipv4;
 use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
@@ -59,18 +60,29 @@ pub(crate) struct Harness {
     /// The payload of the next datagram.
     next: u32,
     /// Datagrams of pods that have not gone out: from which socket, and where to.
-    offered: BTreeMap<u32, (SocketAddrV4, SocketAddrV4)>,
+    offered: BTreeMap<u32, (SocketAddr, SocketAddr)>,
     /// Packets of pods that must not go out any more.
     ended: BTreeSet<u32>,
     lost: u64,
     /// What clients have sent that has not reached a pod: which pod.
     inbound: BTreeMap<u32, usize>,
     /// Whom a pod sees as the client of its published port, and whom it dials.
-    client: [Option<SocketAddrV4>; PODS],
-    caller: [Option<(SocketAddrV4, u32)>; PODS],
+    client: [Option<SocketAddr>; PODS],
+    caller: [Option<(SocketAddr, u32)>; PODS],
     dials: BTreeSet<FlowId>,
     /// The sequence number of the next segment of a pod of a peer's.
     sequence: u32,
+}
+
+fn octets(end: SocketAddr) -> [u8; 4] {
+    let address = ipv4(end.ip()).expect("an address of IPv4");
+    address.octets()
+}
+
+/// Which pod has an address.
+fn index_of(address: IpAddr) -> usize {
+    let index = (0..PODS).find(|index| pod(*index) == address);
+    index.expect("it is a pod's")
 }
 
 fn pod(index: usize) -> Ipv4Addr {
@@ -91,12 +103,12 @@ fn vtep(index: u32) -> VtepMac {
 
 fn peer(index: u32) -> Peer {
     let subnet = Ipv4Net::new_assert(Ipv4Addr::new(10, 244, 2 + index as u8, 0), 24);
-    let address = SocketAddrV4::new(underlay(index as u8), 8472);
+    let address = SocketAddr::new(underlay(index as u8).into(), 8472);
     Peer::new(PeerId(index), subnet.into(), address).with_vtep(vtep(index))
 }
 
-fn outside(byte: u8) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1 + byte % 3), 7)
+fn outside(byte: u8) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1 + byte % 3).into(), 7)
 }
 
 fn attachment(index: usize) -> Attachment {
@@ -114,7 +126,7 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     };
     let config = node::Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
-    node.set_egress(Some(NETWORK));
+    node.set_egress(Some(NETWORK.into()));
     for id in 0..PEERS {
         node.set_peer(peer(id));
     }
@@ -122,14 +134,15 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
         node.attach(PortId(index as u32), attachment(index));
     }
     let mut config = egress::Config::new(Policy::new(Rules::default()), mtu, 7);
-    config.subnet = Some(SUBNET);
+    config.subnets = Some(SUBNET.into());
     config.limits.flows = 6;
     config.limits.flows_of_pod = 3;
     config.limits.memory = 1 << 18;
     let mut path = Datapath::new(node, Egress::new(config, Instant::ZERO));
     path.share(owners.clone(), number);
     for index in 0..PODS {
-        path.expect_datagrams(SocketAddrV4::new(pod(index), PUBLISHED));
+        let published = SocketAddr::new(pod(index).into(), PUBLISHED);
+        path.expect_datagrams(published).expect("it is of IPv4");
     }
     Worker {
         path,
@@ -161,8 +174,8 @@ impl Harness {
         match byte()? % 11 {
             0 => {
                 let (at, which) = (usize::from(byte()?) % WORKERS, byte()?);
-                let from = SocketAddrV4::new(
-                    pod(usize::from(which) % PODS),
+                let from = SocketAddr::new(
+                    pod(usize::from(which) % PODS).into(),
                     40_000 + u16::from(which >> 1) % 2,
                 );
                 self.datagram(at, from, outside(which >> 3));
@@ -171,7 +184,7 @@ impl Harness {
             2 => {
                 let (at, index) = (usize::from(byte()?) % WORKERS, usize::from(byte()?) % PODS);
                 if let Some(client) = self.client[index] {
-                    self.datagram(at, SocketAddrV4::new(pod(index), PUBLISHED), client);
+                    self.datagram(at, SocketAddr::new(pod(index).into(), PUBLISHED), client);
                 }
             }
             3 => {
@@ -273,13 +286,13 @@ impl Harness {
         self.settle(at, false);
     }
 
-    fn datagram(&mut self, at: usize, from: SocketAddrV4, to: SocketAddrV4) {
+    fn datagram(&mut self, at: usize, from: SocketAddr, to: SocketAddr) {
         let id = self.next;
         self.next += 1;
         self.offered.insert(id, (from, to));
-        let index = usize::from(from.ip().octets()[3]) - 2;
+        let index = index_of(from.ip());
         let builder = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0)
-            .ipv4(from.ip().octets(), to.ip().octets(), 64)
+            .ipv4(pod(index).octets(), octets(to), 64)
             .udp(from.port(), to.port());
         let mut frame = Vec::new();
         builder
@@ -293,8 +306,8 @@ impl Harness {
         let index = usize::from(which) % PODS;
         let id = self.next;
         self.next += 1;
-        let client = SocketAddrV4::new(
-            Ipv4Addr::new(198, 51, 100, 1 + (which >> 1) % 3),
+        let client = SocketAddr::new(
+            Ipv4Addr::new(198, 51, 100, 1 + (which >> 1) % 3).into(),
             1000 + u16::from(which >> 3),
         );
         self.inbound.insert(id, index);
@@ -393,7 +406,7 @@ impl Harness {
             0 => HOST,
             _ => Ipv4Addr::new(198, 51, 100, 1),
         };
-        let client = at_host(SocketAddrV4::new(address, 1000));
+        let client = at_host(SocketAddr::new(address.into(), 1000));
         let published = published(Protocol::Tcp, usize::from(which) % PODS);
         let Worker { path, sockets, .. } = &mut self.workers[0];
         match path.accept(self.now, published, client, b"hello", sockets) {
@@ -412,7 +425,7 @@ impl Harness {
             return;
         };
         let builder = PacketBuilder::ethernet2(mac(index).0, GATEWAY_MAC.0)
-            .ipv4(pod(index).octets(), caller.ip().octets(), 64)
+            .ipv4(pod(index).octets(), octets(caller), 64)
             .tcp(80, caller.port(), 9000, 1000)
             .ack(number.wrapping_add(1));
         let builder = if refuses {
@@ -436,8 +449,7 @@ impl Harness {
         let flow = egress.find(key).expect("it was listed");
         let id = self.next;
         self.next += 1;
-        self.inbound
-            .insert(id, usize::from(key.pod.ip().octets()[3]) - 2);
+        self.inbound.insert(id, index_of(key.pod.ip()));
         let Worker { path, sockets, .. } = &mut self.workers[at];
         let socket = sockets.open.get_mut(&flow).expect("it has a socket");
         let datagram = (outside(which >> 3), id.to_be_bytes().to_vec());
@@ -487,12 +499,13 @@ impl Harness {
         for at in 0..WORKERS {
             let Worker { path, sockets, .. } = &mut self.workers[at];
             assert!(path.detach(port, sockets), "it was attached");
-            let its = |key: &FlowKey| *key.pod.ip() == pod(index);
+            let its = |key: &FlowKey| key.pod.ip() == pod(index);
             assert!(!path.egress().flows().any(|info| its(&info.key)));
             self.settle(at, false);
             let path = &mut self.workers[at].path;
             path.node_mut().attach(port, attachment(index));
-            path.expect_datagrams(SocketAddrV4::new(pod(index), PUBLISHED));
+            let published = SocketAddr::new(pod(index).into(), PUBLISHED);
+            path.expect_datagrams(published).expect("it is of IPv4");
             self.settle(at, false);
         }
         (self.client[index], self.caller[index]) = (None, None);
@@ -572,8 +585,8 @@ impl Harness {
                 assert_eq!(self.inbound.remove(&id), Some(index), "{id} comes again");
             }
             Some(TransportHeader::Tcp(tcp)) if tcp.syn => {
-                let caller = SocketAddrV4::new(ip.source.into(), tcp.source_port);
-                assert_ne!(*caller.ip(), HOST, "no pod could answer it");
+                let caller = SocketAddr::new(Ipv4Addr::from(ip.source).into(), tcp.source_port);
+                assert_ne!(caller.ip(), HOST, "no pod could answer it");
                 self.caller[index] = Some((caller, tcp.sequence_number));
             }
             _ => {}
@@ -635,15 +648,15 @@ fn published(protocol: Protocol, index: usize) -> Published {
     };
     Published {
         protocol,
-        pod: SocketAddrV4::new(pod(index), port),
-        network: NETWORK,
+        pod: SocketAddr::new(pod(index).into(), port),
+        network: NETWORK.into(),
     }
 }
 
 /// A client that used the host's address.
-const fn at_host(address: SocketAddrV4) -> Client {
+const fn at_host(address: SocketAddr) -> Client {
     Client {
         address,
-        local: HOST,
+        local: IpAddr::V4(HOST),
     }
 }

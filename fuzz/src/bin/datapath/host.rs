@@ -1,7 +1,7 @@
 //! Sockets of the host, of one worker.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use muslin_stack::datapath::egress::{
     Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
@@ -11,7 +11,7 @@ use muslin_stack::datapath::egress::{
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) flow: FlowId,
-    pub(crate) to: Option<SocketAddrV4>,
+    pub(crate) to: Option<SocketAddr>,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -31,7 +31,7 @@ pub(crate) struct Sockets {
 #[derive(Debug, Default)]
 pub(crate) struct Socket {
     /// What has come to it, and from whom.
-    pub(crate) waiting: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    pub(crate) waiting: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Whether it is a connection's.
     pub(crate) is_stream: bool,
 }
@@ -58,7 +58,7 @@ impl Host for Sockets {
         Ok(())
     }
 
-    fn connect(&mut self, _: FlowId, _: Protocol, to: SocketAddrV4) -> Result<(), HostError> {
+    fn connect(&mut self, _: FlowId, _: Protocol, to: SocketAddr) -> Result<(), HostError> {
         panic!("no pod begins a connection to {to}");
     }
 
@@ -75,7 +75,7 @@ impl Host for Sockets {
         panic!("{flow:?} is no connection of a pod's");
     }
 
-    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, flow: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
         assert!(!self.get(flow).is_stream);
         let (to, bytes) = (Some(to), bytes.to_vec());
         self.sent.push(Sent { flow, to, bytes });
@@ -86,7 +86,7 @@ impl Host for Sockets {
         &mut self,
         flow: FlowId,
         buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError> {
+    ) -> Result<(usize, SocketAddr), HostError> {
         let waiting = self.get(flow).waiting.pop_front();
         let (from, bytes) = waiting.ok_or(HostError::WouldBlock)?;
         buffer[..bytes.len()].copy_from_slice(&bytes);

@@ -1,7 +1,7 @@
 //! The events, and egress between the two sides of the world.
 
 use std::cell::RefCell;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use arbitrary::{Result, Unstructured};
@@ -16,7 +16,7 @@ use muslin_stack::{Duration, Instant};
 use smoltcp::wire::Ipv4Packet;
 
 use crate::world::{
-    Act, FLOWS, HostSide, MTU, PodSide, SUBNET, TUNNEL, World, initial, pattern, seed,
+    Act, FLOWS, HostSide, MTU, PodSide, SUBNET, TUNNEL, World, initial, octets, pattern, seed,
 };
 
 /// IPv4 and TCP without options.
@@ -82,8 +82,8 @@ fn key(protocol: Protocol, byte: u8) -> FlowKey {
     let is_ping = protocol == Protocol::Ping;
     FlowKey {
         protocol,
-        pod: SocketAddrV4::new(pod(byte), 40_000 + u16::from(byte >> 1) % 4),
-        remote: SocketAddrV4::new(address, if is_ping { 0 } else { port }),
+        pod: SocketAddr::new(pod(byte).into(), 40_000 + u16::from(byte >> 1) % 4),
+        remote: SocketAddr::new(address.into(), if is_ping { 0 } else { port }),
     }
 }
 
@@ -99,7 +99,7 @@ impl Harness {
         rules.tunnel_port = Some(TUNNEL);
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
         let mut config = Config::new(Policy::new(rules), mtu, 7);
-        config.subnet = Some(SUBNET);
+        config.subnets = Some(SUBNET.into());
         config.limits.flows = FLOWS;
         config.limits.memory = 1 << 18;
         let world = Rc::new(RefCell::new(World::default()));
@@ -164,7 +164,7 @@ impl Harness {
                 let address = pod(byte()?);
                 self.forget(address);
                 let world = self.world.borrow();
-                let its = |key: &FlowKey| *key.pod.ip() == address;
+                let its = |key: &FlowKey| key.pod.ip() == address;
                 assert!(!world.sockets.values().any(|socket| its(&socket.key)));
             }
             6 => {
@@ -295,7 +295,7 @@ impl Harness {
     fn forget(&mut self, pod: Ipv4Addr) {
         self.world.borrow_mut().forgets = true;
         let Self { egress, host, .. } = self;
-        egress.forget_pod(pod, host);
+        egress.forget_pod(pod.into(), host);
         self.poll();
         self.world.borrow_mut().forgets = false;
     }
@@ -377,7 +377,7 @@ impl Harness {
             if is_super { len * 5 } else { len },
         );
         let size = len.max(1);
-        let builder = PacketBuilder::ipv4(key.pod.ip().octets(), key.remote.ip().octets(), 64)
+        let builder = PacketBuilder::ipv4(octets(key.pod), octets(key.remote), 64)
             .udp(key.pod.port(), key.remote.port());
         let mut packet = Vec::new();
         builder.write(&mut packet, &data).expect("a vector grows");
@@ -395,7 +395,7 @@ impl Harness {
 
     fn echo(&mut self, key: FlowKey, len: usize, fault: u8) {
         let data = content(seed(&key, false), 0, len);
-        let builder = PacketBuilder::ipv4(key.pod.ip().octets(), key.remote.ip().octets(), 64)
+        let builder = PacketBuilder::ipv4(octets(key.pod), octets(key.remote), 64)
             .icmpv4_echo_request(key.pod.port(), len as u16);
         let mut packet = Vec::new();
         builder.write(&mut packet, &data).expect("a vector grows");
@@ -472,7 +472,7 @@ impl Harness {
 }
 
 fn tcp(key: FlowKey, (seq, ack): (u32, Option<u32>), segment: &Segment, data: &[u8]) -> Vec<u8> {
-    let mut builder = PacketBuilder::ipv4(key.pod.ip().octets(), key.remote.ip().octets(), 64).tcp(
+    let mut builder = PacketBuilder::ipv4(octets(key.pod), octets(key.remote), 64).tcp(
         key.pod.port(),
         key.remote.port(),
         seq,

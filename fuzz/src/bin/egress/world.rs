@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_stack::Duration;
+use muslin_stack::addresses::ipv4;
 use muslin_stack::datapath::egress::{
     self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Output, Protocol,
 };
@@ -31,10 +32,15 @@ pub(crate) fn pattern(seed: u32, at: u32) -> u8 {
     (at.wrapping_mul(0x9e37_79b1) >> 11) as u8 ^ seed.wrapping_mul(101) as u8
 }
 
+/// The address of an end, which is of IPv4.
+pub(crate) fn octets(end: SocketAddr) -> [u8; 4] {
+    ipv4(end.ip()).expect("an address of IPv4").octets()
+}
+
 /// Of a direction between two ends.
 pub(crate) fn seed(key: &FlowKey, from_host: bool) -> u32 {
-    let [.., pod] = key.pod.ip().octets();
-    let [.., remote] = key.remote.ip().octets();
+    let [.., pod] = octets(key.pod);
+    let [.., remote] = octets(key.remote);
     u32::from(pod) + 3 * u32::from(remote) + u32::from(key.pod.port()) + u32::from(from_host) * 77
 }
 
@@ -116,9 +122,9 @@ pub(crate) struct Socket {
     inbox: u32,
     ended: bool,
     /// What has come, and from where.
-    datagrams: VecDeque<(SocketAddrV4, Vec<u8>)>,
+    datagrams: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Where the pod has sent to last.
-    latest: Option<SocketAddrV4>,
+    latest: Option<SocketAddr>,
     written: u32,
     room: usize,
     shut: bool,
@@ -140,14 +146,14 @@ pub(crate) enum Act {
 
 /// Where datagrams come from: who was asked last, another port of that, others, and such as a pod
 /// must not hear.
-fn sender(latest: SocketAddrV4, which: u8) -> SocketAddrV4 {
-    let at = |address: [u8; 4], port| SocketAddrV4::new(address.into(), port);
+fn sender(latest: SocketAddr, which: u8) -> SocketAddr {
+    let at = |address: [u8; 4], port| SocketAddr::new(address.into(), port);
     match which % 8 {
-        1 => SocketAddrV4::new(*latest.ip(), latest.port() ^ 0x4000),
+        1 => SocketAddr::new(latest.ip(), latest.port() ^ 0x4000),
         2 => at([192, 0, 2, 2], 443),
         3 => at([203, 0, 113, 9], 9),
         4 => at([169, 254, 169, 254], 80),
-        5 => SocketAddrV4::new(*latest.ip(), TUNNEL),
+        5 => SocketAddr::new(latest.ip(), TUNNEL),
         6 => at([10, 244, 1, 1], 53),
         7 => at([127, 0, 0, 1], 53),
         _ => latest,
@@ -155,14 +161,15 @@ fn sender(latest: SocketAddrV4, which: u8) -> SocketAddrV4 {
 }
 
 /// Whether pods may send there, and hear what comes from there.
-fn is_open(protocol: Protocol, address: SocketAddrV4) -> bool {
+fn is_open(protocol: Protocol, address: SocketAddr) -> bool {
     let closed = [
         LINK_LOCAL,
         SUBNET,
         Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8),
     ];
     let is_tunnel = protocol == Protocol::Udp && address.port() == TUNNEL;
-    !is_tunnel && !closed.iter().any(|net| net.contains(address.ip()))
+    let is_closed = |net: &Ipv4Net| ipv4(address.ip()).is_none_or(|it| net.contains(&it));
+    !is_tunnel && !closed.iter().any(is_closed)
 }
 
 #[derive(Debug, Default)]
@@ -323,8 +330,8 @@ impl World {
         assert!(ip.slice().len() + payload.len() <= MTU.into(), "too long");
         let key = FlowKey {
             protocol: Protocol::Tcp,
-            pod: SocketAddrV4::new(pod, tcp.destination_port()),
-            remote: SocketAddrV4::new(remote, tcp.source_port()),
+            pod: SocketAddr::new(pod.into(), tcp.destination_port()),
+            remote: SocketAddr::new(remote.into(), tcp.source_port()),
         };
         let ends = self.ends.get_mut(&key);
         let ends = ends.unwrap_or_else(|| panic!("nobody asked for {key:?}"));
@@ -389,8 +396,8 @@ impl World {
         assert_eq!(sum, Ok(udp.checksum()), "a wrong checksum of UDP");
         let key = FlowKey {
             protocol: Protocol::Udp,
-            pod: SocketAddrV4::new(pod, udp.destination_port()),
-            remote: SocketAddrV4::new(remote, udp.source_port()),
+            pod: SocketAddr::new(pod.into(), udp.destination_port()),
+            remote: SocketAddr::new(remote.into(), udp.source_port()),
         };
         let (of, bytes) = self.read.pop_front().expect("something was read");
         assert!(of == key && bytes == data, "another datagram for {key:?}");
@@ -398,8 +405,11 @@ impl World {
 
     fn receive_echo(&mut self, (pod, remote): (Ipv4Addr, Ipv4Addr), payload: &[u8]) {
         let (of, bytes) = self.read.pop_front().expect("something was read");
-        assert_eq!((of.protocol, of.remote.ip()), (Protocol::Ping, &remote));
-        assert_eq!(of.pod.ip(), &pod);
+        assert_eq!(
+            (of.protocol, of.remote.ip()),
+            (Protocol::Ping, remote.into())
+        );
+        assert_eq!(of.pod.ip(), pod);
         assert_eq!(payload[..2], [0, 0], "an echo reply");
         assert_eq!(
             payload[4..6],
@@ -422,12 +432,7 @@ impl Host for HostSide {
         world.make(id, key.mapping(), true)
     }
 
-    fn connect(
-        &mut self,
-        id: FlowId,
-        protocol: Protocol,
-        to: SocketAddrV4,
-    ) -> Result<(), HostError> {
+    fn connect(&mut self, id: FlowId, protocol: Protocol, to: SocketAddr) -> Result<(), HostError> {
         let world = &mut *self.0.borrow_mut();
         let key = world.current.expect("a pod sends something");
         assert_eq!((protocol, to), (key.protocol, key.remote));
@@ -452,7 +457,7 @@ impl Host for HostSide {
         outcome
     }
 
-    fn send(&mut self, id: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, id: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
         let world = &mut *self.0.borrow_mut();
         let current = world.current.expect("a pod sends something");
         let socket = world.sockets.get_mut(&id).expect("it has a socket");
@@ -470,11 +475,7 @@ impl Host for HostSide {
         Ok(())
     }
 
-    fn receive(
-        &mut self,
-        id: FlowId,
-        buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError> {
+    fn receive(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<(usize, SocketAddr), HostError> {
         let world = &mut *self.0.borrow_mut();
         let socket = world.sockets.get_mut(&id).expect("it has a socket");
         if let Some(error) = socket.error.take() {
@@ -628,7 +629,7 @@ impl PodSide {
         assert!(may_answer(offender), "nobody may be told of {offender:?}");
         let world = self.0.borrow();
         let ip = Ipv4HeaderSlice::from_slice(offender).expect("an IPv4 header");
-        let is_known = |key: &FlowKey| *key.pod.ip() == ip.source_addr();
+        let is_known = |key: &FlowKey| key.pod.ip() == ip.source_addr();
         assert!(world.ends.keys().any(is_known), "nobody sent {offender:?}");
     }
 }

@@ -226,7 +226,7 @@ impl Harness {
             storage: vec![0; HEADROOM + 2000],
         };
         if harness.has_egress {
-            harness.node.set_egress(Some(NETWORK));
+            harness.node.set_egress(Some(NETWORK.into()));
         }
         for port in 0..3 {
             harness.apply(Event::Attach {
@@ -297,7 +297,7 @@ impl Harness {
                 vtep: has_vtep,
             } => {
                 let subnet = self::subnet(subnet);
-                let mut peer = Peer::new(PeerId(id.into()), subnet, underlay(host));
+                let mut peer = Peer::new(PeerId(id.into()), subnet, underlay(host).into());
                 peer.vtep_mac = has_vtep.then(|| vtep(8 + id));
                 self.node.set_peer(peer.clone());
                 self.peers[usize::from(id)] = Some(peer);
@@ -679,9 +679,7 @@ impl Harness {
             node.from_underlay(now, source, packet)
         });
         self.count_from(None, out.verdict);
-        let known = self
-            .peers()
-            .any(|peer| IpAddr::from(*peer.address.ip()) == source.ip());
+        let known = self.peers().any(|peer| peer.address.ip() == source.ip());
         if !known && self.check_peers {
             assert_eq!(out.verdict, Verdict::Drop(DropReason::UnknownPeer));
         }
@@ -695,7 +693,7 @@ impl Harness {
             } => {
                 let out = &out.bytes;
                 assert!(self.vxlan && frame[12..14] == [8, 6]);
-                assert_eq!(IpAddr::from(*self.peer(id).address.ip()), source.ip());
+                assert_eq!(self.peer(id).address.ip(), source.ip());
                 assert_eq!(destination, self.peer(id).address.into());
                 assert_eq!(out.len(), 8 + 42);
                 assert_eq!(out[8 + 20..8 + 22], [0, 2]);
@@ -758,9 +756,7 @@ impl Harness {
 
     fn check_peers_source(&self, outer: IpAddr, source: Ipv4Addr) {
         assert!(!SUBNET.contains(&source), "a peer poses as a pod");
-        let mut sharing = self
-            .peers()
-            .filter(|peer| IpAddr::from(*peer.address.ip()) == outer);
+        let mut sharing = self.peers().filter(|peer| peer.address.ip() == outer);
         // Of leases within each other the longest prefix decides.
         let owners = self.route(source);
         let is_owner = |id| matches!(&owners, Route::Peers(ids) if ids.contains(&id));
@@ -837,7 +833,7 @@ impl Harness {
                 id, destination, ..
             } => {
                 let peer = self.peer(id);
-                assert!(destination == peer.address.into() || self.peers_changed);
+                assert!(destination == peer.address || self.peers_changed);
                 if !self.vxlan {
                     return out;
                 }

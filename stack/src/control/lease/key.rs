@@ -32,6 +32,12 @@ impl SubnetKey {
     }
 }
 
+impl From<Ipv4Net> for SubnetKey {
+    fn from(ipv4: Ipv4Net) -> Self {
+        Self::new(ipv4)
+    }
+}
+
 impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ipv4.network(), self.ipv4.prefix_len())?;

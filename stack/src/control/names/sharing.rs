@@ -171,7 +171,7 @@ impl Sharer {
     fn want_record(&mut self) -> usize {
         let record = NodeRecord {
             node: self.settings.node.clone(),
-            subnet: self.settings.subnet,
+            subnet: self.settings.subnet.into(),
             pods: self.pods.clone(),
             stopped: self.end == Some(End::Stop),
         };
@@ -411,7 +411,7 @@ impl Sharer {
         }
         match NodeRecord::read(&self.settings.prefix, entry) {
             Ok(record) => {
-                self.recorded.insert(record.subnet);
+                self.recorded.extend(record.subnet.ipv4());
                 self.changes.push_back(NameChange::Set(record));
             }
             Err(error) => {

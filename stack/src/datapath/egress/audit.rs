@@ -1,6 +1,6 @@
 //! Closed books: what flows have and what is left for others is what there was.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use super::{Egress, Flow};
 
@@ -23,15 +23,15 @@ impl Egress {
     }
 
     /// The ports of pods whose UDP flows may begin on the host's side.
-    pub fn expected(&self) -> impl Iterator<Item = SocketAddrV4> {
-        self.published.iter().copied()
+    pub fn expected(&self) -> impl Iterator<Item = SocketAddr> {
+        self.published.iter().copied().map(SocketAddr::V4)
     }
 
     /// A pod that egress knows, of which `is_attached` says that it is not there.
     #[must_use]
-    pub fn stray_pod(&self, is_attached: impl Fn(Ipv4Addr) -> bool) -> Option<Ipv4Addr> {
-        let flows = self.flows().map(|info| *info.key.pod.ip());
-        let ports = self.expected().map(|port| *port.ip());
+    pub fn stray_pod(&self, is_attached: impl Fn(IpAddr) -> bool) -> Option<IpAddr> {
+        let flows = self.flows().map(|info| info.key.pod.ip());
+        let ports = self.expected().map(|port| port.ip());
         flows.chain(ports).find(|pod| !is_attached(*pod))
     }
 }

@@ -1,7 +1,7 @@
 //! Datagrams and echo requests of pods. What comes from a flow's socket goes to the pod from the
 //! address by which the pod knows its sender.
 
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 
 use muslin_encap::buffer::HEADROOM;
 use muslin_encap::ip::transport::{self, UDP_HEADER_LEN};
@@ -10,7 +10,7 @@ use muslin_encap::offload::virtio::{Checksum, Header};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, UdpPacket};
 
 use super::output::{Buffer, Outbox};
-use super::{Config, Destination, FlowId, FlowKey, Host, HostError, Protocol};
+use super::{Config, Destination, FlowId, Host, HostError, Key, Protocol};
 use crate::drops::DropReason;
 
 /// Datagrams read from one socket before the others have their turn.
@@ -26,7 +26,7 @@ pub(super) struct Datagrams {
 /// A flow whose socket is read.
 pub(super) struct Reading<'a> {
     pub(super) id: FlowId,
-    pub(super) key: FlowKey,
+    pub(super) key: Key,
     /// Of a mapping, where the pod has sent to last.
     pub(super) latest: Option<Destination>,
     pub(super) config: &'a Config,
@@ -38,7 +38,7 @@ impl Reading<'_> {
         &self,
         host: &mut impl Host,
         buffer: &mut [u8],
-    ) -> Result<(usize, Option<SocketAddrV4>), HostError> {
+    ) -> Result<(usize, Option<SocketAddr>), HostError> {
         if self.latest.is_none() {
             return host.read(self.id, buffer).map(|len| (len, None));
         }
@@ -47,20 +47,21 @@ impl Reading<'_> {
     }
 
     /// What a pod calls the sender.
-    fn source(&self, from: Option<SocketAddrV4>) -> Result<SocketAddrV4, DropReason> {
+    fn source(&self, from: Option<SocketAddr>) -> Result<SocketAddrV4, DropReason> {
         match (from, self.latest) {
-            (Some(from), Some(latest)) if from == latest.to => Ok(latest.remote),
-            (Some(from), _) => self.config.source(self.key.protocol, from),
             (None, _) => Ok(self.key.remote),
+            (Some(SocketAddr::V4(from)), Some(latest)) if from == latest.to => Ok(latest.remote),
+            (Some(SocketAddr::V4(from)), _) => self.config.source(self.key.protocol, from),
+            (Some(SocketAddr::V6(_)), _) => Err(DropReason::EgressFamily),
         }
     }
 
     /// Whether a datagram keeps its flow in use. Of a mapping that is for those to whom the pod has
     /// sent last, and not for strangers (RFC 4787 section 4.3).
-    fn is_use(&self, from: Option<SocketAddrV4>) -> bool {
+    fn is_use(&self, from: Option<SocketAddr>) -> bool {
         from.is_none_or(|from| {
             self.latest
-                .is_some_and(|latest| latest.to.ip() == from.ip())
+                .is_some_and(|latest| *latest.to.ip() == from.ip())
         })
     }
 }
@@ -108,7 +109,7 @@ impl Datagrams {
             match flow.next(host, &mut self.storage[at..]) {
                 Ok((len, from)) => match flow.source(from) {
                     Ok(remote) => {
-                        let key = FlowKey { remote, ..flow.key };
+                        let key = Key { remote, ..flow.key };
                         let packet_len = at + len.min(v4::MAX_LEN) - HEADROOM;
                         if self.send(key, packet_len, out) {
                             read.bytes += len;
@@ -130,7 +131,7 @@ impl Datagrams {
     /// Sends a pod a datagram from the host's side of its flow.
     pub(super) fn deliver(
         &mut self,
-        key: FlowKey,
+        key: Key,
         payload: &[u8],
         out: &mut Outbox,
     ) -> Result<(), DropReason> {
@@ -145,7 +146,7 @@ impl Datagrams {
     }
 
     /// Sends the packet of `len` bytes whose payload is in the storage.
-    fn send(&mut self, key: FlowKey, len: usize, out: &mut Outbox) -> bool {
+    fn send(&mut self, key: Key, len: usize, out: &mut Outbox) -> bool {
         let Some(packet) = self.storage.get_mut(HEADROOM..HEADROOM + len) else {
             return false;
         };

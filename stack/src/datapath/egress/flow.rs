@@ -1,12 +1,12 @@
 //! What is told of a flow.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use smoltcp::time::Instant;
 
 use super::clock::Clock;
-use super::{Flow, FlowKey};
+use super::{Flow, FlowKey, Key};
 
 /// A flow at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct FlowInfo {
     /// Whose it is.
     pub key: FlowKey,
     /// The other end, as the pod calls it; of a mapping the one to which the pod has sent last.
-    pub remote: SocketAddrV4,
+    pub remote: SocketAddr,
     /// Who began it.
     pub direction: Direction,
     /// How far it is.
@@ -68,10 +68,13 @@ pub(super) struct Usage {
 }
 
 impl FlowInfo {
-    pub(super) fn new((key, flow, usage): (FlowKey, &Flow, Usage), clock: &Clock) -> Self {
+    pub(super) fn new((key, flow, usage): (Key, &Flow, Usage), clock: &Clock) -> Self {
         Self {
-            key,
-            remote: flow.latest().map_or(key.remote, |latest| latest.remote),
+            key: key.into(),
+            remote: flow
+                .latest()
+                .map_or(key.remote, |latest| latest.remote)
+                .into(),
             direction: usage.direction,
             state: flow.state(),
             since: clock.outside(usage.since),

@@ -1,7 +1,7 @@
 //! What egress asks of those around it: sockets of the host.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use thiserror::Error;
 
@@ -135,7 +135,7 @@ pub trait Host {
         &mut self,
         flow: FlowId,
         protocol: Protocol,
-        to: SocketAddrV4,
+        to: SocketAddr,
     ) -> Result<(), HostError>;
 
     /// Makes a socket for a flow of a pod of this node to a port of the gateway, where a service
@@ -159,7 +159,7 @@ pub trait Host {
     ///
     /// # Errors
     /// `WouldBlock` if there is no room, or what is wrong.
-    fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError>;
+    fn send(&mut self, flow: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError>;
 
     /// Receives one datagram, or an echo reply with its header, of a mapping: its length and who
     /// has sent it.
@@ -170,7 +170,7 @@ pub trait Host {
         &mut self,
         flow: FlowId,
         buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError>;
+    ) -> Result<(usize, SocketAddr), HostError>;
 
     /// Reads a part of a stream, of which no bytes are the end, or one datagram of a flow that is no
     /// mapping.
@@ -194,7 +194,7 @@ pub trait Host {
     fn send_train(
         &mut self,
         _flow: FlowId,
-        _to: Option<SocketAddrV4>,
+        _to: Option<SocketAddr>,
         _datagrams: &[u8],
         _size: u16,
     ) -> Result<(), HostError> {
@@ -227,7 +227,7 @@ impl Host for NoHost {
         Err(HostError::Failed)
     }
 
-    fn connect(&mut self, _: FlowId, _: Protocol, _: SocketAddrV4) -> Result<(), HostError> {
+    fn connect(&mut self, _: FlowId, _: Protocol, _: SocketAddr) -> Result<(), HostError> {
         Err(HostError::Failed)
     }
 
@@ -241,11 +241,11 @@ impl Host for NoHost {
         Err(HostError::Failed)
     }
 
-    fn send(&mut self, _: FlowId, _: SocketAddrV4, _: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, _: FlowId, _: SocketAddr, _: &[u8]) -> Result<(), HostError> {
         Err(HostError::Failed)
     }
 
-    fn receive(&mut self, _: FlowId, _: &mut [u8]) -> Result<(usize, SocketAddrV4), HostError> {
+    fn receive(&mut self, _: FlowId, _: &mut [u8]) -> Result<(usize, SocketAddr), HostError> {
         Err(HostError::Failed)
     }
 

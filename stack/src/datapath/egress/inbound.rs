@@ -3,7 +3,7 @@
 //! The host's socket is there first. Once the pod has answered, such a flow is like any other.
 
 use std::hash::BuildHasher;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use muslin_encap::ip::v4;
 use smoltcp::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use super::flow::Direction;
 use super::output::Outbox;
 use super::table::Moved;
 use super::tcp::{Connection, Outcome, Progress};
-use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, LATER, Protocol, Ready, Step};
+use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, Key, LATER, Protocol, Ready, Step};
+use crate::addresses::{Nets, socket_ipv4};
 use crate::datapath::hash::Seed;
 use crate::drops::DropReason;
 
@@ -41,7 +42,7 @@ impl Egress {
     /// the cluster, one of the gateway's. A port is chosen if that is 0; [`Egress::key`] tells it.
     ///
     /// # Errors
-    /// `EgressTableFull`, or `EgressInUse` if there is such a flow or no port is free.
+    /// `EgressTableFull`, `EgressInUse` if there is such a flow or no port is free, or `EgressFamily`.
     pub fn dial(
         &mut self,
         now: Instant,
@@ -49,6 +50,7 @@ impl Egress {
         preface: &[u8],
         host: &mut impl Host,
     ) -> Result<FlowId, DropReason> {
+        let key = key.try_into()?;
         self.awake(now, |egress, now, out| {
             egress.begin_dial(now, key, preface, host, out)
         })
@@ -57,14 +59,13 @@ impl Egress {
     fn begin_dial(
         &mut self,
         now: Instant,
-        mut key: FlowKey,
+        mut key: Key,
         preface: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Result<FlowId, DropReason> {
         if key.remote.port() == 0 {
-            key.remote
-                .set_port(self.free_port(key).ok_or(DropReason::EgressInUse)?);
+            key.remote.set_port(self.choose_port(key)?);
         }
         if key.protocol != Protocol::Tcp || key.pod.port() == 0 || self.flows.find(&key).is_some() {
             return Err(DropReason::EgressInUse);
@@ -92,7 +93,7 @@ impl Egress {
     /// ends; what the pod answers goes to [`Host::write`] of that flow.
     ///
     /// # Errors
-    /// `EgressTableFull`, or `EgressMalformed` for a datagram or a port that cannot be.
+    /// `EgressTableFull`, `EgressMalformed` for a datagram or a port that cannot be, or `EgressFamily`.
     pub fn deliver(
         &mut self,
         now: Instant,
@@ -100,6 +101,7 @@ impl Egress {
         payload: &[u8],
         host: &mut impl Host,
     ) -> Result<FlowId, DropReason> {
+        let key = key.try_into()?;
         self.awake(now, |egress, now, out| {
             egress.take_delivery(now, key, payload, host, out)
         })
@@ -108,7 +110,7 @@ impl Egress {
     fn take_delivery(
         &mut self,
         now: Instant,
-        key: FlowKey,
+        key: Key,
         payload: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -135,28 +137,41 @@ impl Egress {
 
     /// Says that UDP flows with this port of a pod may begin on the host's side, here or where
     /// another has them.
-    pub fn expect_datagrams(&mut self, pod: SocketAddrV4) {
+    ///
+    /// # Errors
+    /// `EgressFamily`.
+    pub fn expect_datagrams(&mut self, pod: SocketAddr) -> Step {
+        let pod = socket_ipv4(pod).ok_or(DropReason::EgressFamily)?;
         self.published.insert(pod);
+        Ok(())
     }
 
     /// The flow by which a packet with these ends has come to a pod.
-    pub(super) fn flow_to(&self, key: &FlowKey) -> Option<FlowId> {
+    pub(super) fn flow_to(&self, key: &Key) -> Option<FlowId> {
         let mapping = || self.flows.find(&key.mapping());
         self.flows.find(key).or_else(mapping)
     }
 
     /// A port for a flow that differs in it from all others with its pod (RFC 6056 section 3.3.3).
-    #[must_use]
-    pub fn free_port(&mut self, mut key: FlowKey) -> Option<u16> {
+    ///
+    /// # Errors
+    /// `EgressInUse` if there is none, or `EgressFamily`.
+    pub fn free_port(&mut self, key: FlowKey) -> Result<u16, DropReason> {
+        self.choose_port(key.try_into()?)
+    }
+
+    fn choose_port(&mut self, mut key: Key) -> Result<u16, DropReason> {
         let offset = Seed(self.config.random_seed).hash_one((key.pod, key.remote.ip()));
         self.ports_chosen += 1;
         let first = offset.wrapping_add(self.ports_chosen);
         let count = EPHEMERAL.len() as u64;
         let ports = (0..count).map(|i| EPHEMERAL.start() + (first.wrapping_add(i) % count) as u16);
-        ports.into_iter().find(|port| {
+        let mut ports = ports.into_iter();
+        let free = ports.find(|port| {
             key.remote.set_port(*port);
             self.flows.find(&key).is_none()
-        })
+        });
+        free.ok_or(DropReason::EgressInUse)
     }
 
     /// Looks how far a pod is with its answer.
@@ -238,9 +253,10 @@ impl Egress {
         let key = quoted(offender).ok_or(DropReason::EgressProtocol)?;
         let id = self.flow_to(&key).ok_or(DropReason::EgressProtocol)?;
         // A pod speaks for itself, and another node's routers for their pods.
-        let may_tell = match self.config.subnet {
+        let is_ours = |subnets: Nets| subnets.ipv4().is_some_and(|it| it.contains(&sender));
+        let may_tell = match self.config.subnets {
             Some(_) if self.is_local(key) => sender == *key.pod.ip(),
-            Some(subnet) => !subnet.contains(&sender),
+            Some(subnets) => !is_ours(subnets),
             None => true,
         };
         if !may_tell {
@@ -255,7 +271,7 @@ impl Egress {
 }
 
 /// The flow of a packet to a pod, of which there is at least what an ICMP error quotes.
-pub(super) fn quoted(packet: &[u8]) -> Option<FlowKey> {
+pub(super) fn quoted(packet: &[u8]) -> Option<Key> {
     let (header, rest) = v4::split_header(packet)?;
     let view = Ipv4Packet::new_unchecked(header);
     let protocol = match view.next_header() {
@@ -265,7 +281,7 @@ pub(super) fn quoted(packet: &[u8]) -> Option<FlowKey> {
     };
     let ports = rest.first_chunk::<4>()?;
     let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
-    Some(FlowKey {
+    Some(Key {
         protocol,
         pod: SocketAddrV4::new(view.dst_addr(), port(2)),
         remote: SocketAddrV4::new(view.src_addr(), port(0)),

@@ -18,9 +18,8 @@
 //! packets, waits until it is polled ([`Egress::poll_output`]), which callers do after every call.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use ipnet::Ipv4Net;
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::ip::transport::{ChecksumState, Transport};
 use muslin_encap::ip::v4;
@@ -29,6 +28,7 @@ use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
+use crate::addresses::{Nets, ipv4};
 use crate::datapath::gateway;
 use crate::datapath::hash::Seed;
 use crate::datapath::icmp::IcmpError;
@@ -40,6 +40,7 @@ mod datagram;
 mod flow;
 mod host;
 mod inbound;
+mod key;
 mod memory;
 mod output;
 mod owners;
@@ -56,6 +57,8 @@ use datagram::{Datagrams, Reading};
 pub use flow::{Direction, FlowInfo, FlowState};
 pub use host::{FlowId, Host, HostError, NoHost, Protocol};
 use inbound::{DIAL_LIMIT, Dial};
+pub use key::FlowKey;
+use key::Key;
 use memory::Memory;
 use output::Outbox;
 pub use output::Output;
@@ -85,9 +88,9 @@ const LATER: Duration = Duration::from_micros(1);
 pub struct Config {
     /// Which destinations it reaches.
     pub policy: Policy,
-    /// The node's subnet: its pods, and the gateway's addresses. Without one this is no node but an
+    /// The node's subnets: its pods, and the gateway's addresses. Without any this is no node but an
     /// [`crate::endpoint::Endpoint`], for which all others are pods.
-    pub subnet: Option<Ipv4Net>,
+    pub subnets: Option<Nets>,
     /// MTU of pods.
     pub mtu: Mtu,
     /// Bounds.
@@ -97,12 +100,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// Egress of an endpoint, with the default limits; a node's has a subnet, too.
+    /// Egress of an endpoint, with the default limits; a node's has subnets, too.
     #[must_use]
     pub fn new(policy: Policy, mtu: Mtu, random_seed: u64) -> Self {
         Self {
             policy,
-            subnet: None,
+            subnets: None,
             mtu,
             limits: Limits::default(),
             random_seed,
@@ -110,8 +113,8 @@ impl Config {
     }
 
     fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        let is_its = |subnet| [gateway::address(subnet), subnet.network()].contains(&address);
-        self.subnet.is_some_and(is_its)
+        let subnet = self.subnets.and_then(|subnets| subnets.ipv4());
+        subnet.is_some_and(|it| [gateway::address(it), it.network()].contains(&address))
     }
 
     /// By which address a pod knows who has sent it something by a mapping.
@@ -194,43 +197,6 @@ impl Default for Limits {
             ping_idle: Duration::from_secs(60),
             service_idle: Duration::from_secs(30),
         }
-    }
-}
-
-/// What makes packets one flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FlowKey {
-    /// Its protocol.
-    pub protocol: Protocol,
-    /// The pod's end.
-    pub pod: SocketAddrV4,
-    /// The other end, as the pod calls it; unspecified if there may be many.
-    pub remote: SocketAddrV4,
-}
-
-impl FlowKey {
-    /// That of an echo request with this identifier.
-    fn of_ping(request: &Ipv4Packet<&[u8]>, identifier: u16) -> Self {
-        Self {
-            protocol: Protocol::Ping,
-            pod: SocketAddrV4::new(request.src_addr(), identifier),
-            remote: SocketAddrV4::new(request.dst_addr(), 0),
-        }
-    }
-
-    /// The mapping of a pod's socket, whatever the other end is.
-    #[must_use]
-    pub fn mapping(self) -> Self {
-        Self {
-            remote: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
-            ..self
-        }
-    }
-
-    /// Whether the other end may be any.
-    #[must_use]
-    pub fn is_mapping(&self) -> bool {
-        self.remote.ip().is_unspecified()
     }
 }
 
@@ -374,7 +340,7 @@ impl Egress {
     }
 
     /// The store is here now: new flows do not get there. Those that are open stay.
-    pub fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+    pub fn set_stores(&mut self, stores: Vec<SocketAddr>) {
         self.config.policy.set_stores(stores);
     }
 
@@ -562,7 +528,11 @@ impl Egress {
 
     /// Ends the flows of a pod that is no longer there. Of a stream that the pod has ended, and the
     /// host has all of, the host sends the rest and the end, as the kernel does for a process.
-    pub fn forget_pod(&mut self, address: Ipv4Addr, host: &mut impl Host) {
+    pub fn forget_pod(&mut self, address: IpAddr, host: &mut impl Host) {
+        // There are no flows of IPv6.
+        let Some(address) = ipv4(address) else {
+            return;
+        };
         self.fragments.forget_pod(address, &mut self.out);
         let its: Vec<_> = self.flows.of_pod(address).collect();
         self.published.retain(|pod| *pod.ip() != address);
@@ -579,13 +549,13 @@ impl Egress {
     /// The flow with these ends, if there is one.
     #[must_use]
     pub fn find(&self, key: &FlowKey) -> Option<FlowId> {
-        self.flows.find(key)
+        self.flows.find(&Key::try_from(*key).ok()?)
     }
 
     /// A flow's ends, if it is there still.
     #[must_use]
     pub fn key(&self, id: FlowId) -> Option<FlowKey> {
-        self.flows.get(id).map(|(key, _)| key)
+        self.flows.get(id).map(|(key, _)| key.into())
     }
 
     /// What became of flows.
@@ -644,7 +614,7 @@ impl Egress {
         &self,
         packet: &PacketBuf<'_>,
         protocol: Protocol,
-    ) -> Result<(FlowKey, Transport), DropReason> {
+    ) -> Result<(Key, Transport), DropReason> {
         let bytes = packet.as_slice();
         let at = Transport::parse(bytes, 0).map_err(|_| DropReason::EgressMalformed)?;
         let is_verified = packet.offload().checksum != Checksum::Unknown;
@@ -662,7 +632,7 @@ impl Egress {
     fn admit(
         &mut self,
         now: Instant,
-        key: FlowKey,
+        key: Key,
         offender: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -687,7 +657,7 @@ impl Egress {
     /// Where a packet of a pod goes on the host, if it may.
     fn permit(
         &self,
-        key: FlowKey,
+        key: Key,
         offender: &[u8],
         out: &mut Outbox,
     ) -> Result<SocketAddrV4, DropReason> {
@@ -718,24 +688,25 @@ impl Egress {
     }
 
     /// Has the host make a socket for the next flow.
-    fn begin(&self, key: FlowKey, target: Target, host: &mut impl Host) -> Result<(), HostError> {
+    fn begin(&self, key: Key, target: Target, host: &mut impl Host) -> Result<(), HostError> {
         let id = self.flows.next_id();
         match target {
             Target::Outside(_) if self.is_mapped(key) => host.open(id, key.protocol),
-            Target::Outside(to) => host.connect(id, key.protocol, to),
-            Target::Service if self.is_local(key) => host.serve(id, key),
+            Target::Outside(to) => host.connect(id, key.protocol, to.into()),
+            Target::Service if self.is_local(key) => host.serve(id, key.into()),
             Target::Service => Err(HostError::Refused),
         }
     }
 
     /// Whether a flow's pod is one of this node's.
-    fn is_local(&self, key: FlowKey) -> bool {
-        let subnet = self.config.subnet;
-        subnet.is_none_or(|subnet| subnet.contains(key.pod.ip()))
+    fn is_local(&self, key: Key) -> bool {
+        let contains = |subnets: Nets| Some(subnets.ipv4()?.contains(key.pod.ip()));
+        let subnets = self.config.subnets;
+        subnets.is_none_or(|subnets| contains(subnets).unwrap_or(false))
     }
 
     /// How long a flow of datagrams may be idle.
-    fn idle(&self, key: FlowKey) -> Duration {
+    fn idle(&self, key: Key) -> Duration {
         match self.config.limits.idle(key.protocol) {
             limit if !self.is_gateway(*key.remote.ip()) => limit,
             limit => limit.min(self.config.limits.service_idle),
@@ -744,9 +715,9 @@ impl Egress {
 
     /// Whether a pod's packet belongs to a mapping if it begins a flow. Behind a node's gateway each
     /// port is a service, and behind an endpoint each is a program.
-    fn is_mapped(&self, key: FlowKey) -> bool {
+    fn is_mapped(&self, key: Key) -> bool {
         key.protocol != Protocol::Tcp
-            && self.config.subnet.is_some()
+            && self.config.subnets.is_some()
             && !self.is_gateway(*key.remote.ip())
     }
 
@@ -758,7 +729,7 @@ impl Egress {
     fn connect(
         &mut self,
         now: Instant,
-        key: FlowKey,
+        key: Key,
         syn: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -871,7 +842,10 @@ impl Egress {
         if size == 0 {
             return self.write_datagram(now, (id, key, to), payload, host, out);
         }
-        if host.send_train(id, to, payload, size).is_ok() {
+        if host
+            .send_train(id, to.map(SocketAddr::V4), payload, size)
+            .is_ok()
+        {
             self.count_sent(now, id, payload.len());
             return Ok(());
         }
@@ -901,7 +875,7 @@ impl Egress {
             }
             _ => return Err(DropReason::EgressProtocol),
         }
-        let key = FlowKey::of_ping(&view, echo.echo_ident());
+        let key = Key::of_ping(&view, echo.echo_ident());
         let (id, to) = self.datagram_flow(now, key, packet.as_slice(), host, out)?;
         self.mark(id, Marks::behind(packet.as_slice()), host);
         self.write_datagram(now, (id, key, to), view.payload(), host, out)
@@ -922,7 +896,7 @@ impl Egress {
     fn datagram_flow(
         &mut self,
         now: Instant,
-        key: FlowKey,
+        key: Key,
         packet: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -981,7 +955,7 @@ impl Egress {
     fn turn(
         &mut self,
         id: FlowId,
-        key: FlowKey,
+        key: Key,
         packet: &[u8],
         out: &mut Outbox,
     ) -> Result<SocketAddrV4, DropReason> {
@@ -1003,7 +977,7 @@ impl Egress {
         &mut self,
         now: Instant,
         direction: Direction,
-        key: FlowKey,
+        key: Key,
         flow: Flow,
     ) -> FlowId {
         self.counters.opened += 1;
@@ -1016,7 +990,7 @@ impl Egress {
     fn write_datagram(
         &mut self,
         now: Instant,
-        (id, key, to): (FlowId, FlowKey, Option<SocketAddrV4>),
+        (id, key, to): (FlowId, Key, Option<SocketAddrV4>),
         payload: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -1033,7 +1007,7 @@ impl Egress {
 
     fn offer(
         &mut self,
-        (id, key, to): (FlowId, FlowKey, Option<SocketAddrV4>),
+        (id, key, to): (FlowId, Key, Option<SocketAddrV4>),
         payload: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -1042,7 +1016,7 @@ impl Egress {
         let mut earlier = None;
         for _ in 0..ATTEMPTS {
             let written = match to {
-                Some(to) => host.send(id, to, payload),
+                Some(to) => host.send(id, to.into(), payload),
                 None => host.write(id, payload).map(|_| ()),
             };
             match written {
@@ -1084,7 +1058,7 @@ impl Egress {
         let read = self.datagrams.read(&flow, readable, host, out);
         let goes_on = *readable;
         if let Some(error) = read.error {
-            let key = FlowKey {
+            let key = Key {
                 remote: latest.map_or(key.remote, |latest| latest.remote),
                 ..key
             };
@@ -1158,7 +1132,7 @@ impl Egress {
         self.remove(id, true, host);
     }
 
-    fn remove(&mut self, id: FlowId, reset: bool, host: &mut impl Host) -> Option<(FlowKey, Flow)> {
+    fn remove(&mut self, id: FlowId, reset: bool, host: &mut impl Host) -> Option<(Key, Flow)> {
         let (key, mut flow) = self.flows.remove(id)?;
         host.close(id, reset);
         if let Flow::Datagrams { claim, .. } = flow {
@@ -1203,7 +1177,7 @@ impl Flow {
 }
 
 /// Tells a pod why a datagram with this payload does not go on, and returns the reason to drop it.
-fn refuse(key: FlowKey, error: HostError, payload: &[u8], out: &mut Outbox) -> DropReason {
+fn refuse(key: Key, error: HostError, payload: &[u8], out: &mut Outbox) -> DropReason {
     if let Some(icmp) = error.to_icmp() {
         out.report(icmp, Quote::new(key, payload).as_slice());
     }
@@ -1217,10 +1191,10 @@ fn opens(packet: &[u8], at: &Transport) -> bool {
 }
 
 /// The flow of a packet of a pod.
-fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> FlowKey {
+fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> Key {
     let view = Ipv4Packet::new_unchecked(packet);
     let port = |offset| u16::from_be_bytes([packet[at.l4 + offset], packet[at.l4 + offset + 1]]);
-    FlowKey {
+    Key {
         protocol,
         pod: SocketAddrV4::new(view.src_addr(), port(0)),
         remote: SocketAddrV4::new(view.dst_addr(), port(2)),

@@ -2,7 +2,7 @@
 //! until it is polled.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
 use muslin_encap::ip::v4;
@@ -24,7 +24,7 @@ pub enum Output<'a> {
     /// The sender of a packet, of which this is the beginning, is to be told of an error.
     Error(IcmpError, &'a [u8]),
     /// Somebody outside has an error to tell about a packet, likewise.
-    Relayed(Ipv4Addr, IcmpError, &'a [u8]),
+    Relayed(IpAddr, IcmpError, &'a [u8]),
     /// So many packets of pods that had been taken are lost.
     Lost(DropReason, u64),
     /// A packet of a pod whose flow that worker has (see [`super::Egress::share`]), which takes it by
@@ -145,7 +145,7 @@ impl Outbox {
                 let (offender, _) = latest.insert((offender, None));
                 let offender = &offender[..len];
                 match from {
-                    Some(from) => Output::Relayed(from, error, offender),
+                    Some(from) => Output::Relayed(from.into(), error, offender),
                     None => Output::Error(error, offender),
                 }
             }

@@ -13,7 +13,7 @@ use muslin_encap::ip::transport::Transport;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::inbound::{EPHEMERAL, quoted};
-use super::{Egress, FlowKey, Protocol, key_of, opens};
+use super::{Egress, Key, Protocol, key_of, opens};
 use crate::datapath::hash::Seed;
 
 /// The worker that has the flows that begin on the host's side.
@@ -47,7 +47,7 @@ impl Egress {
     }
 
     /// Takes a mapping, which may be another worker's already.
-    pub(super) fn claim(&self, key: &FlowKey) -> Claim {
+    pub(super) fn claim(&self, key: &Key) -> Claim {
         match &self.sharing {
             Some(sharing) if !self.is_published(key) => {
                 if sharing.owners.claim(key, sharing.worker) {
@@ -61,7 +61,7 @@ impl Egress {
     }
 
     /// Gives back what was claimed.
-    pub(super) fn release(&self, key: &FlowKey, claim: Claim) {
+    pub(super) fn release(&self, key: &Key, claim: Claim) {
         if let (Some(sharing), Claim::Own) = (&self.sharing, claim) {
             sharing.owners.release(key);
         }
@@ -92,7 +92,7 @@ impl Egress {
         let icmp = Icmpv4Packet::new_checked(view.payload()).ok()?;
         match icmp.msg_type() {
             Icmpv4Message::EchoRequest => {
-                self.owner(sharing, &FlowKey::of_ping(view, icmp.echo_ident()))
+                self.owner(sharing, &Key::of_ping(view, icmp.echo_ident()))
             }
             Icmpv4Message::DstUnreachable => {
                 let key = quoted(icmp.data())?;
@@ -103,7 +103,7 @@ impl Egress {
     }
 
     /// Who has the flow of a datagram or an echo request.
-    fn owner(&self, sharing: &Sharing, key: &FlowKey) -> Option<u8> {
+    fn owner(&self, sharing: &Sharing, key: &Key) -> Option<u8> {
         if self.flows.find(key).is_some() {
             None
         } else if self.is_gateway(*key.remote.ip()) {
@@ -118,7 +118,7 @@ impl Egress {
     }
 
     /// Whether flows with this port of a pod may begin on the host's side.
-    fn is_published(&self, key: &FlowKey) -> bool {
+    fn is_published(&self, key: &Key) -> bool {
         key.protocol == Protocol::Udp && self.published.contains(&key.pod)
     }
 }
@@ -143,12 +143,12 @@ impl Owners {
     }
 
     /// The worker that has the socket of a packet of a pod, if any has.
-    pub(super) fn of(&self, key: &FlowKey) -> Option<u8> {
+    pub(super) fn of(&self, key: &Key) -> Option<u8> {
         owner(self.place(key).load(Ordering::Relaxed))
     }
 
     /// Gives a worker one more mapping, if no other has the socket.
-    pub(super) fn claim(&self, key: &FlowKey, worker: u8) -> bool {
+    pub(super) fn claim(&self, key: &Key, worker: u8) -> bool {
         let claim = |place| {
             let is_free = owner(place).is_none_or(|owner| owner == worker);
             let count = (place & COUNT) + 1;
@@ -160,14 +160,14 @@ impl Owners {
     }
 
     /// Takes a mapping that was claimed from its worker.
-    pub(super) fn release(&self, key: &FlowKey) {
+    pub(super) fn release(&self, key: &Key) {
         let release = |place: u32| (place & COUNT > 0).then(|| place - 1);
         let place = self.place(key);
         // It had one, so there is one less now.
         let _ = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, release);
     }
 
-    fn place(&self, key: &FlowKey) -> &AtomicU32 {
+    fn place(&self, key: &Key) -> &AtomicU32 {
         let hash = self.seed.hash_one((key.protocol, key.pod));
         &self.places[hash as usize % PLACES]
     }
@@ -187,8 +187,8 @@ mod tests {
     use super::super::Protocol;
     use super::*;
 
-    fn key(port: u16) -> FlowKey {
-        FlowKey {
+    fn key(port: u16) -> Key {
+        Key {
             protocol: Protocol::Udp,
             pod: SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, 2), port),
             remote: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 53),

@@ -1,7 +1,7 @@
 //! The way of datagrams and echo requests outside: what of a pod's header goes on with them, and what
 //! routers and hosts there say about them.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use muslin_encap::ip::transport::UDP_HEADER_LEN;
 use muslin_encap::ip::v4;
@@ -9,7 +9,8 @@ use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use super::datagram::{write_ip, write_udp};
 use super::output::Outbox;
-use super::{Egress, FlowId, FlowKey, Host, Protocol};
+use super::{Egress, FlowId, Host, Key, Protocol};
+use crate::addresses::{ipv4, socket_ipv4};
 use crate::datapath::icmp::{self, IcmpError};
 
 /// Errors that are passed on before the others have their turn.
@@ -49,9 +50,9 @@ pub struct Complaint {
     /// What it is.
     pub error: IcmpError,
     /// Who says so, about an earlier datagram; nobody, if the host itself does not send this one.
-    pub from: Option<Ipv4Addr>,
+    pub from: Option<IpAddr>,
     /// Where that datagram was sent; echo requests have no port.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// Bytes that are quoted: of the payload of UDP, or of the echo request.
     pub len: usize,
 }
@@ -71,7 +72,7 @@ impl Egress {
     /// payload if it was to send one.
     pub(super) fn hear(
         &mut self,
-        (id, key): (FlowId, FlowKey),
+        (id, key): (FlowId, Key),
         payload: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -91,12 +92,14 @@ impl Egress {
                 return Heard::TooLong;
             };
             // Nobody complains about what the pod could not have sent.
-            if let Some(remote) = self.complained_of(id, key, complaint.to) {
+            if let Some(remote) = self.complained_of(id, key, complaint.to)
+                && let Some(from) = ipv4(from)
+            {
                 // The pod knows the host's loopback by another address.
                 let is_loopback = from.is_loopback();
                 let from = if is_loopback { *remote.ip() } else { from };
                 let quoted = &quoted[..complaint.len.min(QUOTED)];
-                let quote = Quote::new(FlowKey { remote, ..key }, quoted);
+                let quote = Quote::new(Key { remote, ..key }, quoted);
                 out.relay(from, complaint.error, quote.as_slice());
             }
         }
@@ -104,7 +107,8 @@ impl Egress {
     }
 
     /// What a pod calls the other end of a datagram that went `to` there on the host.
-    fn complained_of(&self, id: FlowId, key: FlowKey, to: SocketAddrV4) -> Option<SocketAddrV4> {
+    fn complained_of(&self, id: FlowId, key: Key, to: SocketAddr) -> Option<SocketAddrV4> {
+        let to = socket_ipv4(to)?;
         let (_, flow) = self.flows.get(id)?;
         match flow.latest() {
             None => Some(key.remote),
@@ -122,7 +126,7 @@ pub(super) struct Quote {
 
 impl Quote {
     /// A packet with as much of the payload, of UDP or the echo request, as is known and has room.
-    pub(super) fn new(key: FlowKey, payload: &[u8]) -> Self {
+    pub(super) fn new(key: Key, payload: &[u8]) -> Self {
         let mut bytes = [0; QUOTED];
         let ends = (key.pod, key.remote);
         let is_ping = key.protocol == Protocol::Ping;

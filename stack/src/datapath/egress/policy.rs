@@ -1,10 +1,11 @@
 //! Which destinations egress reaches.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::Protocol;
+use crate::addresses::Addresses;
 use crate::datapath::route::RouteTable;
 use crate::drops::DropReason;
 
@@ -28,15 +29,15 @@ const TUNNELS: [u16; 3] = [8285, 8472, 4789];
 #[non_exhaustive]
 pub struct Rules {
     /// What is reached; all, if that is nothing.
-    pub allow: Vec<Ipv4Net>,
+    pub allow: Vec<IpNet>,
     /// What is not.
-    pub deny: Vec<Ipv4Net>,
-    /// The address that stands for the host's 127.0.0.1.
-    pub host_loopback: Option<Ipv4Addr>,
+    pub deny: Vec<IpNet>,
+    /// The addresses that stand for the host's 127.0.0.1 and ::1.
+    pub host_loopback: Option<Addresses>,
     /// The UDP port of the node's own tunnel.
     pub tunnel_port: Option<u16>,
     /// Where the store is. Who writes there has all nodes' traffic.
-    pub stores: Vec<SocketAddrV4>,
+    pub stores: Vec<SocketAddr>,
 }
 
 /// Rules for destinations: the longest prefix decides, and of two that are equal the one that
@@ -79,10 +80,10 @@ impl Policy {
             prefixes.insert(Ipv4Net::from(address).into(), false);
         }
         for prefix in &rules.allow {
-            prefixes.insert((*prefix).into(), true);
+            prefixes.insert(*prefix, true);
         }
         for prefix in &rules.deny {
-            prefixes.insert((*prefix).into(), false);
+            prefixes.insert(*prefix, false);
         }
         Self {
             prefixes,
@@ -91,8 +92,13 @@ impl Policy {
         }
     }
 
+    /// The address of IPv4 that stands for the host's loopback.
+    fn host_loopback(&self) -> Option<Ipv4Addr> {
+        self.rules.host_loopback.and_then(|it| it.ipv4())
+    }
+
     /// Closes these endpoints instead of those of the rules, which the store has left.
-    pub(super) fn set_stores(&mut self, stores: Vec<SocketAddrV4>) {
+    pub(super) fn set_stores(&mut self, stores: Vec<SocketAddr>) {
         self.rules.stores = stores;
     }
 
@@ -106,13 +112,13 @@ impl Policy {
         source: SocketAddrV4,
     ) -> Result<SocketAddrV4, DropReason> {
         if *source.ip() == Ipv4Addr::LOCALHOST
-            && let Some(loopback) = self.rules.host_loopback
+            && let Some(loopback) = self.host_loopback()
         {
             let known = SocketAddrV4::new(loopback, source.port());
             return self.check(protocol, known).map(|_| known);
         }
         // Nobody else has the address that stands for the host's loopback.
-        if source.ip().is_loopback() || self.rules.host_loopback == Some(*source.ip()) {
+        if source.ip().is_loopback() || self.host_loopback() == Some(*source.ip()) {
             return Err(DropReason::EgressDenied);
         }
         self.check(protocol, source)
@@ -135,17 +141,17 @@ impl Policy {
         if is_udp && self.rules.tunnel_port == Some(port) {
             return Err(DropReason::EgressDenied);
         }
-        let is_loopback = self.rules.host_loopback == Some(named);
+        let is_loopback = self.host_loopback() == Some(named);
         let to = match is_loopback {
             true => SocketAddrV4::new(Ipv4Addr::LOCALHOST, port),
             false => destination,
         };
         let is_guarded = match protocol {
             Protocol::Udp => TUNNELS.contains(&port),
-            Protocol::Tcp => self.rules.stores.contains(&to),
+            Protocol::Tcp => self.rules.stores.contains(&to.into()),
             Protocol::Ping => false,
         };
-        if is_guarded && !self.rules.allow.contains(&named.into()) {
+        if is_guarded && !self.rules.allow.contains(&IpAddr::from(named).into()) {
             return Err(DropReason::EgressDenied);
         }
         match self.prefixes.lookup(named.into()) {
@@ -160,7 +166,7 @@ impl Policy {
 mod tests {
     use super::*;
 
-    fn nets(prefixes: &[&str]) -> Vec<Ipv4Net> {
+    fn nets(prefixes: &[&str]) -> Vec<IpNet> {
         prefixes.iter().map(|it| it.parse().unwrap()).collect()
     }
 
@@ -219,7 +225,7 @@ mod tests {
         let loopback = Ipv4Addr::new(192, 0, 2, 7);
         let policy = Policy::new(Rules {
             deny: nets(&["0.0.0.0/0"]),
-            host_loopback: Some(loopback),
+            host_loopback: Some(loopback.into()),
             ..Rules::default()
         });
         let to = policy.check(Protocol::Tcp, SocketAddrV4::new(loopback, 80));
@@ -237,7 +243,7 @@ mod tests {
             ..Rules::default()
         };
         let closed = Policy::new(rules("198.51.100.0/24", None));
-        let open = Policy::new(rules("0.0.0.0/0", Some(loopback)));
+        let open = Policy::new(rules("0.0.0.0/0", Some(loopback.into())));
         let hears = |policy: &Policy, source: &str| {
             let known = policy.check_source(Protocol::Udp, source.parse().unwrap());
             known.ok().map(|known| known.to_string())
@@ -261,7 +267,7 @@ mod tests {
         let open = Ipv4Addr::new(198, 51, 100, 9);
         let policy = Policy::new(Rules {
             allow: nets(&["0.0.0.0/0", "198.51.100.9/32"]),
-            host_loopback: Some(loopback),
+            host_loopback: Some(loopback.into()),
             tunnel_port: Some(4000),
             ..Rules::default()
         });
@@ -281,7 +287,7 @@ mod tests {
     fn the_store_is_open_only_by_its_own_address() {
         let loopback = Ipv4Addr::new(192, 0, 2, 7);
         let rules = Rules {
-            host_loopback: Some(loopback),
+            host_loopback: Some(loopback.into()),
             stores: vec![
                 "127.0.0.1:2379".parse().unwrap(),
                 "10.0.0.1:2379".parse().unwrap(),

@@ -11,7 +11,7 @@ use std::net::Ipv4Addr;
 use smoltcp::time::{Duration, Instant};
 
 use super::flow::{Direction, Usage};
-use super::{FlowId, FlowKey, Protocol};
+use super::{FlowId, Key, Protocol};
 use crate::datapath::hash::Seed;
 use crate::drops::DropReason;
 
@@ -19,7 +19,7 @@ use crate::drops::DropReason;
 pub(super) struct Table<T> {
     limit: usize,
     limit_of_share: usize,
-    by_key: HashMap<FlowKey, u32, Seed>,
+    by_key: HashMap<Key, u32, Seed>,
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
     /// What each has carried. A column of its own, since every packet changes it.
@@ -54,7 +54,7 @@ struct Slot<T> {
     due: Option<Instant>,
     /// The value by which it is listed.
     listed: Value,
-    flow: Option<(FlowKey, T)>,
+    flow: Option<(Key, T)>,
 }
 
 /// Why there is no place for another flow.
@@ -226,7 +226,7 @@ impl<T> Table<T> {
             .filter(|(value, _)| value.is_answered == is_answered)
     }
 
-    pub(super) fn find(&self, key: &FlowKey) -> Option<FlowId> {
+    pub(super) fn find(&self, key: &Key) -> Option<FlowId> {
         self.by_key.get(key).map(|index| self.id(*index))
     }
 
@@ -253,7 +253,7 @@ impl<T> Table<T> {
         &mut self,
         now: Instant,
         direction: Direction,
-        key: FlowKey,
+        key: Key,
         flow: T,
     ) -> FlowId {
         let usage = Usage {
@@ -288,18 +288,18 @@ impl<T> Table<T> {
         (slot.generation == id.generation).then_some(slot)
     }
 
-    pub(super) fn get(&self, id: FlowId) -> Option<(FlowKey, &T)> {
+    pub(super) fn get(&self, id: FlowId) -> Option<(Key, &T)> {
         let (key, flow) = self.slot(id)?.flow.as_ref()?;
         Some((*key, flow))
     }
 
-    pub(super) fn get_mut(&mut self, id: FlowId) -> Option<(FlowKey, &mut T)> {
+    pub(super) fn get_mut(&mut self, id: FlowId) -> Option<(Key, &mut T)> {
         let slot = self.slots.get_mut(id.index as usize)?;
         let (key, flow) = slot.flow.as_mut()?;
         (slot.generation == id.generation).then_some((*key, flow))
     }
 
-    pub(super) fn remove(&mut self, id: FlowId) -> Option<(FlowKey, T)> {
+    pub(super) fn remove(&mut self, id: FlowId) -> Option<(Key, T)> {
         self.slot(id)?;
         let slot = self.slots.get_mut(id.index as usize)?;
         let (key, flow) = slot.flow.take()?;
@@ -424,7 +424,7 @@ impl<T> Table<T> {
     }
 
     /// The flows and what they have carried, in no particular order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowKey, &T, Usage)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Key, &T, Usage)> {
         let used = self.slots.iter().zip(&self.usage);
         used.filter_map(|(slot, usage)| {
             let (key, flow) = slot.flow.as_ref()?;
@@ -447,8 +447,8 @@ mod tests {
         Ipv4Addr::new(10, 244, 1, number)
     }
 
-    fn key(pod: Ipv4Addr, port: u16) -> FlowKey {
-        FlowKey {
+    fn key(pod: Ipv4Addr, port: u16) -> Key {
+        Key {
             protocol: Protocol::Udp,
             pod: SocketAddrV4::new(pod, port),
             remote: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 53),
@@ -604,7 +604,7 @@ mod tests {
     }
 
     /// What a flow of the model is, and when it was last in use.
-    type Modelled = (FlowKey, FlowId, Direction, bool, Instant);
+    type Modelled = (Key, FlowId, Direction, bool, Instant);
 
     /// The flow that [`Table::victim`] finds, by a search.
     fn search(model: &[Modelled], now: Instant, number: u8, limit: usize) -> Option<FlowId> {

@@ -27,7 +27,7 @@ use super::flow::FlowState;
 use super::memory::Grant;
 use super::output::{Buffer, Outbox};
 use super::table::Moved;
-use super::{FlowId, FlowKey, Host, HostError, Ready};
+use super::{FlowId, Host, HostError, Key, Ready};
 use crate::datapath::hash::Seed;
 
 /// After so long without a word a pod is asked whether it is there.
@@ -296,7 +296,7 @@ impl Ends {
     }
 
     /// A connection that waits for the pod's SYN.
-    pub(super) fn accept(&self, now: Instant, key: FlowKey, grant: Grant) -> Connection {
+    pub(super) fn accept(&self, now: Instant, key: Key, grant: Grant) -> Connection {
         Connection::new(now, self.keep_alive, grant, |socket| {
             // Ports are never zero and the socket is new; it would refuse nothing else.
             let _ = socket.listen(key.remote);
@@ -304,7 +304,7 @@ impl Ends {
     }
 
     /// A connection that begins with a SYN to the pod.
-    pub(super) fn dial(&mut self, now: Instant, key: FlowKey, grant: Grant) -> Connection {
+    pub(super) fn dial(&mut self, now: Instant, key: Key, grant: Grant) -> Connection {
         let context = self.interface.context();
         Connection::new(now, self.keep_alive, grant, |socket| {
             // Where an address is zero the socket stays closed, as after a refusal.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use smoltcp::time::Instant;
 
+use crate::addresses::ipv4;
 use crate::datapath::hash::Seed;
 
 /// The addresses of such pods, and until when they are waited for.
@@ -15,12 +16,12 @@ pub(super) struct Awaited {
 
 impl Awaited {
     pub(super) fn new(
-        addresses: impl IntoIterator<Item = Ipv4Addr>,
+        addresses: impl IntoIterator<Item = IpAddr>,
         until: Instant,
         seed: Seed,
     ) -> Self {
         let mut awaited = HashSet::with_hasher(seed);
-        awaited.extend(addresses);
+        awaited.extend(addresses.into_iter().filter_map(ipv4));
         Self {
             addresses: awaited,
             until,

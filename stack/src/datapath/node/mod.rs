@@ -26,6 +26,7 @@ use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 use uplink::Lan;
 
+use crate::addresses::Nets;
 use crate::bucket::TokenBucket;
 use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
@@ -311,7 +312,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Expects pods with these addresses to be attached until `until`, as they were before the node
     /// was restarted. Till then packets for them wait, or are lost without a word: a connection must
     /// not fail because its pod's node starts anew.
-    pub fn await_pods(&mut self, addresses: impl IntoIterator<Item = Ipv4Addr>, until: Instant) {
+    pub fn await_pods(&mut self, addresses: impl IntoIterator<Item = IpAddr>, until: Instant) {
         self.awaited = Awaited::new(addresses, until, self.seed);
     }
 
@@ -369,10 +370,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
             .filter(|old| old.peer.address.ip() == peer.address.ip())
             .and_then(|old| old.heard);
         let (id, subnet) = (peer.id, peer.subnet);
-        let host = *peer.address.ip();
+        let host = peer.address.ip();
         let path = self.path_to(host);
         if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
-            link.neighbours.seek_in_turn(host.into());
+            link.neighbours.seek_in_turn(host);
         }
         self.peers.insert(PeerState {
             peer,
@@ -521,7 +522,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on, and
     /// TCP and UDP to the gateway; without a network there is no route for the former, and the
     /// gateway refuses the latter itself.
-    pub fn set_egress(&mut self, network: Option<Ipv4Net>) {
+    pub fn set_egress(&mut self, network: Option<Nets>) {
+        let network = network.and_then(|network| network.ipv4());
         self.egress = network.map(|network| network.trunc());
     }
 

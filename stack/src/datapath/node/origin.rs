@@ -9,6 +9,7 @@ use smoltcp::wire::Ipv4Packet;
 
 use super::router::{Decision, Via};
 use super::{Node, Verdict};
+use crate::addresses::ipv4;
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::guard;
@@ -67,21 +68,22 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Sends a pod the ICMP error about a packet that `from`, outside the overlay, has sent about it
-    /// to the host, as [`Self::send_icmp_error`] does. Where nobody outside can be, the gateway has it.
+    /// to the host, as [`Self::send_icmp_error`] does. Where nobody outside can be who speaks IPv4, the
+    /// gateway has it.
     pub fn forward_icmp_error(
         &mut self,
         now: Instant,
-        from: Ipv4Addr,
+        from: IpAddr,
         error: IcmpError,
         offender: &[u8],
     ) {
         self.begin(now);
-        let is_inside = self.egress.is_some_and(|network| network.contains(&from));
-        let from = if is_inside || guard::is_martian(from) {
-            self.gateway()
-        } else {
-            from
+        let is_outside = |from: &Ipv4Addr| {
+            let is_inside = self.egress.is_some_and(|network| network.contains(from));
+            !is_inside && !guard::is_martian(*from)
         };
+        let from = ipv4(from).filter(is_outside);
+        let from = from.unwrap_or_else(|| self.gateway());
         self.send_icmp_error_from(now, from, error, offender);
     }
 

@@ -11,9 +11,13 @@ use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
+use crate::addresses::socket_ipv4;
 use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
 use crate::datapath::port::Traffic;
 use crate::datapath::route::RouteTable;
+
+/// Where the tunnel of a peer ends that no packet gets to.
+const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// The peers by their numbers, and by where their datagrams come from.
 #[derive(Default)]
@@ -107,7 +111,8 @@ impl Peers {
         }
         self.outgoing[at] = Some(Outgoing {
             sent,
-            address: peer.address,
+            // There is no path to one of IPv6.
+            address: socket_ipv4(peer.address).unwrap_or(NOWHERE),
             vtep_mac: peer.vtep_mac,
             path,
         });
@@ -117,7 +122,7 @@ impl Peers {
             heard: heard.map(Heard::at),
             routed: None,
         };
-        let source = IpAddr::V4(*peer.address.ip());
+        let source = peer.address.ip();
         match self.chain(self.first_at(source)).last() {
             Some(last) => self.incoming[index(last)].next = Link::to(peer.id),
             None => {
@@ -133,7 +138,7 @@ impl Peers {
         let peer = self.peers.get_mut(at)?.take()?;
         let Outgoing { sent, path, .. } = self.outgoing[at].take()?;
         let gone = std::mem::take(&mut self.incoming[at]);
-        let source = IpAddr::V4(*peer.address.ip());
+        let source = peer.address.ip();
         let before = self
             .chain(self.first_at(source))
             .find(|other| self.incoming[index(*other)].next == Link::to(id));
@@ -176,14 +181,16 @@ impl Peers {
     }
 
     /// Where their tunnels end, by their numbers.
-    pub(super) fn hosts(&self) -> impl Iterator<Item = Ipv4Addr> {
-        self.iter().map(|peer| *peer.address.ip())
+    pub(super) fn hosts(&self) -> impl Iterator<Item = IpAddr> {
+        self.iter().map(|peer| peer.address.ip())
     }
 
     /// Decides anew how packets get to each peer.
-    pub(super) fn set_paths(&mut self, path: impl Fn(Ipv4Addr) -> Path) {
-        for outgoing in self.outgoing.iter_mut().flatten() {
-            outgoing.path = path(*outgoing.address.ip());
+    pub(super) fn set_paths(&mut self, path: impl Fn(IpAddr) -> Path) {
+        for (peer, outgoing) in self.peers.iter().zip(&mut self.outgoing) {
+            if let (Some(peer), Some(outgoing)) = (peer, outgoing) {
+                outgoing.path = path(peer.address.ip());
+            }
         }
     }
 
@@ -232,7 +239,8 @@ impl Peers {
 
     /// Whether two peers have the same outer address.
     pub(super) fn share_address(&self, one: PeerId, other: PeerId) -> bool {
-        let address = |id| self.outgoing(id).map(|peer| *peer.address.ip());
+        let address = |id| self.outgoing(id).map(|peer| peer.address);
+        let address = |id| address(id).filter(|it| *it != NOWHERE).map(|it| *it.ip());
         one == other || address(one).is_some() && address(one) == address(other)
     }
 

@@ -8,6 +8,7 @@ use smoltcp::wire::{ArpOperation, EthernetAddress};
 
 use super::router::{Decision, Via};
 use super::{Node, Verdict};
+use crate::addresses::ipv4;
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::icmp::IcmpError;
@@ -142,10 +143,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
     pub(super) fn send_arp_request(&mut self, link: Link, address: Ipv4Addr, place: Option<Place>) {
         let mac = place.map_or(EthernetAddress::BROADCAST, |place| place.mac);
         let (verdict, source) = match (link, &self.uplink, place) {
-            (Link::Uplink, Some(link), _) => (
-                Verdict::Uplink { id: None },
-                (link.uplink.mac, link.uplink.address),
-            ),
+            (Link::Uplink, Some(link), _) => {
+                let Some(own) = ipv4(link.uplink.address) else {
+                    return;
+                };
+                (Verdict::Uplink { id: None }, (link.uplink.mac, own))
+            }
             (Link::Uplink, None, _) => return,
             (Link::Pods, _, Some(place)) => (
                 Verdict::Port(place.port),

@@ -78,7 +78,7 @@ fn node(number: u8, format: &str) -> Node {
     node.set_peer(Peer {
         id: PeerId(other.into()),
         subnet: format!("10.244.{other}.0/24").parse().unwrap(),
-        address: underlay(other),
+        address: underlay(other).into(),
         vtep_mac: Some(vtep(other)),
     });
     node
@@ -482,7 +482,7 @@ fn packets_wait_for_a_pod_that_is_about_to_be_attached_again() {
         let mut node = bare_node(1, "vxlan");
         node.attach(OTHER_PORT, attachment(1, 3, is_guarded));
         node.set_peer(peer(2, "10.244.2.0/24"));
-        node.await_pods([pod(1, 2), pod(1, 3), pod(1, 4)], until);
+        node.await_pods([2, 3, 4].map(|host| pod(1, host).into()), until);
         // From a peer and from a pod of this node: four wait, and no more.
         let mut verdicts = vec![];
         for len in 0..6 {
@@ -522,7 +522,7 @@ fn a_pod_that_is_not_attached_again_in_time_is_unreachable() {
     let until = NOW + Duration::from_secs(10);
     let mut node = bare_node(1, "vxlan");
     node.set_peer(peer(2, "10.244.2.0/24"));
-    node.await_pods([pod(1, 2)], until);
+    node.await_pods([pod(1, 2).into()], until);
     let packet = peer_frame(&ping(pod(2, 2), pod(1, 2), 64, 8));
     assert_eq!(from_peer(&mut node, 2, &packet).0, Verdict::Consumed);
     node.handle_timeout(until - Duration::from_millis(1));
@@ -539,7 +539,7 @@ fn a_pod_that_is_not_attached_again_in_time_is_unreachable() {
     .0;
     assert_eq!(verdict, Verdict::Drop(DropReason::HostUnreachable));
     // Another address was never a pod's.
-    node.await_pods([pod(1, 2)], until + Duration::from_secs(10));
+    node.await_pods([pod(1, 2).into()], until + Duration::from_secs(10));
     let other = peer_frame(&ping(pod(2, 2), pod(1, 9), 64, 8));
     let verdict = through(&other, |packet| {
         node.from_underlay(until, underlay(2).into(), packet)
@@ -768,7 +768,7 @@ fn a_lease_within_another_is_its_own_holders_alone() {
         node.set_peer(Peer {
             id: PeerId(id),
             subnet: subnet.parse().unwrap(),
-            address: underlay(host),
+            address: underlay(host).into(),
             vtep_mac: None,
         });
     }
@@ -1036,7 +1036,7 @@ fn a_peer_that_goes_takes_its_route_with_it() {
     node.set_peer(Peer {
         id: PeerId(7),
         subnet,
-        address: underlay(7),
+        address: underlay(7).into(),
         vtep_mac: None,
     });
     assert!(node.remove_peer(PeerId(2)));
@@ -1186,7 +1186,7 @@ fn peer(id: u8, subnet: &str) -> Peer {
     Peer {
         id: PeerId(id.into()),
         subnet: subnet.parse().unwrap(),
-        address: underlay(id),
+        address: underlay(id).into(),
         vtep_mac: Some(vtep(id)),
     }
 }
@@ -1223,7 +1223,7 @@ fn a_route_goes_with_its_peer_and_no_other() {
 #[test]
 fn peers_behind_one_address_come_and_go() {
     let behind = |id: u8, subnet: &str, address: u8| Peer {
-        address: underlay(address),
+        address: underlay(address).into(),
         ..peer(id, subnet)
     };
     let mut node = bare_node(1, "udp");
@@ -1258,7 +1258,7 @@ fn what_waits_for_a_peer_that_moves_is_dropped() {
     let mut node = node(1, "udp");
     from_pod(&mut node, &pod_frame(&ping(pod(1, 2), pod(2, 2), 9, 2000)));
     node.set_peer(Peer {
-        address: underlay(7),
+        address: underlay(7).into(),
         ..peer(2, "10.244.2.0/24")
     });
     let gone = Verdict::Drop(DropReason::PeerGone);

@@ -10,6 +10,7 @@ use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ip
 use super::resolve::Link;
 use super::router::{Decision, Origin, is_for_egress};
 use super::{NextHop, Node, Verdict};
+use crate::addresses::ipv4;
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
@@ -73,12 +74,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 .hosts()
                 .filter(|host| link.uplink.is_on_link(*host))
             {
-                link.neighbours.seek_in_turn(host.into());
+                link.neighbours.seek_in_turn(host);
             }
         }
-        if let Some(own) = uplink.filter(|own| own.answers) {
-            let all = (EthernetAddress::BROADCAST, own.address);
-            let words = frame::write_arp(ArpOperation::Request, (own.mac, own.address), all);
+        if let Some(own) = uplink.filter(|own| own.answers)
+            && let Some(address) = ipv4(own.address)
+        {
+            let all = (EthernetAddress::BROADCAST, address);
+            let words = frame::write_arp(ArpOperation::Request, (own.mac, address), all);
             self.queue_frame(Verdict::Uplink { id: None }, &words);
         }
     }
@@ -125,7 +128,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
-    pub(super) fn path_to(&self, host: Ipv4Addr) -> Path {
+    pub(super) fn path_to(&self, host: IpAddr) -> Path {
         path(self.uplink(), self.config.tunnel, host)
     }
 
@@ -289,7 +292,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         else {
             return Err(DropReason::EtherTypeUnsupported);
         };
-        let is_next_hop = self.path_to(host) == Path::Uplink
+        let is_next_hop = self.path_to(host.into()) == Path::Uplink
             && self.peers.first_at(host.into()).is_some()
             && mac.is_unicast()
             && self.uplink().is_some_and(|own| own.mac != mac);
@@ -348,7 +351,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         {
             let answer = frame::write_arp(
                 ArpOperation::Reply,
-                (own.mac, own.address),
+                (own.mac, target_protocol_addr),
                 (source_hardware_addr, source_protocol_addr),
             );
             self.queue_frame(Verdict::Uplink { id: None }, &answer);
@@ -357,8 +360,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
 }
 
 /// How packets get to a peer with this public address.
-fn path(uplink: Option<&Uplink>, tunnel: Tunnel, host: Ipv4Addr) -> Path {
+fn path(uplink: Option<&Uplink>, tunnel: Tunnel, host: IpAddr) -> Path {
     match (uplink, tunnel) {
+        _ if host.is_ipv6() => Path::Unreachable,
         (Some(uplink), _) if uplink.is_on_link(host) => Path::Uplink,
         (_, Tunnel::None) => Path::Unreachable,
         (_, Tunnel::Vxlan { .. } | Tunnel::Udp | Tunnel::Ipip) => Path::Tunnel,

@@ -2,6 +2,7 @@
 //! has set is what others know, after every outage.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
@@ -30,7 +31,7 @@ fn settings(node: usize) -> SharerSettings {
 fn pods(node: usize, count: u8, version: u8) -> Vec<PodRecord> {
     let pods = (0..count).map(|i| PodRecord {
         name: format!("pod-{node}-{version}-{i}").parse().unwrap(),
-        address: [10, 1, node as u8, 2 + i].into(),
+        address: Ipv4Addr::new(10, 1, node as u8, 2 + i).into(),
     });
     pods.collect()
 }
@@ -306,7 +307,7 @@ impl Cluster {
                 for version in 0..4 {
                     for pod in pods(other, 3, version) {
                         let expected = match theirs.pods.contains(&pod) {
-                            true => Found::Addresses(vec![pod.address]),
+                            true => Found::Addresses(pod.address.iter().collect()),
                             false => Found::Nothing,
                         };
                         let found = node.names.find(pod.name.as_str());

@@ -10,6 +10,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer};
 use smoltcp::wire::{HardwareAddress, IpCidr, Ipv4Cidr};
 
 use super::*;
+use crate::addresses::socket_ipv4;
 
 pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
 pub(super) const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 80), 80);
@@ -26,9 +27,6 @@ pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
 /// What a socket for datagrams has received and sent.
 type Datagrams = (VecDeque<Vec<u8>>, Vec<Vec<u8>>);
 
-/// A datagram, and where it is from or to.
-type Addressed = (SocketAddrV4, Vec<u8>);
-
 /// A socket of the host.
 #[derive(Debug, Default)]
 pub(super) struct FakeSocket {
@@ -38,8 +36,8 @@ pub(super) struct FakeSocket {
     /// Datagrams instead of streams, with one other end.
     pub(super) datagrams: Option<Datagrams>,
     /// What a mapping's socket has received and sent.
-    pub(super) received: VecDeque<Addressed>,
-    pub(super) sent: Vec<Addressed>,
+    pub(super) received: VecDeque<(SocketAddr, Vec<u8>)>,
+    pub(super) sent: Vec<(SocketAddrV4, Vec<u8>)>,
     /// What the other end has sent, and whether that is all.
     pub(super) inbox: VecDeque<u8>,
     pub(super) ended: bool,
@@ -107,14 +105,9 @@ impl Host for FakeHost {
         self.make(id, FakeSocket::default())
     }
 
-    fn connect(
-        &mut self,
-        id: FlowId,
-        protocol: Protocol,
-        to: SocketAddrV4,
-    ) -> Result<(), HostError> {
+    fn connect(&mut self, id: FlowId, protocol: Protocol, to: SocketAddr) -> Result<(), HostError> {
         let socket = FakeSocket {
-            to: Some(to),
+            to: socket_ipv4(to),
             datagrams: (protocol != Protocol::Tcp).then(Default::default),
             room: usize::MAX,
             ..FakeSocket::default()
@@ -139,21 +132,18 @@ impl Host for FakeHost {
         result.unwrap_or(Err(HostError::WouldBlock))
     }
 
-    fn send(&mut self, id: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
+    fn send(&mut self, id: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
         let socket = self.sockets.get_mut(&id).unwrap();
         assert_eq!((socket.to, &socket.datagrams), (None, &None), "no mapping");
         if let Some(error) = socket.error.take() {
             return Err(error);
         }
+        let to = socket_ipv4(to).unwrap();
         socket.sent.push((to, bytes.to_vec()));
         Ok(())
     }
 
-    fn receive(
-        &mut self,
-        id: FlowId,
-        buffer: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4), HostError> {
+    fn receive(&mut self, id: FlowId, buffer: &mut [u8]) -> Result<(usize, SocketAddr), HostError> {
         let socket = self.sockets.get_mut(&id).unwrap();
         if let Some(error) = socket.error.take() {
             return Err(error);
@@ -212,7 +202,7 @@ impl Host for FakeHost {
     fn send_train(
         &mut self,
         id: FlowId,
-        to: Option<SocketAddrV4>,
+        to: Option<SocketAddr>,
         datagrams: &[u8],
         size: u16,
     ) -> Result<(), HostError> {
@@ -275,7 +265,8 @@ impl FakePods {
             }
             Output::Relayed(from, error, offender) => {
                 assert!(crate::datapath::icmp::may_answer(offender), "{offender:?}");
-                self.relayed.push((from, error, offender.to_vec()));
+                self.relayed
+                    .push((ipv4(from).unwrap(), error, offender.to_vec()));
             }
             Output::Lost(reason, packets) => *self.lost.entry(reason).or_default() += packets,
             Output::HandOver(worker, mut packet) => {
@@ -403,7 +394,7 @@ impl Bed {
     pub(super) fn with(limits: Limits, policy: Policy) -> Self {
         let config = Config {
             policy,
-            subnet: Some("10.244.1.0/24".parse().unwrap()),
+            subnets: Some("10.244.1.0/24".parse().unwrap()),
             mtu: Mtu::new(MTU.into()).unwrap(),
             limits,
             random_seed: 7,

@@ -34,9 +34,9 @@ fn arrives(bed: &mut Bed, id: FlowId, datagram: Vec<u8>) {
     arrives_from(bed, id, SERVER, &datagram);
 }
 
-fn arrives_from(bed: &mut Bed, id: FlowId, from: SocketAddrV4, datagram: &[u8]) {
+fn arrives_from(bed: &mut Bed, id: FlowId, from: impl Into<SocketAddr>, datagram: &[u8]) {
     let received = &mut bed.fake(id).received;
-    received.push_back((from, datagram.to_vec()));
+    received.push_back((from.into(), datagram.to_vec()));
 }
 
 /// From where, to which port of the pod, and what has come to it.
@@ -115,7 +115,7 @@ fn all_that_a_port_sends_is_one_mapping_and_all_may_answer() {
         panic!("one flow");
     };
     assert!(info.key.is_mapping());
-    assert_eq!((info.remote, info.sent), (SERVER, 4));
+    assert_eq!((info.remote, info.sent), (SERVER.into(), 4));
 
     // Another port of a server (RFC 1350 section 4), and somebody who was not asked.
     let senders = [
@@ -131,6 +131,12 @@ fn all_that_a_port_sends_is_one_mapping_and_all_may_answer() {
     let expected = senders.map(|from| (from, 5000, b"answer".to_vec()));
     assert_eq!(heard(&mut bed), expected);
     assert_eq!(bed.dropped, []);
+
+    let other: SocketAddr = "[2001:db8::9]:9".parse().unwrap();
+    arrives_from(&mut bed, id, other, b"answer");
+    bed.wake_quietly(id);
+    assert_eq!(heard(&mut bed), []);
+    assert_eq!(bed.pods.lost[&DropReason::EgressFamily], 1);
 }
 
 #[test]
@@ -206,7 +212,7 @@ fn the_hosts_loopback_answers_from_the_address_that_the_pod_knows() {
     let mut bed = Bed::with(
         Limits::default(),
         Policy::new(Rules {
-            host_loopback: Some(open),
+            host_loopback: Some(open.into()),
             ..Rules::default()
         }),
     );

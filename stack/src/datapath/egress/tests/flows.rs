@@ -20,9 +20,9 @@ fn a_connection_tells_how_far_it_is_and_what_it_has_carried() {
     let flow = only(&bed);
     assert_eq!(
         (flow.key.protocol, flow.key.remote),
-        (Protocol::Tcp, SERVER)
+        (Protocol::Tcp, SERVER.into())
     );
-    assert_eq!(*flow.key.pod.ip(), POD);
+    assert_eq!(flow.key.pod.ip(), POD);
     assert_eq!(
         (flow.state, flow.direction),
         (FlowState::Connecting, Direction::Out)
@@ -66,7 +66,9 @@ fn datagrams_count_by_their_payload() {
     }
     bed.pass(Duration::from_secs(2));
     let id = bed.last();
-    bed.fake(id).received.push_back((SERVER, pattern(1000, 2)));
+    bed.fake(id)
+        .received
+        .push_back((SERVER.into(), pattern(1000, 2)));
     bed.wake_quietly(id);
     let flow = only(&bed);
     assert_eq!((flow.sent, flow.received), (144, 1000));
@@ -222,7 +224,8 @@ fn a_socket_of_a_pod_has_one_mapping_among_workers() {
 fn fragments_are_handed_over_as_the_packet_that_they_are_of() {
     let mut bed = Bed::new();
     bed.egress.share(Owners::new(7).into(), 1);
-    bed.egress.expect_datagrams(SocketAddrV4::new(POD, 5000));
+    let pod = SocketAddrV4::new(POD, 5000).into();
+    bed.egress.expect_datagrams(pod).unwrap();
     let mut packet = Vec::new();
     etherparse::PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
         .udp(5000, 80)

@@ -299,7 +299,7 @@ fn fragments_of_a_pod_end_with_it() {
     let payload = pattern(3000, 1);
     send_all(&mut bed, &fragments(POD, 1, &payload)[..2]);
     send_all(&mut bed, &fragments(OTHER_POD, 1, &payload)[..2]);
-    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    bed.call(|egress, _, host| egress.forget_pod(POD.into(), host));
     let timeout = DropReason::EgressFragmentTimeout;
     assert_eq!(bed.pods.lost, [(timeout, 2)].into());
     bed.send(&fragments(POD, 1, &payload)[2]);

@@ -15,8 +15,8 @@ const FAR: Ipv4Addr = Ipv4Addr::new(10, 244, 2, 2);
 fn key(protocol: Protocol, remote: SocketAddrV4) -> FlowKey {
     FlowKey {
         protocol,
-        pod: SocketAddrV4::new(POD, PORT),
-        remote,
+        pod: SocketAddrV4::new(POD, PORT).into(),
+        remote: remote.into(),
     }
 }
 
@@ -194,6 +194,7 @@ fn a_pod_that_does_not_answer_is_asked_again_and_given_up() {
 
 /// What `from` says of a packet to a pod: an ICMP destination unreachable message.
 fn error(from: Ipv4Addr, code: u8, key: FlowKey) -> Vec<u8> {
+    let key = Key::try_from(key).unwrap();
     let mut offender = Vec::new();
     let builder = PacketBuilder::ipv4(key.remote.ip().octets(), key.pod.ip().octets(), 64);
     let (remote, pod) = (key.remote.port(), key.pod.port());
@@ -219,7 +220,7 @@ fn error_about(from: Ipv4Addr, code: u8, to: Ipv4Addr, offender: &[u8]) -> Vec<u
 #[test]
 fn errors_about_a_syn_count_if_they_come_from_who_may_tell() {
     let far = FlowKey {
-        pod: SocketAddrV4::new(FAR, PORT),
+        pod: SocketAddrV4::new(FAR, PORT).into(),
         ..tcp(SocketAddrV4::new(GATEWAY, 50_000))
     };
     let near = tcp(CLIENT);
@@ -239,7 +240,7 @@ fn errors_about_a_syn_count_if_they_come_from_who_may_tell() {
         let expected: Vec<_> = told.map(|error| (id, Err(error))).into_iter().collect();
         assert_eq!(bed.host.dialled, expected, "{code} from {from}");
         let other = FlowKey {
-            remote: SERVER,
+            remote: SERVER.into(),
             ..key
         };
         bed.dropped.clear();
@@ -307,7 +308,7 @@ fn flows_of_a_pod_that_vanishes_end_with_it() {
     let mut bed = Bed::new();
     let (_, connected) = accepted(&mut bed);
     let dialling = dial(&mut bed, tcp(SERVER));
-    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    bed.call(|egress, _, host| egress.forget_pod(POD.into(), host));
     let host = &mut bed.host;
     assert_eq!(host.dialled, [(dialling, Err(HostError::HostUnreachable))]);
     host.closed.sort_unstable();
@@ -334,7 +335,7 @@ fn a_full_table_takes_no_more() {
 #[test]
 fn flows_that_cannot_be_are_not_begun() {
     let mut bed = Bed::new();
-    let nobody = SocketAddrV4::new(POD, 0);
+    let nobody = SocketAddrV4::new(POD, 0).into();
     let nowhere = FlowKey {
         pod: nobody,
         ..tcp(CLIENT)
@@ -353,6 +354,19 @@ fn flows_that_cannot_be_are_not_begun() {
         let refused = deliver_with(&mut bed, key, b"x");
         assert_eq!(refused, Err(DropReason::EgressMalformed));
     }
+    let other = FlowKey {
+        remote: "[2001:db8::7]:51234".parse().unwrap(),
+        ..udp
+    };
+    let refused = deliver_with(&mut bed, other, b"x");
+    assert_eq!(refused, Err(DropReason::EgressFamily));
+    let refused = dial_with(&mut bed, other, b"");
+    assert_eq!(refused, Err(DropReason::EgressFamily));
+    let port = bed.egress.free_port(other);
+    assert_eq!(port, Err(DropReason::EgressFamily));
+    let refused = bed.egress.expect_datagrams(other.remote);
+    assert_eq!(refused, Err(DropReason::EgressFamily));
+    assert_eq!(bed.egress.find(&other), None);
     assert_eq!(bed.egress.counters(), Counters::default());
 }
 
@@ -403,9 +417,9 @@ fn the_last_free_port_is_found() {
     for port in (49_152..=65_535).filter(|port| *port != 60_001) {
         deliver(&mut bed, port).unwrap();
     }
-    assert_eq!(bed.egress.free_port(key(0)), Some(60_001));
+    assert_eq!(bed.egress.free_port(key(0)), Ok(60_001));
     deliver(&mut bed, 60_001).unwrap();
-    assert_eq!(bed.egress.free_port(key(0)), None);
+    assert_eq!(bed.egress.free_port(key(0)), Err(DropReason::EgressInUse));
 }
 
 #[test]
@@ -522,7 +536,8 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     request.write(&mut ping, &[0; 40]).unwrap();
     let at_gateway = |port| SocketAddrV4::new(GATEWAY, port);
     let mut bed = Bed::new();
-    bed.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
+    let pod = SocketAddrV4::new(POD, PORT).into();
+    bed.egress.expect_datagrams(pod).unwrap();
     bed.egress.share(Owners::new(7).into(), 1);
     let is_stray = |bed: &Bed, packet: &[u8]| bed.egress.elsewhere(packet) == Some(0);
     for (what, packet, stray) in [
@@ -561,7 +576,7 @@ fn packets_of_flows_that_another_has_are_told_from_those_that_begin() {
     assert!(!is_stray(&bed, &answer), "the flow is here");
     let told = error(POD, 3, key(Protocol::Tcp, CLIENT));
     assert!(!is_stray(&bed, &told), "the flow is here");
-    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    bed.call(|egress, _, host| egress.forget_pod(POD.into(), host));
     assert!(!is_stray(&bed, &udp(PORT, CLIENT)), "published no more");
     bed.egress.share(Owners::new(7).into(), 0);
     let segment = tcp(CLIENT, |it| it.ack(1));

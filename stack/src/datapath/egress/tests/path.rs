@@ -54,8 +54,8 @@ fn complains_of(
     let id = bed.last();
     let complaint = Complaint {
         error,
-        from,
-        to,
+        from: from.map(IpAddr::V4),
+        to: to.into(),
         len: quoted.len(),
     };
     let socket = bed.fake(id);
@@ -188,7 +188,7 @@ fn words_about_one_flow_leave_the_others_their_turn() {
 fn the_hosts_loopback_has_the_address_that_the_pod_knows() {
     let open = Ipv4Addr::new(192, 0, 2, 80);
     let policy = Policy::new(Rules {
-        host_loopback: Some(open),
+        host_loopback: Some(open.into()),
         ..Rules::default()
     });
     let mut bed = Bed::with(Limits::default(), policy);

@@ -565,9 +565,9 @@ fn a_late_event_is_not_taken_for_another_flows() {
 fn flows_of_a_pod_end_with_it() {
     let mut bed = Bed::new();
     let (_, id) = bed.established();
-    bed.call(|egress, _, host| egress.forget_pod(Ipv4Addr::new(10, 244, 1, 3), host));
+    bed.call(|egress, _, host| egress.forget_pod(Ipv4Addr::new(10, 244, 1, 3).into(), host));
     assert_eq!(bed.host.closed, []);
-    bed.call(|egress, _, host| egress.forget_pod(POD, host));
+    bed.call(|egress, _, host| egress.forget_pod(POD.into(), host));
     assert_eq!(bed.host.closed, [(id, true)]);
     assert_eq!(bed.egress.poll_at(), None);
 }
@@ -581,7 +581,7 @@ fn a_pod_that_is_done_may_go_before_the_host_is() {
         bed.socket(handle).send_slice(b"all there is").unwrap();
         bed.socket(handle).close();
         bed.settle();
-        bed.call(|egress, _, host| egress.forget_pod(POD, host));
+        bed.call(|egress, _, host| egress.forget_pod(POD.into(), host));
         // Of a part nobody is to think that it is the whole.
         assert_eq!(bed.host.closed, [(id, room == 10)]);
         assert_eq!(

@@ -34,7 +34,8 @@ impl Workers {
             .zip(0..)
         {
             worker.egress.share(owners.clone(), number);
-            worker.egress.expect_datagrams(SocketAddrV4::new(POD, PORT));
+            let pod = SocketAddrV4::new(POD, PORT).into();
+            worker.egress.expect_datagrams(pod).unwrap();
         }
         workers
     }
@@ -68,8 +69,8 @@ impl Workers {
 fn key(protocol: Protocol) -> FlowKey {
     FlowKey {
         protocol,
-        pod: SocketAddrV4::new(POD, PORT),
-        remote: CLIENT,
+        pod: SocketAddrV4::new(POD, PORT).into(),
+        remote: CLIENT.into(),
     }
 }
 

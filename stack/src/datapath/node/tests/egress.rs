@@ -193,7 +193,7 @@ fn errors_from_outside_have_their_senders_address() {
         (Ipv4Addr::BROADCAST, pod(1, 1)),
         (Ipv4Addr::LOCALHOST, pod(1, 1)),
     ] {
-        node.forward_icmp_error(NOW, from, IcmpError::TimeExceeded, &offender);
+        node.forward_icmp_error(NOW, from.into(), IcmpError::TimeExceeded, &offender);
         let outputs = outputs(&mut node);
         assert_eq!(outputs.len(), 1, "{from}");
         let (verdict, frame) = &outputs[0];

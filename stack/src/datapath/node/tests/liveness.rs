@@ -85,7 +85,7 @@ fn what_was_heard_belongs_to_the_host_that_said_it() {
     node.set_peer(known.peer.clone());
     assert_eq!(peer_of(&node).heard, Some(now));
     node.set_peer(Peer {
-        address: underlay(3),
+        address: underlay(3).into(),
         ..known.peer
     });
     assert_eq!(peer_of(&node).heard, None);

@@ -17,7 +17,7 @@ fn host(number: u8) -> Ipv4Addr {
 fn uplink(answers: bool) -> Uplink {
     Uplink {
         mac: host_mac(1),
-        address: host(1),
+        address: host(1).into(),
         prefix: "192.168.0.0/24".parse().unwrap(),
         mtu: Mtu::new(1500).unwrap(),
         answers,
@@ -247,7 +247,7 @@ fn few_packets_wait_for_all_unknown_hosts_together() {
     let mut waiting = 0;
     for last in 3..=30 {
         node.set_peer(Peer {
-            address: underlay(last),
+            address: underlay(last).into(),
             ..peer(last, &format!("10.244.{last}.0/24"))
         });
         for len in 0..4 {
@@ -288,7 +288,7 @@ fn next_hops_of_a_large_link_are_asked_for_in_turn() {
     let mut node = linked("host-gw");
     for last in 3..=102 {
         node.set_peer(Peer {
-            address: underlay(last),
+            address: underlay(last).into(),
             ..peer(last, &format!("10.244.{last}.0/24"))
         });
     }
@@ -572,7 +572,7 @@ fn peers_on_the_link_get_bare_packets_and_others_the_tunnel() {
     let mut node = acquainted("vxlan");
     let far = SocketAddrV4::new([172, 16, 0, 9].into(), 8472);
     node.set_peer(Peer {
-        address: far,
+        address: far.into(),
         ..peer(3, "10.244.3.0/24")
     });
     let paths: Vec<_> = node.peers().map(|state| state.path).collect();
@@ -601,7 +601,7 @@ fn peers_on_the_link_get_bare_packets_and_others_the_tunnel() {
 fn a_host_beyond_a_router_is_no_next_hop() {
     let mut node = linked("host-gw");
     node.set_peer(Peer {
-        address: SocketAddrV4::new([172, 16, 0, 9].into(), 0),
+        address: SocketAddrV4::new([172, 16, 0, 9].into(), 0).into(),
         ..peer(2, "10.244.2.0/24")
     });
     assert_eq!(node.peers().next().unwrap().path, Path::Unreachable);
@@ -614,10 +614,34 @@ fn a_host_beyond_a_router_is_no_next_hop() {
 }
 
 #[test]
+fn there_is_no_path_to_an_address_of_ipv6() {
+    for format in ["vxlan", "udp", "host-gw"] {
+        let mut node = linked(format);
+        for id in [2, 3] {
+            node.set_peer(Peer {
+                address: format!("[2001:db8::{id}]:8472").parse().unwrap(),
+                ..peer(id, &format!("10.244.{id}.0/24"))
+            });
+        }
+        assert!(node.peers().all(|state| state.path == Path::Unreachable));
+        let (verdict, _) = from_pod(&mut node, &to_peer());
+        assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnreachable));
+        node.set_uplink(Some(Uplink {
+            address: "2001:db8::1".parse().unwrap(),
+            prefix: "2001:db8::/64".parse().unwrap(),
+            ..uplink(true)
+        }));
+        let (verdict, _) = from_pod(&mut node, &to_peer());
+        assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnreachable));
+        assert!(node.remove_peer(PeerId(2)) && node.remove_peer(PeerId(3)));
+    }
+}
+
+#[test]
 fn each_path_has_its_own_mtu() {
     let mut node = acquainted("vxlan");
     node.set_peer(Peer {
-        address: SocketAddrV4::new([172, 16, 0, 9].into(), 8472),
+        address: SocketAddrV4::new([172, 16, 0, 9].into(), 8472).into(),
         ..peer(3, "10.244.3.0/24")
     });
     let mut large = |to, len: usize| {
@@ -677,7 +701,7 @@ fn connections_begin_with_what_their_path_takes() {
         let mut node = acquainted("vxlan");
         node.config.clamp_mss = clamp;
         node.set_peer(Peer {
-            address: SocketAddrV4::new([172, 16, 0, 9].into(), 8472),
+            address: SocketAddrV4::new([172, 16, 0, 9].into(), 8472).into(),
             ..peer(3, "10.244.3.0/24")
         });
         // On the link 1500 bytes, through the tunnel 1450.

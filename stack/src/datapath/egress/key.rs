@@ -1,0 +1,129 @@
+//! What makes packets one flow.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
+
+use smoltcp::wire::Ipv4Packet;
+
+use super::Protocol;
+use crate::addresses::socket_ipv4;
+use crate::drops::DropReason;
+
+/// What makes packets one flow. Both ends are of one IP version; there are no flows of IPv6 yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowKey {
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The pod's end.
+    pub pod: SocketAddr,
+    /// The other end, as the pod calls it; unspecified if there may be many.
+    pub remote: SocketAddr,
+}
+
+impl FlowKey {
+    /// The mapping of a pod's socket, whatever the other end is.
+    #[must_use]
+    pub const fn mapping(self) -> Self {
+        let unspecified = match self.pod {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Self {
+            remote: SocketAddr::new(unspecified, 0),
+            ..self
+        }
+    }
+
+    /// Whether the other end may be any.
+    #[must_use]
+    pub const fn is_mapping(&self) -> bool {
+        self.remote.ip().is_unspecified()
+    }
+}
+
+/// A key of IPv4, which is less than half as large: every packet's is hashed and compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub(super) protocol: Protocol,
+    pub(super) pod: SocketAddrV4,
+    pub(super) remote: SocketAddrV4,
+}
+
+impl Key {
+    /// That of an echo request with this identifier.
+    pub(super) fn of_ping(request: &Ipv4Packet<&[u8]>, identifier: u16) -> Self {
+        Self {
+            protocol: Protocol::Ping,
+            pod: SocketAddrV4::new(request.src_addr(), identifier),
+            remote: SocketAddrV4::new(request.dst_addr(), 0),
+        }
+    }
+
+    /// See [`FlowKey::mapping`].
+    pub(super) const fn mapping(self) -> Self {
+        Self {
+            remote: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            ..self
+        }
+    }
+}
+
+impl From<Key> for FlowKey {
+    fn from(key: Key) -> Self {
+        Self {
+            protocol: key.protocol,
+            pod: key.pod.into(),
+            remote: key.remote.into(),
+        }
+    }
+}
+
+impl TryFrom<FlowKey> for Key {
+    type Error = DropReason;
+
+    fn try_from(key: FlowKey) -> Result<Self, DropReason> {
+        match (socket_ipv4(key.pod), socket_ipv4(key.remote)) {
+            (Some(pod), Some(remote)) => Ok(Self {
+                protocol: key.protocol,
+                pod,
+                remote,
+            }),
+            _ => Err(DropReason::EgressFamily),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(pod: &str, remote: &str) -> FlowKey {
+        FlowKey {
+            protocol: Protocol::Udp,
+            pod: pod.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn a_mapping_is_of_its_pods_version() {
+        for (pod, any) in [("10.244.1.2:53", "0.0.0.0:0"), ("[fd00::2]:53", "[::]:0")] {
+            let mapping = key(pod, "192.0.2.1:53").mapping();
+            assert_eq!(mapping, key(pod, any));
+            assert!(mapping.is_mapping());
+        }
+    }
+
+    #[test]
+    fn both_ends_are_of_ipv4() {
+        let ipv4 = key("10.244.1.2:53", "192.0.2.1:53");
+        assert_eq!(Key::try_from(ipv4).map(FlowKey::from), Ok(ipv4));
+        for (pod, remote) in [
+            ("[fd00::2]:53", "[2001:db8::1]:53"),
+            ("10.244.1.2:53", "[2001:db8::1]:53"),
+            ("[fd00::2]:53", "192.0.2.1:53"),
+        ] {
+            let refused = Key::try_from(key(pod, remote));
+            assert_eq!(refused, Err(DropReason::EgressFamily));
+        }
+    }
+}
