@@ -42,10 +42,10 @@ impl Lines {
         match self.next(Instant::now()) {
             Line::Told => line(),
             Line::ToldAfter(withheld) => {
-                info!("{withheld} more {what} were not told");
+                info!("{withheld} more {what} were not logged");
                 line();
             }
-            Line::FirstWithheld => info!("more {what} are not told now"),
+            Line::FirstWithheld => info!("further {what} are not logged for now"),
             Line::Withheld => {}
         }
     }

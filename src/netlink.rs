@@ -65,7 +65,7 @@ impl Changes {
                 connection: Some(tokio::spawn(connection).abort_handle()),
             },
             Err(error) => {
-                debug!("the kernel tells of no changes of interfaces: {error}");
+                debug!("the kernel reports no changes of interfaces: {error}");
                 Self {
                     news: None,
                     connection: None,

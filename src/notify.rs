@@ -33,6 +33,6 @@ pub(crate) fn stopping() {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        debug!("the service manager does not hear: {error}");
+        debug!("cannot notify the service manager: {error}");
     }
 }

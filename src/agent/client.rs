@@ -79,7 +79,7 @@ impl Agent {
         line.push(b'\n');
         input
             .write_all(&line)
-            .context("the agent takes no request")?;
+            .context("the agent accepts no request")?;
         let answer = match self.lines.recv_timeout(timeout) {
             Ok(answer) => answer.context("the agent's output")?,
             Err(RecvTimeoutError::Timeout) => {
@@ -224,7 +224,7 @@ impl Agent {
         let frames: Vec<String> = self.request(&Request::Captured {}, SOON)?;
         frames
             .iter()
-            .map(|frame| from_hex(frame).ok_or_else(|| Error::failed("a frame has wrong digits")))
+            .map(|frame| from_hex(frame).ok_or_else(|| Error::failed("a frame is not hexadecimal")))
             .collect()
     }
 }

@@ -346,7 +346,11 @@ impl State {
                 json(())
             }
             Request::Captured {} => {
-                let capture = self.frames()?.capture.take().ok_or("there is no capture")?;
+                let capture = self
+                    .frames()?
+                    .capture
+                    .take()
+                    .ok_or("no capture is running")?;
                 capture.finish().map(json).map_err(text)?
             }
         }

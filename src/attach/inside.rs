@@ -69,7 +69,7 @@ impl Inside {
             }))
         };
         let received: io::Result<_> = received.await;
-        match received.context("cannot take the device")? {
+        match received.context("cannot receive the device")? {
             Some(made) => Ok((inside, made)),
             None => {
                 inside.ends().await?;
@@ -116,7 +116,7 @@ pub(crate) async fn serve(
     netns::enter(target)?;
     let tap = Tap::open(name, offloads, queues).map_err(|error| match error {
         OpenError::Exists(name) => Error::failed(format!(
-            "an interface '{name}' is in that network namespace already: choose another name with \
+            "that network namespace already has an interface '{name}': choose another name with \
              --ifname"
         )),
         error => Error::failed(error),

@@ -12,12 +12,14 @@ use crate::terminal::output;
 use crate::terminal::text::plain;
 
 #[derive(Debug, Args)]
-#[command(after_help = "The flags of 'muslin node' say how a node that does not run yet will run.")]
+#[command(
+    after_help = "For a node that does not run yet, give the flags that 'muslin node' will get."
+)]
 pub(super) struct Arguments {
-    /// The node; needed where several run
+    /// The node; required if several run
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// The lease store [default: that of the node which runs, or the embedded one]
+    /// The lease store [default: that of the running node, or the embedded one]
     #[arg(long, value_name = "URL")]
     store: Option<OsString>,
     /// How many peers to send packets to

@@ -35,7 +35,7 @@ pub(super) async fn watch(running: Arc<Running>, condition: Condition) {
             let names: Vec<_> = hanging.iter().map(|it| format!("worker-{it}")).collect();
             let reason = format!("the data path hangs in {}", names.join(", "));
             if condition.lack(Need::DataPath, &reason) {
-                error!("{reason}: its pods' packets wait");
+                error!("{reason}: the packets of its pods are delayed");
             }
         }
     }

@@ -449,12 +449,14 @@ impl Driver {
             return Ok(Reply::Taken);
         };
         if store.continues(&former) {
-            info!("{store} was made anew since this node was in it: it stays who it was");
+            info!(
+                "{store} was recreated since this node last used it: the node keeps its identity"
+            );
             return Ok(Reply::Taken);
         }
         warn!(
-            "this node's state is of its time in {former}: in {store} it begins anew, with another \
-             VTEP and subnet and other addresses for its pods"
+            "this node's state belongs to {former}: in {store} the node starts afresh, with a new \
+             VTEP and subnet and new addresses for its pods"
         );
         self.identity = state::Identity {
             store: Some(store),
@@ -490,7 +492,7 @@ impl Driver {
     fn await_config(&self, fault: &str) {
         let reason = format!("{}: {fault}", self.store);
         if self.condition.lack(Need::Config, &reason) {
-            warn!("{reason}: waiting for one that can be used");
+            warn!("{reason}: waiting for a usable one");
         }
     }
 
@@ -524,15 +526,15 @@ impl Driver {
                 }
             }
             Change::Disputed(key) => {
-                warn!("another writer changed the lease {key}; it is written again")
+                warn!("another writer changed the lease {key}; writing it again")
             }
             Change::Moved { key, from } => info!(
                 "the lease {key} moves from the public address {from} to {}",
                 *self.address.borrow()
             ),
             Change::Replaced { key, vtep_mac } => warn!(
-                "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
-                 taken over; if that node is alive, one of the two needs another address",
+                "the lease {key} already had the public address {}, with the VTEP {vtep_mac}: it \
+                 is taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
             Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
@@ -549,11 +551,11 @@ impl Driver {
     fn tell_skipped(&mut self, key: &str, reason: &str) {
         self.skipped += 1;
         if self.skipped > MAX_SKIPPED {
-            return debug!("the key {key} is no lease: {reason}");
+            return debug!("the key {key} is not a lease: {reason}");
         }
-        warn!("the key {key} is no lease: {reason}");
+        warn!("the key {key} is not a lease: {reason}");
         if self.skipped == MAX_SKIPPED {
-            warn!("more such keys are not told: `muslin leases` shows them all");
+            warn!("further such keys are not logged: `muslin leases` shows them all");
         }
     }
 
@@ -673,7 +675,7 @@ impl Driver {
         }
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {
-            return Err(Error::failed("the node runs already"));
+            return Err(Error::failed("the node is already running"));
         }
         tokio::spawn(stores::follow(endpoints, stores, running.clone()));
         tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
@@ -796,7 +798,7 @@ fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Leve
             Ok((path, listener, level))
         });
         opened
-            .inspect_err(|error| warn!("there is no {name}: {error}"))
+            .inspect_err(|error| warn!("cannot listen on {name}: {error}"))
             .ok()
     };
     let all = [

@@ -73,7 +73,7 @@ impl fmt::Display for NodeInfo {
             write!(f, ":{}", plan.port)?;
         }
         if plan.is_direct {
-            write!(f, ", bare to nodes in {}", interface.prefix)?;
+            write!(f, ", unencapsulated to nodes in {}", interface.prefix)?;
         }
         if interface.is_translated() {
             write!(f, ", public address {}", interface.public_ip)?;
@@ -287,7 +287,7 @@ impl Running {
                 unusable,
                 ..
             } => {
-                self.tell_peer(|| warn!("the node {public_ip} is no peer: {unusable}"));
+                self.tell_peer(|| warn!("the node {public_ip} cannot be a peer: {unusable}"));
                 self.workers.remove_peer(*id)
             }
             Operation::RemovePeer { id, public_ip, .. } => {
@@ -378,7 +378,7 @@ fn open_queues(
             Ok((*first, queues))
         }
         _ => Err(Error::usage(
-            "the descriptors are not the queues of one device",
+            "the descriptors are not queues of the same device",
         )),
     }
 }
@@ -461,8 +461,8 @@ impl Running {
         let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
         let (kinds, namespaces) = pod.details.namespaces.clone().ok_or_else(|| {
             Error::failed(format!(
-                "the pod '{name}' has no namespace to run a command in: it is a sidecar's, or was \
-                 attached by an older muslin"
+                "the pod '{name}' has no namespace to run a command in: it belongs to a sidecar, \
+                 or was attached by an older muslin"
             ))
         })?;
         let node = self.facts.settings.name.clone();

@@ -39,7 +39,7 @@ pub(super) async fn follow(
             return;
         }
         let all: Vec<_> = found.iter().map(ToString::to_string).collect();
-        info!("egress is closed to the store at {}", all.join(", "));
+        info!("egress to the store is closed: {}", all.join(", "));
         known = found;
     }
 }

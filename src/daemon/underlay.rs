@@ -62,7 +62,7 @@ pub(super) async fn find_place(
             Err(NoInterface::NotYet(reason)) => reason,
         };
         if condition.lack(Need::Interface, &reason) {
-            warn!("{reason}: waiting for that");
+            warn!("{reason}: waiting for it");
         }
         changes.wait(LOOK_AGAIN).await;
     };
@@ -74,12 +74,12 @@ pub(super) async fn find_place(
         ..
     } = &place.interface;
     if address.is_loopback() && settings.underlay.public_ip.is_none() {
-        warn!("this machine has no address for others: only nodes on it can be peers");
+        warn!("this machine has no address that others can reach: only nodes on it can be peers");
     }
     if place.interface.is_translated() && matches!(settings.uplink, UplinkKind::PacketSocket) {
         info!(
             "the public address {public_ip} is not on this machine: the tunnel is bound to \
-             {address} ({name}), and something must translate one to the other"
+             {address} ({name}), so NAT must translate one to the other"
         );
     }
     Ok(place)
@@ -158,17 +158,17 @@ fn check_uplink(plan: &TunnelPlan, settings: &Settings, interface: &PublicInterf
         UplinkKind::PacketSocket if only && interface.is_translated() => {
             Err(Error::usage(format!(
                 "host-gw needs the public address {public_ip} on the interface itself, and \
-                 {name} has {address}: nothing can translate bare packets"
+                 {name} has {address}: unencapsulated packets cannot pass NAT"
             )))
         }
         UplinkKind::Tap(tap) if !only => Err(Error::usage(format!(
-            "--uplink tap:{tap} goes with the backend host-gw only: a tunnel ends at an address \
+            "--uplink tap:{tap} requires the backend host-gw: a tunnel ends at an address \
              of this machine"
         ))),
         UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
             Err(Error::usage(format!(
                 "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
-                 {name}: name it with --public-ip"
+                 {name}: give it with --public-ip"
             )))
         }
         UplinkKind::PacketSocket | UplinkKind::Tap(_) => Ok(()),
@@ -191,8 +191,8 @@ pub(super) fn bind(
             }
             Err(error) => {
                 warn!(
-                    "the network has DirectRouting, but {error}: this node uses the tunnel for \
-                     all others, and does not get what nodes on the same link send around it"
+                    "the network has DirectRouting, but {error}: this node uses the tunnel to all \
+                     others, and does not receive what nodes on the same link send without it"
                 );
                 plan.is_direct = false;
             }
@@ -254,8 +254,9 @@ pub(super) fn join(
         && underlay::forwards_ipv4(&interface.name) == Some(true)
     {
         warn!(
-            "this machine's kernel forwards what arrives on {0}, so it answers for the pods or \
-             sends their packets on a second time: switch that off with 'sysctl \
+            "this machine's kernel forwards packets that arrive on {0}, so it answers for the \
+             pods or \
+             forwards their packets a second time: switch that off with 'sysctl \
              net.ipv4.conf.{0}.forwarding=0'",
             interface.name
         );
@@ -356,16 +357,16 @@ pub(super) async fn follow(
         };
         if followed.is_moved {
             info!(
-                "the public address is {} now, on {}",
+                "the public address is now {}, on {}",
                 now.public_ip, now.name
             );
             public_ip.send_replace(now.public_ip);
         } else if followed.has_uplink {
-            info!("the uplink on {} is opened anew", now.name);
+            info!("the uplink on {} is reopened", now.name);
         }
         if let Some(mtu) = followed.mtu {
             info!(
-                "the MTU of {} is {}, that of pods {mtu} now",
+                "the MTU of {} is {}, the pods' is now {mtu}",
                 now.name, now.mtu
             );
         }

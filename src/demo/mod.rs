@@ -42,7 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let scenes = match ended? {
         Ended::Played(scenes) => scenes,
         Ended::Interrupted(signal) => {
-            complain(&"interrupted; nothing is left behind");
+            complain(&"interrupted; everything was cleaned up");
             return Err(Error::Command(128 + signal as u8));
         }
     };
@@ -82,7 +82,7 @@ async fn play(megabytes: u64) -> Result<Ended> {
         .context("cannot start a thread")?;
     let signal = tokio::select! {
         played = &mut finished => {
-            let played = played.map_err(|_| Error::failed("the demo failed by a defect of its own"))?;
+            let played = played.map_err(|_| Error::failed("the demo failed because of a bug in it"))?;
             return played.map(Ended::Played);
         }
         () = interrupt.heard() => Signal::SIGINT,

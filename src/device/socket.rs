@@ -53,7 +53,7 @@ impl FrameSocket {
         if !is_unix || kind != Ok(SockType::SeqPacket) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the descriptor is no sequenced-packet socket of this machine",
+                "the descriptor is not a local SOCK_SEQPACKET socket",
             ));
         }
         // It gets as much as there is; bursts are lost sooner with less.

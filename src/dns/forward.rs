@@ -212,7 +212,7 @@ async fn ask_by_stream(resolver: SocketAddr, request: &Request) -> io::Result<An
     write_message(&mut stream, &query).await?;
     let answer = read_message(&mut stream).await?;
     let answer = answer.and_then(|answer| request.take_answer(id, answer));
-    answer.ok_or_else(|| io::Error::other("it answers something else"))
+    answer.ok_or_else(|| io::Error::other("the answer does not match the query"))
 }
 
 /// Reads a message with its length in front; nothing where the stream ends between two.

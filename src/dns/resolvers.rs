@@ -50,12 +50,10 @@ impl Resolvers {
         for address in addresses {
             let fault = match address {
                 IpAddr::V4(v4) if network.contains(v4) => {
-                    format!(
-                        "lies in the pod network {network}, which the node's host does not reach"
-                    )
+                    format!("lies in the pod network {network}, which the node's host cannot reach")
                 }
                 address if address.is_unspecified() || address.is_multicast() => {
-                    "is no resolver's address".to_owned()
+                    "is not an address of a resolver".to_owned()
                 }
                 _ => continue,
             };

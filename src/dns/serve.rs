@@ -208,7 +208,9 @@ async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
             .map_err(io::Error::other)?;
         let (request, ticket) = match take(dns, &turn, pod, (&query, Transport::Stream)).await {
             // Who sends that has lost its way in the stream.
-            Reply::Nothing => return Err(io::Error::other("it sends what is no query")),
+            Reply::Nothing => {
+                return Err(io::Error::other("it sent something that is not a query"));
+            }
             Reply::Now(answer) => {
                 timeout(PATIENCE, write_message(&mut *writer.lock().await, &answer)).await??;
                 continue;
@@ -221,7 +223,7 @@ async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
             let mut writer = writer.lock().await;
             let written = timeout(PATIENCE, write_message(&mut *writer, &answer)).await;
             if !matches!(written, Ok(Ok(()))) {
-                debug!("DNS with the pod {pod}: an answer is not taken");
+                debug!("DNS with the pod {pod}: it does not read an answer");
             }
             drop(place);
         });

@@ -99,7 +99,7 @@ pub(super) fn namespaces() -> Vec<Finding> {
         Err(error) => return vec![Finding::new("user namespaces", Verdict::Unknown, error)],
     };
     if let Some(error) = probe.namespaces {
-        let unknown = "needs user namespaces to be tried";
+        let unknown = "requires user namespaces for the test";
         return vec![
             Finding::wrong("user namespaces", error),
             Finding::new("/dev/net/tun", Verdict::Unknown, unknown),
@@ -110,7 +110,7 @@ pub(super) fn namespaces() -> Vec<Finding> {
         None => Finding::fine("/dev/net/tun", "a TAP device can be made"),
     };
     vec![
-        Finding::fine("user namespaces", "a fresh one can be made"),
+        Finding::fine("user namespaces", "a new one can be made"),
         device,
     ]
 }
@@ -160,7 +160,7 @@ pub(super) fn pings() -> Finding {
                 .advise("run 'sudo sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"'")
         }
         Err(error) => {
-            let detail = format!("there is no socket for pings: {error}");
+            let detail = format!("cannot make a socket for pings: {error}");
             Finding::new(CHECK, Verdict::Unknown, detail)
         }
     }
@@ -183,18 +183,18 @@ pub(super) fn confinement(patient: Option<&Patient>) -> Finding {
         .filter_map(|(name, is_there)| (!is_there).then_some(name))
         .collect();
     match missing.as_slice() {
-        [] => Finding::fine(CHECK, "a node can limit its system calls and files"),
+        [] => Finding::fine(CHECK, "a node can restrict its system calls and files"),
         names => Finding::new(
             CHECK,
             Verdict::Warning,
             format!("this kernel has no {}", names.join(" and no ")),
         )
-        .advise("nodes do without; landlock may have to be named in 'lsm=' at boot"),
+        .advise("nodes run without; landlock may have to be listed in 'lsm=' at boot"),
     }
 }
 
 fn way_out(error: ErrorKind) -> &'static str {
-    state::way_out(error).unwrap_or("name another place with --state-dir")
+    state::way_out(error).unwrap_or("choose another directory with --state-dir")
 }
 
 /// Whether nodes can keep their state.
@@ -229,7 +229,7 @@ pub(super) fn state_directory(directory: &Path) -> Vec<Finding> {
             format!("{shown} is on a network file system"),
         );
         return vec![finding.advise(
-            "the embedded store is for one machine: with several use etcd or a file, or name a \
+            "the embedded store is for one machine: for several use etcd or a file, or choose a \
              local --state-dir",
         )];
     }
@@ -277,9 +277,9 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         Finding::new(
             CHECK,
             Verdict::Warning,
-            format!("{detail}: no other machine can send there"),
+            format!("{detail}: other machines cannot send to it"),
         )
-        .advise("name an address or interface with --public-ip or --iface")
+        .advise("choose an address or interface with --public-ip or --iface")
     } else {
         Finding::fine(CHECK, detail)
     };
@@ -302,16 +302,16 @@ fn forwarding(interface: &str) -> Finding {
         Some(true) => Finding::new(
             CHECK,
             Verdict::Warning,
-            format!("the kernel forwards what arrives on {interface}, pods' packets too"),
+            format!("the kernel forwards packets that arrive on {interface}, including the pods'"),
         )
         .advise(format!(
-            "it answers for the pods, or sends their packets on a second time: run 'sysctl \
+            "it answers for the pods, or forwards their packets a second time: run 'sysctl \
              net.ipv4.conf.{interface}.forwarding=0'"
         )),
         None => Finding::new(
             CHECK,
             Verdict::Unknown,
-            format!("whether the kernel forwards what arrives on {interface} cannot be read"),
+            format!("cannot read whether the kernel forwards packets that arrive on {interface}"),
         ),
     }
 }
@@ -328,7 +328,7 @@ async fn port(address: Ipv4Addr) -> Finding {
     match kernel.vxlan_on(port) {
         Some(conflict) => Finding::wrong(CHECK, conflict.detail).advise(conflict.advice),
         None => Finding::wrong(CHECK, format!("UDP {port} of {address}: {error}")).advise(
-            "another node or flannel has it: stop that one, or use another --port on all nodes",
+            "another node or flannel uses it: stop that one, or use another --port on all nodes",
         ),
     }
 }
@@ -349,16 +349,16 @@ fn offload(address: Ipv4Addr) -> Finding {
     };
     let missing = match (socket.has_gso(), socket.has_gro()) {
         (true, true) => {
-            let detail = "the kernel cuts trains of datagrams apart and joins them";
+            let detail = "the kernel segments UDP sends and coalesces receives";
             return Finding::fine(CHECK, detail);
         }
-        (false, true) => "cut trains of datagrams apart",
-        (true, false) => "join datagrams to trains",
-        (false, false) => "cut trains of datagrams apart or join them",
+        (false, true) => "segment UDP sends",
+        (true, false) => "coalesce UDP receives",
+        (false, false) => "segment UDP sends or coalesce receives",
     };
-    let detail = format!("this kernel does not {missing}, or garbles what it makes");
+    let detail = format!("this kernel does not {missing}, or corrupts the data");
     Finding::new(CHECK, Verdict::Warning, detail)
-        .advise("nodes do without, which is slower: other versions of the kernel can do it")
+        .advise("nodes run without, which is slower: other versions of the kernel support it")
 }
 
 fn pods_mtu(mtu: u16) -> Finding {

@@ -141,7 +141,7 @@ pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Re
         None => tell(match waits {
             Some(reason) => Finding::wrong("node", reason),
             None => Finding::new("node", Verdict::Unknown, "no node runs here")
-                .advise("start one with 'muslin node', and the tunnel can be examined too"),
+                .advise("start one with 'muslin node' to check the tunnel, too"),
         }),
     }
     Ok(())

@@ -62,7 +62,7 @@ pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMu
             return tell(Finding::new(
                 "peers",
                 Verdict::Unknown,
-                format!("no pod to try from: {error}"),
+                format!("cannot make a pod to test from: {error}"),
             ));
         }
     };
@@ -74,9 +74,9 @@ pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMu
         let finding = Finding::new(
             "peers",
             Verdict::Unknown,
-            format!("{rest} more were not tried"),
+            format!("{rest} more were not tested"),
         );
-        tell(finding.advise("try all of them with a larger --peers"));
+        tell(finding.advise("use a larger --peers to test all of them"));
     }
 }
 
@@ -119,7 +119,7 @@ fn lease(patient: &Patient) -> Finding {
         Finding::fine("lease", detail)
     } else {
         Finding::wrong("lease", detail)
-            .advise("the store does not renew it: others will drop this node within a day")
+            .advise("the store does not renew it: other nodes will drop this node within a day")
     }
 }
 
@@ -150,10 +150,10 @@ fn losses(drops: &[Drop]) -> Finding {
         .map(|row| format!("{} {}", row.packets, row.reason))
         .collect();
     if list.is_empty() {
-        return Finding::fine("losses", "none that hint at a wrong set-up");
+        return Finding::fine("losses", "none that suggest a misconfiguration");
     }
     Finding::new("losses", Verdict::Warning, list.join(", "))
-        .advise("'muslin drops' says what each means")
+        .advise("'muslin drops' explains each of them")
 }
 
 /// A pod of the node with an agent in it, that ends with it.
@@ -176,7 +176,7 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     let check = format!("peer {}", peer.subnet);
     // A muslin node answers at both; a flannel node's kernel at its base address always.
     let Some(subnet) = peer.subnet.ipv4() else {
-        return Finding::new(&check, Verdict::Unknown, "it has no IPv4 addresses to try");
+        return Finding::new(&check, Verdict::Unknown, "it has no IPv4 addresses to test");
     };
     let base = u32::from(subnet.network());
     let addresses = [Ipv4Addr::from(base), Ipv4Addr::from(base + 1)];
@@ -187,11 +187,11 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     let mtu = patient.status.mtu.min(peer.mtu.unwrap_or(u16::MAX));
     if let Some(smaller) = smaller_path(patient, peer) {
         let detail = format!(
-            "{} answers in {rtt:.2} ms, but the way there carries {smaller} bytes at once",
+            "{} answers in {rtt:.2} ms, but the path MTU is {smaller} bytes",
             peer.public_ip
         );
         return Finding::new(&check, Verdict::Warning, detail).advise(format!(
-            "large packets travel in fragments, which is slow: start the nodes with --mtu {smaller}"
+            "large packets are fragmented, which is slow: start the nodes with --mtu {smaller}"
         ));
     }
     if ping(agent, &[address], (mtu - PING_HEADERS).into(), true).is_none() {
@@ -200,18 +200,18 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
             peer.public_ip
         );
         return Finding::wrong(&check, detail)
-            .advise("a link between has a smaller MTU: start the nodes with that as --mtu");
+            .advise("a link on the path has a smaller MTU: start the nodes with that as --mtu");
     }
     let has_trains =
         patient.status.offload.split(',').any(|name| name == "gso") && patient.status.port != 0;
     if has_trains && ping(agent, &[address], IN_TRAINS, false).is_none() {
         let detail = format!(
-            "{} answers {mtu} bytes, but not {IN_TRAINS}, whose fragments leave as trains of \
-             datagrams",
+            "{} answers {mtu} bytes, but not {IN_TRAINS}, whose fragments leave as segmented UDP \
+             sends",
             peer.public_ip
         );
         return Finding::new(&check, Verdict::Warning, detail).advise(
-            "a kernel, network card or hypervisor may garble UDP segmentation, which slows TCP \
+            "a kernel, network card or hypervisor may corrupt UDP segmentation, which slows TCP \
              down to almost nothing: start this node with --offload tap,gro, or that one",
         );
     }
@@ -230,8 +230,8 @@ fn silent(check: &str, patient: &Patient, peer: &Peer) -> Finding {
         "on-link" => {
             return Finding::wrong(check, format!("{title} does not answer on the link")).advise(
                 format!(
-                    "'muslin neighbours' says whether {theirs} answers ARP; if it does, its host \
-                     must take packets for {} from this link (with muslin: a running node; with \
+                    "'muslin neighbours' shows whether {theirs} answers ARP; if it does, its host \
+                     must accept packets for {} from this link (with muslin: a running node; with \
                      flannel: IP forwarding)",
                     peer.subnet
                 ),

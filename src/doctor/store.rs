@@ -14,7 +14,7 @@ use crate::state;
 use crate::store::{self, Store};
 use crate::terminal::quantity::count;
 
-const AWAY: &str = "check that it runs and can be reached from here; nodes that run keep their \
+const AWAY: &str = "check that it runs and can be reached from here; running nodes keep their \
                     last known peers";
 
 /// The network that the store has, and what was found.
@@ -31,7 +31,7 @@ pub(super) async fn examine(
     if let Some(path) = url.as_bytes().strip_prefix(b"sqlite:")
         && !Path::new(OsStr::from_bytes(path)).exists()
     {
-        let detail = format!("{} is made by the first node", url.display());
+        let detail = format!("{} is created by the first node", url.display());
         return (None, vec![Finding::fine("store", detail)]);
     }
     match store::open(&url, &questions.etcd) {
@@ -106,7 +106,7 @@ async fn ask(store: &dyn Store, prefix: &str) -> (Option<Ipv4Net>, Vec<Finding>)
 async fn execute(store: &dyn Store, op: Op) -> std::result::Result<Answer, String> {
     match tokio::time::timeout(PATIENCE, store.execute(op)).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("nothing within {} s", PATIENCE.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
 }
 

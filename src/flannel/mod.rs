@@ -36,7 +36,7 @@ impl Surface {
     ) -> Result<Self> {
         if let Some(address) = health {
             let listener = http::health::listen(address).await?;
-            info!("health is told at http://{address}/healthz and /readyz");
+            info!("health is served at http://{address}/healthz and /readyz");
             tokio::spawn(http::health::serve(listener, condition.subscribe()));
         }
         Ok(Self {
@@ -57,12 +57,12 @@ impl Surface {
     pub fn announce(&mut self, subnet: SubnetEnv, node: &str) {
         match subnet_env::write(&subnet, &self.file) {
             Ok(()) => {
-                info!("the subnet is told in {}", self.file.display());
+                info!("the subnet file is {}", self.file.display());
                 self.written = Some(subnet);
                 self.condition.serve(node.to_owned(), true);
             }
             Err(error) => {
-                warn!("{error}: /readyz will not say that this node is ready");
+                warn!("{error}: /readyz will not report this node ready");
                 let summary = format!("{node}, but without a subnet file");
                 self.condition.serve(summary, false);
             }
@@ -103,12 +103,13 @@ pub fn limits(config: &NetworkConfig) -> Vec<&'static str> {
     let lines = [
         (
             options.learning,
-            "the network has Learning, which this node ignores: where others are it takes from \
-             their leases only",
+            "the network has Learning, which this node ignores: it learns the addresses of other \
+             nodes only from their leases",
         ),
         (
             options.gbp,
-            "the network has GBP: this node takes frames with a group, and sends them without",
+            "the network has GBP: this node accepts frames with a group, and sends frames without \
+             one",
         ),
     ];
     let said = lines.into_iter().filter(|(is_on, _)| *is_on);

@@ -96,7 +96,7 @@ impl Server {
         if self.addresses.is_empty() && !std::mem::replace(&mut self.is_told, true) {
             let url = &self.url;
             warn!(
-                "where {url} is cannot be found out, so egress is not closed to it until it can: \
+                "cannot resolve {url}, so egress to it is not closed until that succeeds: \
                  {error}"
             );
         }

@@ -274,7 +274,7 @@ impl Host for Sockets {
             .and_then(|()| socket.set_tos_v4(u32::from(marks.dscp) << 2))
             .and_then(|()| option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery));
         if let Err(error) = marked {
-            debug!("a datagram goes without its marks: {error}");
+            debug!("a datagram is sent without its options: {error}");
         }
     }
 

@@ -162,12 +162,12 @@ impl Init {
 
     async fn tell(&self, order: &Order) -> Result<()> {
         let sent = self.connection.send(order, &[]).await;
-        sent.context("cannot speak to the pod's first process")
+        sent.context("cannot send to the pod's first process")
     }
 
     async fn heard(&self) -> Result<()> {
         let report = self.connection.receive::<Report>().await;
-        match report.context("cannot hear of the pod's first process")? {
+        match report.context("cannot receive from the pod's first process")? {
             Some((Report::Done, _)) => Ok(()),
             Some((Report::NoCommand(number), _)) => Err(Error::Start {
                 program: self.program.display().to_string(),

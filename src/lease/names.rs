@@ -21,7 +21,7 @@ use crate::terminal::quantity::count;
 
 /// What other nodes do not know, or this one, if the store does not do something.
 const OF_THIS: &str = "other nodes do not know the names of this node's pods";
-const OF_OTHERS: &str = "names of other nodes' pods are not known";
+const OF_OTHERS: &str = "the names of other nodes' pods are unknown";
 
 /// A node that shares the names of its pods.
 pub struct Sharing {
@@ -51,7 +51,9 @@ impl Sharing {
     pub async fn run(self) {
         if !self.store.keeps_names() {
             let store = self.store.describe();
-            return info!("pods of other nodes have no names here: {store} cannot keep them");
+            return info!(
+                "pods of other nodes cannot be resolved here: {store} cannot store their names"
+            );
         }
         let began = std::time::Instant::now();
         let settings = SharerSettings {
@@ -120,7 +122,7 @@ impl Runner {
                     self.sharing.names.write().remove(subnet);
                 }
                 NameChange::Skipped(key, reason) => {
-                    debug!("the key {key} tells no pods: {reason}");
+                    debug!("the key {key} is not a record of pods: {reason}");
                 }
             }
         }
@@ -131,7 +133,7 @@ impl Runner {
         let left_out = self.sharer.set_pods(now_since(self.began), pods);
         if left_out > 0 {
             let pods = count(left_out as u64, "pod");
-            warn!("no names on other nodes for {pods}: there are too many");
+            warn!("other nodes cannot resolve {pods}: there are too many");
         }
     }
 
@@ -212,7 +214,7 @@ impl Runner {
             (true, false) => warn!("{what}: {error}"),
             (true, true) => {
                 let prefix = names_prefix(&self.sharing.prefix);
-                warn!("{what}: {error}; that takes the rights to read and write {prefix}");
+                warn!("{what}: {error}; this requires rights to read and write {prefix}");
             }
         }
         match is_permission(error) {
@@ -498,7 +500,7 @@ mod tests {
     }
 
     fn away() -> StoreError {
-        StoreError::Unavailable("it is away".to_owned())
+        StoreError::Unavailable("it is unreachable".to_owned())
     }
 
     #[async_trait]

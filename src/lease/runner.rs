@@ -89,7 +89,7 @@ pub async fn run(
         result = runner.keep() => result,
         () = async { leave_requested(&mut deadline).await; sleep(PATIENCE).await } => {
             Err(Error::failed(format!(
-                "the lease is not given back, because {name} is away: it ends within a day"
+                "the lease is not given back, because {name} is unreachable: it expires within a day"
             )))
         }
     }
@@ -332,7 +332,7 @@ impl Outage {
         let store = &self.store;
         let reason = match error {
             StoreError::Refused(why) => format!("the lease store {store} refuses: {why}"),
-            _ => format!("the lease store {store} is away: {error}"),
+            _ => format!("the lease store {store} is unreachable: {error}"),
         };
         let refuses = matches!(error, StoreError::Refused(_));
         let began = self.began.get_or_insert_with(|| Began {
@@ -351,7 +351,9 @@ impl Outage {
         began.reason.clone_from(&reason);
         match refuses {
             true => {
-                warn!("{reason}; it is asked again until that is mended, and the known peers stay")
+                warn!(
+                    "{reason}; requests are retried until that is fixed, and the known peers stay"
+                )
             }
             false => warn!("{reason}; the known peers stay"),
         }
@@ -518,7 +520,7 @@ mod tests {
                 }
             })
             .await;
-            assert_eq!(log.count("is away"), outages, "{}", log.text());
+            assert_eq!(log.count("is unreachable"), outages, "{}", log.text());
             flaky.set_away(false);
             soon("the end of the outage", async {
                 while log.count("is back") < outages {
@@ -532,7 +534,7 @@ mod tests {
         assert_eq!(node.peer().await, format!("{second} gone"));
         let mut third = Node::start(steady, settings("/p", 3));
         third.sees(&first).await;
-        assert_eq!((log.count("is away"), log.count("is back")), (2, 2));
+        assert_eq!((log.count("is unreachable"), log.count("is back")), (2, 2));
         // Three lists, three watches and what an outage asks: no loop.
         let requests = flaky.requests.load(Ordering::SeqCst);
         assert!(requests < 60, "{requests}");

@@ -60,7 +60,7 @@ pub async fn survey(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>> {
     };
     let store = store.describe();
     Err(Error::failed(format!(
-        "the lease store {store} is away: {reason}"
+        "the lease store {store} is unreachable: {reason}"
     )))
 }
 

@@ -126,7 +126,7 @@ fn open_ports_and_pings(gid: u32) {
 fn return_to(directory: &Path) -> Result<()> {
     if let Err(error) = std::env::set_current_dir(directory) {
         warn!(
-            "the pod begins in /, not in {}: {error}",
+            "the pod starts in /, not in {}: {error}",
             directory.display()
         );
         std::env::set_current_dir("/").context("cannot go to /")?;

@@ -261,7 +261,7 @@ impl Inside {
                 locals.resets.insert(flow, reset);
                 if let Err(error) = locals.sockets.adopt(flow, socket) {
                     // The flow finds that it has no socket, and ends.
-                    debug!("no events for a connection to {to}: {error}");
+                    debug!("cannot wait for a connection to {to}: {error}");
                 }
             }
             Err(reason) => {

@@ -91,7 +91,7 @@ impl Overlay {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Error::failed("the pod's thread has ended")),
             Err(_) => Err(Error::failed(
-                "the node does not say where its gateway is: its process hangs or is stopped",
+                "the node does not report its gateway: its process hangs or is stopped",
             )),
         }
     }

@@ -357,7 +357,7 @@ impl Database {
     fn open_again(&mut self) -> StoreResult<()> {
         let path = &self.path;
         if create(path).map_err(|error| refused(path, error))? {
-            warn!("{} was removed: it is made anew", path.display());
+            warn!("{} was removed: it is recreated", path.display());
         }
         *self = Self::open(path)?;
         Ok(())

@@ -143,7 +143,7 @@ type Place<'a> = (&'a Interface, Ipv4Addr);
 
 fn choose_among(wanted: &Wanted, audience: Audience, machine: &Machine) -> Found<PublicInterface> {
     if let Some(public) = wanted.public_ip.filter(|it| is_nobody(*it)) {
-        let error = Error::usage(format!("no node can be reached at {public}"));
+        let error = Error::usage(format!("other nodes cannot reach this one at {public}"));
         return Err(error.into());
     }
     let (interface, mut address) = if wanted.names_an_interface() {
@@ -222,8 +222,8 @@ impl Machine {
         if let Some(public) = public_ip {
             let owner = self.owner(public).ok_or_else(|| {
                 NoInterface::NotYet(format!(
-                    "the public address {public} is not on this machine, which has {}: if it is \
-                     translated to one of these, name that with --iface",
+                    "the public address {public} is not on this machine, which has {}: if NAT \
+                     translates it to one of these, choose that with --iface",
                     self.list()
                 ))
             })?;
@@ -238,7 +238,7 @@ impl Machine {
                 .called(&Ipv4Addr::LOCALHOST.to_string())
                 .ok_or_else(|| {
                     NoInterface::NotYet(
-                        "this machine has no IPv4 address: name one with --public-ip".to_owned(),
+                        "this machine has no IPv4 address: give one with --public-ip".to_owned(),
                     )
                 }),
             Audience::Others => self.only_global(),
@@ -256,12 +256,12 @@ impl Machine {
         match all.collect::<Vec<_>>().as_slice() {
             [only] => Ok(*only),
             [] => Err(NoInterface::NotYet(format!(
-                "this machine has no IPv4 address that other nodes could send to (it has {}): it \
-                 may get one, or name one with --public-ip or --iface",
+                "this machine has no IPv4 address that other nodes could send to (it has {}): \
+                 wait until it has one, or choose one with --public-ip or --iface",
                 self.list()
             ))),
             _ => Err(NoInterface::NotYet(format!(
-                "this machine has no default route and several addresses, {}: name one with \
+                "this machine has no default route and several addresses, {}: choose one with \
                  --public-ip or --iface",
                 self.list()
             ))),

@@ -34,7 +34,7 @@ pub struct Underlay {
 }
 
 impl Underlay {
-    /// Whether the kernel can be trusted to cut trains of datagrams apart, as far as that is known.
+    /// Whether the kernel can be trusted to segment UDP sends, as far as that is known.
     pub(crate) fn takes_trains(&self) -> bool {
         let of_kernel = || !udp::has_known_defect();
         self.tunnel

@@ -44,15 +44,17 @@ impl Options {
                 gro_fails,
             }) => {
                 if gso_fails {
-                    warn!("this kernel garbles trains of datagrams it sends: one by one instead");
+                    warn!(
+                        "this kernel corrupts segmented UDP sends: datagrams are sent one by one instead"
+                    );
                 }
                 if gro_fails {
-                    warn!("this kernel garbles trains of datagrams it receives: it makes none");
+                    warn!("this kernel corrupts coalesced UDP receives: UDP_GRO is not used");
                 }
                 self.gso &= !gso_fails;
                 self.gro &= !gro_fails;
             }
-            Err(error) => debug!("trains of datagrams cannot be tried: {error}"),
+            Err(error) => debug!("cannot test segmented UDP sends: {error}"),
         }
         self
     }
@@ -232,14 +234,16 @@ impl UdpSocket {
             // The device has no checksums (before Linux 6.11), or the kernel no trains.
             Errno::EIO | Errno::EINVAL => {
                 if self.gso.swap(false, Ordering::Relaxed) {
-                    warn!("the kernel refuses trains of datagrams ({error}): one by one from now");
+                    warn!(
+                        "the kernel refuses segmented UDP sends ({error}): datagrams are sent one by one from now on"
+                    );
                 }
             }
             // This path's MTU is smaller than the tunnel's; others' need not be.
             Errno::EMSGSIZE => {
                 if !self.told.swap(true, Ordering::Relaxed) {
                     warn!(
-                        "datagrams of {} bytes to {to} do not fit the path's MTU and go one by \
+                        "datagrams of {} bytes to {to} exceed the path's MTU and are sent one by \
                          one, in fragments: start the node with a smaller --mtu",
                         send.datagram_len
                     );

@@ -318,7 +318,7 @@ fn send_frame(
         // Kernels around 6.6 take no superpacket whose last segment is shorter.
         Err(Errno::EINVAL) if !packet.is_single() => {
             if !std::mem::replace(told, true) {
-                warn!("the kernel refuses a superpacket: such ones go in segments");
+                warn!("the kernel refuses GSO packets: they are segmented first");
             }
             send_segments(device, packet, tail, flat)
         }

@@ -223,7 +223,7 @@ impl PacketLoop {
 
     fn attach(&mut self, port: PortId, attachment: Attachment, Queue { device, reads }: Queue) {
         if reads && let Err(error) = self.epoll.add(&device, Token::Port(port).readable()) {
-            warn!("port {port} cannot be read: {error}");
+            warn!("cannot read from port {port}: {error}");
             let _ = self.events.send(Event::PortGone(port));
             return;
         }
@@ -235,7 +235,7 @@ impl PacketLoop {
     fn rebind(&mut self, underlay: Underlay, uplink: Option<Uplink>) {
         // The old descriptors' events end with them.
         if let Err(error) = listen(&self.epoll, &underlay) {
-            return warn!("the new underlay cannot be read: {error}");
+            return warn!("cannot read from the new underlay: {error}");
         }
         self.flush();
         self.count_losses();

@@ -33,7 +33,7 @@ use crate::host::Token;
 
 /// Connections taken from one port before the others have their turn.
 const ACCEPTS: usize = 64;
-/// How long a port waits after the kernel had no descriptors or no memory for a connection.
+/// How long a port waits after the kernel had no descriptors or not enough memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
 
 /// A worker's published ports.
@@ -112,7 +112,7 @@ impl PacketLoop {
             self.published.next = index.wrapping_add(1);
             let event = Token::Published(index).readable();
             if let Err(error) = self.epoll.add(&socket, event) {
-                warn!("the published port {ports} cannot be watched: {error}");
+                warn!("cannot wait for connections to the published port {ports}: {error}");
                 continue;
             }
             let port = Port {
@@ -206,7 +206,7 @@ impl PacketLoop {
             Ok(flow) => {
                 if let Err(error) = sockets.adopt(flow, stream) {
                     // The flow ends when it finds that it has no socket.
-                    debug!("no events for a client of {}: {error}", port.ports);
+                    debug!("cannot wait for a client of {}: {error}", port.ports);
                 }
             }
             Err(reason) => {

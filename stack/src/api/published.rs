@@ -110,7 +110,7 @@ impl FromStr for Ports {
             [host, pod] => (Ipv4Addr::UNSPECIFIED, host, pod),
             [address, host, pod] => {
                 let parsed = address.parse();
-                let parsed = parsed.map_err(|_| format!("'{address}' is no IPv4 address"))?;
+                let parsed = parsed.map_err(|_| format!("'{address}' is not an IPv4 address"))?;
                 (parsed, host, pod)
             }
             _ => return Err("write [ADDRESS:]HOST:POD[/tcp|/udp], like 8080:80".to_owned()),
@@ -144,7 +144,7 @@ struct PortRange {
 fn range(text: &str) -> std::result::Result<PortRange, String> {
     let port = |text: &str| {
         let port = text.parse::<u16>();
-        port.map_err(|_| format!("'{text}' is no port: they go up to 65535"))
+        port.map_err(|_| format!("'{text}' is not a port: ports go up to 65535"))
     };
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (port(first)?, port(last)?),
@@ -199,8 +199,8 @@ mod tests {
             ("1:2:3:4", "like 8080:80"),
             ("80:0", "no port 0"),
             ("80:65536", "up to 65535"),
-            ("-1:80", "'' is no port"),
-            ("x:80:80", "'x' is no IPv4 address"),
+            ("-1:80", "'' is not a port"),
+            ("x:80:80", "'x' is not an IPv4 address"),
             ("80:80/sctp", "neither 'tcp' nor 'udp'"),
             ("80:80/udp+proxy", "only TCP"),
             ("80-90:80-91", "differ in length"),

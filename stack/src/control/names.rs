@@ -76,10 +76,10 @@ pub enum InvalidNodeRecord {
     #[error("it is about the subnet {0}")]
     OtherSubnet(Ipv4Net),
     /// It names an address that its node cannot give to a pod.
-    #[error("{0} is no address of a pod in its subnet")]
+    #[error("{0} is not an address of a pod in its subnet")]
     Address(Ipv4Addr),
     /// It names an address twice.
-    #[error("it has the address {0} twice")]
+    #[error("it lists the address {0} twice")]
     Twice(Ipv4Addr),
 }
 

@@ -71,7 +71,7 @@ pub enum ConfigFault {
     #[error("{0}")]
     Invalid(#[from] ConfigError),
     /// It is not the one asked for.
-    #[error("the store has the network {stored}, but {asked} was asked for")]
+    #[error("the store has the network {stored}, but {asked} was requested")]
     OtherNetwork {
         /// What the store has.
         stored: String,
@@ -92,7 +92,7 @@ pub enum Loss {
     #[error("all {0} subnets of the network are leased")]
     OutOfSubnets(usize),
     /// Others were faster every time.
-    #[error("other nodes took every subnet that was tried")]
+    #[error("other nodes took each subnet that this node tried")]
     Races,
     /// Another node holds our subnet now, or one that overlaps it.
     #[error("the subnet {key} is now held by the node {holder}")]
@@ -116,7 +116,8 @@ pub enum Loss {
     },
     /// Another writer changed our record again and again.
     #[error(
-        "the lease {key} is rewritten by another writer again and again: does another node have the public address {public_ip}?"
+        "the lease {key} is repeatedly rewritten by another writer: does another node have the \
+         public address {public_ip}?"
     )]
     Disputed {
         /// The lease.

@@ -153,7 +153,7 @@ pub enum ConfigError {
     #[error("the network configuration has no Network")]
     NoNetwork,
     /// IPv4 is switched off.
-    #[error("the network configuration has EnableIPv4 false, and IPv6 alone is not possible yet")]
+    #[error("the network configuration has EnableIPv4 false, and IPv6 alone is not supported yet")]
     NoIpv4,
     /// The subnets do not fit the network.
     #[error("subnets of length {len} do not fit the network {network}: use {min} to 30", min = network.prefix_len() + 2)]
