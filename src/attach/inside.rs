@@ -26,7 +26,7 @@ const GONE: &str = "the process in the pod's namespaces is gone";
 const GONE_OUTSIDE: &str = "the process outside the pod's namespaces is gone";
 
 /// The process, for the one outside.
-pub(crate) struct Inside {
+pub(crate) struct InsideProcess {
     process: Child,
     connection: Connection,
 }
@@ -39,7 +39,7 @@ pub(crate) struct Made {
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
 }
 
-impl Inside {
+impl InsideProcess {
     /// Starts it with the words of a command that calls [`serve`].
     ///
     /// # Errors

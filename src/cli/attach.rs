@@ -10,7 +10,7 @@ use muslin_stack::control::ipam::PodName;
 
 use super::run::PublishArguments;
 use super::{CLIENT, NodeChoice};
-use crate::attach::{self, Device, Inside};
+use crate::attach::{self, Device, InsideProcess};
 use crate::confine;
 use crate::control::Client;
 use crate::error::{Context, Error, Result};
@@ -103,7 +103,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     confine::try_all(&[confine::keep_to_itself, confine::leave_no_core]);
     block_on(async {
         let queues = attach::queues(&socket).await?;
-        let (inside, made) = Inside::start(arguments.interface.words(queues)).await?;
+        let (inside, made) = InsideProcess::start(arguments.interface.words(queues)).await?;
         confine::try_all(&[|| confine::keep_only(&CLIENT)]);
         let device = Device::tap(&made.queues).with_namespaces(made.namespaces);
         let client = Client::connect(&socket).await?;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::Args;
 
 use super::{StateChoice, flannel};
-use crate::doctor::{Finding, Questions, Verdict, examine};
+use crate::doctor::{DoctorOptions, Finding, Verdict, examine};
 use crate::error::{Error, Result};
 use crate::process::block_on;
 use crate::terminal::output;
@@ -35,7 +35,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<()> {
-    let questions = Questions {
+    let options = DoctorOptions {
         state_dir: arguments.state.dir(),
         node: arguments.node,
         store: match arguments.flannel.etcd_store() {
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     };
     let mut findings = Vec::new();
     let mut printed = Ok(());
-    block_on(examine(&questions, |finding| {
+    block_on(examine(&options, |finding| {
         if !arguments.json && printed.is_ok() {
             printed = output::print(&line(&finding));
         }

@@ -14,7 +14,7 @@ use regex::Regex;
 use super::secret;
 use crate::error::{Error, Result};
 use crate::store::EtcdOptions;
-use crate::underlay::Wanted;
+use crate::underlay::InterfaceChoice;
 
 #[derive(Debug, Args)]
 #[group(skip)]
@@ -279,8 +279,8 @@ impl Arguments {
         }
     }
 
-    pub(super) fn underlay(&self) -> Wanted {
-        Wanted {
+    pub(super) fn underlay(&self) -> InterfaceChoice {
+        InterfaceChoice {
             interfaces: self.iface.clone(),
             patterns: self.iface_regex.clone(),
             reach: self.iface_can_reach,

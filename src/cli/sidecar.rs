@@ -444,7 +444,7 @@ impl Arguments {
         let device = Device::tap(tap);
         let attached = device.attach(&client, self.request()).await?;
         netns::configure(INTERFACE, &only_pods(&attached)?).await?;
-        tell(&attached);
+        log_pod(&attached);
         let follow =
             async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)?).await;
         let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
@@ -484,7 +484,7 @@ impl Arguments {
         let attached = device.attach(&client, self.request()).await?;
         let exposed: Vec<_> = self.expose.iter().map(|it| it.0).collect();
         let overlay = Arc::new(Overlay::start(ours, &attached, &exposed).await?);
-        tell(&attached);
+        log_pod(&attached);
         for line in proxies.describe()? {
             info!("{line}");
         }
@@ -521,7 +521,7 @@ fn is_writable(directory: &Path) -> bool {
     existing.is_some_and(|path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok())
 }
 
-fn tell(attached: &Attached) {
+fn log_pod(attached: &Attached) {
     info!(
         "pod {} of the node {}: {}",
         attached.pod, attached.node, attached.address

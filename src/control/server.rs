@@ -185,7 +185,7 @@ pub async fn serve<S: Service>(
             Err(error) => return error,
         };
         let Some(room) = clients.make_room().await else {
-            refused.tell("refused connections", || {
+            refused.log("refused connections", || {
                 warn!("too many connections to the control socket")
             });
             continue;

@@ -41,7 +41,7 @@ impl Diary {
     /// Has what is noted written by `write`.
     ///
     /// # Errors
-    /// If there is no thread for it.
+    /// If no thread can be started.
     pub(super) fn open(write: impl Fn(&Memory) -> Result<()> + Send + 'static) -> io::Result<Self> {
         let page = Arc::new(Page::default());
         let read = page.clone();

@@ -35,9 +35,9 @@ use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::datapath::node::{Config, Node};
 use muslin_stack::datapath::peer::Tunnel;
-use naming::Naming;
+use naming::NameService;
 use parking_lot::Mutex;
-use running::{NodeInfo, Running};
+use running::{NodeInfo, RunningNode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -49,7 +49,7 @@ use crate::condition::{Condition, Need};
 use crate::confine::{self, Capability};
 use crate::control::{self, Level};
 use crate::error::{Context, Error, Result};
-use crate::flannel::{self, SubnetEnv, Surface};
+use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::Clock;
 use crate::host::{self, Endpoints};
 use crate::lease::{self, News, Reply};
@@ -57,18 +57,18 @@ use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
-use crate::underlay::{Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
+use crate::underlay::{InterfaceChoice, Options, PublicInterface, TunnelSocket, UplinkKind};
 use crate::worker::{Event, Workers};
 
-/// After so many keys that are no leases the log has no more of them.
+/// Number of keys that are not leases after which no more are logged.
 const MAX_SKIPPED: u32 = 50;
 
-/// How long a store may take to hear how a node ends.
+/// Timeout for writing a node's end to the store.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pods of an earlier run may take to be attached again before they count as gone.
 const AWAITED: muslin_stack::Duration = muslin_stack::Duration::from_secs(10);
 
-/// What a node is told at its start.
+/// A node's settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Its name, different from those of others on the machine.
@@ -84,14 +84,14 @@ pub struct Settings {
     /// What the store's keys begin with, without a trailing slash.
     pub prefix: String,
     /// Where its tunnel ends.
-    pub underlay: Wanted,
+    pub underlay: InterfaceChoice,
     /// How it reaches its link below IP, where it has to.
     pub uplink: UplinkKind,
     /// Which network it is to be.
     pub wanted_config: WantedConfig,
     /// MTU of the underlay, if not that of the interface.
     pub mtu: Option<Mtu>,
-    /// Resolvers that are asked for pods; those of the host if there are none.
+    /// Resolvers for the pods' queries; the host's if empty.
     pub dns: Vec<IpAddr>,
     /// Whether pods may send only from their own addresses.
     pub guard_pods: bool,
@@ -103,7 +103,7 @@ pub struct Settings {
     pub renew_margin: Duration,
     /// Where flannel's tools find the subnet, if not in its state directory.
     pub subnet_file: Option<PathBuf>,
-    /// Whether those tools are told that the node masquerades.
+    /// Whether the subnet file claims that the node masquerades.
     pub ip_masq: bool,
     /// What pods may reach outside the pod network, if anything.
     pub egress: Option<host::Settings>,
@@ -111,7 +111,7 @@ pub struct Settings {
     pub workers: usize,
     /// Which of the kernel's offloads it uses.
     pub offload: Offload,
-    /// Where its health is told.
+    /// The address that serves the health checks.
     pub health: Option<SocketAddr>,
 }
 
@@ -174,7 +174,7 @@ pub enum Ending {
     Leave,
 }
 
-/// Runs a node until a signal tells it to stop, or it cannot go on.
+/// Runs a node until a signal stops it, or it cannot continue.
 ///
 /// # Errors
 /// Why it cannot run.
@@ -182,21 +182,21 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
-    let told = async {
+    let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         Ending::Stop
     };
-    run_until(settings, told).await
+    run_until(settings, shutdown).await
 }
 
-/// Runs a node until `told` says how it is to end, or it cannot go on.
+/// Runs a node until `shutdown` yields how it is to end, or it cannot continue.
 ///
 /// # Errors
 /// Why it cannot run, or that its lease is not given back.
-pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -> Result<()> {
+pub async fn run_until(settings: Settings, shutdown: impl Future<Output = Ending>) -> Result<()> {
     // The embedded store is there, too.
     state::check(&settings.state_dir)?;
     let store = store::open(&settings.store, &settings.etcd)?;
@@ -205,7 +205,8 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
     let condition = Condition::new();
     let subnet_file = settings.subnet_file.clone();
     let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
-    let surface = Surface::start(subnet_file, settings.health, condition.clone()).await?;
+    let flannel_files =
+        FlannelFiles::start(subnet_file, settings.health, condition.clone()).await?;
     let (leave, leaving) = watch::channel(false);
     let (stop, _) = watch::channel(false);
     let socket = match &settings.socket {
@@ -236,7 +237,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         store,
         state,
         identity,
-        surface,
+        flannel_files,
         condition,
         front: front.clone(),
         leave,
@@ -244,7 +245,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         stop,
         fatal,
     };
-    let result = start.run(ended, told).await;
+    let result = start.run(ended, shutdown).await;
     front.finish(&result).await;
     if let Some(running) = front.running() {
         info!("node {} has stopped", running.facts.settings.name);
@@ -258,7 +259,7 @@ struct Start {
     store: Arc<dyn store::Store>,
     state: StateDir,
     identity: state::Identity,
-    surface: Surface,
+    flannel_files: FlannelFiles,
     condition: Condition,
     front: Arc<Front>,
     leave: watch::Sender<bool>,
@@ -271,16 +272,16 @@ impl Start {
     async fn run(
         self,
         mut ended: mpsc::UnboundedReceiver<Error>,
-        told: impl Future<Output = Ending>,
+        shutdown: impl Future<Output = Ending>,
     ) -> Result<()> {
-        let mut told = pin!(told);
+        let mut shutdown = pin!(shutdown);
         let mut leaving = self.leaving.clone();
         let place = tokio::select! {
             place = underlay::find_place(&self.settings, &*self.store, &self.condition) => place?,
             Some(error) = ended.recv() => return Err(error),
             _ = leaving.wait_for(|leave| *leave) => return Ok(()),
             // There is no lease to give back.
-            _ = &mut told => return Ok(()),
+            _ = &mut shutdown => return Ok(()),
         };
         let (mut driver, leases) = self.driver(place)?;
         let clock = driver.clock;
@@ -298,7 +299,7 @@ impl Start {
             tokio::select! {
                 result = &mut leases => result,
                 Some(error) = ended.recv() => Err(error),
-                ending = told => match ending {
+                ending = shutdown => match ending {
                     Ending::Stop => Ok(()),
                     Ending::Leave => {
                         begin_leaving.send_replace(true);
@@ -331,7 +332,9 @@ impl Start {
             u64::from_ne_bytes(random()?),
         );
         // What this node knows of itself comes before what flannel's file says.
-        settings.previous = identity.subnet.or_else(|| self.surface.previous_subnet());
+        settings.previous = identity
+            .subnet
+            .or_else(|| self.flannel_files.previous_subnet());
         settings.renew_margin = self.settings.renew_margin;
         settings.repeats = self.store.is_shared_with_flannel();
         let manager = Manager::new(settings);
@@ -350,7 +353,7 @@ impl Start {
             stop: self.stop,
             address: address.clone(),
             fatal: self.fatal,
-            surface: Arc::new(Mutex::new(self.surface)),
+            flannel_files: Arc::new(Mutex::new(self.flannel_files)),
             condition: self.condition,
             front: self.front.clone(),
             tunnel: None,
@@ -394,13 +397,13 @@ struct Driver {
     address: watch::Sender<Ipv4Addr>,
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
-    surface: Arc<Mutex<Surface>>,
+    flannel_files: Arc<Mutex<FlannelFiles>>,
     condition: Condition,
-    /// Where clients ask; it has the node that runs.
+    /// The service of the control sockets; it holds the running node.
     front: Arc<Front>,
     /// The tunnel, from the network's configuration until the node runs.
     tunnel: Option<OpenTunnel>,
-    /// Keys that were told to be no leases.
+    /// Keys that were logged as not being leases.
     skipped: u32,
     /// What is known of other nodes' leases.
     control: Arc<Mutex<ControlPlane>>,
@@ -414,7 +417,7 @@ struct OpenTunnel {
     plan: TunnelPlan,
     interface: PublicInterface,
     /// For each worker.
-    sockets: Vec<Option<UdpSocket>>,
+    sockets: Vec<Option<TunnelSocket>>,
 }
 
 impl Driver {
@@ -496,7 +499,7 @@ impl Driver {
         }
     }
 
-    fn running(&self) -> Option<&Arc<Running>> {
+    fn running(&self) -> Option<&Arc<RunningNode>> {
         self.front.running()
     }
 
@@ -537,18 +540,18 @@ impl Driver {
                  is taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
-            Change::Skipped { key, reason } => self.tell_skipped(&key, &reason),
+            Change::Skipped { key, reason } => self.log_skipped(&key, &reason),
             Change::Left => {
                 info!("the lease is given back");
-                self.surface.lock().withdraw();
+                self.flannel_files.lock().withdraw();
             }
             Change::Lost(loss) => return Err(refusal(&loss)),
         }
         Ok(())
     }
 
-    /// Says that a key is no lease, but not for thousands of keys.
-    fn tell_skipped(&mut self, key: &str, reason: &str) {
+    /// Logs that a key is not a lease, for a limited number of keys.
+    fn log_skipped(&mut self, key: &str, reason: &str) {
         self.skipped += 1;
         if self.skipped > MAX_SKIPPED {
             return debug!("the key {key} is not a lease: {reason}");
@@ -639,9 +642,10 @@ impl Driver {
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
-        let (naming, door) = Naming::start(&self.settings, tunnel.config.network, key.ipv4)?;
+        let (naming, connector) =
+            NameService::start(&self.settings, tunnel.config.network, key.ipv4)?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
+        let workers = Workers::start(nodes, &outside, &connector, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
         let facts = NodeInfo {
             settings: self.settings.clone(),
@@ -661,7 +665,7 @@ impl Driver {
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
         self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
-        let running = Running::new(
+        let running = RunningNode::new(
             facts,
             workers,
             naming,
@@ -678,10 +682,10 @@ impl Driver {
             return Err(Error::failed("the node is already running"));
         }
         tokio::spawn(stores::follow(endpoints, stores, running.clone()));
-        tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
+        tokio::spawn(keep_mtu(self.flannel_files.clone(), running.link()));
         tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
-        self.surface.lock().announce(subnet, &ready);
+        self.flannel_files.lock().announce(subnet, &ready);
         Ok(())
     }
 
@@ -722,7 +726,7 @@ impl Driver {
         Ok(outside)
     }
 
-    fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {
+    fn sharing(&self, naming: &NameService, facts: &NodeInfo) -> lease::Sharing {
         lease::Sharing {
             store: self.leases.clone(),
             prefix: self.settings.prefix.clone(),
@@ -737,20 +741,20 @@ impl Driver {
     }
 
     /// Tells other nodes how this one ends: its names go with the lease, if it has given that back,
-    /// or they hear that it has stopped in order.
+    /// or its record says that it has stopped in order.
     async fn end_sharing(&mut self, is_in_order: bool) {
         let is_leaving = *self.leave.borrow();
-        let is_told = is_leaving || is_in_order;
-        self.stop.send_replace(is_told && !is_leaving);
-        if let Some(sharing) = self.sharing.take().filter(|_| is_told) {
+        let is_orderly = is_leaving || is_in_order;
+        self.stop.send_replace(is_orderly && !is_leaving);
+        if let Some(sharing) = self.sharing.take().filter(|_| is_orderly) {
             // Without a lease names count for nothing, and of a node that stays silent they know
             // soon enough.
             let _ = tokio::time::timeout(FAREWELL, sharing).await;
         }
     }
 
-    /// Hears what the data path has to tell.
-    fn watch_over(&self, heard: Arc<Running>, mut events: mpsc::UnboundedReceiver<Event>) {
+    /// Handles the data path's events.
+    fn watch_over(&self, heard: Arc<RunningNode>, mut events: mpsc::UnboundedReceiver<Event>) {
         let fatal = self.fatal.clone();
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -769,10 +773,10 @@ impl Driver {
 }
 
 /// Tells flannel's tools when pods have another MTU.
-async fn keep_mtu(surface: Arc<Mutex<Surface>>, mut link: watch::Receiver<Link>) {
+async fn keep_mtu(flannel_files: Arc<Mutex<FlannelFiles>>, mut link: watch::Receiver<Link>) {
     while link.changed().await.is_ok() {
         let mtu = link.borrow_and_update().mtu;
-        surface.lock().set_mtu(mtu);
+        flannel_files.lock().set_mtu(mtu);
     }
 }
 

@@ -1,4 +1,4 @@
-//! A node that has its lease: what its clients and its peers' leases ask of it.
+//! A node that has its lease: serves its clients and follows its peers' leases.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::diary::Diary;
 use super::liveness::Census;
-use super::naming::Naming;
+use super::naming::NameService;
 use super::pods::{self, Pods, check_ports, not_attached};
 use super::{Settings, report, underlay};
 use crate::condition;
@@ -94,16 +94,16 @@ pub(super) struct Followed {
 }
 
 /// A node that runs.
-pub(super) struct Running {
+pub(super) struct RunningNode {
     pub(super) facts: NodeInfo,
     pub(super) workers: Workers,
-    pub(super) naming: Naming,
+    pub(super) naming: NameService,
     pub(super) pods: Mutex<Pods>,
     /// Ports that may still be open though their pods are detached.
     closing: Mutex<Vec<Closing>>,
     /// What is known of other nodes' leases.
     pub(super) control: Arc<Mutex<ControlPlane>>,
-    /// What is told of them.
+    /// Their lines in the log.
     peer_lines: Mutex<Lines>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
@@ -116,11 +116,11 @@ pub(super) struct Running {
     condition: watch::Receiver<condition::State>,
 }
 
-impl Running {
+impl RunningNode {
     pub(super) fn new(
         facts: NodeInfo,
         workers: Workers,
-        naming: Naming,
+        naming: NameService,
         control: Arc<Mutex<ControlPlane>>,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
@@ -187,7 +187,7 @@ impl Running {
         Ok(followed)
     }
 
-    /// Says which pods nobody can give another MTU: whoever attached them has gone.
+    /// Logs the pods whose MTU cannot be changed, since `muslin attach` has ended.
     fn warn_unattended(&self, mtu: u16) {
         let pods = self.pods.lock();
         let names = pods.iter().filter(|(_, pod)| pod.details.persistent);
@@ -227,7 +227,7 @@ impl Running {
         }
     }
 
-    /// Whether the uplink has to be opened anew: it was gone, or its link is another one.
+    /// Whether the uplink has to be reopened: it was gone, or its link is another one.
     fn needs_uplink(&self, now: &PublicInterface) -> bool {
         self.facts.plan.is_direct
             && (self.uplink_is_gone.load(Ordering::Relaxed) || *now != self.interface())
@@ -259,8 +259,8 @@ impl Running {
     }
 
     /// Tells of a peer, but not of thousands.
-    fn tell_peer(&self, line: impl FnOnce()) {
-        self.peer_lines.lock().tell("changes of peers", line);
+    fn log_peer(&self, line: impl FnOnce()) {
+        self.peer_lines.lock().log("changes of peers", line);
     }
 
     /// Does what follows from changes of leases.
@@ -278,7 +278,7 @@ impl Running {
         operation.apply_to_names(&mut self.naming.names.write());
         let updated = match operation {
             Operation::SetPeer(peer) => {
-                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
+                self.log_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
                 self.workers.set_peer(peer)
             }
             Operation::RefusePeer {
@@ -287,11 +287,11 @@ impl Running {
                 unusable,
                 ..
             } => {
-                self.tell_peer(|| warn!("the node {public_ip} cannot be a peer: {unusable}"));
+                self.log_peer(|| warn!("the node {public_ip} cannot be a peer: {unusable}"));
                 self.workers.remove_peer(*id)
             }
             Operation::RemovePeer { id, public_ip, .. } => {
-                self.tell_peer(|| info!("peer {public_ip} is gone"));
+                self.log_peer(|| info!("peer {public_ip} is gone"));
                 self.workers.remove_peer(*id)
             }
         };
@@ -344,7 +344,7 @@ impl Running {
 
 /// A pod that is detached when this is dropped.
 pub(super) struct Attachment {
-    running: Arc<Running>,
+    running: Arc<RunningNode>,
     port: PortId,
 }
 
@@ -383,7 +383,7 @@ fn open_queues(
     }
 }
 
-impl Running {
+impl RunningNode {
     /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if it
     /// is persistent and nothing comes.
     pub(super) async fn attach(

@@ -22,13 +22,13 @@ use crate::condition::{Condition, Need};
 use crate::error::{Error, Result};
 use crate::store::{self, Store};
 use crate::underlay::{
-    self, Audience, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay, UplinkKind,
-    Wanted,
+    self, Audience, InterfaceChoice, KernelNetwork, NoInterface, PublicInterface, TunnelSocket,
+    Underlay, UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
 const SOURCE_PORTS: usize = 7;
-/// How often the interface is looked at, even if the kernel tells of no change.
+/// Interval at which the interface is checked, even if the kernel reports no change.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Where a node's tunnel ends, and who it is there.
@@ -181,7 +181,7 @@ pub(super) fn bind(
     network: Ipv4Net,
     settings: &Settings,
     interface: &PublicInterface,
-) -> Result<Vec<Option<UdpSocket>>> {
+) -> Result<Vec<Option<TunnelSocket>>> {
     if plan.is_direct {
         let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
         match uplink {
@@ -205,7 +205,7 @@ fn bind_tunnel(
     plan: &TunnelPlan,
     settings: &Settings,
     address: Ipv4Addr,
-) -> Result<Vec<Option<UdpSocket>>> {
+) -> Result<Vec<Option<TunnelSocket>>> {
     let Some(format) = plan.tunnel.format() else {
         return Ok((0..settings.workers).map(|_| None).collect());
     };
@@ -215,7 +215,7 @@ fn bind_tunnel(
         // flannel's UDP backend sends from the port it listens on.
         Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
     };
-    let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
+    let sockets = TunnelSocket::bind(end, options, settings.workers).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => port_in_use(end),
             std::io::ErrorKind::PermissionDenied if plan.port == 0 => String::from(
@@ -233,7 +233,7 @@ fn bind_tunnel(
 /// node is on its link.
 pub(super) fn join(
     plan: &TunnelPlan,
-    tunnels: Vec<Option<UdpSocket>>,
+    tunnels: Vec<Option<TunnelSocket>>,
     subnet: Ipv4Net,
     settings: &Settings,
     interface: &PublicInterface,
@@ -308,7 +308,7 @@ pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: I
     }
 }
 
-/// What this machine's kernel has, or nothing if it does not tell.
+/// The kernel's network state, or nothing if it cannot be read.
 pub(super) fn kernel() -> KernelNetwork {
     KernelNetwork::read_blocking().unwrap_or_else(|error| {
         debug!("{error}");
@@ -321,7 +321,7 @@ pub(super) fn kernel() -> KernelNetwork {
 /// interface as it is.
 pub(super) async fn follow(
     front: Arc<Front>,
-    wanted: Wanted,
+    wanted: InterfaceChoice,
     audience: Audience,
     seen: watch::Sender<PublicInterface>,
     public_ip: watch::Sender<Ipv4Addr>,

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::forward::{read_message, write_message};
 use super::message::Transport;
-use super::{Dns, Reply, Visitor};
+use super::{Dns, PodSocket, Reply};
 
 /// Queries under way to resolvers.
 pub(super) const QUERIES: Limits = Limits {
@@ -124,15 +124,15 @@ impl Turns {
 }
 
 /// Serves everybody who comes, until nobody can any more.
-pub(super) async fn receive(dns: Arc<Dns>, mut visitors: mpsc::Receiver<Visitor>) {
-    while let Some(visitor) = visitors.recv().await {
+pub(super) async fn receive(dns: Arc<Dns>, mut pod_sockets: mpsc::Receiver<PodSocket>) {
+    while let Some(pod_socket) = pod_sockets.recv().await {
         let dns = dns.clone();
         tokio::spawn(async move {
-            let pod = visitor.pod;
-            let served = match visitor.transport {
-                Transport::Datagram => serve_datagrams(&dns, visitor).await,
+            let pod = pod_socket.pod;
+            let served = match pod_socket.transport {
+                Transport::Datagram => serve_datagrams(&dns, pod_socket).await,
                 Transport::Stream => match dns.connections.enter(pod) {
-                    Some(_ticket) => serve_stream(&dns, visitor).await,
+                    Some(_ticket) => serve_stream(&dns, pod_socket).await,
                     None => Err(io::Error::other("it has too many connections")),
                 },
             };
@@ -144,10 +144,10 @@ pub(super) async fn receive(dns: Arc<Dns>, mut visitors: mpsc::Receiver<Visitor>
 }
 
 /// Answers datagrams until the flow ends, of which its worker decides.
-async fn serve_datagrams(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
-    let pod = visitor.pod;
+async fn serve_datagrams(dns: &Arc<Dns>, pod_socket: PodSocket) -> io::Result<()> {
+    let pod = pod_socket.pod;
     let socket = Arc::new(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(
-        visitor.socket,
+        pod_socket.socket,
     ))?);
     let turn = dns.turns.of(pod);
     let mut query = vec![0; MAX_QUERY];
@@ -193,9 +193,10 @@ async fn send(socket: &UnixSeqpacket, answer: &[u8]) -> io::Result<()> {
 }
 
 /// Answers the queries of a connection, each when its answer is there (RFC 7766 section 7).
-async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
-    let pod = visitor.pod;
-    let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(visitor.socket));
+async fn serve_stream(dns: &Arc<Dns>, pod_socket: PodSocket) -> io::Result<()> {
+    let pod = pod_socket.pod;
+    let stream =
+        std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(pod_socket.socket));
     let (mut reader, writer) = UnixStream::from_std(stream)?.into_split();
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     let turn = dns.turns.of(pod);

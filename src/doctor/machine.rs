@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Finding, Patient, Questions, Verdict};
+use super::{DoctorOptions, Finding, NodeUnderTest, Verdict};
 use crate::confine;
 use crate::daemon::Offload;
 use crate::device::Tap;
@@ -25,7 +25,7 @@ use crate::state;
 use crate::store::is_shared;
 use crate::terminal::quantity::bytes;
 use crate::underlay::{
-    Audience, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
+    Audience, Conflict, KernelNetwork, TunnelSocket, choose_interface, forwards_ipv4,
 };
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
@@ -167,9 +167,9 @@ pub(super) fn pings() -> Finding {
 }
 
 /// What a node takes from itself, or could take on this machine.
-pub(super) fn confinement(patient: Option<&Patient>) -> Finding {
+pub(super) fn confinement(tested: Option<&NodeUnderTest>) -> Finding {
     const CHECK: &str = "confinement";
-    if let Some(confinement) = patient.and_then(|it| it.status.confinement.as_ref()) {
+    if let Some(confinement) = tested.and_then(|it| it.status.confinement.as_ref()) {
         let is_whole = confinement.seccomp.in_force && confinement.landlock.in_force;
         let is_whole = is_whole && confinement.no_new_privileges && confinement.not_dumpable;
         let verdict = match is_whole {
@@ -241,9 +241,12 @@ fn is_remote(kind: FsType) -> bool {
 }
 
 /// Whether other nodes can send to this one: address, MTU and port.
-pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -> Vec<Finding> {
+pub(super) async fn underlay(
+    options: &DoctorOptions,
+    tested: Option<&NodeUnderTest>,
+) -> Vec<Finding> {
     const CHECK: &str = "public address";
-    if let Some(Patient { status, .. }) = patient {
+    if let Some(NodeUnderTest { status, .. }) = tested {
         let detail = format!("{} on {}", status.public_ip, status.interface);
         let mut findings = vec![Finding::fine(CHECK, detail)];
         if status.port != 0 {
@@ -257,11 +260,11 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         findings.push(pods_mtu(status.mtu));
         return findings;
     }
-    let audience = match questions.store.as_deref().is_some_and(is_shared) {
+    let audience = match options.store.as_deref().is_some_and(is_shared) {
         true => Audience::Others,
         false => Audience::Machine,
     };
-    let interface = match choose_interface(&questions.underlay, audience).await {
+    let interface = match choose_interface(&options.underlay, audience).await {
         Ok(interface) => interface,
         Err(error) => return vec![Finding::wrong(CHECK, error)],
     };
@@ -320,7 +323,7 @@ async fn port(address: Ipv4Addr) -> Finding {
     const CHECK: &str = "port";
     let port = vxlan::PORT;
     let options = Offload::default().sockets(Format::Vxlan, 0);
-    let error = match UdpSocket::bind((address, port).into(), options, 1) {
+    let error = match TunnelSocket::bind((address, port).into(), options, 1) {
         Ok(_) => return Finding::fine(CHECK, format!("UDP {port} is free")),
         Err(error) => error,
     };
@@ -336,7 +339,7 @@ async fn port(address: Ipv4Addr) -> Finding {
 /// Whether the kernel keeps its word about trains of datagrams.
 fn offload(address: Ipv4Addr) -> Finding {
     const CHECK: &str = "offload";
-    let socket = UdpSocket::bind(
+    let socket = TunnelSocket::bind(
         (address, 0).into(),
         Offload::default().sockets(Format::Vxlan, 0),
         1,

@@ -1,5 +1,5 @@
-//! What flannel's users and their tools find here as they know it: the file that tells CNI plugins
-//! and Docker of the subnet, the health endpoints, and the word to the service manager.
+//! The interfaces that flannel's users and tools know: the subnet file for CNI plugins
+//! and Docker, the health endpoints, and the notification of the service manager.
 
 mod subnet_env;
 
@@ -15,20 +15,20 @@ use crate::condition::Condition;
 use crate::error::Result;
 use crate::http;
 
-/// What flannel's tools see of a node.
+/// A node's subnet file and health, as flannel's tools expect them.
 #[derive(Debug)]
-pub struct Surface {
+pub struct FlannelFiles {
     file: PathBuf,
     written: Option<SubnetEnv>,
     condition: Condition,
 }
 
-impl Surface {
-    /// Begins to answer questions for health, where an address for that is given. The node is not
+impl FlannelFiles {
+    /// Starts to serve health checks, if an address is given. The node is not
     /// ready yet, and the file is not touched.
     ///
     /// # Errors
-    /// If the address is not to be had.
+    /// If the address cannot be bound.
     pub async fn start(
         file: PathBuf,
         health: Option<SocketAddr>,
@@ -52,8 +52,8 @@ impl Surface {
         subnet_env::previous_subnet(&self.file)
     }
 
-    /// The data path runs: tells those who wait. As flannel's, a node whose file cannot be written
-    /// goes on, but its health is never "ready".
+    /// Announces that the data path runs. As flannel's, a node whose file cannot be written
+    /// continues, but its health is never "ready".
     pub fn announce(&mut self, subnet: SubnetEnv, node: &str) {
         match subnet_env::write(&subnet, &self.file) {
             Ok(()) => {

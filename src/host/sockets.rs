@@ -21,7 +21,7 @@ use tracing::debug;
 
 use super::error_queue;
 use super::token::Token;
-use crate::dns::{self, Door};
+use crate::dns::{self, DnsConnector};
 use crate::error::errno;
 use crate::host::option;
 
@@ -34,7 +34,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 pub(crate) struct Sockets {
     epoll: Arc<Epoll>,
     /// Where queries go, if this is a node.
-    dns: Option<Door>,
+    dns: Option<DnsConnector>,
     sockets: HashMap<FlowId, Entry>,
     /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
     to_gateway: HashSet<FlowId>,
@@ -58,8 +58,8 @@ enum Entry {
 }
 
 impl Sockets {
-    /// No sockets; their events will come by `epoll`, and queries of pods go through the door.
-    pub(crate) fn new(epoll: Arc<Epoll>, dns: Option<Door>) -> Self {
+    /// No sockets; their events will come by `epoll`, and queries of pods go through the connector.
+    pub(crate) fn new(epoll: Arc<Epoll>, dns: Option<DnsConnector>) -> Self {
         Self {
             epoll,
             dns,
@@ -187,19 +187,19 @@ impl Host for Sockets {
         let socket = self.get(flow)?;
         match socket.take_error() {
             Ok(None) => {}
-            Ok(Some(error)) | Err(error) => return Err(told(&error)),
+            Ok(Some(error)) | Err(error) => return Err(host_error(&error)),
         }
         match socket.peer_addr() {
             Ok(_) => Ok(()),
             Err(error) if errno(&error) == Errno::ENOTCONN => Err(HostError::WouldBlock),
-            Err(error) => Err(told(&error)),
+            Err(error) => Err(host_error(&error)),
         }
     }
 
     fn send(&mut self, flow: FlowId, to: SocketAddrV4, bytes: &[u8]) -> Result<(), HostError> {
         let socket = self.get(flow)?;
         let sent = socket.send_to_with_flags(bytes, &to.into(), MSG_NOSIGNAL);
-        sent.map(|_| ()).map_err(|error| told(&error))
+        sent.map(|_| ()).map_err(|error| host_error(&error))
     }
 
     fn receive(
@@ -208,7 +208,7 @@ impl Host for Sockets {
         buffer: &mut [u8],
     ) -> Result<(usize, SocketAddrV4), HostError> {
         let received = recvfrom::<SockaddrIn>(self.get(flow)?.as_raw_fd(), buffer);
-        let (len, from) = received.map_err(|error| told(&error.into()))?;
+        let (len, from) = received.map_err(|error| host_error(&error.into()))?;
         Ok((len, from.map_or(ANY, SocketAddrV4::from)))
     }
 
@@ -217,7 +217,7 @@ impl Host for Sockets {
         match socket.read(buffer) {
             // The service has ended, and with it the node.
             Ok(0) if self.to_gateway.contains(&flow) => Err(HostError::WouldBlock),
-            read => read.map_err(|error| told(&error)),
+            read => read.map_err(|error| host_error(&error)),
         }
     }
 
@@ -235,7 +235,7 @@ impl Host for Sockets {
             }) => answer(socket, client.1, *local, bytes),
             None => return Err(HostError::Failed),
         };
-        sent.map_err(|error| told(&error))
+        sent.map_err(|error| host_error(&error))
     }
 
     fn send_train(
@@ -255,7 +255,7 @@ impl Host for Sockets {
             MsgFlags::MSG_NOSIGNAL,
             to.map(SockaddrIn::from).as_ref(),
         );
-        sent.map(|_| ()).map_err(|error| told(&error.into()))
+        sent.map(|_| ()).map_err(|error| host_error(&error.into()))
     }
 
     fn mark(&mut self, flow: FlowId, marks: Marks) {
@@ -284,7 +284,7 @@ impl Host for Sockets {
 
     fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
         let shut = self.get(flow)?.shutdown(std::net::Shutdown::Write);
-        shut.map_err(|error| told(&error))
+        shut.map_err(|error| host_error(&error))
     }
 
     fn close(&mut self, flow: FlowId, reset: bool) {
@@ -349,7 +349,7 @@ fn prepare(stream: &Socket) -> io::Result<()> {
 
 /// What it means to a flow that it has no socket.
 fn why_none(error: &io::Error) -> HostError {
-    match told(error) {
+    match host_error(error) {
         // Nothing tells when there is enough again.
         HostError::WouldBlock => HostError::Exhausted,
         other => other,
@@ -357,7 +357,7 @@ fn why_none(error: &io::Error) -> HostError {
 }
 
 /// What an error of the host means to a flow.
-fn told(error: &io::Error) -> HostError {
+fn host_error(error: &io::Error) -> HostError {
     match errno(error) {
         Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS => HostError::WouldBlock,
         Errno::ECONNREFUSED => HostError::Refused,

@@ -151,7 +151,7 @@ impl Init {
     /// # Errors
     /// If it cannot.
     pub(crate) async fn begin(&self, attached: &Attached) -> Result<()> {
-        self.tell(&Order::Begin(Box::new(attached.clone()))).await?;
+        self.send(&Order::Begin(Box::new(attached.clone()))).await?;
         self.heard().await
     }
 
@@ -160,7 +160,7 @@ impl Init {
         self.child.kill();
     }
 
-    async fn tell(&self, order: &Order) -> Result<()> {
+    async fn send(&self, order: &Order) -> Result<()> {
         let sent = self.connection.send(order, &[]).await;
         sent.context("cannot send to the pod's first process")
     }
@@ -195,11 +195,11 @@ impl Job for Init {
 
     async fn signal(&self, signal: Signal) {
         // It may have ended this moment.
-        let _ = self.tell(&Order::Signal(signal as i32)).await;
+        let _ = self.send(&Order::Signal(signal as i32)).await;
     }
 
     async fn go_on(&self, has_terminal: bool) {
-        let _ = self.tell(&Order::GoOn { has_terminal }).await;
+        let _ = self.send(&Order::GoOn { has_terminal }).await;
     }
 }
 

@@ -1,4 +1,5 @@
-//! The task that shares the names of a node and its pods with other nodes: it does what their rules ask for.
+//! The task that shares the names of a node and its pods with other nodes: it executes the
+//! rules' operations.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -82,7 +83,7 @@ struct Runner {
     /// The watch, which stays open while the record is written.
     stream: Option<Box<dyn Watch>>,
     is_ending: bool,
-    /// Whether it was told that the store forbids it.
+    /// Whether it was logged that the store forbids it.
     is_told: bool,
 }
 
@@ -151,7 +152,7 @@ impl Runner {
                 self.is_told &= is_list;
                 self.sharer.answer(now, answer);
             }
-            // What our key has now a list tells.
+            // A list shows the present value of our key.
             Err(StoreError::Gap) => self.sharer.answer(now, Answer::Conflict),
             Err(error) => {
                 let what = if is_list { OF_OTHERS } else { OF_THIS };
@@ -194,7 +195,7 @@ impl Runner {
         }
     }
 
-    /// Takes what the watch tells.
+    /// Handles the watch's events.
     fn take(&mut self, events: Result<Vec<WatchEvent>, StoreError>) {
         match events {
             Ok(events) => events.into_iter().for_each(|it| self.sharer.event(it)),
@@ -206,7 +207,7 @@ impl Runner {
         }
     }
 
-    /// What an error means. That the store is away is told with the leases.
+    /// Classifies an error. An unreachable store is logged with the leases.
     fn trouble(&mut self, error: &StoreError, what: &str) -> Trouble {
         let is_news = must_be_mended(error) && !std::mem::replace(&mut self.is_told, true);
         match (is_news, is_permission(error)) {
@@ -237,12 +238,12 @@ async fn next(stream: &mut Option<Box<dyn Watch>>) -> Result<Vec<WatchEvent>, St
     }
 }
 
-/// Whether the store works, and this does not until somebody mends something.
+/// Whether the store works, but this needs an administrator's intervention.
 fn must_be_mended(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused(_)) || is_permission(error)
 }
 
-/// Until a node is to end so; for ever if nobody can ask any more.
+/// Waits until the node is to end this way; for ever if the sender is gone.
 async fn asked(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
         pending().await
@@ -355,7 +356,7 @@ mod tests {
         two.set_pods(&["c"]);
         one.knows(&["c", "c.n2"], &["a"]).await;
         two.knows(&["a", "b", "a.n1"], &["c"]).await;
-        // One that comes later finds all, and what changes is told.
+        // A later subscriber gets the present state, then all changes.
         let late = Node::start(&store, 3);
         late.knows(&["a", "b", "c"], &[]).await;
         one.set_pods(&["b"]);

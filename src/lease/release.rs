@@ -1,8 +1,8 @@
 //! Giving a lease back for a node that does not do it itself any more.
 //!
-//! A lease lasts for a day, and a subnet that nobody uses is missing elsewhere. But a node that is
-//! alive must not lose its own: it is asked for a sign of life before, and the store deletes the
-//! record only if nobody has written it since.
+//! A lease lasts for a day, and an unused subnet is missing elsewhere. But a node that is
+//! alive must not lose its own: it is probed before, and the store deletes the
+//! record only if it has not been written since.
 
 use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Code, DropLease, Dropped, Lease};

@@ -43,7 +43,7 @@ pub struct Viewer<'a> {
 pub struct Known {
     /// Its name.
     pub node: Option<String>,
-    /// Signs of its life; `None` if it is no peer.
+    /// Signs of its life; `None` if it is not a peer.
     pub signs: Option<Signs>,
 }
 

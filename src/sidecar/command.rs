@@ -51,11 +51,11 @@ pub(super) enum Command {
         to: SocketAddrV4,
         socket: OwnedFd,
         reset: Arc<AtomicBool>,
-        told: oneshot::Sender<Result<(), HostError>>,
+        outcome_sender: oneshot::Sender<Result<(), HostError>>,
     },
     Bind {
         inbox: Inbox,
-        told: oneshot::Sender<Option<u16>>,
+        outcome_sender: oneshot::Sender<Option<u16>>,
     },
     Send {
         port: u16,

@@ -76,7 +76,7 @@ pub(super) async fn accept<F>(
     F: Future<Output = std::result::Result<(), String>> + Send + 'static,
 {
     let mut clients = Clients::new(CLIENTS);
-    let mut told = false;
+    let mut warned = false;
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
@@ -98,7 +98,7 @@ pub(super) async fn accept<F>(
                 });
             }
             Err(error) => {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut warned, true) {
                     warn!("{name} cannot accept clients now: {error}");
                 }
                 sleep(REST).await;
