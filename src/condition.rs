@@ -58,7 +58,7 @@ impl State {
     }
 }
 
-/// How a node does, for those who ask and for the service manager, which hears of every change.
+/// A node's condition, for clients and for the service manager, which is notified of every change.
 #[derive(Debug, Clone)]
 pub struct Condition(watch::Sender<State>);
 

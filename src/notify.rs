@@ -1,4 +1,4 @@
-//! What the service manager is told (sd_notify(3)); nothing where there is none.
+//! Notifications of the service manager (sd_notify(3)); nothing where there is none.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(super) fn ready(status: &str) {
     notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// How often the service manager wants to hear that the node is alive; nothing if it does not ask.
+/// The service manager's watchdog interval; nothing if it has none.
 #[must_use]
 pub(crate) fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled()

@@ -23,7 +23,7 @@ use crate::error::{Context, Error, Result, errno};
 use crate::random::random;
 use crate::replace::{UNFINISHED, replace};
 
-/// What is wrong with a file that is no file.
+/// The error for a path that is not a regular file.
 const IRREGULAR: &str = "it is not a regular file";
 
 /// A Unix socket's path fits 107 bytes and a zero (unix(7)).
@@ -158,7 +158,7 @@ impl Identity {
 pub struct StoreId {
     /// Its address.
     pub url: String,
-    /// What tells it from others wherever it is.
+    /// Its identity, wherever it is.
     pub id: String,
     /// What its keys begin with.
     pub prefix: String,
@@ -174,7 +174,7 @@ impl StoreId {
 }
 
 impl std::fmt::Display for StoreId {
-    /// With the prefix, which alone may tell two networks apart.
+    /// With the prefix, which alone may distinguish two networks.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} (prefix {})", self.url, self.prefix)
     }
@@ -245,7 +245,7 @@ impl StateDir {
         Ok(path)
     }
 
-    /// The node's own place for the file that tells flannel's tools of its subnet.
+    /// The node's default path of the subnet file.
     #[must_use]
     pub fn subnet_file(&self) -> PathBuf {
         self.dir.join("subnet.env")
@@ -483,7 +483,7 @@ pub fn vacate(path: &Path) -> Result<()> {
     fs::remove_file(path).context(format!("cannot remove the old socket {at}"))
 }
 
-/// Whether somebody listens at a control socket.
+/// Whether a process listens at a control socket.
 #[must_use]
 pub fn is_listening(socket: &Path) -> bool {
     use std::os::fd::AsRawFd;

@@ -165,7 +165,7 @@ pub struct Reply {
     pub seq: u16,
     /// Round trip in microseconds.
     pub rtt_us: u64,
-    /// The reply's time to live, where the system tells it.
+    /// The reply's TTL, where the system reports it.
     pub ttl: Option<u8>,
     /// Whether the payload is the request's.
     pub intact: bool,

@@ -118,7 +118,7 @@ impl Capture {
     }
 }
 
-/// Keeps frames until the end is told and nothing more waits.
+/// Keeps frames until the end is signalled and none is left.
 fn keep(socket: &Socket, end: &AtomicBool) -> io::Result<Vec<String>> {
     let mut frames = Vec::new();
     let mut buffer = vec![0; 65_550];

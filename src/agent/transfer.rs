@@ -145,7 +145,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 fn echo_datagrams(socket: &UdpSocket) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        // Errors are about earlier answers, which nobody took.
+        // Errors are of earlier answers, which found no receiver.
         if let Ok((len, from)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(&buffer[..len], from);
         }

@@ -29,7 +29,7 @@ pub(crate) fn variables(
     ]
 }
 
-/// The command that was asked for, or else the user's shell.
+/// The given command, or else the user's shell.
 pub(crate) fn or_shell(command: Vec<OsString>) -> Vec<OsString> {
     if command.is_empty() {
         vec![std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())]
@@ -47,7 +47,7 @@ pub(crate) fn start(
     attached: &Attached,
     more: &[(&str, String)],
 ) -> Result<Child> {
-    // This program by what it is, not by a path that may name another one by now.
+    // Re-executes this program by its inode: the path may name another one by now.
     let mut command = Command::new("/proc/self/exe");
     command
         .args(["guard", &std::process::id().to_string(), "--"])

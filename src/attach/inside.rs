@@ -46,7 +46,7 @@ impl InsideProcess {
     /// If it fails; it has said why.
     pub(crate) async fn start(words: Vec<OsString>) -> Result<(Self, Made)> {
         let (connection, theirs) = UnixSeqpacket::pair().context("cannot make a socket")?;
-        // This program by what it is, not by a path that may name another one by now.
+        // Re-executes this program by its inode: the path may name another one by now.
         let process = Command::new("/proc/self/exe")
             .args(words)
             .stdin(OwnedFd::from(theirs))

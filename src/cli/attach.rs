@@ -1,4 +1,4 @@
-//! `muslin attach` and `muslin detach`: namespaces that somebody else made.
+//! `muslin attach` and `muslin detach`: namespaces made by other programs.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;

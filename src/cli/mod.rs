@@ -1,4 +1,4 @@
-//! The command line: what each command is told, and what the process ends with.
+//! The command line: each command's arguments, and the exit codes.
 
 mod attach;
 mod detached;

@@ -3,7 +3,7 @@
 //! The process itself stays beside the pod: it keeps the device, and when the node is gone it attaches
 //! it to the node's successor.
 //!
-//! A pod is no jail: its command runs as this user, with this user's files.
+//! A pod is not a jail: its command runs as this user, with this user's files.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, PipeWriter};
@@ -156,7 +156,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     let has_terminal = job::is_used();
     let starting = init::start(arguments.settings(&socket, has_terminal, output))?;
     block_on(async {
-        // A node that is not there is told before anything else is.
+        // A missing node is reported before anything else.
         let queues = attach::queues(&socket).await?;
         let (init, namespaces) = starting.ready().await?;
         let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;

@@ -215,7 +215,7 @@ impl Arguments {
                 credentials(&text)
                     .map_err(|why| Error::usage(format!("the proxies' credentials: {why}")))?,
             ),
-            // Nobody but the command knows of them, and so nobody else is to use them.
+            // Only the command knows of them, so only it may use them.
             None if self.has_ways_by_itself() => Some(Credentials {
                 user: "muslin".to_owned(),
                 password: u128::from_ne_bytes(random()?).to_string(),
@@ -339,7 +339,7 @@ impl Arguments {
         }
     }
 
-    /// Attaches the pod and serves until the command ends or this process is told to.
+    /// Attaches the pod and serves until the command ends or this process is signalled to.
     async fn serve(
         self,
         socket: &Path,
@@ -456,7 +456,7 @@ impl Arguments {
     }
 
     async fn serve_by_run(self, socket: &Path, signals: Signals) -> Result<()> {
-        // This program by what it is, not by a path that may name another one by now.
+        // Re-executes this program by its inode: the path may name another one by now.
         let mut command = Command::new("/proc/self/exe");
         command
             .args(["run", "--die-with-parent", "--socket"])

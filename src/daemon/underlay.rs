@@ -299,8 +299,8 @@ fn port_in_use(end: SocketAddr) -> String {
     }
 }
 
-/// Says what this machine's kernel has of the pod network, which pods or programs miss then: nobody
-/// else would see why.
+/// Warns of the kernel's addresses and routes in the pod network, which hide it from pods or programs:
+/// nothing else would show the cause.
 pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: Ipv4Net) {
     let own = kernel.in_own_subnet(subnet, &[]);
     for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {

@@ -21,7 +21,7 @@ use crate::process::block_on;
 use crate::signals::Listener;
 use crate::terminal::{complain, output};
 
-/// What `muslin demo` can be told.
+/// The arguments of `muslin demo`.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     /// Megabytes of each TCP transfer

@@ -239,7 +239,7 @@ pub(super) fn free_port(addresses: &[Ipv4Addr], wanted: u16) -> Result<u16> {
         .ok_or_else(|| Error::failed("no UDP port is free on the loopback addresses"))
 }
 
-/// Whether nobody has the port on one of the addresses.
+/// Whether the port is free on all of the addresses.
 pub(super) fn is_free(addresses: &[Ipv4Addr], port: u16) -> bool {
     let sockets: Vec<_> = addresses
         .iter()

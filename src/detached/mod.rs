@@ -90,7 +90,7 @@ pub(crate) async fn run(
     }
     let printed = writeln!(io::stdout(), "{}", attached.pod).and_then(|()| io::stdout().flush());
     if let Err(error) = printed {
-        // Whoever has asked for the pod is gone, and does not know of it.
+        // The process that requested the pod is gone, and does not know of it.
         init.kill();
         record.discard();
         return Err(Error::failed(format!(

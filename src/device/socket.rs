@@ -43,7 +43,7 @@ impl FrameSocket {
         Ok((Self::from_descriptor(one)?, Self::from_descriptor(other)?))
     }
 
-    /// Wraps a descriptor that somebody else opened. Whether he waits for it is for him to say.
+    /// Wraps a descriptor that another process opened, and leaves it blocking or not.
     ///
     /// # Errors
     /// `InvalidInput` if it is not such a socket.

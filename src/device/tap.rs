@@ -162,7 +162,7 @@ impl Tap {
         }
     }
 
-    /// Wraps a descriptor that somebody else opened, and makes it non-blocking.
+    /// Wraps a descriptor that another process opened, and makes it non-blocking.
     ///
     /// # Errors
     /// `InvalidInput` if it is not a TAP device without packet information.

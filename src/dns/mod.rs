@@ -2,7 +2,7 @@
 //! resolvers of the host.
 //!
 //! A pod's query comes by one end of a pair of Unix sockets, of which a worker has the other: no
-//! port of the host is opened, so nobody but pods can ask, and each query says whose it is.
+//! port of the host is opened, so only pods can send queries, and each query's pod is known.
 
 mod forward;
 mod host;
@@ -114,7 +114,7 @@ enum Reply {
     Now(Vec<u8>),
     /// To ask the resolvers.
     Ask(Box<Request>, Ticket),
-    /// Nothing: it is no query.
+    /// Nothing: it is not a query.
     Nothing,
 }
 

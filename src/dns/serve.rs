@@ -123,7 +123,7 @@ impl Turns {
     }
 }
 
-/// Serves everybody who comes, until nobody can any more.
+/// Serves the pods' sockets until no worker can pass any.
 pub(super) async fn receive(dns: Arc<Dns>, mut pod_sockets: mpsc::Receiver<PodSocket>) {
     while let Some(pod_socket) = pod_sockets.recv().await {
         let dns = dns.clone();
@@ -208,7 +208,7 @@ async fn serve_stream(dns: &Arc<Dns>, pod_socket: PodSocket) -> io::Result<()> {
             .await
             .map_err(io::Error::other)?;
         let (request, ticket) = match take(dns, &turn, pod, (&query, Transport::Stream)).await {
-            // Who sends that has lost its way in the stream.
+            // A client that sends this is out of sync.
             Reply::Nothing => {
                 return Err(io::Error::other("it sent something that is not a query"));
             }

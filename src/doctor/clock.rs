@@ -25,7 +25,7 @@ const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
 const LATEST: Duration = Duration::from_secs(253_370_764_800);
 /// How far two clocks may be apart.
 const TOLERANCE: Duration = Duration::from_secs(30);
-/// How long a server may take to tell its time.
+/// Timeout for a server to report its time.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest head of an answer in bytes.
 const MAX_HEAD: u64 = 8 << 10;
@@ -85,7 +85,7 @@ pub(super) async fn examine(url: Option<&OsStr>, options: &EtcdOptions) -> Findi
     compare(join_all(plain.into_iter().map(ask)).await)
 }
 
-/// What is wrong with a clock that nobody has set.
+/// Reports a clock that was never set.
 fn insane(now: SystemTime) -> Option<Finding> {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     if (EARLIEST..LATEST).contains(&since) {

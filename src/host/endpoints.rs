@@ -19,7 +19,7 @@ struct Server {
     port: u16,
     /// Where it is, and was before.
     addresses: Vec<Ipv4Addr>,
-    /// Whether it was told that nobody knows.
+    /// Whether the failure was logged.
     is_told: bool,
 }
 

@@ -58,7 +58,7 @@ impl Settings {
     }
 }
 
-/// Descriptors that are no flows': pods' devices, the tunnel, the store, control and its clients.
+/// Descriptors not for flows: pods' devices, the tunnel, the store, control and its clients.
 const RESERVE: u64 = 192;
 
 /// Lets the process have as many descriptors as it may, and says how many flows there are then: each

@@ -350,7 +350,7 @@ fn prepare(stream: &Socket) -> io::Result<()> {
 /// What it means to a flow that it has no socket.
 fn why_none(error: &io::Error) -> HostError {
     match host_error(error) {
-        // Nothing tells when there is enough again.
+        // No event reports when there is enough again.
         HostError::WouldBlock => HostError::Exhausted,
         other => other,
     }

@@ -28,7 +28,7 @@ pub(crate) enum Token {
 }
 
 impl Token {
-    /// What epoll is asked for: an event whenever there is something to read.
+    /// The epoll event to wait for: input to read.
     pub(crate) fn readable(self) -> EpollEvent {
         EpollEvent::new(EpollFlags::EPOLLIN, self.into())
     }

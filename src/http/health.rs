@@ -25,7 +25,7 @@ use crate::clients::Clients;
 use crate::condition::State;
 use crate::error::{Error, Result};
 
-/// Clients that are heard at once.
+/// Clients served at once.
 const CLIENTS: usize = 128;
 /// How long a client may take for its question and our answer.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -62,7 +62,7 @@ impl Settings {
     }
 }
 
-/// What the first process is told.
+/// Messages to the first process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     /// To start the command, in the pod that was attached so.

@@ -344,8 +344,8 @@ impl Outage {
             began.of = of;
         }
         // An unreachable store gives many reasons in turn; a refusal needs an administrator.
-        let is_told = !began.reason.is_empty() && (!refuses || began.reason == reason);
-        if is_told {
+        let is_logged = !began.reason.is_empty() && (!refuses || began.reason == reason);
+        if is_logged {
             return None;
         }
         began.reason.clone_from(&reason);

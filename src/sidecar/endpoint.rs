@@ -419,7 +419,7 @@ impl NodeLink {
         let mut sent = self.device.send(header, frame, &[]);
         if is_full(&sent) && !self.is_stuck {
             let mut room = [PollFd::new(self.device.as_fd(), PollFlags::POLLOUT)];
-            // Whether there is room then sending tells.
+            // The next send shows whether there is room.
             let _ = poll(&mut room, PollTimeout::from(ROOM));
             sent = self.device.send(header, frame, &[]);
         }

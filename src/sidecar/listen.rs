@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listen(pub SocketAddr);
 
-/// What is no address to listen on.
+/// A text that is not an address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("'{0}' is not an address to listen on: write [ADDR:]PORT, such as 1080 or 127.0.0.1:1080")]
 pub struct NotListen(String);

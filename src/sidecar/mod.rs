@@ -41,7 +41,7 @@ pub struct Settings {
     pub forwards: Vec<Forward>,
     /// Whether others than this machine may use all those.
     pub is_public: bool,
-    /// What clients of the proxies have to tell.
+    /// The credentials that proxy clients must send.
     pub credentials: Option<Arc<Credentials>>,
 }
 

@@ -97,7 +97,7 @@ async fn ask(
         let until = Instant::now() + patience;
         while let Ok(received) = timeout_at(until, socket.receive()).await {
             let (from, answer) = received.map_err(lost)?;
-            // What answers another question, or nobody asked for, does not count.
+            // An answer to another query, or to none, does not count.
             if let Some(outcome) = (from == to).then(|| read(&query, &answer)).flatten() {
                 return Ok(outcome);
             }

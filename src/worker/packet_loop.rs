@@ -90,7 +90,7 @@ impl Mailbox {
 
 impl Drop for PacketLoop {
     fn drop(&mut self) {
-        // Nobody listens where this is how it should end.
+        // On an orderly stop the receiver is gone.
         let _ = self.events.send(Event::Ended);
     }
 }

@@ -172,7 +172,7 @@ impl Client {
     }
 }
 
-/// What a client is told of a connection that was not made.
+/// The reply to a client whose connection failed.
 fn reply_to(error: &DialError) -> Reply {
     match error {
         DialError::Resolve(_) => Reply::HostUnreachable,

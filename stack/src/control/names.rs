@@ -59,7 +59,7 @@ pub struct PodRecord {
     pub address: Ipv4Addr,
 }
 
-/// Why a store's entry is no node's record.
+/// Why a store's entry is not a node's record.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidNodeRecord {

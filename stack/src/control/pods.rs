@@ -181,7 +181,7 @@ impl<T> Pods<T> {
         self.pool.memory()
     }
 
-    /// What others are told of the pods.
+    /// The records of the pods for other nodes.
     #[must_use]
     pub fn records(&self) -> Vec<PodRecord> {
         let pods = self.attached.iter().map(|(name, pod)| PodRecord {

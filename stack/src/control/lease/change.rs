@@ -1,4 +1,4 @@
-//! What a source of leases tells the rest of the node.
+//! The events that a source of leases reports to the rest of the node.
 //!
 //! All that follows from the leases of this node and of others follows from these changes, in their
 //! order, wherever they come from: [`Manager`](super::Manager) makes them of what an etcd-like store
@@ -47,7 +47,7 @@ pub enum Change {
     Peer(SubnetKey, LeaseRecord),
     /// A peer's lease has ended.
     PeerGone(SubnetKey),
-    /// A key under the prefix is no usable lease; it is skipped.
+    /// A key under the prefix is not a usable lease; it is skipped.
     Skipped {
         /// The key.
         key: String,
@@ -70,7 +70,7 @@ pub enum ConfigFault {
     /// It cannot be read.
     #[error("{0}")]
     Invalid(#[from] ConfigError),
-    /// It is not the one asked for.
+    /// It is not the requested one.
     #[error("the store has the network {stored}, but {asked} was requested")]
     OtherNetwork {
         /// What the store has.

@@ -160,13 +160,13 @@ pub enum ConfigError {
     SubnetLen {
         /// The network.
         network: Ipv4Net,
-        /// The length asked for.
+        /// The requested length.
         len: u64,
     },
     /// The network is too small to be divided.
     #[error("the network {0} is too small: at most /28 can be divided into subnets")]
     TooSmall(Ipv4Net),
-    /// A bound that is no subnet of the network.
+    /// A bound that is not a subnet of the network.
     #[error("{field} {value} is not the base of a subnet of the network")]
     Bound {
         /// `SubnetMin` or `SubnetMax`.
