@@ -131,7 +131,7 @@ mod tests {
         }
         for (text, part) in [
             ("10.244.1.1:8080:80", "pod network"),
-            ("224.0.0.1:8080:80", "no address of a machine"),
+            ("224.0.0.1:8080:80", "not a unicast address"),
             ("198.51.100.1:8080:80", "no such address"),
         ] {
             let error = bind(text).unwrap_err().to_string();
