@@ -1,5 +1,5 @@
 //! Places for clients of a listener: who has not said anything yet makes room for who comes, so that
-//! nobody holds all of them by silence.
+//! no client holds all of them by idling.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -31,12 +31,12 @@ pub(crate) struct Place {
     _permit: OwnedSemaphorePermit,
 }
 
-/// A place that nobody has yet.
+/// A free place.
 #[derive(Debug)]
 pub(crate) struct Free(OwnedSemaphorePermit);
 
 impl Place {
-    /// The client has said what it wants, and makes room for nobody from now on.
+    /// The client has sent its request, and is not evicted from now on.
     pub(crate) fn keep(&self) {
         self.is_kept.store(true, Relaxed);
     }

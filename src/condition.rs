@@ -58,7 +58,7 @@ impl State {
     }
 }
 
-/// How a node does, for those who ask and for the service manager, which hears of every change.
+/// A node's condition, for clients and for the service manager, which is notified of every change.
 #[derive(Debug, Clone)]
 pub struct Condition(watch::Sender<State>);
 
@@ -128,16 +128,19 @@ mod tests {
         let seen = condition.subscribe();
         let told = || seen.borrow().describe();
         assert_eq!(told(), "waiting for a lease");
-        assert!(condition.lack(Need::Store, "the store is away"));
-        assert!(!condition.lack(Need::Store, "the store is away"));
+        assert!(condition.lack(Need::Store, "the store is unreachable"));
+        assert!(!condition.lack(Need::Store, "the store is unreachable"));
         assert!(condition.lack(Need::Interface, "there is no\neth9"));
-        assert_eq!(told(), "waiting: there is no eth9; the store is away");
+        assert_eq!(
+            told(),
+            "waiting: there is no eth9; the store is unreachable"
+        );
         condition.have(Need::Interface);
         condition.have(Need::Config);
-        assert_eq!(told(), "waiting: the store is away");
+        assert_eq!(told(), "waiting: the store is unreachable");
         assert!(!seen.borrow().is_ready);
         condition.serve("node n".to_owned(), true);
-        assert_eq!(told(), "node n, but the store is away");
+        assert_eq!(told(), "node n, but the store is unreachable");
         assert!(seen.borrow().is_ready, "its pods are served nevertheless");
         condition.have(Need::Store);
         assert_eq!(told(), "node n");

@@ -14,7 +14,7 @@ pub enum Error {
     /// It failed at run time. Exit code 1.
     #[error("{0}")]
     Failed(String),
-    /// A node refuses what it is asked for. Exit code 2 if that was wrong in itself, else 1.
+    /// A node refuses a request. Exit code 2 if the request itself was wrong, else 1.
     #[error("{message}")]
     Refused {
         /// Why, for programs.
@@ -54,7 +54,7 @@ impl Error {
         Self::Failed(message.to_string())
     }
 
-    /// A node refuses what it is asked for.
+    /// A node refuses a request.
     pub fn refused(code: Code, message: impl Display) -> Self {
         let message = message.to_string();
         Self::Refused { code, message }

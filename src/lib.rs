@@ -2,7 +2,7 @@
 //!
 //! This crate is the shell around [`muslin_stack`], which decides, and [`muslin_encap`], which
 //! knows the tunnel formats: devices, sockets, threads, stores, namespaces and the command line.
-//! No rule about packets lives here.
+//! Rules about packets belong to `muslin-stack`.
 
 pub mod agent;
 mod attach;

@@ -1,10 +1,10 @@
-//! Lines of a log that come by the thousand when somebody else wants them to.
+//! Rate limit for log lines that others can cause by the thousand.
 
 use std::time::{Duration, Instant};
 
 use tracing::info;
 
-/// Lines of a kind that are told in a while.
+/// Lines of a kind that are logged per `WHILE`.
 const AT_ONCE: u32 = 50;
 const WHILE: Duration = Duration::from_secs(60);
 
@@ -18,18 +18,18 @@ pub(crate) struct Lines {
 /// What becomes of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Line {
-    /// It is told.
-    Told,
-    /// It is told, and before it that so many were not.
-    ToldAfter(u32),
-    /// It is not told, and neither are the next.
+    /// It is logged.
+    Logged,
+    /// It is logged, after the number of those withheld.
+    LoggedAfter(u32),
+    /// It is not logged, and neither are the next.
     FirstWithheld,
-    /// It is not told.
+    /// It is not logged.
     Withheld,
 }
 
 impl Lines {
-    /// None has been told.
+    /// No line has been logged.
     pub(crate) const fn new(now: Instant) -> Self {
         Self {
             since: now,
@@ -37,15 +37,15 @@ impl Lines {
         }
     }
 
-    /// Tells a line, or after many how many more there were.
-    pub(crate) fn tell(&mut self, what: &str, line: impl FnOnce()) {
+    /// Logs a line, or after many the number of those withheld.
+    pub(crate) fn log(&mut self, what: &str, line: impl FnOnce()) {
         match self.next(Instant::now()) {
-            Line::Told => line(),
-            Line::ToldAfter(withheld) => {
-                info!("{withheld} more {what} were not told");
+            Line::Logged => line(),
+            Line::LoggedAfter(withheld) => {
+                info!("{withheld} more {what} were not logged");
                 line();
             }
-            Line::FirstWithheld => info!("more {what} are not told now"),
+            Line::FirstWithheld => info!("further {what} are not logged for now"),
             Line::Withheld => {}
         }
     }
@@ -59,8 +59,8 @@ impl Lines {
         }
         self.count = self.count.saturating_add(1);
         match self.count {
-            _ if withheld > 0 => Line::ToldAfter(withheld),
-            count if count <= AT_ONCE => Line::Told,
+            _ if withheld > 0 => Line::LoggedAfter(withheld),
+            count if count <= AT_ONCE => Line::Logged,
             count if count == AT_ONCE + 1 => Line::FirstWithheld,
             _ => Line::Withheld,
         }
@@ -76,13 +76,13 @@ mod tests {
         let now = Instant::now();
         let mut lines = Lines::new(now);
         let all: Vec<_> = (0..10_000).map(|_| lines.next(now)).collect();
-        let told = AT_ONCE as usize;
-        assert!(all[..told].iter().all(|line| *line == Line::Told));
-        assert_eq!(all[told], Line::FirstWithheld);
-        assert!(all[told + 1..].iter().all(|line| *line == Line::Withheld));
+        let logged = AT_ONCE as usize;
+        assert!(all[..logged].iter().all(|line| *line == Line::Logged));
+        assert_eq!(all[logged], Line::FirstWithheld);
+        assert!(all[logged + 1..].iter().all(|line| *line == Line::Withheld));
         let later = now + WHILE;
-        assert_eq!(lines.next(later), Line::ToldAfter(10_000 - AT_ONCE));
-        assert_eq!(lines.next(later), Line::Told);
-        assert_eq!(lines.next(later + WHILE), Line::Told);
+        assert_eq!(lines.next(later), Line::LoggedAfter(10_000 - AT_ONCE));
+        assert_eq!(lines.next(later), Line::Logged);
+        assert_eq!(lines.next(later + WHILE), Line::Logged);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) async fn with<T>(ask: impl AsyncFnOnce(&Handle) -> T) -> Result<T> {
 
 /// News of interfaces, IPv4 addresses and routes in the network namespace of this thread.
 pub(crate) struct Changes {
-    /// Nothing where the kernel tells of none, as in some sandboxes.
+    /// Nothing if the kernel reports none, as in some sandboxes.
     news: Option<BoxStream<'static, ()>>,
     connection: Option<AbortHandle>,
 }
@@ -65,7 +65,7 @@ impl Changes {
                 connection: Some(tokio::spawn(connection).abort_handle()),
             },
             Err(error) => {
-                debug!("the kernel tells of no changes of interfaces: {error}");
+                debug!("the kernel reports no changes of interfaces: {error}");
                 Self {
                     news: None,
                     connection: None,

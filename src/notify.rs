@@ -1,4 +1,4 @@
-//! What the service manager is told (sd_notify(3)); nothing where there is none.
+//! Notifications of the service manager (sd_notify(3)); nothing where there is none.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use tracing::debug;
 
 /// How the node does.
 pub(super) fn status(text: &str) {
-    tell(&[NotifyState::Status(text)]);
+    notify(&[NotifyState::Status(text)]);
 }
 
 /// The node serves its pods.
 pub(super) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// How often the service manager wants to hear that the node is alive; nothing if it does not ask.
+/// The service manager's watchdog interval; nothing if it has none.
 #[must_use]
 pub(crate) fn watchdog() -> Option<Duration> {
     sd_notify::watchdog_enabled()
@@ -23,16 +23,16 @@ pub(crate) fn watchdog() -> Option<Duration> {
 
 /// The node is alive.
 pub(crate) fn alive() {
-    tell(&[NotifyState::Watchdog]);
+    notify(&[NotifyState::Watchdog]);
 }
 
 /// The node ends.
 pub(crate) fn stopping() {
-    tell(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        debug!("the service manager does not hear: {error}");
+        debug!("cannot notify the service manager: {error}");
     }
 }

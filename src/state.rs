@@ -23,8 +23,8 @@ use crate::error::{Context, Error, Result, errno};
 use crate::random::random;
 use crate::replace::{UNFINISHED, replace};
 
-/// What is wrong with a file that is no file.
-const IRREGULAR: &str = "it is no ordinary file";
+/// The error for a path that is not a regular file.
+const IRREGULAR: &str = "it is not a regular file";
 
 /// A Unix socket's path fits 107 bytes and a zero (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
@@ -158,7 +158,7 @@ impl Identity {
 pub struct StoreId {
     /// Its address.
     pub url: String,
-    /// What tells it from others wherever it is.
+    /// Its identity, wherever it is.
     pub id: String,
     /// What its keys begin with.
     pub prefix: String,
@@ -174,7 +174,7 @@ impl StoreId {
 }
 
 impl std::fmt::Display for StoreId {
-    /// With the prefix, which alone may tell two networks apart.
+    /// With the prefix, which alone may distinguish two networks.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} (prefix {})", self.url, self.prefix)
     }
@@ -216,7 +216,9 @@ impl StateDir {
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
             Error::failed(match error {
                 nix::errno::Errno::EWOULDBLOCK => {
-                    format!("a node named '{name}' runs already: give this one another --name")
+                    format!(
+                        "a node named '{name}' is already running: give this one another --name"
+                    )
                 }
                 error => format!("cannot lock {}: {error}", path.display()),
             })
@@ -243,7 +245,7 @@ impl StateDir {
         Ok(path)
     }
 
-    /// The node's own place for the file that tells flannel's tools of its subnet.
+    /// The node's default path of the subnet file.
     #[must_use]
     pub fn subnet_file(&self) -> PathBuf {
         self.dir.join("subnet.env")
@@ -290,7 +292,7 @@ impl StateDir {
     #[must_use]
     pub fn addresses(&self) -> Option<ipam::Memory> {
         self.read("pods.json").unwrap_or_else(|error| {
-            warn!("addresses of earlier pods are forgotten: {error}");
+            warn!("addresses of earlier pods are lost: {error}");
             None
         })
     }
@@ -321,7 +323,7 @@ impl StateDir {
         let path = self.dir.join(file);
         match read_regular(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).map(Some).context(format!(
-                "{} is damaged (remove it to start anew)",
+                "{} is damaged (remove it to start afresh)",
                 path.display()
             )),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -357,7 +359,7 @@ fn check_directory(path: &Path, may_be_roots: bool) -> Result<()> {
     }
     if owner != own {
         return Err(Error::failed(format!(
-            "{at} belongs to the user {owner}, not to {own}, who runs this node: name a place of your \
+            "{at} belongs to the user {owner}, not to {own}, the user of this node: choose a directory of your \
              own with --state-dir"
         )));
     }
@@ -375,7 +377,7 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = options.custom_flags(flags.bits()).open(path);
     let file = file.map_err(|error| match errno(&error) {
-        Errno::ELOOP => io::Error::other("it is a link"),
+        Errno::ELOOP => io::Error::other("it is a symbolic link"),
         // Nobody reads a pipe.
         Errno::ENXIO => io::Error::other(IRREGULAR),
         _ => error,
@@ -423,16 +425,16 @@ pub(crate) fn with_way_out(error: &impl std::fmt::Display, kind: io::ErrorKind) 
 pub(crate) fn way_out(error: io::ErrorKind) -> Option<&'static str> {
     match error {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            Some("free some space there, or name another place with --state-dir")
+            Some("free some space there, or choose another directory with --state-dir")
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
             if std::env::var_os("HOME").is_none_or(|home| home.is_empty()) =>
         {
-            Some("HOME is not set: set it, or name a place of your own with --state-dir")
+            Some("HOME is not set: set it, or choose a directory of your own with --state-dir")
         }
         io::ErrorKind::PermissionDenied
         | io::ErrorKind::ReadOnlyFilesystem
-        | io::ErrorKind::NotADirectory => Some("name another place with --state-dir"),
+        | io::ErrorKind::NotADirectory => Some("choose another directory with --state-dir"),
         _ => None,
     }
 }
@@ -470,18 +472,18 @@ pub fn vacate(path: &Path) -> Result<()> {
         Err(error) => return Err(error).context(format!("cannot look at {at}")),
         Ok(there) if !there.file_type().is_socket() => {
             return Err(Error::usage(format!(
-                "{at} is there and is no socket: choose another path"
+                "{at} exists and is not a socket: choose another path"
             )));
         }
         Ok(_) => {}
     }
     if is_listening(path) {
-        return Err(Error::failed(format!("a node listens at {at} already")));
+        return Err(Error::failed(format!("a node already listens at {at}")));
     }
     fs::remove_file(path).context(format!("cannot remove the old socket {at}"))
 }
 
-/// Whether somebody listens at a control socket.
+/// Whether a process listens at a control socket.
 #[must_use]
 pub fn is_listening(socket: &Path) -> bool {
     use std::os::fd::AsRawFd;
@@ -621,13 +623,13 @@ mod tests {
         fs::remove_file(&lock).unwrap();
         std::os::unix::fs::symlink(root.path().join("made"), &lock).unwrap();
         let error = StateDir::open(root.path(), "n1").unwrap_err().to_string();
-        assert!(error.contains("lock: it is a link"), "{error}");
+        assert!(error.contains("lock: it is a symbolic link"), "{error}");
         assert!(!root.path().join("made").exists());
         fs::remove_file(&lock).unwrap();
         let state = StateDir::open(root.path(), "n1").unwrap();
         nix::unistd::mkfifo(&identity, Mode::S_IRWXU).unwrap();
         let error = state.identity().unwrap_err().to_string();
-        assert!(error.contains("no ordinary file"), "{error}");
+        assert!(error.contains("not a regular file"), "{error}");
     }
 
     #[test]
@@ -652,7 +654,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path(), "n1").unwrap();
         let error = StateDir::open(dir.path(), "n1").unwrap_err().to_string();
-        assert!(error.contains("'n1' runs already"), "{error}");
+        assert!(error.contains("'n1' is already running"), "{error}");
         StateDir::open(dir.path(), "n2").unwrap();
         drop(state);
         StateDir::open(dir.path(), "n1").unwrap();

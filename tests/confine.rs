@@ -232,7 +232,7 @@ fn lesser_sockets_do_less() {
     };
     let fails = |socket, words: &[&str], rest: &[&str]| {
         let (is_done, said) = muslin(socket, words, rest);
-        let is_told = said.contains("not by this socket");
+        let is_told = said.contains("not allowed on this socket");
         assert!(!is_done && is_told, "{socket} {words:?}: {said}");
     };
     let text = node.client(&["status"]).output().unwrap();

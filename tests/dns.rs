@@ -471,6 +471,10 @@ fn a_static_list_knows_the_pods_of_its_own_node() {
         dig(&node, "+short known.muslin"),
         address_of(&node, "known")
     );
-    assert!(node.log().contains("cannot keep them"), "{}", node.log());
+    assert!(
+        node.log().contains("cannot store their names"),
+        "{}",
+        node.log()
+    );
     drop(known);
 }

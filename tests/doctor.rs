@@ -245,7 +245,7 @@ fn a_kernel_that_garbles_trains_is_not_trusted_with_them() {
     one.wait_peers(1);
     assert_eq!(one.status("offload"), "tap,gro", "{}", one.log());
     let (findings, healthy) = doctor(one.client(&["doctor"]));
-    let words = ["does not cut trains", "or garbles"];
+    let words = ["does not cut trains", "or corrupts"];
     is(&findings, "offload", "warning", &words);
     is(&findings, &peer(&other), "fine", &["1450 bytes"]);
     assert!(healthy, "slow is not wrong: {findings:#?}");
@@ -384,7 +384,7 @@ fn a_clock_far_from_that_of_etcd_is_told_how_far() {
     let findings = ask(format!("etcd://{future}"));
     is(&findings, "clock", "warning", &["behind", " d "]);
     let findings = ask(format!("etcd://{mute}"));
-    is(&findings, "clock", "unknown", &["does not tell its time"]);
+    is(&findings, "clock", "unknown", &["does not report its time"]);
 }
 
 #[test]

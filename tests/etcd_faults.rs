@@ -169,7 +169,7 @@ fn killed_and_started_again_with_its_data() {
     let Some(mut bed) = Bed::new() else { return };
     for round in 1..=2 {
         bed.etcd.kill();
-        bed.wait_said("is away", round);
+        bed.wait_said("is unreachable", round);
         bed.is_unmoved();
         bed.etcd.start_again();
         bed.wait_said("is back", round);
@@ -186,9 +186,9 @@ fn frozen_for_longer_than_anybody_waits() {
     // One that starts now waits, and ends neither.
     let (config, address) = config(3, &bed.etcd);
     let mut third = config.spawn(&bed.lab.host("h3", address));
-    bed.wait_said("is away", 1);
+    bed.wait_said("is unreachable", 1);
     poll_until(OUTAGE, "the newcomer is told", || {
-        third.log().contains("is away").then_some(())
+        third.log().contains("is unreachable").then_some(())
     });
     assert!(third.is_running(), "{}", third.log());
     bed.is_unmoved();

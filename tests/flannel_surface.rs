@@ -244,7 +244,7 @@ fn health_is_told_from_the_start_and_readiness_when_all_is_done() {
     let body = poll_until(SOON, "what it waits for", || {
         let (status, body) = get("/readyz");
         assert_eq!(status, 503, "{body}");
-        body.contains("is away").then_some(body)
+        body.contains("is unreachable").then_some(body)
     });
     assert!(body.starts_with("flanneld is not ready yet: "), "{body}");
     drop(node);
@@ -312,7 +312,7 @@ fn a_node_in_flanneld_s_place_waits_for_the_administrators_network() {
     let state = lab.directory().join("state");
     let mut node = Daemon::start(&host, &state, &[&endpoints], &arguments);
     let readiness = || ask(&host, 18081, "GET", "/readyz").map(|(status, _)| status);
-    let words = "waiting for one";
+    let words = "waiting for a usable one";
     poll_until(SOON, words, || node.log().contains(words).then_some(()));
     assert_eq!(readiness(), Some(503));
     assert_eq!(

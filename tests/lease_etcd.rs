@@ -246,7 +246,7 @@ async fn a_node_shows_every_lease_and_says_when_the_store_is_away() {
         "{text}"
     );
     assert!(
-        text.contains("is away") && text.contains(&address),
+        text.contains("is unreachable") && text.contains(&address),
         "{text}"
     );
     assert!(node.rows("status").is_some(), "the node goes on");
@@ -598,7 +598,7 @@ async fn ready(port: u16) {
 async fn complains(node: &mut Node, health: u16, words: &[&str]) {
     let line = poll_until("a complaint", async || {
         let log = node.log();
-        let mut lines = log.lines().filter(|line| line.contains("is away"));
+        let mut lines = log.lines().filter(|line| line.contains("is unreachable"));
         lines.next().map(str::to_owned)
     })
     .await;
@@ -645,7 +645,7 @@ async fn a_node_with_flannels_flags_joins_an_etcd_that_wants_certificate_and_pas
     ] {
         assert!(text.lines().any(|it| it == line), "no '{line}': {text}");
     }
-    assert!(!node.log().contains("is away"), "{}", node.log());
+    assert!(!node.log().contains("is unreachable"), "{}", node.log());
 }
 
 #[tokio::test]
@@ -664,7 +664,12 @@ async fn a_wrong_ca_is_told_in_one_line_and_mended_while_the_node_tries_on() {
     fs::copy(etcd.files.path("ca.pem"), &cafile).unwrap();
     node.subnet().await;
     ready(health).await;
-    assert_eq!(node.log().matches("is away").count(), 1, "{}", node.log());
+    assert_eq!(
+        node.log().matches("is unreachable").count(),
+        1,
+        "{}",
+        node.log()
+    );
 }
 
 #[tokio::test]
@@ -686,7 +691,12 @@ async fn a_wrong_password_is_told_in_one_line_and_mended_while_the_node_tries_on
     changed.await.unwrap();
     node.subnet().await;
     ready(health).await;
-    assert_eq!(node.log().matches("is away").count(), 1, "{}", node.log());
+    assert_eq!(
+        node.log().matches("is unreachable").count(),
+        1,
+        "{}",
+        node.log()
+    );
 }
 
 /// What a node says of the names that it may not share, which it says once.
@@ -714,7 +724,7 @@ async fn goes_on_in_silence(etcd: &mut Guarded, node: &mut Node, health: u16) {
     let log = node.log();
     assert_eq!(log.matches(" WARN ").count(), 1, "{log}");
     assert_eq!(log.matches("permission denied").count(), 1, "{log}");
-    assert_eq!(log.matches("leases are asked for at").count(), 1, "{log}");
+    assert_eq!(log.matches("requests for leases go to").count(), 1, "{log}");
     assert_eq!(readiness(health).as_deref(), Some("200"));
     let prefix = Some(etcd_client::GetOptions::new().with_prefix());
     let names = etcd.admin.get("/coreos.com/network/muslin/", prefix).await;
@@ -758,7 +768,7 @@ async fn a_node_with_flannels_rights_works_and_says_once_that_names_are_not_shar
     let (mut node, health) = etcd.node(24, directory.path(), PASSWORD, &ca);
     node.subnet().await;
     ready(health).await;
-    names_are_refused(&node, "names of other nodes' pods are not known").await;
+    names_are_refused(&node, "the names of other nodes' pods are unknown").await;
     let _pods = [pod(&node, "one"), pod(&node, "two")];
     has_pods(&node, &["one", "two"]).await;
     goes_on_in_silence(&mut etcd, &mut node, health).await;
@@ -841,7 +851,7 @@ fn cluster(directory: &Path) -> Option<Vec<Member>> {
 fn used(node: &Node, members: &[Member]) -> Option<usize> {
     let log = node.log();
     let mut lines = log.lines().rev();
-    let line = lines.find(|line| line.contains("leases are asked for at"))?;
+    let line = lines.find(|line| line.contains("requests for leases go to"))?;
     let is_it = |member: &Member| line.contains(&member.client);
     members.iter().position(is_it)
 }

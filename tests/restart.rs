@@ -100,20 +100,20 @@ fn in_another_store_a_node_begins_anew_and_says_so() {
     }
     node.start_again_as(config("moved"));
     assert_eq!(identity(&node), before);
-    // It was made anew.
+    // It was recreated.
     node.kill();
     for file in all("moved") {
         std::fs::remove_file(file).unwrap();
     }
-    assert!(!node.log().contains("was made anew"), "{}", node.log());
+    assert!(!node.log().contains("was recreated"), "{}", node.log());
     node.start_again();
     assert_eq!(identity(&node), before);
-    assert!(node.log().contains("was made anew"), "{}", node.log());
+    assert!(node.log().contains("was recreated"), "{}", node.log());
     // It is another one.
     node.start_again_as(config("two"));
     let after = identity(&node);
     assert_ne!(after.1, before.1, "{}", node.log());
-    let count = |node: &Node| node.log().matches("it begins anew").count();
+    let count = |node: &Node| node.log().matches("starts afresh").count();
     assert_eq!(count(&node), 1, "{}", node.log());
     node.start_again();
     assert_eq!(identity(&node), after);

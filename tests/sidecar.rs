@@ -515,10 +515,10 @@ fn what_others_could_use_has_to_be_meant() {
             "--allow-public-proxy",
         ),
         (&["--level", "tap", "--socks5", "1080"], "--level process"),
-        (&["--level", "run"], "name a command"),
+        (&["--level", "run"], "give a command"),
         (&["--socks5", "localhost"], "[ADDR:]PORT"),
         (&["--forward", "80"], "leads nowhere"),
-        (&["--expose", "0=80"], "exposes nothing"),
+        (&["--expose", "0=80"], "is not an exposed port"),
     ] {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(muslin_bin());
@@ -593,7 +593,7 @@ fn without_rights_a_command_finds_proxies() {
     let log = sidecar.log();
     assert_eq!(status.code(), Some(5), "{log}");
     for line in [
-        "not level tap: /dev/net/tun is not there",
+        "not level tap: /dev/net/tun does not exist",
         "not level run: user namespaces are forbidden here",
         "level process",
         "10.244.1.2 socks5h://muslin:",
@@ -1021,7 +1021,7 @@ fn a_job_gives_its_lease_back() {
     let output = command.output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("/dev/net/tun is not there"), "{told}");
+    assert!(told.contains("/dev/net/tun does not exist"), "{told}");
 
     // Whether one without a command gives it back when it is told to end depends on its state.
     let state = tempfile::tempdir().unwrap();
@@ -1062,7 +1062,7 @@ fn a_sidecar_that_was_out_of_descriptors_serves_again() {
     assert_eq!(bed.client(8000, 7, &[]), [received(7)]);
     bed.host.leaves_descriptors(sidecar.child.id(), 6);
     let mut crowd = script::crowd(&bed.host, 8000);
-    sidecar.wait_for("cannot take clients now");
+    sidecar.wait_for("cannot accept clients now");
     crowd.kill();
     // Whoever comes while the others go may find no descriptor for the way on.
     poll_until(SOON, "a client that is served", || {

@@ -43,7 +43,7 @@ impl Agent {
         let input = child.stdin.take();
         let (sender, lines) = sync_channel(1);
         if let Some(output) = child.stdout.take() {
-            // Ends with the child's output, or when nobody listens any more.
+            // Ends with the child's output, or when the receiver is gone.
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines() {
                     if sender.send(line).is_err() {
@@ -79,7 +79,7 @@ impl Agent {
         line.push(b'\n');
         input
             .write_all(&line)
-            .context("the agent takes no request")?;
+            .context("the agent accepts no request")?;
         let answer = match self.lines.recv_timeout(timeout) {
             Ok(answer) => answer.context("the agent's output")?,
             Err(RecvTimeoutError::Timeout) => {
@@ -137,7 +137,7 @@ impl Agent {
     /// Opens a TCP connection that stays.
     ///
     /// # Errors
-    /// If nobody listens, or the agent fails.
+    /// If nothing listens there, or the agent fails.
     pub fn open(&mut self, to: SocketAddrV4) -> Result<u64> {
         let opened: Opened = self.request(&Request::Open { to }, SOON)?;
         Ok(opened.id)
@@ -224,7 +224,7 @@ impl Agent {
         let frames: Vec<String> = self.request(&Request::Captured {}, SOON)?;
         frames
             .iter()
-            .map(|frame| from_hex(frame).ok_or_else(|| Error::failed("a frame has wrong digits")))
+            .map(|frame| from_hex(frame).ok_or_else(|| Error::failed("a frame is not hexadecimal")))
             .collect()
     }
 }

@@ -165,7 +165,7 @@ pub struct Reply {
     pub seq: u16,
     /// Round trip in microseconds.
     pub rtt_us: u64,
-    /// The reply's time to live, where the system tells it.
+    /// The reply's TTL, where the system reports it.
     pub ttl: Option<u8>,
     /// Whether the payload is the request's.
     pub intact: bool,
@@ -346,7 +346,11 @@ impl State {
                 json(())
             }
             Request::Captured {} => {
-                let capture = self.frames()?.capture.take().ok_or("there is no capture")?;
+                let capture = self
+                    .frames()?
+                    .capture
+                    .take()
+                    .ok_or("no capture is running")?;
                 capture.finish().map(json).map_err(text)?
             }
         }

@@ -60,7 +60,7 @@ fn link(interface: &str) -> io::Result<LinkAddr> {
     getifaddrs()?
         .filter(|row| row.interface_name == interface)
         .find_map(|row| row.address?.as_link_addr().copied())
-        .ok_or_else(|| io::Error::other(format!("there is no interface {interface}")))
+        .ok_or_else(|| io::Error::other(format!("there is no such interface: {interface}")))
 }
 
 fn packet_socket(protocol: i32) -> io::Result<Socket> {
@@ -82,7 +82,7 @@ impl Injector {
         };
         for (index, frame) in frames.iter().enumerate() {
             let bytes = from_hex(frame)
-                .ok_or_else(|| io::Error::other(format!("frame {index} has wrong digits")))?;
+                .ok_or_else(|| io::Error::other(format!("frame {index} is not hexadecimal")))?;
             sendto(socket.as_raw_fd(), &bytes, &link, MsgFlags::empty())
                 .map_err(|error| io::Error::other(format!("frame {index}: {error}")))?;
         }
@@ -118,7 +118,7 @@ impl Capture {
     }
 }
 
-/// Keeps frames until the end is told and nothing more waits.
+/// Keeps frames until the end is signalled and none is left.
 fn keep(socket: &Socket, end: &AtomicBool) -> io::Result<Vec<String>> {
     let mut frames = Vec::new();
     let mut buffer = vec![0; 65_550];

@@ -80,7 +80,7 @@ struct Session<'a> {
     ident: u16,
     /// When each request was sent.
     sent: HashMap<u16, Instant>,
-    /// Requests nothing was heard about.
+    /// Requests without a reply or an error.
     open: usize,
     result: Pinged,
 }

@@ -145,7 +145,7 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 fn echo_datagrams(socket: &UdpSocket) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {
-        // Errors are about earlier answers, which nobody took.
+        // Errors are of earlier answers, which found no receiver.
         if let Ok((len, from)) = socket.recv_from(&mut buffer) {
             let _ = socket.send_to(&buffer[..len], from);
         }
@@ -194,7 +194,7 @@ pub(super) fn send(to: SocketAddrV4, bytes: u64, seed: u64) -> io::Result<Sent> 
 fn explain(error: &io::Error, after: u64) -> io::Error {
     let what = match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            format!("nothing has moved for {} s", PATIENCE.as_secs())
+            format!("no progress for {} s", PATIENCE.as_secs())
         }
         _ => error.to_string(),
     };
@@ -211,7 +211,7 @@ pub(super) struct Connections {
 impl Connections {
     pub(super) fn open(&mut self, to: SocketAddrV4) -> io::Result<Opened> {
         if self.open.len() >= MAX_CONNECTIONS {
-            return Err(io::Error::other("too many connections are open"));
+            return Err(io::Error::other("too many open connections"));
         }
         let stream = connect(to, ECHO)?;
         let id = self.next;
@@ -254,7 +254,7 @@ impl Connections {
 }
 
 fn unknown() -> io::Error {
-    io::Error::other("there is no such connection")
+    io::Error::other("no such connection")
 }
 
 pub(super) fn datagrams(

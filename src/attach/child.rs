@@ -22,7 +22,7 @@ pub(crate) fn start(
     attached: &Attached,
     more: &[(&str, String)],
 ) -> Result<Child> {
-    // This program by what it is, not by a path that may name another one by now.
+    // Re-executes this program by its inode: the path may name another one by now.
     let mut command = Command::new("/proc/self/exe");
     command
         .args(["guard", &std::process::id().to_string(), "--"])

@@ -25,7 +25,7 @@ pub(crate) fn variables(
     ]
 }
 
-/// The command that was asked for, or else the user's shell.
+/// The given command, or else the user's shell.
 pub(crate) fn or_shell(command: Vec<OsString>) -> Vec<OsString> {
     if command.is_empty() {
         vec![std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())]

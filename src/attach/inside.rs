@@ -26,7 +26,7 @@ const GONE: &str = "the process in the pod's namespaces is gone";
 const GONE_OUTSIDE: &str = "the process outside the pod's namespaces is gone";
 
 /// The process, for the one outside.
-pub(crate) struct Inside {
+pub(crate) struct InsideProcess {
     process: Child,
     connection: Connection,
 }
@@ -39,14 +39,14 @@ pub(crate) struct Made {
     pub(crate) namespaces: Vec<(Namespace, OwnedFd)>,
 }
 
-impl Inside {
+impl InsideProcess {
     /// Starts it with the words of a command that calls [`serve`].
     ///
     /// # Errors
     /// If it fails; it has said why.
     pub(crate) async fn start(words: Vec<OsString>) -> Result<(Self, Made)> {
         let (connection, theirs) = UnixSeqpacket::pair().context("cannot make a socket")?;
-        // This program by what it is, not by a path that may name another one by now.
+        // Re-executes this program by its inode: the path may name another one by now.
         let process = Command::new("/proc/self/exe")
             .args(words)
             .stdin(OwnedFd::from(theirs))
@@ -69,7 +69,7 @@ impl Inside {
             }))
         };
         let received: io::Result<_> = received.await;
-        match received.context("cannot take the device")? {
+        match received.context("cannot receive the device")? {
             Some(made) => Ok((inside, made)),
             None => {
                 inside.ends().await?;
@@ -116,7 +116,7 @@ pub(crate) async fn serve(
     netns::enter(target)?;
     let tap = Tap::open(name, offloads, queues).map_err(|error| match error {
         OpenError::Exists(name) => Error::failed(format!(
-            "an interface '{name}' is in that network namespace already: choose another name with \
+            "that network namespace already has an interface '{name}': choose another name with \
              --ifname"
         )),
         error => Error::failed(error),

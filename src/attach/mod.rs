@@ -17,7 +17,7 @@ pub(crate) use command::{
     CREDENTIALS, Environment, become_command, command, exit_code, guard, or_shell, result_of,
     variables,
 };
-pub(crate) use inside::{Inside, serve};
+pub(crate) use inside::{InsideProcess, serve};
 use ipnet::{IpNet, Ipv4Net};
 use muslin_stack::api::control::{Attach, Attached, Namespace};
 pub(crate) use stay::stay_attached;

@@ -32,7 +32,7 @@ pub(crate) async fn stay_attached(
         while let Some(link) = client.changed().await {
             attached.link = link;
             match resize(&attached).await {
-                Ok(()) => info!("the pod's MTU is {} now", link.mtu),
+                Ok(()) => info!("the pod's MTU is now {}", link.mtu),
                 Err(error) => warn!("the pod keeps its MTU, not {}: {error}", link.mtu),
             }
         }
@@ -52,7 +52,7 @@ pub(crate) async fn stay_attached(
                 Ok(now) if now == attached && is_followed => Ok(()),
                 Ok(now) => {
                     if now.address != attached.address {
-                        warn!("the pod's address is {} now", now.address);
+                        warn!("the pod's address is now {}", now.address);
                     }
                     attached = now;
                     let followed = follow(&attached).await;
@@ -68,7 +68,7 @@ pub(crate) async fn stay_attached(
                     let text = error.to_string();
                     // One that has just begun is ready the next time.
                     if text == heard && text != complained {
-                        warn!("the node does not take the pod back: {text}");
+                        warn!("the node refuses to reattach the pod: {text}");
                         complained.clone_from(&text);
                     }
                     heard = text;

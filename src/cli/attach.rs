@@ -1,4 +1,4 @@
-//! `muslin attach` and `muslin detach`: namespaces that somebody else made.
+//! `muslin attach` and `muslin detach`: namespaces made by other programs.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use muslin_stack::control::ipam::PodName;
 
 use super::run::PublishArguments;
 use super::{CLIENT, NodeChoice};
-use crate::attach::{self, Device, Inside};
+use crate::attach::{self, Device, InsideProcess};
 use crate::confine;
 use crate::control::Client;
 use crate::error::{Context, Error, Result};
@@ -32,7 +32,7 @@ pub(super) struct AttachArguments {
     name: Option<PodName>,
     #[command(flatten)]
     publish: PublishArguments,
-    /// Print what the pod was given as JSON
+    /// Print the pod's configuration as JSON
     #[arg(long)]
     json: bool,
 }
@@ -45,7 +45,7 @@ struct InterfaceArguments {
     /// The interface to make in the namespace
     #[arg(long, value_name = "NAME", default_value = "eth0", value_parser = interface_name)]
     ifname: String,
-    /// Make the plain TAP device: one packet per frame, checksums finished
+    /// Make a plain TAP device: no GSO packets, complete checksums
     #[arg(long)]
     no_offload: bool,
 }
@@ -53,10 +53,10 @@ struct InterfaceArguments {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct TargetArguments {
-    /// A process whose network namespace it is
+    /// A process in the network namespace
     #[arg(long)]
     pid: Option<u32>,
-    /// A file that stands for it, like /run/netns/x
+    /// A file that refers to the network namespace, like /run/netns/x
     #[arg(long, value_name = "PATH")]
     netns: Option<PathBuf>,
 }
@@ -69,12 +69,12 @@ pub(super) struct DetachArguments {
     pod: PodName,
 }
 
-/// What the process in the namespace is told.
+/// The arguments of the process in the namespace.
 #[derive(Debug, Args)]
 pub(super) struct InsideArguments {
     #[command(flatten)]
     interface: InterfaceArguments,
-    /// How many queues the device is to have
+    /// Number of queues of the device
     #[arg(long)]
     queues: usize,
 }
@@ -103,7 +103,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     confine::try_all(&[confine::keep_to_itself, confine::leave_no_core]);
     block_on(async {
         let queues = attach::queues(&socket).await?;
-        let (inside, made) = Inside::start(arguments.interface.words(queues)).await?;
+        let (inside, made) = InsideProcess::start(arguments.interface.words(queues)).await?;
         confine::try_all(&[|| confine::keep_only(&CLIENT)]);
         let device = Device::tap(&made.queues).with_namespaces(made.namespaces);
         let client = Client::connect(&socket).await?;
@@ -129,7 +129,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     })
 }
 
-/// Is the process in the namespace.
+/// Runs as the process in the namespace.
 pub(super) fn inside(arguments: InsideArguments) -> Result<()> {
     confine::try_all(&[confine::close_inherited]);
     let InterfaceArguments {
@@ -140,7 +140,7 @@ pub(super) fn inside(arguments: InsideArguments) -> Result<()> {
     let target = match (target.pid, target.netns) {
         (Some(pid), _) => Target::Process(pid),
         (None, Some(path)) => Target::File(path),
-        (None, None) => return Err(Error::usage("name a namespace with --pid or --netns")),
+        (None, None) => return Err(Error::usage("give a namespace with --pid or --netns")),
     };
     block_on(attach::serve(
         &target,
@@ -167,6 +167,6 @@ fn interface_name(text: &str) -> std::result::Result<String, &'static str> {
     if fits && text != "." && text != ".." && text.bytes().all(plain) {
         Ok(text.to_owned())
     } else {
-        Err("an interface's name has 1 to 15 letters and no '/', ':' or '%'")
+        Err("an interface name has 1 to 15 characters and no '/', ':' or '%'")
     }
 }

@@ -12,15 +12,15 @@ use crate::detached::{Detached, END_AT_ONCE, End};
 use crate::error::{Error, Result};
 use crate::terminal::quantity::duration;
 
-/// How long a pod may take to end when all of it is killed.
+/// Time for a pod to end once all its processes are killed.
 const KILLED: Duration = Duration::from_secs(5);
-/// How often a pod that is to end is looked at.
+/// Interval at which a stopping pod is polled.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// Whose detached pods are meant. The node need not run.
+/// The node whose detached pods are meant. It need not run.
 #[derive(Debug, Args)]
 struct NodeName {
-    /// The node's name; needed where pods of several nodes have the same
+    /// The node's name; required if pods of several nodes have the same name
     #[arg(long, value_name = "NAME", env = "MUSLIN_NODE")]
     node: Option<String>,
     #[command(flatten)]
@@ -31,7 +31,7 @@ struct NodeName {
 pub(super) struct LogsArguments {
     #[command(flatten)]
     node: NodeName,
-    /// Go on with what is added, until the pod ends
+    /// Follow the log until the pod ends
     #[arg(short, long)]
     follow: bool,
     /// The pod's name
@@ -42,7 +42,7 @@ pub(super) struct LogsArguments {
 pub(super) struct StopArguments {
     #[command(flatten)]
     node: NodeName,
-    /// How long the command may take after SIGTERM, before all of the pod is killed
+    /// Time that the command has after SIGTERM before the whole pod is killed
     #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
     time: u32,
     /// The pods' names
@@ -65,7 +65,7 @@ impl NodeName {
     }
 }
 
-/// Copies the log, and says on stderr how the pod has ended if it has.
+/// Copies the log, and prints to stderr how the pod has ended if it has.
 pub(super) fn logs(arguments: &LogsArguments) -> Result<()> {
     let pod = arguments.node.find(&arguments.pod)?;
     pod.copy_log(&mut io::stdout().lock(), arguments.follow)?;
@@ -90,7 +90,7 @@ fn how(end: Option<End>) -> String {
     format!("ended {} ago with exit code {exit_code}", duration(ago))
 }
 
-/// Ends all of them, each with time of its own; one that has ended already is none that fails.
+/// Stops all of them, each with a timeout of its own; a pod that has ended already is not an error.
 pub(super) fn stop(arguments: &StopArguments) -> Result<()> {
     let pods = arguments.pods.iter().map(|pod| arguments.node.find(pod));
     let pods = pods.collect::<Result<Vec<_>>>()?;
@@ -115,7 +115,7 @@ fn end(pod: &Detached) -> Result<()> {
         }
     }
     Err(Error::failed(format!(
-        "the pod '{}' does not end: a process that waits for a device cannot be killed",
+        "the pod '{}' does not stop: a process that waits for a device cannot be killed",
         pod.name()
     )))
 }

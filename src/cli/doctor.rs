@@ -5,19 +5,21 @@ use std::ffi::OsString;
 use clap::Args;
 
 use super::{StateChoice, flannel};
-use crate::doctor::{Finding, Questions, Verdict, examine};
+use crate::doctor::{DoctorOptions, Finding, Verdict, examine};
 use crate::error::{Error, Result};
 use crate::process::block_on;
 use crate::terminal::output;
 use crate::terminal::text::plain;
 
 #[derive(Debug, Args)]
-#[command(after_help = "The flags of 'muslin node' say how a node that does not run yet will run.")]
+#[command(
+    after_help = "For a node that does not run yet, give the flags that 'muslin node' will get."
+)]
 pub(super) struct Arguments {
-    /// The node; needed where several run
+    /// The node; required if several run
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// The lease store [default: that of the node which runs, or the embedded one]
+    /// The lease store [default: that of the running node, or the embedded one]
     #[arg(long, value_name = "URL")]
     store: Option<OsString>,
     /// How many peers to send packets to
@@ -33,7 +35,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> Result<()> {
-    let questions = Questions {
+    let options = DoctorOptions {
         state_dir: arguments.state.dir(),
         node: arguments.node,
         store: match arguments.flannel.etcd_store() {
@@ -47,7 +49,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     };
     let mut findings = Vec::new();
     let mut printed = Ok(());
-    block_on(examine(&questions, |finding| {
+    block_on(examine(&options, |finding| {
         if !arguments.json && printed.is_ok() {
             printed = output::print(&line(&finding));
         }

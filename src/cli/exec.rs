@@ -25,8 +25,8 @@ pub(super) struct Arguments {
     pod: PodName,
     #[command(flatten)]
     environment: EnvironmentArguments,
-    /// The command, and all that follows is its own; it finds MUSLIN_POD, MUSLIN_NODE and
-    /// MUSLIN_ADDRESS in its environment [default: $SHELL]
+    /// The command and its arguments; MUSLIN_POD, MUSLIN_NODE and MUSLIN_ADDRESS are set in its
+    /// environment [default: $SHELL]
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }

@@ -14,31 +14,30 @@ use regex::Regex;
 use super::secret;
 use crate::error::{Error, Result};
 use crate::store::EtcdOptions;
-use crate::underlay::Wanted;
+use crate::underlay::InterfaceChoice;
 
 #[derive(Debug, Args)]
 #[group(skip)]
 #[command(next_help_heading = "Options that flanneld has too")]
 pub(super) struct Arguments {
-    /// etcd servers with the leases, and the network's configuration, of a flannel cluster
+    /// etcd servers with a flannel cluster's leases and network configuration
     #[arg(long, value_name = "URL,URL", conflicts_with = "store")]
     etcd_endpoints: Option<String>,
-    /// Where flannel's keys begin, in any store
+    /// Prefix of flannel's keys, in any store
     #[arg(long, value_name = "KEY", default_value = "/coreos.com/network")]
     etcd_prefix: String,
-    /// Certificate of who signed the etcd servers' certificates
+    /// CA certificate of the etcd servers
     #[arg(long, value_name = "FILE")]
     etcd_cafile: Option<PathBuf>,
-    /// This node's certificate for etcd
     #[arg(long, value_name = "FILE", requires = "etcd_keyfile")]
     etcd_certfile: Option<PathBuf>,
     /// The key of that certificate
     #[arg(long, value_name = "FILE", requires = "etcd_certfile")]
     etcd_keyfile: Option<PathBuf>,
-    /// Name for etcd
+    /// User name for etcd
     #[arg(long, value_name = "NAME")]
     etcd_username: Option<String>,
-    /// Password for etcd; better in a file or by FLANNELD_ETCD_PASSWORD
+    /// Password for etcd; better in a file or in FLANNELD_ETCD_PASSWORD
     #[arg(long, value_name = "TEXT", requires = "etcd_username")]
     etcd_password: Option<String>,
     /// A file with the password for etcd [default: systemd's credential etcd-password]
@@ -50,35 +49,35 @@ pub(super) struct Arguments {
     )]
     etcd_password_file: Option<PathBuf>,
     /// The interface to other nodes, by name or address; if given several times, the first that
-    /// is there [default: that of --public-ip, or of the default route]
+    /// exists [default: that of --public-ip, or of the default route]
     #[arg(long, value_name = "NAME")]
     iface: Vec<String>,
-    /// The same by a pattern of its address or name
+    /// The same, by a regular expression for its address or name
     #[arg(long, value_name = "REGEX")]
     iface_regex: Vec<Regex>,
-    /// The same by an address that is reached from it
+    /// The same, by an address that is reached through it
     #[arg(long, value_name = "IP")]
     iface_can_reach: Option<Ipv4Addr>,
-    /// The address other nodes send to [default: the interface's]; with --iface it may be one that
-    /// is translated to the interface's
+    /// The address that other nodes send to [default: the interface's]; with --iface it may be one that
+    /// NAT translates to the interface's
     #[arg(long, value_name = "IP")]
     public_ip: Option<Ipv4Addr>,
-    /// Where the subnet is told to CNI plugins and Docker: flannel's is /run/flannel/subnet.env
-    /// [default: subnet.env in the node's state directory]
+    /// The subnet file for CNI plugins and Docker: flannel's is /run/flannel/subnet.env [default:
+    /// subnet.env in the node's state directory]
     #[arg(long, value_name = "PATH")]
     subnet_file: Option<PathBuf>,
-    /// Minutes before its end at which a lease is renewed; flannel's are 60 [default: 720, half
-    /// of its time]
+    /// Minutes before its expiry at which a lease is renewed; flannel's default is 60 [default: 720,
+    /// half of its lifetime]
     #[arg(
         long,
         value_name = "MINUTES",
         value_parser = clap::value_parser!(u16).range(1..=1439)
     )]
     subnet_lease_renew_margin: Option<u16>,
-    /// Where /healthz and /readyz are told
+    /// Address to serve /healthz and /readyz on
     #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
     healthz_ip: IpAddr,
-    /// The same: the TCP port, 0 for none
+    /// TCP port to serve them on, 0 for none
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     healthz_port: u16,
     #[command(flatten)]
@@ -87,11 +86,11 @@ pub(super) struct Arguments {
     refused: Refused,
 }
 
-/// What is taken, and has little or no meaning here.
+/// Flags that are accepted, and have little or no effect.
 #[derive(Debug, Args)]
 #[group(skip)]
 struct Idle {
-    /// Say in the subnet file that the node masquerades
+    /// Write FLANNEL_IPMASQ=true into the subnet file
     #[arg(long, value_name = "BOOL", hide_short_help = true, num_args = 0..=1,
         require_equals = true, default_missing_value = "true",
         value_parser = BoolishValueParser::new())]
@@ -129,7 +128,7 @@ struct Idle {
     log_backtrace_at: Option<String>,
 }
 
-/// What would be wrong to ignore.
+/// Flags that must not be ignored.
 #[derive(Debug, Args)]
 #[group(skip)]
 struct Refused {
@@ -152,12 +151,12 @@ struct Refused {
 }
 
 impl Arguments {
-    /// Refuses what a node cannot do and may not ignore.
+    /// Refuses flags that a node cannot honour and must not ignore.
     pub(super) fn check(&self) -> Result<()> {
         let refused = &self.refused;
         if refused.public_ipv6.is_some() {
             return Err(Error::usage(
-                "--public-ipv6 is not possible yet: tunnels end at IPv4 addresses",
+                "--public-ipv6 is not supported yet: tunnels end at IPv4 addresses",
             ));
         }
         let kube = [
@@ -176,14 +175,14 @@ impl Arguments {
         ];
         match kube.into_iter().find(|(_, is_given)| *is_given) {
             Some((flag, _)) => Err(Error::usage(format!(
-                "--{flag} is not possible: leases are in etcd (--etcd-endpoints) or in another \
+                "--{flag} is not supported: leases are in etcd (--etcd-endpoints) or in another \
                  --store, not in Kubernetes"
             ))),
             None => Ok(()),
         }
     }
 
-    /// What to say about flags that are given and do little or nothing, one line each.
+    /// One line to log about each given flag that has little or no effect.
     pub(super) fn notices(&self) -> Vec<String> {
         const RULES: &str = "has no effect: muslin writes no iptables rules";
         const LOGS: &str = "has no effect: MUSLIN_LOG sets what is logged";
@@ -192,7 +191,7 @@ impl Arguments {
             (
                 "ip-masq",
                 idle.ip_masq == Some(true),
-                "is told in the subnet file, and has no other effect: muslin writes no iptables \
+                "is passed on in the subnet file, and has no other effect: muslin writes no iptables \
                  rules",
             ),
             (
@@ -209,7 +208,7 @@ impl Arguments {
             (
                 "ip-blackhole-route",
                 idle.ip_blackhole_route.is_some(),
-                "has no effect: a node answers for addresses of its subnet that no pod has",
+                "has no effect: a node answers for unassigned addresses of its subnet",
             ),
             ("v", idle.v.is_some(), LOGS),
             ("vmodule", idle.vmodule.is_some(), LOGS),
@@ -221,12 +220,12 @@ impl Arguments {
             .collect()
     }
 
-    /// The store that etcd's servers are, where they are named.
+    /// The store's URL for the given etcd servers.
     pub(super) fn etcd_store(&self) -> Option<String> {
         self.etcd_endpoints.as_deref().map(etcd_store)
     }
 
-    /// How to prove to etcd who this is.
+    /// The credentials for etcd.
     pub(super) fn etcd_options(&self) -> Result<EtcdOptions> {
         Ok(EtcdOptions {
             cafile: self.etcd_cafile.clone(),
@@ -249,7 +248,7 @@ impl Arguments {
         match password {
             Some(password) => Ok(Some(password)),
             None => Err(Error::usage(
-                "--etcd-username goes with a password: name a file that has it with \
+                "--etcd-username requires a password: give it in a file with \
                  --etcd-password-file, or use the variable MUSLIN_ETCD_PASSWORD",
             )),
         }
@@ -274,14 +273,14 @@ impl Arguments {
             Some("/") => Ok(String::new()),
             Some(clean) if clean != "." && !clean.starts_with("..") => Ok(clean.to_owned()),
             _ => Err(Error::usage(format!(
-                "--etcd-prefix '{}' is no place for keys: use one like /coreos.com/network",
+                "--etcd-prefix '{}' is not a key prefix: use one like /coreos.com/network",
                 self.etcd_prefix
             ))),
         }
     }
 
-    pub(super) fn underlay(&self) -> Wanted {
-        Wanted {
+    pub(super) fn underlay(&self) -> InterfaceChoice {
+        InterfaceChoice {
             interfaces: self.iface.clone(),
             patterns: self.iface_regex.clone(),
             reach: self.iface_can_reach,
@@ -297,7 +296,7 @@ impl Arguments {
         self.idle.ip_masq == Some(true)
     }
 
-    /// How long before its end a lease is renewed.
+    /// Time before its expiry at which a lease is renewed.
     pub(super) fn renew_margin(&self) -> Duration {
         match self.subnet_lease_renew_margin {
             Some(minutes) => Duration::from_secs(60 * u64::from(minutes)),
@@ -305,7 +304,7 @@ impl Arguments {
         }
     }
 
-    /// Where health is told.
+    /// The address that serves the health checks.
     pub(super) fn health(&self) -> Option<SocketAddr> {
         (self.healthz_port != 0).then(|| SocketAddr::new(self.healthz_ip, self.healthz_port))
     }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::terminal::text;
 
 const VARIABLE: &str = "MUSLIN_LOG";
-/// What `--help` says of it.
+/// Its text in `--help`.
 pub(super) const HELP: &str = "The variable MUSLIN_LOG sets what is logged to stderr: off, error, \
     warn, info, debug or trace, for all or for a module, as in info,muslin::lease=debug. The \
     default is info for nodes and sidecars, and warn for other commands.";
@@ -21,7 +21,7 @@ pub(super) const HELP: &str = "The variable MUSLIN_LOG sets what is logged to st
 /// Logs to stderr from now on, as much as `MUSLIN_LOG` says.
 ///
 /// # Errors
-/// Bad usage if it says nothing that can be understood.
+/// Bad usage if it cannot be parsed.
 pub(super) fn to_stderr(default: LevelFilter) -> Result<()> {
     let filter = match std::env::var_os(VARIABLE) {
         None => EnvFilter::default().add_directive(default.into()),
@@ -36,13 +36,13 @@ pub(super) fn to_stderr(default: LevelFilter) -> Result<()> {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        // Such errors would be told by `eprintln`, which panics where stderr is closed.
+        // They would be printed by `eprintln`, which panics if stderr is closed.
         .log_internal_errors(false)
         .init();
     Ok(())
 }
 
-/// Writes what is said in one line, whoever said it first.
+/// Writes a field as one line without control characters, whatever its source.
 fn write_field(writer: &mut Writer<'_>, field: &Field, value: &dyn Debug) -> fmt::Result {
     let value = format!("{value:?}");
     let value = text::plain(&value);
@@ -68,7 +68,7 @@ fn filter(text: &str, default: LevelFilter) -> Result<EnvFilter> {
 
 fn wrong(part: &str) -> Error {
     Error::usage(format!(
-        "{VARIABLE}: '{part}' is not a level to log at: use off, error, warn, info, debug or trace, \
+        "{VARIABLE}: '{part}' is not a log level: use off, error, warn, info, debug or trace, \
          or MODULE=LEVEL, as in info,muslin::lease=debug"
     ))
 }

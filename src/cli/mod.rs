@@ -1,4 +1,4 @@
-//! The command line: what each command is told, and what the process ends with.
+//! The command line: each command's arguments, and the exit codes.
 
 mod attach;
 mod detached;
@@ -53,70 +53,71 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show it: two nodes and four pods on this machine, pings, TCP, a table
+    /// Run a demonstration on this machine: two nodes, four pods, pings, TCP
     Demo(demo::Arguments),
     /// Run a node
     Node(Box<node::Arguments>),
     /// Run a command in namespaces of its own, attached to a node
     ///
-    /// It has its own network, processes, host name and files in /etc, and all that it has started ends
-    /// with it. It has your files, too, but for the state directory, with the node's sockets.
+    /// It has its own network, processes, host name and files in /etc, and every process that it has
+    /// started ends with it. It also has your files, except for the state directory with the node's
+    /// sockets.
     Run(run::Arguments),
-    /// Run a command in the namespaces of a pod that runs
+    /// Run a command in the namespaces of a running pod
     ///
-    /// A pod of `muslin run` has its own network, processes, host name and files in /etc; of one that was
-    /// attached only the network is entered.
+    /// A pod of `muslin run` has its own network, processes, host name and files in /etc; of an attached
+    /// pod only the network namespace is entered.
     Exec(exec::Arguments),
-    /// Show what the command of a detached pod has written, to stdout and to stderr
+    /// Show the stdout and stderr of a detached pod's command
     ///
-    /// Between 4 and 8 MiB of its end are kept until the name is used by another pod of `muslin run
-    /// -d` or `muslin rm` removes them.
+    /// The last 4 to 8 MiB are kept until another pod of `muslin run -d` takes the name or `muslin rm`
+    /// removes them.
     Logs(detached::LogsArguments),
-    /// End detached pods: the command, and all that it has started
+    /// Stop detached pods: the command and every process that it has started
     Stop(detached::StopArguments),
-    /// Remove what is kept of detached pods that have ended
+    /// Remove the logs and records of detached pods that have ended
     Rm(detached::RmArguments),
-    /// Give one pod of a cluster an address of the pod network, with as few privileges as there are
+    /// Give one container an address of the pod network, with the privileges that it has
     Sidecar(Box<sidecar::Arguments>),
-    /// Attach a network namespace that exists already
+    /// Attach an existing network namespace
     Attach(attach::AttachArguments),
     /// Detach a pod by its name
     Detach(attach::DetachArguments),
-    /// A node at a glance: lease, tunnel, pods, packets
+    /// Summarise a node: lease, tunnel, pods, packets
     ///
     /// A superpacket of up to 64 KiB counts as one packet, as in `muslin pods` and `muslin peers`.
     Status(report::Arguments),
-    /// The attached pods
+    /// List the attached pods
     ///
     /// Packets are counted as they pass the pod's device, as `ip -s link` in the pod counts them: a
     /// superpacket of up to 64 KiB is one.
     Pods(report::Arguments),
-    /// The other nodes, and what went to and came from each
+    /// List the other nodes, and the traffic to and from each
     ///
-    /// Nodes of which nothing was heard for a while are asked for a sign of life first. A node is
-    /// alive, silent if it does not answer, or stopped if it has ended in order and will come back.
+    /// Nodes from which nothing was received for a while are probed first. A node is alive, silent if
+    /// it does not answer, or stopped if it has shut down in order and will come back.
     ///
     /// Packets are counted as the kernel's VXLAN devices count them: a superpacket of up to 64 KiB is
     /// one, before it is cut into datagrams and after they are joined again. A network card counts
     /// the datagrams, which are more.
     Peers(report::Arguments),
-    /// All leases as the store has them now, and keys there that are none
+    /// List all leases in the store now, and the keys there that are not leases
     ///
-    /// What is said of their nodes is as in `muslin peers`; a lease that should have been renewed long
-    /// ago is expiring.
+    /// The state of their nodes is as in `muslin peers`; a lease whose renewal is long overdue is
+    /// expiring.
     Leases(report::LeaseArguments),
-    /// Where packets go
+    /// List the routes
     Routes(report::Arguments),
-    /// Which address is behind which port
+    /// List the neighbours: which address is behind which port
     Neighbours(report::Arguments),
-    /// Lost packets by reason
+    /// Count the lost packets by reason
     Drops(report::DropArguments),
-    /// Flows between pods and addresses outside the pod network
+    /// List the flows between pods and addresses outside the pod network
     ///
-    /// Bytes are those of the payload: streams and datagrams without headers, and echo requests with
-    /// ICMP's.
+    /// Bytes are those of the payload: of streams and datagrams without headers, of echo requests with
+    /// the ICMP header.
     Flows(report::FlowArguments),
-    /// Check what a node needs, and say what to do where it is missing
+    /// Check each requirement of a node, and suggest how to meet it
     Doctor(Box<doctor::Arguments>),
     /// Give the lease back and stop the node
     Leave(NodeChoice),
@@ -137,7 +138,7 @@ enum Command {
 /// Which node a command speaks to.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NodeChoice {
-    /// The node's name; needed where several run
+    /// The node's name; required if several run
     #[arg(long, value_name = "NAME", env = "MUSLIN_NODE")]
     node: Option<String>,
     /// The node's control socket, if it is not in the state directory
@@ -252,8 +253,8 @@ const CLIENT: [Capability; 3] = [
     Capability::CAP_KILL,
 ];
 
-/// Takes from this process what the command has no use for. Those that start programs of the user's,
-/// and nodes, know best when to do that.
+/// Drops the privileges that the command does not need. Commands that start programs of the user's, and
+/// nodes, do that themselves at the right moment.
 fn protect(command: &Command) {
     match command {
         Command::Node(_)

@@ -24,43 +24,44 @@ use crate::state;
 use crate::store;
 use crate::underlay::UplinkKind;
 
-/// Pods of a network that nobody described.
+/// The default pod network.
 const NETWORK: &str = "10.244.0.0/16";
 
-/// What a node may have use for: bare packets and IPv4 in IPv4, and low ports that lead to pods.
+/// Capabilities that a node may need: for unencapsulated packets and IPv4 in IPv4, and for published
+/// ports below 1024.
 pub(super) const CAPABILITIES: [Capability; 2] =
     [Capability::CAP_NET_RAW, Capability::CAP_NET_BIND_SERVICE];
 
 /// An offload, or the word for having none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum OffloadName {
-    /// Superpackets and unfinished checksums from and to pods
+    /// GSO packets and partial checksums from and to pods (virtio-net header)
     Tap,
-    /// Trains of datagrams to other nodes (UDP_SEGMENT)
+    /// Segmented sends of datagrams to other nodes (UDP_SEGMENT)
     Gso,
-    /// Trains of datagrams from other nodes (UDP_GRO)
+    /// Coalesced receives of datagrams from other nodes (UDP_GRO)
     Gro,
-    /// None of them
+    /// No offload
     None,
 }
 
 #[derive(Debug, Args)]
 #[command(
     after_help = format!(
-        "Each flag can also be a variable: --public-ip as MUSLIN_PUBLIC_IP, and where flanneld has \
-         the flag as FLANNELD_PUBLIC_IP. A flag comes first, then MUSLIN_.\n\n{}",
+        "Each flag can also be set by a variable: --public-ip by MUSLIN_PUBLIC_IP, and if flanneld has \
+         the flag by FLANNELD_PUBLIC_IP. A flag takes precedence, then MUSLIN_.\n\n{}",
         log::HELP
     )
 )]
 pub(super) struct Arguments {
-    /// Its name [default: this machine's host name]
+    /// The node's name [default: this machine's host name]
     #[arg(long)]
     name: Option<String>,
-    /// Where leases are: sqlite:PATH, file:PATH or etcd://HOST:PORT [default: a database in the
-    /// state directory]
+    /// The lease store: sqlite:PATH, file:PATH or etcd://HOST:PORT [default: a database in the state
+    /// directory]
     #[arg(long, value_name = "URL")]
     store: Option<OsString>,
-    /// All pods of the cluster, where the store does not say it yet [default: 10.244.0.0/16]
+    /// The cluster's pod network, if the store has no configuration yet [default: 10.244.0.0/16]
     #[arg(long, value_name = "CIDR")]
     network: Option<Ipv4Net>,
     /// Prefix length of a node's subnet [default: 24, or two more than the network's]
@@ -69,11 +70,11 @@ pub(super) struct Arguments {
     /// How packets travel between nodes [default: vxlan]
     #[arg(long)]
     backend: Option<BackendName>,
-    /// With vxlan and ipip, send bare packets to nodes on the same link
+    /// With vxlan and ipip, send packets unencapsulated to nodes on the same link
     #[arg(long)]
     direct_routing: bool,
-    /// How to reach the link for bare packets: `packet` for a packet socket on the interface, or
-    /// tap:NAME for a TAP device that is bridged into the link
+    /// Device for unencapsulated packets: `packet` for a packet socket on the interface, or tap:NAME
+    /// for a TAP device that is bridged into the link
     #[arg(long, value_name = "DEVICE", default_value = "packet")]
     uplink: UplinkKind,
     /// VXLAN network identifier [default: 1]
@@ -82,17 +83,18 @@ pub(super) struct Arguments {
     /// UDP port of every node's tunnel [default: 8472 for vxlan, 8285 for udp]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
-    /// MTU between the nodes in bytes; pods get it less the encapsulation [default: the interface's]
+    /// MTU between the nodes in bytes; the pods' MTU is smaller by the encapsulation [default: the
+    /// interface's]
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
-    /// A resolver that the node asks for its pods, which all ask their gateway; may be given several
-    /// times [default: those in this machine's /etc/resolv.conf; with --egress off none]
+    /// A resolver to which the node forwards its pods' queries; may be given several times [default:
+    /// those in this machine's /etc/resolv.conf; with --egress off none]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<IpAddr>,
-    /// Threads that move packets; a flow stays on one of them
+    /// Number of packet threads; a flow stays on one of them
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,
-    /// Which of the kernel's offloads to use, where it has them
+    /// The kernel offloads to use, where available
     #[arg(
         long,
         value_name = "LIST",
@@ -100,35 +102,35 @@ pub(super) struct Arguments {
         default_value = "tap,gso,gro"
     )]
     offload: Vec<OffloadName>,
-    /// Leave the MSS of TCP connections with other nodes' pods as it is
+    /// Do not clamp the MSS of TCP connections with other nodes' pods
     #[arg(long)]
     no_mss_clamp: bool,
-    /// Whether pods reach addresses outside the pod network, by sockets of this node
+    /// Whether pods reach addresses outside the pod network, through sockets of this node
     #[arg(long, default_value = "on")]
     egress: Switch,
-    /// The only addresses outside that pods may reach; the longest prefix decides, and may be given
-    /// several times
+    /// The only outside addresses that pods may reach; the longest prefix decides; may be given several
+    /// times
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     egress_allow: Vec<Ipv4Net>,
-    /// Addresses outside that pods may not reach
+    /// Outside addresses that pods may not reach
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     egress_deny: Vec<Ipv4Net>,
-    /// An address outside by which pods reach this machine's 127.0.0.1 [default: none]
+    /// An outside address at which pods reach this machine's 127.0.0.1 [default: none]
     #[arg(long, value_name = "IP")]
     host_loopback: Option<Ipv4Addr>,
-    /// Let pods send from addresses that are not theirs
+    /// Let pods send from addresses that are not their own
     #[arg(long)]
     no_pod_guard: bool,
-    /// Take packets from addresses that hold no lease (tunnels through NAT)
+    /// Accept packets from addresses that hold no lease (tunnels through NAT)
     #[arg(long)]
     no_peer_guard: bool,
-    /// Do without the list of system calls that the node may make
+    /// Do not restrict the node's system calls (seccomp)
     #[arg(long)]
     no_seccomp: bool,
-    /// Do without limits of the files that the node can reach
+    /// Do not restrict the files that the node can reach (Landlock)
     #[arg(long)]
     no_landlock: bool,
-    /// Where to listen for commands [default: control.sock in the node's state directory]
+    /// The control socket [default: control.sock in the node's state directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     #[command(flatten)]
@@ -152,7 +154,7 @@ enum BackendName {
     Vxlan,
     /// flannel's UDP format
     Udp,
-    /// Bare packets to the node itself, the next hop; all nodes are on one link
+    /// Unencapsulated packets, with the node as next hop; all nodes are on one link
     HostGw,
     /// IPv4 in IPv4
     Ipip,
@@ -175,7 +177,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     block_on(daemon::run(settings))
 }
 
-/// Where a node has its files.
+/// The files that a node uses.
 pub(super) fn places(settings: &Settings) -> Places {
     let mut places = Places::default();
     places.write(&settings.state_dir, 0o700);
@@ -207,7 +209,7 @@ pub(super) fn places(settings: &Settings) -> Places {
 }
 
 impl Arguments {
-    /// What of the measures with a switch it is to take.
+    /// The confinement measures that can be switched off.
     pub(super) fn switches(&self) -> confine::Switches {
         confine::Switches {
             seccomp: !self.no_seccomp,
@@ -215,7 +217,7 @@ impl Arguments {
         }
     }
 
-    /// What the node is told, with a word about each flag that has no effect.
+    /// The node's settings. Logs each flag that has no effect.
     pub(super) fn settings(&self) -> Result<Settings> {
         self.flannel.check()?;
         for notice in self.flannel.notices() {
@@ -264,7 +266,7 @@ impl Arguments {
             Switch::On => Ok(Some(settings)),
             Switch::Off if settings == host::Settings::default() => Ok(None),
             Switch::Off => Err(Error::usage(
-                "--egress off: nothing outside can be allowed, denied or opened then",
+                "--egress off: cannot be combined with --egress-allow, --egress-deny or --host-loopback",
             )),
         }
     }
@@ -272,7 +274,9 @@ impl Arguments {
     fn offload(&self) -> Result<Offload> {
         let has = |name| self.offload.contains(&name);
         if has(OffloadName::None) && self.offload.iter().any(|name| *name != OffloadName::None) {
-            return Err(Error::usage("--offload: 'none' goes with no other"));
+            return Err(Error::usage(
+                "--offload: 'none' cannot be combined with others",
+            ));
         }
         Ok(Offload {
             tap: has(OffloadName::Tap),
@@ -295,15 +299,15 @@ impl Arguments {
         };
         match self.flannel.needs_etcd() {
             Some(flag) if !store.as_bytes().starts_with(b"etcd") => Err(Error::usage(format!(
-                "{flag} goes with --etcd-endpoints, but leases are in {}",
+                "{flag} requires --etcd-endpoints, but leases are in {}",
                 store.display()
             ))),
             _ => Ok(store),
         }
     }
 
-    /// The network asked for. If nothing is asked for, it is the one that a flannel cluster has,
-    /// or else the store's or the default one.
+    /// The network configuration of the command line. Without one it is the flannel cluster's, or else
+    /// the store's or the default.
     fn wanted_config(&self) -> Result<WantedConfig> {
         let Self {
             network,
@@ -335,7 +339,7 @@ impl Arguments {
 
     fn backend(&self) -> Result<Backend> {
         let name = self.backend.unwrap_or(BackendName::Vxlan);
-        let goes_with = |flag, others| Err(Error::usage(format!("{flag} goes with {others} only")));
+        let goes_with = |flag, others| Err(Error::usage(format!("{flag} requires {others}")));
         match name {
             BackendName::Vxlan => {}
             _ if self.vni.is_some() => return goes_with("--vni", "--backend vxlan"),

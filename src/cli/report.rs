@@ -16,7 +16,7 @@ use crate::process::block_on;
 use crate::terminal::output::{Table as Lines, pairs, print, print_json};
 use crate::terminal::quantity::{bytes, count, duration};
 
-/// How the owner of this node's own leases is called.
+/// The owner shown for this node's own leases.
 const THIS_NODE: &str = "this node";
 
 #[derive(Debug, Args)]
@@ -32,7 +32,7 @@ pub(super) struct Arguments {
 pub(super) struct DropArguments {
     #[command(flatten)]
     common: Arguments,
-    /// Also reasons that have not happened
+    /// Include reasons with a count of zero
     #[arg(long)]
     all: bool,
 }
@@ -41,11 +41,11 @@ pub(super) struct DropArguments {
 pub(super) struct LeaseArguments {
     #[command(flatten)]
     common: Arguments,
-    /// Give the lease of a node that is gone for good back, by its subnet or the node's name; not of
-    /// a node that is alive
+    /// Give back the lease of a node that is gone for good, by its subnet or the node's name; refused
+    /// if the node is alive
     #[arg(long, value_name = "SUBNET|NODE")]
     drop: Option<String>,
-    /// With --drop: even if the node may be alive, and if somebody has reserved the lease
+    /// With --drop: even if the node may be alive, or the lease is reserved
     #[arg(long, requires = "drop")]
     force: bool,
 }
@@ -54,7 +54,7 @@ pub(super) struct LeaseArguments {
 pub(super) struct FlowArguments {
     #[command(flatten)]
     common: Arguments,
-    /// Only those of this pod
+    /// Only flows of this pod
     #[arg(long, value_name = "NAME")]
     pod: Option<PodName>,
 }
@@ -63,7 +63,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
     let mut rows = fetch::<Status>(arguments, Table::Status)?;
     let status = rows
         .pop()
-        .ok_or_else(|| Error::failed("the node told nothing"))?;
+        .ok_or_else(|| Error::failed("the node sent no status"))?;
     if arguments.json {
         return print_json(&status);
     }
@@ -231,7 +231,7 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
     )
 }
 
-/// How packets get to a peer, and how large they may be.
+/// The path to a peer and its MTU.
 fn path(peer: &Peer) -> String {
     let path = peer.path.as_ref().unwrap_or(&peer.backend);
     match peer.mtu {
@@ -287,7 +287,7 @@ pub(super) fn leases(arguments: &LeaseArguments) -> Result<()> {
     list(common, Table::Leases, (&header, none), cells)
 }
 
-/// Gives another node's lease back, and says what that was.
+/// Gives another node's lease back, and prints which it was.
 fn drop_lease(common: &Arguments, lease: &str, force: bool) -> Result<()> {
     let socket = common.node.socket()?;
     let request = DropLease {
@@ -304,8 +304,8 @@ fn drop_lease(common: &Arguments, lease: &str, force: bool) -> Result<()> {
         (_, None) => format!("({})", dropped.state),
     };
     let end = match dropped.seconds_left {
-        Some(seconds) => format!("it had {} left", duration(seconds)),
-        None => "it had no end".to_owned(),
+        Some(seconds) => format!("it had {} left to expiry", duration(seconds)),
+        None => "it did not expire".to_owned(),
     };
     let names = match dropped.names_removed {
         true => "; the names of its pods are removed",
@@ -429,7 +429,7 @@ fn list<T: Serialize + DeserializeOwned>(
     show(arguments, &fetch::<T>(arguments, which)?, titles, cells)
 }
 
-/// Prints rows under a header, or what to say if there are none.
+/// Prints rows under a header, or the given text if there are none.
 fn show<T: Serialize>(
     arguments: &Arguments,
     rows: &[T],

@@ -3,7 +3,7 @@
 //! The process itself stays beside the pod: it keeps the device, and when the node is gone it attaches
 //! it to the node's successor.
 //!
-//! A pod is no jail: its command runs as this user, with this user's files.
+//! A pod is not a jail: its command runs as this user, with this user's files.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, PipeWriter};
@@ -30,7 +30,7 @@ use crate::state;
 use crate::terminal::job;
 use crate::terminal::output;
 
-/// The interface inside.
+/// The interface inside the pod.
 const INTERFACE: &str = "eth0";
 
 #[derive(Debug, Args)]
@@ -45,16 +45,16 @@ pub(super) struct Arguments {
     name: Option<PodName>,
     #[command(flatten)]
     publish: PublishArguments,
-    /// Make the plain TAP device: one packet per frame, checksums finished
+    /// Make a plain TAP device: no GSO packets, complete checksums
     #[arg(long)]
     no_offload: bool,
-    /// Keep your user and group inside, without capabilities [default: root inside]
+    /// Keep your user and group in the pod, without capabilities [default: root in the pod]
     #[arg(long)]
     user: bool,
     #[command(flatten)]
     environment: EnvironmentArguments,
-    /// Return when the command runs, and print the pod's name: 'muslin logs' has what it writes,
-    /// 'muslin stop' ends it
+    /// Return once the command runs, and print the pod's name: 'muslin logs' shows its output,
+    /// 'muslin stop' stops it
     #[arg(short, long, conflicts_with = "die_with_parent")]
     detach: bool,
     /// Be the process beside a detached pod's command
@@ -63,20 +63,20 @@ pub(super) struct Arguments {
     /// End with the process that started it
     #[arg(long, hide = true)]
     die_with_parent: bool,
-    /// The command, and all that follows is its own; it finds MUSLIN_POD, MUSLIN_NODE and
-    /// MUSLIN_ADDRESS in its environment [default: $SHELL]
+    /// The command and its arguments; MUSLIN_POD, MUSLIN_NODE and MUSLIN_ADDRESS are set in its
+    /// environment [default: $SHELL]
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
 }
 
-/// What a command finds in its environment.
+/// A command's environment.
 #[derive(Debug, Args)]
 pub(super) struct EnvironmentArguments {
-    /// Give the command nothing of your environment but HOME, PATH and TERM
+    /// Pass only HOME, PATH and TERM of your environment to the command
     #[arg(long)]
     clear_env: bool,
-    /// Give it a variable, with its value in your environment if none is given, which others do not see
-    /// as they see a command's words; may be given several times
+    /// Set a variable of the command; without a value it has that of your environment, which other users
+    /// cannot see on the command line; may be given several times
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = variable)]
     env: Vec<OsString>,
 }
@@ -98,12 +98,12 @@ impl EnvironmentArguments {
     }
 }
 
-/// Which ports of this machine lead to a pod.
+/// The published ports of a pod.
 #[derive(Debug, Args)]
 pub(super) struct PublishArguments {
-    /// Lead a port of this machine to one of the pod, on all its addresses if none is given; may be
-    /// given several times. Ports may be ranges like 8000-8009, and 0 has the node choose one. With
-    /// +proxy a TCP connection begins with a PROXY protocol header (version 2) that tells its client
+    /// Publish a port of the pod as a port of this machine, on all its addresses if none is given; may be
+    /// given several times. Ports may be ranges like 8000-8009, and for host port 0 the node chooses one.
+    /// With +proxy each TCP connection begins with a PROXY protocol header (version 2) that names the client
     #[arg(
         short,
         long,
@@ -138,7 +138,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     }
     if arguments.detach {
         if arguments.command.is_empty() {
-            return Err(Error::usage("name the command that is to run detached"));
+            return Err(Error::usage("name the command to run detached"));
         }
         if !arguments.beside {
             let words = std::env::args_os().skip(2);
@@ -156,7 +156,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
     let has_terminal = job::is_used();
     let starting = init::start(arguments.settings(&socket, has_terminal, output))?;
     block_on(async {
-        // A node that is not there is told before anything else is.
+        // A missing node is reported before anything else.
         let queues = attach::queues(&socket).await?;
         let (init, namespaces) = starting.ready().await?;
         let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;

@@ -30,7 +30,7 @@ pub(super) fn read(file: Option<&Path>, credential: &str) -> Result<Option<Strin
     let secret = text.strip_suffix('\n').unwrap_or(&text);
     if secret.is_empty() || text.len() as u64 > MAX_LEN || secret.contains(['\n', '\0']) {
         return Err(Error::usage(format!(
-            "{at} has to have one line, of at most {MAX_LEN} bytes: the secret"
+            "{at} must contain the secret as a single line of at most {MAX_LEN} bytes"
         )));
     }
     Ok(Some(secret.to_owned()))
@@ -41,7 +41,7 @@ pub(super) fn warn_of_words(flag: &str, variable: &str) {
     let mut words = std::env::args_os().take_while(|word| word != "--");
     if words.any(|word| is_flag(&word.to_string_lossy(), flag)) {
         warn!(
-            "--{flag}: other users of this machine see it in the list of processes: name a file \
+            "--{flag}: other users of this machine see it in the list of processes: give a file \
              with --{flag}-file, or use the variable {variable}"
         );
     }

@@ -35,19 +35,19 @@ use crate::state;
 
 /// The interface beside the pod's own.
 const INTERFACE: &str = "muslin0";
-/// How often a node that is not there yet is looked for.
+/// Interval of attempts to connect to a node that is not up yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 #[group(skip)]
 pub(super) struct Arguments {
-    /// Be a pod of this node, which runs here already, and no node
+    /// Join this running node as a pod instead of starting a node
     #[arg(long = "node", value_name = "NAME", conflicts_with = "agent")]
     of_node: Option<String>,
-    /// The same by the node's control socket, or its attach.sock, which can do no more than this
+    /// The same, through the node's control socket or its attach.sock, which allows nothing else
     #[arg(long, value_name = "PATH")]
     agent: Option<PathBuf>,
-    /// How to have an address [default: the first of them that is possible]
+    /// How the pod gets its address [default: the first level that is possible]
     #[arg(long)]
     level: Option<Level>,
     /// The pod's name [default: pod-1, pod-2 ...]
@@ -56,36 +56,36 @@ pub(super) struct Arguments {
     /// The pod's address [default: the one it had before, or a free one]
     #[arg(long)]
     ip: Option<Ipv4Addr>,
-    /// Speak SOCKS5 here, to reach the pod network and what its pods reach: for all users of this
-    /// machine, unless --proxy-auth-file has a password asked for
+    /// Serve a SOCKS5 proxy on this address, to the pod network and whatever its pods reach; open to
+    /// all users of this machine unless --proxy-auth-file requires a password
     #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
     socks5: Vec<Listen>,
-    /// Be an HTTP proxy here, likewise
+    /// Serve an HTTP proxy on this address, likewise
     #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
     http_proxy: Vec<Listen>,
-    /// Lead a local port to a pod's
+    /// Forward a local port to a pod's
     #[arg(long, value_name = "[ADDR:]PORT=HOST:PORT", value_delimiter = ',')]
     forward: Vec<Forward>,
-    /// Lead a port of the pod's address to a local one
+    /// Forward a port of the pod's address to a local one
     #[arg(long, value_name = "PORT[/udp]=[ADDR:]PORT", value_delimiter = ',')]
     expose: Vec<Expose>,
-    /// Let others than this machine use what listens on their side
+    /// Accept clients of proxies and forwarded ports from other machines
     #[arg(long)]
     allow_public_proxy: bool,
-    /// What clients of the proxies have to tell; better in a file, or as the variable
-    /// MUSLIN_PROXY_AUTH [default: of proxies that a command finds without asking for them a password
-    /// that it is told in its variables, of others nothing]
+    /// Credentials that proxy clients must send; better in a file, or in the variable
+    /// MUSLIN_PROXY_AUTH [default: for proxies started only for the command a password in its variables,
+    /// for others none]
     #[arg(long, value_name = "USER:PASSWORD", value_parser = credentials)]
     proxy_auth: Option<Credentials>,
-    /// A file with USER:PASSWORD that clients of the proxies have to tell [default: systemd's
-    /// credential proxy-auth]
+    /// A file with the USER:PASSWORD that proxy clients must send [default: systemd's credential
+    /// proxy-auth]
     #[arg(long, value_name = "FILE", conflicts_with = "proxy_auth")]
     proxy_auth_file: Option<PathBuf>,
-    /// Give the lease back at the end in any case: the state goes with the container, so that nobody
-    /// comes back for it [default: when the command is over, or where no state is kept]
+    /// Always give the lease back at the end: the state is lost with the container, so that the lease
+    /// would not be used again [default: when the command ends, or if no state is kept]
     #[arg(long, conflicts_with_all = ["of_node", "agent"])]
     leave: bool,
-    /// The command, and all that follows is its own; the sidecar ends with it, and with its exit code
+    /// The command and its arguments; the sidecar ends with it and returns its exit code
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     command: Vec<OsString>,
     #[command(
@@ -102,7 +102,7 @@ enum Level {
     Tap,
     /// By an interface in a namespace of the command's own (needs user namespaces)
     Run,
-    /// In this process alone, which needs nothing
+    /// Inside this process, which needs no privileges
     Process,
 }
 
@@ -124,7 +124,7 @@ enum Chosen {
     Process,
 }
 
-/// Reads what clients have to tell.
+/// Reads the credentials that clients must send.
 fn credentials(text: &str) -> std::result::Result<Credentials, &'static str> {
     let fits = |part: &str| (1..=255).contains(&part.len());
     match text.split_once(':') {
@@ -192,45 +192,45 @@ impl Arguments {
             Some(level @ (Level::Tap | Level::Run)) if self.has_ways() => {
                 return Err(Error::usage(format!(
                     "--level {level}: programs use an interface there, so --socks5, --http-proxy, \
-                     --forward and --expose go with --level process only"
+                     --forward and --expose require --level process"
                 )));
             }
             Some(Level::Run) if self.command.is_empty() => {
-                return Err(Error::usage("--level run: name a command"));
+                return Err(Error::usage("--level run: give a command"));
             }
             _ => {}
         }
         Ok(())
     }
 
-    /// Finds out what clients of the proxies have to tell.
+    /// Finds the credentials that clients of the proxies must send.
     fn find_credentials(&mut self) -> Result<()> {
         secret::warn_of_words("proxy-auth", "MUSLIN_PROXY_AUTH");
         if self.proxy_auth.is_some() {
             return Ok(());
         }
         let read = secret::read(self.proxy_auth_file.as_deref(), "proxy-auth")?;
-        self.proxy_auth =
-            match read {
-                Some(text) => Some(credentials(&text).map_err(|why| {
-                    Error::usage(format!("the credentials of the proxies: {why}"))
-                })?),
-                // Nobody but the command knows of them, and so nobody else is to use them.
-                None if self.has_ways_by_itself() => Some(Credentials {
-                    user: "muslin".to_owned(),
-                    password: u128::from_ne_bytes(random()?).to_string(),
-                }),
-                None => None,
-            };
+        self.proxy_auth = match read {
+            Some(text) => Some(
+                credentials(&text)
+                    .map_err(|why| Error::usage(format!("the proxies' credentials: {why}")))?,
+            ),
+            // Only the command knows of them, so only it may use them.
+            None if self.has_ways_by_itself() => Some(Credentials {
+                user: "muslin".to_owned(),
+                password: u128::from_ne_bytes(random()?).to_string(),
+            }),
+            None => None,
+        };
         Ok(())
     }
 
-    /// Whether its command finds proxies though none are asked for.
+    /// Whether the command gets proxies although none were requested.
     fn has_ways_by_itself(&self) -> bool {
         !self.command.is_empty() && !self.has_ways()
     }
 
-    /// Whether something is asked for that only this process can give.
+    /// Whether an option was given that only this process can serve.
     fn has_ways(&self) -> bool {
         !(self.socks5.is_empty()
             && self.http_proxy.is_empty()
@@ -279,21 +279,21 @@ impl Arguments {
         });
         let scratch = made.next().ok_or_else(|| {
             Error::failed(format!(
-                "nothing can be written in {} nor in {}: mount an emptyDir there, or name another \
+                "neither {} nor {} is writable: mount an emptyDir there, or choose another \
                  place with --state-dir",
                 state::default_dir().display(),
                 places.map(|place| place.display().to_string()).join(" or "),
             ))
         })?;
         info!(
-            "no state is kept: {} cannot be written, and no --state-dir is named",
+            "no state is kept: {} is not writable, and no --state-dir is given",
             state::default_dir().display()
         );
         self.own.state.state_dir = Some(scratch.path().to_owned());
         Ok(Some(scratch))
     }
 
-    /// Is a pod of a node that runs.
+    /// Runs as a pod of a running node.
     async fn serve_of_node(self, socket: &Path) -> Result<()> {
         let proxies = Proxies::bind(&self.ways()).await?;
         let signals = Signals::listen()?;
@@ -339,7 +339,7 @@ impl Arguments {
         }
     }
 
-    /// Attaches the pod and serves until the command ends or this process is told to.
+    /// Attaches the pod and serves until the command ends or this process is signalled to.
     async fn serve(
         self,
         socket: &Path,
@@ -361,7 +361,7 @@ impl Arguments {
         }
     }
 
-    /// Connects to the node; to an own one as soon as it has its lease.
+    /// Connects to the node; to its own one as soon as that has its lease.
     async fn reach(&self, socket: &Path) -> Result<Client> {
         let is_own = self.agent.is_none() && self.of_node.is_none();
         let reach = async || {
@@ -377,11 +377,11 @@ impl Arguments {
         }
     }
 
-    /// The best level that is possible, which is told with what is in the way of better ones.
+    /// The best level that is possible. Reports it, and what prevents better ones.
     async fn choose(&self, queues: usize) -> Result<Chosen> {
         let asked = self.level;
         if asked.is_none() && self.has_ways() {
-            info!("level process: what was asked for needs the address in this process");
+            info!("level process: the given options need the address in this process");
             return Ok(Chosen::Process);
         }
         if matches!(asked, None | Some(Level::Tap)) {
@@ -393,8 +393,7 @@ impl Arguments {
                 Err(error) if asked.is_some() => {
                     return Err(Error::failed(format!(
                         "--level tap: {error}; the container needs the capability NET_ADMIN and the \
-                         device /dev/net/tun, or leave --level out: then the best level that is \
-                         possible is taken"
+                         device /dev/net/tun, or leave out --level to get the best possible level"
                     )));
                 }
                 Err(error) => info!("not level tap: {error}"),
@@ -414,8 +413,8 @@ impl Arguments {
                 }
                 Some(obstacle) if asked.is_some() => {
                     return Err(Error::failed(format!(
-                        "--level run: {obstacle}; or leave --level out: then the best level that is \
-                         possible is taken"
+                        "--level run: {obstacle}; or leave out --level to get the best possible \
+                         level"
                     )));
                 }
                 Some(obstacle) => info!("not level run: {obstacle}"),
@@ -423,7 +422,7 @@ impl Arguments {
         }
         if self.command.is_empty() && !self.has_ways() {
             return Err(Error::usage(
-                "level process: nobody could use the address: name --socks5, --http-proxy, \
+                "level process: nothing could use the address: give --socks5, --http-proxy, \
                  --forward, --expose, or a command",
             ));
         }
@@ -445,7 +444,7 @@ impl Arguments {
         let device = Device::tap(tap);
         let attached = device.attach(&client, self.request()).await?;
         netns::configure(INTERFACE, &only_pods(&attached)?).await?;
-        tell(&attached);
+        log_pod(&attached);
         let follow =
             async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)?).await;
         let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
@@ -457,7 +456,7 @@ impl Arguments {
     }
 
     async fn serve_by_run(self, socket: &Path, signals: Signals) -> Result<()> {
-        // This program by what it is, not by a path that may name another one by now.
+        // Re-executes this program by its inode: the path may name another one by now.
         let mut command = Command::new("/proc/self/exe");
         command
             .args(["run", "--die-with-parent", "--socket"])
@@ -485,7 +484,7 @@ impl Arguments {
         let attached = device.attach(&client, self.request()).await?;
         let exposed: Vec<_> = self.expose.iter().map(|it| it.0).collect();
         let overlay = Arc::new(Overlay::start(ours, &attached, &exposed).await?);
-        tell(&attached);
+        log_pod(&attached);
         for line in proxies.describe()? {
             info!("{line}");
         }
@@ -522,21 +521,21 @@ fn is_writable(directory: &Path) -> bool {
     existing.is_some_and(|path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok())
 }
 
-fn tell(attached: &Attached) {
+fn log_pod(attached: &Attached) {
     info!(
         "pod {} of the node {}: {}",
         attached.pod, attached.node, attached.address
     );
 }
 
-/// What an interface beside the pod's own is to have: its routes stay, but for other pods.
+/// The configuration of an interface beside the pod's own: only the pod network's route is added.
 fn only_pods(attached: &Attached) -> Result<Assignment> {
     let mut assignment = attach::assignment(attached)?;
     assignment.routes.retain(|route| route.prefix_len() > 0);
     Ok(assignment)
 }
 
-/// What tells a command of the proxies.
+/// The variables that name the proxies to a command.
 fn variables(proxies: &Proxies, credentials: Option<&Credentials>) -> Vec<(&'static str, String)> {
     let user = credentials.map_or_else(String::new, |it| format!("{}:{}@", it.user, it.password));
     let mut variables = Vec::new();

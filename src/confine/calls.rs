@@ -247,7 +247,10 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 /// Leaves this thread, and all that it starts, these calls and no others.
 pub(super) fn limit() -> Result<Measure> {
     let Ok(machine) = TargetArch::try_from(std::env::consts::ARCH) else {
-        let reason = format!("there is no list of calls for {}", std::env::consts::ARCH);
+        let reason = format!(
+            "there is no list of system calls for {}",
+            std::env::consts::ARCH
+        );
         return Ok(Measure::missing(reason));
     };
     let build = || -> std::result::Result<_, seccompiler::BackendError> {
@@ -268,7 +271,7 @@ pub(super) fn limit() -> Result<Measure> {
             .collect::<std::result::Result<Vec<_>, _>>()
     };
     for filter in build().context("cannot write the list of system calls")? {
-        seccompiler::apply_filter(&filter).context("cannot limit system calls")?;
+        seccompiler::apply_filter(&filter).context("cannot restrict system calls")?;
     }
     Ok(Measure::full())
 }

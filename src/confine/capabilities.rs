@@ -17,7 +17,7 @@ pub(crate) fn keep_only(kept: &[Capability]) -> Result<()> {
         let gone = |it: &Capability| !kept.contains(it);
         for capability in read(CapSet::Bounding)?.into_iter().filter(gone) {
             let dropped = caps::drop(None, CapSet::Bounding, capability);
-            dropped.context("cannot limit the capabilities of other programs")?;
+            dropped.context("cannot restrict the capabilities of other programs")?;
         }
     }
     hold_only(kept)

@@ -121,13 +121,16 @@ pub(super) fn limit(places: &Places) -> Result<Measure> {
         }
         ruleset.restrict_self()
     };
-    let status = limited().context("cannot limit the files in reach")?;
+    let status = limited().context("cannot restrict access to files")?;
     Ok(match (status.ruleset, status.landlock) {
         (RulesetStatus::FullyEnforced, _) => Measure::full(),
         (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => {
             Measure::partial(format!("this kernel has version {}", effective_abi as i32))
         }
-        (RulesetStatus::PartiallyEnforced, _) => Measure::partial("this kernel has a part of it"),
+        (RulesetStatus::PartiallyEnforced, _) => Measure::partial(
+            "this kernel supports only part \
+                                                                   of it",
+        ),
         (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
             Measure::missing("this kernel has it switched off: add 'landlock' to 'lsm=' at boot")
         }

@@ -56,7 +56,7 @@ pub(crate) fn leave_no_core() -> Result<()> {
     let limit = getrlimit(Resource::RLIMIT_CORE).map(|(_, hard)| hard);
     limit
         .and_then(|hard| setrlimit(Resource::RLIMIT_CORE, 0, hard))
-        .context("cannot do without a core")
+        .context("cannot disable core dumps")
 }
 
 /// Neither this process nor its children get rights from programs that have some.

@@ -97,7 +97,7 @@ impl Client {
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Ok(None),
                 io::ErrorKind::PermissionDenied => Err(Error::failed(format!(
-                    "no permission for {at}: the node belongs to another user"
+                    "no permission to use {at}: the node belongs to another user"
                 ))),
                 _ => Err(Error::failed(format!(
                     "cannot connect to the node at {at}: {error}"
@@ -135,7 +135,7 @@ impl Client {
                 ..
             }) => {
                 let message = format!(
-                    "the node at {at} is of an older muslin than this one ({VERSION}): start it again \
+                    "the node at {at} is of an older muslin than this one ({VERSION}): restart it \
                      with muslin {VERSION}"
                 );
                 Err(Error::refused(Code::WrongVersion, message))
@@ -239,9 +239,7 @@ impl Client {
                 return Err(unexpected(&answer));
             };
             for row in rows {
-                all.push(
-                    serde_json::from_value(row).context("the node's answer is not understood")?,
-                );
+                all.push(serde_json::from_value(row).context("cannot parse the node's answer")?);
             }
             if !more {
                 return Ok(all);
@@ -274,7 +272,7 @@ impl Client {
 
     async fn send(&self, request: &Request, beside: &[BorrowedFd<'_>]) -> Result<()> {
         let sent = self.connection.send(request, beside).await;
-        sent.context("cannot ask the node")
+        sent.context("cannot send a request to the node")
     }
 
     /// The next message that answers a request.
@@ -299,7 +297,7 @@ impl Client {
             .map_err(|_| {
                 Error::failed("the node does not answer: its process hangs or is stopped")
             })?
-            .context("the node's answer is not understood")?;
+            .context("cannot parse the node's answer")?;
         let (answer, beside) =
             received.ok_or_else(|| Error::failed("the node ended the connection"))?;
         match answer {
@@ -339,7 +337,7 @@ mod tests {
             r#"`hello`, expected one of `attach`, `detach` at line 1 column 8"}}"#
         );
         let new = r#"{"welcome":{"protocol":7,"version":"9.1.0","colour":"red"}}"#;
-        let own = format!("({VERSION}): start it again with muslin {VERSION}");
+        let own = format!("({VERSION}): restart it with muslin {VERSION}");
         for (answer, parts) in [
             (old, ["/n.sock is of an older muslin", &own]),
             (

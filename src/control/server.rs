@@ -53,7 +53,7 @@ impl Level {
     fn check<T>(self, request: &Request, own: &[(PodName, T)]) -> Result<()> {
         let is_own = |pod| own.iter().any(|(own, _)| own == pod);
         let refuse = |what| {
-            let message = format!("not by this socket: {what}");
+            let message = format!("not allowed on this socket: {what}");
             Err(Error::refused(Code::Denied, message))
         };
         match (self, request) {
@@ -61,12 +61,12 @@ impl Level {
             | (_, Request::Hello(_))
             | (Self::Attach, Request::Report(Table::Status))
             | (Self::Status, Request::Report(_)) => Ok(()),
-            (Self::Status, _) => refuse("it is for tables only"),
+            (Self::Status, _) => refuse("it only serves tables"),
             (Self::Attach, Request::Attach(attach)) if attach.persistent => {
-                refuse("a pod that stays when its client ends")
+                refuse("a pod that outlives its client")
             }
             (Self::Attach, Request::Attach(attach)) if !attach.publish.is_empty() => {
-                refuse("ports that lead to pods")
+                refuse("published ports")
             }
             (Self::Attach, Request::Attach(_)) => Ok(()),
             (Self::Attach, Request::Detach { pod } | Request::KeepNamespaces { pod, .. }) => {
@@ -75,7 +75,7 @@ impl Level {
                     false => refuse("the pod is not this client's"),
                 }
             }
-            (Self::Attach, _) => refuse("it is for attaching pods only"),
+            (Self::Attach, _) => refuse("it only attaches pods"),
         }
     }
 }
@@ -185,7 +185,7 @@ pub async fn serve<S: Service>(
             Err(error) => return error,
         };
         let Some(room) = clients.make_room().await else {
-            refused.tell("refused connections", || {
+            refused.log("refused connections", || {
                 warn!("too many connections to the control socket")
             });
             continue;
@@ -243,7 +243,7 @@ async fn converse<S: Service>(
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 // It quotes the request, which may be as long as an answer can be.
                 let reason: String = error.to_string().chars().take(MAX_REASON).collect();
-                let message = format!("the request is not understood: {reason}");
+                let message = format!("cannot parse the request: {reason}");
                 connection
                     .send(&Answer::from(Error::usage(message)), &[])
                     .await?;
@@ -282,7 +282,7 @@ async fn converse<S: Service>(
                 .keep_namespaces(&pod, kinds, beside)
                 .map(|()| Answer::Done),
             Request::KeepNamespaces { .. } => Err(Error::usage(
-                "each namespace comes with one descriptor beside the request",
+                "the request needs one descriptor for each namespace",
             )),
             Request::Namespaces { pod } => match service.namespaces(&pod) {
                 Ok((pod, namespaces)) => {
@@ -309,7 +309,9 @@ async fn converse<S: Service>(
                 }
                 Err(error) => Err(error),
             },
-            other => Err(Error::usage(format!("this node cannot do that: {other:?}"))),
+            other => Err(Error::usage(format!(
+                "this node does not support the request {other:?}"
+            ))),
         };
         connection
             .send(&answer.unwrap_or_else(Answer::from), &[])
@@ -327,8 +329,8 @@ fn stranger(hello: Option<&Hello>) -> Option<Error> {
         None => "an older one, from before there were versions".to_owned(),
     };
     let message = format!(
-        "this node is muslin {VERSION} (control protocol {PROTOCOL}), and the program that asks is \
-         {client}: update the older of the two, and start pods again that run since before"
+        "this node is muslin {VERSION} (control protocol {PROTOCOL}), and the client is {client}: \
+         update the older of the two, and restart pods that were started before"
     );
     Some(Error::refused(Code::WrongVersion, message))
 }
@@ -349,7 +351,7 @@ async fn answer_attach<S: Service>(
     device: Vec<OwnedFd>,
 ) -> Result<(Attached, Option<S::Attachment>)> {
     if device.is_empty() {
-        return Err(Error::usage("no device came with the request to attach"));
+        return Err(Error::usage("the request to attach carries no device"));
     }
     service.attach(attach, device).await
 }

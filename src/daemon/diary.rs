@@ -41,7 +41,7 @@ impl Diary {
     /// Has what is noted written by `write`.
     ///
     /// # Errors
-    /// If there is no thread for it.
+    /// If no thread can be started.
     pub(super) fn open(write: impl Fn(&Memory) -> Result<()> + Send + 'static) -> io::Result<Self> {
         let page = Arc::new(Page::default());
         let read = page.clone();
@@ -50,7 +50,7 @@ impl Diary {
             .spawn(move || {
                 while let Some(memory) = read.next() {
                     if let Err(error) = write(&memory) {
-                        warn!("addresses of pods will not be remembered: {error}");
+                        warn!("addresses of pods cannot be saved: {error}");
                     }
                 }
             })?;
@@ -89,7 +89,7 @@ impl Drop for Diary {
             std::thread::sleep(LOOK);
         }
         if !self.thread.is_finished() {
-            warn!("the disk takes too long: the latest addresses of pods may be forgotten");
+            warn!("the disk is too slow: the latest addresses of pods may be lost");
         }
     }
 }

@@ -13,12 +13,12 @@ use muslin_stack::api::control::{
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
 
-use super::running::{Attachment, Running};
+use super::running::{Attachment, RunningNode};
 use crate::condition;
 use crate::control::{Level, Service};
 use crate::error::{Error, Result};
 
-/// How long the end waits for clients to be told of it.
+/// Time that the shutdown waits for answers to clients.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// A node as its clients see it.
@@ -27,7 +27,7 @@ pub(super) struct Front {
     queues: usize,
     sockets: Vec<(PathBuf, Level)>,
     condition: watch::Receiver<condition::State>,
-    running: OnceLock<Arc<Running>>,
+    running: OnceLock<Arc<RunningNode>>,
     leave: watch::Sender<bool>,
     /// How the node ended, as far as it has.
     finished: watch::Sender<Option<std::result::Result<(), String>>>,
@@ -35,7 +35,7 @@ pub(super) struct Front {
 
 impl Front {
     /// That of a node with so many queues for each pod which listens at these sockets; `leave` takes
-    /// that somebody asks it to leave.
+    /// that a client requests it to leave.
     pub(super) fn new(
         name: String,
         queues: usize,
@@ -65,17 +65,17 @@ impl Front {
     }
 
     /// The node, if it has its lease.
-    pub(super) fn running(&self) -> Option<&Arc<Running>> {
+    pub(super) fn running(&self) -> Option<&Arc<RunningNode>> {
         self.running.get()
     }
 
     /// The node has its lease. Whether it had none before.
-    pub(super) fn serve(&self, running: Arc<Running>) -> bool {
+    pub(super) fn serve(&self, running: Arc<RunningNode>) -> bool {
         self.running.set(running).is_ok()
     }
 
     /// Tells those who asked the node to leave how it went, and removes what clients could find
-    /// of a node that is no more.
+    /// of a node that has ended.
     pub(super) async fn finish(&self, result: &Result<()>) {
         if let Some(running) = self.running() {
             running.workers.stop();
@@ -89,7 +89,7 @@ impl Front {
         let _ = tokio::time::timeout(FAREWELL, self.finished.closed()).await;
     }
 
-    fn ready(&self) -> Result<&Arc<Running>> {
+    fn ready(&self) -> Result<&Arc<RunningNode>> {
         self.running()
             .ok_or_else(|| Error::refused(Code::NotReady, self.obstacle()))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::{error, info};
 
-use super::running::Running;
+use super::running::RunningNode;
 use crate::condition::{Condition, Need};
 use crate::notify;
 
@@ -18,7 +18,7 @@ const BEAT: Duration = Duration::from_millis(2500);
 const MISSED: u32 = 2;
 
 /// Looks after them for as long as the node runs.
-pub(super) async fn watch(running: Arc<Running>, condition: Condition) {
+pub(super) async fn watch(running: Arc<RunningNode>, condition: Condition) {
     // Twice in the time that the service manager gives, as sd_watchdog_enabled(3) recommends.
     let beat = notify::watchdog().map_or(BEAT, |every| BEAT.min(every / 2));
     let mut pulse = Pulse::new(running.workers.turns());
@@ -35,7 +35,7 @@ pub(super) async fn watch(running: Arc<Running>, condition: Condition) {
             let names: Vec<_> = hanging.iter().map(|it| format!("worker-{it}")).collect();
             let reason = format!("the data path hangs in {}", names.join(", "));
             if condition.lack(Need::DataPath, &reason) {
-                error!("{reason}: its pods' packets wait");
+                error!("{reason}: the packets of its pods are delayed");
             }
         }
     }

@@ -9,7 +9,7 @@ use muslin_stack::control::names::Names;
 use muslin_stack::datapath::peer::{Path, PeerId};
 use tokio::time::{Instant, sleep};
 
-use super::running::Running;
+use super::running::RunningNode;
 use crate::error::{Error, Result};
 use crate::lease::table::Known;
 use crate::worker::PeerStates;
@@ -30,7 +30,7 @@ pub(super) struct Census {
 impl Census {
     /// Asks those for a sign of life of which nothing was heard for a while, and waits a moment for
     /// what they answer.
-    pub(super) async fn take(running: &Running) -> Result<Self> {
+    pub(super) async fn take(running: &RunningNode) -> Result<Self> {
         let mut states = running.workers.peers().await.map_err(Error::failed)?;
         let mut answered = HashSet::new();
         let mut quiet = quiet(&states, &running.naming.names.read());

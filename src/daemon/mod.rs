@@ -37,9 +37,9 @@ use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::datapath::node::{Config, Node};
 use muslin_stack::datapath::tunnel::Tunnel;
-use naming::Naming;
+use naming::NameService;
 use parking_lot::Mutex;
-use running::{NodeInfo, Running};
+use running::{NodeInfo, RunningNode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -51,7 +51,7 @@ use crate::condition::{Condition, Need};
 use crate::confine::{self, Capability};
 use crate::control::{self, Level};
 use crate::error::{Context, Error, Result};
-use crate::flannel::{self, SubnetEnv, Surface};
+use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::Clock;
 use crate::host::{self, Endpoints};
 use crate::lease::{self, News, Reply};
@@ -59,18 +59,18 @@ use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
-use crate::underlay::{Options, PublicInterface, UdpSocket, UplinkKind, Wanted};
+use crate::underlay::{InterfaceChoice, Options, PublicInterface, TunnelSocket, UplinkKind};
 use crate::worker::{Event, Workers};
 
-/// After so many keys that are no leases the log has no more of them.
+/// Number of keys that are not leases after which no more are logged.
 const MAX_SKIPPED: u32 = 50;
 
-/// How long a store may take to hear how a node ends.
+/// Timeout for writing a node's end to the store.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pods of an earlier run may take to be attached again before they count as gone.
 const AWAITED: muslin_stack::Duration = muslin_stack::Duration::from_secs(10);
 
-/// What a node is told at its start.
+/// A node's settings.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Its name, different from those of others on the machine.
@@ -86,14 +86,14 @@ pub struct Settings {
     /// What the store's keys begin with, without a trailing slash.
     pub prefix: String,
     /// Where its tunnel ends.
-    pub underlay: Wanted,
+    pub underlay: InterfaceChoice,
     /// How it reaches its link below IP, where it has to.
     pub uplink: UplinkKind,
     /// Which network it is to be.
     pub wanted_config: WantedConfig,
     /// MTU of the underlay, if not that of the interface.
     pub mtu: Option<Mtu>,
-    /// Resolvers that are asked for pods; those of the host if there are none.
+    /// Resolvers for the pods' queries; the host's if empty.
     pub dns: Vec<IpAddr>,
     /// Whether pods may send only from their own addresses.
     pub guard_pods: bool,
@@ -105,7 +105,7 @@ pub struct Settings {
     pub renew_margin: Duration,
     /// Where flannel's tools find the subnet, if not in its state directory.
     pub subnet_file: Option<PathBuf>,
-    /// Whether those tools are told that the node masquerades.
+    /// Whether the subnet file claims that the node masquerades.
     pub ip_masq: bool,
     /// What pods may reach outside the pod network, if anything.
     pub egress: Option<host::Settings>,
@@ -113,7 +113,7 @@ pub struct Settings {
     pub workers: usize,
     /// Which of the kernel's offloads it uses.
     pub offload: Offload,
-    /// Where its health is told.
+    /// The address that serves the health checks.
     pub health: Option<SocketAddr>,
 }
 
@@ -176,7 +176,7 @@ pub enum Ending {
     Leave,
 }
 
-/// Runs a node until a signal tells it to stop, or it cannot go on.
+/// Runs a node until a signal stops it, or it cannot continue.
 ///
 /// # Errors
 /// Why it cannot run.
@@ -184,21 +184,21 @@ pub async fn run(settings: Settings) -> Result<()> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
-    let told = async {
+    let shutdown = async {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         Ending::Stop
     };
-    run_until(settings, told).await
+    run_until(settings, shutdown).await
 }
 
-/// Runs a node until `told` says how it is to end, or it cannot go on.
+/// Runs a node until `shutdown` yields how it is to end, or it cannot continue.
 ///
 /// # Errors
 /// Why it cannot run, or that its lease is not given back.
-pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -> Result<()> {
+pub async fn run_until(settings: Settings, shutdown: impl Future<Output = Ending>) -> Result<()> {
     // The embedded store is there, too.
     state::check(&settings.state_dir)?;
     let store = store::open(&settings.store, &settings.etcd)?;
@@ -207,7 +207,8 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
     let condition = Condition::new();
     let subnet_file = settings.subnet_file.clone();
     let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
-    let surface = Surface::start(subnet_file, settings.health, condition.clone()).await?;
+    let flannel_files =
+        FlannelFiles::start(subnet_file, settings.health, condition.clone()).await?;
     let (leave, leaving) = watch::channel(false);
     let (stop, _) = watch::channel(false);
     let socket = match &settings.socket {
@@ -238,7 +239,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         store,
         state,
         identity,
-        surface,
+        flannel_files,
         condition,
         front: front.clone(),
         leave,
@@ -246,7 +247,7 @@ pub async fn run_until(settings: Settings, told: impl Future<Output = Ending>) -
         stop,
         fatal,
     };
-    let result = start.run(ended, told).await;
+    let result = start.run(ended, shutdown).await;
     front.finish(&result).await;
     if let Some(running) = front.running() {
         info!("node {} has stopped", running.facts.settings.name);
@@ -260,7 +261,7 @@ struct Start {
     store: Arc<dyn store::Store>,
     state: StateDir,
     identity: state::Identity,
-    surface: Surface,
+    flannel_files: FlannelFiles,
     condition: Condition,
     front: Arc<Front>,
     leave: watch::Sender<bool>,
@@ -273,16 +274,16 @@ impl Start {
     async fn run(
         self,
         mut ended: mpsc::UnboundedReceiver<Error>,
-        told: impl Future<Output = Ending>,
+        shutdown: impl Future<Output = Ending>,
     ) -> Result<()> {
-        let mut told = pin!(told);
+        let mut shutdown = pin!(shutdown);
         let mut leaving = self.leaving.clone();
         let place = tokio::select! {
             place = underlay::find_place(&self.settings, &*self.store, &self.condition) => place?,
             Some(error) = ended.recv() => return Err(error),
             _ = leaving.wait_for(|leave| *leave) => return Ok(()),
             // There is no lease to give back.
-            _ = &mut told => return Ok(()),
+            _ = &mut shutdown => return Ok(()),
         };
         let (mut driver, leases) = self.driver(place)?;
         let clock = driver.clock;
@@ -300,7 +301,7 @@ impl Start {
             tokio::select! {
                 result = &mut leases => result,
                 Some(error) = ended.recv() => Err(error),
-                ending = told => match ending {
+                ending = shutdown => match ending {
                     Ending::Stop => Ok(()),
                     Ending::Leave => {
                         begin_leaving.send_replace(true);
@@ -333,7 +334,9 @@ impl Start {
             u64::from_ne_bytes(random()?),
         );
         // What this node knows of itself comes before what flannel's file says.
-        settings.previous = identity.subnet.or_else(|| self.surface.previous_subnet());
+        settings.previous = identity
+            .subnet
+            .or_else(|| self.flannel_files.previous_subnet());
         settings.renew_margin = self.settings.renew_margin;
         settings.repeats = self.store.is_shared_with_flannel();
         let manager = Manager::new(settings);
@@ -352,7 +355,7 @@ impl Start {
             stop: self.stop,
             address: address.clone(),
             fatal: self.fatal,
-            surface: Arc::new(Mutex::new(self.surface)),
+            flannel_files: Arc::new(Mutex::new(self.flannel_files)),
             condition: self.condition,
             front: self.front.clone(),
             tunnel: None,
@@ -396,13 +399,13 @@ struct Driver {
     address: watch::Sender<Ipv4Addr>,
     /// Takes the reason why the node cannot go on.
     fatal: mpsc::UnboundedSender<Error>,
-    surface: Arc<Mutex<Surface>>,
+    flannel_files: Arc<Mutex<FlannelFiles>>,
     condition: Condition,
-    /// Where clients ask; it has the node that runs.
+    /// The service of the control sockets; it holds the running node.
     front: Arc<Front>,
     /// The tunnel, from the network's configuration until the node runs.
     tunnel: Option<OpenTunnel>,
-    /// Keys that were told to be no leases.
+    /// Keys that were logged as not being leases.
     skipped: u32,
     /// What is known of other nodes' leases.
     control: Arc<Mutex<ControlPlane>>,
@@ -416,7 +419,7 @@ struct OpenTunnel {
     plan: TunnelPlan,
     interface: PublicInterface,
     /// For each worker.
-    sockets: Vec<Option<UdpSocket>>,
+    sockets: Vec<Option<TunnelSocket>>,
 }
 
 impl Driver {
@@ -451,12 +454,14 @@ impl Driver {
             return Ok(Reply::Taken);
         };
         if store.continues(&former) {
-            info!("{store} was made anew since this node was in it: it stays who it was");
+            info!(
+                "{store} was recreated since this node last used it: the node keeps its identity"
+            );
             return Ok(Reply::Taken);
         }
         warn!(
-            "this node's state is of its time in {former}: in {store} it begins anew, with another \
-             VTEP and subnet and other addresses for its pods"
+            "this node's state belongs to {former}: in {store} the node starts afresh, with a new \
+             VTEP and subnet and new addresses for its pods"
         );
         self.identity = state::Identity {
             store: Some(store),
@@ -492,11 +497,11 @@ impl Driver {
     fn await_config(&self, fault: &str) {
         let reason = format!("{}: {fault}", self.store);
         if self.condition.lack(Need::Config, &reason) {
-            warn!("{reason}: waiting for one that can be used");
+            warn!("{reason}: waiting for a usable one");
         }
     }
 
-    fn running(&self) -> Option<&Arc<Running>> {
+    fn running(&self) -> Option<&Arc<RunningNode>> {
         self.front.running()
     }
 
@@ -526,36 +531,36 @@ impl Driver {
                 }
             }
             OwnChange::Disputed(key) => {
-                warn!("another writer changed the lease {key}; it is written again")
+                warn!("another writer changed the lease {key}; writing it again")
             }
             OwnChange::Moved { key, from } => info!(
                 "the lease {key} moves from the public address {from} to {}",
                 *self.address.borrow()
             ),
             OwnChange::Replaced { key, vtep_mac } => warn!(
-                "the lease {key} had the public address {} already, with the VTEP {vtep_mac}: it is \
-                 taken over; if that node is alive, one of the two needs another address",
+                "the lease {key} already had the public address {}, with the VTEP {vtep_mac}: it \
+                 is taken over; if that node is alive, one of the two needs another address",
                 *self.address.borrow()
             ),
-            OwnChange::Skipped { key, reason } => self.tell_skipped(&key, &reason),
+            OwnChange::Skipped { key, reason } => self.log_skipped(&key, &reason),
             OwnChange::Left => {
                 info!("the lease is given back");
-                self.surface.lock().withdraw();
+                self.flannel_files.lock().withdraw();
             }
             OwnChange::Lost(loss) => return Err(refusal(&loss)),
         }
         Ok(())
     }
 
-    /// Says that a key is no lease, but not for thousands of keys.
-    fn tell_skipped(&mut self, key: &str, reason: &str) {
+    /// Logs that a key is not a lease, for a limited number of keys.
+    fn log_skipped(&mut self, key: &str, reason: &str) {
         self.skipped += 1;
         if self.skipped > MAX_SKIPPED {
-            return debug!("the key {key} is no lease: {reason}");
+            return debug!("the key {key} is not a lease: {reason}");
         }
-        warn!("the key {key} is no lease: {reason}");
+        warn!("the key {key} is not a lease: {reason}");
         if self.skipped == MAX_SKIPPED {
-            warn!("more such keys are not told: `muslin leases` shows them all");
+            warn!("further such keys are not logged: `muslin leases` shows them all");
         }
     }
 
@@ -639,9 +644,10 @@ impl Driver {
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
-        let (naming, door) = Naming::start(&self.settings, tunnel.config.network, key.ipv4)?;
+        let (naming, connector) =
+            NameService::start(&self.settings, tunnel.config.network, key.ipv4)?;
         let (sender, events) = mpsc::unbounded_channel();
-        let workers = Workers::start(nodes, &outside, &door, self.clock, &sender);
+        let workers = Workers::start(nodes, &outside, &connector, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
         let facts = NodeInfo {
             settings: self.settings.clone(),
@@ -661,7 +667,7 @@ impl Driver {
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
         self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
-        let running = Running::new(
+        let running = RunningNode::new(
             facts,
             workers,
             naming,
@@ -675,13 +681,13 @@ impl Driver {
         }
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {
-            return Err(Error::failed("the node runs already"));
+            return Err(Error::failed("the node is already running"));
         }
         tokio::spawn(stores::follow(endpoints, stores, running.clone()));
-        tokio::spawn(keep_mtu(self.surface.clone(), running.link()));
+        tokio::spawn(keep_mtu(self.flannel_files.clone(), running.link()));
         tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
-        self.surface.lock().announce(subnet, &ready);
+        self.flannel_files.lock().announce(subnet, &ready);
         Ok(())
     }
 
@@ -722,7 +728,7 @@ impl Driver {
         Ok(outside)
     }
 
-    fn sharing(&self, naming: &Naming, facts: &NodeInfo) -> lease::Sharing {
+    fn sharing(&self, naming: &NameService, facts: &NodeInfo) -> lease::Sharing {
         lease::Sharing {
             store: self.leases.clone(),
             prefix: self.settings.prefix.clone(),
@@ -737,20 +743,20 @@ impl Driver {
     }
 
     /// Tells other nodes how this one ends: its names go with the lease, if it has given that back,
-    /// or they hear that it has stopped in order.
+    /// or its record says that it has stopped in order.
     async fn end_sharing(&mut self, is_in_order: bool) {
         let is_leaving = *self.leave.borrow();
-        let is_told = is_leaving || is_in_order;
-        self.stop.send_replace(is_told && !is_leaving);
-        if let Some(sharing) = self.sharing.take().filter(|_| is_told) {
+        let is_orderly = is_leaving || is_in_order;
+        self.stop.send_replace(is_orderly && !is_leaving);
+        if let Some(sharing) = self.sharing.take().filter(|_| is_orderly) {
             // Without a lease names count for nothing, and of a node that stays silent they know
             // soon enough.
             let _ = tokio::time::timeout(FAREWELL, sharing).await;
         }
     }
 
-    /// Hears what the data path has to tell.
-    fn watch_over(&self, heard: Arc<Running>, mut events: mpsc::UnboundedReceiver<Event>) {
+    /// Handles the data path's events.
+    fn watch_over(&self, heard: Arc<RunningNode>, mut events: mpsc::UnboundedReceiver<Event>) {
         let fatal = self.fatal.clone();
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
@@ -769,10 +775,10 @@ impl Driver {
 }
 
 /// Tells flannel's tools when pods have another MTU.
-async fn keep_mtu(surface: Arc<Mutex<Surface>>, mut link: watch::Receiver<Link>) {
+async fn keep_mtu(flannel_files: Arc<Mutex<FlannelFiles>>, mut link: watch::Receiver<Link>) {
     while link.changed().await.is_ok() {
         let mtu = link.borrow_and_update().mtu;
-        surface.lock().set_mtu(mtu);
+        flannel_files.lock().set_mtu(mtu);
     }
 }
 
@@ -798,7 +804,7 @@ fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Leve
             Ok((path, listener, level))
         });
         opened
-            .inspect_err(|error| warn!("there is no {name}: {error}"))
+            .inspect_err(|error| warn!("cannot listen on {name}: {error}"))
             .ok()
     };
     let all = [

@@ -10,11 +10,11 @@ use tokio::sync::watch;
 
 use super::Settings;
 use super::pods::Pods;
-use crate::dns::{Dns, Door, RESOLV_CONF, Resolvers};
+use crate::dns::{Dns, DnsConnector, RESOLV_CONF, Resolvers};
 use crate::error::{Error, Result};
 
-/// Names of pods, and the service that answers for them.
-pub(super) struct Naming {
+/// The pods' names, and the DNS service that resolves them.
+pub(super) struct NameService {
     pub(super) dns: Arc<Dns>,
     pub(super) names: Arc<RwLock<Names>>,
     node: PodName,
@@ -22,16 +22,16 @@ pub(super) struct Naming {
     pods: watch::Sender<Vec<PodRecord>>,
 }
 
-impl Naming {
-    /// The service for a node with this subnet of a network, and the way to it.
+impl NameService {
+    /// The service for a node with this subnet of a network, and its connector.
     pub(super) fn start(
         settings: &Settings,
         network: Ipv4Net,
         subnet: Ipv4Net,
-    ) -> Result<(Self, Door)> {
+    ) -> Result<(Self, DnsConnector)> {
         let names = Arc::new(RwLock::new(Names::default()));
         names.write().lease(subnet);
-        let (dns, door) = Dns::start(network, names.clone(), resolvers(settings, network)?)?;
+        let (dns, connector) = Dns::start(network, names.clone(), resolvers(settings, network)?)?;
         let naming = Self {
             dns,
             names,
@@ -39,7 +39,7 @@ impl Naming {
             subnet,
             pods: watch::Sender::default(),
         };
-        Ok((naming, door))
+        Ok((naming, connector))
     }
 
     /// This node's pods are these now.

@@ -84,7 +84,7 @@ pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
     for (at, one) in all.iter().enumerate() {
         let port = format!("port {}/{}", one.host_port, one.transport);
         if all[..at].iter().any(|other| other.overlaps(one)) {
-            return Err(Error::usage(format!("{port} is to be published twice")));
+            return Err(Error::usage(format!("{port} is published twice")));
         }
         let holds = |pod: &Pod| {
             let mut published = pod.details.published.iter();
@@ -92,7 +92,7 @@ pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
         };
         if let Some((name, _)) = pods.iter().find(|(_, pod)| holds(pod)) {
             let message = format!(
-                "{port} is published by the pod '{name}' already: choose another port, or \
+                "{port} is already published by the pod '{name}': choose another port, or \
                  detach that pod"
             );
             return Err(Error::refused(Code::PortTaken, message));
@@ -157,7 +157,7 @@ mod tests {
                 "a",
                 "",
                 Code::NameTaken,
-                "attached already: give this one another --name",
+                "already attached: give this one another --name",
             ),
         ] {
             let error = refused(pod, address).unwrap_err();

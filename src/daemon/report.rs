@@ -1,4 +1,4 @@
-//! What a node tells of itself: its tables as rows.
+//! A node's reports: its tables as rows.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,13 +24,13 @@ use serde_json::Value;
 
 use super::Offload;
 use super::liveness::Census;
-use super::running::Running;
+use super::running::RunningNode;
 use crate::confine;
 use crate::error::{Context, Error, Result};
 use crate::worker::{FlowTable, NeighbourTables, Neighbours, PortState, Totals};
 
 /// The rows of a table.
-pub(super) async fn rows(running: &Running, table: Table) -> Result<Vec<Value>> {
+pub(super) async fn rows(running: &RunningNode, table: Table) -> Result<Vec<Value>> {
     let workers = &running.workers;
     match table {
         Table::Status => {
@@ -70,7 +70,7 @@ fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> 
         .context("cannot write the answer")
 }
 
-fn status(running: &Running, totals: &Totals) -> Status {
+fn status(running: &RunningNode, totals: &Totals) -> Status {
     let facts = &running.facts;
     let (counters, flows) = (&totals.counters, &totals.egress);
     let (interface, pods) = (running.interface(), running.pods.lock());
@@ -137,7 +137,7 @@ fn status(running: &Running, totals: &Totals) -> Status {
     }
 }
 
-fn dns(running: &Running) -> Dns {
+fn dns(running: &RunningNode) -> Dns {
     let dns = &running.naming.dns;
     let counters = dns.counters();
     let resolvers = dns.resolvers();
@@ -150,8 +150,8 @@ fn dns(running: &Running) -> Dns {
     }
 }
 
-/// What is in use of what was asked for.
-fn offload(running: &Running, totals: &Totals) -> Offload {
+/// The requested offloads that are in use.
+fn offload(running: &RunningNode, totals: &Totals) -> Offload {
     Offload {
         gso: totals.gso,
         gro: totals.gro,
@@ -166,7 +166,7 @@ fn traffic(traffic: port::Traffic) -> Traffic {
     }
 }
 
-fn pods(running: &Running, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
+fn pods(running: &RunningNode, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
     let pods = running.pods.lock();
     let row = |(name, pod): (&PodName, &super::pods::Pod)| {
         let port = ports.get(&pod.port).copied().unwrap_or_default();
@@ -186,7 +186,7 @@ fn pods(running: &Running, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
     pods.iter().map(row).collect()
 }
 
-fn peers(running: &Running, census: &Census) -> Vec<Peer> {
+fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
     let states = census.states.peers.iter();
     let states: HashMap<_, _> = states.map(|state| (state.peer.id, state)).collect();
     let names = running.naming.names.read();
@@ -240,7 +240,7 @@ fn path_mtu(path: Path, plan: &TunnelPlan) -> Option<u16> {
     }
 }
 
-fn routes(running: &Running, routes: &[(IpNet, NextHop)]) -> Vec<Route> {
+fn routes(running: &RunningNode, routes: &[(IpNet, NextHop)]) -> Vec<Route> {
     let control = running.control.lock();
     let peers = control.peers().iter();
     let peers: HashMap<PeerId, _> = peers
@@ -282,7 +282,7 @@ fn neighbours(tables: &NeighbourTables) -> Vec<Neighbour> {
     rows
 }
 
-fn flows(running: &Running, table: &FlowTable) -> Vec<Flow> {
+fn flows(running: &RunningNode, table: &FlowTable) -> Vec<Flow> {
     let pods = running.pods.lock();
     let names = pods.iter();
     let names = names.flat_map(|(name, pod)| pod.address.iter().map(move |it: IpAddr| (it, name)));

@@ -1,4 +1,4 @@
-//! A node that has its lease: what its clients and its peers' leases ask of it.
+//! A node that has its lease: serves its clients and follows its peers' leases.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ use tracing::{debug, info, warn};
 
 use super::diary::Diary;
 use super::liveness::Census;
-use super::naming::Naming;
+use super::naming::NameService;
 use super::pods::{self, Pods, check_ports, not_attached};
 use super::{Settings, report, underlay};
 use crate::condition;
@@ -73,7 +73,7 @@ impl fmt::Display for NodeInfo {
             write!(f, ":{}", plan.port)?;
         }
         if plan.is_direct {
-            write!(f, ", bare to nodes in {}", interface.prefix)?;
+            write!(f, ", unencapsulated to nodes in {}", interface.prefix)?;
         }
         if interface.is_translated() {
             write!(f, ", public address {}", interface.public_ip)?;
@@ -94,16 +94,16 @@ pub(super) struct Followed {
 }
 
 /// A node that runs.
-pub(super) struct Running {
+pub(super) struct RunningNode {
     pub(super) facts: NodeInfo,
     pub(super) workers: Workers,
-    pub(super) naming: Naming,
+    pub(super) naming: NameService,
     pub(super) pods: Mutex<Pods>,
     /// Ports that may still be open though their pods are detached.
     closing: Mutex<Vec<Closing>>,
     /// What is known of other nodes' leases.
     pub(super) control: Arc<Mutex<ControlPlane>>,
-    /// What is told of them.
+    /// Their lines in the log.
     peer_lines: Mutex<Lines>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
@@ -115,11 +115,11 @@ pub(super) struct Running {
     condition: watch::Receiver<condition::State>,
 }
 
-impl Running {
+impl RunningNode {
     pub(super) fn new(
         facts: NodeInfo,
         workers: Workers,
-        naming: Naming,
+        naming: NameService,
         control: Arc<Mutex<ControlPlane>>,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
@@ -181,7 +181,7 @@ impl Running {
         Ok(followed)
     }
 
-    /// Says which pods nobody can give another MTU: whoever attached them has gone.
+    /// Logs the pods whose MTU cannot be changed, since `muslin attach` has ended.
     fn warn_unattended(&self, mtu: u16) {
         let pods = self.pods.lock();
         let names = pods.iter().filter(|(_, pod)| pod.details.persistent);
@@ -221,7 +221,7 @@ impl Running {
         }
     }
 
-    /// Whether the uplink has to be opened anew: it was gone, or its link is another one.
+    /// Whether the uplink has to be reopened: it was gone, or its link is another one.
     fn needs_uplink(&self, now: &PublicInterface) -> bool {
         self.facts.plan.is_direct
             && (self.uplink_is_gone.load(Ordering::Relaxed) || *now != self.interface())
@@ -253,8 +253,8 @@ impl Running {
     }
 
     /// Tells of a peer, but not of thousands.
-    fn tell_peer(&self, line: impl FnOnce()) {
-        self.peer_lines.lock().tell("changes of peers", line);
+    fn log_peer(&self, line: impl FnOnce()) {
+        self.peer_lines.lock().log("changes of peers", line);
     }
 
     /// Does what follows from changes of leases and of the underlay.
@@ -272,7 +272,7 @@ impl Running {
         operation.apply_to_names(&mut self.naming.names.write());
         let updated = match operation {
             Operation::SetPeer(peer) => {
-                self.tell_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
+                self.log_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
                 self.workers.set_peer(peer)
             }
             Operation::RefusePeer {
@@ -281,11 +281,11 @@ impl Running {
                 unusable,
                 ..
             } => {
-                self.tell_peer(|| warn!("the node {public_ip} is no peer: {unusable}"));
+                self.log_peer(|| warn!("the node {public_ip} cannot be a peer: {unusable}"));
                 self.workers.remove_peer(*id)
             }
             Operation::RemovePeer { id, public_ip, .. } => {
-                self.tell_peer(|| info!("peer {public_ip} is gone"));
+                self.log_peer(|| info!("peer {public_ip} is gone"));
                 self.workers.remove_peer(*id)
             }
             Operation::SetMtu(mtu) => {
@@ -343,7 +343,7 @@ impl Running {
 
 /// A pod that is detached when this is dropped.
 pub(super) struct Attachment {
-    running: Arc<Running>,
+    running: Arc<RunningNode>,
     port: PortId,
 }
 
@@ -377,12 +377,12 @@ fn open_queues(
             Ok((*first, queues))
         }
         _ => Err(Error::usage(
-            "the descriptors are not the queues of one device",
+            "the descriptors are not queues of the same device",
         )),
     }
 }
 
-impl Running {
+impl RunningNode {
     /// Attaches a pod by its device, for as long as what comes with the answer lives; for good if it
     /// is persistent and nothing comes.
     pub(super) async fn attach(
@@ -464,8 +464,8 @@ impl Running {
         let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
         let (kinds, namespaces) = pod.details.namespaces.clone().ok_or_else(|| {
             Error::failed(format!(
-                "the pod '{name}' has no namespace to run a command in: it is a sidecar's, or was \
-                 attached by an older muslin"
+                "the pod '{name}' has no namespace to run a command in: it belongs to a sidecar, \
+                 or was attached by an older muslin"
             ))
         })?;
         let node = self.facts.settings.name.clone();

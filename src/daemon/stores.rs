@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tracing::info;
 
-use super::running::Running;
+use super::running::RunningNode;
 use super::underlay;
 use crate::host::Endpoints;
 
@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(30);
 pub(super) async fn follow(
     mut endpoints: Endpoints,
     mut known: Vec<SocketAddrV4>,
-    running: Arc<Running>,
+    running: Arc<RunningNode>,
 ) {
     while !endpoints.is_empty() {
         sleep(LOOK).await;
@@ -39,7 +39,7 @@ pub(super) async fn follow(
             return;
         }
         let all: Vec<_> = found.iter().map(ToString::to_string).collect();
-        info!("egress is closed to the store at {}", all.join(", "));
+        info!("egress to the store is closed: {}", all.join(", "));
         known = found;
     }
 }

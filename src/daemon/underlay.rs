@@ -22,13 +22,13 @@ use crate::condition::{Condition, Need};
 use crate::error::{Error, Result};
 use crate::store::{self, Store};
 use crate::underlay::{
-    self, Audience, KernelNetwork, NoInterface, PublicInterface, UdpSocket, Underlay, UplinkKind,
-    Wanted,
+    self, Audience, InterfaceChoice, KernelNetwork, NoInterface, PublicInterface, TunnelSocket,
+    Underlay, UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
 const SOURCE_PORTS: usize = 7;
-/// How often the interface is looked at, even if the kernel tells of no change.
+/// Interval at which the interface is checked, even if the kernel reports no change.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Where a node's tunnel ends, and who it is there.
@@ -62,7 +62,7 @@ pub(super) async fn find_place(
             Err(NoInterface::NotYet(reason)) => reason,
         };
         if condition.lack(Need::Interface, &reason) {
-            warn!("{reason}: waiting for that");
+            warn!("{reason}: waiting for it");
         }
         changes.wait(LOOK_AGAIN).await;
     };
@@ -74,12 +74,12 @@ pub(super) async fn find_place(
         ..
     } = &place.interface;
     if address.is_loopback() && settings.underlay.public_ip.is_none() {
-        warn!("this machine has no address for others: only nodes on it can be peers");
+        warn!("this machine has no address that others can reach: only nodes on it can be peers");
     }
     if place.interface.is_translated() && matches!(settings.uplink, UplinkKind::PacketSocket) {
         info!(
             "the public address {public_ip} is not on this machine: the tunnel is bound to \
-             {address} ({name}), and something must translate one to the other"
+             {address} ({name}), so NAT must translate one to the other"
         );
     }
     Ok(place)
@@ -158,17 +158,17 @@ fn check_uplink(plan: &TunnelPlan, settings: &Settings, interface: &PublicInterf
         UplinkKind::PacketSocket if only && interface.is_translated() => {
             Err(Error::usage(format!(
                 "host-gw needs the public address {public_ip} on the interface itself, and \
-                 {name} has {address}: nothing can translate bare packets"
+                 {name} has {address}: unencapsulated packets cannot pass NAT"
             )))
         }
         UplinkKind::Tap(tap) if !only => Err(Error::usage(format!(
-            "--uplink tap:{tap} goes with the backend host-gw only: a tunnel ends at an address \
+            "--uplink tap:{tap} requires the backend host-gw: a tunnel ends at an address \
              of this machine"
         ))),
         UplinkKind::Tap(tap) if !interface.is_translated() || !prefix.contains(public_ip) => {
             Err(Error::usage(format!(
                 "--uplink tap:{tap} needs an address of its own in {prefix}, the network of \
-                 {name}: name it with --public-ip"
+                 {name}: give it with --public-ip"
             )))
         }
         UplinkKind::PacketSocket | UplinkKind::Tap(_) => Ok(()),
@@ -181,7 +181,7 @@ pub(super) fn bind(
     network: Ipv4Net,
     settings: &Settings,
     interface: &PublicInterface,
-) -> Result<Vec<Option<UdpSocket>>> {
+) -> Result<Vec<Option<TunnelSocket>>> {
     if plan.is_direct {
         let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
         match uplink {
@@ -191,8 +191,8 @@ pub(super) fn bind(
             }
             Err(error) => {
                 warn!(
-                    "the network has DirectRouting, but {error}: this node uses the tunnel for \
-                     all others, and does not get what nodes on the same link send around it"
+                    "the network has DirectRouting, but {error}: this node uses the tunnel to all \
+                     others, and does not receive what nodes on the same link send without it"
                 );
                 plan.is_direct = false;
             }
@@ -205,7 +205,7 @@ fn bind_tunnel(
     plan: &TunnelPlan,
     settings: &Settings,
     address: Ipv4Addr,
-) -> Result<Vec<Option<UdpSocket>>> {
+) -> Result<Vec<Option<TunnelSocket>>> {
     let Some(format) = plan.tunnel.format() else {
         return Ok((0..settings.workers).map(|_| None).collect());
     };
@@ -215,7 +215,7 @@ fn bind_tunnel(
         // flannel's UDP backend sends from the port it listens on.
         Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
     };
-    let sockets = UdpSocket::bind(end, options, settings.workers).map_err(|error| {
+    let sockets = TunnelSocket::bind(end, options, settings.workers).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => port_in_use(end),
             std::io::ErrorKind::PermissionDenied if plan.port == 0 => String::from(
@@ -233,7 +233,7 @@ fn bind_tunnel(
 /// node is on its link.
 pub(super) fn join(
     plan: &TunnelPlan,
-    tunnels: Vec<Option<UdpSocket>>,
+    tunnels: Vec<Option<TunnelSocket>>,
     subnet: Ipv4Net,
     settings: &Settings,
     interface: &PublicInterface,
@@ -259,8 +259,9 @@ pub(super) fn join(
         && underlay::forwards_ipv4(&interface.name) == Some(true)
     {
         warn!(
-            "this machine's kernel forwards what arrives on {0}, so it answers for the pods or \
-             sends their packets on a second time: switch that off with 'sysctl \
+            "this machine's kernel forwards packets that arrive on {0}, so it answers for the \
+             pods or \
+             forwards their packets a second time: switch that off with 'sysctl \
              net.ipv4.conf.{0}.forwarding=0'",
             interface.name
         );
@@ -303,8 +304,8 @@ fn port_in_use(end: SocketAddr) -> String {
     }
 }
 
-/// Says what this machine's kernel has of the pod network, which pods or programs miss then: nobody
-/// else would see why.
+/// Warns of the kernel's addresses and routes in the pod network, which hide it from pods or programs:
+/// nothing else would show the cause.
 pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: Ipv4Net) {
     let own = kernel.in_own_subnet(subnet, &[]);
     for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {
@@ -312,7 +313,7 @@ pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: I
     }
 }
 
-/// What this machine's kernel has, or nothing if it does not tell.
+/// The kernel's network state, or nothing if it cannot be read.
 pub(super) fn kernel() -> KernelNetwork {
     KernelNetwork::read_blocking().unwrap_or_else(|error| {
         debug!("{error}");
@@ -325,7 +326,7 @@ pub(super) fn kernel() -> KernelNetwork {
 /// interface as it is.
 pub(super) async fn follow(
     front: Arc<Front>,
-    wanted: Wanted,
+    wanted: InterfaceChoice,
     audience: Audience,
     seen: watch::Sender<PublicInterface>,
     public_ip: watch::Sender<Ipv4Addr>,
@@ -361,16 +362,16 @@ pub(super) async fn follow(
         };
         if followed.is_moved {
             info!(
-                "the public address is {} now, on {}",
+                "the public address is now {}, on {}",
                 now.public_ip, now.name
             );
             public_ip.send_replace(now.public_ip);
         } else if followed.has_uplink {
-            info!("the uplink on {} is opened anew", now.name);
+            info!("the uplink on {} is reopened", now.name);
         }
         if let Some(mtu) = followed.mtu {
             info!(
-                "the MTU of {} is {}, that of pods {mtu} now",
+                "the MTU of {} is {}, the pods' is now {mtu}",
                 now.name, now.mtu
             );
         }

@@ -22,7 +22,7 @@ use crate::process::block_on;
 use crate::signals::Listener;
 use crate::terminal::{complain, output};
 
-/// What `muslin demo` can be told.
+/// The arguments of `muslin demo`.
 #[derive(Debug, Clone, Args)]
 pub struct Arguments {
     /// Megabytes of each TCP transfer
@@ -45,7 +45,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let scenes = match ended? {
         Ended::Played(scenes) => scenes,
         Ended::Interrupted(signal) => {
-            complain(&"interrupted; nothing is left behind");
+            complain(&"interrupted; everything was cleaned up");
             return Err(Error::Command(128 + signal as u8));
         }
     };
@@ -85,7 +85,7 @@ async fn play(megabytes: u64) -> Result<Ended> {
         .context("cannot start a thread")?;
     let signal = tokio::select! {
         played = &mut finished => {
-            let played = played.map_err(|_| Error::failed("the demo failed by a defect of its own"))?;
+            let played = played.map_err(|_| Error::failed("the demo failed because of a bug in it"))?;
             return played.map(Ended::Played);
         }
         () = interrupt.heard() => Signal::SIGINT,

@@ -33,7 +33,7 @@ pub(super) fn text(scenes: &[Scene]) -> String {
         let total = |of: fn(&Scene) -> usize| scenes.iter().map(of).sum::<usize>() as u64;
         let _ = writeln!(
             text,
-            "{} and {} went as expected",
+            "{} and {} succeeded",
             count(total(|scene| scene.pings.len()), "ping"),
             count(total(|scene| scene.transfers.len()), "transfer"),
         );

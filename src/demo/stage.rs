@@ -139,7 +139,7 @@ impl<'a> Stage<'a> {
             if let Ok(status) = node.status() {
                 return Ok((node, status));
             }
-            let ended = node.child.try_wait().context("cannot look after a node")?;
+            let ended = node.child.try_wait().context("cannot watch a node")?;
             if ended.is_some() || Instant::now() > deadline {
                 return Err(Error::failed(format!("node {name}: {}", last_line(&log))));
             }
@@ -199,7 +199,7 @@ impl<'a> Stage<'a> {
 impl Node<'_> {
     pub(super) fn status(&self) -> Result<Status> {
         let row = self.report::<Status>(Table::Status)?.pop();
-        row.ok_or_else(|| Error::failed(format!("node {} told nothing", self.name)))
+        row.ok_or_else(|| Error::failed(format!("node {} sent no status", self.name)))
     }
 
     pub(super) fn report<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>> {
@@ -239,7 +239,7 @@ pub(super) fn free_port(addresses: &[Ipv4Addr], wanted: u16) -> Result<u16> {
         .ok_or_else(|| Error::failed("no UDP port is free on the loopback addresses"))
 }
 
-/// Whether nobody has the port on one of the addresses.
+/// Whether the port is free on all of the addresses.
 pub(super) fn is_free(addresses: &[Ipv4Addr], port: u16) -> bool {
     let sockets: Vec<_> = addresses
         .iter()

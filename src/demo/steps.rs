@@ -195,7 +195,7 @@ fn scene(
     })
 }
 
-/// The first node hears of the second by its watch.
+/// The first node learns of the second by its watch.
 fn wait_for_peers(nodes: &[Node<'_>]) -> Result<()> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(15);
     for node in nodes {

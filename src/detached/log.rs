@@ -49,7 +49,7 @@ impl Log {
     pub(super) fn write(&mut self, bytes: &[u8]) {
         if let Err(error) = self.try_write(bytes) {
             self.lost += bytes.len() as u64;
-            tracing::debug!("{} bytes of output are lost: {error}", bytes.len());
+            tracing::debug!("{} bytes of output were lost: {error}", bytes.len());
         }
     }
 
@@ -69,7 +69,7 @@ impl Log {
             none => none.insert(begin(&self.directory)?),
         };
         if self.lost > 0 {
-            let note = format!("\nmuslin: {} bytes of output are lost here\n", self.lost);
+            let note = format!("\nmuslin: {} bytes of output were lost here\n", self.lost);
             file.write_all(note.as_bytes())?;
             self.len += note.len() as u64;
             self.lost = 0;
@@ -203,7 +203,7 @@ mod tests {
         log.write(b"third\n");
         log.file = file;
         log.write(b"fourth\n");
-        let expected = "first\n\nmuslin: 13 bytes of output are lost here\nfourth\n";
+        let expected = "first\n\nmuslin: 13 bytes of output were lost here\nfourth\n";
         assert_eq!(read(directory.path()), expected);
     }
 

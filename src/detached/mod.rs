@@ -50,7 +50,7 @@ pub(crate) fn launch(arguments: impl IntoIterator<Item = OsString>) -> Result<St
     let mut reply = String::new();
     if let Some(output) = &mut child.stdout {
         let read = output.take(MAX_REPLY).read_to_string(&mut reply);
-        read.context("cannot hear of the command")?;
+        read.context("cannot read the state of the command")?;
     }
     if !reply.is_empty() {
         return Ok(reply);
@@ -90,7 +90,7 @@ pub(crate) async fn run(
     }
     let printed = writeln!(io::stdout(), "{}", attached.pod).and_then(|()| io::stdout().flush());
     if let Err(error) = printed {
-        // Whoever has asked for the pod is gone, and does not know of it.
+        // The process that requested the pod is gone, and does not know of it.
         init.kill();
         record.discard();
         return Err(Error::failed(format!(
@@ -122,7 +122,7 @@ pub(crate) async fn run(
         has_output = keep(&mut log, &bytes, read);
     }
     if let Err(error) = record.finish(code) {
-        warn!("how the pod has ended is not on record: {error}");
+        warn!("cannot record how the pod has ended: {error}");
     }
     attach::result_of(code)
 }
@@ -136,7 +136,7 @@ fn keep(log: &mut Log, bytes: &[u8], read: io::Result<usize>) -> bool {
         }
         Ok(0) => false,
         Err(error) => {
-            warn!("the output cannot be read any more: {error}");
+            warn!("cannot read the output any more: {error}");
             false
         }
     }

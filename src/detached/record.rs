@@ -166,7 +166,7 @@ impl Detached {
         match kill(process, signal) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(error) => Err(Error::failed(format!(
-                "cannot end the pod '{}', process {process}: {error}",
+                "cannot stop the pod '{}', process {process}: {error}",
                 self.name
             ))),
         }
@@ -191,7 +191,7 @@ impl Detached {
     pub(crate) fn remove(&self) -> Result<()> {
         if self.is_running()? {
             return Err(Error::failed(format!(
-                "the pod '{0}' runs: end it first, with 'muslin stop {0}'",
+                "the pod '{0}' is running: stop it first with 'muslin stop {0}'",
                 self.name
             )));
         }
@@ -223,7 +223,7 @@ impl Detached {
 
 fn runs(pod: &PodName) -> Error {
     Error::failed(format!(
-        "a detached pod named '{pod}' runs already: end it with 'muslin stop {pod}', or give this \
+        "a detached pod named '{pod}' is already running: stop it with 'muslin stop {pod}', or give this \
          one another --name"
     ))
 }

@@ -18,10 +18,10 @@ pub enum PodDevice {
 }
 
 impl PodDevice {
-    /// Wraps a descriptor that somebody else opened, and makes it non-blocking.
+    /// Wraps a descriptor that another process opened, and makes it non-blocking.
     ///
     /// # Errors
-    /// `InvalidInput` if it is no device for a pod.
+    /// `InvalidInput` if it is not a device for a pod.
     pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
         if let Ok(socket) = FrameSocket::from_descriptor(descriptor.try_clone()?) {
             return Ok(Self::Socket(socket));

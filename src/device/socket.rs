@@ -43,7 +43,7 @@ impl FrameSocket {
         Ok((Self::from_descriptor(one)?, Self::from_descriptor(other)?))
     }
 
-    /// Wraps a descriptor that somebody else opened. Whether he waits for it is for him to say.
+    /// Wraps a descriptor that another process opened, and leaves it blocking or not.
     ///
     /// # Errors
     /// `InvalidInput` if it is not such a socket.
@@ -53,7 +53,7 @@ impl FrameSocket {
         if !is_unix || kind != Ok(SockType::SeqPacket) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the descriptor is no sequenced-packet socket of this machine",
+                "the descriptor is not a local SOCK_SEQPACKET socket",
             ));
         }
         // It gets as much as there is; bursts are lost sooner with less.

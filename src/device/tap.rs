@@ -55,7 +55,7 @@ pub struct Tap {
 pub enum OpenError {
     /// There is no `/dev/net/tun`.
     #[error(
-        "/dev/net/tun is not there: load the kernel module 'tun', or pass the device to the \
+        "/dev/net/tun does not exist: load the kernel module 'tun', or pass the device to the \
          container (--device /dev/net/tun)"
     )]
     NoDevice,
@@ -72,7 +72,7 @@ pub enum OpenError {
     )]
     Forbidden,
     /// An interface of that name exists.
-    #[error("an interface '{0}' is there already: choose another name")]
+    #[error("an interface '{0}' already exists: choose another name")]
     Exists(String),
     /// Anything else.
     #[error("the TAP device '{0}' cannot be made: {1}")]
@@ -158,11 +158,11 @@ impl Tap {
             unsafe { request::tun_set_queue(self.descriptor.as_raw_fd(), &raw const interface) };
         // It may be so already, or be the only queue of a device that can have no other.
         if let Err(error) = set {
-            debug!("a queue stays as it is: {error}");
+            debug!("a queue is left unchanged: {error}");
         }
     }
 
-    /// Wraps a descriptor that somebody else opened, and makes it non-blocking.
+    /// Wraps a descriptor that another process opened, and makes it non-blocking.
     ///
     /// # Errors
     /// `InvalidInput` if it is not a TAP device without packet information.

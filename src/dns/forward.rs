@@ -133,7 +133,7 @@ impl<'a> Round<'a> {
         None
     }
 
-    /// Whether there is nobody left.
+    /// Whether no resolver is left.
     fn is_over(&self) -> bool {
         self.waiting.is_empty() && self.asked.is_empty()
     }
@@ -174,7 +174,7 @@ async fn ask(resolver: SocketAddr, request: &Request) -> io::Result<Answer> {
     }
 }
 
-/// The query under a number that nobody can guess.
+/// The query with an unpredictable ID.
 fn numbered(request: &Request) -> io::Result<(u16, Vec<u8>)> {
     let id = u16::from_ne_bytes(random().map_err(io::Error::other)?);
     Ok((id, request.bytes_as(id)))
@@ -190,7 +190,7 @@ async fn ask_by_datagram(resolver: SocketAddr, request: &Request) -> io::Result<
     socket.connect(resolver).await?;
     socket.send(&query).await?;
     let limit = request.limit();
-    // One byte more tells an answer that is too long.
+    // One byte more reveals an answer that is too long.
     let mut buffer = vec![0; limit + 1];
     loop {
         let len = socket.recv(&mut buffer).await?;
@@ -212,7 +212,7 @@ async fn ask_by_stream(resolver: SocketAddr, request: &Request) -> io::Result<An
     write_message(&mut stream, &query).await?;
     let answer = read_message(&mut stream).await?;
     let answer = answer.and_then(|answer| request.take_answer(id, answer));
-    answer.ok_or_else(|| io::Error::other("it answers something else"))
+    answer.ok_or_else(|| io::Error::other("the answer does not match the query"))
 }
 
 /// Reads a message with its length in front; nothing where the stream ends between two.

@@ -68,7 +68,7 @@ pub(super) fn search<'a>(host: impl Iterator<Item = &'a str>) -> Vec<String> {
         }
         len += 1 + domain.len();
         if len > MAX_LINE {
-            debug!("pods do not look for names in {domain}: the line is full");
+            debug!("{domain} is not a search domain of pods: the line is full");
             break;
         }
         search.push(domain.to_owned());
@@ -158,7 +158,7 @@ impl HostFile {
                     resolvers, search, ..
                 } = &*config;
                 let path = self.path.display();
-                info!("resolvers by {path}: {resolvers:?}; short names in {search:?}");
+                info!("resolvers of {path}: {resolvers:?}; search domains: {search:?}");
                 config
             }
         };

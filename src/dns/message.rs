@@ -107,12 +107,12 @@ impl Request {
         answer
     }
 
-    /// That nobody has answered.
+    /// That no resolver has answered.
     pub(super) fn failure(&self) -> Vec<u8> {
         self.encode(&self.answer(ResponseCode::ServFail))
     }
 
-    /// That the answer is to be asked for by TCP.
+    /// That the query is to be repeated over TCP.
     pub(super) fn truncated(&self) -> Answer {
         Answer {
             bytes: self.encode(&self.answer(ResponseCode::NoError).truncate()),

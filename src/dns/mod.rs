@@ -2,7 +2,7 @@
 //! resolvers of the host.
 //!
 //! A pod's query comes by one end of a pair of Unix sockets, of which a worker has the other: no
-//! port of the host is opened, so nobody but pods can ask, and each query says whose it is.
+//! port of the host is opened, so only pods can send queries, and each query's pod is known.
 
 mod forward;
 mod host;
@@ -73,23 +73,23 @@ struct Counts {
     failed: AtomicU64,
 }
 
-/// Where a worker hands over the sockets of its pods.
+/// A worker's handle to the DNS server, to which it passes its pods' sockets.
 #[derive(Debug, Clone)]
-pub struct Door(mpsc::Sender<Visitor>);
+pub struct DnsConnector(mpsc::Sender<PodSocket>);
 
-/// A socket by which a pod asks.
+/// A socket for one pod's queries.
 #[derive(Debug)]
-struct Visitor {
+struct PodSocket {
     pod: Ipv4Addr,
     transport: Transport,
     socket: Socket,
 }
 
-impl Door {
-    /// A socket by which the pod at `pod` asks: a connection, or one that keeps datagrams apart.
+impl DnsConnector {
+    /// A socket for queries of the pod at `pod`: a stream, or one that preserves datagrams.
     ///
     /// # Errors
-    /// If there are no descriptors, or nobody takes the other end.
+    /// If there are no descriptors, or the server's queue is full.
     pub(crate) fn connect(&self, pod: SocketAddrV4, protocol: Protocol) -> io::Result<Socket> {
         let (kind, transport) = match protocol {
             Protocol::Tcp => (Type::STREAM, Transport::Stream),
@@ -97,12 +97,12 @@ impl Door {
             Protocol::Ping => return Err(io::ErrorKind::Unsupported.into()),
         };
         let (near, far) = Socket::pair(Domain::UNIX, kind.nonblocking(), None)?;
-        let visitor = Visitor {
+        let pod_socket = PodSocket {
             pod: *pod.ip(),
             transport,
             socket: far,
         };
-        let taken = self.0.try_send(visitor);
+        let taken = self.0.try_send(pod_socket);
         taken.map_err(|_| Errno::EAGAIN)?;
         Ok(near)
     }
@@ -114,7 +114,7 @@ enum Reply {
     Now(Vec<u8>),
     /// To ask the resolvers.
     Ask(Box<Request>, Ticket),
-    /// Nothing: it is no query.
+    /// Nothing: it is not a query.
     Nothing,
 }
 
@@ -123,21 +123,21 @@ impl Dns {
     /// thread of its own, for as long as there is a way to it: floods of queries hold up nothing else.
     ///
     /// # Errors
-    /// If there is no thread for it.
+    /// If no thread can be started.
     pub(crate) fn start(
         network: ipnet::Ipv4Net,
         names: Arc<RwLock<Names>>,
         resolvers: Resolvers,
-    ) -> Result<(Arc<Self>, Door)> {
-        let (dns, door, visitors) = Self::new(network, names, resolvers);
+    ) -> Result<(Arc<Self>, DnsConnector)> {
+        let (dns, connector, pod_sockets) = Self::new(network, names, resolvers);
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_all().build();
         let runtime = runtime.context("cannot resolve names")?;
         let service = dns.clone();
         let thread = std::thread::Builder::new().name("names".to_owned());
-        let thread = thread.spawn(move || runtime.block_on(serve::receive(service, visitors)));
+        let thread = thread.spawn(move || runtime.block_on(serve::receive(service, pod_sockets)));
         thread.context("cannot resolve names")?;
-        Ok((dns, door))
+        Ok((dns, connector))
     }
 
     /// The service, the way to it, and who comes by it.
@@ -145,7 +145,7 @@ impl Dns {
         network: ipnet::Ipv4Net,
         names: Arc<RwLock<Names>>,
         resolvers: Resolvers,
-    ) -> (Arc<Self>, Door, mpsc::Receiver<Visitor>) {
+    ) -> (Arc<Self>, DnsConnector, mpsc::Receiver<PodSocket>) {
         let dns = Arc::new(Self {
             zones: Zones::new(network),
             names,
@@ -155,8 +155,8 @@ impl Dns {
             turns: Turns::default(),
             counts: Counts::default(),
         });
-        let (sender, visitors) = mpsc::channel(WAITING);
-        (dns, Door(sender), visitors)
+        let (sender, pod_sockets) = mpsc::channel(WAITING);
+        (dns, DnsConnector(sender), pod_sockets)
     }
 
     /// What became of queries.

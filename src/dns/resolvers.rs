@@ -1,4 +1,4 @@
-//! Whom names outside the pod network are asked for, and in which order.
+//! The resolvers for names outside the pod network, and their order.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -50,12 +50,10 @@ impl Resolvers {
         for address in addresses {
             let fault = match address {
                 IpAddr::V4(v4) if network.contains(v4) => {
-                    format!(
-                        "lies in the pod network {network}, which the node's host does not reach"
-                    )
+                    format!("lies in the pod network {network}, which the node's host cannot reach")
                 }
                 address if address.is_unspecified() || address.is_multicast() => {
-                    "is no resolver's address".to_owned()
+                    "is not an address of a resolver".to_owned()
                 }
                 _ => continue,
             };
@@ -92,7 +90,7 @@ impl Resolvers {
     /// In which domains pods look for short names now, and with which of the host's options.
     pub(super) fn search(&self) -> (Vec<String>, Vec<String>) {
         if self.list().is_empty() {
-            // There is nobody who knows the host's domains.
+            // No resolver knows the host's domains.
             return (host::search(std::iter::empty()), Vec::new());
         }
         let config = self.file.read();
@@ -194,7 +192,7 @@ mod tests {
         // What it does not answer counts for nothing while it answers others.
         resolvers.is_silent_since(one, first);
         assert_eq!(turns(&resolvers), [(1, false), (2, false)]);
-        // Where nobody answers all are asked anyway.
+        // If none answers all are tried anyway.
         let now = Instant::now();
         resolvers.is_silent_since(one, now);
         resolvers.is_silent_since(two, now);

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::forward::{read_message, write_message};
 use super::message::Transport;
-use super::{Dns, Reply, Visitor};
+use super::{Dns, PodSocket, Reply};
 
 /// Queries under way to resolvers.
 pub(super) const QUERIES: Limits = Limits {
@@ -123,16 +123,16 @@ impl Turns {
     }
 }
 
-/// Serves everybody who comes, until nobody can any more.
-pub(super) async fn receive(dns: Arc<Dns>, mut visitors: mpsc::Receiver<Visitor>) {
-    while let Some(visitor) = visitors.recv().await {
+/// Serves the pods' sockets until no worker can pass any.
+pub(super) async fn receive(dns: Arc<Dns>, mut pod_sockets: mpsc::Receiver<PodSocket>) {
+    while let Some(pod_socket) = pod_sockets.recv().await {
         let dns = dns.clone();
         tokio::spawn(async move {
-            let pod = visitor.pod;
-            let served = match visitor.transport {
-                Transport::Datagram => serve_datagrams(&dns, visitor).await,
+            let pod = pod_socket.pod;
+            let served = match pod_socket.transport {
+                Transport::Datagram => serve_datagrams(&dns, pod_socket).await,
                 Transport::Stream => match dns.connections.enter(pod) {
-                    Some(_ticket) => serve_stream(&dns, visitor).await,
+                    Some(_ticket) => serve_stream(&dns, pod_socket).await,
                     None => Err(io::Error::other("it has too many connections")),
                 },
             };
@@ -144,10 +144,10 @@ pub(super) async fn receive(dns: Arc<Dns>, mut visitors: mpsc::Receiver<Visitor>
 }
 
 /// Answers datagrams until the flow ends, of which its worker decides.
-async fn serve_datagrams(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
-    let pod = visitor.pod;
+async fn serve_datagrams(dns: &Arc<Dns>, pod_socket: PodSocket) -> io::Result<()> {
+    let pod = pod_socket.pod;
     let socket = Arc::new(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(
-        visitor.socket,
+        pod_socket.socket,
     ))?);
     let turn = dns.turns.of(pod);
     let mut query = vec![0; MAX_QUERY];
@@ -193,9 +193,10 @@ async fn send(socket: &UnixSeqpacket, answer: &[u8]) -> io::Result<()> {
 }
 
 /// Answers the queries of a connection, each when its answer is there (RFC 7766 section 7).
-async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
-    let pod = visitor.pod;
-    let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(visitor.socket));
+async fn serve_stream(dns: &Arc<Dns>, pod_socket: PodSocket) -> io::Result<()> {
+    let pod = pod_socket.pod;
+    let stream =
+        std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(pod_socket.socket));
     let (mut reader, writer) = UnixStream::from_std(stream)?.into_split();
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     let turn = dns.turns.of(pod);
@@ -207,8 +208,10 @@ async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
             .await
             .map_err(io::Error::other)?;
         let (request, ticket) = match take(dns, &turn, pod, (&query, Transport::Stream)).await {
-            // Who sends that has lost its way in the stream.
-            Reply::Nothing => return Err(io::Error::other("it sends what is no query")),
+            // A client that sends this is out of sync.
+            Reply::Nothing => {
+                return Err(io::Error::other("it sent something that is not a query"));
+            }
             Reply::Now(answer) => {
                 timeout(PATIENCE, write_message(&mut *writer.lock().await, &answer)).await??;
                 continue;
@@ -221,7 +224,7 @@ async fn serve_stream(dns: &Arc<Dns>, visitor: Visitor) -> io::Result<()> {
             let mut writer = writer.lock().await;
             let written = timeout(PATIENCE, write_message(&mut *writer, &answer)).await;
             if !matches!(written, Ok(Ok(()))) {
-                debug!("DNS with the pod {pod}: an answer is not taken");
+                debug!("DNS with the pod {pod}: it does not read an answer");
             }
             drop(place);
         });

@@ -44,7 +44,7 @@ fn names() -> Arc<RwLock<Names>> {
     Arc::new(RwLock::new(names))
 }
 
-fn start(resolvers: &[SocketAddr]) -> (Arc<Dns>, Door) {
+fn start(resolvers: &[SocketAddr]) -> (Arc<Dns>, DnsConnector) {
     let resolvers = Resolvers::at(resolvers.to_vec());
     Dns::start("10.1.0.0/16".parse().unwrap(), names(), resolvers).unwrap()
 }
@@ -67,8 +67,8 @@ fn with_size(mut query: Message, size: u16) -> Message {
 struct Pod(UnixSeqpacket);
 
 impl Pod {
-    fn new(door: &Door) -> Self {
-        let socket = door.connect(POD, Protocol::Udp).unwrap();
+    fn new(connector: &DnsConnector) -> Self {
+        let socket = connector.connect(POD, Protocol::Udp).unwrap();
         Self(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(socket)).unwrap())
     }
 
@@ -174,8 +174,8 @@ async fn refusing() -> (UdpSocket, SocketAddr) {
 
 #[tokio::test]
 async fn names_of_pods_are_answered_here() {
-    let (dns, door) = start(&[]);
-    let pod = Pod::new(&door);
+    let (dns, connector) = start(&[]);
+    let pod = Pod::new(&connector);
     for (name, kind, expected) in [
         ("web.muslin.", RecordType::A, &["10.1.1.2", "10.1.2.2"][..]),
         ("WEB.Muslin.", RecordType::A, &["10.1.1.2", "10.1.2.2"]),
@@ -207,8 +207,8 @@ async fn names_of_pods_are_answered_here() {
 
 #[tokio::test]
 async fn what_a_zone_does_not_have_comes_with_its_start() {
-    let (_dns, door) = start(&[]);
-    let pod = Pod::new(&door);
+    let (_dns, connector) = start(&[]);
+    let pod = Pod::new(&connector);
     let (nothing, no_data) = (ResponseCode::NXDomain, ResponseCode::NoError);
     for (name, kind, code, apex) in [
         ("nobody.muslin.", RecordType::A, nothing, "muslin."),
@@ -277,10 +277,10 @@ async fn other_names_are_asked_for_as_they_are() {
         answer.metadata.authentic_data = true;
         vec![answer.to_vec().unwrap()]
     }
-    let (dns, door) = start(&[resolver(by_name, silent).await]);
+    let (dns, connector) = start(&[resolver(by_name, silent).await]);
     let mut asked = with_size(query("WwW.Example.com.", RecordType::A), 1400);
     asked.metadata.checking_disabled = true;
-    let answer = Pod::new(&door).ask(&asked).await;
+    let answer = Pod::new(&connector).ask(&asked).await;
     assert_eq!(texts(&answer), ["192.0.2.7"]);
     assert!(answer.authentic_data && !answer.authoritative);
     assert_eq!(answer.answers[0].ttl, 60);
@@ -289,8 +289,8 @@ async fn other_names_are_asked_for_as_they_are() {
 
 #[tokio::test]
 async fn reverse_names_of_others_are_asked_for() {
-    let (_dns, door) = start(&[resolver(honest, honest).await]);
-    let pod = Pod::new(&door);
+    let (_dns, connector) = start(&[resolver(honest, honest).await]);
+    let pod = Pod::new(&connector);
     for name in [
         "2.1.2.10.in-addr.arpa.",
         "10.in-addr.arpa.",
@@ -323,8 +323,8 @@ async fn answers_to_other_questions_do_not_count() {
         all.insert(0, b"short".to_vec());
         all
     }
-    let (_dns, door) = start(&[resolver(forged, silent).await]);
-    let answer = Pod::new(&door)
+    let (_dns, connector) = start(&[resolver(forged, silent).await]);
+    let answer = Pod::new(&connector)
         .ask(&query("example.com.", RecordType::A))
         .await;
     assert_eq!(texts(&answer), ["192.0.2.7"]);
@@ -337,8 +337,8 @@ async fn numbers_are_not_those_of_the_pod_and_never_the_same() {
         answer.answers[0].data = RData::TXT(TXT::new(vec![query.id.to_string()]));
         vec![answer.to_vec().unwrap()]
     }
-    let (_dns, door) = start(&[resolver(tell, silent).await]);
-    let pod = Pod::new(&door);
+    let (_dns, connector) = start(&[resolver(tell, silent).await]);
+    let pod = Pod::new(&connector);
     let mut seen = std::collections::HashSet::new();
     for _ in 0..20 {
         let mut asked = query("example.com.", RecordType::A);
@@ -358,8 +358,8 @@ async fn the_next_resolver_is_asked_and_stays_the_first() {
     let (_dead, refusing) = refusing().await;
     let hearing = resolver(honest, honest).await;
     let list = [refusing, resolver(counting, silent).await, hearing];
-    let (dns, door) = start(&list);
-    let pod = Pod::new(&door);
+    let (dns, connector) = start(&list);
+    let pod = Pod::new(&connector);
     let began = Instant::now();
     let answer = pod.ask(&query("example.com.", RecordType::A)).await;
     assert_eq!(texts(&answer), ["192.0.2.7"]);
@@ -410,10 +410,10 @@ async fn a_failure_of_one_resolver_is_not_the_last_word() {
             resolver(failing, failing).await,
             resolver(honest, honest).await,
         ];
-        let (dns, door) = start(&list);
-        let answer = Pod::new(&door).ask(&asked).await;
+        let (dns, connector) = start(&list);
+        let answer = Pod::new(&connector).ask(&asked).await;
         assert_eq!(texts(&answer), ["192.0.2.7"]);
-        let by_tcp = ask_by_tcp(&door, std::slice::from_ref(&asked)).await.1;
+        let by_tcp = ask_by_tcp(&connector, std::slice::from_ref(&asked)).await.1;
         assert_eq!(texts(&by_tcp[0]), ["192.0.2.7"]);
         assert_eq!((dns.counters().forwarded, dns.counters().failed), (2, 0));
     }
@@ -441,8 +441,8 @@ async fn where_all_resolvers_fail_the_foremost_is_believed() {
         (vec![knows_nobody, knows], ResponseCode::NXDomain),
         (vec![knows_nothing, knows], ResponseCode::NoError),
     ] {
-        let (dns, door) = start(&list);
-        let answer = Pod::new(&door)
+        let (dns, connector) = start(&list);
+        let answer = Pod::new(&connector)
             .ask(&query("example.com.", RecordType::A))
             .await;
         assert_eq!(answer.response_code, expected, "{list:?}");
@@ -461,8 +461,8 @@ async fn who_does_not_answer_is_not_waited_for_at_each_name() {
             _ => Vec::new(),
         }
     }
-    let (_dns, door) = start(&[resolver(counting, silent).await]);
-    let pod = Pod::new(&door);
+    let (_dns, connector) = start(&[resolver(counting, silent).await]);
+    let pod = Pod::new(&connector);
     let began = Instant::now();
     let answer = pod.ask(&query("one.example.", RecordType::A)).await;
     assert_eq!(answer.response_code, ResponseCode::ServFail);
@@ -482,8 +482,8 @@ async fn who_does_not_answer_is_not_waited_for_at_each_name() {
 
 #[tokio::test]
 async fn pods_short_names_are_nobody_elses() {
-    let (dns, door) = start(&[resolver(honest, honest).await]);
-    let pod = Pod::new(&door);
+    let (dns, connector) = start(&[resolver(honest, honest).await]);
+    let pod = Pod::new(&connector);
     for (kind, expected) in [
         (RecordType::A, &["10.1.1.2", "10.1.2.2"][..]),
         (RecordType::AAAA, &[]),
@@ -511,8 +511,8 @@ async fn pods_short_names_are_nobody_elses() {
 #[tokio::test]
 async fn a_pod_is_told_when_nobody_answers() {
     let (_dead, refusing) = refusing().await;
-    let (dns, door) = start(&[]);
-    let answer = Pod::new(&door)
+    let (dns, connector) = start(&[]);
+    let answer = Pod::new(&connector)
         .ask(&query("example.com.", RecordType::A))
         .await;
     assert_eq!(answer.response_code, ResponseCode::Refused);
@@ -521,9 +521,9 @@ async fn a_pod_is_told_when_nobody_answers() {
         (vec![refusing], 0),
         (vec![resolver(silent, silent).await], 3),
     ] {
-        let (dns, door) = start(&list);
+        let (dns, connector) = start(&list);
         let began = Instant::now();
-        let answer = Pod::new(&door)
+        let answer = Pod::new(&connector)
             .ask(&query("example.com.", RecordType::A))
             .await;
         assert_eq!(answer.response_code, ResponseCode::ServFail);
@@ -542,8 +542,8 @@ async fn a_query_that_is_sent_again_finds_a_resolver_that_lost_one() {
             _ => honest(query),
         }
     }
-    let (_dns, door) = start(&[resolver(forgetful, silent).await]);
-    let answer = Pod::new(&door)
+    let (_dns, connector) = start(&[resolver(forgetful, silent).await]);
+    let answer = Pod::new(&connector)
         .ask(&query("example.com.", RecordType::A))
         .await;
     assert_eq!(texts(&answer), ["192.0.2.7"]);
@@ -556,8 +556,8 @@ async fn long_answers_are_for_those_who_take_them() {
         answer.answers[0].data = RData::TXT(TXT::new(vec!["x".repeat(250); 6]));
         vec![answer.to_vec().unwrap()]
     }
-    let (_dns, door) = start(&[resolver(long, long).await]);
-    let pod = Pod::new(&door);
+    let (_dns, connector) = start(&[resolver(long, long).await]);
+    let pod = Pod::new(&connector);
     let plain = query("example.com.", RecordType::TXT);
     for (asked, is_whole) in [
         (plain.clone(), false),
@@ -570,14 +570,14 @@ async fn long_answers_are_for_those_who_take_them() {
         assert_eq!(answer.truncation, !is_whole, "{asked}");
         assert_eq!(answer.answers.len(), usize::from(is_whole));
     }
-    let (_dns, by_tcp) = ask_by_tcp(&door, std::slice::from_ref(&plain)).await;
+    let (_dns, by_tcp) = ask_by_tcp(&connector, std::slice::from_ref(&plain)).await;
     assert_eq!(by_tcp[0].answers.len(), 1);
     assert!(!by_tcp[0].truncation);
 }
 
 /// The answers to queries that are sent at once by one connection, in the queries' order.
-async fn ask_by_tcp(door: &Door, queries: &[Message]) -> (UnixStream, Vec<Message>) {
-    let socket = door.connect(POD, Protocol::Tcp).unwrap();
+async fn ask_by_tcp(connector: &DnsConnector, queries: &[Message]) -> (UnixStream, Vec<Message>) {
+    let socket = connector.connect(POD, Protocol::Tcp).unwrap();
     let stream = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(socket));
     let mut stream = UnixStream::from_std(stream).unwrap();
     for query in queries {
@@ -600,14 +600,14 @@ async fn ask_by_tcp(door: &Door, queries: &[Message]) -> (UnixStream, Vec<Messag
 
 #[tokio::test]
 async fn a_connection_has_many_queries_and_ends_when_it_is_idle() {
-    let (_dns, door) = start(&[resolver(silent, honest).await]);
+    let (_dns, connector) = start(&[resolver(silent, honest).await]);
     let all: Vec<_> = (0..40)
         .map(|i| match i % 2 {
             0 => query("web.n1.muslin.", RecordType::A),
             _ => query("example.com.", RecordType::A),
         })
         .collect();
-    let (mut stream, answers) = ask_by_tcp(&door, &all).await;
+    let (mut stream, answers) = ask_by_tcp(&connector, &all).await;
     for (i, answer) in answers.iter().enumerate() {
         let expected = ["10.1.1.2", "192.0.2.7"][i % 2];
         assert_eq!(texts(answer), [expected]);
@@ -618,19 +618,19 @@ async fn a_connection_has_many_queries_and_ends_when_it_is_idle() {
 
 #[tokio::test]
 async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
-    let (dns, door) = start(&[resolver(silent, silent).await]);
+    let (dns, connector) = start(&[resolver(silent, silent).await]);
     let mut open = Vec::new();
     for _ in 0..32 {
         let web = query("web.n1.muslin.", RecordType::A);
-        open.push(ask_by_tcp(&door, std::slice::from_ref(&web)).await.0);
+        open.push(ask_by_tcp(&connector, std::slice::from_ref(&web)).await.0);
     }
-    let one_more = door.connect(POD, Protocol::Tcp).unwrap();
+    let one_more = connector.connect(POD, Protocol::Tcp).unwrap();
     let one_more = std::os::unix::net::UnixStream::from(std::os::fd::OwnedFd::from(one_more));
     let mut one_more = UnixStream::from_std(one_more).unwrap();
     let end = timeout(SOON, read_message(&mut one_more)).await.unwrap();
     assert!(matches!(end, Ok(None) | Err(_)), "{end:?}");
 
-    let pod = Pod::new(&door);
+    let pod = Pod::new(&connector);
     for _ in 0..257 {
         pod.send(&query("example.com.", RecordType::A).to_vec().unwrap())
             .await;
@@ -651,21 +651,22 @@ async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
 #[tokio::test]
 async fn a_pod_with_many_full_sockets_does_not_hold_up_another() {
     let resolvers = Resolvers::at(Vec::new());
-    let (dns, door, visitors) = Dns::new("10.1.0.0/16".parse().unwrap(), names(), resolvers);
+    let (dns, connector, pod_sockets) =
+        Dns::new("10.1.0.0/16".parse().unwrap(), names(), resolvers);
     let web = query("web.n1.muslin.", RecordType::A);
     let bytes = web.to_vec().unwrap();
     let fill = || {
-        let socket = door.connect(POD, Protocol::Udp).unwrap();
+        let socket = connector.connect(POD, Protocol::Udp).unwrap();
         let sent = std::iter::repeat_with(|| socket.send(&bytes)).take(50);
         (sent.filter(|sent| sent.is_ok()).count(), socket)
     };
     let full: Vec<_> = std::iter::repeat_with(fill).take(40).collect();
     let waiting: usize = full.iter().map(|(sent, _)| sent).sum();
     assert!(waiting > 1000, "only {waiting} queries wait");
-    let other = door.connect(SocketAddrV4::new([10, 1, 1, 3].into(), 5353), Protocol::Udp);
+    let other = connector.connect(SocketAddrV4::new([10, 1, 1, 3].into(), 5353), Protocol::Udp);
     let other = Pod(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(other.unwrap())).unwrap());
     other.send(&bytes).await;
-    tokio::spawn(serve::receive(dns.clone(), visitors));
+    tokio::spawn(serve::receive(dns.clone(), pod_sockets));
     assert_eq!(
         texts(&answer_to(&web, &other.receive().await)),
         ["10.1.1.2"]
@@ -697,8 +698,8 @@ fn pods_that_want_all_places_leave_some() {
 
 #[tokio::test]
 async fn what_is_not_understood_is_told_by_its_code() {
-    let (_dns, door) = start(&[]);
-    let pod = Pod::new(&door);
+    let (_dns, connector) = start(&[]);
+    let pod = Pod::new(&connector);
     let good = query("web.muslin.", RecordType::A);
     let bytes = good.to_vec().unwrap();
     let change = |what: &dyn Fn(&mut Message)| {

@@ -25,11 +25,12 @@ const EARLIEST: Duration = Duration::from_secs(1_767_225_600);
 const LATEST: Duration = Duration::from_secs(253_370_764_800);
 /// How far two clocks may be apart.
 const TOLERANCE: Duration = Duration::from_secs(30);
-/// How long a server may take to tell its time.
+/// Timeout for a server to report its time.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The longest head of an answer in bytes.
 const MAX_HEAD: u64 = 8 << 10;
-const SYNCHRONISE: &str = "have both set by time synchronisation (systemd-timesyncd, chrony): 'timedatectl' says how it is";
+const SYNCHRONISE: &str = "have both set by time synchronisation (systemd-timesyncd, chrony): see \
+                           'timedatectl'";
 
 /// What a server's clock showed, and what ours did then.
 struct Reading {
@@ -84,7 +85,7 @@ pub(super) async fn examine(url: Option<&OsStr>, options: &EtcdOptions) -> Findi
     compare(join_all(plain.into_iter().map(ask)).await)
 }
 
-/// What is wrong with a clock that nobody has set.
+/// Reports a clock that was never set.
 fn insane(now: SystemTime) -> Option<Finding> {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     if (EARLIEST..LATEST).contains(&since) {
@@ -93,7 +94,7 @@ fn insane(now: SystemTime) -> Option<Finding> {
     let detail = if since < EARLIEST {
         format!("it is not {} yet", fmt_http_date(UNIX_EPOCH + since))
     } else {
-        "it shows a year after 9998".to_owned()
+        "it is set to a year after 9998".to_owned()
     };
     let advice = "set it, by time synchronisation (systemd-timesyncd, chrony) if you can: \
                   certificates and leases of the embedded store go by it";
@@ -157,7 +158,7 @@ async fn ask(place: &str) -> Result<Reading, String> {
             theirs,
             ours,
         }),
-        None => Err(format!("{server} does not tell its time")),
+        None => Err(format!("{server} does not report its time")),
     }
 }
 

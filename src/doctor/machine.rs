@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Finding, Patient, Questions, Verdict};
+use super::{DoctorOptions, Finding, NodeUnderTest, Verdict};
 use crate::confine;
 use crate::daemon::Offload;
 use crate::device::Tap;
@@ -25,7 +25,7 @@ use crate::state;
 use crate::store::is_shared;
 use crate::terminal::quantity::bytes;
 use crate::underlay::{
-    Audience, Conflict, KernelNetwork, UdpSocket, choose_interface, forwards_ipv4,
+    Audience, Conflict, KernelNetwork, TunnelSocket, choose_interface, forwards_ipv4,
 };
 
 /// MTU below which IPv6, and many a program, does not work (RFC 8200 section 5).
@@ -100,7 +100,7 @@ pub(super) fn namespaces() -> Vec<Finding> {
         Err(error) => return vec![Finding::new("user namespaces", Verdict::Unknown, error)],
     };
     if let Some(error) = probe.namespaces {
-        let unknown = "needs user namespaces to be tried";
+        let unknown = "requires user namespaces for the test";
         return vec![
             Finding::wrong("user namespaces", error),
             Finding::new("/dev/net/tun", Verdict::Unknown, unknown),
@@ -111,7 +111,7 @@ pub(super) fn namespaces() -> Vec<Finding> {
         None => Finding::fine("/dev/net/tun", "a TAP device can be made"),
     };
     vec![
-        Finding::fine("user namespaces", "a fresh one can be made"),
+        Finding::fine("user namespaces", "a new one can be made"),
         device,
     ]
 }
@@ -161,16 +161,16 @@ pub(super) fn pings() -> Finding {
                 .advise("run 'sudo sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"'")
         }
         Err(error) => {
-            let detail = format!("there is no socket for pings: {error}");
+            let detail = format!("cannot make a socket for pings: {error}");
             Finding::new(CHECK, Verdict::Unknown, detail)
         }
     }
 }
 
 /// What a node takes from itself, or could take on this machine.
-pub(super) fn confinement(patient: Option<&Patient>) -> Finding {
+pub(super) fn confinement(tested: Option<&NodeUnderTest>) -> Finding {
     const CHECK: &str = "confinement";
-    if let Some(confinement) = patient.and_then(|it| it.status.confinement.as_ref()) {
+    if let Some(confinement) = tested.and_then(|it| it.status.confinement.as_ref()) {
         let is_whole = confinement.seccomp.in_force && confinement.landlock.in_force;
         let is_whole = is_whole && confinement.no_new_privileges && confinement.not_dumpable;
         let verdict = match is_whole {
@@ -184,18 +184,18 @@ pub(super) fn confinement(patient: Option<&Patient>) -> Finding {
         .filter_map(|(name, is_there)| (!is_there).then_some(name))
         .collect();
     match missing.as_slice() {
-        [] => Finding::fine(CHECK, "a node can limit its system calls and files"),
+        [] => Finding::fine(CHECK, "a node can restrict its system calls and files"),
         names => Finding::new(
             CHECK,
             Verdict::Warning,
             format!("this kernel has no {}", names.join(" and no ")),
         )
-        .advise("nodes do without; landlock may have to be named in 'lsm=' at boot"),
+        .advise("nodes run without; landlock may have to be listed in 'lsm=' at boot"),
     }
 }
 
 fn way_out(error: ErrorKind) -> &'static str {
-    state::way_out(error).unwrap_or("name another place with --state-dir")
+    state::way_out(error).unwrap_or("choose another directory with --state-dir")
 }
 
 /// Whether nodes can keep their state.
@@ -230,7 +230,7 @@ pub(super) fn state_directory(directory: &Path) -> Vec<Finding> {
             format!("{shown} is on a network file system"),
         );
         return vec![finding.advise(
-            "the embedded store is for one machine: with several use etcd or a file, or name a \
+            "the embedded store is for one machine: for several use etcd or a file, or choose a \
              local --state-dir",
         )];
     }
@@ -242,9 +242,12 @@ fn is_remote(kind: FsType) -> bool {
 }
 
 /// Whether other nodes can send to this one: address, MTU and port.
-pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -> Vec<Finding> {
+pub(super) async fn underlay(
+    options: &DoctorOptions,
+    tested: Option<&NodeUnderTest>,
+) -> Vec<Finding> {
     const CHECK: &str = "public address";
-    if let Some(Patient { status, .. }) = patient {
+    if let Some(NodeUnderTest { status, .. }) = tested {
         let detail = format!("{} on {}", status.public_ip, status.interface);
         let mut findings = vec![Finding::fine(CHECK, detail)];
         if status.port != 0 {
@@ -258,11 +261,11 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         findings.push(pods_mtu(status.mtu));
         return findings;
     }
-    let audience = match questions.store.as_deref().is_some_and(is_shared) {
+    let audience = match options.store.as_deref().is_some_and(is_shared) {
         true => Audience::Others,
         false => Audience::Machine,
     };
-    let interface = match choose_interface(&questions.underlay, audience).await {
+    let interface = match choose_interface(&options.underlay, audience).await {
         Ok(interface) => interface,
         Err(error) => return vec![Finding::wrong(CHECK, error)],
     };
@@ -278,9 +281,9 @@ pub(super) async fn underlay(questions: &Questions, patient: Option<&Patient>) -
         Finding::new(
             CHECK,
             Verdict::Warning,
-            format!("{detail}: no other machine can send there"),
+            format!("{detail}: other machines cannot send to it"),
         )
-        .advise("name an address or interface with --public-ip or --iface")
+        .advise("choose an address or interface with --public-ip or --iface")
     } else {
         Finding::fine(CHECK, detail)
     };
@@ -303,16 +306,16 @@ fn forwarding(interface: &str) -> Finding {
         Some(true) => Finding::new(
             CHECK,
             Verdict::Warning,
-            format!("the kernel forwards what arrives on {interface}, pods' packets too"),
+            format!("the kernel forwards packets that arrive on {interface}, including the pods'"),
         )
         .advise(format!(
-            "it answers for the pods, or sends their packets on a second time: run 'sysctl \
+            "it answers for the pods, or forwards their packets a second time: run 'sysctl \
              net.ipv4.conf.{interface}.forwarding=0'"
         )),
         None => Finding::new(
             CHECK,
             Verdict::Unknown,
-            format!("whether the kernel forwards what arrives on {interface} cannot be read"),
+            format!("cannot read whether the kernel forwards packets that arrive on {interface}"),
         ),
     }
 }
@@ -321,7 +324,7 @@ async fn port(address: Ipv4Addr) -> Finding {
     const CHECK: &str = "port";
     let port = vxlan::PORT;
     let options = Offload::default().sockets(Format::Vxlan, 0);
-    let error = match UdpSocket::bind((address, port).into(), options, 1) {
+    let error = match TunnelSocket::bind((address, port).into(), options, 1) {
         Ok(_) => return Finding::fine(CHECK, format!("UDP {port} is free")),
         Err(error) => error,
     };
@@ -329,7 +332,7 @@ async fn port(address: Ipv4Addr) -> Finding {
     match kernel.vxlan_on(port) {
         Some(conflict) => Finding::wrong(CHECK, conflict.detail).advise(conflict.advice),
         None => Finding::wrong(CHECK, format!("UDP {port} of {address}: {error}")).advise(
-            "another node or flannel has it: stop that one, or use another --port on all nodes",
+            "another node or flannel uses it: stop that one, or use another --port on all nodes",
         ),
     }
 }
@@ -337,7 +340,7 @@ async fn port(address: Ipv4Addr) -> Finding {
 /// Whether the kernel keeps its word about trains of datagrams.
 fn offload(address: Ipv4Addr) -> Finding {
     const CHECK: &str = "offload";
-    let socket = UdpSocket::bind(
+    let socket = TunnelSocket::bind(
         (address, 0).into(),
         Offload::default().sockets(Format::Vxlan, 0),
         1,
@@ -350,16 +353,16 @@ fn offload(address: Ipv4Addr) -> Finding {
     };
     let missing = match (socket.has_gso(), socket.has_gro()) {
         (true, true) => {
-            let detail = "the kernel cuts trains of datagrams apart and joins them";
+            let detail = "the kernel segments UDP sends and coalesces receives";
             return Finding::fine(CHECK, detail);
         }
-        (false, true) => "cut trains of datagrams apart",
-        (true, false) => "join datagrams to trains",
-        (false, false) => "cut trains of datagrams apart or join them",
+        (false, true) => "segment UDP sends",
+        (true, false) => "coalesce UDP receives",
+        (false, false) => "segment UDP sends or coalesce receives",
     };
-    let detail = format!("this kernel does not {missing}, or garbles what it makes");
+    let detail = format!("this kernel does not {missing}, or corrupts the data");
     Finding::new(CHECK, Verdict::Warning, detail)
-        .advise("nodes do without, which is slower: other versions of the kernel can do it")
+        .advise("nodes run without, which is slower: other versions of the kernel support it")
 }
 
 fn pods_mtu(mtu: u16) -> Finding {

@@ -22,26 +22,26 @@ use serde::Serialize;
 use crate::control::{self, Client};
 use crate::error::{Error, Result};
 use crate::store::EtcdOptions;
-use crate::underlay::Wanted;
+use crate::underlay::InterfaceChoice;
 
 /// How long a store or a node may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What to examine.
+/// What `muslin doctor` examines.
 #[derive(Debug, Clone)]
-pub struct Questions {
+pub struct DoctorOptions {
     /// Where nodes keep their state.
     pub state_dir: PathBuf,
     /// The node, if it is not the only one.
     pub node: Option<String>,
-    /// The store; that of the node which runs otherwise, or the embedded one.
+    /// The store; else that of the running node, or the embedded one.
     pub store: Option<OsString>,
-    /// How to prove to etcd who this is.
+    /// The credentials for etcd.
     pub etcd: EtcdOptions,
-    /// Where the store has flannel's keys.
+    /// The prefix of flannel's keys in the store.
     pub prefix: String,
     /// The underlay's interface, if no node runs that has it.
-    pub underlay: Wanted,
+    pub underlay: InterfaceChoice,
     /// How many peers to send packets to.
     pub peers: usize,
 }
@@ -97,69 +97,74 @@ impl Finding {
     }
 }
 
-/// A node that runs, and how to speak to it.
-struct Patient {
+/// A running node, and its control socket.
+struct NodeUnderTest {
     socket: PathBuf,
     status: Status,
 }
 
-/// Examines, and gives each finding to `tell` as soon as it is there.
+/// Examines, and gives each finding to `report` at once.
 ///
 /// # Errors
-/// A usage error if there are several nodes and none is named. What is wrong is no error.
-pub async fn examine(questions: &Questions, mut tell: impl FnMut(Finding)) -> Result<()> {
-    let (patient, waits) = patient(questions).await?;
+/// A usage error if there are several nodes and none is named. Faults that it finds are not errors.
+pub async fn examine(options: &DoctorOptions, mut report: impl FnMut(Finding)) -> Result<()> {
+    let (tested, waits) = node_under_test(options).await?;
     let namespaces = machine::namespaces();
     let levels = machine::sidecar_levels(&namespaces);
-    namespaces.into_iter().for_each(&mut tell);
-    tell(levels);
-    tell(machine::pings());
-    tell(machine::confinement(patient.as_ref()));
-    machine::state_directory(&questions.state_dir)
+    namespaces.into_iter().for_each(&mut report);
+    report(levels);
+    report(machine::pings());
+    report(machine::confinement(tested.as_ref()));
+    machine::state_directory(&options.state_dir)
         .into_iter()
-        .for_each(&mut tell);
-    let underlay = machine::underlay(questions, patient.as_ref()).await;
-    underlay.into_iter().for_each(&mut tell);
-    let running = patient
+        .for_each(&mut report);
+    let underlay = machine::underlay(options, tested.as_ref()).await;
+    underlay.into_iter().for_each(&mut report);
+    let running = tested
         .as_ref()
-        .map(|patient| OsStr::new(&patient.status.store));
-    let store = questions.store.as_deref().or(running);
-    tell(clock::examine(store, &questions.etcd).await);
-    let (network, findings) = store::examine(questions, patient.as_ref()).await;
-    findings.into_iter().for_each(&mut tell);
+        .map(|tested| OsStr::new(&tested.status.store));
+    let store = options.store.as_deref().or(running);
+    report(clock::examine(store, &options.etcd).await);
+    let (network, findings) = store::examine(options, tested.as_ref()).await;
+    findings.into_iter().for_each(&mut report);
     if let Some(network) = network {
-        let subnet = patient.as_ref();
-        let subnet = subnet.and_then(|patient| patient.status.subnet.ipv4());
-        let pods = match &patient {
-            Some(patient) => node::addresses_of_pods(patient).await,
+        let subnet = tested.as_ref();
+        let subnet = subnet.and_then(|tested| tested.status.subnet.ipv4());
+        let pods = match &tested {
+            Some(tested) => node::addresses_of_pods(tested).await,
             None => Vec::new(),
         };
         let findings = machine::kernel(network, subnet, &pods).await;
-        findings.into_iter().for_each(&mut tell);
+        findings.into_iter().for_each(&mut report);
     }
-    match patient {
-        Some(patient) => node::examine(&patient, questions.peers, tell).await,
-        None => tell(match waits {
+    match tested {
+        Some(tested) => node::examine(&tested, options.peers, report).await,
+        None => report(match waits {
             Some(reason) => Finding::wrong("node", reason),
             None => Finding::new("node", Verdict::Unknown, "no node runs here")
-                .advise("start one with 'muslin node', and the tunnel can be examined too"),
+                .advise("start one with 'muslin node' to check the tunnel, too"),
         }),
     }
     Ok(())
 }
 
 /// The node that runs, or why it does not answer for its tables yet.
-async fn patient(questions: &Questions) -> Result<(Option<Patient>, Option<String>)> {
-    let located = match questions.node.as_deref() {
-        Some(named) => control::locate(&questions.state_dir, Some(named)).map(Some),
-        None => control::locate_only(&questions.state_dir),
+async fn node_under_test(
+    options: &DoctorOptions,
+) -> Result<(Option<NodeUnderTest>, Option<String>)> {
+    let located = match options.node.as_deref() {
+        Some(named) => control::locate(&options.state_dir, Some(named)).map(Some),
+        None => control::locate_only(&options.state_dir),
     };
     let Some(socket) = located? else {
         return Ok((None, None));
     };
     let client = Client::connect(&socket).await?;
     match client.report::<Status>(Table::Status).await {
-        Ok(mut rows) => Ok((rows.pop().map(|status| Patient { socket, status }), None)),
+        Ok(mut rows) => Ok((
+            rows.pop().map(|status| NodeUnderTest { socket, status }),
+            None,
+        )),
         Err(Error::Refused { message, .. }) => Ok((None, Some(message))),
         Err(error) => Err(error),
     }

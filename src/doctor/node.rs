@@ -8,7 +8,7 @@ use muslin_encap::tunnel::Format;
 use muslin_stack::api::control::{Drop, Peer, Pod, Table};
 use smoltcp::wire::IpVersion;
 
-use super::{Finding, PATIENCE, Patient, Verdict};
+use super::{Finding, NodeUnderTest, PATIENCE, Verdict};
 use crate::agent::{Agent, Ping};
 use crate::control::Client;
 use crate::error::{Context, Result};
@@ -39,44 +39,44 @@ const STOPPED: &str = "stopped";
 /// A lease that was not confirmed for so long is in danger.
 const LONG_AGO: Duration = Duration::from_secs(13 * 3600);
 
-pub(super) async fn examine(patient: &Patient, limit: usize, mut tell: impl FnMut(Finding)) {
-    tell(lease(patient));
-    let (peers, drops) = match tables(patient).await {
+pub(super) async fn examine(tested: &NodeUnderTest, limit: usize, mut report: impl FnMut(Finding)) {
+    report(lease(tested));
+    let (peers, drops) = match tables(tested).await {
         Ok(tables) => tables,
-        Err(error) => return tell(Finding::wrong("node", error)),
+        Err(error) => return report(Finding::wrong("node", error)),
     };
-    tell(losses(&drops));
+    report(losses(&drops));
     if peers.is_empty() {
-        return tell(Finding::fine("peers", "no other node has a lease"));
+        return report(Finding::fine("peers", "no other node has a lease"));
     }
     let (usable, others): (Vec<_>, Vec<_>) = peers
         .into_iter()
         .partition(|peer| peer.usable && peer.state != STOPPED);
-    others.iter().map(absent).for_each(&mut tell);
+    others.iter().map(absent).for_each(&mut report);
     if usable.is_empty() {
         return;
     }
-    let mut agent = match pod(patient) {
+    let mut agent = match pod(tested) {
         Ok(agent) => agent,
         Err(error) => {
-            return tell(Finding::new(
+            return report(Finding::new(
                 "peers",
                 Verdict::Unknown,
-                format!("no pod to try from: {error}"),
+                format!("cannot make a pod to test from: {error}"),
             ));
         }
     };
     for peer in usable.iter().take(limit) {
-        tell(tunnel(&mut agent, patient, peer));
+        report(tunnel(&mut agent, tested, peer));
     }
     if usable.len() > limit {
         let rest = usable.len() - limit;
         let finding = Finding::new(
             "peers",
             Verdict::Unknown,
-            format!("{rest} more were not tried"),
+            format!("{rest} more were not tested"),
         );
-        tell(finding.advise("try all of them with a larger --peers"));
+        report(finding.advise("use a larger --peers to test all of them"));
     }
 }
 
@@ -106,8 +106,8 @@ fn give_back(peer: &Peer) -> String {
     )
 }
 
-fn lease(patient: &Patient) -> Finding {
-    let status = &patient.status;
+fn lease(tested: &NodeUnderTest) -> Finding {
+    let status = &tested.status;
     let confirmed = status.lease_confirmed_seconds;
     let detail = format!(
         "node {} has {}, confirmed {} ago",
@@ -119,14 +119,14 @@ fn lease(patient: &Patient) -> Finding {
         Finding::fine("lease", detail)
     } else {
         Finding::wrong("lease", detail)
-            .advise("the store does not renew it: others will drop this node within a day")
+            .advise("the store does not renew it: other nodes will drop this node within a day")
     }
 }
 
 /// Its pods' addresses, which the kernel may have: those of pods in the node's own namespace.
-pub(super) async fn addresses_of_pods(patient: &Patient) -> Vec<Ipv4Addr> {
+pub(super) async fn addresses_of_pods(tested: &NodeUnderTest) -> Vec<Ipv4Addr> {
     let pods = async {
-        let client = Client::connect(&patient.socket).await?;
+        let client = Client::connect(&tested.socket).await?;
         client.report::<Pod>(Table::Pods).await
     };
     // That the node does not answer is found elsewhere.
@@ -134,8 +134,8 @@ pub(super) async fn addresses_of_pods(patient: &Patient) -> Vec<Ipv4Addr> {
     pods.iter().filter_map(|pod| pod.address.ipv4()).collect()
 }
 
-async fn tables(patient: &Patient) -> Result<(Vec<Peer>, Vec<Drop>)> {
-    let client = Client::connect(&patient.socket).await?;
+async fn tables(tested: &NodeUnderTest) -> Result<(Vec<Peer>, Vec<Drop>)> {
+    let client = Client::connect(&tested.socket).await?;
     Ok((
         client.report(Table::Peers).await?,
         client.report(Table::Drops).await?,
@@ -150,17 +150,17 @@ fn losses(drops: &[Drop]) -> Finding {
         .map(|row| format!("{} {}", row.packets, row.reason))
         .collect();
     if list.is_empty() {
-        return Finding::fine("losses", "none that hint at a wrong set-up");
+        return Finding::fine("losses", "none that suggest a misconfiguration");
     }
     Finding::new("losses", Verdict::Warning, list.join(", "))
-        .advise("'muslin drops' says what each means")
+        .advise("'muslin drops' explains each of them")
 }
 
 /// A pod of the node with an agent in it, that ends with it.
-fn pod(patient: &Patient) -> Result<Agent> {
+fn pod(tested: &NodeUnderTest) -> Result<Agent> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(&program);
-    command.arg("run").arg("--socket").arg(&patient.socket);
+    command.arg("run").arg("--socket").arg(&tested.socket);
     command.args(["--name", &format!("doctor-{}", std::process::id()), "--"]);
     command.arg(&program).arg("agent").stderr(Stdio::null());
     command
@@ -172,26 +172,26 @@ fn pod(patient: &Patient) -> Result<Agent> {
 }
 
 /// Small and large packets to the peer's own addresses and back.
-fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
+fn tunnel(agent: &mut Agent, tested: &NodeUnderTest, peer: &Peer) -> Finding {
     let check = format!("peer {}", peer.subnet);
     // A muslin node answers at both; a flannel node's kernel at its base address always.
     let Some(subnet) = peer.subnet.ipv4() else {
-        return Finding::new(&check, Verdict::Unknown, "it has no IPv4 addresses to try");
+        return Finding::new(&check, Verdict::Unknown, "it has no IPv4 addresses to test");
     };
     let base = u32::from(subnet.network());
     let addresses = [Ipv4Addr::from(base), Ipv4Addr::from(base + 1)];
     let small = ping(agent, &addresses, 56, true);
     let Some((address, rtt)) = small else {
-        return silent(&check, patient, peer);
+        return silent(&check, tested, peer);
     };
-    let mtu = patient.status.mtu.min(peer.mtu.unwrap_or(u16::MAX));
-    if let Some(smaller) = smaller_path(patient, peer) {
+    let mtu = tested.status.mtu.min(peer.mtu.unwrap_or(u16::MAX));
+    if let Some(smaller) = smaller_path(tested, peer) {
         let detail = format!(
-            "{} answers in {rtt:.2} ms, but the way there carries {smaller} bytes at once",
+            "{} answers in {rtt:.2} ms, but the path MTU is {smaller} bytes",
             peer.public_ip
         );
         return Finding::new(&check, Verdict::Warning, detail).advise(format!(
-            "large packets travel in fragments, which is slow: start the nodes with --mtu {smaller}"
+            "large packets are fragmented, which is slow: start the nodes with --mtu {smaller}"
         ));
     }
     if ping(agent, &[address], (mtu - PING_HEADERS).into(), true).is_none() {
@@ -200,18 +200,18 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
             peer.public_ip
         );
         return Finding::wrong(&check, detail)
-            .advise("a link between has a smaller MTU: start the nodes with that as --mtu");
+            .advise("a link on the path has a smaller MTU: start the nodes with that as --mtu");
     }
     let has_trains =
-        patient.status.offload.split(',').any(|name| name == "gso") && patient.status.port != 0;
+        tested.status.offload.split(',').any(|name| name == "gso") && tested.status.port != 0;
     if has_trains && ping(agent, &[address], IN_TRAINS, false).is_none() {
         let detail = format!(
-            "{} answers {mtu} bytes, but not {IN_TRAINS}, whose fragments leave as trains of \
-             datagrams",
+            "{} answers {mtu} bytes, but not {IN_TRAINS}, whose fragments leave as segmented UDP \
+             sends",
             peer.public_ip
         );
         return Finding::new(&check, Verdict::Warning, detail).advise(
-            "a kernel, network card or hypervisor may garble UDP segmentation, which slows TCP \
+            "a kernel, network card or hypervisor may corrupt UDP segmentation, which slows TCP \
              down to almost nothing: start this node with --offload tap,gro, or that one",
         );
     }
@@ -222,23 +222,23 @@ fn tunnel(agent: &mut Agent, patient: &Patient, peer: &Peer) -> Finding {
     Finding::fine(&check, detail)
 }
 
-fn silent(check: &str, patient: &Patient, peer: &Peer) -> Finding {
-    let (own, theirs) = (patient.status.public_ip, peer.public_ip);
+fn silent(check: &str, tested: &NodeUnderTest, peer: &Peer) -> Finding {
+    let (own, theirs) = (tested.status.public_ip, peer.public_ip);
     let title = title(peer);
     let path = peer.path.as_deref().unwrap_or("none");
     let passes = match path {
         "on-link" => {
             return Finding::wrong(check, format!("{title} does not answer on the link")).advise(
                 format!(
-                    "'muslin neighbours' says whether {theirs} answers ARP; if it does, its host \
-                     must take packets for {} from this link (with muslin: a running node; with \
+                    "'muslin neighbours' shows whether {theirs} answers ARP; if it does, its host \
+                     must accept packets for {} from this link (with muslin: a running node; with \
                      flannel: IP forwarding)",
                     peer.subnet
                 ),
             );
         }
         "ipip" => "IP protocol 4".to_owned(),
-        _ => format!("UDP {}", patient.status.port),
+        _ => format!("UDP {}", tested.status.port),
     };
     let detail = format!("{title} does not answer through the tunnel");
     Finding::wrong(check, detail).advise(format!(
@@ -249,8 +249,8 @@ fn silent(check: &str, patient: &Patient, peer: &Peer) -> Finding {
 }
 
 /// The MTU of the way to a peer, if it is smaller than what the node's datagrams need.
-fn smaller_path(patient: &Patient, peer: &Peer) -> Option<u32> {
-    let status = &patient.status;
+fn smaller_path(tested: &NodeUnderTest, peer: &Peer) -> Option<u32> {
+    let status = &tested.status;
     let format = match peer.path.as_deref()? {
         "vxlan" => Format::Vxlan,
         "udp" => Format::Udp,

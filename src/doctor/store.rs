@@ -8,43 +8,43 @@ use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Lease, Table};
 use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
 
-use super::{Finding, PATIENCE, Patient, Questions, Verdict};
+use super::{DoctorOptions, Finding, NodeUnderTest, PATIENCE, Verdict};
 use crate::control::Client;
 use crate::features::Feature;
 use crate::state;
 use crate::store::{self, Store};
 use crate::terminal::quantity::count;
 
-const AWAY: &str = "check that it runs and can be reached from here; nodes that run keep their \
+const AWAY: &str = "check that it runs and can be reached from here; running nodes keep their \
                     last known peers";
 
 /// The network that the store has, and what was found.
 pub(super) async fn examine(
-    questions: &Questions,
-    patient: Option<&Patient>,
+    options: &DoctorOptions,
+    tested: Option<&NodeUnderTest>,
 ) -> (Option<Ipv4Net>, Vec<Finding>) {
-    let url = match (&questions.store, patient) {
+    let url = match (&options.store, tested) {
         (Some(url), _) => url.clone(),
         // It knows how to speak to its store, and how its store does.
-        (None, Some(patient)) => return ask_node(patient).await,
-        (None, None) => state::default_store(&questions.state_dir),
+        (None, Some(tested)) => return ask_node(tested).await,
+        (None, None) => state::default_store(&options.state_dir),
     };
     if let Some(path) = url.as_bytes().strip_prefix(b"sqlite:")
         && Feature::Sqlite.is_built()
         && !Path::new(OsStr::from_bytes(path)).exists()
     {
-        let detail = format!("{} is made by the first node", url.display());
+        let detail = format!("{} is created by the first node", url.display());
         return (None, vec![Finding::fine("store", detail)]);
     }
-    match store::open(&url, &questions.etcd) {
-        Ok(store) => ask(&*store, &questions.prefix).await,
+    match store::open(&url, &options.etcd) {
+        Ok(store) => ask(&*store, &options.prefix).await,
         Err(error) => (None, vec![Finding::wrong("store", error)]),
     }
 }
 
-async fn ask_node(patient: &Patient) -> (Option<Ipv4Net>, Vec<Finding>) {
-    let status = &patient.status;
-    let leases = match Client::connect(&patient.socket).await {
+async fn ask_node(tested: &NodeUnderTest) -> (Option<Ipv4Net>, Vec<Finding>) {
+    let status = &tested.status;
+    let leases = match Client::connect(&tested.socket).await {
         Ok(client) => client.report::<Lease>(Table::Leases).await,
         Err(error) => Err(error),
     };
@@ -108,7 +108,7 @@ async fn ask(store: &dyn Store, prefix: &str) -> (Option<Ipv4Net>, Vec<Finding>)
 async fn execute(store: &dyn Store, op: Op) -> std::result::Result<Answer, String> {
     match tokio::time::timeout(PATIENCE, store.execute(op)).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("nothing within {} s", PATIENCE.as_secs())),
+        Err(_) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
     }
 }
 

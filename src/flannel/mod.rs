@@ -1,5 +1,5 @@
-//! What flannel's users and their tools find here as they know it: the file that tells CNI plugins
-//! and Docker of the subnet, the health endpoints, and the word to the service manager.
+//! The interfaces that flannel's users and tools know: the subnet file for CNI plugins
+//! and Docker, the health endpoints, and the notification of the service manager.
 
 mod subnet_env;
 
@@ -15,20 +15,20 @@ use crate::condition::Condition;
 use crate::error::Result;
 use crate::http;
 
-/// What flannel's tools see of a node.
+/// A node's subnet file and health, as flannel's tools expect them.
 #[derive(Debug)]
-pub struct Surface {
+pub struct FlannelFiles {
     file: PathBuf,
     written: Option<SubnetEnv>,
     condition: Condition,
 }
 
-impl Surface {
-    /// Begins to answer questions for health, where an address for that is given. The node is not
+impl FlannelFiles {
+    /// Starts to serve health checks, if an address is given. The node is not
     /// ready yet, and the file is not touched.
     ///
     /// # Errors
-    /// If the address is not to be had.
+    /// If the address cannot be bound.
     pub async fn start(
         file: PathBuf,
         health: Option<SocketAddr>,
@@ -36,7 +36,7 @@ impl Surface {
     ) -> Result<Self> {
         if let Some(address) = health {
             let listener = http::health::listen(address).await?;
-            info!("health is told at http://{address}/healthz and /readyz");
+            info!("health is served at http://{address}/healthz and /readyz");
             tokio::spawn(http::health::serve(listener, condition.subscribe()));
         }
         Ok(Self {
@@ -52,17 +52,17 @@ impl Surface {
         subnet_env::previous_subnet(&self.file)
     }
 
-    /// The data path runs: tells those who wait. As flannel's, a node whose file cannot be written
-    /// goes on, but its health is never "ready".
+    /// Announces that the data path runs. As flannel's, a node whose file cannot be written
+    /// continues, but its health is never "ready".
     pub fn announce(&mut self, subnet: SubnetEnv, node: &str) {
         match subnet_env::write(&subnet, &self.file) {
             Ok(()) => {
-                info!("the subnet is told in {}", self.file.display());
+                info!("the subnet file is {}", self.file.display());
                 self.written = Some(subnet);
                 self.condition.serve(node.to_owned(), true);
             }
             Err(error) => {
-                warn!("{error}: /readyz will not say that this node is ready");
+                warn!("{error}: /readyz will not report this node ready");
                 let summary = format!("{node}, but without a subnet file");
                 self.condition.serve(summary, false);
             }
@@ -103,12 +103,13 @@ pub fn limits(config: &NetworkConfig) -> Vec<&'static str> {
     let lines = [
         (
             options.learning,
-            "the network has Learning, which this node ignores: where others are it takes from \
-             their leases only",
+            "the network has Learning, which this node ignores: it learns the addresses of other \
+             nodes only from their leases",
         ),
         (
             options.gbp,
-            "the network has GBP: this node takes frames with a group, and sends them without",
+            "the network has GBP: this node accepts frames with a group, and sends frames without \
+             one",
         ),
     ];
     let said = lines.into_iter().filter(|(is_on, _)| *is_on);

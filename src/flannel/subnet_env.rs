@@ -61,7 +61,10 @@ pub(super) fn previous_subnet(path: &Path) -> Option<Ipv4Net> {
     let file = File::open(path).and_then(|file| file.take(MAX_LENGTH).read_to_end(&mut bytes));
     if let Err(error) = file {
         if error.kind() != io::ErrorKind::NotFound {
-            warn!("no earlier subnet from {}: {error}", path.display());
+            warn!(
+                "cannot read the earlier subnet from {}: {error}",
+                path.display()
+            );
         }
         return None;
     }

@@ -19,7 +19,7 @@ struct Server {
     port: u16,
     /// Where it is, and was before.
     addresses: Vec<Ipv4Addr>,
-    /// Whether it was told that nobody knows.
+    /// Whether the failure was logged.
     is_told: bool,
 }
 
@@ -62,7 +62,7 @@ impl Endpoints {
         for server in &mut self.0 {
             match resolve(&server.host, server.port) {
                 Ok(found) => server.add(&found),
-                Err(error) => server.tell(&error),
+                Err(error) => server.log_failure(&error),
             }
             for ip in &server.addresses {
                 endpoints.push(SocketAddrV4::new(*ip, server.port));
@@ -92,11 +92,11 @@ impl Server {
     }
 
     /// Says once that egress is not closed to it.
-    fn tell(&mut self, error: &io::Error) {
+    fn log_failure(&mut self, error: &io::Error) {
         if self.addresses.is_empty() && !std::mem::replace(&mut self.is_told, true) {
             let url = &self.url;
             warn!(
-                "where {url} is cannot be found out, so egress is not closed to it until it can: \
+                "cannot resolve {url}, so egress to it is not closed until that succeeds: \
                  {error}"
             );
         }

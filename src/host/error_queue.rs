@@ -1,4 +1,4 @@
-//! What the kernel has heard about datagrams that a socket has sent (ip(7), `IP_RECVERR`).
+//! The kernel's error queue: ICMP errors for datagrams that a socket has sent (ip(7), `IP_RECVERR`).
 
 use std::io::IoSliceMut;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};

@@ -47,18 +47,18 @@ impl Settings {
         let fault = if network.contains(&address) {
             format!("lies in the pod network {network}")
         } else if guard::is_martian(address) {
-            "is no address that a pod could send to".to_owned()
+            "is not an address that a pod could send to".to_owned()
         } else {
             return Ok(());
         };
-        let advice = "choose one that nothing else has, such as 192.0.2.1";
+        let advice = "choose an unused one, such as 192.0.2.1";
         Err(Error::usage(format!(
             "--host-loopback: {address} {fault}: {advice}"
         )))
     }
 }
 
-/// Descriptors that are no flows': pods' devices, the tunnel, the store, control and its clients.
+/// Descriptors not for flows: pods' devices, the tunnel, the store, control and its clients.
 const RESERVE: u64 = 192;
 
 /// Lets the process have as many descriptors as it may, and says how many flows there are then: each
@@ -79,7 +79,7 @@ pub(crate) fn limits() -> Limits {
             within
         }
         Err(error) => {
-            warn!("egress has no more descriptors than usual: {error}");
+            warn!("cannot raise the limit of descriptors for egress: {error}");
             limits
         }
     }

@@ -22,8 +22,8 @@ pub(crate) fn drops(socket: &impl AsFd) -> io::Result<u32> {
     /// Where that is among what `SO_MEMINFO` tells (`SK_MEMINFO_DROPS`), and how much it tells.
     const DROPS: usize = 8;
     const VARS: usize = 9;
-    let told: [u32; VARS] = get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
-    Ok(told[DROPS])
+    let counters: [u32; VARS] = get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
+    Ok(counters[DROPS])
 }
 
 /// The value of an option that is so many 32-bit numbers; what the kernel does not write is zero.

@@ -48,13 +48,13 @@ fn bind_one(mut published: Published, network: Ipv4Net) -> Result<Bound> {
     if network.contains(&address) {
         return Err(Error::usage(format!(
             "cannot publish on {address}: it lies in the pod network {network}, and pods reach each \
-             other without that"
+             other directly"
         )));
     }
     let is_own = address.is_loopback() || address.is_unspecified();
     if !is_own && guard::is_martian(address) {
         return Err(Error::usage(format!(
-            "cannot publish on {address}: it is no address of a machine"
+            "cannot publish on {address}: it is not a unicast address"
         )));
     }
     let socket = open(transport, SocketAddrV4::new(address, host_port));
@@ -97,13 +97,13 @@ fn refusal(published: &Published, error: &io::Error) -> Error {
     match errno(error) {
         Errno::EADDRINUSE => {
             let message = format!(
-                "{port} on {address} is taken by another process of this machine: choose another \
-                 port, or see with 'ss -lnp' who has it"
+                "{port} on {address} is in use by another process of this machine: choose another \
+                 port, or find the process with 'ss -lnp'"
             );
             Error::refused(Code::PortTaken, message)
         }
         Errno::EACCES => Error::failed(format!(
-            "{port} is for root only: choose one from 1024 on, or have root open it with 'sysctl \
+            "{port} is for root only: choose one from 1024 on, or let root allow it with 'sysctl \
              net.ipv4.ip_unprivileged_port_start={host_port}'"
         )),
         Errno::EADDRNOTAVAIL => Error::failed(format!(
@@ -138,7 +138,7 @@ mod tests {
         for (text, part) in [
             ("10.244.1.1:8080:80", "pod network"),
             ("[::1]:8080:80", "IPv4 addresses only"),
-            ("224.0.0.1:8080:80", "no address of a machine"),
+            ("224.0.0.1:8080:80", "not a unicast address"),
             ("198.51.100.1:8080:80", "no such address"),
         ] {
             let error = bind(text).unwrap_err().to_string();

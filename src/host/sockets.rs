@@ -22,7 +22,7 @@ use tracing::debug;
 
 use super::error_queue;
 use super::token::Token;
-use crate::dns::{self, Door};
+use crate::dns::{self, DnsConnector};
 use crate::error::errno;
 use crate::host::option;
 
@@ -35,7 +35,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 pub(crate) struct Sockets {
     epoll: Arc<Epoll>,
     /// Where queries go, if this is a node.
-    dns: Option<Door>,
+    dns: Option<DnsConnector>,
     sockets: HashMap<FlowId, Entry>,
     /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
     to_gateway: HashSet<FlowId>,
@@ -59,8 +59,8 @@ enum Entry {
 }
 
 impl Sockets {
-    /// No sockets; their events will come by `epoll`, and queries of pods go through the door.
-    pub(crate) fn new(epoll: Arc<Epoll>, dns: Option<Door>) -> Self {
+    /// No sockets; their events will come by `epoll`, and queries of pods go through the connector.
+    pub(crate) fn new(epoll: Arc<Epoll>, dns: Option<DnsConnector>) -> Self {
         Self {
             epoll,
             dns,
@@ -190,12 +190,12 @@ impl Host for Sockets {
         let socket = self.get(flow)?;
         match socket.take_error() {
             Ok(None) => {}
-            Ok(Some(error)) | Err(error) => return Err(told(&error)),
+            Ok(Some(error)) | Err(error) => return Err(host_error(&error)),
         }
         match socket.peer_addr() {
             Ok(_) => Ok(()),
             Err(error) if errno(&error) == Errno::ENOTCONN => Err(HostError::WouldBlock),
-            Err(error) => Err(told(&error)),
+            Err(error) => Err(host_error(&error)),
         }
     }
 
@@ -203,7 +203,7 @@ impl Host for Sockets {
         let to = reachable(to)?;
         let socket = self.get(flow)?;
         let sent = socket.send_to_with_flags(bytes, &to.into(), MSG_NOSIGNAL);
-        sent.map(|_| ()).map_err(|error| told(&error))
+        sent.map(|_| ()).map_err(|error| host_error(&error))
     }
 
     fn receive(
@@ -212,7 +212,7 @@ impl Host for Sockets {
         buffer: &mut [u8],
     ) -> Result<(usize, SocketAddr), HostError> {
         let received = recvfrom::<SockaddrIn>(self.get(flow)?.as_raw_fd(), buffer);
-        let (len, from) = received.map_err(|error| told(&error.into()))?;
+        let (len, from) = received.map_err(|error| host_error(&error.into()))?;
         Ok((len, from.map_or(ANY, SocketAddrV4::from).into()))
     }
 
@@ -221,7 +221,7 @@ impl Host for Sockets {
         match socket.read(buffer) {
             // The service has ended, and with it the node.
             Ok(0) if self.to_gateway.contains(&flow) => Err(HostError::WouldBlock),
-            read => read.map_err(|error| told(&error)),
+            read => read.map_err(|error| host_error(&error)),
         }
     }
 
@@ -239,7 +239,7 @@ impl Host for Sockets {
             }) => answer(socket, client.1, *local, bytes),
             None => return Err(HostError::Failed),
         };
-        sent.map_err(|error| told(&error))
+        sent.map_err(|error| host_error(&error))
     }
 
     fn send_train(
@@ -260,7 +260,7 @@ impl Host for Sockets {
             MsgFlags::MSG_NOSIGNAL,
             to.map(SockaddrIn::from).as_ref(),
         );
-        sent.map(|_| ()).map_err(|error| told(&error.into()))
+        sent.map(|_| ()).map_err(|error| host_error(&error.into()))
     }
 
     fn mark(&mut self, flow: FlowId, marks: Marks) {
@@ -279,7 +279,7 @@ impl Host for Sockets {
             .and_then(|()| socket.set_tos_v4(u32::from(marks.dscp) << 2))
             .and_then(|()| option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery));
         if let Err(error) = marked {
-            debug!("a datagram goes without its marks: {error}");
+            debug!("a datagram is sent without its options: {error}");
         }
     }
 
@@ -289,7 +289,7 @@ impl Host for Sockets {
 
     fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
         let shut = self.get(flow)?.shutdown(std::net::Shutdown::Write);
-        shut.map_err(|error| told(&error))
+        shut.map_err(|error| host_error(&error))
     }
 
     fn close(&mut self, flow: FlowId, reset: bool) {
@@ -359,15 +359,15 @@ fn prepare(stream: &Socket) -> io::Result<()> {
 
 /// What it means to a flow that it has no socket.
 fn why_none(error: &io::Error) -> HostError {
-    match told(error) {
-        // Nothing tells when there is enough again.
+    match host_error(error) {
+        // No event reports when there is enough again.
         HostError::WouldBlock => HostError::Exhausted,
         other => other,
     }
 }
 
 /// What an error of the host means to a flow.
-fn told(error: &io::Error) -> HostError {
+fn host_error(error: &io::Error) -> HostError {
     match errno(error) {
         Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS => HostError::WouldBlock,
         Errno::ECONNREFUSED => HostError::Refused,

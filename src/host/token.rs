@@ -28,7 +28,7 @@ pub(crate) enum Token {
 }
 
 impl Token {
-    /// What epoll is asked for: an event whenever there is something to read.
+    /// The epoll event to wait for: input to read.
     pub(crate) fn readable(self) -> EpollEvent {
         EpollEvent::new(EpollFlags::EPOLLIN, self.into())
     }
@@ -61,7 +61,7 @@ impl From<Token> for u64 {
 
 /// These 64 bits are not a token's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("an event is of nothing known: {0:#018x}")]
+#[error("an event has an unknown token: {0:#018x}")]
 pub(crate) struct UnknownToken(pub(crate) u64);
 
 impl TryFrom<u64> for Token {

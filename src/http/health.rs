@@ -25,7 +25,7 @@ use crate::clients::Clients;
 use crate::condition::State;
 use crate::error::{Error, Result};
 
-/// Clients that are heard at once.
+/// Clients served at once.
 const CLIENTS: usize = 128;
 /// How long a client may take for its question and our answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -46,7 +46,7 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
                 address.port(),
                 address.ip()
             ),
-            _ => format!("cannot tell health at {address}: {error}"),
+            _ => format!("cannot serve health at {address}: {error}"),
         })
     })
 }
@@ -67,7 +67,7 @@ pub(crate) async fn serve(listener: TcpListener, condition: watch::Receiver<Stat
                 }
             }
             Err(error) => {
-                debug!("cannot hear questions for health: {error}");
+                debug!("cannot accept health requests: {error}");
                 sleep(REST).await;
             }
         }
@@ -87,8 +87,8 @@ async fn converse(stream: TcpStream, condition: watch::Receiver<State>) {
         .serve_connection(TokioIo::new(stream), service);
     match timeout(PATIENCE, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("a question for health: {error}"),
-        Err(_) => debug!("a question for health took too long"),
+        Ok(Err(error)) => debug!("a health request failed: {error}"),
+        Err(_) => debug!("a health request took too long"),
     }
 }
 
@@ -174,8 +174,8 @@ mod tests {
         assert_eq!(get("/healthz").await, answer(200, "flanneld is running"));
         let not_yet = answer(503, "flanneld is not ready yet");
         assert_eq!(get("/readyz").await, not_yet);
-        condition.lack(Need::Store, "the store is away");
-        let why = answer(503, "flanneld is not ready yet: the store is away");
+        condition.lack(Need::Store, "the store is unreachable");
+        let why = answer(503, "flanneld is not ready yet: the store is unreachable");
         assert_eq!(get("/readyz").await, why);
         condition.serve("node n".to_owned(), true);
         // What is lacking later does not end what pods have.

@@ -62,7 +62,7 @@ impl Settings {
     }
 }
 
-/// What the first process is told.
+/// Messages to the first process.
 #[derive(Debug, Serialize, Deserialize)]
 enum Order {
     /// To start the command, in the pod that was attached so.
@@ -151,7 +151,7 @@ impl Init {
     /// # Errors
     /// If it cannot.
     pub(crate) async fn begin(&self, attached: &Attached) -> Result<()> {
-        self.tell(&Order::Begin(Box::new(attached.clone()))).await?;
+        self.send(&Order::Begin(Box::new(attached.clone()))).await?;
         self.heard().await
     }
 
@@ -160,14 +160,14 @@ impl Init {
         self.child.kill();
     }
 
-    async fn tell(&self, order: &Order) -> Result<()> {
+    async fn send(&self, order: &Order) -> Result<()> {
         let sent = self.connection.send(order, &[]).await;
-        sent.context("cannot speak to the pod's first process")
+        sent.context("cannot send to the pod's first process")
     }
 
     async fn heard(&self) -> Result<()> {
         let report = self.connection.receive::<Report>().await;
-        match report.context("cannot hear of the pod's first process")? {
+        match report.context("cannot receive from the pod's first process")? {
             Some((Report::Done, _)) => Ok(()),
             Some((Report::NoCommand(number), _)) => Err(Error::Start {
                 program: self.program.display().to_string(),
@@ -195,11 +195,11 @@ impl Job for Init {
 
     async fn signal(&self, signal: Signal) {
         // It may have ended this moment.
-        let _ = self.tell(&Order::Signal(signal as i32)).await;
+        let _ = self.send(&Order::Signal(signal as i32)).await;
     }
 
     async fn go_on(&self, has_terminal: bool) {
-        let _ = self.tell(&Order::GoOn { has_terminal }).await;
+        let _ = self.send(&Order::GoOn { has_terminal }).await;
     }
 }
 

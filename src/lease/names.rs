@@ -1,4 +1,5 @@
-//! The task that shares the names of a node and its pods with other nodes: it does what their rules ask for.
+//! The task that shares the names of a node and its pods with other nodes: it executes the
+//! rules' operations.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::terminal::quantity::count;
 
 /// What other nodes do not know, or this one, if the store does not do something.
 const OF_THIS: &str = "other nodes do not know the names of this node's pods";
-const OF_OTHERS: &str = "names of other nodes' pods are not known";
+const OF_OTHERS: &str = "the names of other nodes' pods are unknown";
 
 /// A node that shares the names of its pods.
 pub struct Sharing {
@@ -51,7 +52,9 @@ impl Sharing {
     pub async fn run(self) {
         if !self.store.keeps_names() {
             let store = self.store.describe();
-            return info!("pods of other nodes have no names here: {store} cannot keep them");
+            return info!(
+                "pods of other nodes cannot be resolved here: {store} cannot store their names"
+            );
         }
         let began = std::time::Instant::now();
         let settings = SharerSettings {
@@ -80,7 +83,7 @@ struct Runner {
     /// The watch, which stays open while the record is written.
     stream: Option<Box<dyn Watch>>,
     is_ending: bool,
-    /// Whether it was told that the store forbids it.
+    /// Whether it was logged that the store forbids it.
     is_told: bool,
 }
 
@@ -120,7 +123,7 @@ impl Runner {
                     self.sharing.names.write().remove(subnet);
                 }
                 NameChange::Skipped(key, reason) => {
-                    debug!("the key {key} tells no pods: {reason}");
+                    debug!("the key {key} is not a record of pods: {reason}");
                 }
             }
         }
@@ -131,7 +134,7 @@ impl Runner {
         let left_out = self.sharer.set_pods(now_since(self.began), pods);
         if left_out > 0 {
             let pods = count(left_out as u64, "pod");
-            warn!("no names on other nodes for {pods}: there are too many");
+            warn!("other nodes cannot resolve {pods}: there are too many");
         }
     }
 
@@ -149,7 +152,7 @@ impl Runner {
                 self.is_told &= is_list;
                 self.sharer.answer(now, answer);
             }
-            // What our key has now a list tells.
+            // A list shows the present value of our key.
             Err(StoreError::Gap) => self.sharer.answer(now, Answer::Conflict),
             Err(error) => {
                 let what = if is_list { OF_OTHERS } else { OF_THIS };
@@ -192,7 +195,7 @@ impl Runner {
         }
     }
 
-    /// Takes what the watch tells.
+    /// Handles the watch's events.
     fn take(&mut self, events: Result<Vec<WatchEvent>, StoreError>) {
         match events {
             Ok(events) => events.into_iter().for_each(|it| self.sharer.event(it)),
@@ -204,7 +207,7 @@ impl Runner {
         }
     }
 
-    /// What an error means. That the store is away is told with the leases.
+    /// Classifies an error. An unreachable store is logged with the leases.
     fn trouble(&mut self, error: &StoreError, what: &str) -> Trouble {
         let is_news = must_be_mended(error) && !std::mem::replace(&mut self.is_told, true);
         match (is_news, is_permission(error)) {
@@ -212,7 +215,7 @@ impl Runner {
             (true, false) => warn!("{what}: {error}"),
             (true, true) => {
                 let prefix = names_prefix(&self.sharing.prefix);
-                warn!("{what}: {error}; that takes the rights to read and write {prefix}");
+                warn!("{what}: {error}; this requires rights to read and write {prefix}");
             }
         }
         match is_permission(error) {
@@ -235,12 +238,12 @@ async fn next(stream: &mut Option<Box<dyn Watch>>) -> Result<Vec<WatchEvent>, St
     }
 }
 
-/// Whether the store works, and this does not until somebody mends something.
+/// Whether the store works, but this needs an administrator's intervention.
 fn must_be_mended(error: &StoreError) -> bool {
     matches!(error, StoreError::Refused(_)) || is_permission(error)
 }
 
-/// Until a node is to end so; for ever if nobody can ask any more.
+/// Waits until the node is to end this way; for ever if the sender is gone.
 async fn asked(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
         pending().await
@@ -354,7 +357,7 @@ mod tests {
         two.set_pods(&["c"]);
         one.knows(&["c", "c.n2"], &["a"]).await;
         two.knows(&["a", "b", "a.n1"], &["c"]).await;
-        // One that comes later finds all, and what changes is told.
+        // A later subscriber gets the present state, then all changes.
         let late = Node::start(&store, 3);
         late.knows(&["a", "b", "c"], &[]).await;
         one.set_pods(&["b"]);
@@ -499,7 +502,7 @@ mod tests {
     }
 
     fn away() -> StoreError {
-        StoreError::Unavailable("it is away".to_owned())
+        StoreError::Unavailable("it is unreachable".to_owned())
     }
 
     #[async_trait]

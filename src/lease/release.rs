@@ -1,8 +1,8 @@
 //! Giving a lease back for a node that does not do it itself any more.
 //!
-//! A lease lasts for a day, and a subnet that nobody uses is missing elsewhere. But a node that is
-//! alive must not lose its own: it is asked for a sign of life before, and the store deletes the
-//! record only if nobody has written it since.
+//! A lease lasts for a day, and an unused subnet is missing elsewhere. But a node that is
+//! alive must not lose its own: it is probed before, and the store deletes the
+//! record only if it has not been written since.
 
 use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Code, DropLease, Dropped, Lease};
@@ -29,7 +29,7 @@ pub async fn release(
     let subnet = subnet.ok_or_else(|| nothing(&request.lease))?;
     if subnet == viewer.subnet {
         return Err(Error::usage(format!(
-            "{subnet} is this node's own lease: 'muslin leave' gives it back"
+            "{subnet} is this node's own lease: use 'muslin leave' to give it back"
         )));
     }
     if let Some(objection) = objection(&entry, &lease, viewer)
@@ -103,23 +103,23 @@ fn title(subnet: Ipv4Net, lease: &Lease) -> String {
 fn objection(entry: &Entry, lease: &Lease, viewer: Viewer<'_>) -> Option<String> {
     let Ok((key, record)) = read_entry(viewer.prefix, entry) else {
         return Some(format!(
-            "it is no lease ({}); --force removes it",
+            "it is not a lease ({}); --force removes it",
             lease.state
         ));
     };
     if entry.ttl.is_none() {
-        let reservation = "somebody has reserved it, since it has no end; --force gives it back";
+        let reservation = "it is reserved, since it does not expire; --force gives it back";
         return Some(reservation.to_owned());
     }
     if let Some(reason) = unusable(key, &record, viewer) {
         return Some(format!(
-            "its node cannot be asked whether it is alive ({reason}); --force gives it back \
+            "its node cannot be probed ({reason}); --force gives it back \
              nevertheless"
         ));
     }
     let Some(signs) = (viewer.known)(key.ipv4).signs else {
         return Some(
-            "this node does not know it as a peer, and cannot ask whether it is alive; --force \
+            "this node does not know it as a peer, and cannot probe it; --force \
              gives it back nevertheless"
                 .to_owned(),
         );

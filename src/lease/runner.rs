@@ -1,4 +1,4 @@
-//! The task that keeps this node's lease: it does what the lease rules ask for.
+//! The task that keeps this node's lease: it executes the lease rules' operations.
 
 use std::future::pending;
 use std::net::Ipv4Addr;
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest sleep: timers stand still while a machine is suspended, and `clock` need not.
 const NAP: Duration = Duration::from_secs(1);
 
-/// What the task is told while it runs.
+/// Inputs of the running task.
 #[derive(Debug, Clone)]
 pub struct Controls {
     /// Whether the lease is to be given back.
@@ -34,7 +34,7 @@ pub struct Controls {
 pub enum News {
     /// Something about the lease has changed.
     Lease(Change),
-    /// The store is away or refuses: why, in one line. Peers stay as they are known.
+    /// The store is unreachable or refuses: why, in one line. Known peers stay.
     StoreFails(String),
     /// The store works again.
     StoreWorks,
@@ -89,7 +89,7 @@ pub async fn run(
         result = runner.keep() => result,
         () = async { leave_requested(&mut deadline).await; sleep(PATIENCE).await } => {
             Err(Error::failed(format!(
-                "the lease is not given back, because {name} is away: it ends within a day"
+                "the lease is not given back, because {name} is unreachable: it expires within a day"
             )))
         }
     }
@@ -181,7 +181,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
                 biased;
                 answer = &mut execution => break answer,
                 events = next(&mut self.stream) => self.take(events)?,
-                // The operation is seen through: nobody could tell whether it was done.
+                // The operation is completed: else it would be unknown whether it was done.
                 () = leave_requested(&mut self.controls.leave), if !self.is_leaving => self.begin_leaving(),
                 public_ip = next_public_ip(&mut self.controls.public_ip) => self.manager.set_public_ip(public_ip),
             }
@@ -248,7 +248,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         self.manager.leave();
     }
 
-    /// Takes what the watch tells.
+    /// Handles the watch's events.
     fn take(&mut self, events: std::result::Result<Vec<WatchEvent>, StoreError>) -> Result<()> {
         let now = (self.clock)();
         match events {
@@ -278,14 +278,14 @@ async fn next(
     }
 }
 
-/// Until the lease is to be given back; for ever if nobody can ask any more.
+/// Waits until the lease is to be given back; for ever if the sender is gone.
 async fn leave_requested(leave: &mut watch::Receiver<bool>) {
     if leave.wait_for(|leave| *leave).await.is_err() {
         pending().await
     }
 }
 
-/// The next public address; for ever if nobody can tell any more.
+/// Waits for the next public address; for ever if the sender is gone.
 async fn next_public_ip(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
     if public_ip.changed().await.is_err() {
         pending().await
@@ -295,9 +295,9 @@ async fn next_public_ip(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
 
 /// How the task goes on after it has reported.
 enum Next {
-    /// It does what the lease rules asked for.
+    /// It executes the lease rules' operation.
     Act,
-    /// They have something else to ask for now.
+    /// They have another operation now.
     PollAgain,
     /// That was the end.
     End,
@@ -332,7 +332,7 @@ impl Outage {
         let store = &self.store;
         let reason = match error {
             StoreError::Refused(why) => format!("the lease store {store} refuses: {why}"),
-            _ => format!("the lease store {store} is away: {error}"),
+            _ => format!("the lease store {store} is unreachable: {error}"),
         };
         let refuses = matches!(error, StoreError::Refused(_));
         let began = self.began.get_or_insert_with(|| Began {
@@ -343,15 +343,17 @@ impl Outage {
         if of == OutageOf::Watch {
             began.of = of;
         }
-        // A store that is away is so for many reasons in turn; what it refuses, somebody must mend.
-        let is_told = !began.reason.is_empty() && (!refuses || began.reason == reason);
-        if is_told {
+        // An unreachable store gives many reasons in turn; a refusal needs an administrator.
+        let is_logged = !began.reason.is_empty() && (!refuses || began.reason == reason);
+        if is_logged {
             return None;
         }
         began.reason.clone_from(&reason);
         match refuses {
             true => {
-                warn!("{reason}; it is asked again until that is mended, and the known peers stay")
+                warn!(
+                    "{reason}; requests are retried until that is fixed, and the known peers stay"
+                )
             }
             false => warn!("{reason}; the known peers stay"),
         }
@@ -387,7 +389,7 @@ mod tests {
 
     type StoreResult<T> = std::result::Result<T, StoreError>;
 
-    /// A store that can be taken away, or told to refuse.
+    /// A store that can be made unreachable, or to refuse.
     struct Flaky {
         store: Arc<dyn Store>,
         is_away: Arc<AtomicBool>,
@@ -518,7 +520,7 @@ mod tests {
                 }
             })
             .await;
-            assert_eq!(log.count("is away"), outages, "{}", log.text());
+            assert_eq!(log.count("is unreachable"), outages, "{}", log.text());
             flaky.set_away(false);
             soon("the end of the outage", async {
                 while log.count("is back") < outages {
@@ -532,7 +534,7 @@ mod tests {
         assert_eq!(node.peer().await, format!("{second} gone"));
         let mut third = Node::start(steady, settings("/p", 3));
         third.sees(&first).await;
-        assert_eq!((log.count("is away"), log.count("is back")), (2, 2));
+        assert_eq!((log.count("is unreachable"), log.count("is back")), (2, 2));
         // Three lists, three watches and what an outage asks: no loop.
         let requests = flaky.requests.load(Ordering::SeqCst);
         assert!(requests < 60, "{requests}");

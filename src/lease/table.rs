@@ -43,7 +43,7 @@ pub struct Viewer<'a> {
 pub struct Known {
     /// Its name.
     pub node: Option<String>,
-    /// Signs of its life; `None` if it is no peer.
+    /// Signs of its life; `None` if it is not a peer.
     pub signs: Option<Signs>,
 }
 
@@ -60,7 +60,7 @@ pub async fn survey(store: &dyn Store, prefix: &str) -> Result<Vec<Entry>> {
     };
     let store = store.describe();
     Err(Error::failed(format!(
-        "the lease store {store} is away: {reason}"
+        "the lease store {store} is unreachable: {reason}"
     )))
 }
 

@@ -36,7 +36,7 @@ impl Child {
         let threads = fs::read_dir("/proc/self/task").context("cannot count threads")?;
         if threads.count() != 1 {
             return Err(Error::failed(
-                "a process with threads cannot go on in a child",
+                "a process with threads cannot continue in a child",
             ));
         }
         let (watched, alive) = io::pipe().context("cannot make a pipe")?;
@@ -56,7 +56,7 @@ impl Child {
             }
             // The first process of the PID namespace has ended.
             Err(Errno::ENOMEM) => Err(Error::failed(
-                "cannot start a process: the pod has ended, or there is no memory",
+                "cannot start a process: the pod has ended, or there is not enough memory",
             )),
             Err(error) => Err(Error::failed(format!("cannot start a process: {error}"))),
         }

@@ -106,8 +106,8 @@ impl Kind {
                 };
                 format!(
                     "there are too many {name} namespaces{depth}: user.{setting}{limit} or that of \
-                     a user namespace around this one is reached; end what uses them, or raise it \
-                     with 'sudo sysctl -w user.{setting}=NUMBER'"
+                     a user namespace around this one is reached; stop the processes that use \
+                     them, or raise it with 'sudo sysctl -w user.{setting}=NUMBER'"
                 )
             }
             (Errno::EPERM, Some(0)) if self == Self::User => format!(

@@ -126,7 +126,7 @@ fn open_ports_and_pings(gid: u32) {
 fn return_to(directory: &Path) -> Result<()> {
     if let Err(error) = std::env::set_current_dir(directory) {
         warn!(
-            "the pod begins in /, not in {}: {error}",
+            "the pod starts in /, not in {}: {error}",
             directory.display()
         );
         std::env::set_current_dir("/").context("cannot go to /")?;
@@ -146,7 +146,7 @@ pub enum Target {
 /// Moves this process into an existing network namespace.
 ///
 /// # Errors
-/// If there is none, or it belongs to somebody else.
+/// If there is none, or it belongs to another user.
 pub fn enter(target: &Target) -> Result<()> {
     let net = match target {
         Target::File(path) => path.clone(),
@@ -186,7 +186,7 @@ pub(crate) fn of(process: &str, kinds: &[Namespace]) -> Result<Vec<(Namespace, O
 /// next child. It stays in its working directory where the pod has that, too.
 ///
 /// # Errors
-/// If they belong to somebody else.
+/// If they belong to another user.
 pub(crate) fn enter_pod(namespaces: &[(Namespace, OwnedFd)]) -> Result<()> {
     let directory = std::env::current_dir();
     for (kind, namespace) in namespaces {

@@ -1,4 +1,4 @@
-//! What the pod's thread is asked for, and what goes to and fro.
+//! The pod's thread's commands, and the data passed to and from it.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -45,17 +45,17 @@ pub struct Exposed {
     pub to: SocketAddrV4,
 }
 
-/// What the thread is asked for.
+/// Commands for the thread.
 pub(super) enum Command {
     Dial {
         to: SocketAddrV4,
         socket: OwnedFd,
         reset: Arc<AtomicBool>,
-        told: oneshot::Sender<Result<(), HostError>>,
+        outcome_sender: oneshot::Sender<Result<(), HostError>>,
     },
     Bind {
         inbox: Inbox,
-        told: oneshot::Sender<Option<u16>>,
+        outcome_sender: oneshot::Sender<Option<u16>>,
     },
     Send {
         port: u16,
@@ -86,7 +86,7 @@ impl Datagram {
     }
 }
 
-/// Where the datagrams of a port are put for whoever reads them.
+/// A port's queue of received datagrams.
 #[derive(Debug)]
 pub(super) struct Inbox {
     pub(super) reader: mpsc::UnboundedSender<Datagram>,
@@ -97,7 +97,7 @@ impl Inbox {
     /// Puts a datagram there.
     ///
     /// # Errors
-    /// `WouldBlock` if there is no room, `Refused` if nobody reads any more.
+    /// `WouldBlock` if there is no room, `Refused` if the reader is gone.
     pub(super) fn put(&self, from: SocketAddrV4, payload: &[u8]) -> Result<(), HostError> {
         let room = self.room.take(payload.len()).ok_or(HostError::WouldBlock)?;
         let put = self.reader.send(Datagram::new(from, payload, room));

@@ -43,35 +43,35 @@ const FRAMES: usize = 64;
 const COMMANDS: usize = 64;
 /// The longest frame, and room in front of it.
 const BUFFER_LEN: usize = HEADROOM + frame::MAX_LEN;
-/// How often the gateway is asked for until it answers.
+/// Interval of ARP requests for the gateway until it answers.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How long the node may take to make room for a frame, in milliseconds. It always goes on reading,
 /// so a frame that has to wait is no reason to lose it.
 const ROOM: u16 = 100;
 
-/// What the thread begins with.
+/// The thread's parameters.
 pub(super) struct Setup {
     pub(super) device: FrameSocket,
     pub(super) place: Place,
     pub(super) exposed: Vec<Exposed>,
     pub(super) commands: Receiver<Command>,
     pub(super) wake: Arc<EventFd>,
-    /// Told when the gateway is known.
+    /// Set once the gateway is known.
     pub(super) known: watch::Sender<bool>,
 }
 
 /// Starts the thread.
 pub(super) fn start(setup: Setup) -> io::Result<JoinHandle<()>> {
-    let inside = Inside::new(setup)?;
+    let thread = PodThread::new(setup)?;
     std::thread::Builder::new()
         .name("pod".to_owned())
-        .spawn(move || inside.run())
+        .spawn(move || thread.run())
 }
 
-struct Inside {
+struct PodThread {
     egress: Egress,
-    locals: Locals,
-    wire: Wire,
+    locals: LocalSockets,
+    link: NodeLink,
     epoll: Arc<Epoll>,
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
@@ -83,7 +83,7 @@ struct Inside {
 }
 
 /// The way to the node.
-struct Wire {
+struct NodeLink {
     device: FrameSocket,
     endpoint: Endpoint,
     /// Whether the node has made no room for the last frame: the next ones do not wait.
@@ -92,7 +92,7 @@ struct Wire {
 }
 
 /// The sockets that flows have here.
-struct Locals {
+struct LocalSockets {
     sockets: Sockets,
     exposed: HashMap<(Protocol, u16), SocketAddrV4>,
     /// Connections that begin here, until it is known what becomes of them.
@@ -105,7 +105,7 @@ struct Locals {
     inboxes: HashMap<FlowId, (u16, SocketAddrV4)>,
 }
 
-impl Inside {
+impl PodThread {
     fn new(setup: Setup) -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(&*setup.wake, Token::Wake.readable())?;
@@ -113,7 +113,7 @@ impl Inside {
         let clock = Clock::start();
         let exposed = setup.exposed.iter();
         let exposed = exposed.map(|it| ((it.protocol, it.port), it.to)).collect();
-        let locals = Locals {
+        let locals = LocalSockets {
             sockets: Sockets::new(epoll.clone(), None),
             exposed,
             dialled: HashMap::new(),
@@ -125,7 +125,7 @@ impl Inside {
         Ok(Self {
             egress: Egress::new(config(place)?, clock.now()),
             locals,
-            wire: Wire {
+            link: NodeLink {
                 device: setup.device,
                 endpoint: Endpoint::new(place.address, place.gateway, clock.now()),
                 is_stuck: false,
@@ -154,7 +154,7 @@ impl Inside {
             for event in &ready[..count] {
                 match Token::try_from(event.data()) {
                     Ok(Token::Wake) => {
-                        if self.obey().is_break() {
+                        if self.run_commands().is_break() {
                             return;
                         }
                     }
@@ -171,7 +171,7 @@ impl Inside {
             let now = self.clock.now();
             if self.egress.poll_at().is_some_and(|due| now >= due) {
                 self.egress.handle_timeout(now, &mut self.locals);
-                self.wire.send_output(now, &mut self.egress);
+                self.link.send_output(now, &mut self.egress);
             }
         }
     }
@@ -197,13 +197,13 @@ impl Inside {
     fn ask(&mut self) {
         let now = std::time::Instant::now();
         if self.ask_at.is_some_and(|at| now >= at) {
-            let asked = self.wire.endpoint.ask();
-            self.wire.put(&virtio::Header::default(), &asked);
+            let asked = self.link.endpoint.ask();
+            self.link.put(&virtio::Header::default(), &asked);
             self.ask_at = Some(now + ASK_AGAIN);
         }
     }
 
-    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+    fn run_commands(&mut self) -> std::ops::ControlFlow<()> {
         let _ = self.wake.read();
         for taken in 0.. {
             if taken == COMMANDS {
@@ -219,11 +219,14 @@ impl Inside {
                     to,
                     socket,
                     reset,
-                    told,
-                } => self.dial(to, socket.into(), reset, told),
-                Command::Bind { inbox, told } => {
+                    outcome_sender,
+                } => self.dial(to, socket.into(), reset, outcome_sender),
+                Command::Bind {
+                    inbox,
+                    outcome_sender,
+                } => {
                     // Whoever asked may have gone.
-                    let _ = told.send(self.bind(inbox));
+                    let _ = outcome_sender.send(self.bind(inbox));
                 }
                 Command::Send { port, datagram } => self.send(port, &datagram),
                 Command::Unbind(port) => {
@@ -241,7 +244,7 @@ impl Inside {
         to: SocketAddrV4,
         socket: socket2::Socket,
         reset: Arc<AtomicBool>,
-        told: oneshot::Sender<Result<(), HostError>>,
+        outcome_sender: oneshot::Sender<Result<(), HostError>>,
     ) {
         let key = FlowKey {
             protocol: Protocol::Tcp,
@@ -252,24 +255,24 @@ impl Inside {
         let Self {
             egress,
             locals,
-            wire,
+            link,
             ..
         } = self;
         match egress.dial(now, key, &[], locals) {
             Ok(flow) => {
-                locals.dialled.insert(flow, told);
+                locals.dialled.insert(flow, outcome_sender);
                 locals.resets.insert(flow, reset);
                 if let Err(error) = locals.sockets.adopt(flow, socket) {
                     // The flow finds that it has no socket, and ends.
-                    debug!("no events for a connection to {to}: {error}");
+                    debug!("cannot wait for a connection to {to}: {error}");
                 }
             }
             Err(reason) => {
                 debug!("no connection to {to}: {}", reason.name());
-                let _ = told.send(Err(HostError::Failed));
+                let _ = outcome_sender.send(Err(HostError::Failed));
             }
         }
-        wire.send_output(now, egress);
+        link.send_output(now, egress);
     }
 
     fn bind(&mut self, inbox: Inbox) -> Option<u16> {
@@ -300,16 +303,16 @@ impl Inside {
         let Self {
             egress,
             locals,
-            wire,
+            link,
             ..
         } = self;
         match egress.deliver(now, key, &datagram.payload, locals) {
             Ok(flow) => {
                 locals.inboxes.insert(flow, (port, to));
             }
-            Err(reason) => wire.count(reason),
+            Err(reason) => link.count(reason),
         }
-        wire.send_output(now, egress);
+        link.send_output(now, egress);
     }
 
     /// Takes another place. The gateway may be another one even at the same address.
@@ -332,7 +335,7 @@ impl Inside {
             }
             self.place = place;
         }
-        self.wire.endpoint = Endpoint::new(place.address, place.gateway, now);
+        self.link.endpoint = Endpoint::new(place.address, place.gateway, now);
         self.ask_at = Some(std::time::Instant::now());
     }
 
@@ -341,20 +344,20 @@ impl Inside {
         let Self {
             egress,
             locals,
-            wire,
+            link,
             ..
         } = self;
         egress.ready(now, flow, ready_of(flags), locals);
-        wire.send_output(now, egress);
+        link.send_output(now, egress);
     }
 
     fn read_frames(&mut self) -> io::Result<()> {
         let now = self.clock.now();
         for _ in 0..FRAMES {
-            match self.wire.device.receive(&mut self.buffer[HEADROOM..]) {
+            match self.link.device.receive(&mut self.buffer[HEADROOM..]) {
                 Ok((header, len)) => {
                     if let Err(reason) = self.take(now, &header, len) {
-                        self.wire.count(reason);
+                        self.link.count(reason);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -371,23 +374,23 @@ impl Inside {
         let packet = packet.map_err(|_| DropReason::HeadroomExceeded)?;
         let mut packet = packet.with_offload(offload);
         let Self {
-            wire,
+            link,
             egress,
             locals,
             ..
         } = self;
-        match wire.endpoint.take(&mut packet)? {
+        match link.endpoint.take(&mut packet)? {
             Taken::Packet => {
                 let taken = egress.from_pod(now, &packet, locals);
-                wire.send_output(now, egress);
+                link.send_output(now, egress);
                 taken
             }
             Taken::Answer => {
-                wire.put(&packet.offload(), packet.as_slice());
+                link.put(&packet.offload(), packet.as_slice());
                 Ok(())
             }
             Taken::Consumed => {
-                if wire.endpoint.has_gateway() {
+                if link.endpoint.has_gateway() {
                     self.ask_at = None;
                     self.known.send_replace(true);
                 }
@@ -409,14 +412,14 @@ fn config(place: Place) -> io::Result<Config> {
     Ok(config)
 }
 
-impl Wire {
+impl NodeLink {
     /// Gives the node a frame.
     fn put(&mut self, header: &virtio::Header, frame: &[u8]) {
         let is_full = |sent: &io::Result<_>| matches!(sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         let mut sent = self.device.send(header, frame, &[]);
         if is_full(&sent) && !self.is_stuck {
             let mut room = [PollFd::new(self.device.as_fd(), PollFlags::POLLOUT)];
-            // Whether there is room then sending tells.
+            // The next send shows whether there is room.
             let _ = poll(&mut room, PollTimeout::from(ROOM));
             sent = self.device.send(header, frame, &[]);
         }
@@ -481,7 +484,7 @@ impl Wire {
     }
 }
 
-impl Locals {
+impl LocalSockets {
     /// Ends all connections, as resets do.
     fn forget_flows(&mut self, epoll: Arc<Epoll>) {
         for (_, reset) in self.resets.drain() {
@@ -493,7 +496,7 @@ impl Locals {
     }
 }
 
-impl Host for Locals {
+impl Host for LocalSockets {
     fn open(&mut self, _: FlowId, _: Protocol) -> Result<(), HostError> {
         // Nothing begins here that has no other end.
         Err(HostError::Refused)
@@ -515,9 +518,9 @@ impl Host for Locals {
     }
 
     fn dialled(&mut self, flow: FlowId, result: Result<(), HostError>) {
-        if let Some(told) = self.dialled.remove(&flow) {
+        if let Some(outcome_sender) = self.dialled.remove(&flow) {
             // Whoever asked may have gone.
-            let _ = told.send(result);
+            let _ = outcome_sender.send(result);
         }
     }
 
@@ -579,8 +582,8 @@ impl Host for Locals {
     }
 
     fn close(&mut self, flow: FlowId, reset: bool) {
-        if let Some(told) = self.resets.remove(&flow) {
-            told.store(reset, Ordering::Release);
+        if let Some(outcome_sender) = self.resets.remove(&flow) {
+            outcome_sender.store(reset, Ordering::Release);
         }
         self.dialled.remove(&flow);
         if self.inboxes.remove(&flow).is_none() {

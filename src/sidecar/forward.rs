@@ -35,10 +35,16 @@ pub struct Expose(pub Exposed);
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Malformed {
     /// Of a forward.
-    #[error("'{0}' leads nowhere: write [ADDR:]PORT=HOST:PORT, such as 8080=10.244.1.2:80")]
+    #[error(
+        "'{0}' is not a forwarded port: write [ADDR:]PORT=HOST:PORT, such as \
+             8080=10.244.1.2:80"
+    )]
     Forward(String),
     /// Of an exposed port.
-    #[error("'{0}' exposes nothing: write PORT[/udp]=[ADDR:]PORT, such as 80=127.0.0.1:8080")]
+    #[error(
+        "'{0}' is not an exposed port: write PORT[/udp]=[ADDR:]PORT, such as \
+             80=127.0.0.1:8080"
+    )]
     Expose(String),
 }
 

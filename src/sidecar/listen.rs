@@ -24,9 +24,9 @@ const REST: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Listen(pub SocketAddr);
 
-/// What is no address to listen on.
+/// A text that is not an address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("'{0}' is no address to listen on: write [ADDR:]PORT, such as 1080 or 127.0.0.1:1080")]
+#[error("'{0}' is not an address to listen on: write [ADDR:]PORT, such as 1080 or 127.0.0.1:1080")]
 pub struct NotListen(String);
 
 impl FromStr for Listen {
@@ -52,8 +52,8 @@ impl Listen {
         let Self(address) = self;
         if !is_public && !self.is_loopback() {
             return Err(Error::usage(format!(
-                "{flag} {address}: whoever reaches that address could use it to reach the pod \
-                 network: add --allow-public-proxy if that is meant"
+                "{flag} {address}: anyone who reaches that address could use it to reach the pod \
+                 network: add --allow-public-proxy to allow that"
             )));
         }
         let bound = TcpListener::bind(address).await;
@@ -76,7 +76,7 @@ pub(super) async fn accept<F>(
     F: Future<Output = std::result::Result<(), String>> + Send + 'static,
 {
     let mut clients = Clients::new(CLIENTS);
-    let mut told = false;
+    let mut warned = false;
     loop {
         match listener.accept().await {
             Ok((stream, client)) => {
@@ -98,8 +98,8 @@ pub(super) async fn accept<F>(
                 });
             }
             Err(error) => {
-                if !std::mem::replace(&mut told, true) {
-                    warn!("{name} cannot take clients now: {error}");
+                if !std::mem::replace(&mut warned, true) {
+                    warn!("{name} cannot accept clients now: {error}");
                 }
                 sleep(REST).await;
             }

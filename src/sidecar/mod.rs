@@ -41,7 +41,7 @@ pub struct Settings {
     pub forwards: Vec<Forward>,
     /// Whether others than this machine may use all those.
     pub is_public: bool,
-    /// What clients of the proxies have to tell.
+    /// The credentials that proxy clients must send.
     pub credentials: Option<Arc<Credentials>>,
 }
 
@@ -52,8 +52,9 @@ impl Settings {
         let mut open = proxies.filter(|it| self.is_public && !it.is_loopback());
         if let (Some(Listen(address)), None) = (open.next(), &self.credentials) {
             warn!(
-                "whoever reaches {address} is in the pod network, and where its pods get: name a \
-                 file with USER:PASSWORD that clients have to tell with --proxy-auth-file"
+                "anyone who reaches {address} can reach the pod network and whatever its pods \
+                 reach: give a file with the USER:PASSWORD that clients must send with \
+                 --proxy-auth-file"
             );
         }
     }

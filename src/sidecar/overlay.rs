@@ -91,7 +91,7 @@ impl Overlay {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Error::failed("the pod's thread has ended")),
             Err(_) => Err(Error::failed(
-                "the node does not say where its gateway is: its process hangs or is stopped",
+                "the node does not report its gateway: its process hangs or is stopped",
             )),
         }
     }
@@ -106,12 +106,12 @@ impl Overlay {
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
         let reset = Arc::new(AtomicBool::new(false));
-        let (told, outcome) = oneshot::channel();
-        self.tell(Command::Dial {
+        let (outcome_sender, outcome) = oneshot::channel();
+        self.send(Command::Dial {
             to,
             socket: theirs.into(),
             reset: reset.clone(),
-            told,
+            outcome_sender,
         })?;
         outcome.await.map_err(ended)?.map_err(refusal)?;
         Ok(Stream {
@@ -126,11 +126,11 @@ impl Overlay {
     /// If none is free.
     pub async fn bind(self: &Arc<Self>) -> io::Result<DatagramSocket> {
         let (reader, inbox) = mpsc::unbounded_channel();
-        let (told, port) = oneshot::channel();
+        let (outcome_sender, port) = oneshot::channel();
         let room = self.incoming.port();
-        self.tell(Command::Bind {
+        self.send(Command::Bind {
             inbox: Inbox { reader, room },
-            told,
+            outcome_sender,
         })?;
         let port = port.await.map_err(ended)?;
         Ok(DatagramSocket {
@@ -147,11 +147,11 @@ impl Overlay {
     /// # Errors
     /// If the thread has ended, or there is no IPv4 address in it.
     pub fn move_to(&self, attached: &Attached) -> Result<()> {
-        self.tell(Command::Move(attached.try_into()?))
+        self.send(Command::Move(attached.try_into()?))
             .map_err(Error::failed)
     }
 
-    fn tell(&self, command: Command) -> io::Result<()> {
+    fn send(&self, command: Command) -> io::Result<()> {
         self.commands.send(command).map_err(ended)?;
         // A full counter wakes the thread as well.
         let _ = self.wake.write(1);
@@ -161,7 +161,7 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        let _ = self.tell(Command::Stop);
+        let _ = self.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -257,7 +257,7 @@ impl DatagramSocket {
             }
             return Ok(());
         };
-        self.overlay.tell(Command::Send {
+        self.overlay.send(Command::Send {
             port: self.port,
             datagram: Datagram::new(to, payload, room),
         })
@@ -276,6 +276,6 @@ impl DatagramSocket {
 
 impl Drop for DatagramSocket {
     fn drop(&mut self) {
-        let _ = self.overlay.tell(Command::Unbind(self.port));
+        let _ = self.overlay.send(Command::Unbind(self.port));
     }
 }

@@ -25,10 +25,10 @@ const TRIES: [Duration; 3] = [
 #[derive(Debug, Error)]
 pub(super) enum ResolveError {
     /// There is no such name.
-    #[error("nobody has the name {0}")]
+    #[error("the name {0} does not exist")]
     NoName(String),
     /// Names cannot be looked up.
-    #[error("names cannot be looked up: {0}")]
+    #[error("cannot look up names: {0}")]
     Resolver(io::Error),
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn resolve(
     Err(match fault {
         None => ResolveError::NoName(name.to_owned()),
         Some(code) => {
-            ResolveError::Resolver(io::Error::other(format!("the resolver says: {code}")))
+            ResolveError::Resolver(io::Error::other(format!("the resolver answered {code}")))
         }
     })
 }
@@ -97,7 +97,7 @@ async fn ask(
         let until = Instant::now() + patience;
         while let Ok(received) = timeout_at(until, socket.receive()).await {
             let (from, answer) = received.map_err(lost)?;
-            // What answers another question, or nobody asked for, does not count.
+            // An answer to another query, or to none, does not count.
             if let Some(outcome) = (from == to).then(|| read(&query, &answer)).flatten() {
                 return Ok(outcome);
             }

@@ -49,7 +49,7 @@ impl EtcdOptions {
         let has_tls = self.cafile.is_some() || self.certfile.is_some() || self.keyfile.is_some();
         if has_tls && !servers.iter().any(|server| is_tls(server)) {
             return Err(Error::usage(format!(
-                "certificates are given, but {} is reached without TLS: use https:// or etcds://",
+                "certificates are given, but the URL of {} has no TLS: use https:// or etcds://",
                 servers.join(",")
             )));
         }
@@ -166,7 +166,7 @@ impl EtcdStore {
             let server = &self.servers[index];
             match self.connect(server).await {
                 Ok(client) => {
-                    debug!("leases are asked for at {server}");
+                    debug!("requests for leases go to {server}");
                     link.next = index;
                     link.count += 1;
                     let connection = Connection {
@@ -348,7 +348,7 @@ impl EtcdStore {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(error)) => match self.explain(&connection.server, &error) {
                 StoreError::Unavailable(reason) if wants_tls(&connection.server).await => {
-                    let hint = "it wants TLS: name it with https:// or etcds://";
+                    let hint = "it requires TLS: use https:// or etcds://";
                     StoreError::Unavailable(format!("{reason} ({hint})"))
                 }
                 error => error,
@@ -368,7 +368,7 @@ impl EtcdStore {
             StoreError::Unavailable(reason)
                 if is_tls(server) && self.options.certfile.is_none() && is_hang_up(&reason) =>
             {
-                let hint = "perhaps it wants a certificate of the node";
+                let hint = "perhaps it requires a client certificate";
                 StoreError::Unavailable(format!("{reason} ({hint})"))
             }
             error => error,
@@ -688,7 +688,7 @@ fn explain(server: &str, user: Option<&str>, error: &EtcdError) -> StoreError {
             StoreError::Unavailable(format!("{server} {REFUSES_USER} '{user}': {message}"))
         }
         (_, None) if is_about_users => StoreError::Refused(format!(
-            "{server} refuses: {message}; it wants a user and a password"
+            "{server} refuses: {message}; it requires a user and a password"
         )),
         (UNIMPLEMENTED, _) => StoreError::Refused(format!("{server} refuses: {message}")),
         _ => StoreError::Unavailable(format!("{server}: {}", cause(status, message))),
@@ -708,7 +708,7 @@ fn cause(status: &dyn std::error::Error, message: String) -> String {
     let hint = if text.contains("UnknownIssuer") || text.contains("BadSignature") {
         " (another CA has signed the server's certificate)"
     } else if text.contains("CertificateRequired") {
-        " (it wants a certificate and a key of the node)"
+        " (it requires a client certificate and key)"
     } else {
         ""
     };

@@ -159,11 +159,11 @@ impl ListFile {
             .map_err(|error| format!("{path}: {error}"))
             .and_then(|text| List::parse(&self.path, &text));
         match list {
-            Err(error) => warn!("the list of nodes stays as it was: {error}"),
+            Err(error) => warn!("the list of nodes is left unchanged: {error}"),
             Ok(list) if list == state.list => {}
             Ok(list) => {
                 if list.config != state.list.config {
-                    warn!("{path} has another network now: nodes take it when they start");
+                    warn!("{path} has a different network now: nodes read it when they start");
                 }
                 info!("{path} has {} now", count(list.nodes.len() as u64, "node"));
                 state.list = list;
@@ -237,13 +237,13 @@ impl ListFile {
         match list.nodes.get(&ip) {
             None => self.missing(ip),
             Some(node) if node.key.to_string() != subnet => StoreError::Refused(format!(
-                "{path} has the subnet {} for {ip}, and {subnet} is in use: start the node again",
+                "{path} has the subnet {} for {ip}, and {subnet} is in use: restart the node",
                 node.key.ipv4
             )),
             Some(node) => {
                 let mac = node.record.vtep_mac().map(|mac| mac.to_string());
                 StoreError::Refused(format!(
-                    "{path} describes the node {ip} otherwise ({}, vtep-mac {}): start it again",
+                    "{path} describes the node {ip} differently ({}, vtep-mac {}): restart it",
                     node.record.backend(),
                     mac.as_deref().unwrap_or("none"),
                 ))
@@ -449,7 +449,7 @@ impl Source<'_> {
                     .as_ref()
                     .map(Spanned::span)
                     .unwrap_or_default();
-                let error = format!("'{other}' is none of vxlan, udp, host-gw and ipip");
+                let error = format!("'{other}' is not one of vxlan, udp, host-gw and ipip");
                 Err(self.mistake(span, "backend", error))
             }
         }
@@ -478,7 +478,7 @@ impl Source<'_> {
         }
         if subnet.prefix_len() != config.subnet_len {
             let len = config.subnet_len;
-            return wrong(format!("{subnet} is not a /{len}, which subnet-len says"));
+            return wrong(format!("{subnet} is not a /{len}, as subnet-len requires"));
         }
         let mac = match &table.vtep_mac {
             None => derived_mac(ip),

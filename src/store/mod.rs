@@ -125,7 +125,9 @@ pub fn open(url: impl AsRef<OsStr>, options: &EtcdOptions) -> Result<Arc<dyn Sto
     let rest = OsStr::from_bytes(&rest[1..]);
     let path = || {
         if rest.is_empty() {
-            return Err(Error::usage(format!("the store '{shown}' names no file")));
+            return Err(Error::usage(format!(
+                "the store '{shown}' lacks a file name"
+            )));
         }
         Ok(Path::new(rest))
     };

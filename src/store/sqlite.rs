@@ -40,7 +40,7 @@ const LOG: Revision = 10_000;
 const POLL: Duration = Duration::from_millis(100);
 /// How long an operation waits for others that write.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// `Musl`: tells our databases from others.
+/// `Musl`: marks our databases.
 const APPLICATION: i32 = 0x4d75_736c;
 const VERSION: i32 = 1;
 const SCHEMA: &str = "
@@ -63,7 +63,7 @@ const CLOCK: &str = "
     ) STRICT;
 ";
 
-/// What tells a database from others, wherever it lies. It came later, too.
+/// A database's identity, wherever it lies. It was added later, too.
 const NAME: &str = "
     CREATE TABLE IF NOT EXISTS name (
         id INTEGER PRIMARY KEY CHECK (id = 0), name TEXT NOT NULL
@@ -357,7 +357,7 @@ impl Database {
     fn open_again(&mut self) -> StoreResult<()> {
         let path = &self.path;
         if create(path).map_err(|error| refused(path, error))? {
-            warn!("{} was removed: it is made anew", path.display());
+            warn!("{} was removed: it is recreated", path.display());
         }
         *self = Self::open(path)?;
         Ok(())

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::{Context, Result};
 use crate::terminal::text;
 
-/// Prints text; a reader that has gone, like `head`, is no error.
+/// Prints text; a closed pipe, as by `head`, is not an error.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout

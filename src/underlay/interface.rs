@@ -48,10 +48,10 @@ impl PublicInterface {
     }
 }
 
-/// What the user says about the underlay's interface.
+/// The user's choice of the underlay's interface.
 #[derive(Debug, Clone, Default)]
-pub struct Wanted {
-    /// Interfaces by name or address; the first one that is there is taken.
+pub struct InterfaceChoice {
+    /// Interfaces by name or address; the first one that exists is used.
     pub interfaces: Vec<String>,
     /// Else the first pattern that fits an address, or else a name.
     pub patterns: Vec<Regex>,
@@ -83,12 +83,12 @@ pub enum NoInterface {
 
 type Found<T> = std::result::Result<T, NoInterface>;
 
-impl Wanted {
+impl InterfaceChoice {
     fn names_an_interface(&self) -> bool {
         !self.interfaces.is_empty() || !self.patterns.is_empty() || self.reach.is_some()
     }
 
-    /// What was asked for, for people.
+    /// A description of the choice for messages.
     fn describe(&self) -> String {
         let names = self.interfaces.iter().map(|name| format!("--iface {name}"));
         let patterns = self.patterns.iter().map(|it| format!("--iface-regex {it}"));
@@ -105,7 +105,7 @@ impl Wanted {
 ///
 /// # Errors
 /// Why there is none like that, and what to do.
-pub async fn choose(wanted: &Wanted, audience: Audience) -> Found<PublicInterface> {
+pub async fn choose(wanted: &InterfaceChoice, audience: Audience) -> Found<PublicInterface> {
     choose_among(wanted, audience, &Machine::read(wanted.reach).await?)
 }
 
@@ -121,19 +121,19 @@ pub fn forwards_ipv4(interface: &str) -> Option<bool> {
     }
 }
 
-/// The interfaces of a machine and the ways out of it.
+/// The interfaces of a machine and its routes out.
 #[derive(Debug, Default)]
 struct Machine {
     interfaces: Vec<Interface>,
-    /// The way to the address that shall be reached.
-    way_to_reach: Option<Way>,
-    /// The way by the default route.
-    way_to_world: Option<Way>,
+    /// The route to the address of `--iface-can-reach`.
+    route_to_reach: Option<RouteOut>,
+    /// The default route.
+    default_route: Option<RouteOut>,
 }
 
 /// The interface by which packets leave, and the address they have then.
 #[derive(Debug, Clone, Copy)]
-struct Way {
+struct RouteOut {
     interface: u32,
     source: Option<Ipv4Addr>,
 }
@@ -141,14 +141,18 @@ struct Way {
 /// An interface and the address on it that is meant.
 type Place<'a> = (&'a Interface, Ipv4Addr);
 
-fn choose_among(wanted: &Wanted, audience: Audience, machine: &Machine) -> Found<PublicInterface> {
+fn choose_among(
+    wanted: &InterfaceChoice,
+    audience: Audience,
+    machine: &Machine,
+) -> Found<PublicInterface> {
     if let Some(public) = wanted.public_ip.filter(|it| is_nobody(*it)) {
-        let error = Error::usage(format!("no node can be reached at {public}"));
+        let error = Error::usage(format!("other nodes cannot reach this one at {public}"));
         return Err(error.into());
     }
     let (interface, mut address) = if wanted.names_an_interface() {
         let place = machine.named(wanted, audience);
-        place.ok_or_else(|| machine.lacks(&wanted.describe()))?
+        place.ok_or_else(|| machine.no_such_interface(&wanted.describe()))?
     } else {
         machine.unnamed(wanted.public_ip, audience)?
     };
@@ -193,7 +197,7 @@ fn is_nobody(ip: Ipv4Addr) -> bool {
 }
 
 impl Audience {
-    /// Whether it can send to an address, as far as that can be told from the address.
+    /// Whether it can send to an address, as far as the address itself shows that.
     fn reaches(self, address: Ipv4Addr) -> bool {
         self == Self::Machine || !address.is_loopback()
     }
@@ -201,15 +205,20 @@ impl Audience {
 
 impl Machine {
     /// The first place that one of the user's words fits.
-    fn named(&self, wanted: &Wanted, audience: Audience) -> Option<Place<'_>> {
-        let by_name = || wanted.interfaces.iter().find_map(|text| self.called(text));
+    fn named(&self, wanted: &InterfaceChoice, audience: Audience) -> Option<Place<'_>> {
+        let by_name = || {
+            wanted
+                .interfaces
+                .iter()
+                .find_map(|text| self.by_name_or_address(text))
+        };
         let by_pattern = || {
             let mut patterns = wanted.patterns.iter();
             patterns.find_map(|it| self.matching(it, audience))
         };
         let names_loopback = wanted.reach.is_some_and(|it| it.is_loopback());
         let by_route = || {
-            let place = self.along(self.way_to_reach);
+            let place = self.via_route(self.route_to_reach);
             place.filter(|place| names_loopback || audience.reaches(place.1))
         };
         by_name().or_else(by_pattern).or_else(by_route)
@@ -222,23 +231,23 @@ impl Machine {
         if let Some(public) = public_ip {
             let owner = self.owner(public).ok_or_else(|| {
                 NoInterface::NotYet(format!(
-                    "the public address {public} is not on this machine, which has {}: if it is \
-                     translated to one of these, name that with --iface",
+                    "the public address {public} is not on this machine, which has {}: if NAT \
+                     translates it to one of these, choose that with --iface",
                     self.list()
                 ))
             })?;
             return Ok((owner, public));
         }
-        let by_route = self.along(self.way_to_world);
+        let by_route = self.via_route(self.default_route);
         if let Some(place) = by_route.filter(|place| audience.reaches(place.1)) {
             return Ok(place);
         }
         match audience {
             Audience::Machine => self
-                .called(&Ipv4Addr::LOCALHOST.to_string())
+                .by_name_or_address(&Ipv4Addr::LOCALHOST.to_string())
                 .ok_or_else(|| {
                     NoInterface::NotYet(
-                        "this machine has no IPv4 address: name one with --public-ip".to_owned(),
+                        "this machine has no IPv4 address: give one with --public-ip".to_owned(),
                     )
                 }),
             Audience::Others => self.only_global(),
@@ -256,12 +265,12 @@ impl Machine {
         match all.collect::<Vec<_>>().as_slice() {
             [only] => Ok(*only),
             [] => Err(NoInterface::NotYet(format!(
-                "this machine has no IPv4 address that other nodes could send to (it has {}): it \
-                 may get one, or name one with --public-ip or --iface",
+                "this machine has no IPv4 address that other nodes could send to (it has {}): \
+                 wait until it has one, or choose one with --public-ip or --iface",
                 self.list()
             ))),
             _ => Err(NoInterface::NotYet(format!(
-                "this machine has no default route and several addresses, {}: name one with \
+                "this machine has no default route and several addresses, {}: choose one with \
                  --public-ip or --iface",
                 self.list()
             ))),
@@ -269,7 +278,7 @@ impl Machine {
     }
 
     /// The interface with this name or address.
-    fn called(&self, text: &str) -> Option<Place<'_>> {
+    fn by_name_or_address(&self, text: &str) -> Option<Place<'_>> {
         if let Ok(ip) = text.parse() {
             return Some((self.owner(ip)?, ip));
         }
@@ -297,13 +306,13 @@ impl Machine {
         })
     }
 
-    fn along(&self, way: Option<Way>) -> Option<Place<'_>> {
-        let way = way?;
+    fn via_route(&self, route: Option<RouteOut>) -> Option<Place<'_>> {
+        let route = route?;
         let interface = self
             .interfaces
             .iter()
-            .find(|it| it.index == way.interface)?;
-        let source = way.source.filter(|source| interface.has(*source));
+            .find(|it| it.index == route.interface)?;
+        let source = route.source.filter(|source| interface.has(*source));
         Some((interface, source.or_else(|| interface.preferred())?))
     }
 
@@ -311,7 +320,7 @@ impl Machine {
         self.interfaces.iter().find(|interface| interface.has(ip))
     }
 
-    fn lacks(&self, what: &str) -> NoInterface {
+    fn no_such_interface(&self, what: &str) -> NoInterface {
         NoInterface::NotYet(format!(
             "no interface with an IPv4 address fits {what}; this machine has {}",
             self.list()
@@ -381,17 +390,17 @@ impl Machine {
     ) -> std::result::Result<Self, rtnetlink::Error> {
         Ok(Self {
             interfaces: links::interfaces(handle).await?,
-            way_to_reach: match reach {
-                Some(reach) => way(handle, reach).await,
+            route_to_reach: match reach {
+                Some(reach) => route_out(handle, reach).await,
                 None => None,
             },
-            way_to_world: way(handle, WORLD).await,
+            default_route: route_out(handle, WORLD).await,
         })
     }
 }
 
 /// How packets to `destination` leave; nothing if they cannot.
-async fn way(handle: &Handle, destination: Ipv4Addr) -> Option<Way> {
+async fn route_out(handle: &Handle, destination: Ipv4Addr) -> Option<RouteOut> {
     let message = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(destination, 32)
         .build();
@@ -405,7 +414,7 @@ async fn way(handle: &Handle, destination: Ipv4Addr) -> Option<Way> {
         RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => Some(*ip),
         _ => None,
     });
-    Some(Way {
+    Some(RouteOut {
         interface: interface?,
         source,
     })
@@ -445,38 +454,38 @@ mod tests {
                 interface(3, "eth1", 9000, &["169.254.7.7", "10.0.0.5"]),
                 interface(4, "br0", 1500, &[]),
             ],
-            way_to_reach: None,
-            way_to_world: Some(Way {
+            route_to_reach: None,
+            default_route: Some(RouteOut {
                 interface: 2,
                 source: Some(ip("192.168.1.5")),
             }),
         }
     }
 
-    fn named(names: &[&str]) -> Wanted {
-        Wanted {
+    fn named(names: &[&str]) -> InterfaceChoice {
+        InterfaceChoice {
             interfaces: names.iter().map(|&name| name.to_owned()).collect(),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         }
     }
 
-    fn patterns(patterns: &[&str]) -> Wanted {
+    fn patterns(patterns: &[&str]) -> InterfaceChoice {
         let patterns = patterns.iter().map(|text| Regex::new(text).unwrap());
-        Wanted {
+        InterfaceChoice {
             patterns: patterns.collect(),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         }
     }
 
     #[track_caller]
-    fn chosen(wanted: &Wanted) -> (String, String) {
+    fn chosen(wanted: &InterfaceChoice) -> (String, String) {
         let found = choose_among(wanted, Audience::Others, &machine()).unwrap();
         assert!(!found.is_translated());
         (found.name, found.address.to_string())
     }
 
     #[track_caller]
-    fn refused(wanted: &Wanted, words: &[&str]) {
+    fn refused(wanted: &InterfaceChoice, words: &[&str]) {
         let error = choose_among(wanted, Audience::Others, &machine()).unwrap_err();
         assert!(matches!(error, NoInterface::NotYet(_)), "{error}");
         for word in words {
@@ -525,7 +534,7 @@ mod tests {
 
     #[test]
     fn u19_by_pattern_and_public_ip() {
-        let wanted = Wanted {
+        let wanted = InterfaceChoice {
             public_ip: Some(ip("203.0.113.9")),
             ..patterns(&["eth1"])
         };
@@ -539,9 +548,9 @@ mod tests {
 
     #[test]
     fn u19_by_what_it_can_reach() {
-        let wanted = Wanted {
+        let wanted = InterfaceChoice {
             reach: Some(ip("10.0.0.77")),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         };
         let mut machine = machine();
         let error = choose_among(&wanted, Audience::Others, &machine)
@@ -554,7 +563,7 @@ mod tests {
             // A source of another interface cannot be bound to this one.
             (Some("192.168.1.5"), "10.0.0.5"),
         ] {
-            machine.way_to_reach = Some(Way {
+            machine.route_to_reach = Some(RouteOut {
                 interface: 3,
                 source: source.map(ip),
             });
@@ -580,9 +589,9 @@ mod tests {
 
     #[test]
     fn a_public_address_chooses_its_interface() {
-        let public = |text: &str| Wanted {
+        let public = |text: &str| InterfaceChoice {
             public_ip: Some(ip(text)),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         };
         assert_eq!(chosen(&public("10.0.0.5")), pair("eth1", "10.0.0.5"));
         assert_eq!(chosen(&public("127.0.0.2")), pair("lo", "127.0.0.2"));
@@ -591,7 +600,7 @@ mod tests {
 
     #[test]
     fn a_public_address_of_another_interface_is_refused() {
-        let on = |name: &str, public: &str| Wanted {
+        let on = |name: &str, public: &str| InterfaceChoice {
             public_ip: Some(ip(public)),
             ..named(&[name])
         };
@@ -611,7 +620,10 @@ mod tests {
 
     #[test]
     fn without_a_word_it_is_the_default_route() {
-        assert_eq!(chosen(&Wanted::default()), pair("eth0", "192.168.1.5"));
+        assert_eq!(
+            chosen(&InterfaceChoice::default()),
+            pair("eth0", "192.168.1.5")
+        );
     }
 
     /// A machine without a default route.
@@ -623,7 +635,11 @@ mod tests {
     }
 
     #[track_caller]
-    fn place(wanted: &Wanted, audience: Audience, machine: &Machine) -> Option<(String, String)> {
+    fn place(
+        wanted: &InterfaceChoice,
+        audience: Audience,
+        machine: &Machine,
+    ) -> Option<(String, String)> {
         match choose_among(wanted, audience, machine) {
             Ok(found) => Some((found.name, found.address.to_string())),
             Err(NoInterface::NotYet(_)) => None,
@@ -639,7 +655,7 @@ mod tests {
         let local = || interface(4, "eth2", 1500, &["169.254.7.7"]);
         let mut down = eth1();
         down.is_up = false;
-        let any = Wanted::default();
+        let any = InterfaceChoice::default();
         let others = |interfaces| place(&any, Audience::Others, &isolated(interfaces));
         assert_eq!(
             others(vec![lo(), local(), eth0(), down]),
@@ -668,22 +684,22 @@ mod tests {
     fn loopback_is_for_others_only_where_the_user_names_it() {
         let lo = || interface(1, "lo", 65536, &["127.0.0.1"]);
         let mut machine = isolated(vec![lo()]);
-        machine.way_to_reach = Some(Way {
+        machine.route_to_reach = Some(RouteOut {
             interface: 1,
             source: Some(ip("127.0.0.1")),
         });
-        machine.way_to_world = machine.way_to_reach;
-        let found = |wanted: Wanted, audience| {
+        machine.default_route = machine.route_to_reach;
+        let found = |wanted: InterfaceChoice, audience| {
             place(&wanted, audience, &machine).map(|(_, address)| address)
         };
         let loopback = Some("127.0.0.1".to_owned());
-        let reach = |text: &str| Wanted {
+        let reach = |text: &str| InterfaceChoice {
             reach: Some(ip(text)),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         };
-        let public = Wanted {
+        let public = InterfaceChoice {
             public_ip: Some(ip("127.0.0.1")),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         };
         for named in [
             named(&["lo"]),
@@ -695,7 +711,7 @@ mod tests {
         }
         // A default route to nowhere, what fits any interface, and the machine's own address.
         for wanted in [
-            Wanted::default(),
+            InterfaceChoice::default(),
             patterns(&["."]),
             patterns(&["lo"]),
             reach("10.0.0.5"),
@@ -762,14 +778,15 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_has_a_loopback_interface() {
-        let choose = async |wanted: Wanted| choose(&wanted, Audience::Others).await.unwrap();
+        let choose =
+            async |wanted: InterfaceChoice| choose(&wanted, Audience::Others).await.unwrap();
         let found = choose(named(&["127.0.0.2"])).await;
         assert_eq!((&*found.name, found.address), ("lo", ip("127.0.0.2")));
         assert!(found.mtu >= 1280 && found.is_up);
         assert_eq!(found.prefix, "127.0.0.0/8".parse::<Ipv4Net>().unwrap());
-        let wanted = Wanted {
+        let wanted = InterfaceChoice {
             reach: Some(ip("127.0.0.3")),
-            ..Wanted::default()
+            ..InterfaceChoice::default()
         };
         assert_eq!(choose(wanted).await.name, "lo");
     }

@@ -97,12 +97,12 @@ impl KernelNetwork {
         let conflict = |(name, address): (&str, &Address)| Conflict {
             detail: format!(
                 "{name} has {}/{}, of this node's own subnet {subnet}: pods behind it are cut \
-                 off, since their packets come to the node, which does not know them",
+                 off, since their packets arrive at the node, which does not know them",
                 address.ip,
                 address.prefix.prefix_len()
             ),
             advice: format!(
-                "attach them to the node with 'muslin attach' or start them anew, and remove the \
+                "attach them to the node with 'muslin attach' or restart them, and remove the \
                  interface with 'sudo ip link del {name}' ({GUIDE})"
             ),
         };
@@ -137,8 +137,8 @@ impl KernelNetwork {
         if let Some(name) = by_vxlan.iter().find_map(|(_, it)| self.vxlan_at(*it)) {
             conflicts.push(Conflict {
                 detail: format!(
-                    "this machine's kernel has routes into the pod network {network} by {name}: {}, \
-                     so what is not in a pod goes past the node",
+                    "this machine's kernel has routes into the pod network {network} by {name}: \
+                     {}, so packets from outside pods bypass the node",
                     list(&by_vxlan)
                 ),
                 advice: format!(

@@ -1,4 +1,4 @@
-//! The kernel's interfaces with their IPv4 addresses, as rtnetlink tells them.
+//! The kernel's interfaces with their IPv4 addresses, as rtnetlink reports them.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -18,7 +18,7 @@ use smoltcp::wire::EthernetAddress;
 pub(super) struct Interface {
     pub(super) index: u32,
     pub(super) name: String,
-    /// In bytes; 0 if the kernel does not tell.
+    /// In bytes; 0 if the kernel does not report it.
     pub(super) mtu: u32,
     pub(super) is_up: bool,
     pub(super) mac: Option<EthernetAddress>,

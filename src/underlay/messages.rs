@@ -41,7 +41,7 @@ struct Message<M> {
     about: M,
 }
 
-/// How many messages the kernel has dropped since a socket is open, modulo 2^32, as far as it told.
+/// Messages that the kernel has dropped since the socket was opened, modulo 2^32, as last reported.
 #[derive(Debug, Default)]
 pub(super) struct Overflow(AtomicU32);
 
@@ -208,7 +208,7 @@ impl<M> Messages<M> {
             match read(&mut buffer[..len]) {
                 Ok((len, about)) => self.messages.push(Message { index, len, about }),
                 Err(error) if index == 0 => return Err(error),
-                // Whatever else it is, the next call tells.
+                // Any other error is returned by the next call.
                 Err(error) => return Ok(error.kind() != io::ErrorKind::WouldBlock),
             }
         }

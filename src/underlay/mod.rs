@@ -15,11 +15,12 @@ pub mod uplink;
 
 pub use batch::Received;
 pub use interface::{
-    Audience, NoInterface, PublicInterface, Wanted, choose as choose_interface, forwards_ipv4,
+    Audience, InterfaceChoice, NoInterface, PublicInterface, choose as choose_interface,
+    forwards_ipv4,
 };
 pub use kernel::{Conflict, KernelNetwork};
 pub use socket::Options;
-pub use udp::{Route, UdpSocket, path_mtu};
+pub use udp::{Route, TunnelSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 
 pub(crate) use crate::netlink::Changes;
@@ -28,17 +29,17 @@ pub(crate) use crate::netlink::Changes;
 #[derive(Debug)]
 pub struct Underlay {
     /// For encapsulated packets.
-    pub tunnel: Option<UdpSocket>,
+    pub tunnel: Option<TunnelSocket>,
     /// For bare ones.
     pub uplink: Option<Uplink>,
 }
 
 impl Underlay {
-    /// Whether the kernel can be trusted to cut trains of datagrams apart, as far as that is known.
+    /// Whether the kernel can be trusted to segment UDP sends, as far as that is known.
     pub(crate) fn takes_trains(&self) -> bool {
         let of_kernel = || !udp::has_known_defect();
         self.tunnel
             .as_ref()
-            .map_or_else(of_kernel, UdpSocket::has_gso)
+            .map_or_else(of_kernel, TunnelSocket::has_gso)
     }
 }

@@ -88,13 +88,13 @@ mod tests {
     use std::net::{Ipv4Addr, UdpSocket as Plain};
 
     use super::*;
-    use crate::underlay::{Options, Received, UdpSocket};
+    use crate::underlay::{Options, Received, TunnelSocket};
 
     const WORKERS: usize = 2;
 
     /// A tunnel's sockets on one machine, and which of them what a pod sends comes to.
     struct Tunnel {
-        workers: Vec<UdpSocket>,
+        workers: Vec<TunnelSocket>,
         format: Format,
     }
 
@@ -106,7 +106,7 @@ mod tests {
                 gso: true,
                 gro: true,
             };
-            let workers = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options, WORKERS);
+            let workers = TunnelSocket::bind("127.0.0.1:0".parse().unwrap(), options, WORKERS);
             let workers = workers.unwrap();
             Self { workers, format }
         }

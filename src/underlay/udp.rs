@@ -44,42 +44,44 @@ impl Options {
                 gro_fails,
             }) => {
                 if gso_fails {
-                    warn!("this kernel garbles trains of datagrams it sends: one by one instead");
+                    warn!(
+                        "this kernel corrupts segmented UDP sends: datagrams are sent one by one instead"
+                    );
                 }
                 if gro_fails {
-                    warn!("this kernel garbles trains of datagrams it receives: it makes none");
+                    warn!("this kernel corrupts coalesced UDP receives: UDP_GRO is not used");
                 }
                 self.gso &= !gso_fails;
                 self.gro &= !gro_fails;
             }
-            Err(error) => debug!("trains of datagrams cannot be tried: {error}"),
+            Err(error) => debug!("cannot test segmented UDP sends: {error}"),
         }
         self
     }
 }
 
-/// Where a datagram goes, and from which of the sockets.
+/// A datagram's destination, and the socket it leaves from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     socket: usize,
     destination: SocketAddr,
 }
 
-/// Non-blocking UDP sockets on the node's public address; raw ones, which take CAP_NET_RAW, where
-/// packets have no UDP header.
+/// A tunnel's non-blocking sockets on the node's public address: UDP, or raw IP (which requires
+/// CAP_NET_RAW) where packets have no UDP header.
 #[derive(Debug)]
-pub struct UdpSocket {
+pub struct TunnelSocket {
     /// The tunnel's own port, from which datagrams leave, too.
     main: Queue,
     /// The other sockets that share it.
     queues: Vec<Queue>,
     /// Other ports that datagrams leave from.
     others: Vec<std::net::UdpSocket>,
-    /// Whether the kernel cuts trains apart, as far as that is known.
+    /// Whether the kernel segments UDP sends, as far as that is known.
     gso: AtomicBool,
     gro: bool,
-    /// Whether it was told that a train was too long for a path.
-    told: AtomicBool,
+    /// Whether a warning was logged that a segmented send was too long for a path.
+    warned: AtomicBool,
 }
 
 /// A socket that datagrams arrive at.
@@ -89,7 +91,7 @@ struct Queue {
     overflow: Overflow,
 }
 
-impl UdpSocket {
+impl TunnelSocket {
     /// Binds as many groups of sockets; the kernel keeps a flow at one of them.
     ///
     /// # Errors
@@ -143,7 +145,7 @@ impl UdpSocket {
             others: others.collect::<io::Result<_>>()?,
             gso: (options.gso && getsockopt(&main.socket, sockopt::UdpGsoSegment).is_ok()).into(),
             gro,
-            told: false.into(),
+            warned: false.into(),
             main,
         })
     }
@@ -197,7 +199,7 @@ impl UdpSocket {
         batch::receive(queue.socket.as_fd(), &queue.overflow, into)
     }
 
-    /// Sends all of a plan, and tells which messages were lost for which reason.
+    /// Sends a whole batch, and reports which messages were lost for which reason.
     pub fn send(&self, batch: &SendBatch<'_, Route>, mut lost: impl FnMut(&Message<Route>, Errno)) {
         let mut rest = batch.messages();
         while let Some(first) = rest.first() {
@@ -232,14 +234,16 @@ impl UdpSocket {
             // The device has no checksums (before Linux 6.11), or the kernel no trains.
             Errno::EIO | Errno::EINVAL => {
                 if self.gso.swap(false, Ordering::Relaxed) {
-                    warn!("the kernel refuses trains of datagrams ({error}): one by one from now");
+                    warn!(
+                        "the kernel refuses segmented UDP sends ({error}): datagrams are sent one by one from now on"
+                    );
                 }
             }
             // This path's MTU is smaller than the tunnel's; others' need not be.
             Errno::EMSGSIZE => {
-                if !self.told.swap(true, Ordering::Relaxed) {
+                if !self.warned.swap(true, Ordering::Relaxed) {
                     warn!(
-                        "datagrams of {} bytes to {to} do not fit the path's MTU and go one by \
+                        "datagrams of {} bytes to {to} exceed the path's MTU and are sent one by \
                          one, in fragments: start the node with a smaller --mtu",
                         send.datagram_len
                     );
@@ -278,7 +282,7 @@ impl Queue {
     fn open(address: SocketAddr, options: Options, port: Port) -> io::Result<Self> {
         let socket = open(options.format, address, port)?;
         if options.gro {
-            // Whether it does is asked for later.
+            // Whether it does is queried later.
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
         }
         if let Err(error) = setsockopt(&socket, sockopt::RxqOvfl, &1) {
@@ -331,7 +335,7 @@ pub fn path_mtu(from: Ipv4Addr, peer: SocketAddrV4, mtu: u16) -> io::Result<u32>
     let sent = socket.send(&datagram);
     if !matches!(&sent, Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE)) {
         sent?;
-        // A router that says no is heard as an error of the socket, before the time is over.
+        // A router's refusal arrives as an error of the socket, before the timeout.
         let _ = socket.recv(&mut [0; 1]);
     }
     let known = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::IpMtu)?;
@@ -352,20 +356,20 @@ mod tests {
         gro: true,
     };
 
-    fn bind(options: Options) -> UdpSocket {
-        let mut groups = UdpSocket::bind("127.0.0.1:0".parse().unwrap(), options, 1).unwrap();
+    fn bind(options: Options) -> TunnelSocket {
+        let mut groups = TunnelSocket::bind("127.0.0.1:0".parse().unwrap(), options, 1).unwrap();
         groups.pop().unwrap()
     }
 
     /// Reads from a queue that has something.
-    fn read(socket: &UdpSocket, received: &mut Received) -> io::Result<bool> {
+    fn read(socket: &TunnelSocket, received: &mut Received) -> io::Result<bool> {
         let mut queues = 0..socket.queues().count();
         let has_some = queues.find_map(|queue| socket.receive(queue, received).ok());
         has_some.ok_or(io::ErrorKind::WouldBlock.into())
     }
 
     /// What arrives until `count` datagrams are there, or for long; in no particular order.
-    fn receive(socket: &UdpSocket, count: usize) -> Vec<Vec<u8>> {
+    fn receive(socket: &TunnelSocket, count: usize) -> Vec<Vec<u8>> {
         let mut received = Received::default();
         let mut all = Vec::new();
         let end = std::time::Instant::now() + Duration::from_secs(20);
@@ -446,7 +450,7 @@ mod tests {
         let destination = other.address().unwrap();
         let mut received = Received::default();
         let (mut sent, mut arrived, mut lost) = (0, 0, 0);
-        // The counter comes with datagrams that are queued after the loss, or when it is asked for.
+        // The counter comes with datagrams that are queued after the loss, or on request.
         for is_asked in [false, true] {
             for burst in [40_000, 1] {
                 for _ in 0..burst {
@@ -478,7 +482,7 @@ mod tests {
     fn a_port_that_is_taken_is_refused() {
         let one = bind(ALL);
         for groups in [1, 2] {
-            let taken = UdpSocket::bind(one.address().unwrap(), ALL, groups);
+            let taken = TunnelSocket::bind(one.address().unwrap(), ALL, groups);
             assert_eq!(taken.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         }
         let mut received = Received::default();

@@ -37,7 +37,7 @@ use tokio::time::{self, timeout_at};
 use tracing::warn;
 
 use crate::device::PodDevice;
-use crate::dns::Door;
+use crate::dns::DnsConnector;
 use crate::host::Clock;
 use crate::host::publish::Bound;
 use crate::underlay::Underlay;
@@ -57,7 +57,7 @@ enum Command {
     SetMtu(Mtu),
     /// Where the store is.
     SetStores(Vec<SocketAddr>),
-    /// Copy something for whoever asks.
+    /// Copy a table for a reader.
     Copy(Question),
     Stop,
 }
@@ -70,7 +70,7 @@ struct Queue {
     reads: bool,
 }
 
-/// What the data path has to tell of its own accord.
+/// Events that the data path reports by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A port's interface is gone, with its namespace.
@@ -116,7 +116,7 @@ struct Sibling {
 
 impl Sibling {
     /// Tells it something; false if its mailbox is full.
-    fn tell(&self, message: Message) -> bool {
+    fn send(&self, message: Message) -> bool {
         let told = self.messages.try_send(message).is_ok();
         let _ = self.wake.write(1);
         told
@@ -151,14 +151,14 @@ pub struct Ended;
 
 impl Workers {
     /// Starts a thread for each pair of node and sockets, each with its share of egress and the way
-    /// to `dns`; what they have to tell goes to `events`.
+    /// to `dns`; their events go to `events`.
     ///
     /// # Errors
     /// If the kernel gives no threads or descriptors.
     pub fn start(
         nodes: Vec<(Node, Underlay)>,
         outside: &EgressConfig,
-        dns: &Door,
+        dns: &DnsConnector,
         clock: Clock,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
@@ -215,7 +215,7 @@ impl Workers {
     /// one write to the first; if there are more, those are not used.
     ///
     /// # Errors
-    /// If there are no more descriptors, or `Ended` if there is nobody to do it.
+    /// If there are no more descriptors, or `Ended` if the thread has ended.
     pub fn attach(
         &self,
         port: PortId,
@@ -243,7 +243,7 @@ impl Workers {
                     reads: false,
                 },
             };
-            let told = worker.tell(Command::Attach(port, attachment.clone(), queue));
+            let told = worker.send(Command::Attach(port, attachment.clone(), queue));
             told.map_err(io::Error::other)?;
         }
         Ok(())
@@ -252,7 +252,7 @@ impl Workers {
     /// Publishes ports of an attached pod.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub(crate) fn publish(
         &self,
         port: PortId,
@@ -268,7 +268,7 @@ impl Workers {
                 Some(all) => all.collect(),
                 None => known.iter().map(|it| (*it, None)).collect(),
             };
-            worker.tell(Command::Publish(port, address, network, ports))?;
+            worker.send(Command::Publish(port, address, network, ports))?;
         }
         Ok(())
     }
@@ -277,10 +277,10 @@ impl Workers {
     /// returns is over.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub fn detach(&self, port: PortId) -> Result<Closing, Ended> {
         let (open, closing) = watch::channel(());
-        self.tell(|| Command::Detach(port, open.clone()))?;
+        self.send(|| Command::Detach(port, open.clone()))?;
         Ok(Closing {
             open: closing,
             deadline: time::Instant::now() + PATIENCE,
@@ -290,26 +290,26 @@ impl Workers {
     /// Adds or changes a peer.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub fn set_peer(&self, peer: &Peer) -> Result<(), Ended> {
-        self.tell(|| Command::SetPeer(peer.clone()))
+        self.send(|| Command::SetPeer(peer.clone()))
     }
 
     /// Removes a peer.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub fn remove_peer(&self, peer: PeerId) -> Result<(), Ended> {
-        self.tell(|| Command::RemovePeer(peer))
+        self.send(|| Command::RemovePeer(peer))
     }
 
     /// Asks peers for a sign of life. What comes back is counted like all that comes from them.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub fn probe(&self, peers: Vec<PeerId>) -> Result<(), Ended> {
         match self.0.first() {
-            Some(worker) => worker.tell(Command::Probe(peers)),
+            Some(worker) => worker.send(Command::Probe(peers)),
             None => Err(Ended),
         }
     }
@@ -318,33 +318,33 @@ impl Workers {
     /// Where there is none for a tunnel the tunnel stays.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub fn rebind(&self, underlays: Vec<Underlay>, uplink: Option<Uplink>) -> Result<(), Ended> {
         let mut pairs = self.0.iter().zip(underlays);
-        pairs.try_for_each(|(worker, underlay)| worker.tell(Command::Rebind(underlay, uplink)))
+        pairs.try_for_each(|(worker, underlay)| worker.send(Command::Rebind(underlay, uplink)))
     }
 
-    /// Ends the data path, whatever it is asked for after this: nobody is told that pods are gone
+    /// Ends the data path, whatever is requested after this: nothing reports that pods are gone
     /// which are only detached because the node stops.
     pub(crate) fn stop(&self) {
         // One that has ended already is as good.
-        let _ = self.tell(|| Command::Stop);
+        let _ = self.send(|| Command::Stop);
     }
 
     /// Changes the MTU of pods and of the way to peers.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub fn set_mtu(&self, mtu: Mtu) -> Result<(), Ended> {
-        self.tell(|| Command::SetMtu(mtu))
+        self.send(|| Command::SetMtu(mtu))
     }
 
     /// Closes egress to where the store is now.
     ///
     /// # Errors
-    /// `Ended` if there is nobody to do it.
+    /// `Ended` if the thread has ended.
     pub(crate) fn set_stores(&self, stores: &[SocketAddrV4]) -> Result<(), Ended> {
-        self.tell(|| Command::SetStores(stores.iter().copied().map(SocketAddr::V4).collect()))
+        self.send(|| Command::SetStores(stores.iter().copied().map(SocketAddr::V4).collect()))
     }
 
     /// How often each worker has looked for something to do. All look once more, so that one whose
@@ -358,13 +358,13 @@ impl Workers {
         turns.collect()
     }
 
-    fn tell(&self, command: impl Fn() -> Command) -> Result<(), Ended> {
-        self.0.iter().try_for_each(|worker| worker.tell(command()))
+    fn send(&self, command: impl Fn() -> Command) -> Result<(), Ended> {
+        self.0.iter().try_for_each(|worker| worker.send(command()))
     }
 }
 
 impl Worker {
-    fn tell(&self, command: Command) -> Result<(), Ended> {
+    fn send(&self, command: Command) -> Result<(), Ended> {
         self.commands.send(command).map_err(|_| Ended)?;
         // A full counter wakes the thread as well.
         let _ = self.wake.write(1);
@@ -381,7 +381,7 @@ impl Drop for Workers {
                 std::thread::sleep(LOOK);
             }
             if worker.thread.is_finished() {
-                // A panic has been told of already.
+                // A panic has been reported already.
                 let _ = worker.thread.join();
             } else {
                 // It ends with the process.

@@ -18,7 +18,7 @@ use tracing::warn;
 
 use crate::device::{FrameDevice, PodDevice};
 use crate::error::errno;
-use crate::underlay::{Route, UdpSocket, Underlay};
+use crate::underlay::{Route, TunnelSocket, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
 pub(super) const BUFFER_LEN: usize = HEADROOM + frame::MAX_LEN;
@@ -91,12 +91,12 @@ pub(super) struct Io {
     headers: Box<[u8]>,
     /// Where in a datagram the inner IP packet begins.
     network: usize,
-    /// Whether it was told that a device refused a superpacket.
-    told: bool,
+    /// Whether it was warned that a device refused a superpacket.
+    warned: bool,
     tally: Tally,
 }
 
-/// What became of packets after their verdict, until the node is told.
+/// What became of packets after their verdict, until the node is warned.
 #[derive(Default)]
 struct Tally {
     lost: Vec<(DropReason, u64)>,
@@ -118,7 +118,7 @@ impl Io {
             flat: Vec::new(),
             headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
-            told: false,
+            warned: false,
             tally: Tally::default(),
         }
     }
@@ -227,12 +227,12 @@ impl Io {
         let Self {
             ports,
             flat,
-            told,
+            warned,
             tally,
             ..
         } = self;
         for (&port, tap) in ports.iter().filter(|(port, _)| Some(**port) != except) {
-            match send_frame(tap, packet, tail, flat, told).map_err(lost_to_port) {
+            match send_frame(tap, packet, tail, flat, warned).map_err(lost_to_port) {
                 Ok(()) => tally.flooded.push((port, packet.total_len())),
                 Err(reason) => tally.lose(reason, 1),
             }
@@ -246,7 +246,7 @@ impl Io {
         tail: &[&[u8]],
     ) -> Result<(), DropReason> {
         let tap = self.ports.get(&port).ok_or(DropReason::PortGone)?;
-        send_frame(tap, packet, tail, &mut self.flat, &mut self.told).map_err(lost_to_port)
+        send_frame(tap, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_port)
     }
 
     fn send_to_uplink(
@@ -256,7 +256,7 @@ impl Io {
     ) -> Result<(), DropReason> {
         let uplink = self.underlay.uplink.as_ref();
         let uplink = uplink.ok_or(DropReason::UnderlayFailed)?;
-        send_frame(uplink, packet, tail, &mut self.flat, &mut self.told).map_err(lost_to_peer)
+        send_frame(uplink, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_peer)
     }
 
     fn send_to_peer(&self, destination: SocketAddr, datagram: &[u8]) -> Result<(), DropReason> {
@@ -269,7 +269,7 @@ impl Io {
 
 /// Sends packets to peers in as few calls as it takes.
 fn send_all<'a>(
-    tunnel: &UdpSocket,
+    tunnel: &TunnelSocket,
     headers: &mut [u8],
     packets: impl IntoIterator<Item = Queued<'a, Route>>,
     tally: &mut Tally,
@@ -305,7 +305,7 @@ fn send_frame(
     packet: &mut PacketBuf<'_>,
     tail: &[&[u8]],
     flat: &mut Vec<u8>,
-    told: &mut bool,
+    warned: &mut bool,
 ) -> Result<(), Errno> {
     if !device.has_offloads() {
         if !packet.is_single() {
@@ -317,8 +317,8 @@ fn send_frame(
     match sent.map_err(|error| errno(&error)) {
         // Kernels around 6.6 take no superpacket whose last segment is shorter.
         Err(Errno::EINVAL) if !packet.is_single() => {
-            if !std::mem::replace(told, true) {
-                warn!("the kernel refuses a superpacket: such ones go in segments");
+            if !std::mem::replace(warned, true) {
+                warn!("the kernel refuses GSO packets: they are segmented first");
             }
             send_segments(device, packet, tail, flat)
         }

@@ -1,4 +1,4 @@
-//! The loop: wait, read batches, ask the node, send.
+//! The loop: wait, read batches, let the data path decide, send.
 //!
 //! It sleeps as soon as nothing is there. Looking 2, 10 or 50 times more before that changed neither
 //! throughput nor latency by more than their noise on two cores: the pod that is to answer needs the
@@ -26,13 +26,13 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::output::{Io, Outbox};
-use super::published::Published;
+use super::published::PublishedPorts;
 use super::report::{PageWriter, Totals, View};
 use super::{Command, Event, Queue, Sibling};
-use crate::dns::Door;
+use crate::dns::DnsConnector;
 use crate::host::Clock;
 use crate::host::{Sockets, Token, ready_of};
-use crate::underlay::{Frames, Received, UdpSocket, Underlay, Uplink as UplinkDevice};
+use crate::underlay::{Frames, Received, TunnelSocket, Underlay, Uplink as UplinkDevice};
 
 pub(super) struct PacketLoop {
     pub(super) path: Datapath,
@@ -50,10 +50,10 @@ pub(super) struct PacketLoop {
     pub(super) uplink_turns: Vec<Turn>,
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
-    pub(super) published: Published,
+    pub(super) published: PublishedPorts,
 }
 
-/// What a worker hears besides packets, and whom it tells.
+/// A worker's input besides packets, and its siblings.
 pub(super) struct Mailbox {
     pub(super) commands: Receiver<Command>,
     pub(super) messages: Receiver<Message>,
@@ -70,19 +70,19 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     /// Tells siblings, as far as there is room, and returns how many packets were lost.
-    fn tell(&self, to: Siblings, message: Message) -> u64 {
+    fn send(&self, to: Siblings, message: Message) -> u64 {
         match to {
             Siblings::All => {
                 let others = (0..).zip(&self.all).filter(|(it, _)| *it != self.index);
                 for (_, other) in others {
                     // A full mailbox has the same already, or will be asked again.
-                    other.tell(message.clone());
+                    other.send(message.clone());
                 }
                 0
             }
             Siblings::One(worker) => {
                 let other = self.all.get(usize::from(worker));
-                u64::from(!other.is_some_and(|other| other.tell(message)))
+                u64::from(!other.is_some_and(|other| other.send(message)))
             }
         }
     }
@@ -90,7 +90,7 @@ impl Mailbox {
 
 impl Drop for PacketLoop {
     fn drop(&mut self) {
-        // Nobody listens where this is how it should end.
+        // On an orderly stop the receiver is gone.
         let _ = self.events.send(Event::Ended);
     }
 }
@@ -99,7 +99,7 @@ impl PacketLoop {
     pub(super) fn new(
         path: Datapath,
         underlay: Underlay,
-        dns: Door,
+        dns: DnsConnector,
         clock: Clock,
         events: mpsc::UnboundedSender<Event>,
         mailbox: Mailbox,
@@ -114,13 +114,13 @@ impl PacketLoop {
         }
         Ok(Self {
             outbox: Outbox::new(network),
-            tunnel_turns: turns(underlay.tunnel.iter().flat_map(UdpSocket::queues)),
+            tunnel_turns: turns(underlay.tunnel.iter().flat_map(TunnelSocket::queues)),
             uplink_turns: turns(underlay.uplink.iter().flat_map(UplinkDevice::queues)),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             path,
             sockets,
             io: Io::new(underlay, network),
-            published: Published::default(),
+            published: PublishedPorts::default(),
             clock,
             epoll,
             mailbox,
@@ -145,7 +145,7 @@ impl PacketLoop {
             for event in &ready[..count] {
                 match Token::try_from(event.data()) {
                     Ok(Token::Wake) => {
-                        if self.obey().is_break() {
+                        if self.run_commands().is_break() {
                             return;
                         }
                     }
@@ -181,7 +181,7 @@ impl PacketLoop {
         EpollTimeout::try_from(wait.min(60_000) as i32).unwrap_or(EpollTimeout::ZERO)
     }
 
-    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+    fn run_commands(&mut self) -> std::ops::ControlFlow<()> {
         let _ = self.mailbox.wake.read();
         while let Ok(command) = self.mailbox.commands.try_recv() {
             match command {
@@ -223,7 +223,7 @@ impl PacketLoop {
 
     fn attach(&mut self, port: PortId, attachment: Attachment, Queue { device, reads }: Queue) {
         if reads && let Err(error) = self.epoll.add(&device, Token::Port(port).readable()) {
-            warn!("port {port} cannot be read: {error}");
+            warn!("cannot read from port {port}: {error}");
             let _ = self.events.send(Event::PortGone(port));
             return;
         }
@@ -235,7 +235,7 @@ impl PacketLoop {
     fn rebind(&mut self, underlay: Underlay, uplink: Option<Uplink>) {
         // The old descriptors' events end with them.
         if let Err(error) = listen(&self.epoll, &underlay) {
-            return warn!("the new underlay cannot be read: {error}");
+            return warn!("cannot read from the new underlay: {error}");
         }
         self.flush();
         self.count_losses();
@@ -260,10 +260,10 @@ impl PacketLoop {
         }
     }
 
-    /// Counts what the tunnel's queues and the uplink's have lost that nothing has told of.
+    /// Counts packets lost by the queues of the tunnel and the uplink that are not counted yet.
     fn count_losses(&mut self) {
         let Underlay { tunnel, uplink } = &self.io.underlay;
-        let lost = tunnel.as_ref().map_or(0, UdpSocket::take_losses)
+        let lost = tunnel.as_ref().map_or(0, TunnelSocket::take_losses)
             + uplink.as_ref().map_or(0, UplinkDevice::take_losses);
         let node = self.path.node_mut();
         node.count_drops(DropReason::UnderlayOverflow, lost);
@@ -278,7 +278,7 @@ impl PacketLoop {
         }
     }
 
-    /// Puts the counters where others read them, if somebody waits for that.
+    /// Copies the counters to the shared page, if a reader waits for them.
     fn show_totals(&mut self) {
         if self.mailbox.page.is_asked() {
             self.count_losses();
@@ -407,7 +407,7 @@ impl PacketLoop {
                     self.io.send(verdict, &mut packet, &[]);
                 }
                 Output::Message(to, message) => {
-                    let lost = self.mailbox.tell(to, message);
+                    let lost = self.mailbox.send(to, message);
                     let node = self.path.node_mut();
                     node.count_drops(DropReason::EgressHandoverFull, lost);
                 }

@@ -1,4 +1,4 @@
-//! Published ports: connections and datagrams of the machine's clients, for pods of this node.
+//! PublishedPorts ports: connections and datagrams of the machine's clients, for pods of this node.
 //!
 //! The first worker has them all, with the flows that begin here. What pods answer comes to the
 //! queue of their device that was last written to, as long as the kernel remembers that, which is
@@ -33,11 +33,11 @@ use crate::host::Token;
 
 /// Connections taken from one port before the others have their turn.
 const ACCEPTS: usize = 64;
-/// How long a port waits after the kernel had no descriptors or no memory for a connection.
+/// How long a port waits after the kernel had no descriptors or not enough memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
 
 /// A worker's published ports.
-pub(super) struct Published {
+pub(super) struct PublishedPorts {
     ports: HashMap<u32, Port>,
     next: u32,
     /// When those that pause go on.
@@ -58,7 +58,7 @@ struct Port {
     turn: Turn,
 }
 
-impl Default for Published {
+impl Default for PublishedPorts {
     fn default() -> Self {
         Self {
             ports: HashMap::new(),
@@ -70,7 +70,7 @@ impl Default for Published {
     }
 }
 
-impl Published {
+impl PublishedPorts {
     /// When those that pause go on.
     pub(super) fn poll_at(&self) -> Option<Instant> {
         self.pauses
@@ -115,7 +115,7 @@ impl PacketLoop {
             self.published.next = index.wrapping_add(1);
             let event = Token::Published(index).readable();
             if let Err(error) = self.epoll.add(&socket, event) {
-                warn!("the published port {ports} cannot be watched: {error}");
+                warn!("cannot wait for connections to the published port {ports}: {error}");
                 continue;
             }
             let port = Port {
@@ -209,7 +209,7 @@ impl PacketLoop {
             Ok(flow) => {
                 if let Err(error) = sockets.adopt(flow, stream) {
                     // The flow ends when it finds that it has no socket.
-                    debug!("no events for a client of {}: {error}", port.ports);
+                    debug!("cannot wait for a client of {}: {error}", port.ports);
                 }
             }
             Err(reason) => {
@@ -224,7 +224,7 @@ impl PacketLoop {
             port.turn.begin();
         }
         loop {
-            let Published {
+            let PublishedPorts {
                 ports,
                 buffer,
                 control,
@@ -265,7 +265,7 @@ impl PacketLoop {
             published,
             ..
         } = self;
-        let Published { ports, buffer, .. } = published;
+        let PublishedPorts { ports, buffer, .. } = published;
         let port = ports.get(&index).ok_or(DropReason::PortGone)?;
         let known = sockets.flow_of((index, client));
         let by = Client {
@@ -281,7 +281,9 @@ impl PacketLoop {
     }
 }
 
-/// Whether accepting goes on: what Linux tells of here happened to a connection (accept(2)).
+/// Whether to go on accepting: these errors are of the new connection, not of the socket
+
+/// (accept(2)).
 fn is_passing(error: Errno) -> bool {
     matches!(
         error,
@@ -299,7 +301,7 @@ fn is_passing(error: Errno) -> bool {
     )
 }
 
-/// A header that tells who a connection is from (PROXY protocol, version 2).
+/// A header with the source of a connection (PROXY protocol, version 2).
 fn preface(client: SocketAddrV4, local: SocketAddrV4) -> Vec<u8> {
     let addresses = ProxiedAddress::stream(client.into(), local.into());
     let mut header = Vec::new();

@@ -1,6 +1,6 @@
-//! What the data path tells of itself. Its threads have packets to pass: the counters, which are
-//! asked for most, they put on a page that others read, and of their tables they copy only the one
-//! that is asked for. To add up what several of them say, and to sort it, is for who asks.
+//! The data path's reports. Its threads have packets to pass: the counters, which are
+//! read most, they copy to a page that others read, and of their tables they copy only the one
+//! requested. The reader adds up the values of several workers and sorts them.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use tokio::time::timeout_at;
 
 use super::output::Io;
 use super::{Command, Worker, Workers};
-use crate::underlay::UdpSocket;
+use crate::underlay::TunnelSocket;
 
 /// How long an answer may take, which a thread gives when its turn is over.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -97,7 +97,7 @@ pub(super) struct View<'a> {
     pub(super) io: &'a Io,
 }
 
-/// Copies something, for whoever waits for it.
+/// Copies a table for a waiting reader.
 pub(super) type Question = Box<dyn FnOnce(&View<'_>) + Send>;
 
 impl Totals {
@@ -107,8 +107,8 @@ impl Totals {
             counters: node.counters().clone(),
             egress: view.path.egress().counters(),
             peers: node.peers().count(),
-            gso: tunnel.is_some_and(UdpSocket::has_gso),
-            gro: tunnel.is_some_and(UdpSocket::has_gro),
+            gso: tunnel.is_some_and(TunnelSocket::has_gso),
+            gro: tunnel.is_some_and(TunnelSocket::has_gro),
         }
     }
 
@@ -177,7 +177,7 @@ impl Page {
 }
 
 impl PageWriter {
-    /// Whether somebody waits for the page.
+    /// Whether a reader waits for the page.
     pub(super) fn is_asked(&self) -> bool {
         self.questions.load(Ordering::Relaxed) != self.answered
     }
@@ -197,7 +197,7 @@ impl Workers {
     /// What became of all packets and flows until now.
     ///
     /// # Errors
-    /// If one of the workers does not tell.
+    /// If one of the workers does not answer.
     pub async fn totals(&self) -> Result<Totals, NoAnswer> {
         let questions = self.0.iter().map(|worker| {
             let question = worker.page.ask();
@@ -221,7 +221,7 @@ impl Workers {
     /// What went through the ports.
     ///
     /// # Errors
-    /// If one of the workers does not tell.
+    /// If one of the workers does not answer.
     pub async fn ports(&self) -> Result<HashMap<PortId, PortState>, NoAnswer> {
         let copy = |view: &View<'_>| {
             let ports = view.path.node().ports().map(|(id, port)| {
@@ -248,7 +248,7 @@ impl Workers {
     /// The peers, and what went to and came from each.
     ///
     /// # Errors
-    /// If one of the workers does not tell.
+    /// If one of the workers does not answer.
     pub async fn peers(&self) -> Result<PeerStates, NoAnswer> {
         let copy = |view: &View<'_>| PeerStates {
             now: view.now,
@@ -274,7 +274,7 @@ impl Workers {
     /// The route table, by prefix.
     ///
     /// # Errors
-    /// If a worker does not tell.
+    /// If a worker does not answer.
     pub async fn routes(&self) -> Result<Vec<(IpNet, NextHop)>, NoAnswer> {
         let copy = |view: &View<'_>| {
             let routes = view.path.node().routes();
@@ -292,7 +292,7 @@ impl Workers {
     /// The neighbour tables.
     ///
     /// # Errors
-    /// If one of the workers does not tell.
+    /// If one of the workers does not answer.
     pub async fn neighbours(&self) -> Result<NeighbourTables, NoAnswer> {
         let copy = |view: &View<'_>| {
             let node = view.path.node();
@@ -313,7 +313,7 @@ impl Workers {
     /// The flows to and from addresses outside the overlay.
     ///
     /// # Errors
-    /// If one of the workers does not tell.
+    /// If one of the workers does not answer.
     pub async fn flows(&self) -> Result<FlowTable, NoAnswer> {
         let copy = |view: &View<'_>| (view.now, view.path.egress().flows().collect());
         let all: Vec<(_, Vec<_>)> = self.copy(copy).await?;
@@ -338,7 +338,7 @@ async fn copy_of<T: Send + 'static>(
             // Whoever asked may have gone.
             let _ = sender.send(copy(view));
         });
-        let told = worker.tell(Command::Copy(question));
+        let told = worker.send(Command::Copy(question));
         told.map(|()| receiver).map_err(|_| NoAnswer)
     });
     let answers = answers.collect::<Result<Vec<_>, _>>()?;

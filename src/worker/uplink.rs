@@ -32,7 +32,7 @@ impl PacketLoop {
                     }
                 }
                 Err(Failure::QueueFull | Failure::Other(Errno::EINTR)) => return,
-                // Every queue is told, and the first tells others.
+                // Every queue reports it, and the first one informs the others.
                 Err(_) if queue > 0 => return,
                 // Told once each time the interface goes down; it may come up again.
                 Err(Failure::Down) => return warn!("the uplink's interface is down"),

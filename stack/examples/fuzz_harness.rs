@@ -272,7 +272,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     println!("{INPUTS} mutations are well: {seen:?}");
-    // Are its eyes open? All that is sought must be reached, and what is broken must be noticed.
+    // Does it detect bugs? All targets must be reached, and each mutation must be noticed.
     for verdict in ["port", "peer", "consumed", "drop"] {
         assert!(seen.get(verdict) > Some(&1000), "{verdict}");
     }

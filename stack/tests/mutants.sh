@@ -1,5 +1,5 @@
 #!/bin/sh
-# Are the simulator's eyes open? Breaks one line of a copy of the tree at a time and runs seeds until
+# Does the simulator detect bugs? Breaks one line of a copy of the tree at a time and runs seeds until
 # one fails. Each line of the list below is a file, what it has, what it gets instead, and what that
 # means. With a word, only lines that have it. Fails if something is not in its file any more, or if a
 # mutant survives. MINUTES ends it after that many, and SEED, a number, lets it begin somewhere else.

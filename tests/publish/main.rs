@@ -212,13 +212,13 @@ fn a_port_that_is_taken_is_told_of_and_by_whom() {
     let _pod = bed.server("web", "7000:8080");
     for ports in ["7000:80", "127.0.0.1:7000:80"] {
         let told = bed.refusal(ports);
-        let expected = "port 7000/tcp is published by the pod 'web' already";
+        let expected = "port 7000/tcp is already published by the pod 'web'";
         assert!(told.contains(expected), "{told}");
     }
     let mut other = bed.host.agent();
     other.listen(7001).unwrap();
     let told = bed.refusal("7002:80,7001:80");
-    let expected = "port 7001/tcp on 0.0.0.0 is taken by another process";
+    let expected = "port 7001/tcp on 0.0.0.0 is in use by another process";
     assert!(told.contains(expected), "{told}");
     let told = bed.refusal("10.244.0.1:7003:80");
     assert!(told.contains("lies in the pod network"), "{told}");
@@ -468,7 +468,7 @@ fn nobody_is_kept_waiting_by_clients_that_do_not_read_or_pods_that_vanish() {
 fn a_port_for_root_only_is_told_with_what_to_do() {
     let bed = Bed::with(|config| config.without_capability("net_bind_service"));
     let Some(bed) = bed else { return };
-    let advice = "choose one from 1024 on, or have root open it with 'sysctl \
+    let advice = "choose one from 1024 on, or let root allow it with 'sysctl \
                   net.ipv4.ip_unprivileged_port_start=80'";
     for transport in ["tcp", "udp"] {
         let told = bed.refusal(&format!("80:8080/{transport}"));

@@ -25,9 +25,9 @@ impl Client {
         Self(Arc::new(stream))
     }
 
-    /// Waits until the client has sent something that nobody has read yet, or has ended.
+    /// Waits until the client has sent something that is still unread, or has ended.
     pub(super) async fn sends(&self) {
-        // What is wrong with it reading tells.
+        // Reading reports its error.
         let _ = self.0.peek(&mut [0]).await;
     }
 

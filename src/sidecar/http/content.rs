@@ -14,7 +14,7 @@ pub(super) struct Gate(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 enum State {
-    /// The server was not heard of; this waits.
+    /// The server has not answered yet; this waits.
     Shut(Option<Waker>),
     Open,
     /// The server has answered without it.

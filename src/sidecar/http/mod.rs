@@ -96,7 +96,7 @@ fn check(request: &Request<Incoming>, credentials: Option<&Credentials>) -> Resu
     if credentials.is_some_and(|credentials| !head::is_authorized(request.headers(), credentials)) {
         return Err((
             StatusCode::PROXY_AUTHENTICATION_REQUIRED,
-            "this proxy wants a user's name and password".to_owned(),
+            "this proxy requires a user name and a password".to_owned(),
         ));
     }
     Ok(())

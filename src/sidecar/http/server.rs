@@ -43,7 +43,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Server<S> {
         if !self.is_deaf {
             match ready!(Pin::new(&mut self.stream).poll_write(task, bytes)) {
                 Err(error) => {
-                    debug!("HTTP proxy: a server takes no more: {error}");
+                    debug!("HTTP proxy: a server accepts no more: {error}");
                     self.is_deaf = true;
                 }
                 written => return Poll::Ready(written),

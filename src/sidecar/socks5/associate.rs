@@ -75,7 +75,7 @@ impl Relay {
                             dialler.resolve(&Host::Name(name)).await
                         }),
                         Host::Ip(_) => dialler.resolve(&host).await.map_or_else(|error| {
-                            debug!("SOCKS5: a datagram goes nowhere: {error}");
+                            debug!("SOCKS5: a datagram was not sent: {error}");
                             None
                         }, Some),
                     };
@@ -101,7 +101,7 @@ impl Relay {
     fn take<'a>(&mut self, bytes: &'a [u8], from: SocketAddr) -> Option<(Target, &'a [u8])> {
         let is_client = from.ip() == self.client && self.from.is_none_or(|known| known == from);
         if !is_client {
-            debug!("SOCKS5: a datagram from {from}, who is not the relay's client");
+            debug!("SOCKS5: a datagram from {from}, which is not the relay's client");
             return None;
         }
         self.from = Some(from);

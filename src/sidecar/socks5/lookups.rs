@@ -91,7 +91,7 @@ impl<'a, E: std::fmt::Display + 'a> Lookups<'a, E> {
                     self.remember(name, address);
                     return Some((address, datagrams));
                 }
-                Err(error) => debug!("SOCKS5: datagrams go nowhere: {error}"),
+                Err(error) => debug!("SOCKS5: datagrams are not sent: {error}"),
             }
         }
     }

@@ -29,9 +29,9 @@ pub(super) enum Refusal {
     Fault(#[from] Fault),
     #[error("SOCKS5: the client did not authenticate itself")]
     Unauthenticated,
-    #[error("SOCKS5: no whole request within {} seconds", PATIENCE.as_secs())]
+    #[error("SOCKS5: no complete request within {} seconds", PATIENCE.as_secs())]
     Slow,
-    #[error("SOCKS5: nobody can be listened for (BIND)")]
+    #[error("SOCKS5: BIND is not supported")]
     Bind,
     #[error("SOCKS5: {0}")]
     Dial(#[from] DialError),
@@ -172,7 +172,7 @@ impl Client {
     }
 }
 
-/// What a client is told of a connection that was not made.
+/// The reply to a client whose connection failed.
 fn reply_to(error: &DialError) -> Reply {
     match error {
         DialError::Resolve(_) => Reply::HostUnreachable,

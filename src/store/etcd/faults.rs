@@ -99,7 +99,7 @@ async fn u06_compactions_and_a_restart_while_connected_change_nothing() {
     }
     server.stop();
     server.start_again().await;
-    // What it knows it is not told again: the next is what happens then.
+    // Known state is not reported again: the next event is a new one.
     let mut client = server.client().await;
     let key = "/u06/subnets/10.244.200.0-24";
     client.put(key, record(9), None).await.unwrap();

@@ -237,10 +237,7 @@ async fn the_ca_alone_is_enough_and_another_is_told() {
     let text = refused(open(&plain, &EtcdOptions::default()).unwrap()).await;
     let text = text.to_string();
     assert!(text.starts_with("http://127.0.0.1"), "{text}");
-    assert!(
-        text.contains("it wants TLS: name it with https://"),
-        "{text}"
-    );
+    assert!(text.contains("it requires TLS: use https://"), "{text}");
 }
 
 #[test]
@@ -323,7 +320,7 @@ async fn users_are_known_and_a_wrong_password_can_be_mended() {
 
     // So does one that says nobody.
     let mut anonymous = Node::start(server.open(), settings("/auth-later", 9));
-    anonymous.trouble("wants a user and a password").await;
+    anonymous.trouble("requires a user and a password").await;
 
     // A node with a wrong password goes on trying, and the administrator corrects it.
     let wrong = server.open_with(&login("node", "later"));

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-/// A note this old is written anew, so that the date in it is of the machine's last hours.
+/// A note this old is rewritten, so that the date in it is of the machine's last hours.
 const FRESH: i64 = 60_000;
 
 /// The clocks of the machine, in milliseconds.
@@ -30,7 +30,7 @@ impl Reading {
         let date = i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
         let (start, since_start) = match (boot(), uptime()) {
             (Some(boot), Some(uptime)) => (boot, uptime),
-            // Without a kernel that tells, the date must do.
+            // If the kernel does not report it, the date must do.
             _ => (String::new(), date),
         };
         Self {

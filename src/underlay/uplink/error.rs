@@ -16,25 +16,25 @@ pub enum OpenError {
     #[error(
         "host-gw needs CAP_NET_RAW in the network namespace of {0}: let systemd start \
          the node with AmbientCapabilities=CAP_NET_RAW, give the container --cap-add NET_RAW, or \
-         name a bridged TAP with --uplink tap:NAME"
+         use a bridged TAP with --uplink tap:NAME"
     )]
     NoCapability(String),
     /// The kernel knows no packet sockets.
     #[error(
         "host-gw needs packet sockets, which this kernel does not have: load the kernel module \
-         'af_packet', or name a bridged TAP with --uplink tap:NAME"
+         'af_packet', or use a bridged TAP with --uplink tap:NAME"
     )]
     NoPacketSockets,
     /// There is no interface of that name.
-    #[error("there is no interface '{0}' here for host-gw: name another with --iface")]
+    #[error("there is no interface '{0}' for host-gw: choose another with --iface")]
     NoInterface(String),
     /// The interface is not up.
     #[error("the interface {0} is down: run 'ip link set {0} up'")]
     Down(String),
     /// The interface carries no Ethernet frames.
     #[error(
-        "host-gw needs Ethernet between the nodes, but {name} is {}: name another interface with \
-         --iface, or take the vxlan backend",
+        "host-gw needs Ethernet between the nodes, but {name} is {}: choose another interface \
+         with --iface, or use the vxlan backend",
         describe(*.hardware_type)
     )]
     NotEthernet {
@@ -44,7 +44,7 @@ pub enum OpenError {
         hardware_type: u16,
     },
     /// No interface can have that name.
-    #[error("'{0}' is too long for an interface's name: it has at most 15 bytes")]
+    #[error("'{0}' is too long for an interface name, which has at most 15 bytes")]
     NameTooLong(String),
     /// Somebody else has the TAP device open.
     #[error("the TAP device {0} is in use: another node, or a virtual machine, has it open")]
@@ -61,7 +61,7 @@ pub enum OpenError {
 fn describe(hardware_type: u16) -> String {
     let words = match hardware_type {
         libc::ARPHRD_LOOPBACK => "the loopback interface",
-        libc::ARPHRD_NONE => "a device for bare IP packets (tun, WireGuard)",
+        libc::ARPHRD_NONE => "a device without Ethernet (tun, WireGuard)",
         libc::ARPHRD_PPP => "a point-to-point link (PPP)",
         libc::ARPHRD_TUNNEL | libc::ARPHRD_SIT | libc::ARPHRD_IPGRE => "an IP tunnel",
         libc::ARPHRD_INFINIBAND => "InfiniBand",
@@ -86,7 +86,7 @@ pub enum Failure {
     #[error("the frame is too long for the interface's MTU")]
     TooLong,
     /// The kernel does not take this superpacket; its segments it would.
-    #[error("the kernel refuses the superpacket")]
+    #[error("the kernel refuses the GSO packet")]
     Refused,
     /// Anything else.
     #[error("{}", .0.desc())]

@@ -80,9 +80,9 @@ impl Group {
             }
             Err(error) => return Err(error),
         };
-        let [told] = option::get(first, libc::SOL_PACKET, libc::PACKET_FANOUT)?;
+        let [value] = option::get(first, libc::SOL_PACKET, libc::PACKET_FANOUT)?;
         let kind = libc::PACKET_FANOUT_CBPF | flags;
-        let name = told & 0xffff | kind << 16;
+        let name = value & 0xffff | kind << 16;
         Ok(Self {
             name: name.cast_signed(),
         })

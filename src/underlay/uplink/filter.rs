@@ -1,5 +1,5 @@
 //! The kernel's filter on a packet socket: classic BPF (Linux, Documentation/networking/filter.rst)
-//! that lets our frames pass and nothing else, so that nobody wakes up for the LAN's other traffic.
+//! that passes our frames and nothing else, so that no thread wakes up for the LAN's other traffic.
 
 use ipnet::Ipv4Net;
 use nix::libc;

@@ -99,7 +99,7 @@ impl Uplink {
     ///
     /// Packet sockets get ARP, and IPv4 for the subnet, and nothing else. What a TAP gives has
     /// not been looked at; if it has fewer queues than there are workers, the first reads it and all
-    /// send. Frames with ARP come to one of the workers, which has to tell the others.
+    /// send. ARP frames arrive at one of the workers, which has to inform the others.
     ///
     /// # Errors
     /// `OpenError` in words for people.
@@ -201,7 +201,7 @@ impl Uplink {
     /// Receives a batch of frames from a queue and returns whether there may be more.
     ///
     /// # Errors
-    /// `WouldBlock` if there is none; what else it may be `Failure` tells.
+    /// `WouldBlock` if there is none; `Failure` classifies the other errors.
     pub fn receive(&self, queue: usize, into: &mut Frames) -> io::Result<bool> {
         match &self.device {
             Device::PacketSockets(first, others) => {
@@ -231,7 +231,7 @@ impl FrameDevice for Uplink {
     }
 
     /// # Errors
-    /// What `Failure` tells.
+    /// Those that `Failure` classifies.
     fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()> {
         match &self.device {
             Device::PacketSockets(socket, _) => socket.send(header, head, tail),
@@ -280,7 +280,7 @@ impl Frames {
     }
 
     /// Frames that the last call found to be lost: the socket's queue had been full, or they were
-    /// too long or of a kind that cannot be told.
+    /// too long or of an unknown kind.
     #[must_use]
     pub const fn lost(&self) -> u64 {
         self.0.lost()

@@ -118,12 +118,12 @@ impl PacketSocket {
         }
         // The filter refuses them too, but only after they have been copied.
         if let Err(error) = set(&socket, libc::PACKET_IGNORE_OUTGOING) {
-            debug!("the kernel offers what it sends to the socket's filter: {error}");
+            debug!("the socket's filter also sees outgoing frames: {error}");
         }
         let has_header = match set(&socket, libc::PACKET_VNET_HDR) {
             Ok(()) => true,
             Err(error) => {
-                debug!("the uplink has no superpackets: {error}");
+                debug!("the uplink has no GSO packets: {error}");
                 false
             }
         };

@@ -22,10 +22,10 @@ pub const MAX_FIELDS: usize = 100;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Fault {
     /// A request to the proxy itself.
-    #[error("this is a proxy: name a whole address, http://HOST/PATH, or use CONNECT")]
+    #[error("this is a proxy: use an absolute URL, http://HOST/PATH, or CONNECT")]
     Form,
     /// A `CONNECT` to anything else.
-    #[error("a CONNECT names HOST:PORT and no more")]
+    #[error("the target of a CONNECT is HOST:PORT")]
     Tunnel,
     /// An address of what cannot be a host.
     #[error("the address has {0}")]
@@ -40,10 +40,10 @@ pub enum Fault {
     #[error("the content has no valid length")]
     Length,
     /// Something else than chunks.
-    #[error("the content is transferred in another way than chunked")]
+    #[error("the transfer coding is not chunked")]
     Coding,
     /// A response that is none, or the end of HTTP, which nobody has asked for.
-    #[error("it wants another protocol")]
+    #[error("it requests another protocol")]
     Switch,
 }
 

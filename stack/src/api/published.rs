@@ -110,7 +110,7 @@ impl FromStr for Ports {
         let (bracketed, rest) = match rest.strip_prefix('[').and_then(|it| it.split_once("]:")) {
             Some((address, rest)) => {
                 let parsed = address.parse::<Ipv6Addr>();
-                let parsed = parsed.map_err(|_| format!("'{address}' is no IPv6 address"))?;
+                let parsed = parsed.map_err(|_| format!("'{address}' is not an IPv6 address"))?;
                 (Some(IpAddr::V6(parsed)), rest)
             }
             None => (None, rest),
@@ -121,7 +121,7 @@ impl FromStr for Ports {
             (None, [host, pod]) => (Ipv4Addr::UNSPECIFIED.into(), *host, *pod),
             (None, [address, host, pod]) => {
                 let parsed = address.parse::<Ipv4Addr>();
-                let parsed = parsed.map_err(|_| format!("'{address}' is no IPv4 address"))?;
+                let parsed = parsed.map_err(|_| format!("'{address}' is not an IPv4 address"))?;
                 (parsed.into(), *host, *pod)
             }
             _ => return Err("write [ADDRESS:]HOST:POD[/tcp|/udp], like 8080:80".to_owned()),
@@ -155,7 +155,7 @@ struct PortRange {
 fn range(text: &str) -> std::result::Result<PortRange, String> {
     let port = |text: &str| {
         let port = text.parse::<u16>();
-        port.map_err(|_| format!("'{text}' is no port: they go up to 65535"))
+        port.map_err(|_| format!("'{text}' is not a port: ports go up to 65535"))
     };
     let (first, last) = match text.split_once('-') {
         Some((first, last)) => (port(first)?, port(last)?),
@@ -210,8 +210,8 @@ mod tests {
             ("1:2:3:4", "like 8080:80"),
             ("80:0", "no port 0"),
             ("80:65536", "up to 65535"),
-            ("-1:80", "'' is no port"),
-            ("x:80:80", "'x' is no IPv4 address"),
+            ("-1:80", "'' is not a port"),
+            ("x:80:80", "'x' is not an IPv4 address"),
             ("80:80/sctp", "neither 'tcp' nor 'udp'"),
             ("80:80/udp+proxy", "only TCP"),
             ("80-90:80-91", "differ in length"),

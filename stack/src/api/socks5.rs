@@ -39,7 +39,7 @@ pub enum Fault {
     #[error("the unknown address type {0}")]
     AddressType(u8),
     /// No host name.
-    #[error("a name that is no host name")]
+    #[error("an invalid host name")]
     Name,
     /// A part of a datagram.
     #[error("a fragment of a datagram")]

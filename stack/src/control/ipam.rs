@@ -82,13 +82,13 @@ impl fmt::Display for PodName {
 /// Why a pod cannot have an address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum IpamError {
-    /// The address asked for is outside the node's subnet.
+    /// The requested address is outside the node's subnet.
     #[error("the address {0} is not in this node's subnet {1}")]
     OutOfSubnet(IpAddr, IpNet),
-    /// The address asked for is the base, the gateway's or the broadcast address.
+    /// The requested address is the base, the gateway's or the broadcast address.
     #[error("the address {0} is the node's own or the broadcast address; pods have {1} and up")]
     Reserved(IpAddr, IpAddr),
-    /// The address asked for is another pod's.
+    /// The requested address is another pod's.
     #[error("the address {0} is taken by the pod '{1}'")]
     Taken(IpAddr, PodName),
     /// Every address is in use.

@@ -60,7 +60,7 @@ pub struct PodRecord {
     pub address: Addresses,
 }
 
-/// Why a store's entry is no node's record.
+/// Why a store's entry is not a node's record.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum InvalidNodeRecord {
@@ -77,10 +77,10 @@ pub enum InvalidNodeRecord {
     #[error("it is about the subnet {0}")]
     OtherSubnet(Nets),
     /// It names an address that its node cannot give to a pod.
-    #[error("{0} is no address of a pod in its subnet")]
+    #[error("{0} is not an address of a pod in its subnet")]
     Address(Addresses),
     /// It names an address twice.
-    #[error("it has the address {0} twice")]
+    #[error("it lists the address {0} twice")]
     Twice(Addresses),
 }
 

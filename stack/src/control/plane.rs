@@ -26,7 +26,7 @@ use crate::datapath::peer::{Peer, PeerId};
 pub enum Operation {
     /// A peer is new or has changed.
     SetPeer(Peer),
-    /// A node with a lease is no peer (any more): nothing can be sent to it.
+    /// A node with a lease is not a peer (any more): nothing can be sent to it.
     RefusePeer {
         /// Its identity.
         id: PeerId,

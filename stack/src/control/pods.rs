@@ -48,13 +48,13 @@ pub struct Request {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AttachError {
     /// Another pod has this name.
-    #[error("a pod named '{0}' is attached already")]
+    #[error("a pod named '{0}' is already attached")]
     NameTaken(PodName),
     /// Hosts look for this name by themselves, and trust what has it.
-    #[error("hosts look for '{0}' by themselves and trust what has that name")]
+    #[error("hosts look up '{0}' automatically and trust the answer")]
     NameReserved(PodName),
     /// Pods have all names that would be chosen.
-    #[error("there is no free name for the pod")]
+    #[error("no name is free for the pod")]
     NoName,
     /// Another pod has this MAC address.
     #[error("the pod '{0}' has the MAC address {mac} too", mac = DisplayMac(*.1))]
@@ -181,7 +181,7 @@ impl<T> Pods<T> {
         self.pool.memory()
     }
 
-    /// What others are told of the pods.
+    /// The records of the pods for other nodes.
     #[must_use]
     pub fn records(&self) -> Vec<PodRecord> {
         let pods = self.attached.iter().map(|(name, pod)| PodRecord {

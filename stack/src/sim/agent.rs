@@ -34,7 +34,7 @@ pub(super) struct Agent {
     /// The watch that is open.
     pub(super) watch: Option<Watch>,
     pub(super) is_leaving: bool,
-    /// The public address that it has not been told of yet.
+    /// The public address that was not reported to it yet.
     pub(super) moved: Option<std::net::Ipv4Addr>,
     pub(super) timer: Timer,
     requests: u64,
@@ -54,7 +54,7 @@ pub(super) enum Doing {
 #[derive(Debug)]
 pub(super) struct Watch {
     number: u64,
-    /// The first revision that was not told yet.
+    /// The first revision that was not reported yet.
     next: Revision,
     is_woken: bool,
 }
@@ -128,7 +128,7 @@ impl Agent {
         Ok(self.requests)
     }
 
-    /// Whether it holds a lease and hears of all changes.
+    /// Whether it holds a lease and receives all changes.
     pub(super) fn is_settled(&self) -> bool {
         self.doing == Doing::Idle && self.watch.is_some() && self.moved.is_none()
     }
@@ -360,7 +360,7 @@ impl Cluster {
         }
     }
 
-    /// Something was written: all who watch are told of it.
+    /// Something was written: all watches report it.
     pub(super) fn wake_watches(&mut self) {
         for machine in 0..self.machines.len() {
             if let Some(who) = self.who(machine) {
@@ -390,7 +390,7 @@ impl Cluster {
         let prefix = names_prefix(PREFIX);
         for event in self.store.since(watch.next) {
             let (WatchEvent::Put(Entry { key, .. }) | WatchEvent::Delete { key, .. }) = event;
-            // Whoever watches leases hears nothing of names.
+            // A watch of leases does not report names.
             if !key.starts_with(&prefix) {
                 self.figures.events += 1;
                 agent.manager.event(now, event.clone());

@@ -86,7 +86,7 @@ pub struct Figures {
     pub steps: u64,
     /// Requests to the store.
     pub requests: u64,
-    /// Changes that watches were told of.
+    /// Changes that were delivered to watches.
     pub events: u64,
     /// Datagrams between nodes.
     pub datagrams: u64,
@@ -137,7 +137,7 @@ pub(super) struct Cluster {
     pub(super) store: Store,
     pub(super) store_weather: StoreWeather,
     pub(super) flannels: Vec<Flannel>,
-    /// Whether the store has a network configuration that nobody can use.
+    /// Whether the store has an unusable network configuration.
     pub(super) is_misconfigured: bool,
     /// Whether it ever had one. A node may have read it
     /// long after that was mended, from a member that lags behind.

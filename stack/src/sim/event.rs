@@ -50,7 +50,7 @@ pub enum Event {
         /// Which of its pods.
         pod: usize,
     },
-    /// A machine gets a public address that nobody had.
+    /// A machine gets a new public address.
     Move(usize),
     /// A machine gets a public address that another had before.
     Inherit(usize),
@@ -202,7 +202,7 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Forgery {
-    /// Something that is no record.
+    /// Something that is not a record.
     Rubbish,
     /// What is there already, for ever: a reservation.
     Reservation,

@@ -17,7 +17,7 @@ use crate::control::lease::Backend;
 use crate::datapath::frame;
 use crate::datapath::uplink::Uplink;
 
-/// A host on every link that is nobody's.
+/// A host on every link that belongs to no node.
 const LIAR: EthernetAddress = EthernetAddress([2, 0x1a, 0xff, 0, 0, 1]);
 
 impl Setup {

@@ -30,7 +30,7 @@ pub(super) struct Mailbox {
     pub(super) latest: Option<Ipv4Addr>,
     /// What has come, and from where.
     pub(super) answers: VecDeque<(SocketAddrV4, Vec<u8>)>,
-    /// Datagrams that have found nobody, and where they were sent.
+    /// Datagrams without a receiver, and where they were sent.
     pub(super) failures: VecDeque<(SocketAddrV4, Vec<u8>)>,
     /// Bytes that went out, and that were read.
     pub(super) written: u64,

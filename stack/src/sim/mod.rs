@@ -236,7 +236,7 @@ pub struct Summary {
     pub figures: Figures,
     /// Milliseconds until all tables were right after everything was mended.
     pub convergence: u64,
-    /// What happened last, if that was asked for.
+    /// The end of the log, if that was requested.
     pub log: Vec<String>,
 }
 
@@ -246,13 +246,13 @@ pub struct Summary {
 pub struct Failure {
     /// What was wrong.
     pub violation: Violation,
-    /// What happened last, if that was asked for.
+    /// The end of the log, if that was requested.
     pub log: Vec<String>,
     /// Everybody's tables at that time.
     pub tables: String,
 }
 
-/// Runs a plan, with its log if that is asked for.
+/// Runs a plan, with its log if requested.
 ///
 /// # Errors
 /// What was wrong, and when.

@@ -65,7 +65,7 @@ pub struct Setup {
     pub guards_peers: bool,
     /// How many workers each node has.
     pub workers: u8,
-    /// Whether nodes tell each other the names of their pods.
+    /// Whether nodes share the names of their pods.
     pub shares_names: bool,
     /// How long before its end a lease is renewed.
     pub renew_margin: Duration,

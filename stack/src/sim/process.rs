@@ -78,7 +78,7 @@ impl Cluster {
         self.drive(who)
     }
 
-    /// The process is no more, and neither are its pods.
+    /// The process has ended, and so have its pods.
     pub(super) fn end_process(&mut self, who: Who, how: &str) {
         let now = self.queue.now();
         let machine = &mut self.machines[who.machine];
@@ -98,7 +98,7 @@ impl Cluster {
         }
     }
 
-    /// Gives a machine another public address, if nobody has it.
+    /// Gives a machine another public address, if that is free.
     pub(super) fn move_machine(&mut self, number: usize, to: Ipv4Addr) -> Result<(), Violation> {
         if self.addresses.contains_key(&to) {
             return Ok(());

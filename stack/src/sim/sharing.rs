@@ -26,7 +26,7 @@ pub(super) struct NameAgent {
     pub(super) names: Names,
     /// Whether a request is with the store.
     is_asking: bool,
-    /// The first revision that the watch has not told yet, if one is open.
+    /// The first revision that the watch has not reported yet, if one is open.
     watch: Option<Revision>,
     is_woken: bool,
     timer: Timer,

@@ -22,7 +22,7 @@ use crate::datapath::egress::{
 
 /// A router on the way to servers.
 pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
-/// Where clouds tell machines their secrets.
+/// The metadata service of clouds.
 pub(super) const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
 /// Where a node of VXLAN listens.
 pub(super) const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 1), 8472);
@@ -32,7 +32,7 @@ pub(super) const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16,
 pub(super) enum Happening {
     /// Its server goes on.
     Turn,
-    /// Egress is told what it is ready for.
+    /// Its readiness is reported to egress.
     Event,
     /// An answer to a datagram comes from there.
     Answer(SocketAddrV4, Vec<u8>),
@@ -61,7 +61,7 @@ pub(super) struct Sockets {
     pub(super) idle: Vec<Duration>,
     /// Datagrams that went out.
     pub(super) datagrams: u64,
-    /// Those that nobody has looked at.
+    /// Those that were not checked yet.
     pub(super) fresh: Vec<(FlowId, Identity)>,
     /// Flows of clients that got everything back.
     pub(super) served: BTreeSet<u64>,

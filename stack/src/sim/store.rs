@@ -27,7 +27,7 @@ struct Stored {
     is_machines: bool,
 }
 
-/// A record that its writer lost to somebody else, or that ended.
+/// A record that its writer lost to another writer, or that expired.
 #[derive(Debug, Clone)]
 pub(super) struct Lost {
     pub(super) key: String,
@@ -168,7 +168,7 @@ impl Store {
         }
     }
 
-    /// Loses everything, and begins its history anew.
+    /// Loses everything, and starts a new history.
     pub(super) fn wipe(&mut self) {
         for (key, stored) in std::mem::take(&mut self.entries) {
             self.note_loss(None, &key, Some(stored));

@@ -1,4 +1,4 @@
-//! A node's workers: which of them takes a packet, and what they tell each other.
+//! A node's workers: which of them takes a packet, and their messages to each other.
 
 use muslin_encap::tunnel::Format;
 use smoltcp::time::Duration;
@@ -88,7 +88,7 @@ impl Cluster {
         ends.map(|byte| usize::from(*byte)).sum::<usize>() % count
     }
 
-    /// A worker tells others something.
+    /// A worker sends others a message.
     pub(super) fn tell_workers(
         &mut self,
         (who, from): (Who, usize),
@@ -118,7 +118,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// A worker hears what another has told it.
+    /// A worker receives another's message.
     pub(super) fn take_message(
         &mut self,
         who: Who,

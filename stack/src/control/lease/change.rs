@@ -1,4 +1,4 @@
-//! What a source of leases tells the rest of the node.
+//! The events that a source of leases reports to the rest of the node.
 //!
 //! All that follows from the leases of this node and of others follows from these changes, in their
 //! order, wherever they come from: [`Manager`](super::Manager) makes them of what an etcd-like store
@@ -47,7 +47,7 @@ pub enum Change {
     Peer(SubnetKey, LeaseRecord),
     /// A peer's lease has ended.
     PeerGone(SubnetKey),
-    /// A key under the prefix is no usable lease; it is skipped.
+    /// A key under the prefix is not a usable lease; it is skipped.
     Skipped {
         /// The key.
         key: String,
@@ -70,8 +70,8 @@ pub enum ConfigFault {
     /// It cannot be read.
     #[error("{0}")]
     Invalid(#[from] ConfigError),
-    /// It is not the one asked for.
-    #[error("the store has the network {stored}, but {asked} was asked for")]
+    /// It is not the requested one.
+    #[error("the store has the network {stored}, but {asked} was requested")]
     OtherNetwork {
         /// What the store has.
         stored: String,
@@ -92,7 +92,7 @@ pub enum Loss {
     #[error("all {0} subnets of the network are leased")]
     OutOfSubnets(usize),
     /// Others were faster every time.
-    #[error("other nodes took every subnet that was tried")]
+    #[error("other nodes took each subnet that this node tried")]
     Races,
     /// Another node holds our subnet now, or one that overlaps it.
     #[error("the subnet {key} is now held by the node {holder}")]
@@ -116,7 +116,8 @@ pub enum Loss {
     },
     /// Another writer changed our record again and again.
     #[error(
-        "the lease {key} is rewritten by another writer again and again: does another node have the public address {public_ip}?"
+        "the lease {key} is repeatedly rewritten by another writer: does another node have the \
+         public address {public_ip}?"
     )]
     Disputed {
         /// The lease.

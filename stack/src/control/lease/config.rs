@@ -153,20 +153,20 @@ pub enum ConfigError {
     #[error("the network configuration has no Network")]
     NoNetwork,
     /// IPv4 is switched off.
-    #[error("the network configuration has EnableIPv4 false, and IPv6 alone is not possible yet")]
+    #[error("the network configuration has EnableIPv4 false, and IPv6 alone is not supported yet")]
     NoIpv4,
     /// The subnets do not fit the network.
     #[error("subnets of length {len} do not fit the network {network}: use {min} to 30", min = network.prefix_len() + 2)]
     SubnetLen {
         /// The network.
         network: Ipv4Net,
-        /// The length asked for.
+        /// The requested length.
         len: u64,
     },
     /// The network is too small to be divided.
     #[error("the network {0} is too small: at most /28 can be divided into subnets")]
     TooSmall(Ipv4Net),
-    /// A bound that is no subnet of the network.
+    /// A bound that is not a subnet of the network.
     #[error("{field} {value} is not the base of a subnet of the network")]
     Bound {
         /// `SubnetMin` or `SubnetMax`.

@@ -7,7 +7,7 @@
 //!
 //! Events may arrive while an operation is in flight, and an answer may be lost after the store
 //! has done what was asked. Neither is guessed about: what an answer leaves open, a list tells.
-//! While a list is in flight events are ignored, and the watch begins anew after it.
+//! While a list is in flight events are ignored, and the watch is reopened after it.
 //!
 //! A record that is new to others is written several times where flannel's nodes may watch, which lose
 //! changes (`repetition.rs`).
@@ -54,7 +54,7 @@ pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_
 
 /// The longest margin, as flannel has it: a lease lives for a minute at least before it is renewed.
 const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_439 * 60);
-/// How often a configuration that is missing is asked for, as flannel does.
+/// Interval of requests for a missing configuration, as in flannel.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
@@ -82,7 +82,7 @@ pub enum WantedConfig {
     Exactly(NetworkConfig),
 }
 
-/// What a manager is told at its start.
+/// A manager's settings.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Settings {
@@ -129,7 +129,7 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Execute this on the store and give the answer, or the error. A watch may stay open
-    /// meanwhile, but not during a list: after that it is opened anew.
+    /// meanwhile, but not during a list: after that it is reopened.
     Store(Op),
     /// Watch all leases ([`Manager::lease_prefix`]) from this revision on, until it is due to poll
     /// again. A watch that is open goes on.
@@ -322,7 +322,7 @@ impl Manager {
 
     /// The store did not answer, or refused; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
-        // Until it answers again, what the last list said may be of a history that is no more.
+        // Until it answers again, the last list may predate a reset of the store.
         self.relist.require();
         if self.repetition.next().is_some() {
             // When it is back many write at once, and what is due now would be one of them only.

@@ -136,7 +136,7 @@ pub enum Answer {
     },
     /// It is done, and the store has this revision now.
     Done(Revision),
-    /// The key was not as the operation asked for.
+    /// The key was not as the operation required.
     Conflict,
 }
 

@@ -5,10 +5,10 @@ use super::{Entry, LeaseRecord, NetworkConfig, SubnetKey, shorten};
 /// The longest value that is read: flannel's are below 300 bytes.
 pub(super) const MAX_VALUE: usize = 16 * 1024;
 
-/// Why an entry is no lease that a node could use.
+/// Why an entry is not a usable lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoLease {
-    /// The subnet that its key names: it is not free, although nobody can be reached there.
+    /// The subnet that its key names: it is not free, although it has no reachable node.
     pub subnet: Option<SubnetKey>,
     /// Why.
     pub reason: String,

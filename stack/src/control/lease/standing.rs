@@ -13,7 +13,7 @@ const OVERDUE: Duration = Duration::from_secs(50 * 60);
 pub struct Signs {
     /// How long ago something came from it; `None` if nothing has.
     pub heard: Option<Duration>,
-    /// Whether something came from it after it was asked for a sign of life.
+    /// Whether something came from it after it was probed.
     pub answers: bool,
     /// Whether it has said that it stops, and keeps its lease for its return.
     pub has_stopped: bool,
@@ -24,7 +24,7 @@ pub struct Signs {
 /// How a node that has a lease is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It was heard a moment ago.
+    /// Something was received from it a moment ago.
     Alive,
     /// It has stopped in order, and its lease waits for its return.
     Stopped,

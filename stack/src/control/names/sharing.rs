@@ -31,7 +31,7 @@ const FORBIDDEN: Duration = Duration::from_secs(60);
 /// A watch that lived for longer was no failure.
 const LONG_WATCH: Duration = Duration::from_secs(10);
 
-/// Who shares what with whom.
+/// The node that shares, and its names.
 #[derive(Debug, Clone)]
 pub struct SharerSettings {
     /// Where the store has flannel's keys, without a trailing slash.
@@ -47,7 +47,7 @@ pub struct SharerSettings {
 /// Why something failed that may work later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// The store is away, too busy, or has a gap in what it tells.
+    /// The store is unreachable, too busy, or its watch has a gap.
     Away,
     /// It does not let this node do it.
     Forbidden,
@@ -272,7 +272,7 @@ impl Sharer {
         }
     }
 
-    /// The store has done what [`Self::poll`] asked for.
+    /// The store has done the operation of [`Self::poll`].
     pub fn answer(&mut self, now: Instant, answer: Answer) {
         match (std::mem::replace(&mut self.phase, Phase::Over), answer) {
             (Phase::Listing, Answer::Snapshot { revision, entries }) => {
@@ -405,7 +405,7 @@ impl Sharer {
     /// Takes another node's record.
     fn note(&mut self, entry: &Entry) {
         let subnet = named_subnet(&self.settings.prefix, &entry.key);
-        // Pods of other networks are nobody's business here.
+        // Pods of other networks are irrelevant here.
         if subnet.is_some_and(|subnet| !self.settings.network.contains(&subnet)) {
             return;
         }

@@ -17,7 +17,7 @@ pub(super) const SHORT_WATCH: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-/// When the next operation may be asked for, and how often what was in vain in a row.
+/// When the next operation may be requested, and how often each kind has failed in a row.
 #[derive(Debug, Default)]
 pub(super) struct Backoff {
     until: Option<Instant>,
@@ -34,18 +34,18 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Until when nothing may be asked for; `None` if something may be at `now`.
+    /// Until when nothing may be requested; `None` if an operation may be at `now`.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Instant> {
         self.until = self.until.filter(|until| *until > now);
         self.until
     }
 
-    /// Something may be asked for at once.
+    /// An operation may be requested at once.
     pub(super) fn reset(&mut self) {
         self.until = None;
     }
 
-    /// Nothing may be asked for until this time.
+    /// Nothing may be requested until this time.
     pub(super) fn wait_until(&mut self, until: Instant) {
         self.until = Some(until);
     }

@@ -39,7 +39,7 @@ impl Relist {
         self.is_required = true;
     }
 
-    /// Whether something asked for a list since the last one.
+    /// Whether a list was requested since the last one.
     pub(super) fn is_required(&self) -> bool {
         self.is_required
     }

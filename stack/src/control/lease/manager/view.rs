@@ -1,4 +1,4 @@
-//! Which leases others have, as far as the store has told.
+//! The leases of other nodes, as last reported by the store.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
@@ -30,15 +30,15 @@ pub(super) struct View {
     shares: Shares,
     /// Those that the store has lost with ours, and until when they are waited for.
     missing: BTreeMap<SubnetKey, Instant>,
-    /// Keys that are no usable leases.
+    /// Keys that are not usable leases.
     skipped: BTreeMap<String, Skipped>,
 }
 
-/// A key that is no usable lease.
+/// A key that is not a usable lease.
 #[derive(Debug)]
 pub(super) struct Skipped {
     revision: Revision,
-    /// A subnet that is not free, although nobody can be reached there.
+    /// A subnet that is not free, although it has no reachable node.
     subnet: Option<SubnetKey>,
 }
 
@@ -79,7 +79,7 @@ impl View {
         record.map(|record| record.public_ip)
     }
 
-    /// When a lease's key was last written, if it is no usable lease.
+    /// When a lease's key was last written, if it is not a usable lease.
     pub(super) fn skipped_at(&self, key: SubnetKey) -> Option<Revision> {
         let skipped = self.skipped.get(&self.lease_key(key));
         skipped.map(|skipped| skipped.revision)
@@ -100,7 +100,7 @@ impl View {
         self.missing.remove(&key);
     }
 
-    /// Whether nobody has a subnet, or one that overlaps it.
+    /// Whether a subnet, and each one that overlaps it, is free.
     pub(super) fn is_free(&self, subnet: Ipv4Net) -> bool {
         !self.occupied().any(|other| overlap(other, subnet))
     }
