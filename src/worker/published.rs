@@ -282,7 +282,6 @@ impl PacketLoop {
 }
 
 /// Whether to go on accepting: these errors are of the new connection, not of the socket
-
 /// (accept(2)).
 fn is_passing(error: Errno) -> bool {
     matches!(
