@@ -27,6 +27,9 @@ pub enum Direction {
 /// one pod to another is asked about twice. What the node itself sends to pods (the gateway's replies,
 /// ICMP errors) is asked about, too.
 pub trait Filter {
+    /// Whether it ever refuses anything. A node does not look at packets for one that does not.
+    const REFUSES: bool = true;
+
     /// It is this time: what is asked next happens now.
     fn at(&mut self, now: Instant);
 
@@ -40,8 +43,12 @@ pub trait Filter {
 pub struct Unfiltered;
 
 impl Filter for Unfiltered {
+    const REFUSES: bool = false;
+
+    #[inline(always)]
     fn at(&mut self, _: Instant) {}
 
+    #[inline(always)]
     fn permits(&mut self, _: Direction, _: PortId, _: &[u8]) -> bool {
         true
     }

@@ -57,9 +57,18 @@ pub trait Observer {
 pub struct Unobserved;
 
 impl Observer for Unobserved {
+    #[inline(always)]
     fn at(&mut self, _: Instant) {}
+
+    #[inline(always)]
     fn enters(&mut self, _: Source, _: &impl AsRef<[u8]>) {}
+
+    #[inline(always)]
     fn leaves(&mut self, _: Source, _: Verdict, _: &impl AsRef<[u8]>) {}
+
+    #[inline(always)]
     fn refused(&mut self, _: Source, _: DropReason) {}
+
+    #[inline(always)]
     fn lost(&mut self, _: DropReason, _: u64) {}
 }

@@ -94,12 +94,16 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Asks the filter about a frame, if there is an IP packet in it.
+    #[inline(always)]
     fn check_policy_of_frame(
         &mut self,
         direction: Direction,
         port: PortId,
         packet: &PacketBuf<'_>,
     ) -> Result<(), DropReason> {
+        if !F::REFUSES {
+            return Ok(());
+        }
         let view = frame::parse(packet.as_slice())?;
         match view.ethertype() {
             EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6 => {

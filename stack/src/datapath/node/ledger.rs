@@ -19,6 +19,7 @@ impl<O: Observer> Ledger<O> {
     }
 
     /// A packet comes in, or begins.
+    #[inline(always)]
     pub(super) fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>) {
         match source {
             Source::Port(_) | Source::Underlay(_) | Source::Uplink => self.counters.received += 1,
@@ -28,6 +29,7 @@ impl<O: Observer> Ledger<O> {
     }
 
     /// This became of it.
+    #[inline(always)]
     pub(super) fn leaves(&mut self, source: Source, verdict: Verdict, packet: &impl AsRef<[u8]>) {
         match verdict {
             Verdict::Port(_) => self.counters.delivered += 1,
@@ -40,12 +42,14 @@ impl<O: Observer> Ledger<O> {
     }
 
     /// This became of a packet of the node's own, which it does not queue.
+    #[inline(always)]
     pub(super) fn own(&mut self, verdict: Verdict, packet: &impl AsRef<[u8]>) {
         self.enters(Source::Node, packet);
         self.leaves(Source::Node, verdict, packet);
     }
 
     /// A packet came that cannot be read.
+    #[inline(always)]
     pub(super) fn refuse(&mut self, source: Source, reason: DropReason) {
         self.counters.received += 1;
         self.counters.drop(reason);
@@ -53,6 +57,7 @@ impl<O: Observer> Ledger<O> {
     }
 
     /// Packets were lost after their verdict.
+    #[inline(always)]
     pub(super) fn lose(&mut self, reason: DropReason, packets: u64) {
         self.counters.drop_many(reason, packets);
         self.observer.lost(reason, packets);

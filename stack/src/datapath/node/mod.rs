@@ -689,19 +689,21 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Something happens now.
+    #[inline(always)]
     fn begin(&mut self, now: Instant) {
         self.ledger.observer.at(now);
         self.filter.at(now);
     }
 
     /// Asks the filter whether an IP packet may go on.
+    #[inline(always)]
     fn check_policy(
         &mut self,
         direction: Direction,
         port: PortId,
         packet: &[u8],
     ) -> Result<(), DropReason> {
-        if self.filter.permits(direction, port, packet) {
+        if !F::REFUSES || self.filter.permits(direction, port, packet) {
             Ok(())
         } else {
             Err(DropReason::PolicyDenied)

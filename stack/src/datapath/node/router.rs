@@ -198,6 +198,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Asks the filter about a packet of a pod.
+    #[inline(always)]
     fn check_policy_from(
         &mut self,
         origin: Origin,
