@@ -256,7 +256,7 @@ fn a_detached_pod_outlives_its_terminal_and_its_node() {
         &node,
         &["rm", "job"],
         FAILED,
-        &["'job' runs", "muslin stop job"],
+        &["'job' is running", "muslin stop job"],
     );
     fails(
         &node,

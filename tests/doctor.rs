@@ -223,7 +223,7 @@ fn a_device_that_garbles_trains_is_noticed() {
     let (mut one, other) = two_nodes(&lab);
     one.host().loses_trains("eth0");
     let (findings, healthy) = doctor(one.client(&["doctor"]));
-    let words = ["1450 bytes", "trains of datagrams", "--offload tap,gro"];
+    let words = ["1450 bytes", "segmented UDP sends", "--offload tap,gro"];
     is(&findings, &peer(&other), "warning", &words);
     // The kernel itself is not to blame.
     is(&findings, "offload", "fine", &[]);
@@ -245,7 +245,7 @@ fn a_kernel_that_garbles_trains_is_not_trusted_with_them() {
     one.wait_peers(1);
     assert_eq!(one.status("offload"), "tap,gro", "{}", one.log());
     let (findings, healthy) = doctor(one.client(&["doctor"]));
-    let words = ["does not cut trains", "or corrupts"];
+    let words = ["does not segment UDP sends", "or corrupts"];
     is(&findings, "offload", "warning", &words);
     is(&findings, &peer(&other), "fine", &["1450 bytes"]);
     assert!(healthy, "slow is not wrong: {findings:#?}");

@@ -249,7 +249,7 @@ fn an_interface_that_changes_under_a_node_is_followed() {
     let log = bed.nodes[0].log();
     assert!(log.contains("the uplink's interface is down"), "{log}");
     assert_eq!(
-        log.matches("the uplink on eth0 is opened anew").count(),
+        log.matches("the uplink on eth0 is reopened").count(),
         2,
         "{log}"
     );
@@ -442,7 +442,7 @@ fn an_uplink_is_opened_anew_beside_its_tunnel() {
     let what = format!("the new uplink{}", links.nodes[1].log());
     poll_until(SOON, &what, || {
         let log = links.nodes[1].log();
-        log.contains("the uplink on eth0 is opened anew")
+        log.contains("the uplink on eth0 is reopened")
             .then_some(())
     });
     // Others learn of it from what it sends.

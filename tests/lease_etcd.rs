@@ -708,7 +708,7 @@ async fn names_are_refused(node: &Node, what: &str) {
     })
     .await;
     let prefix = "/coreos.com/network/muslin/pods/";
-    let advice = &format!("that takes the rights to read and write {prefix}");
+    let advice = &format!("requires rights to read and write {prefix}");
     for part in [what, "refuses the user 'node'", "permission denied", advice] {
         assert!(line.contains(part), "no '{part}': {line}");
     }
@@ -981,7 +981,7 @@ async fn five_thousand_leases_are_routed_in_little_memory() {
     let told = log.lines().filter(|line| line.contains(" peer 172.16."));
     let told = told.filter(|line| line.contains("INFO")).count();
     assert!((1..=100).contains(&told), "{told} lines");
-    assert!(log.contains("more changes of peers"), "{log}");
+    assert!(log.contains("further changes of peers"), "{log}");
     let status = fs::read_to_string(format!("/proc/{}/status", node.process.0.id())).unwrap();
     let mut lines = status.lines();
     let peak = lines.find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -334,7 +334,7 @@ fn proxies_that_ask_others_for_nothing_are_told() {
         sidecar.wait_for("SOCKS5 at");
         let log = sidecar.log();
         assert_eq!(
-            log.contains("0.0.0.0:1080 is in the pod network"),
+            log.contains("anyone who reaches 0.0.0.0:1080 can reach"),
             is_told,
             "{log}"
         );
@@ -517,7 +517,7 @@ fn what_others_could_use_has_to_be_meant() {
         (&["--level", "tap", "--socks5", "1080"], "--level process"),
         (&["--level", "run"], "give a command"),
         (&["--socks5", "localhost"], "[ADDR:]PORT"),
-        (&["--forward", "80"], "leads nowhere"),
+        (&["--forward", "80"], "is not a forwarded port"),
         (&["--expose", "0=80"], "is not an exposed port"),
     ] {
         let directory = tempfile::tempdir().unwrap();

@@ -476,12 +476,12 @@ mod tests {
         let refused = |value: &str| read(&key, value).unwrap_err().to_string();
         for (from, to, why) in [
             ("10.1.1.0/24", "10.1.2.0/24", "subnet 10.1.2.0/24"),
-            ("1.2\"", "2.2\"", "10.1.2.2 is no address"),
-            ("1.2\"", "1.0\"", "10.1.1.0 is no address"),
-            ("1.2\"", "1.1\"", "10.1.1.1 is no address"),
-            ("1.2\"", "1.255\"", "10.1.1.255 is no address"),
-            ("10.1.1.2", "fd00::2", "fd00::2 is no address"),
-            ("10.1.1.2", "10.1.1.2,fd00::2", "is no address"),
+            ("1.2\"", "2.2\"", "10.1.2.2 is not an address"),
+            ("1.2\"", "1.0\"", "10.1.1.0 is not an address"),
+            ("1.2\"", "1.1\"", "10.1.1.1 is not an address"),
+            ("1.2\"", "1.255\"", "10.1.1.255 is not an address"),
+            ("10.1.1.2", "fd00::2", "fd00::2 is not an address"),
+            ("10.1.1.2", "10.1.1.2,fd00::2", "is not an address"),
             ("0/24", "0/24,fd00::/64", "subnet 10.1.1.0/24,fd00::/64"),
             ("web", "We b", "not a pod name"),
             ("n1", "n_1", "not a pod name"),
