@@ -442,8 +442,7 @@ fn an_uplink_is_opened_anew_beside_its_tunnel() {
     let what = format!("the new uplink{}", links.nodes[1].log());
     poll_until(SOON, &what, || {
         let log = links.nodes[1].log();
-        log.contains("the uplink on eth0 is reopened")
-            .then_some(())
+        log.contains("the uplink on eth0 is reopened").then_some(())
     });
     // Others learn of it from what it sends.
     reaches(&mut links.pods[1], addresses[0]);

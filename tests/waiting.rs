@@ -176,7 +176,8 @@ fn a_store_that_refuses_is_asked_until_it_does_not() {
     });
     let log = node.log();
     assert_eq!(
-        log.matches("not a database of leases; requests are retried").count(),
+        log.matches("not a database of leases; requests are retried")
+            .count(),
         1,
         "{log}"
     );

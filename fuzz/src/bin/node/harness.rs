@@ -694,7 +694,7 @@ impl Harness {
                 let out = &out.bytes;
                 assert!(self.vxlan && frame[12..14] == [8, 6]);
                 assert_eq!(self.peer(id).address.ip(), source.ip());
-                assert_eq!(destination, self.peer(id).address.into());
+                assert_eq!(destination, self.peer(id).address);
                 assert_eq!(out.len(), 8 + 42);
                 assert_eq!(out[8 + 20..8 + 22], [0, 2]);
                 assert!(is_own(ipv4(&out[8 + 28..])));
