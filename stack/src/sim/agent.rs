@@ -37,8 +37,33 @@ pub(super) struct Agent {
     /// The public address that was not reported to it yet.
     pub(super) moved: Option<std::net::Ipv4Addr>,
     pub(super) timer: Timer,
-    requests: u64,
+    requests: Requests,
+}
+
+/// Requests to the store, of which there may not be too many.
+#[derive(Debug)]
+pub(super) struct Requests {
+    count: u64,
     since: Instant,
+}
+
+impl Requests {
+    pub(super) const fn since(since: Instant) -> Self {
+        Self { count: 0, since }
+    }
+
+    /// The number of the next one, if whoever asks has not asked too often.
+    pub(super) fn count(&mut self, now: Instant, whoever: &str) -> Result<u64, Violation> {
+        self.count += 1;
+        let seconds = (now - self.since).secs();
+        if self.count > BURST + RATE * seconds {
+            return Err(Violation(format!(
+                "{whoever} have asked the store {} times in {seconds} s",
+                self.count
+            )));
+        }
+        Ok(self.count)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,22 +135,13 @@ impl Agent {
             is_leaving: false,
             moved: None,
             timer: Timer::default(),
-            requests: 0,
-            since,
+            requests: Requests::since(since),
         }
     }
 
     /// The number of the next request, if there were not too many.
     fn count_request(&mut self, now: Instant) -> Result<u64, Violation> {
-        self.requests += 1;
-        let seconds = (now - self.since).secs();
-        if self.requests > BURST + RATE * seconds {
-            return Err(Violation(format!(
-                "the lease rules have asked the store {} times in {seconds} s",
-                self.requests
-            )));
-        }
-        Ok(self.requests)
+        self.requests.count(now, "the lease rules")
     }
 
     /// Whether it holds a lease and receives all changes.

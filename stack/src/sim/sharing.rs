@@ -8,15 +8,13 @@ use std::fmt::Write;
 use smoltcp::time::{Duration, Instant};
 
 use super::Violation;
+use super::agent::Requests;
 use super::cluster::{Cluster, Due, PREFIX};
 use super::machine::{Running, Timer, Who};
 use crate::control::ipam::PodName;
 use crate::control::lease::{Action, Entry, Op, Revision, WatchEvent};
 use crate::control::names::{NameChange, Names, Sharer, SharerSettings, Trouble, names_prefix};
 
-/// Requests that are fine at once, and per second later.
-const BURST: u64 = 100;
-const RATE: u64 = 4;
 /// Rounds in which the rules may ask for something without time passing.
 const MAX_ROUNDS: u32 = 64;
 
@@ -30,8 +28,7 @@ pub(super) struct NameAgent {
     watch: Option<Revision>,
     is_woken: bool,
     timer: Timer,
-    requests: u64,
-    since: Instant,
+    requests: Requests,
 }
 
 impl NameAgent {
@@ -43,21 +40,12 @@ impl NameAgent {
             watch: None,
             is_woken: false,
             timer: Timer::default(),
-            requests: 0,
-            since: now,
+            requests: Requests::since(now),
         }
     }
 
     fn count_request(&mut self, now: Instant) -> Result<(), Violation> {
-        self.requests += 1;
-        let seconds = (now - self.since).secs();
-        if self.requests > BURST + RATE * seconds {
-            return Err(Violation(format!(
-                "the rules about names have asked the store {} times in {seconds} s",
-                self.requests
-            )));
-        }
-        Ok(())
+        self.requests.count(now, "the rules about names").map(drop)
     }
 
     /// Takes what is new of others.
