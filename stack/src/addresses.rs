@@ -45,15 +45,6 @@ pub const fn socket_ipv4(address: SocketAddr) -> Option<SocketAddrV4> {
     }
 }
 
-/// The prefix, if it is of IPv4.
-#[must_use]
-pub const fn net_ipv4(net: IpNet) -> Option<Ipv4Net> {
-    match net {
-        IpNet::V4(net) => Some(net),
-        IpNet::V6(_) => None,
-    }
-}
-
 impl<A: Copy, B: Copy> Dual<A, B> {
     /// Nothing, if there is neither.
     #[must_use]

@@ -18,7 +18,9 @@ use super::tunnel::TunnelPlan;
 use crate::control::lease::{Backend, Change, ConfigFault, Loss, NetworkConfig, SubnetKey};
 use crate::control::names::Names;
 use crate::datapath::Datapath;
+use crate::datapath::filter::Filter;
 use crate::datapath::node::Node;
+use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Peer, PeerId};
 
 /// What a node's tables are to have.
@@ -91,8 +93,8 @@ pub enum OwnChange {
 }
 
 impl Operation {
-    /// Does it to a data path.
-    pub fn apply_to_node(&self, node: &mut Node) {
+    /// Does it to a node. One that has a data path around it is changed with that: [`Self::apply`].
+    pub fn apply_to_node<O: Observer, F: Filter>(&self, node: &mut Node<O, F>) {
         match self {
             Self::SetMtu(mtu) => node.set_mtu(*mtu),
             Self::SetPeer(peer) => node.set_peer(peer.clone()),
@@ -103,7 +105,7 @@ impl Operation {
     }
 
     /// Does it to a data path.
-    pub fn apply(&self, path: &mut Datapath, now: Instant) {
+    pub fn apply<O: Observer, F: Filter>(&self, path: &mut Datapath<O, F>, now: Instant) {
         match self {
             Self::SetMtu(mtu) => path.set_mtu(*mtu, now),
             other => other.apply_to_node(path.node_mut()),

@@ -8,7 +8,9 @@ use smoltcp::time::Instant;
 use super::Datapath;
 use crate::addresses::ipv4;
 use crate::datapath::egress::{FlowId, FlowKey, Host, Protocol};
+use crate::datapath::filter::Filter;
 use crate::datapath::guard;
+use crate::datapath::observe::Observer;
 use crate::drops::DropReason;
 
 /// A port of the host that leads to a pod.
@@ -53,7 +55,7 @@ impl Published {
     }
 }
 
-impl Datapath {
+impl<O: Observer, F: Filter> Datapath<O, F> {
     /// Begins a client's TCP connection to a pod, which gets `preface` first (see [`Egress::dial`]).
     /// The pod sees the client's own address where it can, else the gateway's.
     ///
