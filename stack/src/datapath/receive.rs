@@ -53,16 +53,16 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             udp: true,
         };
         let mut merger = (merging == Merging::On).then(|| Merger::new(settings));
-        let mut sender = None;
+        let mut sender: Option<Sender> = None;
         for (source, datagram) in datagrams {
             // The datagrams of a train have one source.
             let sender = match sender {
-                Some(sender) if Sender::address(&sender) == source => sender,
+                Some(sender) if sender.address() == source => sender,
                 _ => *sender.insert(self.node.sender(source)),
             };
             // What is no peer's is dropped.
-            let mut merger = merger.as_mut();
-            let merger = merger.take_if(|_| self.node.may_send(sender, datagram));
+            let merger = merger.as_mut();
+            let merger = merger.filter(|_| self.node.may_send(sender, datagram));
             let mut deliver = |merged: Merged<'_, '_, Sender>| {
                 self.deliver_datagram(now, network, merged, host, &mut send);
             };
@@ -136,7 +136,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 .map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
             udp: true,
         };
-        let mut merger = Merger::new(settings);
+        let mut merger = (merging == Merging::On).then(|| Merger::new(settings));
         for (header, frame) in frames {
             let Ok(virtio) = Header::parse(&header) else {
                 self.node.refuse_uplink_frame();
@@ -146,17 +146,18 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             let key: LinkHeader = frame.first_chunk().copied().unwrap_or_default();
             let is_plain =
                 virtio.gso.is_none() && !matches!(virtio.checksum, Checksum::Partial { .. });
-            let merges = merging == Merging::On && is_plain && self.node.is_for_uplink(frame);
+            let may_merge = is_plain && self.node.is_for_uplink(frame);
             let mut deliver = |merged: Merged<'_, '_, LinkHeader>| {
                 self.deliver_frame(now, merged, host, &mut send);
             };
-            if merges {
-                merger.push(frame, frame::HEADER_LEN, key, &mut deliver);
-                continue;
-            }
-            if !is_plain {
+            match &mut merger {
+                Some(merger) if may_merge => {
+                    merger.push(frame, frame::HEADER_LEN, key, &mut deliver);
+                    continue;
+                }
                 // The kernel has merged it already, and it stays behind what came before it.
-                merger.flush(&mut deliver);
+                Some(merger) if !is_plain => merger.flush(&mut deliver),
+                _ => {}
             }
             deliver(Merged {
                 key,
@@ -165,7 +166,9 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 tail: &[],
             });
         }
-        merger.flush(&mut |merged| self.deliver_frame(now, merged, host, &mut send));
+        if let Some(mut merger) = merger {
+            merger.flush(&mut |merged| self.deliver_frame(now, merged, host, &mut send));
+        }
     }
 
     fn deliver_frame(
