@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::ipip;
 use nix::libc;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::host::option;
 
@@ -64,6 +64,13 @@ pub(super) fn open(
     }
     socket.bind(&SockAddr::from(address))?;
     Ok(socket.into())
+}
+
+/// Lets others share the port of a socket that was bound alone.
+pub(super) fn share_port(socket: &std::net::UdpSocket) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_recv_buffer_size(SHARE_BYTES)?;
+    socket.set_reuse_port(true)
 }
 
 /// Sets how Linux finds out the path MTU (`IP_MTU_DISCOVER`, ip(7)).

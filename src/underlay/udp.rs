@@ -21,7 +21,7 @@ use super::bpf::{NOTHING, attach_filter};
 use super::messages::Overflow;
 use super::queues;
 use super::self_test::{self, Findings};
-use super::socket::{Options, Port, discover_mtu, open};
+use super::socket::{Options, Port, discover_mtu, open, share_port};
 use crate::error::errno;
 
 /// How long a router may take to say that a datagram is too large.
@@ -101,12 +101,21 @@ impl TunnelSocket {
         if options.format == Format::Ipip {
             return Self::bind_raw(address, options, groups);
         }
-        // Sockets that share a port would share it with another node of the same user, too.
-        let alone = open(options.format, address, Port::Own)?;
-        let address = alone.local_addr()?;
-        drop(alone);
+        // Sockets that share a port share it with another node of the same user, too. So the first
+        // is bound alone, which fails beside any other, and shares its port afterwards.
+        let first = open(options.format, address, Port::Own)?;
+        let address = first.local_addr()?;
         let options = options.without_defects(address.ip());
-        let all = (0..groups).map(|_| Self::bind_group(address, options, queues::QUEUES));
+        share_port(&first)?;
+        let mut first = Some(first);
+        let shared = || open(options.format, address, Port::Shared);
+        let all = (0..groups).map(|_| {
+            let main = first.take().map_or_else(shared, Ok)?;
+            let queues = (1..queues::QUEUES)
+                .map(|_| shared())
+                .collect::<io::Result<_>>()?;
+            Self::group(address, options, main, queues)
+        });
         let all = all.collect::<io::Result<Vec<_>>>()?;
         if let Some(first) = all.first()
             && let Err(error) = queues::spread(&first.main.socket, options.format, groups)
@@ -118,21 +127,26 @@ impl TunnelSocket {
 
     fn bind_raw(address: SocketAddr, options: Options, groups: usize) -> io::Result<Vec<Self>> {
         let all = (0..groups).map(|index| {
-            let group = Self::bind_group(address, options, 1)?;
+            let main = open(options.format, address, Port::Own)?;
             if index > 0 {
                 // The kernel gives a packet to all raw sockets; these only send.
-                attach_filter(&SockRef::from(&group.main.socket), &[NOTHING])?;
+                attach_filter(&SockRef::from(&main), &[NOTHING])?;
             }
-            Ok(group)
+            Self::group(address, options, main, Vec::new())
         });
         all.collect()
     }
 
-    fn bind_group(address: SocketAddr, options: Options, queues: usize) -> io::Result<Self> {
-        let port = if queues > 1 { Port::Shared } else { Port::Own };
-        let main = Queue::open(address, options, port)?;
+    /// The sockets of a worker: those that datagrams arrive at, and others to send from.
+    fn group(
+        address: SocketAddr,
+        options: Options,
+        main: std::net::UdpSocket,
+        queues: Vec<std::net::UdpSocket>,
+    ) -> io::Result<Self> {
+        let main = Queue::new(main, options);
         let gro = main.is_joining();
-        let queues = (1..queues).map(|_| Queue::open(address, options, port));
+        let queues = queues.into_iter().map(|socket| Queue::new(socket, options));
         let any_port = SocketAddr::new(address.ip(), 0);
         let others = (0..options.source_ports).map(|_| {
             let other = open(options.format, any_port, Port::Own)?;
@@ -141,7 +155,7 @@ impl TunnelSocket {
             Ok(other)
         });
         Ok(Self {
-            queues: queues.collect::<io::Result<_>>()?,
+            queues: queues.collect(),
             others: others.collect::<io::Result<_>>()?,
             gso: (options.gso && getsockopt(&main.socket, sockopt::UdpGsoSegment).is_ok()).into(),
             gro,
@@ -279,8 +293,7 @@ impl TunnelSocket {
 }
 
 impl Queue {
-    fn open(address: SocketAddr, options: Options, port: Port) -> io::Result<Self> {
-        let socket = open(options.format, address, port)?;
+    fn new(socket: std::net::UdpSocket, options: Options) -> Self {
         if options.gro {
             // Whether it does is queried later.
             let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
@@ -288,10 +301,10 @@ impl Queue {
         if let Err(error) = setsockopt(&socket, sockopt::RxqOvfl, &1) {
             debug!("datagrams that overflow the socket are not counted: {error}");
         }
-        Ok(Self {
+        Self {
             socket,
             overflow: Overflow::default(),
-        })
+        }
     }
 
     /// Whether the kernel joins what arrives to trains.
@@ -488,5 +501,17 @@ mod tests {
         let mut received = Received::default();
         let error = one.receive(0, &mut received).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn of_nodes_that_want_a_port_at_once_one_gets_it() {
+        for _ in 0..20 {
+            let address = bind(ALL).address().unwrap();
+            let nodes = [1, 2, 1, 2]
+                .map(|groups| std::thread::spawn(move || TunnelSocket::bind(address, ALL, groups)));
+            let bound = nodes.map(|node| node.join().unwrap());
+            let count = bound.iter().filter(|bound| bound.is_ok()).count();
+            assert_eq!(count, 1);
+        }
     }
 }
