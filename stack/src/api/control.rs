@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::cni;
 use super::published::Published;
 use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
@@ -53,6 +54,8 @@ pub enum Request {
     DropLease(DropLease),
     /// Give the lease back and stop.
     Leave,
+    /// What a CNI plugin asks. Answered by [`Answer::Cni`].
+    Cni(cni::Call),
 }
 
 /// A client.
@@ -208,6 +211,8 @@ pub enum Answer {
     Changed(Link),
     /// The lease is given back.
     Dropped(Dropped),
+    /// What a CNI plugin is answered.
+    Cni(cni::Reply),
     /// It is done.
     Done,
     /// It cannot be done.
