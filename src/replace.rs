@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 /// What the names of files begin with that are not finished.
 pub(crate) const UNFINISHED: &str = ".tmp";
 
@@ -14,15 +16,29 @@ pub(crate) const UNFINISHED: &str = ".tmp";
 /// # Errors
 /// If it cannot be written; what was there stays.
 pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    let new = begin(path, text, mode)?;
+    new.as_file().sync_all()?;
+    new.persist(path)?;
+    Ok(())
+}
+
+/// The same for a file that counts until the next boot alone: what the disk has of it does not matter.
+///
+/// # Errors
+/// If it cannot be written; what was there stays.
+pub(crate) fn place(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
+    begin(path, text, mode)?.persist(path)?;
+    Ok(())
+}
+
+fn begin(path: &Path, text: &[u8], mode: u32) -> io::Result<NamedTempFile> {
     let mut new = tempfile::Builder::new()
         .prefix(UNFINISHED)
         .tempfile_in(directory(path))?;
     new.write_all(text)?;
     new.as_file()
         .set_permissions(Permissions::from_mode(mode))?;
-    new.as_file().sync_all()?;
-    new.persist(path)?;
-    Ok(())
+    Ok(new)
 }
 
 /// The directory that a file is in.

@@ -388,7 +388,11 @@ fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
+/// Reads a file: no link to another, and nothing that must be waited for.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn read_regular(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(File::options().read(true), path)?.read_to_end(&mut bytes)?;
     Ok(bytes)

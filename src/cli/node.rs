@@ -204,6 +204,9 @@ pub(super) fn places(settings: &Settings) -> Places {
     }
     if let Some(socket) = &settings.socket {
         places.clear(socket);
+        for directory in daemon::directories(socket) {
+            places.write(&directory, 0o700);
+        }
     }
     places
 }

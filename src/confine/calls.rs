@@ -220,6 +220,7 @@ const FAMILIES: [i32; 5] = [
 /// Requests to devices: those of TUN, what interfaces are called, and whether stderr is a terminal.
 const REQUESTS: &[u32] = &[
     0x400454ca, // TUNSETIFF
+    0x400454cb, // TUNSETPERSIST
     0x400454d0, // TUNSETOFFLOAD
     0x800454d2, // TUNGETIFF
     0x400454d8, // TUNSETVNETHDRSZ

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use muslin_stack::api::cni;
 use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
     PodNamespaces, Refusal, Request, Table, Welcome,
@@ -84,6 +85,8 @@ impl Level {
 pub trait Service: Send + Sync + 'static {
     /// A pod that is detached when this is dropped.
     type Attachment: Send;
+    /// What a CNI plugin has reserved; it is given up when this is dropped.
+    type Reservation: Default + Send;
 
     /// Who the node is.
     fn welcome(&self) -> Welcome;
@@ -130,6 +133,17 @@ pub trait Service: Send + Sync + 'static {
 
     /// The same for a pod that is held.
     fn release(&self, attachment: Self::Attachment) -> impl Future<Output = ()> + Send;
+
+    /// Answers a CNI plugin, which sends the descriptors of its device beside its call.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    fn cni(
+        &self,
+        call: cni::Call,
+        device: Vec<OwnedFd>,
+        reservation: &mut Self::Reservation,
+    ) -> impl Future<Output = Result<cni::Reply>> + Send;
 
     /// The rows of a table.
     ///
@@ -227,6 +241,7 @@ async fn converse<S: Service>(
     }
     // Pods that end with the connection.
     let mut attachments: Vec<(PodName, S::Attachment)> = Vec::new();
+    let mut reservation = S::Reservation::default();
     let mut link = None;
     let mut hello: Option<Hello> = None;
     loop {
@@ -302,6 +317,10 @@ async fn converse<S: Service>(
             Request::Detach { pod } => service.detach(&pod).await.map(|()| Answer::Done),
             Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
+            Request::Cni(call) => {
+                let replied = service.cni(call, beside, &mut reservation);
+                replied.await.map(Answer::Cni)
+            }
             Request::Report(table) => match service.report(table).await {
                 Ok(rows) => {
                     send_rows(connection, rows).await?;
@@ -403,6 +422,7 @@ mod tests {
 
     impl Service for Empty {
         type Attachment = ();
+        type Reservation = ();
 
         fn welcome(&self) -> Welcome {
             Welcome::new(VERSION, "n", 3)
@@ -429,6 +449,10 @@ mod tests {
         }
 
         async fn release(&self, (): ()) {}
+
+        async fn cni(&self, _: cni::Call, _: Vec<OwnedFd>, (): &mut ()) -> Result<cni::Reply> {
+            Err(Error::failed("full"))
+        }
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {
             Ok(Vec::new())
@@ -547,7 +571,7 @@ mod tests {
         });
         let (attached, status) = ([Level::Full, Level::Attach], [Level::Full, Level::Status]);
         let full = [Level::Full];
-        let cases: [(Request, &[Level]); 12] = [
+        let cases: [(Request, &[Level]); 13] = [
             (attach(false, &[]), &attached),
             (attach(true, &[]), &full),
             (attach(false, &["80:80"]), &full),
@@ -558,6 +582,7 @@ mod tests {
             (Request::Namespaces { pod: pod("own") }, &full),
             (drop, &full),
             (Request::Leave, &full),
+            (Request::Cni(cni::Call::Ready), &full),
             (Request::Report(Table::Leases), &status),
             (Request::Report(Table::Pods), &status),
         ];

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use muslin_stack::api::cni;
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
     Table, Welcome,
@@ -13,6 +14,7 @@ use muslin_stack::api::control::{
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
 
+use super::cni::Reservation;
 use super::running::{Attachment, RunningNode};
 use crate::condition;
 use crate::control::{Level, Service};
@@ -106,6 +108,7 @@ impl Front {
 
 impl Service for Front {
     type Attachment = Attachment;
+    type Reservation = Option<Reservation>;
 
     fn welcome(&self) -> Welcome {
         let mut welcome = Welcome::new(env!("CARGO_PKG_VERSION"), &self.name, self.queues);
@@ -150,6 +153,15 @@ impl Service for Front {
         if let Some(running) = self.running() {
             running.closed().await;
         }
+    }
+
+    async fn cni(
+        &self,
+        call: cni::Call,
+        device: Vec<OwnedFd>,
+        reservation: &mut Option<Reservation>,
+    ) -> Result<cni::Reply> {
+        self.ready()?.cni(call, device, reservation).await
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {

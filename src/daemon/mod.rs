@@ -3,12 +3,14 @@
 //! The lease rules say what has changed; what that means here is in `Driver`. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
+mod cni;
 mod diary;
 mod front;
 mod heartbeat;
 mod liveness;
 mod naming;
 mod pods;
+mod records;
 mod report;
 mod running;
 mod stores;
@@ -39,6 +41,7 @@ use muslin_stack::datapath::node::{Config, Node};
 use muslin_stack::datapath::tunnel::Tunnel;
 use naming::NameService;
 use parking_lot::Mutex;
+pub(crate) use records::directories;
 use running::{NodeInfo, RunningNode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -675,15 +678,18 @@ impl Driver {
             self.leases.clone(),
             self.state.clone(),
             self.condition.subscribe(),
+            self.clock,
         )?;
         for update in &updates {
             running.update(update)?;
         }
+        running.recall_attachments();
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {
             return Err(Error::failed("the node is already running"));
         }
         tokio::spawn(stores::follow(endpoints, stores, running.clone()));
+        tokio::spawn(running.clone().keep_attachments());
         tokio::spawn(keep_mtu(self.flannel_files.clone(), running.link()));
         tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);

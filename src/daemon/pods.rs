@@ -4,12 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use muslin_stack::api::cni::Key;
 use muslin_stack::api::control::{Attach, Code, Namespace};
 use muslin_stack::api::published::{MAX_PORTS, Published};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
 use smoltcp::wire::EthernetAddress;
 
+use crate::device::PodDevice;
 use crate::error::{Error, Result};
 
 /// The pods of a node.
@@ -22,9 +24,27 @@ pub(super) type Pod = pods::Pod<Details>;
 pub(super) struct Details {
     pub(super) persistent: bool,
     pub(super) published: Vec<Published>,
+    /// The attachment of a container runtime that it is, if it is one.
+    pub(super) attachment: Option<Key>,
+    /// Its device, where that is to stay without the node.
+    pub(super) device: Option<Arc<PodDevice>>,
     pub(super) since: Instant,
     /// Where its commands run, with what the descriptors stand for.
     pub(super) namespaces: Option<(Vec<Namespace>, Arc<[OwnedFd]>)>,
+}
+
+impl Details {
+    /// Those of a pod that stays without its client, of which nothing else is known yet.
+    pub(super) fn persistent() -> Self {
+        Self {
+            persistent: true,
+            published: Vec::new(),
+            attachment: None,
+            device: None,
+            since: Instant::now(),
+            namespaces: None,
+        }
+    }
 }
 
 /// Gives a pod a name, an address and a port, and a MAC address if its device has none.
@@ -37,13 +57,13 @@ pub(super) fn attach<'p>(
     let details = Details {
         persistent: request.persistent,
         published,
-        since: Instant::now(),
-        namespaces: None,
+        ..Details::persistent()
     };
     let request = Request {
         name: request.pod.clone(),
         address: request.address,
         mac,
+        aliases: Vec::new(),
     };
     let (name, pod) = pods
         .attach(request, details)
@@ -52,7 +72,7 @@ pub(super) fn attach<'p>(
 }
 
 /// Why a pod is not attached, and what to do.
-fn refusal(error: &AttachError) -> Error {
+pub(super) fn refusal(error: &AttachError) -> Error {
     match error {
         AttachError::NameTaken(_) => {
             let message = format!("{error}: give this one another --name");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -20,18 +21,21 @@ use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::cni::Cni;
 use super::diary::Diary;
 use super::liveness::Census;
 use super::naming::NameService;
-use super::pods::{self, Pods, check_ports, not_attached};
+use super::pods::{self, Pod, Pods, check_ports, not_attached};
 use super::{Settings, report, underlay};
 use crate::condition;
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
-use crate::host::publish;
+use crate::host::Clock;
+use crate::host::publish::{self, Bound};
 use crate::lease::release::release;
 use crate::lease::table::{self, Known};
 use crate::lines::Lines;
@@ -101,6 +105,9 @@ pub(super) struct RunningNode {
     pub(super) pods: Mutex<Pods>,
     /// Ports that may still be open though their pods are detached.
     closing: Mutex<Vec<Closing>>,
+    /// Attachments of container runtimes. Who holds it and the pods has locked the pods first.
+    pub(super) cni: Mutex<Cni>,
+    pub(super) clock: Clock,
     /// What is known of other nodes' leases.
     pub(super) control: Arc<Mutex<ControlPlane>>,
     /// Their lines in the log.
@@ -124,13 +131,18 @@ impl RunningNode {
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
         condition: watch::Receiver<condition::State>,
+        clock: Clock,
     ) -> Result<Self> {
         let now = Instant::now();
+        let socket = facts.control.first();
+        let socket = socket.map(|socket| PathBuf::from(&socket.path));
         let pods = Pods::new(facts.subnet.into(), state.addresses());
         let diary = Diary::open(move |memory| state.write_addresses(memory));
         Ok(Self {
             pods: Mutex::new(pods),
             closing: Mutex::default(),
+            cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
+            clock,
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),
@@ -297,28 +309,55 @@ impl RunningNode {
         updated.map_err(Error::failed)
     }
 
-    /// Detaches the pod of a port, if it is not detached yet.
+    /// Detaches the pod of a port, if it is not detached yet. One that a container runtime has attached
+    /// keeps its place.
     pub(super) fn detach_port(&self, port: PortId) {
         // One lock for both, or another pod could have the name by then.
         let mut pods = self.pods.lock();
-        if let Some(Err(error)) = pods
-            .name_of(port)
-            .cloned()
-            .map(|pod| self.detach_from(&mut pods, &pod))
-        {
-            debug!("{error}");
+        let Some(name) = pods.name_of(port).cloned() else {
+            return;
+        };
+        let attachment = pods
+            .get(&name)
+            .and_then(|pod| pod.details.attachment.clone());
+        match attachment {
+            Some(key) => self.device_gone(&mut pods, &key, &name, port),
+            None => {
+                if let Err(error) = self.detach_from(&mut pods, &name) {
+                    debug!("{error}");
+                }
+            }
         }
     }
 
-    fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
+    pub(super) fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
         let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
         self.remember(pods);
         info!("pod {pod} is detached");
         let closing = self.workers.detach(gone.port).map_err(Error::failed)?;
-        let mut all = self.closing.lock();
-        all.retain(|closing| !closing.is_over());
-        all.push(closing);
+        self.await_closing(closing, gone.details.device);
         Ok(())
+    }
+
+    /// Knows of a port that is being closed, whose device goes, too, if that would stay without us.
+    pub(super) fn await_closing(&self, closing: Closing, device: Option<Arc<PodDevice>>) {
+        {
+            let mut all = self.closing.lock();
+            all.retain(|closing| !closing.is_over());
+            all.push(closing.clone());
+        }
+        let (Some(device), Ok(runtime)) = (device, Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn(async move {
+            closing.over().await;
+            // The kernel takes its time to remove an interface.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = device.set_persistent(false) {
+                    debug!("the interface is gone already: {error}");
+                }
+            });
+        });
     }
 
     /// Waits until what detached pods had is closed.
@@ -335,7 +374,7 @@ impl RunningNode {
     }
 
     /// Lets all know of the pods as they are now.
-    fn remember(&self, pods: &Pods) {
+    pub(super) fn remember(&self, pods: &Pods) {
         self.naming.set_pods(pods);
         self.diary.note(pods.memory());
     }
@@ -354,7 +393,7 @@ impl Drop for Attachment {
 }
 
 /// The queues of a pod's device and its MAC address, if it has one.
-fn open_queues(
+pub(super) fn open_queues(
     device: Vec<OwnedFd>,
     offload: bool,
 ) -> Result<(Option<EthernetAddress>, Vec<PodDevice>)> {
@@ -391,58 +430,73 @@ impl RunningNode {
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Attachment>)> {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
-        let network = self.facts.config.network;
-        let (search, dns_options) = self.naming.dns.search();
         // It may want the ports of one that was there before.
         self.closed().await;
         let mut pods = self.pods.lock();
         check_ports(&pods, &request.publish)?;
-        let bound = publish::bind(&request.publish, network)?;
+        let bound = publish::bind(&request.publish, self.facts.config.network)?;
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
-        let (name, pod) = pods::attach(&mut pods, &request, mac, published.clone())?;
+        let (name, pod) = pods::attach(&mut pods, &request, mac, published)?;
         let pod = pod.clone();
-        let Some(address) = pod.address.ipv4() else {
-            pods.detach(&name);
-            return Err(Error::failed("the pod has no IPv4 address"));
-        };
-        let attachment = pod.attachment(self.facts.settings.guard_pods);
-        let workers = &self.workers;
-        let attached = workers.attach(pod.port, &attachment, queues);
-        let attached = attached.and_then(|()| {
-            let published = workers.publish(pod.port, address, network, bound);
-            published.map_err(std::io::Error::other)
-        });
-        if let Err(error) = attached {
-            pods.detach(&name);
-            return Err(Error::failed(error));
-        }
+        let attached = self.connect(&name, &pod, queues, bound);
+        let attached = attached.and_then(|()| self.answer(&pods, &name));
+        let attached = attached.inspect_err(|_| drop(pods.detach(&name)))?;
         self.remember(&pods);
+        let attachment = (!pod.details.persistent).then(|| Attachment {
+            running: self.clone(),
+            port: pod.port,
+        });
+        Ok((attached, attachment))
+    }
+
+    /// Has the data path use a pod's device and its published ports.
+    pub(super) fn connect(
+        &self,
+        name: &PodName,
+        pod: &Pod,
+        queues: Vec<PodDevice>,
+        bound: Vec<Bound>,
+    ) -> Result<()> {
+        let address = pod.address.ipv4();
+        let address = address.ok_or_else(|| Error::failed("the pod has no IPv4 address"))?;
+        let attachment = pod.attachment(self.facts.settings.guard_pods);
+        let network = self.facts.config.network;
+        let workers = &self.workers;
+        workers
+            .attach(pod.port, &attachment, queues)
+            .map_err(Error::failed)?;
+        workers
+            .publish(pod.port, address, network, bound)
+            .map_err(Error::failed)?;
         info!(
             "pod {name} is attached: {} at {}",
             pod.address,
             DisplayMac(pod.mac)
         );
-        for port in &published {
+        for port in &pod.details.published {
             info!("pod {name} is published: {port}");
         }
-        let attachment = (!pod.details.persistent).then(|| Attachment {
-            running: self.clone(),
-            port: pod.port,
-        });
+        Ok(())
+    }
+
+    /// What a pod's interface is to have.
+    pub(super) fn answer(&self, pods: &Pods, name: &PodName) -> Result<Attached> {
+        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
         let facts = &self.facts;
+        let address = pod.address.ipv4();
+        let address = address.ok_or_else(|| Error::failed("the pod has no IPv4 address"))?;
         let address = Ipv4Net::new(address, facts.subnet.prefix_len());
         let address = address.map_err(Error::failed)?;
         let gateway = gateway::address(facts.subnet);
         let (node, link) = (facts.settings.name.clone(), underlay::link(&self.plan()));
-        let mut attached = Attached::new(name, node, address.into(), gateway.into(), link);
+        let mut attached = Attached::new(name.clone(), node, address.into(), gateway.into(), link);
         attached.routes = [facts.config.network, Ipv4Net::default()]
             .map(IpNet::V4)
             .into();
         attached.dns = vec![gateway.into()];
-        attached.search = search;
-        attached.dns_options = dns_options;
-        attached.published = published;
-        Ok((attached, attachment))
+        (attached.search, attached.dns_options) = self.naming.dns.search();
+        attached.published.clone_from(&pod.details.published);
+        Ok(attached)
     }
 
     /// Keeps a pod's namespaces, for commands that are run in it later.

@@ -48,6 +48,17 @@ impl PodDevice {
         }
     }
 
+    /// Has the interface stay when its last descriptor is closed, or go with it. A socket is none.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        match self {
+            Self::Tap(tap) => tap.set_persistent(persistent),
+            Self::Socket(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Has the other end do everything itself from now on.
     ///
     /// # Errors

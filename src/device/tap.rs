@@ -102,6 +102,10 @@ mod request {
         nix::request_code_write!(b'T', 217, size_of::<libc::c_int>()),
         libc::ifreq
     );
+    nix::ioctl_write_int_bad!(
+        tun_set_persist,
+        nix::request_code_write!(b'T', 203, size_of::<libc::c_int>())
+    );
     // The value is the argument itself, not a pointer to it.
     nix::ioctl_write_int_bad!(
         tun_set_offload,
@@ -199,6 +203,16 @@ impl Tap {
             has_header,
             offloads: has_header,
         })
+    }
+
+    /// Has the interface stay when its last descriptor is closed, or go with it.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub fn set_persistent(&self, persistent: bool) -> io::Result<()> {
+        // SAFETY: the argument is a number.
+        unsafe { request::tun_set_persist(self.descriptor.as_raw_fd(), persistent.into()) }?;
+        Ok(())
     }
 
     /// Lets the kernel do everything itself from now on.

@@ -259,6 +259,10 @@ pub enum Code {
     NoSuchLease,
     /// What is to be given back is in use, or may be.
     Busy,
+    /// The interface is attached already.
+    AlreadyAttached,
+    /// An attachment is not as it is to be.
+    Amiss,
     /// Another pod has the name, or all that could be chosen are taken.
     NameTaken,
     /// No pod can have the name.

@@ -220,6 +220,14 @@ impl AddressPool {
         Ok(address)
     }
 
+    /// Whether an address is free for another pod.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let (first, last) = self.bounds();
+        let in_use = self.holdings.values().filter(|held| held.released == 0);
+        in_use.count() < (u64::from(last) + 1).saturating_sub(first.into()) as usize
+    }
+
     /// Takes the address back; it stays remembered.
     pub fn release(&mut self, name: &PodName) {
         self.releases += 1;

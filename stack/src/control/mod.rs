@@ -6,6 +6,8 @@
 //! [`TunnelPlan`](tunnel::TunnelPlan) says what a network's backend means for this node, and
 //! [`Pods`](pods::Pods) who has which address. Nodes and the simulator drive all of these.
 
+#[cfg(feature = "api")]
+pub mod attachments;
 pub mod ipam;
 pub mod lease;
 pub mod names;

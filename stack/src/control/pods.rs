@@ -1,6 +1,6 @@
 //! The attached pods: who has which name, address, MAC address and port.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
@@ -29,6 +29,8 @@ pub struct Pod<T> {
     pub address: Addresses,
     /// The MAC address of its interface.
     pub mac: EthernetAddress,
+    /// Further names that it is found by.
+    pub aliases: Vec<PodName>,
     /// What the caller knows of it.
     pub details: T,
 }
@@ -42,6 +44,8 @@ pub struct Request {
     pub address: Option<Addresses>,
     /// The MAC address that its device has; one is made of its address if there is none.
     pub mac: Option<EthernetAddress>,
+    /// Further names that it is to be found by, where no pod has them as its own.
+    pub aliases: Vec<PodName>,
 }
 
 /// Why a pod cannot be attached.
@@ -124,6 +128,7 @@ impl<T> Pods<T> {
             port: PortId(self.next_port),
             address: address.into(),
             mac: request.mac.unwrap_or(made),
+            aliases: request.aliases,
             details,
         };
         self.next_port = self.next_port.wrapping_add(1);
@@ -184,11 +189,25 @@ impl<T> Pods<T> {
     /// The records of the pods for other nodes.
     #[must_use]
     pub fn records(&self) -> Vec<PodRecord> {
-        let pods = self.attached.iter().map(|(name, pod)| PodRecord {
+        let record = |name: &PodName, pod: &Pod<T>| PodRecord {
             name: name.clone(),
             address: pod.address,
-        });
-        pods.collect()
+        };
+        let own = self.attached.iter();
+        let mut records: Vec<_> = own.map(|(name, pod)| record(name, pod)).collect();
+        let mut known: BTreeSet<_> = self.attached.keys().collect();
+        for pod in self.attached.values() {
+            let aliases = pod.aliases.iter();
+            let free = aliases.filter(|alias| !is_reserved(alias) && known.insert(*alias));
+            records.extend(free.map(|alias| record(alias, pod)));
+        }
+        records
+    }
+
+    /// Whether an address is free for another pod.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.pool.has_room()
     }
 
     /// Whether no pod has a MAC address yet.
@@ -226,6 +245,7 @@ mod tests {
             name: name.map(|name| name.parse().unwrap()),
             address: address.map(|last| Ipv4Addr::new(10, 244, 1, last).into()),
             mac: mac.map(|last| EthernetAddress([2, 0, 0, 0, 0, last])),
+            aliases: Vec::new(),
         }
     }
 

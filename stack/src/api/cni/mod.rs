@@ -5,6 +5,8 @@
 //! and takes the device ([`Call::Commit`]) after that. A reservation ends with the connection it
 //! was made over, so that a plugin that is killed leaves nothing behind.
 
+pub mod deletion;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -45,6 +47,14 @@ pub struct NetworkNamespace {
     pub device: u64,
     /// The number of its inode.
     pub inode: u64,
+}
+
+impl NetworkNamespace {
+    /// Whether both are one, by whatever paths.
+    #[must_use]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        self.device == other.device && self.inode == other.inode
+    }
 }
 
 /// What a plugin asks.

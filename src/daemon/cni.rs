@@ -1,0 +1,475 @@
+//! What CNI plugins ask of a node: places for pods, and their devices. What is asked for is in the
+//! order that makes a crash of either harmless: a reservation ends with the plugin's connection, and a
+//! device is made to stay only once the attachment is written down.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use muslin_encap::mac::DisplayMac;
+use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_stack::addresses::Addresses;
+use muslin_stack::api::cni::{Call, Key, Missing, NetworkNamespace, Reply, Reserve, Reserved};
+use muslin_stack::api::control::Code;
+use muslin_stack::control::attachments::{AttachmentError, Attachments, names};
+use muslin_stack::control::ipam::PodName;
+use muslin_stack::control::pods::{AttachError, Request};
+use muslin_stack::datapath::port::PortId;
+use nix::unistd::geteuid;
+use smoltcp::wire::EthernetAddress;
+use tracing::{debug, info, warn};
+
+use super::pods::{Details, Pods, check_ports, refusal};
+use super::records::{Record, Records, remove};
+use super::running::{RunningNode, open_queues};
+use crate::device::PodDevice;
+use crate::error::{Error, Result};
+use crate::host::publish::{self, Bound};
+
+/// How often the attachments are compared with the namespaces that are there.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// The attachments of CNI plugins.
+pub(super) struct Cni {
+    attachments: Attachments,
+    /// What is kept for pods whose device is not here yet.
+    waiting: BTreeMap<Key, Waiting>,
+    records: Records,
+    /// Reservations so far.
+    reservations: u64,
+}
+
+/// What is kept for a pod until its device comes.
+struct Waiting {
+    reserve: Reserve,
+    bound: Vec<Bound>,
+}
+
+/// A place that a connection has reserved; it is given up when this is dropped.
+pub(super) struct Reservation {
+    running: Arc<RunningNode>,
+    key: Key,
+    number: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.running.give_up(&self.key, self.number);
+    }
+}
+
+impl Cni {
+    /// Those of a node with this control socket, as far as an earlier process has written them down.
+    pub(super) fn new(socket: &Path) -> Self {
+        Self {
+            attachments: Attachments::default(),
+            waiting: BTreeMap::new(),
+            records: Records::open(socket),
+            reservations: 0,
+        }
+    }
+}
+
+impl From<AttachmentError> for Error {
+    fn from(error: AttachmentError) -> Self {
+        let code = match error {
+            AttachmentError::Present(_) => Code::AlreadyAttached,
+            AttachmentError::Absent(_) => Code::NoSuchPod,
+            AttachmentError::NotReserved(_) => Code::Usage,
+            AttachmentError::OtherNamespace(_)
+            | AttachmentError::DeviceMissing(_)
+            | AttachmentError::DeviceGone(_) => Code::Amiss,
+        };
+        Self::refused(code, error)
+    }
+}
+
+impl RunningNode {
+    /// Answers a plugin.
+    pub(super) async fn cni(
+        self: &Arc<Self>,
+        call: Call,
+        device: Vec<OwnedFd>,
+        reservation: &mut Option<Reservation>,
+    ) -> Result<Reply> {
+        match call {
+            Call::Reserve(reserve) => {
+                // One connection attaches one interface.
+                drop(reservation.take());
+                let (reserved, held) = self.reserve(*reserve).await?;
+                *reservation = Some(held);
+                return Ok(Reply::Reserved(Box::new(reserved)));
+            }
+            Call::Commit { key } => {
+                let held = reservation.take().filter(|held| held.key == key);
+                let held = held.ok_or_else(|| AttachmentError::NotReserved(key.clone()))?;
+                self.commit(&held, device)?;
+            }
+            Call::Release { key } => self.end(&key).await,
+            Call::Check { key, netns } => {
+                self.cni.lock().attachments.check(&key, &netns)?;
+            }
+            Call::Collect { network, valid } => {
+                let now = self.clock.now();
+                let stale = self.cni.lock().attachments.stale(&network, &valid, now);
+                for key in stale {
+                    info!("the interface {key} is not in use any more");
+                    self.end(&key).await;
+                }
+            }
+            Call::Ready => self.has_room()?,
+            Call::Missing => return Ok(Reply::Missing(self.missing())),
+            Call::Restore { key, netns } => self.restore(&key, &netns, device)?,
+            other => {
+                return Err(Error::usage(format!(
+                    "this node does not support the request {other:?}"
+                )));
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    async fn reserve(self: &Arc<Self>, reserve: Reserve) -> Result<(Reserved, Reservation)> {
+        let address = addresses(&reserve.addresses)?;
+        let mac = reserve.mac.as_deref().map(parse_mac).transpose()?;
+        let former = self.cni.lock().attachments.admit(&reserve)?;
+        match former {
+            Some(pod) => {
+                info!("the container of pod {pod} has started again in another namespace");
+                self.end(&reserve.key).await;
+            }
+            // It may want the ports of one that was there before.
+            None => self.closed().await,
+        }
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        // Another connection may have been faster.
+        if cni.attachments.admit(&reserve)?.is_some() {
+            return Err(AttachmentError::Present(reserve.key).into());
+        }
+        check_ports(&pods, &reserve.publish)?;
+        let bound = publish::bind(&reserve.publish, self.facts.config.network)?;
+        let mut details = Details::persistent();
+        details.published = bound.iter().map(|bound| bound.published).collect();
+        details.attachment = Some(reserve.key.clone());
+        let pod = place(&mut pods, &reserve, address, mac, &details)?;
+        let reserved = self.answer(&pods, &pod).map(|attached| {
+            let mac = pods.get(&pod).map(|pod| DisplayMac(pod.mac).to_string());
+            let mut reserved = Reserved::new(attached, mac.unwrap_or_default(), geteuid().as_raw());
+            reserved.queues = self.facts.settings.workers;
+            reserved.offloads = self.facts.settings.offload.tap;
+            reserved
+        });
+        let reserved = reserved.inspect_err(|_| drop(pods.detach(&pod)))?;
+        cni.reservations += 1;
+        let number = cni.reservations;
+        let now = self.clock.now();
+        cni.attachments.reserve(&reserve, pod, number, now);
+        let key = reserve.key.clone();
+        cni.waiting.insert(key.clone(), Waiting { reserve, bound });
+        let running = self.clone();
+        Ok((
+            reserved,
+            Reservation {
+                running,
+                key,
+                number,
+            },
+        ))
+    }
+
+    /// The connection has ended, or failed, before the attachment was complete.
+    fn give_up(&self, key: &Key, number: u64) {
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        let Some(pod) = cni.attachments.give_up(key, number) else {
+            return;
+        };
+        cni.waiting.remove(key);
+        cni.records.remove(key);
+        if let Err(error) = self.detach_from(&mut pods, &pod) {
+            debug!("{error}");
+        }
+    }
+
+    fn commit(&self, held: &Reservation, device: Vec<OwnedFd>) -> Result<()> {
+        let Reservation { key, number, .. } = held;
+        let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        let pod = cni.attachments.reserved(key, *number)?.pod.clone();
+        let Waiting { reserve, bound } = cni
+            .waiting
+            .remove(key)
+            .ok_or_else(|| AttachmentError::NotReserved(key.clone()))?;
+        let device = self.go_live(&mut pods, &pod, mac, queues, bound)?;
+        let attached = pods
+            .get(&pod)
+            .ok_or_else(|| super::pods::not_attached(&pod))?;
+        let record = cni.records.record(
+            reserve,
+            pod.clone(),
+            attached.address,
+            DisplayMac(attached.mac).to_string(),
+            attached.details.published.clone(),
+        );
+        let written = cni.records.write(&record);
+        // From here on it outlives the node and the plugin.
+        let kept = written.and_then(|()| device.set_persistent(true));
+        kept.map_err(|error| Error::failed(format!("cannot record the attachment: {error}")))?;
+        cni.attachments.set_attached(key);
+        self.remember(&pods);
+        Ok(())
+    }
+
+    /// Has the data path use a pod's device, of which another descriptor is returned.
+    fn go_live(
+        &self,
+        pods: &mut Pods,
+        name: &PodName,
+        mac: Option<EthernetAddress>,
+        queues: Vec<PodDevice>,
+        bound: Vec<Bound>,
+    ) -> Result<Arc<PodDevice>> {
+        let pod = pods
+            .get(name)
+            .ok_or_else(|| super::pods::not_attached(name))?
+            .clone();
+        if mac != Some(pod.mac) {
+            return Err(Error::usage(format!(
+                "the device is to have the MAC address {}",
+                DisplayMac(pod.mac)
+            )));
+        }
+        let first = queues.first().map(PodDevice::try_clone).transpose();
+        let first = first.map_err(Error::failed)?;
+        let device = Arc::new(first.ok_or_else(|| Error::usage("there is no device"))?);
+        self.connect(name, &pod, queues, bound)?;
+        if let Some(details) = pods.details_mut(name) {
+            details.device = Some(device.clone());
+        }
+        Ok(device)
+    }
+
+    /// Ends an attachment, if there is one. All that it had is free when this returns.
+    async fn end(&self, key: &Key) {
+        {
+            let mut pods = self.pods.lock();
+            let mut cni = self.cni.lock();
+            if let Some(pod) = cni.attachments.release(key)
+                && let Err(error) = self.detach_from(&mut pods, &pod)
+            {
+                debug!("{error}");
+            }
+            cni.waiting.remove(key);
+            cni.records.remove(key);
+        }
+        self.closed().await;
+    }
+
+    /// The interface of an attachment is gone, and its namespace perhaps, too. Its place stays until
+    /// the runtime gives it up.
+    pub(super) fn device_gone(&self, pods: &mut Pods, key: &Key, name: &PodName, port: PortId) {
+        self.cni.lock().attachments.set_gone(key);
+        if let Some(details) = pods.details_mut(name) {
+            details.device = None;
+        }
+        match self.workers.detach(port) {
+            Ok(closing) => self.await_closing(closing, None),
+            Err(error) => debug!("{error}"),
+        }
+    }
+
+    /// Whether there is room for another pod.
+    fn has_room(&self) -> Result<()> {
+        match self.pods.lock().has_room() {
+            true => Ok(()),
+            false => Err(Error::refused(
+                Code::NoAddressLeft,
+                format!(
+                    "all addresses of the subnet {} are in use",
+                    self.facts.subnet
+                ),
+            )),
+        }
+    }
+
+    /// The attachments whose devices an earlier process had.
+    fn missing(&self) -> Vec<Missing> {
+        let cni = self.cni.lock();
+        let missing = cni.attachments.missing().map(|(key, entry)| Missing {
+            key: key.clone(),
+            netns: entry.netns.clone(),
+            queues: self.facts.settings.workers,
+            offloads: self.facts.settings.offload.tap,
+        });
+        missing.collect()
+    }
+
+    fn restore(&self, key: &Key, netns: &NetworkNamespace, device: Vec<OwnedFd>) -> Result<()> {
+        let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        let mut missing = cni.attachments.missing();
+        if !missing.any(|(other, entry)| other == key && entry.netns.is_same(netns)) {
+            return Err(Error::refused(
+                Code::AlreadyAttached,
+                format!("the device of the interface {key} is not missing"),
+            ));
+        }
+        drop(missing);
+        let pod = cni.attachments.find(key, netns)?.pod.clone();
+        let bound = cni.waiting.remove(key).map(|waiting| waiting.bound);
+        let device = self.go_live(&mut pods, &pod, mac, queues, bound.unwrap_or_default())?;
+        // It is so already, unless the earlier process ended just before.
+        device.set_persistent(true).map_err(Error::failed)?;
+        cni.attachments.set_attached(key);
+        info!("pod {pod} has its device again");
+        Ok(())
+    }
+
+    /// Takes up what an earlier process has written down, and then looks again and again whether
+    /// attachments and namespaces fit.
+    pub(super) async fn keep_attachments(self: Arc<Self>) {
+        loop {
+            self.delete_what_was_left().await;
+            let gone = self.cni.lock().attachments.look(is_there);
+            for key in gone {
+                info!("the network namespace of the interface {key} is gone");
+                self.end(&key).await;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Ends the attachments whose end was called for while no node was there.
+    async fn delete_what_was_left(&self) {
+        let deletions = self.cni.lock().records.deletions();
+        for (key, path) in deletions {
+            match key {
+                Some(key) => {
+                    debug!("the interface {key} was given up meanwhile");
+                    self.end(&key).await;
+                }
+                None => warn!("{} names no attachment", path.display()),
+            }
+            remove(&path);
+        }
+    }
+
+    /// Gives the pods of an earlier process their places back, without a device yet.
+    pub(super) fn recall_attachments(&self) {
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        for record in cni.records.all() {
+            let key = record.reserve.key.clone();
+            if let Err(error) = self.recall(&mut pods, &mut cni, record) {
+                warn!("the interface {key} of an earlier run has lost its place: {error}");
+            }
+        }
+        if cni.attachments.missing().next().is_some() {
+            self.remember(&pods);
+        }
+    }
+
+    fn recall(&self, pods: &mut Pods, cni: &mut Cni, record: Record) -> Result<()> {
+        let Record {
+            reserve,
+            pod,
+            address,
+            mac,
+            published,
+            ..
+        } = record;
+        let key = reserve.key.clone();
+        let bound = publish::bind(&published, self.facts.config.network);
+        let bound = bound.unwrap_or_else(|error| {
+            warn!("the ports of pod {pod} are not published: {error}");
+            Vec::new()
+        });
+        let mut details = Details::persistent();
+        details.published = bound.iter().map(|bound| bound.published).collect();
+        details.attachment = Some(key.clone());
+        let request = Request {
+            name: Some(pod.clone()),
+            address: Some(address),
+            mac: Some(parse_mac(&mac)?),
+            aliases: reserve.aliases.clone(),
+        };
+        pods.attach(request, details)
+            .map_err(|error| refusal(&error))?;
+        let now = self.clock.now();
+        cni.attachments
+            .remember(key.clone(), reserve.netns.clone(), pod, now);
+        cni.waiting.insert(key, Waiting { reserve, bound });
+        Ok(())
+    }
+}
+
+/// Gives a pod the best of its names that is free.
+fn place(
+    pods: &mut Pods,
+    reserve: &Reserve,
+    address: Option<Addresses>,
+    mac: Option<EthernetAddress>,
+    details: &Details,
+) -> Result<PodName> {
+    let candidates = names(reserve).map(Some).chain([None]);
+    let mut refused = None;
+    for name in candidates {
+        let request = Request {
+            name,
+            address,
+            mac,
+            aliases: reserve.aliases.clone(),
+        };
+        match pods.attach(request, details.clone()) {
+            Ok((name, _)) => return Ok(name),
+            Err(error @ (AttachError::NameTaken(_) | AttachError::NameReserved(_))) => {
+                refused = Some(error);
+            }
+            Err(error) => return Err(refusal(&error)),
+        }
+    }
+    Err(refused.map_or_else(
+        || Error::failed("no name is free for the pod"),
+        |error| refusal(&error),
+    ))
+}
+
+/// The addresses that a pod is to have; at most one of each IP version.
+fn addresses(wanted: &[IpAddr]) -> Result<Option<Addresses>> {
+    let ipv4 = wanted.iter().filter_map(|it| match it {
+        IpAddr::V4(it) => Some(*it),
+        IpAddr::V6(_) => None,
+    });
+    let ipv6 = wanted.iter().filter_map(|it| match it {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(it) => Some(*it),
+    });
+    let (ipv4, ipv6): (Vec<_>, Vec<_>) = (ipv4.collect(), ipv6.collect());
+    if ipv4.len() > 1 || ipv6.len() > 1 {
+        let message = "an interface has one address of each IP version at most";
+        return Err(Error::refused(Code::AddressNotAvailable, message));
+    }
+    Ok(Addresses::new(ipv4.first().copied(), ipv6.first().copied()))
+}
+
+fn parse_mac(text: &str) -> Result<EthernetAddress> {
+    let mac: VtepMac = text.parse().map_err(Error::usage)?;
+    Ok(mac.get())
+}
+
+/// Whether a namespace is where it was. One that cannot be looked at counts as being there.
+fn is_there(netns: &NetworkNamespace) -> bool {
+    match fs::metadata(&netns.path) {
+        Ok(file) => (file.dev(), file.ino()) == (netns.device, netns.inode),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
