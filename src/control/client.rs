@@ -155,6 +155,11 @@ impl Client {
         }
     }
 
+    /// Why the node cannot attach pods yet, if it cannot.
+    pub fn obstacle(&self) -> Option<String> {
+        self.welcome.not_ready.clone()
+    }
+
     /// Attaches a pod by its device, each descriptor a queue of it.
     ///
     /// # Errors

@@ -15,12 +15,15 @@ use std::time::Duration;
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::addresses::Addresses;
-use muslin_stack::api::cni::{Call, Key, Missing, NetworkNamespace, Reply, Reserve, Reserved};
+use muslin_stack::api::cni::{
+    Call, Key, Missing, NetworkNamespace, Rate, Reply, Reserve, Reserved,
+};
 use muslin_stack::api::control::Code;
 use muslin_stack::control::attachments::{AttachmentError, Attachments, names};
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::pods::{AttachError, Request};
-use muslin_stack::datapath::port::PortId;
+use muslin_stack::datapath::port::{PortId, Rates};
+use muslin_stack::datapath::rate::RateLimit;
 use nix::unistd::geteuid;
 use smoltcp::wire::EthernetAddress;
 use tracing::{debug, info, warn};
@@ -155,9 +158,7 @@ impl RunningNode {
         }
         check_ports(&pods, &reserve.publish)?;
         let bound = publish::bind(&reserve.publish, self.facts.config.network)?;
-        let mut details = Details::persistent();
-        details.published = bound.iter().map(|bound| bound.published).collect();
-        details.attachment = Some(reserve.key.clone());
+        let details = details(&reserve, &bound);
         let pod = place(&mut pods, &reserve, address, mac, &details)?;
         let reserved = self.answer(&pods, &pod).map(|attached| {
             let mac = pods.get(&pod).map(|pod| DisplayMac(pod.mac).to_string());
@@ -393,9 +394,7 @@ impl RunningNode {
             warn!("the ports of pod {pod} are not published: {error}");
             Vec::new()
         });
-        let mut details = Details::persistent();
-        details.published = bound.iter().map(|bound| bound.published).collect();
-        details.attachment = Some(key.clone());
+        let details = details(&reserve, &bound);
         let request = Request {
             name: Some(pod.clone()),
             address: Some(address),
@@ -409,6 +408,23 @@ impl RunningNode {
             .remember(key.clone(), reserve.netns.clone(), pod, now);
         cni.waiting.insert(key, Waiting { reserve, bound });
         Ok(())
+    }
+}
+
+/// What a node knows of a pod for which this was asked.
+fn details(reserve: &Reserve, bound: &[Bound]) -> Details {
+    let limit = |rate: Option<Rate>| {
+        let limit = RateLimit::new(rate?.bits_per_second, rate?.burst_bits)?;
+        Some(Arc::new(limit))
+    };
+    Details {
+        published: bound.iter().map(|bound| bound.published).collect(),
+        attachment: Some(reserve.key.clone()),
+        rates: Rates {
+            from_pod: limit(reserve.egress),
+            to_pod: limit(reserve.ingress),
+        },
+        ..Details::persistent()
     }
 }
 

@@ -9,6 +9,7 @@ use muslin_stack::api::control::{Attach, Code, Namespace};
 use muslin_stack::api::published::{MAX_PORTS, Published};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
+use muslin_stack::datapath::port::Rates;
 use smoltcp::wire::EthernetAddress;
 
 use crate::device::PodDevice;
@@ -28,6 +29,8 @@ pub(super) struct Details {
     pub(super) attachment: Option<Key>,
     /// Its device, where that is to stay without the node.
     pub(super) device: Option<Arc<PodDevice>>,
+    /// How fast it may send and receive.
+    pub(super) rates: Rates,
     pub(super) since: Instant,
     /// Where its commands run, with what the descriptors stand for.
     pub(super) namespaces: Option<(Vec<Namespace>, Arc<[OwnedFd]>)>,
@@ -41,6 +44,7 @@ impl Details {
             published: Vec::new(),
             attachment: None,
             device: None,
+            rates: Rates::default(),
             since: Instant::now(),
             namespaces: None,
         }

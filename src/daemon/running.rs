@@ -459,7 +459,8 @@ impl RunningNode {
     ) -> Result<()> {
         let address = pod.address.ipv4();
         let address = address.ok_or_else(|| Error::failed("the pod has no IPv4 address"))?;
-        let attachment = pod.attachment(self.facts.settings.guard_pods);
+        let mut attachment = pod.attachment(self.facts.settings.guard_pods);
+        attachment.rates = pod.details.rates.clone();
         let network = self.facts.config.network;
         let workers = &self.workers;
         workers

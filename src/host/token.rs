@@ -32,6 +32,11 @@ impl Token {
     pub(crate) fn readable(self) -> EpollEvent {
         EpollEvent::new(EpollFlags::EPOLLIN, self.into())
     }
+
+    /// The epoll event of a descriptor that is not to be read for a while.
+    pub(crate) fn silent(self) -> EpollEvent {
+        EpollEvent::new(EpollFlags::empty(), self.into())
+    }
 }
 
 const PORT: u32 = 0;

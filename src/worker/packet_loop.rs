@@ -51,6 +51,8 @@ pub(super) struct PacketLoop {
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
     pub(super) published: PublishedPorts,
+    /// Ports that are not read before a time, since their pods may send no faster.
+    paused: Vec<(Instant, PortId)>,
 }
 
 /// A worker's input besides packets, and its siblings.
@@ -121,6 +123,7 @@ impl PacketLoop {
             sockets,
             io: Io::new(underlay, network),
             published: PublishedPorts::default(),
+            paused: Vec::new(),
             clock,
             epoll,
             mailbox,
@@ -165,6 +168,7 @@ impl PacketLoop {
                 self.send_own(now);
             }
             self.resume_published(now);
+            self.resume_ports(now);
             self.show_totals();
         }
     }
@@ -173,6 +177,8 @@ impl PacketLoop {
         let now = self.clock.now();
         let due = self.path.poll_at();
         let due = self.published.poll_at().map_or(due, |pause| pause.min(due));
+        let paused = self.paused.iter().map(|(until, _)| *until);
+        let due = paused.fold(due, Instant::min);
         let wait = if due > now {
             (due - now).total_millis() + 1
         } else {
@@ -291,6 +297,9 @@ impl PacketLoop {
         let now = self.clock.now();
         self.path.node_mut().begin_turn(port);
         while self.path.node().goes_on(port) {
+            if let Some(pause) = self.path.node().pause(now, port) {
+                return self.pause_port(port, now + pause);
+            }
             if self.outbox.is_full() {
                 self.flush();
             }
@@ -307,6 +316,29 @@ impl PacketLoop {
                     let _ = self.events.send(Event::PortGone(port));
                     return;
                 }
+            }
+        }
+    }
+
+    /// Reads nothing from a port until then.
+    fn pause_port(&mut self, port: PortId, until: Instant) {
+        let Some(device) = self.io.ports.get(&port) else {
+            return;
+        };
+        match self.epoll.modify(device, &mut Token::Port(port).silent()) {
+            Ok(()) => self.paused.push((until, port)),
+            Err(error) => debug!("port {port} cannot pause: {error}"),
+        }
+    }
+
+    /// Reads the ports again whose pauses are over.
+    fn resume_ports(&mut self, now: Instant) {
+        for (_, port) in self.paused.extract_if(.., |(until, _)| *until <= now) {
+            // It may be detached by now.
+            if let Some(device) = self.io.ports.get(&port)
+                && let Err(error) = self.epoll.modify(device, &mut Token::Port(port).readable())
+            {
+                warn!("cannot read from port {port} again: {error}");
             }
         }
     }

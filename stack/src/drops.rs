@@ -96,6 +96,7 @@ reasons! {
     EgressPing, "egress-ping", "The host permits no echo requests (net.ipv4.ping_group_range).";
     FragmentationNeeded, "fragmentation-needed", "A packet was larger than the path's MTU and must not be fragmented.";
     PolicyDenied, "policy-denied", "A policy does not permit a packet to or from a pod.";
+    RateExceeded, "rate-exceeded", "A packet was for a pod that receives no faster than its limit.";
     NextHopUnreachable, "next-hop-unreachable", "A peer's host is not on this node's link, and there is no tunnel to it.";
     NoVtepMac, "no-vtep-mac", "The peer's lease has no VTEP MAC address.";
     HostUnreachable, "host-unreachable", "No pod has the destination address.";

@@ -10,7 +10,7 @@ use crate::addresses::Addresses;
 use crate::control::ipam::{AddressPool, IpamError, Memory, PodName};
 use crate::control::lease::SubnetKey;
 use crate::control::names::{PodRecord, is_reserved};
-use crate::datapath::port::{Attachment, PortId};
+use crate::datapath::port::{Attachment, PortId, Rates};
 
 /// The pods of a node, each with what else is known of it.
 #[derive(Debug)]
@@ -76,6 +76,7 @@ impl<T> Pod<T> {
             mac: self.mac,
             addresses: self.address.iter().collect(),
             guarded,
+            rates: Rates::default(),
         }
     }
 }

@@ -238,6 +238,7 @@ fn upper_layer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::datapath::port::Rates;
 
     const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
 
@@ -249,6 +250,7 @@ mod tests {
                 "fd00::2".parse().unwrap(),
             ],
             guarded: true,
+            rates: Rates::default(),
         };
         let kind = u16::from(ethertype).to_be_bytes();
         let frame = [&[0xff; 6], MAC.as_bytes(), &kind, payload].concat();

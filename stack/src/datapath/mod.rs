@@ -19,6 +19,7 @@ pub mod observe;
 pub mod peer;
 pub mod port;
 pub mod published;
+pub mod rate;
 mod receive;
 pub mod route;
 pub mod switch;

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use smoltcp::wire::EthernetAddress;
 
 use crate::bucket::TokenBucket;
+use crate::datapath::rate::RateLimit;
 use crate::datapath::work::{self, Turn};
 
 /// A port's identity, chosen by the control plane and stable while the port is attached.
@@ -28,16 +30,28 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// Whether the pod may send only from its own MAC and IP addresses.
     pub guarded: bool,
+    /// How fast it may send and receive.
+    pub rates: Rates,
+}
+
+/// How fast a pod may be, where there is a limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rates {
+    /// What it sends. It is read no faster, so that it waits.
+    pub from_pod: Option<Arc<RateLimit>>,
+    /// What it receives. The rest is dropped.
+    pub to_pod: Option<Arc<RateLimit>>,
 }
 
 impl Attachment {
     /// A pod that may send only from this MAC address and these IP addresses.
     #[must_use]
-    pub const fn new(mac: EthernetAddress, addresses: Vec<IpAddr>) -> Self {
+    pub fn new(mac: EthernetAddress, addresses: Vec<IpAddr>) -> Self {
         Self {
             mac,
             addresses,
             guarded: true,
+            rates: Rates::default(),
         }
     }
 

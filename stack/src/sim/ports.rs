@@ -14,7 +14,7 @@ use super::machine::{Plugged, Timer, Who};
 use super::pod::PORT;
 use crate::control::ipam::PodName;
 use crate::control::pods::Request;
-use crate::datapath::port::{Attachment, PortId};
+use crate::datapath::port::{Attachment, PortId, Rates};
 
 /// The longest that a pod takes to be attached again after a restart, in milliseconds.
 const REATTACHING: u64 = 3_000;
@@ -98,6 +98,7 @@ impl Cluster {
             mac,
             addresses: vec![address.into()],
             guarded: kind.is_guarded,
+            rates: Rates::default(),
         };
         running.each_node(|node| node.attach(port, attachment.clone()));
         running.awaited.0.remove(&address);

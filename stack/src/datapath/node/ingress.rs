@@ -32,6 +32,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let own = (self.own_macs(), self.own_addresses());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.total_len());
+        if let Some(limit) = &port.attachment.rates.from_pod {
+            limit.charge(now, packet.total_len());
+        }
         frame::check_offload(packet)?;
         let view = frame::parse(packet.as_slice())?;
         guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
@@ -63,6 +66,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 Some(port) => {
                     self.check_policy_of_frame(Direction::FromPod, id, packet)?;
                     self.check_policy_of_frame(Direction::ToPod, port, packet)?;
+                    self.check_rate(port, packet)?;
                     Ok(Verdict::Port(port))
                 }
                 None if self.others_may_have_it(id) => self.flood(now, id, packet),
@@ -90,6 +94,25 @@ impl<O: Observer, F: Filter> Node<O, F> {
             Ok(Verdict::Flood { except: Some(id) })
         } else {
             Err(DropReason::Storm)
+        }
+    }
+
+    /// Checks that a pod does not receive faster than it may.
+    #[inline]
+    pub(super) fn check_rate(
+        &self,
+        port: PortId,
+        packet: &PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        if self.limited == 0 {
+            return Ok(());
+        }
+        let port = self.ports.get(&port);
+        match port.and_then(|port| port.attachment.rates.to_pod.as_ref()) {
+            Some(limit) if !limit.take(self.now, packet.total_len()) => {
+                Err(DropReason::RateExceeded)
+            }
+            _ => Ok(()),
         }
     }
 

@@ -192,6 +192,10 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     ports: BTreeMap<PortId, Port>,
     /// Ports whose pods may use any address.
     unguarded: usize,
+    /// How many ports receive no faster than a limit.
+    limited: usize,
+    /// The time of the packet that is looked at.
+    now: Instant,
     awaited: Awaited,
     peers: Peers,
     routes: RouteTable<NextHop>,
@@ -288,6 +292,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
             seed,
             ports: BTreeMap::new(),
             unguarded: 0,
+            limited: 0,
+            now,
             awaited: Awaited::new([], now, seed),
             peers: Peers::default(),
             routes,
@@ -331,6 +337,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
         }
         self.unguarded += usize::from(!attachment.guarded);
+        self.limited += usize::from(attachment.rates.to_pod.is_some());
         self.ports.insert(port, Port::new(attachment));
     }
 
@@ -345,6 +352,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         let guarded = old.as_ref().is_none_or(|old| old.attachment.guarded);
         self.unguarded -= usize::from(!guarded);
+        let rates = old.as_ref().map(|old| &old.attachment.rates);
+        self.limited -= usize::from(rates.is_some_and(|it| it.to_pod.is_some()));
         old.is_some()
     }
 
@@ -426,6 +435,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if let Some(port) = self.ports.get_mut(&port) {
             port.turn.begin();
         }
+    }
+
+    /// How long nothing is to be read from a port, whose pod has sent faster than it may.
+    #[must_use]
+    pub fn pause(&self, now: Instant, port: PortId) -> Option<Duration> {
+        let rates = &self.ports.get(&port)?.attachment.rates;
+        rates.from_pod.as_ref()?.pause(now)
     }
 
     /// Whether a port's turn goes on: it is over when its frames have made as much work as the others
@@ -691,6 +707,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Something happens now.
     #[inline(always)]
     fn begin(&mut self, now: Instant) {
+        self.now = now;
         self.ledger.observer.at(now);
         self.filter.at(now);
     }

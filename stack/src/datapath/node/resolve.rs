@@ -134,6 +134,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         };
         if let Verdict::Port(port) = verdict {
             self.check_policy(Direction::ToPod, port, packet.as_slice())?;
+            self.check_rate(port, packet)?;
         }
         frame::prepend(packet, source, place.mac).map_err(|_| DropReason::HeadroomExceeded)?;
         Ok(verdict)

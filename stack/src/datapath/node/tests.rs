@@ -11,6 +11,7 @@ use smoltcp::wire::{
 
 use super::*;
 use crate::datapath::frame;
+use crate::datapath::port::Rates;
 
 mod egress;
 mod filter;
@@ -66,6 +67,7 @@ fn attachment(node: u8, host: u8, guarded: bool) -> Attachment {
         mac: pod_mac(node, host),
         addresses: vec![pod(node, host).into()],
         guarded,
+        rates: Rates::default(),
     }
 }
 

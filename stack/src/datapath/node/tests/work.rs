@@ -1,8 +1,11 @@
-//! Turns of ports, and what they may have flooded.
+//! Turns of ports, what they may have flooded, and how fast they may be.
+
+use std::sync::Arc;
 
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 use super::*;
+use crate::datapath::rate::RateLimit;
 use crate::datapath::work::TURN;
 
 /// How many frames of this kind a port has in one turn.
@@ -20,12 +23,17 @@ fn frames_of_a_turn(node: &mut Node, frame: &[u8], offload: Header) -> usize {
     count
 }
 
-fn udp_to_outside(payload: usize) -> Vec<u8> {
+fn udp(destination: Ipv4Addr, payload: usize) -> Vec<u8> {
     let mut packet = Vec::new();
-    PacketBuilder::ipv4(pod(1, 2).octets(), [192, 0, 2, 1], 64)
+    PacketBuilder::ipv4(pod(1, 2).octets(), destination.octets(), 64)
         .udp(5000, 9)
         .write(&mut packet, &vec![7; payload])
         .unwrap();
+    packet
+}
+
+fn udp_to_outside(payload: usize) -> Vec<u8> {
+    let packet = udp([192, 0, 2, 1].into(), payload);
     ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x0800, &packet)
 }
 
@@ -42,6 +50,50 @@ fn train(size: u16) -> Header {
         }),
         hdr_len: 42,
     }
+}
+
+#[test]
+fn a_pod_sends_and_receives_no_faster_than_it_may() {
+    let mut node = node(1, "vxlan");
+    let rates = Rates {
+        from_pod: RateLimit::new(8_000_000, 8_000).map(Arc::new),
+        to_pod: None,
+    };
+    let attach = |node: &mut Node, port, host, rates| {
+        let mut attachment = attachment(1, host, true);
+        attachment.rates = rates;
+        node.attach(port, attachment);
+    };
+    attach(&mut node, POD_PORT, 2, rates);
+    let frame = udp(pod(1, 3), 958);
+    let frame = ethernet(pod_mac(1, 2), pod_mac(1, 3), 0x0800, &frame);
+    assert_eq!(frame.len(), 1000);
+    // What has come is taken, and paid for by a pause.
+    for pause in [None, None, Some(Duration::from_millis(1))] {
+        assert_eq!(node.pause(NOW, POD_PORT), pause);
+        let (verdict, _) = from_pod(&mut node, &frame);
+        assert_eq!(verdict, Verdict::Port(OTHER_PORT));
+    }
+    let later = NOW + Duration::from_millis(2);
+    assert_eq!(node.pause(later, POD_PORT), None);
+    assert_eq!(node.pause(NOW, OTHER_PORT), None);
+
+    let rates = Rates {
+        from_pod: None,
+        to_pod: RateLimit::new(8_000_000, 8_000).map(Arc::new),
+    };
+    attach(&mut node, POD_PORT, 2, Rates::default());
+    attach(&mut node, OTHER_PORT, 3, rates);
+    let routed = ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x0800, &frame[14..]);
+    for frame in [&frame, &routed] {
+        assert_eq!(from_pod(&mut node, frame).0, Verdict::Port(OTHER_PORT));
+    }
+    for frame in [&frame, &routed] {
+        let (verdict, _) = from_pod(&mut node, frame);
+        assert_eq!(verdict, Verdict::Drop(DropReason::RateExceeded));
+    }
+    node.detach(OTHER_PORT);
+    assert_eq!(node.limited, 0);
 }
 
 #[test]
