@@ -100,7 +100,7 @@ impl Network {
 }
 
 /// Whether the reference plugins are there; if not, a line says so.
-fn has_reference() -> bool {
+pub(crate) fn has_reference() -> bool {
     let has = reference().is_some();
     if !has {
         skip("CNI plugins are missing (Debian has them in containernetworking-plugins)");

@@ -9,8 +9,11 @@
 mod books;
 pub mod certificates;
 pub mod cni;
+pub mod containerd;
+pub mod cri;
 pub mod etcd;
 pub mod flannel;
+mod image;
 pub mod inside;
 pub mod processes;
 mod program;
