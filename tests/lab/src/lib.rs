@@ -8,8 +8,12 @@
 
 mod books;
 pub mod certificates;
+pub mod cni;
+pub mod containerd;
+pub mod cri;
 pub mod etcd;
 pub mod flannel;
+mod image;
 pub mod inside;
 pub mod processes;
 mod program;
@@ -387,6 +391,20 @@ impl Host {
         let limit = descriptors(pid) + more;
         let (pid, soft) = (pid.to_string(), format!("--nofile={limit}:"));
         self.run(&["prlimit", "--pid", &pid, &soft]);
+    }
+
+    /// Gives it what each machine has of its own: empty `/run`, `/opt` and `/var/lib`, and an `/etc`
+    /// to which files can be added. What is mounted below `/run` is seen in namespaces that are
+    /// made of this one, and the other way round.
+    pub fn furnish(&self) {
+        self.sh(r#"[ ! -e /run/furnished ] || exit 0
+            for directory in /run /opt /var/lib; do mount -t tmpfs none "$directory"; done
+            mount --make-shared /run
+            mkdir /run/etc /run/lock /run/netns
+            mount --rbind /etc /run/etc
+            mount -t tmpfs none /etc
+            for file in /run/etc/*; do ln -s "$file" /etc/; done
+            touch /run/furnished"#);
     }
 
     /// An agent on the host itself.
