@@ -86,6 +86,7 @@ impl<'a> PacketBuf<'a> {
     }
 
     /// Whether the packet is neither a superpacket nor has a tail.
+    #[inline]
     pub fn is_single(&self) -> bool {
         self.offload.gso.is_none() && self.tail == 0
     }
@@ -104,11 +105,13 @@ impl<'a> PacketBuf<'a> {
     }
 
     /// Length of the whole packet in bytes, its tail included.
+    #[inline]
     pub fn total_len(&self) -> usize {
         self.len() + self.tail
     }
 
     /// Length in bytes of the part of the packet that is in the buffer.
+    #[inline]
     pub fn len(&self) -> usize {
         self.end - self.start
     }
@@ -124,11 +127,13 @@ impl<'a> PacketBuf<'a> {
     }
 
     /// The packet's bytes in the buffer, without its tail.
+    #[inline]
     pub fn as_slice(&self) -> &[u8] {
         &self.storage[self.start..self.end]
     }
 
     /// The packet's bytes in the buffer, for editing in place.
+    #[inline]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.storage[self.start..self.end]
     }

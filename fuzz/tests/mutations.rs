@@ -1,4 +1,5 @@
-//! The broken lines of `mutations/` fit the project, so that `mutations/run` can break them.
+//! The broken lines of `mutations/` and of `stack/tests/mutants.sh` fit the project, so that these
+//! can be broken.
 
 use std::fs;
 use std::path::Path;
@@ -59,4 +60,23 @@ fn every_broken_line_is_there_and_somebody_is_to_notice() {
         }
     }
     assert!(stale.is_empty(), "these do not fit any more: {stale:?}");
+}
+
+#[test]
+fn every_line_that_the_simulator_must_notice_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let script = fs::read_to_string(root.join("stack/tests/mutants.sh")).expect("it is text");
+    let list = script.split("<<'LIST'\n").nth(1);
+    let list = list.and_then(|rest| rest.split("\nLIST\n").next());
+    for line in list.expect("it has a list").lines() {
+        let fields: Vec<_> = line.split(" @ ").collect();
+        let [file, from, to, _] = fields[..] else {
+            panic!("not four fields: {line}");
+        };
+        let source = fs::read_to_string(root.join(file)).unwrap_or_default();
+        assert!(
+            source.contains(from) && from != to,
+            "{file} has not: {from}"
+        );
+    }
 }

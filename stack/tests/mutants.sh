@@ -26,14 +26,14 @@ stack/src/datapath/node/resolve.rs @ self.awaited.until(now, host) @ self.awaite
 stack/src/datapath/egress/tcp.rs @ Ok(len) => (len.min(bytes.len()), Ok(len)), @ Ok(len) => (bytes.len(), Ok(len)), @ what a socket outside does not take is lost
 stack/src/datapath/egress/tcp.rs @ host.shutdown(id)?; @ let _ = id; @ a server outside does not hear that the stream has ended
 stack/src/datapath/egress/mod.rs @ ready.writable |= event.writable; @ {} @ room that a socket outside has again is not seen
-stack/src/datapath/egress/mod.rs @ self.ends.refuse(now, syn, pods); @ let _ = &syn; @ pods are not told of a refusal
+stack/src/datapath/egress/mod.rs @ self.ends.refuse(now, syn, out); @ let _ = &syn; @ pods are not told of a refusal
 stack/src/datapath/egress/mod.rs @ host.close(id, reset); @ let _ = (&host, reset); @ sockets outlive their flows
 stack/src/datapath/egress/mod.rs @ self.give_up(id, HostError::HostUnreachable, host); @ let _ = (id, &host); @ flows outlive their pod
 stack/src/datapath/egress/mod.rs @ flow.is_some_and(|(_, flow)| flow.is_delivered()) @ flow.is_some_and(|(_, flow)| flow.is_delivered() && false) @ what a pod has said is thrown away when it goes
 stack/src/datapath/egress/mod.rs @ if !is_verified && at.checksum_state @ if !is_verified && protocol == Protocol::Tcp && at.checksum_state @ datagrams go out with wrong checksums
 stack/src/datapath/egress/mod.rs @ self.flows.victim(now, EVICTABLE, pod, direction)? @ self.flows.victim(now, EVICTABLE / 10, pod, direction)? @ flows in use make room for others
 stack/src/datapath/egress/datagram.rs @ echo.set_echo_ident(ident); @ let _ = ident; @ the answer to a ping has the number of the host's socket
-stack/src/datapath/egress/policy.rs @ rules.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
+stack/src/datapath/egress/policy.rs @ prefixes.insert(LINK_LOCAL.into(), false); @ {} @ pods reach the machine's secrets
 stack/src/datapath/egress/table.rs @ if most > its + 1 @ if most > its + 1000 @ pods with few flows get no more while others have all
 stack/src/datapath/egress/table.rs @ if self.len() < self.limit { @ if self.len() <= self.limit { @ egress has one flow more than it may
 stack/src/datapath/egress/table.rs @ slot.generation = (slot.generation + 1) % FlowId::GENERATIONS; @ {} @ a flow has the number of one that has just ended

@@ -25,6 +25,7 @@ pub const ARP_LEN: usize = HEADER_LEN + 28;
 ///
 /// # Errors
 /// `FrameTooShort` for less than a header.
+#[inline]
 pub fn parse(frame: &[u8]) -> Result<EthernetFrame<&[u8]>, DropReason> {
     EthernetFrame::new_checked(frame).map_err(|_| DropReason::FrameTooShort)
 }
@@ -80,6 +81,7 @@ pub fn is_reserved_group(address: EthernetAddress) -> bool {
 ///
 /// # Errors
 /// `NoRoom` if the headroom is too short.
+#[inline]
 pub fn prepend(
     packet: &mut PacketBuf<'_>,
     source: EthernetAddress,

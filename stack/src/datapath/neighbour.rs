@@ -164,6 +164,7 @@ impl Neighbours {
     }
 
     /// Where `address` is, if that is known and needs no question.
+    #[inline]
     pub fn known(&self, address: IpAddr, now: Instant) -> Option<Place> {
         let entry = self.entries.get(&address)?;
         entry.place.filter(|_| !entry.is_stale(now))

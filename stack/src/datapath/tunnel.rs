@@ -71,6 +71,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// The reason to drop it: there is no such address, or no room in front of the packet.
+    #[inline]
     pub(super) fn encapsulate(
         &self,
         theirs: Option<VtepMac>,
@@ -88,6 +89,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// The reason to drop it: there is no room in front of the frame.
+    #[inline]
     pub(super) fn encapsulate_frame(&self, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
         match self {
             Self::Vxlan { vni, .. } => {
@@ -102,6 +104,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// The reason to drop it: it is malformed, or not for this node's tunnel.
+    #[inline]
     pub(super) fn decapsulate(&self, packet: &mut PacketBuf<'_>) -> Result<Inner, DropReason> {
         match self {
             Self::None => Err(DropReason::UnknownPeer),
@@ -127,6 +130,7 @@ impl Tunnel {
     }
 }
 
+#[inline]
 fn decapsulate_vxlan(
     vni: Vni,
     mac: VtepMac,

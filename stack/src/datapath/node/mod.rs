@@ -185,6 +185,8 @@ pub enum NextHop {
 }
 
 /// A whole node, sans I/O.
+// It is compiled in the crate that knows its parameters. Functions without any that it calls for each
+// packet are `#[inline]`, as they would not be inlined there otherwise.
 pub struct Node<O = Unobserved, F = Unfiltered> {
     config: Config,
     subnet: Ipv4Net,
@@ -727,6 +729,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
+    #[inline]
     fn count(&mut self, source: Source, verdict: Verdict, packet: &PacketBuf<'_>) -> Verdict {
         let len = packet.total_len();
         match verdict {

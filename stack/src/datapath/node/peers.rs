@@ -195,11 +195,13 @@ impl Peers {
     }
 
     /// What a packet to a peer needs.
+    #[inline]
     pub(super) fn outgoing(&self, id: PeerId) -> Option<&Outgoing> {
         self.outgoing.get(index(id))?.as_ref()
     }
 
     /// Counts a datagram or frame to a peer.
+    #[inline]
     pub(super) fn count_sent(&mut self, id: PeerId, len: usize) {
         if let Some(Some(outgoing)) = self.outgoing.get_mut(index(id)) {
             outgoing.sent.count(len);
@@ -207,6 +209,7 @@ impl Peers {
     }
 
     /// Counts a datagram or frame from a peer.
+    #[inline]
     pub(super) fn count_received(&mut self, now: Instant, id: PeerId, len: usize) {
         if let Some(incoming) = self.incoming.get_mut(index(id)) {
             incoming.received.count(len);
@@ -226,6 +229,7 @@ impl Peers {
 
     /// Whether `address` is in the subnet that is routed to a peer. A smaller one within it may be
     /// routed to another.
+    #[inline]
     pub(super) fn is_routed(&self, id: PeerId, address: Ipv4Addr) -> bool {
         let incoming = self.incoming.get(index(id));
         let subnet = incoming.and_then(|incoming| incoming.routed);
@@ -233,6 +237,7 @@ impl Peers {
     }
 
     /// The first peer with this outer address.
+    #[inline]
     pub(super) fn first_at(&self, source: IpAddr) -> Option<PeerId> {
         self.sources.lookup(source).copied()
     }

@@ -61,6 +61,7 @@ impl From<v4::Error> for DropReason {
 }
 
 /// Length of the longest IP packet that `packet` becomes on a wire.
+#[inline]
 fn longest(packet: &PacketBuf<'_>) -> usize {
     // The head of a merged packet is its first segment, which is its longest.
     if packet.is_single() || packet.total_len() > packet.len() {
@@ -74,6 +75,7 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
 /// A packet that came as one stands for no more packets than a kernel makes of one: whoever takes it
 /// apart does so in the turn of whoever sent it, at the cost of all others. What we merged ourselves
 /// came in packets.
+#[inline]
 fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
     match packet.offload().gso {
         Some(gso) if packet.total_len() == packet.len() => {
