@@ -1,6 +1,7 @@
 //! The command line: each command's arguments, and the exit codes.
 
 mod attach;
+mod cni;
 mod detached;
 mod doctor;
 mod exec;
@@ -83,6 +84,8 @@ enum Command {
     Attach(attach::AttachArguments),
     /// Detach a pod by its name
     Detach(attach::DetachArguments),
+    /// Install the plugin by which container runtimes attach pods
+    Cni(Box<cni::Arguments>),
     /// Summarise a node: lease, tunnel, pods, packets
     ///
     /// A superpacket of up to 64 KiB counts as one packet, as in `muslin pods` and `muslin peers`.
@@ -214,7 +217,7 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
 
 fn dispatch(command: Command) -> Result<()> {
     log::to_stderr(match command {
-        Command::Node(_) | Command::Sidecar(_) => LevelFilter::INFO,
+        Command::Node(_) | Command::Sidecar(_) | Command::Cni(_) => LevelFilter::INFO,
         _ => LevelFilter::WARN,
     })?;
     protect(&command);
@@ -230,6 +233,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Attach(arguments) => attach::attach(arguments),
         Command::AttachInside(arguments) => attach::inside(arguments),
         Command::Detach(arguments) => attach::detach(arguments),
+        Command::Cni(arguments) => cni::run(&arguments),
         Command::Status(arguments) => report::status(&arguments),
         Command::Pods(arguments) => report::pods(&arguments),
         Command::Peers(arguments) => report::peers(&arguments),
@@ -253,6 +257,9 @@ const CLIENT: [Capability; 3] = [
     Capability::CAP_KILL,
 ];
 
+/// What the plugin needs besides: it enters pods' namespaces and opens devices there.
+const PLUGIN: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
+
 /// Drops the privileges that the command does not need. Commands that start programs of the user's, and
 /// nodes, do that themselves at the right moment.
 fn protect(command: &Command) {
@@ -269,6 +276,11 @@ fn protect(command: &Command) {
         // It tries what others do, and may know a password.
         Command::Doctor(_) => {
             confine::try_all(&[confine::keep_to_itself, confine::leave_no_core]);
+        }
+        Command::Cni(_) => {
+            confine::try_all(&[confine::keep_to_itself, confine::leave_no_core, || {
+                confine::keep_only(&[&CLIENT[..], &PLUGIN].concat())
+            }])
         }
         // In a pod its user is 0, who has them by nature: nobody is to be lent any by the program.
         Command::Agent if geteuid().is_root() => {}

@@ -85,8 +85,9 @@ impl Level {
 pub trait Service: Send + Sync + 'static {
     /// A pod that is detached when this is dropped.
     type Attachment: Send;
-    /// What a CNI plugin has reserved; it is given up when this is dropped.
-    type Reservation: Default + Send;
+    /// What a CNI plugin has said over a connection, and what it has reserved, which is given up when
+    /// this is dropped.
+    type Session: Default + Send;
 
     /// Who the node is.
     fn welcome(&self) -> Welcome;
@@ -142,7 +143,7 @@ pub trait Service: Send + Sync + 'static {
         &self,
         call: cni::Call,
         device: Vec<OwnedFd>,
-        reservation: &mut Self::Reservation,
+        session: &mut Self::Session,
     ) -> impl Future<Output = Result<cni::Reply>> + Send;
 
     /// The rows of a table.
@@ -241,7 +242,7 @@ async fn converse<S: Service>(
     }
     // Pods that end with the connection.
     let mut attachments: Vec<(PodName, S::Attachment)> = Vec::new();
-    let mut reservation = S::Reservation::default();
+    let mut session = S::Session::default();
     let mut link = None;
     let mut hello: Option<Hello> = None;
     loop {
@@ -318,7 +319,7 @@ async fn converse<S: Service>(
             Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
             Request::Leave => service.leave().await.map(|()| Answer::Done),
             Request::Cni(call) => {
-                let replied = service.cni(call, beside, &mut reservation);
+                let replied = service.cni(call, beside, &mut session);
                 replied.await.map(Answer::Cni)
             }
             Request::Report(table) => match service.report(table).await {
@@ -422,7 +423,7 @@ mod tests {
 
     impl Service for Empty {
         type Attachment = ();
-        type Reservation = ();
+        type Session = ();
 
         fn welcome(&self) -> Welcome {
             Welcome::new(VERSION, "n", 3)

@@ -35,6 +35,8 @@ use crate::device::PodDevice;
 use crate::error::{Error, Result};
 use crate::host::publish::{self, Bound};
 
+/// Attachments that a runtime may name as being in use.
+const MAX_VALID: usize = 1 << 16;
 /// How often the attachments are compared with the namespaces that are there.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -52,6 +54,14 @@ pub(super) struct Cni {
 struct Waiting {
     reserve: Reserve,
     bound: Vec<Bound>,
+}
+
+/// What a plugin has said over a connection.
+#[derive(Default)]
+pub(super) struct Session {
+    reservation: Option<Reservation>,
+    /// What is still in use, as far as it was named.
+    valid: Vec<Key>,
 }
 
 /// A place that a connection has reserved; it is given up when this is dropped.
@@ -99,18 +109,19 @@ impl RunningNode {
         self: &Arc<Self>,
         call: Call,
         device: Vec<OwnedFd>,
-        reservation: &mut Option<Reservation>,
+        session: &mut Session,
     ) -> Result<Reply> {
         match call {
             Call::Reserve(reserve) => {
                 // One connection attaches one interface.
-                drop(reservation.take());
+                drop(session.reservation.take());
                 let (reserved, held) = self.reserve(*reserve).await?;
-                *reservation = Some(held);
+                session.reservation = Some(held);
                 return Ok(Reply::Reserved(Box::new(reserved)));
             }
             Call::Commit { key } => {
-                let held = reservation.take().filter(|held| held.key == key);
+                let held = session.reservation.take();
+                let held = held.filter(|held| held.key == key);
                 let held = held.ok_or_else(|| AttachmentError::NotReserved(key.clone()))?;
                 self.commit(&held, device)?;
             }
@@ -118,7 +129,20 @@ impl RunningNode {
             Call::Check { key, netns } => {
                 self.cni.lock().attachments.check(&key, &netns)?;
             }
-            Call::Collect { network, valid } => {
+            Call::Collect {
+                network,
+                valid,
+                more,
+            } => {
+                session.valid.extend(valid);
+                if session.valid.len() > MAX_VALID {
+                    session.valid.clear();
+                    return Err(Error::usage("too many attachments are in use"));
+                }
+                if more {
+                    return Ok(Reply::Done);
+                }
+                let valid = std::mem::take(&mut session.valid);
                 let now = self.clock.now();
                 let stale = self.cni.lock().attachments.stale(&network, &valid, now);
                 for key in stale {

@@ -14,7 +14,7 @@ use muslin_stack::api::control::{
 use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
 
-use super::cni::Reservation;
+use super::cni::Session;
 use super::running::{Attachment, RunningNode};
 use crate::condition;
 use crate::control::{Level, Service};
@@ -108,7 +108,7 @@ impl Front {
 
 impl Service for Front {
     type Attachment = Attachment;
-    type Reservation = Option<Reservation>;
+    type Session = Session;
 
     fn welcome(&self) -> Welcome {
         let mut welcome = Welcome::new(env!("CARGO_PKG_VERSION"), &self.name, self.queues);
@@ -159,9 +159,9 @@ impl Service for Front {
         &self,
         call: cni::Call,
         device: Vec<OwnedFd>,
-        reservation: &mut Option<Reservation>,
+        session: &mut Session,
     ) -> Result<cni::Reply> {
-        self.ready()?.cni(call, device, reservation).await
+        self.ready()?.cni(call, device, session).await
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {

@@ -4,8 +4,18 @@
 //! The node, which has no privileges, reserves a place for the pod ([`Call::Reserve`]) before
 //! and takes the device ([`Call::Commit`]) after that. A reservation ends with the connection it
 //! was made over, so that a plugin that is killed leaves nothing behind.
+//!
+//! The modules have what a runtime says to a plugin, and is answered: [`environment`], [`config`],
+//! [`result`] and [`error`], of versions 0.3.0 to 1.1.0 of the specification.
 
+pub mod config;
 pub mod deletion;
+pub mod environment;
+pub mod error;
+mod fields;
+pub mod request;
+pub mod result;
+pub mod version;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -89,6 +99,10 @@ pub enum Call {
         network: String,
         /// What is still in use.
         valid: Vec<Key>,
+        /// Whether more that is in use follows in another call, as it does not fit one message.
+        /// Nothing ends before the last of them.
+        #[serde(default)]
+        more: bool,
     },
     /// Say whether a pod could be attached now. Answered by `Done` or a refusal.
     Ready,
