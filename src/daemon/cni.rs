@@ -283,7 +283,7 @@ impl RunningNode {
     }
 
     /// Ends an attachment, if there is one. All that it had is free when this returns.
-    async fn end(&self, key: &Key) {
+    pub(super) async fn end(&self, key: &Key) {
         {
             let mut pods = self.pods.lock();
             let mut cni = self.cni.lock();

@@ -530,8 +530,18 @@ impl RunningNode {
 
     /// Detaches a pod. Its device and its published ports are closed when this returns.
     pub(super) async fn detach(&self, pod: &PodName) -> Result<()> {
-        self.detach_from(&mut self.pods.lock(), pod)?;
-        self.closed().await;
+        let attachment = {
+            let mut pods = self.pods.lock();
+            let attachment = pods.get(pod).and_then(|pod| pod.details.attachment.clone());
+            if attachment.is_none() {
+                self.detach_from(&mut pods, pod)?;
+            }
+            attachment
+        };
+        match attachment {
+            Some(key) => self.end(&key).await,
+            None => self.closed().await,
+        }
         Ok(())
     }
 

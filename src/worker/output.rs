@@ -358,7 +358,8 @@ fn lost_to_port(error: Errno) -> DropReason {
     match error {
         Errno::EAGAIN | Errno::ENOBUFS => DropReason::PortQueueFull,
         Errno::EINVAL => DropReason::SuperpacketRefused,
-        Errno::EIO => DropReason::PortDown,
+        // The latter until it is seen that the interface was removed.
+        Errno::EIO | Errno::EBADFD => DropReason::PortDown,
         _ => DropReason::PortFailed,
     }
 }

@@ -107,7 +107,7 @@ reasons! {
     SuperpacketRefused, "superpacket-refused", "A superpacket could not be taken apart, was of more packets than a kernel makes of one, or had to wait.";
     PortGone, "port-gone", "The port a packet was for is no longer attached.";
     PeerGone, "peer-gone", "The peer a packet was for is no longer there.";
-    PortDown, "port-down", "A pod's interface is down.";
+    PortDown, "port-down", "A pod's interface is down, or was just removed.";
     PortQueueFull, "port-queue-full", "A pod takes its frames too slowly.";
     PortFailed, "port-failed", "The kernel refused a frame for a pod.";
     UnderlayOverflow, "underlay-overflow", "Packets from peers came faster than they were read.";

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::Host;
 use super::skip::skip;
 use super::watch::{stretched, waits_for};
+use super::{Host, Node, cni_bin};
 
 /// Where plugins are on a machine.
 pub const BIN_DIR: &str = "/opt/cni/bin";
@@ -61,6 +61,29 @@ impl Network {
             plugins: Vec::new(),
             conflist,
         })
+    }
+
+    /// A node's, by the plugin of this project.
+    pub fn muslin(node: &Node) -> Self {
+        let conflist = json!({
+            "cniVersion": "0.4.0",
+            "name": "muslin",
+            "plugins": [{
+                "type": "muslin-cni",
+                "socket": node.socket(),
+                "capabilities": {
+                    "portMappings": true,
+                    "bandwidth": true,
+                    "ips": true,
+                    "mac": true,
+                    "aliases": true,
+                },
+            }],
+        });
+        Self {
+            plugins: vec![cni_bin().into()],
+            conflist,
+        }
     }
 
     /// Puts the plugins where runtimes on the host find them; it gets directories of its own.

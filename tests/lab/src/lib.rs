@@ -702,6 +702,11 @@ impl Node {
         self.directory.path().join("state")
     }
 
+    /// Its control socket.
+    pub fn socket(&self) -> PathBuf {
+        muslin::state::socket_path(&self.state_dir(), &self.config.name)
+    }
+
     /// What it has logged, for messages.
     pub fn log(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
