@@ -113,7 +113,8 @@ image:
 	CFLAGS_$(subst -,_,$(TARGET))="$(KERNEL_HEADERS)" cargo build --release --locked \
 		--no-default-features --features $(FEATURES) --target $(TARGET)
 	rm -rf target/image
-	install -D target/$(TARGET)/release/muslin target/image/muslin
+	install -D --target-directory target/image \
+		target/$(TARGET)/release/muslin target/$(TARGET)/release/muslin-cni
 	podman build --file deploy/Containerfile --tag $(IMAGE) target/image
 
 clean:

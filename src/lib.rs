@@ -8,6 +8,7 @@ pub mod agent;
 mod attach;
 pub mod cli;
 mod clients;
+pub mod cni;
 mod condition;
 mod confine;
 pub mod control;

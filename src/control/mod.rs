@@ -6,7 +6,7 @@
 //! it are two that can do less, to be given to others: see [`Level`].
 
 /// The version of this program.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 mod client;
 mod connection;

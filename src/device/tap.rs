@@ -108,6 +108,15 @@ mod request {
         nix::request_code_write!(b'T', 208, size_of::<libc::c_uint>())
     );
     nix::ioctl_write_ptr!(tun_set_header_len, b'T', 216, libc::c_int);
+    // Likewise the value itself.
+    nix::ioctl_write_int_bad!(
+        tun_set_persist,
+        nix::request_code_write!(b'T', 203, size_of::<libc::c_int>())
+    );
+    nix::ioctl_write_int_bad!(
+        tun_set_owner,
+        nix::request_code_write!(b'T', 204, size_of::<libc::c_int>())
+    );
 }
 
 impl Tap {
@@ -141,6 +150,27 @@ impl Tap {
             descriptor: self.descriptor.try_clone()?,
             ..*self
         })
+    }
+
+    /// Lets the interface stay when its last descriptor is closed, or go then. That needs no
+    /// privileges.
+    ///
+    /// # Errors
+    /// If the interface is gone.
+    pub fn set_persistent(&self, stays: bool) -> io::Result<()> {
+        // SAFETY: the argument is a number.
+        unsafe { request::tun_set_persist(self.descriptor.as_raw_fd(), stays.into()) }?;
+        Ok(())
+    }
+
+    /// Gives the interface to a user, who may open it from then on without privileges.
+    ///
+    /// # Errors
+    /// If this process may not, or the user is none of its user namespace.
+    pub fn set_owner(&self, user: u32) -> io::Result<()> {
+        // SAFETY: the argument is a number.
+        unsafe { request::tun_set_owner(self.descriptor.as_raw_fd(), user.cast_signed()) }?;
+        Ok(())
     }
 
     /// Takes the queue out of use, or back into it: the kernel gives frames only to queues in use.

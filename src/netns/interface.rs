@@ -15,7 +15,7 @@ use crate::netlink;
 
 /// Frames that may wait for the node. At the kernel's own 1,000 the bursts of a few connections
 /// overflow it.
-const QUEUE_LEN: u32 = 4096;
+pub(crate) const QUEUE_LEN: u32 = 4096;
 
 /// What a pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 pub(crate) use files::Files;
 pub use files::Resolution;
 pub(crate) use fork::{Child, Parent, change};
+pub(crate) use interface::QUEUE_LEN;
 pub use interface::{Assignment, configure, set_link};
 use kind::Kind;
 pub(crate) use kind::Limits;

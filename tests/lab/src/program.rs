@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 static MUSLIN: LazyLock<String> = LazyLock::new(|| find("muslin"));
 static PROBE: LazyLock<String> = LazyLock::new(|| find("muslin-probe"));
+static CNI: LazyLock<String> = LazyLock::new(|| find("muslin-cni"));
 
 /// The program under test.
 ///
@@ -19,6 +20,14 @@ pub fn muslin_bin() -> &'static str {
 /// If it has not been built.
 pub fn probe_bin() -> &'static str {
     &PROBE
+}
+
+/// The plugin of container runtimes.
+///
+/// # Panics
+/// If it has not been built.
+pub fn cni_bin() -> &'static str {
+    &CNI
 }
 
 /// The path of a program of this project: cargo tells tests and benchmarks (since 1.94); where one is

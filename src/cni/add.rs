@@ -1,0 +1,148 @@
+//! ADD: every step that fails, and every crash between two of them, leaves nothing behind. The
+//! device goes with its descriptors until the node has recorded it, a reservation with the connection.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use muslin_stack::api::cni::error::Error;
+use muslin_stack::api::cni::request::reserve;
+use muslin_stack::api::cni::result::{Added, Dns, Interface, Ip, Route};
+use muslin_stack::api::cni::{self, Reply, Reserved};
+use muslin_stack::api::control::Attached;
+
+use super::delegate::Delegate;
+use super::interface::{Wanted, exists, index, make};
+use super::namespace::Namespace;
+use super::node::{Node, PATIENCE, unexpected};
+use super::{Call, Result, print, restore};
+
+/// How long a node is waited for: it may start at the same time, as after a reboot.
+const READY: Duration = Duration::from_secs(5);
+
+pub(super) fn run(call: &Call) -> Result<()> {
+    let environment = &call.environment;
+    let path = environment.netns.as_deref().unwrap_or_default();
+    let namespace = Namespace::of_container(path, environment.may_be_own_netns)?;
+    let name = &environment.interface;
+    namespace.within(|| match index(name) {
+        Some(_) => Err(exists(name)),
+        None => Ok(()),
+    })?;
+    let mut node = Node::await_ready(&call.config.socket, Instant::now() + READY)
+        .map_err(|trouble| trouble.into_error())?;
+    let delegate = Delegate::of(call)?;
+    let done = match &delegate {
+        None => attach(call, &namespace, &mut node, None),
+        Some(delegate) => {
+            let given = delegate.add();
+            let done = given.and_then(|it| attach(call, &namespace, &mut node, Some(it)));
+            if done.is_err() {
+                delegate.undo();
+            }
+            done
+        }
+    };
+    done?;
+    restore::run(&mut node);
+    Ok(())
+}
+
+/// All that follows once addresses are chosen, if others than the node do that.
+fn attach(call: &Call, namespace: &Namespace, node: &mut Node, given: Option<Added>) -> Result<()> {
+    let Call {
+        environment,
+        config,
+        ..
+    } = call;
+    let is_delegated = given.is_some();
+    let given = given.unwrap_or_default();
+    let delegated: Vec<_> = given.ips.iter().map(|ip| ip.address.addr()).collect();
+    let place = reserve(environment, config, namespace.id.clone(), &delegated)?;
+    let key = place.key.clone();
+    let until = || Instant::now() + PATIENCE;
+    let asked = node.ask::<std::fs::File>(cni::Call::Reserve(Box::new(place)), &[], until());
+    let reserved = match asked.map_err(|trouble| trouble.into_error())? {
+        Reply::Reserved(reserved) => reserved,
+        other => return Err(unexpected(&other).into_error()),
+    };
+    let attached = &reserved.attached;
+    if is_delegated {
+        let has: Vec<IpAddr> = attached.address.addresses().iter().collect();
+        if has.iter().any(|address| !delegated.contains(address)) {
+            let text = format!("the node gives {}, not what ipam does", attached.address);
+            return Err(Error::Failed(text));
+        }
+    }
+    let mtu = config.mtu.unwrap_or(u16::MAX).min(attached.link.mtu);
+    let routes = routes(attached, given.routes);
+    let alias = environment.alias();
+    let wanted = Wanted {
+        name: &environment.interface,
+        alias: &alias,
+        mtu,
+        routes: &routes,
+        reserved: &reserved,
+    };
+    let (queues, routes) = namespace.within(|| make(&wanted))?;
+    let commit = cni::Call::Commit { key: key.clone() };
+    let committed = node.ask(commit, &queues, until());
+    match committed.map_err(|trouble| trouble.into_error())? {
+        Reply::Done => {}
+        other => return Err(unexpected(&other).into_error()),
+    }
+    let result = result(call, &reserved, mtu, routes, given.dns);
+    print(&result.print(config.version)).inspect_err(|_| {
+        // Nobody knows of it.
+        let _ = node.command(cni::Call::Release { key }, until());
+    })
+}
+
+/// What is reached through the gateways: by the node, and by the delegate where that adds to it.
+fn routes(attached: &Attached, delegated: Vec<Route>) -> Vec<Route> {
+    let gateway = |dst: &IpNet| match dst {
+        IpNet::V4(_) => attached.gateway.ipv4().map(IpAddr::from),
+        IpNet::V6(_) => attached.gateway.ipv6().map(IpAddr::from),
+    };
+    let own = attached.routes.iter();
+    let mut routes: Vec<_> = own.map(|dst| Route::new(*dst, gateway(dst))).collect();
+    for mut route in delegated {
+        route.gw = route.gw.or_else(|| gateway(&route.dst));
+        if !routes.iter().any(|it| it.dst.trunc() == route.dst.trunc()) {
+            routes.push(route);
+        }
+    }
+    routes
+}
+
+fn result(call: &Call, reserved: &Reserved, mtu: u16, routes: Vec<Route>, dns: Dns) -> Added {
+    let Call {
+        environment,
+        config,
+        ..
+    } = call;
+    let attached = &reserved.attached;
+    let sandbox = environment.netns.as_deref().unwrap_or_default();
+    let interface = Interface::new(&environment.interface, &reserved.mac, mtu.into(), sandbox);
+    let ip = |net: IpNet| {
+        let gateway = match net {
+            IpNet::V4(_) => attached.gateway.ipv4().map(IpAddr::from),
+            IpNet::V6(_) => attached.gateway.ipv6().map(IpAddr::from),
+        };
+        Ip::new(net, gateway)
+    };
+    let ips = attached.address.iter::<IpNet>().map(ip).collect();
+    // The administrator's and the runtime's word is the last, as with the reference plugins.
+    let of_node = || {
+        let mut dns = Dns::default();
+        dns.nameservers = attached.dns.iter().map(ToString::to_string).collect();
+        dns.search.clone_from(&attached.search);
+        dns.options.clone_from(&attached.dns_options);
+        dns
+    };
+    let told = [config.dns.clone(), dns];
+    let told = told.into_iter().find(|dns| !dns.is_empty());
+    let mut added = config.previous.clone().unwrap_or_default();
+    added.add(interface, ips, routes, told.unwrap_or_else(of_node));
+    added
+}

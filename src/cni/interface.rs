@@ -1,0 +1,316 @@
+//! A pod's interface, for a thread that is in the pod's network namespace.
+
+use std::io;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use muslin_stack::api::cni::Reserved;
+use muslin_stack::api::cni::error::Error;
+use muslin_stack::api::cni::result::Route;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::Result;
+use super::kernel::{Change, Kernel};
+use crate::device::Tap;
+use crate::netns::QUEUE_LEN;
+
+/// What an interface is to have.
+pub(super) struct Wanted<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// Its alias, by which it is known to be ours.
+    pub(super) alias: &'a str,
+    /// Its MTU in bytes.
+    pub(super) mtu: u16,
+    /// Its routes, each with its gateway.
+    pub(super) routes: &'a [Route],
+    /// What the node says.
+    pub(super) reserved: &'a Reserved,
+}
+
+/// The interface that has a name now.
+pub(super) fn index(name: &str) -> Option<u32> {
+    if_nametoindex(name).ok()
+}
+
+/// Makes an interface and gives it what it is to have. It goes with the last of its descriptors.
+/// Says which of its routes it has: a default route is left alone where there is one.
+pub(super) fn make(wanted: &Wanted<'_>) -> Result<(Vec<Tap>, Vec<Route>)> {
+    let Wanted { name, reserved, .. } = *wanted;
+    if index(name).is_some() {
+        return Err(exists(name));
+    }
+    let queues = Tap::open(name, reserved.offloads, reserved.queues)
+        .map_err(|error| Error::Failed(error.to_string()))?;
+    let failed = |error: io::Error| Error::Failed(format!("setting {name} up: {error}"));
+    let first = queues.first().ok_or_else(|| failed(Errno::ENODEV.into()))?;
+    first.set_owner(reserved.owner).map_err(failed)?;
+    let index = index(name).ok_or_else(|| failed(Errno::ENODEV.into()))?;
+    let routes = configure(index, wanted)?;
+    Ok((queues, routes))
+}
+
+/// What a runtime is told that adds the same interface twice.
+pub(super) fn exists(name: &str) -> Error {
+    Error::Failed(format!("an interface '{name}' is in the container already"))
+}
+
+/// What becomes of an error of one change.
+#[derive(Clone, Copy)]
+enum Need {
+    /// The interface cannot do without.
+    Must,
+    /// It can, as in sandboxes with a small netlink.
+    May,
+    /// A route that others may have made already.
+    Default,
+}
+
+fn configure(index: u32, wanted: &Wanted<'_>) -> Result<Vec<Route>> {
+    let attached = &wanted.reserved.attached;
+    let mut changes: Vec<(String, Need, Change)> = Vec::new();
+    let mut add = |what: String, need: Need, change: Change| changes.push((what, need, change));
+
+    let mac = octets(&wanted.reserved.mac)?;
+    let identity = vec![
+        LinkAttribute::Address(mac),
+        LinkAttribute::Mtu(wanted.mtu.into()),
+        LinkAttribute::IfAlias(wanted.alias.to_owned()),
+    ];
+    add(
+        "giving it its MAC address".to_owned(),
+        Need::Must,
+        set(index, identity),
+    );
+    let segments = LinkAttribute::GsoMaxSegs(attached.link.gso_max_segs.into());
+    add(String::new(), Need::May, set(index, vec![segments]));
+    let queue = LinkAttribute::TxQueueLen(QUEUE_LEN);
+    add(String::new(), Need::May, set(index, vec![queue]));
+    let mut up = link(index);
+    up.header.flags = LinkFlags::Up;
+    up.header.change_mask = LinkFlags::Up;
+    let up = (RouteNetlinkMessage::SetLink(up), 0);
+    add("setting it up".to_owned(), Need::Must, up);
+    for net in attached.address.iter::<IpNet>() {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let change = (RouteNetlinkMessage::NewAddress(address(index, net)), flags);
+        add(format!("giving it the address {net}"), Need::Must, change);
+    }
+    for route in wanted.routes {
+        let need = if route.dst.prefix_len() == 0 {
+            Need::Default
+        } else {
+            Need::Must
+        };
+        // The kernel has made one to the interface's own subnet itself.
+        let flags = match need {
+            Need::Default => NLM_F_CREATE | NLM_F_EXCL,
+            _ => NLM_F_CREATE | NLM_F_REPLACE,
+        };
+        let change = (RouteNetlinkMessage::NewRoute(message(index, route)), flags);
+        add(format!("adding the route to {}", route.dst), need, change);
+    }
+
+    let name = wanted.name;
+    let failed = |what: &str, error: io::Error| Error::Failed(format!("{name}: {what}: {error}"));
+    let mut kernel = Kernel::open().map_err(|error| failed("rtnetlink", error))?;
+    let (told, changes): (Vec<_>, Vec<_>) = changes
+        .into_iter()
+        .map(|(what, need, change)| ((what, need), change))
+        .unzip();
+    let results = kernel.change(changes);
+    let results = results.map_err(|error| failed("rtnetlink", error))?;
+    let before_routes = told.len() - wanted.routes.len();
+    let mut routes = Vec::new();
+    for (i, ((what, need), result)) in told.iter().zip(results).enumerate() {
+        match (result, need) {
+            (Ok(()), _) => {
+                let made = i.checked_sub(before_routes);
+                routes.extend(made.and_then(|i| wanted.routes.get(i)).cloned());
+            }
+            (Err(_), Need::May) => {}
+            (Err(error), Need::Default) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            (Err(error), _) => return Err(failed(what, error)),
+        }
+    }
+    Ok(routes)
+}
+
+fn octets(mac: &str) -> Result<Vec<u8>> {
+    let octets = mac.split(':').map(|octet| u8::from_str_radix(octet, 16));
+    let octets: Option<Vec<_>> = octets.map(std::result::Result::ok).collect();
+    let octets = octets.filter(|octets| octets.len() == 6);
+    octets.ok_or_else(|| Error::Failed(format!("the node gives a wrong MAC address: {mac}")))
+}
+
+fn link(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+fn set(index: u32, attributes: Vec<LinkAttribute>) -> Change {
+    let mut message = link(index);
+    message.attributes = attributes;
+    (RouteNetlinkMessage::SetLink(message), 0)
+}
+
+fn address(index: u32, net: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = net.prefix_len();
+    message.header.family = family(net.addr());
+    message.attributes = vec![AddressAttribute::Address(net.addr())];
+    match net {
+        IpNet::V4(net) => {
+            let own = AddressAttribute::Local(net.addr().into());
+            message.attributes.push(own);
+            if net.prefix_len() < 31 {
+                let all = AddressAttribute::Broadcast(net.broadcast());
+                message.attributes.push(all);
+            }
+        }
+        // Nobody else has it, and to find that out takes seconds.
+        IpNet::V6(_) => {
+            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
+            message.attributes.push(flags);
+        }
+    }
+    message
+}
+
+const fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn message(index: u32, route: &Route) -> RouteMessage {
+    let dst = route.dst.trunc();
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(dst.addr());
+    message.header.destination_prefix_length = dst.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = match route.gw {
+        Some(_) => RouteScope::Universe,
+        None => RouteScope::Link,
+    };
+    let to = RouteAttribute::Destination(RouteAddress::from(dst.addr()));
+    message.attributes = vec![to, RouteAttribute::Oif(index)];
+    if let Some(gateway) = route.gw {
+        let by = RouteAttribute::Gateway(RouteAddress::from(gateway));
+        message.attributes.push(by);
+    }
+    message
+}
+
+/// What an interface has.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Whether it is up.
+    pub(super) is_up: bool,
+    /// Its alias.
+    pub(super) alias: Option<String>,
+    /// Its addresses.
+    pub(super) addresses: Vec<IpNet>,
+    /// Where its routes lead, in all tables.
+    pub(super) routes: Vec<IpNet>,
+}
+
+/// The alias of an interface.
+pub(super) fn alias(index: u32) -> io::Result<Option<String>> {
+    Ok(look_at_link(&mut Kernel::open()?, index)?.alias)
+}
+
+/// Looks at an interface.
+pub(super) fn look_at(index: u32) -> io::Result<Found> {
+    let mut kernel = Kernel::open()?;
+    let mut found = look_at_link(&mut kernel, index)?;
+    let addresses = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+    for answer in kernel.ask(addresses, true)? {
+        if let RouteNetlinkMessage::NewAddress(message) = answer
+            && message.header.index == index
+        {
+            found.addresses.extend(address_of(&message));
+        }
+    }
+    let routes = RouteNetlinkMessage::GetRoute(RouteMessage::default());
+    for answer in kernel.ask(routes, true)? {
+        if let RouteNetlinkMessage::NewRoute(message) = answer {
+            let oif = RouteAttribute::Oif(index);
+            if message.attributes.contains(&oif) {
+                found.routes.extend(destination(&message));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn look_at_link(kernel: &mut Kernel, index: u32) -> io::Result<Found> {
+    let mut found = Found::default();
+    for answer in kernel.ask(RouteNetlinkMessage::GetLink(link(index)), false)? {
+        if let RouteNetlinkMessage::NewLink(message) = answer {
+            found.is_up = message.header.flags.contains(LinkFlags::Up);
+            found.alias = message.attributes.into_iter().find_map(|it| match it {
+                LinkAttribute::IfAlias(alias) => Some(alias),
+                _ => None,
+            });
+        }
+    }
+    Ok(found)
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let all = message.attributes.iter();
+    // Where both are there, `Address` is the other end of a link.
+    let local = all.clone().find_map(|it| match it {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        all.clone().find_map(|it| match it {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    });
+    IpNet::new(address?, message.header.prefix_len).ok()
+}
+
+fn destination(message: &RouteMessage) -> Option<IpNet> {
+    let len = message.header.destination_prefix_length;
+    let named = message.attributes.iter().find_map(|it| match it {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
+        _ => None,
+    });
+    let any = match message.header.address_family {
+        AddressFamily::Inet => Some(IpAddr::from([0; 4])),
+        AddressFamily::Inet6 => Some(IpAddr::from([0; 16])),
+        _ => None,
+    };
+    IpNet::new(named.or(any)?, len).ok()
+}
+
+/// Deletes an interface, if it has this alias.
+pub(super) fn delete(name: &str, wanted: &str) -> io::Result<()> {
+    let Some(index) = index(name) else {
+        return Ok(());
+    };
+    let mut kernel = Kernel::open()?;
+    if look_at_link(&mut kernel, index)?.alias.as_deref() != Some(wanted) {
+        return Ok(());
+    }
+    let results = kernel.change(vec![(RouteNetlinkMessage::DelLink(link(index)), 0)])?;
+    results.into_iter().collect()
+}
