@@ -22,6 +22,9 @@ use tokio_seqpacket::UnixSeqpacketListener;
 /// Where Debian and others have the reference plugins.
 const REFERENCE: [&str; 2] = ["/usr/lib/cni/bridge", "/opt/cni/bin/bridge"];
 
+/// Variables in place of a container's.
+type Changes<'a> = &'a [(&'a str, &'a str)];
+
 /// Runs a plugin to its end.
 fn run(mut command: Command, variables: &[(&str, &str)], input: &str) -> Output {
     command.envs(variables.iter().copied());
@@ -87,7 +90,7 @@ fn config(changes: Value) -> String {
 #[test]
 fn what_is_malformed_is_told_in_one_line() {
     let plain = &config(json!({}));
-    let cases: &[(&str, &[(&str, &str)], &str, &str)] = &[
+    let cases: &[(&str, Changes<'_>, &str, &str)] = &[
         (
             "ADD",
             &[
@@ -214,7 +217,7 @@ fn it_says_what_the_reference_says() {
         return skip("there is none of the reference plugins (containernetworking-plugins)");
     };
     let plain = r#"{"cniVersion":"1.0.0","name":"a","type":"x"}"#;
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    let cases: &[(&str, Changes<'_>, &str)] = &[
         ("ADD", &[("CNI_CONTAINERID", ""), ("CNI_NETNS", "")], plain),
         (
             "CHECK",

@@ -98,16 +98,17 @@ impl<'a> Delegate<'a> {
         let input = &self.call.input;
         let mut output = Vec::new();
         let read = std::thread::scope(|scope| {
-            scope.spawn(move || {
+            let write = move || {
                 // It need not read it.
                 let _ = stdin.map(|mut stdin| stdin.write_all(input));
-            });
+            };
+            std::thread::Builder::new().spawn_scoped(scope, write)?;
             let stdout = child.stdout.take();
-            stdout.map(|stdout| stdout.take(MAX_RESULT).read_to_end(&mut output))
+            let read = stdout.map(|stdout| stdout.take(MAX_RESULT).read_to_end(&mut output));
+            read.transpose()
         });
         let status = child.wait().map_err(|error| failed("waiting for", error))?;
-        read.transpose()
-            .map_err(|error| failed("reading from", error))?;
+        read.map_err(|error| failed("reading from", error))?;
         if status.success() {
             return Ok(output);
         }

@@ -85,12 +85,10 @@ impl Namespace {
             work()
         };
         std::thread::scope(|scope| {
-            let ended = |_| {
-                Err(Error::Failed(
-                    "the thread in the namespace has ended".to_owned(),
-                ))
-            };
-            scope.spawn(enter_and_work).join().unwrap_or_else(ended)
+            let thread = std::thread::Builder::new().spawn_scoped(scope, enter_and_work);
+            let thread = thread.map_err(|error| Error::Failed(format!("no thread: {error}")))?;
+            let ended = |_| Err(Error::Failed("a thread has ended".to_owned()));
+            thread.join().unwrap_or_else(ended)
         })
     }
 }
