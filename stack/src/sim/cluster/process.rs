@@ -9,16 +9,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 
-use super::Violation;
-use super::agent::Agent;
-use super::cluster::{Cluster, Due, LIMITS, PREFIX};
-use super::machine::{Disk, Process, Running, Who};
-use super::outside::Outside;
-use super::plan::Setup;
-use super::random::Random;
-use super::sharing::{NameAgent, node_name};
-use super::way_out::{self, WayOut};
-use super::worker::Worker;
+use super::Cluster;
 use crate::addresses::ipv4;
 use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
 use crate::control::names::SharerSettings;
@@ -29,6 +20,17 @@ use crate::datapath::Datapath;
 use crate::datapath::egress::{Egress, Owners};
 use crate::datapath::guard::Policy;
 use crate::datapath::node::{Config, Node};
+use crate::sim::agent::Agent;
+use crate::sim::constants::{LIMITS, PREFIX};
+use crate::sim::due::{Due, Who};
+use crate::sim::machine::{Disk, Process, Running};
+use crate::sim::outcome::Violation;
+use crate::sim::outside::Outside;
+use crate::sim::plan::Setup;
+use crate::sim::random::Random;
+use crate::sim::sharing::{NameAgent, node_name};
+use crate::sim::way_out::{self, WayOut};
+use crate::sim::worker::Worker;
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);
