@@ -24,6 +24,7 @@ pub mod route;
 pub mod switch;
 pub mod tunnel;
 pub mod uplink;
+mod verdict;
 pub mod work;
 
 use std::collections::VecDeque;
@@ -38,9 +39,10 @@ use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
 use crate::datapath::filter::{Filter, Unfiltered};
-use crate::datapath::node::{Node, Sender, Verdict};
+use crate::datapath::node::{Node, Sender};
 use crate::datapath::observe::{Observer, Unobserved};
 use crate::datapath::port::PortId;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 /// Bytes of the longest frame, and room in front of it.

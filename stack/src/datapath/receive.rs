@@ -17,8 +17,9 @@ use super::Datapath;
 use crate::datapath::egress::Host;
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
-use crate::datapath::node::{Sender, Verdict};
+use crate::datapath::node::Sender;
 use crate::datapath::observe::Observer;
+use crate::datapath::verdict::Verdict;
 
 /// Whether packets of a batch are merged. It is in vain for a single packet, or if no port takes
 /// superpackets.

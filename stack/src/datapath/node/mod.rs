@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use awaited::Awaited;
 use ipnet::{IpNet, Ipv4Net};
+use lan::Lan;
 use ledger::Ledger;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
@@ -24,7 +25,6 @@ use peers::Peers;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
-use uplink::Lan;
 
 use crate::addresses::Nets;
 use crate::bucket::TokenBucket;
@@ -42,11 +42,13 @@ use crate::datapath::port::{Attachment, Port, PortId, Traffic};
 use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
 use crate::datapath::tunnel::Tunnel;
+pub use crate::datapath::verdict::Verdict;
 use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
 mod ingress;
+mod lan;
 mod ledger;
 mod origin;
 mod peers;
@@ -137,42 +139,6 @@ pub enum ConfigError {
     /// No room for a base, a gateway and a pod.
     #[error("the subnet {0} has no room for a gateway and a pod")]
     TooSmall(IpNet),
-}
-
-/// What to do with a packet. Counted already, whatever it is.
-///
-/// There is a further verdict only in a version that breaks others: who carries verdicts out must
-/// not have an arm that ignores those that it does not know, or packets are lost and counted as sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The packet is an Ethernet frame for this port.
-    Port(PortId),
-    /// The packet is an Ethernet frame for every port but this one.
-    Flood {
-        /// The port it came from, if any.
-        except: Option<PortId>,
-    },
-    /// The packet is an Ethernet frame for the uplink.
-    Uplink {
-        /// The peer it is for; an ARP message is for none.
-        id: Option<PeerId>,
-    },
-    /// The packet is what the tunnel's datagram carries: the payload of a UDP datagram or, of IPv4 in
-    /// IPv4, that of an IPv4 packet.
-    Peer {
-        /// The peer it is for.
-        id: PeerId,
-        /// Where its tunnel ends.
-        destination: SocketAddr,
-        /// A hash of the inner flow.
-        flow: u32,
-    },
-    /// The packet is an IPv4 packet for [`crate::datapath::egress::Egress`].
-    Egress,
-    /// The node keeps it.
-    Consumed,
-    /// It is lost.
-    Drop(DropReason),
 }
 
 /// Where packets for a prefix go next.
