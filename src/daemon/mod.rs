@@ -28,11 +28,12 @@ use muslin_encap::{mtu::Mtu, tunnel::Format};
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::control::ipam::Memory;
+use muslin_stack::control::lease::OwnChange;
 use muslin_stack::control::lease::{
     Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
     SubnetKey, WantedConfig,
 };
-use muslin_stack::control::plane::{ControlPlane, OwnChange};
+use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
 use muslin_stack::datapath::node::{Config, Node};
@@ -52,8 +53,7 @@ use crate::confine::{self, Capability};
 use crate::control::{self, Level};
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, FlannelFiles, SubnetEnv};
-use crate::host::Clock;
-use crate::host::{self, Endpoints};
+use crate::host::{self, Clock, Endpoints};
 use crate::lease::{self, News, Reply};
 use crate::notify;
 use crate::random::random;
@@ -425,7 +425,9 @@ struct OpenTunnel {
 impl Driver {
     fn take(&mut self, news: News) -> Result<Reply> {
         match news {
-            News::Lease(Change::Configured(config)) => return self.configure(config),
+            News::Lease(Change::Own(OwnChange::Configured(config))) => {
+                return self.configure(config);
+            }
             News::Lease(change) => self.apply(change)?,
             News::StoreFails(reason) => {
                 self.condition.lack(Need::Store, &reason);

@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use resolv_conf::{Config, ScopedIp};
 use tracing::{debug, info};
 
-use super::{DOMAIN, PORT};
+use super::PORT;
+use super::zones::DOMAIN;
 
 /// Where a host's resolvers are listed.
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";

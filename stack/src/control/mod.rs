@@ -7,6 +7,7 @@
 //! [`Pods`](pods::Pods) who has which address. Nodes and the simulator drive all of these.
 
 pub mod ipam;
+mod kv;
 pub mod lease;
 pub mod names;
 pub mod peers;

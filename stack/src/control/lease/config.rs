@@ -11,7 +11,7 @@ use muslin_encap::tunnel::vxlan::{self, Vni};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::shorten;
+use super::text::shorten;
 
 /// A validated configuration with its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]

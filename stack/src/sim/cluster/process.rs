@@ -11,9 +11,11 @@ use smoltcp::time::{Duration, Instant};
 
 use super::Cluster;
 use crate::addresses::ipv4;
-use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
+use crate::control::lease::{
+    Change, ConfigFault, Identity, Manager, OwnChange, Settings, SubnetKey, overlap,
+};
 use crate::control::names::SharerSettings;
-use crate::control::plane::{ControlPlane, Operation, OwnChange};
+use crate::control::plane::{ControlPlane, Operation};
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
