@@ -49,7 +49,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             .node
             .format()
             .map_or(0, Format::received_network_offset);
-        let settings = merge::Settings {
+        let settings = merge::MergeSettings {
             mtu: self.node.mtu(),
             udp: true,
         };
@@ -130,7 +130,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         host: &mut impl Host,
         mut send: impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
     ) {
-        let settings = merge::Settings {
+        let settings = merge::MergeSettings {
             mtu: self
                 .node
                 .uplink()
