@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use muslin_stack::api::control::{Attach, Code, Namespace};
-use muslin_stack::api::published::{MAX_PORTS, Published};
+use muslin_stack::api::published::{MAX_PORTS, PortMapping};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
 use smoltcp::wire::EthernetAddress;
@@ -21,7 +21,7 @@ pub(super) type Pod = pods::Pod<Details>;
 #[derive(Debug, Clone)]
 pub(super) struct Details {
     pub(super) persistent: bool,
-    pub(super) published: Vec<Published>,
+    pub(super) published: Vec<PortMapping>,
     pub(super) since: Instant,
     /// Where its commands run, with what the descriptors stand for.
     pub(super) namespaces: Option<(Vec<Namespace>, Arc<[OwnedFd]>)>,
@@ -32,7 +32,7 @@ pub(super) fn attach<'p>(
     pods: &'p mut Pods,
     request: &Attach,
     mac: Option<EthernetAddress>,
-    published: Vec<Published>,
+    published: Vec<PortMapping>,
 ) -> Result<(PodName, &'p Pod)> {
     let details = Details {
         persistent: request.persistent,
@@ -75,7 +75,7 @@ fn refusal(error: &AttachError) -> Error {
 }
 
 /// Refuses ports that are another pod's already, or twice among these.
-pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
+pub(super) fn check_ports(pods: &Pods, all: &[PortMapping]) -> Result<()> {
     if all.len() > MAX_PORTS.into() {
         return Err(Error::usage(format!(
             "a pod may have up to {MAX_PORTS} published ports"

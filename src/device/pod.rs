@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use muslin_encap::offload::virtio::{self, Header};
 use smoltcp::wire::EthernetAddress;
 
-use super::FrameDevice;
+use super::frame::FrameDevice;
 use super::socket::FrameSocket;
 use super::tap::Tap;
 

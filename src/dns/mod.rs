@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::op::ResponseCode;
-pub(crate) use host::RESOLV_CONF;
+pub(crate) use host::{PORT, RESOLV_CONF};
 use message::{Rejected, Request, Transport};
 use muslin_stack::control::names::Names;
 use muslin_stack::datapath::egress::Protocol;
@@ -36,9 +36,6 @@ use crate::error::{Context, Result};
 
 /// Sockets of pods that may wait to be taken.
 const WAITING: usize = 256;
-
-/// The port of the service.
-pub(crate) const PORT: u16 = 53;
 
 /// What became of queries since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::lease::{
-    Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
-    Op, OwnChange, Revision, Settings, WantedConfig, WatchEvent,
+    Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager,
+    ManagerSettings, NetworkConfig, Op, OwnChange, Revision, WantedConfig, WatchEvent,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -267,7 +267,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node whose clock runs `speed` times as fast as ours.
-    pub(crate) fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
+    pub(crate) fn at_speed(store: Arc<dyn Store>, settings: ManagerSettings, speed: u64) -> Self {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
         let (public_ip, moved) = watch::channel(settings.identity.public_ip);
@@ -329,7 +329,7 @@ impl Node {
         assert!(ended.is_err_and(|error| error.is_cancelled()));
     }
 
-    pub(crate) fn start(store: Arc<dyn Store>, settings: Settings) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, settings: ManagerSettings) -> Self {
         Self::at_speed(store, settings, 1)
     }
 
@@ -405,7 +405,7 @@ impl Drop for Node {
     }
 }
 
-pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
+pub(crate) fn settings(prefix: &str, last: u8) -> ManagerSettings {
     let network = "10.244.0.0/16".parse().unwrap();
     let backend = Backend::Vxlan(Default::default());
     let identity = Identity {
@@ -413,7 +413,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
         vtep_mac: VtepMac::from_random([last; 6]),
     };
     let wanted = WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap());
-    Settings::new(identity, prefix.to_owned(), wanted, u64::from(last) * 7919)
+    ManagerSettings::new(identity, prefix.to_owned(), wanted, u64::from(last) * 7919)
 }
 
 async fn nodes_come_and_go(place: &impl Place) {

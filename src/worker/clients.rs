@@ -1,33 +1,29 @@
-//! PublishedPorts ports: connections and datagrams of the machine's clients, for pods of this node.
+//! PortMapping ports: connections and datagrams of the machine's clients, for pods of this node.
 //!
 //! The first worker has them all, with the flows that begin here. What pods answer comes to the
 //! queue of their device that was last written to, as long as the kernel remembers that, which is
 //! a few seconds; where a packet comes to another worker, that one hands it over.
 
-use std::collections::HashMap;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use muslin_encap::ip::v4;
 use muslin_stack::Instant;
-use muslin_stack::api::published::{Published as Ports, Transport};
-use muslin_stack::datapath;
+use muslin_stack::api::published::{PortMapping, Transport};
 use muslin_stack::datapath::port::PortId;
 use muslin_stack::datapath::published::Client;
 use muslin_stack::datapath::work::{self, Turn};
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
 use proxy_header::{ProxiedAddress, ProxyHeader};
 use socket2::Socket;
 use tracing::{debug, warn};
 
 use super::packet_loop::PacketLoop;
+use super::published::{Port, PublishedPorts};
 use crate::error::errno;
 use crate::host::Token;
 
@@ -35,62 +31,6 @@ use crate::host::Token;
 const ACCEPTS: usize = 64;
 /// How long a port waits after the kernel had no descriptors or not enough memory for a connection.
 const PAUSE: muslin_stack::Duration = muslin_stack::Duration::from_millis(200);
-
-/// A worker's published ports.
-pub(super) struct PublishedPorts {
-    ports: HashMap<u32, Port>,
-    next: u32,
-    /// When those that pause go on.
-    pauses: Option<Instant>,
-    buffer: Box<[u8]>,
-    control: Vec<u8>,
-}
-
-struct Port {
-    /// The port of the pod's device.
-    device: PortId,
-    pod: SocketAddrV4,
-    /// The overlay's network.
-    network: Ipv4Net,
-    ports: Ports,
-    socket: Arc<Socket>,
-    /// What it has left of its turn to be read.
-    turn: Turn,
-}
-
-impl Default for PublishedPorts {
-    fn default() -> Self {
-        Self {
-            ports: HashMap::new(),
-            next: 0,
-            pauses: None,
-            buffer: vec![0; v4::MAX_LEN].into_boxed_slice(),
-            control: nix::cmsg_space!(nix::libc::in_pktinfo),
-        }
-    }
-}
-
-impl PublishedPorts {
-    /// When those that pause go on.
-    pub(super) fn poll_at(&self) -> Option<Instant> {
-        self.pauses
-    }
-
-    /// Closes the ports of a pod.
-    pub(super) fn close(&mut self, device: PortId) {
-        self.ports.retain(|_, port| port.device != device);
-    }
-}
-
-impl Port {
-    fn published(&self) -> datapath::published::Published {
-        datapath::published::Published {
-            protocol: self.ports.transport.into(),
-            pod: self.pod.into(),
-            network: self.network.into(),
-        }
-    }
-}
 
 impl PacketLoop {
     /// Takes the published ports of an attached pod; all workers know them, and the first has the
@@ -100,7 +40,7 @@ impl PacketLoop {
         device: PortId,
         address: Ipv4Addr,
         network: Ipv4Net,
-        all: Vec<(Ports, Option<Socket>)>,
+        all: Vec<(PortMapping, Option<Socket>)>,
     ) {
         for (ports, socket) in all {
             let pod = SocketAddrV4::new(address, ports.pod_port);
@@ -233,7 +173,7 @@ impl PacketLoop {
             let Some(port) = ports.get_mut(&index).filter(|port| port.turn.goes_on()) else {
                 return;
             };
-            match receive_one(&port.socket, buffer, control) {
+            match port.receive(buffer, control) {
                 Ok((len, client, local)) => {
                     port.turn.take(work::of_packets(1, len));
                     if let Err(reason) = self.deliver(now, index, len, (client, local)) {
@@ -307,23 +247,4 @@ fn preface(client: SocketAddrV4, local: SocketAddrV4) -> Vec<u8> {
     // Two IPv4 addresses fit.
     let _ = ProxyHeader::with_address(addresses).encode_v2(&mut header);
     header
-}
-
-/// A datagram's length, its sender and the address it came to.
-fn receive_one(
-    socket: &Socket,
-    buffer: &mut [u8],
-    control: &mut [u8],
-) -> Result<(usize, SocketAddrV4, Ipv4Addr), Errno> {
-    let mut pieces = [IoSliceMut::new(buffer)];
-    let flags = MsgFlags::MSG_DONTWAIT;
-    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut pieces, Some(control), flags)?;
-    let client = message.address.ok_or(Errno::EINTR)?;
-    let mut local = Ipv4Addr::UNSPECIFIED;
-    for information in message.cmsgs()? {
-        if let ControlMessageOwned::Ipv4PacketInfo(info) = information {
-            local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
-        }
-    }
-    Ok((message.bytes, client.into(), local))
 }

@@ -2,7 +2,7 @@
 //! server. Flannel watches its own lease apart; here it is in the one watch of all.
 
 use etcd_client::PutOptions;
-use muslin_stack::control::lease::{Change, LeaseRecord, OwnChange, Settings, WantedConfig};
+use muslin_stack::control::lease::{Change, LeaseRecord, ManagerSettings, OwnChange, WantedConfig};
 
 use super::super::suite::{Node, Place, settings};
 use super::tests::Server;
@@ -15,7 +15,7 @@ fn record(last: u8) -> String {
 }
 
 /// Whatever network the store has.
-fn any(prefix: &str, previous: Option<&str>) -> Settings {
+fn any(prefix: &str, previous: Option<&str>) -> ManagerSettings {
     let mut settings = settings(prefix, 1);
     settings.wanted_config = WantedConfig::Any;
     settings.previous = previous.map(|subnet| subnet.replace("-24", "/24").parse().unwrap());
@@ -37,7 +37,7 @@ async fn leases(client: &mut Client, prefix: &str) -> Vec<String> {
 }
 
 /// The subnet that a node gets which then ends without giving it back.
-async fn subnet(server: &Server, settings: Settings) -> String {
+async fn subnet(server: &Server, settings: ManagerSettings) -> String {
     let mut node = Node::start(server.open(), settings);
     let subnet = node.subnet().await;
     node.cancel().await;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::published::Published;
+use super::published::PortMapping;
 use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
 
@@ -131,7 +131,7 @@ pub struct Attach {
     pub persistent: bool,
     /// Ports of the machine that lead to it.
     #[serde(default)]
-    pub publish: Vec<Published>,
+    pub publish: Vec<PortMapping>,
 }
 
 impl Attach {
@@ -325,7 +325,7 @@ pub struct Attached {
     pub dns_options: Vec<String>,
     /// Ports of the machine that lead to it, with those that were chosen.
     #[serde(default)]
-    pub published: Vec<Published>,
+    pub published: Vec<PortMapping>,
 }
 
 impl Attached {
@@ -652,7 +652,7 @@ pub struct Pod {
     pub offload: bool,
     /// Ports of the machine that lead to it.
     #[serde(default)]
-    pub published: Vec<Published>,
+    pub published: Vec<PortMapping>,
     /// Seconds since it was attached.
     pub attached_seconds: u64,
     /// Frames and bytes from it.

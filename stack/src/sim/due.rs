@@ -8,7 +8,7 @@ use super::device::Sent;
 use super::store::Gap;
 use crate::control::ipam::PodName;
 use crate::control::lease::{Answer, Op, Revision};
-use crate::datapath::Message;
+use crate::datapath::SiblingMessage;
 use crate::datapath::egress::FlowId;
 use crate::datapath::port::PortId;
 
@@ -39,7 +39,7 @@ pub(super) enum Due {
     Wake(usize, Instant),
     Plug(Who, PodName),
     Node(Who, usize),
-    Message(Who, usize, Message),
+    Message(Who, usize, SiblingMessage),
     Names(Who),
     NameRequest(Who, Op),
     NameWatch(Who),

@@ -8,7 +8,7 @@ use smoltcp::time::Instant;
 
 use super::constants::TUNNEL;
 use super::sockets::Sockets;
-use crate::datapath::egress::{Config, Direction, FlowKey, Limits, Policy, Rules};
+use crate::datapath::egress::{Direction, EgressConfig, FlowKey, Limits, Policy, Rules};
 
 /// Few, so that they are reached.
 pub(super) const FLOWS: usize = 5;
@@ -27,14 +27,14 @@ pub(super) struct WayOut {
 }
 
 /// What egress of a node with this lease is.
-pub(super) fn config(subnet: Ipv4Net, mtu: Mtu, seed: u64) -> Config {
+pub(super) fn config(subnet: Ipv4Net, mtu: Mtu, seed: u64) -> EgressConfig {
     let limits = Limits {
         flows: FLOWS,
         flows_of_pod: FLOWS_OF_POD,
         memory: MEMORY,
         ..Limits::default()
     };
-    Config {
+    EgressConfig {
         policy: Policy::new(Rules {
             tunnel_port: Some(TUNNEL.port()),
             ..Rules::default()

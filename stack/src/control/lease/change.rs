@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use thiserror::Error;
 
-use super::config::{ConfigError, NetworkConfig};
+use super::config::{NetworkConfig, NetworkConfigError};
 use super::key::SubnetKey;
 use super::record::LeaseRecord;
 
@@ -84,7 +84,7 @@ pub enum ConfigFault {
     Missing(String),
     /// It cannot be read.
     #[error("{0}")]
-    Invalid(#[from] ConfigError),
+    Invalid(#[from] NetworkConfigError),
     /// It is not the requested one.
     #[error("the store has the network {stored}, but {asked} was requested")]
     OtherNetwork {

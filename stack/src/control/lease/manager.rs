@@ -44,7 +44,7 @@ use super::key::SubnetKey;
 use super::reader::{self, NoLease};
 use super::record::LeaseRecord;
 use super::repetition::Repetition;
-use super::settings::{Identity, LEASE_TTL, Settings, WantedConfig};
+use super::settings::{Identity, LEASE_TTL, ManagerSettings, WantedConfig};
 use super::text::shorten;
 use crate::control::kv::{Action, Answer, Entry, Op, Revision, WatchEvent};
 
@@ -95,8 +95,8 @@ pub struct Manager {
 impl Manager {
     /// A manager that has not spoken to the store yet.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        let Settings {
+    pub fn new(settings: ManagerSettings) -> Self {
+        let ManagerSettings {
             identity,
             prefix,
             previous,

@@ -8,7 +8,7 @@
 //! use muslin_encap::tunnel::vxlan::VtepMac;
 //! use muslin_stack::Instant;
 //! use muslin_stack::control::lease::{
-//!     Action, Answer, Change, Entry, Identity, Manager, Op, OwnChange, Settings, WantedConfig,
+//!     Action, Answer, Change, Entry, Identity, Manager, Op, OwnChange, ManagerSettings, WantedConfig,
 //! };
 //!
 //! let identity = Identity {
@@ -17,7 +17,7 @@
 //! };
 //! let prefix = "/coreos.com/network".to_owned();
 //! let seed = 7; // Random, in earnest: nodes that begin together must not choose alike.
-//! let mut manager = Manager::new(Settings::new(identity, prefix, WantedConfig::Any, seed));
+//! let mut manager = Manager::new(ManagerSettings::new(identity, prefix, WantedConfig::Any, seed));
 //! // A store that has a network's configuration and no lease.
 //! let now = Instant::ZERO;
 //! let mut written = Vec::new();
@@ -59,12 +59,12 @@ mod standing;
 mod text;
 
 pub use change::{Change, ConfigFault, Loss, OwnChange};
-pub use config::{Backend, ConfigError, NetworkConfig, VxlanOptions};
+pub use config::{Backend, NetworkConfig, NetworkConfigError, VxlanOptions};
 pub use key::{InvalidSubnetKey, SubnetKey, overlap};
 pub use manager::Manager;
 pub use reader::{NoLease, check_peer, lease_prefix, read_entry, read_peer};
 pub use record::{InvalidRecord, LeaseRecord};
-pub use settings::{Identity, LEASE_TTL, RENEW_MARGIN, Settings, WantedConfig};
+pub use settings::{Identity, LEASE_TTL, ManagerSettings, RENEW_MARGIN, WantedConfig};
 pub use shares::Shares;
 pub use standing::{Signs, Standing};
 

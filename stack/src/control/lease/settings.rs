@@ -37,7 +37,7 @@ pub enum WantedConfig {
 /// A manager's settings.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Settings {
+pub struct ManagerSettings {
     /// Who the node is.
     pub identity: Identity,
     /// Where the store has flannel's keys, without a trailing slash.
@@ -55,7 +55,7 @@ pub struct Settings {
     pub random_seed: u64,
 }
 
-impl Settings {
+impl ManagerSettings {
     /// A node that has no subnet of an earlier run, renews its lease as flannel does, and has no nodes
     /// of flannel's beside it. `random_seed` is unpredictable.
     #[must_use]

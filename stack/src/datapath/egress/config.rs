@@ -11,10 +11,10 @@ use crate::addresses::Nets;
 use crate::datapath::gateway;
 use crate::drops::DropReason;
 
-/// What egress is. Further fields may come: [`Config::new`] makes one, of which others can be changed.
+/// What egress is. Further fields may come: [`EgressConfig::new`] makes one, of which others can be changed.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Config {
+pub struct EgressConfig {
     /// Which destinations it reaches.
     pub policy: Policy,
     /// The node's subnets: its pods, and the gateway's addresses. Without any this is no node but an
@@ -28,7 +28,7 @@ pub struct Config {
     pub random_seed: u64,
 }
 
-impl Config {
+impl EgressConfig {
     /// Egress of an endpoint, with the default limits; a node's has subnets, too.
     #[must_use]
     pub fn new(policy: Policy, mtu: Mtu, random_seed: u64) -> Self {

@@ -9,7 +9,7 @@ use muslin_encap::ip::{checksum, v4};
 use muslin_encap::offload::virtio::{Checksum, Header};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, UdpPacket};
 
-use super::config::Config;
+use super::config::EgressConfig;
 use super::host::{FlowId, Host, HostError};
 use super::key::{Key, Protocol};
 use super::output::{Buffer, Outbox};
@@ -40,7 +40,7 @@ pub(super) struct Reading<'a> {
     pub(super) key: Key,
     /// Of a mapping, where the pod has sent to last.
     pub(super) latest: Option<Destination>,
-    pub(super) config: &'a Config,
+    pub(super) config: &'a EgressConfig,
 }
 
 impl Reading<'_> {

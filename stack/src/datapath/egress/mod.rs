@@ -56,7 +56,7 @@ mod tcp;
 mod tests;
 
 use clock::Clock;
-pub use config::{Config, Limits};
+pub use config::{EgressConfig, Limits};
 use datagram::{Datagrams, Destination, Reading};
 pub use flow::{Direction, FlowInfo, FlowState};
 pub use host::{Complaint, FlowId, Host, HostError, Marks, NoHost, Ready};
@@ -84,7 +84,7 @@ const ATTEMPTS: usize = 3;
 
 /// What became of flows since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct EgressCounters {
     /// Flows that are there now.
     pub open: u64,
     /// Flows that began.
@@ -103,7 +103,7 @@ pub struct Counters {
     pub evicted: u64,
 }
 
-impl Counters {
+impl EgressCounters {
     /// Adds another worker's counters.
     pub fn add(&mut self, other: &Self) {
         self.open += other.open;
@@ -119,14 +119,14 @@ impl Counters {
 
 /// The flows of one worker.
 pub struct Egress {
-    config: Config,
+    config: EgressConfig,
     clock: Clock,
     flows: Table<Flow>,
     memory: Memory,
     ends: Ends,
     datagrams: Datagrams,
     fragments: Reassembly,
-    counters: Counters,
+    counters: EgressCounters,
     /// Connections that a port was chosen for.
     ports_chosen: u64,
     /// Ports of pods whose UDP flows may begin on the host's side.
@@ -147,7 +147,7 @@ enum Target {
 impl Egress {
     /// Egress without flows.
     #[must_use]
-    pub fn new(config: Config, now: Instant) -> Self {
+    pub fn new(config: EgressConfig, now: Instant) -> Self {
         Self {
             flows: Table::new(
                 config.limits.flows,
@@ -163,7 +163,7 @@ impl Egress {
             ends: Ends::new(&config, now),
             datagrams: Datagrams::new(),
             fragments: Reassembly::new(),
-            counters: Counters::default(),
+            counters: EgressCounters::default(),
             ports_chosen: 0,
             published: HashSet::new(),
             sharing: None,
@@ -400,8 +400,8 @@ impl Egress {
 
     /// What became of flows.
     #[must_use]
-    pub fn counters(&self) -> Counters {
-        Counters {
+    pub fn counters(&self) -> EgressCounters {
+        EgressCounters {
             open: self.flows.len() as u64,
             ..self.counters
         }

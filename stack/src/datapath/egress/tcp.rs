@@ -263,7 +263,7 @@ fn interface(
 }
 
 impl Ends {
-    pub(super) fn new(config: &super::config::Config, now: Instant) -> Self {
+    pub(super) fn new(config: &super::config::EgressConfig, now: Instant) -> Self {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = config.mtu.get().into();

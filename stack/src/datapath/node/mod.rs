@@ -64,10 +64,10 @@ const AGEING_PERIOD: Duration = Duration::from_secs(10);
 /// Packets of its own the node may hold until they are polled.
 const OUTPUT_LEN: usize = 256;
 
-/// What a node is. Further fields may come: [`Config::new`] makes one, of which others can be changed.
+/// What a node is. Further fields may come: [`NodeConfig::new`] makes one, of which others can be changed.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Config {
+pub struct NodeConfig {
     /// Its lease. The first address after the base is the gateway's.
     pub subnet: IpNet,
     /// MAC address of the gateway.
@@ -87,7 +87,7 @@ pub struct Config {
     pub random_seed: u64,
 }
 
-impl Config {
+impl NodeConfig {
     /// A node that clamps the MSS, guards against peers, and has the default limits.
     #[must_use]
     pub fn new(
@@ -132,7 +132,7 @@ impl Default for Limits {
 /// Why a node cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ConfigError {
+pub enum NodeConfigError {
     /// Only IPv4 leases work so far.
     #[error("the subnet {0} is not IPv4")]
     NotIpv4(IpNet),
@@ -152,7 +152,7 @@ pub enum NextHop {
 
 /// A whole node, sans I/O.
 pub struct Node<O = Unobserved, F = Unfiltered> {
-    config: Config,
+    config: NodeConfig,
     subnet: Ipv4Net,
     seed: Seed,
     ports: BTreeMap<PortId, Port>,
@@ -221,8 +221,8 @@ impl Node {
     /// A node without ports and peers, which nobody observes and which permits all packets.
     ///
     /// # Errors
-    /// `ConfigError` if the subnet cannot be a node's.
-    pub fn new(config: Config, now: Instant) -> Result<Self, ConfigError> {
+    /// `NodeConfigError` if the subnet cannot be a node's.
+    pub fn new(config: NodeConfig, now: Instant) -> Result<Self, NodeConfigError> {
         Self::with(config, Unobserved, Unfiltered, now)
     }
 }
@@ -231,20 +231,20 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// A node without ports and peers, with who observes it and what packets it permits.
     ///
     /// # Errors
-    /// `ConfigError` if the subnet cannot be a node's.
+    /// `NodeConfigError` if the subnet cannot be a node's.
     pub fn with(
-        config: Config,
+        config: NodeConfig,
         mut observer: O,
         mut filter: F,
         now: Instant,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, NodeConfigError> {
         observer.at(now);
         filter.at(now);
         let IpNet::V4(subnet) = config.subnet.trunc() else {
-            return Err(ConfigError::NotIpv4(config.subnet));
+            return Err(NodeConfigError::NotIpv4(config.subnet));
         };
         if subnet.prefix_len() > 30 {
-            return Err(ConfigError::TooSmall(config.subnet));
+            return Err(NodeConfigError::TooSmall(config.subnet));
         }
         let seed = Seed(config.random_seed);
         let mut routes = RouteTable::default();

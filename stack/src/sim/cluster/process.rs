@@ -12,7 +12,7 @@ use smoltcp::time::{Duration, Instant};
 use super::Cluster;
 use crate::addresses::ipv4;
 use crate::control::lease::{
-    Change, ConfigFault, Identity, Manager, OwnChange, Settings, SubnetKey, overlap,
+    Change, ConfigFault, Identity, Manager, ManagerSettings, OwnChange, SubnetKey, overlap,
 };
 use crate::control::names::SharerSettings;
 use crate::control::plane::{ControlPlane, Operation};
@@ -21,7 +21,7 @@ use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
 use crate::datapath::egress::{Egress, Owners};
 use crate::datapath::guard::Policy;
-use crate::datapath::node::{Config, Node};
+use crate::datapath::node::{Node, NodeConfig};
 use crate::sim::agent::Agent;
 use crate::sim::constants::{LIMITS, PREFIX};
 use crate::sim::due::{Due, Who};
@@ -54,7 +54,7 @@ impl Cluster {
             subnet: None,
             addresses: None,
         });
-        let manager = Manager::new(Settings {
+        let manager = Manager::new(ManagerSettings {
             identity: Identity {
                 public_ip: machine.public_ip,
                 vtep_mac: disk.vtep_mac,
@@ -314,7 +314,7 @@ impl Process {
 
 /// The workers of a node. Their chances outside are each their own.
 fn workers(
-    node: &Config,
+    node: &NodeConfig,
     key: SubnetKey,
     setup: &Setup,
     outside: &mut Outside,
@@ -342,8 +342,8 @@ fn node_config(
     disk: &Disk,
     setup: &Setup,
     random: &mut Random,
-) -> Config {
-    Config {
+) -> NodeConfig {
+    NodeConfig {
         subnet: key.ipv4.into(),
         gateway_mac: disk.gateway_mac.get(),
         tunnel: plan.tunnel,

@@ -6,7 +6,7 @@ use smoltcp::time::Duration;
 
 use super::Cluster;
 use crate::datapath::egress::Protocol;
-use crate::datapath::published::{Client, Published};
+use crate::datapath::published::{Client, PublishedPort};
 use crate::sim::client::Client as Visitor;
 use crate::sim::due::Who;
 use crate::sim::outcome::Violation;
@@ -57,7 +57,7 @@ impl Cluster {
             return Ok(None);
         };
         let gateway = running.node().gateway();
-        let published = Published {
+        let published = PublishedPort {
             protocol: Protocol::Tcp,
             pod: SocketAddr::new(pod.into(), PORT),
             network: running.config.network.into(),

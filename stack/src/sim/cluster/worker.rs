@@ -6,7 +6,7 @@ use smoltcp::wire::{IpProtocol, Ipv4Packet};
 
 use super::Cluster;
 use crate::datapath::frame;
-use crate::datapath::{Message, Siblings};
+use crate::datapath::{SiblingMessage, Siblings};
 use crate::sim::due::{Due, Who};
 use crate::sim::outcome::Violation;
 
@@ -56,7 +56,7 @@ impl Cluster {
         &mut self,
         (who, from): (Who, usize),
         to: Siblings,
-        message: &Message,
+        message: &SiblingMessage,
     ) -> Result<(), Violation> {
         let at = self.queue.now() + DELAY;
         let Some(running) = self.machines[who.machine].running(who) else {
@@ -67,7 +67,7 @@ impl Cluster {
             Siblings::All => (0..count).filter(|it| *it != from).collect(),
             Siblings::One(worker) => vec![usize::from(worker)],
         };
-        running.workers[from].handed_over += u64::from(matches!(message, Message::Stray(_)));
+        running.workers[from].handed_over += u64::from(matches!(message, SiblingMessage::Stray(_)));
         for worker in receivers {
             if worker >= count || worker == from {
                 return Err(Violation(format!(
@@ -86,7 +86,7 @@ impl Cluster {
         &mut self,
         who: Who,
         worker: usize,
-        message: Message,
+        message: SiblingMessage,
     ) -> Result<(), Violation> {
         self.call((who, worker), |path, now, sockets| {
             path.from_sibling(now, message, sockets);

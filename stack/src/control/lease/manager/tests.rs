@@ -123,7 +123,7 @@ impl Store {
 }
 
 fn manager(last: u8) -> Manager {
-    Manager::new(Settings {
+    Manager::new(ManagerSettings {
         identity: Identity {
             public_ip: [192, 168, 0, last].into(),
             vtep_mac: VtepMac::from_random([last; 6]),
