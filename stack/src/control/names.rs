@@ -14,7 +14,7 @@ mod sharing;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 pub use record::{
     InvalidNodeRecord, MAX_RECORD, NodeRecord, PodRecord, named_subnet, names_key, names_prefix,
 };
@@ -47,8 +47,8 @@ pub enum Found {
 /// The pods of all nodes by their names.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
-    records: BTreeMap<Ipv4Net, NodeRecord>,
-    leased: BTreeSet<Ipv4Net>,
+    records: BTreeMap<IpNet, NodeRecord>,
+    leased: BTreeSet<IpNet>,
     /// By `POD`, of the records that count.
     pods: HashMap<String, Vec<IpAddr>>,
     /// By `POD.NODE`.
@@ -61,21 +61,23 @@ pub struct Names {
 
 impl Names {
     /// A subnet is leased.
-    pub fn lease(&mut self, subnet: Ipv4Net) {
+    pub fn lease(&mut self, subnet: impl Into<IpNet>) {
+        let subnet = subnet.into();
         if self.leased.insert(subnet) {
             self.index(subnet);
         }
     }
 
     /// A subnet's lease has ended. Its record may last longer, and counts for nothing.
-    pub fn release(&mut self, subnet: Ipv4Net) {
+    pub fn release(&mut self, subnet: impl Into<IpNet>) {
+        let subnet = subnet.into();
         self.forget_index(subnet);
         self.leased.remove(&subnet);
     }
 
-    /// A node's record is new or has changed.
+    /// A node's record is new or has changed. One of a lease without IPv4 counts for nothing yet.
     pub fn set(&mut self, record: NodeRecord) {
-        let Some(subnet) = record.subnet.ipv4() else {
+        let Some(subnet) = record.subnet.ipv4().map(IpNet::V4) else {
             return;
         };
         self.remove(subnet);
@@ -84,15 +86,16 @@ impl Names {
     }
 
     /// A node's record is gone.
-    pub fn remove(&mut self, subnet: Ipv4Net) {
+    pub fn remove(&mut self, subnet: impl Into<IpNet>) {
+        let subnet = subnet.into();
         self.forget_index(subnet);
         self.records.remove(&subnet);
     }
 
     /// What the node with this lease publishes, if it does.
     #[must_use]
-    pub fn record(&self, subnet: Ipv4Net) -> Option<&NodeRecord> {
-        self.records.get(&subnet)
+    pub fn record(&self, subnet: impl Into<IpNet>) -> Option<&NodeRecord> {
+        self.records.get(&subnet.into())
     }
 
     /// What a name stands for, given without the zone and in any case.
@@ -114,7 +117,7 @@ impl Names {
     }
 
     /// The record of a subnet, if it counts.
-    fn counting(&self, subnet: Ipv4Net) -> Vec<(String, String, IpAddr)> {
+    fn counting(&self, subnet: IpNet) -> Vec<(String, String, IpAddr)> {
         let record = self.records.get(&subnet);
         let record = record.filter(|_| self.leased.contains(&subnet));
         let names = record.into_iter().flat_map(|record| {
@@ -131,7 +134,7 @@ impl Names {
         names.collect()
     }
 
-    fn index(&mut self, subnet: Ipv4Net) {
+    fn index(&mut self, subnet: IpNet) {
         for (pod, on_node, address) in self.counting(subnet) {
             for parent in parents(&pod).chain(parents(&on_node)) {
                 *self.parents.entry(parent.to_owned()).or_default() += 1;
@@ -142,7 +145,7 @@ impl Names {
         }
     }
 
-    fn forget_index(&mut self, subnet: Ipv4Net) {
+    fn forget_index(&mut self, subnet: IpNet) {
         for (pod, on_node, address) in self.counting(subnet) {
             for parent in parents(&pod).chain(parents(&on_node)) {
                 if let Some(count) = self.parents.get_mut(parent) {
@@ -186,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::control::kv::Entry;
+    use ipnet::Ipv4Net;
 
     fn net(text: &str) -> Ipv4Net {
         text.parse().unwrap()

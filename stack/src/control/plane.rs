@@ -74,20 +74,10 @@ impl Operation {
     /// Does it to the names of pods, which count while their node has a lease.
     pub fn apply_to_names(&self, names: &mut Names) {
         match self {
-            Self::SetPeer(Peer {
-                subnet: IpNet::V4(subnet),
-                ..
-            })
-            | Self::RefusePeer {
-                subnet: IpNet::V4(subnet),
-                ..
-            } => names.lease(*subnet),
-            Self::RemovePeer {
-                subnet: IpNet::V4(subnet),
-                ..
-            } => names.release(*subnet),
-            // Names of pods have IPv4 addresses, so far.
-            Self::SetPeer(_) | Self::RefusePeer { .. } | Self::RemovePeer { .. } => {}
+            Self::SetPeer(Peer { subnet, .. }) | Self::RefusePeer { subnet, .. } => {
+                names.lease(*subnet);
+            }
+            Self::RemovePeer { subnet, .. } => names.release(*subnet),
             Self::SetMtu(_) => {}
         }
     }
