@@ -10,7 +10,7 @@ use muslin_bed::rounds::{self, Case, Figure, Turns};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::{checksum, v4};
 use muslin_encap::mtu::Mtu;
-use muslin_encap::offload::merge::{Merger, Settings};
+use muslin_encap::offload::merge::{MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_encap::tunnel::vxlan::{self, Vni};
@@ -65,7 +65,7 @@ fn split(packet: &[u8], headers: &mut [u8], checksums: Checksums) -> usize {
 }
 
 fn merge(segments: &mut [Vec<u8>]) -> usize {
-    let settings = Settings {
+    let settings = MergeSettings {
         mtu: Mtu::new(1450).expect("it is one"),
         udp: true,
     };

@@ -4,7 +4,7 @@
 use muslin_bed::reference::{check_merge, check_split, finish, merge, split};
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
-use muslin_encap::offload::merge::{MAX_SEGMENTS, Settings};
+use muslin_encap::offload::merge::{MAX_SEGMENTS, MergeSettings};
 use muslin_encap::offload::split::{Checksums, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use proptest::prelude::*;
@@ -146,8 +146,8 @@ fn shape() -> impl Strategy<Value = Shape> {
     )
 }
 
-fn settings(mtu: u32) -> Settings {
-    Settings {
+fn settings(mtu: u32) -> MergeSettings {
+    MergeSettings {
         mtu: Mtu::new(mtu).unwrap(),
         udp: true,
     }

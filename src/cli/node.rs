@@ -13,9 +13,11 @@ use muslin_encap::tunnel::vxlan::{self, Vni};
 use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
 use tracing::warn;
 
-use super::{StateChoice, flannel, log};
+use super::StateChoice;
+use super::flannel;
+use super::log;
 use crate::confine::{self, Capability, Places};
-use crate::daemon::{self, Offload, Settings};
+use crate::daemon::{self, NodeSettings, Offload};
 use crate::error::{Error, Result};
 use crate::features::Feature;
 use crate::host;
@@ -178,7 +180,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// The files that a node uses.
-pub(super) fn places(settings: &Settings) -> Places {
+pub(super) fn places(settings: &NodeSettings) -> Places {
     let mut places = Places::default();
     places.write(&settings.state_dir, 0o700);
     match store::file_of(&settings.store) {
@@ -221,14 +223,14 @@ impl Arguments {
     }
 
     /// The node's settings. Logs each flag that has no effect.
-    pub(super) fn settings(&self) -> Result<Settings> {
+    pub(super) fn settings(&self) -> Result<NodeSettings> {
         self.flannel.check()?;
         for notice in self.flannel.notices() {
             warn!("{notice}");
         }
         let state_dir = self.state.dir();
         let flannel = &self.flannel;
-        Ok(Settings {
+        Ok(NodeSettings {
             name: match &self.name {
                 Some(name) => state::node_name(name)?,
                 None => state::default_node_name(),
@@ -259,15 +261,15 @@ impl Arguments {
         })
     }
 
-    fn egress(&self) -> Result<Option<host::Settings>> {
-        let settings = host::Settings {
+    fn egress(&self) -> Result<Option<host::EgressSettings>> {
+        let settings = host::EgressSettings {
             allow: self.egress_allow.clone(),
             deny: self.egress_deny.clone(),
             host_loopback: self.host_loopback,
         };
         match self.egress {
             Switch::On => Ok(Some(settings)),
-            Switch::Off if settings == host::Settings::default() => Ok(None),
+            Switch::Off if settings == host::EgressSettings::default() => Ok(None),
             Switch::Off => Err(Error::usage(
                 "--egress off: cannot be combined with --egress-allow, --egress-deny or --host-loopback",
             )),

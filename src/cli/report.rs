@@ -4,7 +4,7 @@ use clap::Args;
 use muslin_stack::api::control::{
     Code, Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
 };
-use muslin_stack::api::published::Published;
+use muslin_stack::api::published::PortMapping;
 use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -454,7 +454,7 @@ fn fetch<T: DeserializeOwned>(arguments: &Arguments, table: Table) -> Result<Vec
     block_on(async { Client::connect(&socket).await?.report(table).await })
 }
 
-fn ports(published: &[Published]) -> String {
+fn ports(published: &[PortMapping]) -> String {
     let all: Vec<_> = published.iter().map(ToString::to_string).collect();
     all.join(", ")
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use clap::Args;
 use muslin_stack::api::control::{Attach, Attached};
-use muslin_stack::api::published::{Ports, Published};
+use muslin_stack::api::published::{PortMapping, Ports};
 use muslin_stack::control::ipam::PodName;
 
 use super::NodeChoice;
@@ -114,7 +114,7 @@ pub(super) struct PublishArguments {
 }
 
 impl PublishArguments {
-    pub(super) fn ports(&self) -> Vec<Published> {
+    pub(super) fn ports(&self) -> Vec<PortMapping> {
         Ports::all(&self.publish)
     }
 }
@@ -184,8 +184,8 @@ impl Arguments {
         socket: &Path,
         has_terminal: bool,
         output: Option<PipeWriter>,
-    ) -> init::Settings {
-        init::Settings {
+    ) -> init::InitSettings {
+        init::InitSettings {
             command: self.command.clone(),
             environment: self.environment.environment(),
             ids: Ids::of_pod(self.user),

@@ -18,7 +18,8 @@ use tokio::process::Command;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::{node, secret};
+use super::node;
+use super::secret;
 use crate::attach::{self, Device, Signals};
 use crate::confine::{self, Capability, Places};
 use crate::control::{Client, locate};
@@ -30,7 +31,7 @@ use crate::netns::{self, Assignment};
 use crate::process::{block_on, die_with_parent};
 use crate::random::random;
 use crate::sidecar::overlay::Overlay;
-use crate::sidecar::{Credentials, Expose, Forward, Listen, Proxies, Settings};
+use crate::sidecar::{Credentials, Expose, Forward, Listen, Proxies, SidecarSettings};
 use crate::state;
 
 /// The interface beside the pod's own.
@@ -239,8 +240,8 @@ impl Arguments {
     }
 
     /// The ways into the overlay. A command that could use none finds two.
-    fn ways(&self) -> Settings {
-        let mut settings = Settings {
+    fn ways(&self) -> SidecarSettings {
+        let mut settings = SidecarSettings {
             socks5: self.socks5.clone(),
             http: self.http_proxy.clone(),
             forwards: self.forward.clone(),
@@ -303,7 +304,7 @@ impl Arguments {
 
     /// Runs a node of its own, with one pod. It is known before the node takes a lease that the pod
     /// can have its address.
-    async fn serve_with_node(self, settings: nodes::Settings) -> Result<()> {
+    async fn serve_with_node(self, settings: nodes::NodeSettings) -> Result<()> {
         let proxies = Proxies::bind(&self.ways()).await?;
         let signals = Signals::listen()?;
         let chosen = self.choose(settings.workers).await?;

@@ -12,7 +12,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::control::{MAX_MESSAGE, VERSION};
+use crate::control::MAX_MESSAGE;
+use crate::control::version::VERSION;
 
 /// How often a node that is not there is looked for again.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
-use super::VERSION;
 use super::connection::Connection;
+use super::version::VERSION;
 use crate::error::{Context, Error, Result};
 use crate::state;
 

@@ -5,12 +5,10 @@
 //! speaks. Only the node's own user and root are answered. Beside
 //! it are two that can do less, to be given to others: see [`Level`].
 
-/// The version of this program.
-pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
-
 mod client;
 mod connection;
 mod server;
+pub(crate) mod version;
 
 pub use client::{Client, locate, locate_only};
 pub use connection::{Connection, MAX_MESSAGE};

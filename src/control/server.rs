@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, warn};
 
-use super::VERSION;
 use super::connection::{Connection, MAX_MESSAGE};
+use super::version::VERSION;
 use crate::clients::{Clients, Place};
 use crate::error::{Error, Result, errno};
 use crate::lines::Lines;

@@ -15,6 +15,7 @@ use muslin_stack::control::ipam::PodName;
 use tokio::sync::watch;
 
 use super::cni::Session;
+use super::report;
 use super::running::{Attachment, RunningNode};
 use crate::condition;
 use crate::control::{Level, Service};
@@ -165,7 +166,7 @@ impl Service for Front {
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
-        self.ready()?.report(table).await
+        report::rows(self.ready()?, table).await
     }
 
     async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {

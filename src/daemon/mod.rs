@@ -5,20 +5,22 @@
 
 mod cni;
 mod diary;
+mod follow;
 mod front;
 mod heartbeat;
+mod leases;
 mod liveness;
 mod naming;
 mod pods;
 mod records;
 mod report;
 mod running;
+mod settings;
 mod stores;
 mod underlay;
 
-use std::ffi::OsString;
 use std::iter;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,23 +28,24 @@ use std::time::Duration;
 
 use front::Front;
 use ipnet::IpNet;
-use muslin_encap::{mtu::Mtu, tunnel::Format};
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::control::ipam::Memory;
+use muslin_stack::control::lease::OwnChange;
 use muslin_stack::control::lease::{
-    Change, ConfigFault, Identity, Loss, Manager, NetworkConfig, Settings as LeaseSettings,
-    SubnetKey, WantedConfig,
+    Change, ConfigFault, Identity, Loss, Manager, ManagerSettings, NetworkConfig, SubnetKey,
+    WantedConfig,
 };
-use muslin_stack::control::plane::{ControlPlane, OwnChange};
+use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
-use muslin_stack::datapath::egress::{Config as Outside, Policy, Rules};
-use muslin_stack::datapath::node::{Config, Node};
+use muslin_stack::datapath::egress::{EgressConfig as Outside, Policy, Rules};
+use muslin_stack::datapath::node::{Node, NodeConfig};
 use muslin_stack::datapath::tunnel::Tunnel;
 use naming::NameService;
 use parking_lot::Mutex;
 pub(crate) use records::directories;
 use running::{NodeInfo, RunningNode};
+pub use settings::{NodeSettings, Offload};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -55,14 +58,13 @@ use crate::confine::{self, Capability};
 use crate::control::{self, Level};
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, FlannelFiles, SubnetEnv};
-use crate::host::Clock;
-use crate::host::{self, Endpoints};
+use crate::host::{self, Clock, Endpoints};
 use crate::lease::{self, News, Reply};
 use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
-use crate::underlay::{InterfaceChoice, Options, PublicInterface, TunnelSocket, UplinkKind};
+use crate::underlay::{PublicInterface, TunnelSocket};
 use crate::worker::{Event, Workers};
 
 /// Number of keys that are not leases after which no more are logged.
@@ -72,103 +74,6 @@ const MAX_SKIPPED: u32 = 50;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long pods of an earlier run may take to be attached again before they count as gone.
 const AWAITED: muslin_stack::Duration = muslin_stack::Duration::from_secs(10);
-
-/// A node's settings.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Its name, different from those of others on the machine.
-    pub name: String,
-    /// Where it keeps its state.
-    pub state_dir: PathBuf,
-    /// Where it listens for commands, if not in its state directory.
-    pub socket: Option<PathBuf>,
-    /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
-    pub store: OsString,
-    /// How it proves to etcd who it is.
-    pub etcd: store::EtcdOptions,
-    /// What the store's keys begin with, without a trailing slash.
-    pub prefix: String,
-    /// Where its tunnel ends.
-    pub underlay: InterfaceChoice,
-    /// How it reaches its link below IP, where it has to.
-    pub uplink: UplinkKind,
-    /// Which network it is to be.
-    pub wanted_config: WantedConfig,
-    /// MTU of the underlay, if not that of the interface.
-    pub mtu: Option<Mtu>,
-    /// Resolvers for the pods' queries; the host's if empty.
-    pub dns: Vec<IpAddr>,
-    /// Whether pods may send only from their own addresses.
-    pub guard_pods: bool,
-    /// Whether TCP connections with other nodes' pods begin with an MSS that the path takes.
-    pub clamp_mss: bool,
-    /// Whether peers may send only from the addresses of their leases.
-    pub guard_peers: bool,
-    /// How long before its end a lease is renewed.
-    pub renew_margin: Duration,
-    /// Where flannel's tools find the subnet, if not in its state directory.
-    pub subnet_file: Option<PathBuf>,
-    /// Whether the subnet file claims that the node masquerades.
-    pub ip_masq: bool,
-    /// What pods may reach outside the pod network, if anything.
-    pub egress: Option<host::Settings>,
-    /// Threads that move packets.
-    pub workers: usize,
-    /// Which of the kernel's offloads it uses.
-    pub offload: Offload,
-    /// The address that serves the health checks.
-    pub health: Option<SocketAddr>,
-}
-
-/// Which of the kernel's offloads a node uses, where the kernel has them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Offload {
-    /// Superpackets and unfinished checksums from and to pods.
-    pub tap: bool,
-    /// Trains of datagrams to peers (`UDP_SEGMENT`).
-    pub gso: bool,
-    /// Trains of datagrams from peers (`UDP_GRO`).
-    pub gro: bool,
-}
-
-impl Offload {
-    /// What that means for a tunnel's sockets.
-    #[must_use]
-    pub const fn sockets(self, format: Format, source_ports: usize) -> Options {
-        Options {
-            format,
-            source_ports,
-            gso: self.gso,
-            gro: self.gro,
-        }
-    }
-}
-
-impl std::fmt::Display for Offload {
-    /// As the command line has it.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let all = [("tap", self.tap), ("gso", self.gso), ("gro", self.gro)];
-        let names: Vec<_> = all
-            .iter()
-            .filter(|(_, is)| *is)
-            .map(|(name, _)| *name)
-            .collect();
-        match names.as_slice() {
-            [] => f.write_str("none"),
-            names => f.write_str(&names.join(",")),
-        }
-    }
-}
-
-impl Default for Offload {
-    fn default() -> Self {
-        Self {
-            tap: true,
-            gso: true,
-            gro: true,
-        }
-    }
-}
 
 /// How a node ends that could go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,7 +88,7 @@ pub enum Ending {
 ///
 /// # Errors
 /// Why it cannot run.
-pub async fn run(settings: Settings) -> Result<()> {
+pub async fn run(settings: NodeSettings) -> Result<()> {
     let listen = |kind| signal(kind).context("cannot listen for signals");
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
@@ -201,7 +106,10 @@ pub async fn run(settings: Settings) -> Result<()> {
 ///
 /// # Errors
 /// Why it cannot run, or that its lease is not given back.
-pub async fn run_until(settings: Settings, shutdown: impl Future<Output = Ending>) -> Result<()> {
+pub async fn run_until(
+    settings: NodeSettings,
+    shutdown: impl Future<Output = Ending>,
+) -> Result<()> {
     // The embedded store is there, too.
     state::check(&settings.state_dir)?;
     let store = store::open(&settings.store, &settings.etcd)?;
@@ -260,7 +168,7 @@ pub async fn run_until(settings: Settings, shutdown: impl Future<Output = Ending
 
 /// What a node has before it knows where its tunnel ends.
 struct Start {
-    settings: Settings,
+    settings: NodeSettings,
     store: Arc<dyn store::Store>,
     state: StateDir,
     identity: state::Identity,
@@ -327,7 +235,7 @@ impl Start {
         if let Some(mac) = vtep_mac {
             identity.vtep_mac = mac;
         }
-        let mut settings = LeaseSettings::new(
+        let mut settings = ManagerSettings::new(
             Identity {
                 public_ip: interface.public_ip,
                 vtep_mac: identity.vtep_mac,
@@ -372,9 +280,7 @@ impl Start {
         }
         let wanted = driver.settings.underlay.clone();
         let audience = underlay::audience(&driver.settings);
-        tokio::spawn(underlay::follow(
-            self.front, wanted, audience, seen, address,
-        ));
+        tokio::spawn(follow::follow(self.front, wanted, audience, seen, address));
         let controls = lease::Controls {
             leave: self.leaving,
             public_ip: addresses,
@@ -385,7 +291,7 @@ impl Start {
 
 /// What changes of the lease mean for this node.
 struct Driver {
-    settings: Settings,
+    settings: NodeSettings,
     store: String,
     leases: Arc<dyn store::Store>,
     state: Arc<StateDir>,
@@ -428,7 +334,9 @@ struct OpenTunnel {
 impl Driver {
     fn take(&mut self, news: News) -> Result<Reply> {
         match news {
-            News::Lease(Change::Configured(config)) => return self.configure(config),
+            News::Lease(Change::Own(OwnChange::Configured(config))) => {
+                return self.configure(config);
+            }
             News::Lease(change) => self.apply(change)?,
             News::StoreFails(reason) => {
                 self.condition.lack(Need::Store, &reason);
@@ -697,8 +605,8 @@ impl Driver {
         Ok(())
     }
 
-    fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<Config> {
-        let mut config = Config::new(
+    fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<NodeConfig> {
+        let mut config = NodeConfig::new(
             key.ipv4.into(),
             self.identity.gateway_mac.get(),
             plan.tunnel,

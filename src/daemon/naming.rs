@@ -8,8 +8,8 @@ use muslin_stack::control::names::{Names, NodeRecord, PodRecord};
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
-use super::Settings;
 use super::pods::Pods;
+use super::settings::NodeSettings;
 use crate::dns::{Dns, DnsConnector, RESOLV_CONF, Resolvers};
 use crate::error::{Error, Result};
 
@@ -25,7 +25,7 @@ pub(super) struct NameService {
 impl NameService {
     /// The service for a node with this subnet of a network, and its connector.
     pub(super) fn start(
-        settings: &Settings,
+        settings: &NodeSettings,
         network: Ipv4Net,
         subnet: Ipv4Net,
     ) -> Result<(Self, DnsConnector)> {
@@ -70,7 +70,7 @@ impl NameService {
 ///
 /// # Errors
 /// Bad usage for one that a node cannot reach.
-pub(super) fn resolvers(settings: &Settings, network: Ipv4Net) -> Result<Resolvers> {
+pub(super) fn resolvers(settings: &NodeSettings, network: Ipv4Net) -> Result<Resolvers> {
     if settings.dns.is_empty() && settings.egress.is_some() {
         Ok(Resolvers::in_file(RESOLV_CONF, network))
     } else {

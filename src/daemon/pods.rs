@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use muslin_stack::api::cni::Key;
 use muslin_stack::api::control::{Attach, Code, Namespace};
-use muslin_stack::api::published::{MAX_PORTS, Published};
+use muslin_stack::api::published::{MAX_PORTS, PortMapping};
 use muslin_stack::control::ipam::{IpamError, PodName};
 use muslin_stack::control::pods::{self, AttachError, Request};
 use muslin_stack::datapath::port::Rates;
@@ -24,7 +24,7 @@ pub(super) type Pod = pods::Pod<Details>;
 #[derive(Debug, Clone)]
 pub(super) struct Details {
     pub(super) persistent: bool,
-    pub(super) published: Vec<Published>,
+    pub(super) published: Vec<PortMapping>,
     /// The attachment of a container runtime that it is, if it is one.
     pub(super) attachment: Option<Key>,
     /// Its device, where that is to stay without the node.
@@ -56,7 +56,7 @@ pub(super) fn attach<'p>(
     pods: &'p mut Pods,
     request: &Attach,
     mac: Option<EthernetAddress>,
-    published: Vec<Published>,
+    published: Vec<PortMapping>,
 ) -> Result<(PodName, &'p Pod)> {
     let details = Details {
         persistent: request.persistent,
@@ -99,7 +99,7 @@ pub(super) fn refusal(error: &AttachError) -> Error {
 }
 
 /// Refuses ports that are another pod's already, or twice among these.
-pub(super) fn check_ports(pods: &Pods, all: &[Published]) -> Result<()> {
+pub(super) fn check_ports(pods: &Pods, all: &[PortMapping]) -> Result<()> {
     if all.len() > MAX_PORTS.into() {
         return Err(Error::usage(format!(
             "a pod may have up to {MAX_PORTS} published ports"

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use muslin_stack::addresses::Addresses;
 use muslin_stack::api::cni::{Key, Reserve, deletion};
-use muslin_stack::api::published::Published;
+use muslin_stack::api::published::PortMapping;
 use muslin_stack::control::ipam::PodName;
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
@@ -35,7 +35,7 @@ pub(super) struct Record {
     /// The MAC address of its interface.
     pub(super) mac: String,
     /// Ports of the machine that lead to it.
-    pub(super) published: Vec<Published>,
+    pub(super) published: Vec<PortMapping>,
 }
 
 /// The files.
@@ -80,7 +80,7 @@ impl Records {
         pod: PodName,
         address: Addresses,
         mac: String,
-        published: Vec<Published>,
+        published: Vec<PortMapping>,
     ) -> Record {
         Record {
             boot: self.boot.clone(),

@@ -22,9 +22,9 @@ use muslin_stack::datapath::tunnel::Tunnel;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::Offload;
 use super::liveness::Census;
 use super::running::RunningNode;
+use super::settings::Offload;
 use crate::confine;
 use crate::error::{Context, Error, Result};
 use crate::worker::{FlowTable, NeighbourTables, Neighbours, PortState, Totals};

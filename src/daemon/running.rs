@@ -9,10 +9,7 @@ use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::mac::DisplayMac;
-use muslin_stack::api::control::{
-    Attach, Attached, ControlSocket, DropLease, Dropped, Lease, Link, Namespace, PodNamespaces,
-    Table,
-};
+use muslin_stack::api::control::{Attach, Attached, ControlSocket, Link, Namespace, PodNamespaces};
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
@@ -27,17 +24,15 @@ use tracing::{debug, info, warn};
 
 use super::cni::Cni;
 use super::diary::Diary;
-use super::liveness::Census;
 use super::naming::NameService;
 use super::pods::{self, Pod, Pods, check_ports, not_attached};
-use super::{Settings, report, underlay};
+use super::settings::NodeSettings;
+use super::underlay;
 use crate::condition;
 use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::host::Clock;
 use crate::host::publish::{self, Bound};
-use crate::lease::release::release;
-use crate::lease::table::{self, Known};
 use crate::lines::Lines;
 use crate::state::StateDir;
 use crate::store::Store;
@@ -47,7 +42,7 @@ use crate::worker::{Closing, Workers};
 /// What does not change while a node runs.
 #[derive(Debug)]
 pub(super) struct NodeInfo {
-    pub(super) settings: Settings,
+    pub(super) settings: NodeSettings,
     pub(super) store: String,
     /// The underlay's interface as it was at the start.
     pub(super) interface: PublicInterface,
@@ -117,7 +112,7 @@ pub(super) struct RunningNode {
     interface: Mutex<PublicInterface>,
     link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
-    leases: Arc<dyn Store>,
+    pub(super) leases: Arc<dyn Store>,
     diary: Diary,
     condition: watch::Receiver<condition::State>,
 }
@@ -241,27 +236,6 @@ impl RunningNode {
 
     pub(super) fn lease_confirmed(&self) {
         *self.confirmed.lock() = Instant::now();
-    }
-
-    /// What the store has at this moment.
-    pub(super) async fn leases(&self) -> Result<Vec<Lease>> {
-        let store = self.leases.as_ref();
-        let survey = table::survey(store, &self.facts.settings.prefix);
-        let (entries, census) = tokio::try_join!(survey, Census::take(self))?;
-        let known = |subnet| census.known(&self.naming.names.read(), subnet);
-        Ok(table::rows(&entries, self.viewer(&known)))
-    }
-
-    fn viewer<'a>(&'a self, known: &'a (dyn Fn(Ipv4Net) -> Known + Sync)) -> table::Viewer<'a> {
-        let facts = &self.facts;
-        table::Viewer {
-            prefix: &facts.settings.prefix,
-            config: &facts.config,
-            node: &facts.settings.name,
-            subnet: facts.subnet,
-            public_ip: self.interface().public_ip,
-            known,
-        }
     }
 
     /// Tells of a peer, but not of thousands.
@@ -543,22 +517,5 @@ impl RunningNode {
             None => self.closed().await,
         }
         Ok(())
-    }
-
-    /// The rows of a table.
-    pub(super) async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
-        report::rows(self, table).await
-    }
-
-    /// Gives back the lease of a node that is dead.
-    pub(super) async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
-        let census = Census::take(self).await?;
-        let known = |subnet| census.known(&self.naming.names.read(), subnet);
-        let dropped = release(self.leases.as_ref(), self.viewer(&known), &request).await?;
-        info!(
-            "the lease {} of a node that is {} is given back",
-            dropped.subnet, dropped.state
-        );
-        Ok(dropped)
     }
 }

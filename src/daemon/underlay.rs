@@ -2,7 +2,6 @@
 //! sockets for it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -13,23 +12,20 @@ use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
 use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::datapath::uplink::Uplink;
-use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::Settings;
-use super::front::Front;
+use super::settings::NodeSettings;
 use crate::condition::{Condition, Need};
 use crate::error::{Error, Result};
 use crate::store::{self, Store};
 use crate::underlay::{
-    self, Audience, InterfaceChoice, KernelNetwork, NoInterface, PublicInterface, TunnelSocket,
-    Underlay, UplinkKind,
+    self, Audience, KernelNetwork, NoInterface, PublicInterface, TunnelSocket, Underlay, UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
 const SOURCE_PORTS: usize = 7;
 /// Interval at which the interface is checked, even if the kernel reports no change.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Where a node's tunnel ends, and who it is there.
 #[derive(Debug, Clone)]
@@ -40,7 +36,7 @@ pub(super) struct Place {
 }
 
 /// Who sends to this node.
-pub(super) fn audience(settings: &Settings) -> Audience {
+pub(super) fn audience(settings: &NodeSettings) -> Audience {
     match store::is_shared(&settings.store) {
         true => Audience::Others,
         false => Audience::Machine,
@@ -50,7 +46,7 @@ pub(super) fn audience(settings: &Settings) -> Audience {
 /// Chooses the underlay's interface, again and again until there is one, with a word about one that
 /// is not as usual.
 pub(super) async fn find_place(
-    settings: &Settings,
+    settings: &NodeSettings,
     store: &dyn Store,
     condition: &Condition,
 ) -> Result<Place> {
@@ -85,7 +81,10 @@ pub(super) async fn find_place(
     Ok(place)
 }
 
-async fn look(settings: &Settings, store: &dyn Store) -> std::result::Result<Place, NoInterface> {
+async fn look(
+    settings: &NodeSettings,
+    store: &dyn Store,
+) -> std::result::Result<Place, NoInterface> {
     let interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
     match store.vtep_mac(interface.public_ip) {
         Ok(vtep_mac) => Ok(Place {
@@ -102,7 +101,7 @@ async fn look(settings: &Settings, store: &dyn Store) -> std::result::Result<Pla
 /// Why this node cannot be in that network.
 pub(super) fn plan(
     config: &NetworkConfig,
-    settings: &Settings,
+    settings: &NodeSettings,
     interface: &PublicInterface,
     vtep_mac: VtepMac,
 ) -> Result<TunnelPlan> {
@@ -145,7 +144,11 @@ pub(super) fn link(plan: &TunnelPlan) -> Link {
 }
 
 /// Whether bare packets could reach this node at all.
-fn check_uplink(plan: &TunnelPlan, settings: &Settings, interface: &PublicInterface) -> Result<()> {
+fn check_uplink(
+    plan: &TunnelPlan,
+    settings: &NodeSettings,
+    interface: &PublicInterface,
+) -> Result<()> {
     let PublicInterface {
         name,
         address,
@@ -179,7 +182,7 @@ fn check_uplink(plan: &TunnelPlan, settings: &Settings, interface: &PublicInterf
 pub(super) fn bind(
     plan: &mut TunnelPlan,
     network: Ipv4Net,
-    settings: &Settings,
+    settings: &NodeSettings,
     interface: &PublicInterface,
 ) -> Result<Vec<Option<TunnelSocket>>> {
     if plan.is_direct {
@@ -203,7 +206,7 @@ pub(super) fn bind(
 
 fn bind_tunnel(
     plan: &TunnelPlan,
-    settings: &Settings,
+    settings: &NodeSettings,
     address: Ipv4Addr,
 ) -> Result<Vec<Option<TunnelSocket>>> {
     let Some(format) = plan.tunnel.format() else {
@@ -235,7 +238,7 @@ pub(super) fn join(
     plan: &TunnelPlan,
     tunnels: Vec<Option<TunnelSocket>>,
     subnet: Ipv4Net,
-    settings: &Settings,
+    settings: &NodeSettings,
     interface: &PublicInterface,
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
     let mut uplinks = Vec::new();
@@ -279,7 +282,7 @@ pub(super) fn join(
 pub(super) fn open(
     plan: &TunnelPlan,
     subnet: Ipv4Net,
-    settings: &Settings,
+    settings: &NodeSettings,
     (before, now): (&PublicInterface, &PublicInterface),
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
     let tunnels = match before.address == now.address {
@@ -319,62 +322,4 @@ pub(super) fn kernel() -> KernelNetwork {
         debug!("{error}");
         KernelNetwork::default()
     })
-}
-
-/// Takes the underlay and the lease along when the interface gets another address, as laptops and
-/// virtual machines do, or comes back after it was gone. Until the node runs `seen` has the
-/// interface as it is.
-pub(super) async fn follow(
-    front: Arc<Front>,
-    wanted: InterfaceChoice,
-    audience: Audience,
-    seen: watch::Sender<PublicInterface>,
-    public_ip: watch::Sender<Ipv4Addr>,
-) {
-    let mut changes = underlay::Changes::listen();
-    let mut complaint = String::new();
-    loop {
-        changes.wait(LOOK_AGAIN).await;
-        // Between two addresses there may be none for a while.
-        let Ok(now) = underlay::choose_interface(&wanted, audience).await else {
-            continue;
-        };
-        let Some(running) = front.running() else {
-            public_ip.send_if_modified(|it| std::mem::replace(it, now.public_ip) != now.public_ip);
-            seen.send_if_modified(|it| {
-                *it != now && {
-                    *it = now;
-                    true
-                }
-            });
-            continue;
-        };
-        let followed = match running.follow(&now) {
-            Ok(followed) => followed,
-            Err(error) => {
-                let text = error.to_string();
-                if text != complaint {
-                    warn!("the underlay cannot follow {}: {text}", now.name);
-                    complaint = text;
-                }
-                continue;
-            }
-        };
-        if followed.is_moved {
-            info!(
-                "the public address is now {}, on {}",
-                now.public_ip, now.name
-            );
-            public_ip.send_replace(now.public_ip);
-        } else if followed.has_uplink {
-            info!("the uplink on {} is reopened", now.name);
-        }
-        if let Some(mtu) = followed.mtu {
-            info!(
-                "the MTU of {} is {}, the pods' is now {mtu}",
-                now.name, now.mtu
-            );
-        }
-        complaint.clear();
-    }
 }

@@ -1,29 +1,13 @@
 //! Devices: where pods' frames come from and go to.
 
+mod frame;
 mod now;
 mod pod;
 mod socket;
 mod tap;
 
-use std::io;
-
-use muslin_encap::offload::virtio::Header;
-
+pub use frame::FrameDevice;
 pub(crate) use now::send_frame;
 pub use pod::PodDevice;
 pub use socket::FrameSocket;
 pub use tap::{OpenError, Tap};
-
-/// What takes Ethernet frames: a pod's device, or the uplink.
-pub trait FrameDevice {
-    /// Whether it takes and gives superpackets and unfinished checksums.
-    fn has_offloads(&self) -> bool;
-
-    /// Hands over a frame: `head` and all of `tail`. Without offloads nothing may be left to do in
-    /// `header`.
-    ///
-    /// # Errors
-    /// `WouldBlock` if it takes no more now, EINVAL (`InvalidInput`) if it cannot take this
-    /// superpacket, else what the kernel refuses it for.
-    fn send(&self, header: &Header, head: &[u8], tail: &[&[u8]]) -> io::Result<()>;
-}

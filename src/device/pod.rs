@@ -6,7 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use muslin_encap::offload::virtio::{self, Header};
 use smoltcp::wire::EthernetAddress;
 
-use super::{FrameDevice, FrameSocket, Tap};
+use super::frame::FrameDevice;
+use super::socket::FrameSocket;
+use super::tap::Tap;
 
 /// A queue of a pod's device, by its descriptor.
 #[derive(Debug)]

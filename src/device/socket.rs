@@ -15,7 +15,8 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::{FrameDevice, now};
+use super::frame::FrameDevice;
+use super::now;
 
 /// Bytes of frames that may wait for the other end, as far as the system allows
 /// (net.core.wmem_max).

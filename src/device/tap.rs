@@ -22,7 +22,8 @@ use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 use tracing::debug;
 
-use super::{FrameDevice, now};
+use super::frame::FrameDevice;
+use super::now;
 use crate::error::errno;
 
 /// Where the kernel keeps TAP devices.

@@ -16,9 +16,8 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::debug;
 
-use super::Resolvers;
 use super::message::{Answer, Request, Transport};
-use super::resolvers::Turn;
+use super::resolvers::{Resolvers, Turn};
 use crate::random::random;
 
 /// How long one resolver is asked alone.

@@ -13,8 +13,10 @@ use parking_lot::Mutex;
 use resolv_conf::{Config, ScopedIp};
 use tracing::{debug, info};
 
-use super::{DOMAIN, PORT};
+use super::zones::DOMAIN;
 
+/// The port of the service.
+pub(crate) const PORT: u16 = 53;
 /// Where a host's resolvers are listed.
 pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
 

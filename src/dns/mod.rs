@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::op::ResponseCode;
-pub(crate) use host::RESOLV_CONF;
+pub(crate) use host::{PORT, RESOLV_CONF};
 use message::{Rejected, Request, Transport};
 use muslin_stack::control::names::Names;
 use muslin_stack::datapath::egress::Protocol;
@@ -30,16 +30,12 @@ use serve::{Quota, Ticket, Turns};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 use tracing::debug;
-pub(crate) use zones::DOMAIN;
 use zones::Zones;
 
 use crate::error::{Context, Result};
 
 /// Sockets of pods that may wait to be taken.
 const WAITING: usize = 256;
-
-/// The port of the service.
-pub(crate) const PORT: u16 = 53;
 
 /// What became of queries since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use ipnet::Ipv4Net;
 use parking_lot::Mutex;
 
-use super::PORT;
-use super::host::{self, HostFile, RESOLV_CONF};
+use super::host::{self, HostFile, PORT, RESOLV_CONF};
 use crate::error::{Error, Result};
 
 /// How long a resolver that did not answer is asked after the others.

@@ -47,7 +47,7 @@ struct Probe {
 /// # Errors
 /// If that cannot be printed.
 pub fn probe_namespace() -> Result<()> {
-    let tried = init::start(init::Settings::without_command()).and_then(|starting| {
+    let tried = init::start(init::InitSettings::without_command()).and_then(|starting| {
         block_on(async {
             let _init = starting.ready().await?;
             Ok(Tap::open("eth0", true, 1).err())

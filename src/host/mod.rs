@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 
 /// What a user asks of egress.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Settings {
+pub struct EgressSettings {
     /// What pods may reach; all, if that is nothing.
     pub allow: Vec<Ipv4Net>,
     /// What they may not.
@@ -35,7 +35,7 @@ pub struct Settings {
     pub host_loopback: Option<Ipv4Addr>,
 }
 
-impl Settings {
+impl EgressSettings {
     /// Whether they make sense beside an overlay.
     ///
     /// # Errors
@@ -127,12 +127,12 @@ mod tests {
     #[test]
     fn the_hosts_loopback_has_an_address_of_its_own() {
         let network = "10.244.0.0/16".parse().unwrap();
-        let with = |address: &str| Settings {
+        let with = |address: &str| EgressSettings {
             host_loopback: Some(address.parse().unwrap()),
-            ..Settings::default()
+            ..EgressSettings::default()
         };
         assert!(with("192.0.2.1").check(network).is_ok());
-        assert!(Settings::default().check(network).is_ok());
+        assert!(EgressSettings::default().check(network).is_ok());
         for bad in ["10.244.3.4", "127.0.0.1", "224.0.0.1", "0.0.0.0"] {
             let error = with(bad).check(network).unwrap_err().to_string();
             assert!(error.contains(bad), "{error}");

@@ -6,7 +6,7 @@ use std::net::SocketAddrV4;
 use ipnet::Ipv4Net;
 use muslin_stack::addresses::ipv4;
 use muslin_stack::api::control::Code;
-use muslin_stack::api::published::{Published, Transport};
+use muslin_stack::api::published::{PortMapping, Transport};
 use muslin_stack::datapath::guard;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -21,7 +21,7 @@ const BACKLOG: i32 = 1024;
 #[derive(Debug)]
 pub(crate) struct Bound {
     /// The host's port is that which was chosen.
-    pub(crate) published: Published,
+    pub(crate) published: PortMapping,
     pub(crate) socket: Socket,
 }
 
@@ -29,12 +29,12 @@ pub(crate) struct Bound {
 ///
 /// # Errors
 /// Why one cannot be had, and what to do.
-pub(crate) fn bind(all: &[Published], network: Ipv4Net) -> Result<Vec<Bound>> {
+pub(crate) fn bind(all: &[PortMapping], network: Ipv4Net) -> Result<Vec<Bound>> {
     all.iter().map(|one| bind_one(*one, network)).collect()
 }
 
-fn bind_one(mut published: Published, network: Ipv4Net) -> Result<Bound> {
-    let Published {
+fn bind_one(mut published: PortMapping, network: Ipv4Net) -> Result<Bound> {
+    let PortMapping {
         address,
         host_port,
         transport,
@@ -86,8 +86,8 @@ fn open(transport: Transport, at: SocketAddrV4) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn refusal(published: &Published, error: &io::Error) -> Error {
-    let Published {
+fn refusal(published: &PortMapping, error: &io::Error) -> Error {
+    let PortMapping {
         transport,
         address,
         host_port,

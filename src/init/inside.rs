@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Order, Report, Settings, connect};
+use super::{InitSettings, Order, Report, connect};
 use crate::attach;
 use crate::confine;
 use crate::control::Connection;
@@ -27,7 +27,7 @@ const ALONE: Error = Error::Command(128 + Signal::SIGKILL as u8);
 
 /// Is the first process, to its end: returns the command's exit code, or 128 and the number of the
 /// signal that ended it.
-pub(super) fn run(settings: Settings, limits: &Limits, socket: OwnedFd, parent: &Parent) -> u8 {
+pub(super) fn run(settings: InitSettings, limits: &Limits, socket: OwnedFd, parent: &Parent) -> u8 {
     // With threads there would be no user namespace.
     let made = netns::enter_inner(limits, settings.ids, &settings.hidden);
     let made = made.and_then(|files| parent.end_with_it().map(|()| files));
@@ -41,7 +41,7 @@ pub(super) fn run(settings: Settings, limits: &Limits, socket: OwnedFd, parent: 
     served.unwrap_or_else(|error| exit_code(&error))
 }
 
-async fn serve(settings: Settings, files: Files, connection: &Connection) -> Result<u8> {
+async fn serve(settings: InitSettings, files: Files, connection: &Connection) -> Result<u8> {
     report(connection, &Ok(())).await?;
     let Some(Order::Begin(attached)) = order(connection).await? else {
         return Ok(0);
@@ -119,7 +119,7 @@ impl Command {
 }
 
 /// Starts the command.
-fn begin(settings: Settings, files: Files, attached: &Attached) -> Result<Command> {
+fn begin(settings: InitSettings, files: Files, attached: &Attached) -> Result<Command> {
     let resolution = Resolution {
         resolvers: &attached.dns,
         search: &attached.search,

@@ -33,7 +33,7 @@ const NAMESPACES: [Namespace; 5] = [
 
 /// What is known of a pod before it has an address.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct InitSettings {
     /// Its command.
     pub(crate) command: Vec<OsString>,
     /// What that has of our environment.
@@ -48,7 +48,7 @@ pub(crate) struct Settings {
     pub(crate) output: Option<PipeWriter>,
 }
 
-impl Settings {
+impl InitSettings {
     /// Those of a pod that is made to see whether one can be.
     pub(crate) fn without_command() -> Self {
         Self {
@@ -99,7 +99,7 @@ pub(crate) struct Starting {
 ///
 /// # Errors
 /// If that is forbidden: by what, and what to do.
-pub(crate) fn start(settings: Settings) -> Result<Starting> {
+pub(crate) fn start(settings: InitSettings) -> Result<Starting> {
     let limits = netns::enter_outer()?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::control::lease::{Action, Change, Manager, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Action, Change, Manager, Op, OwnChange, Revision, WatchEvent};
 use smoltcp::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -48,7 +48,7 @@ pub enum News {
 pub enum Reply {
     /// It is taken.
     Taken,
-    /// The network configuration of [`Change::Configured`] cannot be used here now: it is asked for
+    /// The network configuration of [`OwnChange::Configured`] cannot be used here now: it is asked for
     /// again in a while, before anything is written.
     ConfigRefused,
     /// The node was never in the store of [`News::StoreKnown`], and has this VTEP there.
@@ -59,9 +59,10 @@ pub enum Reply {
 /// anything else is asked of the store: a node that cannot use the network's configuration writes no
 /// lease.
 ///
-/// It ends after `Change::Left`, which follows `true` in `controls.leave`, and after `Change::Lost`. To stop
-/// without giving the lease back, drop it. While the store is away or refuses nothing changes: the
-/// last known peers stay, and it is asked again until it works. `clock` must never go back.
+/// It ends after `OwnChange::Left`, which follows `true` in `controls.leave`, and after
+/// `OwnChange::Lost`. To stop without giving the lease back, drop it. While the store is away or
+/// refuses nothing changes: the last known peers stay, and it is asked again until it works. `clock`
+/// must never go back.
 ///
 /// # Errors
 /// What `apply` says; a failure if the store does not work when the lease is to be given back.
@@ -131,7 +132,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
     fn report(&mut self) -> Result<Next> {
         let mut is_refused = false;
         for change in self.manager.changes() {
-            let is_last = matches!(change, Change::Left | Change::Lost(_));
+            let is_last = matches!(change, Change::Own(OwnChange::Left | OwnChange::Lost(_)));
             is_refused |= (self.apply)(News::Lease(change))? == Reply::ConfigRefused;
             if is_last {
                 return Ok(Next::End);

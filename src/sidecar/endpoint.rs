@@ -16,8 +16,8 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use muslin_stack::Instant;
 use muslin_stack::datapath::egress::{
-    Complaint, Config, Egress, FlowId, FlowKey, Host, HostError, Marks, Output, Policy, Protocol,
-    Rules,
+    Complaint, Egress, EgressConfig, FlowId, FlowKey, Host, HostError, Marks, Output, Policy,
+    Protocol, Rules,
 };
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::icmp::IcmpError;
@@ -33,8 +33,7 @@ use tracing::{debug, warn};
 use super::command::{Command, Datagram, Exposed, Inbox, Place};
 use crate::device::{FrameDevice as _, FrameSocket};
 use crate::error::errno;
-use crate::host::Clock;
-use crate::host::{self, Sockets, Token, ready_of};
+use crate::host::{self, Clock, Sockets, Token, ready_of};
 use crate::random::random;
 
 /// Frames taken before the sockets have their turn.
@@ -401,13 +400,13 @@ impl PodThread {
 }
 
 /// Egress for which all of the overlay, and what lies behind the gateway, are pods.
-fn config(place: Place) -> io::Result<Config> {
+fn config(place: Place) -> io::Result<EgressConfig> {
     let own = Ipv4Net::from(place.address);
     let mut rules = Rules::default();
     rules.allow = vec![own.into()];
     let mtu = Mtu::new(place.mtu.into()).map_err(io::Error::other)?;
     let seed = u64::from_ne_bytes(random().map_err(io::Error::other)?);
-    let mut config = Config::new(Policy::new(rules), mtu, seed);
+    let mut config = EgressConfig::new(Policy::new(rules), mtu, seed);
     config.limits = host::limits();
     Ok(config)
 }

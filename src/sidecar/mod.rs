@@ -32,7 +32,7 @@ use crate::error::{Context, Result};
 
 /// The ways into the overlay and out of it.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub struct SidecarSettings {
     /// Where SOCKS5 is spoken.
     pub socks5: Vec<Listen>,
     /// Where the HTTP proxy is.
@@ -45,7 +45,7 @@ pub struct Settings {
     pub credentials: Option<Arc<Credentials>>,
 }
 
-impl Settings {
+impl SidecarSettings {
     /// Warns of proxies that others may use and that ask them for nothing.
     fn warn_of_guests(&self) {
         let proxies = self.socks5.iter().chain(&self.http);
@@ -73,7 +73,7 @@ impl Proxies {
     ///
     /// # Errors
     /// If one cannot be had, or is open to others without a word that this is meant.
-    pub async fn bind(settings: &Settings) -> Result<Self> {
+    pub async fn bind(settings: &SidecarSettings) -> Result<Self> {
         let is_public = settings.is_public;
         settings.warn_of_guests();
         let mut bound = Self {

@@ -23,7 +23,8 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::{EtcdOptions, REFUSES_USER, Store, StoreError, Watch, is_permission};
+use super::options::EtcdOptions;
+use super::{REFUSES_USER, Store, StoreError, Watch, is_permission};
 use crate::error::{Context, Error, Result};
 
 type StoreResult<T> = std::result::Result<T, StoreError>;

@@ -532,7 +532,7 @@ fn derived_mac(public_ip: Ipv4Addr) -> VtepMac {
 
 #[cfg(test)]
 mod tests {
-    use muslin_stack::control::lease::{Change, Loss, WantedConfig};
+    use muslin_stack::control::lease::{Change, Loss, OwnChange, WantedConfig};
     use tempfile::TempDir;
 
     use super::super::suite::{Node, settings};
@@ -592,7 +592,7 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
     async fn nodes_have_what_the_list_says() {
         let directory = Directory::new(LIST);
         let mut node = directory.node(1);
-        let Change::Configured(config) = node.next().await else {
+        let Change::Own(OwnChange::Configured(config)) = node.next().await else {
             panic!()
         };
         assert_eq!(
@@ -673,7 +673,10 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
         // Another node has its subnet now.
         directory.write(&LIST.replace("192.168.0.1\"", "192.168.0.3\""));
         assert_eq!(subnet, "10.244.0.0-24");
-        while !matches!(node.next().await, Change::Lost(Loss::Taken { .. })) {}
+        while !matches!(
+            node.next().await,
+            Change::Own(OwnChange::Lost(Loss::Taken { .. }))
+        ) {}
         node.end().await.unwrap();
     }
 

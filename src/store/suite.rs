@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::lease::{
-    Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager, NetworkConfig,
-    Op, Revision, Settings, WantedConfig, WatchEvent,
+    Answer, Backend, Change, Entry, Identity, LEASE_TTL, LeaseRecord, Loss, Manager,
+    ManagerSettings, NetworkConfig, Op, OwnChange, Revision, WantedConfig, WatchEvent,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -267,7 +267,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Starts a node whose clock runs `speed` times as fast as ours.
-    pub(crate) fn at_speed(store: Arc<dyn Store>, settings: Settings, speed: u64) -> Self {
+    pub(crate) fn at_speed(store: Arc<dyn Store>, settings: ManagerSettings, speed: u64) -> Self {
         let (sender, changes) = mpsc::unbounded_channel();
         let (leave, asked) = watch::channel(false);
         let (public_ip, moved) = watch::channel(settings.identity.public_ip);
@@ -329,7 +329,7 @@ impl Node {
         assert!(ended.is_err_and(|error| error.is_cancelled()));
     }
 
-    pub(crate) fn start(store: Arc<dyn Store>, settings: Settings) -> Self {
+    pub(crate) fn start(store: Arc<dyn Store>, settings: ManagerSettings) -> Self {
         Self::at_speed(store, settings, 1)
     }
 
@@ -348,8 +348,8 @@ impl Node {
     pub(crate) async fn subnet(&mut self) -> String {
         loop {
             match self.next().await {
-                Change::Acquired(key) => return key.to_string(),
-                Change::Lost(loss) => panic!("{loss}"),
+                Change::Own(OwnChange::Acquired(key)) => return key.to_string(),
+                Change::Own(OwnChange::Lost(loss)) => panic!("{loss}"),
                 _ => {}
             }
         }
@@ -361,7 +361,7 @@ impl Node {
             match self.next().await {
                 Change::Peer(key, record) => return format!("{key} {}", record.public_ip),
                 Change::PeerGone(key) => return format!("{key} gone"),
-                Change::Lost(loss) => panic!("{loss}"),
+                Change::Own(OwnChange::Lost(loss)) => panic!("{loss}"),
                 _ => {}
             }
         }
@@ -382,7 +382,7 @@ impl Node {
     /// Gives the lease back.
     pub(crate) async fn leave(mut self) {
         self.leave.send(true).unwrap();
-        while self.next().await != Change::Left {}
+        while self.next().await != Change::Own(OwnChange::Left) {}
         self.end().await.unwrap();
     }
 
@@ -405,7 +405,7 @@ impl Drop for Node {
     }
 }
 
-pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
+pub(crate) fn settings(prefix: &str, last: u8) -> ManagerSettings {
     let network = "10.244.0.0/16".parse().unwrap();
     let backend = Backend::Vxlan(Default::default());
     let identity = Identity {
@@ -413,7 +413,7 @@ pub(crate) fn settings(prefix: &str, last: u8) -> Settings {
         vtep_mac: VtepMac::from_random([last; 6]),
     };
     let wanted = WantedConfig::IfNone(NetworkConfig::new(network, None, backend).unwrap());
-    Settings::new(identity, prefix.to_owned(), wanted, u64::from(last) * 7919)
+    ManagerSettings::new(identity, prefix.to_owned(), wanted, u64::from(last) * 7919)
 }
 
 async fn nodes_come_and_go(place: &impl Place) {
@@ -476,14 +476,14 @@ async fn a_copy_gives_way(place: &impl Place) {
         let mut copy = Node::start(place.open(), copied);
         let lost = loop {
             match copy.next().await {
-                Change::Lost(loss) => break loss,
+                Change::Own(OwnChange::Lost(loss)) => break loss,
                 Change::PeerGone(key) => panic!("{key}"),
                 _ => {}
             }
         };
         assert!(matches!(lost, Loss::Cloned { .. }), "{lost}");
         copy.end().await.unwrap();
-        while node.next().await != Change::Renewed {}
+        while node.next().await != Change::Own(OwnChange::Renewed) {}
         let entries = list(place.open().as_ref(), "/copy/subnets").await.1;
         let record = LeaseRecord::parse(&entries[0].value).unwrap();
         assert_eq!(
@@ -503,7 +503,7 @@ async fn renewal_keeps_the_value(place: &impl Place) {
     let subnet = node.subnet().await;
     let key = format!("/renewal/subnets/{subnet}");
     let before = get(store.as_ref(), &key).await.unwrap();
-    while node.next().await != Change::Renewed {}
+    while node.next().await != Change::Own(OwnChange::Renewed) {}
     let after = get(store.as_ref(), &key).await.unwrap();
     assert_eq!(before.value, after.value);
     assert!(before.revision < after.revision);
@@ -542,7 +542,10 @@ async fn a_taken_subnet_is_a_loss(place: &impl Place) {
     let value = LeaseRecord::udp([192, 168, 0, 9].into()).to_json();
     done(put(store.as_ref(), &key, &value, revision).await);
     let lost = node.next().await;
-    assert!(matches!(lost, Change::Lost(Loss::Taken { .. })), "{lost:?}");
+    assert!(
+        matches!(lost, Change::Own(OwnChange::Lost(Loss::Taken { .. }))),
+        "{lost:?}"
+    );
     node.end().await.unwrap();
     assert_eq!(get(store.as_ref(), &key).await.unwrap().value, value);
 }
@@ -611,12 +614,12 @@ async fn race(place: &impl Place, prefix: &str, count: u8) {
         let mut own = None;
         while own.is_none() || peers.len() + 1 < usize::from(count) {
             match node.next().await {
-                Change::Acquired(key) => own = Some(key),
+                Change::Own(OwnChange::Acquired(key)) => own = Some(key),
                 Change::Peer(key, _) => {
                     peers.insert(key);
                 }
                 Change::PeerGone(key) => panic!("{key} is gone"),
-                Change::Lost(loss) => panic!("{loss}"),
+                Change::Own(OwnChange::Lost(loss)) => panic!("{loss}"),
                 _ => {}
             }
         }

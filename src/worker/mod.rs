@@ -4,34 +4,37 @@
 //! Run to completion: the thread that read a packet also sends it, in the buffer it was read into.
 //! The control plane speaks to it by a queue of commands and an event descriptor.
 
+mod clients;
+mod message;
 mod output;
 mod packet_loop;
 mod published;
 mod report;
+mod tables;
 mod uplink;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant as StdInstant};
 
 use ipnet::Ipv4Net;
+pub use message::Event;
+use message::{Command, Queue, Sibling};
 use muslin_encap::mtu::Mtu;
-use muslin_stack::api::published::Published;
-use muslin_stack::datapath::egress::{Config as EgressConfig, Egress, Owners};
+use muslin_stack::datapath::Datapath;
+use muslin_stack::datapath::egress::{Egress, EgressConfig, Owners};
 use muslin_stack::datapath::node::Node;
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
-use muslin_stack::datapath::{Datapath, Message};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use packet_loop::{Mailbox, PacketLoop};
+use report::Page;
 pub use report::{FlowTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals};
-use report::{Page, Question};
-use socket2::Socket;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, timeout_at};
 use tracing::warn;
@@ -41,45 +44,6 @@ use crate::dns::DnsConnector;
 use crate::host::Clock;
 use crate::host::publish::Bound;
 use crate::underlay::Underlay;
-
-enum Command {
-    Attach(PortId, Attachment, Queue),
-    /// Published ports of the pod at that address, with their sockets for the worker that has them,
-    /// and the overlay's network.
-    Publish(PortId, Ipv4Addr, Ipv4Net, Vec<(Published, Option<Socket>)>),
-    /// Detach a port; the sender goes when that is done.
-    Detach(PortId, watch::Sender<()>),
-    SetPeer(Peer),
-    RemovePeer(PeerId),
-    /// Ask these peers for a sign of life.
-    Probe(Vec<PeerId>),
-    Rebind(Underlay, Option<Uplink>),
-    SetMtu(Mtu),
-    /// Where the store is.
-    SetStores(Vec<SocketAddr>),
-    /// Copy a table for a reader.
-    Copy(Question),
-    Stop,
-}
-
-/// A queue of a pod's device.
-#[derive(Debug)]
-struct Queue {
-    device: PodDevice,
-    /// Whether this worker reads it; all may write to it.
-    reads: bool,
-}
-
-/// Events that the data path reports by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// A port's interface is gone, with its namespace.
-    PortGone(PortId),
-    /// The uplink's interface is gone.
-    UplinkGone,
-    /// A thread has ended.
-    Ended,
-}
 
 /// The control plane's end of the workers. Their threads end with it.
 ///
@@ -106,22 +70,6 @@ const MAILBOX_LEN: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// When it is looked again whether a thread has ended.
 const LOOK: Duration = Duration::from_millis(2);
-
-/// A worker, as the others see it.
-#[derive(Debug, Clone)]
-struct Sibling {
-    messages: SyncSender<Message>,
-    wake: Arc<EventFd>,
-}
-
-impl Sibling {
-    /// Tells it something; false if its mailbox is full.
-    fn send(&self, message: Message) -> bool {
-        let told = self.messages.try_send(message).is_ok();
-        let _ = self.wake.write(1);
-        told
-    }
-}
 
 /// A port on its way to be closed by all workers.
 #[derive(Debug, Clone)]

@@ -17,7 +17,7 @@ use muslin_stack::datapath::egress::FlowId;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::work::Turn;
-use muslin_stack::datapath::{Datapath, Merging, Message, Output, Siblings};
+use muslin_stack::datapath::{Datapath, Merging, Output, SiblingMessage, Siblings};
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -25,13 +25,12 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::message::{Command, Event, Queue, Sibling};
 use super::output::{Io, Outbox};
 use super::published::PublishedPorts;
 use super::report::{PageWriter, Totals, View};
-use super::{Command, Event, Queue, Sibling};
 use crate::dns::DnsConnector;
-use crate::host::Clock;
-use crate::host::{Sockets, Token, ready_of};
+use crate::host::{Clock, Sockets, Token, ready_of};
 use crate::underlay::{Frames, Received, TunnelSocket, Underlay, Uplink as UplinkDevice};
 
 pub(super) struct PacketLoop {
@@ -58,7 +57,7 @@ pub(super) struct PacketLoop {
 /// A worker's input besides packets, and its siblings.
 pub(super) struct Mailbox {
     pub(super) commands: Receiver<Command>,
-    pub(super) messages: Receiver<Message>,
+    pub(super) messages: Receiver<SiblingMessage>,
     pub(super) wake: Arc<EventFd>,
     /// All workers, in the order of their numbers.
     pub(super) all: Vec<Sibling>,
@@ -72,7 +71,7 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     /// Tells siblings, as far as there is room, and returns how many packets were lost.
-    fn send(&self, to: Siblings, message: Message) -> u64 {
+    fn send(&self, to: Siblings, message: SiblingMessage) -> u64 {
         match to {
             Siblings::All => {
                 let others = (0..).zip(&self.all).filter(|(it, _)| *it != self.index);

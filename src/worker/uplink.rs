@@ -5,7 +5,7 @@ use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use tracing::{debug, warn};
 
-use super::Event;
+use super::message::Event;
 use super::packet_loop::PacketLoop;
 use crate::underlay::uplink::Failure;
 

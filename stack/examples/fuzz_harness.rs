@@ -30,7 +30,7 @@ use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
-use muslin_stack::datapath::node::{Config, Node, Verdict};
+use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -72,7 +72,7 @@ impl Harness {
         let subnet = "10.244.1.0/24".parse()?;
         let (vni, mac) = (Vni::new(1)?, vtep_mac(1));
         let tunnel = Tunnel::Vxlan { vni, mac };
-        let mut config = Config::new(subnet, EthernetAddress(GATEWAY_MAC), tunnel, mtu, 7);
+        let mut config = NodeConfig::new(subnet, EthernetAddress(GATEWAY_MAC), tunnel, mtu, 7);
         // Bounds that inputs reach.
         (config.limits.fdb, config.limits.neighbours) = (8, 8);
         let mut node = Node::new(config, now)?;
@@ -80,7 +80,7 @@ impl Harness {
         node.attach(POD, Attachment::new(EthernetAddress(POD_MAC), addresses));
         let peer = Peer::new(PeerId(0), "10.244.2.0/24".parse()?, PEER.parse()?);
         node.set_peer(peer.with_vtep(vtep_mac(2)));
-        let config = egress::Config::new(Policy::closed(), mtu, 7);
+        let config = egress::EgressConfig::new(Policy::closed(), mtu, 7);
         Ok(Self {
             path: Datapath::new(node, Egress::new(config, now)),
             caller,

@@ -9,7 +9,7 @@ use std::error::Error;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
-use muslin_stack::datapath::node::{Config, Node, Verdict};
+use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::{EthernetAddress, Instant};
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "10.244.1.0/24".parse()?,
         EthernetAddress([2, 0, 0, 0, 0, 1]),
     );
-    let config = Config::new(subnet, mac, Tunnel::None, Mtu::ETHERNET, 7);
+    let config = NodeConfig::new(subnet, mac, Tunnel::None, Mtu::ETHERNET, 7);
     let mut switch = Node::new(config, Instant::ZERO)?;
     for (port, mac) in [LEFT, RIGHT].into_iter().zip(MACS) {
         let attachment = Attachment::new(EthernetAddress(mac), Vec::new());

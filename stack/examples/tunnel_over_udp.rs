@@ -17,7 +17,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
-use muslin_stack::datapath::node::{Config, Node, Verdict};
+use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -43,7 +43,7 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
     let gateway_mac = EthernetAddress(gateway_mac(number));
     let tunnel = Tunnel::Vxlan { vni, mac };
     // In earnest the seed is random: nobody may know how tables are hashed.
-    let config = Config::new(subnet, gateway_mac, tunnel, mtu, 7);
+    let config = NodeConfig::new(subnet, gateway_mac, tunnel, mtu, 7);
     let mut node = Node::new(config, now)?;
     // It may send from these addresses only.
     let pod = Attachment::new(EthernetAddress(pod_mac(number)), vec![pod(number).into()]);
@@ -52,7 +52,7 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
     let id = PeerId(0);
     let peer = Peer::new(id, format!("10.244.{other}.0/24").parse()?, peer.into());
     node.set_peer(peer.with_vtep(vtep_mac(other)));
-    let config = egress::Config::new(Policy::closed(), mtu, 7);
+    let config = egress::EgressConfig::new(Policy::closed(), mtu, 7);
     Ok(Datapath::new(node, Egress::new(config, now)))
 }
 

@@ -6,7 +6,7 @@ use muslin_bed::scenes::{Scene, Way, vxlan_tunnel};
 use muslin_encap::buffer::HEADROOM;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
-use muslin_encap::offload::merge::{Merger, Settings};
+use muslin_encap::offload::merge::{MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -68,7 +68,7 @@ fn split(packet: &[u8], headers: &mut [u8], batch: &mut [Vec<u8>]) -> usize {
 
 /// Merges a batch, and returns how many packets come out of it.
 fn merge(batch: &mut [Vec<u8>]) -> usize {
-    let settings = Settings {
+    let settings = MergeSettings {
         mtu: Mtu::new(1450).unwrap(),
         udp: true,
     };

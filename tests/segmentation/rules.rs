@@ -7,7 +7,7 @@ use muslin_bed::reference;
 use muslin_encap::ip::checksum;
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
 use muslin_encap::mtu::Mtu;
-use muslin_encap::offload::merge::Settings;
+use muslin_encap::offload::merge::MergeSettings;
 use muslin_encap::offload::virtio::Header;
 use smoltcp::wire::IpVersion;
 
@@ -61,7 +61,7 @@ pub(crate) fn merges_agree(tunnels: &Tunnels, frames: &[Vec<u8>]) -> usize {
 }
 
 fn merge(frames: &[Vec<u8>]) -> Vec<Group> {
-    let settings = Settings {
+    let settings = MergeSettings {
         mtu: Mtu::new(1500).unwrap(),
         udp: true,
     };

@@ -21,7 +21,7 @@
 //! ```
 //! use muslin_encap::ip::{transport::Transport, v4};
 //! use muslin_encap::mtu::Mtu;
-//! use muslin_encap::offload::merge::{Merged, Merger, Settings};
+//! use muslin_encap::offload::merge::{Merged, Merger, MergeSettings};
 //! # use muslin_encap::ip::checksum;
 //! # use muslin_encap::IpProtocol;
 //!
@@ -54,7 +54,7 @@
 //!     // writev: the virtio-net header, `merged.head`, and each of `merged.tail`.
 //!     lens.push((merged.virtio.gso.map(|gso| gso.size), merged.total_len()));
 //! };
-//! let mut merger = Merger::new(Settings { mtu: Mtu::ETHERNET, udp: true });
+//! let mut merger = Merger::new(MergeSettings { mtu: Mtu::ETHERNET, udp: true });
 //! merger.push(&mut first, 0, (), &mut sink);
 //! merger.push(&mut second, 0, (), &mut sink);
 //! merger.flush(&mut sink);
@@ -85,8 +85,10 @@
 use smoltcp::wire::IpVersion;
 
 use crate::bytes::{be16, be32, put16};
+use crate::ip::checksum;
 use crate::ip::transport::{ChecksumState, Error, Protocol, Transport, tcp, udp};
-use crate::ip::{checksum, v4, v6};
+use crate::ip::v4;
+use crate::ip::v6;
 use crate::mtu::Mtu;
 use crate::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
@@ -98,7 +100,7 @@ pub const MAX_SEGMENTS: usize = 64;
 
 /// How a merger treats packets.
 #[derive(Debug, Clone, Copy)]
-pub struct Settings {
+pub struct MergeSettings {
     /// The MTU of the receiving interface. A longer TCP packet is a superpacket that a kernel peer
     /// forwarded whole; its segment size is derived from this MTU.
     pub mtu: Mtu,
@@ -167,7 +169,7 @@ struct Open<'a, K> {
 /// and ports, the key tells flows apart (a peer, a port of the switch).
 #[derive(Debug)]
 pub struct Merger<'a, K> {
-    settings: Settings,
+    settings: MergeSettings,
     open: [Option<Open<'a, K>>; FLOWS],
     tails: [[&'a [u8]; MAX_SEGMENTS - 1]; FLOWS],
     /// The number of packets so far: the time by which flows are old or young.
@@ -177,7 +179,7 @@ pub struct Merger<'a, K> {
 impl<'a, K: Copy + Eq> Merger<'a, K> {
     /// A merger without packets.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: MergeSettings) -> Self {
         Self {
             settings,
             open: [const { None }; FLOWS],
@@ -443,7 +445,7 @@ fn offset(at: usize) -> u16 {
 
 /// Passes a packet on that no segment has joined.
 fn pass_through<'a, K>(
-    settings: Settings,
+    settings: MergeSettings,
     key: K,
     packet: &'a mut [u8],
     at: Option<Transport>,
@@ -601,9 +603,9 @@ mod tests {
     const L4: usize = 34;
     const PAYLOAD: usize = 66;
 
-    fn settings() -> Settings {
+    fn settings() -> MergeSettings {
         let mtu = Mtu::new(1450).unwrap();
-        Settings { mtu, udp: true }
+        MergeSettings { mtu, udp: true }
     }
 
     fn fill(packet: &mut [u8]) {

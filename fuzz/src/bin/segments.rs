@@ -8,7 +8,7 @@ use muslin_bed::reference;
 use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::batch::{self, Queued, SendBatch};
-use muslin_encap::offload::merge::{self, Settings};
+use muslin_encap::offload::merge::{self, MergeSettings};
 use muslin_encap::offload::split::{Checksums, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
 use muslin_fuzz::Seed;
@@ -95,7 +95,7 @@ fn run(data: &[u8]) {
         happen(&mut batch, l3, change);
     }
     let mtu = [68, 576, 1450, 9000][usize::from(choice >> 5 & 3)];
-    let settings = Settings {
+    let settings = MergeSettings {
         mtu: Mtu::new(mtu).expect("it is in range"),
         udp: choice & 0x80 == 0,
     };

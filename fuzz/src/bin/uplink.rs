@@ -19,7 +19,7 @@ use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_fuzz::{Seed, for_each_event};
 use muslin_stack::addresses;
-use muslin_stack::datapath::node::{Config, Node, Verdict};
+use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -140,7 +140,7 @@ impl Harness {
         let checks_peers = choices & 1 == 0;
         let subnet = "10.244.1.0/24".parse().expect("it is a subnet");
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
-        let mut config = Config::new(subnet, GATEWAY, Tunnel::None, mtu, 7);
+        let mut config = NodeConfig::new(subnet, GATEWAY, Tunnel::None, mtu, 7);
         config.guard.peers = checks_peers;
         (config.limits.fdb, config.limits.neighbours) = (4, 4);
         let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");

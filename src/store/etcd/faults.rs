@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use muslin_stack::control::lease::{Change, LeaseRecord, Loss, WantedConfig};
+use muslin_stack::control::lease::{Change, LeaseRecord, Loss, OwnChange, WantedConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
@@ -251,9 +251,9 @@ async fn of_two_that_want_the_last_subnet_one_has_it() {
         for (index, node) in nodes.iter_mut().enumerate() {
             loop {
                 match node.next().await {
-                    Change::Acquired(_) => break owners.push(index),
-                    Change::Lost(Loss::OutOfSubnets(1)) => break,
-                    Change::Lost(loss) => panic!("{loss}"),
+                    Change::Own(OwnChange::Acquired(_)) => break owners.push(index),
+                    Change::Own(OwnChange::Lost(Loss::OutOfSubnets(1))) => break,
+                    Change::Own(OwnChange::Lost(loss)) => panic!("{loss}"),
                     _ => {}
                 }
             }
@@ -350,12 +350,12 @@ async fn thousands_of_strange_records_are_each_told_once() {
     loop {
         match node.next().await {
             Change::Peer(key, _) => assert!(peers.insert(key), "{key} twice"),
-            Change::Skipped { key, reason } => {
+            Change::Own(OwnChange::Skipped { key, reason }) => {
                 assert!(key.len() + reason.len() < 500, "{key}: {reason}");
                 assert!(skipped.insert(key.clone()), "{key} twice");
             }
-            Change::Acquired(_) => break,
-            Change::Lost(loss) => panic!("{loss}"),
+            Change::Own(OwnChange::Acquired(_)) => break,
+            Change::Own(OwnChange::Lost(loss)) => panic!("{loss}"),
             _ => {}
         }
     }
@@ -370,7 +370,7 @@ async fn thousands_of_strange_records_are_each_told_once() {
     way.cut(false);
     loop {
         match node.next().await {
-            Change::Renewed => {}
+            Change::Own(OwnChange::Renewed) => {}
             Change::Peer(key, _) if key.to_string() == "10.200.0.0-24" => break,
             other => panic!("{other:?}"),
         }

@@ -2,7 +2,7 @@
 //! server. Flannel watches its own lease apart; here it is in the one watch of all.
 
 use etcd_client::PutOptions;
-use muslin_stack::control::lease::{Change, LeaseRecord, Settings, WantedConfig};
+use muslin_stack::control::lease::{Change, LeaseRecord, ManagerSettings, OwnChange, WantedConfig};
 
 use super::super::suite::{Node, Place, settings};
 use super::tests::Server;
@@ -15,7 +15,7 @@ fn record(last: u8) -> String {
 }
 
 /// Whatever network the store has.
-fn any(prefix: &str, previous: Option<&str>) -> Settings {
+fn any(prefix: &str, previous: Option<&str>) -> ManagerSettings {
     let mut settings = settings(prefix, 1);
     settings.wanted_config = WantedConfig::Any;
     settings.previous = previous.map(|subnet| subnet.replace("-24", "/24").parse().unwrap());
@@ -37,7 +37,7 @@ async fn leases(client: &mut Client, prefix: &str) -> Vec<String> {
 }
 
 /// The subnet that a node gets which then ends without giving it back.
-async fn subnet(server: &Server, settings: Settings) -> String {
+async fn subnet(server: &Server, settings: ManagerSettings) -> String {
     let mut node = Node::start(server.open(), settings);
     let subnet = node.subnet().await;
     node.cancel().await;
@@ -134,7 +134,9 @@ async fn u09_the_own_lease_is_no_peer_and_another_is_one_change() {
         for _ in 0..2 {
             told.push(match node.next().await {
                 Change::Peer(key, _) => key.to_string(),
-                Change::Renewed | Change::Acquired(_) => "own".to_owned(),
+                Change::Own(OwnChange::Renewed) | Change::Own(OwnChange::Acquired(_)) => {
+                    "own".to_owned()
+                }
                 other => panic!("{other:?}"),
             });
         }
@@ -173,7 +175,7 @@ async fn u12_a_renewal_is_a_new_day_and_the_same_record() {
     let key = format!("/u12/subnets/{}", node.subnet().await);
     let mut get = async || client.get(key.as_str(), None).await.unwrap().kvs()[0].clone();
     let before = get().await;
-    while node.next().await != Change::Renewed {}
+    while node.next().await != Change::Own(OwnChange::Renewed) {}
     let after = get().await;
     assert!(text(before.value()).contains("VtepMAC"), "{before:?}");
     assert_eq!(after.value(), before.value());

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use etcd_client::PermissionType;
 use muslin_lab::certificates::Certificates;
 use muslin_lab::skip::skip;
-use muslin_stack::control::lease::{Change, ConfigFault, LeaseRecord};
+use muslin_stack::control::lease::{Change, ConfigFault, LeaseRecord, OwnChange};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
@@ -411,7 +411,9 @@ async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
     let mut told = settings("/u01", 1);
     told.wanted_config = muslin_stack::control::lease::WantedConfig::Any;
     let mut node = Node::start(server.open(), told);
-    let missing = Change::AwaitsConfig(ConfigFault::Missing("/u01/config".to_owned()));
+    let missing = Change::Own(OwnChange::AwaitsConfig(ConfigFault::Missing(
+        "/u01/config".to_owned(),
+    )));
     assert_eq!(node.next().await, missing);
     let config = r#"{ "Network": "10.1.0.0/16", "SubnetMin": "10.1.5.0", "SubnetMax": "10.1.5.0"}"#;
     client.put("/u01/config", config, None).await.unwrap();
@@ -569,7 +571,7 @@ async fn keys_and_values_that_are_no_text_do_no_harm() {
         .unwrap();
     let mut node = Node::start(server.open(), settings("/odd", 1));
     let mut skipped = 0;
-    while !matches!(node.next().await, Change::Acquired(_)) {
+    while !matches!(node.next().await, Change::Own(OwnChange::Acquired(_))) {
         skipped += 1;
     }
     assert_eq!(skipped, 3, "the configuration and two that are skipped");

@@ -12,7 +12,7 @@ use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::cni;
-use super::published::Published;
+use super::published::PortMapping;
 use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
 
@@ -134,7 +134,7 @@ pub struct Attach {
     pub persistent: bool,
     /// Ports of the machine that lead to it.
     #[serde(default)]
-    pub publish: Vec<Published>,
+    pub publish: Vec<PortMapping>,
 }
 
 impl Attach {
@@ -334,7 +334,7 @@ pub struct Attached {
     pub dns_options: Vec<String>,
     /// Ports of the machine that lead to it, with those that were chosen.
     #[serde(default)]
-    pub published: Vec<Published>,
+    pub published: Vec<PortMapping>,
 }
 
 impl Attached {
@@ -661,7 +661,7 @@ pub struct Pod {
     pub offload: bool,
     /// Ports of the machine that lead to it.
     #[serde(default)]
-    pub published: Vec<Published>,
+    pub published: Vec<PortMapping>,
     /// Seconds since it was attached.
     pub attached_seconds: u64,
     /// Frames and bytes from it.

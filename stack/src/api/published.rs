@@ -13,7 +13,7 @@ pub const MAX_PORTS: u16 = 256;
 
 /// A port of this machine that leads to one of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Published {
+pub struct PortMapping {
     /// What is carried.
     pub transport: Transport,
     /// The machine's address; all it has of that IP version, if that is 0.0.0.0 or `::`.
@@ -52,7 +52,7 @@ impl fmt::Display for Transport {
     }
 }
 
-impl fmt::Display for Published {
+impl fmt::Display for PortMapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             transport,
@@ -67,7 +67,7 @@ impl fmt::Display for Published {
     }
 }
 
-impl Published {
+impl PortMapping {
     /// Whether two cannot be on one machine.
     pub fn overlaps(&self, other: &Self) -> bool {
         let is_same = self.address.is_ipv4() == other.address.is_ipv4();
@@ -82,12 +82,12 @@ impl Published {
 /// Ports as a user writes them, as in podman and Docker:
 /// `[ADDRESS:]HOST[-LAST]:POD[-LAST][/tcp|/udp][+proxy]`, with brackets around an address of IPv6.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ports(Vec<Published>);
+pub struct Ports(Vec<PortMapping>);
 
 impl Ports {
     /// All ports of all these.
     #[must_use]
-    pub fn all(written: &[Self]) -> Vec<Published> {
+    pub fn all(written: &[Self]) -> Vec<PortMapping> {
         written.iter().flat_map(|it| it.0.clone()).collect()
     }
 }
@@ -136,7 +136,7 @@ impl FromStr for Ports {
         if host.first == 0 && host.count > 1 {
             return Err("a range does not begin with 0".to_owned());
         }
-        let one = |i| Published {
+        let one = |i| PortMapping {
             transport,
             address,
             host_port: host.first + i,

@@ -9,6 +9,7 @@
 #[cfg(feature = "api")]
 pub mod attachments;
 pub mod ipam;
+mod kv;
 pub mod lease;
 pub mod names;
 pub mod peers;

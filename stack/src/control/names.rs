@@ -8,23 +8,19 @@
 //! and that it is no larger than a node of ours makes it. So a node can give its own pods any name,
 //! and nobody else's pod another address.
 
+mod record;
 mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use ipnet::IpNet;
+pub use record::{
+    InvalidNodeRecord, MAX_RECORD, NodeRecord, PodRecord, named_subnet, names_key, names_prefix,
+};
 pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
-use thiserror::Error;
 
-use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
-use crate::control::lease::{Entry, SubnetKey};
-use crate::datapath::gateway;
-
-/// The longest record in bytes. Stores have limits too; etcd takes a request of 1.5 MiB.
-pub const MAX_RECORD: usize = 512 * 1024;
 
 /// Names that hosts look for by themselves, in whatever domains they search, and trust: a proxy's
 /// settings, a tunnel's end, the host itself. No pod answers for them.
@@ -35,141 +31,6 @@ const RESERVED: [&str; 3] = ["isatap", "localhost", "wpad"];
 pub fn is_reserved(name: &PodName) -> bool {
     let first = name.as_str().split('.').next();
     first.is_some_and(|first| RESERVED.contains(&first))
-}
-
-/// What a node publishes: its pods.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NodeRecord {
-    /// The node's name.
-    pub node: PodName,
-    /// Its lease. A record whose lease has no IPv4 counts for nothing yet.
-    pub subnet: Nets,
-    /// Its pods.
-    pub pods: Vec<PodRecord>,
-    /// Whether it has stopped, and its lease waits for its return.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub stopped: bool,
-}
-
-/// A pod in a node's record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PodRecord {
-    /// Its name.
-    pub name: PodName,
-    /// Its address.
-    pub address: Addresses,
-}
-
-/// Why a store's entry is not a node's record.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum InvalidNodeRecord {
-    /// Its key does not name a subnet.
-    #[error("its name is not a subnet")]
-    Key,
-    /// It is too long.
-    #[error("its value has more than {MAX_RECORD} bytes")]
-    TooLong,
-    /// It is not a record.
-    #[error("it is not a node's record: {0}")]
-    Json(String),
-    /// It is about another subnet than its key.
-    #[error("it is about the subnet {0}")]
-    OtherSubnet(Nets),
-    /// It names an address that its node cannot give to a pod.
-    #[error("{0} is not an address of a pod in its subnet")]
-    Address(Addresses),
-    /// It names an address twice.
-    #[error("it lists the address {0} twice")]
-    Twice(Addresses),
-}
-
-/// Where nodes publish their pods: beside flannel's keys, which begin with `PREFIX/subnets` and
-/// `PREFIX/config`. With its final slash.
-#[must_use]
-pub fn names_prefix(prefix: &str) -> String {
-    format!("{prefix}/muslin/pods/")
-}
-
-/// The key of the node that has a subnet.
-#[must_use]
-pub fn names_key(prefix: &str, subnet: Ipv4Net) -> String {
-    format!("{}{}", names_prefix(prefix), SubnetKey::new(subnet))
-}
-
-/// The subnet that a key names, if it is one of [`names_key`].
-#[must_use]
-pub fn named_subnet(prefix: &str, key: &str) -> Option<Ipv4Net> {
-    let text = key.strip_prefix(&names_prefix(prefix))?;
-    let subnet = text.parse::<SubnetKey>().ok()?.ipv4;
-    // Two keys would be one node otherwise.
-    (SubnetKey::new(subnet).to_string() == text).then_some(subnet)
-}
-
-impl NodeRecord {
-    /// Reads what a store has below [`names_prefix`].
-    ///
-    /// # Errors
-    /// Why it counts for nothing.
-    pub fn read(prefix: &str, entry: &Entry) -> Result<Self, InvalidNodeRecord> {
-        let subnet = named_subnet(prefix, &entry.key).ok_or(InvalidNodeRecord::Key)?;
-        if entry.value.len() > MAX_RECORD {
-            return Err(InvalidNodeRecord::TooLong);
-        }
-        let record: Self = serde_json::from_str(&entry.value)
-            .map_err(|error| InvalidNodeRecord::Json(error.to_string()))?;
-        if record.subnet != subnet.into() {
-            return Err(InvalidNodeRecord::OtherSubnet(record.subnet));
-        }
-        let mut seen = BTreeSet::new();
-        for PodRecord { address, .. } in &record.pods {
-            if !is_pods(subnet, *address) {
-                return Err(InvalidNodeRecord::Address(*address));
-            }
-            if !seen.insert(address.ipv4()) {
-                return Err(InvalidNodeRecord::Twice(*address));
-            }
-        }
-        Ok(record)
-    }
-
-    /// The record as JSON, and how many pods had to be left out for it to be short enough.
-    #[must_use]
-    pub fn to_json(&self) -> (String, usize) {
-        let json = |record: &Self| serde_json::to_string(record).unwrap_or_default();
-        let whole = json(self);
-        if whole.len() <= MAX_RECORD {
-            return (whole, 0);
-        }
-        let mut shorter = Self {
-            pods: Vec::new(),
-            ..self.clone()
-        };
-        let mut len = json(&shorter).len();
-        for pod in &self.pods {
-            let comma = usize::from(!shorter.pods.is_empty());
-            len += serde_json::to_string(pod).unwrap_or_default().len() + comma;
-            if len > MAX_RECORD {
-                break;
-            }
-            shorter.pods.push(pod.clone());
-        }
-        let left_out = self.pods.len() - shorter.pods.len();
-        (json(&shorter), left_out)
-    }
-}
-
-/// Whether a node with this subnet can give an address to a pod.
-fn is_pods(subnet: Ipv4Net, address: Addresses) -> bool {
-    let (Some(address), None) = (address.ipv4(), address.ipv6()) else {
-        return false;
-    };
-    let reserved = [
-        subnet.network(),
-        gateway::address(subnet),
-        subnet.broadcast(),
-    ];
-    subnet.contains(&address) && !reserved.contains(&address)
 }
 
 /// What a name below the zone stands for.
@@ -186,8 +47,8 @@ pub enum Found {
 /// The pods of all nodes by their names.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
-    records: BTreeMap<Ipv4Net, NodeRecord>,
-    leased: BTreeSet<Ipv4Net>,
+    records: BTreeMap<IpNet, NodeRecord>,
+    leased: BTreeSet<IpNet>,
     /// By `POD`, of the records that count.
     pods: HashMap<String, Vec<IpAddr>>,
     /// By `POD.NODE`.
@@ -200,21 +61,23 @@ pub struct Names {
 
 impl Names {
     /// A subnet is leased.
-    pub fn lease(&mut self, subnet: Ipv4Net) {
+    pub fn lease(&mut self, subnet: impl Into<IpNet>) {
+        let subnet = subnet.into();
         if self.leased.insert(subnet) {
             self.index(subnet);
         }
     }
 
     /// A subnet's lease has ended. Its record may last longer, and counts for nothing.
-    pub fn release(&mut self, subnet: Ipv4Net) {
+    pub fn release(&mut self, subnet: impl Into<IpNet>) {
+        let subnet = subnet.into();
         self.forget_index(subnet);
         self.leased.remove(&subnet);
     }
 
-    /// A node's record is new or has changed.
+    /// A node's record is new or has changed. One of a lease without IPv4 counts for nothing yet.
     pub fn set(&mut self, record: NodeRecord) {
-        let Some(subnet) = record.subnet.ipv4() else {
+        let Some(subnet) = record.subnet.ipv4().map(IpNet::V4) else {
             return;
         };
         self.remove(subnet);
@@ -223,15 +86,16 @@ impl Names {
     }
 
     /// A node's record is gone.
-    pub fn remove(&mut self, subnet: Ipv4Net) {
+    pub fn remove(&mut self, subnet: impl Into<IpNet>) {
+        let subnet = subnet.into();
         self.forget_index(subnet);
         self.records.remove(&subnet);
     }
 
     /// What the node with this lease publishes, if it does.
     #[must_use]
-    pub fn record(&self, subnet: Ipv4Net) -> Option<&NodeRecord> {
-        self.records.get(&subnet)
+    pub fn record(&self, subnet: impl Into<IpNet>) -> Option<&NodeRecord> {
+        self.records.get(&subnet.into())
     }
 
     /// What a name stands for, given without the zone and in any case.
@@ -253,7 +117,7 @@ impl Names {
     }
 
     /// The record of a subnet, if it counts.
-    fn counting(&self, subnet: Ipv4Net) -> Vec<(String, String, IpAddr)> {
+    fn counting(&self, subnet: IpNet) -> Vec<(String, String, IpAddr)> {
         let record = self.records.get(&subnet);
         let record = record.filter(|_| self.leased.contains(&subnet));
         let names = record.into_iter().flat_map(|record| {
@@ -270,7 +134,7 @@ impl Names {
         names.collect()
     }
 
-    fn index(&mut self, subnet: Ipv4Net) {
+    fn index(&mut self, subnet: IpNet) {
         for (pod, on_node, address) in self.counting(subnet) {
             for parent in parents(&pod).chain(parents(&on_node)) {
                 *self.parents.entry(parent.to_owned()).or_default() += 1;
@@ -281,7 +145,7 @@ impl Names {
         }
     }
 
-    fn forget_index(&mut self, subnet: Ipv4Net) {
+    fn forget_index(&mut self, subnet: IpNet) {
         for (pod, on_node, address) in self.counting(subnet) {
             for parent in parents(&pod).chain(parents(&on_node)) {
                 if let Some(count) = self.parents.get_mut(parent) {
@@ -324,6 +188,8 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use super::*;
+    use crate::control::kv::Entry;
+    use ipnet::Ipv4Net;
 
     fn net(text: &str) -> Ipv4Net {
         text.parse().unwrap()

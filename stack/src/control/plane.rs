@@ -10,12 +10,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use muslin_encap::mtu::Mtu;
-use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
 use super::peers::{Known, Peers, Unusable};
 use super::tunnel::TunnelPlan;
-use crate::control::lease::{Backend, Change, ConfigFault, Loss, NetworkConfig, SubnetKey};
+use crate::control::lease::{Backend, Change, OwnChange, SubnetKey};
 use crate::control::names::Names;
 use crate::datapath::Datapath;
 use crate::datapath::filter::Filter;
@@ -52,46 +51,6 @@ pub enum Operation {
     SetMtu(Mtu),
 }
 
-/// What has changed of the node's own lease, or of the network that it is in.
-#[derive(Debug, Clone, PartialEq)]
-pub enum OwnChange {
-    /// There is no network configuration that can be used yet.
-    AwaitsConfig(ConfigFault),
-    /// The network's configuration is known.
-    Configured(NetworkConfig),
-    /// The node has this subnet.
-    Acquired(SubnetKey),
-    /// The lease was renewed.
-    Renewed,
-    /// Another writer changed the lease, which is written again.
-    Disputed(SubnetKey),
-    /// The lease was one of another node with the same public address, and is taken over.
-    Replaced {
-        /// The lease.
-        key: SubnetKey,
-        /// That node's VTEP.
-        vtep_mac: VtepMac,
-    },
-    /// The lease moves here from another public address.
-    Moved {
-        /// The lease.
-        key: SubnetKey,
-        /// The address.
-        from: IpAddr,
-    },
-    /// A key of the store is not a lease.
-    Skipped {
-        /// The key.
-        key: String,
-        /// Why.
-        reason: String,
-    },
-    /// The lease is given back.
-    Left,
-    /// The lease is lost.
-    Lost(Loss),
-}
-
 impl Operation {
     /// Does it to a node. One that has a data path around it is changed with that: [`Self::apply`].
     pub fn apply_to_node<O: Observer, F: Filter>(&self, node: &mut Node<O, F>) {
@@ -115,20 +74,10 @@ impl Operation {
     /// Does it to the names of pods, which count while their node has a lease.
     pub fn apply_to_names(&self, names: &mut Names) {
         match self {
-            Self::SetPeer(Peer {
-                subnet: IpNet::V4(subnet),
-                ..
-            })
-            | Self::RefusePeer {
-                subnet: IpNet::V4(subnet),
-                ..
-            } => names.lease(*subnet),
-            Self::RemovePeer {
-                subnet: IpNet::V4(subnet),
-                ..
-            } => names.release(*subnet),
-            // Names of pods have IPv4 addresses, so far.
-            Self::SetPeer(_) | Self::RefusePeer { .. } | Self::RemovePeer { .. } => {}
+            Self::SetPeer(Peer { subnet, .. }) | Self::RefusePeer { subnet, .. } => {
+                names.lease(*subnet);
+            }
+            Self::RemovePeer { subnet, .. } => names.release(*subnet),
             Self::SetMtu(_) => {}
         }
     }
@@ -147,13 +96,13 @@ impl ControlPlane {
     /// Takes a change of the leases. One of the node's own is given back.
     #[must_use]
     pub fn take(&mut self, change: Change) -> Option<OwnChange> {
-        Some(match change {
+        match change {
             Change::Peer(key, record) => {
                 let known = self.peers.remember(key, record);
                 if let Some((backend, _)) = &self.network {
                     self.operations.push_back(set_peer(key, known, backend));
                 }
-                return None;
+                None
             }
             Change::PeerGone(key) => {
                 let gone = self.peers.forget(key).filter(|_| self.network.is_some());
@@ -163,22 +112,10 @@ impl ControlPlane {
                         subnet: key.ipv4.into(),
                         public_ip: known.record.public_ip.into(),
                     }));
-                return None;
+                None
             }
-            Change::AwaitsConfig(fault) => OwnChange::AwaitsConfig(fault),
-            Change::Configured(config) => OwnChange::Configured(config),
-            Change::Acquired(key) => OwnChange::Acquired(key),
-            Change::Renewed => OwnChange::Renewed,
-            Change::Disputed(key) => OwnChange::Disputed(key),
-            Change::Replaced { key, vtep_mac } => OwnChange::Replaced { key, vtep_mac },
-            Change::Moved { key, from } => OwnChange::Moved {
-                key,
-                from: from.into(),
-            },
-            Change::Skipped { key, reason } => OwnChange::Skipped { key, reason },
-            Change::Left => OwnChange::Left,
-            Change::Lost(loss) => OwnChange::Lost(loss),
-        })
+            Change::Own(change) => Some(change),
+        }
     }
 
     /// The node has its lease and a data path, whose tables are empty, in a network of this backend.
@@ -232,6 +169,8 @@ fn set_peer(key: SubnetKey, known: &Known, backend: &Backend) -> Operation {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+
+    use muslin_encap::tunnel::vxlan::VtepMac;
 
     use super::*;
     use crate::control::lease::LeaseRecord;
@@ -320,13 +259,14 @@ mod tests {
     #[test]
     fn what_concerns_the_process_is_given_back() {
         let mut plane = ControlPlane::default();
-        for (change, own) in [
-            (Change::Acquired(key(1)), OwnChange::Acquired(key(1))),
-            (Change::Renewed, OwnChange::Renewed),
-            (Change::Left, OwnChange::Left),
+        for own in [
+            OwnChange::Acquired(key(1)),
+            OwnChange::Renewed,
+            OwnChange::Left,
         ] {
-            assert_eq!(plane.take(change), Some(own));
+            assert_eq!(plane.take(own.clone().into()), Some(own));
         }
+        assert_eq!(polled(&mut plane), []);
     }
 
     #[test]

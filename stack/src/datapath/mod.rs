@@ -25,6 +25,7 @@ pub mod route;
 pub mod switch;
 pub mod tunnel;
 pub mod uplink;
+mod verdict;
 pub mod work;
 
 use std::collections::VecDeque;
@@ -39,9 +40,10 @@ use smoltcp::time::Instant;
 
 use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
 use crate::datapath::filter::{Filter, Unfiltered};
-use crate::datapath::node::{Node, Sender, Verdict};
+use crate::datapath::node::{Node, Sender};
 use crate::datapath::observe::{Observer, Unobserved};
 use crate::datapath::port::PortId;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 /// Bytes of the longest frame, and room in front of it.
@@ -53,7 +55,7 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// use muslin_encap::buffer::{HEADROOM, PacketBuf};
 /// use muslin_stack::datapath::{Datapath, Output};
 /// use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
-/// use muslin_stack::datapath::node::{Config, Node, Verdict};
+/// use muslin_stack::datapath::node::{NodeConfig, Node, Verdict};
 /// use muslin_stack::datapath::port::{Attachment, PortId};
 /// use muslin_stack::datapath::tunnel::Tunnel;
 /// use muslin_stack::{EthernetAddress, Instant};
@@ -62,8 +64,8 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// let (now, mtu) = (Instant::ZERO, muslin_encap::mtu::Mtu::new(1450)?);
 /// let gateway_mac = EthernetAddress([2, 0, 0, 0, 0, 1]); // of 10.244.1.1
 /// let seed = 7; // Random, in earnest.
-/// let config = Config::new("10.244.1.0/24".parse()?, gateway_mac, Tunnel::Udp, mtu, seed);
-/// let egress = egress::Config::new(Policy::closed(), mtu, seed);
+/// let config = NodeConfig::new("10.244.1.0/24".parse()?, gateway_mac, Tunnel::Udp, mtu, seed);
+/// let egress = egress::EgressConfig::new(Policy::closed(), mtu, seed);
 /// let mut path = Datapath::new(Node::new(config, now)?, Egress::new(egress, now));
 /// for pod in [2, 3] {
 ///     // It may send from these addresses only.
@@ -99,7 +101,7 @@ pub struct Datapath<O = Unobserved, F = Unfiltered> {
     egress: Egress,
     /// Whether there are other workers.
     has_siblings: bool,
-    messages: VecDeque<(Siblings, Message)>,
+    messages: VecDeque<(Siblings, SiblingMessage)>,
     /// Where packets of the node's own are made.
     room: Box<[u8]>,
     /// A packet that came in pieces, in one.
@@ -117,7 +119,7 @@ pub enum Siblings {
 
 /// What a worker tells another.
 #[derive(Debug, Clone)]
-pub enum Message {
+pub enum SiblingMessage {
     /// A frame with ARP or neighbour discovery from a port or, without one, with ARP from the uplink. An
     /// answer need not come to the worker that asked.
     Neighbour(Option<PortId>, Vec<u8>),
@@ -131,7 +133,7 @@ pub enum Output<'a> {
     /// A packet of the node's own, or for a pod from egress, and what is to be done with it.
     Packet(Verdict, PacketBuf<'a>),
     /// Something to tell other workers, which take it by [`Datapath::from_sibling`].
-    Message(Siblings, Message),
+    Message(Siblings, SiblingMessage),
 }
 
 /// Where a packet is in a buffer, and what is still to be done to it.
@@ -189,7 +191,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     ) -> Verdict {
         let bytes = packet.as_slice();
         if self.has_siblings && (frame::is_arp(bytes) || frame::is_neighbour_discovery(bytes)) {
-            self.tell_all(Message::Neighbour(Some(port), bytes.to_vec()));
+            self.tell_all(SiblingMessage::Neighbour(Some(port), bytes.to_vec()));
         }
         let verdict = self.node.from_port(now, port, packet);
         self.leave(now, verdict, packet, &[], host)
@@ -229,20 +231,22 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         host: &mut impl Host,
     ) -> Verdict {
         if self.has_siblings && frame::is_arp(packet.as_slice()) {
-            self.tell_all(Message::Neighbour(None, packet.as_slice().to_vec()));
+            self.tell_all(SiblingMessage::Neighbour(None, packet.as_slice().to_vec()));
         }
         let verdict = self.node.from_uplink(now, packet);
         self.leave(now, verdict, packet, tail, host)
     }
 
     /// Takes what another worker has to say.
-    pub fn from_sibling(&mut self, now: Instant, message: Message, host: &mut impl Host) {
+    pub fn from_sibling(&mut self, now: Instant, message: SiblingMessage, host: &mut impl Host) {
         match message {
-            Message::Neighbour(Some(port), frame) => {
+            SiblingMessage::Neighbour(Some(port), frame) => {
                 self.node.learn_from_sibling(now, port, &frame)
             }
-            Message::Neighbour(None, frame) => self.node.learn_from_sibling_uplink(now, &frame),
-            Message::Stray(mut packet) => {
+            SiblingMessage::Neighbour(None, frame) => {
+                self.node.learn_from_sibling_uplink(now, &frame)
+            }
+            SiblingMessage::Stray(mut packet) => {
                 let taken = self.egress.from_sibling(now, &packet.packet(), host);
                 if let Err(reason) = taken {
                     self.node.count_drops(reason, 1);
@@ -358,7 +362,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 Verdict::Consumed
             }
             FromEgress::HandOver(worker, packet) => {
-                let stray = Message::Stray(packet);
+                let stray = SiblingMessage::Stray(packet);
                 self.messages.push_back((Siblings::One(worker), stray));
                 Verdict::Consumed
             }
@@ -406,7 +410,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         }
     }
 
-    fn tell_all(&mut self, message: Message) {
+    fn tell_all(&mut self, message: SiblingMessage) {
         self.messages.push_back((Siblings::All, message));
     }
 }

@@ -11,8 +11,8 @@ use std::net::SocketAddr;
 
 use smoltcp::time::Instant;
 
-use crate::datapath::node::Verdict;
 use crate::datapath::port::PortId;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 /// Where a packet comes from.

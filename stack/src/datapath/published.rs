@@ -1,4 +1,4 @@
-//! Published ports: which client's connection or datagram becomes which flow of a pod.
+//! PublishedPort ports: which client's connection or datagram becomes which flow of a pod.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,7 +15,7 @@ use crate::drops::DropReason;
 
 /// A port of the host that leads to a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Published {
+pub struct PublishedPort {
     /// What it carries.
     pub protocol: Protocol,
     /// The pod and its port.
@@ -33,7 +33,7 @@ pub struct Client {
     pub local: IpAddr,
 }
 
-impl Published {
+impl PublishedPort {
     fn key(&self, remote: SocketAddr) -> FlowKey {
         FlowKey {
             protocol: self.protocol,
@@ -66,7 +66,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     pub fn accept(
         &mut self,
         now: Instant,
-        published: Published,
+        published: PublishedPort,
         client: Client,
         preface: &[u8],
         host: &mut impl Host,
@@ -88,7 +88,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     pub fn deliver(
         &mut self,
         now: Instant,
-        published: Published,
+        published: PublishedPort,
         client: Client,
         known: Option<FlowId>,
         payload: &[u8],
@@ -102,7 +102,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     }
 
     /// The ends of a new flow of datagrams.
-    fn key_for(&mut self, published: Published, client: Client) -> Result<FlowKey, DropReason> {
+    fn key_for(&mut self, published: PublishedPort, client: Client) -> Result<FlowKey, DropReason> {
         let visible = published.visible(client);
         if let Some(key) = visible.filter(|key| self.egress.find(key).is_none()) {
             return Ok(key);

@@ -17,8 +17,9 @@ use super::Datapath;
 use crate::datapath::egress::Host;
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
-use crate::datapath::node::{Sender, Verdict};
+use crate::datapath::node::Sender;
 use crate::datapath::observe::Observer;
+use crate::datapath::verdict::Verdict;
 
 /// Whether packets of a batch are merged. It is in vain for a single packet, or if no port takes
 /// superpackets.
@@ -48,7 +49,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             .node
             .format()
             .map_or(0, Format::received_network_offset);
-        let settings = merge::Settings {
+        let settings = merge::MergeSettings {
             mtu: self.node.mtu(),
             udp: true,
         };
@@ -129,7 +130,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         host: &mut impl Host,
         mut send: impl FnMut(Verdict, &mut PacketBuf<'_>, &[&[u8]]),
     ) {
-        let settings = merge::Settings {
+        let settings = merge::MergeSettings {
             mtu: self
                 .node
                 .uplink()

@@ -1,7 +1,6 @@
 //! A simulated client of a pod's published port: a connection that begins outside.
 
-use super::device::pattern;
-use super::pod::HEAD_LEN;
+use super::device::{HEAD_LEN, pattern};
 use crate::datapath::egress::{HostError, Ready};
 
 /// A client. It says which flow it is and how many bytes it sends, sends them, and ends its stream

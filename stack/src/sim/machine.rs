@@ -11,21 +11,15 @@ use smoltcp::wire::EthernetAddress;
 
 use super::agent::Agent;
 use super::device::{Device, Sent};
-use super::frozen::Frozen;
+use super::due::{Due, Timer, Who};
 use super::sharing::NameAgent;
 use super::worker::Worker;
 use crate::control::ipam::{Memory, PodName};
 use crate::control::lease::{NetworkConfig, SubnetKey};
 use crate::control::plane::ControlPlane;
 use crate::control::pods::Pods;
+use crate::datapath::node::Node;
 use crate::datapath::port::PortId;
-
-/// A process of a machine. What was meant for an earlier one is not for a later one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Who {
-    pub(super) machine: usize,
-    pub(super) process: u64,
-}
 
 /// A machine.
 pub(super) struct Machine {
@@ -105,24 +99,14 @@ pub(super) struct Plugged {
     pub(super) idle_turns: u32,
 }
 
-/// When something is scheduled to be polled.
-#[derive(Debug, Default)]
-pub(super) struct Timer(Option<Instant>);
-
-impl Timer {
-    /// Whether something must be scheduled for it to be polled at this time.
-    pub(super) fn arm(&mut self, at: Instant) -> bool {
-        let is_earlier = self.0.is_none_or(|armed| at < armed);
-        if is_earlier {
-            self.0 = Some(at);
-        }
-        is_earlier
-    }
-
-    /// Whether it is due; it is no longer armed then.
-    pub(super) fn fires(&mut self, now: Instant) -> bool {
-        self.0.take_if(|at| *at <= now).is_some()
-    }
+/// A machine stands still.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) since: Instant,
+    /// What is due when it wakes.
+    pub(super) held: Vec<Due>,
+    /// How many of that are packets.
+    pub(super) packets: usize,
 }
 
 impl Machine {
@@ -134,5 +118,24 @@ impl Machine {
 
     pub(super) fn running(&mut self, who: Who) -> Option<&mut Running> {
         self.process(who)?.running.as_mut()
+    }
+}
+
+impl Running {
+    /// The node, as the first worker has it: what the control plane says all of them have.
+    pub(super) fn node(&self) -> &Node {
+        self.workers[0].path.node()
+    }
+
+    /// Does something to the node of every worker.
+    pub(super) fn each_node(&mut self, mut change: impl FnMut(&mut Node)) {
+        for worker in &mut self.workers {
+            change(worker.path.node_mut());
+        }
+    }
+
+    /// Has others told of this node's pods.
+    pub(super) fn name_pods(&mut self, now: Instant) {
+        self.names.sharer.set_pods(now, self.pods.records());
     }
 }

@@ -6,10 +6,11 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use smoltcp::time::Duration;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet};
 
+use super::constants::ROUTER;
 use super::device::Identity;
+use super::due::Happening;
 use super::outside::{Script, Server};
 use super::random::Random;
-use super::sockets::{Happening, ROUTER};
 use crate::datapath::egress::{Complaint, HostError, Marks, Protocol, Ready};
 use crate::datapath::icmp::IcmpError;
 

@@ -3,10 +3,11 @@
 //!
 //! What runs is what runs in production: [`crate::datapath::Datapath`] with its node and egress, one for
 //! each worker, [`crate::control::lease::Manager`], [`crate::control::plane::ControlPlane`],
-//! [`crate::control::pods::Pods`] and [`crate::control::names::Sharer`]. What a real node has around them is here anew, as simple as it can
-//! be: `agent` does what the lease task of `src/lease/runner.rs` does, `cluster` what `src/daemon/` and
-//! the workers do, `sockets` what `src/host/` and the host's kernel do. Pods are smoltcp with TCP, UDP
-//! and ping.
+//! [`crate::control::pods::Pods`] and [`crate::control::names::Sharer`]. What a real node has around
+//! them is here anew, as simple as it can be: `cluster` does what `src/daemon/` and the workers do, and
+//! what follows from each event; its module `agent` does what the lease task of `src/lease/runner.rs`
+//! does, and `sockets` what `src/host/` and the host's kernel do. Pods are smoltcp with TCP, UDP and
+//! ping.
 //!
 //! # A run
 //!
@@ -170,140 +171,46 @@
 //! `stack/README.md` says how to run it, how a seed that fails becomes a test, and what it found.
 
 mod agent;
-mod check;
 mod client;
 mod cluster;
+mod constants;
 mod device;
-mod errand;
+mod due;
 mod event;
 mod flannel;
 mod forge;
-mod frozen;
-mod lan;
+mod invariants;
+mod kind;
 mod link;
 mod log;
 mod machine;
 mod mailbox;
 mod oracle;
+mod outcome;
 mod outside;
 mod packet;
 mod plan;
 mod pod;
-mod ports;
-mod process;
 mod queue;
 mod random;
-mod report;
 mod rogue;
+mod run;
 mod scale;
 mod sharing;
 mod shrink;
 mod sockets;
 mod store;
 mod stream;
-mod traffic;
-mod visit;
 mod way_out;
 mod worker;
 
-use cluster::Cluster;
-pub use cluster::Figures;
-pub use device::{Assigned, Device, DeviceKind, Identity, Order, Report, Sent, pattern};
+pub use device::{Assigned, Device, Identity, Order, Report, Sent, pattern};
 pub use event::{Event, Forgery};
+pub use kind::DeviceKind;
 pub use link::Weather;
+pub use outcome::{Failure, Figures, Summary, Violation};
 pub use outside::Server;
 pub use plan::{Plan, Setup, Step};
+pub use run::{run, run_with};
 pub use scale::{Phase, Scale};
 pub use shrink::{shrink, shrink_with};
-use smoltcp::time::Duration;
-use thiserror::Error;
-
-/// A day and what a lease may live longer than it should.
-const DAY: Duration = Duration::from_secs(86_400 + 3_600);
-
-/// Something that must not be.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct Violation(pub String);
-
-/// A run in which everything was as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Summary {
-    /// A hash of everything that happened.
-    pub hash: u64,
-    /// How much happened.
-    pub figures: Figures,
-    /// Milliseconds until all tables were right after everything was mended.
-    pub convergence: u64,
-    /// The end of the log, if that was requested.
-    pub log: Vec<String>,
-}
-
-/// A run that went wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Failure {
-    /// What was wrong.
-    pub violation: Violation,
-    /// The end of the log, if that was requested.
-    pub log: Vec<String>,
-    /// Everybody's tables at that time.
-    pub tables: String,
-}
-
-/// Runs a plan, with its log if requested.
-///
-/// # Errors
-/// What was wrong, and when.
-pub fn run(plan: &Plan, keeps_log: bool) -> Result<Summary, Failure> {
-    run_with(plan, &[], keeps_log)
-}
-
-/// The same for a plan that attaches devices of these kinds ([`Event::AttachDevice`]).
-///
-/// # Errors
-/// What was wrong, and when.
-pub fn run_with(plan: &Plan, kinds: &[DeviceKind], keeps_log: bool) -> Result<Summary, Failure> {
-    let mut cluster = Cluster::new(plan.seed, plan.setup.clone(), plan.weather, keeps_log);
-    cluster.kinds.extend_from_slice(kinds);
-    match whole(&mut cluster, plan) {
-        Ok(convergence) => Ok(Summary {
-            hash: cluster.log.hash(),
-            figures: cluster.figures,
-            convergence,
-            log: cluster.log.lines(),
-        }),
-        Err(violation) => Err(Failure {
-            violation,
-            tables: cluster.tables(),
-            log: cluster.log.lines(),
-        }),
-    }
-}
-
-fn whole(cluster: &mut Cluster, plan: &Plan) -> Result<u64, Violation> {
-    for step in &plan.steps {
-        cluster.run(Duration::from_millis(step.after))?;
-        cluster.check_calm()?;
-        cluster.apply(&step.event)?;
-        cluster.check_tables()?;
-    }
-    cluster.heal()?;
-    let convergence = cluster.converge()?;
-    cluster.check_tables()?;
-    cluster.await_errands()?;
-    cluster.check_farewells()?;
-    cluster.talk_all(plan.seed)?;
-    cluster.probe_all()?;
-    cluster.go_out_all()?;
-    cluster.visit_all()?;
-    if plan.rests {
-        cluster.run(DAY)?;
-        cluster.check_idle()?;
-        cluster.converge()?;
-        cluster.talk_all(plan.seed)?;
-        cluster.go_out_all()?;
-    }
-    Ok(convergence)
-}

@@ -9,15 +9,16 @@ use smoltcp::wire::{
     EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpProtocol, Ipv4Packet, UdpPacket,
 };
 
-use super::Violation;
-use super::cluster::{Figures, PREFIX};
+use super::constants::PREFIX;
 use super::device::{Identity, Report};
-use super::errand::Errand;
+use super::due::Who;
 use super::machine::Plugged;
+use super::outcome::{Figures, Violation};
 use super::outside::Server;
 use super::packet::quoted_source;
 use crate::control::lease::{SubnetKey, lease_prefix};
 use crate::datapath::frame;
+use crate::datapath::port::PortId;
 
 /// Which way a ping's packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +33,20 @@ pub(super) enum Flow {
     Open,
     Done,
     Failed(&'static str),
+}
+
+/// A TCP connection that a pod has begun to a server outside.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Errand {
+    pub(super) who: Who,
+    pub(super) port: PortId,
+    pub(super) address: Ipv4Addr,
+    pub(super) server: Server,
+    pub(super) since: Instant,
+    /// How crowded egress was before.
+    pub(super) crowded: u64,
+    /// When all was back.
+    pub(super) done: Option<Instant>,
 }
 
 /// What is known of everything that was sent.

@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use muslin_encap::mtu::Mtu;
 use smoltcp::wire::{
-    EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpAddress, IpProtocol, Ipv4Packet, TcpPacket,
-    UdpPacket,
+    EthernetFrame, EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpAddress, IpProtocol,
+    Ipv4Packet, PrettyPrinter, TcpPacket, UdpPacket,
 };
 
 use crate::datapath::frame;
@@ -64,4 +64,11 @@ pub(super) fn quoted_source(ip: &Ipv4Packet<&[u8]>) -> Option<Ipv4Addr> {
     }
     let quoted = ip.payload().get(ICMP_LEN..ICMP_LEN + 20)?;
     Some(Ipv4Packet::new_unchecked(quoted).src_addr())
+}
+
+/// A frame for people, on one line.
+pub(super) fn in_words(frame: &[u8]) -> String {
+    let printer = PrettyPrinter::<EthernetFrame<&[u8]>>::new("", &frame);
+    let text = printer.to_string();
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -15,7 +15,7 @@ use smoltcp::wire::{
     Icmpv4Repr, IpCidr, IpProtocol, Ipv4Cidr, Ipv4Packet, TcpPacket,
 };
 
-use super::device::{Assigned, Device, Identity, Order, Report, Sent, pattern};
+use super::device::{Assigned, Device, HEAD_LEN, Identity, Order, Report, Sent, pattern};
 use crate::datapath::frame;
 
 /// Where pods listen.
@@ -31,8 +31,6 @@ const MAX_CONNECTIONS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a ping waits for a neighbour.
 const NEIGHBOUR_PATIENCE: Duration = Duration::from_secs(3);
-/// The flow's number and the number of bytes, in front of a client's bytes.
-pub(super) const HEAD_LEN: usize = 16;
 
 /// A pod.
 pub(super) struct Pod {

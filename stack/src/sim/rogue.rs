@@ -9,10 +9,10 @@ use smoltcp::wire::{
     Icmpv4Repr, IpProtocol, Ipv4Packet, Ipv4Repr,
 };
 
+use super::constants::{METADATA, TUNNEL};
 use super::device::{Assigned, Device, Identity, Order, Sent};
 use super::forge;
 use super::outside::Server;
-use super::sockets::{METADATA, TUNNEL};
 use crate::datapath::frame;
 
 /// Where names are resolved.

@@ -7,15 +7,15 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use smoltcp::time::{Duration, Instant};
 
-use super::cluster::{Cluster, Figures};
-use super::device;
+use super::cluster::Cluster;
 use super::event::Event;
+use super::kind;
 use super::link::Weather;
 use super::oracle::Flow;
+use super::outcome::{Failure, Figures, Violation};
 use super::outside::Server;
 use super::plan::Setup;
 use super::random::{Random, Stream};
-use super::{Failure, Violation};
 use crate::control::lease::{Backend, NetworkConfig, VxlanOptions};
 
 /// Room for 65,534 nodes.
@@ -194,7 +194,7 @@ impl Scale {
     fn start_all(&mut self, machines: &[usize]) -> Result<(), Violation> {
         for machine in machines {
             while self.cluster.machines[*machine].pods.len() < self.pods {
-                self.cluster.attach(*machine, device::POD)?;
+                self.cluster.attach(*machine, kind::POD)?;
             }
             self.cluster.apply(&Event::Join(*machine))?;
             let pause = STORM * 1000 / self.cluster.machines.len() as u64;

@@ -1,7 +1,10 @@
 //! Making a failing plan small: steps that it fails without are left out (Zeller and Hildebrandt's
 //! delta debugging, in its simple form).
 
-use super::{DeviceKind, Failure, Plan, run_with};
+use super::kind::DeviceKind;
+use super::outcome::Failure;
+use super::plan::Plan;
+use super::run::run_with;
 
 /// Runs at most: a plan that fails late takes a while.
 const MAX_RUNS: usize = 400;

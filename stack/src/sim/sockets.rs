@@ -4,13 +4,14 @@
 //! ready for when it is read. They may come when their socket is closed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use smoltcp::time::{Duration, Instant};
 
 use super::client::Client;
-use super::cluster::LOCAL;
+use super::constants::{LOCAL, METADATA, TUNNEL};
 use super::device::Identity;
+use super::due::Happening;
 use super::mailbox::Mailbox;
 use super::outside::{Script, Server};
 use super::random::{Random, Stream};
@@ -19,26 +20,6 @@ use crate::addresses::socket_ipv4;
 use crate::datapath::egress::{
     Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol, Ready,
 };
-
-/// A router on the way to servers.
-pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
-/// The metadata service of clouds.
-pub(super) const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
-/// Where a node of VXLAN listens.
-pub(super) const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 1), 8472);
-
-/// What is to become of a socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Happening {
-    /// Its server goes on.
-    Turn,
-    /// Its readiness is reported to egress.
-    Event,
-    /// An answer to a datagram comes from there.
-    Answer(SocketAddrV4, Vec<u8>),
-    /// Word comes that a datagram to there has not found anybody.
-    Failure(SocketAddrV4, Vec<u8>),
-}
 
 /// The sockets of a node.
 pub(super) struct Sockets {

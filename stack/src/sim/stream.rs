@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use smoltcp::time::Duration;
 
-use super::device::pattern;
+use super::device::{HEAD_LEN, pattern};
 use super::outside::{Script, Server};
-use super::pod::HEAD_LEN;
 use crate::datapath::egress::{HostError, Ready};
 
 /// Bytes that wait in each direction: fewer than one segment has, sometimes.

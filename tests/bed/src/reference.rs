@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
 use muslin_encap::ip::v4::MAX_LEN;
-use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, Merger, Settings};
+use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::wire::IpVersion;
@@ -186,7 +186,7 @@ fn canonical(packet: &[u8], at: &Transport) -> Vec<u8> {
     packet
 }
 
-fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: Settings) -> bool {
+fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: MergeSettings) -> bool {
     let flags = packet[flags_at(at).min(at.payload - 1)];
     let tcp = at.protocol == Protocol::Tcp;
     let empty = at.payload_len() == 0;
@@ -201,7 +201,7 @@ fn forbidden(packet: &[u8], at: &Transport, first: bool, settings: Settings) -> 
 }
 
 /// The merged packet of a group with finished checksums, if splitting it gives the group back.
-fn join(group: &[&[u8]], l3: usize, settings: Settings) -> Option<Vec<u8>> {
+fn join(group: &[&[u8]], l3: usize, settings: MergeSettings) -> Option<Vec<u8>> {
     let mut places = Vec::new();
     for (i, packet) in group.iter().enumerate() {
         let at = Transport::parse(packet, l3).ok()?;
@@ -284,7 +284,7 @@ pub struct Output {
 }
 
 /// Runs a batch through a merger.
-pub fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<Output> {
+pub fn merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) -> Vec<Output> {
     let mut buffers = packets.to_vec();
     let mut outputs = Vec::new();
     let mut merger = Merger::new(settings);
@@ -310,7 +310,7 @@ pub fn merge(packets: &[Vec<u8>], l3: usize, settings: Settings) -> Vec<Output> 
 ///
 /// # Panics
 /// If something is wrong.
-pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: Settings) {
+pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) {
     let mut waiting = BTreeMap::<_, Vec<(usize, &[u8])>>::new();
     for (index, packet) in packets.iter().enumerate().rev() {
         let flow = flow(packet, l3).ok();
@@ -343,7 +343,7 @@ fn check_complete(
     group: &[usize],
     next: usize,
     l3: usize,
-    settings: Settings,
+    settings: MergeSettings,
 ) {
     let last = group[group.len() - 1];
     let stopped = packets[last..next]
@@ -358,7 +358,7 @@ fn check_complete(
     );
 }
 
-fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: Settings) {
+fn check_output(output: &Output, group: &[&[u8]], l3: usize, settings: MergeSettings) {
     let (virtio, bytes) = (output.virtio, &output.bytes);
     assert_eq!(Header::parse(&virtio.to_bytes()), Ok(virtio));
     let Ok(at) = Transport::parse(bytes, l3) else {

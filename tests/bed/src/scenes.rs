@@ -9,7 +9,7 @@ use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_stack::Instant;
-use muslin_stack::datapath::node::{Config, Node, Verdict};
+use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -86,7 +86,7 @@ pub fn vxlan_tunnel() -> Tunnel {
 /// A node with guarded pods and this many peers.
 pub fn node(tunnel: Tunnel, peers: u32) -> Node {
     let mtu = Mtu::new(MTU.into()).expect("it is large enough");
-    let config = Config::new(own_subnet().into(), GATEWAY_MAC, tunnel, mtu, 7);
+    let config = NodeConfig::new(own_subnet().into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet is large enough");
     for host in POD..POD + PODS {
         let attachment = Attachment::new(mac(host), vec![pod(host).into()]);

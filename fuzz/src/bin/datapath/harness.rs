@@ -18,9 +18,9 @@ use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::{self, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
-use muslin_stack::datapath::published::{Client, Published};
+use muslin_stack::datapath::published::{Client, PublishedPort};
 use muslin_stack::datapath::tunnel::Tunnel;
-use muslin_stack::datapath::{Datapath, Merging, Message, Output, Siblings};
+use muslin_stack::datapath::{Datapath, Merging, Output, SiblingMessage, Siblings};
 use muslin_stack::drops::DropReason;
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::{ArpOperation, EthernetAddress};
@@ -50,7 +50,7 @@ const MAX_TIMERS: usize = 2000;
 struct Worker {
     path: Datapath,
     sockets: Sockets,
-    mailbox: VecDeque<Message>,
+    mailbox: VecDeque<SiblingMessage>,
 }
 
 /// The workers of a node.
@@ -124,7 +124,7 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
         vni: Vni::new(1).expect("it is in range"),
         mac: VtepMac::try_from(GATEWAY_VTEP).expect("it is one host's"),
     };
-    let config = node::Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
+    let config = node::NodeConfig::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
     node.set_egress(Some(NETWORK.into()));
     for id in 0..PEERS {
@@ -133,7 +133,7 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     for index in 0..=PODS {
         node.attach(PortId(index as u32), attachment(index));
     }
-    let mut config = egress::Config::new(Policy::new(Rules::default()), mtu, 7);
+    let mut config = egress::EgressConfig::new(Policy::new(Rules::default()), mtu, 7);
     config.subnets = Some(SUBNET.into());
     config.limits.flows = 6;
     config.limits.flows_of_pod = 3;
@@ -469,7 +469,7 @@ impl Harness {
             let Some(message) = self.workers[at].mailbox.pop_front() else {
                 return;
             };
-            let is_stray = matches!(message, Message::Stray(_));
+            let is_stray = matches!(message, SiblingMessage::Stray(_));
             let Worker { path, sockets, .. } = &mut self.workers[at];
             path.from_sibling(self.now, message, sockets);
             self.settle(at, is_stray);
@@ -524,7 +524,7 @@ impl Harness {
                 }
                 Output::Packet(..) => {}
                 Output::Message(to, message) => {
-                    let is_stray = matches!(message, Message::Stray(_));
+                    let is_stray = matches!(message, SiblingMessage::Stray(_));
                     assert!(!(is_handed_over && is_stray), "it is handed on");
                     let to = match to {
                         Siblings::All => 1 - at,
@@ -552,13 +552,13 @@ impl Harness {
         }
     }
 
-    fn tell(&mut self, to: usize, message: Message) {
+    fn tell(&mut self, to: usize, message: SiblingMessage) {
         let mailbox = &mut self.workers[to].mailbox;
         if mailbox.len() < MAILBOX {
             return mailbox.push_back(message);
         }
         self.lost += 1;
-        if let Message::Stray(mut packet) = message {
+        if let SiblingMessage::Stray(mut packet) = message {
             let bytes = packet.packet().as_slice().to_vec();
             self.ended.extend(payload(&bytes));
             // Whoever had no room counts it.
@@ -641,12 +641,12 @@ fn stream(packet: &PacketBuf<'_>, tail: &[&[u8]]) -> Vec<u32> {
 }
 
 /// The published port of a pod.
-fn published(protocol: Protocol, index: usize) -> Published {
+fn published(protocol: Protocol, index: usize) -> PublishedPort {
     let port = match protocol {
         Protocol::Udp => PUBLISHED,
         Protocol::Tcp | Protocol::Ping => 80,
     };
-    Published {
+    PublishedPort {
         protocol,
         pod: SocketAddr::new(pod(index).into(), port),
         network: NETWORK.into(),

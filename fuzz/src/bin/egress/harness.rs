@@ -10,7 +10,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use muslin_stack::datapath::egress::{
-    Config, Egress, FlowId, FlowKey, HostError, Policy, Protocol, Ready, Rules,
+    Egress, EgressConfig, FlowId, FlowKey, HostError, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::{Duration, Instant};
 use smoltcp::wire::Ipv4Packet;
@@ -98,7 +98,7 @@ impl Harness {
         let mut rules = Rules::default();
         rules.tunnel_port = Some(TUNNEL);
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
-        let mut config = Config::new(Policy::new(rules), mtu, 7);
+        let mut config = EgressConfig::new(Policy::new(rules), mtu, 7);
         config.subnets = Some(SUBNET.into());
         config.limits.flows = FLOWS;
         config.limits.memory = 1 << 18;

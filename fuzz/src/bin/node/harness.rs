@@ -11,7 +11,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{self, Checksum, Header};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::neighbour::State;
-use muslin_stack::datapath::node::{Config, Limits, Node, Verdict};
+use muslin_stack::datapath::node::{Limits, Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -202,7 +202,7 @@ impl Harness {
             Tunnel::Udp
         };
         let inner = Mtu::new(mtu).expect("it is in range");
-        let mut config = Config::new(SUBNET.into(), GATEWAY_MAC, tunnel, inner, 7);
+        let mut config = NodeConfig::new(SUBNET.into(), GATEWAY_MAC, tunnel, inner, 7);
         config.guard.peers = check_peers;
         config.limits = limits;
         let now = Instant::ZERO;

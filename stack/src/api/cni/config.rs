@@ -14,7 +14,7 @@ use super::fields::{address, is_identifier, mac};
 use super::result::{Added, Dns};
 use super::version::Version;
 use super::{Key, Rate};
-use crate::api::published::{MAX_PORTS, Published, Transport};
+use crate::api::published::{MAX_PORTS, PortMapping, Transport};
 use crate::control::ipam::PodName;
 
 /// Bytes of the longest configuration. A pod's annotations, which runtimes pass on, have up to
@@ -69,7 +69,7 @@ pub struct Config {
 #[non_exhaustive]
 pub struct Wanted {
     /// Ports of the machine that lead to it.
-    pub publish: Vec<Published>,
+    pub publish: Vec<PortMapping>,
     /// What it may receive.
     pub ingress: Option<Rate>,
     /// What it may send.
@@ -281,7 +281,7 @@ fn valid(map: &Map<String, Value>, network: &str) -> Result<Option<Vec<Key>>, Er
 
 /// A port as runtimes write it: containerd's Go structures have no JSON names.
 #[derive(Deserialize)]
-struct PortMapping {
+struct PortArgument {
     #[serde(default, rename = "hostPort", alias = "HostPort")]
     host_port: Option<i64>,
     #[serde(default, rename = "containerPort", alias = "ContainerPort")]
@@ -292,9 +292,9 @@ struct PortMapping {
     host_ip: Option<String>,
 }
 
-impl PortMapping {
+impl PortArgument {
     /// Nothing if there is no port of the machine.
-    fn published(&self) -> Result<Option<Published>, Error> {
+    fn published(&self) -> Result<Option<PortMapping>, Error> {
         const KEY: &str = "runtimeConfig.portMappings";
         let port = |name: &str, port: Option<i64>| {
             let port = port.unwrap_or_default();
@@ -326,7 +326,7 @@ impl PortMapping {
             None | Some("") => Ipv4Addr::UNSPECIFIED.into(),
             Some(text) => address(text).map_err(|why| invalid(KEY, why))?,
         };
-        Ok(Some(Published {
+        Ok(Some(PortMapping {
             transport,
             address,
             host_port,
@@ -380,7 +380,7 @@ impl Wanted {
         notes: &mut Vec<String>,
     ) -> Result<Self, Error> {
         let mut wanted = Self::default();
-        let ports: Option<Vec<PortMapping>> =
+        let ports: Option<Vec<PortArgument>> =
             read(runtime, "runtimeConfig.portMappings", "portMappings")?;
         for port in ports.unwrap_or_default() {
             wanted.publish.extend(port.published()?);

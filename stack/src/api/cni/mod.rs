@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::control::Attached;
-use super::published::Published;
+use super::published::PortMapping;
 use crate::control::ipam::PodName;
 
 /// What an attachment is known by: never by the pod's name, which a successor may have already.
@@ -138,7 +138,7 @@ pub struct Reserve {
     pub mac: Option<String>,
     /// Ports of the machine that lead to it.
     #[serde(default)]
-    pub publish: Vec<Published>,
+    pub publish: Vec<PortMapping>,
     /// What it may receive.
     #[serde(default)]
     pub ingress: Option<Rate>,

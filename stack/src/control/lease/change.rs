@@ -4,19 +4,32 @@
 //! order, wherever they come from: [`Manager`](super::Manager) makes them of what an etcd-like store
 //! has.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::tunnel::vxlan::VtepMac;
 use thiserror::Error;
 
-use super::{ConfigError, LeaseRecord, NetworkConfig, SubnetKey};
+use super::config::{NetworkConfig, NetworkConfigError};
+use super::key::SubnetKey;
+use super::record::LeaseRecord;
 
-/// What has changed.
+/// A change of the leases.
 ///
 /// As with verdicts ([`crate::datapath::node::Verdict`]), whoever acts on changes must know all of
 /// them: a node that ignores one may go on with a lease that it has lost.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
+    /// A peer is new or has changed.
+    Peer(SubnetKey, LeaseRecord),
+    /// A peer's lease has ended.
+    PeerGone(SubnetKey),
+    /// The node's own lease, or the network that it is in, has changed.
+    Own(OwnChange),
+}
+
+/// What has changed of the node's own lease, or of the network that it is in.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OwnChange {
     /// The store has no network configuration that this node can use: it is asked again until it
     /// has. Reported once for each reason.
     AwaitsConfig(ConfigFault),
@@ -41,12 +54,8 @@ pub enum Change {
         /// The lease.
         key: SubnetKey,
         /// The address that it had.
-        from: Ipv4Addr,
+        from: IpAddr,
     },
-    /// A peer is new or has changed.
-    Peer(SubnetKey, LeaseRecord),
-    /// A peer's lease has ended.
-    PeerGone(SubnetKey),
     /// A key under the prefix is not a usable lease; it is skipped.
     Skipped {
         /// The key.
@@ -60,6 +69,12 @@ pub enum Change {
     Lost(Loss),
 }
 
+impl From<OwnChange> for Change {
+    fn from(change: OwnChange) -> Self {
+        Self::Own(change)
+    }
+}
+
 /// Why a node cannot use the network configuration that the store has. Whoever has written it can
 /// mend it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -69,7 +84,7 @@ pub enum ConfigFault {
     Missing(String),
     /// It cannot be read.
     #[error("{0}")]
-    Invalid(#[from] ConfigError),
+    Invalid(#[from] NetworkConfigError),
     /// It is not the requested one.
     #[error("the store has the network {stored}, but {asked} was requested")]
     OtherNetwork {

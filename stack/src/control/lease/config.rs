@@ -11,7 +11,7 @@ use muslin_encap::tunnel::vxlan::{self, Vni};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::shorten;
+use super::text::shorten;
 
 /// A validated configuration with its defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,7 +137,7 @@ impl Backend {
 /// Why a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ConfigError {
+pub enum NetworkConfigError {
     /// It is not a JSON object.
     #[error("the network configuration is not a JSON object: {0}")]
     Json(String),
@@ -186,20 +186,20 @@ impl NetworkConfig {
     /// A configuration of these parts, with flannel's defaults for the others.
     ///
     /// # Errors
-    /// `ConfigError` if the subnets do not fit the network.
+    /// `NetworkConfigError` if the subnets do not fit the network.
     pub fn new(
         network: Ipv4Net,
         subnet_len: Option<u8>,
         backend: Backend,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, NetworkConfigError> {
         let network = network.trunc();
         let subnet_len = match subnet_len {
             None if network.prefix_len() <= 22 => 24,
             None if network.prefix_len() <= 28 => network.prefix_len() + 2,
-            None => return Err(ConfigError::TooSmall(network)),
+            None => return Err(NetworkConfigError::TooSmall(network)),
             Some(len) if (network.prefix_len() + 2..=30).contains(&len) => len,
             Some(len) => {
-                return Err(ConfigError::SubnetLen {
+                return Err(NetworkConfigError::SubnetLen {
                     network,
                     len: len.into(),
                 });
@@ -220,20 +220,20 @@ impl NetworkConfig {
     /// Reads and validates a configuration as flannel does.
     ///
     /// # Errors
-    /// `ConfigError` that names the field.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let mut fields = Fields(fields(text).map_err(ConfigError::Json)?);
+    /// `NetworkConfigError` that names the field.
+    pub fn parse(text: &str) -> Result<Self, NetworkConfigError> {
+        let mut fields = Fields(fields(text).map_err(NetworkConfigError::Json)?);
         if fields.bool("EnableIPv4")? == Some(false) {
-            return Err(ConfigError::NoIpv4);
+            return Err(NetworkConfigError::NoIpv4);
         }
         let network = fields
             .parsed::<Ipv4Net>("Network")?
-            .ok_or(ConfigError::NoNetwork)?;
+            .ok_or(NetworkConfigError::NoNetwork)?;
         let subnet_len = match fields.number("SubnetLen")?.filter(|len| *len != 0) {
             None => None,
-            Some(len) => {
-                Some(u8::try_from(len).map_err(|_| ConfigError::SubnetLen { network, len })?)
-            }
+            Some(len) => Some(
+                u8::try_from(len).map_err(|_| NetworkConfigError::SubnetLen { network, len })?,
+            ),
         };
         let (min, max) = (fields.parsed("SubnetMin")?, fields.parsed("SubnetMax")?);
         let backend = match fields.0.remove("backend") {
@@ -248,17 +248,24 @@ impl NetworkConfig {
             config.subnet_max = config.check_bound("SubnetMax", max)?;
         }
         if config.subnet_min > config.subnet_max {
-            return Err(ConfigError::Bounds(config.subnet_min, config.subnet_max));
+            return Err(NetworkConfigError::Bounds(
+                config.subnet_min,
+                config.subnet_max,
+            ));
         }
         Ok(config)
     }
 
-    fn check_bound(&self, field: &'static str, value: Ipv4Addr) -> Result<Ipv4Addr, ConfigError> {
+    fn check_bound(
+        &self,
+        field: &'static str,
+        value: Ipv4Addr,
+    ) -> Result<Ipv4Addr, NetworkConfigError> {
         let aligned = Ipv4Net::new(value, self.subnet_len).is_ok_and(|net| net.network() == value);
         if aligned && self.network.contains(&value) {
             Ok(value)
         } else {
-            Err(ConfigError::Bound { field, value })
+            Err(NetworkConfigError::Bound { field, value })
         }
     }
 
@@ -334,15 +341,15 @@ impl fmt::Display for NetworkConfig {
 }
 
 impl Backend {
-    fn parse(value: &Value) -> Result<Self, ConfigError> {
+    fn parse(value: &Value) -> Result<Self, NetworkConfigError> {
         let object = fields(&value.to_string());
-        let mut fields = Fields(object.map_err(|_| ConfigError::Field {
+        let mut fields = Fields(object.map_err(|_| NetworkConfigError::Field {
             field: "Backend",
             value: shorten(value),
         })?);
         let kind = match fields.0.remove("type") {
             Some(Value::String(kind)) if !kind.is_empty() => kind.to_ascii_lowercase(),
-            _ => return Err(ConfigError::NoBackendType),
+            _ => return Err(NetworkConfigError::NoBackendType),
         };
         let port = fields.port()?;
         match kind.as_str() {
@@ -383,12 +390,12 @@ impl Fields {
         &mut self,
         field: &'static str,
         read: impl FnOnce(&Value) -> Option<T>,
-    ) -> Result<Option<T>, ConfigError> {
+    ) -> Result<Option<T>, NetworkConfigError> {
         match self.0.remove(&field.to_ascii_lowercase()) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => match read(&value) {
                 Some(read) => Ok(Some(read)),
-                None => Err(ConfigError::Field {
+                None => Err(NetworkConfigError::Field {
                     field,
                     value: shorten(&value),
                 }),
@@ -396,18 +403,18 @@ impl Fields {
         }
     }
 
-    fn bool(&mut self, field: &'static str) -> Result<Option<bool>, ConfigError> {
+    fn bool(&mut self, field: &'static str) -> Result<Option<bool>, NetworkConfigError> {
         self.take(field, Value::as_bool)
     }
 
-    fn number(&mut self, field: &'static str) -> Result<Option<u64>, ConfigError> {
+    fn number(&mut self, field: &'static str) -> Result<Option<u64>, NetworkConfigError> {
         self.take(field, Value::as_u64)
     }
 
     fn parsed<T: std::str::FromStr>(
         &mut self,
         field: &'static str,
-    ) -> Result<Option<T>, ConfigError> {
+    ) -> Result<Option<T>, NetworkConfigError> {
         self.take(field, |value| value.as_str()?.parse().ok())
     }
 
@@ -416,7 +423,7 @@ impl Fields {
         &mut self,
         field: &'static str,
         check: impl FnOnce(u32) -> Result<T, E>,
-    ) -> Result<Option<T>, ConfigError> {
+    ) -> Result<Option<T>, NetworkConfigError> {
         let zero = |value: &Value| value.as_u64() == Some(0);
         if self.0.get(&field.to_ascii_lowercase()).is_some_and(zero) {
             return Ok(None);
@@ -426,7 +433,7 @@ impl Fields {
         })
     }
 
-    fn port(&mut self) -> Result<Option<u16>, ConfigError> {
+    fn port(&mut self) -> Result<Option<u16>, NetworkConfigError> {
         self.checked("Port", u16::try_from)
     }
 }
@@ -435,7 +442,7 @@ impl Fields {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<NetworkConfig, ConfigError> {
+    fn parse(text: &str) -> Result<NetworkConfig, NetworkConfigError> {
         NetworkConfig::parse(text)
     }
 
@@ -455,7 +462,7 @@ mod tests {
             let text = format!(r#"{{"Network":"10.3.0.0/{network}"}}"#);
             assert_eq!(parse(&text).unwrap().subnet_len, subnet, "{text}");
         }
-        let too_small = Err(ConfigError::TooSmall("10.3.0.0/29".parse().unwrap()));
+        let too_small = Err(NetworkConfigError::TooSmall("10.3.0.0/29".parse().unwrap()));
         assert_eq!(parse(r#"{"Network":"10.3.0.0/29"}"#), too_small);
     }
 

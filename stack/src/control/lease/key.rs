@@ -91,6 +91,12 @@ fn split(text: &str, max_len: u8) -> Option<(&str, u8)> {
     Some((address, len))
 }
 
+/// Whether two networks share addresses.
+#[must_use]
+pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

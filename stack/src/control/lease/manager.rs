@@ -20,6 +20,7 @@
 //! (`relist.rs`), and which leases others have (`view.rs`).
 
 mod backoff;
+mod own;
 mod ownership;
 mod random;
 mod relist;
@@ -29,28 +30,23 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
 use backoff::Backoff;
-use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use own::{Own, OwnEntry};
 use ownership::{Contest, Ownership, TakeOver};
 use random::Random;
 use relist::Relist;
 use smoltcp::time::{Duration, Instant};
 use view::View;
 
-use super::change::{Change, ConfigFault, Loss};
-use super::config::Backend;
+use super::change::{Change, ConfigFault, Loss, OwnChange};
+use super::config::{Backend, NetworkConfig};
+use super::key::SubnetKey;
 use super::reader::{self, NoLease};
+use super::record::LeaseRecord;
 use super::repetition::Repetition;
-use super::{
-    Answer, Entry, LeaseRecord, NetworkConfig, Op, Revision, SubnetKey, WatchEvent, shorten,
-};
-
-/// How long a lease lives without renewal: flannel's 24 hours.
-pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
-
-/// How much of a lease's time is left when it is renewed: half, so that a store can be away for
-/// long.
-pub const RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(43_200);
+use super::settings::{Identity, LEASE_TTL, ManagerSettings, WantedConfig};
+use super::text::shorten;
+use crate::control::kv::{Action, Answer, Entry, Op, Revision, WatchEvent};
 
 /// The longest margin, as flannel has it: a lease lives for a minute at least before it is renewed.
 const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_439 * 60);
@@ -58,96 +54,6 @@ const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_4
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// A lease that others let run out earlier is not renewed in a loop.
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(1);
-/// How long a peer that a wiped store has not is waited for: its node asks the store again within
-/// seconds, and publishes its record.
-const REPUBLISHING: Duration = Duration::from_secs(60);
-
-/// Who a node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// Where its tunnel ends; one lease per address.
-    pub public_ip: Ipv4Addr,
-    /// Its VTEP.
-    pub vtep_mac: VtepMac,
-}
-
-/// Which network configuration a node wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum WantedConfig {
-    /// The one that the store has; without one it waits until there is one.
-    Any,
-    /// The one that the store has, and this one is written where it has none.
-    IfNone(NetworkConfig),
-    /// This one: it is written where the store has none, and another one is a loss.
-    Exactly(NetworkConfig),
-}
-
-/// A manager's settings.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Settings {
-    /// Who the node is.
-    pub identity: Identity,
-    /// Where the store has flannel's keys, without a trailing slash.
-    pub prefix: String,
-    /// The subnet of an earlier run.
-    pub previous: Option<Ipv4Net>,
-    /// The network configuration that the node wants.
-    pub wanted_config: WantedConfig,
-    /// A lease is renewed when so much of its time is left; [`RENEW_MARGIN`] by default.
-    pub renew_margin: std::time::Duration,
-    /// Whether flannel's nodes may watch the store, which lose changes: a record that is new to them
-    /// is written several times.
-    pub repeats: bool,
-    /// Unpredictable.
-    pub random_seed: u64,
-}
-
-impl Settings {
-    /// A node that has no subnet of an earlier run, renews its lease as flannel does, and has no nodes
-    /// of flannel's beside it. `random_seed` is unpredictable.
-    #[must_use]
-    pub const fn new(
-        identity: Identity,
-        prefix: String,
-        wanted_config: WantedConfig,
-        random_seed: u64,
-    ) -> Self {
-        Self {
-            identity,
-            prefix,
-            previous: None,
-            wanted_config,
-            renew_margin: RENEW_MARGIN,
-            repeats: false,
-            random_seed,
-        }
-    }
-}
-
-/// What the caller is to do next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Execute this on the store and give the answer, or the error. A watch may stay open
-    /// meanwhile, but not during a list: after that it is reopened.
-    Store(Op),
-    /// Watch all leases ([`Manager::lease_prefix`]) from this revision on, until it is due to poll
-    /// again. A watch that is open goes on.
-    Watch {
-        /// The first revision not seen yet.
-        from: Revision,
-        /// When to poll again at the latest.
-        until: Instant,
-    },
-    /// Wait before the next operation.
-    Wait {
-        /// Until when.
-        until: Instant,
-    },
-    /// Nothing more will happen.
-    Stop,
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Phase {
     ReadConfig,
@@ -186,24 +92,11 @@ pub struct Manager {
     changes: VecDeque<Change>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Own {
-    key: SubnetKey,
-    revision: Revision,
-    reservation: bool,
-    renew_at: Instant,
-    /// When the watch must have reported that it was written.
-    confirmation_by: Instant,
-}
-
-/// A record that is ours: under our public address, or ours by its VTEP.
-type OwnEntry = (SubnetKey, Entry, LeaseRecord);
-
 impl Manager {
     /// A manager that has not spoken to the store yet.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        let Settings {
+    pub fn new(settings: ManagerSettings) -> Self {
+        let ManagerSettings {
             identity,
             prefix,
             previous,
@@ -244,7 +137,7 @@ impl Manager {
             && let Some(own) = self.own
         {
             if self.leaving && own.reservation {
-                self.end(Change::Left);
+                self.end(OwnChange::Left);
             } else if self.leaving {
                 self.phase = Phase::Delete(own.key, own.revision);
             } else if own.renew_at <= now && !own.reservation {
@@ -307,7 +200,7 @@ impl Manager {
                 self.relist.written(revision);
                 self.hold(now, key, revision, reservation);
             }
-            (Phase::Delete(..), Answer::Done(_)) if self.leaving => self.end(Change::Left),
+            (Phase::Delete(..), Answer::Done(_)) if self.leaving => self.end(OwnChange::Left),
             (Phase::Delete(..), Answer::Done(_)) => self.phase = Phase::List,
             // Somebody wrote our record, or it has expired, or an answer of ours was lost.
             (Phase::Put(..) | Phase::Delete(..), Answer::Conflict) => {
@@ -388,7 +281,7 @@ impl Manager {
             Phase::Create(_) | Phase::Put(..) | Phase::Delete(..)
         );
         if self.own.is_none() && !writes {
-            self.end(Change::Left);
+            self.end(OwnChange::Left);
         }
     }
 
@@ -461,7 +354,7 @@ impl Manager {
             Ok(config) => {
                 self.config_fault = None;
                 self.config = Some(config.clone());
-                self.changes.push_back(Change::Configured(config));
+                self.report(OwnChange::Configured(config));
                 self.phase = Phase::List;
             }
             Err(fault) => self.await_config(now, fault),
@@ -487,7 +380,7 @@ impl Manager {
     fn await_config(&mut self, now: Instant, fault: ConfigFault) {
         if self.config_fault.as_ref() != Some(&fault) {
             self.config_fault = Some(fault.clone());
-            self.changes.push_back(Change::AwaitsConfig(fault));
+            self.report(OwnChange::AwaitsConfig(fault));
         }
         self.backoff.wait_until(now + CONFIG_RETRY);
     }
@@ -571,7 +464,7 @@ impl Manager {
             .find(|(key, entry, record)| entry.ttl.is_some() && is_ours(*key, record))
         {
             Some((key, entry, _)) => self.phase = Phase::Delete(*key, entry.revision),
-            None => self.end(Change::Left),
+            None => self.end(OwnChange::Left),
         }
     }
 
@@ -617,10 +510,14 @@ impl Manager {
                 self.hold(now, *key, entry.revision, true);
             } else {
                 let (key, take_over) = (*key, self.ownership.take_over(*key, record));
-                self.changes.extend(take_over.map(|how| match how {
-                    TakeOver::Moved { from } => Change::Moved { key, from },
-                    TakeOver::Replaced { vtep_mac } => Change::Replaced { key, vtep_mac },
-                }));
+                let reported = take_over.map(|how| match how {
+                    TakeOver::Moved { from } => OwnChange::Moved {
+                        key,
+                        from: from.into(),
+                    },
+                    TakeOver::Replaced { vtep_mac } => OwnChange::Replaced { key, vtep_mac },
+                });
+                self.changes.extend(reported.map(Change::Own));
                 // Perhaps an earlier process wrote it and ended before others knew.
                 self.expect_news();
                 self.phase = Phase::Put(key, entry.revision, reservation);
@@ -680,10 +577,10 @@ impl Manager {
         } else {
             Phase::Hold
         };
-        self.changes.push_back(if is_new {
-            Change::Acquired(key)
+        self.report(if is_new {
+            OwnChange::Acquired(key)
         } else {
-            Change::Renewed
+            OwnChange::Renewed
         });
     }
 
@@ -774,7 +671,7 @@ impl Manager {
     fn write_again(&mut self, now: Instant, held: Own, revision: Revision, attempt: u32) {
         self.expect_news();
         self.phase = Phase::Put(held.key, revision, held.reservation);
-        self.changes.push_back(Change::Disputed(held.key));
+        self.report(OwnChange::Disputed(held.key));
         self.delay(now, attempt);
     }
 
@@ -873,15 +770,19 @@ impl Manager {
 
     fn lose(&mut self, loss: Loss) {
         self.end(if self.leaving {
-            Change::Left
+            OwnChange::Left
         } else {
-            Change::Lost(loss)
+            OwnChange::Lost(loss)
         });
     }
 
-    fn end(&mut self, change: Change) {
+    fn end(&mut self, change: OwnChange) {
         self.phase = Phase::Over;
-        self.changes.push_back(change);
+        self.report(change);
+    }
+
+    fn report(&mut self, change: OwnChange) {
+        self.changes.push_back(Change::Own(change));
     }
 
     /// Lets the next operation wait, the longer the more attempts there were.
@@ -900,12 +801,6 @@ impl Manager {
     fn subnet_key(&self, key: &str) -> Option<SubnetKey> {
         reader::subnet_key(&self.prefix, key)
     }
-}
-
-/// Whether two networks share addresses.
-#[must_use]
-pub fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
-    one.contains(&other.network()) || other.contains(&one.network())
 }
 
 #[cfg(test)]

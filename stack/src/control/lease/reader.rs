@@ -1,6 +1,10 @@
 //! Reading a store's entries: which are leases, which are not, and why.
 
-use super::{Entry, LeaseRecord, NetworkConfig, SubnetKey, shorten};
+use super::config::NetworkConfig;
+use super::key::SubnetKey;
+use super::record::LeaseRecord;
+use super::text::shorten;
+use crate::control::kv::Entry;
 
 /// The longest value that is read: flannel's are below 300 bytes.
 pub(super) const MAX_VALUE: usize = 16 * 1024;

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use thiserror::Error;
 
 use super::config::{Backend, fields};
-use super::shorten;
+use super::text::shorten;
 
 /// A lease's value. Its fields are in the order in which flannel writes them.
 #[derive(Debug, Clone, Serialize)]

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use super::SubnetKey;
+use super::key::SubnetKey;
 
 /// The leases of one public address that count: the first, by their keys, so that all nodes choose
 /// the same.

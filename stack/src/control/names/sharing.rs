@@ -14,9 +14,12 @@ use std::collections::{BTreeSet, VecDeque};
 use ipnet::Ipv4Net;
 use smoltcp::time::{Duration, Instant};
 
-use super::{InvalidNodeRecord, NodeRecord, PodRecord, named_subnet, names_key, names_prefix};
+use super::record::{
+    InvalidNodeRecord, NodeRecord, PodRecord, named_subnet, names_key, names_prefix,
+};
 use crate::control::ipam::PodName;
-use crate::control::lease::{Action, Answer, Entry, LEASE_TTL, Op, Revision, WatchEvent};
+use crate::control::kv::{Action, Answer, Entry, Op, Revision, WatchEvent};
+use crate::control::lease::LEASE_TTL;
 
 /// How long a change waits for others, which are then written with it.
 const COALESCE: Duration = Duration::from_millis(200);

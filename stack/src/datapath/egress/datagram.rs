@@ -9,12 +9,23 @@ use muslin_encap::ip::{checksum, v4};
 use muslin_encap::offload::virtio::{Checksum, Header};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, UdpPacket};
 
+use super::config::EgressConfig;
+use super::host::{FlowId, Host, HostError};
+use super::key::{Key, Protocol};
 use super::output::{Buffer, Outbox};
-use super::{Config, Destination, FlowId, Host, HostError, Key, Protocol};
 use crate::drops::DropReason;
 
 /// Datagrams read from one socket before the others have their turn.
 const READS: usize = 64;
+
+/// Where a datagram of a pod goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Destination {
+    /// As the pod calls it.
+    pub(super) remote: SocketAddrV4,
+    /// On the host.
+    pub(super) to: SocketAddrV4,
+}
 
 /// Where datagrams for pods are made.
 pub(super) struct Datagrams {
@@ -29,7 +40,7 @@ pub(super) struct Reading<'a> {
     pub(super) key: Key,
     /// Of a mapping, where the pod has sent to last.
     pub(super) latest: Option<Destination>,
-    pub(super) config: &'a Config,
+    pub(super) config: &'a EgressConfig,
 }
 
 impl Reading<'_> {

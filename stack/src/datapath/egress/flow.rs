@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 
 use smoltcp::time::Instant;
 
-use super::clock::Clock;
-use super::{Flow, FlowKey, Key};
+use super::key::FlowKey;
 
 /// A flow at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,34 +64,6 @@ pub(super) struct Usage {
     pub(super) sent: u64,
     /// Bytes of payload to the pod.
     pub(super) received: u64,
-}
-
-impl FlowInfo {
-    pub(super) fn new((key, flow, usage): (Key, &Flow, Usage), clock: &Clock) -> Self {
-        Self {
-            key: key.into(),
-            remote: flow
-                .latest()
-                .map_or(key.remote, |latest| latest.remote)
-                .into(),
-            direction: usage.direction,
-            state: flow.state(),
-            since: clock.outside(usage.since),
-            active: clock.outside(usage.active),
-            sent: usage.sent,
-            received: usage.received,
-        }
-    }
-}
-
-impl Flow {
-    pub(super) fn state(&self) -> FlowState {
-        match self {
-            Self::Connecting { .. } | Self::Dialling(_) => FlowState::Connecting,
-            Self::Connected { connection, .. } => connection.state(),
-            Self::Datagrams { .. } => FlowState::Open,
-        }
-    }
 }
 
 impl fmt::Display for Direction {

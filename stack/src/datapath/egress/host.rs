@@ -1,11 +1,11 @@
 //! What egress asks of those around it: sockets of the host.
 
-use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
+use smoltcp::wire::Ipv4Packet;
 use thiserror::Error;
 
-use super::{Complaint, FlowKey, Marks};
+use super::key::{FlowKey, Protocol};
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 
@@ -24,25 +24,52 @@ impl FlowId {
     pub const GENERATIONS: u32 = 1 << 30;
 }
 
-/// The transport protocol of a flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// ICMP echo.
-    Ping,
+/// What a socket is ready for, as far as is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ready {
+    /// There may be something to read, the end or an error included.
+    pub readable: bool,
+    /// There may be room to write.
+    pub writable: bool,
 }
 
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Ping => "ping",
-        })
+/// What datagrams have in their headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// Time to live.
+    pub ttl: u8,
+    /// Differentiated services code point (RFC 2474), of six bits.
+    pub dscp: u8,
+    /// Whether routers, and the host, must not fragment them.
+    pub dont_fragment: bool,
+}
+
+impl Marks {
+    /// Those of a pod's packet behind this router, which has seen that its time to live is not over.
+    ///
+    /// Congestion is not among them: what the network says of it on the way back, the host's socket
+    /// does not tell, and a pod that hears nothing would take that for none.
+    pub(super) fn behind(packet: &[u8]) -> Self {
+        let view = Ipv4Packet::new_unchecked(packet);
+        Self {
+            ttl: view.hop_limit().saturating_sub(1).max(1),
+            dscp: view.dscp(),
+            dont_fragment: view.dont_frag(),
+        }
     }
+}
+
+/// What is wrong with a datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Complaint {
+    /// What it is.
+    pub error: IcmpError,
+    /// Who says so, about an earlier datagram; nobody, if the host itself does not send this one.
+    pub from: Option<IpAddr>,
+    /// Where that datagram was sent; echo requests have no port.
+    pub to: SocketAddr,
+    /// Bytes that are quoted: of the payload of UDP, or of the echo request.
+    pub len: usize,
 }
 
 /// Why a socket of the host does not do what it was asked for.

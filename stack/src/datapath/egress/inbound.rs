@@ -3,35 +3,21 @@
 //! The host's socket is there first. Once the pod has answered, such a flow is like any other.
 
 use std::hash::BuildHasher;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
-use muslin_encap::ip::v4;
-use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, Ipv4Packet};
+use smoltcp::time::Instant;
 
+use super::Egress;
 use super::flow::Direction;
+use super::host::{FlowId, Host, HostError, Ready};
+use super::key::{EPHEMERAL, FlowKey, Key, Protocol, quoted};
 use super::output::Outbox;
+use super::state::{Dial, Flow, LATER, Step};
 use super::table::Moved;
-use super::tcp::{Connection, Outcome, Progress};
-use super::{Egress, Flow, FlowId, FlowKey, Host, HostError, Key, LATER, Protocol, Ready, Step};
+use super::tcp::{Outcome, Progress};
 use crate::addresses::{Nets, socket_ipv4};
 use crate::datapath::hash::Seed;
 use crate::drops::DropReason;
-
-/// How long a pod may take to answer a SYN. A living one needs a round trip; who waits at the host's
-/// socket thinks that it is connected, and is not to think so for long.
-pub(super) const DIAL_LIMIT: Duration = Duration::from_secs(30);
-/// Ports that are nobody's (RFC 6335 section 6).
-pub(super) const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
-
-/// A connection to a pod that has not answered.
-pub(super) struct Dial {
-    pub(super) connection: Connection,
-    /// What the pod is sent first.
-    preface: Box<[u8]>,
-    /// Why it cannot answer, if that is known.
-    fails: Option<HostError>,
-}
 
 impl Egress {
     /// Begins a TCP connection to a pod, of this node or of another, for a socket that the host has
@@ -268,24 +254,6 @@ impl Egress {
         }
         Ok(())
     }
-}
-
-/// The flow of a packet to a pod, of which there is at least what an ICMP error quotes.
-pub(super) fn quoted(packet: &[u8]) -> Option<Key> {
-    let (header, rest) = v4::split_header(packet)?;
-    let view = Ipv4Packet::new_unchecked(header);
-    let protocol = match view.next_header() {
-        IpProtocol::Tcp => Protocol::Tcp,
-        IpProtocol::Udp => Protocol::Udp,
-        _ => return None,
-    };
-    let ports = rest.first_chunk::<4>()?;
-    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
-    Some(Key {
-        protocol,
-        pod: SocketAddrV4::new(view.dst_addr(), port(2)),
-        remote: SocketAddrV4::new(view.src_addr(), port(0)),
-    })
 }
 
 /// What a code of "destination unreachable" says (RFC 792, RFC 1812 section 5.2.7.1).

@@ -1,12 +1,38 @@
 //! What makes packets one flow.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
-use smoltcp::wire::Ipv4Packet;
+use muslin_encap::ip::transport::Transport;
+use muslin_encap::ip::v4;
+use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
 
-use super::Protocol;
 use crate::addresses::socket_ipv4;
 use crate::drops::DropReason;
+
+/// Ports that are nobody's (RFC 6335 section 6).
+pub(super) const EPHEMERAL: std::ops::RangeInclusive<u16> = 49_152..=65_535;
+
+/// The transport protocol of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// ICMP echo.
+    Ping,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Ping => "ping",
+        })
+    }
+}
 
 /// What makes packets one flow. Both ends are of one IP version; there are no flows of IPv6 yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -90,6 +116,41 @@ impl TryFrom<FlowKey> for Key {
             _ => Err(DropReason::EgressFamily),
         }
     }
+}
+
+/// Whether a segment asks for a connection.
+pub(super) fn opens(packet: &[u8], at: &Transport) -> bool {
+    let segment = TcpPacket::new_unchecked(&packet[at.l4..]);
+    segment.syn() && !segment.ack() && !segment.rst()
+}
+
+/// The flow of a packet of a pod.
+pub(super) fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> Key {
+    let view = Ipv4Packet::new_unchecked(packet);
+    let port = |offset| u16::from_be_bytes([packet[at.l4 + offset], packet[at.l4 + offset + 1]]);
+    Key {
+        protocol,
+        pod: SocketAddrV4::new(view.src_addr(), port(0)),
+        remote: SocketAddrV4::new(view.dst_addr(), port(2)),
+    }
+}
+
+/// The flow of a packet to a pod, of which there is at least what an ICMP error quotes.
+pub(super) fn quoted(packet: &[u8]) -> Option<Key> {
+    let (header, rest) = v4::split_header(packet)?;
+    let view = Ipv4Packet::new_unchecked(header);
+    let protocol = match view.next_header() {
+        IpProtocol::Tcp => Protocol::Tcp,
+        IpProtocol::Udp => Protocol::Udp,
+        _ => return None,
+    };
+    let ports = rest.first_chunk::<4>()?;
+    let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
+    Some(Key {
+        protocol,
+        pod: SocketAddrV4::new(view.dst_addr(), port(2)),
+        remote: SocketAddrV4::new(view.src_addr(), port(0)),
+    })
 }
 
 #[cfg(test)]

@@ -29,13 +29,13 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
 use crate::addresses::{Nets, ipv4};
-use crate::datapath::gateway;
 use crate::datapath::hash::Seed;
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 
 mod audit;
 mod clock;
+mod config;
 mod datagram;
 mod flow;
 mod host;
@@ -46,30 +46,33 @@ mod output;
 mod owners;
 mod path;
 mod policy;
+mod quote;
 mod reassembly;
+mod sharing;
+mod state;
 mod table;
 mod tcp;
 #[cfg(test)]
 mod tests;
 
 use clock::Clock;
-use datagram::{Datagrams, Reading};
+pub use config::{EgressConfig, Limits};
+use datagram::{Datagrams, Destination, Reading};
 pub use flow::{Direction, FlowInfo, FlowState};
-pub use host::{FlowId, Host, HostError, NoHost, Protocol};
-use inbound::{DIAL_LIMIT, Dial};
-pub use key::FlowKey;
-use key::Key;
+pub use host::{Complaint, FlowId, Host, HostError, Marks, NoHost, Ready};
+pub use key::{FlowKey, Protocol};
+use key::{Key, key_of, opens};
 use memory::Memory;
 use output::Outbox;
 pub use output::Output;
 pub use owners::Owners;
 use owners::{Claim, Sharing};
-pub use path::{Complaint, Marks};
-use path::{Heard, Quote};
 pub use policy::{LINK_LOCAL, Policy, Rules};
+use quote::{Heard, Quote};
 use reassembly::Reassembly;
+use state::{DIAL_LIMIT, Flow, LATER, Step};
 use table::{Moved, Table};
-use tcp::{Connection, Ends, Outcome};
+use tcp::{Ends, Outcome};
 
 /// How long the host may try to connect; Linux does for a little more than two minutes.
 const CONNECT_LIMIT: Duration = Duration::from_secs(150);
@@ -79,139 +82,9 @@ const EVICTABLE: Duration = Duration::from_secs(10);
 /// Times that a datagram is given to the host, which may have something to say of earlier ones.
 const ATTEMPTS: usize = 3;
 
-/// The time after now: the least that lets others have their turn.
-const LATER: Duration = Duration::from_micros(1);
-
-/// What egress is. Further fields may come: [`Config::new`] makes one, of which others can be changed.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct Config {
-    /// Which destinations it reaches.
-    pub policy: Policy,
-    /// The node's subnets: its pods, and the gateway's addresses. Without any this is no node but an
-    /// [`crate::endpoint::Endpoint`], for which all others are pods.
-    pub subnets: Option<Nets>,
-    /// MTU of pods.
-    pub mtu: Mtu,
-    /// Bounds.
-    pub limits: Limits,
-    /// Unpredictable; the same seed gives the same run.
-    pub random_seed: u64,
-}
-
-impl Config {
-    /// Egress of an endpoint, with the default limits; a node's has subnets, too.
-    #[must_use]
-    pub fn new(policy: Policy, mtu: Mtu, random_seed: u64) -> Self {
-        Self {
-            policy,
-            subnets: None,
-            mtu,
-            limits: Limits::default(),
-            random_seed,
-        }
-    }
-
-    fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        let subnet = self.subnets.and_then(|subnets| subnets.ipv4());
-        subnet.is_some_and(|it| [gateway::address(it), it.network()].contains(&address))
-    }
-
-    /// By which address a pod knows who has sent it something by a mapping.
-    ///
-    /// # Errors
-    /// The reason to drop it.
-    fn source(&self, protocol: Protocol, from: SocketAddrV4) -> Result<SocketAddrV4, DropReason> {
-        if self.is_gateway(*from.ip()) {
-            return Err(DropReason::EgressDenied);
-        }
-        self.policy.check_source(protocol, from)
-    }
-}
-
-/// Bounds of the flow table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
-    /// Flows of all protocols.
-    pub flows: usize,
-    /// Those of them that one pod may have begun, and that may have been begun to its published ports.
-    pub flows_of_pod: usize,
-    /// Bytes of the buffers of TCP connections.
-    pub memory: usize,
-    /// How long a TCP connection may be silent: nothing goes either way, and its pod does not even
-    /// answer keep-alives, of which it gets some in that time (RFC 5382 section 5: no less than 2
-    /// hours 4 minutes). Whether the other end lives the host's keep-alives find out.
-    pub tcp_idle: Duration,
-    /// How long a UDP flow may be idle (RFC 4787 section 4.3: no less than 2 minutes).
-    pub udp_idle: Duration,
-    /// How long echo requests may be idle (RFC 5508 section 3.2: no less than a minute).
-    pub ping_idle: Duration,
-    /// How long a UDP flow to the gateway may be idle: most have one question and its answer.
-    pub service_idle: Duration,
-}
-
-impl Limits {
-    /// No more than fit with so many sockets of the host. No pod's share is all of them.
-    #[must_use]
-    pub fn within(self, sockets: usize) -> Self {
-        let flows = self.flows.min(sockets.max(2));
-        Self {
-            flows,
-            flows_of_pod: self.flows_of_pod.min(flows / 2),
-            ..self
-        }
-    }
-
-    /// The same bounds for each of several workers.
-    #[must_use]
-    pub fn shared(self, workers: usize) -> Self {
-        let workers = workers.max(1);
-        Self {
-            flows: self.flows.div_ceil(workers),
-            flows_of_pod: self.flows_of_pod.div_ceil(workers),
-            memory: self.memory / workers,
-            ..self
-        }
-    }
-}
-
-impl Limits {
-    const fn idle(&self, protocol: Protocol) -> Duration {
-        match protocol {
-            Protocol::Tcp => self.tcp_idle,
-            Protocol::Udp => self.udp_idle,
-            Protocol::Ping => self.ping_idle,
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            flows: 4096,
-            flows_of_pod: 2048,
-            memory: 128 << 20,
-            tcp_idle: Duration::from_secs(2 * 3600 + 4 * 60),
-            udp_idle: Duration::from_secs(120),
-            ping_idle: Duration::from_secs(60),
-            service_idle: Duration::from_secs(30),
-        }
-    }
-}
-
-/// What a socket is ready for, as far as is known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Ready {
-    /// There may be something to read, the end or an error included.
-    pub readable: bool,
-    /// There may be room to write.
-    pub writable: bool,
-}
-
 /// What became of flows since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct EgressCounters {
     /// Flows that are there now.
     pub open: u64,
     /// Flows that began.
@@ -230,7 +103,7 @@ pub struct Counters {
     pub evicted: u64,
 }
 
-impl Counters {
+impl EgressCounters {
     /// Adds another worker's counters.
     pub fn add(&mut self, other: &Self) {
         self.open += other.open;
@@ -246,14 +119,14 @@ impl Counters {
 
 /// The flows of one worker.
 pub struct Egress {
-    config: Config,
+    config: EgressConfig,
     clock: Clock,
     flows: Table<Flow>,
     memory: Memory,
     ends: Ends,
     datagrams: Datagrams,
     fragments: Reassembly,
-    counters: Counters,
+    counters: EgressCounters,
     /// Connections that a port was chosen for.
     ports_chosen: u64,
     /// Ports of pods whose UDP flows may begin on the host's side.
@@ -261,37 +134,6 @@ pub struct Egress {
     /// The others, if there are any.
     sharing: Option<Sharing>,
     out: Outbox,
-}
-
-/// What a flow is waiting for or doing.
-enum Flow {
-    /// The host connects; the pod's SYN waits for how that ends.
-    Connecting { syn: Box<[u8]> },
-    /// The host's socket is there; the pod is asked.
-    Dialling(Box<Dial>),
-    /// Bytes go both ways.
-    Connected {
-        connection: Box<Connection>,
-        ready: Ready,
-    },
-    /// Datagrams go both ways.
-    Datagrams {
-        readable: bool,
-        /// What the host was told last.
-        marks: Option<Marks>,
-        /// Of a mapping, where the pod has sent to last.
-        latest: Option<Destination>,
-        claim: Claim,
-    },
-}
-
-/// Where a datagram of a pod goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Destination {
-    /// As the pod calls it.
-    remote: SocketAddrV4,
-    /// On the host.
-    to: SocketAddrV4,
 }
 
 /// Where a flow of a pod goes.
@@ -302,12 +144,10 @@ enum Target {
     Service,
 }
 
-type Step = Result<(), DropReason>;
-
 impl Egress {
     /// Egress without flows.
     #[must_use]
-    pub fn new(config: Config, now: Instant) -> Self {
+    pub fn new(config: EgressConfig, now: Instant) -> Self {
         Self {
             flows: Table::new(
                 config.limits.flows,
@@ -323,7 +163,7 @@ impl Egress {
             ends: Ends::new(&config, now),
             datagrams: Datagrams::new(),
             fragments: Reassembly::new(),
-            counters: Counters::default(),
+            counters: EgressCounters::default(),
             ports_chosen: 0,
             published: HashSet::new(),
             sharing: None,
@@ -560,8 +400,8 @@ impl Egress {
 
     /// What became of flows.
     #[must_use]
-    pub fn counters(&self) -> Counters {
-        Counters {
+    pub fn counters(&self) -> EgressCounters {
+        EgressCounters {
             open: self.flows.len() as u64,
             ..self.counters
         }
@@ -570,7 +410,7 @@ impl Egress {
     /// The flows, in no particular order.
     pub fn flows(&self) -> impl Iterator<Item = FlowInfo> {
         let infos = self.flows.iter();
-        infos.map(|it| FlowInfo::new(it, &self.clock))
+        infos.map(|(key, flow, usage)| flow.info(key, usage, &self.clock))
     }
 
     fn take_segment(
@@ -1145,58 +985,10 @@ impl Egress {
     }
 }
 
-impl Flow {
-    /// Datagrams with one other end, at their beginning.
-    const DATAGRAMS: Self = Self::Datagrams {
-        readable: false,
-        marks: None,
-        latest: None,
-        claim: Claim::Free,
-    };
-
-    /// Where the pod of a mapping has sent to last.
-    const fn latest(&self) -> Option<Destination> {
-        match self {
-            Self::Datagrams { latest, .. } => *latest,
-            Self::Connecting { .. } | Self::Dialling(_) | Self::Connected { .. } => None,
-        }
-    }
-
-    /// Whether the pod has ended its stream, and the host has all of it.
-    fn is_delivered(&self) -> bool {
-        matches!(self, Self::Connected { connection, .. } if connection.shut)
-    }
-
-    fn connection(&mut self) -> Option<&mut Connection> {
-        match self {
-            Self::Dialling(dial) => Some(&mut dial.connection),
-            Self::Connected { connection, .. } => Some(connection),
-            Self::Connecting { .. } | Self::Datagrams { .. } => None,
-        }
-    }
-}
-
 /// Tells a pod why a datagram with this payload does not go on, and returns the reason to drop it.
 fn refuse(key: Key, error: HostError, payload: &[u8], out: &mut Outbox) -> DropReason {
     if let Some(icmp) = error.to_icmp() {
         out.report(icmp, Quote::new(key, payload).as_slice());
     }
     error.to_reason(key.protocol)
-}
-
-/// Whether a segment asks for a connection.
-fn opens(packet: &[u8], at: &Transport) -> bool {
-    let segment = TcpPacket::new_unchecked(&packet[at.l4..]);
-    segment.syn() && !segment.ack() && !segment.rst()
-}
-
-/// The flow of a packet of a pod.
-fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> Key {
-    let view = Ipv4Packet::new_unchecked(packet);
-    let port = |offset| u16::from_be_bytes([packet[at.l4 + offset], packet[at.l4 + offset + 1]]);
-    Key {
-        protocol,
-        pod: SocketAddrV4::new(view.src_addr(), port(0)),
-        remote: SocketAddrV4::new(view.dst_addr(), port(2)),
-    }
 }

@@ -8,7 +8,7 @@ use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
 use muslin_encap::ip::v4;
 use muslin_encap::offload::virtio::Header;
 
-use super::FlowId;
+use super::host::FlowId;
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 

@@ -1,23 +1,12 @@
-//! Several workers that share the flows of a node: which of them has the flow of a packet.
-//!
-//! Flows that begin on the host's side are the first worker's, and they do not begin with a packet of
-//! their pod, so that nothing but their place tells where the kernel brings their packets. Mappings
-//! are the worker's that saw their first packet, though the kernel may bring packets of one socket
-//! to several.
+//! Which worker has the mapping of which socket, in a table that all of them share.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use muslin_encap::ip::transport::Transport;
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
-
-use super::inbound::{EPHEMERAL, quoted};
-use super::{Egress, Key, Protocol, key_of, opens};
+use super::key::Key;
 use crate::datapath::hash::Seed;
 
-/// The worker that has the flows that begin on the host's side.
-const FIRST: u8 = 0;
 /// Places: many for each mapping that there may be by default. A power of two.
 const PLACES: usize = 1 << 16;
 /// Above how many mappings a place has there is the number of its worker.
@@ -36,91 +25,8 @@ pub struct Owners {
 /// A worker among others.
 #[derive(Debug)]
 pub(super) struct Sharing {
-    owners: Arc<Owners>,
-    worker: u8,
-}
-
-impl Egress {
-    /// Says that this is that worker's egress, of a node that has several.
-    pub fn share(&mut self, owners: Arc<Owners>, worker: u8) {
-        self.sharing = Some(Sharing { owners, worker });
-    }
-
-    /// Takes a mapping, which may be another worker's already.
-    pub(super) fn claim(&self, key: &Key) -> Claim {
-        match &self.sharing {
-            Some(sharing) if !self.is_published(key) => {
-                if sharing.owners.claim(key, sharing.worker) {
-                    Claim::Own
-                } else {
-                    Claim::Anothers
-                }
-            }
-            Some(_) | None => Claim::Free,
-        }
-    }
-
-    /// Gives back what was claimed.
-    pub(super) fn release(&self, key: &Key, claim: Claim) {
-        if let (Some(sharing), Claim::Own) = (&self.sharing, claim) {
-            sharing.owners.release(key);
-        }
-    }
-
-    /// The worker that has, or is to have, the flow of a packet of a pod, if it is another one.
-    pub(super) fn elsewhere(&self, packet: &[u8]) -> Option<u8> {
-        let sharing = self.sharing.as_ref()?;
-        let view = Ipv4Packet::new_unchecked(packet);
-        let worker = match view.next_header() {
-            IpProtocol::Tcp => {
-                let at = Transport::parse(packet, 0).ok()?;
-                let key = key_of(packet, Protocol::Tcp, &at);
-                let is_here = opens(packet, &at) || self.flows.find(&key).is_some();
-                (!is_here).then_some(FIRST)
-            }
-            IpProtocol::Udp => {
-                let at = Transport::parse(packet, 0).ok()?;
-                self.owner(sharing, &key_of(packet, Protocol::Udp, &at))
-            }
-            IpProtocol::Icmp => self.owner_of_icmp(sharing, &view),
-            _ => None,
-        };
-        worker.filter(|worker| *worker != sharing.worker)
-    }
-
-    fn owner_of_icmp(&self, sharing: &Sharing, view: &Ipv4Packet<&[u8]>) -> Option<u8> {
-        let icmp = Icmpv4Packet::new_checked(view.payload()).ok()?;
-        match icmp.msg_type() {
-            Icmpv4Message::EchoRequest => {
-                self.owner(sharing, &Key::of_ping(view, icmp.echo_ident()))
-            }
-            Icmpv4Message::DstUnreachable => {
-                let key = quoted(icmp.data())?;
-                self.flow_to(&key).is_none().then_some(FIRST)
-            }
-            _ => None,
-        }
-    }
-
-    /// Who has the flow of a datagram or an echo request.
-    fn owner(&self, sharing: &Sharing, key: &Key) -> Option<u8> {
-        if self.flows.find(key).is_some() {
-            None
-        } else if self.is_gateway(*key.remote.ip()) {
-            EPHEMERAL.contains(&key.remote.port()).then_some(FIRST)
-        } else if self.is_published(key) {
-            Some(FIRST)
-        } else if self.flows.find(&key.mapping()).is_some() {
-            None
-        } else {
-            sharing.owners.of(key)
-        }
-    }
-
-    /// Whether flows with this port of a pod may begin on the host's side.
-    fn is_published(&self, key: &Key) -> bool {
-        key.protocol == Protocol::Udp && self.published.contains(&key.pod)
-    }
+    pub(super) owners: Arc<Owners>,
+    pub(super) worker: u8,
 }
 
 /// Whose a mapping is.
@@ -184,7 +90,7 @@ const fn owner(place: u32) -> Option<u8> {
 mod tests {
     use std::net::{Ipv4Addr, SocketAddrV4};
 
-    use super::super::Protocol;
+    use super::super::key::Protocol;
     use super::*;
 
     fn key(port: u16) -> Key {

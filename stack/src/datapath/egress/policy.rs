@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::Protocol;
+use super::key::Protocol;
 use crate::addresses::Addresses;
 use crate::datapath::route::RouteTable;
 use crate::drops::DropReason;

@@ -11,7 +11,8 @@ use std::net::Ipv4Addr;
 use smoltcp::time::{Duration, Instant};
 
 use super::flow::{Direction, Usage};
-use super::{FlowId, Key, Protocol};
+use super::host::FlowId;
+use super::key::{Key, Protocol};
 use crate::datapath::hash::Seed;
 use crate::drops::DropReason;
 

@@ -24,10 +24,11 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{HardwareAddress, Ipv4Packet, TcpPacket};
 
 use super::flow::FlowState;
+use super::host::{FlowId, Host, HostError, Ready};
+use super::key::Key;
 use super::memory::Grant;
 use super::output::{Buffer, Outbox};
 use super::table::Moved;
-use super::{FlowId, Host, HostError, Key, Ready};
 use crate::datapath::hash::Seed;
 
 /// After so long without a word a pod is asked whether it is there.
@@ -262,7 +263,7 @@ fn interface(
 }
 
 impl Ends {
-    pub(super) fn new(config: &super::Config, now: Instant) -> Self {
+    pub(super) fn new(config: &super::config::EgressConfig, now: Instant) -> Self {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = config.mtu.get().into();

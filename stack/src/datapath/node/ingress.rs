@@ -8,7 +8,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
 use super::router::{Decision, Origin};
-use super::{Node, Sender, Verdict};
+use super::{Node, Sender};
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::guard;
@@ -18,6 +18,7 @@ use crate::datapath::observe::Observer;
 use crate::datapath::peer::PeerId;
 use crate::datapath::port::PortId;
 use crate::datapath::tunnel::{Inner, Tunnel};
+use crate::datapath::verdict::Verdict;
 use crate::datapath::work;
 use crate::drops::DropReason;
 

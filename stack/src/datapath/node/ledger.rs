@@ -1,7 +1,7 @@
 //! What became of all packets: counted, and told to the observer.
 
-use super::Verdict;
 use crate::datapath::observe::{Observer, Source};
+use crate::datapath::verdict::Verdict;
 use crate::drops::{Counters, DropReason};
 
 /// The counters, and who is told of each packet that they count.

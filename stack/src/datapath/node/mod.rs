@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use awaited::Awaited;
 use ipnet::{IpNet, Ipv4Net};
+use lan::Lan;
 use ledger::Ledger;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
@@ -24,7 +25,6 @@ use peers::Peers;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
-use uplink::Lan;
 
 use crate::addresses::Nets;
 use crate::bucket::TokenBucket;
@@ -42,11 +42,13 @@ use crate::datapath::port::{Attachment, Port, PortId, Traffic};
 use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
 use crate::datapath::tunnel::Tunnel;
+pub use crate::datapath::verdict::Verdict;
 use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
 mod ingress;
+mod lan;
 mod ledger;
 mod origin;
 mod peers;
@@ -62,10 +64,10 @@ const AGEING_PERIOD: Duration = Duration::from_secs(10);
 /// Packets of its own the node may hold until they are polled.
 const OUTPUT_LEN: usize = 256;
 
-/// What a node is. Further fields may come: [`Config::new`] makes one, of which others can be changed.
+/// What a node is. Further fields may come: [`NodeConfig::new`] makes one, of which others can be changed.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Config {
+pub struct NodeConfig {
     /// Its lease. The first address after the base is the gateway's.
     pub subnet: IpNet,
     /// MAC address of the gateway.
@@ -85,7 +87,7 @@ pub struct Config {
     pub random_seed: u64,
 }
 
-impl Config {
+impl NodeConfig {
     /// A node that clamps the MSS, guards against peers, and has the default limits.
     #[must_use]
     pub fn new(
@@ -130,49 +132,13 @@ impl Default for Limits {
 /// Why a node cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ConfigError {
+pub enum NodeConfigError {
     /// Only IPv4 leases work so far.
     #[error("the subnet {0} is not IPv4")]
     NotIpv4(IpNet),
     /// No room for a base, a gateway and a pod.
     #[error("the subnet {0} has no room for a gateway and a pod")]
     TooSmall(IpNet),
-}
-
-/// What to do with a packet. Counted already, whatever it is.
-///
-/// There is a further verdict only in a version that breaks others: who carries verdicts out must
-/// not have an arm that ignores those that it does not know, or packets are lost and counted as sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The packet is an Ethernet frame for this port.
-    Port(PortId),
-    /// The packet is an Ethernet frame for every port but this one.
-    Flood {
-        /// The port it came from, if any.
-        except: Option<PortId>,
-    },
-    /// The packet is an Ethernet frame for the uplink.
-    Uplink {
-        /// The peer it is for; an ARP message is for none.
-        id: Option<PeerId>,
-    },
-    /// The packet is what the tunnel's datagram carries: the payload of a UDP datagram or, of IPv4 in
-    /// IPv4, that of an IPv4 packet.
-    Peer {
-        /// The peer it is for.
-        id: PeerId,
-        /// Where its tunnel ends.
-        destination: SocketAddr,
-        /// A hash of the inner flow.
-        flow: u32,
-    },
-    /// The packet is an IPv4 packet for [`crate::datapath::egress::Egress`].
-    Egress,
-    /// The node keeps it.
-    Consumed,
-    /// It is lost.
-    Drop(DropReason),
 }
 
 /// Where packets for a prefix go next.
@@ -188,7 +154,7 @@ pub enum NextHop {
 // It is compiled in the crate that knows its parameters. Functions without any that it calls for each
 // packet are `#[inline]`, as they would not be inlined there otherwise.
 pub struct Node<O = Unobserved, F = Unfiltered> {
-    config: Config,
+    config: NodeConfig,
     subnet: Ipv4Net,
     seed: Seed,
     ports: BTreeMap<PortId, Port>,
@@ -261,8 +227,8 @@ impl Node {
     /// A node without ports and peers, which nobody observes and which permits all packets.
     ///
     /// # Errors
-    /// `ConfigError` if the subnet cannot be a node's.
-    pub fn new(config: Config, now: Instant) -> Result<Self, ConfigError> {
+    /// `NodeConfigError` if the subnet cannot be a node's.
+    pub fn new(config: NodeConfig, now: Instant) -> Result<Self, NodeConfigError> {
         Self::with(config, Unobserved, Unfiltered, now)
     }
 }
@@ -271,20 +237,20 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// A node without ports and peers, with who observes it and what packets it permits.
     ///
     /// # Errors
-    /// `ConfigError` if the subnet cannot be a node's.
+    /// `NodeConfigError` if the subnet cannot be a node's.
     pub fn with(
-        config: Config,
+        config: NodeConfig,
         mut observer: O,
         mut filter: F,
         now: Instant,
-    ) -> Result<Self, ConfigError> {
+    ) -> Result<Self, NodeConfigError> {
         observer.at(now);
         filter.at(now);
         let IpNet::V4(subnet) = config.subnet.trunc() else {
-            return Err(ConfigError::NotIpv4(config.subnet));
+            return Err(NodeConfigError::NotIpv4(config.subnet));
         };
         if subnet.prefix_len() > 30 {
-            return Err(ConfigError::TooSmall(config.subnet));
+            return Err(NodeConfigError::TooSmall(config.subnet));
         }
         let seed = Seed(config.random_seed);
         let mut routes = RouteTable::default();

@@ -7,14 +7,15 @@ use muslin_encap::ip::fragment::Fragments;
 use smoltcp::time::Instant;
 use smoltcp::wire::Ipv4Packet;
 
+use super::Node;
 use super::router::{Decision, Via};
-use super::{Node, Verdict};
 use crate::addresses::ipv4;
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::observe::Observer;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 impl<O: Observer, F: Filter> Node<O, F> {

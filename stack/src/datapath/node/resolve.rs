@@ -6,14 +6,15 @@ use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, EthernetAddress};
 
+use super::Node;
 use super::router::{Decision, Via};
-use super::{Node, Verdict};
 use crate::addresses::ipv4;
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::icmp::IcmpError;
 use crate::datapath::neighbour::{Neighbours, Place, Resolution, TimerAction};
 use crate::datapath::observe::Observer;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 /// One of the node's links.

@@ -14,7 +14,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpProtocol, Ipv4Packet};
 
 use super::peers::Outgoing;
-use super::{NextHop, Node, Verdict};
+use super::{NextHop, Node};
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::guard;
@@ -23,6 +23,7 @@ use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Path, PeerId};
 use crate::datapath::port::PortId;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 /// What a step decides about a packet.

@@ -90,12 +90,12 @@ fn bare_node(number: u8, format: &str) -> Node {
     observed(config(number, format)).unwrap()
 }
 
-fn observed(config: Config) -> Result<Node, ConfigError> {
+fn observed(config: NodeConfig) -> Result<Node, NodeConfigError> {
     Node::with(config, Recorder::default(), Denied::default(), NOW)
 }
 
-fn config(number: u8, format: &str) -> Config {
-    Config {
+fn config(number: u8, format: &str) -> NodeConfig {
+    NodeConfig {
         subnet: format!("10.244.{number}.0/24").parse().unwrap(),
         gateway_mac: GATEWAY_MAC,
         tunnel: tunnel(number, format),
@@ -903,7 +903,7 @@ fn flannels_udp_format_comes_from_the_tunnels_port() {
     let mut spread = node(1, "vxlan");
     let datagram = peer_frame(&packet);
     assert_eq!(from(&mut spread, "192.168.0.2:40000", &datagram), delivered);
-    let open = Config {
+    let open = NodeConfig {
         guard: guard::Policy { peers: false },
         ..config(1, "udp")
     };

@@ -7,9 +7,10 @@ use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
 
+use super::lan::{Early, Lan};
 use super::resolve::Link;
 use super::router::{Decision, Origin, is_for_egress};
-use super::{NextHop, Node, Verdict};
+use super::{NextHop, Node};
 use crate::addresses::ipv4;
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
@@ -19,6 +20,7 @@ use crate::datapath::peer::Path;
 use crate::datapath::port::PortId;
 use crate::datapath::tunnel::Tunnel;
 use crate::datapath::uplink::Uplink;
+use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
 /// Neighbours are places at ports, and an uplink has but one.
@@ -28,22 +30,6 @@ const PORT: PortId = PortId(u32::MAX);
 const EARLY_PER_HOST: usize = 4;
 /// Packets that may wait so for all hosts; a packet is 64 KiB at most.
 const EARLY_IN_ALL: usize = 64;
-
-/// The uplink and the hosts on it.
-pub(super) struct Lan {
-    pub(super) uplink: Uplink,
-    pub(super) neighbours: Neighbours,
-    early: VecDeque<Early>,
-}
-
-/// A packet that came before it was known where its sender is.
-struct Early {
-    /// The next hop that it must come from.
-    host: Ipv4Addr,
-    /// The MAC address that it came from.
-    mac: EthernetAddress,
-    packet: Vec<u8>,
-}
 
 impl<O: Observer, F: Filter> Node<O, F> {
     /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare

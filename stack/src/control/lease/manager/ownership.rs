@@ -13,8 +13,10 @@ use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 
-use super::{Identity, OwnEntry};
-use crate::control::lease::{LeaseRecord, SubnetKey};
+use super::own::OwnEntry;
+use crate::control::lease::key::SubnetKey;
+use crate::control::lease::record::LeaseRecord;
+use crate::control::lease::settings::Identity;
 
 /// How often our record is written again after others changed it, before there is no point in it.
 pub(super) const MAX_DISPUTES: u32 = 10;

@@ -9,8 +9,12 @@ use std::cmp::Ordering;
 
 use smoltcp::time::{Duration, Instant};
 
-use super::{Own, REPUBLISHING};
-use crate::control::lease::Revision;
+use super::own::Own;
+use crate::control::kv::Revision;
+
+/// How long a peer that a wiped store has not is waited for: its node asks the store again within
+/// seconds, and publishes its record.
+pub(super) const REPUBLISHING: Duration = Duration::from_secs(60);
 
 /// How long a watch may take to report what we have written ourselves.
 pub(super) const TELLING: Duration = Duration::from_secs(10);

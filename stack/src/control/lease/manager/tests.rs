@@ -1,8 +1,11 @@
 //! The lease rules against a store in memory.
 
+use ipnet::Ipv4Net;
+
 use super::ownership::{DISPUTE_MEMORY, MAX_DISPUTES};
-use super::relist::TELLING;
+use super::relist::{REPUBLISHING, TELLING};
 use super::*;
+use crate::control::lease::settings::RENEW_MARGIN;
 
 const PREFIX: &str = "/coreos.com/network";
 
@@ -120,7 +123,7 @@ impl Store {
 }
 
 fn manager(last: u8) -> Manager {
-    Manager::new(Settings {
+    Manager::new(ManagerSettings {
         identity: Identity {
             public_ip: [192, 168, 0, last].into(),
             vtep_mac: VtepMac::from_random([last; 6]),
@@ -168,7 +171,7 @@ fn settle(manager: &mut Manager, store: &mut Store, now: Instant) -> Vec<Change>
 
 fn acquired(changes: &[Change]) -> Option<String> {
     changes.iter().find_map(|change| match change {
-        Change::Acquired(key) => Some(key.to_string()),
+        Change::Own(OwnChange::Acquired(key)) => Some(key.to_string()),
         _ => None,
     })
 }
@@ -241,7 +244,10 @@ fn overlapping_leases_of_any_length_are_respected() {
     let subnet = acquired(&settle(&mut manager(1), &mut store, Instant::ZERO)).unwrap();
     assert_eq!(subnet, "10.3.4.0-24");
     let changes = settle(&mut manager(2), &mut store, Instant::ZERO);
-    assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(4))));
+    assert_eq!(
+        changes.last(),
+        Some(&Change::Own(OwnChange::Lost(Loss::OutOfSubnets(4))))
+    );
 }
 
 #[test]
@@ -295,7 +301,7 @@ fn u9_peers_are_reported_and_the_own_lease_is_not() {
     assert!(
         changes
             .iter()
-            .any(|change| matches!(change, Change::Skipped { .. }))
+            .any(|change| matches!(change, Change::Own(OwnChange::Skipped { .. })))
     );
 
     store.lease("10.3.9.0-24", [192, 168, 0, 9]);
@@ -332,7 +338,10 @@ fn u12_renewal_restores_the_full_time_and_keeps_the_value() {
         panic!()
     };
     assert_eq!(until, Instant::ZERO + Duration::from_secs(43_200));
-    assert_eq!(settle(&mut manager, &mut store, until), [Change::Renewed]);
+    assert_eq!(
+        settle(&mut manager, &mut store, until),
+        [Change::Own(OwnChange::Renewed)]
+    );
     assert_eq!(store.entries[&key].ttl, Some(LEASE_TTL));
     assert_eq!(store.entries[&key].value, before.value);
     assert!(before.value.contains("VtepMAC"));
@@ -354,10 +363,10 @@ fn a_record_of_another_owner_is_never_written_over() {
     let changes = settle(&mut manager, &mut store, later);
     let holder = Ipv4Addr::new(192, 168, 0, 66);
     assert!(
-        changes.contains(&Change::Lost(Loss::Taken {
+        changes.contains(&Change::Own(OwnChange::Lost(Loss::Taken {
             key: subnet.clone(),
             holder
-        })),
+        }))),
         "{changes:?}"
     );
     assert_eq!(manager.poll(later), Action::Stop);
@@ -371,14 +380,14 @@ fn a_deleted_record_is_published_again_and_a_foreign_one_is_a_loss() {
     store.delete(&format!("{PREFIX}/subnets/{subnet}"));
     assert_eq!(
         settle(&mut manager, &mut store, Instant::ZERO),
-        [Change::Renewed]
+        [Change::Own(OwnChange::Renewed)]
     );
     assert_eq!(store.subnets(), [(subnet.clone(), Some(LEASE_TTL))]);
     store.lease(&subnet, [192, 168, 0, 66]);
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     assert!(matches!(
         changes.last(),
-        Some(Change::Lost(Loss::Taken { .. }))
+        Some(Change::Own(OwnChange::Lost(Loss::Taken { .. })))
     ));
 }
 
@@ -394,7 +403,7 @@ fn peers_stay_while_they_publish_their_records_in_a_wiped_store() {
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     assert_eq!(
         changes,
-        [Change::Renewed],
+        [Change::Own(OwnChange::Renewed)],
         "our record is there again, and no peer is gone"
     );
     store.lease("10.3.7.0-24", [192, 168, 0, 7]);
@@ -447,7 +456,7 @@ fn a_reservation_follows_the_public_address_and_stays_one() {
     manager.leave();
     assert_eq!(
         settle(&mut manager, &mut store, Instant::ZERO),
-        [Change::Left]
+        [Change::Own(OwnChange::Left)]
     );
     assert_eq!(store.subnets(), [("10.3.50.0-24".to_owned(), None)]);
 }
@@ -515,7 +524,7 @@ fn u1_a_missing_configuration_is_told_once_and_waited_for() {
     assert_eq!(now, Instant::ZERO + Duration::from_secs(19));
     let missing = ConfigFault::Missing(format!("{PREFIX}/config"));
     let told: Vec<_> = manager.changes().collect();
-    assert_eq!(told, [Change::AwaitsConfig(missing)]);
+    assert_eq!(told, [Change::Own(OwnChange::AwaitsConfig(missing))]);
     store.write(&format!("{PREFIX}/config"), CONFIG, None);
     assert!(acquired(&settle(&mut manager, &mut store, now)).is_some());
 }
@@ -543,7 +552,7 @@ fn a_configuration_that_cannot_be_used_is_waited_for_until_it_is_mended() {
     let mut now = Instant::ZERO;
     let mut told = |manager: &mut Manager, store: &mut Store| {
         let changes = read_config(manager, store, &mut now);
-        let [Change::AwaitsConfig(fault)] = &changes[..] else {
+        let [Change::Own(OwnChange::AwaitsConfig(fault))] = &changes[..] else {
             panic!("told once: {changes:?}")
         };
         fault.clone()
@@ -576,7 +585,10 @@ fn a_configuration_that_the_caller_cannot_use_is_asked_for_again() {
         };
         manager.answer(now, store.execute(op));
         let told: Vec<_> = manager.changes().collect();
-        assert!(matches!(told[..], [Change::Configured(_)]), "{told:?}");
+        assert!(
+            matches!(told[..], [Change::Own(OwnChange::Configured(_))]),
+            "{told:?}"
+        );
         manager.refuse_config(now);
         let Action::Wait { until } = manager.poll(now) else {
             panic!("it does not wait")
@@ -617,7 +629,10 @@ fn a_node_with_another_public_address_keeps_its_subnet() {
     let changes = settle(&mut moved, &mut store, Instant::ZERO);
     assert_eq!(
         changes[1..],
-        [Change::Moved { key, from }, Change::Acquired(key)]
+        [
+            Change::Own(OwnChange::Moved { key, from }),
+            Change::Own(OwnChange::Acquired(key))
+        ]
     );
     assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
     assert_eq!(store.subnets(), [(subnet.clone(), Some(LEASE_TTL))]);
@@ -670,10 +685,13 @@ fn a_copy_of_a_node_that_is_alive_gives_way() {
             let key = subnet.parse().unwrap();
             assert_eq!(
                 settle(&mut node, &mut store, Instant::ZERO),
-                [Change::Disputed(key), Change::Renewed]
+                [
+                    Change::Own(OwnChange::Disputed(key)),
+                    Change::Own(OwnChange::Renewed)
+                ]
             );
             let changes = settle(&mut copy, &mut store, Instant::ZERO);
-            let [Change::Lost(loss @ Loss::Cloned { .. })] = &changes[..] else {
+            let [Change::Own(OwnChange::Lost(loss @ Loss::Cloned { .. }))] = &changes[..] else {
                 panic!("{changes:?}")
             };
             assert!(loss.to_string().contains("192.168.0.1"), "{loss}");
@@ -695,7 +713,10 @@ fn the_copy_keeps_the_subnet_if_the_first_was_dead_and_comes_back() {
     settle(&mut back, &mut store, Instant::ZERO);
     settle(&mut copy, &mut store, Instant::ZERO);
     let changes = settle(&mut back, &mut store, Instant::ZERO);
-    assert!(matches!(changes[..], [Change::Lost(Loss::Cloned { .. })]));
+    assert!(matches!(
+        changes[..],
+        [Change::Own(OwnChange::Lost(Loss::Cloned { .. }))]
+    ));
     assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
     assert_eq!(copy.phase, Phase::Hold);
 }
@@ -710,10 +731,17 @@ fn a_lease_of_another_vtep_under_our_address_is_reused_and_told() {
     let vtep_mac = VtepMac::from_random([1; 6]);
     assert_eq!(
         changes[1..],
-        [Change::Replaced { key, vtep_mac }, Change::Acquired(key)]
+        [
+            Change::Own(OwnChange::Replaced { key, vtep_mac }),
+            Change::Own(OwnChange::Acquired(key))
+        ]
     );
     let changes = settle(&mut returning(1, 8, &subnet), &mut store, Instant::ZERO);
-    assert_eq!(changes[1..], [Change::Acquired(key)], "we had it before");
+    assert_eq!(
+        changes[1..],
+        [Change::Own(OwnChange::Acquired(key))],
+        "we had it before"
+    );
 }
 
 #[test]
@@ -727,7 +755,7 @@ fn a_record_follows_the_public_address() {
         manager.set_public_ip([192, 168, 0, 77].into());
         assert_eq!(
             settle(&mut manager, &mut store, Instant::ZERO),
-            [Change::Renewed]
+            [Change::Own(OwnChange::Renewed)]
         );
         assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 77));
         // During a renewal, which still writes the old address.
@@ -762,7 +790,7 @@ fn records_of_the_old_and_the_new_address_change_sides() {
     let record = LeaseRecord::udp([192, 168, 0, 1].into());
     assert_eq!(changes.len(), 3, "{changes:?}");
     for change in [
-        Change::Renewed,
+        Change::Own(OwnChange::Renewed),
         Change::PeerGone(gone),
         Change::Peer(ours, record),
     ] {
@@ -781,7 +809,10 @@ fn leaving_deletes_the_record() {
     };
     manager.answer(Instant::ZERO, store.execute(delete));
     assert_eq!(manager.poll(Instant::ZERO), Action::Stop);
-    assert_eq!(manager.changes().collect::<Vec<_>>(), [Change::Left]);
+    assert_eq!(
+        manager.changes().collect::<Vec<_>>(),
+        [Change::Own(OwnChange::Left)]
+    );
     assert_eq!(store.subnets(), []);
 }
 
@@ -796,7 +827,7 @@ fn leaving_deletes_no_other_record() {
     store.write(&key, &node.record().to_json(), Some(LEASE_TTL));
     node.leave();
     let changes = settle(&mut node, &mut store, Instant::ZERO);
-    assert_eq!(changes, [Change::Left]);
+    assert_eq!(changes, [Change::Own(OwnChange::Left)]);
     let other = ("10.3.0.0-24".to_owned(), Some(LEASE_TTL));
     assert_eq!(store.subnets(), [other]);
 
@@ -807,7 +838,7 @@ fn leaving_deletes_no_other_record() {
     settle(&mut returning(7, 1, &subnet), &mut store, Instant::ZERO);
     node.leave();
     let changes = settle(&mut node, &mut store, Instant::ZERO);
-    assert_eq!(changes, [Change::Left]);
+    assert_eq!(changes, [Change::Own(OwnChange::Left)]);
     assert_eq!(holder(&store, &subnet), Ipv4Addr::new(192, 168, 0, 7));
 }
 
@@ -830,7 +861,7 @@ fn a_wish_is_written_once_and_exact_ones_must_agree() {
     ] {
         let mut store = Store::default();
         let changes = settle(&mut wanting(1, first), &mut store, Instant::ZERO);
-        assert_eq!(changes[0], Change::Configured(one.clone()));
+        assert_eq!(changes[0], Change::Own(OwnChange::Configured(one.clone())));
         assert!(acquired(&changes).is_some());
 
         for agrees in [
@@ -839,7 +870,7 @@ fn a_wish_is_written_once_and_exact_ones_must_agree() {
             WantedConfig::Exactly(one.clone()),
         ] {
             let changes = settle(&mut wanting(2, agrees), &mut store, Instant::ZERO);
-            assert_eq!(changes[0], Change::Configured(one.clone()));
+            assert_eq!(changes[0], Change::Own(OwnChange::Configured(one.clone())));
         }
         let mut second = wanting(3, WantedConfig::Exactly(other.clone()));
         let changes = read_config(&mut second, &mut store, &mut Instant::ZERO.clone());
@@ -848,7 +879,7 @@ fn a_wish_is_written_once_and_exact_ones_must_agree() {
             stored,
             asked: other.to_string(),
         };
-        assert_eq!(changes, [Change::AwaitsConfig(fault)]);
+        assert_eq!(changes, [Change::Own(OwnChange::AwaitsConfig(fault))]);
     }
 }
 
@@ -860,10 +891,10 @@ fn a_network_whose_records_we_cannot_write_is_left_alone() {
     let mut now = Instant::ZERO;
     let changes = read_config(&mut manager, &mut store, &mut now);
     let fault = ConfigFault::OtherBackend("wireguard".to_owned());
-    assert_eq!(changes, [Change::AwaitsConfig(fault)]);
+    assert_eq!(changes, [Change::Own(OwnChange::AwaitsConfig(fault))]);
     assert_eq!(store.subnets(), []);
     manager.leave();
-    assert_eq!(manager.changes().next(), Some(Change::Left));
+    assert_eq!(manager.changes().next(), Some(Change::Own(OwnChange::Left)));
     assert_eq!(manager.poll(now), Action::Stop);
 }
 
@@ -900,8 +931,8 @@ fn a_store_that_lost_the_answer_has_the_record_nevertheless() {
     assert_eq!(store.subnets(), []);
     let changes: Vec<_> = manager.changes().collect();
     assert!(acquired(&changes).is_some());
-    assert!(changes.contains(&Change::Renewed));
-    assert_eq!(changes.last(), Some(&Change::Left));
+    assert!(changes.contains(&Change::Own(OwnChange::Renewed)));
+    assert_eq!(changes.last(), Some(&Change::Own(OwnChange::Left)));
 }
 
 #[test]
@@ -916,7 +947,10 @@ fn an_overlapping_lease_takes_a_subnet_whose_record_is_gone() {
     store.delete(&format!("{PREFIX}/subnets/{key}"));
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
     let holder = Ipv4Addr::new(192, 168, 0, 9);
-    assert_eq!(changes, [Change::Lost(Loss::Taken { key, holder })]);
+    assert_eq!(
+        changes,
+        [Change::Own(OwnChange::Lost(Loss::Taken { key, holder }))]
+    );
     assert_eq!(store.subnets().len(), 1, "nothing is written any more");
 }
 
@@ -967,7 +1001,7 @@ fn what_happens_during_an_operation_is_not_lost() {
         if foreign {
             assert!(matches!(
                 changes.last(),
-                Some(Change::Lost(Loss::Taken { .. }))
+                Some(Change::Own(OwnChange::Lost(Loss::Taken { .. })))
             ));
         } else {
             assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
@@ -1039,7 +1073,7 @@ fn a_store_that_was_wiped_gets_our_record_again() {
         "at once"
     );
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
-    assert_eq!(changes, [Change::Renewed]);
+    assert_eq!(changes, [Change::Own(OwnChange::Renewed)]);
     assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
     store.lease("10.3.8.0-24", [192, 168, 0, 8]);
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
@@ -1154,7 +1188,11 @@ fn leases_of_other_lengths_and_ranges_are_no_peers_and_take_nothing_from_us() {
     store.lease("10.3.150.0-24", [192, 168, 0, 2]);
     for now in [Instant::ZERO, Instant::from_secs(60)] {
         let changes = settle(&mut manager, &mut store, now);
-        assert!(!changes.iter().any(|it| matches!(it, Change::Lost(_))));
+        assert!(
+            !changes
+                .iter()
+                .any(|it| matches!(it, Change::Own(OwnChange::Lost(_))))
+        );
         assert_eq!(peers(&manager), ["10.3.150.0-24"]);
         // All is read again, which does not cost us our subnet either.
         manager.watch_ended(now);
@@ -1178,8 +1216,7 @@ fn the_first_leases_of_a_public_address_are_peers() {
     assert_eq!(peers(&manager), expected(&first));
     let told = changes.iter().filter(|it| matches!(it, Change::Peer(..)));
     assert_eq!(told.count(), 16);
-    let is_excess =
-        |it: &&Change| matches!(it, Change::Skipped { reason, .. } if reason.contains("16"));
+    let is_excess = |it: &&Change| matches!(it, Change::Own(OwnChange::Skipped { reason, .. }) if reason.contains("16"));
     assert_eq!(changes.iter().filter(is_excess).count(), 14);
 
     // What is told adds up to the same, whatever comes and goes.
@@ -1259,7 +1296,11 @@ fn a_value_that_cannot_be_read_is_no_peer_and_no_free_subnet() {
         settle(&mut one, &mut store, Instant::ZERO);
         store.write(&key, bad, Some(LEASE_TTL));
         let changes = settle(&mut one, &mut store, Instant::ZERO);
-        let [Change::Skipped { reason, .. }, Change::PeerGone(gone)] = &changes[..] else {
+        let [
+            Change::Own(OwnChange::Skipped { reason, .. }),
+            Change::PeerGone(gone),
+        ] = &changes[..]
+        else {
             panic!("{changes:?}")
         };
         assert!(reason.len() < 200, "{reason}");
@@ -1273,7 +1314,10 @@ fn a_value_that_cannot_be_read_is_no_peer_and_no_free_subnet() {
         two.ownership =
             Ownership::new(two.ownership.identity, Some("10.3.1.0/24".parse().unwrap()));
         let changes = settle(&mut two, &mut store, Instant::ZERO);
-        assert_eq!(changes.last(), Some(&Change::Lost(Loss::OutOfSubnets(2))));
+        assert_eq!(
+            changes.last(),
+            Some(&Change::Own(OwnChange::Lost(Loss::OutOfSubnets(2))))
+        );
 
         store.lease("10.3.1.0-24", [192, 168, 0, 9]);
         let changes = settle(&mut one, &mut store, Instant::ZERO);
@@ -1306,7 +1350,7 @@ fn keys_outside_the_network_or_in_another_spelling_are_skipped() {
     }
     let mut manager = manager(1);
     let changes = settle(&mut manager, &mut store, Instant::ZERO);
-    let is_skip = |change: &&Change| matches!(change, Change::Skipped { .. });
+    let is_skip = |change: &&Change| matches!(change, Change::Own(OwnChange::Skipped { .. }));
     assert_eq!(changes.iter().filter(is_skip).count(), 5);
     assert_eq!(manager.leases().next(), None);
 }
@@ -1333,9 +1377,9 @@ fn our_record_is_written_again_where_others_change_it() {
             assert!(
                 changes
                     .iter()
-                    .any(|change| matches!(change, Change::Disputed(_)))
+                    .any(|change| matches!(change, Change::Own(OwnChange::Disputed(_))))
             );
-            assert_eq!(changes.last(), Some(&Change::Renewed));
+            assert_eq!(changes.last(), Some(&Change::Own(OwnChange::Renewed)));
             assert_eq!(store.entries[&key].value, manager.record().to_json());
             assert_eq!(store.entries[&key].ttl, Some(LEASE_TTL));
         }
@@ -1352,11 +1396,9 @@ fn two_nodes_with_one_address_do_not_fight_for_ever() {
     let mut lost = Vec::new();
     for _ in 0..100 {
         for twin in &mut twins {
-            lost.extend(
-                settle(twin, &mut store, now)
-                    .into_iter()
-                    .filter(|change| matches!(change, Change::Lost(Loss::Disputed { .. }))),
-            );
+            lost.extend(settle(twin, &mut store, now).into_iter().filter(|change| {
+                matches!(change, Change::Own(OwnChange::Lost(Loss::Disputed { .. })))
+            }));
             now += Duration::from_secs(1);
         }
     }
@@ -1380,14 +1422,17 @@ fn disputes_far_apart_have_nothing_to_do_with_each_other() {
             store.write(&key_text, "rubbish", Some(LEASE_TTL));
             let changes = settle(&mut manager, &mut store, now);
             if ends && round > MAX_DISPUTES {
-                let lost = Change::Lost(Loss::Disputed {
+                let lost = Change::Own(OwnChange::Lost(Loss::Disputed {
                     key: subnet.clone(),
                     public_ip: [192, 168, 0, 1].into(),
-                });
+                }));
                 assert_eq!(changes.last(), Some(&lost), "{round}");
                 break;
             }
-            let again = [Change::Disputed(key), Change::Renewed];
+            let again = [
+                Change::Own(OwnChange::Disputed(key)),
+                Change::Own(OwnChange::Renewed),
+            ];
             assert!(changes.ends_with(&again), "{round}: {changes:?}");
             now += pause;
         }
@@ -1411,7 +1456,7 @@ fn a_record_that_was_made_a_reservation_is_not_renewed() {
     assert!(until > later, "no busy loop");
     manager.leave();
     let changes = settle(&mut manager, &mut store, later);
-    assert_eq!(changes, [Change::Left]);
+    assert_eq!(changes, [Change::Own(OwnChange::Left)]);
     assert_eq!(store.subnets(), [(subnet, None)]);
 }
 
@@ -1445,7 +1490,10 @@ fn a_record_that_was_given_a_short_life_is_renewed_in_time() {
     store.write(&format!("{PREFIX}/subnets/{subnet}"), &value, short);
     settle(&mut manager, &mut store, Instant::ZERO);
     let later = Instant::ZERO + Duration::from_secs(30);
-    assert_eq!(settle(&mut manager, &mut store, later), [Change::Renewed]);
+    assert_eq!(
+        settle(&mut manager, &mut store, later),
+        [Change::Own(OwnChange::Renewed)]
+    );
     assert_eq!(store.subnets(), [(subnet, Some(LEASE_TTL))]);
 }
 
@@ -1463,14 +1511,17 @@ fn leaving_sees_a_write_through_that_is_in_flight() {
             manager.failed(now);
         }
         let changes = settle(&mut manager, &mut store, now);
-        assert_eq!(changes.last(), Some(&Change::Left));
+        assert_eq!(changes.last(), Some(&Change::Own(OwnChange::Left)));
         assert_eq!(store.subnets(), []);
         manager.leave();
         assert_eq!(manager.changes().next(), None, "nothing follows");
     }
     let mut early = manager(1);
     early.leave();
-    assert_eq!(early.changes().collect::<Vec<_>>(), [Change::Left]);
+    assert_eq!(
+        early.changes().collect::<Vec<_>>(),
+        [Change::Own(OwnChange::Left)]
+    );
     assert_eq!(early.poll(Instant::ZERO), Action::Stop);
 }
 

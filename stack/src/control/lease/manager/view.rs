@@ -6,12 +6,15 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use smoltcp::time::Instant;
 
-use super::{REPUBLISHING, overlap};
+use super::relist::REPUBLISHING;
+use crate::control::kv::{Entry, Revision};
+use crate::control::lease::change::{Change, OwnChange};
+use crate::control::lease::config::NetworkConfig;
+use crate::control::lease::key::{SubnetKey, overlap};
 use crate::control::lease::reader::{self, NoLease};
+use crate::control::lease::record::LeaseRecord;
 use crate::control::lease::shares::Shares;
-use crate::control::lease::{
-    Change, Entry, LeaseRecord, NetworkConfig, Revision, SubnetKey, shorten,
-};
+use crate::control::lease::text::shorten;
 
 /// Free subnets among which one is chosen, as flannel does.
 pub(super) const CANDIDATES: usize = 100;
@@ -120,10 +123,10 @@ impl View {
         };
         self.skipped.insert(entry.key.clone(), skipped);
         if known.is_none_or(|known| known.revision != entry.revision) {
-            changes.push_back(Change::Skipped {
+            changes.push_back(Change::Own(OwnChange::Skipped {
                 key: shorten(&entry.key),
                 reason: unusable.reason,
-            });
+            }));
         }
     }
 
@@ -167,10 +170,10 @@ impl View {
             if other != key || was_peer {
                 changes.push_back(Change::PeerGone(other));
             }
-            changes.push_back(Change::Skipped {
+            changes.push_back(Change::Own(OwnChange::Skipped {
                 key: self.lease_key(other),
                 reason: Shares::excess(address),
-            });
+            }));
         }
         if self.shares.counts(address, key) {
             changes.push_back(Change::Peer(key, record));

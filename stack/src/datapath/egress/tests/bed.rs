@@ -392,7 +392,7 @@ impl Bed {
     }
 
     pub(super) fn with(limits: Limits, policy: Policy) -> Self {
-        let config = Config {
+        let config = EgressConfig {
             policy,
             subnets: Some("10.244.1.0/24".parse().unwrap()),
             mtu: Mtu::new(MTU.into()).unwrap(),

@@ -131,7 +131,7 @@ fn several_workers_have_what_one_has_and_tell_it_as_one() {
     };
     assert_eq!(all.shared(3), third);
 
-    let counters = |unit| Counters {
+    let counters = |unit| EgressCounters {
         open: unit,
         opened: 2 * unit,
         inbound: 3 * unit,

@@ -367,7 +367,7 @@ fn flows_that_cannot_be_are_not_begun() {
     let refused = bed.egress.expect_datagrams(other.remote);
     assert_eq!(refused, Err(DropReason::EgressFamily));
     assert_eq!(bed.egress.find(&other), None);
-    assert_eq!(bed.egress.counters(), Counters::default());
+    assert_eq!(bed.egress.counters(), EgressCounters::default());
 }
 
 #[test]

@@ -1,18 +1,16 @@
 //! Errands: what pods want of servers outside, and what must come of it.
 
-use std::net::Ipv4Addr;
+use smoltcp::time::Duration;
 
-use smoltcp::time::{Duration, Instant};
-
-use super::Violation;
-use super::cluster::Cluster;
-use super::device::{Identity, Order};
-use super::event::Event;
-use super::machine::Who;
-use super::oracle::Flow;
-use super::outside::Server;
+use super::Cluster;
 use crate::datapath::egress::Protocol;
 use crate::datapath::port::PortId;
+use crate::sim::device::{Identity, Order};
+use crate::sim::due::Who;
+use crate::sim::event::Event;
+use crate::sim::oracle::{Errand, Flow};
+use crate::sim::outcome::Violation;
+use crate::sim::outside::Server;
 
 /// How long pods may take with all their errands: they have patience for a minute without a word.
 const PATIENCE: u64 = 300;
@@ -24,20 +22,6 @@ const FAREWELL: Duration = Duration::from_secs(60);
 const BYTES: usize = 3_000;
 /// How often a server is asked by datagrams that may be lost.
 const ROUNDS: usize = 5;
-
-/// A TCP connection that a pod has begun to a server outside.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Errand {
-    who: Who,
-    port: PortId,
-    pub(super) address: Ipv4Addr,
-    pub(super) server: Server,
-    since: Instant,
-    /// How crowded egress was before.
-    crowded: u64,
-    /// When all was back.
-    pub(super) done: Option<Instant>,
-}
 
 impl Cluster {
     /// Sends a pod on an errand.
@@ -77,7 +61,7 @@ impl Cluster {
     }
 
     /// Lets a pod exchange bytes with a server over TCP; the number says which flow it is.
-    pub(super) fn fetch(
+    pub(in crate::sim) fn fetch(
         &mut self,
         (who, port): (Who, PortId),
         server: Server,
@@ -168,7 +152,7 @@ impl Cluster {
     }
 
     /// Waits until pods are through with what they have begun.
-    pub(super) fn await_errands(&mut self) -> Result<(), Violation> {
+    pub(in crate::sim) fn await_errands(&mut self) -> Result<(), Violation> {
         for _ in 0..PATIENCE {
             if self.unfinished().is_none() {
                 return Ok(());
@@ -202,7 +186,7 @@ impl Cluster {
     }
 
     /// All pods reach a good server, over TCP, by datagrams and by echo requests.
-    pub(super) fn go_out_all(&mut self) -> Result<(), Violation> {
+    pub(in crate::sim) fn go_out_all(&mut self) -> Result<(), Violation> {
         let pods = self.plugged();
         for (number, (who, port, _)) in pods.iter().enumerate() {
             self.fetch((*who, *port), Server::Good, BYTES, number % 2 == 0)?;
@@ -238,7 +222,7 @@ impl Cluster {
     }
 
     /// Connections that were brought to their end are in no table.
-    pub(super) fn check_farewells(&self) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_farewells(&self) -> Result<(), Violation> {
         let now = self.queue.now();
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
@@ -259,7 +243,7 @@ impl Cluster {
     }
 
     /// Nothing has gone out for longer than any flow may be idle: all tables are empty.
-    pub(super) fn check_idle(&self) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_idle(&self) -> Result<(), Violation> {
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             let running = process.and_then(|process| process.running.as_ref());

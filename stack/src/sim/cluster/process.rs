@@ -9,26 +9,30 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 
-use super::Violation;
-use super::agent::Agent;
-use super::cluster::{Cluster, Due, LIMITS, PREFIX};
-use super::machine::{Disk, Process, Running, Who};
-use super::outside::Outside;
-use super::plan::Setup;
-use super::random::Random;
-use super::sharing::{NameAgent, node_name};
-use super::way_out::{self, WayOut};
-use super::worker::Worker;
+use super::Cluster;
 use crate::addresses::ipv4;
-use crate::control::lease::{Change, ConfigFault, Identity, Manager, Settings, SubnetKey, overlap};
+use crate::control::lease::{
+    Change, ConfigFault, Identity, Manager, ManagerSettings, OwnChange, SubnetKey, overlap,
+};
 use crate::control::names::SharerSettings;
-use crate::control::plane::{ControlPlane, Operation, OwnChange};
+use crate::control::plane::{ControlPlane, Operation};
 use crate::control::pods::Pods;
 use crate::control::tunnel::{TunnelFault, TunnelPlan};
 use crate::datapath::Datapath;
 use crate::datapath::egress::{Egress, Owners};
 use crate::datapath::guard::Policy;
-use crate::datapath::node::{Config, Node};
+use crate::datapath::node::{Node, NodeConfig};
+use crate::sim::agent::Agent;
+use crate::sim::constants::{LIMITS, PREFIX};
+use crate::sim::due::{Due, Who};
+use crate::sim::machine::{Disk, Process, Running};
+use crate::sim::outcome::Violation;
+use crate::sim::outside::Outside;
+use crate::sim::plan::Setup;
+use crate::sim::random::Random;
+use crate::sim::sharing::{NameAgent, node_name};
+use crate::sim::way_out::{self, WayOut};
+use crate::sim::worker::Worker;
 
 /// When a node that has ended by itself is started again.
 const RESTART: Duration = Duration::from_secs(10);
@@ -50,7 +54,7 @@ impl Cluster {
             subnet: None,
             addresses: None,
         });
-        let manager = Manager::new(Settings {
+        let manager = Manager::new(ManagerSettings {
             identity: Identity {
                 public_ip: machine.public_ip,
                 vtep_mac: disk.vtep_mac,
@@ -310,7 +314,7 @@ impl Process {
 
 /// The workers of a node. Their chances outside are each their own.
 fn workers(
-    node: &Config,
+    node: &NodeConfig,
     key: SubnetKey,
     setup: &Setup,
     outside: &mut Outside,
@@ -338,8 +342,8 @@ fn node_config(
     disk: &Disk,
     setup: &Setup,
     random: &mut Random,
-) -> Config {
-    Config {
+) -> NodeConfig {
+    NodeConfig {
         subnet: key.ipv4.into(),
         gateway_mac: disk.gateway_mac.get(),
         tunnel: plan.tunnel,

@@ -12,13 +12,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv4Repr};
 
-use super::Violation;
-use super::check;
-use super::cluster::{Cluster, Due, LOCAL, in_words};
-use super::device::{Identity, Sent};
-use super::link::Fate;
-use super::machine::Who;
-use super::sockets::Sockets;
+use super::Cluster;
 use crate::control::lease::Backend;
 use crate::datapath::frame;
 use crate::datapath::node::Verdict;
@@ -26,6 +20,14 @@ use crate::datapath::port::PortId;
 use crate::datapath::work;
 use crate::datapath::{Datapath, Output};
 use crate::drops::DropReason;
+use crate::sim::constants::LOCAL;
+use crate::sim::device::{Identity, Sent};
+use crate::sim::due::{Due, Who};
+use crate::sim::invariants;
+use crate::sim::link::Fate;
+use crate::sim::outcome::Violation;
+use crate::sim::packet::in_words;
+use crate::sim::sockets::Sockets;
 
 /// Datagrams that an eavesdropper remembers.
 const CAPTURED: usize = 16;
@@ -62,7 +64,7 @@ impl Cluster {
         if let Some(plugged) = running.and_then(|running| running.ports.get_mut(&port))
             && !plugged.waiting.iter().all(VecDeque::is_empty)
         {
-            check::patience(who.machine, port, plugged.idle_turns)?;
+            invariants::patience(who.machine, port, plugged.idle_turns)?;
             plugged.idle_turns += 1;
             self.queue.schedule(now + TURN, Due::Turn(who, port));
         }
@@ -82,7 +84,7 @@ impl Cluster {
         {
             plugged.idle_turns = 0;
             let others = running.ports.len().saturating_sub(1);
-            check::turn(who.machine, port, taken)?;
+            invariants::turn(who.machine, port, taken)?;
             taken += match self.take_frame((who, worker), port, &sent)? {
                 Some(Verdict::Flood { .. }) => work::of_packets(others.max(1), 0),
                 _ => work::of_packets(1, 0),
@@ -252,7 +254,7 @@ impl Cluster {
             return Ok(());
         };
         let worker = &mut running.workers[number];
-        check::counters(who.machine, worker.path.node())?;
+        invariants::counters(who.machine, worker.path.node())?;
         let at = worker.path.poll_at();
         if worker.timer.arm(at) {
             self.queue.schedule(at.max(now), Due::Node(who, number));
@@ -345,7 +347,7 @@ impl Cluster {
             Verdict::Uplink { .. } => self.send_frame(who.machine, bytes)?,
             Verdict::Drop(reason) => {
                 if reason == DropReason::HostUnreachable {
-                    check::refusal(who.machine, running, now, bytes)?;
+                    invariants::refusal(who.machine, running, now, bytes)?;
                 }
                 self.note_drop(who, reason);
             }

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 
-use super::cluster::{Cluster, PREFIX};
+use super::Cluster;
 use crate::control::lease::lease_prefix;
 use crate::datapath::node::NextHop;
+use crate::sim::constants::PREFIX;
 
 impl Cluster {
     /// Leases, peers, routes and drops of all nodes, and what the store has.
-    pub(super) fn tables(&self) -> String {
+    pub(in crate::sim) fn tables(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "store, revision {}:", self.store.revision());
         for (entry, writer) in self.store.entries(self.queue.now(), &lease_prefix(PREFIX)) {

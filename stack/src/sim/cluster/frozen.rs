@@ -3,25 +3,16 @@
 
 use smoltcp::time::{Duration, Instant};
 
-use super::cluster::{Cluster, Due};
-use super::event::Event;
-use super::machine::Who;
+use super::Cluster;
+use crate::sim::due::{Due, Who};
+use crate::sim::event::Event;
+use crate::sim::machine::Frozen;
 
 /// Packets that wait for a machine that stands still, as in the buffers of its sockets; others are
 /// lost.
 const ROOM: usize = 64;
 /// How long a machine may stand still so that nobody loses patience.
 const UNNOTICED: Duration = Duration::from_secs(5);
-
-/// A machine stands still.
-#[derive(Debug)]
-pub(super) struct Frozen {
-    since: Instant,
-    /// What is due when it wakes.
-    held: Vec<Due>,
-    /// How many of that are packets.
-    packets: usize,
-}
 
 impl Cluster {
     /// Lets a machine stand still for a while.
@@ -126,42 +117,5 @@ impl Cluster {
     pub(super) fn has_slept(&self, number: usize, since: Instant) -> bool {
         let machine = &self.machines[number];
         machine.frozen.is_some() || machine.slept.is_some_and(|slept| slept >= since)
-    }
-}
-
-impl Due {
-    /// The machine that does what is due, if it is one that can stand still. What pods do, what is on
-    /// its way and what the store does goes on.
-    fn machine(&self) -> Option<usize> {
-        match self {
-            Self::Agent(who)
-            | Self::Answer(who, ..)
-            | Self::Opened(who, ..)
-            | Self::Patience(who, _)
-            | Self::Watch(who, _)
-            | Self::WatchEnds(who)
-            | Self::KeepAlive(who, _)
-            | Self::Farewell(who)
-            | Self::Plug(who, _)
-            | Self::Node(who, _)
-            | Self::Message(who, ..)
-            | Self::Names(who)
-            | Self::NameWatch(who)
-            | Self::FromDevice(who, ..)
-            | Self::Turn(who, _)
-            | Self::Socket(who, ..) => Some(who.machine),
-            Self::Frame(machine, _) => Some(*machine),
-            Self::Request(..)
-            | Self::NameRequest(..)
-            | Self::Open(..)
-            | Self::Expiry
-            | Self::OpenFlannel(..)
-            | Self::TellFlannel(_)
-            | Self::Start(_)
-            | Self::Wake(..)
-            | Self::Device(..)
-            | Self::ToDevice(..)
-            | Self::Datagram { .. } => None,
-        }
     }
 }

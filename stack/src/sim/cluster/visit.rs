@@ -4,13 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use smoltcp::time::Duration;
 
-use super::Violation;
-use super::client::Client as Visitor;
-use super::cluster::Cluster;
-use super::machine::Who;
-use super::pod::PORT;
+use super::Cluster;
 use crate::datapath::egress::Protocol;
-use crate::datapath::published::{Client, Published};
+use crate::datapath::published::{Client, PublishedPort};
+use crate::sim::client::Client as Visitor;
+use crate::sim::due::Who;
+use crate::sim::outcome::Violation;
+use crate::sim::pod::PORT;
 
 /// Where clients are that are not on a node's host (TEST-NET-3).
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 80);
@@ -57,7 +57,7 @@ impl Cluster {
             return Ok(None);
         };
         let gateway = running.node().gateway();
-        let published = Published {
+        let published = PublishedPort {
             protocol: Protocol::Tcp,
             pod: SocketAddr::new(pod.into(), PORT),
             network: running.config.network.into(),
@@ -80,7 +80,7 @@ impl Cluster {
     }
 
     /// All pods are reached from outside and from their own host.
-    pub(super) fn visit_all(&mut self) -> Result<(), Violation> {
+    pub(in crate::sim) fn visit_all(&mut self) -> Result<(), Violation> {
         for (who, _, pod) in self.plugged() {
             for is_local in [false, true] {
                 self.visit_until_served(who, pod, is_local)?;

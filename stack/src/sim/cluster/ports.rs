@@ -6,22 +6,25 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Duration;
 
-use super::Violation;
-use super::check;
-use super::cluster::{Cluster, Due, LOCAL, in_words};
-use super::device::{Assigned, Identity, Order, Report};
-use super::machine::{Plugged, Timer, Who};
-use super::pod::PORT;
+use super::Cluster;
 use crate::control::ipam::PodName;
 use crate::control::pods::Request;
 use crate::datapath::port::{Attachment, PortId, Rates};
+use crate::sim::constants::LOCAL;
+use crate::sim::device::{Assigned, Identity, Order, Report};
+use crate::sim::due::{Due, Timer, Who};
+use crate::sim::invariants;
+use crate::sim::machine::Plugged;
+use crate::sim::outcome::Violation;
+use crate::sim::packet::in_words;
+use crate::sim::pod::PORT;
 
 /// The longest that a pod takes to be attached again after a restart, in milliseconds.
 const REATTACHING: u64 = 3_000;
 
 impl Cluster {
     /// Attaches a device of a kind, now and whenever a node runs on its machine.
-    pub(super) fn attach(&mut self, machine: usize, kind: usize) -> Result<(), Violation> {
+    pub(in crate::sim) fn attach(&mut self, machine: usize, kind: usize) -> Result<(), Violation> {
         let pods = &mut self.machines[machine].pods;
         let names = (1..).filter_map(|number| format!("pod-{number}").parse::<PodName>().ok());
         let Some(name) = names.into_iter().find(|name| !pods.contains_key(name)) else {
@@ -173,7 +176,7 @@ impl Cluster {
     }
 
     /// All devices that are attached and answer, with their addresses.
-    pub(super) fn plugged(&self) -> Vec<(Who, PortId, Ipv4Addr)> {
+    pub(in crate::sim) fn plugged(&self) -> Vec<(Who, PortId, Ipv4Addr)> {
         let mut all = Vec::new();
         for machine in 0..self.machines.len() {
             let Some(who) = self.who(machine) else {
@@ -200,7 +203,7 @@ impl Cluster {
     }
 
     /// Lets a pod talk to an address over TCP; the number says which flow it is.
-    pub(super) fn talk(
+    pub(in crate::sim) fn talk(
         &mut self,
         (who, port): (Who, PortId),
         to: Ipv4Addr,
@@ -290,7 +293,7 @@ impl Cluster {
             format!("port {port} of machine {machine} gets {frame}")
         });
         self.oracle.check_frame(plugged, frame)?;
-        check::sender(running, frame)?;
+        invariants::sender(running, frame)?;
         let Some(plugged) = running.ports.get_mut(&port) else {
             return Ok(());
         };

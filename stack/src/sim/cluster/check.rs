@@ -1,4 +1,4 @@
-//! What must be true of nodes at any time, and of a cluster once everything works again.
+//! What must be true of tables between events, and of a cluster once everything works again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -6,24 +6,22 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::tunnel::vxlan::VtepMac;
-use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{ArpRepr, Ipv4Packet};
+use smoltcp::time::Duration;
 
-use super::Violation;
-use super::cluster::{Cluster, PREFIX};
-use super::device::Order;
-use super::machine::{Machine, Process, Running, Who};
-use super::oracle::Flow;
-use super::random::{Random, Stream};
-use super::store::Retimed;
+use super::Cluster;
 use crate::control::lease::{lease_prefix, overlap, read_peer};
 use crate::control::peers::peer_of_lease;
-use crate::datapath::frame;
 use crate::datapath::neighbour::State;
 use crate::datapath::node::{NextHop, Node};
 use crate::datapath::peer::{Peer, PeerId};
 use crate::datapath::port::PortId;
-use crate::datapath::work;
+use crate::sim::constants::{LIMITS, PREFIX};
+use crate::sim::device::Order;
+use crate::sim::due::Who;
+use crate::sim::machine::{Machine, Process, Running};
+use crate::sim::oracle::Flow;
+use crate::sim::outcome::Violation;
+use crate::sim::random::{Random, Stream};
 
 /// How long tables may take to be right again after everything is mended: a wiped store's peers are
 /// waited for a minute, a node that has lost its lease starts again after 10 s.
@@ -36,9 +34,6 @@ const TALK: u64 = 180;
 const BYTES: usize = 3_000;
 /// Pairs of pods that talk over TCP at the end of a run; all others ping.
 const MAX_TALKS: usize = 60;
-
-/// Turns in which nothing is taken of a port whose last frame had too much work for one.
-const IDLE_TURNS: u32 = 8;
 
 /// How often a pod that does not answer is pinged.
 const ROUNDS: usize = 5;
@@ -57,106 +52,6 @@ struct Pair {
 
 /// A pod that is attached, and its address.
 type Pod = (Who, PortId, Ipv4Addr);
-
-/// A node's books balance: every packet ended in exactly one way.
-pub(super) fn counters(machine: usize, node: &Node) -> Result<(), Violation> {
-    let counters = node.counters();
-    let (came, went) = (counters.came(), counters.went());
-    if came == went {
-        return Ok(());
-    }
-    Err(Violation(format!(
-        "the counters of machine {machine} do not add up: {came} packets came, {went} went"
-    )))
-}
-
-/// A turn is no longer than it may be: no frame is taken once `taken` has used it up, whatever the
-/// node has counted.
-pub(super) fn turn(machine: usize, port: PortId, taken: u64) -> Result<(), Violation> {
-    if taken < work::TURN {
-        return Ok(());
-    }
-    Err(Violation(format!(
-        "port {port} of machine {machine} has work of {taken} done in its turn, and more"
-    )))
-}
-
-/// Who waits has a turn again: what is taken beyond one is no more than the largest frame, copied to
-/// all.
-pub(super) fn patience(machine: usize, port: PortId, idle_turns: u32) -> Result<(), Violation> {
-    if idle_turns < IDLE_TURNS {
-        return Ok(());
-    }
-    Err(Violation(format!(
-        "port {port} of machine {machine} has had {idle_turns} turns in which nothing was taken"
-    )))
-}
-
-/// Nobody is told that a pod is not there which is about to be attached again.
-pub(super) fn refusal(
-    machine: usize,
-    running: &Running,
-    now: Instant,
-    packet: &[u8],
-) -> Result<(), Violation> {
-    let (awaited, until) = &running.awaited;
-    match Ipv4Packet::new_checked(packet) {
-        Ok(view) if now < *until && awaited.contains(&view.dst_addr()) => Err(Violation(format!(
-            "machine {machine} refuses a packet for {}, which is about to be attached again",
-            view.dst_addr()
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// Whether a record ends is not its node's to change: a reservation has no end, and a lease has one.
-/// Somebody else may make either of the other.
-pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
-    let Retimed { key, writer, ends } = change;
-    let what = if *ends {
-        "a reservation, ends"
-    } else {
-        "a lease, has no end"
-    };
-    Err(Violation(format!(
-        "{key}, {what} now that machine {writer} has written it again"
-    )))
-}
-
-/// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
-/// ARP message that an address is where it is not.
-pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
-    let gateway = (running.node().gateway(), running.gateway_mac);
-    let pods = running.ports.values();
-    let pods = pods.map(|plugged| (plugged.address, plugged.mac));
-    let mut places = pods.chain([gateway]);
-    let source = frame::parse(bytes).map(|view| view.src_addr());
-    if source.is_ok_and(|source| running.gone.contains(&source)) {
-        return Ok(());
-    }
-    if let Ok(source) = source
-        && !places.clone().any(|(_, mac)| mac == source)
-    {
-        return Err(Violation(format!(
-            "a pod gets a frame from {source}, which is nobody's"
-        )));
-    }
-    let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
-    let Some(ArpRepr::EthernetIpv4 {
-        source_hardware_addr: claimed,
-        source_protocol_addr: address,
-        ..
-    }) = frame::arp(payload).filter(|_| frame::is_arp(bytes))
-    else {
-        return Ok(());
-    };
-    match places.find(|(owned, _)| *owned == address) {
-        Some((_, mac)) if mac != claimed => Err(Violation(format!(
-            "a pod hears that {address} is at {claimed}, and it is at {mac}"
-        ))),
-        Some(_) | None => Ok(()),
-    }
-}
 
 /// Where a peer's pods are: its subnet, its tunnel's end and its VTEP.
 type Reach = BTreeMap<IpNet, (SocketAddr, Option<VtepMac>)>;
@@ -179,7 +74,7 @@ fn reach(node: &Node) -> Reach {
 
 impl Cluster {
     /// What must be true between two steps of a plan.
-    pub(super) fn check_tables(&self) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_tables(&self) -> Result<(), Violation> {
         for (number, machine) in self.machines.iter().enumerate() {
             let process = machine.process.as_ref();
             if let Some(running) = process.and_then(|process| process.running.as_ref()) {
@@ -191,7 +86,7 @@ impl Cluster {
 
     /// What must be true where nothing has happened for a while. Two nodes with one state directory
     /// never come to rest.
-    pub(super) fn check_calm(&self) -> Result<(), Violation> {
+    pub(in crate::sim) fn check_calm(&self) -> Result<(), Violation> {
         let is_told = self.queue.now() >= self.written.1 + TOLD;
         if !is_told || !self.is_calm() || self.machines.iter().any(|machine| machine.is_copy) {
             return Ok(());
@@ -217,7 +112,7 @@ impl Cluster {
     }
 
     /// Waits until all tables are what the store says.
-    pub(super) fn converge(&mut self) -> Result<u64, Violation> {
+    pub(in crate::sim) fn converge(&mut self) -> Result<u64, Violation> {
         let began = self.queue.now();
         let mut difference = String::new();
         for _ in 0..CONVERGENCE {
@@ -234,7 +129,7 @@ impl Cluster {
     }
 
     /// What is not yet as the store says.
-    pub(super) fn differences(&self, text: &mut String) {
+    pub(in crate::sim) fn differences(&self, text: &mut String) {
         let records = self.records();
         for (number, machine) in self.machines.iter().enumerate() {
             match (&machine.process, machine.is_wanted) {
@@ -256,7 +151,7 @@ impl Cluster {
     }
 
     /// Whether there is a point in looking for differences: a quick look at a large cluster.
-    pub(super) fn is_converged(&self) -> bool {
+    pub(in crate::sim) fn is_converged(&self) -> bool {
         let prefix = lease_prefix(PREFIX);
         let records = self.store.entries(self.queue.now(), &prefix);
         let others = records.count().saturating_sub(1);
@@ -272,7 +167,7 @@ impl Cluster {
     }
 
     /// Routes of all nodes together.
-    pub(super) fn routes(&self) -> usize {
+    pub(in crate::sim) fn routes(&self) -> usize {
         let processes = self
             .machines
             .iter()
@@ -366,7 +261,7 @@ impl Cluster {
     }
 
     /// All pairs of pods talk to each other.
-    pub(super) fn talk_all(&mut self, seed: u64) -> Result<(), Violation> {
+    pub(in crate::sim) fn talk_all(&mut self, seed: u64) -> Result<(), Violation> {
         let pods = self.plugged();
         // What they are still waiting for, they wait for in vain.
         for (who, port, _) in &pods {
@@ -397,7 +292,7 @@ impl Cluster {
     }
 
     /// Each node hears of all others when it asks them for a sign of life.
-    pub(super) fn probe_all(&mut self) -> Result<(), Violation> {
+    pub(in crate::sim) fn probe_all(&mut self) -> Result<(), Violation> {
         for round in 1..=ROUNDS {
             let now = self.queue.now();
             let asked = self.neighbours();
@@ -554,7 +449,7 @@ fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
 
 fn check_node(number: usize, running: &Running, node: &Node) -> Result<(), Violation> {
     let wrong = |what: &str| Err(Violation(format!("machine {number} {what}")));
-    let limits = super::cluster::LIMITS;
+    let limits = LIMITS;
     let learned = node.fdb().filter(|(_, entry)| entry.seen.is_some());
     if learned.count() > limits.fdb {
         return wrong("has learned too many MAC addresses");

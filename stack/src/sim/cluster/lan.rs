@@ -7,15 +7,16 @@ use ipnet::Ipv4Net;
 use muslin_encap::offload::virtio::Header;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress};
 
-use super::Violation;
-use super::cluster::{Cluster, Due};
-use super::device::Identity;
-use super::link::Fate;
-use super::machine::{Machine, Who};
-use super::plan::Setup;
+use super::Cluster;
 use crate::control::lease::Backend;
 use crate::datapath::frame;
 use crate::datapath::uplink::Uplink;
+use crate::sim::device::Identity;
+use crate::sim::due::{Due, Who};
+use crate::sim::link::Fate;
+use crate::sim::machine::Machine;
+use crate::sim::outcome::Violation;
+use crate::sim::plan::Setup;
 
 /// A host on every link that belongs to no node.
 const LIAR: EthernetAddress = EthernetAddress([2, 0x1a, 0xff, 0, 0, 1]);

@@ -1,126 +1,48 @@
 //! The cluster: machines, links and the store, and what happens next.
 
+mod agent;
+mod check;
+mod errand;
+mod event;
+mod flannel;
+mod frozen;
+mod lan;
+mod ports;
+mod process;
+mod report;
+mod sharing;
+mod traffic;
+mod visit;
+mod way_out;
+mod worker;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use muslin_encap::buffer::HEADROOM;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetFrame, PrettyPrinter};
 
-use super::Violation;
-use super::agent::StoreWeather;
-use super::check;
-use super::device::{DeviceKind, Sent};
-use super::flannel::Flannel;
-use super::link::{Underlay, Weather};
-use super::log::Log;
-use super::machine::{Machine, Timer, Who};
-use super::oracle::Oracle;
-use super::outside::Outside;
-use super::plan::Setup;
-use super::queue::Queue;
-use super::random::{Random, Stream};
-use super::sockets::Happening;
-use super::store::{Gap, Lost, Store};
-use crate::control::ipam::PodName;
-use crate::control::lease::{Answer, Op, Revision, lease_prefix};
-use crate::datapath::Message;
-use crate::datapath::egress::FlowId;
+use crate::control::lease::{Revision, lease_prefix};
 use crate::datapath::frame;
-use crate::datapath::node::Limits;
-use crate::datapath::port::PortId;
+use crate::sim::agent::StoreWeather;
+use crate::sim::constants::{PREFIX, address};
+use crate::sim::due::{Due, Timer, Who};
+use crate::sim::flannel::Flannel;
+use crate::sim::invariants;
+use crate::sim::kind::DeviceKind;
+use crate::sim::link::{Underlay, Weather};
+use crate::sim::log::Log;
+use crate::sim::machine::Machine;
+use crate::sim::oracle::Oracle;
+use crate::sim::outcome::{Figures, Violation};
+use crate::sim::outside::Outside;
+use crate::sim::plan::Setup;
+use crate::sim::queue::Queue;
+use crate::sim::random::{Random, Stream};
+use crate::sim::store::{Lost, Store};
 
-/// Where the store has flannel's keys.
-pub(super) const PREFIX: &str = "/coreos.com/network";
-/// How long a frame takes between a pod and its node.
-pub(super) const LOCAL: Duration = Duration::from_micros(5);
 /// How long nothing must have happened until a lease must be renewed.
 const CALM: Duration = Duration::from_secs(120);
-pub(super) const LIMITS: Limits = Limits {
-    fdb: 64,
-    neighbours: 64,
-};
-
-/// Something that is due.
-#[derive(Debug)]
-pub(super) enum Due {
-    Agent(Who),
-    Request(Who, u64, Op),
-    Answer(Who, u64, Option<Answer>),
-    Open(Who, u64, Revision),
-    Opened(Who, u64, Option<Result<Revision, Gap>>),
-    Patience(Who, u64),
-    Watch(Who, u64),
-    WatchEnds(Who),
-    KeepAlive(Who, u64),
-    Farewell(Who),
-    Expiry,
-    OpenFlannel(usize, Option<Revision>),
-    TellFlannel(usize),
-    Start(usize),
-    Wake(usize, Instant),
-    Plug(Who, PodName),
-    Node(Who, usize),
-    Message(Who, usize, Message),
-    Names(Who),
-    NameRequest(Who, Op),
-    NameWatch(Who),
-    Device(Who, PortId),
-    ToDevice(Who, PortId, Vec<u8>),
-    FromDevice(Who, PortId, Sent),
-    Turn(Who, PortId),
-    Frame(usize, Vec<u8>),
-    Socket(Who, usize, FlowId, Happening),
-    Datagram {
-        source: SocketAddr,
-        destination: SocketAddr,
-        bytes: Vec<u8>,
-    },
-}
-
-/// How much happened.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Figures {
-    /// Things that were due.
-    pub steps: u64,
-    /// Requests to the store.
-    pub requests: u64,
-    /// Changes that were delivered to watches.
-    pub events: u64,
-    /// Datagrams between nodes.
-    pub datagrams: u64,
-    /// Frames from and to pods.
-    pub frames: u64,
-    /// Flows that left the overlay.
-    pub flows: u64,
-    /// Packets that were lost because it was not known where their sender's host is.
-    pub unknown_hops: u64,
-    /// TCP connections that brought everything back.
-    pub talks: u64,
-    /// Pings and datagrams that were answered.
-    pub answers: u64,
-    /// Clients of published ports that were served.
-    pub visits: u64,
-}
-
-impl Figures {
-    /// How much happened since an earlier time.
-    pub(super) fn since(&self, before: &Self) -> Self {
-        Self {
-            steps: self.steps - before.steps,
-            requests: self.requests - before.requests,
-            events: self.events - before.events,
-            datagrams: self.datagrams - before.datagrams,
-            frames: self.frames - before.frames,
-            flows: self.flows - before.flows,
-            unknown_hops: self.unknown_hops - before.unknown_hops,
-            talks: self.talks - before.talks,
-            answers: self.answers - before.answers,
-            visits: self.visits - before.visits,
-        }
-    }
-}
 
 /// A whole cluster.
 pub(super) struct Cluster {
@@ -293,7 +215,7 @@ impl Cluster {
             self.written = (self.store.revision(), self.queue.now());
         }
         for retimed in self.store.retimed() {
-            check::retimed(&retimed)?;
+            invariants::retimed(&retimed)?;
         }
         for lost in self.store.lost() {
             self.oracle.excuse(&lost.key, lost.writer);
@@ -335,17 +257,4 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-/// A machine's public address after so many changes.
-pub(super) fn address(machine: usize, changes: usize) -> Ipv4Addr {
-    const FIRST: u32 = Ipv4Addr::new(172, 16, 0, 1).to_bits();
-    Ipv4Addr::from_bits(FIRST + (changes as u32 % 200) * 4096 + machine as u32 % 4096)
-}
-
-/// A frame for people, on one line.
-pub(super) fn in_words(frame: &[u8]) -> String {
-    let printer = PrettyPrinter::<EthernetFrame<&[u8]>>::new("", &frame);
-    let text = printer.to_string();
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

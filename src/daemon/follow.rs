@@ -1,0 +1,69 @@
+//! A node on a host whose interface changes.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use super::front::Front;
+use super::underlay::LOOK_AGAIN;
+use crate::underlay::{self, Audience, InterfaceChoice, PublicInterface};
+
+/// Takes the underlay and the lease along when the interface gets another address, as laptops and
+/// virtual machines do, or comes back after it was gone. Until the node runs `seen` has the
+/// interface as it is.
+pub(super) async fn follow(
+    front: Arc<Front>,
+    wanted: InterfaceChoice,
+    audience: Audience,
+    seen: watch::Sender<PublicInterface>,
+    public_ip: watch::Sender<Ipv4Addr>,
+) {
+    let mut changes = underlay::Changes::listen();
+    let mut complaint = String::new();
+    loop {
+        changes.wait(LOOK_AGAIN).await;
+        // Between two addresses there may be none for a while.
+        let Ok(now) = underlay::choose_interface(&wanted, audience).await else {
+            continue;
+        };
+        let Some(running) = front.running() else {
+            public_ip.send_if_modified(|it| std::mem::replace(it, now.public_ip) != now.public_ip);
+            seen.send_if_modified(|it| {
+                *it != now && {
+                    *it = now;
+                    true
+                }
+            });
+            continue;
+        };
+        let followed = match running.follow(&now) {
+            Ok(followed) => followed,
+            Err(error) => {
+                let text = error.to_string();
+                if text != complaint {
+                    warn!("the underlay cannot follow {}: {text}", now.name);
+                    complaint = text;
+                }
+                continue;
+            }
+        };
+        if followed.is_moved {
+            info!(
+                "the public address is now {}, on {}",
+                now.public_ip, now.name
+            );
+            public_ip.send_replace(now.public_ip);
+        } else if followed.has_uplink {
+            info!("the uplink on {} is reopened", now.name);
+        }
+        if let Some(mtu) = followed.mtu {
+            info!(
+                "the MTU of {} is {}, the pods' is now {mtu}",
+                now.name, now.mtu
+            );
+        }
+        complaint.clear();
+    }
+}

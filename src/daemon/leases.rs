@@ -1,0 +1,46 @@
+//! The leases of all nodes, as clients of this one see them.
+
+use ipnet::Ipv4Net;
+use muslin_stack::api::control::{DropLease, Dropped, Lease};
+use tracing::info;
+
+use super::liveness::Census;
+use super::running::RunningNode;
+use crate::error::Result;
+use crate::lease::release::release;
+use crate::lease::table::{self, Known};
+
+impl RunningNode {
+    /// What the store has at this moment.
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>> {
+        let store = self.leases.as_ref();
+        let survey = table::survey(store, &self.facts.settings.prefix);
+        let (entries, census) = tokio::try_join!(survey, Census::take(self))?;
+        let known = |subnet| census.known(&self.naming.names.read(), subnet);
+        Ok(table::rows(&entries, self.viewer(&known)))
+    }
+
+    fn viewer<'a>(&'a self, known: &'a (dyn Fn(Ipv4Net) -> Known + Sync)) -> table::Viewer<'a> {
+        let facts = &self.facts;
+        table::Viewer {
+            prefix: &facts.settings.prefix,
+            config: &facts.config,
+            node: &facts.settings.name,
+            subnet: facts.subnet,
+            public_ip: self.interface().public_ip,
+            known,
+        }
+    }
+
+    /// Gives back the lease of a node that is dead.
+    pub(super) async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
+        let census = Census::take(self).await?;
+        let known = |subnet| census.known(&self.naming.names.read(), subnet);
+        let dropped = release(self.leases.as_ref(), self.viewer(&known), &request).await?;
+        info!(
+            "the lease {} of a node that is {} is given back",
+            dropped.subnet, dropped.state
+        );
+        Ok(dropped)
+    }
+}

@@ -1,0 +1,111 @@
+//! A node's settings.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use muslin_encap::mtu::Mtu;
+use muslin_encap::tunnel::Format;
+use muslin_stack::control::lease::WantedConfig;
+
+use crate::host;
+use crate::store;
+use crate::underlay::{InterfaceChoice, Options, UplinkKind};
+
+/// A node's settings.
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    /// Its name, different from those of others on the machine.
+    pub name: String,
+    /// Where it keeps its state.
+    pub state_dir: PathBuf,
+    /// Where it listens for commands, if not in its state directory.
+    pub socket: Option<PathBuf>,
+    /// Where leases are: `sqlite:PATH`, `file:PATH` or `etcd://HOST:PORT`.
+    pub store: OsString,
+    /// How it proves to etcd who it is.
+    pub etcd: store::EtcdOptions,
+    /// What the store's keys begin with, without a trailing slash.
+    pub prefix: String,
+    /// Where its tunnel ends.
+    pub underlay: InterfaceChoice,
+    /// How it reaches its link below IP, where it has to.
+    pub uplink: UplinkKind,
+    /// Which network it is to be.
+    pub wanted_config: WantedConfig,
+    /// MTU of the underlay, if not that of the interface.
+    pub mtu: Option<Mtu>,
+    /// Resolvers for the pods' queries; the host's if empty.
+    pub dns: Vec<IpAddr>,
+    /// Whether pods may send only from their own addresses.
+    pub guard_pods: bool,
+    /// Whether TCP connections with other nodes' pods begin with an MSS that the path takes.
+    pub clamp_mss: bool,
+    /// Whether peers may send only from the addresses of their leases.
+    pub guard_peers: bool,
+    /// How long before its end a lease is renewed.
+    pub renew_margin: Duration,
+    /// Where flannel's tools find the subnet, if not in its state directory.
+    pub subnet_file: Option<PathBuf>,
+    /// Whether the subnet file claims that the node masquerades.
+    pub ip_masq: bool,
+    /// What pods may reach outside the pod network, if anything.
+    pub egress: Option<host::EgressSettings>,
+    /// Threads that move packets.
+    pub workers: usize,
+    /// Which of the kernel's offloads it uses.
+    pub offload: Offload,
+    /// The address that serves the health checks.
+    pub health: Option<SocketAddr>,
+}
+
+/// Which of the kernel's offloads a node uses, where the kernel has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// Superpackets and unfinished checksums from and to pods.
+    pub tap: bool,
+    /// Trains of datagrams to peers (`UDP_SEGMENT`).
+    pub gso: bool,
+    /// Trains of datagrams from peers (`UDP_GRO`).
+    pub gro: bool,
+}
+
+impl Offload {
+    /// What that means for a tunnel's sockets.
+    #[must_use]
+    pub const fn sockets(self, format: Format, source_ports: usize) -> Options {
+        Options {
+            format,
+            source_ports,
+            gso: self.gso,
+            gro: self.gro,
+        }
+    }
+}
+
+impl std::fmt::Display for Offload {
+    /// As the command line has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let all = [("tap", self.tap), ("gso", self.gso), ("gro", self.gro)];
+        let names: Vec<_> = all
+            .iter()
+            .filter(|(_, is)| *is)
+            .map(|(name, _)| *name)
+            .collect();
+        match names.as_slice() {
+            [] => f.write_str("none"),
+            names => f.write_str(&names.join(",")),
+        }
+    }
+}
+
+impl Default for Offload {
+    fn default() -> Self {
+        Self {
+            tap: true,
+            gso: true,
+            gro: true,
+        }
+    }
+}

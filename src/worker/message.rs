@@ -1,0 +1,81 @@
+//! What workers are told: by the control plane and by each other.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use ipnet::Ipv4Net;
+use muslin_encap::mtu::Mtu;
+use muslin_stack::api::published::PortMapping;
+use muslin_stack::datapath::SiblingMessage;
+use muslin_stack::datapath::peer::{Peer, PeerId};
+use muslin_stack::datapath::port::{Attachment, PortId};
+use muslin_stack::datapath::uplink::Uplink;
+use nix::sys::eventfd::EventFd;
+use socket2::Socket;
+use tokio::sync::watch;
+
+use super::report::Question;
+use crate::device::PodDevice;
+use crate::underlay::Underlay;
+
+/// A command of the control plane.
+pub(super) enum Command {
+    Attach(PortId, Attachment, Queue),
+    /// PortMapping ports of the pod at that address, with their sockets for the worker that has them,
+    /// and the overlay's network.
+    Publish(
+        PortId,
+        Ipv4Addr,
+        Ipv4Net,
+        Vec<(PortMapping, Option<Socket>)>,
+    ),
+    /// Detach a port; the sender goes when that is done.
+    Detach(PortId, watch::Sender<()>),
+    SetPeer(Peer),
+    RemovePeer(PeerId),
+    /// Ask these peers for a sign of life.
+    Probe(Vec<PeerId>),
+    Rebind(Underlay, Option<Uplink>),
+    SetMtu(Mtu),
+    /// Where the store is.
+    SetStores(Vec<SocketAddr>),
+    /// Copy a table for a reader.
+    Copy(Question),
+    Stop,
+}
+
+/// A queue of a pod's device.
+#[derive(Debug)]
+pub(super) struct Queue {
+    pub(super) device: PodDevice,
+    /// Whether this worker reads it; all may write to it.
+    pub(super) reads: bool,
+}
+
+/// Events that the data path reports by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A port's interface is gone, with its namespace.
+    PortGone(PortId),
+    /// The uplink's interface is gone.
+    UplinkGone,
+    /// A thread has ended.
+    Ended,
+}
+
+/// A worker, as the others see it.
+#[derive(Debug, Clone)]
+pub(super) struct Sibling {
+    pub(super) messages: SyncSender<SiblingMessage>,
+    pub(super) wake: Arc<EventFd>,
+}
+
+impl Sibling {
+    /// Tells it something; false if its mailbox is full.
+    pub(super) fn send(&self, message: SiblingMessage) -> bool {
+        let told = self.messages.try_send(message).is_ok();
+        let _ = self.wake.write(1);
+        told
+    }
+}

@@ -1,0 +1,30 @@
+//! Addresses, keys and times that all of a simulated cluster knows.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use smoltcp::time::Duration;
+
+use crate::datapath::node::Limits;
+
+/// Where the store has flannel's keys.
+pub(super) const PREFIX: &str = "/coreos.com/network";
+/// How long a frame takes between a pod and its node.
+pub(super) const LOCAL: Duration = Duration::from_micros(5);
+/// Bounds of a node's tables: few entries, so that they are reached.
+pub(super) const LIMITS: Limits = Limits {
+    fdb: 64,
+    neighbours: 64,
+};
+
+/// A router on the way to servers.
+pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
+/// The metadata service of clouds.
+pub(super) const METADATA: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(169, 254, 169, 254), 80);
+/// Where a node of VXLAN listens.
+pub(super) const TUNNEL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(172, 16, 0, 1), 8472);
+
+/// A machine's public address after so many changes.
+pub(super) fn address(machine: usize, changes: usize) -> Ipv4Addr {
+    const FIRST: u32 = Ipv4Addr::new(172, 16, 0, 1).to_bits();
+    Ipv4Addr::from_bits(FIRST + (changes as u32 % 200) * 4096 + machine as u32 % 4096)
+}

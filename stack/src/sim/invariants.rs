@@ -1,0 +1,115 @@
+//! What must be true of a node at any time.
+
+use smoltcp::time::Instant;
+use smoltcp::wire::{ArpRepr, Ipv4Packet};
+
+use super::machine::Running;
+use super::outcome::Violation;
+use super::store::Retimed;
+use crate::datapath::frame;
+use crate::datapath::node::Node;
+use crate::datapath::port::PortId;
+use crate::datapath::work;
+
+/// Turns in which nothing is taken of a port whose last frame had too much work for one.
+const IDLE_TURNS: u32 = 8;
+
+/// A node's books balance: every packet ended in exactly one way.
+pub(super) fn counters(machine: usize, node: &Node) -> Result<(), Violation> {
+    let counters = node.counters();
+    let (came, went) = (counters.came(), counters.went());
+    if came == went {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "the counters of machine {machine} do not add up: {came} packets came, {went} went"
+    )))
+}
+
+/// A turn is no longer than it may be: no frame is taken once `taken` has used it up, whatever the
+/// node has counted.
+pub(super) fn turn(machine: usize, port: PortId, taken: u64) -> Result<(), Violation> {
+    if taken < work::TURN {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "port {port} of machine {machine} has work of {taken} done in its turn, and more"
+    )))
+}
+
+/// Who waits has a turn again: what is taken beyond one is no more than the largest frame, copied to
+/// all.
+pub(super) fn patience(machine: usize, port: PortId, idle_turns: u32) -> Result<(), Violation> {
+    if idle_turns < IDLE_TURNS {
+        return Ok(());
+    }
+    Err(Violation(format!(
+        "port {port} of machine {machine} has had {idle_turns} turns in which nothing was taken"
+    )))
+}
+
+/// Nobody is told that a pod is not there which is about to be attached again.
+pub(super) fn refusal(
+    machine: usize,
+    running: &Running,
+    now: Instant,
+    packet: &[u8],
+) -> Result<(), Violation> {
+    let (awaited, until) = &running.awaited;
+    match Ipv4Packet::new_checked(packet) {
+        Ok(view) if now < *until && awaited.contains(&view.dst_addr()) => Err(Violation(format!(
+            "machine {machine} refuses a packet for {}, which is about to be attached again",
+            view.dst_addr()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a record ends is not its node's to change: a reservation has no end, and a lease has one.
+/// Somebody else may make either of the other.
+pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
+    let Retimed { key, writer, ends } = change;
+    let what = if *ends {
+        "a reservation, ends"
+    } else {
+        "a lease, has no end"
+    };
+    Err(Violation(format!(
+        "{key}, {what} now that machine {writer} has written it again"
+    )))
+}
+
+/// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
+/// ARP message that an address is where it is not.
+pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
+    let gateway = (running.node().gateway(), running.gateway_mac);
+    let pods = running.ports.values();
+    let pods = pods.map(|plugged| (plugged.address, plugged.mac));
+    let mut places = pods.chain([gateway]);
+    let source = frame::parse(bytes).map(|view| view.src_addr());
+    if source.is_ok_and(|source| running.gone.contains(&source)) {
+        return Ok(());
+    }
+    if let Ok(source) = source
+        && !places.clone().any(|(_, mac)| mac == source)
+    {
+        return Err(Violation(format!(
+            "a pod gets a frame from {source}, which is nobody's"
+        )));
+    }
+    let payload = bytes.get(frame::HEADER_LEN..).unwrap_or_default();
+    let Some(ArpRepr::EthernetIpv4 {
+        source_hardware_addr: claimed,
+        source_protocol_addr: address,
+        ..
+    }) = frame::arp(payload).filter(|_| frame::is_arp(bytes))
+    else {
+        return Ok(());
+    };
+    match places.find(|(owned, _)| *owned == address) {
+        Some((_, mac)) if mac != claimed => Err(Violation(format!(
+            "a pod hears that {address} is at {claimed}, and it is at {mac}"
+        ))),
+        Some(_) | None => Ok(()),
+    }
+}
