@@ -5,13 +5,16 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use muslin::agent::Agent;
-use muslin_lab::cni::{Key, Netns, Network, Output, Runtime, address};
+use muslin_lab::cni::{BIN_DIR, CONF_DIR, Key, Netns, Network, Output, Runtime, address};
 use muslin_lab::containerd::Containerd;
 use muslin_lab::cri::{Pod, Protocol};
-use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, probe_bin, traffic};
+use muslin_lab::{
+    Host, Lab, Node, NodeConfig, SOON, cni_bin, muslin_bin, poll_until, probe_bin, traffic,
+};
 use serde_json::{Value, json};
 
 const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0, 2)];
@@ -166,14 +169,15 @@ fn a_pod_has_what_its_runtime_asks_for() {
     let sent = host.send(published, 1_000_000, 7).unwrap();
     assert!(sent.intact);
     let address = wanted.to_string();
-    let answer = other.sh("getent hosts db || nslookup db 2>&1 || :");
-    let resolver = node.address(1);
-    let dig = node.host().sh("command -v dig || :");
-    if !dig.is_empty() {
-        let answer = other.sh(&format!("dig +short @{resolver} db"));
-        assert!(answer.contains(&address), "{answer}");
+    if node
+        .host()
+        .output(&["sh", "-c", "command -v dig"])
+        .status
+        .success()
+    {
+        let answer = other.sh(&format!("dig +short @{} db", node.address(1)));
+        assert_eq!(answer.trim(), address);
     }
-    drop(answer);
     // What another has is refused, and nothing is left of the attempt.
     let third = runtime.netns();
     for (capability, value) in [
@@ -408,4 +412,125 @@ fn a_killed_containerd_and_a_killed_node_find_their_pods() {
             });
         }
     });
+}
+
+/// A plugin that stops between what it asks for and what it makes, and is killed there.
+#[test]
+fn a_plugin_that_is_killed_leaves_nothing_behind() {
+    use muslin::control::Connection;
+    use muslin_stack::api::cni::{Call, Key as NodeKey, NetworkNamespace, Reply, Reserve};
+    use muslin_stack::api::control::{Answer, Hello, Request};
+    use tokio_seqpacket::UnixSeqpacket;
+
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab, 0);
+    let runtime = runtime(&node);
+    let netns = runtime.netns();
+    let reserve = || {
+        let key = NodeKey {
+            network: "muslin".to_owned(),
+            container: "c1".to_owned(),
+            interface: "eth0".to_owned(),
+        };
+        let namespace = NetworkNamespace {
+            path: netns.path().to_owned(),
+            device: 1,
+            inode: 2,
+        };
+        Request::Cni(Call::Reserve(Box::new(Reserve::new(key, namespace))))
+    };
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    executor.block_on(async {
+        let socket = UnixSeqpacket::connect(node.socket()).await.unwrap();
+        let connection = Connection::new(socket);
+        let ask = async |request: &Request| {
+            connection.send(request, &[]).await.unwrap();
+            connection.receive::<Answer>().await.unwrap().unwrap().0
+        };
+        ask(&Request::Hello(Hello::new("test"))).await;
+        let answer = ask(&reserve()).await;
+        assert!(
+            matches!(answer, Answer::Cni(Reply::Reserved(_))),
+            "{answer:?}"
+        );
+        assert_eq!(pods(&node), ["c1"], "its place is reserved");
+    });
+    poll_until(SOON, "the reservation's end", || {
+        pods(&node).is_empty().then_some(())
+    });
+    let key = Key::new("c1", netns.path());
+    runtime.add(&key).result();
+    assert!(runtime.del(&key).is_success());
+    is_clean(&node);
+}
+
+#[test]
+fn containerd_notices_what_is_installed_and_removed() {
+    let Some(lab) = Lab::new() else { return };
+    lab.limit(Duration::from_secs(300));
+    let node = start(&lab, 0);
+    let host = node.host();
+    let without_ours = Network {
+        plugins: Vec::new(),
+        ..Network::muslin(&node)
+    };
+    without_ours.install(host);
+    let Some(containerd) = Containerd::start(host, None) else {
+        return;
+    };
+    containerd.wait_network(false);
+    let cni = |words: &[&str]| {
+        let mut command = host.command(muslin_bin());
+        command.args(["cni"]).args(words);
+        command.args(["--bin-dir", BIN_DIR, "--conf-dir", CONF_DIR]);
+        command
+    };
+    let install = |words: &[&str]| {
+        let mut install = cni(&[&["install", "--plugin", cni_bin()], words].concat());
+        install.arg("--socket").arg(node.socket());
+        install
+    };
+    let succeeds = |mut command: Command| {
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(succeeds(install(&["--wait"])), "");
+    containerd.wait_network(true);
+    containerd.pod(&Pod::new("one")).stop();
+    // What comes first in the alphabet is what runtimes take.
+    host.sh(&format!(
+        "cp {CONF_DIR}/10-muslin.conflist {CONF_DIR}/05-other.conflist"
+    ));
+    let notice = succeeds(install(&[]));
+    assert!(
+        notice.contains("05-other.conflist comes before"),
+        "{notice}"
+    );
+    host.sh(&format!("rm {CONF_DIR}/05-other.conflist"));
+    succeeds(cni(&["uninstall"]));
+    containerd.wait_network(false);
+    // Somebody removes both while they are watched.
+    let mut watcher = install(&["--watch"]);
+    watcher.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut watcher = watcher.spawn().unwrap();
+    containerd.wait_network(true);
+    for file in [
+        format!("{BIN_DIR}/muslin-cni"),
+        format!("{CONF_DIR}/10-muslin.conflist"),
+    ] {
+        host.sh(&format!("rm {file}"));
+        poll_until(SOON, &file, || {
+            let there = host.output(&["test", "-s", &file]);
+            there.status.success().then_some(())
+        });
+    }
+    containerd.wait_network(true);
+    containerd.pod(&Pod::new("two")).stop();
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    is_clean(&node);
 }

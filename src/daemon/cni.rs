@@ -143,7 +143,7 @@ impl RunningNode {
                     return Ok(Reply::Done);
                 }
                 let valid = std::mem::take(&mut session.valid);
-                let now = self.clock.now();
+                let now = self.facts.clock.now();
                 let stale = self.cni.lock().attachments.stale(&network, &valid, now);
                 for key in stale {
                     info!("the interface {key} is not in use any more");
@@ -194,7 +194,7 @@ impl RunningNode {
         let reserved = reserved.inspect_err(|_| drop(pods.detach(&pod)))?;
         cni.reservations += 1;
         let number = cni.reservations;
-        let now = self.clock.now();
+        let now = self.facts.clock.now();
         cni.attachments.reserve(&reserve, pod, number, now);
         let key = reserve.key.clone();
         cni.waiting.insert(key.clone(), Waiting { reserve, bound });
@@ -427,7 +427,7 @@ impl RunningNode {
         };
         pods.attach(request, details)
             .map_err(|error| refusal(&error))?;
-        let now = self.clock.now();
+        let now = self.facts.clock.now();
         cni.attachments
             .remember(key.clone(), reserve.netns.clone(), pod, now);
         cni.waiting.insert(key, Waiting { reserve, bound });

@@ -568,6 +568,7 @@ impl Driver {
             plan,
             subnet: key.ipv4,
             control: self.front.sockets(),
+            clock: self.clock,
         };
         let subnet = SubnetEnv {
             network: facts.config.network,
@@ -586,7 +587,6 @@ impl Driver {
             self.leases.clone(),
             self.state.clone(),
             self.condition.subscribe(),
-            self.clock,
         )?;
         for update in &updates {
             running.update(update)?;

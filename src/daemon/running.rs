@@ -51,6 +51,8 @@ pub(super) struct NodeInfo {
     pub(super) subnet: Ipv4Net,
     /// Where it listens for commands.
     pub(super) control: Vec<ControlSocket>,
+    /// What it counts time by.
+    pub(super) clock: Clock,
 }
 
 impl fmt::Display for NodeInfo {
@@ -102,7 +104,6 @@ pub(super) struct RunningNode {
     closing: Mutex<Vec<Closing>>,
     /// Attachments of container runtimes. Who holds it and the pods has locked the pods first.
     pub(super) cni: Mutex<Cni>,
-    pub(super) clock: Clock,
     /// What is known of other nodes' leases.
     pub(super) control: Arc<Mutex<ControlPlane>>,
     /// Their lines in the log.
@@ -126,7 +127,6 @@ impl RunningNode {
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
         condition: watch::Receiver<condition::State>,
-        clock: Clock,
     ) -> Result<Self> {
         let now = Instant::now();
         let socket = facts.control.first();
@@ -137,7 +137,6 @@ impl RunningNode {
             pods: Mutex::new(pods),
             closing: Mutex::default(),
             cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
-            clock,
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),
