@@ -53,6 +53,7 @@ impl Manifest {
         let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy/kubernetes");
         let entries = std::fs::read_dir(directory).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names = names.filter(|name| name.starts_with("sidecar-"));
         let all: Vec<_> = names.map(|name| Self::named(&name)).collect();
         assert!(!all.is_empty());
         all
@@ -538,4 +539,65 @@ fn the_network_is_as_large_as_the_table_says() {
         });
         assert_eq!(pods.count(), number(row[3]), "{row:?}");
     }
+}
+
+/// What a DaemonSet's pods are, as a manifest of one.
+fn node_manifest() -> Manifest {
+    let set: Value = serde_saphyr::from_str(&read("kubernetes/node.yaml")).unwrap();
+    assert_eq!(
+        (&set["apiVersion"], &set["kind"]),
+        (&"apps/v1".into(), &"DaemonSet".into())
+    );
+    let template = &set["spec"]["template"];
+    assert_eq!(
+        set["spec"]["selector"]["matchLabels"],
+        template["metadata"]["labels"]
+    );
+    Manifest {
+        name: "node.yaml".to_owned(),
+        pod: template.clone(),
+    }
+}
+
+#[test]
+fn the_program_has_the_flags_of_the_node_and_its_installer() {
+    let manifest = node_manifest();
+    let mut sockets = Vec::new();
+    for container in manifest.containers() {
+        let arguments = list(&container["args"]).iter().map(text);
+        let arguments = arguments.map(|it| {
+            let it = it.replace("$(NODE_NAME)", "n1");
+            it.replace("$(HOST_IP)", "10.0.0.7")
+        });
+        let arguments: Vec<_> = arguments.collect();
+        assert_eq!(is_known(&arguments), Ok(()), "{}", container["name"]);
+        let socket = arguments.iter().find(|it| it.starts_with("--socket="));
+        sockets.push(socket.unwrap().clone());
+        for mount in list(&container["volumeMounts"]) {
+            let volumes = list(&manifest.spec()["volumes"]);
+            let is_there = volumes.iter().any(|it| it["name"] == mount["name"]);
+            assert!(is_there, "{mount}");
+        }
+    }
+    sockets.dedup();
+    assert_eq!(sockets.len(), 1, "all mean one socket: {sockets:?}");
+}
+
+#[test]
+fn the_node_has_no_privileges_and_its_installer_few() {
+    let manifest = node_manifest();
+    let faults: BTreeMap<_, _> = manifest
+        .containers()
+        .map(|container| {
+            let faults = faults(&manifest.spec()["securityContext"], container);
+            assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+            (text(&container["name"]), faults)
+        })
+        .collect();
+    assert_eq!(faults["muslin"], [""; 0]);
+    assert_eq!(faults["directories"], ["may be root", "adds CHOWN"]);
+    assert_eq!(
+        faults["configuration"],
+        ["may be root", "adds DAC_OVERRIDE"]
+    );
 }

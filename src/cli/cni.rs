@@ -1,6 +1,7 @@
 //! `muslin cni`: the plugin for container runtimes, and where they find it.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::chown;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,8 +14,9 @@ use super::NodeChoice;
 use crate::cni;
 use crate::cni::install::{Installation, Mended};
 use crate::control::Client;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::process::block_on;
+use crate::replace::directory;
 
 /// Time between two looks at what is installed, if nothing is heard of it.
 const LOOK: Duration = Duration::from_secs(30);
@@ -37,6 +39,10 @@ enum Command {
     ///
     /// Pods that are attached stay so, but runtimes cannot detach them until it is installed again.
     Uninstall(PlaceArguments),
+    /// Make the directories of a node's socket and state, for the user that it will run as
+    ///
+    /// Run it as root.
+    Prepare(PrepareArguments),
     /// Open the devices of attached pods again for a node that was restarted
     ///
     /// The plugin does so with each of its calls; this is for runtimes that make none for long. Run it
@@ -68,6 +74,19 @@ struct InstallArguments {
 }
 
 #[derive(Debug, Args)]
+struct PrepareArguments {
+    /// The node's control socket, which is made by the node
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// The node's state directory
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// The user that the node will run as
+    #[arg(long, value_name = "UID")]
+    owner: u32,
+}
+
+#[derive(Debug, Args)]
 struct PlaceArguments {
     /// Where the runtime has its plugins
     #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
@@ -87,6 +106,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
             let installation = place.installation(PathBuf::new(), String::new(), PathBuf::new());
             installation.uninstall()
         }
+        Command::Prepare(arguments) => arguments.run(),
         Command::Reattach(node) => reattach(node),
     }
 }
@@ -122,6 +142,18 @@ impl InstallArguments {
             true => watch(&installation),
             false => Ok(()),
         }
+    }
+}
+
+impl PrepareArguments {
+    fn run(&self) -> Result<()> {
+        for made in [directory(&self.socket), &self.state_dir] {
+            let at = made.display();
+            std::fs::create_dir_all(made).context(format!("cannot make the directory {at}"))?;
+            chown(made, Some(self.owner), None)
+                .context(format!("cannot give {at} to the user {}", self.owner))?;
+        }
+        Ok(())
     }
 }
 
@@ -170,10 +202,10 @@ fn watch(installation: &Installation) -> Result<()> {
         | AddWatchFlags::IN_MOVED_TO;
     let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::MAX);
     loop {
-        for directory in [&installation.bin_dir, &installation.conf_dir] {
+        for watched in [&installation.bin_dir, &installation.conf_dir] {
             // It may be another directory by now; one that is watched already stays so.
-            if let Err(error) = inotify.add_watch(directory, changes) {
-                warn!("cannot watch {}: {error}", directory.display());
+            if let Err(error) = inotify.add_watch(watched, changes) {
+                warn!("cannot watch {}: {error}", watched.display());
             }
         }
         mend("the plugin", installation.install_plugin());

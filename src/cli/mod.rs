@@ -257,8 +257,13 @@ const CLIENT: [Capability; 3] = [
     Capability::CAP_KILL,
 ];
 
-/// What the plugin needs besides: it enters pods' namespaces and opens devices there.
-const PLUGIN: [Capability; 2] = [Capability::CAP_SYS_ADMIN, Capability::CAP_NET_ADMIN];
+/// What the plugin and its installation need besides: the one enters pods' namespaces and opens devices
+/// there, the other gives directories to the node's user.
+const PLUGIN: [Capability; 3] = [
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_CHOWN,
+];
 
 /// Drops the privileges that the command does not need. Commands that start programs of the user's, and
 /// nodes, do that themselves at the right moment.
