@@ -302,6 +302,54 @@ fn connections_outlive_a_killed_node() {
 }
 
 #[test]
+fn packets_wait_at_the_keeper_for_a_killed_node() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("n1", HOSTS[0]);
+    host.furnish();
+    let socket = lab.directory().join("keep.sock");
+    let mut keeper = host.command(muslin_bin());
+    keeper.args(["keep", "--socket"]).arg(&socket);
+    let mut keeper = keeper.stdin(Stdio::null()).spawn().unwrap();
+    poll_until(SOON, "the keeper", || socket.exists().then_some(()));
+    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let config = NodeConfig::new("n1", HOSTS[0], &store);
+    let config = config.without_capability("net_bind_service");
+    let mut node = config.with("--keeper", socket.display()).start(&host);
+    let runtime = runtime(&node);
+    let (one, two) = (runtime.netns(), runtime.netns());
+    let keys = [("a", &one), ("b", &two)].map(|(name, netns)| Key::new(name, netns.path()));
+    for key in &keys {
+        runtime.add(key).result();
+    }
+    let (mut near, mut far) = (agent(&one), agent(&two));
+    let to = SocketAddrV4::new(far.address("eth0").unwrap(), far.listen(0).unwrap());
+    let id = near.open(to).unwrap();
+    for round in 0..5 {
+        assert!(near.exchange(id, 200_000, round).unwrap().intact);
+        node.kill();
+        // With nobody who calls the plugin, the interface keeps its carrier.
+        let carrier = one.sh("cat /sys/class/net/eth0/carrier 2>/dev/null || ip link show eth0");
+        assert!(!carrier.contains("NO-CARRIER"), "{carrier}");
+        let killed = Instant::now();
+        node.start_again();
+        assert!(near.exchange(id, 200_000, 100 + round).unwrap().intact);
+        eprintln!("round {round}: back after {:?}", killed.elapsed());
+    }
+    drop((near, far));
+    for key in &keys {
+        assert!(runtime.del(key).is_success());
+    }
+    is_clean(&node);
+    // It holds no device any more, and never had a capability.
+    let process = format!("/proc/{}", keeper.id());
+    let held = std::fs::read_dir(format!("{process}/fd")).unwrap();
+    let held = held.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    assert_eq!(held.filter(|it| it.ends_with("net/tun")).count(), 0);
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+}
+
+#[test]
 fn many_pods_come_and_go_at_once() {
     const PODS: usize = 100;
     let Some(lab) = Lab::new() else { return };

@@ -562,7 +562,7 @@ fn node_manifest() -> Manifest {
 #[test]
 fn the_program_has_the_flags_of_the_node_and_its_installer() {
     let manifest = node_manifest();
-    let mut sockets = Vec::new();
+    let (mut sockets, mut keepers) = (Vec::new(), Vec::new());
     for container in manifest.containers() {
         let arguments = list(&container["args"]).iter().map(text);
         let arguments = arguments.map(|it| {
@@ -571,16 +571,26 @@ fn the_program_has_the_flags_of_the_node_and_its_installer() {
         });
         let arguments: Vec<_> = arguments.collect();
         assert_eq!(is_known(&arguments), Ok(()), "{}", container["name"]);
-        let socket = arguments.iter().find(|it| it.starts_with("--socket="));
-        sockets.push(socket.unwrap().clone());
+        let socket = |flag: &str| {
+            let value = arguments.iter().find_map(|it| it.strip_prefix(flag));
+            value.map(str::to_owned)
+        };
+        match text(&container["name"]) {
+            "keeper" => keepers.extend(socket("--socket=")),
+            _ => sockets.extend(socket("--socket=")),
+        }
+        keepers.extend(socket("--keeper="));
         for mount in list(&container["volumeMounts"]) {
             let volumes = list(&manifest.spec()["volumes"]);
             let is_there = volumes.iter().any(|it| it["name"] == mount["name"]);
             assert!(is_there, "{mount}");
         }
     }
-    sockets.dedup();
-    assert_eq!(sockets.len(), 1, "all mean one socket: {sockets:?}");
+    assert_eq!((sockets.len(), keepers.len()), (3, 2));
+    for mut sockets in [sockets, keepers] {
+        sockets.dedup();
+        assert_eq!(sockets.len(), 1, "all mean one socket: {sockets:?}");
+    }
 }
 
 #[test]
@@ -595,6 +605,7 @@ fn the_node_has_no_privileges_and_its_installer_few() {
         })
         .collect();
     assert_eq!(faults["muslin"], [""; 0]);
+    assert_eq!(faults["keeper"], [""; 0]);
     assert_eq!(faults["directories"], ["may be root", "adds CHOWN"]);
     assert_eq!(
         faults["configuration"],

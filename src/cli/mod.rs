@@ -6,6 +6,7 @@ mod detached;
 mod doctor;
 mod exec;
 mod flannel;
+mod keep;
 #[cfg(any(test, not(feature = "sidecar")))]
 mod left_out;
 mod log;
@@ -86,6 +87,11 @@ enum Command {
     Detach(attach::DetachArguments),
     /// Install the plugin by which container runtimes attach pods
     Cni(Box<cni::Arguments>),
+    /// Hold the devices of attached pods while their node is restarted
+    ///
+    /// It has no privileges and takes nothing from the network. What pods send and receive meanwhile
+    /// waits, up to a thousand packets of each.
+    Keep(keep::Arguments),
     /// Summarise a node: lease, tunnel, pods, packets
     ///
     /// A superpacket of up to 64 KiB counts as one packet, as in `muslin pods` and `muslin peers`.
@@ -217,7 +223,9 @@ fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
 
 fn dispatch(command: Command) -> Result<()> {
     log::to_stderr(match command {
-        Command::Node(_) | Command::Sidecar(_) | Command::Cni(_) => LevelFilter::INFO,
+        Command::Node(_) | Command::Sidecar(_) | Command::Cni(_) | Command::Keep(_) => {
+            LevelFilter::INFO
+        }
         _ => LevelFilter::WARN,
     })?;
     protect(&command);
@@ -234,6 +242,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::AttachInside(arguments) => attach::inside(arguments),
         Command::Detach(arguments) => attach::detach(arguments),
         Command::Cni(arguments) => cni::run(&arguments),
+        Command::Keep(arguments) => keep::run(&arguments),
         Command::Status(arguments) => report::status(&arguments),
         Command::Pods(arguments) => report::pods(&arguments),
         Command::Peers(arguments) => report::peers(&arguments),

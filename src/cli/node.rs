@@ -132,6 +132,10 @@ pub(super) struct Arguments {
     /// Do not restrict the files that the node can reach (Landlock)
     #[arg(long)]
     no_landlock: bool,
+    /// The socket of `muslin keep`, which holds the devices of container runtimes' pods while there is no
+    /// node
+    #[arg(long, value_name = "PATH")]
+    keeper: Option<PathBuf>,
     /// The control socket [default: control.sock in the node's state directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -257,6 +261,7 @@ impl Arguments {
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),
             ip_masq: flannel.ip_masq(),
+            keeper: self.keeper.clone(),
             health: flannel.health(),
         })
     }

@@ -12,4 +12,5 @@ pub(crate) mod version;
 
 pub use client::{Client, locate, locate_only};
 pub use connection::{Connection, MAX_MESSAGE};
+pub(crate) use server::listen;
 pub use server::{Level, Service, serve};

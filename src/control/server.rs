@@ -1,7 +1,10 @@
 //! The node's end of the control socket.
 
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +22,7 @@ use tracing::{debug, warn};
 use super::connection::{Connection, MAX_MESSAGE};
 use super::version::VERSION;
 use crate::clients::{Clients, Place};
-use crate::error::{Error, Result, errno};
+use crate::error::{Context, Error, Result, errno};
 use crate::lines::Lines;
 
 /// Connections at a time; each attached pod has one. Those that ask nothing make room for others.
@@ -179,6 +182,19 @@ impl From<Error> for Answer {
             message: error.to_string(),
         })
     }
+}
+
+/// Listens at a path, for this user and root.
+///
+/// # Errors
+/// If that is not possible there.
+pub(crate) fn listen(path: &Path) -> Result<UnixSeqpacketListener> {
+    let at = path.display();
+    let listener = UnixSeqpacketListener::bind(path);
+    let listener = listener.context(format!("cannot listen for commands at {at}"))?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))
+        .context(format!("cannot protect {at}"))?;
+    Ok(listener)
 }
 
 /// Answers clients until the listener fails.

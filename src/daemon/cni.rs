@@ -123,7 +123,9 @@ impl RunningNode {
                 let held = session.reservation.take();
                 let held = held.filter(|held| held.key == key);
                 let held = held.ok_or_else(|| AttachmentError::NotReserved(key.clone()))?;
+                let copies = self.copies_for_keeper(&device)?;
                 self.commit(&held, device)?;
+                self.have_kept(&key, &copies).await;
             }
             Call::Release { key } => self.end(&key).await,
             Call::Check { key, netns } => {
@@ -152,7 +154,11 @@ impl RunningNode {
             }
             Call::Ready => self.has_room()?,
             Call::Missing => return Ok(Reply::Missing(self.missing())),
-            Call::Restore { key, netns } => self.restore(&key, &netns, device)?,
+            Call::Restore { key, netns } => {
+                let copies = self.copies_for_keeper(&device)?;
+                self.restore(&key, &netns, device)?;
+                self.have_kept(&key, &copies).await;
+            }
             other => {
                 return Err(Error::usage(format!(
                     "this node does not support the request {other:?}"
@@ -295,7 +301,60 @@ impl RunningNode {
             cni.waiting.remove(key);
             cni.records.remove(key);
         }
+        if let Some(keeper) = &self.keeper
+            && let Err(error) = keeper.close(key).await
+        {
+            debug!("{error}");
+        }
         self.closed().await;
+    }
+
+    /// Copies of a device's queues, if there is a keeper.
+    fn copies_for_keeper(&self, device: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+        let queues = match self.keeper {
+            Some(_) => device,
+            None => &[],
+        };
+        let copies = queues.iter().map(OwnedFd::try_clone);
+        copies.collect::<io::Result<_>>().map_err(Error::failed)
+    }
+
+    /// Has the keeper hold a device's queues.
+    async fn have_kept(&self, key: &Key, queues: &[OwnedFd]) {
+        if let Some(keeper) = &self.keeper
+            && let Err(error) = keeper.hold(key, queues).await
+        {
+            warn!("packets of {key} will not wait for a restarted node: {error}");
+        }
+    }
+
+    /// Takes the devices of an earlier process back.
+    async fn take_from_keeper(&self) {
+        let Some(keeper) = &self.keeper else {
+            return;
+        };
+        let devices = match keeper.give().await {
+            Ok(devices) => devices,
+            Err(error) => return warn!("{error}"),
+        };
+        for (key, device) in devices {
+            let netns = {
+                let cni = self.cni.lock();
+                let mut missing = cni.attachments.missing();
+                let found = missing.find(|(other, _)| **other == key);
+                found.map(|(_, entry)| entry.netns.clone())
+            };
+            match netns.map(|netns| self.restore(&key, &netns, device)) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => warn!("the device of {key} cannot be used: {error}"),
+                // Nobody wants it any more.
+                None => {
+                    if let Err(error) = keeper.close(&key).await {
+                        debug!("{error}");
+                    }
+                }
+            }
+        }
     }
 
     /// The interface of an attachment is gone, and its namespace perhaps, too. Its place stays until
@@ -362,6 +421,7 @@ impl RunningNode {
     /// Takes up what an earlier process has written down, and then looks again and again whether
     /// attachments and namespaces fit.
     pub(super) async fn keep_attachments(self: Arc<Self>) {
+        self.take_from_keeper().await;
         loop {
             self.delete_what_was_left().await;
             let gone = self.cni.lock().attachments.look(is_there);

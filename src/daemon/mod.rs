@@ -129,7 +129,7 @@ pub async fn run_until(
         }
         None => state.socket()?,
     };
-    let listener = listen(&socket)?;
+    let listener = control::listen(&socket)?;
     let lesser = lesser_sockets(&state);
     let mut sockets = vec![(socket, Level::Full)];
     sockets.extend(lesser.iter().map(|(path, _, level)| (path.clone(), *level)));
@@ -714,7 +714,7 @@ fn serve(
 fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Level)> {
     let open = |(name, level)| {
         let opened = state.socket_named(name).and_then(|path| {
-            let listener = listen(&path)?;
+            let listener = control::listen(&path)?;
             Ok((path, listener, level))
         });
         opened
@@ -726,16 +726,6 @@ fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Leve
         ("status.sock", Level::Status),
     ];
     all.into_iter().filter_map(open).collect()
-}
-
-fn listen(path: &std::path::Path) -> Result<UnixSeqpacketListener> {
-    use std::os::unix::fs::PermissionsExt;
-    let at = path.display();
-    let listener = UnixSeqpacketListener::bind(path);
-    let listener = listener.context(format!("cannot listen for commands at {at}"))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .context(format!("cannot protect {at}"))?;
-    Ok(listener)
 }
 
 /// What is wrong with a network's configuration, and what to do.

@@ -33,6 +33,7 @@ use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::host::Clock;
 use crate::host::publish::{self, Bound};
+use crate::keeper::Keeper;
 use crate::lines::Lines;
 use crate::state::StateDir;
 use crate::store::Store;
@@ -104,6 +105,8 @@ pub(super) struct RunningNode {
     closing: Mutex<Vec<Closing>>,
     /// Attachments of container runtimes. Who holds it and the pods has locked the pods first.
     pub(super) cni: Mutex<Cni>,
+    /// Holds the devices of those while there is no node.
+    pub(super) keeper: Option<Keeper>,
     /// What is known of other nodes' leases.
     pub(super) control: Arc<Mutex<ControlPlane>>,
     /// Their lines in the log.
@@ -136,6 +139,7 @@ impl RunningNode {
         Ok(Self {
             pods: Mutex::new(pods),
             closing: Mutex::default(),
+            keeper: facts.settings.keeper.as_deref().map(Keeper::new),
             cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
             diary: diary.context("cannot start a thread")?,
             control,

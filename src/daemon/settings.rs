@@ -56,6 +56,8 @@ pub struct NodeSettings {
     pub workers: usize,
     /// Which of the kernel's offloads it uses.
     pub offload: Offload,
+    /// Where a keeper listens that holds pods' devices while there is no node.
+    pub keeper: Option<PathBuf>,
     /// The address that serves the health checks.
     pub health: Option<SocketAddr>,
 }
