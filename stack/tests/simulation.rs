@@ -257,6 +257,29 @@ fn found_a_store_that_is_wiped_before_the_watch_is_open_is_read_again() {
     play(4_479, &events);
 }
 
+/// The card says nothing of itself, and packets from it come to some of the workers that send to it.
+#[test]
+fn found_another_network_card_is_noticed_by_all_workers() {
+    let events = [
+        (0, Event::Join(0)),
+        (1_000, Event::Join(1)),
+        (1_000, Event::Attach(0)),
+        (100, Event::Attach(1)),
+        (100, Event::Attach(1)),
+        (10_000, Event::NewCard(0)),
+    ];
+    let network = "10.244.0.0/16".parse().unwrap();
+    for seed in 0..10 {
+        let config = NetworkConfig::new(network, None, Backend::HostGw).unwrap();
+        let mut setup = Setup::new(config, 2);
+        setup.workers = 3;
+        let plan = Plan::scripted(seed, setup, events.iter().cloned());
+        if let Err(failure) = run(&plan, false) {
+            panic!("seed {seed}: {}\n{}", failure.violation, failure.tables);
+        }
+    }
+}
+
 /// Its datagrams have neither UDP nor a port, and come from the kernel with their outer header.
 #[test]
 fn pods_talk_through_ipip() {

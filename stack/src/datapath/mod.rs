@@ -230,10 +230,19 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
-        if self.has_siblings && frame::is_arp(packet.as_slice()) {
+        let is_arp = frame::is_arp(packet.as_slice());
+        if self.has_siblings && is_arp {
             self.tell_all(SiblingMessage::Neighbour(None, packet.as_slice().to_vec()));
         }
         let verdict = self.node.from_uplink(now, packet);
+        // Packets of one flow come to one worker. The others send to where the host was until they
+        // have looked into it, too.
+        if let Some(claim) = self.node.take_claim()
+            && self.has_siblings
+            && !is_arp
+        {
+            self.tell_all(SiblingMessage::Neighbour(None, claim.to_vec()));
+        }
         self.leave(now, verdict, packet, tail, host)
     }
 

@@ -176,6 +176,8 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     output: Output,
     filter: F,
     uplink: Option<Lan>,
+    /// The last claim of a next hop's address that is looked into and that siblings have not heard of.
+    claimed: Option<(Ipv4Addr, EthernetAddress)>,
     /// The overlay's network; packets from pods that leave it are for egress.
     egress: Option<Ipv4Net>,
     /// Where packets of the node's own are made.
@@ -274,6 +276,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             output: Output::default(),
             filter,
             uplink: None,
+            claimed: None,
             egress: None,
             scratch: vec![0; HEADROOM + frame::MAX_LEN],
             answers: Vec::new(),

@@ -114,6 +114,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
     }
 
+    /// The claim of a next hop's address that has just begun to be looked into, if there is one, as an
+    /// announcement by ARP: siblings hear of packets from that host no other way.
+    pub(in crate::datapath) fn take_claim(&mut self) -> Option<[u8; frame::ARP_LEN]> {
+        let (host, mac) = self.claimed.take()?;
+        let all = (EthernetAddress::BROADCAST, host);
+        Some(frame::write_arp(ArpOperation::Request, (mac, host), all))
+    }
+
     pub(super) fn path_to(&self, host: IpAddr) -> Path {
         path(self.uplink(), self.config.tunnel, host)
     }
@@ -312,6 +320,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 Ok(())
             }
             Claim::Doubted(known) => {
+                self.claimed = Some((host, mac));
                 self.send_arp_request(Link::Uplink, host, Some(known));
                 Err(DropReason::NextHopConflict)
             }

@@ -522,6 +522,31 @@ fn a_host_that_sends_without_being_asked_still_has_to_answer() {
     assert_eq!(asked(&probes[0].1), (host_mac(2), host(2)));
 }
 
+/// A host with another network card that says nothing: only the worker to which its packets come
+/// would notice, and the others would send to the old one until it is stale.
+#[test]
+fn what_a_packet_claims_is_looked_into_by_all_workers() {
+    let (mut node, mut sibling) = (acquainted("host-gw"), acquainted("host-gw"));
+    let later = NOW + Duration::from_secs(2);
+    let packet = bare(host_mac(9), &ping(pod(2, 2), pod(1, 2), 64, 8));
+    let claim = announcement(host_mac(9), host(2));
+    for told in [Some(claim.clone()), None] {
+        let (verdict, _) = from_uplink_at(&mut node, later, &packet);
+        assert_eq!(verdict, Verdict::Drop(DropReason::NextHopConflict));
+        let taken = node.take_claim().map(|claim| claim.to_vec());
+        assert_eq!(taken, told, "once, while it is looked into");
+    }
+    sibling.learn_from_sibling_uplink(later, &claim);
+    let after = later + Duration::from_secs(1);
+    for tenth in 1..=10 {
+        sibling.handle_timeout(later + Duration::from_millis(100 * tenth));
+    }
+    assert_eq!(
+        from_pod_at(&mut sibling, after, &to_peer()).1[..6],
+        host_mac(9).0
+    );
+}
+
 #[test]
 fn what_another_worker_took_from_the_link_is_heard_here() {
     let mut node = linked("host-gw");
