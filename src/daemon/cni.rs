@@ -456,6 +456,7 @@ impl RunningNode {
             let key = record.reserve.key.clone();
             if let Err(error) = self.recall(&mut pods, &mut cni, record) {
                 warn!("the interface {key} of an earlier run has lost its place: {error}");
+                cni.records.remove(&key);
             }
         }
         if cni.attachments.missing().next().is_some() {
