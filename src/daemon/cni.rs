@@ -186,6 +186,7 @@ impl RunningNode {
         if cni.attachments.admit(&reserve)?.is_some() {
             return Err(AttachmentError::Present(reserve.key).into());
         }
+        pods.set_time(self.facts.clock.now());
         check_ports(&pods, &reserve.publish)?;
         let bound = publish::bind(&reserve.publish, self.facts.config.network)?;
         let details = details(&reserve, &bound);
@@ -372,7 +373,9 @@ impl RunningNode {
 
     /// Whether there is room for another pod.
     fn has_room(&self) -> Result<()> {
-        match self.pods.lock().has_room() {
+        let mut pods = self.pods.lock();
+        pods.set_time(self.facts.clock.now());
+        match pods.has_room() {
             true => Ok(()),
             false => Err(Error::refused(
                 Code::NoAddressLeft,
@@ -485,6 +488,7 @@ impl RunningNode {
             address: Some(address),
             mac: Some(parse_mac(&mac)?),
             aliases: reserve.aliases.clone(),
+            has_rested: false,
         };
         pods.attach(request, details)
             .map_err(|error| refusal(&error))?;
@@ -529,6 +533,7 @@ fn place(
             address,
             mac,
             aliases: reserve.aliases.clone(),
+            has_rested: true,
         };
         match pods.attach(request, details.clone()) {
             Ok((name, _)) => return Ok(name),

@@ -68,6 +68,7 @@ pub(super) fn attach<'p>(
         address: request.address,
         mac,
         aliases: Vec::new(),
+        has_rested: false,
     };
     let (name, pod) = pods
         .attach(request, details)

@@ -308,6 +308,7 @@ impl RunningNode {
     }
 
     pub(super) fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
+        pods.set_time(self.facts.clock.now());
         let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
         self.remember(pods);
         info!("pod {pod} is detached");
@@ -410,6 +411,7 @@ impl RunningNode {
         // It may want the ports of one that was there before.
         self.closed().await;
         let mut pods = self.pods.lock();
+        pods.set_time(self.facts.clock.now());
         check_ports(&pods, &request.publish)?;
         let bound = publish::bind(&request.publish, self.facts.config.network)?;
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();

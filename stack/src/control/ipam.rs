@@ -14,6 +14,7 @@ use thiserror::Error;
 
 use crate::addresses::Addresses;
 use crate::control::lease::SubnetKey;
+use crate::{Duration, Instant};
 
 /// A pod's name: up to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both
 /// ends.
@@ -91,17 +92,23 @@ pub enum IpamError {
     /// The requested address is another pod's.
     #[error("the address {0} is taken by the pod '{1}'")]
     Taken(IpAddr, PodName),
-    /// Every address is in use.
-    #[error("all {0} addresses of the subnet {1} are in use")]
+    /// Every address is in use, or was a moment ago.
+    #[error("all {0} addresses of the subnet {1} are in use, or were until a moment ago")]
     Full(u32, IpNet),
 }
 
+/// How long an address rests before another pod has it: who spoke to the one before may go on for
+/// a while.
+const REST: Duration = Duration::from_secs(30);
+
 /// What is remembered of a pod.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holding {
     address: Ipv4Addr,
     /// Order of release; 0 while it is in use.
     released: u64,
+    /// When its rest is over.
+    rests_until: Instant,
 }
 
 /// The addresses of one lease: those of its IPv4 subnet. None of IPv6 are given yet.
@@ -110,6 +117,7 @@ pub struct AddressPool {
     subnet: Ipv4Net,
     holdings: BTreeMap<PodName, Holding>,
     releases: u64,
+    now: Instant,
 }
 
 /// What a pool remembers between runs.
@@ -134,7 +142,13 @@ impl AddressPool {
             subnet: lease.ipv4.trunc(),
             holdings: BTreeMap::new(),
             releases: 0,
+            now: Instant::ZERO,
         }
+    }
+
+    /// It is this time now. Without one addresses do not rest.
+    pub fn set_time(&mut self, now: Instant) {
+        self.now = self.now.max(now);
     }
 
     /// A pool that remembers earlier pods, none of them attached. Of a memory of another subnet,
@@ -150,6 +164,7 @@ impl AddressPool {
                     Holding {
                         address,
                         released: pool.releases,
+                        rests_until: Instant::ZERO,
                     },
                 );
             }
@@ -180,14 +195,17 @@ impl AddressPool {
         name: &PodName,
         requested: Option<Addresses>,
     ) -> Result<Addresses, IpamError> {
-        self.allocate_ipv4(name, requested).map(Addresses::from)
+        self.allocate_ipv4(name, requested, false)
+            .map(Addresses::from)
     }
 
-    /// The same for callers that make more of the address.
+    /// The same for callers that make more of the address. It must have rested since another pod had
+    /// it, if they can wait for that.
     pub(super) fn allocate_ipv4(
         &mut self,
         name: &PodName,
         requested: Option<Addresses>,
+        has_rested: bool,
     ) -> Result<Ipv4Addr, IpamError> {
         if let Some(address) = requested.and_then(|requested| requested.ipv6()) {
             return Err(IpamError::OutOfSubnet(address.into(), self.subnet.into()));
@@ -208,24 +226,26 @@ impl AddressPool {
                 address
             }
             (None, Some(held)) => held.address,
-            (None, None) => self.free()?,
+            (None, None) => self.free(has_rested)?,
         };
         self.holdings.insert(
             name.clone(),
             Holding {
                 address,
                 released: 0,
+                rests_until: Instant::ZERO,
             },
         );
         Ok(address)
     }
 
-    /// Whether an address is free for another pod.
+    /// Whether an address that has rested is free for another pod.
     #[must_use]
     pub fn has_room(&self) -> bool {
         let (first, last) = self.bounds();
-        let in_use = self.holdings.values().filter(|held| held.released == 0);
-        in_use.count() < (u64::from(last) + 1).saturating_sub(first.into()) as usize
+        let held = self.holdings.values();
+        let taken = held.filter(|held| held.released == 0 || held.rests_until > self.now);
+        taken.count() < (u64::from(last) + 1).saturating_sub(first.into()) as usize
     }
 
     /// Takes the address back; it stays remembered.
@@ -233,6 +253,9 @@ impl AddressPool {
         self.releases += 1;
         if let Some(held) = self.holdings.get_mut(name) {
             held.released = self.releases;
+            if self.now > Instant::ZERO {
+                held.rests_until = self.now + REST;
+            }
         }
     }
 
@@ -264,7 +287,7 @@ impl AddressPool {
             .find(|(_, held)| held.address == address)
     }
 
-    fn free(&mut self) -> Result<Ipv4Addr, IpamError> {
+    fn free(&mut self, has_rested: bool) -> Result<Ipv4Addr, IpamError> {
         let (first, last) = self.bounds();
         let mut held: Vec<u32> = self
             .holdings
@@ -282,7 +305,8 @@ impl AddressPool {
         if candidate <= last {
             return Ok(candidate.into());
         }
-        let oldest = self.holdings.iter().filter(|(_, held)| held.released > 0);
+        let released = self.holdings.iter().filter(|(_, held)| held.released > 0);
+        let oldest = released.filter(|(_, held)| !has_rested || held.rests_until <= self.now);
         let oldest = oldest.min_by_key(|(_, held)| held.released);
         let Some((name, address)) = oldest.map(|(name, held)| (name.clone(), held.address)) else {
             let all = last.saturating_sub(first) + 1;
@@ -377,6 +401,33 @@ mod tests {
         pool.release(&names[3]);
         pool.release(&names[1]);
         assert_eq!(pool.allocate(&names[5], None), Ok(address(5)));
+    }
+
+    #[test]
+    fn an_address_rests_before_another_pod_has_it() {
+        let mut pool = pool("10.244.1.0/29");
+        let names: Vec<_> = (0..6).map(|i| name(&format!("p{i}"))).collect();
+        let time = |seconds: i64| Instant::from_secs(seconds);
+        pool.set_time(time(100));
+        for pod in &names[..5] {
+            pool.allocate(pod, None).unwrap();
+        }
+        pool.release(&names[1]);
+        assert!(!pool.has_room());
+        let full = pool.allocate_ipv4(&names[5], None, true);
+        assert!(matches!(full, Err(IpamError::Full(5, _))));
+        // Its own pod has it at once, and whoever asks for it.
+        assert_eq!(pool.allocate(&names[1], None), Ok(address(3)));
+        pool.release(&names[1]);
+        pool.set_time(time(129));
+        assert!(pool.allocate_ipv4(&names[5], None, true).is_err());
+        pool.set_time(time(130));
+        assert!(pool.has_room());
+        let given = pool.allocate_ipv4(&names[5], None, true);
+        assert_eq!(given.map(Addresses::from), Ok(address(3)));
+        // Who cannot wait has it at once.
+        pool.release(&names[5]);
+        assert_eq!(pool.allocate(&name("p6"), None), Ok(address(3)));
     }
 
     #[test]

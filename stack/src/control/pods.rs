@@ -6,6 +6,7 @@ use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
+use crate::Instant;
 use crate::addresses::Addresses;
 use crate::control::ipam::{AddressPool, IpamError, Memory, PodName};
 use crate::control::lease::SubnetKey;
@@ -46,6 +47,8 @@ pub struct Request {
     pub mac: Option<EthernetAddress>,
     /// Further names that it is to be found by, where no pod has them as its own.
     pub aliases: Vec<PodName>,
+    /// Whether an address must have rested for 30 seconds since another pod had it.
+    pub has_rested: bool,
 }
 
 /// Why a pod cannot be attached.
@@ -96,6 +99,11 @@ impl<T> Pods<T> {
         }
     }
 
+    /// It is this time now: addresses of pods that were just detached rest.
+    pub fn set_time(&mut self, now: Instant) {
+        self.pool.set_time(now);
+    }
+
     /// Gives a pod a name, an address, a MAC address and a port.
     ///
     /// # Errors
@@ -117,7 +125,9 @@ impl<T> Pods<T> {
         if let Some(mac) = request.mac {
             self.check_mac(mac)?;
         }
-        let address = self.pool.allocate_ipv4(&name, request.address)?;
+        let address = self
+            .pool
+            .allocate_ipv4(&name, request.address, request.has_rested)?;
         let made = mac::from_ipv4(address);
         if request.mac.is_none()
             && let Err(error) = self.check_mac(made)
@@ -247,6 +257,7 @@ mod tests {
             address: address.map(|last| Ipv4Addr::new(10, 244, 1, last).into()),
             mac: mac.map(|last| EthernetAddress([2, 0, 0, 0, 0, last])),
             aliases: Vec::new(),
+            has_rested: false,
         }
     }
 
