@@ -65,6 +65,13 @@ impl Attachment {
     }
 }
 
+impl Rates {
+    /// Whether there is a limit.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.from_pod.is_some() || self.to_pod.is_some()
+    }
+}
+
 /// Packets and bytes in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {

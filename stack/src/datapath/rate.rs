@@ -45,27 +45,25 @@ impl RateLimit {
 
     /// Lets so many bytes pass, if the limit is not reached.
     pub fn take(&self, now: Instant, bytes: usize) -> bool {
+        self.pass(now, bytes, self.burst)
+    }
+
+    /// Counts bytes that have come already.
+    pub fn charge(&self, now: Instant, bytes: usize) {
+        self.pass(now, bytes, u64::MAX);
+    }
+
+    /// Counts bytes, unless what has passed is further ahead than this.
+    fn pass(&self, now: Instant, bytes: usize, most: u64) -> bool {
         let now = nanos_of(now);
         let cost = nanos(bytes as u64 * 8, self.bits_per_second).unwrap_or(u64::MAX);
         let passed = self
             .passed
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |passed| {
                 let begin = passed.max(now);
-                (begin - now <= self.burst).then(|| begin.saturating_add(cost))
+                (begin - now <= most).then(|| begin.saturating_add(cost))
             });
         passed.is_ok()
-    }
-
-    /// Counts bytes that have come already.
-    pub fn charge(&self, now: Instant, bytes: usize) {
-        let now = nanos_of(now);
-        let cost = nanos(bytes as u64 * 8, self.bits_per_second).unwrap_or(u64::MAX);
-        // The update is always made.
-        let _ = self
-            .passed
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |passed| {
-                Some(passed.max(now).saturating_add(cost))
-            });
     }
 
     /// How long nothing may pass.

@@ -38,7 +38,7 @@ use crate::datapath::link_local::LinkLocals;
 use crate::datapath::neighbour::{Neighbours, Place, State};
 use crate::datapath::observe::{Observer, Source, Unobserved};
 use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
-use crate::datapath::port::{Attachment, Port, PortId, Traffic};
+use crate::datapath::port::{Attachment, Port, PortId, Rates, Traffic};
 use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
 use crate::datapath::tunnel::Tunnel;
@@ -160,7 +160,7 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     ports: BTreeMap<PortId, Port>,
     /// Ports whose pods may use any address.
     unguarded: usize,
-    /// How many ports receive no faster than a limit.
+    /// How many ports send or receive no faster than a limit.
     limited: usize,
     /// The time of the packet that is looked at.
     now: Instant,
@@ -308,7 +308,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
         }
         self.unguarded += usize::from(!attachment.guarded);
-        self.limited += usize::from(attachment.rates.to_pod.is_some());
+        self.limited += usize::from(attachment.rates.is_limited());
         self.ports.insert(port, Port::new(attachment));
     }
 
@@ -324,7 +324,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let guarded = old.as_ref().is_none_or(|old| old.attachment.guarded);
         self.unguarded -= usize::from(!guarded);
         let rates = old.as_ref().map(|old| &old.attachment.rates);
-        self.limited -= usize::from(rates.is_some_and(|it| it.to_pod.is_some()));
+        self.limited -= usize::from(rates.is_some_and(Rates::is_limited));
         old.is_some()
     }
 
@@ -411,6 +411,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// How long nothing is to be read from a port, whose pod has sent faster than it may.
     #[must_use]
     pub fn pause(&self, now: Instant, port: PortId) -> Option<Duration> {
+        if self.limited == 0 {
+            return None;
+        }
         let rates = &self.ports.get(&port)?.attachment.rates;
         rates.from_pod.as_ref()?.pause(now)
     }

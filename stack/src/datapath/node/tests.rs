@@ -11,7 +11,6 @@ use smoltcp::wire::{
 
 use super::*;
 use crate::datapath::frame;
-use crate::datapath::port::Rates;
 
 mod egress;
 mod filter;
