@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::api::cni::Reserved;
 use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::result::Route;
@@ -79,9 +80,12 @@ fn configure(index: u32, wanted: &Wanted<'_>) -> Result<Vec<Route>> {
     let mut changes: Vec<(String, Need, Change)> = Vec::new();
     let mut add = |what: String, need: Need, change: Change| changes.push((what, need, change));
 
-    let mac = octets(&wanted.reserved.mac)?;
+    let mac: VtepMac =
+        wanted.reserved.mac.parse().map_err(|error| {
+            Error::Failed(format!("the node gives a wrong MAC address: {error}"))
+        })?;
     let identity = vec![
-        LinkAttribute::Address(mac),
+        LinkAttribute::Address(mac.get().0.to_vec()),
         LinkAttribute::Mtu(wanted.mtu.into()),
         LinkAttribute::IfAlias(wanted.alias.to_owned()),
     ];
@@ -142,13 +146,6 @@ fn configure(index: u32, wanted: &Wanted<'_>) -> Result<Vec<Route>> {
         }
     }
     Ok(routes)
-}
-
-fn octets(mac: &str) -> Result<Vec<u8>> {
-    let octets = mac.split(':').map(|octet| u8::from_str_radix(octet, 16));
-    let octets: Option<Vec<_>> = octets.map(std::result::Result::ok).collect();
-    let octets = octets.filter(|octets| octets.len() == 6);
-    octets.ok_or_else(|| Error::Failed(format!("the node gives a wrong MAC address: {mac}")))
 }
 
 fn link(index: u32) -> LinkMessage {

@@ -220,14 +220,20 @@ impl RunningNode {
     fn give_up(&self, key: &Key, number: u64) {
         let mut pods = self.pods.lock();
         let mut cni = self.cni.lock();
-        let Some(pod) = cni.attachments.give_up(key, number) else {
-            return;
-        };
-        cni.waiting.remove(key);
-        cni.records.remove(key);
-        if let Err(error) = self.detach_from(&mut pods, &pod) {
+        if let Some(pod) = cni.attachments.give_up(key, number) {
+            self.forget(&mut pods, &mut cni, key, Some(&pod));
+        }
+    }
+
+    /// Forgets an attachment that has ended, and its pod if it had one.
+    fn forget(&self, pods: &mut Pods, cni: &mut Cni, key: &Key, pod: Option<&PodName>) {
+        if let Some(pod) = pod
+            && let Err(error) = self.detach_from(pods, pod)
+        {
             debug!("{error}");
         }
+        cni.waiting.remove(key);
+        cni.records.remove(key);
     }
 
     fn commit(&self, held: &Reservation, device: Vec<OwnedFd>) -> Result<()> {
@@ -294,13 +300,8 @@ impl RunningNode {
         {
             let mut pods = self.pods.lock();
             let mut cni = self.cni.lock();
-            if let Some(pod) = cni.attachments.release(key)
-                && let Err(error) = self.detach_from(&mut pods, &pod)
-            {
-                debug!("{error}");
-            }
-            cni.waiting.remove(key);
-            cni.records.remove(key);
+            let pod = cni.attachments.release(key);
+            self.forget(&mut pods, &mut cni, key, pod.as_ref());
         }
         if let Some(keeper) = &self.keeper
             && let Err(error) = keeper.close(key).await
