@@ -9,12 +9,15 @@ use muslin_stack::api::cni::Key;
 use tokio::time::timeout;
 use tokio_seqpacket::UnixSeqpacket;
 
-use super::messages::{Demand, Held};
+use super::messages::{Answer, Demand};
 use crate::control::Connection;
 use crate::error::{Context, Error, Result};
 
 /// How long a keeper may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Attachments with the queues of their devices.
+type Devices = Vec<(Key, Vec<OwnedFd>)>;
 
 /// A keeper, by its socket.
 #[derive(Debug, Clone)]
@@ -48,12 +51,46 @@ impl Keeper {
     ///
     /// # Errors
     /// If there is no keeper.
-    pub(crate) async fn give(&self) -> Result<Vec<(Key, Vec<OwnedFd>)>> {
+    pub(crate) async fn give(&self) -> Result<Devices> {
         self.ask(&Demand::Give, &[]).await
     }
 
-    async fn ask(&self, demand: &Demand, queues: &[OwnedFd]) -> Result<Vec<(Key, Vec<OwnedFd>)>> {
+    /// A connection to it.
+    ///
+    /// # Errors
+    /// If there is no keeper.
+    pub(super) async fn connect(&self) -> Result<Kept> {
         let at = self.0.display();
+        let connected = UnixSeqpacket::connect(&self.0).await;
+        let connected = connected.context(format!("cannot connect to the keeper at {at}"))?;
+        Ok(Kept {
+            connection: Connection::new(connected),
+            at: self.0.clone(),
+        })
+    }
+
+    async fn ask(&self, demand: &Demand, queues: &[OwnedFd]) -> Result<Devices> {
+        self.connect().await?.ask(demand, queues).await
+    }
+}
+
+/// A connection to a keeper.
+pub(super) struct Kept {
+    connection: Connection,
+    at: PathBuf,
+}
+
+impl Kept {
+    /// All that is held.
+    ///
+    /// # Errors
+    /// If what is connected is no keeper, or does not answer.
+    pub(super) async fn give(&self) -> Result<Devices> {
+        self.ask(&Demand::Give, &[]).await
+    }
+
+    async fn ask(&self, demand: &Demand, queues: &[OwnedFd]) -> Result<Devices> {
+        let at = self.at.display();
         let asked = timeout(PATIENCE, self.converse(demand, queues)).await;
         match asked {
             Ok(Ok(Some(devices))) => Ok(devices),
@@ -64,20 +101,15 @@ impl Keeper {
     }
 
     /// The devices that come before the end of the answer; nothing if it is full.
-    async fn converse(
-        &self,
-        demand: &Demand,
-        queues: &[OwnedFd],
-    ) -> io::Result<Option<Vec<(Key, Vec<OwnedFd>)>>> {
-        let connection = Connection::new(UnixSeqpacket::connect(&self.0).await?);
+    async fn converse(&self, demand: &Demand, queues: &[OwnedFd]) -> io::Result<Option<Devices>> {
         let beside: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
-        connection.send(demand, &beside).await?;
+        self.connection.send(demand, &beside).await?;
         let mut devices = Vec::new();
-        while let Some((held, beside)) = connection.receive::<Held>().await? {
-            match held {
-                Held::Device(key) => devices.push((key, beside)),
-                Held::Done => return Ok(Some(devices)),
-                Held::Full => return Ok(None),
+        while let Some((answer, beside)) = self.connection.receive::<Answer>().await? {
+            match answer {
+                Answer::Device(key) => devices.push((key, beside)),
+                Answer::Done => return Ok(Some(devices)),
+                Answer::Full => return Ok(None),
             }
         }
         Err(io::ErrorKind::UnexpectedEof.into())

@@ -20,7 +20,7 @@ pub(super) enum Demand {
 /// What a keeper answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Held {
+pub(super) enum Answer {
     /// The queues of an attachment, beside this message.
     Device(Key),
     /// It is done.

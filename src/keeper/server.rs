@@ -1,9 +1,10 @@
 //! The keeper's end.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use muslin_stack::api::cni::Key;
@@ -12,7 +13,8 @@ use parking_lot::Mutex;
 use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info};
 
-use super::messages::{Demand, Held};
+use super::client::Keeper;
+use super::messages::{Answer, Demand};
 use crate::control::{Connection, listen};
 use crate::error::{Context, Result};
 use crate::state;
@@ -21,20 +23,46 @@ use crate::state;
 const MAX_DEVICES: usize = 4096;
 
 type Devices = Arc<Mutex<BTreeMap<Key, Vec<OwnedFd>>>>;
+type Held = Vec<(Key, Vec<OwnedFd>)>;
 
-/// Holds devices for the node that speaks to this socket, for ever.
+/// Holds devices for the node that speaks to this socket, for ever; at first those that a keeper
+/// holds which has the socket now, and will be asked no more.
 ///
 /// # Errors
 /// If the socket cannot be had, or fails.
 pub(crate) async fn run(socket: &Path) -> Result<()> {
-    state::vacate(socket)?;
-    let mut listener = listen(socket)?;
+    let (mut listener, held) = match state::is_listening(socket) {
+        false => {
+            state::vacate(socket)?;
+            (listen(socket)?, Vec::new())
+        }
+        true => take_place(socket).await?,
+    };
     info!("devices are held at {}", socket.display());
-    serve(&mut listener).await.context("the socket failed")
+    let devices = Arc::new(Mutex::new(held.into_iter().collect()));
+    serve(&mut listener, devices)
+        .await
+        .context("the socket failed")
 }
 
-async fn serve(listener: &mut UnixSeqpacketListener) -> io::Result<()> {
-    let devices = Devices::default();
+/// Takes the place of a keeper, and what it holds.
+async fn take_place(socket: &Path) -> Result<(UnixSeqpacketListener, Held)> {
+    let former = Keeper::new(socket).connect().await?;
+    // What listens there may be no keeper.
+    former.give().await?;
+    let mut beside = socket.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    state::vacate(&beside)?;
+    let listener = listen(&beside)?;
+    fs::rename(&beside, socket).context(format!("cannot replace {}", socket.display()))?;
+    // From here on nothing new comes to the former one.
+    let held = former.give().await?;
+    info!("the devices of the keeper that was here before are held, too");
+    Ok((listener, held))
+}
+
+async fn serve(listener: &mut UnixSeqpacketListener, devices: Devices) -> io::Result<()> {
     loop {
         let connection = Connection::new(listener.accept().await?);
         let devices = devices.clone();
@@ -56,11 +84,11 @@ async fn converse(connection: &Connection, devices: &Devices) -> io::Result<()> 
             Demand::Hold(key) => hold(devices, key, beside),
             Demand::Close(key) => {
                 devices.lock().remove(&key);
-                Held::Done
+                Answer::Done
             }
             Demand::Give => {
                 give(connection, devices).await?;
-                Held::Done
+                Answer::Done
             }
         };
         connection.send(&answer, &[]).await?;
@@ -68,13 +96,13 @@ async fn converse(connection: &Connection, devices: &Devices) -> io::Result<()> 
     Ok(())
 }
 
-fn hold(devices: &Devices, key: Key, queues: Vec<OwnedFd>) -> Held {
+fn hold(devices: &Devices, key: Key, queues: Vec<OwnedFd>) -> Answer {
     let mut devices = devices.lock();
     if devices.len() >= MAX_DEVICES && !devices.contains_key(&key) {
-        return Held::Full;
+        return Answer::Full;
     }
     devices.insert(key, queues);
-    Held::Done
+    Answer::Done
 }
 
 async fn give(connection: &Connection, devices: &Devices) -> io::Result<()> {
@@ -89,7 +117,7 @@ async fn give(connection: &Connection, devices: &Devices) -> io::Result<()> {
             continue;
         };
         let beside: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
-        connection.send(&Held::Device(key), &beside).await?;
+        connection.send(&Answer::Device(key), &beside).await?;
     }
     Ok(())
 }
@@ -99,7 +127,6 @@ mod tests {
     use std::io::{Read, Seek, Write};
 
     use super::*;
-    use crate::keeper::Keeper;
 
     fn key(container: &str) -> Key {
         Key {
@@ -129,7 +156,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("keep.sock");
         let mut listener = listen(&socket).unwrap();
-        tokio::spawn(async move { serve(&mut listener).await });
+        tokio::spawn(async move { serve(&mut listener, Devices::default()).await });
         let keeper = Keeper::new(&socket);
         assert!(keeper.give().await.unwrap().is_empty());
         keeper.hold(&key("a"), &[file("old")]).await.unwrap();
@@ -150,5 +177,39 @@ mod tests {
         keeper.close(&key("a")).await.unwrap();
         let held = keeper.give().await.unwrap();
         assert_eq!(held.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_keeper_takes_the_place_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("keep.sock");
+        let first = tokio::spawn({
+            let socket = socket.clone();
+            async move { run(&socket).await }
+        });
+        let keeper = Keeper::new(&socket);
+        while keeper.hold(&key("a"), &[file("a")]).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        let (mut listener, held) = take_place(&socket).await.unwrap();
+        assert_eq!(held.len(), 1);
+        let devices = Arc::new(Mutex::new(held.into_iter().collect()));
+        tokio::spawn(async move { serve(&mut listener, devices).await });
+        first.abort();
+        keeper.hold(&key("b"), &[file("b")]).await.unwrap();
+        let given = keeper.give().await.unwrap();
+        let texts: Vec<_> = given.into_iter().flat_map(|(_, it)| it).map(text).collect();
+        assert_eq!(texts, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_keeper_keeps_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("control.sock");
+        let mut other = listen(&socket).unwrap();
+        let served = tokio::spawn(async move { other.accept().await.map(drop) });
+        take_place(&socket).await.unwrap_err();
+        served.await.unwrap().unwrap();
+        assert!(!directory.path().join("control.sock.new").exists());
     }
 }
