@@ -38,6 +38,7 @@ pub mod sidecar;
 mod signals;
 pub mod state;
 pub mod store;
+mod takeover;
 mod terminal;
 pub mod underlay;
 pub mod worker;

@@ -4,8 +4,9 @@
 //! its control socket, and the embedded store lies beside them.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::control::ipam;
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::unistd::{Uid, geteuid};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -193,7 +194,7 @@ struct IdentityFile {
 #[derive(Debug)]
 pub struct StateDir {
     dir: PathBuf,
-    _lock: Flock<File>,
+    lock: File,
 }
 
 impl StateDir {
@@ -213,36 +214,42 @@ impl StateDir {
         options.create(true).truncate(false).read(true).write(true);
         let file = open_regular(options.mode(0o600), &path);
         let file = file.map_err(|error| unusable("open", &path, &error))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        file.try_lock().map_err(|error| {
             Error::failed(match error {
-                nix::errno::Errno::EWOULDBLOCK => {
+                TryLockError::WouldBlock => {
                     format!(
                         "a node named '{name}' is already running: give this one another --name"
                     )
                 }
-                error => format!("cannot lock {}: {error}", path.display()),
+                TryLockError::Error(error) => format!("cannot lock {}: {error}", path.display()),
             })
         })?;
         sweep(&dir);
-        Ok(Self { dir, _lock: lock })
+        Ok(Self { dir, lock: file })
     }
 
-    /// The node's own place for its control socket, with what a dead one left removed.
-    ///
-    /// # Errors
-    /// If the path is too long for a socket, or cannot be removed.
-    pub fn socket(&self) -> Result<PathBuf> {
-        self.socket_named("control.sock")
+    /// The directory of a node that runs, by the lock that its process has.
+    #[must_use]
+    pub fn inherit(state_dir: &Path, name: &str, lock: OwnedFd) -> Self {
+        Self {
+            dir: node_dir(state_dir, name),
+            lock: lock.into(),
+        }
     }
 
-    /// The same for a socket that can do less.
+    /// Another descriptor of the lock, for another process: it is locked for as long as one of them has
+    /// it open.
     ///
     /// # Errors
-    /// If the path is too long for a socket, or cannot be removed.
-    pub fn socket_named(&self, name: &str) -> Result<PathBuf> {
-        let path = self.dir.join(name);
-        vacate(&path)?;
-        Ok(path)
+    /// If there are no more descriptors.
+    pub fn copy_lock(&self) -> io::Result<OwnedFd> {
+        self.lock.as_fd().try_clone_to_owned()
+    }
+
+    /// The node's own place for its control socket, or for one that can do less.
+    #[must_use]
+    pub fn socket_named(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
     }
 
     /// The node's default path of the subnet file.

@@ -136,6 +136,10 @@ pub(super) struct Arguments {
     /// node
     #[arg(long, value_name = "PATH")]
     keeper: Option<PathBuf>,
+    /// Take over the node that runs, without a lost packet: it gives all that it has to this process,
+    /// and ends when its last flow to or from outside addresses does. If none runs, start as usual
+    #[arg(long)]
+    take_over: bool,
     /// The control socket [default: control.sock in the node's state directory]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -262,6 +266,7 @@ impl Arguments {
             subnet_file: flannel.subnet_file(),
             ip_masq: flannel.ip_masq(),
             keeper: self.keeper.clone(),
+            take_over: self.take_over,
             health: flannel.health(),
         })
     }

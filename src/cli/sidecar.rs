@@ -175,6 +175,11 @@ pub(super) fn run(mut arguments: Arguments) -> Result<()> {
         }
         None => {
             let settings = arguments.own.settings()?;
+            if settings.take_over {
+                return Err(Error::usage(
+                    "--take-over is for 'muslin node': a sidecar's pod ends with its process",
+                ));
+            }
             let mut places = node::places(&settings);
             if let Some(scratch) = &scratch {
                 places.clear(scratch.path());

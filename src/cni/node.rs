@@ -1,18 +1,16 @@
 //! The plugin's end of the control socket: blocking, and with a deadline for everything.
 
-use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::{Call, Reply};
 use muslin_stack::api::control::{Answer, Code, Hello, PROTOCOL, Refusal, Request, Welcome};
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::control::MAX_MESSAGE;
+use crate::control::BlockingConnection;
 use crate::control::version::VERSION;
 
 /// How often a node that is not there is looked for again.
@@ -22,7 +20,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A connection to a node.
 pub(super) struct Node {
-    socket: Socket,
+    connection: BlockingConnection,
     /// Why it cannot attach pods yet.
     pub(super) not_ready: Option<String>,
 }
@@ -67,7 +65,7 @@ impl Trouble {
 impl Node {
     /// Connects to the node that listens at a socket.
     pub(super) fn connect(path: &str, until: Instant) -> Result<Self, Trouble> {
-        let socket = reach(path, until).map_err(|error| match error.kind() {
+        let connection = reach(path, until).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Trouble::Absent(format!(
                 "no node listens at {path}: there is no such socket; start 'muslin node'"
             )),
@@ -78,7 +76,7 @@ impl Node {
             _ => Trouble::Absent(format!("cannot connect to the node at {path}: {error}")),
         })?;
         let mut node = Self {
-            socket,
+            connection,
             not_ready: None,
         };
         match node.exchange(&Request::Hello(Hello::new(VERSION)), &[], until)? {
@@ -148,7 +146,7 @@ impl Node {
         beside: &[T],
         until: Instant,
     ) -> Result<(), Trouble> {
-        let beside: Vec<_> = beside.iter().map(|it| it.as_fd().as_raw_fd()).collect();
+        let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
         self.transmit(&Request::Cni(call), &beside, until)
     }
 
@@ -164,7 +162,7 @@ impl Node {
     fn exchange(
         &mut self,
         request: &Request,
-        beside: &[RawFd],
+        beside: &[BorrowedFd<'_>],
         until: Instant,
     ) -> Result<Answer, Trouble> {
         self.transmit(request, beside, until)?;
@@ -174,82 +172,53 @@ impl Node {
     fn transmit(
         &mut self,
         request: &Request,
-        beside: &[RawFd],
+        beside: &[BorrowedFd<'_>],
         until: Instant,
     ) -> Result<(), Trouble> {
-        let lost = |error: io::Error| Trouble::Lost(format!("the node is gone: {error}"));
-        let bytes = serde_json::to_vec(request).map_err(|error| lost(error.into()))?;
-        if bytes.len() > MAX_MESSAGE {
-            return Err(lost(Errno::EMSGSIZE.into()));
-        }
-        self.socket
-            .set_write_timeout(Some(left(until)))
-            .map_err(lost)?;
-        let rights = [ControlMessage::ScmRights(beside)];
-        let rights = if beside.is_empty() { &[][..] } else { &rights };
-        let descriptor = self.socket.as_raw_fd();
-        let bytes = [IoSlice::new(&bytes)];
-        let flags = MsgFlags::MSG_NOSIGNAL;
-        let sent = retry(|| sendmsg::<()>(descriptor, &bytes, rights, flags, None));
-        sent.map(drop).map_err(lost)
+        let sent = self.connection.send(request, beside, until);
+        sent.map_err(|error| lost(&error))
     }
 
     /// The next answer that somebody has asked for, unless it is a refusal.
     fn receive(&mut self, until: Instant) -> Result<Answer, Trouble> {
-        let lost = |error: io::Error| Trouble::Lost(format!("the node is gone: {error}"));
-        let mut bytes = vec![0; MAX_MESSAGE + 1];
         loop {
-            let timeout = left(until);
-            self.socket.set_read_timeout(Some(timeout)).map_err(lost)?;
-            let descriptor = self.socket.as_raw_fd();
-            let len = match retry(|| recv(descriptor, &mut bytes, MsgFlags::MSG_TRUNC)) {
-                Ok(0) => {
+            match self.connection.receive(until) {
+                Ok(Some((Answer::Changed(_), _))) => {}
+                Ok(Some((Answer::Refused(refusal), _))) => return Err(Trouble::Refused(refusal)),
+                Ok(Some((answer, _))) => return Ok(answer),
+                Ok(None) => {
                     let text = "the node has ended the connection: its process was stopped";
                     return Err(Trouble::Lost(text.to_owned()));
                 }
-                Ok(len) => len,
                 Err(error) if is_late(&error) => {
                     return Err(Trouble::Lost(does_not_answer("its socket")));
                 }
-                Err(error) => return Err(lost(error)),
-            };
-            let message = bytes
-                .get(..len)
-                .and_then(|it| serde_json::from_slice(it).ok());
-            match message {
-                Some(Answer::Changed(_)) => {}
-                Some(Answer::Refused(refusal)) => return Err(Trouble::Refused(refusal)),
-                Some(answer) => return Ok(answer),
-                None => {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     let text = "the node's answer is not understood: is it of another version?";
                     return Err(Trouble::Lost(text.to_owned()));
                 }
+                Err(error) => return Err(lost(&error)),
             }
         }
     }
 }
 
-fn reach(path: &str, until: Instant) -> io::Result<Socket> {
+fn lost(error: &io::Error) -> Trouble {
+    Trouble::Lost(format!("the node is gone: {error}"))
+}
+
+fn reach(path: &str, until: Instant) -> io::Result<BlockingConnection> {
     let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
     // Also that of `connect`, which waits while too many others do.
     socket.set_write_timeout(Some(left(until)))?;
     socket.connect(&SockAddr::unix(path)?)?;
-    Ok(socket)
+    Ok(BlockingConnection::new(socket))
 }
 
 /// The time until a deadline, and never none: the kernel takes zero for no limit.
 fn left(until: Instant) -> Duration {
     let left = until.saturating_duration_since(Instant::now());
     left.max(Duration::from_millis(1))
-}
-
-fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => {}
-            other => return other.map_err(io::Error::from),
-        }
-    }
 }
 
 fn is_late(error: &io::Error) -> bool {

@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::task::{self, Poll, ready};
 
 use serde::Serialize;
@@ -13,7 +13,7 @@ use tokio_seqpacket::ancillary::{AncillaryMessageWriter, OwnedAncillaryMessage};
 /// The longest message in bytes.
 pub const MAX_MESSAGE: usize = 64 << 10;
 /// Descriptors that may be beside a message: one for each queue of a device.
-const MAX_BESIDE: usize = 64;
+pub(super) const MAX_BESIDE: usize = 64;
 /// Room for control data: a header and those descriptors.
 const ANCILLARY_LEN: usize = 32 + 4 * MAX_BESIDE;
 
@@ -93,6 +93,14 @@ impl Connection {
         }
         bytes.truncate(len);
         Poll::Ready(Ok((len > 0).then_some((bytes, beside))))
+    }
+
+    /// Another descriptor of the socket, for another process.
+    ///
+    /// # Errors
+    /// If there are no more descriptors.
+    pub(crate) fn copy(&self) -> io::Result<OwnedFd> {
+        self.0.as_fd().try_clone_to_owned()
     }
 
     /// The other end's user.

@@ -5,12 +5,15 @@
 //! speaks. Only the node's own user and root are answered. Beside
 //! it are two that can do less, to be given to others: see [`Level`].
 
+mod blocking;
 mod client;
 mod connection;
 mod server;
 pub(crate) mod version;
 
+pub(crate) use blocking::BlockingConnection;
 pub use client::{Client, locate, locate_only};
 pub use connection::{Connection, MAX_MESSAGE};
+pub use server::Level;
 pub(crate) use server::listen;
-pub use server::{Level, Service, serve};
+pub(crate) use server::{Departing, Service, Stage, serve};

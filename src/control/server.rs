@@ -15,8 +15,9 @@ use muslin_stack::api::control::{
 };
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
-use tokio::sync::watch;
-use tokio_seqpacket::UnixSeqpacketListener;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio_seqpacket::{UnixSeqpacket, UnixSeqpacketListener};
 use tracing::{debug, warn};
 
 use super::connection::{Connection, MAX_MESSAGE};
@@ -31,7 +32,8 @@ const MAX_CONNECTIONS: usize = 4096;
 const MAX_REASON: usize = 200;
 
 /// What clients of a socket may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// Everything. Only the node's own user and root are answered; of the other levels it is whoever
     /// can open the socket.
@@ -84,13 +86,38 @@ impl Level {
     }
 }
 
+/// Whether another process takes the node over.
+#[derive(Debug, Clone)]
+pub(crate) enum Stage {
+    /// None does.
+    Here,
+    /// One does: it is told of the clients of pods that end with their connections. Nobody else is let
+    /// in.
+    Leaving(mpsc::UnboundedSender<Departing>),
+    /// It has done so.
+    Gone,
+}
+
+/// A connection with which pods end, for another process.
+#[derive(Debug)]
+pub(crate) struct Departing {
+    /// What its client said first.
+    pub(crate) hello: Hello,
+    /// What it may ask for.
+    pub(crate) level: Level,
+    /// Its pods.
+    pub(crate) pods: Vec<PodName>,
+    /// The socket.
+    pub(crate) socket: OwnedFd,
+}
+
 /// What a node does for its clients.
-pub trait Service: Send + Sync + 'static {
+pub(crate) trait Service: Send + Sync + 'static {
     /// A pod that is detached when this is dropped.
-    type Attachment: Send;
+    type Attachment: Send + Sync;
     /// What a CNI plugin has said over a connection, and what it has reserved, which is given up when
     /// this is dropped.
-    type Session: Default + Send;
+    type Session: Default + Send + Sync;
 
     /// Who the node is.
     fn welcome(&self) -> Welcome;
@@ -166,6 +193,22 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// If the store did not take it.
     fn leave(&self) -> impl Future<Output = Result<()>> + Send;
+
+    /// Whether another process takes the node over.
+    fn stage(&self) -> watch::Receiver<Stage>;
+
+    /// Lets the process at the other end of a connection take the node over.
+    ///
+    /// # Errors
+    /// Why it does not.
+    fn hand_over(
+        &self,
+        version: u32,
+        connection: &Connection,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Takes a pod again that ends with a client of the process before this one.
+    fn take_again(&self, pod: &PodName) -> Option<Self::Attachment>;
 }
 
 impl From<Error> for Answer {
@@ -197,16 +240,49 @@ pub(crate) fn listen(path: &Path) -> Result<UnixSeqpacketListener> {
     Ok(listener)
 }
 
-/// Answers clients until the listener fails.
-pub async fn serve<S: Service>(
+/// Answers clients until the listener fails: those of a process before this one, and those that come.
+pub(crate) async fn serve<S: Service>(
     mut listener: UnixSeqpacketListener,
     level: Level,
     service: Arc<S>,
+    inherited: Vec<Departing>,
 ) -> io::Error {
     let mut clients = Clients::new(MAX_CONNECTIONS);
+    for client in inherited {
+        if let Some(room) = clients.make_room().await {
+            let service = service.clone();
+            clients.serve(room, |place| async move {
+                place.keep();
+                let pods = client.pods;
+                let result = match UnixSeqpacket::try_from(client.socket) {
+                    Ok(socket) => {
+                        let mut conversation =
+                            Conversation::new(Connection::new(socket), level, &*service);
+                        conversation.go_on(client.hello, &pods);
+                        conversation.run(&place).await
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = result {
+                    debug!("a control connection ended: {error}");
+                }
+            });
+        }
+    }
     let mut refused = Lines::new(Instant::now());
+    let mut stage = service.stage();
     loop {
-        let socket = match listener.accept().await {
+        // Who comes while another process takes over waits for that.
+        let is_here = stage.wait_for(|stage| matches!(stage, Stage::Here));
+        if is_here.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let accepted = tokio::select! {
+            biased;
+            _ = leaving(&mut stage) => continue,
+            accepted = listener.accept() => accepted,
+        };
+        let socket = match accepted {
             Ok(socket) => socket,
             Err(error) if is_passing(&error) => {
                 warn!("cannot accept on the control socket: {error}");
@@ -223,8 +299,8 @@ pub async fn serve<S: Service>(
         };
         let service = service.clone();
         clients.serve(room, |place| async move {
-            let connection = Connection::new(socket);
-            if let Err(error) = converse(&connection, level, &*service, &place).await {
+            let conversation = Conversation::new(Connection::new(socket), level, &*service);
+            if let Err(error) = conversation.run(&place).await {
                 debug!("a control connection ended: {error}");
             }
         });
@@ -246,113 +322,213 @@ fn is_passing(error: &io::Error) -> bool {
     )
 }
 
-async fn converse<S: Service>(
-    connection: &Connection,
+/// What is said over a connection.
+struct Conversation<'s, S: Service> {
+    connection: Connection,
     level: Level,
-    service: &S,
-    place: &Place,
-) -> io::Result<()> {
-    let uid = connection.peer_uid()?;
-    if level == Level::Full && uid != geteuid().as_raw() && uid != 0 {
-        return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+    service: &'s S,
+    /// Pods that end with the connection.
+    attachments: Vec<(PodName, S::Attachment)>,
+    session: S::Session,
+    link: Option<watch::Receiver<Link>>,
+    hello: Option<Hello>,
+}
+
+impl<'s, S: Service> Conversation<'s, S> {
+    fn new(connection: Connection, level: Level, service: &'s S) -> Self {
+        Self {
+            connection,
+            level,
+            service,
+            attachments: Vec::new(),
+            session: S::Session::default(),
+            link: None,
+            hello: None,
+        }
     }
-    // Pods that end with the connection.
-    let mut attachments: Vec<(PodName, S::Attachment)> = Vec::new();
-    let mut session = S::Session::default();
-    let mut link = None;
-    let mut hello: Option<Hello> = None;
-    loop {
-        let received = tokio::select! {
-            received = connection.receive::<Request>() => received,
-            link = changed(&mut link) => {
-                connection.send(&Answer::Changed(link), &[]).await?;
-                continue;
+
+    /// Goes on with what was said to a process before this one.
+    fn go_on(&mut self, hello: Hello, pods: &[PodName]) {
+        self.hello = Some(hello);
+        self.link = self.service.link().ok();
+        let pods = pods.iter();
+        let held = pods.filter_map(|pod| Some((pod.clone(), self.service.take_again(pod)?)));
+        self.attachments = held.collect();
+    }
+
+    async fn run(mut self, place: &Place) -> io::Result<()> {
+        let uid = self.connection.peer_uid()?;
+        if self.level == Level::Full && uid != geteuid().as_raw() && uid != 0 {
+            return Err(io::Error::from(io::ErrorKind::PermissionDenied));
+        }
+        let mut stage = self.service.stage();
+        loop {
+            let received = tokio::select! {
+                received = self.connection.receive::<Request>() => received,
+                link = changed(&mut self.link) => {
+                    self.connection.send(&Answer::Changed(link), &[]).await?;
+                    continue;
+                }
+                departures = leaving(&mut stage), if !self.attachments.is_empty() => {
+                    if self.depart(&departures, &mut stage).await? {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
+            match received {
+                Ok(Some((request, beside))) => {
+                    if self.answer(request, beside, place).await? {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    // It quotes the request, which may be as long as an answer can be.
+                    let reason: String = error.to_string().chars().take(MAX_REASON).collect();
+                    let message = format!("cannot parse the request: {reason}");
+                    self.refuse(Error::usage(message)).await?;
+                }
+                Err(error) => return Err(error),
             }
-        };
-        let (request, beside) = match received {
-            Ok(Some(received)) => received,
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                // It quotes the request, which may be as long as an answer can be.
-                let reason: String = error.to_string().chars().take(MAX_REASON).collect();
-                let message = format!("cannot parse the request: {reason}");
-                connection
-                    .send(&Answer::from(Error::usage(message)), &[])
-                    .await?;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
+        }
+    }
+
+    async fn refuse(&self, error: Error) -> io::Result<()> {
+        self.connection.send(&Answer::from(error), &[]).await
+    }
+
+    /// Answers a request; whether that was the last.
+    async fn answer(
+        &mut self,
+        request: Request,
+        beside: Vec<OwnedFd>,
+        place: &Place,
+    ) -> io::Result<bool> {
         if let Request::Hello(said) = request {
-            hello = Some(said);
-            connection
-                .send(&Answer::Welcome(service.welcome()), &[])
-                .await?;
-            continue;
+            self.hello = Some(said);
+            let welcome = Answer::Welcome(self.service.welcome());
+            self.connection.send(&welcome, &[]).await?;
+            return Ok(false);
         }
-        if let Some(error) = stranger(hello.as_ref()) {
-            connection.send(&Answer::from(error), &[]).await?;
-            continue;
+        if let Some(error) = stranger(self.hello.as_ref()) {
+            self.refuse(error).await?;
+            return Ok(false);
         }
-        if let Err(error) = level.check(&request, &attachments) {
-            connection.send(&Answer::from(error), &[]).await?;
-            continue;
+        if let Err(error) = self.level.check(&request, &self.attachments) {
+            self.refuse(error).await?;
+            return Ok(false);
         }
         place.keep();
         let answer = match request {
-            Request::Attach(attach) => {
-                let attached = answer_attach(service, attach, beside).await;
-                attached.and_then(|(attached, held)| {
-                    if let Some(held) = held {
-                        link = Some(service.link()?);
-                        attachments.push((attached.pod.clone(), held));
-                    }
-                    Ok(Answer::Attached(attached))
-                })
-            }
-            Request::KeepNamespaces { pod, kinds } if kinds.len() == beside.len() => service
+            Request::Attach(attach) => self.attach(attach, beside).await,
+            Request::KeepNamespaces { pod, kinds } if kinds.len() == beside.len() => self
+                .service
                 .keep_namespaces(&pod, kinds, beside)
                 .map(|()| Answer::Done),
             Request::KeepNamespaces { .. } => Err(Error::usage(
                 "the request needs one descriptor for each namespace",
             )),
-            Request::Namespaces { pod } => match service.namespaces(&pod) {
+            Request::Namespaces { pod } => match self.service.namespaces(&pod) {
                 Ok((pod, namespaces)) => {
                     let beside: Vec<_> = namespaces.iter().map(AsFd::as_fd).collect();
-                    connection.send(&Answer::Namespaces(pod), &beside).await?;
-                    continue;
+                    let answer = Answer::Namespaces(pod);
+                    self.connection.send(&answer, &beside).await?;
+                    return Ok(false);
                 }
                 Err(error) => Err(error),
             },
-            // By what it holds and not by a name, which may be another client's by now.
-            Request::Detach { pod } if level == Level::Attach => {
-                for (_, held) in attachments.extract_if(.., |(own, _)| *own == pod) {
-                    service.release(held).await;
-                }
-                Ok(Answer::Done)
+            Request::Detach { pod } => self.detach(&pod).await,
+            Request::DropLease(request) => {
+                let dropped = self.service.drop_lease(request);
+                dropped.await.map(Answer::Dropped)
             }
-            Request::Detach { pod } => service.detach(&pod).await.map(|()| Answer::Done),
-            Request::DropLease(request) => service.drop_lease(request).await.map(Answer::Dropped),
-            Request::Leave => service.leave().await.map(|()| Answer::Done),
+            Request::Leave => self.service.leave().await.map(|()| Answer::Done),
             Request::Cni(call) => {
-                let replied = service.cni(call, beside, &mut session);
+                let replied = self.service.cni(call, beside, &mut self.session);
                 replied.await.map(Answer::Cni)
             }
-            Request::Report(table) => match service.report(table).await {
+            Request::Report(table) => match self.service.report(table).await {
                 Ok(rows) => {
-                    send_rows(connection, rows).await?;
-                    continue;
+                    send_rows(&self.connection, rows).await?;
+                    return Ok(false);
                 }
                 Err(error) => Err(error),
             },
+            Request::TakeOver(version) => {
+                match self.service.hand_over(version, &self.connection).await {
+                    Ok(()) => return Ok(true),
+                    Err(error) => Err(error),
+                }
+            }
             other => Err(Error::usage(format!(
                 "this node does not support the request {other:?}"
             ))),
         };
-        connection
-            .send(&answer.unwrap_or_else(Answer::from), &[])
-            .await?;
+        let answer = answer.unwrap_or_else(Answer::from);
+        self.connection.send(&answer, &[]).await?;
+        Ok(false)
     }
+
+    async fn attach(&mut self, attach: Attach, device: Vec<OwnedFd>) -> Result<Answer> {
+        if device.is_empty() {
+            return Err(Error::usage("the request to attach carries no device"));
+        }
+        let (attached, held) = self.service.attach(attach, device).await?;
+        if let Some(held) = held {
+            self.link = Some(self.service.link()?);
+            self.attachments.push((attached.pod.clone(), held));
+        }
+        Ok(Answer::Attached(attached))
+    }
+
+    async fn detach(&mut self, pod: &PodName) -> Result<Answer> {
+        if self.level != Level::Attach {
+            return self.service.detach(pod).await.map(|()| Answer::Done);
+        }
+        // By what it holds and not by a name, which may be another client's by now.
+        for (_, held) in self.attachments.extract_if(.., |(own, _)| own == pod) {
+            self.service.release(held).await;
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Lets another process go on with this connection; whether it does.
+    async fn depart(
+        &self,
+        departures: &mpsc::UnboundedSender<Departing>,
+        stage: &mut watch::Receiver<Stage>,
+    ) -> io::Result<bool> {
+        let Some(hello) = self.hello.clone() else {
+            return Ok(false);
+        };
+        let departing = Departing {
+            hello,
+            level: self.level,
+            pods: self
+                .attachments
+                .iter()
+                .map(|(pod, _)| pod.clone())
+                .collect(),
+            socket: self.connection.copy()?,
+        };
+        // If nobody waits for it any more, it is over.
+        let _ = departures.send(departing);
+        let decided = stage.wait_for(|stage| !matches!(stage, Stage::Leaving(_)));
+        Ok(decided
+            .await
+            .is_ok_and(|stage| matches!(*stage, Stage::Gone)))
+    }
+}
+
+/// Returns when another process begins to take over.
+async fn leaving(stage: &mut watch::Receiver<Stage>) -> mpsc::UnboundedSender<Departing> {
+    if let Ok(stage) = stage.wait_for(|it| matches!(it, Stage::Leaving(_))).await
+        && let Stage::Leaving(departures) = &*stage
+    {
+        return departures.clone();
+    }
+    std::future::pending().await
 }
 
 /// Why a client is not served that has said this of itself; nothing if it speaks as this node does.
@@ -379,17 +555,6 @@ async fn changed(link: &mut Option<watch::Receiver<Link>>) -> Link {
         return *link.borrow_and_update();
     }
     std::future::pending().await
-}
-
-async fn answer_attach<S: Service>(
-    service: &S,
-    attach: Attach,
-    device: Vec<OwnedFd>,
-) -> Result<(Attached, Option<S::Attachment>)> {
-    if device.is_empty() {
-        return Err(Error::usage("the request to attach carries no device"));
-    }
-    service.attach(attach, device).await
 }
 
 /// Sends rows in as many packets as they need.
@@ -482,6 +647,25 @@ mod tests {
         async fn leave(&self) -> Result<()> {
             Ok(())
         }
+
+        fn stage(&self) -> watch::Receiver<Stage> {
+            watch::channel(Stage::Here).1
+        }
+
+        async fn hand_over(&self, version: u32, _: &Connection) -> Result<()> {
+            Err(Error::failed(format!("not in version {version}")))
+        }
+
+        fn take_again(&self, _: &PodName) -> Option<()> {
+            None
+        }
+    }
+
+    /// Answers one client.
+    async fn converse(socket: UnixSeqpacket) -> io::Result<()> {
+        let (place, _) = Clients::new(1).wait().await.take();
+        let conversation = Conversation::new(Connection::new(socket), Level::Full, &Empty);
+        conversation.run(&place).await
     }
 
     /// Says hello by a name without a file, and prints how long the answer is.
@@ -508,7 +692,7 @@ mod tests {
         socket::bind(listener.as_raw_fd(), &address).unwrap();
         socket::listen(&listener, Backlog::MAXALLOWABLE).unwrap();
         let listener = UnixSeqpacketListener::try_from(listener).unwrap();
-        let server = tokio::spawn(serve(listener, Level::Full, Arc::new(Empty)));
+        let server = tokio::spawn(serve(listener, Level::Full, Arc::new(Empty), Vec::new()));
         let ask = async |uid| {
             let mut client = tokio::process::Command::new("perl");
             client.args(["-MSocket", "-e", CLIENT, &name]).uid(uid);
@@ -536,9 +720,7 @@ mod tests {
         let new = r#"{"hello":{"protocol":7,"version":"9.1.0"}}"#;
         for (greeting, client) in [(None, "an older one"), (Some(new), "muslin 9.1.0")] {
             let (ours, theirs) = UnixSeqpacket::pair().unwrap();
-            let connection = Connection::new(theirs);
-            let (place, _) = Clients::new(1).wait().await.take();
-            tokio::spawn(async move { converse(&connection, Level::Full, &Empty, &place).await });
+            tokio::spawn(converse(theirs));
             let ours = Connection::new(ours);
             let say = async |text: &str| {
                 let message: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -618,10 +800,7 @@ mod tests {
     #[tokio::test]
     async fn nonsense_is_answered_and_the_connection_stays() {
         let (ours, theirs) = UnixSeqpacket::pair().unwrap();
-        let connection = Connection::new(theirs);
-        let (place, _) = Clients::new(1).wait().await.take();
-        let server =
-            tokio::spawn(async move { converse(&connection, Level::Full, &Empty, &place).await });
+        let server = tokio::spawn(converse(theirs));
         let copy = ours.as_fd().try_clone_to_owned().unwrap();
         let answers = Connection::new(UnixSeqpacket::try_from(copy).unwrap());
         let long = "x".repeat(MAX_MESSAGE - 10);

@@ -31,9 +31,11 @@ use tracing::{debug, info, warn};
 use super::pods::{Details, Pods, check_ports, refusal};
 use super::records::{Record, Records, remove};
 use super::running::{RunningNode, open_queues};
+use super::succession;
 use crate::device::PodDevice;
 use crate::error::{Error, Result};
 use crate::host::publish::{self, Bound};
+use crate::takeover::InheritedPod;
 
 /// Attachments that a runtime may name as being in use.
 const MAX_VALID: usize = 1 << 16;
@@ -78,6 +80,11 @@ impl Drop for Reservation {
 }
 
 impl Cni {
+    /// Whether a runtime has begun an attachment and has not completed it yet.
+    pub(super) fn is_reserving(&self) -> bool {
+        self.attachments.is_reserving()
+    }
+
     /// Those of a node with this control socket, as far as an earlier process has written them down.
     pub(super) fn new(socket: &Path) -> Self {
         Self {
@@ -111,8 +118,10 @@ impl RunningNode {
         device: Vec<OwnedFd>,
         session: &mut Session,
     ) -> Result<Reply> {
+        self.check_frozen()?;
         match call {
             Call::Reserve(reserve) => {
+                self.check_leaving()?;
                 // One connection attaches one interface.
                 drop(session.reservation.take());
                 let (reserved, held) = self.reserve(*reserve).await?;
@@ -186,6 +195,7 @@ impl RunningNode {
         if cni.attachments.admit(&reserve)?.is_some() {
             return Err(AttachmentError::Present(reserve.key).into());
         }
+        self.check_leaving()?;
         pods.set_time(self.facts.clock.now());
         check_ports(&pods, &reserve.publish)?;
         let bound = publish::bind(&reserve.publish, self.facts.config.network)?;
@@ -220,6 +230,9 @@ impl RunningNode {
     fn give_up(&self, key: &Key, number: u64) {
         let mut pods = self.pods.lock();
         let mut cni = self.cni.lock();
+        if self.check_frozen().is_err() {
+            return;
+        }
         if let Some(pod) = cni.attachments.give_up(key, number) {
             self.forget(&mut pods, &mut cni, key, Some(&pod));
         }
@@ -241,6 +254,7 @@ impl RunningNode {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
         let mut pods = self.pods.lock();
         let mut cni = self.cni.lock();
+        self.check_frozen()?;
         let pod = cni.attachments.reserved(key, *number)?.pod.clone();
         let Waiting { reserve, bound } = cni
             .waiting
@@ -300,6 +314,9 @@ impl RunningNode {
         {
             let mut pods = self.pods.lock();
             let mut cni = self.cni.lock();
+            if self.check_frozen().is_err() {
+                return;
+            }
             let pod = cni.attachments.release(key);
             self.forget(&mut pods, &mut cni, key, pod.as_ref());
         }
@@ -452,36 +469,49 @@ impl RunningNode {
         }
     }
 
-    /// Gives the pods of an earlier process their places back, without a device yet.
-    pub(super) fn recall_attachments(&self) {
-        let mut pods = self.pods.lock();
-        let mut cni = self.cni.lock();
-        for record in cni.records.all() {
+    /// Gives the pods of an earlier process their places back, without a device yet but for those whose
+    /// devices that process has handed over.
+    pub(super) fn recall_attachments(&self, mut inherited: BTreeMap<Key, InheritedPod>) {
+        let records = self.cni.lock().records.all();
+        for record in records {
             let key = record.reserve.key.clone();
-            if let Err(error) = self.recall(&mut pods, &mut cni, record) {
+            let netns = record.reserve.netns.clone();
+            let (device, published) = match inherited.remove(&key) {
+                Some(pod) => (Some(pod.queues), Some(succession::bound(pod.published))),
+                None => (None, None),
+            };
+            if let Err(error) = self.recall(record, published) {
                 warn!("the interface {key} of an earlier run has lost its place: {error}");
-                cni.records.remove(&key);
+                self.cni.lock().records.remove(&key);
+            } else if let Some(device) = device
+                && let Err(error) = self.restore(&key, &netns, device)
+            {
+                warn!("the device of {key} cannot be used: {error}");
             }
         }
-        if cni.attachments.missing().next().is_some() {
-            self.remember(&pods);
+        for key in inherited.keys() {
+            warn!("there is no record of the interface {key}, which is lost");
         }
+        self.remember(&self.pods.lock());
     }
 
-    fn recall(&self, pods: &mut Pods, cni: &mut Cni, record: Record) -> Result<()> {
+    /// Gives a pod its place back. Its ports are taken, unless they are here.
+    fn recall(&self, record: Record, published: Option<Vec<Bound>>) -> Result<()> {
         let Record {
             reserve,
             pod,
             address,
             mac,
-            published,
+            published: ports,
             ..
         } = record;
         let key = reserve.key.clone();
-        let bound = publish::bind(&published, self.facts.config.network);
-        let bound = bound.unwrap_or_else(|error| {
-            warn!("the ports of pod {pod} are not published: {error}");
-            Vec::new()
+        let bound = published.unwrap_or_else(|| {
+            let bound = publish::bind(&ports, self.facts.config.network);
+            bound.unwrap_or_else(|error| {
+                warn!("the ports of pod {pod} are not published: {error}");
+                Vec::new()
+            })
         });
         let details = details(&reserve, &bound);
         let request = Request {
@@ -491,6 +521,8 @@ impl RunningNode {
             aliases: reserve.aliases.clone(),
             has_rested: false,
         };
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
         pods.attach(request, details)
             .map_err(|error| refusal(&error))?;
         let now = self.facts.clock.now();

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,14 +13,18 @@ use muslin_stack::api::control::{
     Table, Welcome,
 };
 use muslin_stack::control::ipam::PodName;
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::cni::Session;
 use super::report;
 use super::running::{Attachment, RunningNode};
 use crate::condition;
-use crate::control::{Level, Service};
+use crate::control::{Connection, Level, Service, Stage};
 use crate::error::{Error, Result};
+use crate::lease::Turn;
+use crate::takeover::Estate;
 
 /// Time that the shutdown waits for answers to clients.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -34,6 +39,18 @@ pub(super) struct Front {
     leave: watch::Sender<bool>,
     /// How the node ended, as far as it has.
     finished: watch::Sender<Option<std::result::Result<(), String>>>,
+    /// Whether clients are answered: this process is the node.
+    is_open: AtomicBool,
+    /// What another process begins with that takes the node over.
+    pub(super) estate: Estate,
+    /// Whether one does.
+    pub(super) stage: watch::Sender<Stage>,
+    /// Whether the flows have ended that stayed here.
+    pub(super) served: watch::Sender<bool>,
+    /// The right to write to the store.
+    pub(super) turn: Turn,
+    /// What ends when another process is the node.
+    tasks: Mutex<Vec<AbortHandle>>,
 }
 
 impl Front {
@@ -45,6 +62,7 @@ impl Front {
         sockets: Vec<(PathBuf, Level)>,
         condition: watch::Receiver<condition::State>,
         leave: watch::Sender<bool>,
+        estate: Estate,
     ) -> Self {
         Self {
             name,
@@ -54,7 +72,45 @@ impl Front {
             running: OnceLock::new(),
             leave,
             finished: watch::Sender::new(None),
+            is_open: AtomicBool::new(false),
+            estate,
+            stage: watch::Sender::new(Stage::Here),
+            served: watch::Sender::new(false),
+            turn: Turn::default(),
+            tasks: Mutex::default(),
         }
+    }
+
+    /// Clients are answered from now on.
+    pub(super) fn set_open(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// Does something for as long as this process is the node.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        let task = tokio::spawn(task);
+        self.tasks.lock().push(task.abort_handle());
+        task
+    }
+
+    /// Returns when another process is the node.
+    pub(super) async fn gone(&self) {
+        let mut stage = self.stage.subscribe();
+        // The sender lives as long as this.
+        let _ = stage.wait_for(|stage| matches!(stage, Stage::Gone)).await;
+    }
+
+    fn is_gone(&self) -> bool {
+        matches!(*self.stage.borrow(), Stage::Gone)
+    }
+
+    /// Ends what is the other process' now, and serves flows until they have ended.
+    pub(super) async fn stay_for_flows(&self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        let mut served = self.served.subscribe();
+        let _ = served.wait_for(|served| *served).await;
     }
 
     /// Where it listens.
@@ -82,6 +138,10 @@ impl Front {
     pub(super) async fn finish(&self, result: &Result<()>) {
         if let Some(running) = self.running() {
             running.workers.stop();
+        }
+        if !self.is_open.load(Ordering::Relaxed) || self.is_gone() {
+            // They are another process'.
+            return;
         }
         for (socket, _) in &self.sockets {
             let _ = std::fs::remove_file(socket);
@@ -174,6 +234,9 @@ impl Service for Front {
     }
 
     async fn leave(&self) -> Result<()> {
+        if let Some(running) = self.running() {
+            running.check_leaving()?;
+        }
         let mut finished = self.finished.subscribe();
         self.leave.send_replace(true);
         let result = finished
@@ -184,5 +247,17 @@ impl Service for Front {
             Some(Err(reason)) => Err(Error::failed(reason)),
             Some(Ok(())) | None => Ok(()),
         }
+    }
+
+    fn stage(&self) -> watch::Receiver<Stage> {
+        self.stage.subscribe()
+    }
+
+    async fn hand_over(&self, version: u32, connection: &Connection) -> Result<()> {
+        self.hand_over_to(version, connection).await
+    }
+
+    fn take_again(&self, pod: &PodName) -> Option<Attachment> {
+        self.running()?.take_again(pod)
     }
 }

@@ -5,8 +5,10 @@
 
 mod cni;
 mod diary;
+mod doors;
 mod follow;
 mod front;
+mod handover;
 mod heartbeat;
 mod leases;
 mod liveness;
@@ -17,15 +19,16 @@ mod report;
 mod running;
 mod settings;
 mod stores;
+mod succession;
 mod underlay;
 
 use std::iter;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use doors::Doors;
 use front::Front;
 use ipnet::IpNet;
 use muslin_stack::addresses::{Addresses, Nets};
@@ -49,21 +52,22 @@ pub use settings::{NodeSettings, Offload};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio_seqpacket::UnixSeqpacketListener;
 use tracing::{debug, info, warn};
 use underlay::Place;
 
 use crate::condition::{Condition, Need};
 use crate::confine::{self, Capability};
-use crate::control::{self, Level};
+use crate::control::{self, Departing};
 use crate::error::{Context, Error, Result};
 use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::{self, Clock, Endpoints};
+use crate::http;
 use crate::lease::{self, News, Reply};
 use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
+use crate::takeover::{Estate, Predecessor};
 use crate::underlay::{PublicInterface, TunnelSocket};
 use crate::worker::{Event, Workers};
 
@@ -113,37 +117,35 @@ pub async fn run_until(
     // The embedded store is there, too.
     state::check(&settings.state_dir)?;
     let store = store::open(&settings.store, &settings.etcd)?;
-    let state = StateDir::open(&settings.state_dir, &settings.name)?;
+    let (predecessor, mut former) = match find_predecessor(&settings)? {
+        Some((predecessor, estate)) => (Some(predecessor), Some(estate)),
+        None => (None, None),
+    };
+    let state = match former.as_mut().and_then(Estate::take_lock) {
+        Some(lock) => StateDir::inherit(&settings.state_dir, &settings.name, lock),
+        None => StateDir::open(&settings.state_dir, &settings.name)?,
+    };
     let identity = state.identity()?;
     let condition = Condition::new();
     let subnet_file = settings.subnet_file.clone();
     let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
-    let flannel_files =
-        FlannelFiles::start(subnet_file, settings.health, condition.clone()).await?;
+    let flannel_files = FlannelFiles::new(subnet_file, condition.clone());
     let (leave, leaving) = watch::channel(false);
     let (stop, _) = watch::channel(false);
-    let socket = match &settings.socket {
-        Some(path) => {
-            state::vacate(path)?;
-            path.clone()
-        }
-        None => state.socket()?,
-    };
-    let listener = control::listen(&socket)?;
-    let lesser = lesser_sockets(&state);
-    let mut sockets = vec![(socket, Level::Full)];
-    sockets.extend(lesser.iter().map(|(path, _, level)| (path.clone(), *level)));
+    let doors = Doors::open(&settings, &state, former.as_mut()).await?;
+    let estate = doors.copy(&state);
     let front = Arc::new(Front::new(
         settings.name.clone(),
         settings.workers,
-        sockets,
+        doors.paths(),
         condition.subscribe(),
         leave.clone(),
+        estate.context("cannot copy the listeners")?,
     ));
     let (fatal, ended) = mpsc::unbounded_channel();
-    serve(&front, listener, Level::Full, &fatal);
-    for (_, listener, level) in lesser {
-        serve(&front, listener, level, &fatal);
+    let mut doors = Some(doors);
+    if predecessor.is_none() {
+        open(&front, doors.take(), Vec::new(), &condition, &fatal);
     }
     let start = Start {
         settings,
@@ -157,6 +159,8 @@ pub async fn run_until(
         leaving,
         stop,
         fatal,
+        predecessor,
+        doors,
     };
     let result = start.run(ended, shutdown).await;
     front.finish(&result).await;
@@ -179,6 +183,9 @@ struct Start {
     leaving: watch::Receiver<bool>,
     stop: watch::Sender<bool>,
     fatal: mpsc::UnboundedSender<Error>,
+    /// The process that is the node still, and what its clients come in by, until this one is.
+    predecessor: Option<Predecessor>,
+    doors: Option<Doors>,
 }
 
 impl Start {
@@ -201,6 +208,7 @@ impl Start {
         let store = driver.leases.clone();
         let (manager, controls) = leases;
         let begin_leaving = driver.leave.clone();
+        let front = driver.front.clone();
         let result = {
             let mut leases = pin!(lease::run(
                 manager,
@@ -212,6 +220,11 @@ impl Start {
             tokio::select! {
                 result = &mut leases => result,
                 Some(error) = ended.recv() => Err(error),
+                () = front.gone() => {
+                    drop(leases);
+                    stay_for_flows(&front).await;
+                    return Ok(());
+                }
                 ending = shutdown => match ending {
                     Ending::Stop => Ok(()),
                     Ending::Leave => {
@@ -253,7 +266,7 @@ impl Start {
         let manager = Manager::new(settings);
         let (address, addresses) = watch::channel(interface.public_ip);
         let (seen, interface) = watch::channel(interface);
-        let driver = Driver {
+        let mut driver = Driver {
             store: self.store.describe(),
             leases: self.store,
             settings: self.settings,
@@ -273,17 +286,28 @@ impl Start {
             skipped: 0,
             control: Arc::default(),
             sharing: None,
+            predecessor: self.predecessor,
+            watching: None,
+            doors: self.doors,
         };
+        if let Some(predecessor) = &driver.predecessor {
+            let (lost, fatal) = (predecessor.lost()?, driver.fatal.clone());
+            driver.watching = Some(tokio::spawn(async move {
+                let _ = fatal.send(lost.await);
+            }));
+        }
         if let WantedConfig::Exactly(config) = &driver.settings.wanted_config {
             // A network that this node cannot be in must not be written for others.
             driver.plan(config)?;
         }
         let wanted = driver.settings.underlay.clone();
         let audience = underlay::audience(&driver.settings);
-        tokio::spawn(follow::follow(self.front, wanted, audience, seen, address));
+        let following = follow::follow(self.front.clone(), wanted, audience, seen, address);
+        self.front.spawn(following);
         let controls = lease::Controls {
             leave: self.leaving,
             public_ip: addresses,
+            turn: self.front.turn.clone(),
         };
         Ok((driver, (manager, controls)))
     }
@@ -320,6 +344,11 @@ struct Driver {
     control: Arc<Mutex<ControlPlane>>,
     /// Tells other nodes of this node's pods.
     sharing: Option<JoinHandle<()>>,
+    /// The process that is the node until this one is, and what its clients come in by.
+    predecessor: Option<Predecessor>,
+    /// Looks whether that gives up.
+    watching: Option<JoinHandle<()>>,
+    doors: Option<Doors>,
 }
 
 /// A tunnel whose port is taken.
@@ -487,7 +516,15 @@ impl Driver {
     fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
         let interface = self.interface.borrow().clone();
-        let sockets = underlay::bind(&mut plan, config.network, &self.settings, &interface)?;
+        let sockets = match &self.predecessor {
+            Some(predecessor) => {
+                let (about, workers) = (&predecessor.about, self.settings.workers);
+                succession::check(about, config.backend.name(), &plan, &interface, workers)?;
+                plan.is_direct = about.is_direct;
+                Vec::new()
+            }
+            None => underlay::bind(&mut plan, config.network, &self.settings, &interface)?,
+        };
         Ok(OpenTunnel {
             config,
             plan,
@@ -514,6 +551,10 @@ impl Driver {
     /// The node has its lease: data path and pods begin.
     fn start(&mut self, key: SubnetKey) -> Result<()> {
         let tunnel = self.take_tunnel()?;
+        let predecessor = self.predecessor.take();
+        if let Some(watching) = self.watching.take() {
+            watching.abort();
+        }
         let interface = tunnel.interface;
         self.identity.subnet = Some(key.ipv4);
         if self.is_anew {
@@ -528,8 +569,6 @@ impl Driver {
         if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
             confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
         }
-        let (underlays, uplink) =
-            underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?;
         let mut endpoints = match self.settings.egress {
             Some(_) => Endpoints::new(self.leases.servers()),
             None => Endpoints::default(),
@@ -543,9 +582,24 @@ impl Driver {
         control.start(tunnel.config.backend.clone(), plan);
         let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
         drop(control);
+        let (naming, connector) =
+            NameService::start(&self.settings, tunnel.config.network, key.ipv4)?;
+        // From here on nobody moves packets, until this process does.
+        let inherited = predecessor.as_ref().map(Predecessor::switch).transpose()?;
+        let mut inherited = inherited.unwrap_or_default();
+        let (underlays, uplink) = match &predecessor {
+            Some(_) => {
+                let workers = std::mem::take(&mut inherited.workers);
+                underlay::adopt(&plan, workers, &self.settings, &interface)?
+            }
+            None => underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?,
+        };
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
+            for (host, mac) in &inherited.next_hops {
+                node.learn_next_hop(now, *host, *mac);
+            }
             node.set_egress(Some(tunnel.config.network.into()));
             node.await_pods(pods.iter().copied(), now + AWAITED);
             // Before it takes what has come to the tunnel's port already.
@@ -555,8 +609,6 @@ impl Driver {
             Ok((node, underlay))
         });
         let nodes = nodes.collect::<Result<_>>()?;
-        let (naming, connector) =
-            NameService::start(&self.settings, tunnel.config.network, key.ipv4)?;
         let (sender, events) = mpsc::unbounded_channel();
         let workers = Workers::start(nodes, &outside, &connector, self.clock, &sender);
         let workers = workers.context("cannot start the data path")?;
@@ -578,7 +630,7 @@ impl Driver {
         };
         let ready = format!("node {} is ready: {facts}", self.settings.name);
         info!("{ready}");
-        self.sharing = Some(tokio::spawn(self.sharing(&naming, &facts).run()));
+        self.sharing = Some(self.front.spawn(self.sharing(&naming, &facts).run()));
         let running = RunningNode::new(
             facts,
             workers,
@@ -591,15 +643,35 @@ impl Driver {
         for update in &updates {
             running.update(update)?;
         }
-        running.recall_attachments();
+        if let Some(channel) = inherited.channel.take() {
+            let succeeded = running.workers.succeed(&inherited.flows, channel);
+            succeeded.context("cannot go on with flows")?;
+        }
+        let attachments = running.adopt(std::mem::take(&mut inherited.pods));
+        running.recall_attachments(attachments);
+        running.workers.read().map_err(Error::failed)?;
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {
             return Err(Error::failed("the node is already running"));
         }
-        tokio::spawn(stores::follow(endpoints, stores, running.clone()));
-        tokio::spawn(running.clone().keep_attachments());
-        tokio::spawn(keep_mtu(self.flannel_files.clone(), running.link()));
-        tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
+        let front = &self.front;
+        if let Some(predecessor) = predecessor {
+            let connection = predecessor.succeed()?;
+            info!("this process has taken over the node");
+            front.spawn(running.clone().follow_flows(connection));
+            let clients = inherited.clients;
+            open(
+                front,
+                self.doors.take(),
+                clients,
+                &self.condition,
+                &self.fatal,
+            );
+        }
+        front.spawn(stores::follow(endpoints, stores, running.clone()));
+        front.spawn(running.clone().keep_attachments());
+        front.spawn(keep_mtu(self.flannel_files.clone(), running.link()));
+        front.spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
         self.flannel_files.lock().announce(subnet, &ready);
         Ok(())
@@ -653,6 +725,7 @@ impl Driver {
             leave: self.leave.subscribe(),
             stop: self.stop.subscribe(),
             names: naming.names.clone(),
+            turn: self.front.turn.clone(),
         }
     }
 
@@ -672,7 +745,7 @@ impl Driver {
     /// Handles the data path's events.
     fn watch_over(&self, heard: Arc<RunningNode>, mut events: mpsc::UnboundedReceiver<Event>) {
         let fatal = self.fatal.clone();
-        tokio::spawn(async move {
+        self.front.spawn(async move {
             while let Some(event) = events.recv().await {
                 match event {
                     Event::PortGone(port) => {
@@ -696,36 +769,74 @@ async fn keep_mtu(flannel_files: Arc<Mutex<FlannelFiles>>, mut link: watch::Rece
     }
 }
 
-/// Answers clients.
-fn serve(
-    front: &Arc<Front>,
-    listener: UnixSeqpacketListener,
-    level: Level,
-    fatal: &mpsc::UnboundedSender<Error>,
-) {
-    let (service, fatal) = (front.clone(), fatal.clone());
-    tokio::spawn(async move {
-        let error = control::serve(listener, level, service).await;
-        let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
-    });
+/// The process that is the node now, if this one is to take it over.
+fn find_predecessor(settings: &NodeSettings) -> Result<Option<(Predecessor, Estate)>> {
+    if !settings.take_over {
+        return Ok(None);
+    }
+    let socket = settings.socket.clone();
+    let socket = socket.unwrap_or_else(|| state::socket_path(&settings.state_dir, &settings.name));
+    let found = Predecessor::find(&socket)?;
+    if found.is_none() {
+        info!(
+            "no node runs at {}: there is nothing to take over",
+            socket.display()
+        );
+    }
+    Ok(found)
 }
 
-/// Sockets for clients who may not do everything. A node can do without.
-fn lesser_sockets(state: &StateDir) -> Vec<(PathBuf, UnixSeqpacketListener, Level)> {
-    let open = |(name, level)| {
-        let opened = state.socket_named(name).and_then(|path| {
-            let listener = control::listen(&path)?;
-            Ok((path, listener, level))
-        });
-        opened
-            .inspect_err(|error| warn!("cannot listen on {name}: {error}"))
-            .ok()
+/// Answers clients, those of a process before this one first.
+fn open(
+    front: &Arc<Front>,
+    doors: Option<Doors>,
+    mut inherited: Vec<Departing>,
+    condition: &Condition,
+    fatal: &mpsc::UnboundedSender<Error>,
+) {
+    let Some(Doors { control, health }) = doors else {
+        return;
     };
-    let all = [
-        ("attach.sock", Level::Attach),
-        ("status.sock", Level::Status),
-    ];
-    all.into_iter().filter_map(open).collect()
+    front.set_open();
+    for (_, level, listener) in control {
+        let own = inherited.extract_if(.., |client| client.level == level);
+        let own = own.collect();
+        let (service, fatal) = (front.clone(), fatal.clone());
+        front.spawn(async move {
+            let error = control::serve(listener, level, service, own).await;
+            let _ = fatal.send(Error::failed(format!("the control socket failed: {error}")));
+        });
+    }
+    if let Some(listener) = health {
+        front.spawn(http::health::serve(listener, condition.subscribe()));
+    }
+}
+
+/// Serves flows for another process that is the node now, until they have ended or somebody insists on
+/// the end: a service manager asks once when that process is ready.
+async fn stay_for_flows(front: &Front) {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return;
+    };
+    let insist = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {
+                info!("flows are served to their end; another signal ends them now");
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = front.stay_for_flows() => {}
+        () = insist => warn!("flows to and from outside addresses are cut"),
+    }
 }
 
 /// What is wrong with a network's configuration, and what to do.

@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::mac::DisplayMac;
-use muslin_stack::api::control::{Attach, Attached, ControlSocket, Link, Namespace, PodNamespaces};
+use muslin_stack::api::control::{
+    Attach, Attached, Code, ControlSocket, Link, Namespace, PodNamespaces,
+};
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
@@ -116,6 +118,10 @@ pub(super) struct RunningNode {
     interface: Mutex<PublicInterface>,
     link: watch::Sender<Link>,
     uplink_is_gone: AtomicBool,
+    /// Whether another process takes the node over, so that nothing new begins here.
+    pub(super) leaving: AtomicBool,
+    /// Whether what there is has gone to that process.
+    pub(super) frozen: AtomicBool,
     pub(super) leases: Arc<dyn Store>,
     diary: Diary,
     condition: watch::Receiver<condition::State>,
@@ -149,6 +155,8 @@ impl RunningNode {
             interface: Mutex::new(facts.interface.clone()),
             link: watch::Sender::new(underlay::link(&facts.plan)),
             uplink_is_gone: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            frozen: AtomicBool::new(false),
             facts,
             workers,
             naming,
@@ -291,6 +299,9 @@ impl RunningNode {
     pub(super) fn detach_port(&self, port: PortId) {
         // One lock for both, or another pod could have the name by then.
         let mut pods = self.pods.lock();
+        if self.check_frozen().is_err() {
+            return;
+        }
         let Some(name) = pods.name_of(port).cloned() else {
             return;
         };
@@ -351,8 +362,31 @@ impl RunningNode {
         self.condition.borrow().trouble()
     }
 
+    /// Whether something may begin.
+    pub(super) fn check_leaving(&self) -> Result<()> {
+        self.check_stays(&self.leaving)
+    }
+
+    /// Whether something may change.
+    pub(super) fn check_frozen(&self) -> Result<()> {
+        self.check_stays(&self.frozen)
+    }
+
+    fn check_stays(&self, ends: &AtomicBool) -> Result<()> {
+        match ends.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Error::refused(
+                Code::NotReady,
+                "another process takes this node over: try again",
+            )),
+        }
+    }
+
     /// Lets all know of the pods as they are now.
     pub(super) fn remember(&self, pods: &Pods) {
+        if self.check_frozen().is_err() {
+            return;
+        }
         self.naming.set_pods(pods);
         self.diary.note(pods.memory());
     }
@@ -367,6 +401,18 @@ pub(super) struct Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         self.running.detach_port(self.port);
+    }
+}
+
+impl RunningNode {
+    /// Has a pod end with a client of the process before this one.
+    pub(super) fn take_again(self: &Arc<Self>, name: &PodName) -> Option<Attachment> {
+        let pods = self.pods.lock();
+        let pod = pods.get(name).filter(|pod| !pod.details.persistent)?;
+        Some(Attachment {
+            running: self.clone(),
+            port: pod.port,
+        })
     }
 }
 
@@ -411,6 +457,7 @@ impl RunningNode {
         // It may want the ports of one that was there before.
         self.closed().await;
         let mut pods = self.pods.lock();
+        self.check_leaving()?;
         pods.set_time(self.facts.clock.now());
         check_ports(&pods, &request.publish)?;
         let bound = publish::bind(&request.publish, self.facts.config.network)?;
@@ -487,6 +534,7 @@ impl RunningNode {
         namespaces: Vec<OwnedFd>,
     ) -> Result<()> {
         let mut pods = self.pods.lock();
+        self.check_frozen()?;
         let details = pods.details_mut(pod).ok_or_else(|| not_attached(pod))?;
         details.namespaces = Some((kinds, namespaces.into()));
         Ok(())
@@ -511,6 +559,7 @@ impl RunningNode {
     pub(super) async fn detach(&self, pod: &PodName) -> Result<()> {
         let attachment = {
             let mut pods = self.pods.lock();
+            self.check_frozen()?;
             let attachment = pods.get(pod).and_then(|pod| pod.details.attachment.clone());
             if attachment.is_none() {
                 self.detach_from(&mut pods, pod)?;

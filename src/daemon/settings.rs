@@ -58,6 +58,8 @@ pub struct NodeSettings {
     pub offload: Offload,
     /// Where a keeper listens that holds pods' devices while there is no node.
     pub keeper: Option<PathBuf>,
+    /// Whether it takes over the node that runs with this socket, if one does.
+    pub take_over: bool,
     /// The address that serves the health checks.
     pub health: Option<SocketAddr>,
 }

@@ -16,10 +16,12 @@ use tracing::{debug, info, warn};
 
 use super::settings::NodeSettings;
 use crate::condition::{Condition, Need};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::store::{self, Store};
+use crate::takeover::InheritedWorker;
 use crate::underlay::{
-    self, Audience, KernelNetwork, NoInterface, PublicInterface, TunnelSocket, Underlay, UplinkKind,
+    self, Adopted, Audience, KernelNetwork, NoInterface, PublicInterface, TunnelSocket, Underlay,
+    UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
@@ -247,6 +249,46 @@ pub(super) fn join(
             underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
         uplinks = opened.map_err(Error::failed)?;
     }
+    Ok(combine(plan, tunnels, uplinks, settings, interface))
+}
+
+/// The same with what a process had that this one takes over.
+pub(super) fn adopt(
+    plan: &TunnelPlan,
+    workers: Vec<InheritedWorker>,
+    settings: &NodeSettings,
+    interface: &PublicInterface,
+) -> Result<(Vec<Underlay>, Option<Uplink>)> {
+    let (tunnels, uplinks): (Vec<_>, Vec<_>) =
+        workers.into_iter().map(|it| (it.tunnel, it.uplink)).unzip();
+    let format = plan.tunnel.format();
+    let adopt = |tunnel: Option<Adopted>| match (tunnel, format) {
+        (Some(tunnel), Some(format)) => {
+            TunnelSocket::adopt(tunnel, settings.offload.sockets(format, 0)).map(Some)
+        }
+        (None, None) => Ok(None),
+        _ => Err(std::io::ErrorKind::InvalidInput.into()),
+    };
+    let tunnels: std::io::Result<_> = tunnels.into_iter().map(adopt).collect();
+    let tunnels = tunnels.context("cannot go on with the tunnel's sockets")?;
+    let uplinks = match plan.is_direct {
+        true => {
+            let uplinks = uplinks.into_iter().flatten().collect();
+            let adopted = underlay::Uplink::adopt(&settings.uplink, &interface.name, uplinks);
+            adopted.context("cannot go on with the uplink")?
+        }
+        false => Vec::new(),
+    };
+    Ok(combine(plan, tunnels, uplinks, settings, interface))
+}
+
+fn combine(
+    plan: &TunnelPlan,
+    tunnels: Vec<Option<TunnelSocket>>,
+    uplinks: Vec<underlay::Uplink>,
+    settings: &NodeSettings,
+    interface: &PublicInterface,
+) -> (Vec<Underlay>, Option<Uplink>) {
     let uplink = uplinks.first().map(|device| {
         let (address, prefix) = (interface.public_ip, interface.prefix);
         let mut uplink = Uplink::new(
@@ -274,7 +316,7 @@ pub(super) fn join(
         tunnel,
         uplink: uplinks.next(),
     };
-    Ok((tunnels.into_iter().map(join).collect(), uplink))
+    (tunnels.into_iter().map(join).collect(), uplink)
 }
 
 /// New sockets after the interface has changed; without ones for the tunnel where its end stays,

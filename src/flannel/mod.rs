@@ -3,7 +3,6 @@
 
 mod subnet_env;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
@@ -12,8 +11,6 @@ use muslin_stack::control::lease::{Backend, NetworkConfig};
 use tracing::{info, warn};
 
 use crate::condition::Condition;
-use crate::error::Result;
-use crate::http;
 
 /// A node's subnet file and health, as flannel's tools expect them.
 #[derive(Debug)]
@@ -24,26 +21,14 @@ pub struct FlannelFiles {
 }
 
 impl FlannelFiles {
-    /// Starts to serve health checks, if an address is given. The node is not
-    /// ready yet, and the file is not touched.
-    ///
-    /// # Errors
-    /// If the address cannot be bound.
-    pub async fn start(
-        file: PathBuf,
-        health: Option<SocketAddr>,
-        condition: Condition,
-    ) -> Result<Self> {
-        if let Some(address) = health {
-            let listener = http::health::listen(address).await?;
-            info!("health is served at http://{address}/healthz and /readyz");
-            tokio::spawn(http::health::serve(listener, condition.subscribe()));
-        }
-        Ok(Self {
+    /// Those of a node that is not ready yet. The file is not touched.
+    #[must_use]
+    pub fn new(file: PathBuf, condition: Condition) -> Self {
+        Self {
             file,
             written: None,
             condition,
-        })
+        }
     }
 
     /// The subnet that an earlier node, or flannel's own, has left in the file.

@@ -8,5 +8,10 @@ pub mod release;
 mod runner;
 pub mod table;
 
+use std::sync::Arc;
+
 pub use names::Sharing;
 pub use runner::{Controls, News, Reply, run};
+
+/// The right to write to the store: those who do hold it, one after the other.
+pub type Turn = Arc<tokio::sync::Mutex<()>>;

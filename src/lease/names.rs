@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::Turn;
 use crate::store::{Store, StoreError, Watch, is_permission};
 use crate::terminal::quantity::count;
 
@@ -44,6 +45,8 @@ pub struct Sharing {
     pub stop: watch::Receiver<bool>,
     /// Takes the records of other nodes.
     pub names: Arc<RwLock<Names>>,
+    /// Whoever holds it is the only one to write to the store.
+    pub turn: Turn,
 }
 
 impl Sharing {
@@ -94,7 +97,11 @@ impl Runner {
             let action = self.sharer.poll(self.now());
             self.report();
             match action {
-                Action::Store(op) => self.execute(op).await,
+                Action::Store(op) => {
+                    let turn = self.sharing.turn.clone();
+                    let _turn = turn.lock().await;
+                    self.execute(op).await;
+                }
                 Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await,
                 Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await,
                 Action::Stop => return,
@@ -292,6 +299,7 @@ mod tests {
             names.write().lease(subnet(1));
             names.write().lease(subnet(2));
             let sharing = Sharing {
+                turn: Turn::default(),
                 store: store.clone(),
                 prefix: "/p".to_owned(),
                 network: "10.1.0.0/16".parse().unwrap(),

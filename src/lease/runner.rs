@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
+use super::Turn;
 use crate::error::{Error, Result};
 use crate::store::{Store, StoreError, Watch};
 
@@ -27,6 +28,8 @@ pub struct Controls {
     pub leave: watch::Receiver<bool>,
     /// Where the node's tunnel ends: the lease follows it, with the same subnet.
     pub public_ip: watch::Receiver<Ipv4Addr>,
+    /// Whoever holds it is the only one to write to the store.
+    pub turn: Turn,
 }
 
 /// What the task reports.
@@ -120,7 +123,11 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
                 Next::End => return Ok(()),
             }
             match action {
-                Action::Store(op) => self.execute(op).await?,
+                Action::Store(op) => {
+                    let turn = self.controls.turn.clone();
+                    let _turn = turn.lock().await;
+                    self.execute(op).await?;
+                }
                 Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await?,
                 Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await?,
                 Action::Stop => return Ok(()),

@@ -272,6 +272,7 @@ impl Node {
         let (leave, asked) = watch::channel(false);
         let (public_ip, moved) = watch::channel(settings.identity.public_ip);
         let controls = Controls {
+            turn: crate::lease::Turn::default(),
             leave: asked,
             public_ip: moved,
         };

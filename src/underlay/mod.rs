@@ -20,6 +20,7 @@ pub use interface::{
 };
 pub use kernel::{Conflict, KernelNetwork};
 pub use socket::Options;
+pub(crate) use udp::Adopted;
 pub use udp::{Route, TunnelSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 

@@ -4,7 +4,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -84,6 +84,15 @@ pub struct TunnelSocket {
     warned: AtomicBool,
 }
 
+/// The descriptors of a worker's sockets, from one process to another.
+#[derive(Debug)]
+pub(crate) struct Adopted {
+    /// Those that datagrams arrive at; the tunnel's own port is the first.
+    pub(crate) queues: Vec<OwnedFd>,
+    /// Those that they only leave from.
+    pub(crate) others: Vec<OwnedFd>,
+}
+
 /// A socket that datagrams arrive at.
 #[derive(Debug)]
 struct Queue {
@@ -144,9 +153,6 @@ impl TunnelSocket {
         main: std::net::UdpSocket,
         queues: Vec<std::net::UdpSocket>,
     ) -> io::Result<Self> {
-        let main = Queue::new(main, options);
-        let gro = main.is_joining();
-        let queues = queues.into_iter().map(|socket| Queue::new(socket, options));
         let any_port = SocketAddr::new(address.ip(), 0);
         let others = (0..options.source_ports).map(|_| {
             let other = open(options.format, any_port, Port::Own)?;
@@ -154,14 +160,51 @@ impl TunnelSocket {
             attach_filter(&SockRef::from(&other), &[NOTHING])?;
             Ok(other)
         });
-        Ok(Self {
+        let others = others.collect::<io::Result<_>>()?;
+        Ok(Self::of(options, main, queues, others))
+    }
+
+    fn of(
+        options: Options,
+        main: std::net::UdpSocket,
+        queues: Vec<std::net::UdpSocket>,
+        others: Vec<std::net::UdpSocket>,
+    ) -> Self {
+        let main = Queue::new(main, options);
+        let gro = main.is_joining();
+        let queues = queues.into_iter().map(|socket| Queue::new(socket, options));
+        Self {
             queues: queues.collect(),
-            others: others.collect::<io::Result<_>>()?,
+            others,
             gso: (options.gso && getsockopt(&main.socket, sockopt::UdpGsoSegment).is_ok()).into(),
             gro,
             warned: false.into(),
             main,
+        }
+    }
+
+    /// Copies of its descriptors, for another process.
+    ///
+    /// # Errors
+    /// If there are no more descriptors.
+    pub(crate) fn copy(&self) -> io::Result<Adopted> {
+        let copy = |socket: &std::net::UdpSocket| socket.as_fd().try_clone_to_owned();
+        let queues = self.all().map(|queue| copy(&queue.socket));
+        Ok(Adopted {
+            queues: queues.collect::<io::Result<_>>()?,
+            others: self.others.iter().map(copy).collect::<io::Result<_>>()?,
         })
+    }
+
+    /// The sockets of a worker of another process.
+    ///
+    /// # Errors
+    /// `InvalidInput` if there are none.
+    pub(crate) fn adopt(adopted: Adopted, options: Options) -> io::Result<Self> {
+        let mut queues = adopted.queues.into_iter().map(std::net::UdpSocket::from);
+        let main = queues.next().ok_or(io::ErrorKind::InvalidInput)?;
+        let others = adopted.others.into_iter().map(Into::into).collect();
+        Ok(Self::of(options, main, queues.collect(), others))
     }
 
     /// Whether trains may leave.

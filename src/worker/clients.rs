@@ -54,7 +54,9 @@ impl PacketLoop {
             let index = self.published.next;
             self.published.next = index.wrapping_add(1);
             let event = Token::Published(index).readable();
-            if let Err(error) = self.epoll.add(&socket, event) {
+            if self.reads
+                && let Err(error) = self.epoll.add(&socket, event)
+            {
                 warn!("cannot wait for connections to the published port {ports}: {error}");
                 continue;
             }

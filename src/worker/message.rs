@@ -1,5 +1,6 @@
 //! What workers are told: by the control plane and by each other.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -8,14 +9,16 @@ use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::SiblingMessage;
+use muslin_stack::datapath::egress::FlowKey;
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use nix::sys::eventfd::EventFd;
 use socket2::Socket;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use super::report::Question;
+use super::succession::Holdings;
 use crate::device::PodDevice;
 use crate::underlay::Underlay;
 
@@ -42,6 +45,16 @@ pub(super) enum Command {
     SetStores(Vec<SocketAddr>),
     /// Copy a table for a reader.
     Copy(Question),
+    /// Stop to read, for another process to go on with what there is.
+    Suspend(oneshot::Sender<io::Result<Holdings>>),
+    /// Read all that there is to read.
+    Read,
+    /// Serve the flows to their end, and nothing else.
+    Drain,
+    /// Give packets of these flows to the process before this one.
+    Succeed(Vec<FlowKey>, SyncSender<SiblingMessage>),
+    /// These of its flows have ended, or all.
+    ForgetPredecessors(Option<Vec<FlowKey>>),
     Stop,
 }
 
@@ -75,6 +88,13 @@ impl Sibling {
     /// Tells it something; false if its mailbox is full.
     pub(super) fn send(&self, message: SiblingMessage) -> bool {
         let told = self.messages.try_send(message).is_ok();
+        let _ = self.wake.write(1);
+        told
+    }
+
+    /// The same once there is room; false if it has ended.
+    pub(super) fn wait_and_send(&self, message: SiblingMessage) -> bool {
+        let told = self.messages.send(message).is_ok();
         let _ = self.wake.write(1);
         told
     }

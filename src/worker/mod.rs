@@ -10,6 +10,7 @@ mod output;
 mod packet_loop;
 mod published;
 mod report;
+mod succession;
 mod tables;
 mod uplink;
 
@@ -35,6 +36,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use packet_loop::{Mailbox, PacketLoop};
 use report::Page;
 pub use report::{FlowTable, NeighbourTables, Neighbours, NoAnswer, PeerStates, PortState, Totals};
+pub(crate) use succession::Holdings;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{self, timeout_at};
 use tracing::warn;
@@ -61,6 +63,8 @@ struct Worker {
     /// How often it has looked for something to do.
     turns: Arc<AtomicU64>,
     page: Page,
+    /// As its siblings see it.
+    sibling: Sibling,
     thread: JoinHandle<()>,
 }
 
@@ -99,7 +103,7 @@ pub struct Ended;
 
 impl Workers {
     /// Starts a thread for each pair of node and sockets, each with its share of egress and the way
-    /// to `dns`; their events go to `events`.
+    /// to `dns`; their events go to `events`. They read nothing until [`Self::read`].
     ///
     /// # Errors
     /// If the kernel gives no threads or descriptors.
@@ -125,7 +129,8 @@ impl Workers {
         let owners = Arc::new(Owners::new(outside.random_seed));
         let mut workers = Self(Vec::new());
         for (index, ((node, underlay), messages)) in nodes.into_iter().zip(inboxes).enumerate() {
-            let wake = all[index].wake.clone();
+            let sibling = all[index].clone();
+            let wake = sibling.wake.clone();
             let (commands, receiver) = channel();
             let (writer, page) = report::page();
             let mailbox = Mailbox {
@@ -137,6 +142,7 @@ impl Workers {
                 index: u8::try_from(index).unwrap_or(u8::MAX),
                 turns: Arc::default(),
                 page: writer,
+                predecessor: None,
             };
             let mut path = Datapath::new(node, Egress::new(share.clone(), clock.now()));
             if all.len() > 1 {
@@ -153,6 +159,7 @@ impl Workers {
                 wake,
                 turns,
                 page,
+                sibling,
                 thread,
             });
         }

@@ -4,10 +4,11 @@
 //! throughput nor latency by more than their noise on two cores: the pod that is to answer needs the
 //! core that would be spent.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender};
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::virtio;
@@ -50,8 +51,12 @@ pub(super) struct PacketLoop {
     /// What came by the uplink; nothing until there is one.
     pub(super) frames: Option<Frames>,
     pub(super) published: PublishedPorts,
+    /// Whether it reads packets at all.
+    pub(super) reads: bool,
+    /// Ports that this worker reads.
+    pub(super) readers: BTreeSet<PortId>,
     /// Ports that are not read before a time, since their pods may send no faster.
-    paused: Vec<(Instant, PortId)>,
+    pub(super) paused: Vec<(Instant, PortId)>,
 }
 
 /// A worker's input besides packets, and its siblings.
@@ -67,6 +72,8 @@ pub(super) struct Mailbox {
     pub(super) turns: Arc<AtomicU64>,
     /// Where it shows its counters.
     pub(super) page: PageWriter,
+    /// The process that was the node before this one, while it has flows.
+    pub(super) predecessor: Option<SyncSender<SiblingMessage>>,
 }
 
 impl Mailbox {
@@ -84,6 +91,10 @@ impl Mailbox {
             Siblings::One(worker) => {
                 let other = self.all.get(usize::from(worker));
                 u64::from(!other.is_some_and(|other| other.send(message)))
+            }
+            Siblings::Predecessor => {
+                let other = self.predecessor.as_ref();
+                u64::from(!other.is_some_and(|other| other.try_send(message).is_ok()))
             }
         }
     }
@@ -107,7 +118,6 @@ impl PacketLoop {
     ) -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
         epoll.add(&*mailbox.wake, Token::Wake.readable())?;
-        listen(&epoll, &underlay)?;
         let network = path.node().format().map_or(0, Format::network_offset);
         let mut sockets = Sockets::new(epoll.clone(), Some(dns));
         if underlay.takes_trains() {
@@ -122,6 +132,8 @@ impl PacketLoop {
             sockets,
             io: Io::new(underlay, network),
             published: PublishedPorts::default(),
+            reads: false,
+            readers: BTreeSet::new(),
             paused: Vec::new(),
             clock,
             epoll,
@@ -214,6 +226,15 @@ impl PacketLoop {
                 Command::SetMtu(mtu) => self.path.set_mtu(mtu, self.clock.now()),
                 Command::SetStores(stores) => self.path.set_stores(stores),
                 Command::Copy(question) => question(&self.view()),
+                Command::Suspend(answer) => {
+                    let holdings = self.suspend();
+                    // Whoever asked may have gone.
+                    let _ = answer.send(holdings);
+                }
+                Command::Read => self.read_all(),
+                Command::Drain => self.drain(),
+                Command::Succeed(flows, predecessor) => self.succeed(flows, predecessor),
+                Command::ForgetPredecessors(flows) => self.forget_predecessors(flows.as_deref()),
                 Command::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
@@ -227,10 +248,16 @@ impl PacketLoop {
     }
 
     fn attach(&mut self, port: PortId, attachment: Attachment, Queue { device, reads }: Queue) {
-        if reads && let Err(error) = self.epoll.add(&device, Token::Port(port).readable()) {
+        if reads
+            && self.reads
+            && let Err(error) = self.epoll.add(&device, Token::Port(port).readable())
+        {
             warn!("cannot read from port {port}: {error}");
             let _ = self.events.send(Event::PortGone(port));
             return;
+        }
+        if reads {
+            self.readers.insert(port);
         }
         self.io.ports.insert(port, device);
         self.path.node_mut().attach(port, attachment);
@@ -239,7 +266,9 @@ impl PacketLoop {
     /// Takes another uplink, and another tunnel if there is one.
     fn rebind(&mut self, underlay: Underlay, uplink: Option<Uplink>) {
         // The old descriptors' events end with them.
-        if let Err(error) = listen(&self.epoll, &underlay) {
+        if self.reads
+            && let Err(error) = listen(&self.epoll, &underlay)
+        {
             return warn!("cannot read from the new underlay: {error}");
         }
         self.flush();
@@ -259,6 +288,7 @@ impl PacketLoop {
         self.path.detach(port, &mut self.sockets);
         self.published.close(port);
         self.send_own(self.clock.now());
+        self.readers.remove(&port);
         if let Some(tap) = self.io.ports.remove(&port) {
             // Others may hold copies of the descriptor, so closing ours would not end its events.
             let _ = self.epoll.delete(&tap);
@@ -417,7 +447,7 @@ impl PacketLoop {
         self.send_own(now);
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         self.io.flush(&mut self.outbox);
         self.io.settle(self.path.node_mut());
     }
@@ -454,7 +484,7 @@ fn turns<T>(queues: impl Iterator<Item = T>) -> Vec<Turn> {
 }
 
 /// Waits for what comes from other nodes.
-fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
+pub(super) fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
     if let Some(tunnel) = &underlay.tunnel {
         for (queue, place) in tunnel.queues().zip(0..) {
             epoll.add(queue, Token::Tunnel(place).readable())?;

@@ -10,7 +10,7 @@ mod packet_socket;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 pub use error::{Failure, OpenError};
@@ -168,6 +168,38 @@ impl Uplink {
             hardware_address,
         });
         Ok(uplinks.collect())
+    }
+
+    /// Those of another process, which has sent the descriptors of its workers' queues.
+    ///
+    /// # Errors
+    /// If there is no such interface any more, or a descriptor is no such device.
+    pub(crate) fn adopt(
+        kind: &UplinkKind,
+        interface: &str,
+        workers: Vec<Vec<OwnedFd>>,
+    ) -> io::Result<Vec<Self>> {
+        let groups = workers.len();
+        let UplinkKind::PacketSocket = kind else {
+            // A worker without a queue has an event descriptor in place of one.
+            let queues = workers.into_iter().flatten();
+            let taps = queues.filter_map(|it| Tap::from_descriptor(it).ok());
+            return Self::on_tap(taps.collect(), groups);
+        };
+        let link = Link::find(interface).map_err(io::Error::other)?;
+        let adopt = |sockets: Vec<OwnedFd>| {
+            let mut sockets = sockets
+                .into_iter()
+                .map(|socket| PacketSocket::adopt(link, socket));
+            Ok(Self {
+                device: Device::PacketSockets(
+                    sockets.next().ok_or(Errno::ENODEV)?,
+                    sockets.collect(),
+                ),
+                hardware_address: link.hardware_address(),
+            })
+        };
+        workers.into_iter().map(adopt).collect()
     }
 
     /// The MAC address by which the LAN knows the node: that of the interface, which is the host's

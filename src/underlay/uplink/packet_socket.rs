@@ -11,7 +11,7 @@
 #![allow(unsafe_code)] // an address and a name; each block says why it is sound
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use muslin_encap::offload::virtio::{self, Header};
 use nix::errno::Errno;
@@ -135,6 +135,19 @@ impl PacketSocket {
             link,
             has_header,
         })
+    }
+
+    /// One that another process has opened on a link.
+    pub(super) fn adopt(link: Link, socket: OwnedFd) -> Self {
+        let socket = Socket::from(socket);
+        // It is so already if there are such headers.
+        let has_header = set(&socket, libc::PACKET_VNET_HDR).is_ok();
+        Self {
+            socket,
+            overflow: Overflow::default(),
+            link,
+            has_header,
+        }
     }
 
     /// Has another filter decide from now on.

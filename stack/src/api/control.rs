@@ -56,6 +56,9 @@ pub enum Request {
     Leave,
     /// What a CNI plugin asks. Answered by [`Answer::Cni`].
     Cni(cni::Call),
+    /// Let this process be the node from now on. What is said then is of this version, and known to
+    /// the program alone.
+    TakeOver(u32),
 }
 
 /// A client.

@@ -213,6 +213,13 @@ impl Attachments {
         gone
     }
 
+    /// Whether one is being made.
+    #[must_use]
+    pub fn is_reserving(&self) -> bool {
+        let mut entries = self.entries.values();
+        entries.any(|entry| matches!(entry.state, State::Reserved(_)))
+    }
+
     /// Those whose device is missing.
     pub fn missing(&self) -> impl Iterator<Item = (&Key, &Entry)> {
         let entries = self.entries.iter();

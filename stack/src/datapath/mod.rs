@@ -38,7 +38,9 @@ use muslin_encap::offload::virtio::Header;
 pub use receive::Merging;
 use smoltcp::time::Instant;
 
-use crate::datapath::egress::{Egress, FlowId, Host, Output as FromEgress, Owners, Ready};
+use crate::datapath::egress::{
+    Egress, FlowId, FlowKey, Holder, Host, Output as FromEgress, Owners, Ready,
+};
 use crate::datapath::filter::{Filter, Unfiltered};
 use crate::datapath::node::{Node, Sender};
 use crate::datapath::observe::{Observer, Unobserved};
@@ -115,6 +117,8 @@ pub enum Siblings {
     All,
     /// The worker of this number.
     One(u8),
+    /// The process that was the node before this one (see [`Egress::succeed`]).
+    Predecessor,
 }
 
 /// What a worker tells another.
@@ -123,8 +127,10 @@ pub enum SiblingMessage {
     /// A frame with ARP or neighbour discovery from a port or, without one, with ARP from the uplink. An
     /// answer need not come to the worker that asked.
     Neighbour(Option<PortId>, Vec<u8>),
-    /// An IPv4 packet of a pod whose flow that worker has.
+    /// An IPv4 packet of a pod whose flow that worker has, or that process.
     Stray(OwnedPacket),
+    /// The same from the process that is the node now, for whichever worker has its flow.
+    FromSuccessor(OwnedPacket),
 }
 
 /// What is to be done besides what calls return.
@@ -257,10 +263,31 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             }
             SiblingMessage::Stray(mut packet) => {
                 let taken = self.egress.from_sibling(now, &packet.packet(), host);
-                if let Err(reason) = taken {
-                    self.node.count_drops(reason, 1);
-                }
+                self.count_taken(taken);
             }
+            SiblingMessage::FromSuccessor(mut packet) => {
+                let taken = self.egress.from_pod(now, &packet.packet(), host);
+                self.count_taken(taken);
+            }
+        }
+    }
+
+    fn count_taken(&mut self, taken: Result<(), DropReason>) {
+        if let Err(reason) = taken {
+            self.node.count_drops(reason, 1);
+        }
+    }
+
+    /// Says which flows the process before this one has (see [`Egress::succeed`]).
+    pub fn succeed(&mut self, flows: impl IntoIterator<Item = FlowKey>) {
+        self.egress.succeed(flows);
+    }
+
+    /// Says which of them have ended; all, if that process has.
+    pub fn forget_predecessors(&mut self, flows: Option<&[FlowKey]>) {
+        match flows {
+            Some(flows) => self.egress.forget_predecessors(flows),
+            None => self.egress.end_predecessor(),
         }
     }
 
@@ -370,9 +397,13 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 self.node.count_drops(reason, packets);
                 Verdict::Consumed
             }
-            FromEgress::HandOver(worker, packet) => {
+            FromEgress::HandOver(holder, packet) => {
+                let to = match holder {
+                    Holder::Worker(worker) => Siblings::One(worker),
+                    Holder::Predecessor => Siblings::Predecessor,
+                };
                 let stray = SiblingMessage::Stray(packet);
-                self.messages.push_back((Siblings::One(worker), stray));
+                self.messages.push_back((to, stray));
                 Verdict::Consumed
             }
         };

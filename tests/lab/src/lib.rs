@@ -553,6 +553,10 @@ pub struct Node {
 
 impl Node {
     fn launch(&mut self) {
+        self.launch_with(&[]);
+    }
+
+    fn launch_with(&mut self, flags: &[&str]) {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -566,6 +570,7 @@ impl Node {
             .args(["--name", &self.config.name, "--state-dir"])
             .arg(self.state_dir())
             .args(&self.config.arguments)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -640,6 +645,19 @@ impl Node {
     pub fn start_again_as(&mut self, config: NodeConfig) {
         self.config = config;
         self.start_again();
+    }
+
+    /// Has another process take it over, and returns the one that was the node before.
+    pub fn take_over(&mut self) -> Child {
+        let taken = |log: &str| log.matches("has taken over the node").count();
+        let before = taken(&self.log());
+        let old = self.child.take().unwrap();
+        self.launch_with(&["--take-over"]);
+        poll_until(SOON, "that another process takes the node over", || {
+            assert!(self.is_running(), "{}", self.log());
+            (taken(&self.log()) > before).then_some(())
+        });
+        old
     }
 
     /// Its process.

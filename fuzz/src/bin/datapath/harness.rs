@@ -529,6 +529,7 @@ impl Harness {
                     let to = match to {
                         Siblings::All => 1 - at,
                         Siblings::One(worker) => usize::from(worker),
+                        Siblings::Predecessor => panic!("there is none"),
                     };
                     assert_ne!(to, at, "it tells itself");
                     self.tell(to, message);

@@ -596,7 +596,7 @@ impl PodSide {
                 self.check_told(offender)
             }
             Output::Lost(..) => {}
-            Output::HandOver(worker, _) => panic!("there is no worker {worker}"),
+            Output::HandOver(holder, _) => panic!("there is no {holder:?}"),
         }
     }
 

@@ -155,7 +155,7 @@ impl Egress {
         let mut ports = ports.into_iter();
         let free = ports.find(|port| {
             key.remote.set_port(*port);
-            self.flows.find(&key).is_none()
+            self.flows.find(&key).is_none() && !self.predecessors.contains(&key)
         });
         free.ok_or(DropReason::EgressInUse)
     }

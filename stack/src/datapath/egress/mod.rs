@@ -50,6 +50,7 @@ mod quote;
 mod reassembly;
 mod sharing;
 mod state;
+mod succession;
 mod table;
 mod tcp;
 #[cfg(test)]
@@ -64,7 +65,7 @@ pub use key::{FlowKey, Protocol};
 use key::{Key, key_of, opens};
 use memory::Memory;
 use output::Outbox;
-pub use output::Output;
+pub use output::{Holder, Output};
 pub use owners::Owners;
 use owners::{Claim, Sharing};
 pub use policy::{LINK_LOCAL, Policy, Rules};
@@ -133,6 +134,8 @@ pub struct Egress {
     published: HashSet<SocketAddrV4>,
     /// The others, if there are any.
     sharing: Option<Sharing>,
+    /// Flows that the process before this one has still.
+    predecessors: HashSet<Key, Seed>,
     out: Outbox,
 }
 
@@ -167,6 +170,7 @@ impl Egress {
             ports_chosen: 0,
             published: HashSet::new(),
             sharing: None,
+            predecessors: HashSet::with_hasher(Seed(config.random_seed)),
             out: Outbox::default(),
             config,
         }
@@ -185,7 +189,7 @@ impl Egress {
     }
 
     /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked. It
-    /// is handed over if its flow is another worker's ([`Output::HandOver`]).
+    /// is handed over if its flow is another worker's, or the predecessor's ([`Output::HandOver`]).
     ///
     /// # Errors
     /// The reason to drop it; where the sender may be told, it was.
@@ -221,9 +225,9 @@ impl Egress {
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Step {
-        match self.elsewhere(packet.as_slice()) {
-            Some(worker) => {
-                out.hand_over(worker, packet);
+        match self.holder(packet.as_slice()) {
+            Some(holder) => {
+                out.hand_over(holder, packet);
                 Ok(())
             }
             None => self.take_whole(now, packet, host, out),
@@ -405,6 +409,11 @@ impl Egress {
             open: self.flows.len() as u64,
             ..self.counters
         }
+    }
+
+    /// Their ends, in no particular order.
+    pub fn keys(&self) -> impl Iterator<Item = FlowKey> {
+        self.flows.iter().map(|(key, _, _)| key.into())
     }
 
     /// The flows, in no particular order.

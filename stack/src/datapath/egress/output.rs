@@ -27,9 +27,19 @@ pub enum Output<'a> {
     Relayed(IpAddr, IcmpError, &'a [u8]),
     /// So many packets of pods that had been taken are lost.
     Lost(DropReason, u64),
-    /// A packet of a pod whose flow that worker has (see [`super::Egress::share`]), which takes it by
-    /// [`super::Egress::from_sibling`].
-    HandOver(u8, OwnedPacket),
+    /// A packet of a pod whose flow another has: a worker (see [`super::Egress::share`]), which takes it
+    /// by [`super::Egress::from_sibling`], or the predecessor (see [`super::Egress::succeed`]), which
+    /// takes it by [`super::Egress::from_pod`].
+    HandOver(Holder, OwnedPacket),
+}
+
+/// Who has a flow that is not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// The worker of this number.
+    Worker(u8),
+    /// The process that was the node before this one.
+    Predecessor,
 }
 
 /// The queue of what is to be polled.
@@ -61,7 +71,7 @@ enum Entry {
         len: usize,
     },
     Lost(DropReason, u64),
-    HandOver(u8, OwnedPacket),
+    HandOver(Holder, OwnedPacket),
 }
 
 impl Outbox {
@@ -115,9 +125,9 @@ impl Outbox {
         self.queue.push_back(Entry::Lost(reason, packets));
     }
 
-    /// Gives a packet to the worker that has its flow.
-    pub(super) fn hand_over(&mut self, worker: u8, packet: &PacketBuf<'_>) {
-        let entry = Entry::HandOver(worker, OwnedPacket::copy(packet));
+    /// Gives a packet to whoever has its flow.
+    pub(super) fn hand_over(&mut self, holder: Holder, packet: &PacketBuf<'_>) {
+        let entry = Entry::HandOver(holder, OwnedPacket::copy(packet));
         self.queue.push_back(entry);
     }
 
@@ -150,7 +160,7 @@ impl Outbox {
                 }
             }
             Entry::Lost(reason, packets) => Output::Lost(reason, packets),
-            Entry::HandOver(worker, packet) => Output::HandOver(worker, packet),
+            Entry::HandOver(holder, packet) => Output::HandOver(holder, packet),
         })
     }
 

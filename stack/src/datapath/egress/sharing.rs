@@ -10,9 +10,9 @@ use std::sync::Arc;
 use muslin_encap::ip::transport::Transport;
 use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
 
-use super::Egress;
 use super::key::{EPHEMERAL, Key, Protocol, key_of, opens, quoted};
 use super::owners::{Claim, Owners, Sharing};
+use super::{Egress, Holder};
 
 /// The worker that has the flows that begin on the host's side.
 const FIRST: u8 = 0;
@@ -44,7 +44,14 @@ impl Egress {
         }
     }
 
-    /// The worker that has, or is to have, the flow of a packet of a pod, if it is another one.
+    /// Who has, or is to have, the flow of a packet of a pod, if it is not this worker.
+    pub(super) fn holder(&self, packet: &[u8]) -> Option<Holder> {
+        if self.is_predecessors(packet) {
+            return Some(Holder::Predecessor);
+        }
+        self.elsewhere(packet).map(Holder::Worker)
+    }
+
     pub(super) fn elsewhere(&self, packet: &[u8]) -> Option<u8> {
         let sharing = self.sharing.as_ref()?;
         let view = Ipv4Packet::new_unchecked(packet);

@@ -8,5 +8,6 @@ mod flows;
 mod fragments;
 mod inbound;
 mod path;
+mod succession;
 mod tcp;
 mod workers;

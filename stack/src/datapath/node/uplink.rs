@@ -83,6 +83,15 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.uplink.iter().flat_map(|link| link.neighbours.iter())
     }
 
+    /// Says where a host on the uplink's link is, as another process has learned it.
+    pub fn learn_next_hop(&mut self, now: Instant, address: IpAddr, mac: EthernetAddress) {
+        if let Some(link) = &mut self.uplink {
+            let place = Place { mac, port: PORT };
+            let waiting = link.neighbours.hear(address, place, now);
+            debug_assert!(waiting.is_empty(), "nothing was sent yet");
+        }
+    }
+
     /// Takes an Ethernet frame from the uplink.
     pub fn from_uplink(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
         self.begin(now);

@@ -66,6 +66,12 @@ impl Cluster {
         let receivers = match to {
             Siblings::All => (0..count).filter(|it| *it != from).collect(),
             Siblings::One(worker) => vec![usize::from(worker)],
+            Siblings::Predecessor => {
+                return Err(Violation(format!(
+                    "worker {from} of machine {} tells a predecessor, which it does not have",
+                    who.machine
+                )));
+            }
         };
         running.workers[from].handed_over += u64::from(matches!(message, SiblingMessage::Stray(_)));
         for worker in receivers {

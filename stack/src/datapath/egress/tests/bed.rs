@@ -250,6 +250,7 @@ pub(super) struct FakePods {
     pub(super) longest: usize,
     /// Packets for other workers.
     pub(super) handed_over: Vec<(u8, Vec<u8>)>,
+    pub(super) to_predecessor: Vec<Vec<u8>>,
     /// Why the router drops all packets, if it does.
     pub(super) loses: Option<DropReason>,
 }
@@ -269,7 +270,11 @@ impl FakePods {
                     .push((ipv4(from).unwrap(), error, offender.to_vec()));
             }
             Output::Lost(reason, packets) => *self.lost.entry(reason).or_default() += packets,
-            Output::HandOver(worker, mut packet) => {
+            Output::HandOver(Holder::Predecessor, mut packet) => {
+                let packet = packet.packet().as_slice().to_vec();
+                self.to_predecessor.push(packet);
+            }
+            Output::HandOver(Holder::Worker(worker), mut packet) => {
                 let packet = packet.packet().as_slice().to_vec();
                 self.handed_over.push((worker, packet));
             }

@@ -1,0 +1,111 @@
+//! What clients of a node come in by: the control sockets, and the port of the health checks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+
+use tokio::net::TcpListener;
+use tokio_seqpacket::UnixSeqpacketListener;
+use tracing::{info, warn};
+
+use super::settings::NodeSettings;
+use crate::control::{self, Level};
+use crate::error::{Context, Result};
+use crate::http;
+use crate::state::{self, StateDir};
+use crate::takeover::{Estate, FrontDoor};
+
+/// Sockets for clients who may not do everything, by their names.
+const LESSER: [(&str, Level); 2] = [
+    ("attach.sock", Level::Attach),
+    ("status.sock", Level::Status),
+];
+
+/// The listeners of a node.
+pub(super) struct Doors {
+    pub(super) control: Vec<(PathBuf, Level, UnixSeqpacketListener)>,
+    pub(super) health: Option<TcpListener>,
+}
+
+impl Doors {
+    /// Opens those of a node, or goes on with those of a process before this one.
+    ///
+    /// # Errors
+    /// If one cannot be had that is needed.
+    pub(super) async fn open(
+        settings: &NodeSettings,
+        state: &StateDir,
+        mut former: Option<&mut Estate>,
+    ) -> Result<Self> {
+        let path = settings.socket.clone();
+        let path = path.unwrap_or_else(|| state.socket_named("control.sock"));
+        let mut take = |door| former.as_mut().and_then(|estate| estate.take(door));
+        let listener = listen(&path, take(FrontDoor::Control(Level::Full)))?;
+        let mut control = vec![(path, Level::Full, listener)];
+        for (name, level) in LESSER {
+            let path = state.socket_named(name);
+            match listen(&path, take(FrontDoor::Control(level))) {
+                Ok(listener) => control.push((path, level, listener)),
+                // A node can do without.
+                Err(error) => warn!("cannot listen on {name}: {error}"),
+            }
+        }
+        let health = match settings.health {
+            None => None,
+            Some(address) => {
+                let listener = health(address, take(FrontDoor::Health)).await?;
+                info!("health is served at http://{address}/healthz and /readyz");
+                Some(listener)
+            }
+        };
+        Ok(Self { control, health })
+    }
+
+    /// Where clients find the control sockets.
+    pub(super) fn paths(&self) -> Vec<(PathBuf, Level)> {
+        let control = self.control.iter();
+        control
+            .map(|(path, level, _)| (path.clone(), *level))
+            .collect()
+    }
+
+    /// Copies of them, and of the lock, for another process.
+    ///
+    /// # Errors
+    /// If there are no more descriptors.
+    pub(super) fn copy(&self, state: &StateDir) -> io::Result<Estate> {
+        let mut doors = Vec::new();
+        for (_, level, listener) in &self.control {
+            let copy = listener.as_fd().try_clone_to_owned()?;
+            doors.push((FrontDoor::Control(*level), copy));
+        }
+        if let Some(listener) = &self.health {
+            doors.push((FrontDoor::Health, listener.as_fd().try_clone_to_owned()?));
+        }
+        Ok(Estate {
+            lock: Some(state.copy_lock()?),
+            doors,
+        })
+    }
+}
+
+fn listen(path: &std::path::Path, former: Option<OwnedFd>) -> Result<UnixSeqpacketListener> {
+    match former {
+        Some(listener) => UnixSeqpacketListener::try_from(listener)
+            .context(format!("cannot go on to listen at {}", path.display())),
+        None => {
+            state::vacate(path)?;
+            control::listen(path)
+        }
+    }
+}
+
+/// The listener for health checks: the former one, if it has this address.
+async fn health(address: SocketAddr, former: Option<OwnedFd>) -> Result<TcpListener> {
+    let former = former.map(std::net::TcpListener::from);
+    match former.filter(|it| it.local_addr().is_ok_and(|it| it == address)) {
+        Some(former) => TcpListener::from_std(former).context("cannot go on to serve health"),
+        None => http::health::listen(address).await,
+    }
+}

@@ -1,0 +1,72 @@
+//! Flows of the process that was the node before this one, which serves them to their end: their packets
+//! are handed to it.
+
+use muslin_encap::ip::transport::Transport;
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
+
+use super::Egress;
+use super::key::{EPHEMERAL, FlowKey, Key, Protocol, key_of, quoted};
+
+impl Egress {
+    /// Says which flows the process before this one has. What it answers itself in one datagram, it has
+    /// answered: a socket that asks a service of the gateway again asks this process.
+    pub fn succeed(&mut self, flows: impl IntoIterator<Item = FlowKey>) {
+        let keys = flows.into_iter().filter_map(|key| Key::try_from(key).ok());
+        for key in keys {
+            let is_question = key.protocol == Protocol::Udp
+                && self.is_gateway(*key.remote.ip())
+                && !EPHEMERAL.contains(&key.remote.port());
+            if !is_question {
+                self.predecessors.insert(key);
+            }
+        }
+    }
+
+    /// Says that flows of the process before this one have ended.
+    pub fn forget_predecessors(&mut self, flows: &[FlowKey]) {
+        for key in flows {
+            if let Ok(key) = Key::try_from(*key) {
+                self.predecessors.remove(&key);
+            }
+        }
+    }
+
+    /// Says that the process before this one has ended, and all of its flows with it.
+    pub fn end_predecessor(&mut self) {
+        self.predecessors.clear();
+    }
+
+    /// Whether a packet of a pod is of a flow that the process before this one has.
+    pub(super) fn is_predecessors(&self, packet: &[u8]) -> bool {
+        if self.predecessors.is_empty() {
+            return false;
+        }
+        let Some(key) = flow_of(packet) else {
+            return false;
+        };
+        let has = |key: &Key| self.predecessors.contains(key);
+        (has(&key) || has(&key.mapping())) && self.flows.find(&key).is_none()
+    }
+}
+
+/// The flow of a packet of a pod, or of the packet that an ICMP error of it quotes.
+fn flow_of(packet: &[u8]) -> Option<Key> {
+    let view = Ipv4Packet::new_unchecked(packet);
+    let of = |protocol| {
+        let at = Transport::parse(packet, 0).ok()?;
+        Some(key_of(packet, protocol, &at))
+    };
+    match view.next_header() {
+        IpProtocol::Tcp => of(Protocol::Tcp),
+        IpProtocol::Udp => of(Protocol::Udp),
+        IpProtocol::Icmp => {
+            let icmp = Icmpv4Packet::new_checked(view.payload()).ok()?;
+            match icmp.msg_type() {
+                Icmpv4Message::EchoRequest => Some(Key::of_ping(&view, icmp.echo_ident())),
+                Icmpv4Message::DstUnreachable => quoted(icmp.data()),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
