@@ -475,11 +475,7 @@ fn a_plugin_that_is_killed_leaves_nothing_behind() {
     let runtime = runtime(&node);
     let netns = runtime.netns();
     let reserve = || {
-        let key = NodeKey {
-            network: "muslin".to_owned(),
-            container: "c1".to_owned(),
-            interface: "eth0".to_owned(),
-        };
+        let key = NodeKey::new("muslin", "c1", "eth0");
         let namespace = NetworkNamespace {
             path: netns.path().to_owned(),
             device: 1,

@@ -360,11 +360,7 @@ fn without_a_node_gc_fails_unless_there_is_nothing_to_do() {
 }
 
 fn key() -> Key {
-    Key {
-        network: "muslin".to_owned(),
-        container: "c1".to_owned(),
-        interface: "eth0".to_owned(),
-    }
+    Key::new("muslin", "c1", "eth0")
 }
 
 /// What a played node does.
@@ -691,10 +687,7 @@ fn what_a_node_has_lost_it_is_given_again() {
         it.reserve.take().unwrap().netns
     });
     let missing = |netns: NetworkNamespace, interface: &str| Missing {
-        key: Key {
-            interface: interface.to_owned(),
-            ..key()
-        },
+        key: Key::new("muslin", "c1", interface),
         netns,
         queues: 1,
         offloads: false,

@@ -262,11 +262,7 @@ mod tests {
     const NOW: Instant = Instant::from_micros_const(100_000_000);
 
     fn key(container: &str) -> Key {
-        Key {
-            network: "muslin".to_owned(),
-            container: container.to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Key::new("muslin", container, "eth0")
     }
 
     fn netns(inode: u64) -> NetworkNamespace {
@@ -368,10 +364,7 @@ mod tests {
     #[test]
     fn pods_are_named_as_their_runtime_names_them() {
         let names = |namespace: &str, name: &str, container: &str, interface: &str| {
-            let key = Key {
-                interface: interface.to_owned(),
-                ..key(container)
-            };
+            let key = Key::new("muslin", container, interface);
             let mut reserve = Reserve::new(key, netns(1));
             reserve.pod = (!name.is_empty()).then(|| KubernetesPod {
                 namespace: namespace.to_owned(),

@@ -168,11 +168,7 @@ impl Config {
     /// What an attachment to this network is known by.
     #[must_use]
     pub fn key(&self, container: &str, interface: &str) -> Key {
-        Key {
-            network: self.name.clone(),
-            container: container.to_owned(),
-            interface: interface.to_owned(),
-        }
+        Key::new(&self.name, container, interface)
     }
 }
 
@@ -270,11 +266,7 @@ fn valid(map: &Map<String, Value>, network: &str) -> Result<Option<Vec<Key>>, Er
         let is_possible = is_identifier(&it.container)
             && it.container.len() <= MAX_CONTAINER
             && (1..=MAX_INTERFACE).contains(&it.interface.len());
-        is_possible.then(|| Key {
-            network: network.to_owned(),
-            container: it.container,
-            interface: it.interface,
-        })
+        is_possible.then(|| Key::new(network, it.container, it.interface))
     };
     Ok(named.map(|named| named.into_iter().filter_map(key).collect()))
 }

@@ -37,6 +37,21 @@ pub struct Key {
     pub interface: String,
 }
 
+impl Key {
+    /// The interface of a container, attached to a network.
+    pub fn new(
+        network: impl Into<String>,
+        container: impl Into<String>,
+        interface: impl Into<String>,
+    ) -> Self {
+        Self {
+            network: network.into(),
+            container: container.into(),
+            interface: interface.into(),
+        }
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
