@@ -92,7 +92,7 @@ impl Cni {
 impl From<AttachmentError> for Error {
     fn from(error: AttachmentError) -> Self {
         let code = match error {
-            AttachmentError::Present(_) => Code::AlreadyAttached,
+            AttachmentError::Present(_) | AttachmentError::HasDevice(_) => Code::AlreadyAttached,
             AttachmentError::Absent(_) => Code::NoSuchPod,
             AttachmentError::NotReserved(_) => Code::Usage,
             AttachmentError::OtherNamespace(_)
@@ -404,15 +404,7 @@ impl RunningNode {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
         let mut pods = self.pods.lock();
         let mut cni = self.cni.lock();
-        let mut missing = cni.attachments.missing();
-        if !missing.any(|(other, entry)| other == key && entry.netns.is_same(netns)) {
-            return Err(Error::refused(
-                Code::AlreadyAttached,
-                format!("the device of the interface {key} is not missing"),
-            ));
-        }
-        drop(missing);
-        let pod = cni.attachments.find(key, netns)?.pod.clone();
+        let pod = cni.attachments.without_device(key, netns)?.pod.clone();
         let bound = cni.waiting.remove(key).map(|waiting| waiting.bound);
         let device = self.go_live(&mut pods, &pod, mac, queues, bound.unwrap_or_default())?;
         // It is so already, unless the earlier process ended just before.

@@ -70,6 +70,9 @@ pub enum AttachmentError {
     /// An earlier process of the node had its device.
     #[error("the node was restarted and has no device of the interface {0} yet")]
     DeviceMissing(Key),
+    /// Its device is not missing.
+    #[error("the device of the interface {0} is not missing")]
+    HasDevice(Key),
     /// Its interface was removed.
     #[error("the interface {0} was removed")]
     DeviceGone(Key),
@@ -213,6 +216,21 @@ impl Attachments {
         gone
     }
 
+    /// An attachment in this namespace whose device is missing.
+    ///
+    /// # Errors
+    /// If there is none, or its device is not missing.
+    pub fn without_device(
+        &self,
+        key: &Key,
+        netns: &NetworkNamespace,
+    ) -> Result<&Entry, AttachmentError> {
+        match self.find(key, netns)? {
+            entry if entry.state == State::Missing => Ok(entry),
+            _ => Err(AttachmentError::HasDevice(key.clone())),
+        }
+    }
+
     /// Those whose device is missing.
     pub fn missing(&self) -> impl Iterator<Item = (&Key, &Entry)> {
         let entries = self.entries.iter();
@@ -336,7 +354,11 @@ mod tests {
         let missing = AttachmentError::DeviceMissing(key("a"));
         assert_eq!(all.check(&key("a"), &netns(1)), Err(missing));
         assert_eq!(all.missing().count(), 1);
+        assert!(all.without_device(&key("a"), &netns(1)).is_ok());
+        assert!(all.without_device(&key("a"), &netns(2)).is_err());
         all.set_attached(&key("a"));
+        let has = AttachmentError::HasDevice(key("a"));
+        assert_eq!(all.without_device(&key("a"), &netns(1)), Err(has));
         assert_eq!(all.missing().count(), 0);
     }
 
