@@ -26,6 +26,8 @@ use muslin_stack::datapath::port::{PortId, Rates};
 use muslin_stack::datapath::rate::RateLimit;
 use nix::unistd::geteuid;
 use smoltcp::wire::EthernetAddress;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::pods::{Details, Pods, check_ports, refusal};
@@ -48,6 +50,8 @@ pub(super) struct Cni {
     records: Records,
     /// Reservations so far.
     reservations: u64,
+    /// An end was called for here.
+    released: Arc<Notify>,
 }
 
 /// What is kept for a pod until its device comes.
@@ -85,6 +89,7 @@ impl Cni {
             waiting: BTreeMap::new(),
             records: Records::open(socket),
             reservations: 0,
+            released: Arc::default(),
         }
     }
 }
@@ -127,7 +132,10 @@ impl RunningNode {
                 self.commit(&held, device)?;
                 self.have_kept(&key, &copies).await;
             }
-            Call::Release { key } => self.end(&key).await,
+            Call::Release { key } => {
+                self.end(&key).await;
+                self.cni.lock().released.notify_one();
+            }
             Call::Check { key, netns } => {
                 self.cni.lock().attachments.check(&key, &netns)?;
             }
@@ -171,6 +179,9 @@ impl RunningNode {
     async fn reserve(self: &Arc<Self>, reserve: Reserve) -> Result<(Reserved, Reservation)> {
         let address = addresses(&reserve.addresses)?;
         let mac = reserve.mac.as_deref().map(parse_mac).transpose()?;
+        if self.release_if(&reserve.key, |records| records.take_deletion(&reserve.key)) {
+            self.await_end(&reserve.key).await;
+        }
         let former = self.cni.lock().attachments.admit(&reserve)?;
         match former {
             Some(pod) => {
@@ -297,17 +308,29 @@ impl RunningNode {
 
     /// Ends an attachment, if there is one. All that it had is free when this returns.
     pub(super) async fn end(&self, key: &Key) {
-        {
-            let mut pods = self.pods.lock();
-            let mut cni = self.cni.lock();
-            let pod = cni.attachments.release(key);
-            self.forget(&mut pods, &mut cni, key, pod.as_ref());
+        self.release_if(key, |_| true);
+        self.await_end(key).await;
+    }
+
+    /// Begins to end an attachment if the files are still such that it is to end; says whether they are.
+    fn release_if(&self, key: &Key, is_to_end: impl FnOnce(&Records) -> bool) -> bool {
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        if !is_to_end(&cni.records) {
+            return false;
         }
         if let Some(keeper) = &self.keeper
             && let Err(error) = keeper.close(key).await
         {
             debug!("{error}");
         }
+        let pod = cni.attachments.release(key);
+        self.forget(&mut pods, &mut cni, key, pod.as_ref());
+        true
+    }
+
+    /// Waits until nothing is left of an attachment that was released.
+    async fn await_end(&self, key: &Key) {
         self.closed().await;
     }
 
@@ -423,20 +446,28 @@ impl RunningNode {
             let gone = self.cni.lock().attachments.look(is_there);
             for key in gone {
                 info!("the network namespace of the interface {key} is gone");
+        let released = self.cni.lock().released.clone();
                 self.end(&key).await;
+            let next = Instant::now() + LOOK;
             }
-            tokio::time::sleep(LOOK).await;
+            // Where some ends were called for, others may have been while there was no time for them.
+            while timeout_at(next, released.notified()).await.is_ok() {
+                self.delete_what_was_left().await;
+            }
         }
     }
 
-    /// Ends the attachments whose end was called for while no node was there.
+    /// Ends the attachments whose end was called for while no node was there, or had no time.
     async fn delete_what_was_left(&self) {
         let deletions = self.cni.lock().records.deletions();
         for (key, path) in deletions {
             match key {
                 Some(key) => {
                     debug!("the interface {key} was given up meanwhile");
-                    self.end(&key).await;
+                    // Unless the container has been started again by now.
+                    if self.release_if(&key, |_| path.exists()) {
+                        self.await_end(&key).await;
+                    }
                 }
                 None => warn!("{} names no attachment", path.display()),
             }

@@ -144,6 +144,11 @@ impl Records {
         self.records.join(deletion::file_name(key))
     }
 }
+    /// Forgets that the end of an attachment was called for; says whether it was.
+    pub(super) fn take_deletion(&self, key: &Key) -> bool {
+        fs::remove_file(self.deletions.join(deletion::file_name(key))).is_ok()
+    }
+
 
 /// Removes a file, if it is there.
 pub(super) fn remove(path: &Path) {
@@ -217,3 +222,7 @@ mod tests {
         assert!(records.deletions().is_empty());
     }
 }
+        assert!(!records.take_deletion(&key("b")));
+        assert!(records.take_deletion(&key("a")));
+        assert!(!records.take_deletion(&key("a")));
+        fs::write(&path, "nonsense").unwrap();
