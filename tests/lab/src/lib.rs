@@ -39,7 +39,7 @@ use muslin::agent::Agent;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-pub use program::{cni_bin, muslin_bin, probe_bin};
+pub use program::{cni_bin, muslin_bin, netavark_bin, probe_bin};
 use serde_json::Value;
 use skip::skip;
 use tempfile::TempDir;

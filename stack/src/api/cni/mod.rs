@@ -12,7 +12,7 @@ pub mod config;
 pub mod deletion;
 pub mod environment;
 pub mod error;
-mod fields;
+pub(in crate::api) mod fields;
 pub mod request;
 pub mod result;
 pub mod version;
