@@ -534,6 +534,67 @@ fn many_pods_come_and_go_at_once() {
     }
 }
 
+/// Usernetes and rootless Podman: the runtime is in a user namespace without the machine's network, and
+/// the node outside. All that it needs of the runtime are descriptors.
+#[test]
+fn pods_of_a_rootless_runtime_join_a_node_outside_of_its_namespaces() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut node, other) = (start(&lab, 0), start(&lab, 1));
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let inside = lab.rootless(node.host(), "inside");
+    assert_eq!(
+        inside.sh("ip -o link | wc -l").trim(),
+        "1",
+        "it has no network"
+    );
+    let (runtime, far_runtime) = (
+        Runtime::new(&inside, &Network::muslin(&node)).speaks("1.1.0"),
+        runtime(&other),
+    );
+    let all = runtime.all_netns(2);
+    let far = far_runtime.netns();
+    let enter = format!("--net={}", all[0].path());
+    let entered = node.host().output(&["nsenter", &enter, "true"]);
+    assert!(!entered.status.success(), "the node does not see them");
+    let web = Key::new("web", all[0].path()).with(
+        "portMappings",
+        json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]),
+    );
+    let second = Key::new("second", all[1].path());
+    runtime.add(&web).result();
+    runtime.add(&second).result();
+    far_runtime.add(&Key::new("far", far.path())).result();
+    let (mut near, mut far) = (agent(&all[0]), agent(&far));
+    near.listen(80).unwrap();
+    // By the tunnel of the machine, and by a port of it, from another.
+    for round in 0..2 {
+        traffic::ping(&mut near, far.address("eth0").unwrap());
+        traffic::transfer(&mut far, near.address("eth0").unwrap(), 80, 10_000_000);
+        let published = SocketAddrV4::new(HOSTS[0], 8080);
+        assert!(
+            other
+                .host()
+                .agent()
+                .send(published, 100_000, 1)
+                .unwrap()
+                .intact
+        );
+        if round == 0 {
+            node.start_again();
+            assert!(runtime.status().is_success());
+        }
+    }
+    assert!(runtime.check(&web).is_success());
+    drop((near, far));
+    has_no_capability(&node);
+    for key in [&web, &second] {
+        assert!(runtime.del(key).is_success());
+    }
+    is_clean(&node);
+    assert_eq!(queues(node.pid()), 0);
+}
+
 /// Two hosts with a containerd and a node each.
 fn with_containerd(scene: impl FnOnce(&[Node; 2], &mut [Containerd; 2])) {
     let Some(lab) = Lab::new() else { return };

@@ -22,6 +22,9 @@ use tokio_seqpacket::UnixSeqpacketListener;
 /// Where Debian and others have the reference plugins.
 const REFERENCE: [&str; 2] = ["/usr/lib/cni/bridge", "/opt/cni/bin/bridge"];
 
+/// A user that the labs' user namespace does not have.
+const STRANGER: u32 = 12_345;
+
 /// Variables in place of a container's.
 type Changes<'a> = &'a [(&'a str, &'a str)];
 
@@ -482,7 +485,7 @@ fn answer(script: &mut Script, call: Call, taps: Vec<Tap>) -> Option<Answer> {
             attached.dns.push("10.244.1.1".parse().unwrap());
             let mac = "02:00:0a:f4:01:02".to_owned();
             script.reserve = Some(*reserve);
-            let reserved = Reserved::new(attached, mac, 0);
+            let reserved = Reserved::new(attached, mac, STRANGER);
             return Some(Answer::Cni(Reply::Reserved(Box::new(reserved))));
         }
         Call::Commit { .. } => {
@@ -599,6 +602,8 @@ fn a_pod_is_added_checked_and_deleted() {
         assert_eq!(link[key], value, "{link}");
     }
     assert_eq!(link["addr_info"][0]["local"], "10.244.1.2");
+    // The node's user is not known here.
+    assert_eq!(link["linkinfo"]["info_data"]["user"], "root", "{link}");
     let routes = stage.pod.run(&["ip", "route"]);
     assert!(
         routes.contains("default via 10.244.1.1 dev eth0"),

@@ -261,18 +261,23 @@ impl RunningNode {
         let attached = pods
             .get(&pod)
             .ok_or_else(|| super::pods::not_attached(&pod))?;
+        let is_visible = is_there(&reserve.netns);
         let record = cni.records.record(
             reserve,
             pod.clone(),
             attached.address,
             DisplayMac(attached.mac).to_string(),
             attached.details.published.clone(),
+            is_visible,
         );
         let written = cni.records.write(&record);
         // From here on it outlives the node and the plugin.
         let kept = written.and_then(|()| device.set_persistent(true));
         kept.map_err(|error| Error::failed(format!("cannot record the attachment: {error}")))?;
         cni.attachments.set_attached(key);
+        if is_visible {
+            cni.attachments.set_visible(key);
+        }
         self.remember(&pods);
         Ok(())
     }
@@ -319,11 +324,6 @@ impl RunningNode {
         if !is_to_end(&cni.records) {
             return false;
         }
-        if let Some(keeper) = &self.keeper
-            && let Err(error) = keeper.close(key).await
-        {
-            debug!("{error}");
-        }
         let pod = cni.attachments.release(key);
         self.forget(&mut pods, &mut cni, key, pod.as_ref());
         true
@@ -331,6 +331,11 @@ impl RunningNode {
 
     /// Waits until nothing is left of an attachment that was released.
     async fn await_end(&self, key: &Key) {
+        if let Some(keeper) = &self.keeper
+            && let Err(error) = keeper.close(key).await
+        {
+            debug!("{error}");
+        }
         self.closed().await;
     }
 
@@ -441,14 +446,14 @@ impl RunningNode {
     /// attachments and namespaces fit.
     pub(super) async fn keep_attachments(self: Arc<Self>) {
         self.take_from_keeper().await;
+        let released = self.cni.lock().released.clone();
         loop {
+            let next = Instant::now() + LOOK;
             self.delete_what_was_left().await;
             let gone = self.cni.lock().attachments.look(is_there);
             for key in gone {
                 info!("the network namespace of the interface {key} is gone");
-        let released = self.cni.lock().released.clone();
                 self.end(&key).await;
-            let next = Instant::now() + LOOK;
             }
             // Where some ends were called for, others may have been while there was no time for them.
             while timeout_at(next, released.notified()).await.is_ok() {
@@ -498,6 +503,7 @@ impl RunningNode {
             address,
             mac,
             published,
+            is_visible,
             ..
         } = record;
         let key = reserve.key.clone();
@@ -518,7 +524,7 @@ impl RunningNode {
             .map_err(|error| refusal(&error))?;
         let now = self.facts.clock.now();
         cni.attachments
-            .remember(key.clone(), reserve.netns.clone(), pod, now);
+            .remember(key.clone(), reserve.netns.clone(), pod, is_visible, now);
         cni.waiting.insert(key, Waiting { reserve, bound });
         Ok(())
     }

@@ -37,6 +37,8 @@ pub struct Entry {
     pub netns: NetworkNamespace,
     state: State,
     since: Instant,
+    /// Whether its namespace can be looked at. It cannot where its runtime has mounts of its own.
+    is_visible: bool,
     /// Whether its namespace was gone at the last look.
     was_gone: bool,
 }
@@ -105,18 +107,28 @@ impl Attachments {
             netns: reserve.netns.clone(),
             state: State::Reserved(connection),
             since: now,
+            is_visible: false,
             was_gone: false,
         };
         self.entries.insert(reserve.key.clone(), entry);
     }
 
-    /// Adds an attachment of an earlier process, whose device is missing.
-    pub fn remember(&mut self, key: Key, netns: NetworkNamespace, pod: PodName, now: Instant) {
+    /// Adds an attachment of an earlier process, whose device is missing, and whose namespace that
+    /// process could see or not.
+    pub fn remember(
+        &mut self,
+        key: Key,
+        netns: NetworkNamespace,
+        pod: PodName,
+        is_visible: bool,
+        now: Instant,
+    ) {
         let entry = Entry {
             pod,
             netns,
             state: State::Missing,
             since: now,
+            is_visible,
             was_gone: false,
         };
         self.entries.insert(key, entry);
@@ -199,12 +211,19 @@ impl Attachments {
         stale.map(|(key, _)| key.clone()).collect()
     }
 
+    /// The namespace of an attachment can be looked at.
+    pub fn set_visible(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.is_visible = true;
+        }
+    }
+
     /// Looks whether the namespaces are still there, and returns the attachments whose namespace was
-    /// gone the last time, too.
+    /// gone the last time, too. Those that cannot be looked at are left alone.
     pub fn look(&mut self, is_there: impl Fn(&NetworkNamespace) -> bool) -> Vec<Key> {
         let mut gone = Vec::new();
         for (key, entry) in &mut self.entries {
-            if matches!(entry.state, State::Reserved(_)) {
+            if matches!(entry.state, State::Reserved(_)) || !entry.is_visible {
                 continue;
             }
             let is_gone = !is_there(&entry.netns);
@@ -303,6 +322,7 @@ mod tests {
         all.reserve(&reserve, pod("a"), 7, NOW);
         assert_eq!(all.reserved(&key("a"), 7).unwrap().pod, pod("a"));
         all.set_attached(&key("a"));
+        all.set_visible(&key("a"));
         all
     }
 
@@ -350,7 +370,7 @@ mod tests {
         all.set_gone(&key("a"));
         let gone = AttachmentError::DeviceGone(key("a"));
         assert_eq!(all.check(&key("a"), &netns(1)), Err(gone));
-        all.remember(key("a"), netns(1), pod("a"), NOW);
+        all.remember(key("a"), netns(1), pod("a"), true, NOW);
         let missing = AttachmentError::DeviceMissing(key("a"));
         assert_eq!(all.check(&key("a"), &netns(1)), Err(missing));
         assert_eq!(all.missing().count(), 1);
@@ -381,6 +401,9 @@ mod tests {
         assert!(all.look(|_| true).is_empty());
         assert!(all.look(|_| false).is_empty());
         assert_eq!(all.look(|_| false), [key("a")]);
+        all.remember(key("a"), netns(1), pod("a"), false, NOW);
+        assert!(all.look(|_| false).is_empty());
+        assert!(all.look(|_| false).is_empty(), "it was never seen");
     }
 
     #[test]

@@ -224,6 +224,15 @@ impl Lab {
         host
     }
 
+    /// Namespaces of a user's own within a host, as RootlessKit makes them: with another root, without
+    /// the host's network, and with mounts that the host does not see.
+    pub fn rootless(&self, host: &Host, name: &str) -> Host {
+        let mut command = host.holder.enter();
+        command.args(["unshare", "--user", "--map-root-user", "--net", "--mount"]);
+        let holder = Holder::start(command, self.directory());
+        Host::new(name, holder.unwrap())
+    }
+
     /// A host on the underlay: its `eth0` has this address of a /24. Only that interface's MTU
     /// limits what it sends and takes.
     pub fn host(&self, name: &str, address: Ipv4Addr) -> Host {
