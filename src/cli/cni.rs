@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::NodeChoice;
 use crate::cni;
-use crate::cni::install::{Installation, Mended, Places};
+use crate::cni::install::{BIN_DIR, CONF_DIR, Installation, Mended, Places};
 use crate::control::Client;
 use crate::error::{Context, Error, Result};
 use crate::process::block_on;
@@ -89,10 +89,10 @@ struct PrepareArguments {
 #[derive(Debug, Args)]
 struct PlaceArguments {
     /// Where the runtime has its plugins
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
     bin_dir: PathBuf,
     /// Where the runtime has its configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    #[arg(long, value_name = "DIR", default_value = CONF_DIR)]
     conf_dir: PathBuf,
     /// The configuration's file name; runtimes take the first in alphabetical order
     #[arg(long, value_name = "NAME", default_value = "10-muslin.conflist", value_parser = conf_name)]

@@ -15,7 +15,11 @@ use crate::error::{Context, Error, Result};
 use crate::replace::{directory, replace};
 
 /// The plugin's name among others.
-const PLUGIN: &str = "muslin-cni";
+pub(crate) const PLUGIN: &str = "muslin-cni";
+/// Where runtimes have their plugins.
+pub(crate) const BIN_DIR: &str = "/opt/cni/bin";
+/// Where they have their configurations.
+pub(crate) const CONF_DIR: &str = "/etc/cni/net.d";
 /// What the names of configurations end with, as libcni reads them.
 const CONFIGURATIONS: [&str; 3] = ["conf", "conflist", "json"];
 
@@ -82,17 +86,9 @@ impl Places {
     /// Other configurations that a runtime would take in place of this one, which are read in the order
     /// of their names.
     pub(crate) fn earlier_configurations(&self) -> Vec<String> {
-        let entries = fs::read_dir(&self.conf_dir).into_iter().flatten().flatten();
-        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-        let mut earlier: Vec<_> = names
-            .filter(|name| {
-                let ending = Path::new(name).extension().and_then(|it| it.to_str());
-                ending.is_some_and(|ending| CONFIGURATIONS.contains(&ending))
-                    && *name < self.conf_name
-            })
-            .collect();
-        earlier.sort_unstable();
-        earlier
+        let mut names = configurations(&self.conf_dir);
+        names.retain(|name| *name < self.conf_name);
+        names
     }
 }
 
@@ -170,6 +166,20 @@ impl Installation {
         });
         format!("{configuration:#}\n")
     }
+}
+
+/// The configurations in a directory, in the order in which runtimes read them: by name.
+pub(crate) fn configurations(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut configurations: Vec<_> = names
+        .filter(|name| {
+            let ending = Path::new(name).extension().and_then(|it| it.to_str());
+            ending.is_some_and(|ending| CONFIGURATIONS.contains(&ending))
+        })
+        .collect();
+    configurations.sort_unstable();
+    configurations
 }
 
 /// Makes a directory where it is missing, as the runtime's packages do.
