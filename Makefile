@@ -114,7 +114,7 @@ image:
 		--no-default-features --features $(FEATURES) --target $(TARGET)
 	rm -rf target/image
 	install -D --target-directory target/image \
-		target/$(TARGET)/release/muslin target/$(TARGET)/release/muslin-cni
+		$(addprefix target/$(TARGET)/release/, muslin muslin-cni muslin-netavark)
 	podman build --file deploy/Containerfile --tag $(IMAGE) target/image
 
 clean:

@@ -3,18 +3,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use muslin::agent::Agent;
-use muslin_lab::cni::{BIN_DIR, CONF_DIR, Key, Netns, Network, Output, Runtime, address};
+use muslin_lab::cni::{BIN_DIR, CONF_DIR, Key, Netns, Network, Runtime, Verb, address};
 use muslin_lab::containerd::Containerd;
 use muslin_lab::cri::{Pod, Protocol};
+use muslin_lab::keeper::{Keeper, queues};
+use muslin_lab::load::Load;
+use muslin_lab::watch::stretched;
 use muslin_lab::{
     Host, Lab, Node, NodeConfig, SOON, cni_bin, muslin_bin, poll_until, probe_bin, traffic,
 };
+use nix::sys::signal::Signal;
+use rand_pcg::Pcg32;
+use rand_pcg::rand_core::Rng as _;
 use serde_json::{Value, json};
 
 const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0, 2)];
@@ -23,11 +29,14 @@ const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0
 fn start(lab: &Lab, index: usize) -> Node {
     let host = lab.host(&format!("n{}", index + 1), HOSTS[index]);
     host.furnish();
+    config(lab, index).start(&host)
+}
+
+fn config(lab: &Lab, index: usize) -> NodeConfig {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
     let config = NodeConfig::new(&format!("n{}", index + 1), HOSTS[index], &store);
     // Which it needs for ports below 1024 alone.
-    let config = config.without_capability("net_bind_service");
-    config.start(&host)
+    config.without_capability("net_bind_service")
 }
 
 fn runtime(node: &Node) -> Runtime {
@@ -39,6 +48,11 @@ fn agent(netns: &Netns) -> Agent {
     let mut agent = Agent::start(&mut netns.command(probe_bin())).unwrap();
     agent.wait_ready(SOON).unwrap();
     agent
+}
+
+/// Where an agent listens.
+fn listen(agent: &mut Agent) -> SocketAddrV4 {
+    SocketAddrV4::new(agent.address("eth0").unwrap(), agent.listen(0).unwrap())
 }
 
 fn ipv4(result: &Value) -> Ipv4Addr {
@@ -216,10 +230,7 @@ fn a_rate_is_kept() {
     runtime.add(&limited).result();
     runtime.add(&free).result();
     let (mut limited, mut free) = (agent(&one), agent(&two));
-    let to = |agent: &mut Agent| {
-        SocketAddrV4::new(agent.address("eth0").unwrap(), agent.listen(0).unwrap())
-    };
-    let (to_limited, to_free) = (to(&mut limited), to(&mut free));
+    let (to_limited, to_free) = (listen(&mut limited), listen(&mut free));
     for (from, to) in [(&mut limited, to_free), (&mut free, to_limited)] {
         let sent = from.send(to, 10_000_000, 1).unwrap();
         assert!(sent.intact);
@@ -268,6 +279,40 @@ fn what_ends_while_no_node_is_there_has_ended_when_it_comes_back() {
 }
 
 #[test]
+fn what_a_busy_node_has_no_time_for_ends_later_and_nothing_else_does() {
+    let Some(lab) = Lab::new() else { return };
+    let mut node = start(&lab, 0);
+    let runtime = runtime(&node);
+    let all = runtime.all_netns(3);
+    let key = |name: &str, netns: &Netns| Key::new(name, netns.path());
+    let (again, gone, other) = (key("c1", &all[0]), key("c2", &all[1]), key("c3", &all[2]));
+    for key in [&again, &gone, &other] {
+        runtime.add(key).result();
+    }
+    node.signal(Signal::SIGSTOP);
+    for key in [&again, &gone] {
+        let del = runtime.del(key);
+        assert!(del.is_success(), "{del:?}");
+        assert!(del.stderr.contains("is ended by the next node"), "{del:?}");
+    }
+    node.signal(Signal::SIGCONT);
+    // The first one starts again under its former name, which nerdctl does.
+    let elsewhere = runtime.netns();
+    let started = key("c1", &elsewhere);
+    runtime.add(&started).result();
+    assert!(runtime.del(&other).is_success());
+    let left = || (pods(&node) == ["c1"]).then_some(());
+    poll_until(SOON, "the end of c2", left);
+    node.start_again();
+    let status = runtime.speaks("1.1.0");
+    poll_until(SOON, "the device is back", || {
+        status.check(&started).is_success().then_some(())
+    });
+    assert!(status.del(&started).is_success());
+    is_clean(&node);
+}
+
+#[test]
 fn connections_outlive_a_killed_node() {
     let Some(lab) = Lab::new() else { return };
     let (mut node, other) = (start(&lab, 0), start(&lab, 1));
@@ -279,9 +324,6 @@ fn connections_outlive_a_killed_node() {
     runtime.add(&Key::new("second", second.path())).result();
     far_runtime.add(&Key::new("far", far.path())).result();
     let (mut near, mut second, mut far) = (agent(&near), agent(&second), agent(&far));
-    let listen = |agent: &mut Agent| {
-        SocketAddrV4::new(agent.address("eth0").unwrap(), agent.listen(0).unwrap())
-    };
     let (to_second, to_far) = (listen(&mut second), listen(&mut far));
     let connections = [to_second, to_far].map(|to| near.open(to).unwrap());
     for round in 0..5 {
@@ -301,20 +343,19 @@ fn connections_outlive_a_killed_node() {
     has_no_capability(&node);
 }
 
+/// A node whose devices a keeper has, too.
+fn start_kept(lab: &Lab, index: usize) -> (Keeper, Node) {
+    let host = lab.host(&format!("n{}", index + 1), HOSTS[index]);
+    host.furnish();
+    let keeper = Keeper::start(&host, &lab.directory().join("keep.sock"));
+    let config = config(lab, index).with("--keeper", keeper.socket().display());
+    (keeper, config.start(&host))
+}
+
 #[test]
 fn packets_wait_at_the_keeper_for_a_killed_node() {
     let Some(lab) = Lab::new() else { return };
-    let host = lab.host("n1", HOSTS[0]);
-    host.furnish();
-    let socket = lab.directory().join("keep.sock");
-    let mut keeper = host.command(muslin_bin());
-    keeper.args(["keep", "--socket"]).arg(&socket);
-    let mut keeper = keeper.stdin(Stdio::null()).spawn().unwrap();
-    poll_until(SOON, "the keeper", || socket.exists().then_some(()));
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let config = NodeConfig::new("n1", HOSTS[0], &store);
-    let config = config.without_capability("net_bind_service");
-    let mut node = config.with("--keeper", socket.display()).start(&host);
+    let (keeper, mut node) = start_kept(&lab, 0);
     let runtime = runtime(&node);
     let (one, two) = (runtime.netns(), runtime.netns());
     let keys = [("a", &one), ("b", &two)].map(|(name, netns)| Key::new(name, netns.path()));
@@ -322,60 +363,236 @@ fn packets_wait_at_the_keeper_for_a_killed_node() {
         runtime.add(key).result();
     }
     let (mut near, mut far) = (agent(&one), agent(&two));
-    let to = SocketAddrV4::new(far.address("eth0").unwrap(), far.listen(0).unwrap());
-    let id = near.open(to).unwrap();
-    for round in 0..5 {
-        assert!(near.exchange(id, 200_000, round).unwrap().intact);
-        node.kill();
-        // With nobody who calls the plugin, the interface keeps its carrier.
-        let carrier = one.sh("cat /sys/class/net/eth0/carrier 2>/dev/null || ip link show eth0");
-        assert!(!carrier.contains("NO-CARRIER"), "{carrier}");
-        let killed = Instant::now();
-        node.start_again();
-        assert!(near.exchange(id, 200_000, 100 + round).unwrap().intact);
-        eprintln!("round {round}: back after {:?}", killed.elapsed());
-    }
+    let id = near.open(listen(&mut far)).unwrap();
+    assert!(near.exchange(id, 200_000, 1).unwrap().intact);
+    node.kill();
+    // With nobody who calls the plugin, the interface keeps its carrier.
+    let carrier = one.sh("cat /sys/class/net/eth0/carrier 2>/dev/null || ip link show eth0");
+    assert!(!carrier.contains("NO-CARRIER"), "{carrier}");
+    node.start_again();
+    assert!(near.exchange(id, 200_000, 2).unwrap().intact);
     drop((near, far));
     for key in &keys {
         assert!(runtime.del(key).is_success());
     }
     is_clean(&node);
-    // It holds no device any more, and never had a capability.
-    let process = format!("/proc/{}", keeper.id());
-    let held = std::fs::read_dir(format!("{process}/fd")).unwrap();
-    let held = held.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
-    assert_eq!(held.filter(|it| it.ends_with("net/tun")).count(), 0);
-    keeper.kill().unwrap();
-    keeper.wait().unwrap();
+    assert_eq!(queues(keeper.pid()), 0, "it holds no device any more");
+}
+
+#[test]
+fn connections_under_load_outlive_a_node_that_is_killed_again_and_again() {
+    const KILLS: usize = 20;
+    /// What is wanted of a node with a keeper, and what a busy machine does.
+    const WANTED: Duration = Duration::from_millis(100);
+    const BOUND: Duration = Duration::from_secs(2);
+
+    let Some(lab) = Lab::new() else { return };
+    lab.limit(Duration::from_secs(300));
+    let (_keeper, mut node) = start_kept(&lab, 0);
+    let other = start(&lab, 1);
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let (runtime, far_runtime) = (runtime(&node), runtime(&other));
+    let (near, second, far) = (runtime.netns(), runtime.netns(), far_runtime.netns());
+    runtime.add(&Key::new("near", near.path())).result();
+    runtime.add(&Key::new("second", second.path())).result();
+    far_runtime.add(&Key::new("far", far.path())).result();
+    let [to_near, to_second, to_far] = [&near, &second, &far].map(|netns| {
+        let mut server = agent(netns);
+        (listen(&mut server), server)
+    });
+    let loads = [
+        ("to a local pod", Load::start(agent(&near), to_second.0)),
+        ("to a remote pod", Load::start(agent(&near), to_far.0)),
+        ("from a remote pod", Load::start(agent(&far), to_near.0)),
+    ];
+    let mut longest = [Duration::ZERO; 3];
+    for kill in 1..=KILLS {
+        let _before = loads.each_ref().map(|(_, load)| load.gap());
+        node.kill();
+        node.start_again();
+        let gaps = loads.each_ref().map(|(_, load)| load.gap());
+        eprintln!("kill {kill}: nothing came for {gaps:.0?}");
+        for (longest, gap) in longest.iter_mut().zip(gaps) {
+            *longest = gap.max(*longest);
+        }
+    }
+    for ((what, load), gap) in loads.into_iter().zip(longest) {
+        let (_, bytes) = load.end();
+        eprintln!("{what}: {bytes} bytes, none for {gap:.0?} at the longest; wanted: {WANTED:.0?}");
+        assert!(gap < stretched(BOUND), "{what}: {gap:?}");
+    }
+    has_no_capability(&node);
 }
 
 #[test]
 fn many_pods_come_and_go_at_once() {
-    const PODS: usize = 100;
+    const PODS: usize = 250;
+    const ROUNDS: u32 = 2;
+    const SEED: &str = "MUSLIN_TEST_SEED";
+
     let Some(lab) = Lab::new() else { return };
     lab.limit(Duration::from_secs(300));
-    let node = start(&lab, 0);
+    let seed = std::env::var(SEED).map_or_else(|_| 1, |text| text.parse().unwrap());
+    eprintln!("{SEED}={seed}");
+    let mut random = Pcg32::new(seed, 3);
+    let mut shuffle = |calls: &mut Vec<(Verb, Key)>| {
+        for i in (1..calls.len()).rev() {
+            calls.swap(i, random.next_u32() as usize % (i + 1));
+        }
+    };
+    let host = lab.host("n1", HOSTS[0]);
+    host.furnish();
+    // Addresses that were given up rest.
+    let node = config(&lab, 0).with("--subnet-len", 21).start(&host);
     let runtime = runtime(&node);
-    let all = runtime.all_netns(PODS);
-    let keys: Vec<_> = all
-        .iter()
-        .enumerate()
-        .map(|(i, netns)| Key::new(&format!("c{i}"), netns.path()))
-        .collect();
-    let added = runtime.add_at_once(&keys);
-    let addresses: BTreeSet<_> = added.iter().map(|it| ipv4(&it.result())).collect();
-    assert_eq!(addresses.len(), PODS);
-    assert_eq!(pods(&node).len(), PODS);
-    // In another order, and some of them twice.
-    let mut order: Vec<_> = keys.iter().rev().step_by(2).cloned().collect();
-    order.extend(keys.iter().cloned());
-    let failed: Vec<Output> = runtime
-        .del_at_once(&order)
-        .into_iter()
-        .filter(|it| !it.is_success())
-        .collect();
-    assert!(failed.is_empty(), "{failed:?}");
+    let keys = |name: &str, all: &[Netns]| -> Vec<Key> {
+        let all = all.iter().enumerate();
+        all.map(|(i, netns)| Key::new(&format!("{name}{i}"), netns.path()))
+            .collect()
+    };
+    // As kubelet does, which takes every error for one that may pass.
+    let all_at_once = |mut calls: Vec<(Verb, Key)>| {
+        let mut outputs = Vec::new();
+        while !calls.is_empty() {
+            let answers = runtime.at_once(&calls);
+            for (call, output) in std::mem::take(&mut calls).into_iter().zip(answers) {
+                match output.is_success() {
+                    true => outputs.push((call, output)),
+                    false => {
+                        let (code, message) = output.error();
+                        assert_eq!(code, 11, "{:?} {}: {message}", call.0, call.1.container);
+                        calls.push(call);
+                    }
+                }
+            }
+        }
+        outputs
+    };
+    let count = |expected: usize| {
+        // The node ends later what it had no time for.
+        poll_until(SOON, &format!("{expected} pods"), || {
+            (pods(&node).len() == expected).then_some(())
+        });
+    };
+    for round in 0..ROUNDS {
+        // Containers of the same names in each round, and namespaces with the numbers of the last.
+        let mut namespaces = runtime.all_netns(PODS);
+        let first = keys("c", &namespaces);
+        let began = Instant::now();
+        let added = all_at_once(first.iter().map(|key| (Verb::Add, key.clone())).collect());
+        eprintln!("round {round}: {PODS} pods within {:?}", began.elapsed());
+        let container = |(_, key): &(Verb, Key)| key.container.clone();
+        let addresses: BTreeMap<_, _> = added
+            .iter()
+            .map(|(call, output)| (container(call), ipv4(&output.result())))
+            .collect();
+        let different: BTreeSet<_> = addresses.values().copied().collect();
+        assert_eq!(different.len(), PODS);
+        count(PODS);
+
+        // Half of them go while others come, and some start again elsewhere without a word.
+        let (going, staying) = first.split_at(PODS / 2);
+        let more = runtime.all_netns(PODS / 2 + PODS / 10);
+        let (of_new, of_again) = more.split_at(PODS / 2);
+        let new = keys(&format!("r{round}-"), of_new);
+        let again: Vec<_> = staying
+            .iter()
+            .zip(of_again)
+            .map(|(key, netns)| Key::new(&key.container, netns.path()))
+            .collect();
+        let mut calls: Vec<_> = going.iter().map(|key| (Verb::Del, key.clone())).collect();
+        calls.extend(going.iter().step_by(3).map(|key| (Verb::Del, key.clone())));
+        let adds = new.iter().chain(&again);
+        calls.extend(adds.map(|key| (Verb::Add, key.clone())));
+        shuffle(&mut calls);
+        let mut fresh = BTreeSet::new();
+        for (call, output) in all_at_once(calls) {
+            if call.0 == Verb::Add {
+                let address = ipv4(&output.result());
+                match addresses.get(&call.1.container) {
+                    Some(former) => assert_eq!(address, *former, "{}", call.1.container),
+                    None => assert!(fresh.insert(address), "{address} twice"),
+                }
+            }
+        }
+        assert!(fresh.is_disjoint(&different), "an address has not rested");
+        count(PODS);
+
+        // All go, some of them twice, and some without their namespaces.
+        let left: Vec<_> = staying.iter().chain(&new).chain(&again).collect();
+        let mut calls: Vec<_> = left.iter().map(|key| (Verb::Del, (*key).clone())).collect();
+        let twice = left.iter().step_by(2).map(|key| key.without_netns());
+        calls.extend(twice.map(|key| (Verb::Del, key)));
+        shuffle(&mut calls);
+        all_at_once(calls);
+        count(0);
+        is_clean(&node);
+        assert_eq!(queues(node.pid()), 0);
+        namespaces.extend(more);
+        Netns::remove_all(&namespaces);
+    }
+}
+
+/// Usernetes and rootless Podman: the runtime is in a user namespace without the machine's network, and
+/// the node outside. All that it needs of the runtime are descriptors.
+#[test]
+fn pods_of_a_rootless_runtime_join_a_node_outside_of_its_namespaces() {
+    let Some(lab) = Lab::new() else { return };
+    let (mut node, other) = (start(&lab, 0), start(&lab, 1));
+    node.wait_peers(1);
+    other.wait_peers(1);
+    let inside = lab.rootless(node.host(), "inside");
+    assert_eq!(
+        inside.sh("ip -o link | wc -l").trim(),
+        "1",
+        "it has no network"
+    );
+    let (runtime, far_runtime) = (
+        Runtime::new(&inside, &Network::muslin(&node)).speaks("1.1.0"),
+        runtime(&other),
+    );
+    let all = runtime.all_netns(2);
+    let far = far_runtime.netns();
+    let enter = format!("--net={}", all[0].path());
+    let entered = node.host().output(&["nsenter", &enter, "true"]);
+    assert!(!entered.status.success(), "the node does not see them");
+    let web = Key::new("web", all[0].path()).with(
+        "portMappings",
+        json!([{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]),
+    );
+    let second = Key::new("second", all[1].path());
+    runtime.add(&web).result();
+    runtime.add(&second).result();
+    far_runtime.add(&Key::new("far", far.path())).result();
+    let (mut near, mut far) = (agent(&all[0]), agent(&far));
+    near.listen(80).unwrap();
+    // By the tunnel of the machine, and by a port of it, from another.
+    for round in 0..2 {
+        traffic::ping(&mut near, far.address("eth0").unwrap());
+        traffic::transfer(&mut far, near.address("eth0").unwrap(), 80, 10_000_000);
+        let published = SocketAddrV4::new(HOSTS[0], 8080);
+        assert!(
+            other
+                .host()
+                .agent()
+                .send(published, 100_000, 1)
+                .unwrap()
+                .intact
+        );
+        if round == 0 {
+            node.start_again();
+            assert!(runtime.status().is_success());
+        }
+    }
+    assert!(runtime.check(&web).is_success());
+    drop((near, far));
+    has_no_capability(&node);
+    for key in [&web, &second] {
+        assert!(runtime.del(key).is_success());
+    }
     is_clean(&node);
+    assert_eq!(queues(node.pid()), 0);
 }
 
 /// Two hosts with a containerd and a node each.
@@ -475,11 +692,7 @@ fn a_plugin_that_is_killed_leaves_nothing_behind() {
     let runtime = runtime(&node);
     let netns = runtime.netns();
     let reserve = || {
-        let key = NodeKey {
-            network: "muslin".to_owned(),
-            container: "c1".to_owned(),
-            interface: "eth0".to_owned(),
-        };
+        let key = NodeKey::new("muslin", "c1", "eth0");
         let namespace = NetworkNamespace {
             path: netns.path().to_owned(),
             device: 1,

@@ -22,6 +22,9 @@ use tokio_seqpacket::UnixSeqpacketListener;
 /// Where Debian and others have the reference plugins.
 const REFERENCE: [&str; 2] = ["/usr/lib/cni/bridge", "/opt/cni/bin/bridge"];
 
+/// A user that the labs' user namespace does not have.
+const STRANGER: u32 = 12_345;
+
 /// Variables in place of a container's.
 type Changes<'a> = &'a [(&'a str, &'a str)];
 
@@ -360,11 +363,7 @@ fn without_a_node_gc_fails_unless_there_is_nothing_to_do() {
 }
 
 fn key() -> Key {
-    Key {
-        network: "muslin".to_owned(),
-        container: "c1".to_owned(),
-        interface: "eth0".to_owned(),
-    }
+    Key::new("muslin", "c1", "eth0")
 }
 
 /// What a played node does.
@@ -486,7 +485,7 @@ fn answer(script: &mut Script, call: Call, taps: Vec<Tap>) -> Option<Answer> {
             attached.dns.push("10.244.1.1".parse().unwrap());
             let mac = "02:00:0a:f4:01:02".to_owned();
             script.reserve = Some(*reserve);
-            let reserved = Reserved::new(attached, mac, 0);
+            let reserved = Reserved::new(attached, mac, STRANGER);
             return Some(Answer::Cni(Reply::Reserved(Box::new(reserved))));
         }
         Call::Commit { .. } => {
@@ -603,6 +602,8 @@ fn a_pod_is_added_checked_and_deleted() {
         assert_eq!(link[key], value, "{link}");
     }
     assert_eq!(link["addr_info"][0]["local"], "10.244.1.2");
+    // The node's user is not known here.
+    assert_eq!(link["linkinfo"]["info_data"]["user"], "root", "{link}");
     let routes = stage.pod.run(&["ip", "route"]);
     assert!(
         routes.contains("default via 10.244.1.1 dev eth0"),
@@ -691,10 +692,7 @@ fn what_a_node_has_lost_it_is_given_again() {
         it.reserve.take().unwrap().netns
     });
     let missing = |netns: NetworkNamespace, interface: &str| Missing {
-        key: Key {
-            interface: interface.to_owned(),
-            ..key()
-        },
+        key: Key::new("muslin", "c1", interface),
         netns,
         queues: 1,
         offloads: false,

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 
 use muslin_lab::etcd::Etcd;
-use muslin_lab::{Lab, Node, NodeConfig, muslin_bin};
+use muslin_lab::{Lab, Node, NodeConfig, cni_bin, muslin_bin};
 use serde_json::Value;
 
 const ONE: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -429,4 +429,96 @@ fn a_program_that_its_user_may_not_read_makes_pods_all_the_same() {
     command.arg(directory.path().join("state"));
     let (findings, _) = doctor(command);
     is(&findings, "user namespaces", "fine", &[]);
+}
+
+#[test]
+fn what_container_runtimes_find_is_looked_at() {
+    let Some(lab) = Lab::new() else { return };
+    let host = lab.host("n1", ONE);
+    let node = config(&lab, "n1", ONE).start(&host);
+    let directory = |name: &str| {
+        let path = lab.directory().join(name);
+        std::fs::create_dir(&path).unwrap();
+        path
+    };
+    let (conf, bin) = (directory("conf"), directory("bin"));
+    let examine = || {
+        let mut command = node.client(&["doctor"]);
+        command.arg("--cni-conf-dir").arg(&conf);
+        command.arg("--cni-bin-dir").arg(&bin);
+        doctor(command)
+    };
+    let (findings, healthy) = examine();
+    assert!(!healthy);
+    is(
+        &findings,
+        "CNI configuration",
+        "wrong",
+        &["muslin cni install"],
+    );
+
+    let mut install = host.command(muslin_bin());
+    install.args(["cni", "install", "--plugin", cni_bin(), "--socket"]);
+    install.arg(node.socket()).arg("--bin-dir").arg(&bin);
+    assert!(
+        install
+            .arg("--conf-dir")
+            .arg(&conf)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let (findings, healthy) = examine();
+    assert!(healthy, "{findings:#?}");
+    is(
+        &findings,
+        "CNI configuration",
+        "fine",
+        &["10-muslin.conflist"],
+    );
+    is(&findings, "CNI plugin", "fine", &["muslin-cni"]);
+
+    // Another first, plugins behind that are useless or missing, another socket, an old plugin.
+    let chain = |plugins: Value| {
+        let list = serde_json::json!({"cniVersion": "1.0.0", "name": "a", "plugins": plugins});
+        std::fs::write(conf.join("10-muslin.conflist"), list.to_string()).unwrap();
+    };
+    std::fs::write(conf.join("05-other.conf"), "{}").unwrap();
+    chain(
+        serde_json::json!([{"type": "muslin-cni", "socket": "/run/other.sock"}, {"type": "portmap"}]),
+    );
+    let script = "printf '#!/bin/sh\necho muslin-cni 0.0.1: old >&2\n' >\"$0\"";
+    let plugin = bin.join("muslin-cni");
+    host.run(&["sh", "-c", script, plugin.to_str().unwrap()]);
+    let (findings, healthy) = examine();
+    assert!(!healthy);
+    is(
+        &findings,
+        "CNI configuration",
+        "wrong",
+        &["05-other.conf", "--conf-name"],
+    );
+    is(&findings, "CNI socket", "warning", &["/run/other.sock"]);
+    is(
+        &findings,
+        "CNI plugin",
+        "wrong",
+        &["0.0.1", "muslin cni install"],
+    );
+    is(
+        &findings,
+        "CNI chain",
+        "wrong",
+        &["portmap", "portMappings"],
+    );
+    let missing = findings.iter().filter(|it| it["check"] == "CNI plugin");
+    assert!(
+        missing
+            .clone()
+            .any(|it| it["detail"].as_str().unwrap().contains("is not there"))
+    );
+    chain(serde_json::json!([{"type": "muslin-cni"}, {"type": "firewall"}]));
+    is(&examine().0, "CNI chain", "warning", &["no effect"]);
+    chain(serde_json::json!([{"type": "muslin-cni"}, {"type": "bandwidth"}]));
+    is(&examine().0, "CNI chain", "wrong", &["capability"]);
 }

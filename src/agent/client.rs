@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Answer, Echoed, IcmpError, Interface, Listening, Opened, Ping, Pinged, Refused, Reply, Request,
-    Sent,
+    Answer, Echoed, Exchanged, IcmpError, Interface, Listening, Opened, Ping, Pinged, Refused,
+    Reply, Request, Sent,
 };
 use crate::error::{Context, Error, Result};
 
@@ -147,7 +147,7 @@ impl Agent {
     ///
     /// # Errors
     /// If nothing moves for long, or the connection or the agent fails.
-    pub fn exchange(&mut self, id: u64, bytes: u64, seed: u64) -> Result<Sent> {
+    pub fn exchange(&mut self, id: u64, bytes: u64, seed: u64) -> Result<Exchanged> {
         self.request(&Request::Exchange { id, bytes, seed }, TRANSFER)
     }
 
@@ -276,6 +276,14 @@ impl Reply {
 
 impl Sent {
     /// Throughput in bits per second.
+    #[must_use]
+    pub fn bits_per_second(&self) -> f64 {
+        self.bytes as f64 * 8.0 / self.seconds.max(f64::EPSILON)
+    }
+}
+
+impl Exchanged {
+    /// Throughput of each direction in bits per second.
     #[must_use]
     pub fn bits_per_second(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.seconds.max(f64::EPSILON)

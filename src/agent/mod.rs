@@ -9,6 +9,7 @@
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,8 +52,8 @@ pub enum Request {
         /// The listener.
         to: SocketAddrV4,
     },
-    /// Sends bytes through an open connection and compares what comes back; the answer is a
-    /// [`Sent`].
+    /// Sends bytes through an open connection and compares what comes back; the answer is an
+    /// [`Exchanged`].
     Exchange {
         /// The connection.
         id: u64,
@@ -219,6 +220,27 @@ pub struct Sent {
     pub seconds: f64,
     /// Whether all arrived as they were sent.
     pub intact: bool,
+}
+
+/// What came back of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Exchanged {
+    /// Bytes of payload that came back.
+    pub bytes: u64,
+    /// From the first to the last of them.
+    pub seconds: f64,
+    /// Whether all came back as they were sent.
+    pub intact: bool,
+    /// The longest time in seconds in which none came back.
+    pub gap_seconds: f64,
+}
+
+impl Exchanged {
+    /// The longest time in which no byte came back.
+    #[must_use]
+    pub fn longest_gap(&self) -> Duration {
+        Duration::try_from_secs_f64(self.gap_seconds).unwrap_or(Duration::MAX)
+    }
 }
 
 /// Datagrams and their echoes.

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStr
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Echoed, Listening, Opened, Sent};
+use super::{Echoed, Exchanged, Listening, Opened, Sent};
 
 /// The listener counts and digests what comes, and answers with both at its end.
 const SINK: u8 = b'S';
@@ -220,7 +220,7 @@ impl Connections {
         Ok(Opened { id })
     }
 
-    pub(super) fn exchange(&mut self, id: u64, bytes: u64, seed: u64) -> io::Result<Sent> {
+    pub(super) fn exchange(&mut self, id: u64, bytes: u64, seed: u64) -> io::Result<Exchanged> {
         let stream = self.open.get_mut(&id).ok_or_else(unknown)?;
         let mut generator = Generator::new(seed);
         let mut buffer = vec![0; EXCHANGED];
@@ -228,6 +228,7 @@ impl Connections {
         let start = Instant::now();
         let mut intact = true;
         let mut done = 0;
+        let (mut last, mut gap) = (start, Duration::ZERO);
         while done < bytes {
             let len = (bytes - done).min(EXCHANGED as u64) as usize;
             let (chunk, echo) = (&mut buffer[..len], &mut echo[..len]);
@@ -235,16 +236,27 @@ impl Connections {
             stream
                 .write_all(chunk)
                 .map_err(|error| explain(&error, done))?;
-            stream
-                .read_exact(echo)
-                .map_err(|error| explain(&error, done + len as u64))?;
+            let mut came = 0;
+            while came < len {
+                let sent = done + len as u64;
+                came += match stream.read(&mut echo[came..]) {
+                    Ok(0) => return Err(explain(&io::ErrorKind::UnexpectedEof.into(), sent)),
+                    Ok(more) => more,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(explain(&error, sent)),
+                };
+                let now = Instant::now();
+                gap = gap.max(now - last);
+                last = now;
+            }
             intact &= chunk == echo;
             done += len as u64;
         }
-        Ok(Sent {
+        Ok(Exchanged {
             bytes: done,
             seconds: start.elapsed().as_secs_f64(),
             intact,
+            gap_seconds: gap.as_secs_f64(),
         })
     }
 

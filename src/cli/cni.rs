@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::NodeChoice;
 use crate::cni;
-use crate::cni::install::{Installation, Mended};
+use crate::cni::install::{BIN_DIR, CONF_DIR, Installation, Mended, Places};
 use crate::control::Client;
 use crate::error::{Context, Error, Result};
 use crate::process::block_on;
@@ -89,10 +89,10 @@ struct PrepareArguments {
 #[derive(Debug, Args)]
 struct PlaceArguments {
     /// Where the runtime has its plugins
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
     bin_dir: PathBuf,
     /// Where the runtime has its configurations
-    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    #[arg(long, value_name = "DIR", default_value = CONF_DIR)]
     conf_dir: PathBuf,
     /// The configuration's file name; runtimes take the first in alphabetical order
     #[arg(long, value_name = "NAME", default_value = "10-muslin.conflist", value_parser = conf_name)]
@@ -102,10 +102,7 @@ struct PlaceArguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Command::Install(arguments) => arguments.run(),
-        Command::Uninstall(place) => {
-            let installation = place.installation(PathBuf::new(), String::new(), PathBuf::new());
-            installation.uninstall()
-        }
+        Command::Uninstall(place) => place.places().uninstall(),
         Command::Prepare(arguments) => arguments.run(),
         Command::Reattach(node) => reattach(node),
     }
@@ -117,10 +114,12 @@ impl InstallArguments {
             Some(plugin) => plugin.clone(),
             None => Installation::own_plugin()?,
         };
-        let socket = self.node.socket()?;
-        let installation = self
-            .place
-            .installation(plugin, self.network.clone(), socket);
+        let installation = Installation {
+            places: self.place.places(),
+            plugin,
+            network: self.network.clone(),
+            socket: self.node.socket()?,
+        };
         installation.install_plugin()?;
         if self.plugin_only {
             return Ok(());
@@ -129,7 +128,7 @@ impl InstallArguments {
             block_on(wait_for_lease(&installation))?;
         }
         installation.install_configuration()?;
-        let earlier = installation.earlier_configurations();
+        let earlier = installation.places.earlier_configurations();
         if !earlier.is_empty() {
             warn!(
                 "container runtimes take the first configuration in {}: {} comes before {}",
@@ -158,14 +157,11 @@ impl PrepareArguments {
 }
 
 impl PlaceArguments {
-    fn installation(&self, plugin: PathBuf, network: String, socket: PathBuf) -> Installation {
-        Installation {
-            plugin,
+    fn places(&self) -> Places {
+        Places {
             bin_dir: self.bin_dir.clone(),
             conf_dir: self.conf_dir.clone(),
             conf_name: self.conf_name.clone(),
-            network,
-            socket,
         }
     }
 }
@@ -202,7 +198,7 @@ fn watch(installation: &Installation) -> Result<()> {
         | AddWatchFlags::IN_MOVED_TO;
     let timeout = PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::MAX);
     loop {
-        for watched in [&installation.bin_dir, &installation.conf_dir] {
+        for watched in [&installation.places.bin_dir, &installation.places.conf_dir] {
             // It may be another directory by now; one that is watched already stays so.
             if let Err(error) = inotify.add_watch(watched, changes) {
                 warn!("cannot watch {}: {error}", watched.display());

@@ -1,10 +1,12 @@
 //! `muslin doctor`.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::{StateChoice, flannel};
+use crate::cni::install::BIN_DIR;
 use crate::doctor::{DoctorOptions, Finding, Verdict, examine};
 use crate::error::{Error, Result};
 use crate::process::block_on;
@@ -25,6 +27,13 @@ pub(super) struct Arguments {
     /// How many peers to send packets to
     #[arg(long, value_name = "COUNT", default_value_t = 16)]
     peers: usize,
+    /// Where container runtimes have their configurations [default: /etc/cni/net.d, if one for
+    /// muslin-cni is there]
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where container runtimes have their plugins
+    #[arg(long, value_name = "DIR", default_value = BIN_DIR)]
+    cni_bin_dir: PathBuf,
     #[command(flatten)]
     state: StateChoice,
     #[command(flatten)]
@@ -46,6 +55,8 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         prefix: arguments.flannel.prefix()?,
         underlay: arguments.flannel.underlay(),
         peers: arguments.peers,
+        cni_conf_dir: arguments.cni_conf_dir,
+        cni_bin_dir: arguments.cni_bin_dir,
     };
     let mut findings = Vec::new();
     let mut printed = Ok(());

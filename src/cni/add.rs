@@ -15,12 +15,16 @@ use super::delegate::Delegate;
 use super::interface::{Wanted, exists, index, make};
 use super::namespace::Namespace;
 use super::node::{Node, PATIENCE, unexpected};
-use super::{Call, Result, print, restore};
+use super::{Call, Result, restore};
+
+/// How the result is told.
+pub(super) type Tell<'a> = &'a dyn Fn(&Added) -> Result<()>;
 
 /// How long a node is waited for: it may start at the same time, as after a reboot.
 const READY: Duration = Duration::from_secs(5);
 
-pub(super) fn run(call: &Call) -> Result<()> {
+/// Attaches the container, and tells the result. Where that cannot be told, nothing is left of it.
+pub(super) fn run(call: &Call, tell: Tell<'_>) -> Result<()> {
     let environment = &call.environment;
     let path = environment.netns.as_deref().unwrap_or_default();
     let namespace = Namespace::of_container(path, environment.may_be_own_netns)?;
@@ -33,10 +37,10 @@ pub(super) fn run(call: &Call) -> Result<()> {
         .map_err(|trouble| trouble.into_error())?;
     let delegate = Delegate::of(call)?;
     let done = match &delegate {
-        None => attach(call, &namespace, &mut node, None),
+        None => attach(call, &namespace, &mut node, None, tell),
         Some(delegate) => {
             let given = delegate.add();
-            let done = given.and_then(|it| attach(call, &namespace, &mut node, Some(it)));
+            let done = given.and_then(|it| attach(call, &namespace, &mut node, Some(it), tell));
             if done.is_err() {
                 delegate.undo();
             }
@@ -49,7 +53,13 @@ pub(super) fn run(call: &Call) -> Result<()> {
 }
 
 /// All that follows once addresses are chosen, if others than the node do that.
-fn attach(call: &Call, namespace: &Namespace, node: &mut Node, given: Option<Added>) -> Result<()> {
+fn attach(
+    call: &Call,
+    namespace: &Namespace,
+    node: &mut Node,
+    given: Option<Added>,
+    tell: Tell<'_>,
+) -> Result<()> {
     let Call {
         environment,
         config,
@@ -92,7 +102,7 @@ fn attach(call: &Call, namespace: &Namespace, node: &mut Node, given: Option<Add
         other => return Err(unexpected(&other).into_error()),
     }
     let result = result(call, &reserved, mtu, routes, given.dns);
-    print(&result.print(config.version)).inspect_err(|_| {
+    tell(&result).inspect_err(|_| {
         // Nobody knows of it.
         let _ = node.command(cni::Call::Release { key }, until());
     })

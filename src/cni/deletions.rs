@@ -90,11 +90,7 @@ mod tests {
     use super::*;
 
     fn key() -> Key {
-        Key {
-            network: "muslin".to_owned(),
-            container: "c1".to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Key::new("muslin", "c1", "eth0")
     }
 
     #[test]

@@ -10,6 +10,7 @@ use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::result::Route;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::unistd::geteuid;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
@@ -53,7 +54,17 @@ pub(super) fn make(wanted: &Wanted<'_>) -> Result<(Vec<Tap>, Vec<Route>)> {
         .map_err(|error| Error::Failed(error.to_string()))?;
     let failed = |error: io::Error| Error::Failed(format!("setting {name} up: {error}"));
     let first = queues.first().ok_or_else(|| failed(Errno::ENODEV.into()))?;
-    first.set_owner(reserved.owner).map_err(failed)?;
+    let owned = first
+        .set_owner(reserved.owner)
+        .or_else(|error| match error {
+            // The node's user is not known in this user namespace, as in that of rootless runtimes. Without
+            // an owner everybody in the pod could have the device.
+            error if error.raw_os_error() == Some(Errno::EINVAL as i32) => {
+                first.set_owner(geteuid().as_raw())
+            }
+            error => Err(error),
+        });
+    owned.map_err(failed)?;
     let index = index(name).ok_or_else(|| failed(Errno::ENODEV.into()))?;
     let routes = configure(index, wanted)?;
     Ok((queues, routes))

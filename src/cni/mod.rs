@@ -14,6 +14,7 @@ pub(crate) mod install;
 mod interface;
 mod kernel;
 mod namespace;
+pub mod netavark;
 mod node;
 mod restore;
 mod status;
@@ -22,6 +23,7 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 use std::process::ExitCode;
 
 use muslin_stack::api::cni::config::{Config, MAX_CONFIG};
@@ -75,7 +77,7 @@ fn run() -> std::result::Result<(), (Error, Option<Version>)> {
         input,
     };
     let done = match command {
-        Command::Add => add::run(&call),
+        Command::Add => add::run(&call, &|added| print(&added.print(call.config.version))),
         Command::Check => check::run(&call),
         Command::Del => del::run(&call),
         Command::Gc => gc::run(&call),
@@ -115,5 +117,7 @@ fn print(text: &str) -> Result<()> {
 /// Writes a line to the runtime's log.
 fn log(text: impl Display) {
     let text = text.to_string().replace(['\n', '\r'], " ");
-    let _ = writeln!(std::io::stderr(), "muslin-cni: {text}");
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name().unwrap_or_default();
+    let _ = writeln!(std::io::stderr(), "{}: {text}", name.display());
 }

@@ -26,6 +26,8 @@ use muslin_stack::datapath::port::{PortId, Rates};
 use muslin_stack::datapath::rate::RateLimit;
 use nix::unistd::geteuid;
 use smoltcp::wire::EthernetAddress;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::pods::{Details, Pods, check_ports, refusal};
@@ -50,6 +52,8 @@ pub(super) struct Cni {
     records: Records,
     /// Reservations so far.
     reservations: u64,
+    /// An end was called for here.
+    released: Arc<Notify>,
 }
 
 /// What is kept for a pod until its device comes.
@@ -92,6 +96,7 @@ impl Cni {
             waiting: BTreeMap::new(),
             records: Records::open(socket),
             reservations: 0,
+            released: Arc::default(),
         }
     }
 }
@@ -99,7 +104,7 @@ impl Cni {
 impl From<AttachmentError> for Error {
     fn from(error: AttachmentError) -> Self {
         let code = match error {
-            AttachmentError::Present(_) => Code::AlreadyAttached,
+            AttachmentError::Present(_) | AttachmentError::HasDevice(_) => Code::AlreadyAttached,
             AttachmentError::Absent(_) => Code::NoSuchPod,
             AttachmentError::NotReserved(_) => Code::Usage,
             AttachmentError::OtherNamespace(_)
@@ -136,7 +141,10 @@ impl RunningNode {
                 self.commit(&held, device)?;
                 self.have_kept(&key, &copies).await;
             }
-            Call::Release { key } => self.end(&key).await,
+            Call::Release { key } => {
+                self.end(&key).await;
+                self.cni.lock().released.notify_one();
+            }
             Call::Check { key, netns } => {
                 self.cni.lock().attachments.check(&key, &netns)?;
             }
@@ -180,6 +188,9 @@ impl RunningNode {
     async fn reserve(self: &Arc<Self>, reserve: Reserve) -> Result<(Reserved, Reservation)> {
         let address = addresses(&reserve.addresses)?;
         let mac = reserve.mac.as_deref().map(parse_mac).transpose()?;
+        if self.release_if(&reserve.key, |records| records.take_deletion(&reserve.key)) {
+            self.await_end(&reserve.key).await;
+        }
         let former = self.cni.lock().attachments.admit(&reserve)?;
         match former {
             Some(pod) => {
@@ -264,18 +275,23 @@ impl RunningNode {
         let attached = pods
             .get(&pod)
             .ok_or_else(|| super::pods::not_attached(&pod))?;
+        let is_visible = is_there(&reserve.netns);
         let record = cni.records.record(
             reserve,
             pod.clone(),
             attached.address,
             DisplayMac(attached.mac).to_string(),
             attached.details.published.clone(),
+            is_visible,
         );
         let written = cni.records.write(&record);
         // From here on it outlives the node and the plugin.
         let kept = written.and_then(|()| device.set_persistent(true));
         kept.map_err(|error| Error::failed(format!("cannot record the attachment: {error}")))?;
         cni.attachments.set_attached(key);
+        if is_visible {
+            cni.attachments.set_visible(key);
+        }
         self.remember(&pods);
         Ok(())
     }
@@ -311,15 +327,25 @@ impl RunningNode {
 
     /// Ends an attachment, if there is one. All that it had is free when this returns.
     pub(super) async fn end(&self, key: &Key) {
-        {
-            let mut pods = self.pods.lock();
-            let mut cni = self.cni.lock();
-            if self.check_frozen().is_err() {
-                return;
-            }
-            let pod = cni.attachments.release(key);
-            self.forget(&mut pods, &mut cni, key, pod.as_ref());
+        if self.release_if(key, |_| true) {
+            self.await_end(key).await;
         }
+    }
+
+    /// Begins to end an attachment if the files are still such that it is to end; says whether they are.
+    fn release_if(&self, key: &Key, is_to_end: impl FnOnce(&Records) -> bool) -> bool {
+        let mut pods = self.pods.lock();
+        let mut cni = self.cni.lock();
+        if self.check_frozen().is_err() || !is_to_end(&cni.records) {
+            return false;
+        }
+        let pod = cni.attachments.release(key);
+        self.forget(&mut pods, &mut cni, key, pod.as_ref());
+        true
+    }
+
+    /// Waits until nothing is left of an attachment that was released.
+    async fn await_end(&self, key: &Key) {
         if let Some(keeper) = &self.keeper
             && let Err(error) = keeper.close(key).await
         {
@@ -421,15 +447,7 @@ impl RunningNode {
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
         let mut pods = self.pods.lock();
         let mut cni = self.cni.lock();
-        let mut missing = cni.attachments.missing();
-        if !missing.any(|(other, entry)| other == key && entry.netns.is_same(netns)) {
-            return Err(Error::refused(
-                Code::AlreadyAttached,
-                format!("the device of the interface {key} is not missing"),
-            ));
-        }
-        drop(missing);
-        let pod = cni.attachments.find(key, netns)?.pod.clone();
+        let pod = cni.attachments.without_device(key, netns)?.pod.clone();
         let bound = cni.waiting.remove(key).map(|waiting| waiting.bound);
         let device = self.go_live(&mut pods, &pod, mac, queues, bound.unwrap_or_default())?;
         // It is so already, unless the earlier process ended just before.
@@ -443,25 +461,33 @@ impl RunningNode {
     /// attachments and namespaces fit.
     pub(super) async fn keep_attachments(self: Arc<Self>) {
         self.take_from_keeper().await;
+        let released = self.cni.lock().released.clone();
         loop {
+            let next = Instant::now() + LOOK;
             self.delete_what_was_left().await;
             let gone = self.cni.lock().attachments.look(is_there);
             for key in gone {
                 info!("the network namespace of the interface {key} is gone");
                 self.end(&key).await;
             }
-            tokio::time::sleep(LOOK).await;
+            // Where some ends were called for, others may have been while there was no time for them.
+            while timeout_at(next, released.notified()).await.is_ok() {
+                self.delete_what_was_left().await;
+            }
         }
     }
 
-    /// Ends the attachments whose end was called for while no node was there.
+    /// Ends the attachments whose end was called for while no node was there, or had no time.
     async fn delete_what_was_left(&self) {
         let deletions = self.cni.lock().records.deletions();
         for (key, path) in deletions {
             match key {
                 Some(key) => {
                     debug!("the interface {key} was given up meanwhile");
-                    self.end(&key).await;
+                    // Unless the container has been started again by now.
+                    if self.release_if(&key, |_| path.exists()) {
+                        self.await_end(&key).await;
+                    }
                 }
                 None => warn!("{} names no attachment", path.display()),
             }
@@ -503,6 +529,7 @@ impl RunningNode {
             address,
             mac,
             published: ports,
+            is_visible,
             ..
         } = record;
         let key = reserve.key.clone();
@@ -527,7 +554,7 @@ impl RunningNode {
             .map_err(|error| refusal(&error))?;
         let now = self.facts.clock.now();
         cni.attachments
-            .remember(key.clone(), reserve.netns.clone(), pod, now);
+            .remember(key.clone(), reserve.netns.clone(), pod, is_visible, now);
         cni.waiting.insert(key, Waiting { reserve, bound });
         Ok(())
     }

@@ -36,6 +36,8 @@ pub(super) struct Record {
     pub(super) mac: String,
     /// Ports of the machine that lead to it.
     pub(super) published: Vec<PortMapping>,
+    /// Whether the node can see its namespace.
+    pub(super) is_visible: bool,
 }
 
 /// The files.
@@ -81,6 +83,7 @@ impl Records {
         address: Addresses,
         mac: String,
         published: Vec<PortMapping>,
+        is_visible: bool,
     ) -> Record {
         Record {
             boot: self.boot.clone(),
@@ -89,6 +92,7 @@ impl Records {
             address,
             mac,
             published,
+            is_visible,
         }
     }
 
@@ -140,6 +144,11 @@ impl Records {
         all.collect()
     }
 
+    /// Forgets that the end of an attachment was called for; says whether it was.
+    pub(super) fn take_deletion(&self, key: &Key) -> bool {
+        fs::remove_file(self.deletions.join(deletion::file_name(key))).is_ok()
+    }
+
     fn path(&self, key: &Key) -> PathBuf {
         self.records.join(deletion::file_name(key))
     }
@@ -168,11 +177,7 @@ mod tests {
     use super::*;
 
     fn key(container: &str) -> Key {
-        Key {
-            network: "muslin".to_owned(),
-            container: container.to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Key::new("muslin", container, "eth0")
     }
 
     fn record(records: &Records, container: &str) -> Record {
@@ -184,7 +189,14 @@ mod tests {
         let reserve = Reserve::new(key(container), netns);
         let pod = "a".parse().unwrap();
         let address = "10.244.1.2".parse().unwrap();
-        records.record(reserve, pod, address, "0a:58:0a:f4:01:02".into(), vec![])
+        records.record(
+            reserve,
+            pod,
+            address,
+            "0a:58:0a:f4:01:02".into(),
+            vec![],
+            true,
+        )
     }
 
     #[test]
@@ -217,6 +229,10 @@ mod tests {
         assert_eq!(records.deletions(), [(Some(key("a")), path.clone())]);
         fs::write(&path, "nonsense").unwrap();
         assert_eq!(records.deletions(), [(None, path.clone())]);
+        assert!(!records.take_deletion(&key("b")));
+        assert!(records.take_deletion(&key("a")));
+        assert!(!records.take_deletion(&key("a")));
+        fs::write(&path, "nonsense").unwrap();
         remove(&path);
         assert!(records.deletions().is_empty());
     }

@@ -7,6 +7,7 @@
 mod clock;
 mod machine;
 mod node;
+mod runtimes;
 mod store;
 
 use std::ffi::{OsStr, OsString};
@@ -44,6 +45,11 @@ pub struct DoctorOptions {
     pub underlay: InterfaceChoice,
     /// How many peers to send packets to.
     pub peers: usize,
+    /// Where container runtimes have their configurations; else the usual directory, if one of ours is
+    /// there.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where they have their plugins.
+    pub cni_bin_dir: PathBuf,
 }
 
 /// What was found.
@@ -120,6 +126,13 @@ pub async fn examine(options: &DoctorOptions, mut report: impl FnMut(Finding)) -
         .for_each(&mut report);
     let underlay = machine::underlay(options, tested.as_ref()).await;
     underlay.into_iter().for_each(&mut report);
+    runtimes::examine(
+        options.cni_conf_dir.as_deref(),
+        &options.cni_bin_dir,
+        tested.as_ref(),
+    )
+    .into_iter()
+    .for_each(&mut report);
     let running = tested
         .as_ref()
         .map(|tested| OsStr::new(&tested.status.store));

@@ -129,11 +129,7 @@ mod tests {
     use super::*;
 
     fn key(container: &str) -> Key {
-        Key {
-            network: "muslin".to_owned(),
-            container: container.to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Key::new("muslin", container, "eth0")
     }
 
     /// A file stands for a device.

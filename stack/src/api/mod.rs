@@ -1,5 +1,5 @@
 //! What strangers say to a node, and what it writes for them, as bytes and text: requests of the
-//! control socket, published ports, `subnet.env`, and messages of the sidecar's proxies.
+//! control socket, published ports, plugins of container runtimes, `subnet.env`, and messages of the sidecar's proxies.
 //!
 //! Nothing here does I/O. The feature `api` brings it.
 
@@ -7,6 +7,7 @@ pub mod cni;
 pub mod control;
 pub mod credentials;
 pub mod http;
+pub mod netavark;
 pub mod published;
 pub mod socks5;
 pub mod subnet_env;

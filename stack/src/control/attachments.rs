@@ -37,6 +37,8 @@ pub struct Entry {
     pub netns: NetworkNamespace,
     state: State,
     since: Instant,
+    /// Whether its namespace can be looked at. It cannot where its runtime has mounts of its own.
+    is_visible: bool,
     /// Whether its namespace was gone at the last look.
     was_gone: bool,
 }
@@ -70,6 +72,9 @@ pub enum AttachmentError {
     /// An earlier process of the node had its device.
     #[error("the node was restarted and has no device of the interface {0} yet")]
     DeviceMissing(Key),
+    /// Its device is not missing.
+    #[error("the device of the interface {0} is not missing")]
+    HasDevice(Key),
     /// Its interface was removed.
     #[error("the interface {0} was removed")]
     DeviceGone(Key),
@@ -102,18 +107,28 @@ impl Attachments {
             netns: reserve.netns.clone(),
             state: State::Reserved(connection),
             since: now,
+            is_visible: false,
             was_gone: false,
         };
         self.entries.insert(reserve.key.clone(), entry);
     }
 
-    /// Adds an attachment of an earlier process, whose device is missing.
-    pub fn remember(&mut self, key: Key, netns: NetworkNamespace, pod: PodName, now: Instant) {
+    /// Adds an attachment of an earlier process, whose device is missing, and whose namespace that
+    /// process could see or not.
+    pub fn remember(
+        &mut self,
+        key: Key,
+        netns: NetworkNamespace,
+        pod: PodName,
+        is_visible: bool,
+        now: Instant,
+    ) {
         let entry = Entry {
             pod,
             netns,
             state: State::Missing,
             since: now,
+            is_visible,
             was_gone: false,
         };
         self.entries.insert(key, entry);
@@ -196,12 +211,19 @@ impl Attachments {
         stale.map(|(key, _)| key.clone()).collect()
     }
 
+    /// The namespace of an attachment can be looked at.
+    pub fn set_visible(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.is_visible = true;
+        }
+    }
+
     /// Looks whether the namespaces are still there, and returns the attachments whose namespace was
-    /// gone the last time, too.
+    /// gone the last time, too. Those that cannot be looked at are left alone.
     pub fn look(&mut self, is_there: impl Fn(&NetworkNamespace) -> bool) -> Vec<Key> {
         let mut gone = Vec::new();
         for (key, entry) in &mut self.entries {
-            if matches!(entry.state, State::Reserved(_)) {
+            if matches!(entry.state, State::Reserved(_)) || !entry.is_visible {
                 continue;
             }
             let is_gone = !is_there(&entry.netns);
@@ -218,6 +240,21 @@ impl Attachments {
     pub fn is_reserving(&self) -> bool {
         let mut entries = self.entries.values();
         entries.any(|entry| matches!(entry.state, State::Reserved(_)))
+    }
+
+    /// An attachment in this namespace whose device is missing.
+    ///
+    /// # Errors
+    /// If there is none, or its device is not missing.
+    pub fn without_device(
+        &self,
+        key: &Key,
+        netns: &NetworkNamespace,
+    ) -> Result<&Entry, AttachmentError> {
+        match self.find(key, netns)? {
+            entry if entry.state == State::Missing => Ok(entry),
+            _ => Err(AttachmentError::HasDevice(key.clone())),
+        }
     }
 
     /// Those whose device is missing.
@@ -269,11 +306,7 @@ mod tests {
     const NOW: Instant = Instant::from_micros_const(100_000_000);
 
     fn key(container: &str) -> Key {
-        Key {
-            network: "muslin".to_owned(),
-            container: container.to_owned(),
-            interface: "eth0".to_owned(),
-        }
+        Key::new("muslin", container, "eth0")
     }
 
     fn netns(inode: u64) -> NetworkNamespace {
@@ -296,6 +329,7 @@ mod tests {
         all.reserve(&reserve, pod("a"), 7, NOW);
         assert_eq!(all.reserved(&key("a"), 7).unwrap().pod, pod("a"));
         all.set_attached(&key("a"));
+        all.set_visible(&key("a"));
         all
     }
 
@@ -343,11 +377,15 @@ mod tests {
         all.set_gone(&key("a"));
         let gone = AttachmentError::DeviceGone(key("a"));
         assert_eq!(all.check(&key("a"), &netns(1)), Err(gone));
-        all.remember(key("a"), netns(1), pod("a"), NOW);
+        all.remember(key("a"), netns(1), pod("a"), true, NOW);
         let missing = AttachmentError::DeviceMissing(key("a"));
         assert_eq!(all.check(&key("a"), &netns(1)), Err(missing));
         assert_eq!(all.missing().count(), 1);
+        assert!(all.without_device(&key("a"), &netns(1)).is_ok());
+        assert!(all.without_device(&key("a"), &netns(2)).is_err());
         all.set_attached(&key("a"));
+        let has = AttachmentError::HasDevice(key("a"));
+        assert_eq!(all.without_device(&key("a"), &netns(1)), Err(has));
         assert_eq!(all.missing().count(), 0);
     }
 
@@ -370,15 +408,15 @@ mod tests {
         assert!(all.look(|_| true).is_empty());
         assert!(all.look(|_| false).is_empty());
         assert_eq!(all.look(|_| false), [key("a")]);
+        all.remember(key("a"), netns(1), pod("a"), false, NOW);
+        assert!(all.look(|_| false).is_empty());
+        assert!(all.look(|_| false).is_empty(), "it was never seen");
     }
 
     #[test]
     fn pods_are_named_as_their_runtime_names_them() {
         let names = |namespace: &str, name: &str, container: &str, interface: &str| {
-            let key = Key {
-                interface: interface.to_owned(),
-                ..key(container)
-            };
+            let key = Key::new("muslin", container, interface);
             let mut reserve = Reserve::new(key, netns(1));
             reserve.pod = (!name.is_empty()).then(|| KubernetesPod {
                 namespace: namespace.to_owned(),

@@ -166,7 +166,15 @@ impl Netns {
 
     /// Removes it, with all of its interfaces.
     pub fn remove(&self) {
-        self.host.sh(&format!("umount {0}; rm {0}", self.path));
+        Self::remove_all(std::slice::from_ref(self));
+    }
+
+    /// Removes all of these, which are of one host.
+    pub fn remove_all(all: &[Self]) {
+        let Some(first) = all.first() else { return };
+        let paths: Vec<_> = all.iter().map(|it| it.path.as_str()).collect();
+        let paths = paths.join(" ");
+        first.host.sh(&format!("umount {paths}; rm {paths}"));
     }
 }
 
@@ -244,7 +252,8 @@ pub enum Verb {
 }
 
 impl Verb {
-    fn name(self) -> &'static str {
+    /// Its name.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
@@ -394,11 +403,8 @@ impl Runtime {
 
     /// Adds many interfaces at once, for which the list must have one plugin.
     pub fn add_at_once(&self, keys: &[Key]) -> Vec<Output> {
-        let outputs = self.at_once(Verb::Add, keys);
-        for (key, output) in keys.iter().zip(&outputs) {
-            self.remember(key, output);
-        }
-        outputs
+        let calls: Vec<_> = keys.iter().map(|key| (Verb::Add, key.clone())).collect();
+        self.at_once(&calls)
     }
 
     /// Deletes an interface, by all plugins in reverse order until one fails.
@@ -413,10 +419,27 @@ impl Runtime {
 
     /// Deletes many interfaces at once, for which the list must have one plugin.
     pub fn del_at_once(&self, keys: &[Key]) -> Vec<Output> {
-        let outputs = self.at_once(Verb::Del, keys);
-        for (key, output) in keys.iter().zip(&outputs) {
-            if output.is_success() {
-                self.results.borrow_mut().remove(&names(key));
+        let calls: Vec<_> = keys.iter().map(|key| (Verb::Del, key.clone())).collect();
+        self.at_once(&calls)
+    }
+
+    /// Adds and deletes interfaces, all at once, for which the list must have one plugin.
+    pub fn at_once(&self, calls: &[(Verb, Key)]) -> Vec<Output> {
+        let [_] = self.plugins() else {
+            panic!("a list of one plugin is needed")
+        };
+        let prepared = calls
+            .iter()
+            .map(|(verb, key)| self.prepare(*verb, Some(key), &self.first_config(*verb, key)));
+        let prepared: Vec<_> = prepared.collect();
+        let outputs = self.caller.borrow_mut().run(&prepared);
+        for ((verb, key), output) in calls.iter().zip(&outputs) {
+            match verb {
+                Verb::Add => self.remember(key, output),
+                Verb::Del if output.is_success() => {
+                    self.results.borrow_mut().remove(&names(key));
+                }
+                _ => {}
             }
         }
         outputs
@@ -535,17 +558,6 @@ impl Runtime {
             }
         }
         last.expect("a network has plugins")
-    }
-
-    fn at_once(&self, verb: Verb, keys: &[Key]) -> Vec<Output> {
-        let [_] = self.plugins() else {
-            panic!("a list of one plugin is needed")
-        };
-        let calls = keys
-            .iter()
-            .map(|key| self.prepare(verb, Some(key), &self.first_config(verb, key)));
-        let calls: Vec<_> = calls.collect();
-        self.caller.borrow_mut().run(&calls)
     }
 
     fn without_key(&self, verb: Verb, change: impl Fn(&mut Map<String, Value>)) -> Output {

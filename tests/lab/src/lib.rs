@@ -13,8 +13,11 @@ pub mod containerd;
 pub mod cri;
 pub mod etcd;
 pub mod flannel;
+pub mod gate;
 mod image;
 pub mod inside;
+pub mod keeper;
+pub mod load;
 pub mod processes;
 mod program;
 pub mod script;
@@ -36,7 +39,7 @@ use muslin::agent::Agent;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-pub use program::{cni_bin, muslin_bin, probe_bin};
+pub use program::{cni_bin, muslin_bin, netavark_bin, probe_bin};
 use serde_json::Value;
 use skip::skip;
 use tempfile::TempDir;
@@ -219,6 +222,15 @@ impl Lab {
         let host = Host::new(name, holder.unwrap());
         host.sh("ip link set lo up");
         host
+    }
+
+    /// Namespaces of a user's own within a host, as RootlessKit makes them: with another root, without
+    /// the host's network, and with mounts that the host does not see.
+    pub fn rootless(&self, host: &Host, name: &str) -> Host {
+        let mut command = host.holder.enter();
+        command.args(["unshare", "--user", "--map-root-user", "--net", "--mount"]);
+        let holder = Holder::start(command, self.directory());
+        Host::new(name, holder.unwrap())
     }
 
     /// A host on the underlay: its `eth0` has this address of a /24. Only that interface's MTU

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 static MUSLIN: LazyLock<String> = LazyLock::new(|| find("muslin"));
 static PROBE: LazyLock<String> = LazyLock::new(|| find("muslin-probe"));
 static CNI: LazyLock<String> = LazyLock::new(|| find("muslin-cni"));
+static NETAVARK: LazyLock<String> = LazyLock::new(|| find("muslin-netavark"));
 
 /// The program under test.
 ///
@@ -28,6 +29,14 @@ pub fn probe_bin() -> &'static str {
 /// If it has not been built.
 pub fn cni_bin() -> &'static str {
     &CNI
+}
+
+/// The plugin of netavark.
+///
+/// # Panics
+/// If it has not been built.
+pub fn netavark_bin() -> &'static str {
+    &NETAVARK
 }
 
 /// The path of a program of this project: cargo tells tests and benchmarks (since 1.94); where one is

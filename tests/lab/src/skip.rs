@@ -23,6 +23,11 @@ pub fn skip_on_this_kernel(why: impl Display) {
     report(&line(why));
 }
 
+/// The same where the distributions that tests are run on have no package of what is needed.
+pub fn skip_for_lack_of_package(why: impl Display) {
+    report(&line(why));
+}
+
 fn line(why: impl Display) -> String {
     let thread = std::thread::current();
     format!("skipped: {}: {why}\n", thread.name().unwrap_or("a test"))

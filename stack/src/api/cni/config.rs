@@ -168,11 +168,7 @@ impl Config {
     /// What an attachment to this network is known by.
     #[must_use]
     pub fn key(&self, container: &str, interface: &str) -> Key {
-        Key {
-            network: self.name.clone(),
-            container: container.to_owned(),
-            interface: interface.to_owned(),
-        }
+        Key::new(&self.name, container, interface)
     }
 }
 
@@ -205,7 +201,11 @@ fn invalid(key: &'static str, problem: impl Into<String>) -> Error {
 }
 
 fn socket(map: &Map<String, Value>) -> Result<String, Error> {
-    let path: Option<String> = field(map, "socket")?;
+    check_socket(field(map, "socket")?)
+}
+
+/// The path of a socket that a configuration names, or does not.
+pub(in crate::api) fn check_socket(path: Option<String>) -> Result<String, Error> {
     let path = path.unwrap_or_else(|| SOCKET.to_owned());
     if !path.starts_with('/') || path.len() > MAX_SOCKET || path.contains('\0') {
         let problem = format!("it is no absolute path of at most {MAX_SOCKET} bytes");
@@ -228,7 +228,11 @@ fn delegate(map: &Map<String, Value>) -> Result<Option<String>, Error> {
 }
 
 fn mtu(map: &Map<String, Value>) -> Result<Option<u16>, Error> {
-    let mtu: Option<u64> = field(map, "mtu")?;
+    check_mtu(field(map, "mtu")?)
+}
+
+/// An MTU in bytes that a configuration names, or does not.
+pub(in crate::api) fn check_mtu(mtu: Option<u64>) -> Result<Option<u16>, Error> {
     match mtu {
         // As those write it that leave it to the plugin.
         None | Some(0) => Ok(None),
@@ -270,11 +274,7 @@ fn valid(map: &Map<String, Value>, network: &str) -> Result<Option<Vec<Key>>, Er
         let is_possible = is_identifier(&it.container)
             && it.container.len() <= MAX_CONTAINER
             && (1..=MAX_INTERFACE).contains(&it.interface.len());
-        is_possible.then(|| Key {
-            network: network.to_owned(),
-            container: it.container,
-            interface: it.interface,
-        })
+        is_possible.then(|| Key::new(network, it.container, it.interface))
     };
     Ok(named.map(|named| named.into_iter().filter_map(key).collect()))
 }
@@ -373,6 +373,15 @@ enum Aliases {
 }
 
 impl Wanted {
+    /// Adds a further name. Runtimes also pass on what is no name for DNS, and the pod can do without.
+    pub(in crate::api) fn add_alias(&mut self, name: &str, notes: &mut Vec<String>) {
+        match name.to_ascii_lowercase().parse::<PodName>() {
+            Ok(name) if self.aliases.contains(&name) => {}
+            Ok(name) => self.aliases.push(name),
+            Err(_) => notes.push(format!("the alias {:?} is left out", shown(name))),
+        }
+    }
+
     fn read(
         map: &Map<String, Value>,
         runtime: &Map<String, Value>,
@@ -425,12 +434,7 @@ impl Wanted {
             return Err(invalid("runtimeConfig.aliases", problem));
         }
         for name in aliases {
-            // Runtimes also pass on what is no name for DNS, and the pod can do without.
-            match name.to_ascii_lowercase().parse::<PodName>() {
-                Ok(name) if wanted.aliases.contains(&name) => {}
-                Ok(name) => wanted.aliases.push(name),
-                Err(_) => notes.push(format!("the alias {:?} is left out", shown(name))),
-            }
+            wanted.add_alias(&name, notes);
         }
         let annotations: Option<BTreeMap<String, String>> = read(
             runtime,

@@ -39,21 +39,16 @@ pub fn read(bytes: &[u8]) -> Option<Key> {
 mod tests {
     use super::*;
 
-    fn key(network: &str, container: &str, interface: &str) -> Key {
-        Key {
-            network: network.to_owned(),
-            container: container.to_owned(),
-            interface: interface.to_owned(),
-        }
-    }
-
     #[test]
     fn what_one_end_writes_the_other_reads() {
-        let one = key("muslin", "c1", "eth0");
+        let one = Key::new("muslin", "c1", "eth0");
         // Must never change.
         assert_eq!(file_name(&one), "3bbe4898a32410d97dd73e9df9b2bba6.json");
         assert_eq!(read(print(&one).as_bytes()), Some(one.clone()));
-        assert_ne!(file_name(&one), file_name(&key("muslin", "c1e", "th0")));
+        assert_ne!(
+            file_name(&one),
+            file_name(&Key::new("muslin", "c1e", "th0"))
+        );
         for damaged in [&b""[..], b"{", b"{}", &[b' '; MAX_LEN + 1]] {
             assert_eq!(read(damaged), None);
         }

@@ -243,7 +243,7 @@ impl Arguments {
     }
 }
 
-fn check_container(name: &str) -> Result<(), Error> {
+pub(in crate::api) fn check_container(name: &str) -> Result<(), Error> {
     if !is_identifier(name) {
         return Err(Error::ContainerCharacters(name.to_owned()));
     }
@@ -253,7 +253,7 @@ fn check_container(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_interface(name: &str) -> Result<(), Error> {
+pub(in crate::api) fn check_interface(name: &str) -> Result<(), Error> {
     if name.len() > MAX_INTERFACE {
         return Err(Error::InterfaceLength(MAX_INTERFACE));
     }

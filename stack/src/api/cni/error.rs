@@ -181,7 +181,7 @@ impl Error {
 }
 
 /// What others wrote, or a beginning of it.
-pub(super) fn shown(text: impl Display) -> String {
+pub(in crate::api) fn shown(text: impl Display) -> String {
     let text = text.to_string();
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}...", &text[..end]),

@@ -10,7 +10,7 @@ use super::error::shown;
 
 /// Whether a text is what CNI allows as a container's identity and as a network's name:
 /// `^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$`.
-pub(super) fn is_identifier(text: &str) -> bool {
+pub(in crate::api) fn is_identifier(text: &str) -> bool {
     let first = |byte: &u8| byte.is_ascii_alphanumeric();
     let other = |byte: &u8| first(byte) || matches!(byte, b'_' | b'.' | b'-');
     text.as_bytes().first().is_some_and(first) && text.bytes().all(|byte| other(&byte))
@@ -24,7 +24,7 @@ pub(super) fn address(text: &str) -> Result<IpAddr, String> {
 }
 
 /// The MAC address of one interface, as it is written with colons.
-pub(super) fn mac(text: &str) -> Result<String, String> {
+pub(in crate::api) fn mac(text: &str) -> Result<String, String> {
     let wrong = |what| format!("'{}' is not {what}", shown(text));
     let mut octets = [0; 6];
     let mut parts = text.split([':', '-']);

@@ -12,7 +12,7 @@ pub mod config;
 pub mod deletion;
 pub mod environment;
 pub mod error;
-mod fields;
+pub(in crate::api) mod fields;
 pub mod request;
 pub mod result;
 pub mod version;
@@ -35,6 +35,21 @@ pub struct Key {
     pub container: String,
     /// The interface's name in the pod (`CNI_IFNAME`).
     pub interface: String,
+}
+
+impl Key {
+    /// The interface of a container, attached to a network.
+    pub fn new(
+        network: impl Into<String>,
+        container: impl Into<String>,
+        interface: impl Into<String>,
+    ) -> Self {
+        Self {
+            network: network.into(),
+            container: container.into(),
+            interface: interface.into(),
+        }
+    }
 }
 
 impl fmt::Display for Key {

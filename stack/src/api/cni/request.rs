@@ -115,11 +115,7 @@ mod tests {
 
     #[test]
     fn a_long_list_goes_in_parts() {
-        let key = |i: usize| Key {
-            network: "muslin".to_owned(),
-            container: format!("{i:064}"),
-            interface: "\u{1}\"eth0".to_owned(),
-        };
+        let key = |i: usize| Key::new("muslin", format!("{i:064}"), "\u{1}\"eth0");
         let keys: Vec<_> = (0..1000).map(key).collect();
         let parts = parts(keys.clone(), 10_000);
         assert!(parts.len() > 5);

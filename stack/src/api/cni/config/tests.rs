@@ -324,11 +324,7 @@ fn an_empty_list_is_not_the_same_as_none() {
         valid(json!({"cni.dev/valid-attachments": []})),
         Some(vec![])
     );
-    let key = Key {
-        network: "muslin".to_owned(),
-        container: "c1".to_owned(),
-        interface: "eth0".to_owned(),
-    };
+    let key = Key::new("muslin", "c1", "eth0");
     let older = json!({"cni.dev/attachments": one});
     assert_eq!(valid(older.clone()), Some(vec![key]));
     let both = json!({"cni.dev/valid-attachments": [], "cni.dev/attachments": one});
