@@ -353,6 +353,34 @@ fn start_kept(lab: &Lab, index: usize) -> (Keeper, Node) {
 }
 
 #[test]
+fn a_pod_of_attach_outlives_a_killed_node_with_a_keeper() {
+    let Some(lab) = Lab::new() else { return };
+    let (keeper, mut node) = start_kept(&lab, 0);
+    let namespace = lab.namespace("web");
+    let pid = namespace.pid().to_string();
+    let words = ["attach", "--pid", &pid, "--name", "web"];
+    let attached = node.client(&words).output().unwrap();
+    assert!(attached.status.success(), "{attached:?}");
+    let mut web = namespace.agent();
+    let mut other = node.pod("other");
+    let id = other.open(listen(&mut web)).unwrap();
+    let address = web.address("eth0").unwrap();
+    for round in 0..3 {
+        assert!(other.exchange(id, 200_000, round).unwrap().intact);
+        node.start_again();
+        poll_until(SOON, "the pods", || (pods(&node).len() == 2).then_some(()));
+        assert!(other.exchange(id, 200_000, 100 + round).unwrap().intact);
+        assert_eq!(web.address("eth0").unwrap(), address);
+    }
+    let detached = node.client(&["detach", "web"]).output().unwrap();
+    assert!(detached.status.success(), "{detached:?}");
+    assert_eq!(pods(&node), ["other"]);
+    drop((web, other));
+    is_clean(&node);
+    assert_eq!(queues(keeper.pid()), 0, "it holds no device any more");
+}
+
+#[test]
 fn packets_wait_at_the_keeper_for_a_killed_node() {
     let Some(lab) = Lab::new() else { return };
     let (keeper, mut node) = start_kept(&lab, 0);

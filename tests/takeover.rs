@@ -280,8 +280,14 @@ fn who_is_killed_while_it_takes_over_leaves_the_node_as_it_was() {
         thread::sleep(Duration::from_millis(4 * round));
         killed.kill().unwrap();
         killed.wait().unwrap();
-        if !node.is_running() {
-            // It was the node by then.
+        let is_there = poll_until(SOON, "whose the node is", || {
+            let answer = node.client(&["status"]).output().unwrap();
+            match answer.status.success() {
+                true => Some(true),
+                false => (!node.is_running()).then_some(false),
+            }
+        });
+        if !is_there {
             took += 1;
             node.start_again();
         }

@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use clap::Args;
-use muslin_stack::api::control::{Attach, Request};
+use muslin_stack::api::cni::NetworkNamespace;
+use muslin_stack::api::control::{Attach, Namespace, PodInterface, Request};
 use muslin_stack::control::ipam::PodName;
+use nix::sys::stat::fstat;
 
 use super::run::PublishArguments;
 use super::{CLIENT, NodeChoice};
@@ -80,6 +83,31 @@ pub(super) struct InsideArguments {
 }
 
 impl InterfaceArguments {
+    /// Where the interface is, by the network namespace among those that it was made in.
+    fn place(&self, namespaces: &[(Namespace, OwnedFd)]) -> Result<Option<PodInterface>> {
+        let mut namespaces = namespaces.iter();
+        let Some((_, netns)) = namespaces.find(|(kind, _)| *kind == Namespace::Net) else {
+            return Ok(None);
+        };
+        let file = fstat(netns).map_err(Error::failed)?;
+        let path = match (&self.target.pid, &self.target.netns) {
+            (Some(pid), _) => format!("/proc/{pid}/ns/net"),
+            (None, Some(path)) => {
+                let path = std::path::absolute(path).context("the namespace")?;
+                path.display().to_string()
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(PodInterface {
+            name: self.ifname.clone(),
+            netns: NetworkNamespace {
+                path,
+                device: file.st_dev,
+                inode: file.st_ino,
+            },
+        }))
+    }
+
     /// The command that makes it, for the process in the namespace.
     fn words(&self, queues: usize) -> Vec<OsString> {
         let TargetArguments { pid, netns } = &self.target;
@@ -104,12 +132,14 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
     block_on(async {
         let queues = attach::queues(&socket).await?;
         let (inside, made) = InsideProcess::start(arguments.interface.words(queues)).await?;
+        let interface = arguments.interface.place(&made.namespaces)?;
         confine::try_all(&[|| confine::keep_only(&CLIENT)]);
         let device = Device::tap(&made.queues).with_namespaces(made.namespaces);
         let client = Client::connect(&socket).await?;
         let mut request = Attach::new(arguments.name, arguments.ip.map(Into::into));
         request.persistent = true;
         request.publish = arguments.publish.ports();
+        request.interface = interface;
         let attached = device.attach(&client, request).await?;
         if let Err(error) = inside.configure(&attached).await {
             let pod = attached.pod.clone();

@@ -18,7 +18,7 @@ use muslin_stack::addresses::Addresses;
 use muslin_stack::api::cni::{
     Call, Key, Missing, NetworkNamespace, Rate, Reply, Reserve, Reserved,
 };
-use muslin_stack::api::control::Code;
+use muslin_stack::api::control::{Code, PodInterface};
 use muslin_stack::control::attachments::{AttachmentError, Attachments, names};
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::pods::{AttachError, Request};
@@ -39,6 +39,8 @@ use crate::error::{Error, Result};
 use crate::host::publish::{self, Bound};
 use crate::takeover::InheritedPod;
 
+/// The network of what `muslin attach` has attached; no configuration's name has a space.
+const ATTACHED: &str = "muslin attach";
 /// Attachments that a runtime may name as being in use.
 const MAX_VALID: usize = 1 << 16;
 /// How often the attachments are compared with the namespaces that are there.
@@ -272,28 +274,39 @@ impl RunningNode {
             .remove(key)
             .ok_or_else(|| AttachmentError::NotReserved(key.clone()))?;
         let device = self.go_live(&mut pods, &pod, mac, queues, bound)?;
-        let attached = pods
-            .get(&pod)
-            .ok_or_else(|| super::pods::not_attached(&pod))?;
         let is_visible = is_there(&reserve.netns);
-        let record = cni.records.record(
-            reserve,
-            pod.clone(),
-            attached.address,
-            DisplayMac(attached.mac).to_string(),
-            attached.details.published.clone(),
-            is_visible,
-        );
-        let written = cni.records.write(&record);
-        // From here on it outlives the node and the plugin.
-        let kept = written.and_then(|()| device.set_persistent(true));
-        kept.map_err(|error| Error::failed(format!("cannot record the attachment: {error}")))?;
+        write_down(&pods, &cni, reserve, &pod, is_visible, &device)?;
         cni.attachments.set_attached(key);
         if is_visible {
             cni.attachments.set_visible(key);
         }
         self.remember(&pods);
         Ok(())
+    }
+
+    /// Lets a pod of `muslin attach` outlive the node, and returns what it is known by from now on.
+    pub(super) fn let_outlive(
+        &self,
+        pods: &mut Pods,
+        pod: &PodName,
+        interface: PodInterface,
+        device: PodDevice,
+    ) -> Result<Key> {
+        let key = Key::new(ATTACHED, pod.as_str(), &interface.name);
+        let reserve = Reserve::new(key.clone(), interface.netns.clone());
+        let mut cni = self.cni.lock();
+        let device = Arc::new(device);
+        // Nobody says when its namespace is gone, and its path may be another's by then.
+        write_down(pods, &cni, reserve, pod, false, &device)?;
+        let now = self.facts.clock.now();
+        cni.attachments
+            .remember(key.clone(), interface.netns, pod.clone(), false, now);
+        cni.attachments.set_attached(&key);
+        if let Some(details) = pods.details_mut(pod) {
+            details.attachment = Some(key.clone());
+            details.device = Some(device);
+        }
+        Ok(key)
     }
 
     /// Has the data path use a pod's device, of which another descriptor is returned.
@@ -355,7 +368,7 @@ impl RunningNode {
     }
 
     /// Copies of a device's queues, if there is a keeper.
-    fn copies_for_keeper(&self, device: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
+    pub(super) fn copies_for_keeper(&self, device: &[OwnedFd]) -> Result<Vec<OwnedFd>> {
         let queues = match self.keeper {
             Some(_) => device,
             None => &[],
@@ -365,7 +378,7 @@ impl RunningNode {
     }
 
     /// Has the keeper hold a device's queues.
-    async fn have_kept(&self, key: &Key, queues: &[OwnedFd]) {
+    pub(super) async fn have_kept(&self, key: &Key, queues: &[OwnedFd]) {
         if let Some(keeper) = &self.keeper
             && let Err(error) = keeper.hold(key, queues).await
         {
@@ -403,9 +416,15 @@ impl RunningNode {
     }
 
     /// The interface of an attachment is gone, and its namespace perhaps, too. Its place stays until
-    /// the runtime gives it up.
+    /// the runtime gives it up, if one has it.
     pub(super) fn device_gone(&self, pods: &mut Pods, key: &Key, name: &PodName, port: PortId) {
-        self.cni.lock().attachments.set_gone(key);
+        let mut cni = self.cni.lock();
+        if key.network == ATTACHED {
+            cni.attachments.release(key);
+            return self.forget(pods, &mut cni, key, Some(name));
+        }
+        cni.attachments.set_gone(key);
+        drop(cni);
         if let Some(details) = pods.details_mut(name) {
             details.device = None;
         }
@@ -558,6 +577,31 @@ impl RunningNode {
         cni.waiting.insert(key, Waiting { reserve, bound });
         Ok(())
     }
+}
+
+/// Writes an attachment down, which outlives the node from then on.
+fn write_down(
+    pods: &Pods,
+    cni: &Cni,
+    reserve: Reserve,
+    name: &PodName,
+    is_visible: bool,
+    device: &PodDevice,
+) -> Result<()> {
+    let pod = pods
+        .get(name)
+        .ok_or_else(|| super::pods::not_attached(name))?;
+    let record = cni.records.record(
+        reserve,
+        name.clone(),
+        pod.address,
+        DisplayMac(pod.mac).to_string(),
+        pod.details.published.clone(),
+        is_visible,
+    );
+    let written = cni.records.write(&record);
+    let kept = written.and_then(|()| device.set_persistent(true));
+    kept.map_err(|error| Error::failed(format!("cannot record the attachment: {error}")))
 }
 
 /// What a node knows of a pod for which this was asked.

@@ -453,16 +453,42 @@ impl RunningNode {
         request: Attach,
         device: Vec<OwnedFd>,
     ) -> Result<(Attached, Option<Attachment>)> {
+        let interface = request.interface.clone();
+        let interface = interface.filter(|_| request.persistent && self.keeper.is_some());
+        let copies = match interface {
+            Some(_) => self.copies_for_keeper(&device)?,
+            None => Vec::new(),
+        };
         let (mac, queues) = open_queues(device, self.facts.settings.offload.tap)?;
+        let first = queues.first().map(PodDevice::try_clone).transpose();
+        let first = first.map_err(Error::failed)?;
         // It may want the ports of one that was there before.
         self.closed().await;
+        let (attached, attachment) = self.attach_now(&request, mac, queues)?;
+        if let (Some(interface), Some(device)) = (interface, first) {
+            let name = &attached.pod;
+            let kept = self.let_outlive(&mut self.pods.lock(), name, interface, device);
+            match kept {
+                Ok(key) => self.have_kept(&key, &copies).await,
+                Err(error) => warn!("the pod {name} will not outlive the node: {error}"),
+            }
+        }
+        Ok((attached, attachment))
+    }
+
+    fn attach_now(
+        self: &Arc<Self>,
+        request: &Attach,
+        mac: Option<EthernetAddress>,
+        queues: Vec<PodDevice>,
+    ) -> Result<(Attached, Option<Attachment>)> {
         let mut pods = self.pods.lock();
         self.check_leaving()?;
         pods.set_time(self.facts.clock.now());
         check_ports(&pods, &request.publish)?;
         let bound = publish::bind(&request.publish, self.facts.config.network)?;
         let published: Vec<_> = bound.iter().map(|bound| bound.published).collect();
-        let (name, pod) = pods::attach(&mut pods, &request, mac, published)?;
+        let (name, pod) = pods::attach(&mut pods, request, mac, published)?;
         let pod = pod.clone();
         let attached = self.connect(&name, &pod, queues, bound);
         let attached = attached.and_then(|()| self.answer(&pods, &name));

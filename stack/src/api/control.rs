@@ -138,6 +138,18 @@ pub struct Attach {
     /// Ports of the machine that lead to it.
     #[serde(default)]
     pub publish: Vec<PortMapping>,
+    /// The interface that its device is, if it may outlive the node: it does where the node has a keeper.
+    #[serde(default)]
+    pub interface: Option<PodInterface>,
+}
+
+/// A pod's interface, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodInterface {
+    /// Its name there.
+    pub name: String,
+    /// Its network namespace.
+    pub netns: cni::NetworkNamespace,
 }
 
 impl Attach {
