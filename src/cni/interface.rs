@@ -320,5 +320,10 @@ pub(super) fn delete(name: &str, wanted: &str) -> io::Result<()> {
         return Ok(());
     }
     let results = kernel.change(vec![(RouteNetlinkMessage::DelLink(link(index)), 0)])?;
-    results.into_iter().collect()
+    let deleted: io::Result<()> = results.into_iter().collect();
+    match deleted {
+        // It went meanwhile with the node's descriptors.
+        Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(()),
+        deleted => deleted,
+    }
 }
