@@ -146,8 +146,9 @@ impl Io {
                 destination, flow, ..
             } if !packet.is_single() => self.send_superpacket((destination, flow), packet),
             Verdict::Peer { destination, .. } => self.send_to_peer(destination, packet.as_slice()),
-            // The data path gives none to egress that it does not take itself.
-            Verdict::Egress | Verdict::Consumed | Verdict::Drop(_) => Ok(()),
+            // The data path gives none to egress that it does not take itself, nor to a host that has no
+            // interface.
+            Verdict::Host | Verdict::Egress | Verdict::Consumed | Verdict::Drop(_) => Ok(()),
         };
         if let Err(reason) = sent {
             self.tally.lose(reason, 1);
