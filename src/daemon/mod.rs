@@ -8,6 +8,7 @@ mod diary;
 mod follow;
 mod front;
 mod heartbeat;
+mod host_interface;
 mod leases;
 mod liveness;
 mod naming;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use front::Front;
+pub(crate) use host_interface::NAME as HOST_INTERFACE;
 use ipnet::IpNet;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
@@ -60,6 +62,7 @@ use crate::error::{Context, Error, Result};
 use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::{self, Clock, Endpoints};
 use crate::lease::{self, News, Reply};
+use crate::netlink::Changes;
 use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
@@ -521,7 +524,8 @@ impl Driver {
         }
         self.state.write_identity(&self.identity)?;
         let kernel = underlay::kernel();
-        underlay::warn_of_kernel(&kernel, tunnel.config.network, key.ipv4);
+        let own_interface = self.settings.host_interface.as_deref();
+        underlay::warn_of_kernel(&kernel, own_interface, tunnel.config.network, key.ipv4);
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
@@ -599,6 +603,10 @@ impl Driver {
         tokio::spawn(stores::follow(endpoints, stores, running.clone()));
         tokio::spawn(running.clone().keep_attachments());
         tokio::spawn(keep_mtu(self.flannel_files.clone(), running.link()));
+        if let Some(name) = self.settings.host_interface.clone() {
+            let changes = Changes::listen();
+            tokio::spawn(host_interface::follow(name, changes, running.clone()));
+        }
         tokio::spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
         self.flannel_files.lock().announce(subnet, &ready);
@@ -680,6 +688,7 @@ impl Driver {
                         heard.detach_port(port);
                     }
                     Event::UplinkGone => heard.lose_uplink(),
+                    Event::HostGone => heard.host.lose(),
                     Event::Ended => break,
                 }
             }
