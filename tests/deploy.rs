@@ -511,6 +511,38 @@ fn a_unit_starts_the_program_with_as_little_as_it_needs() {
 }
 
 #[test]
+fn units_make_the_host_interface_with_what_that_takes() {
+    let of_system = read("systemd/muslin-system.service");
+    let of_user = read("systemd/muslin-host-interface@.service");
+    for (text, key, words) in [
+        (
+            of_system,
+            "ExecStartPost=-+",
+            ["--state-dir", "/var/lib/muslin"],
+        ),
+        (of_user.clone(), "ExecStart=", ["--wait", "--watch"]),
+    ] {
+        let start = text.lines().find_map(|line| line.strip_prefix(key));
+        let start = start.unwrap_or_else(|| panic!("no {key}"));
+        let (program, arguments) = start.split_once(' ').unwrap();
+        assert!(program.ends_with("/muslin"), "{program}");
+        let arguments: Vec<_> = arguments.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(arguments[0], "host-interface");
+        assert!(
+            words
+                .iter()
+                .all(|word| arguments.iter().any(|it| it == word))
+        );
+        assert_eq!(is_known(&arguments), Ok(()));
+    }
+    let capabilities = "CapabilityBoundingSet=CAP_NET_ADMIN CAP_DAC_OVERRIDE";
+    assert!(
+        of_user.lines().any(|line| line == capabilities),
+        "{of_user}"
+    );
+}
+
+#[test]
 fn the_network_is_as_large_as_the_table_says() {
     use muslin_stack::control::ipam::AddressPool;
     use muslin_stack::control::lease::{Backend, NetworkConfig};
@@ -586,7 +618,7 @@ fn the_program_has_the_flags_of_the_node_and_its_installer() {
             assert!(is_there, "{mount}");
         }
     }
-    assert_eq!((sockets.len(), keepers.len()), (3, 2));
+    assert_eq!((sockets.len(), keepers.len()), (4, 2));
     for mut sockets in [sockets, keepers] {
         sockets.dedup();
         assert_eq!(sockets.len(), 1, "all mean one socket: {sockets:?}");
@@ -607,6 +639,10 @@ fn the_node_has_no_privileges_and_its_installer_few() {
     assert_eq!(faults["muslin"], [""; 0]);
     assert_eq!(faults["keeper"], [""; 0]);
     assert_eq!(faults["directories"], ["may be root", "adds CHOWN"]);
+    assert_eq!(
+        faults["host-interface"],
+        ["may be root", "adds DAC_OVERRIDE", "adds NET_ADMIN"]
+    );
     assert_eq!(
         faults["configuration"],
         ["may be root", "adds DAC_OVERRIDE"]

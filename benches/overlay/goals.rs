@@ -29,6 +29,10 @@ pub(crate) fn all() -> Vec<Comparison<Case>> {
         Route::MuslinNode.alone(),
         Route::KernelBridge.alone(),
     ));
+    all.extend(beside_kernel(
+        Route::MuslinHost.on(Underlay::Veth),
+        Route::KernelHost.on(Underlay::Veth),
+    ));
     all.push(Comparison {
         figure: Figure::Memory,
         ours: Route::Memory.alone(),

@@ -11,7 +11,7 @@ use muslin_bench::pods::{
     node,
 };
 use muslin_bench::window::Ends;
-use muslin_lab::{Host, Lab, Node, Offload};
+use muslin_lab::{Host, Lab, Node, Offload, SOON, poll_until};
 use serde_json::{Map, Value, json};
 
 /// MTU of the underlay, and of pods without encapsulation.
@@ -34,6 +34,10 @@ pub(crate) enum Route {
     KernelBridge,
     /// Pods of one node.
     MuslinNode,
+    /// The host itself to a pod of another host, by the kernel's VXLAN device.
+    KernelHost,
+    /// The same by a node's host interface, with the VXLAN backend.
+    MuslinHost,
     /// No path: an idle node with pods.
     Memory,
 }
@@ -64,6 +68,8 @@ impl Route {
             Self::MuslinHostGw => "muslin-host-gw",
             Self::KernelBridge => "kernel-bridge",
             Self::MuslinNode => "muslin-node",
+            Self::KernelHost => "kernel-host",
+            Self::MuslinHost => "muslin-host",
             Self::Memory => "memory",
         }
     }
@@ -105,6 +111,8 @@ impl Case {
         for underlay in [Underlay::Veth, Underlay::DumbWire] {
             cases.extend(tunnels.map(|route| route.on(underlay)));
         }
+        let from_host = [Route::KernelHost, Route::MuslinHost];
+        cases.extend(from_host.map(|route| route.on(Underlay::Veth)));
         let others = [Route::KernelBridge, Route::MuslinNode, Route::Memory];
         cases.extend(others.map(Route::alone));
         cases
@@ -132,11 +140,14 @@ impl Path for Case {
     /// The kernel is grey, muslin is not.
     fn colour(self) -> &'static str {
         match self.route {
-            Route::KernelVxlan | Route::KernelHostGw | Route::KernelBridge => "#9aa5b1",
+            Route::KernelVxlan | Route::KernelHostGw | Route::KernelBridge | Route::KernelHost => {
+                "#9aa5b1"
+            }
             Route::MuslinVxlan => "#2f7ed8",
             Route::MuslinUdp => "#55a868",
             Route::MuslinHostGw => "#c44e52",
             Route::MuslinNode => "#8172b3",
+            Route::MuslinHost => "#64b5cd",
             Route::Memory => "#dd8452",
         }
     }
@@ -159,7 +170,7 @@ pub(crate) struct Stage {
     /// Ends of the underlay, where there is one.
     pub(crate) hosts: Vec<Host>,
     pub(crate) ends: Ends,
-    _nodes: Vec<Node>,
+    nodes: Vec<Node>,
     _lab: Lab,
 }
 
@@ -174,12 +185,24 @@ impl Stage {
             Route::KernelHostGw => Self::kernel_host_gw(lab, case.underlay),
             Route::MuslinHostGw => Self::muslin(lab, case.underlay, "host-gw"),
             Route::KernelBridge => Self::kernel_bridge(lab),
+            Route::KernelHost => Self::kernel_vxlan(lab, case.underlay).seen_from_host(),
+            Route::MuslinHost => {
+                let stage = Self::muslin(lab, case.underlay, "vxlan");
+                make_interface(&stage.nodes[0]);
+                stage.seen_from_host()
+            }
             Route::MuslinNode | Route::Memory => Self::muslin_node(lab),
         })
     }
 
     fn kernel_vxlan(lab: Lab, underlay: Option<Underlay>) -> Self {
         Self::kernel(lab, underlay, VXLAN_MTU, flannel_vxlan)
+    }
+
+    /// The same with the first host as the source.
+    fn seen_from_host(mut self) -> Self {
+        self.ends.source = self.hosts[0].clone();
+        self
     }
 
     fn kernel_host_gw(lab: Lab, underlay: Option<Underlay>) -> Self {
@@ -212,7 +235,7 @@ impl Stage {
                 sink,
                 address: Ipv4Addr::new(10, 244, 2, 2),
             },
-            _nodes: Vec::new(),
+            nodes: Vec::new(),
             _lab: lab,
         }
     }
@@ -236,7 +259,7 @@ impl Stage {
                 sink,
                 address,
             },
-            _nodes: nodes,
+            nodes,
             _lab: lab,
         }
     }
@@ -251,7 +274,7 @@ impl Stage {
                 address: Ipv4Addr::new(10, 244, 1, 3),
             },
             hosts: vec![host],
-            _nodes: Vec::new(),
+            nodes: Vec::new(),
             _lab: lab,
         }
     }
@@ -268,10 +291,29 @@ impl Stage {
                 sink,
                 address,
             },
-            _nodes: vec![node],
+            nodes: vec![node],
             _lab: lab,
         }
     }
+}
+
+impl Drop for Stage {
+    /// Takes host interfaces away, so that nodes hold what they held at their start.
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            let _ = node.client(&["host-interface", "--remove"]).status();
+        }
+    }
+}
+
+/// Makes a node's host interface, and waits until the node has it open.
+fn make_interface(node: &Node) {
+    let made = node.client(&["host-interface"]).status();
+    assert!(made.unwrap().success());
+    poll_until(SOON, "the host interface", || {
+        let interface = &node.query("status")["host_interface"];
+        (!interface.is_null()).then_some(())
+    });
 }
 
 /// A node that has so many pods and nothing to do.

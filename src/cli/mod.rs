@@ -6,6 +6,7 @@ mod detached;
 mod doctor;
 mod exec;
 mod flannel;
+mod host_interface;
 mod keep;
 #[cfg(any(test, not(feature = "sidecar")))]
 mod left_out;
@@ -92,6 +93,13 @@ enum Command {
     /// It has no privileges and takes nothing from the network. What pods send and receive meanwhile
     /// waits, up to a thousand packets of each.
     Keep(keep::Arguments),
+    /// Make the interface by which this machine and pods reach each other
+    ///
+    /// Kubelet's probes, programs in the host's network and this machine's shell reach local and remote
+    /// pods by it, and pods reach this machine with their own addresses. Whoever may make interfaces
+    /// runs this once after each boot; the node opens the interface without privileges. What an earlier
+    /// run has made otherwise is corrected.
+    HostInterface(host_interface::Arguments),
     /// Summarise a node: lease, tunnel, pods, packets
     ///
     /// A superpacket of up to 64 KiB counts as one packet, as in `muslin pods` and `muslin peers`.
@@ -243,6 +251,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Detach(arguments) => attach::detach(arguments),
         Command::Cni(arguments) => cni::run(&arguments),
         Command::Keep(arguments) => keep::run(&arguments),
+        Command::HostInterface(arguments) => host_interface::run(&arguments),
         Command::Status(arguments) => report::status(&arguments),
         Command::Pods(arguments) => report::pods(&arguments),
         Command::Peers(arguments) => report::peers(&arguments),
@@ -294,6 +303,11 @@ fn protect(command: &Command) {
         Command::Cni(_) => {
             confine::try_all(&[confine::keep_to_itself, confine::leave_no_core, || {
                 confine::keep_only(&[&CLIENT[..], &PLUGIN].concat())
+            }])
+        }
+        Command::HostInterface(_) => {
+            confine::try_all(&[confine::keep_to_itself, confine::leave_no_core, || {
+                confine::keep_only(&[&CLIENT[..], &[Capability::CAP_NET_ADMIN]].concat())
             }])
         }
         // In a pod its user is 0, who has them by nature: nobody is to be lent any by the program.

@@ -126,6 +126,10 @@ pub(super) struct Arguments {
     /// Accept packets from addresses that hold no lease (tunnels through NAT)
     #[arg(long)]
     no_peer_guard: bool,
+    /// The interface by which this machine and pods reach each other, which `muslin host-interface` makes;
+    /// `none` for none
+    #[arg(long, value_name = "NAME", default_value = daemon::HOST_INTERFACE)]
+    host_interface: String,
     /// Do not restrict the node's system calls (seccomp)
     #[arg(long)]
     no_seccomp: bool,
@@ -265,6 +269,7 @@ impl Arguments {
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),
             ip_masq: flannel.ip_masq(),
+            host_interface: (self.host_interface != "none").then(|| self.host_interface.clone()),
             keeper: self.keeper.clone(),
             take_over: self.take_over,
             health: flannel.health(),

@@ -130,6 +130,16 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
                 },
             ),
         ),
+        (
+            "host",
+            status.host_interface.map_or_else(
+                || "no interface".to_owned(),
+                |host| {
+                    let (from, to) = (traffic(host.received), traffic(host.sent));
+                    format!("{}, {from} from it, {to} to it", host.name)
+                },
+            ),
+        ),
         ("dns", dns(&status.dns)),
         (
             "published",

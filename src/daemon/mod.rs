@@ -10,6 +10,7 @@ mod follow;
 mod front;
 mod handover;
 mod heartbeat;
+mod host_interface;
 mod leases;
 mod liveness;
 mod naming;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use doors::Doors;
 use front::Front;
+pub(crate) use host_interface::NAME as HOST_INTERFACE;
 use ipnet::IpNet;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
@@ -63,6 +65,7 @@ use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::{self, Clock, Endpoints};
 use crate::http;
 use crate::lease::{self, News, Reply};
+use crate::netlink::Changes;
 use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
@@ -562,7 +565,8 @@ impl Driver {
         }
         self.state.write_identity(&self.identity)?;
         let kernel = underlay::kernel();
-        underlay::warn_of_kernel(&kernel, tunnel.config.network, key.ipv4);
+        let own_interface = self.settings.host_interface.as_deref();
+        underlay::warn_of_kernel(&kernel, own_interface, tunnel.config.network, key.ipv4);
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
@@ -671,6 +675,10 @@ impl Driver {
         front.spawn(stores::follow(endpoints, stores, running.clone()));
         front.spawn(running.clone().keep_attachments());
         front.spawn(keep_mtu(self.flannel_files.clone(), running.link()));
+        if let Some(name) = self.settings.host_interface.clone() {
+            let changes = Changes::listen();
+            front.spawn(host_interface::follow(name, changes, running.clone()));
+        }
         front.spawn(heartbeat::watch(running.clone(), self.condition.clone()));
         self.watch_over(running, events);
         self.flannel_files.lock().announce(subnet, &ready);
@@ -753,6 +761,7 @@ impl Driver {
                         heard.detach_port(port);
                     }
                     Event::UplinkGone => heard.lose_uplink(),
+                    Event::HostGone => heard.host.lose(),
                     Event::Ended => break,
                 }
             }

@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use muslin_encap::mac::DisplayMac;
 use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::api::control::{
-    Dns, Drop, Flow, Flows, Neighbour, Packets, Peer, Pod, Ports, Route, Status, Table, Traffic,
+    Dns, Drop, Flow, Flows, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route, Status,
+    Table, Traffic,
 };
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::Standing;
@@ -113,6 +114,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
             expired: flows.expired,
             evicted: flows.evicted,
         }),
+        host_interface: host_interface(running, totals),
         dns: dns(running),
         published: Ports {
             ports: pods
@@ -135,6 +137,18 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         control: facts.control.clone(),
         confinement: Some(confine::in_force()),
     }
+}
+
+/// The host interface with what went through it.
+fn host_interface(running: &RunningNode, totals: &Totals) -> Option<HostInterface> {
+    let (name, host) = (running.facts.settings.host_interface.clone()?, totals.host?);
+    let addresses = running.host.addresses();
+    Some(HostInterface {
+        name,
+        addresses: addresses.into_iter().map(IpAddr::V4).collect(),
+        received: traffic(host.received),
+        sent: traffic(host.sent),
+    })
 }
 
 fn dns(running: &RunningNode) -> Dns {

@@ -26,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use super::cni::Cni;
 use super::diary::Diary;
+use super::host_interface::HostState;
 use super::naming::NameService;
 use super::pods::{self, Pod, Pods, check_ports, not_attached};
 use super::settings::NodeSettings;
@@ -102,6 +103,8 @@ pub(super) struct RunningNode {
     pub(super) facts: NodeInfo,
     pub(super) workers: Workers,
     pub(super) naming: NameService,
+    /// The interface by which the host and pods reach each other.
+    pub(super) host: HostState,
     pub(super) pods: Mutex<Pods>,
     /// Ports that may still be open though their pods are detached.
     closing: Mutex<Vec<Closing>>,
@@ -147,6 +150,7 @@ impl RunningNode {
             closing: Mutex::default(),
             keeper: facts.settings.keeper.as_deref().map(Keeper::new),
             cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
+            host: HostState::default(),
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),

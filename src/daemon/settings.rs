@@ -56,6 +56,8 @@ pub struct NodeSettings {
     pub workers: usize,
     /// Which of the kernel's offloads it uses.
     pub offload: Offload,
+    /// The interface by which the host and pods reach each other, if it is to be used.
+    pub host_interface: Option<String>,
     /// Where a keeper listens that holds pods' devices while there is no node.
     pub keeper: Option<PathBuf>,
     /// Whether it takes over the node that runs with this socket, if one does.

@@ -350,8 +350,14 @@ fn port_in_use(end: SocketAddr) -> String {
 }
 
 /// Warns of the kernel's addresses and routes in the pod network, which hide it from pods or programs:
-/// nothing else would show the cause.
-pub(super) fn warn_of_kernel(kernel: &KernelNetwork, network: Ipv4Net, subnet: Ipv4Net) {
+/// nothing else would show the cause. Those of the node's own interface for the host are as they should be.
+pub(super) fn warn_of_kernel(
+    kernel: &KernelNetwork,
+    own_interface: Option<&str>,
+    network: Ipv4Net,
+    subnet: Ipv4Net,
+) {
+    let kernel = kernel.clone().without(own_interface.unwrap_or_default());
     let own = kernel.in_own_subnet(subnet, &[]);
     for conflict in own.iter().chain(&kernel.routes_inside(network, subnet)) {
         warn!("{conflict}");

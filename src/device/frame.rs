@@ -3,9 +3,14 @@
 use std::io;
 
 use muslin_encap::offload::virtio::Header;
+use muslin_stack::datapath::frame;
 
-/// What takes Ethernet frames: a pod's device, or the uplink.
+/// What takes Ethernet frames, as a pod's device and the uplink do, or IP packets, as the host interface
+/// does.
 pub trait FrameDevice {
+    /// Where the IP packet begins in what it takes, in bytes.
+    const NETWORK: usize = frame::HEADER_LEN;
+
     /// Whether it takes and gives superpackets and unfinished checksums.
     fn has_offloads(&self) -> bool;
 

@@ -198,6 +198,11 @@ impl Tap {
     /// # Errors
     /// `InvalidInput` if it is not a TAP device without packet information.
     pub fn from_descriptor(descriptor: OwnedFd) -> io::Result<Self> {
+        Self::of_mode(descriptor, libc::IFF_TAP)
+    }
+
+    /// The same for a device of that mode, `IFF_TAP` or `IFF_TUN`.
+    pub(super) fn of_mode(descriptor: OwnedFd, mode: libc::c_int) -> io::Result<Self> {
         let mut interface = empty_request();
         // SAFETY: the kernel writes one `ifreq`, into one that lives until the call returns; on a
         // descriptor of another kind it fails.
@@ -205,17 +210,17 @@ impl Tap {
             |_| {
                 io::Error::new(
                     io::ErrorKind::InvalidInput,
-                    "the descriptor is not a TAP device",
+                    "the descriptor is not a TAP or TUN device",
                 )
             },
         )?;
         // SAFETY: TUNGETIFF fills in the flags, which are valid for any bits.
         let flags = i32::from(unsafe { interface.ifr_ifru.ifru_flags });
-        let wanted = libc::IFF_TAP | libc::IFF_NO_PI;
-        if flags & (wanted | libc::IFF_TUN) != wanted {
+        let wanted = mode | libc::IFF_NO_PI;
+        if flags & (libc::IFF_TAP | libc::IFF_TUN | libc::IFF_NO_PI) != wanted {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the device is not a TAP without packet information",
+                "the device is not of the expected mode without packet information",
             ));
         }
         let has_header = flags & libc::IFF_VNET_HDR != 0;
@@ -304,6 +309,7 @@ fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {
 
 fn open_with_offloads(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     let is_multiqueue = queues > 1;
+    let open_queue = |name, is_multiqueue| open_queue(name, libc::IFF_TAP, is_multiqueue);
     let queues = (0..queues.max(1)).map(|_| open_queue(name, is_multiqueue));
     queues.collect::<io::Result<_>>().or_else(|error| {
         // One that is there already may be of the other kind.
@@ -312,10 +318,15 @@ fn open_with_offloads(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
     })
 }
 
-fn open_queue(name: &str, is_multiqueue: bool) -> io::Result<OwnedFd> {
+/// Opens a queue of a device of that mode, with a virtio-net header and offloads.
+pub(super) fn open_queue(
+    name: &str,
+    mode: libc::c_int,
+    is_multiqueue: bool,
+) -> io::Result<OwnedFd> {
     let device = File::options().read(true).write(true).open(TUN)?;
     let mut interface = request_for(name)?;
-    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    let mut flags = mode | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     if is_multiqueue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
@@ -336,7 +347,7 @@ fn open_queue(name: &str, is_multiqueue: bool) -> io::Result<OwnedFd> {
 }
 
 impl OpenError {
-    fn new(name: &str, error: io::Error) -> Self {
+    pub(super) fn new(name: &str, error: io::Error) -> Self {
         match errno(&error) {
             Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoDevice,
             Errno::EACCES => Self::NoPermission,

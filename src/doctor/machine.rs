@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan;
+use nix::net::if_::if_nametoindex;
 use nix::sys::statfs::{FsType, NFS_SUPER_MAGIC, SMB_SUPER_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
@@ -16,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{DoctorOptions, Finding, NodeUnderTest, Verdict};
 use crate::confine;
-use crate::daemon::Offload;
+use crate::daemon::{HOST_INTERFACE, Offload};
 use crate::device::Tap;
 use crate::error::{Context, Result};
 use crate::init;
@@ -374,17 +375,53 @@ fn pods_mtu(mtu: u16) -> Finding {
     }
 }
 
+/// The name of the interface by which the host and pods reach each other.
+pub(super) fn host_interface_name(tested: Option<&NodeUnderTest>) -> &str {
+    let interface = tested.and_then(|tested| tested.status.host_interface.as_ref());
+    interface.map_or(HOST_INTERFACE, |interface| interface.name.as_str())
+}
+
+/// Whether the host reaches pods.
+pub(super) fn host_interface(tested: Option<&NodeUnderTest>) -> Finding {
+    const CHECK: &str = "host interface";
+    const WITHOUT: &str = "kubelet's probes, programs in this machine's own network and its shell do \
+                           not reach pods";
+    let name = host_interface_name(tested);
+    let used = tested.map(|tested| tested.status.host_interface.is_some());
+    let is_there = if_nametoindex(name).is_ok();
+    match (used, is_there) {
+        (Some(true), _) => {
+            let detail = format!("this machine and pods reach each other by {name}");
+            Finding::fine(CHECK, detail)
+        }
+        (None, true) => Finding::fine(CHECK, format!("{name} is there for a node")),
+        (Some(false), true) => {
+            let detail = format!("the node does not use {name}: {WITHOUT}");
+            Finding::new(CHECK, Verdict::Warning, detail).advise(
+                "the node's log says why; 'sudo muslin host-interface' makes it for its user",
+            )
+        }
+        (_, false) => {
+            let detail = format!("there is none: {WITHOUT}");
+            // Many nodes need none.
+            Finding::fine(CHECK, detail)
+                .advise("where that is needed, run 'sudo muslin host-interface' once the node runs")
+        }
+    }
+}
+
 /// What the kernel has of the pod network by itself. Pods do not see it, but it takes the place of
 /// some, and programs outside pods, and peers whose public addresses it covers, miss packets.
 pub(super) async fn kernel(
     network: Ipv4Net,
     subnet: Option<Ipv4Net>,
     pods: &[Ipv4Addr],
+    host_interface: &str,
 ) -> Vec<Finding> {
     const OWN: &str = "own subnet";
     const ROUTES: &str = "routes";
     let kernel = match KernelNetwork::read().await {
-        Ok(kernel) => kernel,
+        Ok(kernel) => kernel.without(host_interface),
         Err(error) => return vec![Finding::new(ROUTES, Verdict::Unknown, error)],
     };
     let mut findings = Vec::new();

@@ -147,9 +147,11 @@ pub async fn examine(options: &DoctorOptions, mut report: impl FnMut(Finding)) -
             Some(tested) => node::addresses_of_pods(tested).await,
             None => Vec::new(),
         };
-        let findings = machine::kernel(network, subnet, &pods).await;
+        let name = machine::host_interface_name(tested.as_ref());
+        let findings = machine::kernel(network, subnet, &pods, name).await;
         findings.into_iter().for_each(&mut report);
     }
+    report(machine::host_interface(tested.as_ref()));
     match tested {
         Some(tested) => node::examine(&tested, options.peers, report).await,
         None => report(match waits {

@@ -23,6 +23,8 @@ pub(crate) enum Token {
     Flow(FlowId),
     /// The sidecar's end of the way to its node.
     Node,
+    /// A queue of the host interface.
+    Host,
     /// What others wake the thread by.
     Wake,
 }
@@ -45,6 +47,7 @@ const UPLINK: u32 = 2;
 const PUBLISHED: u32 = 3;
 const NODE: u32 = 4;
 const WAKE: u32 = 5;
+const HOST: u32 = 6;
 /// The highest bit; a generation is below it.
 const FLOW: u32 = 1 << 31;
 const _: () = assert!(FlowId::GENERATIONS <= FLOW);
@@ -59,6 +62,7 @@ impl From<Token> for u64 {
             Token::Flow(flow) => (FLOW | flow.generation, flow.index),
             Token::Node => (NODE, 0),
             Token::Wake => (WAKE, 0),
+            Token::Host => (HOST, 0),
         };
         Self::from(high) << 32 | Self::from(low)
     }
@@ -85,6 +89,7 @@ impl TryFrom<u64> for Token {
             (PUBLISHED, number) => Self::Published(number),
             (NODE, 0) => Self::Node,
             (WAKE, 0) => Self::Wake,
+            (HOST, 0) => Self::Host,
             _ => return Err(UnknownToken(data)),
         })
     }
@@ -106,6 +111,7 @@ mod tests {
             | Token::Published(_)
             | Token::Flow(_)
             | Token::Node
+            | Token::Host
             | Token::Wake => true,
         };
         let last = FlowId::GENERATIONS - 1;
@@ -119,6 +125,7 @@ mod tests {
             number().prop_map(Token::Published),
             flow.prop_map(Token::Flow),
             Just(Token::Node),
+            Just(Token::Host),
             Just(Token::Wake),
         ]
         .prop_filter("all kinds are known", kinds)
@@ -152,11 +159,12 @@ mod tests {
     fn what_no_token_has_is_unknown() {
         for data in [
             u64::MAX,
-            6 << 32,
+            7 << 32,
             1 << 62,
             3 << 62,
             4 << 32 | 1,
             5 << 32 | 7,
+            6 << 32 | 1,
         ] {
             assert_eq!(Token::try_from(data), Err(UnknownToken(data)));
         }

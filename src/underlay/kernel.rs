@@ -59,6 +59,27 @@ impl KernelNetwork {
         read.context("cannot read this machine's interfaces and routes")
     }
 
+    /// Reads the interfaces alone.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub async fn read_interfaces() -> Result<Self> {
+        let read = netlink::with(async |handle| links::interfaces(handle).await).await?;
+        let interfaces = read.context("cannot read this machine's interfaces")?;
+        Ok(Self {
+            interfaces,
+            routes: Vec::new(),
+        })
+    }
+
+    /// The addresses of an interface.
+    #[must_use]
+    pub fn addresses_of(&self, name: &str) -> Vec<Ipv4Addr> {
+        let interface = self.interfaces.iter().find(|it| it.name == name);
+        let addresses = interface.into_iter().flat_map(|it| &it.addresses);
+        addresses.map(|address| address.ip).collect()
+    }
+
     async fn ask(handle: &Handle) -> std::result::Result<Self, rtnetlink::Error> {
         let interfaces = links::interfaces(handle).await?;
         let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
@@ -74,6 +95,17 @@ impl KernelNetwork {
     pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
         let addresses = self.interfaces.iter().flat_map(|it| &it.addresses);
         addresses.map(|address| address.ip)
+    }
+
+    /// The same without an interface that is the node's own, and what is behind it.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        let own = self.interfaces.iter().find(|it| it.name == name);
+        if let Some(index) = own.map(|own| own.index) {
+            self.interfaces.retain(|it| it.index != index);
+            self.routes.retain(|(_, to)| *to != Some(index));
+        }
+        self
     }
 
     /// The VXLAN interface that has a UDP port: at all addresses, whatever its own is.

@@ -10,6 +10,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::SiblingMessage;
 use muslin_stack::datapath::egress::FlowKey;
+use muslin_stack::datapath::host_interface::HostInterface;
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
@@ -19,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::report::Question;
 use super::succession::Holdings;
-use crate::device::PodDevice;
+use crate::device::{PodDevice, Tun};
 use crate::underlay::Underlay;
 
 /// A command of the control plane.
@@ -41,6 +42,12 @@ pub(super) enum Command {
     Probe(Vec<PeerId>),
     Rebind(Underlay, Option<Uplink>),
     SetMtu(Mtu),
+    /// The host interface, by its queue for this worker, and whether this worker reads that.
+    OpenHost(HostInterface, Tun, bool),
+    /// The host has other addresses.
+    SetHost(HostInterface),
+    /// There is no host interface.
+    CloseHost,
     /// Where the store is.
     SetStores(Vec<SocketAddr>),
     /// Copy a table for a reader.
@@ -73,6 +80,8 @@ pub enum Event {
     PortGone(PortId),
     /// The uplink's interface is gone.
     UplinkGone,
+    /// The host interface is gone.
+    HostGone,
     /// A thread has ended.
     Ended,
 }

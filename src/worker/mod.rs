@@ -5,6 +5,7 @@
 //! The control plane speaks to it by a queue of commands and an event descriptor.
 
 mod clients;
+mod host;
 mod message;
 mod output;
 mod packet_loop;

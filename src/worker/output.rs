@@ -16,7 +16,7 @@ use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use tracing::warn;
 
-use crate::device::{FrameDevice, PodDevice};
+use crate::device::{FrameDevice, PodDevice, Tun};
 use crate::error::errno;
 use crate::underlay::{Route, TunnelSocket, Underlay};
 
@@ -85,6 +85,8 @@ impl Outbox {
 pub(super) struct Io {
     pub(super) ports: HashMap<PortId, PodDevice>,
     pub(super) underlay: Underlay,
+    /// The host interface.
+    pub(super) host: Option<Tun>,
     /// A superpacket that is to be taken apart for a device, in one piece.
     flat: Vec<u8>,
     /// Where the headers of one are made that goes to a peer at once.
@@ -115,6 +117,7 @@ impl Io {
         Self {
             ports: HashMap::new(),
             underlay,
+            host: None,
             flat: Vec::new(),
             headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
@@ -130,7 +133,8 @@ impl Io {
 
     /// Whether any does.
     pub(super) fn any_takes_superpackets(&self) -> bool {
-        self.ports.values().any(PodDevice::has_offloads)
+        let host = self.host.as_ref();
+        host.is_some_and(Tun::has_offloads) || self.ports.values().any(PodDevice::has_offloads)
     }
 
     /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
@@ -142,6 +146,7 @@ impl Io {
                 Ok(())
             }
             Verdict::Uplink { .. } => self.send_to_uplink(packet, tail),
+            Verdict::Host => self.send_to_host(packet, tail),
             Verdict::Peer {
                 destination, flow, ..
             } if !packet.is_single() => self.send_superpacket((destination, flow), packet),
@@ -249,6 +254,15 @@ impl Io {
         send_frame(tap, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_port)
     }
 
+    fn send_to_host(
+        &mut self,
+        packet: &mut PacketBuf<'_>,
+        tail: &[&[u8]],
+    ) -> Result<(), DropReason> {
+        let host = self.host.as_ref().ok_or(DropReason::PortDown)?;
+        send_frame(host, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_port)
+    }
+
     fn send_to_uplink(
         &mut self,
         packet: &mut PacketBuf<'_>,
@@ -327,8 +341,8 @@ fn send_frame(
 }
 
 /// EINVAL where a superpacket cannot be taken apart.
-fn send_segments(
-    device: &impl FrameDevice,
+fn send_segments<D: FrameDevice>(
+    device: &D,
     packet: &PacketBuf<'_>,
     tail: &[&[u8]],
     flat: &mut Vec<u8>,
@@ -339,7 +353,7 @@ fn send_segments(
     for piece in tail {
         flat.extend_from_slice(piece);
     }
-    let split = Split::new(flat, frame::HEADER_LEN, gso, Checksums::Complete);
+    let split = Split::new(flat, D::NETWORK, gso, Checksums::Complete);
     let mut split = split.map_err(|_| Errno::EINVAL)?;
     let mut header = [0; MAX_HEADER_LEN];
     while let Some(train) = split

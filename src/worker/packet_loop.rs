@@ -43,7 +43,7 @@ pub(super) struct PacketLoop {
     pub(super) epoll: Arc<Epoll>,
     pub(super) mailbox: Mailbox,
     pub(super) events: mpsc::UnboundedSender<Event>,
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
     received: Received,
     /// What the tunnel's queues have left of their turns, and the uplink's.
     tunnel_turns: Vec<Turn>,
@@ -168,6 +168,7 @@ impl PacketLoop {
                     Ok(Token::Flow(flow)) => self.read_flow(flow, event.events()),
                     Ok(Token::Published(index)) => self.read_published(index),
                     Ok(Token::Port(port)) => self.read_port(port),
+                    Ok(Token::Host) => self.read_host(),
                     // Nothing else is watched.
                     token @ (Ok(Token::Node) | Err(_)) => debug_assert!(false, "{token:?}"),
                 }
@@ -225,6 +226,9 @@ impl PacketLoop {
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
                 Command::SetMtu(mtu) => self.path.set_mtu(mtu, self.clock.now()),
                 Command::SetStores(stores) => self.path.set_stores(stores),
+                Command::OpenHost(host, queue, reads) => self.open_host(host, queue, reads),
+                Command::SetHost(host) => self.path.set_host(Some(host)),
+                Command::CloseHost => self.close_host(),
                 Command::Copy(question) => question(&self.view()),
                 Command::Suspend(answer) => {
                     let holdings = self.suspend();

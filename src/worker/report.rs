@@ -31,12 +31,23 @@ pub struct Totals {
     pub counters: Counters,
     /// Flows to and from addresses outside the overlay.
     pub egress: EgressCounters,
+    /// What went through the host interface, if there is one.
+    pub host: Option<HostTraffic>,
     /// How many peers there are.
     pub peers: usize,
     /// Whether trains of datagrams may leave.
     pub gso: bool,
     /// Whether they may arrive.
     pub gro: bool,
+}
+
+/// What went through the host interface.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostTraffic {
+    /// Packets from the host.
+    pub received: Traffic,
+    /// Packets to the host.
+    pub sent: Traffic,
 }
 
 /// What went through a port.
@@ -98,6 +109,10 @@ impl Totals {
         Self {
             counters: node.counters().clone(),
             egress: view.path.egress().counters(),
+            host: node.host().map(|host| HostTraffic {
+                received: host.received,
+                sent: host.sent,
+            }),
             peers: node.peers().count(),
             gso: tunnel.is_some_and(TunnelSocket::has_gso),
             gro: tunnel.is_some_and(TunnelSocket::has_gro),
@@ -108,6 +123,10 @@ impl Totals {
     pub(super) fn add(&mut self, other: &Self) {
         self.counters.add(&other.counters);
         self.egress.add(&other.egress);
+        if let (Some(host), Some(theirs)) = (&mut self.host, other.host) {
+            host.received.add(theirs.received);
+            host.sent.add(theirs.sent);
+        }
         self.gso &= other.gso;
         self.gro &= other.gro;
     }

@@ -85,7 +85,7 @@ impl Ends {
             Verdict::Port(POD) => self.inbox.push(bytes.to_vec()),
             Verdict::Drop(reason) => println!("a packet is lost: {}", reason.describe()),
             // There are no other ports and no uplink, and a data path keeps what is for egress.
-            Verdict::Port(_) | Verdict::Flood { .. } | Verdict::Uplink { .. } => {}
+            Verdict::Port(_) | Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Host => {}
             Verdict::Egress | Verdict::Consumed => {}
         }
         Ok(())

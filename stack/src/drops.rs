@@ -71,6 +71,11 @@ reasons! {
     Ipv4Checksum, "ipv4-checksum", "A packet's IPv4 header checksum was wrong.";
     DestinationNotUnicast, "destination-not-unicast", "A packet for the router had a multicast, broadcast, loopback or unspecified destination.";
     TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
+    HostForwarded, "host-forwarded", "A packet came by the host interface from an address that is not the host's: the host has forwarded it.";
+    HostDenied, "host-denied", "A packet was for an address or a port of the host that egress may not reach.";
+    HostProtocol, "host-protocol", "A packet between the host and a pod was of a protocol that is not passed on.";
+    HostFragment, "host-fragment", "A fragment was for the host, and it cannot be told for which of its addresses.";
+    HostTableFull, "host-table-full", "There were too many flows of the host to pods, and none was idle.";
     NoRoute, "no-route", "There is no route to a packet's destination.";
     EgressFragmentInvalid, "egress-fragment-invalid", "A fragment to an address outside was shorter than any link makes one, or ended beyond the longest packet.";
     EgressFragmentOverlap, "egress-fragment-overlap", "Fragments to an address outside overlapped or contradicted each other.";
@@ -156,11 +161,11 @@ impl DropReason {
 /// What became of all packets since the node started; in packets, of which a superpacket is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Counters {
-    /// Frames from ports and datagrams from the underlay.
+    /// Frames from ports, datagrams from the underlay and packets from the host.
     pub received: u64,
     /// Packets that begin in the node or go on after they waited in it.
     pub originated: u64,
-    /// Frames for one port.
+    /// Frames for one port, and packets for the host.
     pub delivered: u64,
     /// Datagrams for a peer.
     pub sent: u64,

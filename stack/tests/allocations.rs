@@ -1,15 +1,22 @@
 //! No packet costs an allocation once the node has seen the first few.
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+use std::sync::Arc;
+
 use allocation_counter::measure;
 use muslin_bed::scenes::{Scene, Way, vxlan_tunnel};
-use muslin_encap::buffer::HEADROOM;
+use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
+use muslin_stack::datapath::egress::Policy;
+use muslin_stack::datapath::host_interface::{HostFlows, HostInterface};
+use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
+use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::tunnel::Tunnel;
+use muslin_stack::{EthernetAddress, Instant};
 
 #[test]
 fn none_in_the_node() {
@@ -25,6 +32,52 @@ fn none_in_the_node() {
             assert_eq!(info.count_total, 0, "{tunnel:?}, {way:?}: {info:?}");
         }
     }
+}
+
+#[test]
+fn none_for_the_host() {
+    let config = NodeConfig::new(
+        "10.244.1.0/24".parse().unwrap(),
+        EthernetAddress([2, 0, 0, 0, 0, 1]),
+        Tunnel::Udp,
+        Mtu::new(1450).unwrap(),
+        7,
+    );
+    let mut node = Node::new(config, Instant::ZERO).unwrap();
+    let address = "192.0.2.2:8285".parse().unwrap();
+    let subnet = "10.244.2.0/24".parse().unwrap();
+    node.set_peer(Peer::new(PeerId(2), subnet, address));
+    let host = HostInterface {
+        addresses: vec![[192, 0, 2, 1].into()],
+        flows: Arc::new(HostFlows::new(7)),
+    };
+    node.set_host(Some(host), &Policy::closed());
+    let udp = |source, destination, ports: (u16, u16)| {
+        let mut bytes = vec![0; HEADROOM];
+        etherparse::PacketBuilder::ipv4(source, destination, 64)
+            .udp(ports.0, ports.1)
+            .write(&mut bytes, b"payload")
+            .unwrap();
+        bytes
+    };
+    let (pod, base) = ([10, 244, 2, 2], [10, 244, 1, 0]);
+    let question = udp([192, 0, 2, 1], pod, (40_000, 53));
+    let answer = udp(pod, base, (53, 40_000));
+    let (mut one, mut other) = (question.clone(), answer.clone());
+    let info = measure(|| {
+        for _ in 0..1_000 {
+            one.copy_from_slice(&question);
+            let len = one.len() - HEADROOM;
+            let mut packet = PacketBuf::new(&mut one, HEADROOM, len).unwrap();
+            let verdict = node.from_host(Instant::ZERO, &mut packet);
+            assert!(matches!(verdict, Verdict::Peer { .. }));
+            other.copy_from_slice(&answer);
+            let mut packet = PacketBuf::new(&mut other, HEADROOM, len).unwrap();
+            let verdict = node.from_underlay(Instant::ZERO, address, &mut packet);
+            assert_eq!(verdict, Verdict::Host);
+        }
+    });
+    assert_eq!(info.count_total, 0, "{info:?}");
 }
 
 const SEGMENT: usize = 1398;

@@ -462,6 +462,9 @@ pub struct Status {
     pub lease_confirmed_seconds: u64,
     /// Flows of pods to addresses outside the pod network, if they may have any.
     pub egress: Option<Flows>,
+    /// The host interface, if there is one.
+    #[serde(default)]
+    pub host_interface: Option<HostInterface>,
     /// What pods have asked their gateway.
     pub dns: Dns,
     /// Ports of this machine that lead to pods.
@@ -682,6 +685,19 @@ pub struct Pod {
     /// Frames and bytes from it.
     pub received: Traffic,
     /// Frames and bytes to it.
+    pub sent: Traffic,
+}
+
+/// The interface by which the host and pods reach each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostInterface {
+    /// Its name.
+    pub name: String,
+    /// The host's addresses that pods reach by it, besides the subnet's base address.
+    pub addresses: Vec<IpAddr>,
+    /// From the host.
+    pub received: Traffic,
+    /// To the host.
     pub sent: Traffic,
 }
 

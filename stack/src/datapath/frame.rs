@@ -37,6 +37,27 @@ pub fn parse(frame: &[u8]) -> Result<EthernetFrame<&[u8]>, DropReason> {
 /// # Errors
 /// `VirtioHeader` if it contradicts the frame, or a checksum begins in front of what IP carries.
 pub(crate) fn check_offload(packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+    check_offload_at(packet, HEADER_LEN, network_end)
+}
+
+/// The same for a packet that begins with its IPv4 header.
+///
+/// # Errors
+/// Likewise.
+pub(crate) fn check_packet_offload(packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
+    let end = |packet: &[u8]| {
+        packet
+            .first()
+            .map_or(0, |first| usize::from(first & 0x0f) * 4)
+    };
+    check_offload_at(packet, 0, end)
+}
+
+fn check_offload_at(
+    packet: &mut PacketBuf<'_>,
+    network: usize,
+    network_end: impl Fn(&[u8]) -> usize,
+) -> Result<(), DropReason> {
     let offload = packet.offload();
     let checked = offload.check(packet.len());
     checked.map_err(|_| DropReason::VirtioHeader)?;
@@ -44,7 +65,7 @@ pub(crate) fn check_offload(packet: &mut PacketBuf<'_>) -> Result<(), DropReason
         return Ok(());
     };
     let field = usize::from(start) + usize::from(offset);
-    let is_usual = Transport::parse(packet.as_slice(), HEADER_LEN)
+    let is_usual = Transport::parse(packet.as_slice(), network)
         .is_ok_and(|at| at.l4 == usize::from(start) && at.checksum_offset() == field);
     if is_usual {
         return Ok(());

@@ -11,6 +11,7 @@ pub mod frame;
 pub mod gateway;
 pub mod guard;
 pub mod hash;
+pub mod host_interface;
 pub mod icmp;
 pub mod link_local;
 pub mod neighbour;
@@ -42,6 +43,7 @@ use crate::datapath::egress::{
     Egress, FlowId, FlowKey, Holder, Host, Output as FromEgress, Owners, Ready,
 };
 use crate::datapath::filter::{Filter, Unfiltered};
+use crate::datapath::host_interface::HostInterface;
 use crate::datapath::node::{Node, Sender};
 use crate::datapath::observe::{Observer, Unobserved};
 use crate::datapath::port::PortId;
@@ -252,6 +254,16 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         self.leave(now, verdict, packet, tail, host)
     }
 
+    /// Takes an IPv4 packet from the host interface.
+    pub fn from_host(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
+        self.node.from_host(now, packet)
+    }
+
+    /// The host interface is there, or is another one, or is gone.
+    pub fn set_host(&mut self, host: Option<HostInterface>) {
+        self.node.set_host(host, self.egress.policy());
+    }
+
     /// Takes what another worker has to say.
     pub fn from_sibling(&mut self, now: Instant, message: SiblingMessage, host: &mut impl Host) {
         match message {
@@ -307,6 +319,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
 
     /// The store is here now: pods do not get there outside.
     pub fn set_stores(&mut self, stores: Vec<SocketAddr>) {
+        self.node.set_stores(&stores);
         self.egress.set_stores(stores);
     }
 

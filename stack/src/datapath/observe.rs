@@ -25,6 +25,8 @@ pub enum Source {
     Underlay(SocketAddr),
     /// The uplink: a packet is an Ethernet frame.
     Uplink,
+    /// The host interface: a packet begins with its IPv4 header.
+    Host,
     /// Egress: a packet begins with its IPv4 header.
     Egress,
     /// The node itself, which made the packet or let it wait. It begins with what the verdict says,

@@ -71,7 +71,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         preface: &[u8],
         host: &mut impl Host,
     ) -> Result<FlowId, DropReason> {
-        let visible = published.visible(client);
+        let visible = self.visible(published, client);
         let free = visible.filter(|key| self.egress.find(key).is_none());
         let any_port = || published.key(SocketAddr::new(self.node.gateway().into(), 0));
         let key = free.unwrap_or_else(any_port);
@@ -101,9 +101,17 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         self.egress.deliver(now, key, payload, host)
     }
 
+    /// What the pod sends to the host's own addresses does not come to flows where there is a host
+    /// interface.
+    fn visible(&self, published: PublishedPort, client: Client) -> Option<FlowKey> {
+        let is_host = |address| ipv4(address).is_some_and(|it| self.node.is_at_host(it));
+        let visible = published.visible(client);
+        visible.filter(|key| !is_host(key.remote.ip()))
+    }
+
     /// The ends of a new flow of datagrams.
     fn key_for(&mut self, published: PublishedPort, client: Client) -> Result<FlowKey, DropReason> {
-        let visible = published.visible(client);
+        let visible = self.visible(published, client);
         if let Some(key) = visible.filter(|key| self.egress.find(key).is_none()) {
             return Ok(key);
         }

@@ -34,6 +34,8 @@ pub enum Verdict {
         /// A hash of the inner flow.
         flow: u32,
     },
+    /// The packet is an IPv4 packet for the host interface.
+    Host,
     /// The packet is an IPv4 packet for [`crate::datapath::egress::Egress`].
     Egress,
     /// The node keeps it.

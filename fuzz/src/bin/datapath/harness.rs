@@ -15,6 +15,7 @@ use muslin_stack::datapath::egress::{
     self, Egress, FlowId, FlowKey, HostError, Owners, Policy, Protocol, Ready, Rules,
 };
 use muslin_stack::datapath::frame;
+use muslin_stack::datapath::host_interface::{HostFlows, HostInterface};
 use muslin_stack::datapath::node::{self, Node, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
@@ -40,6 +41,10 @@ const PEERS: u32 = 2;
 const SEGMENT: usize = 400;
 /// An address of the host's.
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 1);
+/// The host's addresses, as its interface has them. They are none of its clients'.
+const HOSTS: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 2)];
+/// How long an end of the host's keeps its port outside at least.
+const HOST_IDLE: Duration = Duration::from_secs(120);
 /// The published port of each pod.
 const PUBLISHED: u16 = 53;
 /// Messages that may wait for a worker.
@@ -70,6 +75,8 @@ pub(crate) struct Harness {
     client: [Option<SocketAddr>; PODS],
     caller: [Option<(SocketAddr, u32)>; PODS],
     dials: BTreeSet<FlowId>,
+    /// By which ports pods of peers know ends of the host, and until when.
+    known: BTreeMap<(u32, u16), (SocketAddr, Instant)>,
     /// The sequence number of the next segment of a pod of a peer's.
     sequence: u32,
 }
@@ -107,6 +114,29 @@ fn peer(index: u32) -> Peer {
     Peer::new(PeerId(index), subnet.into(), address).with_vtep(vtep(index))
 }
 
+/// A pod of a peer.
+fn far(index: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 244, 2 + index as u8, 2)
+}
+
+/// Source and destination of a UDP datagram that begins with its IPv4 header.
+fn ends_of(packet: &[u8]) -> (SocketAddr, SocketAddr) {
+    let headers = PacketHeaders::from_ip_slice(packet).expect("it is a packet");
+    let (Some(NetHeaders::Ipv4(ip, _)), Some(TransportHeader::Udp(udp))) =
+        (headers.net, headers.transport)
+    else {
+        panic!("it is no datagram");
+    };
+    let payload = headers.payload.slice();
+    let sum = udp.calc_checksum_ipv4(&ip, payload);
+    assert_eq!(sum, Ok(udp.checksum), "the checksum is wrong");
+    let end = |address: [u8; 4], port| SocketAddr::new(Ipv4Addr::from(address).into(), port);
+    (
+        end(ip.source, udp.source_port),
+        end(ip.destination, udp.destination_port),
+    )
+}
+
 fn outside(byte: u8) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1 + byte % 3).into(), 7)
 }
@@ -118,7 +148,7 @@ fn attachment(index: usize) -> Attachment {
     Attachment::new(mac(index), Vec::new()).unguarded()
 }
 
-fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
+fn worker(owners: &Arc<Owners>, flows: &Arc<HostFlows>, number: u8) -> Worker {
     let mtu = Mtu::new(1450).expect("it is in range");
     let tunnel = Tunnel::Vxlan {
         vni: Vni::new(1).expect("it is in range"),
@@ -140,6 +170,10 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
     config.limits.memory = 1 << 18;
     let mut path = Datapath::new(node, Egress::new(config, Instant::ZERO));
     path.share(owners.clone(), number);
+    path.set_host(Some(HostInterface {
+        addresses: HOSTS.to_vec(),
+        flows: flows.clone(),
+    }));
     for index in 0..PODS {
         let published = SocketAddr::new(pod(index).into(), PUBLISHED);
         path.expect_datagrams(published).expect("it is of IPv4");
@@ -153,9 +187,10 @@ fn worker(owners: &Arc<Owners>, number: u8) -> Worker {
 
 impl Harness {
     pub(crate) fn new() -> Self {
-        let owners = Arc::new(Owners::new(7));
+        let (owners, flows) = (Arc::new(Owners::new(7)), Arc::new(HostFlows::new(7)));
+        let worker = |number| worker(&owners, &flows, number);
         Self {
-            workers: (0..WORKERS as u8).map(|it| worker(&owners, it)).collect(),
+            workers: (0..WORKERS as u8).map(worker).collect(),
             now: Instant::ZERO,
             next: 0,
             offered: BTreeMap::new(),
@@ -165,13 +200,14 @@ impl Harness {
             client: [None; PODS],
             caller: [None; PODS],
             dials: BTreeSet::new(),
+            known: BTreeMap::new(),
             sequence: 0,
         }
     }
 
     pub(crate) fn step(&mut self, input: &mut Unstructured<'_>) -> Result<()> {
         let mut byte = || input.arbitrary::<u8>();
-        match byte()? % 11 {
+        match byte()? % 13 {
             0 => {
                 let (at, which) = (usize::from(byte()?) % WORKERS, byte()?);
                 let from = SocketAddr::new(
@@ -215,6 +251,14 @@ impl Harness {
                 self.pass(self.now + Duration::from_micros(micros));
             }
             9 => self.replace(usize::from(byte()?) % PODS),
+            11 => {
+                let at = usize::from(byte()?) % WORKERS;
+                self.host_asks(at, byte()?);
+            }
+            12 => {
+                let at = usize::from(byte()?) % WORKERS;
+                self.host_is_answered(at, byte()?);
+            }
             _ => {
                 let (at, what, count) = (usize::from(byte()?) % WORKERS, byte()?, byte()? % 8);
                 let datagrams = (0..count).map(|_| byte()).collect::<Result<Vec<_>>>()?;
@@ -299,6 +343,60 @@ impl Harness {
             .write(&mut frame, &id.to_be_bytes())
             .expect("a vector grows");
         self.frame(at, index, &frame);
+    }
+
+    /// The host sends a datagram from one of its ends to a pod of a peer, which sees the base address.
+    fn host_asks(&mut self, at: usize, which: u8) {
+        let peer = u32::from(which) % PEERS;
+        let end = SocketAddr::new(
+            HOSTS[usize::from(which >> 1) % HOSTS.len()].into(),
+            40_000 + u16::from(which >> 2) % 2,
+        );
+        let mut bytes = vec![0; HEADROOM];
+        PacketBuilder::ipv4(octets(end), far(peer).octets(), 64)
+            .udp(end.port(), 53)
+            .write(&mut bytes, b"question")
+            .expect("a vector grows");
+        let len = bytes.len() - HEADROOM;
+        let packet = PacketBuf::new(&mut bytes, HEADROOM, len);
+        let mut packet = packet.expect("there is room");
+        let verdict = self.workers[at].path.from_host(self.now, &mut packet);
+        let is_there = matches!(verdict, Verdict::Peer { id, .. } if id == PeerId(peer));
+        assert!(is_there, "{verdict:?}");
+        let (source, _) = ends_of(&packet.as_slice()[8 + frame::HEADER_LEN..]);
+        assert_eq!(source.ip(), SUBNET.network());
+        let until = self.now + HOST_IDLE;
+        let former = self.known.insert((peer, source.port()), (end, until));
+        let is_free = former.is_none_or(|(owner, until)| owner == end || until < self.now);
+        assert!(is_free, "port {} has two owners", source.port());
+        self.settle(at, false);
+    }
+
+    /// A pod of a peer answers what the host has sent it, by any worker.
+    fn host_is_answered(&mut self, at: usize, which: u8) {
+        let now = self.now;
+        let known = self.known.iter().filter(|(_, (_, until))| *until >= now);
+        let known: Vec<_> = known.map(|(key, (end, _))| (*key, *end)).collect();
+        let Some(((peer, port), end)) = known.get(usize::from(which) % known.len().max(1)) else {
+            return;
+        };
+        let mut inner = Vec::new();
+        PacketBuilder::ethernet2(vtep(*peer).get().0, GATEWAY_VTEP.0)
+            .ipv4(far(*peer).octets(), SUBNET.network().octets(), 64)
+            .udp(53, *port)
+            .write(&mut inner, b"answer")
+            .expect("a vector grows");
+        let mut bytes = [&[0; HEADROOM][..], &[8, 0, 0, 0, 0, 0, 1, 0], &inner].concat();
+        let len = bytes.len() - HEADROOM;
+        let packet = PacketBuf::new(&mut bytes, HEADROOM, len);
+        let mut packet = packet.expect("there is room");
+        let source = SocketAddr::new(underlay(*peer as u8).into(), 8472);
+        let Worker { path, sockets, .. } = &mut self.workers[at];
+        let verdict = path.from_underlay(now, source, &mut packet, &[], sockets);
+        assert_eq!(verdict, Verdict::Host);
+        let (_, destination) = ends_of(packet.as_slice());
+        assert_eq!(destination, *end, "an answer goes astray");
+        self.settle(at, false);
     }
 
     /// A client sends to a pod's published port.

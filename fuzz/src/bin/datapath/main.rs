@@ -46,6 +46,10 @@ muslin_fuzz::target! {
         &[8, 2],
         &[8, 3],
         &[9, 0],
+        &[11, 0, 0],
+        &[11, 1, 2],
+        &[12, 1, 0],
+        &[12, 0, 1],
         // A batch of a stream, with what is not the peer's.
         &[10, 0, 1, 4, 3, 3, 3, 11],
         &[10, 0, 1, 3, 3, 1, 3],
@@ -102,6 +106,13 @@ fn seeds() -> Vec<Seed> {
         ),
         // One client connects twice, and is seen as itself once only.
         ("dialled-again", vec![5, 2, 5, 2, 6, 1, 0, 8, 2, 5, 2, 8, 3]),
+        // Two ends of the host with one port, and answers by the other worker.
+        (
+            "host",
+            vec![
+                11, 0, 0, 11, 0, 2, 11, 1, 4, 12, 1, 0, 12, 1, 1, 12, 0, 2, 8, 4, 11, 1, 2,
+            ],
+        ),
         ("neighbours", vec![4, 1, 9, 3, 0, 9, 4, 0, 10, 3, 1, 9]),
         // More than a mailbox holds.
         (

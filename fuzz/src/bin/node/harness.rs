@@ -386,7 +386,7 @@ impl Harness {
     fn count(&mut self, verdict: Verdict) {
         let books = &mut self.books;
         *match verdict {
-            Verdict::Port(_) => &mut books.delivered,
+            Verdict::Port(_) | Verdict::Host => &mut books.delivered,
             Verdict::Peer { .. } | Verdict::Uplink { .. } => &mut books.sent,
             Verdict::Flood { .. } => &mut books.flooded,
             Verdict::Egress | Verdict::Consumed => &mut books.consumed,
@@ -499,6 +499,7 @@ impl Harness {
                 self.check_egress(incoming, 14, &out);
             }
             Verdict::Uplink { .. } => panic!("there is no uplink"),
+            Verdict::Host => panic!("there is no host interface"),
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -593,7 +594,7 @@ impl Harness {
             Verdict::Port(_) | Verdict::Peer { .. } => {
                 self.check_routed(From::Egress, incoming, 0, &out);
             }
-            Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Egress => {
+            Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Host | Verdict::Egress => {
                 panic!("a packet from egress goes astray")
             }
             Verdict::Consumed | Verdict::Drop(_) => {}
@@ -707,7 +708,9 @@ impl Harness {
                 assert!(destination.is_some_and(is_own), "tunnel to egress");
                 self.check_egress(incoming, network, &out);
             }
-            Verdict::Flood { .. } | Verdict::Uplink { .. } => panic!("a datagram goes astray"),
+            Verdict::Flood { .. } | Verdict::Uplink { .. } | Verdict::Host => {
+                panic!("a datagram goes astray")
+            }
             Verdict::Consumed | Verdict::Drop(_) => {}
         }
     }
@@ -745,6 +748,7 @@ impl Harness {
             }
             Verdict::Flood { .. }
             | Verdict::Uplink { .. }
+            | Verdict::Host
             | Verdict::Egress
             | Verdict::Consumed
             | Verdict::Drop(_) => unreachable!(),
@@ -846,6 +850,7 @@ impl Harness {
             }
             Verdict::Flood { .. }
             | Verdict::Uplink { .. }
+            | Verdict::Host
             | Verdict::Egress
             | Verdict::Consumed
             | Verdict::Drop(_) => unreachable!(),
@@ -997,7 +1002,7 @@ impl Harness {
                     DropReason::PortGone | DropReason::PeerGone
                 ));
             }
-            Verdict::Uplink { .. } | Verdict::Egress => panic!("output goes out"),
+            Verdict::Uplink { .. } | Verdict::Host | Verdict::Egress => panic!("output goes out"),
             Verdict::Consumed => panic!("output that is consumed"),
         }
         None

@@ -183,6 +183,11 @@ impl Egress {
         self.ends.set_mtu(mtu, now);
     }
 
+    /// Which destinations it reaches.
+    pub(in crate::datapath) const fn policy(&self) -> &Policy {
+        &self.config.policy
+    }
+
     /// The store is here now: new flows do not get there. Those that are open stay.
     pub fn set_stores(&mut self, stores: Vec<SocketAddr>) {
         self.config.policy.set_stores(stores);

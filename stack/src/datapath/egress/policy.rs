@@ -93,12 +93,12 @@ impl Policy {
     }
 
     /// The address of IPv4 that stands for the host's loopback.
-    fn host_loopback(&self) -> Option<Ipv4Addr> {
+    pub(in crate::datapath) fn host_loopback(&self) -> Option<Ipv4Addr> {
         self.rules.host_loopback.and_then(|it| it.ipv4())
     }
 
     /// Closes these endpoints instead of those of the rules, which the store has left.
-    pub(super) fn set_stores(&mut self, stores: Vec<SocketAddr>) {
+    pub(in crate::datapath) fn set_stores(&mut self, stores: Vec<SocketAddr>) {
         self.rules.stores = stores;
     }
 
@@ -128,7 +128,7 @@ impl Policy {
     ///
     /// # Errors
     /// The reason to drop it.
-    pub(super) fn check(
+    pub(in crate::datapath) fn check(
         &self,
         protocol: Protocol,
         destination: SocketAddrV4,

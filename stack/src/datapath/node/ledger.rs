@@ -22,7 +22,9 @@ impl<O: Observer> Ledger<O> {
     #[inline(always)]
     pub(super) fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>) {
         match source {
-            Source::Port(_) | Source::Underlay(_) | Source::Uplink => self.counters.received += 1,
+            Source::Port(_) | Source::Underlay(_) | Source::Uplink | Source::Host => {
+                self.counters.received += 1;
+            }
             Source::Egress | Source::Node => self.counters.originated += 1,
         }
         self.observer.enters(source, packet);
@@ -32,7 +34,7 @@ impl<O: Observer> Ledger<O> {
     #[inline(always)]
     pub(super) fn leaves(&mut self, source: Source, verdict: Verdict, packet: &impl AsRef<[u8]>) {
         match verdict {
-            Verdict::Port(_) => self.counters.delivered += 1,
+            Verdict::Port(_) | Verdict::Host => self.counters.delivered += 1,
             Verdict::Flood { .. } => self.counters.flooded += 1,
             Verdict::Peer { .. } | Verdict::Uplink { .. } => self.counters.sent += 1,
             Verdict::Egress | Verdict::Consumed => self.counters.consumed += 1,

@@ -33,6 +33,7 @@ use crate::datapath::frame;
 use crate::datapath::gateway::{self, Gateway};
 use crate::datapath::guard;
 use crate::datapath::hash::Seed;
+use crate::datapath::host_interface::HostPort;
 use crate::datapath::icmp;
 use crate::datapath::link_local::LinkLocals;
 use crate::datapath::neighbour::{Neighbours, Place, State};
@@ -47,6 +48,7 @@ use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
+mod host;
 mod ingress;
 mod lan;
 mod ledger;
@@ -176,6 +178,7 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     output: Output,
     filter: F,
     uplink: Option<Lan>,
+    host: Option<HostPort>,
     /// The last claim of a next hop's address that is looked into and that siblings have not heard of.
     claimed: Option<(Ipv4Addr, EthernetAddress)>,
     /// The overlay's network; packets from pods that leave it are for egress.
@@ -276,6 +279,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             output: Output::default(),
             filter,
             uplink: None,
+            host: None,
             claimed: None,
             egress: None,
             scratch: vec![0; HEADROOM + frame::MAX_LEN],
@@ -451,7 +455,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             (Verdict::Peer { .. } | Verdict::Uplink { .. }, gso) => gso,
             // A stream goes on as one.
             (Verdict::Egress, gso) => gso.filter(|gso| gso.kind == GsoKind::Udp),
-            (Verdict::Port(_) | Verdict::Consumed | Verdict::Drop(_), _) => None,
+            (Verdict::Port(_) | Verdict::Host | Verdict::Consumed | Verdict::Drop(_), _) => None,
         };
         let size = is_cut.map_or(len, |gso| gso.size.into());
         // What goes outside goes through all that the host does with its own datagrams.
@@ -542,6 +546,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             (Verdict::Port(port), _) if !self.ports.contains_key(&port) => {
                 Verdict::Drop(DropReason::PortGone)
             }
+            (Verdict::Host, _) if self.host.is_none() => Verdict::Drop(DropReason::PortGone),
             (Verdict::Peer { .. } | Verdict::Uplink { .. }, _) if !self.is_there(verdict) => {
                 Verdict::Drop(DropReason::PeerGone)
             }
@@ -672,6 +677,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             Verdict::Port(_)
             | Verdict::Flood { .. }
+            | Verdict::Host
             | Verdict::Egress
             | Verdict::Consumed
             | Verdict::Drop(_) => true,
@@ -710,6 +716,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
                     port.sent.count(len);
                 }
             }
+            Verdict::Host => self.count_to_host(len),
             Verdict::Peer { id, .. } | Verdict::Uplink { id: Some(id) } => {
                 self.peers.count_sent(id, len);
             }

@@ -95,7 +95,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
         error: IcmpError,
         offender: &[u8],
     ) {
-        let own = |packet| self.is_own(Ipv4Packet::new_unchecked(packet).src_addr());
+        let own = |packet| {
+            let source = Ipv4Packet::new_unchecked(packet).src_addr();
+            self.is_own(source) && !self.is_at_host(source)
+        };
         if !icmp::may_answer(offender) || own(offender) {
             return;
         }
@@ -118,6 +121,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return;
         };
         let destination = view.dst_addr();
+        if self.is_at_host(destination) {
+            return self.with_scratch(bytes, |node, packet| node.deliver_to_host(packet));
+        }
         let next = self.routes.lookup(destination.into()).copied();
         self.with_scratch(bytes, |node, packet| match next {
             Some(next) => {

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::fragment::Fragments;
 use muslin_encap::ip::transport::Transport;
@@ -38,6 +39,8 @@ pub(super) enum Origin {
     Peer(Option<PeerId>),
     /// The uplink, from a host with this MAC address.
     Uplink(EthernetAddress),
+    /// The host interface.
+    Host,
 }
 
 /// The way of a packet whose route is known.
@@ -123,9 +126,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             (checked, _) => checked?,
         }
+        if self.is_for_host(origin, destination) {
+            self.check_policy_from(origin, packet)?;
+            return self.pass_to_host(now, origin, packet);
+        }
         if self.is_own(destination) {
             self.check_policy_from(origin, packet)?;
-            if self.egress.is_some() && is_for_egress(packet.as_slice()) {
+            let has_egress = self.egress.is_some() && origin != Origin::Host;
+            if has_egress && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
             }
             packet.complete_checksum();
@@ -136,7 +144,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
-        if !matches!(origin, Origin::Pod(_)) && next != Some(NextHop::Local) {
+        if !matches!(origin, Origin::Pod(_) | Origin::Host) && next != Some(NextHop::Local) {
             return Err(DropReason::TunnelToTunnel);
         }
         self.check_policy_from(origin, packet)?;
@@ -145,10 +153,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::TtlExceeded);
         }
         let Some(next) = next else {
-            if self
-                .egress
-                .is_some_and(|network| !network.contains(&destination))
-            {
+            let is_outside = |network: Ipv4Net| !network.contains(&destination);
+            if self.egress.is_some_and(is_outside) && origin != Origin::Host {
                 return Ok(Verdict::Egress);
             }
             self.send_icmp_error(now, IcmpError::NetUnreachable, packet.as_slice());
@@ -173,6 +179,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 offload,
                 mtu.min(self.way_back(origin)),
             );
+        }
+        if origin == Origin::Host {
+            self.translate_from_host(now, via, packet)?;
         }
         if fits {
             self.forward(now, destination, via, packet)
@@ -209,7 +218,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     ) -> Result<(), DropReason> {
         match origin {
             Origin::Pod(port) => self.check_policy(Direction::FromPod, port, packet.as_slice()),
-            Origin::Peer(_) | Origin::Uplink(_) => Ok(()),
+            Origin::Peer(_) | Origin::Uplink(_) | Origin::Host => Ok(()),
         }
     }
 
@@ -236,6 +245,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         match origin {
             Origin::Pod(_) => return Ok(()),
+            Origin::Host => return self.check_host_source(source),
             Origin::Uplink(mac) => self.check_host(now, mac, source, len)?,
             Origin::Peer(first) => {
                 if self.config.guard.peers && !self.is_from(first, source) {
@@ -288,7 +298,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// The largest packet that goes back to where one came from; pods know their own MTU.
     fn way_back(&self, origin: Origin) -> Mtu {
         match (origin, &self.uplink) {
-            (Origin::Pod(_), _) => Mtu::MAX,
+            (Origin::Pod(_) | Origin::Host, _) => Mtu::MAX,
             (Origin::Uplink(_), Some(link)) => link.uplink.mtu,
             (Origin::Uplink(_), None) | (Origin::Peer(_), _) => self.config.mtu,
         }

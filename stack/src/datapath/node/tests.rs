@@ -14,6 +14,7 @@ use crate::datapath::frame;
 
 mod egress;
 mod filter;
+mod host;
 mod liveness;
 mod observe;
 mod superpackets;
@@ -1539,6 +1540,7 @@ proptest! {
                     let to = Ipv4Packet::new_unchecked(&packet).dst_addr();
                     prop_assert!(*port || [pod(1, 0), pod(1, 1)].contains(&to));
                 }
+                Verdict::Host => prop_assert!(false, "there is no host interface"),
                 Verdict::Consumed | Verdict::Drop(_) => {}
             }
             outputs(&mut node);

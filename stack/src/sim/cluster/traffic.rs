@@ -351,7 +351,8 @@ impl Cluster {
                 }
                 self.note_drop(who, reason);
             }
-            Verdict::Egress | Verdict::Consumed => {}
+            // Simulated machines have no host interface.
+            Verdict::Host | Verdict::Egress | Verdict::Consumed => {}
         }
         Ok(())
     }

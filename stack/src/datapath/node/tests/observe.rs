@@ -49,10 +49,12 @@ impl Recorder {
         let told = &mut self.told;
         match source {
             Source::Egress | Source::Node => told.originated += 1,
-            Source::Port(_) | Source::Underlay(_) | Source::Uplink => told.received += 1,
+            Source::Host | Source::Port(_) | Source::Underlay(_) | Source::Uplink => {
+                told.received += 1
+            }
         }
         match verdict {
-            Verdict::Port(_) => told.delivered += 1,
+            Verdict::Port(_) | Verdict::Host => told.delivered += 1,
             Verdict::Flood { .. } => told.flooded += 1,
             Verdict::Uplink { .. } | Verdict::Peer { .. } => told.sent += 1,
             Verdict::Egress | Verdict::Consumed => told.consumed += 1,
