@@ -305,6 +305,30 @@ fn a_node_that_is_started_again_opens_the_interface_without_help() {
 }
 
 #[test]
+fn a_process_that_takes_the_node_over_goes_on_with_the_interface() {
+    let Some(mut bed) = Bed::new(&[]) else { return };
+    let [near, far] = bed.pod_addresses();
+    let ports = bed.pods.each_mut().map(|pod| pod.listen(0).unwrap());
+    let ends = [(near, ports[0]), (far, ports[1])];
+    let host = &mut bed.hosts[0];
+    let streams = ends.map(|(to, port)| host.open(SocketAddrV4::new(to, port)).unwrap());
+    for round in 0..3 {
+        let mut old = bed.nodes[0].take_over();
+        let host = &mut bed.hosts[0];
+        for id in streams {
+            assert!(host.exchange(id, BYTES, round).unwrap().intact);
+        }
+        for (to, _) in ends {
+            traffic::ping(host, to);
+        }
+        assert_eq!(capabilities(&bed.nodes[0]), [0; 3]);
+        let ended = poll_until(SOON, "the old process' end", || old.try_wait().unwrap());
+        assert!(ended.success());
+    }
+    bed.end();
+}
+
+#[test]
 fn the_command_makes_corrects_and_removes_the_interface() {
     let Some(bed) = Bed::new(&[]) else { return };
     let node = &bed.nodes[0];

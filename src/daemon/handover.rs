@@ -240,6 +240,9 @@ async fn send_workers(connection: &Connection, holdings: &[Holdings]) -> Result<
             send(connection, &Part::Uplink, &beside).await?;
         }
     }
+    for queue in holdings.iter().filter_map(|held| held.host.as_ref()) {
+        send(connection, &Part::Host, &[queue.as_fd()]).await?;
+    }
     let hosts = holdings.iter().flat_map(|held| &held.next_hops);
     for part in parts(hosts.map(|(host, mac)| (*host, mac.0))) {
         send(connection, &Part::NextHops(part), &[]).await?;

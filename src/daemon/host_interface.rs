@@ -4,6 +4,7 @@
 //! node looks for it itself, and finds it again after it was started anew.
 
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -34,12 +35,23 @@ pub(super) struct HostState {
     /// The host's addresses, while it is open.
     addresses: Mutex<Vec<Ipv4Addr>>,
     is_lost: AtomicBool,
+    /// Queues that the process before this one had.
+    inherited: Mutex<Vec<Tun>>,
 }
 
 impl HostState {
     /// The host's addresses that pods reach by the interface.
     pub(super) fn addresses(&self) -> Vec<Ipv4Addr> {
         self.addresses.lock().clone()
+    }
+
+    /// Goes on with the queues of the process before this one.
+    pub(super) fn inherit(&self, queues: Vec<OwnedFd>) {
+        let queues = queues.into_iter().map(Tun::from_descriptor);
+        match queues.collect() {
+            Ok(queues) => *self.inherited.lock() = queues,
+            Err(error) => warn!("cannot go on with the host interface: {error}"),
+        }
     }
 
     /// A worker cannot read from the interface any more.
@@ -127,8 +139,11 @@ impl Follower {
             return Ok(());
         }
         let facts = &self.running.facts;
-        let queues = Tun::open(&self.name, facts.settings.workers);
-        let mut queues = queues.map_err(|error| self.explain(error))?;
+        let mut queues = std::mem::take(&mut *self.running.host.inherited.lock());
+        if queues.is_empty() {
+            let opened = Tun::open(&self.name, facts.settings.workers);
+            queues = opened.map_err(|error| self.explain(error))?;
+        }
         if !facts.settings.offload.tap {
             for queue in &mut queues {
                 let disabled = queue.disable_offloads();

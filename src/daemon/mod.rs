@@ -653,6 +653,7 @@ impl Driver {
         }
         let attachments = running.adopt(std::mem::take(&mut inherited.pods));
         running.recall_attachments(attachments);
+        running.host.inherit(std::mem::take(&mut inherited.host));
         running.workers.read().map_err(Error::failed)?;
         let running = Arc::new(running);
         if !self.front.serve(running.clone()) {

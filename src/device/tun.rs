@@ -5,7 +5,7 @@
 //! node is started.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use muslin_encap::offload::virtio::{self, Header};
 use nix::libc;
@@ -33,6 +33,14 @@ impl Tun {
         let queues = (0..queues.max(1)).map(|_| open());
         let queues = queues.collect::<io::Result<_>>();
         queues.map_err(|error| OpenError::new(name, error))
+    }
+
+    /// A queue that another process opened.
+    ///
+    /// # Errors
+    /// `InvalidInput` if it is not one of a TUN device.
+    pub(crate) fn from_descriptor(queue: OwnedFd) -> io::Result<Self> {
+        Tap::of_mode(queue, libc::IFF_TUN).map(Self)
     }
 
     /// Makes the interface, if it is not there, persistent and for that user. A node that has it open

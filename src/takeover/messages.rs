@@ -41,6 +41,8 @@ pub(crate) enum Part {
     Tunnel { queues: usize },
     /// The sockets by which a worker gets frames of its link. One for each worker, in order.
     Uplink,
+    /// A queue of the host interface, which is beside it.
+    Host,
     /// Where hosts on the uplink's link are.
     NextHops(Vec<(IpAddr, [u8; 6])>),
     /// A pod; beside it are the queues of its device.

@@ -55,6 +55,8 @@ impl Estate {
 pub(crate) struct Inherited {
     /// For each worker.
     pub(crate) workers: Vec<InheritedWorker>,
+    /// Queues of the host interface.
+    pub(crate) host: Vec<OwnedFd>,
     /// Where hosts on the uplink's link are.
     pub(crate) next_hops: Vec<(IpAddr, EthernetAddress)>,
     pub(crate) pods: Vec<InheritedPod>,
@@ -198,6 +200,7 @@ impl Inherited {
                     }),
                 }
             }
+            Part::Host => self.host.extend(beside),
             Part::NextHops(hosts) => {
                 let hosts = hosts.into_iter();
                 let hosts = hosts.map(|(host, mac)| (host, EthernetAddress(mac)));

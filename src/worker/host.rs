@@ -53,12 +53,16 @@ impl Workers {
 impl PacketLoop {
     pub(super) fn open_host(&mut self, host: HostInterface, queue: Tun, reads: bool) {
         self.close_host();
-        if reads && let Err(error) = self.epoll.add(&queue, Token::Host.readable()) {
+        if reads
+            && self.reads
+            && let Err(error) = self.epoll.add(&queue, Token::Host.readable())
+        {
             warn!("cannot read from the host interface: {error}");
             let _ = self.events.send(Event::HostGone);
             return;
         }
         self.io.host = Some(queue);
+        self.reads_host = reads;
         self.path.set_host(Some(host));
     }
 

@@ -55,6 +55,8 @@ pub(super) struct PacketLoop {
     pub(super) reads: bool,
     /// Ports that this worker reads.
     pub(super) readers: BTreeSet<PortId>,
+    /// Whether it reads its queue of the host interface.
+    pub(super) reads_host: bool,
     /// Ports that are not read before a time, since their pods may send no faster.
     pub(super) paused: Vec<(Instant, PortId)>,
 }
@@ -134,6 +136,7 @@ impl PacketLoop {
             published: PublishedPorts::default(),
             reads: false,
             readers: BTreeSet::new(),
+            reads_host: false,
             paused: Vec::new(),
             clock,
             epoll,

@@ -24,7 +24,7 @@ use super::message::{Command, Sibling};
 use super::packet_loop::{PacketLoop, listen};
 use super::report::NoAnswer;
 use super::{Ended, MAILBOX_LEN, Workers};
-use crate::device::{FrameDevice, FrameSocket};
+use crate::device::{FrameDevice, FrameSocket, Tun};
 use crate::host::Token;
 use crate::underlay::{Adopted, TunnelSocket};
 
@@ -35,6 +35,8 @@ pub(crate) struct Holdings {
     pub(crate) ports: Vec<(PortId, OwnedFd)>,
     /// Its published ports.
     pub(crate) published: Vec<(PortId, PortMapping, OwnedFd)>,
+    /// Its queue of the host interface.
+    pub(crate) host: Option<OwnedFd>,
     /// The tunnel's sockets.
     pub(crate) tunnel: Option<Adopted>,
     /// The uplink's.
@@ -136,6 +138,10 @@ impl PacketLoop {
         Ok(Holdings {
             ports: ports.collect::<io::Result<_>>()?,
             published: published.collect::<io::Result<_>>()?,
+            host: self
+                .host_queue()
+                .map(|queue| own(queue.as_fd()))
+                .transpose()?,
             tunnel: tunnel.as_ref().map(TunnelSocket::copy).transpose()?,
             uplink: uplink.transpose()?,
             next_hops: known.collect(),
@@ -158,7 +164,10 @@ impl PacketLoop {
                 let event = Token::Published(*index).readable();
                 self.epoll.add(&*port.socket, event)?;
             }
-            Ok(())
+            match self.host_queue() {
+                Some(queue) => Ok(self.epoll.add(queue, Token::Host.readable())?),
+                None => Ok(()),
+            }
         });
         if let Err(error) = begun {
             warn!("cannot read packets: {error}");
@@ -173,6 +182,8 @@ impl PacketLoop {
         self.path.node_mut().set_uplink(None);
         self.published.ports.clear();
         self.readers.clear();
+        self.io.host = None;
+        self.path.set_host(None);
     }
 
     /// Gives packets of these flows to the process before this one.
@@ -188,6 +199,11 @@ impl PacketLoop {
         }
     }
 
+    /// The queue of the host interface that this worker reads.
+    fn host_queue(&self) -> Option<&Tun> {
+        self.io.host.as_ref().filter(|_| self.reads_host)
+    }
+
     /// All that is read.
     fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let underlay = &self.io.underlay;
@@ -197,7 +213,12 @@ impl PacketLoop {
         let ports = ports.filter_map(|port| self.io.ports.get(port).map(AsFd::as_fd));
         let published = self.published.ports.values();
         let published = published.map(|port| port.socket.as_fd());
-        tunnel.chain(uplink).chain(ports).chain(published)
+        let host = self.host_queue().map(AsFd::as_fd);
+        tunnel
+            .chain(uplink)
+            .chain(ports)
+            .chain(published)
+            .chain(host)
     }
 }
 
