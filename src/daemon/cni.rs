@@ -33,11 +33,11 @@ use tracing::{debug, info, warn};
 use super::pods::{Details, Pods, check_ports, refusal};
 use super::records::{Record, Records, remove};
 use super::running::{RunningNode, open_queues};
-use super::succession;
+use super::succession::Returned;
 use crate::device::PodDevice;
 use crate::error::{Error, Result};
 use crate::host::publish::{self, Bound};
-use crate::takeover::InheritedPod;
+use crate::keeper::is_tunnel;
 
 /// The network of what `muslin attach` has attached; no configuration's name has a space.
 const ATTACHED: &str = "muslin attach";
@@ -396,15 +396,21 @@ impl RunningNode {
             Err(error) => return warn!("{error}"),
         };
         for (key, device) in devices {
-            let netns = {
+            if is_tunnel(&key) {
+                continue;
+            }
+            let (is_known, netns) = {
                 let cni = self.cni.lock();
                 let mut missing = cni.attachments.missing();
                 let found = missing.find(|(other, _)| **other == key);
-                found.map(|(_, entry)| entry.netns.clone())
+                let netns = found.map(|(_, entry)| entry.netns.clone());
+                (cni.attachments.contains(&key), netns)
             };
             match netns.map(|netns| self.restore(&key, &netns, device)) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => warn!("the device of {key} cannot be used: {error}"),
+                // Another process has handed it over.
+                None if is_known => {}
                 // Nobody wants it any more.
                 None => {
                     if let Err(error) = keeper.close(&key).await {
@@ -515,14 +521,14 @@ impl RunningNode {
     }
 
     /// Gives the pods of an earlier process their places back, without a device yet but for those whose
-    /// devices that process has handed over.
-    pub(super) fn recall_attachments(&self, mut inherited: BTreeMap<Key, InheritedPod>) {
+    /// devices are here.
+    pub(super) fn recall_attachments(&self, mut devices: BTreeMap<Key, Returned>) {
         let records = self.cni.lock().records.all();
         for record in records {
             let key = record.reserve.key.clone();
             let netns = record.reserve.netns.clone();
-            let (device, published) = match inherited.remove(&key) {
-                Some(pod) => (Some(pod.queues), Some(succession::bound(pod.published))),
+            let (device, published) = match devices.remove(&key) {
+                Some(pod) => (Some(pod.queues), pod.published),
                 None => (None, None),
             };
             if let Err(error) = self.recall(record, published) {
@@ -534,8 +540,8 @@ impl RunningNode {
                 warn!("the device of {key} cannot be used: {error}");
             }
         }
-        for key in inherited.keys() {
-            warn!("there is no record of the interface {key}, which is lost");
+        for key in devices.keys() {
+            debug!("there is no record of the interface {key} any more");
         }
         self.remember(&self.pods.lock());
     }

@@ -25,6 +25,7 @@ mod underlay;
 
 use std::iter;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +65,7 @@ use crate::error::{Context, Error, Result};
 use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::{self, Clock, Endpoints};
 use crate::http;
+use crate::keeper::{Keeper, Kept};
 use crate::lease::{self, News, Reply};
 use crate::netlink::Changes;
 use crate::notify;
@@ -71,7 +73,7 @@ use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
 use crate::takeover::{Estate, Predecessor};
-use crate::underlay::{PublicInterface, TunnelSocket};
+use crate::underlay::{Adopted, PublicInterface, TunnelSocket, Underlay};
 use crate::worker::{Event, Workers};
 
 /// Number of keys that are not leases after which no more are logged.
@@ -145,6 +147,10 @@ pub async fn run_until(
         leave.clone(),
         estate.context("cannot copy the listeners")?,
     ));
+    let kept = match (&settings.keeper, &predecessor) {
+        (Some(keeper), None) => take_kept(keeper).await,
+        _ => Kept::default(),
+    };
     let (fatal, ended) = mpsc::unbounded_channel();
     let mut doors = Some(doors);
     if predecessor.is_none() {
@@ -164,6 +170,7 @@ pub async fn run_until(
         fatal,
         predecessor,
         doors,
+        kept,
     };
     let result = start.run(ended, shutdown).await;
     front.finish(&result).await;
@@ -189,6 +196,8 @@ struct Start {
     /// The process that is the node still, and what its clients come in by, until this one is.
     predecessor: Option<Predecessor>,
     doors: Option<Doors>,
+    /// What an earlier process has left.
+    kept: Kept,
 }
 
 impl Start {
@@ -239,6 +248,10 @@ impl Start {
         };
         notify::stopping();
         driver.end_sharing(result.is_ok()).await;
+        if let (true, Some(keeper)) = (*driver.leave.borrow(), &driver.settings.keeper) {
+            // The port is free from here on.
+            drop(take_kept(keeper).await);
+        }
         result
     }
 
@@ -292,6 +305,7 @@ impl Start {
             predecessor: self.predecessor,
             watching: None,
             doors: self.doors,
+            kept: self.kept,
         };
         if let Some(predecessor) = &driver.predecessor {
             let (lost, fatal) = (predecessor.lost()?, driver.fatal.clone());
@@ -352,6 +366,8 @@ struct Driver {
     /// Looks whether that gives up.
     watching: Option<JoinHandle<()>>,
     doors: Option<Doors>,
+    /// What an earlier process has left.
+    kept: Kept,
 }
 
 /// A tunnel whose port is taken.
@@ -516,7 +532,7 @@ impl Driver {
         underlay::plan(config, &self.settings, &self.interface.borrow(), mac)
     }
 
-    fn open_tunnel(&self, config: NetworkConfig) -> Result<OpenTunnel> {
+    fn open_tunnel(&mut self, config: NetworkConfig) -> Result<OpenTunnel> {
         let mut plan = self.plan(&config)?;
         let interface = self.interface.borrow().clone();
         let sockets = match &self.predecessor {
@@ -526,7 +542,13 @@ impl Driver {
                 plan.is_direct = about.is_direct;
                 Vec::new()
             }
-            None => underlay::bind(&mut plan, config.network, &self.settings, &interface)?,
+            None => {
+                let kept = std::mem::take(&mut self.kept.tunnel);
+                match underlay::reuse(kept, &plan, &self.settings, interface.address) {
+                    Some(sockets) if !plan.is_direct => sockets,
+                    _ => underlay::bind(&mut plan, config.network, &self.settings, &interface)?,
+                }
+            }
         };
         Ok(OpenTunnel {
             config,
@@ -570,6 +592,10 @@ impl Driver {
         let config = self.node_config(key, &tunnel.plan)?;
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
+        let options = match &predecessor {
+            Some(_) => underlay::tested(&plan, &self.settings, interface.address),
+            None => None,
+        };
         if !plan.is_direct && plan.tunnel != Tunnel::Ipip {
             confine::try_all(&[|| confine::without(Capability::CAP_NET_RAW)]);
         }
@@ -594,10 +620,11 @@ impl Driver {
         let (underlays, uplink) = match &predecessor {
             Some(_) => {
                 let workers = std::mem::take(&mut inherited.workers);
-                underlay::adopt(&plan, workers, &self.settings, &interface)?
+                underlay::adopt(&plan, workers, options, &self.settings, &interface)?
             }
             None => underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?,
         };
+        let tunnel_copies = self.copy_tunnel(&underlays);
         let nodes = underlays.into_iter().map(|underlay| {
             let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
             node.set_uplink(uplink);
@@ -651,8 +678,10 @@ impl Driver {
             let succeeded = running.workers.succeed(&inherited.flows, channel);
             succeeded.context("cannot go on with flows")?;
         }
-        let attachments = running.adopt(std::mem::take(&mut inherited.pods));
-        running.recall_attachments(attachments);
+        let mut devices = running.adopt(std::mem::take(&mut inherited.pods));
+        let kept = std::mem::take(&mut self.kept.devices);
+        devices.extend(kept.into_iter().map(|(key, queues)| (key, queues.into())));
+        running.recall_attachments(devices);
         running.host.inherit(std::mem::take(&mut inherited.host));
         running.workers.read().map_err(Error::failed)?;
         let running = Arc::new(running);
@@ -673,6 +702,7 @@ impl Driver {
                 &self.fatal,
             );
         }
+        running.have_tunnel_kept(tunnel_copies);
         front.spawn(stores::follow(endpoints, stores, running.clone()));
         front.spawn(running.clone().keep_attachments());
         front.spawn(keep_mtu(self.flannel_files.clone(), running.link()));
@@ -684,6 +714,14 @@ impl Driver {
         self.watch_over(running, events);
         self.flannel_files.lock().announce(subnet, &ready);
         Ok(())
+    }
+
+    /// Copies of the tunnel's sockets for the keeper, if there is one and a tunnel.
+    fn copy_tunnel(&self, underlays: &[Underlay]) -> Vec<Adopted> {
+        match self.settings.keeper {
+            Some(_) => underlay::copies(underlays),
+            None => Vec::new(),
+        }
     }
 
     fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<NodeConfig> {
@@ -794,6 +832,15 @@ fn find_predecessor(settings: &NodeSettings) -> Result<Option<(Predecessor, Esta
         );
     }
     Ok(found)
+}
+
+/// What a keeper holds, where packets have waited for this process.
+async fn take_kept(keeper: &Path) -> Kept {
+    let taken = Keeper::new(keeper).take().await;
+    taken.unwrap_or_else(|error| {
+        warn!("{error}");
+        Kept::default()
+    })
 }
 
 /// Answers clients, those of a process before this one first.

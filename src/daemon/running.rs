@@ -40,7 +40,7 @@ use crate::keeper::Keeper;
 use crate::lines::Lines;
 use crate::state::StateDir;
 use crate::store::Store;
-use crate::underlay::PublicInterface;
+use crate::underlay::{Adopted, PublicInterface};
 use crate::worker::{Closing, Workers};
 
 /// What does not change while a node runs.
@@ -229,9 +229,14 @@ impl RunningNode {
         let facts = &self.facts;
         let interfaces = (&self.interface(), interface);
         let (underlays, uplink) = underlay::open(plan, facts.subnet, &facts.settings, interfaces)?;
+        let copies = match self.keeper {
+            Some(_) => underlay::copies(&underlays),
+            None => Vec::new(),
+        };
         self.workers
             .rebind(underlays, uplink)
             .map_err(Error::failed)?;
+        self.have_tunnel_kept(copies);
         self.uplink_is_gone.store(false, Ordering::Relaxed);
         Ok(())
     }
@@ -384,6 +389,18 @@ impl RunningNode {
                 "another process takes this node over: try again",
             )),
         }
+    }
+
+    /// Has the keeper hold the tunnel's sockets, where datagrams wait for a restarted node.
+    pub(super) fn have_tunnel_kept(&self, sockets: Vec<Adopted>) {
+        let (Some(keeper), Ok(runtime)) = (self.keeper.clone(), Handle::try_current()) else {
+            return;
+        };
+        runtime.spawn(async move {
+            if let Err(error) = keeper.hold_tunnel(sockets).await {
+                warn!("datagrams of other nodes will not wait for a restarted node: {error}");
+            }
+        });
     }
 
     /// Lets all know of the pods as they are now.

@@ -52,14 +52,35 @@ pub(super) fn check(
     Ok(())
 }
 
+/// What a pod of a container runtime has again.
+pub(super) struct Returned {
+    /// Its device.
+    pub(super) queues: Vec<OwnedFd>,
+    /// Its ports; they are to be taken if there are none.
+    pub(super) published: Option<Vec<Bound>>,
+}
+
+impl From<Vec<OwnedFd>> for Returned {
+    fn from(queues: Vec<OwnedFd>) -> Self {
+        Self {
+            queues,
+            published: None,
+        }
+    }
+}
+
 impl RunningNode {
     /// Goes on with the pods of the process before this one. Those of container runtimes are returned by
     /// their attachments: their places are in the records.
-    pub(super) fn adopt(&self, pods: Vec<InheritedPod>) -> BTreeMap<Key, InheritedPod> {
+    pub(super) fn adopt(&self, pods: Vec<InheritedPod>) -> BTreeMap<Key, Returned> {
         let mut attachments = BTreeMap::new();
         for pod in pods {
             if let Some(key) = pod.state.attachment.clone() {
-                attachments.insert(key, pod);
+                let returned = Returned {
+                    queues: pod.queues,
+                    published: Some(bound(pod.published)),
+                };
+                attachments.insert(key, returned);
                 continue;
             }
             let name = pod.state.name.clone();
@@ -135,9 +156,7 @@ impl RunningNode {
 }
 
 /// Published ports with the sockets that the process before this one has taken them with.
-pub(super) fn bound(
-    published: Vec<(muslin_stack::api::published::PortMapping, OwnedFd)>,
-) -> Vec<Bound> {
+fn bound(published: Vec<(muslin_stack::api::published::PortMapping, OwnedFd)>) -> Vec<Bound> {
     let bound = published.into_iter().map(|(published, socket)| Bound {
         published,
         socket: Socket::from(socket),

@@ -20,8 +20,8 @@ use crate::error::{Context, Error, Result};
 use crate::store::{self, Store};
 use crate::takeover::InheritedWorker;
 use crate::underlay::{
-    self, Adopted, Audience, KernelNetwork, NoInterface, PublicInterface, TunnelSocket, Underlay,
-    UplinkKind,
+    self, Adopted, Audience, KernelNetwork, NoInterface, Options, PublicInterface, TunnelSocket,
+    Underlay, UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
@@ -215,11 +215,7 @@ fn bind_tunnel(
         return Ok((0..settings.workers).map(|_| None).collect());
     };
     let end = SocketAddr::new(address.into(), plan.port);
-    let options = match format {
-        Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
-        // flannel's UDP backend sends from the port it listens on.
-        Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
-    };
+    let options = options(format, settings);
     let sockets = TunnelSocket::bind(end, options, settings.workers).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => port_in_use(end),
@@ -232,6 +228,45 @@ fn bind_tunnel(
         })
     })?;
     Ok(sockets.into_iter().map(Some).collect())
+}
+
+fn options(format: Format, settings: &NodeSettings) -> Options {
+    match format {
+        Format::Vxlan => settings.offload.sockets(format, SOURCE_PORTS),
+        // flannel's UDP backend sends from the port it listens on.
+        Format::Udp | Format::Ipip => settings.offload.sockets(format, 0),
+    }
+}
+
+/// The tunnel's sockets of an earlier process, if they are what would be bound now.
+pub(super) fn reuse(
+    kept: Vec<Adopted>,
+    plan: &TunnelPlan,
+    settings: &NodeSettings,
+    address: Ipv4Addr,
+) -> Option<Vec<Option<TunnelSocket>>> {
+    let format = plan.tunnel.format().filter(|it| *it != Format::Ipip)?;
+    let end = SocketAddr::new(address.into(), plan.port);
+    let options = options(format, settings);
+    let fits = kept.len() == settings.workers && kept.iter().all(|it| it.is(end, options));
+    if !fits {
+        return None;
+    }
+    let options = options.without_defects(address.into());
+    let sockets = kept
+        .into_iter()
+        .map(|it| TunnelSocket::adopt(it, options).map(Some));
+    sockets.collect::<std::io::Result<_>>().ok()
+}
+
+/// What the tunnel's sockets may use, for a process that will get them from another.
+pub(super) fn tested(
+    plan: &TunnelPlan,
+    settings: &NodeSettings,
+    address: Ipv4Addr,
+) -> Option<Options> {
+    let format = plan.tunnel.format()?;
+    Some(options(format, settings).without_defects(address.into()))
 }
 
 /// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
@@ -256,16 +291,14 @@ pub(super) fn join(
 pub(super) fn adopt(
     plan: &TunnelPlan,
     workers: Vec<InheritedWorker>,
+    options: Option<Options>,
     settings: &NodeSettings,
     interface: &PublicInterface,
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
     let (tunnels, uplinks): (Vec<_>, Vec<_>) =
         workers.into_iter().map(|it| (it.tunnel, it.uplink)).unzip();
-    let format = plan.tunnel.format();
-    let adopt = |tunnel: Option<Adopted>| match (tunnel, format) {
-        (Some(tunnel), Some(format)) => {
-            TunnelSocket::adopt(tunnel, settings.offload.sockets(format, 0)).map(Some)
-        }
+    let adopt = |tunnel: Option<Adopted>| match (tunnel, options) {
+        (Some(tunnel), Some(options)) => TunnelSocket::adopt(tunnel, options).map(Some),
         (None, None) => Ok(None),
         _ => Err(std::io::ErrorKind::InvalidInput.into()),
     };
@@ -280,6 +313,15 @@ pub(super) fn adopt(
         false => Vec::new(),
     };
     Ok(combine(plan, tunnels, uplinks, settings, interface))
+}
+
+/// Copies of the tunnel's sockets; none if they cannot be had, or bare packets come by other ones.
+pub(super) fn copies(underlays: &[Underlay]) -> Vec<Adopted> {
+    let tunnels = underlays.iter().filter(|it| it.uplink.is_none());
+    let copies = tunnels
+        .filter_map(|it| it.tunnel.as_ref())
+        .map(TunnelSocket::copy);
+    copies.collect::<std::io::Result<_>>().unwrap_or_default()
 }
 
 fn combine(

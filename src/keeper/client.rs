@@ -1,5 +1,6 @@
 //! The node's end.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,22 @@ use tokio_seqpacket::UnixSeqpacket;
 use super::messages::{Answer, Demand};
 use crate::control::Connection;
 use crate::error::{Context, Error, Result};
+use crate::underlay::Adopted;
 
 /// How long a keeper may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the sockets of a worker are held as; no network's name has a space.
+const TUNNEL: &str = "muslin node";
+
+/// What an earlier process of a node has left.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// The sockets of its tunnel, of each worker.
+    pub(crate) tunnel: Vec<Adopted>,
+    /// The devices of pods.
+    pub(crate) devices: BTreeMap<Key, Vec<OwnedFd>>,
+}
 
 /// Attachments with the queues of their devices.
 type Devices = Vec<(Key, Vec<OwnedFd>)>;
@@ -47,6 +61,44 @@ impl Keeper {
         self.ask(&Demand::Close(key.clone()), &[]).await.map(|_| ())
     }
 
+    /// Has the sockets of a tunnel held, of each worker.
+    ///
+    /// # Errors
+    /// If there is no keeper, or it has no room.
+    pub(crate) async fn hold_tunnel(&self, workers: Vec<Adopted>) -> Result<()> {
+        for (index, worker) in workers.into_iter().enumerate() {
+            let key = Key::new(TUNNEL, &index.to_string(), &worker.queues.len().to_string());
+            let sockets: Vec<_> = worker.queues.into_iter().chain(worker.others).collect();
+            self.hold(&key, &sockets).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the sockets of a tunnel that are held, and copies of pods' devices.
+    ///
+    /// # Errors
+    /// If there is no keeper.
+    pub(crate) async fn take(&self) -> Result<Kept> {
+        let mut kept = Kept::default();
+        let mut workers = BTreeMap::new();
+        for (key, mut queues) in self.give().await? {
+            if !is_tunnel(&key) {
+                kept.devices.insert(key, queues);
+                continue;
+            }
+            self.close(&key).await?;
+            if let (Ok(index), Ok(count)) = (
+                key.container.parse::<usize>(),
+                key.interface.parse::<usize>(),
+            ) {
+                let others = queues.split_off(count.min(queues.len()));
+                workers.insert(index, Adopted { queues, others });
+            }
+        }
+        kept.tunnel = workers.into_values().collect();
+        Ok(kept)
+    }
+
     /// All that is held.
     ///
     /// # Errors
@@ -59,11 +111,11 @@ impl Keeper {
     ///
     /// # Errors
     /// If there is no keeper.
-    pub(super) async fn connect(&self) -> Result<Kept> {
+    pub(super) async fn connect(&self) -> Result<Connected> {
         let at = self.0.display();
         let connected = UnixSeqpacket::connect(&self.0).await;
         let connected = connected.context(format!("cannot connect to the keeper at {at}"))?;
-        Ok(Kept {
+        Ok(Connected {
             connection: Connection::new(connected),
             at: self.0.clone(),
         })
@@ -74,13 +126,18 @@ impl Keeper {
     }
 }
 
+/// Whether what is held are the sockets of a tunnel.
+pub(crate) fn is_tunnel(key: &Key) -> bool {
+    key.network == TUNNEL
+}
+
 /// A connection to a keeper.
-pub(super) struct Kept {
+pub(super) struct Connected {
     connection: Connection,
     at: PathBuf,
 }
 
-impl Kept {
+impl Connected {
     /// All that is held.
     ///
     /// # Errors

@@ -9,5 +9,5 @@ mod client;
 mod messages;
 mod server;
 
-pub(crate) use client::Keeper;
+pub(crate) use client::{Keeper, Kept, is_tunnel};
 pub(crate) use server::run;

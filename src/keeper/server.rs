@@ -127,6 +127,7 @@ mod tests {
     use std::io::{Read, Seek, Write};
 
     use super::*;
+    use crate::underlay::Adopted;
 
     fn key(container: &str) -> Key {
         Key::new("muslin", container, "eth0")
@@ -196,6 +197,33 @@ mod tests {
         let given = keeper.give().await.unwrap();
         let texts: Vec<_> = given.into_iter().flat_map(|(_, it)| it).map(text).collect();
         assert_eq!(texts, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn a_tunnels_sockets_are_held_until_they_are_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("keep.sock");
+        let mut listener = listen(&socket).unwrap();
+        tokio::spawn(async move { serve(&mut listener, Devices::default()).await });
+        let keeper = Keeper::new(&socket);
+        keeper.hold(&key("a"), &[file("pod")]).await.unwrap();
+        let worker = |name: &str| Adopted {
+            queues: vec![file(name), file("queue")],
+            others: vec![file("other")],
+        };
+        let names: Vec<_> = (0..12).map(|it| format!("worker {it}")).collect();
+        let workers = names.iter().map(|name| worker(name));
+        keeper.hold_tunnel(workers.collect()).await.unwrap();
+        let taken = keeper.take().await.unwrap();
+        assert_eq!(taken.devices.keys().collect::<Vec<_>>(), [&key("a")]);
+        let all = |sockets: Vec<OwnedFd>| sockets.into_iter().map(text).collect::<Vec<_>>();
+        for (worker, name) in taken.tunnel.into_iter().zip(&names) {
+            assert_eq!(all(worker.queues), [name, "queue"]);
+            assert_eq!(all(worker.others), ["other"]);
+        }
+        assert!(keeper.take().await.unwrap().tunnel.is_empty());
+        let held = keeper.give().await.unwrap();
+        assert_eq!(held.len(), 1, "the pod's device stays");
     }
 
     #[tokio::test]

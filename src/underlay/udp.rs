@@ -31,7 +31,7 @@ const UDP_HEADERS: u16 = 28;
 
 impl Options {
     /// Without what the kernel has but does wrong.
-    fn without_defects(mut self, address: IpAddr) -> Self {
+    pub(crate) fn without_defects(mut self, address: IpAddr) -> Self {
         if self.gso && has_known_defect() {
             warn!(
                 "this kernel's UDP segmentation is defective (Linux 7.0 to 7.1.4): it is not used"
@@ -91,6 +91,19 @@ pub(crate) struct Adopted {
     pub(crate) queues: Vec<OwnedFd>,
     /// Those that they only leave from.
     pub(crate) others: Vec<OwnedFd>,
+}
+
+impl Adopted {
+    /// Whether these are the sockets of a tunnel with this end.
+    pub(crate) fn is(&self, end: SocketAddr, options: Options) -> bool {
+        let ends_there = |socket: &OwnedFd| {
+            let address = SockRef::from(socket).local_addr();
+            address.is_ok_and(|address| address.as_socket() == Some(end))
+        };
+        self.queues.len() == queues::QUEUES
+            && self.others.len() == options.source_ports
+            && self.queues.iter().all(ends_there)
+    }
 }
 
 /// A socket that datagrams arrive at.

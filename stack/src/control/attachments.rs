@@ -235,6 +235,12 @@ impl Attachments {
         gone
     }
 
+    /// Whether there is such an attachment.
+    #[must_use]
+    pub fn contains(&self, key: &Key) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// Whether one is being made.
     #[must_use]
     pub fn is_reserving(&self) -> bool {
