@@ -167,7 +167,10 @@ impl Cluster {
             Due::Opened(who, id, opened) => self.take_watch(who, id, opened)?,
             Due::Patience(who, id) => self.lose_patience(who, id)?,
             Due::Watch(who, number) => self.tell_watch(who, number)?,
-            Due::WatchEnds(who) => self.end_watch(who)?,
+            Due::WatchEnds(who) => {
+                self.end_watch(who)?;
+                self.end_names(who)?;
+            }
             Due::KeepAlive(who, number) => self.keep_alive(who, number)?,
             Due::Farewell(who) => self.end_for_now(who, "could not give its lease back"),
             Due::Expiry => {
