@@ -53,7 +53,7 @@ impl Front {
             Error::refused(Code::NotReady, message)
         })?;
         // Nobody else writes to the store from now on. Only one can have it.
-        let turn = timeout(PATIENCE, self.turn.clone().lock_owned()).await;
+        let turn = timeout(PATIENCE, self.turn.clone().write_owned()).await;
         let _turn = turn.map_err(|_| {
             let message = "it is waiting for its store, or another process takes it over";
             Error::refused(Code::Busy, message)

@@ -13,5 +13,5 @@ use std::sync::Arc;
 pub use names::Sharing;
 pub use runner::{Controls, News, Reply, run};
 
-/// The right to write to the store: those who do hold it, one after the other.
-pub type Turn = Arc<tokio::sync::Mutex<()>>;
+/// The right to write to the store: those who do share it, until somebody has it alone.
+pub type Turn = Arc<tokio::sync::RwLock<()>>;

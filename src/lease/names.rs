@@ -45,7 +45,7 @@ pub struct Sharing {
     pub stop: watch::Receiver<bool>,
     /// Takes the records of other nodes.
     pub names: Arc<RwLock<Names>>,
-    /// Whoever holds it is the only one to write to the store.
+    /// The right to write to the store.
     pub turn: Turn,
 }
 
@@ -99,7 +99,7 @@ impl Runner {
             match action {
                 Action::Store(op) => {
                     let turn = self.sharing.turn.clone();
-                    let _turn = turn.lock().await;
+                    let _turn = turn.read().await;
                     self.execute(op).await;
                 }
                 Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await,

@@ -28,7 +28,7 @@ pub struct Controls {
     pub leave: watch::Receiver<bool>,
     /// Where the node's tunnel ends: the lease follows it, with the same subnet.
     pub public_ip: watch::Receiver<Ipv4Addr>,
-    /// Whoever holds it is the only one to write to the store.
+    /// The right to write to the store.
     pub turn: Turn,
 }
 
@@ -125,7 +125,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
             match action {
                 Action::Store(op) => {
                     let turn = self.controls.turn.clone();
-                    let _turn = turn.lock().await;
+                    let _turn = turn.read().await;
                     self.execute(op).await?;
                 }
                 Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await?,
