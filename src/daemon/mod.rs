@@ -72,7 +72,7 @@ use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store;
-use crate::takeover::{Estate, Predecessor};
+use crate::takeover::{Estate, Inherited, Predecessor};
 use crate::underlay::{Adopted, PublicInterface, TunnelSocket, Underlay};
 use crate::worker::{Event, Workers};
 
@@ -674,6 +674,25 @@ impl Driver {
         for update in &updates {
             running.update(update)?;
         }
+        self.take_up(&running, &mut inherited)?;
+        let running = Arc::new(running);
+        if !self.front.serve(running.clone()) {
+            return Err(Error::failed("the node is already running"));
+        }
+        if let Some(predecessor) = predecessor {
+            self.succeed(predecessor, inherited.clients, &running)?;
+        }
+        running.have_tunnel_kept(tunnel_copies);
+        self.front
+            .spawn(stores::follow(endpoints, stores, running.clone()));
+        self.look_after(&running);
+        self.watch_over(running, events);
+        self.flannel_files.lock().announce(subnet, &ready);
+        Ok(())
+    }
+
+    /// Gives a node what another process had for it, and has it read packets.
+    fn take_up(&mut self, running: &RunningNode, inherited: &mut Inherited) -> Result<()> {
         if let Some(channel) = inherited.channel.take() {
             let succeeded = running.workers.succeed(&inherited.flows, channel);
             succeeded.context("cannot go on with flows")?;
@@ -683,27 +702,28 @@ impl Driver {
         devices.extend(kept.into_iter().map(|(key, queues)| (key, queues.into())));
         running.recall_attachments(devices);
         running.host.inherit(std::mem::take(&mut inherited.host));
-        running.workers.read().map_err(Error::failed)?;
-        let running = Arc::new(running);
-        if !self.front.serve(running.clone()) {
-            return Err(Error::failed("the node is already running"));
-        }
+        running.workers.read().map_err(Error::failed)
+    }
+
+    /// Is the node from now on, in place of another process.
+    fn succeed(
+        &mut self,
+        predecessor: Predecessor,
+        clients: Vec<Departing>,
+        running: &Arc<RunningNode>,
+    ) -> Result<()> {
+        let connection = predecessor.succeed()?;
+        info!("this process has taken over the node");
         let front = &self.front;
-        if let Some(predecessor) = predecessor {
-            let connection = predecessor.succeed()?;
-            info!("this process has taken over the node");
-            front.spawn(running.clone().follow_flows(connection));
-            let clients = inherited.clients;
-            open(
-                front,
-                self.doors.take(),
-                clients,
-                &self.condition,
-                &self.fatal,
-            );
-        }
-        running.have_tunnel_kept(tunnel_copies);
-        front.spawn(stores::follow(endpoints, stores, running.clone()));
+        front.spawn(running.clone().follow_flows(connection));
+        let doors = self.doors.take();
+        open(front, doors, clients, &self.condition, &self.fatal);
+        Ok(())
+    }
+
+    /// Does what is to be done for as long as the node runs.
+    fn look_after(&self, running: &Arc<RunningNode>) {
+        let front = &self.front;
         front.spawn(running.clone().keep_attachments());
         front.spawn(keep_mtu(self.flannel_files.clone(), running.link()));
         if let Some(name) = self.settings.host_interface.clone() {
@@ -711,9 +731,6 @@ impl Driver {
             front.spawn(host_interface::follow(name, changes, running.clone()));
         }
         front.spawn(heartbeat::watch(running.clone(), self.condition.clone()));
-        self.watch_over(running, events);
-        self.flannel_files.lock().announce(subnet, &ready);
-        Ok(())
     }
 
     /// Copies of the tunnel's sockets for the keeper, if there is one and a tunnel.

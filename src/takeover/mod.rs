@@ -13,7 +13,7 @@ mod predecessor;
 use std::time::Duration;
 
 pub(crate) use messages::{About, Demand, Flow, FrontDoor, Part, PodState, VERSION};
-pub(crate) use predecessor::{Estate, InheritedPod, InheritedWorker, Predecessor};
+pub(crate) use predecessor::{Estate, Inherited, InheritedPod, InheritedWorker, Predecessor};
 
 /// How long a part of it may take; what there is to be done takes milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
