@@ -126,6 +126,7 @@ fn take_over_under_load(mut node: Node, other: Node, rounds: usize) {
 #[test]
 fn no_packet_is_lost_when_a_node_is_taken_over() {
     let Some(lab) = Lab::new() else { return };
+    lab.limit(Duration::from_secs(300));
     let (node, other) = (start(&lab, 0), start(&lab, 1));
     take_over_under_load(node, other, 20);
 }
