@@ -19,7 +19,7 @@ use muslin_stack::datapath::work;
 use nix::libc;
 use socket2::SockAddr;
 
-use super::messages::{CONTROL_LEN, Control, Messages, Overflow};
+use super::messages::{CONTROL_LEN, Control, Messages};
 
 /// Messages of one `sendmmsg`.
 const SENDS: usize = 64;
@@ -76,8 +76,7 @@ impl Received {
         each.sum()
     }
 
-    /// Datagrams that the last call found to be lost: the socket's queue had been full, or they
-    /// were cut off.
+    /// Datagrams of the last call that were lost, since they were cut off.
     #[must_use]
     pub const fn lost(&self) -> u64 {
         self.0.lost()
@@ -85,12 +84,8 @@ impl Received {
 }
 
 /// Receives what is there, up to a batch of messages, and returns whether there may be more.
-pub(super) fn receive(
-    socket: BorrowedFd<'_>,
-    overflow: &Overflow,
-    into: &mut Received,
-) -> io::Result<bool> {
-    into.0.receive(socket, overflow, 0, |arrival| {
+pub(super) fn receive(socket: BorrowedFd<'_>, into: &mut Received) -> io::Result<bool> {
+    into.0.receive(socket, 0, |arrival| {
         let segment = arrival.segment.filter(|len| *len > 0);
         Some(Train {
             source: address(arrival.name)?,

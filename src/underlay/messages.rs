@@ -14,8 +14,8 @@ use crate::host::option;
 
 /// Messages of one `recvmmsg`.
 const MESSAGES: usize = 16;
-/// Room for control messages: a segment length and a counter take 48 bytes.
-pub(super) const CONTROL_LEN: usize = 64;
+/// Room for control messages: a segment length takes 24 bytes.
+pub(super) const CONTROL_LEN: usize = 32;
 
 /// Control messages, where the kernel may write and read their headers.
 #[repr(C, align(8))]
@@ -42,19 +42,19 @@ struct Message<M> {
 }
 
 /// Messages that the kernel has dropped since the socket was opened, modulo 2^32, as last reported.
+///
+/// The socket is asked. With the messages themselves (`SO_RXQ_OVFL`) Linux 6.18 copies the count out of
+/// memory that its own check of such copies forbids, if a TCP connection of this machine has made the
+/// packet: that ends the thread (`usercopy_abort` in `put_cmsg`).
 #[derive(Debug, Default)]
 pub(super) struct Overflow(AtomicU32);
 
 impl Overflow {
-    /// Asks the socket for its count, and returns how many these are more than before. With messages
-    /// that arrive the kernel tells it, too; but perhaps none arrive any more.
+    /// How many these are more than before.
     pub(super) fn take(&self, socket: &impl AsFd) -> u64 {
-        option::drops(socket).map_or(0, |drops| self.grow(drops))
-    }
-
-    /// Takes the kernel's count, and returns how many these are more than before.
-    pub(super) fn grow(&self, count: u32) -> u64 {
-        count.wrapping_sub(self.0.swap(count, Relaxed)).into()
+        option::drops(socket).map_or(0, |count| {
+            count.wrapping_sub(self.0.swap(count, Relaxed)).into()
+        })
     }
 }
 
@@ -106,8 +106,7 @@ impl<M> Messages<M> {
         }
     }
 
-    /// Messages that the last call found to be lost: the socket's queue had been full, or they
-    /// were cut off.
+    /// Messages of the last call that were lost, since they were cut off.
     pub(super) const fn lost(&self) -> u64 {
         self.lost
     }
@@ -118,16 +117,14 @@ impl<M> Messages<M> {
     }
 
     /// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
-    /// Each is put behind `skipped` bytes of its buffer, which are part of it from then on;
-    /// `overflow` is the socket's, and `about` says what there is to know of it, or nothing if it
-    /// cannot be used.
+    /// Each is put behind `skipped` bytes of its buffer, which are part of it from then on; `about` says
+    /// what there is to know of it, or nothing if it cannot be used.
     ///
     /// # Errors
     /// `WouldBlock` if there is none; else what the socket has to say.
     pub(super) fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
-        overflow: &Overflow,
         skipped: usize,
         mut about: impl FnMut(&Arrival<'_>) -> Option<M>,
     ) -> io::Result<bool> {
@@ -176,8 +173,7 @@ impl<M> Messages<M> {
         for (index, (header, name)) in headers.iter().zip(&names).take(count).enumerate() {
             let len = header.msg_len as usize;
             // SAFETY: the kernel filled in the header, whose control data is still there.
-            let (segment, dropped) = unsafe { read_control(&header.msg_hdr) };
-            self.lost += dropped.map_or(0, |dropped| overflow.grow(dropped));
+            let segment = unsafe { read_segment(&header.msg_hdr) };
             let is_whole = header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0;
             let arrival = Arrival { len, name, segment };
             let about = is_whole.then(|| about(&arrival)).flatten();
@@ -216,25 +212,22 @@ impl<M> Messages<M> {
     }
 }
 
-/// The length of a train's datagrams, and the counter of those that were dropped.
+/// The length of a train's datagrams.
 ///
 /// # Safety
 /// `header` must be as `recvmmsg` left it, and its control data must be readable.
-unsafe fn read_control(header: &libc::msghdr) -> (Option<usize>, Option<u32>) {
-    let (mut segment, mut overflow) = (None, None);
+unsafe fn read_segment(header: &libc::msghdr) -> Option<usize> {
     // SAFETY: the header is a valid one, as the caller says; the macros stay within the control
-    // data, and the kernel puts four bytes of data behind each of these two headers.
+    // data, and the kernel puts four bytes of data behind this header.
     unsafe {
         let mut next = libc::CMSG_FIRSTHDR(header);
         while let Some(control) = next.as_ref() {
-            let value = || libc::CMSG_DATA(control).cast::<u32>().read_unaligned();
-            match (control.cmsg_level, control.cmsg_type) {
-                (libc::SOL_UDP, libc::UDP_GRO) => segment = Some(value() as usize),
-                (libc::SOL_SOCKET, libc::SO_RXQ_OVFL) => overflow = Some(value()),
-                _ => {}
+            if (control.cmsg_level, control.cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO) {
+                let len = libc::CMSG_DATA(control).cast::<u32>().read_unaligned();
+                return Some(len as usize);
             }
             next = libc::CMSG_NXTHDR(header, control);
         }
     }
-    (segment, overflow)
+    None
 }

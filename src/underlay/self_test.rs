@@ -27,7 +27,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::batch::{self, Received};
-use super::messages::Overflow;
 use super::socket::{Options, Port, open};
 
 /// How long datagrams that should be there already may take on a busy machine.
@@ -142,11 +141,7 @@ impl Pair {
             if left.is_zero() || poll(&mut ready, wait)? == 0 {
                 break;
             }
-            batch::receive(
-                self.receiver.as_fd(),
-                &Overflow::default(),
-                &mut self.received,
-            )?;
+            batch::receive(self.receiver.as_fd(), &mut self.received)?;
             let datagrams = self.received.datagrams();
             let its = datagrams.filter(|(source, _)| *source == from);
             all.extend(its.map(|(_, datagram)| datagram.to_vec()));

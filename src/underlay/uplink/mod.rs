@@ -219,7 +219,7 @@ impl Uplink {
         std::iter::once(first).chain(others.iter().map(PacketSocket::as_fd))
     }
 
-    /// Frames that queues have lost since they were last asked or read.
+    /// Frames that queues have lost since they were last asked.
     pub fn take_losses(&self) -> u64 {
         match &self.device {
             Device::PacketSockets(first, others) => {
@@ -311,7 +311,7 @@ impl Frames {
         each.sum()
     }
 
-    /// Frames that the last call found to be lost: the socket's queue had been full, or they were
+    /// Frames of the last call that were lost, since they were
     /// too long or of an unknown kind.
     #[must_use]
     pub const fn lost(&self) -> u64 {

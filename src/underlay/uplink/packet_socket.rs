@@ -113,9 +113,6 @@ impl PacketSocket {
             socket.set_recv_buffer_size(SHARE_BYTES)?;
         }
         socket.set_send_buffer_size(SEND_BYTES)?;
-        if let Err(error) = setsockopt(&socket, sockopt::RxqOvfl, &1) {
-            debug!("frames that overflow the socket are not counted: {error}");
-        }
         // The filter refuses them too, but only after they have been copied.
         if let Err(error) = set(&socket, libc::PACKET_IGNORE_OUTGOING) {
             debug!("the socket's filter also sees outgoing frames: {error}");
@@ -142,12 +139,15 @@ impl PacketSocket {
         let socket = Socket::from(socket);
         // It is so already if there are such headers.
         let has_header = set(&socket, libc::PACKET_VNET_HDR).is_ok();
-        Self {
+        let adopted = Self {
             socket,
             overflow: Overflow::default(),
             link,
             has_header,
-        }
+        };
+        // That process has counted these.
+        adopted.take_losses();
+        adopted
     }
 
     /// Has another filter decide from now on.
@@ -155,7 +155,7 @@ impl PacketSocket {
         attach_filter(&self.socket, filter)
     }
 
-    /// Frames that the queue has lost since it was last asked or read.
+    /// Frames that the queue has lost since it was last asked.
     pub(super) fn take_losses(&self) -> u64 {
         self.overflow.take(&self.socket)
     }
@@ -172,7 +172,7 @@ impl PacketSocket {
     pub(super) fn receive(&self, into: &mut Messages<()>) -> io::Result<bool> {
         // Where the kernel writes no header it stays zero: nothing is left to do.
         let skipped = if self.has_header { 0 } else { virtio::LEN };
-        let received = into.receive(self.socket.as_fd(), &self.overflow, skipped, |arrival| {
+        let received = into.receive(self.socket.as_fd(), skipped, |arrival| {
             (skipped + arrival.len >= virtio::LEN).then_some(())
         });
         match received {
