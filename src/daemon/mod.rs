@@ -233,7 +233,7 @@ impl Start {
                 result = &mut leases => result,
                 Some(error) = ended.recv() => Err(error),
                 () = front.gone() => {
-                    drop(leases);
+                    // The lease is the other process': nobody asks `leases` for anything any more.
                     stay_for_flows(&front).await;
                     return Ok(());
                 }

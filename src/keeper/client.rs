@@ -67,7 +67,7 @@ impl Keeper {
     /// If there is no keeper, or it has no room.
     pub(crate) async fn hold_tunnel(&self, workers: Vec<Adopted>) -> Result<()> {
         for (index, worker) in workers.into_iter().enumerate() {
-            let key = Key::new(TUNNEL, &index.to_string(), &worker.queues.len().to_string());
+            let key = Key::new(TUNNEL, index.to_string(), worker.queues.len().to_string());
             let sockets: Vec<_> = worker.queues.into_iter().chain(worker.others).collect();
             self.hold(&key, &sockets).await?;
         }

@@ -96,7 +96,7 @@ impl Mailbox {
             }
             Siblings::Predecessor => {
                 let other = self.predecessor.as_ref();
-                u64::from(!other.is_some_and(|other| other.try_send(message).is_ok()))
+                u64::from(other.is_none_or(|other| other.try_send(message).is_err()))
             }
         }
     }
