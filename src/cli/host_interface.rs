@@ -11,14 +11,13 @@ use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Status, Table};
 use nix::net::if_::if_nametoindex;
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::time::sleep;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::NodeChoice;
 use crate::control::Client;
@@ -161,13 +160,13 @@ async fn set_up(handle: &Handle, name: &str, wanted: Wanted) -> Result<()> {
     let index = if_nametoindex(name).context(format!("{name} is gone"))?;
     // There is no IPv6 in the pod network yet, and what the kernel says of its own accord is lost.
     let silent = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    tune(handle, index, LinkAttribute::AfSpecUnspec(vec![silent])).await;
-    tune(handle, index, LinkAttribute::TxQueueLen(QUEUE_LEN)).await;
+    netlink::tune(handle, index, LinkAttribute::AfSpecUnspec(vec![silent])).await;
+    netlink::tune(handle, index, LinkAttribute::TxQueueLen(QUEUE_LEN)).await;
     let link = LinkUnspec::new_with_index(index).mtu(mtu.into()).up();
     let set = handle.link().set(link.build()).execute().await;
     set.context(format!("setting {name} up with an MTU of {mtu}"))?;
     let base = subnet.network();
-    flush_addresses(handle, index, base).await?;
+    netlink::flush_addresses(handle, index, base).await?;
     let add = handle.address().add(index, base.into(), 32);
     let added = add.replace().execute().await;
     added.context(format!("giving {name} the address {base}/32"))?;
@@ -180,36 +179,6 @@ async fn set_up(handle: &Handle, name: &str, wanted: Wanted) -> Result<()> {
         .build();
     let added = handle.route().add(route).replace().execute().await;
     added.context(format!("adding the route to {network} by {name}"))
-}
-
-/// Sets what the interface also works without.
-async fn tune(handle: &Handle, index: u32, attribute: LinkAttribute) {
-    let link = LinkUnspec::new_with_index(index)
-        .append_extra_attribute(attribute.clone())
-        .build();
-    if let Err(error) = handle.link().set(link).execute().await {
-        debug!("the interface does without {attribute:?}: {error}");
-    }
-}
-
-/// Removes addresses of an earlier lease, with the routes that have them.
-async fn flush_addresses(handle: &Handle, index: u32, keep: Ipv4Addr) -> Result<()> {
-    let mut addresses = handle
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute();
-    while let Some(message) = addresses.try_next().await.context("reading addresses")? {
-        let is_other = message.attributes.iter().any(|attribute| {
-            matches!(attribute, AddressAttribute::Local(address)
-                if address.is_ipv4() && *address != std::net::IpAddr::V4(keep))
-        });
-        if is_other {
-            let removed = handle.address().del(message).execute().await;
-            removed.context("removing an old address")?;
-        }
-    }
-    Ok(())
 }
 
 /// Removes routes to other networks.

@@ -5,10 +5,8 @@ use std::net::Ipv4Addr;
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
 use muslin_stack::api::control::Link;
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
-use tracing::debug;
 
 use crate::error::{Context, Error, Result};
 use crate::netlink;
@@ -57,7 +55,7 @@ async fn set_mtu(handle: &Handle, (index, name): (u32, &str), link: Link) -> Res
     let set = handle.link().set(message.build()).execute().await;
     set.context(format!("giving {name} an MTU of {}", link.mtu))?;
     let segments = LinkAttribute::GsoMaxSegs(link.gso_max_segs.into());
-    tune(handle, index, segments).await;
+    netlink::tune(handle, index, segments).await;
     Ok(())
 }
 
@@ -72,12 +70,13 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
     let up = LinkUnspec::new_with_index(index).up().build();
     let set = handle.link().set(up).execute().await;
     set.context(format!("setting {name} up"))?;
-    tune(handle, index, LinkAttribute::TxQueueLen(QUEUE_LEN)).await;
+    netlink::tune(handle, index, LinkAttribute::TxQueueLen(QUEUE_LEN)).await;
 
     let Assignment {
         address, gateway, ..
     } = assignment;
-    flush_other_addresses(handle, index, *address).await?;
+    // What an earlier attachment left, when the node has another subnet now.
+    netlink::flush_addresses(handle, index, address.addr()).await?;
     let add = handle
         .address()
         .add(index, address.addr().into(), address.prefix_len());
@@ -96,17 +95,6 @@ async fn set_up(handle: &Handle, name: &str, assignment: &Assignment) -> Result<
     Ok(())
 }
 
-/// Sets what the interface also works without, as in sandboxes with a small netlink: bursts are lost
-/// sooner then, and longer superpackets are cut by the node, in twice as many calls.
-async fn tune(handle: &Handle, index: u32, attribute: LinkAttribute) {
-    let link = LinkUnspec::new_with_index(index)
-        .append_extra_attribute(attribute.clone())
-        .build();
-    if let Err(error) = handle.link().set(link).execute().await {
-        debug!("the interface does without {attribute:?}: {error}");
-    }
-}
-
 async fn index(handle: &Handle, name: &str) -> Result<u32> {
     let mut links = handle.link().get().match_name(name.to_owned()).execute();
     let link = links
@@ -115,24 +103,4 @@ async fn index(handle: &Handle, name: &str) -> Result<u32> {
         .context(format!("looking for {name}"))?;
     let link = link.ok_or_else(|| Error::failed(format!("there is no interface {name}")))?;
     Ok(link.header.index)
-}
-
-/// Removes what an earlier attachment left, when the node has another subnet now.
-async fn flush_other_addresses(handle: &Handle, index: u32, keep: Ipv4Net) -> Result<()> {
-    let mut addresses = handle
-        .address()
-        .get()
-        .set_link_index_filter(index)
-        .execute();
-    while let Some(message) = addresses.try_next().await.context("reading addresses")? {
-        let other = message.attributes.iter().any(|attribute| {
-            matches!(attribute, AddressAttribute::Local(address)
-                if address.is_ipv4() && *address != std::net::IpAddr::V4(keep.addr()))
-        });
-        if other {
-            let removed = handle.address().del(message).execute().await;
-            removed.context("removing an old address")?;
-        }
-    }
-    Ok(())
 }
