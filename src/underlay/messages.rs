@@ -12,8 +12,12 @@ use nix::libc;
 
 use crate::host::option;
 
-/// Messages of one `recvmmsg`.
-const MESSAGES: usize = 16;
+/// Messages of one `recvmmsg` where they are short.
+const MANY: usize = 64;
+/// Messages where they are long: what is read must still be in the cache when it is sent.
+const FEW: usize = 16;
+/// Bytes of the longest short message. A train of datagrams or a superpacket is longer.
+const SHORT_LEN: usize = 2048;
 /// Room for control messages: a segment length takes 24 bytes.
 pub(super) const CONTROL_LEN: usize = 32;
 
@@ -29,7 +33,9 @@ pub(super) struct Messages<M> {
     storage: Box<[u8]>,
     /// Bytes of the longest message.
     message_len: usize,
-    messages: ArrayVec<Message<M>, MESSAGES>,
+    messages: ArrayVec<Message<M>, MANY>,
+    /// How many the next call asks for.
+    asked: usize,
     /// Messages that the last call found to be lost.
     lost: u64,
 }
@@ -71,11 +77,13 @@ pub(super) struct Arrival<'a> {
 impl<M> Messages<M> {
     /// Buffers for messages of up to `message_len` bytes. Their starts are on cache lines.
     pub(super) fn new(message_len: usize) -> Self {
-        let storage = vec![0; MESSAGES * message_len.next_multiple_of(64)];
+        // Of these the kernel gives memory only to what is written to.
+        let storage = vec![0; MANY * message_len.next_multiple_of(64)];
         Self {
             storage: storage.into_boxed_slice(),
             message_len,
             messages: ArrayVec::new(),
+            asked: FEW,
             lost: 0,
         }
     }
@@ -116,8 +124,8 @@ impl<M> Messages<M> {
         self.lost += 1;
     }
 
-    /// Receives what is there, up to [`MESSAGES`] messages, and returns whether there may be more.
-    /// Each is put behind `skipped` bytes of its buffer, which are part of it from then on; `about` says
+    /// Receives what is there, up to a batch of messages, and returns whether there may be more. Each
+    /// is put behind `skipped` bytes of its buffer, which are part of it from then on; `about` says
     /// what there is to know of it, or nothing if it cannot be used.
     ///
     /// # Errors
@@ -130,33 +138,35 @@ impl<M> Messages<M> {
     ) -> io::Result<bool> {
         self.messages.clear();
         self.lost = 0;
-        // SAFETY: all of these are plain data for which zero is a value.
-        let (mut headers, mut names, mut parts) = unsafe {
-            (
-                MaybeUninit::<[libc::mmsghdr; MESSAGES]>::zeroed().assume_init(),
-                MaybeUninit::<[libc::sockaddr_storage; MESSAGES]>::zeroed().assume_init(),
-                MaybeUninit::<[libc::iovec; MESSAGES]>::zeroed().assume_init(),
-            )
-        };
-        let mut controls = [Control([0; CONTROL_LEN]); MESSAGES];
+        let asked = self.asked;
+        let mut names = ArrayVec::<libc::sockaddr_storage, MANY>::new();
+        let mut parts = ArrayVec::<libc::iovec, MANY>::new();
+        let mut controls = ArrayVec::<Control, MANY>::new();
         let len = self.message_len;
         let buffers = self.storage.chunks_exact_mut(len.next_multiple_of(64));
-        for ((((header, name), part), control), buffer) in (headers.iter_mut())
-            .zip(&mut names)
-            .zip(&mut parts)
-            .zip(&mut controls)
-            .zip(buffers)
-        {
+        for buffer in buffers.take(asked) {
             let buffer = &mut buffer[skipped..len];
-            part.iov_base = buffer.as_mut_ptr().cast();
-            part.iov_len = buffer.len();
-            let header = &mut header.msg_hdr;
-            header.msg_name = (&raw mut *name).cast();
-            header.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            header.msg_iov = part;
-            header.msg_iovlen = 1;
-            header.msg_control = control.0.as_mut_ptr().cast();
-            header.msg_controllen = CONTROL_LEN as _;
+            parts.push(libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            });
+            // SAFETY: an address is plain data for which zero is a value.
+            names.push(unsafe { MaybeUninit::zeroed().assume_init() });
+            controls.push(Control([0; CONTROL_LEN]));
+        }
+        let mut headers = ArrayVec::<libc::mmsghdr, MANY>::new();
+        let rooms = names.iter_mut().zip(&mut parts).zip(&mut controls);
+        for ((name, part), control) in rooms {
+            // SAFETY: a header is plain data for which zero is a value.
+            let mut header: libc::mmsghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+            let message = &mut header.msg_hdr;
+            message.msg_name = (&raw mut *name).cast();
+            message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+            message.msg_iov = part;
+            message.msg_iovlen = 1;
+            message.msg_control = control.0.as_mut_ptr().cast();
+            message.msg_controllen = CONTROL_LEN as _;
+            headers.push(header);
         }
         // SAFETY: every header points to a name, a vector of one buffer and control data that live
         // until the call returns, with their lengths; the number of headers is given.
@@ -164,7 +174,7 @@ impl<M> Messages<M> {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 headers.as_mut_ptr(),
-                MESSAGES as libc::c_uint,
+                headers.len() as libc::c_uint,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -184,7 +194,8 @@ impl<M> Messages<M> {
             let len = skipped + len;
             self.messages.push(Message { index, len, about });
         }
-        Ok(count == MESSAGES)
+        self.adapt();
+        Ok(count == asked)
     }
 
     /// The same where one call reads one message: `read` is given one buffer after the other and
@@ -200,15 +211,26 @@ impl<M> Messages<M> {
         self.lost = 0;
         let len = self.message_len;
         let buffers = self.storage.chunks_exact_mut(len.next_multiple_of(64));
-        for (index, buffer) in buffers.enumerate() {
+        let mut more = true;
+        for (index, buffer) in buffers.take(self.asked).enumerate() {
             match read(&mut buffer[..len]) {
                 Ok((len, about)) => self.messages.push(Message { index, len, about }),
                 Err(error) if index == 0 => return Err(error),
                 // Any other error is returned by the next call.
-                Err(error) => return Ok(error.kind() != io::ErrorKind::WouldBlock),
+                Err(error) => {
+                    more = error.kind() != io::ErrorKind::WouldBlock;
+                    break;
+                }
             }
         }
-        Ok(true)
+        self.adapt();
+        Ok(more)
+    }
+
+    /// Asks for more messages next time if those of this call were short.
+    fn adapt(&mut self) {
+        let are_short = self.messages.iter().all(|it| it.len <= SHORT_LEN);
+        self.asked = if are_short { MANY } else { FEW };
     }
 }
 
