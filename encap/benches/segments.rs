@@ -10,6 +10,7 @@ use muslin_bed::rounds::{self, Case, Figure, Turns};
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::{checksum, v4};
 use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::acknowledgement::AckTable;
 use muslin_encap::offload::merge::{MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
@@ -165,6 +166,19 @@ fn small_things() {
         packet
     };
     let mut flows: Vec<Vec<u8>> = (0..64).map(flow).collect();
+    // 64 acknowledgements, of more and more, and as many data packets of the same flow.
+    let complete = |payload, number: u8| {
+        let mut packet = superpacket(payload);
+        packet[L3 + 31] = number;
+        checksum::complete(&mut packet, L3 + 20, 16).expect("it is inside");
+        packet
+    };
+    let acks: Vec<_> = (0..64).map(|number| complete(0, number)).collect();
+    let data = complete(1398, 3);
+    let (mut acks_table, mut data_table, mut other_table) =
+        (AckTable::new(), AckTable::new(), AckTable::new());
+    let mut next = acks.iter().cycle();
+    let _ = data_table.offer(&acks[0], L3, (), 0);
     let mut cases = [
         case("sum 20 bytes", || {
             black_box(checksum::sum(black_box(&packet[L3..L3 + 20])));
@@ -189,6 +203,16 @@ fn small_things() {
         }),
         case("decapsulate, UDP: check the packet", || {
             assert_eq!(v4::check(black_box(&packet[L3..])), Ok(1450));
+        }),
+        case("offer an acknowledgement", || {
+            let ack = next.next().expect("they begin again");
+            black_box(acks_table.offer(black_box(ack), L3, (), 0));
+        }),
+        case("offer data of a known flow", || {
+            black_box(data_table.offer(black_box(&data), L3, (), 0));
+        }),
+        case("offer data of another flow", || {
+            black_box(other_table.offer(black_box(&data), L3, (), 0));
         }),
         case("merge a batch of one small packet", || {
             assert_eq!(merge(&mut alone), 1);

@@ -111,6 +111,20 @@ pub enum Error {
     Protocol(u8),
 }
 
+impl Error {
+    /// Whether the packet may be one of a TCP or UDP flow all the same.
+    pub(crate) const fn may_hide_flow(self) -> bool {
+        match self {
+            Self::EtherType(_) | Self::Version(_) | Self::Protocol(_) => false,
+            Self::Ipv4(_)
+            | Self::TooShort { .. }
+            | Self::Length { .. }
+            | Self::Fragment
+            | Self::ExtensionHeader(_) => true,
+        }
+    }
+}
+
 /// The state of the checksum of a TCP or UDP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChecksumState {
@@ -239,6 +253,11 @@ impl Transport {
             0xffff => ChecksumState::Valid,
             _ => ChecksumState::Invalid,
         }
+    }
+
+    /// Whether the checksum is right or still to be completed.
+    pub(crate) fn is_intact(&self, packet: &[u8]) -> bool {
+        self.checksum_state(packet) != ChecksumState::Invalid
     }
 }
 

@@ -120,6 +120,11 @@ pub(crate) fn lengths(packet: &[u8], len: usize) -> Result<(usize, usize), Error
     })
 }
 
+/// Whether a header, which is all of `header`, has no options and a right checksum.
+pub(crate) fn is_plain(header: &[u8]) -> bool {
+    header.len() == HEADER_LEN && checksum::compute(header) == 0
+}
+
 /// Splits a packet behind its header, without a look at anything but the header's length: a packet
 /// may be cut short where an ICMP error quotes it (RFC 792). `None` if not even the header is
 /// there.

@@ -74,6 +74,11 @@
 //! is merged, follows the same rules and must have a checksum; the receiver still gets its
 //! datagrams.
 //!
+//! # Acknowledgements
+//! With a table of acknowledgements ([`Merger::with_acks`]) a pure acknowledgement waits, too, and
+//! one that supersedes it takes its place; [`crate::offload::acknowledgement`] has the rules. The
+//! bytes in front of the IP header must be equal.
+//!
 //! # Cost
 //! `cargo bench -p muslin-encap`, 46 segments of 1,398 bytes, all in the cache, as multiples of
 //! copying those 64 KiB (1.14 us, a shared EPYC core): splitting 0.4, with complete checksums 1.7,
@@ -85,11 +90,11 @@
 use smoltcp::wire::IpVersion;
 
 use crate::bytes::{be16, be32, put16};
-use crate::ip::checksum;
-use crate::ip::transport::{ChecksumState, Error, Protocol, Transport, tcp, udp};
+use crate::ip::transport::{Protocol, Transport, tcp, udp};
 use crate::ip::v4;
 use crate::ip::v6;
 use crate::mtu::Mtu;
+use crate::offload::acknowledgement::{AckTable, Offer};
 use crate::offload::virtio::{Checksum, Gso, GsoKind, Header};
 
 /// The most flows that are open at once; a further one closes the oldest.
@@ -157,7 +162,7 @@ struct Open<'a, K> {
     idents: Idents,
     /// Segments after the head.
     count: usize,
-    /// Bytes of payload in all segments.
+    /// Bytes of payload in all segments: none in an acknowledgement that waits for a newer one.
     payload: usize,
     /// PSH and FIN of the last segment.
     last_flags: u8,
@@ -172,6 +177,8 @@ pub struct Merger<'a, K> {
     settings: MergeSettings,
     open: [Option<Open<'a, K>>; FLOWS],
     tails: [[&'a [u8]; MAX_SEGMENTS - 1]; FLOWS],
+    acks: Option<&'a mut AckTable<K>>,
+    superseded: usize,
     /// The number of packets so far: the time by which flows are old or young.
     clock: u64,
 }
@@ -184,8 +191,24 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
             settings,
             open: [const { None }; FLOWS],
             tails: [[&[]; MAX_SEGMENTS - 1]; FLOWS],
+            acks: None,
+            superseded: 0,
             clock: 0,
         }
+    }
+
+    /// Lets newer acknowledgements take the place of those that wait. The table is to last from batch
+    /// to batch, and is for the packets of such mergers alone.
+    #[must_use]
+    pub fn with_acks(self, acks: &'a mut AckTable<K>) -> Self {
+        let acks = Some(acks);
+        Self { acks, ..self }
+    }
+
+    /// How many acknowledgements newer ones have replaced: these are not passed on.
+    #[must_use]
+    pub const fn superseded(&self) -> usize {
+        self.superseded
     }
 
     /// Takes the next packet, whose IP header (if it has one) is at `l3`. Passes to `sink` the
@@ -198,10 +221,15 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         sink: &mut impl FnMut(Merged<'_, 'a, K>),
     ) {
         self.clock += 1;
-        let at = match Transport::parse(packet, l3) {
+        let parsed = Transport::parse(packet, l3);
+        let offer = self.acks.as_mut().map_or(Offer::Other, |acks| {
+            // What waits is the open packet of its flow, wherever that is.
+            acks.offer_parsed(packet, l3, &parsed, key, 0)
+        });
+        let at = match parsed {
             Ok(at) => at,
             Err(reason) => {
-                if may_belong_to_a_flow(reason) {
+                if reason.may_hide_flow() {
                     self.flush(sink);
                 }
                 return pass_through(self.settings, key, packet, None, sink);
@@ -210,17 +238,21 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         if at.protocol == Protocol::Udp && !self.settings.udp {
             return pass_through(self.settings, key, packet, Some(at), sink);
         }
-        if let Some(index) = self.find(key, packet, &at) {
-            match self.join(index, packet, &at) {
-                Ok(true) => return self.emit(index, sink),
-                Ok(false) => return,
-                Err(returned) => {
-                    self.emit(index, sink);
-                    return self.begin(key, returned, at, sink);
-                }
+        let Some(index) = self.find(key, packet, &at) else {
+            return self.begin(key, packet, at, offer, sink);
+        };
+        let joined = match offer {
+            Offer::Replaces(_) => self.replace(index, packet, &at),
+            Offer::Waits | Offer::Other => self.join(index, packet, &at),
+        };
+        match joined {
+            Ok(true) => self.emit(index, sink),
+            Ok(false) => {}
+            Err(returned) => {
+                self.emit(index, sink);
+                self.begin(key, returned, at, offer, sink);
             }
         }
-        self.begin(key, packet, at, sink);
     }
 
     /// Passes all open packets on, the oldest first, at the end of the batch.
@@ -230,11 +262,46 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         }
     }
 
+    /// Passes all open packets on before one that is not to be merged and goes another way. It
+    /// counts in its flow: the table of acknowledgements learns of it.
+    pub fn make_way(
+        &mut self,
+        packet: &[u8],
+        l3: usize,
+        key: K,
+        sink: &mut impl FnMut(Merged<'_, 'a, K>),
+    ) {
+        self.flush(sink);
+        if let Some(acks) = &mut self.acks {
+            // What the table says waits has been passed on.
+            let _ = acks.offer(packet, l3, key, 0);
+        }
+    }
+
     fn oldest(&self) -> Option<usize> {
-        let ages = self.open.iter().enumerate();
-        ages.filter_map(|(index, open)| Some((open.as_ref()?.since, index)))
+        self.first_by(|open| open.since)
+    }
+
+    /// The open packet of the lowest rank.
+    fn first_by(&self, rank: impl Fn(&Open<'a, K>) -> u64) -> Option<usize> {
+        let ranks = self.open.iter().enumerate();
+        ranks
+            .filter_map(|(index, open)| Some((rank(open.as_ref()?), index)))
             .min()
             .map(|(_, index)| index)
+    }
+
+    /// The place of a packet to be opened: a free one, that of the oldest acknowledgement, or that of
+    /// the oldest data, which an acknowledgement does not keep from being merged.
+    fn place_for(&self, at: &Transport) -> Option<usize> {
+        if let Some(free) = self.open.iter().position(Option::is_none) {
+            return Some(free);
+        }
+        let has_data = |open: &Open<'_, K>| open.payload > 0;
+        // One number is compared much faster than two.
+        let first = self.first_by(|open| u64::from(has_data(open)) << 63 | open.since)?;
+        let gives_way = at.payload_len() > 0 || !self.open[first].as_ref().is_some_and(has_data);
+        gives_way.then_some(first)
     }
 
     /// The open packet of the same flow.
@@ -263,7 +330,7 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         let Some(idents) = open.may_join(packet, at) else {
             return Err(packet);
         };
-        if !open.verify() || !is_intact(packet, at) {
+        if !open.verify() || !at.is_intact(packet) {
             return Err(packet);
         }
         let Some(place) = self.tails[index].get_mut(open.count) else {
@@ -279,20 +346,40 @@ impl<'a, K: Copy + Eq> Merger<'a, K> {
         Ok(full || open.last_flags != 0 || at.payload_len() < open.at.payload_len())
     }
 
-    /// Opens a packet, or passes it on if no segment may join it.
+    /// Puts an acknowledgement in the place of the open one that it supersedes, and returns that
+    /// another may do so again; or gives it back if other bytes are in front of it.
+    fn replace(
+        &mut self,
+        index: usize,
+        packet: &'a mut [u8],
+        at: &Transport,
+    ) -> Result<bool, &'a mut [u8]> {
+        match &mut self.open[index] {
+            Some(open) if open.head[..open.at.l3] == packet[..at.l3] => {
+                debug_assert_eq!(open.payload, 0, "data is not replaced");
+                open.head = packet;
+                open.at = *at;
+                self.superseded += 1;
+                Ok(false)
+            }
+            _ => Err(packet),
+        }
+    }
+
+    /// Opens a packet, or passes it on if no other may join or replace it.
     fn begin(
         &mut self,
         key: K,
         packet: &'a mut [u8],
         at: Transport,
+        offer: Offer,
         sink: &mut impl FnMut(Merged<'_, 'a, K>),
     ) {
-        if at.end - at.l3 > self.settings.mtu.get().into() || !may_begin(packet, &at) {
+        let opens = offer != Offer::Other || may_begin(packet, &at);
+        let fits = at.end - at.l3 <= self.settings.mtu.get().into();
+        let place = (opens && fits).then(|| self.place_for(&at));
+        let Some(index) = place.flatten() else {
             return pass_through(self.settings, key, packet, Some(at), sink);
-        }
-        let free = self.open.iter().position(Option::is_none);
-        let Some(index) = free.or_else(|| self.oldest()) else {
-            return;
         };
         self.emit(index, sink);
         self.open[index] = Some(Open {
@@ -357,7 +444,7 @@ impl<'a, K> Open<'a, K> {
     fn ipv4_follows(&self, (head, packet): (&[u8], &[u8])) -> Option<Idents> {
         let equal = |at: usize| head[at] == packet[at];
         let fields = [v4::field::TOS, v4::field::TTL, v4::field::FRAGMENT];
-        if !fields.into_iter().all(equal) || !is_plain_ipv4(packet) {
+        if !fields.into_iter().all(equal) || !v4::is_plain(packet) {
             return None;
         }
         let (first, ident) = (be16(head, v4::field::IDENT), be16(packet, v4::field::IDENT));
@@ -373,7 +460,7 @@ impl<'a, K> Open<'a, K> {
 
     /// Whether the checksum of the head is right, verified once.
     fn verify(&mut self) -> bool {
-        self.verified = self.verified || is_intact(self.head, &self.at);
+        self.verified = self.verified || self.at.is_intact(self.head);
         self.verified
     }
 
@@ -494,24 +581,12 @@ fn oversized(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Option<Header> {
         .checked_sub(at.payload - at.l3)
         .filter(|size| *size > 0)?;
     let flags = packet[at.l4 + tcp::FLAGS];
-    if flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 || !is_intact(packet, at) {
+    if flags & (tcp::SYN | tcp::RST | tcp::URG) != 0 || !at.is_intact(packet) {
         return None;
     }
     let pseudo = at.pseudo_header(packet, at.end - at.l4);
     put16(packet, at.checksum_offset(), pseudo);
     Some(superpacket(packet, at, size))
-}
-
-/// Whether a packet that could not be parsed may belong to an open flow.
-const fn may_belong_to_a_flow(reason: Error) -> bool {
-    match reason {
-        Error::EtherType(_) | Error::Version(_) | Error::Protocol(_) => false,
-        Error::Ipv4(_)
-        | Error::TooShort { .. }
-        | Error::Length { .. }
-        | Error::Fragment
-        | Error::ExtensionHeader(_) => true,
-    }
 }
 
 /// Whether two packets have the same protocol and addresses.
@@ -548,7 +623,7 @@ fn may_begin(packet: &[u8], at: &Transport) -> bool {
         Protocol::Udp => has_udp_checksum(transport),
     };
     let network = match at.version {
-        IpVersion::Ipv4 => is_plain_ipv4(&packet[at.l3..at.l4]),
+        IpVersion::Ipv4 => v4::is_plain(&packet[at.l3..at.l4]),
         IpVersion::Ipv6 => true,
     };
     begins && network && at.payload_len() > 0
@@ -574,11 +649,6 @@ fn ipv6_follows((head, packet): (&[u8], &[u8])) -> bool {
         && head[v6::HEADER_LEN..] == packet[v6::HEADER_LEN..]
 }
 
-/// Whether an IPv4 header has no options and a right checksum.
-fn is_plain_ipv4(header: &[u8]) -> bool {
-    header.len() == v4::HEADER_LEN && checksum::compute(header) == 0
-}
-
 fn has_udp_checksum(header: &[u8]) -> bool {
     be16(header, udp::CHECKSUM) != 0
 }
@@ -590,13 +660,10 @@ fn ending_flags(packet: &[u8], at: &Transport) -> u8 {
     }
 }
 
-fn is_intact(packet: &[u8], at: &Transport) -> bool {
-    at.checksum_state(packet) != ChecksumState::Invalid
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
 
     /// Offsets in the packets of these tests: Ethernet, IPv4, TCP with timestamps.
     const L3: usize = 14;
@@ -609,14 +676,7 @@ mod tests {
     }
 
     fn fill(packet: &mut [u8]) {
-        let len = (packet.len() - L3) as u16;
-        put16(packet, L3 + v4::field::TOTAL_LEN, len);
-        v4::fill_checksum(&mut packet[L3..L4]);
-        if let Ok(at) = Transport::parse(packet, L3) {
-            let pseudo = at.pseudo_header(packet, at.end - at.l4);
-            put16(packet, at.checksum_offset(), pseudo);
-            checksum::complete(packet, at.l4, at.protocol.checksum_offset()).unwrap();
-        }
+        testing::finish(packet, L3);
     }
 
     /// The `i`th segment of a flow.
@@ -857,5 +917,160 @@ mod tests {
         put16(&mut small, at.checksum_offset(), pseudo);
         let header = header_for_single(&mut small, L3, settings().mtu);
         assert_eq!((header.checksum, header.gso), (partial(&at), None));
+    }
+
+    /// A pure acknowledgement of a flow, by what `segment` numbers its segments.
+    fn ack(flow: u8, number: u8) -> Vec<u8> {
+        let mut packet = segment(flow, 0, 0);
+        packet[L4 + tcp::ACK_NUMBER + 3] = number;
+        fill(&mut packet);
+        packet
+    }
+
+    /// What is left of batches by flow: the low byte of the acknowledgement number, and how many
+    /// packets each is of. No packet may be missing that was not counted.
+    fn acknowledge<const N: usize>(batches: [&[Vec<u8>]; N]) -> [Vec<(u8, u8, usize)>; N] {
+        let mut table = AckTable::new();
+        batches.map(|batch| {
+            let mut buffers = batch.to_vec();
+            let mut outputs = Vec::new();
+            let mut sink = |merged: Merged<'_, '_, ()>| {
+                let number = merged.head[L4 + tcp::ACK_NUMBER + 3];
+                outputs.push((merged.head[L4 - 1], number, 1 + merged.tail.len()));
+            };
+            let mut merger = Merger::new(settings()).with_acks(&mut table);
+            for buffer in &mut buffers {
+                merger.push(buffer, L3, (), &mut sink);
+            }
+            merger.flush(&mut sink);
+            let superseded = merger.superseded();
+            let left: usize = outputs.iter().map(|(.., count)| count).sum();
+            assert_eq!(left + superseded, batch.len());
+            outputs
+        })
+    }
+
+    #[test]
+    fn the_last_acknowledgement_is_passed_on() {
+        let first = [10, 20, 30].map(|number| ack(1, number));
+        let second = [40, 50].map(|number| ack(1, number));
+        let [first, second] = acknowledge([&first, &second]);
+        assert_eq!(first, [(1, 10, 1), (1, 30, 1)]);
+        assert_eq!(second, [(1, 50, 1)]);
+        assert_eq!(
+            merge(&[ack(1, 10), ack(1, 20), ack(1, 30)]).len(),
+            3,
+            "without a table"
+        );
+    }
+
+    #[test]
+    fn acknowledgements_keep_their_place_in_their_flow() {
+        let data = |number, i| {
+            let mut packet = segment(1, i, 100);
+            packet[L4 + tcp::ACK_NUMBER + 3] = number;
+            fill(&mut packet);
+            packet
+        };
+        let known = [ack(1, 10)];
+        let batch = [
+            ack(1, 20),
+            data(20, 0),
+            data(20, 1),
+            ack(1, 20),
+            ack(1, 30),
+            ack(1, 40),
+            ack(2, 5),
+        ];
+        let [_, outputs] = acknowledge([&known, &batch]);
+        let expected = [(1, 20, 1), (1, 20, 2), (1, 20, 1), (1, 40, 1), (2, 5, 1)];
+        assert_eq!(outputs, expected);
+        let mut fragment = segment(3, 0, 100);
+        fragment[L3 + v4::field::FRAGMENT] = 0x20;
+        let batch = [ack(1, 20), fragment, ack(1, 30)];
+        let [_, outputs] = acknowledge([&known, &batch]);
+        assert_eq!(outputs, [(1, 20, 1), (3, 9, 1), (1, 30, 1)]);
+        let mut reserved = ack(1, 30);
+        reserved[0] ^= 4;
+        let [_, outputs] = acknowledge([&known, &[ack(1, 20), reserved, ack(1, 40)]]);
+        assert_eq!(
+            outputs,
+            [(1, 20, 1), (1, 30, 1), (1, 40, 1)],
+            "another frame"
+        );
+    }
+
+    #[test]
+    fn what_goes_another_way_counts_in_its_flow() {
+        let mut table = AckTable::new();
+        let mut buffers = [10, 20, 30, 40, 40, 50].map(|number| ack(1, number));
+        let mut outputs = Vec::new();
+        let mut sink = |merged: Merged<'_, '_, ()>| {
+            outputs.push(merged.head[L4 + tcp::ACK_NUMBER + 3]);
+        };
+        let mut merger = Merger::new(settings()).with_acks(&mut table);
+        for (index, packet) in buffers.iter_mut().enumerate() {
+            if index == 3 {
+                merger.make_way(packet, L3, (), &mut sink);
+            } else {
+                merger.push(packet, L3, (), &mut sink);
+            }
+        }
+        merger.flush(&mut sink);
+        assert_eq!(merger.superseded(), 1);
+        assert_eq!(outputs, [10, 30, 40, 50], "40 is a duplicate");
+    }
+
+    #[test]
+    fn acknowledgements_give_way_to_data() {
+        let flows = FLOWS as u8;
+        let data = |i: u8| (1..=flows).map(move |flow| segment(flow, i, 100));
+        let acks = [ack(100, 10), ack(100, 20), ack(101, 10)];
+        // Data of all flows is merged, although acknowledgements came first.
+        let batch: Vec<_> = acks.into_iter().chain(data(0)).chain(data(1)).collect();
+        let [outputs] = acknowledge([&batch]);
+        let counts: Vec<_> = outputs
+            .iter()
+            .map(|&(flow, _, count)| (flow, count))
+            .collect();
+        let expected: Vec<_> = [(100, 1), (100, 1), (101, 1)]
+            .into_iter()
+            .chain((1..=flows).map(|flow| (flow, 2)))
+            .collect();
+        assert_eq!(counts, expected);
+        // Nor although they came later.
+        let most = (1..flows).map(|flow| segment(flow, 0, 100));
+        let last = segment(flows, 0, 100);
+        let batch = most.chain([ack(100, 10), last]).chain(data(1));
+        let [outputs] = acknowledge([&batch.collect::<Vec<_>>()]);
+        assert_eq!(outputs[0], (100, 10, 1));
+        assert!(outputs[1..].iter().all(|(.., count)| *count == 2));
+        // And they find no place where there is data.
+        let acks = [ack(100, 20), ack(100, 30)];
+        let batch: Vec<_> = data(0).chain(acks).chain(data(1)).collect();
+        let [_, outputs] = acknowledge([&[ack(100, 10)], &batch]);
+        let counts: Vec<_> = outputs
+            .iter()
+            .map(|&(flow, _, count)| (flow, count))
+            .collect();
+        assert_eq!(counts[..2], [(100, 1), (100, 1)]);
+        assert!(counts[2..].iter().all(|(_, count)| *count == 2));
+    }
+
+    #[test]
+    fn keys_tell_acknowledgements_apart() {
+        let mut table = AckTable::new();
+        let mut packets = [10, 20, 30, 40].map(|number| ack(1, number));
+        let mut merger = Merger::new(settings()).with_acks(&mut table);
+        let mut outputs = Vec::new();
+        let mut sink = |merged: Merged<'_, '_, u8>| {
+            outputs.push((merged.key, merged.head[L4 + tcp::ACK_NUMBER + 3]));
+        };
+        for (packet, key) in packets.iter_mut().zip([7, 7, 8, 7]) {
+            merger.push(packet, L3, key, &mut sink);
+        }
+        merger.flush(&mut sink);
+        assert_eq!(merger.superseded(), 0, "both keys need the slot");
+        assert_eq!(outputs, [(7, 10), (7, 20), (8, 30), (7, 40)]);
     }
 }

@@ -4,10 +4,11 @@
 //! Whether segments may be merged is not decided by a list of rules here but by what the rules are
 //! for: splitting the merged packet must give the segments back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
 use muslin_encap::ip::v4::MAX_LEN;
+use muslin_encap::offload::acknowledgement::AckTable;
 use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
@@ -273,6 +274,109 @@ fn is_barrier(packet: &[u8], l3: usize) -> bool {
     )
 }
 
+/// Whether a packet may be of any TCP flow, and whose acknowledgement number is not known.
+fn hides_number(packet: &[u8], l3: usize) -> bool {
+    let is_tcp = match packet.get(l3..) {
+        Some(ip) if ip.len() >= 20 && ip[0] >> 4 == 4 => ip[9] == 6,
+        _ => true,
+    };
+    is_barrier(packet, l3) && is_tcp
+}
+
+/// What is left of an acknowledgement that is nothing else, once what a newer one may change is
+/// blank; and its number and TSval.
+fn blank_ack(packet: &[u8], l3: usize) -> Option<(Vec<u8>, u32, u32)> {
+    let at = Transport::parse(packet, l3).ok()?;
+    let tcp = &packet[at.l4..at.end];
+    let stamps = [1, 1, 8, 10];
+    let is_pure = at.protocol == Protocol::Tcp
+        && at.payload == at.end
+        && at.end == packet.len()
+        && match tcp.len() {
+            20 => tcp[12] == 0x50,
+            32 => tcp[12] == 0x80 && tcp[20..24] == stamps,
+            _ => false,
+        }
+        && tcp[13] == ACK
+        && tcp[18..20] == [0, 0]
+        && at.checksum_state(packet) != ChecksumState::Invalid;
+    let mut blank = packet.to_vec();
+    let is_plain = match at.version {
+        IpVersion::Ipv4 => {
+            blank[l3 + 4..l3 + 6].fill(0);
+            blank[l3 + 10..l3 + 12].fill(0);
+            at.l4 - l3 == 20 && sum([&packet[l3..at.l4]]) == 0xffff
+        }
+        IpVersion::Ipv6 => at.l4 - l3 == 40,
+    };
+    if !is_pure || !is_plain {
+        return None;
+    }
+    blank[at.l4 + 8..at.l4 + 12].fill(0);
+    blank[at.l4 + 14..at.l4 + 18].fill(0);
+    let clock = blank
+        .get_mut(at.l4 + 24..)
+        .filter(|stamps| !stamps.is_empty());
+    clock.into_iter().for_each(|stamps| stamps.fill(0));
+    let word = |at: usize| u32::from(get(packet, at)) << 16 | u32::from(get(packet, at + 2));
+    let clock = if tcp.len() == 32 { word(at.l4 + 24) } else { 0 };
+    Some((blank, word(at.l4 + 8), clock))
+}
+
+/// Whether a packet is an acknowledgement that says all that an older one says, and more.
+#[must_use]
+pub fn supersedes(newer: &[u8], older: &[u8], l3: usize) -> bool {
+    let (Some(newer), Some(older)) = (blank_ack(newer, l3), blank_ack(older, l3)) else {
+        return false;
+    };
+    newer.0 == older.0
+        && (1..1 << 31).contains(&newer.1.wrapping_sub(older.1))
+        && newer.2.wrapping_sub(older.2) < 1 << 31
+}
+
+/// Which packets of a batch are acknowledgements that the next packet of their flow makes useless.
+#[must_use]
+pub fn useless(packets: &[Vec<u8>], l3: usize) -> Vec<bool> {
+    let is_useless = |(index, packet): (usize, &Vec<u8>)| {
+        let after = packets[index + 1..].iter();
+        let mut after = after.take_while(|packet| !is_barrier(packet, l3));
+        let next = after.find(|next| flow(next, l3).ok() == flow(packet, l3).ok());
+        next.is_some_and(|next| supersedes(next, packet, l3))
+            && advances(&packets[..index], packet, l3)
+    };
+    packets.iter().enumerate().map(is_useless).collect()
+}
+
+/// Whether an acknowledgement's number is higher than all that are known of its flow, and one is.
+fn advances(before: &[Vec<u8>], packet: &[u8], l3: usize) -> bool {
+    let Some((_, number, _)) = blank_ack(packet, l3) else {
+        return false;
+    };
+    let mut highest: Option<u32> = None;
+    for earlier in before {
+        if hides_number(earlier, l3) {
+            highest = None;
+        }
+        let Ok(at) = Transport::parse(earlier, l3) else {
+            continue;
+        };
+        if flow(earlier, l3) != flow(packet, l3) {
+            continue;
+        }
+        let number = at.l4 + 8..at.l4 + 12;
+        let number = earlier[number].try_into().expect("four bytes");
+        let number = u32::from_be_bytes(number);
+        let of_connection = earlier[flags_at(&at)] & (SYN | RST | ACK) == ACK;
+        highest = match highest {
+            _ if !of_connection => None,
+            None => blank_ack(earlier, l3).map(|_| number),
+            Some(highest) if number.wrapping_sub(highest) < 1 << 31 => Some(number),
+            highest => highest,
+        };
+    }
+    highest.is_some_and(|highest| (1..1 << 31).contains(&number.wrapping_sub(highest)))
+}
+
 /// What a merger has passed on.
 pub struct Output {
     /// Its virtio-net header.
@@ -285,9 +389,23 @@ pub struct Output {
 
 /// Runs a batch through a merger.
 pub fn merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) -> Vec<Output> {
+    merge_by(Merger::new(settings), packets, l3).0
+}
+
+/// As [`merge`], where newer acknowledgements replace older ones: also how many they have replaced.
+pub fn merge_with_acks(
+    packets: &[Vec<u8>],
+    l3: usize,
+    settings: MergeSettings,
+    acks: &mut AckTable<()>,
+) -> (Vec<Output>, usize) {
+    merge_by(Merger::new(settings).with_acks(acks), packets, l3)
+}
+
+fn merge_by(merger: Merger<'_, ()>, packets: &[Vec<u8>], l3: usize) -> (Vec<Output>, usize) {
     let mut buffers = packets.to_vec();
     let mut outputs = Vec::new();
-    let mut merger = Merger::new(settings);
+    let mut merger = merger;
     let mut sink = |merged: muslin_encap::offload::merge::Merged<'_, '_, ()>| {
         let bytes = [&*merged.head, &merged.tail.concat()].concat();
         assert_eq!(bytes.len(), merged.total_len());
@@ -301,7 +419,8 @@ pub fn merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) -> Vec<Out
         merger.push(buffer, l3, (), &mut sink);
     }
     merger.flush(&mut sink);
-    outputs
+    let superseded = merger.superseded();
+    (outputs, superseded)
 }
 
 /// Merges a batch and holds what comes out against the plain rules: nothing is lost, changed,
@@ -311,6 +430,49 @@ pub fn merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) -> Vec<Out
 /// # Panics
 /// If something is wrong.
 pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) {
+    let outputs = merge(packets, l3, settings);
+    let none = vec![false; packets.len()];
+    let lost = check_outputs(packets, l3, settings, outputs, &none);
+    assert_eq!(lost, 0, "none is lost");
+}
+
+/// As [`check_merge`], where newer acknowledgements replace older ones: those alone that are
+/// useless by the plain rules are missing, and counted, and none of a lone flow is left.
+///
+/// # Panics
+/// If something is wrong.
+pub fn check_merge_with_acks(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) {
+    let mut useless = useless(packets, l3);
+    for (useless, packet) in useless.iter_mut().zip(packets) {
+        *useless &= packet.len().saturating_sub(l3) <= usize::from(settings.mtu.get());
+    }
+    let (outputs, superseded) = merge_with_acks(packets, l3, settings, &mut AckTable::new());
+    let lost = check_outputs(packets, l3, settings, outputs, &useless);
+    assert_eq!(lost, superseded);
+    // Others need its slot, or its place.
+    let keys = |packets: &mut dyn Iterator<Item = &Vec<u8>>| {
+        packets
+            .map(|packet| flow(packet, l3).ok())
+            .collect::<BTreeSet<_>>()
+            .len()
+    };
+    let acks = &mut packets
+        .iter()
+        .filter(|packet| blank_ack(packet, l3).is_some());
+    if keys(acks) == 1 && keys(&mut packets.iter()) <= FLOWS {
+        let expected = useless.iter().filter(|useless| **useless).count();
+        assert_eq!(superseded, expected, "useless ones are left");
+    }
+}
+
+/// Returns how many packets are missing, all of which are useless.
+fn check_outputs(
+    packets: &[Vec<u8>],
+    l3: usize,
+    settings: MergeSettings,
+    outputs: Vec<Output>,
+    useless: &[bool],
+) -> usize {
     let mut waiting = BTreeMap::<_, Vec<(usize, &[u8])>>::new();
     for (index, packet) in packets.iter().enumerate().rev() {
         let flow = flow(packet, l3).ok();
@@ -318,14 +480,21 @@ pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) {
     }
     let few = waiting.len() <= FLOWS;
     let mut before: BTreeMap<Option<Vec<u8>>, Vec<usize>> = BTreeMap::new();
-    let mut passed = 0;
-    for output in merge(packets, l3, settings) {
+    let (mut passed, mut lost) = (0, 0);
+    for output in outputs {
         let key = flow(&output.bytes, l3).ok();
         let queue = waiting.get_mut(&key).expect("it has come in");
+        while let Some((index, packet)) = queue.last()
+            && useless[*index]
+            && *packet != output.bytes
+        {
+            queue.pop();
+            lost += 1;
+        }
         let taken = queue.split_off(queue.len() - output.count);
         let (indices, group): (Vec<_>, Vec<_>) = taken.into_iter().rev().unzip();
         if is_barrier(group[0], l3) {
-            assert_eq!(passed, indices[0], "nothing overtakes it");
+            assert_eq!(passed + lost, indices[0], "nothing overtakes it");
         }
         passed += output.count;
         check_output(&output, &group, l3, settings);
@@ -334,7 +503,8 @@ pub fn check_merge(packets: &[Vec<u8>], l3: usize, settings: MergeSettings) {
         }
         before.insert(key, indices);
     }
-    assert_eq!(passed, packets.len(), "none is lost");
+    assert_eq!(passed + lost, packets.len(), "none is lost");
+    lost
 }
 
 /// The group before could not have gone on with this packet.
