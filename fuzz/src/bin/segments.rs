@@ -1,7 +1,7 @@
 //! Splitting and merging of arbitrary packets, against the plain ones that the tests use: trains
 //! against a plain splitter; a batch of its segments, after some changes, through the merger, where
 //! nothing may be lost, reordered within its flow, merged that splitting would not give back, or
-//! left unmerged that it would.
+//! left unmerged that it would; or acknowledgements alone may be lost that newer ones supersede.
 #![cfg_attr(fuzzing, no_main)]
 
 use muslin_bed::reference;
@@ -36,11 +36,17 @@ muslin_fuzz::target! {
         // What goes on behind the last packet, short and long.
         &[0, 8, 0, 100],
         &[0, 8, 5, 120],
+        // Acknowledgements of more, of the same and of less.
+        &[0, 9, 0, 10],
+        &[0, 9, 0, 0],
+        &[0, 9, 255, 246],
     ],
     inputs: 40_000,
     max_len: 4_000,
 }
 
+/// TCP's flag of an acknowledgement.
+const ACK: u8 = 0x10;
 /// The most packets of a batch, and the longest of them.
 const MAX_PACKETS: usize = 100;
 const MAX_LEN: usize = 65_535;
@@ -49,11 +55,13 @@ const MAX_LEN: usize = 65_535;
 ///
 /// The first byte chooses where the IP header is (two bits), whether checksums are finished, the
 /// limits of a train (two bits) and the MTU (two bits); the second how often the payload is
-/// repeated. Then come ten bytes of virtio-net header, the number of changes, and as many changes
-/// of four bytes; the rest is the frame.
+/// repeated. Then come ten bytes of virtio-net header, a bit that chooses whether acknowledgements
+/// replace others, seven of the number of changes, and as many changes of four bytes; the rest is the
+/// frame.
 ///
 /// A change names a packet of the batch, what happens to it, and two bytes of where and how. One
-/// lets the last packet's stream go on, also beyond what one packet can have.
+/// lets the last packet's stream go on, also beyond what one packet can have; one acknowledges more
+/// behind it.
 fn run(data: &[u8]) {
     let Some((&[choice, repeat], rest)) = data.split_first_chunk::<2>() else {
         return;
@@ -62,7 +70,8 @@ fn run(data: &[u8]) {
     let Some((count, rest)) = rest.get(10..).and_then(|rest| rest.split_first()) else {
         return;
     };
-    let (changes, frame) = rest.split_at(rest.len().min(usize::from(*count) * 4));
+    let (with_acks, count) = (count & WITH_ACKS != 0, usize::from(count & !WITH_ACKS));
+    let (changes, frame) = rest.split_at(rest.len().min(count * 4));
     let l3 = [0, 14, 18, 22][usize::from(choice & 3)];
     let checksums = [Checksums::Complete, Checksums::Partial][usize::from(choice >> 2 & 1)];
     let packet = lengthen(frame, l3, repeat.into());
@@ -99,7 +108,11 @@ fn run(data: &[u8]) {
         mtu: Mtu::new(mtu).expect("it is in range"),
         udp: choice & 0x80 == 0,
     };
-    reference::check_merge(&batch, l3, settings);
+    if with_acks {
+        reference::check_merge_with_acks(&batch, l3, settings);
+    } else {
+        reference::check_merge(&batch, l3, settings);
+    }
 }
 
 /// A superpacket between two datagrams leaves in messages as it would leave one by one.
@@ -196,7 +209,7 @@ fn happen(batch: &mut Vec<Vec<u8>>, l3: usize, [which, what, at, how]: [u8; 4]) 
     }
     let index = usize::from(which) % len;
     let packet = &mut batch[index];
-    match what % 9 {
+    match what % 10 {
         0 => drop(batch.remove(index)),
         1 => batch.swap(index, (index + 1) % len),
         2 => {
@@ -211,11 +224,16 @@ fn happen(batch: &mut Vec<Vec<u8>>, l3: usize, [which, what, at, how]: [u8; 4]) 
             l3,
             u16::from_be_bytes([at, how]).into(),
         )),
+        9 => batch.extend(acknowledge(
+            &batch[len - 1],
+            l3,
+            i16::from_be_bytes([at, how]),
+        )),
         _ => {
             if let Some(byte) = packet.get_mut(l3 + usize::from(at)) {
                 *byte ^= how;
             }
-            if what % 9 == 6 {
+            if what % 10 == 6 {
                 refill(packet, l3, Checksums::Complete);
             }
         }
@@ -237,6 +255,26 @@ fn next(last: &[u8], l3: usize, len: usize) -> Option<Vec<u8>> {
         number.copy_from_slice(&sequence.to_be_bytes());
     }
     reference::finish(&mut packet, &at, Checksums::Complete);
+    Some(packet)
+}
+
+/// The acknowledgement behind a TCP segment, of so much more than that.
+fn acknowledge(last: &[u8], l3: usize, more: i16) -> Option<Vec<u8>> {
+    let at = Transport::parse(last, l3).ok()?;
+    let mut packet = next(last, l3, 0).filter(|_| at.protocol == Protocol::Tcp)?;
+    packet[at.l4 + 13] = ACK;
+    let number = packet[at.l4 + 8..].first_chunk_mut::<4>()?;
+    *number = u32::from_be_bytes(*number)
+        .wrapping_add_signed(more.into())
+        .to_be_bytes();
+    reference::finish(
+        &mut packet,
+        &Transport {
+            end: at.payload,
+            ..at
+        },
+        Checksums::Complete,
+    );
     Some(packet)
 }
 
@@ -270,6 +308,8 @@ const ONE_BY_ONE: u8 = 1 << 3;
 const MTU_576: u8 = 1 << 5;
 const MTU_1450: u8 = 2 << 5;
 const MTU_9000: u8 = 3 << 5;
+/// A choice of the byte that counts changes.
+const WITH_ACKS: u8 = 1 << 7;
 
 /// A frame of a virtio-net type with 100-byte segments; what is to happen to its segments.
 fn superpacket(choice: u8, kind: (u8, bool), flags: u8, changes: &[[u8; 4]]) -> Vec<u8> {
@@ -324,7 +364,7 @@ fn seeds() -> Vec<Seed> {
     let (v4, v6, udp4, udp6) = ((1, false), (4, true), (5, false), (5, true));
     let (ack, psh, fin, cwr, syn) = (0x10, 0x18, 0x11, 0x90, 0x12);
     let [drop, swap, again, pad, unfinish, finish, change, damage] = [0u8, 1, 2, 3, 4, 5, 6, 7];
-    let next = 8;
+    let (next, acknowledge) = (8, 9);
     // 45 segments of 1,400 bytes, one more, and one that ends at the byte of all that is named.
     let long = |kind, total: u32| {
         let headers = if kind == udp4 { 28 } else { 52 };
@@ -332,9 +372,16 @@ fn seeds() -> Vec<Seed> {
         let changes = [[45, drop, 0, 0], [0, next, 255, 255], [0, next, high, low]];
         train((BARE | MTU_9000, 255), kind, ack, (255, 1400), &changes)
     };
-    let (flags, ttl, hop_limit, fragment) = (33, 8, 7, 6);
+    let (flags, number, ttl, hop_limit, fragment) = (33, 31, 8, 7, 6);
     let plain = |choice, kind, flags| superpacket(choice | MTU_1450, kind, flags, &[]);
     let with = |changes: &[[u8; 4]]| superpacket(BARE | MTU_1450, v4, ack, changes);
+    // Behind the data, each of so much more than the last.
+    let acknowledged = |choice, kind, changes: &[[u8; 4]]| {
+        let mut seed = superpacket(choice | MTU_1450, kind, ack, changes);
+        seed[12] |= WITH_ACKS;
+        seed
+    };
+    let more = |more| [0, acknowledge, 0, more];
     vec![
         ("tcp4", plain(BARE, v4, ack)),
         ("tcp4-vxlan", plain(BEHIND_VXLAN, v4, psh)),
@@ -367,6 +414,31 @@ fn seeds() -> Vec<Seed> {
         ("fragment", with(&[[2, change, fragment, 0x60]])),
         ("damaged", with(&[[2, damage, 60, 1], [4, damage, 10, 1]])),
         ("damaged-first", with(&[[0, damage, 60, 1]])),
+        ("acknowledged", acknowledged(BARE, v4, &[more(10); 4])),
+        (
+            "acknowledged-vxlan",
+            acknowledged(BEHIND_VXLAN, v6, &[more(10); 4]),
+        ),
+        (
+            "acknowledged-twice",
+            acknowledged(BARE, v4, &[more(10), more(10), more(0), more(10), more(10)]),
+        ),
+        (
+            // Data with the number that is acknowledged once more behind it.
+            "acknowledged-by-data",
+            acknowledged(
+                BARE,
+                v4,
+                &[
+                    more(10),
+                    more(10),
+                    [0, again, 0, 0],
+                    [7, change, number, 0x40],
+                    more(0),
+                    more(10),
+                ],
+            ),
+        ),
         ("longest-tcp4", long(v4, 65_535)),
         ("beyond-longest-tcp4", long(v4, 65_536)),
         ("beyond-longest-udp4", long(udp4, 65_536)),
