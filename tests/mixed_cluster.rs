@@ -159,13 +159,14 @@ fn subnet(node: &Node) -> String {
     node.status("subnet").replace('/', "-")
 }
 
-/// A node's own record is what flannel's would be: the key, the value, and a day to live.
+/// A node's own record is what flannel's would be, and one field more: the key, the value, and a day to
+/// live.
 fn is_flannels(etcd: &Etcd, node: &Node, public_ip: Ipv4Addr) -> Record {
     let key = format!("{PREFIX}/subnets/{}", subnet(node));
     let record = etcd.get(&key).unwrap();
     assert_eq!(
         record.value,
-        flannel::record(public_ip, &node.status("vtep_mac"))
+        flannel::muslin_record(public_ip, &node.status("vtep_mac"))
     );
     let (granted, left) = etcd.time_to_live(record.lease);
     assert_eq!(granted, TTL, "{record:?}");

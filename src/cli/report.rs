@@ -241,13 +241,16 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
     )
 }
 
-/// The path to a peer and its MTU.
+/// The path to a peer, its MTU, and whether checksums are left to it.
 fn path(peer: &Peer) -> String {
     let path = peer.path.as_ref().unwrap_or(&peer.backend);
-    match peer.mtu {
-        Some(mtu) => format!("{path}, MTU {mtu}"),
-        None => path.clone(),
-    }
+    let mtu = peer.mtu.map(|mtu| format!(", MTU {mtu}"));
+    let checksums = peer.partial_checksums.then_some(", partial checksums");
+    format!(
+        "{path}{}{}",
+        mtu.unwrap_or_default(),
+        checksums.unwrap_or_default()
+    )
 }
 
 fn heard(seconds: Option<u64>) -> String {

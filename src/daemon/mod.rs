@@ -256,14 +256,8 @@ impl Start {
     }
 
     fn driver(self, place: Place) -> Result<(Driver, (Manager, lease::Controls))> {
-        let Place {
-            interface,
-            vtep_mac,
-        } = place;
+        let Place { interface, listed } = place;
         let mut identity = self.identity;
-        if let Some(mac) = vtep_mac {
-            identity.vtep_mac = mac;
-        }
         let mut settings = ManagerSettings::new(
             Identity {
                 public_ip: interface.public_ip,
@@ -273,6 +267,10 @@ impl Start {
             self.settings.wanted_config.clone(),
             u64::from_ne_bytes(random()?),
         );
+        if let Some(listed) = listed {
+            settings.take(&listed);
+            identity.vtep_mac = settings.identity.vtep_mac;
+        }
         // What this node knows of itself comes before what flannel's file says.
         settings.previous = identity
             .subnet

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use muslin_encap::mac::DisplayMac;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::Vni;
 use muslin_stack::api::control::{
     Dns, Drop, Flow, Flows, HostInterface, Neighbour, Packets, Peer, Pod, Ports, Route, Status,
@@ -230,6 +231,9 @@ fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
             heard_seconds: signs.heard.map(|age| age.as_secs()),
             path: path.map(|path| path_name(path, plan).to_owned()),
             mtu: path.and_then(|path| path_mtu(path, plan)),
+            partial_checksums: state.is_some_and(|state| {
+                (state.path, state.peer.checksums) == (Path::Tunnel, Checksums::Partial)
+            }),
             received: traffic(received),
             sent: traffic(sent),
         }

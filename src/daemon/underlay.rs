@@ -8,7 +8,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::api::control::Link;
-use muslin_stack::control::lease::NetworkConfig;
+use muslin_stack::control::lease::{LeaseRecord, NetworkConfig};
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
 use muslin_stack::datapath::tunnel::Tunnel;
 use muslin_stack::datapath::uplink::Uplink;
@@ -33,8 +33,8 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) interface: PublicInterface,
-    /// The VTEP's MAC address that a static list has for it.
-    pub(super) vtep_mac: Option<VtepMac>,
+    /// The record that a static list has for it.
+    pub(super) listed: Option<LeaseRecord>,
 }
 
 /// Who sends to this node.
@@ -88,11 +88,8 @@ async fn look(
     store: &dyn Store,
 ) -> std::result::Result<Place, NoInterface> {
     let interface = underlay::choose_interface(&settings.underlay, audience(settings)).await?;
-    match store.vtep_mac(interface.public_ip) {
-        Ok(vtep_mac) => Ok(Place {
-            interface,
-            vtep_mac,
-        }),
+    match store.listed(interface.public_ip) {
+        Ok(listed) => Ok(Place { interface, listed }),
         Err(error) => Err(NoInterface::NotYet(error.to_string())),
     }
 }

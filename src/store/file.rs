@@ -11,11 +11,13 @@
 //! public-ip = "192.168.0.11"
 //! subnet = "10.244.1.0/24"
 //! vtep-mac = "0e:1f:20:a1:b2:c3"   # optional, vxlan only
+//! partial-checksums = true         # optional, vxlan and udp only
 //! ```
 //!
 //! Every node has the same file. The MAC address of a node's VTEP is made of its public address
 //! where none is given: `0a:4d` and the four bytes, locally administered and unicast. A kernel
-//! node in the list needs the one that its device has.
+//! node in the list needs the one that its device has. Nodes of Muslin take partial checksums, which
+//! saves their peers a pass over each packet; a kernel's would drop such packets.
 //!
 //! The file is read again when it changes; a new version with mistakes is reported once, and the
 //! old one stays in force. Entries never expire, and nothing can be written.
@@ -32,6 +34,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::control::lease::{
@@ -103,11 +106,11 @@ impl Store for FileStore {
         format!("file:{}", self.file.path.display())
     }
 
-    fn vtep_mac(&self, public_ip: Ipv4Addr) -> StoreResult<Option<VtepMac>> {
+    fn listed(&self, public_ip: Ipv4Addr) -> StoreResult<Option<LeaseRecord>> {
         self.file.refresh();
         let state = self.file.state.lock();
         match state.list.nodes.get(&public_ip) {
-            Some(node) => Ok(node.record.vtep_mac()),
+            Some(node) => Ok(Some(node.record.clone())),
             None => Err(self.file.missing(public_ip)),
         }
     }
@@ -324,6 +327,8 @@ struct NodeTable {
     public_ip: Spanned<String>,
     subnet: Spanned<String>,
     vtep_mac: Option<Spanned<String>>,
+    #[serde(default)]
+    partial_checksums: bool,
 }
 
 impl List {
@@ -484,7 +489,11 @@ impl Source<'_> {
             None => derived_mac(ip),
             Some(mac) => self.read("vtep-mac", mac)?,
         };
-        let record = LeaseRecord::of(&config.backend, ip, mac);
+        let checksums = match table.partial_checksums {
+            true => Checksums::Partial,
+            false => Checksums::Complete,
+        };
+        let record = LeaseRecord::of(&config.backend, ip, mac).with_checksums(checksums);
         let key = SubnetKey::new(subnet);
         Ok((ip, Node { key, record }))
     }
@@ -581,8 +590,8 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
             let store = self.open();
             let mut settings = settings("/p", last);
             settings.wanted_config = WantedConfig::Any;
-            if let Ok(Some(mac)) = store.vtep_mac(settings.identity.public_ip) {
-                settings.identity.vtep_mac = mac;
+            if let Ok(Some(listed)) = store.listed(settings.identity.public_ip) {
+                settings.take(&listed);
             }
             Node::start(store, settings)
         }
@@ -639,7 +648,7 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
         let mut node = directory.node(9);
         let words = "no [[node]] with public-ip \"192.168.0.9\"";
         node.trouble(words).await;
-        assert!(directory.open().vtep_mac([192, 168, 0, 9].into()).is_err());
+        assert!(directory.open().listed([192, 168, 0, 9].into()).is_err());
         let mac = settings("/p", 9).identity.vtep_mac;
         directory.write(&format!(
             "{LIST}\n[[node]]\npublic-ip = \"192.168.0.9\"\nsubnet = \"10.244.9.0/24\"\n\
@@ -700,7 +709,8 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
         let list = LIST.replace("vni = 7", "backend = \"udp\"\nport = 9000");
         let directory = Directory::new(&list);
         let store = directory.open();
-        assert_eq!(store.vtep_mac([192, 168, 0, 2].into()), Ok(None));
+        let listed = store.listed([192, 168, 0, 2].into()).unwrap().unwrap();
+        assert_eq!(listed.vtep_mac(), None);
         let state = store.file.state.lock();
         assert_eq!(state.list.config.backend, Backend::Udp { port: 9000 });
     }

@@ -18,8 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::control::lease::{Answer, Entry, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Answer, Entry, LeaseRecord, Op, Revision, WatchEvent};
 pub use options::EtcdOptions;
 use thiserror::Error;
 
@@ -71,9 +70,8 @@ pub trait Store: Send + Sync {
     /// What this store is, for people: `sqlite:/path`.
     fn describe(&self) -> String;
 
-    /// The VTEP's MAC address that a static list has for a node; `None` where nodes choose their
-    /// own.
-    fn vtep_mac(&self, _public_ip: Ipv4Addr) -> std::result::Result<Option<VtepMac>, StoreError> {
+    /// The record that a static list has for a node; `None` where nodes write their own.
+    fn listed(&self, _public_ip: Ipv4Addr) -> std::result::Result<Option<LeaseRecord>, StoreError> {
         Ok(None)
     }
 }

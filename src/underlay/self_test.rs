@@ -21,6 +21,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use muslin_encap::offload::batch::{Queued, SendBatch};
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::offload::virtio::Header;
 use muslin_encap::tunnel::Format;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -111,6 +112,7 @@ impl Pair {
                 packet,
                 network: 0,
                 offload: Header::default(),
+                checksums: Checksums::Complete,
             };
             let pushed = batch.push(&queued, &mut None);
             if !matches!(pushed, Ok(Ok(()))) {

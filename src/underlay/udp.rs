@@ -414,6 +414,7 @@ pub fn path_mtu(from: Ipv4Addr, peer: SocketAddrV4, mtu: u16) -> io::Result<u32>
 #[cfg(test)]
 mod tests {
     use muslin_encap::offload::batch::Queued;
+    use muslin_encap::offload::split::Checksums;
     use muslin_encap::offload::virtio::Header;
 
     use super::*;
@@ -470,6 +471,7 @@ mod tests {
                     packet,
                     network: 0,
                     offload: Header::default(),
+                    checksums: Checksums::Complete,
                 };
                 batch.push(&queued, &mut None).unwrap().unwrap_or(());
             }
@@ -496,6 +498,7 @@ mod tests {
                 packet: &packet[..30_000],
                 network: 0,
                 offload: Header::default(),
+                checksums: Checksums::Complete,
             };
             batch.push(&queued, &mut None).unwrap().unwrap();
         }

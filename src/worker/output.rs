@@ -43,6 +43,7 @@ struct Waiting {
     start: usize,
     end: usize,
     route: Route,
+    checksums: Checksums,
     offload: Header,
 }
 
@@ -68,13 +69,19 @@ impl Outbox {
     }
 
     /// Keeps the `len` bytes that begin at offset `headroom` of the room until they are sent.
-    fn keep(&mut self, headroom: usize, len: usize, route: Route, offload: Header) {
+    fn keep(
+        &mut self,
+        (headroom, len): (usize, usize),
+        (route, checksums): (Route, Checksums),
+        offload: Header,
+    ) {
         let start = self.used + headroom;
         let end = start + len;
         self.packets.push(Waiting {
             start,
             end,
             route,
+            checksums,
             offload,
         });
         self.used = end.next_multiple_of(64).min(self.storage.len());
@@ -148,8 +155,13 @@ impl Io {
             Verdict::Uplink { .. } => self.send_to_uplink(packet, tail),
             Verdict::Host => self.send_to_host(packet, tail),
             Verdict::Peer {
-                destination, flow, ..
-            } if !packet.is_single() => self.send_superpacket((destination, flow), packet),
+                destination,
+                flow,
+                checksums,
+                ..
+            } if !packet.is_single() => {
+                self.send_superpacket((destination, flow), checksums, packet)
+            }
             Verdict::Peer { destination, .. } => self.send_to_peer(destination, packet.as_slice()),
             // The data path gives none to egress that it does not take itself.
             Verdict::Egress | Verdict::Consumed | Verdict::Drop(_) => Ok(()),
@@ -178,13 +190,16 @@ impl Io {
         offload: Header,
     ) {
         if let Verdict::Peer {
-            destination, flow, ..
+            destination,
+            flow,
+            checksums,
+            ..
         } = verdict
         {
             match &self.underlay.tunnel {
                 Some(tunnel) => {
                     let route = tunnel.route(destination, flow);
-                    outbox.keep(headroom, len, route, offload);
+                    outbox.keep((headroom, len), (route, checksums), offload);
                 }
                 None => self.tally.lose(DropReason::UnderlayFailed, 1),
             }
@@ -203,6 +218,7 @@ impl Io {
                 packet: &outbox.storage[waiting.start..waiting.end],
                 network: outbox.network,
                 offload: waiting.offload,
+                checksums: waiting.checksums,
             });
             send_all(tunnel, &mut outbox.headers, packets, &mut self.tally);
             outbox.packets.clear();
@@ -214,6 +230,7 @@ impl Io {
     fn send_superpacket(
         &mut self,
         (destination, flow): (SocketAddr, u32),
+        checksums: Checksums,
         packet: &PacketBuf<'_>,
     ) -> Result<(), DropReason> {
         let tunnel = self.underlay.tunnel.as_ref();
@@ -223,6 +240,7 @@ impl Io {
             packet: packet.as_slice(),
             network: self.network,
             offload: packet.offload(),
+            checksums,
         };
         send_all(tunnel, &mut self.headers, [queued], &mut self.tally);
         Ok(())

@@ -9,10 +9,17 @@
 //!
 //! ```
 //! use muslin_encap::offload::batch::{Queued, SendBatch};
+//! use muslin_encap::offload::split::Checksums;
 //! use muslin_encap::offload::virtio::Header;
 //!
 //! let (small, other) = ([0; 60], [0; 90]);
-//! let queued = |packet, key| Queued { key, packet, network: 0, offload: Header::default() };
+//! let queued = |packet, key| Queued {
+//!     key,
+//!     packet,
+//!     network: 0,
+//!     offload: Header::default(),
+//!     checksums: Checksums::Complete,
+//! };
 //! let mut batch = SendBatch::new(&mut [], true);
 //! for packet in [queued(&small[..], "a"), queued(&small, "a"), queued(&other, "b")] {
 //!     batch.push(&packet, &mut None)?.expect("there is room");
@@ -46,8 +53,10 @@ pub struct Queued<'p, K> {
     pub packet: &'p [u8],
     /// Offset of the inner IP header in that payload, in bytes.
     pub network: usize,
-    /// Its virtio-net header. The checksum of a single packet must be complete.
+    /// Its virtio-net header. The checksum of a single packet leaves as it is.
     pub offload: Header,
+    /// The checksums that the segments of a superpacket get.
+    pub checksums: Checksums,
 }
 
 /// One message: datagrams of one length to one destination; the last may be shorter.
@@ -128,13 +137,14 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             packet,
             network,
             offload,
+            checksums,
         } = *queued;
         let Some(gso) = offload.gso else {
             return Ok(self.datagram(key, packet, 1));
         };
         let mut rest = match split.take() {
             Some(rest) => rest,
-            None => whole(packet, network, gso, |len| len)?,
+            None => whole(packet, network, (gso, checksums), |len| len)?,
         };
         while rest.remaining() > 0 {
             if self.train(key, &mut rest).is_err() {
@@ -164,13 +174,16 @@ impl<'a, K: Copy + Eq> SendBatch<'a, K> {
             packet,
             network,
             offload,
+            checksums,
         } = *queued;
         let Some(gso) = offload.gso else {
             return Ok(self.sealed(key, packet, &[], 1, seal));
         };
         let mut rest = match split.take() {
             Some(rest) => rest,
-            None => whole(packet, network, gso, |len| sealed_len(seal, len))?,
+            None => whole(packet, network, (gso, checksums), |len| {
+                sealed_len(seal, len)
+            })?,
         };
         let mut header = [0; split::MAX_HEADER_LEN];
         let longest = sealed_len(seal, network + rest.mtu_needed());
@@ -334,10 +347,10 @@ fn sealed_len<K>(seal: &impl Seal<K>, len: usize) -> usize {
 fn whole<'p>(
     packet: &'p [u8],
     network: usize,
-    gso: Gso,
+    (gso, checksums): (Gso, Checksums),
     sealed_len: impl Fn(usize) -> usize,
 ) -> Result<Split<'p>, split::Error> {
-    let split = Split::new(packet, network, gso, Checksums::Complete)?;
+    let split = Split::new(packet, network, gso, checksums)?;
     let len = sealed_len(network + split.mtu_needed());
     if len > TrainLimits::UDP_SEGMENT.bytes {
         return Err(split::Error::TooLong { len });
@@ -368,6 +381,7 @@ mod tests {
             packet,
             network: 0,
             offload: Header::default(),
+            checksums: Checksums::Complete,
         }
     }
 
@@ -497,6 +511,7 @@ mod tests {
             packet: &packet,
             network: 22,
             offload,
+            checksums: Checksums::Complete,
         };
         for (trains, plans) in [(true, 1), (false, 2)] {
             let mut headers = vec![0; HEADERS_LEN];

@@ -122,6 +122,7 @@ fn leave(packet: &[u8], l3: usize, header: Header, fits: bool, trains: bool) {
         packet,
         network: l3,
         offload,
+        checksums: Checksums::Complete,
     };
     let single = [7; 100];
     let single = queued(&single, Header::default());

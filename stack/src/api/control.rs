@@ -738,6 +738,9 @@ pub struct Peer {
     pub path: Option<String>,
     /// MTU of that path in bytes.
     pub mtu: Option<u16>,
+    /// Whether packets leave for it with partial checksums, which it has said that it takes.
+    #[serde(default)]
+    pub partial_checksums: bool,
     /// Datagrams and bytes from it.
     pub received: Traffic,
     /// Datagrams and bytes to it.

@@ -109,6 +109,7 @@ pub fn peer_of_lease(
         subnet: key.ipv4.into(),
         address: SocketAddr::new(ip.into(), backend.port()),
         vtep_mac,
+        checksums: record.checksums(),
     })
 }
 

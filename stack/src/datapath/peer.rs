@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
@@ -33,6 +34,9 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
+    /// The TCP and UDP checksums that its node takes from the tunnel. Where they are partial, the UDP
+    /// checksum of the tunnel's own datagram protects the packet.
+    pub checksums: Checksums,
 }
 
 impl Peer {
@@ -44,6 +48,7 @@ impl Peer {
             subnet,
             address,
             vtep_mac: None,
+            checksums: Checksums::Complete,
         }
     }
 
@@ -54,6 +59,12 @@ impl Peer {
             vtep_mac: Some(mac),
             ..self
         }
+    }
+
+    /// The same with the checksums that its node takes.
+    #[must_use]
+    pub const fn with_checksums(self, checksums: Checksums) -> Self {
+        Self { checksums, ..self }
     }
 }
 

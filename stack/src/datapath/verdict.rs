@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use muslin_encap::offload::split::Checksums;
+
 use crate::datapath::peer::PeerId;
 use crate::datapath::port::PortId;
 use crate::drops::DropReason;
@@ -33,6 +35,9 @@ pub enum Verdict {
         destination: SocketAddr,
         /// A hash of the inner flow.
         flow: u32,
+        /// The TCP or UDP checksum with which it leaves. If that is a partial one, so is that of a
+        /// single packet already.
+        checksums: Checksums,
     },
     /// The packet is an IPv4 packet for the host interface.
     Host,

@@ -115,6 +115,13 @@ pub fn record(public_ip: Ipv4Addr, mac: &str) -> String {
     )
 }
 
+/// The same as a muslin node writes it: what flannel's have comes first, and what it adds they ignore.
+pub fn muslin_record(public_ip: Ipv4Addr, mac: &str) -> String {
+    let flannels = record(public_ip, mac);
+    let flannels = flannels.strip_suffix('}').unwrap();
+    format!(r#"{flannels},"Muslin":{{"PartialChecksums":true}}}}"#)
+}
+
 /// Writes a file of leases for both sides, and returns the store's URL.
 pub fn store(lab: &Lab, backend: &str, more: &str, macs: Option<(&str, &str)>) -> String {
     let path = lab.directory().join("peers.toml");

@@ -8,6 +8,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::offload::virtio::{self, Checksum, Header};
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use muslin_stack::datapath::neighbour::State;
@@ -299,6 +300,10 @@ impl Harness {
                 let subnet = self::subnet(subnet);
                 let mut peer = Peer::new(PeerId(id.into()), subnet, underlay(host).into());
                 peer.vtep_mac = has_vtep.then(|| vtep(8 + id));
+                // Nodes of both kinds are in one network.
+                if id % 2 == 1 {
+                    peer.checksums = Checksums::Partial;
+                }
                 self.node.set_peer(peer.clone());
                 self.peers[usize::from(id)] = Some(peer);
                 self.change_peers();
@@ -771,8 +776,8 @@ impl Harness {
         );
     }
 
-    /// A routed packet has a hop less, and a finished checksum if it goes to a wire; all else is as
-    /// it was, and what its header says of it is right still.
+    /// A routed packet has a hop less, and a finished checksum if it goes to a wire and to who takes no
+    /// other; all else is as it was, and what its header says of it is right still.
     fn check_changes(
         &self,
         incoming: Incoming<'_>,
@@ -785,7 +790,13 @@ impl Harness {
         assert_eq!((&left[..8], left[9]), (&packet[..8], packet[9]));
         let header_len = usize::from(packet[0] & 0x0f) * 4;
         assert_eq!(left[12..header_len], packet[12..header_len]);
-        let to_wire = matches!(out.verdict, Verdict::Peer { .. });
+        let to_wire = matches!(
+            out.verdict,
+            Verdict::Peer {
+                checksums: Checksums::Complete,
+                ..
+            }
+        );
         let single = incoming.header.gso.is_none();
         let Some(offload) = self.offload(incoming, network) else {
             return;

@@ -30,6 +30,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 
 use backoff::Backoff;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use own::{Own, OwnEntry};
 use ownership::{Contest, Ownership, TakeOver};
@@ -84,6 +85,7 @@ pub struct Manager {
     relist: Relist,
     backoff: Backoff,
     ownership: Ownership,
+    checksums: Checksums,
     /// Why the configuration that the store had last cannot be used.
     config_fault: Option<ConfigFault>,
     leaving: bool,
@@ -98,6 +100,7 @@ impl Manager {
     pub fn new(settings: ManagerSettings) -> Self {
         let ManagerSettings {
             identity,
+            checksums,
             prefix,
             previous,
             wanted_config,
@@ -118,6 +121,7 @@ impl Manager {
             relist: Relist::default(),
             backoff: Backoff::default(),
             ownership: Ownership::new(identity, previous),
+            checksums,
             config_fault: None,
             leaving: false,
             repetition: Repetition::default(),
@@ -329,7 +333,9 @@ impl Manager {
             vtep_mac,
         } = self.ownership.identity;
         match &self.config {
-            Some(config) => LeaseRecord::of(&config.backend, public_ip, vtep_mac),
+            Some(config) => {
+                LeaseRecord::of(&config.backend, public_ip, vtep_mac).with_checksums(self.checksums)
+            }
             None => LeaseRecord::udp(public_ip),
         }
     }

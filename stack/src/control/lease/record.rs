@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,6 +30,17 @@ pub struct LeaseRecord {
     backend_data: Option<Box<RawValue>>,
     #[serde(rename = "BackendV6Data", skip_serializing_if = "Option::is_none")]
     backend_v6_data: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    muslin: Option<MuslinData>,
+}
+
+/// What Muslin's nodes tell each other. flannel's do not look at it, as at any field that they do not
+/// know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct MuslinData {
+    /// Whether the node takes partial checksums from the tunnel.
+    partial_checksums: bool,
 }
 
 impl PartialEq for LeaseRecord {
@@ -38,6 +50,7 @@ impl PartialEq for LeaseRecord {
             == (other.public_ip, other.public_ipv6, &other.backend_type)
             && raw(&self.backend_data) == raw(&other.backend_data)
             && raw(&self.backend_v6_data) == raw(&other.backend_v6_data)
+            && self.muslin == other.muslin
     }
 }
 
@@ -74,6 +87,14 @@ struct VxlanData {
     vtep_mac: String,
 }
 
+impl MuslinData {
+    /// Reads what is there of it; what else a newer version writes is of no concern to this one.
+    fn read(value: &Value) -> Option<Self> {
+        let partial_checksums = value.get("PartialChecksums")?.as_bool()?;
+        Some(Self { partial_checksums })
+    }
+}
+
 impl LeaseRecord {
     /// The record of a node with the UDP backend.
     #[must_use]
@@ -84,6 +105,7 @@ impl LeaseRecord {
             backend_type: String::new(),
             backend_data: None,
             backend_v6_data: None,
+            muslin: None,
         }
     }
 
@@ -99,6 +121,17 @@ impl LeaseRecord {
             backend_data: serde_json::value::to_raw_value(&data).ok(),
             ..Self::udp(public_ip)
         }
+    }
+
+    /// The same with the checksums that the node takes from the tunnel. They are complete ones if there
+    /// is none, or none with a UDP checksum of its own to protect partial ones.
+    #[must_use]
+    pub fn with_checksums(self, checksums: Checksums) -> Self {
+        let is_udp = ["", "vxlan"].contains(&self.backend_type.as_str());
+        let muslin = (is_udp && checksums == Checksums::Partial).then_some(MuslinData {
+            partial_checksums: true,
+        });
+        Self { muslin, ..self }
     }
 
     /// The record of a node of a network with this backend.
@@ -159,6 +192,7 @@ impl LeaseRecord {
             backend_type,
             backend_data: raw(take("BackendData")),
             backend_v6_data: raw(take("BackendV6Data")),
+            muslin: take("Muslin").and_then(|value| MuslinData::read(&value)),
         })
     }
 
@@ -179,6 +213,17 @@ impl LeaseRecord {
         data.remove("vtepmac")?.as_str()?.parse().ok()
     }
 
+    /// The TCP and UDP checksums that the node takes from the tunnel.
+    #[must_use]
+    pub fn checksums(&self) -> Checksums {
+        match self.muslin {
+            Some(MuslinData {
+                partial_checksums: true,
+            }) => Checksums::Partial,
+            _ => Checksums::Complete,
+        }
+    }
+
     /// The backend's name, for people.
     #[must_use]
     pub fn backend(&self) -> &str {
@@ -193,6 +238,7 @@ impl LeaseRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::lease::VxlanOptions;
 
     const VXLAN: &str = r#"{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}"#;
 
@@ -223,6 +269,42 @@ mod tests {
             let record = LeaseRecord::of(&backend, ip, mac);
             let start = r#"{"PublicIP":"1.2.3.4","PublicIPv6":null"#;
             assert_eq!(record.to_json(), format!("{start}{expected}}}"));
+        }
+    }
+
+    #[test]
+    fn only_who_says_so_takes_partial_checksums() {
+        let (mac, vxlan) = (VtepMac::from_random([1; 6]), VxlanOptions::default());
+        let ip = Ipv4Addr::new(1, 2, 3, 4);
+        let flannels = LeaseRecord::of(&Backend::Vxlan(vxlan), ip, mac);
+        assert_eq!(flannels.checksums(), Checksums::Complete);
+        let own = flannels.with_checksums(Checksums::Partial);
+        let read = LeaseRecord::parse(&own.to_json()).unwrap();
+        assert_eq!((read.checksums(), &read), (Checksums::Partial, &own));
+        let muslins = r#","Muslin":{"PartialChecksums":true}}"#;
+        assert!(own.to_json().ends_with(muslins), "{own:?}");
+        for backend in [
+            Backend::HostGw,
+            Backend::Ipip {
+                direct_routing: true,
+            },
+        ] {
+            let bare = LeaseRecord::of(&backend, ip, mac).with_checksums(Checksums::Partial);
+            assert_eq!(bare.checksums(), Checksums::Complete);
+        }
+        let complete = own.with_checksums(Checksums::Complete);
+        assert_eq!(complete.checksums(), Checksums::Complete);
+        for other in [
+            r#""Muslin":null"#,
+            r#""Muslin":[true]"#,
+            r#""Muslin":{}"#,
+            r#""Muslin":{"PartialChecksums":1}"#,
+            r#""Muslin":{"PartialChecksums":false,"Other":true}"#,
+            r#""Other":{"PartialChecksums":true}"#,
+        ] {
+            let record = format!(r#"{{"PublicIP":"1.2.3.4",{other}}}"#);
+            let record = LeaseRecord::parse(&record).unwrap();
+            assert_eq!(record.checksums(), Checksums::Complete, "{other}");
         }
     }
 

@@ -3,9 +3,11 @@
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 
 use super::config::NetworkConfig;
+use super::record::LeaseRecord;
 
 /// How long a lease lives without renewal: flannel's 24 hours.
 pub const LEASE_TTL: std::time::Duration = std::time::Duration::from_secs(86_400);
@@ -42,6 +44,8 @@ pub struct ManagerSettings {
     pub identity: Identity,
     /// Where the store has flannel's keys, without a trailing slash.
     pub prefix: String,
+    /// The TCP and UDP checksums that the node takes from the tunnel, partial ones by default.
+    pub checksums: Checksums,
     /// The subnet of an earlier run.
     pub previous: Option<Ipv4Net>,
     /// The network configuration that the node wants.
@@ -68,11 +72,20 @@ impl ManagerSettings {
         Self {
             identity,
             prefix,
+            checksums: Checksums::Partial,
             previous: None,
             wanted_config,
             renew_margin: RENEW_MARGIN,
             repeats: false,
             random_seed,
+        }
+    }
+
+    /// Takes what a static list says of the node.
+    pub fn take(&mut self, listed: &LeaseRecord) {
+        self.checksums = listed.checksums();
+        if let Some(mac) = listed.vtep_mac() {
+            self.identity.vtep_mac = mac;
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
@@ -243,6 +244,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             id,
             destination: destination.into(),
             flow: 0,
+            checksums: Checksums::Complete,
         })
     }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU32;
 
 use ipnet::{IpNet, Ipv4Net};
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 
@@ -40,6 +41,8 @@ pub(super) struct Outgoing {
     /// The MAC address of its VTEP.
     pub(super) vtep_mac: Option<VtepMac>,
     pub(super) path: Path,
+    /// The checksums that it takes from the tunnel.
+    pub(super) checksums: Checksums,
 }
 
 /// What a packet from a peer needs.
@@ -115,6 +118,7 @@ impl Peers {
             address: socket_ipv4(peer.address).unwrap_or(NOWHERE),
             vtep_mac: peer.vtep_mac,
             path,
+            checksums: peer.checksums,
         });
         self.incoming[at] = Incoming {
             received,

@@ -406,13 +406,16 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     fn encapsulate(&mut self, id: PeerId, peer: &Outgoing, packet: &mut PacketBuf<'_>) -> Decision {
-        packet.complete_checksum();
+        if peer.checksums == Checksums::Complete {
+            packet.complete_checksum();
+        }
         let flow = hash::flow(packet.as_slice(), self.seed);
         self.config.tunnel.encapsulate(peer.vtep_mac, packet)?;
         Ok(Verdict::Peer {
             id,
             destination: peer.address.into(),
             flow,
+            checksums: peer.checksums,
         })
     }
 }

@@ -24,6 +24,7 @@ mod work;
 
 use filter::Denied;
 use muslin_encap::ip::fragment::Fragments;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use observe::Recorder;
 
@@ -82,6 +83,7 @@ fn node(number: u8, format: &str) -> Node {
         subnet: format!("10.244.{other}.0/24").parse().unwrap(),
         address: underlay(other).into(),
         vtep_mac: Some(vtep(other)),
+        checksums: Checksums::Complete,
     });
     node
 }
@@ -772,6 +774,7 @@ fn a_lease_within_another_is_its_own_holders_alone() {
             subnet: subnet.parse().unwrap(),
             address: underlay(host).into(),
             vtep_mac: None,
+            checksums: Checksums::Complete,
         });
     }
     for (host, source, is_taken) in [
@@ -1040,6 +1043,7 @@ fn a_peer_that_goes_takes_its_route_with_it() {
         subnet,
         address: underlay(7).into(),
         vtep_mac: None,
+        checksums: Checksums::Complete,
     });
     assert!(node.remove_peer(PeerId(2)));
     assert!(matches!(
@@ -1190,6 +1194,7 @@ fn peer(id: u8, subnet: &str) -> Peer {
         subnet: subnet.parse().unwrap(),
         address: underlay(id).into(),
         vtep_mac: Some(vtep(id)),
+        checksums: Checksums::Complete,
     }
 }
 

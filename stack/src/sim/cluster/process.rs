@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::{Duration, Instant};
 
@@ -60,6 +61,7 @@ impl Cluster {
                 vtep_mac: disk.vtep_mac,
             },
             prefix: PREFIX.to_owned(),
+            checksums: Checksums::Complete,
             previous: disk.subnet,
             wanted_config: self.setup.wanted_config(),
             renew_margin: self.setup.renew_margin,

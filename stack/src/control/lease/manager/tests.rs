@@ -129,6 +129,7 @@ fn manager(last: u8) -> Manager {
             vtep_mac: VtepMac::from_random([last; 6]),
         },
         prefix: PREFIX.to_owned(),
+        checksums: Checksums::Complete,
         previous: None,
         wanted_config: WantedConfig::Any,
         renew_margin: RENEW_MARGIN,

@@ -81,16 +81,7 @@ fn a_superpacket_leaves_whole_and_its_header_with_it() {
 #[test]
 fn checksums_are_finished_only_for_a_wire() {
     let mut node = node(1, "vxlan");
-    let (mut packet, mut header) = superpacket(pod(2, 2), None, false);
-    packet.truncate(1028);
-    let mut view = Ipv4Packet::new_unchecked(&mut packet[..]);
-    view.set_total_len(1028);
-    view.fill_checksum();
-    packet[24..26].copy_from_slice(&1008u16.to_be_bytes());
-    let at = Transport::parse(&packet, 0).unwrap();
-    let partial = at.pseudo_header(&packet, 1008);
-    packet[26..28].copy_from_slice(&partial.to_be_bytes());
-    header.hdr_len = 0;
+    let (packet, header) = single(pod(2, 2));
     let (verdict, after, bytes) = offloaded(&mut node, &pod_frame(&packet), header);
     assert!(matches!(verdict, Verdict::Peer { .. }));
     assert_eq!(after, Header::default());
@@ -100,6 +91,65 @@ fn checksums_are_finished_only_for_a_wire() {
     let (verdict, after, bytes) = offloaded(&mut node, &neighbour, header);
     assert_eq!((verdict, after), (Verdict::Port(OTHER_PORT), header));
     assert_eq!(bytes, neighbour);
+}
+
+/// A single UDP packet of 1,000 bytes of payload whose checksum is unfinished.
+fn single(to: Ipv4Addr) -> (Vec<u8>, Header) {
+    let (mut packet, header) = superpacket(to, None, false);
+    packet.truncate(1028);
+    let mut view = Ipv4Packet::new_unchecked(&mut packet[..]);
+    view.set_total_len(1028);
+    view.fill_checksum();
+    packet[24..26].copy_from_slice(&1008u16.to_be_bytes());
+    let at = Transport::parse(&packet, 0).unwrap();
+    let partial = at.pseudo_header(&packet, 1008);
+    packet[26..28].copy_from_slice(&partial.to_be_bytes());
+    (
+        packet,
+        Header {
+            hdr_len: 0,
+            ..header
+        },
+    )
+}
+
+#[test]
+fn checksums_are_left_to_a_peer_that_takes_them() {
+    for format in ["vxlan", "udp"] {
+        let (mut one, mut two) = (node(1, format), node(2, format));
+        let peers: Vec<_> = one.peers().map(|state| state.peer).collect();
+        let [peer] = &peers[..] else { panic!() };
+        one.set_peer(peer.clone().with_checksums(Checksums::Partial));
+        let (packet, header) = single(pod(2, 2));
+        let (verdict, _, datagram) = offloaded(&mut one, &pod_frame(&packet), header);
+        assert!(
+            matches!(
+                verdict,
+                Verdict::Peer {
+                    checksums: Checksums::Partial,
+                    ..
+                }
+            ),
+            "{verdict:?}"
+        );
+        let network = if format == "vxlan" { 22 } else { 0 };
+        assert_eq!(checksum_of(&datagram, network), ChecksumState::Partial);
+        // Its device gets it with the word that this is so.
+        let (verdict, frame) = from_peer(&mut two, 1, &datagram);
+        assert_eq!(verdict, Verdict::Port(POD_PORT));
+        assert_eq!(
+            checksum_of(&frame, frame::HEADER_LEN),
+            ChecksumState::Partial
+        );
+
+        // What is not TCP's or UDP's checksum, and where those have it, is finished here.
+        let mut other = packet.clone();
+        other[9] = 132;
+        Ipv4Packet::new_unchecked(&mut other[..]).fill_checksum();
+        let (_, after, datagram) = offloaded(&mut one, &pod_frame(&other), header);
+        assert_eq!(after.checksum, Checksum::Unknown);
+        assert_ne!(datagram[network + 26..network + 28], packet[26..28]);
+    }
 }
 
 #[test]
