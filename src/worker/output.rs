@@ -16,6 +16,7 @@ use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use tracing::warn;
 
+use super::busy_poll::BusyPoll;
 use crate::device::{FrameDevice, PodDevice, Tun};
 use crate::error::errno;
 use crate::underlay::{Route, TunnelSocket, Underlay};
@@ -102,6 +103,8 @@ pub(super) struct Io {
     network: usize,
     /// Whether it was warned that a device refused a superpacket.
     warned: bool,
+    /// What it tells of the packets of a round.
+    pub(super) busy_poll: BusyPoll,
     tally: Tally,
 }
 
@@ -129,6 +132,7 @@ impl Io {
             headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
             warned: false,
+            busy_poll: BusyPoll::default(),
             tally: Tally::default(),
         }
     }
@@ -146,6 +150,7 @@ impl Io {
 
     /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
     pub(super) fn send(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>, tail: &[&[u8]]) {
+        self.busy_poll.note(packet.total_len());
         let sent = match verdict {
             Verdict::Port(port) => self.send_to_port(port, packet, tail),
             Verdict::Flood { except } => {
@@ -196,6 +201,7 @@ impl Io {
             ..
         } = verdict
         {
+            self.busy_poll.note(len);
             match &self.underlay.tunnel {
                 Some(tunnel) => {
                     let route = tunnel.route(destination, flow);

@@ -1,8 +1,4 @@
 //! The loop: wait, read batches, let the data path decide, send.
-//!
-//! It sleeps as soon as nothing is there. Looking 2, 10 or 50 times more before that changed neither
-//! throughput nor latency by more than their noise on two cores: the pod that is to answer needs the
-//! core that would be spent.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -151,7 +147,7 @@ impl PacketLoop {
         self.send_own(self.clock.now());
         loop {
             self.mailbox.turns.fetch_add(1, Ordering::Relaxed);
-            let count = match self.epoll.wait(&mut ready, self.timeout()) {
+            let count = match self.wait(&mut ready) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => {
@@ -186,6 +182,31 @@ impl PacketLoop {
             self.resume_ports(now);
             self.show_totals();
         }
+    }
+
+    /// Waits for something to do; looks a few times before it sleeps where that pays.
+    fn wait(&mut self, ready: &mut [EpollEvent]) -> nix::Result<usize> {
+        let polls = self.io.busy_poll.time();
+        let timeout = self.timeout();
+        if timeout == EpollTimeout::ZERO {
+            return self.epoll.wait(ready, timeout);
+        }
+        let mut before = self.clock.now();
+        let until = before + polls;
+        while before < until {
+            let count = self.epoll.wait(ready, EpollTimeout::ZERO)?;
+            if count > 0 {
+                return Ok(count);
+            }
+            // Whoever is to answer may need this processor.
+            std::thread::yield_now();
+            before = self.clock.now();
+        }
+        let count = self.epoll.wait(ready, timeout)?;
+        if count > 0 {
+            self.io.busy_poll.slept(self.clock.now() - before);
+        }
+        Ok(count)
     }
 
     fn timeout(&self) -> EpollTimeout {
