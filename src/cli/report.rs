@@ -154,13 +154,15 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         (
             "packets",
             format!(
-                "{} received, {} delivered, {} sent, {} flooded, {} for the node, {} dropped",
+                "{} received, {} delivered, {} sent, {} flooded, {} for the node, {} dropped, {} \
+                 acknowledgements superseded",
                 packets.received,
                 packets.delivered,
                 packets.sent,
                 packets.flooded,
                 packets.consumed,
-                packets.dropped
+                packets.dropped,
+                packets.superseded
             ),
         ),
     ];

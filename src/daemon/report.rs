@@ -133,6 +133,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
             sent: counters.sent,
             flooded: counters.flooded,
             consumed: counters.consumed,
+            superseded: counters.superseded,
             dropped: counters.drops().map(|(_, count)| count).sum(),
         },
         control: facts.control.clone(),

@@ -6,9 +6,12 @@ use std::net::SocketAddr;
 
 use arrayvec::ArrayVec;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
+use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::acknowledgement::{AckTable, Offer};
 use muslin_encap::offload::batch::{self, Queued, SendBatch};
+use muslin_encap::offload::merge::{self, MergeSettings, Merged, Merger};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
-use muslin_encap::offload::virtio::Header;
+use muslin_encap::offload::virtio::{GsoKind, Header};
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::node::{Node, Verdict};
 use muslin_stack::datapath::port::PortId;
@@ -43,9 +46,16 @@ pub(super) struct Outbox {
 struct Waiting {
     start: usize,
     end: usize,
-    route: Route,
-    checksums: Checksums,
+    way: Way,
     offload: Header,
+}
+
+/// How a packet in the outbox leaves.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// By the tunnel, with these checksums.
+    Tunnel(Route, Checksums),
+    Uplink,
 }
 
 impl Outbox {
@@ -70,22 +80,29 @@ impl Outbox {
     }
 
     /// Keeps the `len` bytes that begin at offset `headroom` of the room until they are sent.
-    fn keep(
-        &mut self,
-        (headroom, len): (usize, usize),
-        (route, checksums): (Route, Checksums),
-        offload: Header,
-    ) {
+    fn keep(&mut self, (headroom, len): (usize, usize), way: Way, offload: Header) {
         let start = self.used + headroom;
         let end = start + len;
         self.packets.push(Waiting {
             start,
             end,
-            route,
-            checksums,
+            way,
             offload,
         });
         self.used = end.next_multiple_of(64).min(self.storage.len());
+    }
+
+    /// Puts the same in the place of a packet that it makes useless, if that is as long.
+    fn replace(&mut self, place: usize, (headroom, len): (usize, usize), way: Way) -> bool {
+        let start = self.used + headroom;
+        match self.packets.get_mut(place) {
+            Some(waiting) if waiting.end - waiting.start == len => {
+                self.storage.copy_within(start..start + len, waiting.start);
+                waiting.way = way;
+                true
+            }
+            _ => false,
+        }
     }
 }
 
@@ -103,6 +120,10 @@ pub(super) struct Io {
     network: usize,
     /// Whether it was warned that a device refused a superpacket.
     warned: bool,
+    /// Whether the uplink takes superpackets of UDP, as far as that is known.
+    uplink_joins_datagrams: bool,
+    /// Acknowledgements that went to other nodes lately, by the offset of their IP header.
+    acks: AckTable<usize>,
     /// What it tells of the packets of a round.
     pub(super) busy_poll: BusyPoll,
     tally: Tally,
@@ -112,6 +133,8 @@ pub(super) struct Io {
 #[derive(Default)]
 struct Tally {
     lost: Vec<(DropReason, u64)>,
+    /// Acknowledgements that were not sent, since a newer one is.
+    superseded: u64,
     /// Ports that a frame was copied to, and its length.
     flooded: Vec<(PortId, usize)>,
 }
@@ -132,6 +155,8 @@ impl Io {
             headers: vec![0; batch::HEADERS_LEN].into_boxed_slice(),
             network,
             warned: false,
+            uplink_joins_datagrams: true,
+            acks: AckTable::new(),
             busy_poll: BusyPoll::default(),
             tally: Tally::default(),
         }
@@ -151,13 +176,17 @@ impl Io {
     /// Sends a packet, with what belongs to it and is elsewhere, where a verdict says.
     pub(super) fn send(&mut self, verdict: Verdict, packet: &mut PacketBuf<'_>, tail: &[&[u8]]) {
         self.busy_poll.note(packet.total_len());
+        if matches!(verdict, Verdict::Peer { .. } | Verdict::Uplink { .. }) {
+            // It may be of any flow, and does not wait.
+            self.acks.forget();
+        }
         let sent = match verdict {
             Verdict::Port(port) => self.send_to_port(port, packet, tail),
             Verdict::Flood { except } => {
                 self.flood(except, packet, tail);
                 Ok(())
             }
-            Verdict::Uplink { .. } => self.send_to_uplink(packet, tail),
+            Verdict::Uplink { .. } => self.send_to_uplink(packet, tail).map(|_| ()),
             Verdict::Host => self.send_to_host(packet, tail),
             Verdict::Peer {
                 destination,
@@ -178,6 +207,7 @@ impl Io {
 
     /// Tells the node what became of packets after their verdict.
     pub(super) fn settle(&mut self, node: &mut Node) {
+        node.count_superseded(std::mem::take(&mut self.tally.superseded));
         for (reason, packets) in self.tally.lost.drain(..) {
             node.count_drops(reason, packets);
         }
@@ -186,7 +216,7 @@ impl Io {
         }
     }
 
-    /// The same for a packet in the outbox' room, which waits there if it is for a peer.
+    /// The same for a packet in the outbox' room, which waits there if it is for another node.
     pub(super) fn send_later(
         &mut self,
         verdict: Verdict,
@@ -194,19 +224,24 @@ impl Io {
         (headroom, len): (usize, usize),
         offload: Header,
     ) {
-        if let Verdict::Peer {
-            destination,
-            flow,
-            checksums,
-            ..
-        } = verdict
-        {
+        let Underlay { tunnel, uplink } = &self.underlay;
+        let way = match verdict {
+            Verdict::Peer {
+                destination,
+                flow,
+                checksums,
+                ..
+            } => {
+                let tunnel = tunnel.as_ref();
+                Some(tunnel.map(|it| Way::Tunnel(it.route(destination, flow), checksums)))
+            }
+            Verdict::Uplink { .. } => Some(uplink.as_ref().map(|_| Way::Uplink)),
+            _ => None,
+        };
+        if let Some(way) = way {
             self.busy_poll.note(len);
-            match &self.underlay.tunnel {
-                Some(tunnel) => {
-                    let route = tunnel.route(destination, flow);
-                    outbox.keep((headroom, len), (route, checksums), offload);
-                }
+            match way {
+                Some(way) => self.keep(outbox, (headroom, len), way, offload),
                 None => self.tally.lose(DropReason::UnderlayFailed, 1),
             }
             return;
@@ -216,19 +251,75 @@ impl Io {
         }
     }
 
+    /// Keeps a packet in the outbox until the end of the batch. It takes the place of a TCP
+    /// acknowledgement there that it makes useless.
+    fn keep(&mut self, outbox: &mut Outbox, place: (usize, usize), way: Way, offload: Header) {
+        let (headroom, len) = place;
+        let network = match way {
+            Way::Tunnel(..) => outbox.network,
+            Way::Uplink => frame::HEADER_LEN,
+        };
+        let index = outbox.packets.len();
+        let packet = &outbox.storage[outbox.used + headroom..][..len];
+        match self.acks.offer(packet, network, network, index) {
+            Offer::Replaces(index) if outbox.replace(index, place, way) => {
+                self.tally.superseded += 1;
+            }
+            Offer::Replaces(_) | Offer::Waits | Offer::Other => outbox.keep(place, way, offload),
+        }
+    }
+
     /// Sends what waits for the end of the batch.
     pub(super) fn flush(&mut self, outbox: &mut Outbox) {
         if let Some(tunnel) = &self.underlay.tunnel {
-            let packets = outbox.packets.iter().map(|waiting| Queued {
-                key: waiting.route,
-                packet: &outbox.storage[waiting.start..waiting.end],
-                network: outbox.network,
-                offload: waiting.offload,
-                checksums: waiting.checksums,
+            let packets = outbox.packets.iter().filter_map(|waiting| {
+                let Way::Tunnel(key, checksums) = waiting.way else {
+                    return None;
+                };
+                Some(Queued {
+                    key,
+                    packet: &outbox.storage[waiting.start..waiting.end],
+                    network: outbox.network,
+                    offload: waiting.offload,
+                    checksums,
+                })
             });
             send_all(tunnel, &mut outbox.headers, packets, &mut self.tally);
-            outbox.packets.clear();
-            outbox.used = 0;
+        }
+        self.flush_to_uplink(&mut outbox.storage, &outbox.packets);
+        self.acks.end_batch();
+        outbox.packets.clear();
+        outbox.used = 0;
+    }
+
+    /// Sends the frames for the uplink. Small ones of a flow that follow each other leave as one, which
+    /// the kernel, or the card, takes apart again.
+    fn flush_to_uplink(&mut self, storage: &mut [u8], packets: &[Waiting]) {
+        let is_for_uplink = |waiting: &&Waiting| matches!(waiting.way, Way::Uplink);
+        let mut frames = packets.iter().filter(is_for_uplink).peekable();
+        if frames.peek().is_some() {
+            let datagrams = self.uplink_joins_datagrams;
+            join(storage, frames, datagrams, |merged| {
+                self.send_merged(merged);
+            });
+        }
+    }
+
+    fn send_merged(&mut self, merged: Merged<'_, '_, ()>) {
+        let packets = 1 + merged.tail.len() as u64;
+        let is_datagrams = merged
+            .virtio
+            .gso
+            .is_some_and(|gso| gso.kind == GsoKind::Udp);
+        let len = merged.head.len();
+        let Ok(packet) = PacketBuf::new(merged.head, 0, len) else {
+            return;
+        };
+        let mut packet = packet.with_offload(merged.virtio);
+        match self.send_to_uplink(&mut packet, merged.tail) {
+            Ok(Sent::InSegments) if is_datagrams => self.uplink_joins_datagrams = false,
+            Ok(_) => {}
+            Err(reason) => self.tally.lose(reason, packets),
         }
     }
 
@@ -262,7 +353,7 @@ impl Io {
         } = self;
         for (&port, tap) in ports.iter().filter(|(port, _)| Some(**port) != except) {
             match send_frame(tap, packet, tail, flat, warned).map_err(lost_to_port) {
-                Ok(()) => tally.flooded.push((port, packet.total_len())),
+                Ok(_) => tally.flooded.push((port, packet.total_len())),
                 Err(reason) => tally.lose(reason, 1),
             }
         }
@@ -275,7 +366,9 @@ impl Io {
         tail: &[&[u8]],
     ) -> Result<(), DropReason> {
         let tap = self.ports.get(&port).ok_or(DropReason::PortGone)?;
-        send_frame(tap, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_port)
+        send_frame(tap, packet, tail, &mut self.flat, &mut self.warned)
+            .map(|_| ())
+            .map_err(lost_to_port)
     }
 
     fn send_to_host(
@@ -284,14 +377,16 @@ impl Io {
         tail: &[&[u8]],
     ) -> Result<(), DropReason> {
         let host = self.host.as_ref().ok_or(DropReason::PortDown)?;
-        send_frame(host, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_port)
+        send_frame(host, packet, tail, &mut self.flat, &mut self.warned)
+            .map(|_| ())
+            .map_err(lost_to_port)
     }
 
     fn send_to_uplink(
         &mut self,
         packet: &mut PacketBuf<'_>,
         tail: &[&[u8]],
-    ) -> Result<(), DropReason> {
+    ) -> Result<Sent, DropReason> {
         let uplink = self.underlay.uplink.as_ref();
         let uplink = uplink.ok_or(DropReason::UnderlayFailed)?;
         send_frame(uplink, packet, tail, &mut self.flat, &mut self.warned).map_err(lost_to_peer)
@@ -303,6 +398,37 @@ impl Io {
         let sent = tunnel.send_one(datagram, destination);
         sent.map_err(|error| lost_to_peer(errno(&error)))
     }
+}
+
+/// Joins frames of one flow that follow each other, datagrams only if they may be.
+fn join<'a>(
+    storage: &mut [u8],
+    frames: impl Iterator<Item = &'a Waiting>,
+    datagrams: bool,
+    mut send: impl FnMut(Merged<'_, '_, ()>),
+) {
+    // Whether they fit the link was checked.
+    let mut merger = Merger::new(MergeSettings {
+        mtu: Mtu::MAX,
+        udp: datagrams,
+    });
+    let (mut rest, mut at) = (storage, 0);
+    for waiting in frames {
+        let (frame, behind) = rest[waiting.start - at..].split_at_mut(waiting.end - waiting.start);
+        (rest, at) = (behind, waiting.end);
+        if merge::is_plain(&waiting.offload, frame, frame::HEADER_LEN) {
+            merger.push(frame, frame::HEADER_LEN, (), &mut send);
+            continue;
+        }
+        merger.flush(&mut send);
+        send(Merged {
+            key: (),
+            virtio: waiting.offload,
+            head: frame,
+            tail: &[],
+        });
+    }
+    merger.flush(&mut send);
 }
 
 /// Sends packets to peers in as few calls as it takes.
@@ -337,6 +463,14 @@ fn lost_to_peer(error: Errno) -> DropReason {
     }
 }
 
+/// How a device has taken a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Whole,
+    /// A superpacket, one segment after the other.
+    InSegments,
+}
+
 /// Hands a frame to a device as it can take it.
 fn send_frame(
     device: &impl FrameDevice,
@@ -344,7 +478,7 @@ fn send_frame(
     tail: &[&[u8]],
     flat: &mut Vec<u8>,
     warned: &mut bool,
-) -> Result<(), Errno> {
+) -> Result<Sent, Errno> {
     if !device.has_offloads() {
         if !packet.is_single() {
             return send_segments(device, packet, tail, flat);
@@ -353,6 +487,7 @@ fn send_frame(
     }
     let sent = device.send(&packet.offload(), packet.as_slice(), tail);
     match sent.map_err(|error| errno(&error)) {
+        Ok(()) => Ok(Sent::Whole),
         // Kernels around 6.6 take no superpacket whose last segment is shorter.
         Err(Errno::EINVAL) if !packet.is_single() => {
             if !std::mem::replace(warned, true) {
@@ -360,7 +495,7 @@ fn send_frame(
             }
             send_segments(device, packet, tail, flat)
         }
-        sent => sent,
+        Err(error) => Err(error),
     }
 }
 
@@ -370,7 +505,7 @@ fn send_segments<D: FrameDevice>(
     packet: &PacketBuf<'_>,
     tail: &[&[u8]],
     flat: &mut Vec<u8>,
-) -> Result<(), Errno> {
+) -> Result<Sent, Errno> {
     let gso = packet.offload().gso.ok_or(Errno::EINVAL)?;
     flat.clear();
     flat.extend_from_slice(packet.as_slice());
@@ -389,7 +524,7 @@ fn send_segments<D: FrameDevice>(
             sent.map_err(|error| errno(&error))?;
         }
     }
-    Ok(())
+    Ok(Sent::InSegments)
 }
 
 fn lost_to_port(error: Errno) -> DropReason {
@@ -399,5 +534,108 @@ fn lost_to_port(error: Errno) -> DropReason {
         // The latter until it is seen that the interface was removed.
         Errno::EIO | Errno::EBADFD => DropReason::PortDown,
         _ => DropReason::PortFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+    use muslin_encap::ip::transport::Transport;
+    use muslin_encap::offload::virtio::Checksum;
+
+    use super::*;
+
+    /// A frame of a flow with a partial checksum, as a pod's kernel leaves it.
+    fn frame(port: u16, payload: &[u8]) -> (Vec<u8>, Header) {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 244, 1, 2], [10, 244, 2, 2], 63)
+            .udp(port, 9)
+            .write(&mut frame, payload)
+            .unwrap();
+        let at = Transport::parse(&frame, frame::HEADER_LEN).unwrap();
+        let (field, sum) = (
+            at.checksum_offset(),
+            at.pseudo_header(&frame, at.end - at.l4),
+        );
+        frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+        let checksum = Checksum::Partial {
+            start: at.l4 as u16,
+            offset: 6,
+        };
+        let header = Header {
+            checksum,
+            ..Header::default()
+        };
+        (frame, header)
+    }
+
+    /// What leaves: segment size and payloads of each frame.
+    fn joined(frames: &[(Vec<u8>, Header)], datagrams: bool) -> Vec<(Option<u16>, Vec<u8>)> {
+        let mut outbox = Outbox::new(0);
+        for (frame, header) in frames {
+            outbox.room()[HEADROOM..HEADROOM + frame.len()].copy_from_slice(frame);
+            outbox.keep((HEADROOM, frame.len()), Way::Uplink, *header);
+        }
+        let mut sent = Vec::new();
+        let Outbox {
+            storage, packets, ..
+        } = &mut outbox;
+        join(storage, packets.iter(), datagrams, |merged| {
+            let size = merged.virtio.gso.map(|gso| gso.size);
+            let payload = [&merged.head[42..], &merged.tail.concat()].concat();
+            assert!(matches!(merged.virtio.checksum, Checksum::Partial { .. }));
+            sent.push((size, payload));
+        });
+        sent
+    }
+
+    #[test]
+    fn datagrams_of_a_flow_leave_as_one() {
+        let frames = [
+            frame(1, b"first"),
+            frame(2, b"other"),
+            frame(1, b"again"),
+            frame(1, b"end"),
+            frame(1, b"anew!"),
+        ];
+        let expected = [
+            (Some(5), b"firstagainend".to_vec()),
+            (None, b"other".to_vec()),
+            (None, b"anew!".to_vec()),
+        ];
+        let mut sent = joined(&frames, true);
+        sent.sort_by_key(|(size, payload)| (size.is_none(), payload[0] != b'o'));
+        assert_eq!(sent, expected);
+        let alone = joined(&frames, false);
+        let payloads = frames.map(|(frame, _)| (None, frame[42..].to_vec()));
+        assert_eq!(alone, payloads);
+    }
+
+    #[test]
+    fn a_checksum_elsewhere_stays_where_it_is() {
+        let (frame, mut header) = frame(1, b"first");
+        let elsewhere = Checksum::Partial {
+            start: 34,
+            offset: 2,
+        };
+        header.checksum = elsewhere;
+        let mut outbox = Outbox::new(0);
+        for _ in 0..2 {
+            outbox.room()[HEADROOM..HEADROOM + frame.len()].copy_from_slice(&frame);
+            outbox.keep((HEADROOM, frame.len()), Way::Uplink, header);
+        }
+        let mut sent = 0;
+        let Outbox {
+            storage, packets, ..
+        } = &mut outbox;
+        join(storage, packets.iter(), true, |merged| {
+            assert_eq!(
+                (merged.virtio.checksum, merged.head.to_vec()),
+                (elsewhere, frame.clone())
+            );
+            sent += 1;
+        });
+        assert_eq!(sent, 2);
     }
 }

@@ -173,6 +173,10 @@ pub struct Counters {
     pub flooded: u64,
     /// Packets for the node itself, or that wait in it, or were cut into fragments.
     pub consumed: u64,
+    /// TCP acknowledgements that were not carried, since a newer one made them useless
+    /// ([`muslin_encap::offload::acknowledgement`]). Those for peers count as sent, too; those from
+    /// peers do not count as received.
+    pub superseded: u64,
     drops: [u64; DropReason::ALL.len()],
 }
 
@@ -185,6 +189,7 @@ impl Default for Counters {
             sent: 0,
             flooded: 0,
             consumed: 0,
+            superseded: 0,
             drops: [0; DropReason::ALL.len()],
         }
     }
@@ -244,6 +249,7 @@ impl Counters {
         self.sent += other.sent;
         self.flooded += other.flooded;
         self.consumed += other.consumed;
+        self.superseded += other.superseded;
         for (mine, theirs) in self.drops.iter_mut().zip(other.drops) {
             *mine += theirs;
         }

@@ -305,13 +305,17 @@ impl<K: Copy + Eq> AckTable<K> {
                 }
                 None => self.pass(packet, at, key),
             },
-            Err(reason) if reason.may_hide_flow() && may_be_tcp(packet, l3) => {
-                self.end_batch();
-                self.first_known = self.batch;
-            }
+            Err(reason) if reason.may_hide_flow() && may_be_tcp(packet, l3) => self.forget(),
             Ok(_) | Err(_) => {}
         }
         Offer::Other
+    }
+
+    /// Forgets all flows, since something has passed that the table was not told of. No packet waits
+    /// any more.
+    pub fn forget(&mut self) {
+        self.end_batch();
+        self.first_known = self.batch;
     }
 
     /// Ends the batch: no packet waits any more, and places are those of the next one.

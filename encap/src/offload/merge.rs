@@ -562,6 +562,22 @@ fn header_of(packet: &mut [u8], at: &Transport, mtu: Mtu) -> Header {
     }
 }
 
+/// Whether a packet is all that its virtio-net header says, as a [`Merger`] takes for granted: it is no
+/// superpacket, and a partial checksum is that of TCP or UDP, which the merger sees by itself.
+#[must_use]
+pub fn is_plain(header: &Header, packet: &[u8], l3: usize) -> bool {
+    if header.gso.is_some() {
+        return false;
+    }
+    let Checksum::Partial { start, offset } = header.checksum else {
+        return true;
+    };
+    Transport::parse(packet, l3).is_ok_and(|at| {
+        let usual = (at.l4, at.protocol.checksum_offset());
+        usual == (start.into(), offset.into()) && at.is_partial(packet)
+    })
+}
+
 /// The virtio-net header for a batch of one packet, which needs no merger. It leaves a partial
 /// checksum to the receiver, and the segmentation of a TCP packet longer than the receiver's MTU,
 /// whose checksum becomes a partial one.

@@ -658,6 +658,9 @@ pub struct Packets {
     pub flooded: u64,
     /// Packets for the node itself.
     pub consumed: u64,
+    /// TCP acknowledgements to and from peers that were not carried, since a newer one says the same.
+    #[serde(default)]
+    pub superseded: u64,
     /// Lost packets.
     pub dropped: u64,
 }

@@ -110,6 +110,9 @@ pub struct Datapath<O = Unobserved, F = Unfiltered> {
     room: Box<[u8]>,
     /// A packet that came in pieces, in one.
     flat: Vec<u8>,
+    /// Acknowledgements that came lately by the tunnel, and by the uplink; taken out while a batch is
+    /// received.
+    acks: Option<Box<receive::Acks>>,
 }
 
 /// Who a message is for.
@@ -163,6 +166,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             messages: VecDeque::new(),
             room: vec![0; ROOM].into_boxed_slice(),
             flat: Vec::new(),
+            acks: Some(Box::default()),
         }
     }
 

@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::mtu::Mtu;
+use muslin_encap::offload::acknowledgement::AckTable;
 use muslin_encap::offload::merge::{self, Merged, Merger};
-use muslin_encap::offload::virtio::{self, Checksum, Header};
+use muslin_encap::offload::virtio::{self, Header};
 use muslin_encap::tunnel::Format;
 use smoltcp::time::Instant;
 
@@ -34,6 +35,13 @@ pub enum Merging {
 /// The header of an Ethernet frame.
 type LinkHeader = [u8; frame::HEADER_LEN];
 
+/// TCP acknowledgements that came lately.
+#[derive(Default)]
+pub(super) struct Acks {
+    tunnel: AckTable<Sender>,
+    uplink: AckTable<LinkHeader>,
+}
+
 impl<O: Observer, F: Filter> Datapath<O, F> {
     /// Takes the payloads of the tunnel's datagrams, in the order they came, with their sources.
     /// `send` is given each packet with its verdict, and the pieces that belong behind it.
@@ -53,7 +61,11 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             mtu: self.node.mtu(),
             udp: true,
         };
-        let mut merger = (merging == Merging::On).then(|| Merger::new(settings));
+        let mut acks = self.acks.take().unwrap_or_default();
+        let mut merger = match merging {
+            Merging::On => Ok(Merger::new(settings).with_acks(&mut acks.tunnel)),
+            Merging::Off => Err(&mut acks.tunnel),
+        };
         let mut sender: Option<Sender> = None;
         for (source, datagram) in datagrams {
             // The datagrams of a train have one source.
@@ -62,26 +74,34 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 _ => *sender.insert(self.node.sender(source)),
             };
             // What is no peer's is dropped.
-            let merger = merger.as_mut();
-            let merger = merger.filter(|_| self.node.may_send(sender, datagram));
+            let is_peers = self.node.may_send(sender, datagram);
             let mut deliver = |merged: Merged<'_, '_, Sender>| {
                 self.deliver_datagram(now, network, merged, host, &mut send);
             };
-            match merger {
-                Some(merger) => merger.push(datagram, network, sender, &mut deliver),
-                None => deliver(Merged {
-                    key: sender,
-                    virtio: merge::header_for_single(datagram, network, settings.mtu),
-                    head: datagram,
-                    tail: &[],
-                }),
+            match &mut merger {
+                Ok(merger) if is_peers => {
+                    merger.push(datagram, network, sender, &mut deliver);
+                    continue;
+                }
+                Err(acks) if is_peers => {
+                    let _ = acks.offer(datagram, network, sender, 0);
+                }
+                Ok(_) | Err(_) => {}
             }
+            deliver(Merged {
+                key: sender,
+                virtio: merge::header_for_single(datagram, network, settings.mtu),
+                head: datagram,
+                tail: &[],
+            });
         }
-        if let Some(mut merger) = merger {
+        if let Ok(mut merger) = merger {
             merger.flush(&mut |merged| {
                 self.deliver_datagram(now, network, merged, host, &mut send);
             });
+            self.node.count_superseded(merger.superseded() as u64);
         }
+        self.acks = Some(acks);
     }
 
     fn deliver_datagram(
@@ -137,7 +157,11 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 .map_or(Mtu::ETHERNET, |uplink| uplink.mtu),
             udp: true,
         };
-        let mut merger = (merging == Merging::On).then(|| Merger::new(settings));
+        let mut acks = self.acks.take().unwrap_or_default();
+        let mut merger = match merging {
+            Merging::On => Ok(Merger::new(settings).with_acks(&mut acks.uplink)),
+            Merging::Off => Err(&mut acks.uplink),
+        };
         for (header, frame) in frames {
             let Ok(virtio) = Header::parse(&header) else {
                 self.node.refuse_uplink_frame();
@@ -145,20 +169,25 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             };
             // Frames of two hosts never become one.
             let key: LinkHeader = frame.first_chunk().copied().unwrap_or_default();
-            let is_plain =
-                virtio.gso.is_none() && !matches!(virtio.checksum, Checksum::Partial { .. });
-            let may_merge = is_plain && self.node.is_for_uplink(frame);
+            let is_plain = merge::is_plain(&virtio, frame, frame::HEADER_LEN);
+            let is_ours = self.node.is_for_uplink(frame);
             let mut deliver = |merged: Merged<'_, '_, LinkHeader>| {
                 self.deliver_frame(now, merged, host, &mut send);
             };
             match &mut merger {
-                Some(merger) if may_merge => {
+                Ok(merger) if is_ours && is_plain => {
                     merger.push(frame, frame::HEADER_LEN, key, &mut deliver);
                     continue;
                 }
-                // The kernel has merged it already, and it stays behind what came before it.
-                Some(merger) if !is_plain => merger.flush(&mut deliver),
-                _ => {}
+                // It is not taken apart, or finished, for others to join it, and it stays behind what
+                // came before it.
+                Ok(merger) if !is_plain => {
+                    merger.make_way(frame, frame::HEADER_LEN, key, &mut deliver);
+                }
+                Err(acks) if is_ours => {
+                    let _ = acks.offer(frame, frame::HEADER_LEN, key, 0);
+                }
+                Ok(_) | Err(_) => {}
             }
             deliver(Merged {
                 key,
@@ -167,9 +196,11 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
                 tail: &[],
             });
         }
-        if let Some(mut merger) = merger {
+        if let Ok(mut merger) = merger {
             merger.flush(&mut |merged| self.deliver_frame(now, merged, host, &mut send));
+            self.node.count_superseded(merger.superseded() as u64);
         }
+        self.acks = Some(acks);
     }
 
     fn deliver_frame(
@@ -193,4 +224,152 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
 /// Bytes of all these pieces.
 fn len_of(tail: &[&[u8]]) -> usize {
     tail.iter().map(|piece| piece.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter::once;
+
+    use etherparse::PacketBuilder;
+    use muslin_encap::ip::transport::Transport;
+    use muslin_encap::offload::virtio::Checksum;
+    use smoltcp::wire::EthernetAddress;
+
+    use super::*;
+    use crate::datapath::egress::{Egress, EgressConfig, NoHost, Policy};
+    use crate::datapath::node::{Node, NodeConfig};
+    use crate::datapath::peer::{Peer, PeerId};
+    use crate::datapath::port::{Attachment, PortId};
+    use crate::datapath::tunnel::Tunnel;
+    use crate::datapath::uplink::Uplink;
+
+    const NOW: Instant = Instant::ZERO;
+    const POD: PortId = PortId(1);
+    const POD_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 1, 2]);
+    const HOSTS: [EthernetAddress; 2] = [
+        EthernetAddress([2, 0, 0, 0, 9, 1]),
+        EthernetAddress([2, 0, 0, 0, 9, 2]),
+    ];
+
+    fn source() -> SocketAddr {
+        "192.168.0.2:8285".parse().unwrap()
+    }
+
+    /// A node with a pod and a peer, to which a tunnel leads or the uplink.
+    fn path(tunnel: Tunnel) -> Datapath {
+        let mtu = Mtu::new(1450).unwrap();
+        let gateway = EthernetAddress([2, 0, 0, 0, 1, 1]);
+        let config = NodeConfig::new("10.244.1.0/24".parse().unwrap(), gateway, tunnel, mtu, 7);
+        let egress = Egress::new(EgressConfig::new(Policy::closed(), mtu, 7), NOW);
+        let mut path = Datapath::new(Node::new(config, NOW).unwrap(), egress);
+        let node = path.node_mut();
+        node.attach(POD, Attachment::new(POD_MAC, vec![[10, 244, 1, 2].into()]));
+        let subnet = "10.244.2.0/24".parse().unwrap();
+        node.set_peer(Peer::new(PeerId(2), subnet, source()));
+        if tunnel == Tunnel::None {
+            let (address, prefix) = ("192.168.0.1", "192.168.0.0/24");
+            let [own, other] = HOSTS;
+            node.set_uplink(Some(Uplink::new(
+                own,
+                address.parse().unwrap(),
+                prefix.parse().unwrap(),
+                Mtu::ETHERNET,
+            )));
+            node.learn_next_hop(NOW, source().ip(), other);
+        }
+        path
+    }
+
+    fn from_peer() -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+        PacketBuilder::ipv4([10, 244, 2, 2], [10, 244, 1, 2], 63)
+    }
+
+    /// What is sent for datagrams of one batch: each packet with its pieces.
+    fn received(path: &mut Datapath, datagrams: &mut [Vec<u8>], merging: Merging) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        let datagrams = datagrams.iter_mut().map(|it| (source(), &mut it[..]));
+        path.from_underlay_batch(
+            NOW,
+            datagrams,
+            merging,
+            &mut NoHost,
+            |verdict, packet, tail| {
+                assert_eq!(verdict, Verdict::Port(POD));
+                sent.push([packet.as_slice(), &tail.concat()].concat());
+            },
+        );
+        sent
+    }
+
+    /// An acknowledgement of a pod of the peer's, which ends with this byte of its number.
+    fn acknowledgement(number: u8) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let builder = from_peer().tcp(5, 6, 1, 1000).ack(number.into());
+        builder.write(&mut packet, &[]).unwrap();
+        packet
+    }
+
+    #[test]
+    fn of_acknowledgements_of_one_batch_the_last_goes_on() {
+        let mut path = path(Tunnel::Udp);
+        let mut take = |numbers: &[u8], merging| {
+            let mut datagrams: Vec<_> = numbers.iter().map(|it| acknowledgement(*it)).collect();
+            let sent = received(&mut path, &mut datagrams, merging);
+            let numbers: Vec<_> = sent.iter().map(|frame| frame[14 + 20 + 11]).collect();
+            (numbers, path.node().counters().superseded)
+        };
+        assert_eq!(take(&[10, 20, 30], Merging::On), (vec![10, 30], 1));
+        assert_eq!(take(&[40, 50], Merging::On), (vec![50], 2));
+        // One that came alone is known, too: what repeats it is a duplicate.
+        assert_eq!(take(&[60], Merging::Off), (vec![60], 2));
+        assert_eq!(take(&[60, 70], Merging::On), (vec![60, 70], 2));
+        assert_eq!(path.node().counters().received, 6);
+    }
+
+    /// A frame with a datagram of a pod of the peer's, whose checksum the peer's card was to complete.
+    fn unfinished(payload: &[u8]) -> Vec<u8> {
+        let mut packet = Vec::new();
+        from_peer().udp(5, 6).write(&mut packet, payload).unwrap();
+        let [own, other] = HOSTS;
+        let mut frame = [&own.0[..], &other.0, &[8, 0], &packet].concat();
+        let at = Transport::parse(&frame, frame::HEADER_LEN).unwrap();
+        let (field, sum) = (
+            at.checksum_offset(),
+            at.pseudo_header(&frame, at.end - at.l4),
+        );
+        frame[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+        frame
+    }
+
+    #[test]
+    fn frames_of_the_uplink_with_partial_checksums_merge() {
+        let mut path = path(Tunnel::None);
+        for (offset, expected) in [(6, vec![Some(4)]), (2, vec![None, None])] {
+            let checksum = Checksum::Partial { start: 34, offset };
+            let header = Header {
+                checksum,
+                ..Header::default()
+            };
+            let mut frames = [unfinished(b"this"), unfinished(b"that")];
+            let frames = frames.iter_mut().map(|it| (header.to_bytes(), &mut it[..]));
+            let (mut sizes, mut payload) = (Vec::new(), Vec::new());
+            path.from_uplink_batch(
+                NOW,
+                frames,
+                Merging::On,
+                &mut NoHost,
+                |verdict, packet, tail| {
+                    assert_eq!(verdict, Verdict::Port(POD));
+                    sizes.push(packet.offload().gso.map(|gso| gso.size));
+                    payload.extend_from_slice(&packet.as_slice()[42..]);
+                    payload.extend(tail.concat());
+                },
+            );
+            assert_eq!((sizes, &payload[..]), (expected, &b"thisthat"[..]));
+        }
+        let odd = once(([0xff; virtio::LEN], &mut [][..]));
+        path.from_uplink_batch(NOW, odd, Merging::On, &mut NoHost, |_, _, _| {
+            panic!("a header that cannot be read")
+        });
+    }
 }

@@ -589,6 +589,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.ledger.lose(reason, packets);
     }
 
+    /// Counts TCP acknowledgements that need not be carried (see [`Counters::superseded`]).
+    pub const fn count_superseded(&mut self, packets: u64) {
+        self.ledger.counters.superseded += packets;
+    }
+
     /// Counts a frame that the shell handed to a port after [`Verdict::Flood`].
     pub fn count_flooded(&mut self, port: PortId, len: usize) {
         if let Some(port) = self.ports.get_mut(&port) {
