@@ -47,7 +47,10 @@ pub(crate) enum Route {
 pub(crate) enum Underlay {
     /// A veth pair as it is, which hands over superpackets whole.
     Veth,
-    /// One that carries no packet above its MTU.
+    /// One between network cards: the sender's kernel makes superpackets, which are cut before they
+    /// cross, and the receiver's merges what arrives.
+    Card,
+    /// One that carries no packet above its MTU, and whose ends neither make nor merge any.
     DumbWire,
 }
 
@@ -90,10 +93,44 @@ impl Route {
 }
 
 impl Underlay {
+    pub(crate) const ALL: [Self; 3] = [Self::Veth, Self::Card, Self::DumbWire];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Veth => "veth",
+            Self::Card => "card",
             Self::DumbWire => "dumb wire",
+        }
+    }
+
+    /// Whether frames above the MTU go from the sender's kernel to its device.
+    pub(crate) fn lets_giants_leave(self) -> bool {
+        self == Self::Veth
+    }
+
+    /// Whether the receiver's kernel gets frames above the MTU.
+    pub(crate) fn has_giants_arrive(self) -> bool {
+        self != Self::DumbWire
+    }
+
+    /// Makes it of a host's end of a veth pair.
+    fn make(self, host: &Host) {
+        match self {
+            Self::Veth => {}
+            Self::Card => {
+                // The kernel cuts in software, after its queues and before the device.
+                host.without(UNDERLAY, Offload::Segmentation);
+                host.without(UNDERLAY, Offload::TrainSegmentation);
+                host.with(UNDERLAY, Offload::Merging);
+                // Without a queue a veth pair drops what its receiver has no room for.
+                host.sh(&format!("tc qdisc replace dev {UNDERLAY} root pfifo_fast"));
+            }
+            Self::DumbWire => {
+                host.segments(UNDERLAY);
+                // Superpackets of packet sockets do not say of how many segments they are.
+                host.without(UNDERLAY, Offload::Segmentation);
+                host.without(UNDERLAY, Offload::Merging);
+            }
         }
     }
 }
@@ -108,7 +145,7 @@ impl Case {
             Route::MuslinHostGw,
         ];
         let mut cases = Vec::new();
-        for underlay in [Underlay::Veth, Underlay::DumbWire] {
+        for underlay in Underlay::ALL {
             cases.extend(tunnels.map(|route| route.on(underlay)));
         }
         let from_host = [Route::KernelHost, Route::MuslinHost];
@@ -131,9 +168,8 @@ impl fmt::Display for Case {
 impl Path for Case {
     fn group(self) -> usize {
         match self.underlay {
-            Some(Underlay::Veth) => 0,
-            Some(Underlay::DumbWire) => 1,
-            None => 2,
+            Some(underlay) => underlay as usize,
+            None => Underlay::ALL.len(),
         }
     }
 
@@ -349,13 +385,8 @@ impl IdleNode {
 /// Two hosts, and what a case has between them.
 fn wired_hosts(lab: &Lab, underlay: Option<Underlay>) -> Vec<Host> {
     let hosts = hosts(lab);
-    if underlay == Some(Underlay::DumbWire) {
-        for host in &hosts {
-            host.segments(UNDERLAY);
-            // Superpackets of packet sockets do not say of how many segments they are.
-            host.without(UNDERLAY, Offload::Segmentation);
-            host.without(UNDERLAY, Offload::Merging);
-        }
+    if let Some(underlay) = underlay {
+        hosts.iter().for_each(|host| underlay.make(host));
     }
     hosts
 }

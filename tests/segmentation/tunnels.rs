@@ -15,7 +15,7 @@ use etherparse::PacketBuilder;
 use muslin_bed::packets::L3;
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::offload::virtio::{self, Header};
-use muslin_lab::inside;
+use muslin_lab::{Offload, inside};
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
@@ -34,21 +34,6 @@ const IPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 99, 0, 1), Ipv4Addr::new(10, 99, 0
 const MAX_FRAMES: usize = 60;
 /// Ample time for a frame, in milliseconds.
 const PATIENCE: u16 = 50_000;
-/// Has UDP datagrams merged that nobody here has a socket for. There is no command for this that
-/// every machine has: `ETHTOOL_GSTRINGS` says which bit it is, and `ETHTOOL_SFEATURES` sets it.
-const MERGE_UDP: &str = r#"perl -e '
-    socket(my $socket, 2, 2, 0) or die "socket: $!";
-    sub ask { my $buffer = shift;
-        ioctl($socket, 0x8946, pack("a16 P x16", "inner", $buffer)) or die "ioctl: $!"; $buffer }
-    my ($count) = unpack("x16 L", ask(pack("L L Q L", 0x37, 0, 1 << 4, 0)));
-    my $names = ask(pack("L L L x" . 32 * $count, 0x1b, 4, $count));
-    my @names = unpack("x12" . "Z32" x $count, $names);
-    my ($bit) = grep { $names[$_] eq "rx-udp-gro-forwarding" } 0 .. $#names;
-    my @words = map { my $on = $_ == $bit >> 5 ? 1 << ($bit & 31) : 0; ($on, $on) }
-        0 .. ($count - 1) >> 5;
-    ask(pack("L L L*", 0x3b, @words / 2, @words));
-'"#;
-
 /// What came out of the inner tunnel.
 #[derive(Debug)]
 pub(crate) struct Received {
@@ -80,7 +65,8 @@ impl Tunnels {
              ip link add inner type vxlan id 2 dstport {INNER_PORT} local {ip} nolearning
              for it in outer inner; do ip link set $it addrgenmode none up; done
              ip addr add {ip}/24 dev outer
-             {MERGE_UDP}"
+             {}",
+            Offload::ForwardedMerging.on("inner")
         ));
         Self {
             sender: UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),

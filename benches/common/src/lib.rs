@@ -17,4 +17,4 @@ pub mod rounds;
 pub mod samples;
 pub mod supervise;
 pub mod window;
-mod wire;
+pub mod wire;

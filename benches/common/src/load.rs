@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
 use super::floods::{self, Flood, Targets};
-use super::wire;
+use super::wire::{self, Way};
 
 /// Bytes of one write or read of a stream.
 const CHUNK: usize = 128 * 1024;
@@ -106,9 +106,7 @@ pub fn inside(words: &[String]) -> ExitCode {
         ["ask-udp", to, seconds] => ask_datagrams(parse(to), time(seconds)),
         ["pace-udp", to, seconds] => pace_datagrams(parse(to), time(seconds)),
         ["flood", ref of @ .., seconds] => flood(of, time(seconds)),
-        ["count-giants", interface, above] => {
-            wire::count_giants(interface, parse(above)).and_then(|count| say(&count))
-        }
+        ["count-giants", interface, way, above] => count_giants(interface, way, parse(above)),
         _ => Err(io::Error::other("there is no such load")),
     };
     match done {
@@ -532,6 +530,12 @@ fn pace_datagrams(to: SocketAddrV4, duration: Duration) -> io::Result<()> {
         .join()
         .map_err(|_| io::Error::other("the reader failed"))?;
     say(&RoundTrips::of(times, count as usize))
+}
+
+/// Counts frames above this length until the standard input ends, and says how many there were.
+fn count_giants(interface: &str, way: &str, above: u32) -> io::Result<()> {
+    let way = Way::from_str(way, false).map_err(io::Error::other)?;
+    say(&wire::count_giants(interface, way, above)?)
 }
 
 /// Floods as the words say, and says how many packets that were.

@@ -299,24 +299,65 @@ pub enum Offload {
     Checksums,
     /// Segments it receives become superpackets.
     Merging,
+    /// So do datagrams that no socket here is for.
+    ForwardedMerging,
     /// TCP superpackets become segments.
     Segmentation,
+    /// Trains become datagrams.
+    TrainSegmentation,
 }
 
 impl Offload {
-    /// A shell script like `ethtool --offload NAME tx off`, or `gro off`.
+    /// What the kernel calls it.
+    fn features(self) -> &'static str {
+        match self {
+            Self::Checksums => "tx-checksum-ip-generic tx-checksum-sctp",
+            Self::Merging => "rx-gro",
+            Self::ForwardedMerging => "rx-udp-gro-forwarding",
+            Self::Segmentation => {
+                "tx-tcp-segmentation tx-tcp-ecn-segmentation tx-tcp-mangleid-segmentation \
+                 tx-tcp6-segmentation"
+            }
+            Self::TrainSegmentation => "tx-udp-segmentation",
+        }
+    }
+
+    /// A shell script like `ethtool --features NAME rx-gro on`.
+    pub fn on(self, interface: &str) -> String {
+        self.set(interface, 1)
+    }
+
+    /// A shell script like `ethtool --features NAME rx-gro off`.
     pub fn off(self, interface: &str) -> String {
-        let code = match self {
-            Self::Checksums => 0x17,
-            Self::Merging => 0x2c,
-            Self::Segmentation => 0x1f,
-        };
-        // SIOCETHTOOL (0x8946) with a command and 0, in a `struct ifreq`.
+        self.set(interface, 0)
+    }
+
+    /// Not every machine has `ethtool`. `ETHTOOL_GSSET_INFO` (0x37) says how many features there
+    /// are, `ETHTOOL_GSTRINGS` (0x1b) their names in the order of their bits, and
+    /// `ETHTOOL_SFEATURES` (0x3b) sets bits. SIOCETHTOOL (0x8946) has a `struct ifreq` with the
+    /// address of one of these commands.
+    fn set(self, interface: &str, on: u8) -> String {
+        let features = self.features();
         format!(
-            r#"perl -e 'socket(my $socket, 2, 2, 0) or die "socket: $!";
-                my $value = pack("LL", {code}, 0);
-                my $request = pack("a16 P x16", "{interface}", $value);
-                ioctl($socket, 0x8946, $request) or die "ioctl: $!";'"#
+            r#"perl -e '
+    my ($interface, $on, @features) = @ARGV;
+    socket(my $socket, 2, 2, 0) or die "socket: $!";
+    sub ask {{ my $command = shift;
+        ioctl($socket, 0x8946, pack("a16 P x16", $interface, $command)) or die "ioctl: $!";
+        $command }}
+    my ($count) = unpack("x16 L", ask(pack("L L Q L", 0x37, 0, 1 << 4, 0)));
+    my $names = ask(pack("L L L x" . 32 * $count, 0x1b, 4, $count));
+    my @names = unpack("x12" . "Z32" x $count, $names);
+    my %bits = map {{ $names[$_] => $_ }} 0 .. $#names;
+    my @words = (0) x (2 * int(($count + 31) / 32));
+    for (@features) {{
+        my $bit = $bits{{$_}} // die "$interface: no feature $_";
+        my ($word, $mask) = (2 * ($bit >> 5), 1 << ($bit & 31));
+        $words[$word] |= $mask;
+        $words[$word + 1] |= $mask if $on;
+    }}
+    ask(pack("L L L*", 0x3b, @words / 2, @words));
+' {interface} {on} {features}"#
         )
     }
 }
@@ -373,6 +414,11 @@ impl Host {
     /// virtual devices nobody ever does.
     pub fn without(&self, interface: &str, offload: Offload) {
         self.sh(&offload.off(interface));
+    }
+
+    /// Makes an interface leave something to devices further on, or do it for them.
+    pub fn with(&self, interface: &str, offload: Offload) {
+        self.sh(&offload.on(interface));
     }
 
     /// Makes an interface a wire on which no packet is longer than its MTU.
