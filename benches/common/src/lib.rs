@@ -5,12 +5,14 @@
 
 mod batch;
 pub mod benchmark;
+mod calibration;
 mod chart;
 pub mod figures;
 pub mod floods;
 pub mod load;
 pub mod machine;
 pub mod path;
+mod phases;
 pub mod pods;
 mod report;
 pub mod rounds;

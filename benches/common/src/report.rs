@@ -10,6 +10,7 @@ use super::chart;
 use super::figures::Figure;
 use super::machine::Machine;
 use super::path::Path;
+use super::rounds::PhaseCount;
 use super::samples::{Samples, Summary};
 
 /// A whole run.
@@ -21,6 +22,7 @@ pub(crate) struct Report<P> {
     pub(crate) seconds: f64,
     /// The share of the processors that others took before each round.
     pub(crate) others: Vec<f64>,
+    pub(crate) phases: PhaseCount,
     pub(crate) samples: Samples<P>,
 }
 
@@ -35,6 +37,16 @@ impl<P: Path> Report<P> {
         println!("\nRatios of medians:\n{}", self.comparisons());
         let others = self.others.iter().copied().fold(0.0, f64::max) * 100.0;
         println!("\nOthers used up to {others:.0} % of the processors before a round.");
+        let PhaseCount {
+            measurements,
+            repeated,
+            slow,
+            ..
+        } = &self.phases;
+        println!(
+            "Of {measurements} measurements of a path, {repeated} were repeated since the machine was \
+             slow, and {slow} are of a slow machine nevertheless."
+        );
         for failure in self.samples.failures() {
             println!("FAILED: {failure}");
         }
@@ -153,6 +165,7 @@ impl<P: Path> Report<P> {
             "rounds": self.rounds,
             "seconds": self.seconds,
             "others_busy": self.others,
+            "phases": self.phases,
             "measured": measured,
             "comparisons": comparisons,
             "failures": self.samples.failures(),

@@ -5,10 +5,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use serde::Serialize;
 
 use super::benchmark::Benchmark;
+use super::calibration::calibrate;
 use super::machine::{self, Machine};
 use super::path::Path;
+use super::phases::{Calibration, Phases, REPEATS};
 use super::report::Report;
 use super::samples::Samples;
 
@@ -55,7 +58,7 @@ impl<P: Path> Benchmark<P> {
         let machine = Machine::look();
         println!("{machine}");
         let (rounds, duration) = (pace.rounds(), pace.duration());
-        let mut samples = Samples::default();
+        let mut run = Run::new();
         let mut others = Vec::new();
         for round in 0..rounds {
             others.push(machine::warn_if_busy(QUIET));
@@ -65,7 +68,7 @@ impl<P: Path> Benchmark<P> {
             }
             for path in paths {
                 eprint!("round {} of {rounds}, {path}:", round + 1);
-                if !measure(path, duration, &mut samples) {
+                if !run.measure(path, |samples| measure(path, duration, samples)) {
                     return ExitCode::SUCCESS;
                 }
                 eprintln!();
@@ -77,7 +80,8 @@ impl<P: Path> Benchmark<P> {
             rounds,
             seconds: duration.as_secs_f64(),
             others,
-            samples,
+            phases: run.count(),
+            samples: run.samples,
         };
         report.print();
         let target = FilePath::new(report.benchmark.temporary).parent().unwrap();
@@ -86,6 +90,89 @@ impl<P: Path> Benchmark<P> {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measurements so far, each between two calibrations.
+struct Run<P> {
+    phases: Phases,
+    /// The last one, which is before the next measurement.
+    calibration: Calibration,
+    samples: Samples<P>,
+    /// Those around each measurement that counts.
+    around: Vec<[Calibration; 2]>,
+    repeated: usize,
+}
+
+/// How many measurements of a path in a round fell into slow phases of the machine.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PhaseCount {
+    pub(crate) measurements: usize,
+    /// Made more than once.
+    pub(crate) repeated: usize,
+    /// Slow nevertheless, by all that is known at the end.
+    pub(crate) slow: usize,
+    /// Before and after each measurement that counts.
+    pub(crate) calibrations: Vec<[Calibration; 2]>,
+}
+
+impl<P: Path> Run<P> {
+    fn new() -> Self {
+        let mut run = Self {
+            phases: Phases::default(),
+            calibration: Calibration::default(),
+            samples: Samples::default(),
+            around: Vec::new(),
+            repeated: 0,
+        };
+        // The first one also warms up.
+        calibrate();
+        run.calibrate();
+        run
+    }
+
+    fn calibrate(&mut self) {
+        self.calibration = calibrate();
+        self.phases.learn(self.calibration);
+    }
+
+    /// Measures a path, and again while the machine is slow, but not without end. Returns `false`
+    /// where `measure` does.
+    fn measure(&mut self, path: P, mut measure: impl FnMut(&mut Samples<P>) -> bool) -> bool {
+        let (mut attempts, mut around) = (Vec::new(), Vec::new());
+        let counts = loop {
+            let mut samples = Samples::default();
+            let before = self.calibration;
+            if !measure(&mut samples) {
+                return false;
+            }
+            self.calibrate();
+            around.push([before, self.calibration]);
+            let has_failed = !samples.failures().is_empty();
+            attempts.push(samples);
+            if has_failed || !path.is_path() {
+                break attempts.len() - 1;
+            }
+            let is_slow = self.phases.is_slow(&[before, self.calibration]);
+            if !is_slow || attempts.len() > REPEATS {
+                break self.phases.fastest(&around).unwrap_or_default();
+            }
+            eprint!(" again, since the machine was slow:");
+        };
+        self.repeated += usize::from(attempts.len() > 1);
+        self.samples.append(attempts.swap_remove(counts));
+        self.around.push(around[counts]);
+        true
+    }
+
+    fn count(&self) -> PhaseCount {
+        let slow = |around: &&[Calibration; 2]| self.phases.is_slow(*around);
+        PhaseCount {
+            measurements: self.around.len(),
+            repeated: self.repeated,
+            slow: self.around.iter().filter(slow).count(),
+            calibrations: self.around.clone(),
         }
     }
 }

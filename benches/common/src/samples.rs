@@ -62,6 +62,14 @@ impl<P: Path> Samples<P> {
         self.failures.push(format!("{path}: {why}"));
     }
 
+    /// Keeps all that another has.
+    pub(crate) fn append(&mut self, other: Self) {
+        for (of, values) in other.values {
+            self.values.entry(of).or_default().extend(values);
+        }
+        self.failures.extend(other.failures);
+    }
+
     pub fn failures(&self) -> &[String] {
         &self.failures
     }
