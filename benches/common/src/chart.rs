@@ -10,8 +10,8 @@ use super::samples::Samples;
 const COLUMNS: usize = 2;
 /// Sizes in pixels: a panel's, its head's, a bar's with what is below it, a gap's between
 /// groups, and the texts' beside bars.
-const PANEL_WIDTH: usize = 560;
-const HEAD: usize = 34;
+pub(crate) const PANEL_WIDTH: usize = 560;
+pub(crate) const HEAD: usize = 34;
 const ROW: usize = 22;
 const GAP: usize = 8;
 const LABEL_WIDTH: usize = 170;
@@ -30,9 +30,19 @@ pub(crate) fn draw<P: Path>(
 ) -> String {
     let panels: Vec<_> = Figure::ALL
         .into_iter()
-        .map(|figure| panel(figure, cases, samples))
-        .filter(|panel| panel.height > 0)
+        .filter_map(|figure| panel(figure, cases, samples))
         .collect();
+    page(title, subtitle, &panels)
+}
+
+/// A part of a picture, drawn from its upper left corner on.
+pub(crate) struct Panel {
+    pub(crate) height: usize,
+    pub(crate) content: String,
+}
+
+/// A picture of panels.
+pub(crate) fn page(title: &str, subtitle: &str, panels: &[Panel]) -> String {
     let mut body = String::new();
     let mut y = MARGIN + TITLE;
     for row in panels.chunks(COLUMNS) {
@@ -56,26 +66,18 @@ pub(crate) fn draw<P: Path>(
     )
 }
 
-struct Panel {
-    height: usize,
-    content: String,
-}
-
-/// One figure; without height if nobody has it.
-fn panel<P: Path>(figure: Figure, cases: &[P], samples: &Samples<P>) -> Panel {
+/// One figure, if anybody has it.
+fn panel<P: Path>(figure: Figure, cases: &[P], samples: &Samples<P>) -> Option<Panel> {
     let rows: Vec<_> = cases
         .iter()
         .filter_map(|case| Some((case, samples.summary(*case, figure)?)))
         .collect();
     let most = rows.iter().map(|(_, row)| row.max).fold(0.0, f64::max);
     if most <= 0.0 {
-        return Panel {
-            height: 0,
-            content: String::new(),
-        };
+        return None;
     }
     let (title, unit) = figure.title();
-    let better = if figure.is_cost() { "less" } else { "more" };
+    let better = figure.better();
     let mut content = format!(
         "<text y=\"16\" font-size=\"15\" font-weight=\"bold\">{title}, {unit} \
          <tspan font-size=\"12\" font-weight=\"normal\" fill=\"#666\">{better} is better</tspan>\
@@ -108,12 +110,12 @@ fn panel<P: Path>(figure: Figure, cases: &[P], samples: &Samples<P>) -> Panel {
         );
         top += ROW;
     }
-    Panel {
+    Some(Panel {
         height: top,
         content,
-    }
+    })
 }
 
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -125,6 +125,29 @@ impl Figure {
         }
     }
 
+    /// The load that it is a figure of, by its name on the command line; the rest is measured without
+    /// one.
+    pub fn load(self) -> &'static str {
+        match self {
+            Self::TcpX1 | Self::CpuPerGigabyte => "tcp-x1",
+            Self::TcpX4 => "tcp-x4",
+            Self::TcpUpX1 | Self::CpuUp => "up-x1",
+            Self::TcpUpX4 => "up-x4",
+            Self::TcpDownX1 | Self::CpuDown => "down-x1",
+            Self::TcpDownX4 => "down-x4",
+            Self::FlowRate => "flows",
+            Self::FlowMemory => "idle",
+            Self::Udp64 | Self::Udp64Lost => "udp-64",
+            Self::Udp1400 | Self::Udp1400Lost => "udp-1400",
+            Self::AskTcpP50 | Self::AskTcpP99 => "ask-tcp",
+            Self::AskUdpP50 | Self::AskUdpP99 => "ask-udp",
+            Self::HereP99 | Self::HereLost | Self::ThereP99 | Self::ThereLost => "pace-udp",
+            Self::TcpHere => "tcp-here",
+            Self::Flooded => "flood",
+            Self::Memory => "",
+        }
+    }
+
     /// Whether less of it is better.
     pub fn is_cost(self) -> bool {
         !matches!(
@@ -143,12 +166,22 @@ impl Figure {
         )
     }
 
-    /// A value in the unit for people, with as many digits as it is worth.
-    pub fn show(self, value: f64) -> String {
-        let value = match self {
+    /// What is better, for people.
+    pub(crate) fn better(self) -> &'static str {
+        if self.is_cost() { "less" } else { "more" }
+    }
+
+    /// A value in the unit for people.
+    pub(crate) fn scale(self, value: f64) -> f64 {
+        match self {
             Self::Udp64 | Self::Udp1400 | Self::FlowRate | Self::Flooded => value / 1e3,
             _ => value,
-        };
+        }
+    }
+
+    /// The same with as many digits as it is worth.
+    pub fn show(self, value: f64) -> String {
+        let value = self.scale(value);
         let digits = match value {
             value if value >= 100.0 => 0,
             value if value >= 10.0 => 1,

@@ -13,10 +13,10 @@ const LOOK: Duration = Duration::from_millis(300);
 /// What figures depend on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Machine {
-    kernel: String,
-    processor: String,
-    cores: usize,
-    load: String,
+    pub(crate) kernel: String,
+    pub(crate) processor: String,
+    pub(crate) cores: usize,
+    pub(crate) load: String,
 }
 
 impl Machine {

@@ -8,10 +8,12 @@ use serde_json::{Map, Value, json};
 use super::benchmark::Benchmark;
 use super::chart;
 use super::figures::Figure;
+use super::history::{self, Row, Stamp};
 use super::machine::Machine;
 use super::path::Path;
 use super::rounds::PhaseCount;
 use super::samples::{Samples, Summary};
+use super::trend;
 
 /// A whole run.
 pub(crate) struct Report<P> {
@@ -139,6 +141,33 @@ impl<P: Path> Report<P> {
         );
         std::fs::write(&picture, svg).unwrap();
         println!("\nWritten: {}, {}", data.display(), picture.display());
+    }
+
+    /// Adds the run to the history in a directory, and draws what that says by now.
+    pub(crate) fn remember(&self, directory: &FilePath, stamp: &Stamp, target: &FilePath) {
+        let name = self.benchmark.name;
+        let file = directory.join(name).with_extension("csv");
+        history::append(&file, &self.rows(stamp)).unwrap();
+        let runs = history::runs(history::read(&file).unwrap(), &self.machine);
+        let picture = target.join(name).join("history.svg");
+        let title = format!("{}: ratios of medians, run by run", self.benchmark.title);
+        let Machine {
+            cores, processor, ..
+        } = &self.machine;
+        let machine = format!("{cores} cores ({processor})");
+        let svg = trend::draw(&title, &machine, &self.benchmark.comparisons, &runs);
+        std::fs::write(&picture, svg).unwrap();
+        println!("Added to {}; drawn: {}", file.display(), picture.display());
+    }
+
+    fn rows(&self, stamp: &Stamp) -> Vec<Row> {
+        let of = |path| {
+            Figure::ALL.into_iter().filter_map(move |figure| {
+                let summary = self.samples.summary(path, figure)?;
+                Some(Row::new(stamp, &self.machine, (path, figure), &summary))
+            })
+        };
+        self.measured().flat_map(of).collect()
     }
 
     fn json(&self) -> Value {

@@ -1,6 +1,6 @@
 //! Rounds: every path is measured once in each, so that what changes on the machine hits all.
 
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::benchmark::Benchmark;
 use super::calibration::calibrate;
+use super::history::Stamp;
 use super::machine::{self, Machine};
 use super::path::Path;
 use super::phases::{Calibration, Phases, REPEATS};
@@ -30,6 +31,10 @@ pub struct Pace {
     /// Few and short rounds, to see whether it works
     #[arg(long)]
     quick: bool,
+    /// Where the history of runs is that this one is added to [default: benches/history, with --quick
+    /// none]
+    #[arg(long, value_name = "DIR|none")]
+    history: Option<String>,
     /// What cargo adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -45,6 +50,11 @@ impl Pace {
         let default = if self.quick { 0.5 } else { 2.0 };
         Duration::from_secs_f64(self.seconds.unwrap_or(default).clamp(0.05, 60.0))
     }
+
+    fn history(&self) -> Option<PathBuf> {
+        let directory = self.history.as_deref().unwrap_or("benches/history");
+        (!self.quick && directory != "none").then(|| directory.into())
+    }
 }
 
 impl<P: Path> Benchmark<P> {
@@ -55,6 +65,7 @@ impl<P: Path> Benchmark<P> {
         pace: &Pace,
         mut measure: impl FnMut(P, Duration, &mut Samples<P>) -> bool,
     ) -> ExitCode {
+        let stamp = Stamp::now();
         let machine = Machine::look();
         println!("{machine}");
         let (rounds, duration) = (pace.rounds(), pace.duration());
@@ -86,11 +97,13 @@ impl<P: Path> Benchmark<P> {
         report.print();
         let target = FilePath::new(report.benchmark.temporary).parent().unwrap();
         report.write(target);
-        if report.samples.failures().is_empty() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
+        if !report.samples.failures().is_empty() {
+            return ExitCode::FAILURE;
         }
+        if let Some(directory) = pace.history() {
+            report.remember(&directory, &stamp, target);
+        }
+        ExitCode::SUCCESS
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    fn of(values: &[f64]) -> Option<Self> {
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (*sorted.first()?, *sorted.last()?);
@@ -29,6 +29,11 @@ impl Summary {
             max,
             values: values.to_vec(),
         })
+    }
+
+    /// How many rounds have a value.
+    pub(crate) fn count(&self) -> usize {
+        self.values.len()
     }
 }
 
