@@ -24,6 +24,9 @@ pub(crate) fn all() -> Vec<Comparison<Case>> {
         let goal = (Figure::TcpX1, Some((0.95, 1.05)));
         all.push(of(ours.on(underlay), theirs.on(underlay))(goal));
     }
+    let (ours, theirs) = (Route::MuslinUdp, Route::FlannelUdp);
+    let goal = (Figure::TcpX1, Some((30.0, 50.0)));
+    all.push(of(ours.on(Underlay::Veth), theirs.on(Underlay::Veth))(goal));
     let (ours, theirs) = (Route::MuslinNode, Route::KernelBridge);
     all.extend(SAME_NODE.map(of(ours.alone(), theirs.alone())));
     let (ours, theirs) = (Route::MuslinHost, Route::KernelHost);

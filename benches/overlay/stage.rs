@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 use clap::ValueEnum;
+use muslin_bench::flannel_udp;
 use muslin_bench::machine::resident_bytes;
 use muslin_bench::path::Path;
 use muslin_bench::pods::{
-    UNDERLAY, VXLAN_MTU, attached_pod, bridge, bridged_pod, flannel_vxlan, host_address, hosts,
-    node,
+    self, UNDERLAY, VXLAN_MTU, attached_pod, bridge, bridged_pod, flannel_vxlan, host_address,
+    hosts, node,
 };
-use muslin_bench::window::Ends;
+use muslin_bench::window::{Ends, Process};
 use muslin_lab::{Host, Lab, Node, Offload, SOON, poll_until};
 use serde_json::{Map, Value, json};
 
@@ -26,6 +27,8 @@ pub(crate) enum Route {
     MuslinVxlan,
     /// Two nodes with the UDP backend.
     MuslinUdp,
+    /// A process that moves packets one by one, as the proxy of flannel's UDP backend does.
+    FlannelUdp,
     /// Hosts that route to each other, set up as flannel's host-gw does.
     KernelHostGw,
     /// Two nodes with the host-gw backend.
@@ -67,6 +70,7 @@ impl Route {
             Self::KernelVxlan => "kernel-vxlan",
             Self::MuslinVxlan => "muslin-vxlan",
             Self::MuslinUdp => "muslin-udp",
+            Self::FlannelUdp => "flannel-udp (its proxy's way)",
             Self::KernelHostGw => "kernel-host-gw",
             Self::MuslinHostGw => "muslin-host-gw",
             Self::KernelBridge => "kernel-bridge",
@@ -148,8 +152,8 @@ impl Case {
         for underlay in Underlay::ALL {
             cases.extend(tunnels.map(|route| route.on(underlay)));
         }
-        let from_host = [Route::KernelHost, Route::MuslinHost];
-        cases.extend(from_host.map(|route| route.on(Underlay::Veth)));
+        let on_veth = [Route::FlannelUdp, Route::KernelHost, Route::MuslinHost];
+        cases.extend(on_veth.map(|route| route.on(Underlay::Veth)));
         let others = [Route::KernelBridge, Route::MuslinNode, Route::Memory];
         cases.extend(others.map(Route::alone));
         cases
@@ -179,6 +183,7 @@ impl Path for Case {
             Route::KernelVxlan | Route::KernelHostGw | Route::KernelBridge | Route::KernelHost => {
                 "#9aa5b1"
             }
+            Route::FlannelUdp => "#937860",
             Route::MuslinVxlan => "#2f7ed8",
             Route::MuslinUdp => "#55a868",
             Route::MuslinHostGw => "#c44e52",
@@ -207,6 +212,8 @@ pub(crate) struct Stage {
     pub(crate) hosts: Vec<Host>,
     pub(crate) ends: Ends,
     nodes: Vec<Node>,
+    /// Of hosts that have flannel's UDP backend.
+    proxies: Vec<Process>,
     _lab: Lab,
 }
 
@@ -218,6 +225,7 @@ impl Stage {
             Route::KernelVxlan => Self::kernel_vxlan(lab, case.underlay),
             Route::MuslinVxlan => Self::muslin(lab, case.underlay, "vxlan"),
             Route::MuslinUdp => Self::muslin(lab, case.underlay, "udp"),
+            Route::FlannelUdp => Self::flannel_udp(lab, case.underlay),
             Route::KernelHostGw => Self::kernel_host_gw(lab, case.underlay),
             Route::MuslinHostGw => Self::muslin(lab, case.underlay, "host-gw"),
             Route::KernelBridge => Self::kernel_bridge(lab),
@@ -232,7 +240,18 @@ impl Stage {
     }
 
     fn kernel_vxlan(lab: Lab, underlay: Option<Underlay>) -> Self {
-        Self::kernel(lab, underlay, VXLAN_MTU, flannel_vxlan)
+        Self::kernel(lab, underlay, VXLAN_MTU, |host, number| {
+            host.sh(&flannel_vxlan(number));
+        })
+    }
+
+    fn flannel_udp(lab: Lab, underlay: Option<Underlay>) -> Self {
+        let mut proxies = Vec::new();
+        let mut stage = Self::kernel(lab, underlay, flannel_udp::MTU, |host, number| {
+            proxies.push(pods::flannel_udp(host, number));
+        });
+        stage.proxies = proxies;
+        stage
     }
 
     /// The same with the first host as the source.
@@ -242,26 +261,28 @@ impl Stage {
     }
 
     fn kernel_host_gw(lab: Lab, underlay: Option<Underlay>) -> Self {
-        Self::kernel(lab, underlay, ETHERNET_MTU, |number| {
+        Self::kernel(lab, underlay, ETHERNET_MTU, |host, number| {
             let peer = 3 - number;
             let next = host_address(peer);
-            format!("ip route replace 10.244.{peer}.0/24 via {next} dev {UNDERLAY}")
+            host.sh(&format!(
+                "ip route replace 10.244.{peer}.0/24 via {next} dev {UNDERLAY}"
+            ));
         })
     }
 
-    /// Two hosts whose kernels forward, with a script for each that shows it the way to the other.
+    /// Two hosts whose kernels forward, and something that shows each the way to the other.
     fn kernel(
         lab: Lab,
         underlay: Option<Underlay>,
         mtu: u16,
-        script: impl Fn(u8) -> String,
+        mut connect: impl FnMut(&Host, u8),
     ) -> Self {
         let hosts = wired_hosts(&lab, underlay);
         let mut pods = Vec::new();
         for (host, number) in hosts.iter().zip([1_u8, 2]) {
             bridge(host, number, mtu);
             pods.push(bridged_pod(&lab, host, (number, 2), mtu));
-            host.sh(&script(number));
+            connect(host, number);
         }
         let [source, sink] = pods.try_into().ok().unwrap();
         Self {
@@ -272,6 +293,7 @@ impl Stage {
                 address: Ipv4Addr::new(10, 244, 2, 2),
             },
             nodes: Vec::new(),
+            proxies: Vec::new(),
             _lab: lab,
         }
     }
@@ -296,6 +318,7 @@ impl Stage {
                 address,
             },
             nodes,
+            proxies: Vec::new(),
             _lab: lab,
         }
     }
@@ -311,6 +334,7 @@ impl Stage {
             },
             hosts: vec![host],
             nodes: Vec::new(),
+            proxies: Vec::new(),
             _lab: lab,
         }
     }
@@ -328,6 +352,7 @@ impl Stage {
                 address,
             },
             nodes: vec![node],
+            proxies: Vec::new(),
             _lab: lab,
         }
     }

@@ -8,6 +8,7 @@ pub mod benchmark;
 mod calibration;
 mod chart;
 pub mod figures;
+pub mod flannel_udp;
 pub mod floods;
 mod history;
 pub mod load;

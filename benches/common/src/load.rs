@@ -12,10 +12,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum as _;
+use ipnet::Ipv4Net;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
 use super::batch::Batch;
+use super::flannel_udp::Proxy;
 use super::floods::{self, Flood, Targets};
 use super::wire::{self, Way};
 
@@ -107,6 +109,7 @@ pub fn inside(words: &[String]) -> ExitCode {
         ["pace-udp", to, seconds] => pace_datagrams(parse(to), time(seconds)),
         ["flood", ref of @ .., seconds] => flood(of, time(seconds)),
         ["count-giants", interface, way, above] => count_giants(interface, way, parse(above)),
+        ["flannel-udp", own, subnet, peer] => flannel_udp(parse(own), parse(subnet), parse(peer)),
         _ => Err(io::Error::other("there is no such load")),
     };
     match done {
@@ -552,6 +555,13 @@ fn flood(words: &[&str], duration: Duration) -> io::Result<()> {
         outside: parse(outside),
     };
     say(&floods::send(kind, to, duration)?)
+}
+
+/// Is the proxy of a host, and says so when its device is there.
+fn flannel_udp(own: Ipv4Addr, subnet: Ipv4Net, peer: Ipv4Addr) -> io::Result<()> {
+    let mut proxy = Proxy::open(own, subnet, peer)?;
+    say(&true)?;
+    proxy.run()
 }
 
 /// Asks one request after the other, and says how long replies took.

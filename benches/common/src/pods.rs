@@ -6,6 +6,9 @@ use std::process::Stdio;
 use muslin_lab::{Host, Lab, Node, NodeConfig};
 use muslin_stack::api::control::Attached;
 
+use super::flannel_udp::{DEVICE, MTU};
+use super::window::Process;
+
 /// MTU of pods by VXLAN over an underlay of 1,500 bytes.
 pub const VXLAN_MTU: u16 = 1450;
 /// Between the hosts.
@@ -46,6 +49,21 @@ pub fn flannel_vxlan(number: u8) -> String {
         peer_ip = host_address(peer),
         peer_mac = MACS[usize::from(peer - 1)],
     )
+}
+
+/// Gives one of two hosts flannel's `udp` backend, with the other's lease. It lasts as long as the process.
+pub fn flannel_udp(host: &Host, number: u8) -> Process {
+    let peer = 3 - number;
+    let [own, next] = [number, peer].map(|number| host_address(number).to_string());
+    let subnet = format!("10.244.{peer}.0/24");
+    let mut proxy = Process::start(host, &["flannel-udp", &own, &subnet, &next]);
+    let is_open: Result<bool, _> = proxy.hear();
+    is_open.unwrap();
+    host.sh(&format!(
+        "ip addr add 10.244.{number}.0/16 dev {DEVICE}
+         ip link set {DEVICE} mtu {MTU} up"
+    ));
+    proxy
 }
 
 /// Has a host's kernel forward, with the bridge of its pods.
