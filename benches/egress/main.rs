@@ -63,6 +63,7 @@ fn run(options: &Options) -> ExitCode {
         temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.routes(),
         comparisons: goals::all(),
+        has_history: true,
     };
     let loads = options.loads();
     benchmark.run(&options.pace, |route, duration, samples| {

@@ -51,6 +51,7 @@ fn run(options: &Options) -> ExitCode {
         temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.scenes(),
         comparisons: goals::all(),
+        has_history: false,
     };
     benchmark.run(&options.pace, measure::scene)
 }

@@ -13,8 +13,10 @@ mod stage;
 use std::process::ExitCode;
 
 use clap::Parser;
-use measure::Load;
+use measure::{Generator, Load};
 use muslin_bench::benchmark::Benchmark;
+use muslin_bench::iperf3;
+use muslin_bench::path::Path as _;
 use muslin_bench::rounds::Pace;
 use stage::{Case, Route, Underlay};
 
@@ -32,20 +34,27 @@ struct Options {
     /// Only this load; may be given several times
     #[arg(long)]
     load: Vec<Load>,
+    /// Streams by iperf3 in place of the benchmark's own loads
+    #[arg(long)]
+    iperf3: bool,
 }
 
 impl Options {
     fn cases(&self) -> Vec<Case> {
         let wanted = |case: &Case| {
+            let fits = case.is_path() || !self.iperf3;
             let route = self.only.is_empty() || self.only.contains(&case.route);
             let underlay = |underlay| self.underlay.is_empty() || self.underlay.contains(&underlay);
-            route && case.underlay.is_none_or(underlay)
+            fits && route && case.underlay.is_none_or(underlay)
         };
         Case::all().into_iter().filter(wanted).collect()
     }
 
     fn loads(&self) -> Vec<Load> {
-        let wanted = |load: &Load| self.load.is_empty() || self.load.contains(load);
+        let wanted = |load: &Load| {
+            let fits = load.is_of_streams() || !self.iperf3;
+            fits && (self.load.is_empty() || self.load.contains(load))
+        };
         Load::ALL.into_iter().filter(wanted).collect()
     }
 }
@@ -55,15 +64,24 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> ExitCode {
+    let (name, title, generator) = match options.iperf3 {
+        true if !iperf3::is_installed() => {
+            eprintln!("skipped: Debian's package iperf3 is not installed");
+            return ExitCode::SUCCESS;
+        }
+        true => ("overlay-iperf3", "Pod to pod, by iperf3", Generator::Iperf3),
+        false => ("overlay", "Pod to pod", Generator::Own),
+    };
     let benchmark = Benchmark {
-        name: "overlay",
-        title: "Pod to pod",
+        name,
+        title,
         temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.cases(),
         comparisons: goals::all(),
+        has_history: !options.iperf3,
     };
     let loads = options.loads();
     benchmark.run(&options.pace, |case, duration, samples| {
-        measure::case(case, &loads, duration, samples)
+        measure::case(case, &loads, generator, duration, samples)
     })
 }

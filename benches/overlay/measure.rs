@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use muslin_bench::figures::Figure;
+use muslin_bench::iperf3;
 use muslin_bench::load::RoundTrips;
 use muslin_bench::pods::UNDERLAY;
 use muslin_bench::samples::Samples;
@@ -45,6 +46,15 @@ pub(crate) enum Load {
     Udp1400,
 }
 
+/// Who makes streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Generator {
+    /// The benchmark.
+    Own,
+    /// iperf3, which says nothing of what they cost.
+    Iperf3,
+}
+
 impl Load {
     /// All, floods last: they leave full queues behind.
     pub(crate) const ALL: [Self; 6] = [
@@ -55,6 +65,20 @@ impl Load {
         Self::Udp64,
         Self::Udp1400,
     ];
+
+    pub(crate) fn is_of_streams(self) -> bool {
+        matches!(self, Self::TcpX1 | Self::TcpX4)
+    }
+
+    fn run_iperf3(self, stage: &Stage, duration: Duration) -> Result<Vec<(Figure, f64)>, String> {
+        let (figure, count) = match self {
+            Self::TcpX1 => (Figure::TcpX1, 1),
+            Self::TcpX4 => (Figure::TcpX4, 4),
+            _ => return Err("not a load of iperf3's".to_owned()),
+        };
+        let rate = iperf3::streams(&stage.ends, count, duration)?;
+        Ok(vec![(figure, rate)])
+    }
 
     fn run(self, stage: &Stage, duration: Duration) -> Result<Vec<(Figure, f64)>, String> {
         match self {
@@ -97,6 +121,7 @@ impl Load {
 pub(crate) fn case(
     case: Case,
     loads: &[Load],
+    generator: Generator,
     duration: Duration,
     samples: &mut Samples<Case>,
 ) -> bool {
@@ -117,7 +142,11 @@ pub(crate) fn case(
     }
     for load in loads {
         std::thread::sleep(PAUSE);
-        match load.run(&stage, duration) {
+        let run = match generator {
+            Generator::Own => Load::run,
+            Generator::Iperf3 => Load::run_iperf3,
+        };
+        match run(*load, &stage, duration) {
             Ok(values) => {
                 for (figure, value) in values {
                     samples.add(case, figure, value);

@@ -14,4 +14,6 @@ pub struct Benchmark<P> {
     pub paths: Vec<P>,
     /// What the report compares.
     pub comparisons: Vec<Comparison<P>>,
+    /// Whether its runs are kept in the history.
+    pub has_history: bool,
 }

@@ -11,6 +11,7 @@ pub mod figures;
 pub mod flannel_udp;
 pub mod floods;
 mod history;
+pub mod iperf3;
 pub mod load;
 pub mod machine;
 pub mod path;

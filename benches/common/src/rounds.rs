@@ -100,7 +100,8 @@ impl<P: Path> Benchmark<P> {
         if !report.samples.failures().is_empty() {
             return ExitCode::FAILURE;
         }
-        if let Some(directory) = pace.history() {
+        let has_history = report.benchmark.has_history;
+        if let Some(directory) = pace.history().filter(|_| has_history) {
             report.remember(&directory, &stamp, target);
         }
         ExitCode::SUCCESS

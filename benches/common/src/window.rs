@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use muslin_lab::Host;
@@ -33,15 +33,16 @@ pub struct Process {
 }
 
 impl Process {
+    /// A load of the benchmark's own.
     pub fn start(host: &Host, words: &[&str]) -> Self {
         let mut command = host.command(std::env::current_exe().unwrap());
-        let mut child = command
-            .arg(INSIDE)
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.arg(INSIDE).args(words);
+        Self::of(command)
+    }
+
+    pub(crate) fn of(mut command: Command) -> Self {
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         Self {
             input: child.stdin.take(),
             output: BufReader::new(child.stdout.take().unwrap()),
@@ -49,12 +50,20 @@ impl Process {
         }
     }
 
-    /// Its next line.
+    /// Its next line, as a value.
     pub fn hear<T: DeserializeOwned>(&mut self) -> Result<T, String> {
-        let mut line = String::new();
-        let read = self.output.read_line(&mut line);
-        read.map_err(|error| error.to_string())?;
+        let line = self.line()?;
         serde_json::from_str(&line).map_err(|_| format!("a load said '{}'", line.trim()))
+    }
+
+    /// Its next line; an error at the end.
+    pub(crate) fn line(&mut self) -> Result<String, String> {
+        let mut line = String::new();
+        match self.output.read_line(&mut line) {
+            Ok(0) => Err("a load ended and said nothing".to_owned()),
+            Ok(_) => Ok(line),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     pub fn ask<T: DeserializeOwned>(&mut self) -> Result<T, String> {
