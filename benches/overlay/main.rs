@@ -34,6 +34,9 @@ struct Options {
     /// Only this load; may be given several times
     #[arg(long)]
     load: Vec<Load>,
+    /// Packet threads of each node [default: as many as nodes choose]
+    #[arg(long, value_name = "N")]
+    workers: Option<u8>,
     /// Streams by iperf3 in place of the benchmark's own loads
     #[arg(long)]
     iperf3: bool,
@@ -72,13 +75,16 @@ fn run(options: &Options) -> ExitCode {
         true => ("overlay-iperf3", "Pod to pod, by iperf3", Generator::Iperf3),
         false => ("overlay", "Pod to pod", Generator::Own),
     };
+    if let Some(count) = options.workers {
+        muslin_bench::pods::set_workers(count);
+    }
     let benchmark = Benchmark {
         name,
         title,
         temporary: env!("CARGO_TARGET_TMPDIR"),
         paths: options.cases(),
         comparisons: goals::all(),
-        has_history: !options.iperf3,
+        has_history: !options.iperf3 && options.workers.is_none(),
     };
     let loads = options.loads();
     benchmark.run(&options.pace, |case, duration, samples| {

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::process::Stdio;
+use std::sync::OnceLock;
 
 use muslin_lab::{Host, Lab, Node, NodeConfig};
 use muslin_stack::api::control::Attached;
@@ -90,13 +91,25 @@ pub fn bridged_pod(lab: &Lab, host: &Host, (number, offset): (u8, u8), mtu: u16)
     pod
 }
 
+/// How many packet threads nodes have, if not as many as they choose.
+static WORKERS: OnceLock<u8> = OnceLock::new();
+
+/// Gives all nodes from now on so many packet threads. Said once.
+pub fn set_workers(count: u8) {
+    WORKERS.get_or_init(|| count);
+}
+
 /// A node on the underlay.
 pub fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
     let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
+    let config = NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
         .with("--network", "10.244.0.0/16")
-        .with("--backend", backend)
-        .start(host)
+        .with("--backend", backend);
+    let config = match WORKERS.get() {
+        Some(count) => config.with("--workers", count),
+        None => config,
+    };
+    config.start(host)
 }
 
 /// A pod of a node, and its address.
