@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use clap::{Args, ValueEnum};
 use ipnet::Ipv4Net;
@@ -93,9 +94,9 @@ pub(super) struct Arguments {
     /// those in this machine's /etc/resolv.conf; with --egress off none]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<IpAddr>,
-    /// Number of packet threads; a flow stays on one of them
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    workers: u8,
+    /// Number of packet threads; a flow stays on one of them [default: that of processors, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: Option<u8>,
     /// The kernel offloads to use, where available
     #[arg(
         long,
@@ -264,7 +265,7 @@ impl Arguments {
             guard_pods: !self.no_pod_guard,
             guard_peers: !self.no_peer_guard,
             egress: self.egress()?,
-            workers: self.workers.into(),
+            workers: self.workers.map_or_else(default_workers, usize::from),
             offload: self.offload()?,
             renew_margin: flannel.renew_margin(),
             subnet_file: flannel.subnet_file(),
@@ -389,4 +390,10 @@ impl Arguments {
             }),
         }
     }
+}
+/// As many packet threads as this process may use processors, within reason: each has tables of its
+/// own, and a few carry more than most links.
+fn default_workers() -> usize {
+    const MOST: usize = 4;
+    thread::available_parallelism().map_or(1, |count| count.get().min(MOST))
 }
