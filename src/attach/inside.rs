@@ -114,7 +114,7 @@ pub(crate) async fn serve(
     confine::keep_to_itself()?;
     confine::try_all(&[confine::leave_no_core]);
     netns::enter(target)?;
-    let tap = Tap::open(name, offloads, queues).map_err(|error| match error {
+    let tap = Tap::create(name, offloads, queues).map_err(|error| match error {
         OpenError::Exists(name) => Error::failed(format!(
             "that network namespace already has an interface '{name}': choose another name with \
              --ifname"

@@ -159,7 +159,7 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         // A missing node is reported before anything else.
         let queues = attach::queues(&socket).await?;
         let (init, namespaces) = starting.ready().await?;
-        let tap = Tap::open(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;
+        let tap = Tap::create(INTERFACE, !arguments.no_offload, queues).map_err(Error::failed)?;
         let device = Device::tap(&tap).with_namespaces(namespaces);
         let (client, attached) = attach_first(&socket, &arguments, &device).await?;
         // The command must not take the device out of this process (pidfd_getfd(2)).

@@ -21,7 +21,7 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Result;
 use super::kernel::{Change, Kernel};
-use crate::device::Tap;
+use crate::device::{OpenError, Tap};
 use crate::netns::QUEUE_LEN;
 
 /// What an interface is to have.
@@ -47,11 +47,11 @@ pub(super) fn index(name: &str) -> Option<u32> {
 /// Says which of its routes it has: a default route is left alone where there is one.
 pub(super) fn make(wanted: &Wanted<'_>) -> Result<(Vec<Tap>, Vec<Route>)> {
     let Wanted { name, reserved, .. } = *wanted;
-    if index(name).is_some() {
-        return Err(exists(name));
-    }
-    let queues = Tap::open(name, reserved.offloads, reserved.queues)
-        .map_err(|error| Error::Failed(error.to_string()))?;
+    let queues = Tap::create(name, reserved.offloads, reserved.queues);
+    let queues = queues.map_err(|error| match error {
+        OpenError::Exists(name) => exists(&name),
+        error => Error::Failed(error.to_string()),
+    })?;
     let failed = |error: io::Error| Error::Failed(format!("setting {name} up: {error}"));
     let first = queues.first().ok_or_else(|| failed(Errno::ENODEV.into()))?;
     let owned = first

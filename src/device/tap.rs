@@ -128,8 +128,32 @@ impl Tap {
     /// # Errors
     /// `OpenError` in words for people.
     pub fn open(name: &str, offloads: bool, queues: usize) -> Result<Vec<Self>, OpenError> {
-        let descriptors = match offloads.then(|| open_with_offloads(name, queues)) {
+        Self::open_or_make(name, offloads, queues, 0)
+    }
+
+    /// Makes the interface as [`Self::open`] does, but opens none that is there. One with several queues
+    /// could be opened although somebody has it open.
+    ///
+    /// # Errors
+    /// `OpenError` in words for people.
+    pub fn create(name: &str, offloads: bool, queues: usize) -> Result<Vec<Self>, OpenError> {
+        if if_nametoindex(name).is_ok() {
+            return Err(OpenError::Exists(name.to_owned()));
+        }
+        Self::open_or_make(name, offloads, queues, libc::IFF_TUN_EXCL)
+    }
+
+    fn open_or_make(
+        name: &str,
+        offloads: bool,
+        queues: usize,
+        first: libc::c_int,
+    ) -> Result<Vec<Self>, OpenError> {
+        let descriptors = match offloads.then(|| open_with_offloads(name, queues, first)) {
             Some(Ok(descriptors)) => descriptors,
+            Some(Err(error)) if first != 0 && errno(&error) == Errno::EBUSY => {
+                return Err(OpenError::new(name, error));
+            }
             Some(Err(error)) => {
                 // What stands in the way of any device stands in the way of the plain one too.
                 debug!("{name} cannot have offloads: {error}");
@@ -307,13 +331,17 @@ fn open_plain(name: &str) -> Result<OwnedFd, OpenError> {
     Ok(unsafe { OwnedFd::from_raw_fd(device.into_raw_fd()) })
 }
 
-fn open_with_offloads(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+/// Opens all queues, the first with these flags more.
+fn open_with_offloads(name: &str, queues: usize, first: libc::c_int) -> io::Result<Vec<OwnedFd>> {
     let is_multiqueue = queues > 1;
-    let open_queue = |name, is_multiqueue| open_queue(name, libc::IFF_TAP, is_multiqueue);
-    let queues = (0..queues.max(1)).map(|_| open_queue(name, is_multiqueue));
+    let open = |index: usize| {
+        let more = if index == 0 { first } else { 0 };
+        open_queue(name, libc::IFF_TAP | more, is_multiqueue)
+    };
+    let queues = (0..queues.max(1)).map(open);
     queues.collect::<io::Result<_>>().or_else(|error| {
         // One that is there already may be of the other kind.
-        let other = open_queue(name, !is_multiqueue);
+        let other = open_queue(name, libc::IFF_TAP | first, !is_multiqueue);
         Ok(vec![other.map_err(|_| error)?])
     })
 }
@@ -330,7 +358,7 @@ pub(super) fn open_queue(
     if is_multiqueue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
-    // Flags are 15 bits.
+    // Flags are 16 bits.
     interface.ifr_ifru.ifru_flags = flags as libc::c_short;
     // SAFETY: the kernel reads one `ifreq`, which lives until the call returns.
     unsafe { request::tun_set_iff(device.as_raw_fd(), &raw const interface) }?;
