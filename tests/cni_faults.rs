@@ -304,6 +304,29 @@ fn whoever_is_killed_at_whichever_step_leaves_nothing() {
 }
 
 #[test]
+fn a_node_that_answers_too_late_leaves_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    lab.limit(Duration::from_secs(300));
+    let mut bed = Bed::new(&lab);
+    for message in [Message::Call("commit"), Message::Answer("commit")] {
+        let (netns, key) = bed.container();
+        let held = bed.to_node.hold(message);
+        let mut plugin = bed.plugin(Verb::Add, &key, bed.to_node.socket());
+        held.wait();
+        assert!(!plugin.wait().unwrap().success(), "it has no answer");
+        // Before the runtime may try again in the same namespace.
+        let links = netns.sh("ip -o link");
+        assert!(!links.contains("eth0"), "{message:?}: {links}");
+        held.pass();
+        bed.is_gone(&netns, &key, &format!("after {message:?}"));
+        bed.runtime.add(&key).result();
+        bed.del(&key);
+        netns.remove();
+    }
+    bed.ends_clean();
+}
+
+#[test]
 fn whoever_is_killed_at_any_moment_leaves_nothing() {
     const ROUNDS: u32 = 60;
     /// The longest time before somebody is killed: an ADD takes less.

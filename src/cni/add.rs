@@ -14,8 +14,8 @@ use muslin_stack::api::control::Attached;
 use super::delegate::Delegate;
 use super::interface::{Wanted, exists, index, make};
 use super::namespace::Namespace;
-use super::node::{Node, PATIENCE, unexpected};
-use super::{Call, Result, restore};
+use super::node::{Node, PATIENCE, Trouble, unexpected};
+use super::{Call, Result, del, restore};
 
 /// How the result is told.
 pub(super) type Tell<'a> = &'a dyn Fn(&Added) -> Result<()>;
@@ -96,10 +96,17 @@ fn attach(
     };
     let (queues, routes) = namespace.within(|| make(&wanted))?;
     let commit = cni::Call::Commit { key: key.clone() };
-    let committed = node.ask(commit, &queues, until());
-    match committed.map_err(|trouble| trouble.into_error())? {
-        Reply::Done => {}
-        other => return Err(unexpected(&other).into_error()),
+    let committed = match node.ask(commit, &queues, until()) {
+        Ok(Reply::Done) => Ok(()),
+        Ok(other) => Err(unexpected(&other)),
+        Err(trouble) => Err(trouble),
+    };
+    if let Err(trouble) = committed {
+        if let Trouble::Lost(why) = &trouble {
+            // The node may have taken the device nevertheless, or take it yet.
+            del::end_without_answer(call, &key, why);
+        }
+        return Err(trouble.into_error());
     }
     let result = result(call, &reserved, mtu, routes, given.dns);
     tell(&result).inspect_err(|_| {

@@ -7,7 +7,7 @@ use muslin_stack::api::cni::error::Error;
 
 use super::delegate::Delegate;
 use super::namespace::Namespace;
-use super::node::{Node, Trouble};
+use super::node::Node;
 use super::{Call, Result, deletions, interface, log};
 
 /// How long a node is waited for. At a shutdown it does not come back, and every pod waits.
@@ -36,12 +36,18 @@ pub(super) fn run(call: &Call) -> Result<()> {
         node.answer(until).map(drop)
     });
     if let Err(trouble) = ended {
-        later(&config.socket, &key, trouble);
+        later(&config.socket, &key, &trouble.text());
     }
     // The address of a delegate is released in any case, and nobody else does it.
     let delegate = Delegate::of(call);
     let done = delegate.and_then(|it| it.map_or(Ok(()), |it| it.forward()));
     done.map_err(without_not_found)
+}
+
+/// Ends an attachment of which the node has not said whether it has it.
+pub(super) fn end_without_answer(call: &Call, key: &cni::Key, why: &str) {
+    remove_interface(call);
+    later(&call.config.socket, key, why);
 }
 
 /// Deletes the interface, if the namespace is there and the interface ours.
@@ -72,8 +78,7 @@ fn remove_interface(call: &Call) {
 
 /// Leaves word for a node that is not there, and tries once more: one that starts at this moment
 /// either finds the word or is there by now.
-fn later(socket: &str, key: &cni::Key, trouble: Trouble) {
-    let why = trouble.text();
+fn later(socket: &str, key: &cni::Key, why: &str) {
     match deletions::leave(socket, key) {
         Ok(()) => log(format_args!("{key} is ended by the next node: {why}")),
         Err(error) => log(format_args!(
