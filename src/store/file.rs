@@ -652,7 +652,7 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
         let mac = settings("/p", 9).identity.vtep_mac;
         directory.write(&format!(
             "{LIST}\n[[node]]\npublic-ip = \"192.168.0.9\"\nsubnet = \"10.244.9.0/24\"\n\
-             vtep-mac = \"{mac}\"\n"
+             vtep-mac = \"{mac}\"\npartial-checksums = true\n"
         ));
         assert_eq!(node.subnet().await, "10.244.9.0-24");
     }

@@ -403,7 +403,7 @@ async fn of_several_servers_one_is_enough() {
 }
 
 #[tokio::test]
-async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
+async fn u01_records_and_configurations_are_flannels_and_a_field_more() {
     let Some(server) = Server::start().await else {
         return;
     };
@@ -422,7 +422,7 @@ async fn u01_records_and_configurations_are_byte_for_byte_flannels() {
     let kv = &answer.kvs()[0];
     assert_eq!(
         kv.value(),
-        br#"{"PublicIP":"192.168.0.1","PublicIPv6":null}"#
+        br#"{"PublicIP":"192.168.0.1","PublicIPv6":null,"Muslin":{"PartialChecksums":true}}"#
     );
     let life = client.lease_time_to_live(kv.lease(), None).await.unwrap();
     assert!((86_300..=86_400).contains(&life.ttl()), "{life:?}");
