@@ -93,12 +93,18 @@ impl Outbox {
     }
 
     /// Puts the same in the place of a packet that it makes useless, if that is as long.
-    fn replace(&mut self, place: usize, (headroom, len): (usize, usize), way: Way) -> bool {
+    fn replace(
+        &mut self,
+        place: usize,
+        (headroom, len): (usize, usize),
+        way: Way,
+        offload: Header,
+    ) -> bool {
         let start = self.used + headroom;
         match self.packets.get_mut(place) {
             Some(waiting) if waiting.end - waiting.start == len => {
                 self.storage.copy_within(start..start + len, waiting.start);
-                waiting.way = way;
+                (waiting.way, waiting.offload) = (way, offload);
                 true
             }
             _ => false,
@@ -124,7 +130,7 @@ pub(super) struct Io {
     uplink_joins_datagrams: bool,
     /// Acknowledgements that went to other nodes lately, by the offset of their IP header.
     acks: AckTable<usize>,
-    /// What it tells of the packets of a round.
+    /// How long to poll before a sleep, as packets and sleeps tell.
     pub(super) busy_poll: BusyPoll,
     tally: Tally,
 }
@@ -262,7 +268,7 @@ impl Io {
         let index = outbox.packets.len();
         let packet = &outbox.storage[outbox.used + headroom..][..len];
         match self.acks.offer(packet, network, network, index) {
-            Offer::Replaces(index) if outbox.replace(index, place, way) => {
+            Offer::Replaces(index) if outbox.replace(index, place, way, offload) => {
                 self.tally.superseded += 1;
             }
             Offer::Replaces(_) | Offer::Waits | Offer::Other => outbox.keep(place, way, offload),
@@ -305,6 +311,7 @@ impl Io {
         }
     }
 
+    /// Sends a frame that may be several to the uplink.
     fn send_merged(&mut self, merged: Merged<'_, '_, ()>) {
         let packets = 1 + merged.tail.len() as u64;
         let is_datagrams = merged
@@ -610,6 +617,62 @@ mod tests {
         let alone = joined(&frames, false);
         let payloads = frames.map(|(frame, _)| (None, frame[42..].to_vec()));
         assert_eq!(alone, payloads);
+    }
+
+    /// A frame with a TCP acknowledgement of all bytes before this one.
+    fn acknowledgement(number: u8) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([10, 244, 1, 2], [10, 244, 2, 2], 63)
+            .tcp(1, 9, 1, 1000)
+            .ack(number.into())
+            .write(&mut frame, &[])
+            .unwrap();
+        frame
+    }
+
+    #[test]
+    fn an_acknowledgement_takes_the_place_of_one_that_waits() {
+        let there = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        there
+            .set_read_timeout(Some(std::time::Duration::from_secs(10)))
+            .unwrap();
+        let options = crate::underlay::Options {
+            format: muslin_encap::tunnel::Format::Udp,
+            source_ports: 0,
+            gso: false,
+            gro: false,
+        };
+        let tunnel = TunnelSocket::bind("127.0.0.1:0".parse().unwrap(), options, 1);
+        let underlay = Underlay {
+            tunnel: tunnel.unwrap().pop(),
+            uplink: None,
+        };
+        let network = frame::HEADER_LEN;
+        let (mut io, mut outbox) = (Io::new(underlay, network), Outbox::new(network));
+        let verdict = Verdict::Peer {
+            id: muslin_stack::datapath::peer::PeerId(1),
+            destination: there.local_addr().unwrap(),
+            flow: 0,
+            checksums: Checksums::Complete,
+        };
+        let mut numbers = Vec::new();
+        for batch in [&[10, 20, 30][..], &[40, 50]] {
+            for number in batch {
+                let frame = acknowledgement(*number);
+                outbox.room()[HEADROOM..HEADROOM + frame.len()].copy_from_slice(&frame);
+                let place = (HEADROOM, frame.len());
+                io.send_later(verdict, &mut outbox, place, Header::default());
+            }
+            io.flush(&mut outbox);
+        }
+        while numbers.last() != Some(&50) {
+            let mut frame = [0; 100];
+            let len = there.recv(&mut frame).unwrap();
+            assert_eq!(frame[..len], acknowledgement(frame[45]));
+            numbers.push(frame[45]);
+        }
+        assert_eq!((numbers, io.tally.superseded), (vec![10, 30, 50], 2));
     }
 
     #[test]
