@@ -41,6 +41,9 @@ use crate::keeper::is_tunnel;
 
 /// The network of what `muslin attach` has attached; no configuration's name has a space.
 const ATTACHED: &str = "muslin attach";
+/// Queues of a device that a plugin makes. One worker reads it then, and another one the next pod's; the
+/// kernel takes twice as long to make a device that can have several, while nobody else can make any.
+const QUEUES: usize = 1;
 /// Attachments that a runtime may name as being in use.
 const MAX_VALID: usize = 1 << 16;
 /// How often the attachments are compared with the namespaces that are there.
@@ -217,7 +220,7 @@ impl RunningNode {
         let reserved = self.answer(&pods, &pod).map(|attached| {
             let mac = pods.get(&pod).map(|pod| DisplayMac(pod.mac).to_string());
             let mut reserved = Reserved::new(attached, mac.unwrap_or_default(), geteuid().as_raw());
-            reserved.queues = self.facts.settings.workers;
+            reserved.queues = QUEUES;
             reserved.offloads = self.facts.settings.offload.tap;
             reserved
         });
@@ -462,7 +465,7 @@ impl RunningNode {
         let missing = cni.attachments.missing().map(|(key, entry)| Missing {
             key: key.clone(),
             netns: entry.netns.clone(),
-            queues: self.facts.settings.workers,
+            queues: QUEUES,
             offloads: self.facts.settings.offload.tap,
         });
         missing.collect()

@@ -169,7 +169,7 @@ impl Workers {
     }
 
     /// Attaches a port by the queues of its device. If there are fewer than workers, those without
-    /// one write to the first; if there are more, those are not used.
+    /// one write to the first, and ports differ in who those are; if there are more, those are not used.
     ///
     /// # Errors
     /// If there are no more descriptors, or `Ended` if the thread has ended.
@@ -188,8 +188,12 @@ impl Workers {
             .first()
             .ok_or(io::ErrorKind::InvalidInput)?
             .try_clone()?;
+        let begin = match queues.len() < self.0.len() {
+            true => port.0 as usize % self.0.len(),
+            false => 0,
+        };
         let mut queues = queues.into_iter();
-        for worker in &self.0 {
+        for worker in self.0[begin..].iter().chain(&self.0[..begin]) {
             let queue = match queues.next() {
                 Some(device) => Queue {
                     device,
