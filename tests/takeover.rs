@@ -150,7 +150,10 @@ fn nor_with_several_workers_and_other_backends() {
 #[test]
 fn flows_to_outside_and_from_there_go_on() {
     let Some(lab) = Lab::new() else { return };
-    let mut node = start(&lab, 0);
+    // Which of several workers has a flow only the kernel knows.
+    let host = lab.host("n0", HOSTS[0]);
+    host.furnish();
+    let mut node = config(&lab, 0).with("--workers", 3).start(&host);
     let outside = lab.host("outside", HOSTS[2]);
     let (mut server, mut client) = (outside.agent(), outside.agent());
     let (port, later) = (server.listen(0).unwrap(), server.listen(0).unwrap());

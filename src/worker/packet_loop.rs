@@ -76,7 +76,7 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     /// Tells siblings, as far as there is room, and returns how many packets were lost.
-    fn send(&self, to: Siblings, message: SiblingMessage) -> u64 {
+    pub(super) fn send(&self, to: Siblings, message: SiblingMessage) -> u64 {
         match to {
             Siblings::All => {
                 let others = (0..).zip(&self.all).filter(|(it, _)| *it != self.index);
@@ -268,8 +268,10 @@ impl PacketLoop {
         }
         let now = self.clock.now();
         while let Ok(message) = self.mailbox.messages.try_recv() {
-            self.path.from_sibling(now, message, &mut self.sockets);
-            self.send_own(now);
+            if let Some(message) = self.unless_next(message) {
+                self.path.from_sibling(now, message, &mut self.sockets);
+                self.send_own(now);
+            }
         }
         self.send_own(now);
         std::ops::ControlFlow::Continue(())

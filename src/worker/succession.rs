@@ -12,9 +12,10 @@ use muslin_encap::buffer::{OwnedPacket, PacketBuf};
 use muslin_encap::ip::v4;
 use muslin_encap::offload::virtio::Header;
 use muslin_stack::api::published::PortMapping;
-use muslin_stack::datapath::SiblingMessage;
 use muslin_stack::datapath::egress::FlowKey;
 use muslin_stack::datapath::port::PortId;
+use muslin_stack::datapath::{SiblingMessage, Siblings};
+use muslin_stack::drops::DropReason;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use smoltcp::wire::EthernetAddress;
 use tokio::sync::oneshot;
@@ -197,6 +198,24 @@ impl PacketLoop {
         if flows.is_none() {
             self.mailbox.predecessor = None;
         }
+    }
+
+    /// What is for this worker. A packet that came back from the process after this one goes to the next
+    /// one if its flow is not here; the last one answers for flows that none has.
+    pub(super) fn unless_next(&mut self, message: SiblingMessage) -> Option<SiblingMessage> {
+        let SiblingMessage::FromSuccessor(mut packet) = message else {
+            return Some(message);
+        };
+        let next = self.mailbox.index + 1;
+        let is_last = usize::from(next) >= self.mailbox.all.len();
+        let message = |packet| SiblingMessage::FromSuccessor(packet);
+        if is_last || self.path.egress().has_flow_of(packet.packet().as_slice()) {
+            return Some(message(packet));
+        }
+        let lost = self.mailbox.send(Siblings::One(next), message(packet));
+        let node = self.path.node_mut();
+        node.count_drops(DropReason::EgressHandoverFull, lost);
+        None
     }
 
     /// The queue of the host interface that this worker reads.

@@ -36,6 +36,14 @@ impl Egress {
         self.predecessors.clear();
     }
 
+    /// Whether a packet of a pod is of a flow that is here, or the packet that an ICMP error of it quotes.
+    #[must_use]
+    pub fn has_flow_of(&self, packet: &[u8]) -> bool {
+        let key = flow_of(packet);
+        let has = |key: &Key| self.flows.find(key).is_some();
+        key.is_some_and(|key| has(&key) || has(&key.mapping()))
+    }
+
     /// Whether a packet of a pod is of a flow that the process before this one has.
     pub(super) fn is_predecessors(&self, packet: &[u8]) -> bool {
         if self.predecessors.is_empty() {
