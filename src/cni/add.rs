@@ -96,12 +96,7 @@ fn attach(
     };
     let (queues, routes) = namespace.within(|| make(&wanted))?;
     let commit = cni::Call::Commit { key: key.clone() };
-    let committed = match node.ask(commit, &queues, until()) {
-        Ok(Reply::Done) => Ok(()),
-        Ok(other) => Err(unexpected(&other)),
-        Err(trouble) => Err(trouble),
-    };
-    if let Err(trouble) = committed {
+    if let Err(trouble) = node.command_with(commit, &queues, until()) {
         if let Trouble::Lost(why) = &trouble {
             // The node may have taken the device nevertheless, or take it yet.
             del::end_without_answer(call, &key, why);

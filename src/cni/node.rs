@@ -133,7 +133,17 @@ impl Node {
 
     /// Asks for something that is answered with "done".
     pub(super) fn command(&mut self, call: Call, until: Instant) -> Result<(), Trouble> {
-        match self.ask::<std::fs::File>(call, &[], until)? {
+        self.command_with::<std::fs::File>(call, &[], until)
+    }
+
+    /// The same with descriptors beside it.
+    pub(super) fn command_with<T: AsFd>(
+        &mut self,
+        call: Call,
+        beside: &[T],
+        until: Instant,
+    ) -> Result<(), Trouble> {
+        match self.ask(call, beside, until)? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
         }

@@ -208,11 +208,11 @@ impl PacketLoop {
         };
         let next = self.mailbox.index + 1;
         let is_last = usize::from(next) >= self.mailbox.all.len();
-        let message = |packet| SiblingMessage::FromSuccessor(packet);
         if is_last || self.path.egress().has_flow_of(packet.packet().as_slice()) {
-            return Some(message(packet));
+            return Some(SiblingMessage::FromSuccessor(packet));
         }
-        let lost = self.mailbox.send(Siblings::One(next), message(packet));
+        let message = SiblingMessage::FromSuccessor(packet);
+        let lost = self.mailbox.send(Siblings::One(next), message);
         let node = self.path.node_mut();
         node.count_drops(DropReason::EgressHandoverFull, lost);
         None

@@ -206,6 +206,14 @@ impl Transport {
         self.l4 + self.protocol.checksum_offset()
     }
 
+    /// Whether a checksum that is summed from `start`, and has its field `offset` bytes behind it, is
+    /// this packet's own.
+    #[must_use]
+    pub fn has_checksum_at(&self, start: u16, offset: u16) -> bool {
+        let own = (self.l4, self.protocol.checksum_offset());
+        own == (start.into(), offset.into())
+    }
+
     /// The sum of the pseudo header (RFC 9293 section 3.1, RFC 8200 section 8.1) for `len` bytes of
     /// transport header and payload: folded, not inverted, in host order.
     #[must_use]

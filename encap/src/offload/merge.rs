@@ -572,10 +572,8 @@ pub fn is_plain(header: &Header, packet: &[u8], l3: usize) -> bool {
     let Checksum::Partial { start, offset } = header.checksum else {
         return true;
     };
-    Transport::parse(packet, l3).is_ok_and(|at| {
-        let usual = (at.l4, at.protocol.checksum_offset());
-        usual == (start.into(), offset.into()) && at.is_partial(packet)
-    })
+    Transport::parse(packet, l3)
+        .is_ok_and(|at| at.has_checksum_at(start, offset) && at.is_partial(packet))
 }
 
 /// The virtio-net header for a batch of one packet, which needs no merger. It leaves a partial

@@ -64,9 +64,8 @@ fn check_offload_at(
     let Checksum::Partial { start, offset } = offload.checksum else {
         return Ok(());
     };
-    let field = usize::from(start) + usize::from(offset);
     let is_usual = Transport::parse(packet.as_slice(), network)
-        .is_ok_and(|at| at.l4 == usize::from(start) && at.checksum_offset() == field);
+        .is_ok_and(|at| at.has_checksum_at(start, offset));
     if is_usual {
         return Ok(());
     }
