@@ -50,7 +50,7 @@ fn connections_outlive_a_change_of_the_public_address() {
 
     // The old socket loses what comes while nobody reads.
     overflow(&moving, &fixed, "10.9.0.1", FLOOD);
-    let lost = |node: &Node| node.losses().get("underlay-overflow").copied();
+    let lost = |node: &Node| node.drops().get("underlay-overflow").copied();
     poll_until(SOON, "the losses of the old socket", || {
         assert!(here.exchange(connection, 1000, 3).unwrap().intact);
         lost(&moving)

@@ -14,7 +14,7 @@ use crate::host::option;
 /// each of several; it grants up to `net.core.wmem_max` and `rmem_max`.
 const SEND_BYTES: usize = 4 << 20;
 const RECEIVE_BYTES: usize = 4 << 20;
-const SHARE_BYTES: usize = 1 << 20;
+const SHARE_BYTES: usize = 2 << 20;
 
 /// What the sockets may use of what the kernel has.
 #[derive(Debug, Clone, Copy)]
