@@ -15,7 +15,7 @@ use crate::datapath::port::PortId;
 const PER_PORT: usize = 4;
 
 /// Which port has which address.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LinkLocals {
     holders: HashMap<Ipv6Addr, PortId, Seed>,
     /// The addresses of each port, the oldest first.

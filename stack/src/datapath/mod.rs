@@ -24,6 +24,7 @@ pub mod rate;
 mod receive;
 pub mod route;
 pub mod switch;
+pub mod trace;
 pub mod tunnel;
 pub mod uplink;
 mod verdict;

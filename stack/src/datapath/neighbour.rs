@@ -113,7 +113,7 @@ pub enum TimerAction {
     Failed(IpAddr, VecDeque<Vec<u8>>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Entry {
     state: State,
     place: Option<Place>,
@@ -125,7 +125,7 @@ struct Entry {
 }
 
 /// The neighbour table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Neighbours {
     entries: HashMap<IpAddr, Entry, Seed>,
     limit: usize,

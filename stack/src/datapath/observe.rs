@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use smoltcp::time::Instant;
 
 use crate::datapath::port::PortId;
+use crate::datapath::trace::TraceStep;
 use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -38,6 +39,9 @@ pub enum Source {
 ///
 /// Packets are given as they are in their buffers: of one that was merged from several the head.
 pub trait Observer {
+    /// Whether it wants to know how verdicts come about. A node makes no steps for one that does not.
+    const STEPS: bool = false;
+
     /// It is this time: what is told next happens now.
     fn at(&mut self, now: Instant);
 
@@ -52,6 +56,15 @@ pub trait Observer {
 
     /// Packets were lost after their verdict, in egress or where verdicts are carried out.
     fn lost(&mut self, reason: DropReason, packets: u64);
+
+    /// This was decided about the packet that entered last.
+    #[inline(always)]
+    fn step(&mut self, _: TraceStep) {}
+
+    /// The steps that follow are about a packet that the node makes on account of that one, until this
+    /// is called with false.
+    #[inline(always)]
+    fn aside(&mut self, _: bool) {}
 }
 
 /// Nobody observes.

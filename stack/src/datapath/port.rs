@@ -70,6 +70,15 @@ impl Rates {
     pub(crate) fn is_limited(&self) -> bool {
         self.from_pod.is_some() || self.to_pod.is_some()
     }
+
+    /// The same limits as far as they are used now, of which nobody else knows.
+    pub(crate) fn fork(&self) -> Self {
+        let fork = |limit: &Arc<RateLimit>| Arc::new(limit.fork());
+        Self {
+            from_pod: self.from_pod.as_ref().map(fork),
+            to_pod: self.to_pod.as_ref().map(fork),
+        }
+    }
 }
 
 /// Packets and bytes in one direction.

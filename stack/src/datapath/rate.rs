@@ -43,6 +43,14 @@ impl RateLimit {
         Some(limit)
     }
 
+    /// The same limit as far as it is used now.
+    pub(crate) fn fork(&self) -> Self {
+        Self {
+            passed: AtomicU64::new(self.passed.load(Ordering::Relaxed)),
+            ..*self
+        }
+    }
+
     /// Lets so many bytes pass, if the limit is not reached.
     pub fn take(&self, now: Instant, bytes: usize) -> bool {
         self.pass(now, bytes, self.burst)

@@ -74,6 +74,14 @@ where
             .find_map(|(mask, networks)| networks.get(&(address & *mask)))
     }
 
+    /// The same with its netmask and network.
+    fn entry(&self, address: A) -> Option<(A, A, &T)> {
+        self.longest_first.iter().find_map(|(mask, networks)| {
+            let network = address & *mask;
+            networks.get(&network).map(|value| (*mask, network, value))
+        })
+    }
+
     /// Every netmask, network and value.
     fn iter(&self) -> impl Iterator<Item = (A, A, &T)> {
         self.longest_first.iter().flat_map(|(mask, networks)| {
@@ -126,6 +134,14 @@ impl<T> RouteTable<T> {
         }
     }
 
+    /// The longest prefix that holds `address`, with its value.
+    pub fn entry(&self, address: IpAddr) -> Option<(IpNet, &T)> {
+        match address {
+            IpAddr::V4(address) => self.v4.entry(address).and_then(net_v4),
+            IpAddr::V6(address) => self.v6.entry(address).and_then(net_v6),
+        }
+    }
+
     /// Whether a route may lie within another: they have several lengths.
     #[must_use]
     pub const fn may_nest(&self) -> bool {
@@ -134,14 +150,18 @@ impl<T> RouteTable<T> {
 
     /// Every route, in no particular order.
     pub fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
-        let v4 = self.v4.iter().filter_map(|(mask, network, value)| {
-            Some((Ipv4Net::with_netmask(network, mask).ok()?.into(), value))
-        });
-        let v6 = self.v6.iter().filter_map(|(mask, network, value)| {
-            Some((Ipv6Net::with_netmask(network, mask).ok()?.into(), value))
-        });
+        let v4 = self.v4.iter().filter_map(net_v4);
+        let v6 = self.v6.iter().filter_map(net_v6);
         v4.chain(v6)
     }
+}
+
+fn net_v4<T>((mask, network, value): (Ipv4Addr, Ipv4Addr, T)) -> Option<(IpNet, T)> {
+    Some((Ipv4Net::with_netmask(network, mask).ok()?.into(), value))
+}
+
+fn net_v6<T>((mask, network, value): (Ipv6Addr, Ipv6Addr, T)) -> Option<(IpNet, T)> {
+    Some((Ipv6Net::with_netmask(network, mask).ok()?.into(), value))
 }
 
 #[cfg(test)]

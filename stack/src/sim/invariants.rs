@@ -7,9 +7,11 @@ use super::machine::Running;
 use super::outcome::Violation;
 use super::store::Retimed;
 use crate::datapath::frame;
-use crate::datapath::node::Node;
+use crate::datapath::node::{Node, Verdict};
 use crate::datapath::port::PortId;
+use crate::datapath::trace::{Trace, TraceStep};
 use crate::datapath::work;
+use crate::drops::DropReason;
 
 /// Turns in which nothing is taken of a port whose last frame had too much work for one.
 const IDLE_TURNS: u32 = 8;
@@ -24,6 +26,50 @@ pub(super) fn counters(machine: usize, node: &Node) -> Result<(), Violation> {
     Err(Violation(format!(
         "the counters of machine {machine} do not add up: {came} packets came, {went} went"
     )))
+}
+
+/// What was foreseen of a packet is what became of it. Only the host's answers cannot be foreseen.
+pub(super) fn foreseen(
+    machine: usize,
+    trace: Option<Trace>,
+    verdict: Verdict,
+    packet: &[u8],
+) -> Result<(), Violation> {
+    let Some(trace) = trace else {
+        return Ok(());
+    };
+    let is_so = match (trace.verdict, verdict) {
+        (Verdict::Egress, Verdict::Consumed) => true,
+        (Verdict::Egress, Verdict::Drop(reason)) => {
+            is_hosts(reason) || trace.steps.last() == Some(&TraceStep::Reassembled)
+        }
+        (foreseen, verdict) => foreseen == verdict && trace.packet == packet,
+    };
+    if is_so {
+        return Ok(());
+    }
+    let Trace {
+        verdict: foreseen,
+        steps,
+        ..
+    } = trace;
+    Err(Violation(format!(
+        "machine {machine} was to give a packet the verdict {foreseen:?} after {steps:?}, and gave it {verdict:?}"
+    )))
+}
+
+/// Whether a packet is dropped since the host would not have it.
+const fn is_hosts(reason: DropReason) -> bool {
+    matches!(
+        reason,
+        DropReason::EgressHostFailed
+            | DropReason::EgressPing
+            | DropReason::EgressHostFull
+            | DropReason::EgressExhausted
+            | DropReason::EgressTooLong
+            | DropReason::EgressUnreachable
+            | DropReason::GatewayPort
+    )
 }
 
 /// A turn is no longer than it may be: no frame is taken once `taken` has used it up, whatever the

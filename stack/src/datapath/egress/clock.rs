@@ -10,7 +10,7 @@ use smoltcp::time::{Duration, Instant};
 const LATE: Duration = Duration::from_secs(5);
 
 /// The difference between the time outside and that of flows.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Clock {
     /// When it was last looked at, in time of flows.
     last: Instant,

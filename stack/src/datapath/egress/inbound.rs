@@ -228,6 +228,17 @@ impl Egress {
         }
     }
 
+    /// Whether `sender` may tell what becomes of packets to the pod of a flow: a pod speaks for itself,
+    /// and another node's routers for their pods.
+    pub(super) fn may_tell(&self, key: &Key, sender: Ipv4Addr) -> bool {
+        let is_ours = |subnets: Nets| subnets.ipv4().is_some_and(|it| it.contains(&sender));
+        match self.config.subnets {
+            Some(_) if self.is_local(*key) => sender == *key.pod.ip(),
+            Some(subnets) => !is_ours(subnets),
+            None => true,
+        }
+    }
+
     /// Takes an ICMP error from `sender` that quotes `offender`, which went to a pod.
     pub(super) fn take_unreachable(
         &mut self,
@@ -238,14 +249,7 @@ impl Egress {
     ) -> Step {
         let key = quoted(offender).ok_or(DropReason::EgressProtocol)?;
         let id = self.flow_to(&key).ok_or(DropReason::EgressProtocol)?;
-        // A pod speaks for itself, and another node's routers for their pods.
-        let is_ours = |subnets: Nets| subnets.ipv4().is_some_and(|it| it.contains(&sender));
-        let may_tell = match self.config.subnets {
-            Some(_) if self.is_local(key) => sender == *key.pod.ip(),
-            Some(subnets) => !is_ours(subnets),
-            None => true,
-        };
-        if !may_tell {
+        if !self.may_tell(&key, sender) {
             return Err(DropReason::EgressProtocol);
         }
         // About a connection that is there it is a passing one (RFC 1122 section 4.2.3.9).

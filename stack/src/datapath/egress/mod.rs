@@ -38,6 +38,7 @@ mod clock;
 mod config;
 mod datagram;
 mod flow;
+mod foresee;
 mod host;
 mod inbound;
 mod key;
@@ -491,14 +492,8 @@ impl Egress {
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Result<Target, DropReason> {
-        let target = if self.is_gateway(*key.remote.ip()) {
-            Target::Service
-        } else if self.is_local(key) {
-            Target::Outside(self.permit(key, offender, out)?)
-        } else {
-            // There is no way back to it.
-            return Err(DropReason::EgressNoFlow);
-        };
+        let target = self.target(key);
+        let target = target.inspect_err(|reason| report_refusal(*reason, offender, out))?;
         if target == Target::Service && !self.is_local(key) {
             // Which is refused, so nobody makes room for it.
             return Ok(target);
@@ -508,21 +503,17 @@ impl Egress {
         Ok(target)
     }
 
-    /// Where a packet of a pod goes on the host, if it may.
-    fn permit(
-        &self,
-        key: Key,
-        offender: &[u8],
-        out: &mut Outbox,
-    ) -> Result<SocketAddrV4, DropReason> {
-        let to = self.config.policy.check(key.protocol, key.remote);
-        to.inspect_err(|reason| {
-            let error = match reason {
-                DropReason::EgressClosed => IcmpError::NetUnreachable,
-                _ => IcmpError::Prohibited,
-            };
-            out.report(error, offender);
-        })
+    /// Where a new flow goes, if it may.
+    fn target(&self, key: Key) -> Result<Target, DropReason> {
+        if self.is_gateway(*key.remote.ip()) {
+            Ok(Target::Service)
+        } else if self.is_local(key) {
+            let to = self.config.policy.check(key.protocol, key.remote)?;
+            Ok(Target::Outside(to))
+        } else {
+            // There is no way back to it.
+            Err(DropReason::EgressNoFlow)
+        }
     }
 
     /// Makes room for one more flow of a pod.
@@ -817,7 +808,8 @@ impl Egress {
         if let Some(known) = known.filter(|known| known.remote == key.remote) {
             return Ok(known.to);
         }
-        let to = self.permit(key, packet, out)?;
+        let to = self.config.policy.check(key.protocol, key.remote);
+        let to = to.inspect_err(|reason| report_refusal(*reason, packet, out))?;
         if let Some((_, Flow::Datagrams { latest, .. })) = self.flows.get_mut(id) {
             *latest = Some(Destination {
                 remote: key.remote,
@@ -996,6 +988,15 @@ impl Egress {
             self.memory.give_back(*key.pod.ip(), connection.grant);
         }
         Some((key, flow))
+    }
+}
+
+/// Tells a pod that its packet goes nowhere, if a rule forbids it.
+fn report_refusal(reason: DropReason, offender: &[u8], out: &mut Outbox) {
+    match reason {
+        DropReason::EgressClosed => out.report(IcmpError::NetUnreachable, offender),
+        DropReason::EgressNoFlow => {}
+        _ => out.report(IcmpError::Prohibited, offender),
     }
 }
 

@@ -37,6 +37,17 @@ impl Egress {
         }
     }
 
+    /// Whose a mapping is, or would be if it was claimed.
+    pub(super) fn foresee_claim(&self, key: &Key) -> Claim {
+        match &self.sharing {
+            Some(sharing) if !self.is_published(key) => match sharing.owners.of(key) {
+                Some(owner) if owner != sharing.worker => Claim::Anothers,
+                Some(_) | None => Claim::Own,
+            },
+            Some(_) | None => Claim::Free,
+        }
+    }
+
     /// Gives back what was claimed.
     pub(super) fn release(&self, key: &Key, claim: Claim) {
         if let (Some(sharing), Claim::Own) = (&self.sharing, claim) {

@@ -148,6 +148,40 @@ impl<T> Table<T> {
         }
     }
 
+    /// Whether there is room for another flow of a pod, or [`Self::victim`] finds one that makes room.
+    ///
+    /// # Errors
+    /// What is full.
+    pub(super) fn has_room(
+        &self,
+        now: Instant,
+        idle: Duration,
+        pod: Ipv4Addr,
+        direction: Direction,
+    ) -> Result<(), Full> {
+        let its = self.by_share.get(&(pod, direction));
+        let count = its.map_or(0, ByValue::len);
+        let is_idle = |(_, index): &(Value, u32)| {
+            let usage = self.usage.get(*index as usize);
+            usage.is_some_and(|usage| usage.active + idle <= now)
+        };
+        if count >= self.limit_of_share {
+            let has_idle = its.is_some_and(|its| its.iter().any(is_idle));
+            return if has_idle { Ok(()) } else { Err(Full::Share) };
+        }
+        let mut shares = self.by_share.iter();
+        let makes_room = |(share, all): (&Share, &ByValue)| {
+            let is_larger = all.len() > count + 1;
+            let may_be_idle = *share == (pod, direction) || all.len() >= count;
+            is_larger || may_be_idle && all.iter().any(is_idle)
+        };
+        if self.len() < self.limit || shares.any(makes_room) {
+            Ok(())
+        } else {
+            Err(Full::Table)
+        }
+    }
+
     /// The flow of a share that is worth least of those that are idle.
     fn least_idle(&mut self, now: Instant, idle: Duration, share: Share) -> Option<FlowId> {
         let is_idle = |value: Value| value.active + idle <= now;

@@ -123,6 +123,16 @@ impl HostFlows {
         }
     }
 
+    /// A table with the same flows.
+    pub(crate) fn fork(&self) -> Self {
+        let _held = self.begins.lock().unwrap_or_else(PoisonError::into_inner);
+        Self {
+            slots: self.slots.iter().map(Slot::fork).collect(),
+            begins: Mutex::new(()),
+            seed: self.seed,
+        }
+    }
+
     /// How many records of flows there are at that time.
     #[must_use]
     pub fn count(&self, now: Instant) -> usize {
@@ -346,6 +356,18 @@ impl Slot {
         (before == after && before.is_multiple_of(2))
             .then(|| Record::from_bits(key, host, partner))
             .flatten()
+    }
+
+    /// A slot with the same content. Nobody writes it meanwhile.
+    fn fork(&self) -> Self {
+        let copy = |from: &AtomicU64| AtomicU64::new(from.load(Ordering::Relaxed));
+        Self {
+            version: copy(&self.version),
+            key: copy(&self.key),
+            host: copy(&self.host),
+            partner: copy(&self.partner),
+            used: copy(&self.used),
+        }
     }
 
     fn write(&self, record: Option<Record>) {

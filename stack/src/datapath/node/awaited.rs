@@ -9,6 +9,7 @@ use crate::addresses::ipv4;
 use crate::datapath::hash::Seed;
 
 /// The addresses of such pods, and until when they are waited for.
+#[derive(Clone)]
 pub(super) struct Awaited {
     addresses: HashSet<Ipv4Addr, Seed>,
     until: Instant,

@@ -14,6 +14,7 @@ use crate::datapath::frame;
 use crate::datapath::host_interface::{self, Content, Ends, HostInterface, HostPort, Way, WayOut};
 use crate::datapath::icmp::IcmpError;
 use crate::datapath::observe::Observer;
+use crate::datapath::trace::TraceStep;
 use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -164,6 +165,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 let outside = SocketAddrV4::new(base, port);
                 if way == Way::Remote && outside != ends.source {
                     host_interface::set_source(packet.as_mut_slice(), offload, outside);
+                    self.ledger.step(|| TraceStep::Translated {
+                        is_source: true,
+                        to: outside.into(),
+                    });
                 }
                 Ok(())
             }
@@ -222,7 +227,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
             Content::Flow(ends) => match answers(&ends) {
                 Some(to) if to == ends.destination => {}
                 Some(_) if is_partial => return Err(DropReason::HostFragment),
-                Some(to) => host_interface::set_destination(packet.as_mut_slice(), offload, to),
+                Some(to) => {
+                    host_interface::set_destination(packet.as_mut_slice(), offload, to);
+                    self.ledger.step(|| TraceStep::Translated {
+                        is_source: false,
+                        to: to.into(),
+                    });
+                }
                 None if may(&ends) => {}
                 None => {
                     self.send_icmp_error(now, IcmpError::Prohibited, packet.as_slice());

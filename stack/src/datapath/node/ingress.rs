@@ -18,6 +18,7 @@ use crate::datapath::neighbour::Place;
 use crate::datapath::observe::Observer;
 use crate::datapath::peer::PeerId;
 use crate::datapath::port::PortId;
+use crate::datapath::trace::{Switched, TraceStep};
 use crate::datapath::tunnel::{Inner, Tunnel};
 use crate::datapath::verdict::Verdict;
 use crate::datapath::work;
@@ -48,6 +49,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
             // A guarded pod has only the address that is static already.
             self.fdb.learn(source, id, now);
         }
+        self.ledger.step(|| TraceStep::Guard {
+            port: id,
+            guarded: self.ports.get(&id).is_some_and(|it| it.attachment.guarded),
+        });
 
         let to_gateway = destination == self.config.gateway_mac;
         if ethertype == EthernetProtocol::Arp {
@@ -66,6 +71,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return match self.fdb.lookup(destination, now) {
                 Some(port) if port == id => Err(DropReason::Hairpin),
                 Some(port) => {
+                    self.ledger.step(|| TraceStep::Switch {
+                        mac: destination,
+                        to: Switched::Port(port),
+                    });
                     self.check_policy_of_frame(Direction::FromPod, id, packet)?;
                     self.check_policy_of_frame(Direction::ToPod, port, packet)?;
                     self.check_rate(port, packet)?;
@@ -75,6 +84,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 None => Err(DropReason::UnknownDestination),
             };
         }
+        self.ledger.step(|| TraceStep::Switch {
+            mac: destination,
+            to: Switched::Gateway,
+        });
         match ethertype {
             EthernetProtocol::Arp => Ok(Verdict::Consumed),
             EthernetProtocol::Ipv4 => {
@@ -90,6 +103,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Has a frame copied to all other ports, if the sender has not had too many copied.
     fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Decision {
         self.check_policy_of_frame(Direction::ToAll, id, packet)?;
+        self.ledger.step(|| TraceStep::Switch {
+            mac: frame::parse(packet.as_slice())
+                .map_or_else(|_| EthernetAddress::BROADCAST, |view| view.dst_addr()),
+            to: Switched::Others(self.ports.len().saturating_sub(1)),
+        });
         let copies = work::of_packets(self.others(), packet.total_len());
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         if port.storm.take(now, copies) {
@@ -194,10 +212,16 @@ impl<O: Observer, F: Filter> Node<O, F> {
     ) -> Decision {
         self.check_sender(sender)?;
         let known = sender.peer;
+        self.ledger.step(|| TraceStep::Sender {
+            address: sender.address,
+            peer: known,
+        });
         if let Some(id) = known {
             self.peers.count_received(now, id, packet.total_len());
         }
-        match self.config.tunnel.decapsulate(packet)? {
+        let inner = self.config.tunnel.decapsulate(packet)?;
+        self.ledger.step(|| TraceStep::Decapsulated);
+        match inner {
             Inner::Ipv4 => self.route(now, Origin::Peer(known), packet),
             Inner::Arp(mac) => self.answer_tunnelled_arp(known, mac, packet),
         }

@@ -9,6 +9,7 @@ use crate::datapath::neighbour::Neighbours;
 use crate::datapath::uplink::Uplink;
 
 /// The uplink and the hosts on it.
+#[derive(Clone)]
 pub(super) struct Lan {
     pub(super) uplink: Uplink,
     pub(super) neighbours: Neighbours,
@@ -16,6 +17,7 @@ pub(super) struct Lan {
 }
 
 /// A packet that came before it was known where its sender is.
+#[derive(Clone)]
 pub(super) struct Early {
     /// The next hop that it must come from.
     pub(super) host: Ipv4Addr,

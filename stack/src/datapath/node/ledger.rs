@@ -1,6 +1,7 @@
 //! What became of all packets: counted, and told to the observer.
 
 use crate::datapath::observe::{Observer, Source};
+use crate::datapath::trace::TraceStep;
 use crate::datapath::verdict::Verdict;
 use crate::drops::{Counters, DropReason};
 
@@ -48,6 +49,14 @@ impl<O: Observer> Ledger<O> {
     pub(super) fn own(&mut self, verdict: Verdict, packet: &impl AsRef<[u8]>) {
         self.enters(Source::Node, packet);
         self.leaves(Source::Node, verdict, packet);
+    }
+
+    /// This was decided on the way there.
+    #[inline(always)]
+    pub(super) fn step(&mut self, step: impl FnOnce() -> TraceStep) {
+        if O::STEPS {
+            self.observer.step(step());
+        }
     }
 
     /// A packet came that cannot be read.

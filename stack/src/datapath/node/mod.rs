@@ -42,12 +42,14 @@ use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
 use crate::datapath::port::{Attachment, Port, PortId, Rates, Traffic};
 use crate::datapath::route::RouteTable;
 use crate::datapath::switch::{self, Fdb};
+use crate::datapath::trace::TraceStep;
 use crate::datapath::tunnel::Tunnel;
 pub use crate::datapath::verdict::Verdict;
 use crate::datapath::work;
 use crate::drops::{Counters, DropReason};
 
 mod awaited;
+mod fork;
 mod host;
 mod ingress;
 mod lan;
@@ -705,11 +707,15 @@ impl<O: Observer, F: Filter> Node<O, F> {
         port: PortId,
         packet: &[u8],
     ) -> Result<(), DropReason> {
-        if !F::REFUSES || self.filter.permits(direction, port, packet) {
-            Ok(())
-        } else {
-            Err(DropReason::PolicyDenied)
+        if !F::REFUSES {
+            return Ok(());
         }
+        if !self.filter.permits(direction, port, packet) {
+            return Err(DropReason::PolicyDenied);
+        }
+        self.ledger
+            .step(|| TraceStep::Permitted { direction, port });
+        Ok(())
     }
 
     #[inline]

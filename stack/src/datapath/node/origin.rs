@@ -15,6 +15,7 @@ use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::observe::Observer;
+use crate::datapath::trace::TraceStep;
 use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -107,6 +108,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if !matches!(error, IcmpError::FragmentationNeeded(_)) && !self.errors.take(now, 1) {
             return;
         }
+        self.ledger.step(|| TraceStep::Error { error });
         let mut buffer = [0; icmp::MAX_LEN];
         // An error larger than the MTU would have to be fragmented; it quotes less instead.
         let room = icmp::MAX_LEN.min(self.config.mtu.get().into());
@@ -148,6 +150,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         bytes: &[u8],
         step: impl FnOnce(&mut Self, &mut PacketBuf<'_>) -> Decision,
     ) {
+        self.ledger.observer.aside(true);
         // A packet may lead to one about it, while the buffer is in use.
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(HEADROOM + frame::MAX_LEN, 0);
@@ -160,6 +163,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
         }
         self.scratch = scratch;
+        self.ledger.observer.aside(false);
     }
 
     /// Queues a packet of the node's own for [`Node::poll_output`], or counts why not.

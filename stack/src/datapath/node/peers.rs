@@ -21,7 +21,7 @@ use crate::datapath::route::RouteTable;
 const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// The peers by their numbers, and by where their datagrams come from.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Peers {
     peers: Vec<Option<Peer>>,
     outgoing: Vec<Option<Outgoing>>,

@@ -14,6 +14,7 @@ use crate::datapath::frame;
 use crate::datapath::icmp::IcmpError;
 use crate::datapath::neighbour::{Neighbours, Place, Resolution, TimerAction};
 use crate::datapath::observe::Observer;
+use crate::datapath::trace::{Known, TraceStep};
 use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -36,6 +37,16 @@ impl Via {
     }
 }
 
+/// What an observer is told of a resolution.
+fn known_by(resolution: &Resolution) -> Known {
+    match resolution {
+        Resolution::Known(place) => Known::At(place.mac),
+        Resolution::Stale(place) => Known::Stale(place.mac),
+        Resolution::Wait { .. } | Resolution::QueueFull { .. } => Known::Sought,
+        Resolution::TableFull => Known::Nobody,
+    }
+}
+
 impl<O: Observer, F: Filter> Node<O, F> {
     /// Sends a packet to a host on one of the node's links, now or when it is known where that is.
     pub(super) fn send_to_host(
@@ -46,9 +57,28 @@ impl<O: Observer, F: Filter> Node<O, F> {
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
         match self.neighbours_of(via)?.known(host.into(), now) {
-            Some(place) => self.deliver(via, place, packet),
+            Some(place) => {
+                self.step_neighbour(via, host, || Known::At(place.mac));
+                self.deliver(via, place, packet)
+            }
             None => self.resolve(now, via, host, packet),
         }
+    }
+
+    /// Tells an observer what the neighbour table said.
+    #[inline(always)]
+    fn step_neighbour(&mut self, via: Via, host: Ipv4Addr, known: impl FnOnce() -> Known) {
+        self.ledger.step(|| {
+            let address = host.into();
+            let place = self.neighbours.get(address);
+            TraceStep::Neighbour {
+                address,
+                port: place
+                    .filter(|_| matches!(via, Via::Pods))
+                    .map(|place| place.port),
+                known: known(),
+            }
+        });
     }
 
     /// The same if it is not known yet, or is to be asked for again.
@@ -63,8 +93,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if self.neighbours_of(via)?.get(address).is_none() {
             if matches!(via, Via::Pods) && self.unguarded == 0 {
                 if let Some(until) = self.awaited.until(now, host) {
+                    self.step_neighbour(via, host, || Known::Awaited);
                     return self.wait_for_pod(now, host, packet, until);
                 }
+                self.step_neighbour(via, host, || Known::Nobody);
                 // No attachment has it, and no pod may answer for an address that is not its own.
                 self.send_icmp_error(now, IcmpError::HostUnreachable, packet.as_slice());
                 return Err(DropReason::HostUnreachable);
@@ -77,6 +109,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let resolution = self
             .neighbours_of(via)?
             .resolve(address, packet.as_slice(), now);
+        self.step_neighbour(via, host, || known_by(&resolution));
         let (ask, step) = match resolution {
             Resolution::Known(place) => (None, self.deliver(via, place, packet)),
             Resolution::Stale(place) => (Some(Some(place)), self.deliver(via, place, packet)),

@@ -24,6 +24,7 @@ use crate::datapath::icmp::{self, IcmpError};
 use crate::datapath::observe::Observer;
 use crate::datapath::peer::{Path, PeerId};
 use crate::datapath::port::PortId;
+use crate::datapath::trace::{Holding, TraceStep};
 use crate::datapath::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -41,6 +42,18 @@ pub(super) enum Origin {
     Uplink(EthernetAddress),
     /// The host interface.
     Host,
+}
+
+impl Origin {
+    /// Whose the source of its packets is, once that has been checked.
+    const fn holder(self) -> Holding {
+        match self {
+            Self::Pod(port) => Holding::Pod(port),
+            Self::Peer(peer) => Holding::Peer(peer),
+            Self::Uplink(_) => Holding::Peer(None),
+            Self::Host => Holding::Host,
+        }
+    }
 }
 
 /// The way of a packet whose route is known.
@@ -126,12 +139,22 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             (checked, _) => checked?,
         }
+        self.ledger.step(|| TraceStep::Source {
+            address: source.into(),
+            holder: origin.holder(),
+        });
         if self.is_for_host(origin, destination) {
             self.check_policy_from(origin, packet)?;
+            self.ledger.step(|| TraceStep::Host {
+                address: destination.into(),
+            });
             return self.pass_to_host(now, origin, packet);
         }
         if self.is_own(destination) {
             self.check_policy_from(origin, packet)?;
+            self.ledger.step(|| TraceStep::Gateway {
+                address: destination.into(),
+            });
             let has_egress = self.egress.is_some() && origin != Origin::Host;
             if has_egress && is_for_egress(packet.as_slice()) {
                 return Ok(Verdict::Egress);
@@ -144,6 +167,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
+        self.step_route(destination);
         if !matches!(origin, Origin::Pod(_) | Origin::Host) && next != Some(NextHop::Local) {
             return Err(DropReason::TunnelToTunnel);
         }
@@ -153,16 +177,23 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::TtlExceeded);
         }
         let Some(next) = next else {
-            let is_outside = |network: Ipv4Net| !network.contains(&destination);
-            if self.egress.is_some_and(is_outside) && origin != Origin::Host {
+            let is_outside = |network: &Ipv4Net| !network.contains(&destination);
+            if let Some(network) = self.egress.filter(is_outside)
+                && origin != Origin::Host
+            {
+                self.ledger.step(|| TraceStep::Outside {
+                    network: network.into(),
+                });
                 return Ok(Verdict::Egress);
             }
             self.send_icmp_error(now, IcmpError::NetUnreachable, packet.as_slice());
             return Err(DropReason::NoRoute);
         };
+        self.ledger.step(|| TraceStep::Ttl { left: ttl - 1 });
         let via = self.via(next)?;
         let mtu = self.path_mtu(via);
         let fits = longest(packet) <= usize::from(mtu.get());
+        self.step_mtu(mtu, packet);
         if !fits && Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag() {
             self.send_icmp_error(
                 now,
@@ -199,14 +230,39 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.check_outside(source)?;
         let next = self.routes.lookup(destination.into()).copied();
         // Other nodes take nothing that is not from this one's subnet.
+        self.step_route(destination);
         let is_way = |next: &NextHop| *next == NextHop::Local || self.is_own(source);
         let next = next.filter(is_way).ok_or(DropReason::NoRoute)?;
         let via = self.via(next)?;
+        self.step_mtu(self.path_mtu(via), packet);
         if longest(packet) <= usize::from(self.path_mtu(via).get()) {
             self.forward(now, destination, via, packet)
         } else {
             self.in_pieces(now, destination, via, packet)
         }
+    }
+
+    /// Tells an observer of the route that was looked up.
+    #[inline(always)]
+    fn step_route(&mut self, destination: Ipv4Addr) {
+        self.ledger.step(|| {
+            let destination = destination.into();
+            let route = self.routes.entry(destination);
+            TraceStep::Route {
+                destination,
+                route: route.map(|(prefix, next)| (prefix, *next)),
+            }
+        });
+    }
+
+    /// Tells an observer that a packet was measured.
+    #[inline(always)]
+    fn step_mtu(&mut self, mtu: Mtu, packet: &PacketBuf<'_>) {
+        self.ledger.step(|| TraceStep::Mtu {
+            mtu: mtu.get(),
+            len: longest(packet),
+            dont_fragment: Ipv4Packet::new_unchecked(packet.as_slice()).dont_frag(),
+        });
     }
 
     /// Asks the filter about a packet of a pod.
@@ -314,17 +370,27 @@ impl<O: Observer, F: Filter> Node<O, F> {
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
         packet.complete_checksum();
+        self.ledger.step(|| TraceStep::InPieces {
+            segments: !packet.is_single(),
+        });
         let mtu = self.path_mtu(via);
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.resize(HEADROOM + frame::MAX_LEN, 0);
+        let mut is_first = true;
         let mut send = |node: &mut Self, scratch: &mut [u8], len| {
             if let Ok(mut piece) = PacketBuf::new(scratch, HEADROOM, len) {
+                if !is_first {
+                    node.ledger.observer.aside(true);
+                }
                 let step = if len > mtu.get().into() {
                     node.in_pieces(now, destination, via, &mut piece)
                 } else {
                     node.forward(now, destination, via, &mut piece)
                 };
                 node.enqueue(step, &piece);
+                if !std::mem::take(&mut is_first) {
+                    node.ledger.observer.aside(false);
+                }
             }
         };
         let step = if packet.is_single() {
@@ -392,6 +458,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
             Via::Pods => return self.send_to_host(now, via, destination, packet),
             Via::Peer(id, peer) => (id, peer),
         };
+        self.ledger.step(|| TraceStep::Way {
+            peer: id,
+            address: (*peer.address.ip()).into(),
+            path: peer.path,
+        });
         match peer.path {
             Path::Tunnel => self.encapsulate(id, &peer, packet),
             Path::Uplink => {
@@ -411,6 +482,17 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         let flow = hash::flow(packet.as_slice(), self.seed);
         self.config.tunnel.encapsulate(peer.vtep_mac, packet)?;
+        self.ledger.step(|| TraceStep::Encapsulated {
+            peer: id,
+            destination: peer.address.into(),
+            macs: self
+                .config
+                .tunnel
+                .vtep_mac()
+                .zip(peer.vtep_mac)
+                .map(|(ours, theirs)| (ours.get(), theirs.get())),
+            checksums: peer.checksums,
+        });
         Ok(Verdict::Peer {
             id,
             destination: peer.address.into(),

@@ -18,6 +18,7 @@ use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
 use crate::datapath::observe::{Observer, Source};
 use crate::datapath::peer::Path;
 use crate::datapath::port::PortId;
+use crate::datapath::trace::TraceStep;
 use crate::datapath::tunnel::Tunnel;
 use crate::datapath::uplink::Uplink;
 use crate::datapath::verdict::Verdict;
@@ -155,6 +156,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if destination != own && !(is_arp && destination.is_broadcast()) {
             return Err(DropReason::DestinationMacForeign);
         }
+        self.ledger.step(|| TraceStep::Uplink { mac: source });
         match ethertype {
             EthernetProtocol::Arp => {
                 self.answer_host(packet.as_slice());

@@ -10,6 +10,7 @@ use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress};
 use super::Cluster;
 use crate::control::lease::Backend;
 use crate::datapath::frame;
+use crate::datapath::trace::Entrance;
 use crate::datapath::uplink::Uplink;
 use crate::sim::device::Identity;
 use crate::sim::due::{Due, Who};
@@ -177,9 +178,7 @@ impl Cluster {
     fn give_frame(&mut self, who: Who, bytes: &[u8]) -> Result<(), Violation> {
         let bare = (bytes, Header::default());
         let worker = self.worker_of_frame(who, bytes);
-        self.through((who, worker), bare, |path, now, packet, sockets| {
-            path.from_uplink(now, packet, &[], sockets)
-        })
-        .map(drop)
+        self.through((who, worker), Entrance::Uplink, bare)
+            .map(drop)
     }
 }

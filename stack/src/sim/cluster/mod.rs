@@ -78,6 +78,8 @@ pub(super) struct Cluster {
     pub(super) captured: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Where packets are given to nodes.
     pub(super) storage: Vec<u8>,
+    /// Packets that were given to nodes.
+    pub(super) traced: u64,
 }
 
 impl Cluster {
@@ -129,6 +131,7 @@ impl Cluster {
             expiry: Timer::default(),
             captured: VecDeque::new(),
             storage: vec![0; HEADROOM + frame::MAX_LEN + HEADROOM],
+            traced: 0,
         }
     }
 

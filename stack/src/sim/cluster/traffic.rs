@@ -17,6 +17,7 @@ use crate::control::lease::Backend;
 use crate::datapath::frame;
 use crate::datapath::node::Verdict;
 use crate::datapath::port::PortId;
+use crate::datapath::trace::{Entrance, Trace};
 use crate::datapath::work;
 use crate::datapath::{Datapath, Output};
 use crate::drops::DropReason;
@@ -35,6 +36,8 @@ const CAPTURED: usize = 16;
 const OUTSIDER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 /// Timeouts that may be handled in one millisecond.
 const MAX_TIMEOUTS: u32 = 2_000;
+/// One in so many packets is traced before it is taken.
+const TRACED: u64 = 5;
 /// How long a turn of a port takes.
 const TURN: Duration = Duration::from_micros(200);
 
@@ -111,11 +114,7 @@ impl Cluster {
             }
             return self.settle(who).map(|()| None);
         };
-        let verdict = self.through(
-            (who, worker),
-            (frame, offload),
-            |path, now, packet, sockets| path.from_port(now, port, packet, sockets),
-        )?;
+        let verdict = self.through((who, worker), Entrance::Port(port), (frame, offload))?;
         let running = self.machines[who.machine].running(who);
         let plugged = running.and_then(|running| running.ports.get(&port));
         let answers = plugged.is_none_or(|plugged| plugged.answers);
@@ -147,9 +146,7 @@ impl Cluster {
         };
         let bare = (&*received, Header::default());
         let worker = self.worker_of_datagram(who, &received);
-        let verdict = self.through((who, worker), bare, |path, now, packet, sockets| {
-            path.from_underlay(now, source, packet, &[], sockets)
-        })?;
+        let verdict = self.through((who, worker), Entrance::Underlay(source), bare)?;
         let is_dropped = verdict.is_none_or(|verdict| matches!(verdict, Verdict::Drop(_)));
         if source.ip() == IpAddr::V4(OUTSIDER) && self.setup.guards_peers && !is_dropped {
             return Err(Violation(format!(
@@ -164,9 +161,10 @@ impl Cluster {
     pub(super) fn through(
         &mut self,
         (who, worker): (Who, usize),
+        entrance: Entrance,
         (bytes, offload): (&[u8], Header),
-        call: impl FnOnce(&mut Datapath, Instant, &mut PacketBuf<'_>, &mut Sockets) -> Verdict,
     ) -> Result<Option<Verdict>, Violation> {
+        let foreseen = self.foresee((who, worker), entrance, (bytes, offload));
         let mut storage = std::mem::take(&mut self.storage);
         let Some(room) = storage.get_mut(HEADROOM..HEADROOM + bytes.len()) else {
             self.storage = storage;
@@ -178,11 +176,11 @@ impl Cluster {
             let mut packet = packet.with_offload(offload);
             let before = self.went_out(who);
             let taken = self.call((who, worker), |path, now, sockets| {
-                call(path, now, &mut packet, sockets)
+                take(path, now, entrance, &mut packet, sockets)
             });
             if let Some(verdict) = taken {
-                result = self
-                    .carry_out((who, worker), verdict, &mut packet)
+                result = invariants::foreseen(who.machine, foreseen, verdict, packet.as_slice())
+                    .and_then(|()| self.carry_out((who, worker), verdict, &mut packet))
                     .and_then(|()| self.settle(who))
                     .and_then(|()| self.check_datagram(who, verdict, bytes, before))
                     .map(|()| Some(verdict));
@@ -190,6 +188,22 @@ impl Cluster {
         }
         self.storage = storage;
         result
+    }
+
+    /// What a trace of a packet says; not of every one, since that copies tables.
+    fn foresee(
+        &mut self,
+        (who, worker): (Who, usize),
+        entrance: Entrance,
+        (bytes, offload): (&[u8], Header),
+    ) -> Option<Trace> {
+        self.traced += 1;
+        if !self.traced.is_multiple_of(TRACED) {
+            return None;
+        }
+        self.call((who, worker), |path, now, _| {
+            path.trace(now, entrance, bytes, offload)
+        })
     }
 
     /// Calls a node's data path. `None` if no node runs.
@@ -493,4 +507,21 @@ fn in_ipv4((source, destination): (Ipv4Addr, Ipv4Addr), inner: &[u8]) -> Cow<'st
     header.emit(&mut packet, &ChecksumCapabilities::default());
     bytes.extend(inner);
     bytes.into()
+}
+
+/// Gives a packet to a data path where it comes in.
+fn take(
+    path: &mut Datapath,
+    now: Instant,
+    entrance: Entrance,
+    packet: &mut PacketBuf<'_>,
+    sockets: &mut Sockets,
+) -> Verdict {
+    match entrance {
+        Entrance::Port(port) => path.from_port(now, port, packet, sockets),
+        Entrance::Underlay(source) => path.from_underlay(now, source, packet, &[], sockets),
+        Entrance::Uplink => path.from_uplink(now, packet, &[], sockets),
+        Entrance::Host => path.from_host(now, packet),
+        Entrance::Egress => path.node_mut().from_egress(now, packet),
+    }
 }

@@ -1,0 +1,155 @@
+//! Probes: packets as somebody would send them, to be traced.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use muslin_encap::ip::v4;
+use smoltcp::wire::{
+    EthernetAddress, EthernetFrame, EthernetProtocol, Icmpv4Message, Icmpv4Packet, IpProtocol,
+    Ipv4Packet, TcpPacket, TcpSeqNumber, UdpPacket,
+};
+use thiserror::Error;
+
+use crate::datapath::frame;
+
+const TCP_HEADER_LEN: usize = 20;
+const UDP_HEADER_LEN: usize = 8;
+const ICMP_HEADER_LEN: usize = 8;
+
+/// What a probe's packet carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// A SYN, as a connection begins.
+    Tcp,
+    /// A datagram.
+    Udp,
+    /// An echo request.
+    Icmp,
+}
+
+/// A packet to be traced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Who sends it.
+    pub source: IpAddr,
+    /// Who is to get it.
+    pub destination: IpAddr,
+    /// What it carries.
+    pub protocol: Protocol,
+    /// The source port, or the identifier of an echo request.
+    pub source_port: u16,
+    /// The destination port; an echo request has none.
+    pub destination_port: u16,
+    /// Its length in bytes with the IP header; as short as can be if that is 0.
+    pub len: usize,
+    /// The time to live that it begins with.
+    pub ttl: u8,
+    /// Whether it must not be cut into fragments.
+    pub dont_fragment: bool,
+}
+
+/// Why there is no such packet.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// Only packets of IPv4 can be traced so far.
+    #[error("only packets of IPv4 can be traced, and {0} is none")]
+    NotIpv4(IpAddr),
+    /// It is shorter than its headers or longer than a packet can be.
+    #[error("a packet of this kind has {least} to {} bytes", v4::MAX_LEN)]
+    Len {
+        /// The length of the headers.
+        least: usize,
+    },
+}
+
+impl Probe {
+    /// The packet, which begins with its IP header.
+    ///
+    /// # Errors
+    /// `ProbeError`.
+    pub fn packet(&self) -> Result<Vec<u8>, ProbeError> {
+        let (source, destination) = (address(self.source)?, address(self.destination)?);
+        let (protocol, header_len) = match self.protocol {
+            Protocol::Tcp => (IpProtocol::Tcp, TCP_HEADER_LEN),
+            Protocol::Udp => (IpProtocol::Udp, UDP_HEADER_LEN),
+            Protocol::Icmp => (IpProtocol::Icmp, ICMP_HEADER_LEN),
+        };
+        let least = v4::HEADER_LEN + header_len;
+        let len = if self.len == 0 { least } else { self.len };
+        if !(least..=v4::MAX_LEN).contains(&len) {
+            return Err(ProbeError::Len { least });
+        }
+        let mut bytes = vec![0; len];
+        let mut view = Ipv4Packet::new_unchecked(&mut bytes);
+        view.set_version(4);
+        view.set_header_len(v4::HEADER_LEN as u8);
+        view.set_total_len(len as u16);
+        view.set_dont_frag(self.dont_fragment);
+        view.set_hop_limit(self.ttl);
+        view.set_next_header(protocol);
+        view.set_src_addr(source);
+        view.set_dst_addr(destination);
+        view.fill_checksum();
+        self.write_payload(&mut bytes[v4::HEADER_LEN..]);
+        Ok(bytes)
+    }
+
+    /// The same in a frame from one MAC address to another.
+    ///
+    /// # Errors
+    /// `ProbeError`.
+    pub fn frame(
+        &self,
+        source: EthernetAddress,
+        destination: EthernetAddress,
+    ) -> Result<Vec<u8>, ProbeError> {
+        let packet = self.packet()?;
+        let mut bytes = vec![0; frame::HEADER_LEN + packet.len()];
+        bytes[frame::HEADER_LEN..].copy_from_slice(&packet);
+        let mut view = EthernetFrame::new_unchecked(&mut bytes);
+        view.set_src_addr(source);
+        view.set_dst_addr(destination);
+        view.set_ethertype(EthernetProtocol::Ipv4);
+        Ok(bytes)
+    }
+
+    fn write_payload(&self, payload: &mut [u8]) {
+        let (source, destination) = (
+            smoltcp::wire::IpAddress::from(self.source),
+            smoltcp::wire::IpAddress::from(self.destination),
+        );
+        match self.protocol {
+            Protocol::Tcp => {
+                let mut segment = TcpPacket::new_unchecked(payload);
+                segment.set_src_port(self.source_port);
+                segment.set_dst_port(self.destination_port);
+                segment.set_seq_number(TcpSeqNumber(0));
+                segment.set_header_len(TCP_HEADER_LEN as u8);
+                segment.clear_flags();
+                segment.set_syn(true);
+                segment.set_window_len(u16::MAX);
+                segment.fill_checksum(&source, &destination);
+            }
+            Protocol::Udp => {
+                let len = payload.len() as u16;
+                let mut datagram = UdpPacket::new_unchecked(payload);
+                datagram.set_src_port(self.source_port);
+                datagram.set_dst_port(self.destination_port);
+                datagram.set_len(len);
+                datagram.fill_checksum(&source, &destination);
+            }
+            Protocol::Icmp => {
+                let mut echo = Icmpv4Packet::new_unchecked(payload);
+                echo.set_msg_type(Icmpv4Message::EchoRequest);
+                echo.set_msg_code(0);
+                echo.set_echo_ident(self.source_port);
+                echo.set_echo_seq_no(1);
+                echo.fill_checksum();
+            }
+        }
+    }
+}
+
+fn address(address: IpAddr) -> Result<Ipv4Addr, ProbeError> {
+    crate::addresses::ipv4(address).ok_or(ProbeError::NotIpv4(address))
+}
