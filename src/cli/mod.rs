@@ -17,6 +17,7 @@ mod run;
 mod secret;
 #[cfg(feature = "sidecar")]
 mod sidecar;
+mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -134,6 +135,12 @@ enum Command {
     /// Bytes are those of the payload: of streams and datagrams without headers, of echo requests with
     /// the ICMP header.
     Flows(report::FlowArguments),
+    /// Tell what would become of a packet, one decision after another
+    ///
+    /// The nodes' own data path is asked, on this machine from node to node, and nothing is sent. FROM is a
+    /// pod, `host`, or `outside`, a client of a published port; TO is a pod, a node, an address, `gateway`,
+    /// `host` or `outside`. The exit code is 1 if the packet would be lost.
+    Trace(trace::Arguments),
     /// Check each requirement of a node, and suggest how to meet it
     Doctor(Box<doctor::Arguments>),
     /// Give the lease back and stop the node
@@ -188,6 +195,11 @@ impl NodeChoice {
     /// Where nodes and detached pods keep their state.
     fn state_dir(&self) -> PathBuf {
         self.state.dir()
+    }
+
+    /// Whether a node is named.
+    fn is_named(&self) -> bool {
+        self.node.is_some() || self.socket.is_some()
     }
 
     /// The chosen node's control socket.
@@ -260,6 +272,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),
         Command::Flows(arguments) => report::flows(&arguments),
+        Command::Trace(arguments) => trace::run(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => crate::agent::main(),

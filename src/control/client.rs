@@ -9,6 +9,7 @@ use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
+use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -144,6 +145,11 @@ impl Client {
         }
     }
 
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.welcome.node
+    }
+
     /// How many queues a pod's device is to have.
     ///
     /// # Errors
@@ -228,6 +234,17 @@ impl Client {
     pub async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
         match self.ask(&Request::DropLease(request), &[]).await? {
             Answer::Dropped(dropped) => Ok(dropped),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The node's part of a packet's way.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn trace(&self, question: trace::Question) -> Result<trace::Part> {
+        match self.ask(&Request::Trace(question), &[]).await? {
+            Answer::Trace(part) => Ok(*part),
             other => Err(unexpected(&other)),
         }
     }

@@ -13,6 +13,7 @@ use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
+use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
@@ -66,7 +67,7 @@ impl Level {
             (Self::Full, _)
             | (_, Request::Hello(_))
             | (Self::Attach, Request::Report(Table::Status))
-            | (Self::Status, Request::Report(_)) => Ok(()),
+            | (Self::Status, Request::Report(_) | Request::Trace(_)) => Ok(()),
             (Self::Status, _) => refuse("it only serves tables"),
             (Self::Attach, Request::Attach(attach)) if attach.persistent => {
                 refuse("a pod that outlives its client")
@@ -175,6 +176,12 @@ pub(crate) trait Service: Send + Sync + 'static {
         device: Vec<OwnedFd>,
         session: &mut Self::Session,
     ) -> impl Future<Output = Result<cni::Reply>> + Send;
+
+    /// What would become of a packet.
+    ///
+    /// # Errors
+    /// If there can be no such packet.
+    fn trace(&self, question: trace::Question) -> impl Future<Output = Result<trace::Part>> + Send;
 
     /// The rows of a table.
     ///
@@ -455,6 +462,10 @@ impl<'s, S: Service> Conversation<'s, S> {
                 }
                 Err(error) => Err(error),
             },
+            Request::Trace(question) => {
+                let part = self.service.trace(question).await;
+                part.map(|part| Answer::Trace(Box::new(part)))
+            }
             Request::TakeOver(version) => {
                 match self.service.hand_over(version, &self.connection).await {
                     Ok(()) => return Ok(true),
@@ -634,6 +645,10 @@ mod tests {
 
         async fn cni(&self, _: cni::Call, _: Vec<OwnedFd>, (): &mut ()) -> Result<cni::Reply> {
             Err(Error::failed("full"))
+        }
+
+        async fn trace(&self, _: trace::Question) -> Result<trace::Part> {
+            Err(Error::usage("nothing to trace"))
         }
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {

@@ -12,6 +12,7 @@ use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
     Table, Welcome,
 };
+use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -223,6 +224,10 @@ impl Service for Front {
         session: &mut Session,
     ) -> Result<cni::Reply> {
         self.ready()?.cni(call, device, session).await
+    }
+
+    async fn trace(&self, question: trace::Question) -> Result<trace::Part> {
+        super::trace::part(self.ready()?, question).await
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {

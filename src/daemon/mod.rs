@@ -21,6 +21,7 @@ mod running;
 mod settings;
 mod stores;
 mod succession;
+mod trace;
 mod underlay;
 
 use std::iter;
@@ -648,6 +649,7 @@ impl Driver {
             config: tunnel.config,
             plan,
             subnet: key.ipv4,
+            gateway_mac: self.identity.gateway_mac.get(),
             control: self.front.sockets(),
             clock: self.clock,
         };

@@ -1,5 +1,6 @@
 //! What a node knows of its attached pods, and what it says to who wants to attach one.
 
+use std::fmt::Display;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -127,7 +128,7 @@ pub(super) fn check_ports(pods: &Pods, all: &[PortMapping]) -> Result<()> {
 }
 
 /// What is said of a pod that is not there.
-pub(super) fn not_attached(name: &PodName) -> Error {
+pub(super) fn not_attached(name: impl Display) -> Error {
     Error::refused(
         Code::NoSuchPod,
         format!("no pod named '{name}' is attached"),

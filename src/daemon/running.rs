@@ -53,6 +53,8 @@ pub(super) struct NodeInfo {
     pub(super) config: NetworkConfig,
     pub(super) plan: TunnelPlan,
     pub(super) subnet: Ipv4Net,
+    /// The gateway's MAC address.
+    pub(super) gateway_mac: EthernetAddress,
     /// Where it listens for commands.
     pub(super) control: Vec<ControlSocket>,
     /// What it counts time by.

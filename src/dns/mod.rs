@@ -30,6 +30,7 @@ use serve::{Quota, Ticket, Turns};
 use socket2::{Domain, Socket, Type};
 use tokio::sync::mpsc;
 use tracing::debug;
+pub(crate) use zones::DOMAIN;
 use zones::Zones;
 
 use crate::error::{Context, Result};

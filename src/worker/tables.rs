@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use muslin_encap::offload::virtio::Header;
 use muslin_stack::Instant;
 use muslin_stack::datapath::neighbour::{Place, State};
 use muslin_stack::datapath::node::NextHop;
 use muslin_stack::datapath::port::PortId;
+use muslin_stack::datapath::trace::{Entrance, Trace};
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
@@ -150,6 +152,19 @@ impl Workers {
         Ok(FlowTable { now, flows })
     }
 
+    /// What would become of a packet that came in now, as one of the workers has it.
+    ///
+    /// # Errors
+    /// If that does not answer.
+    pub async fn trace(&self, entrance: Entrance, packet: Vec<u8>) -> Result<Trace, NoAnswer> {
+        let first = self.0.get(..1).ok_or(NoAnswer)?;
+        let trace = move |view: &View<'_>| {
+            let offload = Header::default();
+            view.path.trace(view.now, entrance, &packet, offload)
+        };
+        copy_of(first, trace).await?.pop().ok_or(NoAnswer)
+    }
+
     /// What each worker copies.
     async fn copy<T: Send + 'static>(&self, copy: fn(&View<'_>) -> T) -> Result<Vec<T>, NoAnswer> {
         copy_of(&self.0, copy).await
@@ -158,10 +173,11 @@ impl Workers {
 
 async fn copy_of<T: Send + 'static>(
     workers: &[Worker],
-    copy: fn(&View<'_>) -> T,
+    copy: impl Fn(&View<'_>) -> T + Clone + Send + 'static,
 ) -> Result<Vec<T>, NoAnswer> {
     let answers = workers.iter().map(|worker| {
         let (sender, receiver) = oneshot::channel();
+        let copy = copy.clone();
         let question: Question = Box::new(move |view| {
             // Whoever asked may have gone.
             let _ = sender.send(copy(view));

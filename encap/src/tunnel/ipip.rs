@@ -3,6 +3,9 @@
 //! Sending needs no codec: a raw socket of that protocol takes the inner packet, and the kernel
 //! writes the outer header. A received datagram has that header in front (raw(7)).
 
+use std::net::Ipv4Addr;
+
+use smoltcp::wire::IpProtocol;
 use thiserror::Error;
 
 use crate::ip::v4;
@@ -39,6 +42,23 @@ pub fn inner_offset(datagram: &[u8]) -> Result<usize, Error> {
         PROTOCOL => Ok(header_len),
         other => Err(Error::Protocol(other)),
     }
+}
+
+/// What a raw socket receives of an inner packet that came from `source` to `destination`, for tests
+/// and traces.
+#[must_use]
+pub fn received(source: Ipv4Addr, destination: Ipv4Addr, inner: &[u8]) -> Vec<u8> {
+    let header = v4::Header {
+        dscp: 0,
+        total_len: (v4::HEADER_LEN + inner.len()) as u16,
+        ident: 0,
+        dont_fragment: false,
+        ttl: 64,
+        protocol: IpProtocol::from(PROTOCOL),
+        source,
+        destination,
+    };
+    [&header.to_bytes(), inner].concat()
 }
 
 #[cfg(test)]

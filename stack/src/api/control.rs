@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::cni;
 use super::published::PortMapping;
+use super::trace;
 use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::PodName;
 
@@ -56,6 +57,8 @@ pub enum Request {
     Leave,
     /// What a CNI plugin asks. Answered by [`Answer::Cni`].
     Cni(cni::Call),
+    /// Tell what would become of a packet. Answered by [`Answer::Trace`].
+    Trace(trace::Question),
     /// Let this process be the node from now on. What is said then is of this version, and known to
     /// the program alone.
     TakeOver(u32),
@@ -228,6 +231,8 @@ pub enum Answer {
     Dropped(Dropped),
     /// What a CNI plugin is answered.
     Cni(cni::Reply),
+    /// The node's part of a packet's way.
+    Trace(Box<trace::Part>),
     /// It is done.
     Done,
     /// It cannot be done.

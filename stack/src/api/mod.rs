@@ -11,3 +11,4 @@ pub mod netavark;
 pub mod published;
 pub mod socks5;
 pub mod subnet_env;
+pub mod trace;

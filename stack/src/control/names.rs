@@ -110,6 +110,15 @@ impl Names {
         }
     }
 
+    /// The subnet of the node with this name, of those whose records count.
+    #[must_use]
+    pub fn subnet_of(&self, node: &str) -> Option<IpNet> {
+        let counts = |subnet: &IpNet| self.leased.contains(subnet);
+        let mut records = self.records.iter().filter(|(subnet, _)| counts(subnet));
+        let found = records.find(|(_, record)| record.node.as_str() == node);
+        found.map(|(subnet, _)| *subnet)
+    }
+
     /// The name of the pod that has an address, `POD.NODE`.
     #[must_use]
     pub fn name_of(&self, address: IpAddr) -> Option<&str> {

@@ -575,7 +575,13 @@ impl NodeConfig {
 
     /// Starts it on the host and in the state directory of another, and waits until it serves.
     pub fn start_beside(&self, other: &Node) -> Node {
-        let mut node = self.spawn_in(&other.host, other.directory.clone());
+        self.start_sharing(&other.host, other)
+    }
+
+    /// Starts it on a host and in the state directory of another node, as on a machine with several
+    /// network namespaces, and waits until it serves.
+    pub fn start_sharing(&self, host: &Host, other: &Node) -> Node {
+        let mut node = self.spawn_in(host, other.directory.clone());
         node.wait_ready(SOON);
         node
     }

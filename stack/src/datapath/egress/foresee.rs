@@ -125,6 +125,12 @@ impl Egress {
         key: Key,
         tell: &mut impl FnMut(TraceStep),
     ) -> Result<Target, DropReason> {
+        let remote = *key.remote.ip();
+        if !self.is_gateway(remote)
+            && let Some((prefix, allows)) = self.config.policy.rule(remote.into())
+        {
+            tell(TraceStep::Rule { prefix, allows });
+        }
         let target = self.target(key)?;
         match target {
             Target::Outside(to) => tell(TraceStep::Socket { to: to.into() }),

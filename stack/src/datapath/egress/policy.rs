@@ -102,6 +102,12 @@ impl Policy {
         self.rules.stores = stores;
     }
 
+    /// The rule for an address: its prefix, and whether that may be reached.
+    pub(super) fn rule(&self, address: IpAddr) -> Option<(IpNet, bool)> {
+        let rule = self.prefixes.entry(address).filter(|_| !self.closed);
+        rule.map(|(prefix, allows)| (prefix, *allows))
+    }
+
     /// By which address a pod knows `source`, from where a datagram has come to the host.
     ///
     /// # Errors

@@ -709,8 +709,10 @@ mod tests {
                 }
                 if !model.is_empty() {
                     let expected = search(&model, now, number, 5);
+                    let room = table.has_room(now, IDLE, pod(number), Direction::Out);
                     // Some looks may not be enough to put all in their places.
                     let found = (0..8).map(|_| victim(&mut table, now, number)).last().unwrap();
+                    prop_assert_eq!(room, found.map(drop));
                     prop_assert_eq!(found.ok().flatten(), expected);
                 }
             }

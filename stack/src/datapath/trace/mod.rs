@@ -5,6 +5,8 @@
 
 mod probe;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 

@@ -166,6 +166,13 @@ pub enum TraceStep {
         /// Its port.
         port: u16,
     },
+    /// Egress' policy has a rule for the destination.
+    Rule {
+        /// The longest prefix that holds it.
+        prefix: IpNet,
+        /// Whether flows may go there, as far as this rule says.
+        allows: bool,
+    },
     /// Egress' policy lets the flow go there on the host.
     Socket {
         /// Where the host's socket sends to.

@@ -8,9 +8,8 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::Header;
 use muslin_encap::tunnel::{Format, ipip};
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{IpProtocol, IpVersion, Ipv4Packet, Ipv4Repr};
+use smoltcp::wire::IpVersion;
 
 use super::Cluster;
 use crate::control::lease::Backend;
@@ -141,7 +140,9 @@ impl Cluster {
             return Ok(());
         };
         let received = match (&self.setup.config.backend, source.ip()) {
-            (Backend::Ipip { .. }, IpAddr::V4(source)) => in_ipv4((source, ip), bytes),
+            (Backend::Ipip { .. }, IpAddr::V4(source)) => {
+                Cow::Owned(ipip::received(source, ip, bytes))
+            }
             _ => Cow::Borrowed(bytes),
         };
         let bare = (&*received, Header::default());
@@ -491,22 +492,6 @@ fn segments(packet: &mut PacketBuf<'_>, network: usize) -> Option<Vec<Vec<u8>>> 
 /// Bytes that the kernel writes in front of what a node gives to its socket.
 fn outer_headers(format: Format) -> usize {
     usize::from(format.overhead(IpVersion::Ipv4)) - format.network_offset()
-}
-
-/// What a raw socket has of a packet in IPv4: the outer header, too.
-fn in_ipv4((source, destination): (Ipv4Addr, Ipv4Addr), inner: &[u8]) -> Cow<'static, [u8]> {
-    let header = Ipv4Repr {
-        src_addr: source,
-        dst_addr: destination,
-        next_header: IpProtocol::from(ipip::PROTOCOL),
-        payload_len: inner.len(),
-        hop_limit: 64,
-    };
-    let mut bytes = vec![0; header.buffer_len()];
-    let mut packet = Ipv4Packet::new_unchecked(&mut bytes);
-    header.emit(&mut packet, &ChecksumCapabilities::default());
-    bytes.extend(inner);
-    bytes.into()
 }
 
 /// Gives a packet to a data path where it comes in.

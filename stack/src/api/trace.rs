@@ -1,0 +1,228 @@
+//! What is said over the control socket about packets that are traced.
+//!
+//! Each node tells its own part of a packet's way. Where its part ends with a packet on the way to
+//! another node, whoever asked gives that packet to that node ([`Question::Arrival`]).
+
+use std::fmt::Write;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::drops::DropReason;
+
+/// What is asked about a packet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Question {
+    /// What becomes of a packet that begins at this node.
+    Beginning(Beginning),
+    /// What becomes of one that another node has sent here.
+    Arrival(Arrival),
+}
+
+/// A packet that begins at a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beginning {
+    /// Who sends it: a pod of the node by its name or address, `host`, or `outside`, which is a client
+    /// of a published port.
+    pub from: String,
+    /// Who is to get it: a pod by its name, also `POD.NODE`, a node by its name, an address, `gateway`,
+    /// `host`, or `outside`.
+    pub to: String,
+    /// What it carries.
+    pub protocol: Protocol,
+    /// Its source port, or the identifier of an echo request.
+    pub source_port: u16,
+    /// Its destination port.
+    pub destination_port: u16,
+    /// Its length in bytes with the IP header; as short as can be if that is 0.
+    pub size: usize,
+    /// Its time to live.
+    pub ttl: u8,
+    /// Whether it must not be cut into fragments.
+    pub dont_fragment: bool,
+}
+
+/// What a traced packet carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// The beginning of a connection.
+    #[default]
+    Tcp,
+    /// A datagram.
+    Udp,
+    /// An echo request.
+    Icmp,
+}
+
+/// A packet that came from another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// By what it came.
+    pub by: Medium,
+    /// From where: the outer source address and port.
+    pub source: SocketAddr,
+    /// What the datagram carries, or the frame.
+    pub packet: Packet,
+}
+
+/// By what packets get to other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Medium {
+    /// The tunnel.
+    Tunnel,
+    /// The uplink.
+    Uplink,
+}
+
+/// The bytes of a packet. In JSON they are hexadecimal digits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packet(pub Vec<u8>);
+
+impl Serialize for Packet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut digits = String::with_capacity(2 * self.0.len());
+        for byte in &self.0 {
+            let _ = write!(digits, "{byte:02x}");
+        }
+        serializer.serialize_str(&digits)
+    }
+}
+
+impl<'de> Deserialize<'de> for Packet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digit = |byte: u8| {
+            let digit = char::from(byte)
+                .to_digit(16)
+                .and_then(|it| u8::try_from(it).ok());
+            digit.ok_or_else(|| de::Error::custom("packets are hexadecimal digits"))
+        };
+        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        if !rest.is_empty() {
+            return Err(de::Error::custom("a packet has an odd number of digits"));
+        }
+        let bytes = pairs
+            .iter()
+            .map(|[high, low]| Ok(digit(*high)? << 4 | digit(*low)?));
+        bytes.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// A node's part of a packet's way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// The node's name.
+    pub node: String,
+    /// The packet as it came in.
+    pub packet: Summary,
+    /// What the node decided, one decision after another.
+    pub steps: Vec<Step>,
+    /// What became of the packet.
+    pub outcome: Outcome,
+    /// Packets that the node would send because of this one, in words.
+    pub own: Vec<String>,
+    /// The packet on its way to another node, if it is.
+    pub next: Option<Next>,
+}
+
+/// A packet in short.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Its source address.
+    pub source: IpAddr,
+    /// Its destination address.
+    pub destination: IpAddr,
+    /// Protocol, ports, length and time to live, in words.
+    pub text: String,
+}
+
+/// One decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// What was decided, in one stable word: `guard`, `route`, `mtu` and others.
+    pub kind: String,
+    /// The decision and the entry of the table that made it, in words.
+    pub text: String,
+}
+
+/// What became of a packet at a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Why it was lost, as in `muslin drops`, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The same in words.
+    pub text: String,
+}
+
+/// What becomes of packets at a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Verdict {
+    /// A pod or the host gets it.
+    Delivered,
+    /// Several pods get a copy.
+    Flooded,
+    /// It goes to another node.
+    Sent,
+    /// It leaves the overlay by a socket of the host.
+    Egress,
+    /// The node keeps it: it was for the node itself, waits, or went on in pieces.
+    Consumed,
+    /// It is lost.
+    Dropped,
+}
+
+impl Verdict {
+    /// Whether the packet gets to where it was to go, as far as this node can say.
+    #[must_use]
+    pub const fn is_good(self) -> bool {
+        !matches!(self, Self::Dropped)
+    }
+}
+
+impl Outcome {
+    /// A packet that was lost for this reason.
+    #[must_use]
+    pub fn dropped(reason: DropReason) -> Self {
+        Self {
+            verdict: Verdict::Dropped,
+            reason: Some(reason.name().to_owned()),
+            text: reason.describe().to_owned(),
+        }
+    }
+}
+
+/// A packet on its way to another node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Next {
+    /// The public address of the other node.
+    pub public_ip: IpAddr,
+    /// Its name, if it is known.
+    pub node: Option<String>,
+    /// The packet as it arrives there.
+    pub arrival: Arrival,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_hexadecimal_digits() {
+        let packet = Packet(vec![0x00, 0x1f, 0xff]);
+        let text = serde_json::to_string(&packet).unwrap();
+        assert_eq!(text, r#""001fff""#);
+        assert_eq!(serde_json::from_str::<Packet>(&text).unwrap(), packet);
+        for wrong in [r#""001""#, r#""0x""#, r#""é1""#, "7"] {
+            assert!(serde_json::from_str::<Packet>(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! `muslin trace` says of a packet what then becomes of it, node by node.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::net::Ipv4Addr;
+use std::process::Output;
+
+use muslin::agent::Agent;
+use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
+use serde_json::Value;
+
+/// Two nodes, with pods `web` and `api` on the first and `db` on the second.
+struct Bed {
+    nodes: [Node; 2],
+    pods: [Agent; 3],
+    _lab: Lab,
+}
+
+impl Bed {
+    fn new(backend: &str) -> Option<Self> {
+        let lab = Lab::new()?;
+        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let [(first, host), (second, other)] = [1, 2].map(|number: u8| {
+            let address = Ipv4Addr::new(10, 9, 0, number);
+            let name = format!("n{number}");
+            let config = match backend {
+                "host-gw" => NodeConfig::on_interface(&name, "eth0", &store),
+                _ => NodeConfig::new(&name, address, &store),
+            };
+            let config = config
+                .with("--network", "10.244.0.0/16")
+                .with("--backend", backend);
+            (config, lab.host(&name, address))
+        });
+        let first = first.start(&host);
+        let second = second.start_sharing(&other, &first);
+        let nodes = [first, second];
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        let pods = [
+            nodes[0].pod_after("web", &["-p", "8080:80"], "ip link set eth0 mtu 2000"),
+            nodes[0].pod("api"),
+            nodes[1].pod("db"),
+        ];
+        let bed = Self {
+            nodes,
+            pods,
+            _lab: lab,
+        };
+        poll_until(SOON, "the names of the other node", || {
+            let known = bed.run(&["web", "db"]).status.success();
+            known.then_some(())
+        });
+        Some(bed)
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        let words: Vec<_> = ["trace"].iter().chain(words).copied().collect();
+        self.nodes[0].client(&words).output().unwrap()
+    }
+
+    /// The parts of a packet's way, and whether it gets there.
+    fn trace(&self, words: &[&str]) -> (Vec<Value>, bool) {
+        let output = self.run(&[words, &["--json"]].concat());
+        let way: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+            let said = String::from_utf8_lossy(&output.stderr);
+            panic!("{words:?}: {error}: {said}")
+        });
+        assert_eq!(way["unknown"], Value::Null, "{way}");
+        (
+            way["parts"].as_array().unwrap().clone(),
+            output.status.success(),
+        )
+    }
+
+    /// The last part of a way that ends like this after so many nodes.
+    fn ends(&self, words: &[&str], nodes: usize, verdict: &str, reason: Option<&str>) -> Value {
+        let (parts, arrives) = self.trace(words);
+        assert_eq!(parts.len(), nodes, "{words:?}: {parts:#?}");
+        let last = parts.last().unwrap().clone();
+        let outcome = &last["outcome"];
+        let found = (
+            outcome["verdict"].as_str().unwrap(),
+            outcome["reason"].as_str(),
+        );
+        assert_eq!(found, (verdict, reason), "{words:?}: {last:#}");
+        assert_eq!(arrives, verdict != "dropped");
+        last
+    }
+}
+
+fn kinds(part: &Value) -> Vec<&str> {
+    let steps = part["steps"].as_array().unwrap().iter();
+    steps.map(|step| step["kind"].as_str().unwrap()).collect()
+}
+
+/// Everything that it says of one network, beside what happens there.
+fn agrees_with_what_happens(backend: &str) {
+    let Some(mut bed) = Bed::new(backend) else {
+        return;
+    };
+    let [here, there] = [0, 1].map(|number: usize| bed.nodes[number].address(1));
+    let addresses = bed.pods.each_mut().map(|pod| pod.address("eth0").unwrap());
+    let [_, near, far] = addresses;
+    // What has not been looked for yet is looked for first, and a trace does not look.
+    traffic::ping(&mut bed.pods[0], far);
+    traffic::ping(&mut bed.pods[2], near);
+    let last = bed.ends(&["web", "db"], 2, "delivered", None);
+    assert_eq!(last["outcome"]["text"], "Delivered to pod db.");
+    assert_eq!(last["node"], "n2");
+    assert!(kinds(&last).contains(&"neighbour"), "{last:#}");
+    bed.ends(&["web", "db.n2"], 2, "delivered", None);
+    bed.ends(&["web", "db.n2.muslin"], 2, "delivered", None);
+    bed.ends(&["web", &far.to_string()], 2, "delivered", None);
+    // Whoever has the sender is asked, wherever the question comes from.
+    bed.ends(&["api", "web", "--proto", "udp"], 1, "delivered", None);
+    bed.ends(&["web", "gateway", "--proto", "icmp"], 1, "consumed", None);
+    bed.ends(&["web", "n2", "--proto", "icmp"], 2, "consumed", None);
+    let leased = [here, there].map(|gateway| gateway.octets()[2]);
+    let free = (0..=255).find(|it| !leased.contains(it)).unwrap();
+    let nobodys = Ipv4Addr::new(10, 244, free, 9).to_string();
+    bed.ends(&["web", &nobodys], 1, "dropped", Some("no-route"));
+    let mtu = bed.nodes[0].mtu();
+    let (fits, exceeds) = (mtu.to_string(), (mtu + 1).to_string());
+    bed.ends(
+        &["web", "db", "--size", &fits, "--df"],
+        2,
+        "delivered",
+        None,
+    );
+    bed.ends(
+        &["web", "db", "--size", &exceeds, "--df"],
+        1,
+        "dropped",
+        Some("fragmentation-needed"),
+    );
+    bed.ends(
+        &["web", "db", "--size", &exceeds, "--proto", "udp"],
+        2,
+        "delivered",
+        None,
+    );
+    bed.ends(
+        &["web", "db", "--ttl", "1"],
+        1,
+        "dropped",
+        Some("ttl-exceeded"),
+    );
+    bed.ends(
+        &["web", "db", "--ttl", "2"],
+        2,
+        "dropped",
+        Some("ttl-exceeded"),
+    );
+    bed.ends(&["web", "outside"], 1, "egress", None);
+    let metadata = "169.254.169.254";
+    let last = bed.ends(&["web", metadata], 1, "dropped", Some("egress-denied"));
+    let text = last["steps"].as_array().unwrap().last().unwrap()["text"].as_str();
+    assert_eq!(text, Some("169.254.0.0/16 is denied"));
+    bed.ends(&["outside", "web", "--dport", "8080"], 1, "delivered", None);
+
+    // And it is so.
+    traffic::fits(&mut bed.pods[0], far, mtu);
+    traffic::exceeds(&mut bed.pods[0], far, mtu, here);
+    traffic::expires(&mut bed.pods[0], far, 1, here);
+    traffic::expires(&mut bed.pods[0], far, 2, there);
+}
+
+#[test]
+fn over_vxlan_it_agrees_with_what_happens() {
+    agrees_with_what_happens("vxlan");
+}
+
+#[test]
+fn over_udp_it_agrees_with_what_happens() {
+    agrees_with_what_happens("udp");
+}
+
+#[test]
+fn on_the_link_it_agrees_with_what_happens() {
+    agrees_with_what_happens("host-gw");
+}
+
+#[test]
+fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
+    let Some(bed) = Bed::new("vxlan") else { return };
+    let output = bed.run(&["web", "db"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    let parts = [
+        "\nnode n1\n",
+        "  route  ",
+        " by node n2\n",
+        "\nnode n2\n",
+        "  => Delivered to pod db.\n",
+    ];
+    let mut rest = text.as_str();
+    for part in parts {
+        let at = rest
+            .find(part)
+            .unwrap_or_else(|| panic!("{part:?} is not in {text}"));
+        rest = &rest[at + part.len() - 1..];
+    }
+
+    for (words, code, said) in [
+        (
+            &["nobody", "web"][..],
+            1,
+            "no pod named 'nobody' is attached",
+        ),
+        (
+            &["web", "nobody"],
+            2,
+            "there is no pod or node called 'nobody'",
+        ),
+        (&["web", "fd00::1"], 2, "only packets of IPv4 can be traced"),
+        (&["web", "db", "--size", "10"], 2, "has 40 to 65535 bytes"),
+        (
+            &["outside", "web", "--dport", "81"],
+            2,
+            "it publishes 0.0.0.0:8080->80/tcp",
+        ),
+        (&["outside", "db"], 1, "no pod named 'db' is attached"),
+        (&["host", "db"], 2, "'muslin host-interface'"),
+    ] {
+        let output = bed.run(words);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {error}");
+        assert!(
+            error.contains(said) && error.lines().count() == 1,
+            "{words:?}: {error}"
+        );
+    }
+    let lost = bed.run(&["web", "db", "--ttl", "1"]);
+    assert_eq!(lost.status.code(), Some(1));
+    let text = String::from_utf8(lost.stdout).unwrap();
+    assert!(text.contains("  => LOST, ttl-exceeded: "), "{text}");
+    assert!(
+        text.contains("  also, to pod web: ICMP time exceeded"),
+        "{text}"
+    );
+}
