@@ -8,6 +8,7 @@ pub mod control;
 pub mod credentials;
 pub mod http;
 pub mod netavark;
+pub mod pcapng;
 pub mod published;
 pub mod socks5;
 pub mod subnet_env;

@@ -5,6 +5,7 @@
 //! comes out waits until it is polled ([`Datapath::poll_output`]), which callers do after every call.
 //! Sockets of the host are reached through [`Host`], and nothing else is.
 
+pub mod capture;
 pub mod egress;
 pub mod filter;
 pub mod frame;

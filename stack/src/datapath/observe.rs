@@ -9,6 +9,7 @@
 
 use std::net::SocketAddr;
 
+use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 
 use crate::datapath::port::PortId;
@@ -35,9 +36,34 @@ pub enum Source {
     Node,
 }
 
+/// A packet as an observer sees it: as it is in its buffer.
+pub trait Observed {
+    /// Its bytes; of a packet that was merged from several the head.
+    fn bytes(&self) -> &[u8];
+
+    /// Its length with all that was merged, in bytes.
+    fn total_len(&self) -> usize {
+        self.bytes().len()
+    }
+}
+
+impl Observed for PacketBuf<'_> {
+    fn bytes(&self) -> &[u8] {
+        self.as_slice()
+    }
+
+    fn total_len(&self) -> usize {
+        self.total_len()
+    }
+}
+
+impl Observed for [u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Sees packets and the decisions about them.
-///
-/// Packets are given as they are in their buffers: of one that was merged from several the head.
 pub trait Observer {
     /// Whether it wants to know how verdicts come about. A node makes no steps for one that does not.
     const STEPS: bool = false;
@@ -46,10 +72,10 @@ pub trait Observer {
     fn at(&mut self, now: Instant);
 
     /// A packet comes in, or begins.
-    fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>);
+    fn enters(&mut self, source: Source, packet: &(impl Observed + ?Sized));
 
     /// This became of the packet that entered last from there, which is what the verdict says now.
-    fn leaves(&mut self, source: Source, verdict: Verdict, packet: &impl AsRef<[u8]>);
+    fn leaves(&mut self, source: Source, verdict: Verdict, packet: &(impl Observed + ?Sized));
 
     /// A packet came that cannot be read: it entered and is lost.
     fn refused(&mut self, source: Source, reason: DropReason);
@@ -76,10 +102,10 @@ impl Observer for Unobserved {
     fn at(&mut self, _: Instant) {}
 
     #[inline(always)]
-    fn enters(&mut self, _: Source, _: &impl AsRef<[u8]>) {}
+    fn enters(&mut self, _: Source, _: &(impl Observed + ?Sized)) {}
 
     #[inline(always)]
-    fn leaves(&mut self, _: Source, _: Verdict, _: &impl AsRef<[u8]>) {}
+    fn leaves(&mut self, _: Source, _: Verdict, _: &(impl Observed + ?Sized)) {}
 
     #[inline(always)]
     fn refused(&mut self, _: Source, _: DropReason) {}

@@ -353,7 +353,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 Ok(None) | Err(_) => Verdict::Flood { except: None },
             };
             if let Err(reason) = output.push(verdict, answer) {
-                ledger.own(Verdict::Drop(reason), &answer);
+                ledger.own(Verdict::Drop(reason), answer);
             }
         };
         match answer_to_probe {

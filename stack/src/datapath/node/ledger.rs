@@ -1,6 +1,6 @@
 //! What became of all packets: counted, and told to the observer.
 
-use crate::datapath::observe::{Observer, Source};
+use crate::datapath::observe::{Observed, Observer, Source};
 use crate::datapath::trace::TraceStep;
 use crate::datapath::verdict::Verdict;
 use crate::drops::{Counters, DropReason};
@@ -21,7 +21,7 @@ impl<O: Observer> Ledger<O> {
 
     /// A packet comes in, or begins.
     #[inline(always)]
-    pub(super) fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>) {
+    pub(super) fn enters(&mut self, source: Source, packet: &(impl Observed + ?Sized)) {
         match source {
             Source::Port(_) | Source::Underlay(_) | Source::Uplink | Source::Host => {
                 self.counters.received += 1;
@@ -33,7 +33,12 @@ impl<O: Observer> Ledger<O> {
 
     /// This became of it.
     #[inline(always)]
-    pub(super) fn leaves(&mut self, source: Source, verdict: Verdict, packet: &impl AsRef<[u8]>) {
+    pub(super) fn leaves(
+        &mut self,
+        source: Source,
+        verdict: Verdict,
+        packet: &(impl Observed + ?Sized),
+    ) {
         match verdict {
             Verdict::Port(_) | Verdict::Host => self.counters.delivered += 1,
             Verdict::Flood { .. } => self.counters.flooded += 1,
@@ -46,7 +51,7 @@ impl<O: Observer> Ledger<O> {
 
     /// This became of a packet of the node's own, which it does not queue.
     #[inline(always)]
-    pub(super) fn own(&mut self, verdict: Verdict, packet: &impl AsRef<[u8]>) {
+    pub(super) fn own(&mut self, verdict: Verdict, packet: &(impl Observed + ?Sized)) {
         self.enters(Source::Node, packet);
         self.leaves(Source::Node, verdict, packet);
     }

@@ -541,7 +541,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// The next packet the node itself has to send, copied into `packet`.
     pub fn poll_output(&mut self, packet: &mut PacketBuf<'_>) -> Option<Verdict> {
         let (verdict, bytes) = self.output.queue.pop_front()?;
-        self.ledger.enters(Source::Node, &bytes);
+        self.ledger.enters(Source::Node, bytes.as_slice());
         let verdict = match (verdict, packet.replace(&bytes)) {
             (_, Err(_)) => Verdict::Drop(DropReason::HeadroomExceeded),
             // The control plane may have taken away what the packet was for while it was queued.
@@ -618,6 +618,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
     #[must_use]
     pub const fn observer(&self) -> &O {
         &self.ledger.observer
+    }
+
+    /// The same, to be told what it is to see.
+    pub const fn observer_mut(&mut self) -> &mut O {
+        &mut self.ledger.observer
     }
 
     /// The attached ports.

@@ -184,7 +184,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Queues a frame of the node's own, or counts why not.
     pub(super) fn queue_frame(&mut self, verdict: Verdict, frame: &[u8]) {
         if let Err(reason) = self.output.push(verdict, frame) {
-            self.ledger.own(Verdict::Drop(reason), &frame);
+            self.ledger.own(Verdict::Drop(reason), frame);
         }
     }
 }

@@ -227,11 +227,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
                     for packet in waiting {
                         if is_awaited {
                             let lost = Verdict::Drop(DropReason::PodAwaited);
-                            self.ledger.own(lost, &packet);
+                            self.ledger.own(lost, packet.as_slice());
                             continue;
                         }
                         let lost = Verdict::Drop(DropReason::HostUnreachable);
-                        self.ledger.own(lost, &packet);
+                        self.ledger.own(lost, packet.as_slice());
                         self.send_icmp_error(now, IcmpError::HostUnreachable, &packet);
                     }
                 }

@@ -281,7 +281,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     fn lose(&mut self, early: impl IntoIterator<Item = Early>) {
         for Early { packet, .. } in early {
             let lost = Verdict::Drop(DropReason::NextHopUnknown);
-            self.ledger.own(lost, &packet);
+            self.ledger.own(lost, packet.as_slice());
         }
     }
 

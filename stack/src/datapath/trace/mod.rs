@@ -19,7 +19,7 @@ pub use step::{Holding, Known, Switched, TraceStep};
 use super::Datapath;
 use super::filter::Filter;
 use super::node::Node;
-use super::observe::{Observer, Source};
+use super::observe::{Observed, Observer, Source};
 use super::verdict::Verdict;
 use crate::drops::DropReason;
 
@@ -69,9 +69,9 @@ impl Observer for Notes {
 
     fn at(&mut self, _: Instant) {}
 
-    fn enters(&mut self, _: Source, _: &impl AsRef<[u8]>) {}
+    fn enters(&mut self, _: Source, _: &(impl Observed + ?Sized)) {}
 
-    fn leaves(&mut self, _: Source, _: Verdict, _: &impl AsRef<[u8]>) {}
+    fn leaves(&mut self, _: Source, _: Verdict, _: &(impl Observed + ?Sized)) {}
 
     fn refused(&mut self, _: Source, _: DropReason) {}
 

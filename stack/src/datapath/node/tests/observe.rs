@@ -1,6 +1,7 @@
 //! What an observer of a node sees.
 
 use super::*;
+use crate::datapath::observe::Observed;
 
 /// Takes down all that it is told.
 #[derive(Default)]
@@ -21,11 +22,11 @@ impl Observer for Recorder {
         self.now = Some(now);
     }
 
-    fn enters(&mut self, source: Source, packet: &impl AsRef<[u8]>) {
-        self.inside.push((source, packet.as_ref().len()));
+    fn enters(&mut self, source: Source, packet: &(impl Observed + ?Sized)) {
+        self.inside.push((source, packet.bytes().len()));
     }
 
-    fn leaves(&mut self, source: Source, verdict: Verdict, _: &impl AsRef<[u8]>) {
+    fn leaves(&mut self, source: Source, verdict: Verdict, _: &(impl Observed + ?Sized)) {
         let (from, len) = self.inside.pop().expect("it has entered");
         assert_eq!(from, source);
         let now = self.now.expect("it was told");

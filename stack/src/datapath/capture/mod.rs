@@ -1,0 +1,417 @@
+//! Capturing: copies of the packets that somebody wants to see, with what became of them.
+//!
+//! [`Captures`] observes a node. A node that nobody captures of pays one look at an empty list for
+//! each packet. What is captured goes into batches of a fixed size that the caller takes, gives to who
+//! reads, and gives back; while the reader has all of them, packets are counted as lost.
+
+mod fields;
+mod filter;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
+
+use fields::Fields;
+pub use filter::{Filter, FilterError};
+use muslin_encap::tunnel::Format;
+use smoltcp::time::Instant;
+
+use super::observe::{Observed, Observer, Source};
+use super::peer::PeerId;
+use super::port::PortId;
+use super::verdict::Verdict;
+use crate::drops::DropReason;
+
+/// Bytes in which the headers of a packet end.
+const HEADERS: usize = 256;
+
+/// Where packets are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    /// Frames from pods, as they come in.
+    FromPod,
+    /// Frames to pods.
+    ToPod,
+    /// What datagrams of the tunnel carry, as they come in.
+    FromTunnel,
+    /// What datagrams of the tunnel carry, as they leave.
+    ToTunnel,
+    /// Frames from the uplink, as they come in.
+    FromUplink,
+    /// Frames to the uplink.
+    ToUplink,
+    /// Packets from the host interface.
+    FromHost,
+    /// Packets to the host interface.
+    ToHost,
+    /// Packets from egress to pods.
+    FromEgress,
+    /// Packets of pods to egress.
+    ToEgress,
+}
+
+impl Hook {
+    /// All hooks, in the order of their interfaces in a file.
+    pub const ALL: [Self; 10] = [
+        Self::FromPod,
+        Self::ToPod,
+        Self::FromTunnel,
+        Self::ToTunnel,
+        Self::FromUplink,
+        Self::ToUplink,
+        Self::FromHost,
+        Self::ToHost,
+        Self::FromEgress,
+        Self::ToEgress,
+    ];
+
+    /// A short stable name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::FromPod => "from-pod",
+            Self::ToPod => "to-pod",
+            Self::FromTunnel => "from-tunnel",
+            Self::ToTunnel => "to-tunnel",
+            Self::FromUplink => "from-uplink",
+            Self::ToUplink => "to-uplink",
+            Self::FromHost => "from-host",
+            Self::ToHost => "to-host",
+            Self::FromEgress => "from-egress",
+            Self::ToEgress => "to-egress",
+        }
+    }
+
+    /// Where packets come in.
+    const fn of_source(source: Source) -> Option<Self> {
+        match source {
+            Source::Port(_) => Some(Self::FromPod),
+            Source::Underlay(_) => Some(Self::FromTunnel),
+            Source::Uplink => Some(Self::FromUplink),
+            Source::Host => Some(Self::FromHost),
+            Source::Egress => Some(Self::FromEgress),
+            Source::Node => None,
+        }
+    }
+
+    /// Where packets with this verdict leave.
+    const fn of_verdict(verdict: Verdict) -> Option<Self> {
+        match verdict {
+            Verdict::Port(_) | Verdict::Flood { .. } => Some(Self::ToPod),
+            Verdict::Peer { .. } => Some(Self::ToTunnel),
+            Verdict::Uplink { .. } => Some(Self::ToUplink),
+            Verdict::Host => Some(Self::ToHost),
+            Verdict::Egress => Some(Self::ToEgress),
+            Verdict::Consumed | Verdict::Drop(_) => None,
+        }
+    }
+
+    /// Whether what is seen there begins with an Ethernet header.
+    #[must_use]
+    pub const fn has_frames(self) -> bool {
+        matches!(
+            self,
+            Self::FromPod | Self::ToPod | Self::FromUplink | Self::ToUplink
+        )
+    }
+}
+
+/// What is to be captured.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Where.
+    pub hooks: Vec<Hook>,
+    /// Whether packets that are lost are wanted from wherever they came in.
+    pub dropped: bool,
+    /// Only those from or to this port.
+    pub port: Option<PortId>,
+    /// Only those from or to this peer, which sends from that address.
+    pub peer: Option<(PeerId, IpAddr)>,
+    /// Only those of which this is true.
+    pub filter: Filter,
+    /// How much of a packet is copied, in bytes.
+    pub snap_len: usize,
+    /// The tunnel's format, in which packets are looked for.
+    pub format: Option<Format>,
+}
+
+/// A captured packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// When it was seen.
+    pub at: Instant,
+    /// Where.
+    pub hook: Hook,
+    /// Where it came from.
+    pub source: Source,
+    /// What became of it.
+    pub verdict: Verdict,
+    /// Its length in bytes, which may be more than is there.
+    pub len: usize,
+    /// Packets that are lost since the one before it.
+    pub lost: u64,
+    /// How much of the batch's bytes is its.
+    captured: usize,
+}
+
+/// Captured packets, one behind the other.
+#[derive(Debug, Default)]
+pub struct Batch {
+    records: Vec<Record>,
+    bytes: Vec<u8>,
+}
+
+impl Batch {
+    /// Room for so many packets with so many bytes in all.
+    #[must_use]
+    pub fn with_capacity(records: usize, bytes: usize) -> Self {
+        Self {
+            records: Vec::with_capacity(records),
+            bytes: Vec::with_capacity(bytes),
+        }
+    }
+
+    /// Whether nothing is in it.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// The packets with what there is of their bytes.
+    pub fn iter(&self) -> impl Iterator<Item = (&Record, &[u8])> {
+        let mut rest = self.bytes.as_slice();
+        self.records.iter().map(move |record| {
+            let (bytes, others) = rest.split_at_checked(record.captured).unwrap_or_default();
+            rest = others;
+            (record, bytes)
+        })
+    }
+
+    /// Makes it empty, for the next packets.
+    pub fn clear(&mut self) {
+        self.records.clear();
+        self.bytes.clear();
+    }
+
+    /// Adds a packet, without any allocation; false if there is no room for it.
+    fn push(&mut self, record: Record, bytes: &[u8]) -> bool {
+        let bytes = bytes.get(..record.captured).unwrap_or_default();
+        let has_room = self.records.len() < self.records.capacity()
+            && self.bytes.capacity() - self.bytes.len() >= bytes.len();
+        if has_room {
+            self.records.push(record);
+            self.bytes.extend_from_slice(bytes);
+        }
+        has_room
+    }
+}
+
+/// One who captures.
+#[derive(Debug)]
+struct Capture {
+    id: u64,
+    wanted: Wanted,
+    batch: Batch,
+    /// Packets that found no room since the last that did.
+    lost: u64,
+}
+
+/// Whoever captures packets of a node.
+#[derive(Debug)]
+pub struct Captures {
+    all: Vec<Capture>,
+    now: Instant,
+    /// The packet that has come in and has no verdict yet, as it came.
+    inside: Option<(Source, usize)>,
+    bytes: Vec<u8>,
+}
+
+impl Default for Captures {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            now: Instant::ZERO,
+            inside: None,
+            bytes: Vec::new(),
+        }
+    }
+}
+
+impl Captures {
+    /// Begins to capture into a batch.
+    pub fn begin(&mut self, id: u64, wanted: Wanted, batch: Batch) {
+        let longest = self.all.iter().map(|it| it.wanted.snap_len);
+        // Filters look at headers, however little is copied.
+        let longest = longest.max().unwrap_or(HEADERS).max(wanted.snap_len);
+        self.bytes.clear();
+        self.bytes.reserve(longest);
+        self.inside = None;
+        self.all.push(Capture {
+            id,
+            wanted,
+            batch,
+            lost: 0,
+        });
+    }
+
+    /// Ends what was begun under this number.
+    pub fn end(&mut self, id: u64) {
+        self.all.retain(|it| it.id != id);
+    }
+
+    /// The numbers of those who have something to read.
+    pub fn readable(&self) -> impl Iterator<Item = u64> {
+        let readable = self.all.iter().filter(|it| !it.batch.is_empty());
+        readable.map(|it| it.id)
+    }
+
+    /// Whether nobody captures.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Takes what was captured, with an empty batch for what comes next.
+    pub fn take(&mut self, id: u64, next: Batch) -> Option<Batch> {
+        let capture = self.all.iter_mut().find(|it| it.id == id)?;
+        Some(std::mem::replace(&mut capture.batch, next))
+    }
+
+    fn see(&mut self, hook: Hook, source: Source, verdict: Verdict, packet: &Seen<'_>) {
+        let at = self.now;
+        for capture in &mut self.all {
+            if capture.wanted.wants(hook, source, verdict, packet.bytes) {
+                capture.take(at, hook, (source, verdict), packet);
+            }
+        }
+    }
+}
+
+/// A packet that may be captured.
+struct Seen<'a> {
+    bytes: &'a [u8],
+    len: usize,
+}
+
+impl Capture {
+    fn take(
+        &mut self,
+        at: Instant,
+        hook: Hook,
+        (source, verdict): (Source, Verdict),
+        packet: &Seen<'_>,
+    ) {
+        let record = Record {
+            at,
+            hook,
+            source,
+            verdict,
+            len: packet.len,
+            lost: self.lost,
+            captured: packet.bytes.len().min(self.wanted.snap_len),
+        };
+        match self.batch.push(record, packet.bytes) {
+            true => self.lost = 0,
+            false => self.lost += 1,
+        }
+    }
+}
+
+impl Wanted {
+    fn wants(&self, hook: Hook, source: Source, verdict: Verdict, packet: &[u8]) -> bool {
+        let is_lost = matches!(verdict, Verdict::Drop(_)) && Hook::of_source(source) == Some(hook);
+        (self.hooks.contains(&hook) || self.dropped && is_lost)
+            && self.is_of_port(source, verdict)
+            && self.is_of_peer(source, verdict)
+            && (self.filter.is_all() || {
+                let fields = Fields::parse(hook, self.format, packet);
+                self.filter.matches(&fields)
+            })
+    }
+
+    fn is_of_port(&self, source: Source, verdict: Verdict) -> bool {
+        let Some(wanted) = self.port else {
+            return true;
+        };
+        let is_to = match verdict {
+            Verdict::Port(port) => port == wanted,
+            Verdict::Flood { except } => except != Some(wanted),
+            _ => false,
+        };
+        source == Source::Port(wanted) || is_to
+    }
+
+    fn is_of_peer(&self, source: Source, verdict: Verdict) -> bool {
+        let Some((wanted, address)) = self.peer else {
+            return true;
+        };
+        let is_to = match verdict {
+            Verdict::Peer { id, .. } | Verdict::Uplink { id: Some(id) } => id == wanted,
+            _ => false,
+        };
+        let is_from = matches!(source, Source::Underlay(from) if from.ip() == address);
+        is_from || is_to
+    }
+}
+
+impl Observer for Captures {
+    #[inline(always)]
+    fn at(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    #[inline(always)]
+    fn enters(&mut self, source: Source, packet: &(impl Observed + ?Sized)) {
+        if !self.all.is_empty() {
+            self.keep(source, packet.bytes(), packet.total_len());
+        }
+    }
+
+    #[inline(always)]
+    fn leaves(&mut self, source: Source, verdict: Verdict, packet: &(impl Observed + ?Sized)) {
+        if !self.all.is_empty() {
+            let packet = Seen {
+                bytes: packet.bytes(),
+                len: packet.total_len(),
+            };
+            self.decided(source, verdict, &packet);
+        }
+    }
+
+    #[inline(always)]
+    fn refused(&mut self, _: Source, _: DropReason) {}
+
+    #[inline(always)]
+    fn lost(&mut self, _: DropReason, _: u64) {}
+}
+
+impl Captures {
+    /// Keeps a packet as it came in until it is known what becomes of it.
+    #[cold]
+    fn keep(&mut self, source: Source, bytes: &[u8], len: usize) {
+        // What the node makes on account of it comes and goes meanwhile.
+        if source == Source::Node {
+            return;
+        }
+        let most = self.bytes.capacity().min(bytes.len());
+        self.bytes.clear();
+        self.bytes.extend_from_slice(&bytes[..most]);
+        self.inside = Some((source, len));
+    }
+
+    #[cold]
+    fn decided(&mut self, source: Source, verdict: Verdict, packet: &Seen<'_>) {
+        if let Some((from, len)) = self.inside.filter(|(from, _)| *from == source) {
+            self.inside = None;
+            if let Some(hook) = Hook::of_source(from) {
+                let bytes = std::mem::take(&mut self.bytes);
+                let came = Seen { bytes: &bytes, len };
+                self.see(hook, source, verdict, &came);
+                self.bytes = bytes;
+            }
+        }
+        if let Some(hook) = Hook::of_verdict(verdict) {
+            self.see(hook, source, verdict, packet);
+        }
+    }
+}
