@@ -1,6 +1,7 @@
 //! The command line: each command's arguments, and the exit codes.
 
 mod attach;
+mod capture;
 mod cni;
 mod detached;
 mod doctor;
@@ -135,6 +136,11 @@ enum Command {
     /// Bytes are those of the payload: of streams and datagrams without headers, of echo requests with
     /// the ICMP header.
     Flows(report::FlowArguments),
+    /// Capture packets as the node sees them, with what became of each
+    ///
+    /// A superpacket of up to 64 KiB is captured as one packet, and of what was merged from several the
+    /// first segment. What comes faster than it is read is lost, counted, and noted in the file.
+    Capture(capture::Arguments),
     /// Tell what would become of a packet, one decision after another
     ///
     /// The nodes' own data path is asked, on this machine from node to node, and nothing is sent. FROM is a
@@ -273,6 +279,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Drops(arguments) => report::drops(&arguments),
         Command::Flows(arguments) => report::flows(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
+        Command::Capture(arguments) => capture::run(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => crate::agent::main(),

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use muslin_stack::api::capture::Capture;
 use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
     PodNamespaces, Refusal, Request, Table, Welcome,
@@ -234,6 +235,17 @@ impl Client {
     pub async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
         match self.ask(&Request::DropLease(request), &[]).await? {
             Answer::Dropped(dropped) => Ok(dropped),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Begins to capture packets, as a pcapng file into a stream socket of which this is one end.
+    ///
+    /// # Errors
+    /// What the node says against it.
+    pub async fn capture(&self, request: Capture, stream: BorrowedFd<'_>) -> Result<()> {
+        match self.ask(&Request::Capture(request), &[stream]).await? {
+            Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
     }

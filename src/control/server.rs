@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use muslin_stack::api::capture::Capture;
 use muslin_stack::api::cni;
 use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
@@ -176,6 +177,12 @@ pub(crate) trait Service: Send + Sync + 'static {
         device: Vec<OwnedFd>,
         session: &mut Self::Session,
     ) -> impl Future<Output = Result<cni::Reply>> + Send;
+
+    /// Begins to capture packets, into the socket whose descriptor was beside the request.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    fn capture(&self, request: Capture, stream: Vec<OwnedFd>) -> Result<()>;
 
     /// What would become of a packet.
     ///
@@ -462,6 +469,9 @@ impl<'s, S: Service> Conversation<'s, S> {
                 }
                 Err(error) => Err(error),
             },
+            Request::Capture(capture) => {
+                self.service.capture(capture, beside).map(|()| Answer::Done)
+            }
             Request::Trace(question) => {
                 let part = self.service.trace(question).await;
                 part.map(|part| Answer::Trace(Box::new(part)))
@@ -645,6 +655,10 @@ mod tests {
 
         async fn cni(&self, _: cni::Call, _: Vec<OwnedFd>, (): &mut ()) -> Result<cni::Reply> {
             Err(Error::failed("full"))
+        }
+
+        fn capture(&self, _: Capture, _: Vec<OwnedFd>) -> Result<()> {
+            Err(Error::usage("nothing to capture"))
         }
 
         async fn trace(&self, _: trace::Question) -> Result<trace::Part> {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use muslin_stack::api::capture::Capture;
 use muslin_stack::api::cni;
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::capture;
 use super::cni::Session;
 use super::report;
 use super::running::{Attachment, RunningNode};
@@ -224,6 +226,13 @@ impl Service for Front {
         session: &mut Session,
     ) -> Result<cni::Reply> {
         self.ready()?.cni(call, device, session).await
+    }
+
+    fn capture(&self, request: Capture, stream: Vec<OwnedFd>) -> Result<()> {
+        let running = self.ready()?;
+        let ready = capture::prepare(running, &request, stream)?;
+        self.spawn(capture::run(running.clone(), ready));
+        Ok(())
     }
 
     async fn trace(&self, question: trace::Question) -> Result<trace::Part> {

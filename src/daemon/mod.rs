@@ -3,6 +3,7 @@
 //! The lease rules say what has changed; what that means here is in `Driver`. The tunnel's port
 //! is taken before a lease is, so that a node that cannot run leaves nothing behind.
 
+mod capture;
 mod cni;
 mod diary;
 mod doors;
@@ -45,8 +46,10 @@ use muslin_stack::control::lease::{
 };
 use muslin_stack::control::plane::ControlPlane;
 use muslin_stack::control::tunnel::TunnelPlan;
+use muslin_stack::datapath::capture::Captures;
 use muslin_stack::datapath::egress::{EgressConfig as Outside, Policy, Rules};
-use muslin_stack::datapath::node::{Node, NodeConfig};
+use muslin_stack::datapath::filter::Unfiltered;
+use muslin_stack::datapath::node::NodeConfig;
 use muslin_stack::datapath::tunnel::Tunnel;
 use naming::NameService;
 use parking_lot::Mutex;
@@ -75,7 +78,7 @@ use crate::state::{self, StateDir, StoreId};
 use crate::store;
 use crate::takeover::{Estate, Inherited, Predecessor};
 use crate::underlay::{Adopted, PublicInterface, TunnelSocket, Underlay};
-use crate::worker::{Event, Workers};
+use crate::worker::{Event, Node, Workers};
 
 /// Number of keys that are not leases after which no more are logged.
 const MAX_SKIPPED: u32 = 50;
@@ -625,7 +628,8 @@ impl Driver {
         };
         let tunnel_copies = self.copy_tunnel(&underlays);
         let nodes = underlays.into_iter().map(|underlay| {
-            let mut node = Node::new(config.clone(), now).map_err(Error::usage)?;
+            let node = Node::with(config.clone(), Captures::default(), Unfiltered, now);
+            let mut node = node.map_err(Error::usage)?;
             node.set_uplink(uplink);
             for (host, mac) in &inherited.next_hops {
                 node.learn_next_hop(now, *host, *mac);

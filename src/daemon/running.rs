@@ -1,6 +1,7 @@
 //! A node that has its lease: serves its clients and follows its peers' leases.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,13 +18,15 @@ use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::gateway;
+use muslin_stack::datapath::peer::PeerId;
 use muslin_stack::datapath::port::PortId;
 use parking_lot::Mutex;
 use smoltcp::wire::EthernetAddress;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{debug, info, warn};
 
+use super::capture::MAX_CAPTURES;
 use super::cni::Cni;
 use super::diary::Diary;
 use super::host_interface::HostState;
@@ -128,6 +131,8 @@ pub(super) struct RunningNode {
     /// Whether what there is has gone to that process.
     pub(super) frozen: AtomicBool,
     pub(super) leases: Arc<dyn Store>,
+    /// Places for captures.
+    pub(super) captures: Arc<Semaphore>,
     diary: Diary,
     condition: watch::Receiver<condition::State>,
 }
@@ -153,6 +158,7 @@ impl RunningNode {
             keeper: facts.settings.keeper.as_deref().map(Keeper::new),
             cni: Mutex::new(Cni::new(&socket.unwrap_or_default())),
             host: HostState::default(),
+            captures: Arc::new(Semaphore::new(MAX_CAPTURES)),
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),
@@ -174,6 +180,32 @@ impl RunningNode {
     /// The underlay's interface as it is now.
     pub(super) fn interface(&self) -> PublicInterface {
         self.interface.lock().clone()
+    }
+
+    /// The pod at a port, as it is called in a sentence.
+    pub(super) fn pod_words(&self, port: PortId) -> String {
+        let pods = self.pods.lock();
+        let name = pods.name_of(port);
+        name.map_or_else(|| format!("port {port}"), |name| format!("pod {name}"))
+    }
+
+    /// A peer, as it is called in a sentence.
+    pub(super) fn peer_words(&self, id: PeerId) -> String {
+        match self.peer_named(id) {
+            Some((_, Some(name))) => format!("node {name}"),
+            Some((address, None)) => format!("the node at {address}"),
+            None => format!("peer {id}"),
+        }
+    }
+
+    /// A peer's public address, and its name if that is known.
+    pub(super) fn peer_named(&self, id: PeerId) -> Option<(IpAddr, Option<String>)> {
+        let control = self.control.lock();
+        let mut peers = control.peers().iter();
+        let (key, known) = peers.find(|(_, known)| known.id == id)?;
+        let names = self.naming.names.read();
+        let name = names.record(key.ipv4).map(|record| record.node.to_string());
+        Some((known.record.public_ip.into(), name))
     }
 
     /// How packets travel as things are now.

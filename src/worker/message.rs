@@ -9,6 +9,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::SiblingMessage;
+use muslin_stack::datapath::capture::{Batch, Wanted};
 use muslin_stack::datapath::egress::FlowKey;
 use muslin_stack::datapath::host_interface::HostInterface;
 use muslin_stack::datapath::peer::{Peer, PeerId};
@@ -18,6 +19,7 @@ use nix::sys::eventfd::EventFd;
 use socket2::Socket;
 use tokio::sync::{oneshot, watch};
 
+use super::capture::Tap;
 use super::report::Question;
 use super::succession::Holdings;
 use crate::device::{PodDevice, Tun};
@@ -52,6 +54,10 @@ pub(super) enum Command {
     SetStores(Vec<SocketAddr>),
     /// Copy a table for a reader.
     Copy(Question),
+    /// Capture this into that batch.
+    Capture(Box<(Wanted, Batch)>, Tap),
+    /// End a capture.
+    EndCapture(u64),
     /// Stop to read, for another process to go on with what there is.
     Suspend(oneshot::Sender<io::Result<Holdings>>),
     /// Read all that there is to read.

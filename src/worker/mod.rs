@@ -5,6 +5,7 @@
 //! The control plane speaks to it by a queue of commands and an event descriptor.
 
 mod busy_poll;
+mod capture;
 mod clients;
 mod host;
 mod message;
@@ -24,13 +25,13 @@ use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant as StdInstant};
 
+pub use capture::Capturing;
 use ipnet::Ipv4Net;
 pub use message::Event;
 use message::{Command, Queue, Sibling};
 use muslin_encap::mtu::Mtu;
-use muslin_stack::datapath::Datapath;
+use muslin_stack::datapath::capture::Captures;
 use muslin_stack::datapath::egress::{Egress, EgressConfig, Owners};
-use muslin_stack::datapath::node::Node;
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
@@ -48,6 +49,10 @@ use crate::dns::DnsConnector;
 use crate::host::Clock;
 use crate::host::publish::Bound;
 use crate::underlay::Underlay;
+
+/// A worker's node, of which packets can be captured.
+pub type Node = muslin_stack::datapath::node::Node<Captures>;
+type Datapath = muslin_stack::datapath::Datapath<Captures>;
 
 /// The control plane's end of the workers. Their threads end with it.
 ///

@@ -13,12 +13,13 @@ use muslin_encap::offload::merge::{self, MergeSettings, Merged, Merger};
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{GsoKind, Header};
 use muslin_stack::datapath::frame;
-use muslin_stack::datapath::node::{Node, Verdict};
+use muslin_stack::datapath::node::Verdict;
 use muslin_stack::datapath::port::PortId;
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use tracing::warn;
 
+use super::Node;
 use super::busy_poll::BusyPoll;
 use crate::device::{FrameDevice, PodDevice, Tun};
 use crate::error::errno;

@@ -14,7 +14,7 @@ use muslin_stack::datapath::egress::FlowId;
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::uplink::Uplink;
 use muslin_stack::datapath::work::Turn;
-use muslin_stack::datapath::{Datapath, Merging, Output, SiblingMessage, Siblings};
+use muslin_stack::datapath::{Merging, Output, SiblingMessage, Siblings};
 use muslin_stack::drops::DropReason;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -22,6 +22,8 @@ use nix::sys::eventfd::EventFd;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::Datapath;
+use super::capture::Tap;
 use super::message::{Command, Event, Queue, Sibling};
 use super::output::{Io, Outbox};
 use super::published::PublishedPorts;
@@ -53,6 +55,8 @@ pub(super) struct PacketLoop {
     pub(super) readers: BTreeSet<PortId>,
     /// Whether it reads its queue of the host interface.
     pub(super) reads_host: bool,
+    /// Who captures packets.
+    pub(super) taps: Vec<Tap>,
     /// Ports that are not read before a time, since their pods may send no faster.
     pub(super) paused: Vec<(Instant, PortId)>,
 }
@@ -133,6 +137,7 @@ impl PacketLoop {
             reads: false,
             readers: BTreeSet::new(),
             reads_host: false,
+            taps: Vec::new(),
             paused: Vec::new(),
             clock,
             epoll,
@@ -178,6 +183,7 @@ impl PacketLoop {
                 self.path.handle_timeout(now, &mut self.sockets);
                 self.send_own(now);
             }
+            self.flush_captures();
             self.resume_published(now);
             self.resume_ports(now);
             self.show_totals();
@@ -254,6 +260,8 @@ impl PacketLoop {
                 Command::SetHost(host) => self.path.set_host(Some(host)),
                 Command::CloseHost => self.close_host(),
                 Command::Copy(question) => question(&self.view()),
+                Command::Capture(what, tap) => self.begin_capture(what.0, what.1, tap),
+                Command::EndCapture(id) => self.end_capture(id),
                 Command::Suspend(answer) => {
                     let holdings = self.suspend();
                     // Whoever asked may have gone.

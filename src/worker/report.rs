@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use muslin_stack::Instant;
-use muslin_stack::datapath::Datapath;
 use muslin_stack::datapath::egress::{EgressCounters, FlowInfo};
 use muslin_stack::datapath::neighbour::{Place, State};
 use muslin_stack::datapath::peer::PeerState;
@@ -16,6 +15,7 @@ use muslin_stack::datapath::port::Traffic;
 use muslin_stack::drops::Counters;
 use tokio::sync::watch;
 
+use super::Datapath;
 use super::output::Io;
 use crate::underlay::TunnelSocket;
 

@@ -16,7 +16,6 @@ use muslin_stack::control::names::Found;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::node;
-use muslin_stack::datapath::peer::PeerId;
 use muslin_stack::datapath::trace::{self, Entrance, Probe, Trace, TraceStep};
 use muslin_stack::datapath::tunnel::Tunnel;
 use smoltcp::wire::EthernetAddress;
@@ -293,7 +292,7 @@ fn next(running: &RunningNode, trace: &Trace) -> Option<Next> {
             node::Verdict::Uplink { id: Some(id) } => Some((id, Medium::Uplink, bytes)),
             _ => None,
         })?;
-    let (public_ip, node) = peer(running, id)?;
+    let (public_ip, node) = running.peer_named(id)?;
     let own = running.interface().public_ip;
     Some(Next {
         public_ip,
@@ -304,16 +303,6 @@ fn next(running: &RunningNode, trace: &Trace) -> Option<Next> {
             packet: Packet(packet.clone()),
         },
     })
-}
-
-/// A peer's public address, and its name if it is known.
-fn peer(running: &RunningNode, id: PeerId) -> Option<(IpAddr, Option<String>)> {
-    let control = running.control.lock();
-    let mut peers = control.peers().iter();
-    let (key, known) = peers.find(|(_, known)| known.id == id)?;
-    let names = running.naming.names.read();
-    let name = names.record(key.ipv4).map(|record| record.node.to_string());
-    Some((known.record.public_ip.into(), name))
 }
 
 /// How a MAC address is written.

@@ -18,7 +18,7 @@ use smoltcp::wire::{
 };
 
 use super::super::running::RunningNode;
-use super::{mac, peer};
+use super::mac;
 
 /// The words of a node, which knows the names of pods and peers.
 pub(super) struct Words<'a> {
@@ -327,17 +327,11 @@ impl<'a> Words<'a> {
     }
 
     fn pod(&self, port: PortId) -> String {
-        let pods = self.running.pods.lock();
-        let name = pods.name_of(port);
-        name.map_or_else(|| format!("port {port}"), |name| format!("pod {name}"))
+        self.running.pod_words(port)
     }
 
     fn peer(&self, id: PeerId) -> String {
-        match peer(self.running, id) {
-            Some((_, Some(name))) => format!("node {name}"),
-            Some((address, None)) => format!("the node at {address}"),
-            None => format!("peer {id}"),
-        }
+        self.running.peer_words(id)
     }
 }
 

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::ser::SerializeStruct;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::capture::Capture;
 use super::cni;
 use super::published::PortMapping;
 use super::trace;
@@ -57,6 +58,8 @@ pub enum Request {
     Leave,
     /// What a CNI plugin asks. Answered by [`Answer::Cni`].
     Cni(cni::Call),
+    /// Capture packets. Answered when that has begun.
+    Capture(Capture),
     /// Tell what would become of a packet. Answered by [`Answer::Trace`].
     Trace(trace::Question),
     /// Let this process be the node from now on. What is said then is of this version, and known to

@@ -3,6 +3,7 @@
 //!
 //! Nothing here does I/O. The feature `api` brings it.
 
+pub mod capture;
 pub mod cni;
 pub mod control;
 pub mod credentials;

@@ -105,15 +105,37 @@ pub fn statistics(out: &mut Vec<u8>, interface: u32, micros: u64, lost: u64) {
     });
 }
 
-/// The length of the block that `bytes` begin with, if it is known from what is there, and whether it
-/// is a packet; nothing if no block has this length.
+/// What a block is that was written here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Block {
+    /// A section's header, or an interface's description.
+    Head,
+    /// A packet.
+    Packet,
+    /// How many packets of an interface were lost.
+    Statistics(u64),
+}
+
+/// The length of the block that `bytes` begin with, and what it is. Nothing if it is not all there, or
+/// none that was written here.
 #[must_use]
-pub fn next_block(bytes: &[u8]) -> Option<(usize, bool)> {
+pub fn next_block(bytes: &[u8]) -> Option<(usize, Block)> {
     let (kind, rest) = bytes.split_first_chunk::<4>()?;
-    let len = rest.first_chunk::<4>()?;
-    let len = usize::try_from(u32::from_le_bytes(*len)).ok()?;
-    let is_packet = u32::from_le_bytes(*kind) == ENHANCED_PACKET;
-    (len >= FRAME_LEN && len.is_multiple_of(4)).then_some((len, is_packet))
+    let len = usize::try_from(u32::from_le_bytes(*rest.first_chunk::<4>()?)).ok()?;
+    let block = bytes
+        .get(..len)
+        .filter(|_| len >= FRAME_LEN && len.is_multiple_of(4))?;
+    let block = match u32::from_le_bytes(*kind) {
+        SECTION_HEADER | INTERFACE_DESCRIPTION => Block::Head,
+        ENHANCED_PACKET => Block::Packet,
+        INTERFACE_STATISTICS => {
+            // Behind the interface, the time and the head of the only option.
+            let lost = block.get(24..)?.first_chunk::<8>()?;
+            Block::Statistics(u64::from_le_bytes(*lost))
+        }
+        _ => return None,
+    };
+    Some((len, block))
 }
 
 fn block(out: &mut Vec<u8>, kind: u32, body: impl FnOnce(&mut Vec<u8>)) {
@@ -184,10 +206,10 @@ mod tests {
         }
         statistics(&mut file, 0, 5, 36);
         let (mut rest, mut packets, mut blocks) = (file.as_slice(), 0, 0);
-        while let Some((len, is_packet)) = next_block(rest) {
+        while let Some((len, kind)) = next_block(rest) {
             let (block, others) = rest.split_at(len);
             assert_eq!(block[len - 4..], (len as u32).to_le_bytes());
-            if is_packet {
+            if kind == Block::Packet {
                 assert_eq!(
                     block[12..16],
                     0x0001_0002_u32.to_le_bytes(),
@@ -195,6 +217,9 @@ mod tests {
                 );
                 assert_eq!(block[20..24], (packets as u32).to_le_bytes());
                 packets += 1;
+            }
+            if blocks == 11 {
+                assert_eq!(kind, Block::Statistics(36));
             }
             blocks += 1;
             rest = others;
@@ -206,9 +231,17 @@ mod tests {
     fn what_is_no_block_has_no_length() {
         assert_eq!(next_block(&[]), None);
         assert_eq!(next_block(&[6, 0, 0, 0, 12, 0, 0]), None);
-        assert_eq!(next_block(&[6, 0, 0, 0, 12, 0, 0, 0]), Some((12, true)));
+        assert_eq!(
+            next_block(&[6, 0, 0, 0, 12, 0, 0, 0]),
+            None,
+            "its end is missing"
+        );
+        assert_eq!(
+            next_block(&[6, 0, 0, 0, 12, 0, 0, 0, 12, 0, 0, 0]),
+            Some((12, Block::Packet))
+        );
         for wrong in [0_u32, 8, 13] {
-            let bytes = [[6, 0, 0, 0], wrong.to_le_bytes()].concat();
+            let bytes = [[6, 0, 0, 0], wrong.to_le_bytes(), [0; 4], [0; 4]].concat();
             assert_eq!(next_block(&bytes), None, "{wrong}");
         }
     }

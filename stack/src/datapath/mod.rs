@@ -463,7 +463,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         match taken {
             Ok(()) => Verdict::Consumed,
             Err(reason) => {
-                self.node.count_drops(reason, 1);
+                self.node.lose_in_egress(reason, packet);
                 Verdict::Drop(reason)
             }
         }

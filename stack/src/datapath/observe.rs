@@ -83,6 +83,10 @@ pub trait Observer {
     /// Packets were lost after their verdict, in egress or where verdicts are carried out.
     fn lost(&mut self, reason: DropReason, packets: u64);
 
+    /// The packet that left last, for egress, is lost there. [`Self::lost`] is told as well.
+    #[inline(always)]
+    fn lost_in_egress(&mut self, _: DropReason, _: &(impl Observed + ?Sized)) {}
+
     /// This was decided about the packet that entered last.
     #[inline(always)]
     fn step(&mut self, _: TraceStep) {}

@@ -159,6 +159,8 @@ pub struct Record {
 pub struct Batch {
     records: Vec<Record>,
     bytes: Vec<u8>,
+    /// Packets that are lost behind the last one, of a capture that has ended.
+    lost: u64,
 }
 
 impl Batch {
@@ -168,7 +170,14 @@ impl Batch {
         Self {
             records: Vec::with_capacity(records),
             bytes: Vec::with_capacity(bytes),
+            lost: 0,
         }
+    }
+
+    /// Packets that are lost behind the last one, if the capture has ended with it.
+    #[must_use]
+    pub const fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// Whether nothing is in it.
@@ -223,6 +232,8 @@ pub struct Captures {
     now: Instant,
     /// The packet that has come in and has no verdict yet, as it came.
     inside: Option<(Source, usize)>,
+    /// Where the packet came from that left last.
+    last: Source,
     bytes: Vec<u8>,
 }
 
@@ -232,6 +243,7 @@ impl Default for Captures {
             all: Vec::new(),
             now: Instant::ZERO,
             inside: None,
+            last: Source::Node,
             bytes: Vec::new(),
         }
     }
@@ -254,15 +266,21 @@ impl Captures {
         });
     }
 
-    /// Ends what was begun under this number.
-    pub fn end(&mut self, id: u64) {
-        self.all.retain(|it| it.id != id);
+    /// Ends what was begun under this number, and returns what is still to be read.
+    pub fn end(&mut self, id: u64) -> Option<Batch> {
+        let at = self.all.iter().position(|it| it.id == id)?;
+        let Capture {
+            mut batch, lost, ..
+        } = self.all.swap_remove(at);
+        batch.lost = lost;
+        Some(batch)
     }
 
-    /// The numbers of those who have something to read.
-    pub fn readable(&self) -> impl Iterator<Item = u64> {
-        let readable = self.all.iter().filter(|it| !it.batch.is_empty());
-        readable.map(|it| it.id)
+    /// Whether there is something to read.
+    #[must_use]
+    pub fn is_readable(&self, id: u64) -> bool {
+        let mut all = self.all.iter();
+        all.any(|it| it.id == id && !it.batch.is_empty())
     }
 
     /// Whether nobody captures.
@@ -319,7 +337,8 @@ impl Capture {
 
 impl Wanted {
     fn wants(&self, hook: Hook, source: Source, verdict: Verdict, packet: &[u8]) -> bool {
-        let is_lost = matches!(verdict, Verdict::Drop(_)) && Hook::of_source(source) == Some(hook);
+        let is_there = hook == Hook::ToEgress || Hook::of_source(source) == Some(hook);
+        let is_lost = matches!(verdict, Verdict::Drop(_)) && is_there;
         (self.hooks.contains(&hook) || self.dropped && is_lost)
             && self.is_of_port(source, verdict)
             && self.is_of_peer(source, verdict)
@@ -383,6 +402,17 @@ impl Observer for Captures {
 
     #[inline(always)]
     fn lost(&mut self, _: DropReason, _: u64) {}
+
+    #[inline(always)]
+    fn lost_in_egress(&mut self, reason: DropReason, packet: &(impl Observed + ?Sized)) {
+        if !self.all.is_empty() {
+            let packet = Seen {
+                bytes: packet.bytes(),
+                len: packet.total_len(),
+            };
+            self.see(Hook::ToEgress, self.last, Verdict::Drop(reason), &packet);
+        }
+    }
 }
 
 impl Captures {
@@ -401,6 +431,7 @@ impl Captures {
 
     #[cold]
     fn decided(&mut self, source: Source, verdict: Verdict, packet: &Seen<'_>) {
+        self.last = source;
         if let Some((from, len)) = self.inside.filter(|(from, _)| *from == source) {
             self.inside = None;
             if let Some(hook) = Hook::of_source(from) {

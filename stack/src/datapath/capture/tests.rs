@@ -142,11 +142,12 @@ fn a_packet_is_seen_where_it_comes_in_and_leaves() {
     );
     pass(&mut captures, port, to, &frame);
     pass(&mut captures, Source::Uplink, Verdict::Consumed, &frame);
-    assert_eq!(captures.readable().collect::<Vec<_>>(), [1]);
+    assert!(captures.is_readable(1));
     let expected = [(Hook::FromPod, to, 100, 64), (Hook::ToPod, to, 96, 64)];
     assert_eq!(seen(&mut captures), expected);
-    assert_eq!(captures.readable().count(), 0);
-    captures.end(1);
+    assert!(!captures.is_readable(1));
+    assert!(captures.end(1).unwrap().is_empty());
+    assert!(captures.end(1).is_none());
     assert!(captures.is_empty());
 }
 
@@ -222,6 +223,34 @@ fn only_what_is_wanted_is_captured() {
         ..wanted(&Hook::ALL)
     };
     assert_eq!(count(of_none), 0);
+}
+
+#[test]
+fn what_egress_does_not_take_is_lost_there() {
+    let mut captures = Captures::default();
+    let dropped = Wanted {
+        dropped: true,
+        ..wanted(&[])
+    };
+    captures.begin(1, dropped, Batch::with_capacity(10, 1000));
+    pass(
+        &mut captures,
+        Source::Port(PortId(1)),
+        Verdict::Egress,
+        &[7; 50],
+    );
+    captures.lost_in_egress(DropReason::EgressDenied, &[8; 36][..]);
+    let lost = Verdict::Drop(DropReason::EgressDenied);
+    let batch = captures.take(1, Batch::default()).unwrap();
+    let records: Vec<_> = batch.iter().map(|(record, _)| *record).collect();
+    let [record] = records[..] else {
+        panic!("{records:?}");
+    };
+    assert_eq!(
+        (record.hook, record.verdict, record.len),
+        (Hook::ToEgress, lost, 36)
+    );
+    assert_eq!(record.source, Source::Port(PortId(1)));
 }
 
 #[test]

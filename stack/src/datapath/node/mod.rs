@@ -591,6 +591,16 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.ledger.lose(reason, packets);
     }
 
+    /// Counts a packet that egress does not take.
+    pub(in crate::datapath) fn lose_in_egress(
+        &mut self,
+        reason: DropReason,
+        packet: &PacketBuf<'_>,
+    ) {
+        self.count_drops(reason, 1);
+        self.ledger.observer.lost_in_egress(reason, packet);
+    }
+
     /// Counts TCP acknowledgements that need not be carried (see [`Counters::superseded`]).
     pub const fn count_superseded(&mut self, packets: u64) {
         self.ledger.counters.superseded += packets;

@@ -1,0 +1,383 @@
+//! Captures: what workers see becomes a pcapng file, which is written into a client's socket.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use muslin_encap::ip::v4;
+use muslin_encap::tunnel::Format;
+use muslin_stack::addresses::ipv4;
+use muslin_stack::api::capture::Capture;
+use muslin_stack::api::control::Code;
+use muslin_stack::api::pcapng::{self, LinkType};
+use muslin_stack::datapath::capture::{Batch, Hook, Record, Wanted};
+use muslin_stack::datapath::node::Verdict;
+use muslin_stack::datapath::observe::Source;
+use muslin_stack::datapath::peer::PeerId;
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use smoltcp::wire::IpProtocol;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::debug;
+
+use super::pods::not_attached;
+use super::running::RunningNode;
+use crate::error::{Context, Error, Result};
+
+/// Captures that may run at once.
+pub(super) const MAX_CAPTURES: usize = 4;
+/// What is said of a client that reads no more.
+const GONE: &str = "the client is gone";
+/// Longer than any packet.
+const WHOLE: usize = 1 << 17;
+const UDP_HEADER_LEN: usize = 8;
+
+/// A capture that can begin.
+pub(super) struct Ready {
+    wanted: Wanted,
+    stream: UnixStream,
+    place: OwnedSemaphorePermit,
+}
+
+/// What a capture asks for.
+///
+/// # Errors
+/// If there is no such thing, or there are too many captures.
+pub(super) fn prepare(
+    running: &RunningNode,
+    request: &Capture,
+    stream: Vec<OwnedFd>,
+) -> Result<Ready> {
+    let place = running.captures.clone().try_acquire_owned();
+    let place = place.map_err(|_| {
+        let message = format!("{MAX_CAPTURES} captures run already: end one of them");
+        Error::refused(Code::Busy, message)
+    })?;
+    let hooks: Vec<_> = request
+        .hooks
+        .iter()
+        .map(|name| hook(name))
+        .collect::<Result<_>>()?;
+    let hooks = match hooks.is_empty() && !request.dropped {
+        true => Hook::ALL.to_vec(),
+        false => hooks,
+    };
+    let port = request.pod.as_ref().map(|name| {
+        let pods = running.pods.lock();
+        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        Ok::<_, Error>(pod.port)
+    });
+    let peer = request.peer.as_ref().map(|name| peer_named(running, name));
+    let snap_len = usize::try_from(request.snap_len).unwrap_or(WHOLE);
+    let wanted = Wanted {
+        hooks,
+        dropped: request.dropped,
+        port: port.transpose()?,
+        peer: peer.transpose()?,
+        filter: request.filter.parse().map_err(Error::usage)?,
+        snap_len: if snap_len == 0 {
+            WHOLE
+        } else {
+            snap_len.min(WHOLE)
+        },
+        format: running.plan().tunnel.format(),
+    };
+    Ok(Ready {
+        wanted,
+        stream: self::stream(stream)?,
+        place,
+    })
+}
+
+fn hook(name: &str) -> Result<Hook> {
+    let found = Hook::ALL.into_iter().find(|hook| hook.name() == name);
+    found.ok_or_else(|| {
+        let all = Hook::ALL.map(Hook::name).join(", ");
+        Error::usage(format!("there is no hook '{name}': hooks are {all}"))
+    })
+}
+
+fn peer_named(running: &RunningNode, name: &str) -> Result<(PeerId, IpAddr)> {
+    let control = running.control.lock();
+    let names = running.naming.names.read();
+    let is_it =
+        |node: Option<&str>, address: IpAddr| node == Some(name) || name.parse() == Ok(address);
+    let mut peers = control.peers().iter();
+    let found = peers.find(|(key, known)| {
+        let record = names.record(key.ipv4);
+        is_it(
+            record.map(|it| it.node.as_str()),
+            known.record.public_ip.into(),
+        )
+    });
+    let (_, known) = found.ok_or_else(|| {
+        Error::usage(format!(
+            "there is no other node '{name}': 'muslin peers' lists them"
+        ))
+    })?;
+    Ok((known.id, known.record.public_ip.into()))
+}
+
+fn stream(mut beside: Vec<OwnedFd>) -> Result<UnixStream> {
+    let is_stream = |fd: &OwnedFd| getsockopt(fd, sockopt::SockType) == Ok(SockType::Stream);
+    let stream = beside.pop().filter(|fd| beside.is_empty() && is_stream(fd));
+    let stream = stream.ok_or_else(|| Error::usage("a capture needs one stream socket"))?;
+    let stream = std::os::unix::net::UnixStream::from(stream);
+    stream
+        .set_nonblocking(true)
+        .context("cannot use the socket of the capture")?;
+    UnixStream::from_std(stream).context("cannot use the socket of the capture")
+}
+
+/// Captures until the client has enough, or is gone.
+pub(super) async fn run(running: Arc<RunningNode>, ready: Ready) {
+    let Ready {
+        wanted,
+        mut stream,
+        place,
+    } = ready;
+    let written = write(&running, &wanted, &mut stream).await;
+    if let Err(error) = written {
+        debug!("a capture ended: {error}");
+    }
+    drop(place);
+}
+
+async fn write(running: &RunningNode, wanted: &Wanted, stream: &mut UnixStream) -> Result<()> {
+    let mut capturing = running.workers.capture(wanted).map_err(Error::failed)?;
+    let mut file = File::new(running, wanted);
+    let (mut ends, mut output) = stream.split();
+    output.write_all(&file.take()).await.context(GONE)?;
+    let mut byte = [0];
+    let mut is_over = false;
+    loop {
+        let next = tokio::select! {
+            next = capturing.next() => next,
+            _ = ends.read(&mut byte), if !is_over => {
+                is_over = true;
+                capturing.finish();
+                continue;
+            }
+        };
+        let Some((worker, batch)) = next else {
+            break;
+        };
+        file.add(&batch);
+        capturing.give_back(worker, batch);
+        output.write_all(&file.take()).await.context(GONE)?;
+    }
+    output.write_all(&file.end()).await.context(GONE)
+}
+
+/// A pcapng file in the making.
+struct File<'a> {
+    running: &'a RunningNode,
+    hooks: Vec<Hook>,
+    format: Option<Format>,
+    /// When the node's clock began, in microseconds since 1970.
+    epoch: u64,
+    out: Vec<u8>,
+    /// Where a packet of the tunnel gets its outer headers.
+    packet: Vec<u8>,
+    /// Packets that were lost, by the number of the interface.
+    lost: Vec<u64>,
+}
+
+impl<'a> File<'a> {
+    fn new(running: &'a RunningNode, wanted: &Wanted) -> Self {
+        let hooks: Vec<_> = Hook::ALL
+            .into_iter()
+            .filter(|hook| wanted.dropped || wanted.hooks.contains(hook))
+            .collect();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now = u64::try_from(running.facts.clock.now().total_micros()).unwrap_or_default();
+        let mut file = Self {
+            running,
+            format: wanted.format,
+            epoch: u64::try_from(since.as_micros())
+                .unwrap_or_default()
+                .saturating_sub(now),
+            out: Vec::new(),
+            packet: Vec::new(),
+            lost: vec![0; hooks.len()],
+            hooks,
+        };
+        let node = &running.facts.settings.name;
+        pcapng::section(&mut file.out, concat!("muslin ", env!("CARGO_PKG_VERSION")));
+        for hook in &file.hooks {
+            let link = match hook.has_frames() {
+                true => LinkType::Ethernet,
+                false => LinkType::Raw,
+            };
+            let snap_len = u32::try_from(wanted.snap_len).unwrap_or(u32::MAX);
+            let description = format!("{} of node {node}", describe(*hook));
+            pcapng::interface(&mut file.out, link, snap_len, (hook.name(), &description));
+        }
+        file
+    }
+
+    /// What is to be written now.
+    fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
+    fn add(&mut self, batch: &Batch) {
+        let mut last = None;
+        for (record, bytes) in batch.iter() {
+            last = self.interface(record.hook);
+            self.add_one(record, bytes);
+        }
+        if let Some(lost) = self.lost.get_mut(last.unwrap_or_default()) {
+            *lost += batch.lost();
+        }
+    }
+
+    fn interface(&self, hook: Hook) -> Option<usize> {
+        self.hooks.iter().position(|it| *it == hook)
+    }
+
+    fn add_one(&mut self, record: &Record, bytes: &[u8]) {
+        let Some(interface) = self.interface(record.hook) else {
+            return;
+        };
+        self.lost[interface] += record.lost;
+        let mut comment = self.comment(record);
+        if record.lost > 0 {
+            comment.push_str(&format!(
+                "; {} packets before this one came faster than they were read",
+                record.lost
+            ));
+        }
+        let mut packet = std::mem::take(&mut self.packet);
+        packet.clear();
+        let outer = self.outer(record);
+        if let Some(outer) = outer {
+            outer.write(&mut packet, record.len);
+        }
+        let outer_len = packet.len();
+        packet.extend_from_slice(bytes);
+        let micros = u64::try_from(record.at.total_micros()).unwrap_or_default();
+        pcapng::packet(
+            &mut self.out,
+            &pcapng::Packet {
+                interface: u32::try_from(interface).unwrap_or_default(),
+                micros: self.epoch + micros,
+                bytes: &packet,
+                len: u32::try_from(outer_len + record.len).unwrap_or(u32::MAX),
+                lost: record.lost,
+                comment: &comment,
+            },
+        );
+        self.packet = packet;
+    }
+
+    /// The outer headers of what was seen at the tunnel, where they are not there already, and where
+    /// others can read what is behind them.
+    fn outer(&self, record: &Record) -> Option<Outer> {
+        let own = SocketAddr::new(
+            self.running.interface().address.into(),
+            self.running.facts.plan.port,
+        );
+        let (from, to) = match (record.hook, record.source, record.verdict) {
+            (Hook::FromTunnel, Source::Underlay(from), _) => (from, own),
+            (Hook::ToTunnel, _, Verdict::Peer { destination, .. }) => (own, destination),
+            _ => return None,
+        };
+        let protocol = match (self.format?, record.hook) {
+            (Format::Vxlan, _) => IpProtocol::Udp,
+            (Format::Ipip, Hook::ToTunnel) => {
+                IpProtocol::from(muslin_encap::tunnel::ipip::PROTOCOL)
+            }
+            (Format::Ipip | Format::Udp, _) => return None,
+        };
+        Some(Outer { from, to, protocol })
+    }
+
+    /// What became of a packet.
+    fn comment(&self, record: &Record) -> String {
+        let from = match record.source {
+            Source::Port(port) => format!("from {}; ", self.running.pod_words(port)),
+            Source::Underlay(address) => format!("from {address}; "),
+            Source::Node => "made by the node; ".to_owned(),
+            Source::Uplink | Source::Host | Source::Egress => String::new(),
+            _ => String::new(),
+        };
+        let became = match record.verdict {
+            Verdict::Port(port) => format!("to {}", self.running.pod_words(port)),
+            Verdict::Flood { .. } => "to all other pods".to_owned(),
+            Verdict::Uplink { id: Some(id) } => {
+                format!("to {} by the uplink", self.running.peer_words(id))
+            }
+            Verdict::Uplink { id: None } => "to the uplink".to_owned(),
+            Verdict::Peer { id, .. } => format!("to {}", self.running.peer_words(id)),
+            Verdict::Host => "to this machine".to_owned(),
+            Verdict::Egress => "to egress".to_owned(),
+            Verdict::Consumed => "kept by the node".to_owned(),
+            Verdict::Drop(reason) => format!("dropped: {}: {}", reason.name(), reason.describe()),
+        };
+        from + &became
+    }
+
+    /// The end of the file: how much was lost.
+    fn end(mut self) -> Vec<u8> {
+        let micros =
+            u64::try_from(self.running.facts.clock.now().total_micros()).unwrap_or_default();
+        for (number, lost) in (0..).zip(&self.lost) {
+            pcapng::statistics(&mut self.out, number, self.epoch + micros, *lost);
+        }
+        self.out
+    }
+}
+
+fn describe(hook: Hook) -> &'static str {
+    match hook {
+        Hook::FromPod => "Frames from pods",
+        Hook::ToPod => "Frames to pods",
+        Hook::FromTunnel => "Datagrams from the tunnel",
+        Hook::ToTunnel => "Datagrams to the tunnel",
+        Hook::FromUplink => "Frames from the uplink",
+        Hook::ToUplink => "Frames to the uplink",
+        Hook::FromHost => "Packets from the host interface",
+        Hook::ToHost => "Packets to the host interface",
+        Hook::FromEgress => "Packets from outside to pods",
+        Hook::ToEgress => "Packets of pods to outside",
+    }
+}
+
+/// Outer headers, as the kernel writes them; of a train those of one datagram.
+struct Outer {
+    from: SocketAddr,
+    to: SocketAddr,
+    protocol: IpProtocol,
+}
+
+impl Outer {
+    fn write(&self, packet: &mut Vec<u8>, payload_len: usize) {
+        let is_udp = self.protocol == IpProtocol::Udp;
+        let udp_len = if is_udp { UDP_HEADER_LEN } else { 0 } + payload_len;
+        let address = |end: SocketAddr| ipv4(end.ip()).unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let header = v4::Header {
+            dscp: 0,
+            total_len: u16::try_from(v4::HEADER_LEN + udp_len).unwrap_or(u16::MAX),
+            ident: 0,
+            dont_fragment: false,
+            ttl: 64,
+            protocol: self.protocol,
+            source: address(self.from),
+            destination: address(self.to),
+        };
+        packet.extend(header.to_bytes());
+        if is_udp {
+            let len = u16::try_from(udp_len).unwrap_or(u16::MAX - v4::HEADER_LEN as u16);
+            packet.extend(self.from.port().to_be_bytes());
+            packet.extend(self.to.port().to_be_bytes());
+            packet.extend(len.to_be_bytes());
+            // There is none (RFC 7348 section 5).
+            packet.extend([0; 2]);
+        }
+    }
+}

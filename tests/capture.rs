@@ -1,0 +1,316 @@
+//! `muslin capture` writes what a node saw, as tshark reads it.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use muslin::agent::Agent;
+use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
+
+/// Two nodes with a pod each, `web` and `db`.
+struct Bed {
+    nodes: [Node; 2],
+    pods: [Agent; 2],
+    lab: Lab,
+}
+
+impl Bed {
+    fn new(backend: &str) -> Option<Self> {
+        let lab = Lab::new()?;
+        lab.needs("tshark")?;
+        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let nodes = [1, 2].map(|number: u8| {
+            let address = Ipv4Addr::new(10, 9, 0, number);
+            let name = format!("n{number}");
+            NodeConfig::new(&name, address, &store)
+                .with("--network", "10.244.0.0/16")
+                .with("--backend", backend)
+                .start(&lab.host(&name, address))
+        });
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        let pods = [nodes[0].pod("web"), nodes[1].pod("db")];
+        Some(Self { nodes, pods, lab })
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.lab.directory().join(name)
+    }
+
+    /// A capture at the first node that has begun.
+    fn capture(&self, file: &Path, words: &[&str]) -> Child {
+        let file = file.to_str().unwrap();
+        let words: Vec<_> = ["capture", "-w", file]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect();
+        let child = self.nodes[0].client(&words).stderr(Stdio::piped()).spawn();
+        let child = child.unwrap();
+        poll_until(SOON, "the head of the file", || {
+            let len = std::fs::metadata(file)
+                .map(|it| it.len())
+                .unwrap_or_default();
+            (len > 0).then_some(())
+        });
+        child
+    }
+}
+
+/// Ends a capture as Ctrl-C does; how many packets it had, and how many were lost.
+fn end(child: Child) -> (u64, u64) {
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    finished(child)
+}
+
+fn finished(child: Child) -> (u64, u64) {
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{said}");
+    let numbers = said.split(|symbol: char| !symbol.is_ascii_digit());
+    let numbers: Vec<u64> = numbers.filter_map(|word| word.parse().ok()).collect();
+    (numbers[0], numbers[1])
+}
+
+/// What tshark has of these fields, a line for each packet that its display filter takes. It must not
+/// complain of the file.
+fn read(file: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
+    let mut command = Command::new("tshark");
+    command
+        .arg("-r")
+        .arg(file)
+        .args(["-Y", filter, "-T", "fields"]);
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let complains = said.lines().any(|line| !line.contains("Running as user"));
+    assert!(output.status.success() && !complains, "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = |line: &str| line.split('\t').map(str::to_owned).collect();
+    text.lines().map(line).collect()
+}
+
+/// A ping and its reply, at both ends of the tunnel.
+fn pings_are_seen_at_all_hooks(backend: &str, outer: &str) {
+    let Some(mut bed) = Bed::new(backend) else {
+        return;
+    };
+    let [here, there] = bed.pods.each_mut().map(|pod| pod.address("eth0").unwrap());
+    traffic::ping(&mut bed.pods[0], there);
+    let file = bed.file("all.pcapng");
+    let running = bed.capture(&file, &["icmp"]);
+    traffic::ping(&mut bed.pods[0], there);
+    let (packets, lost) = end(running);
+    assert_eq!((packets, lost), (4, 0));
+    let fields = [
+        "frame.interface_name",
+        "icmp.type",
+        "ip.src",
+        "frame.comment",
+    ];
+    let seen = read(&file, "icmp", &fields);
+    let (here, there) = (here.to_string(), there.to_string());
+    let expected = [
+        ("from-pod", "8", &here, "from pod web; to node n2"),
+        ("to-tunnel", "8", &here, "from pod web; to node n2"),
+        ("from-tunnel", "0", &there, "from 10.9.0.2"),
+        ("to-pod", "0", &there, "to pod web"),
+    ];
+    assert_eq!(seen.len(), 4, "{seen:?}");
+    for (packet, (hook, kind, source, comment)) in seen.iter().zip(expected) {
+        assert_eq!(
+            (packet[0].as_str(), packet[1].as_str()),
+            (hook, kind),
+            "{seen:?}"
+        );
+        // Of a tunnelled packet there are two sources, the outer and the inner.
+        assert_eq!(
+            packet[2].split(',').next_back(),
+            Some(source.as_str()),
+            "{seen:?}"
+        );
+        assert!(packet[3].contains(comment), "{seen:?}");
+    }
+    assert_eq!(read(&file, outer, &["frame.number"]).len(), 2);
+    assert_eq!(
+        read(
+            &file,
+            "_ws.malformed || _ws.expert.severity >= 6291456",
+            &["frame.number"]
+        ),
+        [[""; 0]; 0]
+    );
+}
+
+#[test]
+fn pings_over_vxlan_are_seen_at_all_hooks() {
+    pings_are_seen_at_all_hooks("vxlan", "vxlan && icmp && ip.dst == 10.9.0.0/24");
+}
+
+#[test]
+fn pings_over_udp_are_seen_at_all_hooks() {
+    pings_are_seen_at_all_hooks("udp", "frame.interface_name matches \"tunnel\"");
+}
+
+#[test]
+fn what_is_lost_is_found_by_its_reason() {
+    let Some(mut bed) = Bed::new("vxlan") else {
+        return;
+    };
+    let file = bed.file("dropped.pcapng");
+    let running = bed.capture(&file, &["--dropped", "--pod", "web", "ip"]);
+    let there = bed.pods[1].address("eth0").unwrap();
+    let gateway = bed.nodes[0].address(1);
+    traffic::expires(&mut bed.pods[0], there, 1, gateway);
+    let metadata = SocketAddrV4::new([169, 254, 169, 254].into(), 53);
+    let _ = bed.pods[0].udp(metadata, 1, 100);
+    poll_until(SOON, "the drop", || {
+        bed.nodes[0].drops().get("egress-denied").map(drop)
+    });
+    let (packets, lost) = end(running);
+    assert_eq!(lost, 0);
+    let of = |reason: &str| {
+        let filter = format!("frame.comment contains \"dropped: {reason}\"");
+        read(&file, &filter, &["frame.interface_name", "ip.dst"])
+    };
+    let expired = of("ttl-exceeded");
+    assert!(!expired.is_empty());
+    assert!(
+        expired
+            .iter()
+            .all(|it| it[..] == ["from-pod", &there.to_string()])
+    );
+    let denied = of("egress-denied");
+    assert!(!denied.is_empty());
+    assert!(
+        denied
+            .iter()
+            .all(|it| it[..] == ["to-egress", "169.254.169.254"])
+    );
+    assert_eq!(packets, (expired.len() + denied.len()) as u64);
+}
+
+#[test]
+fn at_full_load_nothing_is_lost_silently() {
+    let Some(mut bed) = Bed::new("vxlan") else {
+        return;
+    };
+    let there = bed.pods[1].address("eth0").unwrap();
+    let port = bed.pods[1].listen(0).unwrap();
+    let file = bed.file("load.pcapng");
+    let before = bed.nodes[0].query("pods")[0]["received"]["packets"]
+        .as_u64()
+        .unwrap();
+    let running = bed.capture(&file, &["--hook", "from-pod", "-s", "96"]);
+    traffic::transfer(&mut bed.pods[0], there, port, traffic::BULK);
+    let (packets, lost) = end(running);
+    let after = bed.nodes[0].query("pods")[0]["received"]["packets"]
+        .as_u64()
+        .unwrap();
+    // All that the pod has sent, or a little more or less at the beginning and the end.
+    let sent = after - before;
+    assert!(
+        packets + lost <= sent && packets + lost + 50 >= sent,
+        "{packets} + {lost} of {sent}"
+    );
+    let seen = read(
+        &file,
+        "frame",
+        &["frame.len", "frame.cap_len", "frame.drop_count"],
+    );
+    assert_eq!(seen.len() as u64, packets);
+    let is_whole = |it: &Vec<String>| it[0].parse::<u32>().unwrap() > 1000 && it[1] == "96";
+    assert!(seen.iter().any(is_whole), "{:?}", &seen[..4]);
+}
+
+#[test]
+fn it_ends_by_itself_and_keeps_a_ring_of_files() {
+    let Some(mut bed) = Bed::new("vxlan") else {
+        return;
+    };
+    let there = bed.pods[1].address("eth0").unwrap();
+    let port = bed.pods[1].listen(0).unwrap();
+    let file = bed.file("few.pcapng");
+    let running = bed.capture(&file, &["-c", "5", "host", &there.to_string()]);
+    let ring = bed.file("ring.pcapng");
+    let first = bed.file("ring-0.pcapng");
+    let words = [
+        "--file-size",
+        "1",
+        "--files",
+        "2",
+        "--hook",
+        "to-pod,from-pod",
+    ];
+    let words: Vec<_> = ["capture", "-w", ring.to_str().unwrap()]
+        .into_iter()
+        .chain(words)
+        .collect();
+    let rotating = bed.nodes[0]
+        .client(&words)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    poll_until(SOON, "the head of the file", || {
+        let len = std::fs::metadata(&first)
+            .map(|it| it.len())
+            .unwrap_or_default();
+        (len > 0).then_some(())
+    });
+    traffic::transfer(&mut bed.pods[0], there, port, 5_000_000);
+    assert_eq!(finished(running), (5, 0));
+    assert_eq!(read(&file, "frame", &["frame.number"]).len(), 5);
+    let (packets, _) = end(rotating);
+    let files = ["ring-0.pcapng", "ring-1.pcapng"].map(|name| bed.file(name));
+    let counts = files.each_ref().map(|file| {
+        assert!(std::fs::metadata(file).unwrap().len() <= 1_100_000);
+        read(file, "frame", &["frame.number"]).len() as u64
+    });
+    assert!(!bed.file("ring-2.pcapng").exists());
+    assert!(
+        counts.iter().sum::<u64>() < packets,
+        "the oldest are gone: {counts:?} of {packets}"
+    );
+}
+
+#[test]
+fn wrong_words_are_one_line() {
+    let Some(bed) = Bed::new("vxlan") else { return };
+    let file = bed.file("x.pcapng");
+    for (words, code, said) in [
+        (
+            &["--hook", "nowhere"][..],
+            2,
+            "there is no hook 'nowhere': hooks are from-pod, to-pod",
+        ),
+        (&["--pod", "nobody"], 1, "no pod named 'nobody'"),
+        (&["--peer", "nobody"], 2, "there is no other node 'nobody'"),
+        (&["ether", "host", "x"], 2, "'ether' is not known here"),
+        (
+            &["port", "http"],
+            2,
+            "port needs a value, and 'http' is none",
+        ),
+    ] {
+        let file = file.to_str().unwrap();
+        let words: Vec<_> = ["capture", "-w", file]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect();
+        let output = bed.nodes[0].client(&words).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {error}");
+        assert!(
+            error.contains(said) && error.lines().count() == 1,
+            "{words:?}: {error}"
+        );
+    }
+    assert!(!file.exists(), "a file that would stay empty");
+}
