@@ -1,3 +1,4 @@
 //! What the node serves over HTTP: its health.
 
 pub(crate) mod health;
+mod server;
