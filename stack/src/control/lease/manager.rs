@@ -319,6 +319,14 @@ impl Manager {
         self.view.peers()
     }
 
+    /// When the node's own lease ends if it is not renewed, as far as is known; nothing if there is none
+    /// or it does not end by itself.
+    #[must_use]
+    pub fn ends(&self) -> Option<Instant> {
+        let own = self.own.filter(|own| !own.reservation);
+        own.map(|own| own.ends)
+    }
+
     /// What the keys of all leases begin with: flannel lists and watches without a final slash.
     #[must_use]
     pub fn lease_prefix(&self) -> String {
@@ -571,6 +579,7 @@ impl Manager {
             revision,
             reservation,
             renew_at: now + self.renewal(LEASE_TTL),
+            ends: now + Duration::from_secs(LEASE_TTL.as_secs()),
             confirmation_by: Relist::confirmation_by(now),
         });
         self.backoff.held();
@@ -615,10 +624,14 @@ impl Manager {
     /// Takes our record as the store has it.
     fn adopt(&mut self, now: Instant, held: Own, entry: &Entry) {
         let renew_at = entry.ttl.map(|ttl| now + self.renewal(ttl));
+        let ends = entry
+            .ttl
+            .map(|ttl| now + Duration::from_secs(ttl.as_secs()));
         self.own = Some(Own {
             revision: entry.revision,
             reservation: entry.ttl.is_none(),
             renew_at: renew_at.map_or(held.renew_at, |at| at.min(held.renew_at)),
+            ends: ends.unwrap_or(held.ends),
             ..held
         });
     }

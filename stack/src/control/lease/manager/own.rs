@@ -13,6 +13,8 @@ pub(super) struct Own {
     pub(super) revision: Revision,
     pub(super) reservation: bool,
     pub(super) renew_at: Instant,
+    /// When it ends if it is not renewed; of no meaning for a reservation.
+    pub(super) ends: Instant,
     /// When the watch must have reported that it was written.
     pub(super) confirmation_by: Instant,
 }

@@ -122,6 +122,7 @@ mod tests {
             revision,
             reservation: false,
             renew_at: NOW,
+            ends: NOW,
             confirmation_by: Relist::confirmation_by(NOW),
         })
     }

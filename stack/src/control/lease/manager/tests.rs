@@ -435,6 +435,29 @@ fn reservations_stay_without_a_time_to_live() {
     assert_eq!(settle(&mut manager, &mut store, later), []);
     assert_eq!(store.subnets(), [(subnet, None)]);
     assert_eq!(store.revision, written, "it is as it is to be");
+    assert_eq!(manager.ends(), None);
+}
+
+#[test]
+fn a_lease_ends_a_day_after_it_was_written_or_when_the_store_says() {
+    let mut store = Store::with_config(CONFIG);
+    let mut manager = manager(1);
+    assert_eq!(manager.ends(), None);
+    let subnet = acquired(&settle(&mut manager, &mut store, Instant::ZERO)).unwrap();
+    let day = Duration::from_secs(LEASE_TTL.as_secs());
+    assert_eq!(manager.ends(), Some(Instant::ZERO + day));
+    let renewed = Instant::ZERO + Duration::from_secs(50_000);
+    settle(&mut manager, &mut store, renewed);
+    assert_eq!(manager.ends(), Some(renewed + day));
+    // Another has shortened it.
+    let (key, value) = (
+        format!("{PREFIX}/subnets/{subnet}"),
+        manager.record().to_json(),
+    );
+    store.write(&key, &value, Some(std::time::Duration::from_secs(60_000)));
+    manager.watch_ended(renewed);
+    settle(&mut manager, &mut store, renewed);
+    assert_eq!(manager.ends(), Some(renewed + Duration::from_secs(60_000)));
 }
 
 #[test]
