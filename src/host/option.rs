@@ -17,13 +17,27 @@ pub(crate) fn set(
     set_value(socket, level, name, &value)
 }
 
-/// How many messages the kernel has dropped since a socket is open, modulo 2^32 (Linux 4.12).
+/// How much `SO_MEMINFO` tells (Linux 4.12).
+const MEMINFO_LEN: usize = 9;
+
+fn meminfo(socket: &impl AsFd) -> io::Result<[u32; MEMINFO_LEN]> {
+    get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)
+}
+
+/// How many messages the kernel has dropped since a socket is open, modulo 2^32.
 pub(crate) fn drops(socket: &impl AsFd) -> io::Result<u32> {
-    /// Where that is among what `SO_MEMINFO` tells (`SK_MEMINFO_DROPS`), and how much it tells.
+    /// Where that is (`SK_MEMINFO_DROPS`).
     const DROPS: usize = 8;
-    const VARS: usize = 9;
-    let counters: [u32; VARS] = get(socket, libc::SOL_SOCKET, libc::SO_MEMINFO)?;
-    Ok(counters[DROPS])
+    Ok(meminfo(socket)?[DROPS])
+}
+
+/// How much memory the messages take that wait to be received, and how much they may take, in bytes.
+pub(crate) fn backlog(socket: &impl AsFd) -> io::Result<(u32, u32)> {
+    /// Where that is (`SK_MEMINFO_RMEM_ALLOC`, `SK_MEMINFO_RCVBUF`).
+    const ALLOC: usize = 0;
+    const LIMIT: usize = 1;
+    let memory = meminfo(socket)?;
+    Ok((memory[ALLOC], memory[LIMIT]))
 }
 
 /// The value of an option that is so many 32-bit numbers; what the kernel does not write is zero.

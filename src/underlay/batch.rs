@@ -66,6 +66,12 @@ impl Received {
         lone.is_some_and(|(train, len)| len <= train.datagram_len)
     }
 
+    /// How many messages the last call brought; a train is one.
+    #[must_use]
+    pub const fn messages(&self) -> usize {
+        self.0.count()
+    }
+
     /// Work of the messages of the last call.
     #[must_use]
     pub fn work(&self) -> u64 {

@@ -114,6 +114,11 @@ impl<M> Messages<M> {
         }
     }
 
+    /// How many messages the last call brought.
+    pub(super) const fn count(&self) -> usize {
+        self.messages.len()
+    }
+
     /// Messages of the last call that were lost, since they were cut off.
     pub(super) const fn lost(&self) -> u64 {
         self.lost

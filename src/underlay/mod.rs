@@ -21,7 +21,7 @@ pub use interface::{
 pub use kernel::{Conflict, KernelNetwork};
 pub use socket::Options;
 pub(crate) use udp::Adopted;
-pub use udp::{Route, TunnelSocket, path_mtu};
+pub use udp::{Backlog, Route, TunnelSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
 
 pub(crate) use crate::netlink::Changes;

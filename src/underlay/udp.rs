@@ -23,6 +23,7 @@ use super::queues;
 use super::self_test::{self, Findings};
 use super::socket::{Options, Port, discover_mtu, open, share_port};
 use crate::error::errno;
+use crate::host::option;
 
 /// How long a router may take to say that a datagram is too large.
 const ANSWER: Duration = Duration::from_millis(300);
@@ -103,6 +104,23 @@ impl Adopted {
         self.queues.len() == queues::QUEUES
             && self.others.len() == options.source_ports
             && self.queues.iter().all(ends_there)
+    }
+}
+
+/// What waits in queues to be read, in bytes of the kernel's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// What waits.
+    pub bytes: u64,
+    /// What may wait.
+    pub limit: u64,
+}
+
+impl Backlog {
+    /// Adds other queues.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.limit += other.limit;
     }
 }
 
@@ -261,6 +279,19 @@ impl TunnelSocket {
     pub fn take_losses(&self) -> u64 {
         let each = self.all().map(|queue| queue.overflow.take(&queue.socket));
         each.sum()
+    }
+
+    /// What waits in its queues.
+    pub(crate) fn backlog(&self) -> Backlog {
+        let mut whole = Backlog::default();
+        for queue in self.all() {
+            let (bytes, limit) = option::backlog(&queue.socket).unwrap_or_default();
+            whole.add(Backlog {
+                bytes: bytes.into(),
+                limit: limit.into(),
+            });
+        }
+        whole
     }
 
     /// Receives datagrams from a queue and returns whether there may be more.

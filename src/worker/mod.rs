@@ -4,6 +4,7 @@
 //! Run to completion: the thread that read a packet also sends it, in the buffer it was read into.
 //! The control plane speaks to it by a queue of commands and an event descriptor.
 
+pub mod batches;
 mod busy_poll;
 mod capture;
 mod clients;

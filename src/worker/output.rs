@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use tracing::warn;
 
 use super::Node;
+use super::batches::Batches;
 use super::busy_poll::BusyPoll;
 use crate::device::{FrameDevice, PodDevice, Tun};
 use crate::error::errno;
@@ -133,6 +134,8 @@ pub(super) struct Io {
     acks: AckTable<usize>,
     /// How long to poll before a sleep, as packets and sleeps tell.
     pub(super) busy_poll: BusyPoll,
+    /// How much was done at once.
+    pub(super) batches: Batches,
     tally: Tally,
 }
 
@@ -165,6 +168,7 @@ impl Io {
             uplink_joins_datagrams: true,
             acks: AckTable::new(),
             busy_poll: BusyPoll::default(),
+            batches: Batches::default(),
             tally: Tally::default(),
         }
     }
@@ -278,6 +282,9 @@ impl Io {
 
     /// Sends what waits for the end of the batch.
     pub(super) fn flush(&mut self, outbox: &mut Outbox) {
+        if !outbox.packets.is_empty() {
+            self.batches.sent.note(outbox.packets.len());
+        }
         if let Some(tunnel) = &self.underlay.tunnel {
             let packets = outbox.packets.iter().filter_map(|waiting| {
                 let Way::Tunnel(key, checksums) = waiting.way else {

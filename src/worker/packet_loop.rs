@@ -425,6 +425,7 @@ impl PacketLoop {
         let Ok(offload) = virtio::Header::parse(header) else {
             return path.node_mut().refuse_frame(port, len);
         };
+        io.batches.from_pods += u64::from(offload.gso.is_some());
         let mut packet = packet.with_offload(offload);
         let verdict = path.from_port(now, port, &mut packet, sockets);
         let place = (packet.headroom(), packet.len());
@@ -444,6 +445,7 @@ impl PacketLoop {
             match tunnel.receive(queue, &mut self.received) {
                 Ok(more) => {
                     turn.take(self.received.work());
+                    self.io.batches.received.note(self.received.messages());
                     self.handle_datagrams();
                     if !more {
                         return;
@@ -480,7 +482,10 @@ impl PacketLoop {
             received.datagrams(),
             merging,
             sockets,
-            |verdict, packet, tail| io.send(verdict, packet, tail),
+            |verdict, packet, tail| {
+                io.batches.merged += u64::from(!packet.is_single());
+                io.send(verdict, packet, tail);
+            },
         );
         self.send_own(now);
     }

@@ -16,8 +16,9 @@ use muslin_stack::drops::Counters;
 use tokio::sync::watch;
 
 use super::Datapath;
+use super::batches::Batches;
 use super::output::Io;
-use crate::underlay::TunnelSocket;
+use crate::underlay::{Backlog, TunnelSocket};
 
 /// A thread of the data path takes no turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -31,8 +32,14 @@ pub struct Totals {
     pub counters: Counters,
     /// Flows to and from addresses outside the overlay.
     pub egress: EgressCounters,
+    /// How many of them there may be.
+    pub flow_limit: u64,
     /// What went through the host interface, if there is one.
     pub host: Option<HostTraffic>,
+    /// How much was done at once.
+    pub batches: Batches,
+    /// What waits in the tunnel's queues to be read.
+    pub backlog: Backlog,
     /// How many peers there are.
     pub peers: usize,
     /// Whether trains of datagrams may leave.
@@ -109,10 +116,13 @@ impl Totals {
         Self {
             counters: node.counters().clone(),
             egress: view.path.egress().counters(),
+            flow_limit: view.path.egress().limits().flows as u64,
             host: node.host().map(|host| HostTraffic {
                 received: host.received,
                 sent: host.sent,
             }),
+            batches: view.io.batches,
+            backlog: tunnel.map(TunnelSocket::backlog).unwrap_or_default(),
             peers: node.peers().count(),
             gso: tunnel.is_some_and(TunnelSocket::has_gso),
             gro: tunnel.is_some_and(TunnelSocket::has_gro),
@@ -123,10 +133,13 @@ impl Totals {
     pub(super) fn add(&mut self, other: &Self) {
         self.counters.add(&other.counters);
         self.egress.add(&other.egress);
+        self.flow_limit += other.flow_limit;
         if let (Some(host), Some(theirs)) = (&mut self.host, other.host) {
             host.received.add(theirs.received);
             host.sent.add(theirs.sent);
         }
+        self.batches.add(&other.batches);
+        self.backlog.add(other.backlog);
         self.gso &= other.gso;
         self.gro &= other.gro;
     }

@@ -26,6 +26,7 @@ impl PacketLoop {
             {
                 Ok(more) => {
                     turn.take(frames.work());
+                    self.io.batches.received.note(frames.count());
                     self.handle_frames();
                     if !more {
                         return;
@@ -73,7 +74,10 @@ impl PacketLoop {
             frames.frames(),
             merging,
             sockets,
-            |verdict, packet, tail| io.send(verdict, packet, tail),
+            |verdict, packet, tail| {
+                io.batches.merged += u64::from(!packet.is_single());
+                io.send(verdict, packet, tail);
+            },
         );
         self.send_own(now);
     }

@@ -300,6 +300,12 @@ impl Frames {
         })
     }
 
+    /// How many frames the last call brought; a superpacket is one.
+    #[must_use]
+    pub const fn count(&self) -> usize {
+        self.0.count()
+    }
+
     /// Work of the frames of the last call.
     #[must_use]
     pub fn work(&mut self) -> u64 {

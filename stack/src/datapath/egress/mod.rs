@@ -408,6 +408,12 @@ impl Egress {
         self.flows.get(id).map(|(key, _)| key.into())
     }
 
+    /// How much it may have.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.config.limits
+    }
+
     /// What became of flows.
     #[must_use]
     pub fn counters(&self) -> EgressCounters {
