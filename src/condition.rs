@@ -36,7 +36,13 @@ impl State {
     /// Whether it passes packets, as far as it has begun to.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        !self.lacks.contains_key(&Need::DataPath)
+        !self.lacks(Need::DataPath)
+    }
+
+    /// Whether it is without something.
+    #[must_use]
+    pub fn lacks(&self, need: Need) -> bool {
+        self.lacks.contains_key(&need)
     }
 
     /// What it waits for, or what does not work although it is ready, in one line.

@@ -27,6 +27,7 @@ mod init;
 mod keeper;
 pub mod lease;
 mod lines;
+mod metrics;
 mod netlink;
 pub mod netns;
 mod notify;

@@ -1,7 +1,7 @@
 //! `muslin node`.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -131,6 +131,10 @@ pub(super) struct Arguments {
     /// `none` for none
     #[arg(long, value_name = "NAME", default_value = daemon::HOST_INTERFACE)]
     host_interface: String,
+    /// Serve metrics for Prometheus at http://ADDR/metrics, as in 127.0.0.1:8482: names, addresses and
+    /// counters of the node, its pods and its peers, which whoever reaches the port can read
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<SocketAddr>,
     /// Do not restrict the node's system calls (seccomp)
     #[arg(long)]
     no_seccomp: bool,
@@ -274,6 +278,7 @@ impl Arguments {
             keeper: self.keeper.clone(),
             take_over: self.take_over,
             health: flannel.health(),
+            metrics: self.metrics,
         })
     }
 

@@ -1,4 +1,4 @@
-//! What clients of a node come in by: the control sockets, and the port of the health checks.
+//! What clients of a node come in by: the control sockets, and the ports of health checks and metrics.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +26,7 @@ const LESSER: [(&str, Level); 2] = [
 pub(super) struct Doors {
     pub(super) control: Vec<(PathBuf, Level, UnixSeqpacketListener)>,
     pub(super) health: Option<TcpListener>,
+    pub(super) metrics: Option<TcpListener>,
 }
 
 impl Doors {
@@ -54,12 +55,30 @@ impl Doors {
         let health = match settings.health {
             None => None,
             Some(address) => {
-                let listener = health(address, take(FrontDoor::Health)).await?;
+                let listener = match inherited(address, take(FrontDoor::Health))? {
+                    Some(listener) => listener,
+                    None => http::health::listen(address).await?,
+                };
                 info!("health is served at http://{address}/healthz and /readyz");
                 Some(listener)
             }
         };
-        Ok(Self { control, health })
+        let metrics = match settings.metrics {
+            None => None,
+            Some(address) => {
+                let listener = match inherited(address, take(FrontDoor::Metrics))? {
+                    Some(listener) => listener,
+                    None => http::metrics::listen(address).await?,
+                };
+                info!("metrics are served at http://{address}/metrics");
+                Some(listener)
+            }
+        };
+        Ok(Self {
+            control,
+            health,
+            metrics,
+        })
     }
 
     /// Where clients find the control sockets.
@@ -80,8 +99,14 @@ impl Doors {
             let copy = listener.as_fd().try_clone_to_owned()?;
             doors.push((FrontDoor::Control(*level), copy));
         }
-        if let Some(listener) = &self.health {
-            doors.push((FrontDoor::Health, listener.as_fd().try_clone_to_owned()?));
+        let pages = [
+            (FrontDoor::Health, &self.health),
+            (FrontDoor::Metrics, &self.metrics),
+        ];
+        for (door, listener) in pages {
+            if let Some(listener) = listener {
+                doors.push((door, listener.as_fd().try_clone_to_owned()?));
+            }
         }
         Ok(Estate {
             lock: Some(state.copy_lock()?),
@@ -101,11 +126,10 @@ fn listen(path: &std::path::Path, former: Option<OwnedFd>) -> Result<UnixSeqpack
     }
 }
 
-/// The listener for health checks: the former one, if it has this address.
-async fn health(address: SocketAddr, former: Option<OwnedFd>) -> Result<TcpListener> {
+/// The listener of a process before this one, if it has this address.
+fn inherited(address: SocketAddr, former: Option<OwnedFd>) -> Result<Option<TcpListener>> {
     let former = former.map(std::net::TcpListener::from);
-    match former.filter(|it| it.local_addr().is_ok_and(|it| it == address)) {
-        Some(former) => TcpListener::from_std(former).context("cannot go on to serve health"),
-        None => http::health::listen(address).await,
-    }
+    let former = former.filter(|it| it.local_addr().is_ok_and(|it| it == address));
+    let former = former.map(TcpListener::from_std).transpose();
+    former.context(format!("cannot go on to listen at {address}"))
 }

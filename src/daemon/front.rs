@@ -21,6 +21,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::capture;
 use super::cni::Session;
+use super::metrics::Vitals;
 use super::report;
 use super::running::{Attachment, RunningNode};
 use crate::condition;
@@ -52,6 +53,8 @@ pub(super) struct Front {
     pub(super) served: watch::Sender<bool>,
     /// The right to write to the store.
     pub(super) turn: Turn,
+    /// What is known of the store and the lease.
+    pub(super) vitals: Vitals,
     /// What ends when another process is the node.
     tasks: Mutex<Vec<AbortHandle>>,
 }
@@ -80,8 +83,14 @@ impl Front {
             stage: watch::Sender::new(Stage::Here),
             served: watch::Sender::new(false),
             turn: Turn::default(),
+            vitals: Vitals::default(),
             tasks: Mutex::default(),
         }
+    }
+
+    /// The node's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Clients are answered from now on.

@@ -24,6 +24,8 @@ const FIRST_LOOK: Duration = Duration::from_millis(15);
 pub(super) struct Census {
     /// The peers at that moment.
     pub(super) states: PeerStates,
+    /// The peers that have answered when they were asked.
+    pub(super) answered: HashSet<PeerId>,
     lives: HashMap<IpNet, Signs>,
 }
 
@@ -53,10 +55,21 @@ impl Census {
                 }
             }
         }
-        Ok(Self {
+        Ok(Self::of(states, answered))
+    }
+
+    /// Asks nobody, since it is known who has answered a moment ago.
+    pub(super) async fn knowing(running: &RunningNode, answered: HashSet<PeerId>) -> Result<Self> {
+        let states = running.workers.peers().await.map_err(Error::failed)?;
+        Ok(Self::of(states, answered))
+    }
+
+    fn of(states: PeerStates, answered: HashSet<PeerId>) -> Self {
+        Self {
             lives: lives(&states, &answered),
             states,
-        })
+            answered,
+        }
     }
 
     /// What is known of the node with a lease.

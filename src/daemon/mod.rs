@@ -14,6 +14,7 @@ mod heartbeat;
 mod host_interface;
 mod leases;
 mod liveness;
+mod metrics;
 mod naming;
 mod pods;
 mod records;
@@ -36,6 +37,7 @@ use doors::Doors;
 use front::Front;
 pub(crate) use host_interface::NAME as HOST_INTERFACE;
 use ipnet::IpNet;
+use metrics::Exporter;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::control::ipam::Memory;
@@ -75,7 +77,7 @@ use crate::netlink::Changes;
 use crate::notify;
 use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
-use crate::store;
+use crate::store::{self, Measured};
 use crate::takeover::{Estate, Inherited, Predecessor};
 use crate::underlay::{Adopted, PublicInterface, TunnelSocket, Underlay};
 use crate::worker::{Event, Node, Workers};
@@ -151,6 +153,8 @@ pub async fn run_until(
         leave.clone(),
         estate.context("cannot copy the listeners")?,
     ));
+    let timings = front.vitals.timings.clone();
+    let store: Arc<dyn store::Store> = Arc::new(Measured::new(store, timings));
     let kept = match (&settings.keeper, &predecessor) {
         (Some(keeper), None) => take_kept(keeper).await,
         _ => Kept::default(),
@@ -327,6 +331,7 @@ impl Start {
             leave: self.leaving,
             public_ip: addresses,
             turn: self.front.turn.clone(),
+            ends: self.front.vitals.lease_ends.clone(),
         };
         Ok((driver, (manager, controls)))
     }
@@ -872,9 +877,14 @@ fn open(
     condition: &Condition,
     fatal: &mpsc::UnboundedSender<Error>,
 ) {
-    let Some(Doors { control, health }) = doors else {
+    let Some(doors) = doors else {
         return;
     };
+    let Doors {
+        control,
+        health,
+        metrics,
+    } = doors;
     front.set_open();
     for (_, level, listener) in control {
         let own = inherited.extract_if(.., |client| client.level == level);
@@ -887,6 +897,10 @@ fn open(
     }
     if let Some(listener) = health {
         front.spawn(http::health::serve(listener, condition.subscribe()));
+    }
+    if let Some(listener) = metrics {
+        let exporter = Exporter::new(front.clone(), condition.subscribe());
+        front.spawn(http::metrics::serve(listener, exporter));
     }
 }
 

@@ -175,14 +175,15 @@ fn offload(running: &RunningNode, totals: &Totals) -> Offload {
     }
 }
 
-fn traffic(traffic: port::Traffic) -> Traffic {
+pub(super) fn traffic(traffic: port::Traffic) -> Traffic {
     Traffic {
         packets: traffic.packets,
         bytes: traffic.bytes,
     }
 }
 
-fn pods(running: &RunningNode, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
+/// The attached pods.
+pub(super) fn pods(running: &RunningNode, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
     let pods = running.pods.lock();
     let row = |(name, pod): (&PodName, &super::pods::Pod)| {
         let port = ports.get(&pod.port).copied().unwrap_or_default();
@@ -202,7 +203,8 @@ fn pods(running: &RunningNode, ports: &HashMap<PortId, PortState>) -> Vec<Pod> {
     pods.iter().map(row).collect()
 }
 
-fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
+/// The other nodes.
+pub(super) fn peers(running: &RunningNode, census: &Census) -> Vec<Peer> {
     let states = census.states.peers.iter();
     let states: HashMap<_, _> = states.map(|state| (state.peer.id, state)).collect();
     let names = running.naming.names.read();

@@ -64,6 +64,8 @@ pub struct NodeSettings {
     pub take_over: bool,
     /// The address that serves the health checks.
     pub health: Option<SocketAddr>,
+    /// The address that serves the metrics.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Which of the kernel's offloads a node uses, where the kernel has them.

@@ -1,4 +1,5 @@
-//! What the node serves over HTTP: its health.
+//! What the node serves over HTTP: its health, and its metrics.
 
 pub(crate) mod health;
+pub(crate) mod metrics;
 mod server;

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest sleep: timers stand still while a machine is suspended, and `clock` need not.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Inputs of the running task.
+/// What the running task shares with others.
 #[derive(Debug, Clone)]
 pub struct Controls {
     /// Whether the lease is to be given back.
@@ -30,6 +30,8 @@ pub struct Controls {
     pub public_ip: watch::Receiver<Ipv4Addr>,
     /// The right to write to the store.
     pub turn: Turn,
+    /// Takes when the lease ends ([`Manager::ends`]).
+    pub ends: watch::Sender<Option<Instant>>,
 }
 
 /// What the task reports.
@@ -117,6 +119,7 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
     async fn keep(&mut self) -> Result<()> {
         loop {
             let action = self.manager.poll((self.clock)());
+            self.controls.ends.send_replace(self.manager.ends());
             match self.report()? {
                 Next::Act => {}
                 Next::PollAgain => continue,

@@ -5,6 +5,7 @@
 #[cfg(feature = "etcd")]
 mod etcd;
 mod file;
+mod measured;
 mod options;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -18,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub(crate) use measured::{BOUNDS, Measured, Timings};
 use muslin_stack::control::lease::{Answer, Entry, LeaseRecord, Op, Revision, WatchEvent};
 pub use options::EtcdOptions;
 use thiserror::Error;

@@ -275,6 +275,7 @@ impl Node {
             turn: crate::lease::Turn::default(),
             leave: asked,
             public_ip: moved,
+            ends: watch::Sender::default(),
         };
         let start = Instant::now();
         let clock = move || {

@@ -93,6 +93,8 @@ pub(crate) enum FrontDoor {
     Control(Level),
     /// Health checks.
     Health,
+    /// Metrics.
+    Metrics,
 }
 
 /// A pod.
