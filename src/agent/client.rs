@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 
-use super::{
+use super::protocol::{
     Answer, Echoed, Exchanged, IcmpError, Interface, Listening, Opened, Ping, Pinged, Refused,
     Reply, Request, Sent,
 };

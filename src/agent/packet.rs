@@ -13,8 +13,8 @@ use nix::libc;
 use nix::sys::socket::{LinkAddr, MsgFlags, bind, recvfrom, sendto};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Interface;
 use super::client::{from_hex, to_hex};
+use super::protocol::Interface;
 
 /// What the kernel is asked to queue of what is captured, in bytes.
 const QUEUE_BYTES: usize = 8 << 20;

@@ -15,8 +15,8 @@ use nix::libc;
 use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use super::protocol::{IcmpError, Ping, Pinged, Refused, Reply};
 use super::transfer::Generator;
-use super::{IcmpError, Ping, Pinged, Refused, Reply};
 
 const ECHO_REPLY: u8 = 0;
 const UNREACHABLE: u8 = 3;

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStr
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Echoed, Exchanged, Listening, Opened, Sent};
+use super::protocol::{Echoed, Exchanged, Listening, Opened, Sent};
 
 /// The listener counts and digests what comes, and answers with both at its end.
 const SINK: u8 = b'S';

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::pods::Pods;
 use super::settings::NodeSettings;
-use crate::dns::{Dns, DnsConnector, RESOLV_CONF, Resolvers};
+use crate::dns::{self, Dns, DnsConnector, RESOLV_CONF, Resolvers};
 use crate::error::{Error, Result};
 
 /// The pods' names, and the DNS service that resolves them.
@@ -31,7 +31,7 @@ impl NameService {
     ) -> Result<(Self, DnsConnector)> {
         let names = Arc::new(RwLock::new(Names::default()));
         names.write().lease(subnet);
-        let (dns, connector) = Dns::start(network, names.clone(), resolvers(settings, network)?)?;
+        let (dns, connector) = dns::start(network, names.clone(), resolvers(settings, network)?)?;
         let naming = Self {
             dns,
             names,

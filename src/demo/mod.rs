@@ -4,15 +4,16 @@
 //! addresses and share an embedded store; the pods are namespaces whose kernels send the packets.
 //! All of it lives below one temporary directory and ends with this process.
 
+mod progress;
 mod show;
 mod stage;
 mod steps;
 
-use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 
 use clap::Args;
 use nix::sys::signal::Signal;
+use progress::Progress;
 use stage::Children;
 use steps::Scene;
 
@@ -96,30 +97,4 @@ async fn play(megabytes: u64) -> Result<Ended> {
     children.end(Signal::SIGTERM);
     let _ = finished.await;
     Ok(Ended::Interrupted(signal))
-}
-
-/// One line that changes, on a terminal; nothing in a pipe.
-struct Progress {
-    on_terminal: bool,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self {
-            on_terminal: std::io::stderr().is_terminal(),
-        }
-    }
-
-    fn say(&self, what: &str) {
-        if self.on_terminal {
-            // Erases the line (ECMA-48 EL); a terminal that is gone is no reason to stop.
-            let _ = write!(std::io::stderr(), "\r\x1b[K{what} ...");
-        }
-    }
-
-    fn clear(&self) {
-        if self.on_terminal {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
-    }
 }

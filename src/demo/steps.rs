@@ -6,7 +6,7 @@ use std::path::Path;
 use muslin_stack::api::control::{Drop, Status, Table};
 use serde::Serialize;
 
-use super::Progress;
+use super::progress::Progress;
 use super::stage::{Children, Node, Pod, Stage, free_port, is_free};
 use crate::agent::{IcmpError, Ping, Pinged};
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! The service as a pod sees it, with resolvers that do as a test says.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -15,6 +15,9 @@ use tokio::time::{Instant, timeout};
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::forward::{read_message, write_message};
+use super::message::{Rejected, Request, Transport};
+use super::quota::{QUERIES, Quota};
+use super::zones::Zones;
 use super::*;
 
 const POD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1, 2), 5353);
@@ -46,7 +49,7 @@ fn names() -> Arc<RwLock<Names>> {
 
 fn start(resolvers: &[SocketAddr]) -> (Arc<Dns>, DnsConnector) {
     let resolvers = Resolvers::at(resolvers.to_vec());
-    Dns::start("10.1.0.0/16".parse().unwrap(), names(), resolvers).unwrap()
+    super::start("10.1.0.0/16".parse().unwrap(), names(), resolvers).unwrap()
 }
 
 fn query(name: &str, kind: RecordType) -> Message {
@@ -651,8 +654,8 @@ async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
 #[tokio::test]
 async fn a_pod_with_many_full_sockets_does_not_hold_up_another() {
     let resolvers = Resolvers::at(Vec::new());
-    let (dns, connector, pod_sockets) =
-        Dns::new("10.1.0.0/16".parse().unwrap(), names(), resolvers);
+    let dns = Dns::new("10.1.0.0/16".parse().unwrap(), names(), resolvers);
+    let (connector, pod_sockets) = DnsConnector::new();
     let web = query("web.n1.muslin.", RecordType::A);
     let bytes = web.to_vec().unwrap();
     let fill = || {
@@ -682,7 +685,7 @@ async fn a_pod_with_many_full_sockets_does_not_hold_up_another() {
 
 #[test]
 fn pods_that_want_all_places_leave_some() {
-    let quota = Quota::new(serve::QUERIES);
+    let quota = Quota::new(QUERIES);
     let pods = |last: u8| (0..last).map(|pod| Ipv4Addr::new(10, 1, 1, pod));
     let mut tickets = Vec::new();
     for _ in 0..1024 {

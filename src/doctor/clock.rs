@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Finding, Verdict};
+use super::finding::{Finding, Verdict};
 use crate::store::{self, EtcdOptions};
 use crate::terminal::quantity::duration;
 

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use smoltcp::wire::IpVersion;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{DoctorOptions, Finding, NodeUnderTest, Verdict};
+use super::finding::{Finding, Verdict};
+use super::subject::{DoctorOptions, NodeUnderTest};
 use crate::confine;
 use crate::daemon::{HOST_INTERFACE, Offload};
 use crate::device::Tap;

@@ -5,109 +5,23 @@
 //! send packets out of a pod that lives for the checks only.
 
 mod clock;
+mod finding;
 mod machine;
 mod node;
 mod runtimes;
 mod store;
+mod subject;
 
-use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::ffi::OsStr;
 
+pub use finding::{Finding, Verdict};
 #[cfg(feature = "sidecar")]
 pub(crate) use machine::obstacle_to_pods;
 pub use machine::probe_namespace;
-use muslin_stack::api::control::{Status, Table};
-use serde::Serialize;
+pub use subject::DoctorOptions;
+use subject::node_under_test;
 
-use crate::control::{self, Client};
-use crate::error::{Error, Result};
-use crate::store::EtcdOptions;
-use crate::underlay::InterfaceChoice;
-
-/// How long a store or a node may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// What `muslin doctor` examines.
-#[derive(Debug, Clone)]
-pub struct DoctorOptions {
-    /// Where nodes keep their state.
-    pub state_dir: PathBuf,
-    /// The node, if it is not the only one.
-    pub node: Option<String>,
-    /// The store; else that of the running node, or the embedded one.
-    pub store: Option<OsString>,
-    /// The credentials for etcd.
-    pub etcd: EtcdOptions,
-    /// The prefix of flannel's keys in the store.
-    pub prefix: String,
-    /// The underlay's interface, if no node runs that has it.
-    pub underlay: InterfaceChoice,
-    /// How many peers to send packets to.
-    pub peers: usize,
-    /// Where container runtimes have their configurations; else the usual directory, if one of ours is
-    /// there.
-    pub cni_conf_dir: Option<PathBuf>,
-    /// Where they have their plugins.
-    pub cni_bin_dir: PathBuf,
-}
-
-/// What was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// What was looked at.
-    pub check: String,
-    /// How it is.
-    pub verdict: Verdict,
-    /// What was seen.
-    pub detail: String,
-    /// What to do, if it is not fine.
-    pub advice: Option<String>,
-}
-
-/// How something is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// As it should be.
-    Fine,
-    /// It could not be looked at.
-    Unknown,
-    /// It works, but not as one might expect.
-    Warning,
-    /// It does not work.
-    Wrong,
-}
-
-impl Finding {
-    fn new(check: &str, verdict: Verdict, detail: impl ToString) -> Self {
-        Self {
-            check: check.to_owned(),
-            verdict,
-            detail: detail.to_string(),
-            advice: None,
-        }
-    }
-
-    fn fine(check: &str, detail: impl ToString) -> Self {
-        Self::new(check, Verdict::Fine, detail)
-    }
-
-    fn wrong(check: &str, detail: impl ToString) -> Self {
-        Self::new(check, Verdict::Wrong, detail)
-    }
-
-    fn advise(mut self, advice: impl ToString) -> Self {
-        self.advice = Some(advice.to_string());
-        self
-    }
-}
-
-/// A running node, and its control socket.
-struct NodeUnderTest {
-    socket: PathBuf,
-    status: Status,
-}
+use crate::error::Result;
 
 /// Examines, and gives each finding to `report` at once.
 ///
@@ -161,26 +75,4 @@ pub async fn examine(options: &DoctorOptions, mut report: impl FnMut(Finding)) -
         }),
     }
     Ok(())
-}
-
-/// The node that runs, or why it does not answer for its tables yet.
-async fn node_under_test(
-    options: &DoctorOptions,
-) -> Result<(Option<NodeUnderTest>, Option<String>)> {
-    let located = match options.node.as_deref() {
-        Some(named) => control::locate(&options.state_dir, Some(named)).map(Some),
-        None => control::locate_only(&options.state_dir),
-    };
-    let Some(socket) = located? else {
-        return Ok((None, None));
-    };
-    let client = Client::connect(&socket).await?;
-    match client.report::<Status>(Table::Status).await {
-        Ok(mut rows) => Ok((
-            rows.pop().map(|status| NodeUnderTest { socket, status }),
-            None,
-        )),
-        Err(Error::Refused { message, .. }) => Ok((None, Some(message))),
-        Err(error) => Err(error),
-    }
 }

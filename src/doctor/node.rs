@@ -8,7 +8,8 @@ use muslin_encap::tunnel::Format;
 use muslin_stack::api::control::{Drop, Peer, Pod, Table};
 use smoltcp::wire::IpVersion;
 
-use super::{Finding, NodeUnderTest, PATIENCE, Verdict};
+use super::finding::{Finding, Verdict};
+use super::subject::{NodeUnderTest, PATIENCE};
 use crate::agent::{Agent, Ping};
 use crate::control::Client;
 use crate::error::{Context, Result};

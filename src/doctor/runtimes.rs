@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::{Finding, NodeUnderTest, Verdict};
+use super::finding::{Finding, Verdict};
+use super::subject::NodeUnderTest;
 use crate::cni::install::{CONF_DIR, PLUGIN, configurations};
 
 /// Bytes of the longest configuration, and of what a plugin says of itself.

@@ -8,7 +8,8 @@ use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Lease, Table};
 use muslin_stack::control::lease::{Answer, Backend, NetworkConfig, Op, lease_prefix};
 
-use super::{DoctorOptions, Finding, NodeUnderTest, PATIENCE, Verdict};
+use super::finding::{Finding, Verdict};
+use super::subject::{DoctorOptions, NodeUnderTest, PATIENCE};
 use crate::control::Client;
 use crate::features::Feature;
 use crate::state;
