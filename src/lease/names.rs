@@ -2,23 +2,23 @@
 //! rules' operations.
 
 use std::future::pending;
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_stack::control::ipam::PodName;
-use muslin_stack::control::lease::{Action, Answer, Op, Revision, WatchEvent};
+use muslin_stack::control::lease::{Action, Answer, WatchEvent};
 use muslin_stack::control::names::{
     NameChange, Names, PodRecord, Sharer, SharerSettings, Trouble, names_prefix,
 };
 use parking_lot::RwLock;
 use smoltcp::time::Instant;
 use tokio::sync::watch;
-use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::Turn;
-use crate::store::{Store, StoreError, Watch, is_permission};
+use super::drive::{Rules, StoreResult, Turn, drive};
+use crate::error::Result;
+use crate::store::{Store, StoreError, is_permission};
 use crate::terminal::quantity::count;
 
 /// What other nodes do not know, or this one, if the store does not do something.
@@ -69,13 +69,14 @@ impl Sharing {
         let mut runner = Runner {
             sharer: Sharer::new(settings, now_since(began)),
             began,
-            stream: None,
             is_ending: false,
             is_told: false,
             sharing: self,
         };
         runner.set_pods();
-        runner.share().await;
+        let (store, turn) = (runner.sharing.store.clone(), runner.sharing.turn.clone());
+        // No rule of names ends with an error.
+        let _ = drive(&mut runner, &*store, &turn).await;
     }
 }
 
@@ -83,134 +84,18 @@ struct Runner {
     sharing: Sharing,
     sharer: Sharer,
     began: std::time::Instant,
-    /// The watch, which stays open while the record is written.
-    stream: Option<Box<dyn Watch>>,
     is_ending: bool,
     /// Whether it was logged that the store forbids it.
     is_told: bool,
 }
 
 impl Runner {
-    /// Shares until the node has ended.
-    async fn share(&mut self) {
-        loop {
-            let action = self.sharer.poll(self.now());
-            self.report();
-            match action {
-                Action::Store(op) => {
-                    let turn = self.sharing.turn.clone();
-                    let _turn = turn.read().await;
-                    self.execute(op).await;
-                }
-                Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await,
-                Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await,
-                Action::Stop => return,
-            }
-        }
-    }
-
-    fn now(&self) -> Instant {
-        now_since(self.began)
-    }
-
-    /// Has what is new of other nodes' pods known.
-    fn report(&mut self) {
-        for change in self.sharer.changes() {
-            match change {
-                NameChange::Set(record) => {
-                    let pods = count(record.pods.len() as u64, "pod");
-                    debug!(
-                        "names: node {} at {} has {pods}",
-                        record.node, record.subnet
-                    );
-                    self.sharing.names.write().set(record);
-                }
-                NameChange::Removed(subnet) => {
-                    debug!("names: no record of {subnet} any more");
-                    self.sharing.names.write().remove(subnet);
-                }
-                NameChange::Skipped(key, reason) => {
-                    debug!("the key {key} is not a record of pods: {reason}");
-                }
-            }
-        }
-    }
-
     fn set_pods(&mut self) {
         let pods = self.sharing.pods.borrow_and_update().clone();
         let left_out = self.sharer.set_pods(now_since(self.began), pods);
         if left_out > 0 {
             let pods = count(left_out as u64, "pod");
             warn!("other nodes cannot resolve {pods}: there are too many");
-        }
-    }
-
-    async fn execute(&mut self, op: Op) {
-        let is_list = matches!(op, Op::List(_));
-        if is_list {
-            self.stream = None;
-        }
-        let asked_for = op.to_string();
-        let answer = self.sharing.store.execute(op).await;
-        let now = self.now();
-        match answer {
-            Ok(answer) => {
-                debug!("names: {asked_for}: {answer}");
-                self.is_told &= is_list;
-                self.sharer.answer(now, answer);
-            }
-            // A list shows the present value of our key.
-            Err(StoreError::Gap) => self.sharer.answer(now, Answer::Conflict),
-            Err(error) => {
-                let what = if is_list { OF_OTHERS } else { OF_THIS };
-                let trouble = self.trouble(&error, what);
-                self.sharer.failed(now, trouble);
-            }
-        }
-    }
-
-    async fn open(&mut self, from: Revision) {
-        let prefix = self.sharer.prefix();
-        match self.sharing.store.watch(&prefix, from).await {
-            Ok(stream) => self.stream = Some(stream),
-            Err(error) => self.take(Err(error)),
-        }
-    }
-
-    /// Waits until something happens, or it is time.
-    async fn idle(&mut self, until: Instant) {
-        let now = self.now();
-        let left = if until > now {
-            Duration::from_micros((until - now).total_micros())
-        } else {
-            Duration::ZERO
-        };
-        let sharing = &mut self.sharing;
-        tokio::select! {
-            biased;
-            events = next(&mut self.stream) => self.take(events),
-            () = asked(&mut sharing.leave), if !self.is_ending => {
-                self.is_ending = true;
-                self.sharer.leave(now_since(self.began));
-            }
-            () = asked(&mut sharing.stop), if !self.is_ending => {
-                self.is_ending = true;
-                self.sharer.stop(now_since(self.began));
-            }
-            Ok(()) = sharing.pods.changed(), if !self.is_ending => self.set_pods(),
-            () = sleep(left) => {}
-        }
-    }
-
-    /// Handles the watch's events.
-    fn take(&mut self, events: Result<Vec<WatchEvent>, StoreError>) {
-        match events {
-            Ok(events) => events.into_iter().for_each(|it| self.sharer.event(it)),
-            Err(error) => {
-                self.stream = None;
-                let trouble = self.trouble(&error, OF_OTHERS);
-                self.sharer.watch_ended(self.now(), trouble);
-            }
         }
     }
 
@@ -232,17 +117,92 @@ impl Runner {
     }
 }
 
+impl Rules for Runner {
+    fn now(&self) -> Instant {
+        now_since(self.began)
+    }
+
+    fn poll(&mut self) -> Result<Action> {
+        let action = self.sharer.poll(self.now());
+        for change in self.sharer.changes() {
+            match change {
+                NameChange::Set(record) => {
+                    let pods = count(record.pods.len() as u64, "pod");
+                    debug!(
+                        "names: node {} at {} has {pods}",
+                        record.node, record.subnet
+                    );
+                    self.sharing.names.write().set(record);
+                }
+                NameChange::Removed(subnet) => {
+                    debug!("names: no record of {subnet} any more");
+                    self.sharing.names.write().remove(subnet);
+                }
+                NameChange::Skipped(key, reason) => {
+                    debug!("the key {key} is not a record of pods: {reason}");
+                }
+            }
+        }
+        Ok(action)
+    }
+
+    fn answer(&mut self, is_list: bool, answer: StoreResult<Answer>) -> Result<()> {
+        let now = self.now();
+        match answer {
+            Ok(answer) => {
+                self.is_told &= is_list;
+                self.sharer.answer(now, answer);
+            }
+            // A list shows the present value of our key.
+            Err(StoreError::Gap) => self.sharer.answer(now, Answer::Conflict),
+            Err(error) => {
+                let what = if is_list { OF_OTHERS } else { OF_THIS };
+                let trouble = self.trouble(&error, what);
+                self.sharer.failed(now, trouble);
+            }
+        }
+        Ok(())
+    }
+
+    fn prefix(&self) -> String {
+        self.sharer.prefix()
+    }
+
+    fn events(&mut self, events: Vec<WatchEvent>) {
+        events.into_iter().for_each(|it| self.sharer.event(it));
+    }
+
+    fn watch_ended(&mut self, error: &StoreError) -> Result<()> {
+        let trouble = self.trouble(error, OF_OTHERS);
+        self.sharer.watch_ended(self.now(), trouble);
+        Ok(())
+    }
+
+    async fn input(&mut self) -> ControlFlow<()> {
+        let sharing = &mut self.sharing;
+        tokio::select! {
+            () = asked(&mut sharing.leave), if !self.is_ending => {
+                self.is_ending = true;
+                self.sharer.leave(now_since(self.began));
+                ControlFlow::Break(())
+            }
+            () = asked(&mut sharing.stop), if !self.is_ending => {
+                self.is_ending = true;
+                self.sharer.stop(now_since(self.began));
+                ControlFlow::Break(())
+            }
+            Ok(()) = sharing.pods.changed(), if !self.is_ending => {
+                self.set_pods();
+                ControlFlow::Continue(())
+            }
+            else => pending().await,
+        }
+    }
+}
+
 /// The time for the rules, since a moment.
 fn now_since(began: std::time::Instant) -> Instant {
     Instant::from_micros(i64::try_from(began.elapsed().as_micros()).unwrap_or(i64::MAX))
-}
-
-/// The next changes of a watch that is open.
-async fn next(stream: &mut Option<Box<dyn Watch>>) -> Result<Vec<WatchEvent>, StoreError> {
-    match stream {
-        Some(stream) => stream.next().await,
-        None => pending().await,
-    }
 }
 
 /// Whether the store works, but this needs an administrator's intervention.
@@ -261,18 +221,17 @@ async fn asked(leave: &mut watch::Receiver<bool>) {
 mod tests {
     use std::net::Ipv4Addr;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use async_trait::async_trait;
-    use muslin_stack::control::lease::{Entry, LEASE_TTL};
+    use muslin_stack::control::lease::{Entry, LEASE_TTL, Op, Revision};
     use muslin_stack::control::names::{Found, names_key};
     use tempfile::TempDir;
     use tokio::task::JoinHandle;
-    use tokio::time::Instant;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
-    use crate::store::{EtcdOptions, open};
-
-    type StoreResult<T> = Result<T, StoreError>;
+    use crate::store::{EtcdOptions, Watch, open};
 
     const SOON: Duration = Duration::from_secs(20);
 

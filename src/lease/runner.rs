@@ -2,24 +2,23 @@
 
 use std::future::pending;
 use std::net::Ipv4Addr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::control::lease::{Action, Change, Manager, Op, OwnChange, Revision, WatchEvent};
+use muslin_stack::control::lease::{Action, Answer, Change, Manager, OwnChange, WatchEvent};
 use smoltcp::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::Turn;
+use super::drive::{Rules, StoreResult, Turn, drive};
 use crate::error::{Error, Result};
-use crate::store::{Store, StoreError, Watch};
+use crate::store::{Store, StoreError};
 
 /// How long the store may take to give a lease back.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest sleep: timers stand still while a machine is suspended, and `clock` need not.
-const NAP: Duration = Duration::from_secs(1);
 
 /// What the running task shares with others.
 #[derive(Debug, Clone)]
@@ -80,19 +79,18 @@ pub async fn run(
 ) -> Result<()> {
     let name = store.describe();
     let mut deadline = controls.leave.clone();
+    let turn = controls.turn.clone();
     let mut runner = Runner {
         outage: Outage::new(name.clone()),
         manager,
-        store,
         clock,
         controls,
         is_leaving: false,
         is_known: false,
         apply,
-        stream: None,
     };
     tokio::select! {
-        result = runner.keep() => result,
+        result = drive(&mut runner, &*store, &turn) => result,
         () = async { leave_requested(&mut deadline).await; sleep(PATIENCE).await } => {
             Err(Error::failed(format!(
                 "the lease is not given back, because {name} is unreachable: it expires within a day"
@@ -103,58 +101,16 @@ pub async fn run(
 
 struct Runner<C, A> {
     manager: Manager,
-    store: Arc<dyn Store>,
     clock: C,
     controls: Controls,
     is_leaving: bool,
     /// Whether the store has answered.
     is_known: bool,
     apply: A,
-    /// The watch, which stays open during all operations but lists.
-    stream: Option<Box<dyn Watch>>,
     outage: Outage,
 }
 
 impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
-    async fn keep(&mut self) -> Result<()> {
-        loop {
-            let action = self.manager.poll((self.clock)());
-            self.controls.ends.send_replace(self.manager.ends());
-            match self.report()? {
-                Next::Act => {}
-                Next::PollAgain => continue,
-                Next::End => return Ok(()),
-            }
-            match action {
-                Action::Store(op) => {
-                    let turn = self.controls.turn.clone();
-                    let _turn = turn.read().await;
-                    self.execute(op).await?;
-                }
-                Action::Watch { from, .. } if self.stream.is_none() => self.open(from).await?,
-                Action::Watch { until, .. } | Action::Wait { until } => self.idle(until).await?,
-                Action::Stop => return Ok(()),
-            }
-        }
-    }
-
-    /// Tells what has changed.
-    fn report(&mut self) -> Result<Next> {
-        let mut is_refused = false;
-        for change in self.manager.changes() {
-            let is_last = matches!(change, Change::Own(OwnChange::Left | OwnChange::Lost(_)));
-            is_refused |= (self.apply)(News::Lease(change))? == Reply::ConfigRefused;
-            if is_last {
-                return Ok(Next::End);
-            }
-        }
-        if is_refused {
-            self.manager.refuse_config((self.clock)());
-            return Ok(Next::PollAgain);
-        }
-        Ok(Next::Act)
-    }
-
     /// Says once that the store does not work, and why, if it is not said yet.
     fn begin_outage(&mut self, of: OutageOf, error: &StoreError) -> Result<()> {
         if let Some(reason) = self.outage.begin(of, error) {
@@ -179,34 +135,41 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         }
         Ok(())
     }
+}
 
-    async fn execute(&mut self, op: Op) -> Result<()> {
-        if matches!(op, Op::List(_)) {
-            self.stream = None;
-        }
-        let store = Arc::clone(&self.store);
-        let asked_for = op.to_string();
-        let mut execution = store.execute(op);
-        let answer = loop {
-            tokio::select! {
-                biased;
-                answer = &mut execution => break answer,
-                events = next(&mut self.stream) => self.take(events)?,
-                // The operation is completed: else it would be unknown whether it was done.
-                () = leave_requested(&mut self.controls.leave), if !self.is_leaving => self.begin_leaving(),
-                public_ip = next_public_ip(&mut self.controls.public_ip) => self.manager.set_public_ip(public_ip),
+impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Rules for Runner<C, A> {
+    fn now(&self) -> Instant {
+        (self.clock)()
+    }
+
+    fn poll(&mut self) -> Result<Action> {
+        loop {
+            let action = self.manager.poll(self.now());
+            self.controls.ends.send_replace(self.manager.ends());
+            let mut is_refused = false;
+            for change in self.manager.changes() {
+                let is_last = matches!(change, Change::Own(OwnChange::Left | OwnChange::Lost(_)));
+                is_refused |= (self.apply)(News::Lease(change))? == Reply::ConfigRefused;
+                if is_last {
+                    return Ok(Action::Stop);
+                }
             }
-        };
-        let now = (self.clock)();
+            if !is_refused {
+                return Ok(action);
+            }
+            self.manager.refuse_config(self.now());
+        }
+    }
+
+    fn answer(&mut self, _: bool, answer: StoreResult<Answer>) -> Result<()> {
+        let now = self.now();
         match answer {
             Ok(answer) => {
-                debug!("lease store: {asked_for}: {answer}");
                 self.end_outage(OutageOf::Operation)?;
                 self.get_to_know()?;
                 self.manager.answer(now, answer);
             }
             Err(error) => {
-                debug!("lease store: {asked_for}: {error}");
                 self.begin_outage(OutageOf::Operation, &error)?;
                 self.manager.failed(now);
             }
@@ -214,78 +177,44 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
         Ok(())
     }
 
-    async fn open(&mut self, from: Revision) -> Result<()> {
-        let prefix = self.manager.lease_prefix();
-        let opened = tokio::select! {
-            opened = self.store.watch(&prefix, from) => opened,
-            () = leave_requested(&mut self.controls.leave), if !self.is_leaving => {
-                self.begin_leaving();
-                return Ok(());
-            }
-        };
-        match opened {
-            Ok(stream) => {
-                self.stream = Some(stream);
-                self.end_outage(OutageOf::Watch)
-            }
-            Err(error) => self.take(Err(error)),
+    fn prefix(&self) -> String {
+        self.manager.lease_prefix()
+    }
+
+    fn watch_opened(&mut self) -> Result<()> {
+        self.end_outage(OutageOf::Watch)
+    }
+
+    fn events(&mut self, events: Vec<WatchEvent>) {
+        let now = self.now();
+        for event in events {
+            debug!("lease store: {event}");
+            self.manager.event(now, event);
         }
     }
 
-    /// Waits until something happens, or it is time.
-    async fn idle(&mut self, until: Instant) -> Result<()> {
-        let now = (self.clock)();
-        let left = if until > now {
-            Duration::from_micros((until - now).total_micros())
-        } else {
-            Duration::ZERO
-        };
-        tokio::select! {
-            events = next(&mut self.stream) => self.take(events),
-            () = sleep(left.min(NAP)) => Ok(()),
-            () = leave_requested(&mut self.controls.leave), if !self.is_leaving => {
-                self.begin_leaving();
-                Ok(())
-            }
-            public_ip = next_public_ip(&mut self.controls.public_ip) => {
-                self.manager.set_public_ip(public_ip);
-                Ok(())
-            }
+    fn watch_ended(&mut self, error: &StoreError) -> Result<()> {
+        let now = self.now();
+        match error {
+            StoreError::Gap => debug!("the watch has a gap: all leases are read again"),
+            error => self.begin_outage(OutageOf::Watch, error)?,
         }
-    }
-
-    fn begin_leaving(&mut self) {
-        self.is_leaving = true;
-        self.manager.leave();
-    }
-
-    /// Handles the watch's events.
-    fn take(&mut self, events: std::result::Result<Vec<WatchEvent>, StoreError>) -> Result<()> {
-        let now = (self.clock)();
-        match events {
-            Ok(events) => {
-                for event in events {
-                    debug!("lease store: {event}");
-                    self.manager.event(now, event);
-                }
-                return Ok(());
-            }
-            Err(StoreError::Gap) => debug!("the watch has a gap: all leases are read again"),
-            Err(error) => self.begin_outage(OutageOf::Watch, &error)?,
-        }
-        self.stream = None;
         self.manager.watch_ended(now);
         Ok(())
     }
-}
 
-/// The next changes of a watch that is open.
-async fn next(
-    stream: &mut Option<Box<dyn Watch>>,
-) -> std::result::Result<Vec<WatchEvent>, StoreError> {
-    match stream {
-        Some(stream) => stream.next().await,
-        None => pending().await,
+    async fn input(&mut self) -> ControlFlow<()> {
+        tokio::select! {
+            () = leave_requested(&mut self.controls.leave), if !self.is_leaving => {
+                self.is_leaving = true;
+                self.manager.leave();
+                ControlFlow::Break(())
+            }
+            public_ip = next_public_ip(&mut self.controls.public_ip) => {
+                self.manager.set_public_ip(public_ip);
+                ControlFlow::Continue(())
+            }
+        }
     }
 }
 
@@ -302,16 +231,6 @@ async fn next_public_ip(public_ip: &mut watch::Receiver<Ipv4Addr>) -> Ipv4Addr {
         pending().await
     }
     *public_ip.borrow_and_update()
-}
-
-/// How the task goes on after it has reported.
-enum Next {
-    /// It executes the lease rules' operation.
-    Act,
-    /// They have another operation now.
-    PollAgain,
-    /// That was the end.
-    End,
 }
 
 /// What does not work, and what therefore must work again before an outage is over.
@@ -390,15 +309,13 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use async_trait::async_trait;
-    use muslin_stack::control::lease::Answer;
+    use muslin_stack::control::lease::{Op, Revision};
     use parking_lot::Mutex;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::store;
     use crate::store::suite::{Node, settings, soon};
-
-    type StoreResult<T> = std::result::Result<T, StoreError>;
+    use crate::store::{self, Watch};
 
     /// A store that can be made unreachable, or to refuse.
     struct Flaky {

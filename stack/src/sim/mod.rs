@@ -5,7 +5,7 @@
 //! each worker, [`crate::control::lease::Manager`], [`crate::control::plane::ControlPlane`],
 //! [`crate::control::pods::Pods`] and [`crate::control::names::Sharer`]. What a real node has around
 //! them is here anew, as simple as it can be: `cluster` does what `src/daemon/` and the workers do, and
-//! what follows from each event; its module `agent` does what the lease task of `src/lease/runner.rs`
+//! what follows from each event; its module `agent` does what the loop of `src/lease/drive.rs`
 //! does, and `sockets` what `src/host/` and the host's kernel do. Pods are smoltcp with TCP, UDP and
 //! ping.
 //!

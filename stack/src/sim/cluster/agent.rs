@@ -1,5 +1,5 @@
-//! The way between a node's lease rules and the store: what the task around them does in a real
-//! node (`src/lease/runner.rs`), in virtual time.
+//! The way between a node's lease rules and the store: what the loop around them does in a real
+//! node (`src/lease/drive.rs`), in virtual time.
 //!
 //! Between the two are requests that are lost, answers that are lost after the store has done the
 //! work, a store that is down or out of reach, and watches that fall silent.

@@ -1,5 +1,5 @@
-//! Names: how a node tells others of its pods, and hears of theirs, by the store: what the task around
-//! the rules does in a real node (`src/lease/names.rs`), in virtual time.
+//! Names: how a node tells others of its pods, and hears of theirs, by the store: what the loop around
+//! the rules does in a real node (`src/lease/drive.rs`), in virtual time.
 //!
 //! The store loses requests and answers, is away, forgets, and ends watches, as it does for leases.
 
