@@ -13,8 +13,8 @@ use muslin_stack::Duration;
 
 /// Bytes of the longest packet of a round of small ones.
 const SMALL: usize = 1000;
-/// How long it looks at most, in microseconds.
-const MOST: u64 = 100;
+/// How long it looks at most.
+const MOST: Duration = Duration::from_micros(100);
 /// The longest sleep that looking would have spared, with what it takes to wake up.
 const SHORT: Duration = Duration::from_micros(200);
 /// The shortest sleep that is too long to look for its end.
@@ -25,8 +25,8 @@ const LONG: Duration = Duration::from_millis(1);
 pub(super) struct BusyPoll {
     /// Bytes of the longest packet since the last wait; zero if there was none.
     longest: usize,
-    /// How long to look, in microseconds.
-    limit: u64,
+    /// How long to look.
+    limit: Duration,
 }
 
 impl BusyPoll {
@@ -38,7 +38,7 @@ impl BusyPoll {
     /// How long to look before this sleep. Begins the next round.
     pub(super) fn time(&mut self) -> Duration {
         match std::mem::take(&mut self.longest) {
-            1..=SMALL => Duration::from_micros(self.limit),
+            1..=SMALL => self.limit,
             _ => Duration::ZERO,
         }
     }
@@ -58,9 +58,9 @@ mod tests {
     use super::*;
 
     /// After a round whose longest packet has this many bytes.
-    fn time_after(poll: &mut BusyPoll, lens: &[usize]) -> u64 {
+    fn time_after(poll: &mut BusyPoll, lens: &[usize]) -> Duration {
         lens.iter().for_each(|len| poll.note(*len));
-        poll.time().total_micros()
+        poll.time()
     }
 
     #[test]
@@ -68,15 +68,23 @@ mod tests {
         let mut poll = BusyPoll::default();
         poll.slept(SHORT);
         assert_eq!(time_after(&mut poll, &[60, 1000]), MOST);
-        assert_eq!(time_after(&mut poll, &[60, 1001, 60]), 0);
-        assert_eq!(time_after(&mut poll, &[]), 0, "it has done nothing");
+        assert_eq!(time_after(&mut poll, &[60, 1001, 60]), Duration::ZERO);
+        assert_eq!(
+            time_after(&mut poll, &[]),
+            Duration::ZERO,
+            "it has done nothing"
+        );
         assert_eq!(time_after(&mut poll, &[60]), MOST);
     }
 
     #[test]
     fn who_is_seldom_needed_sleeps_at_once() {
         let mut poll = BusyPoll::default();
-        assert_eq!(time_after(&mut poll, &[60]), 0, "nothing says that it pays");
+        assert_eq!(
+            time_after(&mut poll, &[60]),
+            Duration::ZERO,
+            "nothing says that it pays"
+        );
         poll.slept(SHORT);
         let looks: Vec<_> = std::iter::repeat_with(|| {
             poll.slept(LONG);
@@ -84,7 +92,7 @@ mod tests {
         })
         .take(7)
         .collect();
-        assert_eq!(looks, [50, 25, 12, 6, 3, 1, 0]);
+        assert_eq!(looks, [50, 25, 12, 6, 3, 1, 0].map(Duration::from_micros));
         poll.slept(SHORT);
         assert_eq!(time_after(&mut poll, &[60]), MOST);
     }
