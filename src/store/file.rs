@@ -246,9 +246,11 @@ impl ListFile {
             Some(node) => {
                 let mac = node.record.vtep_mac().map(|mac| mac.to_string());
                 StoreError::Refused(format!(
-                    "{path} describes the node {ip} differently ({}, vtep-mac {}): restart it",
+                    "{path} describes the node {ip} differently (backend {}, vtep-mac {}, \
+                     partial-checksums {}): restart it",
                     node.record.backend(),
                     mac.as_deref().unwrap_or("none"),
+                    node.record.checksums() == Checksums::Partial,
                 ))
             }
         }
@@ -690,10 +692,11 @@ vtep-mac = "0e:1f:20:a1:b2:c3"
     }
 
     #[tokio::test]
-    async fn another_mac_address_than_the_lists_is_refused() {
+    async fn another_record_than_the_lists_is_refused_with_what_the_list_has() {
         let directory = Directory::new(LIST);
         let mut node = Node::start(directory.open(), settings("/p", 2));
-        node.trouble("vtep-mac 0e:1f:20:a1:b2:c3").await;
+        let listed = "(backend vxlan, vtep-mac 0e:1f:20:a1:b2:c3, partial-checksums false)";
+        node.trouble(listed).await;
     }
 
     #[tokio::test]
