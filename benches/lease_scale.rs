@@ -59,15 +59,15 @@ fn main() {
 }
 
 /// Kills what it started.
-struct Running(Child);
+struct ChildProcess(Child);
 
-impl Running {
+impl ChildProcess {
     fn start(command: &mut Command) -> Self {
         Self(command.stdin(Stdio::null()).spawn().unwrap())
     }
 }
 
-impl Drop for Running {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -138,10 +138,10 @@ fn print(what: &str, times: &mut [Duration]) {
     );
 }
 
-fn start_etcd(directory: &Path) -> Running {
+fn start_etcd(directory: &Path) -> ChildProcess {
     let (client, peer) = (format!("http://{ETCD}"), "http://127.0.0.1:2380");
     let log = std::fs::File::create(directory.join("etcd.log")).unwrap();
-    Running::start(
+    ChildProcess::start(
         Command::new("etcd")
             .arg("--data-dir")
             .arg(directory.join("etcd"))
@@ -232,7 +232,7 @@ async fn fill(etcd: &mut Etcd) {
 
 /// A node that is started by the command line, in an empty state directory.
 struct Node {
-    process: Running,
+    process: ChildProcess,
     started: Instant,
     state: TempDir,
 }
@@ -250,7 +250,7 @@ impl Node {
             // One line per peer is what it does; a file is where that goes.
             .stderr(std::fs::File::create(directory.join("node.log")).unwrap());
         Self {
-            process: Running::start(&mut command),
+            process: ChildProcess::start(&mut command),
             started,
             state,
         }

@@ -63,9 +63,9 @@ fn stderr(output: &Output) -> String {
 }
 
 /// A process that is killed when the test fails.
-struct Running(Child);
+struct ChildProcess(Child);
 
-impl Drop for Running {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.0.kill();
@@ -163,7 +163,7 @@ fn a_command_is_run_in_a_pod_that_runs() {
     // The process is as the command: what it is told, the command is, and has the terminal.
     let trap = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done";
     let mut command = node.client(&["exec", "web", "--", "sh", "-c", trap]);
-    let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut child = ChildProcess(command.stdout(Stdio::piped()).spawn().unwrap());
     let mut line = String::new();
     let output = child.0.stdout.take().unwrap();
     BufReader::new(output).read_line(&mut line).unwrap();
@@ -207,7 +207,7 @@ fn of_other_pods_a_command_enters_the_network_if_they_have_one() {
     let words = [
         "sidecar", "--level", "process", "--pod", "side", "--", "sleep", "1000",
     ];
-    let _side = Running(node.client(&words).spawn().unwrap());
+    let _side = ChildProcess(node.client(&words).spawn().unwrap());
     wait_for_pods(&node, 1);
     fails(
         &node,
@@ -337,7 +337,7 @@ fn the_log_of_a_loud_pod_is_followed_and_bounded() {
     let words = [&words[..], &[&at]].concat();
     client(&node, &words);
     let mut follower = node.client(&["logs", "--follow", "loud"]);
-    let mut follower = Running(follower.stdout(Stdio::piped()).spawn().unwrap());
+    let mut follower = ChildProcess(follower.stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(follower.0.stdout.take().unwrap()).lines();
     let mut next = || lines.next().unwrap().unwrap();
     assert_eq!(next(), "begin");

@@ -23,10 +23,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// All processes that were started, so that an interrupt can end them.
 #[derive(Debug, Default)]
-pub(super) struct Children(Mutex<Running>);
+pub(super) struct Children(Mutex<ChildPids>);
 
 #[derive(Debug, Default)]
-struct Running {
+struct ChildPids {
     pids: Vec<Pid>,
     /// What the others were ended with; one that is started meanwhile is ended, too.
     ended: Option<Signal>,

@@ -36,7 +36,7 @@ pub(crate) struct Sockets {
     epoll: Arc<Epoll>,
     /// Where queries go, if this is a node.
     dns: Option<DnsConnector>,
-    sockets: HashMap<FlowId, Entry>,
+    sockets: HashMap<FlowId, FlowSocket>,
     /// Flows of datagrams to the gateway: an end of theirs is none of a datagram without bytes.
     to_gateway: HashSet<FlowId>,
     /// Flows that share a socket.
@@ -48,7 +48,7 @@ pub(crate) struct Sockets {
 /// The number of a published port and the address of who sends to it.
 pub(crate) type Client = (u32, SocketAddrV4);
 
-enum Entry {
+enum FlowSocket {
     Own(Socket),
     /// A published UDP port's, by which each client is answered from the address it asked.
     Shared {
@@ -96,7 +96,7 @@ impl Sockets {
             | EpollFlags::EPOLLET;
         let event = EpollEvent::new(flags, Token::Flow(flow).into());
         self.epoll.add(&socket, event)?;
-        self.sockets.insert(flow, Entry::Own(socket));
+        self.sockets.insert(flow, FlowSocket::Own(socket));
         Ok(())
     }
 
@@ -110,7 +110,7 @@ impl Sockets {
         local: Ipv4Addr,
     ) {
         self.clients.insert(client, flow);
-        let shared = Entry::Shared {
+        let shared = FlowSocket::Shared {
             socket,
             client,
             local,
@@ -126,14 +126,14 @@ impl Sockets {
     /// Whether a flow's answers to its client come from this address.
     pub(crate) fn answers_from(&self, flow: FlowId, address: Ipv4Addr) -> bool {
         let entry = self.sockets.get(&flow);
-        matches!(entry, Some(Entry::Shared { local, .. }) if *local == address)
+        matches!(entry, Some(FlowSocket::Shared { local, .. }) if *local == address)
     }
 
     fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
         match self.sockets.get(&flow) {
-            Some(Entry::Own(socket)) => Ok(socket),
+            Some(FlowSocket::Own(socket)) => Ok(socket),
             // Whoever reads it reads for all.
-            Some(Entry::Shared { .. }) => Err(HostError::WouldBlock),
+            Some(FlowSocket::Shared { .. }) => Err(HostError::WouldBlock),
             None => Err(HostError::Failed),
         }
     }
@@ -231,8 +231,8 @@ impl Host for Sockets {
             return Ok(0);
         }
         let sent = match self.sockets.get(&flow) {
-            Some(Entry::Own(socket)) => socket.send_with_flags(bytes, MSG_NOSIGNAL),
-            Some(Entry::Shared {
+            Some(FlowSocket::Own(socket)) => socket.send_with_flags(bytes, MSG_NOSIGNAL),
+            Some(FlowSocket::Shared {
                 socket,
                 client,
                 local,
@@ -295,14 +295,14 @@ impl Host for Sockets {
     fn close(&mut self, flow: FlowId, reset: bool) {
         self.to_gateway.remove(&flow);
         match self.sockets.remove(&flow) {
-            Some(Entry::Own(socket)) if reset => {
+            Some(FlowSocket::Own(socket)) if reset => {
                 // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
                 let _ = socket.set_linger(Some(Duration::ZERO));
             }
-            Some(Entry::Shared { client, .. }) => {
+            Some(FlowSocket::Shared { client, .. }) => {
                 self.clients.remove(&client);
             }
-            Some(Entry::Own(_)) | None => {}
+            Some(FlowSocket::Own(_)) | None => {}
         }
     }
 }

@@ -25,12 +25,12 @@ const FIRST_INTERFACE: &str = "eth0";
 /// The attachments of a node.
 #[derive(Debug, Clone, Default)]
 pub struct Attachments {
-    entries: BTreeMap<Key, Entry>,
+    entries: BTreeMap<Key, RuntimeAttachment>,
 }
 
-/// An attachment.
+/// An attachment of a container runtime.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct RuntimeAttachment {
     /// Its pod.
     pub pod: PodName,
     /// The namespace that its interface is in.
@@ -102,7 +102,7 @@ impl Attachments {
 
     /// Reserves a place for the connection of this number.
     pub fn reserve(&mut self, reserve: &Reserve, pod: PodName, connection: u64, now: Instant) {
-        let entry = Entry {
+        let entry = RuntimeAttachment {
             pod,
             netns: reserve.netns.clone(),
             state: State::Reserved(connection),
@@ -123,7 +123,7 @@ impl Attachments {
         is_visible: bool,
         now: Instant,
     ) {
-        let entry = Entry {
+        let entry = RuntimeAttachment {
             pod,
             netns,
             state: State::Missing,
@@ -138,7 +138,11 @@ impl Attachments {
     ///
     /// # Errors
     /// If it has not.
-    pub fn reserved(&self, key: &Key, connection: u64) -> Result<&Entry, AttachmentError> {
+    pub fn reserved(
+        &self,
+        key: &Key,
+        connection: u64,
+    ) -> Result<&RuntimeAttachment, AttachmentError> {
         let entry = self.entries.get(key);
         entry
             .filter(|entry| entry.state == State::Reserved(connection))
@@ -176,7 +180,11 @@ impl Attachments {
     ///
     /// # Errors
     /// If there is none, or it is in another namespace.
-    pub fn find(&self, key: &Key, netns: &NetworkNamespace) -> Result<&Entry, AttachmentError> {
+    pub fn find(
+        &self,
+        key: &Key,
+        netns: &NetworkNamespace,
+    ) -> Result<&RuntimeAttachment, AttachmentError> {
         match self.entries.get(key) {
             Some(entry) if entry.netns.is_same(netns) => Ok(entry),
             Some(_) => Err(AttachmentError::OtherNamespace(key.clone())),
@@ -188,7 +196,11 @@ impl Attachments {
     ///
     /// # Errors
     /// What is amiss.
-    pub fn check(&self, key: &Key, netns: &NetworkNamespace) -> Result<&Entry, AttachmentError> {
+    pub fn check(
+        &self,
+        key: &Key,
+        netns: &NetworkNamespace,
+    ) -> Result<&RuntimeAttachment, AttachmentError> {
         let entry = self.find(key, netns)?;
         match entry.state {
             State::Attached => Ok(entry),
@@ -256,7 +268,7 @@ impl Attachments {
         &self,
         key: &Key,
         netns: &NetworkNamespace,
-    ) -> Result<&Entry, AttachmentError> {
+    ) -> Result<&RuntimeAttachment, AttachmentError> {
         match self.find(key, netns)? {
             entry if entry.state == State::Missing => Ok(entry),
             _ => Err(AttachmentError::HasDevice(key.clone())),
@@ -264,7 +276,7 @@ impl Attachments {
     }
 
     /// Those whose device is missing.
-    pub fn missing(&self) -> impl Iterator<Item = (&Key, &Entry)> {
+    pub fn missing(&self) -> impl Iterator<Item = (&Key, &RuntimeAttachment)> {
         let entries = self.entries.iter();
         entries.filter(|(_, entry)| entry.state == State::Missing)
     }

@@ -114,7 +114,7 @@ pub enum TimerAction {
 }
 
 #[derive(Debug, Clone)]
-struct Entry {
+struct NeighbourEntry {
     state: State,
     place: Option<Place>,
     /// Another place that claims the address while the known one is being asked.
@@ -127,7 +127,7 @@ struct Entry {
 /// The neighbour table.
 #[derive(Debug, Clone)]
 pub struct Neighbours {
-    entries: HashMap<IpAddr, Entry, Seed>,
+    entries: HashMap<IpAddr, NeighbourEntry, Seed>,
     limit: usize,
     permanent: usize,
     waiting: usize,
@@ -150,9 +150,9 @@ impl Neighbours {
 
     /// Makes an attachment's address permanent, and returns the packets that waited for it.
     pub fn add_permanent(&mut self, address: IpAddr, place: Place) -> VecDeque<Vec<u8>> {
-        let entry = Entry::new(State::Permanent, Some(place));
+        let entry = NeighbourEntry::new(State::Permanent, Some(place));
         let old = self.entries.insert(address, entry);
-        let was = old.as_ref().is_some_and(Entry::is_permanent);
+        let was = old.as_ref().is_some_and(NeighbourEntry::is_permanent);
         self.permanent += usize::from(!was);
         self.released(old.map(|old| old.waiting).unwrap_or_default())
     }
@@ -212,7 +212,9 @@ impl Neighbours {
         }
         let first = State::Incomplete { tries: 1, due };
         let entry = self.entries.entry(address);
-        entry.or_insert_with(|| Entry::new(first, None)).state = first;
+        entry
+            .or_insert_with(|| NeighbourEntry::new(first, None))
+            .state = first;
         self.wake_at(due);
         true
     }
@@ -223,7 +225,7 @@ impl Neighbours {
             return;
         }
         let due = Instant::ZERO;
-        let entry = Entry::new(State::Incomplete { tries: 0, due }, None);
+        let entry = NeighbourEntry::new(State::Incomplete { tries: 0, due }, None);
         self.entries.insert(address, entry);
         self.wake_at(due);
     }
@@ -233,7 +235,7 @@ impl Neighbours {
     pub fn wait(&mut self, address: IpAddr, packet: &[u8], until: Instant) -> bool {
         if !self.entries.contains_key(&address) && !self.is_full() {
             let (tries, due) = (MAX_TRIES, until);
-            let entry = Entry::new(State::Incomplete { tries, due }, None);
+            let entry = NeighbourEntry::new(State::Incomplete { tries, due }, None);
             self.entries.insert(address, entry);
             self.wake_at(due);
         }
@@ -313,7 +315,8 @@ impl Neighbours {
             }
             None if !full => {
                 let state = State::Reachable { since: now };
-                self.entries.insert(address, Entry::new(state, Some(place)));
+                self.entries
+                    .insert(address, NeighbourEntry::new(state, Some(place)));
                 VecDeque::new()
             }
             Some(_) | None => VecDeque::new(),
@@ -411,7 +414,7 @@ impl Neighbours {
     }
 }
 
-impl Entry {
+impl NeighbourEntry {
     fn new(state: State, place: Option<Place>) -> Self {
         Self {
             state,

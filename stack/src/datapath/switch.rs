@@ -19,7 +19,7 @@ pub const AGEING: Duration = Duration::from_secs(300);
 
 /// Where a MAC address is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+pub struct FdbEntry {
     /// The port it is behind.
     pub port: PortId,
     /// When a frame from it was last seen; `None` for a static entry.
@@ -29,7 +29,7 @@ pub struct Entry {
 /// The forwarding database.
 #[derive(Debug, Clone)]
 pub struct Fdb {
-    entries: HashMap<EthernetAddress, Entry, Seed>,
+    entries: HashMap<EthernetAddress, FdbEntry, Seed>,
     learned: usize,
     limit: usize,
 }
@@ -47,7 +47,7 @@ impl Fdb {
 
     /// Makes `mac` a static entry.
     pub fn add_static(&mut self, mac: EthernetAddress, port: PortId) {
-        let old = self.entries.insert(mac, Entry { port, seen: None });
+        let old = self.entries.insert(mac, FdbEntry { port, seen: None });
         if old.is_some_and(|old| old.seen.is_some()) {
             self.learned -= 1;
         }
@@ -57,13 +57,13 @@ impl Fdb {
     pub fn learn(&mut self, mac: EthernetAddress, port: PortId, now: Instant) {
         match self.entries.entry(mac) {
             Slot::Occupied(mut slot) if slot.get().seen.is_some() => {
-                slot.insert(Entry {
+                slot.insert(FdbEntry {
                     port,
                     seen: Some(now),
                 });
             }
             Slot::Vacant(slot) if self.learned < self.limit => {
-                slot.insert(Entry {
+                slot.insert(FdbEntry {
                     port,
                     seen: Some(now),
                 });
@@ -93,11 +93,11 @@ impl Fdb {
     }
 
     /// Every entry, in no particular order.
-    pub fn iter(&self) -> impl Iterator<Item = (EthernetAddress, Entry)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (EthernetAddress, FdbEntry)> + '_ {
         self.entries.iter().map(|(mac, entry)| (*mac, *entry))
     }
 
-    fn retain(&mut self, mut keep: impl FnMut(&Entry) -> bool) {
+    fn retain(&mut self, mut keep: impl FnMut(&FdbEntry) -> bool) {
         self.entries.retain(|_, entry| keep(entry));
         self.learned = self
             .entries
@@ -107,7 +107,7 @@ impl Fdb {
     }
 }
 
-fn is_alive(entry: &Entry, now: Instant) -> bool {
+fn is_alive(entry: &FdbEntry, now: Instant) -> bool {
     entry.seen.is_none_or(|seen| now < seen + AGEING)
 }
 

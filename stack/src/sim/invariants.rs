@@ -3,7 +3,7 @@
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpRepr, Ipv4Packet};
 
-use super::machine::Running;
+use super::machine::LeasedNode;
 use super::outcome::Violation;
 use super::store::Retimed;
 use crate::datapath::frame;
@@ -97,7 +97,7 @@ pub(super) fn patience(machine: usize, port: PortId, idle_turns: u32) -> Result<
 /// Nobody is told that a pod is not there which is about to be attached again.
 pub(super) fn refusal(
     machine: usize,
-    running: &Running,
+    running: &LeasedNode,
     now: Instant,
     packet: &[u8],
 ) -> Result<(), Violation> {
@@ -127,7 +127,7 @@ pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
 
 /// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
 /// ARP message that an address is where it is not.
-pub(super) fn sender(running: &Running, bytes: &[u8]) -> Result<(), Violation> {
+pub(super) fn sender(running: &LeasedNode, bytes: &[u8]) -> Result<(), Violation> {
     let gateway = (running.node().gateway(), running.gateway_mac);
     let pods = running.ports.values();
     let pods = pods.map(|plugged| (plugged.address, plugged.mac));

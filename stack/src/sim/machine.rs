@@ -60,11 +60,11 @@ pub(super) struct Process {
     /// The network's configuration once that is known.
     pub(super) config: Option<NetworkConfig>,
     pub(super) control: ControlPlane,
-    pub(super) running: Option<Running>,
+    pub(super) running: Option<LeasedNode>,
 }
 
 /// A node that has its lease.
-pub(super) struct Running {
+pub(super) struct LeasedNode {
     pub(super) key: SubnetKey,
     pub(super) config: NetworkConfig,
     pub(super) gateway_mac: EthernetAddress,
@@ -116,12 +116,12 @@ impl Machine {
             .filter(|process| process.number == who.process)
     }
 
-    pub(super) fn running(&mut self, who: Who) -> Option<&mut Running> {
+    pub(super) fn running(&mut self, who: Who) -> Option<&mut LeasedNode> {
         self.process(who)?.running.as_mut()
     }
 }
 
-impl Running {
+impl LeasedNode {
     /// The node, as the first worker has it: what the control plane says all of them have.
     pub(super) fn node(&self) -> &Node {
         self.workers[0].path.node()

@@ -45,7 +45,7 @@ pub enum Holder {
 /// The queue of what is to be polled.
 #[derive(Default)]
 pub(super) struct Outbox {
-    queue: VecDeque<Entry>,
+    queue: VecDeque<QueuedOutput>,
     /// Buffers that nothing is in, the last used last.
     spare: Vec<Buffer>,
     /// What was polled last.
@@ -57,7 +57,7 @@ pub(super) struct Outbox {
 /// Room for a packet with `HEADROOM` in front.
 pub(super) type Buffer = Box<[u8]>;
 
-enum Entry {
+enum QueuedOutput {
     Packet {
         buffer: Buffer,
         len: usize,
@@ -89,7 +89,7 @@ impl Outbox {
     /// in its place.
     pub(super) fn send(&mut self, buffer: &mut Buffer, len: usize, offload: Header) {
         let other = self.spare();
-        let entry = Entry::Packet {
+        let entry = QueuedOutput::Packet {
             buffer: std::mem::replace(buffer, other),
             len,
             offload,
@@ -112,7 +112,7 @@ impl Outbox {
         let mut buffer = self.spare();
         let len = offender.len().min(buffer.len());
         buffer[..len].copy_from_slice(&offender[..len]);
-        self.queue.push_back(Entry::Error {
+        self.queue.push_back(QueuedOutput::Error {
             from,
             error,
             offender: buffer,
@@ -122,12 +122,12 @@ impl Outbox {
 
     /// Counts packets of pods that were kept for a while and are lost.
     pub(super) fn lose(&mut self, reason: DropReason, packets: u64) {
-        self.queue.push_back(Entry::Lost(reason, packets));
+        self.queue.push_back(QueuedOutput::Lost(reason, packets));
     }
 
     /// Gives a packet to whoever has its flow.
     pub(super) fn hand_over(&mut self, holder: Holder, packet: &PacketBuf<'_>) {
-        let entry = Entry::HandOver(holder, OwnedPacket::copy(packet));
+        let entry = QueuedOutput::HandOver(holder, OwnedPacket::copy(packet));
         self.queue.push_back(entry);
     }
 
@@ -136,7 +136,7 @@ impl Outbox {
         self.put_back();
         let latest = &mut self.latest;
         Some(match self.queue.pop_front()? {
-            Entry::Packet {
+            QueuedOutput::Packet {
                 buffer,
                 len,
                 offload,
@@ -146,7 +146,7 @@ impl Outbox {
                 let packet = PacketBuf::new(buffer, HEADROOM, len).ok()?;
                 Output::Packet(packet.with_offload(offload))
             }
-            Entry::Error {
+            QueuedOutput::Error {
                 from,
                 error,
                 offender,
@@ -159,8 +159,8 @@ impl Outbox {
                     None => Output::Error(error, offender),
                 }
             }
-            Entry::Lost(reason, packets) => Output::Lost(reason, packets),
-            Entry::HandOver(holder, packet) => Output::HandOver(holder, packet),
+            QueuedOutput::Lost(reason, packets) => Output::Lost(reason, packets),
+            QueuedOutput::HandOver(holder, packet) => Output::HandOver(holder, packet),
         })
     }
 

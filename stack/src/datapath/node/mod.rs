@@ -41,7 +41,7 @@ use crate::datapath::observe::{Observer, Source, Unobserved};
 use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
 use crate::datapath::port::{Attachment, Port, PortId, Rates, Traffic};
 use crate::datapath::route::RouteTable;
-use crate::datapath::switch::{self, Fdb};
+use crate::datapath::switch::{Fdb, FdbEntry};
 use crate::datapath::trace::TraceStep;
 use crate::datapath::tunnel::Tunnel;
 pub use crate::datapath::verdict::Verdict;
@@ -651,7 +651,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// The forwarding database, in no particular order.
-    pub fn fdb(&self) -> impl Iterator<Item = (EthernetAddress, switch::Entry)> + '_ {
+    pub fn fdb(&self) -> impl Iterator<Item = (EthernetAddress, FdbEntry)> + '_ {
         self.fdb.iter()
     }
 

@@ -18,7 +18,7 @@ use crate::datapath::port::PortId;
 use crate::sim::constants::{LIMITS, PREFIX};
 use crate::sim::device::Order;
 use crate::sim::due::Who;
-use crate::sim::machine::{Machine, Process, Running};
+use crate::sim::machine::{LeasedNode, Machine, Process};
 use crate::sim::oracle::Flow;
 use crate::sim::outcome::Violation;
 use crate::sim::random::{Random, Stream};
@@ -442,12 +442,12 @@ fn compare(number: usize, expected: &Reach, actual: &Reach, text: &mut String) {
 }
 
 /// Tables keep their bounds, hold nothing of ports that have gone, and routes are those of peers.
-fn check_bounds(number: usize, running: &Running) -> Result<(), Violation> {
+fn check_bounds(number: usize, running: &LeasedNode) -> Result<(), Violation> {
     let mut workers = running.workers.iter();
     workers.try_for_each(|worker| check_node(number, running, worker.path.node()))
 }
 
-fn check_node(number: usize, running: &Running, node: &Node) -> Result<(), Violation> {
+fn check_node(number: usize, running: &LeasedNode, node: &Node) -> Result<(), Violation> {
     let wrong = |what: &str| Err(Violation(format!("machine {number} {what}")));
     let limits = LIMITS;
     let learned = node.fdb().filter(|(_, entry)| entry.seen.is_some());

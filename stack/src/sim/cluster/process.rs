@@ -26,7 +26,7 @@ use crate::datapath::node::{Node, NodeConfig};
 use crate::sim::agent::Agent;
 use crate::sim::constants::{LIMITS, PREFIX};
 use crate::sim::due::{Due, Who};
-use crate::sim::machine::{Disk, Process, Running};
+use crate::sim::machine::{Disk, LeasedNode, Process};
 use crate::sim::outcome::Violation;
 use crate::sim::outside::Outside;
 use crate::sim::plan::Setup;
@@ -237,7 +237,7 @@ impl Cluster {
             node: node_name(number),
             subnet: key.ipv4,
         };
-        let mut running = Running {
+        let mut running = LeasedNode {
             key,
             config,
             gateway_mac: disk.gateway_mac.get(),

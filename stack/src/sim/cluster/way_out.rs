@@ -15,7 +15,7 @@ use crate::datapath::node::Verdict;
 use crate::drops::DropReason;
 use crate::sim::due::{Due, Happening, Who};
 use crate::sim::log::seconds;
-use crate::sim::machine::Running;
+use crate::sim::machine::LeasedNode;
 use crate::sim::oracle::Oracle;
 use crate::sim::outcome::Violation;
 use crate::sim::outside::Server;
@@ -27,7 +27,7 @@ use crate::sim::worker::Worker;
 /// How long a flow is idle that makes room for another.
 const EVICTABLE: Duration = Duration::from_secs(10);
 
-impl Running {
+impl LeasedNode {
     /// Flows that were ended to make room, and packets for which there was none.
     pub(super) fn crowded(&self) -> u64 {
         let of = |worker: &Worker| {
@@ -111,7 +111,7 @@ impl Cluster {
 
     /// What comes from outside is in frames that their pod takes.
     pub(super) fn check_arrival(
-        running: &Running,
+        running: &LeasedNode,
         verdict: Verdict,
         bytes: &[u8],
     ) -> Result<(), Violation> {
