@@ -3,7 +3,7 @@
 //! `muslin host-interface` makes it for the node's user, who may open it without privileges. So the
 //! node looks for it itself, and finds it again after it was started anew.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct HostState {
     /// The host's addresses, while it is open.
-    addresses: Mutex<Vec<Ipv4Addr>>,
+    addresses: Mutex<Vec<IpAddr>>,
     is_lost: AtomicBool,
     /// Queues that the process before this one had.
     inherited: Mutex<Vec<Tun>>,
@@ -41,7 +41,7 @@ pub(super) struct HostState {
 
 impl HostState {
     /// The host's addresses that pods reach by the interface.
-    pub(super) fn addresses(&self) -> Vec<Ipv4Addr> {
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
         self.addresses.lock().clone()
     }
 
@@ -196,11 +196,11 @@ impl Follower {
 }
 
 /// Those of all addresses that are the host's alone.
-fn host_addresses(all: impl Iterator<Item = Ipv4Addr>, network: Ipv4Net) -> Vec<Ipv4Addr> {
+fn host_addresses(all: impl Iterator<Item = Ipv4Addr>, network: Ipv4Net) -> Vec<IpAddr> {
     let is_own = |address: &Ipv4Addr| {
         !address.is_loopback() && !address.is_unspecified() && !network.contains(address)
     };
-    let mut own: Vec<_> = all.filter(is_own).collect();
+    let mut own: Vec<_> = all.filter(is_own).map(IpAddr::V4).collect();
     own.sort_unstable();
     own.dedup();
     own

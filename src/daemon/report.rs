@@ -144,10 +144,9 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
 /// The host interface with what went through it.
 fn host_interface(running: &RunningNode, totals: &Totals) -> Option<HostInterface> {
     let (name, host) = (running.facts.settings.host_interface.clone()?, totals.host?);
-    let addresses = running.host.addresses();
     Some(HostInterface {
         name,
-        addresses: addresses.into_iter().map(IpAddr::V4).collect(),
+        addresses: running.host.addresses(),
         received: traffic(host.received),
         sent: traffic(host.sent),
     })

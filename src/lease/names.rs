@@ -62,9 +62,9 @@ impl Sharing {
         let began = std::time::Instant::now();
         let settings = SharerSettings {
             prefix: self.prefix.clone(),
-            network: self.network,
+            network: self.network.into(),
             node: self.node.clone(),
-            subnet: self.subnet,
+            subnet: self.subnet.into(),
         };
         let mut runner = Runner {
             sharer: Sharer::new(settings, now_since(began)),
@@ -135,8 +135,8 @@ impl Rules for Runner {
                     self.sharing.names.write().set(record);
                 }
                 NameChange::Removed(subnet) => {
-                    debug!("names: no record of {subnet} any more");
-                    self.sharing.names.write().remove(subnet);
+                    debug!("names: no record of {} any more", subnet.ipv4);
+                    self.sharing.names.write().remove(subnet.ipv4);
                 }
                 NameChange::Skipped(key, reason) => {
                     debug!("the key {key} is not a record of pods: {reason}");

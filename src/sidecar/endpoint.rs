@@ -126,7 +126,7 @@ impl PodThread {
             locals,
             link: NodeLink {
                 device: setup.device,
-                endpoint: Endpoint::new(place.address, place.gateway, clock.now()),
+                endpoint: endpoint(place, clock.now())?,
                 is_stuck: false,
                 drops: HashMap::new(),
             },
@@ -334,7 +334,10 @@ impl PodThread {
             }
             self.place = place;
         }
-        self.link.endpoint = Endpoint::new(place.address, place.gateway, now);
+        match endpoint(place, now) {
+            Ok(endpoint) => self.link.endpoint = endpoint,
+            Err(error) => return warn!("the pod cannot move to {}: {error}", place.address),
+        }
         self.ask_at = Some(std::time::Instant::now());
     }
 
@@ -400,6 +403,11 @@ impl PodThread {
 }
 
 /// Egress for which all of the overlay, and what lies behind the gateway, are pods.
+fn endpoint(place: Place, now: Instant) -> io::Result<Endpoint> {
+    let endpoint = Endpoint::new(place.address.into(), place.gateway.into(), now);
+    endpoint.ok_or_else(|| io::Error::other("it has no IPv4 address"))
+}
+
 fn config(place: Place) -> io::Result<EgressConfig> {
     let own = Ipv4Net::from(place.address);
     let mut rules = Rules::default();

@@ -55,6 +55,15 @@ impl<A: Copy, B: Copy> Dual<A, B> {
         }
     }
 
+    /// That of IPv4, and that of IPv6 if there is one.
+    #[must_use]
+    pub const fn with_ipv4(ipv4: A, ipv6: Option<B>) -> Self {
+        Self {
+            ipv4: Some(ipv4),
+            ipv6,
+        }
+    }
+
     /// That of IPv4.
     #[must_use]
     pub const fn ipv4(&self) -> Option<A> {

@@ -16,6 +16,7 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet,
 };
 
+use crate::addresses::Addresses;
 use crate::bucket::TokenBucket;
 use crate::datapath::frame;
 use crate::datapath::guard;
@@ -44,22 +45,24 @@ pub enum Taken {
 }
 
 impl Endpoint {
-    /// A pod at `address` that does not know yet where its gateway is.
+    /// A pod at `address` that does not know yet where its gateway is. `None` if one of the two has no
+    /// IPv4: the pod speaks no IPv6 yet.
     #[must_use]
-    pub fn new(address: Ipv4Addr, gateway: Ipv4Addr, now: Instant) -> Self {
-        Self {
+    pub fn new(address: Addresses, gateway: Addresses, now: Instant) -> Option<Self> {
+        let (address, gateway) = (address.ipv4()?, gateway.ipv4()?);
+        Some(Self {
             address,
             mac: mac::from_ipv4(address),
             gateway,
             gateway_mac: None,
             errors: icmp::error_limit(now),
-        }
+        })
     }
 
-    /// Its address.
+    /// Its addresses.
     #[must_use]
-    pub fn address(&self) -> Ipv4Addr {
-        self.address
+    pub fn address(&self) -> Addresses {
+        self.address.into()
     }
 
     /// Whether it knows where its gateway is.
@@ -208,8 +211,13 @@ mod tests {
     const GATEWAY_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
     const MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 1, 2]);
 
+    /// One that does not know where its gateway is.
+    fn unresolved() -> Endpoint {
+        Endpoint::new(ADDRESS.into(), GATEWAY.into(), Instant::ZERO).unwrap()
+    }
+
     fn endpoint() -> Endpoint {
-        let mut endpoint = Endpoint::new(ADDRESS, GATEWAY, Instant::ZERO);
+        let mut endpoint = unresolved();
         assert!(!endpoint.has_gateway());
         let told = frame::write_arp(ArpOperation::Reply, (GATEWAY_MAC, GATEWAY), (MAC, ADDRESS));
         assert_eq!(take(&mut endpoint, &told).0, Ok(Taken::Consumed));
@@ -302,7 +310,7 @@ mod tests {
         let view = frame::parse(out.as_slice()).unwrap();
         assert_eq!((view.src_addr(), view.dst_addr()), (MAC, GATEWAY_MAC));
         assert_eq!(view.payload(), packet);
-        let lost = Endpoint::new(ADDRESS, GATEWAY, Instant::ZERO).wrap(&mut out);
+        let lost = unresolved().wrap(&mut out);
         assert_eq!(lost, Err(DropReason::HostUnreachable));
     }
 

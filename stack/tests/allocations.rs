@@ -48,7 +48,7 @@ fn none_for_the_host() {
     let subnet = "10.244.2.0/24".parse().unwrap();
     node.set_peer(Peer::new(PeerId(2), subnet, address));
     let host = HostInterface {
-        addresses: vec![[192, 0, 2, 1].into()],
+        addresses: vec![std::net::IpAddr::from([192, 0, 2, 1])],
         flows: Arc::new(HostFlows::new(7)),
     };
     node.set_host(Some(host), &Policy::closed());

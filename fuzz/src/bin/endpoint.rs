@@ -84,7 +84,7 @@ struct Harness {
 fn run(data: &[u8]) {
     let now = Instant::ZERO;
     let mut harness = Harness {
-        endpoint: Endpoint::new(ADDRESS, GATEWAY, now),
+        endpoint: Endpoint::new(ADDRESS.into(), GATEWAY.into(), now).expect("both are of IPv4"),
         now,
         gateway: None,
         packet: Vec::new(),

@@ -73,7 +73,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     ) -> Result<FlowId, DropReason> {
         let visible = self.visible(published, client);
         let free = visible.filter(|key| self.egress.find(key).is_none());
-        let any_port = || published.key(SocketAddr::new(self.node.gateway().into(), 0));
+        let any_port = || published.key(SocketAddr::new(self.node.gateway_ipv4().into(), 0));
         let key = free.unwrap_or_else(any_port);
         self.egress.dial(now, key, preface, host)
     }
@@ -115,7 +115,7 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         if let Some(key) = visible.filter(|key| self.egress.find(key).is_none()) {
             return Ok(key);
         }
-        let mut key = published.key(SocketAddr::new(self.node.gateway().into(), 0));
+        let mut key = published.key(SocketAddr::new(self.node.gateway_ipv4().into(), 0));
         key.remote.set_port(self.egress.free_port(key)?);
         Ok(key)
     }

@@ -128,7 +128,7 @@ pub(super) fn retimed(change: &Retimed) -> Result<(), Violation> {
 /// No pod gets a frame from a MAC address that is neither a pod's nor the gateway's, or hears in an
 /// ARP message that an address is where it is not.
 pub(super) fn sender(running: &LeasedNode, bytes: &[u8]) -> Result<(), Violation> {
-    let gateway = (running.node().gateway(), running.gateway_mac);
+    let gateway = (running.node().gateway_ipv4(), running.gateway_mac);
     let pods = running.ports.values();
     let pods = pods.map(|plugged| (plugged.address, plugged.mac));
     let mut places = pods.chain([gateway]);

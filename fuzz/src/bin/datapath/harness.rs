@@ -171,7 +171,7 @@ fn worker(owners: &Arc<Owners>, flows: &Arc<HostFlows>, number: u8) -> Worker {
     let mut path = Datapath::new(node, Egress::new(config, Instant::ZERO));
     path.share(owners.clone(), number);
     path.set_host(Some(HostInterface {
-        addresses: HOSTS.to_vec(),
+        addresses: HOSTS.map(IpAddr::V4).to_vec(),
         flows: flows.clone(),
     }));
     for index in 0..PODS {

@@ -7,6 +7,8 @@ use std::str::FromStr;
 use ipnet::{Ipv4Net, Ipv6Net};
 use thiserror::Error;
 
+use crate::addresses::Nets;
+
 /// The subnets of a lease, as its key names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubnetKey {
@@ -29,6 +31,12 @@ impl SubnetKey {
             ipv4: ipv4.trunc(),
             ipv6: None,
         }
+    }
+
+    /// The subnets themselves.
+    #[must_use]
+    pub fn nets(&self) -> Nets {
+        Nets::with_ipv4(self.ipv4, self.ipv6)
     }
 }
 

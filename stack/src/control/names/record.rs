@@ -71,17 +71,19 @@ pub fn names_prefix(prefix: &str) -> String {
 
 /// The key of the node that has a subnet.
 #[must_use]
-pub fn names_key(prefix: &str, subnet: Ipv4Net) -> String {
-    format!("{}{}", names_prefix(prefix), SubnetKey::new(subnet))
+pub fn names_key(prefix: &str, subnet: impl Into<SubnetKey>) -> String {
+    format!("{}{}", names_prefix(prefix), subnet.into())
 }
 
-/// The subnet that a key names, if it is one of [`names_key`].
+/// The lease that a key names, if it is one of [`names_key`]. One with an IPv6 subnet counts for nothing
+/// yet.
 #[must_use]
-pub fn named_subnet(prefix: &str, key: &str) -> Option<Ipv4Net> {
+pub fn named_subnet(prefix: &str, key: &str) -> Option<SubnetKey> {
     let text = key.strip_prefix(&names_prefix(prefix))?;
-    let subnet = text.parse::<SubnetKey>().ok()?.ipv4;
+    let subnet = text.parse::<SubnetKey>().ok()?;
     // Two keys would be one node otherwise.
-    (SubnetKey::new(subnet).to_string() == text).then_some(subnet)
+    let is_only = subnet == SubnetKey::new(subnet.ipv4) && subnet.to_string() == text;
+    is_only.then_some(subnet)
 }
 
 impl NodeRecord {
@@ -96,12 +98,12 @@ impl NodeRecord {
         }
         let record: Self = serde_json::from_str(&entry.value)
             .map_err(|error| InvalidNodeRecord::Json(error.to_string()))?;
-        if record.subnet != subnet.into() {
+        if record.subnet != subnet.nets() {
             return Err(InvalidNodeRecord::OtherSubnet(record.subnet));
         }
         let mut seen = BTreeSet::new();
         for PodRecord { address, .. } in &record.pods {
-            if !is_pods(subnet, *address) {
+            if !is_pods(subnet.ipv4, *address) {
                 return Err(InvalidNodeRecord::Address(*address));
             }
             if !seen.insert(address.ipv4()) {

@@ -11,15 +11,15 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use ipnet::Ipv4Net;
 use smoltcp::time::{Duration, Instant};
 
 use super::record::{
     InvalidNodeRecord, NodeRecord, PodRecord, named_subnet, names_key, names_prefix,
 };
+use crate::addresses::Nets;
 use crate::control::ipam::PodName;
 use crate::control::kv::{Action, Answer, Entry, Op, Revision, WatchEvent};
-use crate::control::lease::LEASE_TTL;
+use crate::control::lease::{LEASE_TTL, SubnetKey};
 
 /// How long a change waits for others, which are then written with it.
 const COALESCE: Duration = Duration::from_millis(200);
@@ -40,11 +40,11 @@ pub struct SharerSettings {
     /// Where the store has flannel's keys, without a trailing slash.
     pub prefix: String,
     /// All pods of the cluster.
-    pub network: Ipv4Net,
+    pub network: Nets,
     /// The node's name.
     pub node: PodName,
     /// Its lease.
-    pub subnet: Ipv4Net,
+    pub subnet: SubnetKey,
 }
 
 /// Why something failed that may work later.
@@ -61,8 +61,8 @@ pub enum Trouble {
 pub enum NameChange {
     /// A node has these pods now.
     Set(NodeRecord),
-    /// The node that has this subnet has no record any more.
-    Removed(Ipv4Net),
+    /// The node that has this lease has no record any more.
+    Removed(SubnetKey),
     /// A key counts for nothing.
     Skipped(String, InvalidNodeRecord),
 }
@@ -111,7 +111,7 @@ pub struct Sharer {
     /// The last change of our key that is known.
     seen: Revision,
     /// The nodes of whose pods the caller knows.
-    recorded: BTreeSet<Ipv4Net>,
+    recorded: BTreeSet<SubnetKey>,
     /// Our key is not written before this.
     write_at: Instant,
     renew_at: Instant,
@@ -174,7 +174,7 @@ impl Sharer {
     fn want_record(&mut self) -> usize {
         let record = NodeRecord {
             node: self.settings.node.clone(),
-            subnet: self.settings.subnet.into(),
+            subnet: self.settings.subnet.nets(),
             pods: self.pods.clone(),
             stopped: self.end == Some(End::Stop),
         };
@@ -409,12 +409,14 @@ impl Sharer {
     fn note(&mut self, entry: &Entry) {
         let subnet = named_subnet(&self.settings.prefix, &entry.key);
         // Pods of other networks are irrelevant here.
-        if subnet.is_some_and(|subnet| !self.settings.network.contains(&subnet)) {
+        let network = self.settings.network.ipv4();
+        let is_ours = |it: SubnetKey| network.is_some_and(|network| network.contains(&it.ipv4));
+        if subnet.is_some_and(|subnet| !is_ours(subnet)) {
             return;
         }
         match NodeRecord::read(&self.settings.prefix, entry) {
             Ok(record) => {
-                self.recorded.extend(record.subnet.ipv4());
+                self.recorded.extend(subnet);
                 self.changes.push_back(NameChange::Set(record));
             }
             Err(error) => {
@@ -427,7 +429,7 @@ impl Sharer {
         }
     }
 
-    fn forget(&mut self, subnet: Ipv4Net) {
+    fn forget(&mut self, subnet: SubnetKey) {
         if self.recorded.remove(&subnet) {
             self.changes.push_back(NameChange::Removed(subnet));
         }

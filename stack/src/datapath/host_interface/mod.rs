@@ -13,7 +13,7 @@
 mod flows;
 mod packet;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
 pub use flows::{Full, HostFlows};
@@ -23,13 +23,14 @@ pub(crate) use packet::{Content, Ends, content, set_destination, set_error, set_
 use super::egress::{Policy, Protocol};
 use super::port::Traffic;
 use super::work::Turn;
+use crate::addresses::ipv4;
 
 /// The host, as a worker of the node is told of it.
 #[derive(Debug, Clone)]
 pub struct HostInterface {
     /// The host's own addresses, without loopback and without those in the pod network. Packets from
     /// others come from where the host has forwarded them.
-    pub addresses: Vec<Ipv4Addr>,
+    pub addresses: Vec<IpAddr>,
     /// The host's flows, of all workers.
     pub flows: Arc<HostFlows>,
 }
@@ -63,18 +64,20 @@ impl HostPort {
 
     /// Whether this is an address by which pods reach the host, and egress has no other meaning for it.
     pub(super) fn has(&self, address: Ipv4Addr) -> bool {
-        self.interface.addresses.contains(&address) && self.policy.host_loopback() != Some(address)
+        self.interface.addresses.contains(&address.into())
+            && self.policy.host_loopback() != Some(address)
     }
 
     /// Whether pods may begin flows to an end of the host's. By the subnet's `base` address they get to
     /// what is at any other, too.
     pub(super) fn may_reach(&self, protocol: Protocol, end: SocketAddrV4, base: Ipv4Addr) -> bool {
-        let may = |ip: &Ipv4Addr| {
+        let may = |ip: Ipv4Addr| {
             let checked = self
                 .policy
-                .check(protocol, SocketAddrV4::new(*ip, end.port()));
+                .check(protocol, SocketAddrV4::new(ip, end.port()));
             checked.is_ok()
         };
-        may(end.ip()) && (*end.ip() != base || self.interface.addresses.iter().all(may))
+        let mut all = self.interface.addresses.iter().copied().filter_map(ipv4);
+        may(*end.ip()) && (*end.ip() != base || all.all(may))
     }
 }

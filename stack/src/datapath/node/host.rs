@@ -111,7 +111,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Whether the host has that address, or has forwarded what comes from there.
     pub(super) fn check_host_source(&self, source: Ipv4Addr) -> Result<(), DropReason> {
         let host = self.host.as_ref();
-        let is_own = |host: &HostPort| host.interface.addresses.contains(&source);
+        let is_own = |host: &HostPort| host.interface.addresses.contains(&source.into());
         if source == self.base() || host.is_some_and(is_own) {
             Ok(())
         } else {

@@ -281,7 +281,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// The gateway's addresses.
     fn own_addresses(&self) -> [Ipv4Addr; 2] {
-        [self.gateway(), self.subnet.network()]
+        [self.gateway_ipv4(), self.subnet.network()]
     }
 
     /// Whether an address is one of the gateway's.

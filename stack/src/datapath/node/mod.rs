@@ -26,7 +26,7 @@ use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
-use crate::addresses::Nets;
+use crate::addresses::{Addresses, Nets};
 use crate::bucket::TokenBucket;
 use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
@@ -679,9 +679,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.config.mtu
     }
 
-    /// The gateway's address.
+    /// The gateway's addresses.
     #[must_use]
-    pub fn gateway(&self) -> Ipv4Addr {
+    pub fn gateway(&self) -> Addresses {
+        self.gateway_ipv4().into()
+    }
+
+    pub(crate) fn gateway_ipv4(&self) -> Ipv4Addr {
         gateway::address(self.subnet)
     }
 

@@ -66,7 +66,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Sends an ICMP error about a packet, if it may have one and there were not too many.
     pub fn send_icmp_error(&mut self, now: Instant, error: IcmpError, offender: &[u8]) {
         self.begin(now);
-        self.send_icmp_error_from(now, self.gateway(), error, offender);
+        self.send_icmp_error_from(now, self.gateway_ipv4(), error, offender);
     }
 
     /// Sends a pod the ICMP error about a packet that `from`, outside the overlay, has sent about it
@@ -85,7 +85,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             !is_inside && !guard::is_martian(*from)
         };
         let from = ipv4(from).filter(is_outside);
-        let from = from.unwrap_or_else(|| self.gateway());
+        let from = from.unwrap_or_else(|| self.gateway_ipv4());
         self.send_icmp_error_from(now, from, error, offender);
     }
 

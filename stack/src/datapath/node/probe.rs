@@ -34,7 +34,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         };
         for destination in [lease.network(), gateway::address(lease)] {
             self.ident = self.ident.wrapping_add(1);
-            let request = echo_request(self.gateway(), destination, self.ident);
+            let request = echo_request(self.gateway_ipv4(), destination, self.ident);
             self.with_scratch(&request, |node, packet| {
                 node.forward(now, destination, Via::Peer(id, peer), packet)
             });

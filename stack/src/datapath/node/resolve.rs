@@ -187,11 +187,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
             (Link::Uplink, None, _) => return,
             (Link::Pods, _, Some(place)) => (
                 Verdict::Port(place.port),
-                (self.config.gateway_mac, self.gateway()),
+                (self.config.gateway_mac, self.gateway_ipv4()),
             ),
             (Link::Pods, _, None) => (
                 Verdict::Flood { except: None },
-                (self.config.gateway_mac, self.gateway()),
+                (self.config.gateway_mac, self.gateway_ipv4()),
             ),
         };
         self.queue_frame(

@@ -91,7 +91,7 @@ impl Cluster {
             mac,
             address,
             subnet: running.key.ipv4,
-            gateway: running.node().gateway(),
+            gateway: running.node().gateway_ipv4(),
             gateway_mac: running.gateway_mac,
             mtu: running.node().mtu(),
             sender,

@@ -233,9 +233,9 @@ impl Cluster {
         let is_restart = memory.is_some();
         let names = SharerSettings {
             prefix: PREFIX.to_owned(),
-            network: config.network,
+            network: config.network.into(),
             node: node_name(number),
-            subnet: key.ipv4,
+            subnet: key,
         };
         let mut running = LeasedNode {
             key,

@@ -56,7 +56,7 @@ impl Cluster {
         let Some(running) = self.machines[who.machine].running(who) else {
             return Ok(None);
         };
-        let gateway = running.node().gateway();
+        let gateway = running.node().gateway_ipv4();
         let published = PublishedPort {
             protocol: Protocol::Tcp,
             pod: SocketAddr::new(pod.into(), PORT),

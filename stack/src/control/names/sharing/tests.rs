@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use proptest::prelude::*;
 
 use super::super::{Found, Names};
@@ -23,7 +24,7 @@ fn settings(node: usize) -> SharerSettings {
         prefix: PREFIX.to_owned(),
         network: "10.1.0.0/16".parse().unwrap(),
         node: format!("n{node}").parse().unwrap(),
-        subnet: subnet(node),
+        subnet: subnet(node).into(),
     }
 }
 
@@ -256,7 +257,7 @@ impl Cluster {
             for change in node.sharer.changes() {
                 match change {
                     NameChange::Set(record) => node.names.set(record),
-                    NameChange::Removed(subnet) => node.names.remove(subnet),
+                    NameChange::Removed(subnet) => node.names.remove(subnet.ipv4),
                     NameChange::Skipped(..) => {}
                 }
             }

@@ -14,7 +14,7 @@ const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 99);
 
 fn interface() -> HostInterface {
     HostInterface {
-        addresses: vec![HOST, SECOND],
+        addresses: vec![HOST.into(), SECOND.into()],
         flows: Arc::new(HostFlows::new(7)),
     }
 }
