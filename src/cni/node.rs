@@ -2,16 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::{Call, Reply};
-use muslin_stack::api::control::{Answer, Code, Hello, PROTOCOL, Refusal, Request, Welcome};
-use socket2::{Domain, SockAddr, Socket, Type};
+use muslin_stack::api::control::{Answer, Code, Hello, PROTOCOL, Refusal, Request};
 
 use crate::control::BlockingConnection;
-use crate::control::version::VERSION;
+use crate::control::version::{VERSION, mismatch};
 
 /// How often a node that is not there is looked for again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -65,7 +65,8 @@ impl Trouble {
 impl Node {
     /// Connects to the node that listens at a socket.
     pub(super) fn connect(path: &str, until: Instant) -> Result<Self, Trouble> {
-        let connection = reach(path, until).map_err(|error| match error.kind() {
+        let connection = BlockingConnection::connect(Path::new(path), until);
+        let connection = connection.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Trouble::Absent(format!(
                 "no node listens at {path}: there is no such socket; start 'muslin node'"
             )),
@@ -84,14 +85,11 @@ impl Node {
                 node.not_ready = welcome.not_ready;
                 Ok(node)
             }
-            Answer::Welcome(Welcome {
-                protocol, version, ..
-            }) => Err(Trouble::Refused(Refusal {
+            Answer::Welcome(welcome) => Err(Trouble::Refused(Refusal {
                 code: Code::WrongVersion,
                 message: format!(
-                    "the node at {path} is muslin {version} (control protocol {protocol}), and \
-                     muslin-cni is of {VERSION} (control protocol {PROTOCOL}): update the older of \
-                     the two"
+                    "{}: update the older of the two",
+                    mismatch(path, &welcome, "muslin-cni")
                 ),
             })),
             other => Err(unexpected(&other)),
@@ -215,20 +213,6 @@ impl Node {
 
 fn lost(error: &io::Error) -> Trouble {
     Trouble::Lost(format!("the node is gone: {error}"))
-}
-
-fn reach(path: &str, until: Instant) -> io::Result<BlockingConnection> {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    // Also that of `connect`, which waits while too many others do.
-    socket.set_write_timeout(Some(left(until)))?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(BlockingConnection::new(socket))
-}
-
-/// The time until a deadline, and never none: the kernel takes zero for no limit.
-fn left(until: Instant) -> Duration {
-    let left = until.saturating_duration_since(Instant::now());
-    left.max(Duration::from_millis(1))
 }
 
 fn is_late(error: &io::Error) -> bool {

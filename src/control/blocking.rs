@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,6 +14,7 @@ use rustix::net::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::connection::{MAX_BESIDE, MAX_MESSAGE};
 
@@ -24,6 +26,20 @@ impl BlockingConnection {
     /// A connection over an open `SOCK_SEQPACKET` socket.
     pub(crate) fn new(socket: impl Into<OwnedFd>) -> Self {
         Self(socket.into())
+    }
+
+    /// Connects to the node that listens at a socket.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no socket, `ConnectionRefused` if nobody listens, `WouldBlock` at the
+    /// deadline, and what else `connect` says.
+    pub(crate) fn connect(path: &Path, until: Instant) -> io::Result<Self> {
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
+        // Also that of `connect`, which waits while too many others do. Zero would be no limit.
+        let left = until.saturating_duration_since(Instant::now());
+        socket.set_write_timeout(Some(left.max(Duration::from_millis(1))))?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(Self::new(socket))
     }
 
     /// Sends a message, with descriptors if there are some.
@@ -132,8 +148,6 @@ fn timeout(left: Duration) -> PollTimeout {
 
 #[cfg(test)]
 mod tests {
-    use socket2::{Domain, Socket, Type};
-
     use super::*;
 
     #[test]

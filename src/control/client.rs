@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::connection::Connection;
-use super::version::VERSION;
+use super::version::{VERSION, mismatch};
 use crate::error::{Context, Error, Result};
 use crate::state;
 
@@ -122,13 +122,9 @@ impl Client {
                 client.welcome = welcome;
                 Ok(client)
             }
-            Ok(Answer::Welcome(Welcome {
-                protocol, version, ..
-            })) => {
-                let message = format!(
-                    "the node at {at} is muslin {version} (control protocol {protocol}), and this is \
-                     muslin {VERSION} (control protocol {PROTOCOL}): update the older of the two"
-                );
+            Ok(Answer::Welcome(welcome)) => {
+                let mismatch = mismatch(at, &welcome, "muslin");
+                let message = format!("{mismatch}: update the older of the two");
                 Err(Error::refused(Code::WrongVersion, message))
             }
             Ok(other) => Err(unexpected(&other)),

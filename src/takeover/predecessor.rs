@@ -10,7 +10,6 @@ use muslin_stack::api::control::{Answer, Hello, Namespace, PROTOCOL, Refusal, Re
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::egress::FlowKey;
 use smoltcp::wire::EthernetAddress;
-use socket2::{Domain, SockAddr, Socket, Type};
 use tokio_seqpacket::UnixSeqpacket;
 
 use super::PATIENCE;
@@ -91,7 +90,7 @@ impl Predecessor {
     pub(crate) fn find(socket: &Path) -> Result<Option<(Self, Estate)>> {
         let at = socket.display();
         let until = Instant::now() + PATIENCE;
-        let connection = match connect(socket) {
+        let connection = match BlockingConnection::connect(socket, until) {
             Ok(connection) => connection,
             Err(error)
                 if matches!(
@@ -258,13 +257,6 @@ const GAVE_UP: &str = "the node that is to be taken over has waited for too long
 /// What is said of one that does not do as it should.
 const INCOMPLETE: &str = "the node that is to be taken over does not give all that it has";
 
-fn connect(path: &Path) -> io::Result<BlockingConnection> {
-    let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None)?;
-    socket.set_write_timeout(Some(PATIENCE))?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(BlockingConnection::new(socket))
-}
-
 fn greet(connection: &BlockingConnection, socket: &Path, until: Instant) -> Result<()> {
     let hello = Request::Hello(Hello::new(version::VERSION));
     connection.send(&hello, &[], until).context(GONE)?;
@@ -272,12 +264,8 @@ fn greet(connection: &BlockingConnection, socket: &Path, until: Instant) -> Resu
     match received {
         Some((Answer::Welcome(welcome), _)) if welcome.protocol == PROTOCOL => Ok(()),
         Some((Answer::Welcome(welcome), _)) => Err(Error::failed(format!(
-            "the node at {} is muslin {} (control protocol {}), and this is {} (control protocol \
-             {PROTOCOL}): it cannot be taken over; stop it and start this one",
-            socket.display(),
-            welcome.version,
-            welcome.protocol,
-            version::VERSION,
+            "{}: it cannot be taken over; stop it and start this one",
+            version::mismatch(socket.display(), &welcome, "muslin"),
         ))),
         _ => Err(Error::failed(GONE)),
     }
