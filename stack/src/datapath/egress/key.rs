@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use muslin_encap::ip::transport::Transport;
 use muslin_encap::ip::v4;
-use smoltcp::wire::{IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
 
 use crate::addresses::socket_ipv4;
 use crate::drops::DropReason;
@@ -132,6 +132,47 @@ pub(super) fn key_of(packet: &[u8], protocol: Protocol, at: &Transport) -> Key {
         protocol,
         pod: SocketAddrV4::new(view.src_addr(), port(0)),
         remote: SocketAddrV4::new(view.dst_addr(), port(2)),
+    }
+}
+
+/// What a packet of a pod is to its flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It asks for a connection.
+    Opening,
+    /// It is another of the pod's packets.
+    Other,
+    /// It is an ICMP error that quotes a packet to the pod.
+    Error,
+}
+
+/// The flow of a packet of a pod, or of the packet that an ICMP error of it quotes.
+pub(super) fn flow_of(packet: &[u8]) -> Option<(Key, Role)> {
+    let view = Ipv4Packet::new_unchecked(packet);
+    match view.next_header() {
+        IpProtocol::Tcp => {
+            let at = Transport::parse(packet, 0).ok()?;
+            let role = match opens(packet, &at) {
+                true => Role::Opening,
+                false => Role::Other,
+            };
+            Some((key_of(packet, Protocol::Tcp, &at), role))
+        }
+        IpProtocol::Udp => {
+            let at = Transport::parse(packet, 0).ok()?;
+            Some((key_of(packet, Protocol::Udp, &at), Role::Other))
+        }
+        IpProtocol::Icmp => {
+            let icmp = Icmpv4Packet::new_checked(view.payload()).ok()?;
+            match icmp.msg_type() {
+                Icmpv4Message::EchoRequest => {
+                    Some((Key::of_ping(&view, icmp.echo_ident()), Role::Other))
+                }
+                Icmpv4Message::DstUnreachable => Some((quoted(icmp.data())?, Role::Error)),
+                _ => None,
+            }
+        }
+        _ => None,
     }
 }
 

@@ -7,10 +7,7 @@
 
 use std::sync::Arc;
 
-use muslin_encap::ip::transport::Transport;
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
-
-use super::key::{EPHEMERAL, Key, Protocol, key_of, opens, quoted};
+use super::key::{EPHEMERAL, Key, Protocol, Role, flow_of};
 use super::owners::{Claim, Owners, Sharing};
 use super::{Egress, Holder};
 
@@ -65,36 +62,14 @@ impl Egress {
 
     pub(super) fn elsewhere(&self, packet: &[u8]) -> Option<u8> {
         let sharing = self.sharing.as_ref()?;
-        let view = Ipv4Packet::new_unchecked(packet);
-        let worker = match view.next_header() {
-            IpProtocol::Tcp => {
-                let at = Transport::parse(packet, 0).ok()?;
-                let key = key_of(packet, Protocol::Tcp, &at);
-                let is_here = opens(packet, &at) || self.flows.find(&key).is_some();
-                (!is_here).then_some(FIRST)
-            }
-            IpProtocol::Udp => {
-                let at = Transport::parse(packet, 0).ok()?;
-                self.owner(sharing, &key_of(packet, Protocol::Udp, &at))
-            }
-            IpProtocol::Icmp => self.owner_of_icmp(sharing, &view),
-            _ => None,
+        let (key, role) = flow_of(packet)?;
+        let worker = match (role, key.protocol) {
+            (Role::Error, _) => self.flow_to(&key).is_none().then_some(FIRST),
+            (Role::Opening, _) => None,
+            (Role::Other, Protocol::Tcp) => self.flows.find(&key).is_none().then_some(FIRST),
+            (Role::Other, Protocol::Udp | Protocol::Ping) => self.owner(sharing, &key),
         };
         worker.filter(|worker| *worker != sharing.worker)
-    }
-
-    fn owner_of_icmp(&self, sharing: &Sharing, view: &Ipv4Packet<&[u8]>) -> Option<u8> {
-        let icmp = Icmpv4Packet::new_checked(view.payload()).ok()?;
-        match icmp.msg_type() {
-            Icmpv4Message::EchoRequest => {
-                self.owner(sharing, &Key::of_ping(view, icmp.echo_ident()))
-            }
-            Icmpv4Message::DstUnreachable => {
-                let key = quoted(icmp.data())?;
-                self.flow_to(&key).is_none().then_some(FIRST)
-            }
-            _ => None,
-        }
     }
 
     /// Who has the flow of a datagram or an echo request.

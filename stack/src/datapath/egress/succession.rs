@@ -1,11 +1,8 @@
 //! Flows of the process that was the node before this one, which serves them to their end: their packets
 //! are handed to it.
 
-use muslin_encap::ip::transport::Transport;
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
-
 use super::Egress;
-use super::key::{EPHEMERAL, FlowKey, Key, Protocol, key_of, quoted};
+use super::key::{EPHEMERAL, FlowKey, Key, Protocol, flow_of};
 
 impl Egress {
     /// Says which flows the process before this one has. What it answers itself in one datagram, it has
@@ -39,9 +36,9 @@ impl Egress {
     /// Whether a packet of a pod is of a flow that is here, or the packet that an ICMP error of it quotes.
     #[must_use]
     pub fn has_flow_of(&self, packet: &[u8]) -> bool {
-        let key = flow_of(packet);
+        let flow = flow_of(packet);
         let has = |key: &Key| self.flows.find(key).is_some();
-        key.is_some_and(|key| has(&key) || has(&key.mapping()))
+        flow.is_some_and(|(key, _)| has(&key) || has(&key.mapping()))
     }
 
     /// Whether a packet of a pod is of a flow that the process before this one has.
@@ -49,32 +46,10 @@ impl Egress {
         if self.predecessors.is_empty() {
             return false;
         }
-        let Some(key) = flow_of(packet) else {
+        let Some((key, _)) = flow_of(packet) else {
             return false;
         };
         let has = |key: &Key| self.predecessors.contains(key);
         (has(&key) || has(&key.mapping())) && self.flows.find(&key).is_none()
-    }
-}
-
-/// The flow of a packet of a pod, or of the packet that an ICMP error of it quotes.
-fn flow_of(packet: &[u8]) -> Option<Key> {
-    let view = Ipv4Packet::new_unchecked(packet);
-    let of = |protocol| {
-        let at = Transport::parse(packet, 0).ok()?;
-        Some(key_of(packet, protocol, &at))
-    };
-    match view.next_header() {
-        IpProtocol::Tcp => of(Protocol::Tcp),
-        IpProtocol::Udp => of(Protocol::Udp),
-        IpProtocol::Icmp => {
-            let icmp = Icmpv4Packet::new_checked(view.payload()).ok()?;
-            match icmp.msg_type() {
-                Icmpv4Message::EchoRequest => Some(Key::of_ping(&view, icmp.echo_ident())),
-                Icmpv4Message::DstUnreachable => quoted(icmp.data()),
-                _ => None,
-            }
-        }
-        _ => None,
     }
 }
