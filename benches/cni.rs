@@ -29,7 +29,7 @@ fn main() {
     let Some(bridge) = Network::bridge("10.88.0.0/24") else {
         return;
     };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let addresses = [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0, 2)];
     let host = lab.host("n1", addresses[0]);
     host.furnish();

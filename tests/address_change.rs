@@ -27,7 +27,7 @@ fn overflow(node: &Node, from: &Node, address: &str, count: u64) {
 #[test]
 fn connections_outlive_a_change_of_the_public_address() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let start = |name: &str, last: u8| {
         let address = Ipv4Addr::new(10, 9, 0, last);
         let host = lab.host(name, address);
@@ -103,7 +103,7 @@ fn has_mtu(pod: &mut Agent, gateway: Ipv4Addr, mtu: usize) -> bool {
 #[test]
 fn pods_follow_the_mtu_of_the_interface() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let start = |name: &str, last: u8| {
         let host = lab.host(name, Ipv4Addr::new(10, 9, 0, last));
         NodeConfig::on_interface(name, "eth0", &store).start(&host)

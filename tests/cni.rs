@@ -33,8 +33,7 @@ fn start(lab: &Lab, index: usize) -> Node {
 }
 
 fn config(lab: &Lab, index: usize) -> NodeConfig {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let config = NodeConfig::new(&format!("n{}", index + 1), HOSTS[index], &store);
+    let config = NodeConfig::new(&format!("n{}", index + 1), HOSTS[index], &lab.store());
     // Which it needs for ports below 1024 alone.
     config.without_capability("net_bind_service")
 }

@@ -114,8 +114,8 @@ impl Bed {
         let [keep, to_keep] = ["keep.sock", "to-keep.sock"].map(|it| lab.directory().join(it));
         let keeper = Keeper::start(&host, &keep);
         let to_keeper = Gate::open(&to_keep, &keep);
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-        let config = NodeConfig::new("n1", HOST, &store).without_capability("net_bind_service");
+        let config =
+            NodeConfig::new("n1", HOST, &lab.store()).without_capability("net_bind_service");
         let node = config.with("--keeper", to_keep.display()).start(&host);
         // Beside the node's own, where the plugin leaves word for a node that is not there.
         let before_node = node.socket().with_file_name("gate.sock");

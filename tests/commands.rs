@@ -22,8 +22,7 @@ const USAGE: Option<i32> = Some(2);
 const LATER: Duration = Duration::from_secs(60);
 
 fn start(lab: &Lab) -> Node {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new("n", Ipv4Addr::LOCALHOST, &store).start(lab.root())
+    NodeConfig::new("n", Ipv4Addr::LOCALHOST, &lab.store()).start(lab.root())
 }
 
 /// Runs a client's command, which must succeed, and returns what it prints.

@@ -8,8 +8,7 @@ use std::path::Path;
 use muslin_lab::{LEAVES_OPEN, Lab, NodeConfig, SOON, muslin_bin, poll_until};
 
 fn config(lab: &Lab) -> NodeConfig {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new("n", Ipv4Addr::LOCALHOST, &store)
+    NodeConfig::new("n", Ipv4Addr::LOCALHOST, &lab.store())
 }
 
 /// A line of a process' or thread's status.

@@ -151,10 +151,6 @@ fn two_nodes(lab: &Lab, store: &str) -> [Node; 2] {
     nodes
 }
 
-fn embedded(lab: &Lab) -> String {
-    format!("sqlite:{}", lab.directory().join("leases.db").display())
-}
-
 /// Pods of one node find those of the other, by every name that they have.
 fn find_each_other([n1, n2]: &[Node; 2]) {
     let web = n2.pod("web");
@@ -209,7 +205,7 @@ fn find_each_other([n1, n2]: &[Node; 2]) {
 #[test]
 fn pods_of_two_nodes_find_each_other_by_the_embedded_store() {
     let Some(lab) = Lab::new() else { return };
-    let nodes = two_nodes(&lab, &embedded(&lab));
+    let nodes = two_nodes(&lab, &lab.store());
     find_each_other(&nodes);
     // A node that leaves takes its names along.
     let [n1, n2] = &nodes;
@@ -311,7 +307,7 @@ fn other_names_go_to_the_resolvers_of_the_host() {
     let file = lab.directory().join("resolv.conf");
     std::fs::write(&file, format!("nameserver {RESOLVER}\n")).unwrap();
     host.sh(&format!("mount --bind {} /etc/resolv.conf", file.display()));
-    let node = NodeConfig::new("n1", N1, &embedded(&lab)).start(&host);
+    let node = NodeConfig::new("n1", N1, &lab.store()).start(&host);
     assert_eq!(dig(&node, "+short www.example"), "192.0.2.7");
     assert_eq!(dig(&node, "+short +tcp www.example"), "192.0.2.7");
     let found = in_pod(&node, "getent ahostsv4 www.example | head -n 1");
@@ -352,7 +348,7 @@ fn short_names_of_the_host_are_found_as_the_host_finds_them() {
     let write = |text: &str| std::fs::write(&file, format!("{text}nameserver {RESOLVER}\n"));
     write("search corp.example\noptions timeout:9 edns0\n").unwrap();
     host.sh(&format!("mount --bind {} /etc/resolv.conf", file.display()));
-    let node = NodeConfig::new("n1", N1, &embedded(&lab)).start(&host);
+    let node = NodeConfig::new("n1", N1, &lab.store()).start(&host);
     let web = node.pod("web");
     let gateway = node.address(1);
     let expected =
@@ -391,7 +387,7 @@ fn a_pod_is_told_in_time_that_no_resolver_answers() {
     ] {
         let host = lab.host("node", Ipv4Addr::new(10, 9, 0, 1 + resolver.octets()[3]));
         let public_ip = Ipv4Addr::new(10, 9, 0, 1 + resolver.octets()[3]);
-        let node = NodeConfig::new("n1", public_ip, &embedded(&lab)).with("--dns", resolver);
+        let node = NodeConfig::new("n1", public_ip, &lab.store()).with("--dns", resolver);
         let node = node.start(&host);
         let began = Instant::now();
         let told = dig(&node, name);
@@ -411,7 +407,7 @@ fn a_pod_is_told_in_time_that_no_resolver_answers() {
 #[test]
 fn garbage_does_no_harm() {
     let Some(lab) = Lab::new() else { return };
-    let node = NodeConfig::new("n1", N1, &embedded(&lab)).with("--dns", NOBODY);
+    let node = NodeConfig::new("n1", N1, &lab.store()).with("--dns", NOBODY);
     let node = node.start(&lab.host("n1", N1));
     let gateway = node.address(1);
     // By UDP and by TCP: nothing, a little, an answer, and random bytes of every length.
@@ -445,7 +441,7 @@ fn garbage_does_no_harm() {
 #[test]
 fn names_of_pods_have_answers_where_there_is_no_way_out() {
     let Some(lab) = Lab::new() else { return };
-    let node = NodeConfig::new("n1", N1, &embedded(&lab)).with("--egress", "off");
+    let node = NodeConfig::new("n1", N1, &lab.store()).with("--egress", "off");
     let node = node.start(&lab.host("n1", N1));
     let known = node.pod("known");
     assert_eq!(

@@ -48,8 +48,7 @@ fn is(findings: &[Value], check: &str, expected: &str, words: &[&str]) {
 }
 
 fn config(lab: &Lab, name: &str, address: Ipv4Addr) -> NodeConfig {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new(name, address, &store).with("--mtu", 1500)
+    NodeConfig::new(name, address, &lab.store()).with("--mtu", 1500)
 }
 
 /// Two nodes on two hosts that know each other.

@@ -28,7 +28,7 @@ struct Bed {
 impl Bed {
     fn new() -> Option<Self> {
         let lab = Lab::new()?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let (host, router) = (lab.host("node", NODE), lab.host("router", ROUTER));
         let far = lab.namespace("far");
         lab.cable((&router, "eth1"), (&far, "eth0"));

@@ -77,11 +77,6 @@ impl Drop for Daemon {
     }
 }
 
-/// The store of a lab's nodes.
-fn leases(lab: &Lab) -> String {
-    format!("sqlite:{}", lab.directory().join("leases.db").display())
-}
-
 /// Runs `muslin node` with wrong usage to its end.
 fn refused(lab: &Lab, arguments: &[&str]) -> Output {
     let state = lab.directory().join("refused");
@@ -193,7 +188,7 @@ fn the_subnet_file_is_flannels_byte_for_byte() {
 #[test]
 fn without_a_place_for_it_the_subnet_file_is_in_the_state_directory() {
     let Some(lab) = Lab::new() else { return };
-    let node = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &leases(&lab)).start(lab.root());
+    let node = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &lab.store()).start(lab.root());
     let text = poll_until(SOON, "the subnet file", || {
         fs::read_to_string(node.state_dir().join("nodes/n1/subnet.env")).ok()
     });
@@ -211,7 +206,7 @@ fn an_earlier_subnet_comes_from_the_nodes_own_state_or_else_from_the_file() {
         fs::write(&file, text).unwrap();
     };
     of_flannel(77);
-    let config = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &leases(&lab));
+    let config = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &lab.store());
     let config = config.with("-subnet-file", file.display());
     let mut node = config.start(lab.root());
     assert_eq!(node.status("subnet"), "10.244.77.0/24");
@@ -222,7 +217,7 @@ fn an_earlier_subnet_comes_from_the_nodes_own_state_or_else_from_the_file() {
     assert_eq!(node.status("subnet"), "10.244.77.0/24");
     // A new node of another address has no state of its own.
     of_flannel(99);
-    let other = NodeConfig::new("n2", Ipv4Addr::new(127, 0, 0, 2), &leases(&lab));
+    let other = NodeConfig::new("n2", Ipv4Addr::new(127, 0, 0, 2), &lab.store());
     let other = other.with("-subnet-file", file.display()).start(lab.root());
     assert_eq!(other.status("subnet"), "10.244.99.0/24");
 }
@@ -376,7 +371,7 @@ fn networks_of_two_prefixes_are_side_by_side() {
     let start = |prefix: &str, network: &str, port: u16| {
         hosts.each_ref().map(|(host, address)| {
             let name = format!("n{port}");
-            let config = NodeConfig::new(&name, *address, &leases(&lab));
+            let config = NodeConfig::new(&name, *address, &lab.store());
             let config = config.with("--etcd-prefix", prefix).with("--port", port);
             config.with("--network", network).start(host)
         })
@@ -427,12 +422,12 @@ fn a_node_behind_nat_is_reached_by_its_public_address() {
     assert_eq!((output.unwrap(), &*line), (6, "ready\n"));
 
     // Without a named interface it waits, and says what would help.
-    let mut mistaken = NodeConfig::new("mistaken", public, &leases(&lab)).spawn(&inside);
+    let mut mistaken = NodeConfig::new("mistaken", public, &lab.store()).spawn(&inside);
     mistaken.wait_told(&["--iface"]);
     drop(mistaken);
 
     let guard = |name: &str, address, iface: &str| {
-        let config = NodeConfig::new(name, address, &leases(&lab));
+        let config = NodeConfig::new(name, address, &lab.store());
         config
             .with("--iface", iface)
             .with("--mtu", 1500)
@@ -517,13 +512,13 @@ fn switches_of_the_network_that_are_not_followed_are_said_once() {
             value: config.to_owned(),
             ttl: None,
         };
-        store::open(leases(&lab), &store::EtcdOptions::default())
+        store::open(lab.store(), &store::EtcdOptions::default())
             .unwrap()
             .execute(op)
             .await
     });
     written.unwrap();
-    let node = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &leases(&lab));
+    let node = NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &lab.store());
     let node = node.with("--etcd-prefix", "/f").start(lab.root());
     assert!(node.status("subnet").starts_with("10.5."));
     let log = node.log();

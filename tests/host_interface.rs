@@ -40,7 +40,7 @@ impl Bed {
 
     fn without_interfaces(flags: &[(&str, &str)]) -> Option<Self> {
         let lab = Lab::new()?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let nodes = [1, 2].map(|number: u8| {
             let name = format!("n{number}");
             let mut config = NodeConfig::new(&name, underlay(number), &store)
@@ -391,8 +391,7 @@ fn the_command_makes_corrects_and_removes_the_interface() {
 #[test]
 fn without_a_node_one_line_says_so_and_with_wait_it_is_waited_for() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let config = NodeConfig::new("n", underlay(1), &store).with("--network", NETWORK);
+    let config = NodeConfig::new("n", underlay(1), &lab.store()).with("--network", NETWORK);
     let mut node = config.start(&lab.host("n", underlay(1)));
     node.kill();
     let output = node.client(&["host-interface"]).output().unwrap();

@@ -19,8 +19,7 @@ use nix::unistd::Pid;
 const MARK: &str = "MUSLIN_TEST_POD";
 
 fn start(lab: &Lab) -> Node {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new("n", Ipv4Addr::LOCALHOST, &store).start(lab.root())
+    NodeConfig::new("n", Ipv4Addr::LOCALHOST, &lab.store()).start(lab.root())
 }
 
 /// What a pod's shell script prints, which must succeed.

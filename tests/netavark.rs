@@ -23,8 +23,7 @@ const VARIABLE: &str = "MUSLIN_TEST_NETAVARK";
 fn start(lab: &Lab) -> Node {
     let host = lab.host("n1", HOST);
     host.furnish();
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    let config = NodeConfig::new("n1", HOST, &store);
+    let config = NodeConfig::new("n1", HOST, &lab.store());
     config.without_capability("net_bind_service").start(&host)
 }
 

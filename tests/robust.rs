@@ -21,8 +21,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 fn config(lab: &Lab) -> NodeConfig {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &store)
+    NodeConfig::new("n1", Ipv4Addr::LOCALHOST, &lab.store())
 }
 
 fn start(lab: &Lab) -> Node {

@@ -286,7 +286,7 @@ fn without_any_rights_pods_are_reached_and_reach_it() {
 fn names_of_pods_are_asked_for_at_the_gateway() {
     let Some(lab) = Lab::new() else { return };
     // Names are shared by a store that can be written to.
-    let store = format!("sqlite:{}", lab.directory().join("store.db").display());
+    let store = lab.store();
     let bed = Bed::with(lab, store);
     let mut server = bed.server();
     let mut command = bed.host.command(muslin_bin());
@@ -717,7 +717,7 @@ fn datagrams_go_by_socks5_and_come_to_exposed_ports() {
 #[test]
 fn a_datagram_waits_for_no_other_ones_name() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("store.db").display());
+    let store = lab.store();
     let bed = Bed::with(lab, store);
     let port = PORT.to_string();
     let words = [
@@ -982,7 +982,7 @@ fn a_server_says_whether_it_wants_content_and_is_heard_before_that_is_whole() {
 #[test]
 fn a_job_gives_its_lease_back() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("store.db").display());
+    let store = lab.store();
     let (host, other) = (lab.host("sidecar", SIDECAR), lab.host("node", NODE));
     // Three nodes fit.
     let node = NodeConfig::new("n2", NODE, &store).with("--network", "10.244.0.0/22");

@@ -36,8 +36,7 @@ fn address(number: u8) -> Ipv4Addr {
 }
 
 fn config(lab: &Lab, number: u8) -> NodeConfig {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new(&format!("n{number}"), address(number), &store)
+    NodeConfig::new(&format!("n{number}"), address(number), &lab.store())
 }
 
 fn resident_bytes(pid: u32) -> u64 {

@@ -21,8 +21,7 @@ const HOSTS: [Ipv4Addr; 3] = [
 const PINGS: u16 = 500;
 
 fn config(lab: &Lab, index: usize) -> NodeConfig {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-    NodeConfig::new(&format!("n{index}"), HOSTS[index], &store)
+    NodeConfig::new(&format!("n{index}"), HOSTS[index], &lab.store())
         .without_capability("net_bind_service")
 }
 
@@ -137,8 +136,7 @@ fn nor_with_several_workers_and_other_backends() {
         let Some(lab) = Lab::new() else { return };
         let [node, other] = [0, 1].map(|index| {
             let host = lab.host(&format!("n{index}"), HOSTS[index]);
-            let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
-            NodeConfig::new(&format!("n{index}"), HOSTS[index], &store)
+            NodeConfig::new(&format!("n{index}"), HOSTS[index], &lab.store())
                 .with("--backend", backend)
                 .with("--workers", workers)
                 .start(&host)
@@ -247,7 +245,7 @@ fn who_cannot_take_over_says_why_and_the_node_goes_on() {
     let gateway = node.address(1);
     let other = |flags: &[&str]| {
         let state = node.state_dir();
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let mut command = node.host().command(muslin_bin());
         command.args(["node", "--take-over", "--name", "n0", "--store", &store]);
         command.arg("--state-dir").arg(state).args(flags);
@@ -271,7 +269,7 @@ fn who_is_killed_while_it_takes_over_leaves_the_node_as_it_was() {
     let to = listen(&mut other);
     let id = pod.open(to).unwrap();
     let before = face(&node);
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let mut took = 0;
     for round in 0..30 {
         let mut command = node.host().command(muslin_bin());

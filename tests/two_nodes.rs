@@ -27,7 +27,7 @@ impl Bed {
     /// The same with a flag for the nodes, and with these flags for the pods.
     fn with(backend: &str, (flag, value): (&str, &str), flags: &[&str]) -> Option<Self> {
         let lab = Lab::new()?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let nodes = [1, 2].map(|number: u8| {
             let address = Ipv4Addr::new(10, 9, 0, number);
             let name = format!("n{number}");
@@ -153,7 +153,7 @@ fn an_address_that_one_worker_hears_of_is_known_to_all() {
 fn pods_of_one_node_reach_each_other_and_nobody_gets_their_packets() {
     let Some(lab) = Lab::new() else { return };
     let address = Ipv4Addr::new(10, 9, 0, 1);
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let node = NodeConfig::new("n", address, &store).start(&lab.host("n", address));
     let script = "seen=$(ip -details link show eth0)
         echo \"$seen\" | grep -q 'qlen 4096'

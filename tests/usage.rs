@@ -255,7 +255,7 @@ fn an_address_must_be_where_it_is_said_to_be() {
     );
     is_untouched(&lab, &state);
     // and what may be later is waited for.
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
     let waiting: &[Case<'_>] = &[
         (
@@ -451,7 +451,7 @@ fn what_another_node_has_is_not_taken() {
 #[test]
 fn a_pod_that_cannot_be_leaves_nothing() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let node = NodeConfig::new("n", LOOPBACK, &store).start(lab.root());
     let mut pod = node.pod("pod");
     let taken = pod.address("eth0").unwrap().to_string();
@@ -525,7 +525,7 @@ fn a_pod_that_cannot_be_leaves_nothing() {
 #[test]
 fn an_attached_namespace_keeps_nothing_of_an_attempt_that_failed() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let node = NodeConfig::new("n", LOOPBACK, &store).start(lab.root());
     let target = lab.namespace("target");
     let pid = target.pid().to_string();
@@ -586,7 +586,7 @@ fn a_node_that_is_not_there_is_named() {
     assert!(!state.exists(), "looking leaves nothing");
 
     // Two nodes of one state directory must be told apart, and a third does not exist.
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let first = NodeConfig::new("first", LOOPBACK, &store).start(lab.root());
     let second = NodeConfig::new("second", Ipv4Addr::new(127, 0, 0, 2), &store);
     let second = second.start_beside(&first);

@@ -26,7 +26,7 @@ fn start(name: &str, store: &str, host: &Host) -> Node {
 #[test]
 fn an_interface_that_is_named_is_waited_for() {
     let Some(lab) = Lab::new() else { return };
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let host = lab.host("host", Ipv4Addr::new(10, 9, 0, 1));
     let cases = [
         ("--iface", "late0", "10.7.0.1"),

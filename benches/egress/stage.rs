@@ -216,13 +216,9 @@ fn by_sidecar(lab: &Lab, host: Host, server: &Host) -> (Ends, Carrier) {
     (ends, Carrier::Sidecar { child, _far: node })
 }
 
-fn store(lab: &Lab) -> String {
-    format!("sqlite:{}", lab.directory().join("leases.db").display())
-}
-
 /// A node on a host, and its first pod.
 fn pod_of_node(lab: &Lab, host: &Host) -> (Host, Node) {
-    let node = NodeConfig::on_interface("node", UNDERLAY, &store(lab)).start(host);
+    let node = NodeConfig::on_interface("node", UNDERLAY, &lab.store()).start(host);
     assert_eq!(node.mtu(), POD_MTU);
     (attached_pod(lab, &node, "pod").0, node)
 }
@@ -234,7 +230,7 @@ fn sidecar(lab: &Lab, host: &Host, pod: Ipv4Addr) -> Child {
     let mut command = host.command(muslin_bin());
     command
         .args(["sidecar", "--level", "process", "--name", "sidecar"])
-        .args(["--store", &store(lab), "--iface", UNDERLAY, "--state-dir"])
+        .args(["--store", &lab.store(), "--iface", UNDERLAY, "--state-dir"])
         .arg(lab.directory().join("sidecar"))
         .args(["--forward", &format!("{FORWARDED}={pod}:{FORWARDED}")])
         .stdin(Stdio::null())

@@ -39,7 +39,7 @@ struct Bed {
 impl Bed {
     fn new(flags: &[(&str, &str)]) -> Option<Self> {
         let lab = Lab::new()?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let (node_host, server_host) = (lab.host("node", NODE), lab.host("server", SERVER));
         let mut config = NodeConfig::new("n1", NODE, &store);
         for (flag, value) in flags {

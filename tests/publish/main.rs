@@ -54,7 +54,7 @@ impl Bed {
 
     fn with(configure: impl FnOnce(NodeConfig) -> NodeConfig) -> Option<Self> {
         let lab = Lab::new()?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let (host, client) = (lab.host("node", NODE), lab.host("client", CLIENT));
         let config = configure(NodeConfig::new("n1", NODE, &store));
         Some(Self {

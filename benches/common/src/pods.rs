@@ -101,7 +101,7 @@ pub fn set_workers(count: u8) {
 
 /// A node on the underlay.
 pub fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
-    let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+    let store = lab.store();
     let config = NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
         .with("--network", "10.244.0.0/16")
         .with("--backend", backend);

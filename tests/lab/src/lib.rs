@@ -217,6 +217,11 @@ impl Lab {
         self.directory.path()
     }
 
+    /// An embedded store there, by its URL.
+    pub fn store(&self) -> String {
+        format!("sqlite:{}", self.directory().join("leases.db").display())
+    }
+
     /// A network namespace with nothing but loopback in it.
     pub fn namespace(&self, name: &str) -> Host {
         let mut command = self.root.holder.enter();
