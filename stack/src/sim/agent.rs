@@ -18,8 +18,6 @@ pub(super) struct Agent {
     /// The watch that is open.
     pub(super) watch: Option<Watch>,
     pub(super) is_leaving: bool,
-    /// The public address that was not reported to it yet.
-    pub(super) moved: Option<std::net::Ipv4Addr>,
     pub(super) timer: Timer,
     requests: Requests,
 }
@@ -117,7 +115,6 @@ impl Agent {
             doing: Doing::Idle,
             watch: None,
             is_leaving: false,
-            moved: None,
             timer: Timer::default(),
             requests: Requests::since(since),
         }
@@ -130,6 +127,6 @@ impl Agent {
 
     /// Whether it holds a lease and receives all changes.
     pub(super) fn is_settled(&self) -> bool {
-        self.doing == Doing::Idle && self.watch.is_some() && self.moved.is_none()
+        self.doing == Doing::Idle && self.watch.is_some()
     }
 }

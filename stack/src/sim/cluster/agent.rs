@@ -36,9 +36,6 @@ impl Cluster {
             if agent.doing != Doing::Idle {
                 return Ok(());
             }
-            if let Some(public_ip) = agent.moved.take() {
-                agent.manager.set_public_ip(public_ip);
-            }
             let action = agent.manager.poll(now);
             let changes: Vec<_> = agent.manager.changes().collect();
             for change in changes {
@@ -376,12 +373,7 @@ impl Cluster {
         let Some(process) = machine.process(who) else {
             return Ok(());
         };
-        let agent = &mut process.agent;
-        match agent.doing {
-            // It is seen only when the watch is open.
-            Doing::Opening(_) => agent.moved = Some(public_ip),
-            Doing::Idle | Doing::Asking(_) => agent.manager.set_public_ip(public_ip),
-        }
+        process.agent.manager.set_public_ip(public_ip);
         self.drive(who)
     }
 }
