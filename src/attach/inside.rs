@@ -13,7 +13,8 @@ use nix::unistd::dup;
 use tokio::process::{Child, Command};
 use tokio_seqpacket::UnixSeqpacket;
 
-use super::{assignment, exit_code};
+use super::command::exit_code;
+use super::device::assignment;
 use crate::confine::{self, Capability};
 use crate::control::Connection;
 use crate::device::{OpenError, Tap};

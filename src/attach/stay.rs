@@ -7,7 +7,7 @@ use std::time::Duration;
 use muslin_stack::api::control::{Attach, Attached, Code};
 use tracing::{info, warn};
 
-use super::Device;
+use super::device::Device;
 use crate::control::Client;
 use crate::error::{Error, Result};
 

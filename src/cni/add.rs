@@ -11,11 +11,12 @@ use muslin_stack::api::cni::result::{Added, Dns, Interface, Ip, Route};
 use muslin_stack::api::cni::{self, Reply, Reserved};
 use muslin_stack::api::control::Attached;
 
+use super::call::{Call, Result};
 use super::delegate::Delegate;
 use super::interface::{Wanted, exists, index, make};
 use super::namespace::Namespace;
 use super::node::{Node, PATIENCE, Trouble, unexpected};
-use super::{Call, Result, del, restore};
+use super::{del, restore};
 
 /// How the result is told.
 pub(super) type Tell<'a> = &'a dyn Fn(&Added) -> Result<()>;

@@ -8,11 +8,12 @@ use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::result::Added;
 use muslin_stack::api::control::{Code, Refusal};
 
+use super::call::{Call, Result};
 use super::delegate::Delegate;
 use super::interface::{Found, index, look_at};
 use super::namespace::Namespace;
 use super::node::{Node, PATIENCE, Trouble};
-use super::{Call, Result, restore};
+use super::restore;
 
 /// How long a node is waited for.
 const CONNECT: Duration = Duration::from_secs(1);

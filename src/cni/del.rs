@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use muslin_stack::api::cni;
 use muslin_stack::api::cni::error::Error;
 
+use super::call::{Call, Result, log};
 use super::delegate::Delegate;
 use super::namespace::Namespace;
 use super::node::Node;
-use super::{Call, Result, deletions, interface, log};
+use super::{deletions, interface};
 
 /// How long a node is waited for. At a shutdown it does not come back, and every pod waits.
 const PATIENCE: Duration = Duration::from_secs(1);

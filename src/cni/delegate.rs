@@ -10,7 +10,7 @@ use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::result::Added;
 use serde::Deserialize;
 
-use super::{Call, Result, log};
+use super::call::{Call, Result, log};
 
 /// Bytes of the longest result.
 const MAX_RESULT: u64 = 1 << 20;

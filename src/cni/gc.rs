@@ -6,9 +6,9 @@ use muslin_stack::api::cni;
 use muslin_stack::api::cni::Key;
 use muslin_stack::api::cni::request::parts;
 
+use super::call::{Call, Result};
 use super::delegate::Delegate;
 use super::node::{Node, PATIENCE, Trouble};
-use super::{Call, Result};
 use crate::control::MAX_MESSAGE;
 
 /// Bytes of keys in one message, which has some of its own.

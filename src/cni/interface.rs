@@ -19,7 +19,7 @@ use rtnetlink::packet_route::route::{
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::Result;
+use super::call::Result;
 use super::kernel::{Change, Kernel};
 use crate::device::{OpenError, Tap};
 use crate::netns::QUEUE_LEN;

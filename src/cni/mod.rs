@@ -5,6 +5,7 @@
 //! output has the result alone, standard error one line for each thing worth a log.
 
 mod add;
+mod call;
 mod check;
 mod del;
 mod delegate;
@@ -20,28 +21,16 @@ mod restore;
 mod status;
 
 use std::ffi::OsString;
-use std::fmt::Display;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
 use std::process::ExitCode;
 
-use muslin_stack::api::cni::config::{Config, MAX_CONFIG};
+use call::{Call, input, log, print};
+use muslin_stack::api::cni::config::Config;
 use muslin_stack::api::cni::environment::{Command, Environment};
 use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::version::Version;
 pub(crate) use restore::reattach;
-
-/// The result of a command, or why there is none.
-type Result<T> = std::result::Result<T, Error>;
-
-/// What a command is about.
-struct Call {
-    environment: Environment,
-    config: Config,
-    /// All of the configuration, for a delegate.
-    input: Vec<u8>,
-}
 
 /// Does what the environment says.
 pub fn main() -> ExitCode {
@@ -96,28 +85,4 @@ fn about() {
         env!("CARGO_PKG_VERSION")
     );
     let _ = std::io::stderr().write_all(text.as_bytes());
-}
-
-fn input() -> Result<Vec<u8>> {
-    let mut input = Vec::new();
-    // One byte more, by which it is seen that it is too long.
-    let mut stdin = std::io::stdin().lock().take(MAX_CONFIG as u64 + 1);
-    let read = stdin.read_to_end(&mut input);
-    read.map_err(|error| Error::Io(format!("error reading from stdin: {error}")))?;
-    Ok(input)
-}
-
-/// Writes the result.
-fn print(text: &str) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    written.map_err(|error| Error::Io(format!("error writing to stdout: {error}")))
-}
-
-/// Writes a line to the runtime's log.
-fn log(text: impl Display) {
-    let text = text.to_string().replace(['\n', '\r'], " ");
-    let program = std::env::args_os().next().unwrap_or_default();
-    let name = Path::new(&program).file_name().unwrap_or_default();
-    let _ = writeln!(std::io::stderr(), "{}: {text}", name.display());
 }

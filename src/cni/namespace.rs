@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
 
-use super::Result;
+use super::call::Result;
 
 /// What the file system of namespaces says of itself (`NSFS_MAGIC` of `linux/magic.h`).
 const NSFS: u64 = 0x6e73_6673;

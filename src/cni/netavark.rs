@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use muslin_stack::api::netavark::{self, Container};
 
-use super::{Call, Result, add, del, input, log, print};
+use super::call::{Call, Result, input, log, print};
+use super::{add, del};
 use crate::control::version::VERSION;
 
 /// Does what the arguments say.

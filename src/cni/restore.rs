@@ -9,9 +9,10 @@ use muslin_stack::api::cni::environment::alias;
 use muslin_stack::api::cni::error::Error;
 use muslin_stack::api::cni::{Call, Missing, Reply};
 
+use super::call::{Result, log};
+use super::interface;
 use super::namespace::Namespace;
 use super::node::{Node, PATIENCE, Trouble, unexpected};
-use super::{Result, interface, log};
 use crate::device::Tap;
 
 /// How long it may take in all; the rest is for the next call.

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use muslin_stack::api::cni;
 use muslin_stack::api::cni::error::Error;
 
+use super::call::{Call, Result};
 use super::delegate::Delegate;
 use super::node::{Node, Trouble};
-use super::{Call, Result, restore};
+use super::restore;
 
 /// How long a node may take. One that runs answers in a fraction of it even on a busy machine, so
 /// that a pod's node does not count as broken for that.

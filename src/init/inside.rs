@@ -13,7 +13,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdout};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{InitSettings, Order, Report, connect};
+use super::messages::{InitSettings, Order, Report, connect};
 use crate::attach;
 use crate::confine;
 use crate::control::Connection;

@@ -2,23 +2,22 @@
 //! it what to do. All processes of a pod end with the first, and that with its parent.
 
 mod inside;
+mod messages;
 
 use std::ffi::OsString;
-use std::io::{self, PipeWriter};
+use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
+pub(crate) use messages::InitSettings;
+use messages::{Order, Report, connect};
 use muslin_stack::api::control::{Attached, Namespace};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-use serde::{Deserialize, Serialize};
-use tokio_seqpacket::UnixSeqpacket;
 
-use crate::attach::Environment;
 use crate::control::Connection;
 use crate::error::{Context, Error, Result};
-use crate::netns::{self, Child, Ids};
+use crate::netns::{self, Child};
 use crate::terminal::job::{Change, Job};
 
 /// What of a pod's first process others can enter, in an order in which they can. The user namespace
@@ -30,60 +29,6 @@ const NAMESPACES: [Namespace; 5] = [
     Namespace::Uts,
     Namespace::Mount,
 ];
-
-/// What is known of a pod before it has an address.
-#[derive(Debug)]
-pub(crate) struct InitSettings {
-    /// Its command.
-    pub(crate) command: Vec<OsString>,
-    /// What that has of our environment.
-    pub(crate) environment: Environment,
-    /// Who its user is inside.
-    pub(crate) ids: Ids,
-    /// Whether it has the terminal for itself.
-    pub(crate) has_terminal: bool,
-    /// Paths at which the pod is to find nothing.
-    pub(crate) hidden: Vec<PathBuf>,
-    /// Where its output goes, if that is not ours.
-    pub(crate) output: Option<PipeWriter>,
-}
-
-impl InitSettings {
-    /// Those of a pod that is made to see whether one can be.
-    pub(crate) fn without_command() -> Self {
-        Self {
-            command: Vec::new(),
-            environment: Environment::default(),
-            ids: Ids::of_pod(false),
-            has_terminal: false,
-            hidden: Vec::new(),
-            output: None,
-        }
-    }
-}
-
-/// Messages to the first process.
-#[derive(Debug, Serialize, Deserialize)]
-enum Order {
-    /// To start the command, in the pod that was attached so.
-    Begin(Box<Attached>),
-    /// To send a signal to the command.
-    Signal(i32),
-    /// To have it go on, and with the terminal.
-    GoOn { has_terminal: bool },
-}
-
-/// What the first process says.
-#[derive(Debug, Serialize, Deserialize)]
-enum Report {
-    /// The namespaces are made; and once more when the command has begun.
-    Done,
-    /// The command cannot be started, with the system's number of the error.
-    NoCommand(i32),
-    Failed(String),
-    /// The command has been stopped by this signal.
-    Stopped(i32),
-}
 
 /// A first process that is making its namespaces.
 #[derive(Debug)]
@@ -201,9 +146,4 @@ impl Job for Init {
     async fn go_on(&self, has_terminal: bool) {
         let _ = self.send(&Order::GoOn { has_terminal }).await;
     }
-}
-
-fn connect(socket: OwnedFd) -> Result<Connection> {
-    let socket = UnixSeqpacket::try_from(socket);
-    socket.map(Connection::new).context("cannot use a socket")
 }

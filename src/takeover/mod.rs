@@ -8,16 +8,9 @@
 //! to and from outside that it has, whose packets the new one gives to it, and ends with them.
 
 mod messages;
+mod patience;
 mod predecessor;
 
-use std::time::Duration;
-
 pub(crate) use messages::{About, Demand, Flow, FrontDoor, Part, PodState, VERSION};
+pub(crate) use patience::{FLOWS_PATIENCE, LEASE_PATIENCE, PATIENCE};
 pub(crate) use predecessor::{Estate, Inherited, InheritedPod, InheritedWorker, Predecessor};
-
-/// How long a part of it may take; what there is to be done takes milliseconds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
-/// How long the new process may take to get the lease.
-pub(crate) const LEASE_PATIENCE: Duration = Duration::from_secs(60);
-/// How long the old process serves its flows.
-pub(crate) const FLOWS_PATIENCE: Duration = Duration::from_secs(300);

@@ -12,8 +12,8 @@ use muslin_stack::datapath::egress::FlowKey;
 use smoltcp::wire::EthernetAddress;
 use tokio_seqpacket::UnixSeqpacket;
 
-use super::PATIENCE;
 use super::messages::{About, Demand, FrontDoor, Part, PodState, VERSION};
+use super::patience::PATIENCE;
 use crate::control::{BlockingConnection, Connection, Departing, version};
 use crate::device::FrameSocket;
 use crate::error::{Context, Error, Result};

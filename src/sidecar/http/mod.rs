@@ -24,6 +24,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use muslin_stack::api::credentials::Credentials;
 use muslin_stack::api::http as head;
 use parking_lot::Mutex;
 use server::Server;
@@ -32,7 +33,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
 use crate::clients::Place;

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use associate::Relay;
+use muslin_stack::api::credentials::Credentials;
 use muslin_stack::api::socks5::{self as wire, Command, Fault, Parsed, Reply, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::Credentials;
 use super::dial::{DialError, Dialler};
 use super::relay;
 use crate::clients::Place;
