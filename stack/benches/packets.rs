@@ -9,7 +9,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use muslin_bed::rounds::{self, Case, Figure, Turns};
-use muslin_bed::scenes::{Random, Scene, Way, subnet, vxlan_tunnel};
+use muslin_bed::scenes::{Batches, Random, Scene, Way, subnet, vxlan_tunnel};
 use muslin_stack::datapath::route::RouteTable;
 use muslin_stack::datapath::tunnel::Tunnel;
 
@@ -33,6 +33,12 @@ fn forwarding(name: &str, tunnel: Tunnel, peers: u32, way: Way) -> Case<'static>
     let call = move || {
         black_box(scene.run());
     };
+    (format!("{name}, {peers} peers"), Box::new(call))
+}
+
+fn receiving(name: &str, tunnel: Tunnel, peers: u32) -> Case<'static> {
+    let mut batches = Batches::new(tunnel, peers);
+    let call = move || batches.run();
     (format!("{name}, {peers} peers"), Box::new(call))
 }
 
@@ -66,6 +72,7 @@ fn main() {
             peers,
             Way::FromPeer,
         ));
+        cases.push(receiving("a batch to a pod, VXLAN", vxlan, peers));
     }
     for (name, way) in [
         ("pod to peer, UDP", Way::ToPeer),

@@ -1,6 +1,7 @@
 //! Nodes with pods and peers, and packets for them: what the benchmarks and the test of
 //! allocations run.
 
+use std::hint::black_box;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use ipnet::Ipv4Net;
@@ -9,10 +10,12 @@ use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_stack::Instant;
+use muslin_stack::datapath::egress::{Egress, EgressConfig, NoHost, Policy};
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
+use muslin_stack::datapath::{Datapath, Merging};
 use smoltcp::wire::EthernetAddress;
 
 const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 255, 0, 1]);
@@ -112,18 +115,15 @@ pub enum Way {
     Flooded,
 }
 
-/// A UDP packet of full size that goes one way through a node, time and again.
+/// The headers of a UDP packet of full size, of which one address is different each time.
 ///
 /// A node edits packets in place, so each begins with a new copy of its headers. Which peer it is
 /// for or from is decided for each.
-pub struct Scene {
-    node: Node,
+struct Headers {
     way: Way,
     peers: u32,
     random: Random,
-    storage: Vec<u8>,
-    len: usize,
-    headers: [u8; HEADERS_LEN],
+    bytes: [u8; HEADERS_LEN],
     /// Where in the headers the varying address is, and the IPv4 header.
     address: usize,
     l3: usize,
@@ -131,9 +131,8 @@ pub struct Scene {
     sum: u16,
 }
 
-impl Scene {
-    /// A scene of a node with this many peers, whose first packet has gone the right way.
-    pub fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
+impl Headers {
+    fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
         let (source, destination) = match way {
             Way::ToPeer => (pod(POD), Ipv4Addr::UNSPECIFIED),
             Way::FromPeer => (Ipv4Addr::UNSPECIFIED, pod(POD)),
@@ -143,19 +142,53 @@ impl Scene {
         let mut front = link_headers(tunnel, way);
         let l3 = front.len();
         front.extend(udp_headers(source, destination));
-        let mut headers = [0; HEADERS_LEN];
-        headers[..front.len()].copy_from_slice(&front);
-        let mut scene = Self {
-            node: node(tunnel, peers),
+        let mut bytes = [0; HEADERS_LEN];
+        bytes[..front.len()].copy_from_slice(&front);
+        Self {
             way,
             peers,
             random: Random::default(),
-            storage: vec![0; HEADROOM + HEADERS_LEN + usize::from(MTU)],
-            len: l3 + usize::from(MTU),
             address: l3 + if way == Way::FromPeer { 12 } else { 16 },
             l3,
-            sum: checksum::sum(&headers[l3..l3 + 20]),
-            headers,
+            sum: checksum::sum(&bytes[l3..l3 + 20]),
+            bytes,
+        }
+    }
+
+    /// Length of the whole packet.
+    fn packet_len(&self) -> usize {
+        self.l3 + usize::from(MTU)
+    }
+
+    /// Writes those of the next packet, and returns the index of its peer.
+    fn write(&mut self, room: &mut [u8]) -> u32 {
+        let index = self.random.below(self.peers);
+        let room = &mut room[..HEADERS_LEN];
+        room.copy_from_slice(&self.bytes);
+        if matches!(self.way, Way::ToPeer | Way::FromPeer) {
+            let address = (subnet(index).network().to_bits() + 9).to_be_bytes();
+            room[self.address..self.address + 4].copy_from_slice(&address);
+            let sum = !checksum::add(self.sum, checksum::sum(&address));
+            room[self.l3 + 10..self.l3 + 12].copy_from_slice(&sum.to_be_bytes());
+        }
+        index
+    }
+}
+
+/// A UDP packet of full size that goes one way through a node, time and again.
+pub struct Scene {
+    node: Node,
+    headers: Headers,
+    storage: Vec<u8>,
+}
+
+impl Scene {
+    /// A scene of a node with this many peers, whose first packet has gone the right way.
+    pub fn new(tunnel: Tunnel, peers: u32, way: Way) -> Self {
+        let mut scene = Self {
+            node: node(tunnel, peers),
+            headers: Headers::new(tunnel, peers, way),
+            storage: vec![0; HEADROOM + HEADERS_LEN + usize::from(MTU)],
         };
         let verdict = scene.run();
         assert!(scene.is_right(verdict), "{tunnel:?}, {way:?}: {verdict:?}");
@@ -165,24 +198,16 @@ impl Scene {
     /// Puts the next packet into the buffer, and returns the index of its peer. All packets have
     /// this cost, which is not the node's.
     pub fn prepare(&mut self) -> u32 {
-        let index = self.random.below(self.peers);
-        let room = &mut self.storage[HEADROOM..HEADROOM + HEADERS_LEN];
-        room.copy_from_slice(&self.headers);
-        if matches!(self.way, Way::ToPeer | Way::FromPeer) {
-            let address = (subnet(index).network().to_bits() + 9).to_be_bytes();
-            room[self.address..self.address + 4].copy_from_slice(&address);
-            let sum = !checksum::add(self.sum, checksum::sum(&address));
-            room[self.l3 + 10..self.l3 + 12].copy_from_slice(&sum.to_be_bytes());
-        }
-        index
+        self.headers.write(&mut self.storage[HEADROOM..])
     }
 
     /// Sends the next packet through the node.
     pub fn run(&mut self) -> Verdict {
         let index = self.prepare();
+        let len = self.headers.packet_len();
         let mut packet =
-            PacketBuf::new(&mut self.storage, HEADROOM, self.len).expect("there is room for it");
-        match self.way {
+            PacketBuf::new(&mut self.storage, HEADROOM, len).expect("there is room for it");
+        match self.headers.way {
             Way::FromPeer => {
                 self.node
                     .from_underlay(Instant::ZERO, underlay(index).into(), &mut packet)
@@ -195,7 +220,7 @@ impl Scene {
 
     /// Whether a verdict is the one that packets of this scene have to get.
     pub fn is_right(&self, verdict: Verdict) -> bool {
-        match (self.way, verdict) {
+        match (self.headers.way, verdict) {
             (Way::ToPeer, Verdict::Peer { .. })
             | (
                 Way::Flooded,
@@ -207,6 +232,53 @@ impl Scene {
             (Way::Switched, Verdict::Port(port)) => port == PortId(OTHER_POD),
             _ => false,
         }
+    }
+}
+
+/// Such packets from random peers, as they come by one system call: [`BATCH`] at once.
+pub struct Batches {
+    path: Datapath,
+    headers: Headers,
+    datagrams: Vec<(SocketAddrV4, Vec<u8>)>,
+    used: usize,
+}
+
+/// As many as a worker reads at once.
+const BATCH: usize = 64;
+
+impl Batches {
+    /// Batches for a node with this many peers, none of which has come yet.
+    pub fn new(tunnel: Tunnel, peers: u32) -> Self {
+        let mtu = Mtu::new(MTU.into()).expect("it is large enough");
+        let egress = EgressConfig::new(Policy::closed(), mtu, 7);
+        let egress = Egress::new(egress, Instant::ZERO);
+        let datagram = (underlay(0), vec![0; HEADERS_LEN + usize::from(MTU)]);
+        Self {
+            path: Datapath::new(node(tunnel, peers), egress),
+            headers: Headers::new(tunnel, peers, Way::FromPeer),
+            datagrams: vec![datagram; BATCH],
+            used: 0,
+        }
+    }
+
+    /// Adds the next packet, and sends them all through the data path if that was the last of a
+    /// batch: so the mean of many calls is the cost of a packet.
+    pub fn run(&mut self) {
+        let (source, datagram) = &mut self.datagrams[self.used];
+        *source = underlay(self.headers.write(datagram));
+        self.used += 1;
+        if self.used < BATCH {
+            return;
+        }
+        self.used = 0;
+        let len = self.headers.packet_len();
+        let datagrams = self.datagrams.iter_mut();
+        let datagrams = datagrams.map(|(source, bytes)| ((*source).into(), &mut bytes[..len]));
+        let send = |verdict, _: &mut PacketBuf<'_>, _: &[&[u8]]| {
+            assert_eq!(black_box(verdict), Verdict::Port(PortId(POD)));
+        };
+        let path = &mut self.path;
+        path.from_underlay_batch(Instant::ZERO, datagrams, Merging::On, &mut NoHost, send);
     }
 }
 
