@@ -193,11 +193,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
         if !self.config.guard.peers {
             return Ok(());
         }
-        let known = sender.peer.and_then(|id| self.peers.outgoing(id));
-        let peer = known.ok_or(DropReason::UnknownPeer)?;
+        let port = sender.peer.and_then(|id| self.peers.port(id));
+        let port = port.ok_or(DropReason::UnknownPeer)?;
         // flannel's own datagrams leave from the tunnel's port; any process of a peer's host can send
         // from another.
-        if self.config.tunnel == Tunnel::Udp && peer.address.port() != sender.address.port() {
+        if self.config.tunnel == Tunnel::Udp && port != sender.address.port() {
             return Err(DropReason::TunnelPort);
         }
         Ok(())

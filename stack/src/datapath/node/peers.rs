@@ -25,7 +25,7 @@ const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 pub(super) struct Peers {
     peers: Vec<Option<Peer>>,
     outgoing: Vec<Option<Outgoing>>,
-    incoming: Vec<Incoming>,
+    incoming: Vec<Option<Incoming>>,
     /// The first peer at each outer address: routes to hosts, since those are the smallest there
     /// are. [`Incoming::next`] leads to the others.
     sources: RouteTable<PeerId>,
@@ -46,7 +46,7 @@ pub(super) struct Outgoing {
 }
 
 /// What a packet from a peer needs.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 #[repr(align(32))]
 struct Incoming {
     received: Traffic,
@@ -56,6 +56,8 @@ struct Incoming {
     heard: Option<Heard>,
     /// The subnet that is routed to it.
     routed: Option<Ipv4Net>,
+    /// The UDP port where its tunnel ends.
+    port: u16,
 }
 
 /// A peer's number that leaves room for there being none.
@@ -90,7 +92,7 @@ impl Heard {
 }
 
 /// Half a line of the cache each.
-const _: () = assert!(size_of::<Option<Outgoing>>() == 32 && size_of::<Incoming>() == 32);
+const _: () = assert!(size_of::<Option<Outgoing>>() == 32 && size_of::<Option<Incoming>>() == 32);
 
 fn index(id: PeerId) -> usize {
     id.0 as usize
@@ -110,7 +112,7 @@ impl Peers {
         if self.peers.len() <= at {
             self.peers.resize(at + 1, None);
             self.outgoing.resize(at + 1, None);
-            self.incoming.resize(at + 1, Incoming::default());
+            self.incoming.resize(at + 1, None);
         }
         self.outgoing[at] = Some(Outgoing {
             sent,
@@ -120,15 +122,16 @@ impl Peers {
             path,
             checksums: peer.checksums,
         });
-        self.incoming[at] = Incoming {
+        self.incoming[at] = Some(Incoming {
             received,
             next: None,
             heard: heard.map(Heard::at),
             routed: None,
-        };
+            port: peer.address.port(),
+        });
         let source = peer.address.ip();
         match self.chain(self.first_at(source)).last() {
-            Some(last) => self.incoming[index(last)].next = Link::to(peer.id),
+            Some(last) => self.set_next(last, Link::to(peer.id)),
             None => {
                 self.sources.insert(source.into(), peer.id);
             }
@@ -141,13 +144,13 @@ impl Peers {
         let at = index(id);
         let peer = self.peers.get_mut(at)?.take()?;
         let Outgoing { sent, path, .. } = self.outgoing[at].take()?;
-        let gone = std::mem::take(&mut self.incoming[at]);
+        let gone = self.incoming[at].take()?;
         let source = peer.address.ip();
         let before = self
             .chain(self.first_at(source))
-            .find(|other| self.incoming[index(*other)].next == Link::to(id));
+            .find(|other| self.next(*other) == Some(id));
         match (before, gone.next) {
-            (Some(before), next) => self.incoming[index(before)].next = next,
+            (Some(before), next) => self.set_next(before, next),
             (None, Some(next)) => {
                 self.sources.insert(source.into(), next.id());
             }
@@ -173,7 +176,7 @@ impl Peers {
     pub(super) fn states(&self) -> impl Iterator<Item = PeerState> {
         let all = self.peers.iter().zip(&self.outgoing).zip(&self.incoming);
         all.filter_map(|((peer, outgoing), incoming)| {
-            let outgoing = outgoing.as_ref()?;
+            let (outgoing, incoming) = (outgoing.as_ref()?, incoming.as_ref()?);
             Some(PeerState {
                 peer: peer.clone()?,
                 path: outgoing.path,
@@ -215,7 +218,7 @@ impl Peers {
     /// Counts a datagram or frame from a peer.
     #[inline]
     pub(super) fn count_received(&mut self, now: Instant, id: PeerId, len: usize) {
-        if let Some(incoming) = self.incoming.get_mut(index(id)) {
+        if let Some(Some(incoming)) = self.incoming.get_mut(index(id)) {
             incoming.received.count(len);
             incoming.heard = Some(Heard::at(now));
         }
@@ -223,7 +226,7 @@ impl Peers {
 
     /// Notes what is routed to a peer, if anything.
     pub(super) fn set_routed(&mut self, id: PeerId, subnet: Option<IpNet>) {
-        if let Some(incoming) = self.incoming.get_mut(index(id)) {
+        if let Some(Some(incoming)) = self.incoming.get_mut(index(id)) {
             incoming.routed = match subnet {
                 Some(IpNet::V4(subnet)) => Some(subnet),
                 Some(IpNet::V6(_)) | None => None,
@@ -235,9 +238,19 @@ impl Peers {
     /// routed to another.
     #[inline]
     pub(super) fn is_routed(&self, id: PeerId, address: Ipv4Addr) -> bool {
-        let incoming = self.incoming.get(index(id));
-        let subnet = incoming.and_then(|incoming| incoming.routed);
+        let subnet = self.incoming(id).and_then(|peer| peer.routed);
         subnet.is_some_and(|subnet| subnet.contains(&address))
+    }
+
+    /// The UDP port where the tunnel of a peer ends, if the peer is known.
+    #[inline]
+    pub(super) fn port(&self, id: PeerId) -> Option<u16> {
+        self.incoming(id).map(|peer| peer.port)
+    }
+
+    #[inline]
+    fn incoming(&self, id: PeerId) -> Option<&Incoming> {
+        self.incoming.get(index(id))?.as_ref()
     }
 
     /// The first peer with this outer address.
@@ -255,9 +268,16 @@ impl Peers {
 
     /// A peer and those behind it with the same outer address.
     fn chain(&self, first: Option<PeerId>) -> impl Iterator<Item = PeerId> + '_ {
-        std::iter::successors(first, |id| {
-            let next = self.incoming.get(index(*id))?.next?;
-            Some(next.id())
-        })
+        std::iter::successors(first, |id| self.next(*id))
+    }
+
+    fn next(&self, id: PeerId) -> Option<PeerId> {
+        self.incoming(id)?.next.map(Link::id)
+    }
+
+    fn set_next(&mut self, id: PeerId, next: Option<Link>) {
+        if let Some(Some(incoming)) = self.incoming.get_mut(index(id)) {
+            incoming.next = next;
+        }
     }
 }
