@@ -22,6 +22,10 @@ use crate::datapath::node::Sender;
 use crate::datapath::observe::Observer;
 use crate::datapath::verdict::Verdict;
 
+/// How many datagrams have their senders looked up before the first of them is decided about. Among many
+/// peers each look-up waits for memory, and those of different senders wait at the same time.
+const AHEAD: usize = 16;
+
 /// Whether packets of a batch are merged. It is in vain for a single packet, or if no port takes
 /// superpackets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +34,14 @@ pub enum Merging {
     On,
     /// Each stays as it came.
     Off,
+}
+
+/// A datagram whose sender has been looked up.
+struct Known<'a> {
+    sender: Sender,
+    /// Whether the sender may send it: what is no peer's is dropped.
+    is_peers: bool,
+    datagram: &'a mut [u8],
 }
 
 /// The header of an Ethernet frame.
@@ -66,34 +78,35 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             Merging::On => Ok(Merger::new(settings).with_acks(&mut acks.tunnel)),
             Merging::Off => Err(&mut acks.tunnel),
         };
-        let mut sender: Option<Sender> = None;
-        for (source, datagram) in datagrams {
-            // The datagrams of a train have one source.
-            let sender = match sender {
-                Some(sender) if sender.address() == source => sender,
-                _ => *sender.insert(self.node.sender(source)),
-            };
-            // What is no peer's is dropped.
-            let is_peers = self.node.may_send(sender, datagram);
-            let mut deliver = |merged: Merged<'_, '_, Sender>| {
-                self.deliver_datagram(now, network, merged, host, &mut send);
-            };
-            match &mut merger {
-                Ok(merger) if is_peers => {
-                    merger.push(datagram, network, sender, &mut deliver);
-                    continue;
+        let mut datagrams = datagrams.fuse();
+        let (mut sender, mut ahead) = (None, [const { None }; AHEAD]);
+        while self.look_up_senders(&mut datagrams, &mut sender, &mut ahead) {
+            for known in ahead.iter_mut().map_while(Option::take) {
+                let Known {
+                    sender,
+                    is_peers,
+                    datagram,
+                } = known;
+                let mut deliver = |merged: Merged<'_, '_, Sender>| {
+                    self.deliver_datagram(now, network, merged, host, &mut send);
+                };
+                match &mut merger {
+                    Ok(merger) if is_peers => {
+                        merger.push(datagram, network, sender, &mut deliver);
+                        continue;
+                    }
+                    Err(acks) if is_peers => {
+                        let _ = acks.offer(datagram, network, sender, 0);
+                    }
+                    Ok(_) | Err(_) => {}
                 }
-                Err(acks) if is_peers => {
-                    let _ = acks.offer(datagram, network, sender, 0);
-                }
-                Ok(_) | Err(_) => {}
+                deliver(Merged {
+                    key: sender,
+                    virtio: merge::header_for_single(datagram, network, settings.mtu),
+                    head: datagram,
+                    tail: &[],
+                });
             }
-            deliver(Merged {
-                key: sender,
-                virtio: merge::header_for_single(datagram, network, settings.mtu),
-                head: datagram,
-                tail: &[],
-            });
         }
         if let Ok(mut merger) = merger {
             merger.flush(&mut |merged| {
@@ -102,6 +115,29 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
             self.node.count_superseded(merger.superseded() as u64);
         }
         self.acks = Some(acks);
+    }
+
+    /// Takes the next datagrams, as many as there is room for, and looks up who sent them. `last` is
+    /// the sender of the one before them. False if there is none.
+    fn look_up_senders<'a>(
+        &self,
+        datagrams: &mut impl Iterator<Item = (SocketAddr, &'a mut [u8])>,
+        last: &mut Option<Sender>,
+        room: &mut [Option<Known<'a>>; AHEAD],
+    ) -> bool {
+        for (place, (source, datagram)) in room.iter_mut().zip(datagrams) {
+            // The datagrams of a train have one source.
+            let sender = match *last {
+                Some(sender) if sender.address() == source => sender,
+                _ => *last.insert(self.node.sender(source)),
+            };
+            *place = Some(Known {
+                sender,
+                is_peers: self.node.may_send(sender, datagram),
+                datagram,
+            });
+        }
+        room[0].is_some()
     }
 
     fn deliver_datagram(
@@ -242,6 +278,7 @@ mod tests {
     use crate::datapath::port::{Attachment, PortId};
     use crate::datapath::tunnel::Tunnel;
     use crate::datapath::uplink::Uplink;
+    use crate::drops::DropReason;
 
     const NOW: Instant = Instant::ZERO;
     const POD: PortId = PortId(1);
@@ -324,6 +361,41 @@ mod tests {
         assert_eq!(take(&[60], Merging::Off), (vec![60], 2));
         assert_eq!(take(&[60, 70], Merging::On), (vec![60, 70], 2));
         assert_eq!(path.node().counters().received, 6);
+    }
+
+    #[test]
+    fn each_datagram_of_a_long_batch_has_its_sender() {
+        let mut path = path(Tunnel::Udp);
+        let stranger: SocketAddr = "192.168.0.3:8285".parse().unwrap();
+        let sender = |number: u8| {
+            if number.is_multiple_of(3) {
+                stranger
+            } else {
+                source()
+            }
+        };
+        let numbers = 0..2 * AHEAD as u8 + 3;
+        let datagram = |number: u8| {
+            let mut packet = Vec::new();
+            from_peer().udp(5, 6).write(&mut packet, &[number]).unwrap();
+            (sender(number), packet)
+        };
+        let mut datagrams: Vec<_> = numbers.clone().map(datagram).collect();
+        let datagrams = datagrams.iter_mut().map(|(from, it)| (*from, &mut it[..]));
+        let mut sent = Vec::new();
+        path.from_underlay_batch(
+            NOW,
+            datagrams,
+            Merging::Off,
+            &mut NoHost,
+            |verdict, packet, _| sent.push((packet.as_slice().last().copied(), verdict)),
+        );
+        let verdict = |number| match sender(number) == stranger {
+            true => Verdict::Drop(DropReason::UnknownPeer),
+            false => Verdict::Port(POD),
+        };
+        let expected: Vec<_> = numbers.map(|it| (Some(it), verdict(it))).collect();
+        assert_eq!(sent, expected);
     }
 
     /// A frame with a datagram of a pod of the peer's, whose checksum the peer's card was to complete.
