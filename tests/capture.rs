@@ -19,8 +19,7 @@ struct Bed {
 impl Bed {
     fn new(backend: &str) -> Option<Self> {
         let lab = Lab::new()?;
-        lab.needs("tshark")?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let nodes = [1, 2].map(|number: u8| {
             let address = Ipv4Addr::new(10, 9, 0, number);
             let name = format!("n{number}");
@@ -29,6 +28,9 @@ impl Bed {
                 .with("--backend", backend)
                 .start(&lab.host(&name, address))
         });
+        if !nodes[0].host().has("tshark", "tshark") {
+            return None;
+        }
         for node in &nodes {
             node.wait_peers(1);
         }
@@ -107,7 +109,10 @@ fn pings_are_seen_at_all_hooks(backend: &str, outer: &str) {
     let running = bed.capture(&file, &["icmp"]);
     traffic::ping(&mut bed.pods[0], there);
     let (packets, lost) = end(running);
-    assert_eq!((packets, lost), (4, 0));
+    assert!(
+        packets >= 4 && packets.is_multiple_of(4) && lost == 0,
+        "{packets}, {lost}"
+    );
     let fields = [
         "frame.interface_name",
         "icmp.type",
@@ -116,28 +121,26 @@ fn pings_are_seen_at_all_hooks(backend: &str, outer: &str) {
     ];
     let seen = read(&file, "icmp", &fields);
     let (here, there) = (here.to_string(), there.to_string());
-    let expected = [
+    for (hook, kind, source, comment) in [
         ("from-pod", "8", &here, "from pod web; to node n2"),
         ("to-tunnel", "8", &here, "from pod web; to node n2"),
         ("from-tunnel", "0", &there, "from 10.9.0.2"),
         ("to-pod", "0", &there, "to pod web"),
-    ];
-    assert_eq!(seen.len(), 4, "{seen:?}");
-    for (packet, (hook, kind, source, comment)) in seen.iter().zip(expected) {
-        assert_eq!(
-            (packet[0].as_str(), packet[1].as_str()),
-            (hook, kind),
-            "{seen:?}"
-        );
-        // Of a tunnelled packet there are two sources, the outer and the inner.
-        assert_eq!(
-            packet[2].split(',').next_back(),
-            Some(source.as_str()),
-            "{seen:?}"
-        );
-        assert!(packet[3].contains(comment), "{seen:?}");
+    ] {
+        let is_it = |packet: &&Vec<String>| {
+            // Of a tunnelled packet there are two sources, the outer and the inner.
+            packet[0] == hook
+                && packet[1] == kind
+                && packet[2].split(',').next_back() == Some(source)
+                && packet[3].contains(comment)
+        };
+        let count = seen.iter().filter(is_it).count() as u64;
+        assert_eq!(count, packets / 4, "{hook}: {seen:?}");
     }
-    assert_eq!(read(&file, outer, &["frame.number"]).len(), 2);
+    assert_eq!(
+        read(&file, outer, &["frame.number"]).len() as u64,
+        packets / 2
+    );
     assert_eq!(
         read(
             &file,

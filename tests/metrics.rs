@@ -12,7 +12,6 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use muslin_lab::etcd::{Etcd, PREFIX};
-use muslin_lab::skip::skip;
 use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use regex::Regex;
 use serde_json::Value;
@@ -395,23 +394,11 @@ fn expressions(file: &str, content: &str) -> Vec<String> {
     found
 }
 
-/// Whether a program of Debian's package `prometheus` is there.
-fn is_there(host: &Host, program: &str) -> bool {
-    let found = host.output(&["sh", "-c", &format!("command -v {program}")]);
-    let is_there = found.status.success();
-    if !is_there {
-        skip(format_args!(
-            "'{program}' is missing (Debian has it in prometheus)"
-        ));
-    }
-    is_there
-}
-
 #[test]
 fn prometheus_own_tool_has_nothing_to_say() {
     let Some(bed) = Bed::new() else { return };
     let host = &bed.hosts[0];
-    if !is_there(host, "promtool") {
+    if !host.has("promtool", "prometheus") {
         return;
     }
     let mut pod = bed.nodes[0].pod("web");
@@ -542,7 +529,7 @@ fn unchunked(mut body: &str) -> Option<String> {
 #[test]
 fn a_real_prometheus_reads_it_and_raises_an_alert_when_a_peer_is_killed() {
     let Some(mut bed) = Bed::new() else { return };
-    if !is_there(&bed.hosts[0], "prometheus") {
+    if !bed.hosts[0].has("prometheus", "prometheus") {
         return;
     }
     let pod = bed.nodes[0].pod("web");

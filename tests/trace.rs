@@ -19,7 +19,7 @@ struct Bed {
 impl Bed {
     fn new(backend: &str) -> Option<Self> {
         let lab = Lab::new()?;
-        let store = format!("sqlite:{}", lab.directory().join("leases.db").display());
+        let store = lab.store();
         let [(first, host), (second, other)] = [1, 2].map(|number: u8| {
             let address = Ipv4Addr::new(10, 9, 0, number);
             let name = format!("n{number}");

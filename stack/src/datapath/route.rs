@@ -307,8 +307,8 @@ impl<A: Address, T> Family<A, T> {
     /// The same with its netmask and network.
     fn entry(&self, address: A) -> Option<(A, A, &T)> {
         self.longest_first.iter().find_map(|(mask, networks)| {
-            let network = address & *mask;
-            networks.get(&network).map(|value| (*mask, network, value))
+            let value = networks.lookup(*mask, address)?;
+            Some((*mask, address & *mask, value))
         })
     }
 

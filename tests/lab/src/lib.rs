@@ -385,6 +385,18 @@ impl Host {
         }
     }
 
+    /// Whether a program of a Debian package is there; else the test is skipped for lack of it.
+    pub fn has(&self, program: &str, package: &str) -> bool {
+        let found = self.output(&["sh", "-c", &format!("command -v {program}")]);
+        let is_there = found.status.success();
+        if !is_there {
+            skip(format_args!(
+                "'{program}' is missing (Debian has it in {package})"
+            ));
+        }
+        is_there
+    }
+
     /// A command on this host, killed with the thread that starts it.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         self.holder.command(program)

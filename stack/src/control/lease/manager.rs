@@ -51,6 +51,8 @@ use crate::control::kv::{Action, Answer, Entry, Op, Revision, WatchEvent};
 
 /// The longest margin, as flannel has it: a lease lives for a minute at least before it is renewed.
 const MAX_RENEW_MARGIN: std::time::Duration = std::time::Duration::from_secs(1_439 * 60);
+/// After so long no store answers: whoever still gets an answer has stood still.
+const LATE: Duration = Duration::from_secs(60);
 /// Interval of requests for a missing configuration, as in flannel.
 const CONFIG_RETRY: Duration = Duration::from_secs(1);
 /// A lease that others let run out earlier is not renewed in a loop.
@@ -80,6 +82,8 @@ pub struct Manager {
     repeats: bool,
     config: Option<NetworkConfig>,
     phase: Phase,
+    /// When the operation in flight was asked for.
+    asked: Option<Instant>,
     view: View,
     own: Option<Own>,
     relist: Relist,
@@ -117,6 +121,7 @@ impl Manager {
             random: Random::new(random_seed),
             config: None,
             phase: Phase::ReadConfig,
+            asked: None,
             own: None,
             relist: Relist::default(),
             backoff: Backoff::default(),
@@ -152,6 +157,10 @@ impl Manager {
                 self.phase = Phase::List;
             }
         }
+        self.asked = match self.phase {
+            Phase::Over | Phase::Hold => None,
+            _ => self.asked.or(Some(now)),
+        };
         match &self.phase {
             Phase::Over => Action::Stop,
             Phase::ReadConfig => Action::Store(Op::Get(self.config_key())),
@@ -188,6 +197,14 @@ impl Manager {
 
     /// Takes the answer to the operation of the last poll.
     pub fn answer(&mut self, now: Instant, answer: Answer) {
+        if self.asked.take().is_some_and(|asked| asked + LATE < now) {
+            // The process stood still, and the store may have been wiped meanwhile. What a list says
+            // is of before that; what was written is still to be put in order.
+            self.relist.require();
+            if self.phase == Phase::List {
+                return;
+            }
+        }
         match (self.phase.clone(), answer) {
             (Phase::ReadConfig, Answer::Value(entry)) => self.read_config(now, entry),
             (Phase::WriteConfig, Answer::Done(_)) => self.phase = Phase::ReadConfig,
@@ -219,6 +236,7 @@ impl Manager {
 
     /// The store did not answer, or refused; the operation is tried again later.
     pub fn failed(&mut self, now: Instant) {
+        self.asked = None;
         // Until it answers again, the last list may predate a reset of the store.
         self.relist.require();
         if self.repetition.next().is_some() {

@@ -1909,6 +1909,35 @@ fn a_record_whose_writing_was_not_answered_is_written_again() {
     assert!(writes[0].0 <= 3, "{writes:?}");
 }
 
+/// A node that stood still hears what the store has said before it was wiped; the store has as many
+/// revisions again, so that nothing else shows it.
+#[test]
+fn a_list_from_before_a_standstill_is_read_again() {
+    for patience in [Duration::from_secs(59), Duration::from_secs(100_000)] {
+        let mut store = Store::with_config(CONFIG);
+        store.lease("10.3.7.0-24", [192, 168, 0, 7]);
+        let mut manager = manager(1);
+        let now = Instant::ZERO;
+        let answer = loop {
+            match manager.poll(now) {
+                Action::Store(op @ Op::List(_)) => break store.execute(op),
+                Action::Store(op) => manager.answer(now, store.execute(op)),
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut wiped = Store::with_config(CONFIG);
+        wiped.revision = store.revision;
+        let later = now + patience;
+        manager.answer(later, answer);
+        let changes = settle(&mut manager, &mut wiped, later);
+        let gone = changes.iter().any(
+            |change| matches!(change, Change::Peer(key, _) if key.to_string() == "10.3.7.0-24"),
+        );
+        assert_eq!(gone, patience < LATE, "{changes:?}");
+        assert!(acquired(&changes).is_some());
+    }
+}
+
 fn acquired_key(manager: &Manager) -> SubnetKey {
     manager.own.unwrap().key
 }
