@@ -1,12 +1,11 @@
 //! Captures: what workers see becomes a pcapng file, which is written into a client's socket.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use muslin_encap::ip::v4;
-use muslin_encap::tunnel::Format;
+use muslin_encap::tunnel::{Format, ipip, vxlan};
 use muslin_stack::addresses::ipv4;
 use muslin_stack::api::capture::Capture;
 use muslin_stack::api::control::Code;
@@ -16,7 +15,6 @@ use muslin_stack::datapath::node::Verdict;
 use muslin_stack::datapath::observe::Source;
 use muslin_stack::datapath::peer::PeerId;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
-use smoltcp::wire::IpProtocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedSemaphorePermit;
@@ -32,7 +30,6 @@ pub(super) const MAX_CAPTURES: usize = 4;
 const GONE: &str = "the client is gone";
 /// Longer than any packet.
 const WHOLE: usize = 1 << 17;
-const UDP_HEADER_LEN: usize = 8;
 
 /// A capture that can begin.
 pub(super) struct Ready {
@@ -179,7 +176,7 @@ struct File<'a> {
     /// When the node's clock began, in microseconds since 1970.
     epoch: u64,
     out: Vec<u8>,
-    /// Where a packet of the tunnel gets its outer headers.
+    /// Where a packet is made as it is to be read.
     packet: Vec<u8>,
     /// Packets that were lost, by the number of the interface.
     lost: Vec<u64>,
@@ -209,7 +206,12 @@ impl<'a> File<'a> {
         let node = &running.facts.settings.name;
         pcapng::section(&mut file.out, concat!("muslin ", env!("CARGO_PKG_VERSION")));
         for hook in &file.hooks {
-            let link = match hook.has_frames() {
+            let is_tunnels = matches!(hook, Hook::FromTunnel | Hook::ToTunnel);
+            let has_frames = match file.format {
+                Some(Format::Vxlan) if is_tunnels => true,
+                _ => hook.has_frames(),
+            };
+            let link = match has_frames {
                 true => LinkType::Ethernet,
                 false => LinkType::Raw,
             };
@@ -253,13 +255,7 @@ impl<'a> File<'a> {
             ));
         }
         let mut packet = std::mem::take(&mut self.packet);
-        packet.clear();
-        let outer = self.outer(record);
-        if let Some(outer) = outer {
-            outer.write(&mut packet, record.len);
-        }
-        let outer_len = packet.len();
-        packet.extend_from_slice(bytes);
+        let len = self.readable(record, bytes, &mut packet);
         let micros = u64::try_from(record.at.total_micros()).unwrap_or_default();
         pcapng::packet(
             &mut self.out,
@@ -267,7 +263,7 @@ impl<'a> File<'a> {
                 interface: u32::try_from(interface).unwrap_or_default(),
                 micros: self.epoch + micros,
                 bytes: &packet,
-                len: u32::try_from(outer_len + record.len).unwrap_or(u32::MAX),
+                len: u32::try_from(len).unwrap_or(u32::MAX),
                 lost: record.lost,
                 comment: &comment,
             },
@@ -275,26 +271,28 @@ impl<'a> File<'a> {
         self.packet = packet;
     }
 
-    /// The outer headers of what was seen at the tunnel, where they are not there already, and where
-    /// others can read what is behind them.
-    fn outer(&self, record: &Record) -> Option<Outer> {
-        let own = SocketAddr::new(
-            self.running.interface().address.into(),
-            self.running.facts.plan.port,
-        );
-        let (from, to) = match (record.hook, record.source, record.verdict) {
-            (Hook::FromTunnel, Source::Underlay(from), _) => (from, own),
-            (Hook::ToTunnel, _, Verdict::Peer { destination, .. }) => (own, destination),
-            _ => return None,
-        };
-        let protocol = match (self.format?, record.hook) {
-            (Format::Vxlan, _) => IpProtocol::Udp,
-            (Format::Ipip, Hook::ToTunnel) => {
-                IpProtocol::from(muslin_encap::tunnel::ipip::PROTOCOL)
+    /// A packet as it is to be read: of VXLAN the inner frame, of IPv4 in IPv4 with the outer header, which
+    /// the kernel writes. What is outside is in the comment.
+    fn readable(&self, record: &Record, bytes: &[u8], packet: &mut Vec<u8>) -> usize {
+        packet.clear();
+        let is_tunnels = matches!(record.hook, Hook::FromTunnel | Hook::ToTunnel);
+        let (bytes, len) = match (self.format.filter(|_| is_tunnels), record.verdict) {
+            (Some(Format::Vxlan), _) => (
+                bytes.get(vxlan::HEADER_LEN..).unwrap_or_default(),
+                record.len.saturating_sub(vxlan::HEADER_LEN),
+            ),
+            (Some(Format::Ipip), Verdict::Peer { destination, .. })
+                if record.hook == Hook::ToTunnel =>
+            {
+                let own = self.running.interface().address;
+                let to = ipv4(destination.ip()).unwrap_or(Ipv4Addr::UNSPECIFIED);
+                packet.extend(ipip::received(own, to, bytes));
+                return record.len + packet.len() - bytes.len();
             }
-            (Format::Ipip | Format::Udp, _) => return None,
+            _ => (bytes, record.len),
         };
-        Some(Outer { from, to, protocol })
+        packet.extend_from_slice(bytes);
+        len
     }
 
     /// What became of a packet.
@@ -303,7 +301,7 @@ impl<'a> File<'a> {
             Source::Port(port) => format!("from {}; ", self.running.pod_words(port)),
             Source::Underlay(address) => format!("from {address}; "),
             Source::Node => "made by the node; ".to_owned(),
-            Source::Uplink | Source::Host | Source::Egress => String::new(),
+            // That is what the hook says.
             _ => String::new(),
         };
         let became = match record.verdict {
@@ -313,7 +311,9 @@ impl<'a> File<'a> {
                 format!("to {} by the uplink", self.running.peer_words(id))
             }
             Verdict::Uplink { id: None } => "to the uplink".to_owned(),
-            Verdict::Peer { id, .. } => format!("to {}", self.running.peer_words(id)),
+            Verdict::Peer {
+                id, destination, ..
+            } => format!("to {} at {destination}", self.running.peer_words(id)),
             Verdict::Host => "to this machine".to_owned(),
             Verdict::Egress => "to egress".to_owned(),
             Verdict::Consumed => "kept by the node".to_owned(),
@@ -337,47 +337,13 @@ fn describe(hook: Hook) -> &'static str {
     match hook {
         Hook::FromPod => "Frames from pods",
         Hook::ToPod => "Frames to pods",
-        Hook::FromTunnel => "Datagrams from the tunnel",
-        Hook::ToTunnel => "Datagrams to the tunnel",
+        Hook::FromTunnel => "What datagrams of the tunnel carry, to the node",
+        Hook::ToTunnel => "What datagrams of the tunnel carry, from the node",
         Hook::FromUplink => "Frames from the uplink",
         Hook::ToUplink => "Frames to the uplink",
         Hook::FromHost => "Packets from the host interface",
         Hook::ToHost => "Packets to the host interface",
         Hook::FromEgress => "Packets from outside to pods",
         Hook::ToEgress => "Packets of pods to outside",
-    }
-}
-
-/// Outer headers, as the kernel writes them; of a train those of one datagram.
-struct Outer {
-    from: SocketAddr,
-    to: SocketAddr,
-    protocol: IpProtocol,
-}
-
-impl Outer {
-    fn write(&self, packet: &mut Vec<u8>, payload_len: usize) {
-        let is_udp = self.protocol == IpProtocol::Udp;
-        let udp_len = if is_udp { UDP_HEADER_LEN } else { 0 } + payload_len;
-        let address = |end: SocketAddr| ipv4(end.ip()).unwrap_or(Ipv4Addr::UNSPECIFIED);
-        let header = v4::Header {
-            dscp: 0,
-            total_len: u16::try_from(v4::HEADER_LEN + udp_len).unwrap_or(u16::MAX),
-            ident: 0,
-            dont_fragment: false,
-            ttl: 64,
-            protocol: self.protocol,
-            source: address(self.from),
-            destination: address(self.to),
-        };
-        packet.extend(header.to_bytes());
-        if is_udp {
-            let len = u16::try_from(udp_len).unwrap_or(u16::MAX - v4::HEADER_LEN as u16);
-            packet.extend(self.from.port().to_be_bytes());
-            packet.extend(self.to.port().to_be_bytes());
-            packet.extend(len.to_be_bytes());
-            // There is none (RFC 7348 section 5).
-            packet.extend([0; 2]);
-        }
     }
 }
