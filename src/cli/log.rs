@@ -1,7 +1,6 @@
 //! What is logged, as `MUSLIN_LOG` says.
 
 use std::fmt::{self, Debug};
-use std::io::IsTerminal;
 
 use tracing::field::Field;
 use tracing_subscriber::EnvFilter;
@@ -10,7 +9,7 @@ use tracing_subscriber::filter::{Directive, LevelFilter};
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
 use crate::error::{Error, Result};
-use crate::terminal::text;
+use crate::terminal::{style, text};
 
 const VARIABLE: &str = "MUSLIN_LOG";
 /// Its text in `--help`.
@@ -34,7 +33,7 @@ pub(super) fn to_stderr(default: LevelFilter) -> Result<()> {
         .with_env_filter(filter)
         .fmt_fields(debug_fn(write_field).delimited(" "))
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(style::has_colours(&std::io::stderr()))
         .with_writer(std::io::stderr)
         // They would be printed by `eprintln`, which panics if stderr is closed.
         .log_internal_errors(false)

@@ -19,6 +19,7 @@ mod secret;
 #[cfg(feature = "sidecar")]
 mod sidecar;
 mod trace;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,5 +1,7 @@
 //! `muslin status`, `pods`, `peers`, `leases`, `routes`, `neighbours`, `drops` and `flows`.
 
+use std::time::Duration;
+
 use clap::Args;
 use muslin_stack::api::control::{
     Code, Dns, Drop, DropLease, Flow, Lease, Neighbour, Peer, Pod, Route, Status, Table, Traffic,
@@ -10,11 +12,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::NodeChoice;
+use super::watch::{self, View};
 use crate::control::Client;
 use crate::error::{Error, Result};
 use crate::process::block_on;
 use crate::terminal::output::{Table as Lines, pairs, print, print_json};
 use crate::terminal::quantity::{bytes, count, duration};
+use crate::terminal::suggest::hint;
 
 /// The owner shown for this node's own leases.
 const THIS_NODE: &str = "this node";
@@ -22,10 +26,19 @@ const THIS_NODE: &str = "this node";
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    node: NodeChoice,
+    pub(super) node: NodeChoice,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
+    /// Repeat every SECONDS, 2 unless told; with --json one line each time
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        default_missing_value = "2",
+        value_parser = watch::seconds
+    )]
+    watch: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -35,6 +48,9 @@ pub(super) struct DropArguments {
     /// Include reasons with a count of zero
     #[arg(long)]
     all: bool,
+    /// Only this reason; can be repeated
+    #[arg(long, value_name = "REASON")]
+    reason: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -43,7 +59,7 @@ pub(super) struct LeaseArguments {
     common: Arguments,
     /// Give back the lease of a node that is gone for good, by its subnet or the node's name; refused
     /// if the node is alive
-    #[arg(long, value_name = "SUBNET|NODE")]
+    #[arg(long, value_name = "SUBNET|NODE", conflicts_with = "watch")]
     drop: Option<String>,
     /// With --drop: even if the node may be alive, or the lease is reserved
     #[arg(long, requires = "drop")]
@@ -60,13 +76,16 @@ pub(super) struct FlowArguments {
 }
 
 pub(super) fn status(arguments: &Arguments) -> Result<()> {
-    let mut rows = fetch::<Status>(arguments, Table::Status)?;
-    let status = rows
-        .pop()
-        .ok_or_else(|| Error::failed("the node sent no status"))?;
-    if arguments.json {
-        return print_json(&status);
-    }
+    arguments.show(async || {
+        let mut rows = arguments.fetch::<Status>(Table::Status).await?;
+        let status = rows.pop();
+        let status = status.ok_or_else(|| Error::failed("the node sent no status"))?;
+        View::new(&status, describe(&status))
+    })
+}
+
+/// A node's status for people.
+fn describe(status: &Status) -> String {
     let mut tunnel = format!("{} on {}", status.backend, status.tunnel_ip);
     if status.port != 0 {
         tunnel.push_str(&format!(":{}", status.port));
@@ -80,10 +99,8 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         .vni
         .map(|vni| format!(", VNI {vni}"))
         .unwrap_or_default();
-    let vtep = status
-        .vtep_mac
-        .map(|mac| format!(", VTEP {mac}"))
-        .unwrap_or_default();
+    let vtep = status.vtep_mac.as_ref();
+    let vtep = vtep.map(|mac| format!(", VTEP {mac}")).unwrap_or_default();
     let packets = status.packets;
     let rows = [
         (
@@ -111,7 +128,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
             "tunnel",
             format!("{tunnel} ({}){public}{vni}{vtep}", status.interface),
         ),
-        ("uplink", status.uplink.unwrap_or_else(|| "none".to_owned())),
+        ("uplink", status.uplink.clone().unwrap_or("none".to_owned())),
         (
             "pods",
             format!("{}, MTU {}, by {}", status.pods, status.mtu, status.device),
@@ -132,7 +149,7 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
         ),
         (
             "host",
-            status.host_interface.map_or_else(
+            status.host_interface.as_ref().map_or_else(
                 || "no interface".to_owned(),
                 |host| {
                     let (from, to) = (traffic(host.received), traffic(host.sent));
@@ -168,15 +185,17 @@ pub(super) fn status(arguments: &Arguments) -> Result<()> {
     ];
     let control: Vec<_> = status.control.iter().map(ToString::to_string).collect();
     let control = (!control.is_empty()).then(|| ("control", control.join(", ")));
-    let confined = status.confinement.map(|it| ("confined", it.to_string()));
-    let trouble = status.trouble.map(|trouble| ("trouble", trouble));
+    let confined = status.confinement.as_ref();
+    let confined = confined.map(|it| ("confined", it.to_string()));
+    let trouble = status.trouble.clone();
+    let trouble = trouble.map(|trouble| ("trouble", trouble));
     let rows: Vec<_> = rows
         .into_iter()
         .chain(control)
         .chain(confined)
         .chain(trouble)
         .collect();
-    print(&pairs(&rows))
+    pairs(&rows)
 }
 
 fn dns(dns: &Dns) -> String {
@@ -200,7 +219,10 @@ pub(super) fn pods(arguments: &Arguments) -> Result<()> {
     list(
         arguments,
         Table::Pods,
-        (&header, "no pod is attached\n"),
+        (
+            &header,
+            "no pods: none is attached to this node now ('muslin run' and 'muslin attach' attach one)",
+        ),
         |pod: &Pod| {
             vec![
                 pod.pod.to_string(),
@@ -228,7 +250,10 @@ pub(super) fn peers(arguments: &Arguments) -> Result<()> {
     list(
         arguments,
         Table::Peers,
-        (&header, "no other node has a lease\n"),
+        (
+            &header,
+            "no peers: no other node has a lease in this store yet",
+        ),
         |peer: &Peer| {
             vec![
                 peer.node.clone().unwrap_or_default(),
@@ -298,7 +323,7 @@ pub(super) fn leases(arguments: &LeaseArguments) -> Result<()> {
             },
         ]
     };
-    let none = "the store has no lease\n";
+    let none = "no leases: the store has none now";
     list(common, Table::Leases, (&header, none), cells)
 }
 
@@ -336,7 +361,10 @@ pub(super) fn routes(arguments: &Arguments) -> Result<()> {
     list(
         arguments,
         Table::Routes,
-        (&["DESTINATION", "VIA"], "there is no route\n"),
+        (
+            &["DESTINATION", "VIA"],
+            "no routes: the node knows no subnet yet",
+        ),
         |route: &Route| vec![route.prefix.to_string(), route.via.clone()],
     )
 }
@@ -346,7 +374,10 @@ pub(super) fn neighbours(arguments: &Arguments) -> Result<()> {
     list(
         arguments,
         Table::Neighbours,
-        (&header, "no neighbour is known\n"),
+        (
+            &header,
+            "no neighbours: no pod is attached, and nothing was sent to one yet",
+        ),
         |neighbour: &Neighbour| {
             vec![
                 neighbour.address.to_string(),
@@ -362,44 +393,41 @@ pub(super) fn neighbours(arguments: &Arguments) -> Result<()> {
 }
 
 pub(super) fn drops(arguments: &DropArguments) -> Result<()> {
-    let rows = fetch::<Drop>(&arguments.common, Table::Drops)?;
-    if arguments.common.json {
-        return print_json(&rows);
-    }
-    let mut lost: Vec<_> = rows
-        .iter()
-        .filter(|row| arguments.all || row.packets > 0)
-        .collect();
-    if lost.is_empty() {
-        return print("no packet was lost\n");
-    }
-    lost.sort_by_key(|row| std::cmp::Reverse(row.packets));
-    let mut table = Lines::new(&["PACKETS", "REASON", "WHAT HAPPENED"]);
-    for row in lost {
-        table.add_row([
-            row.packets.to_string(),
-            row.reason.clone(),
-            row.description.clone(),
-        ]);
-    }
-    print(&table.text())
+    let common = &arguments.common;
+    common.show(async || {
+        let mut rows = common.fetch::<Drop>(Table::Drops).await?;
+        let wanted = &arguments.reason;
+        for reason in wanted {
+            let names = || rows.iter().map(|row| row.reason.as_str());
+            if !names().any(|name| name == reason) {
+                let hint = hint(reason, names());
+                let message = format!("no packet can be lost for '{reason}'{hint}");
+                return Err(Error::usage(message));
+            }
+        }
+        let is_all = wanted.is_empty();
+        rows.retain(|row| is_all || wanted.contains(&row.reason));
+        let is_shown = |row: &&Drop| arguments.all || !is_all || row.packets > 0;
+        let mut lost: Vec<_> = rows.iter().filter(is_shown).collect();
+        lost.sort_by_key(|row| std::cmp::Reverse(row.packets));
+        let mut table = Lines::new(&["PACKETS", "REASON", "WHAT HAPPENED"]);
+        for row in &lost {
+            table.add_row([
+                row.packets.to_string(),
+                row.reason.clone(),
+                row.description.clone(),
+            ]);
+        }
+        if lost.is_empty() {
+            let why =
+                "no drops: no packet was lost since the node started (--all lists all reasons)";
+            return Ok(View::new(&rows, String::new())?.with_remark(why));
+        }
+        View::new(&rows, table.text())
+    })
 }
 
 pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
-    let mut rows = fetch::<Flow>(&arguments.common, Table::Flows)?;
-    if let Some(name) = &arguments.pod {
-        rows.retain(|flow| flow.pod.as_ref() == Some(name));
-        let is_attached = |pod: &Pod| pod.pod == *name;
-        // One that is not there has no flows, but neither has one whose name is misspelt.
-        if rows.is_empty()
-            && !fetch(&arguments.common, Table::Pods)?
-                .iter()
-                .any(is_attached)
-        {
-            let message = format!("no pod named '{name}' is attached");
-            return Err(Error::refused(Code::NoSuchPod, message));
-        }
-    }
     let header = [
         "PROTOCOL", "POD", "FLOW", "STATE", "AGE", "IDLE", "SENT", "RECEIVED",
     ];
@@ -418,12 +446,33 @@ pub(super) fn flows(arguments: &FlowArguments) -> Result<()> {
             bytes(flow.received_bytes),
         ]
     };
-    show(
+    let (common, none) = (
         &arguments.common,
-        &rows,
-        (&header, "there is no flow\n"),
-        cells,
-    )
+        "no flows: no pod speaks with an address outside the pod network now",
+    );
+    common.show(async || {
+        let mut rows = common.fetch::<Flow>(Table::Flows).await?;
+        if let Some(name) = &arguments.pod {
+            rows.retain(|flow| flow.pod.as_ref() == Some(name));
+            if rows.is_empty() {
+                check_pod(common, name).await?;
+            }
+        }
+        View::table(&rows, &header, none, cells)
+    })
+}
+
+/// Checks that a pod is attached. One that is not has no flows, but neither has one whose name is
+/// misspelt.
+async fn check_pod(common: &Arguments, name: &PodName) -> Result<()> {
+    let pods = common.fetch::<Pod>(Table::Pods).await?;
+    let mut names = pods.iter().map(|pod| &pod.pod);
+    if names.any(|it| it == name) {
+        return Ok(());
+    }
+    let hint = hint(name.as_str(), pods.iter().map(|pod| pod.pod.as_str()));
+    let message = format!("no pod named '{name}' is attached{hint}");
+    Err(Error::refused(Code::NoSuchPod, message))
 }
 
 /// Both ends of a flow, and which of them began it.
@@ -438,35 +487,26 @@ fn ends(flow: &Flow) -> String {
 fn list<T: Serialize + DeserializeOwned>(
     arguments: &Arguments,
     which: Table,
-    titles: (&[&str], &str),
-    cells: impl Fn(&T) -> Vec<String>,
-) -> Result<()> {
-    show(arguments, &fetch::<T>(arguments, which)?, titles, cells)
-}
-
-/// Prints rows under a header, or the given text if there are none.
-fn show<T: Serialize>(
-    arguments: &Arguments,
-    rows: &[T],
     (header, none): (&[&str], &str),
     cells: impl Fn(&T) -> Vec<String>,
 ) -> Result<()> {
-    if arguments.json {
-        return print_json(&rows);
-    }
-    if rows.is_empty() {
-        return print(none);
-    }
-    let mut table = Lines::new(header);
-    for row in rows {
-        table.add_row(cells(row));
-    }
-    print(&table.text())
+    arguments.show(async || {
+        let rows = arguments.fetch::<T>(which).await?;
+        View::table(&rows, header, none, &cells)
+    })
 }
 
-fn fetch<T: DeserializeOwned>(arguments: &Arguments, table: Table) -> Result<Vec<T>> {
-    let socket = arguments.node.socket()?;
-    block_on(async { Client::connect(&socket).await?.report(table).await })
+impl Arguments {
+    /// Shows a report as it is wanted.
+    pub(super) fn show(&self, look: impl AsyncFn() -> Result<View>) -> Result<()> {
+        watch::show(self.watch, self.json, look)
+    }
+
+    /// The rows of a table.
+    pub(super) async fn fetch<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>> {
+        let socket = self.node.socket()?;
+        Client::connect(&socket).await?.report(table).await
+    }
 }
 
 fn ports(published: &[PortMapping]) -> String {

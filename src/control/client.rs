@@ -20,6 +20,7 @@ use super::connection::Connection;
 use super::version::{VERSION, mismatch};
 use crate::error::{Context, Error, Result};
 use crate::state;
+use crate::terminal::suggest::hint;
 
 /// How long a node may take for an answer: to give a lease back is what takes longest.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -79,8 +80,9 @@ impl Client {
         let at = socket.display();
         let client = Self::reach(socket).await?;
         client.ok_or_else(|| {
+            let hint = hint_of_node(socket);
             Error::failed(format!(
-                "no node listens at {at}: start it with 'muslin node'"
+                "no node listens at {at}{hint}: start it with 'muslin node'"
             ))
         })
     }
@@ -335,6 +337,19 @@ impl Client {
             answer => Ok((answer, beside)),
         }
     }
+}
+
+/// Which node may be meant in place of one that does not run.
+fn hint_of_node(socket: &Path) -> String {
+    let directory = socket.parent().and_then(Path::file_name);
+    let Some((name, state_dir)) = directory.zip(socket.ancestors().nth(3)) else {
+        return String::new();
+    };
+    let running = state::nodes(state_dir);
+    let running = running
+        .iter()
+        .filter(|node| state::is_listening(&state::socket_path(state_dir, node)));
+    hint(&name.to_string_lossy(), running)
 }
 
 fn unexpected(answer: &Answer) -> Error {

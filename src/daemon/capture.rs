@@ -63,7 +63,7 @@ pub(super) fn prepare(
     };
     let port = request.pod.as_ref().map(|name| {
         let pods = running.pods.lock();
-        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        let pod = pods.get(name).ok_or_else(|| not_attached(&pods, name))?;
         Ok::<_, Error>(pod.port)
     });
     let peer = request.peer.as_ref().map(|name| peer_named(running, name));

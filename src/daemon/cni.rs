@@ -323,7 +323,7 @@ impl RunningNode {
     ) -> Result<Arc<PodDevice>> {
         let pod = pods
             .get(name)
-            .ok_or_else(|| super::pods::not_attached(name))?
+            .ok_or_else(|| super::pods::not_attached(pods, name))?
             .clone();
         if mac != Some(pod.mac) {
             return Err(Error::usage(format!(
@@ -599,7 +599,7 @@ fn write_down(
 ) -> Result<()> {
     let pod = pods
         .get(name)
-        .ok_or_else(|| super::pods::not_attached(name))?;
+        .ok_or_else(|| super::pods::not_attached(pods, name))?;
     let record = cni.records.record(
         reserve,
         name.clone(),

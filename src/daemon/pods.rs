@@ -15,6 +15,7 @@ use smoltcp::wire::EthernetAddress;
 
 use crate::device::PodDevice;
 use crate::error::{Error, Result};
+use crate::terminal::suggest::hint;
 
 /// The pods of a node.
 pub(super) type Pods = pods::Pods<Details>;
@@ -128,10 +129,12 @@ pub(super) fn check_ports(pods: &Pods, all: &[PortMapping]) -> Result<()> {
 }
 
 /// What is said of a pod that is not there.
-pub(super) fn not_attached(name: impl Display) -> Error {
+pub(super) fn not_attached(pods: &Pods, name: impl Display) -> Error {
+    let name = name.to_string();
+    let hint = hint(&name, pods.iter().map(|(name, _)| name.as_str()));
     Error::refused(
         Code::NoSuchPod,
-        format!("no pod named '{name}' is attached"),
+        format!("no pod named '{name}' is attached{hint}"),
     )
 }
 

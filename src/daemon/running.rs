@@ -363,7 +363,7 @@ impl RunningNode {
 
     pub(super) fn detach_from(&self, pods: &mut Pods, pod: &PodName) -> Result<()> {
         pods.set_time(self.facts.clock.now());
-        let gone = pods.detach(pod).ok_or_else(|| not_attached(pod))?;
+        let gone = pods.detach(pod).ok_or_else(|| not_attached(pods, pod))?;
         self.remember(pods);
         info!("pod {pod} is detached");
         let closing = self.workers.detach(gone.port).map_err(Error::failed)?;
@@ -589,7 +589,7 @@ impl RunningNode {
 
     /// What a pod's interface is to have.
     pub(super) fn answer(&self, pods: &Pods, name: &PodName) -> Result<Attached> {
-        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        let pod = pods.get(name).ok_or_else(|| not_attached(pods, name))?;
         let facts = &self.facts;
         let address = pod.address.ipv4();
         let address = address.ok_or_else(|| Error::failed("the pod has no IPv4 address"))?;
@@ -616,15 +616,17 @@ impl RunningNode {
     ) -> Result<()> {
         let mut pods = self.pods.lock();
         self.check_frozen()?;
-        let details = pods.details_mut(pod).ok_or_else(|| not_attached(pod))?;
-        details.namespaces = Some((kinds, namespaces.into()));
-        Ok(())
+        if let Some(details) = pods.details_mut(pod) {
+            details.namespaces = Some((kinds, namespaces.into()));
+            return Ok(());
+        }
+        Err(not_attached(&pods, pod))
     }
 
     /// A pod's namespaces.
     pub(super) fn namespaces(&self, name: &PodName) -> Result<(PodNamespaces, Arc<[OwnedFd]>)> {
         let pods = self.pods.lock();
-        let pod = pods.get(name).ok_or_else(|| not_attached(name))?;
+        let pod = pods.get(name).ok_or_else(|| not_attached(&pods, name))?;
         let (kinds, namespaces) = pod.details.namespaces.clone().ok_or_else(|| {
             Error::failed(format!(
                 "the pod '{name}' has no namespace to run a command in: it belongs to a sidecar, \

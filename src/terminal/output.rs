@@ -10,13 +10,18 @@ use crate::terminal::text;
 
 /// Prints text; a closed pipe, as by `head`, is not an error.
 pub(crate) fn print(text: &str) -> Result<()> {
+    try_print(text).map(|_| ())
+}
+
+/// Prints text; whether anybody reads it.
+pub(crate) fn try_print(text: &str) -> Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
         .and_then(|()| stdout.flush())
     {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to stdout"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.context("cannot write to stdout").map(|()| true),
     }
 }
 
@@ -92,7 +97,7 @@ pub(crate) fn pairs(pairs: &[(&str, String)]) -> String {
 }
 
 /// The columns that stdout has room for: what `COLUMNS` says, or the terminal's. A pipe has no end.
-fn width() -> Option<u16> {
+pub(crate) fn width() -> Option<u16> {
     let named = std::env::var("COLUMNS").ok();
     let named = named.and_then(|text| text.trim().parse().ok());
     named

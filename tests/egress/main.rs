@@ -334,7 +334,7 @@ fn flows_are_told_with_what_they_have_carried() {
         "{table}"
     );
     let (none, _, code) = flows(&["--pod", "idle"]);
-    assert_eq!((none.as_str(), code), ("there is no flow\n", Some(0)));
+    assert_eq!((none.as_str(), code), ("", Some(0)));
     let (_, error, code) = flows(&["--pod", "nobody"]);
     assert_eq!(code, Some(1));
     assert_eq!(error, "muslin: no pod named 'nobody' is attached\n");
