@@ -24,6 +24,7 @@ pub mod flannel;
 pub mod host;
 mod http;
 mod init;
+pub mod journal;
 mod keeper;
 pub mod lease;
 mod lines;

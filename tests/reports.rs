@@ -1,4 +1,4 @@
-//! What a node reports: reports that are repeated, and what is said of empty ones.
+//! What a node reports: what happened to it, reports that are repeated, and what is said of empty ones.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
@@ -24,6 +24,23 @@ fn start(lab: &Lab, number: u8) -> Node {
     let name = format!("n{number}");
     let host = lab.host(&name, Ipv4Addr::new(10, 9, 0, number));
     NodeConfig::on_interface(&name, "eth0", &store(lab)).start(&host)
+}
+
+/// Kinds and subjects of all events.
+fn events(node: &Node) -> Vec<(String, String)> {
+    let rows = node.query("events");
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap().to_owned();
+    let rows = rows.as_array().unwrap().iter();
+    rows.map(|row| (text(row, "kind"), text(row, "subject")))
+        .collect()
+}
+
+#[track_caller]
+fn wait_for(node: &Node, kind: &str, subject: &str) {
+    let wanted = (kind.to_owned(), subject.to_owned());
+    poll_until(SOON, &format!("{kind} {subject}"), || {
+        events(node).contains(&wanted).then_some(())
+    });
 }
 
 fn run(mut command: Command) -> (String, String, Option<i32>) {
@@ -87,6 +104,135 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+#[test]
+fn what_happens_is_remembered_and_can_be_followed() {
+    let Some(lab) = Lab::new() else { return };
+    let mut node = start(&lab, 1);
+    let key = node.status("subnet").replace('/', "-");
+    wait_for(&node, "lease-taken", &key);
+    let follower = Running::start(node.client(&["events", "--follow"]));
+    let objects = Running::start(node.client(&["events", "--follow", "--json"]));
+    let pods = ["events", "--follow", "--kind", "pod-attached"];
+    let pods = Running::start(node.client(&pods));
+    follower.expect("lease-taken");
+
+    let web = node.pod("web");
+    assert!(follower.expect("pod-attached").contains("  web  "));
+    assert!(pods.line().contains("web"), "nothing else is told");
+    drop(web);
+    follower.expect("pod-detached");
+    let other = start(&lab, 2);
+    let subnet = other.status("subnet");
+    let joined = follower.expect("peer-joined");
+    assert!(joined.contains(&subnet), "{joined}");
+    node.host().sh("ip link set eth0 mtu 1300");
+    follower.expect("mtu-changed");
+    let left = other.client(&["leave"]).output().unwrap();
+    assert!(left.status.success(), "{left:?}");
+    follower.expect("peer-lost");
+
+    // The list is the same, in order.
+    let (list, _, _) = run(node.client(&["events"]));
+    let kinds: Vec<_> = list
+        .lines()
+        .map(|line| line.split_whitespace().nth(1).unwrap().to_owned())
+        .collect();
+    let expected = [
+        "KIND",
+        "lease-taken",
+        "pod-attached",
+        "pod-detached",
+        "peer-joined",
+        "mtu-changed",
+        "peer-lost",
+    ];
+    assert_eq!(kinds, expected, "{list}");
+    let mut numbers = Vec::new();
+    for kind in &expected[1..] {
+        let event: Value = serde_json::from_str(&objects.line()).unwrap();
+        assert_eq!(event["kind"], *kind);
+        numbers.push(event["sequence"].as_u64().unwrap());
+    }
+    assert_eq!(numbers, (1..=6).collect::<Vec<_>>());
+    let (none, remark, code) = run(node.client(&["events", "--kind", "store-away"]));
+    assert_eq!((none.as_str(), code), ("", Some(0)));
+    assert!(remark.starts_with("no events: "), "{remark}");
+    let recent = ["events", "--since", "1h", "--kind", "peer-joined", "--json"];
+    let (recent, _, _) = run(node.client(&recent));
+    let recent: Value = serde_json::from_str(&recent).unwrap();
+    assert_eq!(recent.as_array().unwrap().len(), 1);
+
+    // The next process knows what happened, and a reader goes on with it.
+    drop(other);
+    let mut old = node.take_over();
+    poll_until(SOON, "the end of the old process", || {
+        old.try_wait().unwrap()
+    });
+    follower.expect("taken-over");
+    assert_eq!(events(&node)[1].0, "pod-attached");
+    let seen: Value = serde_json::from_str(&objects.expect("taken-over")).unwrap();
+    assert!(seen["sequence"].as_u64() > Some(6), "{seen}");
+    // One that begins anew does not, and the reader sees its events nevertheless.
+    node.start_again();
+    let again = follower.expect("lease-taken");
+    assert!(again.contains(&key), "{again}");
+}
+
+#[test]
+fn a_pod_that_comes_and_goes_does_not_fill_the_memory() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab, 1);
+    for _ in 0..8 {
+        let (_, stderr, code) = run(node.client(&["run", "--name", "web", "true"]));
+        assert_eq!(code, Some(0), "{stderr}");
+    }
+    let times = poll_until(SOON, "eight ends", || {
+        let rows = node.query("events");
+        let rows = rows.as_array().unwrap().clone();
+        let detached = rows.iter().filter(|row| row["kind"] == "pod-detached");
+        let times: Vec<_> = detached.map(|row| row["times"].as_u64().unwrap()).collect();
+        (times.iter().sum::<u64>() == 8).then_some(times)
+    });
+    assert!(times.len() < 8, "{times:?}");
+}
+
+#[test]
+fn limits_that_are_reached_are_events() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab, 1);
+    let other = lab.host("other", Ipv4Addr::new(10, 9, 0, 2));
+    // More datagrams than a socket's queue has room for.
+    node.signal(Signal::SIGSTOP);
+    let script = r#"socket(my $s, PF_INET, SOCK_DGRAM, 0);
+        my $to = pack_sockaddr_in(8472, inet_aton("10.9.0.1"));
+        send($s, "x" x 1400, 0, $to) // die "send: $!" for 1 .. 20000;"#;
+    other.run(&["perl", "-MSocket", "-e", script]);
+    node.signal(Signal::SIGCONT);
+    wait_for(&node, "limit-reached", "underlay-overflow");
+}
+
+#[test]
+fn a_store_that_is_away_and_back_is_told() {
+    let Some(lab) = Lab::new() else { return };
+    let node = start(&lab, 1);
+    let (place, spare) = (
+        lab.directory().join("leases.db"),
+        lab.directory().join("spare"),
+    );
+    let aside = |from: &std::path::Path, to: &std::path::Path| {
+        for end in ["", "-wal", "-shm"] {
+            let with_end = |path: &std::path::Path| format!("{}{end}", path.display());
+            // Not all of them are there at all times.
+            let _ = std::fs::rename(with_end(from), with_end(to));
+        }
+    };
+    aside(&place, &spare);
+    std::fs::write(&place, "not a database".repeat(1000)).unwrap();
+    wait_for(&node, "store-away", &store(&lab));
+    aside(&spare, &place);
+    wait_for(&node, "store-back", &store(&lab));
 }
 
 #[test]
@@ -168,6 +314,7 @@ fn an_empty_report_says_why_and_a_wrong_name_what_is_meant() {
         (&["detach", "datbase"], 1, "'database'"),
         (&["exec", "databasee", "true"], 1, "'database'"),
         (&["drops", "--reason", "strom"], 2, "'storm'"),
+        (&["events", "--kind", "pod-atached"], 2, "'pod-attached'"),
     ] {
         let (_, stderr, status) = run(node.client(words));
         assert_eq!(status, Some(code), "{words:?}: {stderr}");

@@ -5,6 +5,7 @@ mod capture;
 mod cni;
 mod detached;
 mod doctor;
+mod events;
 mod exec;
 mod flannel;
 mod host_interface;
@@ -148,6 +149,11 @@ enum Command {
     /// pod, `host`, or `outside`, a client of a published port; TO is a pod, a node, an address, `gateway`,
     /// `host` or `outside`. The exit code is 1 if the packet would be lost.
     Trace(trace::Arguments),
+    /// List what happened: leases, peers, pods, the store, limits; the last 1,000 events
+    ///
+    /// Events are in the node's memory, and its successor by --take-over has them, too. What happens to
+    /// one subject again and again is listed a few times a minute, with a number.
+    Events(events::EventArguments),
     /// Check each requirement of a node, and suggest how to meet it
     Doctor(Box<doctor::Arguments>),
     /// Give the lease back and stop the node
@@ -281,6 +287,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Flows(arguments) => report::flows(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
+        Command::Events(arguments) => events::run(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
         Command::Agent => crate::agent::main(),

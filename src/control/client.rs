@@ -11,6 +11,7 @@ use muslin_stack::api::control::{
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::api::trace;
+use muslin_stack::api::events::Event;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
@@ -264,7 +265,19 @@ impl Client {
     /// # Errors
     /// What the node says against it.
     pub async fn report<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<T>> {
-        let mut answer = self.ask(&Request::Report(table), &[]).await?;
+        self.rows(&Request::Report(table)).await
+    }
+
+    /// The first events of numbers higher than `after`, which waits for a while if there are none.
+    ///
+    /// # Errors
+    /// If the node is gone, or too old for that.
+    pub async fn await_events(&self, after: u64) -> Result<Vec<Event>> {
+        self.rows(&Request::AwaitEvents { after }).await
+    }
+
+    async fn rows<T: DeserializeOwned>(&self, request: &Request) -> Result<Vec<T>> {
+        let mut answer = self.ask(request, &[]).await?;
         let mut all = Vec::new();
         loop {
             let Answer::Rows { rows, more } = answer else {

@@ -15,6 +15,7 @@ use muslin_stack::api::control::{
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
 use muslin_stack::api::trace;
+use muslin_stack::api::events::Event;
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
@@ -68,7 +69,10 @@ impl Level {
             (Self::Full, _)
             | (_, Request::Hello(_))
             | (Self::Attach, Request::Report(Table::Status))
-            | (Self::Status, Request::Report(_) | Request::Trace(_)) => Ok(()),
+            | (
+                Self::Status,
+                Request::Report(_) | Request::Trace(_) | Request::AwaitEvents { .. },
+            ) => Ok(()),
             (Self::Status, _) => refuse("it only serves tables"),
             (Self::Attach, Request::Attach(attach)) if attach.persistent => {
                 refuse("a pod that outlives its client")
@@ -195,6 +199,9 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// # Errors
     /// If the node is about to end.
     fn report(&self, table: Table) -> impl Future<Output = Result<Vec<serde_json::Value>>> + Send;
+
+    /// The first events of numbers higher than `after`, or none if there are none for a while.
+    fn await_events(&self, after: u64) -> impl Future<Output = Vec<Event>> + Send;
 
     /// Gives another node's lease back.
     ///
@@ -476,6 +483,11 @@ impl<'s, S: Service> Conversation<'s, S> {
                 let part = self.service.trace(question).await;
                 part.map(|part| Answer::Trace(Box::new(part)))
             }
+            Request::AwaitEvents { after } => {
+                let events = self.service.await_events(after).await;
+                send_events(&self.connection, &events).await?;
+                return Ok(false);
+            }
             Request::TakeOver(version) => {
                 match self.service.hand_over(version, &self.connection).await {
                     Ok(()) => return Ok(true),
@@ -578,6 +590,14 @@ async fn changed(link: &mut Option<watch::Receiver<Link>>) -> Link {
     std::future::pending().await
 }
 
+/// Sends events, few enough for one packet.
+async fn send_events(connection: &Connection, events: &[Event]) -> io::Result<()> {
+    let rows = events.iter().map(serde_json::to_value);
+    let rows = rows.collect::<std::result::Result<_, _>>()?;
+    let answer = Answer::Rows { rows, more: false };
+    connection.send(&answer, &[]).await
+}
+
 /// Sends rows in as many packets as they need.
 async fn send_rows(connection: &Connection, rows: Vec<serde_json::Value>) -> io::Result<()> {
     let mut part = Vec::new();
@@ -667,6 +687,10 @@ mod tests {
 
         async fn report(&self, _: Table) -> Result<Vec<serde_json::Value>> {
             Ok(Vec::new())
+        }
+
+        async fn await_events(&self, _: u64) -> Vec<Event> {
+            Vec::new()
         }
 
         async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {
@@ -799,7 +823,7 @@ mod tests {
         });
         let (attached, status) = ([Level::Full, Level::Attach], [Level::Full, Level::Status]);
         let full = [Level::Full];
-        let cases: [(Request, &[Level]); 13] = [
+        let cases: [(Request, &[Level]); 14] = [
             (attach(false, &[]), &attached),
             (attach(true, &[]), &full),
             (attach(false, &["80:80"]), &full),
@@ -813,6 +837,7 @@ mod tests {
             (Request::Cni(cni::Call::Ready), &full),
             (Request::Report(Table::Leases), &status),
             (Request::Report(Table::Pods), &status),
+            (Request::AwaitEvents { after: 7 }, &status),
         ];
         for (request, levels) in cases {
             for level in [Level::Full, Level::Attach, Level::Status] {

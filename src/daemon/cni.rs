@@ -19,6 +19,7 @@ use muslin_stack::api::cni::{
     Call, Key, Missing, NetworkNamespace, Rate, Reply, Reserve, Reserved,
 };
 use muslin_stack::api::control::{Code, PodInterface};
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::attachments::{AttachmentError, Attachments, names};
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::pods::{AttachError, Request};
@@ -481,7 +482,8 @@ impl RunningNode {
         // It is so already, unless the earlier process ended just before.
         device.set_persistent(true).map_err(Error::failed)?;
         cni.attachments.set_attached(key);
-        info!("pod {pod} has its device again");
+        let text = format!("pod {pod} has its device again");
+        self.journal.note(EventKind::PodRestored, &pod, text);
         Ok(())
     }
 

@@ -3,8 +3,8 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use muslin_stack::api::events::EventKind;
 use tokio::sync::watch;
-use tracing::{info, warn};
 
 use super::front::Front;
 use super::underlay::LOOK_AGAIN;
@@ -22,6 +22,7 @@ pub(super) async fn follow(
 ) {
     let mut changes = underlay::Changes::listen();
     let mut complaint = String::new();
+    let journal = front.journal.clone();
     loop {
         changes.wait(LOOK_AGAIN).await;
         // Between two addresses there may be none for a while.
@@ -43,27 +44,34 @@ pub(super) async fn follow(
             Err(error) => {
                 let text = error.to_string();
                 if text != complaint {
-                    warn!("the underlay cannot follow {}: {text}", now.name);
+                    let why = format!("the underlay cannot follow {}: {text}", now.name);
+                    journal.note(EventKind::InterfaceAway, &now.name, why);
                     complaint = text;
                 }
                 continue;
             }
         };
         if followed.is_moved {
-            info!(
+            let text = format!(
                 "the public address is now {}, on {}",
                 now.public_ip, now.name
             );
+            journal.note(EventKind::AddressChanged, now.public_ip, text);
             public_ip.send_replace(now.public_ip);
         } else if followed.has_uplink {
-            info!("the uplink on {} is reopened", now.name);
+            let text = format!("the uplink on {} is reopened", now.name);
+            journal.note(EventKind::InterfaceBack, &now.name, text);
         }
         if let Some(mtu) = followed.mtu {
-            info!(
+            let text = format!(
                 "the MTU of {} is {}, the pods' is now {mtu}",
                 now.name, now.mtu
             );
+            journal.note(EventKind::MtuChanged, &now.name, text);
         }
-        complaint.clear();
+        if !std::mem::take(&mut complaint).is_empty() {
+            let text = format!("the underlay follows {} again", now.name);
+            journal.note(EventKind::InterfaceBack, &now.name, text);
+        }
     }
 }

@@ -14,10 +14,12 @@ use muslin_stack::api::control::{
     Table, Welcome,
 };
 use muslin_stack::api::trace;
+use muslin_stack::api::events::Event;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::sleep;
 
 use super::capture;
 use super::cni::Session;
@@ -27,18 +29,23 @@ use super::running::{Attachment, RunningNode};
 use crate::condition;
 use crate::control::{Connection, Level, Service, Stage};
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::lease::Turn;
 use crate::takeover::Estate;
 
 /// Time that the shutdown waits for answers to clients.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long a client waits for events until it has to ask again. It is less than clients wait for an
+/// answer.
+const EVENTS_PATIENCE: Duration = Duration::from_secs(15);
+
 /// A node as its clients see it.
 pub(super) struct Front {
-    name: String,
+    pub(super) name: String,
     queues: usize,
     sockets: Vec<(PathBuf, Level)>,
-    condition: watch::Receiver<condition::State>,
+    pub(super) condition: watch::Receiver<condition::State>,
     running: OnceLock<Arc<RunningNode>>,
     leave: watch::Sender<bool>,
     /// How the node ended, as far as it has.
@@ -57,6 +64,8 @@ pub(super) struct Front {
     pub(super) vitals: Vitals,
     /// What ends when another process is the node.
     tasks: Mutex<Vec<AbortHandle>>,
+    /// What happened.
+    pub(super) journal: Journal,
 }
 
 impl Front {
@@ -69,6 +78,7 @@ impl Front {
         condition: watch::Receiver<condition::State>,
         leave: watch::Sender<bool>,
         estate: Estate,
+        journal: Journal,
     ) -> Self {
         Self {
             name,
@@ -85,6 +95,7 @@ impl Front {
             turn: Turn::default(),
             vitals: Vitals::default(),
             tasks: Mutex::default(),
+            journal,
         }
     }
 
@@ -249,7 +260,22 @@ impl Service for Front {
     }
 
     async fn report(&self, table: Table) -> Result<Vec<serde_json::Value>> {
-        report::rows(self.ready()?, table).await
+        match table {
+            // There are some before there is a lease.
+            Table::Events => report::values(self.journal.events()),
+            table => report::rows(self.ready()?, table).await,
+        }
+    }
+
+    async fn await_events(&self, after: u64) -> Vec<Event> {
+        let mut stage = self.stage.subscribe();
+        tokio::select! {
+            events = self.journal.after(after) => events,
+            // Nobody else sees whether the client is still there.
+            () = sleep(EVENTS_PATIENCE) => Vec::new(),
+            // Another process waits for this one's clients.
+            _ = stage.wait_for(|stage| !matches!(stage, Stage::Here)) => Vec::new(),
+        }
     }
 
     async fn drop_lease(&self, request: DropLease) -> Result<Dropped> {

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use muslin_stack::api::control::Code;
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::datapath::egress::FlowKey;
 use tokio::sync::mpsc;
@@ -61,17 +62,24 @@ impl Front {
         self.prepare(running, connection).await?;
         let demand = timeout(LEASE_PATIENCE, connection.receive::<Demand>()).await;
         if !matches!(demand, Ok(Ok(Some((Demand::Switch, _))))) {
-            warn!("another process wanted to take this node over, and did not");
+            let text = "another process wanted to take this node over, and did not";
+            self.note_failed_take_over(text);
             return Ok(());
         }
         match self.switch(running, connection).await {
             Ok(flows) => self.serve_flows(running, connection, flows).await,
             Err(error) => {
                 self.go_on(running);
-                warn!("another process did not take this node over: {error}");
+                let text = format!("another process did not take this node over: {error}");
+                self.note_failed_take_over(&text);
             }
         }
         Ok(())
+    }
+
+    fn note_failed_take_over(&self, text: &str) {
+        self.journal
+            .note(EventKind::TakeOverFailed, &self.name, text);
     }
 
     /// Sends what the other process needs to get the lease.

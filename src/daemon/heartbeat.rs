@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use muslin_stack::api::events::EventKind;
 use tokio::time::sleep;
-use tracing::{error, info};
 
 use super::running::RunningNode;
 use crate::condition::{Condition, Need};
@@ -27,7 +27,10 @@ pub(super) async fn watch(running: Arc<RunningNode>, condition: Condition) {
         let hanging = pulse.hanging(&running.workers.turns());
         if hanging.is_empty() {
             if !condition.subscribe().borrow().is_alive() {
-                info!("all threads of the data path pass packets again");
+                let text = "all threads of the data path pass packets again";
+                running
+                    .journal
+                    .note(EventKind::HealthBack, "data path", text);
                 condition.have(Need::DataPath);
             }
             notify::alive();
@@ -35,7 +38,10 @@ pub(super) async fn watch(running: Arc<RunningNode>, condition: Condition) {
             let names: Vec<_> = hanging.iter().map(|it| format!("worker-{it}")).collect();
             let reason = format!("the data path hangs in {}", names.join(", "));
             if condition.lack(Need::DataPath, &reason) {
-                error!("{reason}: the packets of its pods are delayed");
+                let text = format!("{reason}: the packets of its pods are delayed");
+                running
+                    .journal
+                    .note(EventKind::HealthLost, "data path", text);
             }
         }
     }

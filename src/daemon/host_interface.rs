@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::events::EventKind;
 use muslin_stack::datapath::host_interface::{HostFlows, HostInterface};
 use nix::net::if_::if_nametoindex;
 use nix::unistd::geteuid;
 use parking_lot::Mutex;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::running::RunningNode;
 use crate::device::{OpenError, Tun};
@@ -154,17 +155,20 @@ impl Follower {
         opened.context("cannot use the host interface")?;
         *self.running.host.addresses.lock() = addresses;
         self.open = Some(index);
-        info!(
-            "the host interface {} is open: this machine and pods reach each other",
-            self.name
-        );
+        let name = &self.name;
+        let text =
+            format!("the host interface {name} is open: this machine and pods reach each other");
+        let journal = &self.running.journal;
+        journal.note(EventKind::HostInterfaceOpen, name, text);
         Ok(())
     }
 
     fn close(&mut self) -> Result<()> {
         self.open = None;
         self.running.host.addresses.lock().clear();
-        info!("the host interface {} is gone", self.name);
+        let text = format!("the host interface {} is gone", self.name);
+        let journal = &self.running.journal;
+        journal.note(EventKind::HostInterfaceGone, &self.name, text);
         self.running.workers.close_host().map_err(Error::failed)
     }
 

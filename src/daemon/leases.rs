@@ -2,7 +2,7 @@
 
 use ipnet::Ipv4Net;
 use muslin_stack::api::control::{DropLease, Dropped, Lease};
-use tracing::info;
+use muslin_stack::api::events::EventKind;
 
 use super::liveness::Census;
 use super::running::RunningNode;
@@ -37,10 +37,9 @@ impl RunningNode {
         let census = Census::take(self).await?;
         let known = |subnet| census.known(&self.naming.names.read(), subnet);
         let dropped = release(self.leases.as_ref(), self.viewer(&known), &request).await?;
-        info!(
-            "the lease {} of a node that is {} is given back",
-            dropped.subnet, dropped.state
-        );
+        let (subnet, state) = (&dropped.subnet, &dropped.state);
+        let text = format!("the lease {subnet} of a node that is {state} is given back");
+        self.journal.note(EventKind::LeaseDropped, subnet, text);
         Ok(dropped)
     }
 }

@@ -13,6 +13,7 @@ mod handover;
 mod heartbeat;
 mod host_interface;
 mod leases;
+mod limits;
 mod liveness;
 mod metrics;
 mod naming;
@@ -40,6 +41,7 @@ use ipnet::IpNet;
 use metrics::Exporter;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::Memory;
 use muslin_stack::control::lease::OwnChange;
 use muslin_stack::control::lease::{
@@ -71,6 +73,7 @@ use crate::error::{Context, Error, Result};
 use crate::flannel::{self, FlannelFiles, SubnetEnv};
 use crate::host::{self, Clock, Endpoints};
 use crate::http;
+use crate::journal::Journal;
 use crate::keeper::{Keeper, Kept};
 use crate::lease::{self, News, Reply};
 use crate::netlink::Changes;
@@ -128,7 +131,7 @@ pub async fn run_until(
     // The embedded store is there, too.
     state::check(&settings.state_dir)?;
     let store = store::open(&settings.store, &settings.etcd)?;
-    let (predecessor, mut former) = match find_predecessor(&settings)? {
+    let (mut predecessor, mut former) = match find_predecessor(&settings)? {
         Some((predecessor, estate)) => (Some(predecessor), Some(estate)),
         None => (None, None),
     };
@@ -141,6 +144,12 @@ pub async fn run_until(
     let subnet_file = settings.subnet_file.clone();
     let subnet_file = subnet_file.unwrap_or_else(|| state.subnet_file());
     let flannel_files = FlannelFiles::new(subnet_file, condition.clone());
+    let journal = Journal::default();
+    journal.inherit(
+        predecessor
+            .as_mut()
+            .map_or_else(Vec::new, Predecessor::take_events),
+    );
     let (leave, leaving) = watch::channel(false);
     let (stop, _) = watch::channel(false);
     let doors = Doors::open(&settings, &state, former.as_mut()).await?;
@@ -152,6 +161,7 @@ pub async fn run_until(
         condition.subscribe(),
         leave.clone(),
         estate.context("cannot copy the listeners")?,
+        journal.clone(),
     ));
     let timings = front.vitals.timings.clone();
     let store: Arc<dyn store::Store> = Arc::new(Measured::new(store, timings));
@@ -179,6 +189,7 @@ pub async fn run_until(
         predecessor,
         doors,
         kept,
+        journal,
     };
     let result = start.run(ended, shutdown).await;
     front.finish(&result).await;
@@ -206,6 +217,7 @@ struct Start {
     doors: Option<Doors>,
     /// What an earlier process has left.
     kept: Kept,
+    journal: Journal,
 }
 
 impl Start {
@@ -217,7 +229,7 @@ impl Start {
         let mut shutdown = pin!(shutdown);
         let mut leaving = self.leaving.clone();
         let place = tokio::select! {
-            place = underlay::find_place(&self.settings, &*self.store, &self.condition) => place?,
+            place = underlay::find_place(&self.settings, &*self.store, (&self.condition, &self.journal)) => place?,
             Some(error) = ended.recv() => return Err(error),
             _ = leaving.wait_for(|leave| *leave) => return Ok(()),
             // There is no lease to give back.
@@ -312,6 +324,7 @@ impl Start {
             watching: None,
             doors: self.doors,
             kept: self.kept,
+            journal: self.journal,
         };
         if let Some(predecessor) = &driver.predecessor {
             let (lost, fatal) = (predecessor.lost()?, driver.fatal.clone());
@@ -332,6 +345,7 @@ impl Start {
             public_ip: addresses,
             turn: self.front.turn.clone(),
             ends: self.front.vitals.lease_ends.clone(),
+            journal: driver.journal.clone(),
         };
         Ok((driver, (manager, controls)))
     }
@@ -375,6 +389,8 @@ struct Driver {
     doors: Option<Doors>,
     /// What an earlier process has left.
     kept: Kept,
+    /// Takes what happens.
+    journal: Journal,
 }
 
 /// A tunnel whose port is taken.
@@ -425,10 +441,11 @@ impl Driver {
             );
             return Ok(Reply::Taken);
         }
-        warn!(
+        let text = format!(
             "this node's state belongs to {former}: in {store} the node starts afresh, with a new \
              VTEP and subnet and new addresses for its pods"
         );
+        self.journal.note(EventKind::IdentityChanged, &store, text);
         self.identity = state::Identity {
             store: Some(store),
             ..state::Identity::fresh()?
@@ -463,7 +480,9 @@ impl Driver {
     fn await_config(&self, fault: &str) {
         let reason = format!("{}: {fault}", self.store);
         if self.condition.lack(Need::Config, &reason) {
-            warn!("{reason}: waiting for a usable one");
+            let text = format!("{reason}: waiting for a usable one");
+            let journal = &self.journal;
+            journal.note(EventKind::ConfigRefused, &self.store, text);
         }
     }
 
@@ -497,23 +516,37 @@ impl Driver {
                 }
             }
             OwnChange::Disputed(key) => {
-                warn!("another writer changed the lease {key}; writing it again")
+                let text = format!("another writer changed the lease {key}; writing it again");
+                self.journal.note(EventKind::LeaseDisputed, key, text);
             }
-            OwnChange::Moved { key, from } => info!(
-                "the lease {key} moves from the public address {from} to {}",
-                *self.address.borrow()
-            ),
-            OwnChange::Replaced { key, vtep_mac } => warn!(
-                "the lease {key} already had the public address {}, with the VTEP {vtep_mac}: it \
-                 is taken over; if that node is alive, one of the two needs another address",
-                *self.address.borrow()
-            ),
+            OwnChange::Moved { key, from } => {
+                let text = format!(
+                    "the lease {key} moves from the public address {from} to {}",
+                    *self.address.borrow()
+                );
+                self.journal.note(EventKind::LeaseMoved, key, text);
+            }
+            OwnChange::Replaced { key, vtep_mac } => {
+                let text = format!(
+                    "the lease {key} already had the public address {}, with the VTEP {vtep_mac}: \
+                     it is taken over; if that node is alive, one of the two needs another address",
+                    *self.address.borrow()
+                );
+                self.journal.note(EventKind::LeaseDisputed, key, text);
+            }
             OwnChange::Skipped { key, reason } => self.log_skipped(&key, &reason),
             OwnChange::Left => {
-                info!("the lease is given back");
+                let name = &self.settings.name;
+                let text = "the lease is given back";
+                self.journal.note(EventKind::LeaseReturned, name, text);
                 self.flannel_files.lock().withdraw();
             }
-            OwnChange::Lost(loss) => return Err(refusal(&loss)),
+            OwnChange::Lost(loss) => {
+                let (name, error) = (&self.settings.name, refusal(&loss));
+                let text = format!("the lease is lost: {error}");
+                self.journal.note(EventKind::LeaseLost, name, text);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -669,7 +702,7 @@ impl Driver {
             ip_masq: self.settings.ip_masq,
         };
         let ready = format!("node {} is ready: {facts}", self.settings.name);
-        info!("{ready}");
+        self.journal.note(EventKind::LeaseTaken, key, &ready);
         self.sharing = Some(self.front.spawn(self.sharing(&naming, &facts).run()));
         let running = RunningNode::new(
             facts,
@@ -678,7 +711,7 @@ impl Driver {
             self.control.clone(),
             self.leases.clone(),
             self.state.clone(),
-            self.condition.subscribe(),
+            &self.front,
         )?;
         for update in &updates {
             running.update(update)?;
@@ -722,7 +755,8 @@ impl Driver {
         running: &Arc<RunningNode>,
     ) -> Result<()> {
         let connection = predecessor.succeed()?;
-        info!("this process has taken over the node");
+        let (name, text) = (&self.settings.name, "this process has taken over the node");
+        self.journal.note(EventKind::TakenOver, name, text);
         let front = &self.front;
         front.spawn(running.clone().follow_flows(connection));
         let doors = self.doors.take();
@@ -739,6 +773,7 @@ impl Driver {
             let changes = Changes::listen();
             front.spawn(host_interface::follow(name, changes, running.clone()));
         }
+        front.spawn(limits::watch(running.clone()));
         front.spawn(heartbeat::watch(running.clone(), self.condition.clone()));
     }
 
@@ -799,6 +834,7 @@ impl Driver {
             stop: self.stop.subscribe(),
             names: naming.names.clone(),
             turn: self.front.turn.clone(),
+            journal: self.journal.clone(),
         }
     }
 

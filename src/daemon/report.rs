@@ -65,7 +65,7 @@ pub(super) async fn rows(running: &RunningNode, table: Table) -> Result<Vec<Valu
     }
 }
 
-fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> {
+pub(super) fn values(rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<Value>> {
     let values = rows.into_iter().map(serde_json::to_value);
     values
         .collect::<std::result::Result<_, _>>()

@@ -1,5 +1,6 @@
 //! A node that has its lease: serves its clients and follows its peers' leases.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -13,6 +14,7 @@ use muslin_encap::mac::DisplayMac;
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, Link, Namespace, PodNamespaces,
 };
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
@@ -29,6 +31,7 @@ use tracing::{debug, info, warn};
 use super::capture::MAX_CAPTURES;
 use super::cni::Cni;
 use super::diary::Diary;
+use super::front::Front;
 use super::host_interface::HostState;
 use super::naming::NameService;
 use super::pods::{self, Pod, Pods, check_ports, not_attached};
@@ -39,6 +42,7 @@ use crate::device::PodDevice;
 use crate::error::{Context, Error, Result};
 use crate::host::Clock;
 use crate::host::publish::{self, Bound};
+use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::lines::Lines;
 use crate::state::StateDir;
@@ -121,6 +125,8 @@ pub(super) struct RunningNode {
     pub(super) control: Arc<Mutex<ControlPlane>>,
     /// Their lines in the log.
     peer_lines: Mutex<Lines>,
+    /// The peers that the data path has.
+    told_peers: Mutex<HashSet<PeerId>>,
     pub(super) since: Instant,
     pub(super) confirmed: Mutex<Instant>,
     interface: Mutex<PublicInterface>,
@@ -135,6 +141,8 @@ pub(super) struct RunningNode {
     pub(super) captures: Arc<Semaphore>,
     diary: Diary,
     condition: watch::Receiver<condition::State>,
+    /// Takes what happens.
+    pub(super) journal: Journal,
 }
 
 impl RunningNode {
@@ -145,7 +153,7 @@ impl RunningNode {
         control: Arc<Mutex<ControlPlane>>,
         leases: Arc<dyn Store>,
         state: Arc<StateDir>,
-        condition: watch::Receiver<condition::State>,
+        front: &Front,
     ) -> Result<Self> {
         let now = Instant::now();
         let socket = facts.control.first();
@@ -162,6 +170,7 @@ impl RunningNode {
             diary: diary.context("cannot start a thread")?,
             control,
             peer_lines: Mutex::new(Lines::new(now)),
+            told_peers: Mutex::default(),
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
@@ -173,7 +182,8 @@ impl RunningNode {
             workers,
             naming,
             leases,
-            condition,
+            condition: front.condition.clone(),
+            journal: front.journal.clone(),
         })
     }
 
@@ -278,7 +288,9 @@ impl RunningNode {
     /// The uplink's interface is gone; it is looked for from now on.
     pub(super) fn lose_uplink(&self) {
         if !self.uplink_is_gone.swap(true, Ordering::Relaxed) {
-            warn!("the uplink {} is gone", self.interface().name);
+            let name = self.interface().name;
+            let text = format!("the uplink {name} is gone");
+            self.journal.note(EventKind::InterfaceAway, name, text);
         }
     }
 
@@ -292,9 +304,11 @@ impl RunningNode {
         *self.confirmed.lock() = Instant::now();
     }
 
-    /// Tells of a peer, but not of thousands.
-    fn log_peer(&self, line: impl FnOnce()) {
-        self.peer_lines.lock().log("changes of peers", line);
+    /// Tells of a peer, but logs not thousands.
+    fn note_peer(&self, kind: EventKind, peer: impl fmt::Display, text: impl fmt::Display) {
+        let mut lines = self.peer_lines.lock();
+        let lines = (&mut *lines, "changes of peers");
+        self.journal.note_some(lines, kind, peer, text);
     }
 
     /// Does what follows from changes of leases and of the underlay.
@@ -312,20 +326,33 @@ impl RunningNode {
         operation.apply_to_names(&mut self.naming.names.write());
         let updated = match operation {
             Operation::SetPeer(peer) => {
-                self.log_peer(|| info!("peer {} has {}", peer.address, peer.subnet));
+                let kind = match self.told_peers.lock().insert(peer.id) {
+                    true => EventKind::PeerJoined,
+                    false => EventKind::PeerChanged,
+                };
+                let text = format!("peer {} has {}", peer.address, peer.subnet);
+                self.note_peer(kind, peer.subnet, text);
                 self.workers.set_peer(peer)
             }
             Operation::RefusePeer {
                 id,
+                subnet,
                 public_ip,
                 unusable,
-                ..
             } => {
-                self.log_peer(|| warn!("the node {public_ip} cannot be a peer: {unusable}"));
+                self.told_peers.lock().remove(id);
+                let text = format!("the node {public_ip} cannot be a peer: {unusable}");
+                self.note_peer(EventKind::PeerRefused, subnet, text);
                 self.workers.remove_peer(*id)
             }
-            Operation::RemovePeer { id, public_ip, .. } => {
-                self.log_peer(|| info!("peer {public_ip} is gone"));
+            Operation::RemovePeer {
+                id,
+                subnet,
+                public_ip,
+            } => {
+                self.told_peers.lock().remove(id);
+                let text = format!("peer {public_ip} is gone");
+                self.note_peer(EventKind::PeerLost, subnet, text);
                 self.workers.remove_peer(*id)
             }
             Operation::SetMtu(mtu) => {
@@ -365,7 +392,8 @@ impl RunningNode {
         pods.set_time(self.facts.clock.now());
         let gone = pods.detach(pod).ok_or_else(|| not_attached(pods, pod))?;
         self.remember(pods);
-        info!("pod {pod} is detached");
+        let text = format!("pod {pod} is detached");
+        self.journal.note(EventKind::PodDetached, pod, text);
         let closing = self.workers.detach(gone.port).map_err(Error::failed)?;
         self.await_closing(closing, gone.details.device);
         Ok(())
@@ -576,11 +604,9 @@ impl RunningNode {
         workers
             .publish(pod.port, address, network, bound)
             .map_err(Error::failed)?;
-        info!(
-            "pod {name} is attached: {} at {}",
-            pod.address,
-            DisplayMac(pod.mac)
-        );
+        let mac = DisplayMac(pod.mac);
+        let text = format!("pod {name} is attached: {} at {mac}", pod.address);
+        self.journal.note(EventKind::PodAttached, name, text);
         for port in &pod.details.published {
             info!("pod {name} is published: {port}");
         }

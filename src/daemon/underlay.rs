@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use muslin_stack::api::control::Link;
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::lease::{LeaseRecord, NetworkConfig};
 use muslin_stack::control::tunnel::{TunnelFault, TunnelPlan};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -17,6 +18,7 @@ use tracing::{debug, info, warn};
 use super::settings::NodeSettings;
 use crate::condition::{Condition, Need};
 use crate::error::{Context, Error, Result};
+use crate::journal::Journal;
 use crate::store::{self, Store};
 use crate::takeover::InheritedWorker;
 use crate::underlay::{
@@ -50,9 +52,10 @@ pub(super) fn audience(settings: &NodeSettings) -> Audience {
 pub(super) async fn find_place(
     settings: &NodeSettings,
     store: &dyn Store,
-    condition: &Condition,
+    (condition, journal): (&Condition, &Journal),
 ) -> Result<Place> {
     let mut changes = underlay::Changes::listen();
+    let mut is_away = false;
     let place = loop {
         let reason = match look(settings, store).await {
             Ok(place) => break place,
@@ -60,7 +63,9 @@ pub(super) async fn find_place(
             Err(NoInterface::NotYet(reason)) => reason,
         };
         if condition.lack(Need::Interface, &reason) {
-            warn!("{reason}: waiting for it");
+            let text = format!("{reason}: waiting for it");
+            journal.note(EventKind::InterfaceAway, "underlay", text);
+            is_away = true;
         }
         changes.wait(LOOK_AGAIN).await;
     };
@@ -71,6 +76,10 @@ pub(super) async fn find_place(
         public_ip,
         ..
     } = &place.interface;
+    if is_away {
+        let text = format!("the interface {name} is there: its address is {address}");
+        journal.note(EventKind::InterfaceBack, "underlay", text);
+    }
     if address.is_loopback() && settings.underlay.public_ip.is_none() {
         warn!("this machine has no address that others can reach: only nodes on it can be peers");
     }

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use ipnet::Ipv4Net;
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::{Action, Answer, WatchEvent};
 use muslin_stack::control::names::{
@@ -18,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::drive::{Rules, StoreResult, Turn, drive};
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::store::{Store, StoreError, is_permission};
 use crate::terminal::quantity::count;
 
@@ -47,6 +49,8 @@ pub struct Sharing {
     pub names: Arc<RwLock<Names>>,
     /// The right to write to the store.
     pub turn: Turn,
+    /// Takes that there are more names than can be shared.
+    pub journal: Journal,
 }
 
 impl Sharing {
@@ -95,7 +99,9 @@ impl Runner {
         let left_out = self.sharer.set_pods(now_since(self.began), pods);
         if left_out > 0 {
             let pods = count(left_out as u64, "pod");
-            warn!("other nodes cannot resolve {pods}: there are too many");
+            let text = format!("other nodes cannot resolve {pods}: there are too many");
+            let journal = &self.sharing.journal;
+            journal.note(EventKind::LimitReached, "names", text);
         }
     }
 
@@ -268,6 +274,7 @@ mod tests {
                 leave: leave.subscribe(),
                 stop: stop.subscribe(),
                 names: names.clone(),
+                journal: Journal::default(),
             };
             Self {
                 pods,

@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_stack::api::events::EventKind;
 use muslin_stack::control::lease::{Action, Answer, Change, Manager, OwnChange, WatchEvent};
 use smoltcp::time::Instant;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use super::drive::{Rules, StoreResult, Turn, drive};
 use crate::error::{Error, Result};
+use crate::journal::Journal;
 use crate::store::{Store, StoreError};
 
 /// How long the store may take to give a lease back.
@@ -31,6 +33,8 @@ pub struct Controls {
     pub turn: Turn,
     /// Takes when the lease ends ([`Manager::ends`]).
     pub ends: watch::Sender<Option<Instant>>,
+    /// Takes what happens to the store.
+    pub journal: Journal,
 }
 
 /// What the task reports.
@@ -81,7 +85,7 @@ pub async fn run(
     let mut deadline = controls.leave.clone();
     let turn = controls.turn.clone();
     let mut runner = Runner {
-        outage: Outage::new(name.clone()),
+        outage: Outage::new(name.clone(), controls.journal.clone()),
         manager,
         clock,
         controls,
@@ -243,6 +247,7 @@ enum OutageOf {
 /// Says once that a store does not work, and once that it does again.
 struct Outage {
     store: String,
+    journal: Journal,
     began: Option<Began>,
 }
 
@@ -253,8 +258,12 @@ struct Began {
 }
 
 impl Outage {
-    fn new(store: String) -> Self {
-        Self { store, began: None }
+    fn new(store: String, journal: Journal) -> Self {
+        Self {
+            store,
+            journal,
+            began: None,
+        }
     }
 
     /// Takes note of an error; what is wrong, if that is news.
@@ -279,14 +288,12 @@ impl Outage {
             return None;
         }
         began.reason.clone_from(&reason);
-        match refuses {
-            true => {
-                warn!(
-                    "{reason}; requests are retried until that is fixed, and the known peers stay"
-                )
-            }
-            false => warn!("{reason}; the known peers stay"),
-        }
+        let then = match refuses {
+            true => "requests are retried until that is fixed, and the known peers stay",
+            false => "the known peers stay",
+        };
+        let text = format!("{reason}; {then}");
+        self.journal.note(EventKind::StoreAway, store, text);
         Some(reason)
     }
 
@@ -298,7 +305,8 @@ impl Outage {
             return false;
         };
         let (store, seconds) = (&self.store, began.since.elapsed().as_secs());
-        info!("the lease store {store} is back after {seconds} s");
+        let text = format!("the lease store {store} is back after {seconds} s");
+        self.journal.note(EventKind::StoreBack, store, text);
         true
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 
 use super::{Store, StoreError};
 use crate::error::Result;
+use crate::journal::Journal;
 use crate::lease::{Controls, News, Reply, run};
 
 /// How long anything may take before a test fails.
@@ -276,6 +277,7 @@ impl Node {
             leave: asked,
             public_ip: moved,
             ends: watch::Sender::default(),
+            journal: Journal::default(),
         };
         let start = Instant::now();
         let clock = move || {

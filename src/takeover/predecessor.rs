@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
-use muslin_stack::api::control::{Answer, Hello, Namespace, PROTOCOL, Refusal, Request};
+use muslin_stack::api::control::{Answer, Hello, Namespace, PROTOCOL, Refusal, Request, Table};
+use muslin_stack::api::events::Event;
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath::egress::FlowKey;
 use smoltcp::wire::EthernetAddress;
@@ -25,6 +26,8 @@ pub(crate) struct Predecessor {
     connection: BlockingConnection,
     /// Who the node is.
     pub(crate) about: About,
+    /// What has happened to it.
+    events: Vec<Event>,
 }
 
 /// What a node has from its start on.
@@ -103,6 +106,7 @@ impl Predecessor {
             Err(error) => return Err(error).context(format!("cannot connect to the node at {at}")),
         };
         greet(&connection, socket, until)?;
+        let events = events(&connection, until)?;
         let ask = Request::TakeOver(VERSION);
         connection.send(&ask, &[], until).context(GONE)?;
         let mut about = None;
@@ -122,7 +126,17 @@ impl Predecessor {
             lock: Some(lock),
             doors,
         };
-        Ok(Some((Self { connection, about }, estate)))
+        let predecessor = Self {
+            connection,
+            about,
+            events,
+        };
+        Ok(Some((predecessor, estate)))
+    }
+
+    /// What had happened to the node when it was found.
+    pub(crate) fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
     }
 
     /// Returns when the old process gives up before it is asked to stop.
@@ -268,6 +282,27 @@ fn greet(connection: &BlockingConnection, socket: &Path, until: Instant) -> Resu
             version::mismatch(socket.display(), &welcome, "muslin"),
         ))),
         _ => Err(Error::failed(GONE)),
+    }
+}
+
+/// What has happened to the node; nothing if it is too old to know.
+fn events(connection: &BlockingConnection, until: Instant) -> Result<Vec<Event>> {
+    let ask = Request::Report(Table::Events);
+    connection.send(&ask, &[], until).context(GONE)?;
+    let mut events = Vec::new();
+    loop {
+        let received = connection.receive::<Answer>(until).context(GONE)?;
+        match received {
+            Some((Answer::Rows { rows, more }, _)) => {
+                let known = rows.into_iter().map(serde_json::from_value);
+                events.extend(known.filter_map(std::result::Result::ok));
+                if !more {
+                    return Ok(events);
+                }
+            }
+            Some((Answer::Refused(_), _)) => return Ok(events),
+            _ => return Err(Error::failed(GONE)),
+        }
     }
 }
 

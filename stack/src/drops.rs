@@ -156,6 +156,28 @@ impl DropReason {
                 | Self::UnderlayFailed
         )
     }
+
+    /// Whether packets are lost for it because a table, a share or a rate of the node is exhausted.
+    #[must_use]
+    pub const fn is_limit(self) -> bool {
+        matches!(
+            self,
+            Self::Storm
+                | Self::HostTableFull
+                | Self::EgressFragmentsFull
+                | Self::EgressTableFull
+                | Self::EgressPodFull
+                | Self::EgressHandoverFull
+                | Self::EgressExhausted
+                | Self::RateExceeded
+                | Self::NeighbourQueueFull
+                | Self::NeighbourTableFull
+                | Self::OutputQueueFull
+                | Self::PortQueueFull
+                | Self::UnderlayOverflow
+                | Self::UnderlayQueueFull
+        )
+    }
 }
 
 /// What became of all packets since the node started; in packets, of which a superpacket is one.

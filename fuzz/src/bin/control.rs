@@ -10,6 +10,7 @@ use ipnet::Ipv4Net;
 use muslin_fuzz::Seed;
 use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{self, Answer, Attach, Attached, Request};
+use muslin_stack::api::events::Event;
 use muslin_stack::api::subnet_env::{SubnetEnv, subnet_of};
 use muslin_stack::control::ipam::PodName;
 use serde::Serialize;
@@ -118,7 +119,7 @@ fn is_pod_name(name: &str) -> bool {
 }
 
 fn row(choice: u8, bytes: &[u8]) {
-    match choice % 9 {
+    match choice % 10 {
         0 => drop(message::<control::Status>(bytes)),
         1 => drop(message::<control::Pod>(bytes)),
         2 => drop(message::<control::Peer>(bytes)),
@@ -127,7 +128,8 @@ fn row(choice: u8, bytes: &[u8]) {
         5 => drop(message::<control::Neighbour>(bytes)),
         6 => drop(message::<control::Drop>(bytes)),
         7 => drop(message::<control::Flow>(bytes)),
-        _ => drop(message::<Attached>(bytes)),
+        8 => drop(message::<Attached>(bytes)),
+        _ => drop(message::<Event>(bytes)),
     }
 }
 
@@ -230,6 +232,10 @@ fn seeds() -> Vec<Seed> {
         ("detach", with(REQUEST, r#"{"detach":{"pod":"web-1"}}"#)),
         ("report", with(REQUEST, r#"{"report":"drops"}"#)),
         (
+            "await-events",
+            with(REQUEST, r#"{"await-events":{"after":7}}"#),
+        ),
+        (
             "drop-lease",
             with(
                 REQUEST,
@@ -301,6 +307,13 @@ fn seeds() -> Vec<Seed> {
             row(
                 5,
                 r#"{"address":"10.244.1.9","mac":null,"port":null,"state":"incomplete"}"#,
+            ),
+        ),
+        (
+            "row-event",
+            row(
+                9,
+                r#"{"sequence":7,"time_ms":1700000000000,"times":2,"kind":"pod-attached","subject":"web","text":"t"}"#,
             ),
         ),
         (

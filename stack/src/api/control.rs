@@ -52,6 +52,12 @@ pub enum Request {
     },
     /// Tell one table.
     Report(Table),
+    /// Tell events of higher numbers than this, a part of them at once, and wait for a while if there
+    /// are none yet. Answered by rows of [`Event`](super::events::Event).
+    AwaitEvents {
+        /// The number of the last event that is known.
+        after: u64,
+    },
     /// Give another node's lease back, which does not do it itself any more. Answered by `Dropped`.
     DropLease(DropLease),
     /// Give the lease back and stop.
@@ -207,6 +213,8 @@ pub enum Table {
     Drops,
     /// Rows of [`Flow`].
     Flows,
+    /// Rows of [`Event`](super::events::Event), the newest last.
+    Events,
 }
 
 /// What a node answers.

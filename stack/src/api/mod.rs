@@ -7,6 +7,7 @@ pub mod capture;
 pub mod cni;
 pub mod control;
 pub mod credentials;
+pub mod events;
 pub mod http;
 pub mod netavark;
 pub mod pcapng;
