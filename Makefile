@@ -1,7 +1,7 @@
 # The two commands of the README, and what CI runs. Each installs what it needs where it may
 # (see .ci/need), and prints the line to run where it may not.
 
-.PHONY: demo test soak attack fuzz nightly lint features deny doc msrv publish-check portability image clean
+.PHONY: demo test soak attack fuzz nightly lint features deny doc msrv publish-check portability image man clean
 
 # The main job: two nodes and four pods on this machine, rootless, on the embedded store.
 demo:
@@ -101,7 +101,7 @@ publish-check:
 	cargo package --list --locked --allow-dirty -p muslin >/dev/null
 
 # A container image of the static binary (deploy/README.md), with what a sidecar needs; FEATURES=default is
-# all of it.
+# all of it. The program writes its manual itself, so there is none where this machine cannot run it.
 TARGET ?= x86_64-unknown-linux-musl
 FEATURES ?= etcd,sidecar
 IMAGE ?= localhost/muslin:latest
@@ -115,7 +115,22 @@ image:
 	rm -rf target/image
 	install -D --target-directory target/image \
 		$(addprefix target/$(TARGET)/release/, muslin muslin-cni muslin-netavark)
+	mkdir -p target/image/share/man/man1 target/image/share/completions
+	target/image/muslin man target/image/share/man/man1 && \
+		for shell in bash zsh fish; do \
+			target/image/muslin completions $$shell >target/image/share/completions/muslin.$$shell; \
+		done || echo "muslin: the image has no manual: this machine cannot run its program" >&2
 	podman build --file deploy/Containerfile --tag $(IMAGE) target/image
+
+# The manual, a page for each command, and what shells complete: target/man and target/completions.
+man:
+	@.ci/need build
+	cargo build --release --locked
+	target/release/muslin man target/man
+	mkdir -p target/completions
+	for shell in bash zsh fish; do \
+		target/release/muslin completions $$shell >target/completions/muslin.$$shell || exit 1; \
+	done
 
 clean:
 	cargo clean

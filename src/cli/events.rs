@@ -37,7 +37,7 @@ pub(super) struct EventArguments {
 #[derive(Debug, Args)]
 struct Filter {
     /// Only events of this kind; can be repeated
-    #[arg(long, value_name = "KIND", value_parser = kinds(), hide_possible_values = true)]
+    #[arg(long, value_name = "KIND", value_parser = kinds())]
     kind: Vec<String>,
     /// Only what happened in the last TIME, as in 90s, 10m, 2h or 1d
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]

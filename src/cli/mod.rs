@@ -6,6 +6,7 @@ mod cni;
 mod detached;
 mod doctor;
 mod events;
+mod examples;
 mod exec;
 mod flannel;
 mod host_interface;
@@ -13,6 +14,7 @@ mod keep;
 #[cfg(any(test, not(feature = "sidecar")))]
 mod left_out;
 mod log;
+mod manual;
 mod node;
 mod report;
 mod run;
@@ -158,6 +160,10 @@ enum Command {
     Doctor(Box<doctor::Arguments>),
     /// Give the lease back and stop the node
     Leave(NodeChoice),
+    /// Print what a shell needs to complete commands and options
+    Completions(manual::CompletionArguments),
+    /// Write the manual, a page for each command
+    Man(manual::ManArguments),
     /// Ping and transfer on request, inside the demo's pods
     #[command(hide = true)]
     Agent,
@@ -237,9 +243,14 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The command line.
+fn command() -> clap::Command {
+    examples::add(Cli::command())
+}
+
 /// Parses a command line, or ends the process as wrong usage and `--help` do.
 fn parse(words: impl IntoIterator<Item = OsString>) -> Cli {
-    let mut command = Cli::command();
+    let mut command = command();
     let mut words: Vec<_> = words.into_iter().collect();
     for name in WITH_FLANNELS_FLAGS {
         command = command.mut_subcommand(name, flannel::with_environment);
@@ -290,6 +301,8 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Events(arguments) => events::run(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
         Command::Agent => crate::agent::main(),
         Command::Guard(arguments) => run::guard(&arguments),
         Command::ProbeNamespace => crate::doctor::probe_namespace(),
