@@ -332,3 +332,88 @@ fn an_empty_report_says_why_and_a_wrong_name_what_is_meant() {
     assert!(stderr.contains("'peers'"), "{stderr}");
     assert_eq!(code, Some(2));
 }
+
+/// What is wrong with a value, by those parts of JSON schema that ours have. Undocumented fields are wrong.
+fn check(value: &Value, schema: &Value, root: &Value, at: &str) -> Result<(), String> {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.strip_prefix("#/$defs/").unwrap();
+        return check(value, &root["$defs"][name], root, at);
+    }
+    for choice in ["anyOf", "oneOf"] {
+        if let Some(choices) = schema[choice].as_array() {
+            let fits = |schema: &Value| check(value, schema, root, at).is_ok();
+            let fits = choices.iter().any(fits);
+            return fits
+                .then_some(())
+                .ok_or(format!("{at}: no choice fits {value}"));
+        }
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let is_kind = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().any(|it| it == kind),
+        one => one == kind,
+    };
+    if !is_kind {
+        return Err(format!("{at} is {kind}: {schema}"));
+    }
+    let only = schema.get("const").is_none_or(|only| only == value);
+    let listed = schema["enum"].as_array();
+    if !only || listed.is_some_and(|all| !all.contains(value)) {
+        return Err(format!("{at} cannot be {value}"));
+    }
+    for (index, item) in value.as_array().into_iter().flatten().enumerate() {
+        check(item, &schema["items"], root, &format!("{at}[{index}]"))?;
+    }
+    if let Some(fields) = value.as_object() {
+        for (name, field) in fields {
+            let known = schema["properties"].get(name);
+            let known = known.ok_or(format!("{at}.{name} is not documented"))?;
+            check(field, known, root, &format!("{at}.{name}"))?;
+        }
+        for name in schema["required"].as_array().into_iter().flatten() {
+            let name = name.as_str().unwrap();
+            let field = fields.get(name);
+            field.ok_or(format!("{at}.{name} is missing"))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_printed_is_as_documented() {
+    let Some(lab) = Lab::new() else { return };
+    let (node, other) = (start(&lab, 1), start(&lab, 2));
+    node.wait_peers(1);
+    let _web = node.pod_after("web", &["-p", "8080:80"], "");
+    let mut there = other.pod("there");
+    let gateway = node.address(1);
+    muslin_lab::traffic::ping(&mut there, gateway);
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/schema");
+    for report in [
+        "status",
+        "pods",
+        "peers",
+        "leases",
+        "routes",
+        "neighbours",
+        "drops",
+        "flows",
+        "events",
+    ] {
+        let schema = std::fs::read(docs.join(format!("{report}.json"))).unwrap();
+        let schema: Value = serde_json::from_slice(&schema).unwrap();
+        let printed = node.query(report);
+        let is_empty = printed.as_array().is_some_and(Vec::is_empty);
+        assert!(!is_empty || report == "flows", "{report}: nothing to check");
+        if let Err(wrong) = check(&printed, &schema, &schema, report) {
+            panic!("{wrong}");
+        }
+    }
+}

@@ -170,6 +170,21 @@ impl<A: fmt::Display, B: fmt::Display> Serialize for Dual<A, B> {
     }
 }
 
+#[cfg(feature = "schema")]
+impl<A, B> schemars::JsonSchema for Dual<A, B> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Dual".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string" })
+    }
+}
+
 impl<'de, A: FromStr, B: FromStr> Deserialize<'de> for Dual<A, B> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;

@@ -331,6 +331,7 @@ impl Code {
 
 /// What a pod's interface can send at once. It follows the underlay's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Link {
     /// MTU in bytes.
     pub mtu: u16,
@@ -340,6 +341,7 @@ pub struct Link {
 
 /// What an attached pod's interface is to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Attached {
     /// The pod's name.
@@ -354,6 +356,7 @@ pub struct Attached {
     #[serde(flatten)]
     pub link: Link,
     /// What is reached through the gateways.
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub routes: Vec<IpNet>,
     /// Resolvers for the pod.
     pub dns: Vec<IpAddr>,
@@ -413,6 +416,7 @@ impl PodNamespaces {
 
 /// A lease that was given back for another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dropped {
     /// The lease.
     pub subnet: Nets,
@@ -430,6 +434,7 @@ pub struct Dropped {
 
 /// A node at a glance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Status {
     /// Its name.
     pub node: String,
@@ -501,6 +506,7 @@ pub struct Status {
 
 /// A socket at which a node listens for commands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ControlSocket {
     /// Its path.
     pub path: String,
@@ -516,6 +522,7 @@ impl std::fmt::Display for ControlSocket {
 
 /// What a node has taken from itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Confinement {
     /// It can make only the system calls that it needs.
     pub seccomp: Measure,
@@ -531,6 +538,7 @@ pub struct Confinement {
 
 /// Whether a measure is in force.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Measure {
     /// Whether it is, be it in part.
     pub in_force: bool,
@@ -592,6 +600,7 @@ impl std::fmt::Display for Confinement {
 
 /// What became of flows to addresses outside the pod network since the node started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Flows {
     /// Flows that are there now.
     pub open: u64,
@@ -611,6 +620,7 @@ pub struct Flows {
 
 /// A flow between a pod and an address outside the pod network.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Flow {
     /// `tcp`, `udp` or `ping`.
     pub protocol: String,
@@ -637,6 +647,7 @@ pub struct Flow {
 
 /// What became of pods' DNS queries since the node started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Dns {
     /// Who is asked for names that are not pods'.
     pub resolvers: Vec<String>,
@@ -652,6 +663,7 @@ pub struct Dns {
 
 /// Ports of the machine that lead to pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Ports {
     /// How many there are.
     pub ports: usize,
@@ -661,6 +673,7 @@ pub struct Ports {
 
 /// What became of all packets, in packets since the node started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Packets {
     /// Frames from pods and datagrams from peers.
     pub received: u64,
@@ -683,6 +696,7 @@ pub struct Packets {
 
 /// An attached pod.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pod {
     /// Its name.
     pub pod: PodName,
@@ -709,6 +723,7 @@ pub struct Pod {
 
 /// The interface by which the host and pods reach each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HostInterface {
     /// Its name.
     pub name: String,
@@ -722,6 +737,7 @@ pub struct HostInterface {
 
 /// Packets and bytes in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Traffic {
     /// Packets; a superpacket is one.
     pub packets: u64,
@@ -731,6 +747,7 @@ pub struct Traffic {
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Peer {
     /// Its name, if it is a muslin node that shares it.
     #[serde(default)]
@@ -768,6 +785,7 @@ pub struct Peer {
 
 /// A key where the store has leases.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Lease {
     /// The key without its prefix: `10.244.7.0-24` for a lease.
     pub key: String,
@@ -802,8 +820,10 @@ const fn yes() -> bool {
 
 /// A route.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Route {
     /// Destinations.
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
     pub prefix: IpNet,
     /// `pods of this node`, or the peer's public address.
     pub via: String,
@@ -811,6 +831,7 @@ pub struct Route {
 
 /// A neighbour.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Neighbour {
     /// Its address.
     pub address: IpAddr,
@@ -826,6 +847,7 @@ pub struct Neighbour {
 
 /// Packets lost for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Drop {
     /// The reason's name.
     pub reason: String,

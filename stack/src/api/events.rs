@@ -69,6 +69,7 @@ kinds! {
 
 /// Something that happened to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Event {
     /// Its number. Each is one more than the one before; what is missing between two was forgotten.

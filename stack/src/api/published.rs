@@ -13,6 +13,7 @@ pub const MAX_PORTS: u16 = 256;
 
 /// A port of this machine that leads to one of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PortMapping {
     /// What is carried.
     pub transport: Transport,
@@ -29,6 +30,7 @@ pub struct PortMapping {
 
 /// What a published port carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Transport {
     /// TCP connections.
