@@ -105,7 +105,7 @@ async fn begin(
         "host" => begin_at_host(running, beginning).map(Ok),
         name => {
             let sender = sender(&running.pods.lock(), name);
-            let sender = sender.ok_or_else(|| not_attached(name))?;
+            let sender = sender.ok_or_else(|| not_attached(&running.pods.lock(), name))?;
             begin_at_pod(running, beginning, &sender).await
         }
     }
@@ -162,7 +162,7 @@ fn begin_at_host(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
 fn begin_outside(running: &RunningNode, beginning: &Beginning) -> Result<Incoming> {
     let pods = running.pods.lock();
     let pod = sender(&pods, &beginning.to);
-    let pod = pod.ok_or_else(|| not_attached(&beginning.to))?;
+    let pod = pod.ok_or_else(|| not_attached(&pods, &beginning.to))?;
     let published = &pod.details.published;
     let transport = match beginning.protocol {
         Protocol::Tcp => Transport::Tcp,
