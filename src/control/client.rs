@@ -10,8 +10,8 @@ use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
-use muslin_stack::api::trace;
 use muslin_stack::api::events::Event;
+use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;

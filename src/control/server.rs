@@ -14,8 +14,8 @@ use muslin_stack::api::control::{
     Answer, Attach, Attached, Code, DropLease, Dropped, Hello, Link, Namespace, PROTOCOL,
     PodNamespaces, Refusal, Request, Table, Welcome,
 };
-use muslin_stack::api::trace;
 use muslin_stack::api::events::Event;
+use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};

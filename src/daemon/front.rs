@@ -13,8 +13,8 @@ use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, DropLease, Dropped, Link, Namespace, PodNamespaces,
     Table, Welcome,
 };
-use muslin_stack::api::trace;
 use muslin_stack::api::events::Event;
+use muslin_stack::api::trace;
 use muslin_stack::control::ipam::PodName;
 use parking_lot::Mutex;
 use tokio::sync::watch;

@@ -29,6 +29,9 @@ pub(super) struct Mailbox {
     ends: BTreeMap<Ipv4Addr, End>,
     /// The one to which it was to send last.
     pub(super) latest: Option<Ipv4Addr>,
+    /// The payload of which the last datagram was the beginning or the next piece, and where the piece
+    /// ended: a rogue says of a datagram that it is a superpacket.
+    train: Option<(Identity, usize)>,
     /// What has come, and from where.
     pub(super) answers: VecDeque<(SocketAddrV4, Vec<u8>)>,
     /// Datagrams without a receiver, and where they were sent.
@@ -52,6 +55,7 @@ impl Mailbox {
             marks: None,
             ends: BTreeMap::new(),
             latest: None,
+            train: None,
             answers: VecDeque::new(),
             failures: VecDeque::new(),
             written: 0,
@@ -117,12 +121,14 @@ impl Mailbox {
             }
             Protocol::Tcp | Protocol::Udp => bytes,
         };
-        let identity = Identity::read(payload).ok_or("sends a datagram of nobody")?;
-        if payload == identity.payload(payload.len()) {
-            Ok(identity)
-        } else {
-            Err("sends another datagram than it was given")
+        let begins = Identity::read(payload).map(|identity| (identity, 0));
+        let (identity, at) = begins.or(self.train).ok_or("sends a datagram of nobody")?;
+        let end = at + payload.len();
+        if identity.payload(end).get(at..) != Some(payload) {
+            return Err("sends another datagram than it was given");
         }
+        self.train = Some((identity, end));
+        Ok(identity)
     }
 
     /// What a server does about a datagram, and when.
