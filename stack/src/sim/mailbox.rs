@@ -104,8 +104,8 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Whose datagram this is.
-    pub(super) fn read_identity(&mut self, bytes: &[u8]) -> Result<Identity, &'static str> {
+    /// Whose datagram this is; nothing for a further piece of one that was cut.
+    pub(super) fn read_identity(&mut self, bytes: &[u8]) -> Result<Option<Identity>, &'static str> {
         self.written += bytes.len() as u64;
         if self.marks.is_none() {
             return Err("sends datagrams without marks");
@@ -128,7 +128,7 @@ impl Mailbox {
             return Err("sends another datagram than it was given");
         }
         self.train = Some((identity, end));
-        Ok(identity)
+        Ok((at == 0).then_some(identity))
     }
 
     /// What a server does about a datagram, and when.

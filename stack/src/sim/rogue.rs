@@ -109,7 +109,7 @@ impl Rogue {
         let long = |to| forge::long_datagram(self.assigned.address, to, identity);
         let mut packets = forge::syns(self.assigned.address, victim, identity);
         packets.truncate(1);
-        packets.extend([long(victim), long(Server::Good.address())]);
+        packets.push(long(victim));
         packets.push(ping((self.assigned.address, *victim.ip()), 64, identity));
         let lie = |packet: Vec<u8>| {
             let to = EthernetProtocol::Ipv4;
@@ -120,7 +120,12 @@ impl Rogue {
                 header,
             })
         };
-        packets.into_iter().flat_map(lie).collect()
+        let mut sent: Vec<_> = packets.into_iter().flat_map(lie).collect();
+        // What is outside hears of each datagram once.
+        let outside: Vec<_> = lie(long(Server::Good.address())).collect();
+        let one = identity.ping as usize % outside.len().max(1);
+        sent.extend(outside.into_iter().nth(one));
+        sent
     }
 
     fn trick(&self, trick: u8, victim: Ipv4Addr, identity: Identity) -> Vec<u8> {

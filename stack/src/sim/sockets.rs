@@ -294,7 +294,7 @@ impl Host for Sockets {
         mailbox.check(*to.ip(), is_cut, &mut self.random)?;
         *used = now;
         match mailbox.read_identity(bytes) {
-            Ok(identity) => self.fresh.push((id, identity)),
+            Ok(identity) => self.fresh.extend(identity.map(|identity| (id, identity))),
             Err(wrong) => {
                 let wrong = wrong.to_owned();
                 self.accuse(id, &wrong);
