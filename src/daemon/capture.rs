@@ -313,7 +313,10 @@ impl<'a> File<'a> {
             Verdict::Uplink { id: None } => "to the uplink".to_owned(),
             Verdict::Peer {
                 id, destination, ..
-            } => format!("to {} at {destination}", self.running.peer_words(id)),
+            } => {
+                let peer = self.running.peer_words(id);
+                format!("to {peer} at {}", destination.ip())
+            }
             Verdict::Host => "to this machine".to_owned(),
             Verdict::Egress => "to egress".to_owned(),
             Verdict::Consumed => "kept by the node".to_owned(),
