@@ -32,6 +32,7 @@ mod metrics;
 mod netlink;
 pub mod netns;
 mod notify;
+mod page;
 mod process;
 mod random;
 mod replace;

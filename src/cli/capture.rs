@@ -28,10 +28,6 @@ const MEGABYTE: u64 = 1_000_000;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Examples:
-  muslin capture -w web.pcapng --pod web tcp port 80
-  muslin capture -w - --dropped | wireshark -k -i -
-
 Hooks: from-pod, to-pod, from-tunnel, to-tunnel, from-uplink, to-uplink, from-host, to-host, \
 from-egress, to-egress. Each is an interface of the file. The comment of a packet says what became of \
 it: frame.comment contains \"dropped\".")]

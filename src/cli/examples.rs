@@ -78,6 +78,25 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
             "muslin events --follow --kind peer-lost --kind store-away",
         ],
     ),
+    (
+        &["trace"],
+        &[
+            "muslin trace web db",
+            "muslin trace web db.n2 --dport 5432 --size 1500 --df",
+            "muslin trace web 192.0.2.7 --proto udp --dport 53",
+        ],
+    ),
+    (
+        &["capture"],
+        &[
+            "muslin capture -w web.pcapng --pod web tcp port 80",
+            "muslin capture -w dropped.pcapng --dropped --duration 60",
+        ],
+    ),
+    (
+        &["page"],
+        &["muslin page", "muslin page --listen 127.0.0.1:9000"],
+    ),
     (&["doctor"], &["muslin doctor"]),
     (&["leave"], &["muslin leave --node n1"]),
     (

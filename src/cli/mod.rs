@@ -16,6 +16,7 @@ mod left_out;
 mod log;
 mod manual;
 mod node;
+mod page;
 mod report;
 mod run;
 mod secret;
@@ -140,6 +141,11 @@ enum Command {
     /// Bytes are those of the payload: of streams and datagrams without headers, of echo requests with
     /// the ICMP header.
     Flows(report::FlowArguments),
+    /// Show the nodes of this machine in a browser: pods, tunnels, traces, tables
+    ///
+    /// The page is read-only and needs nothing from elsewhere. It prints its URL and runs until it is
+    /// interrupted.
+    Page(page::Arguments),
     /// Capture packets as the node sees them, with what became of each
     ///
     /// A superpacket of up to 64 KiB is captured as one packet, and of what was merged from several the
@@ -296,6 +302,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Neighbours(arguments) => report::neighbours(&arguments),
         Command::Drops(arguments) => report::drops(&arguments),
         Command::Flows(arguments) => report::flows(&arguments),
+        Command::Page(arguments) => page::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),

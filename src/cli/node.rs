@@ -135,6 +135,10 @@ pub(super) struct Arguments {
     /// counters of the node, its pods and its peers, which whoever reaches the port can read
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
+    /// Serve a page about the node at http://ADDR/, as in 127.0.0.1:8484: its pods, tunnels and tables, and
+    /// traces; read-only. By another address than this machine's own it asks for a token, which is logged
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<SocketAddr>,
     /// Do not restrict the node's system calls (seccomp)
     #[arg(long)]
     no_seccomp: bool,
@@ -279,6 +283,7 @@ impl Arguments {
             take_over: self.take_over,
             health: flannel.health(),
             metrics: self.metrics,
+            admin: self.admin,
         })
     }
 

@@ -1,26 +1,19 @@
 //! `muslin trace`: asks the nodes of this machine, one after the other, what would become of a packet.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use muslin_stack::api::control::{Code, Status, Table};
-use muslin_stack::api::trace::{Beginning, Next, Part, Protocol, Question, Verdict};
-use serde::Serialize;
+use muslin_stack::api::trace::{Beginning, Part, Protocol};
 
 use super::NodeChoice;
-use crate::control::Client;
 use crate::error::{Error, Result};
+use crate::page::journey::{self, Elsewhere, Journey};
 use crate::process::block_on;
 use crate::state;
 use crate::terminal::output::{pairs, print, print_json};
 use crate::terminal::text::plain;
 
-/// Nodes that a packet may go through; two are on its way.
-const MAX_PARTS: usize = 8;
-
 #[derive(Debug, Args)]
-#[command(after_help = "Example: muslin trace web db.n2 --dport 5432 --size 1500 --df")]
 pub(super) struct Arguments {
     #[command(flatten)]
     node: NodeChoice,
@@ -59,72 +52,29 @@ enum Carries {
     Icmp,
 }
 
-/// A packet's way through the nodes of this machine.
-#[derive(Debug, Serialize)]
-struct Way {
-    /// Each node's part.
-    parts: Vec<Part>,
-    /// The node that would have the next part, if it does not run on this machine.
-    unknown: Option<Elsewhere>,
-}
-
-/// A node that does not run on this machine.
-#[derive(Debug, Serialize)]
-struct Elsewhere {
-    public_ip: IpAddr,
-    node: Option<String>,
-}
-
-/// A node of this machine.
-struct Reached {
-    client: Client,
-    public_ip: Option<IpAddr>,
-}
-
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let way = block_on(follow(arguments))?;
+    let journey = block_on(follow(arguments))?;
     if arguments.json {
-        print_json(&way)?;
+        print_json(&journey)?;
     } else {
-        print(&way.text())?;
+        print(&text(&journey))?;
     }
-    let arrives = way
-        .parts
-        .last()
-        .is_some_and(|part| part.outcome.verdict != Verdict::Dropped);
     // What a script asks.
-    if arrives {
+    if journey.arrives() {
         Ok(())
     } else {
         Err(Error::Command(1))
     }
 }
 
-async fn follow(arguments: &Arguments) -> Result<Way> {
-    let nodes = reach(&sockets(arguments)?).await?;
-    let mut part = begin(arguments, &nodes).await?;
-    let mut parts = Vec::new();
-    loop {
-        let next = part.next.take();
-        parts.push(part);
-        let Some(Next {
-            public_ip,
-            node,
-            arrival,
-        }) = next
-        else {
-            return Ok(Way {
-                parts,
-                unknown: None,
-            });
-        };
-        let found = nodes.iter().find(|it| it.public_ip == Some(public_ip));
-        let Some(there) = found.filter(|_| parts.len() < MAX_PARTS) else {
-            let unknown = Some(Elsewhere { public_ip, node });
-            return Ok(Way { parts, unknown });
-        };
-        part = there.client.trace(Question::Arrival(arrival)).await?;
-    }
+async fn follow(arguments: &Arguments) -> Result<Journey> {
+    let nodes = journey::reach(&sockets(arguments)?).await?;
+    // Every node has `host` and `outside`, so that one is to be named where several run.
+    let asked = match arguments.node.is_named() {
+        true => nodes.get(..1).unwrap_or_default(),
+        false => &nodes,
+    };
+    journey::follow(&nodes, asked, &arguments.beginning()).await
 }
 
 /// The sockets of the nodes of this machine, the chosen one first.
@@ -141,104 +91,62 @@ fn sockets(arguments: &Arguments) -> Result<Vec<PathBuf>> {
     Ok(sockets)
 }
 
-async fn reach(sockets: &[PathBuf]) -> Result<Vec<Reached>> {
-    let mut nodes = Vec::new();
-    for (index, socket) in sockets.iter().enumerate() {
-        let reached = async {
-            let client = Client::connect(socket).await?;
-            let status = client.report::<Status>(Table::Status).await?;
-            let public_ip = status.first().and_then(|it| it.public_ip.iter().next());
-            Ok(Reached { client, public_ip })
-        };
-        match reached.await {
-            Ok(node) => nodes.push(node),
-            // Those of others, and those without a lease, have no part in it.
-            Err(_) if index > 0 || sockets.len() > 1 => {}
-            Err(error) => return Err(error),
+impl Arguments {
+    fn beginning(&self) -> Beginning {
+        Beginning {
+            from: self.from.clone(),
+            to: self.to.clone(),
+            protocol: match self.proto {
+                Carries::Tcp => Protocol::Tcp,
+                Carries::Udp => Protocol::Udp,
+                Carries::Icmp => Protocol::Icmp,
+            },
+            source_port: self.sport,
+            destination_port: self.dport,
+            size: self.size.map_or(0, usize::from),
+            ttl: self.ttl,
+            dont_fragment: self.df,
         }
     }
-    Ok(nodes)
 }
 
-/// Asks the node that has the sender. Every node has `host` and `outside`, so that one is to be named
-/// where several run.
-async fn begin(arguments: &Arguments, nodes: &[Reached]) -> Result<Part> {
-    let beginning = Beginning {
-        from: arguments.from.clone(),
-        to: arguments.to.clone(),
-        protocol: match arguments.proto {
-            Carries::Tcp => Protocol::Tcp,
-            Carries::Udp => Protocol::Udp,
-            Carries::Icmp => Protocol::Icmp,
-        },
-        source_port: arguments.sport,
-        destination_port: arguments.dport,
-        size: arguments.size.map_or(0, usize::from),
-        ttl: arguments.ttl,
-        dont_fragment: arguments.df,
-    };
-    let asked = match arguments.node.is_named() {
-        true => nodes.get(..1).unwrap_or_default(),
-        false => nodes,
-    };
-    let mut refused = None;
-    for node in asked {
-        match node
-            .client
-            .trace(Question::Beginning(beginning.clone()))
-            .await
-        {
-            Err(Error::Refused {
-                code: Code::NoSuchPod,
-                message,
-            }) => {
-                refused.get_or_insert(Error::refused(Code::NoSuchPod, message));
-            }
-            answer => return answer,
-        }
+/// A journey for people.
+fn text(journey: &Journey) -> String {
+    let mut text = String::new();
+    if let Some(first) = journey.parts.first() {
+        let packet = &first.packet;
+        let ends = format!("{} to {}", packet.source, packet.destination);
+        text = format!("{ends}: {}\n", plain(&packet.text));
     }
-    Err(refused.unwrap_or_else(|| Error::failed("no node of this machine has its lease yet")))
+    for part in &journey.parts {
+        add_part(&mut text, part);
+    }
+    if let Some(Elsewhere { public_ip, node }) = &journey.unknown {
+        let node = node.as_ref().map_or_else(
+            || format!("the node at {public_ip}"),
+            |name| format!("node {} at {public_ip}", plain(name)),
+        );
+        text.push_str(&format!(
+            "\nThe rest is for {node} to tell, which does not run here.\n"
+        ));
+    }
+    text
 }
 
-impl Way {
-    fn text(&self) -> String {
-        let mut text = String::new();
-        if let Some(first) = self.parts.first() {
-            let packet = &first.packet;
-            text = format!(
-                "{} to {}: {}\n",
-                packet.source,
-                packet.destination,
-                plain(&packet.text)
-            );
-        }
-        for part in &self.parts {
-            text.push_str(&format!("\nnode {}\n", plain(&part.node)));
-            let steps = part.steps.iter();
-            let steps: Vec<_> = steps
-                .map(|step| (step.kind.as_str(), step.text.clone()))
-                .collect();
-            for line in pairs(&steps).lines() {
-                text.push_str(&format!("  {line}\n"));
-            }
-            let outcome = &part.outcome;
-            let reason = outcome.reason.as_ref();
-            let reason =
-                reason.map_or_else(String::new, |reason| format!("LOST, {}: ", plain(reason)));
-            text.push_str(&format!("  => {reason}{}\n", plain(&outcome.text)));
-            for own in &part.own {
-                text.push_str(&format!("  also, {}\n", plain(own)));
-            }
-        }
-        if let Some(Elsewhere { public_ip, node }) = &self.unknown {
-            let node = node.as_ref().map_or_else(
-                || format!("the node at {public_ip}"),
-                |name| format!("node {} at {public_ip}", plain(name)),
-            );
-            text.push_str(&format!(
-                "\nThe rest is for {node} to tell, which does not run here.\n"
-            ));
-        }
-        text
+fn add_part(text: &mut String, part: &Part) {
+    text.push_str(&format!("\nnode {}\n", plain(&part.node)));
+    let steps = part.steps.iter();
+    let steps: Vec<_> = steps
+        .map(|step| (step.kind.as_str(), step.text.clone()))
+        .collect();
+    for line in pairs(&steps).lines() {
+        text.push_str(&format!("  {line}\n"));
+    }
+    let outcome = &part.outcome;
+    let reason = outcome.reason.as_ref();
+    let reason = reason.map_or_else(String::new, |reason| format!("LOST, {}: ", plain(reason)));
+    text.push_str(&format!("  => {reason}{}\n", plain(&outcome.text)));
+    for own in &part.own {
+        text.push_str(&format!("  also, {}\n", plain(own)));
     }
 }

@@ -1,4 +1,4 @@
-//! What clients of a node come in by: the control sockets, and the ports of health checks and metrics.
+//! What clients of a node come in by: the control sockets, and the ports of health checks, metrics and the page.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,20 +13,21 @@ use super::settings::NodeSettings;
 use crate::control::{self, Level};
 use crate::error::{Context, Result};
 use crate::http;
+use crate::page::{self, Nodes, Page};
 use crate::state::{self, StateDir};
 use crate::takeover::{Estate, FrontDoor};
 
+/// The socket that can only be read.
+const STATUS: &str = "status.sock";
 /// Sockets for clients who may not do everything, by their names.
-const LESSER: [(&str, Level); 2] = [
-    ("attach.sock", Level::Attach),
-    ("status.sock", Level::Status),
-];
+const LESSER: [(&str, Level); 2] = [("attach.sock", Level::Attach), (STATUS, Level::Status)];
 
 /// The listeners of a node.
 pub(super) struct Doors {
     pub(super) control: Vec<(PathBuf, Level, UnixSeqpacketListener)>,
     pub(super) health: Option<TcpListener>,
     pub(super) metrics: Option<TcpListener>,
+    pub(super) page: Option<(Page, TcpListener)>,
 }
 
 impl Doors {
@@ -74,10 +75,24 @@ impl Doors {
                 Some(listener)
             }
         };
+        let page = match settings.admin {
+            None => None,
+            Some(address) => {
+                let listener = match inherited(address, take(FrontDoor::Page))? {
+                    Some(listener) => listener,
+                    None => page::listen(address, "--admin").await?,
+                };
+                let socket = state.socket_named(STATUS);
+                let page = Page::new(Nodes::At(socket), address)?;
+                info!("the page is served at {}", page.url());
+                Some((page, listener))
+            }
+        };
         Ok(Self {
             control,
             health,
             metrics,
+            page,
         })
     }
 
@@ -100,8 +115,12 @@ impl Doors {
             doors.push((FrontDoor::Control(*level), copy));
         }
         let pages = [
-            (FrontDoor::Health, &self.health),
-            (FrontDoor::Metrics, &self.metrics),
+            (FrontDoor::Health, self.health.as_ref()),
+            (FrontDoor::Metrics, self.metrics.as_ref()),
+            (
+                FrontDoor::Page,
+                self.page.as_ref().map(|(_, listener)| listener),
+            ),
         ];
         for (door, listener) in pages {
             if let Some(listener) = listener {

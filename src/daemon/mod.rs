@@ -920,6 +920,7 @@ fn open(
         control,
         health,
         metrics,
+        page,
     } = doors;
     front.set_open();
     for (_, level, listener) in control {
@@ -937,6 +938,9 @@ fn open(
     if let Some(listener) = metrics {
         let exporter = Exporter::new(front.clone(), condition.subscribe());
         front.spawn(http::metrics::serve(listener, exporter));
+    }
+    if let Some((page, listener)) = page {
+        front.spawn(page.serve(listener));
     }
 }
 

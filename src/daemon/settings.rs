@@ -66,6 +66,8 @@ pub struct NodeSettings {
     pub health: Option<SocketAddr>,
     /// The address that serves the metrics.
     pub metrics: Option<SocketAddr>,
+    /// The address that serves the page.
+    pub admin: Option<SocketAddr>,
 }
 
 /// Which of the kernel's offloads a node uses, where the kernel has them.

@@ -2,4 +2,4 @@
 
 pub(crate) mod health;
 pub(crate) mod metrics;
-mod server;
+pub(crate) mod server;

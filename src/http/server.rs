@@ -23,24 +23,24 @@ use crate::clients::Clients;
 use crate::error::{Error, Result};
 
 /// Clients served at once.
-pub(super) const CLIENTS: usize = 128;
+pub(crate) const CLIENTS: usize = 128;
 /// How long a client may take for its question and our answer.
-pub(super) const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// What is read of a question: the least that hyper allows.
-pub(super) const QUESTION: usize = 8192;
+pub(crate) const QUESTION: usize = 8192;
 /// How long to leave a system alone that has no descriptors left.
 const REST: Duration = Duration::from_millis(100);
 /// What an answer in words is.
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// The answer to a question.
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// Takes an address for `what`, which the command line names by `flag`.
 ///
 /// # Errors
 /// If it cannot be had.
-pub(super) async fn listen(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
+pub(crate) async fn listen(address: SocketAddr, what: &str, flag: &str) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         Error::failed(match error.kind() {
             io::ErrorKind::AddrInUse => format!(
@@ -54,7 +54,7 @@ pub(super) async fn listen(address: SocketAddr, what: &str, flag: &str) -> Resul
 }
 
 /// Answers for ever, as `respond` says.
-pub(super) async fn serve<R, F>(listener: TcpListener, respond: R)
+pub(crate) async fn serve<R, F>(listener: TcpListener, respond: R)
 where
     R: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
@@ -103,17 +103,17 @@ where
 }
 
 /// Whether a page may be asked for in this way.
-pub(super) fn is_allowed(method: &Method) -> bool {
+pub(crate) fn is_allowed(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// An answer in words.
-pub(super) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
+pub(crate) fn plain(status: StatusCode, text: impl Into<Bytes>) -> Answer {
     answer(status, PLAIN, text)
 }
 
 /// An answer of this type of content.
-pub(super) fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn answer(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut response = Response::new(Full::from(body.into()));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static(kind);
@@ -122,12 +122,12 @@ pub(super) fn answer(status: StatusCode, kind: &'static str, body: impl Into<Byt
 }
 
 /// There is no such page.
-pub(super) fn not_found() -> Answer {
+pub(crate) fn not_found() -> Answer {
     plain(StatusCode::NOT_FOUND, "404 page not found\n")
 }
 
 /// There is, and it cannot be asked for in this way.
-pub(super) fn not_allowed() -> Answer {
+pub(crate) fn not_allowed() -> Answer {
     let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n");
     let allowed = HeaderValue::from_static("GET, HEAD");
     response.headers_mut().insert(ALLOW, allowed);
@@ -135,7 +135,7 @@ pub(super) fn not_allowed() -> Answer {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;

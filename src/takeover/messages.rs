@@ -95,6 +95,8 @@ pub(crate) enum FrontDoor {
     Health,
     /// Metrics.
     Metrics,
+    /// The page.
+    Page,
 }
 
 /// A pod.

@@ -1,0 +1,250 @@
+//! The page: what it serves to whom, and what a browser makes of it.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod browser;
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use browser::Browser;
+use muslin::agent::Agent;
+use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
+use serde_json::Value;
+
+/// Two nodes of one machine with two pods each, and the page of both.
+struct Bed {
+    nodes: [Node; 2],
+    _pods: [Agent; 4],
+    page: Child,
+    url: String,
+    lab: Lab,
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        let _ = self.page.kill();
+        let _ = self.page.wait();
+    }
+}
+
+impl Bed {
+    fn new() -> Option<Self> {
+        let lab = Lab::new()?;
+        lab.limit(Duration::from_secs(180));
+        let store = lab.store();
+        let [(first, host), (second, other)] = [1, 2].map(|number: u8| {
+            let address = Ipv4Addr::new(10, 9, 0, number);
+            let name = format!("n{number}");
+            let config = NodeConfig::new(&name, address, &store).with("--network", "10.244.0.0/16");
+            (config, lab.host(&name, address))
+        });
+        let first = first.with("--admin", "10.9.0.1:8490").start(&host);
+        let second = second.start_sharing(&other, &first);
+        let nodes = [first, second];
+        let pods = [(0, "web"), (0, "api"), (1, "db"), (1, "cache")];
+        let pods = pods.map(|(node, name): (usize, &str)| nodes[node].pod(name));
+        let mut command = host.command(muslin_lab::muslin_bin());
+        command.args(["page", "--listen", "127.0.0.1:0", "--state-dir"]);
+        command.arg(nodes[0].state_dir()).stdout(Stdio::piped());
+        let mut page = command.spawn().unwrap();
+        let mut url = String::new();
+        let mut output = BufReader::new(page.stdout.take().unwrap());
+        output.read_line(&mut url).unwrap();
+        let bed = Self {
+            nodes,
+            _pods: pods,
+            page,
+            url: url.trim_end().to_owned(),
+            lab,
+        };
+        poll_until(SOON, "the names of the other node", || {
+            let (status, _) = bed.get("api/trace?from=web&to=db", &[]);
+            (status == 200).then_some(())
+        });
+        Some(bed)
+    }
+
+    fn host(&self) -> &Host {
+        self.nodes[0].host()
+    }
+
+    /// The status of an answer, and what it says.
+    fn get(&self, path: &str, flags: &[&str]) -> (u16, String) {
+        ask(self.host(), &format!("{}{path}", self.url), flags)
+    }
+
+    fn json(&self, path: &str) -> Value {
+        let (status, text) = self.get(path, &[]);
+        assert_eq!(status, 200, "{path}: {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+fn ask(host: &Host, url: &str, flags: &[&str]) -> (u16, String) {
+    let mut words = vec!["curl", "-s", "-m", "20", "-w", "\n%{http_code}", url];
+    words.extend(flags);
+    let output = host.output(&words);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (body, status) = text.rsplit_once('\n').unwrap();
+    (status.parse().unwrap(), body.to_owned())
+}
+
+#[test]
+fn it_shows_all_nodes_of_the_machine_and_follows_packets() {
+    let Some(mut bed) = Bed::new() else { return };
+    let view = bed.json("api/view");
+    let nodes = view["nodes"].as_array().unwrap();
+    let shown: Vec<_> = nodes
+        .iter()
+        .map(|it| (&it["node"], it["pods"].as_array().unwrap().len()))
+        .collect();
+    assert_eq!(shown, [(&Value::from("n1"), 2), (&Value::from("n2"), 2)]);
+    let way = bed.json("api/trace?from=web&to=db&proto=udp&dport=53");
+    assert_eq!(way["parts"][1]["outcome"]["text"], "Delivered to pod db.");
+    for (table, least) in [
+        ("routes", 4),
+        ("leases", 4),
+        ("neighbours", 4),
+        ("drops", 2),
+        ("events", 4),
+        ("flows", 0),
+    ] {
+        let rows = bed.json(&format!("api/{table}"));
+        assert!(
+            rows["rows"].as_array().unwrap().len() >= least,
+            "{table}: {rows}"
+        );
+        assert_eq!(rows["more"], false);
+    }
+    for (path, flags, status) in [
+        ("", &["-X", "POST"][..], 405),
+        ("", &["-H", "Host: muslin.example:80"], 403),
+        ("nothing", &[], 404),
+        ("api/nothing", &[], 404),
+        ("api/trace?from=web&to=nobody", &[], 400),
+        ("api/trace?from=nobody&to=db", &[], 503),
+        ("api/trace?colour=red", &[], 400),
+    ] {
+        assert_eq!(bed.get(path, flags).0, status, "{path} {flags:?}");
+    }
+    let (_, head) = bed.get("", &["-I"]);
+    assert!(
+        head.contains("content-security-policy: default-src 'none'; script-src 'self'"),
+        "{head}"
+    );
+
+    // A node that is restarted comes back.
+    bed.nodes[1].kill();
+    poll_until(SOON, "the node's end", || {
+        let view = bed.json("api/view");
+        (view["nodes"].as_array().unwrap().len() == 1).then_some(())
+    });
+    bed.nodes[1].start_again();
+    poll_until(SOON, "the node's return", || {
+        let view = bed.json("api/view");
+        (view["nodes"].as_array().unwrap().len() == 2).then_some(())
+    });
+}
+
+#[test]
+fn a_node_serves_its_own_page_to_who_has_the_token() {
+    let Some(bed) = Bed::new() else { return };
+    let log = bed.nodes[0].log();
+    let url = log
+        .split("the page is served at ")
+        .nth(1)
+        .unwrap()
+        .lines()
+        .next()
+        .unwrap();
+    let (address, token) = url.split_once('#').unwrap();
+    assert_eq!(address, "http://10.9.0.1:8490/");
+    let other = bed.nodes[1].host();
+    assert_eq!(ask(other, address, &[]).0, 200);
+    let view = format!("{address}api/view");
+    assert_eq!(ask(other, &view, &[]).0, 401);
+    assert_eq!(ask(other, &view, &["-H", "Authorization: Bearer 0"]).0, 401);
+    let (status, text) = ask(
+        other,
+        &view,
+        &["-H", &format!("Authorization: Bearer {token}")],
+    );
+    assert_eq!(status, 200);
+    let view: Value = serde_json::from_str(&text).unwrap();
+    let nodes = view["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), 1, "its own alone");
+    assert_eq!(nodes[0]["node"], "n1");
+}
+
+/// What a person does: looks, clicks two pods, reads, uses the keyboard, searches a table.
+#[test]
+fn a_browser_shows_it_and_two_clicks_trace_a_packet() {
+    let Some(mut bed) = Bed::new() else { return };
+    if !bed.host().has("chromium", "chromium") {
+        return;
+    }
+    let profile = bed.lab.directory().join("browser");
+    let mut browser = Browser::start(bed.host(), &profile, (1280, 900));
+    browser.prefer("light", (1280, 900));
+    browser.open(&bed.url);
+    browser.wait("document.querySelectorAll('.pod').length === 4");
+    browser
+        .wait("document.getElementById('summary').textContent.startsWith('2 nodes here, 4 pods')");
+    browser.wait("document.querySelectorAll('.tunnel').length === 1");
+
+    browser.click(".pod[aria-label^='pod web ']");
+    browser.click(".pod[aria-label^='pod db ']");
+    browser.wait("document.getElementById('answer').textContent.includes('Delivered to pod db.')");
+    browser.wait("document.querySelectorAll('.tunnel.path').length === 1");
+    assert_eq!(
+        browser.value("document.querySelectorAll('.pod[aria-pressed=true]').length"),
+        2
+    );
+    let steps = "document.querySelectorAll('#answer dt').length > 10";
+    assert_eq!(browser.value(steps), true);
+    picture(&mut browser, "light");
+    browser.prefer("dark", (1280, 900));
+    picture(&mut browser, "dark");
+    browser.prefer("light", (390, 844));
+    let overflows = "document.documentElement.scrollWidth > innerWidth";
+    assert_eq!(browser.value(overflows), false, "a narrow window");
+    picture(&mut browser, "narrow");
+    browser.prefer("light", (1280, 900));
+
+    // The same by keyboard, and what is lost.
+    browser.value("document.querySelector(\".pod[aria-label^='pod api ']\").focus()");
+    browser.press("Enter");
+    browser.wait("document.querySelectorAll('.pod[aria-pressed=true]').length === 1");
+    browser.value(
+        "(() => { const form = document.getElementById('question'); form.elements.to.value = '10.250.0.1'; \
+         form.requestSubmit(); })()",
+    );
+    browser.wait("document.querySelector('#answer .outcome') !== null");
+
+    browser.click("#tab-routes");
+    browser.wait("document.querySelectorAll('#table tbody tr').length === 4");
+    browser.value(
+        "(() => { const it = document.getElementById('search'); it.value = 'n2'; \
+         it.dispatchEvent(new Event('input')); })()",
+    );
+    browser.wait("document.querySelectorAll('#table tbody tr').length < 4");
+    assert_eq!(browser.errors, [String::new(); 0]);
+
+    // It survives a node's restart.
+    bed.nodes[1].kill();
+    browser.wait("document.getElementById('summary').textContent.startsWith('1 node here')");
+    bed.nodes[1].start_again();
+    browser.wait("document.getElementById('summary').textContent.startsWith('2 nodes here')");
+    assert_eq!(browser.errors, [String::new(); 0]);
+}
+
+/// Keeps a picture where `MUSLIN_PICTURES` says, in base64.
+fn picture(browser: &mut Browser, name: &str) {
+    if let Some(directory) = std::env::var_os("MUSLIN_PICTURES") {
+        let path = std::path::Path::new(&directory).join(format!("page-{name}.png.base64"));
+        std::fs::write(path, browser.picture()).unwrap();
+    }
+}
