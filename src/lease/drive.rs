@@ -27,6 +27,11 @@ pub(super) type StoreResult<T> = std::result::Result<T, StoreError>;
 /// Rules that a store serves, with those who give them input and hear of their changes. Whatever
 /// fails with an error ends the loop.
 pub(super) trait Rules {
+    /// What the log calls the store where it serves these rules.
+    const STORE: &'static str;
+    /// Whether they log each failure themselves.
+    const LOG_FAILURES: bool;
+
     /// The time for all that they do; it never goes back.
     fn now(&self) -> Instant;
 
@@ -103,8 +108,9 @@ impl<R: Rules> Driver<'_, R> {
             }
         };
         match &answer {
-            Ok(answer) => debug!("lease store: {asked_for}: {answer}"),
-            Err(error) => debug!("lease store: {asked_for}: {error}"),
+            Ok(answer) => debug!("{}: {asked_for}: {answer}", R::STORE),
+            Err(_) if R::LOG_FAILURES => {}
+            Err(error) => debug!("{}: {asked_for}: {error}", R::STORE),
         }
         self.rules.answer(is_list, answer)
     }

@@ -124,6 +124,9 @@ impl Runner {
 }
 
 impl Rules for Runner {
+    const STORE: &'static str = "names";
+    const LOG_FAILURES: bool = true;
+
     fn now(&self) -> Instant {
         now_since(self.began)
     }

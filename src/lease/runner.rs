@@ -142,6 +142,9 @@ impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Runner<C, A> {
 }
 
 impl<C: Fn() -> Instant, A: FnMut(News) -> Result<Reply>> Rules for Runner<C, A> {
+    const STORE: &'static str = "lease store";
+    const LOG_FAILURES: bool = false;
+
     fn now(&self) -> Instant {
         (self.clock)()
     }
