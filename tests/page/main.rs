@@ -231,14 +231,14 @@ fn a_browser_shows_it_and_two_clicks_trace_a_packet() {
          it.dispatchEvent(new Event('input')); })()",
     );
     browser.wait("document.querySelectorAll('#table tbody tr').length < 4");
-    assert_eq!(browser.errors, [String::new(); 0]);
+    assert_eq!(browser.errors, Vec::<String>::new());
 
     // It survives a node's restart.
     bed.nodes[1].kill();
     browser.wait("document.getElementById('summary').textContent.startsWith('1 node here')");
     bed.nodes[1].start_again();
     browser.wait("document.getElementById('summary').textContent.startsWith('2 nodes here')");
-    assert_eq!(browser.errors, [String::new(); 0]);
+    assert_eq!(browser.errors, Vec::<String>::new());
 }
 
 /// Keeps a picture where `MUSLIN_PICTURES` says, in base64.
