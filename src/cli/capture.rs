@@ -1,7 +1,7 @@
 //! `muslin capture`: packets as a node sees them, as pcapng files or into a pipe.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use muslin_stack::control::ipam::PodName;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::NodeChoice;
@@ -25,12 +26,15 @@ use crate::terminal::quantity::count;
 /// How long the node may take to finish.
 const PATIENCE: Duration = Duration::from_secs(5);
 const MEGABYTE: u64 = 1_000_000;
+/// Bytes that are read at once, and longer than any block.
+const ROOM: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Hooks: from-pod, to-pod, from-tunnel, to-tunnel, from-uplink, to-uplink, from-host, to-host, \
 from-egress, to-egress. Each is an interface of the file. The comment of a packet says what became of \
-it: frame.comment contains \"dropped\".")]
+it: frame.comment contains \"dropped\". tcpdump reads a file if all hooks in it begin alike: with an \
+Ethernet header do those of pods and of the uplink, and of the tunnel with VXLAN.")]
 pub(super) struct Arguments {
     #[command(flatten)]
     node: NodeChoice,
@@ -79,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let to_stdout = arguments.write == Path::new("-");
     if to_stdout && io::stdout().is_terminal() {
         return Err(Error::usage(
-            "stdout is a terminal: write to a file, or pipe it into 'wireshark -k -i -' or 'tcpdump -r -'",
+            "stdout is a terminal: write to a file, or pipe it into 'wireshark -k -i -' or 'tshark -i -'",
         ));
     }
     if to_stdout && arguments.file_size.is_some() {
@@ -98,8 +102,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         request.snap_len = arguments.snap_len;
         client.capture(request, theirs.as_fd()).await?;
         drop(theirs);
-        let mut output = Output::open(arguments)?;
-        let totals = copy(ours, &mut output, arguments).await?;
+        let blocks = Blocks::new(Output::open(arguments)?, arguments.count);
+        let totals = copy(ours, blocks, Stop::new(arguments)?).await?;
         eprintln!(
             "{} captured, {} lost since they came faster than they were read",
             count(totals.packets, "packet"),
@@ -117,30 +121,21 @@ struct Totals {
 }
 
 /// Copies what the node writes until there is enough, and then what it still has.
-async fn copy(
-    mut stream: UnixStream,
-    output: &mut Output,
-    arguments: &Arguments,
-) -> Result<Totals> {
-    let mut stop = Stop::new(arguments)?;
-    let mut blocks = Blocks::default();
-    let mut totals = Totals::default();
-    let mut is_over = false;
-    while !is_over {
-        is_over = tokio::select! {
+async fn copy(mut stream: UnixStream, mut blocks: Blocks, mut stop: Stop) -> Result<Totals> {
+    while !stop.is_over && !blocks.is_enough() {
+        tokio::select! {
             read = stream.read_buf(&mut blocks.bytes) => {
                 if read.context("cannot read from the node")? == 0 {
                     return Err(Error::failed("the node ended the capture"));
                 }
-                let most = arguments.count.unwrap_or(u64::MAX);
-                !blocks.write(output, &mut totals, most)?
+                blocks = blocks.written(&mut stop).await?;
             }
-            () = stop.heard() => true,
-        };
+            () = stop.heard() => stop.is_over = true,
+        }
     }
     // The node finishes the file then.
+    stop.is_over = true;
     let _ = stream.shutdown().await;
-    let most = arguments.count.unwrap_or(u64::MAX);
     let rest = async {
         while stream.read_buf(&mut blocks.bytes).await? > 0 {}
         io::Result::Ok(())
@@ -148,8 +143,7 @@ async fn copy(
     let rest = timeout(PATIENCE, rest).await;
     rest.map_err(|_| Error::failed("the node does not finish the capture"))?
         .context("cannot read from the node")?;
-    blocks.write(output, &mut totals, most)?;
-    Ok(totals)
+    Ok(blocks.written(&mut stop).await?.totals)
 }
 
 /// When there is enough.
@@ -157,6 +151,8 @@ struct Stop {
     interrupt: Listener,
     terminate: Listener,
     until: Option<Instant>,
+    /// Whether it has been heard: the next signal means at once.
+    is_over: bool,
 }
 
 impl Stop {
@@ -166,12 +162,14 @@ impl Stop {
             interrupt: Listener::new(Signal::SIGINT)?,
             terminate: Listener::new(Signal::SIGTERM)?,
             until: duration.and_then(|duration| Instant::now().checked_add(duration)),
+            is_over: false,
         })
     }
 
     async fn heard(&mut self) {
+        let until = self.until.filter(|_| !self.is_over);
         let due = async {
-            match self.until {
+            match until {
                 Some(until) => sleep_until(until).await,
                 None => std::future::pending().await,
             }
@@ -184,44 +182,77 @@ impl Stop {
     }
 }
 
-/// What came of a file, as far as it is not written yet.
-#[derive(Debug, Default)]
+/// What came of a file, as far as it is not written yet, and where it goes.
 struct Blocks {
     bytes: Vec<u8>,
+    output: Output,
+    totals: Totals,
+    /// Packets that are enough.
+    most: u64,
 }
 
 impl Blocks {
-    /// Writes the blocks that are whole, with no more packets than this in all; false if there are as
-    /// many.
-    fn write(&mut self, output: &mut Output, totals: &mut Totals, most: u64) -> Result<bool> {
+    fn new(output: Output, most: Option<u64>) -> Self {
+        Self {
+            bytes: Vec::with_capacity(ROOM),
+            output,
+            totals: Totals::default(),
+            most: most.unwrap_or(u64::MAX),
+        }
+    }
+
+    fn is_enough(&self) -> bool {
+        self.totals.packets >= self.most
+    }
+
+    /// Writes the blocks that are whole, on a thread beside this one, which hears signals meanwhile:
+    /// whoever is to read a pipe may have stopped.
+    async fn written(mut self, stop: &mut Stop) -> Result<Self> {
+        let mut writing = spawn_blocking(move || self.write().map(|()| self));
+        loop {
+            tokio::select! {
+                written = &mut writing => return written.context("cannot write")?,
+                () = stop.heard() => {
+                    if std::mem::replace(&mut stop.is_over, true) {
+                        let message = "interrupted before all that was captured was written";
+                        return Err(Error::failed(message));
+                    }
+                }
+            }
+        }
+    }
+
+    fn write(&mut self) -> Result<()> {
         let mut done = 0;
         while let Some((len, block)) = pcapng::next_block(&self.bytes[done..])
             && let Some(bytes) = self.bytes.get(done..done + len)
         {
             match block {
-                Block::Packet if totals.packets >= most => {}
+                Block::Packet if self.totals.packets >= self.most => {}
                 Block::Packet => {
-                    output.write(bytes)?;
-                    totals.packets += 1;
+                    self.output.write(bytes)?;
+                    self.totals.packets += 1;
                 }
-                Block::Head => output.begin(bytes)?,
+                Block::Head => self.output.begin(bytes)?,
                 Block::Statistics(lost) => {
-                    output.write(bytes)?;
-                    totals.lost += lost;
+                    self.output.write(bytes)?;
+                    self.totals.lost += lost;
                 }
             }
             done += len;
         }
         self.bytes.drain(..done);
-        output.flush()?;
-        Ok(totals.packets < most)
+        if self.bytes.len() >= ROOM {
+            return Err(Error::failed("what the node writes is no capture"));
+        }
+        self.output.flush()
     }
 }
 
 /// Where packets are written to: one file, or a number of them.
 struct Output {
     path: PathBuf,
-    file: Box<dyn Write>,
+    file: Box<dyn Write + Send>,
     /// With what each file begins.
     head: Vec<u8>,
     written: u64,
@@ -237,8 +268,8 @@ impl Output {
         let most = arguments
             .file_size
             .map(|size| size.saturating_mul(MEGABYTE));
-        let file: Box<dyn Write> = match (path == Path::new("-"), most) {
-            (true, _) => Box::new(io::stdout()),
+        let file: Box<dyn Write + Send> = match (path == Path::new("-"), most) {
+            (true, _) => Box::new(BufWriter::new(io::stdout())),
             (false, None) => Box::new(create(&path)?),
             (false, Some(_)) => Box::new(create(&numbered(&path, 0))?),
         };
@@ -295,8 +326,10 @@ impl Output {
     }
 }
 
-fn create(path: &Path) -> Result<File> {
-    File::create(path).context(format_args!("cannot write {}", path.display()))
+fn create(path: &Path) -> Result<BufWriter<File>> {
+    let file = File::create(path);
+    file.map(BufWriter::new)
+        .context(format_args!("cannot write {}", path.display()))
 }
 
 /// `web-3.pcapng` of `web.pcapng`.

@@ -10,10 +10,9 @@ use muslin_stack::addresses::ipv4;
 use muslin_stack::api::capture::Capture;
 use muslin_stack::api::control::Code;
 use muslin_stack::api::pcapng::{self, LinkType};
-use muslin_stack::datapath::capture::{Batch, Hook, Record, Wanted};
+use muslin_stack::datapath::capture::{Batch, Hook, Record, Wanted, WantedPeer};
 use muslin_stack::datapath::node::Verdict;
 use muslin_stack::datapath::observe::Source;
-use muslin_stack::datapath::peer::PeerId;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -21,8 +20,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
 use super::pods::not_attached;
-use super::running::RunningNode;
+use super::running::{RunningNode, endpoint_words};
 use crate::error::{Context, Error, Result};
+use crate::terminal::quantity::count;
+use crate::terminal::suggest::hint;
 
 /// Captures that may run at once.
 pub(super) const MAX_CAPTURES: usize = 4;
@@ -96,7 +97,7 @@ fn hook(name: &str) -> Result<Hook> {
     })
 }
 
-fn peer_named(running: &RunningNode, name: &str) -> Result<(PeerId, IpAddr)> {
+fn peer_named(running: &RunningNode, name: &str) -> Result<WantedPeer> {
     let control = running.control.lock();
     let names = running.naming.names.read();
     let is_it =
@@ -109,12 +110,19 @@ fn peer_named(running: &RunningNode, name: &str) -> Result<(PeerId, IpAddr)> {
             known.record.public_ip.into(),
         )
     });
-    let (_, known) = found.ok_or_else(|| {
+    let (key, known) = found.ok_or_else(|| {
+        let nodes = control.peers().iter();
+        let nodes = nodes.filter_map(|(key, _)| names.record(key.ipv4));
+        let hint = hint(name, nodes.map(|it| it.node.as_str()));
         Error::usage(format!(
-            "there is no other node '{name}': 'muslin peers' lists them"
+            "there is no other node '{name}'{hint}: 'muslin peers' lists them"
         ))
     })?;
-    Ok((known.id, known.record.public_ip.into()))
+    Ok(WantedPeer {
+        id: known.id,
+        address: known.record.public_ip.into(),
+        subnet: key.ipv4.into(),
+    })
 }
 
 fn stream(mut beside: Vec<OwnedFd>) -> Result<UnixStream> {
@@ -168,11 +176,14 @@ async fn write(running: &RunningNode, wanted: &Wanted, stream: &mut UnixStream) 
     output.write_all(&file.end()).await.context(GONE)
 }
 
-/// A pcapng file in the making.
+/// A pcapng file in the making. An interface is described before its first packet, and not at all
+/// without any: libpcap, and with it tcpdump, reads no file whose interfaces have different link types.
 struct File<'a> {
     running: &'a RunningNode,
+    /// Those that are described, in the order of their numbers.
     hooks: Vec<Hook>,
     format: Option<Format>,
+    snap_len: u32,
     /// When the node's clock began, in microseconds since 1970.
     epoch: u64,
     out: Vec<u8>,
@@ -184,41 +195,23 @@ struct File<'a> {
 
 impl<'a> File<'a> {
     fn new(running: &'a RunningNode, wanted: &Wanted) -> Self {
-        let hooks: Vec<_> = Hook::ALL
-            .into_iter()
-            .filter(|hook| wanted.dropped || wanted.hooks.contains(hook))
-            .collect();
         let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         let now = u64::try_from(running.facts.clock.now().total_micros()).unwrap_or_default();
         let mut file = Self {
             running,
+            hooks: Vec::new(),
             format: wanted.format,
+            snap_len: u32::try_from(wanted.snap_len).unwrap_or(u32::MAX),
             epoch: u64::try_from(since.as_micros())
                 .unwrap_or_default()
                 .saturating_sub(now),
             out: Vec::new(),
             packet: Vec::new(),
-            lost: vec![0; hooks.len()],
-            hooks,
+            lost: Vec::new(),
         };
-        let node = &running.facts.settings.name;
         pcapng::section(&mut file.out, concat!("muslin ", env!("CARGO_PKG_VERSION")));
-        for hook in &file.hooks {
-            let is_tunnels = matches!(hook, Hook::FromTunnel | Hook::ToTunnel);
-            let has_frames = match file.format {
-                Some(Format::Vxlan) if is_tunnels => true,
-                _ => hook.has_frames(),
-            };
-            let link = match has_frames {
-                true => LinkType::Ethernet,
-                false => LinkType::Raw,
-            };
-            let snap_len = u32::try_from(wanted.snap_len).unwrap_or(u32::MAX);
-            let description = format!("{} of node {node}", describe(*hook));
-            pcapng::interface(&mut file.out, link, snap_len, (hook.name(), &description));
-        }
         file
     }
 
@@ -228,30 +221,47 @@ impl<'a> File<'a> {
     }
 
     fn add(&mut self, batch: &Batch) {
-        let mut last = None;
+        let mut last = 0;
         for (record, bytes) in batch.iter() {
-            last = self.interface(record.hook);
-            self.add_one(record, bytes);
+            let interface = self.interface(record.hook);
+            last = interface;
+            self.add_one(interface, record, bytes);
         }
-        if let Some(lost) = self.lost.get_mut(last.unwrap_or_default()) {
+        if let Some(lost) = self.lost.get_mut(last) {
             *lost += batch.lost();
         }
     }
 
-    fn interface(&self, hook: Hook) -> Option<usize> {
-        self.hooks.iter().position(|it| *it == hook)
+    /// The number of a hook's interface, which is described if it is new.
+    fn interface(&mut self, hook: Hook) -> usize {
+        if let Some(number) = self.hooks.iter().position(|it| *it == hook) {
+            return number;
+        }
+        let is_tunnels = matches!(hook, Hook::FromTunnel | Hook::ToTunnel);
+        let has_frames = match self.format {
+            Some(Format::Vxlan) if is_tunnels => true,
+            _ => hook.has_frames(),
+        };
+        let link = match has_frames {
+            true => LinkType::Ethernet,
+            false => LinkType::Raw,
+        };
+        let node = &self.running.facts.settings.name;
+        let description = format!("Node {node}: {}", describe(hook));
+        let words = (hook.name(), description.as_str());
+        pcapng::interface(&mut self.out, link, self.snap_len, words);
+        self.hooks.push(hook);
+        self.lost.push(0);
+        self.hooks.len() - 1
     }
 
-    fn add_one(&mut self, record: &Record, bytes: &[u8]) {
-        let Some(interface) = self.interface(record.hook) else {
-            return;
-        };
+    fn add_one(&mut self, interface: usize, record: &Record, bytes: &[u8]) {
         self.lost[interface] += record.lost;
         let mut comment = self.comment(record);
         if record.lost > 0 {
             comment.push_str(&format!(
-                "; {} packets before this one came faster than they were read",
-                record.lost
+                "; {} before this one came faster than they were read",
+                count(record.lost, "packet")
             ));
         }
         let mut packet = std::mem::take(&mut self.packet);
@@ -299,7 +309,7 @@ impl<'a> File<'a> {
     fn comment(&self, record: &Record) -> String {
         let from = match record.source {
             Source::Port(port) => format!("from {}; ", self.running.pod_words(port)),
-            Source::Underlay(address) => format!("from {address}; "),
+            Source::Underlay(address) => format!("from {}; ", endpoint_words(address)),
             Source::Node => "made by the node; ".to_owned(),
             // That is what the hook says.
             _ => String::new(),
@@ -314,8 +324,8 @@ impl<'a> File<'a> {
             Verdict::Peer {
                 id, destination, ..
             } => {
-                let peer = self.running.peer_words(id);
-                format!("to {peer} at {}", destination.ip())
+                let (peer, at) = (self.running.peer_words(id), endpoint_words(destination));
+                format!("to {peer} at {at}")
             }
             Verdict::Host => "to this machine".to_owned(),
             Verdict::Egress => "to egress".to_owned(),
@@ -338,15 +348,15 @@ impl<'a> File<'a> {
 
 fn describe(hook: Hook) -> &'static str {
     match hook {
-        Hook::FromPod => "Frames from pods",
-        Hook::ToPod => "Frames to pods",
-        Hook::FromTunnel => "What datagrams of the tunnel carry, to the node",
-        Hook::ToTunnel => "What datagrams of the tunnel carry, from the node",
-        Hook::FromUplink => "Frames from the uplink",
-        Hook::ToUplink => "Frames to the uplink",
-        Hook::FromHost => "Packets from the host interface",
-        Hook::ToHost => "Packets to the host interface",
-        Hook::FromEgress => "Packets from outside to pods",
-        Hook::ToEgress => "Packets of pods to outside",
+        Hook::FromPod => "frames from pods",
+        Hook::ToPod => "frames to pods",
+        Hook::FromTunnel => "what datagrams of the tunnel carry, to the node",
+        Hook::ToTunnel => "what datagrams of the tunnel carry, from the node",
+        Hook::FromUplink => "frames from the uplink",
+        Hook::ToUplink => "frames to the uplink",
+        Hook::FromHost => "packets from the host interface",
+        Hook::ToHost => "packets to the host interface",
+        Hook::FromEgress => "packets from outside to pods",
+        Hook::ToEgress => "packets of pods to outside",
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -330,7 +330,8 @@ impl RunningNode {
                     true => EventKind::PeerJoined,
                     false => EventKind::PeerChanged,
                 };
-                let text = format!("peer {} has {}", peer.address, peer.subnet);
+                let address = endpoint_words(peer.address);
+                let text = format!("peer {address} has {}", peer.subnet);
                 self.note_peer(kind, peer.subnet, text);
                 self.workers.set_peer(peer)
             }
@@ -496,6 +497,14 @@ impl RunningNode {
             running: self.clone(),
             port: pod.port,
         })
+    }
+}
+
+/// The end of a tunnel, as it is called in a sentence: IPv4 in IPv4 has no port.
+pub(super) fn endpoint_words(address: SocketAddr) -> String {
+    match address.port() {
+        0 => address.ip().to_string(),
+        _ => address.to_string(),
     }
 }
 

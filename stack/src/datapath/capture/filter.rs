@@ -15,8 +15,8 @@ use thiserror::Error;
 
 use super::fields::Fields;
 
-/// Terms that a filter may have.
-const MAX_TERMS: usize = 256;
+/// Words that a filter may have.
+const MAX_WORDS: usize = 256;
 /// How deep parentheses and negations may be nested.
 const MAX_DEPTH: usize = 32;
 
@@ -30,12 +30,12 @@ pub struct Filter(Option<Expression>);
 pub enum FilterError {
     /// A word that is not known, or not there.
     #[error(
-        "'{0}' is not known here: a filter has host, net, port, portrange, src, dst, ip, ip6, arp, tcp, \
+        "a filter cannot have '{0}' here: it has host, net, port, portrange, src, dst, ip, ip6, arp, tcp, \
          udp, icmp, icmp6, and, or, not and parentheses"
     )]
     Word(String),
     /// A value is missing or is none of its kind.
-    #[error("{kind} needs a value, and '{value}' is none")]
+    #[error("{kind} needs {}, and '{value}' is none", example(kind))]
     Value {
         /// The word that it belongs to.
         kind: &'static str,
@@ -49,7 +49,7 @@ pub enum FilterError {
     #[error("the filter has a parenthesis too many or too few")]
     Parenthesis,
     /// It is too long.
-    #[error("the filter has more than {MAX_TERMS} terms, or is nested too deeply")]
+    #[error("the filter has more than {MAX_WORDS} words, or is nested too deeply")]
     TooLong,
 }
 
@@ -103,6 +103,16 @@ impl Kind {
             Self::Port => "port",
             Self::PortRange => "portrange",
         }
+    }
+}
+
+/// What a word that needs a value needs.
+fn example(kind: &str) -> &'static str {
+    match kind {
+        "host" => "an address",
+        "net" => "a network, as 10.244.0.0/16",
+        "port" => "a number up to 65535",
+        _ => "two numbers, as 8000-8080",
     }
 }
 
@@ -177,7 +187,7 @@ impl FromStr for Filter {
         if words.is_empty() {
             return Ok(Self::ALL);
         }
-        if words.len() > MAX_TERMS {
+        if words.len() > MAX_WORDS {
             return Err(FilterError::TooLong);
         }
         let mut parser = Parser {

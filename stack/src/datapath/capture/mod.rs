@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use fields::Fields;
 pub use filter::{Filter, FilterError};
+use ipnet::IpNet;
 use muslin_encap::tunnel::Format;
 use smoltcp::time::Instant;
 
@@ -125,14 +126,25 @@ pub struct Wanted {
     pub dropped: bool,
     /// Only those from or to this port.
     pub port: Option<PortId>,
-    /// Only those from or to this peer, which sends from that address.
-    pub peer: Option<(PeerId, IpAddr)>,
+    /// Only those from or to this peer.
+    pub peer: Option<WantedPeer>,
     /// Only those of which this is true.
     pub filter: Filter,
     /// How much of a packet is copied, in bytes.
     pub snap_len: usize,
     /// The tunnel's format, in which packets are looked for.
     pub format: Option<Format>,
+}
+
+/// A peer whose packets are to be captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedPeer {
+    /// The peer.
+    pub id: PeerId,
+    /// The outer address from which it sends.
+    pub address: IpAddr,
+    /// Its subnet, from which what it sends unencapsulated comes.
+    pub subnet: IpNet,
 }
 
 /// A captured packet.
@@ -341,7 +353,7 @@ impl Wanted {
         let is_lost = matches!(verdict, Verdict::Drop(_)) && is_there;
         (self.hooks.contains(&hook) || self.dropped && is_lost)
             && self.is_of_port(source, verdict)
-            && self.is_of_peer(source, verdict)
+            && self.is_of_peer(source, verdict, || Fields::parse(hook, self.format, packet))
             && (self.filter.is_all() || {
                 let fields = Fields::parse(hook, self.format, packet);
                 self.filter.matches(&fields)
@@ -360,16 +372,28 @@ impl Wanted {
         source == Source::Port(wanted) || is_to
     }
 
-    fn is_of_peer(&self, source: Source, verdict: Verdict) -> bool {
-        let Some((wanted, address)) = self.peer else {
+    fn is_of_peer(
+        &self,
+        source: Source,
+        verdict: Verdict,
+        fields: impl FnOnce() -> Fields,
+    ) -> bool {
+        let Some(wanted) = self.peer else {
             return true;
         };
         let is_to = match verdict {
-            Verdict::Peer { id, .. } | Verdict::Uplink { id: Some(id) } => id == wanted,
+            Verdict::Peer { id, .. } | Verdict::Uplink { id: Some(id) } => id == wanted.id,
             _ => false,
         };
-        let is_from = matches!(source, Source::Underlay(from) if from.ip() == address);
-        is_from || is_to
+        let is_from = || match source {
+            Source::Underlay(from) => from.ip() == wanted.address,
+            Source::Uplink => {
+                let inner = fields().source;
+                inner.is_some_and(|inner| wanted.subnet.contains(&inner))
+            }
+            _ => false,
+        };
+        is_to || is_from()
     }
 }
 

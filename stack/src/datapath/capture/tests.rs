@@ -91,6 +91,8 @@ fn what_is_no_filter_says_why() {
         value: "http".to_owned(),
     };
     assert_eq!(error("port http"), port);
+    let said = "port needs a number up to 65535, and 'http' is none";
+    assert_eq!(port.to_string(), said);
     assert_eq!(error(&"not ".repeat(40)), FilterError::TooLong);
     assert_eq!(error(&"udp or ".repeat(200)), FilterError::TooLong);
 }
@@ -214,7 +216,11 @@ fn only_what_is_wanted_is_captured() {
     };
     assert_eq!(count(of_port), 3);
     let of_peer = Wanted {
-        peer: Some((PeerId(2), [10, 9, 0, 2].into())),
+        peer: Some(WantedPeer {
+            id: PeerId(2),
+            address: [10, 9, 0, 2].into(),
+            subnet: "10.244.2.0/24".parse().unwrap(),
+        }),
         ..wanted(&Hook::ALL)
     };
     assert_eq!(count(of_peer), 4);
@@ -223,6 +229,26 @@ fn only_what_is_wanted_is_captured() {
         ..wanted(&Hook::ALL)
     };
     assert_eq!(count(of_none), 0);
+}
+
+#[test]
+fn what_a_peer_sends_by_the_uplink_is_known_by_its_subnet() {
+    let of_peer = Wanted {
+        peer: Some(WantedPeer {
+            id: PeerId(2),
+            address: [10, 9, 0, 2].into(),
+            subnet: "10.244.2.0/24".parse().unwrap(),
+        }),
+        ..wanted(&[Hook::FromUplink, Hook::ToPod])
+    };
+    let mut captures = Captures::default();
+    captures.begin(1, of_peer, Batch::with_capacity(100, 10_000));
+    for (source, expected) in [([10, 244, 2, 9], 2), ([10, 244, 3, 9], 0)] {
+        let frame = udp(source, [10, 244, 1, 2], (5000, 53));
+        let verdict = Verdict::Port(PortId(1));
+        pass(&mut captures, Source::Uplink, verdict, &frame);
+        assert_eq!(seen(&mut captures).len(), expected, "{source:?}");
+    }
 }
 
 #[test]
