@@ -117,6 +117,21 @@ fn agrees_with_what_happens(backend: &str) {
     bed.ends(&["api", "web", "--proto", "udp"], 1, "delivered", None);
     bed.ends(&["web", "gateway", "--proto", "icmp"], 1, "consumed", None);
     bed.ends(&["web", "n2", "--proto", "icmp"], 2, "consumed", None);
+    let names = ["--proto", "udp", "--dport", "53"];
+    let last = bed.ends(
+        &[&["web", "gateway"], &names[..]].concat(),
+        1,
+        "consumed",
+        None,
+    );
+    let text = last["outcome"]["text"].as_str().unwrap();
+    assert!(text.contains("service of the gateway"), "{text}");
+    let words = [&["web", "n2"], &names[..]].concat();
+    bed.ends(&words, 2, "dropped", Some("gateway-port"));
+    let last = bed.ends(&["web", "web"], 1, "delivered", None);
+    assert_eq!(kinds(&last), ["loopback"]);
+    let last = bed.ends(&["web", "255.255.255.255"], 1, "flooded", None);
+    assert!(kinds(&last).contains(&"switch"), "{last:#}");
     let leased = [here, there].map(|gateway| gateway.octets()[2]);
     let free = (0..=255).find(|it| !leased.contains(it)).unwrap();
     let nobodys = Ipv4Addr::new(10, 244, free, 9).to_string();
@@ -214,6 +229,8 @@ fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
             2,
             "there is no pod or node called 'nobody'",
         ),
+        (&["web", "dbx"], 2, "called 'dbx', and it is no address"),
+        (&["web", "apj"], 2, "called 'apj' (did you mean 'api'?)"),
         (&["web", "fd00::1"], 2, "only packets of IPv4 can be traced"),
         (&["web", "db", "--size", "10"], 2, "has 40 to 65535 bytes"),
         (

@@ -135,13 +135,13 @@ fn text(journey: &Journey) -> String {
 
 fn add_part(text: &mut String, part: &Part) {
     text.push_str(&format!("\nnode {}\n", plain(&part.node)));
-    let steps = part.steps.iter();
+    let kinds = part.steps.iter().map(|step| format!("  {}", step.kind));
+    let kinds: Vec<_> = kinds.collect();
+    let steps = kinds.iter().zip(&part.steps);
     let steps: Vec<_> = steps
-        .map(|step| (step.kind.as_str(), step.text.clone()))
+        .map(|(kind, step)| (kind.as_str(), step.text.clone()))
         .collect();
-    for line in pairs(&steps).lines() {
-        text.push_str(&format!("  {line}\n"));
-    }
+    text.push_str(&pairs(&steps));
     let outcome = &part.outcome;
     let reason = outcome.reason.as_ref();
     let reason = reason.map_or_else(String::new, |reason| format!("LOST, {}: ", plain(reason)));

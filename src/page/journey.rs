@@ -2,14 +2,18 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use muslin_stack::api::control::{Code, Status, Table};
 use muslin_stack::api::trace::{Beginning, Next, Part, Question, Verdict};
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::control::Client;
 use crate::error::{Error, Result};
 
+/// How long a node may take to say who it is: one that hangs must not hold up the others' answers.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Nodes that a packet may go through; two are on its way.
 const MAX_PARTS: usize = 8;
 
@@ -51,9 +55,14 @@ impl Journey {
 pub(crate) async fn reach(sockets: &[PathBuf]) -> Result<Vec<Reached>> {
     let mut nodes = Vec::new();
     for socket in sockets {
-        match reach_one(socket.clone()).await {
+        let reached = timeout(PATIENCE, reach_one(socket.clone())).await;
+        let reached = reached.unwrap_or_else(|_| {
+            let socket = socket.display();
+            Err(Error::failed(format!("the node at {socket} does not answer")))
+        });
+        match reached {
             Ok(node) => nodes.push(node),
-            // Those of others, and those without a lease, have no part in it.
+            // Those of others, those without a lease, and those that hang have no part in it.
             Err(_) if sockets.len() > 1 => {}
             Err(error) => return Err(error),
         }

@@ -25,6 +25,7 @@ use super::pods::{Pod, Pods, not_attached};
 use super::running::RunningNode;
 use crate::dns::DOMAIN;
 use crate::error::{Error, Result};
+use crate::terminal::suggest::hint;
 
 /// Somebody outside, whose address nobody has (RFC 5737).
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -35,10 +36,12 @@ struct Incoming {
     bytes: Vec<u8>,
 }
 
-/// Why a packet never comes in: its sender's own kernel does not send it.
+/// A packet that never comes in: its sender's own kernel does not send it.
 struct Unsent {
     probe: Probe,
     destination: IpAddr,
+    /// Whether that is since it is the sender's; else nobody has the destination.
+    is_own: bool,
 }
 
 /// This node's part of a packet's way.
@@ -75,19 +78,33 @@ impl Unsent {
         let bytes = self.probe.packet().map_err(Error::usage)?;
         let packet = words.summary_of(Entrance::Host, &bytes);
         let destination = self.destination;
+        let (kind, step, verdict, outcome) = match self.is_own {
+            true => (
+                "loopback",
+                format!("{destination} is the sender's own address"),
+                Verdict::Delivered,
+                "The sender's own kernel keeps it, and the node does not see it.",
+            ),
+            false => (
+                "arp",
+                format!(
+                    "{destination} is in the sender's own subnet, and no pod has it: nobody answers"
+                ),
+                Verdict::Dropped,
+                "The sender's own kernel gives up: no route to host.",
+            ),
+        };
         Ok(Part {
             node: words.node().to_owned(),
             packet: packet.ok_or_else(|| Error::usage("no packet of IPv4"))?,
             steps: vec![Step {
-                kind: "arp".to_owned(),
-                text: format!(
-                    "{destination} is in the sender's own subnet, and no pod has it: nobody answers"
-                ),
+                kind: kind.to_owned(),
+                text: step,
             }],
             outcome: Outcome {
-                verdict: Verdict::Dropped,
+                verdict,
                 reason: None,
-                text: "The sender's own kernel gives up: no route to host.".to_owned(),
+                text: outcome.to_owned(),
             },
             own: Vec::new(),
             next: None,
@@ -122,17 +139,32 @@ async fn begin_at_pod(
     let source = source.ok_or_else(|| Error::usage("the pod has no address of IPv4"))?;
     let destination = find(running, &beginning.to)?;
     let probe = probe(beginning, source.into(), destination);
+    if destination.is_loopback() || destination == IpAddr::from(source) {
+        return Ok(Err(Unsent {
+            probe,
+            destination,
+            is_own: true,
+        }));
+    }
     let is_near = ipv4(destination).is_some_and(|it| running.facts.subnet.contains(&it));
     let own = [
         gateway::address(running.facts.subnet),
         running.facts.subnet.network(),
     ];
-    let next_hop = if is_near && !own.map(IpAddr::V4).contains(&destination) {
+    let next_hop = if let Some(group) = group_mac(destination, running.facts.subnet.broadcast()) {
+        group
+    } else if is_near && !own.map(IpAddr::V4).contains(&destination) {
         let neighbours = running.workers.neighbours().await.map_err(Error::failed)?;
         let known = neighbours.pods.get(&destination);
         match known.and_then(|(place, _)| *place) {
             Some(place) => place.mac,
-            None => return Ok(Err(Unsent { probe, destination })),
+            None => {
+                return Ok(Err(Unsent {
+                    probe,
+                    destination,
+                    is_own: false,
+                }));
+            }
         }
     } else {
         running.facts.gateway_mac
@@ -170,9 +202,10 @@ fn begin_outside(running: &RunningNode, beginning: &Beginning) -> Result<Incomin
         Protocol::Icmp => return Err(Error::usage("from outside only TCP and UDP reach pods")),
     };
     let port = beginning.destination_port;
-    let leads = published
-        .iter()
-        .find(|it| it.transport == transport && (it.host_port == port || it.pod_port == port));
+    let of_transport = || published.iter().filter(|it| it.transport == transport);
+    // Another of its ports may lead to the pod's port with the machine's number.
+    let leads = of_transport().find(|it| it.host_port == port);
+    let leads = leads.or_else(|| of_transport().find(|it| it.pod_port == port));
     let Some(leads) = leads else {
         let all: Vec<_> = published.iter().map(ToString::to_string).collect();
         let all = match all.is_empty() {
@@ -254,9 +287,11 @@ fn find(running: &RunningNode, name: &str) -> Result<IpAddr> {
     // The first address after the base is a gateway's.
     let gateway = node.map(|base| IpAddr::from(Ipv4Addr::from(u32::from(base).saturating_add(1))));
     gateway.ok_or_else(|| {
+        let pods = running.pods.lock();
+        let hint = hint(name, pods.iter().map(|(name, _)| name.as_str()));
         Error::usage(format!(
-            "there is no pod or node called '{name}', and it is no address: 'muslin pods' and 'muslin \
-             peers' list them"
+            "there is no pod or node called '{name}'{hint}, and it is no address: 'muslin pods' and \
+             'muslin peers' list them"
         ))
     })
 }
@@ -303,6 +338,17 @@ fn next(running: &RunningNode, trace: &Trace) -> Option<Next> {
             packet: Packet(packet.clone()),
         },
     })
+}
+
+/// The MAC address of a group's, or of all of a subnet whose last address that is (RFC 1112 section 6.4).
+fn group_mac(destination: IpAddr, last: Ipv4Addr) -> Option<EthernetAddress> {
+    let destination = ipv4(destination)?;
+    if destination == last || destination.is_broadcast() {
+        return Some(EthernetAddress::BROADCAST);
+    }
+    let [_, a, b, c] = destination.octets();
+    let group = EthernetAddress([0x01, 0x00, 0x5e, a & 0x7f, b, c]);
+    destination.is_multicast().then_some(group)
 }
 
 /// How a MAC address is written.

@@ -17,7 +17,7 @@ use smoltcp::wire::{
     IpProtocol, Ipv4Packet, TcpPacket, UdpPacket,
 };
 
-use super::super::running::RunningNode;
+use super::super::running::{RunningNode, endpoint_words};
 use super::mac;
 
 /// The words of a node, which knows the names of pods and peers.
@@ -64,6 +64,7 @@ impl<'a> Words<'a> {
             }
             TraceStep::Switch { mac, to } => ("switch", self.switched(mac, to)),
             TraceStep::Sender { address, peer } => {
+                let address = endpoint_words(address);
                 let text = match peer {
                     Some(peer) => format!("{address} is {}", self.peer(peer)),
                     None => format!("{address} is no node that is known here"),
@@ -232,10 +233,7 @@ impl<'a> Words<'a> {
                 id, destination, ..
             } => {
                 let (peer, len) = (self.peer(id), trace.packet.len());
-                let at = match destination.port() {
-                    0 => destination.ip().to_string(),
-                    _ => destination.to_string(),
-                };
+                let at = endpoint_words(destination);
                 (
                     Verdict::Sent,
                     format!("Sent to {peer} at {at} in a datagram with {len} bytes."),
@@ -246,10 +244,10 @@ impl<'a> Words<'a> {
                 (Verdict::Sent, format!("Sent to {peer} by the uplink."))
             }
             node::Verdict::Uplink { id: None } => (Verdict::Sent, "Sent by the uplink.".to_owned()),
-            node::Verdict::Egress => (
-                Verdict::Egress,
-                "Leaves the pod network by a socket of this machine.".to_owned(),
-            ),
+            node::Verdict::Egress => {
+                let (verdict, text) = left(trace);
+                (verdict, text.to_owned())
+            }
             node::Verdict::Consumed => (Verdict::Consumed, consumed(trace).to_owned()),
             node::Verdict::Drop(reason) => return Outcome::dropped(reason),
         };
@@ -456,6 +454,27 @@ const fn protocol(protocol: Protocol) -> &'static str {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
         Protocol::Ping => "echo",
+    }
+}
+
+/// What has become of a packet that egress takes.
+fn left(trace: &Trace) -> (Verdict, &'static str) {
+    match trace.steps.last() {
+        Some(TraceStep::Service { .. }) => (
+            Verdict::Consumed,
+            "A service of the gateway takes it, if there is one at this port.",
+        ),
+        Some(TraceStep::Reassembled) => (
+            Verdict::Consumed,
+            "It waits for the other fragments, and leaves with them.",
+        ),
+        Some(TraceStep::HandedOver { .. }) => {
+            (Verdict::Egress, "It is for who has its flow to send it on.")
+        }
+        _ => (
+            Verdict::Egress,
+            "Leaves the pod network by a socket of this machine.",
+        ),
     }
 }
 

@@ -138,13 +138,13 @@ impl Egress {
                 port: key.remote.port(),
             }),
         }
-        // A service that is another node's refuses, and nobody makes room for that.
-        if self.is_local(key) {
-            let pod = *key.pod.ip();
-            self.flows
-                .has_room(now, EVICTABLE, pod, Direction::Out)
-                .map_err(DropReason::from)?;
+        // Nobody makes room for what is refused: the pod is another node's.
+        if target == Target::Service && !self.is_local(key) {
+            return Err(DropReason::GatewayPort);
         }
+        let pod = *key.pod.ip();
+        let room = self.flows.has_room(now, EVICTABLE, pod, Direction::Out);
+        room.map_err(DropReason::from)?;
         Ok(target)
     }
 }

@@ -218,6 +218,28 @@ fn egress_tells_its_rule_and_what_it_would_do() {
 }
 
 #[test]
+fn services_of_the_gateway_are_for_its_own_pods() {
+    let path = path(Rates::default());
+    let gateway = at(1, 1);
+    let own = trace(&path, &probe(gateway), GATEWAY_MAC);
+    assert_eq!(own.verdict, Verdict::Egress);
+    let service = Some(&TraceStep::Service { port: 80 });
+    assert_eq!(own.steps.last(), service);
+
+    let from_peer = Probe {
+        source: at(2, 9),
+        ..probe(gateway)
+    };
+    let vtep = |last| VtepMac::from_random([2, 0, 0, 0, 2, last]).get();
+    let frame = from_peer.frame(vtep(2), vtep(1)).unwrap();
+    let datagram = [&[8, 0, 0, 0, 0, 0, 1, 0][..], &frame].concat();
+    let entrance = Entrance::Underlay("192.0.2.2:8472".parse().unwrap());
+    let foreign = path.trace(NOW, entrance, &datagram, Header::default());
+    assert_eq!(foreign.steps.last(), service);
+    assert_eq!(foreign.verdict, Verdict::Drop(DropReason::GatewayPort));
+}
+
+#[test]
 fn nothing_is_changed_by_a_trace() {
     // It lets one packet pass, and then none for a while.
     let limit = RateLimit::new(8, 0).map(Arc::new);
