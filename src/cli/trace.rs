@@ -127,7 +127,7 @@ fn text(journey: &Journey) -> String {
             |name| format!("node {} at {public_ip}", plain(name)),
         );
         text.push_str(&format!(
-            "\nThe rest is for {node} to tell, which does not run here.\n"
+            "\nThe rest is for {node} to tell, which does not run here or does not answer.\n"
         ));
     }
     text

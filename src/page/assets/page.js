@@ -236,7 +236,7 @@ function showWay() {
   });
   if (way.unknown) {
     const name = way.unknown.node ? `${way.unknown.node} at ${way.unknown.public_ip}` : way.unknown.public_ip;
-    parts.push(make("p", {}, `The rest is for the node ${name} to tell, which does not run here.`));
+    parts.push(make("p", {}, `The rest is for the node ${name} to tell, which does not run here or does not answer.`));
   }
   get("answer").replaceChildren(...parts);
 }

@@ -78,15 +78,24 @@ pub enum Medium {
     Uplink,
 }
 
-/// The bytes of a packet. In JSON they are hexadecimal digits.
+/// Zeros at the end of a packet that are written as a number, at most.
+const MAX_ZEROS: usize = 1 << 16;
+
+/// The bytes of a packet. In JSON they are hexadecimal digits, with `+` and a number for zeros at the end:
+/// the longest packet with an empty payload has to fit into a message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Packet(pub Vec<u8>);
 
 impl Serialize for Packet {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut digits = String::with_capacity(2 * self.0.len());
-        for byte in &self.0 {
+        let end = self.0.iter().rposition(|byte| *byte != 0);
+        let (bytes, zeros) = self.0.split_at(end.map_or(0, |last| last + 1));
+        let mut digits = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
             let _ = write!(digits, "{byte:02x}");
+        }
+        if !zeros.is_empty() {
+            let _ = write!(digits, "+{}", zeros.len());
         }
         serializer.serialize_str(&digits)
     }
@@ -101,14 +110,22 @@ impl<'de> Deserialize<'de> for Packet {
                 .and_then(|it| u8::try_from(it).ok());
             digit.ok_or_else(|| de::Error::custom("packets are hexadecimal digits"))
         };
-        let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+        let (digits, zeros) = text.split_once('+').unwrap_or((&text, "0"));
+        let zeros = zeros
+            .parse::<usize>()
+            .ok()
+            .filter(|zeros| *zeros <= MAX_ZEROS);
+        let zeros = zeros.ok_or_else(|| de::Error::custom("a packet has no so many zeros"))?;
+        let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
         if !rest.is_empty() {
             return Err(de::Error::custom("a packet has an odd number of digits"));
         }
         let bytes = pairs
             .iter()
             .map(|[high, low]| Ok(digit(*high)? << 4 | digit(*low)?));
-        bytes.collect::<Result<_, _>>().map(Self)
+        let mut bytes: Vec<_> = bytes.collect::<Result<_, _>>()?;
+        bytes.resize(bytes.len() + zeros, 0);
+        Ok(Self(bytes))
     }
 }
 
@@ -221,7 +238,19 @@ mod tests {
         let text = serde_json::to_string(&packet).unwrap();
         assert_eq!(text, r#""001fff""#);
         assert_eq!(serde_json::from_str::<Packet>(&text).unwrap(), packet);
-        for wrong in [r#""001""#, r#""0x""#, r#""é1""#, "7"] {
+        let mut long = vec![0; usize::from(u16::MAX)];
+        long[19] = 7;
+        let text = serde_json::to_string(&Packet(long.clone())).unwrap();
+        assert!(text.ends_with(r#"07+65515""#) && text.len() < 100, "{text}");
+        assert_eq!(serde_json::from_str::<Packet>(&text).unwrap().0, long);
+        for wrong in [
+            r#""001""#,
+            r#""0x""#,
+            r#""é1""#,
+            r#""00+""#,
+            r#""00+65537""#,
+            "7",
+        ] {
             assert!(serde_json::from_str::<Packet>(wrong).is_err(), "{wrong}");
         }
     }
