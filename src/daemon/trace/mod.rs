@@ -287,8 +287,7 @@ fn find(running: &RunningNode, name: &str) -> Result<IpAddr> {
     // The first address after the base is a gateway's.
     let gateway = node.map(|base| IpAddr::from(Ipv4Addr::from(u32::from(base).saturating_add(1))));
     gateway.ok_or_else(|| {
-        let pods = running.pods.lock();
-        let hint = hint(name, pods.iter().map(|(name, _)| name.as_str()));
+        let hint = hint(name, names.all());
         Error::usage(format!(
             "there is no pod or node called '{name}'{hint}, and it is no address: 'muslin pods' and \
              'muslin peers' list them"

@@ -119,6 +119,13 @@ impl Names {
         found.map(|(subnet, _)| *subnet)
     }
 
+    /// All pods and nodes by their names, in order: what somebody may have meant by another one.
+    #[must_use]
+    pub fn all(&self) -> BTreeSet<&str> {
+        let nodes = self.records.values().map(|record| record.node.as_str());
+        self.pods.keys().map(String::as_str).chain(nodes).collect()
+    }
+
     /// The name of the pod that has an address, `POD.NODE`.
     #[must_use]
     pub fn name_of(&self, address: IpAddr) -> Option<&str> {
