@@ -1,6 +1,6 @@
 //! The agent in a pod: pings and transfers on request.
 //!
-//! `muslin demo` and `muslin doctor` run `muslin agent` in their pods, so that these need nothing but
+//! `muslin demo`, `muslin doctor` and `muslin ping` run `muslin agent` in pods, so that these need nothing but
 //! this binary. Frames as they are it neither sends nor shows, since that would be a way to those of
 //! others where the program has capabilities; for tests there is a program besides, `muslin-probe`,
 //! that does. An agent reads one [`Request`] a line from its standard input and
@@ -17,6 +17,7 @@ use crate::error::{Context, Result};
 mod client;
 mod packet;
 mod ping;
+mod pods;
 mod protocol;
 mod transfer;
 

@@ -72,6 +72,13 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
     ),
     (&["flows"], &["muslin flows --pod web"]),
     (
+        &["ping"],
+        &[
+            "muslin ping db.n2",
+            "muslin ping --from web --mtu 10.244.7.2",
+        ],
+    ),
+    (
         &["events"],
         &[
             "muslin events --since 2h",

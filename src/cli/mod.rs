@@ -17,6 +17,7 @@ mod log;
 mod manual;
 mod node;
 mod page;
+mod ping;
 mod report;
 mod run;
 mod secret;
@@ -157,6 +158,11 @@ enum Command {
     /// pod, `host`, or `outside`, a client of a published port; TO is a pod, a node, an address, `gateway`,
     /// `host` or `outside`. The exit code is 1 if the packet would be lost.
     Trace(trace::Arguments),
+    /// Ping a pod, a node or an address of the pod network from inside a pod
+    ///
+    /// The gateways on the way are pinged, too, so that one sees where the time goes. The exit code is 0
+    /// only if TARGET has answered.
+    Ping(ping::Arguments),
     /// List what happened: leases, peers, pods, the store, limits; the last 1,000 events
     ///
     /// Events are in the node's memory, and its successor by --take-over has them, too. What happens to
@@ -305,6 +311,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Page(arguments) => page::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
+        Command::Ping(arguments) => ping::run(&arguments),
         Command::Events(arguments) => events::run(&arguments),
         Command::Doctor(arguments) => doctor::run(*arguments),
         Command::Leave(choice) => leave(&choice),
@@ -345,7 +352,7 @@ fn protect(command: &Command) {
         | Command::Guard(_)
         | Command::ProbeNamespace => {}
         // It tries what others do, and may know a password.
-        Command::Doctor(_) => {
+        Command::Doctor(_) | Command::Ping(_) => {
             confine::try_all(&[confine::keep_to_itself, confine::leave_no_core]);
         }
         Command::Cni(_) => {

@@ -1,7 +1,6 @@
 //! Checks of a node that runs: its lease, its losses, and its tunnels to the peers.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use muslin_encap::tunnel::Format;
@@ -9,10 +8,10 @@ use muslin_stack::api::control::{Drop, Peer, Pod, Table};
 use smoltcp::wire::IpVersion;
 
 use super::finding::{Finding, Verdict};
-use super::subject::{NodeUnderTest, PATIENCE};
+use super::subject::NodeUnderTest;
 use crate::agent::{Agent, Ping};
 use crate::control::Client;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::terminal::quantity::duration;
 use crate::underlay::path_mtu;
 
@@ -57,7 +56,8 @@ pub(super) async fn examine(tested: &NodeUnderTest, limit: usize, mut report: im
     if usable.is_empty() {
         return;
     }
-    let mut agent = match pod(tested) {
+    let name = format!("doctor-{}", std::process::id());
+    let mut agent = match Agent::in_new_pod(&tested.socket, &name) {
         Ok(agent) => agent,
         Err(error) => {
             return report(Finding::new(
@@ -155,21 +155,6 @@ fn losses(drops: &[Drop]) -> Finding {
     }
     Finding::new("losses", Verdict::Warning, list.join(", "))
         .advise("'muslin drops' explains each of them")
-}
-
-/// A pod of the node with an agent in it, that ends with it.
-fn pod(tested: &NodeUnderTest) -> Result<Agent> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let mut command = Command::new(&program);
-    command.arg("run").arg("--socket").arg(&tested.socket);
-    command.args(["--name", &format!("doctor-{}", std::process::id()), "--"]);
-    command.arg(&program).arg("agent").stderr(Stdio::null());
-    command
-        .env_remove("MUSLIN_NODE")
-        .env_remove("MUSLIN_SOCKET");
-    let mut agent = Agent::start(&mut command)?;
-    agent.wait_ready(PATIENCE)?;
-    Ok(agent)
 }
 
 /// Small and large packets to the peer's own addresses and back.
