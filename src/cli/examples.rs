@@ -72,6 +72,10 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
     ),
     (&["flows"], &["muslin flows --pod web"]),
     (
+        &["top"],
+        &["muslin top -d 0.5"],
+    ),
+    (
         &["ping"],
         &[
             "muslin ping db.n2",

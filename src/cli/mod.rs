@@ -23,6 +23,7 @@ mod run;
 mod secret;
 #[cfg(feature = "sidecar")]
 mod sidecar;
+mod top;
 mod trace;
 mod watch;
 
@@ -147,6 +148,11 @@ enum Command {
     /// The page is read-only and needs nothing from elsewhere. It prints its URL and runs until it is
     /// interrupted.
     Page(page::Arguments),
+    /// Show pods, peers, flows and drops live, with what passes in a second
+    ///
+    /// Keys: q or Esc ends it, Tab and arrows go to another table or row, s sorts by another column, r
+    /// turns the order around, / shows only rows with some letters, ? explains.
+    Top(top::Arguments),
     /// Capture packets as the node sees them, with what became of each
     ///
     /// A superpacket of up to 64 KiB is captured as one packet, and of what was merged from several the
@@ -309,6 +315,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Drops(arguments) => report::drops(&arguments),
         Command::Flows(arguments) => report::flows(&arguments),
         Command::Page(arguments) => page::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Trace(arguments) => trace::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Ping(arguments) => ping::run(&arguments),

@@ -16,6 +16,21 @@ pub(crate) fn bytes(count: u64) -> String {
     }
 }
 
+/// How many of something there are in a second, with the prefix that people read best.
+pub(crate) fn rate(per_second: f64) -> String {
+    const PREFIXES: [&str; 5] = ["", " k", " M", " G", " T"];
+    let (mut value, mut prefix) = (per_second, 0);
+    // What is rounded up to a thousand has the next prefix.
+    while value >= 999.95 && prefix + 1 < PREFIXES.len() {
+        value /= 1000.0;
+        prefix += 1;
+    }
+    match prefix {
+        0 if value == 0.0 || value >= 9.95 => format!("{value:.0}"),
+        _ => format!("{value:.1}{}", PREFIXES[prefix]),
+    }
+}
+
 /// Seconds as people say them.
 pub(crate) fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
@@ -56,6 +71,24 @@ mod tests {
         assert_eq!(duration(59), "59 s");
         assert_eq!(duration(3725), "1 h 2 min");
         assert_eq!(duration(90_000), "1 d 1 h");
+    }
+
+    #[test]
+    fn rates_have_a_prefix() {
+        for (per_second, expected) in [
+            (0.0, "0"),
+            (0.04, "0.0"),
+            (1.25, "1.2"),
+            (9.94, "9.9"),
+            (10.4, "10"),
+            (999.0, "999"),
+            (999.96, "1.0 k"),
+            (1234.0, "1.2 k"),
+            (25_000_000.0, "25.0 M"),
+            (1e16, "10000.0 T"),
+        ] {
+            assert_eq!(rate(per_second), expected, "{per_second}");
+        }
     }
 
     #[test]
