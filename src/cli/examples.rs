@@ -71,10 +71,7 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["flows"], &["muslin flows --pod web"]),
-    (
-        &["top"],
-        &["muslin top -d 0.5"],
-    ),
+    (&["top"], &["muslin top -d 0.5"]),
     (
         &["ping"],
         &[

@@ -58,7 +58,9 @@ pub(crate) async fn reach(sockets: &[PathBuf]) -> Result<Vec<Reached>> {
         let reached = timeout(PATIENCE, reach_one(socket.clone())).await;
         let reached = reached.unwrap_or_else(|_| {
             let socket = socket.display();
-            Err(Error::failed(format!("the node at {socket} does not answer")))
+            Err(Error::failed(format!(
+                "the node at {socket} does not answer"
+            )))
         });
         match reached {
             Ok(node) => nodes.push(node),

@@ -274,7 +274,12 @@ impl Session {
                 Some(times) => {
                     let all = [times.min, times.mean, times.max, times.deviation];
                     cells.extend(all.map(milliseconds));
-                    cells.push(milliseconds(times.mean.saturating_sub(before)));
+                    // A gateway may be slower than what is behind it.
+                    let sign = if times.mean < before { "-" } else { "" };
+                    cells.push(format!(
+                        "{sign}{}",
+                        milliseconds(times.mean.abs_diff(before))
+                    ));
                     before = times.mean;
                 }
                 None => cells.extend([const { String::new() }; 5]),

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use muslin_stack::addresses::ipv4;
+use muslin_stack::addresses::{Nets, ipv4};
 use muslin_stack::api::control::{Peer, Status, Table};
 use muslin_stack::api::trace::{Beginning, Protocol, Question, Summary};
 
@@ -77,14 +77,17 @@ fn hops(status: &Status, peers: &[Peer], target: &str, address: IpAddr) -> Resul
         ))
     })?;
     let mut hops = Vec::new();
-    if let Some(gateway) = status.gateway.ipv4() {
+    let holds = |subnet: &Nets| subnet.ipv4().is_some_and(|it| it.contains(&address));
+    // The switch brings packets to pods of the same node, and no gateway.
+    if let Some(gateway) = status.gateway.ipv4()
+        && !holds(&status.subnet)
+    {
         hops.push(Hop {
             name: format!("gateway of {}", status.node),
             address: gateway,
         });
     }
-    let holds = |peer: &&Peer| peer.subnet.ipv4().is_some_and(|it| it.contains(&address));
-    if let Some(peer) = peers.iter().find(holds) {
+    if let Some(peer) = peers.iter().find(|peer| holds(&peer.subnet)) {
         hops.extend(gateway(peer));
     }
     // What is pinged may be one of them.
