@@ -24,6 +24,8 @@ pub(crate) struct Browser {
 impl Browser {
     /// One on this host, with nothing in its profile.
     pub(crate) fn start(host: &Host, profile: &std::path::Path, size: (u32, u32)) -> Self {
+        // It leaves sockets where temporary files are.
+        std::fs::create_dir_all(profile).unwrap();
         // Its pipes are descriptors 3 and 4.
         let script = r#"exec 3<&0 4>&1 </dev/null >/dev/null 2>/dev/null
             exec chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run \
@@ -33,6 +35,7 @@ impl Browser {
             .command("sh")
             .args(["-c", script, "sh", profile, &size])
             .env("HOME", profile)
+            .env("TMPDIR", profile)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -164,6 +167,14 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
+        // Its other processes end with it, and then nothing more is written.
+        let _ = self
+            .input
+            .write_all(b"{\"id\":0,\"method\":\"Browser.close\"}\0");
+        let deadline = Instant::now() + SOON;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
