@@ -13,6 +13,7 @@ use form_urlencoded::parse;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request;
 use hyper::{Method, StatusCode};
+use muslin_stack::api::credentials::is_same;
 use muslin_stack::api::trace::{Beginning, Protocol};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -142,7 +143,7 @@ impl Page {
         };
         let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
         let given = given.and_then(|given| given.strip_prefix(b"Bearer "));
-        given.is_some_and(|given| is_same(given, token.as_bytes()))
+        given.is_some_and(|given| is_same(token.as_bytes(), given))
     }
 
     async fn data(&self, name: &str, query: &str) -> Answer {
@@ -180,12 +181,6 @@ impl Page {
         let nodes = journey::reach(&self.nodes.sockets()).await?;
         journey::follow(&nodes, &nodes, beginning).await
     }
-}
-
-/// Whether two texts are the same, in a time that does not tell where they differ.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
-    let differences = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
-    one.len() == other.len() && differences == 0
 }
 
 /// The packet that a query describes.
