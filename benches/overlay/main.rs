@@ -46,8 +46,14 @@ impl Options {
     fn cases(&self) -> Vec<Case> {
         let wanted = |case: &Case| {
             let fits = case.is_path() || !self.iperf3;
-            let route = self.only.is_empty() || self.only.contains(&case.route);
-            let underlay = |underlay| self.underlay.is_empty() || self.underlay.contains(&underlay);
+            let route = match self.only.as_slice() {
+                [] => !case.route.is_special(),
+                named => named.contains(&case.route),
+            };
+            let underlay = |underlay: Underlay| match self.underlay.as_slice() {
+                [] => !underlay.is_special(),
+                named => named.contains(&underlay),
+            };
             fits && route && case.underlay.is_none_or(underlay)
         };
         Case::all().into_iter().filter(wanted).collect()

@@ -18,6 +18,9 @@ use serde_json::{Map, Value, json};
 /// MTU of the underlay, and of pods without encapsulation.
 const ETHERNET_MTU: u16 = 1500;
 
+/// The share of packets that a lossy wire loses.
+const LOSS: f64 = 0.005;
+
 /// What carries packets from pod to pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Route {
@@ -25,6 +28,8 @@ pub(crate) enum Route {
     KernelVxlan,
     /// Two nodes with the VXLAN backend.
     MuslinVxlan,
+    /// The same, with metrics and pages that are read all the time.
+    MuslinVxlanWatched,
     /// Two nodes with the UDP backend.
     MuslinUdp,
     /// A process that moves packets one by one, as the proxy of flannel's UDP backend does.
@@ -55,6 +60,8 @@ pub(crate) enum Underlay {
     Card,
     /// One that carries no packet above its MTU, and whose ends neither make nor merge any.
     DumbWire,
+    /// The same, which loses one packet of 200 in each direction, at random.
+    Lossy,
 }
 
 /// A path on an underlay, where it crosses one.
@@ -69,6 +76,7 @@ impl Route {
         match self {
             Self::KernelVxlan => "kernel-vxlan",
             Self::MuslinVxlan => "muslin-vxlan",
+            Self::MuslinVxlanWatched => "muslin-vxlan-watched",
             Self::MuslinUdp => "muslin-udp",
             Self::FlannelUdp => "flannel-udp (its proxy's way)",
             Self::KernelHostGw => "kernel-host-gw",
@@ -79,6 +87,11 @@ impl Route {
             Self::MuslinHost => "muslin-host",
             Self::Memory => "memory",
         }
+    }
+
+    /// Whether it is measured only if it is asked for.
+    pub(crate) fn is_special(self) -> bool {
+        self == Self::MuslinVxlanWatched
     }
 
     pub(crate) fn on(self, underlay: Underlay) -> Case {
@@ -97,14 +110,20 @@ impl Route {
 }
 
 impl Underlay {
-    pub(crate) const ALL: [Self; 3] = [Self::Veth, Self::Card, Self::DumbWire];
+    pub(crate) const ALL: [Self; 4] = [Self::Veth, Self::Card, Self::DumbWire, Self::Lossy];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Veth => "veth",
             Self::Card => "card",
             Self::DumbWire => "dumb wire",
+            Self::Lossy => "lossy wire",
         }
+    }
+
+    /// Whether it is measured only if it is asked for.
+    pub(crate) fn is_special(self) -> bool {
+        self == Self::Lossy
     }
 
     /// Whether frames above the MTU go from the sender's kernel to its device.
@@ -114,7 +133,7 @@ impl Underlay {
 
     /// Whether the receiver's kernel gets frames above the MTU.
     pub(crate) fn has_giants_arrive(self) -> bool {
-        self != Self::DumbWire
+        matches!(self, Self::Veth | Self::Card)
     }
 
     /// Makes it of a host's end of a veth pair.
@@ -135,6 +154,13 @@ impl Underlay {
                 host.without(UNDERLAY, Offload::Segmentation);
                 host.without(UNDERLAY, Offload::Merging);
             }
+            Self::Lossy => {
+                Self::DumbWire.make(host);
+                host.sh(&format!(
+                    "iptables --append INPUT --in-interface {UNDERLAY} --match statistic \
+                     --mode random --probability {LOSS} --jump DROP"
+                ));
+            }
         }
     }
 }
@@ -152,7 +178,12 @@ impl Case {
         for underlay in Underlay::ALL {
             cases.extend(tunnels.map(|route| route.on(underlay)));
         }
-        let on_veth = [Route::FlannelUdp, Route::KernelHost, Route::MuslinHost];
+        let on_veth = [
+            Route::MuslinVxlanWatched,
+            Route::FlannelUdp,
+            Route::KernelHost,
+            Route::MuslinHost,
+        ];
         cases.extend(on_veth.map(|route| route.on(Underlay::Veth)));
         let others = [Route::KernelBridge, Route::MuslinNode, Route::Memory];
         cases.extend(others.map(Route::alone));
@@ -185,6 +216,7 @@ impl Path for Case {
             }
             Route::FlannelUdp => "#937860",
             Route::MuslinVxlan => "#2f7ed8",
+            Route::MuslinVxlanWatched => "#0b4f9c",
             Route::MuslinUdp => "#55a868",
             Route::MuslinHostGw => "#c44e52",
             Route::MuslinNode => "#8172b3",
@@ -212,8 +244,8 @@ pub(crate) struct Stage {
     pub(crate) hosts: Vec<Host>,
     pub(crate) ends: Ends,
     nodes: Vec<Node>,
-    /// Of hosts that have flannel's UDP backend.
-    proxies: Vec<Process>,
+    /// Of hosts that have flannel's UDP backend, or of nodes that are watched.
+    beside: Vec<Process>,
     _lab: Lab,
 }
 
@@ -224,6 +256,7 @@ impl Stage {
         Some(match case.route {
             Route::KernelVxlan => Self::kernel_vxlan(lab, case.underlay),
             Route::MuslinVxlan => Self::muslin(lab, case.underlay, "vxlan"),
+            Route::MuslinVxlanWatched => Self::watched(lab, case.underlay),
             Route::MuslinUdp => Self::muslin(lab, case.underlay, "udp"),
             Route::FlannelUdp => Self::flannel_udp(lab, case.underlay),
             Route::KernelHostGw => Self::kernel_host_gw(lab, case.underlay),
@@ -250,7 +283,7 @@ impl Stage {
         let mut stage = Self::kernel(lab, underlay, flannel_udp::MTU, |host, number| {
             proxies.push(pods::flannel_udp(host, number));
         });
-        stage.proxies = proxies;
+        stage.beside = proxies;
         stage
     }
 
@@ -293,18 +326,31 @@ impl Stage {
                 address: Ipv4Addr::new(10, 244, 2, 2),
             },
             nodes: Vec::new(),
-            proxies: Vec::new(),
+            beside: Vec::new(),
             _lab: lab,
         }
     }
 
     fn muslin(lab: Lab, underlay: Option<Underlay>, backend: &str) -> Self {
         let hosts = wired_hosts(&lab, underlay);
-        let nodes: Vec<_> = hosts
-            .iter()
-            .zip([1, 2])
-            .map(|(host, number)| node(&lab, host, number, backend))
-            .collect();
+        let nodes = hosts.iter().zip([1, 2]);
+        let nodes = nodes.map(|(host, number)| node(&lab, host, number, backend));
+        let nodes = nodes.collect();
+        Self::with_pods(lab, hosts, nodes)
+    }
+
+    fn watched(lab: Lab, underlay: Option<Underlay>) -> Self {
+        let hosts = wired_hosts(&lab, underlay);
+        let nodes = hosts.iter().zip([1, 2]);
+        let nodes = nodes.map(|(host, number)| pods::watched_node(&lab, host, number, "vxlan"));
+        let (nodes, readers): (Vec<_>, Vec<_>) = nodes.unzip();
+        let mut stage = Self::with_pods(lab, hosts, nodes);
+        stage.beside = readers.into_iter().flatten().collect();
+        stage
+    }
+
+    /// Two nodes of two hosts, with a pod each.
+    fn with_pods(lab: Lab, hosts: Vec<Host>, nodes: Vec<Node>) -> Self {
         for node in &nodes {
             node.wait_peers(1);
         }
@@ -318,7 +364,7 @@ impl Stage {
                 address,
             },
             nodes,
-            proxies: Vec::new(),
+            beside: Vec::new(),
             _lab: lab,
         }
     }
@@ -334,7 +380,7 @@ impl Stage {
             },
             hosts: vec![host],
             nodes: Vec::new(),
-            proxies: Vec::new(),
+            beside: Vec::new(),
             _lab: lab,
         }
     }
@@ -352,7 +398,7 @@ impl Stage {
                 address,
             },
             nodes: vec![node],
-            proxies: Vec::new(),
+            beside: Vec::new(),
             _lab: lab,
         }
     }

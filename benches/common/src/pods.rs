@@ -101,15 +101,41 @@ pub fn set_workers(count: u8) {
 
 /// A node on the underlay.
 pub fn node(lab: &Lab, host: &Host, number: u8, backend: &str) -> Node {
+    node_config(lab, number, backend).start(host)
+}
+
+/// Where a watched node serves its metrics and its page.
+const METRICS: &str = "127.0.0.1:8482";
+const PAGE: &str = "127.0.0.1:8490";
+
+/// A node on the underlay that serves metrics and its page, and who reads both: the metrics once a second,
+/// the page as often as a browser does that has it open.
+pub fn watched_node(lab: &Lab, host: &Host, number: u8, backend: &str) -> (Node, [Process; 2]) {
+    let config = node_config(lab, number, backend);
+    let config = config.with("--metrics", METRICS).with("--admin", PAGE);
+    let node = config.start(host);
+    let urls = [(METRICS, "metrics", 1), (PAGE, "api/view", 2)];
+    let readers = urls.map(|(address, path, seconds)| {
+        host.sh(&format!(
+            "curl --silent --fail --output /dev/null http://{address}/{path}"
+        ));
+        let mut command = host.command("sh");
+        command.args(["-c", "while curl -s -o /dev/null $0; do sleep $1; done"]);
+        command.args([format!("http://{address}/{path}"), seconds.to_string()]);
+        Process::of(command)
+    });
+    (node, readers)
+}
+
+fn node_config(lab: &Lab, number: u8, backend: &str) -> NodeConfig {
     let store = lab.store();
     let config = NodeConfig::on_interface(&format!("n{number}"), UNDERLAY, &store)
         .with("--network", "10.244.0.0/16")
         .with("--backend", backend);
-    let config = match WORKERS.get() {
+    match WORKERS.get() {
         Some(count) => config.with("--workers", count),
         None => config,
-    };
-    config.start(host)
+    }
 }
 
 /// A pod of a node, and its address.

@@ -17,7 +17,8 @@
 //! * it acknowledges more,
 //! * they have the same TOS or traffic class with its ECN bits, TTL or hop limit, DF, flow label,
 //!   options and sequence number, and the clock of their timestamps (TSval) does not go back, and
-//! * the one that waits acknowledges more than all packets of the flow before it.
+//! * the one that waits acknowledges more than all packets of the flow before it, and
+//! * the flow's receiver has not reported a loss by SACK (RFC 2018) within the last [`LOSS_REST`] bytes.
 //!
 //! The window may differ: the newer one's counts.
 //!
@@ -34,7 +35,9 @@
 //!
 //! Fewer acknowledgements make a sender burstier and give it fewer samples of the round trip. One
 //! that counts them, instead of the bytes that they acknowledge (RFC 3465), opens its congestion
-//! window more slowly; Linux counts bytes.
+//! window more slowly; Linux counts bytes. Where losses keep the window small, an acknowledgement of
+//! all that is in flight makes the ends take turns instead of working at once: without the last rule
+//! a stream of Linux' CUBIC that lost one packet of 200 was slower by a third.
 //!
 //! # Cost
 //! `cargo bench -p muslin-encap`, all in the cache, on a shared core that copies 64 KiB in 1.6 us: 47
@@ -93,8 +96,14 @@ use crate::ip::{v4, v6};
 pub const SLOTS: usize = 64;
 const _: () = assert!(SLOTS.is_power_of_two());
 
+/// Bytes that a flow has to acknowledge after its receiver has reported a loss before one of its
+/// acknowledgements may be replaced again. One loss in so much leaves windows of some hundred kilobytes.
+pub const LOSS_REST: u32 = 32 << 20;
+
 /// A TCP header's options as Linux sends timestamps: NOP, NOP, kind, length (RFC 7323 appendix A).
 const TIMESTAMPS: [u8; 4] = [1, 1, 8, 10];
+/// The kind of the option SACK.
+const SACK: u8 = 5;
 /// Bytes of a TCP header with timestamps.
 const TIMESTAMPED_LEN: usize = TCP_HEADER_LEN + 12;
 
@@ -208,6 +217,22 @@ const fn is_ahead(new: u32, old: u32) -> bool {
     new.wrapping_sub(old) as i32 > 0
 }
 
+/// Whether a TCP header, which is whole, has the option SACK (RFC 2018 section 3).
+fn has_sack(header: &[u8]) -> bool {
+    let mut options = &header[TCP_HEADER_LEN..];
+    loop {
+        match *options {
+            [SACK, ..] => return true,
+            [1, ref rest @ ..] => options = rest,
+            [kind, len, ..] if kind != 0 && len >= 2 => match options.get(len.into()..) {
+                Some(rest) => options = rest,
+                None => return false,
+            },
+            _ => return false,
+        }
+    }
+}
+
 /// What a packet means for those that wait to be carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offer {
@@ -237,6 +262,8 @@ struct Flow<K> {
     /// The highest acknowledgement number that has passed.
     highest: u32,
     last: Option<Last>,
+    /// All acknowledgements up to this number are carried, since there was a loss.
+    spared_until: Option<u32>,
     /// The number of the batch in which the last packet passed.
     batch: u64,
 }
@@ -249,6 +276,12 @@ impl<K> Flow<K> {
             self.highest = number;
         }
         advances
+    }
+
+    /// Whether a loss was reported so lately that an acknowledgement of this number is to be carried.
+    fn is_spared(&mut self, number: u32) -> bool {
+        self.spared_until = self.spared_until.filter(|until| is_ahead(*until, number));
+        self.spared_until.is_some()
     }
 }
 
@@ -336,13 +369,15 @@ impl<K: Copy + Eq> AckTable<K> {
                     advances: false,
                     place,
                 }),
+                spared_until: None,
                 batch,
             });
             return Offer::Waits;
         };
+        let may_replace = !flow.is_spared(ack.number) && flow.batch == batch;
         let waiting = flow
             .last
-            .filter(|last| flow.batch == batch && last.advances && ack.supersedes(&last.ack));
+            .filter(|last| may_replace && last.advances && ack.supersedes(&last.ack));
         flow.last = Some(Last {
             ack,
             advances: flow.advance(ack.number),
@@ -368,6 +403,9 @@ impl<K: Copy + Eq> AckTable<K> {
         }
         // Its checksum is not verified: a number that is too high only keeps what could be replaced.
         flow.advance(be32(segment, tcp::ACK_NUMBER));
+        if at.payload_len() == 0 && segment[tcp::FLAGS] == tcp::ACK && has_sack(segment) {
+            flow.spared_until = Some(flow.highest.wrapping_add(LOSS_REST));
+        }
         flow.last = None;
         flow.batch = batch;
     }
@@ -513,6 +551,52 @@ mod tests {
             1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 172, 5, 0, 0, 1, 1, 1, 1,
         ];
         assert_eq!(with(&ecn), None, "accurate ECN behind timestamps");
+    }
+
+    #[test]
+    fn after_a_loss_all_are_carried() {
+        let sack = |number: u32| {
+            changed(ack(number), |packet| {
+                packet[V4 + tcp::DATA_OFFSET] = 11 << 4;
+                let block = number.wrapping_add(20).to_be_bytes();
+                packet.extend([&[1, 1, 5, 10][..], &block, &block].concat());
+            })
+        };
+        for base in [0, u32::MAX - 100] {
+            let mut table = AckTable::new();
+            let mut offer = |packet: Vec<u8>| table.offer(&packet, 0, (), 0);
+            let number = |ahead: u32| base.wrapping_add(ahead);
+            assert_eq!(offer(ack(number(0))), Offer::Waits);
+            assert_eq!(offer(ack(number(10))), Offer::Waits);
+            assert_eq!(offer(ack(number(20))), Offer::Replaces(0));
+            assert_eq!(offer(sack(number(20))), Offer::Other);
+            for ahead in [30, 40, LOSS_REST + 10, LOSS_REST + 19] {
+                assert_eq!(offer(ack(number(ahead))), Offer::Waits, "{ahead}");
+            }
+            assert_eq!(offer(ack(number(LOSS_REST + 20))), Offer::Replaces(0));
+            // It has been so long that the numbers have come round.
+            assert_eq!(offer(ack(number(1 << 31))), Offer::Replaces(0));
+            assert_eq!(offer(ack(number(u32::MAX - 5))), Offer::Replaces(0));
+            assert_eq!(offer(ack(number(15))), Offer::Replaces(0));
+        }
+    }
+
+    #[test]
+    fn which_headers_have_sack() {
+        for (options, expected) in [
+            (&[][..], false),
+            (&[1, 1, 5, 10, 0, 0, 0, 5, 0, 0, 0, 6], true),
+            (&[1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 5, 2], true),
+            (&[8, 10, 5, 5, 5, 5, 5, 5, 5, 5, 1, 1], false),
+            (&[0, 5, 5, 5], false),
+            (&[7, 0, 5, 2], false),
+            (&[7, 1, 5, 2], false),
+            (&[7, 40, 5, 2], false),
+            (&[1, 1, 1, 7], false),
+        ] {
+            let header = [&[0; TCP_HEADER_LEN], options].concat();
+            assert_eq!(has_sack(&header), expected, "{options:?}");
+        }
     }
 
     #[test]

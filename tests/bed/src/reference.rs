@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use muslin_encap::ip::transport::{ChecksumState, Error, Protocol, Transport};
 use muslin_encap::ip::v4::MAX_LEN;
-use muslin_encap::offload::acknowledgement::AckTable;
+use muslin_encap::offload::acknowledgement::{AckTable, LOSS_REST};
 use muslin_encap::offload::merge::{FLOWS, MAX_SEGMENTS, MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, MAX_HEADER_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
@@ -338,43 +338,91 @@ pub fn supersedes(newer: &[u8], older: &[u8], l3: usize) -> bool {
 #[must_use]
 pub fn useless(packets: &[Vec<u8>], l3: usize) -> Vec<bool> {
     let is_useless = |(index, packet): (usize, &Vec<u8>)| {
-        let after = packets[index + 1..].iter();
-        let mut after = after.take_while(|packet| !is_barrier(packet, l3));
-        let next = after.find(|next| flow(next, l3).ok() == flow(packet, l3).ok());
-        next.is_some_and(|next| supersedes(next, packet, l3))
-            && advances(&packets[..index], packet, l3)
+        let after = packets.iter().enumerate().skip(index + 1);
+        let mut after = after.take_while(|(_, packet)| !is_barrier(packet, l3));
+        let next = after.find(|(_, next)| flow(next, l3).ok() == flow(packet, l3).ok());
+        next.is_some_and(|(place, next)| {
+            supersedes(next, packet, l3) && !is_spared(&packets[..place], next, l3)
+        }) && advances(&packets[..index], packet, l3)
     };
     packets.iter().enumerate().map(is_useless).collect()
 }
 
+/// What is known of a flow: the highest acknowledgement number, and up to which one all are carried.
+type Known = (u32, Option<u32>);
+
+/// How far a number is ahead of another, if it is.
+fn ahead(new: u32, old: u32) -> Option<u32> {
+    Some(new.wrapping_sub(old)).filter(|ahead| (1..1 << 31).contains(ahead))
+}
+
 /// Whether an acknowledgement's number is higher than all that are known of its flow, and one is.
 fn advances(before: &[Vec<u8>], packet: &[u8], l3: usize) -> bool {
-    let Some((_, number, _)) = blank_ack(packet, l3) else {
-        return false;
-    };
-    let mut highest: Option<u32> = None;
-    for earlier in before {
-        if hides_number(earlier, l3) {
-            highest = None;
+    let number = blank_ack(packet, l3).map(|(_, number, _)| number);
+    let highest = known(before, packet, l3).map(|(highest, _)| highest);
+    highest
+        .zip(number)
+        .is_some_and(|(highest, number)| ahead(number, highest).is_some())
+}
+
+/// Whether an acknowledgement is carried because of a loss before it.
+fn is_spared(before: &[Vec<u8>], packet: &[u8], l3: usize) -> bool {
+    let number = blank_ack(packet, l3).map(|(_, number, _)| number);
+    let until = known(before, packet, l3).and_then(|(_, until)| until);
+    until
+        .zip(number)
+        .is_some_and(|(until, number)| ahead(until, number).is_some())
+}
+
+/// What earlier packets tell of the flow of a packet.
+fn known(before: &[Vec<u8>], packet: &[u8], l3: usize) -> Option<Known> {
+    before.iter().fold(None, |known, earlier| {
+        let known = known.filter(|_| !hides_number(earlier, l3));
+        if flow(earlier, l3) == flow(packet, l3) {
+            learn(known, earlier, l3)
+        } else {
+            known
         }
-        let Ok(at) = Transport::parse(earlier, l3) else {
-            continue;
-        };
-        if flow(earlier, l3) != flow(packet, l3) {
-            continue;
-        }
-        let number = at.l4 + 8..at.l4 + 12;
-        let number = earlier[number].try_into().expect("four bytes");
-        let number = u32::from_be_bytes(number);
-        let of_connection = earlier[flags_at(&at)] & (SYN | RST | ACK) == ACK;
-        highest = match highest {
-            _ if !of_connection => None,
-            None => blank_ack(earlier, l3).map(|_| number),
-            Some(highest) if number.wrapping_sub(highest) < 1 << 31 => Some(number),
-            highest => highest,
-        };
+    })
+}
+
+/// What is known of a flow after one of its segments.
+fn learn(known: Option<Known>, segment: &[u8], l3: usize) -> Option<Known> {
+    let at = Transport::parse(segment, l3).ok()?;
+    let (number, flags) = (at.l4 + 8, segment[flags_at(&at)]);
+    let number = u32::from(get(segment, number)) << 16 | u32::from(get(segment, number + 2));
+    if flags & (SYN | RST | ACK) != ACK {
+        return None;
     }
-    highest.is_some_and(|highest| (1..1 << 31).contains(&number.wrapping_sub(highest)))
+    let is_pure = blank_ack(segment, l3).is_some();
+    let Some((highest, until)) = known else {
+        return is_pure.then_some((number, None));
+    };
+    let highest = ahead(number, highest).map_or(highest, |_| number);
+    let tells_of_loss =
+        at.payload == at.end && flags == ACK && has_sack(&segment[at.l4..at.payload]);
+    let until = match until {
+        until if is_pure => until.filter(|until| ahead(*until, number).is_some()),
+        _ if tells_of_loss => Some(highest.wrapping_add(LOSS_REST)),
+        until => until,
+    };
+    Some((highest, until))
+}
+
+/// Whether there is an option of kind 5 in a TCP header.
+fn has_sack(header: &[u8]) -> bool {
+    let mut at = 20;
+    while let Some(kind) = header.get(at) {
+        let len = header.get(at + 1).copied().unwrap_or(0);
+        match kind {
+            5 => return true,
+            1 => at += 1,
+            0 => return false,
+            _ if len < 2 => return false,
+            _ => at += usize::from(len),
+        }
+    }
+    false
 }
 
 /// What a merger has passed on.
