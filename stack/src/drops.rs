@@ -6,6 +6,8 @@
 //! holds at any time. A packet the node keeps for a while is `consumed` when it goes to wait and
 //! `originated` when it goes on.
 
+use muslin_encap::ip::v6;
+
 macro_rules! reasons {
     ($($(#[$attribute:meta])* $variant:ident, $name:literal, $text:literal;)*) => {
         /// Why a packet was dropped. There is no "other", and further reasons may come: go through
@@ -46,6 +48,8 @@ reasons! {
     SourceAddressInvalid, "source-address-invalid", "A packet's source was a multicast, broadcast, loopback or unspecified address.";
     RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect, or headers that could hide one.";
     DhcpServer, "dhcp-server", "A pod sent to the port of DHCP clients, which only a server does.";
+    NdpInvalid, "ndp-invalid", "A message of IPv6 neighbour discovery was not as RFC 4861 has it, or was in fragments.";
+    MldInvalid, "mld-invalid", "A multicast listener report was not from a link-local address with a hop limit of 1.";
     LinkLocalTaken, "link-local-taken", "A pod claimed an IPv6 link-local address that another pod has.";
     ReservedGroup, "reserved-group", "A frame was for a group address that bridges keep to themselves (IEEE 802.1D).";
     Hairpin, "hairpin", "A frame's destination is behind the port it came from.";
@@ -69,7 +73,12 @@ reasons! {
     Ipv4HeaderLen, "ipv4-header-len", "A packet's IPv4 header length was impossible.";
     Ipv4TotalLen, "ipv4-total-len", "A packet's IPv4 total length was impossible.";
     Ipv4Checksum, "ipv4-checksum", "A packet's IPv4 header checksum was wrong.";
+    Ipv6TooShort, "ipv6-too-short", "A packet was shorter than an IPv6 header.";
+    Ipv6Version, "ipv6-version", "A packet's IP version was not 6.";
+    Ipv6PayloadLen, "ipv6-payload-len", "A packet's IPv6 payload length was impossible.";
+    Ipv6ExtensionHeaders, "ipv6-extension-headers", "A packet's IPv6 extension headers were broken, forbidden or too many to find what it is about.";
     DestinationNotUnicast, "destination-not-unicast", "A packet for the router had a multicast, broadcast, loopback or unspecified destination.";
+    BeyondScope, "beyond-scope", "A packet from or to an IPv6 link-local address would have left its link.";
     TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
     HostForwarded, "host-forwarded", "A packet came by the host interface from an address that is not the host's: the host has forwarded it.";
     HostDenied, "host-denied", "A packet was for an address or a port of the host that egress may not reach.";
@@ -177,6 +186,30 @@ impl DropReason {
                 | Self::UnderlayOverflow
                 | Self::UnderlayQueueFull
         )
+    }
+}
+
+impl From<v6::Error> for DropReason {
+    fn from(error: v6::Error) -> Self {
+        match error {
+            v6::Error::TooShort { .. } => Self::Ipv6TooShort,
+            v6::Error::Version(_) => Self::Ipv6Version,
+            v6::Error::PayloadLen { .. } | v6::Error::Jumbo => Self::Ipv6PayloadLen,
+        }
+    }
+}
+
+impl From<v6::ChainError> for DropReason {
+    fn from(error: v6::ChainError) -> Self {
+        match error {
+            v6::ChainError::NoHeader { .. } => Self::Ipv6TooShort,
+            v6::ChainError::Jumbo => Self::Ipv6PayloadLen,
+            v6::ChainError::Truncated
+            | v6::ChainError::TooMany
+            | v6::ChainError::Misplaced(_)
+            | v6::ChainError::SourceRoute
+            | v6::ChainError::Unknown(_) => Self::Ipv6ExtensionHeaders,
+        }
     }
 }
 

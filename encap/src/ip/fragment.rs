@@ -1,4 +1,7 @@
-//! IPv4 fragmentation (RFC 791 section 3.2) of packets larger than the next hop's MTU.
+//! IPv4 fragmentation (RFC 791 section 3.2) of packets larger than the next hop's MTU; that of IPv6,
+//! which only the packet's originator may do, is in [`v6`].
+
+pub mod v6;
 
 use smoltcp::wire::Ipv4Packet;
 

@@ -8,7 +8,7 @@
 
 use crate::bytes::{be16, put16};
 use crate::ip::transport::{Protocol, TCP_HEADER_LEN, tcp, tcp_header_len};
-use crate::ip::{checksum, v4};
+use crate::ip::{checksum, v4, v6};
 use crate::mtu::Mtu;
 use crate::offload::virtio::Checksum;
 
@@ -20,17 +20,23 @@ mod option {
 }
 
 /// Lowers the MSS that a TCP SYN announces to what a link of this MTU takes, and returns whether it
-/// did. `packet` begins with its IPv4 header. Anything but a SYN, whole or in a first fragment,
-/// stays as it is, and so does a SYN without the option, which stands for 536 bytes.
+/// did. `packet` begins with its IP header, of either version. Anything but a SYN, whole or in a
+/// first fragment, stays as it is, and so does a SYN without the option, which stands for 536 bytes
+/// (1220 in IPv6).
 ///
-/// The MSS is the MTU less 40 bytes, whatever options there are: the sender of options subtracts
-/// their length itself (RFC 6691 section 2). A complete checksum is updated (RFC 1624), so that a
-/// wrong one stays wrong; a partial one does not cover the option.
+/// The MSS is the MTU less 40 bytes, or 60 in IPv6, whatever options and extension headers there
+/// are: the sender of those subtracts their length itself (RFC 6691 section 2). A complete checksum
+/// is updated (RFC 1624), so that a wrong one stays wrong; a partial one does not cover the option.
 pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
-    let Some(segment) = syn(packet) else {
+    let is_v6 = packet.first().is_some_and(|first| first >> 4 == 6);
+    let (network, segment) = match is_v6 {
+        false => (v4::HEADER_LEN, syn_v4(packet)),
+        true => (v6::HEADER_LEN, syn_v6(packet)),
+    };
+    let Some(segment) = segment else {
         return false;
     };
-    let most = mtu.get() - (v4::HEADER_LEN + TCP_HEADER_LEN) as u16;
+    let most = mtu.get() - (network + TCP_HEADER_LEN) as u16;
     let mut lowered = false;
     let mut at = TCP_HEADER_LEN;
     while let Some((kind, len)) = option_at(segment, at) {
@@ -44,8 +50,8 @@ pub fn clamp(packet: &mut [u8], checksum: Checksum, mtu: Mtu) -> bool {
     lowered
 }
 
-/// The TCP header, with its options, of a packet that opens a connection.
-fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
+/// The TCP header, with its options, of an IPv4 packet that opens a connection.
+fn syn_v4(packet: &mut [u8]) -> Option<&mut [u8]> {
     if packet.get(v4::field::PROTOCOL) != Some(&Protocol::Tcp.number()) {
         return None;
     }
@@ -53,7 +59,22 @@ fn syn(packet: &mut [u8]) -> Option<&mut [u8]> {
     if v4::is_later_fragment(packet) {
         return None;
     }
-    let segment = &mut packet[header_len..total];
+    syn(&mut packet[header_len..total])
+}
+
+/// The TCP header, with its options, of an IPv6 packet that opens a connection.
+fn syn_v6(packet: &mut [u8]) -> Option<&mut [u8]> {
+    let total = v6::check(packet).ok()?;
+    let packet = &mut packet[..total];
+    let upper = v6::upper_layer(packet).ok()?;
+    if upper.protocol != Protocol::Tcp.number() || upper.is_later_fragment() {
+        return None;
+    }
+    syn(&mut packet[upper.offset..])
+}
+
+/// The header of a TCP segment, with its options, if it opens a connection.
+fn syn(segment: &mut [u8]) -> Option<&mut [u8]> {
     let len = tcp_header_len(segment).ok()?;
     let header = &mut segment[..len];
     (header[tcp::FLAGS] & tcp::SYN != 0).then_some(header)

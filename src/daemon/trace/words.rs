@@ -445,6 +445,10 @@ fn error_words(error: IcmpError) -> String {
         IcmpError::PortUnreachable => "port unreachable".to_owned(),
         IcmpError::Prohibited => "prohibited".to_owned(),
         IcmpError::FragmentationNeeded(mtu) => format!("fragmentation needed, MTU {mtu}"),
+        IcmpError::BeyondScope => "beyond the scope of the source address".to_owned(),
+        IcmpError::ParameterProblem { code, pointer } => {
+            format!("parameter problem {code} at byte {pointer}")
+        }
     };
     format!("the sender is told: {error}")
 }

@@ -9,7 +9,7 @@ use smoltcp::wire::{
     IPV6_HEADER_LEN, IpProtocol, Ipv6Packet,
 };
 
-use crate::datapath::guard;
+use crate::datapath::ndp;
 use crate::drops::DropReason;
 
 /// Length of an Ethernet header in bytes.
@@ -140,7 +140,7 @@ pub fn is_neighbour_discovery(frame: &[u8]) -> bool {
             && matches!(
                 packet.payload(),
                 [
-                    guard::NEIGHBOUR_SOLICITATION | guard::NEIGHBOUR_ADVERTISEMENT,
+                    ndp::NEIGHBOUR_SOLICITATION | ndp::NEIGHBOUR_ADVERTISEMENT,
                     ..
                 ]
             )

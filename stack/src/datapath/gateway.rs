@@ -1,24 +1,99 @@
-//! The gateway: a node's own addresses, `.1` for its pods and `.0`, from which flannel nodes send.
+//! The gateway: a node's own addresses. In IPv4 they are `.1` for its pods and `.0`, from which flannel
+//! nodes send; in IPv6 the first address after the subnet's base, the base (the Subnet-Router anycast
+//! address, RFC 4291 section 2.6.1), and [`LINK_LOCAL`].
 //!
 //! This is the one module that wraps smoltcp's interfaces. There are two, because smoltcp's
 //! Ethernet interface drops what it has no neighbour for and asks once a second for all of them:
 //! the Ethernet one answers ARP and nothing else; IP packets go through one without a link layer,
 //! whose replies our own router sends on, to a pod or to a peer alike.
+//!
+//! In IPv6 smoltcp gets echo requests only, without their extension headers: it would answer others
+//! with errors about the wrong place, also about errors and to groups. Neighbour discovery is in
+//! [`crate::datapath::ndp`].
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
-use muslin_encap::ip::v4;
+use ipnet::{Ipv4Net, Ipv6Net};
+use muslin_encap::ip::{v4, v6};
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, IpProtocol, Ipv4Cidr, Ipv6Cidr};
+
+use crate::addresses::Nets;
+use crate::datapath::ndp::Held;
 
 /// Larger than any reply. The router cuts replies to the real MTU, because smoltcp panics when it
 /// has to cut an ICMP error, and sums what an earlier reply left in its buffer into the checksum
-/// of a shorter one.
+/// of a shorter one. It cuts no IPv6 at all, and is not given what would be longer in that.
 const MTU: usize = v4::MAX_LEN;
+
+/// The gateway's link-local address. It is the same on every node, so that a pod that moves keeps its
+/// route.
+pub const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The ICMPv6 type of echo requests (RFC 4443 section 4.1).
+const ECHO_REQUEST: u8 = 128;
+
+/// A node's own addresses, which no pod may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    ipv4: Option<[Ipv4Addr; 2]>,
+    ipv6: Option<[Ipv6Addr; 3]>,
+}
+
+/// The gateway's addresses in its subnets.
+#[must_use]
+pub fn addresses(subnets: impl Into<Nets>) -> Own {
+    let subnets = subnets.into();
+    Own {
+        ipv4: subnets.ipv4().map(|net| [address(net), net.network()]),
+        ipv6: subnets
+            .ipv6()
+            .map(|net| [address_v6(net), net.network(), LINK_LOCAL]),
+    }
+}
+
+impl Own {
+    /// Those of IPv4.
+    #[must_use]
+    pub fn ipv4(&self) -> &[Ipv4Addr] {
+        self.ipv4.as_ref().map_or(&[], |it| it.as_slice())
+    }
+
+    /// Those of IPv6.
+    #[must_use]
+    pub fn ipv6(&self) -> &[Ipv6Addr] {
+        self.ipv6.as_ref().map_or(&[], |it| it.as_slice())
+    }
+
+    /// Whether an address is one of them.
+    #[must_use]
+    pub fn contains(&self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(address) => self.ipv4().contains(&address),
+            IpAddr::V6(address) => self.ipv6().contains(&address),
+        }
+    }
+
+    /// What neighbour discovery says of them. Each node has the base of its subnet, and routers of
+    /// other makes have it beside us: others may have it, too.
+    #[must_use]
+    pub fn held(&self) -> Option<[Held; 3]> {
+        let held = |address, anycast| Held {
+            address,
+            router: true,
+            anycast,
+        };
+        let [address, base, link_local] = self.ipv6?;
+        Some([
+            held(address, false),
+            held(base, true),
+            held(link_local, false),
+        ])
+    }
+}
 
 /// The services on a node's own addresses.
 pub struct Gateway {
@@ -33,20 +108,31 @@ struct Endpoint {
 }
 
 impl Gateway {
-    /// A gateway with the addresses `.1` and `.0` of `subnet`.
+    /// A gateway with its addresses in these subnets.
     #[must_use]
-    pub fn new(subnet: Ipv4Net, mac: EthernetAddress, random_seed: u64, now: Instant) -> Self {
+    pub fn new(
+        subnets: impl Into<Nets>,
+        mac: EthernetAddress,
+        random_seed: u64,
+        now: Instant,
+    ) -> Self {
+        let subnets = subnets.into();
+        let own = self::addresses(subnets);
         let endpoint = |hardware, medium, mtu| {
             let mut device = Queues::new(medium, mtu);
             let mut config = Config::new(hardware);
             config.random_seed = random_seed;
             let mut interface = Interface::new(config, &mut device, now);
             interface.update_ip_addrs(|addresses| {
-                let gateway = Ipv4Cidr::new(self::address(subnet), subnet.prefix_len());
-                let base = Ipv4Cidr::new(subnet.network(), 32);
-                // Capacity for eight is a feature of the dependency; two always fit.
-                let _ = addresses.push(IpCidr::Ipv4(gateway));
-                let _ = addresses.push(IpCidr::Ipv4(base));
+                // Capacity for eight is a feature of the dependency; five always fit.
+                // ARP is answered to who is in the subnet.
+                let len = subnets.ipv4().map_or(32, |net| net.prefix_len());
+                for (address, len) in own.ipv4().iter().zip([len, 32]) {
+                    let _ = addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(*address, len)));
+                }
+                for address in own.ipv6() {
+                    let _ = addresses.push(IpCidr::Ipv6(Ipv6Cidr::new(*address, 128)));
+                }
             });
             Endpoint {
                 interface,
@@ -66,13 +152,17 @@ impl Gateway {
 
     /// Hears an ARP frame and gives each frame of the answer to `reply`.
     pub fn arp(&mut self, now: Instant, frame: &[u8], reply: impl FnMut(&[u8])) {
-        self.arp.process(now, frame, reply);
+        self.arp.process(now, &[frame], reply);
     }
 
     /// Takes an IP packet for one of the gateway's addresses and gives each packet of the answer
-    /// to `reply`.
+    /// to `reply`. In IPv6 it answers echo requests and nothing else.
     pub fn ip(&mut self, now: Instant, packet: &[u8], reply: impl FnMut(&[u8])) {
-        self.ip.process(now, packet, reply);
+        if packet.first().is_none_or(|first| first >> 4 != 6) {
+            self.ip.process(now, &[packet], reply);
+        } else if let Some((header, message)) = echo_request(packet) {
+            self.ip.process(now, &[&header, message], reply);
+        }
     }
 }
 
@@ -82,8 +172,33 @@ pub fn address(subnet: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
 }
 
+/// The gateway's address in a subnet of IPv6: the first after the base.
+#[must_use]
+pub fn address_v6(subnet: Ipv6Net) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.network()).saturating_add(1))
+}
+
+/// The echo request in an IPv6 packet, with a header that is right without extension headers between
+/// the two. None of those may ask for more than to be passed over.
+fn echo_request(packet: &[u8]) -> Option<([u8; v6::HEADER_LEN], &[u8])> {
+    let packet = &packet[..v6::check(packet).ok()?];
+    let upper = v6::upper_layer(packet).ok()?;
+    let is_whole = upper.fragment.is_none_or(|it| it.is_atomic());
+    let message = packet.get(upper.offset..)?;
+    let is_request = IpProtocol::from(upper.protocol) == IpProtocol::Icmpv6
+        && message.starts_with(&[ECHO_REQUEST, 0]);
+    if !is_whole || !is_request || packet.len() > MTU || v6::unknown_option(packet).is_some() {
+        return None;
+    }
+    let mut header = *packet.first_chunk()?;
+    v6::set_next_header(&mut header, IpProtocol::Icmpv6);
+    v6::set_payload_len(&mut header, message.len() as u16);
+    Some((header, message))
+}
+
 impl Endpoint {
-    fn process(&mut self, now: Instant, packet: &[u8], mut reply: impl FnMut(&[u8])) {
+    /// Takes a packet in pieces, and gives `reply` what is answered.
+    fn process(&mut self, now: Instant, packet: &[&[u8]], mut reply: impl FnMut(&[u8])) {
         self.device.push(packet);
         self.interface
             .poll_ingress_single(now, &mut self.device, &mut self.sockets);
@@ -115,10 +230,12 @@ impl Queues {
         }
     }
 
-    fn push(&mut self, packet: &[u8]) {
+    fn push(&mut self, pieces: &[&[u8]]) {
         let mut buffer = self.free.pop().unwrap_or_default();
         buffer.clear();
-        buffer.extend_from_slice(packet);
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+        }
         self.received.push_back(buffer);
     }
 }

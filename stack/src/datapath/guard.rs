@@ -5,18 +5,23 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use muslin_encap::ip::v6;
 use smoltcp::wire::{
     ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, IpProtocol, Ipv6Packet,
 };
 
+use crate::datapath::gateway::Own;
+use crate::datapath::ndp::Message;
 use crate::datapath::port::Attachment;
 use crate::drops::DropReason;
 
-/// ICMPv6 message types (RFC 4861 section 4).
-const ROUTER_ADVERTISEMENT: u8 = 134;
-pub(crate) const NEIGHBOUR_SOLICITATION: u8 = 135;
-pub(crate) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
+/// ICMPv6 types of multicast listener discovery (RFC 2710 section 3, RFC 3810 section 5).
+mod mld {
+    pub(super) const QUERY: u8 = 130;
+    pub(super) const REPORT: u8 = 131;
+    pub(super) const DONE: u8 = 132;
+    pub(super) const REPORT_V2: u8 = 143;
+}
 
 /// Where DHCP clients hear servers (RFC 2131 section 4.1, RFC 8415 section 7.2). Nobody else has
 /// anything to send there, from whatever port: clients look at no more than their own.
@@ -38,8 +43,8 @@ impl Default for Policy {
     }
 }
 
-/// Checks the sender of a frame from a pod, where `macs` and `addresses` are the node's own, which
-/// no pod may use, guarded or not.
+/// Checks the sender of a frame from a pod, where `macs` and `own` are the node's own addresses,
+/// which no pod may use, guarded or not.
 ///
 /// # Errors
 /// The reason to drop it.
@@ -47,7 +52,7 @@ pub fn check_pod(
     frame: &EthernetFrame<&[u8]>,
     attachment: &Attachment,
     macs: &[EthernetAddress],
-    addresses: &[Ipv4Addr],
+    own: &Own,
 ) -> Result<(), DropReason> {
     let source = frame.src_addr();
     if !source.is_unicast() {
@@ -60,9 +65,9 @@ pub fn check_pod(
         return Err(DropReason::SourceMacSpoofed);
     }
     match frame.ethertype() {
-        EthernetProtocol::Arp => check_arp(frame.payload(), attachment, addresses),
-        EthernetProtocol::Ipv4 => check_ipv4(frame.payload(), attachment, addresses),
-        EthernetProtocol::Ipv6 => check_ipv6(frame.payload(), attachment),
+        EthernetProtocol::Arp => check_arp(frame.payload(), attachment, own),
+        EthernetProtocol::Ipv4 => check_ipv4(frame.payload(), attachment, own),
+        EthernetProtocol::Ipv6 => check_ipv6(frame.payload(), attachment, own),
         // VLAN tags and SNAP headers would hide a forged packet that the receiver takes out of
         // them (CVE-2021-27853 and three more).
         EthernetProtocol::Unknown(_) if attachment.guarded => Err(DropReason::EtherTypeUnsupported),
@@ -80,11 +85,24 @@ pub fn is_martian(source: Ipv4Addr) -> bool {
         || source.octets()[0] >= 240
 }
 
+/// Whether an IPv6 source address cannot be that of one host: a group's, the loopback address, or an
+/// IPv4 address in disguise (RFC 4291 sections 2.5.5 and 2.7). The unspecified address is none of
+/// these: hosts ask from it whether an address is free.
+#[must_use]
+pub const fn is_martian_v6(source: Ipv6Addr) -> bool {
+    let is_ipv4 = match source.segments() {
+        [0, 0, 0, 0, 0, 0, high, low] => high != 0 || low != 0,
+        [0, 0, 0, 0, 0, 0xffff, ..] => true,
+        _ => false,
+    };
+    source.is_multicast() || is_ipv4
+}
+
 fn owns(attachment: &Attachment, address: impl Into<IpAddr>) -> bool {
     !attachment.guarded || attachment.addresses.contains(&address.into())
 }
 
-fn check_arp(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Result<(), DropReason> {
+fn check_arp(payload: &[u8], attachment: &Attachment, own: &Own) -> Result<(), DropReason> {
     let Ok(arp) = ArpPacket::new_checked(payload) else {
         return Ok(());
     };
@@ -99,7 +117,7 @@ fn check_arp(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Resul
     };
     let source = Ipv4Addr::new(a, b, c, d);
     // A probe for a duplicate address comes from 0.0.0.0 (RFC 5227 section 2.1.1).
-    let may = owns(attachment, source) && !own.contains(&source);
+    let may = owns(attachment, source) && !own.contains(source);
     if source.is_unspecified() || may {
         Ok(())
     } else {
@@ -107,7 +125,7 @@ fn check_arp(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Resul
     }
 }
 
-fn check_ipv4(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Result<(), DropReason> {
+fn check_ipv4(payload: &[u8], attachment: &Attachment, own: &Own) -> Result<(), DropReason> {
     // Malformed packets are the router's to refuse, but the switch would pass them on: so the
     // source counts whatever the rest of the header says.
     let Some(&[a, b, c, d]) = payload.get(12..16) else {
@@ -116,7 +134,7 @@ fn check_ipv4(payload: &[u8], attachment: &Attachment, own: &[Ipv4Addr]) -> Resu
     let source = Ipv4Addr::new(a, b, c, d);
     if is_martian(source) {
         Err(DropReason::SourceAddressInvalid)
-    } else if !owns(attachment, source) || own.contains(&source) {
+    } else if !owns(attachment, source) || own.contains(source) {
         Err(DropReason::SourceAddressSpoofed)
     } else if ipv4_udp(payload).is_some_and(|udp| is_to(udp, DHCP_CLIENT)) {
         Err(DropReason::DhcpServer)
@@ -141,103 +159,114 @@ fn is_to(udp: &[u8], port: u16) -> bool {
     udp.get(2..4) == Some(&port.to_be_bytes())
 }
 
-fn check_ipv6(payload: &[u8], attachment: &Attachment) -> Result<(), DropReason> {
-    let Ok(packet) = Ipv6Packet::new_checked(payload) else {
-        return Ok(());
-    };
-    let source = packet.src_addr();
-    match upper_layer(packet.next_header(), packet.payload())? {
-        Some((IpProtocol::Icmpv6, [ROUTER_ADVERTISEMENT | REDIRECT, ..])) => {
-            return Err(DropReason::RouterAdvertisement);
-        }
-        Some((IpProtocol::Icmpv6, message @ [NEIGHBOUR_ADVERTISEMENT, ..])) => {
-            // Its target is what the receiver believes, not its source.
-            let target = target(message);
-            if target.is_some_and(|it| !it.is_unicast_link_local() && !owns(attachment, it)) {
-                return Err(DropReason::SourceAddressSpoofed);
-            }
-        }
-        Some((IpProtocol::Udp, datagram)) if is_to(datagram, DHCPV6_CLIENT) => {
-            return Err(DropReason::DhcpServer);
-        }
-        _ => {}
+fn check_ipv6(payload: &[u8], attachment: &Attachment, own: &Own) -> Result<(), DropReason> {
+    let packet = &payload[..v6::check(payload)?];
+    let source = Ipv6Packet::new_unchecked(packet).src_addr();
+    if is_martian_v6(source) {
+        return Err(DropReason::SourceAddressInvalid);
     }
-    if source.is_multicast() || source.is_loopback() {
+    if own.contains(source) || !may_claim(attachment, source) {
+        return Err(DropReason::SourceAddressSpoofed);
+    }
+    let upper = v6::upper_layer(packet)?;
+    let (kind, message) = match IpProtocol::from(upper.protocol) {
+        // Fragments but the first have nothing to read, and are nothing without the first.
+        _ if upper.is_later_fragment() => return check_specified(source),
+        kind => (kind, &packet[upper.offset..]),
+    };
+    match (kind, message) {
+        (IpProtocol::Icmpv6, [mld::QUERY..=mld::DONE | mld::REPORT_V2, ..]) => {
+            check_mld(packet, source, message[0])
+        }
+        (IpProtocol::Icmpv6, _) => match Message::parse(packet)? {
+            Some(message) => check_ndp(&message, attachment, own),
+            None => check_specified(source),
+        },
+        (IpProtocol::Udp, datagram) if is_to(datagram, DHCPV6_CLIENT) => {
+            Err(DropReason::DhcpServer)
+        }
+        _ => check_specified(source),
+    }
+}
+
+/// Whether a pod may say of an IPv6 address that it is its own. Which link-local address is whose
+/// [`link_locals`] helps to tell, and who has none yet is nobody.
+fn may_claim(attachment: &Attachment, address: Ipv6Addr) -> bool {
+    address.is_unspecified() || address.is_unicast_link_local() || owns(attachment, address)
+}
+
+/// Only questions about addresses come from nobody.
+fn check_specified(source: Ipv6Addr) -> Result<(), DropReason> {
+    if source.is_unspecified() {
         Err(DropReason::SourceAddressInvalid)
-    } else if source.is_unspecified() || source.is_unicast_link_local() || owns(attachment, source)
-    {
+    } else {
+        Ok(())
+    }
+}
+
+/// Reports come from nobody before a host has an address (RFC 3590 section 4), and all of these from
+/// the link (RFC 3810 section 5.1.14).
+fn check_mld(packet: &[u8], source: Ipv6Addr, kind: u8) -> Result<(), DropReason> {
+    let is_local = source.is_unicast_link_local()
+        || source.is_unspecified() && matches!(kind, mld::REPORT | mld::REPORT_V2);
+    if is_local && Ipv6Packet::new_unchecked(packet).hop_limit() == 1 {
+        Ok(())
+    } else {
+        Err(DropReason::MldInvalid)
+    }
+}
+
+/// Checks what a message of neighbour discovery claims beside its source: what the receivers believe
+/// is its target, and the MAC address in its option.
+fn check_ndp(message: &Message, attachment: &Attachment, own: &Own) -> Result<(), DropReason> {
+    let (claimed, mac) = match message {
+        // The gateway answers who asks whether one of its own addresses is free.
+        Message::Solicitation(it) if it.source.is_unspecified() && own.contains(it.target) => {
+            return Ok(());
+        }
+        Message::Solicitation(it) if it.source.is_unspecified() => (Some(it.target), it.mac),
+        Message::Solicitation(it) => (None, it.mac),
+        Message::Advertisement(it) if it.source.is_unspecified() => {
+            return Err(DropReason::SourceAddressInvalid);
+        }
+        Message::Advertisement(it) => (Some(it.target), it.mac),
+        Message::RouterSolicitation { mac, .. } => (None, *mac),
+    };
+    if attachment.guarded && mac.is_some_and(|mac| mac != attachment.mac) {
+        return Err(DropReason::SourceMacSpoofed);
+    }
+    let is_free = |address| !own.contains(address) && may_claim(attachment, address);
+    if claimed.is_none_or(is_free) {
         Ok(())
     } else {
         Err(DropReason::SourceAddressSpoofed)
     }
 }
 
-/// The address that a neighbour solicitation or advertisement is about.
-fn target(message: &[u8]) -> Option<Ipv6Addr> {
-    let bytes = <[u8; 16]>::try_from(message.get(8..24)?).ok()?;
-    Some(bytes.into())
-}
-
 /// The IPv6 link-local addresses that a frame says are its sender's: its source, and what a
-/// neighbour advertisement or a question for duplicates (RFC 4862 section 5.4.2) is about.
+/// neighbour advertisement or a question for duplicates (RFC 4862 section 5.4.2) is about; but none of
+/// the node's own.
 #[must_use]
-pub fn link_locals(frame: &EthernetFrame<&[u8]>) -> [Option<Ipv6Addr>; 2] {
-    let packet = match frame.ethertype() {
-        EthernetProtocol::Ipv6 => Ipv6Packet::new_checked(frame.payload()).ok(),
-        EthernetProtocol::Arp | EthernetProtocol::Ipv4 | EthernetProtocol::Unknown(_) => None,
-    };
-    let Some(packet) = packet else {
+pub fn link_locals(frame: &EthernetFrame<&[u8]>, own: &Own) -> [Option<Ipv6Addr>; 2] {
+    let packet = frame.payload();
+    if frame.ethertype() != EthernetProtocol::Ipv6 || v6::check(packet).is_err() {
         return [None; 2];
-    };
-    let source = packet.src_addr();
-    let claimed = match upper_layer(packet.next_header(), packet.payload()) {
-        Ok(Some((IpProtocol::Icmpv6, message @ [NEIGHBOUR_ADVERTISEMENT, ..]))) => target(message),
-        Ok(Some((IpProtocol::Icmpv6, message @ [NEIGHBOUR_SOLICITATION, ..])))
-            if source.is_unspecified() =>
-        {
-            target(message)
-        }
+    }
+    let source = Ipv6Packet::new_unchecked(packet).src_addr();
+    let claimed = match Message::parse(packet) {
+        Ok(Some(Message::Advertisement(it))) => Some(it.target),
+        Ok(Some(Message::Solicitation(it))) if it.source.is_unspecified() => Some(it.target),
         _ => None,
     };
-    [Some(source), claimed].map(|address| address.filter(Ipv6Addr::is_unicast_link_local))
-}
-
-/// The UDP datagram or ICMPv6 message in the payload of an IPv6 packet, behind any extension
-/// headers; `None` if there is none. A packet that ends, or is cut into fragments, before that is
-/// known is refused (RFC 7113 section 3): a router advertisement may be in it.
-fn upper_layer(
-    first: IpProtocol,
-    payload: &[u8],
-) -> Result<Option<(IpProtocol, &[u8])>, DropReason> {
-    let (mut kind, mut rest) = (first, payload);
-    loop {
-        let (next, len) = match (kind, rest) {
-            (IpProtocol::Icmpv6 | IpProtocol::Udp, rest) => return Ok(Some((kind, rest))),
-            (IpProtocol::HopByHop | IpProtocol::Ipv6Route | IpProtocol::Ipv6Opts, header) => {
-                let [next, len, ..] = header else {
-                    return Err(DropReason::RouterAdvertisement);
-                };
-                (*next, (usize::from(*len) + 1) * 8)
-            }
-            (IpProtocol::Ipv6Frag, [next, _, high, low, ..]) => {
-                // Pieces but the first have nothing to read, and are nothing without the first.
-                if u16::from_be_bytes([*high, *low]) & 0xfff8 != 0 {
-                    return Ok(None);
-                }
-                (*next, 8)
-            }
-            (IpProtocol::Ipv6Frag, _) => return Err(DropReason::RouterAdvertisement),
-            (IpProtocol::IpSecAh, [next, len, ..]) => (*next, (usize::from(*len) + 2) * 4),
-            _ => return Ok(None),
-        };
-        kind = IpProtocol::from(next);
-        rest = rest.get(len..).ok_or(DropReason::RouterAdvertisement)?;
-    }
+    let is_one = |it: &Ipv6Addr| it.is_unicast_link_local() && !own.contains(*it);
+    [Some(source), claimed].map(|address| address.filter(is_one))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::addresses::Nets;
+    use crate::datapath::gateway;
     use crate::datapath::port::Rates;
 
     const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
@@ -255,7 +284,12 @@ mod tests {
         let kind = u16::from(ethertype).to_be_bytes();
         let frame = [&[0xff; 6], MAC.as_bytes(), &kind, payload].concat();
         let frame = EthernetFrame::new_checked(&frame[..]).unwrap();
-        check_pod(&frame, &pod, &[], &[])
+        check_pod(
+            &frame,
+            &pod,
+            &[],
+            &gateway::addresses("10.244.1.0/24,fd00::/64".parse::<Nets>().unwrap()),
+        )
     }
 
     fn ipv6(source: &str, next: IpProtocol, payload: &[u8]) -> Vec<u8> {

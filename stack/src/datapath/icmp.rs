@@ -1,6 +1,7 @@
-//! ICMP errors about packets that cannot go on (RFC 792, RFC 1122 section 3.2.2, RFC 1812 4.3).
+//! ICMP errors about packets that cannot go on (RFC 792, RFC 1122 section 3.2.2, RFC 1812 4.3), and
+//! those of ICMPv6 ([`v6`]).
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use muslin_encap::ip::{checksum, v4};
 use smoltcp::time::Instant;
@@ -8,16 +9,21 @@ use smoltcp::wire::{Icmpv4Packet, IpProtocol, Ipv4Packet};
 
 use crate::bucket::TokenBucket;
 
-/// The longest error in bytes, with its IP header (RFC 1812 section 4.3.2.3).
-pub const MAX_LEN: usize = 576;
+pub mod v6;
 
-/// Bytes of an ICMP header (RFC 792).
+/// The longest error in bytes, with its IP header, of either version.
+pub const MAX_LEN: usize = v6::MAX_LEN;
+/// The longest error of IPv4 in bytes, with its IP header (RFC 1812 section 4.3.2.3).
+pub const MAX_LEN_V4: usize = 576;
+
+/// Bytes of an ICMP header (RFC 792), and of an ICMPv6 header of the kinds that are here (RFC 4443).
 pub(crate) const HEADER_LEN: usize = 8;
 const HEADERS_LEN: usize = v4::HEADER_LEN + HEADER_LEN;
 /// ICMP errors are internetwork control (RFC 1812 section 4.3.2.5), as CS6 has it (RFC 4594 section 3.1).
 const DSCP: u8 = 48;
 
-/// An error a router may have to report.
+/// An error a router may have to report, of either version. Types and codes are those of IPv4; those
+/// of IPv6 are in [`v6`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IcmpError {
     /// Type 11 code 0: the time to live ended in transit.
@@ -35,8 +41,19 @@ pub enum IcmpError {
     /// Type 3 code 13: a rule forbids it (RFC 1812 section 5.2.7.1).
     Prohibited,
     /// Type 3 code 4: larger than the next hop's MTU (in bytes) with "don't fragment" set (RFC
-    /// 1191 section 4).
+    /// 1191 section 4). In IPv6 it is Packet Too Big.
     FragmentationNeeded(u16),
+    /// The packet's source is of its link only, which the packet would have to leave. IPv4 has no
+    /// code for that but type 3 code 1.
+    BeyondScope,
+    /// Type 12: there is something wrong with a field of the header or with an option.
+    ParameterProblem {
+        /// What is wrong, by the codes of ICMPv6 (RFC 4443 section 3.4, RFC 7112 section 5). IPv4 has
+        /// code 0 for all.
+        code: u8,
+        /// Where it is: bytes from the start of the offender.
+        pointer: u16,
+    },
 }
 
 impl IcmpError {
@@ -45,16 +62,17 @@ impl IcmpError {
             Self::TimeExceeded => (11, 0, 0),
             Self::ReassemblyTimeExceeded => (11, 1, 0),
             Self::NetUnreachable => (3, 0, 0),
-            Self::HostUnreachable => (3, 1, 0),
+            Self::HostUnreachable | Self::BeyondScope => (3, 1, 0),
             Self::ProtocolUnreachable => (3, 2, 0),
             Self::PortUnreachable => (3, 3, 0),
             Self::Prohibited => (3, 13, 0),
             Self::FragmentationNeeded(mtu) => (3, 4, u32::from(mtu)),
+            Self::ParameterProblem { pointer, .. } => (12, 0, u32::from(pointer) << 24),
         }
     }
 
-    /// The error that a message of this type and code tells, with the MTU that it names in bytes;
-    /// `None` if it is no error that a router has to report.
+    /// The error that a message of ICMP with this type and code tells, with the MTU that it names in
+    /// bytes; `None` if it is no error that a router has to report.
     #[must_use]
     pub fn from_wire(kind: u8, code: u8, mtu: u32) -> Option<Self> {
         Some(match (kind, code) {
@@ -71,16 +89,29 @@ impl IcmpError {
         })
     }
 
-    /// Writes this error about `offender`, a well-formed IPv4 packet, as a whole IPv4 packet from
-    /// `source` into `buffer`, and returns its length. It quotes the offender as far as 576 bytes
-    /// and the buffer reach. `None` if there must be no error about that packet, or the buffer is
-    /// shorter than the headers.
+    /// Writes this error about `offender`, a well-formed IP packet, as a whole packet of the same
+    /// version from `source` into `buffer`, and returns its length. It quotes the offender as far as
+    /// 576 bytes in IPv4, 1280 bytes in IPv6, and the buffer reach. `None` if there must be no error
+    /// about that packet, the source is of the other version, or the buffer is shorter than the
+    /// headers.
     #[must_use]
-    pub fn write(self, buffer: &mut [u8], source: Ipv4Addr, offender: &[u8]) -> Option<usize> {
-        if !may_answer(offender) {
+    pub fn write(
+        self,
+        buffer: &mut [u8],
+        source: impl Into<IpAddr>,
+        offender: &[u8],
+    ) -> Option<usize> {
+        match source.into() {
+            IpAddr::V4(source) => self.write_v4(buffer, source, offender),
+            IpAddr::V6(source) => v6::write(self, buffer, source, offender),
+        }
+    }
+
+    fn write_v4(self, buffer: &mut [u8], source: Ipv4Addr, offender: &[u8]) -> Option<usize> {
+        if !may_answer_v4(offender) {
             return None;
         }
-        let room = buffer.len().min(MAX_LEN).checked_sub(HEADERS_LEN)?;
+        let room = buffer.len().min(MAX_LEN_V4).checked_sub(HEADERS_LEN)?;
         let quoted = offender.len().min(room);
         let len = HEADERS_LEN + quoted;
         let packet = buffer.get_mut(..len)?;
@@ -110,14 +141,29 @@ impl IcmpError {
     }
 }
 
-/// Whether there may be an ICMP error about `packet`, a well-formed IPv4 packet: not about ICMP
+/// Whether there may be an ICMP error about `packet`, a well-formed IP packet: in IPv4 not about ICMP
 /// errors, fragments but the first, or packets to or from anything but one host (RFC 1122 section
-/// 3.2.2).
+/// 3.2.2); in IPv6 as [`v6::may_answer`] has it.
 #[must_use]
 pub fn may_answer(packet: &[u8]) -> bool {
+    if is_v6(packet) {
+        v6::may_answer(packet)
+    } else {
+        may_answer_v4(packet)
+    }
+}
+
+fn is_v6(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 6)
+}
+
+fn may_answer_v4(packet: &[u8]) -> bool {
     let Ok(packet) = Ipv4Packet::new_checked(packet) else {
         return false;
     };
+    if packet.version() != 4 {
+        return false;
+    }
     let one_host = |address: Ipv4Addr| {
         !(address.is_multicast()
             || address.is_broadcast()
@@ -131,10 +177,13 @@ pub fn may_answer(packet: &[u8]) -> bool {
         && (packet.next_header() != IpProtocol::Icmp || is_query(packet.payload()))
 }
 
-/// Whether `packet`, a well-formed IPv4 packet, is ICMP but none of the queries and their answers.
-/// What a later fragment belongs to it does not tell.
+/// Whether `packet`, a well-formed IP packet, is an ICMP error; in IPv4, ICMP but none of the queries
+/// and their answers. What a later fragment belongs to it does not tell.
 #[must_use]
 pub fn is_error(packet: &[u8]) -> bool {
+    if is_v6(packet) {
+        return v6::is_error(packet);
+    }
     Ipv4Packet::new_checked(packet).is_ok_and(|packet| {
         packet.next_header() == IpProtocol::Icmp
             && packet.frag_offset() == 0
@@ -232,7 +281,7 @@ mod tests {
         for (error, expected) in cases {
             let mut buffer = [0xaa; 600];
             let len = error.write(&mut buffer, GATEWAY, &offender).unwrap();
-            assert_eq!(len, MAX_LEN);
+            assert_eq!(len, MAX_LEN_V4);
             let (ip, rest) = etherparse::Ipv4Header::from_slice(&buffer[..len]).unwrap();
             assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
             assert_eq!((ip.source, ip.destination), (GATEWAY.octets(), POD));
@@ -244,7 +293,7 @@ mod tests {
                 icmp.header().checksum,
                 expected.calc_checksum(icmp.payload())
             );
-            assert_eq!(icmp.payload(), &offender[..MAX_LEN - 28]);
+            assert_eq!(icmp.payload(), &offender[..MAX_LEN_V4 - 28]);
             let (kind, code, rest) = error.fields();
             assert_eq!(IcmpError::from_wire(kind, code, rest), Some(error));
         }

@@ -15,6 +15,7 @@ pub mod hash;
 pub mod host_interface;
 pub mod icmp;
 pub mod link_local;
+pub mod ndp;
 pub mod neighbour;
 pub mod node;
 pub mod observe;

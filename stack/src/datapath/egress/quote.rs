@@ -9,7 +9,7 @@ use super::key::{Key, Protocol};
 use crate::datapath::icmp;
 
 /// The most an ICMP error quotes.
-pub(super) const QUOTED: usize = icmp::MAX_LEN - v4::HEADER_LEN - icmp::HEADER_LEN;
+pub(super) const QUOTED: usize = icmp::MAX_LEN_V4 - v4::HEADER_LEN - icmp::HEADER_LEN;
 
 /// What there is to hear about datagrams after one has failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use super::router::{Decision, Origin};
 use super::{Node, Sender};
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
+use crate::datapath::gateway;
 use crate::datapath::guard;
 use crate::datapath::link_local;
 use crate::datapath::neighbour::Place;
@@ -32,7 +33,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         id: PortId,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
-        let own = (self.own_macs(), self.own_addresses());
+        let own = (self.own_macs(), gateway::addresses(self.subnet));
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.total_len());
         if let Some(limit) = &port.attachment.rates.from_pod {
@@ -44,7 +45,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ethertype = view.ethertype();
         if port.attachment.guarded {
-            self.check_link_locals(now, id, guard::link_locals(&view))?;
+            self.check_link_locals(now, id, guard::link_locals(&view, &own.1))?;
         } else {
             // A guarded pod has only the address that is static already.
             self.fdb.learn(source, id, now);
@@ -293,7 +294,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// port. What is to be done about the frame itself is done there.
     pub fn learn_from_sibling(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
         self.begin(now);
-        let own = (self.own_macs(), self.own_addresses());
+        let own = (self.own_macs(), gateway::addresses(self.subnet));
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;
         };
@@ -306,7 +307,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.learn_from_arp(now, id, bytes);
         } else if guarded {
             // A claim that is refused here is refused there, or was first there.
-            let _ = self.check_link_locals(now, id, guard::link_locals(&view));
+            let _ = self.check_link_locals(now, id, guard::link_locals(&view, &own.1));
         }
     }
 
