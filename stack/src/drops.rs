@@ -46,7 +46,7 @@ reasons! {
     SourceMacSpoofed, "source-mac-spoofed", "A pod sent from a MAC address that is not its own.";
     SourceAddressSpoofed, "source-address-spoofed", "A pod sent from an IP address that is not its own.";
     SourceAddressInvalid, "source-address-invalid", "A packet's source was a multicast, broadcast, loopback or unspecified address.";
-    RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect, or headers that could hide one.";
+    RouterAdvertisement, "router-advertisement", "A pod sent an IPv6 router advertisement or redirect.";
     DhcpServer, "dhcp-server", "A pod sent to the port of DHCP clients, which only a server does.";
     NdpInvalid, "ndp-invalid", "A message of IPv6 neighbour discovery was not as RFC 4861 has it, or was in fragments.";
     MldInvalid, "mld-invalid", "A multicast listener report was not from a link-local address with a hop limit of 1.";

@@ -267,53 +267,313 @@ mod tests {
     use super::*;
     use crate::addresses::Nets;
     use crate::datapath::gateway;
-    use crate::datapath::port::Rates;
+    use crate::datapath::ndp;
 
     const MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
 
-    fn check(ethertype: EthernetProtocol, payload: &[u8]) -> Result<(), DropReason> {
-        let pod = Attachment {
-            mac: MAC,
-            addresses: vec![
-                Ipv4Addr::new(10, 244, 1, 2).into(),
-                "fd00::2".parse().unwrap(),
-            ],
-            guarded: true,
-            rates: Rates::default(),
-        };
+    const OTHER_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 2]);
+    const SPOOFED: Result<(), DropReason> = Err(DropReason::SourceAddressSpoofed);
+    const INVALID: Result<(), DropReason> = Err(DropReason::SourceAddressInvalid);
+
+    fn check_from(
+        ethertype: EthernetProtocol,
+        payload: &[u8],
+        guarded: bool,
+    ) -> Result<(), DropReason> {
+        let addresses = ["10.244.1.2", "fd00:0:0:1::2"];
+        let addresses = addresses.map(|it| it.parse().unwrap()).to_vec();
+        let pod = Attachment::new(MAC, addresses);
+        let pod = if guarded { pod } else { pod.unguarded() };
         let kind = u16::from(ethertype).to_be_bytes();
         let frame = [&[0xff; 6], MAC.as_bytes(), &kind, payload].concat();
         let frame = EthernetFrame::new_checked(&frame[..]).unwrap();
-        check_pod(
-            &frame,
-            &pod,
-            &[],
-            &gateway::addresses("10.244.1.0/24,fd00::/64".parse::<Nets>().unwrap()),
-        )
+        check_pod(&frame, &pod, &[], &own())
+    }
+
+    fn check(ethertype: EthernetProtocol, payload: &[u8]) -> Result<(), DropReason> {
+        check_from(ethertype, payload, true)
+    }
+
+    fn own() -> Own {
+        let subnets: Nets = "10.244.1.0/24,fd00:0:0:1::/64".parse().unwrap();
+        gateway::addresses(subnets)
+    }
+
+    /// What becomes of an IPv6 packet from a guarded pod, and of the same from another.
+    fn both(packet: &[u8]) -> [Result<(), DropReason>; 2] {
+        [true, false].map(|guarded| check_from(EthernetProtocol::Ipv6, packet, guarded))
+    }
+
+    fn address(text: &str) -> Ipv6Addr {
+        text.parse().unwrap()
     }
 
     fn ipv6(source: &str, next: IpProtocol, payload: &[u8]) -> Vec<u8> {
-        let mut packet = vec![0; 40];
-        packet[0] = 0x60;
-        packet[4..6].copy_from_slice(&(payload.len() as u16).to_be_bytes());
-        packet[6] = next.into();
-        packet[8..24].copy_from_slice(&source.parse::<Ipv6Addr>().unwrap().octets());
-        packet[24..40].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
-        [&packet, payload].concat()
+        let header = v6::Header {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: payload.len() as u16,
+            next_header: next,
+            hop_limit: 255,
+            source: address(source),
+            destination: address("ff02::1"),
+        };
+        [&header.to_bytes()[..], payload].concat()
+    }
+
+    /// An ICMPv6 message with a right checksum behind these headers.
+    fn icmp(source: &str, hop_limit: u8, message: &[u8]) -> Vec<u8> {
+        let mut packet = ipv6(source, IpProtocol::Icmpv6, message);
+        packet[7] = hop_limit;
+        v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+        packet
+    }
+
+    /// A message of neighbour discovery of this kind, with an option.
+    fn message(
+        kind: u8,
+        source: &str,
+        target: &str,
+        option: Option<(u8, EthernetAddress)>,
+    ) -> Vec<u8> {
+        let mut bytes = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        if kind != ndp::ROUTER_SOLICITATION {
+            bytes.extend(address(target).octets());
+        }
+        if let Some((kind, mac)) = option {
+            bytes.extend([kind, 1]);
+            bytes.extend(mac.as_bytes());
+        }
+        let mut packet = icmp(source, 255, &bytes);
+        if kind == ndp::NEIGHBOUR_SOLICITATION {
+            packet[24..40].copy_from_slice(&ndp::solicited_node(address(target)).octets());
+            v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+        }
+        packet
+    }
+
+    /// v6LC.1.1.10 and RFC 4291: what no host sends from, and what only its holder does.
+    #[test]
+    fn a_pod_sends_from_its_own_ipv6_addresses() {
+        for (source, expected) in [
+            ("fd00:0:0:1::2", [Ok(()); 2]),
+            ("fe80::2", [Ok(()); 2]),
+            ("fd00:0:0:1::3", [SPOOFED, Ok(())]),
+            ("2001:db8::1", [SPOOFED, Ok(())]),
+            // The gateway's, the subnet's base, and that of all gateways.
+            ("fd00:0:0:1::1", [SPOOFED; 2]),
+            ("fd00:0:0:1::", [SPOOFED; 2]),
+            ("fe80::1", [SPOOFED; 2]),
+            ("::", [INVALID; 2]),
+            ("::1", [INVALID; 2]),
+            ("ff02::1", [INVALID; 2]),
+            ("ff0e::1:2", [INVALID; 2]),
+            ("::ffff:10.244.1.2", [INVALID; 2]),
+            ("::10.244.1.2", [INVALID; 2]),
+            ("::0.0.0.2", [INVALID; 2]),
+            ("::1:0:0:0", [SPOOFED, Ok(())]),
+            ("::1:ffff:10.244.1.2", [SPOOFED, Ok(())]),
+        ] {
+            let packet = ipv6(source, IpProtocol::Udp, &[0; 8]);
+            assert_eq!(both(&packet), expected, "{source}");
+            let later = ipv6(source, IpProtocol::Ipv6Frag, &[17, 0, 0, 8, 0, 0, 0, 1, 9]);
+            assert_eq!(both(&later), expected, "a later fragment from {source}");
+        }
     }
 
     #[test]
-    fn a_pod_without_an_address_yet_asks_and_is_heard() {
-        for (source, expected) in [
-            ("::", Ok(())),
-            ("fe80::2", Ok(())),
-            ("fd00::2", Ok(())),
-            ("fd00::3", Err(DropReason::SourceAddressSpoofed)),
-            ("::1", Err(DropReason::SourceAddressInvalid)),
-            ("ff02::1", Err(DropReason::SourceAddressInvalid)),
+    fn neighbour_discovery_says_what_is_the_pods_own() {
+        use ndp::{
+            NEIGHBOUR_ADVERTISEMENT as ADVERTISEMENT, NEIGHBOUR_SOLICITATION as SOLICITATION,
+        };
+        let (slla, tlla) = (Some((1, MAC)), Some((2, MAC)));
+        let (foreign_slla, foreign_tlla) = (Some((1, OTHER_MAC)), Some((2, OTHER_MAC)));
+        let mac_spoofed = Err(DropReason::SourceMacSpoofed);
+        let invalid = Err(DropReason::NdpInvalid);
+        let pod = "fd00:0:0:1::2";
+        for (kind, source, target, option, expected) in [
+            // It asks for whom it likes.
+            (SOLICITATION, pod, "fd00:0:0:1::3", slla, [Ok(()); 2]),
+            (SOLICITATION, pod, "fd00:0:0:1::1", slla, [Ok(()); 2]),
+            (SOLICITATION, "fe80::2", "fe80::1", None, [Ok(()); 2]),
+            (
+                SOLICITATION,
+                pod,
+                "fd00:0:0:1::3",
+                foreign_slla,
+                [mac_spoofed, Ok(())],
+            ),
+            // Whether its address is free; whether the gateway's are, it hears from the gateway.
+            (SOLICITATION, "::", pod, None, [Ok(()); 2]),
+            (SOLICITATION, "::", "fe80::2", None, [Ok(()); 2]),
+            (SOLICITATION, "::", "fd00:0:0:1::1", None, [Ok(()); 2]),
+            (SOLICITATION, "::", "fd00:0:0:1::", None, [Ok(()); 2]),
+            (SOLICITATION, "::", "fe80::1", None, [Ok(()); 2]),
+            (SOLICITATION, "::", "fd00:0:0:1::3", None, [SPOOFED, Ok(())]),
+            (SOLICITATION, "::", pod, slla, [invalid; 2]),
+            (ADVERTISEMENT, pod, pod, tlla, [Ok(()); 2]),
+            (ADVERTISEMENT, "fe80::2", "fe80::2", None, [Ok(()); 2]),
+            (ADVERTISEMENT, pod, pod, foreign_tlla, [mac_spoofed, Ok(())]),
+            (ADVERTISEMENT, pod, "fd00:0:0:1::3", tlla, [SPOOFED, Ok(())]),
+            (ADVERTISEMENT, pod, "fd00:0:0:1::1", tlla, [SPOOFED; 2]),
+            (ADVERTISEMENT, pod, "fd00:0:0:1::", tlla, [SPOOFED; 2]),
+            (ADVERTISEMENT, pod, "fe80::1", tlla, [SPOOFED; 2]),
+            (ADVERTISEMENT, "::", pod, tlla, [INVALID; 2]),
+            (ADVERTISEMENT, "fe80::1", pod, tlla, [SPOOFED; 2]),
+            (ndp::ROUTER_SOLICITATION, "::", "::", None, [Ok(()); 2]),
+            (ndp::ROUTER_SOLICITATION, "fe80::2", "::", slla, [Ok(()); 2]),
+            (
+                ndp::ROUTER_SOLICITATION,
+                "fe80::2",
+                "::",
+                foreign_slla,
+                [mac_spoofed, Ok(())],
+            ),
         ] {
-            let packet = ipv6(source, IpProtocol::Udp, &[0; 8]);
-            assert_eq!(check(EthernetProtocol::Ipv6, &packet), expected, "{source}");
+            let packet = message(kind, source, target, option);
+            assert_eq!(
+                both(&packet),
+                expected,
+                "{kind} {source} {target} {option:?}"
+            );
+        }
+    }
+
+    /// RFC 6105 and 7113: behind whatever is in front of it.
+    #[test]
+    fn nobody_is_a_router_here() {
+        let never = [Err(DropReason::RouterAdvertisement); 2];
+        for kind in [ndp::ROUTER_ADVERTISEMENT, ndp::REDIRECT] {
+            let bytes = [&[kind][..], &[0; 39]].concat();
+            for headers in [
+                &[][..],
+                &[(IpProtocol::HopByHop, 0)],
+                &[(IpProtocol::Ipv6Opts, 0), (IpProtocol::Ipv6Opts, 0)],
+                &[(IpProtocol::Ipv6Frag, 0)],
+                &[(IpProtocol::Ipv6Frag, 1)],
+                &[(IpProtocol::Ipv6Frag, 1), (IpProtocol::Ipv6Opts, 0)],
+            ] {
+                let mut payload = bytes.clone();
+                let mut next = IpProtocol::Icmpv6;
+                for (kind, more) in headers.iter().rev() {
+                    let header = [u8::from(next), 0, 0, *more, 0, 0, 0, 0];
+                    payload.splice(0..0, header);
+                    next = *kind;
+                }
+                assert_eq!(both(&ipv6("fe80::2", next, &payload)), never, "{headers:?}");
+            }
+        }
+    }
+
+    /// RFC 6980.
+    #[test]
+    fn neighbour_discovery_is_not_in_fragments() {
+        let whole = message(ndp::NEIGHBOUR_ADVERTISEMENT, "fe80::2", "fe80::2", None);
+        assert_eq!(both(&whole), [Ok(()); 2]);
+        for more in [0, 1] {
+            let header = [58, 0, 0, more, 0, 0, 0, 0];
+            let payload = [&header, &whole[40..]].concat();
+            let packet = ipv6("fe80::2", IpProtocol::Ipv6Frag, &payload);
+            assert_eq!(both(&packet), [Err(DropReason::NdpInvalid); 2]);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_into_does_not_pass() {
+        let pod = "fd00:0:0:1::2";
+        let hidden = [Err(DropReason::Ipv6ExtensionHeaders); 2];
+        let options = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+        let many = |count: usize| {
+            let headers = vec![options(60); count - 1].concat();
+            [&headers[..], &options(17), &[0; 8]].concat()
+        };
+        for (next, payload, expected) in [
+            (IpProtocol::Ipv6Opts, many(8), [Ok(()); 2]),
+            (IpProtocol::Ipv6Opts, many(9), hidden),
+            (IpProtocol::Ipv6Opts, options(60).to_vec(), hidden),
+            (IpProtocol::Ipv6Opts, vec![58], hidden),
+            (IpProtocol::Ipv6Route, vec![17, 0, 0, 0, 0, 0, 0, 0], hidden),
+            (
+                IpProtocol::Ipv6Opts,
+                [options(0), options(58)].concat(),
+                hidden,
+            ),
+            (IpProtocol::from(139), vec![0; 40], hidden),
+            (IpProtocol::IpSecEsp, vec![0; 40], [Ok(()); 2]),
+            (IpProtocol::Ipv6NoNxt, vec![], [Ok(()); 2]),
+        ] {
+            let packet = ipv6(pod, next, &payload);
+            assert_eq!(both(&packet), expected, "{next} {payload:?}");
+        }
+        let good = ipv6(pod, IpProtocol::Udp, &[0; 8]);
+        let mut old = good.clone();
+        old[0] = 0x45;
+        for (packet, reason) in [
+            (&good[..47], DropReason::Ipv6PayloadLen),
+            (&good[..39], DropReason::Ipv6TooShort),
+            (&old[..], DropReason::Ipv6Version),
+            (&[], DropReason::Ipv6TooShort),
+        ] {
+            assert_eq!(both(packet), [Err(reason); 2]);
+        }
+    }
+
+    #[test]
+    fn listeners_report_from_their_link() {
+        let invalid = Err(DropReason::MldInvalid);
+        for (kind, source, hop_limit, expected) in [
+            (mld::REPORT_V2, "fe80::2", 1, Ok(())),
+            (mld::REPORT_V2, "::", 1, Ok(())),
+            (mld::REPORT, "::", 1, Ok(())),
+            (mld::DONE, "fe80::2", 1, Ok(())),
+            (mld::QUERY, "fe80::2", 1, Ok(())),
+            (mld::QUERY, "::", 1, invalid),
+            (mld::DONE, "::", 1, invalid),
+            (mld::REPORT_V2, "fd00:0:0:1::2", 1, invalid),
+            (mld::REPORT_V2, "fe80::2", 255, invalid),
+            (mld::REPORT_V2, "fe80::2", 2, invalid),
+        ] {
+            let message = [&[kind][..], &[0; 23]].concat();
+            // Router Alert is in front of them (RFC 2710 section 3).
+            let alert = [&[58, 0, 5, 2, 0, 0, 1, 0], &message[..]].concat();
+            let mut behind = ipv6(source, IpProtocol::HopByHop, &alert);
+            behind[7] = hop_limit;
+            for packet in [icmp(source, hop_limit, &message), behind] {
+                assert_eq!(both(&packet), [expected; 2], "{kind} {source} {hop_limit}");
+            }
+        }
+    }
+
+    #[test]
+    fn link_local_addresses_are_the_senders_unless_they_are_the_nodes() {
+        use ndp::{
+            NEIGHBOUR_ADVERTISEMENT as ADVERTISEMENT, NEIGHBOUR_SOLICITATION as SOLICITATION,
+        };
+        let claimed = |packet: &[u8]| {
+            let frame = [&[0xff; 6], MAC.as_bytes(), &[0x86, 0xdd], packet].concat();
+            let frame = EthernetFrame::new_checked(&frame[..]).unwrap();
+            link_locals(&frame, &own())
+        };
+        let two = Some(address("fe80::2"));
+        for (packet, expected) in [
+            (ipv6("fe80::2", IpProtocol::Udp, &[0; 8]), [two, None]),
+            (
+                ipv6("fd00:0:0:1::2", IpProtocol::Udp, &[0; 8]),
+                [None, None],
+            ),
+            (message(SOLICITATION, "::", "fe80::2", None), [None, two]),
+            (message(SOLICITATION, "::", "fe80::1", None), [None, None]),
+            (
+                message(SOLICITATION, "fe80::2", "fe80::3", None),
+                [two, None],
+            ),
+            (
+                message(ADVERTISEMENT, "fe80::2", "fe80::2", None),
+                [two, two],
+            ),
+            (vec![0x60; 30], [None, None]),
+        ] {
+            assert_eq!(claimed(&packet), expected, "{packet:x?}");
         }
     }
 
@@ -367,10 +627,19 @@ mod tests {
 
     #[test]
     fn a_fragment_that_ends_in_its_header_is_refused() {
-        for len in 0..8 {
-            let packet = ipv6("fd00::2", IpProtocol::Ipv6Frag, &[0; 8][..len]);
+        for len in 0..=8 {
+            let packet = ipv6(
+                "fd00:0:0:1::2",
+                IpProtocol::Ipv6Frag,
+                &[59, 0, 0, 0, 0, 0, 0, 0][..len],
+            );
             let checked = check(EthernetProtocol::Ipv6, &packet);
-            assert_eq!(checked, Err(DropReason::RouterAdvertisement), "{len}");
+            // A first and only fragment of eight bytes is all headers.
+            let expected = match len {
+                0..8 => Err(DropReason::Ipv6ExtensionHeaders),
+                _ => Ok(()),
+            };
+            assert_eq!(checked, expected, "{len}");
         }
     }
 

@@ -342,3 +342,392 @@ fn write(
     v6::fill_icmp_checksum(packet, v6::HEADER_LEN);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{PacketHeaders, TransportHeader};
+    use proptest::prelude::*;
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{Icmpv6Packet, Icmpv6Repr, NdiscNeighborFlags, NdiscRepr};
+
+    use super::*;
+
+    const POD_MAC: EthernetAddress = EthernetAddress([0x0a, 0x58, 10, 244, 1, 2]);
+    const GATEWAY_MAC: EthernetAddress = EthernetAddress([2, 0, 0, 0, 0, 1]);
+    const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 2);
+    const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 1);
+    const BASE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 0);
+
+    fn held() -> [Held; 2] {
+        [(GATEWAY, false), (BASE, true)].map(|(address, anycast)| Held {
+            address,
+            router: true,
+            anycast,
+        })
+    }
+
+    /// A packet with this message, whose checksum is right.
+    fn packet(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> Vec<u8> {
+        let header = v6::Header {
+            traffic_class: 0,
+            flow_label: 0,
+            payload_len: message.len() as u16,
+            next_header: IpProtocol::Icmpv6,
+            hop_limit: 255,
+            source,
+            destination,
+        };
+        let mut packet = [&header.to_bytes()[..], message].concat();
+        v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+        packet
+    }
+
+    /// A solicitation or advertisement about the gateway's address with these options.
+    fn about(kind: u8, source: Ipv6Addr, destination: Ipv6Addr, options: &[u8]) -> Vec<u8> {
+        let message = [&[kind, 0, 0, 0, 0, 0, 0, 0], &GATEWAY.octets()[..], options].concat();
+        packet(source, destination, &message)
+    }
+
+    fn solicitation(frame: &[u8]) -> Solicitation {
+        match Message::parse(&frame[frame::HEADER_LEN..]) {
+            Ok(Some(Message::Solicitation(it))) => it,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn advertisement(frame: &[u8]) -> Advertisement {
+        match Message::parse(&frame[frame::HEADER_LEN..]) {
+            Ok(Some(Message::Advertisement(it))) => it,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What smoltcp reads in a frame: its MAC addresses and the message.
+    fn smoltcps(frame: &[u8], read: impl FnOnce(EthernetAddress, EthernetAddress, NdiscRepr<'_>)) {
+        let view = EthernetFrame::new_checked(frame).unwrap();
+        let packet = Ipv6Packet::new_checked(view.payload()).unwrap();
+        assert_eq!(
+            (packet.hop_limit(), packet.next_header()),
+            (255, IpProtocol::Icmpv6)
+        );
+        let message = Icmpv6Packet::new_checked(packet.payload()).unwrap();
+        let all = ChecksumCapabilities::default();
+        let message = Icmpv6Repr::parse(&packet.src_addr(), &packet.dst_addr(), &message, &all);
+        let Ok(Icmpv6Repr::Ndisc(message)) = message else {
+            panic!("{message:?}");
+        };
+        read(view.src_addr(), view.dst_addr(), message);
+    }
+
+    #[test]
+    fn groups_are_those_of_the_rfcs() {
+        // RFC 4291 section 2.7.1 has this example.
+        let address: Ipv6Addr = "4037::1:800:200e:8c6c".parse().unwrap();
+        let group: Ipv6Addr = "ff02::1:ff0e:8c6c".parse().unwrap();
+        assert_eq!(solicited_node(address), group);
+        assert!(is_solicited_node(group));
+        for other in [
+            "ff02::1",
+            "ff02::1:fe0e:8c6c",
+            "ff05::1:ff0e:8c6c",
+            "fe80::1:ff0e:8c6c",
+        ] {
+            assert!(!is_solicited_node(other.parse().unwrap()), "{other}");
+        }
+        let mac = EthernetAddress([0x33, 0x33, 0xff, 0x0e, 0x8c, 0x6c]);
+        assert_eq!(multicast_mac(group), mac);
+    }
+
+    /// v6LC.2.1.8 and 2.2.x: what an invalid message is, each thing alone.
+    #[test]
+    fn each_rule_of_validation_counts() {
+        let (nobody, group) = (Ipv6Addr::UNSPECIFIED, solicited_node(GATEWAY));
+        let mac = &[1, 1, 2, 3, 4, 5, 6, 7];
+        let good = about(NEIGHBOUR_SOLICITATION, POD, group, mac);
+        assert!(matches!(
+            Message::parse(&good),
+            Ok(Some(Message::Solicitation(_)))
+        ));
+        let with = |at: usize, value: u8| {
+            let mut packet = good.clone();
+            packet[at] = value;
+            v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+            packet
+        };
+        let mut damaged = good.clone();
+        damaged[63] ^= 1;
+        let cut = |len: usize| {
+            let message = &good[40..40 + len];
+            packet(POD, group, message)
+        };
+        let fragment = {
+            let mut packet = good.clone();
+            packet[6] = 44;
+            packet.splice(40..40, [58, 0, 0, 0, 0, 0, 0, 0]);
+            v6::set_payload_len(&mut packet, 40);
+            v6::fill_icmp_checksum(&mut packet, 48);
+            packet
+        };
+        let group_flags = {
+            let mut packet = about(NEIGHBOUR_ADVERTISEMENT, GATEWAY, ALL_NODES, &[]);
+            packet[44] = SOLICITED;
+            v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+            packet
+        };
+        let router = |source, options: &[u8]| {
+            packet(
+                source,
+                ALL_NODES,
+                &[&[133, 0, 0, 0, 0, 0, 0, 0], options].concat(),
+            )
+        };
+        for (name, bytes) in [
+            ("hop limit", with(7, 254)),
+            ("hop limit of a link", with(7, 1)),
+            ("code", with(41, 1)),
+            ("checksum", damaged),
+            ("a target of many", with(48, 0xff)),
+            ("an option of no length", with(65, 0)),
+            ("an option beyond the end", with(65, 2)),
+            ("an option cut off", cut(25)),
+            ("no target", cut(23)),
+            ("nothing but its type", cut(4)),
+            ("fragments", fragment),
+            (
+                "nobody's MAC address",
+                about(NEIGHBOUR_SOLICITATION, nobody, group, mac),
+            ),
+            (
+                "nobody, to one host",
+                about(NEIGHBOUR_SOLICITATION, nobody, GATEWAY, &[]),
+            ),
+            (
+                "nobody, to all",
+                about(NEIGHBOUR_SOLICITATION, nobody, ALL_NODES, &[]),
+            ),
+            ("solicited by all", group_flags),
+            ("nobody's MAC address for routers", router(nobody, mac)),
+            ("an option of no length for routers", router(POD, &[1, 0])),
+        ] {
+            assert_eq!(
+                Message::parse(&bytes),
+                Err(DropReason::NdpInvalid),
+                "{name}"
+            );
+        }
+        for kind in [ROUTER_ADVERTISEMENT, REDIRECT] {
+            let never = Err(DropReason::RouterAdvertisement);
+            assert_eq!(Message::parse(&with(40, kind)), never);
+        }
+        // Those beside it are.
+        for bytes in [
+            with(44, 0xff),
+            with(43, 0xff),
+            cut(24),
+            about(NEIGHBOUR_SOLICITATION, nobody, group, &[]),
+            about(NEIGHBOUR_SOLICITATION, POD, GATEWAY, &[]),
+            about(
+                NEIGHBOUR_SOLICITATION,
+                POD,
+                group,
+                &[14, 1, 9, 9, 9, 9, 9, 9],
+            ),
+            about(NEIGHBOUR_ADVERTISEMENT, GATEWAY, ALL_NODES, &[]),
+            router(nobody, &[]),
+            router(POD, mac),
+            [&good[..], &[0; 20]].concat(),
+        ] {
+            assert!(matches!(Message::parse(&bytes), Ok(Some(_))), "{bytes:x?}");
+        }
+        for other in [with(40, 128), with(40, 132), with(6, 17)] {
+            assert_eq!(Message::parse(&other), Ok(None));
+        }
+    }
+
+    #[test]
+    fn the_first_mac_address_of_the_right_kind_counts() {
+        let group = solicited_node(GATEWAY);
+        let options = [
+            // Of the other kind, and too long for Ethernet.
+            &[2, 1, 9, 9, 9, 9, 9, 9][..],
+            &[1, 2, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8],
+            &[1, 1, 1, 2, 3, 4, 5, 6],
+            &[1, 1, 7, 7, 7, 7, 7, 7],
+        ]
+        .concat();
+        let mac = Some(EthernetAddress([1, 2, 3, 4, 5, 6]));
+        let asked = Message::parse(&about(NEIGHBOUR_SOLICITATION, POD, group, &options));
+        let expected = Solicitation {
+            source: POD,
+            destination: group,
+            target: GATEWAY,
+            mac,
+        };
+        assert_eq!(asked, Ok(Some(Message::Solicitation(expected))));
+        let told = Message::parse(&about(NEIGHBOUR_ADVERTISEMENT, POD, GATEWAY, &options));
+        let Ok(Some(Message::Advertisement(told))) = told else {
+            panic!("{told:?}");
+        };
+        assert_eq!(told.mac, Some(EthernetAddress([9; 6])));
+    }
+
+    /// v6LC.2.1.4 and 2.1.5: a question is answered with all flags, to who asked.
+    #[test]
+    fn a_question_is_answered_to_who_asked() {
+        let asked = write_solicitation((POD_MAC, POD), GATEWAY, None);
+        smoltcps(&asked, |source, destination, message| {
+            assert_eq!(
+                (source, destination),
+                (POD_MAC, multicast_mac(solicited_node(GATEWAY)))
+            );
+            let NdiscRepr::NeighborSolicit {
+                target_addr,
+                lladdr,
+            } = message
+            else {
+                panic!("{message:?}");
+            };
+            assert_eq!((target_addr, lladdr), (GATEWAY, Some(POD_MAC.into())));
+        });
+        let question = solicitation(&asked);
+        assert_eq!(question.destination, solicited_node(GATEWAY));
+        let answered = answer(&question, GATEWAY_MAC, &held(), GATEWAY_MAC).unwrap();
+        smoltcps(&answered, |source, destination, message| {
+            // The option says where the answer goes, not the frame.
+            assert_eq!((source, destination), (GATEWAY_MAC, POD_MAC));
+            let NdiscRepr::NeighborAdvert {
+                flags,
+                target_addr,
+                lladdr,
+            } = message
+            else {
+                panic!("{message:?}");
+            };
+            assert_eq!(flags, NdiscNeighborFlags::all());
+            assert_eq!((target_addr, lladdr), (GATEWAY, Some(GATEWAY_MAC.into())));
+        });
+        let told = advertisement(&answered);
+        assert_eq!((told.source, told.destination), (GATEWAY, POD));
+        // Whether it is still there is asked of it alone, and without an option.
+        let mut probe = about(NEIGHBOUR_SOLICITATION, POD, GATEWAY, &[]);
+        probe.splice(0..0, [0; frame::HEADER_LEN]);
+        let answered = answer(&solicitation(&probe), POD_MAC, &held(), GATEWAY_MAC).unwrap();
+        assert_eq!(
+            EthernetFrame::new_unchecked(&answered[..]).dst_addr(),
+            POD_MAC
+        );
+        assert!(advertisement(&answered).flags.solicited);
+        let again = write_solicitation((POD_MAC, POD), GATEWAY, Some(GATEWAY_MAC));
+        assert_eq!(
+            EthernetFrame::new_unchecked(&again[..]).dst_addr(),
+            GATEWAY_MAC
+        );
+        assert_eq!(solicitation(&again).destination, GATEWAY);
+        // Others answer for themselves.
+        let other = write_solicitation((POD_MAC, POD), POD, None);
+        assert_eq!(
+            answer(&solicitation(&other), POD_MAC, &held(), GATEWAY_MAC),
+            None
+        );
+    }
+
+    /// RFC 4861 section 7.2.7.
+    #[test]
+    fn an_address_of_many_replaces_nothing() {
+        let asked = write_solicitation((POD_MAC, POD), BASE, None);
+        let answered = answer(&solicitation(&asked), POD_MAC, &held(), GATEWAY_MAC).unwrap();
+        let told = advertisement(&answered);
+        let flags = Flags {
+            router: true,
+            solicited: true,
+            override_: false,
+        };
+        assert_eq!(
+            (told.flags, told.target, told.source),
+            (flags, BASE, GATEWAY)
+        );
+        assert_eq!(told.mac, Some(GATEWAY_MAC));
+    }
+
+    /// v6LC.3.1.1 (RFC 4862 section 5.4.3): who asks whether the address is free hears it, with all
+    /// others.
+    #[test]
+    fn who_has_no_address_yet_is_told_with_all_others() {
+        let mut probe = about(
+            NEIGHBOUR_SOLICITATION,
+            Ipv6Addr::UNSPECIFIED,
+            solicited_node(GATEWAY),
+            &[],
+        );
+        probe.splice(0..0, [0; frame::HEADER_LEN]);
+        let answered = answer(&solicitation(&probe), POD_MAC, &held(), GATEWAY_MAC).unwrap();
+        smoltcps(&answered, |_, destination, message| {
+            assert_eq!(destination, EthernetAddress([0x33, 0x33, 0, 0, 0, 1]));
+            let NdiscRepr::NeighborAdvert { flags, .. } = message else {
+                panic!("{message:?}");
+            };
+            assert_eq!(
+                flags,
+                NdiscNeighborFlags::ROUTER | NdiscNeighborFlags::OVERRIDE
+            );
+        });
+        assert_eq!(advertisement(&answered).destination, ALL_NODES);
+    }
+
+    #[test]
+    fn frames_are_what_an_independent_parser_reads() {
+        let flags = Flags {
+            router: false,
+            solicited: true,
+            override_: true,
+        };
+        let written = write_advertisement((POD_MAC, POD), POD, (GATEWAY_MAC, GATEWAY), flags);
+        let headers = PacketHeaders::from_ethernet_slice(&written).unwrap();
+        let Some(TransportHeader::Icmpv6(icmp)) = headers.transport else {
+            panic!("{headers:?}");
+        };
+        let etherparse::Icmpv6Type::NeighborAdvertisement(told) = icmp.icmp_type else {
+            panic!("{icmp:?}");
+        };
+        assert!(!told.router && told.solicited && told.r#override);
+        let payload = headers.payload.slice();
+        assert_eq!(payload[..16], POD.octets());
+        assert_eq!(payload[16..], [2, 1, 0x0a, 0x58, 10, 244, 1, 2]);
+        let sum = icmp
+            .icmp_type
+            .calc_checksum(POD.octets(), GATEWAY.octets(), payload);
+        assert_eq!(sum, Ok(icmp.checksum));
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_panics_and_what_is_read_is_there(
+            kind in 130u8..140,
+            source in any::<[u8; 16]>(),
+            destination in any::<[u8; 16]>(),
+            rest in proptest::collection::vec(any::<u8>(), 0..90),
+            lens in proptest::collection::vec(0u8..3, 9),
+        ) {
+            let mut message = [&[kind, 0, 0, 0], &rest[..]].concat();
+            for (at, len) in (25..).step_by(8).zip(lens) {
+                if let Some(byte) = message.get_mut(at) {
+                    *byte = len;
+                }
+            }
+            let packet = packet(source.into(), destination.into(), &message);
+            if let Ok(Some(Message::Solicitation(it))) = Message::parse(&packet) {
+                prop_assert!(message.len() >= 24 && message.len() % 8 == 0);
+                prop_assert_eq!(&it.target.octets()[..], &message[8..24]);
+                prop_assert_eq!(it.source.octets(), source);
+                let own = [Held { address: it.target, router: true, anycast: false }];
+                let answered = answer(&it, POD_MAC, &own, GATEWAY_MAC).unwrap();
+                let told = advertisement(&answered);
+                prop_assert_eq!(told.target, it.target);
+                prop_assert_eq!(told.flags.solicited, !it.source.is_unspecified());
+            }
+            for len in 0..packet.len() {
+                let _ = Message::parse(&packet[..len]);
+            }
+        }
+    }
+}

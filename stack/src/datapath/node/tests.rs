@@ -11,6 +11,7 @@ use smoltcp::wire::{
 
 use super::*;
 use crate::datapath::frame;
+use crate::datapath::ndp;
 
 mod egress;
 mod filter;
@@ -24,6 +25,7 @@ mod work;
 
 use filter::Denied;
 use muslin_encap::ip::fragment::Fragments;
+use muslin_encap::ip::v6;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use observe::Recorder;
@@ -713,7 +715,7 @@ fn bad_frames_from_a_pod_are_dropped_for_the_right_reason() {
         ),
         (
             ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x86dd, &[59; 60]),
-            Why::EtherTypeUnsupported,
+            Why::Ipv6Version,
         ),
         (
             ethernet(pod_mac(1, 2), GATEWAY_MAC, 0x8100, &[0; 60]),
@@ -823,15 +825,18 @@ fn of_two_peers_with_one_lease_the_later_one_has_it() {
 
 /// A neighbour advertisement for `target` from `source`, or a solicitation if that is `::`.
 fn neighbour_message(mac: EthernetAddress, source: &str, target: &str) -> Vec<u8> {
-    let octets = |text: &str| text.parse::<std::net::Ipv6Addr>().unwrap().octets();
-    let kind = if source == "::" { 135 } else { 136 };
+    let [source, target] = [source, target].map(|it| it.parse::<std::net::Ipv6Addr>().unwrap());
+    let (kind, group) = match source.is_unspecified() {
+        true => (135, ndp::solicited_node(target)),
+        false => (136, ndp::ALL_NODES),
+    };
     let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, 255];
-    packet.extend(octets(source));
-    packet.extend(octets("ff02::1"));
+    packet.extend(source.octets());
+    packet.extend(group.octets());
     packet.extend([kind, 0, 0, 0, 0x20, 0, 0, 0]);
-    packet.extend(octets(target));
-    let all_nodes = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
-    ethernet(mac, all_nodes, 0x86dd, &packet)
+    packet.extend(target.octets());
+    v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+    ethernet(mac, ndp::multicast_mac(group), 0x86dd, &packet)
 }
 
 #[test]
@@ -1422,9 +1427,8 @@ fn a_router_advertisement_is_found_behind_other_headers() {
             &behind(&[60, 0, 1, 4, 0, 0, 0, 0, 58, 0, 1, 4, 0, 0, 0, 0]),
         ),
         frame(51, &behind(&[58, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1])),
-        // The first of several fragments, with the message and before it.
+        // The first of several fragments.
         frame(44, &behind(&[58, 0, 0, 1, 0, 0, 0, 7])),
-        frame(44, &[60, 0, 0, 1, 0, 0, 0, 7, 58, 2, 1, 4, 0, 0, 0, 0]),
     ];
     for frame in hidden {
         assert_eq!(
@@ -1433,6 +1437,10 @@ fn a_router_advertisement_is_found_behind_other_headers() {
             "{frame:02x?}"
         );
     }
+    // One that ends before it is known what it is about.
+    let cut = frame(44, &[60, 0, 0, 1, 0, 0, 0, 7, 58, 2, 1, 4, 0, 0, 0, 0]);
+    let hides = Verdict::Drop(DropReason::Ipv6ExtensionHeaders);
+    assert_eq!(from_pod(&mut node, &cut).0, hides);
     let echo = [128, 0, 0, 0, 0, 0, 0, 0];
     for harmless in [
         frame(58, &echo),
@@ -1455,13 +1463,8 @@ fn a_guarded_pod_advertises_only_itself() {
     own.addresses.push(pod_v6(2).into());
     node.attach(POD_PORT, own);
     let advertise = |target: std::net::Ipv6Addr| {
-        let mut packet = vec![0x60, 0, 0, 0, 0, 24, 58, 255];
-        packet.extend(pod_v6(2).octets());
-        packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        packet.extend([136, 0, 0, 0, 0x20, 0, 0, 0]);
-        packet.extend(target.octets());
-        let all_nodes = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
-        ethernet(pod_mac(1, 2), all_nodes, 0x86dd, &packet)
+        let source = pod_v6(2).to_string();
+        neighbour_message(pod_mac(1, 2), &source, &target.to_string())
     };
     assert!(matches!(
         from_pod(&mut node, &advertise(pod_v6(2))).0,
