@@ -15,6 +15,8 @@ pub struct InvalidMtu(pub u32);
 impl Mtu {
     /// The smallest MTU of an IPv4 link (RFC 791 section 3.2): 68 bytes.
     pub const MIN: Self = Self(68);
+    /// The smallest MTU of an IPv6 link (RFC 8200 section 5): 1,280 bytes.
+    pub const MIN_IPV6: Self = Self(1280);
     /// The length of the longest IPv4 packet: 65,535 bytes.
     pub const MAX: Self = Self(u16::MAX);
     /// The MTU of Ethernet: 1,500 bytes.

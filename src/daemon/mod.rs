@@ -787,7 +787,7 @@ impl Driver {
 
     fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<NodeConfig> {
         let mut config = NodeConfig::new(
-            key.ipv4.into(),
+            key.ipv4,
             self.identity.gateway_mac.get(),
             plan.tunnel,
             plan.mtu,

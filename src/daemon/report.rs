@@ -77,7 +77,7 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
     let (counters, flows) = (&totals.counters, &totals.egress);
     let (interface, pods) = (running.interface(), running.pods.lock());
     let (vni, mac) = match facts.plan.tunnel {
-        Tunnel::Vxlan { vni, mac } => (Some(Vni::get(vni)), Some(mac.to_string())),
+        Tunnel::Vxlan { vni, mac, .. } => (Some(Vni::get(vni)), Some(mac.to_string())),
         _ => (None, None),
     };
     Status {

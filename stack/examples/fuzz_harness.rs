@@ -29,6 +29,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
@@ -69,9 +70,10 @@ impl Harness {
         let now = Instant::ZERO;
         let mtu = Mtu::new(MTU.into())?;
         let vtep_mac = |node| VtepMac::from_random([2, 0, 0, 1, node, 0]);
-        let subnet = "10.244.1.0/24".parse()?;
+        let subnet = "10.244.1.0/24".parse::<Nets>()?;
         let (vni, mac) = (Vni::new(1)?, vtep_mac(1));
-        let tunnel = Tunnel::Vxlan { vni, mac };
+        let mac_v6 = None;
+        let tunnel = Tunnel::Vxlan { vni, mac, mac_v6 };
         let mut config = NodeConfig::new(subnet, EthernetAddress(GATEWAY_MAC), tunnel, mtu, 7);
         // Bounds that inputs reach.
         (config.limits.fdb, config.limits.neighbours) = (8, 8);

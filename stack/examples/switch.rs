@@ -9,6 +9,7 @@ use std::error::Error;
 
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::port::{Attachment, PortId};
 use muslin_stack::datapath::tunnel::Tunnel;
@@ -20,7 +21,7 @@ const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (subnet, mac) = (
-        "10.244.1.0/24".parse()?,
+        "10.244.1.0/24".parse::<Nets>()?,
         EthernetAddress([2, 0, 0, 0, 0, 1]),
     );
     let config = NodeConfig::new(subnet, mac, Tunnel::None, Mtu::ETHERNET, 7);

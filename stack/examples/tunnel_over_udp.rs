@@ -16,6 +16,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
@@ -39,9 +40,10 @@ fn data_path(now: Instant, number: u8, peer: SocketAddrV4) -> Result<Datapath> {
     let mtu = Format::Vxlan.inner_mtu(Mtu::ETHERNET, IpVersion::Ipv4)?;
     let vtep_mac = |node| VtepMac::from_random([2, 0, 0, 1, node, 0]);
     let (vni, mac) = (Vni::new(1)?, vtep_mac(number));
-    let subnet = format!("10.244.{number}.0/24").parse()?;
+    let subnet = format!("10.244.{number}.0/24").parse::<Nets>()?;
     let gateway_mac = EthernetAddress(gateway_mac(number));
-    let tunnel = Tunnel::Vxlan { vni, mac };
+    let mac_v6 = None;
+    let tunnel = Tunnel::Vxlan { vni, mac, mac_v6 };
     // In earnest the seed is random: nobody may know how tables are hashed.
     let config = NodeConfig::new(subnet, gateway_mac, tunnel, mtu, 7);
     let mut node = Node::new(config, now)?;

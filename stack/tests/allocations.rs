@@ -11,6 +11,7 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::merge::{MergeSettings, Merger};
 use muslin_encap::offload::split::{Checksums, HEADERS_LEN, Split, TrainLimits};
 use muslin_encap::offload::virtio::{Gso, GsoKind};
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::egress::Policy;
 use muslin_stack::datapath::host_interface::{HostFlows, HostInterface};
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
@@ -37,7 +38,7 @@ fn none_in_the_node() {
 #[test]
 fn none_for_the_host() {
     let config = NodeConfig::new(
-        "10.244.1.0/24".parse().unwrap(),
+        "10.244.1.0/24".parse::<Nets>().unwrap(),
         EthernetAddress([2, 0, 0, 0, 0, 1]),
         Tunnel::Udp,
         Mtu::new(1450).unwrap(),

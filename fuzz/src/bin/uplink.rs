@@ -18,7 +18,7 @@ use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
 use muslin_encap::mtu::Mtu;
 use muslin_fuzz::{Seed, for_each_event};
-use muslin_stack::addresses;
+use muslin_stack::addresses::{self, Nets};
 use muslin_stack::datapath::node::{Node, NodeConfig, Verdict};
 use muslin_stack::datapath::peer::{Peer, PeerId};
 use muslin_stack::datapath::port::{Attachment, PortId};
@@ -138,7 +138,9 @@ impl Harness {
     /// Peers 0 and 1 are at hosts 2 and 3.
     fn new(choices: u8) -> Self {
         let checks_peers = choices & 1 == 0;
-        let subnet = "10.244.1.0/24".parse().expect("it is a subnet");
+        let subnet = "10.244.1.0/24"
+            .parse::<Nets>()
+            .expect("it is a subnet");
         let mtu = Mtu::new(MTU.into()).expect("it is in range");
         let mut config = NodeConfig::new(subnet, GATEWAY, Tunnel::None, mtu, 7);
         config.guard.peers = checks_peers;

@@ -57,7 +57,14 @@ impl TunnelPlan {
         let (tunnel, configured) = match backend {
             Backend::Vxlan(options) => {
                 let (vni, mac) = (options.vni, vtep_mac);
-                (Tunnel::Vxlan { vni, mac }, options.mtu)
+                (
+                    Tunnel::Vxlan {
+                        vni,
+                        mac,
+                        mac_v6: None,
+                    },
+                    options.mtu,
+                )
             }
             Backend::Udp { .. } => (Tunnel::Udp, None),
             Backend::HostGw => (Tunnel::None, None),
@@ -134,7 +141,11 @@ mod tests {
         for (backend, tunnel, port, is_direct, mtu) in [
             (
                 Backend::Vxlan(options),
-                Tunnel::Vxlan { vni, mac },
+                Tunnel::Vxlan {
+                    vni,
+                    mac,
+                    mac_v6: None,
+                },
                 8472,
                 false,
                 1450,

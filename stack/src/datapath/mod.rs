@@ -60,6 +60,7 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 ///
 /// ```
 /// use muslin_encap::buffer::{HEADROOM, PacketBuf};
+/// use muslin_stack::addresses::Nets;
 /// use muslin_stack::datapath::{Datapath, Output};
 /// use muslin_stack::datapath::egress::{self, Egress, NoHost, Policy};
 /// use muslin_stack::datapath::node::{NodeConfig, Node, Verdict};
@@ -71,7 +72,7 @@ const ROOM: usize = HEADROOM + frame::MAX_LEN;
 /// let (now, mtu) = (Instant::ZERO, muslin_encap::mtu::Mtu::new(1450)?);
 /// let gateway_mac = EthernetAddress([2, 0, 0, 0, 0, 1]); // of 10.244.1.1
 /// let seed = 7; // Random, in earnest.
-/// let config = NodeConfig::new("10.244.1.0/24".parse()?, gateway_mac, Tunnel::Udp, mtu, seed);
+/// let config = NodeConfig::new("10.244.1.0/24".parse::<Nets>()?, gateway_mac, Tunnel::Udp, mtu, seed);
 /// let egress = egress::EgressConfig::new(Policy::closed(), mtu, seed);
 /// let mut path = Datapath::new(Node::new(config, now)?, Egress::new(egress, now));
 /// for pod in [2, 3] {

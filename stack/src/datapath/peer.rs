@@ -27,10 +27,10 @@ impl fmt::Display for PeerId {
 pub struct Peer {
     /// Its identity.
     pub id: PeerId,
-    /// Its lease: the pods behind it.
+    /// Its lease: the pods behind it. A node that has one of each IP version is two peers.
     pub subnet: IpNet,
-    /// Where its tunnel ends: public address and UDP port, 0 where there is none. There is no path
-    /// to an address of IPv6 yet.
+    /// Where its tunnel ends: public address and UDP port, 0 where there is none. There is a path only
+    /// to an address of the IP version of its lease.
     pub address: SocketAddr,
     /// The MAC address of its VTEP; VXLAN needs it.
     pub vtep_mac: Option<VtepMac>,
@@ -75,7 +75,8 @@ pub enum Path {
     Tunnel,
     /// Bare, in a frame for its host: the next hop is on the uplink's link.
     Uplink,
-    /// Not at all: there is no tunnel, and the host is not on the link of an uplink.
+    /// Not at all: there is no tunnel that carries its IP version, and the host is not on the link of an
+    /// uplink.
     Unreachable,
 }
 

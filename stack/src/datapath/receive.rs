@@ -272,6 +272,7 @@ mod tests {
     use smoltcp::wire::EthernetAddress;
 
     use super::*;
+    use crate::addresses::Nets;
     use crate::datapath::egress::{Egress, EgressConfig, NoHost, Policy};
     use crate::datapath::node::{Node, NodeConfig};
     use crate::datapath::peer::{Peer, PeerId};
@@ -296,7 +297,13 @@ mod tests {
     fn path(tunnel: Tunnel) -> Datapath {
         let mtu = Mtu::new(1450).unwrap();
         let gateway = EthernetAddress([2, 0, 0, 0, 1, 1]);
-        let config = NodeConfig::new("10.244.1.0/24".parse().unwrap(), gateway, tunnel, mtu, 7);
+        let config = NodeConfig::new(
+            "10.244.1.0/24".parse::<Nets>().unwrap(),
+            gateway,
+            tunnel,
+            mtu,
+            7,
+        );
         let egress = Egress::new(EgressConfig::new(Policy::closed(), mtu, 7), NOW);
         let mut path = Datapath::new(Node::new(config, NOW).unwrap(), egress);
         let node = path.node_mut();

@@ -1,5 +1,7 @@
 //! The tunnel: how packets get into datagrams for peers, and out of theirs.
 
+use std::net::IpAddr;
+
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_encap::tunnel::{Format, ipip};
@@ -18,6 +20,9 @@ pub enum Tunnel {
         vni: Vni,
         /// This node's own VTEP.
         mac: VtepMac,
+        /// The same of IPv6, if the node has a lease of it: flannel has another device, with the same
+        /// identifier and port.
+        mac_v6: Option<VtepMac>,
     },
     /// flannel's UDP format.
     Udp,
@@ -56,6 +61,15 @@ impl Tunnel {
             Self::Udp => Some(Format::Udp),
             Self::Ipip => Some(Format::Ipip),
             Self::None => None,
+        }
+    }
+
+    /// Whether it carries packets of the IP version of `address`.
+    pub(super) const fn carries(&self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Self::Vxlan { .. } | Self::Udp | Self::Ipip, IpAddr::V4(_)) => true,
+            (Self::Vxlan { mac_v6, .. }, IpAddr::V6(_)) => mac_v6.is_some(),
+            (Self::Udp | Self::Ipip, IpAddr::V6(_)) | (Self::None, _) => false,
         }
     }
 
@@ -114,7 +128,7 @@ impl Tunnel {
                 packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
                 Ok(Inner::Ipv4)
             }
-            Self::Vxlan { vni, mac } => decapsulate_vxlan(*vni, *mac, packet),
+            Self::Vxlan { vni, mac, .. } => decapsulate_vxlan(*vni, *mac, packet),
         }
     }
 
@@ -176,6 +190,7 @@ mod tests {
         let vxlan = |last| Tunnel::Vxlan {
             vni: Vni::new(7).unwrap(),
             mac: vtep(last),
+            mac_v6: None,
         };
         for (ours, theirs) in [(vxlan(1), vxlan(2)), (Tunnel::Udp, Tunnel::Udp)] {
             let mut storage = [5; HEADROOM + 60];

@@ -83,13 +83,14 @@ pub fn vxlan_tunnel() -> Tunnel {
     Tunnel::Vxlan {
         vni: Vni::new(1).expect("it fits 24 bits"),
         mac: vtep(1 << 20),
+        mac_v6: None,
     }
 }
 
 /// A node with guarded pods and this many peers.
 pub fn node(tunnel: Tunnel, peers: u32) -> Node {
     let mtu = Mtu::new(MTU.into()).expect("it is large enough");
-    let config = NodeConfig::new(own_subnet().into(), GATEWAY_MAC, tunnel, mtu, 7);
+    let config = NodeConfig::new(own_subnet(), GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet is large enough");
     for host in POD..POD + PODS {
         let attachment = Attachment::new(mac(host), vec![pod(host).into()]);

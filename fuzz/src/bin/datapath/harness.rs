@@ -153,8 +153,9 @@ fn worker(owners: &Arc<Owners>, flows: &Arc<HostFlows>, number: u8) -> Worker {
     let tunnel = Tunnel::Vxlan {
         vni: Vni::new(1).expect("it is in range"),
         mac: VtepMac::try_from(GATEWAY_VTEP).expect("it is one host's"),
+        mac_v6: None,
     };
-    let config = node::NodeConfig::new(SUBNET.into(), GATEWAY_MAC, tunnel, mtu, 7);
+    let config = node::NodeConfig::new(SUBNET, GATEWAY_MAC, tunnel, mtu, 7);
     let mut node = Node::new(config, Instant::ZERO).expect("the subnet has room");
     node.set_egress(Some(NETWORK.into()));
     for id in 0..PEERS {

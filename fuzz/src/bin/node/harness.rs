@@ -198,12 +198,13 @@ impl Harness {
             Tunnel::Vxlan {
                 vni: Vni::new(1).expect("it is small"),
                 mac: vtep(VTEP),
+                mac_v6: None,
             }
         } else {
             Tunnel::Udp
         };
         let inner = Mtu::new(mtu).expect("it is in range");
-        let mut config = NodeConfig::new(SUBNET.into(), GATEWAY_MAC, tunnel, inner, 7);
+        let mut config = NodeConfig::new(SUBNET, GATEWAY_MAC, tunnel, inner, 7);
         config.guard.peers = check_peers;
         config.limits = limits;
         let now = Instant::ZERO;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ipnet::Ipv4Net;
 use muslin_encap::buffer::HEADROOM;
 
 use super::ledger::Ledger;
@@ -25,7 +26,8 @@ impl<O: Observer, F: Filter + Clone> Node<O, F> {
         }
         Node {
             config: self.config.clone(),
-            subnet: self.subnet,
+            home: self.home,
+            home_v6: self.home_v6,
             seed: self.seed,
             ports,
             unguarded: self.unguarded,
@@ -38,7 +40,12 @@ impl<O: Observer, F: Filter + Clone> Node<O, F> {
             neighbours: self.neighbours.clone(),
             link_locals: self.link_locals.clone(),
             // It knows nothing that it was not made with.
-            gateway: Gateway::new(self.subnet, self.config.gateway_mac, self.seed.0, self.now),
+            gateway: Gateway::new(
+                self.home.map_or_else(Ipv4Net::default, |home| home.subnet),
+                self.config.gateway_mac,
+                self.seed.0,
+                self.now,
+            ),
             errors: self.errors.clone(),
             ledger: Ledger::new(observer),
             output: Output::default(),
@@ -47,6 +54,7 @@ impl<O: Observer, F: Filter + Clone> Node<O, F> {
             host,
             claimed: self.claimed,
             egress: self.egress,
+            egress_v6: self.egress_v6,
             scratch: vec![0; HEADROOM + frame::MAX_LEN],
             answers: Vec::new(),
             ident: self.ident,

@@ -121,7 +121,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// The subnet's base address, which is the host interface's.
     fn base(&self) -> Ipv4Addr {
-        self.subnet.network()
+        self.home.map_or(Ipv4Addr::UNSPECIFIED, |home| home.base)
     }
 
     /// Lets a packet of the host go its way: to other nodes from the base address. What its answer

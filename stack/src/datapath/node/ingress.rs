@@ -8,6 +8,7 @@ use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
+use super::home::Home;
 use super::router::{Decision, Origin};
 use super::{Node, Sender};
 use crate::datapath::filter::{Direction, Filter};
@@ -280,14 +281,15 @@ impl<O: Observer, F: Filter> Node<O, F> {
         [gateway, vtep.map_or(gateway, VtepMac::get)]
     }
 
-    /// The gateway's addresses.
+    /// The gateway's addresses of IPv4.
     fn own_addresses(&self) -> [Ipv4Addr; 2] {
-        [self.gateway_ipv4(), self.subnet.network()]
+        let home = self.home.as_ref();
+        home.map_or([Ipv4Addr::UNSPECIFIED; 2], |home| [home.gateway, home.base])
     }
 
     /// Whether an address is one of the gateway's.
     pub(super) fn is_own(&self, address: Ipv4Addr) -> bool {
-        self.own_addresses().contains(&address)
+        self.home.as_ref().is_some_and(|home| home.is_own(address))
     }
 
     /// Learns from a frame with ARP or neighbour discovery that another worker's node took from a
@@ -321,9 +323,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
         else {
             return;
         };
-        let is_host = self.subnet.contains(&source_protocol_addr)
-            && !self.is_own(source_protocol_addr)
-            && source_protocol_addr != self.subnet.broadcast()
+        let is_pods = |home: &Home| {
+            home.subnet.contains(&source_protocol_addr)
+                && !home.is_own(source_protocol_addr)
+                && source_protocol_addr != home.broadcast
+        };
+        let is_host = self.home.as_ref().is_some_and(is_pods)
             && source_hardware_addr.is_unicast()
             && !self.own_macs().contains(&source_hardware_addr);
         if is_host {

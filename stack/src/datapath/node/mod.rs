@@ -14,7 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use awaited::Awaited;
-use ipnet::{IpNet, Ipv4Net};
+use home::{Home, HomeV6};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use lan::Lan;
 use ledger::Ledger;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -30,7 +31,7 @@ use crate::addresses::{Addresses, Nets};
 use crate::bucket::TokenBucket;
 use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
-use crate::datapath::gateway::{self, Gateway};
+use crate::datapath::gateway::Gateway;
 use crate::datapath::guard;
 use crate::datapath::hash::Seed;
 use crate::datapath::host_interface::HostPort;
@@ -50,6 +51,7 @@ use crate::drops::{Counters, DropReason};
 
 mod awaited;
 mod fork;
+mod home;
 mod host;
 mod ingress;
 mod lan;
@@ -72,14 +74,17 @@ const OUTPUT_LEN: usize = 256;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct NodeConfig {
-    /// Its lease. The first address after the base is the gateway's.
-    pub subnet: IpNet,
+    /// Its lease. The first address after the base is the gateway's, of each IP version that it has.
+    pub subnet: Nets,
     /// MAC address of the gateway.
     pub gateway_mac: EthernetAddress,
     /// How it encapsulates.
     pub tunnel: Tunnel,
     /// MTU of pods and of the way to peers, in bytes of inner IP packets.
     pub mtu: Mtu,
+    /// The same of IPv6, to whose peers packets go over IPv6: 1,280 bytes or more, if there is a lease
+    /// of IPv6.
+    pub mtu_v6: Mtu,
     /// Whether the MSS that TCP connections with peers' pods begin with is lowered to what the path
     /// takes, so that they need no ICMP errors to find that out.
     pub clamp_mss: bool,
@@ -92,20 +97,22 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
-    /// A node that clamps the MSS, guards against peers, and has the default limits.
+    /// A node that clamps the MSS, guards against peers, and has the default limits. IPv6 has the same
+    /// MTU.
     #[must_use]
     pub fn new(
-        subnet: IpNet,
+        subnet: impl Into<Nets>,
         gateway_mac: EthernetAddress,
         tunnel: Tunnel,
         mtu: Mtu,
         random_seed: u64,
     ) -> Self {
         Self {
-            subnet,
+            subnet: subnet.into(),
             gateway_mac,
             tunnel,
             mtu,
+            mtu_v6: mtu,
             clamp_mss: true,
             guard: guard::Policy::default(),
             limits: Limits::default(),
@@ -137,12 +144,12 @@ impl Default for Limits {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum NodeConfigError {
-    /// Only IPv4 leases work so far.
-    #[error("the subnet {0} is not IPv4")]
-    NotIpv4(IpNet),
     /// No room for a base, a gateway and a pod.
     #[error("the subnet {0} has no room for a gateway and a pod")]
     TooSmall(IpNet),
+    /// IPv6 needs 1,280 bytes (RFC 8200 section 5).
+    #[error("an MTU of {} bytes is too small for IPv6: it must be 1280 or more", .0.get())]
+    MtuTooSmall(Mtu),
 }
 
 /// Where packets for a prefix go next.
@@ -159,7 +166,8 @@ pub enum NextHop {
 // packet are `#[inline]`, as they would not be inlined there otherwise.
 pub struct Node<O = Unobserved, F = Unfiltered> {
     config: NodeConfig,
-    subnet: Ipv4Net,
+    home: Option<Home>,
+    home_v6: Option<HomeV6>,
     seed: Seed,
     ports: BTreeMap<PortId, Port>,
     /// Ports whose pods may use any address.
@@ -183,8 +191,9 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     host: Option<HostPort>,
     /// The last claim of a next hop's address that is looked into and that siblings have not heard of.
     claimed: Option<(Ipv4Addr, EthernetAddress)>,
-    /// The overlay's network; packets from pods that leave it are for egress.
+    /// The overlay's networks; packets from pods that leave them are for egress.
     egress: Option<Ipv4Net>,
+    egress_v6: Option<Ipv6Net>,
     /// Where packets of the node's own are made.
     scratch: Vec<u8>,
     /// The gateway's answers to one packet, before they are routed.
@@ -253,17 +262,15 @@ impl<O: Observer, F: Filter> Node<O, F> {
     ) -> Result<Self, NodeConfigError> {
         observer.at(now);
         filter.at(now);
-        let IpNet::V4(subnet) = config.subnet.trunc() else {
-            return Err(NodeConfigError::NotIpv4(config.subnet));
-        };
-        if subnet.prefix_len() > 30 {
-            return Err(NodeConfigError::TooSmall(config.subnet));
-        }
+        let (home, home_v6) = home::of(&config)?;
         let seed = Seed(config.random_seed);
         let mut routes = RouteTable::default();
-        routes.insert(subnet.into(), NextHop::Local);
+        for subnet in config.subnet.iter() {
+            routes.insert(subnet, NextHop::Local);
+        }
         Ok(Self {
-            subnet,
+            home,
+            home_v6,
             seed,
             ports: BTreeMap::new(),
             unguarded: 0,
@@ -275,7 +282,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
             link_locals: LinkLocals::new(seed),
-            gateway: Gateway::new(subnet, config.gateway_mac, seed.0, now),
+            gateway: Gateway::new(
+                home.map_or_else(Ipv4Net::default, |home| home.subnet),
+                config.gateway_mac,
+                seed.0,
+                now,
+            ),
             errors: icmp::error_limit(now),
             ledger: Ledger::new(observer),
             output: Output::default(),
@@ -284,6 +296,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             host: None,
             claimed: None,
             egress: None,
+            egress_v6: None,
             scratch: vec![0; HEADROOM + frame::MAX_LEN],
             answers: Vec::new(),
             ident: config.random_seed as u16,
@@ -357,7 +370,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             .and_then(|old| old.heard);
         let (id, subnet) = (peer.id, peer.subnet);
         let host = peer.address.ip();
-        let path = self.path_to(host);
+        let path = self.path_to(&peer);
         if let (Path::Uplink, Some(link)) = (path, &mut self.uplink) {
             link.neighbours.seek_in_turn(host);
         }
@@ -404,7 +417,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     fn is_within(&self, prefix: IpNet) -> bool {
-        matches!(prefix, IpNet::V4(prefix) if self.subnet.contains(&prefix))
+        match prefix {
+            IpNet::V4(prefix) => self.home.is_some_and(|home| home.subnet.contains(&prefix)),
+            IpNet::V6(prefix) => self
+                .home_v6
+                .is_some_and(|home| home.subnet.contains(&prefix)),
+        }
     }
 
     /// Begins a port's turn. Its frames are to be taken as long as [`Self::goes_on`] says so.
@@ -516,11 +534,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Hands pods' packets to addresses outside `network`, the overlay's, to egress from now on, and
-    /// TCP and UDP to the gateway; without a network there is no route for the former, and the
-    /// gateway refuses the latter itself.
+    /// TCP and UDP to the gateway; in an IP version without a network there is no route for the former,
+    /// and the gateway refuses the latter itself.
     pub fn set_egress(&mut self, network: Option<Nets>) {
-        let network = network.and_then(|network| network.ipv4());
-        self.egress = network.map(|network| network.trunc());
+        let ipv4 = network.and_then(|network| network.ipv4());
+        self.egress = ipv4.map(|network| network.trunc());
+        let ipv6 = network.and_then(|network| network.ipv6());
+        self.egress_v6 = ipv6.map(|network| network.trunc());
     }
 
     /// Takes a packet from egress that begins with its IPv4 header, for a pod: one of this node
@@ -679,14 +699,27 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.config.mtu
     }
 
-    /// The gateway's addresses.
-    #[must_use]
-    pub fn gateway(&self) -> Addresses {
-        self.gateway_ipv4().into()
+    /// The same of IPv6, which never has less than 1,280 bytes.
+    pub fn set_mtu_v6(&mut self, mtu: Mtu) {
+        self.config.mtu_v6 = mtu.max(Mtu::MIN_IPV6);
     }
 
+    /// MTU of IPv6 for pods and of the way to peers.
+    #[must_use]
+    pub fn mtu_v6(&self) -> Mtu {
+        self.config.mtu_v6
+    }
+
+    /// The gateway's addresses.
+    #[must_use]
+    pub fn gateway(&self) -> Option<Addresses> {
+        let ipv4 = self.home.map(|home| home.gateway);
+        Addresses::new(ipv4, self.home_v6.map(|home| home.gateway))
+    }
+
+    /// The gateway's address of IPv4, which is none where the node has no subnet of IPv4.
     pub(crate) fn gateway_ipv4(&self) -> Ipv4Addr {
-        gateway::address(self.subnet)
+        self.home.map_or(Ipv4Addr::UNSPECIFIED, |home| home.gateway)
     }
 
     /// Whether the peer a packet is for is there, at the same place.
@@ -694,10 +727,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         match verdict {
             Verdict::Peer {
                 id, destination, ..
-            } => {
-                let address = self.peers.outgoing(id).map(|peer| peer.address);
-                address.map(SocketAddr::V4) == Some(destination)
-            }
+            } => self.peers.address(id) == Some(destination),
             Verdict::Uplink { id } => {
                 self.uplink.is_some() && id.is_none_or(|id| self.peers.outgoing(id).is_some())
             }

@@ -4,10 +4,10 @@
 //! needs is apart from the rest: one small entry for the way out, one for the way in, each found by
 //! the peer's number.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::num::NonZeroU32;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::VtepMac;
 use smoltcp::time::Instant;
@@ -17,7 +17,7 @@ use crate::datapath::peer::{Path, Peer, PeerId, PeerState};
 use crate::datapath::port::Traffic;
 use crate::datapath::route::RouteTable;
 
-/// Where the tunnel of a peer ends that no packet gets to.
+/// Where the tunnel of a peer ends to which no IPv4 packet gets.
 const NOWHERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 
 /// The peers by their numbers, and by where their datagrams come from.
@@ -26,6 +26,8 @@ pub(super) struct Peers {
     peers: Vec<Option<Peer>>,
     outgoing: Vec<Option<Outgoing>>,
     incoming: Vec<Option<Incoming>>,
+    /// What is longer of IPv6, beside the entries above, as far as the last peer of IPv6.
+    ends_v6: Vec<Option<EndV6>>,
     /// The first peer at each outer address: routes to hosts, since those are the smallest there
     /// are. [`Incoming::next`] leads to the others.
     sources: RouteTable<PeerId>,
@@ -58,6 +60,25 @@ struct Incoming {
     routed: Option<Ipv4Net>,
     /// The UDP port where its tunnel ends.
     port: u16,
+}
+
+/// Where the tunnel of a peer of IPv6 ends, and the subnet that is routed to it.
+#[derive(Debug, Clone, Copy)]
+struct EndV6 {
+    address: SocketAddrV6,
+    routed: Option<Ipv6Net>,
+}
+
+/// What an IPv6 packet to a peer needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OutgoingV6 {
+    /// Where its tunnel ends; its host is there in any case.
+    pub(super) address: SocketAddrV6,
+    /// The MAC address of its VTEP.
+    pub(super) vtep_mac: Option<VtepMac>,
+    pub(super) path: Path,
+    /// The checksums that it takes from the tunnel.
+    pub(super) checksums: Checksums,
 }
 
 /// A peer's number that leaves room for there being none.
@@ -116,7 +137,6 @@ impl Peers {
         }
         self.outgoing[at] = Some(Outgoing {
             sent,
-            // There is no path to one of IPv6.
             address: socket_ipv4(peer.address).unwrap_or(NOWHERE),
             vtep_mac: peer.vtep_mac,
             path,
@@ -129,6 +149,13 @@ impl Peers {
             routed: None,
             port: peer.address.port(),
         });
+        if let SocketAddr::V6(address) = peer.address {
+            if self.ends_v6.len() <= at {
+                self.ends_v6.resize(at + 1, None);
+            }
+            let routed = None;
+            self.ends_v6[at] = Some(EndV6 { address, routed });
+        }
         let source = peer.address.ip();
         match self.chain(self.first_at(source)).last() {
             Some(last) => self.set_next(last, Link::to(peer.id)),
@@ -145,6 +172,9 @@ impl Peers {
         let peer = self.peers.get_mut(at)?.take()?;
         let Outgoing { sent, path, .. } = self.outgoing[at].take()?;
         let gone = self.incoming[at].take()?;
+        if let Some(end) = self.ends_v6.get_mut(at) {
+            *end = None;
+        }
         let source = peer.address.ip();
         let before = self
             .chain(self.first_at(source))
@@ -187,24 +217,38 @@ impl Peers {
         })
     }
 
-    /// Where their tunnels end, by their numbers.
-    pub(super) fn hosts(&self) -> impl Iterator<Item = IpAddr> {
-        self.iter().map(|peer| peer.address.ip())
-    }
-
     /// Decides anew how packets get to each peer.
-    pub(super) fn set_paths(&mut self, path: impl Fn(IpAddr) -> Path) {
+    pub(super) fn set_paths(&mut self, path: impl Fn(&Peer) -> Path) {
         for (peer, outgoing) in self.peers.iter().zip(&mut self.outgoing) {
             if let (Some(peer), Some(outgoing)) = (peer, outgoing) {
-                outgoing.path = path(peer.address.ip());
+                outgoing.path = path(peer);
             }
         }
+    }
+
+    /// Where the tunnel of a peer ends.
+    pub(super) fn address(&self, id: PeerId) -> Option<SocketAddr> {
+        let peer = self.peers.get(index(id))?.as_ref();
+        peer.map(|peer| peer.address)
     }
 
     /// What a packet to a peer needs.
     #[inline]
     pub(super) fn outgoing(&self, id: PeerId) -> Option<&Outgoing> {
         self.outgoing.get(index(id))?.as_ref()
+    }
+
+    /// The same of an IPv6 packet.
+    #[inline]
+    pub(super) fn outgoing_v6(&self, id: PeerId) -> Option<OutgoingV6> {
+        let end = self.ends_v6.get(index(id))?.as_ref()?;
+        let outgoing = self.outgoing(id)?;
+        Some(OutgoingV6 {
+            address: end.address,
+            vtep_mac: outgoing.vtep_mac,
+            path: outgoing.path,
+            checksums: outgoing.checksums,
+        })
     }
 
     /// Counts a datagram or frame to a peer.
@@ -232,6 +276,12 @@ impl Peers {
                 Some(IpNet::V6(_)) | None => None,
             };
         }
+        if let Some(Some(end)) = self.ends_v6.get_mut(index(id)) {
+            end.routed = match subnet {
+                Some(IpNet::V6(subnet)) => Some(subnet),
+                Some(IpNet::V4(_)) | None => None,
+            };
+        }
     }
 
     /// Whether `address` is in the subnet that is routed to a peer. A smaller one within it may be
@@ -240,6 +290,14 @@ impl Peers {
     pub(super) fn is_routed(&self, id: PeerId, address: Ipv4Addr) -> bool {
         let subnet = self.incoming(id).and_then(|peer| peer.routed);
         subnet.is_some_and(|subnet| subnet.contains(&address))
+    }
+
+    /// The same in IPv6.
+    #[inline]
+    pub(super) fn is_routed_v6(&self, id: PeerId, address: Ipv6Addr) -> bool {
+        let end = self.ends_v6.get(index(id)).and_then(Option::as_ref);
+        end.and_then(|end| end.routed)
+            .is_some_and(|subnet| subnet.contains(&address))
     }
 
     /// The UDP port where the tunnel of a peer ends, if the peer is known.
@@ -261,8 +319,7 @@ impl Peers {
 
     /// Whether two peers have the same outer address.
     pub(super) fn share_address(&self, one: PeerId, other: PeerId) -> bool {
-        let address = |id| self.outgoing(id).map(|peer| peer.address);
-        let address = |id| address(id).filter(|it| *it != NOWHERE).map(|it| *it.ip());
+        let address = |id| self.address(id).map(|it| it.ip());
         one == other || address(one).is_some() && address(one) == address(other)
     }
 

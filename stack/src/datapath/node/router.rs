@@ -14,6 +14,7 @@ use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpProtocol, Ipv4Packet};
 
+use super::home::Home;
 use super::peers::Outgoing;
 use super::{NextHop, Node};
 use crate::datapath::filter::{Direction, Filter};
@@ -119,6 +120,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         origin: Origin,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
+        let home = self.home.ok_or(DropReason::EtherTypeUnsupported)?;
         packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
@@ -131,7 +133,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         check_work(packet)?;
         match (
-            self.check_source(now, origin, source, packet.total_len()),
+            self.check_source(now, &home, origin, source, packet.total_len()),
             origin,
         ) {
             (Err(DropReason::NextHopUnknown), Origin::Uplink(mac)) => {
@@ -150,7 +152,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             });
             return self.pass_to_host(now, origin, packet);
         }
-        if self.is_own(destination) {
+        if home.is_own(destination) {
             self.check_policy_from(origin, packet)?;
             self.ledger.step(|| TraceStep::Gateway {
                 address: destination.into(),
@@ -163,7 +165,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.deliver_to_gateway(now, packet.as_slice());
             return Ok(Verdict::Consumed);
         }
-        if guard::is_martian(destination) || destination == self.subnet.broadcast() {
+        if guard::is_martian(destination) || destination == home.broadcast {
             return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
@@ -292,11 +294,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
     fn check_source(
         &mut self,
         now: Instant,
+        home: &Home,
         origin: Origin,
         source: Ipv4Addr,
         len: usize,
     ) -> Result<(), DropReason> {
-        if guard::is_martian(source) || source == self.subnet.broadcast() {
+        if guard::is_martian(source) || source == home.broadcast {
             return Err(DropReason::SourceAddressInvalid);
         }
         match origin {
@@ -310,7 +313,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
         }
         // Even without that guard nobody outside may pose as one of our own pods.
-        if self.subnet.contains(&source) {
+        if home.subnet.contains(&source) {
             return Err(DropReason::SourceNotInLease);
         }
         Ok(())

@@ -59,6 +59,7 @@ fn tunnel(node: u8, format: &str) -> Tunnel {
         "vxlan" => Tunnel::Vxlan {
             vni: Vni::new(1).unwrap(),
             mac: vtep(node),
+            mac_v6: None,
         },
         "udp" => Tunnel::Udp,
         _ => Tunnel::None,
@@ -104,6 +105,7 @@ fn config(number: u8, format: &str) -> NodeConfig {
         gateway_mac: GATEWAY_MAC,
         tunnel: tunnel(number, format),
         mtu: Mtu::new(1450).unwrap(),
+        mtu_v6: Mtu::new(1430).unwrap(),
         clamp_mss: true,
         guard: guard::Policy { peers: true },
         limits: Limits::default(),

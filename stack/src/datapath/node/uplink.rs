@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
 use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
@@ -16,7 +17,7 @@ use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
 use crate::datapath::observe::{Observer, Source};
-use crate::datapath::peer::Path;
+use crate::datapath::peer::{Path, Peer};
 use crate::datapath::port::PortId;
 use crate::datapath::trace::TraceStep;
 use crate::datapath::tunnel::Tunnel;
@@ -54,14 +55,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
         });
         let tunnel = self.config.tunnel;
         self.peers
-            .set_paths(|host| path(uplink.as_ref(), tunnel, host));
+            .set_paths(|peer| path(uplink.as_ref(), tunnel, peer));
         if let Some(link) = &mut self.uplink {
-            for host in self
-                .peers
-                .hosts()
-                .filter(|host| link.uplink.is_on_link(*host))
-            {
-                link.neighbours.seek_in_turn(host);
+            for peer in self.peers.iter() {
+                if path(uplink.as_ref(), tunnel, peer) == Path::Uplink {
+                    link.neighbours.seek_in_turn(peer.address.ip());
+                }
             }
         }
         if let Some(own) = uplink.filter(|own| own.answers)
@@ -132,8 +131,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
         Some(frame::write_arp(ArpOperation::Request, (mac, host), all))
     }
 
-    pub(super) fn path_to(&self, host: IpAddr) -> Path {
-        path(self.uplink(), self.config.tunnel, host)
+    pub(super) fn path_to(&self, peer: &Peer) -> Path {
+        path(self.uplink(), self.config.tunnel, peer)
     }
 
     fn ingress_uplink(
@@ -297,7 +296,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
         else {
             return Err(DropReason::EtherTypeUnsupported);
         };
-        let is_next_hop = self.path_to(host.into()) == Path::Uplink
+        let is_on_link = |own: &Uplink| own.is_on_link(host.into());
+        let is_next_hop = self.uplink().is_some_and(is_on_link)
             && self.peers.first_at(host.into()).is_some()
             && mac.is_unicast()
             && self.uplink().is_some_and(|own| own.mac != mac);
@@ -365,12 +365,16 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 }
 
-/// How packets get to a peer with this public address.
-fn path(uplink: Option<&Uplink>, tunnel: Tunnel, host: IpAddr) -> Path {
-    match (uplink, tunnel) {
-        _ if host.is_ipv6() => Path::Unreachable,
-        (Some(uplink), _) if uplink.is_on_link(host) => Path::Uplink,
-        (_, Tunnel::None) => Path::Unreachable,
-        (_, Tunnel::Vxlan { .. } | Tunnel::Udp | Tunnel::Ipip) => Path::Tunnel,
+/// How packets get to a peer.
+fn path(uplink: Option<&Uplink>, tunnel: Tunnel, peer: &Peer) -> Path {
+    let host = peer.address.ip();
+    match (peer.subnet, host) {
+        (IpNet::V4(_), IpAddr::V4(_)) | (IpNet::V6(_), IpAddr::V6(_)) => {}
+        (IpNet::V4(_), IpAddr::V6(_)) | (IpNet::V6(_), IpAddr::V4(_)) => return Path::Unreachable,
+    }
+    match uplink {
+        Some(uplink) if uplink.is_on_link(host) => Path::Uplink,
+        _ if tunnel.carries(host) => Path::Tunnel,
+        _ => Path::Unreachable,
     }
 }

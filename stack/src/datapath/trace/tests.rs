@@ -38,9 +38,10 @@ fn path(rates: Rates) -> Datapath {
     let tunnel = Tunnel::Vxlan {
         vni: Vni::new(1).unwrap(),
         mac: vtep(1),
+        mac_v6: None,
     };
     let config = NodeConfig::new(
-        "10.244.1.0/24".parse().unwrap(),
+        "10.244.1.0/24".parse::<Nets>().unwrap(),
         GATEWAY_MAC,
         tunnel,
         mtu,
