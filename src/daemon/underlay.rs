@@ -338,13 +338,9 @@ fn combine(
     interface: &PublicInterface,
 ) -> (Vec<Underlay>, Option<Uplink>) {
     let uplink = uplinks.first().map(|device| {
-        let (address, prefix) = (interface.public_ip, interface.prefix);
-        let mut uplink = Uplink::new(
-            device.hardware_address(),
-            address.into(),
-            prefix.into(),
-            plan.outer,
-        );
+        let len = interface.prefix.prefix_len();
+        let net = Ipv4Net::new_assert(interface.public_ip, len);
+        let mut uplink = Uplink::new(device.hardware_address(), net, plan.outer);
         uplink.answers = matches!(settings.uplink, UplinkKind::Tap(_));
         uplink
     });

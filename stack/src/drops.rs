@@ -52,6 +52,7 @@ reasons! {
     MldInvalid, "mld-invalid", "A multicast listener report was not from a link-local address with a hop limit of 1.";
     LinkLocalTaken, "link-local-taken", "A pod claimed an IPv6 link-local address that another pod has.";
     ReservedGroup, "reserved-group", "A frame was for a group address that bridges keep to themselves (IEEE 802.1D).";
+    AllNodesGroup, "all-nodes-group", "A pod sent to all nodes of its link (ff02::1), which is the gateway's to do.";
     Hairpin, "hairpin", "A frame's destination is behind the port it came from.";
     Storm, "storm", "A pod sent more frames to all, or to addresses that nobody is known to have, than the node copies.";
     UnknownDestination, "unknown-destination", "A frame was for a MAC address that no pod has.";
@@ -80,6 +81,7 @@ reasons! {
     DestinationNotUnicast, "destination-not-unicast", "A packet for the router had a multicast, broadcast, loopback or unspecified destination.";
     BeyondScope, "beyond-scope", "A packet from or to an IPv6 link-local address would have left its link.";
     TtlExceeded, "ttl-exceeded", "A packet's time to live ended here.";
+    HostFamily, "host-family", "A packet came by the host interface, of an IP version that it does not carry.";
     HostForwarded, "host-forwarded", "A packet came by the host interface from an address that is not the host's: the host has forwarded it.";
     HostDenied, "host-denied", "A packet was for an address or a port of the host that egress may not reach.";
     HostProtocol, "host-protocol", "A packet between the host and a pod was of a protocol that is not passed on.";

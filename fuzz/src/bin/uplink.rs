@@ -92,9 +92,10 @@ fn pod_of(subnet: u8) -> Ipv4Addr {
 }
 
 fn uplink(answers: bool) -> Uplink {
-    let prefix = "192.168.0.0/24".parse().expect("it is a prefix");
+    let net = format!("{}/24", host(1)).parse::<Nets>();
+    let net = net.expect("it is a prefix");
     let mtu = Mtu::new(MTU.into()).expect("it is in range");
-    let mut uplink = Uplink::new(mac(1), host(1).into(), prefix, mtu);
+    let mut uplink = Uplink::new(mac(1), net, mtu);
     uplink.answers = answers;
     uplink
 }

@@ -107,10 +107,24 @@ pub fn prepend(
     source: EthernetAddress,
     destination: EthernetAddress,
 ) -> Result<(), NoRoom> {
+    prepend_as(packet, source, destination, EthernetProtocol::Ipv4)
+}
+
+/// The same in front of a packet of this type.
+///
+/// # Errors
+/// Likewise.
+#[inline]
+pub fn prepend_as(
+    packet: &mut PacketBuf<'_>,
+    source: EthernetAddress,
+    destination: EthernetAddress,
+    ethertype: EthernetProtocol,
+) -> Result<(), NoRoom> {
     let mut header = EthernetFrame::new_unchecked(packet.prepend(HEADER_LEN)?);
     header.set_src_addr(source);
     header.set_dst_addr(destination);
-    header.set_ethertype(EthernetProtocol::Ipv4);
+    header.set_ethertype(ethertype);
     Ok(())
 }
 

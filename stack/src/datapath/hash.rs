@@ -3,6 +3,7 @@
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 use foldhash::fast::FixedState;
+use muslin_encap::ip::v6;
 
 /// Builds hashers from an injected random seed, so that nobody can choose addresses that collide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,30 @@ pub fn flow(packet: &[u8], seed: Seed) -> u32 {
             && ip.frag_offset() == 0
             && !ip.more_frags();
         if has_ports && let Some(ports) = ip.payload().first_chunk() {
+            hasher.write_u32(u32::from_be_bytes(*ports));
+        }
+    }
+    hasher.finish() as u32
+}
+
+/// The same of a well-formed IPv6 packet.
+#[must_use]
+pub fn flow_v6(packet: &[u8], seed: Seed) -> u32 {
+    use smoltcp::wire::{IpProtocol, Ipv6Packet};
+    let mut hasher = FixedState::with_seed(seed.0).build_hasher();
+    if let Ok(upper) = v6::upper_layer(packet) {
+        let ip = Ipv6Packet::new_unchecked(packet);
+        hasher.write_u128(ip.src_addr().to_bits());
+        hasher.write_u128(ip.dst_addr().to_bits());
+        let protocol = IpProtocol::from(upper.protocol);
+        // What a fragment carries its Fragment header says, which may be another extension header's.
+        if upper.fragment.is_none() {
+            hasher.write_u8(upper.protocol);
+        }
+        let has_ports =
+            matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) && upper.fragment.is_none();
+        let payload = packet.get(upper.offset..).unwrap_or_default();
+        if has_ports && let Some(ports) = payload.first_chunk() {
             hasher.write_u32(u32::from_be_bytes(*ports));
         }
     }

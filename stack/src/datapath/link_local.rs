@@ -49,6 +49,12 @@ impl LinkLocals {
         true
     }
 
+    /// The port that has an address.
+    #[must_use]
+    pub fn holder(&self, address: Ipv6Addr) -> Option<PortId> {
+        self.holders.get(&address).copied()
+    }
+
     /// Forgets the addresses of a port.
     pub fn forget_port(&mut self, port: PortId) {
         for address in self.by_port.remove(&port).into_iter().flatten() {

@@ -133,7 +133,7 @@ pub enum Siblings {
 /// What a worker tells another.
 #[derive(Debug, Clone)]
 pub enum SiblingMessage {
-    /// A frame with ARP or neighbour discovery from a port or, without one, with ARP from the uplink. An
+    /// A frame with ARP or neighbour discovery from a port or, without one, from the uplink. An
     /// answer need not come to the worker that asked.
     Neighbour(Option<PortId>, Vec<u8>),
     /// An IPv4 packet of a pod whose flow that worker has, or that process.
@@ -246,8 +246,9 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         tail: &[&[u8]],
         host: &mut impl Host,
     ) -> Verdict {
-        let is_arp = frame::is_arp(packet.as_slice());
-        if self.has_siblings && is_arp {
+        let bytes = packet.as_slice();
+        let tells_hosts = frame::is_arp(bytes) || frame::is_neighbour_discovery(bytes);
+        if self.has_siblings && tells_hosts {
             self.tell_all(SiblingMessage::Neighbour(None, packet.as_slice().to_vec()));
         }
         let verdict = self.node.from_uplink(now, packet);
@@ -255,9 +256,9 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         // have looked into it, too.
         if let Some(claim) = self.node.take_claim()
             && self.has_siblings
-            && !is_arp
+            && !tells_hosts
         {
-            self.tell_all(SiblingMessage::Neighbour(None, claim.to_vec()));
+            self.tell_all(SiblingMessage::Neighbour(None, claim));
         }
         self.leave(now, verdict, packet, tail, host)
     }
@@ -335,6 +336,11 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     pub fn set_mtu(&mut self, mtu: Mtu, now: Instant) {
         self.node.set_mtu(mtu);
         self.egress.set_mtu(mtu, now);
+    }
+
+    /// The same of IPv6, which never has less than 1,280 bytes.
+    pub fn set_mtu_v6(&mut self, mtu: Mtu) {
+        self.node.set_mtu_v6(mtu);
     }
 
     /// Detaches a port, and ends the flows of its pod; false if there was none.

@@ -311,14 +311,9 @@ mod tests {
         let subnet = "10.244.2.0/24".parse().unwrap();
         node.set_peer(Peer::new(PeerId(2), subnet, source()));
         if tunnel == Tunnel::None {
-            let (address, prefix) = ("192.168.0.1", "192.168.0.0/24");
+            let net = "192.168.0.1/24".parse::<Nets>().unwrap();
             let [own, other] = HOSTS;
-            node.set_uplink(Some(Uplink::new(
-                own,
-                address.parse().unwrap(),
-                prefix.parse().unwrap(),
-                Mtu::ETHERNET,
-            )));
+            node.set_uplink(Some(Uplink::new(own, net, Mtu::ETHERNET)));
             node.learn_next_hop(NOW, source().ip(), other);
         }
         path

@@ -373,10 +373,16 @@ impl<T> RouteTable<T> {
         }
     }
 
-    /// Whether a route may lie within another: they have several lengths.
+    /// Whether a route of IPv4 may lie within another: they have several lengths.
     #[must_use]
     pub const fn may_nest(&self) -> bool {
-        self.v4.longest_first.len() > 1 || self.v6.longest_first.len() > 1
+        self.v4.longest_first.len() > 1
+    }
+
+    /// The same of IPv6.
+    #[must_use]
+    pub const fn may_nest_v6(&self) -> bool {
+        self.v6.longest_first.len() > 1
     }
 
     /// Every route, in no particular order.

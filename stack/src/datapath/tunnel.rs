@@ -37,8 +37,12 @@ pub enum Tunnel {
 pub(super) enum Inner {
     /// An IPv4 packet, still to be checked.
     Ipv4,
+    /// An IPv6 packet, still to be checked.
+    Ipv6,
     /// A frame with an ARP message, for the VTEP with this MAC address.
     Arp(VtepMac),
+    /// A frame with IPv6 for a group, which the VTEP with this MAC address hears.
+    Group(VtepMac),
 }
 
 impl Tunnel {
@@ -81,6 +85,14 @@ impl Tunnel {
         }
     }
 
+    /// The same of IPv6.
+    pub(super) const fn vtep_mac_v6(&self) -> Option<VtepMac> {
+        match self {
+            Self::Vxlan { mac_v6, .. } => *mac_v6,
+            Self::Udp | Self::Ipip | Self::None => None,
+        }
+    }
+
     /// Makes an IPv4 packet what the datagram to a peer carries, whose VTEP has this MAC address.
     ///
     /// # Errors
@@ -96,6 +108,23 @@ impl Tunnel {
             frame::prepend(packet, mac.get(), theirs.get())
                 .map_err(|_| DropReason::HeadroomExceeded)?;
         }
+        self.encapsulate_frame(packet)
+    }
+
+    /// The same with an IPv6 packet.
+    ///
+    /// # Errors
+    /// Likewise; `NextHopUnreachable` if the tunnel carries no IPv6.
+    #[inline]
+    pub(super) fn encapsulate_v6(
+        &self,
+        theirs: Option<VtepMac>,
+        packet: &mut PacketBuf<'_>,
+    ) -> Result<(), DropReason> {
+        let ours = self.vtep_mac_v6().ok_or(DropReason::NextHopUnreachable)?;
+        let theirs = theirs.ok_or(DropReason::NoVtepMac)?;
+        frame::prepend_as(packet, ours.get(), theirs.get(), EthernetProtocol::Ipv6)
+            .map_err(|_| DropReason::HeadroomExceeded)?;
         self.encapsulate_frame(packet)
     }
 
@@ -128,7 +157,7 @@ impl Tunnel {
                 packet.trim_front(inner.map_err(|_| DropReason::IpipHeader)?);
                 Ok(Inner::Ipv4)
             }
-            Self::Vxlan { vni, mac, .. } => decapsulate_vxlan(*vni, *mac, packet),
+            Self::Vxlan { vni, mac, mac_v6 } => decapsulate_vxlan(*vni, *mac, *mac_v6, packet),
         }
     }
 
@@ -148,6 +177,7 @@ impl Tunnel {
 fn decapsulate_vxlan(
     vni: Vni,
     mac: VtepMac,
+    mac_v6: Option<VtepMac>,
     packet: &mut PacketBuf<'_>,
 ) -> Result<Inner, DropReason> {
     let theirs = vxlan::decapsulate(packet).map_err(|error| match error {
@@ -168,13 +198,35 @@ fn decapsulate_vxlan(
         return Ok(Inner::Arp(mac));
     }
     if view.dst_addr() != mac.get() {
-        return Err(DropReason::DestinationMacForeign);
+        let mac = mac_v6.ok_or(DropReason::DestinationMacForeign)?;
+        return decapsulate_vxlan_v6(mac, packet);
     }
     if view.ethertype() != EthernetProtocol::Ipv4 {
         return Err(DropReason::EtherTypeUnsupported);
     }
     packet.trim_front(frame::HEADER_LEN);
     Ok(Inner::Ipv4)
+}
+
+/// What a frame carries that is not for the VTEP of IPv4. The one of IPv6 takes nothing else.
+fn decapsulate_vxlan_v6(mac: VtepMac, packet: &mut PacketBuf<'_>) -> Result<Inner, DropReason> {
+    let view = frame::parse(packet.as_slice())?;
+    let destination = view.dst_addr();
+    if view.src_addr() == mac.get() {
+        return Err(DropReason::SourceMacOwn);
+    }
+    let is_v6 = view.ethertype() == EthernetProtocol::Ipv6;
+    if is_v6 && destination.is_multicast() {
+        return Ok(Inner::Group(mac));
+    }
+    if destination != mac.get() {
+        return Err(DropReason::DestinationMacForeign);
+    }
+    if !is_v6 {
+        return Err(DropReason::EtherTypeUnsupported);
+    }
+    packet.trim_front(frame::HEADER_LEN);
+    Ok(Inner::Ipv6)
 }
 
 #[cfg(test)]

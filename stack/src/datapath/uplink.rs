@@ -6,9 +6,11 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 use smoltcp::wire::EthernetAddress;
+
+use crate::addresses::Nets;
 
 /// What a node is on its LAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,24 +18,22 @@ use smoltcp::wire::EthernetAddress;
 pub struct Uplink {
     /// The MAC address that its frames leave from, and that frames for it have.
     pub mac: EthernetAddress,
-    /// The address that it asks with: of IPv4, since it does not ask for neighbours of IPv6 yet.
-    pub address: IpAddr,
-    /// The LAN's prefix: peers with a public address in it are next hops.
-    pub prefix: IpNet,
+    /// The addresses that it asks with, each with the length of the LAN's prefix: peers with a public
+    /// address in that are next hops.
+    pub nets: Nets,
     /// MTU of the LAN.
     pub mtu: Mtu,
-    /// Whether the address is the node's own, so that it must answer for it.
+    /// Whether the addresses are the node's own, so that it must answer for them.
     pub answers: bool,
 }
 
 impl Uplink {
-    /// An uplink with an address for which the host's kernel answers.
+    /// An uplink with addresses for which the host's kernel answers.
     #[must_use]
-    pub const fn new(mac: EthernetAddress, address: IpAddr, prefix: IpNet, mtu: Mtu) -> Self {
+    pub fn new(mac: EthernetAddress, nets: impl Into<Nets>, mtu: Mtu) -> Self {
         Self {
             mac,
-            address,
-            prefix,
+            nets: nets.into(),
             mtu,
             answers: false,
         }
@@ -42,6 +42,15 @@ impl Uplink {
     /// Whether a packet for this host needs no router.
     #[must_use]
     pub fn is_on_link(&self, host: IpAddr) -> bool {
-        self.prefix.contains(&host) && host != self.address
+        match host {
+            IpAddr::V4(host) => {
+                let is_on = |net: Ipv4Net| net.contains(&host) && host != net.addr();
+                self.nets.ipv4().is_some_and(is_on)
+            }
+            IpAddr::V6(host) => {
+                let is_on = |net: Ipv6Net| net.contains(&host) && host != net.addr();
+                self.nets.ipv6().is_some_and(is_on)
+            }
+        }
     }
 }

@@ -1,17 +1,16 @@
 //! Pods that were attached before the node was restarted, and are about to be attached again.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use smoltcp::time::Instant;
 
-use crate::addresses::ipv4;
 use crate::datapath::hash::Seed;
 
 /// The addresses of such pods, and until when they are waited for.
 #[derive(Clone)]
 pub(super) struct Awaited {
-    addresses: HashSet<Ipv4Addr, Seed>,
+    addresses: HashSet<IpAddr, Seed>,
     until: Instant,
 }
 
@@ -22,7 +21,7 @@ impl Awaited {
         seed: Seed,
     ) -> Self {
         let mut awaited = HashSet::with_hasher(seed);
-        awaited.extend(addresses.into_iter().filter_map(ipv4));
+        awaited.extend(addresses);
         Self {
             addresses: awaited,
             until,
@@ -30,15 +29,13 @@ impl Awaited {
     }
 
     /// Until when the pod with this address is waited for; `None` if it is not.
-    pub(super) fn until(&self, now: Instant, address: Ipv4Addr) -> Option<Instant> {
+    pub(super) fn until(&self, now: Instant, address: IpAddr) -> Option<Instant> {
         let is_awaited = now < self.until && self.addresses.contains(&address);
         is_awaited.then_some(self.until)
     }
 
     /// The pod is there. If it goes again, nobody waits for it.
     pub(super) fn remove(&mut self, address: IpAddr) {
-        if let IpAddr::V4(address) = address {
-            self.addresses.remove(&address);
-        }
+        self.addresses.remove(&address);
     }
 }

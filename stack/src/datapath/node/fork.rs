@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
 use muslin_encap::buffer::HEADROOM;
 
 use super::ledger::Ledger;
@@ -40,8 +39,9 @@ impl<O: Observer, F: Filter + Clone> Node<O, F> {
             neighbours: self.neighbours.clone(),
             link_locals: self.link_locals.clone(),
             // It knows nothing that it was not made with.
+            own: self.own,
             gateway: Gateway::new(
-                self.home.map_or_else(Ipv4Net::default, |home| home.subnet),
+                self.config.subnet,
                 self.config.gateway_mac,
                 self.seed.0,
                 self.now,

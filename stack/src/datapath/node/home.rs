@@ -6,15 +6,12 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use muslin_encap::mtu::Mtu;
 
 use super::{NodeConfig, NodeConfigError};
+use crate::datapath::gateway;
 
 /// The longest prefixes with room for a base, a gateway and a pod; in IPv4 for a broadcast address,
 /// too.
 const MAX_LEN: u8 = 30;
 const MAX_LEN_V6: u8 = 126;
-
-/// The gateway's link-local address, the same on every node: a pod that has it for its router keeps
-/// that wherever it goes.
-pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The subnet of IPv4.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +44,7 @@ impl Home {
         let base = subnet.network();
         Ok(Self {
             subnet,
-            gateway: Ipv4Addr::from_bits(base.to_bits() + 1),
+            gateway: gateway::address(subnet),
             base,
             broadcast: subnet.broadcast(),
         })
@@ -72,7 +69,7 @@ impl HomeV6 {
         let base = subnet.network();
         Ok(Self {
             subnet,
-            gateway: Ipv6Addr::from_bits(base.to_bits() + 1),
+            gateway: gateway::address_v6(subnet),
             base,
         })
     }
@@ -80,7 +77,7 @@ impl HomeV6 {
     /// Whether an address is the gateway's.
     #[inline]
     pub(super) fn is_own(&self, address: Ipv6Addr) -> bool {
-        address == self.gateway || address == self.base || address == GATEWAY_LINK_LOCAL
+        address == self.gateway || address == self.base || address == gateway::LINK_LOCAL
     }
 }
 

@@ -13,9 +13,9 @@ use super::router::{Decision, Origin};
 use super::{Node, Sender};
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
-use crate::datapath::gateway;
 use crate::datapath::guard;
 use crate::datapath::link_local;
+use crate::datapath::ndp::{self, Message};
 use crate::datapath::neighbour::Place;
 use crate::datapath::observe::Observer;
 use crate::datapath::peer::PeerId;
@@ -34,7 +34,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         id: PortId,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
-        let own = (self.own_macs(), gateway::addresses(self.subnet));
+        let macs = self.own_macs();
         let port = self.ports.get_mut(&id).ok_or(DropReason::UnknownPort)?;
         port.received.count(packet.total_len());
         if let Some(limit) = &port.attachment.rates.from_pod {
@@ -42,11 +42,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         frame::check_offload(packet)?;
         let view = frame::parse(packet.as_slice())?;
-        guard::check_pod(&view, &port.attachment, &own.0, &own.1)?;
+        guard::check_pod(&view, &port.attachment, &macs, &self.own)?;
         let (source, destination) = (view.src_addr(), view.dst_addr());
         let ethertype = view.ethertype();
         if port.attachment.guarded {
-            self.check_link_locals(now, id, guard::link_locals(&view, &own.1))?;
+            self.check_link_locals(now, id, guard::link_locals(&view, &self.own))?;
         } else {
             // A guarded pod has only the address that is static already.
             self.fdb.learn(source, id, now);
@@ -67,7 +67,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::ReservedGroup);
         }
         if destination.is_multicast() {
-            return self.flood(now, id, packet);
+            return match ethertype {
+                EthernetProtocol::Ipv6 => self.ingress_group_v6(now, id, packet),
+                _ => self.flood(now, id, packet),
+            };
         }
         if !to_gateway {
             return match self.fdb.lookup(destination, now) {
@@ -96,14 +99,13 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 packet.trim_front(frame::HEADER_LEN);
                 self.route(now, Origin::Pod(id), packet)
             }
-            EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
-                Err(DropReason::EtherTypeUnsupported)
-            }
+            EthernetProtocol::Ipv6 => self.ingress_gateway_v6(now, id, packet),
+            EthernetProtocol::Unknown(_) => Err(DropReason::EtherTypeUnsupported),
         }
     }
 
     /// Has a frame copied to all other ports, if the sender has not had too many copied.
-    fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Decision {
+    pub(super) fn flood(&mut self, now: Instant, id: PortId, packet: &PacketBuf<'_>) -> Decision {
         self.check_policy_of_frame(Direction::ToAll, id, packet)?;
         self.ledger.step(|| TraceStep::Switch {
             mac: frame::parse(packet.as_slice())
@@ -151,6 +153,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         let view = frame::parse(packet.as_slice())?;
         match view.ethertype() {
+            // It is to IPv6 what ARP is to IPv4.
+            EthernetProtocol::Ipv6 if frame::is_neighbour_discovery(packet.as_slice()) => Ok(()),
             EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6 => {
                 self.check_policy(direction, port, view.payload())
             }
@@ -180,7 +184,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// Whether an unknown MAC address can be behind another port than `id`: a guarded pod has none
     /// but its own, which is known.
-    fn others_may_have_it(&self, id: PortId) -> bool {
+    pub(super) fn others_may_have_it(&self, id: PortId) -> bool {
         let sender = self.ports.get(&id);
         let is_unguarded = sender.is_some_and(|port| !port.attachment.guarded);
         self.unguarded > usize::from(is_unguarded)
@@ -225,7 +229,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.ledger.step(|| TraceStep::Decapsulated);
         match inner {
             Inner::Ipv4 => self.route(now, Origin::Peer(known), packet),
+            Inner::Ipv6 => self.route_v6(now, Origin::Peer(known), packet),
             Inner::Arp(mac) => self.answer_tunnelled_arp(known, mac, packet),
+            Inner::Group(mac) => self.answer_tunnelled_discovery(known, mac, packet),
         }
     }
 
@@ -274,17 +280,52 @@ impl<O: Observer, F: Filter> Node<O, F> {
         })
     }
 
-    /// The node's own addresses, in no particular order.
-    pub(super) fn own_macs(&self) -> [EthernetAddress; 2] {
-        let gateway = self.config.gateway_mac;
-        let vtep = self.config.tunnel.vtep_mac();
-        [gateway, vtep.map_or(gateway, VtepMac::get)]
+    /// The same of IPv6, who asks for neighbours by solicitations. Other frames for groups are nobody's.
+    fn answer_tunnelled_discovery(
+        &mut self,
+        known: Option<PeerId>,
+        mac: VtepMac,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        let view = frame::parse(packet.as_slice())?;
+        let asked = match Message::parse(view.payload())? {
+            Some(Message::Solicitation(asked)) if !asked.source.is_unspecified() => asked,
+            _ => return Err(DropReason::DestinationMacForeign),
+        };
+
+        let held = self.own.held().ok_or(DropReason::DestinationMacForeign)?;
+        // On that link no other host has the base.
+        let held = held.map(|own| ndp::Held {
+            anycast: false,
+            ..own
+        });
+        let answer = ndp::answer(&asked, view.src_addr(), &held, mac.get())
+            .filter(|_| !asked.target.is_unicast_link_local())
+            .ok_or(DropReason::DestinationMacForeign)?;
+        let id = known.ok_or(DropReason::UnknownPeer)?;
+        let peer = self.peers.outgoing_v6(id).ok_or(DropReason::PeerGone)?;
+        packet
+            .replace(&answer)
+            .map_err(|_| DropReason::HeadroomExceeded)?;
+        self.config.tunnel.encapsulate_frame(packet)?;
+        Ok(Verdict::Peer {
+            id,
+            destination: peer.address.into(),
+            flow: 0,
+            checksums: Checksums::Complete,
+        })
     }
 
-    /// The gateway's addresses of IPv4.
-    fn own_addresses(&self) -> [Ipv4Addr; 2] {
-        let home = self.home.as_ref();
-        home.map_or([Ipv4Addr::UNSPECIFIED; 2], |home| [home.gateway, home.base])
+    /// The node's own addresses, in no particular order.
+    pub(super) fn own_macs(&self) -> [EthernetAddress; 3] {
+        let gateway = self.config.gateway_mac;
+        let tunnel = &self.config.tunnel;
+        let or_gateway = |mac: Option<VtepMac>| mac.map_or(gateway, VtepMac::get);
+        [
+            gateway,
+            or_gateway(tunnel.vtep_mac()),
+            or_gateway(tunnel.vtep_mac_v6()),
+        ]
     }
 
     /// Whether an address is one of the gateway's.
@@ -296,11 +337,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// port. What is to be done about the frame itself is done there.
     pub fn learn_from_sibling(&mut self, now: Instant, id: PortId, bytes: &[u8]) {
         self.begin(now);
-        let own = (self.own_macs(), gateway::addresses(self.subnet));
+        let macs = self.own_macs();
         let (Some(port), Ok(view)) = (self.ports.get(&id), frame::parse(bytes)) else {
             return;
         };
-        if guard::check_pod(&view, &port.attachment, &own.0, &own.1).is_err() {
+        if guard::check_pod(&view, &port.attachment, &macs, &self.own).is_err() {
             return;
         }
         let guarded = port.attachment.guarded;
@@ -309,7 +350,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.learn_from_arp(now, id, bytes);
         } else if guarded {
             // A claim that is refused here is refused there, or was first there.
-            let _ = self.check_link_locals(now, id, guard::link_locals(&view, &own.1));
+            let _ = self.check_link_locals(now, id, guard::link_locals(&view, &self.own));
+        } else {
+            self.learn_from_discovery(now, id, bytes);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The host's LAN, as a node with an uplink knows it.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use smoltcp::wire::EthernetAddress;
 
@@ -20,7 +20,7 @@ pub(super) struct Lan {
 #[derive(Clone)]
 pub(super) struct Early {
     /// The next hop that it must come from.
-    pub(super) host: Ipv4Addr,
+    pub(super) host: IpAddr,
     /// The MAC address that it came from.
     pub(super) mac: EthernetAddress,
     pub(super) packet: Vec<u8>,

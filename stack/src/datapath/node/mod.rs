@@ -31,7 +31,7 @@ use crate::addresses::{Addresses, Nets};
 use crate::bucket::TokenBucket;
 use crate::datapath::filter::{Direction, Filter, Unfiltered};
 use crate::datapath::frame;
-use crate::datapath::gateway::Gateway;
+use crate::datapath::gateway::{self, Gateway, Own};
 use crate::datapath::guard;
 use crate::datapath::hash::Seed;
 use crate::datapath::host_interface::HostPort;
@@ -54,6 +54,7 @@ mod fork;
 mod home;
 mod host;
 mod ingress;
+mod ingress_v6;
 mod lan;
 mod ledger;
 mod origin;
@@ -61,9 +62,11 @@ mod peers;
 mod probe;
 mod resolve;
 mod router;
+mod router_v6;
 #[cfg(test)]
 mod tests;
 mod uplink;
+mod uplink_v6;
 
 /// How often tables forget what has aged out.
 const AGEING_PERIOD: Duration = Duration::from_secs(10);
@@ -182,6 +185,8 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     fdb: Fdb,
     neighbours: Neighbours,
     link_locals: LinkLocals,
+    /// The gateway's addresses.
+    own: Own,
     gateway: Gateway,
     errors: TokenBucket,
     ledger: Ledger<O>,
@@ -190,7 +195,7 @@ pub struct Node<O = Unobserved, F = Unfiltered> {
     uplink: Option<Lan>,
     host: Option<HostPort>,
     /// The last claim of a next hop's address that is looked into and that siblings have not heard of.
-    claimed: Option<(Ipv4Addr, EthernetAddress)>,
+    claimed: Option<(IpAddr, EthernetAddress)>,
     /// The overlay's networks; packets from pods that leave them are for egress.
     egress: Option<Ipv4Net>,
     egress_v6: Option<Ipv6Net>,
@@ -282,12 +287,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
             fdb: Fdb::new(config.limits.fdb, seed),
             neighbours: Neighbours::new(config.limits.neighbours, seed),
             link_locals: LinkLocals::new(seed),
-            gateway: Gateway::new(
-                home.map_or_else(Ipv4Net::default, |home| home.subnet),
-                config.gateway_mac,
-                seed.0,
-                now,
-            ),
+            own: gateway::addresses(config.subnet),
+            gateway: Gateway::new(config.subnet, config.gateway_mac, seed.0, now),
             errors: icmp::error_limit(now),
             ledger: Ledger::new(observer),
             output: Output::default(),
@@ -543,7 +544,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.egress_v6 = ipv6.map(|network| network.trunc());
     }
 
-    /// Takes a packet from egress that begins with its IPv4 header, for a pod: one of this node
+    /// Takes a packet from egress that begins with its IP header, for a pod: one of this node
     /// unless the gateway is its source.
     pub fn from_egress(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Verdict {
         self.begin(now);

@@ -1,14 +1,15 @@
-//! The resolver: where on its link the next via of a packet is, by ARP (RFC 826).
+//! The resolver: where on its link the next hop of a packet is, by ARP (RFC 826) or neighbour discovery
+//! (RFC 4861).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
-use smoltcp::wire::{ArpOperation, EthernetAddress};
+use smoltcp::wire::{ArpOperation, EthernetAddress, EthernetProtocol};
 
 use super::Node;
+use super::peers::{Outgoing, OutgoingV6};
 use super::router::{Decision, Via};
-use crate::addresses::ipv4;
 use crate::datapath::filter::{Direction, Filter};
 use crate::datapath::frame;
 use crate::datapath::icmp::IcmpError;
@@ -27,9 +28,55 @@ pub(super) enum Link {
     Uplink,
 }
 
-impl Via {
+/// An IP version, named by what its packets need of a peer, as far as the resolver tells it from the
+/// other.
+pub(super) trait Version: Copy {
+    type Address: Copy + Into<IpAddr>;
+    const ETHERTYPE: EthernetProtocol;
+
+    /// Sends a packet on in several.
+    fn in_pieces<O: Observer, F: Filter>(
+        node: &mut Node<O, F>,
+        now: Instant,
+        host: Self::Address,
+        via: Via<Self>,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision;
+}
+
+impl Version for Outgoing {
+    type Address = Ipv4Addr;
+    const ETHERTYPE: EthernetProtocol = EthernetProtocol::Ipv4;
+
+    fn in_pieces<O: Observer, F: Filter>(
+        node: &mut Node<O, F>,
+        now: Instant,
+        host: Ipv4Addr,
+        via: Via,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        node.in_pieces(now, host, via, packet)
+    }
+}
+
+impl Version for OutgoingV6 {
+    type Address = Ipv6Addr;
+    const ETHERTYPE: EthernetProtocol = EthernetProtocol::Ipv6;
+
+    fn in_pieces<O: Observer, F: Filter>(
+        node: &mut Node<O, F>,
+        now: Instant,
+        host: Ipv6Addr,
+        via: Via<Self>,
+        packet: &mut PacketBuf<'_>,
+    ) -> Decision {
+        node.in_segments_v6(now, host, via, packet)
+    }
+}
+
+impl<P> Via<P> {
     /// The link on which its next hop is resolved.
-    const fn link(self) -> Link {
+    const fn link(&self) -> Link {
         match self {
             Self::Pods => Link::Pods,
             Self::Peer(..) => Link::Uplink,
@@ -49,11 +96,11 @@ fn known_by(resolution: &Resolution) -> Known {
 
 impl<O: Observer, F: Filter> Node<O, F> {
     /// Sends a packet to a host on one of the node's links, now or when it is known where that is.
-    pub(super) fn send_to_host(
+    pub(super) fn send_to_host<P: Version>(
         &mut self,
         now: Instant,
-        via: Via,
-        host: Ipv4Addr,
+        via: Via<P>,
+        host: P::Address,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
         match self.neighbours_of(via)?.known(host.into(), now) {
@@ -67,7 +114,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// Tells an observer what the neighbour table said.
     #[inline(always)]
-    fn step_neighbour(&mut self, via: Via, host: Ipv4Addr, known: impl FnOnce() -> Known) {
+    fn step_neighbour<P: Version>(
+        &mut self,
+        via: Via<P>,
+        host: P::Address,
+        known: impl FnOnce() -> Known,
+    ) {
         self.ledger.step(|| {
             let address = host.into();
             let place = self.neighbours.get(address);
@@ -82,19 +134,19 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// The same if it is not known yet, or is to be asked for again.
-    fn resolve(
+    fn resolve<P: Version>(
         &mut self,
         now: Instant,
-        via: Via,
-        host: Ipv4Addr,
+        via: Via<P>,
+        host: P::Address,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
-        let address = IpAddr::V4(host);
+        let address: IpAddr = host.into();
         if self.neighbours_of(via)?.get(address).is_none() {
             if matches!(via, Via::Pods) && self.unguarded == 0 {
-                if let Some(until) = self.awaited.until(now, host) {
+                if let Some(until) = self.awaited.until(now, address) {
                     self.step_neighbour(via, host, || Known::Awaited);
-                    return self.wait_for_pod(now, host, packet, until);
+                    return self.wait_for_pod::<P>(now, host, packet, until);
                 }
                 self.step_neighbour(via, host, || Known::Nobody);
                 // No attachment has it, and no pod may answer for an address that is not its own.
@@ -102,7 +154,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 return Err(DropReason::HostUnreachable);
             }
             if !packet.is_single() {
-                return self.in_pieces(now, host, via, packet);
+                return P::in_pieces(self, now, host, via, packet);
             }
             packet.complete_checksum();
         }
@@ -120,21 +172,21 @@ impl<O: Observer, F: Filter> Node<O, F> {
             Resolution::TableFull => (None, Err(DropReason::NeighbourTableFull)),
         };
         if let Some(place) = ask {
-            self.send_arp_request(via.link(), host, place);
+            self.ask(via.link(), address, place);
         }
         step
     }
 
     /// Lets a packet wait for a pod that is about to be attached again.
-    fn wait_for_pod(
+    fn wait_for_pod<P: Version>(
         &mut self,
         now: Instant,
-        host: Ipv4Addr,
+        host: P::Address,
         packet: &mut PacketBuf<'_>,
         until: Instant,
     ) -> Decision {
         if !packet.is_single() {
-            return self.in_pieces(now, host, Via::Pods, packet);
+            return P::in_pieces(self, now, host, Via::Pods, packet);
         }
         packet.complete_checksum();
         let waits = self.neighbours.wait(host.into(), packet.as_slice(), until);
@@ -146,7 +198,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Those on the link of a way.
-    fn neighbours_of(&mut self, via: Via) -> Result<&mut Neighbours, DropReason> {
+    fn neighbours_of<P>(&mut self, via: Via<P>) -> Result<&mut Neighbours, DropReason> {
         match (via, &mut self.uplink) {
             (Via::Pods, _) => Ok(&mut self.neighbours),
             (Via::Peer(..), Some(link)) => Ok(&mut link.neighbours),
@@ -155,9 +207,9 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Puts the link-layer header on a packet.
-    pub(super) fn deliver(
+    pub(super) fn deliver<P: Version>(
         &mut self,
-        via: Via,
+        via: Via<P>,
         place: Place,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
@@ -170,16 +222,25 @@ impl<O: Observer, F: Filter> Node<O, F> {
             self.check_policy(Direction::ToPod, port, packet.as_slice())?;
             self.check_rate(port, packet)?;
         }
-        frame::prepend(packet, source, place.mac).map_err(|_| DropReason::HeadroomExceeded)?;
+        frame::prepend_as(packet, source, place.mac, P::ETHERTYPE)
+            .map_err(|_| DropReason::HeadroomExceeded)?;
         Ok(verdict)
     }
 
-    /// Sends an ARP request on a link to `place`, or to all.
-    pub(super) fn send_arp_request(&mut self, link: Link, address: Ipv4Addr, place: Option<Place>) {
+    /// Asks on a link where an address is: at `place`, or everybody.
+    pub(super) fn ask(&mut self, link: Link, address: IpAddr, place: Option<Place>) {
+        match (address, link) {
+            (IpAddr::V4(address), _) => self.send_arp_request(link, address, place),
+            (IpAddr::V6(address), Link::Pods) => self.solicit_pods(address, place),
+            (IpAddr::V6(address), Link::Uplink) => self.solicit_host(address, place),
+        }
+    }
+
+    fn send_arp_request(&mut self, link: Link, address: Ipv4Addr, place: Option<Place>) {
         let mac = place.map_or(EthernetAddress::BROADCAST, |place| place.mac);
         let (verdict, source) = match (link, &self.uplink, place) {
             (Link::Uplink, Some(link), _) => {
-                let Some(own) = ipv4(link.uplink.address) else {
+                let Some(own) = link.uplink.nets.addresses().ipv4() else {
                     return;
                 };
                 (Verdict::Uplink { id: None }, (link.uplink.mac, own))
@@ -211,19 +272,14 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         for (link, action) in due {
             match action {
-                TimerAction::Request(IpAddr::V4(address)) => {
-                    self.send_arp_request(link, address, None)
-                }
-                TimerAction::Probe(IpAddr::V4(address), place) => {
-                    self.send_arp_request(link, address, Some(place))
-                }
-                TimerAction::Request(IpAddr::V6(_)) | TimerAction::Probe(IpAddr::V6(_), _) => {}
+                TimerAction::Request(address) => self.ask(link, address, None),
+                TimerAction::Probe(address, place) => self.ask(link, address, Some(place)),
                 TimerAction::Failed(address, waiting) => {
                     if link == Link::Uplink {
                         self.lose_early(address);
                     }
-                    let is_awaited = matches!(address, IpAddr::V4(address) if link == Link::Pods
-                        && self.awaited.until(now, address).is_some());
+                    let is_awaited =
+                        link == Link::Pods && self.awaited.until(now, address).is_some();
                     for packet in waiting {
                         if is_awaited {
                             let lost = Verdict::Drop(DropReason::PodAwaited);

@@ -1,6 +1,6 @@
 //! The router: where an IPv4 packet goes, and what it needs to get there.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
@@ -47,7 +47,7 @@ pub(super) enum Origin {
 
 impl Origin {
     /// Whose the source of its packets is, once that has been checked.
-    const fn holder(self) -> Holding {
+    pub(super) const fn holder(self) -> Holding {
         match self {
             Self::Pod(port) => Holding::Pod(port),
             Self::Peer(peer) => Holding::Peer(peer),
@@ -59,11 +59,11 @@ impl Origin {
 
 /// The way of a packet whose route is known.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Via {
+pub(super) enum Via<P = Outgoing> {
     /// To a pod of this node.
     Pods,
     /// To a peer, as it is known when the packet is routed.
-    Peer(PeerId, Outgoing),
+    Peer(PeerId, P),
 }
 
 impl From<v4::Error> for DropReason {
@@ -80,7 +80,7 @@ impl From<v4::Error> for DropReason {
 
 /// Length of the longest IP packet that `packet` becomes on a wire.
 #[inline]
-fn longest(packet: &PacketBuf<'_>) -> usize {
+pub(super) fn longest(packet: &PacketBuf<'_>) -> usize {
     // The head of a merged packet is its first segment, which is its longest.
     if packet.is_single() || packet.total_len() > packet.len() {
         return packet.len();
@@ -94,7 +94,7 @@ fn longest(packet: &PacketBuf<'_>) -> usize {
 /// apart does so in the turn of whoever sent it, at the cost of all others. What we merged ourselves
 /// came in packets.
 #[inline]
-fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
+pub(super) fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
     match packet.offload().gso {
         Some(gso) if packet.total_len() == packet.len() => {
             let count = split::segment_count(packet.as_slice(), 0, gso);
@@ -107,7 +107,7 @@ fn check_work(packet: &PacketBuf<'_>) -> Result<(), DropReason> {
 }
 
 /// Whether a packet to the gateway is for flows and services: TCP, UDP and what is said of them.
-pub(super) fn is_for_egress(packet: &[u8]) -> bool {
+fn is_for_egress(packet: &[u8]) -> bool {
     let protocol = Ipv4Packet::new_unchecked(packet).next_header();
     matches!(protocol, IpProtocol::Tcp | IpProtocol::Udp) || icmp::is_error(packet)
 }
@@ -137,7 +137,10 @@ impl<O: Observer, F: Filter> Node<O, F> {
             origin,
         ) {
             (Err(DropReason::NextHopUnknown), Origin::Uplink(mac)) => {
-                return self.wait_for_sender(mac, source, packet);
+                let is_for_flows = self.egress.is_some()
+                    && home.is_own(destination)
+                    && is_for_egress(packet.as_slice());
+                return self.wait_for_sender(mac, source.into(), is_for_flows, packet);
             }
             (checked, _) => checked?,
         }
@@ -169,7 +172,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             return Err(DropReason::DestinationNotUnicast);
         }
         let next = self.routes.lookup(destination.into()).copied();
-        self.step_route(destination);
+        self.step_route(destination.into());
         if !matches!(origin, Origin::Pod(_) | Origin::Host) && next != Some(NextHop::Local) {
             return Err(DropReason::TunnelToTunnel);
         }
@@ -226,13 +229,17 @@ impl<O: Observer, F: Filter> Node<O, F> {
     /// Routes a packet from outside the overlay to a pod of this node, or one from the gateway to
     /// any pod.
     pub(super) fn route_to_pod(&mut self, now: Instant, packet: &mut PacketBuf<'_>) -> Decision {
-        packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
+        match v4::check_head(packet.as_slice(), packet.total_len()) {
+            Ok(len) => packet.truncate(len),
+            Err(v4::Error::Version(6)) => return self.route_to_pod_v6(now, packet),
+            Err(error) => return Err(error.into()),
+        }
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
         let (source, destination) = (view.src_addr(), view.dst_addr());
         self.check_outside(source)?;
         let next = self.routes.lookup(destination.into()).copied();
         // Other nodes take nothing that is not from this one's subnet.
-        self.step_route(destination);
+        self.step_route(destination.into());
         let is_way = |next: &NextHop| *next == NextHop::Local || self.is_own(source);
         let next = next.filter(is_way).ok_or(DropReason::NoRoute)?;
         let via = self.via(next)?;
@@ -246,9 +253,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// Tells an observer of the route that was looked up.
     #[inline(always)]
-    fn step_route(&mut self, destination: Ipv4Addr) {
+    pub(super) fn step_route(&mut self, destination: IpAddr) {
         self.ledger.step(|| {
-            let destination = destination.into();
             let route = self.routes.entry(destination);
             TraceStep::Route {
                 destination,
@@ -269,7 +275,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
 
     /// Asks the filter about a packet of a pod.
     #[inline(always)]
-    fn check_policy_from(
+    pub(super) fn check_policy_from(
         &mut self,
         origin: Origin,
         packet: &PacketBuf<'_>,
@@ -305,7 +311,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         match origin {
             Origin::Pod(_) => return Ok(()),
             Origin::Host => return self.check_host_source(source),
-            Origin::Uplink(mac) => self.check_host(now, mac, source, len)?,
+            Origin::Uplink(mac) => self.check_host(now, mac, source.into(), len)?,
             Origin::Peer(first) => {
                 if self.config.guard.peers && !self.is_from(first, source) {
                     return Err(DropReason::SourceNotInLease);
@@ -420,7 +426,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
         Ok(Verdict::Consumed)
     }
 
-    fn segments(
+    pub(super) fn segments(
         &mut self,
         packet: &PacketBuf<'_>,
         scratch: &mut [u8],

@@ -21,11 +21,11 @@ mod observe;
 mod superpackets;
 mod telling;
 mod uplink;
+mod v6;
 mod work;
 
 use filter::Denied;
 use muslin_encap::ip::fragment::Fragments;
-use muslin_encap::ip::v6;
 use muslin_encap::offload::split::Checksums;
 use muslin_encap::tunnel::vxlan::{Vni, VtepMac};
 use observe::Recorder;
@@ -837,7 +837,7 @@ fn neighbour_message(mac: EthernetAddress, source: &str, target: &str) -> Vec<u8
     packet.extend(group.octets());
     packet.extend([kind, 0, 0, 0, 0x20, 0, 0, 0]);
     packet.extend(target.octets());
-    v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+    muslin_encap::ip::v6::fill_icmp_checksum(&mut packet, muslin_encap::ip::v6::HEADER_LEN);
     ethernet(mac, ndp::multicast_mac(group), 0x86dd, &packet)
 }
 
@@ -858,7 +858,7 @@ fn a_pod_does_not_take_another_ones_link_local_address() {
     assert_eq!(send(&mut node, one, "::", of_two), taken);
     assert_eq!(send(&mut node, two, of_two, of_two), passed(OTHER_PORT));
     // Others are of who asks first whether anybody has them.
-    assert_eq!(send(&mut node, two, "::", "fe80::77"), passed(OTHER_PORT));
+    assert_eq!(send(&mut node, two, "::", "fe80::77"), Verdict::Consumed);
     for (source, target) in [
         ("fe80::77", "fe80::77"),
         ("fe80::2", "fe80::77"),
@@ -874,6 +874,8 @@ fn a_pod_does_not_take_another_ones_link_local_address() {
             match source {
                 // It was the first to have this one, too.
                 "fe80::2" => taken,
+                // Nobody else can have it, so that nobody else is asked.
+                "::" => Verdict::Consumed,
                 _ => passed(OTHER_PORT),
             }
         );
@@ -884,7 +886,7 @@ fn a_pod_does_not_take_another_ones_link_local_address() {
     assert_eq!(send(&mut node, two, "::", "fe80::88"), taken);
     // It is free again when the pod has gone.
     node.detach(OTHER_PORT);
-    assert_eq!(send(&mut node, one, "::", "fe80::77"), passed(POD_PORT));
+    assert_eq!(send(&mut node, one, "::", "fe80::77"), Verdict::Consumed);
     assert_adds_up(&node);
 }
 
@@ -1414,10 +1416,10 @@ fn a_router_advertisement_is_found_behind_other_headers() {
     let frame = |first: u8, payload: &[u8]| {
         let mut packet = vec![0x60, 0, 0, 0, 0, payload.len() as u8, first, 255];
         packet.extend(pod_v6(2).octets());
-        packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xfb]);
         packet.extend(payload);
-        let all_nodes = EthernetAddress([0x33, 0x33, 0, 0, 0, 1]);
-        ethernet(pod_mac(1, 2), all_nodes, 0x86dd, &packet)
+        let group = EthernetAddress([0x33, 0x33, 0, 0, 0, 0xfb]);
+        ethernet(pod_mac(1, 2), group, 0x86dd, &packet)
     };
     let advertisement = [134, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let behind = |headers: &[u8]| [headers, &advertisement].concat();

@@ -1,23 +1,22 @@
 //! The node on its host's LAN: next hops, and bare packets from them.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
-use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol, Ipv4Packet};
+use smoltcp::wire::{ArpOperation, ArpRepr, EthernetAddress, EthernetProtocol};
 
 use super::lan::{Early, Lan};
 use super::resolve::Link;
-use super::router::{Decision, Origin, is_for_egress};
-use super::{NextHop, Node};
-use crate::addresses::ipv4;
+use super::router::{Decision, Origin};
+use super::{NextHop, Node, uplink_v6};
 use crate::datapath::filter::Filter;
 use crate::datapath::frame;
 use crate::datapath::neighbour::{Claim, Neighbours, Place, State};
 use crate::datapath::observe::{Observer, Source};
-use crate::datapath::peer::{Path, Peer};
+use crate::datapath::peer::{Path, Peer, PeerId};
 use crate::datapath::port::PortId;
 use crate::datapath::trace::TraceStep;
 use crate::datapath::tunnel::Tunnel;
@@ -35,7 +34,8 @@ const EARLY_IN_ALL: usize = 64;
 
 impl<O: Observer, F: Filter> Node<O, F> {
     /// Gives the node an uplink, or another one, or takes it away. Peers on its link are sent bare
-    /// packets from then on. An address of its own is announced (RFC 5227 section 3).
+    /// packets from then on. Addresses of its own are announced (RFC 5227 section 3, RFC 4861 section
+    /// 7.2.6).
     pub fn set_uplink(&mut self, uplink: Option<Uplink>) {
         let (known, early) = match self.uplink.take() {
             Some(link) => (Some(link.neighbours), link.early),
@@ -63,12 +63,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 }
             }
         }
-        if let Some(own) = uplink.filter(|own| own.answers)
-            && let Some(address) = ipv4(own.address)
-        {
-            let all = (EthernetAddress::BROADCAST, address);
-            let words = frame::write_arp(ArpOperation::Request, (own.mac, address), all);
-            self.queue_frame(Verdict::Uplink { id: None }, &words);
+        if let Some(own) = uplink.filter(|own| own.answers) {
+            for address in own.nets.addresses().iter() {
+                let words = announcement(own.mac, address);
+                self.queue_frame(Verdict::Uplink { id: None }, &words);
+            }
         }
     }
 
@@ -102,11 +101,15 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.count(Source::Uplink, verdict, packet)
     }
 
-    /// Whether a frame of the uplink is an IPv4 packet for this node, as its header says.
+    /// Whether a frame of the uplink is an IP packet for this node, as its header says.
     pub(in crate::datapath) fn is_for_uplink(&self, bytes: &[u8]) -> bool {
         let own = self.uplink().map(|uplink| uplink.mac);
         frame::parse(bytes).is_ok_and(|view| {
-            Some(view.dst_addr()) == own && view.ethertype() == EthernetProtocol::Ipv4
+            let is_ip = matches!(
+                view.ethertype(),
+                EthernetProtocol::Ipv4 | EthernetProtocol::Ipv6
+            );
+            Some(view.dst_addr()) == own && is_ip
         })
     }
 
@@ -115,20 +118,25 @@ impl<O: Observer, F: Filter> Node<O, F> {
         self.ledger.refuse(Source::Uplink, DropReason::VirtioHeader);
     }
 
-    /// Learns from an ARP frame that another worker's node took from the uplink.
+    /// Learns from a frame with ARP or neighbour discovery that another worker's node took from the uplink.
     pub fn learn_from_sibling_uplink(&mut self, now: Instant, frame: &[u8]) {
         self.begin(now);
-        if frame::parse(frame).is_ok_and(|view| view.src_addr().is_unicast()) {
-            let _ = self.hear_host(now, frame);
-        }
+        let view = frame::parse(frame).ok();
+        let Some(view) = view.filter(|view| view.src_addr().is_unicast()) else {
+            return;
+        };
+        // A claim that is refused here is refused there, too.
+        let _ = match view.ethertype() {
+            EthernetProtocol::Ipv6 => self.discover_host(now, frame),
+            _ => self.hear_host(now, frame),
+        };
     }
 
     /// The claim of a next hop's address that has just begun to be looked into, if there is one, as an
-    /// announcement by ARP: siblings hear of packets from that host no other way.
-    pub(in crate::datapath) fn take_claim(&mut self) -> Option<[u8; frame::ARP_LEN]> {
+    /// announcement: siblings hear of packets from that host no other way.
+    pub(in crate::datapath) fn take_claim(&mut self) -> Option<Vec<u8>> {
         let (host, mac) = self.claimed.take()?;
-        let all = (EthernetAddress::BROADCAST, host);
-        Some(frame::write_arp(ArpOperation::Request, (mac, host), all))
+        Some(announcement(mac, host))
     }
 
     pub(super) fn path_to(&self, peer: &Peer) -> Path {
@@ -153,7 +161,11 @@ impl<O: Observer, F: Filter> Node<O, F> {
         }
         let is_arp = ethertype == EthernetProtocol::Arp;
         if destination != own && !(is_arp && destination.is_broadcast()) {
-            return Err(DropReason::DestinationMacForeign);
+            if !self.hears_group(packet.as_slice(), destination) {
+                return Err(DropReason::DestinationMacForeign);
+            }
+            self.ledger.step(|| TraceStep::Uplink { mac: source });
+            return self.discover_host(now, packet.as_slice());
         }
         self.ledger.step(|| TraceStep::Uplink { mac: source });
         match ethertype {
@@ -165,35 +177,40 @@ impl<O: Observer, F: Filter> Node<O, F> {
                 packet.trim_front(frame::HEADER_LEN);
                 self.route(now, Origin::Uplink(source), packet)
             }
-            EthernetProtocol::Ipv6 | EthernetProtocol::Unknown(_) => {
-                Err(DropReason::EtherTypeUnsupported)
+            EthernetProtocol::Ipv6 if frame::is_neighbour_discovery(packet.as_slice()) => {
+                self.discover_host(now, packet.as_slice())
             }
+            EthernetProtocol::Ipv6 => {
+                packet.trim_front(frame::HEADER_LEN);
+                self.route_v6(now, Origin::Uplink(source), packet)
+            }
+            EthernetProtocol::Unknown(_) => Err(DropReason::EtherTypeUnsupported),
         }
     }
 
     /// Checks that a packet from a host with this MAC address comes from a pod of its node, and
     /// counts it for that peer. A host that is not known yet is asked for; one that has got another
     /// MAC address has to be believed first.
+    #[inline]
     pub(super) fn check_host(
         &mut self,
         now: Instant,
         mac: EthernetAddress,
-        source: Ipv4Addr,
+        source: IpAddr,
         len: usize,
     ) -> Result<(), DropReason> {
-        let sender = match self.routes.lookup(source.into()) {
-            Some(NextHop::Peer(id)) => self.peers.outgoing(*id).map(|peer| (*id, *peer)),
+        let sender = match self.routes.lookup(source) {
+            Some(NextHop::Peer(id)) => self.host_of(source, *id),
             Some(NextHop::Local) | None => None,
         };
-        let Some((id, peer)) = sender.filter(|(_, peer)| peer.path == Path::Uplink) else {
+        let Some((id, host)) = sender else {
             return match self.config.guard.peers {
                 true => Err(DropReason::SourceNotInLease),
                 false => Ok(()),
             };
         };
-        let host = *peer.address.ip();
         let link = self.uplink.as_mut().ok_or(DropReason::PeerGone)?;
-        match link.neighbours.get(host.into()) {
+        match link.neighbours.get(host) {
             Some(place) if place.mac == mac => {}
             Some(_) => {
                 // Without a guard, too: its answers would go to where it was.
@@ -204,8 +221,8 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             None if !self.config.guard.peers => {}
             None => {
-                if link.neighbours.seek(host.into(), now) {
-                    self.send_arp_request(Link::Uplink, host, None);
+                if link.neighbours.seek(host, now) {
+                    self.ask(Link::Uplink, host, None);
                 }
                 return Err(DropReason::NextHopUnknown);
             }
@@ -214,30 +231,40 @@ impl<O: Observer, F: Filter> Node<O, F> {
         Ok(())
     }
 
+    /// A peer on the uplink's link, with its host, to which a packet goes whose source is `source`.
+    #[inline]
+    fn host_of(&self, source: IpAddr, id: PeerId) -> Option<(PeerId, IpAddr)> {
+        let peer = self.peers.outgoing(id);
+        let peer = peer.filter(|peer| peer.path == Path::Uplink)?;
+        let host = match source {
+            IpAddr::V4(_) => IpAddr::V4(*peer.address.ip()),
+            IpAddr::V6(_) => IpAddr::V6(*self.peers.outgoing_v6(id)?.address.ip()),
+        };
+        Some((id, host))
+    }
+
     /// Lets a packet wait for the answer that says whether it comes from the host that it must come
     /// from: it goes on then, or is dropped.
     pub(super) fn wait_for_sender(
         &mut self,
         mac: EthernetAddress,
-        source: Ipv4Addr,
+        source: IpAddr,
+        is_for_flows: bool,
         packet: &mut PacketBuf<'_>,
     ) -> Decision {
         let unknown = DropReason::NextHopUnknown;
-        let destination = Ipv4Packet::new_unchecked(packet.as_slice()).dst_addr();
-        let is_for_flows =
-            self.egress.is_some() && self.is_own(destination) && is_for_egress(packet.as_slice());
         // What is for egress cannot be handed over later, and what is sent faster than one packet at
         // a time is sent again.
         if is_for_flows || !packet.is_single() {
             return Err(unknown);
         }
-        let host = match self.routes.lookup(source.into()) {
-            Some(NextHop::Peer(id)) => self.peers.outgoing(*id).map(|peer| *peer.address.ip()),
+        let host = match self.routes.lookup(source) {
+            Some(NextHop::Peer(id)) => self.host_of(source, *id).map(|(_, host)| host),
             Some(NextHop::Local) | None => None,
         };
         let (host, link) = host.zip(self.uplink.as_mut()).ok_or(unknown)?;
         let waiting = link.early.iter().filter(|early| early.host == host).count();
-        if !link.neighbours.is_sought(host.into())
+        if !link.neighbours.is_sought(host)
             || waiting >= EARLY_PER_HOST
             || link.early.len() >= EARLY_IN_ALL
         {
@@ -250,23 +277,22 @@ impl<O: Observer, F: Filter> Node<O, F> {
     }
 
     /// Takes the packets that waited until it is known where a host is.
-    fn take_early(&mut self, now: Instant, host: Ipv4Addr) {
+    fn take_early(&mut self, now: Instant, host: IpAddr) {
         for Early { mac, packet, .. } in self.early_of(host) {
-            self.with_scratch(&packet, |node, packet| {
-                node.route(now, Origin::Uplink(mac), packet)
+            self.with_scratch(&packet, |node, packet| match host {
+                IpAddr::V4(_) => node.route(now, Origin::Uplink(mac), packet),
+                IpAddr::V6(_) => node.route_v6(now, Origin::Uplink(mac), packet),
             });
         }
     }
 
     /// Drops the packets that waited for a host that does not answer.
     pub(super) fn lose_early(&mut self, host: IpAddr) {
-        if let IpAddr::V4(host) = host {
-            let early = self.early_of(host);
-            self.lose(early);
-        }
+        let early = self.early_of(host);
+        self.lose(early);
     }
 
-    fn early_of(&mut self, host: Ipv4Addr) -> Vec<Early> {
+    fn early_of(&mut self, host: IpAddr) -> Vec<Early> {
         let Some(link) = self.uplink.as_mut().filter(|link| !link.early.is_empty()) else {
             return Vec::new();
         };
@@ -296,17 +322,28 @@ impl<O: Observer, F: Filter> Node<O, F> {
         else {
             return Err(DropReason::EtherTypeUnsupported);
         };
-        let is_on_link = |own: &Uplink| own.is_on_link(host.into());
+        let own = self.uplink().map(|own| own.nets.addresses());
+        let is_for_us = own.is_some_and(|own| own.ipv4() == Some(target));
+        self.hear_next_hop(now, host.into(), mac, is_for_us)
+    }
+
+    /// Hears that a host says to us, or to all, where it is.
+    pub(super) fn hear_next_hop(
+        &mut self,
+        now: Instant,
+        host: IpAddr,
+        mac: EthernetAddress,
+        is_for_us: bool,
+    ) -> Result<Verdict, DropReason> {
+        let is_on_link = |own: &Uplink| own.is_on_link(host);
         let is_next_hop = self.uplink().is_some_and(is_on_link)
-            && self.peers.first_at(host.into()).is_some()
+            && self.peers.first_at(host).is_some()
             && mac.is_unicast()
             && self.uplink().is_some_and(|own| own.mac != mac);
         // As in Linux: what a host announces to all only changes what is known.
         let link = self.uplink.as_ref();
-        let may_be_new = link.is_some_and(|link| {
-            target == link.uplink.address || link.neighbours.get(host.into()).is_some()
-        });
-        if !is_next_hop || !may_be_new {
+        let is_known = link.is_some_and(|link| link.neighbours.get(host).is_some());
+        if !is_next_hop || !(is_for_us || is_known) {
             return Ok(Verdict::Consumed);
         }
         self.claim(now, host, mac)?;
@@ -317,12 +354,12 @@ impl<O: Observer, F: Filter> Node<O, F> {
     fn claim(
         &mut self,
         now: Instant,
-        host: Ipv4Addr,
+        host: IpAddr,
         mac: EthernetAddress,
     ) -> Result<(), DropReason> {
         let place = Place { mac, port: PORT };
         let link = self.uplink.as_mut().ok_or(DropReason::PeerGone)?;
-        match link.neighbours.claim(host.into(), place, now) {
+        match link.neighbours.claim(host, place, now) {
             Claim::Believed(waited) => {
                 for packet in waited {
                     self.route_own(now, &packet);
@@ -332,7 +369,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             }
             Claim::Doubted(known) => {
                 self.claimed = Some((host, mac));
-                self.send_arp_request(Link::Uplink, host, Some(known));
+                self.ask(Link::Uplink, host, Some(known));
                 Err(DropReason::NextHopConflict)
             }
             Claim::Refused => Err(DropReason::NextHopConflict),
@@ -352,7 +389,7 @@ impl<O: Observer, F: Filter> Node<O, F> {
             target_protocol_addr,
             ..
         }) = frame::arp(payload)
-            && target_protocol_addr == own.address
+            && own.nets.addresses().ipv4() == Some(target_protocol_addr)
             && source_hardware_addr.is_unicast()
         {
             let answer = frame::write_arp(
@@ -362,6 +399,17 @@ impl<O: Observer, F: Filter> Node<O, F> {
             );
             self.queue_frame(Verdict::Uplink { id: None }, &answer);
         }
+    }
+}
+
+/// A frame that says to all that a host's address is at this MAC address.
+fn announcement(mac: EthernetAddress, host: IpAddr) -> Vec<u8> {
+    match host {
+        IpAddr::V4(host) => {
+            let all = (EthernetAddress::BROADCAST, host);
+            frame::write_arp(ArpOperation::Request, (mac, host), all).to_vec()
+        }
+        IpAddr::V6(host) => uplink_v6::announcement(mac, host).to_vec(),
     }
 }
 

@@ -48,8 +48,7 @@ impl Cluster {
         let machine = &mut self.machines[number];
         let uplink = self.setup.link(machine.public_ip).map(|prefix| Uplink {
             mac: machine.link_mac(number),
-            address: machine.public_ip.into(),
-            prefix: prefix.into(),
+            nets: Ipv4Net::new_assert(machine.public_ip, prefix.prefix_len()).into(),
             mtu: machine.mtu,
             answers: false,
         });

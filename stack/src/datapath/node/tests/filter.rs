@@ -9,7 +9,7 @@ pub(super) struct Denied {
     now: Option<Instant>,
     port: Option<(u16, Direction)>,
     until: Option<Instant>,
-    asked: Vec<(Direction, PortId)>,
+    pub(super) asked: Vec<(Direction, PortId)>,
 }
 
 impl Filter for Denied {

@@ -17,8 +17,7 @@ fn host(number: u8) -> Ipv4Addr {
 fn uplink(answers: bool) -> Uplink {
     Uplink {
         mac: host_mac(1),
-        address: host(1).into(),
-        prefix: "192.168.0.0/24".parse().unwrap(),
+        nets: "192.168.0.1/24".parse().unwrap(),
         mtu: Mtu::new(1500).unwrap(),
         answers,
     }
@@ -652,8 +651,7 @@ fn there_is_no_path_to_an_address_of_ipv6() {
         let (verdict, _) = from_pod(&mut node, &to_peer());
         assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnreachable));
         node.set_uplink(Some(Uplink {
-            address: "2001:db8::1".parse().unwrap(),
-            prefix: "2001:db8::/64".parse().unwrap(),
+            nets: "2001:db8::1/64".parse().unwrap(),
             ..uplink(true)
         }));
         let (verdict, _) = from_pod(&mut node, &to_peer());
