@@ -1,10 +1,11 @@
 //! The kernel's network configuration, asked over rtnetlink.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
+use muslin_stack::addresses::Addresses;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup, new_connection, new_multicast_connection};
@@ -58,20 +59,28 @@ pub(crate) async fn tune(handle: &Handle, index: u32, attribute: LinkAttribute) 
     }
 }
 
-/// Removes the IPv4 addresses of an interface but one, with the routes that have them.
+/// Removes the addresses of an interface but these and link-local ones of IPv6, with the routes that have
+/// them.
 ///
 /// # Errors
 /// What the kernel refused.
-pub(crate) async fn flush_addresses(handle: &Handle, index: u32, keep: Ipv4Addr) -> Result<()> {
+pub(crate) async fn flush_addresses(handle: &Handle, index: u32, keep: Addresses) -> Result<()> {
+    let keep: Vec<IpAddr> = keep.iter().collect();
+    let is_other = |address: &IpAddr| match address {
+        IpAddr::V6(address) if address.is_unicast_link_local() => false,
+        address => !keep.contains(address),
+    };
     let mut addresses = handle
         .address()
         .get()
         .set_link_index_filter(index)
         .execute();
     while let Some(message) = addresses.try_next().await.context("reading addresses")? {
-        let is_other = message.attributes.iter().any(|attribute| {
-            matches!(attribute, AddressAttribute::Local(address)
-                if address.is_ipv4() && *address != IpAddr::V4(keep))
+        let is_other = message.attributes.iter().any(|attribute| match attribute {
+            AddressAttribute::Local(address) => is_other(address),
+            // On a point-to-point link of IPv4 this is the other end.
+            AddressAttribute::Address(address) => address.is_ipv6() && is_other(address),
+            _ => false,
         });
         if is_other {
             let removed = handle.address().del(message).execute().await;

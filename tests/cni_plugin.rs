@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ipnet::{IpNet, Ipv6Net};
 use muslin::control::Connection;
 use muslin::device::Tap;
 use muslin_lab::skip::skip;
@@ -375,6 +376,8 @@ struct Script {
     ends_at: Option<&'static str>,
     /// Devices whose queues it has lost.
     missing: Vec<Missing>,
+    /// Whether its lease has an IPv6 subnet, too.
+    has_ipv6: bool,
     /// What it was asked.
     calls: Vec<String>,
     /// The last place that was asked for.
@@ -473,15 +476,21 @@ fn answer(script: &mut Script, call: Call, taps: Vec<Tap>) -> Option<Answer> {
         Call::Reserve(reserve) => {
             let wanted = reserve.addresses.first().map(ToString::to_string);
             let wanted = wanted.unwrap_or_else(|| "10.244.1.2".to_owned());
-            let address = format!("{wanted}/24").parse().unwrap();
-            let gateway = "10.244.1.1".parse().unwrap();
+            let (address, gateway) = match script.has_ipv6 {
+                true => (format!("{wanted}/24,fd00:1::2/64"), "10.244.1.1,fd00:1::1"),
+                false => (format!("{wanted}/24"), "10.244.1.1"),
+            };
+            let (address, gateway) = (address.parse().unwrap(), gateway.parse().unwrap());
             let link = Link {
                 mtu: 1450,
+                mtu_v6: script.has_ipv6.then_some(1430),
                 gso_max_segs: 44,
             };
             let pod = "web".parse().unwrap();
             let mut attached = Attached::new(pod, "played".to_owned(), address, gateway, link);
             attached.routes.push("0.0.0.0/0".parse().unwrap());
+            let ipv6 = script.has_ipv6.then(|| IpNet::V6(Ipv6Net::default()));
+            attached.routes.extend(ipv6);
             attached.dns.push("10.244.1.1".parse().unwrap());
             let mac = "02:00:0a:f4:01:02".to_owned();
             script.reserve = Some(*reserve);
@@ -632,6 +641,48 @@ fn a_pod_is_added_checked_and_deleted() {
     }
     assert_eq!(stage.node.calls(), ["release 0", "release 0"]);
     assert_eq!(error(&check())["code"], 3);
+}
+
+#[test]
+fn a_pod_has_addresses_of_both_ip_versions() {
+    let Some(stage) = Stage::new() else {
+        return;
+    };
+    stage.node.script(|it| it.has_ipv6 = true);
+    let result = stage.add(json!({"cniVersion": "1.1.0"}));
+    let ips = json!([
+        {"interface": 0, "address": "10.244.1.2/24", "gateway": "10.244.1.1"},
+        {"interface": 0, "address": "fd00:1::2/64", "gateway": "fd00:1::1"},
+    ]);
+    assert_eq!(result["ips"], ips);
+    let routes = json!([
+        {"dst": "0.0.0.0/0", "gw": "10.244.1.1"},
+        {"dst": "::/0", "gw": "fd00:1::1", "mtu": 1430},
+    ]);
+    assert_eq!(result["routes"], routes);
+    let shown = |words: &[&str]| -> Value {
+        let all = [&["ip", "-j"], words].concat();
+        serde_json::from_str(&stage.pod.run(&all)).unwrap()
+    };
+    let link = shown(&["-6", "addr", "show", "eth0"]);
+    let infos = link[0]["addr_info"].as_array().unwrap();
+    assert_eq!(infos.len(), 2, "and a link-local one: {infos:?}");
+    for info in infos {
+        assert!(info["tentative"].is_null(), "{info}");
+    }
+    let default = shown(&["-6", "route", "show", "default"]);
+    assert_eq!(default[0]["gateway"], "fd00:1::1");
+    assert_eq!(default[0]["metrics"][0]["mtu"], 1430, "{default}");
+    let read = "cat /proc/sys/net/ipv6/conf/eth0/accept_ra";
+    assert_eq!(stage.pod.sh(read).trim(), "0");
+
+    let check = || stage.call("CHECK", &[], json!({"prevResult": result}));
+    succeeds(&check());
+    stage.pod.sh("ip -6 route del default");
+    assert_eq!(error(&check())["msg"], "eth0 has no route to ::/0");
+    stage.pod.sh("ip addr del fd00:1::2/64 dev eth0");
+    let amiss = error(&check())["msg"].clone();
+    assert_eq!(amiss, "eth0 has no address fd00:1::2/64");
 }
 
 #[test]

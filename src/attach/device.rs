@@ -1,15 +1,19 @@
 //! A pod's device, as it is given to a node, and what the node's answer means for its interface.
 
+#[cfg(feature = "sidecar")]
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net};
+#[cfg(feature = "sidecar")]
+use ipnet::Ipv4Net;
 use muslin_stack::api::control::{Attach, Attached, Namespace};
 use tracing::warn;
 
 use crate::control::Client;
-use crate::error::{Error, Result};
+#[cfg(feature = "sidecar")]
+use crate::error::Error;
+use crate::error::Result;
 use crate::netns::Assignment;
 
 /// Queues that a pod's device is to have: one for each worker of the node.
@@ -68,29 +72,22 @@ impl<'a> Device<'a> {
     }
 }
 
-/// The pod's IPv4 address with the length of the node's subnet, and its gateway.
+/// The IPv4 address of a pod in a process with the length of the node's subnet, and its gateway.
 ///
 /// # Errors
 /// If the node gave it none.
+#[cfg(feature = "sidecar")]
 pub(crate) fn place(attached: &Attached) -> Result<(Ipv4Net, Ipv4Addr)> {
     let place = attached.address.ipv4().zip(attached.gateway.ipv4());
     place.ok_or_else(|| Error::failed("the node gave the pod no IPv4 address"))
 }
 
 /// What a node's answer means for the interface.
-///
-/// # Errors
-/// If there is no IPv4 address in it.
-pub(crate) fn assignment(attached: &Attached) -> Result<Assignment> {
-    let (address, gateway) = place(attached)?;
-    let routes = attached.routes.iter().filter_map(|route| match route {
-        IpNet::V4(route) => Some(*route),
-        IpNet::V6(_) => None,
-    });
-    Ok(Assignment {
-        address,
-        gateway,
+pub(crate) fn assignment(attached: &Attached) -> Assignment {
+    Assignment {
+        address: attached.address,
+        gateway: attached.gateway,
         link: attached.link,
-        routes: routes.collect(),
-    })
+        routes: attached.routes.clone(),
+    }
 }

@@ -132,8 +132,12 @@ pub(crate) async fn serve(
     let sent = connection.send(&NAMESPACES, &beside).await;
     sent.context(GONE_OUTSIDE)?;
     drop(namespaces);
-    match connection.receive().await.context(GONE_OUTSIDE)? {
-        Some((attached, _)) => netns::configure(name, &assignment(&attached)?).await,
+    match connection
+        .receive::<Attached>()
+        .await
+        .context(GONE_OUTSIDE)?
+    {
+        Some((attached, _)) => netns::configure(name, &assignment(&attached)).await,
         // The node has refused.
         None => Ok(()),
     }

@@ -1,7 +1,6 @@
 //! `muslin attach` and `muslin detach`: namespaces made by other programs.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -11,7 +10,7 @@ use muslin_stack::api::control::{Attach, Namespace, PodInterface, Request};
 use muslin_stack::control::ipam::PodName;
 use nix::sys::stat::fstat;
 
-use super::run::PublishArguments;
+use super::run::{AddressArguments, PublishArguments};
 use super::{CLIENT, NodeChoice};
 use crate::attach::{self, Device, InsideProcess};
 use crate::confine;
@@ -27,9 +26,8 @@ pub(super) struct AttachArguments {
     node: NodeChoice,
     #[command(flatten)]
     interface: InterfaceArguments,
-    /// The pod's address [default: the one it had before, or a free one]
-    #[arg(long)]
-    ip: Option<Ipv4Addr>,
+    #[command(flatten)]
+    ip: AddressArguments,
     /// The pod's name [default: pod-1, pod-2 ...]
     #[arg(long)]
     name: Option<PodName>,
@@ -136,7 +134,7 @@ pub(super) fn attach(arguments: AttachArguments) -> Result<()> {
         confine::try_all(&[|| confine::keep_only(&CLIENT)]);
         let device = Device::tap(&made.queues).with_namespaces(made.namespaces);
         let client = Client::connect(&socket).await?;
-        let mut request = Attach::new(arguments.name, arguments.ip.map(Into::into));
+        let mut request = Attach::new(arguments.name, arguments.ip.addresses()?);
         request.persistent = true;
         request.publish = arguments.publish.ports();
         request.interface = interface;

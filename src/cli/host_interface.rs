@@ -166,7 +166,7 @@ async fn set_up(handle: &Handle, name: &str, wanted: Wanted) -> Result<()> {
     let set = handle.link().set(link.build()).execute().await;
     set.context(format!("setting {name} up with an MTU of {mtu}"))?;
     let base = subnet.network();
-    netlink::flush_addresses(handle, index, base).await?;
+    netlink::flush_addresses(handle, index, base.into()).await?;
     let add = handle.address().add(index, base.into(), 32);
     let added = add.replace().execute().await;
     added.context(format!("giving {name} the address {base}/32"))?;

@@ -7,11 +7,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, PipeReader, PipeWriter};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::Args;
+use muslin_stack::addresses::Addresses;
 use muslin_stack::api::control::{Attach, Attached};
 use muslin_stack::api::published::{PortMapping, Ports};
 use muslin_stack::control::ipam::PodName;
@@ -37,9 +38,8 @@ const INTERFACE: &str = "eth0";
 pub(super) struct Arguments {
     #[command(flatten)]
     node: NodeChoice,
-    /// The pod's address [default: the one it had before, or a free one]
-    #[arg(long)]
-    ip: Option<Ipv4Addr>,
+    #[command(flatten)]
+    ip: AddressArguments,
     /// The pod's name and host name [default: pod-1, pod-2 ...]
     #[arg(long)]
     name: Option<PodName>,
@@ -94,6 +94,30 @@ impl EnvironmentArguments {
         Environment {
             is_clear: self.clear_env,
             more: self.env.iter().filter_map(split).collect(),
+        }
+    }
+}
+
+/// The addresses of a pod.
+#[derive(Debug, Args)]
+pub(super) struct AddressArguments {
+    /// The pod's address, or one of each IP version [default: what it had before, or a free one]
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]", value_delimiter = ',')]
+    ip: Vec<IpAddr>,
+}
+
+impl AddressArguments {
+    /// One of each IP version at most, if there are any.
+    ///
+    /// # Errors
+    /// If there are two of one.
+    pub(super) fn addresses(&self) -> Result<Option<Addresses>> {
+        let count = |is_ipv4| self.ip.iter().filter(|it| it.is_ipv4() == is_ipv4).count();
+        match count(true) > 1 || count(false) > 1 {
+            true => Err(Error::usage(
+                "--ip: a pod has one address of each IP version at most",
+            )),
+            false => Ok(Addresses::collect(self.ip.iter().copied())),
         }
     }
 }
@@ -166,9 +190,11 @@ pub(super) fn run(arguments: Arguments) -> Result<()> {
         confine::keep_to_itself()?;
         confine::try_all(&[|| confine::hold_only(&[Capability::CAP_NET_ADMIN])]);
         let follow = async |attached: &Attached| {
-            netns::configure(INTERFACE, &attach::assignment(attached)?).await
+            netns::configure(INTERFACE, &attach::assignment(attached)).await
         };
-        let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
+        let resize = async |attached: &Attached| {
+            netns::set_link(INTERFACE, &attach::assignment(attached)).await
+        };
         let command = arguments.attend(&init, has_terminal, attached.clone(), log);
         let stays = attach::stay_attached(client, &socket, &device, attached, follow, resize);
         tokio::select! {
@@ -222,10 +248,10 @@ async fn attach_first(
     device: &Device<'_>,
 ) -> Result<(Client, Attached)> {
     let client = Client::connect(socket).await?;
-    let mut request = Attach::new(arguments.name.clone(), arguments.ip.map(Into::into));
+    let mut request = Attach::new(arguments.name.clone(), arguments.ip.addresses()?);
     request.publish = arguments.publish.ports();
     let attached = device.attach(&client, request).await?;
-    netns::configure(INTERFACE, &attach::assignment(&attached)?).await?;
+    netns::configure(INTERFACE, &attach::assignment(&attached)).await?;
     Ok((client, attached))
 }
 

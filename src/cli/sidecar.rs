@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::node;
+use super::run::AddressArguments;
 use super::secret;
 use crate::attach::{self, Device, Signals};
 use crate::confine::{self, Capability, Places};
@@ -54,9 +55,8 @@ pub(super) struct Arguments {
     /// The pod's name [default: pod-1, pod-2 ...]
     #[arg(long, value_name = "NAME")]
     pod: Option<PodName>,
-    /// The pod's address [default: the one it had before, or a free one]
-    #[arg(long)]
-    ip: Option<Ipv4Addr>,
+    #[command(flatten)]
+    ip: AddressArguments,
     /// Serve a SOCKS5 proxy on this address, to the pod network and whatever its pods reach; open to
     /// all users of this machine unless --proxy-auth-file requires a password
     #[arg(long, value_name = "[ADDR:]PORT", value_delimiter = ',')]
@@ -436,8 +436,8 @@ impl Arguments {
         Ok(Chosen::Process)
     }
 
-    fn request(&self) -> Attach {
-        Attach::new(self.pod.clone(), self.ip.map(Into::into))
+    fn request(&self) -> Result<Attach> {
+        Ok(Attach::new(self.pod.clone(), self.ip.addresses()?))
     }
 
     async fn serve_by_tap(
@@ -448,12 +448,13 @@ impl Arguments {
         signals: Signals,
     ) -> Result<()> {
         let device = Device::tap(tap);
-        let attached = device.attach(&client, self.request()).await?;
-        netns::configure(INTERFACE, &only_pods(&attached)?).await?;
+        let attached = device.attach(&client, self.request()?).await?;
+        netns::configure(INTERFACE, &only_pods(&attached)).await?;
         log_pod(&attached);
         let follow =
-            async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)?).await;
-        let resize = async |attached: &Attached| netns::set_link(INTERFACE, attached.link).await;
+            async |attached: &Attached| netns::configure(INTERFACE, &only_pods(attached)).await;
+        let resize =
+            async |attached: &Attached| netns::set_link(INTERFACE, &only_pods(attached)).await;
         tokio::select! {
             result = self.attend(&attached, &[], signals) => result,
             never = attach::stay_attached(client, socket, &device, attached.clone(), follow, resize)
@@ -470,8 +471,8 @@ impl Arguments {
         if let Some(pod) = &self.pod {
             command.args(["--name", pod.as_str()]);
         }
-        if let Some(address) = self.ip {
-            command.args(["--ip", &address.to_string()]);
+        if let Some(addresses) = self.ip.addresses()? {
+            command.args(["--ip", &addresses.to_string()]);
         }
         command.arg("--").args(&self.command).kill_on_drop(true);
         let child = command.spawn().context("cannot start the command")?;
@@ -487,7 +488,7 @@ impl Arguments {
     ) -> Result<()> {
         let (ours, theirs) = FrameSocket::pair().context("cannot make a device")?;
         let device = Device::socket(&theirs);
-        let attached = device.attach(&client, self.request()).await?;
+        let attached = device.attach(&client, self.request()?).await?;
         let exposed: Vec<_> = self.expose.iter().map(|it| it.0).collect();
         let overlay = Arc::new(Overlay::start(ours, &attached, &exposed).await?);
         log_pod(&attached);
@@ -535,10 +536,10 @@ fn log_pod(attached: &Attached) {
 }
 
 /// The configuration of an interface beside the pod's own: only the pod network's route is added.
-fn only_pods(attached: &Attached) -> Result<Assignment> {
-    let mut assignment = attach::assignment(attached)?;
+fn only_pods(attached: &Attached) -> Assignment {
+    let mut assignment = attach::assignment(attached);
     assignment.routes.retain(|route| route.prefix_len() > 0);
-    Ok(assignment)
+    assignment
 }
 
 /// The variables that name the proxies to a command.

@@ -13,7 +13,7 @@ use muslin_stack::api::control::Attached;
 
 use super::call::{Call, Result};
 use super::delegate::Delegate;
-use super::interface::{Wanted, exists, index, make};
+use super::interface::{Made, Wanted, exists, index, make};
 use super::namespace::Namespace;
 use super::node::{Node, PATIENCE, Trouble, unexpected};
 use super::{del, restore};
@@ -79,8 +79,9 @@ fn attach(
     };
     let attached = &reserved.attached;
     if is_delegated {
+        // The node adds one of the IP version for which the delegate has none.
         let has: Vec<IpAddr> = attached.address.addresses().iter().collect();
-        if has.iter().any(|address| !delegated.contains(address)) {
+        if delegated.is_empty() || delegated.iter().any(|address| !has.contains(address)) {
             let text = format!("the node gives {}, not what ipam does", attached.address);
             return Err(Error::Failed(text));
         }
@@ -88,23 +89,25 @@ fn attach(
     let mtu = config.mtu.unwrap_or(u16::MAX).min(attached.link.mtu);
     let routes = routes(attached, given.routes);
     let alias = environment.alias();
+    let addresses: Vec<_> = attached.address.iter().collect();
     let wanted = Wanted {
         name: &environment.interface,
         alias: &alias,
         mtu,
+        addresses: &addresses,
         routes: &routes,
         reserved: &reserved,
     };
-    let (queues, routes) = namespace.within(|| make(&wanted))?;
+    let made = namespace.within(|| make(&wanted))?;
     let commit = cni::Call::Commit { key: key.clone() };
-    if let Err(trouble) = node.command_with(commit, &queues, until()) {
+    if let Err(trouble) = node.command_with(commit, &made.queues, until()) {
         if let Trouble::Lost(why) = &trouble {
             // The node may have taken the device nevertheless, or take it yet.
             del::end_without_answer(call, &key, why);
         }
         return Err(trouble.into_error());
     }
-    let result = result(call, &reserved, mtu, routes, given.dns);
+    let result = result(call, &reserved, mtu, &made, given.dns);
     tell(&result).inspect_err(|_| {
         // Nobody knows of it.
         let _ = node.command(cni::Call::Release { key }, until());
@@ -113,14 +116,17 @@ fn attach(
 
 /// What is reached through the gateways: by the node, and by the delegate where that adds to it.
 fn routes(attached: &Attached, delegated: Vec<Route>) -> Vec<Route> {
-    let gateway = |dst: &IpNet| match dst {
-        IpNet::V4(_) => attached.gateway.ipv4().map(IpAddr::from),
-        IpNet::V6(_) => attached.gateway.ipv6().map(IpAddr::from),
-    };
-    let own = attached.routes.iter();
-    let mut routes: Vec<_> = own.map(|dst| Route::new(*dst, gateway(dst))).collect();
+    let own = attached.routes.iter().map(|dst| {
+        let mut route = Route::new(*dst, gateway(attached, dst));
+        let mtu = route
+            .gw
+            .and_then(|gateway| attached.link.route_mtu(gateway));
+        route.mtu = mtu.map(u32::from);
+        route
+    });
+    let mut routes: Vec<_> = own.collect();
     for mut route in delegated {
-        route.gw = route.gw.or_else(|| gateway(&route.dst));
+        route.gw = route.gw.or_else(|| gateway(attached, &route.dst));
         if !routes.iter().any(|it| it.dst.trunc() == route.dst.trunc()) {
             routes.push(route);
         }
@@ -128,7 +134,15 @@ fn routes(attached: &Attached, delegated: Vec<Route>) -> Vec<Route> {
     routes
 }
 
-fn result(call: &Call, reserved: &Reserved, mtu: u16, routes: Vec<Route>, dns: Dns) -> Added {
+/// The gateway of the IP version of this.
+fn gateway(attached: &Attached, of: &IpNet) -> Option<IpAddr> {
+    match of {
+        IpNet::V4(_) => attached.gateway.ipv4().map(IpAddr::from),
+        IpNet::V6(_) => attached.gateway.ipv6().map(IpAddr::from),
+    }
+}
+
+fn result(call: &Call, reserved: &Reserved, mtu: u16, made: &Made, dns: Dns) -> Added {
     let Call {
         environment,
         config,
@@ -137,14 +151,8 @@ fn result(call: &Call, reserved: &Reserved, mtu: u16, routes: Vec<Route>, dns: D
     let attached = &reserved.attached;
     let sandbox = environment.netns.as_deref().unwrap_or_default();
     let interface = Interface::new(&environment.interface, &reserved.mac, mtu.into(), sandbox);
-    let ip = |net: IpNet| {
-        let gateway = match net {
-            IpNet::V4(_) => attached.gateway.ipv4().map(IpAddr::from),
-            IpNet::V6(_) => attached.gateway.ipv6().map(IpAddr::from),
-        };
-        Ip::new(net, gateway)
-    };
-    let ips = attached.address.iter::<IpNet>().map(ip).collect();
+    let ip = |net: &IpNet| Ip::new(*net, gateway(attached, net));
+    let ips = made.addresses.iter().map(ip).collect();
     // The administrator's and the runtime's word is the last, as with the reference plugins.
     let of_node = || {
         let mut dns = Dns::default();
@@ -156,6 +164,7 @@ fn result(call: &Call, reserved: &Reserved, mtu: u16, routes: Vec<Route>, dns: D
     let told = [config.dns.clone(), dns];
     let told = told.into_iter().find(|dns| !dns.is_empty());
     let mut added = config.previous.clone().unwrap_or_default();
+    let routes = made.routes.clone();
     added.add(interface, ips, routes, told.unwrap_or_else(of_node));
     added
 }

@@ -12,19 +12,18 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::unistd::geteuid;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::call::Result;
 use super::kernel::{Change, Kernel};
 use crate::device::{OpenError, Tap};
-use crate::netns::QUEUE_LEN;
+use crate::netns::{QUEUE_LEN, ipv6, message};
 
 /// What an interface is to have.
+#[derive(Clone, Copy)]
 pub(super) struct Wanted<'a> {
     /// Its name.
     pub(super) name: &'a str,
@@ -32,10 +31,22 @@ pub(super) struct Wanted<'a> {
     pub(super) alias: &'a str,
     /// Its MTU in bytes.
     pub(super) mtu: u16,
+    /// Its addresses.
+    pub(super) addresses: &'a [IpNet],
     /// Its routes, each with its gateway.
     pub(super) routes: &'a [Route],
     /// What the node says.
     pub(super) reserved: &'a Reserved,
+}
+
+/// An interface, and what it has.
+pub(super) struct Made {
+    /// The queues of its device.
+    pub(super) queues: Vec<Tap>,
+    /// Its addresses.
+    pub(super) addresses: Vec<IpNet>,
+    /// Its routes.
+    pub(super) routes: Vec<Route>,
 }
 
 /// The interface that has a name now.
@@ -44,8 +55,9 @@ pub(super) fn index(name: &str) -> Option<u32> {
 }
 
 /// Makes an interface and gives it what it is to have. It goes with the last of its descriptors.
-/// Says which of its routes it has: a default route is left alone where there is one.
-pub(super) fn make(wanted: &Wanted<'_>) -> Result<(Vec<Tap>, Vec<Route>)> {
+/// Says what it has then: a default route is left alone where there is one, and where the kernel has no
+/// IPv6 there is nothing of that.
+pub(super) fn make(wanted: &Wanted<'_>) -> Result<Made> {
     let Wanted { name, reserved, .. } = *wanted;
     let queues = Tap::create(name, reserved.offloads, reserved.queues);
     let queues = queues.map_err(|error| match error {
@@ -66,8 +78,36 @@ pub(super) fn make(wanted: &Wanted<'_>) -> Result<(Vec<Tap>, Vec<Route>)> {
         });
     owned.map_err(failed)?;
     let index = index(name).ok_or_else(|| failed(Errno::ENODEV.into()))?;
-    let routes = configure(index, wanted)?;
-    Ok((queues, routes))
+    let (addresses, routes) = possible(wanted)?;
+    let wanted = Wanted {
+        addresses: &addresses,
+        routes: &routes,
+        ..*wanted
+    };
+    let routes = configure(index, &wanted)?;
+    Ok(Made {
+        queues,
+        addresses,
+        routes,
+    })
+}
+
+/// What of the addresses and routes the kernel can give an interface that is not up yet.
+fn possible(wanted: &Wanted<'_>) -> Result<(Vec<IpNet>, Vec<Route>)> {
+    let name = wanted.name;
+    let (mut addresses, mut routes) = (wanted.addresses.to_vec(), wanted.routes.to_vec());
+    if addresses.iter().all(|it| it.addr().is_ipv4()) {
+        return Ok((addresses, routes));
+    }
+    if let Err(reason) = ipv6::prepare(name) {
+        addresses.retain(|it| it.addr().is_ipv4());
+        routes.retain(|route| route.dst.addr().is_ipv4());
+        if addresses.is_empty() {
+            return Err(Error::Failed(format!("{name}: {reason}")));
+        }
+        eprintln!("muslin-cni: {name} has no IPv6 address: {reason}");
+    }
+    Ok((addresses, routes))
 }
 
 /// What a runtime is told that adds the same interface twice.
@@ -114,9 +154,12 @@ fn configure(index: u32, wanted: &Wanted<'_>) -> Result<Vec<Route>> {
     up.header.change_mask = LinkFlags::Up;
     let up = (RouteNetlinkMessage::SetLink(up), 0);
     add("setting it up".to_owned(), Need::Must, up);
-    for net in attached.address.iter::<IpNet>() {
+    for net in wanted.addresses {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        let change = (RouteNetlinkMessage::NewAddress(address(index, net)), flags);
+        let change = (
+            RouteNetlinkMessage::NewAddress(message::address(index, *net)),
+            flags,
+        );
         add(format!("giving it the address {net}"), Need::Must, change);
     }
     for route in wanted.routes {
@@ -130,7 +173,8 @@ fn configure(index: u32, wanted: &Wanted<'_>) -> Result<Vec<Route>> {
             Need::Default => NLM_F_CREATE | NLM_F_EXCL,
             _ => NLM_F_CREATE | NLM_F_REPLACE,
         };
-        let change = (RouteNetlinkMessage::NewRoute(message(index, route)), flags);
+        let made = message::route(index, route.dst, route.gw, route.mtu);
+        let change = (RouteNetlinkMessage::NewRoute(made), flags);
         add(format!("adding the route to {}", route.dst), need, change);
     }
 
@@ -169,58 +213,6 @@ fn set(index: u32, attributes: Vec<LinkAttribute>) -> Change {
     let mut message = link(index);
     message.attributes = attributes;
     (RouteNetlinkMessage::SetLink(message), 0)
-}
-
-fn address(index: u32, net: IpNet) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.index = index;
-    message.header.prefix_len = net.prefix_len();
-    message.header.family = family(net.addr());
-    message.attributes = vec![AddressAttribute::Address(net.addr())];
-    match net {
-        IpNet::V4(net) => {
-            let own = AddressAttribute::Local(net.addr().into());
-            message.attributes.push(own);
-            if net.prefix_len() < 31 {
-                let all = AddressAttribute::Broadcast(net.broadcast());
-                message.attributes.push(all);
-            }
-        }
-        // Nobody else has it, and to find that out takes seconds.
-        IpNet::V6(_) => {
-            let flags = AddressAttribute::Flags(AddressFlags::Nodad);
-            message.attributes.push(flags);
-        }
-    }
-    message
-}
-
-const fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
-fn message(index: u32, route: &Route) -> RouteMessage {
-    let dst = route.dst.trunc();
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(dst.addr());
-    message.header.destination_prefix_length = dst.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = match route.gw {
-        Some(_) => RouteScope::Universe,
-        None => RouteScope::Link,
-    };
-    let to = RouteAttribute::Destination(RouteAddress::from(dst.addr()));
-    message.attributes = vec![to, RouteAttribute::Oif(index)];
-    if let Some(gateway) = route.gw {
-        let by = RouteAttribute::Gateway(RouteAddress::from(gateway));
-        message.attributes.push(by);
-    }
-    message
 }
 
 /// What an interface has.

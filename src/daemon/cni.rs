@@ -454,7 +454,7 @@ impl RunningNode {
                 Code::NoAddressLeft,
                 format!(
                     "all addresses of the subnet {} are in use",
-                    self.facts.subnet
+                    self.facts.subnets
                 ),
             )),
         }

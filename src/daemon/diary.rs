@@ -104,7 +104,7 @@ mod tests {
 
     /// Of so many pods.
     fn memory(pods: usize) -> Memory {
-        let mut pool = AddressPool::new("10.244.1.0-24".parse().unwrap());
+        let mut pool = AddressPool::new("10.244.1.0/24".parse().unwrap());
         for pod in 0..pods {
             pool.allocate(&format!("pod-{pod}").parse().unwrap(), None)
                 .unwrap();

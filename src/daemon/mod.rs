@@ -653,7 +653,7 @@ impl Driver {
         let updates: Vec<_> = iter::from_fn(|| control.poll()).collect();
         drop(control);
         let (naming, connector) =
-            NameService::start(&self.settings, tunnel.config.network, key.ipv4)?;
+            NameService::start(&self.settings, tunnel.config.network, key.nets())?;
         // From here on nobody moves packets, until this process does.
         let inherited = predecessor.as_ref().map(Predecessor::switch).transpose()?;
         let mut inherited = inherited.unwrap_or_default();
@@ -691,6 +691,7 @@ impl Driver {
             config: tunnel.config,
             plan,
             subnet: key.ipv4,
+            subnets: key.nets(),
             gateway_mac: self.identity.gateway_mac.get(),
             control: self.front.sockets(),
             clock: self.clock,

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
+use muslin_stack::addresses::Nets;
 use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::names::{Names, NodeRecord, PodRecord};
 use parking_lot::RwLock;
@@ -18,25 +19,27 @@ pub(super) struct NameService {
     pub(super) dns: Arc<Dns>,
     pub(super) names: Arc<RwLock<Names>>,
     node: PodName,
-    subnet: Ipv4Net,
+    subnets: Nets,
     pods: watch::Sender<Vec<PodRecord>>,
 }
 
 impl NameService {
-    /// The service for a node with this subnet of a network, and its connector.
+    /// The service for a node with these subnets of a network, and its connector.
     pub(super) fn start(
         settings: &NodeSettings,
         network: Ipv4Net,
-        subnet: Ipv4Net,
+        subnets: Nets,
     ) -> Result<(Self, DnsConnector)> {
         let names = Arc::new(RwLock::new(Names::default()));
-        names.write().lease(subnet);
+        for subnet in subnets.iter::<IpNet>() {
+            names.write().lease(subnet);
+        }
         let (dns, connector) = dns::start(network, names.clone(), resolvers(settings, network)?)?;
         let naming = Self {
             dns,
             names,
             node: settings.name.parse().map_err(Error::usage)?,
-            subnet,
+            subnets,
             pods: watch::Sender::default(),
         };
         Ok((naming, connector))
@@ -46,7 +49,7 @@ impl NameService {
     pub(super) fn set_pods(&self, pods: &Pods) {
         let record = NodeRecord {
             node: self.node.clone(),
-            subnet: self.subnet.into(),
+            subnet: self.subnets,
             pods: pods.records(),
             stopped: false,
         };

@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn whoever_asks_for_what_no_pod_can_have_has_used_it_wrongly() {
-        let mut pods = Pods::new("10.244.1.0-24".parse().unwrap(), None);
+        let mut pods = Pods::new("10.244.1.0/24".parse().unwrap(), None);
         let mut refused = |pod: &str, address: &str| {
             let request = Attach::new(pod.parse().ok(), address.parse().ok());
             let attached = attach(&mut pods, &request, None, Vec::new());

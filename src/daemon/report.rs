@@ -15,7 +15,6 @@ use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::Standing;
 use muslin_stack::control::tunnel::TunnelPlan;
 use muslin_stack::datapath::egress;
-use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::neighbour::{Place, REACHABLE, State};
 use muslin_stack::datapath::node::NextHop;
 use muslin_stack::datapath::peer::{Path, PeerId};
@@ -86,8 +85,8 @@ fn status(running: &RunningNode, totals: &Totals) -> Status {
         pid: std::process::id(),
         uptime_seconds: running.since.elapsed().as_secs(),
         network: facts.config.network.into(),
-        subnet: facts.subnet.into(),
-        gateway: gateway::address(facts.subnet).into(),
+        subnet: facts.subnets,
+        gateway: facts.subnets.gateways(),
         public_ip: interface.public_ip.into(),
         tunnel_ip: interface.address.into(),
         interface: interface.name,

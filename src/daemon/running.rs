@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use muslin_encap::mac::DisplayMac;
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::control::{
     Attach, Attached, Code, ControlSocket, Link, Namespace, PodNamespaces,
 };
@@ -19,7 +20,6 @@ use muslin_stack::control::ipam::PodName;
 use muslin_stack::control::lease::NetworkConfig;
 use muslin_stack::control::plane::{ControlPlane, Operation};
 use muslin_stack::control::tunnel::TunnelPlan;
-use muslin_stack::datapath::gateway;
 use muslin_stack::datapath::peer::PeerId;
 use muslin_stack::datapath::port::PortId;
 use parking_lot::Mutex;
@@ -60,6 +60,8 @@ pub(super) struct NodeInfo {
     pub(super) config: NetworkConfig,
     pub(super) plan: TunnelPlan,
     pub(super) subnet: Ipv4Net,
+    /// The subnets of the lease, of which that is one.
+    pub(super) subnets: Nets,
     /// The gateway's MAC address.
     pub(super) gateway_mac: EthernetAddress,
     /// Where it listens for commands.
@@ -68,10 +70,24 @@ pub(super) struct NodeInfo {
     pub(super) clock: Clock,
 }
 
+impl NodeInfo {
+    /// What pods reach through the gateways: the networks of the cluster, and all else.
+    fn routes(&self) -> Vec<IpNet> {
+        let ipv4 = [self.config.network, Ipv4Net::default()].map(IpNet::V4);
+        let ipv6 = [Ipv6Net::default()].map(IpNet::V6);
+        let ipv4 = self.subnets.ipv4().map(|_| ipv4);
+        let ipv6 = self.subnets.ipv6().map(|_| ipv6);
+        ipv4.into_iter()
+            .flatten()
+            .chain(ipv6.into_iter().flatten())
+            .collect()
+    }
+}
+
 impl fmt::Display for NodeInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            subnet,
+            subnets,
             plan,
             interface,
             config,
@@ -80,7 +96,7 @@ impl fmt::Display for NodeInfo {
         let backend = config.backend.name();
         write!(
             f,
-            "subnet {subnet} of {}, {backend} on {}",
+            "subnet {subnets} of {}, {backend} on {}",
             config.network, interface.address
         )?;
         if plan.port != 0 {
@@ -158,7 +174,7 @@ impl RunningNode {
         let now = Instant::now();
         let socket = facts.control.first();
         let socket = socket.map(|socket| PathBuf::from(&socket.path));
-        let pods = Pods::new(facts.subnet.into(), state.addresses());
+        let pods = Pods::new(facts.subnets, state.addresses());
         let diary = Diary::open(move |memory| state.write_addresses(memory));
         Ok(Self {
             pods: Mutex::new(pods),
@@ -174,7 +190,7 @@ impl RunningNode {
             since: now,
             confirmed: Mutex::new(now),
             interface: Mutex::new(facts.interface.clone()),
-            link: watch::Sender::new(underlay::link(&facts.plan)),
+            link: watch::Sender::new(underlay::link(&facts.plan, facts.subnets)),
             uplink_is_gone: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
@@ -357,7 +373,8 @@ impl RunningNode {
                 self.workers.remove_peer(*id)
             }
             Operation::SetMtu(mtu) => {
-                self.link.send_replace(underlay::link(&self.plan()));
+                let link = underlay::link(&self.plan(), self.facts.subnets);
+                self.link.send_replace(link);
                 self.warn_unattended(mtu.get());
                 self.workers.set_mtu(*mtu)
             }
@@ -601,8 +618,6 @@ impl RunningNode {
         queues: Vec<PodDevice>,
         bound: Vec<Bound>,
     ) -> Result<()> {
-        let address = pod.address.ipv4();
-        let address = address.ok_or_else(|| Error::failed("the pod has no IPv4 address"))?;
         let mut attachment = pod.attachment(self.facts.settings.guard_pods);
         attachment.rates = pod.details.rates.clone();
         let network = self.facts.config.network;
@@ -610,9 +625,16 @@ impl RunningNode {
         workers
             .attach(pod.port, &attachment, queues)
             .map_err(Error::failed)?;
-        workers
-            .publish(pod.port, address, network, bound)
-            .map_err(Error::failed)?;
+        match pod.address.ipv4() {
+            Some(address) => workers
+                .publish(pod.port, address, network, bound)
+                .map_err(Error::failed)?,
+            None if bound.is_empty() => {}
+            None => {
+                let text = "ports of a pod without an IPv4 address cannot be published";
+                return Err(Error::failed(text));
+            }
+        }
         let mac = DisplayMac(pod.mac);
         let text = format!("pod {name} is attached: {} at {mac}", pod.address);
         self.journal.note(EventKind::PodAttached, name, text);
@@ -626,17 +648,14 @@ impl RunningNode {
     pub(super) fn answer(&self, pods: &Pods, name: &PodName) -> Result<Attached> {
         let pod = pods.get(name).ok_or_else(|| not_attached(pods, name))?;
         let facts = &self.facts;
-        let address = pod.address.ipv4();
-        let address = address.ok_or_else(|| Error::failed("the pod has no IPv4 address"))?;
-        let address = Ipv4Net::new(address, facts.subnet.prefix_len());
-        let address = address.map_err(Error::failed)?;
-        let gateway = gateway::address(facts.subnet);
-        let (node, link) = (facts.settings.name.clone(), underlay::link(&self.plan()));
-        let mut attached = Attached::new(name.clone(), node, address.into(), gateway.into(), link);
-        attached.routes = [facts.config.network, Ipv4Net::default()]
-            .map(IpNet::V4)
-            .into();
-        attached.dns = vec![gateway.into()];
+        let address = facts.subnets.of_hosts(pod.address);
+        let address = address.ok_or_else(|| Error::failed("the pod has no address"))?;
+        let gateway = facts.subnets.gateways();
+        let link = underlay::link(&self.plan(), facts.subnets);
+        let node = facts.settings.name.clone();
+        let mut attached = Attached::new(name.clone(), node, address, gateway, link);
+        attached.routes = facts.routes();
+        attached.dns = gateway.iter().take(1).collect();
         (attached.search, attached.dns_options) = self.naming.dns.search();
         attached.published.clone_from(&pod.details.published);
         Ok(attached)

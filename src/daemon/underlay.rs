@@ -5,8 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
+use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::lease::{LeaseRecord, NetworkConfig};
@@ -143,10 +145,12 @@ fn misfit(fault: &TunnelFault, interface: &PublicInterface) -> Error {
     }
 }
 
-/// What the interfaces of pods are to have.
-pub(super) fn link(plan: &TunnelPlan) -> Link {
+/// What the interfaces of pods with an address of each of these subnets are to have.
+pub(super) fn link(plan: &TunnelPlan, subnets: Nets) -> Link {
+    let mtu_v6 = subnets.ipv6().and_then(|_| plan.mtu_v6());
     Link {
         mtu: plan.mtu.get(),
+        mtu_v6: mtu_v6.map(Mtu::get),
         gso_max_segs: plan.gso_max_segs(),
     }
 }

@@ -144,8 +144,8 @@ impl Rules for Runner {
                     self.sharing.names.write().set(record);
                 }
                 NameChange::Removed(subnet) => {
-                    debug!("names: no record of {} any more", subnet.ipv4);
-                    self.sharing.names.write().remove(subnet.ipv4);
+                    debug!("names: no record of {subnet} any more");
+                    self.sharing.names.write().remove(subnet.nets());
                 }
                 NameChange::Skipped(key, reason) => {
                     debug!("the key {key} is not a record of pods: {reason}");

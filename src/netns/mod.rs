@@ -9,7 +9,9 @@
 mod files;
 mod fork;
 mod interface;
+pub(crate) mod ipv6;
 mod kind;
+pub(crate) mod message;
 mod mounts;
 
 use std::fs;

@@ -84,6 +84,45 @@ impl<A: Copy, B: Copy> Dual<A, B> {
 }
 
 impl Nets {
+    /// Whether all of these prefixes are inside, each in that of its version.
+    #[must_use]
+    pub fn contains(&self, other: Self) -> bool {
+        let ipv4 = |net| self.ipv4.is_some_and(|own| own.contains(&net));
+        let ipv6 = |net| self.ipv6.is_some_and(|own| own.contains(&net));
+        other.ipv4.is_none_or(ipv4) && other.ipv6.is_none_or(ipv6)
+    }
+
+    /// The same prefixes without the bits behind them.
+    #[must_use]
+    pub fn trunc(&self) -> Self {
+        Self {
+            ipv4: self.ipv4.map(|net| net.trunc()),
+            ipv6: self.ipv6.map(|net| net.trunc()),
+        }
+    }
+
+    /// The gateways' addresses: the first behind the base of each.
+    #[must_use]
+    pub fn gateways(&self) -> Addresses {
+        let ipv4 = |net: Ipv4Net| Ipv4Addr::from(u32::from(net.network()).saturating_add(1));
+        let ipv6 = |net: Ipv6Net| Ipv6Addr::from(u128::from(net.network()).saturating_add(1));
+        Dual {
+            ipv4: self.ipv4.map(ipv4),
+            ipv6: self.ipv6.map(ipv6),
+        }
+    }
+
+    /// Hosts' addresses with the lengths of these prefixes, of the versions that both have.
+    #[must_use]
+    pub fn of_hosts(&self, hosts: Addresses) -> Option<Self> {
+        let ipv4 = self.ipv4.zip(hosts.ipv4);
+        let ipv6 = self.ipv6.zip(hosts.ipv6);
+        Self::new(
+            ipv4.and_then(|(net, host)| Ipv4Net::new(host, net.prefix_len()).ok()),
+            ipv6.and_then(|(net, host)| Ipv6Net::new(host, net.prefix_len()).ok()),
+        )
+    }
+
     /// The addresses without the length of their prefixes.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
@@ -91,6 +130,24 @@ impl Nets {
             ipv4: self.ipv4.map(|net| net.addr()),
             ipv6: self.ipv6.map(|net| net.addr()),
         }
+    }
+}
+
+impl Addresses {
+    /// The last of each version among these; nothing if there is none.
+    #[must_use]
+    pub fn collect(all: impl IntoIterator<Item = IpAddr>) -> Option<Self> {
+        let mut found = Self {
+            ipv4: None,
+            ipv6: None,
+        };
+        for address in all {
+            match address {
+                IpAddr::V4(address) => found.ipv4 = Some(address),
+                IpAddr::V6(address) => found.ipv6 = Some(address),
+            }
+        }
+        Self::new(found.ipv4, found.ipv6)
     }
 }
 
@@ -103,14 +160,20 @@ impl From<Ipv4Addr> for Addresses {
     }
 }
 
+impl From<Ipv6Addr> for Addresses {
+    fn from(address: Ipv6Addr) -> Self {
+        Self {
+            ipv4: None,
+            ipv6: Some(address),
+        }
+    }
+}
+
 impl From<IpAddr> for Addresses {
     fn from(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => address.into(),
-            IpAddr::V6(address) => Self {
-                ipv4: None,
-                ipv6: Some(address),
-            },
+            IpAddr::V6(address) => address.into(),
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn node(name: &str, running: Option<&RunningNode>) -> Vec<Family> {
         let facts = &running.facts;
         labels.push(("backend", facts.config.backend.name().to_owned()));
         labels.push(("network", facts.config.network.to_string()));
-        labels.push(("subnet", facts.subnet.to_string()));
+        labels.push(("subnet", facts.subnets.to_string()));
     }
     let help =
         "The node: name and version; once it has its lease also backend, network and subnet.";

@@ -335,8 +335,20 @@ impl Code {
 pub struct Link {
     /// MTU in bytes.
     pub mtu: u16,
+    /// MTU of the way to other nodes by IPv6 in bytes, where it is less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_v6: Option<u16>,
     /// Segments of its longest superpacket.
     pub gso_max_segs: u16,
+}
+
+impl Link {
+    /// The MTU in bytes of routes by this gateway, where it is not the interface's.
+    #[must_use]
+    pub fn route_mtu(&self, gateway: IpAddr) -> Option<u16> {
+        let is_less = |mtu: &u16| gateway.is_ipv6() && *mtu < self.mtu;
+        self.mtu_v6.filter(is_less)
+    }
 }
 
 /// What an attached pod's interface is to have.

@@ -1,19 +1,18 @@
-//! Addresses of pods: which pod of a node has which address of its subnet.
+//! Addresses of pods: which pod of a node has which address of its subnet, or of each of its two.
 //!
-//! Addresses are given from `.2` upward and remembered by the pod's name, so that a pod that comes
+//! Addresses are given from `.2` and `::2` upward and remembered by the pod's name, so that a pod that comes
 //! back finds its old one. When all are used, the one released longest ago is given again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::addresses::Addresses;
-use crate::control::lease::SubnetKey;
+use crate::addresses::{Addresses, Nets};
 use crate::{Duration, Instant};
 
 /// A pod's name: up to 63 lower-case letters, digits, `-` and `.`, with a letter or digit at both
@@ -96,27 +95,36 @@ pub enum IpamError {
     Taken(IpAddr, PodName),
     /// Every address is in use, or was a moment ago.
     #[error("all {0} addresses of the subnet {1} are in use, or were until a moment ago")]
-    Full(u32, IpNet),
+    Full(u128, IpNet),
 }
 
 /// How long an address rests before another pod has it: who spoke to the one before may go on for
 /// a while.
 const REST: Duration = Duration::from_secs(30);
 
+/// Pods that are remembered at most: an IPv6 subnet has addresses for any number of them.
+const MAX_REMEMBERED: usize = 1 << 16;
+
 /// What is remembered of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Holding {
-    address: Ipv4Addr,
+    address: Addresses,
     /// Order of release; 0 while it is in use.
     released: u64,
     /// When its rest is over.
     rests_until: Instant,
 }
 
-/// The addresses of one lease: those of its IPv4 subnet. None of IPv6 are given yet.
+impl Holding {
+    fn has(&self, address: IpAddr) -> bool {
+        self.address.iter::<IpAddr>().any(|own| own == address)
+    }
+}
+
+/// The addresses of one lease: a pod has one of each of its subnets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressPool {
-    subnet: Ipv4Net,
+    subnets: Nets,
     holdings: BTreeMap<PodName, Holding>,
     releases: u64,
     now: Instant,
@@ -125,23 +133,98 @@ pub struct AddressPool {
 /// What a pool remembers between runs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Memory {
-    subnet: Ipv4Net,
-    pods: BTreeMap<PodName, Ipv4Addr>,
+    subnet: Nets,
+    pods: BTreeMap<PodName, Addresses>,
 }
 
 impl Memory {
     /// The addresses of all pods that are remembered.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.pods.values().copied().map(IpAddr::V4)
+        self.pods.values().flat_map(Addresses::iter)
     }
+}
+
+/// The addresses of a subnet that pods may have, by their numbers.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    subnet: IpNet,
+    base: u128,
+    first: u128,
+    last: u128,
+}
+
+impl Range {
+    /// An IPv4 subnet's last address is for all (RFC 919), that of an IPv6 subnet is one as any other.
+    fn new(subnet: IpNet) -> Self {
+        let base = number(subnet.network());
+        let last = number(subnet.broadcast());
+        Self {
+            subnet,
+            base,
+            first: base.saturating_add(2),
+            last: match subnet {
+                IpNet::V4(_) => last.saturating_sub(1),
+                IpNet::V6(_) => last,
+            },
+        }
+    }
+
+    fn len(&self) -> u128 {
+        // An IPv6 subnet may be all there is.
+        self.last.saturating_add(1).saturating_sub(self.first)
+    }
+
+    fn address(&self, number: u128) -> IpAddr {
+        match self.subnet {
+            // It is one of the subnet, so it has 32 bits.
+            IpNet::V4(_) => Ipv4Addr::from(number as u32).into(),
+            IpNet::V6(_) => Ipv6Addr::from(number).into(),
+        }
+    }
+
+    fn check(&self, address: IpAddr) -> Result<(), IpamError> {
+        if !self.subnet.contains(&address) {
+            return Err(IpamError::OutOfSubnet(address, self.subnet));
+        }
+        match (self.first..=self.last).contains(&number(address)) {
+            true => Ok(()),
+            false => Err(IpamError::Reserved(address, self.address(self.first))),
+        }
+    }
+}
+
+/// Whether a pod of a node with these subnets may have an address.
+#[must_use]
+pub(super) fn is_pods(subnets: Nets, address: IpAddr) -> bool {
+    let mut ranges = subnets.iter::<IpNet>().map(Range::new);
+    ranges.any(|range| range.check(address).is_ok())
+}
+
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+/// Whether both are of one IP version.
+fn is_of(subnet: IpNet, address: IpAddr) -> bool {
+    subnet.addr().is_ipv4() == address.is_ipv4()
+}
+
+/// An address for a pod, and who is forgotten for that.
+#[derive(Debug, Clone, Copy)]
+struct Choice<'a> {
+    address: IpAddr,
+    forgotten: Option<&'a PodName>,
 }
 
 impl AddressPool {
     /// A pool in which all addresses are free.
     #[must_use]
-    pub fn new(lease: SubnetKey) -> Self {
+    pub fn new(subnets: Nets) -> Self {
         Self {
-            subnet: lease.ipv4.trunc(),
+            subnets: subnets.trunc(),
             holdings: BTreeMap::new(),
             releases: 0,
             now: Instant::ZERO,
@@ -156,19 +239,17 @@ impl AddressPool {
     /// A pool that remembers earlier pods, none of them attached. Of a memory of another subnet,
     /// or one that is no longer consistent, only what still holds is kept.
     #[must_use]
-    pub fn with_memory(lease: SubnetKey, memory: Memory) -> Self {
-        let mut pool = Self::new(lease);
-        for (name, address) in memory.pods {
-            if pool.check(address).is_ok() && pool.holder(address).is_none() {
+    pub fn with_memory(subnets: Nets, memory: Memory) -> Self {
+        let mut pool = Self::new(subnets);
+        let mut taken = BTreeSet::new();
+        for (name, addresses) in memory.pods {
+            let all = addresses.iter::<IpAddr>();
+            let valid =
+                all.filter(|address| is_pods(pool.subnets, *address) && taken.insert(*address));
+            if let Some(address) = Addresses::collect(valid) {
                 pool.releases += 1;
-                pool.holdings.insert(
-                    name,
-                    Holding {
-                        address,
-                        released: pool.releases,
-                        rests_until: Instant::ZERO,
-                    },
-                );
+                let released = pool.releases;
+                pool.hold(name, address, released);
             }
         }
         pool
@@ -182,72 +263,75 @@ impl AddressPool {
             .iter()
             .map(|(name, held)| (name.clone(), held.address));
         Memory {
-            subnet: self.subnet,
+            subnet: self.subnets,
             pods: pods.collect(),
         }
     }
 
-    /// Gives `name` an address: the requested one, else the one it had before, else the first that
-    /// nobody had, else the one released longest ago.
+    /// Gives `name` an address of each subnet: the requested one, else the one it had before, else the
+    /// first that nobody had, else the one released longest ago. That of IPv6 has the same number in
+    /// its subnet as that of IPv4, if it is free.
     ///
     /// # Errors
-    /// `IpamError` if the requested address cannot be had, or none is free.
+    /// `IpamError` if the requested address cannot be had, or none is free; nothing has changed then.
     pub fn allocate(
         &mut self,
         name: &PodName,
         requested: Option<Addresses>,
     ) -> Result<Addresses, IpamError> {
-        self.allocate_ipv4(name, requested, false)
-            .map(Addresses::from)
+        self.allocate_rested(name, requested, false)
     }
 
-    /// The same for callers that make more of the address. It must have rested since another pod had
-    /// it, if they can wait for that.
-    pub(super) fn allocate_ipv4(
+    /// The same for who can wait until an address has rested since another pod had it.
+    pub(super) fn allocate_rested(
         &mut self,
         name: &PodName,
         requested: Option<Addresses>,
         has_rested: bool,
-    ) -> Result<Ipv4Addr, IpamError> {
-        if let Some(address) = requested.and_then(|requested| requested.ipv6()) {
-            return Err(IpamError::OutOfSubnet(address.into(), self.subnet.into()));
+    ) -> Result<Addresses, IpamError> {
+        let requested: Vec<IpAddr> = requested.iter().flat_map(Addresses::iter).collect();
+        self.check_families(&requested)?;
+        let held = self.holdings.get(name).map(|held| held.address);
+        let held: Vec<IpAddr> = held.iter().flat_map(Addresses::iter).collect();
+        let mut choices: Vec<Choice<'_>> = Vec::new();
+        let mut alike = None;
+        for range in self.ranges() {
+            let of = |all: &[IpAddr]| all.iter().copied().find(|it| is_of(range.subnet, *it));
+            let forgotten: Vec<_> = choices.iter().filter_map(|it| it.forgotten).collect();
+            let choice = match (of(&requested), of(&held)) {
+                (Some(address), _) => self.requested(&range, name, address)?,
+                (None, Some(address)) => Choice {
+                    address,
+                    forgotten: None,
+                },
+                (None, None) => self.free(&range, alike, &forgotten, has_rested)?,
+            };
+            alike = Some(number(choice.address) - range.base);
+            choices.push(choice);
         }
-        let requested = requested.and_then(|requested| requested.ipv4());
-        let address = match (requested, self.holdings.get(name)) {
-            (Some(address), _) => {
-                self.check(address)?;
-                if let Some((holder, held)) = self.holder(address)
-                    && holder != name
-                {
-                    if held.released == 0 {
-                        return Err(IpamError::Taken(address.into(), holder.clone()));
-                    }
-                    let holder = holder.clone();
-                    self.holdings.remove(&holder);
-                }
-                address
-            }
-            (None, Some(held)) => held.address,
-            (None, None) => self.free(has_rested)?,
-        };
-        self.holdings.insert(
-            name.clone(),
-            Holding {
-                address,
-                released: 0,
-                rests_until: Instant::ZERO,
-            },
-        );
-        Ok(address)
+        let addresses = Addresses::collect(choices.iter().map(|it| it.address));
+        let forgotten = choices.into_iter().filter_map(|it| it.forgotten.cloned());
+        let forgotten: Vec<PodName> = forgotten.collect();
+        for name in &forgotten {
+            self.holdings.remove(name);
+        }
+        // There is a subnet, so there is an address.
+        let addresses = addresses.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        self.hold(name.clone(), addresses, 0);
+        self.forget_some();
+        Ok(addresses)
     }
 
-    /// Whether an address that has rested is free for another pod.
+    /// Whether addresses that have rested are free for another pod.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        let (first, last) = self.bounds();
         let held = self.holdings.values();
         let taken = held.filter(|held| held.released == 0 || held.rests_until > self.now);
-        taken.count() < (u64::from(last) + 1).saturating_sub(first.into()) as usize
+        let taken: Vec<IpAddr> = taken.flat_map(|held| held.address.iter()).collect();
+        self.ranges().all(|range| {
+            let its = taken.iter().filter(|it| is_of(range.subnet, **it));
+            (its.count() as u128) < range.len()
+        })
     }
 
     /// Takes the address back; it stays remembered.
@@ -261,61 +345,106 @@ impl AddressPool {
         }
     }
 
-    fn check(&self, address: Ipv4Addr) -> Result<(), IpamError> {
-        if !self.subnet.contains(&address) {
-            return Err(IpamError::OutOfSubnet(address.into(), self.subnet.into()));
+    fn ranges(&self) -> impl Iterator<Item = Range> {
+        self.subnets.iter().map(Range::new)
+    }
+
+    fn hold(&mut self, name: PodName, address: Addresses, released: u64) {
+        let holding = Holding {
+            address,
+            released,
+            rests_until: Instant::ZERO,
+        };
+        self.holdings.insert(name, holding);
+    }
+
+    /// Whether there is a subnet for each of these.
+    fn check_families(&self, requested: &[IpAddr]) -> Result<(), IpamError> {
+        let lacks = |address: &&IpAddr| !self.ranges().any(|it| is_of(it.subnet, **address));
+        match (requested.iter().find(lacks), self.ranges().next()) {
+            (Some(address), Some(range)) => Err(IpamError::OutOfSubnet(*address, range.subnet)),
+            _ => Ok(()),
         }
-        let (first, last) = self.bounds();
-        if (first..=last).contains(&u32::from(address)) {
-            Ok(())
-        } else {
-            let first = Ipv4Addr::from(first);
-            Err(IpamError::Reserved(address.into(), first.into()))
-        }
     }
 
-    /// The first and last address for pods, in host order.
-    fn bounds(&self) -> (u32, u32) {
-        let base = u32::from(self.subnet.network());
-        (
-            base.saturating_add(2),
-            u32::from(self.subnet.broadcast()).saturating_sub(1),
-        )
+    fn requested(
+        &self,
+        range: &Range,
+        name: &PodName,
+        address: IpAddr,
+    ) -> Result<Choice<'_>, IpamError> {
+        range.check(address)?;
+        let mut all = self.holdings.iter();
+        let forgotten = match all.find(|(holder, held)| *holder != name && held.has(address)) {
+            Some((holder, held)) if held.released == 0 => {
+                return Err(IpamError::Taken(address, holder.clone()));
+            }
+            holder => holder.map(|(holder, _)| holder),
+        };
+        Ok(Choice { address, forgotten })
     }
 
-    fn holder(&self, address: Ipv4Addr) -> Option<(&PodName, &Holding)> {
-        self.holdings
-            .iter()
-            .find(|(_, held)| held.address == address)
-    }
-
-    fn free(&mut self, has_rested: bool) -> Result<Ipv4Addr, IpamError> {
-        let (first, last) = self.bounds();
-        let mut held: Vec<u32> = self
-            .holdings
-            .values()
-            .map(|held| held.address.into())
+    /// An address that nobody has but perhaps who is forgotten anyway: `alike` from the base if that
+    /// is one, else the first.
+    fn free(
+        &self,
+        range: &Range,
+        alike: Option<u128>,
+        forgotten: &[&PodName],
+        has_rested: bool,
+    ) -> Result<Choice<'_>, IpamError> {
+        let held = self.holdings.iter();
+        let held = held.filter(|(name, _)| !forgotten.contains(name));
+        let mut taken: Vec<u128> = held
+            .flat_map(|(_, held)| held.address.iter::<IpAddr>())
+            .filter(|address| is_of(range.subnet, *address))
+            .map(number)
             .collect();
-        held.sort_unstable();
+        taken.sort_unstable();
+        let alike = alike.and_then(|number| range.base.checked_add(number));
+        let mut candidate = match alike.filter(|it| (range.first..=range.last).contains(it)) {
+            Some(alike) if taken.binary_search(&alike).is_err() => alike,
+            _ => range.first,
+        };
         // The first gap in the sorted list: as many steps as there are pods, not addresses.
-        let mut candidate = first;
-        for address in held {
-            if address == candidate {
-                candidate += 1;
+        for number in taken {
+            if number == candidate {
+                candidate = candidate.saturating_add(1);
             }
         }
-        if candidate <= last {
-            return Ok(candidate.into());
+        if candidate <= range.last {
+            let address = range.address(candidate);
+            return Ok(Choice {
+                address,
+                forgotten: None,
+            });
         }
         let released = self.holdings.iter().filter(|(_, held)| held.released > 0);
         let oldest = released.filter(|(_, held)| !has_rested || held.rests_until <= self.now);
-        let oldest = oldest.min_by_key(|(_, held)| held.released);
-        let Some((name, address)) = oldest.map(|(name, held)| (name.clone(), held.address)) else {
-            let all = last.saturating_sub(first) + 1;
-            return Err(IpamError::Full(all, self.subnet.into()));
+        let its_address = |held: &Holding| {
+            let mut all = held.address.iter::<IpAddr>();
+            all.find(|address| is_of(range.subnet, *address))
         };
-        self.holdings.remove(&name);
-        Ok(address)
+        let with_address = oldest.filter_map(|(name, held)| Some((name, held, its_address(held)?)));
+        let oldest = with_address.min_by_key(|(_, held, _)| held.released);
+        let full = || IpamError::Full(range.len(), range.subnet);
+        let (name, _, address) = oldest.ok_or_else(full)?;
+        Ok(Choice {
+            address,
+            forgotten: Some(name),
+        })
+    }
+
+    /// Forgets the pod that was released longest ago, if there are too many.
+    fn forget_some(&mut self) {
+        if self.holdings.len() <= MAX_REMEMBERED {
+            return;
+        }
+        let released = self.holdings.iter().filter(|(_, held)| held.released > 0);
+        let oldest = released.min_by_key(|(_, held)| held.released);
+        if let Some(name) = oldest.map(|(name, _)| name.clone()) {
+            self.holdings.remove(&name);
+        }
     }
 }
 
@@ -326,11 +455,11 @@ mod tests {
     use super::*;
 
     fn pool(subnet: &str) -> AddressPool {
-        AddressPool::new(lease(subnet))
+        AddressPool::new(nets(subnet))
     }
 
-    fn lease(subnet: &str) -> SubnetKey {
-        SubnetKey::new(subnet.parse().unwrap())
+    fn nets(subnet: &str) -> Nets {
+        subnet.parse().unwrap()
     }
 
     fn name(text: &str) -> PodName {
@@ -416,17 +545,17 @@ mod tests {
         }
         pool.release(&names[1]);
         assert!(!pool.has_room());
-        let full = pool.allocate_ipv4(&names[5], None, true);
+        let full = pool.allocate_rested(&names[5], None, true);
         assert!(matches!(full, Err(IpamError::Full(5, _))));
         // Its own pod has it at once, and whoever asks for it.
         assert_eq!(pool.allocate(&names[1], None), Ok(address(3)));
         pool.release(&names[1]);
         pool.set_time(time(129));
-        assert!(pool.allocate_ipv4(&names[5], None, true).is_err());
+        assert!(pool.allocate_rested(&names[5], None, true).is_err());
         pool.set_time(time(130));
         assert!(pool.has_room());
-        let given = pool.allocate_ipv4(&names[5], None, true);
-        assert_eq!(given.map(Addresses::from), Ok(address(3)));
+        let given = pool.allocate_rested(&names[5], None, true);
+        assert_eq!(given, Ok(address(3)));
         // Who cannot wait has it at once.
         pool.release(&names[5]);
         assert_eq!(pool.allocate(&name("p6"), None), Ok(address(3)));
@@ -439,7 +568,7 @@ mod tests {
         let text = serde_json::to_string(&pool.memory()).unwrap();
         let again = |subnet: &str, text: &str| {
             let memory = serde_json::from_str(text).unwrap();
-            AddressPool::with_memory(lease(subnet), memory).allocate(&name("a"), None)
+            AddressPool::with_memory(nets(subnet), memory).allocate(&name("a"), None)
         };
         assert_eq!(again("10.244.1.0/24", &text), Ok(address(7)));
         assert_eq!(
@@ -449,11 +578,116 @@ mod tests {
         let reserved = text.replace("10.244.1.7", "10.244.1.1");
         assert_eq!(again("10.244.1.0/24", &reserved), Ok(address(2)));
         let memory = serde_json::from_str(&text).unwrap();
-        let mut remembering = AddressPool::with_memory(lease("10.244.1.0/24"), memory);
+        let mut remembering = AddressPool::with_memory(nets("10.244.1.0/24"), memory);
         let another = remembering.allocate(&name("b"), Some(address(7)));
         assert_eq!(another, Ok(address(7)), "nobody has it now");
         let bad_name = text.replace("\"a\"", "\"A\"");
         assert!(serde_json::from_str::<Memory>(&bad_name).is_err());
+    }
+
+    fn dual() -> AddressPool {
+        pool("10.244.1.0/29,fd00:0:0:7::/64")
+    }
+
+    fn both(text: &str) -> Addresses {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_pod_has_an_address_of_each_subnet_with_the_same_number() {
+        let mut pool = dual();
+        let mut give = |pod: &str, requested: &str| {
+            let given = pool.allocate(&name(pod), requested.parse().ok());
+            given.map(|it| it.to_string())
+        };
+        assert_eq!(give("a", ""), Ok("10.244.1.2,fd00:0:0:7::2".to_owned()));
+        let asked = "fd00:0:0:7::4";
+        assert_eq!(give("b", asked), Ok(format!("10.244.1.3,{asked}")));
+        // Another has that of the same number, so it is the first free one.
+        assert_eq!(give("c", ""), Ok("10.244.1.4,fd00:0:0:7::3".to_owned()));
+        let pair = "10.244.1.6,fd00::7:1:2:3:4";
+        assert_eq!(give("d", pair), Ok(pair.to_owned()));
+        for (refused, why) in [
+            ("fd00:0:0:7::", "the node's own"),
+            ("fd00:0:0:7::1", "pods have fd00:0:0:7::2 and up"),
+            ("fd00:0:0:8::2", "not in this node's subnet fd00:0:0:7::/64"),
+            ("fd00:0:0:7::3", "taken by the pod 'c'"),
+            ("10.244.1.5,fd00:0:0:7::3", "taken by the pod 'c'"),
+        ] {
+            let error = give("e", refused).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        assert_eq!(give("e", ""), Ok("10.244.1.5,fd00:0:0:7::5".to_owned()));
+    }
+
+    #[test]
+    fn a_subnet_of_ipv6_alone_has_the_same_rules() {
+        let mut pool = pool("fd00::/126");
+        let give = |pool: &mut AddressPool, pod| pool.allocate(&name(pod), None);
+        assert_eq!(give(&mut pool, "a"), Ok(both("fd00::2")));
+        assert_eq!(give(&mut pool, "b"), Ok(both("fd00::3")), "none is for all");
+        assert!(matches!(give(&mut pool, "c"), Err(IpamError::Full(2, _))));
+        assert!(!pool.has_room());
+        pool.release(&name("b"));
+        assert!(pool.has_room());
+        assert_eq!(give(&mut pool, "c"), Ok(both("fd00::3")));
+        let refused = pool.allocate(&name("d"), Some(address(2)));
+        assert!(matches!(refused, Err(IpamError::OutOfSubnet(..))));
+    }
+
+    #[test]
+    fn who_is_forgotten_for_one_address_is_for_the_other() {
+        let mut pool = dual();
+        let names: Vec<_> = (0..6).map(|i| name(&format!("p{i}"))).collect();
+        for pod in &names[..5] {
+            pool.allocate(pod, None).unwrap();
+        }
+        pool.release(&names[2]);
+        let given = pool.allocate(&names[5], None);
+        assert_eq!(given, Ok(both("10.244.1.4,fd00:0:0:7::4")));
+        assert!(matches!(
+            pool.allocate(&names[2], None),
+            Err(IpamError::Full(5, IpNet::V4(_)))
+        ));
+    }
+
+    #[test]
+    fn of_a_memory_of_other_subnets_what_still_holds_is_kept() {
+        let mut pool = dual();
+        let asked = both("10.244.1.5,fd00:0:0:7::9");
+        pool.allocate(&name("a"), Some(asked)).unwrap();
+        let again = |subnets: &str| {
+            let mut pool = AddressPool::with_memory(nets(subnets), pool.memory());
+            pool.allocate(&name("a"), None).unwrap().to_string()
+        };
+        assert_eq!(again("10.244.1.0/29,fd00:0:0:7::/64"), asked.to_string());
+        assert_eq!(again("10.244.1.0/24"), "10.244.1.5");
+        assert_eq!(again("fd00:0:0:7::/64"), "fd00:0:0:7::9");
+        assert_eq!(
+            again("10.9.9.0/24,fd00:0:0:7::/64"),
+            "10.9.9.2,fd00:0:0:7::9"
+        );
+        // One of a node that had IPv4 only.
+        let old = r#"{"subnet":"10.244.1.0/24","pods":{"a":"10.244.1.7"}}"#;
+        let memory = serde_json::from_str(old).unwrap();
+        let mut pool = AddressPool::with_memory(nets("10.244.1.0/24,fd00::/64"), memory);
+        let given = pool.allocate(&name("a"), None);
+        assert_eq!(given, Ok(both("10.244.1.7,fd00::7")));
+    }
+
+    #[test]
+    fn not_all_pods_are_remembered_for_ever() {
+        let mut pool = pool("fd00::/64");
+        for number in 0..=MAX_REMEMBERED {
+            pool.hold(
+                name(&format!("p{number}")),
+                Ipv6Addr::from(number as u128).into(),
+                1 + number as u64,
+            );
+        }
+        pool.allocate(&name("new"), None).unwrap();
+        assert!(!pool.holdings.contains_key(&name("p0")));
+        assert!(pool.holdings.contains_key(&name("p1")));
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub use record::{
 };
 pub use sharing::{NameChange, Sharer, SharerSettings, Trouble};
 
+use crate::addresses::Nets;
 use crate::control::ipam::PodName;
 
 /// Names that hosts look for by themselves, in whatever domains they search, and trust: a proxy's
@@ -75,19 +76,31 @@ impl Names {
         self.leased.remove(&subnet);
     }
 
-    /// A node's record is new or has changed. One of a lease without IPv4 counts for nothing yet.
+    /// A node's record is new or has changed. The addresses in each of its subnets count while that is
+    /// leased.
     pub fn set(&mut self, record: NodeRecord) {
-        let Some(subnet) = record.subnet.ipv4().map(IpNet::V4) else {
-            return;
-        };
-        self.remove(subnet);
-        self.records.insert(subnet, record);
-        self.index(subnet);
+        for subnet in record.subnet.iter::<IpNet>() {
+            self.forget(subnet);
+            self.records.insert(subnet, record.clone());
+            self.index(subnet);
+        }
     }
 
-    /// A node's record is gone.
-    pub fn remove(&mut self, subnet: impl Into<IpNet>) {
-        let subnet = subnet.into();
+    /// The record of the node with this lease is gone. One of another lease with one of these subnets
+    /// stays: a node may have got the other subnet since.
+    pub fn remove(&mut self, lease: Nets) {
+        for subnet in lease.iter::<IpNet>() {
+            if self
+                .records
+                .get(&subnet)
+                .is_some_and(|it| it.subnet == lease)
+            {
+                self.forget(subnet);
+            }
+        }
+    }
+
+    fn forget(&mut self, subnet: IpNet) {
         self.forget_index(subnet);
         self.records.remove(&subnet);
     }
@@ -132,7 +145,7 @@ impl Names {
         self.by_address.get(&address).map(String::as_str)
     }
 
-    /// The record of a subnet, if it counts.
+    /// What the record of a subnet says of that, if it counts.
     fn counting(&self, subnet: IpNet) -> Vec<(String, String, IpAddr)> {
         let record = self.records.get(&subnet);
         let record = record.filter(|_| self.leased.contains(&subnet));
@@ -144,7 +157,9 @@ impl Names {
                     let on_node = format!("{}.{node}", pod.name);
                     (pod.name.to_string(), on_node, address)
                 };
-                pod.address.iter().map(names)
+                let its = pod.address.iter::<IpAddr>();
+                its.filter(move |address| subnet.contains(address))
+                    .map(names)
             })
         });
         names.collect()
@@ -218,7 +233,7 @@ mod tests {
         });
         NodeRecord {
             node: node.parse().unwrap(),
-            subnet: net(subnet).into(),
+            subnet: subnet.parse().unwrap(),
             pods: pods.collect(),
             stopped: false,
         }
@@ -280,7 +295,7 @@ mod tests {
         assert_eq!(names.name_of(IpAddr::from([10, 1, 3, 2])), None);
         assert_eq!(names.find("wpad2"), addresses(&[[10, 1, 3, 6]]));
         assert_eq!(names.find("my.wpad"), addresses(&[[10, 1, 3, 7]]));
-        names.remove(net("10.1.3.0/24"));
+        names.remove(net("10.1.3.0/24").into());
         assert_eq!(names.find("my"), Found::Nothing);
     }
 
@@ -300,8 +315,8 @@ mod tests {
         names.set(record("n2", "10.1.2.0/24", &[("new", [10, 1, 2, 9])]));
         assert_eq!(names.find("web"), addresses(&[[10, 1, 1, 2]]));
         assert_eq!(names.name_of(IpAddr::from([10, 1, 2, 9])), Some("new.n2"));
-        names.remove(net("10.1.2.0/24"));
-        names.remove(net("10.1.2.0/24"));
+        names.remove(net("10.1.2.0/24").into());
+        names.remove(net("10.1.2.0/24").into());
         names.release(net("10.1.1.0/24"));
         for gone in ["web", "web.n1", "new", "n1", "n2", "main"] {
             assert_eq!(names.find(gone), Found::Nothing, "{gone}");
@@ -349,7 +364,7 @@ mod tests {
         for bad in [
             "/p/muslin/pods/",
             "/p/muslin/pods/10.1.1.7-24",
-            "/p/muslin/pods/10.1.1.0-24&fd00::-56",
+            "/p/muslin/pods/10.1.1.0-24&fd00::1-56",
             "/p/subnets/10.1.1.0-24",
             "/p/muslin/pods/10.1.1.0-24/x",
         ] {
@@ -377,6 +392,56 @@ mod tests {
         let twice = json.replace(pod, &format!("{pod},{pod}"));
         assert!(refused(&twice).contains("10.1.1.2 twice"));
         assert!(refused(&" ".repeat(MAX_RECORD + 1)).contains("bytes"));
+    }
+
+    #[test]
+    fn a_record_of_both_ip_versions_counts_for_what_is_leased() {
+        let json = concat!(
+            r#"{"node":"n1","subnet":"10.1.1.0/24,fd00:1::/64","#,
+            r#""pods":[{"name":"web","address":"10.1.1.2,fd00:1::2"}]}"#
+        );
+        let subnet: Nets = "10.1.1.0/24,fd00:1::/64".parse().unwrap();
+        let read = |json: &str| {
+            let entry = Entry {
+                key: "/p/muslin/pods/10.1.1.0-24&fd00:1::-64".to_owned(),
+                value: json.to_owned(),
+                revision: 1,
+                ttl: None,
+            };
+            NodeRecord::read("/p", &entry)
+        };
+        let record = read(json).unwrap();
+        assert_eq!((record.subnet, record.to_json().0.as_str()), (subnet, json));
+        for (from, to, why) in [
+            ("fd00:1::2", "fd00:1::1", "is not an address"),
+            ("fd00:1::2", "fd00:2::2", "is not an address"),
+            (",fd00:1::/64", "", "about the subnet 10.1.1.0/24"),
+        ] {
+            let refused = read(&json.replace(from, to)).unwrap_err().to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
+        let one = r#"{"name":"web","address":"10.1.1.2,fd00:1::2"}"#;
+        let twice = json.replace(
+            one,
+            &format!(r#"{one},{{"name":"b","address":"fd00:1::2"}}"#),
+        );
+        assert!(matches!(read(&twice), Err(InvalidNodeRecord::Twice(_))));
+
+        let mut names = Names::default();
+        let ips = |texts: &[&str]| {
+            Found::Addresses(texts.iter().map(|text| text.parse().unwrap()).collect())
+        };
+        names.lease(net("10.1.1.0/24"));
+        names.set(record.clone());
+        assert_eq!(names.find("web"), ips(&["10.1.1.2"]));
+        names.lease(subnet.ipv6().unwrap());
+        assert_eq!(names.find("web.n1"), ips(&["10.1.1.2", "fd00:1::2"]));
+        assert_eq!(names.name_of("fd00:1::2".parse().unwrap()), Some("web.n1"));
+        names.remove(net("10.1.1.0/24").into());
+        assert_eq!(names.find("web"), ips(&["10.1.1.2", "fd00:1::2"]));
+        names.remove(subnet);
+        assert_eq!(names.find("web"), Found::Nothing);
+        assert!(names.parents.is_empty() && names.by_address.is_empty());
     }
 
     #[test]

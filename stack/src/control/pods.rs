@@ -1,15 +1,15 @@
 //! The attached pods: who has which name, address, MAC address and port.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::mac::{self, DisplayMac};
 use smoltcp::wire::EthernetAddress;
 use thiserror::Error;
 
 use crate::Instant;
-use crate::addresses::Addresses;
+use crate::addresses::{Addresses, Nets};
 use crate::control::ipam::{AddressPool, IpamError, Memory, PodName};
-use crate::control::lease::SubnetKey;
 use crate::control::names::{PodRecord, is_reserved};
 use crate::datapath::port::{Attachment, PortId, Rates};
 
@@ -26,7 +26,7 @@ pub struct Pods<T> {
 pub struct Pod<T> {
     /// Its port at the data path; no other pod of this process has had it.
     pub port: PortId,
-    /// Its address in the node's subnet.
+    /// Its address in each of the node's subnets.
     pub address: Addresses,
     /// The MAC address of its interface.
     pub mac: EthernetAddress,
@@ -41,7 +41,8 @@ pub struct Pod<T> {
 pub struct Request {
     /// Its name; the first free one of `pod-1`, `pod-2` and so on if there is none.
     pub name: Option<PodName>,
-    /// Its address; the one that it had before, or a free one, if there is none.
+    /// Its address of either IP version or both; the one that it had before, or a free one, of a version
+    /// without.
     pub address: Option<Addresses>,
     /// The MAC address that its device has; one is made of its address if there is none.
     pub mac: Option<EthernetAddress>,
@@ -85,12 +86,12 @@ impl<T> Pod<T> {
 }
 
 impl<T> Pods<T> {
-    /// No pods with this lease yet; those of an earlier process get the addresses that are remembered.
+    /// No pods in these subnets yet; those of an earlier process get the addresses that are remembered.
     #[must_use]
-    pub fn new(lease: SubnetKey, memory: Option<Memory>) -> Self {
+    pub fn new(subnets: Nets, memory: Option<Memory>) -> Self {
         let pool = match memory {
-            Some(memory) => AddressPool::with_memory(lease, memory),
-            None => AddressPool::new(lease),
+            Some(memory) => AddressPool::with_memory(subnets, memory),
+            None => AddressPool::new(subnets),
         };
         Self {
             pool,
@@ -127,8 +128,8 @@ impl<T> Pods<T> {
         }
         let address = self
             .pool
-            .allocate_ipv4(&name, request.address, request.has_rested)?;
-        let made = mac::from_ipv4(address);
+            .allocate_rested(&name, request.address, request.has_rested)?;
+        let made = mac_of(address);
         if request.mac.is_none()
             && let Err(error) = self.check_mac(made)
         {
@@ -137,7 +138,7 @@ impl<T> Pods<T> {
         }
         let pod = Pod {
             port: PortId(self.next_port),
-            address: address.into(),
+            address,
             mac: request.mac.unwrap_or(made),
             aliases: request.aliases,
             details,
@@ -237,10 +238,16 @@ impl<T> Pods<T> {
     }
 }
 
+/// The MAC address of a pod whose device has none: the IPv4 address is in it, or the end of the IPv6
+/// address.
+fn mac_of(address: Addresses) -> EthernetAddress {
+    let end = |address: Ipv6Addr| Ipv4Addr::from(u128::from(address) as u32);
+    let ipv4 = address.ipv4().or(address.ipv6().map(end));
+    mac::from_ipv4(ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     fn octets(address: Addresses) -> [u8; 4] {
@@ -248,7 +255,7 @@ mod tests {
     }
 
     fn pods() -> Pods<()> {
-        Pods::new("10.244.1.0-24".parse().unwrap(), None)
+        Pods::new("10.244.1.0/24".parse().unwrap(), None)
     }
 
     fn request(name: Option<&str>, address: Option<u8>, mac: Option<u8>) -> Request {
@@ -337,7 +344,7 @@ mod tests {
         let second = attach(&mut earlier, request(Some("b"), None, None));
         assert_eq!(earlier.records().len(), 2);
         let mut pods: Pods<()> =
-            Pods::new("10.244.1.0-24".parse().unwrap(), Some(earlier.memory()));
+            Pods::new("10.244.1.0/24".parse().unwrap(), Some(earlier.memory()));
         assert!(pods.is_empty());
         assert_eq!(attach(&mut pods, request(Some("b"), None, None)), second);
     }

@@ -10,6 +10,9 @@ use thiserror::Error;
 use crate::control::lease::{Backend, ConfigFault};
 use crate::datapath::tunnel::Tunnel;
 
+/// What all links of IPv6 have, in bytes (RFC 8200 section 5).
+const MIN_MTU_V6: u16 = 1280;
+
 /// How a network's packets travel to and from a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TunnelPlan {
@@ -94,6 +97,18 @@ impl TunnelPlan {
             outer,
             ..*self
         })
+    }
+
+    /// MTU of pods' IPv6 packets to other nodes; nothing if these do not fit (RFC 8200 section 5), or the
+    /// backend takes none.
+    #[must_use]
+    pub fn mtu_v6(&self) -> Option<Mtu> {
+        let mtu = match self.tunnel {
+            Tunnel::Vxlan { .. } => Format::Vxlan.inner_mtu(self.outer, IpVersion::Ipv6).ok()?,
+            Tunnel::None => self.outer,
+            Tunnel::Udp | Tunnel::Ipip => return None,
+        };
+        (mtu.get() >= MIN_MTU_V6).then_some(mtu)
     }
 
     /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with

@@ -44,7 +44,7 @@ impl NameAgent {
         for change in self.sharer.changes() {
             match change {
                 NameChange::Set(record) => self.names.set(record),
-                NameChange::Removed(subnet) => self.names.remove(subnet.ipv4),
+                NameChange::Removed(subnet) => self.names.remove(subnet.nets()),
                 NameChange::Skipped(..) => {}
             }
         }

@@ -1,16 +1,15 @@
 //! The records by which nodes publish the names of their pods.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::addresses::{Addresses, Nets};
-use crate::control::ipam::PodName;
+use crate::control::ipam::{self, PodName};
 use crate::control::kv::Entry;
 use crate::control::lease::SubnetKey;
-use crate::datapath::gateway;
 
 /// The longest record in bytes. Stores have limits too; etcd takes a request of 1.5 MiB.
 pub const MAX_RECORD: usize = 512 * 1024;
@@ -20,7 +19,7 @@ pub const MAX_RECORD: usize = 512 * 1024;
 pub struct NodeRecord {
     /// The node's name.
     pub node: PodName,
-    /// Its lease. A record whose lease has no IPv4 counts for nothing yet.
+    /// Its lease.
     pub subnet: Nets,
     /// Its pods.
     pub pods: Vec<PodRecord>,
@@ -34,7 +33,7 @@ pub struct NodeRecord {
 pub struct PodRecord {
     /// Its name.
     pub name: PodName,
-    /// Its address.
+    /// Its addresses.
     pub address: Addresses,
 }
 
@@ -75,14 +74,13 @@ pub fn names_key(prefix: &str, subnet: impl Into<SubnetKey>) -> String {
     format!("{}{}", names_prefix(prefix), subnet.into())
 }
 
-/// The lease that a key names, if it is one of [`names_key`]. One with an IPv6 subnet counts for nothing
-/// yet.
+/// The lease that a key names, if it is one of [`names_key`].
 #[must_use]
 pub fn named_subnet(prefix: &str, key: &str) -> Option<SubnetKey> {
     let text = key.strip_prefix(&names_prefix(prefix))?;
     let subnet = text.parse::<SubnetKey>().ok()?;
     // Two keys would be one node otherwise.
-    let is_only = subnet == SubnetKey::new(subnet.ipv4) && subnet.to_string() == text;
+    let is_only = subnet.to_string() == text;
     is_only.then_some(subnet)
 }
 
@@ -103,10 +101,11 @@ impl NodeRecord {
         }
         let mut seen = BTreeSet::new();
         for PodRecord { address, .. } in &record.pods {
-            if !is_pods(subnet.ipv4, *address) {
+            if !is_pods(record.subnet, *address) {
                 return Err(InvalidNodeRecord::Address(*address));
             }
-            if !seen.insert(address.ipv4()) {
+            let mut all = address.iter::<IpAddr>();
+            if !all.all(|address| seen.insert(address)) {
                 return Err(InvalidNodeRecord::Twice(*address));
             }
         }
@@ -139,15 +138,8 @@ impl NodeRecord {
     }
 }
 
-/// Whether a node with this subnet can give an address to a pod.
-fn is_pods(subnet: Ipv4Net, address: Addresses) -> bool {
-    let (Some(address), None) = (address.ipv4(), address.ipv6()) else {
-        return false;
-    };
-    let reserved = [
-        subnet.network(),
-        gateway::address(subnet),
-        subnet.broadcast(),
-    ];
-    subnet.contains(&address) && !reserved.contains(&address)
+/// Whether a node with this lease can give these addresses to a pod.
+fn is_pods(lease: Nets, addresses: Addresses) -> bool {
+    let mut all = addresses.iter::<IpAddr>();
+    all.all(|address| ipam::is_pods(lease, address))
 }

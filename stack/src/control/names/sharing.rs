@@ -409,9 +409,7 @@ impl Sharer {
     fn note(&mut self, entry: &Entry) {
         let subnet = named_subnet(&self.settings.prefix, &entry.key);
         // Pods of other networks are irrelevant here.
-        let network = self.settings.network.ipv4();
-        let is_ours = |it: SubnetKey| network.is_some_and(|network| network.contains(&it.ipv4));
-        if subnet.is_some_and(|subnet| !is_ours(subnet)) {
+        if subnet.is_some_and(|subnet| !self.settings.network.contains(subnet.nets())) {
             return;
         }
         match NodeRecord::read(&self.settings.prefix, entry) {

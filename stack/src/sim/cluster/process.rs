@@ -241,7 +241,7 @@ impl Cluster {
             key,
             config,
             gateway_mac: disk.gateway_mac.get(),
-            pods: Pods::new(key, disk.addresses.clone()),
+            pods: Pods::new(key.nets(), disk.addresses.clone()),
             names: NameAgent::new(names, now),
             workers,
             ports: BTreeMap::new(),

@@ -257,7 +257,7 @@ impl Cluster {
             for change in node.sharer.changes() {
                 match change {
                     NameChange::Set(record) => node.names.set(record),
-                    NameChange::Removed(subnet) => node.names.remove(subnet.ipv4),
+                    NameChange::Removed(subnet) => node.names.remove(subnet.nets()),
                     NameChange::Skipped(..) => {}
                 }
             }
