@@ -82,7 +82,7 @@ use crate::random::random;
 use crate::state::{self, StateDir, StoreId};
 use crate::store::{self, Measured};
 use crate::takeover::{Estate, Inherited, Predecessor};
-use crate::underlay::{Adopted, PublicInterface, TunnelSocket, Underlay};
+use crate::underlay::{Adopted, PublicInterface, TunnelSockets, Underlay};
 use crate::worker::{Event, Node, Workers};
 
 /// Number of keys that are not leases after which no more are logged.
@@ -399,7 +399,7 @@ struct OpenTunnel {
     plan: TunnelPlan,
     interface: PublicInterface,
     /// For each worker.
-    sockets: Vec<Option<TunnelSocket>>,
+    sockets: Vec<Option<TunnelSockets>>,
 }
 
 impl Driver {
@@ -584,7 +584,7 @@ impl Driver {
             }
             None => {
                 let kept = std::mem::take(&mut self.kept.tunnel);
-                match underlay::reuse(kept, &plan, &self.settings, interface.address) {
+                match underlay::reuse(kept, &plan, &self.settings, interface.ends()) {
                     Some(sockets) if !plan.is_direct => sockets,
                     _ => underlay::bind(&mut plan, config.network, &self.settings, &interface)?,
                 }
@@ -633,7 +633,7 @@ impl Driver {
         let now = self.clock.now();
         let (sockets, plan) = (tunnel.sockets, tunnel.plan);
         let options = match &predecessor {
-            Some(_) => underlay::tested(&plan, &self.settings, interface.address),
+            Some(_) => underlay::tested(&plan, &self.settings, interface.ends()),
             None => None,
         };
         if !plan.is_direct && plan.tunnel != Tunnel::Ipip {

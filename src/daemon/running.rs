@@ -248,7 +248,7 @@ impl RunningNode {
     pub(super) fn follow(&self, now: &PublicInterface) -> Result<Followed> {
         let (before, former) = (self.interface(), self.plan());
         let plan = underlay::follow_interface(&former, now)?;
-        let ends = |it: &PublicInterface| (it.address, it.public_ip);
+        let ends = |it: &PublicInterface| (it.ends(), it.public_ip);
         let followed = Followed {
             is_moved: ends(now) != ends(&before),
             has_uplink: self.needs_uplink(now),

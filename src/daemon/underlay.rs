@@ -1,14 +1,14 @@
 //! How a node reaches others: what the network's configuration means on this machine, and the
 //! sockets for it.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::Format;
 use muslin_encap::tunnel::vxlan::VtepMac;
-use muslin_stack::addresses::Nets;
+use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::lease::{LeaseRecord, NetworkConfig};
@@ -25,7 +25,7 @@ use crate::store::{self, Store};
 use crate::takeover::InheritedWorker;
 use crate::underlay::{
     self, Adopted, Audience, KernelNetwork, NoInterface, Options, PublicInterface, TunnelSocket,
-    Underlay, UplinkKind,
+    TunnelSockets, Underlay, UplinkKind,
 };
 
 /// Ports a VXLAN tunnel sends from besides its own, to spread flows over links and queues.
@@ -196,7 +196,7 @@ pub(super) fn bind(
     network: Ipv4Net,
     settings: &NodeSettings,
     interface: &PublicInterface,
-) -> Result<Vec<Option<TunnelSocket>>> {
+) -> Result<Vec<Option<TunnelSockets>>> {
     if plan.is_direct {
         let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
         match uplink {
@@ -213,20 +213,41 @@ pub(super) fn bind(
             }
         }
     }
-    bind_tunnel(plan, settings, interface.address)
+    bind_tunnel(plan, settings, interface.ends())
 }
 
 fn bind_tunnel(
     plan: &TunnelPlan,
     settings: &NodeSettings,
-    address: Ipv4Addr,
-) -> Result<Vec<Option<TunnelSocket>>> {
+    addresses: Addresses,
+) -> Result<Vec<Option<TunnelSockets>>> {
     let Some(format) = plan.tunnel.format() else {
         return Ok((0..settings.workers).map(|_| None).collect());
     };
-    let end = SocketAddr::new(address.into(), plan.port);
+    let mut all: Vec<_> = (0..settings.workers).map(|_| None).collect();
+    for end in ends(plan, addresses) {
+        for (sockets, bound) in all.iter_mut().zip(bind_end(plan, settings, (format, end))?) {
+            let sockets: &mut TunnelSockets = sockets.get_or_insert_default();
+            sockets.take_over(bound.into());
+        }
+    }
+    Ok(all)
+}
+
+/// Where a tunnel ends: at both addresses, if it carries IPv6.
+fn ends(plan: &TunnelPlan, addresses: Addresses) -> impl Iterator<Item = SocketAddr> {
+    let carries_ipv6 = matches!(plan.tunnel, Tunnel::Vxlan { .. });
+    let ends = underlay::ends(addresses, plan.port);
+    ends.filter(move |end| carries_ipv6 || end.is_ipv4())
+}
+
+fn bind_end(
+    plan: &TunnelPlan,
+    settings: &NodeSettings,
+    (format, end): (Format, SocketAddr),
+) -> Result<Vec<TunnelSocket>> {
     let options = options(format, settings);
-    let sockets = TunnelSocket::bind(end, options, settings.workers).map_err(|error| {
+    TunnelSocket::bind(end, options, settings.workers).map_err(|error| {
         Error::failed(match error.kind() {
             std::io::ErrorKind::AddrInUse => port_in_use(end),
             std::io::ErrorKind::PermissionDenied if plan.port == 0 => String::from(
@@ -236,8 +257,7 @@ fn bind_tunnel(
             _ if plan.port == 0 => format!("cannot send from {}: {error}", end.ip()),
             _ => format!("cannot listen on UDP {end}: {error}"),
         })
-    })?;
-    Ok(sockets.into_iter().map(Some).collect())
+    })
 }
 
 fn options(format: Format, settings: &NodeSettings) -> Options {
@@ -253,19 +273,20 @@ pub(super) fn reuse(
     kept: Vec<Adopted>,
     plan: &TunnelPlan,
     settings: &NodeSettings,
-    address: Ipv4Addr,
-) -> Option<Vec<Option<TunnelSocket>>> {
+    addresses: Addresses,
+) -> Option<Vec<Option<TunnelSockets>>> {
     let format = plan.tunnel.format().filter(|it| *it != Format::Ipip)?;
-    let end = SocketAddr::new(address.into(), plan.port);
     let options = options(format, settings);
-    let fits = kept.len() == settings.workers && kept.iter().all(|it| it.is(end, options));
+    let ends = Addresses::collect(ends(plan, addresses).map(|end| end.ip()))?;
+    let has_ends = |it: &Adopted| it.has_ends(ends, plan.port, options);
+    let fits = kept.len() == settings.workers && kept.iter().all(has_ends);
     if !fits {
         return None;
     }
-    let options = options.without_defects(address.into());
+    let options = options.without_defects(ends.iter().next()?);
     let sockets = kept
         .into_iter()
-        .map(|it| TunnelSocket::adopt(it, options).map(Some));
+        .map(|it| TunnelSockets::adopt(it, options).map(Some));
     sockets.collect::<std::io::Result<_>>().ok()
 }
 
@@ -273,17 +294,18 @@ pub(super) fn reuse(
 pub(super) fn tested(
     plan: &TunnelPlan,
     settings: &NodeSettings,
-    address: Ipv4Addr,
+    addresses: Addresses,
 ) -> Option<Options> {
     let format = plan.tunnel.format()?;
-    Some(options(format, settings).without_defects(address.into()))
+    let address = addresses.iter().next()?;
+    Some(options(format, settings).without_defects(address))
 }
 
 /// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
 /// node is on its link.
 pub(super) fn join(
     plan: &TunnelPlan,
-    tunnels: Vec<Option<TunnelSocket>>,
+    tunnels: Vec<Option<TunnelSockets>>,
     subnet: Ipv4Net,
     settings: &NodeSettings,
     interface: &PublicInterface,
@@ -308,7 +330,7 @@ pub(super) fn adopt(
     let (tunnels, uplinks): (Vec<_>, Vec<_>) =
         workers.into_iter().map(|it| (it.tunnel, it.uplink)).unzip();
     let adopt = |tunnel: Option<Adopted>| match (tunnel, options) {
-        (Some(tunnel), Some(options)) => TunnelSocket::adopt(tunnel, options).map(Some),
+        (Some(tunnel), Some(options)) => TunnelSockets::adopt(tunnel, options).map(Some),
         (None, None) => Ok(None),
         _ => Err(std::io::ErrorKind::InvalidInput.into()),
     };
@@ -330,13 +352,13 @@ pub(super) fn copies(underlays: &[Underlay]) -> Vec<Adopted> {
     let tunnels = underlays.iter().filter(|it| it.uplink.is_none());
     let copies = tunnels
         .filter_map(|it| it.tunnel.as_ref())
-        .map(TunnelSocket::copy);
+        .map(TunnelSockets::copy);
     copies.collect::<std::io::Result<_>>().unwrap_or_default()
 }
 
 fn combine(
     plan: &TunnelPlan,
-    tunnels: Vec<Option<TunnelSocket>>,
+    tunnels: Vec<Option<TunnelSockets>>,
     uplinks: Vec<underlay::Uplink>,
     settings: &NodeSettings,
     interface: &PublicInterface,
@@ -367,17 +389,20 @@ fn combine(
     (tunnels.into_iter().map(join).collect(), uplink)
 }
 
-/// New sockets after the interface has changed; without ones for the tunnel where its end stays,
-/// since the old ones have its port.
+/// New sockets after the interface has changed; without ones for an end of the tunnel that
+/// stays, since the old ones have its port.
 pub(super) fn open(
     plan: &TunnelPlan,
     subnet: Ipv4Net,
     settings: &NodeSettings,
     (before, now): (&PublicInterface, &PublicInterface),
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
-    let tunnels = match before.address == now.address {
-        true => (0..settings.workers).map(|_| None).collect(),
-        false => bind_tunnel(plan, settings, now.address)?,
+    let former: Vec<IpAddr> = before.ends().iter().collect();
+    let new = now.ends();
+    let new = new.iter().filter(|address| !former.contains(address));
+    let tunnels = match Addresses::collect(new) {
+        None => (0..settings.workers).map(|_| None).collect(),
+        Some(new) => bind_tunnel(plan, settings, new)?,
     };
     join(plan, tunnels, subnet, settings, now)
 }

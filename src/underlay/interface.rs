@@ -2,10 +2,11 @@
 //!
 //! What the machine has is read without privileges; the choice itself is made from values.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
+use muslin_stack::addresses::Addresses;
 use regex::Regex;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -28,6 +29,8 @@ pub struct PublicInterface {
     pub address: Ipv4Addr,
     /// The address that other nodes send to: another one behind NAT.
     pub public_ip: Ipv4Addr,
+    /// The IPv6 address on it that the tunnel is bound to, too, and that other nodes send to.
+    pub address_v6: Option<Ipv6Addr>,
     /// The interface's MTU in bytes.
     pub mtu: u32,
     /// The network that is on the link, without a router between: that of the address.
@@ -41,6 +44,12 @@ pub struct PublicInterface {
 }
 
 impl PublicInterface {
+    /// The addresses on it that the tunnel is bound to.
+    #[must_use]
+    pub const fn ends(&self) -> Addresses {
+        Addresses::with_ipv4(self.address, self.address_v6)
+    }
+
     /// Whether other nodes send to an address that something translates to ours.
     #[must_use]
     pub fn is_translated(&self) -> bool {
@@ -183,6 +192,7 @@ fn choose_among(
         name: interface.name.clone(),
         address,
         public_ip: wanted.public_ip.unwrap_or(address),
+        address_v6: None,
         mtu: interface.mtu,
         prefix: interface.prefix(address),
         is_up: interface.is_up,

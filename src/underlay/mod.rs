@@ -10,6 +10,7 @@ mod messages;
 mod queues;
 mod self_test;
 mod socket;
+mod sockets;
 mod udp;
 pub mod uplink;
 
@@ -20,6 +21,8 @@ pub use interface::{
 };
 pub use kernel::{Conflict, KernelNetwork};
 pub use socket::Options;
+pub use sockets::TunnelSockets;
+pub(crate) use sockets::ends;
 pub(crate) use udp::Adopted;
 pub use udp::{Backlog, Route, TunnelSocket, path_mtu};
 pub use uplink::{Frames, OpenError as UplinkError, Uplink, UplinkKind};
@@ -30,7 +33,7 @@ pub(crate) use crate::netlink::Changes;
 #[derive(Debug)]
 pub struct Underlay {
     /// For encapsulated packets.
-    pub tunnel: Option<TunnelSocket>,
+    pub tunnel: Option<TunnelSockets>,
     /// For bare ones.
     pub uplink: Option<Uplink>,
 }
@@ -41,6 +44,6 @@ impl Underlay {
         let of_kernel = || !udp::has_known_defect();
         self.tunnel
             .as_ref()
-            .map_or_else(of_kernel, TunnelSocket::has_gso)
+            .map_or_else(of_kernel, TunnelSockets::has_gso)
     }
 }

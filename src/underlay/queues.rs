@@ -18,12 +18,15 @@ use crate::host::option;
 /// Queues of a worker; a power of two.
 pub(super) const QUEUES: usize = 16;
 
-/// Where things are in the outer IPv4 and UDP headers. The former has no options as a rule; what is
-/// there otherwise is as good to tell flows apart.
-const OUTER_SOURCE: u32 = 12;
-const OUTER_SOURCE_PORT: u32 = 20;
+/// Where the end of the source address is in an outer IP header, and then the source port. There are no
+/// options or extension headers as a rule; what is there otherwise is as good to tell flows apart.
+const OUTER: (u32, u32) = (12, 20);
+const OUTER_V6: (u32, u32) = (20, 40);
 /// Where the source address is in an inner IPv4 header.
 const INNER_SOURCE: usize = 12;
+/// Where the middle of the source address is in an inner IPv6 header, by which nodes differ, and its end,
+/// by which a node's pods do.
+const INNER_SOURCE_V6: (usize, usize) = (12, 20);
 /// An odd number whose multiples look random (the golden ratio's).
 const MIX: u32 = 0x9e37_79b1;
 
@@ -37,29 +40,45 @@ pub(super) fn spread(
     format: Format,
     workers: usize,
 ) -> io::Result<()> {
-    if let SocketAddr::V6(_) = socket.local_addr()? {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    option::attach_reuseport_program(socket, &program(format, workers as u32))
+    let program = match socket.local_addr()? {
+        SocketAddr::V4(_) => program(format, workers as u32),
+        SocketAddr::V6(_) => program_v6(format, workers as u32),
+    };
+    option::attach_reuseport_program(socket, &program)
 }
 
 /// A program that returns the number of a socket. A flow has the worker that its outer source port
 /// says (RFC 7348 section 5). What is too short for an inner header is in the first queue.
 fn program(format: Format, workers: u32) -> Vec<sock_filter> {
     let source = (format.network_offset() + INNER_SOURCE) as u32;
-    let worker = [
-        load(libc::BPF_W, in_ip_header(OUTER_SOURCE)),
+    worker(OUTER, workers)
+        .into_iter()
+        .chain(queue_of_worker(source, QUEUES as u32))
+        .collect()
+}
+
+/// The same where the outer and the inner packet are of IPv6.
+fn program_v6(format: Format, workers: u32) -> Vec<sock_filter> {
+    let (node, pod) = INNER_SOURCE_V6;
+    let [node, pod] = [node, pod].map(|at| (format.network_offset() + at) as u32);
+    worker(OUTER_V6, workers)
+        .into_iter()
+        .chain(queue_of_worker_v6((node, pod), QUEUES as u32))
+        .collect()
+}
+
+/// The begin of a program: it loads the number of a worker, by the end of the outer source address and the
+/// port at these offsets.
+fn worker((source, port): (u32, u32), workers: u32) -> [sock_filter; 7] {
+    [
+        load(libc::BPF_W, in_ip_header(source)),
         x_from_a(),
-        load(libc::BPF_H, in_ip_header(OUTER_SOURCE_PORT)),
+        load(libc::BPF_H, in_ip_header(port)),
         alu_x(libc::BPF_XOR),
         alu(libc::BPF_MUL, MIX),
         alu(libc::BPF_RSH, 16),
         alu(libc::BPF_MOD, workers.max(1)),
-    ];
-    worker
-        .into_iter()
-        .chain(queue_of_worker(source, QUEUES as u32))
-        .collect()
+    ]
 }
 
 /// The end of a program whose accumulator has a worker's number: it returns that of one of the
@@ -82,10 +101,29 @@ pub(super) fn queue_of_worker(source: u32, queues: u32) -> [sock_filter; 12] {
     ]
 }
 
+/// The same by what nodes differ in and what a node's pods do, at these offsets of an IPv6 header.
+fn queue_of_worker_v6((node, pod): (u32, u32), queues: u32) -> [sock_filter; 13] {
+    [
+        alu(libc::BPF_MUL, queues),
+        statement(libc::BPF_ST, 0),
+        load(libc::BPF_W, node),
+        alu(libc::BPF_MUL, MIX),
+        alu(libc::BPF_RSH, 16),
+        x_from_a(),
+        load(libc::BPF_W, pod),
+        alu_x(libc::BPF_ADD),
+        alu(libc::BPF_AND, queues - 1),
+        x_from_a(),
+        statement(libc::BPF_LD | libc::BPF_MEM, 0),
+        alu_x(libc::BPF_ADD),
+        statement(libc::BPF_RET | libc::BPF_A, 0),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::{HashMap, HashSet};
-    use std::net::{Ipv4Addr, UdpSocket as Plain};
+    use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket as Plain};
 
     use super::*;
     use crate::underlay::{Options, Received, TunnelSocket};
@@ -100,13 +138,17 @@ mod tests {
 
     impl Tunnel {
         fn open(format: Format) -> Self {
+            Self::open_at("127.0.0.1:0", format)
+        }
+
+        fn open_at(end: &str, format: Format) -> Self {
             let options = Options {
                 format,
                 source_ports: 0,
                 gso: true,
                 gro: true,
             };
-            let workers = TunnelSocket::bind("127.0.0.1:0".parse().unwrap(), options, WORKERS);
+            let workers = TunnelSocket::bind(end.parse().unwrap(), options, WORKERS);
             let workers = workers.unwrap();
             Self { workers, format }
         }
@@ -172,6 +214,39 @@ mod tests {
         let flow = flow();
         let places = (0..64).map(|node| tunnel.place_of(&flow, Ipv4Addr::new(10, 244, node, 2)));
         assert!(places.collect::<HashSet<_>>().len() > QUEUES / 2);
+    }
+
+    #[test]
+    fn ipv6_has_the_same_queues() {
+        let tunnel = Tunnel::open_at("[::1]:0", Format::Vxlan);
+        let flows: Vec<_> = (0..40)
+            .map(|_| Plain::bind((Ipv6Addr::LOCALHOST, 0)).unwrap())
+            .collect();
+        let place = |flow: &Plain, pod: Ipv6Addr| {
+            let mut packet = vec![0; tunnel.format.network_offset() + 8];
+            packet.extend(pod.octets());
+            packet.extend([7; 40]);
+            tunnel.place_of_bytes(flow, &packet)
+        };
+        let mut queues = HashMap::<_, HashSet<_>>::new();
+        let mut workers = HashMap::<_, HashSet<_>>::new();
+        for last in 2..2 + QUEUES as u16 {
+            for (number, flow) in flows.iter().enumerate() {
+                let pod = Ipv6Addr::new(0xfd00, 0, 0, 7, 0, 0, 0, last);
+                let (worker, queue) = place(flow, pod);
+                queues.entry(pod).or_default().insert(queue);
+                workers.entry(number).or_default().insert(worker);
+            }
+        }
+        assert!(queues.values().all(|its| its.len() == 1), "{queues:?}");
+        let all: HashSet<_> = queues.values().flatten().collect();
+        assert_eq!(all.len(), QUEUES, "neighbours share no queue");
+        assert!(workers.values().all(|its| its.len() == 1), "{workers:?}");
+        let all: HashSet<_> = workers.values().flatten().collect();
+        assert_eq!(all.len(), WORKERS);
+        let nodes =
+            (0..64).map(|node| place(&flows[0], Ipv6Addr::new(0xfd00, 0, 0, node, 0, 0, 0, 2)));
+        assert!(nodes.collect::<HashSet<_>>().len() > QUEUES / 2);
     }
 
     #[test]

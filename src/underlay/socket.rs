@@ -56,11 +56,17 @@ pub(super) fn open(
         Port::Shared => SHARE_BYTES,
     })?;
     socket.set_send_buffer_size(SEND_BYTES)?;
-    if address.is_ipv4() {
-        // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an
-        // underlay with a smaller MTU than expected slows the tunnel down instead of
-        // swallowing large packets.
-        discover_mtu(&socket, libc::IP_PMTUDISC_DONT)?;
+    // As Linux' VXLAN devices do: outer packets have no "don't fragment" flag, so an underlay with a
+    // smaller MTU than expected slows the tunnel down instead of swallowing large packets. In IPv6 this
+    // machine cuts them once a router has said so (RFC 8200 section 5).
+    match address {
+        SocketAddr::V4(_) => discover_mtu(&socket, libc::IP_PMTUDISC_DONT)?,
+        SocketAddr::V6(_) => {
+            // IPv4 has sockets of its own.
+            socket.set_only_v6(true)?;
+            let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER);
+            option::set(&socket, level, name, libc::IPV6_PMTUDISC_DONT)?;
+        }
     }
     socket.bind(&SockAddr::from(address))?;
     Ok(socket.into())

@@ -68,7 +68,14 @@ pub struct Route {
     destination: SocketAddr,
 }
 
-/// A tunnel's non-blocking sockets on the node's public address: UDP, or raw IP (which requires
+impl Route {
+    /// The destination.
+    pub(super) const fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+}
+
+/// A tunnel's non-blocking sockets on a public address of the node: UDP, or raw IP (which requires
 /// CAP_NET_RAW) where packets have no UDP header.
 #[derive(Debug)]
 pub struct TunnelSocket {
@@ -92,19 +99,6 @@ pub(crate) struct Adopted {
     pub(crate) queues: Vec<OwnedFd>,
     /// Those that they only leave from.
     pub(crate) others: Vec<OwnedFd>,
-}
-
-impl Adopted {
-    /// Whether these are the sockets of a tunnel with this end.
-    pub(crate) fn is(&self, end: SocketAddr, options: Options) -> bool {
-        let ends_there = |socket: &OwnedFd| {
-            let address = SockRef::from(socket).local_addr();
-            address.is_ok_and(|address| address.as_socket() == Some(end))
-        };
-        self.queues.len() == queues::QUEUES
-            && self.others.len() == options.source_ports
-            && self.queues.iter().all(ends_there)
-    }
 }
 
 /// What waits in queues to be read, in bytes of the kernel's memory.
@@ -260,6 +254,12 @@ impl TunnelSocket {
         }
     }
 
+    /// Whether it is of IPv6.
+    pub(super) fn is_ipv6(&self) -> bool {
+        let address = self.main.socket.local_addr();
+        address.is_ok_and(|address| address.is_ipv6())
+    }
+
     /// The tunnel's address and port.
     #[cfg(test)]
     pub(super) fn address(&self) -> io::Result<SocketAddr> {
@@ -303,9 +303,14 @@ impl TunnelSocket {
         batch::receive(queue.socket.as_fd(), into)
     }
 
-    /// Sends a whole batch, and reports which messages were lost for which reason.
-    pub fn send(&self, batch: &SendBatch<'_, Route>, mut lost: impl FnMut(&Message<Route>, Errno)) {
-        let mut rest = batch.messages();
+    /// Sends messages of a batch, and reports which were lost for which reason.
+    pub fn send(
+        &self,
+        batch: &SendBatch<'_, Route>,
+        messages: &[Message<Route>],
+        mut lost: impl FnMut(&Message<Route>, Errno),
+    ) {
+        let mut rest = messages;
         while let Some(first) = rest.first() {
             let socket = self.socket(first.key);
             let is_same = |send: &&Message<Route>| send.key.socket == first.key.socket;
@@ -506,7 +511,7 @@ mod tests {
                 };
                 batch.push(&queued, &mut None).unwrap().unwrap_or(());
             }
-            one.send(&batch, |_, error| panic!("{error}"));
+            one.send(&batch, batch.messages(), |_, error| panic!("{error}"));
             let sent: usize = batch.messages().iter().map(|send| send.datagrams).sum();
             assert_eq!(
                 receive(&other, sent),

@@ -24,7 +24,7 @@ use super::batches::Batches;
 use super::busy_poll::BusyPoll;
 use crate::device::{FrameDevice, PodDevice, Tun};
 use crate::error::errno;
-use crate::underlay::{Route, TunnelSocket, Underlay};
+use crate::underlay::{Route, TunnelSockets, Underlay};
 
 /// The largest frame or datagram, and room in front of it.
 pub(super) const BUFFER_LEN: usize = HEADROOM + frame::MAX_LEN;
@@ -244,7 +244,8 @@ impl Io {
                 ..
             } => {
                 let tunnel = tunnel.as_ref();
-                Some(tunnel.map(|it| Way::Tunnel(it.route(destination, flow), checksums)))
+                let route = tunnel.and_then(|it| it.route(destination, flow));
+                Some(route.map(|route| Way::Tunnel(route, checksums)))
             }
             Verdict::Uplink { .. } => Some(uplink.as_ref().map(|_| Way::Uplink)),
             _ => None,
@@ -347,8 +348,9 @@ impl Io {
     ) -> Result<(), DropReason> {
         let tunnel = self.underlay.tunnel.as_ref();
         let tunnel = tunnel.ok_or(DropReason::UnderlayFailed)?;
+        let route = tunnel.route(destination, flow);
         let queued = Queued {
-            key: tunnel.route(destination, flow),
+            key: route.ok_or(DropReason::UnderlayFailed)?,
             packet: packet.as_slice(),
             network: self.network,
             offload: packet.offload(),
@@ -448,7 +450,7 @@ fn join<'a>(
 
 /// Sends packets to peers in as few calls as it takes.
 fn send_all<'a>(
-    tunnel: &TunnelSocket,
+    tunnel: &TunnelSockets,
     headers: &mut [u8],
     packets: impl IntoIterator<Item = Queued<'a, Route>>,
     tally: &mut Tally,
@@ -651,9 +653,10 @@ mod tests {
             gso: false,
             gro: false,
         };
-        let tunnel = TunnelSocket::bind("127.0.0.1:0".parse().unwrap(), options, 1);
+        let tunnel =
+            crate::underlay::TunnelSocket::bind("127.0.0.1:0".parse().unwrap(), options, 1);
         let underlay = Underlay {
-            tunnel: tunnel.unwrap().pop(),
+            tunnel: tunnel.unwrap().pop().map(Into::into),
             uplink: None,
         };
         let network = frame::HEADER_LEN;

@@ -30,7 +30,7 @@ use super::published::PublishedPorts;
 use super::report::{PageWriter, Totals, View};
 use crate::dns::DnsConnector;
 use crate::host::{Clock, Sockets, Token, ready_of};
-use crate::underlay::{Frames, Received, TunnelSocket, Underlay, Uplink as UplinkDevice};
+use crate::underlay::{Frames, Received, TunnelSockets, Underlay, Uplink as UplinkDevice};
 
 pub(super) struct PacketLoop {
     pub(super) path: Datapath,
@@ -127,7 +127,7 @@ impl PacketLoop {
         }
         Ok(Self {
             outbox: Outbox::new(network),
-            tunnel_turns: turns(underlay.tunnel.iter().flat_map(TunnelSocket::queues)),
+            tunnel_turns: tunnel_turns(underlay.tunnel.as_ref()),
             uplink_turns: turns(underlay.uplink.iter().flat_map(UplinkDevice::queues)),
             frames: underlay.uplink.as_ref().map(|_| Frames::default()),
             path,
@@ -312,8 +312,9 @@ impl PacketLoop {
         self.flush();
         self.count_losses();
         if let Some(tunnel) = underlay.tunnel {
-            self.tunnel_turns = turns(tunnel.queues());
-            self.io.underlay.tunnel = Some(tunnel);
+            let own = self.io.underlay.tunnel.get_or_insert_default();
+            own.take_over(tunnel);
+            self.tunnel_turns = tunnel_turns(Some(own));
         }
         self.uplink_turns = turns(underlay.uplink.iter().flat_map(UplinkDevice::queues));
         self.frames = underlay.uplink.as_ref().map(|_| Frames::default());
@@ -336,7 +337,7 @@ impl PacketLoop {
     /// Counts packets lost by the queues of the tunnel and the uplink that are not counted yet.
     fn count_losses(&mut self) {
         let Underlay { tunnel, uplink } = &self.io.underlay;
-        let lost = tunnel.as_ref().map_or(0, TunnelSocket::take_losses)
+        let lost = tunnel.as_ref().map_or(0, TunnelSockets::take_losses)
             + uplink.as_ref().map_or(0, UplinkDevice::take_losses);
         let node = self.path.node_mut();
         node.count_drops(DropReason::UnderlayOverflow, lost);
@@ -521,6 +522,11 @@ impl PacketLoop {
     }
 }
 
+/// A turn for each number of a tunnel's queues.
+fn tunnel_turns(tunnel: Option<&TunnelSockets>) -> Vec<Turn> {
+    turns(0..tunnel.map_or(0, TunnelSockets::queue_numbers))
+}
+
 /// A turn for each of these queues.
 fn turns<T>(queues: impl Iterator<Item = T>) -> Vec<Turn> {
     queues.map(|_| Turn::default()).collect()
@@ -529,8 +535,9 @@ fn turns<T>(queues: impl Iterator<Item = T>) -> Vec<Turn> {
 /// Waits for what comes from other nodes.
 pub(super) fn listen(epoll: &Epoll, underlay: &Underlay) -> io::Result<()> {
     if let Some(tunnel) = &underlay.tunnel {
-        for (queue, place) in tunnel.queues().zip(0..) {
-            epoll.add(queue, Token::Tunnel(place).readable())?;
+        for (number, queue) in tunnel.queues() {
+            // There are few.
+            epoll.add(queue, Token::Tunnel(number as u32).readable())?;
         }
     }
     if let Some(uplink) = &underlay.uplink {

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::Datapath;
 use super::batches::Batches;
 use super::output::Io;
-use crate::underlay::{Backlog, TunnelSocket};
+use crate::underlay::{Backlog, TunnelSockets};
 
 /// A thread of the data path takes no turns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -122,10 +122,10 @@ impl Totals {
                 sent: host.sent,
             }),
             batches: view.io.batches,
-            backlog: tunnel.map(TunnelSocket::backlog).unwrap_or_default(),
+            backlog: tunnel.map(TunnelSockets::backlog).unwrap_or_default(),
             peers: node.peers().count(),
-            gso: tunnel.is_some_and(TunnelSocket::has_gso),
-            gro: tunnel.is_some_and(TunnelSocket::has_gro),
+            gso: tunnel.is_some_and(TunnelSockets::has_gso),
+            gro: tunnel.is_some_and(TunnelSockets::has_gro),
         }
     }
 

@@ -27,7 +27,7 @@ use super::report::NoAnswer;
 use super::{Ended, MAILBOX_LEN, Workers};
 use crate::device::{FrameDevice, FrameSocket, Tun};
 use crate::host::Token;
-use crate::underlay::{Adopted, TunnelSocket};
+use crate::underlay::{Adopted, TunnelSockets};
 
 /// What a worker has that another process can go on with.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl PacketLoop {
                 .host_queue()
                 .map(|queue| own(queue.as_fd()))
                 .transpose()?,
-            tunnel: tunnel.as_ref().map(TunnelSocket::copy).transpose()?,
+            tunnel: tunnel.as_ref().map(TunnelSockets::copy).transpose()?,
             uplink: uplink.transpose()?,
             next_hops: known.collect(),
             flows: self.path.egress().keys().collect(),
@@ -226,7 +226,8 @@ impl PacketLoop {
     /// All that is read.
     fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let underlay = &self.io.underlay;
-        let tunnel = underlay.tunnel.iter().flat_map(TunnelSocket::queues);
+        let tunnel = underlay.tunnel.iter().flat_map(TunnelSockets::queues);
+        let tunnel = tunnel.map(|(_, queue)| queue);
         let uplink = underlay.uplink.iter().flat_map(|it| it.queues());
         let ports = self.readers.iter();
         let ports = ports.filter_map(|port| self.io.ports.get(port).map(AsFd::as_fd));
