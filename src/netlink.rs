@@ -90,7 +90,7 @@ pub(crate) async fn flush_addresses(handle: &Handle, index: u32, keep: Addresses
     Ok(())
 }
 
-/// News of interfaces, IPv4 addresses and routes in the network namespace of this thread.
+/// News of interfaces, addresses and IPv4 routes in the network namespace of this thread.
 pub(crate) struct Changes {
     /// Nothing if the kernel reports none, as in some sandboxes.
     news: Option<BoxStream<'static, ()>>,
@@ -104,6 +104,7 @@ impl Changes {
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Ifaddr,
         ];
         match new_multicast_connection(&groups) {
             Ok((connection, _, messages)) => Self {

@@ -285,6 +285,7 @@ impl Arguments {
             patterns: self.iface_regex.clone(),
             reach: self.iface_can_reach,
             public_ip: self.public_ip,
+            public_ipv6: None,
         }
     }
 

@@ -39,6 +39,7 @@ use front::Front;
 pub(crate) use host_interface::NAME as HOST_INTERFACE;
 use ipnet::IpNet;
 use metrics::Exporter;
+use muslin_encap::mtu::Mtu;
 use muslin_stack::addresses::{Addresses, Nets};
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
@@ -662,7 +663,7 @@ impl Driver {
                 let workers = std::mem::take(&mut inherited.workers);
                 underlay::adopt(&plan, workers, options, &self.settings, &interface)?
             }
-            None => underlay::join(&plan, sockets, key.ipv4, &self.settings, &interface)?,
+            None => underlay::join(&plan, sockets, key.nets(), &self.settings, &interface)?,
         };
         let tunnel_copies = self.copy_tunnel(&underlays);
         let nodes = underlays.into_iter().map(|underlay| {
@@ -788,12 +789,24 @@ impl Driver {
 
     fn node_config(&self, key: SubnetKey, plan: &TunnelPlan) -> Result<NodeConfig> {
         let mut config = NodeConfig::new(
-            key.ipv4,
+            key.nets(),
             self.identity.gateway_mac.get(),
             plan.tunnel,
             plan.mtu,
             u64::from_ne_bytes(random()?),
         );
+        config.mtu_v6 = match (key.ipv6, plan.mtu_v6()) {
+            (None, mtu) => mtu.unwrap_or(plan.mtu),
+            (Some(_), Some(mtu)) => mtu,
+            (Some(_), None) => {
+                let least = Mtu::MIN_IPV6.get();
+                return Err(Error::usage(format!(
+                    "the lease has an IPv6 subnet, for which {} leaves less than {least} bytes: \
+                     IPv6 needs a larger MTU, and the backend vxlan or host-gw",
+                    self.interface.borrow().name
+                )));
+            }
+        };
         config.clamp_mss = self.settings.clamp_mss;
         config.guard.peers = self.settings.guard_peers;
         Ok(config)

@@ -288,7 +288,7 @@ impl RunningNode {
         }
         let facts = &self.facts;
         let interfaces = (&self.interface(), interface);
-        let (underlays, uplink) = underlay::open(plan, facts.subnet, &facts.settings, interfaces)?;
+        let (underlays, uplink) = underlay::open(plan, facts.subnets, &facts.settings, interfaces)?;
         let copies = match self.keeper {
             Some(_) => underlay::copies(&underlays),
             None => Vec::new(),
@@ -376,7 +376,7 @@ impl RunningNode {
                 let link = underlay::link(&self.plan(), self.facts.subnets);
                 self.link.send_replace(link);
                 self.warn_unattended(mtu.get());
-                self.workers.set_mtu(*mtu)
+                self.workers.set_mtu(*mtu, self.plan().mtu_v6())
             }
         };
         updated.map_err(Error::failed)

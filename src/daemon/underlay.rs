@@ -198,7 +198,7 @@ pub(super) fn bind(
     interface: &PublicInterface,
 ) -> Result<Vec<Option<TunnelSockets>>> {
     if plan.is_direct {
-        let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network, 1);
+        let uplink = underlay::Uplink::open(&settings.uplink, &interface.name, network.into(), 1);
         match uplink {
             Ok(_) => {}
             Err(error) if matches!(plan.tunnel, Tunnel::None) => {
@@ -234,9 +234,15 @@ fn bind_tunnel(
     Ok(all)
 }
 
-/// Where a tunnel ends: at both addresses, if it carries IPv6.
+/// Where a tunnel ends: at both addresses, if it carries both IP versions here.
 fn ends(plan: &TunnelPlan, addresses: Addresses) -> impl Iterator<Item = SocketAddr> {
-    let carries_ipv6 = matches!(plan.tunnel, Tunnel::Vxlan { .. });
+    let carries_ipv6 = matches!(
+        plan.tunnel,
+        Tunnel::Vxlan {
+            mac_v6: Some(_),
+            ..
+        }
+    );
     let ends = underlay::ends(addresses, plan.port);
     ends.filter(move |end| carries_ipv6 || end.is_ipv4())
 }
@@ -301,19 +307,19 @@ pub(super) fn tested(
     Some(options(format, settings).without_defects(address))
 }
 
-/// The tunnel's sockets with the uplink for the pods of `subnet`, for each worker, and what the
+/// The tunnel's sockets with the uplink for the pods of these subnets, for each worker, and what the
 /// node is on its link.
 pub(super) fn join(
     plan: &TunnelPlan,
     tunnels: Vec<Option<TunnelSockets>>,
-    subnet: Ipv4Net,
+    subnets: Nets,
     settings: &NodeSettings,
     interface: &PublicInterface,
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
     let mut uplinks = Vec::new();
     if plan.is_direct {
         let opened =
-            underlay::Uplink::open(&settings.uplink, &interface.name, subnet, settings.workers);
+            underlay::Uplink::open(&settings.uplink, &interface.name, subnets, settings.workers);
         uplinks = opened.map_err(Error::failed)?;
     }
     Ok(combine(plan, tunnels, uplinks, settings, interface))
@@ -393,7 +399,7 @@ fn combine(
 /// stays, since the old ones have its port.
 pub(super) fn open(
     plan: &TunnelPlan,
-    subnet: Ipv4Net,
+    subnets: Nets,
     settings: &NodeSettings,
     (before, now): (&PublicInterface, &PublicInterface),
 ) -> Result<(Vec<Underlay>, Option<Uplink>)> {
@@ -404,7 +410,7 @@ pub(super) fn open(
         None => (0..settings.workers).map(|_| None).collect(),
         Some(new) => bind_tunnel(plan, settings, new)?,
     };
-    join(plan, tunnels, subnet, settings, now)
+    join(plan, tunnels, subnets, settings, now)
 }
 
 /// Who has the tunnel's port, as far as can be seen.

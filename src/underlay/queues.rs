@@ -102,7 +102,7 @@ pub(super) fn queue_of_worker(source: u32, queues: u32) -> [sock_filter; 12] {
 }
 
 /// The same by what nodes differ in and what a node's pods do, at these offsets of an IPv6 header.
-fn queue_of_worker_v6((node, pod): (u32, u32), queues: u32) -> [sock_filter; 13] {
+pub(super) fn queue_of_worker_v6((node, pod): (u32, u32), queues: u32) -> [sock_filter; 13] {
     [
         alu(libc::BPF_MUL, queues),
         statement(libc::BPF_ST, 0),

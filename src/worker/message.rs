@@ -43,7 +43,7 @@ pub(super) enum Command {
     /// Ask these peers for a sign of life.
     Probe(Vec<PeerId>),
     Rebind(Underlay, Option<Uplink>),
-    SetMtu(Mtu),
+    SetMtu(Mtu, Option<Mtu>),
     /// The host interface, by its queue for this worker, and whether this worker reads that.
     OpenHost(HostInterface, Tun, bool),
     /// The host has other addresses.

@@ -298,12 +298,12 @@ impl Workers {
         let _ = self.send(|| Command::Stop);
     }
 
-    /// Changes the MTU of pods and of the way to peers.
+    /// Changes the MTU of pods and of the way to peers, and that of IPv6.
     ///
     /// # Errors
     /// `Ended` if the thread has ended.
-    pub fn set_mtu(&self, mtu: Mtu) -> Result<(), Ended> {
-        self.send(|| Command::SetMtu(mtu))
+    pub fn set_mtu(&self, mtu: Mtu, mtu_v6: Option<Mtu>) -> Result<(), Ended> {
+        self.send(|| Command::SetMtu(mtu, mtu_v6))
     }
 
     /// Closes egress to where the store is now.

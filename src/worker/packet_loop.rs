@@ -254,7 +254,12 @@ impl PacketLoop {
                     }
                 }
                 Command::Rebind(underlay, uplink) => self.rebind(underlay, uplink),
-                Command::SetMtu(mtu) => self.path.set_mtu(mtu, self.clock.now()),
+                Command::SetMtu(mtu, mtu_v6) => {
+                    self.path.set_mtu(mtu, self.clock.now());
+                    if let Some(mtu) = mtu_v6 {
+                        self.path.node_mut().set_mtu_v6(mtu);
+                    }
+                }
                 Command::SetStores(stores) => self.path.set_stores(stores),
                 Command::OpenHost(host, queue, reads) => self.open_host(host, queue, reads),
                 Command::SetHost(host) => self.path.set_host(Some(host)),

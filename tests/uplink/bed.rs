@@ -84,7 +84,7 @@ impl Bed {
     pub(crate) fn uplinks(&self, groups: usize) -> Vec<Uplink> {
         let subnet: Ipv4Net = SUBNET.parse().unwrap();
         let kind = UplinkKind::PacketSocket;
-        let uplinks = Uplink::open(&kind, "near", subnet, groups).unwrap();
+        let uplinks = Uplink::open(&kind, "near", subnet.into(), groups).unwrap();
         self.wait_for(&uplinks);
         self.heard_by_each(&uplinks);
         uplinks

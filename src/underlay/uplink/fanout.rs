@@ -3,7 +3,7 @@
 
 use std::io;
 
-use ipnet::Ipv4Net;
+use muslin_stack::addresses::Nets;
 use nix::errno::Errno;
 use nix::libc::{self, c_int, c_uint, sock_filter};
 
@@ -11,23 +11,28 @@ use super::filter;
 use super::packet_socket::{Link, PacketSocket};
 use crate::error::errno;
 use crate::host::option;
-use crate::underlay::bpf::{NOTHING, alu, alu_x, in_ip_header, load, x_from_a};
-use crate::underlay::queues::{QUEUES, queue_of_worker};
+use crate::underlay::bpf::{
+    NOTHING, alu, alu_x, ancillary, in_ip_header, load, statement, x_from_a,
+};
+use crate::underlay::queues::{QUEUES, queue_of_worker, queue_of_worker_v6};
 
 /// The most sockets of a group in kernels before 5.10 (`PACKET_FANOUT_MAX`).
 const MAX_SOCKETS: usize = 256;
 /// Where the addresses are in an IPv4 header.
 const SOURCE: u32 = 12;
 const DESTINATION: u32 = 16;
+/// Where in an IPv6 header the parts of addresses are by which nodes differ, and those by which pods do.
+const SOURCE_V6: (u32, u32) = (12, 20);
+const DESTINATION_V6: (u32, u32) = (28, 36);
 
-/// Opens sockets on a link for what is sent to the subnet: for each of the workers as many, in the
+/// Opens sockets on a link for what is sent to the subnets: for each of the workers as many, in the
 /// order of their queues.
 ///
 /// # Errors
 /// EPERM without `CAP_NET_RAW`, `EAFNOSUPPORT` if there are no packet sockets.
 pub(super) fn open(
     link: Link,
-    subnet: Ipv4Net,
+    subnets: Nets,
     workers: usize,
 ) -> io::Result<Vec<Vec<PacketSocket>>> {
     let queues = queues_of(workers);
@@ -42,7 +47,7 @@ pub(super) fn open(
         group.join(&socket)?;
         sockets.push(socket);
     }
-    let filter = filter::program(subnet);
+    let filter = filter::program(subnets);
     sockets.iter().try_for_each(|it| it.set_filter(&filter))?;
     let mut sockets = sockets.into_iter();
     let each = (0..workers).map(|_| sockets.by_ref().take(queues).collect());
@@ -96,6 +101,44 @@ impl Group {
 /// A program that returns the number of a socket. A flow has the worker that its addresses say, so
 /// that its fragments stay together, and both its directions. ARP comes to any.
 fn program(workers: usize, queues: usize) -> Vec<sock_filter> {
+    let of_ipv6 = program_v6(workers, queues);
+    let is_ipv6 = [
+        load(libc::BPF_W, ancillary(libc::SKF_AD_PROTOCOL)),
+        sock_filter {
+            // It is short.
+            jf: of_ipv6.len() as u8,
+            ..statement(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                libc::ETH_P_IPV6.cast_unsigned(),
+            )
+        },
+    ];
+    let of_ipv4 = program_v4(workers, queues);
+    is_ipv6.into_iter().chain(of_ipv6).chain(of_ipv4).collect()
+}
+
+fn program_v6(workers: usize, queues: usize) -> Vec<sock_filter> {
+    let part = |at| load(libc::BPF_W, in_ip_header(at));
+    let worker = [
+        part(SOURCE_V6.0),
+        x_from_a(),
+        part(DESTINATION_V6.0),
+        alu_x(libc::BPF_XOR),
+        x_from_a(),
+        part(SOURCE_V6.1),
+        alu_x(libc::BPF_XOR),
+        x_from_a(),
+        part(DESTINATION_V6.1),
+        alu_x(libc::BPF_XOR),
+        alu(libc::BPF_MOD, workers.max(1) as u32),
+    ];
+    let (node, pod) = SOURCE_V6;
+    let places = (in_ip_header(node), in_ip_header(pod));
+    let queue = queue_of_worker_v6(places, queues as u32);
+    worker.into_iter().chain(queue).collect()
+}
+
+fn program_v4(workers: usize, queues: usize) -> Vec<sock_filter> {
     let worker = [
         load(libc::BPF_W, in_ip_header(SOURCE)),
         x_from_a(),

@@ -1,7 +1,10 @@
 //! The kernel's filter on a packet socket: classic BPF (Linux, Documentation/networking/filter.rst)
 //! that passes our frames and nothing else, so that no thread wakes up for the LAN's other traffic.
 
-use ipnet::Ipv4Net;
+use std::net::Ipv6Addr;
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use muslin_stack::addresses::Nets;
 use nix::libc;
 
 use crate::underlay::bpf::{self, NOTHING, ancillary, statement};
@@ -10,37 +13,99 @@ use crate::underlay::bpf::{self, NOTHING, ancillary, statement};
 mod offset {
     pub(super) const ETHERTYPE: u32 = 12;
     pub(super) const IPV4_DESTINATION: u32 = 14 + 16;
+    pub(super) const IPV6_NEXT_HEADER: u32 = 14 + 6;
+    pub(super) const IPV6_DESTINATION: u32 = 14 + 24;
+    pub(super) const ICMPV6_TYPE: u32 = 14 + 40;
 }
 
 /// What a program returns if the whole frame passes.
 const WHOLE: u32 = u32::MAX;
 
-/// A program that lets pass what is sent to this host and is IPv4 for `subnet` or ARP, which may be a
-/// broadcast too.
+/// The first of two types of ICMPv6 messages, neighbour solicitation and advertisement (RFC 4861).
+const SOLICITATION: u32 = 135;
+
+/// A program that lets pass what is sent to this host and is for one of `subnets`, and what says which MAC
+/// address is whose: ARP, which may be a broadcast too, and its like of IPv6, which may be a multicast.
 ///
 /// Frames of VLANs belong to other interfaces; VLAN 0 is none (IEEE 802.1Q: a tag for its priority).
-pub(super) fn program(subnet: Ipv4Net) -> Vec<libc::sock_filter> {
+pub(super) fn program(subnets: Nets) -> Vec<libc::sock_filter> {
+    let mut program = Vec::new();
+    if let Some(subnet) = subnets.ipv4() {
+        program.extend(rules_of_ipv4(subnet));
+    }
+    if let Some(subnet) = subnets.ipv6() {
+        program.extend(rules_of_ipv6(subnet));
+    }
+    program.push(NOTHING);
+    program
+}
+
+/// What is sent to this host alone.
+fn to_us() -> [Step; 2] {
+    [
+        load(libc::BPF_W, ancillary(libc::SKF_AD_PKTTYPE)),
+        Step::Require(libc::PACKET_HOST.into()),
+    ]
+}
+
+/// The same, or to many. `more` is a packet type of one bit.
+fn to_us_or(more: libc::c_uchar) -> [Step; 3] {
+    [
+        load(libc::BPF_W, ancillary(libc::SKF_AD_PKTTYPE)),
+        alu(libc::BPF_AND, !u32::from(more)),
+        Step::Require(libc::PACKET_HOST.into()),
+    ]
+}
+
+fn rules_of_ipv4(subnet: Ipv4Net) -> Vec<libc::sock_filter> {
     let network = [
         load(libc::BPF_W, offset::IPV4_DESTINATION),
         alu(libc::BPF_AND, subnet.netmask().into()),
         Step::Require(subnet.network().into()),
     ];
-    let to_us = [
-        load(libc::BPF_W, ancillary(libc::SKF_AD_PKTTYPE)),
-        Step::Require(libc::PACKET_HOST.into()),
-    ];
-    let to_us_or_all = [
-        load(libc::BPF_W, ancillary(libc::SKF_AD_PKTTYPE)),
-        // The two numbers differ in the last bit.
-        alu(libc::BPF_AND, !u32::from(libc::PACKET_BROADCAST)),
-        Step::Require(libc::PACKET_HOST.into()),
-    ];
     let ipv4 = of_type(libc::ETH_P_IP);
     let arp = of_type(libc::ETH_P_ARP);
-    let mut program = rule(&[&of_no_vlan()[..], &ipv4, &to_us, &network].concat());
-    program.extend(rule(&[&of_no_vlan()[..], &arp, &to_us_or_all].concat()));
-    program.push(NOTHING);
-    program
+    let to_us_or_all = to_us_or(libc::PACKET_BROADCAST);
+    let mut rules = rule(&[&of_no_vlan()[..], &ipv4, &to_us(), &network].concat());
+    rules.extend(rule(&[&of_no_vlan()[..], &arp, &to_us_or_all].concat()));
+    rules
+}
+
+fn rules_of_ipv6(subnet: Ipv6Net) -> Vec<libc::sock_filter> {
+    let words = |address: Ipv6Addr| {
+        let bits = u128::from(address);
+        [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
+    };
+    let pairs = words(subnet.netmask())
+        .into_iter()
+        .zip(words(subnet.network()));
+    let places = (offset::IPV6_DESTINATION..).step_by(4);
+    let in_subnet = places.zip(pairs).filter(|(_, (mask, _))| *mask != 0);
+    let network: Vec<Step> = in_subnet
+        .flat_map(|(place, (mask, value))| {
+            [
+                load(libc::BPF_W, place),
+                alu(libc::BPF_AND, mask),
+                Step::Require(value),
+            ]
+        })
+        .collect();
+    let discovery = [
+        load(libc::BPF_B, offset::IPV6_NEXT_HEADER),
+        Step::Require(libc::IPPROTO_ICMPV6.cast_unsigned()),
+        load(libc::BPF_B, offset::ICMPV6_TYPE),
+        alu(libc::BPF_SUB, SOLICITATION),
+        // Two numbers that differ in the last bit.
+        alu(libc::BPF_AND, !1),
+        Step::Require(0),
+    ];
+    let ipv6 = of_type(libc::ETH_P_IPV6);
+    let to_us_or_some = to_us_or(libc::PACKET_MULTICAST);
+    let mut rules = rule(&[&of_no_vlan()[..], &ipv6, &to_us(), &network].concat());
+    rules.extend(rule(
+        &[&of_no_vlan()[..], &ipv6, &to_us_or_some, &discovery].concat(),
+    ));
+    rules
 }
 
 /// A step of a rule.
@@ -145,19 +210,24 @@ mod tests {
     fn passes(program: &[libc::sock_filter], frame: &Frame) -> bool {
         const LOAD_WORD: u16 = 0x20;
         const LOAD_HALF: u16 = 0x28;
+        const LOAD_BYTE: u16 = 0x30;
         let (mut a, mut x, mut at) = (0u32, 0u32, 0);
         loop {
             let libc::sock_filter { code, jt, jf, k } = program[at];
             at += 1;
             match code {
-                LOAD_WORD | LOAD_HALF => {
+                LOAD_WORD | LOAD_HALF | LOAD_BYTE => {
                     let question = k.wrapping_sub(libc::SKF_AD_OFF.cast_unsigned());
                     a = match question.cast_signed() {
                         libc::SKF_AD_PKTTYPE => frame.packet_type.into(),
                         libc::SKF_AD_VLAN_TAG_PRESENT => frame.tag.is_some().into(),
                         libc::SKF_AD_VLAN_TAG => frame.tag.unwrap_or(0x5a5a).into(),
                         _ => {
-                            let len = if code == LOAD_WORD { 4 } else { 2 };
+                            let len = match code {
+                                LOAD_WORD => 4,
+                                LOAD_HALF => 2,
+                                _ => 1,
+                            };
                             let bytes = frame.bytes.get(k as usize..k as usize + len);
                             let Some(bytes) = bytes else { return false };
                             bytes.iter().fold(0, |a, byte| a << 8 | u32::from(*byte))
@@ -166,6 +236,7 @@ mod tests {
                 }
                 0x07 => x = a,
                 0x54 => a &= k,
+                0x14 => a = a.wrapping_sub(k),
                 0x2c => a = a.wrapping_mul(x),
                 0x15 => at += usize::from(if a == k { jt } else { jf }),
                 0x06 => return k != 0,
@@ -196,6 +267,85 @@ mod tests {
         assert!(passes(&subnet("0.0.0.0/0"), &to("9.9.9.9")));
         assert!(passes(&subnet("9.9.9.9/32"), &to("9.9.9.9")));
         assert!(!passes(&subnet("9.9.9.9/32"), &to("9.9.9.8")));
+    }
+
+    /// An IPv6 packet, or an ICMPv6 message of a type.
+    fn to_v6(destination: &str, message: Option<u8>) -> Frame {
+        let mut whole = frame(0x86dd, ip("0.0.0.0"), ip("0.0.0.0"));
+        whole.bytes.truncate(14);
+        whole.bytes.extend([0x60, 0, 0, 0, 0, 24]);
+        whole
+            .bytes
+            .extend([if message.is_some() { 58 } else { 17 }, 255]);
+        let [source, destination] = ["fd00:2::3", destination].map(|text| {
+            let address: Ipv6Addr = text.parse().unwrap();
+            address.octets()
+        });
+        whole.bytes.extend(source);
+        whole.bytes.extend(destination);
+        whole.bytes.extend([message.unwrap_or(135); 24]);
+        whole
+    }
+
+    #[test]
+    fn of_ipv6_what_is_for_the_subnet_passes_and_neighbour_discovery() {
+        for subnets in ["fd00:1:0:8000::/49", "10.244.1.0/24,fd00:1:0:8000::/49"] {
+            let program = subnet(subnets);
+            for (destination, expected) in [
+                ("fd00:1:0:8000::2", true),
+                ("fd00:1:0:ffff::", true),
+                ("fd00:1:0:7fff::2", false),
+                ("fd00:1:1:8000::2", false),
+                ("fe80::1", false),
+            ] {
+                let frame = to_v6(destination, None);
+                assert_eq!(passes(&program, &frame), expected, "{destination}");
+                for packet_type in 1..=4 {
+                    let frame = Frame {
+                        packet_type,
+                        ..frame.clone()
+                    };
+                    assert!(!passes(&program, &frame));
+                }
+            }
+            // Router advertisements and redirects are none of ours.
+            for (message, expected) in [
+                (133, false),
+                (134, false),
+                (135, true),
+                (136, true),
+                (137, false),
+            ] {
+                let frame = to_v6("ff02::1:ff00:9", Some(message));
+                // PACKET_HOST, BROADCAST, MULTICAST, OTHERHOST and OUTGOING.
+                for packet_type in 0..=4 {
+                    let is_ours = expected && matches!(packet_type, 0 | 2);
+                    let frame = Frame {
+                        packet_type,
+                        ..frame.clone()
+                    };
+                    assert_eq!(passes(&program, &frame), is_ours, "{message}");
+                }
+            }
+            let whole = to_v6("fd00:1:0:8000::2", None);
+            let tagged = Frame {
+                tag: Some(7),
+                ..whole.clone()
+            };
+            assert!(!passes(&program, &tagged));
+            for len in 0..14 + 32 {
+                let bytes = whole.bytes[..len].to_vec();
+                let cut = Frame {
+                    bytes,
+                    ..whole.clone()
+                };
+                assert!(!passes(&program, &cut), "{len}");
+            }
+            let has_ipv4 = subnets.contains("10.244");
+            assert_eq!(passes(&program, &to("10.244.1.3")), has_ipv4);
+            assert_eq!(passes(&program, &arp()), has_ipv4);
+        }
+        assert!(passes(&subnet("::/0"), &to_v6("fe80::1", None)));
     }
 
     #[test]

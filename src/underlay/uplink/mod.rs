@@ -14,8 +14,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 pub use error::{Failure, OpenError};
-use ipnet::Ipv4Net;
 use muslin_encap::offload::virtio::{self, Header};
+use muslin_stack::addresses::Nets;
 use muslin_stack::datapath::work;
 use nix::errno::Errno;
 use nix::libc;
@@ -95,9 +95,9 @@ enum Device {
 
 impl Uplink {
     /// Opens as many uplinks, one for each worker, on the interface of this name, for what the LAN
-    /// sends to the subnet.
+    /// sends to the subnets.
     ///
-    /// Packet sockets get ARP, and IPv4 for the subnet, and nothing else. What a TAP gives has
+    /// Packet sockets get what is for the subnets, ARP and neighbour discovery, and nothing else. What a TAP gives has
     /// not been looked at; if it has fewer queues than there are workers, the first reads it and all
     /// send. ARP frames arrive at one of the workers, which has to inform the others.
     ///
@@ -106,24 +106,24 @@ impl Uplink {
     pub fn open(
         kind: &UplinkKind,
         interface: &str,
-        subnet: Ipv4Net,
+        subnets: Nets,
         groups: usize,
     ) -> Result<Vec<Self>, OpenError> {
         match kind {
-            UplinkKind::PacketSocket => Self::open_packet_sockets(interface, subnet, groups),
+            UplinkKind::PacketSocket => Self::open_packet_sockets(interface, subnets, groups),
             UplinkKind::Tap(name) => Self::open_tap(name, groups),
         }
     }
 
     fn open_packet_sockets(
         interface: &str,
-        subnet: Ipv4Net,
+        subnets: Nets,
         groups: usize,
     ) -> Result<Vec<Self>, OpenError> {
         let link = Link::find(interface)?;
         let hardware_address = link.hardware_address();
         let open = || {
-            let workers = fanout::open(link, subnet, groups)?.into_iter();
+            let workers = fanout::open(link, subnets, groups)?.into_iter();
             let uplinks = workers.map(|sockets| {
                 let mut sockets = sockets.into_iter();
                 let first = sockets.next().ok_or(Errno::ENODEV)?;

@@ -10,9 +10,6 @@ use thiserror::Error;
 use crate::control::lease::{Backend, ConfigFault};
 use crate::datapath::tunnel::Tunnel;
 
-/// What all links of IPv6 have, in bytes (RFC 8200 section 5).
-const MIN_MTU_V6: u16 = 1280;
-
 /// How a network's packets travel to and from a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TunnelPlan {
@@ -108,7 +105,7 @@ impl TunnelPlan {
             Tunnel::None => self.outer,
             Tunnel::Udp | Tunnel::Ipip => return None,
         };
-        (mtu.get() >= MIN_MTU_V6).then_some(mtu)
+        (mtu >= Mtu::MIN_IPV6).then_some(mtu)
     }
 
     /// Segments of the longest superpacket that a pod may send: with all its headers it leaves with
