@@ -283,6 +283,61 @@ mod tests {
         assert_eq!(padded[44..], [7; 9]);
     }
 
+    /// A SYN over IPv6 with its upper layer behind these bytes of extension headers.
+    fn packet_v6(first: u8, extensions: &[u8], options: &[u8]) -> Vec<u8> {
+        let v4 = packet(tcp::SYN, options, b"");
+        let segment = &v4[20..];
+        let mut packet = vec![0x60, 0, 0, 0, 0, 0, first, 64];
+        packet.extend([0xfd; 32]);
+        packet.extend(extensions);
+        packet.extend(segment);
+        let len = (packet.len() - v6::HEADER_LEN) as u16;
+        v6::set_payload_len(&mut packet, len);
+        let at = packet.len() - segment.len();
+        put16(&mut packet, at + tcp::CHECKSUM, 0);
+        let sum = v6::upper_checksum(&packet, 6, at);
+        put16(&mut packet, at + tcp::CHECKSUM, sum);
+        packet
+    }
+
+    /// Where a link's MTU leaves 60 bytes less, whatever is in front of the SYN.
+    #[test]
+    fn syns_over_ipv6_are_lowered_to_what_fits() {
+        let options = [6, 0, 1, 4, 0, 0, 0, 0];
+        let first = [6, 0, 0, 1, 0, 0, 0, 7];
+        for (next, extensions) in [
+            (6, &[][..]),
+            (v6::OPTIONS, &options),
+            (v6::FRAGMENT, &first),
+        ] {
+            let good = packet_v6(next, extensions, &mss_option(1440));
+            let at = v6::HEADER_LEN + extensions.len();
+            let mss = |packet: &[u8]| be16(packet, at + 22);
+            stays(good.clone(), 1500);
+            let mut packet = good.clone();
+            assert!(clamp(&mut packet, Checksum::Unknown, mtu(1430)));
+            assert_eq!(mss(&packet), 1370);
+            assert_eq!(v6::upper_checksum(&packet, 6, at), 0);
+            assert!(!clamp(&mut packet, Checksum::Unknown, mtu(1430)), "again");
+            let mut packet = good.clone();
+            let checksum = be16(&packet, at + tcp::CHECKSUM);
+            assert!(clamp(&mut packet, PARTIAL, Mtu::MIN));
+            assert_eq!(
+                (mss(&packet), be16(&packet, at + tcp::CHECKSUM)),
+                (8, checksum)
+            );
+            // Not a byte less than all of it, and nothing behind it.
+            for len in 0..good.len() {
+                stays(good[..len].to_vec(), 1280);
+            }
+        }
+        let later = packet_v6(v6::FRAGMENT, &[6, 0, 5, 169, 0, 0, 0, 7], &mss_option(1440));
+        stays(later, 1280);
+        let source_route = packet_v6(v6::ROUTING, &[6, 0, 0, 0, 0, 0, 0, 0], &mss_option(1440));
+        stays(source_route, 1280);
+        stays(packet_v6(17, &[], &mss_option(1440)), 1280);
+    }
+
     proptest! {
         /// Wherever the option is, at an odd place too.
         #[test]
@@ -317,6 +372,10 @@ mod tests {
             if let (true, Some(start)) = (is_tcp, bytes.first_chunk_mut::<20>()) {
                 start[..4].copy_from_slice(&[0x45, 0, 0, 40]);
                 start[6..10].copy_from_slice(&[0, 0, 64, 6]);
+            }
+            let _ = clamp(&mut bytes, Checksum::Unknown, Mtu::MIN);
+            if let Some(start) = bytes.first_chunk_mut::<8>() {
+                *start = [0x60, 0, 0, 0, 0, start[5] % 50, if is_tcp { 6 } else { start[6] }, 64];
             }
             let _ = clamp(&mut bytes, Checksum::Unknown, Mtu::MIN);
         }

@@ -769,6 +769,41 @@ mod tests {
     }
 
     #[test]
+    fn what_must_be_equal_in_all_segments_of_ipv6() {
+        let segments = |which: usize, change: &dyn Fn(&mut Vec<u8>)| {
+            let mut packets = [0, 1, 2].map(|i| {
+                let v4 = segment(1, i, 100);
+                let mut packet = [&v4[..12], &[0x86, 0xdd]].concat();
+                packet.extend([0x60, 0x12, 0x34, 0x56, 0, 0, v6::OPTIONS, 63]);
+                packet.extend([0xfd; 32]);
+                packet.extend([6, 0, 1, 4, 0, 0, 0, 0]);
+                packet.extend(&v4[L4..]);
+                packet
+            });
+            change(&mut packets[which]);
+            packets.iter_mut().for_each(|packet| fill(packet));
+            let counts = merge(&packets).into_iter().map(|(_, count)| count);
+            counts.collect::<Vec<_>>()
+        };
+        assert_eq!(segments(0, &|_| {}), [3]);
+        for (name, at, bit) in [
+            ("DSCP", 0, 0x08),
+            ("ECN", 1, 0x10),
+            ("flow label", 1, 0x01),
+            ("flow label", 3, 0x01),
+            ("hop limit", v6::field::HOP_LIMIT, 0x01),
+            ("source", v6::field::SOURCE + 15, 0x01),
+            ("destination", v6::field::DESTINATION, 0x01),
+            ("extension header", v6::HEADER_LEN + 7, 0x01),
+        ] {
+            let change = |packet: &mut Vec<u8>| packet[L3 + at] ^= bit;
+            // A flow of its own lets the others join only if their numbers follow.
+            assert_eq!(segments(1, &change), [1, 1, 1], "{name}");
+            assert_eq!(segments(2, &change), [2, 1], "{name}");
+        }
+    }
+
+    #[test]
     fn flags_by_their_place() {
         let flags = |which: usize, flags: u8| with(which, |packet| packet[L4 + tcp::FLAGS] = flags);
         let (ack, ece) = (tcp::ACK, 0x40);
