@@ -297,3 +297,195 @@ impl TxToken for Send<'_> {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{Icmpv6Type, PacketBuilder, PacketHeaders, TransportHeader};
+
+    use super::*;
+
+    const POD: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, 2);
+    const OWN: [&str; 3] = ["fd00:0:0:1::1", "fd00:0:0:1::", "fe80::1"];
+
+    fn subnets() -> Nets {
+        "10.244.1.0/24,fd00:0:0:1::/64".parse().unwrap()
+    }
+
+    fn gateway(subnets: Nets) -> Gateway {
+        Gateway::new(
+            subnets,
+            EthernetAddress([2, 0, 0, 0, 0, 1]),
+            1,
+            Instant::ZERO,
+        )
+    }
+
+    fn answers(gateway: &mut Gateway, packet: &[u8]) -> Vec<Vec<u8>> {
+        let mut answers = Vec::new();
+        gateway.ip(Instant::ZERO, packet, |answer| {
+            answers.push(answer.to_vec())
+        });
+        answers
+    }
+
+    fn ping(destination: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+        let mut packet = Vec::new();
+        PacketBuilder::ipv6(POD.octets(), destination.octets(), 3)
+            .icmpv6_echo_request(5, 6)
+            .write(&mut packet, payload)
+            .unwrap();
+        packet
+    }
+
+    /// Puts extension headers between a packet's header and what it is about.
+    fn behind(packet: &[u8], first: u8, headers: &[u8]) -> Vec<u8> {
+        let mut packet = [
+            &packet[..v6::HEADER_LEN],
+            headers,
+            &packet[v6::HEADER_LEN..],
+        ]
+        .concat();
+        v6::set_next_header(&mut packet, first.into());
+        let len = (packet.len() - v6::HEADER_LEN) as u16;
+        v6::set_payload_len(&mut packet, len);
+        packet
+    }
+
+    #[test]
+    fn a_node_has_addresses_of_each_family_that_it_has() {
+        let both = addresses(subnets());
+        assert_eq!(
+            both.ipv4(),
+            [[10, 244, 1, 1], [10, 244, 1, 0]].map(Ipv4Addr::from)
+        );
+        assert_eq!(both.ipv6(), OWN.map(|it| it.parse::<Ipv6Addr>().unwrap()));
+        for own in both.ipv6() {
+            assert!(both.contains(*own));
+        }
+        assert!(both.contains(Ipv4Addr::new(10, 244, 1, 0)) && !both.contains(POD));
+        let ipv4 = addresses("10.244.1.0/24".parse::<Nets>().unwrap());
+        assert!(ipv4.ipv6().is_empty() && ipv4.held().is_none());
+        assert!(!ipv4.contains(LINK_LOCAL));
+        let ipv6 = addresses("fd00:0:0:1::/64".parse::<Nets>().unwrap());
+        assert!(ipv6.ipv4().is_empty());
+        let anycast = ipv6.held().unwrap().map(|it| it.anycast);
+        assert_eq!(anycast, [false, true, false]);
+    }
+
+    /// v6LC.5.1.1: an echo request to each of the addresses, of any length.
+    #[test]
+    fn echo_requests_over_ipv6_are_answered() {
+        let mut gateway = gateway(subnets());
+        for own in OWN.map(|it| it.parse::<Ipv6Addr>().unwrap()) {
+            for len in [0, 1, 56, 1500, 9000, 65_535 - 48] {
+                let payload: Vec<_> = (0..len).map(|at| at as u8).collect();
+                let answers = answers(&mut gateway, &ping(own, &payload));
+                let [answer] = answers.as_slice() else {
+                    panic!("{answers:x?}");
+                };
+                let headers = PacketHeaders::from_ip_slice(answer).unwrap();
+                let Some(etherparse::NetHeaders::Ipv6(ip, _)) = headers.net else {
+                    panic!("{headers:?}");
+                };
+                assert_eq!((ip.source, ip.destination), (own.octets(), POD.octets()));
+                assert_eq!(ip.hop_limit, 64);
+                let Some(TransportHeader::Icmpv6(icmp)) = headers.transport else {
+                    panic!();
+                };
+                let Icmpv6Type::EchoReply(echo) = icmp.icmp_type else {
+                    panic!("{icmp:?}");
+                };
+                assert_eq!(
+                    (echo.id, echo.seq, headers.payload.slice()),
+                    (5, 6, &payload[..])
+                );
+                assert!(v6::has_icmp_checksum(answer, 40));
+            }
+        }
+        assert!(answers(&mut gateway, &ping(POD, b"other")).is_empty());
+        let ipv4 = "10.244.1.0/24".parse().unwrap();
+        let other = answers(&mut super::tests::gateway(ipv4), &ping(LINK_LOCAL, b""));
+        assert!(other.is_empty(), "it has no IPv6");
+    }
+
+    /// v6LC.1.2.1 to 1.2.7: an echo request behind headers and options is one.
+    #[test]
+    fn extension_headers_are_passed_over_if_they_may_be() {
+        let mut gateway = gateway(subnets());
+        let request = ping(LINK_LOCAL, b"ping");
+        let plain = answers(&mut gateway, &request);
+        let option = |kind: u8| [58, 0, kind, 4, 0, 0, 0, 0];
+        for (name, first, headers, is_answered) in [
+            ("padding", 60, option(1).to_vec(), true),
+            ("an option to skip", 60, option(0x3f).to_vec(), true),
+            (
+                "an option to skip on each hop",
+                0,
+                option(0x1e).to_vec(),
+                true,
+            ),
+            ("router alert", 0, vec![58, 0, 5, 2, 0, 0, 1, 0], true),
+            ("an option to drop", 60, option(0x40).to_vec(), false),
+            ("an option to report", 0, option(0x80).to_vec(), false),
+            (
+                "an option to report to one",
+                60,
+                option(0xc0).to_vec(),
+                false,
+            ),
+            (
+                "an atomic fragment",
+                44,
+                vec![58, 0, 0, 0, 0, 0, 0, 7],
+                true,
+            ),
+            (
+                "the first fragment",
+                44,
+                vec![58, 0, 0, 1, 0, 0, 0, 7],
+                false,
+            ),
+            ("a later fragment", 44, vec![58, 0, 0, 8, 0, 0, 0, 7], false),
+            ("a source route", 43, vec![58, 0, 0, 0, 0, 0, 0, 0], false),
+            ("a jumbogram", 0, vec![58, 0, 0xc2, 4, 0, 1, 0, 0], false),
+        ] {
+            let answers = answers(&mut gateway, &behind(&request, first, &headers));
+            let expected = if is_answered { plain.as_slice() } else { &[] };
+            assert_eq!(answers, expected, "{name}");
+        }
+    }
+
+    /// smoltcp would answer some of these, with errors about the wrong place.
+    #[test]
+    fn nothing_but_echo_requests_is_answered_over_ipv6() {
+        let mut gateway = gateway(subnets());
+        let request = ping(LINK_LOCAL, b"ping");
+        let with = |at: usize, value: u8| {
+            let mut packet = request.clone();
+            packet[at] = value;
+            v6::fill_icmp_checksum(&mut packet, v6::HEADER_LEN);
+            packet
+        };
+        let mut damaged = request.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        for packet in [
+            damaged,
+            with(40, 129),
+            with(40, 1),
+            with(40, 135),
+            with(40, 130),
+            with(41, 1),
+            with(6, 6),
+            with(6, 17),
+            with(6, 59),
+            with(6, 200),
+            with(8, 0xff),
+            request[..51].to_vec(),
+            request[..39].to_vec(),
+        ] {
+            assert!(answers(&mut gateway, &packet).is_empty(), "{packet:x?}");
+        }
+        let padded = [&request[..], &[7; 5]].concat();
+        assert_eq!(answers(&mut gateway, &padded).len(), 1);
+    }
+}
