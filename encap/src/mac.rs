@@ -1,7 +1,7 @@
-//! MAC addresses: in the text form of Linux and Go, and made from IPv4 addresses.
+//! MAC addresses: in the text form of Linux and Go, and made from IP addresses.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use smoltcp::wire::EthernetAddress;
 
@@ -22,4 +22,13 @@ impl fmt::Display for DisplayMac {
 pub const fn from_ipv4(address: Ipv4Addr) -> EthernetAddress {
     let [a, b, c, d] = address.octets();
     EthernetAddress([0x0a, 0x58, a, b, c, d])
+}
+
+/// The MAC address of a pod that has an IPv6 address, but no IPv4 address and no device: that of the
+/// IPv4 address which the last four bytes would be. In a subnet of more than 32 bits others may have it,
+/// too.
+#[must_use]
+pub const fn from_ipv6(address: Ipv6Addr) -> EthernetAddress {
+    let [.., a, b, c, d] = address.octets();
+    from_ipv4(Ipv4Addr::new(a, b, c, d))
 }

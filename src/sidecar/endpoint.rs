@@ -196,8 +196,9 @@ impl PodThread {
     fn ask(&mut self) {
         let now = std::time::Instant::now();
         if self.ask_at.is_some_and(|at| now >= at) {
-            let asked = self.link.endpoint.ask();
-            self.link.put(&virtio::Header::default(), &asked);
+            for asked in self.link.endpoint.ask() {
+                self.link.put(&virtio::Header::default(), asked.as_slice());
+            }
             self.ask_at = Some(now + ASK_AGAIN);
         }
     }

@@ -1,10 +1,11 @@
-//! A pod without an interface: an address of the overlay that lives in a process.
+//! A pod without an interface: an address of the overlay that lives in a process, or one of each IP
+//! version.
 //!
-//! It speaks Ethernet with its node as any pod does: it answers ARP and pings for its address, and
-//! all it sends goes through the gateway. What its packets are about is for
+//! It speaks Ethernet with its node as any pod does: it answers ARP, neighbour discovery and pings for its
+//! addresses, and all it sends goes through the gateway. What its packets are about is for
 //! [`crate::datapath::egress::Egress`].
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::ip::v4;
@@ -21,22 +22,33 @@ use crate::bucket::TokenBucket;
 use crate::datapath::frame;
 use crate::datapath::guard;
 use crate::datapath::icmp::{self, IcmpError};
+use crate::datapath::ndp;
 use crate::drops::DropReason;
 
-/// An address and the way to its gateway.
+mod v6;
+
+/// Its addresses and the way to its gateway.
 #[derive(Debug)]
 pub struct Endpoint {
-    address: Ipv4Addr,
+    address: Addresses,
     mac: EthernetAddress,
-    gateway: Ipv4Addr,
-    gateway_mac: Option<EthernetAddress>,
+    ipv4: Option<Way<Ipv4Addr>>,
+    ipv6: Option<Way<Ipv6Addr>>,
     errors: TokenBucket,
+}
+
+/// An address and the way to its gateway.
+#[derive(Debug, Clone, Copy)]
+struct Way<A> {
+    address: A,
+    gateway: A,
+    gateway_mac: Option<EthernetAddress>,
 }
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Taken {
-    /// It was for the pod: the packet begins with its IPv4 header now.
+    /// It was for the pod: the packet begins with its IP header now.
     Packet,
     /// It asked for an answer, which the packet is now.
     Answer,
@@ -44,17 +56,54 @@ pub enum Taken {
     Consumed,
 }
 
+/// A frame that asks where the gateway is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// The gateway's IPv4 address.
+    Arp([u8; frame::ARP_LEN]),
+    /// The gateway's IPv6 address.
+    Neighbour([u8; ndp::FRAME_LEN]),
+}
+
+impl Question {
+    /// The frame.
+    #[must_use]
+    pub const fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Arp(frame) => frame,
+            Self::Neighbour(frame) => frame,
+        }
+    }
+}
+
+impl<A> Way<A> {
+    fn new(address: Option<A>, gateway: Option<A>) -> Option<Self> {
+        Some(Self {
+            address: address?,
+            gateway: gateway?,
+            gateway_mac: None,
+        })
+    }
+}
+
 impl Endpoint {
-    /// A pod at `address` that does not know yet where its gateway is. `None` if one of the two has no
-    /// IPv4: the pod speaks no IPv6 yet.
+    /// A pod at `address` that does not know yet where its gateway is. It speaks the IP versions of
+    /// which there are both; `None` if there is none.
     #[must_use]
     pub fn new(address: Addresses, gateway: Addresses, now: Instant) -> Option<Self> {
-        let (address, gateway) = (address.ipv4()?, gateway.ipv4()?);
+        let ipv4 = Way::new(address.ipv4(), gateway.ipv4());
+        let ipv6 = Way::new(address.ipv6(), gateway.ipv6());
+        let mac = match (&ipv4, &ipv6) {
+            (Some(way), _) => mac::from_ipv4(way.address),
+            (None, Some(way)) => mac::from_ipv6(way.address),
+            (None, None) => return None,
+        };
+        let spoken = Addresses::new(ipv4.map(|way| way.address), ipv6.map(|way| way.address))?;
         Some(Self {
-            address,
-            mac: mac::from_ipv4(address),
-            gateway,
-            gateway_mac: None,
+            address: spoken,
+            mac,
+            ipv4,
+            ipv6,
             errors: icmp::error_limit(now),
         })
     }
@@ -62,23 +111,28 @@ impl Endpoint {
     /// Its addresses.
     #[must_use]
     pub fn address(&self) -> Addresses {
-        self.address.into()
+        self.address
     }
 
-    /// Whether it knows where its gateway is.
+    /// Whether it knows where its gateway is, for each IP version that it speaks.
     #[must_use]
     pub fn has_gateway(&self) -> bool {
-        self.gateway_mac.is_some()
+        self.ipv4.is_none_or(|way| way.gateway_mac.is_some())
+            && self.ipv6.is_none_or(|way| way.gateway_mac.is_some())
     }
 
-    /// The ARP frame that asks where the gateway is.
-    #[must_use]
-    pub fn ask(&self) -> [u8; frame::ARP_LEN] {
-        frame::write_arp(
-            ArpOperation::Request,
-            (self.mac, self.address),
-            (EthernetAddress::BROADCAST, self.gateway),
-        )
+    /// The frames that ask where the gateway is, one for each IP version.
+    pub fn ask(&self) -> impl Iterator<Item = Question> + use<> {
+        let arp = self.ipv4.map(|way| {
+            let source = (self.mac, way.address);
+            let target = (EthernetAddress::BROADCAST, way.gateway);
+            Question::Arp(frame::write_arp(ArpOperation::Request, source, target))
+        });
+        let neighbour = self.ipv6.map(|way| {
+            let source = (self.mac, way.address);
+            Question::Neighbour(ndp::write_solicitation(source, way.gateway, None))
+        });
+        arp.into_iter().chain(neighbour)
     }
 
     /// Takes a frame from the node.
@@ -90,19 +144,32 @@ impl Endpoint {
         let (destination, kind) = (view.dst_addr(), view.ethertype());
         match kind {
             EthernetProtocol::Arp => self.hear(packet),
+            EthernetProtocol::Ipv6 if destination.is_multicast() => self.take_ipv6(packet),
             _ if destination != self.mac => Err(DropReason::UnknownDestination),
             EthernetProtocol::Ipv4 => self.take_ipv4(packet),
-            _ => Err(DropReason::EtherTypeUnsupported),
+            EthernetProtocol::Ipv6 => self.take_ipv6(packet),
+            EthernetProtocol::Unknown(_) => Err(DropReason::EtherTypeUnsupported),
         }
     }
 
-    /// Makes an IPv4 packet a frame for the gateway.
+    /// Makes an IP packet a frame for the gateway.
     ///
     /// # Errors
     /// If the gateway is not known, or there is no room in front.
     pub fn wrap(&self, packet: &mut PacketBuf<'_>) -> Result<(), DropReason> {
-        let gateway = self.gateway_mac.ok_or(DropReason::HostUnreachable)?;
-        frame::prepend(packet, self.mac, gateway).map_err(|_| DropReason::HeadroomExceeded)
+        let is_v6 = packet.as_slice().first().is_some_and(|it| it >> 4 == 6);
+        let (gateway, kind) = match is_v6 {
+            false => (
+                self.ipv4.and_then(|way| way.gateway_mac),
+                EthernetProtocol::Ipv4,
+            ),
+            true => (
+                self.ipv6.and_then(|way| way.gateway_mac),
+                EthernetProtocol::Ipv6,
+            ),
+        };
+        let gateway = gateway.ok_or(DropReason::HostUnreachable)?;
+        frame::prepend_as(packet, self.mac, gateway, kind).map_err(|_| DropReason::HeadroomExceeded)
     }
 
     /// Makes `packet` a frame that tells the sender of `offender` of an error, if it is to be told.
@@ -114,12 +181,20 @@ impl Endpoint {
         packet: &mut PacketBuf<'_>,
     ) -> bool {
         let mut buffer = [0; icmp::MAX_LEN];
-        let len = error.write(&mut buffer, self.address, offender);
+        let len = match offender.first().map(|it| it >> 4) {
+            Some(6) => self
+                .ipv6
+                .and_then(|way| error.write(&mut buffer, way.address, offender)),
+            _ => self
+                .ipv4
+                .and_then(|way| error.write(&mut buffer, way.address, offender)),
+        };
         let written = len.is_some_and(|len| packet.replace(&buffer[..len]).is_ok());
         written && self.errors.take(now, 1) && self.wrap(packet).is_ok()
     }
 
     fn hear(&mut self, packet: &mut PacketBuf<'_>) -> Result<Taken, DropReason> {
+        let own = self.ipv4.as_mut().ok_or(DropReason::EtherTypeUnsupported)?;
         let payload = &packet.as_slice()[frame::HEADER_LEN..];
         let Some(ArpRepr::EthernetIpv4 {
             operation,
@@ -132,15 +207,15 @@ impl Endpoint {
             return Err(DropReason::EtherTypeUnsupported);
         };
         // The node lets nobody else speak for its gateway.
-        if source_protocol_addr == self.gateway && source_hardware_addr.is_unicast() {
-            self.gateway_mac = Some(source_hardware_addr);
+        if source_protocol_addr == own.gateway && source_hardware_addr.is_unicast() {
+            own.gateway_mac = Some(source_hardware_addr);
         }
-        if operation != ArpOperation::Request || target_protocol_addr != self.address {
+        if operation != ArpOperation::Request || target_protocol_addr != own.address {
             return Ok(Taken::Consumed);
         }
         let answer = frame::write_arp(
             ArpOperation::Reply,
-            (self.mac, self.address),
+            (self.mac, own.address),
             (source_hardware_addr, source_protocol_addr),
         );
         let replaced = packet.replace(&answer);
@@ -149,6 +224,7 @@ impl Endpoint {
     }
 
     fn take_ipv4(&self, packet: &mut PacketBuf<'_>) -> Result<Taken, DropReason> {
+        let own = self.ipv4.ok_or(DropReason::EtherTypeUnsupported)?;
         packet.trim_front(frame::HEADER_LEN);
         packet.truncate(v4::check_head(packet.as_slice(), packet.total_len())?);
         let view = Ipv4Packet::new_unchecked(packet.as_slice());
@@ -160,7 +236,7 @@ impl Endpoint {
         {
             return Err(DropReason::VirtioHeader);
         }
-        if view.dst_addr() != self.address {
+        if view.dst_addr() != own.address {
             return Err(DropReason::UnknownDestination);
         }
         if guard::is_martian(source) {
@@ -168,33 +244,33 @@ impl Endpoint {
         }
         if protocol == IpProtocol::Icmp && !is_fragment {
             packet.complete_checksum();
-            if self.answer_echo(packet.as_mut_slice()) {
+            if answer_echo(packet.as_mut_slice()) {
                 self.wrap(packet)?;
                 return Ok(Taken::Answer);
             }
         }
         Ok(Taken::Packet)
     }
+}
 
-    /// Turns an echo request into its reply, if it is one.
-    fn answer_echo(&self, packet: &mut [u8]) -> bool {
-        let mut view = Ipv4Packet::new_unchecked(packet);
-        let source = view.src_addr();
-        let Ok(mut echo) = Icmpv4Packet::new_checked(view.payload_mut()) else {
-            return false;
-        };
-        let is_request = (echo.msg_type(), echo.msg_code()) == (Icmpv4Message::EchoRequest, 0);
-        if !is_request || !echo.verify_checksum() {
-            return false;
-        }
-        echo.set_msg_type(Icmpv4Message::EchoReply);
-        echo.fill_checksum();
-        view.set_dst_addr(source);
-        view.set_src_addr(self.address);
-        view.set_hop_limit(v4::DEFAULT_TTL);
-        view.fill_checksum();
-        true
+/// Turns an echo request into its reply, if it is one.
+fn answer_echo(packet: &mut [u8]) -> bool {
+    let mut view = Ipv4Packet::new_unchecked(packet);
+    let (source, own) = (view.src_addr(), view.dst_addr());
+    let Ok(mut echo) = Icmpv4Packet::new_checked(view.payload_mut()) else {
+        return false;
+    };
+    let is_request = (echo.msg_type(), echo.msg_code()) == (Icmpv4Message::EchoRequest, 0);
+    if !is_request || !echo.verify_checksum() {
+        return false;
     }
+    echo.set_msg_type(Icmpv4Message::EchoReply);
+    echo.fill_checksum();
+    view.set_dst_addr(source);
+    view.set_src_addr(own);
+    view.set_hop_limit(v4::DEFAULT_TTL);
+    view.fill_checksum();
+    true
 }
 
 #[cfg(test)]
@@ -256,7 +332,9 @@ mod tests {
     #[test]
     fn it_asks_for_its_gateway_and_answers_for_itself() {
         let mut endpoint = endpoint();
-        let asked = endpoint.ask();
+        let [Question::Arp(asked)] = *endpoint.ask().collect::<Vec<_>>() else {
+            panic!("it has IPv4 alone");
+        };
         let view = frame::parse(&asked).unwrap();
         assert_eq!(
             (view.src_addr(), view.dst_addr()),
@@ -289,7 +367,7 @@ mod tests {
         let group = (EthernetAddress([3, 0, 0, 0, 0, 1]), GATEWAY);
         let told = frame::write_arp(ArpOperation::Reply, group, (MAC, ADDRESS));
         assert_eq!(take(&mut endpoint, &told).0, Ok(Taken::Consumed));
-        assert_eq!(endpoint.gateway_mac, Some(GATEWAY_MAC));
+        assert_eq!(endpoint.ipv4.unwrap().gateway_mac, Some(GATEWAY_MAC));
     }
 
     #[test]

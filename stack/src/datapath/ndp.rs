@@ -258,7 +258,8 @@ pub fn answer(
     let to = if is_probe {
         (multicast_mac(ALL_NODES), ALL_NODES)
     } else {
-        (solicitation.mac.unwrap_or(from), solicitation.source)
+        let mac = solicitation.mac.filter(EthernetAddress::is_unicast);
+        (mac.unwrap_or(from), solicitation.source)
     };
     // Nobody sends from an address that others have, too.
     let source = if own.anycast {
@@ -623,6 +624,13 @@ mod tests {
             GATEWAY_MAC
         );
         assert_eq!(solicitation(&again).destination, GATEWAY);
+        // A group of stations is nobody's address.
+        let group = write_solicitation((EthernetAddress([3; 6]), POD), GATEWAY, None);
+        let answered = answer(&solicitation(&group), POD_MAC, &held(), GATEWAY_MAC).unwrap();
+        assert_eq!(
+            EthernetFrame::new_unchecked(&answered[..]).dst_addr(),
+            POD_MAC
+        );
         // Others answer for themselves.
         let other = write_solicitation((POD_MAC, POD), POD, None);
         assert_eq!(
