@@ -269,7 +269,8 @@ fn has_jumbo(header: &[u8]) -> bool {
     options(header).any(|at| header[at] == JUMBO)
 }
 
-/// Where the options of an extension header are, which is all of `header` (RFC 8200 section 4.2).
+/// Where the options of an extension header are, which is all of `header` (RFC 8200 section 4.2), the
+/// last one whether it is whole or not.
 fn options(header: &[u8]) -> impl Iterator<Item = usize> {
     let mut next = 2;
     std::iter::from_fn(move || {
@@ -277,7 +278,7 @@ fn options(header: &[u8]) -> impl Iterator<Item = usize> {
         let kind = *header.get(at)?;
         next += match kind {
             PAD1 => 1,
-            _ => 2 + usize::from(*header.get(at + 1)?),
+            _ => 2 + header.get(at + 1).map_or(0, |len| usize::from(*len)),
         };
         Some(at)
     })
@@ -605,6 +606,10 @@ mod tests {
             (vec![(ROUTING, options_of(8))], Err(ChainError::SourceRoute)),
             (hop_by_hop(&[JUMBO, 4, 0, 1, 0, 0]), Err(ChainError::Jumbo)),
             (hop_by_hop(&[0, 1, 0, JUMBO, 4]), Err(ChainError::Jumbo)),
+            (
+                hop_by_hop(&[1, 11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, JUMBO]),
+                Err(ChainError::Jumbo),
+            ),
         ] {
             assert_eq!(found(&headers, UDP, &[1; 8]), expected, "{headers:?}");
         }

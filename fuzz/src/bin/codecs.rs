@@ -2,25 +2,33 @@
 //! etherparse is of the same opinion about what is valid and where its fields are.
 #![cfg_attr(fuzzing, no_main)]
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::{
-    ArpHardwareId, ArpPacketSlice, EtherType, Ethernet2Slice, Ipv4HeaderSlice, Ipv6HeaderSlice,
-    Ipv6RawExtHeaderSlice, TcpHeaderSlice, UdpHeaderSlice,
+    ArpHardwareId, ArpPacketSlice, EtherType, Ethernet2Slice, Ipv4HeaderSlice,
+    Ipv6FragmentHeaderSlice, Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, TcpHeaderSlice,
+    TcpOptionElement, UdpHeaderSlice,
 };
 use muslin_encap::buffer::{HEADROOM, PacketBuf};
 use muslin_encap::ip::checksum;
-use muslin_encap::ip::fragment::Fragments;
+use muslin_encap::ip::fragment::{self, Fragments};
+use muslin_encap::ip::mss;
 use muslin_encap::ip::transport::{self, ChecksumState, Protocol, Transport};
 use muslin_encap::ip::v4;
+use muslin_encap::ip::v6;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{self, Checksum, Gso, GsoKind, Header};
 use muslin_encap::tunnel::vxlan::{self, Vni, VtepMac};
 use muslin_fuzz::Seed;
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::hash;
-use muslin_stack::datapath::icmp::IcmpError;
-use smoltcp::wire::{ArpOperation, ArpPacket, ArpRepr, EthernetAddress, IpVersion};
+use muslin_stack::datapath::icmp::{self, IcmpError};
+use muslin_stack::datapath::ndp::{self, Held, Message};
+use smoltcp::phy::ChecksumCapabilities;
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, Icmpv6Packet, Icmpv6Repr,
+    IpProtocol, IpVersion, Ipv6Packet, NdiscNeighborFlags, NdiscRepr,
+};
 
 muslin_fuzz::target! {
     check: run,
@@ -34,6 +42,15 @@ muslin_fuzz::target! {
         &[0x4f, 0],
         &[0x40, 0],
         &[0x60, 0, 0, 0],
+        // Extension headers of IPv6: options with padding, a piece, a way; a jumbogram's length.
+        &[60, 0, 1, 4, 0, 0, 0, 0],
+        &[44, 0, 0, 1, 0, 0, 0, 7],
+        &[43, 0, 2, 0, 0, 0, 0, 0],
+        &[51, 1, 0, 0, 0, 0, 0, 0],
+        &[0xc2, 4],
+        // Options of neighbour discovery.
+        &[1, 1, 2, 0, 0, 0, 0, 7],
+        &[2, 1, 2, 0, 0, 0, 0, 7],
         // ARP over Ethernet, and virtio-net headers of superpackets.
         &[0, 1, 8, 0, 6, 4, 0, 1],
         &[1, 1, 0, 0],
@@ -55,7 +72,9 @@ const VIRTIO: u8 = 2;
 const ETHERNET: u8 = 3;
 const TRANSPORT: u8 = 4;
 const IPV4: u8 = 5;
-const CODECS: u8 = 6;
+const IPV6: u8 = 6;
+const NDP: u8 = 7;
+const CODECS: u8 = 8;
 
 /// Where the IP header of a packet may be.
 const L3: [usize; 4] = [0, 14, 18, 22];
@@ -77,6 +96,22 @@ fn run(data: &[u8]) {
         VIRTIO => virtio_header(bytes, number),
         ETHERNET => ethernet(bytes),
         TRANSPORT => transport(bytes, L3[usize::from(choice / CODECS % 4)]),
+        IPV6 => {
+            if let Some(total) = ipv6(bytes) {
+                let packet = &bytes[..total];
+                let mtu = match choice / CODECS % 2 {
+                    0 => 68 + u32::from(number % 4000),
+                    _ => exact_mtu_v6(packet, *first, *second),
+                };
+                let mtu = Mtu::new(mtu).expect("it is in range");
+                walk(packet);
+                hop(packet);
+                clamp(packet, mtu);
+                fragment_v6(packet, mtu, number.into());
+                report_v6(packet, mtu);
+            }
+        }
+        NDP => neighbour(*first, *second, bytes),
         _ => {
             if let Some(total) = ipv4(bytes) {
                 let packet = &bytes[..total];
@@ -524,6 +559,331 @@ fn report(packet: &[u8], mtu: Mtu) {
     }
 }
 
+/// Checks that the packet is valid if etherparse says so, and returns its length.
+fn ipv6(bytes: &[u8]) -> Option<usize> {
+    let theirs = Ipv6HeaderSlice::from_slice(bytes).ok();
+    let total = theirs.map(|header| 40 + usize::from(header.payload_length()));
+    // A length of zero in front of hop-by-hop options is in these.
+    let is_jumbo = theirs.is_some_and(|it| it.payload_length() == 0 && it.next_header().0 == 0);
+    let expected = total.filter(|total| *total <= bytes.len() && !is_jumbo);
+    assert_eq!(v6::check(bytes).ok(), expected);
+    assert_eq!(
+        v6::check_head(&bytes[..bytes.len().min(40)], bytes.len()).ok(),
+        expected
+    );
+    expected
+}
+
+/// What the upper layer is, where it is, and what a Fragment header says.
+type Way = (u8, usize, Option<(u16, bool, u32)>);
+
+/// The way through the extension headers, as etherparse has it for each of them.
+fn way(packet: &[u8]) -> Option<Way> {
+    let (mut next, mut at, mut fragment) = (packet[6], 40, None);
+    for count in 0.. {
+        let rest = packet.get(at..).unwrap_or_default();
+        let len = match next {
+            0 | 43 | 60 => {
+                let header = Ipv6RawExtHeaderSlice::from_slice(rest).ok()?;
+                let is_late = next == 0 && count > 0;
+                let is_source_route = next == 43 && header.payload()[0] == 0;
+                if is_late || is_source_route || next == 0 && claims_length(header.payload()) {
+                    return None;
+                }
+                next = header.next_header().0;
+                header.slice().len()
+            }
+            44 if fragment.is_some() => return None,
+            44 => {
+                let header = Ipv6FragmentHeaderSlice::from_slice(rest).ok()?;
+                let offset = header.fragment_offset().value() * 8;
+                fragment = Some((offset, header.more_fragments(), header.identification()));
+                next = header.next_header().0;
+                8
+            }
+            51 => {
+                let len = (usize::from(*rest.get(1)?) + 2) * 4;
+                next = *rest.get(..len)?.first()?;
+                len
+            }
+            135 | 139 | 140 | 253 | 254 => return None,
+            _ => break,
+        };
+        at += len;
+        if count >= 8 || at > 40 + 256 {
+            return None;
+        }
+        if fragment.is_some_and(|(offset, ..)| offset > 0) {
+            break;
+        }
+    }
+    let least = match next {
+        6 => 20,
+        17 | 58 => 8,
+        _ => 0,
+    };
+    let is_first = fragment.is_some_and(|(offset, more, _)| offset == 0 && more);
+    (!is_first || packet.len() >= at + least).then_some((next, at, fragment))
+}
+
+/// Whether one of these options is a jumbogram's.
+fn claims_length(mut options: &[u8]) -> bool {
+    loop {
+        options = match options {
+            [] => return false,
+            [0xc2, ..] => return true,
+            [0, rest @ ..] => rest,
+            [_] => return false,
+            [_, len, rest @ ..] => rest.get(usize::from(*len)..).unwrap_or_default(),
+        };
+    }
+}
+
+fn walk(packet: &[u8]) {
+    let ours = v6::upper_layer(packet).ok();
+    let fragment = |it: v6::FragmentInfo| (it.offset, it.more, it.id);
+    let read = ours.map(|it| (it.protocol, it.offset, it.fragment.map(fragment)));
+    assert_eq!(read, way(packet));
+    let Some(ours) = ours else {
+        return;
+    };
+    assert_eq!(packet[ours.protocol_at], ours.protocol);
+    if let Some(option) = v6::unknown_option(packet) {
+        assert!((42..ours.offset).contains(&option.at) && packet[option.at] >= 0x40);
+    }
+}
+
+fn hop(packet: &[u8]) {
+    let mut copy = packet.to_vec();
+    let left = v6::decrement_hop_limit(&mut copy);
+    assert_eq!(left, packet[7].checked_sub(1));
+    copy[7] = packet[7];
+    assert_eq!(copy, packet, "it changes nothing else");
+}
+
+/// The segment size of a SYN is what fits, and nothing else has changed but the checksum, as it must.
+fn clamp(packet: &[u8], mtu: Mtu) {
+    let mut copy = packet.to_vec();
+    let lowered = mss::clamp(&mut copy, Checksum::Unknown, mtu);
+    assert_eq!(lowered, copy != packet);
+    let Some((6, at, fragment)) = way(packet) else {
+        return assert!(!lowered);
+    };
+    let is_later = fragment.is_some_and(|(offset, ..)| offset > 0);
+    let Some(tcp) = TcpHeaderSlice::from_slice(&copy[at..])
+        .ok()
+        .filter(|_| !is_later)
+    else {
+        return assert!(!lowered);
+    };
+    if !tcp.syn() {
+        return assert!(!lowered);
+    }
+    for option in tcp.options_iterator().map_while(Result::ok) {
+        if let TcpOptionElement::MaximumSegmentSize(mss) = option {
+            assert!(mss <= mtu.get() - 60);
+        }
+    }
+    assert_eq!(copy[..at + 16], packet[..at + 16]);
+    let [ours, theirs] = [&copy, packet].map(|it| v6::upper_checksum(it, 6, at));
+    let is_same = ours == theirs || matches!((ours, theirs), (0, 0xffff) | (0xffff, 0));
+    assert!(is_same, "a right sum stays right, and a wrong one wrong");
+}
+
+/// As [`exact_mtu`].
+fn exact_mtu_v6(packet: &[u8], pieces: u8, more: u8) -> u32 {
+    let payload = packet.len() - 40 + usize::from(more % 3);
+    let room = payload.saturating_sub(1) / usize::from(pieces % 8 + 1);
+    (48 + room).clamp(68, 65_535) as u32
+}
+
+fn fragment_v6(packet: &[u8], mtu: Mtu, id: u32) {
+    let Some(mut fragments) = fragment::v6::Fragments::new(packet, mtu, id) else {
+        return assert!(matches!(packet[6], 0 | 43 | 44));
+    };
+    let (mut done, mut buffer) = (40, vec![0; mtu.get().into()]);
+    while let Some(len) = fragments.write_next(&mut buffer) {
+        let piece = &buffer[..len];
+        assert_eq!(v6::check(piece), Ok(len));
+        assert_eq!((&piece[..4], piece[6]), (&packet[..4], 44));
+        assert_eq!(piece[7..40], packet[7..40]);
+        let header = Ipv6FragmentHeaderSlice::from_slice(&piece[40..]).expect("it is one");
+        assert_eq!(
+            (header.next_header().0, header.identification()),
+            (packet[6], id)
+        );
+        assert_eq!(usize::from(header.fragment_offset().value()) * 8, done - 40);
+        let body = &piece[48..];
+        assert_eq!(body, &packet[done..done + body.len()]);
+        let fits = 48 + packet.len() - done <= mtu.get().into();
+        done += body.len();
+        assert_eq!(fits, done == packet.len(), "what fits is the last piece");
+        assert_eq!(header.more_fragments(), !fits);
+        assert!(fits || body.len() % 8 == 0 && len + 8 > mtu.get().into());
+    }
+    assert_eq!(done, packet.len());
+}
+
+fn report_v6(packet: &[u8], mtu: Mtu) {
+    let mut buffer = vec![0; usize::from(mtu.get()).min(1400)];
+    let source: Ipv6Addr = [0xfd; 16].into();
+    let way = way(packet);
+    let is_icmp_error = way.is_some_and(|(protocol, at, _)| {
+        protocol == 58
+            && packet
+                .get(at)
+                .is_none_or(|kind| *kind < 128 || *kind == 137)
+    });
+    let is_later = way.is_some_and(|(_, _, it)| it.is_some_and(|(offset, ..)| offset > 0));
+    for error in [
+        IcmpError::TimeExceeded,
+        IcmpError::FragmentationNeeded(1300),
+    ] {
+        let Some(len) = error.write(&mut buffer, source, packet) else {
+            continue;
+        };
+        assert!(way.is_some() && !is_icmp_error && !is_later);
+        let to_many = packet[24] == 0xff;
+        assert!(!to_many || error != IcmpError::TimeExceeded);
+        assert!(
+            packet[8] != 0xff && packet[8..24] != [0; 16],
+            "from nobody or many"
+        );
+        let error = &buffer[..len];
+        assert!(len <= 1280);
+        assert_eq!(v6::check(error), Ok(len));
+        assert_eq!(
+            (&error[8..24], &error[24..40]),
+            (&[0xfd; 16][..], &packet[8..24])
+        );
+        let message = Icmpv6Packet::new_checked(&error[40..]).expect("it is whole");
+        assert!(message.verify_checksum(&source, &Ipv6Packet::new_unchecked(error).dst_addr()));
+        assert_eq!(error[48..], packet[..len - 48]);
+        assert!(icmp::is_error(error) && !icmp::may_answer(error));
+    }
+}
+
+/// A message of neighbour discovery of this kind and shape: what is valid is said by the rules of RFC
+/// 4861, one after the other, and what is answered is read by smoltcp.
+fn neighbour(kind: u8, shape: u8, rest: &[u8]) {
+    let own: Ipv6Addr = "fd00::1".parse().expect("an address");
+    let pod: Ipv6Addr = "fd00::2".parse().expect("an address");
+    let kind = 132 + kind % 7;
+    let mut message = [&[kind, u8::from(shape & 0x80 != 0), 0, 0], rest].concat();
+    if shape & 0x40 != 0
+        && let Some(target) = message.get_mut(8..24)
+    {
+        target.copy_from_slice(&own.octets());
+    }
+    let source = if shape & 1 != 0 {
+        Ipv6Addr::UNSPECIFIED
+    } else {
+        pod
+    };
+    let destination = match shape >> 1 & 3 {
+        0 => ndp::solicited_node(own),
+        1 => ndp::ALL_NODES,
+        _ => own,
+    };
+    let header = v6::Header {
+        traffic_class: 0,
+        flow_label: 0,
+        payload_len: message.len() as u16,
+        next_header: IpProtocol::Icmpv6,
+        hop_limit: if shape & 8 != 0 { 64 } else { 255 },
+        source,
+        destination,
+    };
+    let mut packet = [&header.to_bytes()[..], &message].concat();
+    v6::fill_icmp_checksum(&mut packet, 40);
+    if shape & 0x10 != 0 && packet.len() >= 44 {
+        packet[42] ^= 1;
+    }
+    let in_piece = shape & 0x20 != 0;
+    if in_piece {
+        packet.splice(40..40, [58, 0, 0, 0, 0, 0, 0, 7]);
+        v6::set_next_header(&mut packet, 44.into());
+        let len = (packet.len() - 40) as u16;
+        v6::set_payload_len(&mut packet, len);
+    }
+    let parsed = Message::parse(&packet);
+    let head = match kind {
+        133 => 8,
+        135 | 136 => 24,
+        134 | 137 => return assert!(parsed.is_err(), "nobody is a router"),
+        _ => return assert_eq!(parsed, Ok(None)),
+    };
+    let wanted = if kind == 136 { 2 } else { 1 };
+    let options = message.get(head..).and_then(|it| options_of(it, wanted));
+    let (nobody, many) = (shape & 1 != 0, destination.is_multicast());
+    let is_valid = shape & (0x80 | 0x20 | 0x10 | 8) == 0
+        && options.is_some_and(|mac| match kind {
+            133 => !nobody || mac.is_none(),
+            135 => message[8] != 0xff && (!nobody || (shape >> 1 & 3 == 0 && mac.is_none())),
+            _ => message[8] != 0xff && !(many && message[4] & 0x40 != 0),
+        });
+    assert_eq!(parsed.is_ok(), is_valid, "{packet:x?}");
+    let Ok(Some(Message::Solicitation(asked))) = parsed else {
+        return;
+    };
+    assert_eq!(asked.mac, options.flatten());
+    assert_eq!(
+        (asked.source, asked.target.octets()),
+        (source, *message[8..].first_chunk().expect("a target"))
+    );
+    let (mac, from) = (
+        EthernetAddress([2, 0, 0, 0, 0, 1]),
+        EthernetAddress([2, 0, 0, 0, 0, 2]),
+    );
+    let held = [Held {
+        address: own,
+        router: true,
+        anycast: false,
+    }];
+    let answered = ndp::answer(&asked, from, &held, mac);
+    assert_eq!(answered.is_some(), asked.target == own);
+    let Some(answered) = answered else {
+        return;
+    };
+    let frame = EthernetFrame::new_checked(&answered[..]).expect("a frame");
+    let packet = Ipv6Packet::new_checked(frame.payload()).expect("a packet");
+    let message = Icmpv6Packet::new_checked(packet.payload()).expect("a message");
+    let all = ChecksumCapabilities::default();
+    let read = Icmpv6Repr::parse(&packet.src_addr(), &packet.dst_addr(), &message, &all);
+    let Ok(Icmpv6Repr::Ndisc(NdiscRepr::NeighborAdvert {
+        flags,
+        target_addr,
+        lladdr,
+    })) = read
+    else {
+        panic!("{read:?}");
+    };
+    assert_eq!(
+        (target_addr, lladdr, packet.hop_limit()),
+        (own, Some(mac.into()), 255)
+    );
+    assert_eq!(flags.contains(NdiscNeighborFlags::SOLICITED), !nobody);
+    let to = if nobody { ndp::ALL_NODES } else { pod };
+    assert_eq!(packet.dst_addr(), to);
+    assert_eq!(frame.dst_addr().is_multicast(), nobody);
+}
+
+/// The MAC address in the first option of a kind, if there is one; `None` if they are not whole options.
+fn options_of(options: &[u8], wanted: u8) -> Option<Option<EthernetAddress>> {
+    let (mut at, mut found) = (0, None);
+    while at < options.len() {
+        let len = usize::from(*options.get(at + 1)?) * 8;
+        if len == 0 || at + len > options.len() {
+            return None;
+        }
+        if options[at] == wanted && len == 8 && found.is_none() {
+            found = Some(EthernetAddress::from_bytes(&options[at + 2..at + 8]));
+        }
+        at += len;
+    }
+    Some(found)
+}
+
 fn seeds() -> Vec<Seed> {
     let with = |choice: u8, number: [u8; 2], bytes: &[u8]| [&[choice], &number[..], bytes].concat();
     let small = |choice, bytes: &[u8]| with(choice, [0, 40], bytes);
@@ -531,6 +891,8 @@ fn seeds() -> Vec<Seed> {
     let tcp = tcp_segment();
     let udp = [&[0x80, 0, 0, 53, 0, 12, 1, 2][..], b"muslin"[..4].as_ref()].concat();
     let options = [17, 0, 1, 4, 0, 0, 0, 0];
+    let mut syn = tcp.clone();
+    syn[13] = 2;
     let framed = |ethertype: [u8; 2], packet: &[u8]| [&[2; 12], &ethertype[..], packet].concat();
     vec![
         (
@@ -627,6 +989,158 @@ fn seeds() -> Vec<Seed> {
                 &packet_v4(&[7, 3, 4, 1, 148, 4, 0, 0], [0, 0], 17, &[9; 300]),
             ),
         ),
+        ("ipv6", small(IPV6, &packet_v6(17, &udp))),
+        (
+            "ipv6-exact-pieces",
+            with(IPV6 + CODECS, [1, 1], &packet_v6(17, &[3; 112])),
+        ),
+        ("ipv6-syn", small(IPV6, &packet_v6(6, &syn))),
+        (
+            "ipv6-syn-behind",
+            small(
+                IPV6,
+                &packet_v6(60, &[&[6, 0, 1, 4, 0, 0, 0, 0][..], &syn].concat()),
+            ),
+        ),
+        (
+            "ipv6-chain",
+            small(
+                IPV6,
+                &packet_v6(
+                    0,
+                    &[
+                        &[60, 0, 5, 2, 0, 0, 1, 0][..],
+                        &[43, 1, 0, 1, 0, 1, 0x45, 1, 8, 0, 0, 0, 0, 0, 0, 0],
+                        &[51, 0, 2, 0, 0, 0, 0, 0],
+                        &[44, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1],
+                        &[17, 0, 0, 1, 0, 0, 0, 7],
+                        &udp,
+                    ]
+                    .concat(),
+                ),
+            ),
+        ),
+        (
+            "ipv6-many",
+            small(
+                IPV6,
+                &packet_v6(60, &[[60, 0, 1, 4, 0, 0, 0, 0]; 10].concat()),
+            ),
+        ),
+        (
+            "ipv6-eight",
+            small(
+                IPV6,
+                &packet_v6(
+                    60,
+                    &[&[60, 0, 1, 4, 0, 0, 0, 0].repeat(7)[..], &options, &udp].concat(),
+                ),
+            ),
+        ),
+        (
+            "ipv6-long",
+            small(
+                IPV6,
+                &packet_v6(60, &[&[17, 31][..], &[0; 254 - 8]].concat()),
+            ),
+        ),
+        (
+            "ipv6-jumbo",
+            small(
+                IPV6,
+                &packet_v6(0, &[&[17, 0, 0xc2, 4, 0, 1, 0, 0][..], &udp].concat()),
+            ),
+        ),
+        (
+            "ipv6-source-route",
+            small(
+                IPV6,
+                &packet_v6(43, &[&[17, 0, 0, 0, 0, 0, 0, 0][..], &udp].concat()),
+            ),
+        ),
+        (
+            "ipv6-two-pieces",
+            small(
+                IPV6,
+                &packet_v6(
+                    44,
+                    &[
+                        &[44, 0, 0, 0, 0, 0, 0, 7][..],
+                        &[17, 0, 0, 0, 0, 0, 0, 7],
+                        &udp,
+                    ]
+                    .concat(),
+                ),
+            ),
+        ),
+        (
+            "ipv6-cut-piece",
+            small(
+                IPV6,
+                &packet_v6(44, &[&[6, 0, 0, 1, 0, 0, 0, 7][..], &tcp[..19]].concat()),
+            ),
+        ),
+        (
+            "ipv6-later-piece",
+            small(IPV6, &packet_v6(44, &[60, 0, 0, 8, 0, 0, 0, 7, 60])),
+        ),
+        (
+            "ipv6-error",
+            small(
+                IPV6,
+                &packet_v6(60, &[58, 0, 1, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]),
+            ),
+        ),
+        (
+            "ipv6-many-receivers",
+            small(IPV6, &to_many(&packet_v6(17, &udp))),
+        ),
+        (
+            "ndp-asks",
+            with(NDP, [3, 0x40], &neighbour_body(&[1, 1, 2, 0, 0, 0, 0, 7])),
+        ),
+        ("ndp-probe", with(NDP, [3, 0x41], &neighbour_body(&[]))),
+        (
+            "ndp-probe-to-one",
+            with(NDP, [3, 0x45], &neighbour_body(&[])),
+        ),
+        (
+            "ndp-probe-to-all",
+            with(NDP, [3, 0x43], &neighbour_body(&[])),
+        ),
+        (
+            "ndp-probe-with-mac",
+            with(NDP, [3, 0x41], &neighbour_body(&[1, 1, 2, 0, 0, 0, 0, 7])),
+        ),
+        ("ndp-old", with(NDP, [3, 0x48], &neighbour_body(&[]))),
+        ("ndp-damaged", with(NDP, [3, 0x50], &neighbour_body(&[]))),
+        ("ndp-piece", with(NDP, [3, 0x60], &neighbour_body(&[]))),
+        ("ndp-code", with(NDP, [3, 0xc0], &neighbour_body(&[]))),
+        (
+            "ndp-no-length",
+            with(NDP, [3, 0x40], &neighbour_body(&[1, 0, 2, 0, 0, 0, 0, 7])),
+        ),
+        (
+            "ndp-too-long",
+            with(NDP, [3, 0x40], &neighbour_body(&[1, 2, 2, 0, 0, 0, 0, 7])),
+        ),
+        (
+            "ndp-many",
+            with(NDP, [3, 0], &[&[0; 4][..], &[0xff; 16]].concat()),
+        ),
+        (
+            "ndp-tells",
+            with(NDP, [4, 0x44], &neighbour_body(&[2, 1, 2, 0, 0, 0, 0, 7])),
+        ),
+        (
+            "ndp-tells-all",
+            with(NDP, [4, 0x42], &[&[0x40, 0, 0, 0][..], &[0; 16]].concat()),
+        ),
+        (
+            "ndp-routers",
+            with(NDP, [1, 2], &[0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 7]),
+        ),
+        ("ndp-router", with(NDP, [2, 2], &[0; 12])),
         (
             "ipv4-last-fragment",
             small(IPV4, &packet_v4(&[], [0x1f, 0xff], 17, &[9; 300])),
@@ -664,6 +1178,16 @@ fn packet_v4(options: &[u8], fragment: [u8; 2], protocol: u8, payload: &[u8]) ->
     bytes[10..12].copy_from_slice(&sum.to_be_bytes());
     bytes.extend(payload);
     bytes
+}
+
+/// The same packet to all nodes.
+fn to_many(packet: &[u8]) -> Vec<u8> {
+    [&packet[..24], &ndp::ALL_NODES.octets(), &packet[40..]].concat()
+}
+
+/// What is behind the checksum of a message about a neighbour.
+fn neighbour_body(options: &[u8]) -> Vec<u8> {
+    [&[0; 20], options].concat()
 }
 
 fn packet_v6(next_header: u8, payload: &[u8]) -> Vec<u8> {

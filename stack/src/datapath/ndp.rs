@@ -243,7 +243,7 @@ pub const fn multicast_mac(group: Ipv6Addr) -> EthernetAddress {
 }
 
 /// The frame that answers a solicitation for one of the addresses that `mac` holds, which came from
-/// the MAC address `from`; `None` if the target is none of them. Who asks whether the address is free
+/// the MAC address `from`; `None` if the target is none of them, or who asks has the address of a group. Who asks whether the address is free
 /// hears that it is not, as all others do (RFC 4861 section 7.2.4, RFC 4862 section 5.4.3).
 #[must_use]
 pub fn answer(
@@ -258,8 +258,8 @@ pub fn answer(
     let to = if is_probe {
         (multicast_mac(ALL_NODES), ALL_NODES)
     } else {
-        let mac = solicitation.mac.filter(EthernetAddress::is_unicast);
-        (mac.unwrap_or(from), solicitation.source)
+        let mut macs = solicitation.mac.into_iter().chain([from]);
+        (macs.find(EthernetAddress::is_unicast)?, solicitation.source)
     };
     // Nobody sends from an address that others have, too.
     let source = if own.anycast {
@@ -631,6 +631,13 @@ mod tests {
             EthernetFrame::new_unchecked(&answered[..]).dst_addr(),
             POD_MAC
         );
+        let nobody = answer(
+            &solicitation(&probe),
+            EthernetAddress([3; 6]),
+            &held(),
+            GATEWAY_MAC,
+        );
+        assert_eq!(nobody, None);
         // Others answer for themselves.
         let other = write_solicitation((POD_MAC, POD), POD, None);
         assert_eq!(
