@@ -1,17 +1,19 @@
 //! `muslin node`.
 
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use clap::{Args, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::tunnel::udp;
 use muslin_encap::tunnel::vxlan::{self, Vni};
+use muslin_stack::addresses::Addresses;
 use muslin_stack::control::lease::{Backend, NetworkConfig, VxlanOptions, WantedConfig};
+use muslin_stack::datapath::egress::Nat64Prefix;
 use tracing::warn;
 
 use super::StateChoice;
@@ -114,13 +116,23 @@ pub(super) struct Arguments {
     /// The only outside addresses that pods may reach; the longest prefix decides; may be given several
     /// times
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    egress_allow: Vec<Ipv4Net>,
+    egress_allow: Vec<IpNet>,
     /// Outside addresses that pods may not reach
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    egress_deny: Vec<Ipv4Net>,
-    /// An outside address at which pods reach this machine's 127.0.0.1 [default: none]
+    egress_deny: Vec<IpNet>,
+    /// An outside address at which pods reach this machine's 127.0.0.1, or one of IPv6 for ::1, or both
+    /// with a comma in between [default: none]
     #[arg(long, value_name = "IP")]
-    host_loopback: Option<Ipv4Addr>,
+    host_loopback: Option<Addresses>,
+    /// Let pods with IPv6 reach IPv4: by this prefix, and by what their resolver answers for names that
+    /// have no IPv6 address (NAT64, DNS64)
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        num_args = 0..=1,
+        default_missing_value = "64:ff9b::/96"
+    )]
+    nat64: Option<Nat64Prefix>,
     /// Let pods send from addresses that are not their own
     #[arg(long)]
     no_pod_guard: bool,
@@ -292,12 +304,14 @@ impl Arguments {
             allow: self.egress_allow.clone(),
             deny: self.egress_deny.clone(),
             host_loopback: self.host_loopback,
+            nat64: self.nat64,
         };
         match self.egress {
             Switch::On => Ok(Some(settings)),
             Switch::Off if settings == host::EgressSettings::default() => Ok(None),
             Switch::Off => Err(Error::usage(
-                "--egress off: cannot be combined with --egress-allow, --egress-deny or --host-loopback",
+                "--egress off: cannot be combined with --egress-allow, --egress-deny, --host-loopback or \
+                 --nat64",
             )),
         }
     }

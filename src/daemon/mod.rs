@@ -28,7 +28,7 @@ mod trace;
 mod underlay;
 
 use std::iter;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -37,10 +37,9 @@ use std::time::Duration;
 use doors::Doors;
 use front::Front;
 pub(crate) use host_interface::NAME as HOST_INTERFACE;
-use ipnet::IpNet;
 use metrics::Exporter;
 use muslin_encap::mtu::Mtu;
-use muslin_stack::addresses::{Addresses, Nets};
+use muslin_stack::addresses::Nets;
 use muslin_stack::api::control::Link;
 use muslin_stack::api::events::EventKind;
 use muslin_stack::control::ipam::Memory;
@@ -644,9 +643,9 @@ impl Driver {
             Some(_) => Endpoints::new(self.leases.servers()),
             None => Endpoints::default(),
         };
-        let own: Vec<_> = kernel.addresses().collect();
+        let own: Vec<_> = kernel.addresses().map(IpAddr::from).collect();
         let stores = endpoints.look(&own);
-        let outside = self.egress_config(key, &plan, &stores)?;
+        let outside = self.egress_config(key, &plan, tunnel.config.network.into(), &stores)?;
         let memory = self.state.addresses();
         let pods: Vec<_> = memory.iter().flat_map(Memory::addresses).collect();
         let mut control = self.control.lock();
@@ -816,17 +815,20 @@ impl Driver {
         &self,
         key: SubnetKey,
         plan: &TunnelPlan,
-        stores: &[SocketAddrV4],
+        networks: Nets,
+        stores: &[SocketAddr],
     ) -> Result<Outside> {
         let policy = match &self.settings.egress {
             None => Policy::closed(),
             Some(settings) => {
                 let mut rules = Rules::default();
-                rules.allow = settings.allow.iter().copied().map(IpNet::V4).collect();
-                rules.deny = settings.deny.iter().copied().map(IpNet::V4).collect();
-                rules.host_loopback = settings.host_loopback.map(Addresses::from);
+                rules.allow.clone_from(&settings.allow);
+                rules.deny.clone_from(&settings.deny);
+                rules.networks = networks.iter().collect();
+                rules.host_loopback = settings.host_loopback;
+                rules.nat64 = settings.nat64;
                 rules.tunnel_port = (plan.port != 0).then_some(plan.port);
-                rules.stores = stores.iter().copied().map(SocketAddr::V4).collect();
+                rules.stores = stores.to_vec();
                 Policy::new(rules)
             }
         };

@@ -34,7 +34,9 @@ impl NameService {
         for subnet in subnets.iter::<IpNet>() {
             names.write().lease(subnet);
         }
-        let (dns, connector) = dns::start(network, names.clone(), resolvers(settings, network)?)?;
+        let nat64 = settings.egress.as_ref().and_then(|egress| egress.nat64);
+        let resolvers = resolvers(settings, network)?;
+        let (dns, connector) = dns::start(network, nat64, names.clone(), resolvers)?;
         let naming = Self {
             dns,
             names,

@@ -1,6 +1,6 @@
 //! Whether the store is where it was: its name may lead elsewhere, and this machine may get addresses.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ const LOOK: Duration = Duration::from_secs(30);
 /// before.
 pub(super) async fn follow(
     mut endpoints: Endpoints,
-    mut known: Vec<SocketAddrV4>,
+    mut known: Vec<SocketAddr>,
     running: Arc<RunningNode>,
 ) {
     while !endpoints.is_empty() {
         sleep(LOOK).await;
         let looked = tokio::task::spawn_blocking(move || {
-            let own: Vec<Ipv4Addr> = underlay::kernel().addresses().collect();
+            let own: Vec<_> = underlay::kernel().addresses().map(IpAddr::from).collect();
             let found = endpoints.look(&own);
             (endpoints, found)
         });

@@ -1,7 +1,7 @@
 //! The way from a worker to the service: one end of a pair of Unix sockets for each pod's socket.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use muslin_stack::datapath::egress::Protocol;
 use nix::errno::Errno;
@@ -20,7 +20,7 @@ pub struct DnsConnector(mpsc::Sender<PodSocket>);
 /// A socket for one pod's queries.
 #[derive(Debug)]
 pub(super) struct PodSocket {
-    pub(super) pod: Ipv4Addr,
+    pub(super) pod: IpAddr,
     pub(super) transport: Transport,
     pub(super) socket: Socket,
 }
@@ -36,7 +36,7 @@ impl DnsConnector {
     ///
     /// # Errors
     /// If there are no descriptors, or the server's queue is full.
-    pub(crate) fn connect(&self, pod: SocketAddrV4, protocol: Protocol) -> io::Result<Socket> {
+    pub(crate) fn connect(&self, pod: SocketAddr, protocol: Protocol) -> io::Result<Socket> {
         let (kind, transport) = match protocol {
             Protocol::Tcp => (Type::STREAM, Transport::Stream),
             Protocol::Udp => (Type::SEQPACKET, Transport::Datagram),
@@ -44,7 +44,7 @@ impl DnsConnector {
         };
         let (near, far) = Socket::pair(Domain::UNIX, kind.nonblocking(), None)?;
         let pod_socket = PodSocket {
-            pod: *pod.ip(),
+            pod: pod.ip(),
             transport,
             socket: far,
         };

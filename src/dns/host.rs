@@ -1,13 +1,14 @@
 //! What the host's `resolv.conf` says: which resolvers it asks, and how it looks for short names.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
+use std::net::{SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hickory_proto::rr::Name;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use muslin_stack::addresses::Nets;
 use nix::net::if_::if_nametoindex;
 use parking_lot::Mutex;
 use resolv_conf::{Config, ScopedIp};
@@ -40,13 +41,14 @@ pub(super) struct HostConfig {
 
 impl HostConfig {
     /// What the bytes of such a file say.
-    fn parse(text: &[u8], network: Ipv4Net) -> Self {
+    fn parse(text: &[u8], network: Nets) -> Self {
         let (config, _) = Config::parse_with_errors(text);
         let listed = config.get_nameservers_or_local();
         let listed = listed.iter().filter_map(socket_address);
-        let is_pods = |address: &SocketAddr| match address.ip() {
-            IpAddr::V4(v4) => network.contains(&v4),
-            IpAddr::V6(_) => false,
+        let networks: Vec<IpNet> = network.iter().collect();
+        let is_pods = |address: &SocketAddr| {
+            let ip = address.ip().to_canonical();
+            networks.iter().any(|network| network.contains(&ip))
         };
         Self {
             resolvers: listed
@@ -120,7 +122,7 @@ fn socket_address(address: &ScopedIp) -> Option<SocketAddr> {
 pub(super) struct HostFile {
     path: PathBuf,
     /// Addresses of pods: no socket of the host reaches one, and one of them is the service's own.
-    network: Ipv4Net,
+    network: Nets,
     last: Mutex<Option<Read>>,
 }
 
@@ -133,10 +135,10 @@ struct Read {
 }
 
 impl HostFile {
-    pub(super) fn new(path: impl Into<PathBuf>, network: Ipv4Net) -> Self {
+    pub(super) fn new(path: impl Into<PathBuf>, network: impl Into<Nets>) -> Self {
         Self {
             path: path.into(),
-            network,
+            network: network.into(),
             last: Mutex::default(),
         }
     }

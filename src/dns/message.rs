@@ -107,6 +107,27 @@ impl Request {
         answer
     }
 
+    /// Whether who asks verifies names, or has asked for what that takes (RFC 4035 section 3.2).
+    pub(super) fn verifies(&self) -> bool {
+        let wants_more = |edns: &Edns| edns.flags().dnssec_ok;
+        self.metadata.checking_disabled || self.edns.as_ref().is_some_and(wants_more)
+    }
+
+    /// The same query for another type; nothing if that cannot be written.
+    pub(super) fn for_type(&self, kind: RecordType) -> Option<Self> {
+        let mut question = self.question.clone();
+        question.set_query_type(kind);
+        let mut message = Message::from_vec(&self.bytes).ok()?;
+        message.queries = vec![question.clone()];
+        Some(Self {
+            bytes: message.to_vec().ok()?,
+            transport: self.transport,
+            question,
+            metadata: self.metadata,
+            edns: self.edns.clone(),
+        })
+    }
+
     /// That no resolver has answered.
     pub(super) fn failure(&self) -> Vec<u8> {
         self.encode(&self.answer(ResponseCode::ServFail))

@@ -4,7 +4,7 @@
 //! of the next: whoever asks once waits for as many queries as there are pods that flood.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -35,13 +35,13 @@ pub(super) struct Quota {
 #[derive(Debug, Default)]
 struct Taken {
     all: usize,
-    of_pods: HashMap<Ipv4Addr, usize>,
+    of_pods: HashMap<IpAddr, usize>,
 }
 
 /// A place that one of them has, until it is dropped.
 pub(super) struct Ticket {
     quota: Arc<Quota>,
-    pod: Ipv4Addr,
+    pod: IpAddr,
 }
 
 impl Quota {
@@ -54,7 +54,7 @@ impl Quota {
 
     /// A place for one more of a pod, if there is one: it has no more than are left, so that those
     /// who want most leave as much as each of them has.
-    pub(super) fn enter(self: &Arc<Self>, pod: Ipv4Addr) -> Option<Ticket> {
+    pub(super) fn enter(self: &Arc<Self>, pod: IpAddr) -> Option<Ticket> {
         let mut taken = self.taken.lock();
         let left = self.limits.all - taken.all;
         let of_pod = taken.of_pods.entry(pod).or_default();
@@ -85,14 +85,14 @@ impl Drop for Ticket {
 
 /// Whose turn it is among the sockets of each pod.
 #[derive(Default)]
-pub(super) struct Turns(Mutex<HashMap<Ipv4Addr, Weak<Turn>>>);
+pub(super) struct Turns(Mutex<HashMap<IpAddr, Weak<Turn>>>);
 
 /// Whoever has it of a pod's sockets has its query worked on; the others wait in line.
 pub(super) type Turn = tokio::sync::Mutex<()>;
 
 impl Turns {
     /// That of a pod.
-    pub(super) fn of(&self, pod: Ipv4Addr) -> Arc<Turn> {
+    pub(super) fn of(&self, pod: IpAddr) -> Arc<Turn> {
         let mut turns = self.0.lock();
         if let Some(turn) = turns.get(&pod).and_then(Weak::upgrade) {
             return turn;

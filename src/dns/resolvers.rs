@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use muslin_stack::addresses::Nets;
 use parking_lot::Mutex;
 
 use super::host::{self, HostFile, PORT, RESOLV_CONF};
@@ -45,13 +46,16 @@ impl Resolvers {
     ///
     /// # Errors
     /// Bad usage for an address that cannot be one.
-    pub(crate) fn named(addresses: &[IpAddr], network: Ipv4Net) -> Result<Self> {
+    pub(crate) fn named(addresses: &[IpAddr], network: impl Into<Nets>) -> Result<Self> {
+        let network = network.into();
         for address in addresses {
-            let fault = match address {
-                IpAddr::V4(v4) if network.contains(v4) => {
+            let ip = address.to_canonical();
+            let pods = network.iter().find(|network: &IpNet| network.contains(&ip));
+            let fault = match (address, pods) {
+                (_, Some(network)) => {
                     format!("lies in the pod network {network}, which the node's host cannot reach")
                 }
-                address if address.is_unspecified() || address.is_multicast() => {
+                (address, None) if address.is_unspecified() || address.is_multicast() => {
                     "is not an address of a resolver".to_owned()
                 }
                 _ => continue,
@@ -66,7 +70,7 @@ impl Resolvers {
     }
 
     /// Those that a file like [`RESOLV_CONF`] lists from time to time.
-    pub(crate) fn in_file(path: impl Into<PathBuf>, network: Ipv4Net) -> Self {
+    pub(crate) fn in_file(path: impl Into<PathBuf>, network: impl Into<Nets>) -> Self {
         Self::new(None, HostFile::new(path, network))
     }
 
@@ -155,7 +159,7 @@ impl Resolvers {
 impl Resolvers {
     /// Resolvers at any ports.
     pub(super) fn at(list: Vec<SocketAddr>) -> Self {
-        let network = "10.1.0.0/16".parse().unwrap();
+        let network: Nets = "10.1.0.0/16".parse().unwrap();
         Self::new(Some(list), HostFile::new("/nonexistent", network))
     }
 }

@@ -1,7 +1,7 @@
 //! The sockets of pods: queries come in, answers go out.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ async fn serve_datagrams(dns: &Arc<Dns>, pod_socket: PodSocket) -> io::Result<()
 async fn take(
     dns: &Dns,
     turn: &Turn,
-    pod: Ipv4Addr,
+    pod: IpAddr,
     (query, transport): (&[u8], Transport),
 ) -> Reply {
     let turn = turn.lock().await;

@@ -1,15 +1,17 @@
 //! The service: it decides of each query who answers it, and counts them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hickory_proto::op::ResponseCode;
-use ipnet::Ipv4Net;
+use muslin_stack::addresses::Nets;
 use muslin_stack::control::names::Names;
+use muslin_stack::datapath::egress::Nat64Prefix;
 use parking_lot::RwLock;
 use tracing::debug;
 
+use super::dns64;
 use super::forward::forward;
 use super::message::{Rejected, Request, Transport};
 use super::quota::{CONNECTIONS, QUERIES, Quota, Ticket, Turns};
@@ -32,6 +34,7 @@ pub(crate) struct Counters {
 /// The service.
 pub(crate) struct Dns {
     zones: Zones,
+    nat64: Option<Nat64Prefix>,
     names: Arc<RwLock<Names>>,
     resolvers: Resolvers,
     pub(super) queries: Arc<Quota>,
@@ -53,19 +56,28 @@ pub(super) enum Reply {
     /// To answer this.
     Now(Vec<u8>),
     /// To ask the resolvers.
-    Ask(Box<Request>, Ticket),
+    Ask(Box<Asked>, Ticket),
     /// Nothing: it is not a query.
     Nothing,
 }
 
+/// A query that is for resolvers.
+pub(super) struct Asked {
+    request: Request,
+    /// The prefix of addresses that may be made.
+    nat64: Option<Nat64Prefix>,
+}
+
 impl Dns {
     pub(super) fn new(
-        network: Ipv4Net,
+        network: Nets,
+        nat64: Option<Nat64Prefix>,
         names: Arc<RwLock<Names>>,
         resolvers: Resolvers,
     ) -> Arc<Self> {
         Arc::new(Self {
-            zones: Zones::new(network),
+            zones: Zones::new(network, nat64),
+            nat64,
             names,
             resolvers,
             queries: Quota::new(QUERIES),
@@ -97,7 +109,7 @@ impl Dns {
     }
 
     /// Answers a query from what is known here, if it can be.
-    pub(super) fn take(&self, pod: Ipv4Addr, bytes: &[u8], transport: Transport) -> Reply {
+    pub(super) fn take(&self, pod: IpAddr, bytes: &[u8], transport: Transport) -> Reply {
         let request = match Request::read(bytes, transport) {
             Ok(request) => request,
             Err(Rejected::NoQuery) => return Reply::Nothing,
@@ -129,14 +141,19 @@ impl Dns {
                     self.counts.failed.fetch_add(1, Ordering::Relaxed);
                     return Reply::Now(request.failure());
                 };
-                Reply::Ask(Box::new(request), ticket)
+                let nat64 = self.nat64.filter(|_| dns64::is_for(pod, &request));
+                Reply::Ask(Box::new(Asked { request, nat64 }), ticket)
             }
         }
     }
 
     /// Has a resolver of the host answer a query.
-    pub(super) async fn ask(&self, request: &Request, _ticket: Ticket) -> Vec<u8> {
-        let answer = forward(&self.resolvers, request).await;
+    pub(super) async fn ask(&self, asked: &Asked, _ticket: Ticket) -> Vec<u8> {
+        let Asked { request, nat64 } = asked;
+        let answer = match nat64 {
+            Some(prefix) => dns64::ask(*prefix, &self.resolvers, request).await,
+            None => forward(&self.resolvers, request).await,
+        };
         let counter = match answer {
             Some(_) => &self.counts.forwarded,
             None => &self.counts.failed,

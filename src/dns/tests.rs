@@ -1,11 +1,12 @@
 //! The service as a pod sees it, with resolvers that do as a test says.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use muslin_stack::control::names::{Names, NodeRecord};
 use muslin_stack::datapath::egress::Protocol;
@@ -20,7 +21,7 @@ use super::quota::{QUERIES, Quota};
 use super::zones::Zones;
 use super::*;
 
-const POD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1, 2), 5353);
+const POD: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 1, 2)), 5353);
 const SOON: Duration = Duration::from_secs(10);
 /// What the resolver of the tests knows of every name.
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
@@ -49,7 +50,14 @@ fn names() -> Arc<RwLock<Names>> {
 
 fn start(resolvers: &[SocketAddr]) -> (Arc<Dns>, DnsConnector) {
     let resolvers = Resolvers::at(resolvers.to_vec());
-    super::start("10.1.0.0/16".parse().unwrap(), names(), resolvers).unwrap()
+    start_with(None, resolvers)
+}
+
+const NETWORKS: &str = "10.1.0.0/16,fd00:1::/32";
+
+fn start_with(nat64: Option<Nat64Prefix>, resolvers: Resolvers) -> (Arc<Dns>, DnsConnector) {
+    let networks: Nets = NETWORKS.parse().unwrap();
+    super::start(networks, nat64, names(), resolvers).unwrap()
 }
 
 fn query(name: &str, kind: RecordType) -> Message {
@@ -644,7 +652,7 @@ async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
     assert_eq!(answer.response_code, ResponseCode::ServFail);
     assert!(began.elapsed() < Duration::from_secs(1));
     assert_eq!(dns.counters().failed, 1);
-    assert!(dns.queries.enter(*POD.ip()).is_none());
+    assert!(dns.queries.enter(POD.ip()).is_none());
     assert!(dns.queries.enter([10, 1, 1, 3].into()).is_some());
     let known = pod.ask(&query("web.n1.muslin.", RecordType::A)).await;
     assert_eq!(texts(&known), ["10.1.1.2"]);
@@ -654,7 +662,7 @@ async fn a_pod_has_so_many_connections_and_queries_and_others_have_theirs() {
 #[tokio::test]
 async fn a_pod_with_many_full_sockets_does_not_hold_up_another() {
     let resolvers = Resolvers::at(Vec::new());
-    let dns = Dns::new("10.1.0.0/16".parse().unwrap(), names(), resolvers);
+    let dns = Dns::new(NETWORKS.parse().unwrap(), None, names(), resolvers);
     let (connector, pod_sockets) = DnsConnector::new();
     let web = query("web.n1.muslin.", RecordType::A);
     let bytes = web.to_vec().unwrap();
@@ -666,7 +674,7 @@ async fn a_pod_with_many_full_sockets_does_not_hold_up_another() {
     let full: Vec<_> = std::iter::repeat_with(fill).take(40).collect();
     let waiting: usize = full.iter().map(|(sent, _)| sent).sum();
     assert!(waiting > 1000, "only {waiting} queries wait");
-    let other = connector.connect(SocketAddrV4::new([10, 1, 1, 3].into(), 5353), Protocol::Udp);
+    let other = connector.connect(SocketAddr::from(([10, 1, 1, 3], 5353)), Protocol::Udp);
     let other = Pod(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(other.unwrap())).unwrap());
     other.send(&bytes).await;
     tokio::spawn(serve::receive(dns.clone(), pod_sockets));
@@ -689,13 +697,13 @@ fn pods_that_want_all_places_leave_some() {
     let pods = |last: u8| (0..last).map(|pod| Ipv4Addr::new(10, 1, 1, pod));
     let mut tickets = Vec::new();
     for _ in 0..1024 {
-        tickets.extend(pods(7).filter_map(|pod| quota.enter(pod)));
+        tickets.extend(pods(7).filter_map(|pod| quota.enter(pod.into())));
     }
     assert_eq!(tickets.len(), 7 * 128);
     let late = std::iter::from_fn(|| quota.enter([10, 1, 2, 2].into()));
     assert_eq!(late.take(1024).collect::<Vec<_>>().len(), 64);
     tickets.clear();
-    let one = std::iter::from_fn(|| quota.enter(*POD.ip())).collect::<Vec<_>>();
+    let one = std::iter::from_fn(|| quota.enter(POD.ip())).collect::<Vec<_>>();
     assert_eq!(one.len(), 256);
 }
 
@@ -771,7 +779,7 @@ fn the_hosts_resolvers_are_read_again_when_they_change() {
     let path = directory.path().join("resolv.conf");
     let read = |text: &str| {
         std::fs::write(&path, text).unwrap();
-        let resolvers = Resolvers::in_file(&path, "10.1.0.0/16".parse().unwrap());
+        let resolvers = Resolvers::in_file(&path, NETWORKS.parse::<Nets>().unwrap());
         let list = resolvers.list();
         list.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -785,9 +793,9 @@ fn the_hosts_resolvers_are_read_again_when_they_change() {
         read("rubbish\nnameserver 1.1.1.1\nnameserver x\n"),
         ["1.1.1.1:53"]
     );
-    let missing = Resolvers::in_file("/nonexistent", "10.1.0.0/16".parse().unwrap());
+    let missing = Resolvers::in_file("/nonexistent", NETWORKS.parse::<Nets>().unwrap());
     assert!(!missing.list().is_empty());
-    let changing = Resolvers::in_file(&path, "10.1.0.0/16".parse().unwrap());
+    let changing = Resolvers::in_file(&path, NETWORKS.parse::<Nets>().unwrap());
     assert_eq!(changing.list(), ["1.1.1.1:53".parse().unwrap()]);
     std::fs::write(&path, "nameserver 9.9.9.9\n").unwrap();
     let deadline = std::time::Instant::now() + SOON;
@@ -799,14 +807,145 @@ fn the_hosts_resolvers_are_read_again_when_they_change() {
 
 #[test]
 fn resolvers_in_the_pod_network_are_refused() {
-    let network = "10.1.0.0/16".parse().unwrap();
-    for bad in ["10.1.1.1", "0.0.0.0", "224.0.0.1"] {
+    let network: Nets = NETWORKS.parse().unwrap();
+    for bad in ["10.1.1.1", "0.0.0.0", "224.0.0.1", "fd00:1::1", "ff02::1"] {
         let error = Resolvers::named(&[bad.parse().unwrap()], network).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(bad), "{error}");
     }
     let good = ["127.0.0.1", "::1", "10.2.0.1"].map(|it| it.parse().unwrap());
     assert_eq!(Resolvers::named(&good, network).unwrap().list().len(), 3);
+}
+
+/// A pod that asks by IPv6.
+fn pod_v6(connector: &DnsConnector) -> Pod {
+    let address: SocketAddr = "[fd00:1:1::2]:5353".parse().unwrap();
+    let socket = connector.connect(address, Protocol::Udp).unwrap();
+    Pod(UnixSeqpacket::try_from(std::os::fd::OwnedFd::from(socket)).unwrap())
+}
+
+fn records(query: &Message, records: &[(&str, u32, RData)]) -> Vec<Vec<u8>> {
+    let mut answer = Message::response(query.id, OpCode::Query);
+    answer.metadata.recursion_available = true;
+    answer.add_query(query.queries[0].clone());
+    for (name, ttl, data) in records {
+        let name = Name::from_ascii(name).unwrap();
+        answer.add_answer(Record::from_rdata(name, *ttl, data.clone()));
+    }
+    vec![answer.to_vec().unwrap()]
+}
+
+/// What a resolver knows of names that have addresses of one version or of both.
+fn of_versions(query: &Message) -> Vec<Vec<u8>> {
+    let question = &query.queries[0];
+    let name = question.name().to_string();
+    let a = |ttl, octets: [u8; 4]| (ttl, RData::A(A(octets.into())));
+    let aaaa = |text: &str| (300, RData::AAAA(AAAA(text.parse().unwrap())));
+    let all = match (name.as_str(), question.query_type()) {
+        ("four.example.", RecordType::A) => vec![a(60, [192, 0, 2, 7]), a(900, [10, 0, 0, 1])],
+        ("private.example.", RecordType::A) => vec![a(60, [10, 0, 0, 1])],
+        ("mapped.example.", RecordType::A) => vec![a(900, [192, 0, 2, 8])],
+        ("mapped.example.", RecordType::AAAA) => vec![aaaa("::ffff:192.0.2.8")],
+        ("six.example.", RecordType::AAAA) => vec![aaaa("2001:db8::7")],
+        ("six.example.", RecordType::A) => vec![a(60, [192, 0, 2, 9])],
+        _ => vec![],
+    };
+    let all: Vec<_> = all
+        .into_iter()
+        .map(|(ttl, data)| (&*name, ttl, data))
+        .collect();
+    records(query, &all)
+}
+
+#[tokio::test]
+async fn names_without_ipv6_have_addresses_that_mean_ipv4_for_who_asks_by_ipv6() {
+    let address = resolver(of_versions, silent).await;
+    let nat64 = Some(Nat64Prefix::WELL_KNOWN);
+    let (dns, connector) = start_with(nat64, Resolvers::at(vec![address]));
+    let pod = pod_v6(&connector);
+    for (name, expected) in [
+        // The well-known prefix means public addresses (RFC 6052 section 3.1).
+        ("four.example.", &["64:ff9b::c000:207"][..]),
+        ("mapped.example.", &["64:ff9b::c000:208"]),
+        ("six.example.", &["2001:db8::7"]),
+        ("private.example.", &[]),
+        ("none.example.", &[]),
+    ] {
+        let answer = pod.ask(&query(name, RecordType::AAAA)).await;
+        assert_eq!(texts(&answer), expected, "{name}");
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError);
+    }
+    let answer = pod.ask(&query("four.example.", RecordType::AAAA)).await;
+    assert_eq!(answer.answers[0].ttl, 60);
+    let answer = pod.ask(&query("mapped.example.", RecordType::AAAA)).await;
+    assert_eq!(answer.answers[0].ttl, 600, "as long as made ones hold");
+
+    // Who verifies names is told what there is (RFC 6147 section 5.5), and so is who asks by IPv4.
+    let mut checking = query("four.example.", RecordType::AAAA);
+    checking.metadata.checking_disabled = true;
+    let mut secure = with_size(query("four.example.", RecordType::AAAA), 1232);
+    secure.edns.as_mut().unwrap().set_dnssec_ok(true);
+    for query in [checking, secure] {
+        pod.send(&query.to_vec().unwrap()).await;
+        let answer = Message::from_vec(&pod.receive().await).unwrap();
+        assert_eq!(answer.answers, []);
+    }
+    let by_ipv4 = Pod::new(&connector);
+    let answer = by_ipv4.ask(&query("four.example.", RecordType::AAAA)).await;
+    assert_eq!(answer.answers, []);
+    assert_eq!(dns.counters().failed, 0);
+}
+
+#[tokio::test]
+async fn the_name_that_tells_the_prefix_is_answered_here_if_there_is_one() {
+    let (_dns, connector) = start_with(Some(Nat64Prefix::WELL_KNOWN), Resolvers::at(vec![]));
+    let pod = pod_v6(&connector);
+    for (kind, expected) in [
+        (RecordType::A, &["192.0.0.170", "192.0.0.171"][..]),
+        (RecordType::AAAA, &["64:ff9b::c000:aa", "64:ff9b::c000:ab"]),
+        (RecordType::TXT, &[]),
+    ] {
+        let answer = pod.ask(&query("ipv4only.arpa.", kind)).await;
+        assert_eq!(texts(&answer), expected);
+    }
+    let (_dns, connector) = start(&[]);
+    let pod = pod_v6(&connector);
+    let answer = pod.ask(&query("ipv4only.arpa.", RecordType::AAAA)).await;
+    assert_eq!(
+        answer.metadata.response_code,
+        ResponseCode::Refused,
+        "it is for resolvers"
+    );
+}
+
+#[tokio::test]
+async fn addresses_of_ipv6_have_names_and_names_have_them() {
+    let names = names();
+    let json = r#"{"node":"n1","subnet":"10.1.1.0/24",
+        "pods":[{"name":"dual","address":"10.1.1.9,fd00:1:1::9"}]}"#;
+    let record: NodeRecord = serde_json::from_str(json).unwrap();
+    names.write().set(record);
+    let networks: Nets = NETWORKS.parse().unwrap();
+    let (_dns, connector) = super::start(networks, None, names, Resolvers::at(vec![])).unwrap();
+    let pod = pod_v6(&connector);
+    let reverse = Name::from(IpAddr::from_str("fd00:1:1::9").unwrap()).to_string();
+    for (name, kind, expected) in [
+        ("dual.n1.muslin.", RecordType::AAAA, &["fd00:1:1::9"][..]),
+        ("dual.n1.muslin.", RecordType::A, &["10.1.1.9"]),
+        (&reverse, RecordType::PTR, &["dual.n1.muslin."]),
+    ] {
+        let answer = pod.ask(&query(name, kind)).await;
+        assert_eq!(texts(&answer), expected, "{name}");
+    }
+    for (name, code) in [
+        ("0.0.d.f.ip6.arpa.", ResponseCode::Refused),
+        ("1.0.0.0.0.0.d.f.ip6.arpa.", ResponseCode::NoError),
+        ("x.1.0.0.0.0.0.d.f.ip6.arpa.", ResponseCode::NXDomain),
+        ("8.b.d.0.1.0.0.2.ip6.arpa.", ResponseCode::Refused),
+    ] {
+        let answer = pod.ask(&query(name, RecordType::PTR)).await;
+        assert_eq!(answer.metadata.response_code, code, "{name}");
+    }
 }
 
 proptest! {
@@ -819,7 +958,7 @@ proptest! {
         place in 0usize..60,
         flip: u8,
     ) {
-        let zones = Zones::new("10.1.0.0/16".parse().unwrap());
+        let zones = Zones::new(NETWORKS.parse().unwrap(), None);
         let all = names();
         let mut mutated = with_size(query("web.n1.muslin.", RecordType::A), 1232).to_vec().unwrap();
         if let Some(byte) = mutated.get_mut(place) {

@@ -6,8 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR, SOA};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
-use ipnet::Ipv4Net;
+use muslin_stack::addresses::Nets;
 use muslin_stack::control::names::{Found, Names};
+use muslin_stack::datapath::egress::Nat64Prefix;
 
 use super::message::Request;
 
@@ -16,6 +17,8 @@ pub(crate) const DOMAIN: &str = "muslin";
 
 /// How long an answer holds, in seconds, also one that there is no such name.
 const TTL: u32 = 5;
+/// Labels of a whole address of IPv6.
+const NIBBLES: usize = 32;
 /// More addresses than any client takes: an answer has no more.
 const MAX_ADDRESSES: usize = 1000;
 /// Names that are nobody's: RFC 6761 section 6.4, and RFC 7686, by which a resolver must not look
@@ -25,7 +28,8 @@ const NOBODYS: [&[u8]; 2] = [b"invalid", b"onion"];
 /// The zones of a pod network.
 #[derive(Debug)]
 pub(super) struct Zones {
-    network: Ipv4Net,
+    network: Nets,
+    nat64: Option<Nat64Prefix>,
 }
 
 /// What a name of these zones stands for.
@@ -39,8 +43,8 @@ enum Meaning {
 }
 
 impl Zones {
-    pub(super) const fn new(network: Ipv4Net) -> Self {
-        Self { network }
+    pub(super) const fn new(network: Nets, nat64: Option<Nat64Prefix>) -> Self {
+        Self { network, nat64 }
     }
 
     /// The answer to a query for one of these names; nothing for all others.
@@ -91,6 +95,17 @@ impl Zones {
                 let (octets, meaning) = self.reverse(rest, names)?;
                 Some((2 + octets, meaning))
             }
+            [last, second, rest @ ..] if last == b"arpa" && second == b"ip6" => {
+                let (nibbles, meaning) = self.reverse_v6(rest, names)?;
+                Some((2 + nibbles, meaning))
+            }
+            [last, second, rest @ ..] if last == b"arpa" && second == b"ipv4only" => {
+                let meaning = match rest {
+                    [] => ipv4_only(self.nat64?),
+                    _ => Meaning::Nothing,
+                };
+                self.nat64.map(|_| (2, meaning))
+            }
             _ => None,
         }
     }
@@ -103,16 +118,42 @@ impl Zones {
             .map_while(|label| octet(label))
             .take(4)
             .collect();
-        let cut = usize::from(self.network.prefix_len().div_ceil(8));
+        let network = self.network.ipv4()?;
+        let cut = usize::from(network.prefix_len().div_ceil(8));
         let mut address = [0; 4];
         address[..octets.len()].copy_from_slice(&octets);
         let address = Ipv4Addr::from(address);
-        if octets.len() < cut || !self.network.contains(&address) {
+        if octets.len() < cut || !network.contains(&address) {
             return None;
         }
         let meaning = match (octets.len() == labels.len(), octets.len()) {
             (false, _) => Meaning::Nothing,
-            (true, 4) => pointer(address, names).map_or(Meaning::Nothing, Meaning::Data),
+            (true, 4) => pointer(address.into(), names).map_or(Meaning::Nothing, Meaning::Data),
+            (true, _) => Meaning::Parent,
+        };
+        Some((cut, meaning))
+    }
+}
+
+impl Zones {
+    /// The same for addresses of IPv6, whose labels are nibbles (RFC 3596 section 2.5).
+    fn reverse_v6(&self, labels: &[Vec<u8>], names: &Names) -> Option<(usize, Meaning)> {
+        let network = self.network.ipv6()?;
+        let nibbles = labels.iter().map_while(|label| nibble(label)).take(NIBBLES);
+        let nibbles: Vec<_> = nibbles.collect();
+        let cut = usize::from(network.prefix_len().div_ceil(4));
+        let bits = (0..NIBBLES).fold(0, |bits: u128, at| {
+            bits << 4 | u128::from(nibbles.get(at).copied().unwrap_or_default())
+        });
+        let address = Ipv6Addr::from(bits);
+        if nibbles.len() < cut || !network.contains(&address) {
+            return None;
+        }
+        let meaning = match (nibbles.len() == labels.len(), nibbles.len()) {
+            (false, _) => Meaning::Nothing,
+            (true, NIBBLES) => {
+                pointer(address.into(), names).map_or(Meaning::Nothing, Meaning::Data)
+            }
             (true, _) => Meaning::Parent,
         };
         Some((cut, meaning))
@@ -157,8 +198,8 @@ fn pods(labels: &[Vec<u8>], names: &Names) -> Meaning {
     }
 }
 
-fn pointer(address: Ipv4Addr, names: &Names) -> Option<Vec<RData>> {
-    let name = names.name_of(address.into())?;
+fn pointer(address: IpAddr, names: &Names) -> Option<Vec<RData>> {
+    let name = names.name_of(address)?;
     // Names of a pod and a node together can be longer than a name of the DNS may be.
     let name = Name::from_ascii(format!("{name}.{DOMAIN}.")).ok()?;
     Some(vec![RData::PTR(PTR(name))])
@@ -170,6 +211,24 @@ fn localhost() -> Meaning {
         RData::A(A(Ipv4Addr::LOCALHOST)),
         RData::AAAA(AAAA(Ipv6Addr::LOCALHOST)),
     ])
+}
+
+/// What tells a pod by which prefix it reaches IPv4: this name has these addresses everywhere (RFC 7050
+/// section 2.2), and is to be asked of nobody else (RFC 8880 section 7.1).
+fn ipv4_only(nat64: Nat64Prefix) -> Meaning {
+    let well_known = [Ipv4Addr::new(192, 0, 0, 170), Ipv4Addr::new(192, 0, 0, 171)];
+    let made = well_known.map(|ipv4| RData::AAAA(AAAA(nat64.embed(ipv4))));
+    let known = well_known.map(|ipv4| RData::A(A(ipv4)));
+    Meaning::Data(known.into_iter().chain(made).collect())
+}
+
+/// The label of four bits, in the one way in which it is written.
+fn nibble(label: &[u8]) -> Option<u8> {
+    match label {
+        [digit @ b'0'..=b'9'] => Some(digit - b'0'),
+        [letter @ b'a'..=b'f'] => Some(letter - b'a' + 10),
+        _ => None,
+    }
 }
 
 /// The label of a number from 0 to 255, in the one way in which it is written.

@@ -1,7 +1,7 @@
 //! Where the store is, so that pods and proxies do not get there.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use tracing::warn;
 
@@ -18,7 +18,7 @@ struct Server {
     host: String,
     port: u16,
     /// Where it is, and was before.
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     /// Whether the failure was logged.
     is_told: bool,
 }
@@ -46,7 +46,7 @@ impl Endpoints {
 
     /// Finds out where they are now, which takes as long as resolvers do, and gives that with where they
     /// were before. One on this machine is behind all of its `own` addresses.
-    pub(crate) fn look(&mut self, own: &[Ipv4Addr]) -> Vec<SocketAddrV4> {
+    pub(crate) fn look(&mut self, own: &[IpAddr]) -> Vec<SocketAddr> {
         self.look_by(own, |host, port| {
             let addresses = (host, port).to_socket_addrs()?;
             Ok(addresses.map(|address| address.ip()).collect())
@@ -55,9 +55,10 @@ impl Endpoints {
 
     fn look_by(
         &mut self,
-        own: &[Ipv4Addr],
+        own: &[IpAddr],
         resolve: impl Fn(&str, u16) -> io::Result<Vec<IpAddr>>,
-    ) -> Vec<SocketAddrV4> {
+    ) -> Vec<SocketAddr> {
+        let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
         let mut endpoints = Vec::new();
         for server in &mut self.0 {
             match resolve(&server.host, server.port) {
@@ -65,10 +66,10 @@ impl Endpoints {
                 Err(error) => server.log_failure(&error),
             }
             for ip in &server.addresses {
-                endpoints.push(SocketAddrV4::new(*ip, server.port));
+                endpoints.push(SocketAddr::new(*ip, server.port));
                 if ip.is_loopback() || own.contains(ip) {
-                    let all = own.iter().chain([&Ipv4Addr::LOCALHOST]);
-                    endpoints.extend(all.map(|ip| SocketAddrV4::new(*ip, server.port)));
+                    let all = own.iter().chain(&loopback);
+                    endpoints.extend(all.map(|ip| SocketAddr::new(*ip, server.port)));
                 }
             }
         }
@@ -82,10 +83,10 @@ impl Server {
     /// Adds where it is now; what was longest ago is forgotten.
     fn add(&mut self, found: &[IpAddr]) {
         for ip in found {
-            if let IpAddr::V4(ip) = ip {
-                self.addresses.retain(|known| known != ip);
-                self.addresses.push(*ip);
-            }
+            // An address of IPv4 is that, however it is written.
+            let ip = ip.to_canonical();
+            self.addresses.retain(|known| *known != ip);
+            self.addresses.push(ip);
         }
         let former = self.addresses.len().saturating_sub(REMEMBERED);
         self.addresses.drain(..former);
@@ -113,11 +114,11 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
 mod tests {
     use super::*;
 
-    fn ip(text: &str) -> Ipv4Addr {
+    fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
-    fn texts(found: &[SocketAddrV4]) -> Vec<String> {
+    fn texts(found: &[SocketAddr]) -> Vec<String> {
         found.iter().map(ToString::to_string).collect()
     }
 
@@ -128,13 +129,21 @@ mod tests {
 
     #[test]
     fn a_store_on_this_machine_is_behind_all_its_addresses() {
-        let own = [ip("127.0.0.1"), ip("10.9.0.1")];
+        let own = [ip("127.0.0.1"), ip("10.9.0.1"), ip("2001:db8::9")];
         let found = |servers: &[&str]| texts(&of(servers).look(&own));
         assert!(found(&[]).is_empty());
-        let here = ["10.9.0.1:2379", "127.0.0.1:2379"];
+        let here = [
+            "10.9.0.1:2379",
+            "127.0.0.1:2379",
+            "[::1]:2379",
+            "[2001:db8::9]:2379",
+        ];
         for server in [
             "http://10.9.0.1:2379",
             "https://127.0.0.1:2379",
+            "https://[::1]:2379",
+            "https://[2001:db8::9]:2379",
+            "https://[::ffff:10.9.0.1]:2379",
             "http://localhost:2379",
         ] {
             assert_eq!(found(&[server]), here, "{server}");
@@ -144,7 +153,8 @@ mod tests {
             found(&["http://10.9.0.7:2379", "https://10.9.0.8:4001"]),
             there
         );
-        assert!(found(&["http://[2001:db8::1]:2379", "http://a b:2379"]).is_empty());
+        let far = ["http://[2001:db8::1]:2379", "http://a b:2379"];
+        assert_eq!(found(&far), ["[2001:db8::1]:2379"]);
     }
 
     #[test]
@@ -164,6 +174,7 @@ mod tests {
             "10.9.0.8:2379",
             "10.9.0.9:2379",
             "127.0.0.1:2379",
+            "[::1]:2379",
         ];
         assert_eq!(all, more);
         for last in 0..=u8::MAX {

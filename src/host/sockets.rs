@@ -2,32 +2,31 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::{self, IoSlice, Read};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use muslin_stack::addresses::socket_ipv4;
 use muslin_stack::datapath::egress::{
-    Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
+    Complaint, FlowId, FlowKey, Host, HostError, IpVersion, Marks, Protocol,
 };
 use nix::errno::Errno;
-use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo};
+use nix::libc::{self, MSG_NOSIGNAL, in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    ControlMessage, MsgFlags, SockaddrIn, recvfrom, sendmsg, setsockopt, sockopt::Ipv4RecvErr,
+    ControlMessage, MsgFlags, SockaddrStorage, recvfrom, sendmsg, setsockopt,
+    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
 };
 use socket2::{Domain, Socket, TcpKeepalive, Type};
 use tracing::debug;
 
+use super::address::{self, any, version_of};
 use super::error_queue;
 use super::token::Token;
 use crate::dns::{self, DnsConnector};
 use crate::error::errno;
 use crate::host::option;
 
-/// Any address and any port.
-const ANY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
 /// After so long without a word the other end is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 
@@ -46,15 +45,15 @@ pub(crate) struct Sockets {
 }
 
 /// The number of a published port and the address of who sends to it.
-pub(crate) type Client = (u32, SocketAddrV4);
+pub(crate) type Client = (u32, SocketAddr);
 
 enum FlowSocket {
-    Own(Socket),
+    Own(Socket, IpVersion),
     /// A published UDP port's, by which each client is answered from the address it asked.
     Shared {
         socket: Arc<Socket>,
         client: Client,
-        local: Ipv4Addr,
+        local: IpAddr,
     },
 }
 
@@ -82,13 +81,19 @@ impl Sockets {
     /// If the kernel does not watch it; the flow has none then.
     pub(crate) fn adopt(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
         socket.set_nonblocking(true)?;
-        if socket.r#type()? == Type::STREAM && socket.domain()? == Domain::IPV4 {
+        let domain = socket.domain()?;
+        if socket.r#type()? == Type::STREAM && domain != Domain::UNIX {
             prepare(&socket)?;
         }
-        self.watch(flow, socket)
+        let version = match domain {
+            Domain::IPV6 => IpVersion::Ipv6,
+            // Or none, and nothing of it.
+            _ => IpVersion::Ipv4,
+        };
+        self.watch(flow, socket, version)
     }
 
-    fn watch(&mut self, flow: FlowId, socket: Socket) -> io::Result<()> {
+    fn watch(&mut self, flow: FlowId, socket: Socket, version: IpVersion) -> io::Result<()> {
         // An event for each change and no more: the flow knows what its socket is ready for.
         let flags = EpollFlags::EPOLLIN
             | EpollFlags::EPOLLOUT
@@ -96,7 +101,7 @@ impl Sockets {
             | EpollFlags::EPOLLET;
         let event = EpollEvent::new(flags, Token::Flow(flow).into());
         self.epoll.add(&socket, event)?;
-        self.sockets.insert(flow, FlowSocket::Own(socket));
+        self.sockets.insert(flow, FlowSocket::Own(socket, version));
         Ok(())
     }
 
@@ -107,7 +112,7 @@ impl Sockets {
         flow: FlowId,
         socket: Arc<Socket>,
         client: Client,
-        local: Ipv4Addr,
+        local: IpAddr,
     ) {
         self.clients.insert(client, flow);
         let shared = FlowSocket::Shared {
@@ -124,14 +129,14 @@ impl Sockets {
     }
 
     /// Whether a flow's answers to its client come from this address.
-    pub(crate) fn answers_from(&self, flow: FlowId, address: Ipv4Addr) -> bool {
+    pub(crate) fn answers_from(&self, flow: FlowId, address: IpAddr) -> bool {
         let entry = self.sockets.get(&flow);
         matches!(entry, Some(FlowSocket::Shared { local, .. }) if *local == address)
     }
 
     fn get(&self, flow: FlowId) -> Result<&Socket, HostError> {
         match self.sockets.get(&flow) {
-            Some(FlowSocket::Own(socket)) => Ok(socket),
+            Some(FlowSocket::Own(socket, _)) => Ok(socket),
             // Whoever reads it reads for all.
             Some(FlowSocket::Shared { .. }) => Err(HostError::WouldBlock),
             None => Err(HostError::Failed),
@@ -140,11 +145,16 @@ impl Sockets {
 }
 
 impl Host for Sockets {
-    fn open(&mut self, flow: FlowId, protocol: Protocol) -> Result<(), HostError> {
-        let bound = new_socket(protocol).and_then(|socket| {
+    fn open(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        version: IpVersion,
+    ) -> Result<(), HostError> {
+        let bound = new_socket(protocol, version).and_then(|socket| {
             // Sending binds it as well, but lack of ports looks like lack of room then.
-            socket.bind(&ANY.into())?;
-            self.watch(flow, socket)
+            socket.bind(&any(version).into())?;
+            self.watch(flow, socket, version)
         });
         bound.map_err(|error| why_none(&error))
     }
@@ -155,14 +165,19 @@ impl Host for Sockets {
         protocol: Protocol,
         to: SocketAddr,
     ) -> Result<(), HostError> {
-        let to = reachable(to)?;
-        let socket = new_socket(protocol).map_err(|error| why_none(&error))?;
+        let version = version_of(to);
+        let socket = new_socket(protocol, version).map_err(|error| why_none(&error))?;
         match socket.connect(&to.into()) {
             Ok(()) => {}
             Err(error) if errno(&error) == Errno::EINPROGRESS => {}
+            // There is no address of this machine from which to send.
+            Err(error) if to.is_ipv6() && errno(&error) == Errno::EADDRNOTAVAIL => {
+                return Err(HostError::NetUnreachable);
+            }
             Err(error) => return Err(why_none(&error)),
         }
-        self.watch(flow, socket).map_err(|error| why_none(&error))
+        let watched = self.watch(flow, socket, version);
+        watched.map_err(|error| why_none(&error))
     }
 
     fn serve(&mut self, flow: FlowId, key: FlowKey) -> Result<(), HostError> {
@@ -170,9 +185,8 @@ impl Host for Sockets {
         if key.remote.port() != dns::PORT {
             return Err(HostError::Refused);
         }
-        let pod = reachable(key.pod)?;
-        let socket = dns.connect(pod, key.protocol);
-        let watched = socket.and_then(|socket| self.watch(flow, socket));
+        let socket = dns.connect(key.pod, key.protocol);
+        let watched = socket.and_then(|socket| self.watch(flow, socket, version_of(key.pod)));
         watched.map_err(|error| why_none(&error))?;
         if key.protocol == Protocol::Udp {
             self.to_gateway.insert(flow);
@@ -200,7 +214,6 @@ impl Host for Sockets {
     }
 
     fn send(&mut self, flow: FlowId, to: SocketAddr, bytes: &[u8]) -> Result<(), HostError> {
-        let to = reachable(to)?;
         let socket = self.get(flow)?;
         let sent = socket.send_to_with_flags(bytes, &to.into(), MSG_NOSIGNAL);
         sent.map(|_| ()).map_err(|error| host_error(&error))
@@ -211,9 +224,10 @@ impl Host for Sockets {
         flow: FlowId,
         buffer: &mut [u8],
     ) -> Result<(usize, SocketAddr), HostError> {
-        let received = recvfrom::<SockaddrIn>(self.get(flow)?.as_raw_fd(), buffer);
+        let received = recvfrom::<SockaddrStorage>(self.get(flow)?.as_raw_fd(), buffer);
         let (len, from) = received.map_err(|error| host_error(&error.into()))?;
-        Ok((len, from.map_or(ANY, SocketAddrV4::from).into()))
+        let from = from.as_ref().and_then(address::ip);
+        Ok((len, from.unwrap_or(any(IpVersion::Ipv4))))
     }
 
     fn read(&mut self, flow: FlowId, buffer: &mut [u8]) -> Result<usize, HostError> {
@@ -231,7 +245,7 @@ impl Host for Sockets {
             return Ok(0);
         }
         let sent = match self.sockets.get(&flow) {
-            Some(FlowSocket::Own(socket)) => socket.send_with_flags(bytes, MSG_NOSIGNAL),
+            Some(FlowSocket::Own(socket, _)) => socket.send_with_flags(bytes, MSG_NOSIGNAL),
             Some(FlowSocket::Shared {
                 socket,
                 client,
@@ -249,7 +263,6 @@ impl Host for Sockets {
         datagrams: &[u8],
         size: u16,
     ) -> Result<(), HostError> {
-        let to = to.map(reachable).transpose()?;
         if !self.takes_trains || self.to_gateway.contains(&flow) {
             return Err(HostError::Failed);
         }
@@ -258,7 +271,7 @@ impl Host for Sockets {
             &[IoSlice::new(datagrams)],
             &[ControlMessage::UdpGsoSegments(&size)],
             MsgFlags::MSG_NOSIGNAL,
-            to.map(SockaddrIn::from).as_ref(),
+            to.map(SockaddrStorage::from).as_ref(),
         );
         sent.map(|_| ()).map_err(|error| host_error(&error.into()))
     }
@@ -266,25 +279,20 @@ impl Host for Sockets {
     fn mark(&mut self, flow: FlowId, marks: Marks) {
         // A query has no header by the time a service reads it.
         let is_query = self.to_gateway.contains(&flow);
-        let Some(socket) = self.get(flow).ok().filter(|_| !is_query) else {
+        let Some(FlowSocket::Own(socket, version)) = self.sockets.get(&flow).filter(|_| !is_query)
+        else {
             return;
         };
-        let discovery = if marks.dont_fragment {
-            libc::IP_PMTUDISC_DO
-        } else {
-            libc::IP_PMTUDISC_DONT
-        };
-        let marked = socket
-            .set_ttl_v4(marks.ttl.into())
-            .and_then(|()| socket.set_tos_v4(u32::from(marks.dscp) << 2))
-            .and_then(|()| option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery));
-        if let Err(error) = marked {
+        if let Err(error) = mark(socket, *version, marks) {
             debug!("a datagram is sent without its options: {error}");
         }
     }
 
     fn complaint(&mut self, flow: FlowId, quoted: &mut [u8]) -> Option<Complaint> {
-        error_queue::next(self.get(flow).ok()?, quoted)
+        match self.sockets.get(&flow)? {
+            FlowSocket::Own(socket, version) => error_queue::next(socket, *version, quoted),
+            FlowSocket::Shared { .. } => None,
+        }
     }
 
     fn shutdown(&mut self, flow: FlowId) -> Result<(), HostError> {
@@ -295,60 +303,94 @@ impl Host for Sockets {
     fn close(&mut self, flow: FlowId, reset: bool) {
         self.to_gateway.remove(&flow);
         match self.sockets.remove(&flow) {
-            Some(FlowSocket::Own(socket)) if reset => {
+            Some(FlowSocket::Own(socket, _)) if reset => {
                 // Closing sends a reset then; where it cannot be set, the end is an ordinary one.
                 let _ = socket.set_linger(Some(Duration::ZERO));
             }
             Some(FlowSocket::Shared { client, .. }) => {
                 self.clients.remove(&client);
             }
-            Some(FlowSocket::Own(_)) | None => {}
+            Some(FlowSocket::Own(..)) | None => {}
         }
     }
 }
 
-/// A socket that never waits.
-/// Where a socket of IPv4 can send to; there are no others yet.
-fn reachable(to: SocketAddr) -> Result<SocketAddrV4, HostError> {
-    socket_ipv4(to).ok_or(HostError::NetUnreachable)
-}
-
-fn new_socket(protocol: Protocol) -> io::Result<Socket> {
+fn new_socket(protocol: Protocol, version: IpVersion) -> io::Result<Socket> {
     let kind = match protocol {
         Protocol::Tcp => Type::STREAM,
         Protocol::Udp | Protocol::Ping => Type::DGRAM,
     };
-    let number = match protocol {
-        Protocol::Tcp => socket2::Protocol::TCP,
-        Protocol::Udp => socket2::Protocol::UDP,
-        Protocol::Ping => socket2::Protocol::ICMPV4,
+    let number = match (protocol, version) {
+        (Protocol::Tcp, _) => socket2::Protocol::TCP,
+        (Protocol::Udp, _) => socket2::Protocol::UDP,
+        (Protocol::Ping, IpVersion::Ipv4) => socket2::Protocol::ICMPV4,
+        // Under the same rule, net.ipv4.ping_group_range.
+        (Protocol::Ping, IpVersion::Ipv6) => socket2::Protocol::ICMPV6,
     };
-    let socket = Socket::new(Domain::IPV4, kind.nonblocking(), Some(number))?;
-    if protocol == Protocol::Tcp {
-        prepare(&socket)?;
-    } else {
-        setsockopt(&socket, Ipv4RecvErr, &true)?;
+    let socket = address::open(version, kind, Some(number))?;
+    match (protocol, version) {
+        (Protocol::Tcp, _) => prepare(&socket)?,
+        (_, IpVersion::Ipv4) => setsockopt(&socket, Ipv4RecvErr, &true)?,
+        (_, IpVersion::Ipv6) => setsockopt(&socket, Ipv6RecvErr, &true)?,
     }
     Ok(socket)
 }
 
+/// Has what a socket sends carry these marks.
+fn mark(socket: &Socket, version: IpVersion, marks: Marks) -> io::Result<()> {
+    let tos = u32::from(marks.dscp) << 2;
+    match version {
+        IpVersion::Ipv4 => {
+            let discovery = match marks.dont_fragment {
+                true => libc::IP_PMTUDISC_DO,
+                false => libc::IP_PMTUDISC_DONT,
+            };
+            socket.set_ttl_v4(marks.ttl.into())?;
+            socket.set_tos_v4(tos)?;
+            option::set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, discovery)
+        }
+        IpVersion::Ipv6 => {
+            let discovery = match marks.dont_fragment {
+                true => libc::IPV6_PMTUDISC_DO,
+                // Here that is to cut what is longer than the path, but not what no router would.
+                false => libc::IPV6_PMTUDISC_WANT,
+            };
+            socket.set_unicast_hops_v6(marks.ttl.into())?;
+            socket.set_tclass_v6(tos)?;
+            let name = libc::IPV6_MTU_DISCOVER;
+            option::set(socket, libc::IPPROTO_IPV6, name, discovery)
+        }
+    }
+}
+
 /// Sends a datagram from one of this machine's addresses.
-fn answer(socket: &Socket, to: SocketAddrV4, from: Ipv4Addr, bytes: &[u8]) -> io::Result<usize> {
-    let information = in_pktinfo {
-        ipi_ifindex: 0,
-        ipi_spec_dst: in_addr {
-            s_addr: u32::from_ne_bytes(from.octets()),
-        },
-        ipi_addr: in_addr { s_addr: 0 },
+fn answer(socket: &Socket, to: SocketAddr, from: IpAddr, bytes: &[u8]) -> io::Result<usize> {
+    let send = |information: ControlMessage<'_>| {
+        let sent = sendmsg(
+            socket.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            &[information],
+            MsgFlags::MSG_NOSIGNAL,
+            Some(&SockaddrStorage::from(to)),
+        );
+        sent.map_err(io::Error::from)
     };
-    let sent = sendmsg(
-        socket.as_raw_fd(),
-        &[IoSlice::new(bytes)],
-        &[ControlMessage::Ipv4PacketInfo(&information)],
-        MsgFlags::MSG_NOSIGNAL,
-        Some(&SockaddrIn::from(to)),
-    );
-    sent.map_err(io::Error::from)
+    match from {
+        IpAddr::V4(from) => send(ControlMessage::Ipv4PacketInfo(&in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: in_addr {
+                s_addr: u32::from_ne_bytes(from.octets()),
+            },
+            ipi_addr: in_addr { s_addr: 0 },
+        })),
+        IpAddr::V6(from) => send(ControlMessage::Ipv6PacketInfo(&in6_pktinfo {
+            ipi6_addr: in6_addr {
+                s6_addr: from.octets(),
+            },
+            // A client's link-local address has its link with it.
+            ipi6_ifindex: 0,
+        })),
+    }
 }
 
 fn prepare(stream: &Socket) -> io::Result<()> {
@@ -371,7 +413,8 @@ fn host_error(error: &io::Error) -> HostError {
     match errno(error) {
         Errno::EAGAIN | Errno::EINTR | Errno::ENOBUFS => HostError::WouldBlock,
         Errno::ECONNREFUSED => HostError::Refused,
-        Errno::ENETUNREACH => HostError::NetUnreachable,
+        // A machine without IPv6 has no sockets of it.
+        Errno::ENETUNREACH | Errno::EAFNOSUPPORT => HostError::NetUnreachable,
         Errno::EHOSTUNREACH | Errno::EHOSTDOWN => HostError::HostUnreachable,
         Errno::ETIMEDOUT => HostError::TimedOut,
         Errno::ECONNRESET | Errno::ECONNABORTED | Errno::EPIPE | Errno::ENOTCONN => {

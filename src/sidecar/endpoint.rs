@@ -16,8 +16,8 @@ use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio;
 use muslin_stack::Instant;
 use muslin_stack::datapath::egress::{
-    Complaint, Egress, EgressConfig, FlowId, FlowKey, Host, HostError, Marks, Output, Policy,
-    Protocol, Rules,
+    Complaint, Egress, EgressConfig, FlowId, FlowKey, Host, HostError, IpVersion, Marks, Output,
+    Policy, Protocol, Rules,
 };
 use muslin_stack::datapath::frame;
 use muslin_stack::datapath::icmp::IcmpError;
@@ -505,7 +505,7 @@ impl LocalSockets {
 }
 
 impl Host for LocalSockets {
-    fn open(&mut self, _: FlowId, _: Protocol) -> Result<(), HostError> {
+    fn open(&mut self, _: FlowId, _: Protocol, _: IpVersion) -> Result<(), HostError> {
         // Nothing begins here that has no other end.
         Err(HostError::Refused)
     }

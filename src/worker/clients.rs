@@ -5,7 +5,7 @@
 //! a few seconds; where a packet comes to another worker, that one hands it over.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,9 +43,9 @@ impl PacketLoop {
         all: Vec<(PortMapping, Option<Socket>)>,
     ) {
         for (ports, socket) in all {
-            let pod = SocketAddrV4::new(address, ports.pod_port);
+            let pod = SocketAddr::new(address.into(), ports.pod_port);
             if ports.transport == Transport::Udp
-                && let Err(reason) = self.path.expect_datagrams(pod.into())
+                && let Err(reason) = self.path.expect_datagrams(pod)
             {
                 warn!("{ports} is not published: {}", reason.describe());
                 continue;
@@ -63,7 +63,7 @@ impl PacketLoop {
             let port = Port {
                 device,
                 pod,
-                network,
+                network: network.into(),
                 ports,
                 socket: Arc::new(socket),
                 turn: Turn::default(),
@@ -132,8 +132,8 @@ impl PacketLoop {
             return;
         };
         let (Some(client), Some(local)) = (
-            stream.peer_addr().ok().and_then(|it| it.as_socket_ipv4()),
-            stream.local_addr().ok().and_then(|it| it.as_socket_ipv4()),
+            stream.peer_addr().ok().and_then(|it| it.as_socket()),
+            stream.local_addr().ok().and_then(|it| it.as_socket()),
         ) else {
             // It has gone already.
             return;
@@ -144,8 +144,8 @@ impl PacketLoop {
             Vec::new()
         };
         let by = Client {
-            address: client.into(),
-            local: (*local.ip()).into(),
+            address: client,
+            local: local.ip(),
         };
         match path.accept(now, port.published(), by, &preface, sockets) {
             Ok(flow) => {
@@ -199,7 +199,7 @@ impl PacketLoop {
         now: Instant,
         index: u32,
         len: usize,
-        (client, local): (SocketAddrV4, Ipv4Addr),
+        (client, local): (SocketAddr, IpAddr),
     ) -> Result<(), DropReason> {
         let Self {
             path,
@@ -211,8 +211,8 @@ impl PacketLoop {
         let port = ports.get(&index).ok_or(DropReason::PortGone)?;
         let known = sockets.flow_of((index, client));
         let by = Client {
-            address: client.into(),
-            local: local.into(),
+            address: client,
+            local,
         };
         let payload = &buffer[..len];
         let flow = path.deliver(now, port.published(), by, known, payload, sockets)?;
@@ -243,10 +243,10 @@ fn is_passing(error: Errno) -> bool {
 }
 
 /// A header with the source of a connection (PROXY protocol, version 2).
-fn preface(client: SocketAddrV4, local: SocketAddrV4) -> Vec<u8> {
-    let addresses = ProxiedAddress::stream(client.into(), local.into());
+fn preface(client: SocketAddr, local: SocketAddr) -> Vec<u8> {
+    let addresses = ProxiedAddress::stream(client, local);
     let mut header = Vec::new();
-    // Two IPv4 addresses fit.
+    // Two addresses of one IP version fit.
     let _ = ProxyHeader::with_address(addresses).encode_v2(&mut header);
     header
 }

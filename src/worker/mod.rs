@@ -19,7 +19,7 @@ mod tables;
 mod uplink;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel, sync_channel};
@@ -310,8 +310,8 @@ impl Workers {
     ///
     /// # Errors
     /// `Ended` if the thread has ended.
-    pub(crate) fn set_stores(&self, stores: &[SocketAddrV4]) -> Result<(), Ended> {
-        self.send(|| Command::SetStores(stores.iter().copied().map(SocketAddr::V4).collect()))
+    pub(crate) fn set_stores(&self, stores: &[SocketAddr]) -> Result<(), Ended> {
+        self.send(|| Command::SetStores(stores.to_vec()))
     }
 
     /// How often each worker has looked for something to do. All look once more, so that one whose

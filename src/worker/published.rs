@@ -2,20 +2,22 @@
 
 use std::collections::HashMap;
 use std::io::IoSliceMut;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
-use muslin_encap::ip::v4;
+use ipnet::IpNet;
+use muslin_encap::ip::v6;
 use muslin_stack::Instant;
 use muslin_stack::api::published::PortMapping;
 use muslin_stack::datapath;
 use muslin_stack::datapath::port::PortId;
 use muslin_stack::datapath::work::Turn;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use socket2::Socket;
+
+use crate::host::address;
 
 /// A worker's published ports.
 pub(super) struct PublishedPorts {
@@ -30,9 +32,9 @@ pub(super) struct PublishedPorts {
 pub(super) struct Port {
     /// The port of the pod's device.
     pub(super) device: PortId,
-    pub(super) pod: SocketAddrV4,
-    /// The overlay's network.
-    pub(super) network: Ipv4Net,
+    pub(super) pod: SocketAddr,
+    /// The overlay's network of the pod's IP version.
+    pub(super) network: IpNet,
     pub(super) ports: PortMapping,
     pub(super) socket: Arc<Socket>,
     /// What it has left of its turn to be read.
@@ -45,8 +47,8 @@ impl Default for PublishedPorts {
             ports: HashMap::new(),
             next: 0,
             pauses: None,
-            buffer: vec![0; v4::MAX_LEN].into_boxed_slice(),
-            control: nix::cmsg_space!(nix::libc::in_pktinfo),
+            buffer: vec![0; v6::MAX_LEN].into_boxed_slice(),
+            control: nix::cmsg_space!(nix::libc::in6_pktinfo),
         }
     }
 }
@@ -67,8 +69,8 @@ impl Port {
     pub(super) fn published(&self) -> datapath::published::PublishedPort {
         datapath::published::PublishedPort {
             protocol: self.ports.transport.into(),
-            pod: self.pod.into(),
-            network: self.network.into(),
+            pod: self.pod,
+            network: self.network,
         }
     }
 
@@ -77,18 +79,25 @@ impl Port {
         &self,
         buffer: &mut [u8],
         control: &mut [u8],
-    ) -> Result<(usize, SocketAddrV4, Ipv4Addr), Errno> {
+    ) -> Result<(usize, SocketAddr, IpAddr), Errno> {
         let mut pieces = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_DONTWAIT;
         let message =
-            recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut pieces, Some(control), flags)?;
-        let client = message.address.ok_or(Errno::EINTR)?;
-        let mut local = Ipv4Addr::UNSPECIFIED;
+            recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut pieces, Some(control), flags)?;
+        let client = message.address.as_ref().and_then(address::ip);
+        let client = client.ok_or(Errno::EINTR)?;
+        let mut local = IpAddr::from(Ipv4Addr::UNSPECIFIED);
         for information in message.cmsgs()? {
-            if let ControlMessageOwned::Ipv4PacketInfo(info) = information {
-                local = Ipv4Addr::from(info.ipi_spec_dst.s_addr.to_ne_bytes());
+            match information {
+                ControlMessageOwned::Ipv4PacketInfo(info) => {
+                    local = info.ipi_spec_dst.s_addr.to_ne_bytes().into();
+                }
+                ControlMessageOwned::Ipv6PacketInfo(info) => {
+                    local = info.ipi6_addr.s6_addr.into();
+                }
+                _ => {}
             }
         }
-        Ok((message.bytes, client.into(), local))
+        Ok((message.bytes, client, local))
     }
 }

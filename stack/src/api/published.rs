@@ -193,6 +193,8 @@ mod tests {
             ("8080:80", "0.0.0.0:8080->80/tcp"),
             ("8080:80/tcp", "0.0.0.0:8080->80/tcp"),
             ("127.0.0.1:53:5353/udp", "127.0.0.1:53->5353/udp"),
+            ("[::1]:8080:80", "[::1]:8080->80/tcp"),
+            ("[::]:53:5353/udp", "[::]:53->5353/udp"),
             ("0:80+proxy", "0.0.0.0:0->80/tcp+proxy"),
             ("80:80/tcp+proxy", "0.0.0.0:80->80/tcp+proxy"),
             (
@@ -214,6 +216,9 @@ mod tests {
             ("80:65536", "up to 65535"),
             ("-1:80", "'' is not a port"),
             ("x:80:80", "'x' is not an IPv4 address"),
+            ("[x]:80:80", "'x' is not an IPv6 address"),
+            ("[fe80::1%2]:80:80", "not an IPv6 address"),
+            ("[::1]:80", "like 8080:80"),
             ("80:80/sctp", "neither 'tcp' nor 'udp'"),
             ("80:80/udp+proxy", "only TCP"),
             ("80-90:80-91", "differ in length"),
@@ -238,5 +243,7 @@ mod tests {
         }
         assert!(!ports("127.0.0.1:80:1").overlaps(&ports("127.0.0.2:80:1")));
         assert!(!ports("0:80").overlaps(&ports("0:80")));
+        assert!(!one.overlaps(&ports("[::]:80:1")));
+        assert!(ports("[::1]:80:1").overlaps(&ports("[::]:80:1")));
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use smoltcp::time::Instant;
 
 use super::Datapath;
-use crate::addresses::ipv4;
+use crate::addresses::{Addresses, ipv4};
 use crate::datapath::egress::{FlowId, FlowKey, Host, Protocol};
 use crate::datapath::filter::Filter;
 use crate::datapath::guard;
@@ -47,11 +47,33 @@ impl PublishedPort {
     fn visible(&self, client: Client) -> Option<FlowKey> {
         let address = client.address.ip();
         let is_visible = address.is_ipv4() == self.pod.is_ipv4()
-            && ipv4(address).is_none_or(|address| !guard::is_martian(address))
+            && can_be_answered(address)
             && !self.network.contains(&address)
             && address != client.local
             && client.address.port() != 0;
         is_visible.then(|| self.key(client.address))
+    }
+}
+
+/// Which of a pod's addresses a port of the host leads to: the one of the IP version of the host's
+/// address, so that the pod sees its clients, or else the one that it has.
+#[must_use]
+pub fn pod_address(pod: Addresses, host: IpAddr) -> Option<IpAddr> {
+    let same = pod
+        .iter()
+        .find(|it: &IpAddr| it.is_ipv4() == host.is_ipv4());
+    same.or_else(|| pod.iter().next())
+}
+
+/// Whether what a pod sends to an address comes to its gateway.
+fn can_be_answered(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !guard::is_martian(address),
+        IpAddr::V6(address) => {
+            !guard::is_martian_v6(address)
+                && !address.is_unspecified()
+                && !address.is_unicast_link_local()
+        }
     }
 }
 
@@ -73,8 +95,10 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
     ) -> Result<FlowId, DropReason> {
         let visible = self.visible(published, client);
         let free = visible.filter(|key| self.egress.find(key).is_none());
-        let any_port = || published.key(SocketAddr::new(self.node.gateway_ipv4().into(), 0));
-        let key = free.unwrap_or_else(any_port);
+        let key = match free {
+            Some(key) => key,
+            None => self.gateway_end(published)?,
+        };
         self.egress.dial(now, key, preface, host)
     }
 
@@ -109,14 +133,70 @@ impl<O: Observer, F: Filter> Datapath<O, F> {
         visible.filter(|key| !is_host(key.remote.ip()))
     }
 
+    /// The ends of a flow that comes from the gateway's address, with no port yet.
+    fn gateway_end(&self, published: PublishedPort) -> Result<FlowKey, DropReason> {
+        let gateway = self.egress.gateway(published.pod.ip());
+        let gateway = gateway.ok_or(DropReason::EgressFamily)?;
+        Ok(published.key(SocketAddr::new(gateway, 0)))
+    }
+
     /// The ends of a new flow of datagrams.
     fn key_for(&mut self, published: PublishedPort, client: Client) -> Result<FlowKey, DropReason> {
         let visible = self.visible(published, client);
         if let Some(key) = visible.filter(|key| self.egress.find(key).is_none()) {
             return Ok(key);
         }
-        let mut key = published.key(SocketAddr::new(self.node.gateway_ipv4().into(), 0));
+        let mut key = self.gateway_end(published)?;
         key.remote.set_port(self.egress.free_port(key)?);
         Ok(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_leads_to_the_address_that_shows_its_clients() {
+        let to = |pod: &str, host: &str| {
+            let address = pod_address(pod.parse().unwrap(), host.parse().unwrap());
+            address.unwrap().to_string()
+        };
+        assert_eq!(to("10.244.1.2,fd00::2", "0.0.0.0"), "10.244.1.2");
+        assert_eq!(to("10.244.1.2,fd00::2", "::1"), "fd00::2");
+        assert_eq!(to("10.244.1.2", "::"), "10.244.1.2");
+        assert_eq!(to("fd00::2", "0.0.0.0"), "fd00::2");
+    }
+
+    #[test]
+    fn a_pod_sees_a_client_that_it_can_answer() {
+        let published = |pod: &str, network: &str| PublishedPort {
+            protocol: Protocol::Tcp,
+            pod: pod.parse().unwrap(),
+            network: network.parse().unwrap(),
+        };
+        let ipv4 = published("10.244.1.2:80", "10.244.0.0/16");
+        let ipv6 = published("[fd00:10::2]:80", "fd00:10::/48");
+        let sees = |port: PublishedPort, client: &str, local: &str| {
+            let client = Client {
+                address: client.parse().unwrap(),
+                local: local.parse().unwrap(),
+            };
+            port.visible(client).is_some()
+        };
+        assert!(sees(ipv4, "192.0.2.1:1000", "192.0.2.9"));
+        assert!(sees(ipv6, "[2001:db8::1]:1000", "2001:db8::9"));
+        for (port, client, local) in [
+            (ipv4, "[2001:db8::1]:1000", "2001:db8::9"),
+            (ipv6, "192.0.2.1:1000", "192.0.2.9"),
+            (ipv4, "127.0.0.1:1000", "127.0.0.1"),
+            (ipv6, "[::1]:1000", "::1"),
+            (ipv6, "[fe80::1]:1000", "fe80::9"),
+            (ipv6, "[2001:db8::9]:1000", "2001:db8::9"),
+            (ipv6, "[fd00:10::7]:1000", "2001:db8::9"),
+            (ipv6, "[2001:db8::1]:0", "2001:db8::9"),
+        ] {
+            assert!(!sees(port, client, local), "{client}");
+        }
     }
 }

@@ -238,7 +238,12 @@ impl Sockets {
 }
 
 impl Host for Sockets {
-    fn open(&mut self, id: FlowId, protocol: Protocol) -> Result<(), HostError> {
+    fn open(
+        &mut self,
+        id: FlowId,
+        protocol: Protocol,
+        _: smoltcp::wire::IpVersion,
+    ) -> Result<(), HostError> {
         let socket = Socket {
             protocol,
             to: None,

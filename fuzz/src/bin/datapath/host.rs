@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 
 use muslin_stack::datapath::egress::{
-    Complaint, FlowId, FlowKey, Host, HostError, Marks, Protocol,
+    Complaint, FlowId, FlowKey, Host, HostError, IpVersion, Marks, Protocol,
 };
 
 /// What the workers' sockets have sent: by which mapping or flow, where to, and which bytes.
@@ -51,7 +51,12 @@ impl Sockets {
 }
 
 impl Host for Sockets {
-    fn open(&mut self, flow: FlowId, protocol: Protocol) -> Result<(), HostError> {
+    fn open(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        _: IpVersion,
+    ) -> Result<(), HostError> {
         assert_eq!(protocol, Protocol::Udp);
         let before = self.open.insert(flow, Socket::default());
         assert!(before.is_none(), "{flow:?} has a socket");

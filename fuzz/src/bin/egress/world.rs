@@ -12,7 +12,8 @@ use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits
 use muslin_stack::Duration;
 use muslin_stack::addresses::ipv4;
 use muslin_stack::datapath::egress::{
-    self, Complaint, FlowId, FlowKey, Host, HostError, LINK_LOCAL, Marks, Output, Protocol,
+    self, Complaint, FlowId, FlowKey, Host, HostError, IpVersion, LINK_LOCAL, Marks, Output,
+    Protocol,
 };
 use muslin_stack::datapath::icmp::may_answer;
 
@@ -424,7 +425,12 @@ impl World {
 pub(crate) struct HostSide(pub(crate) Rc<RefCell<World>>);
 
 impl Host for HostSide {
-    fn open(&mut self, id: FlowId, protocol: Protocol) -> Result<(), HostError> {
+    fn open(
+        &mut self,
+        id: FlowId,
+        protocol: Protocol,
+        _: IpVersion,
+    ) -> Result<(), HostError> {
         let world = &mut *self.0.borrow_mut();
         let key = world.current.expect("a pod sends something");
         assert_eq!(protocol, key.protocol);

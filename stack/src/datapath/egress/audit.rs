@@ -17,14 +17,14 @@ impl Egress {
                 Flow::Connected { connection, .. } => connection,
                 Flow::Connecting { .. } | Flow::Datagrams { .. } => return None,
             };
-            Some((*key.pod.ip(), connection.grant))
+            Some((key.pod.ip(), connection.grant))
         });
         self.memory.audit(grants)
     }
 
     /// The ports of pods whose UDP flows may begin on the host's side.
     pub fn expected(&self) -> impl Iterator<Item = SocketAddr> {
-        self.published.iter().copied().map(SocketAddr::V4)
+        self.published.iter().copied()
     }
 
     /// A pod that egress knows, of which `is_attached` says that it is not there.

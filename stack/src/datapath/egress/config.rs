@@ -1,7 +1,8 @@
 //! What egress is, and its bounds.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
+use muslin_encap::ip::v6;
 use muslin_encap::mtu::Mtu;
 use smoltcp::time::Duration;
 
@@ -41,9 +42,28 @@ impl EgressConfig {
         }
     }
 
-    pub(super) fn is_gateway(&self, address: Ipv4Addr) -> bool {
-        let subnet = self.subnets.and_then(|subnets| subnets.ipv4());
-        subnet.is_some_and(|it| [gateway::address(it), it.network()].contains(&address))
+    pub(super) fn is_gateway(&self, address: IpAddr) -> bool {
+        let subnets = self.subnets;
+        subnets.is_some_and(|subnets| gateway::addresses(subnets).contains(address))
+    }
+
+    /// Whether an address is in the node's subnet of its IP version.
+    pub(super) fn is_in_subnet(&self, address: IpAddr) -> bool {
+        let subnets = self.subnets;
+        match address {
+            IpAddr::V4(address) => subnets
+                .and_then(|subnets| subnets.ipv4())
+                .is_some_and(|it| it.contains(&address)),
+            IpAddr::V6(address) => subnets
+                .and_then(|subnets| subnets.ipv6())
+                .is_some_and(|it| it.contains(&address)),
+        }
+    }
+
+    /// Whether pods have flows of a socket's IP version: a link with less than 1280 bytes carries no
+    /// IPv6 (RFC 8200 section 5).
+    pub(super) const fn carries(&self, address: SocketAddr) -> bool {
+        address.is_ipv4() || self.mtu.get() >= v6::MIN_MTU
     }
 
     /// By which address a pod knows who has sent it something by a mapping.
@@ -53,12 +73,13 @@ impl EgressConfig {
     pub(super) fn source(
         &self,
         protocol: Protocol,
-        from: SocketAddrV4,
-    ) -> Result<SocketAddrV4, DropReason> {
-        if self.is_gateway(*from.ip()) {
+        pod: SocketAddr,
+        from: SocketAddr,
+    ) -> Result<SocketAddr, DropReason> {
+        if self.is_gateway(from.ip()) {
             return Err(DropReason::EgressDenied);
         }
-        self.policy.check_source(protocol, from)
+        self.policy.check_source(protocol, from, pod.is_ipv6())
     }
 }
 

@@ -3,8 +3,10 @@
 
 use muslin_encap::buffer::PacketBuf;
 use smoltcp::time::Instant;
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet};
+use smoltcp::wire::IpProtocol;
 
+use super::datagram::icmp_of;
+use super::head::{Head, Message};
 use super::key::{Key, Protocol, opens, quoted};
 use super::owners::Claim;
 use super::{Direction, EVICTABLE, Egress, Target};
@@ -23,8 +25,8 @@ impl Egress {
         tell: &mut impl FnMut(TraceStep),
     ) -> Result<(), DropReason> {
         let bytes = packet.as_slice();
-        let view = Ipv4Packet::new_unchecked(bytes);
-        if view.more_frags() || view.frag_offset() != 0 {
+        let head = Head::parse(bytes)?;
+        if head.is_fragment {
             tell(TraceStep::Reassembled);
             return Ok(());
         }
@@ -33,7 +35,7 @@ impl Egress {
             return Ok(());
         }
         let now = self.clock.clone().look(now, self.next_due());
-        match view.next_header() {
+        match head.protocol {
             IpProtocol::Tcp => {
                 let (key, at) = self.identify(packet, Protocol::Tcp)?;
                 let is_known = self.flows.find(&key).is_some();
@@ -50,7 +52,9 @@ impl Egress {
                 let (key, _) = self.identify(packet, Protocol::Udp)?;
                 self.foresee_datagram(now, key, tell)
             }
-            IpProtocol::Icmp => self.foresee_icmp(now, &view, tell),
+            protocol if protocol == icmp_of(head.source) => {
+                self.foresee_icmp(now, &head, bytes, tell)
+            }
             _ if self.config.policy.is_closed() => Err(DropReason::EgressClosed),
             _ => Err(DropReason::EgressProtocol),
         }
@@ -67,15 +71,15 @@ impl Egress {
             return Ok(());
         }
         if self.is_mapped(key)
-            && let Some(id) = self.flows.find(&key.mapping())
+            && let Some(id) = self.flows.find(&self.mapping_of(&key))
         {
-            tell(flow(key.mapping(), true));
+            tell(flow(self.mapping_of(&key), true));
             let known = self.flows.get(id).and_then(|(_, flow)| flow.latest());
             let to = match known.filter(|known| known.remote == key.remote) {
                 Some(known) => known.to,
                 None => self.config.policy.check(key.protocol, key.remote)?,
             };
-            tell(TraceStep::Socket { to: to.into() });
+            tell(TraceStep::Socket { to });
             return Ok(());
         }
         tell(flow(key, false));
@@ -92,29 +96,25 @@ impl Egress {
     fn foresee_icmp(
         &self,
         now: Instant,
-        view: &Ipv4Packet<&[u8]>,
+        head: &Head,
+        packet: &[u8],
         tell: &mut impl FnMut(TraceStep),
     ) -> Result<(), DropReason> {
-        let icmp = Icmpv4Packet::new_checked(view.payload());
-        let icmp = icmp.map_err(|_| DropReason::EgressMalformed)?;
-        if !icmp.verify_checksum() {
-            return Err(DropReason::EgressMalformed);
-        }
-        match (icmp.msg_type(), icmp.msg_code()) {
-            (Icmpv4Message::EchoRequest, 0) => {
-                let key = Key::of_ping(view, icmp.echo_ident());
+        match self.message(head, packet)? {
+            Message::Echo { identifier } => {
+                let key = Key::of_ping(head, identifier);
                 self.foresee_datagram(now, key, tell)
             }
-            (Icmpv4Message::DstUnreachable, _) => {
-                let key = quoted(icmp.data()).ok_or(DropReason::EgressProtocol)?;
+            Message::Unreachable { offender, .. } => {
+                let key = quoted(offender).ok_or(DropReason::EgressProtocol)?;
                 let is_known = self.flow_to(&key).is_some();
                 tell(flow(key, is_known));
-                match is_known && self.may_tell(&key, view.src_addr()) {
+                match is_known && self.may_tell(&key, head.source) {
                     true => Ok(()),
                     false => Err(DropReason::EgressProtocol),
                 }
             }
-            _ => Err(DropReason::EgressProtocol),
+            Message::Other => Err(DropReason::EgressProtocol),
         }
     }
 
@@ -125,15 +125,15 @@ impl Egress {
         key: Key,
         tell: &mut impl FnMut(TraceStep),
     ) -> Result<Target, DropReason> {
-        let remote = *key.remote.ip();
+        let remote = key.remote.ip();
         if !self.is_gateway(remote)
-            && let Some((prefix, allows)) = self.config.policy.rule(remote.into())
+            && let Some((prefix, allows)) = self.config.policy.rule(remote)
         {
             tell(TraceStep::Rule { prefix, allows });
         }
         let target = self.target(key)?;
         match target {
-            Target::Outside(to) => tell(TraceStep::Socket { to: to.into() }),
+            Target::Outside(to) => tell(TraceStep::Socket { to }),
             Target::Service => tell(TraceStep::Service {
                 port: key.remote.port(),
             }),
@@ -142,7 +142,7 @@ impl Egress {
         if target == Target::Service && !self.is_local(key) {
             return Err(DropReason::GatewayPort);
         }
-        let pod = *key.pod.ip();
+        let pod = key.pod.ip();
         let room = self.flows.has_room(now, EVICTABLE, pod, Direction::Out);
         room.map_err(DropReason::from)?;
         Ok(target)

@@ -2,10 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use smoltcp::wire::Ipv4Packet;
+use muslin_encap::ip::v6;
+use smoltcp::wire::{IpVersion, Ipv4Packet, Ipv6Packet};
 use thiserror::Error;
 
 use super::key::{FlowKey, Protocol};
+use super::reassembly_v6;
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 
@@ -36,23 +38,36 @@ pub struct Ready {
 /// What datagrams have in their headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Marks {
-    /// Time to live.
+    /// Time to live, or hop limit.
     pub ttl: u8,
     /// Differentiated services code point (RFC 2474), of six bits.
     pub dscp: u8,
-    /// Whether routers, and the host, must not fragment them.
+    /// Whether routers, and the host, must not fragment them; of IPv6 it is the host alone that might.
     pub dont_fragment: bool,
 }
 
 impl Marks {
-    /// Those of a pod's packet behind this router, which has seen that its time to live is not over.
+    /// Those of a pod's packet behind this router, which has seen that its time to live is not over,
+    /// for a socket of an IP version.
     ///
     /// Congestion is not among them: what the network says of it on the way back, the host's socket
     /// does not tell, and a pod that hears nothing would take that for none.
-    pub(super) fn behind(packet: &[u8]) -> Self {
+    pub(super) fn behind(packet: &[u8], socket: IpVersion) -> Self {
+        let behind = |ttl: u8| ttl.saturating_sub(1).max(1);
+        if packet.first().is_some_and(|first| first >> 4 == 6) {
+            let view = Ipv6Packet::new_unchecked(packet);
+            // The shortest MTU of IPv6 is no promise of IPv4, whose routers may do what the sender
+            // would not know that it has to (RFC 7915 section 5.1).
+            let fits = socket == IpVersion::Ipv4 && packet.len() <= v6::MIN_MTU.into();
+            return Self {
+                ttl: behind(view.hop_limit()),
+                dscp: view.traffic_class() >> 2,
+                dont_fragment: !fits && !reassembly_v6::was_fragmented(packet),
+            };
+        }
         let view = Ipv4Packet::new_unchecked(packet);
         Self {
-            ttl: view.hop_limit().saturating_sub(1).max(1),
+            ttl: behind(view.hop_limit()),
             dscp: view.dscp(),
             dont_fragment: view.dont_frag(),
         }
@@ -145,13 +160,18 @@ impl HostError {
 
 /// Sockets of the host, one for each flow. No call waits.
 pub trait Host {
-    /// Makes a socket for a mapping (see [`FlowKey::is_mapping`]): it has one port, or one identifier
+    /// Makes a socket of an IP version for a mapping (see [`FlowKey::is_mapping`]): it has one port, or one identifier
     /// of echo requests, for all destinations, and takes what comes to that from anywhere. Its
     /// datagrams go by [`Host::send`] and come by [`Host::receive`].
     ///
     /// # Errors
     /// Why there is no socket.
-    fn open(&mut self, flow: FlowId, protocol: Protocol) -> Result<(), HostError>;
+    fn open(
+        &mut self,
+        flow: FlowId,
+        protocol: Protocol,
+        version: IpVersion,
+    ) -> Result<(), HostError>;
 
     /// Makes a socket for a flow and begins to connect it. What becomes of a TCP connection
     /// [`Host::connected`] says when the socket is writable.
@@ -250,7 +270,7 @@ pub trait Host {
 pub struct NoHost;
 
 impl Host for NoHost {
-    fn open(&mut self, _: FlowId, _: Protocol) -> Result<(), HostError> {
+    fn open(&mut self, _: FlowId, _: Protocol, _: IpVersion) -> Result<(), HostError> {
         Err(HostError::Failed)
     }
 

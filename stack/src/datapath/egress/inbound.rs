@@ -3,19 +3,19 @@
 //! The host's socket is there first. Once the pod has answered, such a flow is like any other.
 
 use std::hash::BuildHasher;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::time::Instant;
 
 use super::Egress;
 use super::flow::Direction;
 use super::host::{FlowId, Host, HostError, Ready};
-use super::key::{EPHEMERAL, FlowKey, Key, Protocol, quoted};
+use super::key::{EPHEMERAL, FlowKey, Key, Protocol, plain, quoted};
 use super::output::Outbox;
 use super::state::{Dial, Flow, LATER, Step};
 use super::table::Moved;
 use super::tcp::{Outcome, Progress};
-use crate::addresses::{Nets, socket_ipv4};
+use crate::datapath::gateway;
 use crate::datapath::hash::Seed;
 use crate::drops::DropReason;
 
@@ -36,7 +36,7 @@ impl Egress {
         preface: &[u8],
         host: &mut impl Host,
     ) -> Result<FlowId, DropReason> {
-        let key = key.try_into()?;
+        let key = self.key_in(key)?;
         self.awake(now, |egress, now, out| {
             egress.begin_dial(now, key, preface, host, out)
         })
@@ -56,10 +56,10 @@ impl Egress {
         if key.protocol != Protocol::Tcp || key.pod.port() == 0 || self.flows.find(&key).is_some() {
             return Err(DropReason::EgressInUse);
         }
-        self.make_room(now, *key.pod.ip(), Direction::In, host, out)?;
+        self.make_room(now, key.pod.ip(), Direction::In, host, out)?;
         self.counters.opened += 1;
         self.counters.inbound += 1;
-        let mut connection = self.ends.dial(now, key, self.memory.take(*key.pod.ip()));
+        let mut connection = self.ends.dial(now, key, self.memory.take(key.pod.ip()));
         out.asks = Some(self.flows.next_id());
         self.ends.transmit(now, &mut connection, out);
         out.asks = None;
@@ -87,7 +87,7 @@ impl Egress {
         payload: &[u8],
         host: &mut impl Host,
     ) -> Result<FlowId, DropReason> {
-        let key = key.try_into()?;
+        let key = self.key_in(key)?;
         self.awake(now, |egress, now, out| {
             egress.take_delivery(now, key, payload, host, out)
         })
@@ -107,7 +107,7 @@ impl Egress {
         let id = match self.flows.find(&key) {
             Some(id) => id,
             None => {
-                self.make_room(now, *key.pod.ip(), Direction::In, host, out)?;
+                self.make_room(now, key.pod.ip(), Direction::In, host, out)?;
                 self.counters.inbound += 1;
                 self.add_datagrams(now, Direction::In, key, Flow::DATAGRAMS)
             }
@@ -125,16 +125,35 @@ impl Egress {
     /// another has them.
     ///
     /// # Errors
-    /// `EgressFamily`.
+    /// `EgressFamily` if pods have no flows of this IP version.
     pub fn expect_datagrams(&mut self, pod: SocketAddr) -> Step {
-        let pod = socket_ipv4(pod).ok_or(DropReason::EgressFamily)?;
-        self.published.insert(pod);
+        if !self.config.carries(pod) {
+            return Err(DropReason::EgressFamily);
+        }
+        self.published.insert(plain(pod));
         Ok(())
+    }
+
+    /// The gateway's address by which a pod knows clients that have none that it could answer.
+    pub(in crate::datapath) fn gateway(&self, pod: IpAddr) -> Option<IpAddr> {
+        let subnets = self.config.subnets?;
+        match pod {
+            IpAddr::V4(_) => Some(gateway::address(subnets.ipv4()?).into()),
+            IpAddr::V6(_) => Some(gateway::address_v6(subnets.ipv6()?).into()),
+        }
+    }
+
+    /// The key of a flow that begins on the host's side.
+    fn key_in(&self, key: FlowKey) -> Result<Key, DropReason> {
+        match self.config.carries(key.pod) && !key.is_mapping() {
+            true => key.try_into(),
+            false => Err(DropReason::EgressFamily),
+        }
     }
 
     /// The flow by which a packet with these ends has come to a pod.
     pub(super) fn flow_to(&self, key: &Key) -> Option<FlowId> {
-        let mapping = || self.flows.find(&key.mapping());
+        let mapping = || self.flows.find(&self.mapping_of(key));
         self.flows.find(key).or_else(mapping)
     }
 
@@ -143,7 +162,7 @@ impl Egress {
     /// # Errors
     /// `EgressInUse` if there is none, or `EgressFamily`.
     pub fn free_port(&mut self, key: FlowKey) -> Result<u16, DropReason> {
-        self.choose_port(key.try_into()?)
+        self.choose_port(self.key_in(key)?)
     }
 
     fn choose_port(&mut self, mut key: Key) -> Result<u16, DropReason> {
@@ -230,11 +249,10 @@ impl Egress {
 
     /// Whether `sender` may tell what becomes of packets to the pod of a flow: a pod speaks for itself,
     /// and another node's routers for their pods.
-    pub(super) fn may_tell(&self, key: &Key, sender: Ipv4Addr) -> bool {
-        let is_ours = |subnets: Nets| subnets.ipv4().is_some_and(|it| it.contains(&sender));
+    pub(super) fn may_tell(&self, key: &Key, sender: IpAddr) -> bool {
         match self.config.subnets {
-            Some(_) if self.is_local(*key) => sender == *key.pod.ip(),
-            Some(subnets) => !is_ours(subnets),
+            Some(_) if self.is_local(*key) => sender == key.pod.ip(),
+            Some(_) => !self.config.is_in_subnet(sender),
             None => true,
         }
     }
@@ -242,7 +260,7 @@ impl Egress {
     /// Takes an ICMP error from `sender` that quotes `offender`, which went to a pod.
     pub(super) fn take_unreachable(
         &mut self,
-        sender: Ipv4Addr,
+        sender: IpAddr,
         code: u8,
         offender: &[u8],
         host: &mut impl Host,
@@ -254,7 +272,11 @@ impl Egress {
         }
         // About a connection that is there it is a passing one (RFC 1122 section 4.2.3.9).
         if let Some((_, Flow::Dialling(_))) = self.flows.get_mut(id) {
-            self.give_up(id, told(code), host);
+            let error = match sender {
+                IpAddr::V4(_) => told(code),
+                IpAddr::V6(_) => told_v6(code),
+            };
+            self.give_up(id, error, host);
         }
         Ok(())
     }
@@ -266,6 +288,16 @@ const fn told(code: u8) -> HostError {
         0 | 6 | 11 => HostError::NetUnreachable,
         2 | 3 => HostError::Refused,
         9 | 10 | 13 => HostError::NotPermitted,
+        _ => HostError::HostUnreachable,
+    }
+}
+
+/// What a code of ICMPv6's "destination unreachable" says (RFC 4443 section 3.1).
+const fn told_v6(code: u8) -> HostError {
+    match code {
+        0 => HostError::NetUnreachable,
+        4 => HostError::Refused,
+        1 | 5 | 6 => HostError::NotPermitted,
         _ => HostError::HostUnreachable,
     }
 }

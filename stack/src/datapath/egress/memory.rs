@@ -5,7 +5,7 @@
 //! no more than half of what is beyond that.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::datapath::hash::Seed;
 
@@ -25,7 +25,7 @@ pub(super) struct Memory {
     /// What else one pod may have.
     share: usize,
     /// What else pods have.
-    used: HashMap<Ipv4Addr, usize, Seed>,
+    used: HashMap<IpAddr, usize, Seed>,
 }
 
 /// Buffers' length, to be given back.
@@ -50,7 +50,7 @@ impl Memory {
     }
 
     /// Buffers for a connection of a pod.
-    pub(super) fn take(&mut self, pod: Ipv4Addr) -> Grant {
+    pub(super) fn take(&mut self, pod: IpAddr) -> Grant {
         let used = self.used.get(&pod).copied().unwrap_or_default();
         // A pod's share is half of all.
         let its = 2 * self.share.saturating_sub(used);
@@ -66,7 +66,7 @@ impl Memory {
         Grant { len }
     }
 
-    pub(super) fn give_back(&mut self, pod: Ipv4Addr, grant: Grant) {
+    pub(super) fn give_back(&mut self, pod: IpAddr, grant: Grant) {
         let extra = self.extra(grant.len);
         self.left += extra;
         if let Some(used) = self.used.get_mut(&pod) {
@@ -80,7 +80,7 @@ impl Memory {
     /// Holds what live connections of pods have against what is left.
     pub(super) fn audit(
         &self,
-        grants: impl Iterator<Item = (Ipv4Addr, Grant)>,
+        grants: impl Iterator<Item = (IpAddr, Grant)>,
     ) -> Result<(), String> {
         let (mut granted, mut of_pods) = (0, HashMap::<_, usize>::new());
         for (pod, grant) in grants {
@@ -96,7 +96,7 @@ impl Memory {
                 "connections have {granted} bytes and {left} are left of {all}"
             ));
         }
-        let is_same = |(pod, used): (&Ipv4Addr, &usize)| self.used.get(pod) == Some(used);
+        let is_same = |(pod, used): (&IpAddr, &usize)| self.used.get(pod) == Some(used);
         if of_pods.len() != self.used.len() || !of_pods.iter().all(is_same) {
             let used = &self.used;
             return Err(format!("pods have {of_pods:?} bytes, and {used:?} count"));
@@ -118,7 +118,7 @@ mod tests {
         let (bytes, connections) = (128 << 20, 4096);
         let mut memory = Memory::new(bytes, connections, Seed(1));
         let full = memory.left;
-        let pod = |number: usize| Ipv4Addr::from(number as u32 % 4);
+        let pod = |number: usize| IpAddr::from([10, 0, 0, number as u8 % 4]);
         let grants: Vec<_> = (0..connections).map(|i| memory.take(pod(i))).collect();
         assert_eq!(grants[0].len, LARGEST);
         assert_eq!(grants[connections - 1].len, SMALLEST);
@@ -155,7 +155,7 @@ mod tests {
     fn one_pod_leaves_half_to_the_others() {
         let mut memory = Memory::new(128 << 20, 4096, Seed(1));
         let full = memory.left;
-        let (greedy, other) = (Ipv4Addr::from(1), Ipv4Addr::from(2));
+        let (greedy, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let grants: Vec<_> = (0..2048).map(|_| memory.take(greedy)).collect();
         assert_eq!(grants[0].len, LARGEST);
         assert_eq!(grants[2047].len, SMALLEST);

@@ -18,17 +18,15 @@
 //! packets, waits until it is polled ([`Egress::poll_output`]), which callers do after every call.
 
 use std::collections::HashSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 use muslin_encap::buffer::PacketBuf;
 use muslin_encap::ip::transport::{ChecksumState, Transport};
-use muslin_encap::ip::v4;
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::Checksum;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{Icmpv4Message, Icmpv4Packet, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{IpProtocol, TcpPacket};
 
-use crate::addresses::{Nets, ipv4};
 use crate::datapath::hash::Seed;
 use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
@@ -39,16 +37,19 @@ mod config;
 mod datagram;
 mod flow;
 mod foresee;
+mod head;
 mod host;
 mod inbound;
 mod key;
 mod memory;
+mod nat64;
 mod output;
 mod owners;
 mod path;
 mod policy;
 mod quote;
 mod reassembly;
+mod reassembly_v6;
 mod sharing;
 mod state;
 mod succession;
@@ -59,12 +60,14 @@ mod tests;
 
 use clock::Clock;
 pub use config::{EgressConfig, Limits};
-use datagram::{Datagrams, Destination, Reading};
+use datagram::{Datagrams, Destination, Reading, echo_request, header_len, icmp_of};
 pub use flow::{Direction, FlowInfo, FlowState};
+use head::{Head, Message};
 pub use host::{Complaint, FlowId, Host, HostError, Marks, NoHost, Ready};
 pub use key::{FlowKey, Protocol};
 use key::{Key, key_of, opens};
 use memory::Memory;
+pub use nat64::{InvalidNat64Prefix, Nat64Prefix};
 use output::Outbox;
 pub use output::{Holder, Output};
 pub use owners::Owners;
@@ -72,6 +75,7 @@ use owners::{Claim, Sharing};
 pub use policy::{LINK_LOCAL, Policy, Rules};
 use quote::{Heard, Quote};
 use reassembly::Reassembly;
+pub use smoltcp::wire::IpVersion;
 use state::{DIAL_LIMIT, Flow, LATER, Step};
 use table::{Moved, Table};
 use tcp::{Ends, Outcome};
@@ -128,11 +132,12 @@ pub struct Egress {
     ends: Ends,
     datagrams: Datagrams,
     fragments: Reassembly,
+    fragments_v6: reassembly_v6::Reassembly,
     counters: EgressCounters,
     /// Connections that a port was chosen for.
     ports_chosen: u64,
     /// Ports of pods whose UDP flows may begin on the host's side.
-    published: HashSet<SocketAddrV4>,
+    published: HashSet<SocketAddr>,
     /// The others, if there are any.
     sharing: Option<Sharing>,
     /// Flows that the process before this one has still.
@@ -143,7 +148,8 @@ pub struct Egress {
 /// Where a flow of a pod goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
-    Outside(SocketAddrV4),
+    /// A socket outside, of IPv4 also where the pod's is of IPv6 (NAT64).
+    Outside(SocketAddr),
     /// A port of the gateway.
     Service,
 }
@@ -167,6 +173,7 @@ impl Egress {
             ends: Ends::new(&config, now),
             datagrams: Datagrams::new(),
             fragments: Reassembly::new(),
+            fragments_v6: reassembly_v6::Reassembly::new(),
             counters: EgressCounters::default(),
             ports_chosen: 0,
             published: HashSet::new(),
@@ -194,16 +201,16 @@ impl Egress {
         self.config.policy.set_stores(stores);
     }
 
-    /// Takes a packet from a pod that begins with its IPv4 header, which the router has checked. It
+    /// Takes a packet from a pod that begins with its IP header, which the router has checked. It
     /// is handed over if its flow is another worker's, or the predecessor's ([`Output::HandOver`]).
     ///
     /// # Errors
     /// The reason to drop it; where the sender may be told, it was.
     pub fn from_pod(&mut self, now: Instant, packet: &PacketBuf<'_>, host: &mut impl Host) -> Step {
         self.awake(now, |egress, now, out| {
-            let view = Ipv4Packet::new_unchecked(packet.as_slice());
-            if view.more_frags() || view.frag_offset() != 0 {
-                return egress.take_fragment(now, packet, host, out);
+            let head = Head::parse(packet.as_slice())?;
+            if head.is_fragment {
+                return egress.take_fragment(now, &head, packet, host, out);
             }
             egress.take_or_hand_over(now, packet, host, out)
         })
@@ -243,10 +250,14 @@ impl Egress {
     fn take_fragment(
         &mut self,
         now: Instant,
+        head: &Head,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Step {
+        if head.source.is_ipv6() {
+            return self.take_fragment_v6(now, head, packet, host, out);
+        }
         let Some(mut whole) = self.fragments.take(now, packet.as_slice(), out)? else {
             return Ok(());
         };
@@ -258,6 +269,26 @@ impl Egress {
         step
     }
 
+    fn take_fragment_v6(
+        &mut self,
+        now: Instant,
+        head: &Head,
+        packet: &PacketBuf<'_>,
+        host: &mut impl Host,
+        out: &mut Outbox,
+    ) -> Step {
+        let whole = self.fragments_v6.take(now, head, packet.as_slice(), out)?;
+        let Some(mut whole) = whole else {
+            return Ok(());
+        };
+        let packet = whole.packet();
+        let step = packet.map_or(Ok(()), |packet| {
+            self.take_or_hand_over(now, &packet, host, out)
+        });
+        self.fragments_v6.give_back(whole);
+        step
+    }
+
     fn take_whole(
         &mut self,
         now: Instant,
@@ -265,10 +296,13 @@ impl Egress {
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Step {
-        match Ipv4Packet::new_unchecked(packet.as_slice()).next_header() {
+        let head = Head::parse(packet.as_slice())?;
+        match head.protocol {
             IpProtocol::Tcp => self.take_segment(now, packet, host, out),
             IpProtocol::Udp => self.take_datagram(now, packet, host, out),
-            IpProtocol::Icmp => self.take_icmp(now, packet, host, out),
+            protocol if protocol == icmp_of(head.source) => {
+                self.take_icmp(now, &head, packet, host, out)
+            }
             _ if self.config.policy.is_closed() => {
                 out.report(IcmpError::NetUnreachable, packet.as_slice());
                 Err(DropReason::EgressClosed)
@@ -325,7 +359,11 @@ impl Egress {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let dues = [self.flows.next_due(), self.fragments.next_due()];
+        let dues = [
+            self.flows.next_due(),
+            self.fragments.next_due(),
+            self.fragments_v6.next_due(),
+        ];
         dues.into_iter().flatten().min()
     }
 
@@ -350,6 +388,7 @@ impl Egress {
 
     fn do_due(&mut self, now: Instant, host: &mut impl Host, out: &mut Outbox) {
         self.fragments.expire(now, out);
+        self.fragments_v6.expire(now, out);
         while !out.is_full()
             && let Some(id) = self.flows.pop_due(now)
         {
@@ -379,13 +418,12 @@ impl Egress {
     /// Ends the flows of a pod that is no longer there. Of a stream that the pod has ended, and the
     /// host has all of, the host sends the rest and the end, as the kernel does for a process.
     pub fn forget_pod(&mut self, address: IpAddr, host: &mut impl Host) {
-        // There are no flows of IPv6.
-        let Some(address) = ipv4(address) else {
-            return;
-        };
-        self.fragments.forget_pod(address, &mut self.out);
+        match address {
+            IpAddr::V4(address) => self.fragments.forget_pod(address, &mut self.out),
+            IpAddr::V6(_) => self.fragments_v6.forget_pod(address, &mut self.out),
+        }
         let its: Vec<_> = self.flows.of_pod(address).collect();
-        self.published.retain(|pod| *pod.ip() != address);
+        self.published.retain(|pod| pod.ip() != address);
         for id in its {
             let flow = self.flows.get_mut(id);
             if flow.is_some_and(|(_, flow)| flow.is_delivered()) {
@@ -442,6 +480,10 @@ impl Egress {
         out: &mut Outbox,
     ) -> Step {
         let (key, at) = self.identify(packet, Protocol::Tcp)?;
+        if at.l4 != header_len(key.pod.ip()) && key.pod.is_ipv6() {
+            // smoltcp finds no segment behind extension headers, and no kernel puts one there.
+            return Err(DropReason::Ipv6ExtensionHeaders);
+        }
         let opens = opens(packet.as_slice(), &at);
         let resets = TcpPacket::new_unchecked(&packet.as_slice()[at.l4..]).rst();
         let Some(id) = self.flows.find(&key) else {
@@ -483,6 +525,9 @@ impl Egress {
             return Err(DropReason::EgressMalformed);
         }
         let key = key_of(bytes, protocol, &at);
+        if !self.config.carries(key.pod) {
+            return Err(DropReason::EgressFamily);
+        }
         if key.pod.port() == 0 || key.remote.port() == 0 {
             return Err(DropReason::EgressMalformed);
         }
@@ -504,14 +549,14 @@ impl Egress {
             // Which is refused, so nobody makes room for it.
             return Ok(target);
         }
-        let room = self.make_room(now, *key.pod.ip(), Direction::Out, host, out);
+        let room = self.make_room(now, key.pod.ip(), Direction::Out, host, out);
         room.inspect_err(|_| out.report(IcmpError::HostUnreachable, offender))?;
         Ok(target)
     }
 
     /// Where a new flow goes, if it may.
     fn target(&self, key: Key) -> Result<Target, DropReason> {
-        if self.is_gateway(*key.remote.ip()) {
+        if self.is_gateway(key.remote.ip()) {
             Ok(Target::Service)
         } else if self.is_local(key) {
             let to = self.config.policy.check(key.protocol, key.remote)?;
@@ -526,7 +571,7 @@ impl Egress {
     fn make_room(
         &mut self,
         now: Instant,
-        pod: Ipv4Addr,
+        pod: IpAddr,
         direction: Direction,
         host: &mut impl Host,
         out: &mut Outbox,
@@ -542,8 +587,10 @@ impl Egress {
     fn begin(&self, key: Key, target: Target, host: &mut impl Host) -> Result<(), HostError> {
         let id = self.flows.next_id();
         match target {
-            Target::Outside(_) if self.is_mapped(key) => host.open(id, key.protocol),
-            Target::Outside(to) => host.connect(id, key.protocol, to.into()),
+            Target::Outside(to) if self.is_mapped(key) => {
+                host.open(id, key.protocol, version_of(to))
+            }
+            Target::Outside(to) => host.connect(id, key.protocol, to),
             Target::Service if self.is_local(key) => host.serve(id, key.into()),
             Target::Service => Err(HostError::Refused),
         }
@@ -551,15 +598,13 @@ impl Egress {
 
     /// Whether a flow's pod is one of this node's.
     fn is_local(&self, key: Key) -> bool {
-        let contains = |subnets: Nets| Some(subnets.ipv4()?.contains(key.pod.ip()));
-        let subnets = self.config.subnets;
-        subnets.is_none_or(|subnets| contains(subnets).unwrap_or(false))
+        self.config.subnets.is_none() || self.config.is_in_subnet(key.pod.ip())
     }
 
     /// How long a flow of datagrams may be idle.
     fn idle(&self, key: Key) -> Duration {
         match self.config.limits.idle(key.protocol) {
-            limit if !self.is_gateway(*key.remote.ip()) => limit,
+            limit if !self.is_gateway(key.remote.ip()) => limit,
             limit => limit.min(self.config.limits.service_idle),
         }
     }
@@ -569,11 +614,19 @@ impl Egress {
     fn is_mapped(&self, key: Key) -> bool {
         key.protocol != Protocol::Tcp
             && self.config.subnets.is_some()
-            && !self.is_gateway(*key.remote.ip())
+            && !self.is_gateway(key.remote.ip())
     }
 
-    fn is_gateway(&self, address: Ipv4Addr) -> bool {
+    fn is_gateway(&self, address: IpAddr) -> bool {
         self.config.is_gateway(address)
+    }
+
+    /// The mapping of a pod's packet, if it belongs to one.
+    fn mapping_of(&self, key: &Key) -> Key {
+        match self.config.policy.translated(key.remote.ip()) {
+            Some(ipv4) => key.mapping_to(SocketAddr::new(ipv4.into(), 0)),
+            None => key.mapping_to(key.pod),
+        }
     }
 
     /// Begins a connection for a SYN, given without payload.
@@ -587,8 +640,7 @@ impl Egress {
     ) -> Step {
         let target = self.admit(now, key, syn, host, out)?;
         let mut syn = Box::<[u8]>::from(syn);
-        let len = syn.len() as u16;
-        v4::set_total_len(&mut syn, len);
+        head::set_len(&mut syn);
         match self.begin(key, target, host) {
             Ok(()) => {}
             Err(HostError::Refused) if target == Target::Service => {
@@ -662,7 +714,7 @@ impl Egress {
         let Some((key, flow)) = self.flows.get_mut(id) else {
             return;
         };
-        let grant = self.memory.take(*key.pod.ip());
+        let grant = self.memory.take(key.pod.ip());
         let mut connection = Box::new(self.ends.accept(now, key, grant));
         if let Flow::Connecting { syn } = flow {
             self.ends.receive(now, &mut connection, syn, out);
@@ -688,15 +740,12 @@ impl Egress {
         let bytes = packet.as_slice();
         let (id, to) = self.datagram_flow(now, key, bytes, host, out)?;
         let payload = &bytes[at.payload..at.end];
-        self.mark(id, Marks::behind(bytes), host);
+        self.mark(id, bytes, to, host);
         let size = packet.offload().gso.map_or(0, |gso| gso.size);
         if size == 0 {
             return self.write_datagram(now, (id, key, to), payload, host, out);
         }
-        if host
-            .send_train(id, to.map(SocketAddr::V4), payload, size)
-            .is_ok()
-        {
+        if host.send_train(id, to, payload, size).is_ok() {
             self.count_sent(now, id, payload.len());
             return Ok(());
         }
@@ -709,32 +758,65 @@ impl Egress {
     fn take_icmp(
         &mut self,
         now: Instant,
+        head: &Head,
         packet: &PacketBuf<'_>,
         host: &mut impl Host,
         out: &mut Outbox,
     ) -> Step {
-        let view = Ipv4Packet::new_unchecked(packet.as_slice());
-        let echo = Icmpv4Packet::new_checked(view.payload());
-        let echo = echo.map_err(|_| DropReason::EgressMalformed)?;
-        if !echo.verify_checksum() {
+        let bytes = packet.as_slice();
+        let identifier = match self.message(head, bytes)? {
+            Message::Echo { identifier } => identifier,
+            Message::Unreachable { code, offender } => {
+                return self.take_unreachable(head.source, code, offender, host);
+            }
+            Message::Other => return Err(DropReason::EgressProtocol),
+        };
+        let key = Key::of_ping(head, identifier);
+        let (id, to) = self.datagram_flow(now, key, bytes, host, out)?;
+        self.mark(id, bytes, to, host);
+        let message = head.payload(bytes);
+        match self.config.policy.translated(head.destination) {
+            None => self.write_datagram(now, (id, key, to), message, host, out),
+            Some(ipv4) => {
+                // The host's socket is one of IPv4, where requests have another type; their checksum the
+                // host makes.
+                let mut buffer = out.spare();
+                let copy = &mut buffer[..message.len()];
+                copy.copy_from_slice(message);
+                copy[0] = echo_request(ipv4.into());
+                let step = self.write_datagram(now, (id, key, to), copy, host, out);
+                out.give_back(buffer);
+                step
+            }
+        }
+    }
+
+    /// What a pod says by ICMP, if that is whole.
+    fn message<'a>(&self, head: &Head, packet: &'a [u8]) -> Result<Message<'a>, DropReason> {
+        let message = Message::parse(head, packet).ok_or(DropReason::EgressMalformed)?;
+        if !head::has_icmp_checksum(head, packet) {
             return Err(DropReason::EgressMalformed);
         }
-        match (echo.msg_type(), echo.msg_code()) {
-            (Icmpv4Message::EchoRequest, 0) => {}
-            (Icmpv4Message::DstUnreachable, code) => {
-                return self.take_unreachable(view.src_addr(), code, echo.data(), host);
-            }
-            _ => return Err(DropReason::EgressProtocol),
+        if !self.config.carries(SocketAddr::new(head.source, 0)) {
+            return Err(DropReason::EgressFamily);
         }
-        let key = Key::of_ping(&view, echo.echo_ident());
-        let (id, to) = self.datagram_flow(now, key, packet.as_slice(), host, out)?;
-        self.mark(id, Marks::behind(packet.as_slice()), host);
-        self.write_datagram(now, (id, key, to), view.payload(), host, out)
+        Ok(message)
     }
 
     /// Tells the host what a flow's datagrams have in their headers, if that is new.
-    fn mark(&mut self, id: FlowId, now: Marks, host: &mut impl Host) {
-        if let Some((_, Flow::Datagrams { marks, .. })) = self.flows.get_mut(id)
+    fn mark(&mut self, id: FlowId, packet: &[u8], to: Option<SocketAddr>, host: &mut impl Host) {
+        let Some((key, flow)) = self.flows.get_mut(id) else {
+            return;
+        };
+        // Who has one other end has a socket of its own IP version, but where that is translated.
+        let is_translated = self.config.policy.translated(key.remote.ip()).is_some();
+        let version = match to {
+            Some(to) => version_of(to),
+            None if is_translated => IpVersion::Ipv4,
+            None => version_of(key.pod),
+        };
+        let now = Marks::behind(packet, version);
+        if let Flow::Datagrams { marks, .. } = flow
             && *marks != Some(now)
         {
             *marks = Some(now);
@@ -751,12 +833,12 @@ impl Egress {
         packet: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
-    ) -> Result<(FlowId, Option<SocketAddrV4>), DropReason> {
+    ) -> Result<(FlowId, Option<SocketAddr>), DropReason> {
         if let Some(id) = self.flows.find(&key) {
             return Ok((id, None));
         }
         if self.is_mapped(key)
-            && let Some(id) = self.flows.find(&key.mapping())
+            && let Some(id) = self.flows.find(&self.mapping_of(&key))
         {
             let to = self.turn(id, key, packet, out)?;
             return Ok((id, Some(to)));
@@ -792,7 +874,8 @@ impl Egress {
                     latest,
                     claim,
                 };
-                let id = self.add_datagrams(now, Direction::Out, key.mapping(), flow);
+                let mapping = self.mapping_of(&key);
+                let id = self.add_datagrams(now, Direction::Out, mapping, flow);
                 (id, Some(to))
             }
             _ => {
@@ -809,7 +892,7 @@ impl Egress {
         key: Key,
         packet: &[u8],
         out: &mut Outbox,
-    ) -> Result<SocketAddrV4, DropReason> {
+    ) -> Result<SocketAddr, DropReason> {
         let known = self.flows.get(id).and_then(|(_, flow)| flow.latest());
         if let Some(known) = known.filter(|known| known.remote == key.remote) {
             return Ok(known.to);
@@ -842,7 +925,7 @@ impl Egress {
     fn write_datagram(
         &mut self,
         now: Instant,
-        (id, key, to): (FlowId, Key, Option<SocketAddrV4>),
+        (id, key, to): (FlowId, Key, Option<SocketAddr>),
         payload: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -859,7 +942,7 @@ impl Egress {
 
     fn offer(
         &mut self,
-        (id, key, to): (FlowId, Key, Option<SocketAddrV4>),
+        (id, key, to): (FlowId, Key, Option<SocketAddr>),
         payload: &[u8],
         host: &mut impl Host,
         out: &mut Outbox,
@@ -868,7 +951,7 @@ impl Egress {
         let mut earlier = None;
         for _ in 0..ATTEMPTS {
             let written = match to {
-                Some(to) => host.send(id, to.into(), payload),
+                Some(to) => host.send(id, to, payload),
                 None => host.write(id, payload).map(|_| ()),
             };
             match written {
@@ -991,9 +1074,16 @@ impl Egress {
             self.release(&key, claim);
         }
         if let Some(connection) = flow.connection() {
-            self.memory.give_back(*key.pod.ip(), connection.grant);
+            self.memory.give_back(key.pod.ip(), connection.grant);
         }
         Some((key, flow))
+    }
+}
+
+const fn version_of(address: SocketAddr) -> IpVersion {
+    match address {
+        SocketAddr::V4(_) => IpVersion::Ipv4,
+        SocketAddr::V6(_) => IpVersion::Ipv6,
     }
 }
 

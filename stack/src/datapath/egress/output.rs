@@ -2,10 +2,10 @@
 //! until it is polled.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use muslin_encap::buffer::{HEADROOM, OwnedPacket, PacketBuf};
-use muslin_encap::ip::v4;
+use muslin_encap::ip::v6;
 use muslin_encap::offload::virtio::Header;
 
 use super::host::FlowId;
@@ -18,7 +18,7 @@ const ENTRIES: usize = 64;
 /// Something for the router (see [`super::Egress::poll_output`]).
 #[derive(Debug)]
 pub enum Output<'a> {
-    /// An IPv4 packet for a pod. It may be a superpacket, its checksum may be unfinished, and there
+    /// A packet for a pod, which begins with its IP header. It may be a superpacket, its checksum may be unfinished, and there
     /// are [`HEADROOM`] bytes in front.
     Packet(PacketBuf<'a>),
     /// The sender of a packet, of which this is the beginning, is to be told of an error.
@@ -54,7 +54,7 @@ pub(super) struct Outbox {
     pub(super) asks: Option<FlowId>,
 }
 
-/// Room for a packet with `HEADROOM` in front.
+/// Room for the longest packet with `HEADROOM` in front.
 pub(super) type Buffer = Box<[u8]>;
 
 enum QueuedOutput {
@@ -65,7 +65,7 @@ enum QueuedOutput {
         asks: Option<FlowId>,
     },
     Error {
-        from: Option<Ipv4Addr>,
+        from: Option<IpAddr>,
         error: IcmpError,
         offender: Buffer,
         len: usize,
@@ -77,7 +77,7 @@ enum QueuedOutput {
 impl Outbox {
     /// A new buffer.
     pub(super) fn buffer() -> Buffer {
-        vec![0; HEADROOM + v4::MAX_LEN].into_boxed_slice()
+        vec![0; HEADROOM + v6::MAX_LEN].into_boxed_slice()
     }
 
     /// Whether so much waits that flows should wait, too.
@@ -98,17 +98,17 @@ impl Outbox {
         self.queue.push_back(entry);
     }
 
-    /// Tells the sender of `offender`, the beginning of an IPv4 packet, of an error.
+    /// Tells the sender of `offender`, the beginning of an IP packet, of an error.
     pub(super) fn report(&mut self, error: IcmpError, offender: &[u8]) {
         self.tell(None, error, offender);
     }
 
     /// Passes on what `from` has to say, who is outside, about `offender`, likewise.
-    pub(super) fn relay(&mut self, from: Ipv4Addr, error: IcmpError, offender: &[u8]) {
+    pub(super) fn relay(&mut self, from: IpAddr, error: IcmpError, offender: &[u8]) {
         self.tell(Some(from), error, offender);
     }
 
-    fn tell(&mut self, from: Option<Ipv4Addr>, error: IcmpError, offender: &[u8]) {
+    fn tell(&mut self, from: Option<IpAddr>, error: IcmpError, offender: &[u8]) {
         let mut buffer = self.spare();
         let len = offender.len().min(buffer.len());
         buffer[..len].copy_from_slice(&offender[..len]);
@@ -155,7 +155,7 @@ impl Outbox {
                 let (offender, _) = latest.insert((offender, None));
                 let offender = &offender[..len];
                 match from {
-                    Some(from) => Output::Relayed(from.into(), error, offender),
+                    Some(from) => Output::Relayed(from, error, offender),
                     None => Output::Error(error, offender),
                 }
             }
@@ -177,14 +177,19 @@ impl Outbox {
         self.latest.as_ref().and_then(|(_, asks)| *asks)
     }
 
-    fn spare(&mut self) -> Buffer {
+    /// A buffer that nothing is in. It comes back by [`Self::give_back`].
+    pub(super) fn spare(&mut self) -> Buffer {
         self.spare.pop().unwrap_or_else(Self::buffer)
     }
 
     fn put_back(&mut self) {
-        if let Some((buffer, _)) = self.latest.take()
-            && self.spare.len() < ENTRIES
-        {
+        if let Some((buffer, _)) = self.latest.take() {
+            self.give_back(buffer);
+        }
+    }
+
+    pub(super) fn give_back(&mut self, buffer: Buffer) {
+        if self.spare.len() < ENTRIES {
             self.spare.push(buffer);
         }
     }

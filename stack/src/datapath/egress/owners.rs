@@ -88,7 +88,7 @@ const fn owner(place: u32) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::net::SocketAddr;
 
     use super::super::key::Protocol;
     use super::*;
@@ -96,8 +96,8 @@ mod tests {
     fn key(port: u16) -> Key {
         Key {
             protocol: Protocol::Udp,
-            pod: SocketAddrV4::new(Ipv4Addr::new(10, 244, 1, 2), port),
-            remote: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 53),
+            pod: SocketAddr::from(([10, 244, 1, 2], port)),
+            remote: SocketAddr::from(([192, 0, 2, 1], 53)),
         }
     }
 
@@ -106,7 +106,8 @@ mod tests {
         let owners = Owners::new(7);
         assert_eq!(owners.of(&key(1)), None);
         assert!(owners.claim(&key(1), 255));
-        assert_eq!(owners.of(&key(1).mapping()), Some(255));
+        let mapping = key(1).mapping_to(key(1).pod);
+        assert_eq!(owners.of(&mapping), Some(255));
         assert!(!owners.claim(&key(1), 0), "it is another's");
         assert!(owners.claim(&key(1), 255), "of one more in the same place");
         owners.release(&key(1));

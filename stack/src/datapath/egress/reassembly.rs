@@ -18,11 +18,11 @@ use crate::datapath::icmp::IcmpError;
 use crate::drops::DropReason;
 
 /// Packets that are put together at a time, each of at most 64 KiB.
-const PACKETS: usize = 64;
+pub(super) const PACKETS: usize = 64;
 /// Those of one pod.
-const PACKETS_PER_POD: usize = 16;
+pub(super) const PACKETS_PER_POD: usize = 16;
 /// Buffers that are kept for the next packets.
-const SPARE: usize = 8;
+pub(super) const SPARE: usize = 8;
 /// After so long what is missing does not come; as in Linux (`ipfrag_time`).
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of the shortest fragment but the last: what the smallest MTU there may be, 68 bytes, leaves

@@ -76,11 +76,11 @@ impl Egress {
     fn owner(&self, sharing: &Sharing, key: &Key) -> Option<u8> {
         if self.flows.find(key).is_some() {
             None
-        } else if self.is_gateway(*key.remote.ip()) {
+        } else if self.is_gateway(key.remote.ip()) {
             EPHEMERAL.contains(&key.remote.port()).then_some(FIRST)
         } else if self.is_published(key) {
             Some(FIRST)
-        } else if self.flows.find(&key.mapping()).is_some() {
+        } else if self.flows.find(&self.mapping_of(key)).is_some() {
             None
         } else {
             sharing.owners.of(key)

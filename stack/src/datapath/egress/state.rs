@@ -93,10 +93,7 @@ impl Flow {
     pub(super) fn info(&self, key: Key, usage: Usage, clock: &Clock) -> FlowInfo {
         FlowInfo {
             key: key.into(),
-            remote: self
-                .latest()
-                .map_or(key.remote, |latest| latest.remote)
-                .into(),
+            remote: self.latest().map_or(key.remote, |latest| latest.remote),
             direction: usage.direction,
             state: self.state(),
             since: clock.outside(usage.since),

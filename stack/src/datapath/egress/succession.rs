@@ -11,7 +11,7 @@ impl Egress {
         let keys = flows.into_iter().filter_map(|key| Key::try_from(key).ok());
         for key in keys {
             let is_question = key.protocol == Protocol::Udp
-                && self.is_gateway(*key.remote.ip())
+                && self.is_gateway(key.remote.ip())
                 && !EPHEMERAL.contains(&key.remote.port());
             if !is_question {
                 self.predecessors.insert(key);
@@ -37,8 +37,7 @@ impl Egress {
     #[must_use]
     pub fn has_flow_of(&self, packet: &[u8]) -> bool {
         let flow = flow_of(packet);
-        let has = |key: &Key| self.flows.find(key).is_some();
-        flow.is_some_and(|(key, _)| has(&key) || has(&key.mapping()))
+        flow.is_some_and(|(key, _)| self.flow_to(&key).is_some())
     }
 
     /// Whether a packet of a pod is of a flow that the process before this one has.
@@ -50,6 +49,6 @@ impl Egress {
             return false;
         };
         let has = |key: &Key| self.predecessors.contains(key);
-        (has(&key) || has(&key.mapping())) && self.flows.find(&key).is_none()
+        (has(&key) || has(&self.mapping_of(&key))) && self.flows.find(&key).is_none()
     }
 }

@@ -6,7 +6,7 @@
 //! strangers cannot take a pod's way out.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use smoltcp::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ pub(super) struct Table<T> {
 const LOOKS: usize = 16;
 
 /// Who has a flow: a pod, by who began it.
-type Share = (Ipv4Addr, Direction);
+type Share = (IpAddr, Direction);
 
 /// Flows by what they are worth, as far as that is listed. It is not brought up to date for every
 /// packet, but when the least is looked for.
@@ -122,7 +122,7 @@ impl<T> Table<T> {
         &mut self,
         now: Instant,
         idle: Duration,
-        pod: Ipv4Addr,
+        pod: IpAddr,
         direction: Direction,
     ) -> Result<Option<FlowId>, Full> {
         let share = (pod, direction);
@@ -156,7 +156,7 @@ impl<T> Table<T> {
         &self,
         now: Instant,
         idle: Duration,
-        pod: Ipv4Addr,
+        pod: IpAddr,
         direction: Direction,
     ) -> Result<(), Full> {
         let its = self.by_share.get(&(pod, direction));
@@ -314,7 +314,7 @@ impl<T> Table<T> {
         self.slots[index as usize].flow = Some((key, flow));
         self.usage[index as usize] = usage;
         self.by_key.insert(key, index);
-        self.list(index, (*key.pod.ip(), direction));
+        self.list(index, (key.pod.ip(), direction));
         self.id(index)
     }
 
@@ -343,7 +343,7 @@ impl<T> Table<T> {
             self.due.remove(&(due, id.index));
         }
         let direction = self.usage[id.index as usize].direction;
-        self.unlist(id.index, (*key.pod.ip(), direction));
+        self.unlist(id.index, (key.pod.ip(), direction));
         self.by_key.remove(&key);
         self.free.push(id.index);
         Some((key, flow))
@@ -450,7 +450,7 @@ impl<T> Table<T> {
     }
 
     /// The flows of a pod.
-    pub(super) fn of_pod(&self, pod: Ipv4Addr) -> impl Iterator<Item = FlowId> {
+    pub(super) fn of_pod(&self, pod: IpAddr) -> impl Iterator<Item = FlowId> {
         let shares = [Direction::Out, Direction::In].map(|direction| (pod, direction));
         let its = shares
             .into_iter()
@@ -470,7 +470,7 @@ impl<T> Table<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddrV4;
+    use std::net::{Ipv4Addr, SocketAddr};
 
     use proptest::prelude::*;
 
@@ -478,15 +478,15 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(10);
 
-    fn pod(number: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 244, 1, number)
+    fn pod(number: u8) -> IpAddr {
+        Ipv4Addr::new(10, 244, 1, number).into()
     }
 
-    fn key(pod: Ipv4Addr, port: u16) -> Key {
+    fn key(pod: IpAddr, port: u16) -> Key {
         Key {
             protocol: Protocol::Udp,
-            pod: SocketAddrV4::new(pod, port),
-            remote: SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 53),
+            pod: SocketAddr::new(pod, port),
+            remote: SocketAddr::new(Ipv4Addr::new(192, 0, 2, 1).into(), 53),
         }
     }
 
@@ -643,8 +643,8 @@ mod tests {
 
     /// The flow that [`Table::victim`] finds, by a search.
     fn search(model: &[Modelled], now: Instant, number: u8, limit: usize) -> Option<FlowId> {
-        let its = |pod: Ipv4Addr, direction| {
-            let of_it = move |it: &&Modelled| (*it.0.pod.ip(), it.2) == (pod, direction);
+        let its = |pod: IpAddr, direction| {
+            let of_it = move |it: &&Modelled| (it.0.pod.ip(), it.2) == (pod, direction);
             model.iter().filter(of_it)
         };
         let least = |pod, direction, idle: Option<Duration>| {

@@ -8,11 +8,11 @@
 //! take stays in the host's socket.
 
 use std::hash::BuildHasher;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 
 use muslin_encap::buffer::HEADROOM;
 use muslin_encap::ip::transport::{self, TCP_HEADER_LEN, Transport};
-use muslin_encap::ip::v4;
+use muslin_encap::ip::{mss, v4, v6};
 use muslin_encap::mtu::Mtu;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
@@ -21,14 +21,16 @@ use smoltcp::phy::{
 };
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{HardwareAddress, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{HardwareAddress, IpVersion, TcpOption, TcpPacket};
 
 use super::flow::FlowState;
+use super::head;
 use super::host::{FlowId, Host, HostError, Ready};
 use super::key::Key;
 use super::memory::Grant;
 use super::output::{Buffer, Outbox};
 use super::table::Moved;
+use super::version_of;
 use crate::datapath::hash::Seed;
 
 /// After so long without a word a pod is asked whether it is there.
@@ -37,20 +39,29 @@ const KEEP_ALIVE: Duration = Duration::from_secs(120);
 const KEEP_ALIVES: u32 = 4;
 /// A pod that has not answered for so long is gone.
 const TIMEOUT: Duration = Duration::from_secs(600);
+/// What a segment may have if nobody says so, in IPv6 (RFC 9293 section 3.7.1). In IPv4 smoltcp knows.
+const DEFAULT_MSS: u16 = 1220;
 /// Packets that a connection sends at a time; what is left has its turn later.
 const MAX_BURST: usize = 1024;
-/// Bytes of IPv4 and TCP headers without options.
-const HEADERS_LEN: usize = v4::HEADER_LEN + TCP_HEADER_LEN;
+/// Bytes of IP and TCP headers without options: those of IPv6.
+const HEADERS_LEN: usize = v6::HEADER_LEN + TCP_HEADER_LEN;
 
-/// The interface of all connections.
+/// The interfaces of all connections.
 pub(super) struct Ends {
     /// After so long without a word a pod is asked whether it is there.
     keep_alive: Duration,
-    interface: Interface,
+    mtu: Mtu,
     seed: Seed,
-    capabilities: DeviceCapabilities,
+    v4: Side,
+    v6: Side,
     /// A packet on its way out.
     outgoing: Outgoing,
+}
+
+/// The interface of all connections of one IP version.
+struct Side {
+    interface: Interface,
+    capabilities: DeviceCapabilities,
 }
 
 /// A connection's end.
@@ -59,6 +70,9 @@ pub(super) struct Connection {
     pub(super) heard: Instant,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
+    version: IpVersion,
+    /// Bytes in a segment that the pod takes, by what it has said.
+    mss: u16,
     pub(super) grant: Grant,
     /// Whether the pod's stream is here to its end.
     complete: bool,
@@ -91,6 +105,7 @@ impl Connection {
     fn new(
         now: Instant,
         keep_alive: Duration,
+        version: IpVersion,
         grant: Grant,
         open: impl FnOnce(&mut Socket<'static>),
     ) -> Self {
@@ -107,6 +122,8 @@ impl Connection {
             heard: now,
             sockets,
             handle,
+            version,
+            mss: DEFAULT_MSS,
             grant,
             complete: false,
             shut: false,
@@ -117,6 +134,24 @@ impl Connection {
 
     fn socket(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
+    }
+
+    fn segment(&self) -> Segment {
+        Segment {
+            version: self.version,
+            mss: self.mss,
+        }
+    }
+
+    /// Keeps what a pod says of its segments.
+    fn hear_mss(&mut self, packet: &[u8]) {
+        if self.version == IpVersion::Ipv6
+            && let Ok(at) = Transport::parse(packet, 0)
+            && let segment = TcpPacket::new_unchecked(&packet[at.l4..at.end])
+            && segment.syn()
+        {
+            self.mss = mss_of(segment.options()).unwrap_or(DEFAULT_MSS);
+        }
     }
 
     /// How far the pod is with its answer to a SYN.
@@ -243,62 +278,70 @@ impl Connection {
     }
 }
 
-/// An interface with any address.
-fn interface(
-    capabilities: &DeviceCapabilities,
-    outgoing: &mut Outgoing,
-    random_seed: u64,
-    now: Instant,
-) -> Interface {
-    let mut config = Config::new(HardwareAddress::Ip);
-    config.random_seed = random_seed;
-    let mut wire = Wire {
-        capabilities,
-        incoming: None,
-        outgoing,
-    };
-    let mut interface = Interface::new(config, &mut wire, now);
-    interface.set_any_ip(true);
-    interface
-}
-
-impl Ends {
-    pub(super) fn new(config: &super::config::EgressConfig, now: Instant) -> Self {
+impl Side {
+    /// An interface with any address.
+    fn new(mtu: usize, outgoing: &mut Outgoing, random_seed: u64, now: Instant) -> Self {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
-        capabilities.max_transmission_unit = config.mtu.get().into();
+        capabilities.max_transmission_unit = mtu;
         // The router and the demultiplexing have verified what needs it; what goes out is unfinished
         // until a pod's device is known.
         capabilities.checksum.ipv4 = Checks::Tx;
         capabilities.checksum.tcp = Checks::None;
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(v4::MAX_LEN);
+        capabilities.segmentation.tcpv6 = NonZeroUsize::new(v4::MAX_LEN);
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = random_seed;
+        let mut wire = Wire {
+            capabilities: &capabilities,
+            incoming: None,
+            outgoing,
+        };
+        let mut interface = Interface::new(config, &mut wire, now);
+        interface.set_any_ip(true);
+        Self {
+            interface,
+            capabilities,
+        }
+    }
+}
+
+impl Ends {
+    pub(super) fn new(config: &super::config::EgressConfig, now: Instant) -> Self {
         let mut outgoing = Outgoing::new();
+        let mut side = |mtu: usize| Side::new(mtu, &mut outgoing, config.random_seed, now);
         Self {
             keep_alive: KEEP_ALIVE.min(config.limits.tcp_idle / KEEP_ALIVES),
-            interface: interface(&capabilities, &mut outgoing, config.random_seed, now),
+            mtu: config.mtu,
             seed: Seed(config.random_seed),
-            capabilities,
+            v4: side(config.mtu.get().into()),
+            // smoltcp 0.14 sends no packet of IPv6 that is longer than the MTU, superpackets as others, and
+            // does not tell of what size their segments are to be.
+            v6: side(v4::MAX_LEN),
             outgoing,
         }
     }
 
     /// Has packets to pods fit another MTU from now on.
     pub(super) fn set_mtu(&mut self, mtu: Mtu, now: Instant) {
-        let Self {
-            capabilities,
-            outgoing,
-            seed,
-            ..
-        } = self;
-        capabilities.max_transmission_unit = mtu.get().into();
+        self.mtu = mtu;
         // smoltcp asks a device for its MTU once. Connections have their state in sets of their own.
-        let random_seed = seed.hash_one(now.total_micros());
-        self.interface = interface(capabilities, outgoing, random_seed, now);
+        let random_seed = self.seed.hash_one(now.total_micros());
+        self.v4 = Side::new(mtu.get().into(), &mut self.outgoing, random_seed, now);
+    }
+
+    /// The interface of an IP version, and what is on its way out.
+    fn side(&mut self, version: IpVersion) -> (&mut Side, &mut Outgoing) {
+        let side = match version {
+            IpVersion::Ipv4 => &mut self.v4,
+            IpVersion::Ipv6 => &mut self.v6,
+        };
+        (side, &mut self.outgoing)
     }
 
     /// A connection that waits for the pod's SYN.
     pub(super) fn accept(&self, now: Instant, key: Key, grant: Grant) -> Connection {
-        Connection::new(now, self.keep_alive, grant, |socket| {
+        Connection::new(now, self.keep_alive, version_of(key.pod), grant, |socket| {
             // Ports are never zero and the socket is new; it would refuse nothing else.
             let _ = socket.listen(key.remote);
         })
@@ -306,8 +349,9 @@ impl Ends {
 
     /// A connection that begins with a SYN to the pod.
     pub(super) fn dial(&mut self, now: Instant, key: Key, grant: Grant) -> Connection {
-        let context = self.interface.context();
-        Connection::new(now, self.keep_alive, grant, |socket| {
+        let (keep_alive, version) = (self.keep_alive, version_of(key.pod));
+        let context = self.side(version).0.interface.context();
+        Connection::new(now, keep_alive, version, grant, |socket| {
             // Where an address is zero the socket stays closed, as after a refusal.
             let _ = socket.connect(context, key.pod, key.remote);
         })
@@ -322,7 +366,9 @@ impl Ends {
         out: &mut Outbox,
     ) {
         connection.heard = now;
-        self.process(now, &mut connection.sockets, packet, out);
+        connection.hear_mss(packet);
+        let segment = connection.segment();
+        self.process(now, segment, &mut connection.sockets, packet, out);
         // When the pod acknowledges the end of a stream without a window, smoltcp 0.14 goes on
         // probing the window, without a pause, although there is nothing left to send.
         let is_done = matches!(
@@ -330,35 +376,39 @@ impl Ends {
             State::FinWait2 | State::TimeWait
         );
         if is_done && let Some(opened) = with_window(packet) {
-            self.process(now, &mut connection.sockets, &opened, out);
+            let opened = opened.as_slice();
+            self.process(now, segment, &mut connection.sockets, opened, out);
         }
     }
 
     /// Refuses a packet of no connection by a reset.
     pub(super) fn refuse(&mut self, now: Instant, packet: &[u8], out: &mut Outbox) {
-        self.process(now, &mut SocketSet::new([]), packet, out);
+        let version = match packet.first().map(|first| first >> 4) {
+            Some(6) => IpVersion::Ipv6,
+            Some(_) | None => IpVersion::Ipv4,
+        };
+        // A reset has no payload.
+        let none = Segment { version, mss: 0 };
+        self.process(now, none, &mut SocketSet::new([]), packet, out);
     }
 
     fn process(
         &mut self,
         now: Instant,
+        segment: Segment,
         sockets: &mut SocketSet<'_>,
         packet: &[u8],
         out: &mut Outbox,
     ) {
-        let Self {
-            interface,
-            capabilities,
-            outgoing,
-            ..
-        } = self;
+        let mtu = self.mtu;
+        let (side, outgoing) = self.side(segment.version);
         let mut wire = Wire {
-            capabilities,
+            capabilities: &side.capabilities,
             incoming: Some(packet),
             outgoing,
         };
-        interface.poll_ingress_single(now, &mut wire, sockets);
-        outgoing.send(out);
+        side.interface.poll_ingress_single(now, &mut wire, sockets);
+        outgoing.send(mtu, segment, out);
     }
 
     /// Sends what a connection has to send.
@@ -368,21 +418,18 @@ impl Ends {
         connection: &mut Connection,
         out: &mut Outbox,
     ) -> Outcome {
-        let Self {
-            interface,
-            capabilities,
-            outgoing,
-            ..
-        } = self;
+        let (mtu, segment) = (self.mtu, connection.segment());
+        let (side, outgoing) = self.side(segment.version);
+        let interface = &mut side.interface;
         let time = connection.time(now);
         for _ in 0..MAX_BURST {
             let mut wire = Wire {
-                capabilities,
+                capabilities: &side.capabilities,
                 incoming: None,
                 outgoing,
             };
             interface.poll_egress(time, &mut wire, &mut connection.sockets);
-            if !outgoing.send(out) || out.is_full() {
+            if !outgoing.send(mtu, segment, out) || out.is_full() {
                 break;
             }
         }
@@ -400,27 +447,44 @@ impl Ends {
     }
 }
 
+/// A segment without data or options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bare {
+    bytes: [u8; HEADERS_LEN],
+    len: usize,
+}
+
+impl Bare {
+    fn as_slice(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
 /// What acknowledges the same as a segment without a window, and has one.
-fn with_window(packet: &[u8]) -> Option<[u8; HEADERS_LEN]> {
-    let ip = Ipv4Packet::new_checked(packet).ok()?;
-    let segment = TcpPacket::new_checked(ip.payload()).ok()?;
+fn with_window(packet: &[u8]) -> Option<Bare> {
+    let at = Transport::parse(packet, 0).ok()?;
+    let segment = TcpPacket::new_checked(&packet[at.l4..at.end]).ok()?;
     if !segment.ack() || segment.window_len() != 0 {
         return None;
     }
     let end = segment.seq_number() + segment.segment_len();
+    let header_len = match at.version {
+        IpVersion::Ipv4 => v4::HEADER_LEN,
+        IpVersion::Ipv6 => v6::HEADER_LEN,
+    };
+    let len = header_len + TCP_HEADER_LEN;
     let mut bytes = [0; HEADERS_LEN];
-    bytes[..v4::HEADER_LEN].copy_from_slice(&packet[..v4::HEADER_LEN]);
-    bytes[v4::HEADER_LEN..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
-    let mut ip = Ipv4Packet::new_unchecked(&mut bytes[..]);
-    ip.set_header_len(v4::HEADER_LEN as u8);
-    ip.set_total_len(HEADERS_LEN as u16);
-    let mut segment = TcpPacket::new_unchecked(ip.payload_mut());
+    let copy = &mut bytes[..len];
+    copy[..header_len].copy_from_slice(&packet[..header_len]);
+    copy[header_len..].copy_from_slice(&segment.into_inner()[..TCP_HEADER_LEN]);
+    head::set_plain(copy);
+    let mut segment = TcpPacket::new_unchecked(&mut copy[header_len..]);
     segment.clear_flags();
     segment.set_ack(true);
     segment.set_header_len(TCP_HEADER_LEN as u8);
     segment.set_seq_number(end);
     segment.set_window_len(1);
-    Some(bytes)
+    Some(Bare { bytes, len })
 }
 
 /// The device between smoltcp and a call about one packet.
@@ -428,6 +492,35 @@ struct Wire<'a> {
     capabilities: &'a DeviceCapabilities,
     incoming: Option<&'a [u8]>,
     outgoing: &'a mut Outgoing,
+}
+
+/// The segments of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Segment {
+    version: IpVersion,
+    /// Bytes that the pod takes in one.
+    mss: u16,
+}
+
+impl Segment {
+    /// Bytes of payload in a segment whose headers, all options included, have so many.
+    fn size(self, mtu: Mtu, headers: usize) -> u16 {
+        let longest = mtu.get().min(self.mss.saturating_add(HEADERS_LEN as u16));
+        longest.saturating_sub(headers as u16).max(1)
+    }
+}
+
+/// The maximum segment size that is among options.
+fn mss_of(mut options: &[u8]) -> Option<u16> {
+    while let Ok((rest, option)) = TcpOption::parse(options) {
+        match option {
+            TcpOption::MaxSegmentSize(mss) => return Some(mss),
+            TcpOption::EndOfList => return None,
+            _ if rest.is_empty() => return None,
+            _ => options = rest,
+        }
+    }
+    None
 }
 
 /// Room for one packet.
@@ -445,23 +538,35 @@ impl Outgoing {
     }
 
     /// Sends the packet, if there is one.
-    fn send(&mut self, out: &mut Outbox) -> bool {
+    fn send(&mut self, mtu: Mtu, segment: Segment, out: &mut Outbox) -> bool {
         let Some((len, meta)) = self.packet.take() else {
             return false;
         };
         let packet = &mut self.storage[HEADROOM..HEADROOM + len];
         if let Ok(at) = Transport::parse(packet, 0) {
+            let checksum = Checksum::Partial {
+                start: at.l4 as u16,
+                offset: transport::Protocol::Tcp.checksum_offset() as u16,
+            };
+            let size = match at.version {
+                IpVersion::Ipv4 => meta.segmentation_offload_size.map(NonZeroU16::get),
+                IpVersion::Ipv6 => {
+                    mss::clamp(packet, checksum, mtu);
+                    let size = segment.size(mtu, at.payload);
+                    (at.payload_len() > size.into()).then_some(size)
+                }
+            };
             let pseudo = at.pseudo_header(packet, at.end - at.l4);
             let field = at.checksum_offset();
             packet[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
             let offload = Header {
-                checksum: Checksum::Partial {
-                    start: at.l4 as u16,
-                    offset: transport::Protocol::Tcp.checksum_offset() as u16,
-                },
-                gso: meta.segmentation_offload_size.map(|size| Gso {
-                    kind: GsoKind::TcpV4,
-                    size: size.get(),
+                checksum,
+                gso: size.map(|size| Gso {
+                    kind: match at.version {
+                        IpVersion::Ipv4 => GsoKind::TcpV4,
+                        IpVersion::Ipv6 => GsoKind::TcpV6,
+                    },
+                    size,
                     ecn: false,
                 }),
                 hdr_len: at.payload as u16,
@@ -541,8 +646,8 @@ mod tests {
         let last = segment(0).ack(77).fin().psh();
         last.write(&mut packet, b"hello").unwrap();
         let opened = with_window(&packet).unwrap();
-        let (ip, rest) = Ipv4Header::from_slice(&opened).unwrap();
-        assert_eq!(usize::from(ip.total_len), HEADERS_LEN);
+        let (ip, rest) = Ipv4Header::from_slice(opened.as_slice()).unwrap();
+        assert_eq!(usize::from(ip.total_len), 40);
         let (opened, data) = TcpHeader::from_slice(rest).unwrap();
         let mut expected = TcpHeader::new(5000, 80, 1006, 1);
         expected.ack = true;
@@ -555,6 +660,6 @@ mod tests {
             other.write(&mut packet, &[]).unwrap();
             assert_eq!(with_window(&packet), None);
         }
-        assert_eq!(with_window(&packet[..HEADERS_LEN - 1]), None);
+        assert_eq!(with_window(&packet[..39]), None);
     }
 }

@@ -72,9 +72,7 @@ impl HostPort {
     /// what is at any other, too.
     pub(super) fn may_reach(&self, protocol: Protocol, end: SocketAddrV4, base: Ipv4Addr) -> bool {
         let may = |ip: Ipv4Addr| {
-            let checked = self
-                .policy
-                .check(protocol, SocketAddrV4::new(ip, end.port()));
+            let checked = self.policy.check(protocol, (ip, end.port()).into());
             checked.is_ok()
         };
         let mut all = self.interface.addresses.iter().copied().filter_map(ipv4);

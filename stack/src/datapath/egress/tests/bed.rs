@@ -1,22 +1,222 @@
 //! What tests of egress stand on.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
+use etherparse::{IpHeaders, IpNumber, NetSlice, PacketBuilder, PacketBuilderStep, UdpHeader};
 use muslin_encap::buffer::HEADROOM;
 use muslin_encap::offload::split::{Checksums, MAX_HEADER_LEN, Split, TrainLimits};
 use smoltcp::iface::{Config as InterfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer};
-use smoltcp::wire::{HardwareAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use super::*;
-use crate::addresses::socket_ipv4;
 
-pub(super) const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
-pub(super) const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 80), 80);
 pub(super) const MTU: u16 = 1450;
+/// Subnets of the node.
+pub(super) const SUBNETS: &str = "10.244.1.0/24,fd00:10:244:1::/64";
 
-pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
+thread_local! {
+    /// The IP version of the pod's packets in the test that runs.
+    static VERSION: Cell<IpVersion> = const { Cell::new(IpVersion::Ipv4) };
+}
+
+/// Runs a test of what is the same with both IP versions.
+pub(super) fn both(test: impl Fn()) {
+    for version in [IpVersion::Ipv4, IpVersion::Ipv6] {
+        println!("with {version}");
+        with(version, &test);
+    }
+}
+
+/// Runs a test with an IP version.
+pub(super) fn with<R>(version: IpVersion, test: impl FnOnce() -> R) -> R {
+    let before = VERSION.replace(version);
+    let result = test();
+    VERSION.set(before);
+    result
+}
+
+pub(super) fn is_v6() -> bool {
+    VERSION.get() == IpVersion::Ipv6
+}
+
+/// One of two values, by the IP version of the test that runs.
+pub(super) fn of<T>(ipv4: T, ipv6: T) -> T {
+    if is_v6() { ipv6 } else { ipv4 }
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+/// A pod of this node.
+pub(super) fn pod_at(number: u8) -> IpAddr {
+    parse(&of(
+        format!("10.244.1.{number}"),
+        format!("fd00:10:244:1::{number}"),
+    ))
+}
+
+pub(super) fn pod() -> IpAddr {
+    pod_at(2)
+}
+
+pub(super) fn gateway() -> IpAddr {
+    pod_at(1)
+}
+
+/// Somebody outside.
+pub(super) fn outside(number: u8, port: u16) -> SocketAddr {
+    let address = of(format!("192.0.2.{number}"), format!("2001:db8::{number}"));
+    SocketAddr::new(parse(&address), port)
+}
+
+pub(super) fn server() -> SocketAddr {
+    outside(80, 80)
+}
+
+/// The host's loopback address.
+pub(super) fn localhost() -> IpAddr {
+    parse(of("127.0.0.1", "::1"))
+}
+
+/// A packet with these addresses.
+pub(super) fn from_to(from: IpAddr, to: IpAddr) -> PacketBuilderStep<IpHeaders> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), 64),
+        _ => panic!("from {from} to {to}"),
+    }
+}
+
+/// An echo request, or its reply.
+pub(super) fn ping(
+    is_reply: bool,
+    ends: (IpAddr, IpAddr),
+    number: (u16, u16),
+    payload: &[u8],
+) -> Vec<u8> {
+    let (id, seq) = number;
+    let builder = from_to(ends.0, ends.1);
+    let mut bytes = Vec::new();
+    match (is_reply, ends.0.is_ipv6()) {
+        (false, false) => builder
+            .icmpv4_echo_request(id, seq)
+            .write(&mut bytes, payload),
+        (true, false) => builder
+            .icmpv4_echo_reply(id, seq)
+            .write(&mut bytes, payload),
+        (false, true) => builder
+            .icmpv6_echo_request(id, seq)
+            .write(&mut bytes, payload),
+        (true, true) => builder
+            .icmpv6_echo_reply(id, seq)
+            .write(&mut bytes, payload),
+    }
+    .unwrap();
+    bytes
+}
+
+/// What `from` says of a packet to a pod: "destination unreachable".
+pub(super) fn unreachable(from: IpAddr, code: u8, to: IpAddr, offender: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = from_to(from, to);
+    match is_v6() {
+        false => builder
+            .icmpv4_raw(3, code, [0; 4])
+            .write(&mut packet, offender),
+        true => builder
+            .icmpv6_raw(1, code, [0; 4])
+            .write(&mut packet, offender),
+    }
+    .unwrap();
+    packet
+}
+
+/// Bytes of an IP header.
+pub(super) fn ip_len() -> usize {
+    of(20, 40)
+}
+
+/// What an independent parser reads in a packet's IP header.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+    pub(super) protocol: IpNumber,
+    pub(super) dont_fragment: bool,
+}
+
+/// Reads an IP header, of which the packet may be cut short, and gives what is behind it.
+pub(super) fn read(packet: &[u8]) -> (Read, &[u8]) {
+    if packet[0] >> 4 == 4 {
+        let (ip, rest) = etherparse::Ipv4Header::from_slice(packet).unwrap();
+        assert_eq!(ip.calc_header_checksum(), ip.header_checksum);
+        let read = Read {
+            source: ip.source.into(),
+            destination: ip.destination.into(),
+            protocol: ip.protocol,
+            dont_fragment: ip.dont_fragment,
+        };
+        (read, rest)
+    } else {
+        let (ip, rest) = etherparse::Ipv6Header::from_slice(packet).unwrap();
+        let read = Read {
+            source: ip.source.into(),
+            destination: ip.destination.into(),
+            protocol: ip.next_header,
+            dont_fragment: false,
+        };
+        (read, rest)
+    }
+}
+
+/// Checks the checksum of a whole packet, and that it ends where it says.
+pub(super) fn assert_whole(packet: &[u8]) {
+    let (ip, rest) = read(packet);
+    let slice = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    let (Some(NetSlice::Ipv4(_) | NetSlice::Ipv6(_)), Some(transport)) =
+        (slice.net, slice.transport)
+    else {
+        panic!("{packet:?}");
+    };
+    let len = match (ip.source, u16::from_be_bytes([packet[2], packet[3]])) {
+        (IpAddr::V4(_), total) => usize::from(total),
+        (IpAddr::V6(_), _) => 40 + usize::from(u16::from_be_bytes([packet[4], packet[5]])),
+    };
+    assert_eq!(len, packet.len());
+    let _ = transport;
+    let sum = match (ip.source, ip.destination) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            muslin_encap::ip::checksum::sum(&[from.octets(), to.octets()].concat())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            muslin_encap::ip::checksum::sum(&[from.octets(), to.octets()].concat())
+        }
+        _ => panic!("of two versions"),
+    };
+    let has_pseudo_header = ip.protocol != IpNumber::ICMP;
+    let pseudo = muslin_encap::ip::checksum::add(sum, u16::from(ip.protocol.0));
+    let pseudo = muslin_encap::ip::checksum::add(pseudo, rest.len() as u16);
+    let all = muslin_encap::ip::checksum::sum(rest);
+    let all = match has_pseudo_header {
+        true => muslin_encap::ip::checksum::add(all, pseudo),
+        false => all,
+    };
+    assert_eq!(all, 0xffff, "{packet:?}");
+}
+
+/// Reads a packet of UDP with its checksum: from where, to which port, and what it carries.
+pub(super) fn read_udp(packet: &[u8]) -> (SocketAddr, u16, Vec<u8>) {
+    assert_whole(packet);
+    let (ip, rest) = read(packet);
+    assert_eq!(ip.protocol, IpNumber::UDP);
+    let (udp, payload) = UdpHeader::from_slice(rest).unwrap();
+    let from = SocketAddr::new(ip.source, udp.source_port);
+    (from, udp.destination_port, payload.to_vec())
+}
 
 /// Bytes that differ from place to place.
 pub(super) fn pattern(len: usize, seed: u8) -> Vec<u8> {
@@ -30,14 +230,16 @@ type Datagrams = (VecDeque<Vec<u8>>, Vec<Vec<u8>>);
 /// A socket of the host.
 #[derive(Debug, Default)]
 pub(super) struct FakeSocket {
-    pub(super) to: Option<SocketAddrV4>,
+    pub(super) to: Option<SocketAddr>,
+    /// The IP version of a mapping's socket.
+    pub(super) version: Option<IpVersion>,
     /// How connecting ends, if it has.
     pub(super) connected: Option<Result<(), HostError>>,
     /// Datagrams instead of streams, with one other end.
     pub(super) datagrams: Option<Datagrams>,
     /// What a mapping's socket has received and sent.
     pub(super) received: VecDeque<(SocketAddr, Vec<u8>)>,
-    pub(super) sent: Vec<(SocketAddrV4, Vec<u8>)>,
+    pub(super) sent: Vec<(SocketAddr, Vec<u8>)>,
     /// What the other end has sent, and whether that is all.
     pub(super) inbox: VecDeque<u8>,
     pub(super) ended: bool,
@@ -100,14 +302,23 @@ impl FakeHost {
 }
 
 impl Host for FakeHost {
-    fn open(&mut self, id: FlowId, protocol: Protocol) -> Result<(), HostError> {
+    fn open(
+        &mut self,
+        id: FlowId,
+        protocol: Protocol,
+        version: IpVersion,
+    ) -> Result<(), HostError> {
         assert_ne!(protocol, Protocol::Tcp);
-        self.make(id, FakeSocket::default())
+        let socket = FakeSocket {
+            version: Some(version),
+            ..FakeSocket::default()
+        };
+        self.make(id, socket)
     }
 
     fn connect(&mut self, id: FlowId, protocol: Protocol, to: SocketAddr) -> Result<(), HostError> {
         let socket = FakeSocket {
-            to: socket_ipv4(to),
+            to: Some(to),
             datagrams: (protocol != Protocol::Tcp).then(Default::default),
             room: usize::MAX,
             ..FakeSocket::default()
@@ -138,7 +349,8 @@ impl Host for FakeHost {
         if let Some(error) = socket.error.take() {
             return Err(error);
         }
-        let to = socket_ipv4(to).unwrap();
+        let version = version_of(to);
+        assert_eq!(socket.version, Some(version), "to {to}");
         socket.sent.push((to, bytes.to_vec()));
         Ok(())
     }
@@ -244,7 +456,7 @@ pub(super) struct FakePods {
     pub(super) packets: VecDeque<Vec<u8>>,
     pub(super) reports: Vec<(IcmpError, Vec<u8>)>,
     /// What others outside have said.
-    pub(super) relayed: Vec<(Ipv4Addr, IcmpError, Vec<u8>)>,
+    pub(super) relayed: Vec<(IpAddr, IcmpError, Vec<u8>)>,
     pub(super) lost: BTreeMap<DropReason, u64>,
     /// Length of the longest packet before it was taken apart.
     pub(super) longest: usize,
@@ -266,8 +478,7 @@ impl FakePods {
             }
             Output::Relayed(from, error, offender) => {
                 assert!(crate::datapath::icmp::may_answer(offender), "{offender:?}");
-                self.relayed
-                    .push((ipv4(from).unwrap(), error, offender.to_vec()));
+                self.relayed.push((from, error, offender.to_vec()));
             }
             Output::Lost(reason, packets) => *self.lost.entry(reason).or_default() += packets,
             Output::HandOver(Holder::Predecessor, mut packet) => {
@@ -318,7 +529,7 @@ impl FakePod {
         let config = InterfaceConfig::new(HardwareAddress::Ip);
         let mut interface = Interface::new(config, &mut device, Instant::ZERO);
         interface.update_ip_addrs(|addresses| {
-            addresses.push(IpCidr::Ipv4(Ipv4Cidr::new(POD, 0))).unwrap();
+            addresses.push(IpCidr::new(pod().into(), 0)).unwrap();
         });
         Self {
             interface,
@@ -399,7 +610,7 @@ impl Bed {
     pub(super) fn with(limits: Limits, policy: Policy) -> Self {
         let config = EgressConfig {
             policy,
-            subnets: Some("10.244.1.0/24".parse().unwrap()),
+            subnets: Some(SUBNETS.parse().unwrap()),
             mtu: Mtu::new(MTU.into()).unwrap(),
             limits,
             random_seed: 7,
@@ -508,7 +719,7 @@ impl Bed {
     }
 
     /// Begins a connection of the pod.
-    pub(super) fn connect(&mut self, to: SocketAddrV4) -> SocketHandle {
+    pub(super) fn connect(&mut self, to: SocketAddr) -> SocketHandle {
         let buffer = || SocketBuffer::new(vec![0; 65_536]);
         let mut socket = Socket::new(buffer(), buffer());
         self.next_port += 1;
@@ -560,7 +771,7 @@ impl Bed {
 
     /// A connection that is there.
     pub(super) fn established(&mut self) -> (SocketHandle, FlowId) {
-        let handle = self.connect(SERVER);
+        let handle = self.connect(server());
         let id = self.last();
         self.answer(id, Ok(()));
         assert!(self.socket(handle).may_send());

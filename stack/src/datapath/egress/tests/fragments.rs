@@ -1,12 +1,17 @@
 //! Datagrams and echo requests of pods that come in fragments.
 
+use std::net::Ipv4Addr;
+
 use etherparse::{IpNumber, Ipv4Header, PacketBuilder};
 use muslin_encap::ip::fragment::Fragments;
 use proptest::prelude::*;
+use smoltcp::wire::Ipv4Packet;
 
-use super::bed::{Bed, POD, SERVER, pattern};
+use super::bed::{Bed, pattern, server};
 use super::*;
 
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 80);
 const OTHER_POD: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 3);
 /// Payload of all fragments but the last that fit the MTU.
 const STEP: usize = 1424;
@@ -18,14 +23,14 @@ fn datagram(pod: Ipv4Addr, ident: u16, payload: &[u8]) -> Vec<u8> {
         64,
         IpNumber::UDP,
         pod.octets(),
-        SERVER.ip().octets(),
+        SERVER.octets(),
     )
     .unwrap();
     header.identification = ident;
     header.dont_fragment = false;
     let mut bytes = Vec::new();
     PacketBuilder::ip(etherparse::IpHeaders::Ipv4(header, Default::default()))
-        .udp(5000, SERVER.port())
+        .udp(5000, server().port())
         .write(&mut bytes, payload)
         .unwrap();
     bytes
@@ -47,14 +52,8 @@ fn fragments(pod: Ipv4Addr, ident: u16, payload: &[u8]) -> Vec<Vec<u8>> {
 
 /// A fragment of its own, of so many bytes of payload from there on.
 fn piece(ident: u16, start: usize, len: usize, more: bool) -> Vec<u8> {
-    let mut header = Ipv4Header::new(
-        len as u16,
-        64,
-        IpNumber::UDP,
-        POD.octets(),
-        SERVER.ip().octets(),
-    )
-    .unwrap();
+    let mut header =
+        Ipv4Header::new(len as u16, 64, IpNumber::UDP, POD.octets(), SERVER.octets()).unwrap();
     header.identification = ident;
     header.dont_fragment = false;
     header.more_fragments = more;
@@ -99,7 +98,7 @@ fn datagrams_in_fragments_go_on_whole() {
 fn echo_requests_in_fragments_go_on_whole() {
     let mut bed = Bed::new();
     let mut request = Vec::new();
-    PacketBuilder::ipv4(POD.octets(), SERVER.ip().octets(), 64)
+    PacketBuilder::ipv4(POD.octets(), SERVER.octets(), 64)
         .icmpv4_echo_request(7, 1)
         .write(&mut request, &pattern(4000, 5))
         .unwrap();

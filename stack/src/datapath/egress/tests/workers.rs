@@ -3,15 +3,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use etherparse::PacketBuilder;
 use muslin_encap::buffer::OwnedPacket;
 use muslin_encap::offload::virtio::{Checksum, Gso, GsoKind, Header};
 use smoltcp::socket::tcp::State;
 
-use super::bed::{Bed, POD, pattern};
+use super::bed::*;
 use super::*;
 
-const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(198, 51, 100, 7), 51_234);
+fn client() -> SocketAddr {
+    outside(7, 51_234)
+}
+
 const PORT: u16 = 8080;
 
 /// Two workers of a node and what one has handed to the other.
@@ -34,7 +36,7 @@ impl Workers {
             .zip(0..)
         {
             worker.egress.share(owners.clone(), number);
-            let pod = SocketAddrV4::new(POD, PORT).into();
+            let pod = SocketAddr::new(pod(), PORT);
             worker.egress.expect_datagrams(pod).unwrap();
         }
         workers
@@ -69,16 +71,16 @@ impl Workers {
 fn key(protocol: Protocol) -> FlowKey {
     FlowKey {
         protocol,
-        pod: SocketAddrV4::new(POD, PORT).into(),
-        remote: CLIENT.into(),
+        pod: SocketAddr::new(pod(), PORT),
+        remote: client(),
     }
 }
 
 /// A UDP packet of the pod with the sum of its pseudo header instead of a checksum.
 fn unfinished(payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    PacketBuilder::ipv4(POD.octets(), CLIENT.ip().octets(), 64)
-        .udp(PORT, CLIENT.port())
+    from_to(pod(), client().ip())
+        .udp(PORT, client().port())
         .write(&mut bytes, payload)
         .unwrap();
     let at = Transport::parse(&bytes, 0).unwrap();
@@ -89,80 +91,84 @@ fn unfinished(payload: &[u8]) -> Vec<u8> {
 
 #[test]
 fn a_superpacket_that_is_handed_over_is_as_many_datagrams() {
-    let longest = 65_535 - 28;
-    for (len, size) in [(2500, 1000), (1, 1000), (3000, 1000), (longest, 1400)] {
-        let mut workers = Workers::new();
-        let id = workers
-            .first
-            .call(|egress, now, host| egress.deliver(now, key(Protocol::Udp), b"hello", host));
-        let id = id.unwrap();
-        workers.first.host.adopt_datagrams(id);
+    both(|| {
+        let longest = 65_535 - 8 - ip_len();
+        for (len, size) in [(2500, 1000), (1, 1000), (3000, 1000), (longest, 1400)] {
+            let mut workers = Workers::new();
+            let id = workers
+                .first
+                .call(|egress, now, host| egress.deliver(now, key(Protocol::Udp), b"hello", host));
+            let id = id.unwrap();
+            workers.first.host.adopt_datagrams(id);
 
-        let payload = pattern(len, 3);
-        let mut bytes = unfinished(&payload);
-        let offload = Header {
-            checksum: Checksum::Partial {
-                start: 20,
-                offset: 6,
-            },
-            gso: Some(Gso {
-                kind: GsoKind::Udp,
-                size,
-                ecn: false,
-            }),
-            hdr_len: 28,
-        };
-        let len = bytes.len();
-        let packet = PacketBuf::new(&mut bytes, 0, len).unwrap();
-        workers.take(&packet.with_offload(offload));
-        workers.hand_over();
-        let socket = &workers.first.host.sockets[&id];
-        let (_, outbox) = socket.datagrams.as_ref().unwrap();
-        let expected: Vec<_> = payload.chunks(size.into()).map(<[u8]>::to_vec).collect();
-        assert_eq!(*outbox, expected);
-        assert_eq!(workers.second.egress.counters().opened, 0);
-    }
+            let payload = pattern(len, 3);
+            let mut bytes = unfinished(&payload);
+            let offload = Header {
+                checksum: Checksum::Partial {
+                    start: ip_len() as u16,
+                    offset: 6,
+                },
+                gso: Some(Gso {
+                    kind: GsoKind::Udp,
+                    size,
+                    ecn: false,
+                }),
+                hdr_len: ip_len() as u16 + 8,
+            };
+            let len = bytes.len();
+            let packet = PacketBuf::new(&mut bytes, 0, len).unwrap();
+            workers.take(&packet.with_offload(offload));
+            workers.hand_over();
+            let socket = &workers.first.host.sockets[&id];
+            let (_, outbox) = socket.datagrams.as_ref().unwrap();
+            let expected: Vec<_> = payload.chunks(size.into()).map(<[u8]>::to_vec).collect();
+            assert_eq!(*outbox, expected);
+            assert_eq!(workers.second.egress.counters().opened, 0);
+        }
+    });
 }
 
 /// What a device says is right is not looked at again, and need not be there.
 #[test]
 fn what_a_device_has_verified_stays_so_when_it_is_handed_over() {
-    let mut workers = Workers::new();
-    let first = &mut workers.first;
-    let handle = first.listen(PORT);
-    let id = first.call(|egress, now, host| egress.dial(now, key(Protocol::Tcp), b"", host));
-    let id = id.unwrap();
-    first.host.adopt(id);
-    first.wait(Duration::from_millis(1));
-    assert_eq!(first.socket(handle).state(), State::Established);
-
-    let stream = pattern(100_000, 9);
-    let mut sent = 0;
-    for _ in 0..10_000 {
+    both(|| {
+        let mut workers = Workers::new();
         let first = &mut workers.first;
-        if sent < stream.len() {
-            sent += first.socket(handle).send_slice(&stream[sent..]).unwrap();
+        let handle = first.listen(PORT);
+        let id = first.call(|egress, now, host| egress.dial(now, key(Protocol::Tcp), b"", host));
+        let id = id.unwrap();
+        first.host.adopt(id);
+        first.wait(Duration::from_millis(1));
+        assert_eq!(first.socket(handle).state(), State::Established);
+
+        let stream = pattern(100_000, 9);
+        let mut sent = 0;
+        for _ in 0..10_000 {
+            let first = &mut workers.first;
+            if sent < stream.len() {
+                sent += first.socket(handle).send_slice(&stream[sent..]).unwrap();
+            }
+            let Bed { pod, pods, now, .. } = first;
+            pod.device.incoming.append(&mut pods.packets);
+            pod.poll(*now);
+            for mut bytes in std::mem::take(&mut pod.device.outgoing) {
+                let at = Transport::parse(&bytes, 0).unwrap();
+                bytes[at.checksum_offset()] ^= 0x5a;
+                let offload = Header {
+                    checksum: Checksum::Valid,
+                    ..Header::default()
+                };
+                let len = bytes.len();
+                let packet = PacketBuf::new(&mut bytes, 0, len).unwrap();
+                workers.take(&packet.with_offload(offload));
+            }
+            workers.hand_over();
+            workers.first.pass(Duration::from_millis(1));
+            if workers.first.host.sockets[&id].outbox.len() == stream.len() {
+                break;
+            }
         }
-        let Bed { pod, pods, now, .. } = first;
-        pod.device.incoming.append(&mut pods.packets);
-        pod.poll(*now);
-        for mut bytes in std::mem::take(&mut pod.device.outgoing) {
-            let at = Transport::parse(&bytes, 0).unwrap();
-            bytes[at.checksum_offset()] ^= 0x5a;
-            let offload = Header {
-                checksum: Checksum::Valid,
-                ..Header::default()
-            };
-            let len = bytes.len();
-            let packet = PacketBuf::new(&mut bytes, 0, len).unwrap();
-            workers.take(&packet.with_offload(offload));
-        }
-        workers.hand_over();
-        workers.first.pass(Duration::from_millis(1));
-        if workers.first.host.sockets[&id].outbox.len() == stream.len() {
-            break;
-        }
-    }
-    assert!(workers.first.host.sockets[&id].outbox == stream);
-    assert_eq!(workers.first.egress.counters().reset, 0);
+        assert!(workers.first.host.sockets[&id].outbox == stream);
+        assert_eq!(workers.first.egress.counters().reset, 0);
+    });
 }
