@@ -53,45 +53,34 @@ impl Doors {
                 Err(error) => warn!("cannot listen on {name}: {error}"),
             }
         }
-        let health = match settings.health {
-            None => None,
-            Some(address) => {
-                let listener = match inherited(address, take(FrontDoor::Health))? {
-                    Some(listener) => listener,
-                    None => http::health::listen(address).await?,
-                };
-                info!("health is served at http://{address}/healthz and /readyz");
-                Some(listener)
-            }
-        };
-        let metrics = match settings.metrics {
-            None => None,
-            Some(address) => {
-                let listener = match inherited(address, take(FrontDoor::Metrics))? {
-                    Some(listener) => listener,
-                    None => http::metrics::listen(address).await?,
-                };
-                info!("metrics are served at http://{address}/metrics");
-                Some(listener)
-            }
-        };
-        let page = match settings.admin {
-            None => None,
-            Some(address) => {
-                let listener = match inherited(address, take(FrontDoor::Page))? {
-                    Some(listener) => listener,
-                    None => page::listen(address, "--admin").await?,
-                };
-                let socket = state.socket_named(STATUS);
-                let page = Page::new(Nodes::At(socket), address)?;
+        let health = served(
+            settings.health,
+            take(FrontDoor::Health),
+            http::health::listen,
+        )
+        .await?;
+        if let Some((address, _)) = &health {
+            info!("health is served at http://{address}/healthz and /readyz");
+        }
+        let metrics = take(FrontDoor::Metrics);
+        let metrics = served(settings.metrics, metrics, http::metrics::listen).await?;
+        if let Some((address, _)) = &metrics {
+            info!("metrics are served at http://{address}/metrics");
+        }
+        let listen_for_page = |address| page::listen(address, "--admin");
+        let page = served(settings.admin, take(FrontDoor::Page), listen_for_page).await?;
+        let page = match page {
+            Some((address, listener)) => {
+                let page = Page::new(Nodes::At(state.socket_named(STATUS)), address)?;
                 info!("the page is served at {}", page.url());
                 Some((page, listener))
             }
+            None => None,
         };
         Ok(Self {
             control,
-            health,
-            metrics,
+            health: health.map(|(_, listener)| listener),
+            metrics: metrics.map(|(_, listener)| listener),
             page,
         })
     }
@@ -145,10 +134,22 @@ fn listen(path: &std::path::Path, former: Option<OwnedFd>) -> Result<UnixSeqpack
     }
 }
 
-/// The listener of a process before this one, if it has this address.
-fn inherited(address: SocketAddr, former: Option<OwnedFd>) -> Result<Option<TcpListener>> {
+/// A listener at that address, if there is to be one: that of a process before this one, if it has the
+/// same address.
+async fn served<F: Future<Output = Result<TcpListener>>>(
+    address: Option<SocketAddr>,
+    former: Option<OwnedFd>,
+    listen: impl FnOnce(SocketAddr) -> F,
+) -> Result<Option<(SocketAddr, TcpListener)>> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
     let former = former.map(std::net::TcpListener::from);
     let former = former.filter(|it| it.local_addr().is_ok_and(|it| it == address));
     let former = former.map(TcpListener::from_std).transpose();
-    former.context(format!("cannot go on to listen at {address}"))
+    let listener = match former.context(format!("cannot go on to listen at {address}"))? {
+        Some(listener) => listener,
+        None => listen(address).await?,
+    };
+    Ok(Some((address, listener)))
 }
