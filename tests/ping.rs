@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 use std::io::{BufRead, BufReader};
-use std::net::Ipv4Addr;
 use std::process::Stdio;
 
 use muslin::agent::Agent;
 use muslin_lab::skip::skip;
-use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::{Lab, Node, SOON, poll_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -25,20 +24,7 @@ struct Bed {
 impl Bed {
     fn new() -> Option<Self> {
         let lab = Lab::new()?;
-        let store = lab.store();
-        let [(first, host), (second, other)] = [1, 2].map(|number: u8| {
-            let address = Ipv4Addr::new(10, 9, 0, number);
-            let name = format!("n{number}");
-            let config = NodeConfig::new(&name, address, &store);
-            let config = config.with("--network", "10.244.0.0/16");
-            (config, lab.host(&name, address))
-        });
-        let first = first.start(&host);
-        let second = second.start_sharing(&other, &first);
-        let nodes = [first, second];
-        for node in &nodes {
-            node.wait_peers(1);
-        }
+        let nodes = lab.two_nodes(|_, config| config);
         let web = nodes[0].pod_after("web", &[], "ip link set eth0 mtu 2000");
         let db = nodes[1].pod("db");
         let bed = Self {

@@ -222,6 +222,25 @@ impl Lab {
         format!("sqlite:{}", self.directory().join("leases.db").display())
     }
 
+    /// Nodes `n1` and `n2` at 10.9.0.1 and 10.9.0.2, of one state directory and with each other for peers.
+    /// `configure` is given the number of each with what all such nodes are started with.
+    pub fn two_nodes(&self, configure: impl Fn(u8, NodeConfig) -> NodeConfig) -> [Node; 2] {
+        let store = self.store();
+        let [(first, host), (second, other)] = [1, 2].map(|number| {
+            let address = Ipv4Addr::new(10, 9, 0, number);
+            let name = format!("n{number}");
+            let config = NodeConfig::new(&name, address, &store).with("--network", "10.244.0.0/16");
+            (configure(number, config), self.host(&name, address))
+        });
+        let first = first.start(&host);
+        let second = second.start_sharing(&other, &first);
+        let nodes = [first, second];
+        for node in &nodes {
+            node.wait_peers(1);
+        }
+        nodes
+    }
+
     /// A network namespace with nothing but loopback in it.
     pub fn namespace(&self, name: &str) -> Host {
         let mut command = self.root.holder.enter();
