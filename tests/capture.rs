@@ -2,13 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use muslin::agent::Agent;
-use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
+use muslin_lab::{Lab, Node, SOON, poll_until, traffic};
 
 /// Two nodes with a pod each, `web` and `db`.
 struct Bed {
@@ -20,20 +21,9 @@ struct Bed {
 impl Bed {
     fn new(backend: &str) -> Option<Self> {
         let lab = Lab::new()?;
-        let store = lab.store();
-        let nodes = [1, 2].map(|number: u8| {
-            let address = Ipv4Addr::new(10, 9, 0, number);
-            let name = format!("n{number}");
-            NodeConfig::new(&name, address, &store)
-                .with("--network", "10.244.0.0/16")
-                .with("--backend", backend)
-                .start(&lab.host(&name, address))
-        });
+        let nodes = lab.two_nodes(|_, config| config.with("--backend", backend));
         if !nodes[0].host().has("tshark", "tshark") {
             return None;
-        }
-        for node in &nodes {
-            node.wait_peers(1);
         }
         let pods = [nodes[0].pod("web"), nodes[1].pod("db")];
         Some(Self { nodes, pods, lab })
@@ -45,6 +35,11 @@ impl Bed {
 
     /// A capture at the first node that has begun.
     fn capture(&self, file: &Path, words: &[&str]) -> Child {
+        self.capture_beginning_with(file, file, words)
+    }
+
+    /// The same, where the first file has another name than what is asked for.
+    fn capture_beginning_with(&self, first: &Path, file: &Path, words: &[&str]) -> Child {
         let file = file.to_str().unwrap();
         let words: Vec<_> = ["capture", "-w", file]
             .iter()
@@ -54,10 +49,8 @@ impl Bed {
         let child = self.nodes[0].client(&words).stderr(Stdio::piped()).spawn();
         let child = child.unwrap();
         poll_until(SOON, "the head of the file", || {
-            let len = std::fs::metadata(file)
-                .map(|it| it.len())
-                .unwrap_or_default();
-            (len > 0).then_some(())
+            let head = std::fs::metadata(first).ok();
+            head.filter(|it| it.len() > 0).map(drop)
         });
         child
     }
@@ -86,6 +79,12 @@ fn read(file: &Path, filter: &str, fields: &[&str]) -> Vec<Vec<String>> {
     command
         .arg("-r")
         .arg(file)
+        .args([
+            "-o",
+            "tcp.check_checksum:TRUE",
+            "-o",
+            "ip.check_checksum:TRUE",
+        ])
         .args(["-Y", filter, "-T", "fields"]);
     for field in fields {
         command.args(["-e", field]);
@@ -258,21 +257,7 @@ fn it_ends_by_itself_and_keeps_a_ring_of_files() {
         "--hook",
         "to-pod,from-pod",
     ];
-    let words: Vec<_> = ["capture", "-w", ring.to_str().unwrap()]
-        .into_iter()
-        .chain(words)
-        .collect();
-    let rotating = bed.nodes[0]
-        .client(&words)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    poll_until(SOON, "the head of the file", || {
-        let len = std::fs::metadata(&first)
-            .map(|it| it.len())
-            .unwrap_or_default();
-        (len > 0).then_some(())
-    });
+    let rotating = bed.capture_beginning_with(&first, &ring, &words);
     traffic::transfer(&mut bed.pods[0], there, port, 5_000_000);
     assert_eq!(finished(running), (5, 0));
     assert_eq!(read(&file, "frame", &["frame.number"]).len(), 5);
@@ -287,6 +272,126 @@ fn it_ends_by_itself_and_keeps_a_ring_of_files() {
         counts.iter().sum::<u64>() < packets,
         "the oldest are gone: {counts:?} of {packets}"
     );
+}
+
+/// What was sent by TCP from there, by sequence number, as far as it is in the file.
+fn sent(file: &Path, from: &str) -> BTreeMap<u32, u8> {
+    let filter = format!("ip.src == {from} && tcp.len > 0");
+    let mut sent = BTreeMap::new();
+    for packet in read(file, &filter, &["tcp.seq_raw", "tcp.payload"]) {
+        let first: u32 = packet[0].parse().unwrap();
+        let bytes = packet[1]
+            .as_bytes()
+            .chunks(2)
+            .map(|digits| u8::from_str_radix(std::str::from_utf8(digits).unwrap(), 16).unwrap());
+        for (at, byte) in (0..).zip(bytes) {
+            let known = sent.insert(first.wrapping_add(at), byte);
+            assert!(known.is_none_or(|known| known == byte), "{packet:?}");
+        }
+    }
+    sent
+}
+
+#[test]
+fn superpackets_are_written_as_their_segments() {
+    for backend in ["vxlan", "ipip"] {
+        let Some(mut bed) = Bed::new(backend) else {
+            return;
+        };
+        let [here, there] = bed.pods.each_mut().map(|pod| pod.address("eth0").unwrap());
+        let port = bed.pods[1].listen(0).unwrap();
+        let [whole, cut, all] = ["whole", "cut", "all"].map(|name| bed.file(name));
+        let hook = ["--hook", "from-pod", "tcp"];
+        let running = [
+            bed.capture(&whole, &hook),
+            bed.capture(&cut, &[&["--segments"], &hook[..]].concat()),
+            bed.capture(&all, &["--segments", "tcp"]),
+        ];
+        traffic::transfer(&mut bed.pods[0], there, port, 500_000);
+        let port = bed.pods[0].listen(0).unwrap();
+        traffic::transfer(&mut bed.pods[1], here, port, 500_000);
+        let [packets, segments, _] = running.map(|child| {
+            let (packets, lost) = end(child);
+            assert_eq!(lost, 0);
+            packets
+        });
+        assert!(packets < segments, "{packets} superpackets, {segments}");
+        let here = here.to_string();
+        let contents = sent(&cut, &here);
+        assert!(contents.len() >= 500_000);
+        assert!(contents == sent(&whole, &here), "the contents differ");
+
+        // Each as it is on a wire, with numbers that go on.
+        let mtu = u64::from(bed.nodes[0].mtu());
+        let fields = ["ip.len", "tcp.seq_raw", "tcp.len", "frame.comment"];
+        let (mut next, mut last) = (None, 0);
+        for packet in read(&cut, &format!("ip.src == {here}"), &fields) {
+            let [len, sequence, payload] = [0, 1, 2].map(|at| packet[at].parse::<u64>().unwrap());
+            assert!(len <= mtu, "{packet:?}");
+            let Some((became, place)) = packet[3].split_once("; segment ") else {
+                continue;
+            };
+            assert!(became.starts_with("from pod web; to "), "{packet:?}");
+            let (number, count) = place.split_once(" of ").unwrap();
+            let [number, count] = [number, count].map(|it| it.parse::<u32>().unwrap());
+            match number {
+                1 => assert_eq!(last, 0, "{packet:?}"),
+                _ => assert_eq!((number, Some(sequence)), (last + 1, next), "{packet:?}"),
+            }
+            next = Some((sequence + payload) % (1 << 32));
+            last = if number == count { 0 } else { number };
+        }
+        for file in [&cut, &all] {
+            let wrong = "_ws.malformed || tcp.checksum.status == 0 || ip.checksum.status == 0 \
+                         || _ws.expert.severity >= 6291456 && !tcp.analysis.flags \
+                         && !tcp.flags.reset";
+            assert_eq!(
+                read(file, wrong, &["frame.number", "_ws.expert.message"]),
+                [[""; 0]; 0]
+            );
+        }
+        // What was merged again is cut again, at all hooks on the way.
+        for hook in ["from-tunnel", "to-pod"] {
+            let filter =
+                format!("frame.interface_name == \"{hook}\" && ip.src == {there} && tcp.len > 0");
+            let seen = read(&all, &filter, &["ip.len", "frame.comment"]);
+            let is_cut = seen.iter().any(|it| it[1].contains("; segment 2 of "));
+            // IPv4 in IPv4 comes one by one, if the node is as fast as that.
+            assert!(!seen.is_empty() && (is_cut || backend == "ipip"), "{hook}");
+            let lens = seen
+                .iter()
+                .map(|it| it[0].rsplit(',').next().unwrap().parse::<u64>().unwrap());
+            assert!(lens.max() <= Some(mtu), "{hook}");
+        }
+    }
+}
+
+#[test]
+fn what_was_captured_is_told_though_the_node_ends() {
+    let Some(mut bed) = Bed::new("vxlan") else {
+        return;
+    };
+    let there = bed.pods[1].address("eth0").unwrap();
+    let file = bed.file("all.pcapng");
+    let running = bed.capture(&file, &["--hook", "from-pod", "icmp"]);
+    let head = std::fs::metadata(&file).unwrap().len();
+    traffic::ping(&mut bed.pods[0], there);
+    poll_until(SOON, "the pings in the file", || {
+        (std::fs::metadata(&file).unwrap().len() > head + 100).then_some(())
+    });
+    bed.nodes[0].kill();
+    let output = running.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines.len(), 2, "{said}");
+    assert!(
+        lines[1].contains("the node has ended, and the capture with it"),
+        "{said}"
+    );
+    let told: usize = lines[0].split(' ').next().unwrap().parse().unwrap();
+    assert!(told > 0 && lines[0].contains(" captured, "), "{said}");
+    assert_eq!(read(&file, "icmp", &["frame.number"]).len(), told);
 }
 
 #[test]

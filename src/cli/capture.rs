@@ -62,6 +62,9 @@ pub(super) struct Arguments {
         hide_default_value = true
     )]
     snap_len: u32,
+    /// Write superpackets as the segments that they stand for, with finished checksums
+    #[arg(long)]
+    segments: bool,
     /// End after so many packets
     #[arg(short, long, value_name = "PACKETS")]
     count: Option<u64>,
@@ -100,16 +103,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         request.peer.clone_from(&arguments.peer);
         request.filter = arguments.filter.join(" ");
         request.snap_len = arguments.snap_len;
+        request.segments = arguments.segments;
         client.capture(request, theirs.as_fd()).await?;
         drop(theirs);
         let blocks = Blocks::new(Output::open(arguments)?, arguments.count);
-        let totals = copy(ours, blocks, Stop::new(arguments)?).await?;
+        let (totals, end) = copy(ours, blocks, Stop::new(arguments)?).await?;
         eprintln!(
             "{} captured, {} lost since they came faster than they were read",
             count(totals.packets, "packet"),
             totals.lost
         );
-        Ok(())
+        match end {
+            End::Wanted => Ok(()),
+            End::Node => Err(Error::failed(
+                "the node has ended, and the capture with it: what it had not handed over is missing",
+            )),
+        }
     })
 }
 
@@ -120,13 +129,22 @@ struct Totals {
     lost: u64,
 }
 
+/// Why a capture is over.
+#[derive(Debug)]
+enum End {
+    /// There is enough.
+    Wanted,
+    /// The node writes no more.
+    Node,
+}
+
 /// Copies what the node writes until there is enough, and then what it still has.
-async fn copy(mut stream: UnixStream, mut blocks: Blocks, mut stop: Stop) -> Result<Totals> {
+async fn copy(mut stream: UnixStream, mut blocks: Blocks, mut stop: Stop) -> Result<(Totals, End)> {
     while !stop.is_over && !blocks.is_enough() {
         tokio::select! {
             read = stream.read_buf(&mut blocks.bytes) => {
                 if read.context("cannot read from the node")? == 0 {
-                    return Err(Error::failed("the node ended the capture"));
+                    return Ok((blocks.totals, End::Node));
                 }
                 blocks = blocks.written(&mut stop).await?;
             }
@@ -143,7 +161,7 @@ async fn copy(mut stream: UnixStream, mut blocks: Blocks, mut stop: Stop) -> Res
     let rest = timeout(PATIENCE, rest).await;
     rest.map_err(|_| Error::failed("the node does not finish the capture"))?
         .context("cannot read from the node")?;
-    Ok(blocks.written(&mut stop).await?.totals)
+    Ok((blocks.written(&mut stop).await?.totals, End::Wanted))
 }
 
 /// When there is enough.

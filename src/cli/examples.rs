@@ -99,6 +99,7 @@ const EXAMPLES: &[(&[&str], &[&str])] = &[
         &[
             "muslin capture -w web.pcapng --pod web tcp port 80",
             "muslin capture -w dropped.pcapng --dropped --duration 60",
+            "muslin capture -w - --segments --hook to-tunnel | tshark -i -",
         ],
     ),
     (

@@ -1,5 +1,6 @@
 //! Captures: what workers see becomes a pcapng file, which is written into a client's socket.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,9 +11,11 @@ use muslin_stack::addresses::ipv4;
 use muslin_stack::api::capture::Capture;
 use muslin_stack::api::control::Code;
 use muslin_stack::api::pcapng::{self, LinkType};
-use muslin_stack::datapath::capture::{Batch, Hook, Record, Wanted, WantedPeer};
+use muslin_stack::datapath::capture::{Batch, Hook, Record, Segmenter, Wanted, WantedPeer};
 use muslin_stack::datapath::node::Verdict;
 use muslin_stack::datapath::observe::Source;
+use muslin_stack::datapath::peer::PeerId;
+use muslin_stack::datapath::port::PortId;
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -35,6 +38,7 @@ const WHOLE: usize = 1 << 17;
 /// A capture that can begin.
 pub(super) struct Ready {
     wanted: Wanted,
+    segments: bool,
     stream: UnixStream,
     place: OwnedSemaphorePermit,
 }
@@ -84,6 +88,7 @@ pub(super) fn prepare(
     };
     Ok(Ready {
         wanted,
+        segments: request.segments,
         stream: self::stream(stream)?,
         place,
     })
@@ -140,19 +145,26 @@ fn stream(mut beside: Vec<OwnedFd>) -> Result<UnixStream> {
 pub(super) async fn run(running: Arc<RunningNode>, ready: Ready) {
     let Ready {
         wanted,
+        segments,
         mut stream,
         place,
     } = ready;
-    let written = write(&running, &wanted, &mut stream).await;
+    let mut file = File::new(&running, &wanted);
+    file.segmenter = segments.then(Segmenter::default);
+    let written = write(&running, &wanted, file, &mut stream).await;
     if let Err(error) = written {
         debug!("a capture ended: {error}");
     }
     drop(place);
 }
 
-async fn write(running: &RunningNode, wanted: &Wanted, stream: &mut UnixStream) -> Result<()> {
+async fn write(
+    running: &RunningNode,
+    wanted: &Wanted,
+    mut file: File<'_>,
+    stream: &mut UnixStream,
+) -> Result<()> {
     let mut capturing = running.workers.capture(wanted).map_err(Error::failed)?;
-    let mut file = File::new(running, wanted);
     let (mut ends, mut output) = stream.split();
     output.write_all(&file.take()).await.context(GONE)?;
     let mut byte = [0];
@@ -191,6 +203,11 @@ struct File<'a> {
     packet: Vec<u8>,
     /// Packets that were lost, by the number of the interface.
     lost: Vec<u64>,
+    /// What makes segments of superpackets, if they are wanted.
+    segmenter: Option<Segmenter>,
+    /// What pods and peers are called in the batch that is being written: to find one means to look at all.
+    pods: HashMap<PortId, String>,
+    peers: HashMap<PeerId, String>,
 }
 
 impl<'a> File<'a> {
@@ -210,6 +227,9 @@ impl<'a> File<'a> {
             out: Vec::new(),
             packet: Vec::new(),
             lost: Vec::new(),
+            segmenter: None,
+            pods: HashMap::new(),
+            peers: HashMap::new(),
         };
         pcapng::section(&mut file.out, concat!("muslin ", env!("CARGO_PKG_VERSION")));
         file
@@ -221,6 +241,8 @@ impl<'a> File<'a> {
     }
 
     fn add(&mut self, batch: &Batch) {
+        self.pods.clear();
+        self.peers.clear();
         let mut last = 0;
         for (record, bytes) in batch.iter() {
             let interface = self.interface(record.hook);
@@ -257,15 +279,47 @@ impl<'a> File<'a> {
 
     fn add_one(&mut self, interface: usize, record: &Record, bytes: &[u8]) {
         self.lost[interface] += record.lost;
-        let mut comment = self.comment(record);
-        if record.lost > 0 {
-            comment.push_str(&format!(
+        let comment = self.comment(record);
+        let Some(mut segmenter) = self.segmenter.take() else {
+            return self.put(
+                (interface, record.lost),
+                record,
+                (bytes, record.len),
+                &comment,
+            );
+        };
+        segmenter.split(record, self.format, bytes, |segment| {
+            let (number, count) = (segment.number, segment.count);
+            let packet = (segment.bytes, segment.len);
+            match count {
+                1 => self.put((interface, record.lost), record, packet, &comment),
+                _ => {
+                    let comment = format!("{comment}; segment {number} of {count}");
+                    let lost = if number == 1 { record.lost } else { 0 };
+                    self.put((interface, lost), record, packet, &comment);
+                }
+            }
+        });
+        self.segmenter = Some(segmenter);
+    }
+
+    /// Writes a packet of which so much is there and which has so many bytes, behind others that were lost.
+    fn put(
+        &mut self,
+        (interface, lost): (usize, u64),
+        record: &Record,
+        (bytes, len): (&[u8], usize),
+        comment: &str,
+    ) {
+        let before = match lost {
+            0 => String::new(),
+            _ => format!(
                 "; {} before this one came faster than they were read",
-                count(record.lost, "packet")
-            ));
-        }
+                count(lost, "packet")
+            ),
+        };
         let mut packet = std::mem::take(&mut self.packet);
-        let len = self.readable(record, bytes, &mut packet);
+        let len = self.readable(record, (bytes, len), &mut packet);
         let micros = u64::try_from(record.at.total_micros()).unwrap_or_default();
         pcapng::packet(
             &mut self.out,
@@ -274,8 +328,8 @@ impl<'a> File<'a> {
                 micros: self.epoch + micros,
                 bytes: &packet,
                 len: u32::try_from(len).unwrap_or(u32::MAX),
-                lost: record.lost,
-                comment: &comment,
+                lost,
+                comment: &format!("{comment}{before}"),
             },
         );
         self.packet = packet;
@@ -283,13 +337,18 @@ impl<'a> File<'a> {
 
     /// A packet as it is to be read: of VXLAN the inner frame, of IPv4 in IPv4 with the outer header, which
     /// the kernel writes. What is outside is in the comment.
-    fn readable(&self, record: &Record, bytes: &[u8], packet: &mut Vec<u8>) -> usize {
+    fn readable(
+        &self,
+        record: &Record,
+        (bytes, len): (&[u8], usize),
+        packet: &mut Vec<u8>,
+    ) -> usize {
         packet.clear();
         let is_tunnels = matches!(record.hook, Hook::FromTunnel | Hook::ToTunnel);
         let (bytes, len) = match (self.format.filter(|_| is_tunnels), record.verdict) {
             (Some(Format::Vxlan), _) => (
                 bytes.get(vxlan::HEADER_LEN..).unwrap_or_default(),
-                record.len.saturating_sub(vxlan::HEADER_LEN),
+                len.saturating_sub(vxlan::HEADER_LEN),
             ),
             (Some(Format::Ipip), Verdict::Peer { destination, .. })
                 if record.hook == Hook::ToTunnel =>
@@ -297,35 +356,35 @@ impl<'a> File<'a> {
                 let own = self.running.interface().address;
                 let to = ipv4(destination.ip()).unwrap_or(Ipv4Addr::UNSPECIFIED);
                 packet.extend(ipip::received(own, to, bytes));
-                return record.len + packet.len() - bytes.len();
+                return len + packet.len() - bytes.len();
             }
-            _ => (bytes, record.len),
+            _ => (bytes, len),
         };
         packet.extend_from_slice(bytes);
         len
     }
 
     /// What became of a packet.
-    fn comment(&self, record: &Record) -> String {
+    fn comment(&mut self, record: &Record) -> String {
         let from = match record.source {
-            Source::Port(port) => format!("from {}; ", self.running.pod_words(port)),
+            Source::Port(port) => format!("from {}; ", self.pod_words(port)),
             Source::Underlay(address) => format!("from {}; ", endpoint_words(address)),
             Source::Node => "made by the node; ".to_owned(),
             // That is what the hook says.
             _ => String::new(),
         };
         let became = match record.verdict {
-            Verdict::Port(port) => format!("to {}", self.running.pod_words(port)),
+            Verdict::Port(port) => format!("to {}", self.pod_words(port)),
             Verdict::Flood { .. } => "to all other pods".to_owned(),
             Verdict::Uplink { id: Some(id) } => {
-                format!("to {} by the uplink", self.running.peer_words(id))
+                format!("to {} by the uplink", self.peer_words(id))
             }
             Verdict::Uplink { id: None } => "to the uplink".to_owned(),
             Verdict::Peer {
                 id, destination, ..
             } => {
-                let (peer, at) = (self.running.peer_words(id), endpoint_words(destination));
-                format!("to {peer} at {at}")
+                let at = endpoint_words(destination);
+                format!("to {} at {at}", self.peer_words(id))
             }
             Verdict::Host => "to this machine".to_owned(),
             Verdict::Egress => "to egress".to_owned(),
@@ -333,6 +392,18 @@ impl<'a> File<'a> {
             Verdict::Drop(reason) => format!("dropped: {}: {}", reason.name(), reason.describe()),
         };
         from + &became
+    }
+
+    fn pod_words(&mut self, port: PortId) -> &str {
+        let running = self.running;
+        let words = self.pods.entry(port);
+        words.or_insert_with(|| running.pod_words(port))
+    }
+
+    fn peer_words(&mut self, id: PeerId) -> &str {
+        let running = self.running;
+        let words = self.peers.entry(id);
+        words.or_insert_with(|| running.peer_words(id))
     }
 
     /// The end of the file: how much was lost.

@@ -28,4 +28,7 @@ pub struct Capture {
     /// How much of a packet is copied, in bytes; all of it if that is 0.
     #[serde(default)]
     pub snap_len: u32,
+    /// Whether superpackets are written as the segments that they stand for.
+    #[serde(default)]
+    pub segments: bool,
 }

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 
 use muslin_encap::buffer::PacketBuf;
+use muslin_encap::offload::virtio::Header;
 use smoltcp::time::Instant;
 
 use crate::datapath::port::PortId;
@@ -45,6 +46,11 @@ pub trait Observed {
     fn total_len(&self) -> usize {
         self.bytes().len()
     }
+
+    /// What is left to be done to it.
+    fn offload(&self) -> Header {
+        Header::default()
+    }
 }
 
 impl Observed for PacketBuf<'_> {
@@ -54,6 +60,10 @@ impl Observed for PacketBuf<'_> {
 
     fn total_len(&self) -> usize {
         self.total_len()
+    }
+
+    fn offload(&self) -> Header {
+        self.offload()
     }
 }
 

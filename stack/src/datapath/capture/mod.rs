@@ -6,6 +6,7 @@
 
 mod fields;
 mod filter;
+mod segments;
 #[cfg(test)]
 mod tests;
 
@@ -14,7 +15,9 @@ use std::net::IpAddr;
 use fields::Fields;
 pub use filter::{Filter, FilterError};
 use ipnet::IpNet;
+use muslin_encap::offload::virtio::Header;
 use muslin_encap::tunnel::Format;
+pub use segments::{Segment, Segmenter};
 use smoltcp::time::Instant;
 
 use super::observe::{Observed, Observer, Source};
@@ -160,6 +163,8 @@ pub struct Record {
     pub verdict: Verdict,
     /// Its length in bytes, which may be more than is there.
     pub len: usize,
+    /// What is left to be done to it.
+    pub offload: Header,
     /// Packets that are lost since the one before it.
     pub lost: u64,
     /// How much of the batch's bytes is its.
@@ -243,7 +248,7 @@ pub struct Captures {
     all: Vec<Capture>,
     now: Instant,
     /// The packet that has come in and has no verdict yet, as it came.
-    inside: Option<(Source, usize)>,
+    inside: Option<(Source, usize, Header)>,
     /// Where the packet came from that left last.
     last: Source,
     bytes: Vec<u8>,
@@ -321,6 +326,17 @@ impl Captures {
 struct Seen<'a> {
     bytes: &'a [u8],
     len: usize,
+    offload: Header,
+}
+
+impl<'a> Seen<'a> {
+    fn new(packet: &'a (impl Observed + ?Sized)) -> Self {
+        Self {
+            bytes: packet.bytes(),
+            len: packet.total_len(),
+            offload: packet.offload(),
+        }
+    }
 }
 
 impl Capture {
@@ -337,6 +353,7 @@ impl Capture {
             source,
             verdict,
             len: packet.len,
+            offload: packet.offload,
             lost: self.lost,
             captured: packet.bytes.len().min(self.wanted.snap_len),
         };
@@ -406,18 +423,14 @@ impl Observer for Captures {
     #[inline(always)]
     fn enters(&mut self, source: Source, packet: &(impl Observed + ?Sized)) {
         if !self.all.is_empty() {
-            self.keep(source, packet.bytes(), packet.total_len());
+            self.keep(source, &Seen::new(packet));
         }
     }
 
     #[inline(always)]
     fn leaves(&mut self, source: Source, verdict: Verdict, packet: &(impl Observed + ?Sized)) {
         if !self.all.is_empty() {
-            let packet = Seen {
-                bytes: packet.bytes(),
-                len: packet.total_len(),
-            };
-            self.decided(source, verdict, &packet);
+            self.decided(source, verdict, &Seen::new(packet));
         }
     }
 
@@ -430,11 +443,8 @@ impl Observer for Captures {
     #[inline(always)]
     fn lost_in_egress(&mut self, reason: DropReason, packet: &(impl Observed + ?Sized)) {
         if !self.all.is_empty() {
-            let packet = Seen {
-                bytes: packet.bytes(),
-                len: packet.total_len(),
-            };
-            self.see(Hook::ToEgress, self.last, Verdict::Drop(reason), &packet);
+            let lost = Verdict::Drop(reason);
+            self.see(Hook::ToEgress, self.last, lost, &Seen::new(packet));
         }
     }
 }
@@ -442,25 +452,29 @@ impl Observer for Captures {
 impl Captures {
     /// Keeps a packet as it came in until it is known what becomes of it.
     #[cold]
-    fn keep(&mut self, source: Source, bytes: &[u8], len: usize) {
+    fn keep(&mut self, source: Source, packet: &Seen<'_>) {
         // What the node makes on account of it comes and goes meanwhile.
         if source == Source::Node {
             return;
         }
-        let most = self.bytes.capacity().min(bytes.len());
+        let most = self.bytes.capacity().min(packet.bytes.len());
         self.bytes.clear();
-        self.bytes.extend_from_slice(&bytes[..most]);
-        self.inside = Some((source, len));
+        self.bytes.extend_from_slice(&packet.bytes[..most]);
+        self.inside = Some((source, packet.len, packet.offload));
     }
 
     #[cold]
     fn decided(&mut self, source: Source, verdict: Verdict, packet: &Seen<'_>) {
         self.last = source;
-        if let Some((from, len)) = self.inside.filter(|(from, _)| *from == source) {
+        if let Some((from, len, offload)) = self.inside.filter(|(from, ..)| *from == source) {
             self.inside = None;
             if let Some(hook) = Hook::of_source(from) {
                 let bytes = std::mem::take(&mut self.bytes);
-                let came = Seen { bytes: &bytes, len };
+                let came = Seen {
+                    bytes: &bytes,
+                    len,
+                    offload,
+                };
                 self.see(hook, source, verdict, &came);
                 self.bytes = bytes;
             }
