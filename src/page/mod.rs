@@ -26,13 +26,22 @@ use crate::error::{Error, Result};
 use crate::http::server::{self, Answer};
 use crate::random::random;
 
-/// Why only this page may use it, and nothing from elsewhere (Content Security Policy level 3).
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
-                      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// What a browser may do with the page: use what is from here, and nothing from elsewhere (Content Security
+/// Policy level 3).
+const POLICY: &str = include_str!("assets/policy.txt").trim_ascii();
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const JSON: &str = "application/json";
+/// The files of the page, by their paths.
+const FILES: [(&str, &str, &str); 6] = [
+    ("/", HTML, include_str!("assets/index.html")),
+    ("/page.css", STYLE, include_str!("assets/page.css")),
+    ("/page.js", SCRIPT, include_str!("assets/page.js")),
+    ("/make.js", SCRIPT, include_str!("assets/make.js")),
+    ("/map.js", SCRIPT, include_str!("assets/map.js")),
+    ("/table.js", SCRIPT, include_str!("assets/table.js")),
+];
 /// How long a view is good for others who ask.
 const FRESH: Duration = Duration::from_millis(900);
 
@@ -113,18 +122,17 @@ impl Page {
             return server::plain(StatusCode::FORBIDDEN, "use the address, not a name\n");
         }
         let ok = StatusCode::OK;
-        match head.uri.path() {
-            "/" => server::answer(ok, HTML, include_str!("assets/index.html")),
-            "/page.js" => server::answer(ok, SCRIPT, include_str!("assets/page.js")),
-            "/page.css" => server::answer(ok, STYLE, include_str!("assets/page.css")),
-            path => match path.strip_prefix("/api/") {
-                None => server::not_found(),
-                Some(_) if !self.is_trusted(&head.headers) => {
-                    server::plain(StatusCode::UNAUTHORIZED, "the token is missing or wrong\n")
-                }
-                Some(_) if head.method == Method::HEAD => server::answer(ok, JSON, ""),
-                Some(name) => self.data(name, head.uri.query().unwrap_or_default()).await,
-            },
+        let path = head.uri.path();
+        if let Some((_, kind, file)) = FILES.iter().find(|(name, ..)| *name == path) {
+            return server::answer(ok, kind, *file);
+        }
+        match path.strip_prefix("/api/") {
+            None => server::not_found(),
+            Some(_) if !self.is_trusted(&head.headers) => {
+                server::plain(StatusCode::UNAUTHORIZED, "the token is missing or wrong\n")
+            }
+            Some(_) if head.method == Method::HEAD => server::answer(ok, JSON, ""),
+            Some(name) => self.data(name, head.uri.query().unwrap_or_default()).await,
         }
     }
 

@@ -1,11 +1,11 @@
 //! A headless Chromium, driven over pipes by the DevTools protocol.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use muslin_lab::{Host, SOON, poll_until};
+use muslin_lab::{SOON, poll_until};
 use serde_json::{Value, json};
 
 /// How long the browser may take to answer on a busy machine.
@@ -22,8 +22,8 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// One on this host, with nothing in its profile.
-    pub(crate) fn start(host: &Host, profile: &std::path::Path, size: (u32, u32)) -> Self {
+    /// One that `shell` starts, which is a command of `sh` wherever it is to be, with nothing in its profile.
+    pub(crate) fn start(mut shell: Command, profile: &std::path::Path, size: (u32, u32)) -> Self {
         // It leaves sockets where temporary files are.
         std::fs::create_dir_all(profile).unwrap();
         // Its pipes are descriptors 3 and 4.
@@ -31,8 +31,7 @@ impl Browser {
             exec chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run \
                 --hide-scrollbars --remote-debugging-pipe --user-data-dir="$1" --window-size="$2" about:blank"#;
         let (profile, size) = (profile.to_str().unwrap(), format!("{},{}", size.0, size.1));
-        let mut child = host
-            .command("sh")
+        let mut child = shell
             .args(["-c", script, "sh", profile, &size])
             .env("HOME", profile)
             .env("TMPDIR", profile)
@@ -128,7 +127,8 @@ impl Browser {
         taken["data"].as_str().unwrap().to_owned()
     }
 
-    fn call(&mut self, method: &str, params: Value) -> Value {
+    /// What the browser answers to a method of the protocol.
+    pub(crate) fn call(&mut self, method: &str, params: Value) -> Value {
         self.last += 1;
         let mut message = json!({"id": self.last, "method": method, "params": params});
         if !self.session.is_null() {

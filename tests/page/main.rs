@@ -3,15 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod browser;
+mod many;
 
 use std::io::{BufRead, BufReader};
-use std::net::Ipv4Addr;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use browser::Browser;
+use many::Many;
 use muslin::agent::Agent;
-use muslin_lab::{Host, Lab, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::skip::skip;
+use muslin_lab::{Host, Lab, Node, SOON, poll_until};
+use muslin_stack::api::control::{Peer, Pod};
 use serde_json::Value;
 
 /// Two nodes of one machine with two pods each, and the page of both.
@@ -34,19 +37,13 @@ impl Bed {
     fn new() -> Option<Self> {
         let lab = Lab::new()?;
         lab.limit(Duration::from_secs(180));
-        let store = lab.store();
-        let [(first, host), (second, other)] = [1, 2].map(|number: u8| {
-            let address = Ipv4Addr::new(10, 9, 0, number);
-            let name = format!("n{number}");
-            let config = NodeConfig::new(&name, address, &store).with("--network", "10.244.0.0/16");
-            (config, lab.host(&name, address))
+        let nodes = lab.two_nodes(|number, config| match number {
+            1 => config.with("--admin", "10.9.0.1:8490"),
+            _ => config,
         });
-        let first = first.with("--admin", "10.9.0.1:8490").start(&host);
-        let second = second.start_sharing(&other, &first);
-        let nodes = [first, second];
         let pods = [(0, "web"), (0, "api"), (1, "db"), (1, "cache")];
         let pods = pods.map(|(node, name): (usize, &str)| nodes[node].pod(name));
-        let mut command = host.command(muslin_lab::muslin_bin());
+        let mut command = nodes[0].host().command(muslin_lab::muslin_bin());
         command.args(["page", "--listen", "127.0.0.1:0", "--state-dir"]);
         command.arg(nodes[0].state_dir()).stdout(Stdio::piped());
         let mut page = command.spawn().unwrap();
@@ -187,7 +184,7 @@ fn a_browser_shows_it_and_two_clicks_trace_a_packet() {
         return;
     }
     let profile = bed.lab.directory().join("browser");
-    let mut browser = Browser::start(bed.host(), &profile, (1280, 900));
+    let mut browser = Browser::start(bed.host().command("sh"), &profile, (1280, 900));
     browser.prefer("light", (1280, 900));
     browser.open(&bed.url);
     browser.wait("document.querySelectorAll('.pod').length === 4");
@@ -239,6 +236,90 @@ fn a_browser_shows_it_and_two_clicks_trace_a_packet() {
     bed.nodes[1].start_again();
     browser.wait("document.getElementById('summary').textContent.startsWith('2 nodes here')");
     assert_eq!(browser.errors, Vec::<String>::new());
+}
+
+/// All of a thousand nodes are there, though few of them are in the document at a time. How long that takes
+/// is for `cargo bench --bench page` to say.
+#[test]
+fn a_thousand_nodes_are_shown_as_they_are_scrolled_to() {
+    if !has_chromium() {
+        return;
+    }
+    types_are_those_of_nodes();
+    let mut many = Many::new();
+    many.first_render();
+    let browser = &mut many.browser;
+    let summary = browser.value("document.getElementById('summary').textContent");
+    assert_eq!(summary, "1000 nodes here, 30000 pods, 0 more known");
+    let elements = "document.getElementsByTagName('*').length";
+    let has = |browser: &mut Browser, pod: &str| {
+        browser.value(&format!(
+            "document.querySelector(\".pod[aria-label^='pod {pod} ']\") !== null"
+        ))
+    };
+    assert_eq!(has(browser, "pod-0-0"), true);
+    assert_eq!(has(browser, "pod-500-0"), false);
+    let few = browser.value(elements).as_u64().unwrap();
+    assert!(few < 8000, "{few} elements");
+    // All tunnels of the first node.
+    let tunnels = browser.value("document.querySelectorAll('.tunnel').length");
+    assert!(tunnels.as_u64().unwrap() >= 999, "{tunnels}");
+
+    // What is scrolled to is drawn, and what is gone from sight is not, with those tunnels.
+    let scroll = "(() => { const it = document.getElementById('picture'); it.scrollTop = it.scrollHeight; })()";
+    browser.value(scroll);
+    browser.wait("document.querySelector(\".pod[aria-label^='pod pod-999-0 ']\") !== null");
+    browser.wait("document.querySelector(\".pod[aria-label^='pod pod-0-0 ']\") === null");
+    assert!(browser.value(elements).as_u64().unwrap() < 8000);
+
+    // So are rows, of which the table says how many there are.
+    assert_eq!(
+        browser.value("document.querySelector('table').getAttribute('aria-rowcount')"),
+        "30001"
+    );
+    browser.value("(() => { const it = document.getElementById('table'); it.scrollTop = it.scrollHeight; })()");
+    browser.wait(
+        "document.querySelector('tbody tr:last-child').getAttribute('aria-rowindex') === '30001'",
+    );
+    let last = browser.value("document.querySelector('tbody tr:last-child').textContent");
+    assert!(last.as_str().unwrap().contains("pod-999-29"), "{last}");
+    let rows = browser.value("document.querySelectorAll('tbody tr').length");
+    assert!((20..200).contains(&rows.as_u64().unwrap()), "{rows}");
+    browser.value(
+        "(() => { const it = document.getElementById('search'); it.value = 'pod-77-'; \
+         it.dispatchEvent(new Event('input')); })()",
+    );
+    browser.wait("document.querySelector('table').getAttribute('aria-rowcount') === '31'");
+
+    // The next view changes what is another, and leaves the elements.
+    browser.value("window.kept = document.querySelector('.pod')");
+    let before = many.views();
+    let seconds = "document.querySelector('tbody tr').textContent";
+    let text = many.browser.value(seconds);
+    poll_until(SOON, "the next view", || {
+        (many.browser.value(seconds) != text).then_some(())
+    });
+    assert!(many.views() > before);
+    assert_eq!(many.browser.value("window.kept.isConnected"), true);
+    assert_eq!(many.browser.errors, Vec::<String>::new());
+}
+
+/// What is made up is what nodes say.
+fn types_are_those_of_nodes() {
+    let view: Value = serde_json::from_str(&many::view(1)).unwrap();
+    let node = &view["nodes"][1];
+    serde_json::from_value::<Vec<Pod>>(node["pods"].clone()).unwrap();
+    serde_json::from_value::<Vec<Peer>>(node["peers"].clone()).unwrap();
+    assert_eq!(view["nodes"].as_array().unwrap().len(), many::NODES);
+}
+
+fn has_chromium() -> bool {
+    let found = Command::new("chromium").arg("--version").output();
+    let is_there = found.is_ok_and(|output| output.status.success());
+    if !is_there {
+        skip("'chromium' is missing (Debian has it in chromium)");
+    }
+    is_there
 }
 
 /// Keeps a picture where `MUSLIN_PICTURES` says, in base64.
