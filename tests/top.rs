@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 use muslin::agent::Ping;
-use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until};
+use muslin_lab::{Lab, Node, NodeConfig, SOON, poll_until, traffic};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{Termios, tcgetattr};
@@ -178,6 +178,105 @@ fn rates_move_with_packets_and_keys_are_obeyed() {
     });
     top.press("q");
     assert!(top.ended().success());
+}
+
+/// `cargo test --test top -- --ignored picture` makes the picture of the README anew.
+#[test]
+#[ignore = "writes docs/images/top.svg"]
+fn picture() {
+    let Some(lab) = Lab::new() else { return };
+    let nodes = lab.two_nodes(|_, config| config);
+    let mut pods = ["api", "cache", "db", "web"].map(|name| nodes[0].pod(name));
+    let mut far = nodes[1].pod("batch");
+    let to = far.address("eth0").unwrap();
+    let port = far.listen(0).unwrap();
+    let near = pods[2].address("eth0").unwrap();
+    let mut top = Running::start(nodes[0].client(&["top", "-d", "1"]), 12, 96);
+    std::thread::scope(|scope| {
+        for (at, pod) in pods.iter_mut().enumerate() {
+            scope.spawn(move || match at {
+                0 | 1 => drop(pod.ping(&Ping {
+                    count: 400 * (1 + at as u16),
+                    interval_ms: 10 / (1 + at as u64),
+                    ..Ping::new(near)
+                })),
+                3 => traffic::transfer(pod, to, port, 300_000_000),
+                _ => {}
+            });
+        }
+        top.expect("packets of pods", |screen| {
+            let moves = |name| row(screen, name).is_some_and(|it| it[2] != "0" && it[2] != "-");
+            (moves("web") && moves("api") && moves("cache")).then_some(())
+        });
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/images/top.svg");
+        std::fs::write(path, svg(top.screen.screen())).unwrap();
+    });
+    top.press("q");
+    assert!(top.ended().success());
+}
+
+/// A screen as a picture: a text for each run of cells that look alike.
+fn svg(screen: &vt100::Screen) -> String {
+    const CELL: (u32, u32) = (8, 17);
+    let (rows, columns) = screen.size();
+    let (width, height) = (
+        u32::from(columns) * CELL.0 + 20,
+        u32::from(rows) * CELL.1 + 20,
+    );
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-size=\"13\" \
+         font-family=\"DejaVu Sans Mono, Menlo, Consolas, monospace\">\n\
+         <rect width=\"{width}\" height=\"{height}\" rx=\"6\" fill=\"#14171c\"/>\n"
+    );
+    for row in 0..rows {
+        let mut column = 0;
+        while column < columns {
+            let look = |at| {
+                let cell = screen.cell(row, at).unwrap();
+                (colour(cell.fgcolor()), cell.bold(), cell.inverse())
+            };
+            let (first, (ink, bold, inverse)) = (column, look(column));
+            let mut text = String::new();
+            while column < columns && look(column) == (ink, bold, inverse) {
+                let contents = screen.cell(row, column).unwrap().contents();
+                text.push_str(if contents.is_empty() { " " } else { contents });
+                column += 1;
+            }
+            let (x, y) = (10 + u32::from(first) * CELL.0, 10 + u32::from(row) * CELL.1);
+            let len = u32::from(column - first) * CELL.0;
+            if inverse {
+                let rect = format!(
+                    "<rect x=\"{x}\" y=\"{y}\" width=\"{len}\" height=\"17\" fill=\"{ink}\"/>\n"
+                );
+                out.push_str(&rect);
+            }
+            if text.trim().is_empty() {
+                continue;
+            }
+            let text = text.replace('&', "&amp;").replace('<', "&lt;");
+            let (ink, weight) = (
+                if inverse { "#14171c" } else { ink },
+                if bold { " font-weight=\"700\"" } else { "" },
+            );
+            out.push_str(&format!(
+                "<text x=\"{x}\" y=\"{}\" fill=\"{ink}\"{weight} textLength=\"{len}\" \
+                 xml:space=\"preserve\">{text}</text>\n",
+                y + 13
+            ));
+        }
+    }
+    out + "</svg>\n"
+}
+
+fn colour(colour: vt100::Color) -> &'static str {
+    match colour {
+        vt100::Color::Idx(1 | 9) => "#ff9c94",
+        vt100::Color::Idx(2 | 10) => "#7ddba0",
+        vt100::Color::Idx(3 | 11) => "#ffb454",
+        vt100::Color::Idx(4 | 6 | 12 | 14) => "#8ab8ff",
+        vt100::Color::Idx(8) => "#a7b0bd",
+        _ => "#e8ebf0",
+    }
 }
 
 #[test]

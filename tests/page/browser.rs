@@ -73,9 +73,9 @@ impl Browser {
         self.call("Page.navigate", json!({"url": url}));
     }
 
-    /// The value of an expression of JavaScript.
+    /// The value of an expression of JavaScript, or of what it promises.
     pub(crate) fn value(&mut self, expression: &str) -> Value {
-        let asked = json!({"expression": expression, "returnByValue": true});
+        let asked = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
         let answer = self.call("Runtime.evaluate", asked);
         assert!(
             answer["exceptionDetails"].is_null(),

@@ -12,10 +12,10 @@ use std::time::Duration;
 use browser::Browser;
 use many::Many;
 use muslin::agent::Agent;
-use muslin_lab::skip::skip;
+use muslin_lab::skip::{skip, skip_for_lack_of_package};
 use muslin_lab::{Host, Lab, Node, SOON, poll_until};
 use muslin_stack::api::control::{Peer, Pod};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Two nodes of one machine with two pods each, and the page of both.
 struct Bed {
@@ -236,6 +236,90 @@ fn a_browser_shows_it_and_two_clicks_trace_a_packet() {
     bed.nodes[1].start_again();
     browser.wait("document.getElementById('summary').textContent.startsWith('2 nodes here')");
     assert_eq!(browser.errors, Vec::<String>::new());
+}
+
+/// axe-core finds nothing that keeps people from using the page, in any of its views.
+#[test]
+fn axe_has_no_serious_finding() {
+    let Some(axe) = axe() else { return };
+    let Some(bed) = Bed::new() else { return };
+    if !bed.host().has("chromium", "chromium") {
+        return;
+    }
+    let profile = bed.lab.directory().join("browser");
+    let mut browser = Browser::start(bed.host().command("sh"), &profile, (1280, 900));
+    for (scheme, size) in [
+        ("light", (1280, 900)),
+        ("dark", (1280, 900)),
+        ("light", (390, 844)),
+    ] {
+        browser.prefer(scheme, size);
+        browser.open(&bed.url);
+        browser.wait("document.querySelectorAll('.pod').length === 4");
+        browser.wait("document.querySelectorAll('#table tbody tr').length === 4");
+        // What it is given from outside the page's policy does not bind.
+        browser.value(&format!("{axe}; true"));
+        let place = format!("{scheme}, {} wide", size.0);
+        finds_nothing(&mut browser, &format!("{place}, pods"));
+        browser.click(".pod[aria-label^='pod web ']");
+        browser.click(".pod[aria-label^='pod db ']");
+        browser.wait("document.querySelectorAll('#answer dt').length > 10");
+        finds_nothing(&mut browser, &format!("{place}, a trace"));
+        browser.value(
+            "(() => { const form = document.getElementById('question'); \
+             form.elements.to.value = 'nobody'; form.requestSubmit(); })()",
+        );
+        browser.wait("document.querySelector('#answer .outcome.lost') !== null");
+        finds_nothing(&mut browser, &format!("{place}, no trace"));
+        for table in [
+            "peers",
+            "leases",
+            "routes",
+            "neighbours",
+            "flows",
+            "drops",
+            "events",
+        ] {
+            browser.click(&format!("#tab-{table}"));
+            let is_selected = format!("#tab-{table}[aria-selected=true]");
+            browser.wait(&format!("document.querySelector('{is_selected}') !== null"));
+            browser.wait("document.getElementById('table').textContent !== ''");
+            finds_nothing(&mut browser, &format!("{place}, {table}"));
+        }
+    }
+    // The browser notes an answer that says no.
+    browser.errors.retain(|it| !it.contains("/api/trace?"));
+    assert_eq!(browser.errors, Vec::<String>::new());
+    // It does find what is wrong.
+    browser.value("document.querySelector('main').append(document.createElement('img')), true");
+    let found = browser.value(FINDINGS);
+    assert!(
+        found[1][0].as_str().unwrap().contains("image-alt"),
+        "{found}"
+    );
+}
+
+/// How many rules of axe-core are kept, and which that are serious are not.
+const FINDINGS: &str = "axe.run(document).then((told) => [told.passes.length, told.violations \
+    .filter((it) => ['serious', 'critical'].includes(it.impact)) \
+    .map((it) => `${it.impact}: ${it.id}: ${it.nodes.map((node) => node.html).join(' ')}`)])";
+
+fn finds_nothing(browser: &mut Browser, place: &str) {
+    let told = browser.value(FINDINGS);
+    assert_eq!(told[1], json!([]), "{place}");
+    assert!(told[0].as_u64() > Some(10), "{place}: {told}");
+}
+
+/// The program of axe-core, where `.ci/need lab` has put it.
+fn axe() -> Option<String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/axe-core/axe.min.js");
+    let axe = std::fs::read_to_string(path).ok();
+    if axe.is_none() {
+        skip_for_lack_of_package(
+            "axe-core is missing ('.ci/need lab' fetches it, where there is npm)",
+        );
+    }
+    axe
 }
 
 /// All of a thousand nodes are there, though few of them are in the document at a time. How long that takes
