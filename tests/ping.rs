@@ -134,7 +134,7 @@ fn who_does_not_answer_is_told_by_the_exit_code() {
     );
     assert!(!text.contains("path MTU"), "{text}");
     for (words, code, meant) in [
-        (&["nobody"][..], 2, "no pod or node called 'nobody'"),
+        (&["nobody"][..], 1, "no pod or node called 'nobody'"),
         (&["192.0.2.1"], 2, "not in the pod network 10.244.0.0/16"),
         (&["db", "--from", "wbe"], 1, "'web'"),
         (&["db", "-c", "0"], 2, "0"),

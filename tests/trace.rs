@@ -226,12 +226,12 @@ fn it_is_read_at_a_glance_and_ends_as_a_script_asks() {
         ),
         (
             &["web", "nobody"],
-            2,
+            1,
             "there is no pod or node called 'nobody'",
         ),
-        (&["web", "apj"], 2, "called 'apj' (did you mean 'api'?)"),
-        (&["web", "n3"], 2, "called 'n3' (did you mean 'n1'?)"),
-        (&["web", "dbx"], 2, "called 'dbx' (did you mean 'db'?)"),
+        (&["web", "apj"], 1, "called 'apj' (did you mean 'api'?)"),
+        (&["web", "n3"], 1, "called 'n3' (did you mean 'n1'?)"),
+        (&["web", "dbx"], 1, "called 'dbx' (did you mean 'db'?)"),
         (&["web", "fd00::1"], 2, "only packets of IPv4 can be traced"),
         (&["web", "db", "--size", "10"], 2, "has 40 to 65535 bytes"),
         (

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use muslin_stack::api::trace::{Beginning, Part, Protocol};
+use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Part, Protocol};
 
 use super::NodeChoice;
 use crate::error::{Error, Result};
-use crate::page::journey::{self, Elsewhere, Journey};
+use crate::page::journey;
 use crate::process::block_on;
 use crate::state;
 use crate::terminal::output::{pairs, print, print_json};
+use crate::terminal::quantity::count;
 use crate::terminal::text::plain;
 
 #[derive(Debug, Args)]
@@ -121,13 +122,19 @@ fn text(journey: &Journey) -> String {
     for part in &journey.parts {
         add_part(&mut text, part);
     }
-    if let Some(Elsewhere { public_ip, node }) = &journey.unknown {
+    if let Some(Elsewhere {
+        public_ip,
+        node,
+        why,
+    }) = &journey.unknown
+    {
         let node = node.as_ref().map_or_else(
             || format!("the node at {public_ip}"),
             |name| format!("node {} at {public_ip}", plain(name)),
         );
         text.push_str(&format!(
-            "\nThe rest is for {node} to tell, which does not run here or does not answer.\n"
+            "\nThe rest is for {node} to tell: {}.\n",
+            plain(why)
         ));
     }
     text
@@ -148,5 +155,9 @@ fn add_part(text: &mut String, part: &Part) {
     text.push_str(&format!("  => {reason}{}\n", plain(&outcome.text)));
     for own in &part.own {
         text.push_str(&format!("  also, {}\n", plain(own)));
+    }
+    if part.more_own > 0 {
+        let more = count(part.more_own as u64, "more packet");
+        text.push_str(&format!("  and {more}\n"));
     }
 }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use muslin_stack::api::control::{Code, Status, Table};
-use muslin_stack::api::trace::{Beginning, Next, Part, Question, Verdict};
-use serde::Serialize;
+use muslin_stack::api::trace::{Beginning, Elsewhere, Journey, Next, Part, Question};
 use tokio::time::timeout;
 
 use crate::control::Client;
@@ -17,35 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Nodes that a packet may go through; two are on its way.
 const MAX_PARTS: usize = 8;
 
-/// A packet's journey through the nodes of this machine.
-#[derive(Debug, Serialize)]
-pub(crate) struct Journey {
-    /// Each node's part.
-    pub(crate) parts: Vec<Part>,
-    /// The node that would have the next part, if it does not run on this machine.
-    pub(crate) unknown: Option<Elsewhere>,
-}
-
-/// A node that does not run on this machine.
-#[derive(Debug, Serialize)]
-pub(crate) struct Elsewhere {
-    pub(crate) public_ip: IpAddr,
-    pub(crate) node: Option<String>,
-}
-
 /// A node of this machine that answers.
 #[derive(Debug)]
 pub(crate) struct Reached {
     client: Client,
     public_ip: Option<IpAddr>,
-}
-
-impl Journey {
-    /// Whether the packet gets to where it was to go, as far as is known.
-    pub(crate) fn arrives(&self) -> bool {
-        let last = self.parts.last();
-        last.is_some_and(|part| part.outcome.verdict != Verdict::Dropped)
-    }
 }
 
 /// The nodes that listen at these sockets and have a lease. That of a single one must answer.
@@ -83,12 +58,12 @@ async fn reach_one(socket: PathBuf) -> Result<Reached> {
 ///
 /// # Errors
 /// If none has, or there can be no such packet.
-pub(crate) async fn follow(
-    nodes: &[Reached],
-    asked: &[Reached],
+pub(crate) async fn follow<'a>(
+    nodes: &'a [Reached],
+    asked: &'a [Reached],
     beginning: &Beginning,
 ) -> Result<Journey> {
-    let mut part = begin(asked, beginning).await?;
+    let (mut part, mut here) = begin(asked, beginning).await?;
     let mut parts = Vec::new();
     loop {
         let next = part.next.take();
@@ -105,15 +80,40 @@ pub(crate) async fn follow(
             });
         };
         let found = nodes.iter().find(|it| it.public_ip == Some(public_ip));
-        let Some(there) = found.filter(|_| parts.len() < MAX_PARTS) else {
-            let unknown = Some(Elsewhere { public_ip, node });
-            return Ok(Journey { parts, unknown });
+        part = match found {
+            _ if parts.len() >= MAX_PARTS => {
+                let why = format!("{MAX_PARTS} nodes have told theirs, and no more are asked");
+                return Ok(ends(parts, public_ip, node, why));
+            }
+            Some(there) => {
+                here = there;
+                there.client.trace(Question::Arrival(arrival)).await?
+            }
+            None => {
+                let question = Question::Elsewhere { public_ip, arrival };
+                match here.client.trace(question).await {
+                    Ok(part) => part,
+                    Err(error) => return Ok(ends(parts, public_ip, node, error.to_string())),
+                }
+            }
         };
-        part = there.client.trace(Question::Arrival(arrival)).await?;
     }
 }
 
-async fn begin(asked: &[Reached], beginning: &Beginning) -> Result<Part> {
+/// A journey that goes on at a node which does not tell its part.
+fn ends(parts: Vec<Part>, public_ip: IpAddr, node: Option<String>, why: String) -> Journey {
+    Journey {
+        parts,
+        unknown: Some(Elsewhere {
+            public_ip,
+            node,
+            why,
+        }),
+    }
+}
+
+/// The first part, and the node that has told it.
+async fn begin<'a>(asked: &'a [Reached], beginning: &Beginning) -> Result<(Part, &'a Reached)> {
     let mut refused = None;
     for node in asked {
         let question = Question::Beginning(beginning.clone());
@@ -124,7 +124,7 @@ async fn begin(asked: &[Reached], beginning: &Beginning) -> Result<Part> {
             }) => {
                 refused.get_or_insert(Error::refused(Code::NoSuchPod, message));
             }
-            answer => return answer,
+            answer => return answer.map(|part| (part, node)),
         }
     }
     Err(refused.unwrap_or_else(|| Error::failed("no node of this machine has its lease yet")))

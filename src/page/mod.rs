@@ -14,7 +14,7 @@ use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request;
 use hyper::{Method, StatusCode};
 use muslin_stack::api::credentials::is_same;
-use muslin_stack::api::trace::{Beginning, Protocol};
+use muslin_stack::api::trace::{Beginning, Journey, Protocol};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
@@ -185,7 +185,7 @@ impl Page {
         }
     }
 
-    async fn trace(&self, beginning: &Beginning) -> Result<journey::Journey> {
+    async fn trace(&self, beginning: &Beginning) -> Result<Journey> {
         let nodes = journey::reach(&self.nodes.sockets()).await?;
         journey::follow(&nodes, &nodes, beginning).await
     }

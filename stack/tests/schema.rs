@@ -10,6 +10,8 @@ use muslin_stack::api::control::{
     Attached, Drop, Dropped, Flow, Lease, Neighbour, Peer, Pod, Route, Status,
 };
 use muslin_stack::api::events::Event;
+use muslin_stack::api::ping::PingReport;
+use muslin_stack::api::trace::Journey;
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 
@@ -23,7 +25,7 @@ fn schema<T: JsonSchema>() -> String {
 }
 
 /// What each command prints with `--json`.
-fn schemas() -> [(&'static str, String); 11] {
+fn schemas() -> [(&'static str, String); 13] {
     [
         ("attach", schema::<Attached>()),
         ("drops", schema::<Vec<Drop>>()),
@@ -33,9 +35,11 @@ fn schemas() -> [(&'static str, String); 11] {
         ("leases", schema::<Vec<Lease>>()),
         ("neighbours", schema::<Vec<Neighbour>>()),
         ("peers", schema::<Vec<Peer>>()),
+        ("ping", schema::<PingReport>()),
         ("pods", schema::<Vec<Pod>>()),
         ("routes", schema::<Vec<Route>>()),
         ("status", schema::<Status>()),
+        ("trace", schema::<Journey>()),
     ]
 }
 

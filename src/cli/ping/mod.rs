@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use mtu::{Outcome, Search};
+use muslin_stack::api::ping::{PathMtu, PingReport, PingedHop};
 use muslin_stack::control::ipam::PodName;
-use serde::Serialize;
 use tally::{Echo, Tally, milliseconds};
 use tokio::task::spawn_blocking;
 use way::{Hop, Way};
@@ -57,38 +57,6 @@ pub(super) struct Arguments {
     /// Print JSON, at the end
     #[arg(long)]
     json: bool,
-}
-
-/// What pings told, for programs.
-#[derive(Debug, Serialize)]
-struct Report<'a> {
-    node: &'a str,
-    from: &'a str,
-    target: &'a str,
-    address: Ipv4Addr,
-    way: Vec<HopReport<'a>>,
-    path_mtu: Option<&'a PathMtu>,
-}
-
-/// What pings told of one hop.
-#[derive(Debug, Serialize)]
-struct HopReport<'a> {
-    name: &'a str,
-    address: Ipv4Addr,
-    sent: u64,
-    answered: u64,
-    min_us: Option<u64>,
-    mean_us: Option<u64>,
-    max_us: Option<u64>,
-    deviation_us: Option<u64>,
-}
-
-/// The longest packet that gets through.
-#[derive(Debug, Serialize)]
-struct PathMtu {
-    mtu_bytes: u16,
-    /// Who limits it, in words.
-    limit: String,
 }
 
 /// Pings from one pod.
@@ -289,13 +257,13 @@ impl Session {
         table.text()
     }
 
-    fn report<'a>(&'a self, target: &'a str, path_mtu: Option<&'a PathMtu>) -> Report<'a> {
+    fn report(&self, target: &str, path_mtu: Option<&PathMtu>) -> PingReport {
         let hops = self.way.hops.iter().zip(&self.tallies);
         let way: Vec<_> = hops
             .map(|(hop, tally)| {
                 let times = tally.times();
-                HopReport {
-                    name: &hop.name,
+                PingedHop {
+                    name: hop.name.clone(),
                     address: hop.address,
                     sent: tally.sent(),
                     answered: tally.answered(),
@@ -306,15 +274,15 @@ impl Session {
                 }
             })
             .collect();
-        Report {
-            node: &self.way.node,
-            from: &self.from,
-            target,
+        PingReport {
+            node: self.way.node.clone(),
+            from: self.from.clone(),
+            target: target.to_owned(),
             address: way
                 .last()
                 .map_or(Ipv4Addr::UNSPECIFIED, |target| target.address),
             way,
-            path_mtu,
+            path_mtu: path_mtu.cloned(),
         }
     }
 

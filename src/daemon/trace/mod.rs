@@ -69,6 +69,7 @@ pub(super) async fn part(running: &RunningNode, question: Question) -> Result<Pa
         steps: trace.steps.iter().map(|step| words.step(step)).collect(),
         outcome: words.outcome(&trace),
         own: trace.own.iter().map(|own| words.own(own)).collect(),
+        more_own: trace.more_own,
         next: next(running, &trace),
     })
 }
@@ -107,6 +108,7 @@ impl Unsent {
                 text: outcome.to_owned(),
             },
             own: Vec::new(),
+            more_own: 0,
             next: None,
         })
     }
@@ -288,7 +290,8 @@ fn find(running: &RunningNode, name: &str) -> Result<IpAddr> {
     let gateway = node.map(|base| IpAddr::from(Ipv4Addr::from(u32::from(base).saturating_add(1))));
     gateway.ok_or_else(|| {
         let hint = hint(name, names.all());
-        Error::usage(format!(
+        // As it is where a pod is not attached: it may be in a moment.
+        Error::failed(format!(
             "there is no pod or node called '{name}'{hint}, and it is no address: 'muslin pods' and \
              'muslin peers' list them"
         ))

@@ -68,11 +68,12 @@ function showWay() {
       make("dl", {}, ...steps),
       make("p", { class: `outcome${lost ? " lost" : ""}` }, reason + part.outcome.text),
       ...part.own.map((own) => make("p", {}, `also, ${own}`)),
+      ...(part.more_own > 0 ? [make("p", {}, `and ${part.more_own} more`)] : []),
     ];
   });
   if (way.unknown) {
     const name = way.unknown.node ? `${way.unknown.node} at ${way.unknown.public_ip}` : way.unknown.public_ip;
-    parts.push(make("p", {}, `The rest is for the node ${name} to tell, which does not run here or does not answer.`));
+    parts.push(make("p", {}, `The rest is for the node ${name} to tell: ${way.unknown.why}.`));
   }
   get("answer").replaceChildren(...parts);
 }

@@ -11,6 +11,7 @@ pub mod events;
 pub mod http;
 pub mod netavark;
 pub mod pcapng;
+pub mod ping;
 pub mod published;
 pub mod socks5;
 pub mod subnet_env;

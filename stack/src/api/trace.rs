@@ -19,6 +19,13 @@ pub enum Question {
     Beginning(Beginning),
     /// What becomes of one that another node has sent here.
     Arrival(Arrival),
+    /// The same, of another node, which this one asks over the pod network.
+    Elsewhere {
+        /// The public address of that node.
+        public_ip: IpAddr,
+        /// What this one has sent there.
+        arrival: Arrival,
+    },
 }
 
 /// A packet that begins at a node.
@@ -131,6 +138,7 @@ impl<'de> Deserialize<'de> for Packet {
 
 /// A node's part of a packet's way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Part {
     /// The node's name.
     pub node: String,
@@ -142,12 +150,17 @@ pub struct Part {
     pub outcome: Outcome,
     /// Packets that the node would send because of this one, in words.
     pub own: Vec<String>,
-    /// The packet on its way to another node, if it is.
+    /// How many more there would be.
+    #[serde(default)]
+    pub more_own: usize,
+    /// The packet on its way to another node, if it is. It is `null` where that node's part is told.
+    #[cfg_attr(feature = "schema", schemars(with = "Option<()>"))]
     pub next: Option<Next>,
 }
 
 /// A packet in short.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Summary {
     /// Its source address.
     pub source: IpAddr,
@@ -159,6 +172,7 @@ pub struct Summary {
 
 /// One decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Step {
     /// What was decided, in one stable word: `guard`, `route`, `mtu` and others.
     pub kind: String,
@@ -168,6 +182,7 @@ pub struct Step {
 
 /// What became of a packet at a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Outcome {
     /// The verdict.
     pub verdict: Verdict,
@@ -180,6 +195,7 @@ pub struct Outcome {
 
 /// What becomes of packets at a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Verdict {
@@ -226,6 +242,37 @@ pub struct Next {
     pub node: Option<String>,
     /// The packet as it arrives there.
     pub arrival: Arrival,
+}
+
+/// A packet's journey through nodes, as each of them tells its part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Journey {
+    /// Each node's part, in the order of the way.
+    pub parts: Vec<Part>,
+    /// The node that would have the next part, if that cannot be asked.
+    pub unknown: Option<Elsewhere>,
+}
+
+/// A node that has a part of a packet's way and does not tell it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Elsewhere {
+    /// Its public address.
+    pub public_ip: IpAddr,
+    /// Its name, if it is known.
+    pub node: Option<String>,
+    /// Why its part is not told, in one line.
+    pub why: String,
+}
+
+impl Journey {
+    /// Whether the packet gets to where it was to go, as far as is known.
+    #[must_use]
+    pub fn arrives(&self) -> bool {
+        let last = self.parts.last();
+        last.is_some_and(|part| part.outcome.verdict.is_good())
+    }
 }
 
 #[cfg(test)]

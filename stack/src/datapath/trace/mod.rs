@@ -52,8 +52,10 @@ pub struct Trace {
     /// The packet as it would go on.
     pub packet: Vec<u8>,
     /// Packets of the node's own that it would send because of it, as ARP requests and ICMP errors are,
-    /// and packets into which it would be cut: at most 16.
+    /// and packets into which it would be cut: the first 16.
     pub own: Vec<(Verdict, Vec<u8>)>,
+    /// How many more it would send.
+    pub more_own: usize,
 }
 
 /// Notes the steps of one packet.
@@ -105,6 +107,7 @@ impl<O: Observer, F: Filter + Clone> Datapath<O, F> {
                 verdict: Verdict::Drop(DropReason::HeadroomExceeded),
                 packet: packet.to_vec(),
                 own: Vec::new(),
+                more_own: 0,
             };
         };
         let mut buf = buf.with_offload(offload);
@@ -121,24 +124,28 @@ impl<O: Observer, F: Filter + Clone> Datapath<O, F> {
         {
             verdict = Verdict::Drop(reason);
         }
+        let (own, more_own) = own_packets(&mut node);
         Trace {
             steps,
             verdict,
             packet: buf.as_slice().to_vec(),
-            own: own_packets(&mut node),
+            own,
+            more_own,
         }
     }
 }
 
-/// What a node has to send of its own.
-fn own_packets<O: Observer, F: Filter>(node: &mut Node<O, F>) -> Vec<(Verdict, Vec<u8>)> {
+/// What a node has to send of its own: the first packets, and how many more there are.
+fn own_packets<O: Observer, F: Filter>(node: &mut Node<O, F>) -> (Vec<(Verdict, Vec<u8>)>, usize) {
     let mut room = vec![0; super::ROOM];
-    let mut own = Vec::new();
-    while own.len() < OWN
-        && let Ok(mut packet) = PacketBuf::new(&mut room, HEADROOM, 0)
+    let (mut own, mut more) = (Vec::new(), 0);
+    while let Ok(mut packet) = PacketBuf::new(&mut room, HEADROOM, 0)
         && let Some(verdict) = node.poll_output(&mut packet)
     {
-        own.push((verdict, packet.as_slice().to_vec()));
+        match own.len() < OWN {
+            true => own.push((verdict, packet.as_slice().to_vec())),
+            false => more += 1,
+        }
     }
-    own
+    (own, more)
 }

@@ -172,7 +172,13 @@ fn pieces_are_told_of_once() {
     };
     let cut = trace(&path, &large, GATEWAY_MAC);
     assert_eq!(cut.verdict, Verdict::Consumed);
-    assert_eq!(cut.own.len(), 3);
+    assert_eq!((cut.own.len(), cut.more_own), (3, 0));
+    let larger = Probe {
+        len: 40_000,
+        ..large
+    };
+    let many = trace(&path, &larger, GATEWAY_MAC);
+    assert_eq!((many.own.len(), many.more_own), (16, 13));
     let is_last = |step: &TraceStep| matches!(step, TraceStep::Encapsulated { .. });
     assert_eq!(
         cut.steps.iter().filter(|step| is_last(step)).count(),
